@@ -1,0 +1,54 @@
+# The verbs of this repository. `make demo` and `make test` do all their own set-up.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: help demo test check bench lock clean
+
+help: ## list the verbs
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+
+demo: .venv/demo ## data, training, a release and a running service
+	$(BIN)/hotplate demo
+
+test: check ## every check and every test
+	$(BIN)/python -m pytest
+
+check: .venv/dev ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/dev ## the figures, printed and written to bench-results.json
+	$(BIN)/python -m bench.micro
+
+lock: .venv/dev ## resolve the requirements anew (needs uv)
+	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --no-annotate --python-version 3.11 \
+	    pyproject.toml --extra offline --group build -o requirements/demo.lock
+	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --no-annotate --python-version 3.11 \
+	    pyproject.toml --extra offline --extra redis --extra cosmos --extra bench --group build --group dev \
+	    --constraint requirements/demo.lock -o requirements/dev.lock
+	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --no-annotate --python-version 3.11 \
+	    pyproject.toml --extra offline --extra spark --group build \
+	    --constraint requirements/demo.lock -o requirements/spark.lock
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit("hotplate needs Python 3.11 or newer; this is %s. Try: make PYTHON=python3.12 demo" % sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo "No virtual environment could be made. On Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
+
+.venv/demo: requirements/demo.lock pyproject.toml | .venv/bin/python
+	@echo "Installing what the demo needs (a minute on a first run) ..."
+	@$(PIP_INSTALL) --require-hashes -r requirements/demo.lock
+	@$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv/dev: requirements/dev.lock pyproject.toml | .venv/bin/python
+	@echo "Installing what the tests need (a minute on a first run) ..."
+	@$(PIP_INSTALL) --require-hashes -r requirements/dev.lock
+	@$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
+	@touch .venv/demo $@
+
+clean: ## remove the environment, caches and results
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis bench-results.json
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

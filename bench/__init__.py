@@ -1,0 +1,1 @@
+"""Measures from outside: the load generator and the figures."""

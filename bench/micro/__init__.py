@@ -1,0 +1,1 @@
+"""Micro-benchmarks; the one corner of the bench that may import every room."""

@@ -1,0 +1,5 @@
+"""The front door: one command, `hotplate`, with one verb for each thing that a user does."""
+
+
+def main() -> None:
+    """Run the command."""

@@ -1,0 +1,1 @@
+"""From interactions to a release: load, split, train, evaluate, rank, publish."""

@@ -1,0 +1,1 @@
+"""The HTTP service: lookups, fallback, metrics. Never imports the offline job."""

@@ -1,0 +1,1 @@
+"""The store contract, its backends, and the life of releases. Imports nothing of ours."""
