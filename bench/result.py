@@ -81,7 +81,7 @@ class Result:
 
     @property
     def lag(self) -> Spread | None:
-        """How late the generator itself was when a connection was free, in microseconds; a closed loop is never late."""
+        """How late the generator was when a connection was free, in microseconds; a closed loop is never late."""
         return None if self.asked_rate is None else spread(self.lags_s)
 
     @property
