@@ -1,0 +1,43 @@
+"""From a URL to a store: the built-in schemes, and those that other packages add (entry points `hotplate.stores`)."""
+
+import os
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import cast
+from urllib.parse import urlsplit
+
+from stores import embedded
+from stores.errors import StoreMisused
+from stores.memory import MemoryStore
+from stores.store import Store
+
+GROUP = "hotplate.stores"
+
+
+def default_url() -> str:
+    """Return the embedded store in the user's own data folder."""
+    data = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+    return f"file://{Path(data).absolute() / 'hotplate'}"
+
+
+def connect(url: str) -> Store:
+    """Open the store that *url* names; nothing is read or written before its first call.
+
+    An entry point of the group `hotplate.stores`, named by its scheme, is a function from URL to Store.
+    Raises StoreMisused for an unknown scheme or a malformed URL.
+    """
+    scheme = urlsplit(url).scheme
+    if scheme == "memory":
+        return MemoryStore()
+    if scheme == "file":
+        return embedded.open_url(url)
+    for entry in entry_points(group=GROUP, name=scheme):
+        return cast("Store", entry.load()(url))  # what the entry point promises; the contract suite holds it to that
+    known = sorted({"file", "memory", *entry_points(group=GROUP).names})
+    raise StoreMisused(f"{redacted(url)!r} is not the URL of a store; known schemes: {', '.join(known)}")
+
+
+def redacted(url: str) -> str:
+    """Return *url* without what may be secret: user, password and query."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" if parts.scheme else url

@@ -1,0 +1,154 @@
+"""The manifest: what a release says of itself, and the sums by which its rows are known to be all there."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+from xxhash import xxh3_128_intdigest
+
+from stores.catalogue import ReleaseId
+from stores.encoding import ENCODINGS
+from stores.errors import ReleaseCorrupt
+from stores.keys import MANIFEST, OVERALL, POPULAR, check_kind
+from stores.store import Row
+
+FORMAT = 1
+MAX_POPULAR_LISTS = 1001
+MAX_POPULAR_BYTES = 8 << 20
+
+
+@dataclass(slots=True)
+class Tally:
+    """Sums over rows, in any order: partitions and resumed publishes add up. Lives as long as one pass over rows."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    bytes: int = 0
+    digest: int = 0
+    segments: list[str] = field(default_factory=list)
+    popular_bytes: int = 0
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Count rows in; the digest is the sum modulo 2^128 of xxh3_128(len(key) ‖ key ‖ value)."""
+        kinds = dict[str, int]()
+        size = digest = 0
+        for key, value in rows:
+            if key == MANIFEST:
+                continue
+            kind = key.partition(":")[0]
+            kinds[kind] = kinds.get(kind, 0) + 1
+            raw = key.encode()
+            size += len(raw) + len(value)
+            digest += xxh3_128_intdigest(len(raw).to_bytes(4, "big") + raw + value)
+            if kind == "popular":
+                self.segments.append(key.removeprefix(POPULAR))
+                self.popular_bytes += len(value)
+        for kind, count in kinds.items():
+            check_kind(kind)
+            self.counts[kind] = self.counts.get(kind, 0) + count
+        self.bytes += size
+        self.digest = (self.digest + digest) % (1 << 128)
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a release holds: counts by kind, bytes of keys and values, digest, and what is known of its origin."""
+
+    release: ReleaseId
+    encoding: str
+    created_at: float
+    counts: dict[str, int]
+    bytes: int
+    digest: str
+    segments: tuple[str, ...]
+    about: dict[str, Any]
+
+    @property
+    def key_row(self) -> Row:
+        """The row that carries the manifest, the last that is written."""
+        return Row(
+            MANIFEST,
+            orjson.dumps(
+                {
+                    "format": FORMAT,
+                    "release": self.release,
+                    "encoding": self.encoding,
+                    "created_at": self.created_at,
+                    "counts": self.counts,
+                    "bytes": self.bytes,
+                    "digest": self.digest,
+                    "segments": self.segments,
+                    "about": self.about,
+                }
+            ),
+        )
+
+
+def describe(release: ReleaseId, tally: Tally, *, created_at: float, encoding: str, about: dict[str, Any]) -> Manifest:
+    """Make the manifest of rows that were tallied; ReleaseCorrupt for a set that could not be served.
+
+    A release needs an overall popular list, for it is the answer that is always there, and its popular lists stay
+    within what each process keeps in memory.
+    """
+    if OVERALL not in tally.segments:
+        raise ReleaseCorrupt(f"release {release} has no popular list for everybody; add a row {POPULAR!r}")
+    if len(tally.segments) > MAX_POPULAR_LISTS or tally.popular_bytes > MAX_POPULAR_BYTES:
+        raise ReleaseCorrupt(
+            f"release {release} has {len(tally.segments)} popular lists of {tally.popular_bytes} bytes; "
+            f"at most {MAX_POPULAR_LISTS} of {MAX_POPULAR_BYTES} bytes in all are kept in memory: use fewer segments"
+        )
+    return Manifest(
+        release=release,
+        encoding=encoding,
+        created_at=created_at,
+        counts=dict(sorted(tally.counts.items())),
+        bytes=tally.bytes,
+        digest=f"{tally.digest:032x}",
+        segments=tuple(sorted(segment for segment in tally.segments if segment != OVERALL)),
+        about=about,
+    )
+
+
+def read_manifest(release: ReleaseId, value: bytes | None) -> Manifest:
+    """Parse a release's manifest; ReleaseCorrupt where it is missing, foreign or of an unknown format or encoding."""
+    if value is None:
+        raise ReleaseCorrupt(f"release {release} has no manifest; publish it again")
+    try:
+        fields = orjson.loads(value)
+        if fields["format"] != FORMAT:
+            raise ReleaseCorrupt(
+                f"release {release} has format {fields['format']!r} and this hotplate reads {FORMAT}; upgrade hotplate"
+            )
+        manifest = Manifest(
+            release=ReleaseId(fields["release"]),
+            encoding=fields["encoding"],
+            created_at=float(fields["created_at"]),
+            counts=dict(fields["counts"]),
+            bytes=int(fields["bytes"]),
+            digest=fields["digest"],
+            segments=tuple(fields["segments"]),
+            about=dict(fields["about"]),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ReleaseCorrupt(
+            f"the manifest of release {release} cannot be read ({error!r}); publish it again"
+        ) from error
+    if manifest.encoding not in ENCODINGS:
+        raise ReleaseCorrupt(
+            f"release {release} is encoded in {manifest.encoding!r}; this one reads {', '.join(ENCODINGS)}: upgrade"
+        )
+    if manifest.release != release:
+        raise ReleaseCorrupt(f"release {release} carries the manifest of {manifest.release}; publish it again")
+    return manifest
+
+
+def compare(manifest: Manifest, tally: Tally) -> None:
+    """Hold a tally of what is stored against the manifest; ReleaseCorrupt, with both figures, where they differ."""
+    stated = (manifest.counts, manifest.bytes, manifest.digest)
+    found = (dict(sorted(tally.counts.items())), tally.bytes, f"{tally.digest:032x}")
+    for name, before, now in zip(("rows", "bytes", "digest"), stated, found, strict=True):
+        if before != now:
+            raise ReleaseCorrupt(
+                f"release {manifest.release} does not add up: its manifest says {name} {before}, the store {now}; "
+                f"publish it again"
+            )

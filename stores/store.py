@@ -1,0 +1,109 @@
+"""The store contract: what a backend must offer, as two small Protocols and the values that cross them.
+
+Policy (publish, activate, roll back, prune, verify) is written once, in `stores.release`, over this contract. A backend
+moves opaque bytes, swaps one small catalogue by compare-and-set, and tells its own time.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from stores.catalogue import Catalogue, ReleaseId
+from stores.errors import StoreError
+
+Slot = bytes | None | StoreError
+"""What one key of a read came to: its value, absent, or this one could not be read."""
+
+
+class Row(NamedTuple):
+    """One key and its value; a tuple rather than a dataclass because releases hold millions of them."""
+
+    key: str
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is about to be written, so that a store can make room or refuse: rows, and bytes of keys and values."""
+
+    rows: int
+    payload_bytes: int
+
+
+class Reader(Protocol):
+    """The half that serving needs; an instance lives as long as its process."""
+
+    batch: int
+    """How many keys one call should carry."""
+
+    async def get_many(self, release: ReleaseId, keys: Sequence[str]) -> list[Slot]:
+        """Read *keys* of *release*: one slot a key, in order; one slot never fails another.
+
+        Raises ReleaseNotFound where the release is gone, StoreError where nothing could be read.
+        """
+        ...
+
+    async def catalogue(self) -> Catalogue:
+        """Read the catalogue with the store's clock in `now`; generation 0 where nothing was ever published."""
+        ...
+
+    def changes(self) -> AsyncIterator[Catalogue]:
+        """Yield the catalogue now and after each change: notified where the store can, polled where it cannot.
+
+        May skip to the newest. Raises StoreError when the store cannot be read; call again to go on.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Give back files and connections; closing twice does nothing."""
+        ...
+
+
+@runtime_checkable
+class LocalReader(Reader, Protocol):
+    """A reader in this process, whose reads are too quick to pay for a future."""
+
+    def get(self, release: ReleaseId, key: str) -> bytes | None:
+        """Read one key at once. Raises ReleaseNotFound where the release is gone."""
+        ...
+
+
+class Store(Reader, Protocol):
+    """The whole contract; what publishing and operating need on top of reading."""
+
+    async def create(self, release: ReleaseId, plan: Plan) -> None:
+        """Make room for a draft. Raises StoreFull, with the numbers, for what cannot fit. Idempotent."""
+        ...
+
+    async def put(self, release: ReleaseId, rows: Sequence[Row]) -> None:
+        """Write rows of a draft; what was acknowledged survives the writer's death. Idempotent.
+
+        Rows come in ascending order of key bytes, within a call and from call to call; `meta` rows, which are few, may
+        come at any time, in calls of their own. Raises ReleaseNotFound where the draft was erased, ReleaseConflict
+        where the release was sealed.
+        """
+        ...
+
+    async def resume_point(self, release: ReleaseId) -> str | None:
+        """Return the last key, `meta` aside, that is surely written; None before the first."""
+        ...
+
+    async def seal(self, release: ReleaseId) -> None:
+        """Make every row durable and the release immutable; called once all is written, before commit. Idempotent."""
+        ...
+
+    def scan(self, release: ReleaseId) -> AsyncIterator[Row]:
+        """Yield every row of a sealed release, `meta` included, in ascending order of key bytes."""
+        ...
+
+    async def prepare(self, release: ReleaseId) -> None:
+        """Make a sealed release fit to be live (warm, scaled) before the swap. Idempotent."""
+        ...
+
+    async def swap(self, old: Catalogue, new: Catalogue) -> None:
+        """Replace *old* by *new*, compared by `version`; raises ReleaseConflict where another swap came first."""
+        ...
+
+    async def erase(self, release: ReleaseId) -> None:
+        """Remove every row, sealed or not, paced so that readers do not suffer. Idempotent."""
+        ...

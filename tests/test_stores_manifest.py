@@ -1,0 +1,96 @@
+"""Manifests and the sums that hold a release together."""
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from xxhash import xxh3_128_intdigest
+
+from stores.catalogue import ReleaseId
+from stores.errors import ReleaseCorrupt, StoreMisused
+from stores.manifest import MAX_POPULAR_BYTES, Manifest, Tally, compare, describe, read_manifest
+from stores.store import Row
+
+ID = ReleaseId("20261120T064200Z-aaaa")
+rows = st.lists(
+    st.builds(
+        Row, st.sampled_from(["user:", "item:", "popular:"]).flatmap(lambda kind: st.just(kind + "x")), st.binary()
+    )
+)
+
+
+def tally(*parts: list[Row]) -> Tally:
+    total = Tally()
+    for part in parts:
+        total.add(part)
+    return total
+
+
+def manifest(*content: Row) -> Manifest:
+    return describe(ID, tally([Row("popular:", b"{}"), *content]), created_at=1.5, encoding="json", about={"k": 1})
+
+
+@given(rows, rows)
+def test_sums_do_not_depend_on_order_or_partition(one: list[Row], other: list[Row]) -> None:
+    whole, parts, backwards = tally(one + other), tally(one, other), tally(other[::-1], one[::-1])
+    for sums in (parts, backwards):
+        assert (sums.counts, sums.bytes, sums.digest) == (whole.counts, whole.bytes, whole.digest)
+
+
+def test_the_digest_is_the_one_that_the_design_states() -> None:
+    key, value = b"user:1", b"list"
+    assert tally([Row("user:1", b"list")]).digest == xxh3_128_intdigest(b"\x00\x00\x00\x06" + key + value)
+
+
+@given(st.sampled_from(["user:1", "user:2"]), st.binary(min_size=1))
+def test_any_changed_lost_or_added_row_is_found(key: str, value: bytes) -> None:
+    stated = manifest(Row("user:1", b""))
+    with pytest.raises(ReleaseCorrupt, match="does not add up"):
+        compare(stated, tally([Row("popular:", b"{}"), Row(key, value)]))
+    with pytest.raises(ReleaseCorrupt, match="rows"):
+        compare(stated, tally([Row("popular:", b"{}")]))
+
+
+def test_a_manifest_reads_back() -> None:
+    written = manifest(Row("user:1", b"x"), Row("popular:France", b"{}"))
+    assert read_manifest(ID, written.key_row.value) == written
+    assert written.segments == ("France",)
+    compare(
+        written, tally([Row("popular:France", b"{}"), Row("user:1", b"x"), Row("popular:", b"{}"), written.key_row])
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"format": 2}, "upgrade"),
+        ({"encoding": "zstd-19"}, "upgrade"),
+        ({"release": "other"}, "carries the manifest of"),
+        ({"counts": None}, "cannot be read"),
+    ],
+)
+def test_a_foreign_manifest_is_refused_with_a_reason(change: dict[str, object], sentence: str) -> None:
+    fields = orjson.loads(manifest().key_row.value) | change
+    with pytest.raises(ReleaseCorrupt, match=sentence):
+        read_manifest(ID, orjson.dumps(fields))
+
+
+@pytest.mark.parametrize("value", [None, b"", b"[]", b"{", b"{}"])
+def test_what_is_no_manifest_is_refused(value: bytes | None) -> None:
+    with pytest.raises(ReleaseCorrupt):
+        read_manifest(ID, value)
+
+
+def test_a_release_without_a_popular_list_or_with_too_many_is_refused() -> None:
+    with pytest.raises(ReleaseCorrupt, match="no popular list"):
+        describe(ID, tally([Row("user:1", b"x")]), created_at=0, encoding="json", about={})
+    many = [Row(f"popular:{n}", b"x") for n in range(1001)]
+    with pytest.raises(ReleaseCorrupt, match="fewer segments"):
+        describe(ID, tally([Row("popular:", b"x"), *many]), created_at=0, encoding="json", about={})
+    with pytest.raises(ReleaseCorrupt, match="fewer segments"):
+        describe(ID, tally([Row("popular:", b"x" * (MAX_POPULAR_BYTES + 1))]), created_at=0, encoding="json", about={})
+
+
+def test_a_key_of_no_known_kind_is_refused() -> None:
+    with pytest.raises(StoreMisused, match="no kind of key"):
+        tally([Row("basket:1", b"x")])
