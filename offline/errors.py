@@ -1,0 +1,13 @@
+"""What can go wrong offline, each as one sentence for the person who brought the data.
+
+DataError                the input cannot be used
+└── SettingError         what was asked for makes no sense, whatever the data are (misuse)
+"""
+
+
+class DataError(Exception):
+    """Raised when the input cannot be used; its message says what, where (file, row, column) and what to do."""
+
+
+class SettingError(DataError):
+    """Raised for a filter, event weight or parameter that makes no sense; its message names it and the value."""

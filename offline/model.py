@@ -1,0 +1,204 @@
+"""The model folder: everything that a training leaves behind, and that publishing needs."""
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from scipy.sparse import csr_matrix
+
+from offline.als import ALSParams, Factors
+from offline.errors import DataError
+from offline.matrix import Matrix
+from offline.popular import Popular
+
+FORMAT = 1
+ENGINE = "implicit-als-cpu"
+_ABOUT = "model.json"
+_LIBRARIES = ("implicit", "numpy", "polars", "scipy")
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """
+    What was learnt, from what, and how well it does; lives from training, or loading, to the end of the command.
+
+    metrics   an Evaluation as JSON, or None when there was none
+    data      where the interactions came from: rows, left_out, fingerprint, time_range and whatever else describes them
+    titles    by item id, as far as they are known
+    """
+
+    factors: Factors
+    matrix: Matrix
+    titles: dict[str, str]
+    popular: Popular
+    segments: dict[str, Popular]
+    params: ALSParams
+    metrics: dict[str, Any] | None
+    data: dict[str, Any]
+    created_at: datetime
+
+
+def save(model: Model, path: Path) -> None:
+    """
+    Write *model* as the folder *path*: into a sibling first, renamed when it is complete, so that no half is ever seen.
+
+    A model that lies there is replaced. Raises DataError when something else lies there, or it cannot be written.
+    """
+    path = path.absolute()
+    check_place(path)
+    mark = f"{os.getpid()}-{secrets.token_hex(4)}"
+    draft, old = path.with_name(f".{path.name}.new-{mark}"), path.with_name(f".{path.name}.old-{mark}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.mkdir()
+        _write(model, draft)
+        if path.exists():
+            path.rename(old)
+        draft.rename(path)
+        _sync(path.parent)
+    except OSError as error:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        raise DataError(f"The model cannot be written to {path}: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def check_place(path: Path) -> None:
+    """Raise DataError unless a model may be written to *path*: nothing is there, an empty folder, or another model."""
+    if not path.exists() and not path.is_symlink():
+        return
+    if not path.is_dir():
+        raise DataError(f"{path} is not a folder; give another place for the model.")
+    if any(path.iterdir()) and not (path / _ABOUT).is_file():
+        raise DataError(f"The folder {path} holds other things than a model; give another place for it.")
+
+
+def load(path: Path) -> Model:
+    """Read the model folder *path*; raises DataError when it is missing, cut, of another format or not a model."""
+    about = _about(path)
+    with _reading(path):
+        for name, size in about["files"].items():
+            if (path / name).stat().st_size != size:
+                raise DataError(
+                    f"{path / name} is cut or changed: it should have {size:,} bytes; train or copy it again."
+                )
+        factors = Factors(
+            np.load(path / "user_factors.npy", allow_pickle=False),
+            np.load(path / "item_factors.npy", allow_pickle=False),
+        )
+        items = pl.read_parquet(path / "items.parquet", glob=False)
+        item_ids = items.get_column("item").to_list()
+        user_ids = pl.read_parquet(path / "users.parquet", glob=False).get_column("user").to_list()
+        with np.load(path / "user_items.npz", allow_pickle=False) as parts:
+            user_items = csr_matrix(
+                (parts["data"], parts["indices"], parts["indptr"]), shape=(len(user_ids), len(item_ids))
+            )
+        if user_items.shape != (len(factors.user_factors), len(factors.item_factors)):
+            raise DataError(f"The parts of the model {path} do not belong together; train it again.")
+        lists = _read_lists(path)
+        named = items.drop_nulls("title")
+        return Model(
+            factors=factors,
+            matrix=Matrix(user_ids, item_ids, user_items, **about["matrix"]),
+            titles=dict(zip(named.get_column("item"), named.get_column("title"), strict=True)),
+            popular=lists.pop(None),
+            segments={str(segment): popular for segment, popular in lists.items()},
+            params=ALSParams(**about["params"]),
+            metrics=about["metrics"],
+            data=about["data"],
+            created_at=datetime.fromisoformat(about["created_at"]),
+        )
+
+
+def _write(model: Model, folder: Path) -> None:
+    matrix, factors = model.matrix, model.factors
+    np.save(folder / "user_factors.npy", factors.user_factors, allow_pickle=False)
+    np.save(folder / "item_factors.npy", factors.item_factors, allow_pickle=False)
+    pl.DataFrame({"user": matrix.user_ids}).write_parquet(folder / "users.parquet")
+    titles = pl.Series("title", [model.titles.get(item) for item in matrix.item_ids], dtype=pl.String)
+    pl.DataFrame({"item": matrix.item_ids, "title": titles}).write_parquet(folder / "items.parquet")
+    parts = {name: getattr(matrix.user_items, name) for name in ("data", "indices", "indptr")}
+    np.savez(folder / "user_items.npz", allow_pickle=False, **parts)
+    _lists(model).write_parquet(folder / "popular.parquet")
+    about = {
+        "format": FORMAT,
+        "engine": ENGINE,
+        "created_at": model.created_at.astimezone(UTC).isoformat(timespec="seconds"),
+        "params": asdict(model.params),
+        "metrics": model.metrics,
+        "data": model.data,
+        "matrix": {name: getattr(matrix, name) for name in ("users_left_out", "items_left_out", "pairs_left_out")},
+        "users": len(matrix.user_ids),
+        "items": len(matrix.item_ids),
+        "pairs": int(matrix.user_items.nnz),
+        "versions": {name: version(name) for name in ("hotplate", *_LIBRARIES)},
+        "files": {file.name: file.stat().st_size for file in sorted(folder.iterdir())},
+    }
+    (folder / _ABOUT).write_text(json.dumps(about, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    for file in folder.iterdir():
+        _sync(file)
+    _sync(folder)
+
+
+def _sync(place: Path) -> None:
+    descriptor = os.open(place, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _lists(model: Model) -> pl.DataFrame:
+    """Return all popular lists as [segment, item, score], the overall one first, its segment null."""
+    lists: list[tuple[str | None, Popular]] = [(None, model.popular), *model.segments.items()]
+    return pl.concat(
+        pl.DataFrame(
+            {
+                "segment": pl.Series([segment] * len(popular.items), dtype=pl.String),
+                "item": popular.items,
+                "score": popular.scores,
+            }
+        )
+        for segment, popular in lists
+    )
+
+
+def _read_lists(path: Path) -> dict[str | None, Popular]:
+    frame = pl.read_parquet(path / "popular.parquet", glob=False)
+    return {
+        segment: Popular(group.get_column("item").to_numpy(), group.get_column("score").to_numpy())
+        for (segment,), group in frame.group_by(["segment"], maintain_order=True)
+    }
+
+
+def _about(path: Path) -> dict[str, Any]:
+    if not path.is_dir():
+        raise DataError(f"There is no model folder {path}; hotplate train DATA --out {path} makes one.")
+    if not (path / _ABOUT).is_file():
+        raise DataError(f"The folder {path} is not a model: it has no {_ABOUT}.")
+    with _reading(path):
+        about = json.loads((path / _ABOUT).read_text())
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        found = about.get("format") if isinstance(about, dict) else None
+        raise DataError(f"The model {path} has the format {found!r}, and this hotplate reads {FORMAT}; train it again.")
+    return about
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, EOFError, KeyError, TypeError, ValueError, pl.exceptions.PolarsError) as error:
+        raise DataError(f"The model {path} is incomplete or damaged ({error}); train or copy it again.") from error

@@ -1,0 +1,162 @@
+"""Training from end to end: read, matrix, evaluate, fit, save."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Literal
+
+from offline.als import ALSParams, fit
+from offline.columns import Columns
+from offline.evaluate import Evaluation, evaluate
+from offline.interactions import Interactions, Weighting, read_interactions
+from offline.matrix import Matrix, to_matrix
+from offline.model import Model, check_place, save
+from offline.popular import Popular, most_popular, popular_by_segment
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSettings:
+    """All that a training is told; lives as long as the command."""
+
+    path: Path
+    columns: Columns = field(default_factory=Columns)
+    delimiter: str | None = None
+    event_weights: Mapping[str, float] | None = None
+    where: Sequence[str] = ()
+    weighting: Weighting = "sum"
+    titles: Path | None = None
+    min_per_user: int = 1
+    min_per_item: int = 1
+    split: Literal["stratified", "random", "none"] = "stratified"
+    test_share: float = 0.25
+    k: int = 10
+    params: ALSParams = field(default_factory=ALSParams)
+    popular_length: int = 100
+
+
+@dataclass(frozen=True, slots=True)
+class TrainReport:
+    """
+    What a training did: *evaluation* is None when there was none, and then *note* says why.
+
+    *model* is the one that was saved; *seconds* are wall time by stage.
+    """
+
+    out: Path
+    model: Model
+    evaluation: Evaluation | None
+    note: str | None
+    seconds: dict[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything but the model's numbers as plain JSON values."""
+        matrix = self.model.matrix
+        return {
+            "out": str(self.out),
+            "data": self.model.data,
+            "users": len(matrix.user_ids),
+            "items": len(matrix.item_ids),
+            "pairs": int(matrix.user_items.nnz),
+            "users_left_out": matrix.users_left_out,
+            "items_left_out": matrix.items_left_out,
+            "pairs_left_out": matrix.pairs_left_out,
+            "titles": len(self.model.titles),
+            "segments": len(self.model.segments),
+            "params": asdict(self.model.params),
+            "evaluation": self.evaluation.to_json() if self.evaluation else None,
+            "note": self.note,
+            "seconds": {stage: round(seconds, 3) for stage, seconds in self.seconds.items()},
+        }
+
+
+def train(settings: TrainSettings, out: Path, on_progress: Progress | None = None) -> TrainReport:
+    """
+    Learn from the interactions that *settings* name and write the model folder *out*, replacing a model that is there.
+
+    *on_progress* is called with (stage, done, total): read, matrix, evaluate, fit, save, in this order; within evaluate
+    and fit once per iteration. Raises DataError when the data, the settings or *out* cannot be used; nothing is
+    written then.
+    """
+    tell: Progress = on_progress or (lambda _stage, _done, _total: None)
+    check_place(out)
+    seconds: dict[str, float] = {}
+    with _stage("read", seconds, tell):
+        interactions = _read(settings)
+    with _stage("matrix", seconds, tell):
+        matrix = to_matrix(interactions.pairs, settings.min_per_user, settings.min_per_item)
+        popular = most_popular(matrix, settings.popular_length)
+        segments = _segments(interactions, matrix, settings.popular_length)
+    evaluation, note = None, "No evaluation was asked for."
+    if settings.split != "none":
+        with _stage("evaluate", seconds, tell):
+            evaluation = evaluate(
+                matrix,
+                settings.params,
+                split=settings.split,
+                test_share=settings.test_share,
+                k=settings.k,
+                seed=settings.params.seed,
+                on_iteration=partial(tell, "evaluate"),
+            )
+        note = f"{matrix.user_items.nnz} pairs are too few to hold some back, so there was no evaluation."
+    with _stage("fit", seconds, tell):
+        factors = fit(matrix.user_items, settings.params, partial(tell, "fit"))
+    metrics = evaluation.to_json() if evaluation else None
+    data = _description(interactions, settings)
+    titles = {item: interactions.titles[item] for item in matrix.item_ids if item in interactions.titles}
+    model = Model(factors, matrix, titles, popular, segments, settings.params, metrics, data, datetime.now(UTC))
+    with _stage("save", seconds, tell):
+        save(model, out)
+    return TrainReport(out, model, evaluation, None if evaluation else note, seconds)
+
+
+def _read(settings: TrainSettings) -> Interactions:
+    return read_interactions(
+        settings.path,
+        columns=settings.columns,
+        delimiter=settings.delimiter,
+        event_weights=settings.event_weights,
+        where=settings.where,
+        titles=settings.titles,
+        weighting=settings.weighting,
+    )
+
+
+def _segments(interactions: Interactions, matrix: Matrix, n: int) -> dict[str, Popular]:
+    if interactions.segments is None:
+        return {}
+    return popular_by_segment(interactions.segments, matrix.item_ids, n)
+
+
+def _description(interactions: Interactions, settings: TrainSettings) -> dict[str, Any]:
+    """Return what the model folder says about its data, so that the same training can be run again."""
+    times = interactions.time_range
+    return {
+        "source": str(settings.path),
+        "titles": None if settings.titles is None else str(settings.titles),
+        "rows": interactions.rows,
+        "left_out": interactions.left_out,
+        "fingerprint": interactions.fingerprint,
+        "time_range": None if times is None else [time.isoformat() for time in times],
+        "columns": asdict(interactions.columns),
+        "where": list(settings.where),
+        "event_weights": None if settings.event_weights is None else dict(settings.event_weights),
+        "weighting": settings.weighting,
+        "min_per_user": settings.min_per_user,
+        "min_per_item": settings.min_per_item,
+    }
+
+
+@contextmanager
+def _stage(name: str, seconds: dict[str, float], tell: Progress) -> Iterator[None]:
+    tell(name, 0, 1)
+    start = perf_counter()
+    yield
+    seconds[name] = perf_counter() - start
+    tell(name, 1, 1)
