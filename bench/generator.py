@@ -25,7 +25,7 @@ class Generator:
     def __init__(self, load: Load) -> None:
         self._load = load
         self._requests = load.requests()
-        self._fields = {name: re.compile(rb'"%b":"([^"]*)"' % name.encode()) for name in load.observe}
+        self._fields = {name: re.compile(rb'"%b":"([^"]*)"' % re.escape(name).encode()) for name in load.observe}
         self._open: set[Connection] = set()
         self._idle: deque[Connection] = deque()
         self._waiting: deque[float] = deque()
@@ -43,24 +43,20 @@ class Generator:
 
     async def run(self) -> Result:
         """Connect, run the load, wait for what is in flight, and tell. Raises what the load's `check` raised."""
-        for _ in range(self._load.connections):
-            self._connect()
-        await asyncio.wait(self._opening)
         sweep = asyncio.ensure_future(self._sweep())
-        cpu_s = time.process_time()
         try:
+            for _ in range(self._load.connections):
+                self._connect()
+            await asyncio.wait(self._opening)
             with collector_off():
+                before_s = time.process_time()
                 await self._traffic()
+                cpu_s = time.process_time() - before_s
         finally:
-            self._end_s = 0.0  # nothing is opened or sent again
-            self._waiting.clear()
-            for connection in list(self._open):
-                connection.close()
-            tasks = [sweep, *self._opening]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-        return self._result(time.process_time() - cpu_s)
+            await self._stop(sweep)
+        if self._fault:
+            raise self._fault
+        return self._result(cpu_s)
 
     async def _traffic(self) -> None:
         self._start_s = time.monotonic()
@@ -73,8 +69,16 @@ class Generator:
             await (pace.spin if self._load.spin else pace.sleep)(self._offer_due)
         while self._unfinished():  # noqa: ASYNC110 -- an event would have to be looked after on every answer
             await asyncio.sleep(pace.LOOP_TICK_S)
-        if self._fault:
-            raise self._fault
+
+    async def _stop(self, sweep: asyncio.Task[None]) -> None:
+        self._end_s = 0.0  # nothing is sent again,
+        self._waiting.clear()  # and nothing opened
+        for connection in list(self._open):
+            connection.close()
+        tasks = [sweep, *self._opening]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def _unfinished(self) -> bool:
         return bool(self._waiting) or any(connection.due_s is not None for connection in self._open)
@@ -159,7 +163,7 @@ class Generator:
         self._statuses[status] += 1
         for name, pattern in self._fields.items():
             found = pattern.search(body)
-            self._seen[name][found[1].decode() if found else ""] += 1
+            self._seen[name][found[1].decode(errors="replace") if found else ""] += 1
         try:
             kind = self._load.check(status, body)
         except Exception as error:  # noqa: BLE001 -- kept, to end the run with it; the event loop would only log it

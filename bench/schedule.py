@@ -25,7 +25,8 @@ class Load:
     `rate` is in requests/s; None closes the loop: each connection sends its next request when the last is answered.
     `paths` are sent in turn, or with a `seed` drawn at random. A request out of its `timeout_s` is given up, counted
     from when it was due; at most `backlog` due requests wait for a connection, and further ones are dropped.
-    `observe` names string fields of a JSON body whose values are counted. `spin` wants a core of its own.
+    `check` judges every answer, instead of its status alone; an exception from it ends the run. `observe` names string
+    fields of a compact JSON body whose values are counted. `spin` keeps the pace to microseconds on a core of its own.
     """
 
     url: str
