@@ -1,0 +1,98 @@
+"""Servers started for a measurement: each a process of its own on one core, its CPU time read from /proc."""
+
+import os
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.micro.machine import ROOT
+
+READY_WITHIN_S = 30.0
+STOP_WITHIN_S = 10.0
+SESSION, USER_TICKS, SYSTEM_TICKS = 3, 11, 12  # fields of /proc/PID/stat, counted from the one after the name
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running server; `session` is the process group that holds it and whatever it started."""
+
+    url: str
+    session: int
+
+    def cpu_s(self) -> float:
+        """Add up the CPU time, user and system, of all its processes; in steps of 10 ms."""
+        ticks = 0
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = stat.read_text().rpartition(")")[2].split()
+            except OSError:
+                continue  # a process that has just ended
+            if int(fields[SESSION]) == self.session:
+                ticks += int(fields[USER_TICKS]) + int(fields[SYSTEM_TICKS])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+
+@contextmanager
+def on_core(number: int) -> Iterator[None]:
+    """Keep this process, and what it starts meanwhile, on its *number*-th core, where there are two or more."""
+    allowed = os.sched_getaffinity(0)
+    if len(allowed) > 1:
+        os.sched_setaffinity(0, {sorted(allowed)[number]})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+@contextmanager
+def serving(command: Sequence[str], port: int, path: str) -> Iterator[Server]:
+    """Run *command* on the first core until the block ends; it starts once *path* is answered with 200.
+
+    Raises RuntimeError, with what the server said, when that does not happen.
+    """
+    url = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryFile() as said:
+        with on_core(0):
+            process = subprocess.Popen(  # noqa: S603 -- our own commands
+                command, cwd=ROOT, stdout=said, stderr=said, start_new_session=True
+            )
+        try:
+            if not _answers(process, url + path):
+                said.seek(0)
+                raise RuntimeError(f"{' '.join(command)} does not serve {path}: {said.read().decode()[-2000:]}")
+            yield Server(url, process.pid)
+        finally:
+            _stop(process)
+
+
+def free_port() -> int:
+    """Find a port on loopback that nobody uses at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _answers(process: subprocess.Popen[bytes], url: str) -> bool:
+    until = time.monotonic() + READY_WITHIN_S
+    while process.poll() is None and time.monotonic() < until:
+        try:
+            with urllib.request.urlopen(url, timeout=1.0) as answer:  # noqa: S310 -- http on loopback
+                return bool(answer.status == 200)
+        except OSError:  # refused for now, or an error status for now
+            time.sleep(0.05)
+    return False
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_WITHIN_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
