@@ -1,6 +1,7 @@
 """Servers started for a measurement: each a process of its own on one core, its CPU time read from /proc."""
 
 import os
+import signal
 import socket
 import subprocess
 import tempfile
@@ -15,15 +16,15 @@ from bench.micro.machine import ROOT
 
 READY_WITHIN_S = 30.0
 STOP_WITHIN_S = 10.0
-SESSION, USER_TICKS, SYSTEM_TICKS = 3, 11, 12  # fields of /proc/PID/stat, counted from the one after the name
+GROUP, USER_TICKS, SYSTEM_TICKS = 2, 11, 12  # fields of /proc/PID/stat, counted from the one after the name
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A running server; `session` is the process group that holds it and whatever it started."""
+    """A running server; `group` is the process group of it and of whatever it started."""
 
     url: str
-    session: int
+    group: int
 
     def cpu_s(self) -> float:
         """Add up the CPU time, user and system, of all its processes; in steps of 10 ms."""
@@ -33,7 +34,7 @@ class Server:
                 fields = stat.read_text().rpartition(")")[2].split()
             except OSError:
                 continue  # a process that has just ended
-            if int(fields[SESSION]) == self.session:
+            if int(fields[GROUP]) == self.group:
                 ticks += int(fields[USER_TICKS]) + int(fields[SYSTEM_TICKS])
         return ticks / os.sysconf("SC_CLK_TCK")
 
@@ -60,7 +61,7 @@ def serving(command: Sequence[str], port: int, path: str) -> Iterator[Server]:
     with tempfile.TemporaryFile() as said:
         with on_core(0):
             process = subprocess.Popen(  # noqa: S603 -- our own commands
-                command, cwd=ROOT, stdout=said, stderr=said, start_new_session=True
+                command, cwd=ROOT, stdout=said, stderr=said, process_group=0
             )
         try:
             if not _answers(process, url + path):
@@ -94,5 +95,5 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     try:
         process.wait(STOP_WITHIN_S)
     except subprocess.TimeoutExpired:
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait()
