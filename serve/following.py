@@ -1,0 +1,109 @@
+"""Following the live release: a process serves one release at a time, and changes over only to one that it can read."""
+
+import asyncio
+import logging
+import random
+from dataclasses import dataclass
+
+from stores.catalogue import Catalogue, ReleaseId, follows
+from stores.errors import ReleaseCorrupt, StoreError
+from stores.keys import OVERALL, POPULAR
+from stores.manifest import Manifest
+from stores.release import load_manifest
+from stores.store import Reader
+
+log = logging.getLogger(__name__)
+
+RETRY_S = (0.1, 5.0)
+"""The first and the longest pause before a store that failed is asked again."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One release as it is served; immutable, so a request that holds one never mixes two."""
+
+    release: ReleaseId
+    manifest: Manifest
+    popular: dict[str, bytes]
+    """Popular lists by segment; `OVERALL` is always there."""
+
+
+class Follower:
+    """Keeps `view` at the live release; lives as long as the service.
+
+    What cannot be read never un-serves what is served: `trouble` says, in a sentence, what is wrong meanwhile.
+    """
+
+    def __init__(self, reader: Reader) -> None:
+        self.view: View | None = None
+        self.trouble: str | None = None
+        self._reader = reader
+        self._seen: Catalogue | None = None
+        self._refreshing: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Follow until cancelled."""
+        pause_s = RETRY_S[0]
+        while True:
+            try:
+                async for found in self._reader.changes():
+                    await self._consider(found)
+                    pause_s = RETRY_S[0]
+            except StoreError as error:
+                self._note(str(error))
+            await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 -- spreads workers, guards nothing
+            pause_s = min(pause_s * 2, RETRY_S[1])
+
+    async def refresh(self) -> View | None:
+        """Look at once, because a read found its release gone; callers at the same time share one look."""
+        if self._refreshing is None:
+            self._refreshing = asyncio.create_task(self._look())
+            self._refreshing.add_done_callback(self._looked)
+        await asyncio.shield(self._refreshing)
+        return self.view
+
+    async def _look(self) -> None:
+        try:
+            await self._consider(await self._reader.catalogue())
+        except StoreError as error:
+            self._note(str(error))
+
+    def _looked(self, _: asyncio.Task[None]) -> None:
+        self._refreshing = None
+
+    async def _consider(self, found: Catalogue) -> None:
+        """Change over to what *found* says is live, if that is news; a StoreError leaves everything as it was."""
+        if follows(found, self._seen):
+            live = found.live
+            if live is not None and (self.view is None or self.view.release != live):
+                view = await _load(self._reader, live)
+                log.info("release %s is live", live, extra={"release": live})
+                self.view = view
+            self._seen = found
+        self._note(None if self.view is not None else "nothing is live in this store yet; run `hotplate publish`")
+
+    def _note(self, trouble: str | None) -> None:
+        if trouble != self.trouble:
+            if trouble is not None:
+                log.warning("%s", trouble)
+            elif self.trouble is not None:
+                log.info("the store is well again")
+            self.trouble = trouble
+
+
+async def _load(reader: Reader, release: ReleaseId) -> View:
+    """Read a release's manifest and popular lists, which is the sample that shows it can be read."""
+    manifest = await load_manifest(reader, release)
+    popular = dict[str, bytes]()
+    segments = [OVERALL, *manifest.segments]
+    for start in range(0, len(segments), reader.batch):
+        chunk = segments[start : start + reader.batch]
+        slots = await reader.get_many(release, [POPULAR + segment for segment in chunk])
+        for segment, slot in zip(chunk, slots, strict=True):
+            if isinstance(slot, StoreError):
+                raise slot
+            if slot:
+                popular[segment] = slot
+    if OVERALL not in popular:
+        raise ReleaseCorrupt(f"release {release} has no popular list for everybody; it is not followed")
+    return View(release, manifest, popular)

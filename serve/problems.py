@@ -1,0 +1,39 @@
+"""Errors as callers see them: problem+json (RFC 9457), each with a stable type."""
+
+import orjson
+from aiohttp import web
+
+CONTENT_TYPE = "application/problem+json"
+
+
+class Problem(Exception):
+    """Ends a request with an error; *name* makes the stable type `urn:hotplate:problem:NAME`."""
+
+    def __init__(self, status: int, name: str, detail: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.name = name
+        self.detail = detail
+        self.headers = headers or {}
+
+    def response(self) -> web.Response:
+        """Render the problem."""
+        body = {
+            "type": f"urn:hotplate:problem:{self.name}",
+            "title": self.name.replace("-", " ").capitalize(),
+            "status": self.status,
+            "detail": self.detail,
+        }
+        return web.Response(
+            status=self.status, body=orjson.dumps(body), headers={"Content-Type": CONTENT_TYPE, **self.headers}
+        )
+
+
+def bad_parameter(detail: str) -> Problem:
+    """What the caller sent cannot be meant."""
+    return Problem(400, "bad-parameter", detail)
+
+
+def not_ready(detail: str) -> Problem:
+    """Nothing can be answered yet; callers should come back in a second."""
+    return Problem(503, "not-ready", detail, {"Retry-After": "1"})

@@ -1,0 +1,163 @@
+"""The parent of the workers: it holds the port, starts one process a worker, replaces what dies, and stops them all."""
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import uvloop
+
+from serve.metrics import Metrics
+from serve.settings import Settings
+from serve.worker import work
+
+log = logging.getLogger(__name__)
+
+HEALTHY_S = 5.0
+"""A worker that lived this long did not die of its start."""
+
+MAX_PAUSE_S = 5.0
+KILL_AFTER_S = 5.0
+"""How long past its drain a worker is waited for before it is killed."""
+
+WATCHED = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT}
+
+
+class PortInUse(Exception):
+    """Somebody listens on the port already."""
+
+
+@dataclass(slots=True)
+class _Worker:
+    number: int
+    started: float
+
+
+def serve(settings: Settings, announce: Callable[[str], None]) -> None:
+    """Serve until told to stop; *announce* is called once with the URL, when the port is held.
+
+    Raises PortInUse, or StoreMisused for a store that cannot be opened.
+    """
+    listener = reserve(settings.host, settings.port)
+    port = listener.getsockname()[1]
+    metrics = Metrics(settings.workers)
+    announce(f"http://{f'[{settings.host}]' if ':' in settings.host else settings.host}:{port}")
+    if settings.workers == 1:
+        _run(settings, listener, metrics, parent=None)
+    else:
+        _Supervisor(settings, listener, metrics).run()
+
+
+def reserve(host: str, port: int) -> socket.socket:
+    """Bind a socket whose port further workers of this service can share (SO_REUSEPORT); it does not listen yet."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        if port:
+            with socket.socket(family) as alone:  # without SO_REUSEPORT, so that another service's port is not shared
+                alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                alone.bind((host, port))
+        return _bind(family, host, port)
+    except OSError as error:
+        raise PortInUse(
+            f"{host} port {port} cannot be listened on: {error.strerror}; choose another with --port"
+        ) from error
+
+
+def _bind(family: int, host: str, port: int) -> socket.socket:
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    listener.bind((host, port))
+    return listener
+
+
+def _run(settings: Settings, listener: socket.socket, metrics: Metrics, parent: int | None) -> None:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(work(settings, listener, metrics, parent))
+
+
+class _Supervisor:
+    """Lives as long as the service; forks before it ever has a loop or a thread, so that forking is safe."""
+
+    def __init__(self, settings: Settings, held: socket.socket, metrics: Metrics) -> None:
+        self._settings = settings
+        self._held = held
+        self._metrics = metrics
+        self._workers = dict[int, _Worker]()
+        self._due = dict.fromkeys(range(settings.workers), 0.0)
+        self._pauses = dict.fromkeys(range(settings.workers), 0.1)
+
+    def run(self) -> None:
+        """Keep every worker running until SIGTERM or SIGINT, then stop them."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
+        gc.freeze()  # shared with the workers, page by page, as long as nobody writes to it
+        while True:
+            for number, due in list(self._due.items()):
+                if due <= time.monotonic():
+                    self._start(number)
+            pause_s = max(0.0, min([1.0, *(due - time.monotonic() for due in self._due.values())]))
+            caught = signal.sigtimedwait(WATCHED, pause_s)
+            if caught is not None and caught.si_signo != signal.SIGCHLD:
+                break
+            self._replace_dead()
+        self._stop()
+
+    def _start(self, number: int) -> None:
+        host, port = self._held.getsockname()[:2]
+        listener = _bind(self._held.family, host, port)
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
+                self._metrics.use_slot(number)
+                _run(self._settings, listener, self._metrics, parent)
+                code = 0
+            except BaseException:  # whatever it is, it must not go on as a second parent
+                log.exception("worker %d failed", number)
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+        listener.close()
+        del self._due[number]
+        self._workers[pid] = _Worker(number, time.monotonic())
+
+    def _replace_dead(self) -> None:
+        for worker, code in self._ended():
+            lived_s = time.monotonic() - worker.started
+            pause_s = 0.0 if lived_s >= HEALTHY_S else self._pauses[worker.number]
+            self._pauses[worker.number] = 0.1 if lived_s >= HEALTHY_S else min(pause_s * 2, MAX_PAUSE_S)
+            self._due[worker.number] = time.monotonic() + pause_s
+            log.warning("worker %d ended with %d; another starts in %.1f s", worker.number, code, pause_s)
+
+    def _ended(self) -> Iterator[tuple[_Worker, int]]:
+        """Yield every worker that ended since the last call, with its exit code (a signal is negative)."""
+        while self._workers:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                return
+            yield self._workers.pop(pid), os.waitstatus_to_exitcode(status)
+
+    def _stop(self) -> None:
+        """Pass the stop on, wait for the drain, and kill what does not end."""
+        self._signal(signal.SIGTERM)
+        deadline = time.monotonic() + self._settings.drain_s + KILL_AFTER_S
+        while self._workers and time.monotonic() < deadline:
+            caught = signal.sigtimedwait(WATCHED, 0.5)
+            if caught is not None and caught.si_signo != signal.SIGCHLD:
+                break  # told twice: at once
+            for worker, code in self._ended():
+                log.info("worker %d ended with %d", worker.number, code)
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        for pid in self._workers:
+            os.kill(pid, number)
