@@ -61,6 +61,8 @@ def fit(user_items: UserItems, params: ALSParams, on_iteration: Callable[[int, i
     that cannot be learnt from, and when the factors are not finite.
     """
     _check(user_items)
+    if float(user_items.data.max()) * params.alpha > float(np.finfo(np.float32).max):
+        raise _diverged(params)
 
     def tell(iteration: int, _elapsed_s: float, _loss: float | None) -> None:
         if on_iteration is not None:

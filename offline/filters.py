@@ -25,8 +25,9 @@ class Filter:
 
     def expression(self, schema: Mapping[str, pl.DataType], place: str) -> pl.Expr:
         """
-        Return the condition over the columns of *schema*, never null; an absent value meets only `!=` and `!~`.
+        Return the condition over the columns of *schema*, never null.
 
+        An absent value is an empty text, and no number: it meets `!=` and `!~`, and nothing that compares.
         Raises DataError for a column that *place* lacks.
         """
         name = find_column(self.column, list(schema), f"filter {self.text!r}", place)
@@ -38,10 +39,13 @@ class Filter:
         if self.sign in {"=", "!="}:
             # A number in a Parquet file has no text of its own: 2.5 and 2.50 are the same there.
             as_number = number is not None and schema[name].is_numeric()
-            same = number_of(name, schema[name]).eq_missing(number) if as_number else text.eq_missing(self.value)
+            same = number_of(name, schema[name]).eq_missing(number) if as_number else text.fill_null("") == self.value
             return same if self.sign == "=" else ~same
-        side = number_of(name, schema[name]) if number is not None else text
-        bound = self.value if number is None else number
+        if number is not None:
+            # NaN is above every number for polars.
+            side, bound = number_of(name, schema[name]).fill_nan(None), pl.lit(number)
+        else:
+            side, bound = pl.when(text.str.contains(r"^\d")).then(text), pl.lit(self.value)
         compared = {">": side > bound, ">=": side >= bound, "<": side < bound, "<=": side <= bound}[self.sign]
         return compared.fill_null(value=False)
 

@@ -184,8 +184,8 @@ def _check_size(pairs: pl.DataFrame, path: Path) -> None:
         ids = pairs.get_column(what)
         if ids.n_unique() == 1:
             raise DataError(
-                f"{path} has only one {what}, {ids[0]!r}, in the rows that are kept; recommending needs at least two. "
-                f"Is the {what} column the right one?"
+                f"{path} has only one {what}, {ids[0]!r}, in the rows that are kept; recommending needs at least two; "
+                f"see that the {what} column is the right one."
             )
 
 

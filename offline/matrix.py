@@ -53,7 +53,8 @@ def to_matrix(pairs: pl.DataFrame, min_per_user: int = 1, min_per_item: int = 1)
             f"has {min_per_user} items and each item {min_per_item} users; lower --min-per-user or --min-per-item."
         )
     user_codes, item_codes = user_codes[kept], item_codes[kept]
-    weights = pairs.get_column("weight").to_numpy()[kept].astype(np.float32)
+    with np.errstate(over="ignore"):
+        weights = pairs.get_column("weight").to_numpy()[kept].astype(np.float32)
     if not (np.isfinite(weights).all() and (weights > 0).all()):
         raise DataError("A weight is too large or too small for a 32-bit float; scale the weights.")
     rows, user_ids = _renumbered(user_codes, users)

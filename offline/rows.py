@@ -92,7 +92,9 @@ def _weight(table: Table, columns: Columns, event_weights: Mapping[str, float] |
     value = number_of(columns.weight, dtype)
     absent = column.is_null() | (column.str.strip_chars() == "") if dtype == pl.String else column.is_null()
     return _Weight(
-        value, {"no weight": absent, "weight zero or less": value <= 0}, ~value.is_finite().fill_null(value=False)
+        value,
+        {"no weight": absent, "weight zero or less": (value <= 0) & value.is_finite()},
+        ~value.is_finite().fill_null(value=False),
     )
 
 

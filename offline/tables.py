@@ -2,8 +2,10 @@
 
 import csv
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import polars as pl
 
@@ -14,6 +16,8 @@ _DELIMITERS = (",", ";", "\t", "|")
 _SPELLED = {"\\t": "\t", "tab": "\t"}
 # A byte that no text has: whole lines are read by splitting at it.
 _NEVER = "\x01"
+
+CsvEncoding = Literal["utf8", "utf8-lossy"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,7 @@ def _open_table(file: Path, delimiter: str | None) -> Table:
         if kind_of(file) == "parquet":
             frame = pl.scan_parquet(file, glob=False)
             return Table(file, frame, dict(frame.collect_schema()))
+    with _reading_text(file):
         header = _header(file)
     separator = _separator(file, header, delimiter)
     names = next(csv.reader([header], delimiter=separator))
@@ -79,7 +84,7 @@ def _height(table: Table) -> int:
         return int(table.frame.select(pl.len()).collect(engine="streaming").item())
 
 
-def _lines(file: Path) -> pl.LazyFrame:
+def _lines(file: Path, encoding: CsvEncoding = "utf8") -> pl.LazyFrame:
     """Scan *file* as lines: `row` counts from 0, the header's."""
     return pl.scan_csv(
         file,
@@ -90,6 +95,7 @@ def _lines(file: Path) -> pl.LazyFrame:
         infer_schema=False,
         empty_string_is_null=False,
         row_index_name="row",
+        encoding=encoding,
         glob=False,
     )
 
@@ -137,16 +143,12 @@ def _check_rows(file: Path, separator: str, width: int) -> bool:
     odd = (unquoted.str.count_matches(separator, literal=True) != width - 1) & (line != "")
     odd |= unquoted.str.contains('"', literal=True)
     stray = (line.str.count_matches(separator, literal=True) != width - 1) & (line != "")
-    try:
-        with reading(file):
-            found = (
-                _lines(file)
-                .select(quoted=opens.any(), odd=odd.any(), stray=pl.col("row").filter(stray).min())
-                .collect(engine="streaming")
-            )
-    except DataError as error:
-        _blame_encoding(file, error)
-        raise
+    with _reading_text(file):
+        found = (
+            _lines(file)
+            .select(quoted=opens.any(), odd=odd.any(), stray=pl.col("row").filter(stray).min())
+            .collect(engine="streaming")
+        )
     quoted, suspicious, row = found.row(0)
     if not quoted and row is not None:
         fields = _lines(file).filter(pl.col("row") == row).collect().get_column("line")[0].count(separator) + 1
@@ -185,26 +187,25 @@ def _ragged(file: Path, row: int, fields: int, width: int) -> DataError:
     )
 
 
-def _blame_encoding(file: Path, error: DataError) -> None:
-    """Raise a DataError with the row, if *error* came from text that is not UTF-8."""
-    if not str(error).startswith(f"{file} is not UTF-8"):
-        return
-    lossy = pl.scan_csv(
-        file,
-        separator=_NEVER,
-        quote_char=None,
-        has_header=False,
-        new_columns=["line"],
-        infer_schema=False,
-        row_index_name="row",
-        encoding="utf8-lossy",
-        glob=False,
-    )  # fmt: skip -- the twin of _lines, told apart by its encoding
-    bad = lossy.filter(pl.col("line").str.contains("\ufffd", literal=True)).head(1).collect()
-    if bad.height:
-        raise DataError(
-            f"{file}, row {bad.item(0, 'row') + 1}: not UTF-8 text; convert the file: iconv -f LATIN1 -t UTF-8."
-        ) from error
+@contextmanager
+def _reading_text(file: Path) -> Iterator[None]:
+    """Do as `reading` does, and name the row of text that is not UTF-8."""
+    try:
+        with reading(file):
+            yield
+    except DataError as error:
+        row = _undecodable_row(file) if isinstance(error.__cause__, pl.exceptions.ComputeError) else None
+        if row is None:
+            raise
+        raise DataError(f"{file}, row {row}: not UTF-8 text; convert the file: iconv -f LATIN1 -t UTF-8.") from error
+
+
+def _undecodable_row(file: Path) -> int | None:
+    """Return the first row (1 is the header) whose bytes are not UTF-8."""
+    with reading(file):
+        lossy = _lines(file, "utf8-lossy").filter(pl.col("line").str.contains("\ufffd", literal=True))
+        found = lossy.select("row").head(1).collect()
+    return int(found.item()) + 1 if found.height else None
 
 
 def _escaped(separator: str) -> str:

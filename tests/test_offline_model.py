@@ -1,0 +1,151 @@
+"""The model folder: what is saved is what is loaded, replaced as a whole, and damage is told."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from offline.als import ALSParams, fit
+from offline.datasets import sample
+from offline.errors import DataError
+from offline.matrix import to_matrix
+from offline.model import Model, load, save
+from offline.popular import most_popular, popular_by_segment
+
+PARAMS = ALSParams(factors=4, iterations=2)
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    frame = sample(50, 20)
+    matrix = to_matrix(frame)
+    return Model(
+        factors=fit(matrix.user_items, PARAMS),
+        matrix=matrix,
+        titles={matrix.item_ids[0]: "Ünter / % 'quoted'"},
+        popular=most_popular(matrix, 10),
+        segments=popular_by_segment(
+            frame.select("segment", "item", "weight").unique(["segment", "item"]), matrix.item_ids, 3
+        ),
+        params=PARAMS,
+        metrics={"k": 10},
+        data={"rows": frame.height, "left_out": {"no user": 1}},
+        created_at=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+    )
+
+
+def test_what_is_saved_is_what_is_loaded(model: Model, tmp_path: Path) -> None:
+    save(model, tmp_path / "deep" / "model")
+    found = load(tmp_path / "deep" / "model")
+    assert np.array_equal(found.factors.user_factors, model.factors.user_factors)
+    assert np.array_equal(found.factors.item_factors, model.factors.item_factors)
+    assert found.factors.item_factors.dtype == np.float32
+    assert (found.matrix.user_items != model.matrix.user_items).nnz == 0
+    assert found.matrix.user_items.has_canonical_format
+    assert replace(found.matrix, user_items=None) == replace(model.matrix, user_items=None)
+    assert found.popular.items.tolist() == model.popular.items.tolist()
+    assert found.popular.scores.tolist() == model.popular.scores.tolist()
+    assert list(found.segments) == list(model.segments) == ["east", "north", "south", "west"]
+    assert all(found.segments[name].items.tolist() == model.segments[name].items.tolist() for name in model.segments)
+    for name in ("titles", "params", "metrics", "data", "created_at"):
+        assert getattr(found, name) == getattr(model, name)
+
+
+def test_a_model_is_replaced_as_a_whole_and_nothing_is_left_beside_it(model: Model, tmp_path: Path) -> None:
+    save(model, tmp_path / "model")
+    (tmp_path / "model" / "stray").touch()
+    save(replace(model, metrics=None), tmp_path / "model")
+    assert load(tmp_path / "model").metrics is None
+    assert [each.name for each in tmp_path.iterdir()] == ["model"]
+    assert not (tmp_path / "model" / "stray").exists()
+
+
+def test_the_folder_says_all_about_itself(model: Model, tmp_path: Path) -> None:
+    save(model, tmp_path / "model")
+    about = json.loads((tmp_path / "model" / "model.json").read_text())
+    assert about["format"] == 1
+    assert about["engine"] == "implicit-als-cpu"
+    assert about["params"] == {"factors": 4, "regularization": 30.0, "alpha": 4.0, "iterations": 2, "seed": 42}
+    assert set(about["versions"]) == {"hotplate", "implicit", "numpy", "polars", "scipy"}
+    assert about["users"] == 50
+    assert not list((tmp_path / "model").glob("*.pkl"))
+
+
+def test_what_is_no_model_is_never_overwritten(model: Model, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(DataError, match="holds other things than a model"):
+        save(model, tmp_path)
+    with pytest.raises(DataError, match=r"notes\.txt is not a folder"):
+        save(model, tmp_path / "notes.txt")
+    with pytest.raises(DataError, match="cannot be written to"):
+        save(model, tmp_path / "notes.txt" / "model")
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    (tmp_path / "empty").mkdir()
+    save(model, tmp_path / "empty")
+    assert load(tmp_path / "empty").params == PARAMS
+
+
+def test_a_failure_to_write_leaves_the_old_model_and_no_draft(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(model, tmp_path / "model")
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("offline.model.np.savez", fail)
+    with pytest.raises(DataError, match=r"cannot be written to .*: No space left on device"):
+        save(replace(model, metrics=None), tmp_path / "model")
+    assert load(tmp_path / "model").metrics == {"k": 10}
+    assert [each.name for each in tmp_path.iterdir()] == ["model"]
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["user_factors.npy", "item_factors.npy", "users.parquet", "items.parquet", "user_items.npz", "popular.parquet"],
+)
+@pytest.mark.parametrize("damage", [cut, Path.unlink])
+def test_a_model_with_a_part_cut_or_missing_is_refused(
+    model: Model, tmp_path: Path, name: str, damage: Callable[[Path], None]
+) -> None:
+    save(model, tmp_path / "model")
+    damage(tmp_path / "model" / name)
+    with pytest.raises(DataError, match=r"is cut or changed|is incomplete or damaged") as raised:
+        load(tmp_path / "model")
+    assert name in str(raised.value)
+
+
+def test_parts_of_two_models_are_told_apart(model: Model, tmp_path: Path) -> None:
+    save(model, tmp_path / "model")
+    about = tmp_path / "model" / "model.json"
+    np.save(tmp_path / "model" / "user_factors.npy", model.factors.user_factors[:-1])
+    said = json.loads(about.read_text())
+    said["files"]["user_factors.npy"] = (tmp_path / "model" / "user_factors.npy").stat().st_size
+    about.write_text(json.dumps(said))
+    with pytest.raises(DataError, match="do not belong together"):
+        load(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [('{"format": 2}', "has the format 2"), ("[]", "has the format None"), ('{"for', "is incomplete or damaged")],
+)
+def test_a_model_of_another_format_is_refused(content: str, sentence: str, tmp_path: Path) -> None:
+    (tmp_path / "model.json").write_text(content)
+    with pytest.raises(DataError, match=sentence):
+        load(tmp_path)
+
+
+def test_a_folder_that_is_missing_or_no_model_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="There is no model folder"):
+        load(tmp_path / "gone")
+    with pytest.raises(DataError, match=r"is not a model: it has no model\.json"):
+        load(tmp_path)

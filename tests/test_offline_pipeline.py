@@ -1,0 +1,66 @@
+"""Training from end to end, on the sample and on data that are too few."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from offline.als import ALSParams
+from offline.datasets import sample
+from offline.errors import DataError
+from offline.model import load
+from offline.pipeline import TrainSettings, train
+
+PARAMS = ALSParams(factors=16, iterations=5)
+
+
+def test_a_training_leaves_a_model_and_says_what_it_did(tmp_path: Path) -> None:
+    sample(400, 100).write_csv(tmp_path / "sample.csv")
+    told: list[tuple[str, int, int]] = []
+    settings = TrainSettings(
+        tmp_path / "sample.csv", where=["weight<9"], min_per_user=3, min_per_item=3, params=PARAMS, popular_length=7
+    )
+    report = train(settings, tmp_path / "model", lambda *step: told.append(step))
+    assert list(dict.fromkeys(stage for stage, _, _ in told)) == ["read", "matrix", "evaluate", "fit", "save"]
+    assert ("fit", 5, 5) in told
+    assert report.note is None
+    assert report.evaluation is not None
+    assert report.evaluation.model.ndcg > report.evaluation.popularity.ndcg
+    said = json.loads(json.dumps(report.to_json()))
+    assert said["users"] == 400
+    assert said["evaluation"]["model"]["k"] == 10
+    assert set(said["seconds"]) == {"read", "matrix", "evaluate", "fit", "save"}
+    model = load(tmp_path / "model")
+    assert model.metrics == said["evaluation"]
+    assert model.data == said["data"]
+    assert model.data["where"] == ["weight<9"]
+    assert len(model.popular.items) == 7
+    assert list(model.segments) == ["east", "north", "south", "west"]
+    assert set(model.titles) == set(model.matrix.item_ids)
+
+
+def test_no_evaluation_is_made_when_none_is_asked_for(tmp_path: Path) -> None:
+    sample(50, 20).write_parquet(tmp_path / "sample.parquet")
+    report = train(TrainSettings(tmp_path / "sample.parquet", split="none", params=PARAMS), tmp_path / "model")
+    assert report.evaluation is None
+    assert report.note == "No evaluation was asked for."
+    assert load(tmp_path / "model").metrics is None
+
+
+@pytest.mark.parametrize("split", ["random", "stratified"])
+def test_data_too_few_for_an_evaluation_still_make_a_model(split: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("user,item\nu,i\nv,j\n")
+    settings = TrainSettings(tmp_path / "a.csv", split=split, params=PARAMS)  # type: ignore[arg-type]  # one of the literals
+    report = train(settings, tmp_path / "model")
+    assert report.evaluation is not None or "too few" in str(report.note)
+    assert load(tmp_path / "model").matrix.user_ids == ["u", "v"]
+
+
+def test_bad_data_leave_the_model_that_is_there(tmp_path: Path) -> None:
+    sample(50, 20).write_csv(tmp_path / "a.csv")
+    train(TrainSettings(tmp_path / "a.csv", split="none", params=PARAMS), tmp_path / "model")
+    with pytest.raises(DataError, match="Nothing is left"):
+        train(TrainSettings(tmp_path / "a.csv", where=["weight>99"]), tmp_path / "model")
+    with pytest.raises(DataError, match="holds other things than a model"):
+        train(TrainSettings(tmp_path / "a.csv"), tmp_path)
+    assert load(tmp_path / "model").params == PARAMS
