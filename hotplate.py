@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from verbs import lookup, releases, serve
+from verbs import demo, lookup, publish, releases, serve, train
 from verbs.terminal import fail, out
 
 app = typer.Typer(
@@ -16,6 +16,9 @@ app = typer.Typer(
     help="Keeps precomputed recommendations hot: learn them offline, publish them as a release, serve them fast.",
     epilog="Every option is also read from the environment, as its help says. Start with: hotplate demo",
 )
+app.command()(demo.demo)
+app.command()(train.train)
+app.command()(publish.publish)
 app.command()(serve.serve)
 app.command()(lookup.lookup)
 app.add_typer(releases.app, name="releases")

@@ -37,6 +37,8 @@ class Follower:
     def __init__(self, reader: Reader) -> None:
         self.view: View | None = None
         self.trouble: str | None = None
+        self.looked = asyncio.Event()
+        """Set once the store has been asked for the first time, with whatever outcome."""
         self._reader = reader
         self._seen: Catalogue | None = None
         self._refreshing: asyncio.Task[None] | None = None
@@ -48,9 +50,11 @@ class Follower:
             try:
                 async for found in self._reader.changes():
                     await self._consider(found)
+                    self.looked.set()
                     pause_s = RETRY_S[0]
             except StoreError as error:
                 self._note(str(error))
+                self.looked.set()
             await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))  # noqa: S311 -- spreads workers, guards nothing
             pause_s = min(pause_s * 2, RETRY_S[1])
 

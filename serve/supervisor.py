@@ -8,8 +8,9 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import uvloop
 
@@ -29,7 +30,7 @@ KILL_AFTER_S = 5.0
 WATCHED = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT}
 
 
-class PortInUse(Exception):
+class PortInUse(OSError):
     """Somebody listens on the port already."""
 
 
@@ -40,18 +41,19 @@ class _Worker:
 
 
 def serve(settings: Settings, announce: Callable[[str], None]) -> None:
-    """Serve until told to stop; *announce* is called once with the URL, when the port is held.
+    """Serve until told to stop; *announce* is called once with the URL, when the first worker answers there.
 
     Raises PortInUse, or StoreMisused for a store that cannot be opened.
     """
     listener = reserve(settings.host, settings.port)
     port = listener.getsockname()[1]
     metrics = Metrics(settings.workers)
-    announce(f"http://{f'[{settings.host}]' if ':' in settings.host else settings.host}:{port}")
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    tell = partial(announce, f"http://{host}:{port}")
     if settings.workers == 1:
-        _run(settings, listener, metrics, parent=None)
+        _run(work(settings, listener, metrics, announce=tell))
     else:
-        _Supervisor(settings, listener, metrics).run()
+        _Supervisor(settings, listener, metrics, tell).run()
 
 
 def reserve(host: str, port: int) -> socket.socket:
@@ -77,18 +79,19 @@ def _bind(family: int, host: str, port: int) -> socket.socket:
     return listener
 
 
-def _run(settings: Settings, listener: socket.socket, metrics: Metrics, parent: int | None) -> None:
+def _run(worker: Coroutine[None, None, None]) -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(work(settings, listener, metrics, parent))
+        runner.run(worker)
 
 
 class _Supervisor:
     """Lives as long as the service; forks before it ever has a loop or a thread, so that forking is safe."""
 
-    def __init__(self, settings: Settings, held: socket.socket, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, held: socket.socket, metrics: Metrics, announce: Callable[[], None]) -> None:
         self._settings = settings
         self._held = held
         self._metrics = metrics
+        self._announce: Callable[[], None] | None = announce
         self._workers = dict[int, _Worker]()
         self._due = dict.fromkeys(range(settings.workers), 0.0)
         self._pauses = dict.fromkeys(range(settings.workers), 0.1)
@@ -112,13 +115,14 @@ class _Supervisor:
         host, port = self._held.getsockname()[:2]
         listener = _bind(self._held.family, host, port)
         parent = os.getpid()
+        announce, self._announce = self._announce, None  # the first worker's to say, once
         pid = os.fork()
         if pid == 0:
             code = 1
             try:
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
                 self._metrics.use_slot(number)
-                _run(self._settings, listener, self._metrics, parent)
+                _run(work(self._settings, listener, self._metrics, parent=parent, announce=announce))
                 code = 0
             except BaseException:  # whatever it is, it must not go on as a second parent
                 log.exception("worker %d failed", number)

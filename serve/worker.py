@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from urllib.parse import urlsplit
 
@@ -27,8 +28,18 @@ LINGER_S = 0.5
 PARENT_POLL_S = 1.0
 
 
-async def work(settings: Settings, listener: socket.socket, metrics: Metrics, parent: int | None = None) -> None:
-    """Serve until SIGTERM or SIGINT, or until *parent* is gone; then finish what was accepted and return."""
+async def work(
+    settings: Settings,
+    listener: socket.socket,
+    metrics: Metrics,
+    *,
+    parent: int | None = None,
+    announce: Callable[[], None] | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT, or until *parent* is gone; then finish what was accepted and return.
+
+    *announce* is called once this worker listens and has asked the store for the first time.
+    """
     reader = connect(settings.store)
     follower = Follower(reader)
     tier = urlsplit(settings.store).scheme
@@ -43,6 +54,9 @@ async def work(settings: Settings, listener: socket.socket, metrics: Metrics, pa
     following = asyncio.create_task(follower.run())
     following.add_done_callback(lambda _: stop.set())  # it ends only by a defect: better replaced than stale
     listening = await loop.create_server(server, sock=listener, backlog=BACKLOG)
+    if announce is not None:
+        await follower.looked.wait()
+        announce()
     gc.collect()
     gc.freeze()  # what is here now stays: full collections need not walk it
 

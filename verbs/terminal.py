@@ -63,6 +63,7 @@ def fail(error: BaseException, *, as_json: bool) -> int:
 
 def _sentence(error: BaseException) -> tuple[str, int]:
     """Return the sentence and exit code of an expected error; anything else is a defect, and raised."""
+    from offline.errors import DataError, SettingError
     from stores.errors import StoreError, StoreMisused
 
     if isinstance(error, StoreError):
@@ -72,8 +73,8 @@ def _sentence(error: BaseException) -> tuple[str, int]:
         if missing in EXTRAS:
             extra = EXTRAS[missing]
             return f"{missing} is not installed; install it with: pip install 'hotplate[{extra}]'", FAILED
-    if type(error).__name__ in ("DataError", "PortInUse"):
-        return str(error), FAILED
+    if isinstance(error, DataError):
+        return str(error), MISUSED if isinstance(error, SettingError) else FAILED
     if isinstance(error, OSError):
         return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", FAILED
     raise error

@@ -1,0 +1,90 @@
+"""From factors to rows: top-N for users, similar items, popular lists; in the order of their keys."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from offline.errors import SettingError
+from offline.matrix import Floats, Indices
+from offline.model import Model
+from offline.ranking import recommend, similar_items
+from stores.encoding import ItemEncoder
+from stores.keys import ITEM, OVERALL, POPULAR, USER
+from stores.store import Plan, Row
+
+MAX_LENGTH = 1000
+_BATCH = 4096
+# Six decimals order what float32 can tell apart, in half the bytes.
+_DECIMALS = 6
+_SCORE_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class ListSettings:
+    """How long lists are, and whether a user's list may name what the user has already."""
+
+    length: int = 20
+    keep_seen: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.length <= MAX_LENGTH:
+            raise SettingError(f"The list length is {self.length}; it must lie between 1 and {MAX_LENGTH}.")
+
+
+class Lists:
+    """All lists of one model, encoded as they are asked for; lives as long as one publish."""
+
+    def __init__(self, model: Model, settings: ListSettings) -> None:
+        self._model = model
+        self._settings = settings
+        ids = model.matrix.item_ids
+        self._titles = [model.titles.get(item) for item in ids]
+        self._encoder = ItemEncoder(ids, self._titles)
+
+    @property
+    def total(self) -> int:
+        """How many lists there are at most; a user or item that nothing is left for gets none."""
+        matrix = self._model.matrix
+        return len(matrix.item_ids) + len(matrix.user_ids) + 1 + len(self._model.segments)
+
+    def plan(self) -> Plan:
+        """Estimate what the rows will take, from the mean size of an item."""
+        matrix, length = self._model.matrix, self._settings.length
+        named = zip(matrix.item_ids, self._titles, strict=True)
+        item_bytes = np.mean([len(item.encode()) + len((title or "").encode()) + 32 for item, title in named])
+        list_bytes = int((item_bytes + _SCORE_BYTES) * min(length, len(matrix.item_ids)))
+        return Plan(self.total, self.total * (list_bytes + 32))
+
+    def batches(self) -> Iterator[list[Row]]:
+        """Yield all rows in ascending order of key bytes, a few thousand at a time."""
+        model, length = self._model, self._settings.length
+        matrix = model.matrix
+        for batch in _ranges(len(matrix.item_ids)):
+            yield self._rows(ITEM, matrix.item_ids, batch, *similar_items(model.factors, batch, length))
+        yield self._popular()
+        for batch in _ranges(len(matrix.user_ids)):
+            ranked = recommend(model.factors, matrix.user_items, batch, length, keep_seen=self._settings.keep_seen)
+            yield self._rows(USER, matrix.user_ids, batch, *ranked)
+
+    def _rows(self, kind: str, ids: Sequence[str], batch: Indices, items: Indices, scores: Floats) -> list[Row]:
+        lengths = (items >= 0).sum(axis=1).tolist()
+        rounded = np.round(scores.astype(np.float64), _DECIMALS).tolist()
+        encode = self._encoder.encode
+        return [
+            Row(kind + ids[place], encode(chosen[:found], numbers[:found]))
+            for place, found, chosen, numbers in zip(batch.tolist(), lengths, items.tolist(), rounded, strict=True)
+            if found
+        ]
+
+    def _popular(self) -> list[Row]:
+        lists = {OVERALL: self._model.popular, **self._model.segments}
+        return [
+            Row(POPULAR + segment, self._encoder.encode(popular.items.tolist(), popular.scores.tolist()))
+            for segment, popular in sorted(lists.items())
+        ]
+
+
+def _ranges(count: int) -> Iterator[Indices]:
+    for start in range(0, count, _BATCH):
+        yield np.arange(start, min(start + _BATCH, count), dtype=np.int32)
