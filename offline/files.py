@@ -24,6 +24,9 @@ _KINDS: dict[str, Kind] = {
 _COMPRESSED = (".gz", ".zst", ".zstd")
 _PIECE_BYTES = 1 << 20
 _CUT_PARQUET = "is cut in the middle or is not a Parquet file; fetch or copy it again."
+_DAMAGED = "is damaged; fetch or copy it again."
+# Lines are read by splitting at a byte that text does not have.
+_CONTROL = "holds the control character 0x01, which is no text; remove it: tr -d '\\001'."
 # What readers say, in lower case, and what it means for the person who brought the file.
 _SAID = {
     "empty csv": "is empty; give a file with a header and rows.",
@@ -32,6 +35,12 @@ _SAID = {
     "out of specification": _CUT_PARQUET,
     "out-of-spec": _CUT_PARQUET,
     "thrift": _CUT_PARQUET,
+    "encoded schema": _CUT_PARQUET,
+    "corrupt": _DAMAGED,
+    "panic": _DAMAGED,
+    "assertion failed": _DAMAGED,
+    "more fields": _CONTROL,
+    "new_columns": _CONTROL,
     "utf-8": "is not UTF-8 text; convert it: iconv -f LATIN1 -t UTF-8.",
     "utf8": "is not UTF-8 text; convert it: iconv -f LATIN1 -t UTF-8.",
     "malformed": "has a quote inside a field; double it, and put the field in quotes.",
@@ -95,11 +104,11 @@ def reading(place: Path) -> Iterator[None]:
     """Turn what polars and the system say about unreadable input into a DataError that names *place*."""
     try:
         yield
-    except (pl.exceptions.PolarsError, OSError, UnicodeError) as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, UnicodeError) as error:
         raise DataError(_sentence(place, error)) from error
 
 
-def _sentence(place: Path, error: Exception) -> str:
+def _sentence(place: Path, error: BaseException) -> str:
     if isinstance(error, PermissionError):
         return f"{place} may not be read by this user; change its permissions."
     said = str(error).strip() or type(error).__name__

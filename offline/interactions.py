@@ -73,18 +73,8 @@ def read_interactions(
     rows = to_rows(tables, chosen, filters, event_weights)
     survey = _survey(rows, path)
     _check_weights(rows, survey, tables, chosen)
-    total = int(survey.get_column("rows").sum())
-    left_out = {
-        reason: count
-        for at, reason in enumerate(rows.reasons, start=1)
-        if (count := int(survey.filter(pl.col("why") == at).get_column("rows").sum()))
-    }
+    left_out = _left_out(rows, survey, path)
     kept = rows.frame.filter(pl.col("why") == 0)
-    if sum(left_out.values()) == total:
-        counts = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
-        raise DataError(
-            f"Nothing is left of the {total:,} rows of {path}: {counts}; loosen the filters or mend the rows."
-        )
     with reading(path):
         pairs = _pairs(kept, chosen, weighting)
         segments = _segments(kept, path) if chosen.segment else None
@@ -98,7 +88,7 @@ def read_interactions(
         pairs,
         named_items,
         segments,
-        total,
+        int(survey.get_column("rows").sum()),
         left_out,
         fingerprint(files),
         _time_range(survey, chosen, named, path),
@@ -144,6 +134,19 @@ def _survey(rows: Rows, path: Path) -> pl.DataFrame:
         return rows.frame.group_by("why").agg(aggregates).collect(engine="streaming")
 
 
+def _left_out(rows: Rows, survey: pl.DataFrame, path: Path) -> dict[str, int]:
+    """Return how many rows are left out by reason; raises DataError when that is all of them."""
+    total = survey.get_column("rows").sum()
+    by_reason = dict(survey.select("why", "rows").iter_rows())
+    left_out = {reason: by_reason[at] for at, reason in enumerate(rows.reasons, start=1) if at in by_reason}
+    if sum(left_out.values()) == total:
+        counts = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
+        raise DataError(
+            f"Nothing is left of the {total:,} rows of {path}: {counts}; loosen the filters or mend the rows."
+        )
+    return left_out
+
+
 def _check_weights(rows: Rows, survey: pl.DataFrame, tables: Sequence[Table], columns: Columns) -> None:
     if not survey.get_column("bad").sum():
         return
@@ -182,7 +185,7 @@ def _segments(kept: pl.LazyFrame, path: Path) -> pl.DataFrame:
 def _check_size(pairs: pl.DataFrame, path: Path) -> None:
     for what in ("user", "item"):
         ids = pairs.get_column(what)
-        if ids.n_unique() == 1:
+        if (ids == ids[0]).all():
             raise DataError(
                 f"{path} has only one {what}, {ids[0]!r}, in the rows that are kept; recommending needs at least two; "
                 f"see that the {what} column is the right one."

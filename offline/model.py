@@ -52,9 +52,10 @@ def save(model: Model, path: Path) -> None:
     """
     Write *model* as the folder *path*: into a sibling first, renamed when it is complete, so that no half is ever seen.
 
-    A model that lies there is replaced. Raises DataError when something else lies there, or it cannot be written.
+    A model that lies there is replaced; a crash between the two renames leaves it beside, as .NAME.old-*.
+    Raises DataError when something else lies there, or it cannot be written.
     """
-    path = path.absolute()
+    path = path.resolve()
     check_place(path)
     mark = f"{os.getpid()}-{secrets.token_hex(4)}"
     draft, old = path.with_name(f".{path.name}.new-{mark}"), path.with_name(f".{path.name}.old-{mark}")

@@ -76,6 +76,14 @@ def test_a_quote_that_is_never_closed(tmp_path: Path) -> None:
     assert "a.csv, row 3: a quote is opened and not closed" in said
 
 
+def test_damage_within_a_file(tmp_path: Path) -> None:
+    packed = bytearray(gzip.compress(GOOD.encode()))
+    packed[len(packed) // 2] ^= 255
+    assert "a.csv.gz is damaged" in sentence(write(tmp_path / "a.csv.gz", bytes(packed)))
+    assert "b.csv holds the control character 0x01" in sentence(write(tmp_path / "b.csv", "user,item\na,\x01\nb,c\n"))
+    assert "c.csv holds the control character 0x01" in sentence(write(tmp_path / "c.csv", "us\x01er,item\na,b\nb,c\n"))
+
+
 def test_a_kind_that_is_not_known(tmp_path: Path) -> None:
     assert "a.xlsx is not of a known kind" in sentence(write(tmp_path / "a.xlsx", b"PK"))
     assert "a.parquet.gz is not of a known kind" in sentence(write(tmp_path / "a.parquet.gz", b"PAR1"))

@@ -4,9 +4,12 @@ import gzip
 import math
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import polars as pl
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from offline.columns import Columns
 from offline.errors import SettingError
@@ -72,6 +75,21 @@ def test_the_same_rows_in_every_dress_give_the_same_interactions(dress: str, tmp
     assert found.segments.rows() == [("x", "a b", 1.0), ("x", "é/%", 1.0), ("y", "a b", 1.0), ("y", "é/%", 1.0)]
     assert len(found.fingerprint) == 32
     assert found.columns == Columns("user_id", "item_id", "rating", "ts", "title", "segment")
+
+
+letters = st.characters(codec="utf-8", exclude_categories=["Cc"], include_characters="\n\t")
+some_ids = st.text(letters, min_size=1, max_size=6) | st.sampled_from(['"', ",", '",', '"\n"', "a\nb", " ", "0", "1.0"])
+
+
+@settings(deadline=None)  # a busy machine is no failure
+@given(st.dictionaries(st.tuples(some_ids, some_ids), st.integers(1, 99), min_size=2), st.sampled_from(",;\t|"))
+def test_any_id_survives_any_delimiter(weights: dict[tuple[str, str], int], separator: str) -> None:
+    assume(len({user for user, _ in weights}) > 1 and len({item for _, item in weights}) > 1)
+    rows = [(user, item, float(weight)) for (user, item), weight in sorted(weights.items())]
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "rows.csv")
+        pl.DataFrame(rows, ["user", "item", "weight"], orient="row").write_csv(path, separator=separator)
+        assert pairs_of(read_interactions(path)) == rows
 
 
 def test_an_explicit_delimiter_wins_over_the_guess(tmp_path: Path) -> None:

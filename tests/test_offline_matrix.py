@@ -3,7 +3,7 @@
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offline.errors import DataError, SettingError
@@ -34,6 +34,7 @@ ids = st.text(st.characters(codec="utf-8"), min_size=1, max_size=3)
 some_pairs = st.dictionaries(st.tuples(ids, ids), st.floats(0.1, 1e6), min_size=1, max_size=30)
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(some_pairs, st.integers(1, 3), st.integers(1, 3))
 def test_the_core_is_what_leaving_out_one_by_one_gives(
     pairs: dict[tuple[str, str], float], min_per_user: int, min_per_item: int

@@ -6,7 +6,7 @@ from dataclasses import asdict
 import implicit.evaluation
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from implicit.cpu.als import AlternatingLeastSquares
 from scipy.sparse import csr_matrix
@@ -53,6 +53,7 @@ def judgements(draw: st.DrawFn) -> tuple[list[list[int]], list[set[int]], int, i
     return lists, liked, k, items
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(judgements())
 def test_the_metrics_are_what_their_definitions_say(judged: tuple[list[list[int]], list[set[int]], int, int]) -> None:
     lists, liked, k, items = judged

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
@@ -27,6 +27,7 @@ def matrices(draw: st.DrawFn) -> UserItems:
 
 
 @pytest.mark.parametrize("divide", [random_split, stratified_split, by_user])
+@settings(deadline=None)  # a busy machine is no failure
 @given(matrices(), st.floats(0.05, 0.95), st.integers(0, 2**32 - 1))
 def test_train_and_test_are_disjoint_and_together_the_whole(
     divide: Divide, user_items: UserItems, test_share: float, seed: int
@@ -42,6 +43,7 @@ def test_train_and_test_are_disjoint_and_together_the_whole(
     assert test.dtype == np.float32
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(matrices(), st.floats(0.05, 0.95), st.integers(0, 2**32 - 1))
 def test_each_group_is_divided_by_the_share(user_items: UserItems, test_share: float, seed: int) -> None:
     for axis, divide in ((0, stratified_split), (1, by_user)):
