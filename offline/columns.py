@@ -8,84 +8,21 @@ from offline.errors import DataError
 
 # In order of preference, without case, spaces and punctuation: `Customer ID` and `customer_id` are both `customerid`.
 _COMMON_NAMES = {
-    "user": [
-        "user",
-        "userid",
-        "uid",
-        "username",
-        "customer",
-        "customerid",
-        "visitor",
-        "visitorid",
-        "member",
-        "memberid",
-        "client",
-        "clientid",
-        "account",
-        "accountid",
-        "reviewer",
-        "reviewerid",
-        "listener",
-        "listenerid",
-        "reader",
-        "readerid",
-    ],
-    "item": [
-        "item",
-        "itemid",
-        "iid",
-        "movie",
-        "movieid",
-        "product",
-        "productid",
-        "stockcode",
-        "sku",
-        "asin",
-        "parentasin",
-        "track",
-        "trackid",
-        "article",
-        "articleid",
-        "song",
-        "songid",
-        "artist",
-        "artistid",
-        "book",
-        "bookid",
-        "isbn",
-        "video",
-        "videoid",
-        "content",
-        "contentid",
-    ],
-    "weight": ["weight", "rating", "count", "plays", "playcount", "score", "strength"],
-    "time": [
-        "time",
-        "timestamp",
-        "ts",
-        "date",
-        "datetime",
-        "invoicedate",
-        "orderdate",
-        "purchasedate",
-        "eventtime",
-        "eventdate",
-        "createdat",
-        "ratedat",
-    ],
-    "title": [
-        "title",
-        "name",
-        "description",
-        "itemname",
-        "itemtitle",
-        "productname",
-        "producttitle",
-        "movietitle",
-        "trackname",
-    ],
-    "segment": ["segment"],
-    "event": ["event", "eventtype", "eventname", "action", "behavior", "behaviour", "type"],
+    "user": (
+        "user userid uid username customer customerid visitor visitorid member memberid client clientid "
+        "account accountid reviewer reviewerid listener listenerid reader readerid"
+    ),
+    "item": (
+        "item itemid iid movie movieid product productid stockcode sku asin parentasin track trackid article "
+        "articleid song songid artist artistid book bookid isbn video videoid content contentid"
+    ),
+    "weight": "weight rating count plays playcount score strength",
+    "time": (
+        "time timestamp ts date datetime invoicedate orderdate purchasedate eventtime eventdate createdat ratedat"
+    ),
+    "title": "title name description itemname itemtitle productname producttitle movietitle trackname",
+    "segment": "segment",
+    "event": "event eventtype eventname action behavior behaviour type",
 }
 
 
@@ -122,7 +59,7 @@ def find_column(name: str, available: Sequence[str], what: str, place: str) -> s
 def guess_column(role: str, available: Sequence[str], taken: Iterable[str | None] = ()) -> str | None:
     """Return the column whose name is the most common one for *role* (a field of Columns), or None."""
     plain = {_plain(column): column for column in reversed(available) if column not in set(taken)}
-    return next((plain[name] for name in _COMMON_NAMES[role] if name in plain), None)
+    return next((plain[name] for name in _COMMON_NAMES[role].split() if name in plain), None)
 
 
 def choose_columns(named: Columns, available: Sequence[str], guess: Sequence[str], place: str) -> Columns:
