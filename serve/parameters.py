@@ -14,10 +14,10 @@ from stores.keys import check_id
 
 def path_id(raw: str, what: str) -> str:
     """Decode one percent-encoded path segment into an id; *what* names it in the sentence of a refusal."""
-    if "%" in raw or not raw.isascii():
+    if "%" in raw:
         try:
-            raw = unquote_to_bytes(raw.encode("utf-8", "surrogateescape")).decode()
-        except UnicodeDecodeError:
+            raw = unquote_to_bytes(raw).decode()
+        except UnicodeError:
             raise bad_parameter(f"the {what} id in the path is not percent-encoded UTF-8") from None
     return _checked(raw, f"the {what} id in the path")
 

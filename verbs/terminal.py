@@ -54,6 +54,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
 def fail(error: BaseException, *, as_json: bool) -> int:
     """Print an error as one sentence on standard error and return the exit code that it deserves."""
     sentence, code = _sentence(error)
+    sentence = sentence[:1].upper() + sentence[1:].rstrip(".") + "."
     if as_json:
         sys.stderr.write(orjson.dumps({"error": sentence, "kind": type(error).__name__}).decode() + "\n")
     else:

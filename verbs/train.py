@@ -169,5 +169,10 @@ def show(report: "TrainReport") -> None:
         out.print(f"{held.split} split, {held.test_pairs:,} pairs held back, measured at {metrics['model']['k']}:")
         rows = [(who, *(f"{values[name]:.4f}" for name in names)) for who, values in metrics.items()]
         out.print(table(("", *names), rows))
+        if held.model.ndcg < held.popularity.ndcg:
+            out.print(
+                "the model ranks below plain popularity here: try --weighting binary, --min-per-user 5 "
+                "--min-per-item 5, or more --regularization together with more --alpha (150 and 20, say)"
+            )
     took = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in facts["seconds"].items())
     out.print(f"model written to {report.out} ({took})", markup=False)
