@@ -1,5 +1,6 @@
 """The front door: one command, `hotplate`, with one verb for each thing that a user does."""
 
+import logging
 import os
 import sys
 from typing import Annotated
@@ -43,6 +44,7 @@ def hotplate(
 
 def main() -> None:
     """Run the command; an expected error ends it with one sentence and its exit code, a defect with its traceback."""
+    logging.getLogger().addHandler(logging.NullHandler())  # verbs speak for themselves; `serve` sets its log up
     try:
         app()
     except KeyboardInterrupt:
