@@ -10,7 +10,7 @@ from aiohttp import web
 
 from bench.load import Load, Result, run
 from bench.micro import aiohttp_peer, endpoint, machine
-from bench.micro.rounds import Figure, Sample, figures, interleave, ratio
+from bench.micro.rounds import Figure, Sample, at_least, at_most, figures, interleave, ratio
 from bench.micro.servers import free_port, serving
 from stores.connect import connect
 
@@ -34,20 +34,27 @@ def test_variants_take_turns_and_the_first_round_is_thrown_away() -> None:
 
 
 def test_a_figure_is_told_by_its_median_and_spread_and_keeps_its_rounds() -> None:
-    figure = Figure("a", "1/s", [3.0, 1.0, 2.0, 10.0, 2.5], "≥ 2")
+    figure = Figure("a", "1/s", [3.0, 1.0, 2.0, 10.0, 2.5], at_least(2))
     assert (figure.median, figure.min, figure.max) == (2.5, 1.0, 10.0)
-    assert figure.to_json()["rounds"] == [3.0, 1.0, 2.0, 10.0, 2.5]
+    assert figure.to_json()["values"] == [3.0, 1.0, 2.0, 10.0, 2.5]
     assert figure.to_json()["goal"] == "≥ 2"
 
 
 def test_ratios_are_taken_round_by_round() -> None:
-    over, under = [Sample(10, 1), Sample(30, 1)], [Sample(20, 1), Sample(20, 1)]
-    assert ratio("r", over, under, goal="").values == [0.5, 1.5]
+    assert ratio("r", [10, 30], [20, 20]).values == [0.5, 1.5]
+
+
+def test_a_goal_is_held_by_the_median_and_the_bound_itself_is_good() -> None:
+    assert Figure("a", "s", [1.0, 5.0, 6.0], at_most(5)).held is True
+    assert Figure("a", "s", [1.0, 5.1, 6.0], at_most(5)).held is False
+    assert Figure("a", "ratio", [0.1, 0.75, 0.75], at_least(0.75)).held is True
+    assert Figure("a", "ratio", [0.1, 0.74, 0.9], at_least(0.75)).to_json()["held"] is False
+    assert Figure("a", "s", [1.0]).held is None
 
 
 def test_a_rate_never_stands_without_its_cpu() -> None:
-    rate, cpu = figures("x", [Sample(100, 7)])
-    assert (rate.unit, cpu.unit) == ("1/s", "µs/op")
+    rate, cpu = figures("x", [Sample(100, 7)], each="list")
+    assert (rate.unit, cpu.unit) == ("lists/s", "µs/list")
     assert (rate.median, cpu.median) == (100, 7)
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Protocol
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from bench.micro import endpoint, machine
-from bench.micro.rounds import Figure
+from bench.micro import embedded, endpoint, machine, retail
+from bench.micro.rounds import Effort, Figure, Outcome, Unmeasured
 
 
 class Subject(Protocol):
@@ -19,47 +20,72 @@ class Subject(Protocol):
 
     __name__: str
 
-    def measure(self, rounds: int) -> list[Figure]:
-        """Measure in *rounds* rounds, each variant once in each."""
+    def measure(self, effort: Effort) -> list[Outcome]:
+        """Measure with *effort*, each variant once in each round."""
 
 
-SUBJECTS: tuple[Subject, ...] = (endpoint,)
+PRINTED_WIDTH = 180
+"""Columns where there is no terminal that would set them."""
+
+SUBJECTS: tuple[Subject, ...] = (endpoint, embedded, retail)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command."""
+    """Run the command; 0 however the figures came out, 1 when something failed, so that there is no figure."""
     subjects = {subject.__name__.rpartition(".")[2]: subject for subject in SUBJECTS}
-    parser = argparse.ArgumentParser(prog="python -m bench.micro", description="Measure the figures of hotplate.")
-    parser.add_argument(
-        "--only", choices=subjects, action="append", help="measure this one; may be given several times"
-    )
-    parser.add_argument("--rounds", type=int, default=5, help="rounds per figure (5)")
-    parser.add_argument("--out", type=Path, default=Path("bench-results.json"), help="where to write the results")
-    asked = parser.parse_args(arguments)
-    if asked.rounds < 1:
-        parser.error("--rounds must be at least 1")
-    found = list[Figure]()
-    console = Console()
+    asked = _parse(arguments, list(subjects))
+    effort = Effort(asked.rounds, asked.users, asked.seconds)
+    found = list[Outcome]()
+    console = Console(width=None if sys.stdout.isatty() else PRINTED_WIDTH)
     for name in asked.only or subjects:
         with console.status(f"measuring: {name}"):
-            found += subjects[name].measure(asked.rounds)
+            found += measured(subjects[name], name, effort)
     machine_is = machine.describe()
     console.print(table(found, f"{machine_is['cpu']}, {machine_is['cores']} cores, {machine_is['date']}"))
     asked.out.write_text(json.dumps({"machine": machine_is, "figures": [one.to_json() for one in found]}, indent=1))
     console.print(f"written to {asked.out}")
-    return 0
+    return int(any(isinstance(one, Unmeasured) and one.failed for one in found))
 
 
-def table(found: Sequence[Figure], title: str) -> Table:
-    """Lay the figures out for a terminal."""
+def measured(subject: Subject, name: str, effort: Effort) -> list[Outcome]:
+    """Measure one subject; a failure is an outcome, too."""
+    try:
+        return subject.measure(effort)
+    except Exception as error:  # noqa: BLE001 -- whatever it is, the figures of the other subjects are worth having
+        return [Unmeasured(name, str(error) or repr(error), failed=True)]
+
+
+def table(found: Sequence[Outcome], title: str) -> Table:
+    """Lay the figures out for a terminal, and for each without a number the reason."""
     result = Table("figure", "unit", title=title)
-    for column in ("median", "min", "max", "rounds"):
+    for column in ("median", "min", "max", "n"):
         result.add_column(column, justify="right")
     result.add_column("goal")
+    result.add_column("held")
     for one in found:
-        numbers = (f"{value:,.4g}" if value < 1000 else f"{value:,.0f}" for value in (one.median, one.min, one.max))
-        result.add_row(one.name, one.unit, *numbers, str(len(one.values)), one.goal)
+        if isinstance(one, Figure):
+            numbers = (f"{value:,.4g}" if value < 1000 else f"{value:,.0f}" for value in (one.median, one.min, one.max))
+            held = {None: "", True: "yes", False: "NO"}[one.held]
+            result.add_row(escape(one.name), one.unit, *numbers, str(len(one.values)), str(one.goal or ""), held)
+        else:
+            result.add_row(escape(f"{one.name}: {'FAILED' if one.failed else 'skipped'}, {one.reason}"))
     return result
+
+
+def _parse(arguments: Sequence[str] | None, subjects: list[str]) -> argparse.Namespace:
+    usual = Effort()
+    parser = argparse.ArgumentParser(prog="python -m bench.micro", description="Measure the figures of hotplate.")
+    parser.add_argument(
+        "--only", choices=subjects, action="append", help="measure this one; may be given several times"
+    )
+    parser.add_argument("--rounds", type=int, default=usual.rounds, help="rounds per figure (%(default)s)")
+    parser.add_argument("--users", type=int, default=usual.users, help="lists of the embedded store (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=usual.round_s, help="of load per round (%(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("bench-results.json"), help="where to write the results")
+    asked = parser.parse_args(arguments)
+    if asked.rounds < 1 or asked.users < 1 or asked.seconds <= 0:
+        parser.error("--rounds, --users and --seconds must be positive")
+    return asked
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bench.load import Load, run
 from bench.micro import aiohttp_peer
-from bench.micro.rounds import Figure, Sample, figures, interleave, ratio
+from bench.micro.rounds import Effort, Outcome, Sample, at_least, figures, interleave, ratio
 from bench.micro.servers import Server, free_port, on_core, serving
 from stores.connect import connect
 from stores.encoding import ItemEncoder
@@ -20,11 +20,10 @@ from stores.store import Plan, Row
 USERS = 1_000
 ITEMS = 2_000
 LIST_LENGTH = 20
-ROUND_S = 2.0
 HEADERS = {"User-Agent": "hotplate-bench", "Accept": "application/json", "Accept-Language": "en"}
 
 
-def measure(rounds: int) -> list[Figure]:
+def measure(effort: Effort) -> list[Outcome]:
     """Start both servers on one core and the generator on another, and saturate them in turn."""
     with tempfile.TemporaryDirectory() as folder:
         store, listed = f"file://{folder}/store", Path(folder) / "paths"
@@ -32,31 +31,39 @@ def measure(rounds: int) -> list[Figure]:
         paths = [f"{aiohttp_peer.ROUTE}{number}" for number in range(USERS)]
         listed.write_text("\n".join(paths))
         port, peer_port = free_port(), free_port()
-        ours = [sys.executable, "-m", "hotplate", "serve", "--store", store, "--port", str(port)]
+        ours = [sys.executable, "-m", "hotplate", "serve", "--store", store, "--port", str(port), "--workers", "1"]
         with serving(ours, port, paths[0]) as hotplate:
             copying = ["--port", str(peer_port), "--like", hotplate.url, "--paths-file", str(listed)]
             plain = [sys.executable, "-m", "bench.micro.aiohttp_peer", *copying]
             with serving(plain, peer_port, paths[0]) as peer, on_core(1):
-                return compare(hotplate, peer, paths, rounds)
+                return compare(hotplate, peer, paths, effort)
 
 
-def compare(hotplate: Server, peer: Server, paths: Sequence[str], rounds: int) -> list[Figure]:
+def compare(hotplate: Server, peer: Server, paths: Sequence[str], effort: Effort) -> list[Outcome]:
     """Saturate the two in turn; they must give the same bytes and names of headers."""
     must_be_alike(hotplate.url + paths[0], peer.url + paths[0])
     samples = interleave(
-        {"hotplate": partial(saturate, hotplate, paths), "aiohttp": partial(saturate, peer, paths)}, rounds
+        {
+            "hotplate": partial(saturate, hotplate, paths, effort.round_s),
+            "aiohttp": partial(saturate, peer, paths, effort.round_s),
+        },
+        effort.rounds,
     )
+    ours, plain = samples["hotplate"], samples["aiohttp"]
+    rates = [sample.rate_per_s for sample in ours], [sample.rate_per_s for sample in plain]
+    cpus = [sample.cpu_us_per_op for sample in ours], [sample.cpu_us_per_op for sample in plain]
     return [
-        *figures("endpoint, hotplate", samples["hotplate"]),
-        *figures("endpoint, aiohttp over a dict", samples["aiohttp"]),
-        ratio("endpoint, hotplate / aiohttp", samples["hotplate"], samples["aiohttp"], goal="≥ 0.75"),
+        *figures("GET on one core, hotplate", ours, each="request"),
+        *figures("GET on one core, aiohttp over a dict", plain, each="request"),
+        ratio("GET on one core, hotplate / aiohttp: rate", *rates, goal=at_least(0.75)),
+        ratio("GET on one core, hotplate / aiohttp: CPU", *cpus),
     ]
 
 
-def saturate(server: Server, paths: Sequence[str]) -> Sample:
+def saturate(server: Server, paths: Sequence[str], duration_s: float) -> Sample:
     """Give *server* all that it can take for a while; RuntimeError when it gives one error, as errors are cheap."""
     before_s = server.cpu_s()
-    result = run(Load(url=server.url, paths=paths, rate=None, duration_s=ROUND_S, headers=HEADERS))
+    result = run(Load(url=server.url, paths=paths, rate=None, duration_s=duration_s, headers=HEADERS))
     if result.errors:
         raise RuntimeError(f"{server.url} gave errors: {dict(result.errors)}")
     return Sample(result.ok_rate, (server.cpu_s() - before_s) * 1e6 / result.ok)

@@ -25,6 +25,11 @@ def describe() -> dict[str, Any]:
     }
 
 
+def environment() -> dict[str, str]:
+    """Copy the environment without hotplate's own settings, so that what is measured is what is shipped."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("HOTPLATE_")}
+
+
 def _cpu() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.micro.machine import ROOT
+from bench.micro.machine import ROOT, environment
 
 READY_WITHIN_S = 30.0
 STOP_WITHIN_S = 10.0
@@ -61,7 +61,7 @@ def serving(command: Sequence[str], port: int, path: str) -> Iterator[Server]:
     with tempfile.TemporaryFile() as said:
         with on_core(0):
             process = subprocess.Popen(  # noqa: S603 -- our own commands
-                command, cwd=ROOT, stdout=said, stderr=said, process_group=0
+                command, cwd=ROOT, env=environment(), stdout=said, stderr=said, process_group=0
             )
         try:
             if not _answers(process, url + path):

@@ -1,0 +1,55 @@
+"""Made-up lists of a chosen size: real keys and real encoding, the values taken in turn from a few thousand."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from stores.encoding import ItemEncoder
+from stores.keys import OVERALL, POPULAR, USER
+from stores.store import Plan, Row
+
+ITEMS = 9_000
+DISTINCT = 4_096
+BATCH = 4_096
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How many users there are and what each one's list is made of; a title of 0 characters is none."""
+
+    users: int
+    items: int
+    title_chars: int = 0
+
+    @property
+    def value_bytes(self) -> int:
+        """Bytes of one value; all are the same."""
+        item_bytes = len('{"id":"1234","score":0.1234}') + (self.title_chars and len(',"title":""') + self.title_chars)
+        return item_bytes * self.items + 2 * (self.items - 1)
+
+    @property
+    def plan(self) -> Plan:
+        """What a publish of it has to announce; each key has 13 bytes."""
+        return Plan(self.users + 1, (self.users + 1) * (self.value_bytes + len(key_of(0))))
+
+    def values(self) -> list[bytes]:
+        """Encode the values that the rows share."""
+        ids = [str(1000 + item) for item in range(ITEMS)]
+        titles = [f"{item:0{self.title_chars}d}" if self.title_chars else None for item in range(ITEMS)]
+        encoder = ItemEncoder(ids, titles)
+        scores = [round(0.9999 - place / 100, 4) for place in range(self.items)]
+        return [
+            encoder.encode([(first * 7 + place) % ITEMS for place in range(self.items)], scores)
+            for first in range(DISTINCT)
+        ]
+
+    def batches(self, values: Sequence[bytes]) -> Iterator[list[Row]]:
+        """Yield all rows in ascending order of key bytes."""
+        yield [Row(POPULAR + OVERALL, values[0])]
+        for start in range(0, self.users, BATCH):
+            numbers = range(start, min(start + BATCH, self.users))
+            yield [Row(key_of(number), values[number % DISTINCT]) for number in numbers]
+
+
+def key_of(user: int) -> str:
+    """Name the key of a user's list; keys sort as their numbers do."""
+    return f"{USER}{user:08d}"
