@@ -48,7 +48,7 @@ async def test_flips_and_rollbacks_under_load_lose_not_one_request(tmp_path: Pat
     seen = [await publish_lists(folder, lists("r0"))]
     store = EmbeddedStore(folder)
     with running(folder, "--workers", workers) as service:
-        loading = asyncio.create_task(load(service, 6.0))
+        loading = asyncio.create_task(load(service, 7.0))
         await asyncio.sleep(0.5)
         for flip in range(1, FLIPS):
             if flip % 3 == 0:
@@ -58,7 +58,7 @@ async def test_flips_and_rollbacks_under_load_lose_not_one_request(tmp_path: Pat
             else:
                 seen.append(await publish_lists(folder, lists(f"r{flip}"), live=False))
                 await activate(store, (await store.catalogue()).find(seen[-1]).id)  # type: ignore[arg-type]  # an id as text
-            await asyncio.sleep(0.4)
+            await asyncio.sleep(0.6)
             await prune(store, keep=1, grace_s=0)
         result = await loading
         assert service.get("/v1/recommendations/1").json["release"] == seen[-1]
