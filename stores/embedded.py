@@ -23,16 +23,13 @@ from stores.errors import (
     StoreMisused,
     StoreUnavailable,
 )
-from stores.release_file import Draft, ReleaseFile, flush_folder, lock_path, translated
+from stores.release_file import Draft, ReleaseFile, file_bytes, flush_folder, lock_path, translated
 from stores.store import Plan, Row, Slot
 
 POLL_S = 0.1
 """How soon a flip is seen: a stat of one small file costs about a microsecond."""
 
 LOCK_TIMEOUT_S = 5.0
-OVERHEAD = 1.25
-"""Bytes of file per byte of keys and values, pages included, for values of up to 600 bytes."""
-
 WARM_CHUNK = 1 << 22
 
 
@@ -85,7 +82,7 @@ class EmbeddedStore:
         with translated(self._releases):
             self._releases.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(self._releases).free
-        needed = int(plan.payload_bytes * OVERHEAD)
+        needed = file_bytes(plan.rows, plan.payload_bytes)
         if needed > free:
             raise StoreFull(
                 f"the release needs about {_megabytes(needed)} in {self.folder} and {_megabytes(free)} are free; "

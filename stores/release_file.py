@@ -6,6 +6,7 @@ before any page but the first two is touched.
 """
 
 import errno
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,10 @@ MIN_FILE_BYTES = 8192
 """LMDB's two meta pages, at its smallest page size."""
 
 FIRST_MAP_BYTES = 1 << 30
+
+PAGE_BYTES, PAGE_HEADER, NODE_HEADER = 4096, 16, 10
+MAX_NODE_BYTES = (PAGE_BYTES - PAGE_HEADER) // 2 - 4
+"""LMDB keeps at least two rows on a page; a larger value gets whole pages of its own."""
 
 
 @contextmanager
@@ -42,6 +47,19 @@ def translated(path: Path) -> Iterator[None]:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             raise StoreFull(f"no space left to write {path}; free some and publish again") from error
         raise StoreUnavailable(f"{path} cannot be used: {error}") from error
+
+
+def file_bytes(rows: int, payload_bytes: int) -> int:
+    """Estimate the size of a release file, from above: rows of the mean size, packed into LMDB's pages."""
+    if rows == 0:
+        return MIN_FILE_BYTES
+    node = payload_bytes / rows + NODE_HEADER
+    if node > MAX_NODE_BYTES:
+        row_bytes = math.ceil((node + PAGE_HEADER) / PAGE_BYTES) * PAGE_BYTES + 64.0
+    else:
+        row_bytes = PAGE_BYTES / ((PAGE_BYTES - PAGE_HEADER) // node)
+    branches = 1.03
+    return 16 * PAGE_BYTES + int(rows * row_bytes * branches)
 
 
 class Draft:

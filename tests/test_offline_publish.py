@@ -129,7 +129,7 @@ async def test_a_ready_release_is_not_live() -> None:
 async def test_a_disk_that_is_too_small_is_said_before_anything_is_computed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stores.embedded.OVERHEAD", 1e12)
+    monkeypatch.setattr("stores.embedded.file_bytes", lambda _rows, _bytes: 1 << 60)
     store = EmbeddedStore(tmp_path)
     with pytest.raises(StoreFull, match="needs about"):
         await publish(checkerboard(), store, ListSettings())

@@ -4,6 +4,7 @@ import asyncio
 import fcntl
 import os
 import shutil
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from stores.embedded import EmbeddedStore
 from stores.errors import CatalogueUnreadable, ReleaseCorrupt, StoreFull, StoreMisused, StoreUnavailable
 from stores.memory import MemoryStore
 from stores.release import prune, publish
+from stores.release_file import file_bytes
 from stores.store import Plan, Row
 from tests.conftest import FakeClock
 from tests.test_stores_life import batches
@@ -73,6 +75,19 @@ async def test_a_full_disk_is_refused_beforehand_with_the_numbers(
     with pytest.raises(StoreFull, match=r"needs about 4 MB .* and 1 MB are free"):
         await publish(store, batches(ROWS), plan=PLAN, about={})
     assert (await store.catalogue()).releases == ()
+
+
+@pytest.mark.parametrize("size", [10, 100, 300, 560, 600, 1200, 1500, 2000, 2100, 2500, 5000])
+async def test_the_room_that_is_asked_for_beforehand_suffices_and_is_not_far_off(tmp_path: Path, size: int) -> None:
+    async def at_once() -> AsyncIterator[list[Row]]:
+        yield rows
+
+    store = EmbeddedStore(tmp_path)
+    rows = [Row("popular:", b"{}"), *(Row(f"user:{n:06}", b"x" * size) for n in range(5000))]
+    manifest = await publish(store, at_once(), plan=PLAN, about={})
+    found = (tmp_path / "releases" / f"{manifest.release}.mdb").stat().st_size
+    assert found <= file_bytes(len(rows), manifest.bytes) <= 1.6 * found
+    await store.close()
 
 
 async def test_more_rows_than_planned_are_written_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
