@@ -6,9 +6,10 @@ import random
 from dataclasses import dataclass
 
 from stores.catalogue import Catalogue, ReleaseId, follows
+from stores.compression import Decode, load_decode
 from stores.errors import ReleaseCorrupt, StoreError
 from stores.keys import OVERALL, POPULAR
-from stores.manifest import Manifest
+from stores.manifest import MAX_POPULAR_BYTES, Manifest
 from stores.release import load_manifest
 from stores.store import Reader
 
@@ -25,7 +26,10 @@ class View:
     release: ReleaseId
     manifest: Manifest
     popular: dict[str, bytes]
-    """Popular lists by segment; `OVERALL` is always there."""
+    """Popular lists by segment, decoded; `OVERALL` is always there."""
+
+    decode: Decode
+    """Opens every other value of the release."""
 
 
 class Follower:
@@ -96,8 +100,9 @@ class Follower:
 
 
 async def _load(reader: Reader, release: ReleaseId) -> View:
-    """Read a release's manifest and popular lists, which is the sample that shows it can be read."""
+    """Read a release's manifest, dictionary and popular lists, which is the sample that shows it can be read."""
     manifest = await load_manifest(reader, release)
+    decode = await load_decode(reader, manifest)
     popular = dict[str, bytes]()
     segments = [OVERALL, *manifest.segments]
     for start in range(0, len(segments), reader.batch):
@@ -107,7 +112,11 @@ async def _load(reader: Reader, release: ReleaseId) -> View:
             if isinstance(slot, StoreError):
                 raise slot
             if slot:
-                popular[segment] = slot
-    if OVERALL not in popular:
+                popular[segment] = decode(slot)
+    if sum(map(len, popular.values())) > MAX_POPULAR_BYTES:
+        raise ReleaseCorrupt(
+            f"release {release} has popular lists of over {MAX_POPULAR_BYTES} bytes; it is not followed"
+        )
+    if not popular.get(OVERALL):
         raise ReleaseCorrupt(f"release {release} has no popular list for everybody; it is not followed")
-    return View(release, manifest, popular)
+    return View(release, manifest, popular, decode)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from serve.following import Follower, View
 from serve.metrics import Metrics
 from serve.problems import not_ready
-from stores.errors import ReleaseNotFound, StoreError
+from stores.errors import ReleaseCorrupt, ReleaseNotFound, StoreError
 from stores.keys import ITEM, OVERALL, USER
 from stores.store import LocalReader, Reader, Slot
 
@@ -100,10 +100,17 @@ class Lookup:
         return slots
 
     def _found(self, view: View, slot: Slot, source: str, segment: str) -> Found:
-        if isinstance(slot, bytes) and slot:
-            self._metrics.count_lookup(source, "hit")
-            return Found(view, source, slot)
-        self._metrics.count_lookup("popular", "error" if isinstance(slot, StoreError) else "miss")
+        outcome = "error" if isinstance(slot, StoreError) else "miss"
+        if isinstance(slot, bytes):
+            try:
+                value = view.decode(slot)
+            except ReleaseCorrupt:
+                outcome = "error"
+            else:
+                if value:
+                    self._metrics.count_lookup(source, "hit")
+                    return Found(view, source, value)
+        self._metrics.count_lookup("popular", outcome)
         return _popular(view, segment)
 
 

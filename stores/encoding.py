@@ -12,8 +12,8 @@ import orjson
 from stores.errors import StoreMisused
 
 SEPARATOR = b",\n"
-ENCODINGS = ("json",)
-"""What a release's lists can be encoded in; a reader follows no release in any other."""
+ENCODINGS = ("json", "zstd")
+"""What a release's lists can be encoded in: as here, or so and compressed (`stores.compression`)."""
 
 
 class Item(TypedDict, total=False):

@@ -9,6 +9,7 @@ META = "meta:"
 KINDS = ("item", "meta", "popular", "user")
 
 MANIFEST = META + "manifest"
+DICTIONARY = META + "dictionary"
 MAX_ID_BYTES = 256
 
 OVERALL = ""
