@@ -11,6 +11,7 @@ from itertools import islice
 
 import zstandard
 
+from stores import encoding
 from stores.errors import ReleaseCorrupt, StoreError, StoreMisused
 from stores.keys import DICTIONARY, META, POPULAR
 from stores.manifest import MAX_POPULAR_BYTES, Manifest
@@ -117,14 +118,16 @@ async def compress(batches: AsyncIterable[Sequence[Row]], plan: Plan) -> Compres
     sample = list(islice(lists, TRAINED_ON))
     dictionary = await asyncio.to_thread(train, sample)
     compressor = Compressor(dictionary)
-    before = sum(len(row.key) + len(row.value) for row in first[0]) if first else 0
-    after = sum(len(row.key) + len(row.value) for row in compressor.rows(first[0])) if first else 0
+    ready = [compressor.rows(rows) for rows in first]
+    before = sum(len(value) for rows in first for _, value in rows)
+    after = sum(len(value) for rows in ready for _, value in rows)
     payload = int(plan.payload_bytes * after / before) if before else plan.payload_bytes
+    del first, sample
 
     async def compressed() -> AsyncIterator[list[Row]]:
         yield [Row(DICTIONARY, dictionary)]
-        while first:
-            yield compressor.rows(first.pop(0))
+        while ready:
+            yield ready.pop(0)
         async for rows in rest:
             yield compressor.rows(rows)
 
@@ -141,6 +144,14 @@ async def load_decode(reader: Reader, manifest: Manifest) -> Decode:
     if slot is None:
         raise ReleaseCorrupt(f"release {manifest.release} has lost its dictionary; publish it again")
     return Decompressor(slot).decode
+
+
+def read_ids(row: Row, decode: Decode) -> list[str]:
+    """Return the items that a stored list names, best first; ReleaseCorrupt for a row that is no list."""
+    try:
+        return [item["id"] for item in encoding.decode(decode(row.value))]
+    except (ReleaseCorrupt, ValueError, KeyError, TypeError) as error:
+        raise ReleaseCorrupt(f"the row {row.key!r} is no list ({error}); publish the release again") from error
 
 
 async def _first(batches: AsyncIterator[Sequence[Row]]) -> list[Sequence[Row]]:

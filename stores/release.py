@@ -3,21 +3,31 @@
 import asyncio
 import random
 import secrets
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 from stores import catalogue as changes
 from stores.catalogue import GRACE_S, LEASE_S, Catalogue, ReleaseId, State
-from stores.errors import ReleaseConflict, ReleaseNotFound, StoreError, StoreUnavailable
-from stores.keys import MANIFEST
+from stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreUnavailable
+from stores.keys import MANIFEST, META
 from stores.manifest import Manifest, Tally, compare, describe, read_manifest
 from stores.store import Plan, Reader, Row, Store
 
 SWAP_ATTEMPTS = 50
 VERIFY_CHUNK = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What one run of a writer came to: rows that it wrote, and rows that an earlier run was acknowledged for."""
+
+    manifest: Manifest
+    rows: int
+    skipped: int
 
 
 async def publish(
@@ -31,31 +41,73 @@ async def publish(
 ) -> Manifest:
     """Write a whole release, check that it adds up, commit it and, unless told otherwise, make it live.
 
-    Readers see nothing before the last step. A failure or an interrupt gives the draft up at once; a killed process
-    leaves a draft that the next `prune` drops when its lease has lapsed. *about* goes into the manifest.
+    Readers see nothing before the last step. A failure or an interrupt gives the draft up at once; a killed process, or
+    a store that is away, leaves a draft that `resume` continues, until the next `prune` after its lease has lapsed.
+    *about* goes into the manifest.
     """
     release = await _begin(store)
+    written = await write(store, release, batches, plan=plan, finish=_described(store, release, encoding, about))
+    if live:
+        await activate(store, release)
+    return written.manifest
+
+
+async def resume(
+    store: Store,
+    release: ReleaseId,
+    batches: AsyncIterable[Sequence[Row]],
+    *,
+    plan: Plan,
+    about: dict[str, Any],
+    encoding: str = "json",
+    live: bool = True,
+) -> Written:
+    """Go on with a draft whose publisher is gone, given the same rows anew; what was acknowledged is not put again.
+
+    Raises ReleaseConflict where *release* is no draft, ReleaseCorrupt where the rows are not those that it began with.
+    """
+    await renew(store, release)
+    written = await write(store, release, batches, plan=plan, finish=_described(store, release, encoding, about))
+    if live:
+        await activate(store, release)
+    return written
+
+
+async def write(
+    store: Store,
+    release: ReleaseId,
+    batches: AsyncIterable[Sequence[Row]],
+    *,
+    plan: Plan,
+    finish: Callable[[Tally], Awaitable[Manifest]],
+) -> Written:
+    """Write or continue a draft, under a lease, up to its commit; *finish* turns the sums into its manifest."""
     try:
         async with _lease(store, release) as still_ours:
-            await store.create(release, plan)
-            tally = Tally()
-            async for rows in batches:
-                still_ours()
-                await store.put(release, rows)
-                tally.add(rows)
-            created_at = (await store.catalogue()).now
-            manifest = describe(release, tally, created_at=created_at, encoding=encoding, about=about)
-            await store.put(release, [manifest.key_row])
+            written = await _complete(store, release)
+            if written is None:
+                await store.create(release, plan)
+                written = await _put_all(store, release, batches, still_ours, finish)
             await store.seal(release)
             await verify(store, release)
             still_ours()
             await _change(store, lambda found: changes.commit(found, release))
+    except StoreUnavailable:
+        raise  # what was acknowledged stays, to be resumed
     except BaseException:
         await _abandon(store, release)
         raise
-    if live:
-        await activate(store, release)
-    return manifest
+    return written
+
+
+async def begin(store: Store, release: ReleaseId) -> None:
+    """Begin a draft under an id that was given elsewhere; ReleaseConflict where the store has that id already."""
+    await _change(store, partial(changes.begin, release=release))
+
+
+async def renew(store: Store, release: ReleaseId) -> None:
+    """Take a draft over; ReleaseConflict where it is none any more, ReleaseNotFound where it was dropped."""
+    await _change(store, lambda found: changes.renew(found, release))
 
 
 async def activate(store: Store, release: ReleaseId) -> None:
@@ -111,12 +163,69 @@ async def load_manifest(reader: Reader, release: ReleaseId) -> Manifest:
     return read_manifest(release, slot)
 
 
+def _described(
+    store: Store, release: ReleaseId, encoding: str, about: dict[str, Any]
+) -> Callable[[Tally], Awaitable[Manifest]]:
+    async def finish(tally: Tally) -> Manifest:
+        created_at = (await store.catalogue()).now
+        return describe(release, tally, created_at=created_at, encoding=encoding, about=about)
+
+    return finish
+
+
+async def _complete(store: Store, release: ReleaseId) -> Written | None:
+    """Tell whether an earlier run came as far as the manifest, the row that is written last."""
+    try:
+        manifest = await load_manifest(store, release)
+    except (ReleaseNotFound, ReleaseCorrupt):
+        return None
+    return Written(manifest, 0, sum(manifest.counts.values()))
+
+
+async def _put_all(
+    store: Store,
+    release: ReleaseId,
+    batches: AsyncIterable[Sequence[Row]],
+    still_ours: Callable[[], None],
+    finish: Callable[[Tally], Awaitable[Manifest]],
+) -> Written:
+    point = await store.resume_point(release)
+    tally = Tally()
+    rows = skipped = 0
+    async for batch in batches:
+        still_ours()
+        fresh, point = _after(point, batch)
+        if fresh:
+            await store.put(release, fresh)
+        tally.add(batch)
+        rows += len(fresh)
+        skipped += len(batch) - len(fresh)
+        await asyncio.sleep(0)  # the lease is renewed even if neither rows nor store ever wait
+    manifest = await finish(tally)
+    await store.put(release, [manifest.key_row])
+    return Written(manifest, rows, skipped)
+
+
+def _after(point: str | None, rows: Sequence[Row]) -> tuple[Sequence[Row], str | None]:
+    """Return the rows that come after the resume point, and the point as long as it lies further on.
+
+    Puts are acknowledged in the order of the rows, so that what comes before the point, `meta` rows too, is written.
+    """
+    if point is None:
+        return rows, None
+    last = point.encode()
+    for place, (key, _) in enumerate(rows):
+        if not key.startswith(META) and (raw := key.encode()) >= last:
+            return rows[place + (raw == last) :], None
+    return (), point
+
+
 async def _begin(store: Store) -> ReleaseId:
     for _ in range(SWAP_ATTEMPTS):
         started = datetime.fromtimestamp((await store.catalogue()).now, UTC)
         release = ReleaseId(f"{started:%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}")
         try:
-            await _change(store, partial(changes.begin, release=release))
+            await begin(store, release)
         except ReleaseConflict:
             continue  # the same second and the same four digits: draw again
         return release
@@ -149,7 +258,7 @@ async def _lease(store: Store, release: ReleaseId) -> AsyncIterator[Callable[[],
         while True:
             await asyncio.sleep(min(LEASE_S, lapses_in) / 3)
             try:
-                await _change(store, lambda found: changes.renew(found, release))
+                await renew(store, release)
                 lapses_in = LEASE_S
             except StoreUnavailable:
                 lapses_in *= 2 / 3

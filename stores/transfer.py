@@ -1,0 +1,88 @@
+"""Copying a release from one store to another, written once over any two: row for row, under the same id."""
+
+from collections.abc import AsyncIterator, Callable
+
+from stores.catalogue import Catalogue, ReleaseId, State
+from stores.errors import ReleaseConflict
+from stores.keys import MANIFEST, META
+from stores.manifest import Manifest, Tally, compare
+from stores.release import Written, activate, begin, load_manifest, renew, write
+from stores.store import Plan, Row, Store
+
+BATCH_ROWS = 1000
+BATCH_BYTES = 4 << 20
+
+
+async def copy(
+    source: Store,
+    target: Store,
+    release: ReleaseId,
+    *,
+    live: bool = True,
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> Written:
+    """Copy *release*, check it against the source's manifest, commit it and, unless told otherwise, make it live.
+
+    A copy that was killed is continued where it was acknowledged, and one that is complete is left as it is: the answer
+    counts what was written and what was there. *on_progress* is called with (rows, rows in all). Raises ReleaseConflict
+    where *target* holds other rows under that id, ReleaseCorrupt where the source does not add up.
+    """
+    if (await source.catalogue()).find(release).state is State.DRAFT:
+        raise ReleaseConflict(f"release {release} is still being written; copy it once it is committed")
+    manifest = await load_manifest(source, release)
+    state = _state(await target.catalogue(), release)
+    if state in (None, State.DRAFT):
+        await (begin if state is None else renew)(target, release)
+        written = await _write(source, target, manifest, on_progress)
+    elif await load_manifest(target, release) == manifest:
+        written = Written(manifest, 0, _rows(manifest))
+    else:
+        raise ReleaseConflict(f"the target has another release {release}, of other rows; nothing was copied")
+    if live:
+        await activate(target, release)
+    return written
+
+
+async def _write(source: Store, target: Store, manifest: Manifest, tell: Callable[[int, int], None]) -> Written:
+    async def finish(tally: Tally) -> Manifest:
+        compare(manifest, tally)
+        return manifest
+
+    return await write(
+        target,
+        manifest.release,
+        _batches(source, manifest, tell),
+        plan=Plan(_rows(manifest), manifest.bytes),
+        finish=finish,
+    )
+
+
+async def _batches(source: Store, manifest: Manifest, tell: Callable[[int, int], None]) -> AsyncIterator[list[Row]]:
+    """Yield the rows in the order of a scan; `meta` rows, which have batches of their own, where they stand."""
+    done, total = 0, _rows(manifest)
+    batch, size = list[Row](), 0
+    async for row in source.scan(manifest.release):
+        if row.key == MANIFEST:
+            continue
+        meta = row.key.startswith(META)
+        if batch and (meta or len(batch) == BATCH_ROWS or size >= BATCH_BYTES):
+            yield batch
+            done += len(batch)
+            tell(done, total)
+            batch, size = [], 0
+        if meta:
+            yield [row]
+            done += 1
+        else:
+            batch.append(row)
+            size += len(row.value)
+    yield batch
+    tell(total, total)
+
+
+def _state(catalogue: Catalogue, release: ReleaseId) -> State | None:
+    return next((entry.state for entry in catalogue.releases if entry.id == release), None)
+
+
+def _rows(manifest: Manifest) -> int:
+    return sum(manifest.counts.values())
