@@ -1,42 +1,43 @@
-"""Lookups: one list for one id out of the release that is followed, and popular where there is none; never empty."""
+"""Lookups: one list for one id from the first tier that has it, and popular where there is none; never empty."""
 
-import asyncio
 from collections.abc import Sequence
-from time import perf_counter
+from time import monotonic
 from typing import NamedTuple
 
-from serve.following import Follower, View
+from serve.following import View
 from serve.metrics import Metrics
 from serve.problems import not_ready
-from stores.errors import ReleaseCorrupt, ReleaseNotFound, StoreError
+from serve.tiers import Tier
+from stores.catalogue import ReleaseId
+from stores.errors import StoreError
 from stores.keys import ITEM, OVERALL, USER
-from stores.store import LocalReader, Reader, Slot
+from stores.store import Slot
 
 
 class Found(NamedTuple):
-    """A list and where it came from: the release it was read in, and `personal`, `similar` or `popular`."""
+    """A list and where it came from: the tier, the release in it, and `personal`, `similar` or `popular`."""
 
+    tier: str
     view: View
     source: str
     value: bytes
 
 
 class Lookup:
-    """Answers from one reader, inside a deadline; lives as long as the service."""
+    """Answers from tiers, in their order, inside a budget of time; lives as long as its worker.
 
-    def __init__(self, reader: Reader, follower: Follower, metrics: Metrics, deadline_s: float) -> None:
-        self._reader = reader
-        self._local = reader if isinstance(reader, LocalReader) else None
-        self._follower = follower
+    The first tier to return a list in its share of the budget wins. A tier that fails is passed over; one that has no
+    such list is followed by a tier with another release only.
+    """
+
+    def __init__(self, tiers: Sequence[Tier], metrics: Metrics, budget_s: float) -> None:
+        self._tiers = tiers
         self._metrics = metrics
-        self._deadline_s = deadline_s
+        self._budget_s = budget_s
 
-    def view(self) -> View:
-        """Return the release that is served now; a 503 where there has been none yet."""
-        view = self._follower.view
-        if view is None:
-            raise not_ready(self._follower.trouble or "the live release is being loaded; try again in a second")
-        return view
+    def release(self) -> ReleaseId:
+        """Return the release of the first tier that serves; a 503 where none does yet."""
+        return self._first().view.release
 
     async def personal(self, user: str, segment: str) -> Found:
         """Look up one user's list."""
@@ -48,71 +49,76 @@ class Lookup:
 
     def popular(self, segment: str) -> Found:
         """Return the popular list of a segment, or the one for everybody where the segment has none."""
-        found = _popular(self.view(), segment)
         self._metrics.count_lookup("popular", "hit")
-        return found
+        return self._first(segment)
 
     async def personal_many(self, users: Sequence[str]) -> list[Found]:
-        """Look up many users in one release, in order."""
-        view, slots = await self._read(self.view(), [USER + user for user in users])
-        return [self._found(view, slot, "personal", OVERALL) for slot in slots]
+        """Look up many users in one release, in order: the first tier that can be read answers for all."""
+        keys = [USER + user for user in users]
+        deadline = monotonic() + self._budget_s
+        for place, tier in enumerate(self._tiers):
+            view = tier.follower.view
+            if view is None:
+                continue
+            try:
+                read_in, slots = await tier.read(view, keys, self._share_s(place, deadline))
+            except StoreError:
+                continue
+            return [
+                self._found(tier, read_in, slot, "personal") or self._popular(tier, read_in, slot) for slot in slots
+            ]
+        first = self._first()
+        for _ in users:
+            self._metrics.count_lookup("popular", "error")
+        return [first] * len(users)
 
     async def _one(self, key: str, source: str, segment: str) -> Found:
-        view = self.view()
-        slot: Slot
-        if self._local is not None:
-            started = perf_counter()
-            try:
-                slot = self._local.get(view.release, key)
-            except StoreError:
-                view, (slot,) = await self._read(view, [key])
-            else:
-                self._metrics.observe_store("get", "ok", perf_counter() - started)
-        else:
-            view, (slot,) = await self._read(view, [key])
-        return self._found(view, slot, source, segment)
-
-    async def _read(self, view: View, keys: Sequence[str]) -> tuple[View, list[Slot]]:
-        """Read keys of one release inside the deadline; a release that is gone is looked for anew, once."""
-        try:
-            async with asyncio.timeout(self._deadline_s):
+        deadline = monotonic() + self._budget_s
+        missed: tuple[Tier, View] | None = None
+        tried: tuple[ReleaseId, ...] = ()
+        for place, tier in enumerate(self._tiers):
+            view = tier.follower.view
+            if view is None or view.release in tried:
+                continue
+            slot = tier.get(view, key)
+            if isinstance(slot, StoreError):
                 try:
-                    return view, await self._read_batches(view, keys)
-                except ReleaseNotFound:
-                    view = await self._follower.refresh() or view
-                    return view, await self._read_batches(view, keys)
-        except (StoreError, TimeoutError) as error:
-            failure = error if isinstance(error, StoreError) else StoreError("the store did not answer in time")
-            return view, [failure] * len(keys)
+                    view, (slot,) = await tier.read(view, [key], self._share_s(place, deadline))
+                except StoreError:
+                    continue
+            if found := self._found(tier, view, slot, source):
+                return found
+            if not isinstance(slot, StoreError):
+                tried = (*tried, view.release)
+                missed = missed or (tier, view)
+        if missed is not None:
+            return self._popular(*missed, None, segment)
+        first = self._first(segment)
+        self._metrics.count_lookup("popular", "error")
+        return first
 
-    async def _read_batches(self, view: View, keys: Sequence[str]) -> list[Slot]:
-        slots = list[Slot]()
-        for start in range(0, len(keys), self._reader.batch):
-            started, outcome = perf_counter(), "error"
-            try:
-                slots += await self._reader.get_many(view.release, keys[start : start + self._reader.batch])
-                outcome = "ok"
-            except ReleaseNotFound:
-                outcome = "gone"
-                raise
-            finally:
-                self._metrics.observe_store("get_many", outcome, perf_counter() - started)
-        return slots
+    def _share_s(self, place: int, deadline: float) -> float:
+        """Return what the tier at *place* may take, in seconds: what is left, shared with the tiers after it."""
+        return max(0.0, deadline - monotonic()) / (len(self._tiers) - place)
 
-    def _found(self, view: View, slot: Slot, source: str, segment: str) -> Found:
-        outcome = "error" if isinstance(slot, StoreError) else "miss"
-        if isinstance(slot, bytes):
-            try:
-                value = view.decode(slot)
-            except ReleaseCorrupt:
-                outcome = "error"
-            else:
-                if value:
-                    self._metrics.count_lookup(source, "hit")
-                    return Found(view, source, value)
-        self._metrics.count_lookup("popular", outcome)
-        return _popular(view, segment)
+    def _found(self, tier: Tier, view: View, slot: Slot, source: str) -> Found | None:
+        if isinstance(slot, bytes) and slot:
+            self._metrics.count_lookup(source, "hit")
+            return Found(tier.name, view, source, slot)
+        return None
+
+    def _popular(self, tier: Tier, view: View, slot: Slot, segment: str = OVERALL) -> Found:
+        self._metrics.count_lookup("popular", "error" if isinstance(slot, StoreError) else "miss")
+        return _popular(tier, view, segment)
+
+    def _first(self, segment: str = OVERALL) -> Found:
+        """Return the popular list of the first tier that serves, out of memory; a 503 where none does yet."""
+        for tier in self._tiers:
+            if tier.follower.view is not None:
+                return _popular(tier, tier.follower.view, segment)
+        troubles = "; ".join(tier.trouble for tier in self._tiers if tier.trouble)
+        raise not_ready(troubles or "the live release is being loaded; try again in a second")
 
 
-def _popular(view: View, segment: str) -> Found:
-    return Found(view, "popular", view.popular.get(segment) or view.popular[OVERALL])
+def _popular(tier: Tier, view: View, segment: str) -> Found:
+    return Found(tier.name, view, "popular", view.popular.get(segment) or view.popular[OVERALL])

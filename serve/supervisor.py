@@ -17,6 +17,7 @@ import uvloop
 from serve.metrics import Metrics
 from serve.settings import Settings
 from serve.worker import work
+from stores.connect import connect
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +46,11 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
 
     Raises PortInUse, or StoreMisused for a store that cannot be opened.
     """
+    for url in settings.stores:
+        connect(url)  # a wrong URL is better known here than in every worker
     listener = reserve(settings.host, settings.port)
     port = listener.getsockname()[1]
-    metrics = Metrics(settings.workers)
+    metrics = Metrics(settings.workers, settings.tiers)
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     tell = partial(announce, f"http://{host}:{port}")
     if settings.workers == 1:

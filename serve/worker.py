@@ -8,15 +8,15 @@ import signal
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from urllib.parse import urlsplit
 
-from serve.following import Follower
+from serve.exposition import Exposition
 from serve.handlers import Handlers
 from serve.lookup import Lookup
-from serve.metrics import Exposition, Metrics
+from serve.metrics import Metrics
 from serve.routes import Routes
 from serve.server import Server
 from serve.settings import Settings
+from serve.tiers import Tier
 from stores.connect import connect
 
 log = logging.getLogger(__name__)
@@ -26,6 +26,8 @@ LINGER_S = 0.5
 """How long a stopping worker lets idle keep-alive clients come once more, to be told `Connection: close`."""
 
 PARENT_POLL_S = 1.0
+LOOK_S = 2.0
+"""How long the announcement waits for stores that do not answer."""
 
 
 async def work(
@@ -40,22 +42,20 @@ async def work(
 
     *announce* is called once this worker listens and has asked the store for the first time.
     """
-    reader = connect(settings.store)
-    follower = Follower(reader)
-    tier = urlsplit(settings.store).scheme
-    lookup = Lookup(reader, follower, metrics, settings.deadline_s)
-    handlers = Handlers(lookup, follower, Exposition(metrics, follower, tier), tier)
+    tiers = [Tier(name, connect(url), metrics) for name, url in zip(settings.tiers, settings.stores, strict=True)]
+    handlers = Handlers(Lookup(tiers, metrics, settings.budget_s), tiers, Exposition(metrics, tiers))
     server = Server(Routes(handlers), metrics)
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    following = asyncio.create_task(follower.run())
-    following.add_done_callback(lambda _: stop.set())  # it ends only by a defect: better replaced than stale
+    following = [asyncio.create_task(tier.follower.run()) for tier in tiers]
+    for task in following:
+        task.add_done_callback(lambda _: stop.set())  # it ends only by a defect: better replaced than stale
     listening = await loop.create_server(server, sock=listener, backlog=BACKLOG)
     if announce is not None:
-        await follower.looked.wait()
+        await asyncio.wait([asyncio.ensure_future(tier.follower.looked.wait()) for tier in tiers], timeout=LOOK_S)
         announce()
     gc.collect()
     gc.freeze()  # what is here now stays: full collections need not walk it
@@ -72,11 +72,14 @@ async def work(
     await _linger(server)
     server.pre_shutdown()
     await server.shutdown(settings.drain_s)
-    failure = following.exception() if following.done() and not following.cancelled() else None
-    following.cancel()
-    await reader.close()
-    if failure is not None:
-        raise failure
+    failures = [task.exception() for task in following if task.done() and not task.cancelled()]
+    for task in following:
+        task.cancel()
+    for tier in tiers:
+        await tier.close()
+    for failure in failures:
+        if failure is not None:
+            raise failure
 
 
 async def _linger(server: Server) -> None:

@@ -206,9 +206,13 @@ def test_a_request_id_is_taken_when_it_is_plain_and_made_when_it_is_not(service:
 
 def test_health_says_what_is_served(service: Service, release: tuple[Path, str]) -> None:
     assert service.get("/livez").json == service.get("/health/live").json == {"status": "alive"}
-    assert (
-        service.get("/readyz").json == service.get("/health/ready").json == {"status": "ready", "release": release[1]}
-    )
+    ready = service.get("/readyz").json
+    assert ready == service.get("/health/ready").json
+    assert ready == {
+        "status": "ready",
+        "release": release[1],
+        "tiers": [{"tier": "file", "release": release[1], "detail": None}],
+    }
 
 
 @pytest.mark.parametrize(
@@ -253,5 +257,5 @@ def test_metrics_count_every_status_and_no_id(service: Service) -> None:
         rf'hotplate_http_request_duration_seconds_count{{code="400",method="GET",{re.escape(route)}}} [1-9]', text
     )
     assert 'le="0.00025"' in text
-    assert "hotplate_release_info{release=" in text
+    assert 'hotplate_release_info{release="' in text
     assert '"42"' not in text

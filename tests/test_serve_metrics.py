@@ -2,13 +2,14 @@
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from serve.following import Follower
-from serve.metrics import BUCKETS_S, ROUTES, SLOT_CELLS, Exposition, Metrics
+from serve.exposition import Exposition
+from serve.metrics import BUCKETS_S, ROUTES, STORE_START, Metrics
+from serve.tiers import Tier
 from stores.memory import MemoryStore
 
 
 def families(metrics: Metrics) -> dict[str, list[tuple[dict[str, str], float]]]:
-    text = Exposition(metrics, Follower(MemoryStore()), "memory").text().decode()
+    text = Exposition(metrics, [Tier("memory", MemoryStore(), metrics)]).text().decode()
     return {
         sample.name: [(other.labels, other.value) for other in family.samples if other.name == sample.name]
         for family in text_string_to_metric_families(text)
@@ -17,7 +18,7 @@ def families(metrics: Metrics) -> dict[str, list[tuple[dict[str, str], float]]]:
 
 
 def test_a_scrape_adds_up_what_all_workers_counted() -> None:
-    metrics = Metrics(3)
+    metrics = Metrics(3, ["memory"])
     for worker in (0, 2):
         metrics.use_slot(worker)
         for seconds in (0.0001, 0.00025, 0.3, 99.0):
@@ -34,17 +35,17 @@ def test_a_scrape_adds_up_what_all_workers_counted() -> None:
 
 
 def test_a_replaced_worker_counts_on_where_the_dead_one_was() -> None:
-    metrics = Metrics(1)
+    metrics = Metrics(1, ["memory"])
     for _ in range(2):
         metrics.use_slot(0)
-        metrics.observe_store("get", "ok", 0.001)
+        metrics.observe_store("memory", "get", "ok", 0.001)
     assert families(metrics)["hotplate_store_operation_duration_seconds_count"] == [
         ({"store": "memory", "op": "get", "outcome": "ok"}, 2.0)
     ]
 
 
 def test_any_method_and_status_is_counted_without_a_new_series_each() -> None:
-    metrics = Metrics(1)
+    metrics = Metrics(1, ["memory"])
     for method, status in (("BREW", 418), ("GET", 599), ("x" * 1000, 200)):
         metrics.observe_request("other", method, status, 0.0)
     counts = families(metrics)["hotplate_http_request_duration_seconds_count"]
@@ -54,10 +55,10 @@ def test_any_method_and_status_is_counted_without_a_new_series_each() -> None:
 
 
 def test_a_slot_is_small() -> None:
-    assert SLOT_CELLS * 8 < 100_000
+    assert STORE_START * 8 < 100_000
 
 
 def test_without_a_release_there_is_none_in_the_text_and_nothing_breaks() -> None:
-    found = families(Metrics(1))
+    found = families(Metrics(1, ["memory"]))
     assert "hotplate_release_info" not in found
     assert found["hotplate_degraded"] == [({}, 0.0)]

@@ -51,7 +51,7 @@ def demo(
         publishing.publish(folder / "model", store=url)
         user, item = report.model.matrix.user_ids[0], report.model.matrix.item_ids[0]
         configure()
-        run(Settings(url, host, port), lambda address: _invite(address, url, user, item))
+        run(Settings((url,), host, port), lambda address: _invite(address, url, user, item))
 
 
 def _invite(address: str, store: str, user: str, item: str) -> None:

@@ -25,18 +25,19 @@ def lookup(
 
     Example: hotplate lookup 12347 -n 5
     """
-    from serve.following import Follower
     from serve.lookup import Lookup
     from serve.metrics import Metrics
+    from serve.tiers import Tier
     from stores.encoding import cut, decode
     from stores.errors import ReleaseNotFound
     from stores.keys import check_id
 
     async def ask(opened: "Store") -> "Found":
-        follower = Follower(opened)
-        if await follower.refresh() is None:
-            raise ReleaseNotFound(follower.trouble or "nothing is live in this store; run `hotplate publish`")
-        return await Lookup(opened, follower, Metrics(1), deadline_s=10.0).personal(check_id(user), segment)
+        metrics = Metrics(1, ["store"])
+        tier = Tier("store", opened, metrics)
+        if await tier.follower.refresh() is None:
+            raise ReleaseNotFound(tier.trouble or "nothing is live in this store; run `hotplate publish`")
+        return await Lookup([tier], metrics, budget_s=10.0).personal(check_id(user), segment)
 
     found = with_store(store, ask)
     items = decode(cut(found.value, n))

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from verbs.terminal import StoreUrl, err
+from verbs.terminal import err
 
 Host = Annotated[
     str, typer.Option(envvar="HOTPLATE_HOST", help="The address to listen on; loopback unless told otherwise.")
@@ -16,12 +16,21 @@ Workers = Annotated[
 
 
 def serve(
-    store: StoreUrl = None,
+    store: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="URL",
+            envvar="HOTPLATE_STORE",
+            help="The store; given several times, each further one is a tier that answers when those before it cannot. "
+            "By default a folder in your own data directory.",
+            show_default=False,
+        ),
+    ] = None,
     host: Host = "127.0.0.1",
     port: Port = 8080,
     workers: Workers = 1,
-    deadline: Annotated[
-        float, typer.Option(min=0.001, envvar="HOTPLATE_DEADLINE", help="Seconds that a request may spend on reads.")
+    budget: Annotated[
+        float, typer.Option(min=0.001, envvar="HOTPLATE_BUDGET", help="Seconds that a request may spend on reads.")
     ] = 0.05,
     drain: Annotated[
         float, typer.Option(min=0, envvar="HOTPLATE_DRAIN", help="Seconds that a stop waits for requests in flight.")
@@ -29,7 +38,7 @@ def serve(
 ) -> None:
     """Serve the live release of a store over HTTP, and follow it from release to release.
 
-    Example: hotplate serve --store file:///var/lib/hotplate --workers 2
+    Example: hotplate serve --store redis://cache:6379/0 --store file:///var/lib/hotplate --workers 2
     """
     from serve.logs import configure
     from serve.settings import Settings
@@ -37,9 +46,10 @@ def serve(
     from stores.connect import default_url, redacted
     from stores.errors import StoreMisused
 
-    url = store or default_url()
-    if url.startswith("memory:"):
+    urls = tuple(store or [default_url()])
+    if any(url.startswith("memory:") for url in urls):
         raise StoreMisused("memory:// is for tests: it is empty, and gone with the process; serve a file:// store")
     configure()
-    settings = Settings(url, host, port, workers, deadline_s=deadline, drain_s=drain)
-    run(settings, lambda address: err.print(f"serving {redacted(url)} on {address}", markup=False))
+    settings = Settings(urls, host, port, workers, budget_s=budget, drain_s=drain)
+    named = ", ".join(map(redacted, urls))
+    run(settings, lambda address: err.print(f"serving {named} on {address}", markup=False))

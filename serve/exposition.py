@@ -1,0 +1,77 @@
+"""The counters of all workers as Prometheus text, rendered by whichever worker is asked."""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from serve.metrics import BUCKETS_S, HISTOGRAM_CELLS, LOOKUPS, REQUESTS, Metrics
+from serve.tiers import Tier
+
+
+class Exposition(Collector):
+    """Renders the counters, and what the answering worker follows, as Prometheus text."""
+
+    def __init__(self, metrics: Metrics, tiers: Sequence[Tier]) -> None:
+        self._metrics = metrics
+        self._tiers = tiers
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+
+    def text(self) -> bytes:
+        """Render everything."""
+        return generate_latest(self._registry)
+
+    def describe(self) -> Iterable[Metric]:
+        """Name nothing beforehand: the registry is ours alone."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield each family with the series that have counted anything."""
+        yield self._histogram(
+            "hotplate_http_request_duration_seconds", "Time to answer a request.", ("route", "method", "code"), REQUESTS
+        )
+        yield self._histogram(
+            "hotplate_store_operation_duration_seconds",
+            "Time of one call of a store.",
+            ("store", "op", "outcome"),
+            self._metrics.store,
+        )
+        lookups = CounterMetricFamily("hotplate_lookups", "Lists looked up.", labels=("source", "outcome"))
+        for labels, place in LOOKUPS.items():
+            lookups.add_metric(labels, self._metrics.total(place)[0])
+        yield lookups
+        yield from self._release()
+
+    def _histogram(
+        self, name: str, text: str, labels: tuple[str, ...], places: dict[tuple[str, str, str], int]
+    ) -> HistogramMetricFamily:
+        family = HistogramMetricFamily(name, text, labels=labels)
+        for values, place in places.items():
+            *counts, seconds = self._metrics.total(place, HISTOGRAM_CELLS)
+            if any(counts):
+                bounds = [*map(str, BUCKETS_S), "+Inf"]
+                cumulative = [sum(counts[: n + 1]) for n in range(len(counts))]
+                family.add_metric(values, list(zip(bounds, cumulative, strict=True)), seconds)
+        return family
+
+    def _release(self) -> Iterator[Metric]:
+        info = GaugeMetricFamily(
+            "hotplate_release_info", "1 for a release that is served.", labels=("store", "release")
+        )
+        age = GaugeMetricFamily(
+            "hotplate_release_age_seconds", "Time since the served release was written.", labels=("store",)
+        )
+        spared = GaugeMetricFamily("hotplate_breaker_open", "1 while a store is being spared.", labels=("store",))
+        degraded = GaugeMetricFamily("hotplate_degraded", "1 while answers come from less than was asked for.")
+        for tier in self._tiers:
+            spared.add_metric((tier.name,), tier.breaker.is_open)
+            view = tier.follower.view
+            if view is not None:
+                info.add_metric((tier.name, view.release), 1)
+                age.add_metric((tier.name,), max(0.0, time.time() - view.manifest.created_at))
+        degraded.add_metric((), any(tier.trouble for tier in self._tiers))
+        yield from (info, age, spared, degraded)

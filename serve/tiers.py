@@ -1,0 +1,110 @@
+"""Tiers: several stores behind one service, each with its own live release and its own breaker."""
+
+import asyncio
+from collections.abc import Sequence
+from time import monotonic, perf_counter
+from typing import NamedTuple
+
+from serve.breaker import Breaker
+from serve.following import Follower, View
+from serve.metrics import Metrics
+from stores.errors import ReleaseNotFound, StoreError, StoreUnavailable
+from stores.store import LocalReader, Reader, Slot
+
+_ELSEWHERE = StoreError("the store is not in this process")
+
+
+class Reading(NamedTuple):
+    """What came of a read: the release it was made in, and one decoded slot a key."""
+
+    view: View
+    slots: list[Slot]
+
+
+class Tier:
+    """One store of a service, by the name that answers give; lives as long as its worker."""
+
+    def __init__(self, name: str, reader: Reader, metrics: Metrics) -> None:
+        self.name = name
+        self.follower = Follower(reader)
+        self.breaker = Breaker(monotonic)
+        self._reader = reader
+        self._local = reader if isinstance(reader, LocalReader) else None
+        self._metrics = metrics
+
+    @property
+    def trouble(self) -> str | None:
+        """What is wrong with this tier, in a sentence; None while all is well."""
+        if self.breaker.is_open:
+            return self.follower.trouble or "the store fails, and is spared until it answers again"
+        return self.follower.trouble
+
+    async def close(self) -> None:
+        """Close the store."""
+        await self._reader.close()
+
+    def get(self, view: View, key: str) -> Slot:
+        """Read one key at once where the store is in this process; a StoreError where it takes a `read`."""
+        if self._local is None:
+            return _ELSEWHERE
+        started = perf_counter()
+        try:
+            value = self._local.get(view.release, key)
+        except StoreError as error:
+            return error
+        self._metrics.observe_store(self.name, "get", "ok", perf_counter() - started)
+        return value if value is None else _decoded(view, value)
+
+    async def read(self, view: View, keys: Sequence[str], timeout_s: float) -> Reading:
+        """Read *keys* in *view*, or, where its release is gone, in what is live now.
+
+        Raises StoreError when nothing could be read in time, or when the store is being spared.
+        """
+        if not self.breaker.allows():
+            raise StoreUnavailable(f"{self.name} is spared until it answers again")
+        done = False
+        try:
+            async with asyncio.timeout(timeout_s):
+                reading = await self._read_live(view, keys)
+            done = True
+        except TimeoutError:
+            raise StoreUnavailable(f"{self.name} did not answer in {timeout_s * 1000:.0f} ms") from None
+        finally:
+            (self.breaker.succeeded if done else self.breaker.failed)()
+        return reading
+
+    async def _read_live(self, view: View, keys: Sequence[str]) -> Reading:
+        try:
+            return Reading(view, await self._read_batches(view, keys))
+        except ReleaseNotFound:
+            view = await self.follower.refresh() or view
+            return Reading(view, await self._read_batches(view, keys))
+
+    async def _read_batches(self, view: View, keys: Sequence[str]) -> list[Slot]:
+        size = self._reader.batch
+        if len(keys) <= size:
+            return await self._read_batch(view, keys)
+        batches = [keys[start : start + size] for start in range(0, len(keys), size)]
+        read = await asyncio.gather(*(self._read_batch(view, batch) for batch in batches))
+        return [slot for slots in read for slot in slots]
+
+    async def _read_batch(self, view: View, keys: Sequence[str]) -> list[Slot]:
+        started, outcome = perf_counter(), "error"
+        try:
+            slots = await self._reader.get_many(view.release, keys)
+            outcome = "ok"
+        except ReleaseNotFound:
+            outcome = "gone"
+            raise
+        finally:
+            self._metrics.observe_store(self.name, "get_many", outcome, perf_counter() - started)
+        return [_decoded(view, slot) for slot in slots]
+
+
+def _decoded(view: View, slot: Slot) -> Slot:
+    if not isinstance(slot, bytes):
+        return slot
+    try:
+        return view.decode(slot)
+    except StoreError as error:
+        return error

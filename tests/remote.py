@@ -1,0 +1,54 @@
+"""The memory store as if it were over a network, with faults on demand; for the parts that must bear them."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+from stores import release as life
+from stores.catalogue import Catalogue, ReleaseId
+from stores.errors import StoreError, StoreUnavailable
+from stores.memory import MemoryStore
+from stores.store import Plan, Row, Slot
+
+
+class RemoteStore:
+    """The memory store as if it were over a network: no local `get`, and faults on demand."""
+
+    batch = 2
+
+    def __init__(self, inner: MemoryStore) -> None:
+        self.inner = inner
+        self.delay_s = 0.0
+        self.failure: StoreError | None = None
+        self.broken_keys = set[str]()
+
+    async def get_many(self, release: ReleaseId, keys: Sequence[str]) -> list[Slot]:
+        await asyncio.sleep(self.delay_s)
+        if self.failure:
+            raise self.failure
+        slots = await self.inner.get_many(release, keys)
+        broken = StoreUnavailable("this one could not be read")
+        return [broken if key in self.broken_keys else slot for key, slot in zip(keys, slots, strict=True)]
+
+    async def catalogue(self) -> Catalogue:
+        if self.failure:
+            raise self.failure
+        return await self.inner.catalogue()
+
+    async def changes(self) -> AsyncIterator[Catalogue]:
+        if self.failure:
+            raise self.failure
+        async for found in self.inner.changes():
+            yield found
+
+    async def close(self) -> None:
+        await self.inner.close()
+
+
+async def publish(
+    store: MemoryStore, name: str, *, live: bool = True, segments: int = 0, users: range = range(5)
+) -> ReleaseId:
+    async def batches() -> AsyncIterator[Sequence[Row]]:
+        yield [Row("popular:", name.encode())] + [Row(f"popular:s{n}", b"%d" % n) for n in range(segments)]
+        yield [Row(f"user:{n}", f"{name} for {n}".encode()) for n in users]
+
+    return (await life.publish(store, batches(), plan=Plan(6, 100), about={}, live=live)).release
