@@ -31,9 +31,13 @@ def connect(url: str) -> Store:
         return MemoryStore()
     if scheme == "file":
         return embedded.open_url(url)
+    if scheme in ("redis", "rediss", "unix"):
+        from stores import redis  # noqa: PLC0415 -- an extra: only who asks for it needs it
+
+        return redis.open_url(url)
     for entry in entry_points(group=GROUP, name=scheme):
         return cast("Store", entry.load()(url))  # what the entry point promises; the contract suite holds it to that
-    known = sorted({"file", "memory", *entry_points(group=GROUP).names})
+    known = sorted({"file", "memory", "redis", "rediss", "unix", *entry_points(group=GROUP).names})
     raise StoreMisused(f"{redacted(url)!r} is not the URL of a store; known schemes: {', '.join(known)}")
 
 

@@ -107,3 +107,12 @@ class Store(Reader, Protocol):
     async def erase(self, release: ReleaseId) -> None:
         """Remove every row, sealed or not, paced so that readers do not suffer. Idempotent."""
         ...
+
+
+@runtime_checkable
+class Advised(Protocol):
+    """A store that knows what about its set-up could harm what is served; `releases verify` and `/readyz` ask it."""
+
+    async def warnings(self) -> list[str]:
+        """Return one sentence for each such thing, free of secrets; none where all is well. Raises StoreError."""
+        ...

@@ -1,13 +1,16 @@
 """Fixtures that more than one file uses; `open_store` is the one place that knows all backends."""
 
-from collections.abc import AsyncIterator, Callable
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from stores.connect import connect
 from stores.embedded import EmbeddedStore
 from stores.memory import MemoryStore
 from stores.store import Store
+from tests.redis_server import RedisServer, running
 
 OpenStore = Callable[[], Store]
 
@@ -27,14 +30,29 @@ def clock() -> FakeClock:
     return FakeClock()
 
 
-@pytest.fixture(params=["memory", "file"])
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """One server for all tests that do it no harm; each takes a prefix of its own."""
+    with running(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture(params=["memory", "file", "redis", "rediss", "unix"])
 async def open_store(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock) -> AsyncIterator[OpenStore]:
     """Open handles on one and the same store, as several processes would; all are closed at the end."""
     handles = list[Store]()
     memory = MemoryStore(clock)
+    if request.param in ("redis", "rediss", "unix"):
+        server: RedisServer = request.getfixturevalue("redis_server")
+        url = server.url(request.param, secrets.token_hex(4))
 
     def another() -> Store:
-        handle = memory if request.param == "memory" else EmbeddedStore(tmp_path / "store", clock)
+        if request.param == "memory":
+            handle: Store = memory
+        elif request.param == "file":
+            handle = EmbeddedStore(tmp_path / "store", clock)
+        else:
+            handle = connect(url)
         handles.append(handle)
         return handle
 

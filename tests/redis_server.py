@@ -1,0 +1,132 @@
+"""Real redis-servers on loopback for the tests that need one: plain, TLS and unix socket at once, nothing on disk."""
+
+import ipaddress
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port: int = found.getsockname()[1]
+        return port
+
+
+@dataclass(slots=True)
+class RedisServer:
+    binary: str
+    folder: Path
+    options: tuple[str, ...]
+    port: int = field(default_factory=free_port)
+    tls_port: int = field(default_factory=free_port)
+    password: str | None = None
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def socket(self) -> Path:
+        return self.folder / "redis.sock"
+
+    def url(self, scheme: str = "redis", prefix: str = "test", user: str = "") -> str:
+        if scheme == "unix":
+            return f"unix://{user}{self.socket}?prefix={prefix}"
+        if scheme == "rediss":
+            return f"rediss://{user}127.0.0.1:{self.tls_port}/0?prefix={prefix}&ca={self.folder / 'ca.pem'}"
+        return f"redis://{user}127.0.0.1:{self.port}/0?prefix={prefix}"
+
+    def start(self) -> None:
+        settings = {
+            "bind": "127.0.0.1", "port": self.port, "tls-port": self.tls_port, "unixsocket": self.socket,
+            "dir": self.folder, "save": "", "appendonly": "no", "tls-auth-clients": "no",
+            "tls-ca-cert-file": self.folder / "ca.pem", "tls-cert-file": self.folder / "server.pem",
+            "tls-key-file": self.folder / "server.key",
+        }  # fmt: skip
+        flags = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
+        with (self.folder / "redis.log").open("ab") as log:
+            self.process = subprocess.Popen([self.binary, *flags, *self.options], stdout=log, stderr=log)
+        deadline = time.monotonic() + 10
+        while not self.answers():
+            assert self.process.poll() is None, (self.folder / "redis.log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    def answers(self) -> bool:
+        try:
+            return bool(self.ask("PING"))
+        except redis.RedisError:
+            return False
+
+    def ask(self, *command: str) -> Any:  # noqa: ANN401 -- a reply is whatever the command returns
+        with redis.Redis(port=self.port, password=self.password, decode_responses=True) as client:
+            return client.execute_command(*command)
+
+    def calls(self, command: str) -> int:
+        """How often the server ran a command since it started."""
+        return int(self.ask("INFO", "commandstats").get(f"cmdstat_{command}", {"calls": 0})["calls"])
+
+    def send_signal(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+
+@contextmanager
+def running(folder: Path, *options: str, password: str | None = None) -> Iterator[RedisServer]:
+    """Run a server with its files in *folder* until the block ends; skipped, or failed, where there is none."""
+    binary = shutil.which("redis-server")
+    if binary is None:
+        if "redis" in os.environ.get("HOTPLATE_REQUIRE", "").split(","):
+            pytest.fail("HOTPLATE_REQUIRE says redis, and no redis-server is on the PATH")
+        pytest.skip("no redis-server on the PATH; on Debian or Ubuntu: apt-get install redis-server")
+    certify(folder)
+    if password is not None:
+        options += ("--requirepass", password)
+    server = RedisServer(binary, folder, options, password=password)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+
+
+def certify(folder: Path) -> None:
+    """Write ca.pem, and server.pem with server.key for 127.0.0.1 that it signed."""
+    ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test authority")])
+    now = datetime.now(UTC)
+
+    def certificate(name: x509.Name, public: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+        return (
+            x509.CertificateBuilder(issuer, name, public, x509.random_serial_number())
+            .not_valid_before(now - timedelta(days=1))
+            .not_valid_after(now + timedelta(days=1))
+        )
+
+    authority = certificate(issuer, ca_key.public_key()).add_extension(x509.BasicConstraints(True, None), critical=True)
+    here = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    server = certificate(x509.Name([]), key.public_key()).add_extension(here, critical=True)
+    for name, made in (("ca.pem", authority), ("server.pem", server)):
+        (folder / name).write_bytes(made.sign(ca_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    (folder / "server.key").write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
