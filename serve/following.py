@@ -3,15 +3,16 @@
 import asyncio
 import logging
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stores.catalogue import Catalogue, ReleaseId, follows
 from stores.compression import Decode, load_decode
 from stores.errors import ReleaseCorrupt, StoreError
-from stores.keys import OVERALL, POPULAR
+from stores.keys import META, OVERALL, POPULAR
 from stores.manifest import MAX_POPULAR_BYTES, Manifest
 from stores.release import load_manifest
-from stores.store import Reader
+from stores.store import Advised, Reader
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,8 @@ class Follower:
     def __init__(self, reader: Reader) -> None:
         self.view: View | None = None
         self.trouble: str | None = None
+        self.advice: list[str] = []
+        """What the store's set-up could do to what is served, as of the release that is followed."""
         self.looked = asyncio.Event()
         """Set once the store has been asked for the first time, with whatever outcome."""
         self._reader = reader
@@ -87,8 +90,20 @@ class Follower:
                 view = await _load(self._reader, live)
                 log.info("release %s is live", live, extra={"release": live})
                 self.view = view
+                await self._take_advice()
             self._seen = found
         self._note(None if self.view is not None else "nothing is live in this store yet; run `hotplate publish`")
+
+    async def _take_advice(self) -> None:
+        if isinstance(self._reader, Advised):
+            try:
+                advice = await self._reader.warnings()
+            except StoreError as error:
+                advice = [f"the store's set-up cannot be looked at: {error}"]
+            for sentence in advice:
+                if sentence not in self.advice:
+                    log.warning("%s", sentence)
+            self.advice = advice
 
     def _note(self, trouble: str | None) -> None:
         if trouble != self.trouble:
@@ -100,23 +115,33 @@ class Follower:
 
 
 async def _load(reader: Reader, release: ReleaseId) -> View:
-    """Read a release's manifest, dictionary and popular lists, which is the sample that shows it can be read."""
+    """Read a release's manifest, dictionary, popular lists and sample; raises StoreError for one that is not whole."""
     manifest = await load_manifest(reader, release)
     decode = await load_decode(reader, manifest)
-    popular = dict[str, bytes]()
     segments = [OVERALL, *manifest.segments]
-    for start in range(0, len(segments), reader.batch):
-        chunk = segments[start : start + reader.batch]
-        slots = await reader.get_many(release, [POPULAR + segment for segment in chunk])
-        for segment, slot in zip(chunk, slots, strict=True):
-            if isinstance(slot, StoreError):
-                raise slot
-            if slot:
-                popular[segment] = decode(slot)
+    values = await _read(reader, release, [POPULAR + segment for segment in segments])
+    popular = {segment: decode(value) for segment, value in zip(segments, values, strict=True)}
     if sum(map(len, popular.values())) > MAX_POPULAR_BYTES:
         raise ReleaseCorrupt(
             f"release {release} has popular lists of over {MAX_POPULAR_BYTES} bytes; it is not followed"
         )
-    if not popular.get(OVERALL):
-        raise ReleaseCorrupt(f"release {release} has no popular list for everybody; it is not followed")
+    if not popular[OVERALL]:
+        raise ReleaseCorrupt(f"release {release} has an empty popular list for everybody; it is not followed")
+    for key, value in zip(manifest.sample, await _read(reader, release, manifest.sample), strict=True):
+        if not key.startswith(META):
+            decode(value)
     return View(release, manifest, popular, decode)
+
+
+async def _read(reader: Reader, release: ReleaseId, keys: Sequence[str]) -> list[bytes]:
+    """Read keys that must be there."""
+    values = list[bytes]()
+    for start in range(0, len(keys), reader.batch):
+        chunk = keys[start : start + reader.batch]
+        for key, slot in zip(chunk, await reader.get_many(release, chunk), strict=True):
+            if isinstance(slot, StoreError):
+                raise slot
+            if slot is None:
+                raise ReleaseCorrupt(f"release {release} has lost {key!r}; it is not followed: publish it again")
+            values.append(slot)
+    return values

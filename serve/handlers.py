@@ -94,11 +94,12 @@ def _list(found: Found, n: int) -> bytes:
     )
 
 
-def _state(tier: Tier) -> dict[str, str | None]:
+def _state(tier: Tier) -> dict[str, object]:
     view, trouble = tier.follower.view, tier.trouble
     if view is None:
-        return {"tier": tier.name, "release": None, "detail": trouble or "the live release is being loaded"}
-    return {"tier": tier.name, "release": view.release, "detail": trouble}
+        trouble = trouble or "the live release is being loaded"
+    state: dict[str, object] = {"tier": tier.name, "release": view and view.release, "detail": trouble}
+    return state | {"warnings": tier.follower.advice} if tier.follower.advice else state
 
 
 def _answer(request: web.BaseRequest, found: Found, body: bytes, cache: str) -> web.Response:

@@ -27,6 +27,8 @@ class Tally:
     digest: int = 0
     segments: list[str] = field(default_factory=list)
     popular_bytes: int = 0
+    last: dict[str, str] = field(default_factory=dict)
+    """The last key of each kind: a sample whose absence would show that a release was cut short."""
 
     def add(self, rows: Iterable[Row]) -> None:
         """Count rows in; the digest is the sum modulo 2^128 of xxh3_128(len(key) ‖ key ‖ value)."""
@@ -37,6 +39,7 @@ class Tally:
                 continue
             kind = key.partition(":")[0]
             kinds[kind] = kinds.get(kind, 0) + 1
+            self.last[kind] = key
             raw = key.encode()
             size += len(raw) + len(value)
             digest += xxh3_128_intdigest(len(raw).to_bytes(4, "big") + raw + value)
@@ -61,6 +64,9 @@ class Manifest:
     bytes: int
     digest: str
     segments: tuple[str, ...]
+    sample: tuple[str, ...]
+    """Keys that a reader tries before it follows the release."""
+
     about: dict[str, Any]
 
     @property
@@ -78,6 +84,7 @@ class Manifest:
                     "bytes": self.bytes,
                     "digest": self.digest,
                     "segments": self.segments,
+                    "sample": self.sample,
                     "about": self.about,
                 }
             ),
@@ -105,6 +112,7 @@ def describe(release: ReleaseId, tally: Tally, *, created_at: float, encoding: s
         bytes=tally.bytes,
         digest=f"{tally.digest:032x}",
         segments=tuple(sorted(segment for segment in tally.segments if segment != OVERALL)),
+        sample=tuple(sorted(tally.last.values())),
         about=about,
     )
 
@@ -127,6 +135,7 @@ def read_manifest(release: ReleaseId, value: bytes | None) -> Manifest:
             bytes=int(fields["bytes"]),
             digest=fields["digest"],
             segments=tuple(fields["segments"]),
+            sample=tuple(fields["sample"]),
             about=dict(fields["about"]),
         )
     except (ValueError, KeyError, TypeError) as error:

@@ -20,6 +20,7 @@ class RemoteStore:
         self.delay_s = 0.0
         self.failure: StoreError | None = None
         self.broken_keys = set[str]()
+        self.advice: list[str] | None = []
 
     async def get_many(self, release: ReleaseId, keys: Sequence[str]) -> list[Slot]:
         await asyncio.sleep(self.delay_s)
@@ -39,6 +40,11 @@ class RemoteStore:
             raise self.failure
         async for found in self.inner.changes():
             yield found
+
+    async def warnings(self) -> list[str]:
+        if self.advice is None:
+            raise StoreUnavailable("not now")
+        return self.advice
 
     async def close(self) -> None:
         await self.inner.close()

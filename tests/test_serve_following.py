@@ -87,6 +87,39 @@ async def test_a_release_of_an_unknown_format_is_not_followed(
     assert follower.trouble is None
 
 
+@pytest.mark.parametrize("lost", ["user:4", "popular:s1", MANIFEST])
+async def test_a_release_that_has_lost_a_row_of_its_sample_is_not_followed(
+    memory: MemoryStore, follower: Follower, lost: str
+) -> None:
+    first = await publish(memory, "first")
+    await until(follower, first)
+    second = await publish(memory, "second", live=False, segments=2)
+    del memory._shelves[second].rows[lost]
+    await life.activate(memory, second)
+    async with asyncio.timeout(10):
+        while follower.trouble is None:
+            await asyncio.sleep(0.005)
+    assert "publish it again" in str(follower.trouble)
+    assert follower.view is not None
+    assert follower.view.release == first
+
+
+async def test_what_a_store_warns_of_is_told_and_does_not_keep_a_release_from_being_followed(
+    memory: MemoryStore, remote: RemoteStore
+) -> None:
+    remote.advice = ["allkeys-lru may drop lists in silence"]
+    follower = Follower(remote)
+    first = await publish(memory, "first")
+    await follower.refresh()
+    assert (follower.advice, follower.trouble) == (remote.advice, None)
+    remote.advice = None
+    second = await publish(memory, "second")
+    await follower.refresh()
+    assert follower.view is not None
+    assert (first, follower.view.release) != (second, first)
+    assert "cannot be looked at" in follower.advice[0]
+
+
 async def test_a_store_that_fails_un_serves_nothing_and_is_followed_again_when_it_is_back(
     memory: MemoryStore, remote: RemoteStore, follower: Follower
 ) -> None:
