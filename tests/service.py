@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stores.embedded import EmbeddedStore
+from stores.connect import connect
 from stores.encoding import Item, encode
 from stores.release import publish
 from stores.store import Plan, Row
@@ -60,10 +60,17 @@ class Service:
 @contextmanager
 def running(folder: Path, *options: str) -> Iterator[Service]:
     """Run `hotplate serve` on the store in *folder* and any free port, until the block ends."""
-    log = folder.with_name(f"{folder.name}-{time.monotonic_ns()}.log")
+    with serving(folder.parent, "--store", f"file://{folder}", *options) as service:
+        yield service
+
+
+@contextmanager
+def serving(logs: Path, *options: str) -> Iterator[Service]:
+    """Run `hotplate serve` with *options* on any free port, until the block ends; its log goes to the folder *logs*."""
+    log = logs / f"serve-{time.monotonic_ns()}.log"
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            [sys.executable, "-m", "hotplate", "serve", "--store", f"file://{folder}", "--port", "0", *options],
+            [sys.executable, "-m", "hotplate", "serve", "--port", "0", *options],
             stderr=stream,
             stdout=subprocess.DEVNULL,
         )
@@ -97,6 +104,11 @@ def a_list(*ids: str) -> bytes:
 
 
 async def publish_lists(folder: Path, lists: dict[str, bytes], *, live: bool = True) -> str:
+    """Publish *lists* by key into the store in *folder*, and return the release."""
+    return await publish_to(f"file://{folder}", lists, live=live)
+
+
+async def publish_to(url: str, lists: dict[str, bytes], *, live: bool = True) -> str:
     """Publish *lists* by key, with a popular list where there is none, and return the release."""
     lists = {"popular:": a_list("p1", "p2", "p3"), **lists}
     rows = [Row(key, lists[key]) for key in sorted(lists, key=str.encode)]
@@ -104,7 +116,7 @@ async def publish_lists(folder: Path, lists: dict[str, bytes], *, live: bool = T
     async def batches() -> AsyncIterator[Sequence[Row]]:
         yield rows
 
-    store = EmbeddedStore(folder)
+    store = connect(url)
     try:
         return (await publish(store, batches(), plan=Plan(len(rows), 10_000), about={}, live=live)).release
     finally:
