@@ -13,6 +13,7 @@ demo: .venv/demo ## data, training, a release and a running service
 	$(BIN)/hotplate demo
 
 test: check ## every check and every test
+	@.ci/redis-server
 	$(BIN)/python -m pytest
 
 check: .venv/dev ## lint, format and types

@@ -14,6 +14,10 @@ ADAPT_S = 30.0
 """How long it takes until a latency that stays is the usual one: a slow network is no reason to crawl for ever."""
 
 
+LEAST_REST_S = 0.002
+"""Shorter rests are saved up: event loops sleep by the millisecond, or not at all."""
+
+
 class Pace:
     """Decides how long to rest after each batch; pure, on an injected clock (seconds), and lives as long as a writer.
 
@@ -28,6 +32,7 @@ class Pace:
         self._clock = clock
         self._seen_at = clock()
         self._usual = dict[int, float]()
+        self._owed_s = 0.0
 
     def rest_s(self, latency_s: float, size: int) -> float:
         """Learn that a batch of *size* (bytes, or whatever grows with the work) took *latency_s*; return the rest."""
@@ -43,4 +48,8 @@ class Pace:
             self._usual[magnitude] = latency_s
         else:
             self._usual[magnitude] = usual + (latency_s - usual) * min(1.0, elapsed_s / ADAPT_S)
-        return latency_s * (1 / self.share - 1)
+        self._owed_s += latency_s * (1 / self.share - 1)
+        if self._owed_s < LEAST_REST_S:
+            return 0.0
+        rest_s, self._owed_s = self._owed_s, 0.0
+        return rest_s

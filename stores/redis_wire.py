@@ -49,10 +49,10 @@ class Wire:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await self._connection.connect()  # type: ignore[no-untyped-call]  # redis-py types the rest, not this
         except (RedisError, OSError, TimeoutError) as error:
-            await self._connection.disconnect(nowait=True)
+            await self._hang_up()
             raise StoreUnavailable(str(translated(error, self._where))) from error
         except asyncio.CancelledError:
-            await self._connection.disconnect(nowait=True)
+            await self._hang_up()
             raise
         self._running = asyncio.create_task(self._run())
 
@@ -73,7 +73,9 @@ class Wire:
         """Close, and fail what is still waiting."""
         self._lose(f"{self._where} was closed")
         if self._running is not None:
+            self._running.cancel()
             await asyncio.gather(self._running, return_exceptions=True)
+            await self._hang_up()  # again: a task that is cancelled before it began has cleaned nothing up
 
     async def _run(self) -> None:
         writing = asyncio.create_task(self._write())
@@ -84,8 +86,7 @@ class Wire:
         finally:
             writing.cancel()
             await asyncio.gather(writing, return_exceptions=True)  # its failure is the reader's, too
-            with suppress(RedisError):  # to say goodbye to a dead peer takes at most CONNECT_TIMEOUT_S
-                await self._connection.disconnect()
+            await self._hang_up()
 
     async def _read(self) -> None:
         while True:
@@ -121,15 +122,19 @@ class Wire:
             self._watchdog = self._loop.call_later(left_s, self._watch)
         else:
             self._lose(f"{self._where} has not answered for {self._deadline_s:g} s")
+            if self._running is not None:
+                self._running.cancel()
 
     def _lose(self, why: str) -> None:
         if self.lost is None:
             self.lost = why
         if self._watchdog is not None:
             self._watchdog.cancel()
-        if self._running is not None:
-            self._running.cancel()
         while self._waiting:
             future, _ = self._waiting.popleft()
             if not future.done():
                 future.set_exception(StoreUnavailable(self.lost))
+
+    async def _hang_up(self) -> None:
+        with suppress(RedisError):  # a dead peer is waited for, too, and at most for CONNECT_TIMEOUT_S
+            await self._connection.disconnect()

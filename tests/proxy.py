@@ -1,0 +1,58 @@
+"""A TCP proxy that delays, resets and refuses on demand, to stand between a store and its server."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+
+class Proxy:
+    def __init__(self, target: int) -> None:
+        self.delay_s = 0.0
+        """How much later requests arrive."""
+        self.refusing = False
+        self.accepted = 0
+        self.port = 0
+        self._target = target
+        self._writers = set[asyncio.StreamWriter]()
+        self._tasks = set[asyncio.Task[None]]()
+
+    def reset(self) -> None:
+        """Cut every connection, without a goodbye."""
+        for writer in self._writers:
+            writer.transport.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.accepted += 1
+        if self.refusing:
+            writer.transport.abort()
+            return
+        there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self._target)
+        self._writers |= {writer, there_writer}
+        for source, sink, delayed in ((reader, there_writer, True), (there_reader, writer, False)):
+            task = asyncio.create_task(self._pump(source, sink, delayed=delayed))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, delayed: bool) -> None:
+        loop, due = asyncio.get_running_loop(), 0.0
+        with suppress(OSError):
+            while data := await source.read(1 << 16):
+                due = max(due, loop.time() + (self.delay_s if delayed else 0.0))
+                loop.call_at(due, sink.write, data)
+        sink.close()
+        self._writers.discard(sink)
+
+
+@asynccontextmanager
+async def through(target: int) -> AsyncIterator[Proxy]:
+    """Run a proxy to *target* on loopback until the block ends."""
+    proxy = Proxy(target)
+    server = await asyncio.start_server(proxy._serve, "127.0.0.1", 0)
+    proxy.port = server.sockets[0].getsockname()[1]
+    try:
+        yield proxy
+    finally:
+        server.close()
+        await server.wait_closed()
+        proxy.reset()
+        await asyncio.gather(*proxy._tasks)

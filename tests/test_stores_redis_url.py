@@ -1,0 +1,74 @@
+"""Redis URLs: what they may say, and that nobody hears the password."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from stores.connect import connect
+from stores.errors import StoreMisused
+from stores.redis_url import parse
+
+
+def test_a_url_may_name_user_password_port_database_and_prefix() -> None:
+    address = parse("redis://me:p%40ss@db.example:7000/3?prefix=shop.eu-1", {})
+    assert (address.host, address.port, address.db, address.prefix) == ("db.example", 7000, 3, "shop.eu-1")
+    assert (address.user, address.password, address.tls) == ("me", "p@ss", False)
+
+
+def test_what_a_url_leaves_out_has_its_ordinary_value() -> None:
+    address = parse("rediss://db.example", {})
+    assert (address.port, address.db, address.prefix, address.tls) == (6379, 0, "hotplate", True)
+    assert (address.user, address.password, address.ca) == (None, None, None)
+
+
+def test_a_socket_is_named_by_its_path() -> None:
+    address = parse("unix://me:secret@/run/r%20s.sock?prefix=a&db=2", {})
+    assert (address.path, address.db, address.prefix, address.password) == ("/run/r s.sock", 2, "a", "secret")
+
+
+def test_the_password_also_comes_from_the_environment_or_a_file_and_the_url_wins(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("from a file\n")
+    from_file = {"HOTPLATE_REDIS_PASSWORD_FILE": str(tmp_path / "secret")}
+    both = {"HOTPLATE_REDIS_PASSWORD": "from the environment", **from_file}
+    assert parse("redis://a", from_file).password == "from a file"
+    assert parse("redis://a", both).password == "from the environment"
+    assert parse("redis://:own@a", both).password == "own"
+    with pytest.raises(StoreMisused, match="HOTPLATE_REDIS_PASSWORD_FILE"):
+        parse("redis://a", {"HOTPLATE_REDIS_PASSWORD_FILE": str(tmp_path / "absent")})
+
+
+@pytest.mark.parametrize(
+    ("url", "complaint"),
+    [
+        ("redis://:secret@a/?timeout=3", "no parameter 'timeout'; redis:// takes prefix"),
+        ("redis://:secret@a/?ca=x", "no parameter 'ca'"),
+        ("redis://:secret@a/?prefix=a&prefix=b", "twice"),
+        ("redis://:secret@a/?prefix=a:b", "other characters"),
+        ("redis://:secret@a/first", "no number"),
+        ("redis://:secret@a:99999/0", "port"),
+        ("redis://:secret@/0", "names no server"),
+        ("rediss://:secret@a/0?ca=/absent.pem", "does not exist"),
+        ("unix://:secret@host/socket", "three slashes"),
+        ("unix:///socket?db=-1", "no number"),
+    ],
+)
+def test_a_wrong_url_is_a_sentence_without_the_password(url: str, complaint: str) -> None:
+    with pytest.raises(StoreMisused, match=complaint) as caught:
+        connect(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_nothing_that_can_be_printed_shows_the_password() -> None:
+    assert "secret" not in repr(parse("redis://me:secret@a/0", {}))
+
+
+def test_without_redis_py_the_missing_module_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith(("stores.redis", "redis"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("stores.redis", raising=False)
+    for name in ("redis", "redis.asyncio", "redis.asyncio.connection", "redis.exceptions"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ModuleNotFoundError) as caught:
+        connect("redis://a")
+    assert (caught.value.name or "").partition(".")[0] == "redis"
