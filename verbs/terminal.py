@@ -54,7 +54,9 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
 def fail(error: BaseException, *, as_json: bool) -> int:
     """Print an error as one sentence on standard error and return the exit code that it deserves."""
     sentence, code = _sentence(error)
-    sentence = sentence[:1].upper() + sentence[1:].rstrip(".") + "."
+    if sentence.partition(" ")[0].isalpha():  # a path, a URL or a name stays as it is
+        sentence = sentence[:1].upper() + sentence[1:]
+    sentence = sentence.rstrip(".") + "."
     if as_json:
         sys.stderr.write(orjson.dumps({"error": sentence, "kind": type(error).__name__}).decode() + "\n")
     else:
