@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from verbs import demo, lookup, publish, releases, serve, train
+from verbs import demo, importing, lookup, publish, releases, serve, train
 from verbs.terminal import fail, out
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
 app.command()(demo.demo)
 app.command()(train.train)
 app.command()(publish.publish)
+app.command("import")(importing.import_lists)
 app.command()(serve.serve)
 app.command()(lookup.lookup)
 app.add_typer(releases.app, name="releases")

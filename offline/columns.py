@@ -22,6 +22,11 @@ _COMMON_NAMES = {
     ),
     "title": "title name description itemname itemtitle productname producttitle movietitle trackname",
     "segment": "segment",
+    "score": "score prediction rating relevance similarity strength weight value",
+    "other": (
+        "other otheritem otheritemid otherid similar similaritem similaritemid similarid related relateditem "
+        "relateditemid neighbour neighbouritem neighbor neighboritem recommended recommendeditem"
+    ),
     "event": "event eventtype eventname action behavior behaviour type",
 }
 
@@ -57,7 +62,7 @@ def find_column(name: str, available: Sequence[str], what: str, place: str) -> s
 
 
 def guess_column(role: str, available: Sequence[str], taken: Iterable[str | None] = ()) -> str | None:
-    """Return the column whose name is the most common one for *role* (a field of Columns), or None."""
+    """Return the column whose name is the most common one for *role*, or None."""
     plain = {_plain(column): column for column in reversed(available) if column not in set(taken)}
     return next((plain[name] for name in _COMMON_NAMES[role].split() if name in plain), None)
 

@@ -10,6 +10,8 @@ from typing import Any
 from offline.lists import Lists, ListSettings
 from offline.model import ENGINE, Model
 from stores import release
+from stores.catalogue import ReleaseId
+from stores.compression import compress
 from stores.manifest import Manifest
 from stores.store import Plan, Row, Store
 
@@ -18,12 +20,17 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class PublishReport:
-    """What a publish did: *plan* is what it asked room for, *manifest* what the release says of itself."""
+    """
+    What a publish did: *plan* is what it asked room for, *manifest* what the release says of itself.
+
+    *skipped* rows had been written by the run that this one continued.
+    """
 
     manifest: Manifest
     plan: Plan
     live: bool
     seconds: float
+    skipped: int
 
 
 async def publish(
@@ -31,25 +38,56 @@ async def publish(
     store: Store,
     settings: ListSettings,
     *,
+    encoding: str = "json",
     live: bool = True,
+    resume: ReleaseId | None = None,
     on_progress: Progress | None = None,
 ) -> PublishReport:
     """
     Write all lists of *model* as one release of *store*, and make it live unless told otherwise.
 
-    *on_progress* is called with (lists written, lists in all). Raises StoreError as `stores.release.publish` does.
+    With *resume*, go on with that draft of the same model and settings. *on_progress* is called with (lists written,
+    lists in all). Raises StoreError as `stores.release.publish` does.
     """
-    started = perf_counter()
     lists = Lists(model, settings)
-    plan = lists.plan()
-    manifest = await release.publish(
+    return await publish_rows(
+        lists.batches(),
         store,
-        _counted(_overlapped(lists.batches()), lists.total, on_progress or (lambda _done, _total: None)),
-        plan=plan,
+        plan=lists.plan(),
         about=_about(model, settings),
+        encoding=encoding,
         live=live,
+        resume=resume,
+        on_progress=on_progress,
     )
-    return PublishReport(manifest, plan, live, perf_counter() - started)
+
+
+async def publish_rows(
+    batches: Iterator[list[Row]],
+    store: Store,
+    *,
+    plan: Plan,
+    about: dict[str, Any],
+    encoding: str,
+    live: bool,
+    resume: ReleaseId | None,
+    on_progress: Progress | None,
+) -> PublishReport:
+    """Write rows, which come in ascending order of key bytes, as `publish` does; the next are made meanwhile."""
+    started = perf_counter()
+    lists = plan.rows
+    rows: AsyncIterator[list[Row]] = _overlapped(batches)
+    if encoding == "zstd":
+        compressed = await compress(rows, plan)
+        rows, plan = compressed.batches, compressed.plan
+    rows = _counted(rows, lists, on_progress or (lambda _done, _total: None))
+    skipped = 0
+    if resume is None:
+        manifest = await release.publish(store, rows, plan=plan, about=about, encoding=encoding, live=live)
+    else:
+        written = await release.resume(store, resume, rows, plan=plan, about=about, encoding=encoding, live=live)
+        manifest, skipped = written.manifest, written.skipped
+    return PublishReport(manifest, plan, live, perf_counter() - started, skipped)
 
 
 async def _overlapped(batches: Iterator[list[Row]]) -> AsyncIterator[list[Row]]:
@@ -70,7 +108,7 @@ async def _counted(batches: AsyncIterator[list[Row]], total: int, tell: Progress
     async for rows in batches:
         yield rows
         done += len(rows)
-        tell(done, total)
+        tell(min(done, total), total)  # a dictionary is a row, and no list
 
 
 def _about(model: Model, settings: ListSettings) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from urllib.parse import urlsplit
 
 import zstandard
 
@@ -38,6 +39,11 @@ MAX_LIST_BYTES = 4 << 20
 
 Decode = Callable[[bytes], bytes]
 """From what a store holds to the list that is served; raises ReleaseCorrupt."""
+
+
+def default_encoding(url: str) -> str:
+    """Return the encoding that pays for the store at *url*: `zstd` where values lie in memory or cross a network."""
+    return "json" if urlsplit(url).scheme in {"file", "memory"} else "zstd"
 
 
 class Compressor:

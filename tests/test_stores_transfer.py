@@ -101,9 +101,10 @@ async def test_a_publisher_that_died_after_its_last_row_is_finished_without_a_ro
         raise StoreUnavailable("the store went away")
 
     dying = open_store()
-    with monkeypatch.context() as patch, pytest.raises(StoreUnavailable):
+    with monkeypatch.context() as patch:
         patch.setattr(step, die)
-        await publish(dying)
+        with pytest.raises(StoreUnavailable):
+            await publish(dying)
     await dying.close()
     store = open_store()
     draft = await draft_of(store)

@@ -1,4 +1,4 @@
-"""Opening a store for one verb, and closing it whatever happens."""
+"""Opening one store, or two, for one verb, and closing them whatever happens."""
 
 import asyncio
 from typing import TYPE_CHECKING, TypeVar
@@ -21,5 +21,27 @@ def with_store(url: str | None, act: "Callable[[Store], Awaitable[T]]") -> T:
             return await act(store)
         finally:
             await store.close()
+
+    return asyncio.run(run())
+
+
+def with_stores(source: str, target: str, act: "Callable[[Store, Store], Awaitable[T]]") -> T:
+    """Run *act* on two stores; StoreMisused where they are one and the same."""
+    from stores.connect import connect, redacted
+    from stores.errors import StoreMisused
+
+    if source == target:
+        raise StoreMisused(f"{redacted(source)} is given as both stores; name two")
+
+    async def run() -> T:
+        here = connect(source)
+        try:
+            there = connect(target)
+            try:
+                return await act(here, there)
+            finally:
+                await there.close()
+        finally:
+            await here.close()
 
     return asyncio.run(run())

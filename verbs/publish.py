@@ -1,5 +1,6 @@
 """`hotplate publish`: from a model folder to a live release."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,21 +16,48 @@ if TYPE_CHECKING:
     from stores.store import Store
 
 
+class Encoding(StrEnum):
+    """How lists are stored."""
+
+    JSON = "json"
+    ZSTD = "zstd"
+
+
+ListLength = Annotated[int, typer.Option(min=1, max=1000, envvar="HOTPLATE_LIST_LENGTH", help="Items stored per list.")]
+ChosenEncoding = Annotated[
+    Encoding | None,
+    typer.Option(
+        "--encoding",
+        envvar="HOTPLATE_ENCODING",
+        help="How lists are stored; by default json in a file:// store, zstd in all others.",
+        show_default=False,
+    ),
+]
+Activate = Annotated[
+    bool, typer.Option("--activate/--no-activate", envvar="HOTPLATE_ACTIVATE", help="Make the release live.")
+]
+Keep = Annotated[int, typer.Option(min=0, envvar="HOTPLATE_KEEP", help="How many releases before the live one stay.")]
+Resume = Annotated[
+    str | None,
+    typer.Option(
+        metavar="RELEASE",
+        help="Go on with this draft, as `hotplate releases list` shows it, of the same input and options.",
+        show_default=False,
+    ),
+]
+
+
 def publish(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder, as `hotplate train` writes it.")],
     store: StoreUrl = None,
-    list_length: Annotated[
-        int, typer.Option(min=1, max=1000, envvar="HOTPLATE_LIST_LENGTH", help="Items stored per list.")
-    ] = 20,
+    list_length: ListLength = 20,
     keep_seen: Annotated[
         bool, typer.Option(envvar="HOTPLATE_KEEP_SEEN", help="Let lists name what the user has already.")
     ] = False,
-    activate: Annotated[
-        bool, typer.Option("--activate/--no-activate", envvar="HOTPLATE_ACTIVATE", help="Make the release live.")
-    ] = True,
-    keep: Annotated[
-        int, typer.Option(min=0, envvar="HOTPLATE_KEEP", help="How many releases before the live one stay.")
-    ] = 1,
+    encoding: ChosenEncoding = None,
+    activate: Activate = True,
+    keep: Keep = 1,
+    resume: Resume = None,
     as_json: Json = False,
 ) -> None:
     """Compute every list of a model and publish them as one release; readers see all of it, or nothing.
@@ -41,6 +69,7 @@ def publish(
     from offline.lists import ListSettings
     from offline.model import load
     from offline.publish import publish as write
+    from stores.catalogue import ReleaseId
     from stores.release import prune
 
     settings = ListSettings(list_length, keep_seen)
@@ -49,27 +78,52 @@ def publish(
 
         async def act(opened: "Store") -> "tuple[PublishReport, list[ReleaseId]]":
             done = await write(
-                learnt, opened, settings, live=activate, on_progress=lambda done, total: tell("publish", done, total)
+                learnt,
+                opened,
+                settings,
+                encoding=encoding_of(encoding, store),
+                live=activate,
+                resume=ReleaseId(resume) if resume else None,
+                on_progress=lambda done, total: tell("publish", done, total),
             )
             return done, await prune(opened, keep=keep)
 
         report, erased = with_store(store, act)
     if as_json:
-        print_json(
-            {"release": report.manifest, "live": activate, "seconds": round(report.seconds, 3), "erased": erased}
-        )
+        print_json(to_json(report, erased))
         return
-    show(report)
-    for release in erased:
-        out.print(f"erased {release}, which nobody needs any more", markup=False)
+    show(report, erased)
 
 
-def show(report: "PublishReport") -> None:
-    """Print what was published."""
+def encoding_of(chosen: Encoding | None, store: str | None) -> str:
+    """Return the encoding that was asked for, or the one that suits the store."""
+    from stores.compression import default_encoding
+    from stores.connect import default_url
+
+    return chosen.value if chosen is not None else default_encoding(store or default_url())
+
+
+def to_json(report: "PublishReport", erased: "list[ReleaseId]") -> dict[str, object]:
+    """Return what was published, and what was erased afterwards, for `--json`."""
+    return {
+        "release": report.manifest,
+        "live": report.live,
+        "seconds": round(report.seconds, 3),
+        "rows_written_before": report.skipped,
+        "erased": erased,
+    }
+
+
+def show(report: "PublishReport", erased: "list[ReleaseId]") -> None:
+    """Print what was published, and what was erased afterwards."""
     manifest = report.manifest
-    counts = ", ".join(f"{count:,} {kind}" for kind, count in manifest.counts.items())
+    counts = ", ".join(f"{count:,} {kind}" for kind, count in manifest.counts.items() if kind != "meta")
     out.print(
         f"release {manifest.release} is {'live' if report.live else 'ready'}: {counts} lists, "
         f"{manifest.bytes / 1e6:,.1f} MB, in {report.seconds:.1f} s",
         markup=False,
     )
+    if report.skipped:
+        out.print(f"{report.skipped:,} rows had been written before and were not written again", markup=False)
+    for release in erased:
+        out.print(f"erased {release}, which nobody needs any more", markup=False)

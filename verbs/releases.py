@@ -1,18 +1,24 @@
-"""`hotplate releases`: list, show, activate, roll back, prune and verify."""
+"""`hotplate releases`: list, show, activate, roll back, prune and copy; `verbs.inspection` adds verify and diff."""
 
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from verbs.opening import with_store
+from verbs import inspection
+from verbs.inspection import ChosenRelease, choose, tell_one
+from verbs.opening import with_store, with_stores
+from verbs.progress import bars
 from verbs.terminal import Json, StoreUrl, out, print_json, table
 
 if TYPE_CHECKING:
     from stores.manifest import Manifest
+    from stores.release import Written
     from stores.store import Store
 
-app = typer.Typer(no_args_is_help=True, help="The life of releases: list, show, activate, roll back, prune, verify.")
+app = typer.Typer(
+    no_args_is_help=True, help="The life of releases: list, activate, roll back, prune, copy, verify and compare."
+)
 
 ReleaseArgument = Annotated[str, typer.Argument(metavar="RELEASE", help="An id, as `hotplate releases list` shows it.")]
 
@@ -75,7 +81,7 @@ def activate(release: ReleaseArgument, store: StoreUrl = None, as_json: Json = F
     from stores.release import activate as act
 
     with_store(store, lambda opened: act(opened, ReleaseId(release)))
-    _tell({"live": release}, f"{release} is live", as_json=as_json)
+    tell_one({"live": release}, f"{release} is live", as_json=as_json)
 
 
 @app.command()
@@ -87,7 +93,7 @@ def rollback(store: StoreUrl = None, as_json: Json = False) -> None:
     from stores.release import rollback as roll_back
 
     release = with_store(store, roll_back)
-    _tell({"live": release}, f"{release} is live again", as_json=as_json)
+    tell_one({"live": release}, f"{release} is live again", as_json=as_json)
 
 
 @app.command()
@@ -108,7 +114,7 @@ def prune(
     from stores.release import prune as erase
 
     dropped = with_store(store, lambda opened: erase(opened, keep=keep, grace_s=grace))
-    _tell(
+    tell_one(
         {"erased": dropped},
         "\n".join(f"erased {release}" for release in dropped) or "nothing to erase",
         as_json=as_json,
@@ -116,37 +122,47 @@ def prune(
 
 
 @app.command()
-def verify(
-    release: Annotated[str | None, typer.Argument(metavar="[RELEASE]", help="By default the live release.")] = None,
-    store: StoreUrl = None,
+def copy(
+    source: Annotated[
+        str, typer.Option("--from", metavar="URL", envvar="HOTPLATE_FROM", help="The store that has the release.")
+    ],
+    target: Annotated[
+        str, typer.Option("--to", metavar="URL", envvar="HOTPLATE_TO", help="The store that is to have it.")
+    ],
+    release: ChosenRelease = None,
+    activate: Annotated[
+        bool, typer.Option("--activate/--no-activate", envvar="HOTPLATE_ACTIVATE", help="Make it live there.")
+    ] = True,
     as_json: Json = False,
 ) -> None:
-    """Read every row of a release and check counts, bytes and digest against its manifest.
+    """Copy a release, by default the live one, to another store under the same id; check it and make it live there.
 
-    Example: hotplate releases verify
+    A copy that was killed goes on where it was acknowledged: give the same command again.
+
+    Example: hotplate releases copy --from file:///var/lib/hotplate --to redis://localhost:6379/0
     """
-    from stores.catalogue import ReleaseId
-    from stores.errors import ReleaseNotFound
-    from stores.release import verify as check
+    from stores.transfer import copy as transfer
 
-    async def read(opened: "Store") -> "Manifest":
-        found = await opened.catalogue()
-        chosen = ReleaseId(release) if release is not None else found.live
-        if chosen is None:
-            raise ReleaseNotFound("nothing is live in this store; name a release, or publish one")
-        found.find(chosen)
-        return await check(opened, chosen)
+    with bars() as tell:
 
-    manifest = with_store(store, read)
-    rows = sum(manifest.counts.values())
-    _tell(manifest, f"{manifest.release} is whole: {rows:,} rows, {manifest.bytes:,} bytes", as_json=as_json)
+        async def act(here: "Store", there: "Store") -> "Written":
+            chosen = await choose(here, release)
+            return await transfer(
+                here, there, chosen, live=activate, on_progress=lambda done, total: tell("copy", done, total)
+            )
+
+        written = with_stores(source, target, act)
+    found = written.manifest.release
+    state = "live" if activate else "ready"
+    tell_one(
+        {"release": written.manifest, "live": activate, "rows_written": written.rows, "rows_there": written.skipped},
+        f"{found} is {state}: {written.rows:,} rows written, {written.skipped:,} were there",
+        as_json=as_json,
+    )
 
 
-def _tell(fields: object, sentence: str, *, as_json: bool) -> None:
-    if as_json:
-        print_json(fields)
-    else:
-        out.print(sentence, markup=False)
+app.command()(inspection.verify)
+app.command()(inspection.diff)
 
 
 def _time(seconds: float | None) -> str | None:

@@ -1,0 +1,110 @@
+"""`hotplate import`: from lists that somebody else computed to a live release."""
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from verbs import publish as publishing
+from verbs.opening import with_store
+from verbs.progress import bars
+from verbs.publish import Activate, ChosenEncoding, Keep, ListLength, Resume
+from verbs.terminal import Json, StoreUrl, out, print_json
+
+if TYPE_CHECKING:
+    from offline.publish import PublishReport
+    from stores.catalogue import ReleaseId
+    from stores.store import Store
+
+
+def _column(role: str) -> typer.models.OptionInfo:
+    option: typer.models.OptionInfo = typer.Option(
+        f"--{role}-column",
+        envvar=f"HOTPLATE_{role.upper()}_COLUMN",
+        help=f"The {role} column; guessed from common names.",
+        show_default=False,
+    )
+    return option
+
+
+def import_lists(
+    lists: Annotated[
+        Path,
+        typer.Argument(
+            metavar="LISTS",
+            help="A CSV, TSV or Parquet file of user, item and score (.gz and .zst too), or a folder of one kind.",
+        ),
+    ],
+    store: StoreUrl = None,
+    user_column: Annotated[str | None, _column("user")] = None,
+    item_column: Annotated[str | None, _column("item")] = None,
+    score_column: Annotated[str | None, _column("score")] = None,
+    title_column: Annotated[str | None, _column("title")] = None,
+    titles: Annotated[
+        Path | None, typer.Option(envvar="HOTPLATE_TITLES", help="A file of item and title.", show_default=False)
+    ] = None,
+    popular: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="HOTPLATE_POPULAR",
+            help="A file of item, score and perhaps segment; by default items count by the lists that they are in.",
+            show_default=False,
+        ),
+    ] = None,
+    similar: Annotated[
+        Path | None,
+        typer.Option(envvar="HOTPLATE_SIMILAR", help="A file of item, other item and score.", show_default=False),
+    ] = None,
+    delimiter: Annotated[
+        str | None,
+        typer.Option(envvar="HOTPLATE_DELIMITER", help="Between fields of CSV; guessed.", show_default=False),
+    ] = None,
+    list_length: ListLength = 20,
+    encoding: ChosenEncoding = None,
+    activate: Activate = True,
+    keep: Keep = 1,
+    resume: Resume = None,
+    as_json: Json = False,
+) -> None:
+    """Publish lists that you have already: rows of user, item and score, in any order, as many as the disk holds.
+
+    Rows are sorted in a temporary folder (TMPDIR); a user's lists keep their highest scores.
+
+    Example: hotplate import lists.parquet --titles titles.csv --store file:///var/lib/hotplate
+    """
+    from offline.importing import Imported, ImportSettings
+    from offline.publish import publish_rows
+    from stores.catalogue import ReleaseId
+    from stores.release import prune
+
+    columns = {"user": user_column, "item": item_column, "score": score_column, "title": title_column}
+    split = delimiter.replace("\\t", "\t") if delimiter else None
+    settings = ImportSettings(lists, popular, similar, titles, columns, split, list_length)
+    with_store(store, lambda opened: opened.catalogue())  # a store that is away is better known now than after the sort
+    with tempfile.TemporaryDirectory(prefix="hotplate-import-") as scratch, bars() as tell:
+        imported = Imported(settings, Path(scratch), tell)
+
+        async def act(opened: "Store") -> "tuple[PublishReport, list[ReleaseId]]":
+            done = await publish_rows(
+                imported.batches(),
+                opened,
+                plan=imported.plan(),
+                about=imported.about(),
+                encoding=publishing.encoding_of(encoding, store),
+                live=activate,
+                resume=ReleaseId(resume) if resume else None,
+                on_progress=lambda done, total: tell("publish", done, total),
+            )
+            return done, await prune(opened, keep=keep)
+
+        report, erased = with_store(store, act)
+    if as_json:
+        print_json(
+            {"rows": imported.rows, "left_out": imported.left_out} | publishing.to_json(report, erased),
+        )
+        return
+    out.print(f"read {imported.rows:,} rows of {lists}", markup=False)
+    for reason, count in imported.left_out.items():
+        out.print(f"  {count:,} left out: {reason}", markup=False)
+    publishing.show(report, erased)
