@@ -19,7 +19,8 @@ StoreUrl = Annotated[
         "--store",
         metavar="URL",
         envvar="HOTPLATE_STORE",
-        help="The store: file:///FOLDER. By default a folder in your own data directory.",
+        help="The store: file:///FOLDER, redis://HOST:PORT/DB, rediss://… or unix:///SOCKET. "
+        "By default a folder in your own data directory.",
         show_default=False,
     ),
 ]
