@@ -1,47 +1,66 @@
-"""The traffic of one run: hands each due request to a free connection and writes down what becomes of it."""
+"""The traffic of one run: hands each due request to a free connection, and hears what becomes of it."""
 
 import asyncio
 import contextlib
 import gc
-import re
 import time
-from array import array
-from collections import Counter, deque
-from collections.abc import Iterator
-
-import numpy as np
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 
 from bench import pace
-from bench.connection import Connection
-from bench.result import Result
-from bench.schedule import Load
+from bench.recorder import Progress, Recorder
+from bench.result import Result, Spent
+from bench.traffic import Load
+from stores.wire import Connection, Kind
 
 SWEEP_S = 0.02  # how often requests are looked through for those out of time
+SCHEDSTAT = Path("/proc/self/schedstat")  # ns on a core, ns waited for one, by the thread that runs the loop
+
+Sent = tuple[float, bytes]
+"""When a request was due, by the generator's clock, and its bytes."""
+Wire = Connection[Sent]
+Clock = Callable[[], float]
+Begin = Callable[[], Awaitable[float]]
+"""Awaited once the connections are open; returns when the run begins, by the generator's clock."""
+Connect = Callable[[Callable[[], Wire]], Awaitable[object]]
+"""Opens one connection for the protocol that it is given a maker of. Raises OSError."""
 
 
 class Generator:
-    """The connections, the queue and the counts of one run; lives for that run."""
+    """The connections and the queue of one run; lives for that run.
 
-    def __init__(self, load: Load) -> None:
+    Time comes from *clock*, is waited for by *keep_pace*, and connections are made by *connect*, so that a run can also
+    be made in virtual time.
+    """
+
+    def __init__(
+        self,
+        load: Load,
+        *,
+        clock: Clock = time.monotonic,
+        keep_pace: pace.Pace | None = None,
+        connect: Connect | None = None,
+    ) -> None:
         self._load = load
-        self._requests = load.requests()
-        self._fields = {name: re.compile(rb'"%b":"([^"]*)"' % re.escape(name).encode()) for name in load.observe}
-        self._open: set[Connection] = set()
-        self._idle: deque[Connection] = deque()
+        self._clock = clock
+        self._keep_pace = keep_pace or (pace.spin if load.spin else pace.sleep)
+        self._open_one = connect or self._connect_by_tcp
+        self._requests = load.asked.rendered(load.url.partition("://")[2].rstrip("/"), load.headers)
+        self._plan = load.plan
+        self._dues = iter(()) if self._plan is None else self._plan.dues()
+        self._next_s: float | None = next(self._dues, None)
+        self._open: set[Wire] = set()
+        self._idle: deque[Wire] = deque()
         self._waiting: deque[float] = deque()
         self._opening: set[asyncio.Task[None]] = set()
+        self._stopped = asyncio.Event()
         self._fault: Exception | None = None
-        self._interval_s = 1 / load.rate if load.rate else 0.0
-        self._total = max(1, round(load.duration_s * load.rate)) if load.rate else 0
         self._start_s = self._end_s = self._last_sent_s = 0.0
-        self._latencies_s = array("d")
-        self._lags_s = array("d")
-        self._due = self._sent = self._dropped = self._opened = self._refused = self._unasked = 0
-        self._errors: Counter[str] = Counter()
-        self._statuses: Counter[int] = Counter()
-        self._seen: dict[str, Counter[str]] = {name: Counter() for name in load.observe}
+        self._next_mark_s = float("inf")
+        self._book = Recorder(load.observe, load.sample_every)
 
-    async def run(self) -> Result:
+    async def run(self, begin: Begin | None = None) -> Result:
         """Connect, run the load, wait for what is in flight, and tell. Raises what the load's `check` raised."""
         sweep = asyncio.ensure_future(self._sweep())
         try:
@@ -49,28 +68,42 @@ class Generator:
                 self._connect()
             await asyncio.wait(self._opening)
             with collector_off():
-                before_s = time.process_time()
+                self._start_s = self._clock() if begin is None else await begin()
+                self._next_mark_s = self._start_s + 1
+                before_s, started_s = spent_s(), self._clock()
                 await self._traffic()
-                cpu_s = time.process_time() - before_s
+                now_s = spent_s()
+                spent = Spent(now_s[0] - before_s[0], now_s[1] - before_s[1], self._clock() - started_s)
         finally:
-            await self._stop(sweep)
+            await self._finish(sweep)
         if self._fault:
             raise self._fault
-        return self._result(cpu_s)
+        return self._result(spent)
+
+    def stop(self) -> None:
+        """End the run early: nothing more falls due, and what is in flight is waited for."""
+        self._next_s = None
+        self._end_s = 0.0
+        self._stopped.set()
+
+    def progress(self) -> Progress:
+        """Tell where the run is."""
+        in_flight = len(self._open) - len(self._idle)
+        return self._book.progress(self._clock() - self._start_s, in_flight, len(self._waiting))
 
     async def _traffic(self) -> None:
-        self._start_s = time.monotonic()
         self._end_s = self._start_s + self._load.duration_s
-        if self._load.rate is None:
+        if self._plan is None:
             for _ in range(self._load.connections):
                 self._offer(self._start_s)
-            await asyncio.sleep(self._load.duration_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopped.wait(), self._load.duration_s)
         else:
-            await (pace.spin if self._load.spin else pace.sleep)(self._offer_due)
+            await self._keep_pace(self._offer_due)
         while self._unfinished():  # noqa: ASYNC110 -- an event would have to be looked after on every answer
             await asyncio.sleep(pace.LOOP_TICK_S)
 
-    async def _stop(self, sweep: asyncio.Task[None]) -> None:
+    async def _finish(self, sweep: asyncio.Task[None]) -> None:
         self._end_s = 0.0  # nothing is sent again,
         self._waiting.clear()  # and nothing opened
         for connection in list(self._open):
@@ -81,42 +114,48 @@ class Generator:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _unfinished(self) -> bool:
-        return bool(self._waiting) or any(connection.due_s is not None for connection in self._open)
+        return bool(self._waiting) or any(connection.tag is not None for connection in self._open)
 
     def _offer_due(self) -> float | None:
         """Offer all requests that are due by now; return when the next one is."""
-        now_s = time.monotonic()
-        while (due_s := self._start_s + self._due * self._interval_s) <= now_s:
+        while self._next_s is not None and not self._fault:
+            due_s = self._start_s + self._next_s
+            if due_s > self._clock():
+                return due_s
+            self._next_s = next(self._dues, None)
             self._offer(due_s)
-            if self._due >= self._total or self._fault:
-                return None
-        return due_s
+            self._book.late((self._last_sent_s if self._last_sent_s > due_s else self._clock()) - due_s)
+        return None
 
     def _offer(self, due_s: float) -> None:
-        self._due += 1
+        self._book.due += 1
         if self._idle:
             self._send(self._idle.popleft(), due_s)
-            self._lags_s.append(self._last_sent_s - due_s)
         elif len(self._waiting) < self._load.backlog:
             self._waiting.append(due_s)
             self._connect_if_short()
         else:
-            self._dropped += 1
+            self._book.dropped += 1
 
-    def _send(self, connection: Connection, due_s: float) -> None:
-        self._sent += 1
-        connection.send(next(self._requests), due_s)
-        self._last_sent_s = time.monotonic()
+    def _send(self, connection: Wire, due_s: float) -> None:
+        self._book.sent += 1
+        request = next(self._requests)
+        connection.send(request, (due_s, request))
+        self._last_sent_s = self._clock()
 
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_S)
-            oldest_s = time.monotonic() - self._load.timeout_s
+            now_s = self._clock()
+            if now_s >= self._next_mark_s:
+                self._next_mark_s += 1
+                self._book.mark()
+            oldest_s = now_s - self._load.timeout_s
             while self._waiting and self._waiting[0] < oldest_s:
                 self._waiting.popleft()
-                self.failed("timeout")
+                self._failed("timeout")
             for connection in list(self._open):
-                if connection.due_s is not None and connection.due_s < oldest_s:
+                if connection.tag is not None and connection.tag[0] < oldest_s:
                     connection.fail("timeout")
 
     def _connect_if_short(self) -> None:
@@ -138,83 +177,104 @@ class Generator:
     async def _establish(self) -> None:
         try:
             async with asyncio.timeout(self._load.timeout_s):
-                await asyncio.get_running_loop().create_connection(
-                    lambda: Connection(self), self._load.host, self._load.port
-                )
+                await self._open_one(lambda: Connection(self))
         except OSError:  # a timeout is one, too
-            self._refused += 1
+            self._book.refused += 1
             if self._waiting:
                 self._waiting.popleft()
-                self.failed("connect")
+                self._failed("connect")
 
-    def ready(self, connection: Connection) -> None:
-        """See `bench.connection.Owner`."""
+    async def _connect_by_tcp(self, make: Callable[[], Wire]) -> None:
+        await asyncio.get_running_loop().create_connection(make, self._load.host, self._load.port)
+
+    def ready(self, connection: Wire) -> None:
+        """See `stores.wire.Owner`."""
         if connection not in self._open:
             self._open.add(connection)
-            self._opened += 1
+            self._book.opened += 1
         if self._waiting:
             self._send(connection, self._waiting.popleft())
         else:
             self._idle.append(connection)
 
-    def answered(self, due_s: float, status: int, body: bytes) -> None:
-        """See `bench.connection.Owner`."""
-        latency_s = time.monotonic() - due_s
-        self._statuses[status] += 1
-        for name, pattern in self._fields.items():
-            found = pattern.search(body)
-            self._seen[name][found[1].decode(errors="replace") if found else ""] += 1
+    def answered(self, connection: Wire, tag: Sent) -> None:
+        """See `stores.wire.Owner`."""
+        due_s, request = tag
+        latency_s = self._clock() - due_s
+        status, body = connection.status, connection.body
+        self._book.seen(request, status, body)
         try:
             kind = self._load.check(status, body)
         except Exception as error:  # noqa: BLE001 -- kept, to end the run with it; the event loop would only log it
             self._fault = error
             kind = "check"
         if kind is None:
-            self._latencies_s.append(latency_s)
+            self._book.good(latency_s)
             self._again()
         else:
-            self.failed(kind)
+            self._failed(kind)
 
-    def failed(self, kind: str) -> None:
-        """See `bench.connection.Owner`."""
-        self._errors[kind] += 1
+    def failed(self, tag: Sent, kind: Kind) -> None:
+        """See `stores.wire.Owner`."""
+        del tag  # an error has no latency
+        self._failed(kind)
+
+    def _failed(self, kind: str) -> None:
+        self._book.errors[kind] += 1
         self._again()
 
-    def gone(self, connection: Connection, *, unasked: bool) -> None:
-        """See `bench.connection.Owner`."""
+    def gone(self, connection: Wire, *, unasked: bool) -> None:
+        """See `stores.wire.Owner`."""
         self._open.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)
-        self._unasked += unasked
+        self._book.unasked += unasked
         self._connect_if_short()
 
     def _again(self) -> None:
-        """In a closed loop each end of a request makes the next one due."""
-        if self._load.rate is None and not self._fault and (now_s := time.monotonic()) < self._end_s:
+        """In a closed loop each end of a request makes the next one due, at once or after a pause for thought."""
+        if self._plan is not None:
+            return
+        if self._load.think_s:
+            asyncio.get_running_loop().call_later(self._load.think_s, self._offer_one)
+        else:
+            self._offer_one()
+
+    def _offer_one(self) -> None:
+        if not self._fault and (now_s := self._clock()) < self._end_s:
             self._offer(now_s)
 
-    def _result(self, cpu_s: float) -> Result:
-        load = self._load
+    def _result(self, spent: Spent) -> Result:
+        load, book = self._load, self._book
+        elapsed_s = self._last_sent_s - self._start_s
         return Result(
             url=load.url,
-            asked_rate=load.rate,
+            asked_rate=None if self._plan is None else self._plan.rate,
+            think_s=load.think_s,
             spin=load.spin,
             connections=load.connections,
-            duration_s=max(load.duration_s, self._last_sent_s - self._start_s),
-            due=self._due,
-            sent=self._sent,
-            ok=len(self._latencies_s),
-            dropped=self._dropped,
-            errors=dict(self._errors),
-            statuses=dict(self._statuses),
-            opened=self._opened,
-            refused=self._refused,
-            unasked=self._unasked,
-            seen={name: dict(values) for name, values in self._seen.items()},
-            cpu_us_per_request=round(cpu_s * 1e6 / max(1, self._sent), 2),
-            latencies_s=np.array(self._latencies_s),
-            lags_s=np.array(self._lags_s),
+            duration_s=elapsed_s if self._stopped.is_set() else max(load.duration_s, elapsed_s),
+            interrupted=self._stopped.is_set(),
+            due=book.due,
+            sent=book.sent,
+            dropped=book.dropped,
+            errors=dict(book.errors),
+            statuses=dict(book.statuses),
+            opened=book.opened,
+            refused=book.refused,
+            unasked=book.unasked,
+            seen=book.values,
+            spent=(spent,),
+            samples=tuple(book.samples),
+            seconds=book.seconds(),
+            lags_s=book.lags_s,
         )
+
+
+def spent_s() -> tuple[float, float]:
+    """Tell the CPU time of this process so far, and how long its main thread waited for a core (0 where unknown)."""
+    waited_s = int(SCHEDSTAT.read_text().split()[1]) / 1e9 if SCHEDSTAT.exists() else 0.0
+    return time.process_time(), waited_s
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ import asyncio
 import ctypes
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 Itimerspec = ctypes.c_long * 4  # struct itimerspec: interval (s, ns), value (s, ns)
 TIMER_ABSTIME = 1  # TFD_TIMER_ABSTIME of <sys/timerfd.h>
@@ -13,6 +13,8 @@ LOOP_TICK_S = 1e-3  # event loops round their timers to milliseconds
 
 Tick = Callable[[], float | None]
 """Does what is due and says when to come again, by `time.monotonic`; None: never."""
+Pace = Callable[[Tick], Awaitable[None]]
+"""Calls a tick whenever it wants to be called, until never."""
 
 
 async def spin(tick: Tick) -> None:

@@ -1,86 +1,113 @@
-"""What one run asks of a service: where, what, how often and for how long."""
+"""When each request of an open loop is due: a rate that is constant, ramps or steps, evenly spaced or Poisson."""
 
 import itertools
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from urllib.parse import urlsplit
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
-Check = Callable[[int, bytes], str | None]
-"""Judges an answer by its status and body: None when it is good, else the kind of error to count it as."""
+import numpy as np
+from numpy.typing import NDArray
 
-PICKS = 4096  # random paths drawn at a time, which is five times cheaper than one by one
+from bench.errors import BenchMisused
 
-
-def status_is_good(status: int, body: bytes) -> str | None:
-    """Call every status from 400 on an error."""
-    del body
-    return "status" if status >= 400 else None
+BLOCK = 4096  # due times made at a time, a hundred times cheaper than one by one
+ROUNDING = 1e-9
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
-    """A run to be made; may be run any number of times.
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A stretch of time in which the rate goes in a straight line from `first` to `last` requests/s."""
 
-    `rate` is in requests/s; None closes the loop: each connection sends its next request when the last is answered.
-    `paths` are sent in turn, or with a `seed` drawn at random. A request out of its `timeout_s` is given up, counted
-    from when it was due; at most `backlog` due requests wait for a connection, and further ones are dropped.
-    `check` judges every answer, instead of its status alone; an exception from it ends the run. `observe` names string
-    fields of a compact JSON body whose values are counted. `spin` keeps the pace to microseconds on a core of its own.
-    """
-
-    url: str
-    paths: Sequence[str]
-    rate: float | None
     duration_s: float
-    connections: int = 64
-    headers: Mapping[str, str] = field(default_factory=dict)
-    spin: bool = False
-    timeout_s: float = 5.0
-    backlog: int = 10_000
-    seed: int | None = None
-    check: Check = status_is_good
-    observe: Sequence[str] = ()
+    first: float
+    last: float
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run, with a sentence for each."""
-        parts = urlsplit(self.url)
-        if parts.scheme != "http" or not parts.hostname or parts.path not in {"", "/"}:
-            raise ValueError(f"The target must look like http://HOST:PORT, and this is {self.url!r}.")
-        if not self.paths:
-            raise ValueError("There is no path to ask for.")
-        for text in (*self.paths, *itertools.chain.from_iterable(self.headers.items())):
-            if not text.isascii() or not text.isprintable():
-                raise ValueError(f"{text!r} cannot stand in a request; percent-encode it.")
-        for path in self.paths:
-            if not path.startswith("/") or " " in path:
-                raise ValueError(f"A path starts with / and has no spaces, and this is {path!r}.")
-        for name in ("rate", "duration_s", "connections", "timeout_s"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} must be above zero, and is {value}.")
+        """Refuse what is no stretch."""
+        if not (self.duration_s > 0 and self.first >= 0 and self.last >= 0 and self.first + self.last > 0):
+            raise BenchMisused(
+                f"a rate and its duration must be above zero, not {self.first:g} to {self.last:g} "
+                f"requests/s for {self.duration_s:g} s"
+            )
 
     @property
-    def host(self) -> str:
-        """Where to connect to."""
-        return urlsplit(self.url).hostname or ""
+    def requests(self) -> float:
+        """How many requests are due in it."""
+        return self.duration_s * (self.first + self.last) / 2
+
+    def when(self, counts: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Tell the seconds after which *counts* requests were due: the integral of the rate, inverted."""
+        slope = (self.last - self.first) / self.duration_s
+        root = np.sqrt(np.maximum(self.first**2 + 2 * slope * counts, 0.0))
+        speed = self.first + root  # zero only where nothing was due yet
+        return np.divide(2 * counts, speed, out=np.zeros_like(counts), where=speed > 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Arrivals:
+    """The due times of one run; made anew, and the same, by each call of `dues`.
+
+    Evenly spaced, or with a `seed` by a Poisson process, as independent users arrive: more than the mean in some
+    moments, which is what queues are made of. Of several processes each takes its `part` of all `parts`.
+    """
+
+    pieces: tuple[Piece, ...]
+    seed: int | None = None
+    part: int = 0
+    parts: int = 1
 
     @property
-    def port(self) -> int:
-        """Where to connect to; 80 unless told."""
-        return urlsplit(self.url).port or 80
+    def duration_s(self) -> float:
+        """How long it takes, in seconds."""
+        return sum(piece.duration_s for piece in self.pieces)
 
-    def requests(self) -> Iterator[bytes]:
-        """Give the requests as they go over the wire, without end."""
-        lines = [f"Host: {urlsplit(self.url).netloc}", *(f"{name}: {value}" for name, value in self.headers.items())]
-        tail = (" HTTP/1.1\r\n" + "\r\n".join(lines) + "\r\n\r\n").encode()
-        for path in self._picks():
-            yield b"GET " + path + tail
+    @property
+    def rate(self) -> float:
+        """Its mean, in requests/s, of this part."""
+        return sum(piece.requests for piece in self.pieces) / self.duration_s / self.parts
 
-    def _picks(self) -> Iterator[bytes]:
-        paths = [path.encode() for path in self.paths]
-        if self.seed is None:
-            yield from itertools.cycle(paths)
-        chance = random.Random(self.seed)  # noqa: S311 -- a repeatable choice, not a secret
-        while True:
-            yield from chance.choices(paths, k=PICKS)
+    def share(self, part: int, parts: int) -> "Arrivals":
+        """Give one of *parts* equal parts, which interleave."""
+        return replace(self, part=part, parts=parts)
+
+    def dues(self) -> Iterator[float]:
+        """Yield the seconds from the start at which a request is due, in order."""
+        ends = np.cumsum([piece.requests for piece in self.pieces])
+        starts_s = np.cumsum([0.0, *(piece.duration_s for piece in self.pieces)])
+        for counts in self._counts():
+            within = counts[counts < ends[-1] - ROUNDING]
+            places = np.searchsorted(ends, within, side="right")
+            due_s = np.empty_like(within)
+            for place in np.unique(places):
+                chosen = places == place
+                before = ends[place - 1] if place else 0.0
+                due_s[chosen] = starts_s[place] + self.pieces[place].when(within[chosen] - before)
+            yield from due_s.tolist()
+            if len(within) < len(counts):
+                return
+
+    def _counts(self) -> Iterator[NDArray[np.float64]]:
+        """Yield, by blocks, how many requests of all parts are due before each one of this part."""
+        chance = None if self.seed is None else np.random.default_rng((self.seed, self.part))
+        gone = 0.0
+        for block in itertools.count():
+            if chance is None:
+                yield np.arange(block * BLOCK, (block + 1) * BLOCK, dtype=np.float64) * self.parts + self.part
+            else:
+                counts = gone + np.cumsum(chance.exponential(self.parts, BLOCK))
+                gone = counts[-1]
+                yield counts
+
+
+def constant(rate: float, duration_s: float, seed: int | None = None) -> Arrivals:
+    """Keep one rate, in requests/s."""
+    return Arrivals((Piece(duration_s, rate, rate),), seed)
+
+
+def ramp(first: float, last: float, duration_s: float, seed: int | None = None) -> Arrivals:
+    """Go from one rate to another in a straight line."""
+    return Arrivals((Piece(duration_s, first, last),), seed)
+
+
+def steps(rates: Sequence[float], duration_s: float, seed: int | None = None) -> Arrivals:
+    """Keep each of *rates* for an equal part of the time."""
+    return Arrivals(tuple(Piece(duration_s / len(rates), rate, rate) for rate in rates), seed)

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import polars as pl
 import pytest
 
+from bench import machine
 from bench.micro import __main__ as command
-from bench.micro import commands, embedded, endpoint, machine, retail, sharing
+from bench.micro import commands, embedded, endpoint, retail, sharing
 from bench.micro.lists import DISTINCT, Shape, key_of
 from bench.micro.publishing import publish_once
 from bench.micro.rounds import Effort, Figure, Outcome, Unmeasured, at_most

@@ -1,22 +1,17 @@
 """The load generator against small servers on loopback that misbehave on purpose."""
 
 import asyncio
-import json
 import socket
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from aiohttp import web
 
-from bench.load import Load, Result, drive, main
-
-ROOT = Path(__file__).parent.parent
+from bench.load import Load, Result, drive
 
 BODY = b'{"user":"1","release":"r1","source":"personal","items":[]}'
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(BODY), BODY)
@@ -243,7 +238,6 @@ async def test_a_closed_loop_says_so_and_sends_on_each_answer() -> None:
     assert result.mode == "closed loop"
     assert result.ok == result.due == result.sent > 3
     assert result.opened == 3
-    assert result.valid
 
 
 async def test_spinning_sends_the_same_requests() -> None:
@@ -252,32 +246,13 @@ async def test_spinning_sends_the_same_requests() -> None:
     assert result.ok == result.due == 100
 
 
-async def test_a_seed_repeats_the_order_of_the_paths() -> None:
-    load = Load(url="http://127.0.0.1:1", paths=["/a", "/b", "/c"], rate=1, duration_s=1, seed=7)
-    first, second = load.requests(), load.requests()
-    assert [next(first) for _ in range(50)] == [next(second) for _ in range(50)]
-
-
 async def test_a_late_generator_declares_its_run_invalid() -> None:
     async with serving(answer) as url:
         result = await drive(Load(url=url, paths=["/"], rate=100, duration_s=0.1))
-    late = replace(result, lags_s=np.full(100, 0.002))
+    late = replace(result, lags_s=np.full(100, 0.002, np.float32))
     assert not late.valid
     assert "late" in late.to_json()["doubts"][0]
     assert "INVALID" in late.to_text()
-
-
-async def test_the_command_prints_one_json_object() -> None:
-    async with serving(answer) as url:
-        options = ["--path", "/", "--rate", "100", "--duration", "0.2", "--observe", "release", "--json"]
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "bench.load", url, *options, stdout=asyncio.subprocess.PIPE, cwd=ROOT
-        )
-        printed, _ = await process.communicate()
-    found = json.loads(printed)
-    assert found["ok"] == 20
-    assert found["seen"] == {"release": {"r1": 20}}
-    assert process.returncode == (0 if found["valid"] else 1)
 
 
 @pytest.mark.parametrize(
@@ -297,10 +272,3 @@ def test_what_cannot_be_run_is_refused_with_a_sentence(wrong: dict[str, Any], wo
     good: dict[str, Any] = {"url": "http://127.0.0.1:1", "paths": ["/"], "rate": 1.0, "duration_s": 1.0}
     with pytest.raises(ValueError, match=word):
         Load(**(good | wrong))
-
-
-def test_a_misuse_of_the_command_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main(["ftp://127.0.0.1", "--path", "/", "--closed"])
-    assert stopped.value.code == 2
-    assert "http://HOST:PORT" in capsys.readouterr().err

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
+from bench import machine
 from bench.load import Load, Result, run
-from bench.micro import aiohttp_peer, endpoint, machine
+from bench.micro import aiohttp_peer, endpoint
 from bench.micro.rounds import Figure, Sample, at_least, at_most, figures, interleave, ratio
 from bench.micro.servers import free_port, serving
 from stores.connect import connect

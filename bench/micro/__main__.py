@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bench.micro import embedded, endpoint, machine, retail
+from bench import machine
+from bench.micro import embedded, endpoint, retail
 from bench.micro.rounds import Effort, Figure, Outcome, Unmeasured
 
 

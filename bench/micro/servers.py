@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.micro.machine import ROOT, environment
+from bench.machine import ROOT, environment
 
 READY_WITHIN_S = 30.0
 STOP_WITHIN_S = 10.0

@@ -1,0 +1,105 @@
+"""The small HTTP client against servers that misbehave: every request gets an answer or a reason, in time."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+
+import pytest
+
+from stores.wire import Pool, WireFailed
+
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Charge: 1\r\n\r\nok"
+
+
+@contextlib.asynccontextmanager
+async def serving(*answers: bytes, hang_up: bool = False) -> AsyncIterator[tuple[Pool, list[bytes]]]:
+    """Give the n-th request over all connections the n-th of *answers*, and further ones the last."""
+    heard = list[bytes]()
+    tasks = set[asyncio.Task[None] | None]()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks.add(asyncio.current_task())
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                heard.append(head)
+                writer.write(answers[min(len(heard), len(answers)) - 1])
+                if hang_up:
+                    break
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    pool = Pool("127.0.0.1", server.sockets[0].getsockname()[1], size=2)
+    try:
+        yield pool, heard
+    finally:
+        await pool.close()
+        server.close()
+        await asyncio.gather(*(task for task in tasks if task))
+
+
+REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+async def test_an_answer_has_its_status_headers_and_body() -> None:
+    async with serving(ANSWER) as (pool, _):
+        answer = await pool.ask(REQUEST, 5)
+    assert (answer.status, answer.body, answer.headers[b"x-charge"]) == (200, b"ok", b"1")
+
+
+async def test_chunks_are_put_together_and_headers_belong_to_one_answer() -> None:
+    chunked = b"HTTP/1.1 404 No\r\nX-First: 1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n"
+    async with serving(chunked, ANSWER) as (pool, _):
+        first, second = await pool.ask(REQUEST, 5), await pool.ask(REQUEST, 5)
+    assert (first.status, first.body) == (404, b"abc")
+    assert b"x-first" not in second.headers
+    assert b"x-first" in first.headers
+
+
+async def test_connections_are_kept_and_never_more_than_there_is_room_for() -> None:
+    async with serving(ANSWER) as (pool, heard):
+        answers = await asyncio.gather(*(pool.ask(REQUEST, 5) for _ in range(20)))
+        assert len(pool._open) == 2
+    assert len(answers) == len(heard) == 20
+
+
+@pytest.mark.parametrize(("said", "kind"), [(b"nonsense\r\n\r\n", "malformed"), (b"", "timeout")])
+async def test_no_answer_has_a_kind_and_the_next_request_a_new_connection(said: bytes, kind: str) -> None:
+    async with serving(said, ANSWER) as (pool, _):
+        with pytest.raises(WireFailed, match=kind) as failed:
+            await pool.ask(REQUEST, 0.1)
+        assert failed.value.kind == kind
+        assert (await pool.ask(REQUEST, 5)).body == b"ok"
+
+
+async def test_a_server_that_hangs_up_is_a_reset_and_one_that_is_not_there_a_failed_connect() -> None:
+    async with serving(ANSWER[:-1], hang_up=True) as (pool, _):
+        with pytest.raises(WireFailed, match="reset"):
+            await pool.ask(REQUEST, 5)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        nowhere = Pool("127.0.0.1", probe.getsockname()[1])
+        with pytest.raises(WireFailed, match="connect"):
+            await nowhere.ask(REQUEST, 5)
+
+
+async def test_a_caller_that_gives_up_leaves_no_answer_for_the_next() -> None:
+    async with serving(b"", ANSWER) as (pool, _):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(pool.ask(REQUEST, 5), 0.05)
+        assert not pool._open
+        assert (await pool.ask(REQUEST, 5)).body == b"ok"
+
+
+async def test_closing_fails_what_is_in_flight() -> None:
+    async with serving(b"") as (pool, heard):
+        asking = asyncio.create_task(pool.ask(REQUEST, 5))
+        while not heard:
+            await asyncio.sleep(0.001)
+        await pool.close()
+        with pytest.raises(WireFailed, match="reset"):
+            await asking
