@@ -93,6 +93,31 @@ async def test_a_publish_that_was_cut_off_resumes_and_rewrites_nothing(
     await life.verify(store, draft)
 
 
+@pytest.mark.parametrize("after", [0, 2, 17])
+async def test_every_store_says_what_it_was_acknowledged_for(open_store: OpenStore, after: int) -> None:
+    async def cut_off() -> AsyncIterator[Sequence[Row]]:
+        yield [Row("meta:dictionary", b"early")]
+        async for batch in batches(ROWS[: after * 100]):
+            yield batch
+        raise StoreUnavailable("the network went away")
+
+    async def whole() -> AsyncIterator[Sequence[Row]]:
+        yield [Row("meta:dictionary", b"early")]
+        async for batch in batches(ROWS, 70):
+            yield batch
+
+    dying, store = open_store(), open_store()
+    with pytest.raises(StoreUnavailable):
+        await life.publish(dying, cut_off(), plan=Plan(TOTAL, 1000), about={})
+    await dying.close()
+    draft = await draft_of(store)
+    written = await life.resume(store, draft, whole(), plan=Plan(TOTAL, 1000), about={})
+    assert written.skipped == (after * 100 + 1 if after else 0)
+    assert written.rows == TOTAL + 1 - written.skipped
+    assert (await scanned(store, draft))[-1] == ROWS[-1]
+    assert (await store.catalogue()).live == draft
+
+
 @pytest.mark.parametrize("step", ["stores.release.verify", "stores.catalogue.commit"])
 async def test_a_publisher_that_died_after_its_last_row_is_finished_without_a_row(
     open_store: OpenStore, monkeypatch: pytest.MonkeyPatch, step: str
