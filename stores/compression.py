@@ -26,7 +26,7 @@ TRAINED_ON_BYTES = 32 << 20
 """And how many bytes at most, for they are held in memory meanwhile."""
 
 DICTIONARY_BYTES = 32 << 10
-"""Measured: 16 KiB make lists with titles 2 % larger, 64 KiB none smaller by more; one row of any store holds it."""
+"""Measured: 16 KiB make lists with titles 2 % larger, 64 KiB 2 % smaller; as one row it fits into any store."""
 
 FEWEST_LISTS = 100
 """Of fewer lists, or of fewer bytes than a dictionary has, nothing is learnt; of a handful, zstd's trainer crashes."""

@@ -31,6 +31,8 @@ async def copy(
         raise ReleaseConflict(f"release {release} is still being written; copy it once it is committed")
     manifest = await load_manifest(source, release)
     state = _state(await target.catalogue(), release)
+    if state is State.DROPPING:
+        raise ReleaseConflict(f"release {release} is being erased in the target; prune it there and copy again")
     if state in (None, State.DRAFT):
         await (begin if state is None else renew)(target, release)
         written = await _write(source, target, manifest, on_progress)

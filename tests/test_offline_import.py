@@ -3,6 +3,7 @@
 import gzip
 import tempfile
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,15 @@ from hypothesis import strategies as st
 from offline import sorting
 from offline.errors import DataError, SettingError
 from offline.importing import Imported, ImportSettings
-from offline.publish import publish_rows
+from offline.lists import ListSettings
+from offline.publish import publish, publish_rows
+from stores.catalogue import ReleaseId
 from stores.encoding import decode
+from stores.errors import StoreUnavailable
 from stores.memory import MemoryStore
 from stores.release import verify
+from stores.store import Row
+from tests.test_offline_publish import checkerboard
 
 ids = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=4).filter(lambda text: text.strip())
 scored_rows = st.lists(st.tuples(ids, ids, st.floats(allow_nan=False, allow_infinity=False)), min_size=1, max_size=60)
@@ -198,3 +204,26 @@ def test_a_temporary_disk_that_is_too_small_is_said_before_anything_is_sorted(
     monkeypatch.setattr(sorting, "ROOM", 1e15)
     with pytest.raises(DataError, match="set TMPDIR"):
         imported(tmp_path, tmp_path / "lists.csv")
+
+
+@pytest.mark.parametrize("encoding", ["json", "zstd"])
+async def test_a_model_is_ranked_again_and_its_draft_finished(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    monkeypatch.setattr("offline.lists._BATCH", 5)
+    model, store = checkerboard(), MemoryStore()
+    put, left = store.put, 3
+
+    async def put_some(release: ReleaseId, rows: Sequence[Row]) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise StoreUnavailable("the store went away")
+        await put(release, rows)
+
+    monkeypatch.setattr(store, "put", put_some)
+    with pytest.raises(StoreUnavailable):
+        await publish(model, store, ListSettings(), encoding=encoding)
+    (draft,) = (await store.catalogue()).releases
+    report = await publish(model, store, ListSettings(), encoding=encoding, resume=draft.id)
+    assert (report.manifest.release, report.skipped) == (draft.id, 10 if encoding == "json" else 6)
+    assert (await store.catalogue()).live == draft.id
+    await verify(store, draft.id)

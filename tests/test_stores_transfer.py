@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from stores import catalogue as changes
 from stores import release as life
-from stores.catalogue import LEASE_S, ReleaseId, State
+from stores.catalogue import GRACE_S, LEASE_S, ReleaseId, State
 from stores.compression import compress
 from stores.difference import diff
 from stores.embedded import EmbeddedStore
@@ -230,6 +231,19 @@ async def test_what_cannot_be_copied_is_said(clock: FakeClock) -> None:
     with pytest.raises(ReleaseCorrupt, match="does not add up"):
         await copy(source, target, damaged)
     assert [entry.id for entry in (await target.catalogue()).releases] == [release]
+
+
+async def test_what_is_being_erased_over_there_is_not_copied_before_it_is_gone(clock: FakeClock) -> None:
+    source, target = MemoryStore(clock), MemoryStore(clock)
+    release = await publish(source)
+    await copy(source, target, release)
+    await publish(target)
+    clock.now += 2 * GRACE_S
+    await life._change(target, lambda found: changes.prune(found, 0))
+    with pytest.raises(ReleaseConflict, match="being erased"):
+        await copy(source, target, release)
+    await life.prune(target, keep=0)
+    assert (await copy(source, target, release)).skipped == 0
 
 
 COPIER = """

@@ -1,5 +1,7 @@
 """`hotplate import`: from lists that somebody else computed to a live release."""
 
+import signal
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +15,8 @@ from verbs.publish import Activate, ChosenEncoding, Keep, ListLength, Resume
 from verbs.terminal import Json, StoreUrl, out, print_json
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from offline.publish import PublishReport
     from stores.catalogue import ReleaseId
     from stores.store import Store
@@ -82,6 +86,7 @@ def import_lists(
     split = delimiter.replace("\\t", "\t") if delimiter else None
     settings = ImportSettings(lists, popular, similar, titles, columns, split, list_length)
     with_store(store, lambda opened: opened.catalogue())  # a store that is away is better known now than after the sort
+    signal.signal(signal.SIGTERM, _stop)
     with tempfile.TemporaryDirectory(prefix="hotplate-import-") as scratch, bars() as tell:
         imported = Imported(settings, Path(scratch), tell)
 
@@ -108,3 +113,8 @@ def import_lists(
     for reason, count in imported.left_out.items():
         out.print(f"  {count:,} left out: {reason}", markup=False)
     publishing.show(report, erased)
+
+
+def _stop(number: int, _: "FrameType | None") -> None:
+    """End by an exception, so that the temporary folder goes and the draft is given up."""
+    sys.exit(128 + number)
