@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from verbs import demo, importing, lookup, publish, releases, serve, train
+from verbs import bench, demo, importing, lookup, publish, releases, serve, train
 from verbs.terminal import fail, out
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.command("import")(importing.import_lists)
 app.command()(serve.serve)
 app.command()(lookup.lookup)
 app.add_typer(releases.app, name="releases")
+app.add_typer(bench.app, name="bench")
 
 
 def _show_version(wanted: bool) -> None:

@@ -1,5 +1,9 @@
-"""What can be wrong with a measurement before it begins."""
+"""What can go wrong with a measurement: it made no sense, or it could not be made."""
 
 
 class BenchMisused(ValueError):
     """The measurement that was asked for makes no sense; raised before anything is sent."""
+
+
+class BenchFailed(RuntimeError):
+    """The measurement could not be made: nothing answers, or a process of the generator died."""

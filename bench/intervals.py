@@ -39,6 +39,17 @@ def interval(values: Sequence[float]) -> Interval | None:
     return Interval(mean(values), mean(values) - half, mean(values) + half)
 
 
+def geometric(values: Sequence[float]) -> Interval | None:
+    """Give the geometric mean of *values* and its 95 % interval, by their logarithms, so that no bound is below zero.
+
+    None for fewer than two, or where one is zero.
+    """
+    if not all(value > 0 for value in values):
+        return None
+    found = interval([math.log(value) for value in values])
+    return found and Interval(math.exp(found.mean), math.exp(found.low), math.exp(found.high))
+
+
 def change(before: Sequence[float], after: Sequence[float]) -> Interval | None:
     """Give the relative change from *before* to *after*, whose values are paired; None for fewer than two pairs.
 

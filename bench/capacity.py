@@ -1,0 +1,85 @@
+"""How much a service can take: the highest rate inside an objective, and the batch beyond which nothing is won."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bench.histogram import Histogram
+from bench.objective import Objective
+from bench.result import Result
+
+PRECISION = 0.05  # how near the highest good rate and the lowest bad one must come
+FLOOR = 0.01  # of the first rate: below it, nothing is looked for
+TRIES = 3  # of a rate at which the generator itself was disturbed
+NEAR = 0.9  # of the highest users/s: what the knee must reach
+
+Measure = Callable[[float], Result]
+"""Makes a run at a rate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One run of a search or a sweep: `at` is its rate in requests/s, or its size of batch."""
+
+    at: float
+    per_s: float
+    p50_us: float
+    p90_us: float
+    p99_us: float
+    p999_us: float
+    error_share: float
+    doubts: tuple[str, ...]
+    broken: tuple[str, ...] = ()
+
+    @property
+    def inside(self) -> bool:
+        """Whether the run is valid and keeps the objective."""
+        return not self.doubts and not self.broken
+
+    def to_json(self) -> dict[str, Any]:
+        """Give it as plain values."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__} | {"inside": self.inside}
+
+
+def point(at: float, result: Result, *, each: int = 1, broken: Sequence[str] = ()) -> Point:
+    """Sum a run up; *each* is how many users one request is for."""
+    p50, p90, p99, p999 = Histogram.of(result.latencies_s).percentiles_us((50, 90, 99, 99.9))
+    doubts = ("it was stopped",) if result.interrupted else tuple(result.doubts)
+    return Point(at, result.ok_rate * each, p50, p90, p99, p999, result.error_share, doubts, tuple(broken))
+
+
+def find_max(measure: Measure, objective: Objective, start: float) -> Iterator[Point]:
+    """Double the rate from *start* until it breaks the objective, then halve the gap until it is 5 % wide.
+
+    An invalid run says nothing about the server, so it is made again, twice at most; a rate at which the generator
+    stays disturbed counts as out of reach. Yields every run, in order. Ends early where a run was stopped.
+    """
+    low, high = 0.0, float("inf")
+    rate = start
+    while high / max(low, start * FLOOR) > 1 + PRECISION:
+        for _ in range(TRIES):
+            result = measure(rate)
+            found = point(rate, result, broken=objective.broken(result))
+            yield found
+            if result.interrupted:
+                return
+            if result.valid or found.broken:
+                break
+        if found.inside:
+            low = rate
+        else:
+            high = rate
+        rate = low * 2 if high == float("inf") else (low + high) / 2
+
+
+def highest(points: Sequence[Point]) -> Point | None:
+    """Pick the run of the highest rate inside the objective; None where none was."""
+    inside = [each for each in points if each.inside]
+    return max(inside, key=lambda each: each.at, default=None)
+
+
+def knee(points: Sequence[Point]) -> Point | None:
+    """Pick the smallest batch that gives 90 % of the most users/s; larger ones add latency and hardly anything else."""
+    answered = [each for each in points if each.per_s]
+    most = max((each.per_s for each in answered), default=0.0)
+    return min((each for each in answered if each.per_s >= NEAR * most), key=lambda each: each.at, default=None)

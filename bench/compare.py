@@ -1,0 +1,127 @@
+"""Two reports side by side: is the difference real, and is it for the worse?
+
+One metric decides, chosen before looking (p99 unless told): of four metrics looked at with 5 % each, one in six equal
+pairs would differ "really". The others are shown with their intervals, and decide nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bench.errors import BenchMisused
+from bench.intervals import Interval, change
+from bench.report import ERRORS, METRICS, RATE, Report, Series
+
+FEWEST = 3
+MORE_ERRORS = 0.001
+"""So much more of all requests without a good answer is a regression, whatever became of the others' latencies."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """The relative change of one metric from the first to the second report, over paired rounds."""
+
+    metric: str
+    before: float
+    after: float
+    interval: Interval
+
+    @property
+    def real(self) -> bool:
+        """Whether the interval leaves zero out."""
+        return self.interval.real
+
+    @property
+    def worse(self) -> bool:
+        """Whether it is real and for the worse: a longer latency, a lower rate."""
+        return self.real and (self.interval.mean < 0 if self.metric == RATE else self.interval.mean > 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a comparison comes to; `decides` is the metric that was chosen beforehand."""
+
+    decides: str
+    changes: tuple[Change, ...]
+    errors: tuple[float, float]
+    pairs: int
+
+    @property
+    def deciding(self) -> Change:
+        """The change that counts."""
+        return next(each for each in self.changes if each.metric == self.decides)
+
+    @property
+    def regression(self) -> bool:
+        """Whether the second is really worse, or gives more errors."""
+        return self.deciding.worse or self.errors[1] - self.errors[0] > MORE_ERRORS
+
+    @property
+    def sentence(self) -> str:
+        """Say it."""
+        found = self.deciding
+        if self.errors[1] - self.errors[0] > MORE_ERRORS:
+            return f"a regression: errors went from {self.errors[0]:.2%} to {self.errors[1]:.2%}"
+        amount = f"{found.metric} changed by {_percent(found.interval)}"
+        if not found.real:
+            return f"no real difference: {amount}, and the interval holds 0"
+        return f"{'a regression' if found.worse else 'an improvement'}: {amount}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Give it as plain values."""
+        return {
+            "regression": self.regression,
+            "sentence": self.sentence,
+            "pairs": self.pairs,
+            "decides": self.decides,
+            "errors": list(self.errors),
+            "changes": [
+                {
+                    "metric": each.metric,
+                    "before": each.before,
+                    "after": each.after,
+                    "change": each.interval.mean,
+                    "low": each.interval.low,
+                    "high": each.interval.high,
+                    "real": each.real,
+                }
+                for each in self.changes
+            ],
+        }
+
+
+def compare(before: Series, after: Series, decides: str = "p99") -> Verdict:
+    """Compare two series round by round. Raises BenchMisused for what cannot be compared."""
+    if decides not in METRICS:
+        raise BenchMisused(f"{decides!r} is not one of {', '.join(METRICS)}")
+    pairs = len(before.rounds)
+    if len(after.rounds) != pairs:
+        raise BenchMisused(f"rounds are compared in pairs, and there are {pairs} and {len(after.rounds)}")
+    if pairs < FEWEST:
+        raise BenchMisused(f"{pairs} rounds say nothing of chance; measure with --repeat {FEWEST} or more, 7 say")
+    changes = list[Change]()
+    for metric in METRICS:
+        first, second = before.values(metric), after.values(metric)
+        found = change(first, second) if min(*first, *second) > 0 else None
+        if found is not None:
+            changes.append(Change(metric, sum(first) / pairs, sum(second) / pairs, found))
+    if decides not in {each.metric for each in changes}:
+        raise BenchMisused(f"a round has no {decides}: nothing was answered in it")
+    errors = [sum(each.values(ERRORS)) / pairs for each in (before, after)]
+    return Verdict(decides, tuple(changes), (errors[0], errors[1]), pairs)
+
+
+def comparable(reports: Sequence[tuple[str, Report]]) -> list[str]:
+    """Say what forbids to compare reports, each with its name: invalid ones, and none but one series in each."""
+    said = list[str]()
+    for name, report in reports:
+        if len(report.series) != 1 or not report.series[0].rounds:
+            said.append(f"{name} holds {len(report.series)} series of rounds, not one")
+        said += [f"{name} is invalid: {doubt}" for doubt in report.doubts]
+        if report.interrupted:
+            said.append(f"{name} was stopped before its end")
+    return said
+
+
+def _percent(found: Interval) -> str:
+    return f"{found.mean:+.1%} (95 % interval {found.low:+.1%} to {found.high:+.1%})"

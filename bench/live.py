@@ -1,0 +1,88 @@
+"""What a person sees while a measurement runs: where it is, and how the last half second went."""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from bench import units
+from bench.recorder import Progress
+from bench.result import LAG_BOUND_US
+
+BARS = "▁▂▃▄▅▆▇█"
+KEPT = 60
+
+
+class View:
+    """Draws one measurement; silent where there is no terminal. `stage` names the run, `tell` says how it goes."""
+
+    def __init__(self, live: Live | None) -> None:
+        self._live = live
+        self._name = ""
+        self._duration_s = 1.0
+        self._before: Progress | None = None
+        self._tail = deque[float](maxlen=KEPT)
+
+    def stage(self, name: str, duration_s: float) -> None:
+        """A run begins."""
+        self._name, self._duration_s, self._before = name, duration_s, None
+
+    def tell(self, parts: Sequence[Progress]) -> None:
+        """Hear how the run goes; one word of each process."""
+        if self._live is None:
+            return
+        now = together(parts)
+        self._tail.append(now.p99_us)
+        self._live.update(self._drawn(now))
+        self._before = now
+
+    def _drawn(self, now: Progress) -> Group:
+        before = self._before
+        since_s = now.elapsed_s - before.elapsed_s if before else now.elapsed_s
+        rate = (now.ok - (before.ok if before else 0)) / max(since_s, 1e-9)
+        grid = Table.grid(padding=(0, 2))
+        late = Text(units.told(now.lag_p99_us), style="red" if now.lag_p99_us > LAG_BOUND_US else "")
+        grid.add_row("good answers/s", f"{rate:,.0f}", "p50", units.told(now.p50_us), "in flight", f"{now.in_flight:,}")
+        grid.add_row("errors", f"{now.failed:,}", "p99", units.told(now.p99_us), "waiting", f"{now.waiting:,}")
+        grid.add_row("dropped", f"{now.dropped:,}", "p99 so far", spark(self._tail), "lag p99", late)
+        bar = ProgressBar(total=self._duration_s, completed=min(now.elapsed_s, self._duration_s), width=40)
+        head = Text(f"{self._name}  {now.elapsed_s:.0f} of {self._duration_s:.0f} s   Ctrl-C ends it with a report")
+        return Group(head, bar, grid)
+
+
+@contextmanager
+def viewing(console: Console) -> Iterator[View]:
+    """Draw on *console* while the block runs, where it is a terminal; the drawing goes when the block ends."""
+    if not console.is_terminal:
+        yield View(None)
+        return
+    with Live(console=console, transient=True, refresh_per_second=4) as live:
+        yield View(live)
+
+
+def together(parts: Sequence[Progress]) -> Progress:
+    """Add up what the processes say; of percentiles take the worst, which errs on the safe side."""
+    return Progress(
+        elapsed_s=max(part.elapsed_s for part in parts),
+        due=sum(part.due for part in parts),
+        sent=sum(part.sent for part in parts),
+        ok=sum(part.ok for part in parts),
+        failed=sum(part.failed for part in parts),
+        dropped=sum(part.dropped for part in parts),
+        in_flight=sum(part.in_flight for part in parts),
+        waiting=sum(part.waiting for part in parts),
+        p50_us=max(part.p50_us for part in parts),
+        p99_us=max(part.p99_us for part in parts),
+        lag_p99_us=max(part.lag_p99_us for part in parts),
+    )
+
+
+def spark(values: Sequence[float]) -> str:
+    """Draw values as a line of bars, the highest full."""
+    most = max(values, default=0.0) or 1.0
+    return "".join(BARS[min(len(BARS) - 1, int(value / most * len(BARS)))] for value in values)

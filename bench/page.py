@@ -1,0 +1,203 @@
+"""A report as one HTML file that asks nobody for anything: no scripts, no fonts, no requests, and it says so itself."""
+
+import html
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from bench import plots, units
+from bench.histogram import ENOUGH
+from bench.objective import PERCENTS
+from bench.report import ERRORS, RATE, Report, Series
+
+TEMPLATE = Path(__file__).with_name("page.html")
+HEADLINES = ("p50", "p99", "p99.9")
+
+OPEN = (
+    "Open loop: requests fall due by a schedule that does not wait for answers, and each latency runs from when its "
+    "request was due, so what a stall kept waiting is charged to it."
+)
+CLOSED = (
+    "Closed loop: each connection sends its next request only when the last one is answered. While the server stalls, "
+    "nothing is sent and nothing is counted, so the latencies flatter; quote the rate of such a run, and nothing else."
+)
+LIMITS = f"""
+Latency is what the client sees, its own reading and the network's way included; how late the generator itself was
+stands under lag. Answers that were errors have no latency here, so look at errors and percentiles together.
+
+Histograms hold 3 digits from 1 µs to 60 s. A percentile with fewer than {ENOUGH} samples beyond it is marked, as it is
+an anecdote.
+
+An interval is Student's t, 95 %, over the rounds' logarithms; the mean of rounds is the geometric one. It speaks of
+chance within this measurement, not of another machine, another day or another load.
+
+Where generator and server share a machine, each takes CPU and cache from the other.
+"""
+
+
+def page(report: Report) -> str:
+    """Lay out the whole file."""
+    facts = report.machine
+    title = f"hotplate bench {report.kind}: {report.configuration.get('url', '')}"
+    parts = [
+        f"<h1>{_text(title)}</h1>",
+        f'<p class="soft">{_text(facts["date"])} · {_text(facts["cpu"])}, {facts["cores"]} cores</p>',
+        _verdict(report),
+    ]
+    rounds = [each for each in report.series if each.rounds]
+    if len(rounds) == 1:
+        parts += [_tiles(rounds[0]), _percentiles(rounds[0])]
+    parts += _knees(report.extra)
+    if rounds:
+        parts.append(_section("Percentile spectrum", plots.spectrum(rounds)))
+    parts += [_section(f"Second by second{_of(each, rounds)}", plots.timeline(each)) for each in rounds]
+    parts += [_outcomes(rounds, report.extra), _method(report), _setting(report)]
+    return Template(TEMPLATE.read_text()).substitute(title=_text(title), body="\n".join(parts))
+
+
+def _verdict(report: Report) -> str:
+    rounds = [each for series in report.series for each in series.rounds]
+    said = list(report.doubts)
+    if report.interrupted:
+        said.append("it was stopped before its end")
+    wrong = report.extra.get("checked", {}).get("wrong", 0)
+    if wrong:
+        said.append(f"{wrong} of {report.extra['checked']['compared']} compared answers were wrong")
+    if not rounds and "search" in report.extra:
+        said.append(f"no rate was inside the objective {report.extra['search']['objective']}")
+    if said:
+        listed = "".join(f"<li>{_text(doubt)}</li>" for doubt in said)
+        what = "Invalid: these figures do not measure what was asked." if report.doubts else "Look out:"
+        return f'<div class="verdict bad"><strong>{what}</strong><ul>{listed}</ul></div>'
+    lags = [each.facts["lag_us"]["p99"] for each in rounds if each.facts["lag_us"]]
+    told = f" Its lag was at most {units.told(max(lags))} at p99." if lags else ""
+    return f'<div class="verdict"><strong>Valid.</strong> The generator kept its schedule in every round.{told}</div>'
+
+
+def _tiles(shown: Series) -> str:
+    summary = shown.summary()
+    tiles = [(units.told(summary[name]["pooled"]), name) for name in HEADLINES]
+    tiles.append((f"{summary[RATE]['mean']:,.0f}/s", "good answers"))
+    errors = shown.values(ERRORS)
+    tiles.append((f"{sum(errors) / len(errors):.3%}".replace("0.000%", "none"), "errors and drops"))
+    made = "".join(f'<div class="tile"><b>{_text(value)}</b><span>{name}</span></div>' for value, name in tiles)
+    return f'<div class="tiles">{made}</div>'
+
+
+def _percentiles(shown: Series) -> str:
+    summary, pooled = shown.summary(), shown.histogram
+    several = len(shown.rounds) > 1
+    rows = []
+    for name in PERCENTS:
+        found = summary[name]
+        note = "" if found["backed"] else f"fewer than {ENOUGH} samples beyond it"
+        spread = [units.told(found["mean"]), _between(found)] if several else []
+        rows.append([name, units.told(found["pooled"]), *spread, note])
+    rows.append(["mean", units.told(pooled.mean_us), *(["", ""] if several else []), "says little about latencies"])
+    headings = ["", "all rounds", *(["mean of rounds", "95 % interval"] if several else []), ""]
+    return _section(
+        "Latency", _table(headings, rows, numbers=range(1, len(headings) - 1)), f"{pooled.count:,} good answers."
+    )
+
+
+def _between(found: Mapping[str, Any]) -> str:
+    return "" if found["low"] is None else f"{units.told(found['low'])} … {units.told(found['high'])}"
+
+
+def _knees(extra: Mapping[str, Any]) -> list[str]:
+    parts = []
+    if found := extra.get("search"):
+        best = f"{found['highest']:,.0f} requests/s" if found["highest"] else "none"
+        text = f"Highest rate inside the objective ({found['objective']}), to 5 %: {best}."
+        parts.append(_section("The knee", plots.search(found), text))
+    if found := extra.get("sweep"):
+        text = (
+            f"{found['parallel']} requests at a time, closed loop. The knee, the smallest batch that gives 90 % of the "
+            f"most users/s: {found['knee'] or 'none'}. Larger ones add latency and hardly anything else."
+        )
+        rows = [
+            [f"{each['at']:g}", f"{each['per_s']:,.0f}", *(units.told(each[f"{name}_us"]) for name in ("p50", "p99"))]
+            for each in found["points"]
+        ]
+        table = _table(["users in a request", "users/s", "p50", "p99"], rows, numbers=range(4))
+        parts.append(_section("By size of batch", plots.sweep(found) + table, text))
+    return parts
+
+
+def _outcomes(rounds: Sequence[Series], extra: Mapping[str, Any]) -> str:
+    facts = [each.facts for series in rounds for each in series.rounds]
+    rows = [
+        ["due, sent, good", " · ".join(f"{sum(each[name] for each in facts):,}" for name in ("due", "sent", "ok"))],
+        ["errors", _counted(each["errors"] for each in facts)],
+        ["dropped", f"{sum(each['dropped'] for each in facts):,}"],
+        ["status codes", _counted(each["statuses"] for each in facts)],
+    ]
+    rows += [
+        [name, _counted(each["seen"].get(name, {}) for each in facts)]
+        for name in sorted({name for each in facts for name in each["seen"]})
+    ]
+    if checked := extra.get("checked"):
+        said = f"{checked['compared']:,} compared, {checked['wrong']:,} wrong"
+        rows.append(["lists beside the store's", "; ".join([said, *checked["examples"]])])
+    lags = [each["lag_us"] for each in facts if each["lag_us"]]
+    if lags:
+        lag = [units.told(max(each[name] for each in lags)) for name in ("p50", "p99", "max")]
+        rows.append(["lag of the generator, worst round", f"p50 {lag[0]}, p99 {lag[1]}, max {lag[2]}"])
+    cpu = [each["cpu_us_per_request"] for each in facts]
+    if cpu:
+        rows.append(["CPU of the generator", f"{min(cpu):.1f} … {max(cpu):.1f} µs a request"])
+    return _section("What became of the requests", _table(["", ""], rows))
+
+
+def _counted(counts: Iterable[Mapping[str, int]]) -> str:
+    total = dict[str, int]()
+    for each in counts:
+        for name, count in each.items():
+            total[name] = total.get(name, 0) + count
+    return ", ".join(f"{name or '(none)'} {count:,}" for name, count in sorted(total.items())) or "none"
+
+
+def _method(report: Report) -> str:
+    modes = {each.facts["mode"] for series in report.series for each in series.rounds}
+    told = [text for mode, text in (("open loop", OPEN), ("closed loop", CLOSED)) if mode in modes]
+    return _section(
+        "What is measured, and what is not",
+        "".join(f"<p>{_text(line)}</p>" for line in (*told, *LIMITS.strip().split("\n\n"))),
+    )
+
+
+def _setting(report: Report) -> str:
+    shown = {**report.configuration, **report.machine}
+    rows = [
+        [name, ", ".join(f"{key} {one}" for key, one in value.items()) if isinstance(value, Mapping) else str(value)]
+        for name, value in shown.items()
+        if value not in (None, [], {}, "", False)
+    ]
+    return _section("Configuration and machine", _table(["", ""], rows))
+
+
+def _of(shown: Series, among: Sequence[Series]) -> str:
+    return f": {shown.name}" if len(among) > 1 else ""
+
+
+def _section(heading: str, content: str, text: str = "") -> str:
+    lead = f'<p class="soft">{_text(text)}</p>' if text else ""
+    return f"<section><h2>{_text(heading)}</h2>{lead}{content}</section>"
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterable[int] = ()) -> str:
+    right = set(numbers)
+
+    def line(kind: str, cells: Sequence[str]) -> str:
+        made = (
+            f"<{kind}{' class=n' if place in right else ''}>{_text(cell)}</{kind}>" for place, cell in enumerate(cells)
+        )
+        return f"<tr>{''.join(made)}</tr>"
+
+    head = f"<thead>{line('th', headings)}</thead>" if any(headings) else ""
+    return f'<div class="scroll"><table>{head}<tbody>{"".join(line("td", row) for row in rows)}</tbody></table></div>'
+
+
+def _text(text: object) -> str:
+    return html.escape(str(text))

@@ -1,0 +1,287 @@
+"""`hotplate bench`: measure a service, and compare two measurements."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from verbs.terminal import FAILED, MISUSED, Json, err, out, print_json, table
+
+if TYPE_CHECKING:
+    from bench.compare import Verdict
+    from bench.http import Measured
+
+app = typer.Typer(no_args_is_help=True, help="Measure a service so that the figures survive a review.")
+LISTS = "/v1/recommendations/{key}"
+WHEN, WHAT, HOW = "When requests fall due", "What is asked for", "How it is measured"
+
+
+def _option(name: str, text: str, panel: str, flag: str | None = None) -> typer.models.OptionInfo:
+    made: typer.models.OptionInfo = typer.Option(
+        flag or f"--{name}",
+        envvar=f"HOTPLATE_BENCH_{name.replace('-', '_').upper()}",
+        help=text,
+        rich_help_panel=panel,
+    )
+    return made
+
+
+Url = Annotated[str, typer.Argument(metavar="URL", help="The service, as http://HOST:PORT.")]
+
+
+@app.command()
+def http(
+    url: Url,
+    rate: Annotated[
+        str | None, _option("rate", "Requests/s, as 500 or 2k; 1,000 where nothing else is told.", WHEN)
+    ] = None,
+    ramp: Annotated[str | None, _option("ramp", "From one rate to another, as 100:5k.", WHEN)] = None,
+    steps: Annotated[str | None, _option("steps", "Rates of equal length, as 1k,2k,4k.", WHEN)] = None,
+    poisson: Annotated[
+        bool, _option("poisson", "As independent users arrive, not evenly spaced.", WHEN, "--poisson")
+    ] = False,
+    closed: Annotated[
+        bool,
+        _option(
+            "closed", "Send on each answer; for comparison with tools that do, flatters latencies.", WHEN, "--closed"
+        ),
+    ] = False,
+    think: Annotated[str, _option("think", "With --closed: a pause before the next request, as 1.5s.", WHEN)] = "0s",
+    duration: Annotated[str, _option("duration", "Of one round.", WHEN)] = "10s",
+    users: Annotated[int | None, _option("users", "Ask for users 0 … N-1.", WHAT)] = None,
+    keys_file: Annotated[Path | None, _option("keys-file", "Ask for the users of this file, one a line.", WHAT)] = None,
+    store: Annotated[
+        str | None,
+        _option(
+            "store", "The store behind the service: its users are asked for, and a sample of answers is compared.", WHAT
+        ),
+    ] = None,
+    zipf: Annotated[
+        float | None, _option("zipf", "Some users more than others, by this exponent, as 0.99.", WHAT)
+    ] = None,
+    hot: Annotated[
+        str | None, _option("hot", "A share of the requests to a share of the users, as 80%:20%.", WHAT)
+    ] = None,
+    unknown: Annotated[str, _option("unknown", "The share of users that nobody knows, as 5%.", WHAT)] = "0%",
+    path: Annotated[str, _option("path", "What to GET; {key} stands for a user.", WHAT)] = LISTS,
+    header: Annotated[
+        list[str] | None, _option("header", "NAME:VALUE to send; may be given several times.", WHAT)
+    ] = None,
+    batch: Annotated[
+        str | None, _option("batch", "POST for so many users at once, 20 requests at a time, as 1,50,200,1000.", WHAT)
+    ] = None,
+    find_max: Annotated[
+        bool, _option("find-max", "Look for the highest rate inside --slo, from --rate on.", HOW, "--find-max")
+    ] = False,
+    slo: Annotated[str, _option("slo", "The objective of --find-max.", HOW)] = "p99=5ms,errors=0.1%",
+    repeat: Annotated[int, _option("repeat", "Rounds; 3 or more give intervals that can be compared.", HOW)] = 1,
+    warmup: Annotated[str, _option("warmup", "Before the first round, thrown away.", HOW)] = "2s",
+    connections: Annotated[int, _option("connections", "The most requests in flight.", HOW)] = 64,
+    timeout: Annotated[str, _option("timeout", "After when it was due, a request is given up.", HOW)] = "5s",
+    backlog: Annotated[
+        int, _option("backlog", "Due requests that wait for a connection; more are dropped.", HOW)
+    ] = 10_000,
+    processes: Annotated[int, _option("processes", "Of the generator; one sends some 40,000 requests/s.", HOW)] = 1,
+    spin: Annotated[
+        bool, _option("spin", "Keep the pace to microseconds; takes a core for each process.", HOW, "--spin")
+    ] = False,
+    seed: Annotated[int, _option("seed", "Of what is drawn at random.", HOW)] = 1,
+    report: Annotated[Path, _option("out", "The report: this name with .json, .html and .hdr.", HOW)] = Path(
+        "hotplate-bench"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Measure a service under a load that does not wait for it, and write a report.
+
+    Exits 1 where the run is invalid, was stopped, or gave wrong answers.
+
+    Example: hotplate bench http http://127.0.0.1:8080 --rate 2k --duration 30s --repeat 5 --store file:///var/lib/hotplate
+    """
+    from bench.asking import Asked, question
+    from bench.http import measure
+    from bench.live import viewing
+
+    with misuse_told(as_json=as_json):
+        _must_be_writable(report)
+        asked = question(
+            Asked(
+                url=url,
+                rate=rate,
+                ramp=ramp,
+                steps=steps,
+                poisson=poisson,
+                closed=closed,
+                think=think,
+                duration=duration,
+                users=users,
+                keys_file=keys_file,
+                store=store,
+                zipf=zipf,
+                hot=hot,
+                unknown=unknown,
+                path=path,
+                headers=tuple(header or ()),
+                batch=batch,
+                find_max=find_max,
+                slo=slo,
+                repeat=repeat,
+                warmup=warmup,
+                connections=connections,
+                timeout=timeout,
+                backlog=backlog,
+                processes=processes,
+                spin=spin,
+                seed=seed,
+            )
+        )
+        with viewing(err) as view:
+            measured = measure(asked, view)
+    keep(measured, report)
+    if as_json:
+        print_json(
+            {name: value for name, value in measured.report.to_json().items() if name != "series"} | brief(measured)
+        )
+    else:
+        show(measured)
+        out.print(f"written to {report}.json, {report}.html and {report}.hdr", markup=False)
+    raise typer.Exit(0 if believable(measured) else FAILED)
+
+
+@app.command()
+def compare(
+    before: Annotated[Path, typer.Argument(metavar="A.json", help="The report to compare with.")],
+    after: Annotated[Path, typer.Argument(metavar="B.json", help="The report that may be worse.")],
+    metric: Annotated[
+        str,
+        typer.Option(
+            envvar="HOTPLATE_BENCH_METRIC",
+            help="What decides: p50, p90, p99, p99.9, p99.99, max, or rate (good answers/s).",
+        ),
+    ] = "p99",
+    as_json: Json = False,
+) -> None:
+    """Say whether the difference between two measurements is real; exit 1 where it is a regression.
+
+    Rounds are compared in pairs, so measure both with the same --repeat, 3 or more.
+
+    Example: hotplate bench compare before.json after.json --metric p99
+    """
+    from bench.compare import comparable
+    from bench.compare import compare as weigh
+    from bench.errors import BenchMisused
+    from bench.report import read
+
+    with misuse_told(as_json=as_json):
+        reports = [(str(path), read(path)) for path in (before, after)]
+        if said := comparable(reports):
+            raise BenchMisused(f"these cannot be compared: {said[0]}")
+        (_, first), (_, second) = reports
+        verdict = weigh(first.series[0], second.series[0], metric)
+    if as_json:
+        print_json(verdict.to_json())
+    else:
+        show_verdict(verdict)
+    raise typer.Exit(FAILED if verdict.regression else 0)
+
+
+@contextmanager
+def misuse_told(*, as_json: bool) -> Iterator[None]:
+    """Turn what the bench refuses, or cannot do, into one sentence and an exit code."""
+    from bench.errors import BenchFailed, BenchMisused
+
+    try:
+        yield
+    except (BenchMisused, BenchFailed) as error:
+        sentence = str(error)[:1].upper() + str(error)[1:].rstrip(".") + "."
+        if as_json:
+            err.print_json(data={"error": sentence, "kind": type(error).__name__}, indent=None)
+        else:
+            err.print("hotplate: ", sentence, sep="", markup=False)
+        raise typer.Exit(MISUSED if isinstance(error, BenchMisused) else FAILED) from None
+
+
+def _must_be_writable(report: Path) -> None:
+    from bench.errors import BenchMisused
+
+    if not report.parent.is_dir():
+        raise BenchMisused(f"there is no folder {report.parent} to write the report to")
+
+
+def keep(measured: "Measured", report: Path) -> None:
+    """Write the report in its three forms."""
+    from bench.page import page
+    from bench.report import hdr_log, written
+
+    measured.report.write(report.with_name(report.name + ".json"))
+    written(report.with_name(report.name + ".hdr"), hdr_log(measured.runs))
+    written(report.with_name(report.name + ".html"), page(measured.report))
+
+
+def believable(measured: "Measured") -> bool:
+    """Tell whether the measurement ended, is valid, and found what it looked for and no wrong answer."""
+    report = measured.report
+    found = report.extra.get("search", {"highest": True})["highest"]
+    wrong = report.extra.get("checked", {}).get("wrong", 0)
+    return bool(measured.runs and found) and not (report.interrupted or report.doubts or wrong)
+
+
+def brief(measured: "Measured") -> dict[str, object]:
+    """Give the series without their histograms and seconds, which the files hold."""
+    long = {"histogram", "lag_histogram", "seconds"}
+    told = [each.to_json() for each in measured.report.series]
+    for each in told:
+        each["rounds"] = [{name: value for name, value in one.items() if name not in long} for one in each["rounds"]]
+    return {"series": told}
+
+
+def show(measured: "Measured") -> None:
+    """Print a measurement for a person."""
+    from bench import units
+
+    report = measured.report
+    for _, result in measured.runs:
+        out.print(result.to_text(), markup=False)
+    several = [each for each in report.series if len(each.rounds) > 1]
+    for each in several:
+        rows = [
+            (name, units.told(found["mean"]), f"{units.told(found['low'])} … {units.told(found['high'])}")
+            for name, found in each.summary().items()
+            if name != "rate" and found["low"] is not None
+        ]
+        out.print(table(("latency", "mean of rounds", "95 % interval (t)"), rows))
+    for kind, answer in (("search", "highest"), ("sweep", "knee")):
+        if found := report.extra.get(kind):
+            headings = ("rate" if kind == "search" else "batch", "answers/s", "p50", "p99", "errors", "")
+            out.print(table(headings, [_point(point) for point in found["points"]]))
+            out.print(f"{answer}: {found[answer] or 'none'}", markup=False)
+    if checked := report.extra.get("checked"):
+        out.print(f"{checked['compared']} lists compared with the store's, {checked['wrong']} wrong", markup=False)
+        for example in checked["examples"]:
+            out.print(f"  {example}", markup=False)
+    if report.interrupted:
+        out.print("stopped before its end", markup=False)
+
+
+def _point(point: dict[str, object]) -> tuple[str, ...]:
+    from bench import units
+
+    times = (units.told(float(str(point[f"{name}_us"]))) for name in ("p50", "p99"))
+    said = "; ".join([*map(str, point["doubts"]), *map(str, point["broken"])])  # type: ignore[call-overload]  # two tuples
+    return (f"{point['at']:,.0f}", f"{point['per_s']:,.0f}", *times, f"{point['error_share']:.2%}", said)
+
+
+def show_verdict(verdict: "Verdict") -> None:
+    """Print a comparison for a person."""
+    from bench import units
+
+    rows = []
+    for each in verdict.changes:
+        values = [
+            f"{value:,.0f}/s" if each.metric == "rate" else units.told(value) for value in (each.before, each.after)
+        ]
+        told = f"{each.interval.mean:+.1%}", f"{each.interval.low:+.1%} … {each.interval.high:+.1%}"
+        rows.append((each.metric, *values, *told, "decides" if each.metric == verdict.decides else ""))
+    out.print(table(("", "A", "B", "change", "95 % interval (t)", ""), rows))
+    out.print(f"{verdict.pairs} pairs of rounds; {verdict.sentence}", markup=False)
