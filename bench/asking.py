@@ -87,7 +87,7 @@ def question(asked: Asked) -> Question:
     )
     if asked.store and keys is not None:
         load = replace(load, sample_every=_sample_every(load, asked.batch is not None))
-    load.share(0, asked.processes)  # refuses more processes than connections
+    load.share(asked.processes - 1, asked.processes)  # refuses more processes than connections
     return Question(
         load=load,
         rounds=asked.repeat,

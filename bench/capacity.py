@@ -1,7 +1,7 @@
 """How much a service can take: the highest rate inside an objective, and the batch beyond which nothing is won."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bench.histogram import Histogram
@@ -19,7 +19,11 @@ Measure = Callable[[float], Result]
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One run of a search or a sweep: `at` is its rate in requests/s, or its size of batch."""
+    """One run of a search or a sweep: `at` is its rate in requests/s, or its size of batch.
+
+    In a sweep `per_s` are users, without the share of `popular` answers: those are what an overloaded service falls
+    back to, and cheap.
+    """
 
     at: float
     per_s: float
@@ -28,6 +32,7 @@ class Point:
     p99_us: float
     p999_us: float
     error_share: float
+    popular: float
     doubts: tuple[str, ...]
     broken: tuple[str, ...] = ()
 
@@ -41,11 +46,28 @@ class Point:
         return {name: getattr(self, name) for name in self.__dataclass_fields__} | {"inside": self.inside}
 
 
-def point(at: float, result: Result, *, each: int = 1, broken: Sequence[str] = ()) -> Point:
-    """Sum a run up; *each* is how many users one request is for."""
+def point(at: float, result: Result, *, broken: Sequence[str] = ()) -> Point:
+    """Sum up a run of a search."""
+    sources = result.seen.get("source", {})
     p50, p90, p99, p999 = Histogram.of(result.latencies_s).percentiles_us((50, 90, 99, 99.9))
-    doubts = ("it was stopped",) if result.interrupted else tuple(result.doubts)
-    return Point(at, result.ok_rate * each, p50, p90, p99, p999, result.error_share, doubts, tuple(broken))
+    return Point(
+        at=at,
+        per_s=result.ok_rate,
+        p50_us=p50,
+        p90_us=p90,
+        p99_us=p99,
+        p999_us=p999,
+        error_share=result.error_share,
+        popular=sources.get("popular", 0) / max(1, sum(sources.values())),
+        doubts=("it was stopped",) if result.interrupted else tuple(result.doubts),
+        broken=tuple(broken),
+    )
+
+
+def batch_point(size: int, result: Result) -> Point:
+    """Sum up a run of a sweep; the source of an answer's first list stands for all of that answer."""
+    found = point(size, result)
+    return replace(found, per_s=found.per_s * size * (1 - found.popular))
 
 
 def find_max(measure: Measure, objective: Objective, start: float) -> Iterator[Point]:

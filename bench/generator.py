@@ -94,8 +94,9 @@ class Generator:
     async def _traffic(self) -> None:
         self._end_s = self._start_s + self._load.duration_s
         if self._plan is None:
+            await asyncio.sleep(self._start_s - self._clock())
             for _ in range(self._load.connections):
-                self._offer(self._start_s)
+                self._offer_one()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopped.wait(), self._load.duration_s)
         else:

@@ -82,6 +82,8 @@ class Histogram:
         seen = self._hdr.get_recorded_iterator()
         total, points = 0, list[tuple[float, float]]()
         for step in seen:
+            if not step.count_added_in_this_iter_step:
+                continue  # the iterator begins at zero, seen or not
             total += step.count_added_in_this_iter_step
             points.append((100 * total / self.count, float(step.value_iterated_to)))
         return points

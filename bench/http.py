@@ -157,7 +157,7 @@ class _Measurement:
             requests = Posts(question.keys, size, question.n)
             load = replace(question.load, requests=requests, rate=None, arrivals=None, connections=PARALLEL)
             result = self._keep(f"batch {size}", load)
-            self._swept.append(capacity.point(size, result, each=size))
+            self._swept.append(capacity.batch_point(size, result))
 
     def _keep(self, name: str, load: Load) -> Result:
         started_at = time.time()

@@ -51,7 +51,8 @@ def page(report: Report) -> str:
     parts += _knees(report.extra)
     if rounds:
         parts.append(_section("Percentile spectrum", plots.spectrum(rounds)))
-    parts += [_section(f"Second by second{_of(each, rounds)}", plots.timeline(each)) for each in rounds]
+    if "sweep" not in report.extra:
+        parts += [_section(f"Second by second{_of(each, rounds)}", plots.timeline(each)) for each in rounds]
     parts += [_outcomes(rounds, report.extra), _method(report), _setting(report)]
     return Template(TEMPLATE.read_text()).substitute(title=_text(title), body="\n".join(parts))
 
@@ -114,13 +115,19 @@ def _knees(extra: Mapping[str, Any]) -> list[str]:
     if found := extra.get("sweep"):
         text = (
             f"{found['parallel']} requests at a time, closed loop. The knee, the smallest batch that gives 90 % of the "
-            f"most users/s: {found['knee'] or 'none'}. Larger ones add latency and hardly anything else."
+            f"most users/s: {found['knee'] or 'none'}. Larger ones add latency and hardly anything else. "
+            "Users who were given the popular list do not count."
         )
         rows = [
-            [f"{each['at']:g}", f"{each['per_s']:,.0f}", *(units.told(each[f"{name}_us"]) for name in ("p50", "p99"))]
+            [
+                f"{each['at']:,g}",
+                f"{each['per_s']:,.0f}",
+                *(units.told(each[f"{name}_us"]) for name in ("p50", "p99")),
+                f"{each['popular']:.1%}",
+            ]
             for each in found["points"]
         ]
-        table = _table(["users in a request", "users/s", "p50", "p99"], rows, numbers=range(4))
+        table = _table(["users in a request", "users/s", "p50", "p99", "popular"], rows, numbers=range(5))
         parts.append(_section("By size of batch", plots.sweep(found) + table, text))
     return parts
 
@@ -138,7 +145,8 @@ def _outcomes(rounds: Sequence[Series], extra: Mapping[str, Any]) -> str:
         for name in sorted({name for each in facts for name in each["seen"]})
     ]
     if checked := extra.get("checked"):
-        said = f"{checked['compared']:,} compared, {checked['wrong']:,} wrong"
+        fell_back = f"{checked['fallback']:,} fell back to popular"
+        said = f"{checked['compared']:,} compared, {checked['wrong']:,} wrong, {fell_back}"
         rows.append(["lists beside the store's", "; ".join([said, *checked["examples"]])])
     lags = [each["lag_us"] for each in facts if each["lag_us"]]
     if lags:

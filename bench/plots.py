@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from bench import units
 from bench.report import Series
@@ -85,6 +85,7 @@ def timeline(shown: Series) -> str:
         if any(failed):
             below.step(at, failed, where="mid", color=BAD, label="errors and drops/s")
         _count_scale(below)
+        below.xaxis.set_major_locator(MaxNLocator(integer=True))
         below.set_xlabel("second" if len(shown.rounds) == 1 else "second, all rounds one after the other")
         _legend(below)
         begins = 0.5
@@ -131,7 +132,9 @@ def sweep(found: Mapping[str, Any]) -> str:
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDE, HIGH * 1.35))
         above, below = figure.subplots(2, 1, sharex=True, gridspec_kw={"hspace": 0.3})
-        above.plot(at, [each["per_s"] for each in points], color=LINES[0], marker="o", label="users/s")
+        above.plot(
+            at, [each["per_s"] for each in points], color=LINES[0], marker="o", label="users/s with a list of their own"
+        )
         _count_scale(above)
         for name, colour in (("p50", LINES[0]), ("p99", LINES[1])):
             below.plot(at, [max(each[f"{name}_us"], 1) for each in points], color=colour, marker="o", label=name)

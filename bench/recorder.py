@@ -101,7 +101,9 @@ class Recorder:
         }
 
     def seconds(self) -> tuple[Second, ...]:
-        """Tell the run second by second; the last one holds all that came after the last whole one."""
+        """Tell the run second by second; answers that came after the last request belong to the last second."""
+        if len(self._marks) > 1 and self._marks[-1][0] == self.due:
+            self._marks.pop()
         self.mark()
         latencies_s = np.array(self._latencies_s, dtype=np.float32)
         told = list[Second]()

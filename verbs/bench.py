@@ -253,11 +253,19 @@ def show(measured: "Measured") -> None:
         out.print(table(("latency", "mean of rounds", "95 % interval (t)"), rows))
     for kind, answer in (("search", "highest"), ("sweep", "knee")):
         if found := report.extra.get(kind):
-            headings = ("rate" if kind == "search" else "batch", "answers/s", "p50", "p99", "errors", "")
+            headings = (
+                *(("rate", "answers/s") if kind == "search" else ("batch", "users/s")),
+                "p50",
+                "p99",
+                "errors",
+                "popular",
+                "",
+            )
             out.print(table(headings, [_point(point) for point in found["points"]]))
             out.print(f"{answer}: {found[answer] or 'none'}", markup=False)
     if checked := report.extra.get("checked"):
-        out.print(f"{checked['compared']} lists compared with the store's, {checked['wrong']} wrong", markup=False)
+        told = f"{checked['wrong']} wrong, {checked['fallback']} fell back to the popular list"
+        out.print(f"{checked['compared']} lists compared with the store's: {told}", markup=False)
         for example in checked["examples"]:
             out.print(f"  {example}", markup=False)
     if report.interrupted:
@@ -269,7 +277,14 @@ def _point(point: dict[str, object]) -> tuple[str, ...]:
 
     times = (units.told(float(str(point[f"{name}_us"]))) for name in ("p50", "p99"))
     said = "; ".join([*map(str, point["doubts"]), *map(str, point["broken"])])  # type: ignore[call-overload]  # two tuples
-    return (f"{point['at']:,.0f}", f"{point['per_s']:,.0f}", *times, f"{point['error_share']:.2%}", said)
+    return (
+        f"{point['at']:,.0f}",
+        f"{point['per_s']:,.0f}",
+        *times,
+        f"{point['error_share']:.2%}",
+        f"{point['popular']:.1%}",
+        said,
+    )
 
 
 def show_verdict(verdict: "Verdict") -> None:
