@@ -13,7 +13,7 @@ import pytest
 
 from bench import machine
 from bench.micro import __main__ as command
-from bench.micro import commands, embedded, endpoint, retail, sharing
+from bench.micro import commands, embedded, endpoint, generating, retail, sharing
 from bench.micro.lists import DISTINCT, Shape, key_of
 from bench.micro.publishing import publish_once
 from bench.micro.rounds import Effort, Figure, Outcome, Unmeasured, at_most
@@ -172,6 +172,14 @@ def test_the_endpoint_is_measured_against_the_real_service(
     assert "≥ 0.75" in capsys.readouterr().out
 
 
+def test_the_generator_is_measured_against_servers_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generating, "tools", lambda _: [])
+    found = generating.measure(Effort(rounds=1, round_s=0.3))
+    told = {one.name: one for one in found if isinstance(one, Figure)}
+    assert told["server that stalls, open loop: p99 / arithmetic"].median > 0.5
+    assert any(isinstance(one, Unmeasured) and "neither is installed" in one.reason for one in found)
+
+
 def test_a_subject_that_fails_leaves_the_others_their_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -185,7 +193,8 @@ def test_a_subject_that_fails_leaves_the_others_their_figures(
     monkeypatch.setattr(embedded, "measure", give)
     monkeypatch.setattr("bench.micro.retail.DATA", tmp_path / "none.parquet")
     written = tmp_path / "results.json"
-    assert command.main(["--rounds", "2", "--users", "7", "--out", str(written)]) == 1
+    three = [word for name in ("endpoint", "embedded", "retail") for word in ("--only", name)]
+    assert command.main([*three, "--rounds", "2", "--users", "7", "--out", str(written)]) == 1
     failed, given, skipped = json.loads(written.read_text())["figures"]
     assert failed == {"name": "endpoint", "failed": "no [server] in 2 rounds"}
     assert given["held"] is False

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from bench import machine
-from bench.micro import embedded, endpoint, retail
+from bench.micro import embedded, endpoint, generating, retail
 from bench.micro.rounds import Effort, Figure, Outcome, Unmeasured
 
 
@@ -28,7 +28,7 @@ class Subject(Protocol):
 PRINTED_WIDTH = 180
 """Columns where there is no terminal that would set them."""
 
-SUBJECTS: tuple[Subject, ...] = (endpoint, embedded, retail)
+SUBJECTS: tuple[Subject, ...] = (endpoint, embedded, retail, generating)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
