@@ -12,7 +12,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from bench import machine
-from bench.micro import embedded, endpoint, generating, retail
+from bench.micro import (
+    embedded,
+    endpoint,
+    generating,
+    redis_lookups,
+    redis_publishing,
+    redis_readers,
+    redis_service,
+    retail,
+)
 from bench.micro.rounds import Effort, Figure, Outcome, Unmeasured
 
 
@@ -28,7 +37,9 @@ class Subject(Protocol):
 PRINTED_WIDTH = 180
 """Columns where there is no terminal that would set them."""
 
-SUBJECTS: tuple[Subject, ...] = (endpoint, embedded, retail, generating)
+SUBJECTS: tuple[Subject, ...] = (
+    endpoint, embedded, redis_service, redis_publishing, redis_readers, redis_lookups, retail, generating,
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
