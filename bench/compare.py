@@ -4,13 +4,12 @@ One metric decides, chosen before looking (p99 unless told): of four metrics loo
 pairs would differ "really". The others are shown with their intervals, and decide nothing.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bench.errors import BenchMisused
 from bench.intervals import Interval, change
-from bench.report import ERRORS, METRICS, RATE, Report, Series
+from bench.report import ERRORS, METRICS, RATE, Report, Round, Series
 
 FEWEST = 3
 MORE_ERRORS = 0.001
@@ -39,12 +38,16 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a comparison comes to; `decides` is the metric that was chosen beforehand."""
+    """What a comparison comes to; `decides` is the metric that was chosen beforehand.
+
+    `left_out` pairs are not among the `pairs` that count: a round of theirs was invalid.
+    """
 
     decides: str
     changes: tuple[Change, ...]
     errors: tuple[float, float]
     pairs: int
+    left_out: int = 0
 
     @property
     def deciding(self) -> Change:
@@ -73,6 +76,7 @@ class Verdict:
             "regression": self.regression,
             "sentence": self.sentence,
             "pairs": self.pairs,
+            "left_out": self.left_out,
             "decides": self.decides,
             "errors": list(self.errors),
             "changes": [
@@ -91,14 +95,23 @@ class Verdict:
 
 
 def compare(before: Series, after: Series, decides: str = "p99") -> Verdict:
-    """Compare two series round by round. Raises BenchMisused for what cannot be compared."""
+    """Compare two series round by round, without the pairs that hold an invalid round.
+
+    Raises BenchMisused for what cannot be compared.
+    """
     if decides not in METRICS:
         raise BenchMisused(f"{decides!r} is not one of {', '.join(METRICS)}")
-    pairs = len(before.rounds)
-    if len(after.rounds) != pairs:
-        raise BenchMisused(f"rounds are compared in pairs, and there are {pairs} and {len(after.rounds)}")
+    made = len(before.rounds)
+    if len(after.rounds) != made:
+        raise BenchMisused(f"rounds are compared in pairs, and there are {made} and {len(after.rounds)}")
+    whole = [pair for pair in zip(before.rounds, after.rounds, strict=True) if not any(map(_invalid, pair))]
+    pairs = len(whole)
     if pairs < FEWEST:
-        raise BenchMisused(f"{pairs} rounds say nothing of chance; measure with --repeat {FEWEST} or more, 7 say")
+        doubts = [*before.doubts, *after.doubts]
+        because = f" ({made - pairs} were left out: {doubts[0]})" if doubts else ""
+        raise BenchMisused(f"{pairs} valid pairs of rounds{because} say nothing of chance; --repeat 7, say")
+    before = Series(before.name, tuple(first for first, _ in whole))
+    after = Series(after.name, tuple(second for _, second in whole))
     changes = list[Change]()
     for metric in METRICS:
         first, second = before.values(metric), after.values(metric)
@@ -108,19 +121,20 @@ def compare(before: Series, after: Series, decides: str = "p99") -> Verdict:
     if decides not in {each.metric for each in changes}:
         raise BenchMisused(f"a round has no {decides}: nothing was answered in it")
     errors = [sum(each.values(ERRORS)) / pairs for each in (before, after)]
-    return Verdict(decides, tuple(changes), (errors[0], errors[1]), pairs)
+    return Verdict(decides, tuple(changes), (errors[0], errors[1]), pairs, made - pairs)
 
 
-def comparable(reports: Sequence[tuple[str, Report]]) -> list[str]:
-    """Say what forbids to compare reports, each with its name: invalid ones, and none but one series in each."""
-    said = list[str]()
-    for name, report in reports:
-        if len(report.series) != 1 or not report.series[0].rounds:
-            said.append(f"{name} holds {len(report.series)} series of rounds, not one")
-        said += [f"{name} is invalid: {doubt}" for doubt in report.doubts]
-        if report.interrupted:
-            said.append(f"{name} was stopped before its end")
-    return said
+def sole_series(name: str, report: Report) -> Series:
+    """Give the one series of a report; BenchMisused where it has none, has several, or was stopped."""
+    if len(report.series) != 1 or not report.series[0].rounds:
+        raise BenchMisused(f"{name} cannot be compared: it holds no rounds of one subject")
+    if report.interrupted:
+        raise BenchMisused(f"{name} cannot be compared: it was stopped before its end")
+    return report.series[0]
+
+
+def _invalid(one: Round) -> bool:
+    return bool(one.facts["doubts"])
 
 
 def _percent(found: Interval) -> str:

@@ -10,7 +10,7 @@ from hdrh.histogram import HdrHistogram
 from hdrh.log import HistogramLogReader
 
 from bench.capacity import Point, find_max, highest, knee
-from bench.compare import comparable, compare
+from bench.compare import compare, sole_series
 from bench.errors import BenchMisused
 from bench.histogram import HIGHEST_US, Histogram, log_of
 from bench.intervals import change, geometric, interval, quantile
@@ -132,16 +132,27 @@ def test_more_errors_are_a_regression_however_fast_the_others_were() -> None:
 
 
 def test_what_cannot_be_compared_is_refused() -> None:
-    with pytest.raises(BenchMisused, match="--repeat 3"):
+    with pytest.raises(BenchMisused, match="2 valid pairs"):
         compare(a_series([1, 2]), a_series([1, 2]))
     with pytest.raises(BenchMisused, match="3 and 4"):
         compare(a_series([1, 2, 3]), a_series([1, 2, 3, 4]))
     with pytest.raises(BenchMisused, match="not one of"):
         compare(a_series([1, 2, 3]), a_series([1, 2, 3]), "p42")
-    late = Series("x", (Round({"doubts": ["late"]}, Histogram.of([])),))
-    empty, invalid = (Report(kind="http", configuration={}, series=found) for found in ((), (late,)))
-    said = comparable([("A", empty), ("B", replace(invalid, interrupted=True))])
-    assert [sentence.split()[0] for sentence in said] == ["A", "B", "B"]
+    good = Report(kind="http", configuration={}, series=(a_series([1, 2, 3]),))
+    assert sole_series("A", good) is good.series[0]
+    for wrong in (replace(good, series=()), replace(good, series=good.series * 2), replace(good, interrupted=True)):
+        with pytest.raises(BenchMisused, match="A cannot be compared"):
+            sole_series("A", wrong)
+
+
+def test_pairs_with_an_invalid_round_are_left_out() -> None:
+    before, after = a_series([10, 11, 12, 13]), a_series([10, 11, 12, 900])
+    *kept, last = after.rounds
+    late = Series("x", (*kept, Round({**last.facts, "doubts": ["late"]}, last.histogram)))
+    found = compare(before, late)
+    assert (found.pairs, found.left_out, found.regression) == (3, 1, False)
+    with pytest.raises(BenchMisused, match="1 were left out: round 3: late"):
+        compare(Series("x", before.rounds[1:]), Series("x", late.rounds[1:]))
 
 
 def test_a_report_is_read_back_and_anything_else_is_refused(tmp_path: Path) -> None:

@@ -168,17 +168,13 @@ def compare(
 
     Example: hotplate bench compare before.json after.json --metric p99
     """
-    from bench.compare import comparable
     from bench.compare import compare as weigh
-    from bench.errors import BenchMisused
+    from bench.compare import sole_series
     from bench.report import read
 
     with misuse_told(as_json=as_json):
-        reports = [(str(path), read(path)) for path in (before, after)]
-        if said := comparable(reports):
-            raise BenchMisused(f"these cannot be compared: {said[0]}")
-        (_, first), (_, second) = reports
-        verdict = weigh(first.series[0], second.series[0], metric)
+        first, second = (sole_series(str(path), read(path)) for path in (before, after))
+        verdict = weigh(first, second, metric)
     if as_json:
         print_json(verdict.to_json())
     else:
@@ -299,4 +295,5 @@ def show_verdict(verdict: "Verdict") -> None:
         told = f"{each.interval.mean:+.1%}", f"{each.interval.low:+.1%} … {each.interval.high:+.1%}"
         rows.append((each.metric, *values, *told, "decides" if each.metric == verdict.decides else ""))
     out.print(table(("", "A", "B", "change", "95 % interval (t)", ""), rows))
-    out.print(f"{verdict.pairs} pairs of rounds; {verdict.sentence}", markup=False)
+    left_out = f" ({verdict.left_out} left out, as invalid)" if verdict.left_out else ""
+    out.print(f"{verdict.pairs} pairs of rounds{left_out}; {verdict.sentence}", markup=False)
