@@ -41,6 +41,8 @@ class Breaker:
 
     def succeeded(self) -> None:
         """Close the breaker."""
+        if self._failures == 0:
+            return  # the ordinary case, on every request's way
         self._failures = 0
         self._pause_s = PAUSE_S[0]
         self._retry_at = None

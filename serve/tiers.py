@@ -6,6 +6,7 @@ from time import monotonic, perf_counter
 from typing import NamedTuple
 
 from serve.breaker import Breaker
+from serve.deadlines import Deadlines
 from serve.following import Follower, View
 from serve.metrics import Metrics
 from stores.errors import ReleaseNotFound, StoreError, StoreUnavailable
@@ -31,6 +32,7 @@ class Tier:
         self._reader = reader
         self._local = reader if isinstance(reader, LocalReader) else None
         self._metrics = metrics
+        self._deadlines = Deadlines()
 
     @property
     def trouble(self) -> str | None:
@@ -64,8 +66,7 @@ class Tier:
             raise StoreUnavailable(f"{self.name} is spared until it answers again")
         done = False
         try:
-            async with asyncio.timeout(timeout_s):
-                reading = await self._read_live(view, keys)
+            reading = await self._deadlines.within(timeout_s, self._read_live(view, keys))
             done = True
         except TimeoutError:
             raise StoreUnavailable(f"{self.name} did not answer in {timeout_s * 1000:.0f} ms") from None
@@ -74,16 +75,15 @@ class Tier:
         return reading
 
     async def _read_live(self, view: View, keys: Sequence[str]) -> Reading:
+        read = self._read_batch if len(keys) <= self._reader.batch else self._read_batches
         try:
-            return Reading(view, await self._read_batches(view, keys))
+            return Reading(view, await read(view, keys))
         except ReleaseNotFound:
             view = await self.follower.refresh() or view
-            return Reading(view, await self._read_batches(view, keys))
+            return Reading(view, await read(view, keys))
 
     async def _read_batches(self, view: View, keys: Sequence[str]) -> list[Slot]:
         size = self._reader.batch
-        if len(keys) <= size:
-            return await self._read_batch(view, keys)
         batches = [keys[start : start + size] for start in range(0, len(keys), size)]
         read = await asyncio.gather(*(self._read_batch(view, batch) for batch in batches))
         return [slot for slots in read for slot in slots]
