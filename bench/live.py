@@ -50,7 +50,8 @@ class View:
         grid.add_row("good answers/s", f"{rate:,.0f}", "p50", units.told(now.p50_us), "in flight", f"{now.in_flight:,}")
         grid.add_row("errors", f"{now.failed:,}", "p99", units.told(now.p99_us), "waiting", f"{now.waiting:,}")
         grid.add_row("dropped", f"{now.dropped:,}", "p99 so far", spark(self._tail), "lag p99", late)
-        bar = ProgressBar(total=self._duration_s, completed=min(now.elapsed_s, self._duration_s), width=40)
+        bar = Table.grid()  # a bar alone does not end its line
+        bar.add_row(ProgressBar(total=self._duration_s, completed=min(now.elapsed_s, self._duration_s), width=40))
         head = Text(f"{self._name}  {now.elapsed_s:.0f} of {self._duration_s:.0f} s   Ctrl-C ends it with a report")
         return Group(head, bar, grid)
 

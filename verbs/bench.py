@@ -13,7 +13,11 @@ if TYPE_CHECKING:
     from bench.compare import Verdict
     from bench.http import Measured
 
-app = typer.Typer(no_args_is_help=True, help="Measure a service so that the figures survive a review.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Measure a service so that the figures survive a review.\n\n"
+    "Example: hotplate bench http http://127.0.0.1:8080 --users 1000 --find-max --slo p99=5ms",
+)
 LISTS = "/v1/recommendations/{key}"
 WHEN, WHAT, HOW = "When requests fall due", "What is asked for", "How it is measured"
 
