@@ -63,6 +63,14 @@ class Measured:
     report: Report
     runs: tuple[tuple[float, Result], ...]
 
+    @property
+    def believable(self) -> bool:
+        """Whether it came to its end, is valid, found the rate that it looked for, and no wrong answer."""
+        report = self.report
+        found = report.extra.get("search", {"highest": True})["highest"]
+        wrong = report.extra.get("checked", {}).get("wrong", 0)
+        return bool(self.runs and found) and not (report.interrupted or report.doubts or wrong)
+
 
 def measure(question: Question, watch: Watch) -> Measured:
     """Measure; Ctrl-C ends it with what there is by then. Raises BenchFailed where nothing answers."""

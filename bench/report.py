@@ -1,15 +1,14 @@
 """What a measurement leaves behind: one JSON object with all it found, on which machine, and the raw histograms."""
 
 import json
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bench import machine
 from bench.errors import BenchMisused
-from bench.histogram import Histogram, log_of
+from bench.histogram import Histogram
 from bench.intervals import geometric, interval
 from bench.objective import PERCENTS
 from bench.result import Result
@@ -18,6 +17,7 @@ FORMAT = 1
 RATE, ERRORS = "rate", "errors"
 METRICS = (*PERCENTS, RATE)
 """What repetitions are summed up by: latencies in microseconds, and good answers per second."""
+LONG = {"histogram", "lag_histogram", "seconds"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +123,18 @@ class Report:
             **self.extra,
         }
 
-    def write(self, path: Path) -> None:
-        """Write it as JSON; whole or not at all."""
-        written(path, json.dumps(self.to_json(), indent=1))
+    def brief(self) -> dict[str, Any]:
+        """Give it without histograms and seconds, which the file holds."""
+        told = self.to_json()
+        for each in told["series"]:
+            each["rounds"] = [
+                {name: value for name, value in one.items() if name not in LONG} for one in each["rounds"]
+            ]
+        return told
 
 
 def read(path: Path) -> Report:
-    """Read what `Report.write` wrote. Raises BenchMisused for another file, OSError for none."""
+    """Read what `bench.files.keep` wrote. Raises BenchMisused for another file, OSError for none."""
     try:
         facts = json.loads(path.read_bytes())
         if facts["format"] != FORMAT:
@@ -150,19 +155,3 @@ def read(path: Path) -> Report:
         )
     except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise BenchMisused(f"{path} is no report of hotplate bench ({error!r})") from error
-
-
-def hdr_log(rounds: Sequence[tuple[float, Result]]) -> str:
-    """Write rounds, each with the epoch second of its start, as an HDR log of one histogram a second."""
-    return log_of(
-        (start_s + place, start_s + place + 1, Histogram.of(second.latencies_s))
-        for start_s, result in rounds
-        for place, second in enumerate(result.seconds)
-    )
-
-
-def written(path: Path, text: str) -> None:
-    """Write a file aside, then move it into place."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text)
-    aside.replace(path)

@@ -104,6 +104,7 @@ def http(
     Example: hotplate bench http http://127.0.0.1:8080 --rate 2k --duration 30s --repeat 5 --store file:///var/lib/hotplate
     """
     from bench.asking import Asked, question
+    from bench.files import keep
     from bench.http import measure
     from bench.live import viewing
 
@@ -142,15 +143,13 @@ def http(
         )
         with viewing(err) as view:
             measured = measure(asked, view)
-    keep(measured, report)
+    keep(measured.report, measured.runs, report)
     if as_json:
-        print_json(
-            {name: value for name, value in measured.report.to_json().items() if name != "series"} | brief(measured)
-        )
+        print_json(measured.report.brief())
     else:
         show(measured)
         out.print(f"written to {report}.json, {report}.html and {report}.hdr", markup=False)
-    raise typer.Exit(0 if believable(measured) else FAILED)
+    raise typer.Exit(0 if measured.believable else FAILED)
 
 
 @app.command()
@@ -207,33 +206,6 @@ def _must_be_writable(report: Path) -> None:
 
     if not report.parent.is_dir():
         raise BenchMisused(f"there is no folder {report.parent} to write the report to")
-
-
-def keep(measured: "Measured", report: Path) -> None:
-    """Write the report in its three forms."""
-    from bench.page import page
-    from bench.report import hdr_log, written
-
-    measured.report.write(report.with_name(report.name + ".json"))
-    written(report.with_name(report.name + ".hdr"), hdr_log(measured.runs))
-    written(report.with_name(report.name + ".html"), page(measured.report))
-
-
-def believable(measured: "Measured") -> bool:
-    """Tell whether the measurement ended, is valid, and found what it looked for and no wrong answer."""
-    report = measured.report
-    found = report.extra.get("search", {"highest": True})["highest"]
-    wrong = report.extra.get("checked", {}).get("wrong", 0)
-    return bool(measured.runs and found) and not (report.interrupted or report.doubts or wrong)
-
-
-def brief(measured: "Measured") -> dict[str, object]:
-    """Give the series without their histograms and seconds, which the files hold."""
-    long = {"histogram", "lag_histogram", "seconds"}
-    told = [each.to_json() for each in measured.report.series]
-    for each in told:
-        each["rounds"] = [{name: value for name, value in one.items() if name not in long} for one in each["rounds"]]
-    return {"series": told}
 
 
 def show(measured: "Measured") -> None:

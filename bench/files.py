@@ -1,0 +1,33 @@
+"""The files of a measurement: the report as JSON and as a page, and an HDR log of one histogram a second."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.histogram import Histogram, log_of
+from bench.page import page
+from bench.report import Report
+from bench.result import Result
+
+Runs = Sequence[tuple[float, Result]]
+"""Runs, each with the epoch second of its start."""
+
+
+def keep(report: Report, runs: Runs, name: Path) -> None:
+    """Write *name*.json, *name*.hdr and *name*.html, each whole or not at all."""
+    texts = {".json": json.dumps(report.to_json(), indent=1), ".hdr": hdr_log(runs), ".html": page(report)}
+    for ending, text in texts.items():
+        path = name.with_name(name.name + ending)
+        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        aside.write_text(text)
+        aside.replace(path)
+
+
+def hdr_log(runs: Runs) -> str:
+    """Write runs as an HDR log."""
+    return log_of(
+        (start_s + place, start_s + place + 1, Histogram.of(second.latencies_s))
+        for start_s, result in runs
+        for place, second in enumerate(result.seconds)
+    )
