@@ -9,7 +9,19 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-MATTERS = ("aiohttp", "httptools", "implicit", "lmdb", "numpy", "orjson", "polars", "uvloop")
+MATTERS = (
+    "hotplate",
+    "aiohttp",
+    "hdrhistogram",
+    "httptools",
+    "implicit",
+    "lmdb",
+    "numpy",
+    "orjson",
+    "polars",
+    "redis",
+    "uvloop",
+)
 
 
 def describe() -> dict[str, Any]:
@@ -46,6 +58,8 @@ def _version(name: str) -> str | None:
 
 def _commit() -> str | None:
     """Name the commit, with a + when the tree differs from it; None outside a checkout."""
+    if not (ROOT / ".git").exists():
+        return None  # installed: whatever repository the environment lies in is not ours
     command = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
     try:
         found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)  # noqa: S603 -- constant
