@@ -18,6 +18,7 @@ app = typer.Typer(
     help="Measure a service so that the figures survive a review.\n\n"
     "Example: hotplate bench http http://127.0.0.1:8080 --users 1000 --find-max --slo p99=5ms",
 )
+OF_THE_EXTRA = {"hdrh", "httptools", "matplotlib", "numpy"}
 LISTS = "/v1/recommendations/{key}"
 WHEN, WHAT, HOW = "When requests fall due", "What is asked for", "How it is measured"
 
@@ -103,12 +104,12 @@ def http(
 
     Example: hotplate bench http http://127.0.0.1:8080 --rate 2k --duration 30s --repeat 5 --store file:///var/lib/hotplate
     """
-    from bench.asking import Asked, question
-    from bench.files import keep
-    from bench.http import measure
-    from bench.live import viewing
-
     with misuse_told(as_json=as_json):
+        from bench.asking import Asked, question
+        from bench.files import keep
+        from bench.http import measure
+        from bench.live import viewing
+
         _must_be_writable(report)
         asked = question(
             Asked(
@@ -171,11 +172,11 @@ def compare(
 
     Example: hotplate bench compare before.json after.json --metric p99
     """
-    from bench.compare import compare as weigh
-    from bench.compare import sole_series
-    from bench.report import read
-
     with misuse_told(as_json=as_json):
+        from bench.compare import compare as weigh
+        from bench.compare import sole_series
+        from bench.report import read
+
         first, second = (sole_series(str(path), read(path)) for path in (before, after))
         verdict = weigh(first, second, metric)
     if as_json:
@@ -199,6 +200,10 @@ def misuse_told(*, as_json: bool) -> Iterator[None]:
         else:
             err.print("hotplate: ", sentence, sep="", markup=False)
         raise typer.Exit(MISUSED if isinstance(error, BenchMisused) else FAILED) from None
+    except ModuleNotFoundError as error:
+        if error.name not in OF_THE_EXTRA:
+            raise
+        raise ModuleNotFoundError(str(error), name="httptools") from error  # numpy is of two extras; this one is ours
 
 
 def _must_be_writable(report: Path) -> None:
