@@ -1,0 +1,108 @@
+"""The emulator as a process: listeners for its regions, a tick each second, and an end when it is told."""
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+
+import uvloop
+
+from bench.cosmos_emulator.account import CONSISTENCIES, Account
+from bench.cosmos_emulator.auth import Keeper
+from bench.cosmos_emulator.charges import OURS, load
+from bench.cosmos_emulator.errors import EmulatorMisused
+from bench.cosmos_emulator.service import Service
+from bench.cosmos_emulator.settings import REGIONS, Settings
+from bench.cosmos_emulator.tls import context_for
+from bench.cosmos_emulator.tokens import Issuer
+from bench.cosmos_emulator.wire import Connection
+
+log = logging.getLogger(__name__)
+
+TICK_S = 1.0
+
+
+@dataclass(slots=True)
+class Running:
+    """An emulator that listens."""
+
+    service: Service
+    scheme: str
+    ports: tuple[int, ...]
+    alive: set[Connection] = field(default_factory=set)
+
+    @property
+    def endpoint(self) -> str:
+        """Return the URL of the region that is written, on loopback."""
+        return f"{self.scheme}://127.0.0.1:{self.ports[0]}/"
+
+
+@asynccontextmanager
+async def running(settings: Settings, clock: Callable[[], float] = time.time) -> AsyncIterator[Running]:
+    """Listen until the block ends."""
+    if settings.consistency not in CONSISTENCIES:
+        raise EmulatorMisused(f"no such consistency: {settings.consistency}; there are {', '.join(CONSISTENCIES)}")
+    context = context_for(settings)
+    scheme = "http" if context is None else "https"
+    issuer = Issuer() if settings.entra else None
+    wanted = [settings.port] if settings.second_port is None else [settings.port, settings.second_port]
+    account = Account(
+        load(settings.charges or OURS),
+        tuple(zip(REGIONS, wanted, strict=False)),
+        settings.consistency,
+        burst=settings.burst,
+        clock=clock,
+    )
+    service = Service(account, Keeper(settings.key, issuer))
+    made = Running(service, scheme, ())
+    loop = asyncio.get_running_loop()
+    listeners = list[asyncio.Server]()
+    ticking = loop.create_task(_tick(made))
+    try:
+        for region, port in enumerate(wanted):
+            listeners.append(
+                await loop.create_server(
+                    lambda region=region: Connection(service.answer, made.alive, region, scheme),
+                    settings.host,
+                    port,
+                    ssl=context,
+                )
+            )
+        made.ports = tuple(listener.sockets[0].getsockname()[1] for listener in listeners)
+        account.regions = tuple(zip(REGIONS, made.ports, strict=False))
+        yield made
+    finally:
+        for listener in listeners:
+            listener.close()
+        for connection in list(made.alive):
+            connection.reset()
+        ticking.cancel()
+        with suppress(asyncio.CancelledError):
+            await ticking
+
+
+async def _tick(made: Running) -> None:
+    loop = asyncio.get_running_loop()
+    while True:
+        await asyncio.sleep(TICK_S)
+        now = loop.time()
+        for connection in list(made.alive):
+            connection.close_idle(now)
+
+
+def serve(settings: Settings, ready: Callable[[Running], None]) -> None:
+    """Run an emulator until SIGINT or SIGTERM; *ready* is called once it listens."""
+    uvloop.run(_serve(settings, ready))
+
+
+async def _serve(settings: Settings, ready: Callable[[Running], None]) -> None:
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopped.set)
+    async with running(settings) as made:
+        ready(made)
+        await stopped.wait()

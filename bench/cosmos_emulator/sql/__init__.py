@@ -1,0 +1,1 @@
+"""The small part of Cosmos DB's SQL that SDKs send by themselves, and that simple reads need."""

@@ -1,0 +1,137 @@
+"""Evaluating a query's conditions and values on one item; what is not there is undefined, and undefined never holds.
+
+https://learn.microsoft.com/azure/cosmos-db/nosql/query/equality-comparison-operators: values of different types are not
+compared.
+"""
+
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from bench.cosmos_emulator.errors import bad
+from bench.cosmos_emulator.hashing import UNDEFINED
+from bench.cosmos_emulator.sql.nodes import (
+    Among,
+    Array,
+    Compare,
+    Counted,
+    Defined,
+    Either,
+    Every,
+    Literal,
+    Negated,
+    Node,
+    Parameter,
+    Path,
+    Record,
+    Segment,
+)
+from bench.cosmos_emulator.sql.parser import parse_condition
+
+Parameters = Mapping[str, Any]
+ORDERS: dict[str, Callable[[Any, Any], bool]] = {
+    "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
+}  # fmt: skip
+RANKS: dict[type, int] = {type(None): 1, bool: 2, int: 3, float: 3, str: 4, list: 5, dict: 6}
+
+
+def holds(condition: object, item: Mapping[str, Any]) -> bool:
+    """Tell whether the condition of a patch holds for an item."""
+    if not isinstance(condition, str):
+        raise bad("condition must be a string, as: from c where c.stock > 0")
+    return evaluate(parse_condition(condition), item, {}) is True
+
+
+def evaluate(node: Node, item: Any, parameters: Parameters) -> Any:  # noqa: ANN401, C901, PLR0911, PLR0912 -- JSON in and out; one case for each kind of node
+    """Return the value of *node* for *item*, UNDEFINED where there is none."""
+    match node:
+        case Path():
+            return _at(item, node)
+        case Literal():
+            return node.value
+        case Parameter():
+            if node.name not in parameters:
+                raise bad(f"the query names {node.name}, and no parameter has that name")
+            return parameters[node.name]
+        case Compare():
+            return _compared(
+                node.operator, evaluate(node.left, item, parameters), evaluate(node.right, item, parameters)
+            )
+        case Among():
+            left = evaluate(node.left, item, parameters)
+            return any(_equal(left, evaluate(option, item, parameters)) for option in node.options)
+        case Every():
+            return all(evaluate(part, item, parameters) is True for part in node.parts)
+        case Either():
+            return any(evaluate(part, item, parameters) is True for part in node.parts)
+        case Negated():
+            value = evaluate(node.part, item, parameters)
+            return not value if isinstance(value, bool) else UNDEFINED
+        case Defined():
+            return evaluate(node.part, item, parameters) is not UNDEFINED
+        case Array():
+            made = (evaluate(part, item, parameters) for part in node.parts)
+            return [value for value in made if value is not UNDEFINED]
+        case Record():
+            pairs = ((name, evaluate(part, item, parameters)) for name, part in node.parts)
+            return {name: value for name, value in pairs if value is not UNDEFINED}
+        case Counted():
+            return item
+
+
+def _at(item: Any, path: Path) -> Any:  # noqa: ANN401 -- any JSON value
+    value: Any = item
+    for segment in path.segments:
+        try:
+            value = _inside(value, segment)
+        except (IndexError, KeyError):
+            return UNDEFINED
+    return value
+
+
+def _inside(value: Any, segment: Segment) -> Any:  # noqa: ANN401 -- any JSON values
+    if isinstance(segment, int):
+        return value[segment] if isinstance(value, list) else UNDEFINED
+    return value[segment] if isinstance(value, dict) else UNDEFINED
+
+
+def rank(value: object) -> int:
+    """Return where values of this type stand among those of others: undefined, null, booleans, numbers, strings …"""
+    return RANKS.get(type(value), 0)
+
+
+def _equal(left: object, right: object) -> bool:
+    return left is not UNDEFINED and rank(left) == rank(right) and left == right
+
+
+def _compared(sign: str, left: Any, right: Any) -> Any:  # noqa: ANN401 -- any JSON values; True, False or UNDEFINED
+    if left is UNDEFINED or right is UNDEFINED:
+        return UNDEFINED
+    same = rank(left) == rank(right)
+    if sign == "=":
+        return same and left == right
+    if sign == "!=":
+        return not (same and left == right)
+    if not same or isinstance(left, list | dict):
+        return UNDEFINED
+    return left is None and sign in ("<=", ">=") if left is None else ORDERS[sign](left, right)
+
+
+def ids_in(node: Node | None, parameters: Parameters) -> set[str] | None:
+    """Return the only ids that can fulfil a condition; None where it does not say."""
+    match node:
+        case Compare("=", Path(("id",)), Literal() | Parameter() as right):
+            return _texts([evaluate(right, None, parameters)])
+        case Among(Path(("id",)), options) if all(isinstance(one, Literal | Parameter) for one in options):
+            return _texts([evaluate(one, None, parameters) for one in options])
+        case Every(parts):
+            named = [found for part in parts if (found := ids_in(part, parameters)) is not None]
+            return set.intersection(*named) if named else None
+        case Either(parts):
+            each = [ids_in(part, parameters) for part in parts]
+            return None if None in each else set[str]().union(*(one for one in each if one is not None))
+    return None
+
+
+def _texts(values: list[Any]) -> set[str]:
+    return {value for value in values if isinstance(value, str)}
