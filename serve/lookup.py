@@ -13,6 +13,9 @@ from stores.errors import StoreError
 from stores.keys import ITEM, OVERALL, USER
 from stores.store import Slot
 
+BUDGET_S_PER_USER = 0.0005
+"""What each user of a batch adds to its budget: whoever asks for thousands would rather wait than get popular lists."""
+
 
 class Found(NamedTuple):
     """A list and where it came from: the tier, the release in it, and `personal`, `similar` or `popular`."""
@@ -55,7 +58,7 @@ class Lookup:
     async def personal_many(self, users: Sequence[str]) -> list[Found]:
         """Look up many users in one release, in order: the first tier that can be read answers for all."""
         keys = [USER + user for user in users]
-        deadline = monotonic() + self._budget_s
+        deadline = monotonic() + self._budget_s + BUDGET_S_PER_USER * len(users)
         for place, tier in enumerate(self._tiers):
             view = tier.follower.view
             if view is None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from time import monotonic, perf_counter
 from typing import NamedTuple
 
@@ -11,6 +12,9 @@ from serve.following import Follower, View
 from serve.metrics import Metrics
 from stores.errors import ReleaseNotFound, StoreError, StoreUnavailable
 from stores.store import LocalReader, Reader, Slot
+
+AT_ONCE = 256
+"""How many keys of a store in this process are read before others have their turn: half a millisecond."""
 
 _ELSEWHERE = StoreError("the store is not in this process")
 
@@ -60,8 +64,12 @@ class Tier:
     async def read(self, view: View, keys: Sequence[str], timeout_s: float) -> Reading:
         """Read *keys* in *view*, or, where its release is gone, in what is live now.
 
-        Raises StoreError when nothing could be read in time, or when the store is being spared.
+        Raises StoreError when nothing could be read in time, or when the store is being spared. A store in this
+        process is not late but busy with us, so it has no deadline.
         """
+        if self._local is not None:
+            with suppress(ReleaseNotFound):
+                return await self._read_here(self._local, view, keys)
         if not self.breaker.allows():
             raise StoreUnavailable(f"{self.name} is spared until it answers again")
         done = False
@@ -73,6 +81,16 @@ class Tier:
         finally:
             (self.breaker.succeeded if done else self.breaker.failed)()
         return reading
+
+    async def _read_here(self, reader: LocalReader, view: View, keys: Sequence[str]) -> Reading:
+        slots = list[Slot]()
+        for start in range(0, len(keys), AT_ONCE):
+            started = perf_counter()
+            slots += [_decoded(view, reader.get(view.release, key)) for key in keys[start : start + AT_ONCE]]
+            self._metrics.observe_store(self.name, "get_many", "ok", perf_counter() - started)
+            if start + AT_ONCE < len(keys):
+                await asyncio.sleep(0)  # others are served in between
+        return Reading(view, slots)
 
     async def _read_live(self, view: View, keys: Sequence[str]) -> Reading:
         read = self._read_batch if len(keys) <= self._reader.batch else self._read_batches

@@ -134,6 +134,20 @@ async def test_a_miss_falls_through_to_a_tier_with_another_release_only(
     assert not tiers.tiers[1].breaker.is_open
 
 
+async def test_a_large_batch_has_the_time_that_it_takes_and_a_local_store_is_never_late(
+    memory: MemoryStore, remote: RemoteStore
+) -> None:
+    await publish(memory, "first")
+    users = [str(n % 5) for n in range(2000)]
+    remote.delay_s = 2 * BUDGET_S
+    for reader in (remote, memory):
+        tiers = Tiers(reader)
+        await tiers.look()
+        batches = await asyncio.gather(*(tiers.lookup.personal_many(users) for _ in range(5)))
+        assert {one.source for found in batches for one in found} == {"personal"}
+        assert [one.value for one in batches[0]] == [f"first for {user}".encode() for user in users]
+
+
 async def test_an_answer_for_many_is_of_one_release(
     memory: MemoryStore, remote: RemoteStore, fallback: RemoteStore
 ) -> None:

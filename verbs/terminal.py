@@ -27,7 +27,8 @@ StoreUrl = Annotated[
 
 EXTRAS = {
     "implicit": "offline", "numpy": "offline", "polars": "offline", "scipy": "offline", "threadpoolctl": "offline",
-    "httptools": "bench", "redis": "redis", "azure": "cosmos", "pyspark": "spark",
+    "httptools": "bench", "hdrh": "bench", "matplotlib": "bench",
+    "redis": "redis", "azure": "cosmos", "pyspark": "spark",
 }  # fmt: skip
 """Which extra brings which module."""
 
