@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -157,6 +158,8 @@ def _figure() -> tuple[Figure, Axes]:
 
 
 def _latency_scale(axes: Axes) -> None:
+    if not any((np.asarray(line.get_ydata(), dtype=float) > 0).any() for line in axes.lines):
+        axes.set_ylim(1, 1000)  # nothing was answered: an empty frame, for there is no scale of nothing
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     if high / max(low, 1e-9) < 20:  # a log scale of less than a decade has no label left

@@ -81,6 +81,18 @@ def test_a_measurement_leaves_a_report_in_three_forms(service: Service, store: P
     assert ("no real difference" in told.stdout) is (valid == 3)
 
 
+def test_a_service_that_answers_nothing_well_is_reported_too(tmp_path: Path) -> None:
+    name = tmp_path / "report"
+    with running(tmp_path / "nothing-is-published") as unready:
+        bench(
+            "http", unready.url, "--path", "/v1/popular", "--rate", "100", "--duration", "1s", "--repeat", "1",
+            "--warmup", "0s", "--out", name,
+        )  # fmt: skip
+    (series,) = json.loads(name.with_suffix(".json").read_text())["series"]
+    assert series["rounds"][0]["errors"] == {"status": 100}
+    assert "<svg" in name.with_suffix(".html").read_text()
+
+
 def test_a_search_and_a_sweep_are_told_with_their_knees(service: Service, tmp_path: Path) -> None:
     common = ("--users", str(USERS), "--duration", "0.2s", "--warmup", "0s", "--json", "--out", tmp_path / "report")
     searched = json.loads(
