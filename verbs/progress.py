@@ -3,7 +3,16 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from verbs.terminal import err
@@ -22,12 +31,17 @@ def bars() -> Iterator[Callable[[str, int, int], None]]:
     """Yield `tell(stage, done, total)`; each stage gets a line, which goes when the work is done."""
     columns = (TextColumn("{task.description:<9}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
-        tasks = dict[str, int]()
+        tasks = dict[str, TaskID]()
 
         def tell(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
-                tasks[stage] = progress.add_task(stage, total=total)
-            if done < total or total > 1:
-                progress.update(tasks[stage], completed=done, total=total)  # type: ignore[arg-type]  # TaskID is an int
+                tasks[stage] = progress.add_task(
+                    stage, total=None if total == 1 else total
+                )  # one step: no share to tell
+            if total == 1 and done == 1:
+                steps = next(task.total for task in progress.tasks if task.id == tasks[stage]) or 1
+                progress.update(tasks[stage], completed=steps, total=steps)
+            elif total > 1:
+                progress.update(tasks[stage], completed=done, total=total)
 
         yield tell
