@@ -92,8 +92,8 @@ async def write(
             await verify(store, release)
             still_ours()
             await _change(store, lambda found: changes.commit(found, release))
-    except StoreUnavailable:
-        raise  # what was acknowledged stays, to be resumed
+    except StoreUnavailable as error:  # what was acknowledged stays
+        raise StoreUnavailable(f"{error}; once that is mended, go on with --resume {release}") from error
     except BaseException:
         await _abandon(store, release)
         raise
