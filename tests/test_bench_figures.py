@@ -12,9 +12,9 @@ import polars as pl
 import pytest
 
 from bench import machine
+from bench.lists import DISTINCT, Shape, key_of
 from bench.micro import __main__ as command
 from bench.micro import commands, embedded, endpoint, generating, retail, sharing
-from bench.micro.lists import DISTINCT, Shape, key_of
 from bench.micro.publishing import publish_once
 from bench.micro.rounds import Effort, Figure, Outcome, Unmeasured, at_most
 from stores.embedded import EmbeddedStore

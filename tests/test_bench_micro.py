@@ -9,10 +9,10 @@ import pytest
 from aiohttp import web
 
 from bench import machine
+from bench.launch import free_port, serving
 from bench.load import Load, Result, run
 from bench.micro import aiohttp_peer, endpoint
 from bench.micro.rounds import Figure, Sample, at_least, at_most, figures, interleave, ratio
-from bench.micro.servers import free_port, serving
 from stores.connect import connect
 
 ANSWER_HEADERS = {"Content-Type": "application/json", "ETag": '"abc"', "X-Request-Id": "1"}

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from bench.lists import DISTINCT, Shape
 from bench.micro import redis_lookups, redis_publishing, redis_readers, redis_service, webdis
-from bench.micro.lists import DISTINCT, Shape
-from bench.micro.redis_lists import LIST_LENGTH, values
+from bench.micro.redis_lists import LIST_LENGTH
 from bench.micro.redis_publishing import Published
 from bench.micro.redis_reads import Reads, path_of
-from bench.micro.redis_server import redis_serving
 from bench.micro.rounds import Effort, Figure, Outcome, Unmeasured
+from bench.redis_server import redis_serving
 from stores.encoding import decode
 
 SMALL = Effort(rounds=1, users=2_000, round_s=0.1)
@@ -39,7 +39,7 @@ def reads(cpu_us: float, rate_per_s: float = 100.0, popular: float = 0.0) -> Rea
 
 def test_lists_are_as_long_as_the_shape_says_and_as_different_as_real_ones() -> None:
     shape = Shape(10, LIST_LENGTH)
-    drawn = values(shape)
+    drawn = shape.drawn()
     assert len(set(drawn)) == DISTINCT
     assert sum(map(len, drawn)) / DISTINCT == pytest.approx(shape.value_bytes, rel=0.02)
     for items in map(decode, drawn[:50]):

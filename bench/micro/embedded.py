@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from bench.lists import Shape
 from bench.micro import reading, sharing
-from bench.micro.lists import Shape
 from bench.micro.publishing import Published, publish_once
 from bench.micro.rounds import Effort, Figure, Outcome, Unmeasured, at_most, figures, interleave
 

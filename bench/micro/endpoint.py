@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from bench.launch import Server, free_port, on_core, serving
 from bench.load import Load, run
 from bench.micro import aiohttp_peer
 from bench.micro.rounds import Effort, Outcome, Sample, at_least, figures, interleave, ratio
-from bench.micro.servers import Server, free_port, on_core, serving
 from stores.connect import connect
 from stores.encoding import ItemEncoder
 from stores.keys import OVERALL, POPULAR, USER

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from bench.launch import free_port, on_core, serving
 from bench.load import Load, run
 from bench.micro.endpoint import fill
 from bench.micro.rounds import (
@@ -25,7 +26,6 @@ from bench.micro.rounds import (
     interleave,
     ratio,
 )
-from bench.micro.servers import free_port, on_core, serving
 from bench.result import Result
 
 PATH = "/v1/recommendations/1"

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.micro.lists import Shape
+from bench.lists import Shape
 from bench.micro.rounds import Sample
 from stores.embedded import EmbeddedStore
 from stores.release import publish

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from bench.micro.lists import Shape, key_of
+from bench.lists import Shape, key_of
 from bench.micro.rounds import Figure, Sample, at_most, figures, interleave, ratio
 from stores.catalogue import ReleaseId
 from stores.embedded import EmbeddedStore

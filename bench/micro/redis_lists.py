@@ -1,37 +1,19 @@
-"""Lists for Redis: as a model gives them, popular items in more of them, so that they compress as real lists do."""
+"""Lists for Redis, published in either encoding, with a watch on each part of the work."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
-from bench.micro.lists import DISTINCT, ITEMS, Shape
+from bench.lists import Shape
 from bench.micro.publishing import Stopwatch
 from stores.compression import compress
 from stores.connect import connect
-from stores.encoding import ItemEncoder
 from stores.manifest import Manifest
 from stores.release import publish
 from stores.store import Row, Store
 
 ENCODINGS = ("json", "zstd")
 LIST_LENGTH = 20
-
-
-def values(shape: Shape) -> list[bytes]:
-    """Draw the values that the rows share: different items by a Zipf law, scores of four digits, best first."""
-    chance = np.random.default_rng(0)
-    encoder = ItemEncoder([str(1000 + item) for item in range(ITEMS)], [None] * ITEMS)
-    weights = 1 / np.arange(10, ITEMS + 10)
-    weights /= weights.sum()
-    return [
-        encoder.encode(
-            chance.choice(ITEMS, shape.items, replace=False, p=weights).tolist(),
-            np.sort(chance.uniform(0.1, 1.0, shape.items).round(4))[::-1].tolist(),
-        )
-        for _ in range(DISTINCT)
-    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,12 @@ from typing import Any
 import uvloop
 from redis.asyncio import Redis
 
-from bench.micro.lists import Shape, key_of
-from bench.micro.redis_lists import LIST_LENGTH, fill, values
-from bench.micro.redis_server import RedisServer, missing, redis_serving
+from bench.launch import on_core
+from bench.lists import Shape, key_of
+from bench.micro.redis_lists import LIST_LENGTH, fill
+from bench.micro.redis_missing import missing
 from bench.micro.rounds import Effort, Figure, Outcome, Sample, figures, interleave, ratio
-from bench.micro.servers import on_core
+from bench.redis_server import RedisServer, redis_serving
 from stores.catalogue import ReleaseId
 from stores.redis import open_url
 from stores.redis_keys import Keys
@@ -97,7 +98,7 @@ def measure(effort: Effort) -> list[Outcome]:
         return skipped
     shape = Shape(max(effort.users // 10, 1), LIST_LENGTH)
     with redis_serving() as server, on_core(0):
-        release = fill(server.url(PREFIX), shape, values(shape), "json").release
+        release = fill(server.url(PREFIX), shape, shape.drawn(), "json").release
         lists = Lists(server, release, shape.users, effort.users // 20)
         variants = {
             f"{name} {calls}": partial(by, calls)

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO
 
-from bench.micro.lists import Shape
-from bench.micro.redis_lists import LIST_LENGTH, Watches, publish_lists, values
+from bench.lists import Shape
+from bench.micro.redis_lists import LIST_LENGTH, Watches, publish_lists
 from stores.redis import RedisStore, open_url
 from stores.release import prune
 
@@ -69,7 +69,7 @@ def publisher(url: str, users: int, encoding: str) -> Iterator[Publisher]:
 
 async def publish_until(told: asyncio.Event, store: RedisStore, shape: Shape, encoding: str) -> float:
     """Publish until *told* to stop; return lists per second."""
-    shared = values(shape)
+    shared = shape.drawn()
     print("ready", flush=True)
     await asyncio.to_thread(sys.stdin.readline)
     stopping = asyncio.create_task(asyncio.to_thread(sys.stdin.readline))

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from bench.micro.lists import Shape
-from bench.micro.redis_lists import ENCODINGS, LIST_LENGTH, Watches, publish_lists, values
-from bench.micro.redis_server import RedisServer, missing, redis_serving
+from bench.launch import on_core
+from bench.lists import Shape
+from bench.micro.redis_lists import ENCODINGS, LIST_LENGTH, Watches, publish_lists
+from bench.micro.redis_missing import missing
 from bench.micro.rounds import Effort, Figure, Outcome, at_most, interleave, ratio
-from bench.micro.servers import on_core
+from bench.redis_server import RedisServer, redis_serving
 from stores.manifest import Manifest
 from stores.redis import open_url
 
@@ -33,7 +34,7 @@ def measure(effort: Effort) -> list[Outcome]:
     if skipped := missing("redis_publishing"):
         return skipped
     shape = Shape(max(effort.users // 5, 1), LIST_LENGTH)
-    shared = values(shape)
+    shared = shape.drawn()
     with redis_serving() as server, on_core(0):
         published = interleave(
             {encoding: partial(publish_once, server, shape, shared, encoding) for encoding in ENCODINGS},

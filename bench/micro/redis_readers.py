@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.micro.lists import Shape
-from bench.micro.redis_lists import LIST_LENGTH, fill, values
+from bench.launch import Server, on_core
+from bench.lists import Shape
+from bench.micro.redis_lists import LIST_LENGTH, fill
+from bench.micro.redis_missing import missing
 from bench.micro.redis_publisher import publisher
 from bench.micro.redis_reads import Reads, drawn, hotplate, path_of, read
-from bench.micro.redis_server import RedisServer, missing, redis_serving
 from bench.micro.rounds import Effort, Figure, Outcome, interleave, ratio
-from bench.micro.servers import Server, on_core
+from bench.redis_server import RedisServer, redis_serving
 
 RATE = 2_000
 ENCODING = "zstd"
@@ -58,7 +59,7 @@ def measure(effort: Effort) -> list[Outcome]:
     if skipped := missing("redis_readers"):
         return skipped
     shape = Shape(max(effort.users // 5, 1), LIST_LENGTH)
-    shared = values(shape)
+    shared = shape.drawn()
     with redis_serving() as redis, redis_serving() as other:
         fill(redis.url(), shape, shared, ENCODING)
         with hotplate(redis.url()) as service:

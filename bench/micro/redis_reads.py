@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bench.launch import Server, free_port, serving
+from bench.lists import key_of
 from bench.load import Load, run
 from bench.micro.endpoint import HEADERS
-from bench.micro.lists import key_of
-from bench.micro.redis_server import RedisServer
 from bench.micro.rounds import Sample
-from bench.micro.servers import Server, free_port, serving
+from bench.redis_server import RedisServer
 from stores.keys import USER
 
 ROUTE = "/v1/recommendations/"

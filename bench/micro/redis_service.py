@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from bench.launch import Server, free_port, on_core, serving
+from bench.lists import Shape, key_of
 from bench.micro import redis_lists, webdis
-from bench.micro.lists import Shape, key_of
+from bench.micro.redis_missing import missing
 from bench.micro.redis_reads import Reads, drawn, hotplate, path_of, read
-from bench.micro.redis_server import RedisServer, missing, redis_serving
 from bench.micro.rounds import Effort, Figure, Outcome, Unmeasured, at_most, figures, interleave, ratio
-from bench.micro.servers import Server, free_port, on_core, serving
+from bench.redis_server import RedisServer, redis_serving
 from stores.catalogue import ReleaseId
 from stores.connect import connect
 from stores.redis_keys import Keys
@@ -41,7 +42,7 @@ def measure(effort: Effort) -> list[Outcome]:
     if skipped := missing("redis_service"):
         return skipped
     shape = Shape(max(effort.users // 10, 1), redis_lists.LIST_LENGTH)
-    shared, users = redis_lists.values(shape), drawn(shape.users)
+    shared, users = shape.drawn(), drawn(shape.users)
     with tempfile.TemporaryDirectory() as made, redis_serving() as redis, ExitStack() as stack:
         folder, targets = Path(made), dict[str, Target]()
         for encoding in redis_lists.ENCODINGS:

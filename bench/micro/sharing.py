@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from bench.lists import key_of
 from bench.machine import ROOT, environment
-from bench.micro.lists import key_of
 from bench.micro.rounds import Figure, at_most
 from stores.embedded import EmbeddedStore
 

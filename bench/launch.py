@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.errors import BenchFailed
 from bench.machine import ROOT, environment
 
 READY_WITHIN_S = 30.0
@@ -55,7 +56,7 @@ def on_core(number: int) -> Iterator[None]:
 def serving(command: Sequence[str], port: int, path: str) -> Iterator[Server]:
     """Run *command* on the first core until the block ends; it starts once *path* is answered with 200.
 
-    Raises RuntimeError, with what the server said, when that does not happen.
+    Raises BenchFailed, with what the server said, when that does not happen.
     """
     url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryFile() as said:
@@ -66,7 +67,7 @@ def serving(command: Sequence[str], port: int, path: str) -> Iterator[Server]:
         try:
             if not _answers(process, url + path):
                 said.seek(0)
-                raise RuntimeError(f"{' '.join(command)} does not serve {path}: {said.read().decode()[-2000:]}")
+                raise BenchFailed(f"{' '.join(command)} does not serve {path}: {said.read().decode()[-2000:]}")
             yield Server(url, process.pid)
         finally:
             _stop(process)

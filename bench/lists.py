@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from stores.encoding import ItemEncoder
 from stores.keys import OVERALL, POPULAR, USER
 from stores.store import Plan, Row
@@ -40,6 +42,23 @@ class Shape:
         return [
             encoder.encode([(first * 7 + place) % ITEMS for place in range(self.items)], scores)
             for first in range(DISTINCT)
+        ]
+
+    def drawn(self) -> list[bytes]:
+        """Draw the values as a model gives them, so that they compress as real lists do; all have about `value_bytes`.
+
+        Different items by a Zipf law, popular ones in more of the lists, and scores of four digits, best first.
+        """
+        chance = np.random.default_rng(0)
+        encoder = ItemEncoder([str(1000 + item) for item in range(ITEMS)], [None] * ITEMS)
+        weights = 1 / np.arange(10, ITEMS + 10)
+        weights /= weights.sum()
+        return [
+            encoder.encode(
+                chance.choice(ITEMS, self.items, replace=False, p=weights).tolist(),
+                np.sort(chance.uniform(0.1, 1.0, self.items).round(4))[::-1].tolist(),
+            )
+            for _ in range(DISTINCT)
         ]
 
     def batches(self, values: Sequence[bytes]) -> Iterator[list[Row]]:

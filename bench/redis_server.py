@@ -13,13 +13,14 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from bench.micro.rounds import Outcome, Unmeasured
-from bench.micro.servers import free_port, on_core
+from bench.errors import BenchFailed
+from bench.launch import free_port, on_core
 
 CORE = 1
 """Where the server runs; what asks it runs on core 0."""
 
 BINARY = "redis-server"
+MISSING = f"no {BINARY} on the PATH; on Debian or Ubuntu: apt-get install {BINARY}"
 READY_WITHIN_S = 10.0
 
 
@@ -58,16 +59,14 @@ class RedisServer:
             return client.execute_command(*command)
 
 
-def missing(subject: str) -> list[Outcome]:
-    """Say why *subject* has no figures; nothing where a server is installed."""
-    if shutil.which(BINARY):
-        return []
-    return [Unmeasured(subject, f"no {BINARY} on the PATH; on Debian or Ubuntu: apt-get install {BINARY}")]
+def installed() -> bool:
+    """Tell whether this machine has a server to start."""
+    return shutil.which(BINARY) is not None
 
 
 @contextmanager
 def redis_serving() -> Iterator[RedisServer]:
-    """Run a server until the block ends; RuntimeError, with what it said, where it does not start."""
+    """Run a server until the block ends; BenchFailed, with what it said, where it does not start."""
     server = RedisServer(free_port())
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as said:
         settings = {"bind": "127.0.0.1", "port": str(server.port), "dir": folder, "save": "", "appendonly": "no"}
@@ -79,7 +78,7 @@ def redis_serving() -> Iterator[RedisServer]:
             while not server.answers():
                 if process.poll() is not None or time.monotonic() > until:
                     said.seek(0)
-                    raise RuntimeError(f"{BINARY} does not start: {said.read().decode()[-2000:]}")
+                    raise BenchFailed(f"{BINARY} does not start: {said.read().decode()[-2000:]}")
                 time.sleep(0.01)
             yield server
         finally:
