@@ -4,16 +4,20 @@ import base64
 import hmac
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import formatdate
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import orjson
 
-from bench.cosmos_emulator.auth import WELL_KNOWN_KEY
+from bench.cosmos_emulator.account import Account
+from bench.cosmos_emulator.auth import WELL_KNOWN_KEY, Keeper
+from bench.cosmos_emulator.charges import load
+from bench.cosmos_emulator.messages import Answer, Request
+from bench.cosmos_emulator.service import Service
 
 ROOT = Path(__file__).parent.parent
 
@@ -39,6 +43,43 @@ def emulator(*options: str) -> Iterator[Emulator]:
         finally:
             process.terminate()
             process.communicate(timeout=10)
+
+
+class Direct:
+    """The service without a network, on a clock that the test holds, with one database `d` and one container `c`."""
+
+    def __init__(self, clock: Callable[[], float], *, ru: int = 4000, regions: int = 1, **container: object) -> None:
+        names = tuple((f"region {n}", 8081 + n) for n in range(regions))
+        self.clock = clock
+        self.service = Service(Account(load(), names, clock=clock), Keeper(WELL_KNOWN_KEY, None))
+        assert self.ask("POST", "/dbs", {"id": "d"}).status == 201
+        told = {"id": "c", "partitionKey": {"paths": ["/id"], "kind": "Hash", "version": 2}, **container}
+        assert self.ask("POST", "/dbs/d/colls/", told, {"x-ms-offer-throughput": str(ru)}).status == 201
+        self.container = self.service.account.databases["d"].containers["c"]
+
+    def ask(
+        self, method: str, path: str, body: object = None, headers: dict[str, str] | None = None, *, region: int = 0
+    ) -> Answer:
+        """Send a signed request; bytes are sent as they are, all else as JSON."""
+        segments = unquote(path).strip("/").split("/")
+        is_feed = len(segments) % 2 == 1
+        link = "/".join(segments[:-1] if is_feed else segments)
+        kind = segments[-1 if is_feed else -2]
+        given = signed(method, kind, link, now=self.clock()) | (headers or {})
+        raw = b"" if body is None else body if isinstance(body, bytes) else orjson.dumps(body)
+        named = {name.lower().encode(): value.encode("latin-1") for name, value in given.items()}
+        return self.service.answer(Request(method, path, named, raw, region))
+
+    def item(self, method: str, name: str, body: object = None, **headers: str) -> Answer:
+        """Do something with the item of one id, which is its partition key, too."""
+        path = "/dbs/d/colls/c/docs/" + ("" if method == "POST" else f"{quote(name, safe='')}/")
+        named = {"x-ms-documentdb-partitionkey": orjson.dumps([name]).decode("latin-1")}
+        named |= {header.replace("_", "-"): value for header, value in headers.items()}
+        return self.ask(method, path, body, named)
+
+
+def substatus(answer: Answer) -> tuple[int, int]:
+    return answer.status, int(answer.headers["x-ms-substatus"])
 
 
 def signed(

@@ -1,5 +1,6 @@
 """`hotplate cosmos-emulator`: a local Cosmos DB for NoSQL that counts request units and throttles."""
 
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -53,6 +54,7 @@ def cosmos_emulator(
     from bench.cosmos_emulator.server import serve
     from bench.cosmos_emulator.settings import Settings
 
+    logging.getLogger("bench.cosmos_emulator").addHandler(logging.StreamHandler())
     try:
         settings = Settings(
             host,

@@ -36,7 +36,7 @@ class Keeper:
         if not secret:
             raise EmulatorMisused("the account's key is empty")
         self._signer = hmac.new(secret, digestmod="sha256")
-        self._issuer = issuer
+        self.issuer = issuer
 
     def check(self, request: Request, resource_type: str, link: str, now: float) -> None:
         """Refuse with 401 what is not signed, is signed wrongly, or says another time than *now*."""
@@ -67,9 +67,9 @@ class Keeper:
             )
 
     def _check_token(self, given: str, now: float) -> None:
-        if self._issuer is None:
+        if self.issuer is None:
             raise Refused(401, "Entra tokens are off: start with --entra-issuer, and take them from the emulator")
-        self._issuer.check(given.partition("&sig=")[2], now)
+        self.issuer.check(given.partition("&sig=")[2], now)
 
 
 @lru_cache(256)

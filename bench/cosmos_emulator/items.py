@@ -64,7 +64,7 @@ def delete(turn: Turn, name: str) -> Answer:
 
 def patch(turn: Turn, name: str) -> Answer:
     """Change single properties of an item."""
-    body = object_of(turn.request.body)
+    body = _patch_of(turn.request.body)
     return _write(turn, lambda value: patch_one(turn, value, name, body, turn.request.text(b"if-match")))
 
 
@@ -110,6 +110,13 @@ def _write(turn: Turn, do: Callable[[Component], Written]) -> Answer:
     minimal = b"return=minimal" in turn.request.headers.get(b"prefer", b"").lower()
     body = b"" if minimal else written.document.body or b""
     return Answer(written.status, body, turn.headers(partition, written.document.etag), written.charge_ru)
+
+
+def _patch_of(body: bytes) -> dict[str, Any]:
+    """Parse a patch: an object with operations and perhaps a condition, or, as the JavaScript SDK sends, a list."""
+    if body.lstrip()[:1] == b"[":
+        body = b'{"operations":' + body + b"}"
+    return object_of(body)
 
 
 def object_of(body: bytes) -> dict[str, Any]:

@@ -11,13 +11,16 @@ from dataclasses import dataclass, field
 import uvloop
 
 from bench.cosmos_emulator.account import CONSISTENCIES, Account
+from bench.cosmos_emulator.admin import Admin
 from bench.cosmos_emulator.auth import Keeper
 from bench.cosmos_emulator.charges import OURS, load
 from bench.cosmos_emulator.errors import EmulatorMisused
+from bench.cosmos_emulator.metrics import Exposition
 from bench.cosmos_emulator.service import Service
 from bench.cosmos_emulator.settings import REGIONS, Settings
 from bench.cosmos_emulator.tls import context_for
 from bench.cosmos_emulator.tokens import Issuer
+from bench.cosmos_emulator.watch import Watch
 from bench.cosmos_emulator.wire import Connection
 
 log = logging.getLogger(__name__)
@@ -57,15 +60,19 @@ async def running(settings: Settings, clock: Callable[[], float] = time.time) ->
         clock=clock,
     )
     service = Service(account, Keeper(settings.key, issuer))
+    if settings.faults is not None:
+        service.faults.read(settings.faults, clock())
+    watch = Watch(account)
+    admin = Admin(service, Exposition(account, service.counts, watch))
     made = Running(service, scheme, ())
     loop = asyncio.get_running_loop()
     listeners = list[asyncio.Server]()
-    ticking = loop.create_task(_tick(made))
+    ticking = loop.create_task(_tick(made, watch))
     try:
         for region, port in enumerate(wanted):
             listeners.append(
                 await loop.create_server(
-                    lambda region=region: Connection(service.answer, made.alive, region, scheme),
+                    lambda region=region: Connection(admin.answer, made.alive, region, scheme),
                     settings.host,
                     port,
                     ssl=context,
@@ -84,11 +91,14 @@ async def running(settings: Settings, clock: Callable[[], float] = time.time) ->
             await ticking
 
 
-async def _tick(made: Running) -> None:
+async def _tick(made: Running, watch: Watch) -> None:
     loop = asyncio.get_running_loop()
+    before, worked = loop.time(), time.process_time()
     while True:
         await asyncio.sleep(TICK_S)
-        now = loop.time()
+        now, working = loop.time(), time.process_time()
+        watch.tick(now - before, working - worked)
+        before, worked = now, working
         for connection in list(made.alive):
             connection.close_idle(now)
 

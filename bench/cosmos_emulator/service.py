@@ -4,14 +4,16 @@ import logging
 import re
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import orjson
 
 from bench.cosmos_emulator import batches, items, plans, queries, resources
 from bench.cosmos_emulator.account import Account
 from bench.cosmos_emulator.auth import Keeper
+from bench.cosmos_emulator.counts import Counts
 from bench.cosmos_emulator.errors import CODES, WRITE_FORBIDDEN, Refused
+from bench.cosmos_emulator.faults import Faults
 from bench.cosmos_emulator.messages import Answer, Request
 from bench.cosmos_emulator.routes import Route, route_of
 from bench.cosmos_emulator.turn import Turn, turn_for
@@ -61,11 +63,17 @@ class Service:
 
     account: Account
     keeper: Keeper
+    faults: Faults = field(default_factory=Faults)
+    counts: Counts = field(default_factory=Counts)
 
     def answer(self, request: Request) -> Answer:
         """Answer a request; never raises."""
+        operation = "unreadable"
         try:
-            answer = self._answer(request)
+            route = route_of(request.path)
+            operation = operation_of(request, route)
+            do = self._faulty if self.faults.active else self._do
+            answer = do(request, route, operation)
         except Refused as refusal:
             answer = refused(refusal)
         except RecursionError:
@@ -73,14 +81,24 @@ class Service:
         except Exception:
             log.exception("a request failed; this is a defect of the emulation")
             answer = refused(Refused(500, "the emulation failed; its log says where"))
+        self.counts.count(operation, answer.status, answer.charge_ru)
         answer.headers["x-ms-activity-id"] = activity_id(request)
         return answer
 
-    def _answer(self, request: Request) -> Answer:
+    def _faulty(self, request: Request, route: Route, operation: str) -> Answer:
         now = self.account.clock()
-        route = route_of(request.path)
+        answer = self.faults.before(request, operation, now)
+        if answer is None:
+            try:
+                answer = self._do(request, route, operation)
+            except Refused as refusal:
+                answer = refused(refusal)
+            answer.delay_s = self.faults.delay_s(request, operation, answer, now)
+        return answer
+
+    def _do(self, request: Request, route: Route, operation: str) -> Answer:
+        now = self.account.clock()
         self.keeper.check(request, route.kind, route.link, now)
-        operation = operation_of(request, route)
         if request.region and not _reads(operation):
             raise Refused(
                 403,
