@@ -14,10 +14,15 @@ if TYPE_CHECKING:
     from bench.cosmos_emulator.server import Running
     from bench.cosmos_emulator.settings import Settings
 
+MOST_PORT = 65535
+
 
 def _option(flag: str, text: str) -> typer.models.OptionInfo:
     name = flag.partition("/")[0].removeprefix("--").replace("-", "_").upper()
-    made: typer.models.OptionInfo = typer.Option(flag, envvar=f"HOTPLATE_COSMOS_EMULATOR_{name}", help=text)
+    highest = MOST_PORT if flag in ("--port", "--second-region") else None
+    made: typer.models.OptionInfo = typer.Option(
+        flag, envvar=f"HOTPLATE_COSMOS_EMULATOR_{name}", help=text, min=None if highest is None else 0, max=highest
+    )
     return made
 
 

@@ -5,21 +5,10 @@ The shape is what the SDKs read (azure-cosmos: `_execution_context/query_executi
 
 from typing import Any
 
-import orjson
-
-from bench.cosmos_emulator.messages import Answer
-from bench.cosmos_emulator.queries import told
 from bench.cosmos_emulator.sql.nodes import Counted, Statement
-from bench.cosmos_emulator.turn import Turn
 
 FILTER = "{documentdb-formattableorderbyquery-filter}"
 """SDKs put a condition here when they go on after a page, `true` before."""
-
-
-def answer(turn: Turn) -> Answer:
-    """Answer with the plan of the query in a request's body; that costs nothing here."""
-    statement, _ = told(turn.request.body)
-    return Answer(200, orjson.dumps(plan(statement)))
 
 
 def plan(statement: Statement) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from bench.cosmos_emulator.items import object_of, partition_of
 from bench.cosmos_emulator.messages import Answer
 from bench.cosmos_emulator.partition_keys import HEADER, key_of
 from bench.cosmos_emulator.partitions import Partition
+from bench.cosmos_emulator.plans import plan
 from bench.cosmos_emulator.sql.conditions import Parameters, evaluate, ids_in, rank
 from bench.cosmos_emulator.sql.nodes import Order, Statement
 from bench.cosmos_emulator.sql.parser import parse
@@ -65,9 +66,15 @@ def query(turn: Turn) -> Answer:
             raise bad("Cross partition query is required but disabled; enable it, or name a partition key.")
         needs_plan = statement.counts or statement.order or statement.top is not None or statement.limit is not None
         if needs_plan and len(partitions) > 1:
-            raise _needs_plan()
+            raise _needs_plan(statement)
     asked = Asked(statement, parameters, partitions, key, *_continued(turn), _page_size(turn))
     return _answer(turn, asked, is_feed=False)
+
+
+def plan_only(turn: Turn) -> Answer:
+    """Answer with the plan of a query; that costs nothing here."""
+    statement, _ = told(turn.request.body)
+    return Answer(200, orjson.dumps(plan(statement)))
 
 
 def feed(turn: Turn) -> Answer:
@@ -250,6 +257,8 @@ def _window(statement: Statement, kept: list[Any]) -> list[Any]:
     return kept[statement.offset : until][: statement.top]
 
 
-def _needs_plan() -> Refused:
-    message = "The provided cross partition query can not be directly served by the gateway; ask for its plan."
-    return Refused(400, message, QUERY_NEEDS_PLAN)
+def _needs_plan(statement: Statement) -> Refused:
+    """Refuse what only SDKs can merge; some of them look for the plan in the refusal."""
+    message = "The provided cross partition query can not be directly served by the gateway."
+    details: dict[str, object] = {"additionalErrorInfo": orjson.dumps(plan(statement)).decode()}
+    return Refused(400, message, QUERY_NEEDS_PLAN, details=details)

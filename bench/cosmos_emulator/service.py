@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from bench.cosmos_emulator import batches, items, plans, queries, resources
+from bench.cosmos_emulator import batches, items, queries, resources
 from bench.cosmos_emulator.account import Account
 from bench.cosmos_emulator.auth import Keeper
 from bench.cosmos_emulator.counts import Counts
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 ACTIVITY_ID = re.compile(rb"[0-9A-Za-z-]{1,64}")
 QUERY = "application/query+json"
 NAMED = {"dbs": "database", "colls": "container", "docs": "item", "offers": "offer", "pkranges": "range", "": "account"}
-VERBS = {"GET": "read", "PUT": "replace", "DELETE": "delete", "PATCH": "patch", "POST": "create"}
+VERBS = {"GET": "read", "PUT": "replace", "DELETE": "delete", "PATCH": "patch"}
 
 ITEM_OPERATIONS: dict[str, Callable[[Turn, str], Answer]] = {
     "read item": items.read,
@@ -34,7 +34,7 @@ ITEM_OPERATIONS: dict[str, Callable[[Turn, str], Answer]] = {
     "patch item": items.patch,
     "batch items": lambda turn, _: batches.batch(turn),
     "query items": lambda turn, _: queries.query(turn),
-    "plan query": lambda turn, _: plans.answer(turn),
+    "plan query": lambda turn, _: queries.plan_only(turn),
     "list items": lambda turn, _: queries.feed(turn),
 }
 RESOURCE_OPERATIONS: dict[str, Callable[..., Answer]] = {
