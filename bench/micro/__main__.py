@@ -13,6 +13,7 @@ from rich.table import Table
 
 from bench import machine
 from bench.micro import (
+    cosmos_emulator,
     embedded,
     endpoint,
     generating,
@@ -39,6 +40,7 @@ PRINTED_WIDTH = 180
 
 SUBJECTS: tuple[Subject, ...] = (
     endpoint, embedded, redis_service, redis_publishing, redis_readers, redis_lookups, retail, generating,
+    cosmos_emulator,
 )  # fmt: skip
 
 
