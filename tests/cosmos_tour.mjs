@@ -58,6 +58,14 @@ assert.equal(offer.content.offerThroughput, 11000);
 offer.content.offerThroughput = 12000;
 assert.equal((await client.offer(offer.id).replace(offer)).resource.content.offerThroughput, 12000);
 await refused(new CosmosClient({ endpoint, key: "d3Jvbmc=" }).databases.readAll().fetchAll(), 401);
+
+// More in flight than a container can serve: the SDK's own retries hide every 429.
+const { container: slow } = await database.containers.create({ id: "slow", partitionKey: { paths: ["/id"], version: 2 } });
+await slow.items.create({ id: "a" });
+const lane = async () => {
+  for (let n = 0; n < 40; n++) assert.equal((await slow.item("a", "a").read()).statusCode, 200);
+};
+await Promise.all(Array.from({ length: 24 }, lane));
 await container.delete();
 await database.delete();
 client.dispose();

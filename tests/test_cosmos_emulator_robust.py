@@ -118,6 +118,26 @@ def test_a_batch_happens_whole_or_not_at_all(clock: FakeClock, names: list[tuple
         assert direct.container.documents.stored_bytes == stored
 
 
+def test_a_client_that_does_not_read_is_not_answered_on_and_on() -> None:
+    asked = list[Request]()
+
+    def answering(request: Request) -> Answer:
+        asked.append(request)
+        return Answer(200, b"x" * 10)
+
+    async def scene() -> None:
+        sink = Sink()
+        connection = Connection(answering, set(), 0, "http")
+        connection.connection_made(sink)
+        connection.pause_writing()
+        connection.data_received(b"GET / HTTP/1.1\r\n\r\n" * 50)
+        assert asked == []
+        connection.resume_writing()
+        assert sink.heard.count(b"HTTP/1.1 200 OK") == 50
+
+    asyncio.run(scene())
+
+
 class Sink(asyncio.Transport):
     """A transport that keeps what is written."""
 

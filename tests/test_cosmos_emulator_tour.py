@@ -1,5 +1,7 @@
 """The unmodified Python SDK makes a tour of the emulation: sync and async, over plain HTTP and TLS."""
 
+import asyncio
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -194,6 +196,24 @@ async def test_a_tour_by_the_async_sdk(server: Emulator) -> None:
         assert refused(error) == (404, 0)
         await database.delete_container("lists")
         await client.delete_database("async")
+
+
+@pytest.mark.parametrize("flights", [8, 24])
+async def test_the_sdks_own_retries_survive_a_container_that_is_asked_too_much(server: Emulator, flights: int) -> None:
+    async with cosmos.CosmosClient(server.endpoint, server.key) as client:
+        database = await client.create_database_if_not_exists("asked")
+        container = await database.create_container_if_not_exists(f"by-{flights}", PartitionKey("/id"))
+        await container.upsert_item({"id": "a"})
+
+        async def lane(reads: int) -> None:
+            for _ in range(reads):
+                assert (await container.read_item("a", "a"))["id"] == "a"
+
+        started = time.monotonic()
+        async with asyncio.TaskGroup() as group:
+            for _ in range(flights):
+                group.create_task(lane(960 // flights))
+        assert time.monotonic() - started > 1
 
 
 async def test_a_wrong_key_is_refused(server: Emulator) -> None:

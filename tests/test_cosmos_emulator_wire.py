@@ -171,6 +171,41 @@ def test_each_region_has_its_own_budget_and_only_one_is_written(clock: FakeClock
     assert direct.ask("GET", ITEM, headers=key, region=1).status == 429
 
 
+def test_autoscale_is_billed_between_a_tenth_and_its_top(direct: Direct, clock: FakeClock) -> None:
+    told = {"id": "auto", "partitionKey": {"paths": ["/id"], "kind": "Hash", "version": 2}}
+    scaling = {"x-ms-cosmos-offer-autopilot-settings": '{"maxThroughput": 4000}'}
+    assert direct.ask("POST", "/dbs/d/colls/", told, scaling).status == 201
+    watch = Watch(direct.service.account)
+    container = direct.service.account.databases["d"].containers["auto"]
+    for used_ru, billed_ru in ((0, 400), (1234, 1234), (9999, 4000)):
+        container.partitions.all[0].charge_read(clock(), 0, used_ru)
+        watch.tick(1.0, 0.0)
+        assert watch.autoscale_ru[container.rid] == billed_ru
+
+
+def test_the_emulator_says_when_it_is_itself_the_limit(direct: Direct, caplog: pytest.LogCaptureFixture) -> None:
+    watch = Watch(direct.service.account)
+    for cpu_s in (0.5, 0.95, 0.99, 0.2):
+        watch.tick(1.0, cpu_s)
+    assert watch.saturated_s == 2.0
+    assert [record.message for record in caplog.records] == [
+        "the emulator itself is the limit: it used 95% of its core"
+    ]
+
+
+def test_a_query_can_be_for_a_part_of_a_partition(direct: Direct) -> None:
+    for n in range(40):
+        direct.item("POST", f"u{n}", {"id": f"u{n}"})
+    asked = {"content-type": "application/query+json", "x-ms-documentdb-partitionkeyrangeid": "0"}
+    found = list[str]()
+    for start, end in (("", "1F"), ("1f", "FF")):
+        within = asked | {"x-ms-start-epk": start, "x-ms-end-epk": end}
+        answer = direct.ask("POST", "/dbs/d/colls/c/docs/", {"query": "SELECT VALUE c.id FROM c"}, within)
+        assert 5 < told(answer)["_count"] < 35
+        found += told(answer)["Documents"]
+    assert sorted(found) == sorted(f"u{n}" for n in range(40))
+
+
 @pytest.mark.parametrize(
     "settings",
     [

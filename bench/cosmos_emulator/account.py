@@ -14,7 +14,7 @@ from bench.cosmos_emulator.indexing import Policy
 from bench.cosmos_emulator.partition_keys import Definition
 from bench.cosmos_emulator.partitions import Partitions
 from bench.cosmos_emulator.rids import container_rid, database_rid, offer_rid
-from bench.cosmos_emulator.throughput import Throughput
+from bench.cosmos_emulator.throughput import Throughput, minimum_ru
 
 NEVER = float("inf")
 STRONG = ("Strong", "BoundedStaleness")
@@ -27,20 +27,26 @@ class Offer:
     """The throughput of one container, as `/offers` tells it."""
 
     rid: str
-    resource_link: str
-    resource_rid: str
+    container: "Container"
     throughput: Throughput
     highest_ru: int
     etag: str
     ts: int
 
-    def told(self, minimum_ru: int) -> dict[str, Any]:
+    @property
+    def minimum_ru(self) -> int:
+        """Return the least throughput that it can be replaced by."""
+        stored = self.container.documents.stored_bytes
+        return minimum_ru(self.highest_ru, stored, autoscale=self.throughput.autoscale)
+
+    def told(self) -> dict[str, Any]:
         """Return it as the service answers it."""
-        content = {**self.throughput.content(), "offerMinimumThroughputParameters": {"minThroughput": minimum_ru}}
+        minimum = {"offerMinimumThroughputParameters": {"minThroughput": self.minimum_ru}}
+        content = {**self.throughput.content(), **minimum}
         return {
-            "resource": self.resource_link,
+            "resource": self.container.link,
             "offerType": "Invalid",
-            "offerResourceId": self.resource_rid,
+            "offerResourceId": self.container.rid,
             "offerVersion": "V2",
             "content": content,
             "id": self.rid,
@@ -164,13 +170,13 @@ class Account:
     def offer(self, container: Container, throughput: Throughput) -> Offer:
         """Make the offer of a new container."""
         rid = offer_rid(self.number())
-        made = Offer(rid, container.link, container.rid, throughput, throughput.ru, self.etag(), int(self.clock()))
+        made = Offer(rid, container, throughput, throughput.ru, self.etag(), int(self.clock()))
         self.offers[rid] = made
         return made
 
     def offer_of(self, container: Container) -> Offer:
         """Find the offer of a container."""
-        return next(offer for offer in self.offers.values() if offer.resource_rid == container.rid)
+        return next(offer for offer in self.offers.values() if offer.container is container)
 
     def containers(self) -> list[Container]:
         """Return all containers of all databases."""

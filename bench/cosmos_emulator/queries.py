@@ -38,6 +38,9 @@ class Asked:
     key: bytes | None
     """The only partition key that is asked for."""
 
+    within: tuple[str, str] | None
+    """The range of effective partition keys that is asked for, where it is narrower than a partition."""
+
     serial: int
     """Where an unordered scan goes on: after this document."""
 
@@ -67,7 +70,7 @@ def query(turn: Turn) -> Answer:
         needs_plan = statement.counts or statement.order or statement.top is not None or statement.limit is not None
         if needs_plan and len(partitions) > 1:
             raise _needs_plan(statement)
-    asked = Asked(statement, parameters, partitions, key, *_continued(turn), _page_size(turn))
+    asked = Asked(statement, parameters, partitions, key, _within(turn), *_continued(turn), _page_size(turn))
     return _answer(turn, asked, is_feed=False)
 
 
@@ -82,7 +85,7 @@ def feed(turn: Turn) -> Answer:
     if turn.request.headers.get(b"a-im"):
         raise bad("the change feed is not emulated")
     key, partitions = _visited(turn)
-    asked = Asked(parse(EVERYTHING), {}, partitions, key, *_continued(turn), _page_size(turn))
+    asked = Asked(parse(EVERYTHING), {}, partitions, key, _within(turn), *_continued(turn), _page_size(turn))
     return _answer(turn, asked, is_feed=True)
 
 
@@ -120,6 +123,13 @@ def _visited(turn: Turn) -> tuple[bytes | None, Sequence[Partition]]:
     if range_id is not None:
         return None, (turn.container.partitions.named(range_id.decode("latin-1")),)
     return None, turn.container.partitions.all
+
+
+def _within(turn: Turn) -> tuple[str, str] | None:
+    start, end = turn.request.headers.get(b"x-ms-start-epk"), turn.request.headers.get(b"x-ms-end-epk")
+    if start is None or end is None:
+        return None
+    return start.decode("latin-1").upper(), end.decode("latin-1").upper()
 
 
 def _continued(turn: Turn) -> tuple[int, int]:
@@ -187,8 +197,15 @@ def _matching(turn: Turn, asked: Asked) -> Iterator[tuple[Document, Any]]:
         if container.default_ttl is not None and expiry(container, document) <= turn.now:
             continue
         item = document.parsed() if parse_each else None
+        if asked.within is not None and not _lies_within(turn, document, asked.within):
+            continue
         if statement.where is None or evaluate(statement.where, item, asked.parameters) is True:
             yield document, item
+
+
+def _lies_within(turn: Turn, document: Document, within: tuple[str, str]) -> bool:
+    definition = turn.container.definition
+    return within[0] <= definition.effective(definition.of_item(document.parsed())) < within[1]
 
 
 def _scanned_page(turn: Turn, asked: Asked) -> Page:

@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 
-from bench.cosmos_emulator.account import Account, Container, Database
+from bench.cosmos_emulator.account import Account, Container, Database, Offer
 from bench.cosmos_emulator.errors import OWNER_NOT_FOUND, Refused, bad
 from bench.cosmos_emulator.indexing import Policy
 from bench.cosmos_emulator.items import object_of
@@ -18,7 +18,6 @@ from bench.cosmos_emulator.throughput import (
     OFFER_HEADER,
     asked_at_birth,
     asked_of_offer,
-    minimum_ru,
 )
 
 MOST_NAME_CHARS = 255
@@ -144,25 +143,23 @@ def list_ranges(account: Account, request: Request, database: str, name: str) ->
 
 def list_offers(account: Account, request: Request) -> Answer:
     """List offers, or those that a query selects."""
-    return _many(account, request, "Offers", "", [_offer(account, rid) for rid in account.offers])
+    return _many(account, request, "Offers", "", [offer.told() for offer in account.offers.values()])
 
 
 def read_offer(account: Account, _request: Request, rid: str) -> Answer:
     """Read an offer."""
-    return _one(account, _offer(account, rid))
+    return _one(account, _offer(account, rid).told())
 
 
 def replace_offer(account: Account, request: Request, rid: str) -> Answer:
     """Change a container's throughput, within what its partitions and its history allow."""
-    before = _offer(account, rid)
-    offer = account.offers[rid]
+    offer = _offer(account, rid)
     asked = asked_of_offer(object_of(request.body).get("content"))
     if asked.autoscale != offer.throughput.autoscale:
         raise bad("migrating between manual and autoscale throughput is not emulated")
-    least = before["content"]["offerMinimumThroughputParameters"]["minThroughput"]
-    if asked.ru < least:
-        raise bad(f"The offer should have valid throughput values of at least {least}.")
-    container = next(one for one in account.containers() if one.rid == offer.resource_rid)
+    if asked.ru < offer.minimum_ru:
+        raise bad(f"The offer should have valid throughput values of at least {offer.minimum_ru}.")
+    container = offer.container
     container.partitions.provision(asked)
     for document in container.documents.after():
         if document.partition not in container.partitions.all:
@@ -171,15 +168,14 @@ def replace_offer(account: Account, request: Request, rid: str) -> Answer:
     offer.throughput = asked
     offer.highest_ru = max(offer.highest_ru, asked.ru)
     offer.etag, offer.ts = account.etag(), int(account.clock())
-    return _one(account, _offer(account, rid))
+    return _one(account, offer.told())
 
 
-def _offer(account: Account, rid: str) -> dict[str, Any]:
-    offer = account.offers.get(rid)
-    if offer is None:
+def _offer(account: Account, rid: str) -> Offer:
+    found = account.offers.get(rid)
+    if found is None:
         raise Refused(404, "Resource Not Found: there is no such offer")
-    stored = next(one.documents.stored_bytes for one in account.containers() if one.rid == offer.resource_rid)
-    return offer.told(minimum_ru(offer.highest_ru, stored, autoscale=offer.throughput.autoscale))
+    return found
 
 
 def _configure(account: Account, container: Container, given: dict[str, Any]) -> None:

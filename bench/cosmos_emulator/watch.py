@@ -27,7 +27,7 @@ class Watch:
         for container in self._account.containers():
             sweep(self._account, container)
         for offer in list(self._account.offers.values()):
-            container = next(one for one in self._account.containers() if one.rid == offer.resource_rid)
+            container = offer.container
             used = self._busiest_ru(container) / elapsed_s
             if offer.throughput.autoscale:
                 top = offer.throughput.ru

@@ -47,6 +47,7 @@ class Connection(asyncio.Protocol):
         self._scheme = scheme
         self._waiting = deque[tuple[Request | Answer, bool]]()
         self._is_busy = False
+        self._is_stuck = False
         self._is_closing = False
         self._timer: asyncio.TimerHandle | None = None
         self._parser = httptools.HttpRequestParser(self)
@@ -104,13 +105,14 @@ class Connection(asyncio.Protocol):
             self._give_up(413, "Request size is too large: a request has at most 2 MB.")
 
     def pause_writing(self) -> None:
-        """Read no more from a client that does not read its answers."""
+        """Neither read from a client that does not read its answers, nor make more of them."""
+        self._is_stuck = True
         self._transport.pause_reading()
 
     def resume_writing(self) -> None:
-        """Read again."""
-        if len(self._waiting) < MOST_WAITING:
-            self._transport.resume_reading()
+        """Go on."""
+        self._is_stuck = False
+        self._go_on()
 
     def on_message_begin(self) -> None:
         """Begin a request."""
@@ -158,7 +160,7 @@ class Connection(asyncio.Protocol):
     def _ask(self, asked: Request | Answer, *, keeps: bool) -> None:
         if self._is_closing:
             return
-        if self._is_busy:
+        if self._is_busy or self._is_stuck:
             self._waiting.append((asked, keeps))
             if len(self._waiting) >= MOST_WAITING:
                 self._transport.pause_reading()
@@ -177,10 +179,14 @@ class Connection(asyncio.Protocol):
     def _late(self, answer: Answer, keeps: bool, is_head: bool) -> None:  # noqa: FBT001 -- call_later passes no keywords
         self._is_busy, self._timer = False, None
         self._write(answer, keeps=keeps, is_head=is_head)
-        while self._waiting and not self._is_busy:
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Answer what waits, until one of the answers has to wait itself."""
+        while self._waiting and not self._is_busy and not self._is_stuck:
             asked, keeps = self._waiting.popleft()
             self._do(asked, keeps=keeps)
-        if len(self._waiting) < MOST_WAITING and not self._transport.is_closing():
+        if len(self._waiting) < MOST_WAITING and not self._is_stuck and not self._transport.is_closing():
             self._transport.resume_reading()
 
     def _write(self, answer: Answer, *, keeps: bool, is_head: bool) -> None:
@@ -203,7 +209,7 @@ def rendered(answer: Answer, *, keeps: bool = True, is_head: bool = False) -> by
     close = "" if keeps else "connection: close\r\n"
     lines = "".join([f"{name}: {value}\r\n" for name, value in answer.headers.items()])
     head = (
-        f"{STATUS_LINES[answer.status]}{length}{kind}x-ms-request-charge: {answer.charge_ru:g}\r\n"
+        f"{STATUS_LINES[answer.status]}{length}{kind}x-ms-request-charge: {answer.charge_ru:.2f}\r\n"
         f"{lines}{close}{COMMON}\r\n"
     )
     return head.encode("latin-1") + (b"" if is_head else answer.body)
