@@ -14,9 +14,11 @@ Runs = Sequence[tuple[float, Result]]
 """Runs, each with the epoch second of its start."""
 
 
-def keep(report: Report, runs: Runs, name: Path) -> None:
-    """Write *name*.json, *name*.hdr and *name*.html, each whole or not at all."""
-    texts = {".json": json.dumps(report.to_json(), indent=1), ".hdr": hdr_log(runs), ".html": page(report)}
+def keep(report: Report, runs: Runs | None, name: Path) -> None:
+    """Write *name*.json, *name*.html and, of runs of one subject, *name*.hdr, each whole or not at all."""
+    texts = {".json": json.dumps(report.to_json(), indent=1), ".html": page(report)}
+    if runs is not None:
+        texts[".hdr"] = hdr_log(runs)
     for ending, text in texts.items():
         path = name.with_name(name.name + ending)
         aside = path.with_name(f".{path.name}.{os.getpid()}")

@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,15 +29,30 @@ class Server:
 
     def cpu_s(self) -> float:
         """Add up the CPU time, user and system, of all its processes; in steps of 10 ms."""
-        ticks = 0
+        ticks = sum(int(fields[USER_TICKS]) + int(fields[SYSTEM_TICKS]) for _, fields in self._processes())
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+    def memory_bytes(self) -> int:
+        """Add up the memory that is its processes' own; pages of files that they map can be dropped at any time."""
+        return sum(own_memory_bytes(pid) for pid, _ in self._processes())
+
+    def _processes(self) -> Iterator[tuple[int, list[str]]]:
         for stat in Path("/proc").glob("[0-9]*/stat"):
             try:
                 fields = stat.read_text().rpartition(")")[2].split()
             except OSError:
                 continue  # a process that has just ended
             if int(fields[GROUP]) == self.group:
-                ticks += int(fields[USER_TICKS]) + int(fields[SYSTEM_TICKS])
-        return ticks / os.sysconf("SC_CLK_TCK")
+                yield int(stat.parent.name), fields
+
+
+def own_memory_bytes(pid: int) -> int:
+    """Tell the resident memory of a process without pages of files; 0 for one that has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("RssAnon:", "RssShmem:")))
 
 
 @contextmanager
@@ -53,16 +68,18 @@ def on_core(number: int) -> Iterator[None]:
 
 
 @contextmanager
-def serving(command: Sequence[str], port: int, path: str) -> Iterator[Server]:
+def serving(
+    command: Sequence[str], port: int, path: str, settings: Mapping[str, str] | None = None
+) -> Iterator[Server]:
     """Run *command* on the first core until the block ends; it starts once *path* is answered with 200.
 
-    Raises BenchFailed, with what the server said, when that does not happen.
+    *settings* are added to its environment. Raises BenchFailed, with what the server said, when that does not happen.
     """
     url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryFile() as said:
         with on_core(0):
             process = subprocess.Popen(  # noqa: S603 -- our own commands
-                command, cwd=ROOT, env=environment(), stdout=said, stderr=said, process_group=0
+                command, cwd=ROOT, env=environment() | dict(settings or {}), stdout=said, stderr=said, process_group=0
             )
         try:
             if not _answers(process, url + path):

@@ -1,15 +1,15 @@
 """A report as one HTML file that asks nobody for anything: no scripts, no fonts, no requests, and it says so itself."""
 
-import html
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any
 
-from bench import plots, units
+from bench import comparison_page, plots, units
 from bench.histogram import ENOUGH
+from bench.markup import escaped, section, table
 from bench.objective import PERCENTS
-from bench.report import ERRORS, RATE, Report, Series
+from bench.report import ERRORS, RATE, WHILE_WRITTEN, Report, Series
 
 TEMPLATE = Path(__file__).with_name("page.html")
 HEADLINES = ("p50", "p99", "p99.9")
@@ -39,22 +39,27 @@ Where generator and server share a machine, each takes CPU and cache from the ot
 def page(report: Report) -> str:
     """Lay out the whole file."""
     facts = report.machine
-    title = f"hotplate bench {report.kind}: {report.configuration.get('url', '')}"
+    compared = report.extra.get("comparison", {})
+    subject = report.configuration.get("url") or " and ".join(compared.get("stores", []))
+    title = f"hotplate bench {report.kind}: {subject}"
     parts = [
-        f"<h1>{_text(title)}</h1>",
-        f'<p class="soft">{_text(facts["date"])} · {_text(facts["cpu"])}, {facts["cores"]} cores</p>',
+        f"<h1>{escaped(title)}</h1>",
+        f'<p class="soft">{escaped(facts["date"])} · {escaped(facts["cpu"])}, {facts["cores"]} cores</p>',
         _verdict(report),
     ]
     rounds = [each for each in report.series if each.rounds]
     if len(rounds) == 1:
         parts += [_tiles(rounds[0]), _percentiles(rounds[0])]
+    if compared:
+        parts += comparison_page.sections(compared)
     parts += _knees(report.extra)
     if rounds:
-        parts.append(_section("Percentile spectrum", plots.spectrum(rounds)))
+        parts.append(section("Percentile spectrum", plots.spectrum(rounds)))
     if "sweep" not in report.extra:
-        parts += [_section(f"Second by second{_of(each, rounds)}", plots.timeline(each)) for each in rounds]
+        lasting = [each for each in rounds if not each.name.endswith(WHILE_WRITTEN)]
+        parts += [section(f"Second by second{_of(each, rounds)}", plots.timeline(each)) for each in lasting]
     parts += [_outcomes(rounds, report.extra), _method(report), _setting(report)]
-    return Template(TEMPLATE.read_text()).substitute(title=_text(title), body="\n".join(parts))
+    return Template(TEMPLATE.read_text()).substitute(title=escaped(title), body="\n".join(parts))
 
 
 def _verdict(report: Report) -> str:
@@ -68,7 +73,7 @@ def _verdict(report: Report) -> str:
     if not rounds and "search" in report.extra:
         said.append(f"no rate was inside the objective {report.extra['search']['objective']}")
     if said:
-        listed = "".join(f"<li>{_text(doubt)}</li>" for doubt in said)
+        listed = "".join(f"<li>{escaped(doubt)}</li>" for doubt in said)
         what = "Invalid: these figures do not measure what was asked." if report.doubts else "Look out:"
         return f'<div class="verdict bad"><strong>{what}</strong><ul>{listed}</ul></div>'
     lags = [each.facts["lag_us"]["p99"] for each in rounds if each.facts["lag_us"]]
@@ -82,7 +87,7 @@ def _tiles(shown: Series) -> str:
     tiles.append((f"{summary[RATE]['mean']:,.0f}/s", "good answers"))
     errors = shown.values(ERRORS)
     tiles.append((f"{sum(errors) / len(errors):.3%}".replace("0.000%", "none"), "errors and drops"))
-    made = "".join(f'<div class="tile"><b>{_text(value)}</b><span>{name}</span></div>' for value, name in tiles)
+    made = "".join(f'<div class="tile"><b>{escaped(value)}</b><span>{name}</span></div>' for value, name in tiles)
     return f'<div class="tiles">{made}</div>'
 
 
@@ -97,8 +102,8 @@ def _percentiles(shown: Series) -> str:
         rows.append([name, units.told(found["pooled"]), *spread, note])
     rows.append(["mean", units.told(pooled.mean_us), *(["", ""] if several else []), "says little about latencies"])
     headings = ["", "all rounds", *(["mean of rounds", "95 % interval"] if several else []), ""]
-    return _section(
-        "Latency", _table(headings, rows, numbers=range(1, len(headings) - 1)), f"{pooled.count:,} good answers."
+    return section(
+        "Latency", table(headings, rows, numbers=range(1, len(headings) - 1)), f"{pooled.count:,} good answers."
     )
 
 
@@ -111,7 +116,7 @@ def _knees(extra: Mapping[str, Any]) -> list[str]:
     if found := extra.get("search"):
         best = f"{found['highest']:,.0f} requests/s" if found["highest"] else "none"
         text = f"Highest rate inside the objective ({found['objective']}), to 5 %: {best}."
-        parts.append(_section("The knee", plots.search(found), text))
+        parts.append(section("The knee", plots.search(found), text))
     if found := extra.get("sweep"):
         text = (
             f"{found['parallel']} requests at a time, closed loop. The knee, the smallest batch that gives 90 % of the "
@@ -127,8 +132,8 @@ def _knees(extra: Mapping[str, Any]) -> list[str]:
             ]
             for each in found["points"]
         ]
-        table = _table(["users in a request", "users/s", "p50", "p99", "popular"], rows, numbers=range(5))
-        parts.append(_section("By size of batch", plots.sweep(found) + table, text))
+        shown = table(["users in a request", "users/s", "p50", "p99", "popular"], rows, numbers=range(5))
+        parts.append(section("By size of batch", plots.sweep(found) + shown, text))
     return parts
 
 
@@ -155,7 +160,7 @@ def _outcomes(rounds: Sequence[Series], extra: Mapping[str, Any]) -> str:
     cpu = [each["cpu_us_per_request"] for each in facts]
     if cpu:
         rows.append(["CPU of the generator", f"{min(cpu):.1f} … {max(cpu):.1f} µs a request"])
-    return _section("What became of the requests", _table(["", ""], rows))
+    return section("What became of the requests", table(["", ""], rows))
 
 
 def _counted(counts: Iterable[Mapping[str, int]]) -> str:
@@ -169,9 +174,10 @@ def _counted(counts: Iterable[Mapping[str, int]]) -> str:
 def _method(report: Report) -> str:
     modes = {each.facts["mode"] for series in report.series for each in series.rounds}
     told = [text for mode, text in (("open loop", OPEN), ("closed loop", CLOSED)) if mode in modes]
-    return _section(
+    own = report.extra["comparison"]["method"] if "comparison" in report.extra else []
+    return section(
         "What is measured, and what is not",
-        "".join(f"<p>{_text(line)}</p>" for line in (*told, *LIMITS.strip().split("\n\n"))),
+        "".join(f"<p>{escaped(line)}</p>" for line in (*own, *told, *LIMITS.strip().split("\n\n"))),
     )
 
 
@@ -182,30 +188,8 @@ def _setting(report: Report) -> str:
         for name, value in shown.items()
         if value not in (None, [], {}, "", False)
     ]
-    return _section("Configuration and machine", _table(["", ""], rows))
+    return section("Configuration and machine", table(["", ""], rows))
 
 
 def _of(shown: Series, among: Sequence[Series]) -> str:
     return f": {shown.name}" if len(among) > 1 else ""
-
-
-def _section(heading: str, content: str, text: str = "") -> str:
-    lead = f'<p class="soft">{_text(text)}</p>' if text else ""
-    return f"<section><h2>{_text(heading)}</h2>{lead}{content}</section>"
-
-
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterable[int] = ()) -> str:
-    right = set(numbers)
-
-    def line(kind: str, cells: Sequence[str]) -> str:
-        made = (
-            f"<{kind}{' class=n' if place in right else ''}>{_text(cell)}</{kind}>" for place, cell in enumerate(cells)
-        )
-        return f"<tr>{''.join(made)}</tr>"
-
-    head = f"<thead>{line('th', headings)}</thead>" if any(headings) else ""
-    return f'<div class="scroll"><table>{head}<tbody>{"".join(line("td", row) for row in rows)}</tbody></table></div>'
-
-
-def _text(text: object) -> str:
-    return html.escape(str(text))

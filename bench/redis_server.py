@@ -72,7 +72,9 @@ def redis_serving() -> Iterator[RedisServer]:
         settings = {"bind": "127.0.0.1", "port": str(server.port), "dir": folder, "save": "", "appendonly": "no"}
         command = [BINARY, *(text for name, value in settings.items() for text in (f"--{name}", value))]
         with on_core(CORE):
-            process = subprocess.Popen(command, stdout=said, stderr=said)  # noqa: S603 -- a constant, but for port and folder
+            process = subprocess.Popen(  # noqa: S603 -- a constant, but for port and folder
+                command, stdout=said, stderr=said, process_group=0
+            )
         try:
             until = time.monotonic() + READY_WITHIN_S
             while not server.answers():

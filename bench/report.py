@@ -17,6 +17,9 @@ FORMAT = 1
 RATE, ERRORS = "rate", "errors"
 METRICS = (*PERCENTS, RATE)
 """What repetitions are summed up by: latencies in microseconds, and good answers per second."""
+WHILE_WRITTEN = ", while lists are written"
+"""How the name of a series ends whose reads had a publish beside them."""
+
 LONG = {"histogram", "lag_histogram", "seconds"}
 
 
@@ -108,7 +111,8 @@ class Report:
     @property
     def doubts(self) -> list[str]:
         """Why it may not be believed; empty for a valid one."""
-        return [doubt for each in self.series for doubt in each.doubts]
+        several = len(self.series) > 1
+        return [f"{each.name}, {doubt}" if several else doubt for each in self.series for doubt in each.doubts]
 
     def to_json(self) -> dict[str, Any]:
         """Give it as plain values."""

@@ -1,9 +1,9 @@
 """`hotplate bench`: measure a service, and compare two measurements."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,7 @@ from verbs.terminal import FAILED, MISUSED, Json, err, out, print_json, table
 if TYPE_CHECKING:
     from bench.compare import Verdict
     from bench.http import Measured
+    from bench.report import Report
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -154,6 +155,86 @@ def http(
 
 
 @app.command()
+def stores(
+    urls: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[URL]...",
+            help="Two stores or more; without any, a folder and a redis-server are started for the time being.",
+            show_default=False,
+        ),
+    ] = None,
+    rate: Annotated[str, _option("rate", "Requests/s through each service; one that all can bear.", WHEN)] = "2k",
+    duration: Annotated[str, _option("duration", "Of the reads of one store in one round.", WHEN)] = "10s",
+    users: Annotated[
+        int, _option("users", "Ask for so many users, the first of the release; lists are made up for as many.", WHAT)
+    ] = 100_000,
+    zipf: Annotated[
+        float | None, _option("zipf", "Some users more than others, by this exponent, as 0.99.", WHAT)
+    ] = None,
+    encoding: Annotated[str, _option("encoding", "Of lists that are made up: json or zstd.", WHAT)] = "zstd",
+    publish: Annotated[
+        bool,
+        _option(
+            "publish",
+            "Write to the stores that are given, too: trial releases, each dropped before its commit. Without URLs "
+            "this is always done.",
+            HOW,
+            "--publish",
+        ),
+    ] = False,
+    repeat: Annotated[
+        int, _option("repeat", "Valid rounds; 3 or more give intervals. For invalid ones up to 3 more are made.", HOW)
+    ] = 5,
+    warmup: Annotated[str, _option("warmup", "Of each store, thrown away.", HOW)] = "2s",
+    cpu_hour: Annotated[
+        float | None, _option("cpu-hour", "What an hour of CPU costs you, to price a million reads.", HOW)
+    ] = None,
+    report: Annotated[Path, _option("out", "The report: this name with .json and .html.", HOW)] = Path(
+        "hotplate-stores"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Compare stores: the same release, users and schedule, each alone, behind the service, and while it is written to.
+
+    The stores take turns, round by round. A store that holds nothing is filled with the release of the others, and
+    keeps it; stores with different releases are not compared. Exits 1 where too few rounds are valid, an answer was
+    wrong, or it was stopped.
+
+    Example: hotplate bench stores
+
+    Example: hotplate bench stores file:///var/lib/hotplate redis://cache:6379/0 --rate 5k --cpu-hour 0.04
+    """
+    with misuse_told(as_json=as_json):
+        from bench.comparison import Asked, compare_stores
+        from bench.files import keep
+        from bench.live import viewing
+
+        _must_be_writable(report)
+        asked = Asked(
+            urls=tuple(urls or ()),
+            rate=rate,
+            duration=duration,
+            repeat=repeat,
+            warmup=warmup,
+            users=users,
+            zipf=zipf,
+            encoding=encoding,
+            publish=publish,
+            cpu_hour=cpu_hour,
+        )
+        with viewing(err) as view:
+            compared = compare_stores(asked, view)
+    keep(compared.report, None, report)
+    if as_json:
+        print_json(compared.report.brief())
+    else:
+        show_comparison(compared.report)
+        out.print(f"written to {report}.json and {report}.html", markup=False)
+    raise typer.Exit(0 if compared.believable else FAILED)
+
+
+@app.command()
 def compare(
     before: Annotated[Path, typer.Argument(metavar="A.json", help="The report to compare with.")],
     after: Annotated[Path, typer.Argument(metavar="B.json", help="The report that may be worse.")],
@@ -241,10 +322,7 @@ def show(measured: "Measured") -> None:
             out.print(table(headings, [_point(point) for point in found["points"]]))
             out.print(f"{answer}: {found[answer] or 'none'}", markup=False)
     if checked := report.extra.get("checked"):
-        told = f"{checked['wrong']} wrong, {checked['fallback']} fell back to the popular list"
-        out.print(f"{checked['compared']} lists compared with the store's: {told}", markup=False)
-        for example in checked["examples"]:
-            out.print(f"  {example}", markup=False)
+        _show_checked(checked)
     if report.interrupted:
         out.print("stopped before its end", markup=False)
 
@@ -262,6 +340,31 @@ def _point(point: dict[str, object]) -> tuple[str, ...]:
         f"{point['popular']:.1%}",
         said,
     )
+
+
+def show_comparison(report: "Report") -> None:
+    """Print a comparison of stores for a person."""
+    compared = report.extra["comparison"]
+    group, rows = "", list[tuple[str, ...]]()
+    for line in compared["lines"]:
+        if line["group"] != group:
+            group = line["group"]
+            rows.append((group,))
+        rows.append((f"  {line['name']}", *line["cells"]))
+    width = len(compared["stores"]) + 1
+    out.print(table(("", *compared["stores"]), [row + ("",) * (width - len(row)) for row in rows]))
+    for sentence in (*compared["verdicts"], *compared["left_out"], *(f"INVALID: {doubt}" for doubt in report.doubts)):
+        out.print(sentence, markup=False)
+    _show_checked(report.extra["checked"])
+    if report.interrupted:
+        out.print("stopped before its end", markup=False)
+
+
+def _show_checked(checked: Mapping[str, Any]) -> None:
+    told = f"{checked['wrong']} wrong, {checked['fallback']} fell back to the popular list"
+    out.print(f"{checked['compared']} lists compared with the store's: {told}", markup=False)
+    for example in checked["examples"]:
+        out.print(f"  {example}", markup=False)
 
 
 def show_verdict(verdict: "Verdict") -> None:
