@@ -81,9 +81,8 @@ class Partitions:
             raise Refused(410, f"partition key range {range_id} is gone; read the ranges again", RANGE_GONE)
         return found
 
-    def provision(self, throughput: Throughput) -> bool:
-        """Share *throughput* evenly; returns whether partitions split for it (here at once, in Azure in hours)."""
-        must_split = len(self.all) < throughput.partitions_needed
+    def provision(self, throughput: Throughput) -> None:
+        """Share *throughput* evenly; partitions split where they cannot carry it, here at once, in Azure in hours."""
         while len(self.all) < throughput.partitions_needed:
             self._split_all()
         rate = throughput.ru / len(self.all)
@@ -92,7 +91,6 @@ class Partitions:
                 partition.budgets = [Budget(rate, burst=self._burst) for _ in range(self._regions)]
             for budget in partition.budgets:
                 budget.rate = rate
-        return must_split
 
     def _split_all(self) -> None:
         halves = list[Partition]()

@@ -6,8 +6,6 @@ from urllib.parse import unquote
 
 from bench.cosmos_emulator.errors import Refused, bad
 
-TYPES = ("dbs", "colls", "docs", "pkranges", "offers")
-
 
 @dataclass(frozen=True, slots=True)
 class Route:

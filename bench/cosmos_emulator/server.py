@@ -26,6 +26,7 @@ from bench.cosmos_emulator.wire import Connection
 log = logging.getLogger(__name__)
 
 TICK_S = 1.0
+EVERYWHERE = ("", "0.0.0.0", "::")  # noqa: S104 -- what is told, not what is bound
 
 
 @dataclass(slots=True)
@@ -34,13 +35,15 @@ class Running:
 
     service: Service
     scheme: str
-    ports: tuple[int, ...]
+    host: str
+    ports: tuple[int, ...] = ()
     alive: set[Connection] = field(default_factory=set)
 
     @property
     def endpoint(self) -> str:
-        """Return the URL of the region that is written, on loopback."""
-        return f"{self.scheme}://127.0.0.1:{self.ports[0]}/"
+        """Return the URL of the region that is written, on loopback where the host is all addresses."""
+        host = "127.0.0.1" if self.host in EVERYWHERE else self.host
+        return f"{self.scheme}://{f'[{host}]' if ':' in host else host}:{self.ports[0]}/"
 
 
 @asynccontextmanager
@@ -50,21 +53,12 @@ async def running(settings: Settings, clock: Callable[[], float] = time.time) ->
         raise EmulatorMisused(f"no such consistency: {settings.consistency}; there are {', '.join(CONSISTENCIES)}")
     context = context_for(settings)
     scheme = "http" if context is None else "https"
-    issuer = Issuer() if settings.entra else None
     wanted = [settings.port] if settings.second_port is None else [settings.port, settings.second_port]
-    account = Account(
-        load(settings.charges or OURS),
-        tuple(zip(REGIONS, wanted, strict=False)),
-        settings.consistency,
-        burst=settings.burst,
-        clock=clock,
-    )
-    service = Service(account, Keeper(settings.key, issuer))
-    if settings.faults is not None:
-        service.faults.read(settings.faults, clock())
+    service = _service(settings, wanted, clock)
+    account = service.account
     watch = Watch(account)
     admin = Admin(service, Exposition(account, service.counts, watch))
-    made = Running(service, scheme, ())
+    made = Running(service, scheme, settings.host)
     loop = asyncio.get_running_loop()
     listeners = list[asyncio.Server]()
     ticking = loop.create_task(_tick(made, watch))
@@ -89,6 +83,20 @@ async def running(settings: Settings, clock: Callable[[], float] = time.time) ->
         ticking.cancel()
         with suppress(asyncio.CancelledError):
             await ticking
+
+
+def _service(settings: Settings, ports: list[int], clock: Callable[[], float]) -> Service:
+    account = Account(
+        load(settings.charges or OURS),
+        tuple(zip(REGIONS, ports, strict=False)),
+        settings.consistency,
+        burst=settings.burst,
+        clock=clock,
+    )
+    service = Service(account, Keeper(settings.key, Issuer() if settings.entra else None))
+    if settings.faults is not None:
+        service.faults.read(settings.faults, clock())
+    return service
 
 
 async def _tick(made: Running, watch: Watch) -> None:

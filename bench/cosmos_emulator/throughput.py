@@ -14,7 +14,6 @@ import orjson
 from bench.cosmos_emulator.errors import bad
 
 PARTITION_RU = 10_000
-PARTITION_BYTES = 50 * 1000**3
 RU_AT_BIRTH = 6_000
 DEFAULT_RU = 400
 MANUAL_MIN, MANUAL_STEP = 400, 100
