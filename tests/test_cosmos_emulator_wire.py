@@ -207,6 +207,32 @@ def test_a_query_can_be_for_a_part_of_a_partition(direct: Direct) -> None:
 
 
 @pytest.mark.parametrize(
+    ("condition", "found"),
+    [
+        ("c.id = 'u1'", [1]),
+        ("c.id IN ('u1', 'u2', 'u2', 'none', @three)", [1, 2, 3]),
+        ("c.id = 'u1' AND c.n = 2", []),
+        ("c.n = 1 AND c.id IN ('u1', 'u2')", [1]),
+        ("(c.id = 'u1' AND c.n = 1) OR (c.id = 'u1' AND c.n = 2) OR (c.id = 'u2' AND c.n = 2)", [1, 2]),
+        ("c.id = 'u1' OR c.n = 2", [1, 2]),
+        ("NOT c.id = 'u1' AND c.n < 4", [0, 2, 3]),
+        ("c['id'] = @three AND IS_DEFINED(c.none) = false", [3]),
+        ("c.n = true OR c.n = '1' OR c.none != 1 OR c.n > '0' OR null = null", [0, 1, 2, 3, 4]),
+        ("c.n = true OR c.n = '1' OR c.none != 1 OR c.n > '0'", []),
+        ("c.o.x[1] = 1.0 AND -1 < c.n", [1]),
+        (" OR ".join(f"c.id = 'u{n % 2}'" for n in range(3000)), [0, 1]),
+    ],
+)
+def test_conditions_hold_for_the_right_items(direct: Direct, condition: str, found: list[int]) -> None:
+    for n in range(5):
+        direct.item("POST", f"u{n}", {"id": f"u{n}", "n": n, "o": {"x": [0, n]}})
+    asked = {"content-type": "application/query+json", "x-ms-documentdb-query-enablecrosspartition": "True"}
+    body = {"query": f"SELECT VALUE c.n FROM c WHERE {condition}", "parameters": [{"name": "@three", "value": "u3"}]}
+    answer = direct.ask("POST", "/dbs/d/colls/c/docs/", body, asked)
+    assert told(answer)["Documents"] == found
+
+
+@pytest.mark.parametrize(
     "settings",
     [
         {"defaultTtl": 5, "indexingPolicy": {"indexingMode": "none"}},

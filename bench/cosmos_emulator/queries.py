@@ -15,7 +15,7 @@ from bench.cosmos_emulator.messages import Answer
 from bench.cosmos_emulator.partition_keys import HEADER, key_of
 from bench.cosmos_emulator.partitions import Partition
 from bench.cosmos_emulator.plans import plan
-from bench.cosmos_emulator.sql.conditions import Parameters, evaluate, ids_in, rank
+from bench.cosmos_emulator.sql.conditions import ALWAYS, Parameters, by_id, evaluate, rank
 from bench.cosmos_emulator.sql.nodes import Order, Statement
 from bench.cosmos_emulator.sql.parser import parse
 from bench.cosmos_emulator.turn import Turn
@@ -183,12 +183,13 @@ def _answer(turn: Turn, asked: Asked, *, is_feed: bool) -> Answer:
 def _matching(turn: Turn, asked: Asked) -> Iterator[tuple[Document, Any]]:
     """Yield the documents that fulfil a query in the order of their making, parsed where that was needed."""
     container, statement = turn.container, asked.statement
-    names = None if statement.where is None else ids_in(statement.where, asked.parameters)
+    where = ALWAYS if statement.where is None else statement.where
+    named = by_id(where, asked.parameters)
     documents = container.documents.after(asked.serial)
-    if names is not None:
-        documents = iter(container.documents.in_order(names, asked.serial))
+    if named is not None:
+        documents = iter(container.documents.in_order(named, asked.serial))
     everywhere = len(asked.partitions) == len(container.partitions.all)
-    parse_each = not statement.is_whole or statement.where is not None or bool(statement.order)
+    parse_each = not statement.is_whole or bool(statement.order)
     for document in documents:
         if not everywhere and document.partition is not asked.partitions[0]:
             continue
@@ -196,10 +197,11 @@ def _matching(turn: Turn, asked: Asked) -> Iterator[tuple[Document, Any]]:
             continue
         if container.default_ttl is not None and expiry(container, document) <= turn.now:
             continue
-        item = document.parsed() if parse_each else None
         if asked.within is not None and not _lies_within(turn, document, asked.within):
             continue
-        if statement.where is None or evaluate(statement.where, item, asked.parameters) is True:
+        condition = where if named is None else named[document.id]
+        item = document.parsed() if parse_each or condition is not ALWAYS else None
+        if condition is ALWAYS or evaluate(condition, item, asked.parameters) is True:
             yield document, item
 
 

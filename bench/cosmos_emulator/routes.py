@@ -6,6 +6,9 @@ from urllib.parse import unquote
 
 from bench.cosmos_emulator.errors import Refused, bad
 
+MOST_REMEMBERED_CHARS = 512
+"""Longer paths are understood anew each time, so that memory stays bounded."""
+
 
 @dataclass(frozen=True, slots=True)
 class Route:
@@ -19,9 +22,12 @@ class Route:
     is_feed: bool
 
 
-@lru_cache(16384)
 def route_of(path: str) -> Route:
     """Understand a path as it was sent; 404 where nothing is there."""
+    return _remembered(path) if len(path) <= MOST_REMEMBERED_CHARS else _understood(path)
+
+
+def _understood(path: str) -> Route:
     segments = [_decoded(segment) for segment in path.strip("/").split("/")]
     if segments == [""]:
         return Route("", "", (), is_feed=False)
@@ -37,6 +43,9 @@ def route_of(path: str) -> Route:
     if kind == "offers":
         link = "" if is_feed else names[0].lower()
     return Route(kind, link, names, is_feed)
+
+
+_remembered = lru_cache(16384)(_understood)
 
 
 def _decoded(segment: str) -> str:

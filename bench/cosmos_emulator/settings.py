@@ -1,6 +1,6 @@
 """What an emulator is told at its start; read once, at the door."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.cosmos_emulator.auth import WELL_KNOWN_KEY
@@ -17,7 +17,7 @@ class Settings:
     second_port: int | None = None
     """Where the second region listens; None for one region."""
 
-    key: str = WELL_KNOWN_KEY
+    key: str = field(default=WELL_KNOWN_KEY, repr=False)
     key_file: Path | None = None
     """Where the key came from, for the line to connect; None for the well-known one."""
 

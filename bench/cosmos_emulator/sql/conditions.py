@@ -32,6 +32,7 @@ Parameters = Mapping[str, Any]
 ORDERS: dict[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
 }  # fmt: skip
+ALWAYS = Literal(True)
 RANKS: dict[type, int] = {type(None): 1, bool: 2, int: 3, float: 3, str: 4, list: 5, dict: 6}
 
 
@@ -117,20 +118,34 @@ def _compared(sign: str, left: Any, right: Any) -> Any:  # noqa: ANN401 -- any J
     return left is None and sign in ("<=", ">=") if left is None else ORDERS[sign](left, right)
 
 
-def ids_in(node: Node | None, parameters: Parameters) -> set[str] | None:
-    """Return the only ids that can fulfil a condition; None where it does not say."""
+def by_id(node: Node, parameters: Parameters) -> dict[str, Node] | None:
+    """Return what is left of a condition for each id that can fulfil it; None where it does not name ids.
+
+    SDKs read many items as one condition of up to 1,000 parts, each with its id: without this, each item would be held
+    against all of them.
+    """
     match node:
         case Compare("=", Path(("id",)), Literal() | Parameter() as right):
-            return _texts([evaluate(right, None, parameters)])
+            return dict.fromkeys(_texts([evaluate(right, None, parameters)]), ALWAYS)
         case Among(Path(("id",)), options) if all(isinstance(one, Literal | Parameter) for one in options):
-            return _texts([evaluate(one, None, parameters) for one in options])
+            return dict.fromkeys(_texts([evaluate(one, None, parameters) for one in options]), ALWAYS)
         case Every(parts):
-            named = [found for part in parts if (found := ids_in(part, parameters)) is not None]
-            return set.intersection(*named) if named else None
+            for part in parts:
+                if (named := by_id(part, parameters)) is not None:
+                    return dict.fromkeys(named, node)
         case Either(parts):
-            each = [ids_in(part, parameters) for part in parts]
-            return None if None in each else set[str]().union(*(one for one in each if one is not None))
+            return _merged([by_id(part, parameters) for part in parts])
     return None
+
+
+def _merged(branches: list[dict[str, Node] | None]) -> dict[str, Node] | None:
+    merged = dict[str, list[Node]]()
+    for branch in branches:
+        if branch is None:
+            return None
+        for name, node in branch.items():
+            merged.setdefault(name, []).append(node)
+    return {name: nodes[0] if len(nodes) == 1 else Either(tuple(nodes)) for name, nodes in merged.items()}
 
 
 def _texts(values: list[Any]) -> set[str]:

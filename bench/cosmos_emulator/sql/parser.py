@@ -18,7 +18,7 @@ MOST_CHARS = 512 * 1024
 """The service takes queries of up to 512 KB."""
 
 
-@lru_cache(256)
+@lru_cache(64)
 def parse(text: str) -> Statement:
     """Parse a query; the same text is parsed once."""
     if len(text) > MOST_CHARS:
