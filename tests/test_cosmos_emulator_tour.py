@@ -162,6 +162,27 @@ def _tour_batch(container: ContainerProxy) -> None:
     assert [one["id"] for one in container.read_items([("a", "x"), ("b", "x"), ("a", "y")])] == ["a"]
 
 
+def test_the_sdk_goes_on_when_partitions_split_behind_its_back(server: Emulator) -> None:
+    container = (
+        CosmosClient(server.endpoint, server.key)
+        .create_database("split")
+        .create_container("c", PartitionKey("/pk"), offer_throughput=10_000)
+    )
+    for n in range(30):
+        container.create_item({"id": f"u{n}", "pk": f"p{n}", "n": n})
+    items = [(f"u{n}", f"p{n}") for n in range(30)]
+    assert len(container.read_items(items)) == 30
+    other = CosmosClient(server.endpoint, server.key).get_database_client("split").get_container_client("c")
+    other.replace_throughput(25_000)
+    assert container.read_item("u1", "p1")["n"] == 1
+    assert len(container.read_items(items)) == 30
+    pages = container.query_items("SELECT c.n FROM c ORDER BY c.n", max_item_count=7, **ACROSS).by_page()
+    assert [one["n"] for page in pages for one in page] == list(range(30))
+    ranges = list(container.read_feed_ranges())
+    assert len(ranges) == 4
+    assert sum(len(list(container.query_items("SELECT * FROM c", feed_range=one))) for one in ranges) == 30
+
+
 async def test_a_tour_by_the_async_sdk(server: Emulator) -> None:
     async with cosmos.CosmosClient(server.endpoint, server.key) as client:
         database = await client.create_database_if_not_exists("async")

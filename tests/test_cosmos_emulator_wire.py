@@ -156,6 +156,25 @@ def test_a_spent_second_is_429_until_the_next(direct: Direct, clock: FakeClock) 
     assert direct.item("GET", "a").status == 200
 
 
+@pytest.mark.parametrize(
+    ("host", "region", "endpoints"),
+    [
+        ("somewhere:9000", 0, ["http://somewhere:9000/", "http://somewhere:8082/"]),
+        ("somewhere:9000", 1, ["http://somewhere:8081/", "http://somewhere:9000/"]),
+        ("[::1]:8081", 0, ["http://[::1]:8081/", "http://[::1]:8082/"]),
+        ("", 0, ["http://127.0.0.1:8081/", "http://127.0.0.1:8082/"]),
+    ],
+)
+def test_the_account_names_the_hosts_that_callers_can_reach(
+    clock: FakeClock, host: str, region: int, endpoints: list[str]
+) -> None:
+    direct = Direct(clock, regions=2)
+    headers = signed("GET", "", "", now=clock()) | {"host": host}
+    account = told(direct.ask("GET", "/", headers=headers, region=region))
+    assert [one["databaseAccountEndpoint"] for one in account["readableLocations"]] == endpoints
+    assert account["writableLocations"] == account["readableLocations"][:1]
+
+
 def test_each_region_has_its_own_budget_and_only_one_is_written(clock: FakeClock) -> None:
     direct = Direct(clock, regions=2)
     direct.item("POST", "a", {"id": "a"})

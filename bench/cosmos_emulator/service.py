@@ -125,12 +125,15 @@ class Service:
         return do(self.account, request, *route.names)
 
     def _account(self, request: Request) -> Answer:
-        """Describe the account; its regions are at the host that was asked, for that is what the caller can reach."""
-        host = request.text(b"host").rpartition("@")[2]
-        name = host[: host.rindex("]") + 1] if host.startswith("[") and "]" in host else host.partition(":")[0]
+        """Describe the account; the region that was asked is at the host and port that the caller reached it by."""
+        host = request.text(b"host") or f"127.0.0.1:{self.account.regions[request.region][1]}"
+        name = host[: host.find("]") + 1] if host.startswith("[") else host.partition(":")[0]
         regions = [
-            {"name": region, "databaseAccountEndpoint": f"{request.scheme}://{name or '127.0.0.1'}:{port}/"}
-            for region, port in self.account.regions
+            {
+                "name": region,
+                "databaseAccountEndpoint": f"{request.scheme}://{host if n == request.region else f'{name}:{port}'}/",
+            }
+            for n, (region, port) in enumerate(self.account.regions)
         ]
         told = {
             "_self": "",
