@@ -217,6 +217,17 @@ def test_heads_that_never_end_are_refused() -> None:
         assert b" 431 " in sink.heard
 
 
+def test_a_client_that_wants_another_protocol_is_answered_in_this_one() -> None:
+    asked, sink = fed([b"GET / HTTP/1.1\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\n"])
+    assert (len(asked), sink.heard.count(b"HTTP/1.1"), sink.closed) == (1, 1, True)
+
+
+def test_a_client_that_asks_before_its_body_is_told_to_go_on() -> None:
+    asked, sink = fed([b"POST / HTTP/1.1\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\n", b"{}"])
+    assert [one.body for one in asked] == [b"{}"]
+    assert sink.heard.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK")
+
+
 def test_a_body_that_is_too_large_is_read_and_refused() -> None:
     asked, sink = fed([b"POST /dbs HTTP/1.1\r\ncontent-length: 3000000\r\n\r\n", *[b"x" * 100_000] * 30])
     assert (asked, sink.closed) == ([], False)

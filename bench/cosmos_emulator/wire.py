@@ -48,6 +48,7 @@ class Connection(asyncio.Protocol):
         self._waiting = deque[tuple[Request | Answer, bool]]()
         self._is_busy = False
         self._is_stuck = False
+        self._is_ending = False
         self._is_closing = False
         self._timer: asyncio.TimerHandle | None = None
         self._parser = httptools.HttpRequestParser(self)
@@ -96,7 +97,9 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self._give_up(400, "protocols cannot be switched here")
+            # The request was answered as if it had not asked for another protocol; what follows may be in that one.
+            self._is_ending = True
+            self._go_on()
         except httptools.HttpParserError:
             self._give_up(400, "the request is not HTTP/1.1")
         if (self._in_head and self._head_bytes > MOST_HEAD_BYTES + len(data)) or len(self._url) > MOST_HEAD_BYTES:
@@ -186,7 +189,10 @@ class Connection(asyncio.Protocol):
         while self._waiting and not self._is_busy and not self._is_stuck:
             asked, keeps = self._waiting.popleft()
             self._do(asked, keeps=keeps)
-        if len(self._waiting) < MOST_WAITING and not self._is_stuck and not self._transport.is_closing():
+        if self._is_ending and not self._waiting and not self._is_busy:
+            self._is_closing = True
+            self._transport.close()
+        elif len(self._waiting) < MOST_WAITING and not self._is_stuck and not self._transport.is_closing():
             self._transport.resume_reading()
 
     def _write(self, answer: Answer, *, keeps: bool, is_head: bool) -> None:
