@@ -54,8 +54,8 @@ class Asked:
 
     urls: Sequence[str] = ()
     rate: str = "2k"
-    duration: str = "10s"
-    repeat: int = 5
+    duration: str = "5s"
+    repeat: int = 10
     warmup: str = "2s"
     users: int = 100_000
     zipf: float | None = None

@@ -121,7 +121,7 @@ def _memory(found: Sequence[Found], manifest: Manifest) -> Iterable[Line]:
     group = "Memory, and room in the store"
     rows = sum(manifest.counts.values())
     yield _line(group, "load generator", found, lambda one: size(one.standing.memory.generator))
-    yield _line(group, "service, without mapped files", found, lambda one: size(one.standing.memory.service))
+    yield _line(group, "service, files aside", found, lambda one: size(one.standing.memory.service))
     yield _line(group, "the store's server", found, lambda one: size(one.standing.memory.server), timed=True)
     payload = manifest.bytes / max(1, rows)
     yield _line(group, "keys and values a list", found, lambda _: f"{payload:,.0f} B")

@@ -43,10 +43,10 @@ class Extent:
     For an invalid round another one is made, at most `spare` of them.
     """
 
-    rounds: int = 5
-    spare: int = 3
+    rounds: int = 10
+    spare: int = 7
     rate: float = 2_000.0
-    duration_s: float = 10.0
+    duration_s: float = 5.0
     warmup_s: float = 2.0
     alone_s: float = 0.4
     trial_lists: int = TRIAL_LISTS

@@ -255,6 +255,7 @@ def test_a_round_that_is_invalid_for_one_store_counts_for_none() -> None:
     assert told.startswith("round 2 is left out: redis://")
     assert [len(each.rounds) for each in made.series[:2]] == [2, 2]
     assert not made.doubts
+    assert "every round that counts; left out, as it did not: 1." in page(made)
     bad = summary(standing("a", "file:///a", [good, good]), standing("b", "redis://b", [late, late]))
     assert bad.doubts
     assert bad.extra["comparison"]["left_out"] == []

@@ -165,7 +165,7 @@ def stores(
         ),
     ] = None,
     rate: Annotated[str, _option("rate", "Requests/s through each service; one that all can bear.", WHEN)] = "2k",
-    duration: Annotated[str, _option("duration", "Of the reads of one store in one round.", WHEN)] = "10s",
+    duration: Annotated[str, _option("duration", "Of the reads of one store in one round.", WHEN)] = "5s",
     users: Annotated[
         int, _option("users", "Ask for so many users, the first of the release; lists are made up for as many.", WHAT)
     ] = 100_000,
@@ -184,8 +184,8 @@ def stores(
         ),
     ] = False,
     repeat: Annotated[
-        int, _option("repeat", "Valid rounds; 3 or more give intervals. For invalid ones up to 3 more are made.", HOW)
-    ] = 5,
+        int, _option("repeat", "Valid rounds; 3 or more give intervals. For invalid ones up to 7 more are made.", HOW)
+    ] = 10,
     warmup: Annotated[str, _option("warmup", "Of each store, thrown away.", HOW)] = "2s",
     cpu_hour: Annotated[
         float | None, _option("cpu-hour", "What an hour of CPU costs you, to price a million reads.", HOW)
@@ -353,7 +353,9 @@ def show_comparison(report: "Report") -> None:
         rows.append((f"  {line['name']}", *line["cells"]))
     width = len(compared["stores"]) + 1
     out.print(table(("", *compared["stores"]), [row + ("",) * (width - len(row)) for row in rows]))
-    for sentence in (*compared["verdicts"], *compared["left_out"], *(f"INVALID: {doubt}" for doubt in report.doubts)):
+    left_out = compared["left_out"]
+    told = [f"{len(left_out)} rounds do not count; the first: {left_out[0]}"] if left_out else []
+    for sentence in (*compared["verdicts"], *told, *(f"INVALID: {doubt}" for doubt in report.doubts)):
         out.print(sentence, markup=False)
     _show_checked(report.extra["checked"])
     if report.interrupted:

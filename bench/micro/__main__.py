@@ -13,6 +13,7 @@ from rich.table import Table
 
 from bench import machine
 from bench.micro import (
+    computing,
     cosmos_emulator,
     embedded,
     endpoint,
@@ -35,11 +36,15 @@ class Subject(Protocol):
         """Measure with *effort*, each variant once in each round."""
 
 
+SHORT = Effort(rounds=1, users=50_000, round_s=0.5)
+LONG = {"retail"}
+"""Subjects whose size is given by their data; --short leaves them out."""
+
 PRINTED_WIDTH = 180
 """Columns where there is no terminal that would set them."""
 
 SUBJECTS: tuple[Subject, ...] = (
-    endpoint, embedded, redis_service, redis_publishing, redis_readers, redis_lookups, retail, generating,
+    computing, endpoint, embedded, redis_service, redis_publishing, redis_readers, redis_lookups, retail, generating,
     cosmos_emulator,
 )  # fmt: skip
 
@@ -48,10 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; 0 however the figures came out, 1 when something failed, so that there is no figure."""
     subjects = {subject.__name__.rpartition(".")[2]: subject for subject in SUBJECTS}
     asked = _parse(arguments, list(subjects))
-    effort = Effort(asked.rounds, asked.users, asked.seconds)
+    effort = effort_of(asked)
     found = list[Outcome]()
     console = Console(width=None if sys.stdout.isatty() else PRINTED_WIDTH)
-    for name in asked.only or subjects:
+    for name in asked.only or [name for name in subjects if not (asked.short and name in LONG)]:
         with console.status(f"measuring: {name}"):
             found += measured(subjects[name], name, effort)
     machine_is = machine.describe()
@@ -59,6 +64,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked.out.write_text(json.dumps({"machine": machine_is, "figures": [one.to_json() for one in found]}, indent=1))
     console.print(f"written to {asked.out}")
     return int(any(isinstance(one, Unmeasured) and one.failed for one in found))
+
+
+def effort_of(asked: argparse.Namespace) -> Effort:
+    """Read how much to measure: what was told, else the usual, or with --short a little of everything."""
+    usual = SHORT if asked.short else Effort()
+    return Effort(
+        rounds=usual.rounds if asked.rounds is None else asked.rounds,
+        users=usual.users if asked.users is None else asked.users,
+        round_s=usual.round_s if asked.seconds is None else asked.seconds,
+    )
 
 
 def measured(subject: Subject, name: str, effort: Effort) -> list[Outcome]:
@@ -92,12 +107,20 @@ def _parse(arguments: Sequence[str] | None, subjects: list[str]) -> argparse.Nam
     parser.add_argument(
         "--only", choices=subjects, action="append", help="measure this one; may be given several times"
     )
-    parser.add_argument("--rounds", type=int, default=usual.rounds, help="rounds per figure (%(default)s)")
-    parser.add_argument("--users", type=int, default=usual.users, help="lists of the embedded store (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=usual.round_s, help="of load per round (%(default)s)")
+    parser.add_argument(
+        "--short", action="store_true", help="in under 2 minutes, to see that all is well; goals are for the usual form"
+    )
+    parser.add_argument("--rounds", type=int, help=f"rounds per figure ({usual.rounds}; with --short {SHORT.rounds})")
+    parser.add_argument(
+        "--users", type=int, help=f"lists of the embedded store ({usual.users:,}; with --short {SHORT.users:,})"
+    )
+    parser.add_argument(
+        "--seconds", type=float, help=f"of load per round ({usual.round_s:g}; with --short {SHORT.round_s:g})"
+    )
     parser.add_argument("--out", type=Path, default=Path("bench-results.json"), help="where to write the results")
     asked = parser.parse_args(arguments)
-    if asked.rounds < 1 or asked.users < 1 or asked.seconds <= 0:
+    effort = effort_of(asked)
+    if effort.rounds < 1 or effort.users < 1 or effort.round_s <= 0:
         parser.error("--rounds, --users and --seconds must be positive")
     return asked
 
