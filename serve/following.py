@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stores.catalogue import Catalogue, ReleaseId, follows
@@ -11,6 +10,7 @@ from stores.compression import Decode, load_decode
 from stores.errors import ReleaseCorrupt, StoreError
 from stores.keys import META, OVERALL, POPULAR
 from stores.manifest import MAX_POPULAR_BYTES, Manifest
+from stores.reading import read_present
 from stores.release import load_manifest
 from stores.store import Advised, Reader
 
@@ -119,7 +119,7 @@ async def _load(reader: Reader, release: ReleaseId) -> View:
     manifest = await load_manifest(reader, release)
     decode = await load_decode(reader, manifest)
     segments = [OVERALL, *manifest.segments]
-    values = await _read(reader, release, [POPULAR + segment for segment in segments])
+    values = await read_present(reader, release, [POPULAR + segment for segment in segments])
     popular = {segment: decode(value) for segment, value in zip(segments, values, strict=True)}
     if sum(map(len, popular.values())) > MAX_POPULAR_BYTES:
         raise ReleaseCorrupt(
@@ -127,21 +127,7 @@ async def _load(reader: Reader, release: ReleaseId) -> View:
         )
     if not popular[OVERALL]:
         raise ReleaseCorrupt(f"release {release} has an empty popular list for everybody; it is not followed")
-    for key, value in zip(manifest.sample, await _read(reader, release, manifest.sample), strict=True):
+    for key, value in zip(manifest.sample, await read_present(reader, release, manifest.sample), strict=True):
         if not key.startswith(META):
             decode(value)
     return View(release, manifest, popular, decode)
-
-
-async def _read(reader: Reader, release: ReleaseId, keys: Sequence[str]) -> list[bytes]:
-    """Read keys that must be there."""
-    values = list[bytes]()
-    for start in range(0, len(keys), reader.batch):
-        chunk = keys[start : start + reader.batch]
-        for key, slot in zip(chunk, await reader.get_many(release, chunk), strict=True):
-            if isinstance(slot, StoreError):
-                raise slot
-            if slot is None:
-                raise ReleaseCorrupt(f"release {release} has lost {key!r}; it is not followed: publish it again")
-            values.append(slot)
-    return values

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from stores.catalogue import ReleaseId
 from stores.compression import load_decode, read_ids
-from stores.errors import ReleaseCorrupt, StoreError
 from stores.keys import OVERALL, POPULAR, USER
 from stores.manifest import Manifest
+from stores.reading import read_present
 from stores.release import load_manifest
 from stores.store import Row, Store
 
@@ -31,14 +31,8 @@ async def sample(store: Store, release: ReleaseId, users: int, seed: int | None 
     drawn = await _draw(store, release, users, random.Random(seed))  # noqa: S311 -- picks examples, guards nothing
     popular = [POPULAR + segment for segment in (OVERALL, *manifest.segments)]
     keys = popular + drawn
-    for start in range(0, len(keys), store.batch):
-        chunk = keys[start : start + store.batch]
-        for key, slot in zip(chunk, await store.get_many(release, chunk), strict=True):
-            if isinstance(slot, StoreError):
-                raise slot
-            if slot is None:
-                raise ReleaseCorrupt(f"release {release} has lost its row {key!r}; publish it again")
-            read_ids(Row(key, slot), decode)
+    for key, value in zip(keys, await read_present(store, release, keys), strict=True):
+        read_ids(Row(key, value), decode)
     return Sampled(manifest, len(drawn), len(popular))
 
 

@@ -39,7 +39,6 @@ def _column(role: str, guessed: str = "; guessed from common names") -> typer.mo
     return option
 
 
-DATA, LEARNING = "The data", "Learning and evaluation"
 Data = Annotated[
     Path, typer.Argument(metavar="DATA", help="A CSV, TSV or Parquet file (.gz and .zst too), or a folder of one kind.")
 ]
