@@ -85,11 +85,12 @@ def test_without_urls_it_starts_what_it_needs_and_leaves_a_report(tmp_path: Path
     assert facts["checked"]["compared"] > 0
     assert facts["checked"]["wrong"] == 0
     for each in facts["stores"]:
-        (turn,) = each["rounds"]
-        assert set(turn["alone"]) == {str(size) for size in BATCHES}
-        assert turn["service_cpu_us"] > 0
-        assert turn["trial"]["lists"] == 500
-        assert turn["trial"]["stored_bytes"] > 0
+        assert each["rounds"]  # one, or more where the machine was busy: rounds that do not count are kept, too
+        for turn in each["rounds"]:
+            assert set(turn["alone"]) == {str(size) for size in BATCHES}
+            assert turn["service_cpu_us"] > 0
+            assert turn["trial"]["lists"] == 500
+            assert turn["trial"]["stored_bytes"] > 0
         assert each["memory_bytes"]["service"] > 1_000_000
     assert facts["stores"][1]["rounds"][0]["server_cpu_us"] > 0
     text = (tmp_path / "found.html").read_text()
