@@ -15,9 +15,9 @@ import orjson
 
 from bench.cosmos_emulator.account import Account
 from bench.cosmos_emulator.auth import WELL_KNOWN_KEY, Keeper
-from bench.cosmos_emulator.charges import load
 from bench.cosmos_emulator.messages import Answer, Request
 from bench.cosmos_emulator.service import Service
+from stores.cosmos_charges import load
 
 ROOT = Path(__file__).parent.parent
 

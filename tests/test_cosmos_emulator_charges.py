@@ -6,9 +6,9 @@ from typing import Any
 import orjson
 import pytest
 
-from bench.cosmos_emulator.charges import KB, Charges, documented, load
-from bench.cosmos_emulator.errors import EmulatorMisused
 from bench.cosmos_emulator.figures import Row, compared, table
+from stores.cosmos_charges import KB, Charges, documented, load
+from stores.errors import StoreMisused
 from tests.conftest import FakeClock
 from tests.cosmos_server import Direct
 
@@ -74,13 +74,13 @@ def test_strong_reads_cost_twice_as_much(clock: FakeClock) -> None:
 
 def test_users_put_their_own_measurements_in_place(tmp_path: Path) -> None:
     own = tmp_path / "charges.toml"
-    text = (Path(__file__).parent.parent / "bench/cosmos_emulator/charges.toml").read_text()
+    text = (Path(__file__).parent.parent / "stores/cosmos_charges.toml").read_text()
     own.write_text(text.replace("missing = 1.0", "missing = 1.5"))
     assert load(own).missing == 1.5
     own.write_text(text.replace("missing = 1.0", ""))
-    with pytest.raises(EmulatorMisused, match="missing is missing"):
+    with pytest.raises(StoreMisused, match="missing is missing"):
         load(own)
-    with pytest.raises(EmulatorMisused, match=r"none\.toml"):
+    with pytest.raises(StoreMisused, match=r"none\.toml"):
         load(tmp_path / "none.toml")
 
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
-from bench.cosmos_emulator.charges import Charges
 from bench.cosmos_emulator.documents import Document, Documents
 from bench.cosmos_emulator.indexing import Policy
 from bench.cosmos_emulator.partition_keys import Definition
 from bench.cosmos_emulator.partitions import Partitions
 from bench.cosmos_emulator.rids import container_rid, database_rid, offer_rid
-from bench.cosmos_emulator.throughput import Throughput, minimum_ru
+from stores.cosmos_charges import Charges
+from stores.cosmos_throughput import Throughput, minimum_ru
 
 NEVER = float("inf")
 STRONG = ("Strong", "BoundedStaleness")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.cosmos_emulator.charges import KB, Charges, documented, load
+from stores.cosmos_charges import KB, Charges, documented, load
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,6 @@ import uvloop
 from bench.cosmos_emulator.account import CONSISTENCIES, Account
 from bench.cosmos_emulator.admin import Admin
 from bench.cosmos_emulator.auth import Keeper
-from bench.cosmos_emulator.charges import OURS, load
 from bench.cosmos_emulator.errors import EmulatorMisused
 from bench.cosmos_emulator.metrics import Exposition
 from bench.cosmos_emulator.service import Service
@@ -22,6 +21,7 @@ from bench.cosmos_emulator.tls import context_for
 from bench.cosmos_emulator.tokens import Issuer
 from bench.cosmos_emulator.watch import Watch
 from bench.cosmos_emulator.wire import Connection
+from stores.cosmos_charges import OURS, load
 
 log = logging.getLogger(__name__)
 

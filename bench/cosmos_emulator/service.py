@@ -5,6 +5,7 @@ import re
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from email.utils import formatdate
 
 import orjson
 
@@ -65,6 +66,8 @@ class Service:
     keeper: Keeper
     faults: Faults = field(default_factory=Faults)
     counts: Counts = field(default_factory=Counts)
+    _second: int = -1
+    _date: str = ""
 
     def answer(self, request: Request) -> Answer:
         """Answer a request; never raises."""
@@ -83,7 +86,14 @@ class Service:
             answer = refused(Refused(500, "the emulation failed; its log says where"))
         self.counts.count(operation, answer.status, answer.charge_ru)
         answer.headers["x-ms-activity-id"] = activity_id(request)
+        answer.headers["date"] = self._dated()
         return answer
+
+    def _dated(self) -> str:
+        second = int(self.account.clock())
+        if second != self._second:
+            self._second, self._date = second, formatdate(second, usegmt=True)
+        return self._date
 
     def _faulty(self, request: Request, route: Route, operation: str) -> Answer:
         now = self.account.clock()

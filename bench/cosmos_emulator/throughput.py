@@ -1,58 +1,23 @@
-"""What throughput may be asked for, and how many physical partitions it takes.
-
-Sources: https://learn.microsoft.com/azure/cosmos-db/concepts-limits (values, minimum) and
-https://learn.microsoft.com/azure/cosmos-db/scaling-provisioned-throughput-best-practices (partitions).
-"""
+"""What throughput a request asks for, in its headers or in an offer; what cannot be had is refused."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from math import ceil
 from typing import Any
 
 import orjson
 
 from bench.cosmos_emulator.errors import bad
+from stores.cosmos_throughput import (
+    AUTOSCALE_MIN,
+    AUTOSCALE_STEP,
+    DEFAULT_RU,
+    MANUAL_MIN,
+    MANUAL_STEP,
+    MAX_RU,
+    Throughput,
+)
 
-PARTITION_RU = 10_000
-RU_AT_BIRTH = 6_000
-DEFAULT_RU = 400
-MANUAL_MIN, MANUAL_STEP = 400, 100
-AUTOSCALE_MIN, AUTOSCALE_STEP = 1_000, 1_000
-MAX_RU = 1_000_000
 OFFER_HEADER = b"x-ms-offer-throughput"
 AUTOSCALE_HEADER = b"x-ms-cosmos-offer-autopilot-settings"
-
-
-@dataclass(frozen=True, slots=True)
-class Throughput:
-    """RU/s of one container: manual, or the top of an autoscale range that begins at a tenth of it."""
-
-    ru: int
-    autoscale: bool = False
-
-    @property
-    def partitions_at_birth(self) -> int:
-        """Return how many physical partitions a new container of this throughput has."""
-        return ceil(self.ru / (PARTITION_RU if self.autoscale else RU_AT_BIRTH))
-
-    @property
-    def partitions_needed(self) -> int:
-        """Return how many physical partitions can carry it."""
-        return ceil(self.ru / PARTITION_RU)
-
-    def content(self) -> dict[str, object]:
-        """Return it as an offer tells it."""
-        if self.autoscale:
-            return {"offerThroughput": self.ru // 10, "offerAutopilotSettings": {"maxThroughput": self.ru}}
-        return {"offerThroughput": self.ru, "offerIsRUPerMinuteThroughputEnabled": False}
-
-
-def minimum_ru(highest_ru: int, stored_bytes: int, *, autoscale: bool) -> int:
-    """Return what a container cannot go below: its highest ever by 100, 1 RU/s per GB, and the least there is."""
-    if autoscale:
-        needed = max(AUTOSCALE_MIN, highest_ru / 10, stored_bytes / 1000**3 * 10)
-        return ceil(needed / AUTOSCALE_STEP) * AUTOSCALE_STEP
-    return ceil(max(MANUAL_MIN, highest_ru / 100, stored_bytes / 1000**3) / MANUAL_STEP) * MANUAL_STEP
 
 
 def asked_at_birth(headers: Mapping[bytes, bytes]) -> Throughput:

@@ -1,6 +1,6 @@
 """What each operation costs in request units, by the coefficients of one file with a source for each.
 
-`charges.toml` beside this module is that file; users put their own measurements in its place.
+`cosmos_charges.toml` beside this module is that file; users put their own measurements in its place.
 """
 
 import tomllib
@@ -11,9 +11,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from bench.cosmos_emulator.errors import EmulatorMisused
+from stores.errors import StoreMisused
 
-OURS = Path(__file__).with_name("charges.toml")
+OURS = Path(__file__).with_name("cosmos_charges.toml")
 KB = 1024
 
 
@@ -93,7 +93,7 @@ def _between(points: tuple[tuple[float, float], ...], size: int) -> float:
 
 
 def load(path: Path = OURS) -> Charges:
-    """Read the coefficients; EmulatorMisused names the file and what is wrong with it."""
+    """Read the coefficients; StoreMisused names the file and what is wrong with it."""
     try:
         told = tomllib.loads(path.read_text())
         return Charges(
@@ -113,11 +113,11 @@ def load(path: Path = OURS) -> Charges:
             system_properties=bool(told["size"]["system_properties"]),
         )
     except OSError as error:
-        raise EmulatorMisused(f"{path}: {error.strerror}") from error
+        raise StoreMisused(f"{path}: {error.strerror}") from error
     except KeyError as error:
-        raise EmulatorMisused(f"{path}: {error.args[0]} is missing") from error
+        raise StoreMisused(f"{path}: {error.args[0]} is missing") from error
     except (TypeError, ValueError) as error:
-        raise EmulatorMisused(f"{path}: {error}") from error
+        raise StoreMisused(f"{path}: {error}") from error
 
 
 def documented(path: Path = OURS) -> list[dict[str, Any]]:
