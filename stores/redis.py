@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Sequence
 from stores import catalogue_record, redis_memory, redis_watch
 from stores.catalogue import Catalogue, ReleaseId
 from stores.errors import ReleaseConflict, ReleaseNotFound
+from stores.keylist import Span, bounds, overlapping, unpack
 from stores.pacing import Pace
-from stores.redis_keylist import Span, bounds, overlapping, unpack
 from stores.redis_keys import Keys
 from stores.redis_link import Link
 from stores.redis_scripts import SEAL, SWAP

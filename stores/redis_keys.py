@@ -4,7 +4,7 @@ PREFIX:catalogue              the catalogue, as JSON
 PREFIX:changes                the channel that says that it changed
 PREFIX:RELEASE:KIND:ID        one row, a plain string without an expiry: a draft's lease decides, not a timer
 PREFIX:RELEASE:@state         `draft` or `sealed`; a release is there as long as this is
-PREFIX:RELEASE:@keys          a list: the keys of each acknowledged batch, packed by `stores.redis_keylist`
+PREFIX:RELEASE:@keys          a list: the keys of each acknowledged batch, packed by `stores.keylist`
 PREFIX:RELEASE:@meta          the same for `meta` rows, which may come at any time
 """
 

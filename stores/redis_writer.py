@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 
 from stores.catalogue import ReleaseId
 from stores.errors import ReleaseConflict, ReleaseNotFound, StoreUnavailable
+from stores.keylist import pack
 from stores.keys import META
 from stores.pacing import Pace
-from stores.redis_keylist import pack
 from stores.redis_keys import Keys
 from stores.redis_link import Link
 from stores.store import Row

@@ -116,3 +116,31 @@ class Advised(Protocol):
     async def warnings(self) -> list[str]:
         """Return one sentence for each such thing, free of secrets; none where all is well. Raises StoreError."""
         ...
+
+
+@runtime_checkable
+class PatientReader(Reader, Protocol):
+    """A reader that asks for each key by itself, so that one which is slow or refused holds up no other."""
+
+    async def get_within(self, release: ReleaseId, keys: Sequence[str], timeout_s: float) -> list[Slot]:
+        """Read as `get_many` does; what has no answer in *timeout_s* is a StoreUnavailable in its own slot."""
+        ...
+
+
+class Meter(Protocol):
+    """Whoever counts what the attempts of a store came to."""
+
+    def charged(self, ru: float) -> None:
+        """Take note of an answer, of whatever status, that cost so many request units."""
+
+    def failed(self, kind: str) -> None:
+        """Take note of an attempt that failed, tried again or not; *kind* is one of a few words of the store's own."""
+
+
+@runtime_checkable
+class Metered(Protocol):
+    """A store whose attempts are worth counting one by one: they are billed, or refused for what they cost."""
+
+    def count_into(self, meter: Meter) -> None:
+        """Tell *meter* of every attempt from now on."""
+        ...
