@@ -8,7 +8,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from serve.metrics import BUCKETS_S, HISTOGRAM_CELLS, LOOKUPS, REQUESTS, Metrics
+from serve.metrics import BUCKETS_S, HISTOGRAM_CELLS, LOOKUPS, REQUEST_UNITS, REQUESTS, THROTTLED, Metrics
 from serve.tiers import Tier
 
 
@@ -44,7 +44,30 @@ class Exposition(Collector):
         for labels, place in LOOKUPS.items():
             lookups.add_metric(labels, self._metrics.total(place)[0])
         yield lookups
+        yield from self._attempts()
         yield from self._release()
+
+    def _attempts(self) -> Iterator[Metric]:
+        """Yield what the attempts of stores came to that tell of each; others have no such series."""
+        units = CounterMetricFamily("hotplate_store_request_units", "RU that a store charged.", labels=("store",))
+        throttled = CounterMetricFamily(
+            "hotplate_store_throttled", "Attempts that a store refused for now, each one.", labels=("store",)
+        )
+        failures = CounterMetricFamily(
+            "hotplate_store_failures", "Attempts that failed otherwise, tried again or not.", labels=("store", "kind")
+        )
+        metered = {tier.name for tier in self._tiers if tier.is_metered}
+        for (store, what), place in self._metrics.attempts.items():
+            if store not in metered:
+                continue
+            (total,) = self._metrics.total(place)
+            if what == REQUEST_UNITS:
+                units.add_metric((store,), total)
+            elif what == THROTTLED:
+                throttled.add_metric((store,), total)
+            else:
+                failures.add_metric((store, what), total)
+        yield from (units, throttled, failures)
 
     def _histogram(
         self, name: str, text: str, labels: tuple[str, ...], places: dict[tuple[str, str, str], int]

@@ -23,6 +23,11 @@ OPERATIONS = ("get", "get_many")
 OUTCOMES = ("ok", "gone", "error")
 SOURCES = ("personal", "similar", "popular")
 LOOKUP_OUTCOMES = ("hit", "miss", "error")
+THROTTLED, REQUEST_UNITS = "throttled", "request units"
+FAILURES = (
+    "timeout", "connect", "reset", "malformed", "unavailable", "unauthorized", "forbidden", "refused", OTHER,
+)  # fmt: skip
+"""How an attempt of a store can fail, beside being throttled; a word that is none of these counts as the last."""
 
 HISTOGRAM_CELLS = len(BUCKETS_S) + 2  # one over the last bound, and the sum
 
@@ -38,7 +43,11 @@ class Metrics:
         self.store = {
             labels: STORE_START + n * HISTOGRAM_CELLS for n, labels in enumerate(product(tiers, OPERATIONS, OUTCOMES))
         }
-        self._slot_cells = STORE_START + len(self.store) * HISTOGRAM_CELLS
+        attempts_start = STORE_START + len(self.store) * HISTOGRAM_CELLS
+        self.attempts = {
+            labels: attempts_start + n for n, labels in enumerate(product(tiers, (REQUEST_UNITS, THROTTLED, *FAILURES)))
+        }
+        self._slot_cells = attempts_start + len(self.attempts)
         self._cells = memoryview(mmap.mmap(-1, workers * self._slot_cells * 8)).cast("d")
         self._workers = workers
         self.use_slot(0)
@@ -63,6 +72,11 @@ class Metrics:
     def count_lookup(self, source: str, outcome: str) -> None:
         """Count one list: where it came from, and whether it is what was asked for."""
         self._mine[LOOKUPS[source, outcome]] += 1
+
+    def count_attempt(self, tier: str, what: str, amount: float = 1.0) -> None:
+        """Count one attempt of a tier's store, or add the request units that it cost."""
+        place = self.attempts.get((tier, what))
+        self._mine[self.attempts[tier, OTHER] if place is None else place] += amount
 
     def _observe(self, place: int, seconds: float) -> None:
         mine = self._mine

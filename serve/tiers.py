@@ -9,12 +9,15 @@ from typing import NamedTuple
 from serve.breaker import Breaker
 from serve.deadlines import Deadlines
 from serve.following import Follower, View
-from serve.metrics import Metrics
+from serve.metrics import REQUEST_UNITS, Metrics
 from stores.errors import ReleaseNotFound, StoreError, StoreUnavailable
-from stores.store import LocalReader, Reader, Slot
+from stores.store import LocalReader, Metered, PatientReader, Reader, Slot
 
 AT_ONCE = 256
 """How many keys of a store in this process are read before others have their turn: half a millisecond."""
+
+ASKED_FOR = 0.9
+"""The share of its time after which a patient reader gives up what is missing, so that the rest is still in time."""
 
 _ELSEWHERE = StoreError("the store is not in this process")
 
@@ -26,6 +29,22 @@ class Reading(NamedTuple):
     slots: list[Slot]
 
 
+class _Attempts:
+    """What the attempts of one tier's store come to, in the shared counters."""
+
+    def __init__(self, tier: str, metrics: Metrics) -> None:
+        self._tier = tier
+        self._metrics = metrics
+
+    def charged(self, ru: float) -> None:
+        """See `stores.store.Meter`."""
+        self._metrics.count_attempt(self._tier, REQUEST_UNITS, ru)
+
+    def failed(self, kind: str) -> None:
+        """See `stores.store.Meter`."""
+        self._metrics.count_attempt(self._tier, kind)
+
+
 class Tier:
     """One store of a service, by the name that answers give; lives as long as its worker."""
 
@@ -35,6 +54,10 @@ class Tier:
         self.breaker = Breaker(monotonic)
         self._reader = reader
         self._local = reader if isinstance(reader, LocalReader) else None
+        self._patient = reader if isinstance(reader, PatientReader) else None
+        self.is_metered = isinstance(reader, Metered)
+        if isinstance(reader, Metered):
+            reader.count_into(_Attempts(name, metrics))
         self._metrics = metrics
         self._deadlines = Deadlines()
 
@@ -74,7 +97,7 @@ class Tier:
             raise StoreUnavailable(f"{self.name} is spared until it answers again")
         done = False
         try:
-            reading = await self._deadlines.within(timeout_s, self._read_live(view, keys))
+            reading = await self._deadlines.within(timeout_s, self._read_live(view, keys, monotonic() + timeout_s))
             done = True
         except TimeoutError:
             raise StoreUnavailable(f"{self.name} did not answer in {timeout_s * 1000:.0f} ms") from None
@@ -92,24 +115,40 @@ class Tier:
                 await asyncio.sleep(0)  # others are served in between
         return Reading(view, slots)
 
-    async def _read_live(self, view: View, keys: Sequence[str]) -> Reading:
+    async def _read_live(self, view: View, keys: Sequence[str], deadline: float) -> Reading:
         read = self._read_batch if len(keys) <= self._reader.batch else self._read_batches
         try:
-            return Reading(view, await read(view, keys))
+            return Reading(view, await read(view, keys, deadline))
         except ReleaseNotFound:
             view = await self.follower.refresh() or view
-            return Reading(view, await read(view, keys))
+            return Reading(view, await read(view, keys, deadline))
 
-    async def _read_batches(self, view: View, keys: Sequence[str]) -> list[Slot]:
+    async def _read_batches(self, view: View, keys: Sequence[str], deadline: float) -> list[Slot]:
         size = self._reader.batch
         batches = [keys[start : start + size] for start in range(0, len(keys), size)]
-        read = await asyncio.gather(*(self._read_batch(view, batch) for batch in batches))
+        read = await asyncio.gather(*(self._read_batch_alone(view, batch, deadline) for batch in batches))
+        first = read[0][0]
+        if isinstance(first, StoreError) and all(isinstance(slot, StoreError) for slots in read for slot in slots):
+            raise first
         return [slot for slots in read for slot in slots]
 
-    async def _read_batch(self, view: View, keys: Sequence[str]) -> list[Slot]:
+    async def _read_batch_alone(self, view: View, keys: Sequence[str], deadline: float) -> list[Slot]:
+        """Read one batch of several: where nothing of it can be read, the others need not suffer."""
+        try:
+            return await self._read_batch(view, keys, deadline)
+        except ReleaseNotFound:
+            raise
+        except StoreError as error:
+            return [error] * len(keys)
+
+    async def _read_batch(self, view: View, keys: Sequence[str], deadline: float) -> list[Slot]:
         started, outcome = perf_counter(), "error"
         try:
-            slots = await self._reader.get_many(view.release, keys)
+            if self._patient is None:
+                slots = await self._reader.get_many(view.release, keys)
+            else:
+                timeout_s = max(0.0, deadline - monotonic()) * ASKED_FOR
+                slots = await self._patient.get_within(view.release, keys, timeout_s)
             outcome = "ok"
         except ReleaseNotFound:
             outcome = "gone"
