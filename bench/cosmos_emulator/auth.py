@@ -18,7 +18,7 @@ from bench.cosmos_emulator.tokens import Issuer
 SKEW_S = 15 * 60
 """A request whose date is further off than this is refused, as the service does."""
 
-WELL_KNOWN_KEY = "C2y6yDjf5/R+ob0N8A7Cgv30VRDJIWEHLM+4QDU5DE2nQ9nDuVTqobD4b8mGGyPMbIZnqsMsEcaGQy67XIw/Jw=="
+WELL_KNOWN_KEY = "C2y6yDjf5/R+ob0N8A7Cgv30VRDJIWEHLM+4QDU5DE2nQ9nDuVTqobD4b8mGGyPMbIZnqyMsEcaGQy67XIw/Jw=="
 """Not a secret: the key of Microsoft's own emulator, which its documentation prints and tools expect.
 
 https://learn.microsoft.com/azure/cosmos-db/emulator#authentication
