@@ -13,8 +13,8 @@ from stores.compression import load_decode
 from stores.encoding import cut, decode
 from stores.errors import StoreError
 from stores.keys import OVERALL, POPULAR, USER
-from stores.release import load_manifest
 from stores.store import Reader
+from stores.verifying import load_manifest
 
 DEFAULT_N = 10
 SHOWN = 5  # wrong answers that are told one by one

@@ -11,8 +11,8 @@ from stores.errors import ReleaseCorrupt, StoreError
 from stores.keys import META, OVERALL, POPULAR
 from stores.manifest import MAX_POPULAR_BYTES, Manifest
 from stores.reading import read_present
-from stores.release import load_manifest
 from stores.store import Advised, Reader
+from stores.verifying import load_manifest
 
 log = logging.getLogger(__name__)
 

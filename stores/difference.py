@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from stores.catalogue import ReleaseId
 from stores.compression import Decode, load_decode, read_ids
 from stores.keys import USER
-from stores.release import load_manifest
 from stores.store import Store
+from stores.verifying import load_manifest
 
 DEPTH = 10
 """How far lists are compared: what is served by default."""

@@ -8,8 +8,8 @@ from stores.compression import load_decode, read_ids
 from stores.keys import OVERALL, POPULAR, USER
 from stores.manifest import Manifest
 from stores.reading import read_present
-from stores.release import load_manifest
 from stores.store import Row, Store
+from stores.verifying import load_manifest
 
 
 @dataclass(frozen=True, slots=True)

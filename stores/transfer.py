@@ -3,11 +3,13 @@
 from collections.abc import AsyncIterator, Callable
 
 from stores.catalogue import Catalogue, ReleaseId, State
+from stores.drafting import Written, begin, renew, write
 from stores.errors import ReleaseConflict
 from stores.keys import MANIFEST, META
 from stores.manifest import Manifest, Tally, compare
-from stores.release import Written, activate, begin, load_manifest, renew, write
+from stores.release import activate
 from stores.store import Plan, Row, Store
+from stores.verifying import load_manifest
 
 BATCH_ROWS = 1000
 BATCH_BYTES = 4 << 20

@@ -19,6 +19,7 @@ from stores.manifest import Manifest, Tally, describe
 from stores.memory import MemoryStore
 from stores.sampling import sample
 from stores.store import Plan, Row, Store
+from stores.swapping import change
 from stores.transfer import copy
 from tests.conftest import FakeClock, OpenStore
 from tests.service import a_list
@@ -119,7 +120,7 @@ async def test_every_store_says_what_it_was_acknowledged_for(open_store: OpenSto
     assert (await store.catalogue()).live == draft
 
 
-@pytest.mark.parametrize("step", ["stores.release.verify", "stores.catalogue.commit"])
+@pytest.mark.parametrize("step", ["stores.drafting.verify", "stores.catalogue.commit"])
 async def test_a_publisher_that_died_after_its_last_row_is_finished_without_a_row(
     open_store: OpenStore, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -239,7 +240,7 @@ async def test_what_is_being_erased_over_there_is_not_copied_before_it_is_gone(c
     await copy(source, target, release)
     await publish(target)
     clock.now += 2 * GRACE_S
-    await life._change(target, lambda found: changes.prune(found, 0))
+    await change(target, lambda found: changes.prune(found, 0))
     with pytest.raises(ReleaseConflict, match="being erased"):
         await copy(source, target, release)
     await life.prune(target, keep=0)
