@@ -1,0 +1,127 @@
+"""The way to one endpoint of an account: requests go out signed, and what comes back is counted and understood."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+from stores.cosmos_answers import Malformed, charge_ru, refusal_of
+from stores.cosmos_driver import DEADLINE_S
+from stores.cosmos_errors import CosmosThrottled, CosmosUnavailable, translated
+from stores.cosmos_requests import Requests
+from stores.cosmos_signing import Signer
+from stores.errors import StoreError
+from stores.store import Meter
+from stores.wire import Answer, WireFailed
+
+T = TypeVar("T")
+
+WORDS = {
+    "connect": "cannot be reached",
+    "reset": "ended the connection before it answered",
+    "malformed": "sent what is no answer",
+    "timeout": "did not answer in time",
+}
+
+
+class Transport(Protocol):
+    """Carries requests to one server; `stores.pool.Pool`, or in tests a service in this process."""
+
+    async def ask(self, request: bytes, timeout_s: float) -> Answer:
+        """Return the answer; raises WireFailed."""
+        ...
+
+    async def close(self) -> None:
+        """Close what is open."""
+        ...
+
+
+class Judge:
+    """Turns what comes back into our errors, and tells the meter; lives as long as its driver."""
+
+    def __init__(self, shown: str, meter: Meter, signer: Signer, clock: Callable[[], float]) -> None:
+        self.shown = shown
+        self._meter = meter
+        self._signer = signer
+        self._clock = clock
+
+    def charge(self, answer: Answer) -> float:
+        """Tell the meter of an answer's charge, and return it. Raises Malformed."""
+        ru = charge_ru(answer)
+        self._meter.charged(ru)
+        return ru
+
+    def unanswered(self, failure: WireFailed) -> CosmosUnavailable:
+        """Count and translate an attempt without an answer."""
+        self._meter.failed(failure.kind)
+        return CosmosUnavailable(f"{self.shown} {WORDS[failure.kind]}", failure.kind)
+
+    def nonsense(self, error: Malformed) -> CosmosUnavailable:
+        """Count and translate an answer that makes no sense."""
+        self._meter.failed("malformed")
+        return CosmosUnavailable(f"{self.shown} sent {error}", "malformed")
+
+    def understood(self, read: Callable[[], T]) -> T:
+        """Return what *read* makes of an answer; raises CosmosUnavailable, and counts it, where that is Malformed."""
+        try:
+            return read()
+        except Malformed as error:
+            raise self.nonsense(error) from error
+
+    def refused(self, answer: Answer) -> StoreError:
+        """Count and translate an answer that is no success."""
+        try:
+            self.charge(answer)
+            error = translated(refusal_of(answer, self._clock()), self.shown, self._signer.advice)
+        except Malformed as nonsense:
+            return self.nonsense(nonsense)
+        if isinstance(error, CosmosUnavailable | CosmosThrottled):
+            self._meter.failed(error.kind)
+        return error
+
+
+class Endpoint:
+    """One server of the account; lives as long as the account names it."""
+
+    def __init__(self, url: str, requests: Requests, transport: Transport, signer: Signer, judge: Judge) -> None:
+        self.url = url
+        self.requests = requests
+        self.transport = transport
+        self._signer = signer
+        self._judge = judge
+
+    async def ask(
+        self,
+        verb: str,
+        kind: str,
+        link: str,
+        path: str,
+        *,
+        headers: bytes = b"",
+        body: bytes = b"",
+        timeout_s: float = DEADLINE_S,
+    ) -> Answer:
+        """Return the answer to one request, whatever its status; raises CosmosUnavailable where there is none.
+
+        A token that is refused is renewed, and the request sent again, once.
+        """
+        await self.ready(timeout_s)
+        answer = await self._send(self.requests.ask(verb, kind, link, path, headers=headers, body=body), timeout_s)
+        if answer.status == 401 and await self._signer.renew():
+            self.requests.forget()
+            answer = await self._send(self.requests.ask(verb, kind, link, path, headers=headers, body=body), timeout_s)
+        return answer
+
+    async def ready(self, timeout_s: float) -> None:
+        """Get what requests are signed with, where that is not at hand; raises CosmosUnavailable."""
+        if self._signer.lacks():
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._signer.obtain()
+            except TimeoutError:
+                raise CosmosUnavailable(f"{self._judge.shown}: Entra ID gave no token in time", "timeout") from None
+
+    async def _send(self, request: bytes, timeout_s: float) -> Answer:
+        try:
+            return await self.transport.ask(request, timeout_s)
+        except WireFailed as failure:
+            raise self._judge.unanswered(failure) from failure

@@ -1,0 +1,230 @@
+"""Cosmos DB over the wire: requests that are put together and signed here, on kept connections, one attempt each.
+
+A read that meets a sick region is tried once more in another, and any request once more with another token where the
+service refuses the one it had; nothing else is tried twice.
+"""
+
+import asyncio
+import ssl
+import time
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+import orjson
+
+from stores.cosmos_answers import Malformed, date_of, is_absent, item_of
+from stores.cosmos_driver import DEADLINE_S, Account, Item, Look, Offer, Wrote
+from stores.cosmos_endpoint import Endpoint, Judge, Transport
+from stores.cosmos_errors import ContainerMissing, CosmosUnavailable
+from stores.cosmos_regions import Region, Regions
+from stores.cosmos_requests import Requests, keyed
+from stores.cosmos_resources import Resources
+from stores.cosmos_sessions import Sessions
+from stores.cosmos_signing import KeySigner, Signer
+from stores.cosmos_throughput import Throughput
+from stores.cosmos_url import KEY, Address
+from stores.errors import StoreError, StoreMisused
+from stores.store import Meter
+from stores.wire import Answer, Pool, WireFailed
+
+LEAST_S = 0.001
+"""With less time left no other region is asked."""
+
+JSON = b"content-type: application/json\r\nprefer: return=minimal\r\n"
+UPSERT = JSON + b"x-ms-documentdb-is-upsert: True\r\n"
+
+DEFAULT_PORTS = {"https": 443, "http": 80}
+
+Carry = Callable[[str], Transport]
+"""Makes the way to the server of a URL like `https://HOST:PORT`."""
+
+
+class RestDriver:
+    """See `Driver`; lives as long as its store, on one event loop."""
+
+    def __init__(
+        self,
+        address: Address,
+        meter: Meter,
+        *,
+        signer: Signer | None = None,
+        clock: Callable[[], float] = time.time,
+        carry: Carry | None = None,
+    ) -> None:
+        """Take where the account is and who counts.
+
+        *signer* is for who signs otherwise than the address says, *clock* (seconds) for dates, *carry* for another
+        network.
+        """
+        self._signer = signer or _signer_of(address)
+        self._judge = Judge(address.shown, meter, self._signer, clock)
+        self._sessions = Sessions()
+        self._containers = f"dbs/{address.database}/colls/"
+        carried = carry or _by_tcp(address)
+
+        def reach(url: str) -> Endpoint:
+            requests = Requests(_host(url), address.database, address.consistency, self._signer, clock)
+            return Endpoint(url, requests, carried(url), self._signer, self._judge)
+
+        self._regions = Regions(reach(address.endpoint), address.region, reach, self._judge)
+        self._resources = Resources(address.database, self._regions, self._judge)
+
+    async def read(self, container: str, name: str, timeout_s: float, *, fresh: bool = False) -> Item | None:
+        if fresh:
+            answer = await self._fresh(container, name, timeout_s)
+            return None if answer.status == 404 else self._judge.understood(lambda: item_of(answer, name))
+        loop = asyncio.get_running_loop()
+        due_s = loop.time() + timeout_s
+        region = self._regions.near
+        if region is None or self._signer.lacks():
+            region = await self._regions.known(timeout_s)
+            await region.endpoint.ready(due_s - loop.time())
+        try:
+            return await self._read(region, container, name, due_s - loop.time())
+        except CosmosUnavailable as error:
+            other = self._regions.instead(region, error.kind)
+            left_s = due_s - loop.time()
+            if other is None or left_s < LEAST_S:
+                raise
+        return await self._read(other, container, name, left_s)
+
+    async def _read(self, region: Region, container: str, name: str, timeout_s: float) -> Item | None:
+        """Read in one region."""
+        endpoint = region.endpoint
+        try:
+            answer = await endpoint.transport.ask(endpoint.requests.read(container, name), timeout_s)
+            if answer.status == 401 and await self._signer.renew():
+                answer = await endpoint.transport.ask(endpoint.requests.read(container, name), timeout_s)
+        except WireFailed as failure:
+            raise self._judge.unanswered(failure) from failure
+        try:
+            if answer.status == 200:
+                self._judge.charge(answer)
+                region.strikes = 0
+                return item_of(answer, name)
+            if is_absent(answer):
+                self._judge.charge(answer)
+                region.strikes = 0
+                return None
+        except Malformed as error:
+            raise self._judge.nonsense(error) from error
+        raise self._judge.refused(answer)
+
+    async def look(self, container: str, name: str) -> Look:
+        answer = await self._fresh(container, name, DEADLINE_S)
+        return self._judge.understood(lambda: _look_of(answer, name))
+
+    async def _fresh(self, container: str, name: str, timeout_s: float) -> Answer:
+        """Return the answer to a read that sees what this driver wrote: the item, or that there is none."""
+        await self._regions.known(timeout_s)
+        headers = keyed(name)
+        if self._regions.session:
+            headers += b"x-ms-consistency-level: Session\r\n"
+            if token := self._sessions.token(container):
+                headers += b"x-ms-session-token: %b\r\n" % token
+        link = f"{self._containers}{container}/docs/{name}"
+        answer = await self._regions.written.ask("GET", "docs", link, f"{link}/", headers=headers, timeout_s=timeout_s)
+        if answer.status == 200 or self._judge.understood(lambda: is_absent(answer)):
+            self._judge.understood(lambda: self._judge.charge(answer))
+            return answer
+        raise self._refused(answer, container)
+
+    async def create(self, container: str, item: Item) -> Wrote:
+        return await self._write("POST", container, item, JSON, failing=409)
+
+    async def upsert(self, container: str, item: Item) -> Wrote:
+        return await self._write("POST", container, item, UPSERT)
+
+    async def replace(self, container: str, item: Item, etag: str) -> Wrote:
+        return await self._write("PUT", container, item, JSON + b"if-match: %b\r\n" % etag.encode(), failing=412)
+
+    async def _write(self, verb: str, container: str, item: Item, headers: bytes, failing: int | None = None) -> Wrote:
+        """Write an item; *failing* is the status that says that its condition does not hold."""
+        await self._regions.known(DEADLINE_S)
+        owner, name = f"{self._containers}{container}", item["id"]
+        link, path = (owner, f"{owner}/docs/") if verb == "POST" else (f"{owner}/docs/{name}", f"{owner}/docs/{name}/")
+        try:
+            answer = await self._regions.written.ask(
+                verb, "docs", link, path, headers=keyed(name) + headers, body=orjson.dumps(item)
+            )
+        except CosmosUnavailable:
+            self._regions.doubt()
+            raise
+        done = answer.status in (200, 201)
+        if done or answer.status == failing or (verb == "PUT" and self._judge.understood(lambda: is_absent(answer))):
+            self._sessions.note(container, answer.headers.get(b"x-ms-session-token"))
+            return Wrote(done, self._judge.understood(lambda: self._judge.charge(answer)))
+        raise self._refused(answer, container)
+
+    async def account(self) -> Account:
+        return await self._regions.learn()
+
+    async def create_database(self) -> bool:
+        return await self._resources.create_database()
+
+    async def create_container(self, container: str, throughput: Throughput | None) -> bool:
+        return await self._resources.create_container(container, throughput)
+
+    async def delete_container(self, container: str) -> None:
+        await self._resources.delete_container(container)
+        self._sessions.forget(container)
+
+    async def offer(self, container: str) -> Offer | None:
+        return await self._resources.offer(container)
+
+    async def scale(self, container: str, throughput: Throughput) -> None:
+        await self._resources.scale(container, throughput)
+
+    async def close(self) -> None:
+        await self._regions.close()
+        await self._signer.close()
+
+    def _refused(self, answer: Answer, container: str) -> StoreError:
+        """Return what a refusal means; where the region is not the one for it, or the container is gone, act on it."""
+        error = self._judge.refused(answer)
+        if isinstance(error, ContainerMissing):
+            self._sessions.forget(container)
+        elif isinstance(error, CosmosUnavailable):
+            self._regions.doubt()
+        return error
+
+
+def _look_of(answer: Answer, name: str) -> Look:
+    now = date_of(answer)
+    if now is None:
+        raise Malformed("no date")
+    if answer.status == 404:
+        return Look(None, "", now)
+    item = item_of(answer, name)
+    etag = item.get("_etag")
+    if not isinstance(etag, str):
+        raise Malformed("an item without etag")
+    return Look(item, etag, now)
+
+
+def _host(url: str) -> str:
+    """Return what the header `Host` says."""
+    parts = urlsplit(url)
+    return parts.netloc if parts.port != DEFAULT_PORTS[parts.scheme] else parts.netloc.rpartition(":")[0]
+
+
+def _signer_of(address: Address) -> Signer:
+    if address.key is not None:
+        return KeySigner(address.key, address.shown)
+    raise StoreMisused(f"{address.shown} has no key; give it as {KEY}")
+
+
+def _by_tcp(address: Address) -> Carry:
+    """Reach servers by TCP, and those of https by TLS that is verified."""
+    context = None
+    if address.endpoint.startswith("https:"):
+        context = ssl.create_default_context()
+        if address.ca is not None:
+            context.load_verify_locations(address.ca)
+
+    def carry(url: str) -> Transport:
+        parts = urlsplit(url)
+        port = parts.port or DEFAULT_PORTS[parts.scheme]
+        return Pool(parts.hostname or "", port, tls=context if parts.scheme == "https" else None)
+
+    return carry
