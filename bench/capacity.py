@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from bench.histogram import Histogram
 from bench.objective import Objective
@@ -10,11 +10,31 @@ from bench.result import Result
 
 PRECISION = 0.05  # how near the highest good rate and the lowest bad one must come
 FLOOR = 0.01  # of the first rate: below it, nothing is looked for
+STOPPED = ("it was stopped",)
 TRIES = 3  # of a rate at which the generator itself was disturbed
 NEAR = 0.9  # of the highest users/s: what the knee must reach
 
 Measure = Callable[[float], Result]
 """Makes a run at a rate."""
+
+
+class Tried(Protocol):
+    """What became of one attempt."""
+
+    @property
+    def inside(self) -> bool:
+        """Whether it may be believed and kept the objective."""
+
+    @property
+    def unclear(self) -> bool:
+        """Whether it says nothing, because something but what is measured was disturbed."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether somebody ended it early."""
+
+
+Attempt = TypeVar("Attempt", bound=Tried)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +61,16 @@ class Point:
         """Whether the run is valid and keeps the objective."""
         return not self.doubts and not self.broken
 
+    @property
+    def unclear(self) -> bool:
+        """Whether the generator was disturbed in a run that broke nothing."""
+        return bool(self.doubts) and not self.broken
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it was ended early."""
+        return self.doubts == STOPPED
+
     def to_json(self) -> dict[str, Any]:
         """Give it as plain values."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__} | {"inside": self.inside}
@@ -59,7 +89,7 @@ def point(at: float, result: Result, *, broken: Sequence[str] = ()) -> Point:
         p999_us=p999,
         error_share=result.error_share,
         popular=sources.get("popular", 0) / max(1, sum(sources.values())),
-        doubts=("it was stopped",) if result.interrupted else tuple(result.doubts),
+        doubts=STOPPED if result.interrupted else tuple(result.doubts),
         broken=tuple(broken),
     )
 
@@ -71,21 +101,30 @@ def batch_point(size: int, result: Result) -> Point:
 
 
 def find_max(measure: Measure, objective: Objective, start: float) -> Iterator[Point]:
-    """Double the rate from *start* until it breaks the objective, then halve the gap until it is 5 % wide.
+    """Look for the highest rate inside *objective*, to 5 %, from *start* on; see `search`."""
 
-    An invalid run says nothing about the server, so it is made again, twice at most; a rate at which the generator
-    stays disturbed counts as out of reach. Yields every run, in order. Ends early where a run was stopped.
+    def attempt(rate: float) -> Point:
+        result = measure(rate)
+        return point(rate, result, broken=objective.broken(result))
+
+    return search(attempt, start)
+
+
+def search(attempt: Callable[[float], Attempt], start: float, precision: float = PRECISION) -> Iterator[Attempt]:
+    """Double the rate from *start* until it is outside, then halve the gap until it is no wider than *precision*.
+
+    An unclear attempt says nothing about the server, so it is made again, twice at most; a rate that stays unclear
+    counts as out of reach. Yields every attempt, in order. Ends early where one was stopped.
     """
     low, high = 0.0, float("inf")
     rate = start
-    while high / max(low, start * FLOOR) > 1 + PRECISION:
+    while high / max(low, start * FLOOR) > 1 + precision:
         for _ in range(TRIES):
-            result = measure(rate)
-            found = point(rate, result, broken=objective.broken(result))
+            found = attempt(rate)
             yield found
-            if result.interrupted:
+            if found.stopped:
                 return
-            if result.valid or found.broken:
+            if not found.unclear:
                 break
         if found.inside:
             low = rate

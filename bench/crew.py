@@ -48,9 +48,10 @@ class Crew:
         """The processes, for whoever measures what they use."""
         return [process.pid for process, _ in self._workers]
 
-    def run(self, load: Load, tell: Tell | None = None) -> Result:
+    def run(self, load: Load, tell: Tell | None = None, *, on_the_second: bool = False) -> Result:
         """Make one run with all processes at the same time; blocks until it is over.
 
+        It begins at once, or *on_the_second*: with a whole second of the clock, by which budgets of a second are kept.
         Ctrl-C ends the run early: the result says `interrupted`, and holds what was measured until then. Raises
         BenchFailed where a process dies, and what the load's `check` raised.
         """
@@ -61,6 +62,8 @@ class Crew:
             for channel in channels:
                 self._heard(channel, Ready)
             start_s = time.monotonic() + AHEAD_S
+            if on_the_second:
+                start_s += 1 - (time.time() + AHEAD_S) % 1
             for channel in channels:
                 channel.send(Begin(start_s))
             return self._collect({}, tell)

@@ -2,20 +2,19 @@
 
 import asyncio
 import contextlib
-import gc
+import random
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 
 from bench import pace
+from bench.process import collector_off, spent_s
 from bench.recorder import Progress, Recorder
 from bench.result import Result, Spent
 from bench.traffic import Load
 from stores.wire import Connection, Kind
 
 SWEEP_S = 0.02  # how often requests are looked through for those out of time
-SCHEDSTAT = Path("/proc/self/schedstat")  # ns on a core, ns waited for one, by the thread that runs the loop
 
 Sent = tuple[float, bytes]
 """When a request was due, by the generator's clock, and its bytes."""
@@ -58,6 +57,9 @@ class Generator:
         self._fault: Exception | None = None
         self._start_s = self._end_s = self._last_sent_s = 0.0
         self._next_mark_s = float("inf")
+        self._chance = random.Random(1)  # noqa: S311 -- pauses that are the same in every run, nothing secret
+        self._tls = load.tls()
+        self._tally = load.tally.lower().encode()
         self._book = Recorder(load.observe, load.sample_every)
 
     async def run(self, begin: Begin | None = None) -> Result:
@@ -96,7 +98,7 @@ class Generator:
         if self._plan is None:
             await asyncio.sleep(self._start_s - self._clock())
             for _ in range(self._load.connections):
-                self._offer_one()
+                self._offer_after(self._chance.random() * self._load.think_s if self._load.think_spread else 0.0)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopped.wait(), self._load.duration_s)
         else:
@@ -178,7 +180,7 @@ class Generator:
     async def _establish(self) -> None:
         try:
             async with asyncio.timeout(self._load.timeout_s):
-                await self._open_one(lambda: Connection(self))
+                await self._open_one(lambda: Connection(self, headers=bool(self._tally)))
         except OSError:  # a timeout is one, too
             self._book.refused += 1
             if self._waiting:
@@ -186,7 +188,7 @@ class Generator:
                 self._failed("connect")
 
     async def _connect_by_tcp(self, make: Callable[[], Wire]) -> None:
-        await asyncio.get_running_loop().create_connection(make, self._load.host, self._load.port)
+        await asyncio.get_running_loop().create_connection(make, self._load.host, self._load.port, ssl=self._tls)
 
     def ready(self, connection: Wire) -> None:
         """See `stores.wire.Owner`."""
@@ -204,6 +206,8 @@ class Generator:
         latency_s = self._clock() - due_s
         status, body = connection.status, connection.body
         self._book.seen(request, status, body)
+        if self._tally:
+            self._book.tally(status, connection.headers.get(self._tally))
         try:
             kind = self._load.check(status, body)
         except Exception as error:  # noqa: BLE001 -- kept, to end the run with it; the event loop would only log it
@@ -236,8 +240,12 @@ class Generator:
         """In a closed loop each end of a request makes the next one due, at once or after a pause for thought."""
         if self._plan is not None:
             return
-        if self._load.think_s:
-            asyncio.get_running_loop().call_later(self._load.think_s, self._offer_one)
+        think_s, spread = self._load.think_s, self._load.think_spread
+        self._offer_after(think_s * self._chance.uniform(1 - spread, 1 + spread) if spread else think_s)
+
+    def _offer_after(self, pause_s: float) -> None:
+        if pause_s:
+            asyncio.get_running_loop().call_later(pause_s, self._offer_one)
         else:
             self._offer_one()
 
@@ -261,6 +269,7 @@ class Generator:
             dropped=book.dropped,
             errors=dict(book.errors),
             statuses=dict(book.statuses),
+            tallied=dict(book.tallied),
             opened=book.opened,
             refused=book.refused,
             unasked=book.unasked,
@@ -270,24 +279,3 @@ class Generator:
             seconds=book.seconds(),
             lags_s=book.lags_s,
         )
-
-
-def spent_s() -> tuple[float, float]:
-    """Tell the CPU time of this process so far, and how long its main thread waited for a core (0 where unknown)."""
-    waited_s = int(SCHEDSTAT.read_text().split()[1]) / 1e9 if SCHEDSTAT.exists() else 0.0
-    return time.process_time(), waited_s
-
-
-@contextlib.contextmanager
-def collector_off() -> Iterator[None]:
-    """Keep the garbage collector from adding its pauses to the latencies."""
-    was_on = gc.isenabled()
-    gc.collect()
-    gc.freeze()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-        if was_on:
-            gc.enable()

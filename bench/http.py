@@ -199,7 +199,7 @@ def _must_answer(load: Load) -> None:
     host = load.url.partition("://")[2].rstrip("/")
 
     async def ask() -> None:
-        pool = Pool(load.host, load.port, size=1)
+        pool = Pool(load.host, load.port, size=1, tls=load.tls())
         try:
             await pool.ask(next(load.asked.rendered(host, load.headers)), load.timeout_s)
         finally:

@@ -1,5 +1,6 @@
 """What became of the requests of one run, written down at the cost of a few appends each and folded afterwards."""
 
+import contextlib
 import itertools
 import re
 from array import array
@@ -64,6 +65,7 @@ class Recorder:
         self.samples = list[Sample]()
         self.errors: Counter[str] = Counter()
         self.statuses: Counter[int] = Counter()
+        self.tallied: dict[int, float] = {}
         self.due = self.sent = self.dropped = 0
         self.opened = self.refused = self.unasked = 0
 
@@ -82,6 +84,11 @@ class Recorder:
             if not self._until_sample:
                 self._until_sample = self._sample_every
                 self.samples.append(Sample(request, status, body))
+
+    def tally(self, status: int, told: bytes | None) -> None:
+        """An answer told a number, if it did; added up by status."""
+        with contextlib.suppress(ValueError):
+            self.tallied[status] = self.tallied.get(status, 0.0) + float(told or b"0")
 
     def good(self, latency_s: float) -> None:
         """An answer was good."""

@@ -67,6 +67,9 @@ class Result:
     dropped: int
     errors: Mapping[str, int]
     statuses: Mapping[int, int]
+    tallied: Mapping[int, float]
+    """By status, the sum of what answers told in the header that the load named."""
+
     opened: int
     refused: int
     unasked: int
@@ -148,13 +151,14 @@ class Result:
     def to_json(self) -> dict[str, Any]:
         """Give all of it but single times as plain values; the times as HDR histograms."""
         latencies, lags = Histogram.of(self.latencies_s), Histogram.of(self.lags_s)
-        left_out = {"samples", "seconds", "lags_s", "spent", "statuses"}
+        left_out = {"samples", "seconds", "lags_s", "spent", "statuses", "tallied"}
         plain = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in left_out}
         latency, lag = spread(latencies), None if self.asked_rate is None else spread(lags)
         return plain | {
             "mode": self.mode,
             "ok": self.ok,
             "statuses": {str(status): count for status, count in self.statuses.items()},
+            "tallied": {str(status): number for status, number in self.tallied.items()},
             "sent_rate": round(self.sent_rate, 1),
             "ok_rate": round(self.ok_rate, 1),
             "error_share": self.error_share,
@@ -201,6 +205,7 @@ def merged(results: Sequence[Result]) -> Result:
         dropped=sum(each.dropped for each in results),
         errors=_summed(each.errors for each in results),
         statuses=_summed(each.statuses for each in results),
+        tallied=_summed(each.tallied for each in results),
         opened=sum(each.opened for each in results),
         refused=sum(each.refused for each in results),
         unasked=sum(each.unasked for each in results),
@@ -228,7 +233,7 @@ def _side_by_side(parts: Sequence[Sequence[Second]]) -> tuple[Second, ...]:
     return tuple(together)
 
 
-def _summed(counts: Iterable[Mapping[Any, int]]) -> dict[Any, int]:
+def _summed(counts: Iterable[Mapping[Any, Any]]) -> dict[Any, Any]:
     total: Counter[Any] = Counter()
     for each in counts:
         total.update(each)

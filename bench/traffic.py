@@ -1,5 +1,6 @@
 """What one run asks of a service: where, what, how often and for how long."""
 
+import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
@@ -24,11 +25,13 @@ class Load:
 
     What: `paths` in turn, or any other `requests`. When: a constant `rate` in requests/s for `duration_s`, or any other
     `arrivals`; without either the loop is closed: each connection sends its next request when the last is answered, or
-    `think_s` later. A request out of its `timeout_s` is given up, counted from when it was due; at most `backlog` due
-    requests wait for one of the `connections`, and further ones are dropped.
+    `think_s` later, give or take `think_spread` of that. A request out of its `timeout_s` is given up, counted from
+    when it was due; at most `backlog` due requests wait for one of the `connections`, and further ones are dropped.
     `check` judges every answer, instead of its status alone; an exception from it ends the run. `observe` names string
     fields of a compact JSON body whose values are counted. Of each `sample_every` answers one is kept, to be looked at
-    afterwards (0: none). `spin` keeps the pace to microseconds on a core of its own.
+    afterwards (0: none). `tally` names a header of answers whose numbers are added up. Over https the server's
+    certificate must be good, by the system's authorities or those in the file `ca`. `spin` keeps the pace to
+    microseconds on a core of its own.
     """
 
     url: str
@@ -38,6 +41,7 @@ class Load:
     arrivals: Arrivals | None = None
     duration_s: float
     think_s: float = 0.0
+    think_spread: float = 0.0
     connections: int = 64
     headers: Mapping[str, str] = field(default_factory=dict)
     spin: bool = False
@@ -46,12 +50,14 @@ class Load:
     check: Check = status_is_good
     observe: Sequence[str] = ()
     sample_every: int = 0
+    tally: str = ""
+    ca: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run, with a sentence for each."""
         parts = urlsplit(self.url)
-        if parts.scheme != "http" or not parts.hostname or parts.path not in {"", "/"}:
-            raise BenchMisused(f"The target must look like http://HOST:PORT, and this is {self.url!r}.")
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.path not in {"", "/"}:
+            raise BenchMisused(f"The target must look like http://HOST:PORT or https://HOST:PORT, not {self.url!r}.")
         if self.requests is None:
             Paths(self.paths)
         for name, value in self.headers.items():
@@ -69,8 +75,12 @@ class Load:
 
     @property
     def port(self) -> int:
-        """Where to connect to; 80 unless told."""
-        return urlsplit(self.url).port or 80
+        """Where to connect to; 80, or 443 for https, unless told."""
+        return urlsplit(self.url).port or (443 if self.url.startswith("https:") else 80)
+
+    def tls(self) -> ssl.SSLContext | None:
+        """Make what a connection is encrypted with; None for plain http."""
+        return ssl.create_default_context(cafile=self.ca) if self.url.startswith("https:") else None
 
     @property
     def plan(self) -> Arrivals | None:

@@ -258,7 +258,7 @@ async def test_a_late_generator_declares_its_run_invalid() -> None:
 @pytest.mark.parametrize(
     ("wrong", "word"),
     [
-        ({"url": "https://127.0.0.1:1"}, "target"),
+        ({"url": "ftp://127.0.0.1:1"}, "target"),
         ({"url": "http://127.0.0.1:1/path"}, "target"),
         ({"paths": []}, "no path"),
         ({"paths": ["v1"]}, "starts with /"),
