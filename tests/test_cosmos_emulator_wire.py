@@ -325,8 +325,9 @@ def test_the_emulators_own_pages() -> None:
                 token = orjson.loads(ask("GET", "token"))
                 return AccessToken(token["access_token"], token["expires_on"])
 
+        CosmosClient(server.endpoint, server.key).create_database("d").create_container("c", PartitionKey("/id"))
         client = CosmosClient(server.endpoint, Credential(), preferred_locations=["Emulated East", "Emulated West"])
-        container = client.create_database("d").create_container("c", PartitionKey("/id"))
+        container = client.get_database_client("d").get_container_client("c")
         container.create_item({"id": "a"})
         assert container.read_item("a", "a")["id"] == "a"
         metrics = ask("GET", "metrics").decode()

@@ -5,13 +5,18 @@ They need no key: they are for whoever runs the emulator, and it listens on loop
 
 from dataclasses import dataclass
 from html import escape
+from typing import Any
+from urllib.parse import parse_qs
 
 import orjson
 
 from bench.cosmos_emulator.errors import Refused, bad
+from bench.cosmos_emulator.management import PREFIX as MANAGEMENT_PREFIX
+from bench.cosmos_emulator.management import Management
 from bench.cosmos_emulator.messages import Answer, Request
 from bench.cosmos_emulator.metrics import Exposition, label_of
 from bench.cosmos_emulator.service import Service, refused
+from bench.cosmos_emulator.tokens import LIFE_S, ROLES, Issuer
 
 PREFIX = "/__emulation"
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -26,13 +31,16 @@ td:first-child,th:first-child{{text-align:left}}</style>
 
 @dataclass(slots=True)
 class Admin:
-    """Answers what begins with the prefix, and hands all else to the service; lives as long as the emulator."""
+    """Answers what begins with the prefix, and hands all else on; lives as long as the emulator."""
 
     service: Service
     exposition: Exposition
+    management: Management
 
     def answer(self, request: Request) -> Answer:
         """Answer a request; never raises."""
+        if request.path.startswith(MANAGEMENT_PREFIX):
+            return self.management.answer(request)
         if not request.path.startswith(PREFIX):
             return self.service.answer(request)
         try:
@@ -58,7 +66,7 @@ class Admin:
                 issuer = self.service.keeper.issuer
                 if issuer is None:
                     raise Refused(404, "Entra tokens are off: start with --entra-issuer")
-                return Answer(200, orjson.dumps(issuer.issue(self.service.account.clock())))
+                return Answer(200, orjson.dumps(_issued(issuer, request.query, self.service.account.clock())))
         raise Refused(404, f"there are {PREFIX}/, {PREFIX}/metrics, {PREFIX}/faults and {PREFIX}/token")
 
     def _page(self) -> str:
@@ -77,6 +85,18 @@ class Admin:
         saturated_s = self.exposition.saturated_s
         said = f"<b>For {saturated_s:.0f} s the emulator itself was the limit.</b>" if saturated_s else ""
         return PAGE.format(partitions=partitions, answers=answers, saturated=said)
+
+
+def _issued(issuer: Issuer, query: str, now: float) -> dict[str, Any]:
+    """Issue what a query asks for: `scope`, as a credential gives it, `roles` and `life_s`; all may be left out."""
+    asked = parse_qs(query)
+    roles = tuple(asked["roles"][0].split(",")) if "roles" in asked else ROLES
+    if not set(roles) <= set(ROLES):
+        raise bad(f"a token has no such roles: there are {', '.join(ROLES)}")
+    life_s = asked.get("life_s", [str(LIFE_S)])[0]
+    if not life_s.removeprefix("-").isdigit():
+        raise bad("life_s is a whole number of seconds; below 0, the token has expired")
+    return issuer.issue(now, int(life_s), scope=asked.get("scope", [""])[0], roles=roles)
 
 
 def _json(body: bytes) -> object:

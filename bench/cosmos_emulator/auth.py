@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 from bench.cosmos_emulator.errors import EmulatorMisused, Refused
 from bench.cosmos_emulator.messages import Request
-from bench.cosmos_emulator.tokens import Issuer
+from bench.cosmos_emulator.tokens import DATA, Issuer
 
 SKEW_S = 15 * 60
 """A request whose date is further off than this is refused, as the service does."""
@@ -38,13 +38,15 @@ class Keeper:
         self._signer = hmac.new(secret, digestmod="sha256")
         self.issuer = issuer
 
-    def check(self, request: Request, resource_type: str, link: str, now: float) -> None:
-        """Refuse with 401 what is not signed, is signed wrongly, or says another time than *now*."""
+    def check(self, request: Request, resource_type: str, link: str, now: float) -> tuple[str, ...] | None:
+        """Refuse with 401 what is not signed, is signed wrongly, or says another time than *now*.
+
+        Returns the roles of a token; None for the key, which may do everything.
+        """
         given = unquote(request.text(b"authorization"))
         date = request.text(b"x-ms-date") or request.text(b"date")
         if given.startswith("type=aad&"):
-            self._check_token(given, now)
-            return
+            return self.roles(given.partition("&sig=")[2], now, DATA)
         seconds = _seconds(date)
         if seconds is None or abs(seconds - now) > SKEW_S:
             raise Refused(
@@ -65,11 +67,13 @@ class Keeper:
                 f"payload is not built as per the protocol. The emulator signed: verb {request.method.lower()}, "
                 f"type {resource_type}, link {link}, date {date.lower()[:40]}",
             )
+        return None
 
-    def _check_token(self, given: str, now: float) -> None:
+    def roles(self, token: str, now: float, audience: str) -> tuple[str, ...]:
+        """Return the roles of a token for *audience*; refuse with 401 any other."""
         if self.issuer is None:
             raise Refused(401, "Entra tokens are off: start with --entra-issuer, and take them from the emulator")
-        self.issuer.check(given.partition("&sig=")[2], now)
+        return self.issuer.check(token, now, audience)
 
 
 @lru_cache(256)

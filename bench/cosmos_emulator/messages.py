@@ -17,6 +17,8 @@ class Request:
     """Which of the account's regions was asked, from 0; 0 is the one for writes."""
 
     scheme: str = "http"
+    query: str = ""
+    """What follows the path, without the question mark; only the emulation's own pages and ARM look at it."""
 
     def text(self, name: bytes) -> str:
         """Return a header as text, empty where it is absent."""

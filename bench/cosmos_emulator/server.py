@@ -14,6 +14,7 @@ from bench.cosmos_emulator.account import CONSISTENCIES, Account
 from bench.cosmos_emulator.admin import Admin
 from bench.cosmos_emulator.auth import Keeper
 from bench.cosmos_emulator.errors import EmulatorMisused
+from bench.cosmos_emulator.management import Management
 from bench.cosmos_emulator.metrics import Exposition
 from bench.cosmos_emulator.service import Service
 from bench.cosmos_emulator.settings import REGIONS, Settings
@@ -57,7 +58,7 @@ async def running(settings: Settings, clock: Callable[[], float] = time.time) ->
     service = _service(settings, wanted, clock)
     account = service.account
     watch = Watch(account)
-    admin = Admin(service, Exposition(account, service.counts, watch))
+    admin = Admin(service, Exposition(account, service.counts, watch), Management(service))
     made = Running(service, scheme, settings.host)
     loop = asyncio.get_running_loop()
     listeners = list[asyncio.Server]()

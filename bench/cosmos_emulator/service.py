@@ -16,6 +16,7 @@ from bench.cosmos_emulator.counts import Counts
 from bench.cosmos_emulator.errors import CODES, WRITE_FORBIDDEN, Refused
 from bench.cosmos_emulator.faults import Faults
 from bench.cosmos_emulator.messages import Answer, Request
+from bench.cosmos_emulator.permissions import permit
 from bench.cosmos_emulator.routes import Route, route_of
 from bench.cosmos_emulator.turn import Turn, turn_for
 
@@ -108,7 +109,9 @@ class Service:
 
     def _do(self, request: Request, route: Route, operation: str) -> Answer:
         now = self.account.clock()
-        self.keeper.check(request, route.kind, route.link, now)
+        roles = self.keeper.check(request, route.kind, route.link, now)
+        if roles is not None:
+            permit(roles, operation, request)
         if request.region and not _reads(operation):
             raise Refused(
                 403,

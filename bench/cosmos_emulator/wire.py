@@ -143,7 +143,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """Answer a whole request, or let it wait behind a delayed one."""
-        path = self._url.partition(b"?")[0]
+        path, _, query = self._url.decode("latin-1").partition("?")
         keeps = self._parser.should_keep_alive()
         asked: Request | Answer
         if self._body_bytes > MOST_BODY_BYTES:
@@ -151,7 +151,7 @@ class Connection(asyncio.Protocol):
         else:
             method = self._parser.get_method().decode("latin-1")
             body = b"".join(self._body)
-            asked = Request(method, path.decode("latin-1"), self._headers, body, self._region, self._scheme)
+            asked = Request(method, path, self._headers, body, self._region, self._scheme, query)
         self._head_bytes, self._in_head, self._body_bytes = 0, True, 0
         self._ask(asked, keeps=keeps)
 
