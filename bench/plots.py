@@ -66,8 +66,8 @@ def spectrum(shown: Sequence[Series]) -> str:
         axes.xaxis.set_minor_locator(NullLocator())
         _latency_scale(axes)
         axes.set_xlabel("part of the requests that were at least this fast")
-        _legend(axes)
-        return _svg(figure)
+        legend(axes)
+        return svg(figure)
 
 
 def timeline(shown: Series) -> str:
@@ -80,7 +80,7 @@ def timeline(shown: Series) -> str:
         for name, colour in (("max", LINES[2]), ("p99", LINES[1]), ("p50", LINES[0])):
             above.plot(at, [second[f"{name}_us"] or float("nan") for second in seconds], color=colour, label=name)
         _latency_scale(above)
-        _legend(above)
+        legend(above)
         below.step(at, [second["ok"] for second in seconds], where="mid", color=LINES[0], label="good answers/s")
         failed = [second["failed"] + second["dropped"] for second in seconds]
         if any(failed):
@@ -88,13 +88,13 @@ def timeline(shown: Series) -> str:
         _count_scale(below)
         below.xaxis.set_major_locator(MaxNLocator(integer=True))
         below.set_xlabel("second" if len(shown.rounds) == 1 else "second, all rounds one after the other")
-        _legend(below)
+        legend(below)
         begins = 0.5
         for each in shown.rounds[:-1]:
             begins += len(each.facts["seconds"])
             for axes in (above, below):
                 axes.axvline(begins, color=FAINT, linewidth=0.8, linestyle=(0, (2, 2)))
-        return _svg(figure)
+        return svg(figure)
 
 
 def search(found: Mapping[str, Any]) -> str:
@@ -122,8 +122,8 @@ def search(found: Mapping[str, Any]) -> str:
         axes.set_xlabel("requests/s that fell due")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
         _latency_scale(axes)
-        _legend(axes)
-        return _svg(figure)
+        legend(axes)
+        return svg(figure)
 
 
 def sweep(found: Mapping[str, Any]) -> str:
@@ -148,8 +148,8 @@ def sweep(found: Mapping[str, Any]) -> str:
         for axes in (above, below):
             if found["knee"]:
                 axes.axvline(found["knee"], color=LINES[3], linewidth=1, label="knee")
-            _legend(axes)
-        return _svg(figure)
+            legend(axes)
+        return svg(figure)
 
 
 def _figure() -> tuple[Figure, Axes]:
@@ -174,12 +174,12 @@ def _count_scale(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
 
 
-def _legend(axes: Axes) -> None:
+def legend(axes: Axes) -> None:
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1.01), ncols=6, borderaxespad=0.2, handlelength=1.4)
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
     """Give the figure as an element of a page: the page's colours and font, and no ids that another plot has, too."""
     drawn = io.StringIO()
     figure.savefig(drawn, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
