@@ -1,4 +1,7 @@
-"""What hotplate asks of Cosmos DB, in its own words; two drivers answer: over the wire, and through azure-cosmos.
+"""What hotplate asks of Cosmos DB, in its own words: of its items, and of the containers that they are in.
+
+Two drivers answer both: over the wire, and through azure-cosmos. Where Entra ID says who asks, the account answers
+only what is asked of items, and Azure Resource Manager is asked about containers.
 
 A driver makes one attempt and tells what came of it. Whether to try again, and when, is decided by its callers, once
 for both. Every item's id is its partition key.
@@ -53,8 +56,8 @@ class Offer(NamedTuple):
     pending: bool
 
 
-class Driver(Protocol):
-    """One database of an account. Every method raises StoreError, ContainerMissing where the container is not there.
+class Items(Protocol):
+    """The items of one database. Every method raises StoreError, ContainerMissing where the container is not there.
 
     429 is CosmosThrottled, what another attempt may mend is CosmosUnavailable. An answer that is cut short or makes no
     sense is `malformed`, never data. An instance belongs to one event loop and opens nothing before its first call.
@@ -87,6 +90,14 @@ class Driver(Protocol):
         """Ask the account about itself."""
         ...
 
+    async def close(self) -> None:
+        """Give back connections; closing twice does nothing."""
+        ...
+
+
+class Containers(Protocol):
+    """One database and its containers: made, scaled and dropped. Errors are those of `Items`."""
+
     async def create_database(self) -> bool:
         """Make the database; False where it was there."""
         ...
@@ -110,3 +121,7 @@ class Driver(Protocol):
     async def close(self) -> None:
         """Give back connections; closing twice does nothing."""
         ...
+
+
+class Driver(Items, Containers, Protocol):
+    """Whoever does both; what `Items` and `Containers` say of an instance's life holds for it, too."""

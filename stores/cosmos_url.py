@@ -13,17 +13,32 @@ from stores.cosmos_throughput import AUTOSCALE_MIN, AUTOSCALE_STEP, MANUAL_MIN, 
 from stores.errors import StoreMisused
 
 KEY = "HOTPLATE_COSMOS_KEY"
+SUBSCRIPTION = "AZURE_SUBSCRIPTION_ID"
+"""The variable of Azure's own tools."""
+
 EMULATORS_KEY = "C2y6yDjf5/R+ob0N8A7Cgv30VRDJIWEHLM+4QDU5DE2nQ9nDuVTqobD4b8mGGyPMbIZnqyMsEcaGQy67XIw/Jw=="
 """The key that Microsoft publishes for its emulators; no account of anybody has it."""
 
 HOST = ".documents.azure.com"
-OPTIONS = {"driver", "ru", "max_ru", "consistency", "region", "ca"}
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+OPTIONS = {"driver", "ru", "max_ru", "consistency", "region", "ca", "subscription", "resource_group"}
 Name = Literal["rest", "sdk"]
 CONSISTENCIES = {
     "eventual": "Eventual", "prefix": "ConsistentPrefix", "session": "Session", "bounded": "BoundedStaleness",
     "strong": "Strong",
 }  # fmt: skip
 """What a URL may ask for, and how the service calls it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Managed:
+    """Where Azure Resource Manager keeps an account."""
+
+    subscription: str
+    resource_group: str
+    account: str
+    emulator: str | None = None
+    """The URL that answers in the place of Azure's; only one on loopback is ever given a token for ARM."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +69,16 @@ class Address:
     key: str | None = field(default=None, repr=False)
     """The account's key, base64; None where Entra ID is to say who we are."""
 
+    managed: Managed | None = None
+    """Where containers are made, scaled and dropped through Azure Resource Manager; None: not there."""
+
 
 def parse(url: str, environment: Mapping[str, str] = os.environ) -> Address:
     """Read a URL; StoreMisused, with a sentence free of secrets, for one that cannot be understood.
 
     The key comes from HOTPLATE_COSMOS_KEY or the file HOTPLATE_COSMOS_KEY_FILE, never from the URL. Without one,
-    Entra ID is asked (`cosmos://`), or the published key of emulators is taken (`cosmos+http(s)://`).
+    Entra ID is asked (`cosmos://`), or the published key of emulators is taken (`cosmos+http(s)://`). The subscription
+    that goes with `resource_group=` may also be told by AZURE_SUBSCRIPTION_ID.
     """
     shown, parts = redacted(url), urlsplit(url)
     if "@" in parts.netloc:
@@ -84,6 +103,7 @@ def parse(url: str, environment: Mapping[str, str] = os.environ) -> Address:
         region=options.get("region"),
         ca=ca,
         key=_key(environment) or (None if parts.scheme == "cosmos" else EMULATORS_KEY),
+        managed=_managed(options, _endpoint(parts, shown), shown, environment),
     )
 
 
@@ -110,6 +130,26 @@ def _endpoint(parts: SplitResult, shown: str) -> str:
     if port is None:
         raise StoreMisused(f"{shown} names no port; write {parts.scheme}://HOST:PORT/DATABASE")
     return f"{parts.scheme.removeprefix('cosmos+')}://{bracketed}:{port}"
+
+
+def _managed(options: dict[str, str], endpoint: str, shown: str, environment: Mapping[str, str]) -> Managed | None:
+    group, subscription = options.get("resource_group"), options.get("subscription") or environment.get(SUBSCRIPTION)
+    if group is None:
+        if "subscription" in options:
+            raise StoreMisused(f"{shown} names a subscription, and no resource group; add resource_group=")
+        return None
+    if not subscription:
+        raise StoreMisused(
+            f"{shown} names a resource group, and no subscription; add subscription=, or set {SUBSCRIPTION}"
+        )
+    if not re.fullmatch(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}", subscription):
+        raise StoreMisused(
+            f"subscription={subscription[:40]} of {shown} is no id; `az account show --query id` tells it"
+        )
+    if not re.fullmatch(r"[\w().-]{1,90}", group):
+        raise StoreMisused(f"resource_group={group[:90]} of {shown} cannot be the name of a resource group")
+    host = urlsplit(endpoint).hostname or ""
+    return Managed(subscription, group, host.partition(".")[0], endpoint if host in LOOPBACK else None)
 
 
 def _throughput(text: str, shown: str) -> Throughput | None:
