@@ -20,7 +20,8 @@ from bench.result import Result
 from bench.schedule import Arrivals, constant
 from bench.traffic import Load
 from stores.connect import connect
-from stores.wire import Pool, WireFailed
+from stores.pool import Pool
+from stores.wire import WireFailed
 
 PARALLEL = 20  # requests at a time in a sweep of batches
 

@@ -24,7 +24,7 @@ class Malformed(ValueError):
 
 def charge_ru(answer: Answer) -> float:
     """Return what an answer cost; 0 where it does not say. Raises Malformed."""
-    told = answer.headers.get(CHARGE)
+    told = answer.header(CHARGE)
     if told is None:
         return 0.0
     try:
@@ -71,10 +71,10 @@ def refusal_of(answer: Answer, asked_at: float) -> Refusal:
         if answer.status in MEANT:
             raise
         message = "no reason given"
-    substatus = _whole(answer.headers.get(b"x-ms-substatus")) or 0
+    substatus = _whole(answer.header(b"x-ms-substatus")) or 0
     if answer.status == 404 and substatus == 0 and "Owner resource does not exist" in message:
         substatus = OWNER_MISSING
-    retry_after_ms = _whole(answer.headers.get(b"x-ms-retry-after-ms"))
+    retry_after_ms = _whole(answer.header(b"x-ms-retry-after-ms"))
     told_at = date_of(answer)
     return Refusal(
         answer.status,
@@ -95,7 +95,7 @@ def _message(answer: Answer) -> str:
 
 def date_of(answer: Answer) -> float | None:
     """Return the service's clock in seconds, as the answer tells it; None where it does not."""
-    told = answer.headers.get(b"date")
+    told = answer.header(b"date")
     if told is None:
         return None
     try:

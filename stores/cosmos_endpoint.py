@@ -2,7 +2,8 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from functools import partial
+from typing import TypeVar
 
 from stores.cosmos_answers import Malformed, charge_ru, refusal_of
 from stores.cosmos_driver import DEADLINE_S
@@ -11,7 +12,7 @@ from stores.cosmos_requests import Requests
 from stores.cosmos_signing import Signer
 from stores.errors import StoreError
 from stores.store import Meter
-from stores.wire import Answer, WireFailed
+from stores.wire import Answer, Transport, WireFailed
 
 T = TypeVar("T")
 
@@ -21,18 +22,6 @@ WORDS = {
     "malformed": "sent what is no answer",
     "timeout": "did not answer in time",
 }
-
-
-class Transport(Protocol):
-    """Carries requests to one server; `stores.pool.Pool`, or in tests a service in this process."""
-
-    async def ask(self, request: bytes, timeout_s: float) -> Answer:
-        """Return the answer; raises WireFailed."""
-        ...
-
-    async def close(self) -> None:
-        """Close what is open."""
-        ...
 
 
 class Judge:
@@ -104,12 +93,24 @@ class Endpoint:
 
         A token that is refused is renewed, and the request sent again, once.
         """
+        due_s = asyncio.get_running_loop().time() + timeout_s
         await self.ready(timeout_s)
-        answer = await self._send(self.requests.ask(verb, kind, link, path, headers=headers, body=body), timeout_s)
-        if answer.status == 401 and await self._signer.renew():
-            self.requests.forget()
-            answer = await self._send(self.requests.ask(verb, kind, link, path, headers=headers, body=body), timeout_s)
+        make = partial(self.requests.ask, verb, kind, link, path, headers=headers, body=body)
+        answer = await self.send(make, due_s, again=verb == "GET")
+        if answer.status == 401 and await self.renewed(due_s):
+            answer = await self.send(make, due_s)
         return answer
+
+    async def send(self, make: Callable[[], bytes], due_s: float, *, again: bool = False) -> Answer:
+        """Send what *make* makes; *again*, once, where it met a connection that had ended before it was needed."""
+        loop = asyncio.get_running_loop()
+        try:
+            return await self.transport.ask(make(), due_s - loop.time())
+        except WireFailed as failure:
+            error = self._judge.unanswered(failure)
+            if not failure.stale or not again:
+                raise error from failure
+        return await self.send(make, due_s)
 
     async def ready(self, timeout_s: float) -> None:
         """Get what requests are signed with, where that is not at hand; raises CosmosUnavailable."""
@@ -120,8 +121,12 @@ class Endpoint:
             except TimeoutError:
                 raise CosmosUnavailable(f"{self._judge.shown}: Entra ID gave no token in time", "timeout") from None
 
-    async def _send(self, request: bytes, timeout_s: float) -> Answer:
+    async def renewed(self, due_s: float) -> bool:
+        """Get another token in the place of one that was refused; False where there is none, or none in time."""
         try:
-            return await self.transport.ask(request, timeout_s)
-        except WireFailed as failure:
-            raise self._judge.unanswered(failure) from failure
+            async with asyncio.timeout_at(due_s):
+                renewed = await self._signer.renew()
+        except TimeoutError:
+            return False
+        self.requests.forget()
+        return renewed

@@ -137,7 +137,7 @@ def _offer_of(told: dict[str, Any], answer: Answer) -> Offer:
     ru = settings.get("maxThroughput") if isinstance(settings, dict) else content.get("offerThroughput")
     if type(ru) is not int:
         raise Malformed("an offer without throughput")
-    pending = answer.headers.get(b"x-ms-offer-replace-pending", b"").lower() == b"true"
+    pending = (answer.header(b"x-ms-offer-replace-pending") or b"").lower() == b"true"
     return Offer(Throughput(ru, autoscale=autoscale), _least(content, answer, autoscale=autoscale), pending)
 
 
@@ -147,7 +147,7 @@ def _least(content: dict[str, Any], answer: Answer, *, autoscale: bool) -> int:
     told = parameters.get("minThroughput") if isinstance(parameters, dict) else None
     if type(told) is int:
         return told
-    header = answer.headers.get(b"x-ms-cosmos-min-throughput", b"")
+    header = answer.header(b"x-ms-cosmos-min-throughput") or b""
     return int(header) if header.isdigit() else AUTOSCALE_MIN if autoscale else MANUAL_MIN
 
 

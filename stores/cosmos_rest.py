@@ -8,13 +8,14 @@ import asyncio
 import ssl
 import time
 from collections.abc import Callable
+from functools import partial
 from urllib.parse import urlsplit
 
 import orjson
 
 from stores.cosmos_answers import Malformed, date_of, is_absent, item_of
 from stores.cosmos_driver import DEADLINE_S, Account, Item, Look, Offer, Wrote
-from stores.cosmos_endpoint import Endpoint, Judge, Transport
+from stores.cosmos_endpoint import Endpoint, Judge
 from stores.cosmos_errors import ContainerMissing, CosmosUnavailable
 from stores.cosmos_regions import Region, Regions
 from stores.cosmos_requests import Requests, keyed
@@ -22,10 +23,12 @@ from stores.cosmos_resources import Resources
 from stores.cosmos_sessions import Sessions
 from stores.cosmos_signing import KeySigner, Signer
 from stores.cosmos_throughput import Throughput
-from stores.cosmos_url import KEY, Address
-from stores.errors import StoreError, StoreMisused
+from stores.cosmos_token import Credential, TokenSigner, default_credential
+from stores.cosmos_url import Address
+from stores.errors import StoreError
+from stores.pool import Pool
 from stores.store import Meter
-from stores.wire import Answer, Pool, WireFailed
+from stores.wire import Answer, Transport
 
 LEAST_S = 0.001
 """With less time left no other region is asked."""
@@ -47,16 +50,16 @@ class RestDriver:
         address: Address,
         meter: Meter,
         *,
-        signer: Signer | None = None,
+        credential: Credential | None = None,
         clock: Callable[[], float] = time.time,
         carry: Carry | None = None,
     ) -> None:
         """Take where the account is and who counts.
 
-        *signer* is for who signs otherwise than the address says, *clock* (seconds) for dates, *carry* for another
-        network.
+        *credential* is in the place of the one that azure-identity finds by itself, and asked only where the address
+        has no key; *clock* (seconds) is for dates, *carry* for another network.
         """
-        self._signer = signer or _signer_of(address)
+        self._signer = _signer_of(address, credential, clock)
         self._judge = Judge(address.shown, meter, self._signer, clock)
         self._sessions = Sessions()
         self._containers = f"dbs/{address.database}/colls/"
@@ -80,23 +83,20 @@ class RestDriver:
             region = await self._regions.known(timeout_s)
             await region.endpoint.ready(due_s - loop.time())
         try:
-            return await self._read(region, container, name, due_s - loop.time())
+            return await self._read(region, container, name, due_s)
         except CosmosUnavailable as error:
             other = self._regions.instead(region, error.kind)
-            left_s = due_s - loop.time()
-            if other is None or left_s < LEAST_S:
+            if other is None or loop.time() > due_s - LEAST_S:
                 raise
-        return await self._read(other, container, name, left_s)
+        return await self._read(other, container, name, due_s)
 
-    async def _read(self, region: Region, container: str, name: str, timeout_s: float) -> Item | None:
+    async def _read(self, region: Region, container: str, name: str, due_s: float) -> Item | None:
         """Read in one region."""
         endpoint = region.endpoint
-        try:
-            answer = await endpoint.transport.ask(endpoint.requests.read(container, name), timeout_s)
-            if answer.status == 401 and await self._signer.renew():
-                answer = await endpoint.transport.ask(endpoint.requests.read(container, name), timeout_s)
-        except WireFailed as failure:
-            raise self._judge.unanswered(failure) from failure
+        make = partial(endpoint.requests.read, container, name)
+        answer = await endpoint.send(make, due_s, again=True)
+        if answer.status == 401 and await endpoint.renewed(due_s):
+            answer = await endpoint.send(make, due_s)
         try:
             if answer.status == 200:
                 self._judge.charge(answer)
@@ -152,7 +152,7 @@ class RestDriver:
             raise
         done = answer.status in (200, 201)
         if done or answer.status == failing or (verb == "PUT" and self._judge.understood(lambda: is_absent(answer))):
-            self._sessions.note(container, answer.headers.get(b"x-ms-session-token"))
+            self._sessions.note(container, answer.header(b"x-ms-session-token"))
             return Wrote(done, self._judge.understood(lambda: self._judge.charge(answer)))
         raise self._refused(answer, container)
 
@@ -208,10 +208,10 @@ def _host(url: str) -> str:
     return parts.netloc if parts.port != DEFAULT_PORTS[parts.scheme] else parts.netloc.rpartition(":")[0]
 
 
-def _signer_of(address: Address) -> Signer:
+def _signer_of(address: Address, credential: Credential | None, clock: Callable[[], float]) -> Signer:
     if address.key is not None:
         return KeySigner(address.key, address.shown)
-    raise StoreMisused(f"{address.shown} has no key; give it as {KEY}")
+    return TokenSigner(address, credential or default_credential(), clock)
 
 
 def _by_tcp(address: Address) -> Carry:

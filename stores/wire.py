@@ -1,16 +1,11 @@
 """A small HTTP/1.1 client over raw connections: keep-alive, one request in flight on each, a deadline for every answer.
 
 It parses answers (httptools) and leaves requests to the caller, who knows their bytes. `Connection` tells an owner what
-becomes of each request, which is all that a load generator wants; `Pool` makes that an awaitable `ask`.
+becomes of each request, which is all that a load generator wants; `stores.pool` makes that an awaitable `ask`.
 """
 
 import asyncio
-import ssl
-from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Generic, Literal, Protocol, TypeVar, cast
+from typing import Generic, Literal, NamedTuple, Protocol, TypeVar, cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
@@ -20,11 +15,15 @@ Kind = Literal["connect", "reset", "malformed", "timeout"]
 
 
 class WireFailed(Exception):
-    """A request has no answer; `kind` says why. Whether the server acted on it is not known, but for `connect`."""
+    """A request has no answer; `kind` says why. Whether the server acted on it is not known, but for `connect`.
 
-    def __init__(self, kind: Kind, host: str) -> None:
+    `stale`: a connection that had been idle ended without a word, as servers end those that they are tired of.
+    """
+
+    def __init__(self, kind: Kind, host: str, *, stale: bool = False) -> None:
         super().__init__(f"no answer from {host}: {kind}")
         self.kind = kind
+        self.stale = stale
 
 
 class Owner(Protocol[Tag]):
@@ -34,7 +33,7 @@ class Owner(Protocol[Tag]):
         """The connection is open and has nothing in flight."""
 
     def answered(self, connection: "Connection[Tag]", tag: Tag) -> None:
-        """The request sent with *tag* has its whole answer: `status`, `body` and `headers` of the connection."""
+        """The request sent with *tag* has its whole answer: `status`, `body` and `head` of the connection."""
 
     def failed(self, tag: Tag, kind: Kind) -> None:
         """The request sent with *tag* gets no answer, or none that is one."""
@@ -46,27 +45,33 @@ class Owner(Protocol[Tag]):
 class Connection(asyncio.Protocol, Generic[Tag]):
     """A connection with at most one request in flight; lives until either side closes it.
 
-    An answer needs a length or chunks: one that ends with its connection counts as a reset. Headers are kept, by
-    lower-case name, only where they are asked for: they cost a call each.
+    An answer needs a length or chunks: one that ends with its connection counts as a reset. Headers are kept only where
+    they are asked for, as they came: most of them are never looked at.
     """
 
     __slots__ = (
         "_answers",
+        "_in_head",
         "_keep",
+        "_keeps_head",
         "_owner",
         "_parser",
         "_pieces",
         "_transport",
+        "answered",
         "body",
-        "headers",
-        "on_header",
+        "head",
+        "lost",
+        "on_headers_complete",
         "status",
         "tag",
+        "used",
     )
 
     def __init__(self, owner: Owner[Tag], *, headers: bool = False) -> None:
         if headers:
-            self.on_header = self._keep_header  # the parser looks for it now, and calls it only where it is set
+            self.on_headers_complete = self._end_head  # the parser looks for it now, and calls it only where it is set
+        self._keeps_head = self._in_head = headers
         self._owner = owner
         self._parser = HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
@@ -76,17 +81,31 @@ class Connection(asyncio.Protocol, Generic[Tag]):
         self.tag: Tag | None = None
         self.status = 0
         self.body = b""
-        self.headers = dict[bytes, bytes]()
+        self.head = b""
+        """The status line and the headers as they came, and perhaps what came with them."""
+
+        self.answered = 0
+        """How many answers it has brought."""
+
+        self.used = True
+        """Whether something was sent since the owner last set this to False."""
+
+        self.lost: Kind | None = None
+        """Why it is gone, where somebody failed it."""
 
     def send(self, request: bytes, tag: Tag) -> None:
         """Write *request*, to be told of by *tag*; only after `ready`."""
         self.tag = tag
+        self.used = True
+        self.head = b""
+        self._in_head = self._keeps_head
         self._answers = 0
         cast("asyncio.Transport", self._transport).write(request)  # `ready` came after connection_made
 
     def fail(self, kind: Kind) -> None:
         """Give up the request in flight as *kind*, and the connection with it: a late answer must meet no later one."""
         tag, self.tag = self.tag, None
+        self.lost = self.lost or kind
         if tag is not None:
             self._owner.failed(tag, kind)
         if self._transport is not None:
@@ -110,6 +129,8 @@ class Connection(asyncio.Protocol, Generic[Tag]):
         if self.tag is None:
             self.close(unasked=True)
             return
+        if self._in_head:
+            self.head = self.head + data if self.head else data
         try:
             self._parser.feed_data(data)
         except (HttpParserError, HttpParserUpgrade):
@@ -125,6 +146,7 @@ class Connection(asyncio.Protocol, Generic[Tag]):
         pieces = self._pieces
         self.body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         self.status = self._parser.get_status_code()
+        self.answered += 1
         self._owner.answered(self, tag)
         if self._keep:
             self._owner.ready(self)
@@ -134,14 +156,13 @@ class Connection(asyncio.Protocol, Generic[Tag]):
     def on_message_begin(self) -> None:
         """Called by the parser at the start of an answer."""
         self._pieces = []
-        self.headers = {}
 
     def on_body(self, piece: bytes) -> None:
         """Called by the parser for each piece of the body."""
         self._pieces.append(piece)
 
-    def _keep_header(self, name: bytes, value: bytes) -> None:
-        self.headers[name.lower()] = value
+    def _end_head(self) -> None:
+        self._in_head = False
 
     def on_message_complete(self) -> None:
         """Called by the parser at the end of an answer; the rest of the bytes it was fed may still be refused."""
@@ -158,83 +179,33 @@ class Connection(asyncio.Protocol, Generic[Tag]):
         self.fail("reset")
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A whole answer; header names are in lower case, and of a name given twice the last counts."""
+class Answer(NamedTuple):
+    """A whole answer."""
 
     status: int
-    headers: Mapping[bytes, bytes]
+    head: bytes
+    """The status line and the headers as they came, and perhaps what came with them."""
+
     body: bytes
 
+    def header(self, name: bytes) -> bytes | None:
+        """Return the header of a *name* in lower case; of several the last, None where there is none."""
+        head = self.head[: self.head.find(b"\r\n\r\n") + 2]
+        lower = head.lower()
+        start = lower.rfind(b"\r\n%b:" % name)
+        if start < 0:
+            return None
+        start += len(name) + 3
+        return head[start : lower.find(b"\r\n", start)].strip(b" \t")
 
-Asked = asyncio.Future[Answer]
 
-
-class Pool:
-    """At most `size` connections to one server, opened when needed and kept; lives as long as its store."""
-
-    def __init__(self, host: str, port: int, *, size: int = 32, tls: ssl.SSLContext | None = None) -> None:
-        self._host = host
-        self._port = port
-        self._tls = tls
-        self._room = asyncio.Semaphore(size)
-        self._idle = deque[Connection[Asked]]()
-        self._open = set[Connection[Asked]]()
+class Transport(Protocol):
+    """Carries requests to one server: `stores.pool.Pool`, or whatever stands in a network's place."""
 
     async def ask(self, request: bytes, timeout_s: float) -> Answer:
-        """Send the bytes of one request and wait for its answer; WireFailed where there is none in *timeout_s*.
-
-        A connection whose answer is not waited for any more is closed. Nothing is sent twice: only the caller knows
-        whether that would do harm.
-        """
-        asked: Asked = asyncio.get_running_loop().create_future()
-        connection: Connection[Asked] | None = None
-        try:
-            async with asyncio.timeout(timeout_s), self._room:
-                connection = self._idle.popleft() if self._idle else await self._connect()
-                connection.send(request, asked)
-                return await asked
-        except TimeoutError:
-            raise WireFailed("timeout", self._host) from None
-        except OSError as error:
-            raise WireFailed("connect", self._host) from error
-        finally:
-            if connection is not None and connection.tag is asked:
-                asked.cancel()
-                connection.fail("timeout")
+        """Return the answer to the bytes of one request; raises WireFailed where there is none in *timeout_s*."""
+        ...
 
     async def close(self) -> None:
-        """Close every connection; what is in flight fails as `reset`."""
-        for connection in list(self._open):
-            connection.fail("reset")
-        await asyncio.sleep(0)  # sockets are closed on the loop's next turn
-
-    async def _connect(self) -> Connection[Asked]:
-        loop = asyncio.get_running_loop()
-        _, connection = await loop.create_connection(
-            lambda: Connection[Asked](self, headers=True), self._host, self._port, ssl=self._tls
-        )
-        self._idle.remove(connection)  # `ready` put it there
-        return connection
-
-    def ready(self, connection: Connection[Asked]) -> None:
-        """See `Owner`."""
-        self._open.add(connection)
-        self._idle.append(connection)
-
-    def answered(self, connection: Connection[Asked], tag: Asked) -> None:
-        """See `Owner`."""
-        if not tag.done():
-            tag.set_result(Answer(connection.status, MappingProxyType(connection.headers), connection.body))
-
-    def failed(self, tag: Asked, kind: Kind) -> None:
-        """See `Owner`."""
-        if not tag.done():
-            tag.set_exception(WireFailed(kind, self._host))
-
-    def gone(self, connection: Connection[Asked], *, unasked: bool) -> None:
-        """See `Owner`."""
-        del unasked  # whatever it sent, it carries no request of ours
-        self._open.discard(connection)
-        if connection in self._idle:
-            self._idle.remove(connection)
+        """Close what is open."""
+        ...

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from stores.wire import Pool, WireFailed
+from stores.pool import Pool
+from stores.wire import WireFailed
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Charge: 1\r\n\r\nok"
 
@@ -48,7 +49,7 @@ REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 async def test_an_answer_has_its_status_headers_and_body() -> None:
     async with serving(ANSWER) as (pool, _):
         answer = await pool.ask(REQUEST, 5)
-    assert (answer.status, answer.body, answer.headers[b"x-charge"]) == (200, b"ok", b"1")
+    assert (answer.status, answer.body, answer.header(b"x-charge")) == (200, b"ok", b"1")
 
 
 async def test_chunks_are_put_together_and_headers_belong_to_one_answer() -> None:
@@ -56,8 +57,8 @@ async def test_chunks_are_put_together_and_headers_belong_to_one_answer() -> Non
     async with serving(chunked, ANSWER) as (pool, _):
         first, second = await pool.ask(REQUEST, 5), await pool.ask(REQUEST, 5)
     assert (first.status, first.body) == (404, b"abc")
-    assert b"x-first" not in second.headers
-    assert b"x-first" in first.headers
+    assert second.header(b"x-first") is None
+    assert first.header(b"x-first") == b"1"
 
 
 async def test_connections_are_kept_and_never_more_than_there_is_room_for() -> None:
