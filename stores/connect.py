@@ -12,6 +12,7 @@ from stores.memory import MemoryStore
 from stores.store import Store
 
 GROUP = "hotplate.stores"
+BUILT_IN = ("cosmos", "cosmos+http", "cosmos+https", "file", "memory", "redis", "rediss", "unix")
 
 
 def default_url() -> str:
@@ -35,9 +36,13 @@ def connect(url: str) -> Store:
         from stores import redis  # noqa: PLC0415 -- an extra: only who asks for it needs it
 
         return redis.open_url(url)
+    if scheme in ("cosmos", "cosmos+http", "cosmos+https"):
+        from stores import cosmos  # noqa: PLC0415 -- as above
+
+        return cosmos.open_url(url)
     for entry in entry_points(group=GROUP, name=scheme):
         return cast("Store", entry.load()(url))  # what the entry point promises; the contract suite holds it to that
-    known = sorted({"file", "memory", "redis", "rediss", "unix", *entry_points(group=GROUP).names})
+    known = sorted({*BUILT_IN, *entry_points(group=GROUP).names})
     raise StoreMisused(f"{redacted(url)!r} is not the URL of a store; known schemes: {', '.join(known)}")
 
 

@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from stores.connect import connect
 from stores.embedded import EmbeddedStore
 from stores.memory import MemoryStore
 from stores.store import Store
+from tests.cosmos_server import Emulator, emulator
 from tests.redis_server import RedisServer, running
 
 OpenStore = Callable[[], Store]
@@ -37,7 +39,29 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
         yield server
 
 
-@pytest.fixture(params=["memory", "file", "redis", "rediss", "unix"])
+@pytest.fixture(scope="session")
+def cosmos_http() -> Iterator[Emulator]:
+    """One emulator for all tests that do it no harm; each takes a database of its own."""
+    with emulator() as running_one:
+        yield running_one
+
+
+@pytest.fixture(scope="session")
+def cosmos_https(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
+    """The same over TLS, with a certificate of its own."""
+    certificate = tmp_path_factory.mktemp("cosmos") / "cosmos.pem"
+    with emulator("--tls", "--certificate", str(certificate)) as running_one:
+        yield replace(running_one, certificate=certificate)
+
+
+COSMOS = ("cosmos+http-rest", "cosmos+https-rest", "cosmos+http-sdk", "cosmos+https-sdk")
+on_every_store = pytest.mark.parametrize(
+    "open_store", ["memory", "file", "redis", "rediss", "unix", "cosmos+http-rest"], indirect=True
+)
+"""For tests of thousands of rows: the drivers of Cosmos DB differ in what they cost, which the contract need not know."""
+
+
+@pytest.fixture(params=["memory", "file", "redis", "rediss", "unix", *COSMOS])
 async def open_store(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock) -> AsyncIterator[OpenStore]:
     """Open handles on one and the same store, as several processes would; all are closed at the end."""
     handles = list[Store]()
@@ -45,6 +69,10 @@ async def open_store(request: pytest.FixtureRequest, tmp_path: Path, clock: Fake
     if request.param in ("redis", "rediss", "unix"):
         server: RedisServer = request.getfixturevalue("redis_server")
         url = server.url(request.param, secrets.token_hex(4))
+    elif request.param in COSMOS:
+        scheme, _, driver = request.param.partition("-")
+        account: Emulator = request.getfixturevalue(scheme.replace("+", "_"))
+        url = account.url(secrets.token_hex(4), driver=driver, ru=10_000)
 
     def another() -> Store:
         if request.param == "memory":

@@ -21,7 +21,7 @@ from stores.sampling import sample
 from stores.store import Plan, Row, Store
 from stores.swapping import change
 from stores.transfer import copy
-from tests.conftest import FakeClock, OpenStore
+from tests.conftest import FakeClock, OpenStore, on_every_store
 from tests.service import a_list
 
 ROWS = [
@@ -95,6 +95,7 @@ async def test_a_publish_that_was_cut_off_resumes_and_rewrites_nothing(
     await life.verify(store, draft)
 
 
+@on_every_store
 @pytest.mark.parametrize("after", [0, 2, 17])
 async def test_every_store_says_what_it_was_acknowledged_for(open_store: OpenStore, after: int) -> None:
     async def cut_off() -> AsyncIterator[Sequence[Row]]:
@@ -120,6 +121,7 @@ async def test_every_store_says_what_it_was_acknowledged_for(open_store: OpenSto
     assert (await store.catalogue()).live == draft
 
 
+@on_every_store
 @pytest.mark.parametrize("step", ["stores.drafting.verify", "stores.catalogue.commit"])
 async def test_a_publisher_that_died_after_its_last_row_is_finished_without_a_row(
     open_store: OpenStore, monkeypatch: pytest.MonkeyPatch, step: str
@@ -179,6 +181,7 @@ async def test_a_draft_is_resumed_after_its_lease_until_somebody_drops_it(clock:
         await life.resume(store, draft, batches(ROWS), plan=Plan(1, 1), about={})
 
 
+@on_every_store
 @pytest.mark.parametrize("encoding", ["json", "zstd"])
 @pytest.mark.parametrize("outward", [True, False])
 async def test_a_copy_is_the_same_release_row_for_row(

@@ -29,7 +29,7 @@ from stores.keys import DICTIONARY
 from stores.manifest import MAX_POPULAR_BYTES
 from stores.memory import MemoryStore
 from stores.store import Plan, Row, Store
-from tests.conftest import OpenStore
+from tests.conftest import OpenStore, on_every_store
 from tests.service import a_list, running
 
 
@@ -79,6 +79,7 @@ async def test_any_rows_come_back_as_they_were_in_their_order(values: list[bytes
     assert [Row(key, decode(value)) for key, value in rest] == rows
 
 
+@on_every_store
 async def test_the_same_rows_give_the_same_bytes_a_fifth_of_the_size(open_store: OpenStore) -> None:
     rows = rows_of(3_000)
     first, second = [await publish_compressed(open_store(), rows) for _ in range(2)]

@@ -19,7 +19,7 @@ StoreUrl = Annotated[
         "--store",
         metavar="URL",
         envvar="HOTPLATE_STORE",
-        help="The store: file:///FOLDER, redis://HOST:PORT/DB, rediss://… or unix:///SOCKET. "
+        help="The store: file:///FOLDER, redis://HOST:PORT/DB, rediss://…, unix:///SOCKET, cosmos://ACCOUNT/DATABASE. "
         "By default a folder in your own data directory.",
         show_default=False,
     ),

@@ -1,0 +1,125 @@
+"""The Cosmos DB store, `cosmos://` and, for emulators, `cosmos+http(s)://`: a container a release, an item a row."""
+
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
+
+from stores import cosmos_scaling
+from stores.catalogue import Catalogue, ReleaseId
+from stores.cosmos_charges import load
+from stores.cosmos_control import Control
+from stores.cosmos_driver import Driver
+from stores.cosmos_errors import ContainerMissing
+from stores.cosmos_items import container_of
+from stores.cosmos_lookups import Lookups
+from stores.cosmos_meter import Relay
+from stores.cosmos_pace import Pace
+from stores.cosmos_patience import Patience
+from stores.cosmos_scaling import Scaling
+from stores.cosmos_scan import Scan
+from stores.cosmos_url import Address, parse
+from stores.cosmos_writer import Writer, not_found
+from stores.errors import StoreMisused
+from stores.store import Meter, Plan, Row, Slot
+
+READ_DEADLINE_S = 1.0
+"""When a lookup is given up; callers bring shorter ones of their own."""
+
+
+class CosmosStore:
+    """One database of one account; an instance belongs to one event loop and process."""
+
+    batch = 64
+    """Each key is a request of its own, and so many are in flight without waiting for a connection."""
+
+    def __init__(
+        self, address: Address, driver: Driver, relay: Relay, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        born = cosmos_scaling.for_writing(address)
+        pace = Pace(clock, address.max_ru or (None if born is None else born.ru))
+        patience = Patience(clock, pace)
+        self._address = address
+        self._driver = driver
+        self._relay = relay
+        self._patience = patience
+        self._lookups = Lookups(driver, clock)
+        self._control = Control(address, driver, patience, clock)
+        self._writer = Writer(driver, patience, load())
+        self._scan = Scan(self._writer)
+        self._scaling = Scaling(address, driver, patience, clock)
+
+    async def get_many(self, release: ReleaseId, keys: Sequence[str]) -> list[Slot]:
+        return await self._lookups.read(release, keys, READ_DEADLINE_S)
+
+    async def get_within(self, release: ReleaseId, keys: Sequence[str], timeout_s: float) -> list[Slot]:
+        return await self._lookups.read(release, keys, timeout_s)
+
+    async def catalogue(self) -> Catalogue:
+        return await self._patience.insist(self._control.catalogue)
+
+    def changes(self) -> AsyncIterator[Catalogue]:
+        return self._control.changes()
+
+    async def close(self) -> None:
+        await self._driver.close()
+
+    def count_into(self, meter: Meter) -> None:
+        self._relay.meter = meter
+
+    async def warnings(self) -> list[str]:
+        live = (await self._control.catalogue()).live
+        return await self._scaling.warnings(None if live is None else container_of(live))
+
+    async def create(self, release: ReleaseId, plan: Plan) -> None:
+        cosmos_scaling.check_room(self._address, plan)
+        await self._patience.insist(self._control.check_writers)
+        container, born = container_of(release), cosmos_scaling.for_writing(self._address)
+        await self._patience.insist(partial(self._control.make, container, born))
+        await self._writer.begin(container)
+
+    async def put(self, release: ReleaseId, rows: Sequence[Row]) -> None:
+        await self._writer.put(release, rows)
+
+    async def resume_point(self, release: ReleaseId) -> str | None:
+        return await self._writer.resume_point(release)
+
+    async def seal(self, release: ReleaseId) -> None:
+        await self._writer.seal(release)
+
+    def scan(self, release: ReleaseId) -> AsyncIterator[Row]:
+        return self._scan.rows(release)
+
+    async def prepare(self, release: ReleaseId) -> None:
+        await self._writer.state(release)
+        await self._scaling.serve(container_of(release))
+
+    async def rest(self, release: ReleaseId) -> None:
+        try:
+            await self._scaling.rest(container_of(release))
+        except ContainerMissing as error:
+            raise not_found(release) from error
+
+    async def swap(self, old: Catalogue, new: Catalogue) -> None:
+        await self._control.swap(old, new)
+
+    async def erase(self, release: ReleaseId) -> None:
+        await self._patience.insist(partial(self._driver.delete_container, container_of(release)))
+
+
+def open_url(url: str) -> CosmosStore:
+    """Open `cosmos://ACCOUNT/DATABASE` or `cosmos+http(s)://HOST:PORT/DATABASE`; options: `stores.cosmos_url`."""
+    address, relay = parse(url), Relay()
+    try:
+        return CosmosStore(address, _driver(address, relay), relay)
+    except ModuleNotFoundError as error:
+        raise StoreMisused(f"{error.name} is not installed; install it with: pip install 'hotplate[cosmos]'") from error
+
+
+def _driver(address: Address, meter: Meter) -> Driver:
+    if address.driver == "sdk":
+        from stores.cosmos_sdk import SdkDriver  # noqa: PLC0415 -- azure-cosmos is only for who asks for it
+
+        return SdkDriver(address, meter)
+    from stores.cosmos_rest import RestDriver  # noqa: PLC0415 -- as above: either driver does without the other's needs
+
+    return RestDriver(address, meter)
