@@ -16,6 +16,9 @@ PAUSE_S = (0.05, 2.0)
 IDLE_S = 60.0
 """A connection that was not needed for so long, or twice as long at most, is closed."""
 
+STALE_S = 2.0
+"""A connection that idled for so long may end for that reason only."""
+
 TICK_S = 0.002
 """How much later than asked a request may be ended: one timer serves all that end in the same tick."""
 
@@ -55,10 +58,11 @@ class Pool:
             loop.call_at(tick * TICK_S, self._end, tick)
         asked: Asked = loop.create_future()
         due.add(asked)
-        kept = None
+        kept, idle_s = None, 0.0
         try:
             if self._idle:
                 kept = self._idle.pop()
+                idle_s, kept.sent_at = now - kept.sent_at, now
                 kept.send(request, asked)
             else:
                 self._waiting.append((request, asked))
@@ -66,9 +70,9 @@ class Pool:
             return await asked
         except WireFailed as failure:
             self._abandon(asked)
-            if kept is not None and failure.kind == "reset" and not kept.head:
+            if kept is not None and idle_s > STALE_S and failure.kind == "reset" and not kept.head:
                 failure.stale = True
-                self._drop_idle()  # those that are as old have probably ended, too
+                self._drop_idle(now - STALE_S)  # these have probably ended, too
             raise
         except BaseException:
             self._abandon(asked)
@@ -152,14 +156,13 @@ class Pool:
                 asked.set_exception(failure)
 
     def _sweep_idle(self) -> None:
-        for connection in [one for one in self._idle if not one.used]:
-            connection.close()
-        for connection in self._open:
-            connection.used = False
-        self._sweep = asyncio.get_running_loop().call_later(IDLE_S, self._sweep_idle) if self._open else None
+        loop = asyncio.get_running_loop()
+        self._drop_idle(loop.time() - IDLE_S)
+        self._sweep = loop.call_later(IDLE_S, self._sweep_idle) if self._open else None
 
-    def _drop_idle(self) -> None:
-        for connection in list(self._idle):
+    def _drop_idle(self, before: float) -> None:
+        """Close connections that were last needed before a time of the loop's clock."""
+        for connection in [one for one in self._idle if one.sent_at < before]:
             connection.close()
 
     def ready(self, connection: Connection[Asked]) -> None:
@@ -168,6 +171,7 @@ class Pool:
         while self._waiting:
             request, asked = self._waiting.popleft()
             if not asked.done():
+                connection.sent_at = asyncio.get_running_loop().time()
                 connection.send(request, asked)
                 return
         self._idle.append(connection)

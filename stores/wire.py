@@ -17,7 +17,7 @@ Kind = Literal["connect", "reset", "malformed", "timeout"]
 class WireFailed(Exception):
     """A request has no answer; `kind` says why. Whether the server acted on it is not known, but for `connect`.
 
-    `stale`: a connection that had been idle ended without a word, as servers end those that they are tired of.
+    `stale`: a connection that had been idle ended without a word, as servers end those that idle for too long.
     """
 
     def __init__(self, kind: Kind, host: str, *, stale: bool = False) -> None:
@@ -63,9 +63,9 @@ class Connection(asyncio.Protocol, Generic[Tag]):
         "head",
         "lost",
         "on_headers_complete",
+        "sent_at",
         "status",
         "tag",
-        "used",
     )
 
     def __init__(self, owner: Owner[Tag], *, headers: bool = False) -> None:
@@ -87,8 +87,8 @@ class Connection(asyncio.Protocol, Generic[Tag]):
         self.answered = 0
         """How many answers it has brought."""
 
-        self.used = True
-        """Whether something was sent since the owner last set this to False."""
+        self.sent_at = 0.0
+        """When its owner last sent something, where that matters to the owner."""
 
         self.lost: Kind | None = None
         """Why it is gone, where somebody failed it."""
@@ -96,7 +96,6 @@ class Connection(asyncio.Protocol, Generic[Tag]):
     def send(self, request: bytes, tag: Tag) -> None:
         """Write *request*, to be told of by *tag*; only after `ready`."""
         self.tag = tag
-        self.used = True
         self.head = b""
         self._in_head = self._keeps_head
         self._answers = 0
