@@ -5,13 +5,10 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
-from stores.cosmos_errors import CosmosThrottled, CosmosUnavailable, Kind
+from stores.cosmos_errors import CosmosThrottled, CosmosUnavailable
 from stores.cosmos_pace import Pace
 
 T = TypeVar("T")
-
-MENDED: frozenset[Kind] = frozenset({"timeout", "connect", "reset", "malformed", "unavailable"})
-"""What may be otherwise the next time; who we are and what we asked for will not be."""
 
 PATIENCE_S = 20.0
 """How long one operation is tried again while the service is away; what was written stays."""
@@ -47,7 +44,7 @@ class Patience:
                 failing_since, wait_s = None, error.retry_after_s
             except CosmosUnavailable as error:
                 failing_since = self._clock() if failing_since is None else failing_since
-                if error.kind not in MENDED or self._clock() - failing_since > PATIENCE_S:
+                if error.lasting or self._clock() - failing_since > PATIENCE_S:
                     raise
                 wait_s = pause_s * random.uniform(0.5, 1.0)  # noqa: S311 -- spreads writers, guards nothing
                 pause_s = min(pause_s * 2, BACKOFF_S[1])

@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,13 +11,13 @@ from stores.catalogue import GRACE_S, ReleaseId, State
 from stores.drafting import Written, begin, renew, write
 from stores.errors import ReleaseConflict, ReleaseNotFound
 from stores.manifest import Manifest, Tally, describe
-from stores.store import Plan, Row, Store
+from stores.store import Plan, Row, Store, Thrifty
 from stores.swapping import SWAP_ATTEMPTS, change, drop
 from stores.verifying import load_manifest, verify
 
 __all__ = [
-    "Written", "activate", "begin", "load_manifest", "prune", "publish", "renew", "resume", "rollback", "verify",
-    "write",
+    "Written", "activate", "begin", "load_manifest", "prune", "publish", "renew", "rest", "resume", "rollback",
+    "verify", "write",
 ]  # fmt: skip
 """What a publisher and an operator do; parts of it stand in modules of their own."""
 
@@ -38,8 +39,7 @@ async def publish(
     """
     release = await _begin(store)
     written = await write(store, release, batches, plan=plan, finish=_described(store, release, encoding, about))
-    if live:
-        await activate(store, release)
+    await (activate if live else rest)(store, release)
     return written.manifest
 
 
@@ -59,8 +59,7 @@ async def resume(
     """
     await renew(store, release)
     written = await write(store, release, batches, plan=plan, finish=_described(store, release, encoding, about))
-    if live:
-        await activate(store, release)
+    await (activate if live else rest)(store, release)
     return written
 
 
@@ -69,6 +68,7 @@ async def activate(store: Store, release: ReleaseId) -> None:
     (await store.catalogue()).find(release)
     await store.prepare(release)
     await change(store, lambda found: changes.activate(found, release))
+    await _wake(store, release)
 
 
 async def rollback(store: Store) -> ReleaseId:
@@ -81,16 +81,41 @@ async def rollback(store: Store) -> ReleaseId:
     if target is not None:
         await store.prepare(target)
     swapped = await change(store, lambda found: changes.rollback(found, expected))
-    return swapped.releases[-1].id
+    restored = swapped.releases[-1].id
+    await _wake(store, restored)
+    return restored
 
 
 async def prune(store: Store, *, keep: int = 1, grace_s: float = GRACE_S) -> list[ReleaseId]:
-    """Erase what nobody needs any more, what an earlier prune left unfinished included; return what was erased."""
+    """Erase what nobody needs any more, what an earlier prune left unfinished included; return what was erased.
+
+    What is kept but no longer read, its grace having passed, is let rest.
+    """
     marked = await change(store, lambda found: changes.prune(found, keep, grace_s))
     dropped = [entry.id for entry in marked.releases if entry.state is State.DROPPING]
     for release in dropped:
         await drop(store, release)
+    for entry in marked.releases:
+        if entry.state in (State.SUPERSEDED, State.WITHDRAWN) and (entry.superseded_at or 0.0) + grace_s <= marked.now:
+            await rest(store, entry.id)
     return dropped
+
+
+async def rest(store: Store, release: ReleaseId) -> None:
+    """Let a release that is not live cost as little as it can, where that makes a difference to the store."""
+    if not isinstance(store, Thrifty):
+        return
+    if (await store.catalogue()).live != release:
+        with suppress(ReleaseNotFound):  # nothing costs less
+            await store.rest(release)
+    if (await store.catalogue()).live == release:  # somebody made it live meanwhile
+        await store.prepare(release)
+
+
+async def _wake(store: Store, release: ReleaseId) -> None:
+    """Prepare a release once more, now that it is live: a prune may have let it rest just before the swap."""
+    if isinstance(store, Thrifty):
+        await store.prepare(release)
 
 
 async def _begin(store: Store) -> ReleaseId:

@@ -119,6 +119,18 @@ class Advised(Protocol):
 
 
 @runtime_checkable
+class Thrifty(Protocol):
+    """A store where a release costs money while it is kept, and more the more readers it is ready for."""
+
+    async def rest(self, release: ReleaseId) -> None:
+        """Let a release that is kept but not served cost as little as it can, until `prepare`. Idempotent.
+
+        Raises ReleaseNotFound where the release is gone.
+        """
+        ...
+
+
+@runtime_checkable
 class PatientReader(Reader, Protocol):
     """A reader that asks for each key by itself, so that one which is slow or refused holds up no other."""
 

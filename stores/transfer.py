@@ -7,7 +7,7 @@ from stores.drafting import Written, begin, renew, write
 from stores.errors import ReleaseConflict
 from stores.keys import MANIFEST, META
 from stores.manifest import Manifest, Tally, compare
-from stores.release import activate
+from stores.release import activate, rest
 from stores.store import Plan, Row, Store
 from stores.verifying import load_manifest
 
@@ -44,6 +44,8 @@ async def copy(
         raise ReleaseConflict(f"the target has another release {release}, of other rows; nothing was copied")
     if live:
         await activate(target, release)
+    elif written.rows:
+        await rest(target, release)
     return written
 
 

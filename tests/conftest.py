@@ -58,7 +58,7 @@ COSMOS = ("cosmos+http-rest", "cosmos+https-rest", "cosmos+http-sdk", "cosmos+ht
 on_every_store = pytest.mark.parametrize(
     "open_store", ["memory", "file", "redis", "rediss", "unix", "cosmos+http-rest"], indirect=True
 )
-"""For tests of thousands of rows: the drivers of Cosmos DB differ in what they cost, which the contract need not know."""
+"""For tests of thousands of rows, which the slower driver of Cosmos DB needs not write, too."""
 
 
 @pytest.fixture(params=["memory", "file", "redis", "rediss", "unix", *COSMOS])
