@@ -5,7 +5,8 @@ lost connection are tried again whatever is set. What is raised here passes all 
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 from urllib.parse import urlsplit
 
 from aiohttp import ClientConnectorError
@@ -23,8 +24,6 @@ from azure.core.pipeline.transport import AsyncHttpResponse, HttpRequest
 
 from stores.cosmos_answers import Malformed, charge_ru, object_of, refusal_of
 from stores.cosmos_errors import CosmosThrottled, CosmosUnavailable, Kind, translated
-from stores.cosmos_places import Places, places_of
-from stores.cosmos_url import Address
 from stores.errors import StoreError
 from stores.store import Meter
 from stores.wire import Answer
@@ -38,8 +37,8 @@ WORDS: dict[Kind, str] = {
 ANSWERS = {(404, 0), (409, 0), (412, 0)}
 """Refusals that the SDK is left to raise: there is no such item, the id is taken, the version has changed."""
 
-MADE_ANEW = 1024
-"""Substatus of a 400: the container is another one than when the SDK read its properties."""
+STALE = {(400, 1024), (404, 1002)}
+"""The container is another one than when the SDK read its properties, or began to keep the session's tokens."""
 
 OURS = ("request_params", "global_endpoint_manager", "timeout")
 """Options meant for the SDK's step in this place; the transport knows none of them."""
@@ -56,18 +55,18 @@ class Told(AzureError):
 class OneAttempt(AsyncHTTPPolicy[HttpRequest, AsyncHttpResponse]):
     """The step of one client, as long as that lives."""
 
-    def __init__(self, address: Address, advice: str, meter: Meter) -> None:
-        """Take the account, what to do where it does not let us in, and who counts."""
+    def __init__(self, shown: str, advice: str, meter: Meter, learnt: Callable[[dict[str, Any]], None]) -> None:
+        """Take the store's URL without secrets, what to do where it does not let us in, and who counts.
+
+        *learnt* hears whatever the account says of itself.
+        """
         super().__init__()
-        self._shown = address.shown
-        self._account = address.endpoint
+        self._shown = shown
         self._advice = advice
         self._meter = meter
-        self.places: Places | None = None
-        """What the account last said of itself; None before the first time."""
-
-        self.outdated = set[str]()
-        """Containers that were made anew since the SDK read their properties."""
+        self._learnt = learnt
+        self.stale = False
+        """Whether what the client remembers is no longer so, and another has to take its place."""
 
     async def send(self, request: PipelineRequest[HttpRequest]) -> PipelineResponse[HttpRequest, AsyncHttpResponse]:
         """Pass a request on and look at its answer; raises Told for one that it cannot mean."""
@@ -82,11 +81,9 @@ class OneAttempt(AsyncHTTPPolicy[HttpRequest, AsyncHttpResponse]):
             self._meter.charged(charge_ru(answer))
             self._check(answer, path, asked_at)
         except (AzureError, Malformed, StoreError) as error:
-            ours = self.translated(error)
+            ours = meaning(error, self._shown, self._advice)
             if isinstance(ours, CosmosUnavailable | CosmosThrottled):
                 self._meter.failed(ours.kind)
-            if path and isinstance(error, ServiceRequestError):
-                raise  # no answer, so the SDK leaves this region, and takes a read to another where there is one
             raise Told(ours) from error
         return response
 
@@ -94,30 +91,30 @@ class OneAttempt(AsyncHTTPPolicy[HttpRequest, AsyncHttpResponse]):
         if answer.status < 400:
             told = object_of(answer) if answer.body else {}
             if not path:
-                self.places = places_of(told, self._account)
+                self._learnt(told)
             return
         refusal = refusal_of(answer, asked_at)
         what = refusal.status, refusal.substatus
-        container, docs, _ = path.partition("/docs")
         serverless = refusal.status == 400 and path.startswith("offers") and "serverless" in refusal.message.lower()
-        if serverless or (what in ANSWERS and (docs or refusal.status == 409)):
+        if serverless or (what in ANSWERS and ("/docs" in path or refusal.status == 409)):
             return
-        if what == (400, MADE_ANEW):
-            self.outdated.add(container.rpartition("/")[2])
+        if what in STALE:
+            self.stale = True
             raise CosmosUnavailable(f"{self._shown} has this container anew; it is looked at again", "unavailable")
         raise translated(refusal, self._shown, self._advice)
 
-    def translated(self, error: Exception) -> StoreError:
-        """Return our error for whatever a call of the SDK raised."""
-        match error:
-            case Told(error=ours) | (StoreError() as ours):
-                return ours
-            case Malformed():
-                return CosmosUnavailable(f"{self._shown} sent {error}", "malformed")
-            case ClientAuthenticationError():
-                return CosmosUnavailable(f"{self._shown} does not let us in: {self._advice}", "unauthorized")
-        kind = _kind(error)
-        return CosmosUnavailable(f"{self._shown} {WORDS[kind]}", kind)
+
+def meaning(error: Exception, shown: str, advice: str = "") -> StoreError:
+    """Return our error for whatever the SDK raised; *shown* and *advice* as above."""
+    match error:
+        case Told(error=ours) | (StoreError() as ours):
+            return ours
+        case Malformed():
+            return CosmosUnavailable(f"{shown} sent {error}", "malformed")
+        case ClientAuthenticationError():
+            return CosmosUnavailable(f"{shown} does not let us in: {advice}", "unauthorized")
+    kind = _kind(error)
+    return CosmosUnavailable(f"{shown} {WORDS[kind]}", kind)
 
 
 def _kind(error: Exception) -> Kind:
@@ -134,9 +131,8 @@ def _kind(error: Exception) -> Kind:
 
 def answer_of(status: int, headers: Mapping[str, str], body: bytes = b"") -> Answer:
     """Return an answer of the SDK as one of ours."""
-    return Answer(
-        status, {name.lower().encode(): value.encode("latin-1", "replace") for name, value in headers.items()}, body
-    )
+    head = "".join(f"\r\n{name}:{value}" for name, value in headers.items()) + "\r\n\r\n"
+    return Answer(status, head.encode("latin-1", "replace"), body)
 
 
 def _body(response: PipelineResponse[HttpRequest, AsyncHttpResponse]) -> bytes:

@@ -6,7 +6,8 @@ As it comes, the SDK looks for a proxy and a password in the environment, in two
 
 import asyncio
 import ssl
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import ClientSession, DummyCookieJar, TCPConnector
 from azure.core.pipeline.transport import AioHttpTransport
@@ -39,16 +40,16 @@ class Clients:
         self._credential = credential
         self._session: ClientSession | None = None
 
-    def make(self, consistency: str | None, attempt: OneAttempt) -> CosmosClient:
-        """Make a client; of the account's own consistency where none is given."""
+    def make(self, url: str, consistency: str | None, attempt: OneAttempt) -> CosmosClient:
+        """Make a client that asks *url* and no other; of the account's own consistency where none is given."""
         policy = ConnectionPolicy()
         policy.ConnectionRetryConfiguration = attempt  # type: ignore[assignment]  # any policy is taken; its type lags
         return CosmosClient(
-            self.address.endpoint,
+            url,
             self.address.key or self._identity(),
             consistency_level=consistency,
             connection_policy=policy,
-            preferred_locations=[self.address.region] if consistency and self.address.region else [],
+            enable_endpoint_discovery=False,
             connection_timeout=DEADLINE_S,
             read_timeout=DEADLINE_S,
             transport=AioHttpTransport(session=self._connections(), session_owner=False, use_env_settings=False),
@@ -73,42 +74,50 @@ class Clients:
     def _connections(self) -> ClientSession:
         """Return the session; its TLS settings count for loopback, too, where the SDK by itself verifies nobody."""
         if self._session is None:
-            tls = ssl.create_default_context(cafile=self.address.ca)
+            tls = ssl.create_default_context()
+            if self.address.ca is not None:
+                tls.load_verify_locations(self.address.ca)
             connector = TCPConnector(limit=0, keepalive_timeout=KEPT_S, ssl=tls)
             self._session = ClientSession(connector=connector, auto_decompress=False, cookie_jar=DummyCookieJar())
+            # Else a PUT whose answer was lost is sent twice, and the second is told that the version has changed.
+            self._session._retry_connection = False  # noqa: SLF001 -- aiohttp's own test client has no other way
         return self._session
 
 
 class Way:
-    """One client, opened at its first use and again where that failed; lives as long as its driver."""
+    """A client of one endpoint, opened at its first use and again where that failed; lives as long as its driver."""
 
-    def __init__(self, clients: Clients, consistency: str | None) -> None:
+    def __init__(
+        self, clients: Clients, url: str, consistency: str | None, learnt: Callable[[dict[str, Any]], None]
+    ) -> None:
         self._clients = clients
+        self._url = url
         self._consistency = consistency
         self._opening: asyncio.Task[CosmosClient] | None = None
         self._containers = dict[str, ContainerProxy]()
-        self.attempt = OneAttempt(clients.address, clients.advice, clients.meter)
+        self._attempt = OneAttempt(clients.address.shown, clients.advice, clients.meter, learnt)
 
     async def client(self) -> CosmosClient:
-        """Return the client, which knows the account's regions; callers at the same time share one opening."""
+        """Return the client, which has asked the account about itself; callers at the same time share one opening."""
+        if self._attempt.stale:
+            self._attempt.stale = False
+            await self.close()
         if self._opening is None:
             self._opening = asyncio.create_task(self._open())
             self._opening.add_done_callback(self._opened)
         return await asyncio.shield(self._opening)
 
     async def container(self, name: str) -> ContainerProxy:
-        """Return a container, whose properties are read again where it was made anew."""
+        """Return a container."""
+        client = await self.client()
         found = self._containers.get(name)
         if found is None:
-            database = (await self.client()).get_database_client(self._clients.address.database)
+            database = client.get_database_client(self._clients.address.database)
             found = self._containers[name] = database.get_container_client(name)
-        if name in self.attempt.outdated:
-            await found.read()
-            self.attempt.outdated.discard(name)
         return found
 
     async def close(self) -> None:
-        """Close the client, or stop opening it."""
+        """Close the client, or stop opening it; what is asked by it meanwhile is answered."""
         opening, self._opening = self._opening, None
         self._containers.clear()
         if opening is not None:
@@ -118,7 +127,7 @@ class Way:
                 await client.close()
 
     async def _open(self) -> CosmosClient:
-        client = self._clients.make(self._consistency, self.attempt)
+        client = self._clients.make(self._url, self._consistency, self._attempt)
         try:
             async with asyncio.timeout(DEADLINE_S):
                 await client.__aenter__()
@@ -128,5 +137,6 @@ class Way:
         return client
 
     def _opened(self, opening: asyncio.Task[CosmosClient]) -> None:
-        if opening.cancelled() or opening.exception() is not None:  # seen, even where every caller has gone
+        failed = opening.cancelled() or opening.exception() is not None  # seen, even where every caller has gone
+        if failed and self._opening is opening:
             self._opening = None
