@@ -7,8 +7,9 @@ from functools import partial
 from stores import cosmos_scaling
 from stores.catalogue import Catalogue, ReleaseId
 from stores.cosmos_charges import load
+from stores.cosmos_containers import containers_of
 from stores.cosmos_control import Control
-from stores.cosmos_driver import Driver
+from stores.cosmos_driver import Containers, Driver, Items
 from stores.cosmos_errors import ContainerMissing
 from stores.cosmos_items import container_of
 from stores.cosmos_lookups import Lookups
@@ -33,20 +34,26 @@ class CosmosStore:
     """Each key is a request of its own, and so many are in flight without waiting for a connection."""
 
     def __init__(
-        self, address: Address, driver: Driver, relay: Relay, clock: Callable[[], float] = time.monotonic
+        self,
+        address: Address,
+        items: Items,
+        containers: Containers,
+        relay: Relay,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         born = cosmos_scaling.for_writing(address)
         pace = Pace(clock, address.max_ru or (None if born is None else born.ru))
         patience = Patience(clock, pace)
         self._address = address
-        self._driver = driver
+        self._items = items
+        self._containers = containers
         self._relay = relay
         self._patience = patience
-        self._lookups = Lookups(driver, clock)
-        self._control = Control(address, driver, patience, clock)
-        self._writer = Writer(driver, patience, load())
+        self._lookups = Lookups(items, clock)
+        self._control = Control(address, items, containers, patience, clock)
+        self._writer = Writer(items, patience, load())
         self._scan = Scan(self._writer)
-        self._scaling = Scaling(address, driver, patience, clock)
+        self._scaling = Scaling(address, containers, patience, clock)
 
     async def get_many(self, release: ReleaseId, keys: Sequence[str]) -> list[Slot]:
         return await self._lookups.read(release, keys, READ_DEADLINE_S)
@@ -61,7 +68,10 @@ class CosmosStore:
         return self._control.changes()
 
     async def close(self) -> None:
-        await self._driver.close()
+        try:
+            await self._items.close()
+        finally:
+            await self._containers.close()
 
     def count_into(self, meter: Meter) -> None:
         self._relay.meter = meter
@@ -103,14 +113,15 @@ class CosmosStore:
         await self._control.swap(old, new)
 
     async def erase(self, release: ReleaseId) -> None:
-        await self._patience.insist(partial(self._driver.delete_container, container_of(release)))
+        await self._patience.insist(partial(self._containers.delete_container, container_of(release)))
 
 
 def open_url(url: str) -> CosmosStore:
     """Open `cosmos://ACCOUNT/DATABASE` or `cosmos+http(s)://HOST:PORT/DATABASE`; options: `stores.cosmos_url`."""
     address, relay = parse(url), Relay()
     try:
-        return CosmosStore(address, _driver(address, relay), relay)
+        driver = _driver(address, relay)
+        return CosmosStore(address, driver, containers_of(address, driver), relay)
     except ModuleNotFoundError as error:
         raise StoreMisused(f"{error.name} is not installed; install it with: pip install 'hotplate[cosmos]'") from error
 

@@ -9,7 +9,7 @@ import orjson
 
 from stores import catalogue_record
 from stores.catalogue import Catalogue
-from stores.cosmos_driver import DEADLINE_S, Driver, Item, Wrote
+from stores.cosmos_driver import DEADLINE_S, Containers, Item, Items, Wrote
 from stores.cosmos_errors import ContainerMissing
 from stores.cosmos_items import CATALOGUE, CONTROL
 from stores.cosmos_patience import Patience
@@ -26,9 +26,17 @@ Version = tuple[str, int, str]
 class Control:
     """Reads and swaps the catalogue; lives as long as its store."""
 
-    def __init__(self, address: Address, driver: Driver, patience: Patience, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        address: Address,
+        items: Items,
+        containers: Containers,
+        patience: Patience,
+        clock: Callable[[], float],
+    ) -> None:
         self._address = address
-        self._driver = driver
+        self._items = items
+        self._containers = containers
         self._patience = patience
         self._clock = clock
         self._etags = dict[Version, str]()
@@ -42,7 +50,7 @@ class Control:
     async def check_writers(self) -> None:
         """Refuse an account where nothing can be compared and set; asks once."""
         if not self._one_writer:
-            if (await self._driver.account()).many_writers:
+            if (await self._items.account()).many_writers:
                 raise StoreMisused(
                     f"the account of {self._address.shown} takes writes in several regions, where two publishers could "
                     f"both change what is live; turn multi-region writes off, or use another account"
@@ -52,7 +60,7 @@ class Control:
     async def catalogue(self) -> Catalogue:
         """Read the catalogue as publishers do; of generation 0 where there is none yet."""
         try:
-            item, etag, now = await self._driver.look(CONTROL, CATALOGUE)
+            item, etag, now = await self._items.look(CONTROL, CATALOGUE)
         except ContainerMissing:
             return Catalogue(now=self._now())
         self._ahead_s = now - self._clock()
@@ -66,7 +74,7 @@ class Control:
         seen: Version | None = None
         while True:
             try:
-                item = await self._driver.read(CONTROL, CATALOGUE, DEADLINE_S)
+                item = await self._items.read(CONTROL, CATALOGUE, DEADLINE_S)
             except ContainerMissing:
                 item = None
             found = self._parse(item, self._now())
@@ -85,7 +93,7 @@ class Control:
             etag = self._etags.get(old.version)
             if etag is None:
                 raise _conflict()
-            write = partial(self._driver.replace, CONTROL, record, etag)
+            write = partial(self._items.replace, CONTROL, record, etag)
         else:
             write = partial(self._create, record)
         if not (await self._patience.insist(write)).done:
@@ -95,18 +103,18 @@ class Control:
 
     async def _create(self, record: Item) -> Wrote:
         try:
-            return await self._driver.create(CONTROL, record)
+            return await self._items.create(CONTROL, record)
         except ContainerMissing:
             await self.make(CONTROL, None if self._address.throughput is None else Throughput(MANUAL_MIN))
-            return await self._driver.create(CONTROL, record)
+            return await self._items.create(CONTROL, record)
 
     async def make(self, container: str, throughput: Throughput | None) -> None:
         """Make a container, in a database that is made where it is missing; nothing happens where there is one."""
         try:
-            await self._driver.create_container(container, throughput)
+            await self._containers.create_container(container, throughput)
         except ContainerMissing:
-            await self._driver.create_database()
-            await self._driver.create_container(container, throughput)
+            await self._containers.create_database()
+            await self._containers.create_container(container, throughput)
 
     def _parse(self, item: Item | None, now: float) -> Catalogue:
         if item is None:

@@ -30,8 +30,8 @@ FORBIDDEN = (
     "its address a place in the firewall's list ({codes}: {said})"
 )
 NOT_FOR_IDENTITIES = (
-    "{where} lets no identity of Entra ID make, scale or drop databases and containers; give the account's key "
-    "({codes}: {said})"
+    "{where} lets no identity of Entra ID make, scale or drop databases and containers; add subscription= and "
+    "resource_group= to its URL, or give the account's key ({codes}: {said})"
 )
 MEANINGS: dict[tuple[int, int | None], tuple[str, Kind]] = {
     (403, None): (FORBIDDEN, "forbidden"),

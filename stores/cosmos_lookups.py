@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from stores.catalogue import ReleaseId
-from stores.cosmos_driver import Driver
+from stores.cosmos_driver import Items
 from stores.cosmos_errors import ContainerMissing, CosmosThrottled, CosmosUnavailable, Kind
 from stores.cosmos_items import container_of, name_of, value_of
 from stores.errors import ReleaseNotFound, StoreError
@@ -20,8 +20,8 @@ LEAST_S = 0.001
 class Lookups:
     """Reads keys of releases; lives as long as its store."""
 
-    def __init__(self, driver: Driver, clock: Callable[[], float]) -> None:
-        self._driver = driver
+    def __init__(self, items: Items, clock: Callable[[], float]) -> None:
+        self._items = items
         self._clock = clock
 
     async def read(self, release: ReleaseId, keys: Sequence[str], timeout_s: float) -> list[Slot]:
@@ -46,13 +46,13 @@ class Lookups:
         name = name_of(key)
         try:
             try:
-                item = await self._driver.read(container, name, timeout_s)
+                item = await self._items.read(container, name, timeout_s)
             except (CosmosThrottled, CosmosUnavailable) as error:
                 pause_s = _pause_s(error)
                 if pause_s is None or self._clock() + pause_s + LEAST_S > give_up_at:
                     return error
                 await asyncio.sleep(pause_s)
-                item = await self._driver.read(container, name, give_up_at - self._clock())
+                item = await self._items.read(container, name, give_up_at - self._clock())
             return None if item is None else value_of(item)
         except StoreError as error:
             return error

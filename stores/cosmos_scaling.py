@@ -5,11 +5,11 @@ from collections.abc import Callable
 from functools import partial
 from math import ceil
 
-from stores.cosmos_driver import Driver
+from stores.cosmos_driver import Containers
 from stores.cosmos_patience import Patience
 from stores.cosmos_throughput import AUTOSCALE_STEP, MANUAL_STEP, Throughput
 from stores.cosmos_url import Address
-from stores.errors import StoreFull, StoreUnavailable
+from stores.errors import StoreFull, StoreMisused, StoreUnavailable
 from stores.store import Plan
 
 POLL_S = 1.0
@@ -40,9 +40,11 @@ def check_room(address: Address, plan: Plan) -> None:
 class Scaling:
     """Changes what containers may spend; lives as long as its store."""
 
-    def __init__(self, address: Address, driver: Driver, patience: Patience, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, address: Address, containers: Containers, patience: Patience, clock: Callable[[], float]
+    ) -> None:
         self._address = address
-        self._driver = driver
+        self._containers = containers
         self._patience = patience
         self._clock = clock
 
@@ -51,7 +53,7 @@ class Scaling:
         wanted = self._address.throughput
         give_up_at = self._clock() + SPLIT_S
         while wanted is not None:
-            offer = await self._patience.insist(partial(self._driver.offer, container))
+            offer = await self._patience.insist(partial(self._containers.offer, container))
             if offer is None:
                 return
             if not offer.pending:
@@ -59,7 +61,7 @@ class Scaling:
                 reachable = Throughput(_stepped(max(wanted.ru, offer.minimum_ru), autoscale=kind), kind)
                 if offer.throughput == reachable:
                     return
-                await self._patience.insist(partial(self._driver.scale, container, reachable))
+                await self._patience.insist(partial(self._containers.scale, container, reachable))
             elif self._clock() > give_up_at:
                 raise StoreUnavailable(
                     f"{container} of {self._address.shown} is still being scaled to {wanted.ru:,} RU/s, which can take "
@@ -70,10 +72,10 @@ class Scaling:
 
     async def rest(self, container: str) -> None:
         """Let a container spend the least that it can be set to; does not wait for it."""
-        offer = await self._patience.insist(partial(self._driver.offer, container))
+        offer = await self._patience.insist(partial(self._containers.offer, container))
         if offer is not None and not offer.pending and offer.throughput.ru > offer.minimum_ru:
             least = Throughput(offer.minimum_ru, offer.throughput.autoscale)
-            await self._patience.insist(partial(self._driver.scale, container, least))
+            await self._patience.insist(partial(self._containers.scale, container, least))
 
     async def warnings(self, live: str | None) -> list[str]:
         """Tell what readers of the container *live* could run into, in sentences."""
@@ -88,7 +90,10 @@ class Scaling:
                 f"good, so that one key can be read at {wanted.ru / parts:,.0f} RU/s at most; "
                 f"lower max_ru, or keep it where {wanted.partitions_at_birth} partition(s) suffice"
             )
-        offer = None if live is None else await self._driver.offer(live)
+        try:
+            offer = None if live is None else await self._containers.offer(live)
+        except StoreMisused:
+            offer = None  # who only reads needs no way to be told
         if offer is not None and offer.throughput.ru < wanted.ru:
             found.append(
                 f"{live}, which is live, has {offer.throughput.ru:,} RU/s, and ru= of {self._address.shown} asks for "

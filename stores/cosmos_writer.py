@@ -10,7 +10,7 @@ from functools import partial
 
 from stores.catalogue import ReleaseId
 from stores.cosmos_charges import Charges
-from stores.cosmos_driver import DEADLINE_S, Driver, Item, Wrote
+from stores.cosmos_driver import DEADLINE_S, Item, Items, Wrote
 from stores.cosmos_errors import ContainerMissing
 from stores.cosmos_items import STATE, container_of, item_bytes, keys_name, name_of, to_item, value_of
 from stores.cosmos_patience import Patience, for_each
@@ -35,8 +35,8 @@ SEALED: Item = {"id": STATE, "state": "sealed"}
 class Writer:
     """Puts batches and finds what was put; lives as long as its store."""
 
-    def __init__(self, driver: Driver, patience: Patience, charges: Charges) -> None:
-        self._driver = driver
+    def __init__(self, items: Items, patience: Patience, charges: Charges) -> None:
+        self._items = items
         self._patience = patience
         self._charges = charges
         self._numbers = dict[tuple[str, str], int]()
@@ -45,7 +45,7 @@ class Writer:
         """Say of a container that it holds a draft, unless it says something of itself."""
         for series in (ROWS, METAS):
             self._numbers.pop((container, series), None)  # somebody else may have erased it meanwhile
-        await self._patience.insist(partial(self._driver.create, container, DRAFT))
+        await self._patience.insist(partial(self._items.create, container, DRAFT))
 
     async def state(self, release: ReleaseId) -> str:
         """Return `draft` or `sealed`; ReleaseNotFound where the release is not there, or not yet."""
@@ -62,12 +62,12 @@ class Writer:
         container = container_of(release)
         try:
             while True:
-                item, etag, _ = await self._patience.insist(partial(self._driver.look, container, STATE))
+                item, etag, _ = await self._patience.insist(partial(self._items.look, container, STATE))
                 if item is None:
                     raise not_found(release)
                 if item["state"] == SEALED["state"]:
                     return
-                await self._patience.insist(partial(self._driver.replace, container, SEALED, etag))
+                await self._patience.insist(partial(self._items.replace, container, SEALED, etag))
         except ContainerMissing as error:
             raise not_found(release) from error
 
@@ -118,7 +118,7 @@ class Writer:
     async def read(self, container: str, name: str) -> Item | None:
         """Read an item as a publisher does, out of the budget."""
         return await self._patience.spend(
-            self._charges.read(0), lambda: self._driver.read(container, name, DEADLINE_S, fresh=True), self._read_ru
+            self._charges.read(0), lambda: self._items.read(container, name, DEADLINE_S, fresh=True), self._read_ru
         )
 
     async def read_again(self, container: str, name: str) -> Item | None:
@@ -138,11 +138,11 @@ class Writer:
         while not done:
             number = self._numbers[container, series] + 1
             item["id"] = keys_name(series, number)
-            done = await self._send(item, partial(self._driver.create, container))
+            done = await self._send(item, partial(self._items.create, container))
             self._numbers[container, series] = number  # not done: another writer has it, so it is taken all the same
 
     async def _upsert(self, container: str, row: Row) -> None:
-        await self._send(to_item(name_of(row.key), row.value), partial(self._driver.upsert, container))
+        await self._send(to_item(name_of(row.key), row.value), partial(self._items.upsert, container))
 
     async def _send(self, item: Item, how: Callable[[Item], Awaitable[Wrote]]) -> bool:
         expected_ru = self._charges.create(item_bytes(item), 0)
