@@ -59,8 +59,7 @@ class Generator:
         self._next_mark_s = float("inf")
         self._chance = random.Random(1)  # noqa: S311 -- pauses that are the same in every run, nothing secret
         self._tls = load.tls()
-        self._tally = load.tally.lower().encode()
-        self._book = Recorder(load.observe, load.sample_every)
+        self._book = Recorder(load.observe, load.sample_every, load.tally)
 
     async def run(self, begin: Begin | None = None) -> Result:
         """Connect, run the load, wait for what is in flight, and tell. Raises what the load's `check` raised."""
@@ -180,7 +179,7 @@ class Generator:
     async def _establish(self) -> None:
         try:
             async with asyncio.timeout(self._load.timeout_s):
-                await self._open_one(lambda: Connection(self, headers=bool(self._tally)))
+                await self._open_one(lambda: Connection(self, headers=bool(self._load.tally)))
         except OSError:  # a timeout is one, too
             self._book.refused += 1
             if self._waiting:
@@ -206,8 +205,8 @@ class Generator:
         latency_s = self._clock() - due_s
         status, body = connection.status, connection.body
         self._book.seen(request, status, body)
-        if self._tally:
-            self._book.tally(status, connection.headers.get(self._tally))
+        if self._load.tally:
+            self._book.tally(status, connection.head)
         try:
             kind = self._load.check(status, body)
         except Exception as error:  # noqa: BLE001 -- kept, to end the run with it; the event loop would only log it

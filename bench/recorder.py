@@ -1,6 +1,5 @@
 """What became of the requests of one run, written down at the cost of a few appends each and folded afterwards."""
 
-import contextlib
 import itertools
 import re
 from array import array
@@ -54,8 +53,9 @@ class Progress:
 class Recorder:
     """The book of one run; lives as long as its generator. Times are 4-byte floats: 8 bytes a request in all."""
 
-    def __init__(self, observe: Sequence[str] = (), sample_every: int = 0) -> None:
+    def __init__(self, observe: Sequence[str] = (), sample_every: int = 0, tally: str = "") -> None:
         self._fields = {name: re.compile(rb'"%b":"([^"]*)"' % re.escape(name).encode()) for name in observe}
+        self._number = re.compile(rb"\r\n%b: *([0-9]+(?:\.[0-9]+)?)\r\n" % re.escape(tally).encode(), re.IGNORECASE)
         self._sample_every = sample_every
         self._until_sample = sample_every
         self._latencies_s = array("f")
@@ -85,10 +85,10 @@ class Recorder:
                 self._until_sample = self._sample_every
                 self.samples.append(Sample(request, status, body))
 
-    def tally(self, status: int, told: bytes | None) -> None:
-        """An answer told a number, if it did; added up by status."""
-        with contextlib.suppress(ValueError):
-            self.tallied[status] = self.tallied.get(status, 0.0) + float(told or b"0")
+    def tally(self, status: int, head: bytes) -> None:
+        """An answer told a number in its head, if it did; added up by status."""
+        if found := self._number.search(head):
+            self.tallied[status] = self.tallied.get(status, 0.0) + float(found[1])
 
     def good(self, latency_s: float) -> None:
         """An answer was good."""

@@ -66,6 +66,18 @@ def test_the_wait_of_a_second_that_is_spent_reaches_to_the_next() -> None:
     assert budget.wait_ms(LATER + 0.7495) == 1
 
 
+def test_what_was_spent_before_scaling_down_is_not_owed_afterwards() -> None:
+    budget = Budget(11_000.0)
+    budget.charge(START, 10_000.0)
+    budget.provision(400.0)
+    assert budget.wait_ms(LATER) == 750
+    assert budget.wait_ms(START + 1) == 0
+    budget.charge(START + 1, 500.0)
+    budget.provision(1_000.0)
+    assert budget.wait_ms(START + 1) == 0
+    assert budget.left_ru(START + 2) == 1_000.0
+
+
 def test_idle_throughput_is_banked_for_a_burst() -> None:
     # The documentation's example: 100 RU/s, idle for 5 minutes, bank 30,000 RU, spent at 3,000 RU/s in 10 s and some.
     budget = Budget(100.0, burst=True)

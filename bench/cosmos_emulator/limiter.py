@@ -34,6 +34,12 @@ class Budget:
             return self.rate
         return self.rate + min(self._bank_ru, BURST_LIMIT_RU - self.rate)
 
+    def provision(self, rate: float) -> None:
+        """Change the rate; what was admitted by the old one is spent, and not owed by the new one."""
+        owed = max(0.0, self._used_ru - self._limit)
+        self.rate = rate
+        self._used_ru = min(self._used_ru - owed, self._limit) + owed
+
     def wait_ms(self, now: float) -> int:
         """Return 0 where a request may run at *now*, else the milliseconds until a second with something left."""
         second = floor(now)

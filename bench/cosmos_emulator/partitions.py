@@ -90,7 +90,7 @@ class Partitions:
             if not partition.budgets:
                 partition.budgets = [Budget(rate, burst=self._burst) for _ in range(self._regions)]
             for budget in partition.budgets:
-                budget.rate = rate
+                budget.provision(rate)
 
     def _split_all(self) -> None:
         halves = list[Partition]()
