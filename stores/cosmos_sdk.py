@@ -1,6 +1,6 @@
 """The driver `driver=sdk`: Cosmos DB through the unmodified azure-cosmos, for those who prefer it; needs its extra.
 
-It spends a good 400 µs of CPU on a read, `driver=rest` a twentieth of that.
+It spends about 330 µs of CPU on a read, as the SDK comes it would be 550; `driver=rest` spends 25.
 """
 
 import asyncio

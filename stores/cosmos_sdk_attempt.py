@@ -23,7 +23,7 @@ from azure.core.pipeline.policies import AsyncHTTPPolicy
 from azure.core.pipeline.transport import AsyncHttpResponse, HttpRequest
 
 from stores.cosmos_answers import Malformed, charge_ru, object_of, refusal_of
-from stores.cosmos_errors import CosmosThrottled, CosmosUnavailable, Kind, translated
+from stores.cosmos_errors import CosmosThrottled, CosmosUnavailable, Kind, shown, translated
 from stores.errors import StoreError
 from stores.store import Meter
 from stores.wire import Answer
@@ -55,13 +55,13 @@ class Told(AzureError):
 class OneAttempt(AsyncHTTPPolicy[HttpRequest, AsyncHttpResponse]):
     """The step of one client, as long as that lives."""
 
-    def __init__(self, shown: str, advice: str, meter: Meter, learnt: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, where: str, advice: str, meter: Meter, learnt: Callable[[dict[str, Any]], None]) -> None:
         """Take the store's URL without secrets, what to do where it does not let us in, and who counts.
 
         *learnt* hears whatever the account says of itself.
         """
         super().__init__()
-        self._shown = shown
+        self._where = where
         self._advice = advice
         self._meter = meter
         self._learnt = learnt
@@ -81,7 +81,7 @@ class OneAttempt(AsyncHTTPPolicy[HttpRequest, AsyncHttpResponse]):
             self._meter.charged(charge_ru(answer))
             self._check(answer, path, asked_at)
         except (AzureError, Malformed, StoreError) as error:
-            ours = meaning(error, self._shown, self._advice)
+            ours = meaning(error, self._where, self._advice)
             if isinstance(ours, CosmosUnavailable | CosmosThrottled):
                 self._meter.failed(ours.kind)
             raise Told(ours) from error
@@ -100,21 +100,21 @@ class OneAttempt(AsyncHTTPPolicy[HttpRequest, AsyncHttpResponse]):
             return
         if what in STALE:
             self.stale = True
-            raise CosmosUnavailable(f"{self._shown} has this container anew; it is looked at again", "unavailable")
-        raise translated(refusal, self._shown, self._advice)
+            raise CosmosUnavailable(f"{self._where} has this container anew; it is looked at again", "unavailable")
+        raise translated(refusal, self._where, self._advice)
 
 
-def meaning(error: Exception, shown: str, advice: str = "") -> StoreError:
-    """Return our error for whatever the SDK raised; *shown* and *advice* as above."""
+def meaning(error: Exception, where: str, advice: str = "") -> StoreError:
+    """Return our error for whatever the SDK raised; *where* and *advice* as for `translated`."""
     match error:
         case Told(error=ours) | (StoreError() as ours):
             return ours
         case Malformed():
-            return CosmosUnavailable(f"{shown} sent {error}", "malformed")
+            return CosmosUnavailable(f"{where} sent {error}", "malformed")
         case ClientAuthenticationError():
-            return CosmosUnavailable(f"{shown} does not let us in: {advice}", "unauthorized")
+            return CosmosUnavailable(f"{where} does not let us in: {advice} ({shown(str(error))})", "unauthorized")
     kind = _kind(error)
-    return CosmosUnavailable(f"{shown} {WORDS[kind]}", kind)
+    return CosmosUnavailable(f"{where} {WORDS[kind]}", kind)
 
 
 def _kind(error: Exception) -> Kind:

@@ -5,6 +5,7 @@ As it comes, the SDK looks for a proxy and a password in the environment, in two
 """
 
 import asyncio
+import logging
 import ssl
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 KEPT_S = 75.0
 """How long a connection that nothing needs is kept."""
+
+log = logging.getLogger(f"{__name__}.requests")
+log.setLevel(logging.WARNING)  # the SDK tells of every request at INFO, with what it asked for
 
 ENTRA_ADVICE = "Entra ID gave no token that this account takes; sign in, or give this machine an identity"
 
@@ -50,6 +54,7 @@ class Clients:
             consistency_level=consistency,
             connection_policy=policy,
             enable_endpoint_discovery=False,
+            logger=log,
             connection_timeout=DEADLINE_S,
             read_timeout=DEADLINE_S,
             transport=AioHttpTransport(session=self._connections(), session_owner=False, use_env_settings=False),
