@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from verbs import bench, cosmos_emulator, demo, importing, lookup, publish, releases, serve, train
+from verbs import bench, cosmos_emulator, demo, importing, lookup, plan, publish, releases, serve, train
 from verbs.terminal import fail, out
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app.command()(publish.publish)
 app.command("import")(importing.import_lists)
 app.command()(serve.serve)
 app.command()(lookup.lookup)
+app.command()(plan.plan)
 app.command()(cosmos_emulator.cosmos_emulator)
 app.add_typer(releases.app, name="releases")
 app.add_typer(bench.app, name="bench")

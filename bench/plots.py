@@ -175,6 +175,7 @@ def _count_scale(axes: Axes) -> None:
 
 
 def legend(axes: Axes) -> None:
+    """Name the lines above the frame, where some have names."""
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1.01), ncols=6, borderaxespad=0.2, handlelength=1.4)
 

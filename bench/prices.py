@@ -1,0 +1,144 @@
+"""What things cost: prices with a source, a date and a region each, from one file.
+
+`prices.toml` beside this module is that file; users put their own in its place.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+OURS = Path(__file__).with_name("prices.toml")
+LISTED = "a list price"
+STANDINGS = {"listed": LISTED, "quoted": "QUOTED BY OTHERS, NOT CHECKED", "assumed": "ASSUMED, NO PRICE WAS FOUND"}
+"""How far a price may be believed, and how that is told."""
+
+HOURS_A_MONTH = 730
+"""A twelfth of 8,760, as Azure's own estimates have it."""
+
+
+class PricesUnreadable(ValueError):
+    """The file of prices is missing, or something in it is; the sentence names both."""
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """One price in USD, and how far it may be believed: `listed`, `quoted` by a third party, or `assumed`."""
+
+    usd: float
+    per: str
+    region: str
+    date: str
+    source: str
+    standing: str
+
+    @property
+    def told(self) -> str:
+        """Say where it comes from, in one line."""
+        return f"{STANDINGS[self.standing]}: {self.region}, {self.date}, {self.source}"
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """One size of a managed Redis; `hour` is the price of one node and hour."""
+
+    name: str
+    gb: float
+    vcpus: int
+    shards: int
+    gets_s: float
+    hour: Price
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """All prices; lives as long as what is worked out with it."""
+
+    ru_hour: Price
+    autoscale_factor: Price
+    serverless_million_ru: Price
+    storage_gb_month: Price
+    cpu_hour: Price
+    redis_gb_hour: Price
+    redis: tuple[Size, ...]
+    """From the smallest to the largest."""
+
+    def ru_hours(self, ru_hours: float, *, autoscale: bool = False, regions: int = 1) -> float:
+        """Return USD for RU/s by the hour: 400 RU/s for 2 hours are 800."""
+        return ru_hours / 100 * self.ru_hour.usd * (self.autoscale_factor.usd if autoscale else 1) * regions
+
+    def serverless_ru(self, ru: float) -> float:
+        """Return USD for RU that were used without any being provisioned."""
+        return ru / 1e6 * self.serverless_million_ru.usd
+
+
+def load(path: Path = OURS) -> Prices:
+    """Read a file of prices; PricesUnreadable names the file and what is wrong with it."""
+    try:
+        told = tomllib.loads(path.read_text())
+        per_gb = _price(told, "redis_gb_hour")
+        sizes = [_size(each, per_gb, told.get("redis_quoted", {})) for each in told["redis"]]
+        return Prices(
+            ru_hour=_price(told, "ru_hour"),
+            autoscale_factor=_price(told, "autoscale_factor"),
+            serverless_million_ru=_price(told, "serverless_million_ru"),
+            storage_gb_month=_price(told, "storage_gb_month"),
+            cpu_hour=_price(told, "cpu_hour"),
+            redis_gb_hour=per_gb,
+            redis=tuple(sorted(sizes, key=lambda size: size.gb)),
+        )
+    except OSError as error:
+        raise PricesUnreadable(f"{path}: {error.strerror}") from error
+    except KeyError as error:
+        raise PricesUnreadable(f"{path}: {error.args[0]} is missing") from error
+    except (TypeError, ValueError) as error:
+        raise PricesUnreadable(f"{path}: {error}") from error
+
+
+def _price(told: Mapping[str, Any], name: str) -> Price:
+    fields = told[name]
+    try:
+        return _checked(
+            Price(
+                usd=float(fields["usd"]),
+                per=str(fields["per"]),
+                region=str(fields["region"]),
+                date=str(fields["date"]),
+                source=str(fields["source"]),
+                standing=str(fields["standing"]),
+            ),
+            name,
+        )
+    except KeyError as error:
+        raise ValueError(f"{name} has no {error.args[0]}") from error
+
+
+def _size(told: Mapping[str, Any], per_gb: Price, quoted: Mapping[str, Any]) -> Size:
+    """Read one size; where it has no price, its GB at the assumed price stand in, and say so."""
+    name, gb = str(told["name"]), float(told["gb"])
+    if gb <= 0:
+        raise ValueError(f"redis {name} must have more than 0 GB")
+    if "usd" in told:
+        hour = Price(
+            usd=float(told["usd"]),
+            per=f"node of {name} for an hour",
+            region=str(told.get("region", quoted.get("region", ""))),
+            date=str(told.get("date", quoted.get("date", ""))),
+            source=str(told.get("source", quoted.get("source", ""))),
+            standing=str(told["standing"]),
+        )
+    else:
+        per = f"node of {name} for an hour: {gb:g} GB at {per_gb.usd:g}"
+        hour = Price(gb * per_gb.usd, per, per_gb.region, per_gb.date, per_gb.source, "assumed")
+    return Size(name, gb, int(told["vcpus"]), int(told["shards"]), float(told["gets_s"]), _checked(hour, name))
+
+
+def _checked(price: Price, name: str) -> Price:
+    if price.standing not in STANDINGS:
+        raise ValueError(f"standing of {name} is {price.standing!r}, and must be {', '.join(STANDINGS)}")
+    if not price.usd >= 0:
+        raise ValueError(f"{name} is {price.usd}, and a price is 0 or more")
+    if not price.date or not price.source:
+        raise ValueError(f"{name} needs a date and a source")
+    return price
