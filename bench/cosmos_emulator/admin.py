@@ -16,7 +16,7 @@ from bench.cosmos_emulator.management import Management
 from bench.cosmos_emulator.messages import Answer, Request
 from bench.cosmos_emulator.metrics import Exposition, label_of
 from bench.cosmos_emulator.service import Service, refused
-from bench.cosmos_emulator.tokens import LIFE_S, ROLES, Issuer
+from bench.cosmos_emulator.tokens import DATA, LIFE_S, ROLES, Issuer
 
 PREFIX = "/__emulation"
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -88,7 +88,10 @@ class Admin:
 
 
 def _issued(issuer: Issuer, query: str, now: float) -> dict[str, Any]:
-    """Issue what a query asks for: `scope`, as a credential gives it, `roles` and `life_s`; all may be left out."""
+    """Issue what a query asks for; all of it may be left out.
+
+    `scope` is what a credential asks for, `resource` what one asks for that takes this page for a managed identity's.
+    """
     asked = parse_qs(query)
     roles = tuple(asked["roles"][0].split(",")) if "roles" in asked else ROLES
     if not set(roles) <= set(ROLES):
@@ -96,7 +99,7 @@ def _issued(issuer: Issuer, query: str, now: float) -> dict[str, Any]:
     life_s = asked.get("life_s", [str(LIFE_S)])[0]
     if not life_s.removeprefix("-").isdigit():
         raise bad("life_s is a whole number of seconds; below 0, the token has expired")
-    return issuer.issue(now, int(life_s), scope=asked.get("scope", [""])[0], roles=roles)
+    return issuer.issue(now, int(life_s), scope=(asked.get("scope") or asked.get("resource") or [DATA])[0], roles=roles)
 
 
 def _json(body: bytes) -> object:

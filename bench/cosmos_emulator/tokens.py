@@ -31,7 +31,7 @@ class Issuer:
     def issue(
         self, now: float, life_s: float = LIFE_S, *, scope: str = DATA, roles: tuple[str, ...] = ROLES
     ) -> dict[str, Any]:
-        """Return a token in the form of an OAuth 2.0 token answer; times are seconds of the emulator's clock.
+        """Return a token in the form in which Entra ID and managed identities answer; times are seconds.
 
         A *scope* of ARM makes a token for ARM, any other one for the account. Entra ID's tokens name no roles: these
         are looked up where the token is shown. Ours carry them, so that a test can have an identity for each.
@@ -43,6 +43,7 @@ class Issuer:
         token = signed + b"." + _text(self._sign(signed))
         return {
             "token_type": "Bearer",
+            "resource": audience,
             "expires_in": int(life_s),
             "expires_on": expires,
             "access_token": token.decode(),
