@@ -97,7 +97,7 @@ class Endpoint:
         await self.ready(timeout_s)
         make = partial(self.requests.ask, verb, kind, link, path, headers=headers, body=body)
         answer = await self.send(make, due_s, again=verb == "GET")
-        if answer.status == 401 and await self.renewed(due_s):
+        if answer.status == 401 and await self.renewed(answer, due_s):
             answer = await self.send(make, due_s)
         return answer
 
@@ -121,12 +121,14 @@ class Endpoint:
             except TimeoutError:
                 raise CosmosUnavailable(f"{self._judge.shown}: Entra ID gave no token in time", "timeout") from None
 
-    async def renewed(self, due_s: float) -> bool:
+    async def renewed(self, refused: Answer, due_s: float) -> bool:
         """Get another token in the place of one that was refused; False where there is none, or none in time."""
         try:
             async with asyncio.timeout_at(due_s):
                 renewed = await self._signer.renew()
         except TimeoutError:
             return False
-        self.requests.forget()
+        if renewed:
+            self._judge.refused(refused)  # counted, as it is not the answer that the caller sees
+            self.requests.forget()
         return renewed

@@ -97,18 +97,22 @@ class Regions:
     def answered(self, region: Region) -> None:
         """Take note that a region answers."""
         region.strikes = 0
+        if region.lost and region in self._readable:
+            region.lost = False
+            region.found_at = asyncio.get_running_loop().time()
+            self.near = next(one for one in self._readable if not one.lost)
+            log.warning("%s: %s can be read again; reading from %s", self._judge.shown, region.name, self.near.name)
 
     def instead(self, region: Region, kind: Kind) -> Region | None:
-        """Take note that a read failed in *region*; return another for it, where there is one that may do better."""
+        """Take note that a read failed in *region*; return another to ask, where another may do better."""
         if kind not in ELSEWHERE:
             return None
-        other = next((one for one in self._readable if not one.lost and one is not region), None)
-        if other is None:
-            return None
         region.strikes += 1
-        if not region.lost and (region.strikes >= STRIKES or kind == "connect"):
-            self._leave(region, other, kind)
-        return other
+        others = [one for one in self._readable if one is not region]
+        healthy = next((one for one in others if not one.lost), None)
+        if healthy is not None and not region.lost and (region.strikes >= STRIKES or kind == "connect"):
+            self._leave(region, kind)
+        return healthy or next(iter(others), None)
 
     def doubt(self) -> None:
         """Ask the account again soon: something is not where it said."""
@@ -126,31 +130,27 @@ class Regions:
         for endpoint in self._endpoints.values():
             await endpoint.transport.close()
 
-    def _leave(self, region: Region, other: Region, kind: Kind) -> None:
-        now = asyncio.get_running_loop().time()
-        steady = now - region.found_at > PAUSE_S[1]
+    def _leave(self, region: Region, kind: Kind) -> None:
+        """Read elsewhere for a while; longer each time for a region that does not stay."""
+        steady = asyncio.get_running_loop().time() - region.found_at > PAUSE_S[1]
         region.pause_s = PAUSE_S[0] if steady else min(region.pause_s * 2, PAUSE_S[1])
         region.lost = True
-        self.near = next((one for one in self._readable if not one.lost), other)
+        self.near = next(one for one in self._readable if not one.lost)
         log.warning("%s: %s cannot be read (%s); reading from %s", self._judge.shown, region.name, kind, self.near.name)
         self._start(self._look_after(region))
         self.doubt()
 
     async def _look_after(self, region: Region) -> None:
         """Look at a region that was left now and then, until it answers or the account lists it no more."""
-        while region in self._readable:
+        while region.lost and region in self._readable:
             await asyncio.sleep(region.pause_s * random.uniform(0.5, 1.0))  # noqa: S311 -- spreads workers, guards nothing
+            region.pause_s = min(region.pause_s * 2, PAUSE_S[1])
             try:
                 answer = await region.endpoint.ask("GET", "", "", "")
             except StoreError:
-                answer = None
-            if answer is not None and answer.status == 200 and region in self._readable:
-                region.lost, region.strikes = False, 0
-                region.found_at = asyncio.get_running_loop().time()
-                self.near = next(one for one in self._readable if not one.lost)
-                log.warning("%s: %s can be read again; reading from %s", self._judge.shown, region.name, self.near.name)
-                return
-            region.pause_s = min(region.pause_s * 2, PAUSE_S[1])
+                continue
+            if answer.status == 200:
+                self.answered(region)
 
     async def _learn(self) -> Places:
         """Ask the account's own endpoint, and where that does not answer those of its regions."""

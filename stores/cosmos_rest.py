@@ -95,20 +95,22 @@ class RestDriver:
         endpoint = region.endpoint
         make = partial(endpoint.requests.read, container, name)
         answer = await endpoint.send(make, due_s, again=True)
-        if answer.status == 401 and await endpoint.renewed(due_s):
+        if answer.status == 401 and await endpoint.renewed(answer, due_s):
             answer = await endpoint.send(make, due_s)
         try:
             if answer.status == 200:
                 self._judge.charge(answer)
-                region.strikes = 0
-                return item_of(answer, name)
-            if is_absent(answer):
+                item = item_of(answer, name)
+            elif is_absent(answer):
                 self._judge.charge(answer)
-                region.strikes = 0
-                return None
+                item = None
+            else:
+                raise self._refused(answer, container)
         except Malformed as error:
             raise self._judge.nonsense(error) from error
-        raise self._judge.refused(answer)
+        if region.strikes:
+            self._regions.answered(region)
+        return item
 
     async def look(self, container: str, name: str) -> Look:
         answer = await self._fresh(container, name, DEADLINE_S)
@@ -184,7 +186,7 @@ class RestDriver:
         error = self._judge.refused(answer)
         if isinstance(error, ContainerMissing):
             self._sessions.forget(container)
-        elif isinstance(error, CosmosUnavailable):
+        elif isinstance(error, CosmosUnavailable) and error.kind == "unavailable":
             self._regions.doubt()
         return error
 

@@ -120,6 +120,8 @@ class TokenSigner:
             value = f"type=aad&ver=1.0&sig={got.token}".encode("ascii")
             if not got.token or any(byte <= 0x20 for byte in value):
                 raise ValueError("the token is not one")  # noqa: TRY301 -- told like any other failure
+            if got.expires_on <= self._clock():
+                raise ValueError("the token has ended by this machine's clock; set it right")  # noqa: TRY301 -- as above
         except Exception as error:  # noqa: BLE001 -- credentials raise what they like; it is told, and tried again
             if not self._trouble:
                 log.warning("%s: no token from Entra ID: %s", self._shown, shown(str(error)))

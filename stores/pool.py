@@ -7,8 +7,8 @@ from collections import deque
 
 from stores.wire import Answer, Connection, Kind, WireFailed
 
-CONNECT_S = 1.0
-"""When an attempt to connect is given up, whoever waits for it; TLS has its share of it."""
+CONNECT_S = 2.0
+"""When an attempt to connect is given up, whoever waits for it; a handshake of TLS is part of it."""
 
 PAUSE_S = (0.05, 2.0)
 """The first and the longest pause before a server that failed is tried again; callers meanwhile fail at once."""

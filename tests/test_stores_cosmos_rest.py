@@ -1,0 +1,147 @@
+"""The driver over the wire as a whole: keys, clocks, connections that end, and a service without a network."""
+
+import asyncio
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from stores.cosmos_errors import CosmosThrottled, CosmosUnavailable
+from stores.cosmos_rest import RestDriver
+from stores.cosmos_throughput import Throughput
+from stores.cosmos_url import Address, parse
+from tests.conftest import FakeClock
+from tests.cosmos_drivers import Account, Counted, account
+from tests.cosmos_inside import Inside
+from tests.cosmos_server import Direct
+from tests.proxy import through
+from tests.virtual import VirtualLoop, in_virtual_time
+
+NAME = "user.YQ"
+ITEM = {"id": NAME, "v": 1}
+KEY = "bm90IHRoZSBrZXkgb2YgYW55IGVtdWxhdG9yLCBidXQgb25lIG9mIHRoaXMgdGVzdA=="
+
+
+@pytest.fixture(scope="module")
+def far() -> Iterator[Account]:
+    with account(None) as running:
+        yield running
+
+
+@pytest.fixture
+def meter() -> Counted:
+    return Counted()
+
+
+async def filled(far: Account) -> Address:
+    """Return a database with a container `c` that holds one item."""
+    address = far.address(f"d{secrets.token_hex(4)}")
+    driver = RestDriver(address, Counted())
+    await driver.create_database()
+    await driver.create_container("c", Throughput(4000))
+    await driver.upsert("c", ITEM)
+    await driver.close()
+    return address
+
+
+async def test_a_key_from_a_file_lets_in_and_is_shown_nowhere(tmp_path: Path, meter: Counted) -> None:
+    path = tmp_path / "key"
+    path.write_text(KEY + "\n")
+    with account(None, "--key-file", str(path)) as far:
+        address = parse(far.url("d"), {"HOTPLATE_COSMOS_KEY_FILE": str(path)})
+        driver = RestDriver(address, meter)
+        assert await driver.create_database()
+        assert KEY not in f"{address!r} {driver!r} {driver._signer!r} {vars(driver)!r}"
+        await driver.close()
+
+
+@pytest.mark.parametrize(("ahead_s", "said"), [(3600, "60 minutes ahead of"), (-3600, "60 minutes behind")])
+async def test_a_clock_that_is_an_hour_off_is_told_in_the_sentence(
+    far: Account, meter: Counted, clock: FakeClock, ahead_s: int, said: str
+) -> None:
+    clock.now = time.time() + ahead_s
+    driver = RestDriver(far.address("d"), meter, clock=clock)
+    for ask in (driver.read("c", "a", 5.0), driver.look("c", "a"), driver.create_database()):
+        with pytest.raises(CosmosUnavailable, match=f"this machine's clock is {said} the service's") as error:
+            await ask
+        assert error.value.kind == "unauthorized"
+    await driver.close()
+
+
+async def test_a_connection_that_idled_until_the_server_left_costs_a_read_nothing(
+    far: Account, meter: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stores.pool.STALE_S", -1.0)
+    address = await filled(far)
+    async with through(int(far.emulator.endpoint.rpartition(":")[2].strip("/"))) as proxy:
+        driver = RestDriver(replace(address, endpoint=f"http://127.0.0.1:{proxy.port}"), meter)
+        await asyncio.gather(*(driver.read("c", NAME, 5.0) for _ in range(8)))
+        reading = [asyncio.create_task(driver.read("c", NAME, 5.0)) for _ in range(8)]
+        await asyncio.sleep(0)  # they are sent, on connections that have ended
+        proxy.reset()
+        assert all(await asyncio.gather(*reading))
+        assert set(meter.kinds) == {"reset"}
+        await driver.close()
+
+
+async def test_a_server_that_went_away_is_tried_by_one_at_a_time(far: Account, meter: Counted) -> None:
+    address = await filled(far)
+    async with through(int(far.emulator.endpoint.rpartition(":")[2].strip("/"))) as proxy:
+        driver = RestDriver(replace(address, endpoint=f"http://127.0.0.1:{proxy.port}"), meter)
+        await asyncio.gather(*(driver.read("c", NAME, 5.0) for _ in range(8)))
+        before, proxy.refusing = proxy.accepted, True
+        proxy.reset()
+        for _ in range(5):
+            failed = await asyncio.gather(*(driver.read("c", NAME, 5.0) for _ in range(8)), return_exceptions=True)
+            assert all(isinstance(error, CosmosUnavailable) for error in failed)
+        assert proxy.accepted <= before + 4 + 8
+        proxy.refusing = False
+        while isinstance((await asyncio.gather(driver.read("c", NAME, 5.0), return_exceptions=True))[0], Exception):
+            await asyncio.sleep(0.02)
+        await driver.close()
+
+
+async def test_a_certificate_of_another_name_is_refused(tmp_path: Path, meter: Counted) -> None:
+    certificate = tmp_path / "ca.pem"
+    with account(certificate) as far:
+        port = far.emulator.endpoint.rpartition(":")[2].strip("/")
+        named = replace(far.address("d"), endpoint=f"https://127.0.0.2:{port}")
+        driver = RestDriver(named, meter)
+        with pytest.raises(CosmosUnavailable) as error:
+            await driver.read("c", "a", 5.0)
+        assert error.value.kind == "connect"
+        await driver.close()
+
+
+def test_a_whole_life_runs_in_virtual_time_without_a_network() -> None:
+    async def live(loop: VirtualLoop) -> tuple[float, list[str]]:
+        def clock() -> float:
+            return 1_790_000_000 + loop.time()
+
+        meter = Counted()
+        far = Direct(clock, ru=400)
+        address = parse("cosmos+http://127.0.0.1:8081/d", {})
+        driver = RestDriver(address, meter, clock=clock, carry=lambda url: Inside(far.service, url))
+        started, written = loop.time(), 0
+        while written < 1600:
+            try:
+                await driver.create("c", {"id": f"user.{written}"})
+                written += 1
+            except CosmosThrottled as error:
+                await asyncio.sleep(error.retry_after_s)
+        await driver.close()
+        return loop.time() - started, meter.kinds
+
+    elapsed_s, kinds = in_virtual_time(live)
+    assert elapsed_s == pytest.approx(1600 * 5 / 400, abs=2)
+    assert set(kinds) == {"throttled"}
+
+
+def test_nothing_of_azure_is_imported_for_a_key() -> None:
+    program = "import sys, stores.cosmos_rest; print([name for name in sys.modules if name.startswith('azure')])"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout == b"[]\n"
