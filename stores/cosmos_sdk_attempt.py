@@ -22,7 +22,7 @@ from azure.core.pipeline import PipelineRequest, PipelineResponse
 from azure.core.pipeline.policies import AsyncHTTPPolicy
 from azure.core.pipeline.transport import AsyncHttpResponse, HttpRequest
 
-from stores.cosmos_answers import Malformed, charge_ru, object_of, refusal_of
+from stores.cosmos_answers import Malformed, charge_ru, is_absent, object_of, refusal_of
 from stores.cosmos_errors import CosmosThrottled, CosmosUnavailable, Kind, shown, translated
 from stores.errors import StoreError
 from stores.store import Meter
@@ -34,8 +34,8 @@ WORDS: dict[Kind, str] = {
     "malformed": "sent what is no answer",
     "timeout": "did not answer in time",
 }
-ANSWERS = {(404, 0), (409, 0), (412, 0)}
-"""Refusals that the SDK is left to raise: there is no such item, the id is taken, the version has changed."""
+ANSWERS = (409, 412)
+"""Refusals that the SDK is left to raise: the id is taken, the version has changed."""
 
 STALE = {(400, 1024), (404, 1002)}
 """The container is another one than when the SDK read its properties, or began to keep the session's tokens."""
@@ -93,10 +93,11 @@ class OneAttempt(AsyncHTTPPolicy[HttpRequest, AsyncHttpResponse]):
             if not path:
                 self._learnt(told)
             return
+        if answer.status in ANSWERS or ("/docs" in path and is_absent(answer)):
+            return
         refusal = refusal_of(answer, asked_at)
         what = refusal.status, refusal.substatus
-        serverless = refusal.status == 400 and path.startswith("offers") and "serverless" in refusal.message.lower()
-        if serverless or (what in ANSWERS and ("/docs" in path or refusal.status == 409)):
+        if refusal.status == 400 and path.startswith("offers") and "serverless" in refusal.message.lower():
             return
         if what in STALE:
             self.stale = True
