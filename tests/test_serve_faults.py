@@ -6,26 +6,21 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from bench.load import Load, Result, drive
 from stores.catalogue import State
 from stores.connect import connect
 from stores.errors import StoreFull, StoreUnavailable
 from stores.release import prune, publish
 from stores.store import Plan, Row
+from tests.loaded_service import RECOVERY_S, Run, under_load
 from tests.proxy import Proxy, through
 from tests.redis_server import RedisServer
 from tests.redis_server import running as redis_running
-from tests.service import Service, a_list, publish_to, serving
-from tests.test_serve_flip import USERS, lists, whole
-
-RECOVERY_S = 5.0
-HANG_S = 1.5
-"""Far over the budget of 0.05 s, for a machine that is busy; far under what a client without a deadline would wait."""
+from tests.service import a_list, publish_to, serving
+from tests.test_serve_flip import lists
 
 
 @pytest.fixture
@@ -35,59 +30,6 @@ def redis(tmp_path: Path) -> Iterator[RedisServer]:
     folder.mkdir()
     with redis_running(folder, "--appendonly", "yes", "--appendfsync", "always") as server:
         yield server
-
-
-class Run:
-    """A service under constant load, and what it answered when the load is over."""
-
-    def __init__(self, service: Service) -> None:
-        self.service = service
-        self.result: Result | None = None
-
-    async def until(self, tier: str, source: str = "personal") -> float:
-        """Wait until answers come from *tier* again; return how long that took, in seconds."""
-        started = time.monotonic()
-        while True:
-            answer = (await asyncio.to_thread(self.service.get, "/v1/recommendations/1")).json
-            if (answer["tier"], answer["source"]) == (tier, source):
-                return time.monotonic() - started
-            assert time.monotonic() - started < 20, f"still answered by {answer['tier']}, {answer['source']}"
-            await asyncio.sleep(0.02)
-
-    def answered(self, *tiers: str, source: str | None = None) -> None:
-        """Hold the load to the promise: every request answered, none empty, none late, by these tiers."""
-        result = self.result
-        assert result is not None
-        assert (result.errors, result.dropped, result.ok) == ({}, 0, result.due)
-        assert set(result.seen["tier"]) == set(tiers)
-        assert source is None or source in result.seen["source"]
-        assert result.latency is not None
-        assert result.latency.max < HANG_S * 1e6
-
-    def logged(self, text: str) -> int:
-        return self.service.log.read_text().count(text)
-
-
-@asynccontextmanager
-async def under_load(logs: Path, *stores: str, seconds: float) -> AsyncIterator[Run]:
-    """Serve *stores* under 200 requests a second; the block must be over in *seconds*."""
-    options = [part for url in stores for part in ("--store", url)]
-    with ExitStack() as stack:
-        # In a thread: a proxy that the service starts up through runs on this loop.
-        run = Run(await asyncio.to_thread(stack.enter_context, serving(logs, *options)))
-        load = Load(
-            url=run.service.url,
-            paths=[f"/v1/recommendations/{n}?n=3" for n in range(USERS)],
-            rate=200,
-            duration_s=seconds,
-            connections=32,
-            check=whole,
-            observe=("release", "source", "tier"),
-        )
-        loading = asyncio.create_task(drive(load))
-        await asyncio.sleep(0.5)
-        yield run
-        run.result = await loading
 
 
 async def test_redis_killed_and_restarted(tmp_path: Path, redis: RedisServer) -> None:

@@ -1,0 +1,92 @@
+"""A real service under a constant load, and what its callers saw, its log says and its metrics count."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from bench.load import Load, Result, drive
+from tests.service import Service, serving
+from tests.test_serve_flip import USERS, whole
+
+RECOVERY_S = 5.0
+HANG_S = 1.5
+"""Far over the budget of 0.05 s, for a machine that is busy; far under what a client without a deadline would wait."""
+
+ALL = tuple(f"/v1/recommendations/{n}?n=3" for n in range(USERS))
+
+
+class Run:
+    """A service under constant load, and what it answered when the load is over."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.result: Result | None = None
+
+    async def until(self, tier: str, source: str = "personal") -> float:
+        """Wait until answers come from *tier* again; return how long that took, in seconds."""
+        started = time.monotonic()
+        while True:
+            answer = (await asyncio.to_thread(self.service.get, "/v1/recommendations/1")).json
+            if (answer["tier"], answer["source"]) == (tier, source):
+                return time.monotonic() - started
+            assert time.monotonic() - started < 20, f"still answered by {answer['tier']}, {answer['source']}"
+            await asyncio.sleep(0.02)
+
+    async def until_status(self, status: str) -> str:
+        """Wait until `/readyz` has the *status*; return what it says is wrong."""
+        started = time.monotonic()
+        while (ready := await asyncio.to_thread(self.service.get, "/readyz")).json["status"] != status:
+            assert ready.status == 200
+            assert time.monotonic() - started < 20, f"still {ready.json}"
+            await asyncio.sleep(0.02)
+        return "; ".join(tier["detail"] for tier in ready.json["tiers"] if tier["detail"])
+
+    def answered(self, *tiers: str, source: str | None = None) -> None:
+        """Hold the load to the promise: every request answered, none empty, none late, by these tiers."""
+        result = self.result
+        assert result is not None
+        assert (result.errors, result.dropped, result.ok) == ({}, 0, result.due)
+        assert set(result.seen["tier"]) == set(tiers)
+        assert source is None or source in result.seen["source"]
+        assert result.latency is not None
+        assert result.latency.max < HANG_S * 1e6
+
+    def share(self, source: str) -> float:
+        """Return the share of answers that came from *source*."""
+        assert self.result is not None
+        return self.result.seen["source"].get(source, 0) / self.result.due
+
+    def logged(self, text: str) -> int:
+        return self.service.log.read_text().count(text)
+
+    async def counted(self, name: str, **labels: str) -> float:
+        """Return what `/metrics` counts, added up over the labels that are not named."""
+        text = (await asyncio.to_thread(self.service.get, "/metrics")).body.decode()
+        samples = [one for family in text_string_to_metric_families(text) for one in family.samples]
+        return sum(one.value for one in samples if one.name == name and labels.items() <= one.labels.items())
+
+
+@asynccontextmanager
+async def under_load(logs: Path, *stores: str, seconds: float, paths: tuple[str, ...] = ALL) -> AsyncIterator[Run]:
+    """Serve *stores* under 200 requests a second; the block must be over in *seconds*."""
+    options = [part for url in stores for part in ("--store", url)]
+    with ExitStack() as stack:
+        # In a thread: a proxy that the service starts up through runs on this loop.
+        run = Run(await asyncio.to_thread(stack.enter_context, serving(logs, *options)))
+        load = Load(
+            url=run.service.url,
+            paths=paths,
+            rate=200,
+            duration_s=seconds,
+            connections=32,
+            check=whole,
+            observe=("release", "source", "tier"),
+        )
+        loading = asyncio.create_task(drive(load))
+        await asyncio.sleep(0.5)
+        yield run
+        run.result = await loading
