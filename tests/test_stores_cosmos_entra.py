@@ -1,12 +1,15 @@
 """A store that is reached by Entra ID alone: items by the account, containers by Azure Resource Manager, no key."""
 
+import asyncio
 import secrets
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from azure.core.credentials import AccessToken
 
 from stores.catalogue import ReleaseId
 from stores.cosmos import CosmosStore, open_url
@@ -18,12 +21,12 @@ from stores.cosmos_meter import Relay
 from stores.cosmos_rest import RestDriver
 from stores.cosmos_sdk import SdkDriver
 from stores.cosmos_throughput import Throughput
-from stores.cosmos_url import Address, parse
+from stores.cosmos_url import KEY, Address, parse
 from stores.errors import StoreMisused
 from stores.release import activate, prune, publish, rollback, verify
 from stores.store import Plan, Row
 from tests.cosmos_server import Emulator, emulator
-from tests.entra import PLACE, Identity, url_of
+from tests.entra import PLACE, Identity, token_of, url_of
 from tests.service import a_list, serving
 from tests.test_stores_life import batches
 from tests.test_verbs import failed, hotplate
@@ -123,6 +126,40 @@ async def test_a_key_goes_to_the_account_for_everything(server: Emulator) -> Non
         assert await store.get_many(await release_of(store), ["user:001"]) == [b"list of 1"]
     finally:
         await store.close()
+
+
+async def test_a_key_that_may_not_change_containers_leaves_them_to_arm(server: Emulator) -> None:
+    address = parse(url_of(server, "db", **PLACE), {KEY: server.key})
+    driver = RestDriver(address, Relay())
+    containers = containers_of(address, driver)
+    assert isinstance(containers, ArmContainers)
+    await containers.close()
+    assert containers_of(replace(address, managed=None), driver) is driver
+    await driver.close()
+
+
+async def test_a_token_that_the_account_finds_expired_is_renewed_at_once(server: Emulator) -> None:
+    """Clocks differ: the credential says that its token lasts, the account that it has ended."""
+    moved_s = 0.0
+
+    class Stale(Identity):
+        async def get_token(self, *scopes: str, **_options: object) -> AccessToken:
+            self.scopes.append(scopes[0])
+            given = await asyncio.to_thread(token_of, server, scopes[0], "", -5 if len(self.scopes) == 1 else 3600)
+            return AccessToken(given.token, int(time.time()) + 3600)
+
+    identity = Stale(server)
+    address = parse(url_of(server, "db"), {})
+    driver = RestDriver(address, Relay(), credential=identity, clock=lambda: time.time() + moved_s)
+    try:
+        with pytest.raises(CosmosUnavailable, match="expired since") as refused:
+            await driver.account()
+        assert refused.value.kind == "unauthorized"
+        moved_s = 60.0  # no new token is asked for right after the last
+        assert (await driver.account()).regions
+        assert len(identity.scopes) == 2
+    finally:
+        await driver.close()
 
 
 def test_a_managed_identity_publishes_and_another_one_serves(
