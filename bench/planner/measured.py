@@ -27,6 +27,7 @@ def from_report(path: Path, p99_ms: float | None = None) -> Layer:
         if facts["interrupted"] or not facts["valid"]:
             raise PlanMisused(f"--from-report: {path} was stopped or is invalid; measure again")
         machine = facts["machine"]
+        source = f"measured: {path.name}, {machine['cpu']}, {machine['cores']} cores, {str(machine['date'])[:10]}"
         values = dict(facts.get("measured", {}))
         if unknown := values.keys() - KNOWN.keys():
             raise PlanMisused(
@@ -44,7 +45,6 @@ def from_report(path: Path, p99_ms: float | None = None) -> Layer:
         raise PlanMisused(f"--from-report: {path} is no report of hotplate bench ({error!r})") from error
     if not values:
         raise PlanMisused(f"--from-report: {path} holds nothing that a plan can use")
-    source = f"measured: {path.name}, {machine['cpu']}, {machine['cores']} cores, {str(machine['date'])[:10]}"
     return Layer(source, values, f"{{name}} in {path}")
 
 

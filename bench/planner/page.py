@@ -12,6 +12,7 @@ from bench.planner.outline import cheapest, outline
 from bench.planner.report import PlanReport
 from bench.prices import LISTED
 
+PRICE = "usd_"
 TILES = (
     ("cheapest_cost", "Cosmos DB at its cheapest"), ("redis_cost", "Redis"), ("serve_ru", "Cosmos DB, to serve"),
     ("publish_ru_s", "Cosmos DB, to publish"), ("pods", "in all regions"),
@@ -94,7 +95,7 @@ def _given(report: PlanReport) -> str:
 
 
 def _prices(report: PlanReport) -> str:
-    used = [each for name, each in report.plan.figures.items() if name.startswith("usd_")]
+    used = [each for name, each in report.plan.figures.items() if name.startswith(PRICE)]
     rows = [[each.name, f"{each.value:g}", each.unit, each.source] for each in used]
     doubtful = sum(not each.source.startswith(LISTED) for each in used)
     lead = f"{doubtful} of {len(used)} are not list prices that somebody looked up at the source." if doubtful else ""
@@ -102,12 +103,12 @@ def _prices(report: PlanReport) -> str:
 
 
 def _why(figures: Iterable[Figure]) -> str:
-    """Show each figure that was worked out, the formula, the same with values, and its source."""
+    """Show each figure with its formula, the values that went into it, and its source."""
     rows = "".join(
         f"<tr><td><code>{escaped(each.name)}</code></td><td class=n>{escaped(each.told)}</td>"
         f"<td><code>{escaped(each.formula)}</code><br><span class=soft>{escaped(_inputs(each))}</span></td></tr>"
         for each in figures
-        if each.formula
+        if each.name not in KNOWN and not each.name.startswith(PRICE)
     )
     return section(
         "Why",
