@@ -1,17 +1,20 @@
 """Tiers: several stores behind one service, each with its own live release and its own breaker."""
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from time import monotonic, perf_counter
 from typing import NamedTuple
 
-from serve.breaker import Breaker
+from serve.breaker import FAILURES, FAILURES_OF_PARTS, Breaker
 from serve.deadlines import Deadlines
 from serve.following import Follower, View
 from serve.metrics import REQUEST_UNITS, Metrics
 from stores.errors import ReleaseNotFound, StoreError, StoreUnavailable
 from stores.store import LocalReader, Metered, PatientReader, Reader, Slot
+
+log = logging.getLogger(__name__)
 
 AT_ONCE = 256
 """How many keys of a store in this process are read before others have their turn: half a millisecond."""
@@ -60,12 +63,14 @@ class Tier:
             reader.count_into(_Attempts(name, metrics))
         self._metrics = metrics
         self._deadlines = Deadlines()
+        self._spared = ""
+        """Why the store was spared last."""
 
     @property
     def trouble(self) -> str | None:
         """What is wrong with this tier, in a sentence; None while all is well."""
         if self.breaker.is_open:
-            return self.follower.trouble or "the store fails, and is spared until it answers again"
+            return self.follower.trouble or self._spared
         return self.follower.trouble
 
     async def close(self) -> None:
@@ -95,15 +100,28 @@ class Tier:
                 return await self._read_here(self._local, view, keys)
         if not self.breaker.allows():
             raise StoreUnavailable(f"{self.name} is spared until it answers again")
-        done = False
         try:
             reading = await self._deadlines.within(timeout_s, self._read_live(view, keys, monotonic() + timeout_s))
-            done = True
         except TimeoutError:
-            raise StoreUnavailable(f"{self.name} did not answer in {timeout_s * 1000:.0f} ms") from None
-        finally:
-            (self.breaker.succeeded if done else self.breaker.failed)()
+            late = StoreUnavailable(f"{self.name} did not answer in {timeout_s * 1000:.0f} ms")
+            self._failed(late)
+            raise late from None
+        except BaseException as error:
+            self._failed(error)
+            raise
+        if self.breaker.is_open:
+            log.warning("%s answers again", self.name)
+        self.breaker.succeeded()
         return reading
+
+    def _failed(self, error: BaseException) -> None:
+        """Tell the breaker; a store that reads key by key may have failed this one only."""
+        was_open = self.breaker.is_open
+        of_a_part = self._patient is not None and isinstance(error, StoreUnavailable)
+        self.breaker.failed(FAILURES_OF_PARTS if of_a_part else FAILURES)
+        if self.breaker.is_open and not was_open:
+            self._spared = f"it fails, and is spared until it answers again: {error}"
+            log.warning("%s: %s", self.name, self._spared)
 
     async def _read_here(self, reader: LocalReader, view: View, keys: Sequence[str]) -> Reading:
         slots = list[Slot]()

@@ -72,9 +72,10 @@ class Control:
         """Yield the catalogue now and after each change, from the nearest region; stale ones may be among them."""
         await self.check_writers()
         seen: Version | None = None
+        read = partial(self._items.read, CONTROL, CATALOGUE, DEADLINE_S)
         while True:
             try:
-                item = await self._items.read(CONTROL, CATALOGUE, DEADLINE_S)
+                item = await self._patience.insist(read, at_most_s=POLL_S)
             except ContainerMissing:
                 item = None
             found = self._parse(item, self._now())

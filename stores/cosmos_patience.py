@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from math import inf
 from typing import TypeVar
 
 from stores.cosmos_errors import CosmosThrottled, CosmosUnavailable
@@ -32,19 +33,22 @@ class Patience:
         self._done_at = clock()
         self._turn = asyncio.Lock()
 
-    async def insist(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """Do what costs no budget, again and again within reason; raises what the last attempt raised."""
+    async def insist(self, attempt: Callable[[], Awaitable[T]], *, at_most_s: float = inf) -> T:
+        """Do what costs no budget, again and again within reason; raises what the last attempt raised.
+
+        Reason is PATIENCE_S, or THROTTLED_S, or less where that is asked for by *at_most_s*.
+        """
         began_at, failing_since, pause_s = self._clock(), None, BACKOFF_S[0]
         while True:
             try:
                 done = await attempt()
             except CosmosThrottled as error:
-                if self._clock() - max(began_at, self._done_at) > THROTTLED_S:
+                if self._clock() - max(began_at, self._done_at) > min(THROTTLED_S, at_most_s):
                     raise
                 failing_since, wait_s = None, error.retry_after_s
             except CosmosUnavailable as error:
                 failing_since = self._clock() if failing_since is None else failing_since
-                if error.lasting or self._clock() - failing_since > PATIENCE_S:
+                if error.lasting or self._clock() - failing_since > min(PATIENCE_S, at_most_s):
                     raise
                 wait_s = pause_s * random.uniform(0.5, 1.0)  # noqa: S311 -- spreads writers, guards nothing
                 pause_s = min(pause_s * 2, BACKOFF_S[1])

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.breaker import FAILURES, PAUSE_S, Breaker
+from serve.breaker import FAILURES, FAILURES_OF_PARTS, PAUSE_S, Breaker
 from tests.conftest import FakeClock
 
 
@@ -57,6 +57,14 @@ def test_the_pause_doubles_to_its_bound_and_is_short_again_after_a_success(break
     fail(breaker, FAILURES)
     clock.now += PAUSE_S[0]
     assert breaker.allows()
+
+
+def test_a_probe_that_fails_is_enough_whatever_the_failure(breaker: Breaker, clock: FakeClock) -> None:
+    fail(breaker, FAILURES)
+    clock.now += PAUSE_S[0]
+    assert breaker.allows()
+    breaker.failed(FAILURES_OF_PARTS)
+    assert not breaker.allows()
 
 
 def test_failures_of_requests_sent_before_it_opened_do_not_lengthen_the_pause(

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 
 import pytest
 
+from serve.breaker import FAILURES, FAILURES_OF_PARTS
 from serve.exposition import Exposition
 from serve.lookup import Lookup
 from serve.metrics import Metrics
 from serve.tiers import Tier
 from stores.catalogue import ReleaseId
-from stores.errors import StoreError, StoreUnavailable
+from stores.errors import ReleaseNotFound, StoreError, StoreUnavailable
 from stores.memory import MemoryStore
 from stores.store import Meter, Slot
 from tests.conftest import FakeClock
@@ -76,12 +77,37 @@ async def test_a_batch_of_which_nothing_can_be_read_does_not_fail_the_others(sto
     assert not tier.breaker.is_open
 
 
-async def test_a_store_that_answers_nothing_at_all_is_spared_in_the_end(store: OneByOne) -> None:
+async def test_a_store_that_answers_nothing_at_all_is_spared_in_the_end(
+    store: OneByOne, caplog: pytest.LogCaptureFixture
+) -> None:
     lookup, tier, _ = opened(store)
     await tier.follower.refresh()
     store.broken_keys = {f"user:{n}" for n in range(5)}
-    for _ in range(5):
+    for _ in range(FAILURES_OF_PARTS):
         await lookup.personal_many(["0", "1", "2", "3"])
+    assert tier.breaker.is_open
+    assert tier.trouble == "it fails, and is spared until it answers again: this one could not be read"
+    assert [record.levelname for record in caplog.records if record.name == "serve.tiers"] == ["WARNING"]
+
+
+async def test_keys_of_one_part_may_fail_for_long_before_those_of_others_are_spared(store: OneByOne) -> None:
+    lookup, tier, _ = opened(store)
+    await tier.follower.refresh()
+    store.broken_keys = {"user:1"}
+    for _ in range(FAILURES_OF_PARTS - 1):
+        await lookup.personal("1", "")
+    assert (await lookup.personal("0", "")).source == "personal"
+    for _ in range(FAILURES_OF_PARTS - 1):
+        await lookup.personal("1", "")
+    assert not tier.breaker.is_open
+
+
+async def test_a_release_that_is_gone_concerns_every_key(store: OneByOne) -> None:
+    lookup, tier, _ = opened(store)
+    await tier.follower.refresh()
+    store.failure = ReleaseNotFound("gone")
+    for _ in range(FAILURES):
+        await lookup.personal("1", "")
     assert tier.breaker.is_open
 
 
