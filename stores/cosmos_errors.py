@@ -33,6 +33,13 @@ NOT_FOR_IDENTITIES = (
     "{where} lets no identity of Entra ID make, scale or drop databases and containers; add subscription= and "
     "resource_group= to its URL, or give the account's key ({codes}: {said})"
 )
+THROUGH_ARM = "not allowed through Azure Cosmos DB endpoint"
+"""What an account says whose keys may not change metadata; it gives that no substatus of its own."""
+
+NOT_FOR_KEYS = (
+    "{where} lets its key make, scale or drop no databases and containers; add subscription= and resource_group= to "
+    "its URL ({codes}: {said})"
+)
 MEANINGS: dict[tuple[int, int | None], tuple[str, Kind]] = {
     (403, None): (FORBIDDEN, "forbidden"),
     (403, 3): ELSEWHERE,
@@ -102,6 +109,8 @@ def translated(refusal: Refusal, where: str, advice: str = "") -> StoreError:
         return CosmosUnavailable(_unauthorized(refusal, where, said, advice), "unauthorized")
     codes = refusal.status, refusal.substatus
     sentence, kind = MEANINGS.get(codes) or MEANINGS.get((refusal.status, None)) or REFUSED
+    if refusal.status == 403 and THROUGH_ARM in refusal.message:
+        sentence, kind = NOT_FOR_KEYS, "forbidden"
     shown_codes = f"{refusal.status}/{refusal.substatus}"
     return CosmosUnavailable(sentence.format(where=where, codes=shown_codes, said=said), kind)
 

@@ -17,7 +17,7 @@ from azure.mgmt.cosmosdb import CosmosDBManagementClient
 
 from stores.cosmos_arm import ArmContainers
 from stores.cosmos_driver import Offer
-from stores.cosmos_errors import ContainerMissing, CosmosThrottled, CosmosUnavailable
+from stores.cosmos_errors import ContainerMissing, CosmosThrottled, CosmosUnavailable, Refusal, translated
 from stores.cosmos_throughput import Throughput
 from stores.cosmos_url import Address, parse
 from stores.errors import StoreMisused
@@ -216,3 +216,12 @@ def test_a_url_says_where_the_account_is_managed(server: Emulator) -> None:
     ):
         with pytest.raises(StoreMisused, match=told):
             parse(url, {})
+
+
+def test_an_account_whose_keys_may_not_change_containers_is_told_from_a_missing_role() -> None:
+    said = "Operation 'POST' on resource 'colls' is not allowed through Azure Cosmos DB endpoint. Please switch on such"
+    error = translated(Refusal(403, 0, said), "cosmos://acct/db")
+    assert isinstance(error, CosmosUnavailable)
+    assert error.kind == "forbidden"
+    assert "add subscription= and resource_group= to its URL" in str(error)
+    assert "Data Contributor" in str(translated(Refusal(403, 5302, "no permission"), "cosmos://acct/db"))
