@@ -30,6 +30,9 @@ from stores.pool import Pool
 from stores.store import Meter
 from stores.wire import Answer, Transport
 
+CONNECTIONS = 128
+"""At most, to one endpoint: enough for 2,500 reads/s from a continent away, at 50 ms each."""
+
 LEAST_S = 0.001
 """With less time left no other region is asked."""
 
@@ -227,6 +230,6 @@ def _by_tcp(address: Address) -> Carry:
     def carry(url: str) -> Transport:
         parts = urlsplit(url)
         port = parts.port or DEFAULT_PORTS[parts.scheme]
-        return Pool(parts.hostname or "", port, tls=context if parts.scheme == "https" else None)
+        return Pool(parts.hostname or "", port, size=CONNECTIONS, tls=context if parts.scheme == "https" else None)
 
     return carry

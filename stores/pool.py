@@ -19,6 +19,12 @@ IDLE_S = 60.0
 STALE_S = 2.0
 """A connection that idled for so long may end for that reason only."""
 
+LATE_S = 5.0
+LATE_SHARE = 0.5
+"""A connection whose answer came too late is kept for it, so long and for such a share of the size besides the others:
+a slow server is not made slower by new connections, nor do its slow answers keep the quick ones waiting.
+"""
+
 TICK_S = 0.002
 """How much later than asked a request may be ended: one timer serves all that end in the same tick."""
 
@@ -26,7 +32,7 @@ Asked = asyncio.Future[Answer]
 
 
 class Pool:
-    """At most `size` connections to one server, opened when needed; lives as long as its store, on one event loop."""
+    """At most `size` connections to one server, and a few that are late; lives as long as its store, on one loop."""
 
     def __init__(self, host: str, port: int, *, size: int = 32, tls: ssl.SSLContext | None = None) -> None:
         self._host = host
@@ -35,6 +41,7 @@ class Pool:
         self._tls = tls
         self._idle = deque[Connection[Asked]]()
         self._open = set[Connection[Asked]]()
+        self._late = dict[Connection[Asked], asyncio.TimerHandle]()
         self._waiting = deque[tuple[bytes, Asked]]()
         self._opening = set[asyncio.Task[None]]()
         self._due = dict[int, set[Asked]]()
@@ -46,7 +53,7 @@ class Pool:
     async def ask(self, request: bytes, timeout_s: float) -> Answer:
         """Send the bytes of one request and wait for its answer; WireFailed where there is none in *timeout_s*.
 
-        A connection whose answer is not waited for any more is closed. Nothing is sent twice: only the caller knows
+        An answer that is not waited for any more is dropped when it comes. Nothing is sent twice: only the caller knows
         whether that would do harm.
         """
         loop = asyncio.get_running_loop()
@@ -88,7 +95,7 @@ class Pool:
             opening.cancel()
         await asyncio.gather(*self._opening, return_exceptions=True)
         self._fail_waiting("reset")
-        for connection in list(self._open):
+        for connection in [*self._open, *self._late]:
             connection.fail("reset")
         await asyncio.sleep(0)  # sockets are closed on the loop's next turn
 
@@ -99,13 +106,19 @@ class Pool:
                 asked.set_exception(WireFailed("timeout", self._host))
 
     def _abandon(self, asked: Asked) -> None:
-        """Close the connection that a request is in flight on whose answer nobody waits for any more."""
+        """Let nobody else have the connection that a request is in flight on until its answer has come."""
         if not asked.cancel() and not asked.cancelled():
             asked.exception()  # seen, even where the caller was cancelled in the same turn
-        for connection in self._open:
-            if connection.tag is asked:
-                connection.fail("timeout")
-                return
+        connection = next((one for one in self._open if one.tag is asked), None)
+        if connection is None:
+            return
+        if len(self._late) >= self._size * LATE_SHARE:
+            connection.fail("timeout")
+            return
+        self._open.discard(connection)
+        loop = asyncio.get_running_loop()
+        self._late[connection] = loop.call_later(LATE_S, connection.fail, "timeout")
+        self._go_on(loop.time())
 
     def _go_on(self, now: float) -> None:
         """Open another connection where requests wait for one, or fail them where the server is known to be away.
@@ -167,6 +180,11 @@ class Pool:
 
     def ready(self, connection: Connection[Asked]) -> None:
         """See `Owner`."""
+        if self._late and (late := self._late.pop(connection, None)) is not None:
+            late.cancel()
+            if len(self._open) >= self._size:
+                connection.close()
+                return
         self._open.add(connection)
         while self._waiting:
             request, asked = self._waiting.popleft()
@@ -191,6 +209,8 @@ class Pool:
         """See `Owner`."""
         del unasked  # whatever it sent, it carries no request of ours
         self._open.discard(connection)
+        if (late := self._late.pop(connection, None)) is not None:
+            late.cancel()
         if connection in self._idle:
             self._idle.remove(connection)
         if connection.lost == "reset" and not connection.answered:

@@ -104,3 +104,68 @@ async def test_closing_fails_what_is_in_flight() -> None:
         await pool.close()
         with pytest.raises(WireFailed, match="reset"):
             await asking
+
+
+async def test_a_late_answer_is_dropped_and_its_connection_used_again() -> None:
+    async with serving(ANSWER[:-1], ANSWER) as (pool, heard):
+        with pytest.raises(WireFailed, match="timeout"):
+            await pool.ask(REQUEST, 0.05)
+        late = next(iter(pool._late))
+        assert (await pool.ask(REQUEST, 5)).body == b"ok"
+        late.data_received(b"!")
+        assert not pool._late
+        assert len(pool._open) == 2
+        assert (await pool.ask(REQUEST, 5)).body == b"ok"
+        assert len(heard) == 3
+
+
+async def test_late_answers_are_waited_for_on_few_connections_and_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stores.pool.LATE_S", 0.05)
+    async with serving(b"", b"", ANSWER) as (pool, _):
+        for _ in range(2):
+            with pytest.raises(WireFailed, match="timeout"):
+                await pool.ask(REQUEST, 0.02)
+            assert len(pool._late) <= 1
+        while pool._late:
+            await asyncio.sleep(0.01)
+        assert (await pool.ask(REQUEST, 5)).body == b"ok"
+
+
+async def test_connections_that_nobody_needs_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stores.pool.IDLE_S", 0.02)
+    async with serving(ANSWER) as (pool, heard):
+        await asyncio.gather(*(pool.ask(REQUEST, 5) for _ in range(2)))
+        while pool._open:
+            await asyncio.sleep(0.01)
+        assert (await pool.ask(REQUEST, 5)).body == b"ok"
+        assert len(heard) == 3
+
+
+async def test_a_server_that_is_known_to_be_away_is_left_in_peace_and_callers_fail_at_once() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    pool = Pool("127.0.0.1", port)
+    attempts = 0
+
+    class Counting(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            nonlocal attempts
+            attempts += 1
+            assert isinstance(transport, asyncio.Transport)
+            transport.abort()
+
+    server = await asyncio.get_running_loop().create_server(Counting, "127.0.0.1", port)
+    loop = asyncio.get_running_loop()
+    until = loop.time() + 0.5
+    kinds = set[str]()
+    while loop.time() < until:
+        for failed in await asyncio.gather(*(pool.ask(REQUEST, 5) for _ in range(16)), return_exceptions=True):
+            assert isinstance(failed, WireFailed)
+            kinds.add(failed.kind)
+        await asyncio.sleep(0)
+    assert kinds <= {"connect", "reset"}
+    assert attempts <= 16 + 8
+    server.close()
+    await server.wait_closed()
+    await pool.close()

@@ -15,6 +15,7 @@ from bench import machine
 from bench.micro import (
     computing,
     cosmos_emulator,
+    cosmos_reads,
     embedded,
     endpoint,
     generating,
@@ -45,7 +46,7 @@ PRINTED_WIDTH = 180
 
 SUBJECTS: tuple[Subject, ...] = (
     computing, endpoint, embedded, redis_service, redis_publishing, redis_readers, redis_lookups, retail, generating,
-    cosmos_emulator,
+    cosmos_emulator, cosmos_reads,
 )  # fmt: skip
 
 
