@@ -21,7 +21,7 @@ SKEW_S = 15 * 60
 """How far a request's date may be from the service's clock."""
 
 SECRETS = re.compile(r"(?i)(sig(?:=|%3d)|type(?:=|%3d)(?:master|aad))\S*|[A-Za-z0-9+/_-]{40,}[=.A-Za-z0-9+/_-]*")
-SESSION_UNSEEN, NO_ROOM = 1002, 1014
+SESSION_UNSEEN, BEING_MADE, NO_ROOM = 1002, 1013, 1014
 REFUSED: tuple[str, Kind] = ("{where} refused ({codes}): {said}", "refused")
 FOR_NOW: tuple[str, Kind] = ("{where} cannot answer for now ({codes}): {said}", "unavailable")
 ELSEWHERE: tuple[str, Kind] = ("{where} does not do this in the region that was asked ({codes}): {said}", "unavailable")
@@ -46,6 +46,7 @@ MEANINGS: dict[tuple[int, int | None], tuple[str, Kind]] = {
     (403, 1008): ELSEWHERE,
     (403, 5300): (NOT_FOR_IDENTITIES, "forbidden"),
     (404, SESSION_UNSEEN): ("{where} has not seen yet what was written a moment ago ({codes}: {said})", "unavailable"),
+    (404, BEING_MADE): ("{where} is still making the container ({codes}: {said})", "unavailable"),
     **{(status, None): FOR_NOW for status in (408, 410, 449, 500, 502, 503, 504)},
 }
 """What a status means, by its substatus or by itself; what is not listed was refused.
@@ -101,7 +102,7 @@ def translated(refusal: Refusal, where: str, advice: str = "") -> StoreError:
     if refusal.status == 429:
         after_s = RETRY_S if refusal.retry_after_s is None else refusal.retry_after_s
         return CosmosThrottled(f"{where} has no request units left for now; raise its throughput", after_s)
-    if refusal.status == 404 and refusal.substatus != SESSION_UNSEEN:
+    if refusal.status == 404 and refusal.substatus not in (SESSION_UNSEEN, BEING_MADE):
         return ContainerMissing(f"{where} has no such database or container: {said}")
     if refusal.status == 403 and refusal.substatus == NO_ROOM:
         return StoreFull(f"{where} has no room left: {said}")

@@ -18,6 +18,10 @@ LEFT = 0.2
 PAUSE_S = 30.0
 """How long nobody asks again after an attempt to get a token, whether it failed or its token was refused."""
 
+EVERY_ACCOUNT = "https://cosmos.azure.com/.default"
+UNKNOWN_TO_TENANT = "AADSTS500011"
+"""Where a tenant does not know the account by its own name, tokens for all accounts are asked for; so do the SDKs."""
+
 OVERLAP_S = 5.0
 """For so long after a token has come, refusals of the one before it may still arrive."""
 
@@ -116,7 +120,7 @@ class TokenSigner:
     async def _get(self) -> None:
         """Get a token; a failure is told once, and to those who cannot do without."""
         try:
-            got = await self._credential.get_token(self._scope)
+            got = await self._token()
             value = f"type=aad&ver=1.0&sig={got.token}".encode("ascii")
             if not got.token or any(byte <= 0x20 for byte in value):
                 raise ValueError("the token is not one")  # noqa: TRY301 -- told like any other failure
@@ -133,6 +137,15 @@ class TokenSigner:
         now = self._clock()
         self._value, self._got_at, self._ends_at = value, now, float(got.expires_on)
         self._renew_at = got.expires_on - LEFT * (got.expires_on - now) * random.uniform(0.8, 1.2)  # noqa: S311 -- spreads workers
+
+    async def _token(self) -> Token:
+        try:
+            return await self._credential.get_token(self._scope)
+        except Exception as error:
+            if UNKNOWN_TO_TENANT not in str(error) or self._scope == EVERY_ACCOUNT:
+                raise
+        self._scope = EVERY_ACCOUNT
+        return await self._credential.get_token(self._scope)
 
 
 def default_credential() -> Credential:

@@ -62,6 +62,8 @@ async def driver(raw: Raw, meter: Counted) -> AsyncIterator[RestDriver]:
         (refusal(408, 0), "unavailable"),
         (refusal(410, 1002), "unavailable"),
         (refusal(503, 0), "unavailable"),
+        (refusal(404, 1002), "unavailable"),
+        (refusal(404, 1013), "unavailable"),
         (refusal(403, 3), "unavailable"),
         (refusal(403, 1008), "unavailable"),
         (refusal(403, 5301), "forbidden"),

@@ -169,6 +169,22 @@ async def test_a_token_that_has_ended_when_it_comes_tells_of_the_clock(far: Acco
     await driver.close()
 
 
+async def test_a_tenant_that_does_not_know_the_account_is_asked_for_a_token_for_all(
+    far: Account, meter: Counted
+) -> None:
+    class Stranger(Issued):
+        async def get_token(self, *scopes: str) -> AccessToken:
+            if "https://127.0.0.1/.default" in scopes:
+                raise RuntimeError("AADSTS500011: the resource principal was not found in the tenant")
+            return await super().get_token(*scopes)
+
+    credential = Stranger(far.emulator.endpoint)
+    driver = RestDriver(await filled(far), meter, credential=credential)
+    assert await driver.read("c", NAME, 5.0) is not None
+    assert credential.scopes == {"https://cosmos.azure.com/.default"}
+    await driver.close()
+
+
 async def test_making_containers_by_token_is_refused_with_what_to_do(entra: Entra) -> None:
     driver, _, _ = entra
     with pytest.raises(CosmosUnavailable, match="account's key") as error:
