@@ -6,6 +6,7 @@ from functools import partial
 
 from stores import cosmos_scaling
 from stores.catalogue import Catalogue, ReleaseId
+from stores.cosmos_batches import Batches, not_found
 from stores.cosmos_charges import load
 from stores.cosmos_containers import containers_of
 from stores.cosmos_control import Control
@@ -17,9 +18,9 @@ from stores.cosmos_meter import Relay
 from stores.cosmos_pace import Pace
 from stores.cosmos_patience import Patience
 from stores.cosmos_scaling import Scaling
-from stores.cosmos_scan import Scan
+from stores.cosmos_scan import scan
 from stores.cosmos_url import Address, parse
-from stores.cosmos_writer import Writer, not_found
+from stores.cosmos_writer import Writer
 from stores.errors import StoreMisused
 from stores.store import Meter, Plan, Row, Slot
 
@@ -51,8 +52,10 @@ class CosmosStore:
         self._patience = patience
         self._lookups = Lookups(items, clock)
         self._control = Control(address, items, containers, patience, clock)
-        self._writer = Writer(items, patience, load())
-        self._scan = Scan(self._writer)
+        self._charges = load()
+        self._batches = Batches(items, patience, self._charges)
+        self._writer = Writer(items, patience, self._charges, self._batches)
+        self._gentle = Patience(clock, Pace(clock, cosmos_scaling.for_scanning(address)))
         self._scaling = Scaling(address, containers, patience, clock)
 
     async def get_many(self, release: ReleaseId, keys: Sequence[str]) -> list[Slot]:
@@ -91,16 +94,16 @@ class CosmosStore:
         await self._writer.put(release, rows)
 
     async def resume_point(self, release: ReleaseId) -> str | None:
-        return await self._writer.resume_point(release)
+        return await self._batches.resume_point(release)
 
     async def seal(self, release: ReleaseId) -> None:
         await self._writer.seal(release)
 
     def scan(self, release: ReleaseId) -> AsyncIterator[Row]:
-        return self._scan.rows(release)
+        return scan(self._batches_of, release)
 
     async def prepare(self, release: ReleaseId) -> None:
-        await self._writer.state(release)
+        await self._batches.state(release)
         await self._scaling.serve(container_of(release))
 
     async def rest(self, release: ReleaseId) -> None:
@@ -114,6 +117,12 @@ class CosmosStore:
 
     async def erase(self, release: ReleaseId) -> None:
         await self._patience.insist(partial(self._containers.delete_container, container_of(release)))
+
+    async def _batches_of(self, release: ReleaseId) -> Batches:
+        """Read what is served slowly, so that lookups have something left, and all else as fast as may be."""
+        if (await self.catalogue()).live == release:
+            return Batches(self._items, self._gentle, self._charges)
+        return self._batches
 
 
 def open_url(url: str) -> CosmosStore:

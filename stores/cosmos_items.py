@@ -45,8 +45,8 @@ def container_of(release: ReleaseId) -> str:
 
 def name_of(key: str) -> str:
     """Return the id of a row's item; StoreMisused for a key of no known kind."""
-    kind, _, identifier = key.partition(":")
-    return f"{check_kind(kind)}.{urlsafe_b64encode(identifier.encode()).decode().rstrip('=')}"
+    kind, colon, identifier = key.partition(":")
+    return f"{check_kind(kind if colon else '')}.{urlsafe_b64encode(identifier.encode()).decode().rstrip('=')}"
 
 
 def to_item(name: str, value: bytes) -> Item:

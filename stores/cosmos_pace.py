@@ -20,11 +20,10 @@ class Pace:
         self._clock = clock
         self._rate_ru = rate_ru
         self._paid_at = clock()
-        self._held_until = clock()
 
     def wait_s(self) -> float:
         """Return how long nothing may go out; 0 where the next request may go now."""
-        return max(0.0, max(self._paid_at, self._held_until) - self._clock())
+        return max(0.0, self._paid_at - self._clock())
 
     def take(self, charge_ru: float) -> None:
         """Count a request in that goes out now; the next waits until this one is paid for."""
@@ -38,4 +37,4 @@ class Pace:
 
     def hold(self, seconds: float) -> None:
         """Let nothing out for so long: the service asked for it."""
-        self._held_until = max(self._held_until, self._clock() + seconds)
+        self._paid_at = max(self._paid_at, self._clock() + seconds)  # and nothing is saved up meanwhile

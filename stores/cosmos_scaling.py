@@ -16,8 +16,11 @@ POLL_S = 1.0
 SPLIT_S = 600.0
 """How long a change of throughput is waited for. Most take seconds; where partitions are split it can be hours."""
 
-SERVERLESS_BYTES = 10**12
-"""What a serverless container holds, by https://learn.microsoft.com/azure/cosmos-db/serverless-performance."""
+SCANNING = 0.5
+"""The share of a live release's throughput that may be spent on reading all of it."""
+
+SERVERLESS_RU, SERVERLESS_BYTES = 5_000, 10**12
+"""What a serverless container spends in a second and holds, by https://learn.microsoft.com/azure/cosmos-db/serverless-performance."""
 
 
 def for_writing(address: Address) -> Throughput | None:
@@ -26,6 +29,13 @@ def for_writing(address: Address) -> Throughput | None:
     if serving is None:
         return None
     return Throughput(max(serving.ru, _stepped(address.max_ru or 0, autoscale=serving.autoscale)), serving.autoscale)
+
+
+def for_scanning(address: Address) -> float:
+    """Return what may be spent in a second on reading all of a live release: lookups need the rest."""
+    serving = address.throughput
+    most = [ru for ru in (address.max_ru, None if serving is None else serving.ru) if ru is not None]
+    return min(most) * SCANNING if most else SERVERLESS_RU * SCANNING
 
 
 def check_room(address: Address, plan: Plan) -> None:

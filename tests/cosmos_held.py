@@ -1,0 +1,86 @@
+"""The store, its driver and the emulated service in one process, where time passes only when all of them wait."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from typing import Any, TypeVar
+
+from bench.cosmos_emulator.account import Account, Container
+from bench.cosmos_emulator.auth import WELL_KNOWN_KEY, Keeper
+from bench.cosmos_emulator.messages import Request
+from bench.cosmos_emulator.service import Service
+from bench.cosmos_emulator.wire import rendered
+from stores.catalogue import ReleaseId
+from stores.cosmos import CosmosStore
+from stores.cosmos_charges import load
+from stores.cosmos_items import container_of
+from stores.cosmos_meter import Relay
+from stores.cosmos_rest import RestDriver
+from stores.cosmos_throughput import Throughput
+from stores.cosmos_url import parse
+from stores.store import Row
+from stores.wire import Answer, WireFailed
+from tests.virtual import in_virtual_time
+
+T = TypeVar("T")
+
+BEGAN = 1_790_000_000.0
+
+
+class Far:
+    """The far side, on the loop's clock: it answers after `latency_s`, and counts what it was asked."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, latency_s: float = 0.005) -> None:
+        self.latency_s = latency_s
+        self.now: Callable[[], float] = lambda: BEGAN + loop.time()
+        self.service = Service(Account(load(), (("Here", 1),), clock=self.now), Keeper(WELL_KNOWN_KEY, None))
+        self._loop = loop
+
+    def store(self, **options: object) -> CosmosStore:
+        asked = "&".join(f"{name}={value}" for name, value in options.items())
+        address, relay = parse(f"cosmos+http://here:1/d?{asked}", {}), Relay()
+        driver = RestDriver(address, relay, clock=self.now, carry=lambda _: self)
+        return CosmosStore(address, driver, driver, relay, self._loop.time)
+
+    def misbehave(self, *faults: dict[str, object]) -> None:
+        self.service.faults.replace(list(faults), self.now())
+
+    def answers(self, status: int, operation: str = "") -> int:
+        counted = self.service.counts.requests.items()
+        return sum(number for (what, told), number in counted if told == status and operation in what)
+
+    def spent_ru(self, operation: str = "") -> float:
+        return sum(ru for (what, _), ru in self.service.counts.charges_ru.items() if operation in what)
+
+    def throughput(self, release: ReleaseId) -> Throughput:
+        return self.service.account.offer_of(self._container(release)).throughput
+
+    def admitted_ru(self, release: ReleaseId) -> float:
+        """Return what a release's container has spent, by the service's own count."""
+        return sum(partition.admitted_ru for partition in self._container(release).partitions.all)
+
+    def _container(self, release: ReleaseId) -> Container:
+        return self.service.account.databases["d"].containers[container_of(release)]
+
+    async def ask(self, request: bytes, timeout_s: float) -> Answer:
+        head, _, body = request.partition(b"\r\n\r\n")
+        (method, path, _), *lines = (line.split(b" ", 2) for line in head.split(b"\r\n"))
+        headers = {name.lower().rstrip(b":"): b" ".join(value) for name, *value in lines}
+        told = self.service.answer(Request(method.decode(), path.decode(), headers, body))
+        delay_s = self.latency_s + told.delay_s
+        await asyncio.sleep(min(delay_s, timeout_s))
+        if told.reset or delay_s > timeout_s:
+            raise WireFailed("reset" if told.reset else "timeout", "here")
+        head, _, body = rendered(told).partition(b"\r\n\r\n")
+        return Answer(told.status, head + b"\r\n\r\n", body)
+
+    async def close(self) -> None:
+        """Nothing to give back."""
+
+
+def with_far(work: Callable[[Far], Coroutine[Any, Any, T]]) -> T:
+    return in_virtual_time(lambda loop: work(Far(loop)))
+
+
+async def batches(rows: Sequence[Row], size: int = 500) -> AsyncIterator[Sequence[Row]]:
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
