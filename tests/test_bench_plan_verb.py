@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from bench.planner.errors import PlanMisused
+from bench.planner.inputs import KNOWN
 from bench.planner.measured import from_report
 from bench.planner.page import page
 from bench.planner.report import report_of
@@ -100,7 +101,7 @@ def test_a_flag_wins_over_the_environment_and_both_over_the_file(tmp_path: Path)
     facts = told("--from", file, "--users", "2000", HOTPLATE_PLAN_PEAK_RPS="20")
     found, where = values(facts), sources(facts)
     assert (found["users"], found["peak_rps"], found["kept"]) == (2_000, 20, 3)
-    assert (where["users"], where["kept"], where["months"]) == ("flag", "shop.toml", "assumed")
+    assert (where["users"], where["kept"], where["months"]) == ("flag", "shop.toml", "assumed: today's load")
     assert found["profile"].startswith("1, 1, 1")
     assert values(told(*LEAST, "--profile", "office"))["profile"].startswith("office: 0.05, 0.05")
     file.write_text("users = 1_000\npeak_rps = 10\nkepd = 3\n")
@@ -306,3 +307,28 @@ def test_what_comes_in_is_text_on_the_page(tmp_path: Path) -> None:
     made = report_of(a_plan(), tmp_path / "<script>alert(1)")
     assert "<script>" not in page(made)
     assert "&lt;script&gt;" in page(made)
+
+
+GUIDE = (Path(__file__).parent.parent / "docs" / "sizing.md").read_text()
+
+
+def test_the_guides_example_is_what_the_command_prints(tmp_path: Path) -> None:
+    shop = GUIDE.partition("`shop.toml`:\n\n")[2].partition("\n\n")[0]
+    (tmp_path / "shop.toml").write_text("\n".join(line.strip() for line in shop.splitlines()))
+    done = plan("--from", tmp_path / "shop.toml")
+    assert done.returncode == 0, done.stderr
+    table = done.stdout.partition("assumed: ")[0]
+    assert [line for line in table.splitlines() if line and f"    {line.rstrip()}\n" not in GUIDE] == []
+
+
+def test_the_guides_reference_is_what_the_command_prints() -> None:
+    told = GUIDE.partition("    hotplate plan --users 6040 ")[2].partition("\n\n")[0].replace("\\\n", "")
+    done = plan("--users", "6040", *told.split())
+    assert done.returncode == 0, done.stderr
+    today = done.stdout.partition("\n\n")[0]
+    assert "over_cost" in today
+    assert [line for line in today.splitlines() if f"    {line.rstrip()}\n" not in GUIDE] == []
+
+
+def test_the_guide_names_every_input() -> None:
+    assert [name for name in KNOWN if f"| `{name}` |" not in GUIDE] == []

@@ -68,7 +68,11 @@ def _of_lists(inputs: Inputs) -> Iterator[tuple[str, str, dict[str, Any]]]:
         yield "no titles in the lists", "the caller looks them up", {"title_chars": 0.0}
     if inputs.cache_entries == 0 and inputs.hit_rate is None and inputs.zipf:
         entries = min(CACHED_MOST, max(1, int(inputs.users * CACHED_PART)))
-        yield f"an in-process cache of {entries:,} lists", "memory in each pod", {"cache_entries": entries}
+        yield (
+            f"an in-process cache of {entries:,} lists",
+            "memory in each pod; hotplate serve has none so far",
+            {"cache_entries": entries},
+        )
 
 
 def _of_containers(inputs: Inputs) -> Iterator[tuple[str, str, dict[str, Any]]]:

@@ -94,10 +94,11 @@ def told(value: Value, unit: str) -> str:
         return f"{value:,.2f} USD/month"
     if unit == "share":
         return f"{value:.1%}"
-    if value == 1 and unit.endswith("s") and "/" not in unit:
-        unit = unit[:-1]
     whole = float(value).is_integer() or abs(value) >= 10_000
-    return f"{value:,.0f} {unit}".strip() if whole else f"{_short(value)} {unit}".strip()
+    number = f"{value:,.0f}" if whole else _short(value)
+    if number == "1" and unit.endswith("s") and "/" not in unit:
+        unit = unit[:-1]
+    return f"{number} {unit}".strip()
 
 
 def _short(value: float) -> str:

@@ -38,9 +38,15 @@ class Inputs:
     profile: str | tuple[float, ...] = _input(
         "profile", "", "a day: a shape's name, or 24 rates", "flat", because="as busy all day, the dearest day"
     )
-    growth_percent: float = _input("number", "%/month", "growth of users, items and requests", 0.0, low=-50, high=100)
-    months: int = _input("whole", "months", "of growth that the plan must last for", 0, high=120)
-    unknown_share: float = _input("number", "share", "of requests for users without a list", 0.0, high=1)
+    growth_percent: float = _input(
+        "number", "%/month", "growth of users, items and requests", 0.0, because="no growth", low=-50, high=100
+    )
+    months: int = _input(
+        "whole", "months", "of growth that the plan must last for", 0, because="today's load", high=120
+    )
+    unknown_share: float = _input(
+        "number", "share", "of requests for users without a list", 0.0, because="they cost a read, too", high=1
+    )
     zipf: float | None = _input(
         "number", "", "exponent of how unevenly users come, as 0.9; 0: all alike", None, because="all alike", high=3
     )
@@ -64,8 +70,8 @@ class Inputs:
 
     list_length: int = _input("whole", "items", "in a stored list", 20, because="hotplate's default", low=1, high=1000)
     list_bytes: float | None = _input("number", "bytes", "of a list as stored, in its encoding, measured", None, low=1)
-    item_id_chars: float = _input("number", "characters", "of an item's id", 8.0, because="unknown", low=1, high=256)
-    user_id_chars: float = _input("number", "characters", "of a user's id", 10.0, because="unknown", low=1, high=256)
+    item_id_chars: float = _input("number", "characters", "of an item's id", 8.0, because="a guess", low=1, high=256)
+    user_id_chars: float = _input("number", "characters", "of a user's id", 10.0, because="a guess", low=1, high=256)
     title_chars: float = _input("number", "characters", "of an item's title; 0: none", 0.0, because="none are stored")
     encoding: str = _input(
         "name", "", "of lists", "zstd", because="hotplate's default for Redis and Cosmos DB", choices=("json", "zstd")
@@ -76,7 +82,7 @@ class Inputs:
     )  # fmt: skip
 
     refresh_hours: float = _input("number", "hours", "from one publish to the next", 24.0, because="daily", low=0.1)
-    window_hours: float = _input("number", "hours", "that a publish may take", 1.0, because="unknown", low=0.01)
+    window_hours: float = _input("number", "hours", "that a publish may take", 1.0, because="a guess", low=0.01)
     publish_ru: int | None = _input(
         "whole", "RU/s", "reserved for publishing; none: what the window needs", None, low=1
     )
@@ -124,7 +130,7 @@ class Inputs:
         because="the read SLA of Cosmos DB at p99; Redis is faster",
         low=1e-3,
     )
-    pod_concurrency: int = _input("whole", "requests", "that a pod holds at once", 64, because="unknown", low=1)
+    pod_concurrency: int = _input("whole", "requests", "that a pod holds at once", 64, because="a guess", low=1)
     pod_utilisation: float = _input(
         "number", "share", "of a pod that may be used", 0.6, because="room to lose one", low=0.05, high=1
     )

@@ -49,7 +49,7 @@ GROUPS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
         "Pods",
         (
             ("by Little's law", "pods_by_little"), ("by what a pod bears", "pods_by_capacity"),
-            ("a region, the larger or the least", "pods_region"), ("in all", "pods"),
+            ("at least", "min_pods"), ("in a region, the most of these", "pods_region"), ("in all", "pods"),
         ),
     ),
     (

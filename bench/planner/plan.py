@@ -88,6 +88,8 @@ def _spelt(profile: str | tuple[float, ...]) -> str:
     """Write a profile with its numbers, for a name says nothing of how a day goes."""
     if isinstance(profile, str):
         return f"{profile}: {_spelt(shape(profile))}"
+    if len(set(profile)) == 1:
+        return f"{profile[0]:g} in each hour"
     return ", ".join(f"{part:g}" for part in profile)
 
 
