@@ -1,11 +1,20 @@
 """What stands behind a store: the server or the folder that holds it, and what that spends and takes."""
 
+import ssl
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
+from urllib.request import urlopen
+
+from prometheus_client.parser import text_string_to_metric_families
 
 EMULATORS = {"cosmos+http": "local emulator, not Azure", "cosmos+https": "local emulator, not Azure"}
+
+METRICS = "/__emulation/metrics"
+PATIENCE_S = 5.0
+"""When a server that does not tell what it spends is given up."""
 
 
 class Backing(Protocol):
@@ -75,6 +84,48 @@ class Redis:
 
 
 @dataclass(frozen=True, slots=True)
+class CosmosEmulator:
+    """Our own emulator of Cosmos DB, whose metrics tell what it spends; of any other server nothing is known."""
+
+    url: str
+
+    def cpu_s(self) -> float | None:
+        """See `Backing`: of the emulator, which is no measure of what the service that it stands for spends."""
+        return self._sum("process_cpu_seconds_total")
+
+    def memory_bytes(self) -> int | None:
+        """See `Backing`: resident; it keeps all items in memory."""
+        return _whole(self._sum("process_resident_memory_bytes"))
+
+    def stored_bytes(self) -> int | None:
+        """See `Backing`: of this database's items, as the service would charge for them."""
+        return _whole(self._sum("hotplate_cosmos_emulator_stored_bytes", ours_only=True))
+
+    def _sum(self, name: str, *, ours_only: bool = False) -> float | None:
+        from stores.cosmos_url import parse  # noqa: PLC0415 -- other stores have other addresses
+
+        at = parse(self.url)
+        secure = at.endpoint.startswith("https:")
+        trusted = ssl.create_default_context(cafile=at.ca) if secure else None
+        try:
+            with urlopen(f"{at.endpoint}{METRICS}", timeout=PATIENCE_S, context=trusted) as page:  # noqa: S310 -- http(s), by the store's own parser
+                told = page.read().decode()
+        except (OSError, HTTPException, UnicodeDecodeError):
+            return None
+        values = [
+            sample.value
+            for family in text_string_to_metric_families(told)
+            for sample in family.samples
+            if sample.name == name and (not ours_only or sample.labels["container"].partition("/")[0] == at.database)
+        ]
+        return sum(values) if values or ours_only else None
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else round(value)
+
+
+@dataclass(frozen=True, slots=True)
 class Unknown:
     """A far side that tells nothing of itself."""
 
@@ -95,6 +146,8 @@ def backing(url: str) -> Backing:
             return Folder(Path(url.removeprefix("file://")))
         case "redis" | "rediss" | "unix":
             return Redis(url)
+        case "cosmos+http" | "cosmos+https":
+            return CosmosEmulator(url)
         case _:
             return Unknown()
 

@@ -125,7 +125,7 @@ def _memory(found: Sequence[Found], manifest: Manifest) -> Iterable[Line]:
     yield _line(group, "the store's server", found, lambda one: size(one.standing.memory.server), timed=True)
     payload = manifest.bytes / max(1, rows)
     yield _line(group, "keys and values a list", found, lambda _: f"{payload:,.0f} B")
-    yield _line(group, "room a list takes", found, _room, timed=True)
+    yield _line(group, "room a list takes", found, _room)
 
 
 def _writing(found: Sequence[Found]) -> Iterable[Line]:
@@ -162,7 +162,9 @@ def _server_us(written: Written) -> float | None:
 
 def _room(one: Found) -> str:
     bytes_each = _of_trials(one, lambda written: _each(written.trial.stored_bytes, written.trial.lists))
-    return UNKNOWN if bytes_each is None else f"{bytes_each:,.0f} B"
+    if bytes_each is None:
+        return UNKNOWN
+    return f"{bytes_each:,.0f} B" + (", as charged" if one.standing.contestant.emulated else "")
 
 
 def _each(whole: float | None, parts: int) -> float | None:

@@ -23,7 +23,7 @@ from stores.store import Row, Store
 from stores.transfer import copy
 
 LIST_LENGTH = 20
-FOR_STORES = ("HOTPLATE_REDIS_",)
+FOR_STORES = ("HOTPLATE_REDIS_", "HOTPLATE_COSMOS_")
 """Settings that say how to get into a store; all others of ours are kept away from what is measured."""
 
 NO_REDIS = (

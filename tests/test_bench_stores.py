@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bench import comparison_lines as table
-from bench.backing import Folder, Unknown, backing, emulator
+from bench.backing import CosmosEmulator, Folder, Unknown, backing, emulator
 from bench.comparison import Asked, report
 from bench.contest import BATCHES, Memory, Outcome, Served, Standing, Turn, Written
 from bench.contestants import Contestant, Field, names
@@ -169,7 +169,8 @@ def test_what_stands_behind_a_store_is_told_by_its_url(tmp_path: Path) -> None:
     folder = backing(f"file://{tmp_path}")
     assert isinstance(folder, Folder)
     assert folder.stored_bytes() >= 10_000
-    assert isinstance(backing(EMULATED), Unknown)
+    assert isinstance(backing(EMULATED), CosmosEmulator)
+    assert isinstance(backing("cosmos://account/db"), Unknown)
 
 
 @needs_redis

@@ -1,6 +1,9 @@
 """What was asked, charged and refused, as Prometheus text: by operation and status, and by partition."""
 
+import resource
+import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -12,6 +15,7 @@ from bench.cosmos_emulator.counts import Counts
 from bench.cosmos_emulator.watch import Watch
 
 PREFIX = "hotplate_cosmos_emulator"
+STATM = Path("/proc/self/statm")
 
 
 class Exposition(Collector):
@@ -51,6 +55,7 @@ class Exposition(Collector):
         limit = CounterMetricFamily(f"{PREFIX}_saturated_seconds", "Seconds in which the emulator was the limit.")
         limit.add_metric((), self._watch.saturated_s)
         yield limit
+        yield from _process()
 
     def _containers(self) -> Iterator[Metric]:
         by_partition = ("container", "partition")
@@ -71,6 +76,17 @@ class Exposition(Collector):
             if container.rid in self._watch.autoscale_ru:
                 scaled.add_metric((name,), self._watch.autoscale_ru[container.rid])
         yield from (admitted, refused, share, documents, stored, scaled)
+
+
+def _process() -> Iterator[Metric]:
+    """Tell what the emulator itself takes, by the names that Prometheus clients give that everywhere."""
+    worked = CounterMetricFamily("process_cpu_seconds", "CPU time of the emulator.")
+    worked.add_metric((), time.process_time())
+    yield worked
+    if STATM.exists():
+        resident = GaugeMetricFamily("process_resident_memory_bytes", "Memory that the emulator has in use.")
+        resident.add_metric((), int(STATM.read_text().split()[1]) * resource.getpagesize())
+        yield resident
 
 
 def label_of(container: Container) -> str:
