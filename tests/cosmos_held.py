@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
+import orjson
+
 from bench.cosmos_emulator.account import Account, Container
 from bench.cosmos_emulator.auth import WELL_KNOWN_KEY, Keeper
 from bench.cosmos_emulator.messages import Request
@@ -33,6 +35,11 @@ class Far:
         self.latency_s = latency_s
         self.now: Callable[[], float] = lambda: BEGAN + loop.time()
         self.service = Service(Account(load(), (("Here", 1),), clock=self.now), Keeper(WELL_KNOWN_KEY, None))
+        self.many_writers = False
+        self.scales_for_ever = False
+        self.lose_answers = 0
+        """How many writes of the catalogue are to be done, and not told of."""
+
         self._loop = loop
 
     def store(self, **options: object) -> CosmosStore:
@@ -66,6 +73,13 @@ class Far:
         (method, path, _), *lines = (line.split(b" ", 2) for line in head.split(b"\r\n"))
         headers = {name.lower().rstrip(b":"): b" ".join(value) for name, *value in lines}
         told = self.service.answer(Request(method.decode(), path.decode(), headers, body))
+        if self.many_writers and path == b"/":
+            told.body = orjson.dumps({**orjson.loads(told.body), "enableMultipleWriteLocations": True})
+        if self.scales_for_ever and path.startswith(b"/offers/"):
+            told.headers["x-ms-offer-replace-pending"] = "True"
+        if self.lose_answers and told.status in (200, 201) and b"/colls/hotplate/docs" in path and method != b"GET":
+            self.lose_answers -= 1
+            told.reset = True
         delay_s = self.latency_s + told.delay_s
         await asyncio.sleep(min(delay_s, timeout_s))
         if told.reset or delay_s > timeout_s:
