@@ -1,6 +1,7 @@
 """The way to one endpoint of an account: requests go out signed, and what comes back is counted and understood."""
 
 import asyncio
+import ssl
 from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
@@ -42,7 +43,7 @@ class Judge:
     def unanswered(self, failure: WireFailed) -> CosmosUnavailable:
         """Count and translate an attempt without an answer."""
         self._meter.failed(failure.kind)
-        return CosmosUnavailable(f"{self.shown} {WORDS[failure.kind]}", failure.kind)
+        return CosmosUnavailable(f"{self.shown} {WORDS[failure.kind]}{_why(failure.__cause__)}", failure.kind)
 
     def nonsense(self, error: Malformed) -> CosmosUnavailable:
         """Count and translate an answer that makes no sense."""
@@ -132,3 +133,10 @@ class Endpoint:
             self._judge.refused(refused)  # counted, as it is not the answer that the caller sees
             self.requests.forget()
         return renewed
+
+
+def _why(cause: BaseException | None) -> str:
+    """Return what the system says of a connection that could not be made, as the end of a sentence."""
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return f": its certificate is not trusted ({cause.verify_message}); name who vouches for it with ca="
+    return f": {cause.strerror}" if isinstance(cause, OSError) and cause.strerror else ""

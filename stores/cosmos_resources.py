@@ -14,6 +14,7 @@ from stores.wire import Answer
 
 JSON = b"content-type: application/json\r\n"
 QUERY = b"content-type: application/query+json\r\nx-ms-documentdb-isquery: True\r\n"
+MANUAL, AUTOSCALE = "offerThroughput", "offerAutopilotSettings"
 OFFER_OF = "SELECT * FROM root r WHERE r.resource=@link"
 
 
@@ -66,7 +67,7 @@ class Resources:
         if found is None:
             return
         endpoint = await self._written()
-        body = _json({**found, "content": throughput.content()})
+        body = _json({**found, "content": _changed(found.get("content"), throughput)})
         answer = await endpoint.ask(
             "PUT", "offers", found["id"].lower(), f"offers/{found['id']}/", headers=JSON, body=body
         )
@@ -132,9 +133,9 @@ def _offer_of(told: dict[str, Any], answer: Answer) -> Offer:
     content = told.get("content")
     if not isinstance(content, dict):
         raise Malformed("an offer without content")
-    settings = content.get("offerAutopilotSettings")
+    settings = content.get(AUTOSCALE)
     autoscale = isinstance(settings, dict)
-    ru = settings.get("maxThroughput") if isinstance(settings, dict) else content.get("offerThroughput")
+    ru = settings.get("maxThroughput") if isinstance(settings, dict) else content.get(MANUAL)
     if type(ru) is not int:
         raise Malformed("an offer without throughput")
     pending = (answer.header(b"x-ms-offer-replace-pending") or b"").lower() == b"true"
@@ -149,6 +150,12 @@ def _least(content: dict[str, Any], answer: Answer, *, autoscale: bool) -> int:
         return told
     header = answer.header(b"x-ms-cosmos-min-throughput") or b""
     return int(header) if header.isdigit() else AUTOSCALE_MIN if autoscale else MANUAL_MIN
+
+
+def _changed(content: object, throughput: Throughput) -> dict[str, Any]:
+    """Return an offer's content with other throughput of its kind, and all else as the service told it."""
+    told = {name: value for name, value in content.items() if name != AUTOSCALE} if isinstance(content, dict) else {}
+    return told | ({AUTOSCALE: {"maxThroughput": throughput.ru}} if throughput.autoscale else {MANUAL: throughput.ru})
 
 
 def _json(told: dict[str, Any]) -> bytes:

@@ -1,7 +1,8 @@
 """Cosmos DB over the wire: requests that are put together and signed here, on kept connections, one attempt each.
 
-A read that meets a sick region is tried once more in another, and any request once more with another token where the
-service refuses the one it had; nothing else is tried twice.
+A read that meets a sick region is tried once more in another, or in the same where all that failed was a connection
+that had idled for long; any request is tried once more with another token where the service refuses the one it had.
+Nothing else is tried twice here: when and how often is for the store to say.
 """
 
 import asyncio
@@ -25,7 +26,7 @@ from stores.cosmos_signing import KeySigner, Signer
 from stores.cosmos_throughput import Throughput
 from stores.cosmos_token import Credential, TokenSigner, default_credential
 from stores.cosmos_url import Address
-from stores.errors import StoreError
+from stores.errors import StoreError, StoreMisused
 from stores.pool import Pool
 from stores.store import Meter
 from stores.wire import Answer, Transport
@@ -141,6 +142,8 @@ class RestDriver:
         return await self._write("POST", container, item, UPSERT)
 
     async def replace(self, container: str, item: Item, etag: str) -> Wrote:
+        if not etag.isprintable():
+            raise StoreMisused(f"{etag[:80]!r} cannot be the version of an item")
         return await self._write("PUT", container, item, JSON + b"if-match: %b\r\n" % etag.encode(), failing=412)
 
     async def _write(self, verb: str, container: str, item: Item, headers: bytes, failing: int | None = None) -> Wrote:

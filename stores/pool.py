@@ -49,6 +49,7 @@ class Pool:
         self._retry_at = 0.0
         self._trouble: OSError | None = None
         self._sweep: asyncio.TimerHandle | None = None
+        self._closed = False
 
     async def ask(self, request: bytes, timeout_s: float) -> Answer:
         """Send the bytes of one request and wait for its answer; WireFailed where there is none in *timeout_s*.
@@ -88,7 +89,8 @@ class Pool:
             due.discard(asked)
 
     async def close(self) -> None:
-        """Close every connection; what is in flight fails as `reset`."""
+        """Close every connection; what is in flight fails as `reset`, and what comes after as `connect`."""
+        self._closed = True
         if self._sweep is not None:
             self._sweep.cancel()
         for opening in self._opening:
@@ -128,7 +130,7 @@ class Pool:
         if not self._waiting:
             return
         most = 1 if self._failures else min(len(self._waiting), self._size - len(self._open))
-        if len(self._opening) < most and len(self._open) < self._size and now >= self._retry_at:
+        if len(self._opening) < most and len(self._open) < self._size and now >= self._retry_at and not self._closed:
             opening = asyncio.ensure_future(self._connect())
             self._opening.add(opening)
             opening.add_done_callback(self._opened)

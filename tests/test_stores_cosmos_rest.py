@@ -1,4 +1,4 @@
-"""The driver over the wire as a whole: keys, clocks, connections that end, and a service without a network."""
+"""The driver over the wire as a whole: keys, clocks, certificates, and connections that end."""
 
 import asyncio
 import secrets
@@ -11,16 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from stores.cosmos_errors import CosmosThrottled, CosmosUnavailable
+from stores.cosmos_errors import CosmosUnavailable
 from stores.cosmos_rest import RestDriver
 from stores.cosmos_throughput import Throughput
 from stores.cosmos_url import Address, parse
+from stores.errors import StoreMisused
 from tests.conftest import FakeClock
 from tests.cosmos_drivers import Account, Counted, account
-from tests.cosmos_inside import Inside
-from tests.cosmos_server import Direct
 from tests.proxy import through
-from tests.virtual import VirtualLoop, in_virtual_time
 
 NAME = "user.YQ"
 ITEM = {"id": NAME, "v": 1}
@@ -108,38 +106,25 @@ async def test_a_server_that_went_away_is_tried_by_one_at_a_time(far: Account, m
 
 async def test_a_certificate_of_another_name_is_refused(tmp_path: Path, meter: Counted) -> None:
     certificate = tmp_path / "ca.pem"
-    with account(certificate) as far:
+    with account(certificate, "--host", "0.0.0.0") as far:
         port = far.emulator.endpoint.rpartition(":")[2].strip("/")
         named = replace(far.address("d"), endpoint=f"https://127.0.0.2:{port}")
         driver = RestDriver(named, meter)
-        with pytest.raises(CosmosUnavailable) as error:
+        with pytest.raises(CosmosUnavailable, match=r"certificate is not trusted.*mismatch.*ca=") as error:
             await driver.read("c", "a", 5.0)
         assert error.value.kind == "connect"
         await driver.close()
 
 
-def test_a_whole_life_runs_in_virtual_time_without_a_network() -> None:
-    async def live(loop: VirtualLoop) -> tuple[float, list[str]]:
-        def clock() -> float:
-            return 1_790_000_000 + loop.time()
-
-        meter = Counted()
-        far = Direct(clock, ru=400)
-        address = parse("cosmos+http://127.0.0.1:8081/d", {})
-        driver = RestDriver(address, meter, clock=clock, carry=lambda url: Inside(far.service, url))
-        started, written = loop.time(), 0
-        while written < 1600:
-            try:
-                await driver.create("c", {"id": f"user.{written}"})
-                written += 1
-            except CosmosThrottled as error:
-                await asyncio.sleep(error.retry_after_s)
+async def test_a_closed_driver_opens_nothing_again(far: Account, meter: Counted) -> None:
+    driver = RestDriver(await filled(far), meter)
+    await driver.read("c", NAME, 5.0)
+    for _ in range(2):
         await driver.close()
-        return loop.time() - started, meter.kinds
-
-    elapsed_s, kinds = in_virtual_time(live)
-    assert elapsed_s == pytest.approx(1600 * 5 / 400, abs=2)
-    assert set(kinds) == {"throttled"}
+    with pytest.raises(CosmosUnavailable):
+        await driver.read("c", NAME, 5.0)
+    with pytest.raises(StoreMisused):
+        await driver.replace("c", ITEM, "x\r\nhost: y")
 
 
 def test_nothing_of_azure_is_imported_for_a_key() -> None:
