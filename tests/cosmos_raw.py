@@ -29,6 +29,7 @@ class Raw:
     port: int = 0
     says: list[bytes] = field(default_factory=list)
     heard: list[bytes] = field(default_factory=list)
+    bodies: list[bytes] = field(default_factory=list)
     told: dict[str, object] = field(default_factory=dict)
 
     def account(self) -> bytes:
@@ -41,7 +42,7 @@ class Raw:
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while head := await reader.readuntil(b"\r\n\r\n"):
                 length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0] or 0)
-                await reader.readexactly(length)
+                self.bodies.append(await reader.readexactly(length))
                 self.heard.append(head)
                 if head.startswith(b"GET / "):
                     writer.write(self.account())

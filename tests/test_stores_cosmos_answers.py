@@ -2,10 +2,13 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+import orjson
 import pytest
 
+from stores.cosmos_driver import Offer
 from stores.cosmos_errors import ContainerMissing, CosmosThrottled, CosmosUnavailable, Refusal, translated
 from stores.cosmos_rest import RestDriver
+from stores.cosmos_throughput import Throughput
 from stores.cosmos_url import parse
 from stores.errors import StoreFull
 from tests.cosmos_drivers import Counted
@@ -96,6 +99,17 @@ async def test_an_answer_that_stops_in_the_middle_is_a_timeout(
     assert await driver.read("c", "a", 2.0) == {"id": "a", "v": 1}
 
 
+async def test_an_answer_that_is_cut_anywhere_is_no_item(raw: Raw, driver: RestDriver, meter: Counted) -> None:
+    whole = answer(200, ITEM)
+    for length in range(len(whole)):
+        raw.says = [whole, whole[:length] + CUT]
+        assert await driver.read("c", "a", 2.0) == {"id": "a", "v": 1}
+        with pytest.raises(CosmosUnavailable) as error:
+            await driver.read("c", "a", 2.0)
+        assert error.value.kind == "reset"
+    assert meter.kinds == ["reset"] * len(whole)
+
+
 async def test_chunks_are_an_item_all_the_same(raw: Raw, driver: RestDriver) -> None:
     chunks = b"5\r\n" + ITEM[:5] + b"\r\nb\r\n" + ITEM[5:] + b"\r\n0\r\n\r\n"
     raw.says = [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nX-MS-Request-Charge: 2.5\r\n\r\n" + chunks]
@@ -119,6 +133,52 @@ async def test_nonsense_is_no_answer_to_anything_else_either(
         await ask(driver)
     assert error.value.kind == "malformed"
     assert meter.kinds == ["malformed"]
+
+
+AUTOSCALE = Throughput(4000, autoscale=True)
+OFFER: dict[str, object] = {"id": "oR", "content": {"offerThroughput": 500, "kept": 1}}
+
+
+def found(offer: dict[str, object]) -> list[bytes]:
+    return [answer(200, b'{"_self":"dbs/x/colls/y/"}'), answer(200, orjson.dumps({"Offers": [offer]}))]
+
+
+@pytest.mark.parametrize(
+    ("headers", "minimum", "told"),
+    [
+        (b"", {}, Offer(Throughput(500), 400, pending=False)),
+        (b"x-ms-offer-replace-pending: True\r\n", {}, Offer(Throughput(500), 400, pending=True)),
+        (b"x-ms-cosmos-min-throughput: 600\r\n", {}, Offer(Throughput(500), 600, pending=False)),
+        (b"", {"offerMinimumThroughputParameters": {"minThroughput": 700}}, Offer(Throughput(500), 700, pending=False)),
+        (
+            b"",
+            {"offerAutopilotSettings": {"maxThroughput": 4000}},
+            Offer(Throughput(4000, autoscale=True), 1000, False),
+        ),
+    ],
+)
+async def test_an_offer_is_told_with_its_least_and_whether_it_is_under_way(
+    raw: Raw, driver: RestDriver, headers: bytes, minimum: dict[str, object], told: Offer
+) -> None:
+    one = {**OFFER, "content": {"offerThroughput": 500, **minimum}}
+    raw.says = [*found(one), answer(200, orjson.dumps(one), headers)]
+    assert await driver.offer("c") == told
+
+
+async def test_a_serverless_account_has_no_offers(raw: Raw, driver: RestDriver, meter: Counted) -> None:
+    said = "Reading or replacing offers is not supported for serverless accounts."
+    raw.says = [found(OFFER)[0], refusal(400, 0, said)]
+    assert await driver.offer("c") is None
+    raw.says = [found(OFFER)[0], answer(200, b'{"Offers":[]}')]
+    assert await driver.offer("c") is None
+    assert meter.kinds == []
+
+
+async def test_scaling_keeps_what_else_an_offer_says(raw: Raw, driver: RestDriver) -> None:
+    raw.says = [*found(OFFER), answer(200, b"{}")]
+    await driver.scale("c", Throughput(800))
+    assert raw.heard[-1].startswith(b"PUT /offers/oR/ ")
+    assert orjson.loads(raw.bodies[-1]) == {"id": "oR", "content": {"offerThroughput": 800, "kept": 1}}
 
 
 async def test_a_look_without_a_date_is_none(raw: Raw, driver: RestDriver) -> None:
