@@ -228,7 +228,12 @@ def _by_tcp(address: Address) -> Carry:
     if address.endpoint.startswith("https:"):
         context = ssl.create_default_context()
         if address.ca is not None:
-            context.load_verify_locations(address.ca)
+            try:
+                context.load_verify_locations(address.ca)
+            except OSError as error:  # SSLError is one
+                raise StoreMisused(
+                    f"the file {address.ca}, which should certify {address.shown}, is none: {error}"
+                ) from error
 
     def carry(url: str) -> Transport:
         parts = urlsplit(url)

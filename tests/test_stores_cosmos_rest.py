@@ -116,6 +116,12 @@ async def test_a_certificate_of_another_name_is_refused(tmp_path: Path, meter: C
         await driver.close()
 
 
+def test_a_file_that_certifies_nothing_is_told(tmp_path: Path, meter: Counted) -> None:
+    (tmp_path / "ca.pem").write_text("no certificate")
+    with pytest.raises(StoreMisused, match=r"ca\.pem, which should certify cosmos\+https://h:1/d"):
+        RestDriver(parse(f"cosmos+https://h:1/d?ca={tmp_path}/ca.pem", {}), meter)
+
+
 async def test_a_closed_driver_opens_nothing_again(far: Account, meter: Counted) -> None:
     driver = RestDriver(await filled(far), meter)
     await driver.read("c", NAME, 5.0)
