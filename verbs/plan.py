@@ -70,7 +70,13 @@ def plan(
     p99_ms: Annotated[str | None, _option("p99-ms", "Objective that a report's rates are held to.", COSMOS)] = None,
     assume: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Any other input; see docs/sizing.md.", show_default=False),
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            envvar="HOTPLATE_PLAN_SET",
+            help="Any other input; see docs/sizing.md. May be given several times.",
+            show_default=False,
+        ),
     ] = None,
     source: Annotated[Path | None, _option("from", "A TOML file of inputs; a flag wins over it.", MEASURED)] = None,
     from_report: Annotated[Path | None, _option("from-report", "What `hotplate bench` measured.", MEASURED)] = None,

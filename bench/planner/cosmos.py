@@ -25,7 +25,7 @@ GB = 1000**3
 PARTITION_GB = 50
 CONTROL_RU = MANUAL_MIN
 DOUBLED = ("bounded", "strong")
-CHARGES = "stores/cosmos_charges.toml, which names a source for each coefficient"
+CHARGES = "the file of charges, ours or that of --charges: a source for each coefficient"
 LIMITS = "https://learn.microsoft.com/azure/cosmos-db/concepts-limits"
 PARTITIONS = "https://learn.microsoft.com/azure/cosmos-db/scaling-provisioned-throughput-best-practices"
 

@@ -86,12 +86,12 @@ def _figures(report: PlanReport) -> str:
 def _given(report: PlanReport) -> str:
     figures = report.plan.figures
     rows = [
-        [figures[name].name, figures[name].told, str(known.metadata["says"]), figures[name].source]
+        [name, _said(figures[name], known.metadata["says"]), figures[name].source]
         for name, known in KNOWN.items()
         if name in figures
     ]
     lead = "What is assumed can be replaced: by a flag, by --set NAME=VALUE, in a file for --from, or by a measurement."
-    return section("What it rests on", table(["", "", "", "where from"], rows, (1,)), lead)
+    return section("What it rests on", table(["", "", "where from"], rows), lead)
 
 
 def _prices(report: PlanReport) -> str:
@@ -105,7 +105,7 @@ def _prices(report: PlanReport) -> str:
 def _why(figures: Iterable[Figure]) -> str:
     """Show each figure with its formula, the values that went into it, and its source."""
     rows = "".join(
-        f"<tr><td><code>{escaped(each.name)}</code></td><td class=n>{escaped(each.told)}</td>"
+        f"<tr><td>{escaped(each.name)}</td>{_value(each)}"
         f"<td><code>{escaped(each.formula)}</code><br><span class=soft>{escaped(_inputs(each))}</span></td></tr>"
         for each in figures
         if each.name not in KNOWN and not each.name.startswith(PRICE)
@@ -115,6 +115,15 @@ def _why(figures: Iterable[Figure]) -> str:
         f'<div class="scroll"><table><tbody>{rows}</tbody></table></div>',
         "Every figure, its formula and its inputs.",
     )
+
+
+def _value(figure: Figure) -> str:
+    numeric = "" if isinstance(figure.value, str) else " class=n"  # a text is long, and may wrap
+    return f"<td{numeric}>{escaped(figure.told)}</td>"
+
+
+def _said(figure: Figure, says: str) -> str:
+    return f"{figure.told}{':' if isinstance(figure.value, str) else ''} {says}"
 
 
 def _inputs(figure: Figure) -> str:
