@@ -54,7 +54,7 @@ async def publish(
         lists.batches(),
         store,
         plan=lists.plan(),
-        about=_about(model, settings),
+        about=about_of(model, settings),
         encoding=encoding,
         live=live,
         resume=resume,
@@ -76,11 +76,11 @@ async def publish_rows(
     """Write rows, which come in ascending order of key bytes, as `publish` does; the next are made meanwhile."""
     started = perf_counter()
     lists = plan.rows
-    rows: AsyncIterator[list[Row]] = _overlapped(batches)
+    rows: AsyncIterator[list[Row]] = overlapped(batches)
     if encoding == "zstd":
         compressed = await compress(rows, plan)
         rows, plan = compressed.batches, compressed.plan
-    rows = _counted(rows, lists, on_progress or (lambda _done, _total: None))
+    rows = counted(rows, lists, on_progress or (lambda _done, _total: None))
     skipped = 0
     if resume is None:
         manifest = await release.publish(store, rows, plan=plan, about=about, encoding=encoding, live=live)
@@ -90,7 +90,9 @@ async def publish_rows(
     return PublishReport(manifest, plan, live, perf_counter() - started, skipped)
 
 
-async def _overlapped(batches: Iterator[list[Row]]) -> AsyncIterator[list[Row]]:
+async def overlapped(batches: Iterator[list[Row]]) -> AsyncIterator[list[Row]]:
+    """Yield *batches*; the next is made in a thread meanwhile."""
+
     def compute() -> list[Row] | None:
         return next(batches, None)
 
@@ -103,7 +105,8 @@ async def _overlapped(batches: Iterator[list[Row]]) -> AsyncIterator[list[Row]]:
         await asyncio.gather(upcoming, return_exceptions=True)  # a thread cannot be cancelled, only waited for
 
 
-async def _counted(batches: AsyncIterator[list[Row]], total: int, tell: Progress) -> AsyncIterator[list[Row]]:
+async def counted(batches: AsyncIterator[list[Row]], total: int, tell: Progress) -> AsyncIterator[list[Row]]:
+    """Yield *batches*, and tell how many lists were asked for before each next one."""
     done = 0
     async for rows in batches:
         yield rows
@@ -111,7 +114,7 @@ async def _counted(batches: AsyncIterator[list[Row]], total: int, tell: Progress
         tell(min(done, total), total)  # a dictionary is a row, and no list
 
 
-def _about(model: Model, settings: ListSettings) -> dict[str, Any]:
+def about_of(model: Model, settings: ListSettings) -> dict[str, Any]:
     """Return what the manifest says of the release's origin."""
     return {
         "hotplate": version("hotplate"),

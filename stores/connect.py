@@ -4,7 +4,7 @@ import os
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import cast
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from stores import embedded
 from stores.errors import StoreMisused
@@ -12,7 +12,8 @@ from stores.memory import MemoryStore
 from stores.store import Store
 
 GROUP = "hotplate.stores"
-BUILT_IN = ("cosmos", "cosmos+http", "cosmos+https", "file", "memory", "redis", "rediss", "unix")
+COSMOS = ("cosmos", "cosmos+http", "cosmos+https")
+BUILT_IN = (*COSMOS, "file", "memory", "redis", "rediss", "unix")
 
 
 def default_url() -> str:
@@ -36,7 +37,7 @@ def connect(url: str) -> Store:
         from stores import redis  # noqa: PLC0415 -- an extra: only who asks for it needs it
 
         return redis.open_url(url)
-    if scheme in ("cosmos", "cosmos+http", "cosmos+https"):
+    if scheme in COSMOS:
         from stores import cosmos  # noqa: PLC0415 -- as above
 
         return cosmos.open_url(url)
@@ -44,6 +45,18 @@ def connect(url: str) -> Store:
         return cast("Store", entry.load()(url))  # what the entry point promises; the contract suite holds it to that
     known = sorted({*BUILT_IN, *entry_points(group=GROUP).names})
     raise StoreMisused(f"{redacted(url)!r} is not the URL of a store; known schemes: {', '.join(known)}")
+
+
+def limited(url: str, max_ru: int) -> str:
+    """Return *url* with what a publish may spend in a second, in the place of what it said of that.
+
+    Raises StoreMisused where nothing is paid for by request units.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in COSMOS:
+        raise StoreMisused(f"--max-ru is for Cosmos DB; {redacted(url)} has no request units, so leave it out")
+    kept = [(name, value) for name, value in parse_qsl(parts.query, keep_blank_values=True) if name != "max_ru"]
+    return parts._replace(query=urlencode([*kept, ("max_ru", str(max_ru))])).geturl()
 
 
 def redacted(url: str) -> str:

@@ -1,10 +1,10 @@
 """The Cosmos DB store, `cosmos://` and, for emulators, `cosmos+http(s)://`: a container a release, an item a row."""
 
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from functools import partial
 
-from stores import cosmos_scaling
+from stores import cosmos_forecast, cosmos_scaling
 from stores.catalogue import Catalogue, ReleaseId
 from stores.cosmos_batches import Batches, not_found
 from stores.cosmos_charges import load
@@ -22,6 +22,7 @@ from stores.cosmos_scan import scan
 from stores.cosmos_url import Address, parse
 from stores.cosmos_writer import Writer
 from stores.errors import StoreMisused
+from stores.forecast import Bill, Forecast
 from stores.store import Meter, Plan, Row, Slot
 
 READ_DEADLINE_S = 1.0
@@ -82,6 +83,21 @@ class CosmosStore:
     async def warnings(self) -> list[str]:
         live = (await self._control.catalogue()).live
         return await self._scaling.warnings(None if live is None else container_of(live))
+
+    def bill(self) -> Bill:
+        return cosmos_forecast.bill_of(self._address)
+
+    def roughly_ru(self, plan: Plan) -> float:
+        return cosmos_forecast.roughly_ru(self._charges, plan)
+
+    async def foresee(
+        self, release: ReleaseId, batches: AsyncIterable[Sequence[Row]], *, live: bool, keep: int | None
+    ) -> Forecast:
+        found, unasked = await self._control.glimpse()
+        if not unasked:
+            await self._patience.insist(self._control.check_writers)
+        publish = cosmos_forecast.Publish(release, found, live=live, keep=keep)
+        return await cosmos_forecast.foresee(self._address, self._charges, publish, batches, unasked)
 
     async def create(self, release: ReleaseId, plan: Plan) -> None:
         cosmos_scaling.check_room(self._address, plan)

@@ -15,7 +15,7 @@ from stores.cosmos_items import CATALOGUE, CONTROL
 from stores.cosmos_patience import Patience
 from stores.cosmos_throughput import MANUAL_MIN, Throughput
 from stores.cosmos_url import Address
-from stores.errors import ReleaseConflict, StoreMisused
+from stores.errors import ReleaseConflict, StoreError, StoreMisused
 
 POLL_S = 2.0
 """How often a reader looks: 0.5 RU/s for each process."""
@@ -67,6 +67,13 @@ class Control:
         found = self._parse(item, now)
         self._etags = {found.version: etag}
         return found
+
+    async def glimpse(self) -> tuple[Catalogue, str]:
+        """Read the catalogue if that can be done at once; else an empty one, and why it was not read."""
+        try:
+            return await self.catalogue(), ""
+        except StoreError as error:
+            return Catalogue(now=self._now()), str(error)
 
     async def changes(self) -> AsyncIterator[Catalogue]:
         """Yield the catalogue now and after each change, from the nearest region; stale ones may be among them."""

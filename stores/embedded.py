@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -23,6 +23,8 @@ from stores.errors import (
     StoreMisused,
     StoreUnavailable,
 )
+from stores.forecast import Forecast
+from stores.foreseeing import count
 from stores.release_file import Draft, ReleaseFile, file_bytes, flush_folder, lock_path, translated
 from stores.store import Plan, Row, Slot
 
@@ -78,16 +80,19 @@ class EmbeddedStore:
         self._drafts.clear()
         self._files.clear()
 
+    async def foresee(
+        self, release: ReleaseId, batches: AsyncIterable[Sequence[Row]], *, live: bool, keep: int | None
+    ) -> Forecast:
+        del release, live, keep
+        plan = await count(batches)
+        there = next(folder for folder in (self._releases, *self._releases.parents) if folder.is_dir())
+        self._check_room(plan, there)
+        return Forecast(plan.rows, plan.payload_bytes, fits=True)
+
     async def create(self, release: ReleaseId, plan: Plan) -> None:
         with translated(self._releases):
             self._releases.mkdir(parents=True, exist_ok=True)
-            free = shutil.disk_usage(self._releases).free
-        needed = file_bytes(plan.rows, plan.payload_bytes)
-        if needed > free:
-            raise StoreFull(
-                f"the release needs about {_megabytes(needed)} in {self.folder} and {_megabytes(free)} are free; "
-                f"free some space, prune old releases, or publish shorter lists"
-            )
+        self._check_room(plan, self._releases)
         self._draft(release, create=True)
 
     async def put(self, release: ReleaseId, rows: Sequence[Row]) -> None:
@@ -184,6 +189,16 @@ class EmbeddedStore:
         if draft is None:
             draft = self._drafts[release] = Draft(self._draft_path(release), create=create)
         return draft
+
+    def _check_room(self, plan: Plan, there: Path) -> None:
+        with translated(there):
+            free = shutil.disk_usage(there).free
+        needed = file_bytes(plan.rows, plan.payload_bytes)
+        if needed > free:
+            raise StoreFull(
+                f"the release needs about {_megabytes(needed)} in {self.folder} and {_megabytes(free)} are free; "
+                f"free some space, prune old releases, or publish shorter lists"
+            )
 
     def _open(self, release: ReleaseId) -> ReleaseFile:
         file = self._files[release] = ReleaseFile.open(self._sealed_path(release))

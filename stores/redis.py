@@ -2,11 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
 
 from stores import catalogue_record, redis_memory, redis_watch
 from stores.catalogue import Catalogue, ReleaseId
 from stores.errors import ReleaseConflict, ReleaseNotFound
+from stores.forecast import Forecast
+from stores.foreseeing import count
 from stores.keylist import Span, bounds, overlapping, unpack
 from stores.pacing import Pace
 from stores.redis_keys import Keys
@@ -76,6 +78,14 @@ class RedisStore:
 
     async def warnings(self) -> list[str]:
         return (await redis_memory.measure(self._control)).warnings(self._address.shown)
+
+    async def foresee(
+        self, release: ReleaseId, batches: AsyncIterable[Sequence[Row]], *, live: bool, keep: int | None
+    ) -> Forecast:
+        del live, keep
+        plan = await count(batches)
+        (await redis_memory.measure(self._control)).check(plan, self._keys.head(release), self._address.shown)
+        return Forecast(plan.rows, plan.payload_bytes, fits=True)
 
     async def create(self, release: ReleaseId, plan: Plan) -> None:
         state = self._keys.state(release)

@@ -4,12 +4,13 @@ Policy (publish, activate, roll back, prune, verify) is written once, in `stores
 moves opaque bytes, swaps one small catalogue by compare-and-set, and tells its own time.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from stores.catalogue import Catalogue, ReleaseId
 from stores.errors import StoreError
+from stores.forecast import Bill, Forecast
 
 Slot = bytes | None | StoreError
 """What one key of a read came to: its value, absent, or this one could not be read."""
@@ -155,4 +156,33 @@ class Metered(Protocol):
 
     def count_into(self, meter: Meter) -> None:
         """Tell *meter* of every attempt from now on."""
+        ...
+
+
+@runtime_checkable
+class Foreseen(Protocol):
+    """A store that can say beforehand what a publish will come to; `--dry-run` asks it, and nothing is written."""
+
+    async def foresee(
+        self, release: ReleaseId, batches: AsyncIterable[Sequence[Row]], *, live: bool, keep: int | None
+    ) -> Forecast:
+        """Work out what it takes to write *batches*, the manifest alone in the last, as *release*.
+
+        *live* says whether it goes live then, and *keep* what a prune keeps afterwards; None where it is a copy, after
+        which nothing is pruned. Raises StoreFull, as `create` does, for what cannot fit, and StoreMisused where a
+        publish would be refused.
+        """
+        ...
+
+
+@runtime_checkable
+class Billed(Protocol):
+    """A store that is paid for by what it may spend, or does."""
+
+    def bill(self) -> Bill:
+        """Return what a publish and its release are billed for."""
+        ...
+
+    def roughly_ru(self, plan: Plan) -> float:
+        """Return the request units that the rows of a release take to be written and read back, about."""
         ...

@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator, Callable
 from stores.catalogue import Catalogue, ReleaseId, State
 from stores.drafting import Written, begin, renew, write
 from stores.errors import ReleaseConflict
+from stores.forecast import Forecast
+from stores.foreseeing import foresee_rows
 from stores.keys import MANIFEST, META
 from stores.manifest import Manifest, Tally, compare
 from stores.release import activate, rest
@@ -47,6 +49,18 @@ async def copy(
     elif written.rows:
         await rest(target, release)
     return written
+
+
+async def foresee_copy(
+    source: Store, target: Store, release: ReleaseId, *, live: bool, on_progress: Callable[[int, int], None]
+) -> Forecast:
+    """Say what `copy` would come to; nothing is written. Raises ReleaseConflict where *release* is still a draft."""
+    if (await source.catalogue()).find(release).state is State.DRAFT:
+        raise ReleaseConflict(f"release {release} is still being written; copy it once it is committed")
+    manifest = await load_manifest(source, release)
+    return await foresee_rows(
+        target, release, _batches(source, manifest, on_progress), lambda _: manifest, live=live, keep=None
+    )
 
 
 async def _write(source: Store, target: Store, manifest: Manifest, tell: Callable[[int, int], None]) -> Written:
