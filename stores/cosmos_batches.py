@@ -34,7 +34,8 @@ class Batches:
     async def state(self, release: ReleaseId) -> str:
         """Return `draft` or `sealed`; ReleaseNotFound where the release is not there, or not yet."""
         try:
-            found = await self.read(container_of(release), STATE)
+            container = container_of(release)
+            found = await self.read(container, STATE) or await self.read_again(container, STATE)
         except ContainerMissing as error:
             raise not_found(release) from error
         if found is None:

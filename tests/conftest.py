@@ -2,7 +2,6 @@
 
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from stores.connect import connect
 from stores.embedded import EmbeddedStore
 from stores.memory import MemoryStore
 from stores.store import Store
-from tests.cosmos_server import Emulator, emulator
+from tests.cosmos_drivers import Account, account
 from tests.redis_server import RedisServer, running
 
 OpenStore = Callable[[], Store]
@@ -40,18 +39,17 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 
 
 @pytest.fixture(scope="session")
-def cosmos_http() -> Iterator[Emulator]:
+def cosmos_http() -> Iterator[Account]:
     """One emulator for all tests that do it no harm; each takes a database of its own."""
-    with emulator() as running_one:
+    with account(None) as running_one:
         yield running_one
 
 
 @pytest.fixture(scope="session")
-def cosmos_https(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
+def cosmos_https(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
     """The same over TLS, with a certificate of its own."""
-    certificate = tmp_path_factory.mktemp("cosmos") / "cosmos.pem"
-    with emulator("--tls", "--certificate", str(certificate)) as running_one:
-        yield replace(running_one, certificate=certificate)
+    with account(tmp_path_factory.mktemp("cosmos") / "cosmos.pem") as running_one:
+        yield running_one
 
 
 COSMOS = ("cosmos+http-rest", "cosmos+https-rest", "cosmos+http-sdk", "cosmos+https-sdk")
@@ -71,8 +69,8 @@ async def open_store(request: pytest.FixtureRequest, tmp_path: Path, clock: Fake
         url = server.url(request.param, secrets.token_hex(4))
     elif request.param in COSMOS:
         scheme, _, driver = request.param.partition("-")
-        account: Emulator = request.getfixturevalue(scheme.replace("+", "_"))
-        url = account.url(secrets.token_hex(4), driver=driver, ru=10_000)
+        far: Account = request.getfixturevalue(scheme.replace("+", "_"))
+        url = far.url(secrets.token_hex(4), driver=driver, ru="10000")
 
     def another() -> Store:
         if request.param == "memory":

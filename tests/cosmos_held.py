@@ -1,6 +1,7 @@
 """The store, its driver and the emulated service in one process, where time passes only when all of them wait."""
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
@@ -40,6 +41,10 @@ class Far:
         self.lose_answers = 0
         """How many writes of the catalogue are to be done, and not told of."""
 
+        self.forgets = 0.0
+        """The share of reads that ask a replica which has not heard of the item yet."""
+
+        self._random = random.Random(1)
         self._loop = loop
 
     def store(self, **options: object) -> CosmosStore:
@@ -73,6 +78,8 @@ class Far:
         (method, path, _), *lines = (line.split(b" ", 2) for line in head.split(b"\r\n"))
         headers = {name.lower().rstrip(b":"): b" ".join(value) for name, *value in lines}
         told = self.service.answer(Request(method.decode(), path.decode(), headers, body))
+        if method == b"GET" and b"/docs/" in path and self._random.random() < self.forgets:
+            told.status, told.body = 404, orjson.dumps({"code": "NotFound", "message": "never heard of it"})
         if self.many_writers and path == b"/":
             told.body = orjson.dumps({**orjson.loads(told.body), "enableMultipleWriteLocations": True})
         if self.scales_for_ever and path.startswith(b"/offers/"):

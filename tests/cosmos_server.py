@@ -29,13 +29,6 @@ class Emulator:
     key: str = WELL_KNOWN_KEY
     certificate: Path | None = None
 
-    def url(self, database: str, **options: object) -> str:
-        """Return the URL of a store in a database of this account."""
-        if self.certificate is not None:
-            options["ca"] = self.certificate
-        asked = "&".join(f"{name}={value}" for name, value in options.items())
-        return f"cosmos+{self.endpoint.rstrip('/')}/{database}?{asked}"
-
 
 @contextmanager
 def emulator(*options: str) -> Iterator[Emulator]:
