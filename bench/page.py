@@ -10,6 +10,7 @@ from bench.histogram import ENOUGH
 from bench.markup import escaped, section, table
 from bench.objective import PERCENTS
 from bench.report import ERRORS, RATE, WHILE_WRITTEN, Report, Series
+from bench.ru import page as ru_page
 
 TEMPLATE = Path(__file__).with_name("page.html")
 HEADLINES = ("p50", "p99", "p99.9")
@@ -40,7 +41,7 @@ def page(report: Report) -> str:
     """Lay out the whole file."""
     facts = report.machine
     compared = report.extra.get("comparison", {})
-    subject = report.configuration.get("url") or " and ".join(compared.get("stores", []))
+    subject = report.extra.get("subject") or report.configuration.get("url") or " and ".join(compared.get("stores", []))
     title = f"hotplate bench {report.kind}: {subject}"
     parts = [
         f"<h1>{escaped(title)}</h1>",
@@ -52,19 +53,23 @@ def page(report: Report) -> str:
         parts += [_tiles(rounds[0]), _percentiles(rounds[0])]
     if compared:
         parts += comparison_page.sections(compared)
+    if swept := report.extra.get("ru"):
+        parts += ru_page.sections(swept)
     parts += _knees(report.extra)
     if rounds:
         parts.append(section("Percentile spectrum", plots.spectrum(rounds)))
     if "sweep" not in report.extra:
         lasting = [each for each in rounds if not each.name.endswith(WHILE_WRITTEN)]
         parts += [section(f"Second by second{_of(each, rounds)}", plots.timeline(each)) for each in lasting]
-    parts += [_outcomes(rounds, report.extra), _method(report), _setting(report)]
+    if rounds:
+        parts.append(_outcomes(rounds, report.extra))
+    parts += [_method(report), _setting(report)]
     return Template(TEMPLATE.read_text()).substitute(title=escaped(title), body="\n".join(parts))
 
 
 def _verdict(report: Report) -> str:
     rounds = [each for series in report.series for each in series.rounds]
-    said = list(report.doubts)
+    said = [*report.doubts, *report.extra.get("doubts", [])]
     if report.interrupted:
         said.append("it was stopped before its end")
     wrong = report.extra.get("checked", {}).get("wrong", 0)
@@ -76,6 +81,8 @@ def _verdict(report: Report) -> str:
         listed = "".join(f"<li>{escaped(doubt)}</li>" for doubt in said)
         what = "Invalid: these figures do not measure what was asked." if report.doubts else "Look out:"
         return f'<div class="verdict bad"><strong>{what}</strong><ul>{listed}</ul></div>'
+    if holds := report.extra.get("holds"):
+        return f'<div class="verdict"><strong>Valid.</strong> {escaped(holds)}</div>'
     lags = [each.facts["lag_us"]["p99"] for each in rounds if each.facts["lag_us"]]
     told = f" Its lag was at most {units.told(max(lags))} at p99." if lags else ""
     left_out = len(report.extra.get("comparison", {}).get("left_out", []))
@@ -176,7 +183,7 @@ def _counted(counts: Iterable[Mapping[str, int]]) -> str:
 def _method(report: Report) -> str:
     modes = {each.facts["mode"] for series in report.series for each in series.rounds}
     told = [text for mode, text in (("open loop", OPEN), ("closed loop", CLOSED)) if mode in modes]
-    own = report.extra["comparison"]["method"] if "comparison" in report.extra else []
+    own = report.extra.get("method") or report.extra.get("comparison", {}).get("method", [])
     return section(
         "What is measured, and what is not",
         "".join(f"<p>{escaped(line)}</p>" for line in (*own, *told, *LIMITS.strip().split("\n\n"))),

@@ -64,7 +64,7 @@ def spectrum(shown: Sequence[Series]) -> str:
         axes.xaxis.set_major_locator(FixedLocator([100 / (100 - percent) for percent in ticks]))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 - 100 / x:g} %"))
         axes.xaxis.set_minor_locator(NullLocator())
-        _latency_scale(axes)
+        latency_scale(axes)
         axes.set_xlabel("part of the requests that were at least this fast")
         legend(axes)
         return svg(figure)
@@ -79,13 +79,13 @@ def timeline(shown: Series) -> str:
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1), gridspec_kw={"hspace": 0.3})
         for name, colour in (("max", LINES[2]), ("p99", LINES[1]), ("p50", LINES[0])):
             above.plot(at, [second[f"{name}_us"] or float("nan") for second in seconds], color=colour, label=name)
-        _latency_scale(above)
+        latency_scale(above)
         legend(above)
         below.step(at, [second["ok"] for second in seconds], where="mid", color=LINES[0], label="good answers/s")
         failed = [second["failed"] + second["dropped"] for second in seconds]
         if any(failed):
             below.step(at, failed, where="mid", color=BAD, label="errors and drops/s")
-        _count_scale(below)
+        count_scale(below)
         below.xaxis.set_major_locator(MaxNLocator(integer=True))
         below.set_xlabel("second" if len(shown.rounds) == 1 else "second, all rounds one after the other")
         legend(below)
@@ -121,7 +121,7 @@ def search(found: Mapping[str, Any]) -> str:
         axes.set_xlim(left=0)
         axes.set_xlabel("requests/s that fell due")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
-        _latency_scale(axes)
+        latency_scale(axes)
         legend(axes)
         return svg(figure)
 
@@ -136,10 +136,10 @@ def sweep(found: Mapping[str, Any]) -> str:
         above.plot(
             at, [each["per_s"] for each in points], color=LINES[0], marker="o", label="users/s with a list of their own"
         )
-        _count_scale(above)
+        count_scale(above)
         for name, colour in (("p50", LINES[0]), ("p99", LINES[1])):
             below.plot(at, [max(each[f"{name}_us"], 1) for each in points], color=colour, marker="o", label=name)
-        _latency_scale(below)
+        latency_scale(below)
         below.set_xscale("log")
         below.xaxis.set_major_locator(FixedLocator(at))
         below.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
@@ -157,7 +157,8 @@ def _figure() -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def _latency_scale(axes: Axes) -> None:
+def latency_scale(axes: Axes) -> None:
+    """Scale to latencies, in microseconds; its ticks are told with units."""
     if not any((np.asarray(line.get_ydata(), dtype=float) > 0).any() for line in axes.lines):
         axes.set_ylim(1, 1000)  # nothing was answered: an empty frame, for there is no scale of nothing
     axes.set_yscale("log")
@@ -169,7 +170,8 @@ def _latency_scale(axes: Axes) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _count_scale(axes: Axes) -> None:
+def count_scale(axes: Axes) -> None:
+    """Scale from zero, with thousands marked."""
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
 

@@ -1,34 +1,22 @@
 """`hotplate bench`: measure a service, and compare two measurements."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from verbs import ru
 from verbs.findings import show, show_comparison, show_verdict
-from verbs.terminal import FAILED, MISUSED, Json, err, out, print_json
+from verbs.measuring import HOW, WHAT, WHEN, misuse_told, must_be_writable, option
+from verbs.terminal import FAILED, Json, err, out, print_json
 
 app = typer.Typer(
     no_args_is_help=True,
     help="Measure a service so that the figures survive a review.\n\n"
     "Example: hotplate bench http http://127.0.0.1:8080 --users 1000 --find-max --slo p99=5ms",
 )
-OF_THE_EXTRA = {"hdrh", "httptools", "matplotlib", "numpy"}
+app.command()(ru.ru)
 LISTS = "/v1/recommendations/{key}"
-WHEN, WHAT, HOW = "When requests fall due", "What is asked for", "How it is measured"
-
-
-def _option(name: str, text: str, panel: str, flag: str | None = None) -> typer.models.OptionInfo:
-    made: typer.models.OptionInfo = typer.Option(
-        flag or f"--{name}",
-        envvar=f"HOTPLATE_BENCH_{name.replace('-', '_').upper()}",
-        help=text,
-        rich_help_panel=panel,
-    )
-    return made
-
 
 Url = Annotated[str, typer.Argument(metavar="URL", help="The service, as http://HOST:PORT.")]
 
@@ -37,60 +25,60 @@ Url = Annotated[str, typer.Argument(metavar="URL", help="The service, as http://
 def http(
     url: Url,
     rate: Annotated[
-        str | None, _option("rate", "Requests/s, as 500 or 2k; 1,000 where nothing else is told.", WHEN)
+        str | None, option("rate", "Requests/s, as 500 or 2k; 1,000 where nothing else is told.", WHEN)
     ] = None,
-    ramp: Annotated[str | None, _option("ramp", "From one rate to another, as 100:5k.", WHEN)] = None,
-    steps: Annotated[str | None, _option("steps", "Rates of equal length, as 1k,2k,4k.", WHEN)] = None,
+    ramp: Annotated[str | None, option("ramp", "From one rate to another, as 100:5k.", WHEN)] = None,
+    steps: Annotated[str | None, option("steps", "Rates of equal length, as 1k,2k,4k.", WHEN)] = None,
     poisson: Annotated[
-        bool, _option("poisson", "As independent users arrive, not evenly spaced.", WHEN, "--poisson")
+        bool, option("poisson", "As independent users arrive, not evenly spaced.", WHEN, "--poisson")
     ] = False,
     closed: Annotated[
         bool,
-        _option(
+        option(
             "closed", "Send on each answer; for comparison with tools that do, flatters latencies.", WHEN, "--closed"
         ),
     ] = False,
-    think: Annotated[str, _option("think", "With --closed: a pause before the next request, as 1.5s.", WHEN)] = "0s",
-    duration: Annotated[str, _option("duration", "Of one round.", WHEN)] = "10s",
-    users: Annotated[int | None, _option("users", "Ask for users 0 … N-1.", WHAT)] = None,
-    keys_file: Annotated[Path | None, _option("keys-file", "Ask for the users of this file, one a line.", WHAT)] = None,
+    think: Annotated[str, option("think", "With --closed: a pause before the next request, as 1.5s.", WHEN)] = "0s",
+    duration: Annotated[str, option("duration", "Of one round.", WHEN)] = "10s",
+    users: Annotated[int | None, option("users", "Ask for users 0 … N-1.", WHAT)] = None,
+    keys_file: Annotated[Path | None, option("keys-file", "Ask for the users of this file, one a line.", WHAT)] = None,
     store: Annotated[
         str | None,
-        _option(
+        option(
             "store", "The store behind the service: its users are asked for, and a sample of answers is compared.", WHAT
         ),
     ] = None,
     zipf: Annotated[
-        float | None, _option("zipf", "Some users more than others, by this exponent, as 0.99.", WHAT)
+        float | None, option("zipf", "Some users more than others, by this exponent, as 0.99.", WHAT)
     ] = None,
     hot: Annotated[
-        str | None, _option("hot", "A share of the requests to a share of the users, as 80%:20%.", WHAT)
+        str | None, option("hot", "A share of the requests to a share of the users, as 80%:20%.", WHAT)
     ] = None,
-    unknown: Annotated[str, _option("unknown", "The share of users that nobody knows, as 5%.", WHAT)] = "0%",
-    path: Annotated[str, _option("path", "What to GET; {key} stands for a user.", WHAT)] = LISTS,
+    unknown: Annotated[str, option("unknown", "The share of users that nobody knows, as 5%.", WHAT)] = "0%",
+    path: Annotated[str, option("path", "What to GET; {key} stands for a user.", WHAT)] = LISTS,
     header: Annotated[
-        list[str] | None, _option("header", "NAME:VALUE to send; may be given several times.", WHAT)
+        list[str] | None, option("header", "NAME:VALUE to send; may be given several times.", WHAT)
     ] = None,
     batch: Annotated[
-        str | None, _option("batch", "POST for so many users at once, 20 requests at a time, as 1,50,200,1000.", WHAT)
+        str | None, option("batch", "POST for so many users at once, 20 requests at a time, as 1,50,200,1000.", WHAT)
     ] = None,
     find_max: Annotated[
-        bool, _option("find-max", "Look for the highest rate inside --slo, from --rate on.", HOW, "--find-max")
+        bool, option("find-max", "Look for the highest rate inside --slo, from --rate on.", HOW, "--find-max")
     ] = False,
-    slo: Annotated[str, _option("slo", "The objective of --find-max.", HOW)] = "p99=5ms,errors=0.1%",
-    repeat: Annotated[int, _option("repeat", "Rounds; 3 or more give intervals that can be compared.", HOW)] = 1,
-    warmup: Annotated[str, _option("warmup", "Before the first round, thrown away.", HOW)] = "2s",
-    connections: Annotated[int, _option("connections", "The most requests in flight.", HOW)] = 64,
-    timeout: Annotated[str, _option("timeout", "After when it was due, a request is given up.", HOW)] = "5s",
+    slo: Annotated[str, option("slo", "The objective of --find-max.", HOW)] = "p99=5ms,errors=0.1%",
+    repeat: Annotated[int, option("repeat", "Rounds; 3 or more give intervals that can be compared.", HOW)] = 1,
+    warmup: Annotated[str, option("warmup", "Before the first round, thrown away.", HOW)] = "2s",
+    connections: Annotated[int, option("connections", "The most requests in flight.", HOW)] = 64,
+    timeout: Annotated[str, option("timeout", "After when it was due, a request is given up.", HOW)] = "5s",
     backlog: Annotated[
-        int, _option("backlog", "Due requests that wait for a connection; more are dropped.", HOW)
+        int, option("backlog", "Due requests that wait for a connection; more are dropped.", HOW)
     ] = 10_000,
-    processes: Annotated[int, _option("processes", "Of the generator; one sends some 40,000 requests/s.", HOW)] = 1,
+    processes: Annotated[int, option("processes", "Of the generator; one sends some 40,000 requests/s.", HOW)] = 1,
     spin: Annotated[
-        bool, _option("spin", "Keep the pace to microseconds; takes a core for each process.", HOW, "--spin")
+        bool, option("spin", "Keep the pace to microseconds; takes a core for each process.", HOW, "--spin")
     ] = False,
-    seed: Annotated[int, _option("seed", "Of what is drawn at random.", HOW)] = 1,
-    report: Annotated[Path, _option("out", "The report: this name with .json, .html and .hdr.", HOW)] = Path(
+    seed: Annotated[int, option("seed", "Of what is drawn at random.", HOW)] = 1,
+    report: Annotated[Path, option("out", "The report: this name with .json, .html and .hdr.", HOW)] = Path(
         "hotplate-bench"
     ),
     as_json: Json = False,
@@ -107,7 +95,7 @@ def http(
         from bench.http import measure
         from bench.live import viewing
 
-        _must_be_writable(report)
+        must_be_writable(report)
         asked = question(
             Asked(
                 url=url,
@@ -160,18 +148,18 @@ def stores(
             show_default=False,
         ),
     ] = None,
-    rate: Annotated[str, _option("rate", "Requests/s through each service; one that all can bear.", WHEN)] = "2k",
-    duration: Annotated[str, _option("duration", "Of the reads of one store in one round.", WHEN)] = "5s",
+    rate: Annotated[str, option("rate", "Requests/s through each service; one that all can bear.", WHEN)] = "2k",
+    duration: Annotated[str, option("duration", "Of the reads of one store in one round.", WHEN)] = "5s",
     users: Annotated[
-        int, _option("users", "Ask for so many users, the first of the release; lists are made up for as many.", WHAT)
+        int, option("users", "Ask for so many users, the first of the release; lists are made up for as many.", WHAT)
     ] = 100_000,
     zipf: Annotated[
-        float | None, _option("zipf", "Some users more than others, by this exponent, as 0.99.", WHAT)
+        float | None, option("zipf", "Some users more than others, by this exponent, as 0.99.", WHAT)
     ] = None,
-    encoding: Annotated[str, _option("encoding", "Of lists that are made up: json or zstd.", WHAT)] = "zstd",
+    encoding: Annotated[str, option("encoding", "Of lists that are made up: json or zstd.", WHAT)] = "zstd",
     publish: Annotated[
         bool,
-        _option(
+        option(
             "publish",
             "Write to the stores that are given, too: trial releases, each dropped before its commit. Without URLs "
             "this is always done.",
@@ -180,13 +168,13 @@ def stores(
         ),
     ] = False,
     repeat: Annotated[
-        int, _option("repeat", "Valid rounds; 3 or more give intervals. For invalid ones up to 7 more are made.", HOW)
+        int, option("repeat", "Valid rounds; 3 or more give intervals. For invalid ones up to 7 more are made.", HOW)
     ] = 10,
-    warmup: Annotated[str, _option("warmup", "Of each store, thrown away.", HOW)] = "2s",
+    warmup: Annotated[str, option("warmup", "Of each store, thrown away.", HOW)] = "2s",
     cpu_hour: Annotated[
-        float | None, _option("cpu-hour", "What an hour of CPU costs you, to price a million reads.", HOW)
+        float | None, option("cpu-hour", "What an hour of CPU costs you, to price a million reads.", HOW)
     ] = None,
-    report: Annotated[Path, _option("out", "The report: this name with .json and .html.", HOW)] = Path(
+    report: Annotated[Path, option("out", "The report: this name with .json and .html.", HOW)] = Path(
         "hotplate-stores"
     ),
     as_json: Json = False,
@@ -206,7 +194,7 @@ def stores(
         from bench.files import keep
         from bench.live import viewing
 
-        _must_be_writable(report)
+        must_be_writable(report)
         asked = Asked(
             urls=tuple(urls or ()),
             rate=rate,
@@ -261,30 +249,3 @@ def compare(
     else:
         show_verdict(verdict)
     raise typer.Exit(FAILED if verdict.regression else 0)
-
-
-@contextmanager
-def misuse_told(*, as_json: bool) -> Iterator[None]:
-    """Turn what the bench refuses, or cannot do, into one sentence and an exit code."""
-    from bench.errors import BenchFailed, BenchMisused
-
-    try:
-        yield
-    except (BenchMisused, BenchFailed) as error:
-        sentence = str(error)[:1].upper() + str(error)[1:].rstrip(".") + "."
-        if as_json:
-            err.print_json(data={"error": sentence, "kind": type(error).__name__}, indent=None)
-        else:
-            err.print("hotplate: ", sentence, sep="", markup=False)
-        raise typer.Exit(MISUSED if isinstance(error, BenchMisused) else FAILED) from None
-    except ModuleNotFoundError as error:
-        if error.name not in OF_THE_EXTRA:
-            raise
-        raise ModuleNotFoundError(str(error), name="httptools") from error  # numpy is of two extras; this one is ours
-
-
-def _must_be_writable(report: Path) -> None:
-    from bench.errors import BenchMisused
-
-    if not report.parent.is_dir():
-        raise BenchMisused(f"there is no folder {report.parent} to write the report to")
