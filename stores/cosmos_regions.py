@@ -45,6 +45,9 @@ class Region:
     found_at: float = field(default=float("-inf"))
     """When it was last taken up again, by the event loop's clock."""
 
+    again_at: float = 0.0
+    """Before then a read that it answers says too little: some do get through to a sick region."""
+
 
 class Regions:
     """Lives as long as its driver; asks nothing before `known`."""
@@ -95,13 +98,10 @@ class Regions:
         return Account(places.many_writers, tuple(region.name for region in self._readable))
 
     def answered(self, region: Region) -> None:
-        """Take note that a region answers."""
+        """Take note that a region answers; one that was left must do so after its pause to be taken up again."""
         region.strikes = 0
-        if region.lost and region in self._readable:
-            region.lost = False
-            region.found_at = asyncio.get_running_loop().time()
-            self.near = next(one for one in self._readable if not one.lost)
-            log.warning("%s: %s can be read again; reading from %s", self._judge.shown, region.name, self.near.name)
+        if region.lost and asyncio.get_running_loop().time() >= region.again_at:
+            self._take_up(region)
 
     def instead(self, region: Region, kind: Kind) -> Region | None:
         """Take note that a read failed in *region*; return another to ask, where another may do better."""
@@ -135,6 +135,7 @@ class Regions:
         steady = asyncio.get_running_loop().time() - region.found_at > PAUSE_S[1]
         region.pause_s = PAUSE_S[0] if steady else min(region.pause_s * 2, PAUSE_S[1])
         region.lost = True
+        region.again_at = asyncio.get_running_loop().time() + region.pause_s
         self.near = next(one for one in self._readable if not one.lost)
         log.warning("%s: %s cannot be read (%s); reading from %s", self._judge.shown, region.name, kind, self.near.name)
         self._start(self._look_after(region))
@@ -150,7 +151,14 @@ class Regions:
             except StoreError:
                 continue
             if answer.status == 200:
-                self.answered(region)
+                self._take_up(region)
+
+    def _take_up(self, region: Region) -> None:
+        if region.lost and region in self._readable:
+            region.lost, region.strikes = False, 0
+            region.found_at = asyncio.get_running_loop().time()
+            self.near = next(one for one in self._readable if not one.lost)
+            log.warning("%s: %s can be read again; reading from %s", self._judge.shown, region.name, self.near.name)
 
     async def _learn(self) -> Places:
         """Ask the account's own endpoint, and where that does not answer those of its regions."""
