@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from aiohttp import ClientConnectorError
+from aiohttp import ClientConnectorError, ClientResponseError
 from azure.core.exceptions import (
     AzureError,
     ClientAuthenticationError,
@@ -125,6 +125,8 @@ def _kind(error: Exception) -> Kind:
             return "timeout"
         case AzureError(inner_exception=ClientConnectorError()):
             return "connect"
+        case AzureError(inner_exception=ClientResponseError()):
+            return "malformed"
         case ServiceRequestError() | ServiceResponseError():
             return "reset"
     return "malformed"
