@@ -19,7 +19,7 @@ from stores.cosmos_errors import ContainerMissing, CosmosUnavailable
 from stores.cosmos_places import Place
 from stores.cosmos_sdk_attempt import answer_of, meaning
 from stores.cosmos_sdk_client import Clients, Way
-from stores.cosmos_sdk_ways import Ways
+from stores.cosmos_sdk_ways import ELSEWHERE, Ways
 from stores.cosmos_throughput import Throughput, minimum_ru
 from stores.cosmos_url import Address
 from stores.store import Meter
@@ -179,7 +179,10 @@ class SdkDriver:
             self._meter.failed("timeout")  # any other failure was counted where it happened
             raise meaning(late, self._address.shown) from late
         except AzureError as foreign:
-            raise meaning(foreign, self._address.shown) from foreign
+            error = meaning(foreign, self._address.shown)
+            if isinstance(error, CosmosUnavailable) and error.kind in ELSEWHERE:
+                self._ways.doubt()
+            raise error from foreign
 
     async def _write(self, call: Callable[[], Awaitable[CosmosDict]]) -> Wrote:
         try:

@@ -2,7 +2,10 @@
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import Any
+
+from azure.core.exceptions import AzureError
 
 from stores.cosmos_driver import Account
 from stores.cosmos_errors import CosmosUnavailable, Kind
@@ -17,6 +20,9 @@ AWAY_S = 10.0
 STRIKES = 3
 """After so many failures in a row a region is left; a connection that cannot be made is enough by itself."""
 
+HURRY_S = 5.0
+"""How soon the account is asked again where something is wrong; else the SDK does so every five minutes."""
+
 ELSEWHERE = ("connect", "reset", "unavailable")
 """Failures that a read may be spared in another region."""
 
@@ -28,6 +34,8 @@ class Ways:
         self._clients = clients
         self._ways = dict[tuple[str, str | None], Way]()
         self._places: Places | None = None
+        self._doubted = False
+        self._asked_at = float("-inf")
         self._strikes = dict[Place, int]()
         self._away_until = dict[Place, float]()
 
@@ -40,7 +48,17 @@ class Ways:
 
     async def written(self) -> Way:
         """Return the way to the region that takes writes, whose reads see them."""
-        return self._way((await self._known(None)).written.url, None)
+        places = await self._known(None)
+        now = asyncio.get_running_loop().time()
+        if self._doubted and now >= self._asked_at + HURRY_S:
+            self._doubted, self._asked_at = False, now
+            with suppress(AzureError):  # what is known goes on being used, and the caller meets the failure
+                await self.account()
+        return self._way((self._places or places).written.url, None)
+
+    def doubt(self) -> None:
+        """Ask the account again before the next write: something is not where it said."""
+        self._doubted = True
 
     async def nearest(self) -> Place:
         """Return the region in which lookups are best made now."""

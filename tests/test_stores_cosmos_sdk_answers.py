@@ -117,3 +117,19 @@ async def test_an_account_without_regions_is_an_error(told: bytes) -> None:
                 await ask
             assert error.value.kind == "malformed"
         assert set(meter.kinds) == {"malformed"}
+
+
+async def test_writes_go_where_the_account_says_after_one_could_not_be_made() -> None:
+    def account_that_moved(port: int) -> bytes:
+        nowhere = [{"name": "There", "databaseAccountEndpoint": "http://127.0.0.1:9/"}]
+        here = [{"name": "Here", "databaseAccountEndpoint": f"http://127.0.0.1:{port}/"}]
+        told = {"writableLocations": here if moved else nowhere, "readableLocations": [*here, *nowhere]}
+        return answer(json.dumps(told).encode())
+
+    moved = False
+    async with scripted(answer(json.dumps(ITEM).encode(), 201), account_that_moved) as (driver, _):
+        with pytest.raises(CosmosUnavailable) as error:
+            await driver.upsert("c", {"id": "a"})
+        assert error.value.kind == "connect"
+        moved = True
+        assert (await driver.upsert("c", {"id": "a"})).done
