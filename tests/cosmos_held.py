@@ -14,7 +14,7 @@ from bench.cosmos_emulator.service import Service
 from bench.cosmos_emulator.wire import rendered
 from stores.catalogue import ReleaseId
 from stores.cosmos import CosmosStore
-from stores.cosmos_charges import load
+from stores.cosmos_charges import Charges, load
 from stores.cosmos_items import container_of
 from stores.cosmos_meter import Relay
 from stores.cosmos_rest import RestDriver
@@ -32,10 +32,14 @@ BEGAN = 1_790_000_000.0
 class Far:
     """The far side, on the loop's clock: it answers after `latency_s`, and counts what it was asked."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, latency_s: float = 0.005) -> None:
-        self.latency_s = latency_s
-        self.now: Callable[[], float] = lambda: BEGAN + loop.time()
-        self.service = Service(Account(load(), (("Here", 1),), clock=self.now), Keeper(WELL_KNOWN_KEY, None))
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, *, now: Callable[[], float] | None = None, charges: Charges | None = None
+    ) -> None:
+        self.latency_s = 0.005
+        self.now = now or (lambda: BEGAN + loop.time())
+        account = Account(charges or load(), (("Here", 1),), clock=self.now)
+        self.service = Service(account, Keeper(WELL_KNOWN_KEY, None))
+        self.stores = list[CosmosStore]()
         self.many_writers = False
         self.scales_for_ever = False
         self.lose_answers = 0
@@ -51,7 +55,8 @@ class Far:
         asked = "&".join(f"{name}={value}" for name, value in options.items())
         address, relay = parse(f"cosmos+http://here:1/d?{asked}", {}), Relay()
         driver = RestDriver(address, relay, clock=self.now, carry=lambda _: self)
-        return CosmosStore(address, driver, driver, relay, self._loop.time)
+        self.stores.append(CosmosStore(address, driver, driver, relay, self._loop.time))
+        return self.stores[-1]
 
     def misbehave(self, *faults: dict[str, object]) -> None:
         self.service.faults.replace(list(faults), self.now())
@@ -99,7 +104,15 @@ class Far:
 
 
 def with_far(work: Callable[[Far], Coroutine[Any, Any, T]]) -> T:
-    return in_virtual_time(lambda loop: work(Far(loop)))
+    async def whole(loop: asyncio.AbstractEventLoop) -> T:
+        far = Far(loop)
+        try:
+            return await work(far)
+        finally:
+            for store in far.stores:
+                await store.close()
+
+    return in_virtual_time(whole)
 
 
 async def batches(rows: Sequence[Row], size: int = 500) -> AsyncIterator[Sequence[Row]]:

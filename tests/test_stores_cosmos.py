@@ -1,6 +1,9 @@
 """The Cosmos DB store beyond the contract: who may publish, what containers may spend, what is said of it all."""
 
 import asyncio
+import re
+import subprocess
+import sys
 from collections.abc import Coroutine
 from functools import partial
 
@@ -191,3 +194,22 @@ def test_erasing_costs_no_request_units_but_the_containers_own() -> None:
 @pytest.mark.parametrize("driver", ["rest", "sdk"])
 def test_a_url_opens_nothing_by_itself(driver: str) -> None:
     assert isinstance(connect(f"cosmos+http://127.0.0.1:9/d?driver={driver}"), CosmosStore)
+
+
+@pytest.mark.parametrize(
+    ("url", "missing"),
+    [("cosmos+http://127.0.0.1:9/d", "httptools"), ("cosmos+http://127.0.0.1:9/d?driver=sdk", "azure")],
+)
+def test_an_extra_that_is_not_installed_is_named(url: str, missing: str) -> None:
+    program = f"import sys; sys.modules[{missing!r}] = None\nfrom stores.connect import connect; connect({url!r})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert re.search(rf"StoreMisused: {missing}\S* is not installed.*'hotplate\[cosmos\]'$", done.stderr.strip())
+
+
+def test_reading_over_the_wire_by_key_loads_no_sdk() -> None:
+    program = (
+        "import sys; from stores.connect import connect; connect('cosmos+http://127.0.0.1:9/d'); print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "stores.cosmos_rest" in done.stdout
+    assert "azure" not in done.stdout

@@ -81,7 +81,6 @@ def test_a_publish_spends_what_was_foretold_at_the_rate_that_was_asked_for() -> 
         assert far.admitted_ru(manifest.release) == pytest.approx(foretold.total_ru, rel=1e-6)
         assert took_s == pytest.approx(foretold.total_ru / 1000, abs=0.5)  # what is done one after the other
         assert far.answers(429) <= 2
-        await store.close()
 
     with_far(work)
 
@@ -101,8 +100,6 @@ def test_a_container_of_less_than_was_asked_for_gives_all_it_has_and_loses_nothi
         assert far.answers(429) < share * len(ROWS)
         await store.seal(R)
         assert [row async for row in store.scan(R)] == ROWS
-        await maker.close()
-        await store.close()
 
     with_far(work)
 
