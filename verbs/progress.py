@@ -26,10 +26,30 @@ class _Rate(ProgressColumn):
         return Text(f"{task.speed:,.0f}/s" if task.speed and task.speed >= 1 else "")
 
 
+class _Aside(ProgressColumn):
+    """What else there is to say of the work, asked anew each time."""
+
+    def __init__(self, said: Callable[[], str]) -> None:
+        super().__init__()
+        self._said = said
+
+    def render(self, task: Task) -> Text:
+        """Render it, beside every stage."""
+        del task
+        return Text(self._said())
+
+
 @contextmanager
-def bars() -> Iterator[Callable[[str, int, int], None]]:
+def bars(aside: Callable[[], str] = str) -> Iterator[Callable[[str, int, int], None]]:
     """Yield `tell(stage, done, total)`; each stage gets a line, which goes when the work is done."""
-    columns = (TextColumn("{task.description:<9}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description:<9}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+        _Aside(aside),
+    )
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
         tasks = dict[str, TaskID]()
 

@@ -6,14 +6,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from verbs import foretelling
+from verbs.foretelling import DryRun
 from verbs.opening import with_store
 from verbs.progress import bars
+from verbs.spending import MaxRu, Spending, within
 from verbs.terminal import Json, StoreUrl, out, print_json
 
 if TYPE_CHECKING:
     from offline.publish import PublishReport
     from stores.catalogue import ReleaseId
-    from stores.store import Store
+    from stores.manifest import Manifest
+    from stores.store import Plan, Store
 
 
 class Encoding(StrEnum):
@@ -58,6 +62,8 @@ def publish(
     activate: Activate = True,
     keep: Keep = 1,
     resume: Resume = None,
+    max_ru: MaxRu = None,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Compute every list of a model and publish them as one release; readers see all of it, or nothing.
@@ -65,18 +71,41 @@ def publish(
     Releases that nobody needs any more are erased afterwards.
 
     Example: hotplate publish model --store file:///var/lib/hotplate
+
+    Before you pay: hotplate publish model --store cosmos://ACCOUNT/DATABASE --max-ru 4000 --dry-run
     """
-    from offline.lists import ListSettings
+    from offline.lists import Lists, ListSettings
     from offline.model import load
     from offline.publish import publish as write
     from stores.catalogue import ReleaseId
     from stores.release import prune
 
-    settings = ListSettings(list_length, keep_seen)
+    store, settings = within(store, max_ru), ListSettings(list_length, keep_seen)
     learnt = load(model)
-    with bars() as tell:
+    if dry_run:
+        from offline.foreseeing import foresee
+
+        foretelling.whole(resume)
+        with bars() as tell:
+            found = with_store(
+                store,
+                lambda opened: foresee(
+                    learnt,
+                    opened,
+                    settings,
+                    encoding=encoding_of(encoding, store),
+                    live=activate,
+                    keep=keep,
+                    on_progress=lambda done, total: tell("dry run", done, total),
+                ),
+            )
+        foretelling.tell(found, store, as_json=as_json)
+        return
+    spending = Spending()
+    with bars(spending.progress) as tell:
 
         async def act(opened: "Store") -> "tuple[PublishReport, list[ReleaseId]]":
+            spending.watch(opened, Lists(learnt, settings).plan(), quiet=as_json)
             done = await write(
                 learnt,
                 opened,
@@ -90,9 +119,10 @@ def publish(
 
         report, erased = with_store(store, act)
     if as_json:
-        print_json(to_json(report, erased))
+        print_json(to_json(report, erased) | spending.to_json())
         return
     show(report, erased)
+    spending.show(plan_of(report.manifest))
 
 
 def encoding_of(chosen: Encoding | None, store: str | None) -> str:
@@ -101,6 +131,13 @@ def encoding_of(chosen: Encoding | None, store: str | None) -> str:
     from stores.connect import default_url
 
     return chosen.value if chosen is not None else default_encoding(store or default_url())
+
+
+def plan_of(manifest: "Manifest") -> "Plan":
+    """Return how much a release is, as a plan has it."""
+    from stores.store import Plan
+
+    return Plan(sum(manifest.counts.values()), manifest.bytes)
 
 
 def to_json(report: "PublishReport", erased: "list[ReleaseId]") -> dict[str, object]:

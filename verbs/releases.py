@@ -1,17 +1,22 @@
 """`hotplate releases`: list, show, activate, roll back, prune and copy; `verbs.inspection` adds verify and diff."""
 
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from verbs import inspection
+from verbs import foretelling, inspection
+from verbs.foretelling import DryRun
 from verbs.inspection import ChosenRelease, choose, tell_one
 from verbs.opening import with_store, with_stores
 from verbs.progress import bars
+from verbs.publish import plan_of
+from verbs.spending import MaxRu, Spending, within
 from verbs.terminal import Json, StoreUrl, out, print_json, table
 
 if TYPE_CHECKING:
+    from stores.forecast import Forecast
     from stores.manifest import Manifest
     from stores.release import Written
     from stores.store import Store
@@ -133,6 +138,8 @@ def copy(
     activate: Annotated[
         bool, typer.Option("--activate/--no-activate", envvar="HOTPLATE_ACTIVATE", help="Make it live there.")
     ] = True,
+    max_ru: MaxRu = None,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Copy a release, by default the live one, to another store under the same id; check it and make it live there.
@@ -140,25 +147,42 @@ def copy(
     A copy that was killed goes on where it was acknowledged: give the same command again.
 
     Example: hotplate releases copy --from file:///var/lib/hotplate --to redis://localhost:6379/0
-    """
-    from stores.transfer import copy as transfer
 
-    with bars() as tell:
+    Before you pay: hotplate releases copy --from URL --to cosmos://ACCOUNT/DATABASE --max-ru 4000 --dry-run
+    """
+    from stores.release import load_manifest
+    from stores.transfer import copy as transfer
+    from stores.transfer import foresee_copy
+
+    target, spending = within(target, max_ru) or target, Spending()
+    if dry_run:
+        with bars() as tell:
+
+            async def foresee(here: "Store", there: "Store") -> "Forecast":
+                chosen = await choose(here, release)
+                progress = partial(tell, "dry run")
+                return await foresee_copy(here, there, chosen, live=activate, on_progress=progress)
+
+            found = with_stores(source, target, foresee)
+        foretelling.tell(found, target, as_json=as_json)
+        return
+    with bars(spending.progress) as tell:
 
         async def act(here: "Store", there: "Store") -> "Written":
             chosen = await choose(here, release)
-            return await transfer(
-                here, there, chosen, live=activate, on_progress=lambda done, total: tell("copy", done, total)
-            )
+            spending.watch(there, plan_of(await load_manifest(here, chosen)), quiet=as_json)
+            return await transfer(here, there, chosen, live=activate, on_progress=partial(tell, "copy"))
 
-        written = with_stores(source, target, act)
-    found = written.manifest.release
-    state = "live" if activate else "ready"
+        done = with_stores(source, target, act)
+    copied, state = done.manifest.release, "live" if activate else "ready"
     tell_one(
-        {"release": written.manifest, "live": activate, "rows_written": written.rows, "rows_there": written.skipped},
-        f"{found} is {state}: {written.rows:,} rows written, {written.skipped:,} were there",
+        {"release": done.manifest, "live": activate, "rows_written": done.rows, "rows_there": done.skipped}
+        | spending.to_json(),
+        f"{copied} is {state}: {done.rows:,} rows written, {done.skipped:,} were there",
         as_json=as_json,
     )
+    if not as_json and done.rows:
+        spending.show(plan_of(done.manifest))
 
 
 app.command()(inspection.verify)
