@@ -70,7 +70,7 @@ async def open_store(request: pytest.FixtureRequest, tmp_path: Path, clock: Fake
     elif request.param in COSMOS:
         scheme, _, driver = request.param.partition("-")
         far: Account = request.getfixturevalue(scheme.replace("+", "_"))
-        url = far.url(secrets.token_hex(4), driver=driver, ru="10000")
+        url = far.url(secrets.token_hex(4), driver=driver, ru="30000")
 
     def another() -> Store:
         if request.param == "memory":
