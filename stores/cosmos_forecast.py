@@ -17,6 +17,7 @@ from stores.cosmos_url import Address
 from stores.forecast import Bill, Forecast, Provisioned
 from stores.store import Plan, Row
 
+KEPT = (State.SUPERSEDED, State.WITHDRAWN)
 NAME_BYTES = 40
 """Around a value in its item: its id, names and quotes, about."""
 
@@ -62,6 +63,15 @@ class Publish:
         return not self.found.generation
 
 
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """How many releases a prune erases, how many it lets rest, and how many of those for the first time."""
+
+    erased: int = 0
+    resting: int = 0
+    newly: int = 0
+
+
 async def foresee(
     address: Address, charges: Charges, publish: Publish, batches: AsyncIterable[Sequence[Row]], unasked: str
 ) -> Forecast:
@@ -74,9 +84,9 @@ async def foresee(
         rows.put(batch)
     check_room(address, Plan(rows.rows, rows.payload_bytes))
     bill = bill_of(address, rows.payload_bytes)
-    erased, resting = _finish(publish, ledger, rows)
-    managing_ru = _made_ru(charges, 3 if publish.is_first else 1, erased)
-    managing_ru += _scaled_ru(charges, bill, resting, live=publish.live)
+    pruned = _finish(publish, ledger, rows)
+    managing_ru = _made_ru(charges, 3 if publish.is_first else 1, pruned.erased)
+    managing_ru += _scaled_ru(charges, bill, pruned, live=publish.live)
     return Forecast(
         rows.rows,
         rows.payload_bytes,
@@ -95,8 +105,8 @@ async def foresee(
     )
 
 
-def _finish(publish: Publish, ledger: Ledger, rows: Rows) -> tuple[int, int]:
-    """Do what comes after the last row; return how many releases are erased, and how many let rest."""
+def _finish(publish: Publish, ledger: Ledger, rows: Rows) -> Pruned:
+    """Do what comes after the last row."""
     release = publish.release
     if publish.keep is not None:
         ledger.look()  # for the time in the manifest; a copy has one
@@ -111,19 +121,25 @@ def _finish(publish: Publish, ledger: Ledger, rows: Rows) -> tuple[int, int]:
         ledger.change(lambda found: changes.activate(found, release), rows.now_s)
     else:
         ledger.look(2)
-    return (0, 0) if publish.keep is None else _prune(ledger, publish.keep, rows.now_s)
+    return Pruned() if publish.keep is None else _prune(ledger, release, publish.keep, rows.now_s)
 
 
-def _prune(ledger: Ledger, keep: int, at_s: float) -> tuple[int, int]:
-    """Erase what nobody needs and let rest what is kept; return how many releases that is of each."""
+def _prune(ledger: Ledger, ours: ReleaseId, keep: int, at_s: float) -> Pruned:
+    """Erase what nobody needs and let rest what is kept, as `stores.release.prune` does."""
     marked = ledger.change(lambda found: changes.prune(found, keep, GRACE_S), at_s)
     dropped = [entry.id for entry in marked.releases if entry.state is State.DROPPING]
     for release in dropped:
         ledger.change(partial(changes.forget, release=release), at_s)
-    kept = (entry for entry in marked.releases if entry.state in (State.SUPERSEDED, State.WITHDRAWN))
-    resting = sum((entry.superseded_at or 0.0) + GRACE_S <= marked.now for entry in kept)
-    ledger.look(2 * resting)
-    return len(dropped), resting
+    left = {entry.id: (entry.superseded_at or 0.0) + GRACE_S for entry in marked.releases if entry.state in KEPT}
+    resting = [release for release, over_at in left.items() if over_at <= marked.now]
+    newly = [release for release in resting if not _pruned_since(marked, left[release], {release, ours})]
+    ledger.look(2 * len(resting))
+    return Pruned(len(dropped), len(resting), len(newly))
+
+
+def _pruned_since(found: Catalogue, when: float, but: set[ReleaseId]) -> bool:
+    """Tell whether others were published since, for each publish ends with a prune."""
+    return any(entry.created_at >= when for entry in found.releases if entry.id not in but)
 
 
 def _made_ru(charges: Charges, made: int, erased: int) -> float:
@@ -131,14 +147,15 @@ def _made_ru(charges: Charges, made: int, erased: int) -> float:
     return (made + erased) * charges.metadata_write
 
 
-def _scaled_ru(charges: Charges, bill: Bill, resting: int, *, live: bool) -> float:
+def _scaled_ru(charges: Charges, bill: Bill, pruned: Pruned, *, live: bool) -> float:
     """Return what it costs to see what containers may spend, and to change it; the account answers for it, too."""
     if not bill.writing:
         return 0.0
     once_ru = 3 * charges.metadata_read  # the container, its offer's name, the offer: read, or read and replaced
     born, then = bill.writing[0], bill.afterwards[0 if live else 1]
     changed = 0 if then.ru_s == born.ru_s else 2 if live else 1  # what goes live is looked at until it has changed
-    return once_ru * ((2 if live else 1) + changed + resting)
+    slept = pruned.newly if bill.afterwards[0].ru_s != bill.afterwards[1].ru_s else 0
+    return once_ru * ((2 if live else 1) + changed + pruned.resting + slept)
 
 
 def _reached(serving: Throughput, least: Throughput) -> Throughput:
