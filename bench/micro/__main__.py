@@ -15,6 +15,7 @@ from bench import machine
 from bench.micro import (
     computing,
     cosmos_emulator,
+    cosmos_publishing,
     cosmos_reads,
     embedded,
     endpoint,
@@ -38,7 +39,7 @@ class Subject(Protocol):
 
 
 SHORT = Effort(rounds=1, users=50_000, round_s=0.5)
-LONG = {"retail"}
+LONG = {"retail", "cosmos_publishing"}
 """Subjects whose size is given by their data; --short leaves them out."""
 
 PRINTED_WIDTH = 180
@@ -46,7 +47,7 @@ PRINTED_WIDTH = 180
 
 SUBJECTS: tuple[Subject, ...] = (
     computing, endpoint, embedded, redis_service, redis_publishing, redis_readers, redis_lookups, retail, generating,
-    cosmos_emulator, cosmos_reads,
+    cosmos_emulator, cosmos_reads, cosmos_publishing,
 )  # fmt: skip
 
 
