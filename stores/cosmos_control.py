@@ -114,7 +114,7 @@ class Control:
             return await self._items.create(CONTROL, record)
         except ContainerMissing:
             await self.make(CONTROL, None if self._address.throughput is None else Throughput(MANUAL_MIN))
-            return await self._items.create(CONTROL, record)
+            return await self._patience.settle(partial(self._items.create, CONTROL, record))
 
     async def make(self, container: str, throughput: Throughput | None) -> None:
         """Make a container, in a database that is made where it is missing; nothing happens where there is one."""

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from math import inf
 from typing import TypeVar
 
-from stores.cosmos_errors import CosmosThrottled, CosmosUnavailable
+from stores.cosmos_errors import ContainerMissing, CosmosThrottled, CosmosUnavailable
 from stores.cosmos_pace import Pace
 
 T = TypeVar("T")
@@ -16,6 +16,9 @@ PATIENCE_S = 20.0
 
 THROTTLED_S = 120.0
 """How long 429s are borne without a single success: the service is there, and says when to come back."""
+
+APPEARS_S = 60.0
+"""How long a container that was made may stay unseen: the service answers 404 for some while, here and there."""
 
 BACKOFF_S = (0.05, 2.0)
 """The first and the longest pause after a failure that names none; each is shortened by chance, to spread writers."""
@@ -56,6 +59,18 @@ class Patience:
                 self._done_at = self._clock()
                 return done
             await asyncio.sleep(wait_s)
+
+    async def settle(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Do, as `insist` does, what comes right after its container was made, and so may come too early."""
+        began_at, pause_s = self._clock(), BACKOFF_S[0]
+        while True:
+            try:
+                return await self.insist(attempt)
+            except ContainerMissing:
+                if self._clock() - began_at > APPEARS_S:
+                    raise
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, BACKOFF_S[1])
 
     async def spend(
         self, expected_ru: float, attempt: Callable[[], Awaitable[T]], charge_ru: Callable[[T], float]

@@ -34,7 +34,7 @@ class Writer:
     async def begin(self, container: str) -> None:
         """Say of a container that it holds a draft, unless it says something of itself."""
         self._batches.forget(container)  # somebody else may have erased what was there
-        await self._patience.insist(partial(self._items.create, container, DRAFT))
+        await self._patience.settle(partial(self._items.create, container, DRAFT))
 
     async def seal(self, release: ReleaseId) -> None:
         """Turn a draft into a release that takes no more rows."""

@@ -10,10 +10,10 @@ from typing import Any
 
 import orjson
 
-from bench.cosmos_emulator.errors import RANGE_GONE, THROTTLED, EmulatorMisused, Refused, bad
+from bench.cosmos_emulator.errors import OWNER_NOT_FOUND, RANGE_GONE, THROTTLED, EmulatorMisused, Refused, bad
 from bench.cosmos_emulator.messages import Answer, Request
 
-STATUSES = {"throttle": 429, "unavailable": 503, "timeout": 408, "retry-with": 449, "gone": 410}
+STATUSES = {"throttle": 429, "unavailable": 503, "timeout": 408, "retry-with": 449, "gone": 410, "missing": 404}
 KINDS = (*STATUSES, "reset", "region-gone", "slow", "latency")
 NUMBERS = {"share": 1.0, "for_s": 1e9, "delay_ms": 0.0, "retry_after_ms": 1000.0}
 MOST_FAULTS, MOST_VALUES = 100, 1_000_000
@@ -92,7 +92,7 @@ class Faults:
 
 
 def _refusal(fault: Fault) -> Refused:
-    substatus = {"throttle": THROTTLED, "gone": RANGE_GONE}.get(fault.kind, 0)
+    substatus = {"throttle": THROTTLED, "gone": RANGE_GONE, "missing": OWNER_NOT_FOUND}.get(fault.kind, 0)
     headers = {"x-ms-retry-after-ms": f"{fault.retry_after_ms:.0f}"} if fault.kind == "throttle" else {}
     return Refused(STATUSES[fault.kind], "an injected fault of the emulation", substatus, headers=headers)
 
