@@ -40,6 +40,10 @@ class Judge:
         self._meter.charged(ru)
         return ru
 
+    def count(self, error: CosmosUnavailable) -> None:
+        """Tell the meter of an attempt that failed before anything could be asked."""
+        self._meter.failed(error.kind)
+
     def unanswered(self, failure: WireFailed) -> CosmosUnavailable:
         """Count and translate an attempt without an answer."""
         self._meter.failed(failure.kind)
@@ -120,7 +124,12 @@ class Endpoint:
                 async with asyncio.timeout(timeout_s):
                     await self._signer.obtain()
             except TimeoutError:
-                raise CosmosUnavailable(f"{self._judge.shown}: Entra ID gave no token in time", "timeout") from None
+                late = CosmosUnavailable(f"{self._judge.shown}: Entra ID gave no token in time", "timeout")
+                self._judge.count(late)
+                raise late from None
+            except CosmosUnavailable as error:
+                self._judge.count(error)
+                raise
 
     async def renewed(self, refused: Answer, due_s: float) -> bool:
         """Get another token in the place of one that was refused; False where there is none, or none in time."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -34,6 +34,26 @@ class Run:
             if (answer["tier"], answer["source"]) == (tier, source):
                 return time.monotonic() - started
             assert time.monotonic() - started < 20, f"still answered by {answer['tier']}, {answer['source']}"
+            await asyncio.sleep(0.02)
+
+    async def personal(self, users: Sequence[int]) -> float:
+        """Ask for each user's list; return the share that are the users' own."""
+        answers = [await asyncio.to_thread(self.service.get, f"/v1/recommendations/{user}") for user in users]
+        own = [answer for answer in answers if answer.json["source"] == "personal"]
+        return len(own) / len(answers)
+
+    async def until_personal(self, users: Sequence[int]) -> float:
+        """Wait until each of the users gets a list of their own; return how long that took, in seconds."""
+        started = time.monotonic()
+        while await self.personal(users) < 1:
+            assert time.monotonic() - started < 20, "some still get popular lists"
+        return time.monotonic() - started
+
+    async def until_release(self, release: str) -> None:
+        """Wait until *release* is served."""
+        started = time.monotonic()
+        while (await asyncio.to_thread(self.service.get, "/v1/recommendations/1")).json["release"] != release:
+            assert time.monotonic() - started < 20, f"{release} is not followed"
             await asyncio.sleep(0.02)
 
     async def until_status(self, status: str) -> str:

@@ -1,4 +1,4 @@
-"""A TCP proxy that delays, resets and refuses on demand, to stand between a store and its server."""
+"""A TCP proxy that delays, cuts, resets and refuses on demand, to stand between a store and its server."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,9 +10,16 @@ class Proxy:
         self.delay_s = 0.0
         """How much later requests arrive."""
         self.refusing = False
+        self.cut_at: int | None = None
+        """After how many bytes of an answer its connection ends."""
+        self.cut_every = 1
+        """Of so many answers one is cut."""
+        self.cuts = 0
+        self._answers = 0
         self.accepted = 0
         self.port = 0
-        self._target = target
+        self.target = target
+        """Where new connections lead."""
         self._writers = set[asyncio.StreamWriter]()
         self._tasks = set[asyncio.Task[None]]()
 
@@ -26,17 +33,26 @@ class Proxy:
         if self.refusing:
             writer.transport.abort()
             return
-        there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self._target)
+        there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self.target)
         self._writers |= {writer, there_writer}
         for source, sink, delayed in ((reader, there_writer, True), (there_reader, writer, False)):
             task = asyncio.create_task(self._pump(source, sink, delayed=delayed))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
+    def _cuts_now(self) -> bool:
+        self._answers += 1
+        now = self.cut_at is not None and self._answers % self.cut_every == 0
+        self.cuts += now
+        return now
+
     async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, delayed: bool) -> None:
         loop, due = asyncio.get_running_loop(), 0.0
         with suppress(OSError):
             while data := await source.read(1 << 16):
+                if not delayed and self._cuts_now():
+                    sink.write(data[: self.cut_at])
+                    break
                 due = max(due, loop.time() + (self.delay_s if delayed else 0.0))
                 loop.call_at(due, sink.write, data)
         sink.close()

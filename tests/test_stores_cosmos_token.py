@@ -122,7 +122,7 @@ async def test_a_token_is_renewed_in_the_background_and_a_failure_keeps_the_old_
     clock.now += PAUSE_S + 1
     assert await driver.read("c", NAME, 5.0) is not None
     assert "gives tokens again" in caplog.text
-    assert meter.kinds == []
+    assert meter.kinds == ["unauthorized"]
 
 
 async def test_a_token_that_is_refused_is_renewed_once(entra: Entra) -> None:
