@@ -101,6 +101,13 @@ def test_that_holds_at_any_rate(max_ru: int) -> None:
     assert found.total_ru == pytest.approx(spent_ru, abs=0.005)
 
 
+def test_a_budget_that_is_far_too_low_makes_hours_of_it_and_nothing_else() -> None:
+    found, spent_ru, seconds = held(made_up(), 0.0, ru=400, max_ru=1)
+    assert found.seconds == pytest.approx(seconds, abs=MS)
+    assert found.total_ru == pytest.approx(spent_ru, abs=0.005)
+    assert seconds > 3 * 3600
+
+
 def test_where_all_that_the_container_has_may_be_spent_refusals_add_less_than_a_second_and_no_request_unit() -> None:
     found, spent_ru, seconds = held(made_up(), 0.0, ru=400, max_ru=1000)
     assert found.total_ru == pytest.approx(spent_ru, abs=0.005)
