@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
+from bench import units
 from bench.histogram import Histogram
 from bench.objective import Objective
-from bench.result import Result
+from bench.result import SENT_BOUND, Result
 
 PRECISION = 0.05  # how near the highest good rate and the lowest bad one must come
 FLOOR = 0.01  # of the first rate: below it, nothing is looked for
@@ -74,6 +75,18 @@ class Point:
     def to_json(self) -> dict[str, Any]:
         """Give it as plain values."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__} | {"inside": self.inside}
+
+
+def disturbances(result: Result, late_us: float) -> Iterator[str]:
+    """Say why a run measured its generator, where a p99 of its lag of *late_us* is as much as may be borne.
+
+    `Result.doubts` bears a millisecond, which is right for latencies of some; bounds that are far above bear more.
+    """
+    if result.sent < SENT_BOUND * result.due:
+        yield f"the generator sent {result.sent:,} of {result.due:,} requests that were due"
+    lag_us = Histogram.of(result.lags_s).percentiles_us((99,))[0]
+    if lag_us > late_us:
+        yield f"the generator was late: p99 {units.told(lag_us)}"
 
 
 def point(at: float, result: Result, *, broken: Sequence[str] = ()) -> Point:

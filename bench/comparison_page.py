@@ -14,13 +14,13 @@ LEAD = (
 
 def sections(compared: Mapping[str, Any]) -> list[str]:
     """Lay out the comparison, group by group, and what follows from it."""
-    parts = [section("The comparison", _grouped(compared["stores"], compared["lines"]), LEAD)]
+    parts = [section("The comparison", grouped(compared["stores"], compared["lines"]), LEAD)]
     if said := [*compared["verdicts"], *compared["left_out"]]:
         parts.append(section("Which differences are real", "".join(f"<p>{escaped(each)}</p>" for each in said)))
     return parts
 
 
-def _grouped(names: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> str:
+def grouped(names: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> str:
     """Make one table, so that the columns of all groups are in line."""
     bodies = list[str]()
     for group, found in groupby(lines, key=lambda line: str(line["group"])):

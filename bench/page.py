@@ -9,6 +9,7 @@ from bench import comparison_page, plots, units
 from bench.histogram import ENOUGH
 from bench.markup import escaped, section, table
 from bench.objective import PERCENTS
+from bench.reference import page as reference_page
 from bench.report import ERRORS, RATE, WHILE_WRITTEN, Report, Series
 from bench.ru import page as ru_page
 
@@ -55,6 +56,8 @@ def page(report: Report) -> str:
         parts += comparison_page.sections(compared)
     if swept := report.extra.get("ru"):
         parts += ru_page.sections(swept)
+    if reproduced := report.extra.get("reference"):
+        parts += reference_page.sections(reproduced)
     parts += _knees(report.extra)
     if rounds:
         parts.append(section("Percentile spectrum", plots.spectrum(rounds)))

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from verbs import ru
+from verbs import reference, ru
 from verbs.findings import show, show_comparison, show_verdict
 from verbs.measuring import HOW, WHAT, WHEN, misuse_told, must_be_writable, option
 from verbs.terminal import FAILED, Json, err, out, print_json
@@ -16,6 +16,7 @@ app = typer.Typer(
     "Example: hotplate bench http http://127.0.0.1:8080 --users 1000 --find-max --slo p99=5ms",
 )
 app.command()(ru.ru)
+app.command()(reference.reference)
 LISTS = "/v1/recommendations/{key}"
 
 Url = Annotated[str, typer.Argument(metavar="URL", help="The service, as http://HOST:PORT.")]

@@ -5,13 +5,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from bench import units
-from bench.capacity import TRIES, search
+from bench.capacity import TRIES, disturbances, search
 from bench.crew import Crew
 from bench.histogram import Histogram
 from bench.http import Watch
 from bench.objective import TOO_MANY_REQUESTS, Objective
 from bench.requests import Requests
-from bench.result import LAG_BOUND_US, SENT_BOUND, Result
+from bench.result import LAG_BOUND_US, Result
 from bench.traffic import Load
 
 CHARGE = "x-ms-request-charge"
@@ -152,7 +152,7 @@ def weigh(rate: float, wire_rate: float, result: Result, objective: Objective, s
     lag_p99_us = Histogram.of(result.lags_s).percentiles_us((99,))[0]
     good_ru = sum(ru for status, ru in result.tallied.items() if status < 400)
     throttled = result.statuses.get(TOO_MANY_REQUESTS, 0) / max(1, result.due)
-    doubts, broken = list(_doubts(result, lag_p99_us, saturated_s)), objective.broken(result)
+    doubts, broken = list(_doubts(result, saturated_s)), objective.broken(result)
     if broken and lag_p99_us > LAG_BOUND_US and not replace(objective, latency_us={}).broken(result):
         doubts, broken = [*doubts, f"the generator was late (p99 {units.told(lag_p99_us)}), and latencies with it"], []
     return Trial(
@@ -172,12 +172,9 @@ def weigh(rate: float, wire_rate: float, result: Result, objective: Objective, s
     )
 
 
-def _doubts(result: Result, lag_p99_us: float, saturated_s: float) -> Iterator[str]:
+def _doubts(result: Result, saturated_s: float) -> Iterator[str]:
     """Say why a run does not measure the container; a lag that only spoils latencies is no reason."""
-    if result.sent < SENT_BOUND * result.due:
-        yield f"the generator sent {result.sent:,} of {result.due:,} requests that were due"
-    if lag_p99_us > SHIFTED_US:
-        yield f"the generator was late: p99 {units.told(lag_p99_us)}"
+    yield from disturbances(result, SHIFTED_US)
     if saturated_s:
         yield f"the emulator had no CPU to spare for {saturated_s:.0f} s"
 
