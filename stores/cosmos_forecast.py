@@ -85,8 +85,10 @@ async def foresee(
     check_room(address, Plan(rows.rows, rows.payload_bytes))
     bill = bill_of(address, rows.payload_bytes)
     pruned = _finish(publish, ledger, rows)
-    managing_ru = _made_ru(charges, 3 if publish.is_first else 1, pruned.erased)
-    managing_ru += _scaled_ru(charges, bill, pruned, live=publish.live)
+    managing_ru = 0.0
+    if address.managed is None:  # Azure Resource Manager charges nothing
+        managing_ru += _made_ru(charges, 3 if publish.is_first else 1, pruned.erased)
+        managing_ru += _scaled_ru(charges, bill, pruned, live=publish.live)
     return Forecast(
         rows.rows,
         rows.payload_bytes,

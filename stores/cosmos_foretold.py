@@ -39,7 +39,7 @@ def notes(address: Address, bill: Bill, unasked: str) -> tuple[str, ...]:
     if unasked:
         found.append(f"assumed: nothing was published there before; it could not be asked: {unasked}")
     if address.driver == "sdk":
-        found.append("assumed: azure-cosmos asks no more than driver=rest does")
+        found.append("azure-cosmos looks at containers a few times more than is said here; no container pays for that")
     if not bill.writing:
         found.append(f"assumed: a serverless container gives {bill.rate_ru:,.0f} RU/s, which nobody promises")
     if address.key is None and address.managed is None:
