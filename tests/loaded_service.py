@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
@@ -83,11 +84,21 @@ class Run:
     def logged(self, text: str) -> int:
         return self.service.log.read_text().count(text)
 
-    async def counted(self, name: str, **labels: str) -> float:
-        """Return what `/metrics` counts, added up over the labels that are not named."""
+    async def counts(self, name: str, label: str) -> dict[str, float]:
+        """Return what `/metrics` counts by one label, added up over all others."""
         text = (await asyncio.to_thread(self.service.get, "/metrics")).body.decode()
-        samples = [one for family in text_string_to_metric_families(text) for one in family.samples]
-        return sum(one.value for one in samples if one.name == name and labels.items() <= one.labels.items())
+        found = defaultdict[str, float](float)
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                if sample.name == name:
+                    found[sample.labels[label]] += sample.value
+        return found
+
+    async def counted(self, name: str, **label: str) -> float:
+        """Return what `/metrics` counts in all, or where one label says so."""
+        ((by, value),) = label.items() or [("store", "")]
+        counts = await self.counts(name, by)
+        return counts[value] if value else sum(counts.values())
 
 
 @asynccontextmanager

@@ -92,7 +92,7 @@ async def test_a_service_that_is_let_in_no_more_goes_on_with_popular_lists_until
         port = urlsplit(far.emulator.endpoint).port or 0
         await publish_to(far.url("db"), lists("r0"))
         async with through(port) as proxy:
-            async with under_load(tmp_path, f"{TIER}://127.0.0.1:{proxy.port}/db", seconds=8) as run:
+            async with under_load(tmp_path, f"{TIER}://127.0.0.1:{proxy.port}/db", seconds=6) as run:
                 proxy.target = elsewhere
                 proxy.reset()
                 await run.until(TIER, "popular")

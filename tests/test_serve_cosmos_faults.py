@@ -55,10 +55,11 @@ async def reads_in(cosmos: Account, seconds: float) -> int:
 
 
 async def failures(run: Run, kinds: tuple[str, ...]) -> float:
-    """Return how many attempts failed by these kinds and no others, but for the refusals of a storm."""
-    told = [await run.counted("hotplate_store_failures_total", store=TIER, kind=kind) for kind in kinds]
-    assert sum(told) == await run.counted("hotplate_store_failures_total", store=TIER)
-    return sum(told) or await run.counted("hotplate_store_throttled_total", store=TIER)
+    """Return how many attempts failed by these kinds, or by none but the refusals of a storm; hardly any by others."""
+    told = await run.counts("hotplate_store_failures_total", "kind")
+    named = sum(told.get(kind, 0) for kind in kinds)
+    assert sum(told.values()) - named <= max(3, named / 10), told  # on a busy machine, some are late
+    return named if kinds else await run.counted("hotplate_store_throttled_total")
 
 
 def told_once(run: Run) -> None:
@@ -87,8 +88,7 @@ async def test_a_storm_of_429s_is_answered_by_popular_lists_and_a_publisher_in_i
         released = await publishing
         await run.until_release(released)
         await run.until_status("ready")
-        assert await run.counted("hotplate_store_throttled_total") > 10
-        assert await run.counted("hotplate_store_failures_total") < 5  # azure-cosmos is late at first on a busy machine
+        assert await failures(run, ()) > 10
     run.answered(TIER, source="popular")
     told_once(run)
     store = connect(url)
@@ -111,7 +111,7 @@ async def test_a_local_tier_answers_while_the_account_fails(
     told, kinds = FAULTS[fault]
     await publish_to(url, lists("r0"))
     await publish_to(f"file://{tmp_path}/store", lists("f0"))
-    async with under_load(tmp_path, url, f"file://{tmp_path}/store", seconds=6) as run:
+    async with under_load(tmp_path, url, f"file://{tmp_path}/store", seconds=4) as run:
         cosmos.misbehave(told)
         await run.until("file")
         await run.until_status("degraded")
@@ -130,7 +130,7 @@ async def test_without_another_tier_callers_get_popular_lists_meanwhile(
 ) -> None:
     told, kinds = FAULTS[fault]
     await publish_to(url, lists("r0"))
-    async with under_load(tmp_path, url, seconds=6) as run:
+    async with under_load(tmp_path, url, seconds=4) as run:
         cosmos.misbehave(told)
         await run.until(TIER, "popular")
         await run.until_status("degraded")

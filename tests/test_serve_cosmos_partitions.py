@@ -81,7 +81,7 @@ async def test_a_slow_partition_costs_its_own_users_their_lists_and_nobody_else(
         sources = await post(run, range(USERS))
         assert {sources[user] for user in CALM} == {"personal"}
         assert {sources[user] for user in SICK} == {"popular"}
-        assert await run.counted("hotplate_store_failures_total", store=TIER, kind="timeout") > 20
+        assert await run.counted("hotplate_store_failures_total", kind="timeout") > 20
         assert await run.counted("hotplate_breaker_open") == 0
         cosmos.misbehave()
         assert await run.until_personal(SICK) < RECOVERY_S
@@ -95,8 +95,8 @@ async def test_a_hot_key_spends_what_its_partition_has_and_nothing_of_the_others
     live = ReleaseId(await publish_to(url, lists("r0")))
     async with under_load(tmp_path, url, seconds=6) as run:
         hammering = asyncio.create_task(hammer(store, live, f"user:{SICK[0]}"))
-        await asyncio.sleep(2)
-        for _ in range(3):
+        for _ in range(2):
+            await asyncio.sleep(1.5)  # these requests spend, too: a quarter of what the calm partition has in a second
             assert await run.personal(CALM) == 1
             sources = await post(run, range(USERS))
             assert {sources[user] for user in CALM} == {"personal"}
@@ -123,7 +123,7 @@ async def test_a_release_that_is_deleted_while_it_is_served_leaves_its_popular_l
 ) -> None:
     url = cosmos.url(secrets.token_hex(4))
     first = await publish_to(url, lists("r0"))
-    async with under_load(tmp_path, url, seconds=9) as run:
+    async with under_load(tmp_path, url, seconds=8) as run:
         if what == "its container":
             store = connect(url)
             await store.erase(ReleaseId(first))
@@ -157,12 +157,12 @@ async def test_a_publish_that_has_too_little_throughput_slows_down_and_readers_d
 ) -> None:
     url = cosmos.url(secrets.token_hex(4), ru="400")
     first = await publish_to(url, lists("r0"))
-    many = {f"user:{n}": a_list(f"r1-{n}", "b", "c") for n in range(400)}
-    async with under_load(tmp_path, url, seconds=12) as run:
+    many = {f"user:{n}": a_list(f"r1-{n}", "b", "c") for n in range(250)}
+    async with under_load(tmp_path, url, seconds=10) as run:
         cosmos.misbehave({"kind": "throttle", "operation": "upsert item", "share": 0.05, "retry_after_ms": 100})
         began = time.monotonic()
         second = await publish_to(url, many)
-        assert time.monotonic() - began > 5, "400 rows of more than 5 RU each"
+        assert time.monotonic() - began > 3, "250 rows of more than 5 RU each"
         await run.until_release(second)
         assert await run.counted("hotplate_store_throttled_total") == 0
         assert await run.counted("hotplate_store_failures_total") == 0
