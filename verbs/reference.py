@@ -72,7 +72,8 @@ def _show(report: "Report") -> None:
             rows.append((group, *("" for _ in found["stores"])))
         rows.append((f"  {line['name']}", *line["cells"]))
     out.print(table(("", *found["stores"]), rows))
-    out.print(NOTE, markup=False)
+    for said in (NOTE, *found["endings"]):
+        out.print(said, markup=False)
     for doubt in report.doubts:
         out.print(f"INVALID: {doubt}", markup=False)
     if report.interrupted:

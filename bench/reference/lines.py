@@ -68,7 +68,7 @@ def _knee(shown: Sequence[Shown]) -> Iterable[Line]:
     yield _line(group, "best rate inside the objective", UNTOLD, shown, _best)
     yield _line(group, f"times {RATE:g} requests/s", "1", shown, _times)
     yield _line(group, "p99 there", UNTOLD, shown, _p99_at_best, timed=True)
-    yield _line(group, "whose limit it was", UNTOLD, shown, lambda one: one.limit)
+    yield _line(group, "what was the limit", UNTOLD, shown, lambda one: one.limit)
     yield _line(group, "service: CPU a request there", UNTOLD, shown, _cpu_at_best)
 
 

@@ -9,7 +9,7 @@ from matplotlib.ticker import FuncFormatter
 
 from bench import plots
 from bench.comparison_page import grouped
-from bench.markup import section
+from bench.markup import escaped, section
 from bench.plots import FAINT, HIGH, LINES, STYLE, WIDE, count_scale, legend, svg
 from bench.reference.lines import NOTE
 from bench.reference.published import RATE
@@ -17,7 +17,7 @@ from bench.reference.published import RATE
 LEAD = f"What was published beside what each store did here, on one machine. {NOTE}"
 CLIMB = (
     "Users' own lists answered a second, over the requests/s that fell due. Where a line leaves the diagonal, a limit "
-    "is reached; the table says whose."
+    "is reached."
 )
 
 
@@ -26,7 +26,8 @@ def sections(found: Mapping[str, Any]) -> list[str]:
     parts = [section("The reference's test, and the truth beside it", grouped(found["stores"], found["lines"]), LEAD)]
     reached = [each for each in found["knees"] if each["points"]]
     if reached:
-        parts.append(section("On up to the knee", climb(reached), CLIMB))
+        said = "".join(f"<p>{escaped(each)}.</p>" for each in found["endings"])
+        parts.append(section("On up to the knee", climb(reached) + said, CLIMB))
     for each in reached:
         heading = f"Latency on the way to the knee: {each['name']}"
         if each["emulated"]:

@@ -35,7 +35,8 @@ generator's limit, not what the service could do.
 
 In the open loop requests fall due whether or not answers come. On the way to the knee the rate is doubled until the
 objective breaks, then the gap is halved until it is 5 % wide. Popular lists instead of users' own ones break it, too,
-from 1 % of the answers on. Whose limit it was follows from who had a full core, or from refused reads.
+from 1 % of the answers on. What the
+limit was follows from whose core was full, or from refused reads.
 
 RU are all that Cosmos DB's answers told the service: of lookups, and of its looks for a newer release.
 """
@@ -143,6 +144,7 @@ def report(asked: Asked, field: Field, shown: Sequence[Shown], judged: str, *, i
             "reference": {
                 "stores": [COLUMN, *(one.contestant.name for one in shown)],
                 "lines": [asdict(line) for line in lines(sheet)],
+                "endings": [one.ending for one in shown],
                 "needs": asdict(needed),
                 "knees": [_knee(one) for one in shown],
             },

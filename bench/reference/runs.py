@@ -11,7 +11,7 @@ from bench.crew import Crew
 from bench.histogram import Histogram
 from bench.http import Watch
 from bench.keys import Keys, Uniform
-from bench.objective import Objective
+from bench.objective import PERCENTS, Objective
 from bench.reference.published import RATE, THINK_S, USERS
 from bench.requests import Gets
 from bench.result import LAG_BOUND_US, Result
@@ -29,8 +29,8 @@ POPULAR = 0.01
 LATE = 0.1
 """The share of the objective's tightest bound by which the generator may be late at p99."""
 
-FULL = 0.9
-"""The share of a core from which on it is called the limit."""
+FULL = 0.8
+"""The share of a core from which on it is called the limit: what is left of it, others use."""
 
 UNITS, THROTTLED = "hotplate_store_request_units_total", "hotplate_store_throttled_total"
 
@@ -139,23 +139,35 @@ class Shown:
 
     @property
     def limit(self) -> str:
-        """Say what ended the climb, and whose limit that was."""
+        """Name what ended the climb, in few words."""
         ended = self.first_outside
         if ended is None or ended.stopped:
             return "it was stopped"
-        if ended.unclear:
-            return f"the load generator's: {ended.doubts[0]}"
-        return f"{_whose(ended.run)}: {ended.broken[0]}"
+        return "the load generator" if ended.unclear else _limit_of(ended.run)
+
+    @property
+    def ending(self) -> str:
+        """Tell how the climb ended; of an emulator without its latencies."""
+        ended = self.first_outside
+        if ended is None or ended.stopped:
+            return f"{self.contestant.name}: it was stopped"
+        run, said = ended.run, ended.doubts if ended.unclear else ended.broken
+        if self.contestant.emulated:
+            said = tuple(each for each in said if not each.startswith(tuple(PERCENTS))) or ("its latency",)
+        server = "" if run.server_share is None else f", the store's server {run.server_share:.0%}"
+        refused = f", {run.metered.throttled:,.0f} reads refused with 429" if run.metered else ""
+        spent = f"the service used {run.service_share:.0%} of its core{server}{refused}"
+        return f"{self.contestant.name}: outside at {ended.rate:,.0f} requests/s by {' and '.join(said)}; {spent}"
 
 
-def _whose(run: Run) -> str:
+def _limit_of(run: Run) -> str:
     if run.metered is not None and run.metered.throttled:
         return "the container's RU/s"
     if run.service_share >= FULL:
-        return f"the service's ({run.service_share:.0%} of its core)"
+        return "the service's core"
     if run.server_share is not None and run.server_share >= FULL:
-        return f"the store's server's ({run.server_share:.0%} of its core)"
-    return f"not a full core (service {run.service_share:.0%}); the machine's other work, or waiting"
+        return "the store's server"
+    return "no core was full"
 
 
 class Runs:
