@@ -17,6 +17,7 @@ from bench.micro import (
     cosmos_emulator,
     cosmos_publishing,
     cosmos_reads,
+    cosmos_service,
     embedded,
     endpoint,
     generating,
@@ -47,7 +48,7 @@ PRINTED_WIDTH = 180
 
 SUBJECTS: tuple[Subject, ...] = (
     computing, endpoint, embedded, redis_service, redis_publishing, redis_readers, redis_lookups, retail, generating,
-    cosmos_emulator, cosmos_reads, cosmos_publishing,
+    cosmos_emulator, cosmos_reads, cosmos_service, cosmos_publishing,
 )  # fmt: skip
 
 

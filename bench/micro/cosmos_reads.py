@@ -64,7 +64,7 @@ def measure(effort: Effort) -> list[Outcome]:
     """Read by each client in turn, round by round."""
     with tempfile.TemporaryDirectory() as folder:
         certificate = Path(folder) / "emulator.pem"
-        with _emulating() as plain, _emulating("--tls", "--certificate", str(certificate)) as secure, on_core(1):
+        with emulating() as plain, emulating("--tls", "--certificate", str(certificate)) as secure, on_core(1):
             url, secure_url = f"cosmos+{plain}{DATABASE}", f"cosmos+{secure}{DATABASE}?ca={certificate}"
             for each in (url, secure_url):
                 uvloop.run(_fill(each))
@@ -95,7 +95,7 @@ def _beside(taken: dict[str, list[Sample]]) -> Iterator[Figure]:
 
 
 @contextmanager
-def _emulating(*options: str) -> Iterator[str]:
+def emulating(*options: str) -> Iterator[str]:
     """Run an emulator on the first core, and yield its URL; RuntimeError where it does not start."""
     command = [sys.executable, "-m", "hotplate", "cosmos-emulator", "--port", "0", "--json", *options]
     with on_core(0):

@@ -39,11 +39,11 @@ class Reads:
 
 
 @contextmanager
-def hotplate(store: str) -> Iterator[Server]:
-    """Serve the store at this URL with one worker on the first core."""
+def hotplate(store: str, path: str | None = None) -> Iterator[Server]:
+    """Serve the store at this URL with one worker on the first core; it runs once *path* is answered."""
     port = free_port()
     command = [sys.executable, "-m", "hotplate", "serve", "--store", store, "--port", str(port), "--workers", "1"]
-    with serving(command, port, path_of(0)) as server:
+    with serving(command, port, path or path_of(0)) as server:
         yield server
 
 
