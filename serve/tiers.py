@@ -22,6 +22,9 @@ AT_ONCE = 256
 ASKED_FOR = 0.9
 """The share of its time after which a patient reader gives up what is missing, so that the rest is still in time."""
 
+TOLD_EVERY_S = 60.0
+"""A store that is spared time and again, as one with too little throughput is, tells so no more often."""
+
 _ELSEWHERE = StoreError("the store is not in this process")
 
 
@@ -65,6 +68,9 @@ class Tier:
         self._deadlines = Deadlines()
         self._spared = ""
         """Why the store was spared last."""
+        self._told_at = float("-inf")
+        self._told = False
+        """Whether the log says that the store is being spared."""
 
     @property
     def trouble(self) -> str | None:
@@ -109,7 +115,8 @@ class Tier:
         except BaseException as error:
             self._failed(error)
             raise
-        if self.breaker.is_open:
+        if self._told:
+            self._told = False
             log.warning("%s answers again", self.name)
         self.breaker.succeeded()
         return reading
@@ -121,7 +128,9 @@ class Tier:
         self.breaker.failed(FAILURES_OF_PARTS if of_a_part else FAILURES)
         if self.breaker.is_open and not was_open:
             self._spared = f"it fails, and is spared until it answers again: {error}"
-            log.warning("%s: %s", self.name, self._spared)
+            if monotonic() >= self._told_at + TOLD_EVERY_S:
+                self._told_at, self._told = monotonic(), True
+                log.warning("%s: %s", self.name, self._spared)
 
     async def _read_here(self, reader: LocalReader, view: View, keys: Sequence[str]) -> Reading:
         slots = list[Slot]()

@@ -11,7 +11,7 @@ from serve.lookup import Lookup
 from serve.metrics import Metrics
 from serve.tiers import Tier
 from stores.catalogue import ReleaseId
-from stores.errors import ReleaseNotFound, StoreError, StoreUnavailable
+from stores.errors import ReleaseNotFound, StoreError, StoreThrottled, StoreUnavailable
 from stores.memory import MemoryStore
 from stores.store import Meter, Slot
 from tests.conftest import FakeClock
@@ -88,6 +88,27 @@ async def test_a_store_that_answers_nothing_at_all_is_spared_in_the_end(
     assert tier.breaker.is_open
     assert tier.trouble == "it fails, and is spared until it answers again: this one could not be read"
     assert [record.levelname for record in caplog.records if record.name == "serve.tiers"] == ["WARNING"]
+
+
+async def test_a_store_that_is_spared_time_and_again_does_not_fill_the_log(
+    store: OneByOne, caplog: pytest.LogCaptureFixture
+) -> None:
+    lookup, tier, _ = opened(store)
+    await tier.follower.refresh()
+    spared = 0
+    while spared < 3:
+        store.failure = StoreThrottled("not now", 1.0)
+        while not tier.breaker.is_open:
+            await lookup.personal("1", "")
+        spared += 1
+        store.failure = None
+        while tier.breaker.is_open:
+            await lookup.personal("1", "")
+            await asyncio.sleep(0.01)
+    assert [record.getMessage() for record in caplog.records if record.name == "serve.tiers"] == [
+        "cosmos: it fails, and is spared until it answers again: not now",
+        "cosmos answers again",
+    ]
 
 
 async def test_keys_of_one_part_may_fail_for_long_before_those_of_others_are_spared(store: OneByOne) -> None:
