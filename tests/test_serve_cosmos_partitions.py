@@ -152,6 +152,23 @@ def delete_database(cosmos: Account, url: str) -> None:
     urlopen(asked, timeout=5).close()
 
 
+async def test_with_less_throughput_than_the_load_takes_it_is_all_spent_on_personal_lists_and_the_rest_are_popular(
+    tmp_path: Path, cosmos: Account
+) -> None:
+    url = cosmos.url(secrets.token_hex(4), ru="400")
+    long = {key: a_list(*(f"{key}-{n}" for n in range(500))) for key in lists("")}
+    await publish_to(url, long)
+    async with under_load(tmp_path, url, seconds=6) as run:
+        before = await run.counted("hotplate_store_request_units_total")
+        await asyncio.sleep(4)
+        spent_ru = await run.counted("hotplate_store_request_units_total") - before
+        assert await run.counted("hotplate_store_throttled_total") > 50
+    run.answered(TIER, source="popular")
+    assert 0.7 < spent_ru / (4 * 400) < 1.3
+    assert 0.1 < run.share("personal") < 0.9
+    assert run.logged("is spared until it answers again") <= 1
+
+
 async def test_a_publish_that_has_too_little_throughput_slows_down_and_readers_do_not_notice(
     tmp_path: Path, cosmos: Account
 ) -> None:
