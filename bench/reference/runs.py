@@ -1,5 +1,6 @@
 """The runs against one store: the reference's closed loop, the same rate in an open loop, and on up to the knee."""
 
+import re
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -32,6 +33,10 @@ LATE = 0.1
 FULL = 0.8
 """The share of a core from which on it is called the limit: what is left of it, others use."""
 
+NOBODYS = "no core was full"
+"""A run that was outside for no reason to be seen is made again: the machine may have had other work."""
+
+TIMES = re.compile("|".join(map(re.escape, PERCENTS)))
 UNITS, THROTTLED = "hotplate_store_request_units_total", "hotplate_store_throttled_total"
 
 
@@ -143,7 +148,9 @@ class Shown:
         ended = self.first_outside
         if ended is None or ended.stopped:
             return "it was stopped"
-        return "the load generator" if ended.unclear else _limit_of(ended.run)
+        if any(doubt.startswith(NOBODYS) for doubt in ended.doubts):
+            return NOBODYS
+        return "the load generator" if ended.unclear else limit_of(ended.run)
 
     @property
     def ending(self) -> str:
@@ -153,21 +160,22 @@ class Shown:
             return f"{self.contestant.name}: it was stopped"
         run, said = ended.run, ended.doubts if ended.unclear else ended.broken
         if self.contestant.emulated:
-            said = tuple(each for each in said if not each.startswith(tuple(PERCENTS))) or ("its latency",)
+            said = tuple(each for each in said if not TIMES.search(each)) or ("its latency",)
         server = "" if run.server_share is None else f", the store's server {run.server_share:.0%}"
         refused = f", {run.metered.throttled:,.0f} reads refused with 429" if run.metered else ""
         spent = f"the service used {run.service_share:.0%} of its core{server}{refused}"
         return f"{self.contestant.name}: outside at {ended.rate:,.0f} requests/s by {' and '.join(said)}; {spent}"
 
 
-def _limit_of(run: Run) -> str:
+def limit_of(run: Run) -> str:
+    """Name what a run was up against."""
     if run.metered is not None and run.metered.throttled:
         return "the container's RU/s"
     if run.service_share >= FULL:
         return "the service's core"
     if run.server_share is not None and run.server_share >= FULL:
         return "the store's server"
-    return "no core was full"
+    return NOBODYS
 
 
 class Runs:
@@ -229,6 +237,8 @@ class Runs:
             broken = []  # a late generator spoils latencies, and nothing else
         if run.popular > POPULAR:
             broken = [*broken, f"{run.popular:.1%} got the popular list instead of their own, bound {POPULAR:.0%}"]
+        if broken and limit_of(run) == NOBODYS:
+            doubts, broken = (*doubts, f"{NOBODYS}, and yet {' and '.join(broken)}"), []
         return Reach(rate, run, doubts, tuple(broken))
 
     def _valid(self, name: str, one: Contestant, load: Load) -> Run:
