@@ -11,7 +11,7 @@ from stores.cosmos_charges import Charges
 from stores.cosmos_foretold import makes, notes
 from stores.cosmos_items import SYSTEM_BYTES
 from stores.cosmos_rehearsal import Ledger, Rows
-from stores.cosmos_scaling import SERVERLESS_RU, check_room, for_writing
+from stores.cosmos_scaling import POLL_S, SERVERLESS_RU, check_room, for_writing
 from stores.cosmos_throughput import AUTOSCALE_STEP, MANUAL_MIN, MANUAL_STEP, Throughput, minimum_ru
 from stores.cosmos_url import Address
 from stores.forecast import Bill, Forecast, Provisioned
@@ -84,7 +84,7 @@ async def foresee(
         rows.put(batch)
     check_room(address, Plan(rows.rows, rows.payload_bytes))
     bill = bill_of(address, rows.payload_bytes)
-    pruned = _finish(publish, ledger, rows)
+    pruned = _finish(publish, ledger, rows, POLL_S if _is_scaled(bill) else 0.0)
     managing_ru = 0.0
     if address.managed is None:  # Azure Resource Manager charges nothing
         managing_ru += _made_ru(charges, 3 if publish.is_first else 1, pruned.erased)
@@ -107,8 +107,8 @@ async def foresee(
     )
 
 
-def _finish(publish: Publish, ledger: Ledger, rows: Rows) -> Pruned:
-    """Do what comes after the last row."""
+def _finish(publish: Publish, ledger: Ledger, rows: Rows, settles_s: float) -> Pruned:
+    """Do what comes after the last row; what goes live has throughput that settles for so long."""
     release = publish.release
     if publish.keep is not None:
         ledger.look()  # for the time in the manifest; a copy has one
@@ -119,7 +119,7 @@ def _finish(publish: Publish, ledger: Ledger, rows: Rows) -> Pruned:
     ledger.change(lambda found: changes.commit(found, release), rows.now_s)
     if publish.live:
         ledger.look()
-        rows.activate()
+        rows.activate(settles_s)
         ledger.change(lambda found: changes.activate(found, release), rows.now_s)
     else:
         ledger.look(2)
@@ -147,6 +147,10 @@ def _pruned_since(found: Catalogue, when: float, but: set[ReleaseId]) -> bool:
 def _made_ru(charges: Charges, made: int, erased: int) -> float:
     """Return what databases and containers cost to make and to drop; the account answers for it, no container."""
     return (made + erased) * charges.metadata_write
+
+
+def _is_scaled(bill: Bill) -> bool:
+    return bool(bill.writing) and bill.writing[0].ru_s != bill.afterwards[0].ru_s
 
 
 def _scaled_ru(charges: Charges, bill: Bill, pruned: Pruned, *, live: bool) -> float:

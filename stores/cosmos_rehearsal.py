@@ -88,9 +88,10 @@ class Rows:
         self._pay(self._spending.verifying_ru - self._last_ru)
         self._pay(self._last_ru)  # whoever comes after this waits until it is paid, the end does not
 
-    def activate(self) -> None:
-        """Look at the release before it goes live, and after."""
+    def activate(self, settles_s: float) -> None:
+        """Look at the release before it goes live, let new throughput settle, and look again after."""
         self._state()
+        self.now_s += settles_s
         self._state()
 
     @property

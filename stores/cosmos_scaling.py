@@ -13,6 +13,8 @@ from stores.errors import StoreFull, StoreMisused, StoreUnavailable
 from stores.store import Plan
 
 POLL_S = 1.0
+"""Also how long new throughput settles: what was spent in a second counts against what the second has at its end."""
+
 SPLIT_S = 600.0
 """How long a change of throughput is waited for. Most take seconds; where partitions are split it can be hours."""
 
@@ -72,6 +74,7 @@ class Scaling:
                 if offer.throughput == reachable:
                     return
                 await self._patience.insist(partial(self._containers.scale, container, reachable))
+                await asyncio.sleep(POLL_S)
             elif self._clock() > give_up_at:
                 raise StoreUnavailable(
                     f"{container} of {self._address.shown} is still being scaled to {wanted.ru:,} RU/s, which can take "
