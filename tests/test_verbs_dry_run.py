@@ -105,7 +105,7 @@ def test_people_read_what_is_made_spent_and_paid_and_afterwards_what_it_came_to(
     done = hotplate("import", lists, "--store", cosmos, "--max-ru", "8000")
     assert "is live" in done.stdout
     assert "read back once (the charges of its size say" in done.stdout
-    assert "refusals (429)" in done.stdout
+    assert "refused (429)" in done.stdout
     assert "begun" in done.stdout
 
 

@@ -128,7 +128,7 @@ class Spending:
         paid = f"{hours} hour{'s' * (hours > 1)} begun" if self._bill.writing else "serverless"
         out.print(
             f"{self.request_units:,.0f} RU, {self.request_units / lists:.2f} for each row, read back once (the charges "
-            f"of its size say {self._roughly_ru(written) / lists:.2f}); {self.throttled:,} refusals (429); "
+            f"of its size say {self._roughly_ru(written) / lists:.2f}); {self.throttled:,} refused (429); "
             f"{self.usd:,.4f} USD, {paid}",
             markup=False,
         )
