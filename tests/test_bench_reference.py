@@ -123,7 +123,7 @@ def test_an_emulators_latencies_are_not_shown_and_its_request_units_are() -> Non
     assert by_name["On in an o", "p99 there"][2] == "local emulator, not Azure"
     assert by_name["Request un", "used by 200 users"] == ("180 RU/s, inferred", "none", "200 RU/s")
     assert by_name["Request un", "of what was provisioned"] == ("1.6%, inferred", "none", "1.8%")
-    assert by_name["Request un", "what 180 requests/s need"] == ("400 RU/s", "none", "400 RU/s")
+    assert by_name["Request un", "what 180 requests/s need"] == ("400 RU/s, inferred", "none", "400 RU/s")
     assert [each.name for each in made.report.series] == ["file://, closed loop", "file://, open loop"]
     text = page(made.report)
     assert "Not shown: local emulator, not Azure." in text

@@ -129,6 +129,23 @@ def test_what_is_made_is_dropped_after_an_error(account: Emulator) -> None:
     assert containers(account) == before
 
 
+def test_it_speaks_https_to_an_account_whose_certificate_is_good(tmp_path: Path) -> None:
+    certificate = tmp_path / "account.pem"
+    with emulator("--tls", "--certificate", str(certificate)) as account:
+        at = parse(f"{url_of(account)}?ca={certificate}", {})
+
+        async def make() -> None:
+            driver = RestDriver(at, Spent())
+            await driver.create_database()
+            await driver.close()
+
+        asyncio.run(make())
+        url = f"{url_of(account)}?ca={certificate}"
+        done = run("--account", url, "--yes", *SHORT, "--json", "--out", tmp_path / "found")
+    (level,) = json.loads(done.stdout)["ru"]["levels"]
+    assert any(each["charge_ru"] == pytest.approx(1.0) for each in level["trials"])
+
+
 def test_a_database_that_is_not_there_is_not_made(account: Emulator, tmp_path: Path) -> None:
     elsewhere = url_of(account).removesuffix("db") + "nowhere"
     done = run("--account", elsewhere, "--yes", *SHORT, "--out", tmp_path / "found")

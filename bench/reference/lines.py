@@ -53,7 +53,7 @@ def _closed(shown: Sequence[Shown]) -> Iterable[Line]:
         published = f"≈ {MEDIAN_MS:g} ms" if name == "median" else UNTOLD
         yield _line(group, name, published, shown, partial(_latency, percent, "closed"), timed=True)
     yield _line(group, "without a good answer", UNTOLD, shown, lambda one: _of(one.closed, _failed))
-    yield _line(group, "service: share of a core", f"on {MACHINES}", shown, lambda one: _of(one.closed, _busy))
+    yield _line(group, "service: share of a core", MACHINES, shown, lambda one: _of(one.closed, _busy))
 
 
 def _steady(shown: Sequence[Shown]) -> Iterable[Line]:
@@ -86,9 +86,9 @@ def _request_units(sheet: Sheet) -> Iterable[Line]:
     )
     told = f"{needs.needed_ru:,} RU/s"
     nothing = (NONE if one.closed is None or one.closed.metered is None else told for one in shown)
-    yield Line(group, f"what {RATE:g} requests/s need", (told, *nothing))
+    yield Line(group, f"what {RATE:g} requests/s need", (f"{told}, inferred", *nothing))
     month = f"{needs.needed_month_usd:,.0f} instead of {needs.provisioned_month_usd:,.0f} USD"
-    yield Line(group, "by the month, list price", (month, *("" for _ in shown)))
+    yield Line(group, "a month of it, worked out at the list price", (month, *("" for _ in shown)))
 
 
 def _of(run: Run | None, told: Callable[[Run], str]) -> str:
@@ -113,7 +113,7 @@ def _busy(run: Run) -> str:
 
 
 def _best(one: Shown) -> str:
-    emulated = f" ({one.contestant.emulated})" if one.contestant.emulated else ""
+    emulated = ", emulated" if one.contestant.emulated else ""
     return NONE if one.best is None else f"{one.best.rate:,.0f}/s{emulated}"
 
 

@@ -46,7 +46,7 @@ def climb(knees: Sequence[Mapping[str, Any]]) -> str:
             points = sorted((one["at"], one["own_rate"]) for one in each["points"] if not one["doubts"])
             name = f"{each['name']} ({each['emulated']})" if each["emulated"] else each["name"]
             axes.plot([at for at, _ in points], [rate for _, rate in points], color=colour, marker="o", label=name)
-        most = max(one["at"] for each in knees for one in each["points"])
+        most = max((one["at"] for each in knees for one in each["points"] if not one["doubts"]), default=RATE)
         axes.plot([0, most], [0, most], color=FAINT, linewidth=0.8)
         axes.axvline(RATE, color=FAINT, linewidth=1, linestyle=(0, (2, 2)), label=f"{RATE:g}/s, the published load")
         count_scale(axes)

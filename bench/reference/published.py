@@ -13,7 +13,7 @@ USERS = 200
 MEDIAN_MS = 60.0
 RATE = 180.0
 RU = 11_000
-MACHINES = "3 x D3 v2: 12 vCPU, 42 GB"
+MACHINES = "12 vCPU in 3 nodes"
 
 THINK_S = round(USERS / RATE - MEDIAN_MS / 1000, 2)
 """The pause that makes 200 users who wait 60 ms send 180 requests/s, by Little's law: inferred, not published."""

@@ -160,11 +160,16 @@ class Shown:
             return f"{self.contestant.name}: it was stopped"
         run, said = ended.run, ended.doubts if ended.unclear else ended.broken
         if self.contestant.emulated:
-            said = tuple(each for each in said if not TIMES.search(each)) or ("its latency",)
+            said = tuple("its latency" if _tells_a_time(each) else each for each in said)
         server = "" if run.server_share is None else f", the store's server {run.server_share:.0%}"
         refused = f", {run.metered.throttled:,.0f} reads refused with 429" if run.metered else ""
         spent = f"the service used {run.service_share:.0%} of its core{server}{refused}"
         return f"{self.contestant.name}: outside at {ended.rate:,.0f} requests/s by {' and '.join(said)}; {spent}"
+
+
+def _tells_a_time(sentence: str) -> bool:
+    """Tell a sentence about latencies of answers from others, those about the generator's lag included."""
+    return TIMES.search(sentence) is not None and not sentence.startswith("the generator")
 
 
 def limit_of(run: Run) -> str:

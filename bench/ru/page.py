@@ -23,7 +23,7 @@ def sections(found: Mapping[str, Any]) -> list[str]:
     label = f" ({found['label']})" if found["label"] else ""
     levels, effects = found["levels"], found["effects"]
     said = "".join(f'<p class="soft">{escaped(each)}</p>' for each in notes(levels))
-    shown = table(LEVEL_HEADINGS, level_rows(levels), numbers=(0, *range(2, 11)))
+    shown = table(LEVEL_HEADINGS, level_rows(levels), numbers=range(len(LEVEL_HEADINGS)))
     parts = [section(f"What each level bears{label}", shown + said, LEVELS)]
     if len(levels) > 1:
         parts.append(section(f"Best rate over RU/s{label}", plots.levels(levels)))
