@@ -71,7 +71,7 @@ class Redis:
     def _info(self, section: str) -> Any:  # noqa: ANN401 -- redis-py parses it to whatever it is
         from redis import Redis as Client  # noqa: PLC0415 -- an extra: only who measures Redis needs it
 
-        from stores.redis_url import parse  # noqa: PLC0415 -- as above
+        from stores.redis.url import parse  # noqa: PLC0415 -- as above
 
         at = parse(self.url)
         where: dict[str, Any] = (
@@ -102,7 +102,7 @@ class CosmosEmulator:
         return _whole(self._sum("hotplate_cosmos_emulator_stored_bytes", ours_only=True))
 
     def _sum(self, name: str, *, ours_only: bool = False) -> float | None:
-        from stores.cosmos_url import parse  # noqa: PLC0415 -- other stores have other addresses
+        from stores.cosmos.url import parse  # noqa: PLC0415 -- other stores have other addresses
 
         at = parse(self.url)
         secure = at.endpoint.startswith("https:")

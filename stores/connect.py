@@ -34,11 +34,11 @@ def connect(url: str) -> Store:
     if scheme == "file":
         return embedded.open_url(url)
     if scheme in ("redis", "rediss", "unix"):
-        from stores import redis  # noqa: PLC0415 -- an extra: only who asks for it needs it
+        from stores.redis import store as redis  # noqa: PLC0415 -- an extra: only who asks for it needs it
 
         return redis.open_url(url)
     if scheme in COSMOS:
-        from stores import cosmos  # noqa: PLC0415 -- as above
+        from stores.cosmos import store as cosmos  # noqa: PLC0415 -- as above
 
         return cosmos.open_url(url)
     for entry in entry_points(group=GROUP, name=scheme):

@@ -11,10 +11,10 @@ from urllib.request import Request, urlopen
 import orjson
 from prometheus_client.parser import text_string_to_metric_families
 
-from stores.cosmos_driver import Driver
-from stores.cosmos_rest import RestDriver
-from stores.cosmos_sdk import SdkDriver
-from stores.cosmos_url import Address, parse
+from stores.cosmos.driver import Driver
+from stores.cosmos.rest.driver import RestDriver
+from stores.cosmos.sdk.driver import SdkDriver
+from stores.cosmos.url import Address, parse
 from stores.store import Meter
 from tests.cosmos_server import Emulator, emulator
 

@@ -13,13 +13,13 @@ from bench.cosmos_emulator.messages import Request
 from bench.cosmos_emulator.service import Service
 from bench.cosmos_emulator.wire import rendered
 from stores.catalogue import ReleaseId
-from stores.cosmos import CosmosStore
-from stores.cosmos_charges import Charges, load
-from stores.cosmos_items import container_of
-from stores.cosmos_meter import Relay
-from stores.cosmos_rest import RestDriver
-from stores.cosmos_throughput import Throughput
-from stores.cosmos_url import parse
+from stores.cosmos.charges import Charges, load
+from stores.cosmos.items import container_of
+from stores.cosmos.meter import Relay
+from stores.cosmos.rest.driver import RestDriver
+from stores.cosmos.store import CosmosStore
+from stores.cosmos.throughput import Throughput
+from stores.cosmos.url import parse
 from stores.store import Row
 from stores.wire import Answer, WireFailed
 from tests.virtual import in_virtual_time

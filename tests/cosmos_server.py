@@ -17,7 +17,7 @@ from bench.cosmos_emulator.account import Account
 from bench.cosmos_emulator.auth import WELL_KNOWN_KEY, Keeper
 from bench.cosmos_emulator.messages import Answer, Request
 from bench.cosmos_emulator.service import Service
-from stores.cosmos_charges import load
+from stores.cosmos.charges import load
 
 ROOT = Path(__file__).parent.parent
 

@@ -3,7 +3,7 @@
 from bench import prices
 from bench.planner.inputs import Layer, gather
 from bench.planner.plan import Plan, work_out
-from stores import cosmos_charges
+from stores.cosmos import charges as cosmos_charges
 
 SMALL = 700
 """Bytes of a list whose item stays under 1 KB, so that a read costs 1 RU and a new item 5."""

@@ -10,8 +10,8 @@ from bench.planner.breakeven import at, compare
 from bench.planner.caching import che, hottest_share, popularity
 from bench.planner.cautions import cautions
 from bench.planner.demand import needed_ru, predict_ru
-from stores import cosmos_charges
-from stores.cosmos_items import item_bytes, name_of, to_item
+from stores.cosmos import charges as cosmos_charges
+from stores.cosmos.items import item_bytes, name_of, to_item
 from tests.planning import a_plan
 
 RU_MONTH = 0.008 / 100 * 730  # USD for 1 RU/s all month: 0.0584
@@ -259,7 +259,7 @@ def test_an_item_is_as_large_as_the_store_makes_it(encoding: str, titles: int) -
 
 
 def test_what_redis_keeps_beside_a_row_is_the_stores_own_figure() -> None:
-    redis_memory = pytest.importorskip("stores.redis_memory")
+    redis_memory = pytest.importorskip("stores.redis.memory")
     from bench.planner.sizes import REDIS_ALLOCATED, REDIS_ROW_BYTES  # noqa: PLC0415 -- beside what it is held against
 
     assert (REDIS_ROW_BYTES, REDIS_ALLOCATED) == (redis_memory.ROW_BYTES, redis_memory.ALLOCATED)

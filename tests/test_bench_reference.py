@@ -24,7 +24,7 @@ from bench.reference.runs import Metered, Reach, Run, Shown
 from bench.result import Result
 from bench.traffic import Load
 from stores.catalogue import ReleaseId
-from stores.cosmos_charges import load
+from stores.cosmos.charges import load
 from stores.manifest import Manifest
 from tests.cosmos_server import emulator
 from tests.service import a_list, publish_lists

@@ -29,8 +29,8 @@ from bench.ru.requests import Drawn, Maker, Missed, Mixed, cached
 from bench.ru.sweep import Asked, Swept, course, report
 from bench.ru.trials import CHARGE, RU, Trial, highest, hopeless, judge, limit, weigh
 from bench.traffic import Load
-from stores.cosmos_charges import load
-from stores.cosmos_url import parse as parse_url
+from stores.cosmos.charges import load
+from stores.cosmos.url import parse as parse_url
 from tests.cosmos_server import Direct
 from tests.virtual import SimulatedTransport, VirtualLoop, in_virtual_time
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from bench.ru.ground import PREFIX, Spent, grounded
-from stores.cosmos_rest import RestDriver
-from stores.cosmos_throughput import Throughput
-from stores.cosmos_url import parse
+from stores.cosmos.rest.driver import RestDriver
+from stores.cosmos.throughput import Throughput
+from stores.cosmos.url import parse
 from tests.cosmos_server import Emulator, emulator
 
 SHORT = ("--levels", "400", "--no-effects", "--duration", "1s")

@@ -7,7 +7,7 @@ import orjson
 import pytest
 
 from bench.cosmos_emulator.figures import Row, compared, table
-from stores.cosmos_charges import KB, Charges, documented, load
+from stores.cosmos.charges import KB, Charges, documented, load
 from stores.errors import StoreMisused
 from tests.conftest import FakeClock
 from tests.cosmos_server import Direct
@@ -74,7 +74,7 @@ def test_strong_reads_cost_twice_as_much(clock: FakeClock) -> None:
 
 def test_users_put_their_own_measurements_in_place(tmp_path: Path) -> None:
     own = tmp_path / "charges.toml"
-    text = (Path(__file__).parent.parent / "stores/cosmos_charges.toml").read_text()
+    text = (Path(__file__).parent.parent / "stores/cosmos/charges.toml").read_text()
     own.write_text(text.replace("missing = 1.0", "missing = 1.5"))
     assert load(own).missing == 1.5
     own.write_text(text.replace("missing = 1.0", ""))

@@ -10,7 +10,7 @@ from bench.cosmos_emulator.errors import Refused
 from bench.cosmos_emulator.hashing import effective_key
 from bench.cosmos_emulator.limiter import Budget
 from bench.cosmos_emulator.partitions import Partitions
-from stores.cosmos_throughput import Throughput, minimum_ru
+from stores.cosmos.throughput import Throughput, minimum_ru
 
 START = 1000.0
 LATER = START + 0.25

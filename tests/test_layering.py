@@ -47,9 +47,11 @@ def test_a_room_imports_only_the_rooms_it_may(room: str) -> None:
 
 @pytest.mark.parametrize("room", ["stores", "serve", "hotplate"])
 def test_importing_a_light_room_loads_nothing_heavy(room: str) -> None:
-    modules = [f"{room}.{path.stem}" for path in sorted((ROOT / room).glob("*.py")) if path.stem != "__init__"] or [
-        room
-    ]
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in sorted((ROOT / room).rglob("*.py"))
+        if path.stem != "__init__"
+    ] or [room]
     program = f"import sys, {', '.join(modules)}; print(*sorted(m for m in sys.modules if '.' not in m))"
     loaded = set(
         subprocess.run(

@@ -18,12 +18,12 @@ from serve.exposition import Exposition
 from serve.lookup import Lookup
 from serve.metrics import Metrics
 from serve.tiers import Tier
-from stores.cosmos import CosmosStore
-from stores.cosmos_containers import containers_of
-from stores.cosmos_meter import Relay
-from stores.cosmos_rest import RestDriver
-from stores.cosmos_token import PAUSE_S
-from stores.cosmos_url import EMULATORS_KEY, KEY
+from stores.cosmos.containers import containers_of
+from stores.cosmos.meter import Relay
+from stores.cosmos.rest.driver import RestDriver
+from stores.cosmos.store import CosmosStore
+from stores.cosmos.token import PAUSE_S
+from stores.cosmos.url import EMULATORS_KEY, KEY
 from tests.conftest import FakeClock
 from tests.cosmos_drivers import account
 from tests.cosmos_server import ROOT, emulator

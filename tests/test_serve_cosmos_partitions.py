@@ -15,7 +15,7 @@ import pytest
 from bench.cosmos_emulator.hashing import boundary, effective_key
 from stores.catalogue import ReleaseId
 from stores.connect import connect
-from stores.cosmos_items import name_of
+from stores.cosmos.items import name_of
 from stores.errors import StoreThrottled
 from stores.release import verify
 from stores.store import Store

@@ -13,8 +13,8 @@ from stores import catalogue as changes
 from stores import release as life
 from stores.catalogue import GRACE_S, Catalogue, ReleaseId
 from stores.connect import connect
-from stores.cosmos import CosmosStore
-from stores.cosmos_throughput import Throughput
+from stores.cosmos.store import CosmosStore
+from stores.cosmos.throughput import Throughput
 from stores.errors import ReleaseConflict, ReleaseNotFound, StoreFull, StoreMisused, StoreUnavailable
 from stores.store import Advised, Metered, PatientReader, Plan, Row, Thrifty
 from tests.cosmos_held import Far, batches, with_far
@@ -211,5 +211,5 @@ def test_reading_over_the_wire_by_key_loads_no_sdk() -> None:
         "import sys; from stores.connect import connect; connect('cosmos+http://127.0.0.1:9/d'); print(*sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert "stores.cosmos_rest" in done.stdout
+    assert "stores.cosmos.rest.driver" in done.stdout
     assert "azure" not in done.stdout

@@ -5,11 +5,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import orjson
 import pytest
 
-from stores.cosmos_driver import Offer
-from stores.cosmos_errors import ContainerMissing, CosmosThrottled, CosmosUnavailable, Refusal, translated
-from stores.cosmos_rest import RestDriver
-from stores.cosmos_throughput import Throughput
-from stores.cosmos_url import parse
+from stores.cosmos.driver import Offer
+from stores.cosmos.errors import ContainerMissing, CosmosThrottled, CosmosUnavailable, Refusal, translated
+from stores.cosmos.rest.driver import RestDriver
+from stores.cosmos.throughput import Throughput
+from stores.cosmos.url import parse
 from stores.errors import StoreFull
 from tests.cosmos_drivers import Counted
 from tests.cosmos_raw import CUT, DATE, Raw, answer, refusal, saying

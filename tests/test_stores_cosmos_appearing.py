@@ -3,8 +3,8 @@
 import pytest
 
 from stores import release as life
-from stores.cosmos_errors import ContainerMissing
-from stores.cosmos_patience import APPEARS_S
+from stores.cosmos.errors import ContainerMissing
+from stores.cosmos.patience import APPEARS_S
 from stores.errors import StoreError
 from stores.store import Plan, Row
 from tests.cosmos_held import Far, batches, with_far

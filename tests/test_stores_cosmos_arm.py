@@ -15,11 +15,11 @@ from azure.core.credentials import AccessToken
 from azure.core.exceptions import ClientAuthenticationError, HttpResponseError
 from azure.mgmt.cosmosdb import CosmosDBManagementClient
 
-from stores.cosmos_arm import ArmContainers
-from stores.cosmos_driver import Offer
-from stores.cosmos_errors import ContainerMissing, CosmosThrottled, CosmosUnavailable, Refusal, translated
-from stores.cosmos_throughput import Throughput
-from stores.cosmos_url import Address, parse
+from stores.cosmos.arm import ArmContainers
+from stores.cosmos.driver import Offer
+from stores.cosmos.errors import ContainerMissing, CosmosThrottled, CosmosUnavailable, Refusal, translated
+from stores.cosmos.throughput import Throughput
+from stores.cosmos.url import Address, parse
 from stores.errors import StoreMisused
 from tests.cosmos_server import Emulator, emulator
 from tests.entra import PLACE, Identity, token_of, url_of

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import pytest
 
-from stores.cosmos_driver import Driver, Look, Offer
-from stores.cosmos_errors import ContainerMissing, CosmosThrottled, CosmosUnavailable
-from stores.cosmos_throughput import Throughput
-from stores.cosmos_url import Address
+from stores.cosmos.driver import Driver, Look, Offer
+from stores.cosmos.errors import ContainerMissing, CosmosThrottled, CosmosUnavailable
+from stores.cosmos.throughput import Throughput
+from stores.cosmos.url import Address
 from tests.cosmos_drivers import DRIVERS, Account, Counted, account
 
 ITEM = {"id": "user.YQ", "v": 'ü and " and \\'}

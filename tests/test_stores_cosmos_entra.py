@@ -12,16 +12,16 @@ import pytest
 from azure.core.credentials import AccessToken
 
 from stores.catalogue import ReleaseId
-from stores.cosmos import CosmosStore, open_url
-from stores.cosmos_arm import ArmContainers
-from stores.cosmos_containers import containers_of
-from stores.cosmos_driver import Driver
-from stores.cosmos_errors import CosmosUnavailable
-from stores.cosmos_meter import Relay
-from stores.cosmos_rest import RestDriver
-from stores.cosmos_sdk import SdkDriver
-from stores.cosmos_throughput import Throughput
-from stores.cosmos_url import KEY, Address, parse
+from stores.cosmos.arm import ArmContainers
+from stores.cosmos.containers import containers_of
+from stores.cosmos.driver import Driver
+from stores.cosmos.errors import CosmosUnavailable
+from stores.cosmos.meter import Relay
+from stores.cosmos.rest.driver import RestDriver
+from stores.cosmos.sdk.driver import SdkDriver
+from stores.cosmos.store import CosmosStore, open_url
+from stores.cosmos.throughput import Throughput
+from stores.cosmos.url import KEY, Address, parse
 from stores.errors import StoreMisused
 from stores.release import activate, prune, publish, rollback, verify
 from stores.store import Plan, Row

@@ -21,11 +21,11 @@ import pytest
 from bench.cosmos_emulator.tls import _certificate
 from stores.catalogue import ReleaseId
 from stores.connect import connect
-from stores.cosmos_driver import Driver
-from stores.cosmos_errors import CosmosUnavailable
-from stores.cosmos_items import container_of, name_of, to_item, value_of
-from stores.cosmos_throughput import Throughput
-from stores.cosmos_url import parse
+from stores.cosmos.driver import Driver
+from stores.cosmos.errors import CosmosUnavailable
+from stores.cosmos.items import container_of, name_of, to_item, value_of
+from stores.cosmos.throughput import Throughput
+from stores.cosmos.url import parse
 from tests.cosmos_drivers import DRIVERS, Counted
 from tests.npm import installed
 

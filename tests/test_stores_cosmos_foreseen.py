@@ -16,10 +16,10 @@ from offline.pipeline import TrainSettings, train
 from offline.publish import about_of
 from stores import release as life
 from stores.compression import compress
-from stores.cosmos_charges import load
-from stores.cosmos_forecast import bill_of, roughly_ru
-from stores.cosmos_items import container_of
-from stores.cosmos_url import parse
+from stores.cosmos.charges import load
+from stores.cosmos.forecast import bill_of, roughly_ru
+from stores.cosmos.items import container_of
+from stores.cosmos.url import parse
 from stores.errors import ReleaseCorrupt
 from stores.forecast import Forecast, Provisioned
 from stores.foreseeing import foresee_rows

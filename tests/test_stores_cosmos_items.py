@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stores.catalogue import ReleaseId
-from stores.cosmos_batches import METAS, ROWS
-from stores.cosmos_charges import load
-from stores.cosmos_driver import DEFINITION
-from stores.cosmos_items import (
+from stores.cosmos.batches import METAS, ROWS
+from stores.cosmos.charges import load
+from stores.cosmos.driver import DEFINITION
+from stores.cosmos.items import (
     MOST_BYTES,
     STATE,
     container_of,
@@ -19,7 +19,7 @@ from stores.cosmos_items import (
     to_item,
     value_of,
 )
-from stores.cosmos_requests import NAME
+from stores.cosmos.rest.requests import NAME
 from stores.errors import ReleaseCorrupt, ReleaseNotFound, StoreFull, StoreMisused
 from stores.keys import KINDS, MAX_ID_BYTES
 from tests.conftest import FakeClock

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from hypothesis import HealthCheck, settings
 
-from stores.cosmos_charges import load
+from stores.cosmos.charges import load
 from stores.store import Store
 from tests.cosmos_held import Far
 from tests.test_stores_life import Life

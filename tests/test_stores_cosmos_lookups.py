@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from stores.catalogue import ReleaseId
-from stores.cosmos import CosmosStore
-from stores.cosmos_items import container_of, name_of
+from stores.cosmos.items import container_of, name_of
+from stores.cosmos.store import CosmosStore
 from stores.errors import ReleaseNotFound, StoreError, StoreThrottled, StoreUnavailable
 from stores.store import Plan, Row
 from tests.cosmos_held import Far, with_far

@@ -6,12 +6,12 @@ import pytest
 
 from stores import release as life
 from stores.catalogue import ReleaseId
-from stores.cosmos_charges import load
-from stores.cosmos_pace import SLICE_S, Pace
-from stores.cosmos_scaling import POLL_S, for_writing
-from stores.cosmos_spending import Spending
-from stores.cosmos_throughput import Throughput
-from stores.cosmos_url import parse
+from stores.cosmos.charges import load
+from stores.cosmos.pace import SLICE_S, Pace
+from stores.cosmos.scaling import POLL_S, for_writing
+from stores.cosmos.spending import Spending
+from stores.cosmos.throughput import Throughput
+from stores.cosmos.url import parse
 from stores.store import Plan, Row
 from tests.conftest import FakeClock
 from tests.cosmos_held import Far, batches, with_far

@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 
-from stores.cosmos_answers import Malformed
-from stores.cosmos_errors import CosmosUnavailable
-from stores.cosmos_places import Place, places_of
-from stores.cosmos_rest import RestDriver
-from stores.cosmos_throughput import Throughput
-from stores.cosmos_url import parse
+from stores.cosmos.answers import Malformed
+from stores.cosmos.errors import CosmosUnavailable
+from stores.cosmos.places import Place, places_of
+from stores.cosmos.rest.driver import RestDriver
+from stores.cosmos.throughput import Throughput
+from stores.cosmos.url import parse
 from tests.cosmos_drivers import Account, Counted, account
 from tests.cosmos_raw import Raw, answer, refusal, saying
 
@@ -35,8 +35,8 @@ def meter() -> Counted:
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let regions that were left be looked at soon."""
-    monkeypatch.setattr("stores.cosmos_regions.PAUSE_S", (0.05, 0.1))
-    monkeypatch.setattr("stores.cosmos_regions.HURRY_S", 0.0)
+    monkeypatch.setattr("stores.cosmos.rest.regions.PAUSE_S", (0.05, 0.1))
+    monkeypatch.setattr("stores.cosmos.rest.regions.HURRY_S", 0.0)
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stores.cosmos_requests import Requests, keyed
-from stores.cosmos_signing import KeySigner
-from stores.cosmos_url import EMULATORS_KEY
+from stores.cosmos.rest.requests import Requests, keyed
+from stores.cosmos.signing import KeySigner
+from stores.cosmos.url import EMULATORS_KEY
 from stores.errors import StoreMisused
 from tests.conftest import FakeClock
 from tests.cosmos_server import signed

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from stores.cosmos_errors import CosmosUnavailable
-from stores.cosmos_rest import RestDriver
-from stores.cosmos_throughput import Throughput
-from stores.cosmos_url import Address, parse
+from stores.cosmos.errors import CosmosUnavailable
+from stores.cosmos.rest.driver import RestDriver
+from stores.cosmos.throughput import Throughput
+from stores.cosmos.url import Address, parse
 from stores.errors import StoreMisused
 from tests.conftest import FakeClock
 from tests.cosmos_drivers import Account, Counted, account
@@ -134,5 +134,5 @@ async def test_a_closed_driver_opens_nothing_again(far: Account, meter: Counted)
 
 
 def test_nothing_of_azure_is_imported_for_a_key() -> None:
-    program = "import sys, stores.cosmos_rest; print([name for name in sys.modules if name.startswith('azure')])"
+    program = "import sys, stores.cosmos.rest.driver; print([name for name in sys.modules if name.startswith('azure')])"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout == b"[]\n"

@@ -16,10 +16,10 @@ import pytest
 from azure.core.credentials import AccessToken
 from azure.core.exceptions import ClientAuthenticationError
 
-from stores.cosmos_driver import Driver
-from stores.cosmos_errors import CosmosUnavailable
-from stores.cosmos_sdk import SdkDriver
-from stores.cosmos_throughput import Throughput
+from stores.cosmos.driver import Driver
+from stores.cosmos.errors import CosmosUnavailable
+from stores.cosmos.sdk.driver import SdkDriver
+from stores.cosmos.throughput import Throughput
 from stores.errors import StoreMisused, StoreUnavailable
 from tests.cosmos_drivers import Account, Counted, account
 

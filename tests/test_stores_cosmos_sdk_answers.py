@@ -9,10 +9,10 @@ from email.utils import formatdate
 
 import pytest
 
-from stores.cosmos_driver import Driver
-from stores.cosmos_errors import CosmosUnavailable
-from stores.cosmos_sdk import SdkDriver
-from stores.cosmos_url import parse
+from stores.cosmos.driver import Driver
+from stores.cosmos.errors import CosmosUnavailable
+from stores.cosmos.sdk.driver import SdkDriver
+from stores.cosmos.url import parse
 from tests.cosmos_drivers import Counted
 
 ITEM = {"id": "a", "_etag": '"1"', "v": "x"}

@@ -11,11 +11,11 @@ import orjson
 import pytest
 from azure.core.credentials import AccessToken
 
-from stores.cosmos_errors import CosmosUnavailable
-from stores.cosmos_rest import RestDriver
-from stores.cosmos_throughput import Throughput
-from stores.cosmos_token import PAUSE_S
-from stores.cosmos_url import Address
+from stores.cosmos.errors import CosmosUnavailable
+from stores.cosmos.rest.driver import RestDriver
+from stores.cosmos.throughput import Throughput
+from stores.cosmos.token import PAUSE_S
+from stores.cosmos.url import Address
 from tests.conftest import FakeClock
 from tests.cosmos_drivers import Account, Counted, account
 

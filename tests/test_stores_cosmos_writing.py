@@ -7,9 +7,9 @@ import pytest
 
 from stores import release as life
 from stores.catalogue import ReleaseId
-from stores.cosmos_errors import CosmosThrottled, CosmosUnavailable
-from stores.cosmos_items import container_of
-from stores.cosmos_patience import PATIENCE_S, THROTTLED_S
+from stores.cosmos.errors import CosmosThrottled, CosmosUnavailable
+from stores.cosmos.items import container_of
+from stores.cosmos.patience import PATIENCE_S, THROTTLED_S
 from stores.errors import ReleaseConflict, ReleaseNotFound, StoreFull
 from stores.store import Plan, Row
 from tests.cosmos_held import Far, batches, with_far

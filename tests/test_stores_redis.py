@@ -13,9 +13,9 @@ from stores import catalogue as changes
 from stores.catalogue import ReleaseId
 from stores.connect import connect
 from stores.errors import ReleaseConflict, ReleaseNotFound, StoreFull, StoreMisused, StoreUnavailable
-from stores.redis import RedisStore, open_url
-from stores.redis_errors import translated
-from stores.redis_writer import MOST_ROWS
+from stores.redis.errors import translated
+from stores.redis.store import RedisStore, open_url
+from stores.redis.writer import MOST_ROWS
 from stores.release import prune, publish, verify
 from stores.store import Advised, Plan, Row
 from tests.redis_server import RedisServer

@@ -14,7 +14,7 @@ import pytest
 from stores import catalogue as changes
 from stores.catalogue import ReleaseId, State
 from stores.errors import ReleaseNotFound, StoreError, StoreFull, StoreUnavailable
-from stores.redis import RedisStore, open_url
+from stores.redis.store import RedisStore, open_url
 from stores.release import prune, publish, verify
 from stores.store import Plan, Row, Slot
 from tests.proxy import Proxy, through

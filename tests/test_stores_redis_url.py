@@ -7,7 +7,7 @@ import pytest
 
 from stores.connect import connect
 from stores.errors import StoreMisused
-from stores.redis_url import parse
+from stores.redis.url import parse
 
 
 def test_a_url_may_name_user_password_port_database_and_prefix() -> None:
@@ -64,9 +64,9 @@ def test_nothing_that_can_be_printed_shows_the_password() -> None:
 
 
 def test_without_redis_py_the_missing_module_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.startswith(("stores.redis", "redis"))]:
+    for name in [name for name in sys.modules if name.startswith(("stores.redis.store", "redis"))]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delattr("stores.redis", raising=False)
+    monkeypatch.delattr("stores.redis.store", raising=False)
     for name in ("redis", "redis.asyncio", "redis.asyncio.connection", "redis.exceptions"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ModuleNotFoundError) as caught:

@@ -42,7 +42,7 @@ def cosmos_emulator(
         Path | None, _option("--certificate", "With --tls: where to write the certificate, for clients to trust.")
     ] = None,
     charges: Annotated[
-        Path | None, _option("--charges", "Your own coefficients, in the form of our cosmos_charges.toml.")
+        Path | None, _option("--charges", "Your own coefficients, in the form of our charges.toml.")
     ] = None,
     faults: Annotated[Path | None, _option("--faults", "Faults to begin with, as a JSON file.")] = None,
     entra_issuer: Annotated[

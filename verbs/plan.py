@@ -87,7 +87,7 @@ def plan(
         Path | None, _option("prices", "Your prices, in the form of our bench/prices.toml.", MEASURED)
     ] = None,
     charges: Annotated[
-        Path | None, _option("charges", "Your RU charges, in the form of our stores/cosmos_charges.toml.", MEASURED)
+        Path | None, _option("charges", "Your RU charges, in the form of our stores/cosmos/charges.toml.", MEASURED)
     ] = None,
     why: Annotated[str | None, _option("why", "Explain one figure, by its name.", TOLD)] = None,
     check: Annotated[
@@ -168,8 +168,8 @@ def _worked_out(
     from bench.planner import measured
     from bench.planner.inputs import gather
     from bench.planner.plan import work_out
-    from stores import cosmos_charges
     from stores.connect import redacted
+    from stores.cosmos import charges as cosmos_charges
 
     layers = [agreed.layer] if agreed else []
     if from_release is not None:

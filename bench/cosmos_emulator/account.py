@@ -13,8 +13,8 @@ from bench.cosmos_emulator.indexing import Policy
 from bench.cosmos_emulator.partition_keys import Definition
 from bench.cosmos_emulator.partitions import Partitions
 from bench.cosmos_emulator.rids import container_rid, database_rid, offer_rid
-from stores.cosmos_charges import Charges
-from stores.cosmos_throughput import Throughput, minimum_ru
+from stores.cosmos.charges import Charges
+from stores.cosmos.throughput import Throughput, minimum_ru
 
 NEVER = float("inf")
 STRONG = ("Strong", "BoundedStaleness")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stores.cosmos_charges import KB, Charges, documented, load
+from stores.cosmos.charges import KB, Charges, documented, load
 
 
 @dataclass(frozen=True, slots=True)

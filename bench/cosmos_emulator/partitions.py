@@ -5,7 +5,7 @@ from bisect import bisect_right
 from bench.cosmos_emulator.errors import RANGE_GONE, THROTTLED, Refused
 from bench.cosmos_emulator.hashing import boundary
 from bench.cosmos_emulator.limiter import Budget
-from stores.cosmos_throughput import Throughput
+from stores.cosmos.throughput import Throughput
 
 
 class Partition:

@@ -22,7 +22,7 @@ from bench.cosmos_emulator.tls import context_for
 from bench.cosmos_emulator.tokens import Issuer
 from bench.cosmos_emulator.watch import Watch
 from bench.cosmos_emulator.wire import Connection
-from stores.cosmos_charges import OURS, load
+from stores.cosmos.charges import OURS, load
 
 log = logging.getLogger(__name__)
 

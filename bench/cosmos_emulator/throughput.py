@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 
 from bench.cosmos_emulator.errors import bad
-from stores.cosmos_throughput import (
+from stores.cosmos.throughput import (
     AUTOSCALE_MIN,
     AUTOSCALE_STEP,
     DEFAULT_RU,

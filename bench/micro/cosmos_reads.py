@@ -24,11 +24,11 @@ from azure.cosmos.documents import ConnectionPolicy
 from bench.launch import on_core
 from bench.machine import ROOT, environment
 from bench.micro.rounds import Effort, Figure, Outcome, Sample, at_most, figures, interleave, ratio
-from stores.cosmos_driver import Driver
-from stores.cosmos_rest import RestDriver
-from stores.cosmos_sdk import SdkDriver
-from stores.cosmos_throughput import MAX_RU, Throughput
-from stores.cosmos_url import EMULATORS_KEY, Address, parse
+from stores.cosmos.driver import Driver
+from stores.cosmos.rest.driver import RestDriver
+from stores.cosmos.sdk.driver import SdkDriver
+from stores.cosmos.throughput import MAX_RU, Throughput
+from stores.cosmos.url import EMULATORS_KEY, Address, parse
 from stores.store import Meter
 
 CPU_US = {"driver=rest": 40, "driver=rest, TLS": 55}

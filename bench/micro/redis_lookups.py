@@ -18,8 +18,8 @@ from bench.micro.redis_missing import missing
 from bench.micro.rounds import Effort, Figure, Outcome, Sample, figures, interleave, ratio
 from bench.redis_server import RedisServer, redis_serving
 from stores.catalogue import ReleaseId
-from stores.redis import open_url
-from stores.redis_keys import Keys
+from stores.redis.keys import Keys
+from stores.redis.store import open_url
 
 PREFIX = "bench"
 

@@ -14,7 +14,7 @@ from typing import IO
 
 from bench.lists import Shape
 from bench.micro.redis_lists import LIST_LENGTH, Watches, publish_lists
-from stores.redis import RedisStore, open_url
+from stores.redis.store import RedisStore, open_url
 from stores.release import prune
 
 NICENESS = 19

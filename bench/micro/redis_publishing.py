@@ -12,7 +12,7 @@ from bench.micro.redis_missing import missing
 from bench.micro.rounds import Effort, Figure, Outcome, at_most, interleave, ratio
 from bench.redis_server import RedisServer, redis_serving
 from stores.manifest import Manifest
-from stores.redis import open_url
+from stores.redis.store import open_url
 
 CPU_US_PER_LIST = 5
 

@@ -19,7 +19,7 @@ from bench.micro.rounds import Effort, Figure, Outcome, Unmeasured, at_most, fig
 from bench.redis_server import RedisServer, redis_serving
 from stores.catalogue import ReleaseId
 from stores.connect import connect
-from stores.redis_keys import Keys
+from stores.redis.keys import Keys
 from stores.transfer import copy
 
 RATE = 5_000

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from bench.planner.plan import Plan
 from bench.prices import LISTED
-from stores.cosmos_throughput import MAX_RU, PARTITION_RU, RU_AT_BIRTH
+from stores.cosmos.throughput import MAX_RU, PARTITION_RU, RU_AT_BIRTH
 
 
 def cautions(plan: Plan) -> list[str]:

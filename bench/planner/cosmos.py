@@ -8,8 +8,8 @@ from bench.planner.figures import Book, up
 from bench.planner.inputs import Inputs
 from bench.planner.load import Load
 from bench.prices import HOURS_A_MONTH
-from stores.cosmos_charges import Charges
-from stores.cosmos_throughput import (
+from stores.cosmos.charges import Charges
+from stores.cosmos.throughput import (
     AUTOSCALE_MIN,
     AUTOSCALE_STEP,
     MANUAL_MIN,

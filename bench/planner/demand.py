@@ -1,6 +1,6 @@
 """How many RU/s a load needs: the arithmetic that the plan uses, and that a sweep of an emulation is held against."""
 
-from stores.cosmos_charges import Charges
+from stores.cosmos.charges import Charges
 
 
 def skew_factor(hot_share: float, partitions: int) -> float:

@@ -6,7 +6,7 @@ from typing import Any
 
 from bench.planner.errors import PlanMisused
 from bench.planner.profiles import shape
-from stores.cosmos_items import SYSTEM_BYTES
+from stores.cosmos.items import SYSTEM_BYTES
 
 CONSISTENCIES = ("eventual", "prefix", "session", "bounded", "strong")
 CAPACITIES = ("manual", "autoscale", "serverless")

@@ -14,7 +14,7 @@ from bench.planner.profiles import shape
 from bench.planner.redis import work_out_redis
 from bench.planner.sizes import work_out_sizes
 from bench.prices import HOURS_A_MONTH, Price, Prices
-from stores.cosmos_charges import Charges
+from stores.cosmos.charges import Charges
 
 BY_HAND = "what is provisioned by hand today, less what is needed"
 

@@ -12,7 +12,7 @@ QUOTES = 6
 TITLE_QUOTES = 4
 SKELETON_BYTES = len('{"id":"user.","t":""}')
 REDIS_ROW_BYTES, REDIS_ALLOCATED = 80, 1.08
-"""As `stores.redis_memory` has them, which needs the extra `redis`; a test holds the two together."""
+"""As `stores.redis.memory` has them, which needs the extra `redis`; a test holds the two together."""
 
 REDIS_HEAD_BYTES = len("hotplate:20261120T064200Z-7f3a:")
 KEY_BYTES = len("user:")

@@ -9,7 +9,7 @@ from bench.comparison_lines import Line
 from bench.histogram import Histogram
 from bench.reference.published import MACHINES, MEDIAN_MS, RATE, RU, THINK_S, USERS, Needs
 from bench.reference.runs import Run, Shown
-from stores.cosmos_throughput import Throughput
+from stores.cosmos.throughput import Throughput
 
 NOTE = "* marks a percentile of few samples, ** one that the generator's own lag, above 1 ms at p99, is part of."
 UNTOLD, NONE = "not published", "none"

@@ -20,9 +20,9 @@ from bench.reference.published import DATE, RU, SOURCE, THINK_S, USERS, needs
 from bench.reference.runs import Runs, Shown
 from bench.report import Report, series
 from stores.connect import redacted
-from stores.cosmos_charges import KB, load
-from stores.cosmos_throughput import Throughput
-from stores.cosmos_url import parse
+from stores.cosmos.charges import KB, load
+from stores.cosmos.throughput import Throughput
+from stores.cosmos.url import parse
 
 METHOD = f"""
 The published figures are of {DATE}: {SOURCE}. They were measured in Azure, by others, with another service; ours are of

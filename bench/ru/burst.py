@@ -10,8 +10,8 @@ from bench.ru.ground import Ground
 from bench.ru.items import Items
 from bench.ru.requests import Drawn, Maker
 from bench.ru.trials import RU, Offered, Trials
-from stores.cosmos_charges import Charges
-from stores.cosmos_throughput import Throughput
+from stores.cosmos.charges import Charges
+from stores.cosmos.throughput import Throughput
 
 PROVISIONED = Throughput(400)
 IDLE_S = 5

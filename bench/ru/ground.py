@@ -17,10 +17,10 @@ from typing import TypeVar
 from bench.errors import BenchFailed
 from bench.launch import free_port, serving
 from bench.ru.items import Items
-from stores.cosmos_driver import Account
-from stores.cosmos_rest import RestDriver
-from stores.cosmos_throughput import Throughput
-from stores.cosmos_url import Address, parse
+from stores.cosmos.driver import Account
+from stores.cosmos.rest.driver import RestDriver
+from stores.cosmos.throughput import Throughput
+from stores.cosmos.url import Address, parse
 from stores.errors import StoreError, StoreThrottled
 
 PREFIX = "hotplate-bench-"

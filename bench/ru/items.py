@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.cosmos_emulator.hashing import V2_SPAN, effective_key
-from stores.cosmos_charges import KB
+from stores.cosmos.charges import KB
 
 OVERHEAD_BYTES = 223
 """What an item of ours is stored with besides its id and its padding: names, quotes and system properties."""

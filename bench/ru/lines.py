@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench import units
-from stores.cosmos_charges import KB
+from stores.cosmos.charges import KB
 
 LEVEL_HEADINGS = (
     "RU/s", "read", "costs", "best rate", "by arithmetic", "off by", "spent", "p50", "p99", "429s", "per 100 RU/s",

@@ -12,10 +12,10 @@ import orjson
 from bench.errors import BenchMisused
 from bench.keys import Keys
 from bench.ru.items import Items
-from stores.cosmos_requests import Requests as Signed
-from stores.cosmos_requests import keyed
-from stores.cosmos_signing import KeySigner
-from stores.cosmos_url import KEY, Address
+from stores.cosmos.rest.requests import Requests as Signed
+from stores.cosmos.rest.requests import keyed
+from stores.cosmos.signing import KeySigner
+from stores.cosmos.url import KEY, Address
 
 UPSERT = b"content-type: application/json\r\nprefer: return=minimal\r\nx-ms-documentdb-is-upsert: True\r\n"
 WARM_DRAWS = 20_000

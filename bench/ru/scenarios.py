@@ -15,8 +15,8 @@ from bench.ru.ground import Ground
 from bench.ru.items import Items, fullest
 from bench.ru.requests import Drawn, Maker, Missed, Mixed
 from bench.ru.trials import Offered
-from stores.cosmos_charges import Charges
-from stores.cosmos_throughput import AUTOSCALE_STEP, Throughput
+from stores.cosmos.charges import Charges
+from stores.cosmos.throughput import AUTOSCALE_STEP, Throughput
 
 HOT = 0.3
 ZIPF = 0.99

@@ -26,10 +26,10 @@ from bench.ru.requests import Drawn, Maker
 from bench.ru.scenarios import EVENTUAL, Field, Scenario, all_of
 from bench.ru.trials import RU, Extent, Offered, Trial, Trials, hopeless, limit
 from stores.connect import redacted
-from stores.cosmos_charges import load
-from stores.cosmos_driver import DEADLINE_S
-from stores.cosmos_throughput import MANUAL_MIN, MANUAL_STEP, MAX_RU, Throughput
-from stores.cosmos_url import Address, parse
+from stores.cosmos.charges import load
+from stores.cosmos.driver import DEADLINE_S
+from stores.cosmos.throughput import MANUAL_MIN, MANUAL_STEP, MAX_RU, Throughput
+from stores.cosmos.url import Address, parse
 from stores.pool import Pool
 from stores.wire import Answer, WireFailed
 

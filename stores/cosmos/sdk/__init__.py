@@ -1,0 +1,1 @@
+"""The driver through azure-cosmos: the unmodified SDK, one attempt a call."""

@@ -1,0 +1,195 @@
+"""Where a Cosmos DB account is, how to get in, and what may be spent there: `cosmos://` and, for emulators, `cosmos+http(s)://`."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, cast
+from urllib.parse import SplitResult, parse_qs, urlsplit
+
+from stores.connect import redacted
+from stores.cosmos.throughput import AUTOSCALE_MIN, AUTOSCALE_STEP, MANUAL_MIN, MANUAL_STEP, MAX_RU, Throughput
+from stores.errors import StoreMisused
+
+KEY = "HOTPLATE_COSMOS_KEY"
+SUBSCRIPTION = "AZURE_SUBSCRIPTION_ID"
+"""The variable of Azure's own tools."""
+
+EMULATORS_KEY = "C2y6yDjf5/R+ob0N8A7Cgv30VRDJIWEHLM+4QDU5DE2nQ9nDuVTqobD4b8mGGyPMbIZnqyMsEcaGQy67XIw/Jw=="
+"""The key that Microsoft publishes for its emulators; no account of anybody has it."""
+
+HOST = ".documents.azure.com"
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+OPTIONS = {"driver", "ru", "max_ru", "consistency", "region", "ca", "subscription", "resource_group"}
+Name = Literal["rest", "sdk"]
+CONSISTENCIES = {
+    "eventual": "Eventual", "prefix": "ConsistentPrefix", "session": "Session", "bounded": "BoundedStaleness",
+    "strong": "Strong",
+}  # fmt: skip
+"""What a URL may ask for, and how the service calls it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Managed:
+    """Where Azure Resource Manager keeps an account."""
+
+    subscription: str
+    resource_group: str
+    account: str
+    emulator: str | None = None
+    """The URL that answers in the place of Azure's; only one on loopback is ever given a token for ARM."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """One database of one account."""
+
+    shown: str
+    """The URL without secrets, for sentences."""
+
+    endpoint: str
+    """The account's own URL, `https://HOST:PORT`, from which its regions are learnt."""
+
+    database: str
+    driver: Name = "rest"
+    throughput: Throughput | None = Throughput(MANUAL_MIN)  # noqa: RUF009 -- frozen, so shared without harm
+    """What the container of a live release has; None where the account is serverless and takes none."""
+
+    max_ru: int | None = None
+    """What a publish may spend in a second; None: all that the container has."""
+
+    consistency: str = "Eventual"
+    """Of lookups, as the service calls it."""
+
+    region: str | None = None
+    """Where lookups are to go first, as the account names it; None: its own order."""
+
+    ca: str | None = None
+    key: str | None = field(default=None, repr=False)
+    """The account's key, base64; None where Entra ID is to say who we are."""
+
+    managed: Managed | None = None
+    """Where containers are made, scaled and dropped through Azure Resource Manager; None: not there."""
+
+
+def parse(url: str, environment: Mapping[str, str] = os.environ) -> Address:
+    """Read a URL; StoreMisused, with a sentence free of secrets, for one that cannot be understood.
+
+    The key comes from HOTPLATE_COSMOS_KEY or the file HOTPLATE_COSMOS_KEY_FILE, never from the URL. Without one,
+    Entra ID is asked (`cosmos://`), or the published key of emulators is taken (`cosmos+http(s)://`). The subscription
+    that goes with `resource_group=` may also be told by AZURE_SUBSCRIPTION_ID.
+    """
+    shown, parts = redacted(url), urlsplit(url)
+    if "@" in parts.netloc:
+        raise StoreMisused(f"the URL of {shown} holds a secret; give the key as {KEY} or in a file as {KEY}_FILE")
+    options = _options(parts, shown)
+    database = parts.path.removeprefix("/")
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,255}", database):
+        raise StoreMisused(f"{shown} names no database; write cosmos://ACCOUNT/DATABASE")
+    ca = options.get("ca")
+    if ca is not None and not Path(ca).is_file():
+        raise StoreMisused(f"the file {ca}, which should certify {shown}, does not exist")
+    return Address(
+        shown,
+        _endpoint(parts, shown),
+        database,
+        driver=cast("Name", _one_of(options.get("driver", "rest"), ("rest", "sdk"), "driver", shown)),
+        throughput=_throughput(options.get("ru", str(MANUAL_MIN)), shown),
+        max_ru=_max_ru(options.get("max_ru"), shown),
+        consistency=CONSISTENCIES[
+            _one_of(options.get("consistency", "eventual"), tuple(CONSISTENCIES), "consistency", shown)
+        ],
+        region=options.get("region"),
+        ca=ca,
+        key=_key(environment) or (None if parts.scheme == "cosmos" else EMULATORS_KEY),
+        managed=_managed(options, _endpoint(parts, shown), shown, environment),
+    )
+
+
+def _options(parts: SplitResult, shown: str) -> dict[str, str]:
+    given = parse_qs(parts.query, keep_blank_values=True)
+    for name, values in given.items():
+        if name not in OPTIONS:
+            raise StoreMisused(f"{shown} knows no parameter {name!r}; it takes {', '.join(sorted(OPTIONS))}")
+        if len(values) > 1:
+            raise StoreMisused(f"{shown} has the parameter {name!r} twice")
+    return {name: values[0] for name, values in given.items()}
+
+
+def _endpoint(parts: SplitResult, shown: str) -> str:
+    try:
+        host, port = parts.hostname or "", parts.port
+    except ValueError as error:
+        raise StoreMisused(f"{shown} has no valid port") from error
+    if not re.fullmatch(r"[A-Za-z0-9.:-]{1,253}", host):
+        raise StoreMisused(f"{shown} names no account; write cosmos://ACCOUNT/DATABASE")
+    bracketed = f"[{host}]" if ":" in host else host
+    if parts.scheme == "cosmos":
+        return f"https://{host if '.' in host else host + HOST}:{port or 443}"
+    if port is None:
+        raise StoreMisused(f"{shown} names no port; write {parts.scheme}://HOST:PORT/DATABASE")
+    return f"{parts.scheme.removeprefix('cosmos+')}://{bracketed}:{port}"
+
+
+def _managed(options: dict[str, str], endpoint: str, shown: str, environment: Mapping[str, str]) -> Managed | None:
+    group, subscription = options.get("resource_group"), options.get("subscription") or environment.get(SUBSCRIPTION)
+    if group is None:
+        if "subscription" in options:
+            raise StoreMisused(f"{shown} names a subscription, and no resource group; add resource_group=")
+        return None
+    if not subscription:
+        raise StoreMisused(
+            f"{shown} names a resource group, and no subscription; add subscription=, or set {SUBSCRIPTION}"
+        )
+    if not re.fullmatch(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}", subscription):
+        raise StoreMisused(
+            f"subscription={subscription[:40]} of {shown} is no id; `az account show --query id` tells it"
+        )
+    if not re.fullmatch(r"[\w().-]{1,90}", group):
+        raise StoreMisused(f"resource_group={group[:90]} of {shown} cannot be the name of a resource group")
+    host = urlsplit(endpoint).hostname or ""
+    return Managed(subscription, group, host.partition(".")[0], endpoint if host in LOOPBACK else None)
+
+
+def _throughput(text: str, shown: str) -> Throughput | None:
+    """Read `400`, `autoscale-4000` or `serverless`."""
+    if text == "serverless":
+        return None
+    kind, _, top = text.rpartition("-")
+    least, step = (AUTOSCALE_MIN, AUTOSCALE_STEP) if kind else (MANUAL_MIN, MANUAL_STEP)
+    if kind not in ("", "autoscale") or not re.fullmatch(r"[0-9]{1,7}", top) or not _fits(int(top), least, step):
+        raise StoreMisused(
+            f"ru={text} of {shown} is no throughput: write 400 and more in steps of 100, autoscale-1000 and more in "
+            "steps of 1000, or serverless"
+        )
+    return Throughput(int(top), autoscale=bool(kind))
+
+
+def _fits(ru: int, least: int, step: int) -> bool:
+    return least <= ru <= MAX_RU and ru % step == 0
+
+
+def _max_ru(text: str | None, shown: str) -> int | None:
+    if text is None:
+        return None
+    if not re.fullmatch(r"[0-9]{1,7}", text) or not 0 < int(text) <= MAX_RU:
+        raise StoreMisused(f"max_ru={text} of {shown} is no number of RU/s between 1 and {MAX_RU:,}")
+    return int(text)
+
+
+def _one_of(text: str, known: tuple[str, ...], name: str, shown: str) -> str:
+    if text not in known:
+        raise StoreMisused(f"{name}={text} of {shown} is not known; there are {', '.join(known)}")
+    return text
+
+
+def _key(environment: Mapping[str, str]) -> str | None:
+    if key := environment.get(KEY):
+        return key
+    if path := environment.get(f"{KEY}_FILE"):
+        try:
+            return Path(path).read_text().strip()
+        except OSError as error:
+            raise StoreMisused(f"{KEY}_FILE names {path}, which cannot be read: {error.strerror}") from error
+    return None
