@@ -13,8 +13,9 @@ from bench.keys import Draw, HotSet, InTurn, Keys, Uniform, Zipf
 from bench.requests import PLACE, Gets, Paths
 from bench.schedule import Arrivals
 from bench.traffic import Load
-from stores.connect import connect, redacted
+from stores.connect import connect
 from stores.keys import USER
+from stores.urls import redacted
 
 USUAL_RATE = "1k"
 COMPARED = 500  # answers a round that are compared with the store

@@ -14,7 +14,7 @@ from bench.errors import BenchMisused
 from bench.http import Watch
 from bench.keys import Uniform, Zipf
 from bench.report import WHILE_WRITTEN, Report, Series, series
-from stores.connect import redacted
+from stores.urls import redacted
 
 DECIDES = "p99"
 ENCODINGS = ("json", "zstd")

@@ -15,12 +15,13 @@ from bench.launch import Server, free_port, serving
 from bench.lists import Shape
 from stores.catalogue import ReleaseId
 from stores.compression import compress
-from stores.connect import connect, redacted
+from stores.connect import connect
 from stores.keys import USER
 from stores.manifest import Manifest
 from stores.release import load_manifest, publish
 from stores.store import Row, Store
 from stores.transfer import copy
+from stores.urls import redacted
 
 LIST_LENGTH = 20
 FOR_STORES = ("HOTPLATE_REDIS_", "HOTPLATE_COSMOS_")

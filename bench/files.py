@@ -1,7 +1,6 @@
 """The files of a measurement: the report as JSON and as a page, and an HDR log of one histogram a second."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from bench.histogram import Histogram, log_of
 from bench.page import page
 from bench.report import Report
 from bench.result import Result
+from bench.writing import write
 
 Runs = Sequence[tuple[float, Result]]
 """Runs, each with the epoch second of its start."""
@@ -20,10 +20,7 @@ def keep(report: Report, runs: Runs | None, name: Path) -> None:
     if runs is not None:
         texts[".hdr"] = hdr_log(runs)
     for ending, text in texts.items():
-        path = name.with_name(name.name + ending)
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        aside.write_text(text)
-        aside.replace(path)
+        write(name.with_name(name.name + ending), text)
 
 
 def hdr_log(runs: Runs) -> str:

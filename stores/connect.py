@@ -10,6 +10,7 @@ from stores import embedded
 from stores.errors import StoreMisused
 from stores.memory import MemoryStore
 from stores.store import Store
+from stores.urls import redacted
 
 GROUP = "hotplate.stores"
 COSMOS = ("cosmos", "cosmos+http", "cosmos+https")
@@ -57,9 +58,3 @@ def limited(url: str, max_ru: int) -> str:
         raise StoreMisused(f"--max-ru is for Cosmos DB; {redacted(url)} has no request units, so leave it out")
     kept = [(name, value) for name, value in parse_qsl(parts.query, keep_blank_values=True) if name != "max_ru"]
     return parts._replace(query=urlencode([*kept, ("max_ru", str(max_ru))])).geturl()
-
-
-def redacted(url: str) -> str:
-    """Return *url* without what may be secret: user, password and query."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" if parts.scheme else url

@@ -12,13 +12,14 @@ import pytest
 
 from stores import embedded
 from stores.catalogue import ReleaseId
-from stores.connect import connect, default_url, redacted
+from stores.connect import connect, default_url
 from stores.embedded import EmbeddedStore
 from stores.errors import CatalogueUnreadable, ReleaseCorrupt, StoreFull, StoreMisused, StoreUnavailable
 from stores.memory import MemoryStore
 from stores.release import prune, publish
 from stores.release_file import file_bytes
 from stores.store import Plan, Row
+from stores.urls import redacted
 from tests.conftest import FakeClock
 from tests.test_stores_life import batches
 

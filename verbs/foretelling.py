@@ -33,7 +33,8 @@ def whole(resume: str | None) -> None:
 def tell(found: "Forecast", url: str | None, *, as_json: bool) -> None:
     """Print a forecast of a publish that would begin now."""
     from bench.prices import load
-    from stores.connect import default_url, redacted
+    from stores.connect import default_url
+    from stores.urls import redacted
 
     where, began = redacted(url or default_url()), time()
     if as_json:

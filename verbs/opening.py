@@ -27,8 +27,9 @@ def with_store(url: str | None, act: "Callable[[Store], Awaitable[T]]") -> T:
 
 def with_stores(source: str, target: str, act: "Callable[[Store, Store], Awaitable[T]]") -> T:
     """Run *act* on two stores; StoreMisused where they are one and the same."""
-    from stores.connect import connect, redacted
+    from stores.connect import connect
     from stores.errors import StoreMisused
+    from stores.urls import redacted
 
     if source == target:
         raise StoreMisused(f"{redacted(source)} is given as both stores; name two")

@@ -168,8 +168,8 @@ def _worked_out(
     from bench.planner import measured
     from bench.planner.inputs import gather
     from bench.planner.plan import work_out
-    from stores.connect import redacted
     from stores.cosmos import charges as cosmos_charges
+    from stores.urls import redacted
 
     layers = [agreed.layer] if agreed else []
     if from_release is not None:
@@ -232,15 +232,17 @@ def _keep(told: "PlanReport", save: Path | None, report: Path | None, bound_perc
     """Write the files that were asked for."""
     from bench.planner.errors import PlanMisused
     from bench.planner.gate import to_toml
-    from bench.planner.report import keep, write
+    from bench.writing import write
 
     for path in (each for each in (save, report) if each is not None):
         if not path.parent.is_dir():
             raise PlanMisused(f"there is no folder {path.parent} to write to")
     if report is not None:
+        from bench.planner.files import keep
+
         keep(told, report)
     if save is not None:
-        write(to_toml(told.plan, bound_percent), save)
+        write(save, to_toml(told.plan, bound_percent))
 
 
 def _show(report: "PlanReport") -> None:

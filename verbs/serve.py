@@ -43,8 +43,9 @@ def serve(
     from serve.logs import configure
     from serve.settings import Settings
     from serve.supervisor import serve as run
-    from stores.connect import default_url, redacted
+    from stores.connect import default_url
     from stores.errors import StoreMisused
+    from stores.urls import redacted
 
     urls = tuple(store or [default_url()])
     if any(url.startswith("memory:") for url in urls):

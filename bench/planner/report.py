@@ -1,7 +1,5 @@
-"""A plan with all that is told beside it: break-even, advice and cautions, as values, and as files."""
+"""A plan with all that is told beside it: break-even, advice and cautions, as values."""
 
-import json
-import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -54,18 +52,3 @@ def report_of(plan: Plan, prices_file: Path) -> PlanReport:
         prices_file.name,
         datetime.now(UTC).isoformat(timespec="seconds"),
     )
-
-
-def keep(report: PlanReport, name: Path) -> None:
-    """Write *name*.json and *name*.html, each whole or not at all; the page needs the extra `bench`."""
-    from bench.planner.page import page  # noqa: PLC0415 -- it draws, for which matplotlib is needed, and is not needed else
-
-    write(json.dumps(report.to_json(), indent=1), name.with_name(f"{name.name}.json"))
-    write(page(report), name.with_name(f"{name.name}.html"))
-
-
-def write(text: str, path: Path) -> None:
-    """Write a file whole or not at all."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text)
-    aside.replace(path)

@@ -19,10 +19,10 @@ from bench.reference.lines import COLUMN, Sheet, lines
 from bench.reference.published import DATE, RU, SOURCE, THINK_S, USERS, needs
 from bench.reference.runs import Runs, Shown
 from bench.report import Report, series
-from stores.connect import redacted
 from stores.cosmos.charges import KB, load
 from stores.cosmos.throughput import Throughput
 from stores.cosmos.url import parse
+from stores.urls import redacted
 
 METHOD = f"""
 The published figures are of {DATE}: {SOURCE}. They were measured in Azure, by others, with another service; ours are of

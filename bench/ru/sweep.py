@@ -25,12 +25,12 @@ from bench.ru.levels import COUNTS, SIZES_KB, Level
 from bench.ru.requests import Drawn, Maker
 from bench.ru.scenarios import EVENTUAL, Field, Scenario, all_of
 from bench.ru.trials import RU, Extent, Offered, Trial, Trials, hopeless, limit
-from stores.connect import redacted
 from stores.cosmos.charges import load
 from stores.cosmos.driver import DEADLINE_S
 from stores.cosmos.throughput import MANUAL_MIN, MANUAL_STEP, MAX_RU, Throughput
 from stores.cosmos.url import Address, parse
 from stores.pool import Pool
+from stores.urls import redacted
 from stores.wire import Answer, WireFailed
 
 LEVELS = "400,1k,2k,4k,8k,11k"

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Literal, cast
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
-from stores.connect import redacted
 from stores.cosmos.throughput import AUTOSCALE_MIN, AUTOSCALE_STEP, MANUAL_MIN, MANUAL_STEP, MAX_RU, Throughput
 from stores.errors import StoreMisused
+from stores.urls import redacted
 
 KEY = "HOTPLATE_COSMOS_KEY"
 SUBSCRIPTION = "AZURE_SUBSCRIPTION_ID"

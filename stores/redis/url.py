@@ -10,8 +10,8 @@ from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
 
-from stores.connect import redacted
 from stores.errors import StoreMisused
+from stores.urls import redacted
 
 PORT = 6379
 PREFIX = "hotplate"
