@@ -146,7 +146,7 @@ def test_a_question_keeps_no_secret(tmp_path: Path) -> None:
         ({"processes": 65}, "a connection each"),
         ({"repeat": 0}, "1 or more"),
         ({"duration": "0s"}, "above zero"),
-        ({"url": "https://h"}, "http://HOST:PORT"),
+        ({"url": "ftp://h"}, "http://HOST:PORT"),
     ],
 )
 def test_what_makes_no_sense_is_refused_with_a_sentence(wrong: dict[str, object], words: str) -> None:

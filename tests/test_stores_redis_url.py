@@ -64,9 +64,9 @@ def test_nothing_that_can_be_printed_shows_the_password() -> None:
 
 
 def test_without_redis_py_the_missing_module_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.startswith(("stores.redis.store", "redis"))]:
+    for name in [name for name in sys.modules if name.startswith(("stores.redis.", "redis"))]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delattr("stores.redis.store", raising=False)
+    monkeypatch.delattr("stores.redis.store", raising=False)  # what the package was given by an import before
     for name in ("redis", "redis.asyncio", "redis.asyncio.connection", "redis.exceptions"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ModuleNotFoundError) as caught:
