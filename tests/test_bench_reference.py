@@ -132,6 +132,7 @@ def test_an_emulators_latencies_are_not_shown_and_its_request_units_are() -> Non
     assert not a_report(a_store("file://", "file:///a", *reached), interrupted=True).believable
 
 
+@pytest.mark.timeout(300)
 def test_it_runs_against_stores_that_are_given(tmp_path: Path) -> None:
     lists = {f"user:{n}": a_list(*(f"i{n}-{place}" for place in range(20))) for n in range(40)}
     asyncio.run(publish_lists(tmp_path / "store", lists))
@@ -143,7 +144,7 @@ def test_it_runs_against_stores_that_are_given(tmp_path: Path) -> None:
             [*command, *options],
             capture_output=True,
             text=True,
-            timeout=110,
+            timeout=280,
             check=False,
             env=os.environ | {"TERM": "dumb"},
         )

@@ -20,6 +20,8 @@ from stores.cosmos.throughput import Throughput
 from stores.cosmos.url import parse
 from tests.cosmos_server import Emulator, emulator
 
+pytestmark = pytest.mark.timeout(300)
+
 SHORT = ("--levels", "400", "--no-effects", "--duration", "1s")
 
 
@@ -57,7 +59,7 @@ def bench_ru(*arguments: str | Path) -> list[str]:
 
 def run(*arguments: str | Path, said: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        bench_ru(*arguments), input=said, capture_output=True, text=True, timeout=110, check=False,
+        bench_ru(*arguments), input=said, capture_output=True, text=True, timeout=280, check=False,
         env=os.environ | {"COLUMNS": "200", "TERM": "dumb"},
     )  # fmt: skip
 
@@ -105,7 +107,7 @@ def test_ctrl_c_leaves_a_report_and_nothing_else(account: Emulator, tmp_path: Pa
             time.sleep(0.05)
         time.sleep(1.5)  # into a trial, or thereabouts: it may come anywhere
         process.send_signal(number)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=120)
     assert process.returncode == 1, said
     assert "Traceback" not in said
     assert containers(account) == before
