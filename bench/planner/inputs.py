@@ -136,7 +136,7 @@ class Inputs:
     )
     request_cpu_us: float = _input(
         "number", "µs", "of CPU a request takes in a pod", 60.0,
-        because="32 µs measured with files, and some 20 µs for a remote read (README)", low=0.1,
+        because="32 µs measured with files, and some 28 µs for a remote read (README)", low=0.1,
     )  # fmt: skip
     pod_cpus: float = _input("number", "vCPU", "of a pod", 1.0, because="one worker", low=0.05)
     pod_rps: float | None = _input(
