@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast
-from urllib.parse import SplitResult, parse_qs, urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from stores.cosmos.throughput import AUTOSCALE_MIN, AUTOSCALE_STEP, MANUAL_MIN, MANUAL_STEP, MAX_RU, Throughput
 from stores.errors import StoreMisused
-from stores.urls import redacted
+from stores.urls import options, redacted, secret
 
 KEY = "HOTPLATE_COSMOS_KEY"
 SUBSCRIPTION = "AZURE_SUBSCRIPTION_ID"
@@ -83,38 +83,28 @@ def parse(url: str, environment: Mapping[str, str] = os.environ) -> Address:
     shown, parts = redacted(url), urlsplit(url)
     if "@" in parts.netloc:
         raise StoreMisused(f"the URL of {shown} holds a secret; give the key as {KEY} or in a file as {KEY}_FILE")
-    options = _options(parts, shown)
+    asked = options(parts, OPTIONS, shown)
     database = parts.path.removeprefix("/")
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,255}", database):
         raise StoreMisused(f"{shown} names no database; write cosmos://ACCOUNT/DATABASE")
-    ca = options.get("ca")
+    ca = asked.get("ca")
     if ca is not None and not Path(ca).is_file():
         raise StoreMisused(f"the file {ca}, which should certify {shown}, does not exist")
     return Address(
         shown,
         _endpoint(parts, shown),
         database,
-        driver=cast("Name", _one_of(options.get("driver", "rest"), ("rest", "sdk"), "driver", shown)),
-        throughput=_throughput(options.get("ru", str(MANUAL_MIN)), shown),
-        max_ru=_max_ru(options.get("max_ru"), shown),
+        driver=cast("Name", _one_of(asked.get("driver", "rest"), ("rest", "sdk"), "driver", shown)),
+        throughput=_throughput(asked.get("ru", str(MANUAL_MIN)), shown),
+        max_ru=_max_ru(asked.get("max_ru"), shown),
         consistency=CONSISTENCIES[
-            _one_of(options.get("consistency", "eventual"), tuple(CONSISTENCIES), "consistency", shown)
+            _one_of(asked.get("consistency", "eventual"), tuple(CONSISTENCIES), "consistency", shown)
         ],
-        region=options.get("region"),
+        region=asked.get("region"),
         ca=ca,
-        key=_key(environment) or (None if parts.scheme == "cosmos" else EMULATORS_KEY),
-        managed=_managed(options, _endpoint(parts, shown), shown, environment),
+        key=(secret(KEY, environment) or "").strip() or (None if parts.scheme == "cosmos" else EMULATORS_KEY),
+        managed=_managed(asked, _endpoint(parts, shown), shown, environment),
     )
-
-
-def _options(parts: SplitResult, shown: str) -> dict[str, str]:
-    given = parse_qs(parts.query, keep_blank_values=True)
-    for name, values in given.items():
-        if name not in OPTIONS:
-            raise StoreMisused(f"{shown} knows no parameter {name!r}; it takes {', '.join(sorted(OPTIONS))}")
-        if len(values) > 1:
-            raise StoreMisused(f"{shown} has the parameter {name!r} twice")
-    return {name: values[0] for name, values in given.items()}
 
 
 def _endpoint(parts: SplitResult, shown: str) -> str:
@@ -132,10 +122,10 @@ def _endpoint(parts: SplitResult, shown: str) -> str:
     return f"{parts.scheme.removeprefix('cosmos+')}://{bracketed}:{port}"
 
 
-def _managed(options: dict[str, str], endpoint: str, shown: str, environment: Mapping[str, str]) -> Managed | None:
-    group, subscription = options.get("resource_group"), options.get("subscription") or environment.get(SUBSCRIPTION)
+def _managed(asked: dict[str, str], endpoint: str, shown: str, environment: Mapping[str, str]) -> Managed | None:
+    group, subscription = asked.get("resource_group"), asked.get("subscription") or environment.get(SUBSCRIPTION)
     if group is None:
-        if "subscription" in options:
+        if "subscription" in asked:
             raise StoreMisused(f"{shown} names a subscription, and no resource group; add resource_group=")
         return None
     if not subscription:
@@ -182,14 +172,3 @@ def _one_of(text: str, known: tuple[str, ...], name: str, shown: str) -> str:
     if text not in known:
         raise StoreMisused(f"{name}={text} of {shown} is not known; there are {', '.join(known)}")
     return text
-
-
-def _key(environment: Mapping[str, str]) -> str | None:
-    if key := environment.get(KEY):
-        return key
-    if path := environment.get(f"{KEY}_FILE"):
-        try:
-            return Path(path).read_text().strip()
-        except OSError as error:
-            raise StoreMisused(f"{KEY}_FILE names {path}, which cannot be read: {error.strerror}") from error
-    return None

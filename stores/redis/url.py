@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
 
 from stores.errors import StoreMisused
-from stores.urls import redacted
+from stores.urls import options, redacted, secret
 
 PORT = 6379
 PREFIX = "hotplate"
@@ -63,18 +63,18 @@ def parse(url: str, environment: Mapping[str, str] = os.environ) -> Address:
     A password that is not in the URL comes from HOTPLATE_REDIS_PASSWORD or the file HOTPLATE_REDIS_PASSWORD_FILE.
     """
     shown, parts = redacted(url), urlsplit(url)
-    options = _options(parts, shown)
-    prefix = options.get("prefix", PREFIX)
+    asked = options(parts, OPTIONS[parts.scheme], shown)
+    prefix = asked.get("prefix", PREFIX)
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", prefix):
         raise StoreMisused(f"the prefix {prefix!r} of {shown} has other characters than letters, digits and . _ -")
     user = unquote(parts.username) if parts.username else None
-    password = unquote(parts.password) if parts.password else _password(environment)
+    password = unquote(parts.password) if parts.password else secret(PASSWORD, environment)
     if parts.scheme == "unix":
         if not parts.path.startswith("/") or parts.hostname:
             raise StoreMisused(f"{shown} names no socket; write three slashes, as in unix:///run/redis/redis.sock")
-        db = _number(options.get("db", "0"), shown)
+        db = _number(asked.get("db", "0"), shown)
         return Address(shown, prefix, db, path=unquote(parts.path), user=user, password=password)
-    ca = options.get("ca")
+    ca = asked.get("ca")
     if ca is not None and not Path(ca).is_file():
         raise StoreMisused(f"the file {ca}, which should certify {shown}, does not exist")
     try:
@@ -89,31 +89,7 @@ def parse(url: str, environment: Mapping[str, str] = os.environ) -> Address:
     )
 
 
-def _options(parts: SplitResult, shown: str) -> dict[str, str]:
-    known = OPTIONS[parts.scheme]
-    given = parse_qs(parts.query, keep_blank_values=True)
-    for name, values in given.items():
-        if name not in known:
-            raise StoreMisused(
-                f"{shown} knows no parameter {name!r}; {parts.scheme}:// takes {', '.join(sorted(known))}"
-            )
-        if len(values) > 1:
-            raise StoreMisused(f"{shown} has the parameter {name!r} twice")
-    return {name: values[0] for name, values in given.items()}
-
-
 def _number(text: str, shown: str) -> int:
     if not re.fullmatch(r"[0-9]{1,5}", text):
         raise StoreMisused(f"{text!r} is no number of a database; write {shown} with one, as in redis://HOST:6379/0")
     return int(text)
-
-
-def _password(environment: Mapping[str, str]) -> str | None:
-    if password := environment.get(PASSWORD):
-        return password
-    if path := environment.get(f"{PASSWORD}_FILE"):
-        try:
-            return Path(path).read_text().rstrip("\n")
-        except OSError as error:
-            raise StoreMisused(f"{PASSWORD}_FILE names {path}, which cannot be read: {error.strerror}") from error
-    return None
