@@ -24,6 +24,17 @@ SECRETS = re.compile(r"(?i)(sig(?:=|%3d)|type(?:=|%3d)(?:master|aad))\S*|[A-Za-z
 SESSION_UNSEEN, BEING_MADE, NO_ROOM = 1002, 1013, 1014
 REFUSED: tuple[str, Kind] = ("{where} refused ({codes}): {said}", "refused")
 FOR_NOW: tuple[str, Kind] = ("{where} cannot answer for now ({codes}): {said}", "unavailable")
+PASSING: frozenset[Kind] = frozenset({"connect", "reset", "unavailable"})
+"""Failures that another attempt may not meet: at once, or in another region."""
+
+UNANSWERED: dict[Kind, str] = {
+    "connect": "cannot be reached",
+    "reset": "ended the connection before it answered",
+    "malformed": "sent what is no answer",
+    "timeout": "did not answer in time",
+}
+"""How a sentence says that there was no answer."""
+
 ELSEWHERE: tuple[str, Kind] = ("{where} does not do this in the region that was asked ({codes}): {said}", "unavailable")
 FORBIDDEN = (
     "{where} forbids this; the identity needs the role Cosmos DB Built-in Data Contributor (Data Reader, to serve), or "

@@ -5,13 +5,10 @@ from collections.abc import Callable, Sequence
 
 from stores.catalogue import ReleaseId
 from stores.cosmos.driver import Items
-from stores.cosmos.errors import ContainerMissing, CosmosThrottled, CosmosUnavailable, Kind
+from stores.cosmos.errors import PASSING, ContainerMissing, CosmosThrottled, CosmosUnavailable
 from stores.cosmos.items import container_of, name_of, value_of
 from stores.errors import ReleaseNotFound, StoreError
 from stores.store import Slot
-
-AGAIN: frozenset[Kind] = frozenset({"connect", "reset", "unavailable"})
-"""Failures after which another attempt at once may have an answer; a throttled read is tried again when it says so."""
 
 LEAST_S = 0.001
 """With less time left, trying again is no use."""
@@ -62,4 +59,4 @@ def _pause_s(error: CosmosThrottled | CosmosUnavailable) -> float | None:
     """Return how long to wait before trying again; None where that is no use."""
     if isinstance(error, CosmosThrottled):
         return error.retry_after_s
-    return 0.0 if error.kind in AGAIN else None
+    return 0.0 if error.kind in PASSING else None

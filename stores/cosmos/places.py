@@ -9,6 +9,10 @@ SESSIONS = ("Strong", "BoundedStaleness", "Session")
 """Default consistencies of accounts that let requests ask for what their session has seen."""
 
 
+STRIKES = 3
+"""After so many failures in a row a region is left; a connection that cannot be made is enough by itself."""
+
+
 class Place(NamedTuple):
     """A region and its URL, without a slash at its end."""
 

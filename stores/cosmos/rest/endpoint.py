@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from stores.cosmos.answers import Malformed, charge_ru, refusal_of
 from stores.cosmos.driver import DEADLINE_S
-from stores.cosmos.errors import CosmosThrottled, CosmosUnavailable, translated
+from stores.cosmos.errors import UNANSWERED, CosmosThrottled, CosmosUnavailable, translated
 from stores.cosmos.rest.requests import Requests
 from stores.cosmos.signing import Signer
 from stores.errors import StoreError
@@ -16,13 +16,6 @@ from stores.store import Meter
 from stores.wire import Answer, Transport, WireFailed
 
 T = TypeVar("T")
-
-WORDS = {
-    "connect": "cannot be reached",
-    "reset": "ended the connection before it answered",
-    "malformed": "sent what is no answer",
-    "timeout": "did not answer in time",
-}
 
 
 class Judge:
@@ -47,7 +40,7 @@ class Judge:
     def unanswered(self, failure: WireFailed) -> CosmosUnavailable:
         """Count and translate an attempt without an answer."""
         self._meter.failed(failure.kind)
-        return CosmosUnavailable(f"{self.shown} {WORDS[failure.kind]}{_why(failure.__cause__)}", failure.kind)
+        return CosmosUnavailable(f"{self.shown} {UNANSWERED[failure.kind]}{_why(failure.__cause__)}", failure.kind)
 
     def nonsense(self, error: Malformed) -> CosmosUnavailable:
         """Count and translate an answer that makes no sense."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from stores.cosmos.answers import Malformed, object_of
 from stores.cosmos.driver import DEADLINE_S, Account
-from stores.cosmos.errors import CosmosUnavailable, Kind
-from stores.cosmos.places import Places, places_of
+from stores.cosmos.errors import PASSING, CosmosUnavailable, Kind
+from stores.cosmos.places import STRIKES, Places, places_of
 from stores.cosmos.rest.endpoint import Endpoint, Judge
 from stores.errors import StoreError
 
@@ -23,12 +23,6 @@ HURRY_S = 5.0
 
 PAUSE_S = (1.0, 60.0)
 """The first and the longest pause before a region that was left is looked at again."""
-
-STRIKES = 3
-"""After so many failures in a row a region is left; a connection that cannot be made is enough by itself."""
-
-ELSEWHERE = ("connect", "reset", "unavailable")
-"""Failures that a read may be spared in another region."""
 
 
 @dataclass(slots=True, eq=False)
@@ -105,7 +99,7 @@ class Regions:
 
     def instead(self, region: Region, kind: Kind) -> Region | None:
         """Take note that a read failed in *region*; return another to ask, where another may do better."""
-        if kind not in ELSEWHERE:
+        if kind not in PASSING:
             return None
         region.strikes += 1
         others = [one for one in self._readable if one is not region]

@@ -7,14 +7,14 @@ import orjson
 from stores.cosmos.answers import Malformed, object_of
 from stores.cosmos.driver import DEADLINE_S, DEFINITION, Offer
 from stores.cosmos.errors import ContainerMissing
+from stores.cosmos.offers import AUTOSCALE, MANUAL, offer_of
 from stores.cosmos.rest.endpoint import Endpoint, Judge
 from stores.cosmos.rest.regions import Regions
-from stores.cosmos.throughput import AUTOSCALE_MIN, MANUAL_MIN, Throughput
+from stores.cosmos.throughput import Throughput
 from stores.wire import Answer
 
 JSON = b"content-type: application/json\r\n"
 QUERY = b"content-type: application/query+json\r\nx-ms-documentdb-isquery: True\r\n"
-MANUAL, AUTOSCALE = "offerThroughput", "offerAutopilotSettings"
 OFFER_OF = "SELECT * FROM root r WHERE r.resource=@link"
 
 
@@ -59,7 +59,7 @@ class Resources:
             return None
         endpoint = await self._written()
         answer = await endpoint.ask("GET", "offers", found["id"].lower(), f"offers/{found['id']}/")
-        return self._judge.understood(lambda: _offer_of(self._told(answer), answer))
+        return self._judge.understood(lambda: offer_of(self._told(answer), answer))
 
     async def scale(self, container: str, throughput: Throughput) -> None:
         """See `Driver`."""
@@ -127,29 +127,6 @@ def _first(offers: object) -> dict[str, Any] | None:
     if not isinstance(offer, dict) or not isinstance(offer.get("id"), str):
         raise Malformed("an offer without id")
     return offer
-
-
-def _offer_of(told: dict[str, Any], answer: Answer) -> Offer:
-    content = told.get("content")
-    if not isinstance(content, dict):
-        raise Malformed("an offer without content")
-    settings = content.get(AUTOSCALE)
-    autoscale = isinstance(settings, dict)
-    ru = settings.get("maxThroughput") if isinstance(settings, dict) else content.get(MANUAL)
-    if type(ru) is not int:
-        raise Malformed("an offer without throughput")
-    pending = (answer.header(b"x-ms-offer-replace-pending") or b"").lower() == b"true"
-    return Offer(Throughput(ru, autoscale=autoscale), _least(content, answer, autoscale=autoscale), pending)
-
-
-def _least(content: dict[str, Any], answer: Answer, *, autoscale: bool) -> int:
-    """Return the least throughput that an offer can be set to, told in one of two places, or else the usual."""
-    parameters = content.get("offerMinimumThroughputParameters")
-    told = parameters.get("minThroughput") if isinstance(parameters, dict) else None
-    if type(told) is int:
-        return told
-    header = answer.header(b"x-ms-cosmos-min-throughput") or b""
-    return int(header) if header.isdigit() else AUTOSCALE_MIN if autoscale else MANUAL_MIN
 
 
 def _changed(content: object, throughput: Throughput) -> dict[str, Any]:

@@ -23,17 +23,11 @@ from azure.core.pipeline.policies import AsyncHTTPPolicy
 from azure.core.pipeline.transport import AsyncHttpResponse, HttpRequest
 
 from stores.cosmos.answers import Malformed, charge_ru, is_absent, object_of, refusal_of
-from stores.cosmos.errors import CosmosThrottled, CosmosUnavailable, Kind, shown, translated
+from stores.cosmos.errors import UNANSWERED, CosmosThrottled, CosmosUnavailable, Kind, shown, translated
 from stores.errors import StoreError
 from stores.store import Meter
 from stores.wire import Answer
 
-WORDS: dict[Kind, str] = {
-    "connect": "cannot be reached",
-    "reset": "ended the connection before it answered",
-    "malformed": "sent what is no answer",
-    "timeout": "did not answer in time",
-}
 ANSWERS = (409, 412)
 """Refusals that the SDK is left to raise: the id is taken, the version has changed."""
 
@@ -115,7 +109,7 @@ def meaning(error: Exception, where: str, advice: str = "") -> StoreError:
         case ClientAuthenticationError():
             return CosmosUnavailable(f"{where} does not let us in: {advice} ({shown(str(error))})", "unauthorized")
     kind = _kind(error)
-    return CosmosUnavailable(f"{where} {WORDS[kind]}", kind)
+    return CosmosUnavailable(f"{where} {UNANSWERED[kind]}", kind)
 
 
 def _kind(error: Exception) -> Kind:

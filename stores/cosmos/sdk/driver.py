@@ -1,6 +1,6 @@
 """The driver `driver=sdk`: Cosmos DB through the unmodified azure-cosmos, for those who prefer it; needs its extra.
 
-It spends about 330 µs of CPU on a read, as the SDK comes it would be 550; `driver=rest` spends 25.
+It spends some 300 µs of CPU on a read, as the SDK comes it would be 555; `driver=rest` spends 19.
 """
 
 import asyncio
@@ -13,14 +13,15 @@ from azure.cosmos import CosmosDict, PartitionKey, ThroughputProperties
 from azure.cosmos.aio import ContainerProxy
 from azure.cosmos.exceptions import CosmosHttpResponseError, CosmosResourceExistsError, CosmosResourceNotFoundError
 
-from stores.cosmos.answers import charge_ru, date_of
+from stores.cosmos.answers import Malformed, charge_ru, date_of
 from stores.cosmos.driver import DEADLINE_S, DEFINITION, Account, Item, Look, Offer, Wrote
-from stores.cosmos.errors import ContainerMissing, CosmosUnavailable
+from stores.cosmos.errors import PASSING, ContainerMissing, CosmosUnavailable
+from stores.cosmos.offers import offer_of
 from stores.cosmos.places import Place
 from stores.cosmos.sdk.attempt import answer_of, meaning
 from stores.cosmos.sdk.client import Clients, Way
-from stores.cosmos.sdk.ways import ELSEWHERE, Ways
-from stores.cosmos.throughput import Throughput, minimum_ru
+from stores.cosmos.sdk.ways import Ways
+from stores.cosmos.throughput import Throughput
 from stores.cosmos.url import Address
 from stores.store import Meter
 
@@ -133,7 +134,11 @@ class SdkDriver:
             told = await self._ask(call)
         except CosmosHttpResponseError:
             return None  # the account is serverless: it has no offer, or refuses to tell of any
-        return _offer(told, told.get_response_headers())
+        try:
+            return offer_of(told, answer_of(200, told.get_response_headers()))
+        except Malformed as error:
+            self._meter.failed("malformed")
+            raise meaning(error, self._address.shown) from error
 
     async def scale(self, container: str, throughput: Throughput) -> None:
         async def call() -> None:
@@ -180,7 +185,7 @@ class SdkDriver:
             raise meaning(late, self._address.shown) from late
         except AzureError as foreign:
             error = meaning(foreign, self._address.shown)
-            if isinstance(error, CosmosUnavailable) and error.kind in ELSEWHERE:
+            if isinstance(error, CosmosUnavailable) and error.kind in PASSING:
                 self._ways.doubt()
             raise error from foreign
 
@@ -216,14 +221,3 @@ def _asked(throughput: Throughput) -> ThroughputProperties:
     if throughput.autoscale:
         return ThroughputProperties(auto_scale_max_throughput=throughput.ru)
     return ThroughputProperties(offer_throughput=throughput.ru)
-
-
-def _offer(told: Mapping[str, Any], headers: Mapping[str, str]) -> Offer:
-    """Read an offer; where it does not say how low it may go, that is worked out from what it is now."""
-    content = told["content"]
-    scaling = content.get("offerAutopilotSettings")
-    throughput = Throughput(int(scaling["maxThroughput"] if scaling else content["offerThroughput"]), bool(scaling))
-    least = content.get("offerMinimumThroughputParameters", {}).get("minThroughput")
-    least = headers.get("x-ms-cosmos-min-throughput", least)
-    pending = str(headers.get("x-ms-offer-replace-pending", "")).lower() == "true"
-    return Offer(throughput, int(least or minimum_ru(throughput.ru, 0, autoscale=throughput.autoscale)), pending)

@@ -8,8 +8,8 @@ from typing import Any
 from azure.core.exceptions import AzureError
 
 from stores.cosmos.driver import Account
-from stores.cosmos.errors import CosmosUnavailable, Kind
-from stores.cosmos.places import Place, Places, places_of
+from stores.cosmos.errors import PASSING, CosmosUnavailable, Kind
+from stores.cosmos.places import STRIKES, Place, Places, places_of
 from stores.cosmos.sdk.client import Clients, Way
 
 log = logging.getLogger(__name__)
@@ -17,14 +17,8 @@ log = logging.getLogger(__name__)
 AWAY_S = 10.0
 """How long a region that failed is left alone, before one read tries it again."""
 
-STRIKES = 3
-"""After so many failures in a row a region is left; a connection that cannot be made is enough by itself."""
-
 HURRY_S = 5.0
 """How soon the account is asked again where something is wrong; else the SDK does so every five minutes."""
-
-ELSEWHERE = ("connect", "reset", "unavailable")
-"""Failures that a read may be spared in another region."""
 
 
 class Ways:
@@ -78,7 +72,7 @@ class Ways:
 
     def instead(self, place: Place, kind: Kind) -> Place | None:
         """Take note that a read failed; return another region for it, where there is one that may do better."""
-        if kind not in ELSEWHERE or self._places is None:
+        if kind not in PASSING or self._places is None:
             return None
         now = asyncio.get_running_loop().time()
         others = [one for one in self._ordered(self._places) if one != place]
