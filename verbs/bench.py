@@ -7,8 +7,8 @@ import typer
 
 from verbs import reference, ru
 from verbs.findings import show, show_comparison, show_verdict
-from verbs.measuring import HOW, WHAT, WHEN, misuse_told, must_be_writable, option
-from verbs.terminal import FAILED, Json, err, out, print_json
+from verbs.measuring import HOW, WHAT, WHEN, misuse_told, must_be_writable, option, tell
+from verbs.terminal import FAILED, Json, err, print_json
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -131,12 +131,7 @@ def http(
         with viewing(err) as view:
             measured = measure(asked, view)
     keep(measured.report, measured.runs, report)
-    if as_json:
-        print_json(measured.report.brief())
-    else:
-        show(measured)
-        out.print(f"written to {report}.json, {report}.html and {report}.hdr", markup=False)
-    raise typer.Exit(0 if measured.believable else FAILED)
+    tell(measured.report, report, lambda: show(measured), believable=measured.believable, as_json=as_json, log=True)
 
 
 @app.command()
@@ -211,12 +206,8 @@ def stores(
         with viewing(err) as view:
             compared = compare_stores(asked, view)
     keep(compared.report, None, report)
-    if as_json:
-        print_json(compared.report.brief())
-    else:
-        show_comparison(compared.report)
-        out.print(f"written to {report}.json and {report}.html", markup=False)
-    raise typer.Exit(0 if compared.believable else FAILED)
+    found = compared.report
+    tell(found, report, lambda: show_comparison(found), believable=compared.believable, as_json=as_json)
 
 
 @app.command()

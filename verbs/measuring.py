@@ -1,12 +1,16 @@
 """What the verbs of the bench have in common: how their options look, and how they refuse."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
-from verbs.terminal import FAILED, MISUSED, err
+from verbs.terminal import FAILED, MISUSED, err, out, print_json
+
+if TYPE_CHECKING:
+    from bench.report import Report
 
 OF_THE_EXTRA = {"hdrh", "httptools", "matplotlib", "numpy"}
 WHEN, WHAT, HOW = "When requests fall due", "What is asked for", "How it is measured"
@@ -49,3 +53,19 @@ def must_be_writable(report: Path) -> None:
 
     if not report.parent.is_dir():
         raise BenchMisused(f"there is no folder {report.parent} to write the report to")
+
+
+def tell(
+    report: "Report", name: Path, show: Callable[[], None], *, believable: bool, as_json: bool, log: bool = False
+) -> NoReturn:
+    """Print what was measured, and where it was written to, and exit 1 where it cannot be believed.
+
+    *log* says that there is an HDR log beside the report.
+    """
+    if as_json:
+        print_json(report.brief())
+    else:
+        show()
+        *some, last = (f"{name}.{ending}" for ending in ("json", "html", *(("hdr",) if log else ())))
+        out.print(f"written to {', '.join(some)} and {last}", markup=False)
+    raise typer.Exit(0 if believable else FAILED)

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from verbs.measuring import HOW, WHAT, WHEN, misuse_told, must_be_writable, option
-from verbs.terminal import FAILED, Json, err, out, print_json, table
+from verbs.measuring import HOW, WHAT, WHEN, misuse_told, must_be_writable, option, tell
+from verbs.terminal import Json, err, out, table
 
 if TYPE_CHECKING:
     from bench.report import Report
@@ -52,12 +52,8 @@ def reference(
         with viewing(err) as view:
             reproduced = reproduce(asked, view)
     keep(reproduced.report, None, report)
-    if as_json:
-        print_json(reproduced.report.brief())
-    else:
-        _show(reproduced.report)
-        out.print(f"written to {report}.json and {report}.html", markup=False)
-    raise typer.Exit(0 if reproduced.believable else FAILED)
+    found = reproduced.report
+    tell(found, report, lambda: _show(found), believable=reproduced.believable, as_json=as_json)
 
 
 def _show(report: "Report") -> None:

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from verbs.measuring import HOW, WHAT, misuse_told, must_be_writable, option
-from verbs.terminal import FAILED, Json, err, out, print_json, table
+from verbs.measuring import HOW, WHAT, misuse_told, must_be_writable, option, tell
+from verbs.terminal import FAILED, Json, err, out, table
 
 if TYPE_CHECKING:
     from bench.report import Report
@@ -69,12 +69,7 @@ def ru(
         with viewing(err) as view:
             swept = sweep(asked, way, view)
     keep(swept.report, None, report)
-    if as_json:
-        print_json(swept.report.brief())
-    else:
-        _show(swept.report)
-        out.print(f"written to {report}.json and {report}.html", markup=False)
-    raise typer.Exit(0 if swept.believable else FAILED)
+    tell(swept.report, report, lambda: _show(swept.report), believable=swept.believable, as_json=as_json)
 
 
 def _must_be_wanted(way: "Course", *, yes: bool) -> None:
