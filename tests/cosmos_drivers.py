@@ -1,5 +1,6 @@
 """Both drivers of the Cosmos store, and an emulator that can be told to misbehave and asked what it was asked."""
 
+import secrets
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,9 +15,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from stores.cosmos.driver import Driver
 from stores.cosmos.rest.driver import RestDriver
 from stores.cosmos.sdk.driver import SdkDriver
+from stores.cosmos.throughput import Throughput
 from stores.cosmos.url import Address, parse
 from stores.store import Meter
 from tests.cosmos_server import Emulator, emulator
+
+NAME = "user.YQ"
+ITEM = {"id": NAME, "v": 1}
 
 DRIVERS: dict[str, Callable[[Address, Meter], Driver]] = {"rest": RestDriver, "sdk": SdkDriver}
 
@@ -83,3 +88,14 @@ def account(certificate: Path | None, *options: str) -> Iterator[Account]:
     tls = () if certificate is None else ("--tls", "--certificate", str(certificate))
     with emulator(*tls, *options) as server:
         yield Account(server, certificate)
+
+
+async def filled(far: Account) -> Address:
+    """Return a database with a container `c` that holds one item."""
+    address = far.address(f"d{secrets.token_hex(4)}")
+    driver = RestDriver(address, Counted())
+    await driver.create_database()
+    await driver.create_container("c", Throughput(4000))
+    await driver.upsert("c", ITEM)
+    await driver.close()
+    return address

@@ -1,7 +1,6 @@
 """The driver over the wire as a whole: keys, clocks, certificates, and connections that end."""
 
 import asyncio
-import secrets
 import subprocess
 import sys
 import time
@@ -13,15 +12,12 @@ import pytest
 
 from stores.cosmos.errors import CosmosUnavailable
 from stores.cosmos.rest.driver import RestDriver
-from stores.cosmos.throughput import Throughput
-from stores.cosmos.url import Address, parse
+from stores.cosmos.url import parse
 from stores.errors import StoreMisused
 from tests.conftest import FakeClock
-from tests.cosmos_drivers import Account, Counted, account
+from tests.cosmos_drivers import ITEM, NAME, Account, Counted, account, filled
 from tests.proxy import through
 
-NAME = "user.YQ"
-ITEM = {"id": NAME, "v": 1}
 KEY = "bm90IHRoZSBrZXkgb2YgYW55IGVtdWxhdG9yLCBidXQgb25lIG9mIHRoaXMgdGVzdA=="
 
 
@@ -34,17 +30,6 @@ def far() -> Iterator[Account]:
 @pytest.fixture
 def meter() -> Counted:
     return Counted()
-
-
-async def filled(far: Account) -> Address:
-    """Return a database with a container `c` that holds one item."""
-    address = far.address(f"d{secrets.token_hex(4)}")
-    driver = RestDriver(address, Counted())
-    await driver.create_database()
-    await driver.create_container("c", Throughput(4000))
-    await driver.upsert("c", ITEM)
-    await driver.close()
-    return address
 
 
 async def test_a_key_from_a_file_lets_in_and_is_shown_nowhere(tmp_path: Path, meter: Counted) -> None:

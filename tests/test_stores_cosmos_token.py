@@ -1,7 +1,6 @@
 """Who is let in by Entra ID: tokens that are kept, renewed in good time, refused and gone, against a test issuer."""
 
 import asyncio
-import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
@@ -17,10 +16,7 @@ from stores.cosmos.throughput import Throughput
 from stores.cosmos.token import PAUSE_S
 from stores.cosmos.url import Address
 from tests.conftest import FakeClock
-from tests.cosmos_drivers import Account, Counted, account
-
-NAME = "user.YQ"
-ITEM = {"id": NAME, "v": 1}
+from tests.cosmos_drivers import NAME, Account, Counted, account, filled
 
 
 @pytest.fixture(scope="module")
@@ -63,21 +59,15 @@ class Issued:
         self.closed = True
 
 
-async def filled(far: Account) -> Address:
+async def keyless(far: Account) -> Address:
     """Return a database with a container `c` that holds one item, to be reached by token."""
-    address = far.address(f"d{secrets.token_hex(4)}")
-    driver = RestDriver(address, Counted())
-    await driver.create_database()
-    await driver.create_container("c", Throughput(4000))
-    await driver.upsert("c", ITEM)
-    await driver.close()
-    return replace(address, key=None)
+    return replace(await filled(far), key=None)
 
 
 @pytest.fixture
 async def entra(far: Account, meter: Counted, clock: FakeClock) -> AsyncIterator[tuple[RestDriver, Issued, FakeClock]]:
     """A driver by token, on a clock that the test holds, beginning now."""
-    address = await filled(far)
+    address = await keyless(far)
     credential = Issued(far.emulator.endpoint, clock)
     clock.now = time.time()
     driver = RestDriver(address, meter, credential=credential, clock=clock)
@@ -147,7 +137,7 @@ async def test_no_token_in_time_is_a_timeout_and_other_callers_go_on_waiting(far
             return await super().get_token(*scopes)
 
     released = asyncio.Event()
-    address = await filled(far)
+    address = await keyless(far)
     driver = RestDriver(address, meter, credential=Slow(far.emulator.endpoint))
     with pytest.raises(CosmosUnavailable) as error:
         await driver.read("c", NAME, 0.05)
@@ -163,7 +153,7 @@ async def test_a_token_that_has_ended_when_it_comes_tells_of_the_clock(far: Acco
         async def get_token(self, *scopes: str) -> AccessToken:
             return (await super().get_token(*scopes))._replace(expires_on=int(time.time()) - 60)
 
-    driver = RestDriver(await filled(far), meter, credential=Late(far.emulator.endpoint))
+    driver = RestDriver(await keyless(far), meter, credential=Late(far.emulator.endpoint))
     with pytest.raises(CosmosUnavailable, match="ended by this machine's clock; set it right"):
         await driver.read("c", NAME, 5.0)
     await driver.close()
@@ -179,7 +169,7 @@ async def test_a_tenant_that_does_not_know_the_account_is_asked_for_a_token_for_
             return await super().get_token(*scopes)
 
     credential = Stranger(far.emulator.endpoint)
-    driver = RestDriver(await filled(far), meter, credential=credential)
+    driver = RestDriver(await keyless(far), meter, credential=credential)
     assert await driver.read("c", NAME, 5.0) is not None
     assert credential.scopes == {"https://cosmos.azure.com/.default"}
     await driver.close()
