@@ -6,13 +6,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench import objective, schedule, units
 from bench.errors import BenchMisused
 from bench.http import Question
-from bench.keys import Draw, HotSet, InTurn, Keys, Uniform, Zipf
-from bench.requests import PLACE, Gets, Paths
-from bench.schedule import Arrivals
-from bench.traffic import Load
+from bench.loadgen import objective, schedule
+from bench.loadgen.keys import Draw, HotSet, InTurn, Keys, Uniform, Zipf
+from bench.loadgen.requests import PLACE, Gets, Paths
+from bench.loadgen.schedule import Arrivals
+from bench.loadgen.traffic import Load
+from bench.report import units
 from stores.connect import connect
 from stores.keys import USER
 from stores.urls import redacted

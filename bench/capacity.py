@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
-from bench import units
-from bench.histogram import Histogram
-from bench.objective import Objective
-from bench.result import SENT_BOUND, Result
+from bench.loadgen.histogram import Histogram
+from bench.loadgen.objective import Objective
+from bench.loadgen.result import SENT_BOUND, Result
+from bench.report import units
 
 PRECISION = 0.05  # how near the highest good rate and the lowest bad one must come
 FLOOR = 0.01  # of the first rate: below it, nothing is looked for

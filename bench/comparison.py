@@ -5,15 +5,15 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bench import units
-from bench.compare import FEWEST, compare
 from bench.comparison_lines import Found, lines
 from bench.contest import TRIAL_LISTS, Contest, Extent, Outcome, Standing, Turn
 from bench.contestants import Field, contestants, own_stores
 from bench.errors import BenchMisused
 from bench.http import Watch
-from bench.keys import Uniform, Zipf
-from bench.report import WHILE_WRITTEN, Report, Series, series
+from bench.loadgen.keys import Uniform, Zipf
+from bench.report import units
+from bench.report.compare import FEWEST, compare
+from bench.report.report import WHILE_WRITTEN, Report, Series, series
 from stores.urls import redacted
 
 DECIDES = "p99"

@@ -6,11 +6,11 @@ from functools import partial
 from statistics import fmean
 from typing import Any
 
-from bench import units
 from bench.contest import BATCHES, Standing, Turn, Written
-from bench.intervals import geometric
-from bench.objective import PERCENTS
-from bench.report import ERRORS, Series
+from bench.loadgen.objective import PERCENTS
+from bench.report import units
+from bench.report.intervals import geometric
+from bench.report.report import ERRORS, Series
 from stores.manifest import Manifest
 
 NONE, UNKNOWN = "none", "not known"

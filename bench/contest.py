@@ -12,16 +12,16 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from bench.contestants import Contestant, Field
-from bench.crew import Crew
 from bench.expected import Checked, check
 from bench.http import Watch
-from bench.keys import Draw, Keys, Uniform
 from bench.launch import on_core, own_memory_bytes
+from bench.loadgen.crew import Crew
+from bench.loadgen.keys import Draw, Keys, Uniform
+from bench.loadgen.recorder import Sample
+from bench.loadgen.requests import Gets
+from bench.loadgen.result import Result
+from bench.loadgen.traffic import Load
 from bench.lookups import Lookups, look_up
-from bench.recorder import Sample
-from bench.requests import Gets
-from bench.result import Result
-from bench.traffic import Load
 from bench.trial import Trial, Trials, trials
 from stores.connect import connect
 from stores.keys import USER

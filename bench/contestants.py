@@ -17,8 +17,8 @@ from stores.catalogue import ReleaseId
 from stores.compression import compress
 from stores.connect import connect
 from stores.keys import USER
+from stores.lifecycle import load_manifest, publish
 from stores.manifest import Manifest
-from stores.release import load_manifest, publish
 from stores.store import Row, Store
 from stores.transfer import copy
 from stores.urls import redacted

@@ -7,14 +7,14 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import orjson
 
-from bench.recorder import Sample
+from bench.loadgen.recorder import Sample
 from stores.catalogue import ReleaseId
 from stores.compression import load_decode
 from stores.encoding import cut, decode
 from stores.errors import StoreError
 from stores.keys import OVERALL, POPULAR, USER
 from stores.store import Reader
-from stores.verifying import load_manifest
+from stores.verification import load_manifest
 
 DEFAULT_N = 10
 SHOWN = 5  # wrong answers that are told one by one

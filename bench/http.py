@@ -8,20 +8,19 @@ from typing import Any, Protocol
 
 from bench import capacity
 from bench.capacity import Point
-from bench.crew import Crew
 from bench.errors import BenchFailed, BenchMisused
 from bench.expected import Checked, check
-from bench.keys import Keys
-from bench.objective import Objective
-from bench.recorder import Progress, Sample
-from bench.report import Report, Series, series
-from bench.requests import Posts
-from bench.result import Result
-from bench.schedule import Arrivals, constant
-from bench.traffic import Load
+from bench.loadgen.crew import Crew
+from bench.loadgen.keys import Keys
+from bench.loadgen.objective import Objective
+from bench.loadgen.recorder import Progress, Sample
+from bench.loadgen.requests import Posts
+from bench.loadgen.result import Result
+from bench.loadgen.schedule import Arrivals, constant
+from bench.loadgen.traffic import Load
+from bench.report.report import Report, Series, series
 from stores.connect import connect
-from stores.pool import Pool
-from stores.wire import WireFailed
+from stores.http1 import ConnectionPool, RequestFailed
 
 PARALLEL = 20  # requests at a time in a sweep of batches
 
@@ -200,15 +199,15 @@ def _must_answer(load: Load) -> None:
     host = load.url.partition("://")[2].rstrip("/")
 
     async def ask() -> None:
-        pool = Pool(load.host, load.port, size=1, tls=load.tls())
+        pool = ConnectionPool(load.host, load.port, size=1, tls=load.tls())
         try:
-            await pool.ask(next(load.asked.rendered(host, load.headers)), load.timeout_s)
+            await pool.request(next(load.asked.rendered(host, load.headers)), load.timeout_s)
         finally:
             await pool.close()
 
     try:
         asyncio.run(ask())
-    except WireFailed as error:
+    except RequestFailed as error:
         raise BenchFailed(f"nothing answers at {load.url} ({error.kind}); is the service running?") from error
 
 

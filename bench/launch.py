@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.errors import BenchFailed
-from bench.machine import ROOT, environment
+from bench.report.machine import ROOT, environment
 
 READY_WITHIN_S = 30.0
 STOP_WITHIN_S = 10.0

@@ -10,9 +10,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from bench import units
-from bench.recorder import Progress
-from bench.result import LAG_BOUND_US
+from bench.loadgen.recorder import Progress
+from bench.loadgen.result import LAG_BOUND_US
+from bench.report import units
 
 BARS = "▁▂▃▄▅▆▇█"
 KEPT = 60

@@ -21,12 +21,12 @@ from typing import IO
 from bench.backing import Backing, backing
 from bench.errors import BenchFailed
 from bench.launch import on_core
-from bench.machine import ROOT, environment
+from bench.report.machine import ROOT, environment
 from stores.catalogue import ReleaseId
 from stores.connect import connect
 from stores.keys import USER
+from stores.lifecycle import begin, write
 from stores.manifest import Manifest, Tally
-from stores.release import begin, write
 from stores.store import Plan, Row, Store
 
 NICENESS = 19

@@ -9,7 +9,6 @@ from typing import Any
 
 from offline.lists import Lists, ListSettings
 from offline.model import ENGINE, Model
-from stores import release
 from stores.catalogue import ReleaseId
 from stores.compression import compress
 from stores.manifest import Manifest
@@ -47,7 +46,7 @@ async def publish(
     Write all lists of *model* as one release of *store*, and make it live unless told otherwise.
 
     With *resume*, go on with that draft of the same model and settings. *on_progress* is called with (lists written,
-    lists in all). Raises StoreError as `stores.release.publish` does.
+    lists in all). Raises StoreError as `stores.lifecycle.publish` does.
     """
     lists = Lists(model, settings)
     return await publish_rows(

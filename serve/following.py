@@ -10,9 +10,8 @@ from stores.compression import Decode, load_decode
 from stores.errors import ReleaseCorrupt, StoreError
 from stores.keys import META, OVERALL, POPULAR
 from stores.manifest import MAX_POPULAR_BYTES, Manifest
-from stores.reading import read_present
 from stores.store import Advised, Reader
-from stores.verifying import load_manifest
+from stores.verification import load_manifest, read_present
 
 log = logging.getLogger(__name__)
 

@@ -43,11 +43,11 @@ class _Attempts:
         self._metrics = metrics
 
     def charged(self, ru: float) -> None:
-        """See `stores.store.Meter`."""
+        """See `stores.store.Observer`."""
         self._metrics.count_attempt(self._tier, REQUEST_UNITS, ru)
 
     def failed(self, kind: str) -> None:
-        """See `stores.store.Meter`."""
+        """See `stores.store.Observer`."""
         self._metrics.count_attempt(self._tier, kind)
 
 

@@ -1,6 +1,6 @@
 """The catalogue: all control state of a store in one small record, and the pure functions that change it.
 
-A change is a function from catalogue to catalogue; `stores.release` applies it by compare-and-set. Releases stand in
+A change is a function from catalogue to catalogue; `stores.lifecycle` applies it by compare-and-set. Releases stand in
 the order of their last commit or activation. Every time is the store's (`Catalogue.now`), in seconds since the epoch.
 
     draft → ready → live → superseded → dropping
@@ -9,11 +9,36 @@ the order of their last commit or activation. Every time is the store's (`Catalo
 
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import NewType
+from typing import Any, NamedTuple, NewType, TypeVar
 
-from stores.errors import ReleaseConflict, ReleaseNotFound
+import orjson
+
+from stores.errors import CatalogueUnreadable, ReleaseConflict, ReleaseNotFound
+
+T = TypeVar("T")
 
 ReleaseId = NewType("ReleaseId", str)
+
+
+class ReleaseRef(NamedTuple):
+    """A release as a store is given it: *incarnation* names the physical data, *id* what people call it."""
+
+    id: ReleaseId
+    incarnation: str
+
+
+class DraftRef(NamedTuple):
+    """A draft and who may write it."""
+
+    id: ReleaseId
+    incarnation: str
+    writer: str
+
+    @property
+    def release(self) -> ReleaseRef:
+        """The release that the draft becomes."""
+        return ReleaseRef(self.id, self.incarnation)
+
 
 LEASE_S = 60.0
 """How long a draft lives without its writer saying so."""
@@ -43,6 +68,11 @@ class Release:
     superseded_at: float | None = None
     lease_until: float | None = None
 
+    @property
+    def ref(self) -> ReleaseRef:
+        """What stores are given; in catalogues of format 1 the id itself names the physical data."""
+        return ReleaseRef(self.id, self.id)
+
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
@@ -63,6 +93,11 @@ class Catalogue:
     def live(self) -> ReleaseId | None:
         """The release that readers follow."""
         return next((release.id for release in self.releases if release.state is State.LIVE), None)
+
+    @property
+    def live_ref(self) -> ReleaseRef | None:
+        """The release that readers follow, as stores are given it."""
+        return next((release.ref for release in self.releases if release.state is State.LIVE), None)
 
     def find(self, release: ReleaseId) -> Release:
         """Return the entry of *release*; ReleaseNotFound where it is unknown or being dropped."""
@@ -215,3 +250,70 @@ def _with(catalogue: Catalogue, changed: Release) -> Catalogue:
 def _last(catalogue: Catalogue, changed: Release) -> Catalogue:
     others = (entry for entry in catalogue.releases if entry.id != changed.id)
     return replace(catalogue, releases=(*others, changed))
+
+
+def dump(catalogue: Catalogue) -> bytes:
+    """Render a catalogue for storage; `now` stays behind."""
+    return orjson.dumps(
+        {
+            "store_id": catalogue.store_id,
+            "generation": catalogue.generation,
+            "token": catalogue.token,
+            "live": catalogue.live,
+            "releases": [
+                {
+                    "id": entry.id,
+                    "state": entry.state,
+                    "created_at": entry.created_at,
+                    "superseded_at": entry.superseded_at,
+                    "lease_until": entry.lease_until,
+                }
+                for entry in catalogue.releases
+            ],
+        },
+        option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE,
+    )
+
+
+def parse(record: bytes, *, now: float, where: str) -> Catalogue:
+    """Read a stored catalogue back; CatalogueUnreadable, naming *where*, for anything that is not one."""
+    try:
+        fields = orjson.loads(record)
+        catalogue = Catalogue(
+            store_id=_typed(fields["store_id"], str),
+            generation=_typed(fields["generation"], int),
+            token=_typed(fields["token"], str),
+            releases=tuple(_release(entry) for entry in fields["releases"]),
+            now=now,
+        )
+        stated = fields["live"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CatalogueUnreadable(
+            f"the catalogue at {where} cannot be read ({error!r}); restore it, or publish into a new store"
+        ) from error
+    living = [entry.id for entry in catalogue.releases if entry.state is State.LIVE]
+    if catalogue.generation < 1 or living != ([stated] if stated else []):
+        raise CatalogueUnreadable(
+            f"the catalogue at {where} contradicts itself; restore it, or publish into a new store"
+        )
+    return catalogue
+
+
+def _release(fields: dict[str, Any]) -> Release:
+    return Release(
+        id=ReleaseId(_typed(fields["id"], str)),
+        state=State(fields["state"]),
+        created_at=float(fields["created_at"]),
+        superseded_at=_optional_time(fields["superseded_at"]),
+        lease_until=_optional_time(fields["lease_until"]),
+    )
+
+
+def _optional_time(value: float | None) -> float | None:
+    return None if value is None else float(value)
+
+
+def _typed(value: object, kind: type[T]) -> T:
+    if not isinstance(value, kind):
+        raise TypeError(f"{value!r} is not {kind.__name__}")
+    return value

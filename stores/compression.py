@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import zstandard
 
 from stores import encoding
+from stores.catalogue import ReleaseRef
 from stores.errors import ReleaseCorrupt, StoreError, StoreMisused
 from stores.keys import DICTIONARY, META, POPULAR
 from stores.manifest import MAX_POPULAR_BYTES, Manifest
@@ -140,11 +141,11 @@ async def compress(batches: AsyncIterable[Sequence[Row]], plan: Plan) -> Compres
     return Compressed(Plan(plan.rows + 1, payload + len(DICTIONARY) + len(dictionary)), compressed())
 
 
-async def load_decode(reader: Reader, manifest: Manifest) -> Decode:
+async def load_decode(reader: Reader, release: ReleaseRef, manifest: Manifest) -> Decode:
     """Return what opens the lists of a release; ReleaseCorrupt where its dictionary is missing or damaged."""
     if manifest.encoding == "json":
         return _unchanged
-    (slot,) = await reader.get_many(manifest.release, [DICTIONARY])
+    (slot,) = await reader.get_many(release, [DICTIONARY])
     if isinstance(slot, StoreError):
         raise slot
     if slot is None:

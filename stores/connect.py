@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import cast
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from stores import embedded
+from stores import lmdb_store
 from stores.errors import StoreMisused
 from stores.memory import MemoryStore
-from stores.store import Store
+from stores.store import Observer, Store
 from stores.urls import redacted
 
 GROUP = "hotplate.stores"
@@ -23,17 +23,18 @@ def default_url() -> str:
     return f"file://{Path(data).absolute() / 'hotplate'}"
 
 
-def connect(url: str) -> Store:
+def connect(url: str, observer: Observer | None = None) -> Store:
     """Open the store that *url* names; nothing is read or written before its first call.
 
-    An entry point of the group `hotplate.stores`, named by its scheme, is a function from URL to Store.
+    *observer* counts attempts of a store that is billed, or refuses, by the request. An entry point of the group
+    `hotplate.stores`, named by its scheme, is a function from URL to Store.
     Raises StoreMisused for an unknown scheme or a malformed URL.
     """
     scheme = urlsplit(url).scheme
     if scheme == "memory":
         return MemoryStore()
     if scheme == "file":
-        return embedded.open_url(url)
+        return lmdb_store.open_url(url)
     if scheme in ("redis", "rediss", "unix"):
         from stores.redis import store as redis  # noqa: PLC0415 -- an extra: only who asks for it needs it
 
@@ -41,7 +42,7 @@ def connect(url: str) -> Store:
     if scheme in COSMOS:
         from stores.cosmos import store as cosmos  # noqa: PLC0415 -- as above
 
-        return cosmos.open_url(url)
+        return cosmos.open_url(url, observer)
     for entry in entry_points(group=GROUP, name=scheme):
         return cast("Store", entry.load()(url))  # what the entry point promises; the contract suite holds it to that
     known = sorted({*BUILT_IN, *entry_points(group=GROUP).names})

@@ -2,7 +2,8 @@
 
 StoreError
 ├── StoreUnavailable        nobody answers, or not in time
-│   └── StoreThrottled      it answers: not now
+│   ├── StoreThrottled      it answers: not now
+│   └── PartUnavailable     a part of it, as a partition is, does not answer; others may
 ├── StoreFull               what is to be written does not fit
 ├── StoreMisused            a wrong URL, a wrong argument, a missing extra
 ├── CatalogueUnreadable     the control record is there, and makes no sense
@@ -26,6 +27,10 @@ class StoreThrottled(StoreUnavailable):
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class PartUnavailable(StoreUnavailable):
+    """What was asked of did not answer, in a store whose other keys may well be readable."""
 
 
 class StoreFull(StoreError):

@@ -70,6 +70,11 @@ class Manifest:
     about: dict[str, Any]
 
     @property
+    def rows(self) -> int:
+        """How many rows the release has, the manifest aside."""
+        return sum(self.counts.values())
+
+    @property
     def key_row(self) -> Row:
         """The row that carries the manifest, the last that is written."""
         return Row(

@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from stores.catalogue import Catalogue, ReleaseId
+from stores.catalogue import Catalogue, DraftRef, ReleaseRef
 from stores.errors import ReleaseConflict, ReleaseNotFound
 from stores.keys import META
 from stores.store import Plan, Row, Slot
@@ -15,6 +15,8 @@ from stores.store import Plan, Row, Slot
 class _Shelf:
     rows: dict[str, bytes] = field(default_factory=dict)
     sealed: bool = False
+    parts: dict[int, str | None] = field(default_factory=dict)
+    """The last key of each part."""
 
 
 class MemoryStore:
@@ -25,13 +27,14 @@ class MemoryStore:
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._catalogue = Catalogue()
-        self._shelves = dict[ReleaseId, _Shelf]()
+        self._shelves = dict[str, _Shelf]()
         self._watchers = set[asyncio.Event]()
 
-    def get(self, release: ReleaseId, key: str) -> bytes | None:
+    def get(self, release: ReleaseRef, key: str) -> bytes | None:
         return self._shelf(release).rows.get(key)
 
-    async def get_many(self, release: ReleaseId, keys: Sequence[str]) -> list[Slot]:
+    async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
+        del timeout_s  # a dict is never late
         rows = self._shelf(release).rows
         return [rows.get(key) for key in keys]
 
@@ -52,28 +55,31 @@ class MemoryStore:
     async def close(self) -> None:
         """Nothing to give back."""
 
-    async def create(self, release: ReleaseId, plan: Plan) -> None:  # noqa: ARG002 -- a dict has room
-        self._shelves.setdefault(release, _Shelf())
+    async def create(self, draft: DraftRef, plan: Plan) -> None:
+        del plan  # a dict has room
+        self._shelves.setdefault(draft.incarnation, _Shelf())
 
-    async def put(self, release: ReleaseId, rows: Sequence[Row]) -> None:
-        shelf = self._shelf(release)
+    async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
+        shelf = self._shelf(draft)
         if shelf.sealed:
-            raise ReleaseConflict(f"release {release} is sealed; publish a new one")
+            raise ReleaseConflict(f"release {draft.id} is sealed; publish a new one")
         shelf.rows.update(rows)
+        keys = [key for key, _ in rows if not key.startswith(META)]
+        last = shelf.parts.get(part)
+        shelf.parts[part] = max(keys if last is None else [*keys, last], key=str.encode, default=None)
 
-    async def resume_point(self, release: ReleaseId) -> str | None:
-        keys = (key for key in self._shelf(release).rows if not key.startswith(META))
-        return max(keys, key=str.encode, default=None)
+    async def resume_point(self, draft: DraftRef, part: int = 0) -> str | None:
+        return self._shelf(draft).parts.get(part)
 
-    async def seal(self, release: ReleaseId) -> None:
-        self._shelf(release).sealed = True
+    async def seal(self, draft: DraftRef) -> None:
+        self._shelf(draft).sealed = True
 
-    async def scan(self, release: ReleaseId) -> AsyncIterator[Row]:
+    async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
         rows = self._shelf(release).rows
         for key in sorted(rows, key=str.encode):
             yield Row(key, rows[key])
 
-    async def prepare(self, release: ReleaseId) -> None:
+    async def prepare(self, release: ReleaseRef) -> None:
         self._shelf(release)
 
     async def swap(self, old: Catalogue, new: Catalogue) -> None:
@@ -83,11 +89,11 @@ class MemoryStore:
         for watcher in self._watchers:
             watcher.set()
 
-    async def erase(self, release: ReleaseId) -> None:
-        self._shelves.pop(release, None)
+    async def erase(self, release: ReleaseRef) -> None:
+        self._shelves.pop(release.incarnation, None)
 
-    def _shelf(self, release: ReleaseId) -> _Shelf:
+    def _shelf(self, release: ReleaseRef | DraftRef) -> _Shelf:
         try:
-            return self._shelves[release]
+            return self._shelves[release.incarnation]
         except KeyError as error:
-            raise ReleaseNotFound(f"release {release} is not in this store") from error
+            raise ReleaseNotFound(f"release {release.id} is not in this store") from error

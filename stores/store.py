@@ -1,6 +1,6 @@
 """The store contract: what a backend must offer, as two small Protocols and the values that cross them.
 
-Policy (publish, activate, roll back, prune, verify) is written once, in `stores.release`, over this contract. A backend
+Policy (publish, activate, roll back, prune, verify) is written once, in `stores.lifecycle`, over this contract. A backend
 moves opaque bytes, swaps one small catalogue by compare-and-set, and tells its own time.
 """
 
@@ -8,7 +8,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from stores.catalogue import Catalogue, ReleaseId
+from stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef
 from stores.errors import StoreError
 from stores.forecast import Bill, Forecast
 
@@ -37,10 +37,12 @@ class Reader(Protocol):
     batch: int
     """How many keys one call should carry."""
 
-    async def get_many(self, release: ReleaseId, keys: Sequence[str]) -> list[Slot]:
+    async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
         """Read *keys* of *release*: one slot a key, in order; one slot never fails another.
 
-        Raises ReleaseNotFound where the release is gone, StoreError where nothing could be read.
+        A store that reads key by key fills what has no answer in *timeout_s* with a StoreUnavailable of its own.
+        Raises ReleaseNotFound where the release is gone, StoreError where nothing could be read: a PartUnavailable
+        where other keys may well be readable.
         """
         ...
 
@@ -64,7 +66,7 @@ class Reader(Protocol):
 class LocalReader(Reader, Protocol):
     """A reader in this process, whose reads are too quick to pay for a future."""
 
-    def get(self, release: ReleaseId, key: str) -> bytes | None:
+    def get(self, release: ReleaseRef, key: str) -> bytes | None:
         """Read one key at once. Raises ReleaseNotFound where the release is gone."""
         ...
 
@@ -72,32 +74,32 @@ class LocalReader(Reader, Protocol):
 class Store(Reader, Protocol):
     """The whole contract; what publishing and operating need on top of reading."""
 
-    async def create(self, release: ReleaseId, plan: Plan) -> None:
+    async def create(self, draft: DraftRef, plan: Plan) -> None:
         """Make room for a draft. Raises StoreFull, with the numbers, for what cannot fit. Idempotent."""
         ...
 
-    async def put(self, release: ReleaseId, rows: Sequence[Row]) -> None:
+    async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
         """Write rows of a draft; what was acknowledged survives the writer's death. Idempotent.
 
-        Rows come in ascending order of key bytes, within a call and from call to call; `meta` rows, which are few, may
-        come at any time, in calls of their own. Raises ReleaseNotFound where the draft was erased, ReleaseConflict
+        Rows of a *part* come in ascending order of key bytes, within a call and from call to call; `meta` rows, which
+        are few, may come at any time, in calls of their own. Raises ReleaseNotFound where the draft was erased, ReleaseConflict
         where the release was sealed.
         """
         ...
 
-    async def resume_point(self, release: ReleaseId) -> str | None:
-        """Return the last key, `meta` aside, that is surely written; None before the first."""
+    async def resume_point(self, draft: DraftRef, part: int = 0) -> str | None:
+        """Return the last key of *part*, `meta` aside, that is surely written; None before the first."""
         ...
 
-    async def seal(self, release: ReleaseId) -> None:
+    async def seal(self, draft: DraftRef) -> None:
         """Make every row durable and the release immutable; called once all is written, before commit. Idempotent."""
         ...
 
-    def scan(self, release: ReleaseId) -> AsyncIterator[Row]:
+    def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
         """Yield every row of a sealed release, `meta` included, in ascending order of key bytes."""
         ...
 
-    async def prepare(self, release: ReleaseId) -> None:
+    async def prepare(self, release: ReleaseRef) -> None:
         """Make a sealed release fit to be live (warm, scaled) before the swap. Idempotent."""
         ...
 
@@ -105,7 +107,7 @@ class Store(Reader, Protocol):
         """Replace *old* by *new*, compared by `version`; raises ReleaseConflict where another swap came first."""
         ...
 
-    async def erase(self, release: ReleaseId) -> None:
+    async def erase(self, release: ReleaseRef) -> None:
         """Remove every row, sealed or not, paced so that readers do not suffer. Idempotent."""
         ...
 
@@ -123,7 +125,7 @@ class Advised(Protocol):
 class Thrifty(Protocol):
     """A store where a release costs money while it is kept, and more the more readers it is ready for."""
 
-    async def rest(self, release: ReleaseId) -> None:
+    async def rest(self, release: ReleaseRef) -> None:
         """Let a release that is kept but not served cost as little as it can, until `prepare`. Idempotent.
 
         Raises ReleaseNotFound where the release is gone.
@@ -131,32 +133,14 @@ class Thrifty(Protocol):
         ...
 
 
-@runtime_checkable
-class PatientReader(Reader, Protocol):
-    """A reader that asks for each key by itself, so that one which is slow or refused holds up no other."""
-
-    async def get_within(self, release: ReleaseId, keys: Sequence[str], timeout_s: float) -> list[Slot]:
-        """Read as `get_many` does; what has no answer in *timeout_s* is a StoreUnavailable in its own slot."""
-        ...
-
-
-class Meter(Protocol):
-    """Whoever counts what the attempts of a store came to."""
+class Observer(Protocol):
+    """Whoever counts what the attempts of a store came to; given to `connect`."""
 
     def charged(self, ru: float) -> None:
-        """Take note of an answer, of whatever status, that cost so many request units."""
+        """Note a response, of whatever status, that was charged *ru* request units."""
 
     def failed(self, kind: str) -> None:
-        """Take note of an attempt that failed, tried again or not; *kind* is one of a few words of the store's own."""
-
-
-@runtime_checkable
-class Metered(Protocol):
-    """A store whose attempts are worth counting one by one: they are billed, or refused for what they cost."""
-
-    def count_into(self, meter: Meter) -> None:
-        """Tell *meter* of every attempt from now on."""
-        ...
+        """Note an attempt that failed, retried or not; *kind* is one of a few words of the store's own."""
 
 
 @runtime_checkable

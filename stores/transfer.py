@@ -2,16 +2,15 @@
 
 from collections.abc import AsyncIterator, Callable
 
-from stores.catalogue import Catalogue, ReleaseId, State
-from stores.drafting import Written, begin, renew, write
+from stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef, State
 from stores.errors import ReleaseConflict
 from stores.forecast import Forecast
 from stores.foreseeing import foresee_rows
 from stores.keys import MANIFEST, META
+from stores.lifecycle import WriteResult, activate, begin, scale_down, take_over, write
 from stores.manifest import Manifest, Tally, compare
-from stores.release import activate, rest
 from stores.store import Plan, Row, Store
-from stores.verifying import load_manifest
+from stores.verification import load_manifest
 
 BATCH_ROWS = 1000
 BATCH_BYTES = 4 << 20
@@ -24,30 +23,29 @@ async def copy(
     *,
     live: bool = True,
     on_progress: Callable[[int, int], None] = lambda _done, _total: None,
-) -> Written:
+) -> WriteResult:
     """Copy *release*, check it against the source's manifest, commit it and, unless told otherwise, make it live.
 
     A copy that was killed is continued where it was acknowledged, and one that is complete is left as it is: the answer
     counts what was written and what was there. *on_progress* is called with (rows, rows in all). Raises ReleaseConflict
     where *target* holds other rows under that id, ReleaseCorrupt where the source does not add up.
     """
-    if (await source.catalogue()).find(release).state is State.DRAFT:
-        raise ReleaseConflict(f"release {release} is still being written; copy it once it is committed")
-    manifest = await load_manifest(source, release)
+    found = await _committed(source, release)
+    manifest = await load_manifest(source, found)
     state = _state(await target.catalogue(), release)
     if state is State.DROPPING:
         raise ReleaseConflict(f"release {release} is being erased in the target; prune it there and copy again")
     if state in (None, State.DRAFT):
-        await (begin if state is None else renew)(target, release)
-        written = await _write(source, target, manifest, on_progress)
-    elif await load_manifest(target, release) == manifest:
-        written = Written(manifest, 0, _rows(manifest))
+        draft = await (begin if state is None else take_over)(target, release)
+        written = await _write(source, found, target, draft, manifest, on_progress)
+    elif await load_manifest(target, (await target.catalogue()).find(release).ref) == manifest:
+        written = WriteResult(manifest, 0, manifest.rows)
     else:
         raise ReleaseConflict(f"the target has another release {release}, of other rows; nothing was copied")
     if live:
         await activate(target, release)
     elif written.rows:
-        await rest(target, release)
+        await scale_down(target, (await target.catalogue()).find(release).ref)
     return written
 
 
@@ -55,40 +53,55 @@ async def foresee_copy(
     source: Store, target: Store, release: ReleaseId, *, live: bool, on_progress: Callable[[int, int], None]
 ) -> Forecast:
     """Say what `copy` would come to; nothing is written. Raises ReleaseConflict where *release* is still a draft."""
-    if (await source.catalogue()).find(release).state is State.DRAFT:
-        raise ReleaseConflict(f"release {release} is still being written; copy it once it is committed")
-    manifest = await load_manifest(source, release)
+    found = await _committed(source, release)
+    manifest = await load_manifest(source, found)
     return await foresee_rows(
-        target, release, _batches(source, manifest, on_progress), lambda _: manifest, live=live, keep=None
+        target, release, _batches(source, found, manifest, on_progress), lambda _: manifest, live=live, keep=None
     )
 
 
-async def _write(source: Store, target: Store, manifest: Manifest, tell: Callable[[int, int], None]) -> Written:
+async def _committed(source: Store, release: ReleaseId) -> ReleaseRef:
+    entry = (await source.catalogue()).find(release)
+    if entry.state is State.DRAFT:
+        raise ReleaseConflict(f"release {release} is still being written; copy it once it is committed")
+    return entry.ref
+
+
+async def _write(
+    source: Store,
+    release: ReleaseRef,
+    target: Store,
+    draft: DraftRef,
+    manifest: Manifest,
+    on_progress: Callable[[int, int], None],
+) -> WriteResult:
     async def finish(tally: Tally) -> Manifest:
         compare(manifest, tally)
         return manifest
 
     return await write(
         target,
-        manifest.release,
-        _batches(source, manifest, tell),
-        plan=Plan(_rows(manifest), manifest.bytes),
+        draft,
+        _batches(source, release, manifest, on_progress),
+        plan=Plan(manifest.rows, manifest.bytes),
         finish=finish,
     )
 
 
-async def _batches(source: Store, manifest: Manifest, tell: Callable[[int, int], None]) -> AsyncIterator[list[Row]]:
+async def _batches(
+    source: Store, release: ReleaseRef, manifest: Manifest, on_progress: Callable[[int, int], None]
+) -> AsyncIterator[list[Row]]:
     """Yield the rows in the order of a scan; `meta` rows, which have batches of their own, where they stand."""
-    done, total = 0, _rows(manifest)
+    done, total = 0, manifest.rows
     batch, size = list[Row](), 0
-    async for row in source.scan(manifest.release):
+    async for row in source.scan(release):
         if row.key == MANIFEST:
             continue
         meta = row.key.startswith(META)
         if batch and (meta or len(batch) == BATCH_ROWS or size >= BATCH_BYTES):
             yield batch
             done += len(batch)
-            tell(done, total)
+            on_progress(done, total)
             batch, size = [], 0
         if meta:
             yield [row]
@@ -97,12 +110,8 @@ async def _batches(source: Store, manifest: Manifest, tell: Callable[[int, int],
             batch.append(row)
             size += len(row.value)
     yield batch
-    tell(total, total)
+    on_progress(total, total)
 
 
 def _state(catalogue: Catalogue, release: ReleaseId) -> State | None:
     return next((entry.state for entry in catalogue.releases if entry.id == release), None)
-
-
-def _rows(manifest: Manifest) -> int:
-    return sum(manifest.counts.values())

@@ -1,29 +1,20 @@
 """Fixtures that more than one file uses; `open_store` is the one place that knows all backends."""
 
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from stores.connect import connect
-from stores.embedded import EmbeddedStore
+from stores.lmdb_store import LmdbStore
 from stores.memory import MemoryStore
 from stores.store import Store
-from tests.cosmos_drivers import Account, account
-from tests.redis_server import RedisServer, running
-
-OpenStore = Callable[[], Store]
-
-
-class FakeClock:
-    """A store's clock that tests hold."""
-
-    def __init__(self) -> None:
-        self.now = 1_790_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.support.clock import FakeClock
+from tests.support.cosmos_drivers import Account, account
+from tests.support.redis_server import RedisServer, running
+from tests.support.soak import MINUTES, SEED
+from tests.support.stores import COSMOS, OpenStore
 
 
 @pytest.fixture
@@ -52,13 +43,6 @@ def cosmos_https(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
         yield running_one
 
 
-COSMOS = ("cosmos+http-rest", "cosmos+https-rest", "cosmos+http-sdk", "cosmos+https-sdk")
-on_every_store = pytest.mark.parametrize(
-    "open_store", ["memory", "file", "redis", "rediss", "unix", "cosmos+http-rest"], indirect=True
-)
-"""For tests of thousands of rows, which the slower driver of Cosmos DB needs not write, too."""
-
-
 @pytest.fixture(params=["memory", "file", "redis", "rediss", "unix", *COSMOS])
 async def open_store(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock) -> AsyncIterator[OpenStore]:
     """Open handles on one and the same store, as several processes would; all are closed at the end."""
@@ -76,7 +60,7 @@ async def open_store(request: pytest.FixtureRequest, tmp_path: Path, clock: Fake
         if request.param == "memory":
             handle: Store = memory
         elif request.param == "file":
-            handle = EmbeddedStore(tmp_path / "store", clock)
+            handle = LmdbStore(tmp_path / "store", clock)
         else:
             handle = connect(url)
         handles.append(handle)
@@ -90,3 +74,7 @@ async def open_store(request: pytest.FixtureRequest, tmp_path: Path, clock: Fake
 @pytest.fixture
 def store(open_store: OpenStore) -> Store:
     return open_store()
+
+
+def pytest_report_header() -> str:
+    return f"soak: SOAK_MINUTES={MINUTES:g} SOAK_SEED={SEED}"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.support.paths import ROOT
+
 ROOMS = {"stores", "offline", "serve", "bench", "verbs", "hotplate"}
 MAY_IMPORT = {
     "stores": set[str](),

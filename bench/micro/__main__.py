@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bench import machine
 from bench.micro import (
     computing,
     cosmos_emulator,
@@ -28,6 +27,7 @@ from bench.micro import (
     retail,
 )
 from bench.micro.rounds import Effort, Figure, Outcome, Unmeasured
+from bench.report import machine
 
 
 class Subject(Protocol):

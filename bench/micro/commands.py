@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.machine import ROOT, environment
+from bench.report.machine import ROOT, environment
 
 
 @dataclass(frozen=True, slots=True)

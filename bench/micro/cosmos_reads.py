@@ -22,14 +22,14 @@ from azure.cosmos.aio import CosmosClient
 from azure.cosmos.documents import ConnectionPolicy
 
 from bench.launch import on_core
-from bench.machine import ROOT, environment
 from bench.micro.rounds import Effort, Figure, Outcome, Sample, at_most, figures, interleave, ratio
+from bench.report.machine import ROOT, environment
 from stores.cosmos.driver import Driver
 from stores.cosmos.rest.driver import RestDriver
 from stores.cosmos.sdk.driver import SdkDriver
 from stores.cosmos.throughput import MAX_RU, Throughput
 from stores.cosmos.url import EMULATORS_KEY, Address, parse
-from stores.store import Meter
+from stores.store import Observer
 
 CPU_US = {"driver=rest": 40, "driver=rest, TLS": 55}
 SHARE_OF_SDK = 1 / 12
@@ -52,11 +52,11 @@ class Unmetered:
         self.ru = 0.0
 
     def charged(self, ru: float) -> None:
-        """See `Meter`."""
+        """See `Observer`."""
         self.ru += ru
 
     def failed(self, kind: str) -> None:
-        """See `Meter`."""
+        """See `Observer`."""
         raise RuntimeError(f"an attempt failed: {kind}")
 
 
@@ -121,7 +121,7 @@ async def _fill(url: str) -> None:
 
 
 @asynccontextmanager
-async def _driven(make: Callable[[Address, Meter], Driver], url: str) -> AsyncIterator[Read]:
+async def _driven(make: Callable[[Address, Observer], Driver], url: str) -> AsyncIterator[Read]:
     """Read by a driver of ours."""
     driver = make(parse(url, {}), Unmetered())
 

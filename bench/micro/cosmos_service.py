@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from bench.launch import Server, on_core
-from bench.load import Load, run
+from bench.loadgen.load import Load, run
 from bench.micro import endpoint
 from bench.micro.cosmos_reads import emulating
 from bench.micro.redis_reads import ROUTE, hotplate

@@ -8,13 +8,13 @@ from functools import partial
 from pathlib import Path
 
 from bench.launch import Server, free_port, on_core, serving
-from bench.load import Load, run
+from bench.loadgen.load import Load, run
 from bench.micro import aiohttp_peer
 from bench.micro.rounds import Effort, Outcome, Sample, at_least, figures, interleave, ratio
 from stores.connect import connect
 from stores.encoding import ItemEncoder
 from stores.keys import OVERALL, POPULAR, USER
-from stores.release import publish
+from stores.lifecycle import publish
 from stores.store import Plan, Row
 
 USERS = 1_000

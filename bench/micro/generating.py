@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from bench.launch import free_port, on_core, serving
-from bench.load import Load, run
+from bench.loadgen.load import Load, run
+from bench.loadgen.result import Result
 from bench.micro.endpoint import fill
 from bench.micro.rounds import (
     Effort,
@@ -26,7 +27,6 @@ from bench.micro.rounds import (
     interleave,
     ratio,
 )
-from bench.result import Result
 
 PATH = "/v1/recommendations/1"
 CONNECTIONS = 64

@@ -1,4 +1,4 @@
-"""What publishing costs: the CPU and the wall time of `stores.release.publish`, and the bytes that are left on disk."""
+"""What publishing costs: the CPU and the wall time of `stores.lifecycle.publish`, and the bytes that are left on disk."""
 
 import asyncio
 import shutil
@@ -10,8 +10,8 @@ from pathlib import Path
 
 from bench.lists import Shape
 from bench.micro.rounds import Sample
-from stores.embedded import EmbeddedStore
-from stores.release import publish
+from stores.lifecycle import publish
+from stores.lmdb_store import LmdbStore
 from stores.store import Row
 
 
@@ -64,7 +64,7 @@ async def _publish(shape: Shape, values: Sequence[bytes], folder: Path) -> Publi
                 return
             yield rows
 
-    store = EmbeddedStore(folder)
+    store = LmdbStore(folder)
     try:
         with whole.running():
             manifest = await publish(store, batches(), plan=shape.plan, about={})

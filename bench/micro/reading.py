@@ -10,14 +10,14 @@ from pathlib import Path
 from bench.lists import Shape, key_of
 from bench.micro.rounds import Figure, Sample, at_most, figures, interleave, ratio
 from stores.catalogue import ReleaseId
-from stores.embedded import EmbeddedStore
+from stores.lmdb_store import LmdbStore
 
 READS = 200_000
 
 
 def compare(shape: Shape, values: Sequence[bytes], folder: Path, rounds: int) -> list[Figure]:
     """Read random keys of the live release of *folder*, one by one and by batches, and of a dict, in turn."""
-    store = EmbeddedStore(folder)
+    store = LmdbStore(folder)
     try:
         live = asyncio.run(store.catalogue()).live
         if live is None:
@@ -28,7 +28,7 @@ def compare(shape: Shape, values: Sequence[bytes], folder: Path, rounds: int) ->
         asyncio.run(store.close())
 
 
-def read_all(store: EmbeddedStore, live: ReleaseId, shape: Shape, values: Sequence[bytes]) -> dict[str, bytes]:
+def read_all(store: LmdbStore, live: ReleaseId, shape: Shape, values: Sequence[bytes]) -> dict[str, bytes]:
     """Read every list once, which warms this process's map, and keep the copies; RuntimeError for a wrong one.
 
     The copies are a value a key, as a real dict's would be: shared values would stay in the processor's cache.
@@ -43,7 +43,7 @@ def read_all(store: EmbeddedStore, live: ReleaseId, shape: Shape, values: Sequen
     return held
 
 
-def _figures(store: EmbeddedStore, live: ReleaseId, held: dict[str, bytes], rounds: int) -> list[Figure]:
+def _figures(store: LmdbStore, live: ReleaseId, held: dict[str, bytes], rounds: int) -> list[Figure]:
     users = len(held) - 1
     samples = interleave(
         {
@@ -71,7 +71,7 @@ def one_by_one(get: Callable[[str], bytes | None], users: int) -> Sample:
     return _sample(wall_s, cpu_s)
 
 
-def by_batches(store: EmbeddedStore, live: ReleaseId, users: int) -> Sample:
+def by_batches(store: LmdbStore, live: ReleaseId, users: int) -> Sample:
     """Read random users' keys, as many in a call as the store asks for."""
     keys = random_keys(users)
     batches = [keys[start : start + store.batch] for start in range(0, READS, store.batch)]

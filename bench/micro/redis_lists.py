@@ -8,8 +8,8 @@ from bench.lists import Shape
 from bench.micro.publishing import Stopwatch
 from stores.compression import compress
 from stores.connect import connect
+from stores.lifecycle import publish
 from stores.manifest import Manifest
-from stores.release import publish
 from stores.store import Row, Store
 
 ENCODINGS = ("json", "zstd")

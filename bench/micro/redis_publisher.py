@@ -14,8 +14,8 @@ from typing import IO
 
 from bench.lists import Shape
 from bench.micro.redis_lists import LIST_LENGTH, Watches, publish_lists
+from stores.lifecycle import prune
 from stores.redis.store import RedisStore, open_url
-from stores.release import prune
 
 NICENESS = 19
 """It has a machine of its own in real life; here the kernel lets it run where nobody else wants to."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from bench.launch import Server, free_port, serving
 from bench.lists import key_of
-from bench.load import Load, run
+from bench.loadgen.load import Load, run
 from bench.micro.endpoint import HEADERS
 from bench.micro.rounds import Sample
 from bench.redis_server import RedisServer

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from bench.machine import ROOT
 from bench.micro.commands import Spent, run
 from bench.micro.rounds import Effort, Figure, Outcome, Unmeasured, at_most, interleave
+from bench.report.machine import ROOT
 
 DATA = ROOT.parent / "shared" / "data" / "online-retail" / "online_retail.parquet"
 RECIPE = (

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import IO
 
 from bench.lists import key_of
-from bench.machine import ROOT, environment
 from bench.micro.rounds import Figure, at_most
-from stores.embedded import EmbeddedStore
+from bench.report.machine import ROOT, environment
+from stores.lmdb_store import LmdbStore
 
 WORKERS = 4
 
@@ -145,7 +145,7 @@ def main() -> None:
         print(0.0, flush=True)
         sys.stdin.readline()
         started = time.perf_counter()
-        store = EmbeddedStore(asked.folder)
+        store = LmdbStore(asked.folder)
         live = runner.run(store.catalogue()).live
         if live is None or store.get(live, key_of(0)) is None:
             raise RuntimeError(f"{asked.folder} has no list to read")

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 from bench.planner.plan import Plan
-from bench.prices import LISTED
 from stores.cosmos.throughput import MAX_RU, PARTITION_RU, RU_AT_BIRTH
+from stores.prices import LISTED
 
 
 def cautions(plan: Plan) -> list[str]:

@@ -7,7 +7,6 @@ from bench.planner.demand import needed_ru, skew_factor, write_charge
 from bench.planner.figures import Book, up
 from bench.planner.inputs import Inputs
 from bench.planner.load import Load
-from bench.prices import HOURS_A_MONTH
 from stores.cosmos.charges import Charges
 from stores.cosmos.throughput import (
     AUTOSCALE_MIN,
@@ -20,6 +19,7 @@ from stores.cosmos.throughput import (
     Throughput,
     minimum_ru,
 )
+from stores.prices import HOURS_A_MONTH
 
 GB = 1000**3
 PARTITION_GB = 50

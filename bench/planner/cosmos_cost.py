@@ -6,8 +6,8 @@ from bench.planner.cosmos import CONTROL_RU, GB, PARTITION_GB, PARTITIONS, Need,
 from bench.planner.figures import Book
 from bench.planner.inputs import CAPACITIES, Inputs
 from bench.planner.load import Load
-from bench.prices import HOURS_A_MONTH, Prices
 from stores.cosmos.throughput import AUTOSCALE_MIN, AUTOSCALE_STEP, PARTITION_RU, Throughput
+from stores.prices import HOURS_A_MONTH, Prices
 
 SERVERLESS_RU, SERVERLESS_PARTITIONS, SERVERLESS_MORE_RU = 5_000, 5, 1_000
 SERVERLESS = "https://learn.microsoft.com/azure/cosmos-db/concepts-limits: RU/s of a serverless container; one region"

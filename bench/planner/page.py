@@ -3,14 +3,14 @@
 from collections.abc import Iterable
 from string import Template
 
-from bench.markup import escaped, section, table
-from bench.page import TEMPLATE
 from bench.planner import plots
 from bench.planner.figures import Figure
 from bench.planner.inputs import KNOWN
 from bench.planner.outline import cheapest, outline
 from bench.planner.report import PlanReport
-from bench.prices import LISTED
+from bench.report.markup import escaped, section, table
+from bench.report.page import TEMPLATE
+from stores.prices import LISTED
 
 PRICE = "usd_"
 TILES = (

@@ -13,8 +13,8 @@ from bench.planner.pods import work_out_pods
 from bench.planner.profiles import shape
 from bench.planner.redis import work_out_redis
 from bench.planner.sizes import work_out_sizes
-from bench.prices import HOURS_A_MONTH, Price, Prices
 from stores.cosmos.charges import Charges
+from stores.prices import HOURS_A_MONTH, Price, Prices
 
 BY_HAND = "what is provisioned by hand today, less what is needed"
 

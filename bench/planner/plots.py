@@ -7,7 +7,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from bench.planner.breakeven import BreakEven
 from bench.planner.plan import Plan
 from bench.planner.profiles import HOURS, shape
-from bench.plots import BAD, HIGH, INK, LINES, STYLE, WIDE, legend, svg
+from bench.report.plots import BAD, HIGH, INK, LINES, STYLE, WIDE, legend, svg
 
 
 def costs(found: BreakEven, planned_rps: float) -> str:

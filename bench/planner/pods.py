@@ -5,7 +5,7 @@ from math import ceil
 from bench.planner.figures import Book
 from bench.planner.inputs import Inputs
 from bench.planner.load import Load
-from bench.prices import HOURS_A_MONTH, Prices
+from stores.prices import HOURS_A_MONTH, Prices
 
 
 def work_out_pods(book: Book, inputs: Inputs, load: Load, prices: Prices) -> float:

@@ -6,7 +6,7 @@ from math import ceil
 from bench.planner.figures import Book
 from bench.planner.inputs import Inputs
 from bench.planner.load import Load
-from bench.prices import HOURS_A_MONTH, Prices, Size
+from stores.prices import HOURS_A_MONTH, Prices, Size
 
 GB = 1000**3
 

@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from bench import units
 from bench.comparison_lines import Line
-from bench.histogram import Histogram
+from bench.loadgen.histogram import Histogram
 from bench.reference.published import MACHINES, MEDIAN_MS, RATE, RU, THINK_S, USERS, Needs
 from bench.reference.runs import Run, Shown
+from bench.report import units
 from stores.cosmos.throughput import Throughput
 
 NOTE = "* marks a percentile of few samples, ** one that the generator's own lag, above 1 ms at p99, is part of."

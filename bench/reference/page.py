@@ -7,12 +7,12 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from bench import plots
 from bench.comparison_page import grouped
-from bench.markup import escaped, section
-from bench.plots import FAINT, HIGH, LINES, STYLE, WIDE, count_scale, legend, svg
 from bench.reference.lines import NOTE
 from bench.reference.published import RATE
+from bench.report import plots
+from bench.report.markup import escaped, section
+from bench.report.plots import FAINT, HIGH, LINES, STYLE, WIDE, count_scale, legend, svg
 
 LEAD = f"What was published beside what each store did here, on one machine. {NOTE}"
 CLIMB = (

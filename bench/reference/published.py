@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from bench.planner.demand import predict_ru
-from bench.prices import HOURS_A_MONTH, Prices
 from stores.cosmos.charges import Charges
 from stores.cosmos.throughput import MANUAL_MIN, MANUAL_STEP
+from stores.prices import HOURS_A_MONTH, Prices
 
 SOURCE = "https://learn.microsoft.com/azure/architecture/ai-ml/architecture/real-time-recommendation"
 DATE = "2018-12-12"

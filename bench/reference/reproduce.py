@@ -7,21 +7,22 @@ from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from bench import objective, units
 from bench.backing import emulator
 from bench.contestants import Field, contestants, own_stores
-from bench.crew import Crew
 from bench.errors import BenchMisused
 from bench.http import Watch
 from bench.launch import free_port, on_core, serving
-from bench.prices import load as load_prices
+from bench.loadgen import objective
+from bench.loadgen.crew import Crew
 from bench.reference.lines import COLUMN, Sheet, lines
 from bench.reference.published import DATE, RU, SOURCE, THINK_S, USERS, needs
 from bench.reference.runs import Runs, Shown
-from bench.report import Report, series
+from bench.report import units
+from bench.report.report import Report, series
 from stores.cosmos.charges import KB, load
 from stores.cosmos.throughput import Throughput
 from stores.cosmos.url import parse
+from stores.prices import load as load_prices
 from stores.urls import redacted
 
 METHOD = f"""

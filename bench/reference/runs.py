@@ -8,16 +8,16 @@ from typing import Any
 
 from bench.capacity import TRIES, disturbances, search
 from bench.contestants import Contestant
-from bench.crew import Crew
-from bench.histogram import Histogram
 from bench.http import Watch
-from bench.keys import Keys, Uniform
-from bench.objective import PERCENTS, Objective
+from bench.loadgen.crew import Crew
+from bench.loadgen.histogram import Histogram
+from bench.loadgen.keys import Keys, Uniform
+from bench.loadgen.objective import PERCENTS, Objective
+from bench.loadgen.requests import Gets
+from bench.loadgen.result import LAG_BOUND_US, Result
+from bench.loadgen.schedule import constant
+from bench.loadgen.traffic import Load
 from bench.reference.published import RATE, THINK_S, USERS
-from bench.requests import Gets
-from bench.result import LAG_BOUND_US, Result
-from bench.schedule import constant
-from bench.traffic import Load
 
 PATH = "/v1/recommendations/{key}"
 THINK_SPREAD = 0.5
@@ -104,7 +104,7 @@ class Reach:
         return self.run.result.ok_rate * (1 - self.run.popular)
 
     def to_json(self) -> dict[str, Any]:
-        """Give it as plain values, as `bench.plots.search` wants a point."""
+        """Give it as plain values, as `bench.report.plots.search` wants a point."""
         p50, p99 = Histogram.of(self.run.result.latencies_s).percentiles_us((50, 99))
         return {
             "at": self.rate,

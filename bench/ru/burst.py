@@ -3,7 +3,7 @@
 import time
 from math import floor
 
-from bench.keys import InTurn, Keys
+from bench.loadgen.keys import InTurn, Keys
 from bench.planner.demand import predict_ru
 from bench.ru.effects import Effect
 from bench.ru.ground import Ground

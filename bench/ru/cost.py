@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from math import ceil
 
 from bench.errors import BenchMisused
-from bench.prices import Prices
 from bench.ru.ground import Ground
 from bench.ru.scenarios import BESIDE_RU, autoscale_of
 from bench.ru.sweep import Course
+from stores.prices import Prices
 
 TRIALS = 8
 BETWEEN_S = 1.0

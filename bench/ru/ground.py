@@ -37,17 +37,17 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Spent:
-    """What asking came to, see `stores.store.Meter`; lives as long as its driver."""
+    """What asking came to, see `stores.store.Observer`; lives as long as its driver."""
 
     ru: float = 0.0
     failures: int = 0
 
     def charged(self, ru: float) -> None:
-        """See `Meter`."""
+        """See `Observer`."""
         self.ru += ru
 
     def failed(self, kind: str) -> None:
-        """See `Meter`."""
+        """See `Observer`."""
         del kind
         self.failures += 1
 

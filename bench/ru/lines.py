@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bench import units
+from bench.report import units
 from stores.cosmos.charges import KB
 
 LEVEL_HEADINGS = (

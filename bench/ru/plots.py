@@ -8,7 +8,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from bench.plots import BAD, FAINT, HIGH, LINES, STYLE, WIDE, count_scale, latency_scale, legend, svg
+from bench.report.plots import BAD, FAINT, HIGH, LINES, STYLE, WIDE, count_scale, latency_scale, legend, svg
 
 
 def levels(found: Sequence[Mapping[str, Any]]) -> str:

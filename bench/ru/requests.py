@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import orjson
 
 from bench.errors import BenchMisused
-from bench.keys import Keys
+from bench.loadgen.keys import Keys
 from bench.ru.items import Items
 from stores.cosmos.rest.requests import Requests as Signed
 from stores.cosmos.rest.requests import keyed
@@ -24,7 +24,7 @@ WARM_DRAWS = 20_000
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """Requests that were made beforehand, by key, in the order in which keys are drawn; see `bench.requests`."""
+    """Requests that were made beforehand, by key, in the order in which keys are drawn; see `bench.loadgen.requests`."""
 
     by_key: Mapping[str, bytes]
     keys: Keys
@@ -37,7 +37,7 @@ class Drawn:
             yield by_key[key]
 
     def share(self, part: int) -> "Drawn":
-        """See `bench.requests`."""
+        """See `bench.loadgen.requests`."""
         return replace(self, keys=self.keys.share(part))
 
 
@@ -62,7 +62,7 @@ class Mixed:
                 yield next(reads)
 
     def share(self, part: int) -> "Mixed":
-        """See `bench.requests`."""
+        """See `bench.loadgen.requests`."""
         return replace(self, reads=self.reads.share(part), writes=self.writes.share(part))
 
 
@@ -85,7 +85,7 @@ class Missed:
         return (key for key, hit in cached(self.drawn.keys, self.entries) if not hit)
 
     def share(self, part: int) -> "Missed":
-        """See `bench.requests`."""
+        """See `bench.loadgen.requests`."""
         return replace(self, drawn=self.drawn.share(part))
 
     def hit_rate(self, draws: int) -> float:

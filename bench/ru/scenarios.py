@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from bench.keys import HotSet, InTurn, Keys, Zipf
+from bench.loadgen.keys import HotSet, InTurn, Keys, Zipf
+from bench.loadgen.requests import Requests
 from bench.planner.caching import che
 from bench.planner.demand import predict_ru, write_charge
-from bench.requests import Requests
 from bench.ru.ground import Ground
 from bench.ru.items import Items, fullest
 from bench.ru.requests import Drawn, Maker, Missed, Mixed

@@ -7,16 +7,17 @@ from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from bench import objective, units
 from bench.backing import emulator
-from bench.crew import Crew
 from bench.errors import BenchFailed, BenchMisused
 from bench.http import Watch
-from bench.keys import InTurn, Keys
 from bench.launch import on_core
-from bench.objective import TOO_MANY_REQUESTS
-from bench.report import Report
-from bench.requests import Requests
+from bench.loadgen import objective
+from bench.loadgen.crew import Crew
+from bench.loadgen.keys import InTurn, Keys
+from bench.loadgen.objective import TOO_MANY_REQUESTS
+from bench.loadgen.requests import Requests
+from bench.report import units
+from bench.report.report import Report
 from bench.ru.burst import burst
 from bench.ru.effects import Effect, effect, unmeasured
 from bench.ru.ground import Ground, grounded, own_emulator
@@ -29,9 +30,8 @@ from stores.cosmos.charges import load
 from stores.cosmos.driver import DEADLINE_S
 from stores.cosmos.throughput import MANUAL_MIN, MANUAL_STEP, MAX_RU, Throughput
 from stores.cosmos.url import Address, parse
-from stores.pool import Pool
+from stores.http1 import ConnectionPool, RequestFailed, Response
 from stores.urls import redacted
-from stores.wire import Answer, WireFailed
 
 LEVELS = "400,1k,2k,4k,8k,11k"
 OWN_TRIAL, ACCOUNTS_TRIAL = "2s", "10s"
@@ -213,16 +213,16 @@ def must_be_read(ground: Ground, requests: Requests) -> None:
     """Ask once; BenchFailed, with what was answered, where that is a refusal and no 429."""
     parts = urlsplit(ground.url)
 
-    async def ask() -> Answer:
-        pool = Pool(parts.hostname or "", parts.port or 443, size=1, tls=ground.tls())
+    async def ask() -> Response:
+        pool = ConnectionPool(parts.hostname or "", parts.port or 443, size=1, tls=ground.tls())
         try:
-            return await pool.ask(next(requests.rendered("", {})), DEADLINE_S)
+            return await pool.request(next(requests.rendered("", {})), DEADLINE_S)
         finally:
             await pool.close()
 
     try:
         answer = asyncio.run(ask())
-    except WireFailed as error:
+    except RequestFailed as error:
         raise BenchFailed(f"nothing answers at {ground.url} ({error.kind})") from error
     if answer.status >= 400 and answer.status != TOO_MANY_REQUESTS:
         raise BenchFailed(f"refused with {answer.status}: {said_in(answer.body)}")

@@ -4,15 +4,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from bench import units
 from bench.capacity import TRIES, disturbances, search
-from bench.crew import Crew
-from bench.histogram import Histogram
 from bench.http import Watch
-from bench.objective import TOO_MANY_REQUESTS, Objective
-from bench.requests import Requests
-from bench.result import LAG_BOUND_US, Result
-from bench.traffic import Load
+from bench.loadgen.crew import Crew
+from bench.loadgen.histogram import Histogram
+from bench.loadgen.objective import TOO_MANY_REQUESTS, Objective
+from bench.loadgen.requests import Requests
+from bench.loadgen.result import LAG_BOUND_US, Result
+from bench.loadgen.traffic import Load
+from bench.report import units
 
 CHARGE = "x-ms-request-charge"
 PRECISION = 0.02
@@ -26,7 +26,7 @@ THROTTLED, OTHER = "throttled", "status"
 
 
 def judge(status: int, body: bytes) -> str | None:
-    """Tell 429s from other refusals; see `bench.traffic.Check`."""
+    """Tell 429s from other refusals; see `bench.loadgen.traffic.Check`."""
     del body
     return None if status < 400 else THROTTLED if status == TOO_MANY_REQUESTS else OTHER
 

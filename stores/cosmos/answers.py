@@ -7,7 +7,7 @@ import orjson
 
 from stores.cosmos.driver import Item
 from stores.cosmos.errors import Refusal
-from stores.wire import Answer
+from stores.http1 import Response
 
 CHARGE = b"x-ms-request-charge"
 MOST_RU = 1e6
@@ -22,7 +22,7 @@ class Malformed(ValueError):
     """An answer makes no sense; its text ends the sentence `… sent`."""
 
 
-def charge_ru(answer: Answer) -> float:
+def charge_ru(answer: Response) -> float:
     """Return what an answer cost; 0 where it does not say. Raises Malformed."""
     told = answer.header(CHARGE)
     if told is None:
@@ -36,7 +36,7 @@ def charge_ru(answer: Answer) -> float:
     return ru
 
 
-def item_of(answer: Answer, name: str) -> Item:
+def item_of(answer: Response, name: str) -> Item:
     """Return the item that was asked for by *name*. Raises Malformed."""
     item = object_of(answer)
     if item.get("id") != name:
@@ -44,7 +44,7 @@ def item_of(answer: Answer, name: str) -> Item:
     return item
 
 
-def object_of(answer: Answer) -> dict[str, Any]:
+def object_of(answer: Response) -> dict[str, Any]:
     """Return the JSON object that an answer is. Raises Malformed."""
     try:
         told = orjson.loads(answer.body)
@@ -55,12 +55,12 @@ def object_of(answer: Answer) -> dict[str, Any]:
     return told
 
 
-def is_absent(answer: Answer) -> bool:
+def is_absent(answer: Response) -> bool:
     """Tell whether the item, and nothing that holds it, is not there. Raises Malformed."""
     return answer.status == 404 and refusal_of(answer, 0.0).substatus == 0
 
 
-def refusal_of(answer: Answer, asked_at: float) -> Refusal:
+def refusal_of(answer: Response, asked_at: float) -> Refusal:
     """Return what an answer that is no success says; a failure may be told by whatever stands before the service.
 
     Raises Malformed where a status that would be taken for data (`MEANT`) is not the service's own.
@@ -85,7 +85,7 @@ def refusal_of(answer: Answer, asked_at: float) -> Refusal:
     )
 
 
-def _message(answer: Answer) -> str:
+def _message(answer: Response) -> str:
     told = object_of(answer)
     message = told.get("message")
     if "code" not in told or not isinstance(message, str):
@@ -93,7 +93,7 @@ def _message(answer: Answer) -> str:
     return message
 
 
-def date_of(answer: Answer) -> float | None:
+def date_of(answer: Response) -> float | None:
     """Return the service's clock in seconds, as the answer tells it; None where it does not."""
     told = answer.header(b"date")
     if told is None:

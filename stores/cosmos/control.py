@@ -7,7 +7,7 @@ from functools import partial
 
 import orjson
 
-from stores import catalogue_record
+from stores import catalogue as catalogue_record
 from stores.catalogue import Catalogue
 from stores.cosmos.driver import DEADLINE_S, Containers, Item, Items, Wrote
 from stores.cosmos.errors import ContainerMissing

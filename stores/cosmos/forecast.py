@@ -127,7 +127,7 @@ def _finish(publish: Publish, ledger: Ledger, rows: Rows, settles_s: float) -> P
 
 
 def _prune(ledger: Ledger, ours: ReleaseId, keep: int, at_s: float) -> Pruned:
-    """Erase what nobody needs and let rest what is kept, as `stores.release.prune` does."""
+    """Erase what nobody needs and let rest what is kept, as `stores.lifecycle.prune` does."""
     marked = ledger.change(lambda found: changes.prune(found, keep, GRACE_S), at_s)
     dropped = [entry.id for entry in marked.releases if entry.state is State.DROPPING]
     for release in dropped:

@@ -22,7 +22,7 @@ class Lookups:
         self._clock = clock
 
     async def read(self, release: ReleaseId, keys: Sequence[str], timeout_s: float) -> list[Slot]:
-        """Read as `PatientReader.get_within` does."""
+        """Read as `Reader.get_many` does."""
         container = container_of(release)
         if len(keys) == 1:  # a task costs as much as a third of the read
             slots = [await self._slot(container, keys[0], timeout_s)]

@@ -3,21 +3,21 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from stores.store import Meter
+    from stores.store import Observer
 
 
 class Relay:
     """Hands on to `meter` what drivers tell; lives as long as its store."""
 
-    def __init__(self) -> None:
-        self.meter: Meter | None = None
+    def __init__(self, meter: "Observer | None" = None) -> None:
+        self.meter = meter
 
     def charged(self, ru: float) -> None:
-        """See `Meter`."""
+        """See `Observer`."""
         if self.meter is not None:
             self.meter.charged(ru)
 
     def failed(self, kind: str) -> None:
-        """See `Meter`."""
+        """See `Observer`."""
         if self.meter is not None:
             self.meter.failed(kind)

@@ -5,12 +5,12 @@ from typing import Any
 from stores.cosmos.answers import Malformed
 from stores.cosmos.driver import Offer
 from stores.cosmos.throughput import Throughput, minimum_ru
-from stores.wire import Answer
+from stores.http1 import Response
 
 MANUAL, AUTOSCALE = "offerThroughput", "offerAutopilotSettings"
 
 
-def offer_of(told: dict[str, Any], answer: Answer) -> Offer:
+def offer_of(told: dict[str, Any], answer: Response) -> Offer:
     """Understand an offer and the headers that came with it. Raises Malformed."""
     content = told.get("content")
     if not isinstance(content, dict):
@@ -24,7 +24,7 @@ def offer_of(told: dict[str, Any], answer: Answer) -> Offer:
     return Offer(throughput, _least(content, answer, throughput), pending)
 
 
-def _least(content: dict[str, Any], answer: Answer, throughput: Throughput) -> int:
+def _least(content: dict[str, Any], answer: Response, throughput: Throughput) -> int:
     """Return the least throughput that an offer can be set to, told in one of two places, or worked out."""
     parameters = content.get("offerMinimumThroughputParameters")
     told = parameters.get("minThroughput") if isinstance(parameters, dict) else None

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import orjson
 
+from stores import catalogue as catalogue_record
 from stores import catalogue as changes
-from stores import catalogue_record
 from stores.catalogue import LEASE_S, Catalogue, ReleaseId
 from stores.cosmos.batches import LAGS_S, METAS
 from stores.cosmos.charges import Charges
@@ -23,7 +23,7 @@ from stores.keys import META
 from stores.store import Row
 
 RENEWED_S = LEASE_S / 3
-"""How often `stores.drafting` renews the lease of what is being written."""
+"""How often `stores.lifecycle` renews the lease of what is being written."""
 
 STAMP = "0" * 16
 """Stands for tokens, which are drawn by chance and all of this length."""

@@ -12,7 +12,7 @@ from stores.store import Row
 
 
 class Spending:
-    """Adds up, put by put, what `stores.release.publish` will spend; lives as long as one forecast.
+    """Adds up, put by put, what `stores.lifecycle.publish` will spend; lives as long as one forecast.
 
     It is exact for a publish that nothing disturbs: no row is written twice, no answer lost, no replica behind.
     """

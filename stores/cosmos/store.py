@@ -4,7 +4,7 @@ import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from functools import partial
 
-from stores.catalogue import Catalogue, ReleaseId
+from stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef
 from stores.cosmos import forecast, scaling
 from stores.cosmos.batches import Batches, not_found
 from stores.cosmos.charges import load
@@ -23,7 +23,7 @@ from stores.cosmos.url import Address, parse
 from stores.cosmos.writer import Writer
 from stores.errors import StoreMisused
 from stores.forecast import Bill, Forecast
-from stores.store import Meter, Plan, Row, Slot
+from stores.store import Observer, Plan, Row, Slot
 
 READ_DEADLINE_S = 1.0
 """When a lookup is given up; callers bring shorter ones of their own."""
@@ -59,11 +59,10 @@ class CosmosStore:
         self._gentle = Patience(clock, Pace(clock, scaling.for_scanning(address)))
         self._scaling = Scaling(address, containers, patience, clock)
 
-    async def get_many(self, release: ReleaseId, keys: Sequence[str]) -> list[Slot]:
-        return await self._lookups.read(release, keys, READ_DEADLINE_S)
-
-    async def get_within(self, release: ReleaseId, keys: Sequence[str], timeout_s: float) -> list[Slot]:
-        return await self._lookups.read(release, keys, timeout_s)
+    async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
+        return await self._lookups.read(
+            ReleaseId(release.incarnation), keys, READ_DEADLINE_S if timeout_s is None else timeout_s
+        )
 
     async def catalogue(self) -> Catalogue:
         return await self._patience.insist(self._control.catalogue)
@@ -76,9 +75,6 @@ class CosmosStore:
             await self._items.close()
         finally:
             await self._containers.close()
-
-    def count_into(self, meter: Meter) -> None:
-        self._relay.meter = meter
 
     async def warnings(self) -> list[str]:
         live = (await self._control.catalogue()).live
@@ -99,40 +95,42 @@ class CosmosStore:
         publish = forecast.Publish(release, found, live=live, keep=keep)
         return await forecast.foresee(self._address, self._charges, publish, batches, unasked)
 
-    async def create(self, release: ReleaseId, plan: Plan) -> None:
+    async def create(self, draft: DraftRef, plan: Plan) -> None:
         scaling.check_room(self._address, plan)
         await self._patience.insist(self._control.check_writers)
-        container, born = container_of(release), scaling.for_writing(self._address)
+        container, born = container_of(ReleaseId(draft.incarnation)), scaling.for_writing(self._address)
         await self._patience.insist(partial(self._control.make, container, born))
         await self._writer.begin(container)
 
-    async def put(self, release: ReleaseId, rows: Sequence[Row]) -> None:
-        await self._writer.put(release, rows)
+    async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
+        await self._writer.put(ReleaseId(draft.incarnation), rows)
 
-    async def resume_point(self, release: ReleaseId) -> str | None:
-        return await self._batches.resume_point(release)
+    async def resume_point(self, draft: DraftRef, part: int = 0) -> str | None:
+        return await self._batches.resume_point(ReleaseId(draft.incarnation))
 
-    async def seal(self, release: ReleaseId) -> None:
-        await self._writer.seal(release)
+    async def seal(self, draft: DraftRef) -> None:
+        await self._writer.seal(ReleaseId(draft.incarnation))
 
-    def scan(self, release: ReleaseId) -> AsyncIterator[Row]:
-        return scan(self._batches_of, release)
+    def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
+        return scan(self._batches_of, ReleaseId(release.incarnation))
 
-    async def prepare(self, release: ReleaseId) -> None:
-        await self._batches.state(release)
-        await self._scaling.serve(container_of(release))
+    async def prepare(self, release: ReleaseRef) -> None:
+        await self._batches.state(ReleaseId(release.incarnation))
+        await self._scaling.serve(container_of(ReleaseId(release.incarnation)))
 
-    async def rest(self, release: ReleaseId) -> None:
+    async def rest(self, release: ReleaseRef) -> None:
         try:
-            await self._scaling.rest(container_of(release))
+            await self._scaling.rest(container_of(ReleaseId(release.incarnation)))
         except ContainerMissing as error:
-            raise not_found(release) from error
+            raise not_found(ReleaseId(release.incarnation)) from error
 
     async def swap(self, old: Catalogue, new: Catalogue) -> None:
         await self._control.swap(old, new)
 
-    async def erase(self, release: ReleaseId) -> None:
-        await self._patience.insist(partial(self._containers.delete_container, container_of(release)))
+    async def erase(self, release: ReleaseRef) -> None:
+        await self._patience.insist(
+            partial(self._containers.delete_container, container_of(ReleaseId(release.incarnation)))
+        )
 
     async def _batches_of(self, release: ReleaseId) -> Batches:
         """Read what is served slowly, so that lookups have something left, and all else as fast as may be."""
@@ -141,9 +139,9 @@ class CosmosStore:
         return self._batches
 
 
-def open_url(url: str) -> CosmosStore:
+def open_url(url: str, observer: Observer | None = None) -> CosmosStore:
     """Open `cosmos://ACCOUNT/DATABASE` or `cosmos+http(s)://HOST:PORT/DATABASE`; options: `stores.cosmos.url`."""
-    address, relay = parse(url), Relay()
+    address, relay = parse(url), Relay(observer)
     try:
         driver = _driver(address, relay)
         return CosmosStore(address, driver, containers_of(address, driver), relay)
@@ -151,7 +149,7 @@ def open_url(url: str) -> CosmosStore:
         raise StoreMisused(f"{error.name} is not installed; install it with: pip install 'hotplate[cosmos]'") from error
 
 
-def _driver(address: Address, meter: Meter) -> Driver:
+def _driver(address: Address, meter: Observer) -> Driver:
     if address.driver == "sdk":
         from stores.cosmos.sdk.driver import SdkDriver  # noqa: PLC0415 -- azure-cosmos is only for who asks for it
 

@@ -4,8 +4,8 @@ import asyncio
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
 
-from stores import catalogue_record
-from stores.catalogue import Catalogue, ReleaseId
+from stores import catalogue as catalogue_record
+from stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef
 from stores.errors import ReleaseConflict, ReleaseNotFound
 from stores.forecast import Forecast
 from stores.foreseeing import count
@@ -52,13 +52,15 @@ class RedisStore:
         self._turn = Turn(self._lookups, self._keys)
         self._writer = Writer(self._writes, self._keys)
 
-    async def get_many(self, release: ReleaseId, keys: Sequence[str]) -> list[Slot]:
+    async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
         if len(keys) <= MOST_KEYS:
-            return await self._turn.read(release, keys)
+            return await self._turn.read(ReleaseId(release.incarnation), keys)
         parts = (keys[start : start + MOST_KEYS] for start in range(0, len(keys), MOST_KEYS))
         return [
             slot
-            for slots in await asyncio.gather(*(self._turn.read(release, part) for part in parts))
+            for slots in await asyncio.gather(
+                *(self._turn.read(ReleaseId(release.incarnation), part) for part in parts)
+            )
             for slot in slots
         ]
 
@@ -89,52 +91,54 @@ class RedisStore:
         (await measure(self._control)).check(plan, self._keys.head(release), self._address.shown)
         return Forecast(plan.rows, plan.payload_bytes, fits=True)
 
-    async def create(self, release: ReleaseId, plan: Plan) -> None:
-        state = self._keys.state(release)
+    async def create(self, draft: DraftRef, plan: Plan) -> None:
+        state = self._keys.state(ReleaseId(draft.incarnation))
         if not await self._control.ask(b"EXISTS", state):  # what was let in before has part of its rows in already
             memory = await measure(self._control)
-            memory.check(plan, self._keys.head(release), self._address.shown)
+            memory.check(plan, self._keys.head(ReleaseId(draft.incarnation)), self._address.shown)
             await self._control.ask(b"SET", state, b"draft", b"NX")
 
-    async def put(self, release: ReleaseId, rows: Sequence[Row]) -> None:
-        await self._writer.put(release, rows)
+    async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
+        await self._writer.put(ReleaseId(draft.incarnation), rows)
 
-    async def resume_point(self, release: ReleaseId) -> str | None:
-        await self._present(release)
-        packed = await self._control.ask(b"LINDEX", self._keys.lists(release)[0], -1)
+    async def resume_point(self, draft: DraftRef, part: int = 0) -> str | None:
+        await self._present(ReleaseId(draft.incarnation))
+        packed = await self._control.ask(b"LINDEX", self._keys.lists(ReleaseId(draft.incarnation))[0], -1)
         return None if packed is None else bounds(packed)[1]
 
-    async def seal(self, release: ReleaseId) -> None:
-        if not await self._control.ask(b"EVAL", SEAL, 1, self._keys.state(release)):
-            raise _not_found(release)
+    async def seal(self, draft: DraftRef) -> None:
+        if not await self._control.ask(b"EVAL", SEAL, 1, self._keys.state(ReleaseId(draft.incarnation))):
+            raise _not_found(ReleaseId(draft.incarnation))
 
-    async def scan(self, release: ReleaseId) -> AsyncIterator[Row]:
-        await self._present(release)
-        head, state = self._keys.head(release), self._keys.state(release)
-        for group in overlapping(await self._spans(release)):
+    async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
+        await self._present(ReleaseId(release.incarnation))
+        head, state = self._keys.head(ReleaseId(release.incarnation)), self._keys.state(ReleaseId(release.incarnation))
+        for group in overlapping(await self._spans(ReleaseId(release.incarnation))):
             packed = [await self._control.ask(b"LINDEX", span.source, span.place) for span in group]
             keys = sorted({key for batch in packed if batch is not None for key in unpack(batch)})
             for start in range(0, len(keys), MOST_KEYS):
                 part = keys[start : start + MOST_KEYS]
                 present, *values = await self._control.ask(b"MGET", state, *[head + key for key in part])
                 if present is None:
-                    raise _not_found(release)
+                    raise _not_found(ReleaseId(release.incarnation))
                 for key, value in zip(part, values, strict=True):
                     if value is not None:
                         yield Row(key, value)
 
-    async def prepare(self, release: ReleaseId) -> None:
-        await self._present(release)
+    async def prepare(self, release: ReleaseRef) -> None:
+        await self._present(ReleaseId(release.incarnation))
 
     async def swap(self, old: Catalogue, new: Catalogue) -> None:
         names, record = (self._keys.catalogue, self._keys.changes), catalogue_record.dump(new)
         if not await self._control.ask(b"EVAL", SWAP, 2, *names, old.store_id, old.generation, old.token, record):
             raise ReleaseConflict("the catalogue was changed by somebody else first")
 
-    async def erase(self, release: ReleaseId) -> None:
-        head, pace = self._keys.head(release), Pace(time.monotonic, most=ERASING)
-        await self._control.ask(b"DEL", self._keys.state(release))  # first: nobody reads or writes it from here on
-        for source in self._keys.lists(release):
+    async def erase(self, release: ReleaseRef) -> None:
+        head, pace = self._keys.head(ReleaseId(release.incarnation)), Pace(time.monotonic, most=ERASING)
+        await self._control.ask(
+            b"DEL", self._keys.state(ReleaseId(release.incarnation))
+        )  # first: nobody reads or writes it from here on
+        for source in self._keys.lists(ReleaseId(release.incarnation)):
             while (packed := await self._control.ask(b"LINDEX", source, -1)) is not None:
                 keys, wire, started = unpack(packed), await self._control.wire(), time.monotonic()
                 unlinked = wire.ask(b"UNLINK", *[head + key for key in keys])

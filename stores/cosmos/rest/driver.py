@@ -27,9 +27,8 @@ from stores.cosmos.throughput import Throughput
 from stores.cosmos.token import Credential, TokenSigner, default_credential
 from stores.cosmos.url import Address
 from stores.errors import StoreError, StoreMisused
-from stores.pool import Pool
-from stores.store import Meter
-from stores.wire import Answer, Transport
+from stores.http1 import ConnectionPool, Response, Transport
+from stores.store import Observer
 
 CONNECTIONS = 128
 """At most, to one endpoint: enough for 2,500 reads/s from a continent away, at 50 ms each."""
@@ -52,7 +51,7 @@ class RestDriver:
     def __init__(
         self,
         address: Address,
-        meter: Meter,
+        meter: Observer,
         *,
         credential: Credential | None = None,
         clock: Callable[[], float] = time.time,
@@ -120,7 +119,7 @@ class RestDriver:
         answer = await self._fresh(container, name, DEADLINE_S)
         return self._judge.understood(lambda: _look_of(answer, name))
 
-    async def _fresh(self, container: str, name: str, timeout_s: float) -> Answer:
+    async def _fresh(self, container: str, name: str, timeout_s: float) -> Response:
         """Return the answer to a read that sees what this driver wrote: the item, or that there is none."""
         await self._regions.known(timeout_s)
         headers = keyed(name)
@@ -187,7 +186,7 @@ class RestDriver:
         await self._regions.close()
         await self._signer.close()
 
-    def _refused(self, answer: Answer, container: str) -> StoreError:
+    def _refused(self, answer: Response, container: str) -> StoreError:
         """Return what a refusal means; where the region is not the one for it, or the container is gone, act on it."""
         error = self._judge.refused(answer)
         if isinstance(error, ContainerMissing):
@@ -197,7 +196,7 @@ class RestDriver:
         return error
 
 
-def _look_of(answer: Answer, name: str) -> Look:
+def _look_of(answer: Response, name: str) -> Look:
     now = date_of(answer)
     if now is None:
         raise Malformed("no date")
@@ -238,6 +237,8 @@ def _by_tcp(address: Address) -> Carry:
     def carry(url: str) -> Transport:
         parts = urlsplit(url)
         port = parts.port or DEFAULT_PORTS[parts.scheme]
-        return Pool(parts.hostname or "", port, size=CONNECTIONS, tls=context if parts.scheme == "https" else None)
+        return ConnectionPool(
+            parts.hostname or "", port, size=CONNECTIONS, tls=context if parts.scheme == "https" else None
+        )
 
     return carry

@@ -12,8 +12,8 @@ from stores.cosmos.errors import UNANSWERED, CosmosThrottled, CosmosUnavailable,
 from stores.cosmos.rest.requests import Requests
 from stores.cosmos.signing import Signer
 from stores.errors import StoreError
-from stores.store import Meter
-from stores.wire import Answer, Transport, WireFailed
+from stores.http1 import RequestFailed, Response, Transport
+from stores.store import Observer
 
 T = TypeVar("T")
 
@@ -21,13 +21,13 @@ T = TypeVar("T")
 class Judge:
     """Turns what comes back into our errors, and tells the meter; lives as long as its driver."""
 
-    def __init__(self, shown: str, meter: Meter, signer: Signer, clock: Callable[[], float]) -> None:
+    def __init__(self, shown: str, meter: Observer, signer: Signer, clock: Callable[[], float]) -> None:
         self.shown = shown
         self._meter = meter
         self._signer = signer
         self._clock = clock
 
-    def charge(self, answer: Answer) -> float:
+    def charge(self, answer: Response) -> float:
         """Tell the meter of an answer's charge, and return it. Raises Malformed."""
         ru = charge_ru(answer)
         self._meter.charged(ru)
@@ -37,7 +37,7 @@ class Judge:
         """Tell the meter of an attempt that failed before anything could be asked."""
         self._meter.failed(error.kind)
 
-    def unanswered(self, failure: WireFailed) -> CosmosUnavailable:
+    def unanswered(self, failure: RequestFailed) -> CosmosUnavailable:
         """Count and translate an attempt without an answer."""
         self._meter.failed(failure.kind)
         return CosmosUnavailable(f"{self.shown} {UNANSWERED[failure.kind]}{_why(failure.__cause__)}", failure.kind)
@@ -54,7 +54,7 @@ class Judge:
         except Malformed as error:
             raise self.nonsense(error) from error
 
-    def refused(self, answer: Answer) -> StoreError:
+    def refused(self, answer: Response) -> StoreError:
         """Count and translate an answer that is no success."""
         try:
             self.charge(answer)
@@ -86,7 +86,7 @@ class Endpoint:
         headers: bytes = b"",
         body: bytes = b"",
         timeout_s: float = DEADLINE_S,
-    ) -> Answer:
+    ) -> Response:
         """Return the answer to one request, whatever its status; raises CosmosUnavailable where there is none.
 
         A token that is refused is renewed, and the request sent again, once.
@@ -99,12 +99,12 @@ class Endpoint:
             answer = await self.send(make, due_s)
         return answer
 
-    async def send(self, make: Callable[[], bytes], due_s: float, *, again: bool = False) -> Answer:
+    async def send(self, make: Callable[[], bytes], due_s: float, *, again: bool = False) -> Response:
         """Send what *make* makes; *again*, once, where it met a connection that had ended before it was needed."""
         loop = asyncio.get_running_loop()
         try:
-            return await self.transport.ask(make(), due_s - loop.time())
-        except WireFailed as failure:
+            return await self.transport.request(make(), due_s - loop.time())
+        except RequestFailed as failure:
             error = self._judge.unanswered(failure)
             if not failure.stale or not again:
                 raise error from failure
@@ -124,7 +124,7 @@ class Endpoint:
                 self._judge.count(error)
                 raise
 
-    async def renewed(self, refused: Answer, due_s: float) -> bool:
+    async def renewed(self, refused: Response, due_s: float) -> bool:
         """Get another token in the place of one that was refused; False where there is none, or none in time."""
         try:
             async with asyncio.timeout_at(due_s):

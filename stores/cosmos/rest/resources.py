@@ -11,7 +11,7 @@ from stores.cosmos.offers import AUTOSCALE, MANUAL, offer_of
 from stores.cosmos.rest.endpoint import Endpoint, Judge
 from stores.cosmos.rest.regions import Regions
 from stores.cosmos.throughput import Throughput
-from stores.wire import Answer
+from stores.http1 import Response
 
 JSON = b"content-type: application/json\r\n"
 QUERY = b"content-type: application/query+json\r\nx-ms-documentdb-isquery: True\r\n"
@@ -90,14 +90,14 @@ class Resources:
         await self._regions.known(DEADLINE_S)
         return self._regions.written
 
-    def _made(self, answer: Answer) -> bool:
+    def _made(self, answer: Response) -> bool:
         if answer.status == 409:
             self._told(answer, success=False)
             return False
         self._told(answer)
         return True
 
-    def _told(self, answer: Answer, *, success: bool = True, body: bool = True) -> dict[str, Any]:
+    def _told(self, answer: Response, *, success: bool = True, body: bool = True) -> dict[str, Any]:
         """Return the object that an answer is, its charge counted; raises what it says where it is no success."""
         if success and answer.status not in (200, 201, 204):
             raise self._judge.refused(answer)

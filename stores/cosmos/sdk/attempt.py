@@ -25,8 +25,8 @@ from azure.core.pipeline.transport import AsyncHttpResponse, HttpRequest
 from stores.cosmos.answers import Malformed, charge_ru, is_absent, object_of, refusal_of
 from stores.cosmos.errors import UNANSWERED, CosmosThrottled, CosmosUnavailable, Kind, shown, translated
 from stores.errors import StoreError
-from stores.store import Meter
-from stores.wire import Answer
+from stores.http1 import Response
+from stores.store import Observer
 
 ANSWERS = (409, 412)
 """Refusals that the SDK is left to raise: the id is taken, the version has changed."""
@@ -49,7 +49,7 @@ class Told(AzureError):
 class OneAttempt(AsyncHTTPPolicy[HttpRequest, AsyncHttpResponse]):
     """The step of one client, as long as that lives."""
 
-    def __init__(self, where: str, advice: str, meter: Meter, learnt: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, where: str, advice: str, meter: Observer, learnt: Callable[[dict[str, Any]], None]) -> None:
         """Take the store's URL without secrets, what to do where it does not let us in, and who counts.
 
         *learnt* hears whatever the account says of itself.
@@ -81,7 +81,7 @@ class OneAttempt(AsyncHTTPPolicy[HttpRequest, AsyncHttpResponse]):
             raise Told(ours) from error
         return response
 
-    def _check(self, answer: Answer, path: str, asked_at: float) -> None:
+    def _check(self, answer: Response, path: str, asked_at: float) -> None:
         if answer.status < 400:
             told = object_of(answer) if answer.body else {}
             if not path:
@@ -126,10 +126,10 @@ def _kind(error: Exception) -> Kind:
     return "malformed"
 
 
-def answer_of(status: int, headers: Mapping[str, str], body: bytes = b"") -> Answer:
+def answer_of(status: int, headers: Mapping[str, str], body: bytes = b"") -> Response:
     """Return an answer of the SDK as one of ours."""
     head = "".join(f"\r\n{name}:{value}" for name, value in headers.items()) + "\r\n\r\n"
-    return Answer(status, head.encode("latin-1", "replace"), body)
+    return Response(status, head.encode("latin-1", "replace"), body)
 
 
 def _body(response: PipelineResponse[HttpRequest, AsyncHttpResponse]) -> bytes:

@@ -19,7 +19,7 @@ from stores.cosmos.driver import DEADLINE_S
 from stores.cosmos.sdk.attempt import OneAttempt
 from stores.cosmos.signing import KeySigner
 from stores.cosmos.url import Address
-from stores.store import Meter
+from stores.store import Observer
 
 if TYPE_CHECKING:
     from azure.core.credentials_async import AsyncTokenCredential
@@ -36,7 +36,7 @@ ENTRA_ADVICE = "Entra ID gave no token that this account takes; sign in, or give
 class Clients:
     """What the clients of one driver share: connections, TLS, and who they are; lives as long as the driver."""
 
-    def __init__(self, address: Address, meter: Meter, credential: "AsyncTokenCredential | None") -> None:
+    def __init__(self, address: Address, meter: Observer, credential: "AsyncTokenCredential | None") -> None:
         """Take the account; *credential* is in the place of the one that azure-identity finds by itself."""
         self.address = address
         self.meter = meter

@@ -23,7 +23,7 @@ from stores.cosmos.sdk.client import Clients, Way
 from stores.cosmos.sdk.ways import Ways
 from stores.cosmos.throughput import Throughput
 from stores.cosmos.url import Address
-from stores.store import Meter
+from stores.store import Observer
 
 if TYPE_CHECKING:
     from azure.core.credentials_async import AsyncTokenCredential
@@ -37,7 +37,7 @@ LEAST_S = 0.001
 class SdkDriver:
     """See `Driver`; lives as long as its store, on one event loop."""
 
-    def __init__(self, address: Address, meter: Meter, credential: "AsyncTokenCredential | None" = None) -> None:
+    def __init__(self, address: Address, meter: Observer, credential: "AsyncTokenCredential | None" = None) -> None:
         """Take the database and who counts; *credential* is in the place of what azure-identity finds by itself."""
         self._address = address
         self._meter = meter

@@ -1,0 +1,280 @@
+"""The traffic of one run: hands each due request to a free connection, and hears what becomes of it."""
+
+import asyncio
+import contextlib
+import random
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+
+from bench.loadgen import pace
+from bench.loadgen.recorder import Progress, Recorder
+from bench.loadgen.result import Result, Spent
+from bench.loadgen.traffic import Load
+from bench.process import collector_off, spent_s
+from stores.http1 import Connection, Kind
+
+SWEEP_S = 0.02  # how often requests are looked through for those out of time
+
+Sent = tuple[float, bytes]
+"""When a request was due, by the generator's clock, and its bytes."""
+Wire = Connection[Sent]
+Clock = Callable[[], float]
+Begin = Callable[[], Awaitable[float]]
+"""Awaited once the connections are open; returns when the run begins, by the generator's clock."""
+Connect = Callable[[Callable[[], Wire]], Awaitable[object]]
+"""Opens one connection for the protocol that it is given a maker of. Raises OSError."""
+
+
+class Generator:
+    """The connections and the queue of one run; lives for that run.
+
+    Time comes from *clock*, is waited for by *keep_pace*, and connections are made by *connect*, so that a run can also
+    be made in virtual time.
+    """
+
+    def __init__(
+        self,
+        load: Load,
+        *,
+        clock: Clock = time.monotonic,
+        keep_pace: pace.Pace | None = None,
+        connect: Connect | None = None,
+    ) -> None:
+        self._load = load
+        self._clock = clock
+        self._keep_pace = keep_pace or (pace.spin if load.spin else pace.sleep)
+        self._open_one = connect or self._connect_by_tcp
+        self._requests = load.asked.rendered(load.url.partition("://")[2].rstrip("/"), load.headers)
+        self._plan = load.plan
+        self._dues = iter(()) if self._plan is None else self._plan.dues()
+        self._next_s: float | None = next(self._dues, None)
+        self._open: set[Wire] = set()
+        self._idle: deque[Wire] = deque()
+        self._waiting: deque[float] = deque()
+        self._opening: set[asyncio.Task[None]] = set()
+        self._stopped = asyncio.Event()
+        self._fault: Exception | None = None
+        self._start_s = self._end_s = self._last_sent_s = 0.0
+        self._next_mark_s = float("inf")
+        self._chance = random.Random(1)  # noqa: S311 -- pauses that are the same in every run, nothing secret
+        self._tls = load.tls()
+        self._book = Recorder(load.observe, load.sample_every, load.tally)
+
+    async def run(self, begin: Begin | None = None) -> Result:
+        """Connect, run the load, wait for what is in flight, and tell. Raises what the load's `check` raised."""
+        sweep = asyncio.ensure_future(self._sweep())
+        try:
+            for _ in range(self._load.connections):
+                self._connect()
+            await asyncio.wait(self._opening)
+            with collector_off():
+                self._start_s = self._clock() if begin is None else await begin()
+                self._next_mark_s = self._start_s + 1
+                before_s, started_s = spent_s(), self._clock()
+                await self._traffic()
+                now_s = spent_s()
+                spent = Spent(now_s[0] - before_s[0], now_s[1] - before_s[1], self._clock() - started_s)
+        finally:
+            await self._finish(sweep)
+        if self._fault:
+            raise self._fault
+        return self._result(spent)
+
+    def stop(self) -> None:
+        """End the run early: nothing more falls due, and what is in flight is waited for."""
+        self._next_s = None
+        self._end_s = 0.0
+        self._stopped.set()
+
+    def progress(self) -> Progress:
+        """Tell where the run is."""
+        in_flight = len(self._open) - len(self._idle)
+        return self._book.progress(self._clock() - self._start_s, in_flight, len(self._waiting))
+
+    async def _traffic(self) -> None:
+        self._end_s = self._start_s + self._load.duration_s
+        if self._plan is None:
+            await asyncio.sleep(self._start_s - self._clock())
+            for _ in range(self._load.connections):
+                self._offer_after(self._chance.random() * self._load.think_s if self._load.think_spread else 0.0)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopped.wait(), self._load.duration_s)
+        else:
+            await self._keep_pace(self._offer_due)
+        while self._unfinished():  # noqa: ASYNC110 -- an event would have to be looked after on every answer
+            await asyncio.sleep(pace.LOOP_TICK_S)
+
+    async def _finish(self, sweep: asyncio.Task[None]) -> None:
+        self._end_s = 0.0  # nothing is sent again,
+        self._waiting.clear()  # and nothing opened
+        for connection in list(self._open):
+            connection.close()
+        tasks = [sweep, *self._opening]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _unfinished(self) -> bool:
+        return bool(self._waiting) or any(connection.tag is not None for connection in self._open)
+
+    def _offer_due(self) -> float | None:
+        """Offer all requests that are due by now; return when the next one is."""
+        while self._next_s is not None and not self._fault:
+            due_s = self._start_s + self._next_s
+            if due_s > self._clock():
+                return due_s
+            self._next_s = next(self._dues, None)
+            self._offer(due_s)
+            self._book.late((self._last_sent_s if self._last_sent_s > due_s else self._clock()) - due_s)
+        return None
+
+    def _offer(self, due_s: float) -> None:
+        self._book.due += 1
+        if self._idle:
+            self._send(self._idle.popleft(), due_s)
+        elif len(self._waiting) < self._load.backlog:
+            self._waiting.append(due_s)
+            self._connect_if_short()
+        else:
+            self._book.dropped += 1
+
+    def _send(self, connection: Wire, due_s: float) -> None:
+        self._book.sent += 1
+        request = next(self._requests)
+        connection.send(request, (due_s, request))
+        self._last_sent_s = self._clock()
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            now_s = self._clock()
+            if now_s >= self._next_mark_s:
+                self._next_mark_s += 1
+                self._book.mark()
+            oldest_s = now_s - self._load.timeout_s
+            while self._waiting and self._waiting[0] < oldest_s:
+                self._waiting.popleft()
+                self._failed("timeout")
+            for connection in list(self._open):
+                if connection.tag is not None and connection.tag[0] < oldest_s:
+                    connection.fail("timeout")
+
+    def _connect_if_short(self) -> None:
+        """Connections are opened anew only when a request wants one, so a server that hangs up meets no storm."""
+        if len(self._opening) < len(self._waiting) and len(self._open) + len(self._opening) < self._load.connections:
+            self._connect()
+
+    def _connect(self) -> None:
+        task = asyncio.ensure_future(self._establish())
+        self._opening.add(task)
+
+        def settle(_: asyncio.Task[None]) -> None:
+            self._opening.discard(task)
+            if not task.cancelled():
+                self._connect_if_short()
+
+        task.add_done_callback(settle)
+
+    async def _establish(self) -> None:
+        try:
+            async with asyncio.timeout(self._load.timeout_s):
+                await self._open_one(lambda: Connection(self, headers=bool(self._load.tally)))
+        except OSError:  # a timeout is one, too
+            self._book.refused += 1
+            if self._waiting:
+                self._waiting.popleft()
+                self._failed("connect")
+
+    async def _connect_by_tcp(self, make: Callable[[], Wire]) -> None:
+        await asyncio.get_running_loop().create_connection(make, self._load.host, self._load.port, ssl=self._tls)
+
+    def ready(self, connection: Wire) -> None:
+        """See `stores.http1.Owner`."""
+        if connection not in self._open:
+            self._open.add(connection)
+            self._book.opened += 1
+        if self._waiting:
+            self._send(connection, self._waiting.popleft())
+        else:
+            self._idle.append(connection)
+
+    def answered(self, connection: Wire, tag: Sent) -> None:
+        """See `stores.http1.Owner`."""
+        due_s, request = tag
+        latency_s = self._clock() - due_s
+        status, body = connection.status, connection.body
+        self._book.seen(request, status, body)
+        if self._load.tally:
+            self._book.tally(status, connection.head)
+        try:
+            kind = self._load.check(status, body)
+        except Exception as error:  # noqa: BLE001 -- kept, to end the run with it; the event loop would only log it
+            self._fault = error
+            kind = "check"
+        if kind is None:
+            self._book.good(latency_s)
+            self._again()
+        else:
+            self._failed(kind)
+
+    def failed(self, tag: Sent, kind: Kind) -> None:
+        """See `stores.http1.Owner`."""
+        del tag  # an error has no latency
+        self._failed(kind)
+
+    def _failed(self, kind: str) -> None:
+        self._book.errors[kind] += 1
+        self._again()
+
+    def gone(self, connection: Wire, *, unasked: bool) -> None:
+        """See `stores.http1.Owner`."""
+        self._open.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+        self._book.unasked += unasked
+        self._connect_if_short()
+
+    def _again(self) -> None:
+        """In a closed loop each end of a request makes the next one due, at once or after a pause for thought."""
+        if self._plan is not None:
+            return
+        think_s, spread = self._load.think_s, self._load.think_spread
+        self._offer_after(think_s * self._chance.uniform(1 - spread, 1 + spread) if spread else think_s)
+
+    def _offer_after(self, pause_s: float) -> None:
+        if pause_s:
+            asyncio.get_running_loop().call_later(pause_s, self._offer_one)
+        else:
+            self._offer_one()
+
+    def _offer_one(self) -> None:
+        if not self._fault and (now_s := self._clock()) < self._end_s:
+            self._offer(now_s)
+
+    def _result(self, spent: Spent) -> Result:
+        load, book = self._load, self._book
+        elapsed_s = self._last_sent_s - self._start_s
+        return Result(
+            url=load.url,
+            asked_rate=None if self._plan is None else self._plan.rate,
+            think_s=load.think_s,
+            spin=load.spin,
+            connections=load.connections,
+            duration_s=elapsed_s if self._stopped.is_set() else max(load.duration_s, elapsed_s),
+            interrupted=self._stopped.is_set(),
+            due=book.due,
+            sent=book.sent,
+            dropped=book.dropped,
+            errors=dict(book.errors),
+            statuses=dict(book.statuses),
+            tallied=dict(book.tallied),
+            opened=book.opened,
+            refused=book.refused,
+            unasked=book.unasked,
+            seen=book.values,
+            spent=(spent,),
+            samples=tuple(book.samples),
+            seconds=book.seconds(),
+            lags_s=book.lags_s,
+        )

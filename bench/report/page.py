@@ -1,0 +1,208 @@
+"""A report as one HTML file that asks nobody for anything: no scripts, no fonts, no requests, and it says so itself."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from bench import comparison_page
+from bench.loadgen.histogram import ENOUGH
+from bench.loadgen.objective import PERCENTS
+from bench.reference import page as reference_page
+from bench.report import plots, units
+from bench.report.markup import escaped, section, table
+from bench.report.report import ERRORS, RATE, WHILE_WRITTEN, Report, Series
+from bench.ru import page as ru_page
+
+TEMPLATE = Path(__file__).with_name("page.html")
+HEADLINES = ("p50", "p99", "p99.9")
+
+OPEN = (
+    "Open loop: requests fall due by a schedule that does not wait for answers, and each latency runs from when its "
+    "request was due, so what a stall kept waiting is charged to it."
+)
+CLOSED = (
+    "Closed loop: each connection sends its next request only when the last one is answered. While the server stalls, "
+    "nothing is sent and nothing is counted, so the latencies flatter; quote the rate of such a run, and nothing else."
+)
+LIMITS = f"""
+Latency is what the client sees, its own reading and the network's way included; how late the generator itself was
+stands under lag. Answers that were errors have no latency here, so look at errors and percentiles together.
+
+Histograms hold 3 digits from 1 µs to 60 s. A percentile with fewer than {ENOUGH} samples beyond it is marked, as it is
+an anecdote.
+
+An interval is Student's t, 95 %, over the rounds' logarithms; the mean of rounds is the geometric one. It speaks of
+chance within this measurement, not of another machine, another day or another load.
+
+Where generator and server share a machine, each takes CPU and cache from the other.
+"""
+
+
+def page(report: Report) -> str:
+    """Lay out the whole file."""
+    facts = report.machine
+    compared = report.extra.get("comparison", {})
+    subject = report.extra.get("subject") or report.configuration.get("url") or " and ".join(compared.get("stores", []))
+    title = f"hotplate bench {report.kind}: {subject}"
+    parts = [
+        f"<h1>{escaped(title)}</h1>",
+        f'<p class="soft">{escaped(facts["date"])} · {escaped(facts["cpu"])}, {facts["cores"]} cores</p>',
+        _verdict(report),
+    ]
+    rounds = [each for each in report.series if each.rounds]
+    if len(rounds) == 1:
+        parts += [_tiles(rounds[0]), _percentiles(rounds[0])]
+    if compared:
+        parts += comparison_page.sections(compared)
+    if swept := report.extra.get("ru"):
+        parts += ru_page.sections(swept)
+    if reproduced := report.extra.get("reference"):
+        parts += reference_page.sections(reproduced)
+    parts += _knees(report.extra)
+    if rounds:
+        parts.append(section("Percentile spectrum", plots.spectrum(rounds)))
+    if "sweep" not in report.extra:
+        lasting = [each for each in rounds if not each.name.endswith(WHILE_WRITTEN)]
+        parts += [section(f"Second by second{_of(each, rounds)}", plots.timeline(each)) for each in lasting]
+    if rounds:
+        parts.append(_outcomes(rounds, report.extra))
+    parts += [_method(report), _setting(report)]
+    return Template(TEMPLATE.read_text()).substitute(title=escaped(title), body="\n".join(parts))
+
+
+def _verdict(report: Report) -> str:
+    rounds = [each for series in report.series for each in series.rounds]
+    said = [*report.doubts, *report.extra.get("doubts", [])]
+    if report.interrupted:
+        said.append("it was stopped before its end")
+    wrong = report.extra.get("checked", {}).get("wrong", 0)
+    if wrong:
+        said.append(f"{wrong} of {report.extra['checked']['compared']} compared answers were wrong")
+    if not rounds and "search" in report.extra:
+        said.append(f"no rate was inside the objective {report.extra['search']['objective']}")
+    if said:
+        listed = "".join(f"<li>{escaped(doubt)}</li>" for doubt in said)
+        what = "Invalid: these figures do not measure what was asked." if report.doubts else "Look out:"
+        return f'<div class="verdict bad"><strong>{what}</strong><ul>{listed}</ul></div>'
+    if holds := report.extra.get("holds"):
+        return f'<div class="verdict"><strong>Valid.</strong> {escaped(holds)}</div>'
+    lags = [each.facts["lag_us"]["p99"] for each in rounds if each.facts["lag_us"]]
+    told = f" Its lag was at most {units.told(max(lags))} at p99." if lags else ""
+    left_out = len(report.extra.get("comparison", {}).get("left_out", []))
+    which = f"every round that counts; left out, as it did not: {left_out}" if left_out else "every round"
+    return f'<div class="verdict"><strong>Valid.</strong> The generator kept its schedule in {which}.{told}</div>'
+
+
+def _tiles(shown: Series) -> str:
+    summary = shown.summary()
+    tiles = [(units.told(summary[name]["pooled"]), name) for name in HEADLINES]
+    tiles.append((f"{summary[RATE]['mean']:,.0f}/s", "good answers"))
+    errors = shown.values(ERRORS)
+    tiles.append((f"{sum(errors) / len(errors):.3%}".replace("0.000%", "none"), "errors and drops"))
+    made = "".join(f'<div class="tile"><b>{escaped(value)}</b><span>{name}</span></div>' for value, name in tiles)
+    return f'<div class="tiles">{made}</div>'
+
+
+def _percentiles(shown: Series) -> str:
+    summary, pooled = shown.summary(), shown.histogram
+    several = len(shown.rounds) > 1
+    rows = []
+    for name in PERCENTS:
+        found = summary[name]
+        note = "" if found["backed"] else f"fewer than {ENOUGH} samples beyond it"
+        spread = [units.told(found["mean"]), _between(found)] if several else []
+        rows.append([name, units.told(found["pooled"]), *spread, note])
+    rows.append(["mean", units.told(pooled.mean_us), *(["", ""] if several else []), "says little about latencies"])
+    headings = ["", "all rounds", *(["mean of rounds", "95 % interval"] if several else []), ""]
+    return section(
+        "Latency", table(headings, rows, numbers=range(1, len(headings) - 1)), f"{pooled.count:,} good answers."
+    )
+
+
+def _between(found: Mapping[str, Any]) -> str:
+    return "" if found["low"] is None else f"{units.told(found['low'])} … {units.told(found['high'])}"
+
+
+def _knees(extra: Mapping[str, Any]) -> list[str]:
+    parts = []
+    if found := extra.get("search"):
+        best = f"{found['highest']:,.0f} requests/s" if found["highest"] else "none"
+        text = f"Highest rate inside the objective ({found['objective']}), to 5 %: {best}."
+        parts.append(section("The knee", plots.search(found), text))
+    if found := extra.get("sweep"):
+        text = (
+            f"{found['parallel']} requests at a time, closed loop. The knee, the smallest batch that gives 90 % of the "
+            f"most users/s: {found['knee'] or 'none'}. Larger ones add latency and hardly anything else. "
+            "Users who were given the popular list do not count."
+        )
+        rows = [
+            [
+                f"{each['at']:,g}",
+                f"{each['per_s']:,.0f}",
+                *(units.told(each[f"{name}_us"]) for name in ("p50", "p99")),
+                f"{each['popular']:.1%}",
+            ]
+            for each in found["points"]
+        ]
+        shown = table(["users in a request", "users/s", "p50", "p99", "popular"], rows, numbers=range(5))
+        parts.append(section("By size of batch", plots.sweep(found) + shown, text))
+    return parts
+
+
+def _outcomes(rounds: Sequence[Series], extra: Mapping[str, Any]) -> str:
+    facts = [each.facts for series in rounds for each in series.rounds]
+    rows = [
+        ["due, sent, good", " · ".join(f"{sum(each[name] for each in facts):,}" for name in ("due", "sent", "ok"))],
+        ["errors", _counted(each["errors"] for each in facts)],
+        ["dropped", f"{sum(each['dropped'] for each in facts):,}"],
+        ["status codes", _counted(each["statuses"] for each in facts)],
+    ]
+    rows += [
+        [name, _counted(each["seen"].get(name, {}) for each in facts)]
+        for name in sorted({name for each in facts for name in each["seen"]})
+    ]
+    if checked := extra.get("checked"):
+        fell_back = f"{checked['fallback']:,} fell back to popular"
+        said = f"{checked['compared']:,} compared, {checked['wrong']:,} wrong, {fell_back}"
+        rows.append(["lists beside the store's", "; ".join([said, *checked["examples"]])])
+    lags = [each["lag_us"] for each in facts if each["lag_us"]]
+    if lags:
+        lag = [units.told(max(each[name] for each in lags)) for name in ("p50", "p99", "max")]
+        rows.append(["lag of the generator, worst round", f"p50 {lag[0]}, p99 {lag[1]}, max {lag[2]}"])
+    cpu = [each["cpu_us_per_request"] for each in facts]
+    if cpu:
+        rows.append(["CPU of the generator", f"{min(cpu):.1f} … {max(cpu):.1f} µs a request"])
+    return section("What became of the requests", table(["", ""], rows))
+
+
+def _counted(counts: Iterable[Mapping[str, int]]) -> str:
+    total = dict[str, int]()
+    for each in counts:
+        for name, count in each.items():
+            total[name] = total.get(name, 0) + count
+    return ", ".join(f"{name or '(none)'} {count:,}" for name, count in sorted(total.items())) or "none"
+
+
+def _method(report: Report) -> str:
+    modes = {each.facts["mode"] for series in report.series for each in series.rounds}
+    told = [text for mode, text in (("open loop", OPEN), ("closed loop", CLOSED)) if mode in modes]
+    own = report.extra.get("method") or report.extra.get("comparison", {}).get("method", [])
+    return section(
+        "What is measured, and what is not",
+        "".join(f"<p>{escaped(line)}</p>" for line in (*own, *told, *LIMITS.strip().split("\n\n"))),
+    )
+
+
+def _setting(report: Report) -> str:
+    shown = {**report.configuration, **report.machine}
+    rows = [
+        [name, ", ".join(f"{key} {one}" for key, one in value.items()) if isinstance(value, Mapping) else str(value)]
+        for name, value in shown.items()
+        if value not in (None, [], {}, "", False)
+    ]
+    return section("Configuration and machine", table(["", ""], rows))
+
+
+def _of(shown: Series, among: Sequence[Series]) -> str:
+    return f": {shown.name}" if len(among) > 1 else ""

@@ -1,0 +1,196 @@
+"""Plots for a report, as SVG to stand inside a page: its colours are the page's own, so they follow light and dark."""
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+from bench.report import units
+from bench.report.report import Series
+
+INK, FAINT, BAD = "#010101", "#020202", "#030303"
+LINES = ("#0a0001", "#0a0002", "#0a0003", "#0a0004", "#0a0005", "#0a0006")
+VARIABLES = {INK: "--ink", FAINT: "--faint", BAD: "--bad"} | {
+    colour: f"--line-{place}" for place, colour in enumerate(LINES, 1)
+}
+"""What matplotlib is told to draw in, and the page's variable that takes its place."""
+
+STYLE: Any = {  # of a type that would name every setting of matplotlib
+    "axes.edgecolor": FAINT,
+    "axes.grid": True,
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # measured with; shown in the page's own
+    "font.size": 10,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.4,
+    "legend.frameon": False,
+    "legend.labelcolor": INK,
+    "lines.linewidth": 1.6,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "hotplate",
+    "text.color": INK,
+    "xtick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.color": FAINT,
+    "ytick.labelcolor": INK,
+}
+WIDE, HIGH = 9.0, 3.6
+PERCENTS = (50.0, 90.0, 99.0, 99.9, 99.99, 99.999)
+
+
+def spectrum(shown: Sequence[Series]) -> str:
+    """Draw latency over percentile; the scale stretches towards 100 %, where the trouble is."""
+    with rc_context(STYLE):
+        figure, axes = _figure()
+        most = max((each.histogram.count for each in shown), default=0)
+        for each, colour in zip(shown, LINES * len(shown), strict=False):
+            points = [(percent, us) for percent, us in each.histogram.spectrum() if percent < 100]
+            axes.plot([100 / (100 - percent) for percent, _ in points], [us for _, us in points], color=colour)
+            if len(shown) > 1:
+                axes.lines[-1].set_label(each.name)
+        axes.set_xscale("log")
+        ticks = [percent for percent in PERCENTS if most * (100 - percent) / 100 >= 1] or [50.0]
+        axes.xaxis.set_major_locator(FixedLocator([100 / (100 - percent) for percent in ticks]))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 - 100 / x:g} %"))
+        axes.xaxis.set_minor_locator(NullLocator())
+        latency_scale(axes)
+        axes.set_xlabel("part of the requests that were at least this fast")
+        legend(axes)
+        return svg(figure)
+
+
+def timeline(shown: Series) -> str:
+    """Draw every second of every round: latencies above, good answers and failures below."""
+    seconds = [second for each in shown.rounds for second in each.facts["seconds"]]
+    at = list(range(1, len(seconds) + 1))
+    with rc_context(STYLE):
+        figure = Figure(figsize=(WIDE, HIGH * 1.35))
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1), gridspec_kw={"hspace": 0.3})
+        for name, colour in (("max", LINES[2]), ("p99", LINES[1]), ("p50", LINES[0])):
+            above.plot(at, [second[f"{name}_us"] or float("nan") for second in seconds], color=colour, label=name)
+        latency_scale(above)
+        legend(above)
+        below.step(at, [second["ok"] for second in seconds], where="mid", color=LINES[0], label="good answers/s")
+        failed = [second["failed"] + second["dropped"] for second in seconds]
+        if any(failed):
+            below.step(at, failed, where="mid", color=BAD, label="errors and drops/s")
+        count_scale(below)
+        below.xaxis.set_major_locator(MaxNLocator(integer=True))
+        below.set_xlabel("second" if len(shown.rounds) == 1 else "second, all rounds one after the other")
+        legend(below)
+        begins = 0.5
+        for each in shown.rounds[:-1]:
+            begins += len(each.facts["seconds"])
+            for axes in (above, below):
+                axes.axvline(begins, color=FAINT, linewidth=0.8, linestyle=(0, (2, 2)))
+        return svg(figure)
+
+
+def search(found: Mapping[str, Any]) -> str:
+    """Draw latency over rate: where it turns up is the knee; the line is the highest rate inside the objective."""
+    with rc_context(STYLE):
+        figure, axes = _figure()
+        points = sorted(found["points"], key=lambda each: float(each["at"]))
+        for name, colour in (("p50", LINES[0]), ("p99", LINES[1])):
+            believed = [each for each in points if not each["doubts"]]
+            axes.plot([each["at"] for each in believed], [each[f"{name}_us"] for each in believed], color=colour)
+        for each in points:
+            colour = FAINT if each["doubts"] else BAD if each["broken"] else LINES[1]
+            axes.plot([each["at"]], [max(each["p99_us"], 1)], marker="o", color=colour, linestyle="none")
+        for label, colour, marker in (
+            ("p50", LINES[0], ""), ("p99", LINES[1], "o"), ("outside", BAD, "o"), ("invalid run", FAINT, "o"),
+        ):  # fmt: skip
+            axes.plot([], [], color=colour, marker=marker, linestyle="none" if marker else "-", label=label)
+        if found["highest"]:
+            axes.axvline(found["highest"], color=LINES[3], linewidth=1)
+            axes.annotate(
+                f"{found['highest']:,.0f}/s", (found["highest"], 1), xycoords=("data", "axes fraction"),
+                xytext=(4, -10), textcoords="offset points", color=LINES[3],
+            )  # fmt: skip
+        axes.set_xlim(left=0)
+        axes.set_xlabel("requests/s that fell due")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+        latency_scale(axes)
+        legend(axes)
+        return svg(figure)
+
+
+def sweep(found: Mapping[str, Any]) -> str:
+    """Draw users/s and latency over the size of a batch."""
+    points = sorted(found["points"], key=lambda each: float(each["at"]))
+    at = [each["at"] for each in points]
+    with rc_context(STYLE):
+        figure = Figure(figsize=(WIDE, HIGH * 1.35))
+        above, below = figure.subplots(2, 1, sharex=True, gridspec_kw={"hspace": 0.3})
+        above.plot(
+            at, [each["per_s"] for each in points], color=LINES[0], marker="o", label="users/s with a list of their own"
+        )
+        count_scale(above)
+        for name, colour in (("p50", LINES[0]), ("p99", LINES[1])):
+            below.plot(at, [max(each[f"{name}_us"], 1) for each in points], color=colour, marker="o", label=name)
+        latency_scale(below)
+        below.set_xscale("log")
+        below.xaxis.set_major_locator(FixedLocator(at))
+        below.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+        below.xaxis.set_minor_locator(NullLocator())
+        below.set_xlabel("users in a request")
+        for axes in (above, below):
+            if found["knee"]:
+                axes.axvline(found["knee"], color=LINES[3], linewidth=1, label="knee")
+            legend(axes)
+        return svg(figure)
+
+
+def _figure() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDE, HIGH))
+    return figure, figure.subplots()
+
+
+def latency_scale(axes: Axes) -> None:
+    """Scale to latencies, in microseconds; its ticks are told with units."""
+    if not any((np.asarray(line.get_ydata(), dtype=float) > 0).any() for line in axes.lines):
+        axes.set_ylim(1, 1000)  # nothing was answered: an empty frame, for there is no scale of nothing
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    if high / max(low, 1e-9) < 20:  # a log scale of less than a decade has no label left
+        axes.set_ylim(low / 2, high * 2)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / max(low, 1e-9) < 500 else (1,)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: units.told(y)))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def count_scale(axes: Axes) -> None:
+    """Scale from zero, with thousands marked."""
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
+
+
+def legend(axes: Axes) -> None:
+    """Name the lines above the frame, where some have names."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.01), ncols=6, borderaxespad=0.2, handlelength=1.4)
+
+
+def svg(figure: Figure) -> str:
+    """Give the figure as an element of a page: the page's colours and font, and no ids that another plot has, too."""
+    drawn = io.StringIO()
+    figure.savefig(drawn, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
+    text = drawn.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", text)
+    text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)
+    text = text.replace("font-family: 'DejaVu Sans', sans-serif", "font-family: var(--font)")
+    for colour, variable in VARIABLES.items():
+        text = text.replace(colour, f"var({variable})")
+    return re.sub(r'<svg [^>]*viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" role="img">', text, count=1)

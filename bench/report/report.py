@@ -1,0 +1,161 @@
+"""What a measurement leaves behind: one JSON object with all it found, on which machine, and the raw histograms."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench.errors import BenchMisused
+from bench.loadgen.histogram import Histogram
+from bench.loadgen.objective import PERCENTS
+from bench.loadgen.result import Result
+from bench.report import machine
+from bench.report.intervals import geometric, interval
+
+FORMAT = 1
+RATE, ERRORS = "rate", "errors"
+METRICS = (*PERCENTS, RATE)
+"""What repetitions are summed up by: latencies in microseconds, and good answers per second."""
+WHILE_WRITTEN = ", while lists are written"
+"""How the name of a series ends whose reads had a publish beside them."""
+
+LONG = {"histogram", "lag_histogram", "seconds"}
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One run of a series: what `Result.to_json` said, and its histogram."""
+
+    facts: Mapping[str, Any]
+    histogram: Histogram
+
+    def value(self, metric: str) -> float:
+        """Give one of METRICS, or the share of errors."""
+        if metric == RATE:
+            return float(self.facts["ok_rate"])
+        if metric == ERRORS:
+            return float(self.facts["error_share"])
+        return self.histogram.percentiles_us([PERCENTS[metric]])[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """The rounds of one subject, in order; the n-th rounds of all series of a report were made side by side."""
+
+    name: str
+    rounds: tuple[Round, ...]
+
+    @property
+    def histogram(self) -> Histogram:
+        """All rounds together."""
+        return Histogram.merged(each.histogram for each in self.rounds)
+
+    @property
+    def doubts(self) -> list[str]:
+        """Why its rounds may not be believed; empty where all are valid."""
+        return [
+            f"round {number}: {doubt}" for number, each in enumerate(self.rounds, 1) for doubt in each.facts["doubts"]
+        ]
+
+    def values(self, metric: str) -> list[float]:
+        """Give one metric, round by round."""
+        return [each.value(metric) for each in self.rounds]
+
+    def summary(self) -> dict[str, Any]:
+        """Give each metric over all rounds, and where there are two or more the 95 % interval of its mean over rounds.
+
+        Of latencies the mean is the geometric one.
+        """
+        told = dict[str, Any]()
+        pooled = self.histogram
+        for metric in METRICS:
+            values = self.values(metric)
+            found = interval(values) if metric == RATE else geometric(values)
+            told[metric] = {
+                "pooled": None if metric == RATE else pooled.percentiles_us([PERCENTS[metric]])[0],
+                "mean": found.mean if found else sum(values) / len(values),
+                "low": found and found.low,
+                "high": found and found.high,
+                "backed": metric in (RATE, "max") or pooled.backed(PERCENTS[metric]),
+            }
+        return told
+
+    def to_json(self) -> dict[str, Any]:
+        """Give it as plain values."""
+        return {
+            "name": self.name,
+            "summary": self.summary() if self.rounds else None,
+            "valid": not self.doubts,
+            "doubts": self.doubts,
+            "rounds": [each.facts for each in self.rounds],
+        }
+
+
+def series(name: str, results: Iterable[Result]) -> Series:
+    """Make a series of the results of its rounds."""
+    return Series(name, tuple(Round(each.to_json(), Histogram.of(each.latencies_s)) for each in results))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """All of one measurement; `extra` holds what only some kinds have: a search, a sweep, a check of answers."""
+
+    kind: str
+    configuration: Mapping[str, Any]
+    series: tuple[Series, ...]
+    interrupted: bool = False
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    machine: Mapping[str, Any] = field(default_factory=machine.describe)
+
+    @property
+    def doubts(self) -> list[str]:
+        """Why it may not be believed; empty for a valid one."""
+        several = len(self.series) > 1
+        return [f"{each.name}, {doubt}" if several else doubt for each in self.series for doubt in each.doubts]
+
+    def to_json(self) -> dict[str, Any]:
+        """Give it as plain values."""
+        return {
+            "format": FORMAT,
+            "kind": self.kind,
+            "machine": self.machine,
+            "configuration": self.configuration,
+            "interrupted": self.interrupted,
+            "valid": not self.doubts,
+            "series": [each.to_json() for each in self.series],
+            **self.extra,
+        }
+
+    def brief(self) -> dict[str, Any]:
+        """Give it without histograms and seconds, which the file holds."""
+        told = self.to_json()
+        for each in told["series"]:
+            each["rounds"] = [
+                {name: value for name, value in one.items() if name not in LONG} for one in each["rounds"]
+            ]
+        return told
+
+
+def read(path: Path) -> Report:
+    """Read what `bench.report.files.keep` wrote. Raises BenchMisused for another file, OSError for none."""
+    try:
+        facts = json.loads(path.read_bytes())
+        if facts["format"] != FORMAT:
+            raise BenchMisused(f"{path} has format {facts['format']}, and this reads {FORMAT}")
+        return Report(
+            kind=facts["kind"],
+            configuration=facts["configuration"],
+            series=tuple(
+                Series(
+                    each["name"],
+                    tuple(Round(one, Histogram.decoded(one["histogram"])) for one in each["rounds"]),
+                )
+                for each in facts["series"]
+            ),
+            interrupted=facts["interrupted"],
+            extra={},
+            machine=facts["machine"],
+        )
+    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise BenchMisused(f"{path} is no report of hotplate bench ({error!r})") from error

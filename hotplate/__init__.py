@@ -1,0 +1,1 @@
+"""hotplate keeps precomputed recommendations hot: learn them offline, publish them as a release, serve them fast."""

@@ -1,0 +1,56 @@
+"""`hotplate serve`: the HTTP service."""
+
+from typing import Annotated
+
+import typer
+
+from hotplate.cli.terminal import err
+
+Host = Annotated[
+    str, typer.Option(envvar="HOTPLATE_HOST", help="The address to listen on; loopback unless told otherwise.")
+]
+Port = Annotated[int, typer.Option(min=0, max=65535, envvar="HOTPLATE_PORT", help="The port; 0 takes any free one.")]
+Workers = Annotated[
+    int, typer.Option(min=1, max=256, envvar="HOTPLATE_WORKERS", help="Processes that share the port; one a core.")
+]
+
+
+def serve(
+    store: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="URL",
+            envvar="HOTPLATE_STORE",
+            help="The store; given several times, each further one is a tier that answers when those before it cannot. "
+            "By default a folder in your own data directory.",
+            show_default=False,
+        ),
+    ] = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8080,
+    workers: Workers = 1,
+    budget: Annotated[
+        float, typer.Option(min=0.001, envvar="HOTPLATE_BUDGET", help="Seconds that a request may spend on reads.")
+    ] = 0.05,
+    drain: Annotated[
+        float, typer.Option(min=0, envvar="HOTPLATE_DRAIN", help="Seconds that a stop waits for requests in flight.")
+    ] = 10.0,
+) -> None:
+    """Serve the live release of a store over HTTP, and follow it from release to release.
+
+    Example: hotplate serve --store redis://cache:6379/0 --store file:///var/lib/hotplate --workers 2
+    """
+    from serve.logs import configure
+    from serve.settings import Settings
+    from serve.supervisor import serve as run
+    from stores.connect import default_url
+    from stores.errors import StoreMisused
+    from stores.urls import redacted
+
+    urls = tuple(store or [default_url()])
+    if any(url.startswith("memory:") for url in urls):
+        raise StoreMisused("memory:// is for tests: it is empty, and gone with the process; serve a file:// store")
+    configure()
+    settings = Settings(urls, host, port, workers, budget_s=budget, drain_s=drain)
+    named = ", ".join(map(redacted, urls))
+    run(settings, lambda address: err.print(f"serving {named} on {address}", markup=False))

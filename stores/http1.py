@@ -1,0 +1,428 @@
+"""A small HTTP/1.1 client over raw connections: keep-alive, one request in flight on each, a deadline for every response.
+
+It parses responses (httptools) and leaves requests to the caller, who knows their bytes. `Connection` reports to an
+owner what becomes of each request, which is all that a load generator wants; `ConnectionPool` makes that an awaitable
+`request`.
+"""
+
+import asyncio
+import random
+import ssl
+from collections import deque
+from typing import Generic, Literal, NamedTuple, Protocol, TypeVar, cast
+
+from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
+
+Tag = TypeVar("Tag")
+Kind = Literal["connect", "reset", "malformed", "timeout"]
+"""Why a request has no answer: no connection, one that ended, bytes that are no answer, or none in time."""
+
+CONNECT_S = 2.0
+"""When an attempt to connect is given up, whoever waits for it; a handshake of TLS is part of it."""
+
+PAUSE_S = (0.05, 2.0)
+"""The first and the longest pause before a server that failed is tried again; callers meanwhile fail at once."""
+
+IDLE_S = 60.0
+"""A connection that was not needed for so long, or twice as long at most, is closed."""
+
+STALE_S = 2.0
+"""A connection that idled for so long may end for that reason only."""
+
+LATE_S = 5.0
+LATE_SHARE = 0.5
+"""A connection whose answer came too late is kept for it, so long and for such a share of the size besides the others:
+a slow server is not made slower by new connections, nor do its slow answers keep the quick ones waiting.
+"""
+
+TICK_S = 0.002
+"""How much later than requested a request may be ended: one timer serves all that end in the same tick."""
+
+
+class RequestFailed(Exception):
+    """A request has no answer; `kind` says why. Whether the server acted on it is not known, but for `connect`.
+
+    `stale`: a connection that had been idle ended without a word, as servers end those that idle for too long.
+    """
+
+    def __init__(self, kind: Kind, host: str, *, stale: bool = False) -> None:
+        super().__init__(f"no answer from {host}: {kind}")
+        self.kind = kind
+        self.stale = stale
+
+
+class Owner(Protocol[Tag]):
+    """Whoever hands out requests; it hears of everything that becomes of them."""
+
+    def ready(self, connection: "Connection[Tag]") -> None:
+        """The connection is open and has nothing in flight."""
+
+    def answered(self, connection: "Connection[Tag]", tag: Tag) -> None:
+        """The request sent with *tag* has its whole answer: `status`, `body` and `head` of the connection."""
+
+    def failed(self, tag: Tag, kind: Kind) -> None:
+        """The request sent with *tag* gets no answer, or none that is one."""
+
+    def gone(self, connection: "Connection[Tag]", *, unasked: bool) -> None:
+        """The connection is closed; `unasked`: because the server sent bytes that nobody had asked for."""
+
+
+class Connection(asyncio.Protocol, Generic[Tag]):
+    """A connection with at most one request in flight; lives until either side closes it.
+
+    An answer needs a length or chunks: one that ends with its connection counts as a reset. Headers are kept only where
+    they are asked for, as they came: most of them are never looked at.
+    """
+
+    __slots__ = (
+        "_answers",
+        "_in_head",
+        "_keep",
+        "_keeps_head",
+        "_owner",
+        "_parser",
+        "_pieces",
+        "_transport",
+        "answered",
+        "body",
+        "head",
+        "lost",
+        "on_headers_complete",
+        "sent_at",
+        "status",
+        "tag",
+    )
+
+    def __init__(self, owner: Owner[Tag], *, headers: bool = False) -> None:
+        if headers:
+            self.on_headers_complete = self._end_head  # the parser looks for it now, and calls it only where it is set
+        self._keeps_head = self._in_head = headers
+        self._owner = owner
+        self._parser = HttpResponseParser(self)
+        self._transport: asyncio.Transport | None = None
+        self._pieces = list[bytes]()
+        self._answers = 0
+        self._keep = False
+        self.tag: Tag | None = None
+        self.status = 0
+        self.body = b""
+        self.head = b""
+        """The status line and the headers as they came, and perhaps what came with them."""
+
+        self.answered = 0
+        """How many answers it has brought."""
+
+        self.sent_at = 0.0
+        """When its owner last sent something, where that matters to the owner."""
+
+        self.lost: Kind | None = None
+        """Why it is gone, where somebody failed it."""
+
+    def send(self, request: bytes, tag: Tag) -> None:
+        """Write *request*, to be told of by *tag*; only after `ready`."""
+        self.tag = tag
+        self.head = b""
+        self._in_head = self._keeps_head
+        self._answers = 0
+        cast("asyncio.Transport", self._transport).write(request)  # `ready` came after connection_made
+
+    def fail(self, kind: Kind) -> None:
+        """Give up the request in flight as *kind*, and the connection with it: a late answer must meet no later one."""
+        tag, self.tag = self.tag, None
+        self.lost = self.lost or kind
+        if tag is not None:
+            self._owner.failed(tag, kind)
+        if self._transport is not None:
+            self._transport.abort()
+        self.close()
+
+    def close(self, *, unasked: bool = False) -> None:
+        """Close the connection, whichever side wants it; nothing may be in flight."""
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            transport.close()
+            self._owner.gone(self, unasked=unasked)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See `asyncio.Protocol`."""
+        self._transport = cast("asyncio.Transport", transport)  # a stream transport, because this is a stream protocol
+        self._owner.ready(self)
+
+    def data_received(self, data: bytes) -> None:
+        """See `asyncio.Protocol`."""
+        if self.tag is None:
+            self.close(unasked=True)
+            return
+        if self._in_head:
+            self.head = self.head + data if self.head else data
+        try:
+            self._parser.feed_data(data)
+        except (HttpParserError, HttpParserUpgrade):
+            self.fail("malformed")
+            return
+        if self._answers == 1:
+            self._finish(self.tag)
+        elif self._answers:
+            self.fail("malformed")
+
+    def _finish(self, tag: Tag) -> None:
+        self.tag = None
+        pieces = self._pieces
+        self.body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        self.status = self._parser.get_status_code()
+        self.answered += 1
+        self._owner.answered(self, tag)
+        if self._keep:
+            self._owner.ready(self)
+        else:
+            self.close()
+
+    def on_message_begin(self) -> None:
+        """Called by the parser at the start of an answer."""
+        self._pieces = []
+
+    def on_body(self, piece: bytes) -> None:
+        """Called by the parser for each piece of the body."""
+        self._pieces.append(piece)
+
+    def _end_head(self) -> None:
+        self._in_head = False
+
+    def on_message_complete(self) -> None:
+        """Called by the parser at the end of an answer; the rest of the bytes it was fed may still be refused."""
+        self._answers += 1
+        self._keep = self._parser.should_keep_alive()  # forgotten by the parser once this call returns
+
+    def eof_received(self) -> None:
+        """See `asyncio.Protocol`; acted on at once, so that no request is written to a half-closed connection."""
+        self.fail("reset")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See `asyncio.Protocol`."""
+        del exc  # the kind of loss is the same to the request in flight: it has no answer
+        self.fail("reset")
+
+
+class Response(NamedTuple):
+    """A whole answer."""
+
+    status: int
+    head: bytes
+    """The status line and the headers as they came, and perhaps what came with them."""
+
+    body: bytes
+
+    def header(self, name: bytes) -> bytes | None:
+        """Return the header of a *name* in lower case; of several the last, None where there is none."""
+        head = self.head[: self.head.find(b"\r\n\r\n") + 2]
+        lower = head.lower()
+        start = lower.rfind(b"\r\n%b:" % name)
+        if start < 0:
+            return None
+        start += len(name) + 3
+        return head[start : lower.find(b"\r\n", start)].strip(b" \t")
+
+
+class Transport(Protocol):
+    """Carries requests to one server: `ConnectionPool`, or whatever stands in a network's place."""
+
+    async def request(self, message: bytes, timeout_s: float) -> Response:
+        """Return the answer to the bytes of one request; raises RequestFailed where there is none in *timeout_s*."""
+        ...
+
+    async def close(self) -> None:
+        """Close what is open."""
+        ...
+
+
+Pending = asyncio.Future[Response]
+
+
+class ConnectionPool:
+    """At most `size` connections to one server, and a few that are late; lives as long as its store, on one loop."""
+
+    def __init__(self, host: str, port: int, *, size: int = 32, tls: ssl.SSLContext | None = None) -> None:
+        self._host = host
+        self._port = port
+        self._size = size
+        self._tls = tls
+        self._idle = deque[Connection[Pending]]()
+        self._open = set[Connection[Pending]]()
+        self._late = dict[Connection[Pending], asyncio.TimerHandle]()
+        self._waiting = deque[tuple[bytes, Pending]]()
+        self._opening = set[asyncio.Task[None]]()
+        self._due = dict[int, set[Pending]]()
+        self._failures = 0
+        self._retry_at = 0.0
+        self._trouble: OSError | None = None
+        self._sweep: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    async def request(self, message: bytes, timeout_s: float) -> Response:
+        """Send the bytes of one request and wait for its answer; RequestFailed where there is none in *timeout_s*.
+
+        An answer that is not waited for any more is dropped when it comes. Nothing is sent twice: only the caller knows
+        whether that would do harm.
+        """
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        tick = int((now + timeout_s) / TICK_S) + 1
+        due = self._due.get(tick)
+        if due is None:
+            due = self._due[tick] = set()
+            loop.call_at(tick * TICK_S, self._end, tick)
+        pending: Pending = loop.create_future()
+        due.add(pending)
+        kept, idle_s = None, 0.0
+        try:
+            if self._idle:
+                kept = self._idle.pop()
+                idle_s, kept.sent_at = now - kept.sent_at, now
+                kept.send(message, pending)
+            else:
+                self._waiting.append((message, pending))
+                self._go_on(now)
+            return await pending
+        except RequestFailed as failure:
+            self._abandon(pending)
+            if kept is not None and idle_s > STALE_S and failure.kind == "reset" and not kept.head:
+                failure.stale = True
+                self._drop_idle(now - STALE_S)  # these have probably ended, too
+            raise
+        except BaseException:
+            self._abandon(pending)
+            raise
+        finally:
+            due.discard(pending)
+
+    async def close(self) -> None:
+        """Close every connection; what is in flight fails as `reset`, and what comes after as `connect`."""
+        self._closed = True
+        if self._sweep is not None:
+            self._sweep.cancel()
+        for opening in self._opening:
+            opening.cancel()
+        await asyncio.gather(*self._opening, return_exceptions=True)
+        self._fail_waiting("reset")
+        for connection in [*self._open, *self._late]:
+            connection.fail("reset")
+        await asyncio.sleep(0)  # sockets are closed on the loop's next turn
+
+    def _end(self, tick: int) -> None:
+        """End what should have been answered by now."""
+        for pending in self._due.pop(tick):
+            if not pending.done():
+                pending.set_exception(RequestFailed("timeout", self._host))
+
+    def _abandon(self, pending: Pending) -> None:
+        """Let nobody else have the connection that a request is in flight on until its answer has come."""
+        if not pending.cancel() and not pending.cancelled():
+            pending.exception()  # seen, even where the caller was cancelled in the same turn
+        connection = next((one for one in self._open if one.tag is pending), None)
+        if connection is None:
+            return
+        if len(self._late) >= self._size * LATE_SHARE:
+            connection.fail("timeout")
+            return
+        self._open.discard(connection)
+        loop = asyncio.get_running_loop()
+        self._late[connection] = loop.call_later(LATE_S, connection.fail, "timeout")
+        self._go_on(loop.time())
+
+    def _go_on(self, now: float) -> None:
+        """Open another connection where requests wait for one, or fail them where the server is known to be away.
+
+        After a failure there is one attempt at a time, whoever waits.
+        """
+        if not self._waiting:
+            return
+        most = 1 if self._failures else min(len(self._waiting), self._size - len(self._open))
+        if len(self._opening) < most and len(self._open) < self._size and now >= self._retry_at and not self._closed:
+            opening = asyncio.ensure_future(self._connect())
+            self._opening.add(opening)
+            opening.add_done_callback(self._opened)
+        if not self._open and not self._opening:
+            self._fail_waiting("connect", self._trouble)
+
+    async def _connect(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                await loop.create_connection(
+                    lambda: Connection[Pending](self, headers=True), self._host, self._port, ssl=self._tls
+                )
+        except OSError as error:  # a timeout is one, too, and so is what TLS refuses
+            self._trouble = error
+            self._note_failure()
+        else:
+            if self._sweep is None:
+                self._sweep = loop.call_later(IDLE_S, self._sweep_idle)
+
+    def _opened(self, opening: asyncio.Task[None]) -> None:
+        self._opening.discard(opening)
+        if not opening.cancelled():
+            self._go_on(asyncio.get_running_loop().time())
+
+    def _note_failure(self) -> None:
+        """Leave a server in peace for a while that cannot be connected to, or lets us in only to hang up."""
+        pause_s = min(PAUSE_S[0] * 2**self._failures, PAUSE_S[1])
+        self._failures = min(self._failures + 1, 16)
+        self._retry_at = asyncio.get_running_loop().time() + pause_s * random.uniform(0.5, 1.0)  # noqa: S311 -- spreads workers
+
+    def _fail_waiting(self, kind: Kind, cause: BaseException | None = None) -> None:
+        while self._waiting:
+            pending = self._waiting.popleft()[1]
+            if not pending.done():
+                failure = RequestFailed(kind, self._host)
+                failure.__cause__ = cause
+                pending.set_exception(failure)
+
+    def _sweep_idle(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._drop_idle(loop.time() - IDLE_S)
+        self._sweep = loop.call_later(IDLE_S, self._sweep_idle) if self._open else None
+
+    def _drop_idle(self, before: float) -> None:
+        """Close connections that were last needed before a time of the loop's clock."""
+        for connection in [one for one in self._idle if one.sent_at < before]:
+            connection.close()
+
+    def ready(self, connection: Connection[Pending]) -> None:
+        """See `Owner`."""
+        if self._late and (late := self._late.pop(connection, None)) is not None:
+            late.cancel()
+            if len(self._open) >= self._size:
+                connection.close()
+                return
+        self._open.add(connection)
+        while self._waiting:
+            request, pending = self._waiting.popleft()
+            if not pending.done():
+                connection.sent_at = asyncio.get_running_loop().time()
+                connection.send(request, pending)
+                return
+        self._idle.append(connection)
+
+    def answered(self, connection: Connection[Pending], tag: Pending) -> None:
+        """See `Owner`."""
+        self._failures = 0
+        if not tag.done():
+            tag.set_result(Response(connection.status, connection.head, connection.body))
+
+    def failed(self, tag: Pending, kind: Kind) -> None:
+        """See `Owner`."""
+        if not tag.done():
+            tag.set_exception(RequestFailed(kind, self._host))
+
+    def gone(self, connection: Connection[Pending], *, unasked: bool) -> None:
+        """See `Owner`."""
+        del unasked  # whatever it sent, it carries no request of ours
+        self._open.discard(connection)
+        if (late := self._late.pop(connection, None)) is not None:
+            late.cancel()
+        if connection in self._idle:
+            self._idle.remove(connection)
+        if connection.lost == "reset" and not connection.answered:
+            self._note_failure()
+        if self._waiting:
+            self._go_on(asyncio.get_running_loop().time())

@@ -1,0 +1,172 @@
+"""Looking into a release, written once over any store: verify it, sample it, and compare it with another."""
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+from stores.catalogue import ReleaseRef
+from stores.compression import Decode, load_decode, read_ids
+from stores.errors import ReleaseCorrupt, StoreError
+from stores.keys import MANIFEST, OVERALL, POPULAR, USER
+from stores.manifest import Manifest, Tally, compare, read_manifest
+from stores.store import Reader, Row, Store
+
+VERIFY_CHUNK = 1000
+
+DEPTH = 10
+"""How far lists are compared: what is served by default."""
+
+POPULAR_ITEMS = (10, 100)
+
+_Entry = tuple[bytes, list[str]]
+
+
+async def verify(store: Store, release: ReleaseRef) -> Manifest:
+    """Read every row of a sealed release and hold the sums against its manifest; ReleaseCorrupt where they differ."""
+    manifest = await load_manifest(store, release)
+    tally = Tally()
+    chunk = list[Row]()
+    async for row in store.scan(release):
+        chunk.append(row)
+        if len(chunk) == VERIFY_CHUNK:
+            tally.add(chunk)
+            chunk.clear()
+            await asyncio.sleep(0)  # leases are renewed meanwhile
+    tally.add(chunk)
+    compare(manifest, tally)
+    return manifest
+
+
+async def load_manifest(reader: Reader, release: ReleaseRef) -> Manifest:
+    """Read and check the manifest of a release."""
+    (slot,) = await reader.get_many(release, [MANIFEST])
+    if isinstance(slot, StoreError):
+        raise slot
+    return read_manifest(release.id, slot)
+
+
+async def read_present(reader: Reader, release: ReleaseRef, keys: Sequence[str]) -> list[bytes]:
+    """Read *keys* of *release*, a batch at a time, in order; ReleaseCorrupt for one that is absent, else StoreError."""
+    values = list[bytes]()
+    for start in range(0, len(keys), reader.batch):
+        chunk = keys[start : start + reader.batch]
+        for key, slot in zip(chunk, await reader.get_many(release, chunk), strict=True):
+            if isinstance(slot, StoreError):
+                raise slot
+            if slot is None:
+                raise ReleaseCorrupt(f"release {release.id} has lost its row {key!r}; publish it again")
+            values.append(slot)
+    return values
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """What was looked at: lists of users and popular lists, all of which could be read."""
+
+    manifest: Manifest
+    users: int
+    popular: int
+
+
+async def sample(store: Store, release: ReleaseRef, users: int, seed: int | None = None) -> Sampled:
+    """Read the manifest, the popular lists and those of *users* random users; ReleaseCorrupt for one that is no list.
+
+    Keys are known by scanning them, so that this takes one pass over the release, and the memory of *users* keys.
+    """
+    manifest = await load_manifest(store, release)
+    decode = await load_decode(store, release, manifest)
+    drawn = await _draw(store, release, users, random.Random(seed))  # noqa: S311 -- picks examples, guards nothing
+    popular = [POPULAR + segment for segment in (OVERALL, *manifest.segments)]
+    keys = popular + drawn
+    for key, value in zip(keys, await read_present(store, release, keys), strict=True):
+        read_ids(Row(key, value), decode)
+    return Sampled(manifest, len(drawn), len(popular))
+
+
+async def _draw(store: Store, release: ReleaseRef, count: int, draw: random.Random) -> list[str]:
+    """Draw *count* keys of users, each as likely as any other, in one pass."""
+    drawn, seen = list[str](), 0
+    async for key, _ in store.scan(release):
+        if key.startswith(USER):
+            seen += 1
+            if len(drawn) < count:
+                drawn.append(key)
+            elif (place := draw.randrange(seen)) < count:
+                drawn[place] = key
+    return drawn
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Two releases compared over their users' first DEPTH items.
+
+    compared        users that have a list in both
+    only_first      users that have one in the first only; only_second likewise
+    overlap         mean share of items, of the longer of the two lists, that both lists of a user name; None for nobody
+    unchanged       users whose lists name the same items in the same order
+    popular_share   for each release, by number of items: the share of all places that go to its most recommended items
+    """
+
+    compared: int
+    only_first: int
+    only_second: int
+    overlap: float | None
+    unchanged: int
+    popular_share: tuple[dict[int, float], dict[int, float]]
+
+
+async def diff(store: Store, first: ReleaseRef, second: ReleaseRef) -> Difference:
+    """Compare two sealed releases of one store in one pass over both; memory grows with items, not with users."""
+    one, other = await _lists(store, first), await _lists(store, second)
+    places = Counter[str](), Counter[str]()
+    compared = only_first = only_second = unchanged = 0
+    shared = 0.0
+    async for left, right in _merged(one, other):
+        places[0].update(left or ())
+        places[1].update(right or ())
+        if right is None:
+            only_first += 1
+        elif left is None:
+            only_second += 1
+        else:
+            compared += 1
+            unchanged += left == right
+            shared += len(set(left) & set(right)) / (max(len(left), len(right)) or 1)
+    overlap = shared / compared if compared else None
+    shares = _shares(places[0]), _shares(places[1])
+    return Difference(compared, only_first, only_second, overlap, unchanged, shares)
+
+
+async def _merged(
+    one: AsyncIterator[_Entry], other: AsyncIterator[_Entry]
+) -> AsyncIterator[tuple[list[str] | None, list[str] | None]]:
+    """Yield the lists of each user, in order of key bytes; None where a release has none for the user."""
+    left, right = await anext(one, None), await anext(other, None)
+    while left is not None or right is not None:
+        if left is not None and (right is None or left[0] < right[0]):
+            yield left[1], None
+            left = await anext(one, None)
+        elif right is not None and (left is None or right[0] < left[0]):
+            yield None, right[1]
+            right = await anext(other, None)
+        elif left is not None and right is not None:
+            yield left[1], right[1]
+            left, right = await anext(one, None), await anext(other, None)
+
+
+async def _lists(store: Store, release: ReleaseRef) -> AsyncIterator[_Entry]:
+    manifest = await load_manifest(store, release)
+    return _users(store, release, await load_decode(store, release, manifest))
+
+
+async def _users(store: Store, release: ReleaseRef, decode: Decode) -> AsyncIterator[_Entry]:
+    async for row in store.scan(release):
+        if row.key.startswith(USER):
+            yield row.key.encode(), read_ids(row, decode)[:DEPTH]
+
+
+def _shares(places: Counter[str]) -> dict[int, float]:
+    total = places.total() or 1
+    return {count: sum(times for _, times in places.most_common(count)) / total for count in POPULAR_ITEMS}

@@ -1,0 +1,92 @@
+"""What is charged, held against what the documents say: by the formulas, over the wire, and in our own docs."""
+
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from bench.cosmos_emulator.figures import Row, compared, table
+from stores.cosmos.charges import KB, Charges, documented, load
+from stores.errors import StoreMisused
+from tests.support.clock import FakeClock
+from tests.support.cosmos_server import Direct
+from tests.support.paths import ROOT
+
+DOCS = ROOT / "docs" / "cosmos-emulator.md"
+ROWS = compared(load(), documented())
+
+
+@pytest.mark.parametrize("row", [one for one in ROWS if not one.superseded], ids=str)
+def test_charges_are_within_a_tenth_of_the_documented(row: Row) -> None:
+    assert row.ours_ru == pytest.approx(row.documented_ru, rel=0.1)
+
+
+def test_only_what_a_newer_source_contradicts_is_superseded() -> None:
+    for row in ROWS:
+        if row.superseded:
+            newer = [one for one in ROWS if one.operation == row.operation and one.date > row.date]
+            assert any(abs(one.size_kb - row.size_kb) <= row.size_kb * 0.5 for one in newer), str(row)
+
+
+def test_the_documentation_shows_the_same_table() -> None:
+    assert table(ROWS) in DOCS.read_text()
+
+
+def item_of(name: str, size: int, made: int = 0) -> dict[str, Any]:
+    """Return an item that is stored in *size* bytes, of which the system properties take *made*."""
+    item = {"id": name, "pad": ""}
+    item["pad"] = "x" * (size - made - len(orjson.dumps(item)))
+    return item
+
+
+@pytest.mark.parametrize(("size_kb", "read_ru", "write_ru"), [(1, 1.0, 5.0), (4, 1.14, 6.67), (64, 4.76, 22.67)])
+def test_the_wire_says_what_the_formulas_say(clock: FakeClock, size_kb: int, read_ru: float, write_ru: float) -> None:
+    direct = Direct(clock, indexingPolicy={"indexingMode": "none"})
+    made = direct.item("POST", "a", {"id": "a"})
+    item = item_of("a", size_kb * KB, len(made.body) - len(b'{"id":"a"}'))
+    assert direct.item("DELETE", "a").status == 204
+    made = direct.item("POST", "a", item)
+    assert (len(made.body), made.charge_ru) == (size_kb * KB, write_ru)
+    assert direct.item("GET", "a").charge_ru == read_ru
+    assert direct.item("PUT", "a", item).charge_ru == 2 * write_ru
+    assert direct.item("DELETE", "a").charge_ru == write_ru
+    assert direct.item("GET", "a").charge_ru == 1.0
+
+
+def test_indexed_terms_are_charged_as_in_the_documents_examples(clock: FakeClock) -> None:
+    policy = {"indexingMode": "consistent", "includedPaths": [{"path": "/n/*"}], "excludedPaths": [{"path": "/*"}]}
+    direct = Direct(clock, indexingPolicy=policy)
+    terms = {str(n): n for n in range(10)}
+    assert direct.item("POST", "a", {"id": "a", "n": terms, "other": [1, 2]}).charge_ru == 7.0
+    assert direct.item("PUT", "a", {"id": "a", "n": {**terms, "0": "x", "1": "y"}}).charge_ru == 10.8
+    operations = [{"op": "set", "path": "/n/2", "value": 0.5}, {"op": "incr", "path": "/n/3", "value": 1}]
+    assert direct.item("PATCH", "a", {"operations": operations}).charge_ru == 11.6
+    assert direct.item("DELETE", "a").charge_ru == 7.0
+
+
+def test_strong_reads_cost_twice_as_much(clock: FakeClock) -> None:
+    direct = Direct(clock)
+    direct.service.account.consistency = "Strong"
+    assert direct.item("POST", "a", {"id": "a"}).charge_ru == 5.2
+    assert direct.item("GET", "a").charge_ru == 2.0
+    assert direct.item("GET", "a", x_ms_consistency_level="Eventual").charge_ru == 1.0
+
+
+def test_users_put_their_own_measurements_in_place(tmp_path: Path) -> None:
+    own = tmp_path / "charges.toml"
+    text = (ROOT / "stores/cosmos/charges.toml").read_text()
+    own.write_text(text.replace("missing = 1.0", "missing = 1.5"))
+    assert load(own).missing == 1.5
+    own.write_text(text.replace("missing = 1.0", ""))
+    with pytest.raises(StoreMisused, match="missing is missing"):
+        load(own)
+    with pytest.raises(StoreMisused, match=r"none\.toml"):
+        load(tmp_path / "none.toml")
+
+
+def test_charges_grow_with_size() -> None:
+    charges: Charges = load()
+    for cost in (charges.read, lambda size: charges.create(size, 0)):
+        found = [cost(size) for size in range(100, 2 * 1024 * KB, 4099)]
+        assert found == sorted(found)

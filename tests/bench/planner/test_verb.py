@@ -1,0 +1,335 @@
+"""`hotplate plan` from end to end: what it prints and writes, what it takes from measurements, when it says no."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.loadgen.schedule import constant
+from bench.loadgen.traffic import Load
+from bench.planner.errors import PlanMisused
+from bench.planner.inputs import KNOWN
+from bench.planner.measured import from_report
+from bench.planner.page import page
+from bench.planner.report import report_of
+from bench.report.report import Report, series
+from stores.prices import OURS, PricesUnreadable, load
+from tests.bench.test_page import Outline, opened
+from tests.support.paths import ROOT
+from tests.support.planning import a_plan
+from tests.support.service import a_list, publish_lists
+from tests.support.virtual import simulate
+
+LEAST = ("--users", "1000000", "--peak-rps", "500")
+
+
+def plan(*arguments: str | Path, **settings: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "hotplate", "plan", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=os.environ | {"COLUMNS": "200", "TERM": "dumb"} | settings,
+    )
+
+
+def told(*arguments: str | Path, **settings: str) -> dict[str, Any]:
+    done = plan(*arguments, "--json", **settings)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def values(facts: dict[str, Any]) -> dict[str, Any]:
+    return {each["name"]: each["value"] for each in facts["inputs"] + facts["figures"]}
+
+
+def sources(facts: dict[str, Any]) -> dict[str, str]:
+    return {each["name"]: each["source"] for each in facts["inputs"]}
+
+
+def test_without_the_least_it_says_what_that_is() -> None:
+    done = plan()
+    assert done.returncode == 2
+    assert done.stderr == (
+        "hotplate: --users is missing: give at least the users and the peak rate, "
+        "as: hotplate plan --users 1000000 --peak-rps 500.\n"
+    )
+    assert "--peak-rps is missing" in plan("--users", "10").stderr
+
+
+def test_a_person_sees_figures_costs_assumptions_and_what_to_look_out_for() -> None:
+    done = plan(*LEAST, "--profile", "evening", "--zipf", "0.9")
+    assert done.returncode == 0, done.stderr
+    for shown in (
+        "serve_ru", "Cosmos DB, serverless", "Redis and pods", "is the cheapest for Cosmos DB", "requests/s on, Redis",
+        "saves, USD/month", "autoscale, not manual", "assumed: items 0 items", "list_length 20 items",
+        "ASSUMED, NO PRICE WAS FOUND", "QUOTED BY OTHERS, NOT CHECKED",
+    ):  # fmt: skip
+        assert shown in done.stdout
+    assert "have_ru" not in done.stdout
+
+
+def test_the_reference_is_told_what_it_pays_for_nothing() -> None:
+    done = plan(
+        "--users", "6040", "--peak-rps", "180", "--list-length", "10", "--encoding", "json", "--have-ru", "11000",
+        "--set", "publishing=in-place", "--set", "indexing=default", "--set", "indexed_terms=11",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "10,600 RU/s" in done.stdout
+    assert "619.04 USD/month" in done.stdout
+    assert "1.6%" in done.stdout
+
+
+def test_one_figure_says_why() -> None:
+    done = plan(*LEAST, "--why", "serve_ru")
+    lines = done.stdout.splitlines()
+    assert lines[0] == "serve_ru: 800 RU/s = max(up(reads_ru, 100), least_ru)"
+    assert any(line.strip() == "peak_rps: 500 requests/s   [flag]" for line in lines)
+    assert any("the file of charges" in line for line in lines)
+    assert "there is no figure 'speed'" in plan(*LEAST, "--why", "speed").stderr
+
+
+def test_a_flag_wins_over_the_environment_and_both_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "shop.toml"
+    file.write_text("users = 1_000\npeak_rps = 10\nkept = 3\nprofile = [" + "1, " * 23 + "4]\n")
+    facts = told("--from", file, "--users", "2000", HOTPLATE_PLAN_PEAK_RPS="20")
+    found, where = values(facts), sources(facts)
+    assert (found["users"], found["peak_rps"], found["kept"]) == (2_000, 20, 3)
+    assert (where["users"], where["kept"], where["months"]) == ("flag", "shop.toml", "assumed: today's load")
+    assert found["profile"].startswith("1, 1, 1")
+    assert values(told(*LEAST, "--profile", "office"))["profile"].startswith("office: 0.05, 0.05")
+    file.write_text("users = 1_000\npeak_rps = 10\nkepd = 3\n")
+    done = plan("--from", file)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"hotplate: kepd in {file} is no input of a plan; there are users, ")
+    file.write_text("users = 1_000\npeak_rps = -1\n")
+    assert f"peak_rps in {file} is -1, and must be at least" in plan("--from", file).stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--users", "x", "--peak-rps", "1"], "--users is 'x', and must be a whole number"),
+        ([*LEAST, "--set", "kept"], "--set takes NAME=VALUE, not 'kept'"),
+        ([*LEAST, "--set", "kept=-1"], "--set kept is -1, and must be at least 0"),
+        ([*LEAST, "--set", "speed=1"], "--set speed is no input of a plan"),
+        ([*LEAST, "--prices", "/none.toml"], "/none.toml: No such file"),
+        ([*LEAST, "--charges", "/none.toml"], "/none.toml: No such file"),
+        ([*LEAST, "--from-report", "/none.json"], "/none.json: No such file"),
+        ([*LEAST, "--from-release", "ftp://x"], "is not the URL of a store"),
+        ([*LEAST, "--out", "/nowhere/at/all"], "no folder /nowhere/at"),
+        (["--from", "/a", "--check", "/b"], "leave --from out"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_one_sentence(arguments: list[str], sentence: str) -> None:
+    done = plan(*arguments)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+def test_a_saved_plan_is_checked_and_says_no_when_the_need_has_grown(tmp_path: Path) -> None:
+    file = tmp_path / "plan.toml"
+    assert plan(*LEAST, "--save", file).returncode == 0
+    same = plan("--check", file)
+    assert (same.returncode, same.stdout) == (0, "15 of 15 figures are inside 10 % of plan.toml\n")
+    more = plan("--check", file, "--peak-rps", "700")
+    assert more.returncode == 1
+    assert "serve_ru grew from 800 RU/s to 1,000 RU/s (+25%)" in more.stdout
+    as_json = plan("--check", file, "--peak-rps", "700", "--json")
+    assert as_json.returncode == 1
+    assert "serve_ru" in [each["name"] for each in json.loads(as_json.stdout)["grown"]]
+    file.write_text(file.read_text().replace("bound_percent = 10", "bound_percent = 80"))
+    assert plan("--check", file, "--peak-rps", "700").returncode == 0
+    bare = tmp_path / "bare.toml"
+    bare.write_text("users = 1\npeak_rps = 1\n")
+    assert plan("--check", bare).returncode == 2
+
+
+def test_a_release_tells_its_own_sizes(tmp_path: Path) -> None:
+    lists = {f"user:{number:03}": a_list(*(f"i{number}-{place}" for place in range(20))) for number in range(50)}
+    asyncio.run(publish_lists(tmp_path / "store", lists))
+    facts = told("--peak-rps", "100", "--from-release", f"file://{tmp_path / 'store'}")
+    found = values(facts)
+    assert found["users"] == 50
+    assert found["encoding"] == "json"
+    mean = sum(map(len, lists.values())) / len(lists)
+    assert found["list_bytes"] == pytest.approx(mean, rel=0.05)  # the popular list is in the mean, too
+    assert found["stored_bytes"] == found["list_bytes"]
+    assert "measured: manifest of " in sources(facts)["list_bytes"]
+    assert f"file://{tmp_path / 'store'}" in sources(facts)["users"]
+    assert (
+        values(told("--peak-rps", "1", "--users", "9", "--from-release", f"file://{tmp_path / 'store'}"))["users"] == 9
+    )
+    empty = plan("--peak-rps", "1", "--from-release", f"file://{tmp_path / 'empty'}")
+    assert empty.returncode == 1
+    assert empty.stderr.count("\n") == 1
+
+
+def measured_report(path: Path, **extra: object) -> Path:
+    """Write a report of 200 requests/s, answered after 2 ms."""
+    load = Load(url="http://simulated", paths=["/"], arrivals=constant(200, 2), duration_s=2)
+    rounds = [simulate(load, lambda arrival_s: arrival_s + 0.002)]
+    made = Report(kind="http", configuration={"url": "http://x"}, series=(series("x", rounds),), extra=extra)
+    path.write_text(json.dumps(made.to_json()))
+    return path
+
+
+def test_a_report_takes_the_place_of_what_is_assumed_of_a_pod(tmp_path: Path) -> None:
+    path = measured_report(tmp_path / "bench.json")
+    facts = told(*LEAST, "--from-report", path)
+    found = values(facts)
+    assert found["pod_rps"] == pytest.approx(200)
+    assert found["request_ms"] == pytest.approx(2, rel=0.05)
+    assert found["pods_by_capacity"] == 5  # 500 / 200 / 0.6 = 4.2
+    assert sources(facts)["pod_rps"].startswith("measured: bench.json, ")
+    assert values(told(*LEAST, "--from-report", path, "--set", "pod_rps=1000"))["pods_by_capacity"] == 1
+    assert values(told(*LEAST, "--from-report", path, "--p99-ms", "5"))["pod_rps"] == pytest.approx(200)
+    refused = plan(*LEAST, "--from-report", path, "--p99-ms", "1")
+    assert refused.returncode == 2
+    assert "kept a p99 of 1 ms" in refused.stderr
+
+
+def test_of_a_search_the_highest_rate_inside_the_objective_counts(tmp_path: Path) -> None:
+    point = {"p99_us": 2_000.0, "inside": True}
+    points = [
+        point | {"at": 900.0},
+        point | {"at": 1_500.0, "p99_us": 4_000.0},
+        point | {"at": 3_000.0, "inside": False},
+    ]
+    path = measured_report(
+        tmp_path / "bench.json", search={"objective": "p99 ≤ 5 ms", "highest": 1_500.0, "points": points}
+    )
+    assert from_report(path).values["pod_rps"] == 1_500
+    assert from_report(path, p99_ms=3).values["pod_rps"] == 900
+
+
+def test_whatever_a_report_measured_by_name_is_taken(tmp_path: Path) -> None:
+    path = measured_report(tmp_path / "bench.json", measured={"read_ru": 1.3, "write_ru": 6.5})
+    facts = told(*LEAST, "--from-report", path)
+    assert values(facts)["mean_read_ru"] == pytest.approx(1.3)
+    assert values(facts)["list_write_ru"] == 6.5
+    assert sources(facts)["read_ru"].startswith("measured: ")
+    with pytest.raises(PlanMisused, match="measured speed, which is no input"):
+        from_report(measured_report(tmp_path / "other.json", measured={"speed": 1}))
+
+
+def test_a_report_that_cannot_be_believed_is_refused(tmp_path: Path) -> None:
+    path = measured_report(tmp_path / "bench.json")
+    facts = json.loads(path.read_text())
+    for change, sentence in (
+        ({"valid": False}, "invalid; measure again"),
+        ({"interrupted": True}, "was stopped"),
+        ({"format": 99}, "format 99"),
+        ({"series": 3}, "is no report"),
+        ({"machine": None}, "is no report"),
+        ({"kind": "ru"}, "nothing that a plan can use"),
+    ):
+        path.write_text(json.dumps(facts | change))
+        with pytest.raises(PlanMisused, match=sentence):
+            from_report(path)
+    path.write_text("{")
+    with pytest.raises(PlanMisused, match="is no report"):
+        from_report(path)
+
+
+def test_a_comparison_of_stores_tells_what_a_request_costs_the_service(tmp_path: Path) -> None:
+    path = measured_report(tmp_path / "stores.json")
+    facts = json.loads(path.read_text()) | {"kind": "stores"}
+    rounds = [{"service_cpu_us": 40.0}, {"service_cpu_us": 44.0}]
+    files = {"name": "file://", "emulated": None, "rounds": [{"service_cpu_us": 30.0}]}
+    redis = {"name": "redis://", "emulated": None, "rounds": rounds}
+    emulated = {"name": "cosmos", "emulated": "local emulator", "rounds": [{"service_cpu_us": 900.0}]}
+    path.write_text(json.dumps(facts | {"stores": [files, redis, emulated]}))
+    assert from_report(path).values == {"request_cpu_us": 42.0, "request_ms": pytest.approx(2, rel=0.05)}
+
+
+def test_prices_are_replaced_by_a_file_and_each_has_a_source(tmp_path: Path) -> None:
+    ours = load()
+    for price in (ours.ru_hour, ours.cpu_hour, *(size.hour for size in ours.redis)):
+        assert price.source
+        assert price.date
+    assert ours.ru_hours(400 * 2) == pytest.approx(0.064)
+    assert ours.ru_hours(400, autoscale=True, regions=2) == pytest.approx(0.032 * 1.5 * 2)
+    yours = tmp_path / "yours.toml"
+    yours.write_text(OURS.read_text().replace("usd = 0.008", "usd = 0.016"))
+    facts = told(*LEAST, "--prices", yours)
+    doubled, before = values(facts), values(told(*LEAST))
+    assert doubled["manual_ru_cost"] == pytest.approx(2 * before["manual_ru_cost"])
+    assert facts["prices_file"] == "yours.toml"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("usd = 0.008", 'usd = "much"', "could not convert"),
+        ("usd = 0.008", "usd = -1", "0 or more"),
+        ("[ru_hour]", "[ru_day]", "ru_hour is missing"),
+        ('standing = "listed"', 'standing = "sure"', "standing of"),
+        ('date = "2022-03-31"', 'date = ""', "needs a date and a source"),
+        ("gb = 0.5", "gb = 0", "more than 0 GB"),
+        ("gets_s = 224_000", "", "gets_s is missing"),
+    ],
+)
+def test_a_file_of_prices_that_makes_no_sense_is_refused(old: str, new: str, sentence: str, tmp_path: Path) -> None:
+    path = tmp_path / "prices.toml"
+    path.write_text(OURS.read_text().replace(old, new))
+    with pytest.raises(PricesUnreadable, match=sentence):
+        load(path)
+
+
+def test_the_page_holds_all_that_it_needs_and_asks_nobody(tmp_path: Path) -> None:
+    done = plan(*LEAST, "--profile", "evening", "--zipf", "0.9", "--out", tmp_path / "plan")
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "plan.html").read_text()
+    outline = Outline()
+    outline.feed(text)
+    assert all(address.startswith(("#", "data:")) for address in outline.addresses)
+    assert not outline.tags & {"script", "iframe", "object", "embed", "form"}
+    assert "default-src 'none'" in text
+    assert text.count("<svg") == 2
+    facts = json.loads((tmp_path / "plan.json").read_text())
+    for figure in facts["figures"]:
+        assert f"{figure['name']}<" in text
+    for given in facts["inputs"]:
+        assert f">{given['name']}<" in text
+    assert opened(tmp_path / "plan.html", tmp_path, scheme=0) == []
+
+
+def test_what_comes_in_is_text_on_the_page(tmp_path: Path) -> None:
+    made = report_of(a_plan(), tmp_path / "<script>alert(1)")
+    assert "<script>" not in page(made)
+    assert "&lt;script&gt;" in page(made)
+
+
+GUIDE = (ROOT / "docs" / "sizing.md").read_text()
+
+
+def test_the_guides_example_is_what_the_command_prints(tmp_path: Path) -> None:
+    shop = GUIDE.partition("`shop.toml`:\n\n")[2].partition("\n\n")[0]
+    (tmp_path / "shop.toml").write_text("\n".join(line.strip() for line in shop.splitlines()))
+    done = plan("--from", tmp_path / "shop.toml")
+    assert done.returncode == 0, done.stderr
+    table = done.stdout.partition("assumed: ")[0]
+    assert [line for line in table.splitlines() if line and f"    {line.rstrip()}\n" not in GUIDE] == []
+
+
+def test_the_guides_reference_is_what_the_command_prints() -> None:
+    told = GUIDE.partition("    hotplate plan --users 6040 ")[2].partition("\n\n")[0].replace("\\\n", "")
+    done = plan("--users", "6040", *told.split())
+    assert done.returncode == 0, done.stderr
+    today = done.stdout.partition("\n\n")[0]
+    assert "over_cost" in today
+    assert [line for line in today.splitlines() if f"    {line.rstrip()}\n" not in GUIDE] == []
+
+
+def test_the_guide_names_every_input() -> None:
+    assert [name for name in KNOWN if f"| `{name}` |" not in GUIDE] == []

@@ -1,0 +1,168 @@
+"""The sweep for real: against an emulator of its own, and against one that stands for an account, left as it was."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.ru.ground import PREFIX, Spent, grounded
+from stores.cosmos.rest.driver import RestDriver
+from stores.cosmos.throughput import Throughput
+from stores.cosmos.url import parse
+from tests.support.cosmos_server import Emulator, emulator
+
+pytestmark = pytest.mark.timeout(300)
+
+SHORT = ("--levels", "400", "--no-effects", "--duration", "1s")
+
+
+@pytest.fixture
+def account() -> Iterator[Emulator]:
+    """An account in which somebody has a container already."""
+    with emulator() as made:
+
+        async def fill() -> None:
+            driver = RestDriver(parse(url_of(made), {}), Spent())
+            await driver.create_database()
+            await driver.create_container("theirs", Throughput(400))
+            await driver.upsert("theirs", {"id": "a"})
+            await driver.close()
+
+        asyncio.run(fill())
+        yield made
+
+
+def url_of(account: Emulator) -> str:
+    return "cosmos+" + account.endpoint + "db"
+
+
+def containers(account: Emulator) -> set[tuple[str, str, str]]:
+    """Tell of all containers: RU spent, 429s and RU/s, by partition."""
+    with urllib.request.urlopen(account.endpoint + "__emulation/metrics") as answer:
+        text = answer.read().decode()
+    found = re.findall(r'emulator_partition_(\w+)\{container="db/([^"]+)",partition="\d+"\} (\S+)', text)
+    return {(container, name, value) for name, container, value in found}
+
+
+def bench_ru(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-m", "hotplate", "bench", "ru", *map(str, arguments)]
+
+
+def run(*arguments: str | Path, said: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        bench_ru(*arguments), input=said, capture_output=True, text=True, timeout=280, check=False,
+        env=os.environ | {"COLUMNS": "200", "TERM": "dumb"},
+    )  # fmt: skip
+
+
+def test_by_default_it_measures_an_emulator_of_its_own_and_says_so(tmp_path: Path) -> None:
+    done = run(*SHORT, "--out", tmp_path / "found")
+    assert done.returncode in {0, 1}, done.stderr  # 1 where the machine was too busy to spend the level
+    assert "model's self-check: local emulator, not Azure" in done.stdout
+    facts = json.loads((tmp_path / "found.json").read_text())
+    (level,) = facts["ru"]["levels"]
+    assert level["trials"]
+    assert all(each["charge_ru"] == pytest.approx(1.0) for each in level["trials"] if each["ok_rate"])
+    if level["spent"]:
+        assert level["best"]["rate"] == pytest.approx(400, rel=0.05)
+    assert "local emulator, not Azure" in (tmp_path / "found.html").read_text()
+
+
+def test_an_account_is_left_as_it_was(account: Emulator, tmp_path: Path) -> None:
+    before = containers(account)
+    done = run("--account", url_of(account), "--yes", *SHORT, "--json", "--out", tmp_path / "found")
+    assert "USD" in done.stderr
+    assert json.loads(done.stdout)["ru"]["levels"][0]["trials"]
+    assert containers(account) == before
+
+
+def test_without_a_yes_nothing_is_made(account: Emulator, tmp_path: Path) -> None:
+    before = containers(account)
+    for said, code in (("n\n", 1), ("", 2)):
+        done = run("--account", url_of(account), *SHORT, "--out", tmp_path / "found", said=said)
+        assert done.returncode == code
+        assert "USD" in done.stderr
+        assert "othing was made" in done.stderr
+    assert containers(account) == before
+    assert not (tmp_path / "found.json").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_leaves_a_report_and_nothing_else(account: Emulator, tmp_path: Path, number: signal.Signals) -> None:
+    before = containers(account)
+    command = bench_ru("--account", url_of(account), "--yes", "--levels", "1k", "--out", tmp_path / "found")
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        until = time.monotonic() + 30
+        while not any(name.startswith(PREFIX) for name, _, _ in containers(account)):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        time.sleep(1.5)  # into a trial, or thereabouts: it may come anywhere
+        process.send_signal(number)
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == 1, said
+    assert "Traceback" not in said
+    assert containers(account) == before
+    assert json.loads((tmp_path / "found.json").read_text())["interrupted"] is True
+
+
+def test_what_is_made_is_dropped_after_an_error(account: Emulator) -> None:
+    before = containers(account)
+
+    class OddError(Exception):
+        pass
+
+    def fail() -> None:
+        with grounded(parse(url_of(account), {})) as ground:
+            ground.make(Throughput(400))
+            assert containers(account) != before
+            raise OddError
+
+    with pytest.raises(OddError):
+        fail()
+    assert containers(account) == before
+
+
+def test_it_speaks_https_to_an_account_whose_certificate_is_good(tmp_path: Path) -> None:
+    certificate = tmp_path / "account.pem"
+    with emulator("--tls", "--certificate", str(certificate)) as account:
+        at = parse(f"{url_of(account)}?ca={certificate}", {})
+
+        async def make() -> None:
+            driver = RestDriver(at, Spent())
+            await driver.create_database()
+            await driver.close()
+
+        asyncio.run(make())
+        url = f"{url_of(account)}?ca={certificate}"
+        done = run("--account", url, "--yes", *SHORT, "--json", "--out", tmp_path / "found")
+    (level,) = json.loads(done.stdout)["ru"]["levels"]
+    assert any(each["charge_ru"] == pytest.approx(1.0) for each in level["trials"])
+
+
+def test_a_database_that_is_not_there_is_not_made(account: Emulator, tmp_path: Path) -> None:
+    elsewhere = url_of(account).removesuffix("db") + "nowhere"
+    done = run("--account", elsewhere, "--yes", *SHORT, "--out", tmp_path / "found")
+    assert done.returncode == 1
+    assert "no such database" in done.stderr
+
+
+def test_where_reads_are_too_slow_to_spend_a_level_dearer_ones_are_taken(account: Emulator, tmp_path: Path) -> None:
+    slow = json.dumps([{"kind": "slow", "delay_ms": 20, "operation": "read item"}]).encode()
+    urllib.request.urlopen(
+        urllib.request.Request(account.endpoint + "__emulation/faults", data=slow, method="PUT")
+    ).close()
+    done = run(
+        "--account", url_of(account), "--yes", *SHORT, "--connections", "2", "--out", tmp_path / "found", "--json"
+    )
+    (level,) = json.loads(done.stdout)["ru"]["levels"]
+    assert level["item_bytes"] > 1024
+    assert level["skipped"][0].startswith("reads of 1 KB: ")

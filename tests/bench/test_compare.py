@@ -1,0 +1,213 @@
+"""What repetitions allow to be said: percentiles, intervals, and differences that are real as often as said."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hdrh.histogram import HdrHistogram
+from hdrh.log import HistogramLogReader
+
+from bench.capacity import Point, find_max, highest, knee
+from bench.errors import BenchMisused
+from bench.loadgen.histogram import HIGHEST_US, Histogram, log_of
+from bench.loadgen.objective import Objective
+from bench.loadgen.result import Result
+from bench.loadgen.traffic import Load
+from bench.report.compare import compare, sole_series
+from bench.report.intervals import change, geometric, interval, quantile
+from bench.report.report import Report, Round, Series, read
+from tests.support.virtual import simulate
+
+
+def test_percentiles_have_three_digits() -> None:
+    chance = np.random.default_rng(1)
+    times_s = chance.lognormal(-7, 1.5, 50_000)
+    found = Histogram.of(times_s)
+    for percent in (50.0, 90.0, 99.0, 99.9):
+        (us,) = found.percentiles_us([percent])
+        assert us == pytest.approx(np.percentile(times_s, percent) * 1e6, rel=0.005)
+    assert found.max_us == pytest.approx(times_s.max() * 1e6, rel=0.001)
+
+
+def test_histograms_add_up_and_survive_being_written() -> None:
+    one, two = Histogram.of([0.001] * 10), Histogram.of([0.002] * 30)
+    both = Histogram.decoded(Histogram.merged([one, two]).encoded)
+    assert both.count == 40
+    assert both.percentiles_us([25, 30]) == pytest.approx([1000, 2000], rel=0.001)
+    assert [round(percent) for percent, _ in both.spectrum()] == [25, 100]
+
+
+def test_what_lies_outside_the_scale_counts_at_its_end_and_nothing_is_nothing() -> None:
+    assert Histogram.of([100.0]).max_us == pytest.approx(HIGHEST_US, rel=0.001)
+    assert Histogram.of([0.0]).count == 1
+    empty = Histogram.of([])
+    assert (empty.count, empty.max_us, empty.mean_us, empty.percentiles_us([50])) == (0, 0, 0, [0])
+
+
+def test_a_percentile_needs_ten_samples_beyond_it() -> None:
+    thousand = Histogram.of([0.001] * 1000)
+    assert thousand.backed(99)
+    assert not thousand.backed(99.9)
+
+
+def test_the_log_is_read_by_the_librarys_own_reader(tmp_path: Path) -> None:
+    path = tmp_path / "run.hdr"
+    path.write_text(log_of([(1.0, 2.0, Histogram.of([0.001] * 5)), (2.0, 3.0, Histogram.of([0.002] * 7))]))
+    total = HdrHistogram(1, HIGHEST_US, 3)
+    reader = HistogramLogReader(str(path), HdrHistogram(1, HIGHEST_US, 3))
+    while (one := reader.get_next_interval_histogram()) is not None:
+        total.add(one)
+    reader.close()
+    assert total.get_total_count() == 12
+
+
+def test_intervals_are_students() -> None:
+    found = interval([1.0, 2.0, 3.0])
+    assert found is not None
+    assert (found.mean, found.high - found.mean) == pytest.approx((2.0, 4.303 / math.sqrt(3)))
+    assert quantile(31) == pytest.approx(2.0395, abs=1e-4)
+    assert quantile(100) == pytest.approx(1.9840, abs=1e-4)
+    assert interval([1.0]) is None
+    skewed = geometric([1.0, 100.0, 1.0])
+    assert skewed is not None
+    assert skewed.low > 0
+    assert geometric([1.0, 0.0]) is None
+
+
+def test_an_interval_holds_the_truth_in_95_of_100_measurements() -> None:
+    chance = np.random.default_rng(2)
+    found = [interval(chance.normal(5, 1, 6).tolist()) for _ in range(1000)]
+    assert sum(each is not None and each.low <= 5 <= each.high for each in found) == pytest.approx(950, abs=20)
+
+
+ROUNDS, SAMPLES = 7, 400
+
+
+def rounds_of(chance: np.random.Generator, drift: np.ndarray, factor: float = 1.0) -> list[float]:
+    """Simulate the p99 of rounds: skewed latencies on a machine that drifts from round to round."""
+    latencies_s = chance.lognormal(-8, 0.6, (ROUNDS, SAMPLES)) * drift[:, None] * factor
+    return [float(value) for value in np.percentile(latencies_s, 99, axis=1)]
+
+
+@pytest.mark.parametrize(("factor", "least", "most"), [(1.0, 30, 70), (1.5, 950, 1000)], ids=["equal", "slower"])
+def test_of_equal_pairs_one_in_twenty_is_called_different(factor: float, least: int, most: int) -> None:
+    chance = np.random.default_rng(5)
+    flagged = 0
+    for _ in range(1000):
+        drift = chance.lognormal(0, 0.5, ROUNDS)
+        found = change(rounds_of(chance, drift), rounds_of(chance, drift, factor))
+        flagged += found is not None and found.real
+    assert least <= flagged <= most
+
+
+def a_series(p99_ms: list[float], errors: float = 0.0) -> Series:
+    def a_round(ms: float) -> Round:
+        histogram = Histogram.of([ms / 2000] * 90 + [ms / 1000] * 10)
+        facts = {"ok_rate": 100.0, "error_share": errors, "doubts": [], "histogram": histogram.encoded}
+        return Round(facts, histogram)
+
+    return Series("x", tuple(a_round(ms) for ms in p99_ms))
+
+
+def test_a_real_difference_is_a_regression_only_for_the_worse() -> None:
+    base, worse = [10.0, 12.0, 9.0, 11.0], [12.1, 14.3, 10.9, 13.0]
+    found = compare(a_series(base), a_series(worse))
+    assert found.regression
+    assert found.deciding.interval.mean == pytest.approx(0.2, abs=0.02)
+    assert "a regression: p99 changed by +19.8%" in found.sentence
+    better = compare(a_series(worse), a_series(base))
+    assert not better.regression
+    assert "an improvement" in better.sentence
+    same = compare(a_series(base), a_series([12.0, 9.5, 11.0, 10.0]))
+    assert "no real difference" in same.sentence
+    assert same.to_json()["regression"] is False
+
+
+def test_more_errors_are_a_regression_however_fast_the_others_were() -> None:
+    found = compare(a_series([10, 11, 12]), a_series([5, 5.5, 6], errors=0.05))
+    assert found.regression
+    assert "errors went from 0.00% to 5.00%" in found.sentence
+
+
+def test_what_cannot_be_compared_is_refused() -> None:
+    with pytest.raises(BenchMisused, match="2 valid pairs"):
+        compare(a_series([1, 2]), a_series([1, 2]))
+    with pytest.raises(BenchMisused, match="3 and 4"):
+        compare(a_series([1, 2, 3]), a_series([1, 2, 3, 4]))
+    with pytest.raises(BenchMisused, match="not one of"):
+        compare(a_series([1, 2, 3]), a_series([1, 2, 3]), "p42")
+    good = Report(kind="http", configuration={}, series=(a_series([1, 2, 3]),))
+    assert sole_series("A", good) is good.series[0]
+    for wrong in (replace(good, series=()), replace(good, series=good.series * 2), replace(good, interrupted=True)):
+        with pytest.raises(BenchMisused, match="A cannot be compared"):
+            sole_series("A", wrong)
+
+
+def test_pairs_with_an_invalid_round_are_left_out() -> None:
+    before, after = a_series([10, 11, 12, 13]), a_series([10, 11, 12, 900])
+    *kept, last = after.rounds
+    late = Series("x", (*kept, Round({**last.facts, "doubts": ["late"]}, last.histogram)))
+    found = compare(before, late)
+    assert (found.pairs, found.left_out, found.regression) == (3, 1, False)
+    with pytest.raises(BenchMisused, match="1 were left out: round 3: late"):
+        compare(Series("x", before.rounds[1:]), Series("x", late.rounds[1:]))
+
+
+def test_a_report_is_read_back_and_anything_else_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    made = Report(kind="http", configuration={"url": "u"}, series=(a_series([1, 2, 3]),))
+    path.write_text(json.dumps(made.to_json()))
+    again = read(path)
+    assert again.series[0].values("p99") == a_series([1, 2, 3]).values("p99")
+    assert again.configuration == {"url": "u"}
+    for text in ("{}", "[]", "nonsense", '{"format": 9}'):
+        path.write_text(text)
+        with pytest.raises(BenchMisused, match=r"report\.json"):
+            read(path)
+
+
+def serve_at(rate: float, capacity: float) -> Result:
+    free_s = 0.0
+
+    def one_by_one(arrival_s: float) -> float:
+        nonlocal free_s
+        free_s = max(free_s, arrival_s) + 1 / capacity
+        return free_s
+
+    return simulate(Load(url="http://h", paths=["/"], rate=rate, duration_s=4, connections=500), one_by_one)
+
+
+def test_the_search_finds_the_highest_rate_inside_the_objective() -> None:
+    tried = list(find_max(lambda rate: serve_at(rate, 1000), Objective({"p99": 20_000.0}), start=100))
+    best = highest(tried)
+    assert best is not None
+    assert 950 <= best.at <= 1060
+    assert len(tried) < 15
+    assert all(each.inside is (each.at <= best.at) for each in tried)
+    assert "p99" in next(each for each in tried if not each.inside).broken[0]
+
+
+def test_a_search_that_finds_nothing_ends() -> None:
+    tried = list(find_max(lambda rate: serve_at(rate, 10), Objective({"p99": 1.0}), start=100))
+    assert highest(tried) is None
+    assert len(tried) < 15
+
+
+def test_the_knee_is_the_smallest_batch_that_gives_nearly_all() -> None:
+    shape = {
+        "p50_us": 1.0,
+        "p90_us": 1.0,
+        "p99_us": 1.0,
+        "p999_us": 1.0,
+        "error_share": 0.0,
+        "popular": 0.0,
+        "doubts": (),
+    }
+    points = [Point(at, per_s, **shape) for at, per_s in ((1, 10), (50, 200), (200, 290), (500, 300), (1000, 310))]  # type: ignore[arg-type]  # plain values
+    found = knee(points)
+    assert found is not None
+    assert found.at == 200
+    assert knee([]) is None

@@ -1,0 +1,230 @@
+"""The command against a real service: what it writes, what it compares, and what makes it say that it failed."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.errors import BenchFailed
+from bench.expected import check
+from bench.live import spark, together
+from bench.loadgen.crew import Crew
+from bench.loadgen.keys import Keys, Uniform
+from bench.loadgen.recorder import Progress, Sample
+from bench.loadgen.requests import Gets
+from bench.loadgen.traffic import Load
+from stores.connect import connect
+from stores.memory import MemoryStore
+from tests.support.service import Service, a_list, publish_lists, running
+
+USERS = 40
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bench") / "store"
+    lists = {f"user:{n}": a_list(*(f"i{n}-{place}" for place in range(20))) for n in range(USERS)}
+    asyncio.run(publish_lists(folder, lists))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def service(store: Path) -> Iterator[Service]:
+    with running(store) as started:
+        yield started
+
+
+def bench(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "hotplate", "bench", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        env=os.environ | {"COLUMNS": "200", "TERM": "dumb"},
+    )
+
+
+def test_a_measurement_leaves_a_report_in_three_forms(service: Service, store: Path, tmp_path: Path) -> None:
+    name = tmp_path / "report"
+    done = bench(
+        "http", service.url, "--store", f"file://{store}", "--rate", "300", "--duration", "1s", "--repeat", "3",
+        "--warmup", "0.2s", "--unknown", "20%", "--zipf", "0.9", "--processes", "2", "--out", name,
+    )  # fmt: skip
+    assert "0 wrong" in done.stdout, done.stderr
+    report = json.loads(name.with_suffix(".json").read_text())
+    assert done.returncode == (0 if report["valid"] else 1)
+    (series,) = report["series"]
+    assert [one["due"] for one in series["rounds"]] == [300, 300, 300]
+    assert all(one["ok"] == 300 and one["errors"] == {} for one in series["rounds"])
+    assert set(series["rounds"][0]["seen"]["source"]) == {"personal", "popular"}
+    assert len(series["rounds"][0]["spent"]) == 2
+    assert series["summary"]["p99"]["low"] <= series["summary"]["p99"]["mean"] <= series["summary"]["p99"]["high"]
+    assert report["checked"]["compared"] == 900
+    assert report["machine"]["commit"]
+    assert name.with_suffix(".hdr").read_text().count("HISTFAAA") == 3
+    page = name.with_suffix(".html").read_text()
+    assert page.count("<svg") == 2
+    assert "What is measured, and what is not" in page
+    told = bench("compare", name.with_suffix(".json"), name.with_suffix(".json"))
+    valid = sum(one["valid"] for one in series["rounds"])
+    assert told.returncode == (0 if valid == 3 else 2), told.stderr
+    assert ("no real difference" in told.stdout) is (valid == 3)
+
+
+def test_a_service_that_answers_nothing_well_is_reported_too(tmp_path: Path) -> None:
+    name = tmp_path / "report"
+    with running(tmp_path / "nothing-is-published") as unready:
+        bench(
+            "http", unready.url, "--path", "/v1/popular", "--rate", "100", "--duration", "1s", "--repeat", "1",
+            "--warmup", "0s", "--out", name,
+        )  # fmt: skip
+    (series,) = json.loads(name.with_suffix(".json").read_text())["series"]
+    assert series["rounds"][0]["errors"] == {"status": 100}
+    assert "<svg" in name.with_suffix(".html").read_text()
+
+
+def test_a_search_and_a_sweep_are_told_with_their_knees(service: Service, tmp_path: Path) -> None:
+    common = ("--users", str(USERS), "--duration", "0.2s", "--warmup", "0s", "--json", "--out", tmp_path / "report")
+    searched = json.loads(
+        bench("http", service.url, "--find-max", "--slo", "p50=0.001ms", "--rate", "200", *common).stdout
+    )
+    assert searched["search"]["highest"] is None
+    assert searched["search"]["points"][0]["broken"]
+    assert "no rate was inside" in (tmp_path / "report.html").read_text()
+    swept = json.loads(bench("http", service.url, "--batch", "1,20", *common).stdout)
+    assert [point["at"] for point in swept["sweep"]["points"]] == [1, 20]
+    assert swept["sweep"]["knee"] in {1, 20}
+    assert [each["name"] for each in swept["series"]] == ["batch 1", "batch 20"]
+    assert "By size of batch" in (tmp_path / "report.html").read_text()
+
+
+def test_ctrl_c_gives_the_report_so_far(service: Service, tmp_path: Path) -> None:
+    command = ["bench", "http", service.url, "--users", "9", "--rate", "100", "--duration", "60s", "--warmup", "0s"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "hotplate", *command, "--out", str(tmp_path / "report")], start_new_session=True
+    ) as process:
+        before = _requests(service)
+        while _requests(service) < before + 20:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(20) == 1
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["interrupted"]
+    (one,) = report["series"][0]["rounds"]
+    assert 0 < one["ok"] == one["due"] < 6000
+    assert one["sent_rate"] == pytest.approx(100, rel=0.2)
+    assert "stopped before its end" in (tmp_path / "report.html").read_text()
+
+
+def _requests(service: Service) -> float:
+    lines = service.get("/metrics").body.decode().splitlines()
+    return sum(float(line.split()[-1]) for line in lines if "duration_seconds_count" in line and "recommend" in line)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("http", "http://127.0.0.1:9", "--users", "5"), 1, "nothing answers at http://127.0.0.1:9"),
+        (("http", "http://127.0.0.1:9"), 2, "--users N"),
+        (("http", "ftp://x", "--users", "5"), 2, "http://HOST:PORT"),
+        (("http", "http://x", "--users", "5", "--out", "/no/such/folder"), 2, "no folder /no/such"),
+        (("compare", "/no/such.json", "/no/other.json"), 1, "No such file"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_an_exit_code(arguments: tuple[str, ...], code: int, words: str) -> None:
+    done = bench(*arguments)
+    assert done.returncode == code, done.stderr
+    assert words.lower() in done.stderr.lower()
+    assert done.stderr.count("\n") == 1
+    as_json = bench(*arguments, "--json")
+    assert json.loads(as_json.stderr)["error"]
+
+
+def test_every_verb_shows_an_example() -> None:
+    for verb in ("http", "compare"):
+        assert f"hotplate bench {verb}" in bench(verb, "--help").stdout.partition("Example:")[2]
+
+
+def test_a_crew_makes_runs_one_after_the_other_and_tells_how_they_go(service: Service) -> None:
+    told = list[Progress]()
+    load = Load(url=service.url, requests=Gets("/v1/recommendations/{key}", Keys(["1", "2"], Uniform())), rate=100,
+                duration_s=1.2, connections=5)  # fmt: skip
+    with Crew(2) as crew:
+        first = crew.run(load, told.extend)
+        second = crew.run(load)
+    assert first.ok == second.ok == 120
+    assert first.connections == 5
+    assert told
+    assert max(progress.sent for progress in told) <= 60
+    assert together(told[:2]).due >= told[0].due
+
+
+def test_a_generator_that_is_stopped_for_a_while_declares_its_run_invalid(service: Service) -> None:
+    with Crew() as crew:
+        (pid,) = crew.pids
+
+        def stop_for_a_while() -> None:
+            time.sleep(0.4)
+            os.kill(pid, signal.SIGSTOP)
+            time.sleep(0.3)
+            os.kill(pid, signal.SIGCONT)
+
+        thief = threading.Thread(target=stop_for_a_while)
+        thief.start()
+        result = crew.run(Load(url=service.url, paths=["/livez"], rate=200, duration_s=1.2))
+        thief.join()
+    assert not result.valid
+    assert "the generator was late" in result.doubts[0]
+    assert result.lag is not None
+    assert result.lag.p99 > 100_000
+
+
+def test_a_generator_that_dies_is_a_failure_and_not_a_hang(service: Service) -> None:
+    with Crew() as crew:
+        (pid,) = crew.pids
+        killer = threading.Timer(0.5, os.kill, (pid, signal.SIGKILL))
+        killer.start()
+        with pytest.raises(BenchFailed, match="died"):
+            crew.run(Load(url=service.url, paths=["/livez"], rate=100, duration_s=30))
+
+
+async def test_wrong_lists_and_fallbacks_are_told_apart(store: Path) -> None:
+    opened = connect(f"file://{store}")
+    release = (await opened.catalogue()).live
+
+    def sample(user: str, items: list[dict[str, Any]], source: str) -> Sample:
+        body = {"user": user, "release": release, "source": source, "items": items}
+        return Sample(f"GET /v1/recommendations/{user}?n=2 HTTP/1.1\r\n\r\n".encode(), 200, json.dumps(body).encode())
+
+    right = [{"id": f"i1-{place}", "score": 1 / (place + 1), "title": f"Title i1-{place}"} for place in range(2)]
+    popular = [{"id": f"p{n}", "score": 1 / n, "title": f"Title p{n}"} for n in (1, 2)]
+    samples = [
+        sample("1", right, "personal"),
+        sample("nobody", popular, "popular"),
+        sample("1", popular, "popular"),
+        sample("2", right, "personal"),
+        sample("1", right[:1], "personal"),
+        Sample(b"GET /v1/recommendations/1 HTTP/1.1\r\n\r\n", 200, b"oops"),
+    ]
+    found = await check(samples, opened)
+    assert (found.compared, found.wrong, found.fallback) == (6, 3, 1)
+    assert len(found.examples) == 3
+    lost = await check(samples[:1], MemoryStore())
+    assert lost.wrong == 1
+    assert "cannot be read" in lost.examples[0]
+    await opened.close()
+
+
+def test_bars_are_drawn_to_the_highest() -> None:
+    assert spark([0, 4, 8]) == "▁▅█"
+    assert spark([]) == ""

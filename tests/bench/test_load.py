@@ -1,0 +1,274 @@
+"""The load generator against small servers on loopback that misbehave on purpose."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from aiohttp import web
+
+from bench.loadgen.load import Load, Result, drive
+
+BODY = b'{"user":"1","release":"r1","source":"personal","items":[]}'
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(BODY), BODY)
+Act = Callable[[asyncio.Transport, int], None]
+"""What a server does with its n-th request (from 1, over all connections)."""
+
+
+def answer(transport: asyncio.Transport, count: int) -> None:
+    del count
+    transport.write(ANSWER)
+
+
+class Server(asyncio.Protocol):
+    def __init__(self, act: Act, counter: list[int]) -> None:
+        self.act = act
+        self.counter = counter
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        assert data.endswith(b"\r\n\r\n")
+        self.counter.append(1)
+        self.act(self.transport, len(self.counter))
+
+
+@asynccontextmanager
+async def serving(act: Act) -> AsyncIterator[str]:
+    counter: list[int] = []
+    server = await asyncio.get_running_loop().create_server(lambda: Server(act, counter), "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+        await server.wait_closed()
+
+
+@asynccontextmanager
+async def aiohttp_serving(handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> AsyncIterator[str]:
+    app = web.Application()
+    app.router.add_get("/{rest:.*}", handler)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+def unused_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def adds_up(result: Result) -> bool:
+    return result.due == result.ok + sum(result.errors.values()) + result.dropped
+
+
+async def test_a_quiet_run_sends_exactly_what_was_asked_and_adds_up() -> None:
+    async with serving(answer) as url:
+        result = await drive(Load(url=url, paths=["/a", "/b"], rate=500, duration_s=0.4, connections=4))
+    assert (result.due, result.sent, result.ok, result.dropped) == (200, 200, 200, 0)
+    assert adds_up(result)
+    assert result.opened == 4
+    assert result.statuses == {200: 200}
+    assert len(result.latencies_s) == 200
+
+
+async def test_a_stall_is_charged_to_every_request_that_it_kept_waiting() -> None:
+    loop = asyncio.get_running_loop()
+    over_s = 0.0
+
+    def stall(transport: asyncio.Transport, count: int) -> None:
+        nonlocal over_s
+        if count == 100:
+            over_s = loop.time() + 0.2
+        loop.call_at(max(over_s, loop.time()), transport.write, ANSWER)
+
+    async with serving(stall) as url:
+        result = await drive(Load(url=url, paths=["/"], rate=500, duration_s=0.6, connections=2))
+    assert result.latency is not None
+    assert result.latency.max >= 150_000
+    assert (result.latencies_s > 0.05).sum() >= 500 * 0.1
+    assert result.ok == result.due == 300
+
+
+async def test_a_connection_that_dies_under_a_request_is_an_error_and_the_next_request_gets_a_new_one() -> None:
+    def abort_tenth(transport: asyncio.Transport, count: int) -> None:
+        if count % 10:
+            answer(transport, count)
+        else:
+            transport.abort()
+
+    async with serving(abort_tenth) as url:
+        result = await drive(Load(url=url, paths=["/"], rate=500, duration_s=0.2, connections=2))
+    assert result.errors == {"reset": 10}
+    assert result.ok == 90
+    assert result.opened > 2
+
+
+async def test_a_server_that_hangs_up_between_requests_costs_no_request() -> None:
+    def hang_up(transport: asyncio.Transport, count: int) -> None:
+        answer(transport, count)
+        transport.close()
+
+    async with serving(hang_up) as url:
+        result = await drive(Load(url=url, paths=["/"], rate=20, duration_s=0.4, connections=1))
+    assert result.errors == {}
+    assert result.ok == result.opened == 8
+
+
+async def test_connection_close_in_an_answer_is_honoured() -> None:
+    async def handler(request: web.Request) -> web.Response:
+        del request
+        response = web.Response(body=BODY)
+        response.force_close()
+        return response
+
+    async with aiohttp_serving(handler) as url:
+        result = await drive(Load(url=url, paths=["/any"], rate=200, duration_s=0.2, connections=4))
+    assert result.errors == {}
+    assert result.ok == 40
+    assert result.opened >= 40
+
+
+async def test_a_port_that_nobody_listens_on_gives_an_error_for_each_request() -> None:
+    url = f"http://127.0.0.1:{unused_port()}"
+    result = await drive(Load(url=url, paths=["/"], rate=200, duration_s=0.2, connections=4))
+    assert result.errors == {"connect": 40}
+    assert result.sent == 0
+    assert result.latency is None
+    assert not result.valid
+
+
+async def test_a_port_that_nobody_listens_on_ends_a_closed_loop_too() -> None:
+    url = f"http://127.0.0.1:{unused_port()}"
+    result = await drive(Load(url=url, paths=["/"], rate=None, duration_s=0.1, connections=2))
+    assert set(result.errors) == {"connect"}
+    assert adds_up(result)
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [b"HTTP/1.1 banana\r\n\r\n", ANSWER + b"more than was announced", ANSWER + ANSWER],
+    ids=["no status", "too long", "two answers"],
+)
+async def test_an_answer_that_is_not_one_is_malformed(nonsense: bytes) -> None:
+    async with serving(lambda transport, _: transport.write(nonsense)) as url:
+        result = await drive(Load(url=url, paths=["/"], rate=100, duration_s=0.1, connections=2))
+    assert result.errors == {"malformed": 10}
+
+
+async def test_bytes_that_nobody_asked_for_are_counted_and_end_their_connection() -> None:
+    def twice(transport: asyncio.Transport, count: int) -> None:
+        answer(transport, count)
+        asyncio.get_running_loop().call_later(0.01, transport.write, ANSWER)
+
+    async with serving(twice) as url:
+        result = await drive(Load(url=url, paths=["/"], rate=20, duration_s=0.2, connections=1))
+    assert result.ok == 4
+    assert result.unasked >= 3
+
+
+async def test_a_silent_server_times_out_from_when_the_request_was_due() -> None:
+    async with serving(lambda _transport, _count: None) as url:
+        result = await drive(Load(url=url, paths=["/"], rate=100, duration_s=0.2, connections=1, timeout_s=0.1))
+    assert result.errors == {"timeout": 20}
+
+
+async def test_what_the_queue_cannot_hold_is_dropped_and_counted() -> None:
+    async with serving(lambda _transport, _count: None) as url:
+        load = Load(url=url, paths=["/"], rate=200, duration_s=0.2, connections=1, timeout_s=0.5, backlog=5)
+        result = await drive(load)
+    assert result.errors == {"timeout": 6}
+    assert result.dropped == 34
+    assert not result.valid
+
+
+async def test_bad_statuses_are_errors_and_every_status_is_counted() -> None:
+    async def handler(request: web.Request) -> web.Response:
+        return web.Response(status=503 if request.path == "/bad" else 200, body=BODY)
+
+    async with aiohttp_serving(handler) as url:
+        result = await drive(Load(url=url, paths=["/good", "/bad"], rate=200, duration_s=0.2))
+    assert result.errors == {"status": 20}
+    assert result.statuses == {200: 20, 503: 20}
+
+
+async def test_values_of_fields_are_counted_and_so_is_their_absence() -> None:
+    async def handler(request: web.Request) -> web.Response:
+        return web.Response(body=b"{}" if request.path == "/empty" else BODY)
+
+    async with aiohttp_serving(handler) as url:
+        load = Load(url=url, paths=["/full", "/empty"], rate=200, duration_s=0.2, observe=["release", "source"])
+        result = await drive(load)
+    assert result.seen == {"release": {"r1": 20, "": 20}, "source": {"personal": 20, "": 20}}
+
+
+async def test_a_check_names_the_errors() -> None:
+    async with serving(answer) as url:
+        load = Load(
+            url=url, paths=["/"], rate=100, duration_s=0.1, check=lambda _, body: None if b"r2" in body else "old"
+        )
+        result = await drive(load)
+    assert result.errors == {"old": 10}
+
+
+async def test_a_check_that_raises_ends_the_run() -> None:
+    def check(status: int, body: bytes) -> str | None:
+        raise LookupError(status, body)
+
+    async with serving(answer) as url:
+        with pytest.raises(LookupError):
+            await drive(Load(url=url, paths=["/"], rate=100, duration_s=5, check=check))
+
+
+async def test_a_closed_loop_says_so_and_sends_on_each_answer() -> None:
+    async with serving(answer) as url:
+        result = await drive(Load(url=url, paths=["/"], rate=None, duration_s=0.1, connections=3))
+    assert result.mode == "closed loop"
+    assert result.ok == result.due == result.sent > 3
+    assert result.opened == 3
+
+
+async def test_spinning_sends_the_same_requests() -> None:
+    async with serving(answer) as url:
+        result = await drive(Load(url=url, paths=["/"], rate=500, duration_s=0.2, connections=4, spin=True))
+    assert result.ok == result.due == 100
+
+
+async def test_a_late_generator_declares_its_run_invalid() -> None:
+    async with serving(answer) as url:
+        result = await drive(Load(url=url, paths=["/"], rate=100, duration_s=0.1))
+    late = replace(result, lags_s=np.full(100, 0.002, np.float32))
+    assert not late.valid
+    assert "late" in late.to_json()["doubts"][0]
+    assert "INVALID" in late.to_text()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "word"),
+    [
+        ({"url": "ftp://127.0.0.1:1"}, "target"),
+        ({"url": "http://127.0.0.1:1/path"}, "target"),
+        ({"paths": []}, "no path"),
+        ({"paths": ["v1"]}, "starts with /"),
+        ({"paths": ["/a\r\nX: y"]}, "percent-encode"),
+        ({"headers": {"X-Name": "ü"}}, "percent-encode"),
+        ({"rate": 0.0}, "rate"),
+        ({"connections": 0}, "connections"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_with_a_sentence(wrong: dict[str, Any], word: str) -> None:
+    good: dict[str, Any] = {"url": "http://127.0.0.1:1", "paths": ["/"], "rate": 1.0, "duration_s": 1.0}
+    with pytest.raises(ValueError, match=word):
+        Load(**(good | wrong))

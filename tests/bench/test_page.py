@@ -1,0 +1,105 @@
+"""The report as a page: opened in a real browser it asks nobody for anything, in light and in dark."""
+
+import json
+import os
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from bench.loadgen.objective import Objective
+from bench.loadgen.schedule import constant
+from bench.loadgen.traffic import Load
+from bench.report.page import page
+from bench.report.report import Report, series
+from tests.support.virtual import simulate
+
+PAGES_OWN = 101845102
+"""What Chromium's network log marks the requests of a page with (`blink_resource_loader`); its own have other marks."""
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    load = Load(url="http://simulated", paths=["/"], arrivals=constant(200, 3), duration_s=3)
+    rounds = [simulate(load, lambda arrival_s: arrival_s + 0.002 + arrival_s % 0.003) for _ in range(3)]
+    point = {"p50_us": 1000.0, "p99_us": 2000.0, "per_s": 100.0, "popular": 0.0, "doubts": [], "broken": []}
+    objective = str(Objective({"p99": 5_000.0}))
+    points = [point | {"at": rate} for rate in (100.0, 200.0)] + [point | {"at": 300.0, "broken": ["p99"]}]
+    return Report(
+        kind="http",
+        configuration={"url": "http://simulated/<script>alert(1)</script>"},
+        series=(series("simulated", rounds),),
+        extra={
+            "search": {"objective": objective, "highest": 200.0, "points": points},
+            "checked": {"compared": 5, "wrong": 0, "fallback": 1, "examples": []},
+        },
+    )
+
+
+class Outline(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses = list[str]()
+        self.ids = list[str]()
+        self.tags = set[str]()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+        self.addresses += [value or "" for name, value in attrs if name in {"src", "href", "xlink:href", "action"}]
+
+
+def test_the_page_holds_all_that_it_needs(report: Report) -> None:
+    text = page(report)
+    outline = Outline()
+    outline.feed(text)
+    assert all(address.startswith(("#", "data:")) for address in outline.addresses)
+    assert not outline.tags & {"script", "iframe", "object", "embed", "form"}
+    assert "&lt;script&gt;" in text
+    assert "prefers-color-scheme: dark" in text
+    assert "default-src 'none'" in text
+    assert text.count("<svg") == 3
+    assert "#0a000" not in text
+    assert len(text) < 200_000
+
+
+def test_an_invalid_report_says_so_first(report: Report) -> None:
+    load = Load(url="http://simulated", paths=["/"], arrivals=constant(100, 1), duration_s=1, connections=1, backlog=1)
+    jammed = simulate(load, lambda arrival_s: arrival_s + 0.5)
+    text = page(Report(kind="http", configuration={}, series=(series("jammed", [jammed]),)))
+    assert 'class="verdict bad"' in text
+    assert "Invalid" in text
+    assert 'class="verdict bad"' not in page(report)
+
+
+def opened(path: Path, folder: Path, scheme: int) -> list[str]:
+    """Open a page in headless Chromium and return the addresses that the page asked for."""
+    log = folder / f"net-{scheme}.json"
+    flags = [
+        "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+        "--disable-component-update", "--disable-sync", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+        f"--user-data-dir={folder / f'profile-{scheme}'}", f"--log-net-log={log}", "--window-size=1100,1600",
+        f"--blink-settings=preferredColorScheme={scheme}", f"--screenshot={folder / f'page-{scheme}.png'}",
+    ]  # fmt: skip
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        if "chromium" in os.environ.get("HOTPLATE_REQUIRE", "").split(","):
+            pytest.fail("chromium is not here, and HOTPLATE_REQUIRE wants it")
+        pytest.skip("chromium is not here")
+    subprocess.run([chromium, *flags, path.as_uri()], check=True, capture_output=True, timeout=60)
+    assert (folder / f"page-{scheme}.png").stat().st_size > 5_000
+    events = (json.loads(line.rstrip(",\n")) for line in log.read_text().splitlines() if '"url":"http' in line)
+    asked = [event["params"] for event in events if event["params"].get("traffic_annotation") == PAGES_OWN]
+    return [params["url"] for params in asked]
+
+
+def test_a_browser_that_opens_the_page_makes_no_request(report: Report, tmp_path: Path) -> None:
+    written = tmp_path / "report.html"
+    written.write_text(page(report))
+    assert opened(written, tmp_path, scheme=0) == []
+    assert opened(written, tmp_path, scheme=1) == []
+    control = tmp_path / "control.html"
+    control.write_text('<img src="http://127.0.0.1:9/seen.png">')
+    assert opened(control, tmp_path, scheme=2) == ["http://127.0.0.1:9/seen.png"]

@@ -1,0 +1,154 @@
+"""When requests fall due, for whom, and how the words of the command are read."""
+
+import itertools
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.asking import Asked, arrivals, question
+from bench.errors import BenchMisused
+from bench.loadgen.keys import Draw, HotSet, InTurn, Keys, Uniform, Zipf
+from bench.loadgen.objective import parse
+from bench.loadgen.requests import Gets, Paths, Posts
+from bench.loadgen.schedule import Arrivals, Piece, constant, ramp, steps
+from bench.report import units
+
+
+def test_a_constant_rate_is_evenly_spaced_from_the_start_on() -> None:
+    assert list(constant(4, 1).dues()) == [0, 0.25, 0.5, 0.75]
+
+
+def test_a_ramp_and_steps_have_the_requests_of_their_rates() -> None:
+    dues = np.array(list(ramp(0, 200, 10).dues()))
+    assert len(dues) == 1000
+    assert (dues < 5).sum() == 250
+    dues = np.array(list(steps([10, 30], 4).dues()))
+    assert ((dues < 2).sum(), (dues >= 2).sum()) == (20, 60)
+
+
+def test_poisson_arrivals_have_the_rate_the_spread_and_the_seed_that_were_asked_for() -> None:
+    dues = np.array(list(constant(500, 200, seed=3).dues()))
+    assert len(dues) == pytest.approx(100_000, rel=0.02)
+    gaps = np.diff(dues)
+    assert gaps.std() == pytest.approx(gaps.mean(), rel=0.02)
+    assert list(constant(50, 2, seed=3).dues()) == list(constant(50, 2, seed=3).dues())
+    assert list(constant(50, 2, seed=3).dues()) != list(constant(50, 2, seed=4).dues())
+
+
+rates = st.floats(0.0, 500.0)
+pieces = st.builds(Piece, st.floats(0.1, 3.0), rates.filter(lambda rate: rate > 1), rates)
+
+
+@given(st.lists(pieces, min_size=1, max_size=4), st.integers(1, 4))
+def test_processes_share_a_schedule_without_losing_or_doubling_a_request(made: list[Piece], parts: int) -> None:
+    whole = Arrivals(tuple(made))
+    shared = sorted(itertools.chain.from_iterable(whole.share(part, parts).dues() for part in range(parts)))
+    dues = list(whole.dues())
+    assert shared == pytest.approx(dues)
+    assert dues == sorted(dues)
+    assert all(0 <= due_s <= whole.duration_s + 1e-6 for due_s in dues)
+    assert whole.rate == pytest.approx(parts * whole.share(0, parts).rate)
+
+
+def drawn(draw: Draw, count: int, size: int = 40_000) -> Counter[str]:
+    keys = Keys([str(number) for number in range(count)], draw)
+    return Counter(itertools.islice(keys, size))
+
+
+def test_keys_are_drawn_as_asked() -> None:
+    assert set(drawn(InTurn(), 1000).values()) == {40}
+    assert max(drawn(Uniform(), 10).values()) < 1.1 * 4_000
+    zipf = [count for _, count in drawn(Zipf(1.0), 1000).most_common()]
+    assert zipf[0] / zipf[9] == pytest.approx(10, rel=0.25)
+    hot = [count for _, count in drawn(HotSet(0.8, 0.1), 100).most_common()]
+    assert sum(hot[:10]) == pytest.approx(0.8 * 40_000, rel=0.02)
+
+
+def test_unknown_users_have_their_share_and_parts_draw_on_their_own() -> None:
+    keys = Keys(["a", "b"], Uniform(), unknown=0.25)
+    found = list(itertools.islice(keys, 20_000))
+    assert sum(key.startswith("unknown-") for key in found) == pytest.approx(5_000, rel=0.05)
+    assert list(itertools.islice(keys.share(1), 100)) != found[:100]
+    assert list(itertools.islice(keys, 100)) == found[:100]
+
+
+def test_requests_go_over_the_wire_whole() -> None:
+    keys = Keys(["a/b ü"], InTurn())
+    (get,) = itertools.islice(Gets("/v1/{key}?n=3", keys).rendered("h:1", {"X-Key": "1"}), 1)
+    assert get == b"GET /v1/a%2Fb%20%C3%BC?n=3 HTTP/1.1\r\nHost: h:1\r\nX-Key: 1\r\n\r\n"
+    (post,) = itertools.islice(Posts(keys, 2, n=3).rendered("h", {}), 1)
+    head, _, body = post.partition(b"\r\n\r\n")
+    assert body == '{"users":["a/b ü","a/b ü"],"n":3}'.encode()
+    assert f"Content-Length: {len(body)}".encode() in head
+    assert head.startswith(b"POST /v1/recommendations HTTP/1.1\r\nHost: h\r\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "us"), [("5ms", 5_000), ("2s", 2e6), ("0.25ms", 250), ("80us", 80), ("80µs", 80), ("1m", 60e6), ("3", 3e6)]
+)
+def test_times_are_read_with_their_units(text: str, us: float) -> None:
+    assert units.seconds(text) * 1e6 == pytest.approx(us)
+
+
+def test_an_objective_is_read() -> None:
+    found = parse("p99=5ms, p99.9=20ms,errors=1%")
+    assert found.latency_us == {"p99": 5_000, "p99.9": 20_000}
+    assert found.errors == 0.01
+    assert str(parse("p50=1ms")) == "p50 ≤ 1 ms, errors ≤ 0.1 %"
+
+
+def test_rates_are_read_as_schedules() -> None:
+    asked = Asked(url="http://h", rate="2k", duration="3s", poisson=True, seed=5)
+    assert arrivals(asked) == constant(2000, 3, 5)
+    assert arrivals(Asked(url="http://h", ramp="100:1k", duration="3s")) == ramp(100, 1000, 3)
+    assert arrivals(Asked(url="http://h", steps="1,2", duration="4")) == steps([1, 2], 4)
+    assert arrivals(Asked(url="http://h", closed=True)) is None
+
+
+def test_a_question_keeps_no_secret(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("a\nb\n")
+    asked = Asked(
+        url="http://127.0.0.1:1",
+        keys_file=tmp_path / "keys",
+        headers=("X-API-Key: s3cret",),
+        store="redis://me:s3cret@h:1/0",
+    )
+    made = question(asked)
+    assert made.load.headers == {"X-API-Key": "s3cret"}
+    assert "s3cret" not in str(made.configuration)
+    assert made.load.sample_every
+    assert isinstance(question(Asked(url="http://127.0.0.1:1", path="/livez")).load.asked, Paths)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"rate": "fast"}, "a rate such as"),
+        ({"rate": "0"}, "above zero"),
+        ({"rate": "1", "ramp": "1:2"}, "--rate and --ramp"),
+        ({"ramp": "1-2"}, "FROM:TO"),
+        ({"closed": True, "find_max": True}, "--find-max and --closed"),
+        ({"find_max": True, "slo": "p98=1ms"}, "an objective is like"),
+        ({"find_max": True, "slo": "errors=200%"}, "more than the whole"),
+        ({"batch": "1,x"}, "whole numbers"),
+        ({"batch": "0"}, "one user or more"),
+        ({"users": None}, "--users N"),
+        ({"users": 0}, "no key"),
+        ({"zipf": -1.0}, "exponent"),
+        ({"hot": "80%"}, "REQUESTS:USERS"),
+        ({"hot": "100%:20%"}, "between 0 and 1"),
+        ({"hot": "80%:20%", "zipf": 1.0}, "cannot be told together"),
+        ({"headers": ["X-Key"]}, "NAME:VALUE"),
+        ({"processes": 65}, "a connection each"),
+        ({"repeat": 0}, "1 or more"),
+        ({"duration": "0s"}, "above zero"),
+        ({"url": "ftp://h"}, "http://HOST:PORT"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_with_a_sentence(wrong: dict[str, object], words: str) -> None:
+    with pytest.raises(BenchMisused, match=words):
+        question(Asked(**({"url": "http://127.0.0.1:1", "users": 10} | wrong)))  # type: ignore[arg-type]  # wrong on purpose

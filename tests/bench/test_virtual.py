@@ -1,0 +1,77 @@
+"""The generator as it is, in virtual time: what it says of servers whose latencies are known by arithmetic."""
+
+import numpy as np
+import pytest
+
+from bench.loadgen.schedule import constant
+from bench.loadgen.traffic import Load
+from tests.support.virtual import VirtualLoop, simulate
+
+URL = "http://simulated:80"
+SERVICE_S = 0.001
+STALL_S = 0.1
+
+
+def stalls_each_second(arrival_s: float) -> float:
+    """Answer in 1 ms, but nothing in the first 100 ms of each second: whatever arrives then waits for its end."""
+    second, into_s = divmod(arrival_s, 1.0)
+    return max(arrival_s, second + STALL_S if into_s < STALL_S else arrival_s) + SERVICE_S
+
+
+def stalled_percentile_us(percent: float) -> float:
+    """By arithmetic: a tenth of all arrivals wait, evenly between nothing and the whole stall."""
+    beyond = (100 - percent) / 100
+    return (STALL_S * (1 - beyond / STALL_S) + SERVICE_S) * 1e6
+
+
+@pytest.mark.parametrize("seed", [None, 7], ids=["evenly spaced", "Poisson"])
+def test_an_open_loop_finds_the_percentiles_of_a_server_that_stalls(seed: int | None) -> None:
+    load = Load(url=URL, paths=["/"], arrivals=constant(1000, 40, seed), duration_s=40, connections=200)
+    latency = simulate(load, stalls_each_second).latency
+    assert latency is not None
+    assert latency.p99 == pytest.approx(stalled_percentile_us(99), rel=0.02)
+    assert latency.p999 == pytest.approx(stalled_percentile_us(99.9), rel=0.02)
+    assert latency.p50 == pytest.approx(SERVICE_S * 1e6, rel=0.02)
+
+
+def test_a_closed_loop_on_the_same_server_does_not_see_the_stall() -> None:
+    result = simulate(Load(url=URL, paths=["/"], duration_s=40, connections=1), stalls_each_second)
+    assert result.mode == "closed loop"
+    assert result.latency is not None
+    assert result.latency.p99 < stalled_percentile_us(99) / 50
+
+
+def test_a_thinking_closed_loop_holds_its_users_and_not_its_rate() -> None:
+    load = Load(url=URL, paths=["/"], duration_s=40, connections=20, think_s=0.199)
+    result = simulate(load, lambda arrival_s: arrival_s + SERVICE_S)
+    assert result.sent_rate == pytest.approx(100, rel=0.01)
+
+
+def test_few_connections_charge_the_wait_for_one_to_the_server() -> None:
+    load = Load(url=URL, paths=["/"], arrivals=constant(1000, 40), duration_s=40, connections=2)
+    result = simulate(load, stalls_each_second)
+    assert result.latency is not None
+    assert result.latency.p99 > stalled_percentile_us(99)
+    assert result.valid
+
+
+def test_a_generator_that_is_starved_of_its_core_says_that_its_run_is_invalid() -> None:
+    def thief(loop: VirtualLoop) -> None:
+        loop.leaping.now_s += 0.02  # 20 ms in which the process did not run
+        loop.call_later(1.0, thief, loop)
+
+    load = Load(url=URL, paths=["/"], arrivals=constant(1000, 10), duration_s=10)
+    robbed = simulate(load, lambda arrival_s: arrival_s + SERVICE_S, thief=thief)
+    assert not robbed.valid
+    assert robbed.lag is not None
+    assert robbed.lag.p99 > 1_000
+    assert "late" in robbed.doubts[0]
+    assert simulate(load, lambda arrival_s: arrival_s + SERVICE_S).valid
+
+
+def test_a_run_is_told_second_by_second() -> None:
+    load = Load(url=URL, paths=["/"], arrivals=constant(100, 5), duration_s=5)
+    result = simulate(load, stalls_each_second)
+    assert [second.sent for second in result.seconds] == pytest.approx([100] * 5, abs=4)
+    assert sum(len(second.latencies_s) for second in result.seconds) == result.ok == 500
+    assert all(np.max(second.latencies_s) > STALL_S * 0.8 for second in result.seconds)

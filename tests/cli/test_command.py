@@ -1,0 +1,227 @@
+"""The command as people use it: each verb end to end, and each mistake with its sentence and exit code."""
+
+import asyncio
+import gzip
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from offline.datasets import sample
+from tests.support.service import a_list, publish_lists
+
+
+def hotplate(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "hotplate", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        env=os.environ | {"COLUMNS": "200", "TERM": "dumb"} | environment,
+    )
+
+
+def failed(done: subprocess.CompletedProcess[str], *parts: str, code: int = 1) -> None:
+    """Hold a failure to the promise: one sentence on standard error, no traceback, the right exit code."""
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    for part in parts:
+        assert part in done.stderr
+
+
+@pytest.fixture(scope="module")
+def clicks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "clicks.csv"
+    sample(users=200, items=80).write_csv(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(clicks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("models") / "model"
+    done = hotplate("train", clicks, "--out", out, "--factors", "16", "--iterations", "5")
+    assert done.returncode == 0, done.stderr
+    assert "popularity" in done.stdout
+    return out
+
+
+def test_from_clicks_to_an_answer_in_three_verbs(model: Path, tmp_path: Path) -> None:
+    store = f"file://{tmp_path}/store"
+    published = json.loads(hotplate("publish", model, "--store", store, "--json").stdout)
+    assert published["live"]
+    assert published["release"]["counts"]["user"] == 200
+    listed = json.loads(hotplate("releases", "list", "--json", HOTPLATE_STORE=store).stdout)
+    assert listed["live"] == published["release"]["release"]
+    answer = json.loads(hotplate("lookup", "u001", "-n", "3", "--json", HOTPLATE_STORE=store).stdout)
+    assert (answer["source"], len(answer["items"])) == ("personal", 3)
+    assert answer["items"][0]["title"]
+    text = hotplate("lookup", "nobody", "-n", "3", HOTPLATE_STORE=store).stdout
+    assert text.startswith("nobody: popular, release ")
+
+
+def test_the_life_of_releases_by_hand(tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    first, second, third = (asyncio.run(publish_lists(folder, {"user:1": a_list(name)})) for name in "abc")
+    environment = {"HOTPLATE_STORE": f"file://{folder}"}
+    assert hotplate("releases", "rollback", **environment).stdout == f"{second} is live again\n"
+    assert json.loads(hotplate("releases", "list", "--json", **environment).stdout)["live"] == second
+    assert "is live" in hotplate("releases", "activate", third, **environment).stdout
+    assert "1 user" in hotplate("releases", "show", third, **environment).stdout
+    assert "is whole: 2 rows" in hotplate("releases", "verify", **environment).stdout
+    erased = json.loads(hotplate("releases", "prune", "--grace", "0", "--json", **environment).stdout)["erased"]
+    assert erased == [first]
+    assert "nothing to erase" in hotplate("releases", "prune", **environment).stdout
+    failed(hotplate("releases", "show", first, **environment), f"Release {first} is not in this store")
+    failed(hotplate("releases", "activate", "nonsense", **environment), "is not in this store")
+
+
+def test_a_damaged_release_is_found_by_verify(tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    release = asyncio.run(publish_lists(folder, {f"user:{n}": a_list("x") for n in range(500)}))
+    path = folder / "releases" / f"{release}.mdb"
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"Title x", b"Title y"))
+    failed(hotplate("releases", "verify", "--store", f"file://{folder}"), "does not add up", "publish it again")
+    path.write_bytes(content[: len(content) // 2])
+    failed(hotplate("releases", "verify", "--store", f"file://{folder}"), "was cut", "publish again")
+
+
+BAD_DATA = {
+    "empty.csv": (b"", "empty"),
+    "header.csv": (b"user,item\n", "header.csv"),
+    "column.csv": (b"who,item\n1,2\n2,3\n", "who"),
+    "weight.csv": (b"user,item,weight\n1,2,3\n2,3,many\n", "row 3"),
+    "cut.csv": (b"user,item,weight\n1,2,3\n2,3,4\n3,4", "cut.csv"),
+    "one.csv": (b"user,item\n1,2\n1,3\n", "user"),
+    "latin.csv": ("user,item\n1,café\n2,x\n".encode("latin-1"), "UTF-8"),
+    "cut.csv.gz": (gzip.compress(b"user,item\n" + b"1,2\n2,3\n" * 5000)[:-20], "cut.csv.gz"),
+    "cut.parquet": (b"PAR1" + b"\x00" * 100, "cut.parquet"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_DATA)
+def test_bad_data_is_one_sentence_that_says_what_and_where(tmp_path: Path, name: str) -> None:
+    content, part = BAD_DATA[name]
+    (tmp_path / name).write_bytes(content)
+    failed(hotplate("train", tmp_path / name, "--out", tmp_path / "model"), name, part)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [name]
+
+
+def test_other_bad_input_is_one_sentence_too(clicks: Path, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    failed(hotplate("train", tmp_path / "absent.csv", "--out", out), "absent.csv")
+    failed(hotplate("train", clicks, "--user-column", "usr", "--out", out), "'usr'", "Did you mean 'user'?")
+    failed(hotplate("train", clicks, "--where", "nonsense", "--out", out), "nonsense", code=2)
+    failed(hotplate("train", clicks, "--factors", "0", "--out", out), "is 0; it must be at least 1", code=2)
+    failed(hotplate("train", clicks, "--event-weights", "view=x", "--out", out), "view", code=2)
+    failed(hotplate("train", clicks, "--min-per-user", "100000", "--out", out), "left")
+    failed(hotplate("publish", tmp_path / "absent", "--store", f"file://{tmp_path}/s"), "absent")
+    failed(hotplate("publish", model, "--store", "redis//oops"), "'redis//oops' is not the URL of a store", code=2)
+    failed(hotplate("publish", model, "--store", "file://relative"), "three slashes", code=2)
+    failed(hotplate("publish", model, "--store", "file:///proc/nothing"), "/proc/nothing")
+    failed(hotplate("lookup", "42", "--store", f"file://{tmp_path}/nothing"), "Nothing is live in this store")
+    failed(hotplate("lookup", "x" * 300, "--store", f"file://{tmp_path}/nothing"), "Nothing is live")
+    failed(hotplate("releases", "rollback", "--store", f"file://{tmp_path}/nothing"), "nothing to roll back")
+    failed(hotplate("serve", "--store", "memory://"), "for tests", code=2)
+    assert not out.exists()
+
+
+def test_misuse_of_options_exits_with_2_and_errors_can_be_json(tmp_path: Path) -> None:
+    for arguments in (["lookup", "42", "-n", "0"], ["serve", "--port", "99999"], ["nosuchverb"], ["train"]):
+        done = hotplate(*arguments)
+        assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    done = hotplate("releases", "verify", "--json", "--store", f"file://{tmp_path}/nothing")
+    assert done.returncode == 1
+    assert json.loads(done.stderr)["kind"] == "ReleaseNotFound"
+
+
+def test_every_verb_has_help_with_an_example() -> None:
+    verbs = re.findall(r"│ ([a-z]+) ", hotplate("--help").stdout)
+    assert {"demo", "train", "publish", "serve", "releases", "lookup"} <= set(verbs)
+    subverbs = re.findall(r"│ ([a-z]+) ", hotplate("releases", "--help").stdout)
+    for verb in [["releases", subverb] for subverb in subverbs] + [[verb] for verb in verbs if verb != "releases"]:
+        assert "Example: hotplate" in hotplate(*verb, "--help").stdout, verb
+
+
+def test_a_missing_extra_is_named_with_its_install_command(clicks: Path, tmp_path: Path) -> None:
+    (tmp_path / "polars").mkdir()
+    (tmp_path / "polars" / "__init__.py").write_text(
+        "raise ModuleNotFoundError(\"No module named 'polars'\", name='polars')"
+    )
+    done = hotplate("train", clicks, "--out", tmp_path / "model", PYTHONPATH=str(tmp_path))
+    failed(done, "pip install 'hotplate[offline]'")
+
+
+def test_the_demo_serves_and_its_curls_work_as_printed(tmp_path: Path) -> None:
+    printed = tmp_path / "printed"
+    with printed.open("wb") as stream:
+        demo = subprocess.Popen(
+            [sys.executable, "-m", "hotplate", "demo", "--port", "0"],
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        )
+    try:
+        deadline = time.monotonic() + 60
+        while "Ctrl-C stops it" not in printed.read_text():
+            assert demo.poll() is None, printed.read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        commands = [line.strip() for line in printed.read_text().splitlines() if line.startswith("  ")]
+        curls = [command for command in commands if command.startswith("curl ")]
+        assert len(curls) == 3
+        for command, source in zip(curls, ("personal", "similar", "popular"), strict=True):
+            answer = json.loads(subprocess.run([*shlex.split(command), "-s"], capture_output=True, check=True).stdout)
+            assert (answer["source"], len(answer["items"])) == (source, 5)
+            assert all(item["title"] for item in answer["items"])
+        store = commands[-1].rpartition(" ")[2]
+        assert "personal" in hotplate("lookup", "u0001", "--store", store).stdout
+    finally:
+        demo.send_signal(signal.SIGINT)
+        code = demo.wait(timeout=20)
+    assert code == 0
+    assert not Path(store.removeprefix("file://")).exists()
+
+
+def test_the_demo_takes_data_of_ones_own_and_refuses_a_port_in_use_before_training(clicks: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        done = hotplate("demo", "--data", clicks, "--port", str(taken.getsockname()[1]))
+    failed(done, "cannot be listened on")
+    assert done.stdout == ""
+
+
+def test_a_publish_that_is_interrupted_leaves_nothing(tmp_path: Path) -> None:
+    big = tmp_path / "model"
+    data = tmp_path / "big.parquet"
+    sample(users=30_000, items=500).select(pl.col("user"), pl.col("item")).write_parquet(data)
+    assert (
+        hotplate("train", data, "--out", big, "--split", "none", "--iterations", "1", "--factors", "8").returncode == 0
+    )
+    store = tmp_path / "store"
+    publish = subprocess.Popen(
+        [sys.executable, "-m", "hotplate", "publish", str(big), "--store", f"file://{store}", "--list-length", "200"],
+        stderr=subprocess.PIPE,
+    )
+    deadline = time.monotonic() + 60
+    while not list(store.glob("releases/*.draft")):
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    publish.send_signal(signal.SIGINT)
+    _, errors = publish.communicate(timeout=60)
+    assert publish.returncode == 130
+    assert b"Traceback" not in errors
+    assert list(store.glob("releases/*")) == []
+    assert json.loads(hotplate("releases", "list", "--json", "--store", f"file://{store}").stdout)["releases"] == []

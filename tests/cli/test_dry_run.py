@@ -1,0 +1,207 @@
+"""Before and while one pays: `--dry-run` and `--max-ru`, and what a publish says that it spent, as people use them."""
+
+import json
+import re
+import secrets
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hotplate.cli.spending import Spending, duration, hours_begun, slow
+from offline.datasets import sample
+from stores import release as life
+from stores.forecast import Bill, Provisioned
+from stores.store import Plan, Row
+from tests.cli.test_command import failed, hotplate
+from tests.support.cosmos_drivers import Account
+from tests.support.cosmos_held import Far, batches, with_far
+from tests.support.redis_server import RedisServer
+
+
+@pytest.fixture(scope="module")
+def lists(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few lists: 60 users, 20 items each."""
+    path = tmp_path_factory.mktemp("lists") / "lists.csv"
+    rows = [f"u{user},p{(user * 7 + item) % 90},{1 - item / 100}" for user in range(60) for item in range(20)]
+    path.write_text("\n".join(["user,item,score", *rows]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    sample(users=120, items=60).write_csv(folder / "clicks.csv")
+    trained = hotplate("train", folder / "clicks.csv", "--out", folder / "model", "--factors", "8", "--iterations", "2")
+    assert trained.returncode == 0, trained.stderr
+    return folder / "model"
+
+
+@pytest.fixture
+def cosmos(cosmos_http: Account) -> str:
+    return cosmos_http.url(secrets.token_hex(4), ru="2000")
+
+
+def writes(account: Account) -> float:
+    """Return how many requests have changed anything, by the emulator's own count."""
+    changing = ("create", "upsert", "replace", "delete", "patch", "batch")
+    asked = account.told("hotplate_cosmos_emulator_requests_total")
+    return sum(number for (operation, _), number in asked.items() if operation.startswith(changing))
+
+
+def told(*arguments: str | Path) -> dict[str, object]:
+    done = hotplate(*arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    found: dict[str, object] = json.loads(done.stdout)
+    return found
+
+
+def spent(*arguments: str | Path) -> dict[str, float]:
+    found = told(*arguments)["spent"]
+    assert isinstance(found, dict)
+    return found
+
+
+def test_a_dry_run_writes_nothing_and_the_publish_then_spends_exactly_what_it_said(
+    model: Path, cosmos_http: Account, cosmos: str
+) -> None:
+    before = writes(cosmos_http)
+    said = told("publish", model, "--store", cosmos, "--max-ru", "1000", "--dry-run")
+    assert writes(cosmos_http) == before
+    assert said["dry_run"] is True
+    assert "unless it is there" in str(said["makes"])
+    assert said["usd"] == pytest.approx(float(str(said["hours_begun"])) * (2000 + 400) / 100 * 0.008)
+    assert said["usd_month"] == pytest.approx((2000 + 400 + 400) / 100 * 0.008 * 730)
+    done = spent("publish", model, "--store", cosmos, "--max-ru", "1000")
+    assert done["request_units"] == said["request_units"]
+    assert done["throttled"] == 0
+    assert float(str(said["seconds"])) <= done["seconds"] < float(str(said["seconds"])) + 20
+    assert done["usd"] == said["usd"] or done["hours_begun"] != said["hours_begun"]
+
+
+def test_an_import_and_a_copy_are_foreseen_as_exactly(lists: Path, cosmos_http: Account, cosmos: str) -> None:
+    before = writes(cosmos_http)
+    said = told("import", lists, "--store", cosmos, "--dry-run")
+    other = cosmos_http.url(secrets.token_hex(4), ru="4000")
+    assert writes(cosmos_http) == before
+    assert spent("import", lists, "--store", cosmos)["request_units"] == said["request_units"]
+    before = writes(cosmos_http)
+    copied = told("releases", "copy", "--from", cosmos, "--to", other, "--max-ru", "2000", "--dry-run")
+    assert writes(cosmos_http) == before
+    done = spent("releases", "copy", "--from", cosmos, "--to", other, "--max-ru", "2000")
+    assert done["request_units"] == copied["request_units"]
+
+
+def test_people_read_what_is_made_spent_and_paid_and_afterwards_what_it_came_to(lists: Path, cosmos: str) -> None:
+    said = hotplate("import", lists, "--store", cosmos, "--max-ru", "8000", "--dry-run")
+    assert said.returncode == 0, said.stderr
+    for part in (
+        "nothing is written", "the container hotplate, of the catalogue: 400 RU/s, manual", "2 physical partitions for",
+        "which is scaled to 2,000 RU/s", "RU a row", "USD for the publish: 8,000 + 400 RU/s for", "USD/month",
+        "without storage", "a list price",
+    ):  # fmt: skip
+        assert part in said.stdout
+    done = hotplate("import", lists, "--store", cosmos, "--max-ru", "8000")
+    assert "is live" in done.stdout
+    assert "read back once (the charges of its size say" in done.stdout
+    assert "refused (429)" in done.stdout
+    assert "begun" in done.stdout
+
+
+def test_a_serverless_account_pays_for_what_is_used(lists: Path, cosmos_http: Account) -> None:
+    url = cosmos_http.url(secrets.token_hex(4), ru="serverless")
+    said = told("import", lists, "--store", url, "--dry-run")
+    assert said["usd"] == pytest.approx(float(str(said["request_units"])) / 1e6 * 0.25, abs=1e-6)
+    assert said["afterwards"] == []
+    text = hotplate("import", lists, "--store", url, "--dry-run").stdout
+    assert "nothing while nobody reads" in text
+    assert "nobody promises" in text
+
+
+def test_files_and_redis_say_rows_bytes_and_whether_they_fit(
+    lists: Path, model: Path, tmp_path: Path, redis_server: RedisServer
+) -> None:
+    for url in (f"file://{tmp_path}/store", redis_server.url("redis", secrets.token_hex(4))):
+        said = told("import", lists, "--store", url, "--dry-run")
+        assert said["rows"] in (62, 63)  # a manifest, and a dictionary where there is compression
+        assert said["fits"] is True
+        assert "seconds" not in said
+        assert "which fit" in hotplate("publish", model, "--store", url, "--dry-run").stdout
+        assert told("releases", "list", "--store", url)["releases"] == []
+    assert not (tmp_path / "store").exists()
+
+
+def test_what_a_dry_run_and_a_limit_cannot_be_asked_for_is_one_sentence(
+    lists: Path, model: Path, tmp_path: Path
+) -> None:
+    file = f"file://{tmp_path}/store"
+    for command in (
+        ("publish", model, "--store", file, "--max-ru", "1000"),
+        ("import", lists, "--store", file, "--max-ru", "1000"),
+        ("releases", "copy", "--from", "redis://localhost:1/0", "--to", file, "--max-ru", "1000"),
+        ("publish", model, "--store", "redis://user:secret@localhost:1/0", "--max-ru", "1000", "--dry-run"),
+    ):
+        done = hotplate(*command)
+        failed(done, "--max-ru is for Cosmos DB", code=2)
+        assert "secret" not in done.stderr
+    failed(hotplate("publish", model, "--store", file, HOTPLATE_MAX_RU="9"), "--max-ru is for Cosmos DB", code=2)
+    resumed = hotplate("publish", model, "--store", file, "--dry-run", "--resume", "20261120T064200Z-7f3a")
+    failed(resumed, "leave --resume out", code=2)
+    away = hotplate("import", lists, "--store", "cosmos+http://localhost:1/d", "--dry-run")
+    assert away.returncode == 0, away.stderr
+    assert "it could not be asked" in away.stdout
+
+
+def test_a_limit_wins_over_the_one_of_the_url_and_slows_a_publish_down(lists: Path, cosmos: str) -> None:
+    said = told("import", lists, "--store", f"{cosmos}&max_ru=5", "--max-ru", "150", "--dry-run")
+    assert said["rate_ru"] == 150
+    done = spent("import", lists, "--store", f"{cosmos}&max_ru=5", "--max-ru", "150")
+    assert done["seconds"] >= float(str(said["seconds"]))
+    assert done["request_units"] == said["request_units"]
+
+
+def test_a_publish_that_is_slow_says_so_at_once_and_goes_on(model: Path, cosmos: str) -> None:
+    command = [sys.executable, "-m", "hotplate", "publish", str(model), "--store", cosmos, "--max-ru", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            said = process.stderr.readline()
+            assert said.startswith("at 1 RU/s this takes about")
+            assert process.poll() is None
+        finally:
+            process.kill()
+            process.communicate(timeout=10)
+
+
+def test_what_is_spent_while_it_runs_is_what_the_service_charges() -> None:
+    async def work(far: Far) -> None:
+        spending = Spending()
+        store = far.store(ru=400)
+        spending.watch(store, Plan(10**6, 10**9), quiet=True)
+        await life.publish(store, batches([Row("popular:", b"p")]), plan=Plan(1, 1), about={})
+        assert spending.request_units == pytest.approx(far.spent_ru())
+        assert re.fullmatch(r"[\d,]+ RU/s, 0\.(064|128) USD", spending.progress())
+
+    with_far(work)
+
+
+def test_a_publish_that_will_take_hours_is_told_how_it_could_be_faster() -> None:
+    bill = Bill(400.0, (Provisioned("new release", 400),))
+    assert slow(bill, 400.0 * 60) == ""
+    sentence = slow(bill, 400.0 * 3600 * 5)
+    assert "at 400 RU/s this takes about 5.0 hours" in sentence
+    assert "--max-ru" in sentence
+    assert "--dry-run" in sentence
+
+
+def test_hours_are_those_of_the_wall_clock_and_each_that_was_begun_counts() -> None:
+    assert hours_begun(7200.0, 1.0) == 1
+    assert hours_begun(7199.0, 2.0) == 2
+    assert hours_begun(7199.0, 3602.0) == 3
+    assert [duration(seconds) for seconds in (9.96, 240, 7200)] == ["10.0 s", "4.0 minutes", "2.0 hours"]
+
+
+def test_where_nothing_is_paid_for_nothing_is_said() -> None:
+    idle = Spending()
+    assert (idle.progress(), idle.to_json(), idle.usd) == ("", {}, 0.0)

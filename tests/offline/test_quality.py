@@ -1,0 +1,95 @@
+"""Quality on real data: the recipes give the known matrices, and the parameters reach the known figures."""
+
+import numpy as np
+import polars as pl
+import pytest
+from scipy.sparse import csr_matrix
+
+from offline.als import ALSParams, fit
+from offline.columns import Columns
+from offline.evaluate import evaluate
+from offline.interactions import read_interactions
+from offline.matrix import Matrix, UserItems, to_matrix
+from offline.metrics import measure
+from offline.ranking import recommend
+from tests.support.paths import DATA
+
+RETAIL = DATA / "online-retail" / "online_retail.parquet"
+MOVIES = DATA / "movietweetings-100k"
+
+retail_is_here = pytest.mark.skipif(not RETAIL.exists(), reason=f"{RETAIL} is not on this machine")
+movies_are_here = pytest.mark.skipif(not MOVIES.exists(), reason=f"{MOVIES} is not on this machine")
+
+
+@pytest.fixture(scope="module")
+def retail() -> Matrix:
+    interactions = read_interactions(
+        RETAIL,
+        columns=Columns(count="invoice_no"),
+        where=["quantity>0", "unit_price>0", r"stock_code~^\d{5}"],
+        weighting="binary",
+    )
+    assert interactions.rows == 541_909
+    assert interactions.titles["85123A"] == "WHITE HANGING HEART T-LIGHT HOLDER"
+    return to_matrix(interactions.pairs, 5, 5)
+
+
+@pytest.fixture(scope="module")
+def movies() -> Matrix:
+    interactions = read_interactions(MOVIES / "ratings.csv.gz", titles=MOVIES / "movies.csv.gz", weighting="binary")
+    assert interactions.rows == 100_000
+    assert interactions.titles["4972"] == "The Birth of a Nation (1915)"
+    return to_matrix(interactions.pairs, 5, 5)
+
+
+@retail_is_here
+def test_the_recipe_for_online_retail_gives_its_matrix_and_quality(retail: Matrix) -> None:
+    assert retail.user_items.shape == (4074, 3145)
+    assert retail.user_items.nnz == 264_510
+    evaluation = evaluate(retail, ALSParams(factors=128, regularization=30, alpha=4))
+    assert evaluation is not None
+    assert evaluation.model.ndcg >= 0.260
+    assert evaluation.model.map >= 0.098
+    assert evaluation.model.precision >= 0.195
+    assert evaluation.model.recall >= 0.177
+    assert evaluation.model.ndcg >= 1.5 * evaluation.popularity.ndcg
+
+
+@movies_are_here
+def test_the_recipe_for_movie_tweetings_gives_its_matrix_and_beats_popularity(movies: Matrix) -> None:
+    assert movies.user_items.shape == (4333, 2414)
+    assert movies.user_items.nnz == 68_055
+    evaluation = evaluate(movies, ALSParams(factors=64, regularization=150, alpha=20))
+    assert evaluation is not None
+    assert evaluation.model.ndcg >= 1.2 * evaluation.popularity.ndcg
+
+
+@movies_are_here
+def test_movie_tweetings_reach_their_figures_on_the_reference_draw(movies: Matrix) -> None:
+    train, test = reference_split(movies)
+    users = np.arange(len(movies.user_ids), dtype=np.int32)
+    lists, _ = recommend(fit(train, ALSParams(factors=64, regularization=150, alpha=20)), train, users, 10)
+    found = measure(lists, test)
+    assert found.ndcg >= 0.174
+    assert found.recall >= 0.220
+
+
+def reference_split(movies: Matrix) -> tuple[UserItems, UserItems]:
+    """Split as the reference does: one number of the old generator per row in the order of the file, ranked by item."""
+    rows = pl.read_csv(MOVIES / "ratings.csv.gz", infer_schema=False).select(
+        user=pl.col("user_id").replace_strict({id_: at for at, id_ in enumerate(movies.user_ids)}, default=None),
+        item=pl.col("movie_id").replace_strict({id_: at for at, id_ in enumerate(movies.item_ids)}, default=None),
+    )
+    rows = rows.drop_nulls()
+    draw = np.random.RandomState(42).random_sample(rows.height)
+    rows = rows.with_columns(draw=draw).with_columns(rank=pl.col("draw").rank("ordinal").over("item"))
+    train = pl.col("rank") <= (0.75 * pl.len().over("item")).round(mode="half_to_even")
+    halves = (rows.filter(train), rows.filter(~train))
+    first, second = (
+        csr_matrix(
+            (np.ones(half.height, dtype=np.float32), (half.get_column("user"), half.get_column("item"))),
+            shape=movies.user_items.shape,
+        )
+        for half in halves
+    )
+    return first, second

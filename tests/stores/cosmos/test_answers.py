@@ -1,0 +1,254 @@
+"""What the driver makes of answers that are cut short, make no sense, or say no: an error of a kind, never data."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import orjson
+import pytest
+
+from stores.cosmos.driver import Offer
+from stores.cosmos.errors import ContainerMissing, CosmosThrottled, CosmosUnavailable, Refusal, translated
+from stores.cosmos.rest.driver import RestDriver
+from stores.cosmos.throughput import Throughput
+from stores.cosmos.url import parse
+from stores.errors import StoreFull
+from tests.support.cosmos_drivers import Counted
+from tests.support.cosmos_raw import CUT, DATE, Raw, answer, refusal, saying
+
+ITEM = b'{"id":"a","v":1}'
+
+
+@pytest.fixture
+async def raw() -> AsyncIterator[Raw]:
+    async with saying() as made:
+        yield made
+
+
+@pytest.fixture
+def meter() -> Counted:
+    return Counted()
+
+
+@pytest.fixture
+async def driver(raw: Raw, meter: Counted) -> AsyncIterator[RestDriver]:
+    made = RestDriver(parse(f"cosmos+http://127.0.0.1:{raw.port}/d", {}), meter)
+    yield made
+    await made.close()
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        (answer(200, ITEM)[:-3] + CUT, "reset"),
+        (answer(200, ITEM + b"   ")[:-3] + CUT, "reset"),
+        (answer(200, ITEM).replace(b"length: 16", b"length: 9"), "malformed"),
+        (answer(200, ITEM).replace(b"length: 16", b"length: x"), "malformed"),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n" + ITEM, "malformed"),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n10\r\n" + ITEM + b"\r\n" + CUT, "reset"),
+        (b"HTTP/1.1 200 OK\r\n\r\n" + ITEM + CUT, "reset"),
+        (b"\x16\x03\x01 not HTTP at all\r\n\r\n", "malformed"),
+        (answer(200, ITEM) + answer(200, ITEM), "malformed"),
+        (answer(200, b'{"id":"a"'), "malformed"),
+        (answer(200, b'[{"id":"a"}]'), "malformed"),
+        (answer(200, b'{"id":"b","v":1}'), "malformed"),
+        (answer(200, b'{"v":1}'), "malformed"),
+        (answer(200, b""), "malformed"),
+        (answer(200, b"<html>Welcome to the hotel's network</html>"), "malformed"),
+        (answer(200, ITEM).replace(b"charge: 1.00", b"charge: x"), "malformed"),
+        (answer(200, ITEM).replace(b"charge: 1.00", b"charge: nan"), "malformed"),
+        (answer(200, ITEM).replace(b"charge: 1.00", b"charge: -1"), "malformed"),
+        (answer(404, b"<html>no such page</html>"), "malformed"),
+        (answer(404, b'{"error":"not the service"}'), "malformed"),
+        (answer(204, b""), "refused"),
+        (answer(302, b"", b"location: /login\r\n"), "refused"),
+        (answer(502, b"<html>bad gateway</html>"), "unavailable"),
+        (refusal(449, 0), "unavailable"),
+        (refusal(408, 0), "unavailable"),
+        (refusal(410, 1002), "unavailable"),
+        (refusal(503, 0), "unavailable"),
+        (refusal(404, 1002), "unavailable"),
+        (refusal(404, 1013), "unavailable"),
+        (refusal(403, 3), "unavailable"),
+        (refusal(403, 1008), "unavailable"),
+        (refusal(403, 5301), "forbidden"),
+        (refusal(400, 0), "refused"),
+        (refusal(401, 0), "unauthorized"),
+    ],
+)
+async def test_what_is_no_item_is_an_error_of_a_kind_and_counted(
+    raw: Raw, driver: RestDriver, meter: Counted, said: bytes, kind: str
+) -> None:
+    raw.says = [said]
+    with pytest.raises(CosmosUnavailable) as error:
+        await driver.read("c", "a", 2.0)
+    assert error.value.kind == kind
+    assert meter.kinds == [kind]
+    raw.says = [answer(200, ITEM)]
+    assert await driver.read("c", "a", 2.0) == {"id": "a", "v": 1}
+
+
+@pytest.mark.parametrize("said", [b"HTTP/1.1 200 OK\r\n" + DATE + b"content-length: 99\r\n\r\n{", b""])
+async def test_an_answer_that_stops_in_the_middle_is_a_timeout(
+    raw: Raw, driver: RestDriver, meter: Counted, said: bytes
+) -> None:
+    raw.says = [said, answer(200, ITEM)]
+    await driver.account()
+    with pytest.raises(CosmosUnavailable) as error:
+        await driver.read("c", "a", 0.05)
+    assert error.value.kind == "timeout"
+    assert meter.kinds == ["timeout"]
+    assert await driver.read("c", "a", 2.0) == {"id": "a", "v": 1}
+
+
+async def test_an_answer_that_is_cut_anywhere_is_no_item(raw: Raw, driver: RestDriver, meter: Counted) -> None:
+    whole = answer(200, ITEM)
+    for length in range(len(whole)):
+        raw.says = [whole, whole[:length] + CUT]
+        assert await driver.read("c", "a", 2.0) == {"id": "a", "v": 1}
+        with pytest.raises(CosmosUnavailable) as error:
+            await driver.read("c", "a", 2.0)
+        assert error.value.kind == "reset"
+    assert meter.kinds == ["reset"] * len(whole)
+
+
+async def test_chunks_are_an_item_all_the_same(raw: Raw, driver: RestDriver) -> None:
+    chunks = b"5\r\n" + ITEM[:5] + b"\r\nb\r\n" + ITEM[5:] + b"\r\n0\r\n\r\n"
+    raw.says = [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nX-MS-Request-Charge: 2.5\r\n\r\n" + chunks]
+    assert await driver.read("c", "a", 2.0) == {"id": "a", "v": 1}
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda driver: driver.look("c", "a"),
+        lambda driver: driver.read("c", "a", 2.0, fresh=True),
+        lambda driver: driver.offer("c"),
+        lambda driver: driver.scale("c", None),
+    ],
+)
+async def test_nonsense_is_no_answer_to_anything_else_either(
+    raw: Raw, driver: RestDriver, meter: Counted, ask: Callable[[RestDriver], Awaitable[object]]
+) -> None:
+    raw.says = [answer(200, b"<html></html>")]
+    with pytest.raises(CosmosUnavailable) as error:
+        await ask(driver)
+    assert error.value.kind == "malformed"
+    assert meter.kinds == ["malformed"]
+
+
+AUTOSCALE = Throughput(4000, autoscale=True)
+OFFER: dict[str, object] = {"id": "oR", "content": {"offerThroughput": 500, "kept": 1}}
+
+
+def found(offer: dict[str, object]) -> list[bytes]:
+    return [answer(200, b'{"_self":"dbs/x/colls/y/"}'), answer(200, orjson.dumps({"Offers": [offer]}))]
+
+
+@pytest.mark.parametrize(
+    ("headers", "minimum", "told"),
+    [
+        (b"", {}, Offer(Throughput(500), 400, pending=False)),
+        (b"x-ms-offer-replace-pending: True\r\n", {}, Offer(Throughput(500), 400, pending=True)),
+        (b"x-ms-cosmos-min-throughput: 600\r\n", {}, Offer(Throughput(500), 600, pending=False)),
+        (b"", {"offerMinimumThroughputParameters": {"minThroughput": 700}}, Offer(Throughput(500), 700, pending=False)),
+        (
+            b"",
+            {"offerAutopilotSettings": {"maxThroughput": 4000}},
+            Offer(Throughput(4000, autoscale=True), 1000, False),
+        ),
+    ],
+)
+async def test_an_offer_is_told_with_its_least_and_whether_it_is_under_way(
+    raw: Raw, driver: RestDriver, headers: bytes, minimum: dict[str, object], told: Offer
+) -> None:
+    one = {**OFFER, "content": {"offerThroughput": 500, **minimum}}
+    raw.says = [*found(one), answer(200, orjson.dumps(one), headers)]
+    assert await driver.offer("c") == told
+
+
+async def test_a_serverless_account_has_no_offers(raw: Raw, driver: RestDriver, meter: Counted) -> None:
+    said = "Reading or replacing offers is not supported for serverless accounts."
+    raw.says = [found(OFFER)[0], refusal(400, 0, said)]
+    assert await driver.offer("c") is None
+    raw.says = [found(OFFER)[0], answer(200, b'{"Offers":[]}')]
+    assert await driver.offer("c") is None
+    assert meter.kinds == []
+
+
+async def test_scaling_keeps_what_else_an_offer_says(raw: Raw, driver: RestDriver) -> None:
+    raw.says = [*found(OFFER), answer(200, b"{}")]
+    await driver.scale("c", Throughput(800))
+    assert raw.heard[-1].startswith(b"PUT /offers/oR/ ")
+    assert orjson.loads(raw.bodies[-1]) == {"id": "oR", "content": {"offerThroughput": 800, "kept": 1}}
+
+
+async def test_a_look_without_a_date_is_none(raw: Raw, driver: RestDriver) -> None:
+    raw.says = [answer(200, ITEM).replace(DATE, b"")]
+    with pytest.raises(CosmosUnavailable, match="no date"):
+        await driver.look("c", "a")
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"readableLocations": []},
+        {"writableLocations": None},
+        {"readableLocations": [{"name": "Here"}]},
+        {"readableLocations": [{"name": "Here", "databaseAccountEndpoint": "ftp://127.0.0.1/"}]},
+        {"readableLocations": [{"name": "Here", "databaseAccountEndpoint": "http://[::1/"}]},
+    ],
+)
+async def test_an_account_that_makes_no_sense_is_not_believed(
+    raw: Raw, driver: RestDriver, told: dict[str, object]
+) -> None:
+    raw.told = told
+    with pytest.raises(CosmosUnavailable) as error:
+        await driver.read("c", "a", 2.0)
+    assert error.value.kind == "malformed"
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"enableMultipleWriteLocations": True},
+        {"writableLocations": [{"name": name, "databaseAccountEndpoint": "http://127.0.0.1:1/"} for name in "ab"]},
+    ],
+)
+async def test_an_account_that_is_written_in_several_regions_is_told(
+    raw: Raw, driver: RestDriver, told: dict[str, object]
+) -> None:
+    raw.told = told
+    assert (await driver.account()).many_writers
+    raw.told = {}
+    assert not (await driver.account()).many_writers
+
+
+async def test_a_session_is_asked_for_only_where_the_account_has_them(raw: Raw, driver: RestDriver) -> None:
+    raw.says = [answer(201, ITEM, b"x-ms-session-token: 0:-1#7\r\n"), answer(200, b'{"id":"a","_etag":"x"}')]
+    await driver.upsert("c", {"id": "a"})
+    await driver.look("c", "a")
+    assert b"x-ms-session-token: 0:-1#7\r\n" in raw.heard[-1]
+    assert b"x-ms-consistency-level: Session\r\n" in raw.heard[-1]
+    raw.told = {"userConsistencyPolicy": {"defaultConsistencyLevel": "Eventual"}}
+    await driver.account()
+    await driver.look("c", "a")
+    assert b"session" not in raw.heard[-1].lower()
+
+
+def test_what_is_refused_is_told_in_one_line_without_secrets() -> None:
+    secret = "A" * 86 + "=="
+    said = f"first type%3Dmaster%26ver%3D1.0%26sig%3D{secret} and {secret} line {'x' * 20}" + " word" * 200 + "\nsecond"
+    text = str(translated(Refusal(400, 0, said), "cosmos://a/d"))
+    assert text.startswith("cosmos://a/d refused (400/0): first … and … line xxxxxxxxxxxxxxxxxxxx word")
+    assert "AAAA" not in text
+    assert "second" not in text
+    assert len(text) < 400
+
+
+def test_statuses_have_their_errors() -> None:
+    throttled = translated(Refusal(429, 3200, "", 0.25), "x")
+    assert isinstance(throttled, CosmosThrottled)
+    assert throttled.retry_after_s == 0.25
+    assert isinstance(translated(Refusal(404, 1003, ""), "x"), ContainerMissing)
+    assert isinstance(translated(Refusal(403, 1014, ""), "x"), StoreFull)
+    lasting = {status: translated(Refusal(status, 0, ""), "x") for status in (400, 401, 403, 404, 413, 429, 503)}
+    assert [status for status, error in lasting.items() if getattr(error, "lasting", False)] == [400, 401, 403, 413]

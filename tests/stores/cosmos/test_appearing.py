@@ -1,0 +1,36 @@
+"""Containers that were made a moment ago: not seen everywhere yet, and that fails no publish."""
+
+import pytest
+
+from stores import release as life
+from stores.cosmos.errors import ContainerMissing
+from stores.cosmos.patience import APPEARS_S
+from stores.errors import StoreError
+from stores.store import Plan, Row
+from tests.support.cosmos_held import Far, batches, with_far
+
+ROWS = [Row("popular:", b'{"id":"p"}'), *(Row(f"user:{n}", b"%d" % n) for n in range(10))]
+
+
+@pytest.mark.parametrize("unseen_s", [0.5, 20.0])
+def test_a_publish_waits_until_its_containers_are_seen(unseen_s: float) -> None:
+    async def work(far: Far) -> None:
+        far.misbehave({"kind": "missing", "operation": "create item", "for_s": unseen_s})
+        store = far.store()
+        manifest = await life.publish(store, batches(ROWS), plan=Plan(len(ROWS), 100), about={})
+        assert (await store.catalogue()).live == manifest.release
+        assert far.answers(404, "create item") > 1
+
+    with_far(work)
+
+
+def test_a_container_that_never_appears_is_not_waited_for_for_ever() -> None:
+    async def work(far: Far) -> None:
+        far.misbehave({"kind": "missing", "operation": "create item"})
+        began = far.now()
+        with pytest.raises(StoreError) as caught:
+            await life.publish(far.store(), batches(ROWS), plan=Plan(len(ROWS), 100), about={})
+        assert isinstance(caught.value, ContainerMissing)
+        assert APPEARS_S <= far.now() - began < 2 * APPEARS_S
+
+    with_far(work)

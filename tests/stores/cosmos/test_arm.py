@@ -1,0 +1,227 @@
+"""Containers through Azure Resource Manager: the unmodified azure-mgmt-cosmosdb against the emulation's routes."""
+
+import secrets
+import socket
+import urllib.request
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+from io import BytesIO
+from ssl import create_default_context
+
+import orjson
+import pytest
+from azure.core.credentials import AccessToken
+from azure.core.exceptions import ClientAuthenticationError, HttpResponseError
+from azure.mgmt.cosmosdb import CosmosDBManagementClient
+
+from stores.cosmos.arm import ArmContainers
+from stores.cosmos.driver import Offer
+from stores.cosmos.errors import ContainerMissing, CosmosThrottled, CosmosUnavailable, Refusal, translated
+from stores.cosmos.throughput import Throughput
+from stores.cosmos.url import Address, parse
+from stores.errors import StoreMisused
+from tests.support.cosmos_server import Emulator, emulator
+from tests.support.entra import PLACE, Identity, token_of, url_of
+
+MANAGEMENT = "https://management.azure.com/.default"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
+    certificate = tmp_path_factory.mktemp("entra") / "entra.pem"
+    with emulator("--tls", "--certificate", str(certificate), "--entra-issuer") as running:
+        yield replace(running, certificate=certificate)
+
+
+def address_of(server: Emulator, **options: object) -> Address:
+    return parse(url_of(server, f"db-{secrets.token_hex(4)}", **{**PLACE, **options}), {})
+
+
+@asynccontextmanager
+async def managing(address: Address, identity: Identity) -> AsyncIterator[ArmContainers]:
+    assert address.managed is not None
+    containers = ArmContainers(address, address.managed, identity)
+    try:
+        yield containers
+    finally:
+        await containers.close()
+
+
+@contextmanager
+def fault(server: Emulator, **told: object) -> Iterator[None]:
+    assert server.certificate is not None
+    trusting = create_default_context(cafile=server.certificate)
+
+    def put(faults: list[dict[str, object]]) -> None:
+        url = f"{server.endpoint}__emulation/faults"
+        request = urllib.request.Request(url, data=orjson.dumps(faults), method="PUT")
+        urllib.request.urlopen(request, timeout=5, context=trusting).close()
+
+    put([told])
+    try:
+        yield
+    finally:
+        put([])
+
+
+def test_the_unmodified_library_makes_scales_tells_and_drops(server: Emulator) -> None:
+    class Known:
+        def get_token(self, *scopes: str, **_options: object) -> AccessToken:
+            return token_of(server, scopes[0])
+
+    with CosmosDBManagementClient(
+        Known(),
+        PLACE["subscription"],
+        server.endpoint,
+        credential_scopes=[MANAGEMENT],
+        connection_verify=str(server.certificate),
+        polling_interval=0.05,
+    ) as client:
+        sql, place = client.sql_resources, (PLACE["resource_group"], "127", "tour")
+        made = sql.begin_create_update_sql_database(*place, {"properties": {"resource": {"id": "tour"}}}).result()
+        assert made.name == "tour"
+        resource = {"id": "c", "partitionKey": {"paths": ["/id"], "kind": "Hash", "version": 2}}
+        options = {"autoscaleSettings": {"maxThroughput": 4000}}
+        asked = orjson.dumps({"properties": {"resource": resource, "options": options}})
+        container = sql.begin_create_update_sql_container(*place, "c", BytesIO(asked)).result()
+        assert container.properties is not None
+        assert container.properties.resource is not None
+        assert container.properties.resource.partition_key is not None
+        assert container.properties.resource.partition_key.paths == ["/id"]
+        offer = sql.get_sql_container_throughput(*place, "c")
+        assert offer.properties is not None
+        assert offer.properties.resource is not None
+        assert offer.properties.resource.autoscale_settings is not None
+        assert offer.properties.resource.autoscale_settings.max_throughput == 4000
+        scaled = orjson.dumps({"properties": {"resource": {"autoscaleSettings": {"maxThroughput": 2000}}}})
+        sql.begin_update_sql_container_throughput(*place, "c", BytesIO(scaled)).result()
+        sql.begin_delete_sql_container(*place, "c").result()
+        with pytest.raises(HttpResponseError, match="no such container"):
+            sql.get_sql_container(*place, "c")
+        sql.begin_delete_sql_database(*place).result()
+
+
+async def test_a_container_is_made_scaled_and_dropped_with_a_token_only(server: Emulator) -> None:
+    async with managing(address_of(server), Identity(server, "operator")) as containers:
+        with pytest.raises(ContainerMissing):
+            await containers.create_container("r", Throughput(700))
+        assert await containers.create_database()
+        assert not await containers.create_database()
+        with pytest.raises(ContainerMissing):
+            await containers.offer("r")
+        assert await containers.create_container("r", Throughput(700))
+        assert not await containers.create_container("r", Throughput(900))
+        assert await containers.offer("r") == Offer(Throughput(700), 400, pending=False)
+        await containers.scale("r", Throughput(400))
+        assert await containers.offer("r") == Offer(Throughput(400), 400, pending=False)
+        await containers.delete_container("r")
+        await containers.delete_container("r")
+        assert await containers.create_container("a", Throughput(2000, autoscale=True))
+        assert await containers.offer("a") == Offer(Throughput(2000, autoscale=True), 1000, pending=False)
+
+
+async def test_what_arm_refuses_after_it_was_accepted_is_told(server: Emulator) -> None:
+    async with managing(address_of(server), Identity(server)) as containers:
+        await containers.create_database()
+        await containers.create_container("r", Throughput(400))
+        with pytest.raises(CosmosUnavailable, match="throughput must be 400") as refused:
+            await containers.scale("r", Throughput(399))
+        assert refused.value.kind == "refused"
+
+
+async def test_an_identity_without_the_role_is_told_which_one_it_needs(server: Emulator) -> None:
+    async with managing(address_of(server), Identity(server, "contributor")) as containers:
+        with pytest.raises(CosmosUnavailable, match="give it the role Cosmos DB Operator") as refused:
+            await containers.create_container("r", None)
+    assert refused.value.kind == "forbidden"
+    assert "Microsoft.DocumentDB/databaseAccounts/sqlDatabases/containers/read" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"subscription": "11111111-0000-0000-0000-000000000000"}, {"resource_group": "elsewhere"}]
+)
+async def test_a_wrong_place_is_told_with_what_to_set(server: Emulator, wrong: dict[str, str]) -> None:
+    async with managing(address_of(server, **wrong), Identity(server)) as containers:
+        with pytest.raises(StoreMisused, match="set subscription= and resource_group= right") as refused:
+            await containers.create_database()
+    assert next(iter(wrong.values())) in str(refused.value)
+
+
+async def test_arm_that_is_busy_says_when_to_come_back(server: Emulator) -> None:
+    async with managing(address_of(server), Identity(server)) as containers:
+        with (
+            fault(server, kind="throttle", operation="manage database", retry_after_ms=7000),
+            pytest.raises(CosmosThrottled) as busy,
+        ):
+            await containers.create_database()
+        assert busy.value.retry_after_s == 7.0
+        with (
+            fault(server, kind="unavailable", operation="manage operation"),
+            pytest.raises(CosmosUnavailable) as away,
+        ):
+            await containers.create_database()
+        assert away.value.kind == "unavailable"
+        assert not await containers.create_database(), "what was asked for was done, and is found by the next attempt"
+
+
+async def test_arm_that_is_not_there_and_tokens_that_are_not_given_are_told_apart(server: Emulator) -> None:
+    class Stranger(Identity):
+        async def get_token(self, *scopes: str, **_options: object) -> AccessToken:
+            del scopes
+            raise ClientAuthenticationError("nobody is signed in")
+
+    async with managing(address_of(server), Stranger(server)) as containers:
+        with pytest.raises(CosmosUnavailable, match="nobody is signed in") as unknown:
+            await containers.create_database()
+    assert unknown.value.kind == "unauthorized"
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    async with managing(
+        address_of(replace(server, endpoint=f"https://127.0.0.1:{port}/")), Identity(server)
+    ) as containers:
+        with pytest.raises(CosmosUnavailable) as gone:
+            await containers.create_database()
+    assert gone.value.kind == "connect"
+
+
+async def test_closing_gives_back_connections_before_and_after_the_first_call(server: Emulator) -> None:
+    identity = Identity(server)
+    async with managing(address_of(server), identity):
+        pass
+    assert identity.scopes == []
+    async with managing(address_of(server), identity) as containers:
+        await containers.create_database()
+        await containers.close()
+    assert identity.scopes == [MANAGEMENT]
+
+
+def test_a_url_says_where_the_account_is_managed(server: Emulator) -> None:
+    ids = {"AZURE_SUBSCRIPTION_ID": PLACE["subscription"]}
+    managed = parse("cosmos://acct/db?resource_group=rg", ids).managed
+    assert managed is not None
+    assert (managed.subscription, managed.account, managed.emulator) == (PLACE["subscription"], "acct", None)
+    assert parse("cosmos://acct/db", ids).managed is None
+    elsewhere = parse("cosmos://acct.documents.azure.cn/db?resource_group=rg", ids).managed
+    assert elsewhere is not None
+    assert elsewhere.account == "acct"
+    local = parse(url_of(server, "db", **PLACE), {}).managed
+    assert local is not None
+    assert local.emulator == server.endpoint.rstrip("/")
+    for url, told in (
+        ("cosmos://a/db?resource_group=rg", "AZURE_SUBSCRIPTION_ID"),
+        ("cosmos://a/db?subscription=x", "add resource_group="),
+        ("cosmos://a/db?resource_group=rg&subscription=mine", "az account show"),
+        (f"cosmos://a/db?resource_group=r/g&subscription={PLACE['subscription']}", "cannot be the name"),
+    ):
+        with pytest.raises(StoreMisused, match=told):
+            parse(url, {})
+
+
+def test_an_account_whose_keys_may_not_change_containers_is_told_from_a_missing_role() -> None:
+    said = "Operation 'POST' on resource 'colls' is not allowed through Azure Cosmos DB endpoint. Please switch on such"
+    error = translated(Refusal(403, 0, said), "cosmos://acct/db")
+    assert isinstance(error, CosmosUnavailable)
+    assert error.kind == "forbidden"
+    assert "add subscription= and resource_group= to its URL" in str(error)
+    assert "Data Contributor" in str(translated(Refusal(403, 5302, "no permission"), "cosmos://acct/db"))

@@ -1,0 +1,192 @@
+"""A store that is reached by Entra ID alone: items by the account, containers by Azure Resource Manager, no key."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from azure.core.credentials import AccessToken
+from tests.stores.test_life import batches
+
+from stores.catalogue import ReleaseId
+from stores.cosmos.arm import ArmContainers
+from stores.cosmos.containers import containers_of
+from stores.cosmos.driver import Driver
+from stores.cosmos.errors import CosmosUnavailable
+from stores.cosmos.meter import Relay
+from stores.cosmos.rest.driver import RestDriver
+from stores.cosmos.sdk.driver import SdkDriver
+from stores.cosmos.store import CosmosStore, open_url
+from stores.cosmos.throughput import Throughput
+from stores.cosmos.url import KEY, Address, parse
+from stores.errors import StoreMisused
+from stores.lifecycle import activate, prune, publish, rollback, verify
+from stores.store import Plan, Row
+from tests.cli.test_command import failed, hotplate
+from tests.support.cosmos_server import Emulator, emulator
+from tests.support.entra import PLACE, Identity, token_of, url_of
+from tests.support.service import a_list, serving
+
+ROWS = [Row("popular:", a_list("p1", "p2"))] + [Row(f"user:{n:03}", b"list of %d" % n) for n in range(100)]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
+    certificate = tmp_path_factory.mktemp("entra") / "entra.pem"
+    with emulator("--tls", "--certificate", str(certificate), "--entra-issuer") as running:
+        yield replace(running, certificate=certificate)
+
+
+def driver_of(address: Address, identity: Identity) -> Driver:
+    if address.driver == "sdk":
+        return SdkDriver(address, Relay(), identity)
+    return RestDriver(address, Relay(), credential=identity)
+
+
+@asynccontextmanager
+async def opened(server: Emulator, url: str, roles: str) -> AsyncIterator[CosmosStore]:
+    """Open a store as `open_url` does, with an identity of *roles* in the place of this machine's."""
+    address = parse(url, {})
+    driver = driver_of(address, Identity(server, roles))
+    containers = containers_of(address, driver)
+    if address.managed is not None:
+        containers = ArmContainers(address, address.managed, Identity(server, roles))
+    store = CosmosStore(address, driver, containers, Relay())
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+async def release_of(store: CosmosStore, *, live: bool = True) -> ReleaseId:
+    return (await publish(store, batches(ROWS), plan=Plan(len(ROWS), 10_000), about={}, live=live)).release
+
+
+@pytest.mark.parametrize("driver", ["rest", "sdk"])
+async def test_releases_live_their_whole_life_with_tokens_only(server: Emulator, driver: str) -> None:
+    url = url_of(server, f"db-{secrets.token_hex(4)}", driver=driver, ru=1000, **PLACE)
+    async with opened(server, url, "contributor,operator") as publisher:
+        first = await release_of(publisher)
+        second = await release_of(publisher, live=False)
+        await activate(publisher, second)
+        assert await rollback(publisher) == first
+        await activate(publisher, second)
+        await verify(publisher, second)
+        assert await publisher.warnings() == []
+        assert await prune(publisher, keep=0, grace_s=0) == [first]
+        assert (await publisher.catalogue()).live == second
+    reading = url_of(server, parse(url, {}).database, driver=driver)
+    async with opened(server, reading, "reader") as reader:
+        assert await reader.get_many(second, ["user:007", "user:absent"]) == [b"list of 7", None]
+        assert await reader.warnings() == []
+
+
+async def test_without_a_place_at_arm_publishing_is_refused_with_what_to_add(server: Emulator) -> None:
+    url = url_of(server, f"db-{secrets.token_hex(4)}")
+    async with opened(server, url, "contributor,operator") as store:
+        with pytest.raises(StoreMisused, match="add subscription= and resource_group= to its URL") as refused:
+            await release_of(store)
+        assert "HOTPLATE_COSMOS_KEY" in str(refused.value)
+        assert (await store.catalogue()).releases == ()
+
+
+@pytest.mark.parametrize("driver", ["rest", "sdk"])
+async def test_the_account_itself_lets_no_token_make_containers(server: Emulator, driver: str) -> None:
+    address = parse(url_of(server, "db", driver=driver), {})
+    account = driver_of(address, Identity(server))
+    try:
+        for refused in (
+            account.create_database(),
+            account.create_container("c", Throughput(400)),
+            account.delete_container("c"),
+        ):
+            with pytest.raises(
+                CosmosUnavailable, match="lets no identity of Entra ID make, scale or drop"
+            ) as forbidden:
+                await refused
+            assert forbidden.value.kind == "forbidden"
+    finally:
+        await account.close()
+
+
+async def test_an_identity_that_may_only_read_is_told_so_when_it_publishes(server: Emulator) -> None:
+    url = url_of(server, f"db-{secrets.token_hex(4)}", **PLACE)
+    async with opened(server, url, "reader,operator") as store:
+        with pytest.raises(CosmosUnavailable, match="Cosmos DB Built-in Data Contributor"):
+            await release_of(store)
+
+
+async def test_a_key_goes_to_the_account_for_everything(server: Emulator) -> None:
+    store = open_url(f"cosmos+{server.endpoint}db-{secrets.token_hex(4)}?ca={server.certificate}")
+    try:
+        assert await store.get_many(await release_of(store), ["user:001"]) == [b"list of 1"]
+    finally:
+        await store.close()
+
+
+async def test_a_key_that_may_not_change_containers_leaves_them_to_arm(server: Emulator) -> None:
+    address = parse(url_of(server, "db", **PLACE), {KEY: server.key})
+    driver = RestDriver(address, Relay())
+    containers = containers_of(address, driver)
+    assert isinstance(containers, ArmContainers)
+    await containers.close()
+    assert containers_of(replace(address, managed=None), driver) is driver
+    await driver.close()
+
+
+async def test_a_token_that_the_account_finds_expired_is_renewed_at_once(server: Emulator) -> None:
+    """Clocks differ: the credential says that its token lasts, the account that it has ended."""
+    moved_s = 0.0
+
+    class Stale(Identity):
+        async def get_token(self, *scopes: str, **_options: object) -> AccessToken:
+            self.scopes.append(scopes[0])
+            given = await asyncio.to_thread(token_of, server, scopes[0], "", -5 if len(self.scopes) == 1 else 3600)
+            return AccessToken(given.token, int(time.time()) + 3600)
+
+    identity = Stale(server)
+    address = parse(url_of(server, "db"), {})
+    driver = RestDriver(address, Relay(), credential=identity, clock=lambda: time.time() + moved_s)
+    try:
+        with pytest.raises(CosmosUnavailable, match="expired since") as refused:
+            await driver.account()
+        assert refused.value.kind == "unauthorized"
+        moved_s = 60.0  # no new token is asked for right after the last
+        assert (await driver.account()).regions
+        assert len(identity.scopes) == 2
+    finally:
+        await driver.close()
+
+
+def test_a_managed_identity_publishes_and_another_one_serves(
+    server: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The emulator's page of tokens stands for a managed identity's: azure-identity finds it by the environment."""
+    lists = tmp_path / "lists.csv"
+    lists.write_text("user,item,score\nbo,b,0.5\nbo,a,0.75\nal,a,0.25\n")
+    monkeypatch.setenv("IDENTITY_HEADER", "any")
+    monkeypatch.setenv("SSL_CERT_FILE", str(server.certificate))
+    monkeypatch.setenv("AZURE_SUBSCRIPTION_ID", PLACE["subscription"])
+    tokens = f"{server.endpoint}__emulation/token"
+    database = f"db-{secrets.token_hex(4)}"
+    here = url_of(server, database, resource_group=PLACE["resource_group"])
+    failed(
+        hotplate("import", lists, "--store", url_of(server, database), IDENTITY_ENDPOINT=tokens),
+        "resource_group=",
+        code=2,
+    )
+    failed(
+        hotplate("import", lists, "--store", here, IDENTITY_ENDPOINT=f"{tokens}?roles=contributor"),
+        "give it the role Cosmos DB Operator",
+    )
+    done = hotplate("import", lists, "--store", here, "--json", IDENTITY_ENDPOINT=tokens)
+    assert done.returncode == 0, done.stderr
+    monkeypatch.setenv("IDENTITY_ENDPOINT", f"{tokens}?roles=reader")
+    with serving(tmp_path, "--store", url_of(server, database)) as service:
+        answer = service.get("/v1/recommendations/bo")
+        assert (answer.status, [item["id"] for item in answer.json["items"]]) == (200, ["a", "b"])
+        assert service.get("/readyz").json["status"] == "ready"

@@ -1,0 +1,111 @@
+"""Hits are read from an emulator that is not ours: `@vercel/cosmosdb-server` of npm, unmodified, by both drivers.
+
+How far it goes: it tells about the account, makes databases and containers, creates, upserts, reads, and replaces by
+version (its etags have no quotes). Where it stops, which is why it judges no more than this:
+
+- an item that is not there is a 500, not a 404, and a container that is not there a 404 that gives no reason;
+- offers are "no route": throughput can be neither read nor changed, and none is enforced;
+- each answer is charged 1 RU, whatever it was, and its connection closed;
+- no 429s, no session tokens, no second region, and any key is let in.
+
+Its own certificate ended in January 2021 and names neither localhost nor an address, so that nobody who verifies could
+believe it. It is given one of ours, which its own `createHttpsServer` takes.
+"""
+
+import secrets
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from bench.cosmos_emulator.tls import _certificate
+from stores.catalogue import ReleaseId
+from stores.connect import connect
+from stores.cosmos.driver import Driver
+from stores.cosmos.errors import CosmosUnavailable
+from stores.cosmos.items import container_of, name_of, to_item, value_of
+from stores.cosmos.throughput import Throughput
+from stores.cosmos.url import parse
+from tests.support.cosmos_drivers import DRIVERS, Counted
+from tests.support.npm import installed
+
+SERVER = """
+const {readFileSync} = require("fs");
+const own = {cert: readFileSync(process.argv[1]), key: readFileSync(process.argv[2])};
+const server = require("@vercel/cosmosdb-server").createHttpsServer(own);
+server.listen(0, () => console.log(server.address().port));
+"""
+PATIENT_S = 10.0
+RELEASE = ReleaseId("20261120T064200Z-7f3a")
+ROWS = {
+    "user:1": b'{"id":"i1","score":0.5,"title":"\xc3\xbc \\" \\\\"}',
+    "user:ü/€ ?#": "ü€\n𝄞".encode(),
+    "item:a": bytes(range(256)) * 40,
+    "popular:": b"",
+}
+
+
+@pytest.fixture(scope="module")
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Start the server with a certificate that can be verified."""
+    folder = installed(request.config, "@vercel/cosmosdb-server", "1.0.1")
+    made = tmp_path_factory.mktemp("tls")
+    certificate, key = _certificate("127.0.0.1")
+    (made / "ca.pem").write_bytes(certificate)
+    (made / "key.pem").write_bytes(key)
+    command = ["node", "-e", SERVER, str(made / "ca.pem"), str(made / "key.pem")]
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        try:
+            assert process.stdout is not None
+            port = int(process.stdout.readline())
+            yield f"cosmos+https://localhost:{port}/%s?ca={made / 'ca.pem'}"
+        finally:
+            process.terminate()
+
+
+@pytest.fixture(params=sorted(DRIVERS))
+def url(request: pytest.FixtureRequest, server: str) -> str:
+    """Name a database of its own, and a driver."""
+    return f"{server % secrets.token_hex(4)}&driver={request.param}"
+
+
+@pytest.fixture
+async def driver(url: str) -> AsyncIterator[Driver]:
+    address = parse(url, {})
+    opened = DRIVERS[address.driver](address, Counted())
+    yield opened
+    await opened.close()
+
+
+async def test_hits_are_read_byte_by_byte(driver: Driver, url: str) -> None:
+    container = container_of(RELEASE)
+    assert [await driver.create_database() for _ in range(2)] == [True, False]
+    assert [await driver.create_container(container, Throughput(400)) for _ in range(2)] == [True, False]
+    for key, value in ROWS.items():
+        assert (await driver.upsert(container, to_item(name_of(key), value))).done
+    for fresh in (False, True):
+        for key, value in ROWS.items():
+            found = await driver.read(container, name_of(key), PATIENT_S, fresh=fresh)
+            assert found is not None
+            assert value_of(found) == value
+    store = connect(url)
+    assert await store.get_many(RELEASE, list(ROWS)) == list(ROWS.values())
+    await store.close()
+
+
+async def test_control_goes_as_far_as_that_server_does(driver: Driver) -> None:
+    assert await driver.account() == (False, ("South Central US",))
+    await driver.create_database()
+    await driver.create_container("control", Throughput(400))
+    assert (await driver.create("control", {"id": "catalogue", "n": 1})).done
+    assert not (await driver.create("control", {"id": "catalogue", "n": 2})).done
+    look = await driver.look("control", "catalogue")
+    assert look.item is not None
+    assert (await driver.replace("control", {"id": "catalogue", "n": 3}, look.etag)).done
+    assert not (await driver.replace("control", {"id": "catalogue", "n": 4}, look.etag)).done
+    with pytest.raises(CosmosUnavailable) as error:
+        await driver.read("control", "none", PATIENT_S)
+    assert error.value.kind == "unavailable"
+    with pytest.raises(CosmosUnavailable) as error:
+        await driver.offer("control")
+    assert error.value.kind == "refused"

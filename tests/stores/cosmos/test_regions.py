@@ -1,0 +1,214 @@
+"""Where the driver reads and writes when regions vanish, come back, change their roles, or were never there."""
+
+import asyncio
+import secrets
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+
+import pytest
+
+from stores.cosmos.answers import Malformed
+from stores.cosmos.errors import CosmosUnavailable
+from stores.cosmos.places import Place, places_of
+from stores.cosmos.rest.driver import RestDriver
+from stores.cosmos.throughput import Throughput
+from stores.cosmos.url import parse
+from tests.support.cosmos_drivers import Account, Counted, account
+from tests.support.cosmos_raw import Raw, answer, refusal, saying
+
+NAME = "user.YQ"
+ITEM = b'{"id":"user.YQ"}'
+EAST, WEST = "Emulated East", "Emulated West"
+
+
+@pytest.fixture(scope="module")
+def far() -> Iterator[Account]:
+    with account(None, "--second-region", "0") as running:
+        yield running
+
+
+@pytest.fixture
+def meter() -> Counted:
+    return Counted()
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let regions that were left be looked at soon."""
+    monkeypatch.setattr("stores.cosmos.rest.regions.PAUSE_S", (0.05, 0.1))
+    monkeypatch.setattr("stores.cosmos.rest.regions.HURRY_S", 0.0)
+
+
+@pytest.fixture
+async def driver(far: Account, meter: Counted) -> AsyncIterator[RestDriver]:
+    """One that prefers the region that is not written, with an item in a container `c`."""
+    far.misbehave()
+    made = RestDriver(far.address(f"d{secrets.token_hex(4)}", region=EAST), meter)
+    await made.create_database()
+    await made.create_container("c", Throughput(4000))
+    await made.upsert("c", {"id": NAME})
+    yield made
+    await made.close()
+    far.misbehave()
+
+
+async def until(held: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not held():
+            await asyncio.sleep(0.01)
+
+
+def place(name: str, port: int) -> dict[str, str]:
+    return {"name": name, "databaseAccountEndpoint": f"http://127.0.0.1:{port}/"}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_a_region_that_vanishes_is_left_and_taken_up_again_with_a_line_for_each(
+    far: Account, driver: RestDriver, caplog: pytest.LogCaptureFixture
+) -> None:
+    regions = driver._regions
+    assert regions.near is not None
+    assert regions.near.name == EAST
+    far.misbehave({"kind": "region-gone", "region": 1})
+    for _ in range(10):
+        assert all(await asyncio.gather(*(driver.read("c", NAME, 5.0) for _ in range(16))))
+    assert regions.near.name == WEST
+    far.misbehave()
+    await until(lambda: regions.near is not None and regions.near.name == EAST)
+    assert await driver.read("c", NAME, 5.0) is not None
+    assert [record.message.partition(": ")[2] for record in caplog.records] == [
+        f"{EAST} cannot be read (reset); reading from {WEST}",
+        f"{EAST} can be read again; reading from {EAST}",
+    ]
+
+
+async def test_one_failure_is_mended_elsewhere_and_no_reason_to_leave(
+    far: Account, driver: RestDriver, meter: Counted, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(6):
+        far.misbehave({"kind": "unavailable", "region": 1})
+        assert await driver.read("c", NAME, 5.0) is not None
+        far.misbehave()
+        assert await driver.read("c", NAME, 5.0) is not None
+    assert meter.kinds == ["unavailable"] * 6
+    assert not caplog.records
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_where_all_regions_fail_the_error_is_told_and_the_first_that_is_back_is_read(
+    far: Account, driver: RestDriver
+) -> None:
+    far.misbehave({"kind": "reset"})
+    for _ in range(10):
+        with pytest.raises(CosmosUnavailable):
+            await driver.read("c", NAME, 5.0)
+    far.misbehave({"kind": "reset", "region": 0})
+    async with asyncio.timeout(20):
+        while isinstance((await asyncio.gather(driver.read("c", NAME, 5.0), return_exceptions=True))[0], Exception):
+            await asyncio.sleep(0.01)
+
+
+async def test_throttling_is_no_reason_to_read_elsewhere(far: Account, driver: RestDriver, meter: Counted) -> None:
+    far.misbehave({"kind": "throttle", "region": 1})
+    before = far.asked("read item")
+    with pytest.raises(Exception, match="request units"):
+        await driver.read("c", NAME, 5.0)
+    assert far.asked("read item") == before + 1
+    assert meter.kinds == ["throttled"]
+
+
+async def test_a_region_that_cannot_be_connected_is_left_at_once(
+    meter: Counted, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with saying(answer(200, ITEM)) as raw:
+        raw.told = {"readableLocations": [place("Away", free_port()), place("Here", raw.port)]}
+        driver = RestDriver(parse(f"cosmos+http://127.0.0.1:{raw.port}/d", {}), meter)
+        for _ in range(5):
+            assert await driver.read("c", NAME, 5.0) == {"id": NAME}
+        assert meter.kinds.count("connect") >= 1
+        messages = [record.message for record in caplog.records]
+        assert messages == [f"{driver._judge.shown}: Away cannot be read (connect); reading from Here"]
+        await driver.close()
+
+
+async def test_regions_are_read_in_the_order_that_the_account_learns_to_tell(
+    meter: Counted, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with saying(answer(200, ITEM)) as here, saying(answer(200, ITEM)) as there:
+        driver = RestDriver(parse(f"cosmos+http://127.0.0.1:{here.port}/d?region=There", {}), meter)
+        await driver.read("c", NAME, 5.0)
+        assert len(here.heard) == 2
+        here.told = {"readableLocations": [place("Here", here.port), place("There", there.port)]}
+        assert (await driver.account()).regions == ("There", "Here")
+        await driver.read("c", NAME, 5.0)
+        assert len(there.heard) == 1
+        here.told = {}
+        assert (await driver.account()).regions == ("Here",)
+        await driver.read("c", NAME, 5.0)
+        assert len(there.heard) == 1
+        assert [record.message.partition(": ")[2] for record in caplog.records] == [
+            "its regions are now There, Here",
+            "its regions are now Here",
+        ]
+        await driver.close()
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_a_write_that_meets_the_wrong_region_finds_the_right_one_next_time(meter: Counted) -> None:
+    async with saying(refusal(403, 3)) as old, saying(answer(201, ITEM)) as new:
+        driver = RestDriver(parse(f"cosmos+http://127.0.0.1:{old.port}/d", {}), meter)
+        await driver.account()
+        old.told = {"writableLocations": [place("New", new.port)]}
+        with pytest.raises(CosmosUnavailable) as error:
+            await driver.upsert("c", {"id": NAME})
+        assert error.value.kind == "unavailable"
+        await until(lambda: driver._regions.written.url.endswith(f":{new.port}"))
+        assert (await driver.upsert("c", {"id": NAME})).done
+        await driver.close()
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_the_account_is_asked_through_its_regions_where_its_own_endpoint_is_away(
+    meter: Counted, raw: Raw
+) -> None:
+    raw.says = [answer(200, ITEM)]
+    async with saying(answer(200, ITEM)) as front:
+        front.told = {name: [place("Here", raw.port)] for name in ("writableLocations", "readableLocations")}
+        driver = RestDriver(parse(f"cosmos+http://127.0.0.1:{front.port}/d", {}), meter)
+        await driver.read("c", NAME, 5.0)
+        front.told = {"writableLocations": []}
+        assert (await driver.account()).regions == ("Here",)
+        await driver.close()
+
+
+@pytest.fixture
+async def raw() -> AsyncIterator[Raw]:
+    async with saying() as made:
+        yield made
+
+
+def told(url: str) -> dict[str, object]:
+    listed = [{"name": "Here", "databaseAccountEndpoint": url}]
+    return {"writableLocations": listed, "readableLocations": listed}
+
+
+def test_places_are_urls_without_a_slash_and_with_a_port() -> None:
+    for url, known in (
+        ("https://a-west.documents.azure.com:443/", "https://a-west.documents.azure.com:443"),
+        ("https://a-west.documents.azure.com/", "https://a-west.documents.azure.com:443"),
+        ("https://[::1]:8081/", "https://[::1]:8081"),
+    ):
+        assert places_of(told(url), "https://a").written == Place("Here", known)
+
+
+@pytest.mark.parametrize("url", ["http://a-west.documents.azure.com/", "https://", "file:///etc", ""])
+def test_what_is_asked_by_https_is_never_sent_on_in_the_clear(url: str) -> None:
+    with pytest.raises(Malformed):
+        places_of(told(url), "https://a.documents.azure.com:443")

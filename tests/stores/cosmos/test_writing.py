@@ -1,0 +1,174 @@
+"""Publishing to Cosmos DB on a bad day: nothing that was acknowledged is lost, and nothing is waited for for ever."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+
+from stores import release as life
+from stores.catalogue import ReleaseId
+from stores.cosmos.errors import CosmosThrottled, CosmosUnavailable
+from stores.cosmos.items import container_of
+from stores.cosmos.patience import PATIENCE_S, THROTTLED_S
+from stores.errors import ReleaseConflict, ReleaseNotFound, StoreFull
+from stores.store import Plan, Row
+from tests.support.cosmos_held import Far, batches, with_far
+
+R = ReleaseId("20261120T064200Z-aaaa")
+ROWS = [Row("popular:", b'{"id":"p"}'), *(Row(f"user:{n:05}", b"%d" % n) for n in range(3000))]
+
+
+async def scanned(far: Far, release: ReleaseId) -> list[Row]:
+    return [row async for row in far.store(ru=4000).scan(release)]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"kind": "throttle", "for_s": 30},
+        {"kind": "throttle", "share": 0.3, "retry_after_ms": 20},
+        {"kind": "unavailable", "for_s": 8},
+        {"kind": "unavailable", "share": 0.2},
+        {"kind": "retry-with", "share": 0.2},
+        {"kind": "timeout", "share": 0.2},
+        {"kind": "gone", "share": 0.2},
+        {"kind": "reset", "share": 0.2},
+        {"kind": "slow", "delay_ms": 9000, "share": 0.01},
+        {"kind": "region-gone", "for_s": 8},
+    ],
+    ids=lambda fault: " ".join(map(str, fault.values())),
+)
+def test_a_publish_bears_what_passes(fault: dict[str, object]) -> None:
+    async def work(far: Far) -> None:
+        async def rows() -> AsyncIterator[Sequence[Row]]:
+            async for batch in batches(ROWS):
+                yield batch
+                if batch[0] == ROWS[500]:
+                    far.misbehave(fault)
+
+        store = far.store(ru=4000)
+        manifest = await life.publish(store, rows(), plan=Plan(len(ROWS), 1000), about={})
+        far.misbehave()
+        assert [row async for row in store.scan(manifest.release)] == sorted([*ROWS, manifest.key_row])
+        assert (await store.catalogue()).live == manifest.release
+
+    with_far(work)
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "patience_s"),
+    [("throttle", CosmosThrottled, THROTTLED_S), ("unavailable", CosmosUnavailable, PATIENCE_S)],
+)
+def test_what_does_not_pass_ends_with_its_cause_and_leaves_what_was_acknowledged(
+    kind: str, error: type[Exception], patience_s: float
+) -> None:
+    async def work(far: Far) -> None:
+        store, loop = far.store(ru=4000), asyncio.get_running_loop()
+        await store.create(R, Plan(1, 1))
+        await store.put(R, ROWS[:100])
+        far.misbehave({"kind": kind})
+        began = loop.time()
+        with pytest.raises(error):
+            await store.put(R, ROWS[100:300])
+        assert patience_s <= loop.time() - began < patience_s + 10
+        far.misbehave()
+        assert await far.store().resume_point(R) == ROWS[99].key
+        await store.put(R, ROWS[100:])
+        await store.seal(R)
+        assert await scanned(far, R) == ROWS
+
+    with_far(work)
+
+
+def test_two_writers_at_once_lose_nothing_of_each_other() -> None:
+    async def work(far: Far) -> None:
+        one, other = far.store(ru=4000), far.store(ru=4000)
+        await one.create(R, Plan(1, 1))
+        await asyncio.gather(
+            *(one.put(R, ROWS[start : start + 100]) for start in range(0, 1600, 100)),
+            *(other.put(R, ROWS[start : start + 100]) for start in range(1500, 3001, 100)),
+        )
+        await other.seal(R)
+        assert await scanned(far, R) == ROWS
+
+    with_far(work)
+
+
+def test_a_draft_that_was_dropped_or_sealed_under_its_writer_takes_no_rows() -> None:
+    async def work(far: Far) -> None:
+        writer, other = far.store(), far.store()
+        await writer.create(R, Plan(1, 1))
+        await writer.put(R, ROWS[:2])
+        await other.seal(R)
+        with pytest.raises(ReleaseConflict, match="is sealed"):
+            await writer.put(R, ROWS[2:4])
+        await other.erase(R)
+        with pytest.raises(ReleaseNotFound):
+            await writer.put(R, ROWS[2:4])
+
+    with_far(work)
+
+
+def test_of_a_key_given_twice_the_last_value_counts() -> None:
+    async def work(far: Far) -> None:
+        store = far.store()
+        await store.create(R, Plan(1, 1))
+        await store.put(R, [Row("user:1", b"%d" % n) for n in range(20)])
+        assert await store.get_many(R, ["user:1"]) == [b"19"]
+
+    with_far(work)
+
+
+def test_a_row_too_large_for_an_item_fails_the_publish_before_it_is_sent() -> None:
+    async def work(far: Far) -> None:
+        store = far.store()
+        await store.create(R, Plan(1, 1))
+        with pytest.raises(StoreFull, match=r"the row user\.MQ takes 2,.* publish shorter lists"):
+            await store.put(R, [Row("user:1", b"\xff" * (2 << 20))])
+        assert far.answers(413) == 0
+
+    with_far(work)
+
+
+def test_a_cancelled_put_leaves_nothing_running() -> None:
+    async def work(far: Far) -> None:
+        store = far.store()
+        await store.create(R, Plan(1, 1))
+        putting = asyncio.create_task(store.put(R, ROWS[:500]))
+        await asyncio.sleep(0.5)
+        putting.cancel()
+        await asyncio.gather(putting, return_exceptions=True)
+        assert putting.cancelled()
+        assert len(asyncio.all_tasks()) == 1
+        written = far.answers(201)
+        await asyncio.sleep(10)
+        assert far.answers(201) == written
+
+    with_far(work)
+
+
+def test_reading_all_of_what_is_served_leaves_lookups_their_share() -> None:
+    async def work(far: Far) -> None:
+        store, loop = far.store(ru=400, max_ru=4000), asyncio.get_running_loop()
+        manifest = await life.publish(store, batches(ROWS), plan=Plan(len(ROWS), 1000), about={})
+        began, spent_ru, throttled = loop.time(), far.admitted_ru(manifest.release), far.answers(429)
+        await life.verify(store, manifest.release)
+        took_s = loop.time() - began
+        assert (far.admitted_ru(manifest.release) - spent_ru) / took_s == pytest.approx(200, rel=0.03)
+        assert far.answers(429) == throttled
+
+    with_far(work)
+
+
+def test_a_replica_that_is_behind_is_looked_at_again() -> None:
+    async def work(far: Far) -> None:
+        store = far.store(ru=4000)
+        await store.create(R, Plan(1, 1))
+        await store.put(R, ROWS[:300])
+        await store.seal(R)
+        far.forgets = 0.05
+        assert await scanned(far, R) == ROWS[:300]
+        assert await far.store().resume_point(R) == ROWS[299].key
+        assert container_of(R) in far.service.account.databases["d"].containers
+
+    with_far(work)

@@ -1,0 +1,299 @@
+"""Faults with a real server: what a caller sees, never for longer than it waits, and how soon all is well again."""
+
+import asyncio
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from stores import catalogue as changes
+from stores.catalogue import ReleaseId, State
+from stores.errors import ReleaseNotFound, StoreError, StoreFull, StoreUnavailable
+from stores.lifecycle import prune, publish, verify
+from stores.redis.store import RedisStore, open_url
+from stores.store import Plan, Row, Slot
+from tests.stores.test_contract import FIRST, SECOND, begin, write
+from tests.support.proxy import Proxy, through
+from tests.support.redis_server import RedisServer, running
+
+USERS = [Row(f"user:{n:06}", b"list of %06d" % n) for n in range(2000)]
+BACK_WITHIN_S = 5.0
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    with running(tmp_path) as running_server:
+        yield running_server
+
+
+@pytest.fixture
+async def redis(server: RedisServer) -> AsyncIterator[RedisStore]:
+    store = open_url(server.url())
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+async def proxy(server: RedisServer) -> AsyncIterator[Proxy]:
+    async with through(server.port) as between:
+        yield between
+
+
+@pytest.fixture
+async def remote(proxy: Proxy) -> AsyncIterator[RedisStore]:
+    store = open_url(f"redis://127.0.0.1:{proxy.port}/0?prefix=test")
+    yield store
+    await store.close()
+
+
+async def look(store: RedisStore, row: Row = USERS[7], budget_s: float = 0.05) -> list[Slot] | StoreError | None:
+    """Read as the service does: what came, which error, or None for nothing inside the budget."""
+    started = time.monotonic()
+    try:
+        async with asyncio.timeout(budget_s):
+            found: list[Slot] | StoreError | None = await store.get_many(FIRST, [row.key])
+    except TimeoutError:
+        found = None
+    except StoreError as error:
+        found = error
+    assert time.monotonic() - started < budget_s + 0.5, "it hung"
+    if isinstance(found, list):
+        assert found == [row.value], "somebody else's list"
+    return found
+
+
+async def well_again(store: RedisStore) -> float:
+    """Look until a list comes; return how long that took, in seconds."""
+    started = time.monotonic()
+    while not isinstance(await look(store), list):
+        assert time.monotonic() - started < BACK_WITHIN_S
+        await asyncio.sleep(0.02)
+    return time.monotonic() - started
+
+
+async def test_a_dead_server_is_told_at_once_and_a_new_one_is_found(redis: RedisStore, server: RedisServer) -> None:
+    await write(redis, FIRST, USERS)
+    server.kill()
+    for _ in range(20):
+        assert isinstance(await look(redis), StoreUnavailable)
+        await asyncio.sleep(0.02)
+    server.start()
+    started = time.monotonic()
+    while not isinstance(await look(redis), ReleaseNotFound):
+        assert time.monotonic() - started < BACK_WITHIN_S
+        await asyncio.sleep(0.02)
+    assert (await redis.catalogue()).generation == 0
+    await write(redis, FIRST, USERS)
+    await well_again(redis)
+
+
+async def test_a_server_that_stands_still_costs_callers_their_budget_and_no_more(
+    redis: RedisStore, server: RedisServer
+) -> None:
+    await write(redis, FIRST, USERS)
+    await well_again(redis)
+    server.send_signal(signal.SIGSTOP)
+    started, seen = time.monotonic(), set[str]()
+    while time.monotonic() - started < 2.0:
+        looks = await asyncio.gather(*(look(redis, row) for row in USERS[:50]))
+        seen |= {type(found).__name__ for found in looks}
+    server.send_signal(signal.SIGCONT)
+    assert seen == {"NoneType", "StoreUnavailable"}
+    await well_again(redis)
+    assert all(
+        isinstance(found, list) for found in await asyncio.gather(*(look(redis, row, 1.0) for row in USERS[:50]))
+    )
+
+
+async def test_a_reset_fails_what_was_asked_and_the_next_read_succeeds(remote: RedisStore, proxy: Proxy) -> None:
+    await write(remote, FIRST, USERS)
+    await well_again(remote)
+    proxy.delay_s = 0.2
+    asked = asyncio.create_task(look(remote, budget_s=1.0))
+    await asyncio.sleep(0.05)
+    proxy.reset()
+    assert isinstance(await asked, StoreUnavailable)
+    proxy.delay_s = 0.0
+    assert await well_again(remote) < 1.0
+
+
+async def test_an_added_latency_of_50_ms_is_only_slow(remote: RedisStore, proxy: Proxy) -> None:
+    await write(remote, FIRST, USERS)
+    proxy.delay_s = 0.05
+    started = time.monotonic()
+    looks = await asyncio.gather(*(look(remote, row, budget_s=1.0) for row in USERS[:100]))
+    assert all(isinstance(found, list) for found in looks)
+    assert 0.05 <= time.monotonic() - started < 0.5
+
+
+async def test_an_added_latency_of_2_s_is_given_up_and_forgotten_when_it_ends(remote: RedisStore, proxy: Proxy) -> None:
+    await write(remote, FIRST, USERS)
+    await well_again(remote)
+    proxy.delay_s = 2.0
+    started = time.monotonic()
+    while not isinstance(await look(remote), StoreUnavailable):
+        assert time.monotonic() - started < 2.0
+    proxy.delay_s = 0.0
+    proxy.reset()
+    await well_again(remote)
+
+
+async def test_reconnecting_is_no_storm(remote: RedisStore, proxy: Proxy) -> None:
+    await write(remote, FIRST, USERS)
+    proxy.refusing = True
+    proxy.reset()
+    before, asked, started = proxy.accepted, 0, time.monotonic()
+    while time.monotonic() - started < 1.0:
+        await asyncio.gather(*(look(remote, row) for row in USERS[:20]))
+        asked += 20
+        await asyncio.sleep(0.001)
+    assert asked > 200
+    assert proxy.accepted - before <= 10
+    proxy.refusing = False
+    await well_again(remote)
+
+
+async def test_a_full_server_ends_a_publish_which_gives_its_space_back(redis: RedisStore, server: RedisServer) -> None:
+    live = (await publish(redis, lists(10), plan=Plan(11, 100), about={})).release
+    keys, used = server.ask("DBSIZE"), int(server.ask("INFO", "memory")["used_memory"])
+    server.ask("CONFIG", "SET", "maxmemory", str(used + 3_000_000))
+    with pytest.raises(StoreFull, match="has reached its maxmemory"):
+        await publish(redis, lists(100_000), plan=Plan(1000, 10_000), about={})
+    assert server.ask("DBSIZE") == keys
+    found = await redis.catalogue()
+    assert [entry.id for entry in found.releases] == [live]
+    assert await redis.get_many(live, ["user:000001"]) == [b"x" * 100]
+
+
+async def test_on_a_full_server_a_draft_can_still_be_given_up(redis: RedisStore, server: RedisServer) -> None:
+    await begin(redis, FIRST)
+    await write(redis, FIRST, USERS, seal=False)
+    server.ask("CONFIG", "SET", "maxmemory", "1")
+    with pytest.raises(StoreFull):
+        await redis.put(FIRST, USERS)
+    found = await redis.catalogue()
+    await redis.swap(found, changes.succeed(found, changes.abandon(found, FIRST), "t", "s"))
+    await redis.erase(FIRST)
+    assert server.ask("KEYS", "*") == ["test:catalogue"]
+
+
+async def test_a_flushed_server_has_no_release_rather_than_empty_lists(redis: RedisStore, server: RedisServer) -> None:
+    await begin(redis, FIRST)
+    await write(redis, FIRST, USERS)
+    await well_again(redis)
+    server.ask("FLUSHALL")
+    assert isinstance(await look(redis), ReleaseNotFound)
+    assert (await redis.catalogue()).generation == 0
+
+
+@pytest.mark.parametrize("user", ["", ":hunter2@", "default:hunter2@", "nobody:hunter2@"])
+async def test_a_wrong_password_is_a_sentence_without_it(tmp_path: Path, user: str) -> None:
+    with running(tmp_path, password="right") as server:
+        store = open_url(server.url(user=user))
+        for ask in (store.catalogue(), store.get_many(FIRST, ["user:1"]), store.create(FIRST, Plan(1, 1))):
+            with pytest.raises(StoreUnavailable, match="does not accept this user and password") as caught:
+                await ask
+            assert "hunter2" not in str(caught.value)
+        await store.close()
+        entitled = open_url(server.url("rediss", user=":right@"))
+        assert (await entitled.catalogue()).generation == 0
+        await entitled.close()
+
+
+async def test_a_replica_given_as_the_primary_serves_and_refuses_to_be_written(
+    redis: RedisStore, server: RedisServer, tmp_path: Path
+) -> None:
+    await begin(redis, FIRST)
+    await write(redis, FIRST, USERS)
+    (tmp_path / "replica").mkdir()
+    server.ask("CONFIG", "SET", "repl-diskless-sync-delay", "0")
+    with running(tmp_path / "replica", "--replicaof", f"127.0.0.1 {server.port}") as copy:
+        replica = open_url(copy.url())
+        deadline = time.monotonic() + 20
+        while copy.ask("INFO", "replication")["master_link_status"] != "up":
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.05)
+        await well_again(replica)
+        found = await replica.catalogue()
+        with pytest.raises(StoreUnavailable, match="read-only replica; give the URL of the primary"):
+            await replica.swap(found, changes.succeed(found, changes.renew(found, FIRST), "t", "s"))
+        with pytest.raises(StoreUnavailable, match="read-only replica"):
+            await replica.create(SECOND, Plan(1, 1))
+        await replica.close()
+
+
+async def test_a_publish_outlives_a_reset_and_loses_and_repeats_nothing(remote: RedisStore, proxy: Proxy) -> None:
+    async def interrupted() -> AsyncIterator[Sequence[Row]]:
+        async for rows in lists(20_000):
+            if rows[0].key.endswith(("4000", "9000", "9500")):
+                proxy.reset()
+            yield rows
+
+    manifest = await publish(remote, interrupted(), plan=Plan(20_001, 2_000_000), about={})
+    assert (await verify(remote, manifest.release)).counts == {"popular": 1, "user": 20_000}
+
+
+PUBLISHER = """
+import asyncio, sys
+from stores.connect import connect
+from stores.lifecycle import publish
+from stores.store import Plan
+from tests.stores.redis.test_faults import lists
+
+async def batches():
+    async for rows in lists(50_000):
+        yield rows
+        print(rows[-1].key, flush=True)
+        await asyncio.sleep(0.002)
+
+asyncio.run(publish(connect(sys.argv[1]), batches(), plan=Plan(50_001, 6_000_000), about={}))
+"""
+
+
+def start_publisher(url: str) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", PUBLISHER, url], stdout=subprocess.PIPE, text=True)
+
+
+async def test_a_publisher_killed_half_way_can_be_continued_or_cleaned_up(
+    redis: RedisStore, server: RedisServer
+) -> None:
+    publisher = start_publisher(server.url())
+    assert publisher.stdout is not None
+    while publisher.stdout.readline() != "user:005999\n":
+        assert publisher.poll() is None
+    publisher.send_signal(signal.SIGKILL)
+    acknowledged, _ = publisher.communicate()
+    last = ([f"user:{5999:06}", *acknowledged.split()])[-1]
+
+    (draft,) = (await redis.catalogue()).releases
+    point = await redis.resume_point(draft.id)
+    assert point is not None
+    assert point >= last
+    written = [Row(f"user:{n:06}", b"x" * 100) for n in range(int(point.removeprefix("user:")) + 1)]
+    assert await redis.get_many(draft.id, [row.key for row in written]) == [row.value for row in written]
+    assert server.ask("DBSIZE") == 1 + 1 + 1 + len(written) + 1  # catalogue, state, key list, users, popular
+
+    await lapse(redis, draft.id)
+    assert await prune(redis) == [draft.id]
+    assert server.ask("KEYS", "*") == ["test:catalogue"]
+
+
+async def lapse(store: RedisStore, release: ReleaseId) -> None:
+    """Let a draft's lease have lapsed, without the minute that it takes."""
+    found = await store.catalogue()
+    entries = tuple(
+        replace(entry, lease_until=found.now - 1) if entry.id == release and entry.state is State.DRAFT else entry
+        for entry in found.releases
+    )
+    await store.swap(found, changes.succeed(found, replace(found, releases=entries), "lapsed", "here"))
+
+
+async def lists(users: int) -> AsyncIterator[Sequence[Row]]:
+    yield [Row("popular:", b"{}")]
+    for start in range(0, users, 500):
+        yield [Row(f"user:{n:06}", b"x" * 100) for n in range(start, min(start + 500, users))]

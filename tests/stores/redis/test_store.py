@@ -1,0 +1,310 @@
+"""What the Redis store promises beyond the contract, on a real server."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+from redis import exceptions as foreign
+from tests.stores.test_life import batches
+
+from stores import catalogue as changes
+from stores.catalogue import ReleaseId
+from stores.connect import connect
+from stores.errors import ReleaseConflict, ReleaseNotFound, StoreFull, StoreMisused, StoreUnavailable
+from stores.lifecycle import prune, publish, verify
+from stores.redis.errors import translated
+from stores.redis.store import RedisStore, open_url
+from stores.redis.writer import MOST_ROWS
+from stores.store import Advised, Plan, Row
+from tests.stores.test_contract import FIRST, SECOND, begin, scanned, step, write
+from tests.support.redis_server import RedisServer
+
+USERS = [Row(f"user:{n:06}", b"list of %d" % n) for n in range(3500)]
+
+
+@pytest.fixture
+def prefix() -> str:
+    return secrets.token_hex(4)
+
+
+@pytest.fixture
+async def redis(redis_server: RedisServer, prefix: str) -> AsyncIterator[RedisStore]:
+    store = open_url(redis_server.url(prefix=prefix))
+    yield store
+    await store.close()
+
+
+def keys_under(server: RedisServer, prefix: str) -> list[str]:
+    found: list[str] = server.ask("KEYS", f"{prefix}:*")
+    return found
+
+
+async def test_all_lookups_of_one_turn_are_one_command(redis: RedisStore, redis_server: RedisServer) -> None:
+    await write(redis, FIRST, USERS)
+    await redis.get_many(FIRST, ["user:000000"])
+    before = redis_server.calls("mget")
+    slots = await asyncio.gather(*(redis.get_many(FIRST, [row.key, "user:absent"]) for row in USERS[:200]))
+    assert slots == [[row.value, None] for row in USERS[:200]]
+    assert redis_server.calls("mget") == before + 1
+
+
+async def test_a_command_carries_at_most_a_thousand_keys(redis: RedisStore, redis_server: RedisServer) -> None:
+    await write(redis, FIRST, USERS)
+    before = redis_server.calls("mget")
+    assert await redis.get_many(FIRST, [row.key for row in USERS]) == [row.value for row in USERS]
+    assert redis_server.calls("mget") == before + 4
+
+
+async def test_one_turn_over_two_releases_mixes_nothing(redis: RedisStore) -> None:
+    await write(redis, FIRST, [Row("user:1", b"old")])
+    one, missing, other = await asyncio.gather(
+        redis.get_many(FIRST, ["user:1"]),
+        redis.get_many(SECOND, ["user:1"]),
+        redis.get_many(FIRST, ["user:2", "user:1"]),
+        return_exceptions=True,
+    )
+    assert (one, other) == ([b"old"], [None, b"old"])
+    assert isinstance(missing, ReleaseNotFound)
+
+
+async def test_a_caller_that_gives_up_disturbs_nobody(redis: RedisStore) -> None:
+    await write(redis, FIRST, USERS)
+    for round_ in range(50):
+        tasks = [asyncio.create_task(redis.get_many(FIRST, [row.key])) for row in USERS[:9]]
+        for _ in range(round_ % 4):
+            await asyncio.sleep(0)
+        for task in tasks[::3]:
+            task.cancel()
+        slots = await asyncio.gather(*tasks, return_exceptions=True)
+        for place, (row, slot) in enumerate(zip(USERS, slots, strict=False)):
+            assert slot == [row.value] or (place % 3 == 0 and isinstance(slot, asyncio.CancelledError))
+
+
+async def test_an_abandoned_put_leaves_the_connection_well(redis: RedisStore) -> None:
+    await redis.create(FIRST, Plan(1, 1))
+    for hops in range(12):
+        task = asyncio.create_task(redis.put(FIRST, USERS[:1000]))
+        for _ in range(hops):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    await redis.put(FIRST, USERS)
+    await redis.seal(FIRST)
+    assert await scanned(redis, FIRST) == USERS
+
+
+async def test_deployments_under_two_prefixes_do_not_see_each_other(
+    redis: RedisStore, redis_server: RedisServer
+) -> None:
+    other = open_url(redis_server.url(prefix="other-" + secrets.token_hex(4)))
+    await begin(redis, FIRST)
+    await write(redis, FIRST, USERS[:1])
+    assert (await other.catalogue()).generation == 0
+    with pytest.raises(ReleaseNotFound):
+        await other.get_many(FIRST, ["user:000000"])
+    await other.erase(FIRST)
+    assert await redis.get_many(FIRST, ["user:000000"]) == [USERS[0].value]
+    await other.close()
+
+
+async def test_rows_are_scanned_in_order_once_each_however_they_were_put(redis: RedisStore) -> None:
+    await redis.create(FIRST, Plan(len(USERS), 1000))
+    await redis.put(FIRST, USERS[2000:])
+    await redis.put(FIRST, USERS[:2500])
+    await redis.put(FIRST, [replace_value(USERS[7])])
+    await redis.put(FIRST, [Row("meta:z", b"last"), Row("item:1", b"both kinds in one call")])
+    await redis.seal(FIRST)
+    rows = await scanned(redis, FIRST)
+    expected = {row.key: row.value for row in USERS} | {
+        USERS[7].key: b"new",
+        "meta:z": b"last",
+        "item:1": b"both kinds in one call",
+    }
+    assert rows == [Row(key, expected[key]) for key in sorted(expected)]
+
+
+def replace_value(row: Row) -> Row:
+    return row._replace(value=b"new")
+
+
+async def test_large_values_travel_in_small_batches(redis: RedisStore, redis_server: RedisServer) -> None:
+    before = redis_server.calls("mset")
+    rows = [Row(f"meta:{n}", bytes(1 << 18)) for n in range(10)] + [Row("meta:large", bytes(3 << 20))]
+    await write(redis, FIRST, rows)
+    assert redis_server.calls("mset") == before + 4
+    assert {row.key: row.value for row in await scanned(redis, FIRST)} == dict(rows)
+
+
+async def test_rows_have_no_expiry_and_erasing_leaves_nothing(
+    redis: RedisStore, redis_server: RedisServer, prefix: str
+) -> None:
+    await write(redis, FIRST, [*USERS, Row("meta:manifest", b"{}")])
+    assert redis_server.ask("TTL", f"{prefix}:{FIRST}:user:000000") == -1
+    assert len(keys_under(redis_server, prefix)) == len(USERS) + 1 + 3
+    await redis.erase(FIRST)
+    assert keys_under(redis_server, prefix) == []
+
+
+async def test_an_erase_that_was_cut_short_is_finished_by_the_next(
+    redis: RedisStore, redis_server: RedisServer, prefix: str
+) -> None:
+    await write(redis, FIRST, USERS)
+    erasing = asyncio.create_task(redis.erase(FIRST))
+    while len(keys_under(redis_server, prefix)) > len(USERS) - 1000:
+        await asyncio.sleep(0)
+    erasing.cancel()
+    await asyncio.gather(erasing, return_exceptions=True)
+    assert keys_under(redis_server, prefix)
+    with pytest.raises(ReleaseNotFound):
+        await redis.get_many(FIRST, ["user:000000"])
+    with pytest.raises(ReleaseNotFound):
+        await redis.put(FIRST, USERS[:1])
+    await asyncio.gather(redis.erase(FIRST), redis.erase(FIRST))
+    assert keys_under(redis_server, prefix) == []
+
+
+async def test_a_draft_that_is_sealed_or_erased_while_it_is_written_takes_no_more(redis: RedisStore) -> None:
+    rival = RedisStore(redis._address)
+    for ends, error in ((rival.seal, ReleaseConflict), (rival.erase, ReleaseNotFound)):
+        release = ReleaseId(f"r-{secrets.token_hex(4)}")
+        await redis.create(release, Plan(1, 1))
+
+        async def write_on(release: ReleaseId = release) -> None:
+            while True:
+                await redis.put(release, USERS[:MOST_ROWS])
+
+        writing = asyncio.create_task(write_on())
+        await asyncio.sleep(0.03)
+        await ends(release)
+        with pytest.raises(error):
+            await asyncio.wait_for(writing, 5)
+        await rival.erase(release)
+    await rival.close()
+
+
+async def test_a_flip_is_seen_within_100_ms(redis: RedisStore, redis_server: RedisServer, prefix: str) -> None:
+    reader = open_url(redis_server.url(prefix=prefix))
+    await begin(redis, FIRST)
+    watched = reader.changes()
+    await anext(watched)
+    took = list[float]()
+    for _ in range(3):
+        upcoming = asyncio.ensure_future(anext(watched))
+        await asyncio.sleep(0.02)
+        started = time.perf_counter()
+        written = await step(redis, changes.renew(await redis.catalogue(), FIRST))
+        assert await upcoming == written
+        took.append(time.perf_counter() - started)
+    assert min(took) < 0.1
+    await watched.aclose()  # type: ignore[attr-defined]  # every backend writes it as an async generator
+    await reader.close()
+
+
+async def test_a_user_who_may_not_listen_still_sees_a_flip(
+    redis: RedisStore, redis_server: RedisServer, prefix: str
+) -> None:
+    redis_server.ask("ACL", "SETUSER", prefix, "on", ">open", f"~{prefix}:*", "resetchannels", "+@all")
+    limited = open_url(redis_server.url(prefix=prefix, user=f"{prefix}:open@"))
+    await begin(limited, FIRST)
+    watched = limited.changes()
+    await anext(watched)
+    written = await step(redis, changes.renew(await redis.catalogue(), FIRST))
+    assert await asyncio.wait_for(anext(watched), 3) == written
+    await watched.aclose()  # type: ignore[attr-defined]  # every backend writes it as an async generator
+    await limited.close()
+
+
+async def test_times_are_the_servers(redis: RedisStore, redis_server: RedisServer) -> None:
+    seconds, _ = redis_server.ask("TIME")
+    assert abs((await redis.catalogue()).now - int(seconds)) < 5
+
+
+async def test_a_whole_release_is_published_verified_and_pruned(
+    redis: RedisStore, redis_server: RedisServer, prefix: str
+) -> None:
+    rows = [Row("popular:", b"{}"), *USERS[:2]]
+    releases = [(await publish(redis, batches(rows), plan=Plan(3, 100), about={})).release for _ in range(3)]
+    await verify(redis, releases[-1])
+    assert await prune(redis, keep=0, grace_s=0) == releases[:2]
+    assert {key.split(":")[1] for key in keys_under(redis_server, prefix)} == {"catalogue", releases[-1]}
+
+
+async def test_what_cannot_fit_is_refused_with_the_numbers(redis: RedisStore, redis_server: RedisServer) -> None:
+    redis_server.ask("CONFIG", "SET", "maxmemory", "500mb")
+    try:
+        with pytest.raises(StoreFull, match=r"needs about 7\d\d\.\d MB .* limit of 524\.3 MB and uses \d+\.\d MB"):
+            await redis.create(FIRST, Plan(1_000_000, 607_000_000))
+        with pytest.raises(ReleaseNotFound):
+            await redis.put(FIRST, USERS)
+        await redis.create(FIRST, Plan(100_000, 60_700_000))
+    finally:
+        redis_server.ask("CONFIG", "SET", "maxmemory", "0")
+
+
+async def test_the_room_asked_for_is_the_room_taken(redis: RedisStore, redis_server: RedisServer) -> None:
+    def used() -> int:
+        return int(redis_server.ask("INFO", "memory")["used_memory"])
+
+    before, rows = used(), [Row(f"user:{n:08}", secrets.token_bytes(587)) for n in range(20_000)]
+    await write(redis, FIRST, rows)
+    payload = sum(len(row.key) + len(row.value) for row in rows)
+    taken = used() - before
+    redis_server.ask("CONFIG", "SET", "maxmemory", str(used() + taken * 8 // 10))
+    try:
+        with pytest.raises(StoreFull):
+            await redis.create(SECOND, Plan(len(rows), payload))
+        redis_server.ask("CONFIG", "SET", "maxmemory", str(used() + taken * 12 // 10))
+        await redis.create(SECOND, Plan(len(rows), payload))
+    finally:
+        redis_server.ask("CONFIG", "SET", "maxmemory", "0")
+
+
+async def test_a_policy_that_drops_lists_is_reported(redis: RedisStore, redis_server: RedisServer) -> None:
+    assert isinstance(redis, Advised)
+    assert await redis.warnings() == []
+    redis_server.ask("CONFIG", "SET", "maxmemory", "1gb", "maxmemory-policy", "allkeys-lru")
+    try:
+        (sentence,) = await redis.warnings()
+        assert "allkeys-lru" in sentence
+        assert "noeviction" in sentence
+        redis_server.ask("CONFIG", "SET", "maxmemory-policy", "volatile-lru")
+        assert await redis.warnings() == []
+    finally:
+        redis_server.ask("CONFIG", "SET", "maxmemory", "0", "maxmemory-policy", "noeviction")
+
+
+async def test_a_certificate_of_an_unknown_authority_is_refused(redis_server: RedisServer) -> None:
+    store = connect(f"rediss://127.0.0.1:{redis_server.tls_port}")
+    with pytest.raises(StoreUnavailable, match="certificate verify failed"):
+        await store.catalogue()
+    await store.close()
+
+
+async def test_a_swap_compares_every_part_of_the_version(redis: RedisStore) -> None:
+    await begin(redis, FIRST)
+    found = await redis.catalogue()
+    for impostor in (replace(found, generation=found.generation + 1), replace(found, token="")):
+        with pytest.raises(ReleaseConflict):
+            await redis.swap(impostor, changes.succeed(found, found, "x", "y"))
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (foreign.BusyLoadingError("Redis is loading the dataset in memory"), StoreUnavailable, "still loading"),
+        (foreign.ResponseError("BUSY Redis is busy running a script"), StoreUnavailable, "refused: BUSY"),
+        (foreign.NoPermissionError("this user has no permissions to run 'info'"), StoreMisused, "permission"),
+        (TimeoutError(), StoreUnavailable, "in time"),
+        (ConnectionRefusedError("refused"), StoreUnavailable, "cannot be reached: refused"),
+    ],
+)
+def test_what_the_server_says_becomes_a_sentence_that_names_the_store(
+    error: Exception, kind: type[Exception], words: str
+) -> None:
+    ours = translated(error, "redis://a/0")
+    assert type(ours) is kind
+    assert words in str(ours)
+    assert "redis://a/0" in str(ours)

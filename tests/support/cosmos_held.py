@@ -1,0 +1,120 @@
+"""The store, its driver and the emulated service in one process, where time passes only when all of them wait."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from typing import Any, TypeVar
+
+import orjson
+
+from bench.cosmos_emulator.account import Account, Container
+from bench.cosmos_emulator.auth import WELL_KNOWN_KEY, Keeper
+from bench.cosmos_emulator.messages import Request
+from bench.cosmos_emulator.service import Service
+from bench.cosmos_emulator.wire import rendered
+from stores.catalogue import ReleaseId
+from stores.cosmos.charges import Charges, load
+from stores.cosmos.items import container_of
+from stores.cosmos.meter import Relay
+from stores.cosmos.rest.driver import RestDriver
+from stores.cosmos.store import CosmosStore
+from stores.cosmos.throughput import Throughput
+from stores.cosmos.url import parse
+from stores.http1 import RequestFailed, Response
+from stores.store import Row
+from tests.support.virtual import in_virtual_time
+
+T = TypeVar("T")
+
+BEGAN = 1_790_000_000.0
+
+
+class Far:
+    """The far side, on the loop's clock: it answers after `latency_s`, and counts what it was asked."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, *, now: Callable[[], float] | None = None, charges: Charges | None = None
+    ) -> None:
+        self.latency_s = 0.005
+        self.now = now or (lambda: BEGAN + loop.time())
+        account = Account(charges or load(), (("Here", 1),), clock=self.now)
+        self.service = Service(account, Keeper(WELL_KNOWN_KEY, None))
+        self.stores = list[CosmosStore]()
+        self.many_writers = False
+        self.scales_for_ever = False
+        self.lose_answers = 0
+        """How many writes of the catalogue are to be done, and not told of."""
+
+        self.forgets = 0.0
+        """The share of reads that ask a replica which has not heard of the item yet."""
+
+        self._random = random.Random(1)
+        self._loop = loop
+
+    def store(self, **options: object) -> CosmosStore:
+        asked = "&".join(f"{name}={value}" for name, value in options.items())
+        address, relay = parse(f"cosmos+http://here:1/d?{asked}", {}), Relay()
+        driver = RestDriver(address, relay, clock=self.now, carry=lambda _: self)
+        self.stores.append(CosmosStore(address, driver, driver, relay, self._loop.time))
+        return self.stores[-1]
+
+    def misbehave(self, *faults: dict[str, object]) -> None:
+        self.service.faults.replace(list(faults), self.now())
+
+    def answers(self, status: int, operation: str = "") -> int:
+        counted = self.service.counts.requests.items()
+        return sum(number for (what, told), number in counted if told == status and operation in what)
+
+    def spent_ru(self, operation: str = "") -> float:
+        return sum(ru for (what, _), ru in self.service.counts.charges_ru.items() if operation in what)
+
+    def throughput(self, release: ReleaseId) -> Throughput:
+        return self.service.account.offer_of(self._container(release)).throughput
+
+    def admitted_ru(self, release: ReleaseId) -> float:
+        """Return what a release's container has spent, by the service's own count."""
+        return sum(partition.admitted_ru for partition in self._container(release).partitions.all)
+
+    def _container(self, release: ReleaseId) -> Container:
+        return self.service.account.databases["d"].containers[container_of(release)]
+
+    async def ask(self, request: bytes, timeout_s: float) -> Response:
+        head, _, body = request.partition(b"\r\n\r\n")
+        (method, path, _), *lines = (line.split(b" ", 2) for line in head.split(b"\r\n"))
+        headers = {name.lower().rstrip(b":"): b" ".join(value) for name, *value in lines}
+        told = self.service.answer(Request(method.decode(), path.decode(), headers, body))
+        if method == b"GET" and b"/docs/" in path and self._random.random() < self.forgets:
+            told.status, told.body = 404, orjson.dumps({"code": "NotFound", "message": "never heard of it"})
+        if self.many_writers and path == b"/":
+            told.body = orjson.dumps({**orjson.loads(told.body), "enableMultipleWriteLocations": True})
+        if self.scales_for_ever and path.startswith(b"/offers/"):
+            told.headers["x-ms-offer-replace-pending"] = "True"
+        if self.lose_answers and told.status in (200, 201) and b"/colls/hotplate/docs" in path and method != b"GET":
+            self.lose_answers -= 1
+            told.reset = True
+        delay_s = self.latency_s + told.delay_s
+        await asyncio.sleep(min(delay_s, timeout_s))
+        if told.reset or delay_s > timeout_s:
+            raise RequestFailed("reset" if told.reset else "timeout", "here")
+        head, _, body = rendered(told).partition(b"\r\n\r\n")
+        return Response(told.status, head + b"\r\n\r\n", body)
+
+    async def close(self) -> None:
+        """Nothing to give back."""
+
+
+def with_far(work: Callable[[Far], Coroutine[Any, Any, T]]) -> T:
+    async def whole(loop: asyncio.AbstractEventLoop) -> T:
+        far = Far(loop)
+        try:
+            return await work(far)
+        finally:
+            for store in far.stores:
+                await store.close()
+
+    return in_virtual_time(whole)
+
+
+async def batches(rows: Sequence[Row], size: int = 500) -> AsyncIterator[Sequence[Row]]:
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]

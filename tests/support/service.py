@@ -1,0 +1,123 @@
+"""A real service in processes of its own, and the plainest of clients, for the tests that need them."""
+
+import http.client
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stores.connect import connect
+from stores.encoding import Item, encode
+from stores.lifecycle import publish
+from stores.store import Plan, Row
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:  # noqa: ANN401 -- JSON is whatever it is
+        return json.loads(self.body)
+
+
+@dataclass(slots=True)
+class Service:
+    process: subprocess.Popen[bytes]
+    port: int
+    log: Path
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        try:
+            connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+            response = connection.getresponse()
+            return Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
+        finally:
+            connection.close()
+
+    def get(self, path: str, **headers: str) -> Answer:
+        return self.ask("GET", path, None, **headers)
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=30)
+
+
+@contextmanager
+def running(folder: Path, *options: str) -> Iterator[Service]:
+    """Run `hotplate serve` on the store in *folder* and any free port, until the block ends."""
+    with serving(folder.parent, "--store", f"file://{folder}", *options) as service:
+        yield service
+
+
+@contextmanager
+def serving(logs: Path, *options: str) -> Iterator[Service]:
+    """Run `hotplate serve` with *options* on any free port, until the block ends; its log goes to the folder *logs*."""
+    log = logs / f"serve-{time.monotonic_ns()}.log"
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "hotplate", "serve", "--port", "0", *options],
+            stderr=stream,
+            stdout=subprocess.DEVNULL,
+        )
+    try:
+        yield Service(process, _port(process, log), log)
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
+
+
+def _port(process: subprocess.Popen[bytes], log: Path) -> int:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if found := re.search(r"serving .* on http://127\.0\.0\.1:(\d+)", log.read_text()):
+            return int(found[1])
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.01)
+    raise AssertionError(f"the service did not come up: {log.read_text()}")
+
+
+def a_list(*ids: str) -> bytes:
+    return encode(
+        Item(id=identifier, score=1 / (place + 1), title=f"Title {identifier}") for place, identifier in enumerate(ids)
+    )
+
+
+async def publish_lists(folder: Path, lists: dict[str, bytes], *, live: bool = True) -> str:
+    """Publish *lists* by key into the store in *folder*, and return the release."""
+    return await publish_to(f"file://{folder}", lists, live=live)
+
+
+async def publish_to(url: str, lists: dict[str, bytes], *, live: bool = True) -> str:
+    """Publish *lists* by key, with a popular list where there is none, and return the release."""
+    lists = {"popular:": a_list("p1", "p2", "p3"), **lists}
+    rows = [Row(key, lists[key]) for key in sorted(lists, key=str.encode)]
+
+    async def batches() -> AsyncIterator[Sequence[Row]]:
+        yield rows
+
+    store = connect(url)
+    try:
+        return (await publish(store, batches(), plan=Plan(len(rows), 10_000), about={}, live=live)).release
+    finally:
+        await store.close()

@@ -1,0 +1,90 @@
+"""An event loop whose time passes only when nothing is left to do, and a server simulated in it."""
+
+import asyncio
+import selectors
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from bench.loadgen.generator import Generator, Wire
+from bench.loadgen.result import Result
+from bench.loadgen.traffic import Load
+
+T = TypeVar("T")
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+
+
+class Leaping(selectors.SelectSelector):
+    """Waits for nothing: the time that a loop would have waited has passed at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now_s = 1_000.0
+
+    def select(self, timeout: float | None = None) -> Any:  # noqa: ANN401 -- what the base class gives is private
+        if timeout:
+            self.now_s += timeout
+        return super().select(0)
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    def __init__(self) -> None:
+        self.leaping = Leaping()
+        super().__init__(self.leaping)
+
+    def time(self) -> float:
+        return self.leaping.now_s
+
+
+def in_virtual_time(work: Callable[[VirtualLoop], Coroutine[Any, Any, T]]) -> T:
+    loop = VirtualLoop()
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        return runner.run(work(loop))
+
+
+Service = Callable[[float], float]
+"""When a request that arrives at a time is answered."""
+
+
+class SimulatedTransport(asyncio.Transport):
+    """One connection to a server that is only a formula."""
+
+    def __init__(self, loop: VirtualLoop, protocol: Wire, service: Service) -> None:
+        super().__init__()
+        self.loop = loop
+        self.protocol = protocol
+        self.service = service
+        self.closed = False
+
+    def write(self, data: object) -> None:
+        del data
+        self.loop.call_at(self.service(self.loop.time()), self.answer)
+
+    def answer(self) -> None:
+        if not self.closed:
+            self.protocol.data_received(ANSWER)
+
+    def close(self) -> None:
+        self.closed = True
+
+    def abort(self) -> None:
+        self.closed = True
+
+
+def simulate(load: Load, service: Service, *, thief: Callable[[VirtualLoop], None] | None = None) -> Result:
+    """Run the generator as it is against *service*; *thief* may take time away from it."""
+
+    async def work(loop: VirtualLoop) -> Result:
+        async def keep_pace(tick: Callable[[], float | None]) -> None:
+            while (due_s := tick()) is not None:
+                await asyncio.sleep(due_s - loop.time())
+
+        async def connect(make: Callable[[], Wire]) -> None:
+            protocol = make()
+            protocol.connection_made(SimulatedTransport(loop, protocol, service))
+
+        generator = Generator(load, clock=loop.time, keep_pace=keep_pace, connect=connect)
+        if thief is not None:
+            thief(loop)
+        return await generator.run()
+
+    return in_virtual_time(work)

@@ -1,1 +1,0 @@
-"""The command, one verb a module; each imports its room when it is called."""
