@@ -52,9 +52,8 @@ async def open_store(request: pytest.FixtureRequest, tmp_path: Path, clock: Fake
         server: RedisServer = request.getfixturevalue("redis_server")
         url = server.url(request.param, secrets.token_hex(4))
     elif request.param in COSMOS:
-        scheme, _, driver = request.param.partition("-")
-        far: Account = request.getfixturevalue(scheme.replace("+", "_"))
-        url = far.url(secrets.token_hex(4), driver=driver, ru="30000")
+        far: Account = request.getfixturevalue(request.param.replace("+", "_"))
+        url = far.url(secrets.token_hex(4), ru="30000")
 
     def another() -> Store:
         if request.param == "memory":

@@ -15,8 +15,7 @@ from stores.catalogue import ReleaseId
 from stores.connect import connect, default_url
 from stores.errors import CatalogueUnreadable, ReleaseCorrupt, StoreFull, StoreMisused, StoreUnavailable
 from stores.lifecycle import prune, publish
-from stores.lmdb_file import file_bytes
-from stores.lmdb_store import LmdbStore
+from stores.lmdb_store import LmdbStore, file_bytes
 from stores.memory import MemoryStore
 from stores.store import Plan, Row
 from stores.urls import redacted
@@ -93,7 +92,7 @@ async def test_the_room_that_is_asked_for_beforehand_suffices_and_is_not_far_off
 
 
 async def test_more_rows_than_planned_are_written_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stores.lmdb_file.FIRST_MAP_BYTES", 1 << 16)
+    monkeypatch.setattr("stores.lmdb_store.FIRST_MAP_BYTES", 1 << 16)
     store = LmdbStore(tmp_path)
     manifest = (await publish(store, batches(ROWS[:400]), plan=Plan(1, 1), about={})).manifest
     assert manifest.counts["user"] == 399

@@ -1,6 +1,5 @@
 """The pace of a writer, on a clock that the test holds."""
 
-from stores.pacing import FLOOR, Pace
 from tests.support.clock import FakeClock
 
 SIZE = 600_000

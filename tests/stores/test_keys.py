@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stores.keylist import Span, bounds, overlapping, pack, unpack
+from stores.keys import Span, bounds, overlapping, pack, unpack
 
 keys = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 
