@@ -27,11 +27,10 @@ from stores.lifecycle import activate, prune, publish, rollback
 from stores.store import Plan, Row
 from stores.verification import verify
 from tests.cli.test_command import failed, hotplate
-from tests.stores.test_lifecycle import batches
 from tests.support.cosmos_server import Emulator, emulator
 from tests.support.entra import PLACE, Identity, token_of, url_of
 from tests.support.service import a_list, serving
-from tests.support.stores import ref
+from tests.support.stores import batches, ref
 
 ROWS = [Row("popular:", a_list("p1", "p2"))] + [Row(f"user:{n:03}", b"list of %d" % n) for n in range(100)]
 
