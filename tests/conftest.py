@@ -16,6 +16,9 @@ from tests.support.redis_server import RedisServer, running
 from tests.support.soak import MINUTES, SEED
 from tests.support.stores import COSMOS, OpenStore
 
+# A distribution of its own, which `tests/stores/test_third_party.py` installs and runs.
+collect_ignore = ["third_party"]
+
 
 @pytest.fixture
 def clock() -> FakeClock:

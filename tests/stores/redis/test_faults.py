@@ -307,9 +307,7 @@ async def kill_publisher(redis: RedisStore, server: RedisServer, reached: str) -
     assert point >= last
     written = [Row(f"user:{n:06}", b"x" * 100) for n in range(int(point.removeprefix("user:")) + 1)]
     assert await redis.get_many(ref(draft.id), [row.key for row in written]) == [row.value for row in written]
-    assert (
-        server.execute_command("DBSIZE") == 4 + len(written) + 1
-    )  # catalogue, state, keys, points; popular
+    assert server.execute_command("DBSIZE") == 4 + len(written) + 1  # catalogue, state, keys, points; popular
 
     await lapse(redis, draft.id)
     assert await prune(redis) == [draft.id]
