@@ -34,7 +34,7 @@ FIRST, SECOND = ReleaseId("20261120T064200Z-aaaa"), ReleaseId("20261120T064300Z-
 ROWS = [
     Row("item:a/b", b'{"id":"x","score":1}'),
     Row("popular:", b'{"id":"p","score":3}'),
-    Row("user:", b"never asked for, but a key"),
+    Row("user:", b"an empty id, but a key"),
     Row("user:%FF", b"percent"),
     Row("user:1", b"one"),
     Row("user:2", b""),
@@ -55,7 +55,7 @@ def draft_of(release: ReleaseId, writer: str = "writer") -> DraftRef:
 
 
 async def write(store: Store, release: ReleaseId, rows: Sequence[Row], *, seal: bool = True) -> None:
-    """Create a draft, put *rows*, and seal it unless told otherwise."""
+    """Create a draft, put *rows*, and seal it unless *seal* is false."""
     await store.create(draft_of(release), Plan(len(rows), 1000))
     await store.put(draft_of(release), rows)
     if seal:

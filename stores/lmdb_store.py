@@ -143,7 +143,7 @@ class LmdbStore(LocalReader):
     async def prepare(self, release: ReleaseRef) -> None:
         path = self._sealed_path(release)
         with _translated(path), path.open("rb", buffering=0) as file:
-            while file.read(WARM_CHUNK):  # noqa: ASYNC110 -- no poll: each turn reads on, into the cache that workers share
+            while file.read(WARM_CHUNK):  # noqa: ASYNC110 -- no poll: each pass reads on, into the page cache that workers share
                 await asyncio.sleep(0)
 
     async def swap(self, old: Catalogue, new: Catalogue) -> None:
@@ -247,7 +247,7 @@ class _DraftFile:
     def __init__(self, path: Path, *, create: bool) -> None:
         self.path = path
         if not create and not path.exists():
-            raise ReleaseNotFound(f"{path} is not there; the draft was never begun, or it was dropped")
+            raise ReleaseNotFound(f"{path} does not exist; the draft was never begun, or it was dropped")
         with _translated(path):
             self._env = lmdb.open(str(path), subdir=False, sync=False, map_size=FIRST_MAP_BYTES, max_dbs=0)
 
@@ -364,7 +364,7 @@ def _translated(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise ReleaseNotFound(f"{path} is not there; was the release pruned?") from error
+        raise ReleaseNotFound(f"{path} does not exist; was the release pruned?") from error
     except (lmdb.DiskError, lmdb.MapFullError) as error:
         raise StoreFull(f"no space left to write {path}; free some and publish again") from error
     except (lmdb.InvalidError, lmdb.CorruptedError, lmdb.VersionMismatchError) as error:

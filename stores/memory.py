@@ -20,7 +20,7 @@ class _Release:
 
 
 class MemoryStore(LocalReader):
-    """Holds everything in this process and loses it with it; *clock* stands in for the store's own time."""
+    """Holds everything in this process and loses it with it; *clock* is the store's own time."""
 
     batch = 64
 

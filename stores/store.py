@@ -1,7 +1,7 @@
 """The store contract: what a backend must offer, as two small Protocols and the values that cross them.
 
 Policy (publish, activate, roll back, prune, verify) is written once, in `stores.lifecycle`, over this contract. A
-backend moves opaque bytes, swaps one small catalogue by compare-and-set, and tells its own time.
+backend moves opaque bytes, swaps one small catalogue by compare-and-set, and gives its own time.
 """
 
 from abc import ABC, abstractmethod
@@ -33,7 +33,7 @@ class Plan:
 
 
 class Reader(Protocol):
-    """The half that serving needs; an instance lives as long as its process."""
+    """The half of the contract that serving needs; an instance lives as long as its process."""
 
     batch: int
     """How many keys one call should carry."""
@@ -72,7 +72,7 @@ class LocalReader(ABC):
 
 
 class Store(Reader, Protocol):
-    """The whole contract; what publishing and operating need on top of reading."""
+    """The whole contract; which publishing and operating need."""
 
     async def create(self, draft: DraftRef, plan: Plan) -> None:
         """Make room for a draft. Raises StoreFull, with the numbers, for what cannot fit. Idempotent."""
@@ -133,7 +133,7 @@ class Thrifty(Protocol):
 
 
 class Observer(Protocol):
-    """Whoever counts what the attempts of a store came to; given to `connect`."""
+    """Counts the attempts of a store, with their charges and failures; given to `connect`."""
 
     def charged(self, ru: float) -> None:
         """Note a response, of whatever status, that was charged *ru* request units."""

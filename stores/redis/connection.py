@@ -183,7 +183,9 @@ class Reconnector:
                 if self._connection.has_replied:
                     self._backoff.reset()
                 else:
-                    self._record_failure(now, self._connection.error or "")  # it accepted us and said nothing: no hurry
+                    self._record_failure(
+                        now, self._connection.error or ""
+                    )  # it let us connect and never replied: back off
                 self._connection = None
             if now < self._retry_at:
                 raise StoreUnavailable(self._error)

@@ -21,7 +21,7 @@ class Memory:
     policy: str
 
     def check(self, plan: Plan, head: str, where: str) -> None:
-        """Raise StoreFull, with the numbers, where *plan* does not fit beside what is there."""
+        """Raise StoreFull, with the numbers, where *plan* does not fit into what is left."""
         needed = int((plan.payload_bytes + plan.rows * (len(head) + ROW_BYTES)) * ALLOCATED)
         limit = self.maxmemory or self.machine
         if limit and self.used + needed > limit:
