@@ -23,7 +23,7 @@ from stores.errors import StoreUnavailable
 from stores.lifecycle import verify
 from stores.memory import MemoryStore
 from stores.store import Row
-from tests.offline.test_publish import checkerboard
+from tests.support.interactions import checkerboard_model
 
 ids = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=4).filter(lambda text: text.strip())
 scored_rows = st.lists(st.tuples(ids, ids, st.floats(allow_nan=False, allow_infinity=False)), min_size=1, max_size=60)
@@ -209,7 +209,7 @@ def test_a_temporary_disk_that_is_too_small_is_said_before_anything_is_sorted(
 @pytest.mark.parametrize("encoding", ["json", "zstd"])
 async def test_a_model_is_ranked_again_and_its_draft_finished(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
     monkeypatch.setattr("offline.lists._BATCH", 5)
-    model, store = checkerboard(), MemoryStore()
+    model, store = checkerboard_model(), MemoryStore()
     put, left = store.put, 3
 
     async def put_some(release: ReleaseId, rows: Sequence[Row]) -> None:
