@@ -1,14 +1,12 @@
-"""Publishing a model: the next lists are computed in a thread while the last ones are being written."""
+"""Publishing lists as a release: the next ones are computed in a thread while the last ones are being written."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
-from offline.lists import Lists, ListSettings
-from offline.model import ENGINE, Model
+from stores import lifecycle
 from stores.catalogue import ReleaseId
 from stores.compression import compress
 from stores.manifest import Manifest
@@ -17,10 +15,26 @@ from stores.store import Plan, Row, Store
 Progress = Callable[[int, int], None]
 
 
+class ListSource(Protocol):
+    """Lists that can be published: those of a model, or imported ones."""
+
+    def plan(self) -> Plan:
+        """Return how many rows there are at most, and about how many bytes they take."""
+        ...
+
+    def about(self) -> dict[str, Any]:
+        """Return what the manifest says of the release's origin."""
+        ...
+
+    def batches(self) -> Iterator[list[Row]]:
+        """Yield all rows in ascending order of key bytes, a few thousand at a time."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class PublishReport:
     """
-    What a publish did: *plan* is what it asked room for, *manifest* what the release says of itself.
+    What a publish did: *plan* is what it reserved room for, *manifest* what the release says of itself.
 
     *skipped* rows had been written by the run that this one continued.
     """
@@ -33,9 +47,8 @@ class PublishReport:
 
 
 async def publish(
-    model: Model,
+    source: ListSource,
     store: Store,
-    settings: ListSettings,
     *,
     encoding: str = "json",
     live: bool = True,
@@ -43,54 +56,33 @@ async def publish(
     on_progress: Progress | None = None,
 ) -> PublishReport:
     """
-    Write all lists of *model* as one release of *store*, and make it live unless told otherwise.
+    Write all lists of *source* as one release of *store*, and make it live unless *live* is false.
 
-    With *resume*, go on with that draft of the same model and settings. *on_progress* is called with (lists written,
-    lists in all). Raises StoreError as `stores.lifecycle.publish` does.
+    With *resume*, continue that draft, which must be of the same lists and encoding. *on_progress* is called with
+    (lists written, lists in all). Raises StoreError as `stores.lifecycle.publish` does.
     """
-    lists = Lists(model, settings)
-    return await publish_rows(
-        lists.batches(),
-        store,
-        plan=lists.plan(),
-        about=about_of(model, settings),
-        encoding=encoding,
-        live=live,
-        resume=resume,
-        on_progress=on_progress,
-    )
-
-
-async def publish_rows(
-    batches: Iterator[list[Row]],
-    store: Store,
-    *,
-    plan: Plan,
-    about: dict[str, Any],
-    encoding: str,
-    live: bool,
-    resume: ReleaseId | None,
-    on_progress: Progress | None,
-) -> PublishReport:
-    """Write rows, which come in ascending order of key bytes, as `publish` does; the next are made meanwhile."""
     started = perf_counter()
-    lists = plan.rows
-    rows: AsyncIterator[list[Row]] = overlapped(batches)
-    if encoding == "zstd":
-        compressed = await compress(rows, plan)
-        rows, plan = compressed.batches, compressed.plan
-    rows = counted(rows, lists, on_progress or (lambda _done, _total: None))
-    skipped = 0
-    if resume is None:
-        manifest = await release.publish(store, rows, plan=plan, about=about, encoding=encoding, live=live)
-    else:
-        written = await release.resume(store, resume, rows, plan=plan, about=about, encoding=encoding, live=live)
-        manifest, skipped = written.manifest, written.skipped
-    return PublishReport(manifest, plan, live, perf_counter() - started, skipped)
+    plan = source.plan()
+    rows, stored_plan = await encoded(source.batches(), plan, encoding)
+    if on_progress is not None:
+        rows = with_progress(rows, plan.rows, on_progress)
+    result = await lifecycle.publish(
+        store, rows, plan=stored_plan, about=source.about(), encoding=encoding, live=live, resume=resume
+    )
+    return PublishReport(result.manifest, stored_plan, live, perf_counter() - started, result.skipped)
 
 
-async def overlapped(batches: Iterator[list[Row]]) -> AsyncIterator[list[Row]]:
-    """Yield *batches*; the next is made in a thread meanwhile."""
+async def encoded(batches: Iterator[list[Row]], plan: Plan, encoding: str) -> tuple[AsyncIterator[list[Row]], Plan]:
+    """Return the rows as they are stored in *encoding*, each batch computed while the one before is used, and the plan."""
+    rows = prefetched(batches)
+    if encoding != "zstd":
+        return rows, plan
+    compressed = await compress(rows, plan)
+    return compressed.batches, compressed.plan
+
+
+async def prefetched(batches: Iterator[list[Row]]) -> AsyncIterator[list[Row]]:
+    """Yield *batches*; the next is computed in a thread meanwhile."""
 
     def compute() -> list[Row] | None:
         return next(batches, None)
@@ -104,24 +96,12 @@ async def overlapped(batches: Iterator[list[Row]]) -> AsyncIterator[list[Row]]:
         await asyncio.gather(upcoming, return_exceptions=True)  # a thread cannot be cancelled, only waited for
 
 
-async def counted(batches: AsyncIterator[list[Row]], total: int, tell: Progress) -> AsyncIterator[list[Row]]:
-    """Yield *batches*, and tell how many lists were asked for before each next one."""
+async def with_progress(
+    batches: AsyncIterator[list[Row]], total: int, on_progress: Progress
+) -> AsyncIterator[list[Row]]:
+    """Yield *batches*, and report how many of *total* lists are done each time that the next is wanted."""
     done = 0
     async for rows in batches:
         yield rows
         done += len(rows)
-        tell(min(done, total), total)  # a dictionary is a row, and no list
-
-
-def about_of(model: Model, settings: ListSettings) -> dict[str, Any]:
-    """Return what the manifest says of the release's origin."""
-    return {
-        "hotplate": version("hotplate"),
-        "engine": ENGINE,
-        "trained_at": model.created_at.isoformat(),
-        "data": model.data.get("fingerprint"),
-        "params": asdict(model.params),
-        "metrics": model.metrics,
-        "list_length": settings.length,
-        "keep_seen": settings.keep_seen,
-    }
+        on_progress(min(done, total), total)  # a dictionary is a row, but not a list

@@ -31,7 +31,7 @@ def demo(
 
     Example: hotplate demo --data clicks.csv
     """
-    from offline.datasets import sample
+    from offline.input.sample import sample
     from offline.pipeline import TrainSettings, train
     from serve.logs import configure
     from serve.settings import Settings

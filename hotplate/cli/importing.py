@@ -20,7 +20,7 @@ from hotplate.cli.terminal import Json, StoreUrl, out, print_json
 if TYPE_CHECKING:
     from types import FrameType
 
-    from offline.importing import ImportSettings
+    from offline.list_import import ImportSettings
     from offline.publish import PublishReport
     from stores.catalogue import ReleaseId
     from stores.store import Store
@@ -87,7 +87,7 @@ def import_lists(
 
     Before you pay: hotplate import lists.parquet --store cosmos://ACCOUNT/DATABASE --max-ru 4000 --dry-run
     """
-    from offline.importing import Imported, ImportSettings
+    from offline.list_import import Imported, ImportSettings
     from offline.publish import publish_rows
     from stores.catalogue import ReleaseId
     from stores.lifecycle import prune
@@ -146,7 +146,7 @@ def _foresee(
 ) -> None:
     """Read and sort as an import does, and say what it would come to."""
     from offline.foreseeing import foresee_rows
-    from offline.importing import Imported
+    from offline.list_import import Imported
 
     foretelling.whole(resume)
     signal.signal(signal.SIGTERM, _stop)

@@ -109,9 +109,9 @@ def train(
 
     Example: hotplate train clicks.csv.gz --event-weights view=1,buy=5 --min-per-user 5 --out model
     """
-    from offline.als import ALSParams
-    from offline.columns import Columns
-    from offline.filters import parse_event_weights
+    from offline.train.als import ALSParams
+    from offline.input.columns import Columns
+    from offline.input.filters import parse_event_weights
     from offline.pipeline import TrainSettings
     from offline.pipeline import train as learn
 

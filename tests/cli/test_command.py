@@ -16,7 +16,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from offline.datasets import sample
+from offline.input.sample import sample
 from tests.support.command import failed, hotplate
 from tests.support.service import a_list, publish_lists
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hotplate.cli.spending import Spending, duration, hours_begun, slow
-from offline.datasets import sample
+from offline.input.sample import sample
 from stores import release as life
 from stores.forecast import Bill, Provisioned
 from stores.store import Plan, Row

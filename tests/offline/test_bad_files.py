@@ -6,9 +6,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from offline.columns import Columns
 from offline.errors import DataError
-from offline.interactions import read_interactions
+from offline.input.columns import Columns
+from offline.input.interactions import read_interactions
 
 GOOD = "user,item,weight\n" + "".join(f"u{at % 7},i{at % 11},{at + 1}\n" for at in range(500))
 

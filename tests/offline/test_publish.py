@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 from scipy.sparse import csr_matrix
 
-from offline.als import Factors
 from offline.errors import SettingError
+from offline.input.matrix import Matrix
 from offline.lists import Lists, ListSettings
-from offline.matrix import Matrix
 from offline.model import Model
 from offline.publish import publish
+from offline.train.als import Factors
 from stores.encoding import decode
 from stores.errors import StoreFull
 from stores.lifecycle import verify
@@ -83,22 +83,24 @@ def test_a_length_that_makes_no_sense_is_a_sentence(length: int) -> None:
 
 
 async def test_a_published_model_adds_up_and_says_where_it_comes_from() -> None:
-    store, told = MemoryStore(), list[tuple[int, int]]()
+    store, reports = MemoryStore(), list[tuple[int, int]]()
     report = await publish(
-        checkerboard_model(), store, ListSettings(), on_progress=lambda done, total: told.append((done, total))
+        Lists(checkerboard_model(), ListSettings()),
+        store,
+        on_progress=lambda done, total: reports.append((done, total)),
     )
-    manifest = await verify(store, report.manifest.release)
+    manifest = await verify(store, (await store.catalogue()).find(report.manifest.release).ref)
     assert manifest.counts == {"item": 20, "popular": 2, "user": 20}
     assert manifest.about["metrics"] == {"ndcg": 0.5}
     assert manifest.about["data"] == "abc"
-    assert told[-1] == (42, 42)
+    assert reports[-1] == (42, 42)
     assert (await store.catalogue()).live == manifest.release
     assert manifest.bytes <= report.plan.payload_bytes <= 4 * manifest.bytes
 
 
 async def test_a_ready_release_is_not_live() -> None:
     store = MemoryStore()
-    await publish(checkerboard_model(), store, ListSettings(), live=False)
+    await publish(Lists(checkerboard_model(), ListSettings()), store, live=False)
     assert (await store.catalogue()).live is None
 
 
@@ -108,5 +110,5 @@ async def test_a_disk_that_is_too_small_is_said_before_anything_is_computed(
     monkeypatch.setattr("stores.lmdb_store.file_bytes", lambda _rows, _bytes: 1 << 60)
     store = LmdbStore(tmp_path)
     with pytest.raises(StoreFull, match="needs about"):
-        await publish(checkerboard_model(), store, ListSettings())
+        await publish(Lists(checkerboard_model(), ListSettings()), store)
     assert (await store.catalogue()).releases == ()

@@ -8,10 +8,9 @@ from implicit.cpu.als import AlternatingLeastSquares
 from scipy.sparse import csr_matrix
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # published without types
 
-from offline.als import ALSParams, Factors, fit
 from offline.errors import DataError, SettingError
-from offline.matrix import Indices
-from offline.ranking import recommend, similar_items
+from offline.input.matrix import Indices
+from offline.train.als import ALSParams, Factors, fit, recommend, similar_items
 from tests.support.interactions import checkerboard
 
 SIZE = 50
@@ -76,7 +75,7 @@ def test_any_users_in_any_order_get_their_own_lists(learnt: Factors) -> None:
 def test_many_users_are_ranked_in_batches(monkeypatch: pytest.MonkeyPatch, learnt: Factors) -> None:
     whole, _ = recommend(learnt, checkerboard(SIZE), everyone(), 6)
     alike, _ = similar_items(learnt, everyone(), 6)
-    monkeypatch.setattr("offline.ranking._BATCH", 7)
+    monkeypatch.setattr("offline.train.als._RANKED_AT_ONCE", 7)
     assert (recommend(learnt, checkerboard(SIZE), everyone(), 6)[0] == whole).all()
     assert (similar_items(learnt, everyone(), 6)[0] == alike).all()
 

@@ -5,10 +5,10 @@ from datetime import UTC, datetime
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from offline.als import ALSParams, fit
-from offline.matrix import Matrix, UserItems
+from offline.train.als import ALSParams, fit
+from offline.input.matrix import Matrix, UserItems
 from offline.model import Model
-from offline.popular import Popular, most_popular
+from offline.train.popularity import Popular, most_popular
 
 
 def checkerboard(size: int) -> UserItems:
