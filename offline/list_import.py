@@ -1,4 +1,4 @@
-"""A release from lists that somebody else computed: rows of owner, item and score, sorted on disk and encoded batch by batch."""
+"""Lists that somebody else computed, as rows of a release: read from files, sorted on disk, encoded batch by batch."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -67,7 +67,7 @@ class _ListColumns:
 
 
 class ImportedLists:
-    """All lists of one import, sorted in a folder, encoded batch by batch; a ListSource that lives as long as the folder."""
+    """All lists of one import, sorted in a folder and encoded batch by batch; a ListSource, usable while the folder is."""
 
     def __init__(self, settings: ImportSettings, folder: Path, on_progress: Progress) -> None:
         """Read, check and sort the files; nothing but ids, titles and counts of items stays in memory."""

@@ -31,7 +31,7 @@ _LIBRARIES = ("implicit", "numpy", "polars", "scipy")
 @dataclass(frozen=True, slots=True)
 class Model:
     """
-    Factors, what they were trained on, and how good they are; lives from training, or loading, to the end of the command.
+    Factors, what they were trained on, and how good they are; lives from training or loading to the end of the command.
 
     metrics   an Evaluation as JSON, or None when there was none
     data      where the interactions came from: rows, left_out, fingerprint, time_range and whatever else describes them

@@ -73,7 +73,7 @@ async def publish(
 
 
 async def encoded(batches: Iterator[list[Row]], plan: Plan, encoding: str) -> tuple[AsyncIterator[list[Row]], Plan]:
-    """Return the rows as they are stored in *encoding*, each batch computed while the one before is used, and the plan."""
+    """Return the rows as *encoding* stores them, each batch computed while the one before is used, and their plan."""
     rows = prefetched(batches)
     if encoding != "zstd":
         return rows, plan

@@ -1,4 +1,4 @@
-"""Rows of all files in one shape, each checked, and counted by why it is left out; and the titles that rows give items."""
+"""Rows of all files in one shape, checked, and counted by the reason to leave them out; and the titles of items."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -55,7 +55,7 @@ class Rows:
         """The rows that are not left out: their values, and `row`, their number within their file from 0."""
         return self._all.filter(pl.col("reason") == 0).drop("file", "reason", "invalid")
 
-    def survey(self, source: Path, number: NumberColumn | None, *aggregates: pl.Expr, advice: str) -> Survey:
+    def survey(self, source: Path, column: NumberColumn | None, *aggregates: pl.Expr, advice: str) -> Survey:
         """
         Read all rows once and count them; *aggregates* are computed over the rows that are kept.
 
@@ -64,27 +64,24 @@ class Rows:
         with data_errors(source):
             counts = pl.len().alias("rows"), pl.col("invalid").sum()
             groups = self._all.group_by("reason").agg(*counts, *aggregates).collect(engine="streaming")
-        if number is not None and groups.get_column("invalid").sum():
-            raise self._invalid_number(number)
+        if column is not None and groups.get_column("invalid").sum():
+            raise self._invalid_number(column)
         by_reason = {group["reason"]: group for group in groups.iter_rows(named=True)}
         total = int(groups.get_column("rows").sum())
-        left_out = {
-            reason: by_reason[place]["rows"]
-            for place, reason in enumerate(self._reasons, start=1)
-            if place in by_reason
-        }
+        numbered = enumerate(self._reasons, start=1)
+        left_out = {reason: by_reason[number]["rows"] for number, reason in numbered if number in by_reason}
         if 0 not in by_reason:
             counted = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
             raise DataError(f"Nothing is left of the {total:,} rows of {source}: {counted}; {advice}.")
         return Survey(total, left_out, by_reason[0])
 
-    def _invalid_number(self, number: NumberColumn) -> DataError:
+    def _invalid_number(self, column: NumberColumn) -> DataError:
         file, row = self._all.filter("invalid").select("file", "row").head(1).collect().row(0)
         table = self._tables[file]
-        value = table.frame.slice(row, 1).select(number.name).collect().item()
+        value = table.frame.slice(row, 1).select(column.name).collect().item()
         return DataError(
-            f"{table.file}, row {row + 2}, column {number.name!r}: the {number.role} {value!r} is not a finite number; "
-            f"{number.advice}."
+            f"{table.file}, row {row + 2}, column {column.name!r}: the {column.role} {value!r} is not a finite number; "
+            f"{column.advice}."
         )
 
 
@@ -134,7 +131,9 @@ def read_titles(path: Path, item_column: str, title_column: str | None, delimite
 
 
 def _shaped(number: int, table: Table, shape: TableShape) -> pl.LazyFrame:
-    numbered = [pl.when(condition).then(pl.lit(at)) for at, condition in enumerate(shape.left_out.values(), start=1)]
+    numbered = [
+        pl.when(condition).then(pl.lit(index)) for index, condition in enumerate(shape.left_out.values(), start=1)
+    ]
     reason = pl.coalesce(*numbered, pl.lit(0)).cast(pl.UInt8)
     return table.frame.with_row_index("row").select(
         pl.lit(number).alias("file"),

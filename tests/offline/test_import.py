@@ -20,9 +20,9 @@ from offline.publish import publish
 from stores.catalogue import DraftRef
 from stores.encoding import decode
 from stores.errors import StoreUnavailable
-from stores.lifecycle import verify
 from stores.memory import MemoryStore
 from stores.store import Row
+from stores.verification import verify
 from tests.support.interactions import checkerboard_model
 
 ids = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=4).filter(lambda text: text.strip())

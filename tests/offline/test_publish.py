@@ -13,10 +13,10 @@ from offline.publish import publish
 from offline.train.als import Factors
 from stores.encoding import decode
 from stores.errors import StoreFull
-from stores.lifecycle import verify
 from stores.lmdb_store import LmdbStore
 from stores.memory import MemoryStore
 from stores.store import Row
+from stores.verification import verify
 from tests.support.interactions import checkerboard_model
 
 

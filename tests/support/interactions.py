@@ -5,9 +5,9 @@ from datetime import UTC, datetime
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from offline.train.als import ALSParams, fit
 from offline.input.matrix import Matrix, UserItems
 from offline.model import Model
+from offline.train.als import ALSParams, fit
 from offline.train.popularity import Popular, most_popular
 
 
