@@ -10,7 +10,7 @@ import polars as pl
 
 from offline.errors import DataError, SettingError
 from offline.external_sort import ScoredRows, SortedLists, sort_lists, top_items
-from offline.input.columns import MAX_ID_BYTES, find_column, guess_column, number_of
+from offline.input.columns import MAX_ID_BYTES, choose_columns, number_of
 from offline.input.files import Table, data_errors, find_files, fingerprint, open_tables
 from offline.input.rows import (
     NumberColumn,
@@ -54,20 +54,8 @@ class ImportSettings:
             raise SettingError(f"The list length is {self.length}; it must lie between 1 and {MAX_LENGTH}.")
 
 
-@dataclass(frozen=True, slots=True)
-class _ListColumns:
-    """The names of a file's columns, and the roles of the two that say whose list it is and what is in it."""
-
-    owner_role: str
-    item_role: str
-    owner: str | None
-    item: str
-    score: str
-    title: str | None
-
-
 class ImportedLists:
-    """All lists of one import, sorted in a folder and encoded batch by batch; a ListSource, usable while the folder is."""
+    """All lists of one import, sorted in a folder and encoded batch by batch; a ListSource that lives as long as it."""
 
     def __init__(self, settings: ImportSettings, folder: Path, on_progress: Progress) -> None:
         """Read, check and sort the files; nothing but ids, titles and counts of items stays in memory."""
@@ -163,9 +151,11 @@ def read_scored(
     number, and where nothing is left.
     """
     tables = open_tables(path, delimiter)
-    columns = _choose_columns(list(tables[0].schema), named, owner, item, path)
-    rows = Rows(tables, [_shape(table, columns) for table in tables])
-    score = NumberColumn("score", columns.score, "mend the row, remove it, or name another column")
+    required = [role for role in (owner, item, "score") if role != "segment"]
+    guessed = (owner, item, "score", "title")
+    columns = choose_columns(named, list(tables[0].schema), str(path), guessed=guessed, required=required)
+    rows = Rows(tables, [_shape(table, columns, owner, item) for table in tables])
+    score = NumberColumn("score", columns["score"], "mend the row, remove it, or name another column")
     id_bytes = (pl.col("owner").str.len_bytes().cast(pl.Int64) + pl.col("item").str.len_bytes()).sum()
     survey = rows.survey(path, score, id_bytes.alias("id_bytes"), advice="mend the rows")
     sampled = rows.kept.filter(pl.col("row") % -(-survey.rows // _SAMPLED_OWNERS) == 0).select("owner")
@@ -175,43 +165,21 @@ def read_scored(
     return ScoredRows(kept, survey.rows, survey.kept["rows"], survey.left_out, survey.kept["id_bytes"], owners)
 
 
-def _choose_columns(
-    available: list[str], named: Mapping[str, str | None], owner: str, item: str, path: Path
-) -> _ListColumns:
-    """Return the columns as named or guessed; only title and segment may be missing, else DataError lists them all."""
-    chosen = dict[str, str | None]()
-    for role in (owner, item, "score", "title"):
-        name = named.get(role)
-        if name is not None:
-            chosen[role] = find_column(name, available, role, str(path))
-        else:
-            chosen[role] = guess_column(role, available, chosen.values())
-        if chosen[role] is None and role not in ("title", "segment"):
-            raise DataError(
-                f"No column of {path} looks like the {role}; name it {role!r}"
-                f"{f' or give --{role}-column' if role in named else ''}. Its columns are: {', '.join(available[:40])}."
-            )
-    return _ListColumns(owner, item, chosen[owner], str(chosen[item]), str(chosen["score"]), chosen["title"])
-
-
-def _shape(table: Table, columns: _ListColumns) -> TableShape:
+def _shape(table: Table, columns: Mapping[str, str], owner: str, item: str) -> TableShape:
     """Return how *table* is read: owner, item, score and, where there is such a column, title."""
-    dtype = table.schema[columns.score]
+    name = columns["score"]
     # The digits of a float32 are those that it is written with, rather than those of the double that is nearest.
-    score = (
-        pl.col(columns.score).cast(pl.String).cast(pl.Float64)
-        if dtype == pl.Float32
-        else number_of(columns.score, dtype)
-    )
-    owner, item = text_column(table, columns.owner), text_column(table, columns.item)
-    values = [owner.fill_null("").alias("owner"), item.fill_null("").alias("item"), score.alias("score")]
-    if columns.title is not None:
-        values.append(text_column(table, columns.title).alias("title"))
+    is_float32 = table.schema[name] == pl.Float32
+    score = pl.col(name).cast(pl.String).cast(pl.Float64) if is_float32 else number_of(name, table.schema[name])
+    ids = {"owner": text_column(table, columns.get(owner)), "item": text_column(table, columns[item])}
     left_out = dict[str, pl.Expr]()
-    for role, text in ((columns.owner_role, owner), (columns.item_role, item)):
+    for role, text in zip((owner, item), ids.values(), strict=True):
         if role != "segment":
             left_out[f"no {role}"] = text.is_null()
         left_out[f"{role} id over {MAX_ID_BYTES} bytes"] = text.str.len_bytes() > MAX_ID_BYTES
+    values = [*(text.fill_null("").alias(name) for name, text in ids.items()), score.alias("score")]
+    if "title" in columns:
+        values.append(text_column(table, columns["title"]).alias("title"))
     return TableShape(values, left_out, ~score.is_finite().fill_null(value=False))
 
 

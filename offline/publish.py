@@ -2,14 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
-from time import perf_counter
 from typing import Any, Protocol
 
 from stores import lifecycle
 from stores.catalogue import ReleaseId
 from stores.compression import compress
-from stores.manifest import Manifest
+from stores.lifecycle import WriteResult
 from stores.store import Plan, Row, Store
 
 Progress = Callable[[int, int], None]
@@ -31,21 +29,6 @@ class ListSource(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class PublishReport:
-    """
-    What a publish did: *plan* is what it reserved room for, *manifest* what the release says of itself.
-
-    *skipped* rows had been written by the run that this one continued.
-    """
-
-    manifest: Manifest
-    plan: Plan
-    live: bool
-    seconds: float
-    skipped: int
-
-
 async def publish(
     source: ListSource,
     store: Store,
@@ -54,31 +37,22 @@ async def publish(
     live: bool = True,
     resume: ReleaseId | None = None,
     on_progress: Progress | None = None,
-) -> PublishReport:
+) -> WriteResult:
     """
     Write all lists of *source* as one release of *store*, and make it live unless *live* is false.
 
     With *resume*, continue that draft, which must be of the same lists and encoding. *on_progress* is called with
     (lists written, lists in all). Raises StoreError as `stores.lifecycle.publish` does.
     """
-    started = perf_counter()
     plan = source.plan()
-    rows, stored_plan = await encoded(source.batches(), plan, encoding)
+    lists, rows = plan.rows, prefetched(source.batches())
+    if encoding == "zstd":
+        compressed = await compress(rows, plan)
+        rows, plan = compressed.batches, compressed.plan
     if on_progress is not None:
-        rows = with_progress(rows, plan.rows, on_progress)
-    result = await lifecycle.publish(
-        store, rows, plan=stored_plan, about=source.about(), encoding=encoding, live=live, resume=resume
-    )
-    return PublishReport(result.manifest, stored_plan, live, perf_counter() - started, result.skipped)
-
-
-async def encoded(batches: Iterator[list[Row]], plan: Plan, encoding: str) -> tuple[AsyncIterator[list[Row]], Plan]:
-    """Return the rows as *encoding* stores them, each batch computed while the one before is used, and their plan."""
-    rows = prefetched(batches)
-    if encoding != "zstd":
-        return rows, plan
-    compressed = await compress(rows, plan)
-    return compressed.batches, compressed.plan
+        rows = with_progress(rows, lists, on_progress)
+    about = source.about()
+    return await lifecycle.publish(store, rows, plan=plan, about=about, encoding=encoding, live=live, resume=resume)
 
 
 async def prefetched(batches: Iterator[list[Row]]) -> AsyncIterator[list[Row]]:

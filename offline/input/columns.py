@@ -1,7 +1,7 @@
 """The columns of a file: which one holds the user, the item or the weight, and how to read ids, numbers or times."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 
 import polars as pl
@@ -90,29 +90,31 @@ def guess_column(role: str, available: Sequence[str], taken: Iterable[str | None
     return next((plain[name] for name in _COMMON_NAMES[role].split() if name in plain), None)
 
 
-def choose_columns(named: Columns, available: Sequence[str], guess: Sequence[str], source: str) -> Columns:
+def choose_columns(
+    named: Mapping[str, str | None],
+    available: Sequence[str],
+    source: str,
+    *,
+    guessed: Iterable[str],
+    required: Iterable[str],
+) -> dict[str, str]:
     """
-    Return *named* with every name checked against *available*, and the roles of *guess* that have no name guessed.
+    Return the columns by role: those *named*, checked against *available*, and those *guessed*, where a name fits.
 
-    Raises DataError when a named column is missing, when one column is named for both user and item, or when no column
-    can be the user, the item, or the event that *guess* has.
+    A role that is a key of *named* has an option on the command line. Raises DataError when a named column is missing,
+    when one column is named for both user and item, and when no column fits a *required* role.
     """
-    chosen = Columns()
-    roles = ("user", "item", "weight", "time", "title", "segment", "event", "count")
-    for role in roles:
-        name = getattr(named, role)
-        if name is not None:
-            chosen = replace(chosen, **{role: find_column(name, available, role, source)})
-    if chosen.user is not None and chosen.user == chosen.item:
-        raise DataError(f"The column {chosen.user!r} of {source} is named for both the user and the item; name two.")
-    for role in guess:
-        if getattr(chosen, role) is None:
-            taken = [getattr(chosen, each) for each in roles]
-            chosen = replace(chosen, **{role: guess_column(role, available, taken)})
-    for role in ("user", "item", *({"event"} & set(guess))):
-        if getattr(chosen, role) is None:
+    chosen = {role: find_column(name, available, role, source) for role, name in named.items() if name is not None}
+    if "user" in chosen and chosen["user"] == chosen.get("item"):
+        raise DataError(f"The column {chosen['user']!r} of {source} is named for both the user and the item; name two.")
+    for role in guessed:
+        if role not in chosen and (column := guess_column(role, available, chosen.values())) is not None:
+            chosen[role] = column
+    for role in required:
+        if role not in chosen:
+            option = f" or give --{role}-column" if role in named else ""
             raise DataError(
-                f"No column of {source} looks like the {role}; name it with --{role}-column. "
+                f"No column of {source} looks like the {role}; name it {role!r}{option}. "
                 f"Its columns are: {_listed(available)}."
             )
     return chosen

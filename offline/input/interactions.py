@@ -1,7 +1,7 @@
 """Interactions read from files: one weight per user and item, with everything left out counted."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -73,8 +73,10 @@ def read_interactions(
     named = columns or Columns()
     _check_roles(named, event_weights)
     tables = open_tables(path, delimiter)
-    guess = _guessed_roles(named, event_weights, titles, weighting)
-    chosen = choose_columns(named, list(tables[0].schema), guess, str(path))
+    guessed = _guessed_roles(named, event_weights, titles, weighting)
+    required = ("user", "item") if event_weights is None else ("user", "item", "event")
+    schema = list(tables[0].schema)
+    chosen = Columns(**choose_columns(asdict(named), schema, str(path), guessed=guessed, required=required))
     time_sample = _time_sample(tables, chosen)
     rows = Rows(tables, [_shape(table, chosen, filters, event_weights, time_sample) for table in tables])
     survey = _survey(rows, chosen, path)

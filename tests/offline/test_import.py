@@ -103,8 +103,8 @@ async def test_a_hundred_thousand_rows_over_many_pieces_are_published_whole(
     frame.write_parquet(tmp_path / "lists.parquet")
     made = imported(tmp_path, tmp_path / "lists.parquet", length=8)
     store, reports = MemoryStore(), list[tuple[int, int]]()
-    report = await publish(made, store, encoding="zstd", on_progress=lambda done, total: reports.append((done, total)))
-    manifest = await verify(store, (await store.catalogue()).find(report.manifest.release).ref)
+    result = await publish(made, store, encoding="zstd", on_progress=lambda done, total: reports.append((done, total)))
+    manifest = await verify(store, (await store.catalogue()).find(result.manifest.release).ref)
     wanted = expected([(str(u), str(i), float(str(np.float32(s)))) for u, i, s in frame.iter_rows()], 8)
     assert manifest.counts == {"meta": 1, "popular": 1, "user": len(wanted) - 1}
     assert rows_of(made) == wanted
@@ -214,7 +214,7 @@ async def test_a_model_is_ranked_again_and_its_draft_finished(monkeypatch: pytes
     with pytest.raises(StoreUnavailable):
         await publish(Lists(model, ListSettings()), store, encoding=encoding)
     (draft,) = (await store.catalogue()).releases
-    report = await publish(Lists(model, ListSettings()), store, encoding=encoding, resume=draft.id)
-    assert (report.manifest.release, report.skipped) == (draft.id, 10 if encoding == "json" else 6)
+    result = await publish(Lists(model, ListSettings()), store, encoding=encoding, resume=draft.id)
+    assert (result.manifest.release, result.skipped) == (draft.id, 10 if encoding == "json" else 6)
     assert (await store.catalogue()).live == draft.id
     await verify(store, draft.ref)
