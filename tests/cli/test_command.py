@@ -17,7 +17,7 @@ import polars as pl
 import pytest
 
 from offline.input.sample import sample
-from tests.support.command import failed, hotplate
+from tests.support.command import failed, hotplate, hotplate_process
 from tests.support.service import a_list, publish_lists
 
 
@@ -140,7 +140,7 @@ def test_a_missing_extra_is_named_with_its_install_command(clicks: Path, tmp_pat
     (tmp_path / "polars" / "__init__.py").write_text(
         "raise ModuleNotFoundError(\"No module named 'polars'\", name='polars')"
     )
-    done = hotplate("train", clicks, "--out", tmp_path / "model", PYTHONPATH=str(tmp_path))
+    done = hotplate_process("train", clicks, "--out", tmp_path / "model", PYTHONPATH=str(tmp_path))
     failed(done, "pip install 'hotplate[offline]'")
 
 
