@@ -164,7 +164,7 @@ def rollback(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
 
 
 def prune(catalogue: Catalogue, keep: int = 1, grace_s: float = GRACE_S) -> Catalogue:
-    """Mark as `dropping` what is no longer needed: lapsed drafts, and what is neither live, nor kept, nor within its grace.
+    """Mark as `dropping` what nobody needs: lapsed drafts, and what is neither live, nor kept, nor within its grace.
 
     Kept are the live release, the *keep* that were live before it, and ready ones that may still go live next.
     """

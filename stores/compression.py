@@ -59,7 +59,7 @@ class Compressor:
     def rows(self, rows: Sequence[Row]) -> list[Row]:
         """Compress the values of *rows*, `meta` rows aside; an empty list stays empty.
 
-        Raises StoreMisused for lists that no reader would accept: too long, or popular ones that are too large together.
+        Raises StoreMisused for lists that no reader accepts: too long, or popular ones that are too large together.
         """
         compress = self._compress
         for key, value in rows:
@@ -83,7 +83,7 @@ class Decompressor:
             raise ReleaseCorrupt(f"a dictionary is damaged ({error}); publish the release again") from error
 
     def decode(self, value: bytes) -> bytes:
-        """Decompress one list; ReleaseCorrupt for what is damaged, of another dictionary, or larger than MAX_LIST_BYTES."""
+        """Decompress one list; ReleaseCorrupt where it is damaged, of another dictionary, or over MAX_LIST_BYTES."""
         if not value:
             return b""
         try:

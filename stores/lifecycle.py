@@ -241,7 +241,7 @@ def _after(point: str | None, rows: Sequence[Row]) -> tuple[Sequence[Row], str |
 
 @asynccontextmanager
 async def _lease(store: Store, draft: DraftRef) -> AsyncIterator[Callable[[], None]]:
-    """Renew a draft's lease in the background; the yielded function raises once the draft has another writer, or none."""
+    """Renew a draft's lease in the background; the yielded function raises once the draft is gone or taken over."""
 
     async def renew() -> None:
         lapses_in = LEASE_S

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hotplate.cli.opening import with_store
-from hotplate.cli.terminal import FAILED, MISUSED, Json, err, out, print_json, table
+from hotplate.cli.terminal import FAILED, MISUSED, Json, err, out, print_json, table, with_store
 
 if TYPE_CHECKING:
     from bench.planner.figures import Figure

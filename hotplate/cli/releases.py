@@ -9,11 +9,9 @@ import typer
 from hotplate.cli import foretelling, inspection
 from hotplate.cli.foretelling import DryRun
 from hotplate.cli.inspection import ChosenRelease, choose, tell_one
-from hotplate.cli.opening import with_store, with_stores
-from hotplate.cli.progress import bars
 from hotplate.cli.publish import plan_of
 from hotplate.cli.spending import MaxRu, Spending, within
-from hotplate.cli.terminal import Json, StoreUrl, out, print_json, table
+from hotplate.cli.terminal import Json, StoreUrl, out, print_json, progress_bars, table, with_store, with_stores
 
 if TYPE_CHECKING:
     from stores.forecast import Forecast
@@ -155,7 +153,7 @@ def copy(
 
     target, spending = within(target, max_ru) or target, Spending()
     if dry_run:
-        with bars() as tell:
+        with progress_bars() as tell:
 
             async def foresee(here: "Store", there: "Store") -> "Forecast":
                 chosen = await choose(here, release)
@@ -165,7 +163,7 @@ def copy(
             found = with_stores(source, target, foresee)
         foretelling.tell(found, target, as_json=as_json)
         return
-    with bars(spending.progress) as tell:
+    with progress_bars(spending.progress) as tell:
 
         async def act(here: "Store", there: "Store") -> "WriteResult":
             chosen = await choose(here, release)

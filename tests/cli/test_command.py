@@ -16,28 +16,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from offline.datasets import sample
+from offline.input.sample import sample
+from tests.support.command import failed, hotplate, hotplate_process
 from tests.support.service import a_list, publish_lists
-
-
-def hotplate(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "hotplate", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-        env=os.environ | {"COLUMNS": "200", "TERM": "dumb"} | environment,
-    )
-
-
-def failed(done: subprocess.CompletedProcess[str], *parts: str, code: int = 1) -> None:
-    """Hold a failure to the promise: one sentence on standard error, no traceback, the right exit code."""
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stderr.count("\n") == 1, done.stderr
-    for part in parts:
-        assert part in done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +140,7 @@ def test_a_missing_extra_is_named_with_its_install_command(clicks: Path, tmp_pat
     (tmp_path / "polars" / "__init__.py").write_text(
         "raise ModuleNotFoundError(\"No module named 'polars'\", name='polars')"
     )
-    done = hotplate("train", clicks, "--out", tmp_path / "model", PYTHONPATH=str(tmp_path))
+    done = hotplate_process("train", clicks, "--out", tmp_path / "model", PYTHONPATH=str(tmp_path))
     failed(done, "pip install 'hotplate[offline]'")
 
 

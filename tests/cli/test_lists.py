@@ -18,7 +18,7 @@ from stores.errors import StoreUnavailable
 from stores.lifecycle import publish
 from stores.lmdb_store import LmdbStore
 from stores.store import Plan, Row
-from tests.cli.test_command import failed, hotplate
+from tests.support.command import failed, hotplate
 from tests.support.service import a_list, publish_lists
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from offline.columns import Columns
 from offline.errors import DataError
-from offline.interactions import read_interactions
+from offline.input.columns import Columns
+from offline.input.interactions import read_interactions
 
 GOOD = "user,item,weight\n" + "".join(f"u{at % 7},i{at % 11},{at + 1}\n" for at in range(500))
 
@@ -110,7 +110,8 @@ def test_a_column_that_is_missing_or_misnamed(tmp_path: Path) -> None:
     file = write(tmp_path / "a.csv", "custmer,product,plays\na,b,1\nc,d,1\n")
     said = sentence(file)
     assert "No column of" in said
-    assert "looks like the user; name it with --user-column. Its columns are: custmer, product, plays." in said
+    assert "looks like the user; name it 'user' or give --user-column." in said
+    assert "Its columns are: custmer, product, plays." in said
     said = sentence(file, columns=Columns(user="customer"))
     assert "a.csv has no column 'customer' for the user. Did you mean 'custmer'?" in said
     assert "looks like the event" in sentence(file, columns=Columns(user="custmer"), event_weights={"view": 1.0})

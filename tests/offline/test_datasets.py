@@ -2,11 +2,11 @@
 
 import pytest
 
-from offline.als import ALSParams
-from offline.datasets import sample
 from offline.errors import SettingError
 from offline.evaluate import evaluate
-from offline.matrix import to_matrix
+from offline.input.matrix import to_matrix
+from offline.input.sample import sample
+from offline.train.als import ALSParams
 
 
 def test_a_sample_is_the_same_for_the_same_seed() -> None:

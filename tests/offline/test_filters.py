@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offline.errors import DataError, SettingError
-from offline.filters import Filter, parse_event_weights, parse_filter, parse_filters
+from offline.input.filters import Filter, parse_event_weights, parse_filter, parse_filters
 
 FRAME = pl.DataFrame(
     {

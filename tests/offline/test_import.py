@@ -12,29 +12,29 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offline import sorting
+from offline import external_sort
 from offline.errors import DataError, SettingError
-from offline.importing import Imported, ImportSettings
-from offline.lists import ListSettings
-from offline.publish import publish, publish_rows
-from stores.catalogue import ReleaseId
+from offline.list_import import ImportedLists, ImportSettings
+from offline.lists import Lists, ListSettings
+from offline.publish import publish
+from stores.catalogue import DraftRef
 from stores.encoding import decode
 from stores.errors import StoreUnavailable
 from stores.memory import MemoryStore
 from stores.store import Row
 from stores.verification import verify
-from tests.offline.test_publish import checkerboard
+from tests.support.interactions import checkerboard_model
 
 ids = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=4).filter(lambda text: text.strip())
 scored_rows = st.lists(st.tuples(ids, ids, st.floats(allow_nan=False, allow_infinity=False)), min_size=1, max_size=60)
 
 
-def imported(folder: Path, lists: Path, **others: object) -> Imported:
+def imported(folder: Path, lists: Path, **others: object) -> ImportedLists:
     scratch = Path(tempfile.mkdtemp(dir=folder))
-    return Imported(ImportSettings(lists, **others), scratch, lambda *_: None)  # type: ignore[arg-type]  # as the test says
+    return ImportedLists(ImportSettings(lists, **others), scratch, lambda *_: None)  # type: ignore[arg-type]  # as the test says
 
 
-def rows_of(made: Imported) -> dict[str, list[tuple[str, float]]]:
+def rows_of(made: ImportedLists) -> dict[str, list[tuple[str, float]]]:
     rows = [row for batch in made.batches() for row in batch]
     assert [row.key.encode() for row in rows] == sorted(row.key.encode() for row in rows)
     return {row.key: [(item["id"], item["score"]) for item in decode(row.value)] for row in rows}
@@ -57,10 +57,10 @@ def expected(rows: list[tuple[str, str, float]], length: int) -> dict[str, list[
 @settings(max_examples=40, deadline=None)
 @given(scored_rows, st.integers(1, 5), st.integers(1, 20))
 def test_rows_in_any_order_become_the_expected_lists(
-    rows: list[tuple[str, str, float]], length: int, piece_rows: int
+    rows: list[tuple[str, str, float]], length: int, partition_rows: int
 ) -> None:
     with tempfile.TemporaryDirectory() as scratch, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sorting, "PIECE_ROWS", piece_rows)
+        patch.setattr(external_sort, "PARTITION_ROWS", partition_rows)
         folder = Path(scratch)
         frame = pl.DataFrame(rows, schema=["user", "item", "score"], orient="row")
         frame.write_parquet(folder / "lists.parquet")
@@ -91,7 +91,7 @@ def test_every_kind_of_file_says_the_same(tmp_path: Path, name: str) -> None:
 async def test_a_hundred_thousand_rows_over_many_pieces_are_published_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sorting, "PIECE_ROWS", 7_000)
+    monkeypatch.setattr(external_sort, "PARTITION_ROWS", 7_000)
     draw = np.random.default_rng(5)
     frame = pl.DataFrame(
         {
@@ -102,22 +102,13 @@ async def test_a_hundred_thousand_rows_over_many_pieces_are_published_whole(
     )
     frame.write_parquet(tmp_path / "lists.parquet")
     made = imported(tmp_path, tmp_path / "lists.parquet", length=8)
-    store, told = MemoryStore(), list[tuple[int, int]]()
-    report = await publish_rows(
-        made.batches(),
-        store,
-        plan=made.plan(),
-        about=made.about(),
-        encoding="zstd",
-        live=True,
-        resume=None,
-        on_progress=lambda done, total: told.append((done, total)),
-    )
-    manifest = await verify(store, report.manifest.release)
+    store, reports = MemoryStore(), list[tuple[int, int]]()
+    result = await publish(made, store, encoding="zstd", on_progress=lambda done, total: reports.append((done, total)))
+    manifest = await verify(store, (await store.catalogue()).find(result.manifest.release).ref)
     wanted = expected([(str(u), str(i), float(str(np.float32(s)))) for u, i, s in frame.iter_rows()], 8)
     assert manifest.counts == {"meta": 1, "popular": 1, "user": len(wanted) - 1}
     assert rows_of(made) == wanted
-    assert told[-1] == (len(wanted), len(wanted))
+    assert reports[-1] == (len(wanted), len(wanted))
     assert manifest.about["rows"] == 100_000
 
 
@@ -201,7 +192,7 @@ def test_a_temporary_disk_that_is_too_small_is_said_before_anything_is_sorted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "lists.csv").write_text("user,item,score\na,b,1\n")
-    monkeypatch.setattr(sorting, "ROOM", 1e15)
+    monkeypatch.setattr(external_sort, "DISK_FACTOR", 1e15)
     with pytest.raises(DataError, match="set TMPDIR"):
         imported(tmp_path, tmp_path / "lists.csv")
 
@@ -209,21 +200,21 @@ def test_a_temporary_disk_that_is_too_small_is_said_before_anything_is_sorted(
 @pytest.mark.parametrize("encoding", ["json", "zstd"])
 async def test_a_model_is_ranked_again_and_its_draft_finished(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
     monkeypatch.setattr("offline.lists._BATCH", 5)
-    model, store = checkerboard(), MemoryStore()
+    model, store = checkerboard_model(), MemoryStore()
     put, left = store.put, 3
 
-    async def put_some(release: ReleaseId, rows: Sequence[Row]) -> None:
+    async def put_some(draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
         nonlocal left
         left -= 1
         if left == 0:
             raise StoreUnavailable("the store went away")
-        await put(release, rows)
+        await put(draft, rows, part)
 
     monkeypatch.setattr(store, "put", put_some)
     with pytest.raises(StoreUnavailable):
-        await publish(model, store, ListSettings(), encoding=encoding)
+        await publish(Lists(model, ListSettings()), store, encoding=encoding)
     (draft,) = (await store.catalogue()).releases
-    report = await publish(model, store, ListSettings(), encoding=encoding, resume=draft.id)
-    assert (report.manifest.release, report.skipped) == (draft.id, 10 if encoding == "json" else 6)
+    result = await publish(Lists(model, ListSettings()), store, encoding=encoding, resume=draft.id)
+    assert (result.manifest.release, result.skipped) == (draft.id, 10 if encoding == "json" else 6)
     assert (await store.catalogue()).live == draft.id
-    await verify(store, draft.id)
+    await verify(store, draft.ref)

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from offline.columns import Columns
 from offline.errors import SettingError
-from offline.interactions import Interactions, read_interactions
+from offline.input.columns import Columns
+from offline.input.interactions import Interactions, read_interactions
 
 ROWS = pl.DataFrame(
     {

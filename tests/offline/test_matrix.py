@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offline.errors import DataError, SettingError
-from offline.matrix import to_matrix
+from offline.input.matrix import to_matrix
 
 
 def frame(pairs: dict[tuple[str, str], float]) -> pl.DataFrame:

@@ -12,10 +12,8 @@ from implicit.cpu.als import AlternatingLeastSquares
 from scipy.sparse import csr_matrix
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # published without types
 
-from offline.als import Factors
-from offline.metrics import measure
-from offline.ranking import recommend
-from offline.split import random_split
+from offline.evaluate import measure, random_split
+from offline.train.als import Factors, recommend
 
 
 def naive(recommended: list[list[int]], liked: list[set[int]], k: int) -> dict[str, float]:

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from offline.als import ALSParams, fit
-from offline.datasets import sample
 from offline.errors import DataError
-from offline.matrix import to_matrix
+from offline.input.matrix import to_matrix
+from offline.input.sample import sample
 from offline.model import Model, load, save
-from offline.popular import most_popular, popular_by_segment
+from offline.train.als import ALSParams, fit
+from offline.train.popularity import most_popular, popular_by_segment
 
 PARAMS = ALSParams(factors=4, iterations=2)
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from offline.als import ALSParams
-from offline.datasets import sample
 from offline.errors import DataError
+from offline.input.sample import sample
 from offline.model import load
 from offline.pipeline import TrainSettings, train
+from offline.train.als import ALSParams
 
 PARAMS = ALSParams(factors=16, iterations=5)
 
@@ -39,11 +39,11 @@ def test_a_training_leaves_a_model_and_says_what_it_did(tmp_path: Path) -> None:
     assert set(model.titles) == set(model.matrix.item_ids)
 
 
-def test_no_evaluation_is_made_when_none_is_asked_for(tmp_path: Path) -> None:
+def test_no_evaluation_is_made_when_none_is_requested(tmp_path: Path) -> None:
     sample(50, 20).write_parquet(tmp_path / "sample.parquet")
     report = train(TrainSettings(tmp_path / "sample.parquet", split="none", params=PARAMS), tmp_path / "model")
     assert report.evaluation is None
-    assert report.note == "No evaluation was asked for."
+    assert report.note == "No evaluation was requested."
     assert load(tmp_path / "model").metrics is None
 
 

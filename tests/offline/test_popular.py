@@ -4,8 +4,8 @@ import polars as pl
 import pytest
 
 from offline.errors import DataError, SettingError
-from offline.matrix import to_matrix
-from offline.popular import most_popular, popular_by_segment
+from offline.input.matrix import to_matrix
+from offline.train.popularity import most_popular, popular_by_segment
 
 PAIRS = pl.DataFrame(
     {

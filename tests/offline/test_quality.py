@@ -5,13 +5,11 @@ import polars as pl
 import pytest
 from scipy.sparse import csr_matrix
 
-from offline.als import ALSParams, fit
-from offline.columns import Columns
-from offline.evaluate import evaluate
-from offline.interactions import read_interactions
-from offline.matrix import Matrix, UserItems, to_matrix
-from offline.metrics import measure
-from offline.ranking import recommend
+from offline.evaluate import evaluate, measure
+from offline.input.columns import Columns
+from offline.input.interactions import read_interactions
+from offline.input.matrix import Matrix, UserItems, to_matrix
+from offline.train.als import ALSParams, fit, recommend
 from tests.support.paths import DATA
 
 RETAIL = DATA / "online-retail" / "online_retail.parquet"

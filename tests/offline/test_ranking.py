@@ -8,19 +8,13 @@ from implicit.cpu.als import AlternatingLeastSquares
 from scipy.sparse import csr_matrix
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # published without types
 
-from offline.als import ALSParams, Factors, fit
 from offline.errors import DataError, SettingError
-from offline.matrix import Indices, UserItems
-from offline.ranking import recommend, similar_items
+from offline.input.matrix import Indices
+from offline.train.als import ALSParams, Factors, fit, recommend, similar_items
+from tests.support.interactions import checkerboard
 
 SIZE = 50
 PARAMS = ALSParams(factors=3, regularization=0.1, alpha=1.0, seed=23)
-
-
-def checkerboard() -> UserItems:
-    """Even users like even items, odd users odd ones; each lacks one, the item of its own number."""
-    rows, columns = np.indices((SIZE, SIZE))
-    return csr_matrix(((rows % 2 == columns % 2) & (rows != columns)).astype(np.float32))
 
 
 def everyone() -> Indices:
@@ -29,11 +23,11 @@ def everyone() -> Indices:
 
 @pytest.fixture(scope="module")
 def learnt() -> Factors:
-    return fit(checkerboard(), PARAMS)
+    return fit(checkerboard(SIZE), PARAMS)
 
 
 def test_each_user_of_a_checkerboard_is_recommended_the_item_withheld(learnt: Factors) -> None:
-    items, scores = recommend(learnt, checkerboard(), everyone(), 1)
+    items, scores = recommend(learnt, checkerboard(SIZE), everyone(), 1)
     assert items[:, 0].tolist() == list(range(SIZE))
     assert (scores > 0.5).all()
     assert items.dtype == np.int32
@@ -41,7 +35,7 @@ def test_each_user_of_a_checkerboard_is_recommended_the_item_withheld(learnt: Fa
 
 
 def test_seen_items_come_back_only_when_they_are_kept(learnt: Factors) -> None:
-    seen = checkerboard()
+    seen = checkerboard(SIZE)
     items, _ = recommend(learnt, seen, everyone(), SIZE // 2)
     assert not any(seen[user, item] for user, row in enumerate(items) for item in row if item >= 0)
     items, _ = recommend(learnt, seen, everyone(), SIZE // 2, keep_seen=True)
@@ -49,7 +43,7 @@ def test_seen_items_come_back_only_when_they_are_kept(learnt: Factors) -> None:
 
 
 def test_lists_end_where_a_user_has_everything_or_there_are_no_more_items(learnt: Factors) -> None:
-    items, scores = recommend(learnt, checkerboard(), everyone(), 1000)
+    items, scores = recommend(learnt, checkerboard(SIZE), everyone(), 1000)
     assert items.shape == (SIZE, SIZE)
     liked = SIZE // 2 - 1
     assert (items[:, : SIZE - liked] >= 0).all()
@@ -59,7 +53,7 @@ def test_lists_end_where_a_user_has_everything_or_there_are_no_more_items(learnt
 
 
 def test_a_user_without_interactions_gets_nothing_rather_than_anything() -> None:
-    board = checkerboard().tolil()
+    board = checkerboard(SIZE).tolil()
     board[3] = 0
     user_items = csr_matrix(board)
     for keep_seen in (False, True):
@@ -70,19 +64,19 @@ def test_a_user_without_interactions_gets_nothing_rather_than_anything() -> None
 
 
 def test_any_users_in_any_order_get_their_own_lists(learnt: Factors) -> None:
-    every, _ = recommend(learnt, checkerboard(), everyone(), 4)
+    every, _ = recommend(learnt, checkerboard(SIZE), everyone(), 4)
     users = np.array([9, 3, 3, 40], dtype=np.int32)
-    some, _ = recommend(learnt, checkerboard(), users, 4)
+    some, _ = recommend(learnt, checkerboard(SIZE), users, 4)
     assert (some == every[users]).all()
-    none, _ = recommend(learnt, checkerboard(), users[:0], 4)
+    none, _ = recommend(learnt, checkerboard(SIZE), users[:0], 4)
     assert none.shape == (0, 4)
 
 
 def test_many_users_are_ranked_in_batches(monkeypatch: pytest.MonkeyPatch, learnt: Factors) -> None:
-    whole, _ = recommend(learnt, checkerboard(), everyone(), 6)
+    whole, _ = recommend(learnt, checkerboard(SIZE), everyone(), 6)
     alike, _ = similar_items(learnt, everyone(), 6)
-    monkeypatch.setattr("offline.ranking._BATCH", 7)
-    assert (recommend(learnt, checkerboard(), everyone(), 6)[0] == whole).all()
+    monkeypatch.setattr("offline.train.als._RANKED_AT_ONCE", 7)
+    assert (recommend(learnt, checkerboard(SIZE), everyone(), 6)[0] == whole).all()
     assert (similar_items(learnt, everyone(), 6)[0] == alike).all()
 
 
@@ -109,11 +103,11 @@ def test_an_item_without_factors_is_like_no_other() -> None:
 
 def test_a_fit_is_the_same_for_the_same_seed_and_tells_of_every_iteration(learnt: Factors) -> None:
     told: list[tuple[int, int]] = []
-    again = fit(checkerboard(), PARAMS, lambda done, total: told.append((done, total)))
+    again = fit(checkerboard(SIZE), PARAMS, lambda done, total: told.append((done, total)))
     assert told == [(at, 15) for at in range(1, 16)]
     assert np.array_equal(again.user_factors, learnt.user_factors)
     assert np.array_equal(again.item_factors, learnt.item_factors)
-    other = fit(checkerboard(), ALSParams(factors=3, regularization=0.1, alpha=1.0, seed=24))
+    other = fit(checkerboard(SIZE), ALSParams(factors=3, regularization=0.1, alpha=1.0, seed=24))
     assert not np.array_equal(other.item_factors, learnt.item_factors)
 
 
@@ -121,14 +115,14 @@ def test_the_factors_of_users_are_those_that_folding_in_gives(learnt: Factors) -
     with threadpool_limits(1, "blas"):
         model = AlternatingLeastSquares(factors=3, regularization=0.1, alpha=1.0)
         model.item_factors = learnt.item_factors
-        folded = model.recalculate_user(0, checkerboard()[0])
+        folded = model.recalculate_user(0, checkerboard(SIZE)[0])
     assert np.allclose(folded, learnt.user_factors[0], atol=1e-6)
 
 
 def test_a_fit_warns_of_nothing() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        fit(checkerboard(), PARAMS)
+        fit(checkerboard(SIZE), PARAMS)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +144,7 @@ def test_parameters_that_make_no_sense_are_refused_by_name(name: str, value: flo
 
 
 def test_what_cannot_be_learnt_from_is_refused() -> None:
-    board = checkerboard()
+    board = checkerboard(SIZE)
     with pytest.raises(TypeError, match="csr_matrix"):
         fit(board.tocsc(), PARAMS)
     with pytest.raises(DataError, match="learning needs two"):
@@ -163,7 +157,7 @@ def test_what_cannot_be_learnt_from_is_refused() -> None:
 
 
 def test_factors_that_are_not_finite_are_an_error_with_advice() -> None:
-    board = checkerboard()
+    board = checkerboard(SIZE)
     board.data[:] = 3e38
     for alpha in (1.0, 100.0):
         with pytest.raises(DataError, match=r"not finite with regularization .* lower alpha"):
@@ -172,6 +166,6 @@ def test_factors_that_are_not_finite_are_an_error_with_advice() -> None:
 
 def test_a_list_of_no_items_is_refused(learnt: Factors) -> None:
     with pytest.raises(SettingError, match="length of a list is 0"):
-        recommend(learnt, checkerboard(), everyone(), 0)
+        recommend(learnt, checkerboard(SIZE), everyone(), 0)
     with pytest.raises(ValueError, match="other users or items"):
-        recommend(learnt, checkerboard()[:3], everyone(), 3)
+        recommend(learnt, checkerboard(SIZE)[:3], everyone(), 3)

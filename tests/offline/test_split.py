@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
 from offline.errors import SettingError
-from offline.matrix import UserItems
-from offline.split import random_split, stratified_split
+from offline.evaluate import random_split, stratified_split
+from offline.input.matrix import UserItems
 
 Divide = Callable[[UserItems, float, int], tuple[UserItems, UserItems]]
 

@@ -26,7 +26,7 @@ from stores.errors import StoreMisused
 from stores.lifecycle import activate, prune, publish, rollback
 from stores.store import Plan, Row
 from stores.verification import verify
-from tests.cli.test_command import failed, hotplate
+from tests.support.command import failed, hotplate
 from tests.support.cosmos_server import Emulator, emulator
 from tests.support.entra import PLACE, Identity, token_of, url_of
 from tests.support.service import a_list, serving

@@ -7,8 +7,9 @@ import numpy as np
 import polars as pl
 
 from offline.errors import DataError, SettingError
-from offline.matrix import Floats, Indices, Matrix
+from offline.input.matrix import Floats, Indices, Matrix
 
+# The service keeps every popular list in memory.
 MAX_SEGMENTS = 1000
 
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from offline.columns import find_column
 from offline.errors import SettingError
-from offline.values import number_of, text_of
+from offline.input.columns import find_column, number_of, text_of
 
-_FILTER = re.compile(r"\s*(?P<column>[^<>=!~]*[^<>=!~\s])\s*(?P<sign>>=|<=|==|!=|!~|=|~|>|<)(?P<value>.*)", re.DOTALL)
+_FILTER = re.compile(
+    r"\s*(?P<column>[^<>=!~]*[^<>=!~\s])\s*(?P<operator>>=|<=|==|!=|!~|=|~|>|<)(?P<value>.*)", re.DOTALL
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,33 +21,33 @@ class Filter:
 
     text: str
     column: str
-    sign: str
+    operator: str
     value: str
 
-    def expression(self, schema: Mapping[str, pl.DataType], place: str) -> pl.Expr:
+    def expression(self, schema: Mapping[str, pl.DataType], source: str) -> pl.Expr:
         """
         Return the condition over the columns of *schema*, never null.
 
         An absent value is an empty text, and no number: it meets `!=` and `!~`, and nothing that compares.
-        Raises DataError for a column that *place* lacks.
+        Raises DataError for a column that *source* lacks.
         """
-        name = find_column(self.column, list(schema), f"filter {self.text!r}", place)
-        text = text_of(name, schema[name], place)
+        name = find_column(self.column, list(schema), f"filter {self.text!r}", source)
+        text = text_of(name, schema[name], source)
         number = _as_number(self.value)
-        if self.sign in {"~", "!~"}:
-            found = text.str.contains(self.value).fill_null(value=False)
-            return found if self.sign == "~" else ~found
-        if self.sign in {"=", "!="}:
+        if self.operator in {"~", "!~"}:
+            matches = text.str.contains(self.value).fill_null(value=False)
+            return matches if self.operator == "~" else ~matches
+        if self.operator in {"=", "!="}:
             # A number in a Parquet file has no text of its own: 2.5 and 2.50 are the same there.
             as_number = number is not None and schema[name].is_numeric()
             same = number_of(name, schema[name]).eq_missing(number) if as_number else text.fill_null("") == self.value
-            return same if self.sign == "=" else ~same
+            return same if self.operator == "=" else ~same
         if number is not None:
             # NaN is above every number for polars.
             side, bound = number_of(name, schema[name]).fill_nan(None), pl.lit(number)
         else:
             side, bound = pl.when(text.str.contains(r"^\d")).then(text), pl.lit(self.value)
-        compared = {">": side > bound, ">=": side >= bound, "<": side < bound, "<=": side <= bound}[self.sign]
+        compared = {">": side > bound, ">=": side >= bound, "<": side < bound, "<=": side <= bound}[self.operator]
         return compared.fill_null(value=False)
 
 
@@ -62,13 +63,13 @@ def parse_filter(text: str) -> Filter:
         raise SettingError(
             f"The filter {text!r} cannot be read; write a column, one of = != > >= < <= ~ !~, and a value: quantity>0."
         )
-    sign = "=" if parts["sign"] == "==" else parts["sign"]
+    operator = "=" if parts["operator"] == "==" else parts["operator"]
     value = parts["value"].strip()
-    if sign in {"~", "!~"}:
+    if operator in {"~", "!~"}:
         _check_pattern(text, value)
-    elif sign not in {"=", "!="} and _as_number(value) is None and not value[:1].isdigit():
+    elif operator not in {"=", "!="} and _as_number(value) is None and not value[:1].isdigit():
         raise SettingError(f"The filter {text!r} compares with {value!r}, which is neither a number nor a date.")
-    return Filter(text, parts["column"], sign, value)
+    return Filter(text, parts["column"], operator, value)
 
 
 def parse_filters(texts: Sequence[str]) -> list[Filter]:

@@ -1,21 +1,26 @@
 """Interactions read from files: one weight per user and item, with everything left out counted."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
 import polars as pl
 
-from offline.columns import Columns, choose_columns
 from offline.errors import DataError, SettingError
-from offline.files import find_files, fingerprint, reading
-from offline.filters import parse_filters
-from offline.rows import Rows, to_rows
-from offline.tables import Table, open_tables
-from offline.titles import most_frequent, read_titles
-from offline.values import MAX_ID_BYTES
+from offline.input.columns import MAX_ID_BYTES, Columns, choose_columns, number_of, time_of
+from offline.input.files import Table, data_errors, find_files, fingerprint, open_tables
+from offline.input.filters import Filter, parse_filters
+from offline.input.rows import (
+    NumberColumn,
+    Rows,
+    Survey,
+    TableShape,
+    most_frequent_titles,
+    read_titles,
+    text_column,
+)
 
 Weighting = Literal["sum", "binary", "log"]
 
@@ -68,29 +73,29 @@ def read_interactions(
     named = columns or Columns()
     _check_roles(named, event_weights)
     tables = open_tables(path, delimiter)
-    guess = _guessed_roles(named, event_weights, titles, weighting)
-    chosen = choose_columns(named, list(tables[0].schema), guess, str(path))
-    rows = to_rows(tables, chosen, filters, event_weights)
-    survey = _survey(rows, path)
-    _check_weights(rows, survey, tables, chosen)
-    left_out = _left_out(rows, survey, path)
-    kept = rows.frame.filter(pl.col("why") == 0)
-    with reading(path):
-        pairs = _pairs(kept, chosen, weighting)
-        segments = _segments(kept, path) if chosen.segment else None
+    guessed = _guessed_roles(named, event_weights, titles, weighting)
+    required = ("user", "item") if event_weights is None else ("user", "item", "event")
+    schema = list(tables[0].schema)
+    chosen = Columns(**choose_columns(asdict(named), schema, str(path), guessed=guessed, required=required))
+    time_sample = _time_sample(tables, chosen)
+    rows = Rows(tables, [_shape(table, chosen, filters, event_weights, time_sample) for table in tables])
+    survey = _survey(rows, chosen, path)
+    with data_errors(path):
+        pairs = _pairs(rows.kept, chosen, weighting)
+        segments = _segments(rows.kept, path) if chosen.segment else None
     _check_size(pairs, path)
+    item_titles: dict[str, str] = {}
     if titles is not None:
-        named_items = read_titles(titles, str(chosen.item), named.title, delimiter)
-    else:
-        named_items = most_frequent(kept.select("item", "title"), path) if chosen.title else {}
-    files = find_files(path) + (find_files(titles) if titles is not None else [])
+        item_titles = read_titles(titles, str(chosen.item), named.title, delimiter)
+    elif chosen.title:
+        item_titles = most_frequent_titles(rows.kept.select("item", "title"), path)
     return Interactions(
         pairs,
-        named_items,
+        item_titles,
         segments,
-        int(survey.get_column("rows").sum()),
-        left_out,
-        fingerprint(files),
+        survey.rows,
+        survey.left_out,
+        fingerprint(find_files(path) + (find_files(titles) if titles is not None else [])),
         _time_range(survey, chosen, named, path),
         chosen,
     )
@@ -125,38 +130,80 @@ def _guessed_roles(
     return roles
 
 
-def _survey(rows: Rows, path: Path) -> pl.DataFrame:
-    """Return, for each `why` that occurs, the number of rows and of bad ones, and the range of their times."""
-    aggregates = [pl.len().alias("rows"), pl.col("bad").sum()]
-    if "time" in rows.frame.collect_schema():
-        aggregates += [pl.col("time").min().alias("first"), pl.col("time").max().alias("last")]
-    with reading(path):
-        return rows.frame.group_by("why").agg(aggregates).collect(engine="streaming")
+def _shape(
+    table: Table,
+    columns: Columns,
+    filters: Sequence[Filter],
+    event_weights: Mapping[str, float] | None,
+    time_sample: str | None,
+) -> TableShape:
+    """Return how *table* is read: user, item, weight and, where there is such a column, the rest."""
+    weight, no_weight, invalid = _weight(table, columns, event_weights)
+    values = [weight.alias("weight")]
+    for role in ("user", "item", "title", "segment", "count"):
+        name = getattr(columns, role)
+        if name is not None:
+            values.append(text_column(table, name).alias(role))
+    if columns.time is not None:
+        time = time_of(columns.time, table.schema[columns.time], time_sample)
+        values.append((pl.lit(None, dtype=pl.Datetime("us")) if time is None else time).alias("time"))
+    return TableShape(values, _left_out(table, columns, filters) | no_weight, invalid)
 
 
-def _left_out(rows: Rows, survey: pl.DataFrame, path: Path) -> dict[str, int]:
-    """Return how many rows are left out by reason; raises DataError when that is all of them."""
-    total = survey.get_column("rows").sum()
-    by_reason = dict(survey.select("why", "rows").iter_rows())
-    left_out = {reason: by_reason[at] for at, reason in enumerate(rows.reasons, start=1) if at in by_reason}
-    if sum(left_out.values()) == total:
-        counts = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
-        raise DataError(
-            f"Nothing is left of the {total:,} rows of {path}: {counts}; loosen the filters or mend the rows."
-        )
+def _left_out(table: Table, columns: Columns, filters: Sequence[Filter]) -> dict[str, pl.Expr]:
+    """Return the reasons to leave a row out, in the order in which they are tried, each with its condition."""
+    user, item = text_column(table, columns.user), text_column(table, columns.item)
+    left_out = {f"where {each.text}": ~each.expression(table.schema, str(table.file)) for each in filters}
+    left_out |= {
+        "no user": user.is_null(),
+        "no item": item.is_null(),
+        f"user id over {MAX_ID_BYTES} bytes": user.str.len_bytes() > MAX_ID_BYTES,
+        f"item id over {MAX_ID_BYTES} bytes": item.str.len_bytes() > MAX_ID_BYTES,
+    }
+    if columns.count is not None:
+        left_out[f"no {columns.count}"] = text_column(table, columns.count).is_null()
     return left_out
 
 
-def _check_weights(rows: Rows, survey: pl.DataFrame, tables: Sequence[Table], columns: Columns) -> None:
-    if not survey.get_column("bad").sum():
-        return
-    number, row = rows.frame.filter("bad").select("file", "row").head(1).collect().row(0)
-    table = tables[number]
-    value = table.frame.slice(row, 1).select(str(columns.weight)).collect().item()
-    raise DataError(
-        f"{table.file}, row {row + 2}, column {columns.weight!r}: the weight {value!r} is not a finite number; "
-        "mend the row, filter it out, or name another weight column."
-    )
+def _weight(
+    table: Table, columns: Columns, event_weights: Mapping[str, float] | None
+) -> tuple[pl.Expr, dict[str, pl.Expr], pl.Expr]:
+    """Return what a row weighs, the reasons to leave it out for that, and when its weight is not a number."""
+    never = pl.lit(value=False)
+    if event_weights is not None:
+        event = text_column(table, columns.event)
+        value = event.replace_strict(event_weights, default=None, return_dtype=pl.Float64)
+        return value, {"unknown event": value.is_null()}, never
+    if columns.weight is None:
+        return pl.lit(1.0), {}, never
+    column, dtype = pl.col(columns.weight), table.schema[columns.weight]
+    value = number_of(columns.weight, dtype)
+    absent = column.is_null() | (column.str.strip_chars() == "") if dtype == pl.String else column.is_null()
+    left_out = {"no weight": absent, "weight zero or less": (value <= 0) & value.is_finite()}
+    return value, left_out, ~value.is_finite().fill_null(value=False)
+
+
+def _time_sample(tables: Sequence[Table], columns: Columns) -> str | None:
+    """Return the first text in the time column, which shows its format."""
+    if columns.time is None or tables[0].schema[columns.time] != pl.String:
+        return None
+    for table in tables:
+        column = pl.col(columns.time)
+        with data_errors(table.file):
+            first = table.frame.select(column).filter(column.str.strip_chars() != "").head(1).collect()
+        if first.height:
+            return str(first.item())
+    return None
+
+
+def _survey(rows: Rows, columns: Columns, path: Path) -> Survey:
+    """Count the rows and, where there is a time, find the first and the last."""
+    weight = None
+    if columns.weight is not None:
+        advice = "mend the row, filter it out, or name another weight column"
+        weight = NumberColumn("weight", columns.weight, advice)
+    times = () if columns.time is None else (pl.col("time").min().alias("first"), pl.col("time").max().alias("last"))
+    return rows.survey(path, weight, *times, advice="loosen the filters or mend the rows")
 
 
 def _pairs(kept: pl.LazyFrame, columns: Columns, weighting: Weighting) -> pl.DataFrame:
@@ -192,10 +239,10 @@ def _check_size(pairs: pl.DataFrame, path: Path) -> None:
             )
 
 
-def _time_range(survey: pl.DataFrame, chosen: Columns, named: Columns, path: Path) -> tuple[datetime, datetime] | None:
+def _time_range(survey: Survey, chosen: Columns, named: Columns, path: Path) -> tuple[datetime, datetime] | None:
     if chosen.time is None:
         return None
-    first, last = survey.filter(pl.col("why") == 0).select("first", "last").row(0)
+    first, last = survey.kept["first"], survey.kept["last"]
     if first is None or last is None:
         if named.time is not None:
             raise DataError(

@@ -44,8 +44,8 @@ def to_matrix(pairs: pl.DataFrame, min_per_user: int = 1, min_per_item: int = 1)
         if minimum < 1:
             raise SettingError(f"{name} is {minimum}; it must be at least 1.")
     # polars sorts text by its bytes, which for UTF-8 is the order of code points.
-    users, user_codes = _coded(pairs.get_column("user"))
-    items, item_codes = _coded(pairs.get_column("item"))
+    users, user_codes = _encoded(pairs.get_column("user"))
+    items, item_codes = _encoded(pairs.get_column("item"))
     kept = _core(user_codes, item_codes, min_per_user, min_per_item)
     if not kept.any():
         raise DataError(
@@ -76,7 +76,7 @@ def to_matrix(pairs: pl.DataFrame, min_per_user: int = 1, min_per_item: int = 1)
     )
 
 
-def _coded(ids: pl.Series) -> tuple[pl.Series, Indices]:
+def _encoded(ids: pl.Series) -> tuple[pl.Series, Indices]:
     """Return the distinct ids in ascending order, and for each of *ids* its place among them."""
     distinct = ids.unique().sort()
     return distinct, ids.cast(pl.Enum(distinct)).to_physical().to_numpy().astype(np.int32)
