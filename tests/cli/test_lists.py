@@ -45,9 +45,9 @@ def test_from_lists_to_an_answer_and_on_to_another_store(lists: Path, tmp_path: 
     copied = json.loads(hotplate("releases", "copy", "--from", first, "--to", second, "--json").stdout)
     assert (copied["rows_written"], copied["rows_there"], copied["live"]) == (3, 0, True)
     again = hotplate("releases", "copy", answer["release"], "--from", first, "--to", second).stdout
-    assert again == f"{answer['release']} is live: 0 rows written, 3 were there\n"
+    assert again == f"{answer['release']} is live: 0 rows written, 3 had been written before\n"
     whole, seen = (hotplate("releases", "verify", "--store", second, *how).stdout for how in ((), ("--sample", "5")))
-    assert "is whole: 3 rows" in whole
+    assert "is complete: 3 rows" in whole
     assert "can be read: 2 users' lists, 1 popular ones" in seen
 
 
