@@ -7,7 +7,8 @@ that few are unpacked at a time: those that overlap, since parts do, or since on
 
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import orjson
@@ -76,6 +77,24 @@ def unpack(packed: bytes) -> list[str]:
     first, last = _HEADER.unpack_from(packed)
     keys: list[str] = orjson.loads(zlib.decompress(packed[_HEADER.size + first + last :]))
     return keys
+
+
+async def merged(spans: Iterable[Span], fetch: Callable[[Span], Awaitable[bytes | None]]) -> AsyncIterator[list[str]]:
+    """Yield the keys of packed lists in ascending order, once each, about a list at a time.
+
+    *fetch* reads one packed list; None where it is gone. Held are the keys of those lists that overlap: one for each
+    part that is interleaved with others.
+    """
+    ordered = sorted(spans)
+    pending = list[str]()
+    for span, following in zip(ordered, [*ordered[1:], None], strict=False):
+        if (packed := await fetch(span)) is not None:
+            pending += unpack(packed)
+            pending.sort()  # runs that ascend are merged in linear time
+        ready = len(pending) if following is None else bisect_left(pending, following.first)
+        if ready:
+            yield list(dict.fromkeys(pending[:ready]))
+            del pending[:ready]
 
 
 def overlapping(spans: Iterable[Span]) -> Iterator[list[Span]]:

@@ -10,7 +10,7 @@ from stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef
 from stores.errors import ReleaseConflict, ReleaseNotFound, StoreError, StoreUnavailable
 from stores.forecast import Forecast
 from stores.foreseeing import count
-from stores.keys import META, Span, bounds, overlapping, pack, unpack
+from stores.keys import META, Span, bounds, merged, pack, unpack
 from stores.redis.batcher import MAX_KEYS, Batcher
 from stores.redis.connection import PipelinedConnection, Reconnector
 from stores.redis.keys import Keys
@@ -168,9 +168,7 @@ class RedisStore(Advised):
     async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
         await self._check_exists(release)
         head, state = self._keys.head(release.incarnation), self._keys.state(release.incarnation)
-        for group in overlapping(await self._spans(release)):
-            packed = [await self._control.execute_command(b"LINDEX", span.source, span.place) for span in group]
-            keys = sorted({key for batch in packed if batch is not None for key in unpack(batch)})
+        async for keys in merged(await self._spans(release), self._packed):
             for start in range(0, len(keys), MAX_KEYS):
                 chunk = keys[start : start + MAX_KEYS]
                 exists, *values = await self._control.execute_command(b"MGET", state, *[head + key for key in chunk])
@@ -203,6 +201,10 @@ class RedisStore(Advised):
     async def _check_exists(self, release: ReleaseRef) -> None:
         if not await self._control.execute_command(b"EXISTS", self._keys.state(release.incarnation)):
             raise _not_found(release)
+
+    async def _packed(self, span: Span) -> bytes | None:
+        found: bytes | None = await self._control.execute_command(b"LINDEX", span.source, span.place)
+        return found
 
     async def _spans(self, release: ReleaseRef) -> list[Span]:
         """Return which keys each acknowledged batch covers: about 300 bytes for 500 rows."""

@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stores.keys import Span, bounds, overlapping, pack, unpack
+from stores.keys import Span, bounds, merged, overlapping, pack, unpack
 
 keys = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 
@@ -28,6 +28,36 @@ def test_groups_are_ascending_and_complete_and_only_what_overlaps_is_together(ba
     assert sorted(span for group in groups for span in group) == sorted(spans)
     for before, after in pairwise(groups):
         assert max(span.last for span in before) < min(span.first for span in after)
+
+
+async def merged_keys(batches: list[list[str]]) -> list[list[str]]:
+    async def fetch(span: Span) -> bytes:
+        return pack(batches[span.place])
+
+    spans = [Span(min(batch), max(batch), "a", index) for index, batch in enumerate(batches)]
+    return [found async for found in merged(spans, fetch)]
+
+
+@given(st.lists(st.lists(keys, min_size=1, max_size=5), max_size=20))
+async def test_merged_keys_are_complete_and_ascend_without_repetition(batches: list[list[str]]) -> None:
+    found = [key for some in await merged_keys(batches) for key in some]
+    assert found == sorted({key for batch in batches for key in batch}, key=str.encode)
+
+
+async def test_of_interleaved_parts_about_a_batch_is_merged_at_a_time() -> None:
+    parts = [[f"{n:05}" for n in range(part, 8_000, 8)] for part in range(8)]
+    batches = [part[start : start + 100] for part in parts for start in range(0, len(part), 100)]
+    found = await merged_keys(batches)
+    assert max(map(len, found)) <= 8 * 100
+    assert [key for some in found for key in some] == [f"{n:05}" for n in range(8_000)]
+
+
+async def test_a_list_that_is_gone_is_left_out() -> None:
+    async def fetch(span: Span) -> bytes | None:
+        return None if span.place == 0 else pack(["b"])
+
+    found = [some async for some in merged([Span("a", "a", "s", 0), Span("b", "b", "s", 1)], fetch)]
+    assert found == [["b"]]
 
 
 def test_batches_in_order_are_unpacked_one_by_one() -> None:
