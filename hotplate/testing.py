@@ -10,8 +10,7 @@
             return lambda: MyStore(tmp_path / "lists")
 
 It needs pytest and pytest-asyncio, in either of its modes; with `asyncio_mode = "strict"` a fixture of yours that is a
-coroutine wants `pytest_asyncio.fixture`. To see the values of a failed assertion, write
-`pytest.register_assert_rewrite("hotplate.testing")` into your `conftest.py`.
+coroutine wants `pytest_asyncio.fixture`. With `pytest -p hotplate.testing` a failed assertion shows its values.
 """
 
 import asyncio

@@ -77,11 +77,11 @@ async def test_any_rows_come_back_as_they_were_in_their_order(values: list[bytes
 
 @on_every_store
 async def test_the_same_rows_give_the_same_bytes_a_fifth_of_the_size(open_store: OpenStore) -> None:
-    rows = rows_of(3_000)
+    rows = rows_of(1_000)
     first, second = [await publish_compressed(open_store(), rows) for _ in range(2)]
     store = open_store()
     one, other = [await load_manifest(store, ref(release)) for release in (first, second)]
-    assert (one.digest, one.counts, one.encoding) == (other.digest, {"meta": 1, "popular": 1, "user": 3_000}, "zstd")
+    assert (one.digest, one.counts, one.encoding) == (other.digest, {"meta": 1, "popular": 1, "user": 1_000}, "zstd")
     assert one.bytes < sum(len(row.value) for row in rows) / 2
     decode = await load_decode(store, ref(first), one)
     slots = await store.get_many(ref(first), [row.key for row in rows[:50]])

@@ -26,9 +26,9 @@ from tests.support.soak import scaled
 from tests.support.stores import OpenStore, batches, draft_of, on_every_store, ref, scanned
 
 ROWS = [
-    *(Row(f"item:{n:04}", a_list("x", "y")) for n in range(300)),
+    *(Row(f"item:{n:04}", a_list("x", "y")) for n in range(100)),
     Row("popular:", a_list("p")),
-    *(Row(f"user:{n:05}", a_list(str(n), str(n % 7))) for n in range(2_500)),
+    *(Row(f"user:{n:05}", a_list(str(n), str(n % 7))) for n in range(900)),
 ]
 TOTAL = len(ROWS)
 
@@ -61,7 +61,7 @@ async def draft_in(store: Store) -> ReleaseId:
 
 
 @pytest.mark.parametrize("encoding", ["json", "zstd"])
-@pytest.mark.parametrize("calls", [0, 1, 2, 3, 4, 5, 28, 29])
+@pytest.mark.parametrize("calls", [0, 1, 2, 3, 4, 5, 10, 11])
 async def test_a_publish_that_was_cut_off_resumes_and_rewrites_nothing(
     clock: FakeClock, calls: int, encoding: str
 ) -> None:
@@ -90,7 +90,7 @@ async def test_a_publish_that_was_cut_off_resumes_and_rewrites_nothing(
 
 
 @on_every_store
-@pytest.mark.parametrize("after", [0, 2, 17])
+@pytest.mark.parametrize("after", [0, 2, 7])
 async def test_every_store_resumes_after_what_it_acknowledged(open_store: OpenStore, after: int) -> None:
     async def cut_off() -> AsyncIterator[Sequence[Row]]:
         yield [Row("meta:dictionary", b"early")]
@@ -353,7 +353,7 @@ async def test_a_sample_reads_random_users_and_finds_what_is_no_list(clock: Fake
     release = await publish(store)
     found = await sample(store, ref(release), 50, seed=1)
     assert (found.users, found.popular) == (50, 1)
-    assert (await sample(store, ref(release), 10_000)).users == 2_500
+    assert (await sample(store, ref(release), 10_000)).users == 900
     stored = store._find(ref(release)).rows
     for damaged in (b"{", b'{"no":"id"}', b"7"):
         stored["user:00007"] = damaged
