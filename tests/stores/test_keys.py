@@ -1,11 +1,14 @@
 """Packed key lists: small, complete, and found by range."""
 
+from collections.abc import Callable
 from itertools import pairwise
 
-from hypothesis import given
+import pytest
+from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
 from stores.keys import Span, bounds, merged, overlapping, pack, unpack
+from tests.support.soak import SEED, scaled
 
 keys = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 
@@ -63,3 +66,17 @@ async def test_a_list_that_is_gone_is_left_out() -> None:
 def test_batches_in_order_are_unpacked_one_by_one() -> None:
     spans = [Span(f"{n:03}0", f"{n:03}9", "a", n) for n in range(50)]
     assert [len(group) for group in overlapping(reversed(spans))] == [1] * 50
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "property_test",
+    [
+        test_what_was_packed_comes_back_with_its_bounds,
+        test_groups_are_ascending_and_complete_and_only_what_overlaps_is_together,
+    ],
+)
+def test_thousands_of_examples_of_packing(property_test: Callable[[], None]) -> None:
+    deeper = settings(max_examples=scaled(2_000), deadline=None, database=None)
+    seed(SEED)(deeper(property_test))()
