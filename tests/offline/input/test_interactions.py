@@ -1,4 +1,4 @@
-"""Interactions: the same rows in every dress give the same pairs, and what is left out is counted."""
+"""Interactions: the same rows in every format give the same pairs, and what is left out is counted."""
 
 import gzip
 import math
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from offline.errors import SettingError
 from offline.input.columns import Columns
 from offline.input.interactions import Interactions, read_interactions
+from tests.support.soak import scaled
 
 ROWS = pl.DataFrame(
     {
@@ -36,35 +37,35 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def dressed(folder: Path, dress: str) -> Path:
-    path = folder / f"rows.{dress}"
+def written(folder: Path, fmt: str) -> Path:
+    path = folder / f"rows.{fmt}"
     separators = {"tsv": "\t", "psv": "|", "txt": ";"}
-    if dress == "parquet":
+    if fmt == "parquet":
         ROWS.write_parquet(path)
-    elif dress == "csv.gz":
+    elif fmt == "csv.gz":
         path.write_bytes(gzip.compress(ROWS.write_csv().encode()))
-    elif dress == "csv.zst":
+    elif fmt == "csv.zst":
         ROWS.write_csv(path, compression="zstd")
-    elif dress == "folder":
+    elif fmt == "folder":
         path.mkdir()
         ROWS[:2].write_csv(path / "one.csv")
         path.joinpath("two.csv.gz").write_bytes(gzip.compress(ROWS[2:].write_csv().encode()))
         path.joinpath("_SUCCESS").touch()
-    elif dress == "crlf.csv":
+    elif fmt == "crlf.csv":
         path.write_bytes(b"\xef\xbb\xbf" + ROWS.write_csv(line_terminator="\r\n").encode())
-    elif dress == "quoted.csv":
+    elif fmt == "quoted.csv":
         ROWS.write_csv(path, quote_style="always")
     else:
-        ROWS.write_csv(path, separator=separators.get(dress, ","))
+        ROWS.write_csv(path, separator=separators.get(fmt, ","))
     return path
 
 
-DRESSES = ["csv", "tsv", "psv", "txt", "csv.gz", "csv.zst", "parquet", "folder", "crlf.csv", "quoted.csv"]
+FORMATS = ["csv", "tsv", "psv", "txt", "csv.gz", "csv.zst", "parquet", "folder", "crlf.csv", "quoted.csv"]
 
 
-@pytest.mark.parametrize("dress", DRESSES)
-def test_the_same_rows_in_every_dress_give_the_same_interactions(dress: str, tmp_path: Path) -> None:
-    found = read_interactions(dressed(tmp_path, dress))
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_the_same_rows_in_every_format_give_the_same_interactions(fmt: str, tmp_path: Path) -> None:
+    found = read_interactions(written(tmp_path, fmt))
     assert pairs_of(found) == [("007", "a b", 1.0), ("007", "é/%", 2.0), ("ann", "a b", 3.5), ("ann", "é/%", 4.0)]
     assert found.titles == {"a b": "Ay", "é/%": "Ee"}
     assert found.rows == 5
@@ -81,15 +82,29 @@ letters = st.characters(codec="utf-8", exclude_categories=["Cc"], include_charac
 some_ids = st.text(letters, min_size=1, max_size=6) | st.sampled_from(['"', ",", '",', '"\n"', "a\nb", " ", "0", "1.0"])
 
 
-@settings(deadline=None)  # a busy machine is no failure
-@given(st.dictionaries(st.tuples(some_ids, some_ids), st.integers(1, 99), min_size=2), st.sampled_from(",;\t|"))
-def test_any_id_survives_any_delimiter(weights: dict[tuple[str, str], int], separator: str) -> None:
+some_weights = st.dictionaries(st.tuples(some_ids, some_ids), st.integers(1, 99), min_size=2)
+
+
+def check_round_trip(weights: dict[tuple[str, str], int], separator: str) -> None:
     assume(len({user for user, _ in weights}) > 1 and len({item for _, item in weights}) > 1)
     rows = [(user, item, float(weight)) for (user, item), weight in sorted(weights.items())]
     with TemporaryDirectory() as folder:
         path = Path(folder, "rows.csv")
         pl.DataFrame(rows, ["user", "item", "weight"], orient="row").write_csv(path, separator=separator)
         assert pairs_of(read_interactions(path)) == rows
+
+
+@settings(deadline=None, max_examples=50)  # a busy machine is no failure
+@given(some_weights, st.sampled_from(",;\t|"))
+def test_any_id_survives_any_delimiter(weights: dict[tuple[str, str], int], separator: str) -> None:
+    check_round_trip(weights, separator)
+
+
+@pytest.mark.soak
+@settings(deadline=None, max_examples=scaled(500))
+@given(some_weights, st.sampled_from(",;\t|"))
+def test_hundreds_of_ids_survive_any_delimiter(weights: dict[tuple[str, str], int], separator: str) -> None:
+    check_round_trip(weights, separator)
 
 
 def test_an_explicit_delimiter_wins_over_the_guess(tmp_path: Path) -> None:
@@ -138,7 +153,7 @@ def test_what_is_left_out_is_counted_by_the_first_reason(tmp_path: Path) -> None
     assert pairs_of(found) == [("u", "i", 1.0), ("v", "j", 2.0)]
 
 
-def test_events_weigh_what_they_are_told_and_unknown_ones_are_left_out(tmp_path: Path) -> None:
+def test_events_weigh_as_given_and_unknown_ones_are_left_out(tmp_path: Path) -> None:
     file = write(tmp_path / "a.csv", "user,item,event\nu,i,view\nu,i,buy\nv,j,view\nv,j,share\n")
     found = read_interactions(file, event_weights={"view": 1, "buy": 5})
     assert pairs_of(found) == [("u", "i", 6.0), ("v", "j", 1.0)]
