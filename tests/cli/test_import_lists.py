@@ -164,7 +164,7 @@ def test_an_import_whose_store_went_away_is_resumed_by_its_draft(tmp_path: Path)
 @pytest.mark.soak
 def test_imports_that_are_killed_are_resumed_by_their_drafts(tmp_path: Path) -> None:
     draw = random.Random(SEED)
-    for round_ in range(scaled(8)):
+    for round_ in range(scaled(5)):
         folder = tmp_path / str(round_)
         folder.mkdir()
         arguments = many_lists(folder, 100_000)
