@@ -59,9 +59,9 @@ def test_two_releases_are_compared(tmp_path: Path) -> None:
     folder = tmp_path / "store"
     first = asyncio.run(publish_lists(folder, {"user:a": a_list("1", "2"), "user:b": a_list("1")}))
     second = asyncio.run(publish_lists(folder, {"user:a": a_list("2", "3"), "user:c": a_list("1")}))
-    found = json.loads(hotplate("releases", "diff", first, second, "--json", "--store", f"file://{folder}").stdout)
-    assert (found["compared"], found["unchanged"], found["overlap_at_10"]) == (1, 0, 0.5)
-    assert [one["users_only_here"] for one in found["releases"]] == [1, 1]
+    facts = json.loads(hotplate("releases", "diff", first, second, "--json", "--store", f"file://{folder}").stdout)
+    assert (facts["compared"], facts["unchanged"], facts["overlap_at_10"]) == (1, 0, 0.5)
+    assert [one["users_only_here"] for one in facts["releases"]] == [1, 1]
     text = hotplate("releases", "diff", first, second, "--store", f"file://{folder}").stdout
     assert "overlap@10: 0.5000" in text
     failed(hotplate("releases", "diff", first, "nothing", "--store", f"file://{folder}"), "is not in this store")
@@ -69,12 +69,12 @@ def test_two_releases_are_compared(tmp_path: Path) -> None:
 
 def test_encodings_and_a_release_that_waits(lists: Path, tmp_path: Path) -> None:
     store = f"file://{tmp_path}/store"
-    found = json.loads(hotplate("import", lists, "--store", store, "--json").stdout)
-    assert (found["release"]["encoding"], found["live"], found["rows_written_before"]) == ("json", True, 0)
-    found = json.loads(
+    facts = json.loads(hotplate("import", lists, "--store", store, "--json").stdout)
+    assert (facts["release"]["encoding"], facts["live"], facts["rows_written_before"]) == ("json", True, 0)
+    facts = json.loads(
         hotplate("import", lists, "--store", store, "--encoding", "zstd", "--no-activate", "--json").stdout
     )
-    assert (found["release"]["encoding"], found["live"]) == ("zstd", False)
+    assert (facts["release"]["encoding"], facts["live"]) == ("zstd", False)
     listed = json.loads(hotplate("releases", "list", "--json", "--store", store).stdout)["releases"]
     assert [entry["state"] for entry in listed] == ["live", "ready"]
 

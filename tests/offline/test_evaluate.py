@@ -26,9 +26,9 @@ def naive(recommended: list[list[int]], liked: list[set[int]], k: int) -> dict[s
         if not wanted:
             continue
         hits = [item in wanted for item in items]
-        at_hits = sum(sum(hits[: place + 1]) / (place + 1) for place, hit in enumerate(hits) if hit)
-        gain = sum(1 / math.log(place + 2) for place, hit in enumerate(hits) if hit)
-        ideal = sum(1 / math.log(place + 2) for place in range(min(k, len(wanted))))
+        at_hits = sum(sum(hits[: rank + 1]) / (rank + 1) for rank, hit in enumerate(hits) if hit)
+        gain = sum(1 / math.log(rank + 2) for rank, hit in enumerate(hits) if hit)
+        ideal = sum(1 / math.log(rank + 2) for rank in range(min(k, len(wanted))))
         rows.append(
             {
                 "precision": sum(hits) / k,

@@ -136,7 +136,7 @@ async def test_a_million_rows_over_many_partitions_are_published_whole(
     await check_publication(tmp_path, scaled(1_000_000, least=100_000), SEED)
 
 
-def test_the_room_that_is_asked_for_is_what_the_lists_take(tmp_path: Path) -> None:
+def test_the_planned_bytes_are_what_the_lists_take(tmp_path: Path) -> None:
     rows = [(f"user{n % 500}", f"item{n % 97}", n / 7) for n in range(5_000)]
     pl.DataFrame(rows, schema=["user", "item", "score"], orient="row").write_csv(tmp_path / "lists.csv")
     made = imported(tmp_path, tmp_path / "lists.csv")
@@ -212,7 +212,7 @@ def test_a_bad_score_in_parquet_and_a_length_that_makes_no_sense_are_sentences(t
         ImportSettings(tmp_path, length=0)
 
 
-def test_a_temporary_disk_that_is_too_small_is_said_before_anything_is_sorted(
+def test_a_temporary_disk_that_is_too_small_is_reported_before_anything_is_sorted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "lists.csv").write_text("user,item,score\na,b,1\n")

@@ -40,19 +40,19 @@ def model() -> Model:
 
 def test_what_is_saved_is_what_is_loaded(model: Model, tmp_path: Path) -> None:
     save(model, tmp_path / "deep" / "model")
-    found = load(tmp_path / "deep" / "model")
-    assert np.array_equal(found.factors.user_factors, model.factors.user_factors)
-    assert np.array_equal(found.factors.item_factors, model.factors.item_factors)
-    assert found.factors.item_factors.dtype == np.float32
-    assert (found.matrix.user_items != model.matrix.user_items).nnz == 0
-    assert found.matrix.user_items.has_canonical_format
-    assert replace(found.matrix, user_items=None) == replace(model.matrix, user_items=None)
-    assert found.popular.items.tolist() == model.popular.items.tolist()
-    assert found.popular.scores.tolist() == model.popular.scores.tolist()
-    assert list(found.segments) == list(model.segments) == ["east", "north", "south", "west"]
-    assert all(found.segments[name].items.tolist() == model.segments[name].items.tolist() for name in model.segments)
+    loaded = load(tmp_path / "deep" / "model")
+    assert np.array_equal(loaded.factors.user_factors, model.factors.user_factors)
+    assert np.array_equal(loaded.factors.item_factors, model.factors.item_factors)
+    assert loaded.factors.item_factors.dtype == np.float32
+    assert (loaded.matrix.user_items != model.matrix.user_items).nnz == 0
+    assert loaded.matrix.user_items.has_canonical_format
+    assert replace(loaded.matrix, user_items=None) == replace(model.matrix, user_items=None)
+    assert loaded.popular.items.tolist() == model.popular.items.tolist()
+    assert loaded.popular.scores.tolist() == model.popular.scores.tolist()
+    assert list(loaded.segments) == list(model.segments) == ["east", "north", "south", "west"]
+    assert all(loaded.segments[name].items.tolist() == model.segments[name].items.tolist() for name in model.segments)
     for name in ("titles", "params", "metrics", "data", "created_at"):
-        assert getattr(found, name) == getattr(model, name)
+        assert getattr(loaded, name) == getattr(model, name)
 
 
 def test_a_model_is_replaced_as_a_whole_and_nothing_is_left_beside_it(model: Model, tmp_path: Path) -> None:

@@ -65,17 +65,22 @@ FORMATS = ["csv", "tsv", "psv", "txt", "csv.gz", "csv.zst", "parquet", "folder",
 
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_the_same_rows_in_every_format_give_the_same_interactions(fmt: str, tmp_path: Path) -> None:
-    found = read_interactions(written(tmp_path, fmt))
-    assert pairs_of(found) == [("007", "a b", 1.0), ("007", "é/%", 2.0), ("ann", "a b", 3.5), ("ann", "é/%", 4.0)]
-    assert found.titles == {"a b": "Ay", "é/%": "Ee"}
-    assert found.rows == 5
-    assert found.left_out == {}
-    assert found.time_range == (datetime(2023, 11, 14, 22, 13, 20), datetime(2023, 11, 14, 22, 20, 0))  # noqa: DTZ001 -- naive UTC
-    assert found.pairs.filter(user="ann", item="a b").get_column("time").item() == found.time_range[0]
-    assert found.segments is not None
-    assert found.segments.rows() == [("x", "a b", 1.0), ("x", "é/%", 1.0), ("y", "a b", 1.0), ("y", "é/%", 1.0)]
-    assert len(found.fingerprint) == 32
-    assert found.columns == Columns("user_id", "item_id", "rating", "ts", "title", "segment")
+    interactions = read_interactions(written(tmp_path, fmt))
+    assert pairs_of(interactions) == [
+        ("007", "a b", 1.0),
+        ("007", "é/%", 2.0),
+        ("ann", "a b", 3.5),
+        ("ann", "é/%", 4.0),
+    ]
+    assert interactions.titles == {"a b": "Ay", "é/%": "Ee"}
+    assert interactions.rows == 5
+    assert interactions.left_out == {}
+    assert interactions.time_range == (datetime(2023, 11, 14, 22, 13, 20), datetime(2023, 11, 14, 22, 20, 0))  # noqa: DTZ001 -- naive UTC
+    assert interactions.pairs.filter(user="ann", item="a b").get_column("time").item() == interactions.time_range[0]
+    assert interactions.segments is not None
+    assert interactions.segments.rows() == [("x", "a b", 1.0), ("x", "é/%", 1.0), ("y", "a b", 1.0), ("y", "é/%", 1.0)]
+    assert len(interactions.fingerprint) == 32
+    assert interactions.columns == Columns("user_id", "item_id", "rating", "ts", "title", "segment")
 
 
 letters = st.characters(codec="utf-8", exclude_categories=["Cc"], include_characters="\n\t")
@@ -109,8 +114,8 @@ def test_hundreds_of_ids_survive_any_delimiter(weights: dict[tuple[str, str], in
 
 def test_an_explicit_delimiter_wins_over_the_guess(tmp_path: Path) -> None:
     file = write(tmp_path / "a.csv", "user,x^item\nu1,y^i1\nu2,y^i2\n")
-    found = read_interactions(file, columns=Columns(user="user,x", item="item"), delimiter="^")
-    assert pairs_of(found) == [("u1,y", "i1", 1.0), ("u2,y", "i2", 1.0)]
+    interactions = read_interactions(file, columns=Columns(user="user,x", item="item"), delimiter="^")
+    assert pairs_of(interactions) == [("u1,y", "i1", 1.0), ("u2,y", "i2", 1.0)]
 
 
 def test_ids_are_kept_as_they_are_and_whole_floats_lose_their_point(tmp_path: Path) -> None:
@@ -118,9 +123,9 @@ def test_ids_are_kept_as_they_are_and_whole_floats_lose_their_point(tmp_path: Pa
     assert pairs_of(read_interactions(text)) == [(" 007 ", "1.0", 1), ("7", "NaN", 1), ("NULL", "1e3", 1)]
     frame = pl.DataFrame({"user": [17850.0, None, 12.5, math.nan], "item": pl.Series([1, 2, 3, 4], dtype=pl.UInt16)})
     frame.write_parquet(tmp_path / "a.parquet")
-    found = read_interactions(tmp_path / "a.parquet")
-    assert pairs_of(found) == [("12.5", "3", 1.0), ("17850", "1", 1.0)]
-    assert found.left_out == {"no user": 2}
+    interactions = read_interactions(tmp_path / "a.parquet")
+    assert pairs_of(interactions) == [("12.5", "3", 1.0), ("17850", "1", 1.0)]
+    assert interactions.left_out == {"no user": 2}
 
 
 def test_categories_booleans_and_dates_can_be_ids(tmp_path: Path) -> None:
@@ -128,8 +133,8 @@ def test_categories_booleans_and_dates_can_be_ids(tmp_path: Path) -> None:
         {"user": pl.Series(["u", "v"], dtype=pl.Categorical), "item": ["2026-01-01", "2026-01-02"]}
     ).with_columns(pl.col("item").str.to_date())
     frame.write_parquet(tmp_path / "a.parquet")
-    found = read_interactions(tmp_path / "a.parquet")
-    assert pairs_of(found) == [("u", "2026-01-01", 1.0), ("v", "2026-01-02", 1.0)]
+    interactions = read_interactions(tmp_path / "a.parquet")
+    assert pairs_of(interactions) == [("u", "2026-01-01", 1.0), ("v", "2026-01-02", 1.0)]
 
 
 def test_what_is_left_out_is_counted_by_the_first_reason(tmp_path: Path) -> None:
@@ -139,9 +144,9 @@ def test_what_is_left_out_is_counted_by_the_first_reason(tmp_path: Path) -> None
         f"user,item,weight,country\nu,i,1,FR\nv,j,2,FR\n,i,1,FR\nu,,1,FR\n{long_id},i,1,FR\nu,{long_id},1,FR\nu,i,,FR\n"
         "u,i,0,FR\nu,i,-3,FR\n,,abc,DE\n",
     )
-    found = read_interactions(file, where=["country=FR"])
-    assert found.rows == 10
-    assert list(found.left_out.items()) == [
+    interactions = read_interactions(file, where=["country=FR"])
+    assert interactions.rows == 10
+    assert list(interactions.left_out.items()) == [
         ("where country=FR", 1),
         ("no user", 1),
         ("no item", 1),
@@ -150,21 +155,21 @@ def test_what_is_left_out_is_counted_by_the_first_reason(tmp_path: Path) -> None
         ("no weight", 1),
         ("weight zero or less", 2),
     ]
-    assert pairs_of(found) == [("u", "i", 1.0), ("v", "j", 2.0)]
+    assert pairs_of(interactions) == [("u", "i", 1.0), ("v", "j", 2.0)]
 
 
 def test_events_weigh_as_given_and_unknown_ones_are_left_out(tmp_path: Path) -> None:
     file = write(tmp_path / "a.csv", "user,item,event\nu,i,view\nu,i,buy\nv,j,view\nv,j,share\n")
-    found = read_interactions(file, event_weights={"view": 1, "buy": 5})
-    assert pairs_of(found) == [("u", "i", 6.0), ("v", "j", 1.0)]
-    assert found.left_out == {"unknown event": 1}
+    interactions = read_interactions(file, event_weights={"view": 1, "buy": 5})
+    assert pairs_of(interactions) == [("u", "i", 6.0), ("v", "j", 1.0)]
+    assert interactions.left_out == {"unknown event": 1}
 
 
 def test_a_count_column_counts_its_different_values(tmp_path: Path) -> None:
     file = write(tmp_path / "a.csv", "user,item,invoice,quantity\nu,i,1,9\nu,i,1,9\nu,i,2,9\nv,j,3,9\nv,j,,9\n")
-    found = read_interactions(file, columns=Columns(count="invoice"))
-    assert pairs_of(found) == [("u", "i", 2.0), ("v", "j", 1.0)]
-    assert found.left_out == {"no invoice": 1}
+    interactions = read_interactions(file, columns=Columns(count="invoice"))
+    assert pairs_of(interactions) == [("u", "i", 2.0), ("v", "j", 1.0)]
+    assert interactions.left_out == {"no invoice": 1}
 
 
 def test_weighting_is_applied_to_the_sum(tmp_path: Path) -> None:
@@ -180,15 +185,15 @@ def test_weighting_is_applied_to_the_sum(tmp_path: Path) -> None:
 def test_a_file_of_titles_has_its_own_names_for_columns(tmp_path: Path) -> None:
     file = write(tmp_path / "a.csv", "user,movie,name\nu,1,ignored\nv,2,ignored\n")
     titles = write(tmp_path / "movies.csv", 'movie_id,name,genre\n1,"Heat, again",x\n2,Up,y\n3,Other,z\n')
-    found = read_interactions(file, titles=titles)
-    assert found.titles == {"1": "Heat, again", "2": "Up", "3": "Other"}
-    assert found.fingerprint != read_interactions(file).fingerprint
+    interactions = read_interactions(file, titles=titles)
+    assert interactions.titles == {"1": "Heat, again", "2": "Up", "3": "Other"}
+    assert interactions.fingerprint != read_interactions(file).fingerprint
 
 
 def test_names_that_differ_only_in_case_are_found(tmp_path: Path) -> None:
     file = write(tmp_path / "a.csv", "Customer ID,Stock-Code,Buys\nu,i,1\nv,j,2\n")
-    found = read_interactions(file, columns=Columns(weight="buys"), where=["BUYS>=1"])
-    assert found.columns == Columns("Customer ID", "Stock-Code", "Buys")
+    interactions = read_interactions(file, columns=Columns(weight="buys"), where=["BUYS>=1"])
+    assert interactions.columns == Columns("Customer ID", "Stock-Code", "Buys")
 
 
 @pytest.mark.parametrize(
@@ -218,9 +223,9 @@ def test_a_guessed_column_without_times_is_passed_over(tmp_path: Path) -> None:
 
 def test_blank_lines_and_fields_over_several_lines_are_no_bad_rows(tmp_path: Path) -> None:
     file = write(tmp_path / "a.csv", 'user,item,title\nu,i,"two\nlines, ""quoted"""\n\nv,j,one\n\n')
-    found = read_interactions(file)
-    assert found.titles == {"i": 'two\nlines, "quoted"', "j": "one"}
-    assert found.left_out == {"no user": 2}
+    interactions = read_interactions(file)
+    assert interactions.titles == {"i": 'two\nlines, "quoted"', "j": "one"}
+    assert interactions.left_out == {"no user": 2}
 
 
 def test_a_quote_inside_a_field_means_itself_where_no_field_is_quoted(tmp_path: Path) -> None:

@@ -43,8 +43,8 @@ def check_core(pairs: dict[tuple[str, str], float], min_per_user: int, min_per_i
         return
     matrix = to_matrix(frame(pairs), min_per_user, min_per_item)
     coo = matrix.user_items.tocoo()
-    found = {(matrix.user_ids[row], matrix.item_ids[column]) for row, column in zip(coo.row, coo.col, strict=True)}
-    assert found == wanted
+    pairs_kept = {(matrix.user_ids[row], matrix.item_ids[column]) for row, column in zip(coo.row, coo.col, strict=True)}
+    assert pairs_kept == wanted
     for row, column, weight in zip(coo.row, coo.col, coo.data, strict=True):
         assert weight == np.float32(pairs[matrix.user_ids[row], matrix.item_ids[column]])
     assert matrix.user_ids == sorted({user for user, _ in wanted}, key=str.encode)
