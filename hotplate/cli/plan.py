@@ -183,10 +183,10 @@ def _worked_out(
 
 
 async def _live_manifest(store: "Store") -> "Manifest":
-    from hotplate.cli.inspection import choose
+    from hotplate.cli.releases import find_release
     from stores.verification import load_manifest
 
-    return await load_manifest(store, await choose(store, None))
+    return await load_manifest(store, await find_release(store, None))
 
 
 def _tell(

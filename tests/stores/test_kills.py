@@ -8,23 +8,23 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from stores.catalogue import LEASE_S, State
 from stores.lifecycle import prune, publish
 from stores.lmdb_store import LmdbStore
 from stores.store import Plan, Row
 from stores.verification import verify
-from tests.stores.test_lifecycle import batches
 from tests.support.clock import FakeClock
-from tests.support.stores import ref
+from tests.support.soak import SEED, scaled
+from tests.support.stores import batches, ref
 
-KILLS = 50
 PUBLISHER = """
 import asyncio, sys
 from pathlib import Path
 from stores.lmdb_store import LmdbStore
 from stores.lifecycle import publish
 from stores.store import Plan, Row
-from tests.support.stores import ref
 
 async def batches():
     yield [Row("popular:", b"{}")]
@@ -63,22 +63,34 @@ def reap(publisher: subprocess.Popen[str]) -> None:
     publisher.communicate()
 
 
+async def test_a_publisher_killed_at_a_few_instants_changes_nothing(tmp_path: Path) -> None:
+    await kill_publishers(tmp_path, kills=4)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1200)
 async def test_a_publisher_killed_at_50_instants_changes_nothing(tmp_path: Path) -> None:
+    kills = scaled(50, least=10)
+    assert await kill_publishers(tmp_path, kills) > kills // 4, "the kills missed the publish"
+
+
+async def kill_publishers(tmp_path: Path, kills: int) -> int:
+    """Kill publishers at random instants, looking after each; return how many left a draft behind."""
     store = LmdbStore(tmp_path, lambda: time.time() + LEASE_S + 1)  # to this handle every lease has lapsed
     rows = [Row("popular:", b"{}"), Row("user:000001", b"old")]
     live = ((await publish(LmdbStore(tmp_path), batches(rows), plan=Plan(2, 100), about={})).manifest).release
 
-    whole = start(tmp_path)
+    unharmed = start(tmp_path)
     began = time.monotonic()
-    go(whole)
-    assert whole.stdout is not None
-    assert whole.stdout.readline() == "done\n"
+    go(unharmed)
+    assert unharmed.stdout is not None
+    assert unharmed.stdout.readline() == "done\n"
     takes_s = time.monotonic() - began
-    reap(whole)
+    reap(unharmed)
 
-    draw, left_drafts = random.Random(7), 0
+    draw, left_drafts = random.Random(SEED), 0
     publisher = start(tmp_path)
-    for _ in range(KILLS):
+    for _ in range(kills):
         upcoming = start(tmp_path)
         go(publisher)
         await asyncio.sleep(draw.uniform(0, takes_s))
@@ -96,9 +108,9 @@ async def test_a_publisher_killed_at_50_instants_changes_nothing(tmp_path: Path)
         kept = {f"{entry.id}.mdb" for entry in (await store.catalogue()).releases}
         assert {path.name for path in (tmp_path / "releases").iterdir()} == kept
     reap(publisher)
-    assert left_drafts > KILLS // 4, "the kills missed the publish"
     await verify(store, ref(live))
     await store.close()
+    return left_drafts
 
 
 async def test_a_paused_publisher_whose_draft_was_dropped_commits_nothing(tmp_path: Path, clock: FakeClock) -> None:
