@@ -15,8 +15,7 @@ from stores.connect import connect
 from stores.errors import StoreFull, StoreUnavailable
 from stores.lifecycle import prune, publish
 from stores.store import Plan, Row
-from tests.serve.test_flip import lists
-from tests.support.loaded_service import RECOVERY_S, Run, under_load
+from tests.support.loaded_service import RECOVERY_S, Run, lists, under_load
 from tests.support.proxy import Proxy, through
 from tests.support.redis_server import RedisServer
 from tests.support.redis_server import running as redis_running

@@ -8,23 +8,10 @@ import pytest
 from bench.loadgen.load import Load, Result, drive
 from stores.lifecycle import activate, prune, rollback
 from stores.lmdb_store import LmdbStore
-from tests.support.service import Service, a_list, publish_lists, running
+from tests.support.loaded_service import USERS, lists, whole
+from tests.support.service import Service, publish_lists, running
 
-USERS = 50
 FLIPS = 8
-
-
-def lists(mark: str) -> dict[str, bytes]:
-    return {f"user:{n}": a_list(f"{mark}-{n}", "b", "c") for n in range(USERS)} | {
-        "popular:": a_list(f"{mark}-popular")
-    }
-
-
-def whole(status: int, body: bytes) -> str | None:
-    """Judge an answer: a 200 with a list that is not empty and wholly of one release."""
-    if status != 200:
-        return "status"
-    return None if b'"items":[{' in body and body.count(b'"release"') == 1 else "empty"
 
 
 async def load(service: Service, duration_s: float) -> Result:

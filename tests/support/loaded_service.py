@@ -10,12 +10,28 @@ from pathlib import Path
 from prometheus_client.parser import text_string_to_metric_families
 
 from bench.loadgen.load import Load, Result, drive
-from tests.serve.test_flip import USERS, whole
-from tests.support.service import Service, serving
+from tests.support.service import Service, a_list, serving
 
 RECOVERY_S = 5.0
 HANG_S = 1.5
 """Far over the budget of 0.05 s, for a machine that is busy; far under what a client without a deadline would wait."""
+
+USERS = 50
+
+
+def lists(mark: str) -> dict[str, bytes]:
+    """Return a list for each of USERS users, and a popular one, all of which name *mark*."""
+    return {f"user:{n}": a_list(f"{mark}-{n}", "b", "c") for n in range(USERS)} | {
+        "popular:": a_list(f"{mark}-popular")
+    }
+
+
+def whole(status: int, body: bytes) -> str | None:
+    """Check an answer: a 200 with a list that is not empty and wholly of one release."""
+    if status != 200:
+        return "status"
+    return None if b'"items":[{' in body and body.count(b'"release"') == 1 else "empty"
+
 
 ALL = tuple(f"/v1/recommendations/{n}?n=3" for n in range(USERS))
 

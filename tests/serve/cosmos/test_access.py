@@ -24,12 +24,11 @@ from stores.cosmos.rest.driver import RestDriver
 from stores.cosmos.store import CosmosStore
 from stores.cosmos.token import PAUSE_S
 from stores.cosmos.url import EMULATORS_KEY, KEY
-from tests.serve.test_flip import lists
 from tests.stores.cosmos.test_token import Issued
 from tests.support.clock import FakeClock
 from tests.support.cosmos_drivers import account
 from tests.support.cosmos_server import emulator
-from tests.support.loaded_service import RECOVERY_S, under_load
+from tests.support.loaded_service import RECOVERY_S, lists, under_load
 from tests.support.paths import ROOT
 from tests.support.proxy import through
 from tests.support.service import publish_to, serving

@@ -9,9 +9,8 @@ import pytest
 
 from stores.connect import connect
 from stores.verification import verify
-from tests.serve.test_flip import lists
 from tests.support.cosmos_drivers import Account, account
-from tests.support.loaded_service import RECOVERY_S, Run, under_load
+from tests.support.loaded_service import RECOVERY_S, Run, lists, under_load
 from tests.support.proxy import through
 from tests.support.service import publish_to
 

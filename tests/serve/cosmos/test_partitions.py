@@ -19,10 +19,9 @@ from stores.cosmos.items import name_of
 from stores.errors import StoreThrottled
 from stores.store import Store
 from stores.verification import verify
-from tests.serve.test_flip import USERS, lists
 from tests.support.cosmos_drivers import Account, account
 from tests.support.cosmos_server import signed
-from tests.support.loaded_service import RECOVERY_S, Run, under_load
+from tests.support.loaded_service import RECOVERY_S, USERS, Run, lists, under_load
 from tests.support.service import a_list, publish_to
 from tests.support.stores import ref
 
