@@ -33,10 +33,9 @@ def demo(
     """
     from offline.datasets import sample
     from offline.pipeline import TrainSettings, train
-    from serve.logs import configure
-    from serve.settings import Settings
-    from serve.supervisor import reserve
-    from serve.supervisor import serve as run
+    from serve.process import reserve
+    from serve.process import serve as run
+    from serve.settings import Settings, configure_logging
 
     with tempfile.TemporaryDirectory(prefix="hotplate-demo-") as scratch:
         reserve(host, port).close()  # a port in use is better known before the training than after
@@ -50,7 +49,7 @@ def demo(
         url = f"file://{folder / 'store'}"
         publishing.publish(folder / "model", store=url)
         user, item = report.model.matrix.user_ids[0], report.model.matrix.item_ids[0]
-        configure()
+        configure_logging()
         run(Settings((url,), host, port), lambda address: _invite(address, url, user, item))
 
 
