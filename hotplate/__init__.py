@@ -61,19 +61,21 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> object:
-    """Load a public name on its first use."""
-    if name not in __all__:
-        raise AttributeError(f"module 'hotplate' has no attribute {name!r}")
-    if name == "__version__":
-        from importlib.metadata import version  # noqa: PLC0415 -- reading package metadata is slow
+if not TYPE_CHECKING:  # so that type checkers see the imports above, and no other names
 
-        value: object = version("hotplate")
-    else:
-        module, known_as = _HOMES.get(name, ("stores.errors", name))
-        value = getattr(import_module(module), known_as)
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> object:
+        """Load a public name on its first use."""
+        if name not in __all__:
+            raise AttributeError(f"module 'hotplate' has no attribute {name!r}")
+        if name == "__version__":
+            from importlib.metadata import version  # noqa: PLC0415 -- reading package metadata is slow
+
+            value = version("hotplate")
+        else:
+            module, known_as = _HOMES.get(name, ("stores.errors", name))
+            value = getattr(import_module(module), known_as)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -20,8 +20,6 @@ log = logging.getLogger(__name__)
 
 KEEPALIVE_S = 75.0
 MAX_LINE_BYTES = 8190
-# How long a start waits for stores that do not answer.
-FIRST_READ_S = 2.0
 REQUEST_ID = re.compile(r"[A-Za-z0-9._~+/=:-]{1,128}")
 
 
@@ -187,7 +185,7 @@ def mount(app: web.Application, prefix: str, lists: Lists) -> None:
 
     async def lifespan(_: web.Application) -> AsyncIterator[None]:
         async with lists.reader:
-            await lists.reader.wait_until_attempted(FIRST_READ_S)
+            await lists.reader.wait_until_attempted()
             yield
 
     async def drain(_: web.Application) -> None:

@@ -18,7 +18,7 @@ from functools import partial
 
 import uvloop
 
-from serve.app import FIRST_READ_S, Dispatcher, Server
+from serve.app import Dispatcher, Server
 from serve.metrics import Metrics
 from serve.reader import open_reader
 from serve.settings import Settings
@@ -207,7 +207,7 @@ async def work(
             task.add_done_callback(lambda _: stop.set())  # it ends only by a defect: better replaced than stale
         listening = await loop.create_server(server, sock=listener, backlog=BACKLOG)
         if announce is not None:
-            await reader.wait_until_attempted(FIRST_READ_S)
+            await reader.wait_until_attempted()
             announce()
         gc.collect()
         gc.freeze()  # what is here now stays: full collections need not walk it

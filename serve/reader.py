@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 BUDGET_S = 0.05
 # What each user of a batch adds to its budget: whoever requests thousands would rather wait than get popular lists.
 BUDGET_S_PER_USER = 0.0005
+# How long a start waits for stores that do not answer, although others do.
+FIRST_READ_S = 2.0
 # How long opened lists wait for a release to serve.
 READY_S = 10.0
 # How many items a list is cut to.
@@ -82,13 +84,16 @@ class TieredReader:
         for tier in self.tiers:
             await tier.close()
 
-    async def wait_until_attempted(self, timeout_s: float) -> None:
+    async def wait_until_attempted(self, timeout_s: float = FIRST_READ_S) -> None:
         """Wait until each store has been read once, with whatever outcome; *timeout_s* at most."""
         await _wait([tier.follower.attempted for tier in self.tiers], timeout_s, asyncio.ALL_COMPLETED)
 
     async def wait_until_ready(self, timeout_s: float) -> None:
-        """Wait until a tier serves a release; raises NotReady where none does in *timeout_s*."""
-        await _wait([tier.follower.ready for tier in self.tiers], timeout_s, asyncio.FIRST_COMPLETED)
+        """Wait until each store had a chance and one serves a release; raises NotReady if none does in *timeout_s*."""
+        deadline = loop_time() + timeout_s
+        await self.wait_until_attempted(min(FIRST_READ_S, timeout_s))
+        ready = [tier.follower.ready for tier in self.tiers]
+        await _wait(ready, max(0.0, deadline - loop_time()), asyncio.FIRST_COMPLETED)
         self.release()
 
     def release(self) -> ReleaseId:

@@ -15,9 +15,7 @@ import pytest
 from azure.core.credentials import AccessToken
 
 from serve.exposition import Exposition
-from serve.lookup import Lookup
-from serve.metrics import Metrics
-from serve.tiers import Tier
+from serve.reader import TieredReader
 from stores.cosmos.containers import containers_of
 from stores.cosmos.meter import Relay
 from stores.cosmos.rest.driver import RestDriver
@@ -123,14 +121,12 @@ async def test_a_token_that_ends_costs_personal_lists_until_entra_id_gives_anoth
 ) -> None:
     with account(None, "--entra-issuer") as far:
         await publish_to(far.url("db"), lists("r0"))
-        clock, relay, metrics = FakeClock(), Relay(), Metrics(1, [TIER])
+        clock, relay = FakeClock(), Relay()
         clock.now = time.time()
         identity, address = Brief(far.emulator.endpoint, clock), replace(far.address("db"), key=None)
         driver = RestDriver(address, relay, credential=identity, clock=clock)
-        tier = Tier(TIER, CosmosStore(address, driver, containers_of(address, driver), relay), metrics)
-        lookup = Lookup([tier], metrics, 1.0)
-        following = asyncio.create_task(tier.follower.run())
-        await tier.follower.looked.wait()
+        store = CosmosStore(address, driver, containers_of(address, driver), relay)
+        reader = TieredReader({TIER: store}, budget_s=1.0)
 
         async def sources() -> set[str]:
             return {(await lookup.personal(str(n), "")).source for n in range(60)}
