@@ -33,7 +33,11 @@ class Proxy:
         if self.refusing:
             writer.transport.abort()
             return
-        there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self.target)
+        try:
+            there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self.target)
+        except OSError:
+            writer.transport.abort()
+            return
         self._writers |= {writer, there_writer}
         for source, sink, delayed in ((reader, there_writer, True), (there_reader, writer, False)):
             task = asyncio.create_task(self._pump(source, sink, delayed=delayed))
