@@ -204,18 +204,17 @@ async def test_a_service_that_starts_with_redis_dead_serves_from_a_local_tier_or
 
 
 @pytest.mark.soak
-@every_fault
 @with_and_without_another_tier
 async def test_under_load_no_request_is_lost_to_a_fault(
-    tmp_path: Path, redis: RedisServer, fault: str, others: tuple[str, ...]
+    tmp_path: Path, redis: RedisServer, others: tuple[str, ...]
 ) -> None:
     await publish_to(redis.url(), lists("r0"))
     await publish_to(f"file://{tmp_path}/store", lists("f0"))
     async with through(redis.port) as proxy:
         urls = [url_through(proxy, redis), *(f"{scheme}://{tmp_path}/store" for scheme in others)]
         async with under_load(tmp_path, *urls) as run:
-            for _ in range(scaled(1)):
-                async with FAULTS[fault](redis, proxy):
+            for fault in scaled(1) * list(FAULTS.values()):
+                async with fault(redis, proxy):
                     await run.until(*(("file", "personal") if others else ("redis", "popular")))
                     await run.until_status("degraded")
                     await run.windows(scaled(2))

@@ -51,7 +51,7 @@ async def test_flips_and_rollbacks_under_load_lose_not_one_request(tmp_path: Pat
     seen = [await publish_lists(folder, lists("r0"))]
     store = LmdbStore(folder)
     async with under_load(tmp_path, f"file://{folder}", paths=PATHS, rate=400, options=("--workers", workers)) as run:
-        for number in range(1, scaled(8, least=3)):
+        for number in range(1, scaled(6, least=3)):
             seen.append(await flip(folder, store, number))
             await run.until_release(seen[-1])
             await run.windows(1)  # the other worker follows, too
@@ -67,7 +67,7 @@ async def test_flips_and_rollbacks_under_load_lose_not_one_request(tmp_path: Pat
 async def test_a_stop_under_load_loses_no_request_that_was_accepted(tmp_path: Path) -> None:
     folder = tmp_path / "store"
     await publish_lists(folder, lists("r0"))
-    for _ in range(scaled(2)):
+    for _ in range(scaled(1)):
         with running(folder, "--workers", "2") as service:
             load = Load(url=service.url, paths=PATHS, rate=400, duration_s=2.0, connections=16, check=whole)
             loading = asyncio.create_task(drive(load))
