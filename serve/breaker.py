@@ -1,6 +1,5 @@
 """A circuit breaker: a store that keeps failing gets no requests for a while, and is then tried with one at a time."""
 
-import random
 from collections.abc import Callable
 
 from stores.backoff import Backoff
@@ -17,12 +16,12 @@ PAUSE_S = (0.1, 2.0)
 class Breaker:
     """Closed, open, or half open with one probe on its way; one instance a tier, as long as the service lives.
 
-    *clock* gives seconds. The pause doubles from probe to probe.
+    *clock* gives seconds. The pause doubles from probe to probe, and is drawn between *min_jitter* of it and all of it.
     """
 
-    def __init__(self, clock: Callable[[], float], draw: Callable[[float, float], float] = random.uniform) -> None:
+    def __init__(self, clock: Callable[[], float], *, min_jitter: float = 0.5) -> None:
         self._clock = clock
-        self._backoff = Backoff(*PAUSE_S, draw)
+        self._backoff = Backoff(*PAUSE_S, min_jitter=min_jitter)
         self._failures = 0
         self._retry_at: float | None = None
         self._probing = False
@@ -56,5 +55,5 @@ class Breaker:
         if self._retry_at is not None and not self._probing:
             return  # sent before the breaker opened
         if self._probing or self._failures >= threshold:
-            self._retry_at = self._clock() + self._backoff.pause_s()
+            self._retry_at = self._clock() + self._backoff.next_s()
             self._probing = False

@@ -68,7 +68,7 @@ class Follower:
             except StoreError as error:
                 self._set_error(str(error))
                 self.attempted.set()
-            await asyncio.sleep(backoff.pause_s())
+            await asyncio.sleep(backoff.next_s())
 
     async def refresh(self) -> ServedRelease | None:
         """Read the catalogue at once, because a release was not found; callers at the same time share one read."""

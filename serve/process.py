@@ -152,7 +152,7 @@ class _Supervisor:
         for worker, code in self._ended():
             backoff, pause_s = self._backoffs[worker.number], 0.0
             if time.monotonic() - worker.started < HEALTHY_S:
-                pause_s = backoff.pause_s()
+                pause_s = backoff.next_s()
             else:
                 backoff.reset()
             self._due[worker.number] = time.monotonic() + pause_s

@@ -1,4 +1,4 @@
-"""An emulated Cosmos DB that throttles, fails, slows down or loses a region, as readers and callers under load see it."""
+"""An emulated Cosmos DB that throttles, fails, slows down or loses a region, as its callers see it, also under load."""
 
 import asyncio
 import secrets
