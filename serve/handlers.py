@@ -184,10 +184,10 @@ def _batch_in(body: bytes) -> tuple[list[str], int]:
         raise bad_parameter(f"one request names at most {MAX_USERS} users, not {len(users)}; send several requests")
     if type(n) is not int or not 1 <= n <= MAX_N:
         raise bad_parameter(f"n must be a whole number from 1 to {MAX_N}, not {str(n)[:40]!r}")
-    for place, user in enumerate(users):
+    for index, user in enumerate(users):
         if not isinstance(user, str):
-            raise bad_parameter(f"users[{place}] is not a string")
-        _checked(user, f"users[{place}]")
+            raise bad_parameter(f"users[{index}] is not a string")
+        _checked(user, f"users[{index}]")
     return users, n
 
 

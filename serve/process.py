@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 BACKLOG = 1024
 # How long a stopping worker lets idle keep-alive clients come once more, to be answered with `Connection: close`.
 LINGER_S = 0.5
-# How often a worker looks whether its parent still lives.
+# How often a worker checks whether its parent still lives.
 PARENT_POLL_S = 1.0
 # A worker that lived for so long did not die of its start.
 HEALTHY_S = 5.0
@@ -113,7 +113,7 @@ class _Supervisor:
     def run(self) -> None:
         """Keep every worker running until SIGTERM or SIGINT, then stop them."""
         signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
-        gc.freeze()  # shared with the workers, page by page, as long as nobody writes to it
+        gc.freeze()  # shared with the workers, page by page, as long as none of them writes to it
         while True:
             for number, due in list(self._due.items()):
                 if due <= time.monotonic():

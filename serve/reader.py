@@ -117,12 +117,12 @@ class TieredReader:
         """Read the lists of many users in one release, in order: the first tier that can be read answers for all."""
         keys = [USER + user for user in users]
         deadline = loop_time() + self._budget_s + BUDGET_S_PER_USER * len(users)
-        for place, tier in enumerate(self.tiers):
+        for index, tier in enumerate(self.tiers):
             served = tier.follower.served
             if served is None:
                 continue
             try:
-                served, slots = await tier.read(served, keys, self._share_s(place, deadline))
+                served, slots = await tier.read(served, keys, self._share_s(index, deadline))
             except StoreError:
                 continue
             return [self._hit(tier, served, slot, "personal") or self._fallback(tier, served, slot) for slot in slots]
@@ -135,7 +135,7 @@ class TieredReader:
         deadline: float | None = None
         missed: tuple[Tier, ServedRelease] | None = None
         tried: tuple[ReleaseId, ...] = ()
-        for place, tier in enumerate(self.tiers):
+        for index, tier in enumerate(self.tiers):
             served = tier.follower.served
             if served is None or served.id in tried:
                 continue
@@ -144,7 +144,7 @@ class TieredReader:
                 if deadline is None:
                     deadline = loop_time() + self._budget_s
                 try:
-                    served, (slot,) = await tier.read(served, [key], self._share_s(place, deadline))
+                    served, (slot,) = await tier.read(served, [key], self._share_s(index, deadline))
                 except StoreError:
                     continue
             if hit := self._hit(tier, served, slot, source):
@@ -158,9 +158,9 @@ class TieredReader:
         self._metrics.count_lookup("popular", "error")
         return first
 
-    def _share_s(self, place: int, deadline: float) -> float:
-        """Return what the tier at *place* may take, in seconds: what is left, shared with the tiers after it."""
-        return max(0.0, deadline - loop_time()) / (len(self.tiers) - place)
+    def _share_s(self, index: int, deadline: float) -> float:
+        """Return what the tier at *index* may take, in seconds: what is left, shared with the tiers after it."""
+        return max(0.0, deadline - loop_time()) / (len(self.tiers) - index)
 
     def _hit(self, tier: Tier, served: ServedRelease, slot: Slot, source: str) -> EncodedList | None:
         if isinstance(slot, bytes) and slot:

@@ -36,8 +36,8 @@ def tier_names(urls: Sequence[str]) -> list[str]:
     """Return the names of the tiers: each store's scheme, numbered from its second use on."""
     schemes = [urlsplit(url).scheme for url in urls]
     return [
-        scheme if schemes.index(scheme) == place else f"{scheme}-{schemes[:place].count(scheme) + 1}"
-        for place, scheme in enumerate(schemes)
+        scheme if schemes.index(scheme) == number else f"{scheme}-{schemes[:number].count(scheme) + 1}"
+        for number, scheme in enumerate(schemes)
     ]
 
 

@@ -9,7 +9,7 @@ from bench.loadgen.load import Load, drive
 from stores.catalogue import ReleaseId
 from stores.lifecycle import activate, prune, rollback
 from stores.lmdb_store import LmdbStore
-from tests.support.loaded_service import USERS, lists, reading, under_load, until, whole
+from tests.support.loaded_service import USERS, complete, lists, reading, under_load, until
 from tests.support.service import publish_lists, running
 from tests.support.soak import scaled
 
@@ -69,7 +69,7 @@ async def test_a_stop_under_load_loses_no_request_that_was_accepted(tmp_path: Pa
     await publish_lists(folder, lists("r0"))
     for _ in range(scaled(1)):
         with running(folder, "--workers", "2") as service:
-            load = Load(url=service.url, paths=PATHS, rate=400, duration_s=2.0, connections=16, check=whole)
+            load = Load(url=service.url, paths=PATHS, rate=400, duration_s=2.0, connections=16, check=complete)
             loading = asyncio.create_task(drive(load))
             await asyncio.sleep(0.7)
             assert await asyncio.to_thread(service.stop) == 0

@@ -13,7 +13,7 @@ from serve.reader import EncodedList, TieredReader, open_reader
 from tests.support.service import Service, a_list, serving
 
 # For how long a condition is waited for, on however busy a machine.
-PATIENT_S = 30.0
+WAIT_S = 30.0
 # Far over the budget of 0.05 s, for a machine that is busy; far under what a client without a deadline would wait.
 HANG_S = 1.5
 # The load is made in windows, so that it can go on for as long as its block does.
@@ -30,7 +30,7 @@ def lists(mark: str) -> dict[str, bytes]:
     }
 
 
-def whole(status: int, body: bytes) -> str | None:
+def complete(status: int, body: bytes) -> str | None:
     """Check an answer: a 200 with a list that is not empty and wholly of one release."""
     if status != 200:
         return "status"
@@ -40,18 +40,18 @@ def whole(status: int, body: bytes) -> str | None:
 async def until(is_so: Callable[[], Awaitable[object]], what: str) -> None:
     """Wait until a condition holds; *what* says in a failure what did not come about."""
     try:
-        async with asyncio.timeout(PATIENT_S):
+        async with asyncio.timeout(WAIT_S):
             while not await is_so():
                 await asyncio.sleep(0.02)
     except TimeoutError:
-        raise AssertionError(f"in {PATIENT_S:.0f} s, {what}") from None
+        raise AssertionError(f"in {WAIT_S:.0f} s, {what}") from None
 
 
 @asynccontextmanager
 async def reading(*urls: str, budget_s: float = 0.05) -> AsyncIterator[TieredReader]:
     """Read stores in this process as a worker of the service does, from the first release on."""
     async with open_reader(urls, budget_s=budget_s) as reader:
-        await reader.wait_until_ready(PATIENT_S)
+        await reader.wait_until_ready(WAIT_S)
         yield reader
 
 
@@ -202,7 +202,7 @@ async def under_load(
             rate=rate,
             duration_s=WINDOW_S,
             connections=32,
-            check=whole,
+            check=complete,
             observe=("release", "source", "tier"),
         )
         loading = asyncio.create_task(run.load(load))

@@ -27,7 +27,7 @@ from tests.stores.cosmos.test_token import Issued
 from tests.support.clock import FakeClock
 from tests.support.cosmos_drivers import account
 from tests.support.cosmos_server import emulator
-from tests.support.loaded_service import PATIENT_S, lists, reading, under_load, until, until_read
+from tests.support.loaded_service import WAIT_S, lists, reading, under_load, until, until_read
 from tests.support.paths import ROOT
 from tests.support.proxy import through
 from tests.support.service import publish_to, serving
@@ -154,7 +154,7 @@ async def test_a_token_that_ends_costs_personal_lists_until_entra_id_gives_anoth
         driver = RestDriver(address, relay, credential=identity, clock=clock)
         store = CosmosStore(address, driver, containers_of(address, driver), relay)
         async with TieredReader({TIER: store}, budget_s=1.0, metrics=metrics) as reader:
-            await reader.wait_until_ready(PATIENT_S)
+            await reader.wait_until_ready(WAIT_S)
             await lose_and_find_its_token(reader, identity, clock)
     assert [record.levelname for record in caplog.records].count("WARNING") == 4, "twice lost, twice found"
 

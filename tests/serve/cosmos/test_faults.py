@@ -13,7 +13,7 @@ from stores.catalogue import ReleaseId
 from stores.connect import connect
 from stores.verification import verify
 from tests.support.cosmos_drivers import Account, account
-from tests.support.loaded_service import PATIENT_S, USERS, Run, lists, reading, under_load, until, until_read
+from tests.support.loaded_service import USERS, WAIT_S, Run, lists, reading, under_load, until, until_read
 from tests.support.proxy import through
 from tests.support.service import publish_to
 from tests.support.soak import scaled
@@ -114,7 +114,7 @@ async def test_an_answer_that_is_cut_is_read_again_and_never_taken_for_a_list(
     await publish_to(url, lists("r0"))
     async with through(port_of(cosmos)) as proxy:
         there = url.replace(str(port_of(cosmos)), str(proxy.port))
-        async with reading(there, budget_s=PATIENT_S) as reader:
+        async with reading(there, budget_s=WAIT_S) as reader:
             await until_read(reader, TIER)
             proxy.cut_at, proxy.cut_every = cut_at, 7
             read = await sources(reader)

@@ -67,7 +67,7 @@ async def store(url: str) -> AsyncIterator[Store]:
 async def post(run: Run, users: Sequence[int]) -> dict[int, str]:
     """Request the users' lists at once; return where each came from."""
     body = json.dumps({"users": [str(user) for user in users]}).encode()
-    answer = await asyncio.to_thread(run.service.ask, "POST", "/v1/recommendations", body)
+    answer = await asyncio.to_thread(run.service.request, "POST", "/v1/recommendations", body)
     assert answer.status == 200
     return {int(one["user"]): one["source"] for one in answer.json["results"]}
 
