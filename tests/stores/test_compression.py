@@ -9,7 +9,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve.following import Follower
+from serve.follower import Follower
 from stores import lifecycle as life
 from stores.catalogue import ReleaseId
 from stores.compression import (
@@ -164,9 +164,9 @@ async def test_a_release_whose_dictionary_is_lost_or_damaged_is_not_followed() -
         else:
             stored[DICTIONARY] = damaged
         await follower.refresh()
-        assert follower.view is not None
-        assert follower.view.release == first
-        assert "dictionary" in str(follower.trouble)
+        assert follower.served is not None
+        assert follower.served.id == first
+        assert "dictionary" in str(follower.last_error)
 
 
 async def test_a_list_that_cannot_be_opened_is_answered_by_popular_and_counted_as_an_error(tmp_path: Path) -> None:
