@@ -160,7 +160,7 @@ def _parts(user_items: UserItems, in_train: npt.NDArray[np.bool_]) -> tuple[User
 
 
 def _hits(recommended: Indices, test: UserItems) -> npt.NDArray[np.bool_]:
-    """Return [users, k]: whether the item at that place of the list is among the user's test items."""
+    """Return [users, k]: whether the item at that rank of the list is among the user's test items."""
     users, items = test.shape
     row_of_pair = np.repeat(np.arange(users, dtype=np.int64), np.diff(test.indptr))
     keys = np.sort(row_of_pair * items + test.indices)

@@ -82,9 +82,9 @@ def check_target(path: Path) -> None:
     if not path.exists() and not path.is_symlink():
         return
     if not path.is_dir():
-        raise DataError(f"{path} is not a folder; give another place for the model.")
+        raise DataError(f"{path} is not a folder; name another folder for the model.")
     if any(path.iterdir()) and not (path / _DESCRIPTION).is_file():
-        raise DataError(f"The folder {path} holds other things than a model; give another place for it.")
+        raise DataError(f"The folder {path} holds other things than a model; name another folder for it.")
 
 
 def load(path: Path) -> Model:
@@ -154,8 +154,8 @@ def _write(model: Model, folder: Path) -> None:
     _sync(folder)
 
 
-def _sync(place: Path) -> None:
-    descriptor = os.open(place, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

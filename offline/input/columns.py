@@ -157,7 +157,7 @@ def time_of(name: str, dtype: pl.DataType, sample: str | None) -> pl.Expr | None
     """
     Return the column as a naive UTC time in microseconds, null where it cannot be read; None when it is no time at all.
 
-    Numbers count from 1970 in seconds, milli-, micro- or nanoseconds, told apart by their size. *sample* is a text of
+    Numbers count from 1970 in seconds, milli-, micro- or nanoseconds, recognized by their size. *sample* is a text of
     the column: the first of the known formats that reads it is the format of the column.
     """
     column = pl.col(name)

@@ -1,4 +1,4 @@
-"""Files of rows: found by path, told apart by name, fingerprinted, and opened as tables whose every row is complete."""
+"""Files of rows: listed by path, recognized by name, fingerprinted, and opened as tables whose rows are complete."""
 
 import csv
 from collections.abc import Iterable, Iterator, Sequence
@@ -249,12 +249,12 @@ def _check_rows(file: Path, separator: str, width: int) -> bool:
     odd |= unquoted.str.contains('"', literal=True)
     stray = (line.str.count_matches(separator, literal=True) != width - 1) & (line != "")
     with _text_errors(file):
-        found = (
+        facts = (
             _lines(file)
             .select(quoted=opens.any(), odd=odd.any(), stray=pl.col("row").filter(stray).min())
             .collect(engine="streaming")
         )
-    quoted, suspicious, row = found.row(0)
+    quoted, suspicious, row = facts.row(0)
     if not quoted and row is not None:
         fields = _lines(file).filter(pl.col("row") == row).collect().get_column("line")[0].count(separator) + 1
         raise _ragged(file, row + 1, fields, width)
@@ -309,8 +309,8 @@ def _undecodable_row(file: Path) -> int | None:
     """Return the first row (1 is the header) whose bytes are not UTF-8."""
     with data_errors(file):
         lossy = _lines(file, "utf8-lossy").filter(pl.col("line").str.contains("\ufffd", literal=True))
-        found = lossy.select("row").head(1).collect()
-    return int(found.item()) + 1 if found.height else None
+        first = lossy.select("row").head(1).collect()
+    return int(first.item()) + 1 if first.height else None
 
 
 def _escaped(separator: str) -> str:

@@ -77,7 +77,7 @@ def to_matrix(pairs: pl.DataFrame, min_per_user: int = 1, min_per_item: int = 1)
 
 
 def _encoded(ids: pl.Series) -> tuple[pl.Series, Indices]:
-    """Return the distinct ids in ascending order, and for each of *ids* its place among them."""
+    """Return the distinct ids in ascending order, and for each of *ids* its index among them."""
     distinct = ids.unique().sort()
     return distinct, ids.cast(pl.Enum(distinct)).to_physical().to_numpy().astype(np.int32)
 

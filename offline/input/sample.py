@@ -1,4 +1,4 @@
-"""A data set out of nothing: customers with tastes, products that a few or many want, and titles one can read."""
+"""Generated sample data: users with tastes, items of different popularity, and readable titles."""
 
 from datetime import datetime
 
@@ -29,14 +29,14 @@ _PERIOD_S = 180 * 24 * 3600
 
 def sample(users: int = 2000, items: int = 600, seed: int = 42) -> pl.DataFrame:
     """
-    Return invented interactions [user, item, weight, title, segment, time], sorted by time; the same for the same seed.
+    Return generated interactions [user, item, weight, title, segment, time], sorted by time; equal for equal seeds.
 
-    Each user and item has a place in a space of tastes; users choose by closeness, popularity (long-tailed) and chance.
+    Each user and item is a point in a space of tastes; users choose by closeness, popularity (long-tailed) and chance.
     Takes about 0.1 s and 20 MB per million combinations of user and item. Raises SettingError below 10 of either.
     """
     for name, count in (("users", users), ("items", items)):
         if count < 10:
-            raise SettingError(f"A sample of {count} {name} has nothing to learn from; ask for at least 10.")
+            raise SettingError(f"A sample of {count} {name} has nothing to learn from; it needs at least 10.")
     rng = np.random.default_rng(seed)
     tastes = rng.normal(size=(items, _TASTES)).astype(np.float32)
     popularity = rng.permutation(-0.8 * np.log(np.arange(1, items + 1))).astype(np.float32)
@@ -66,13 +66,13 @@ def _choices(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return (user, item) of what each of *users* new users chooses: between 5 and a third of the items, 25 or so."""
     items = len(tastes)
-    wishes = rng.normal(size=(users, _TASTES)).astype(np.float32) @ tastes.T + popularity
-    # The best of wish plus Gumbel noise are a draw without replacement with odds exp(wish).
-    wishes += rng.gumbel(size=wishes.shape).astype(np.float32)
+    utilities = rng.normal(size=(users, _TASTES)).astype(np.float32) @ tastes.T + popularity
+    # The highest of utility plus Gumbel noise are a draw without replacement with odds exp(utility).
+    utilities += rng.gumbel(size=utilities.shape).astype(np.float32)
     counts = np.clip(rng.lognormal(3.2, 0.5, size=users).astype(np.int64), 5, max(5, items // 3))
-    order = np.argsort(-wishes, axis=1)
-    taken = np.arange(items) < counts[:, None]
-    return np.repeat(np.arange(users), counts), order[taken]
+    order = np.argsort(-utilities, axis=1)
+    chosen = np.arange(items) < counts[:, None]
+    return np.repeat(np.arange(users), counts), order[chosen]
 
 
 def _titles(rng: np.random.Generator, count: int) -> list[str]:
@@ -81,8 +81,8 @@ def _titles(rng: np.random.Generator, count: int) -> list[str]:
         f"{style} {room} {thing}" for style in _STYLES.split() for room in _ROOMS.split() for thing in _THINGS.split()
     ]
     order = rng.permutation(len(names))
-    series = [divmod(at, len(names)) for at in range(count)]
-    return [names[order[place]] + (f" No. {edition + 1}" if edition else "") for edition, place in series]
+    numbered = [divmod(number, len(names)) for number in range(count)]
+    return [names[order[index]] + (f" No. {edition + 1}" if edition else "") for edition, index in numbered]
 
 
 def _ids(letter: str, count: int) -> pl.Series:

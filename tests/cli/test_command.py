@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import json
 import os
+import random
 import re
 import shlex
 import signal
@@ -17,8 +18,10 @@ import polars as pl
 import pytest
 
 from offline.input.sample import sample
+from stores.lmdb_store import LmdbStore
 from tests.support.command import failed, hotplate, hotplate_process
 from tests.support.service import a_list, publish_lists
+from tests.support.soak import SEED, scaled
 
 
 @pytest.fixture(scope="module")
@@ -184,25 +187,40 @@ def test_the_demo_takes_data_of_ones_own_and_refuses_a_port_in_use_before_traini
     assert done.stdout == ""
 
 
-def test_a_publish_that_is_interrupted_leaves_nothing(tmp_path: Path) -> None:
-    big = tmp_path / "model"
-    data = tmp_path / "big.parquet"
+def test_a_publish_that_is_interrupted_leaves_nothing(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def interrupt(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.sleep(10)
+
+    monkeypatch.setattr(LmdbStore, "put", interrupt)
+    done = hotplate("publish", model, "--store", f"file://{tmp_path}")
+    assert (done.returncode, done.stderr) == (130, "")
+    assert list(tmp_path.glob("releases/*")) == []
+    listed = hotplate("releases", "list", "--json", "--store", f"file://{tmp_path}")
+    assert json.loads(listed.stdout)["releases"] == []
+
+
+@pytest.mark.soak
+def test_publishes_that_are_interrupted_leave_nothing(tmp_path: Path) -> None:
+    model, data, draw = tmp_path / "model", tmp_path / "big.parquet", random.Random(SEED)
     sample(users=30_000, items=500).select(pl.col("user"), pl.col("item")).write_parquet(data)
-    assert (
-        hotplate("train", data, "--out", big, "--split", "none", "--iterations", "1", "--factors", "8").returncode == 0
-    )
-    store = tmp_path / "store"
-    publish = subprocess.Popen(
-        [sys.executable, "-m", "hotplate", "publish", str(big), "--store", f"file://{store}", "--list-length", "200"],
-        stderr=subprocess.PIPE,
-    )
-    deadline = time.monotonic() + 60
-    while not list(store.glob("releases/*.draft")):
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    publish.send_signal(signal.SIGINT)
-    _, errors = publish.communicate(timeout=60)
-    assert publish.returncode == 130
-    assert b"Traceback" not in errors
-    assert list(store.glob("releases/*")) == []
-    assert json.loads(hotplate("releases", "list", "--json", "--store", f"file://{store}").stdout)["releases"] == []
+    trained = hotplate("train", data, "--out", model, "--split", "none", "--iterations", "1", "--factors", "8")
+    assert trained.returncode == 0
+    for round_ in range(scaled(4)):
+        store = tmp_path / str(round_)
+        command = ["publish", str(model), "--store", f"file://{store}", "--list-length", "200"]
+        publish = subprocess.Popen([sys.executable, "-m", "hotplate", *command], stderr=subprocess.PIPE)
+        deadline = time.monotonic() + 60
+        while not list(store.glob("releases/*.draft")):
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        time.sleep(draw.uniform(0, 0.3))
+        publish.send_signal(signal.SIGINT)
+        _, errors = publish.communicate(timeout=60)
+        assert publish.returncode == 130
+        assert b"Traceback" not in errors
+        assert list(store.glob("releases/*")) == []
+        listed = hotplate("releases", "list", "--json", "--store", f"file://{store}")
+        assert json.loads(listed.stdout)["releases"] == []

@@ -30,10 +30,10 @@ def rows_of(model: Model, **settings: object) -> dict[str, bytes]:
 def test_each_user_gets_the_withheld_item_first_and_nothing_that_is_known_already() -> None:
     model = checkerboard_model()
     rows = rows_of(model)
-    for place, user in enumerate(model.matrix.user_ids):
+    for index, user in enumerate(model.matrix.user_ids):
         items = decode(rows[f"user:{user}"])
-        assert items[0]["id"] == model.matrix.item_ids[place]
-        known = {model.matrix.item_ids[item] for item in model.matrix.user_items[place].indices}
+        assert items[0]["id"] == model.matrix.item_ids[index]
+        known = {model.matrix.item_ids[item] for item in model.matrix.user_items[index].indices}
         assert not known & {item["id"] for item in items}
         assert [item["score"] for item in items] == sorted((item["score"] for item in items), reverse=True)
     assert decode(rows["user:n0"])[0].get("title") == 'The "first"'
@@ -42,10 +42,10 @@ def test_each_user_gets_the_withheld_item_first_and_nothing_that_is_known_alread
 def test_similar_items_are_of_the_same_parity_and_not_the_item_itself() -> None:
     model = checkerboard_model()
     rows = rows_of(model, length=3)
-    for place, item in enumerate(model.matrix.item_ids):
+    for index, item in enumerate(model.matrix.item_ids):
         similar = [model.matrix.item_ids.index(one["id"]) for one in decode(rows[f"item:{item}"])]
-        assert place not in similar
-        assert {other % 2 for other in similar} == {place % 2}
+        assert index not in similar
+        assert {other % 2 for other in similar} == {index % 2}
 
 
 def test_popular_lists_are_there_for_everybody_and_for_each_segment() -> None:
@@ -101,7 +101,7 @@ async def test_a_ready_release_is_not_live() -> None:
     assert (await store.catalogue()).live is None
 
 
-async def test_a_disk_that_is_too_small_is_said_before_anything_is_computed(
+async def test_a_disk_that_is_too_small_is_reported_before_anything_is_computed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stores.lmdb_store.file_bytes", lambda _rows, _bytes: 1 << 60)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from offline.errors import DataError, SettingError
 from offline.input.matrix import to_matrix
+from tests.support.soak import scaled
 
 
 def frame(pairs: dict[tuple[str, str], float]) -> pl.DataFrame:
@@ -34,11 +35,7 @@ ids = st.text(st.characters(codec="utf-8"), min_size=1, max_size=3)
 some_pairs = st.dictionaries(st.tuples(ids, ids), st.floats(0.1, 1e6), min_size=1, max_size=30)
 
 
-@settings(deadline=None)  # a busy machine is no failure
-@given(some_pairs, st.integers(1, 3), st.integers(1, 3))
-def test_the_core_is_what_leaving_out_one_by_one_gives(
-    pairs: dict[tuple[str, str], float], min_per_user: int, min_per_item: int
-) -> None:
+def check_core(pairs: dict[tuple[str, str], float], min_per_user: int, min_per_item: int) -> None:
     wanted = naive_core(set(pairs), min_per_user, min_per_item)
     if len({user for user, _ in wanted}) < 2 or len({item for _, item in wanted}) < 2:
         with pytest.raises(DataError):
@@ -46,8 +43,8 @@ def test_the_core_is_what_leaving_out_one_by_one_gives(
         return
     matrix = to_matrix(frame(pairs), min_per_user, min_per_item)
     coo = matrix.user_items.tocoo()
-    found = {(matrix.user_ids[row], matrix.item_ids[column]) for row, column in zip(coo.row, coo.col, strict=True)}
-    assert found == wanted
+    pairs_kept = {(matrix.user_ids[row], matrix.item_ids[column]) for row, column in zip(coo.row, coo.col, strict=True)}
+    assert pairs_kept == wanted
     for row, column, weight in zip(coo.row, coo.col, coo.data, strict=True):
         assert weight == np.float32(pairs[matrix.user_ids[row], matrix.item_ids[column]])
     assert matrix.user_ids == sorted({user for user, _ in wanted}, key=str.encode)
@@ -60,7 +57,24 @@ def test_the_core_is_what_leaving_out_one_by_one_gives(
     assert matrix.items_left_out == len({item for _, item in pairs}) - len(matrix.item_ids)
 
 
-def test_nothing_left_and_one_left_are_said() -> None:
+@settings(deadline=None)  # a busy machine is no failure
+@given(some_pairs, st.integers(1, 3), st.integers(1, 3))
+def test_the_core_is_what_leaving_out_one_by_one_gives(
+    pairs: dict[tuple[str, str], float], min_per_user: int, min_per_item: int
+) -> None:
+    check_core(pairs, min_per_user, min_per_item)
+
+
+@pytest.mark.soak
+@settings(deadline=None, max_examples=scaled(2000))
+@given(some_pairs, st.integers(1, 4), st.integers(1, 4))
+def test_thousands_of_cores_are_what_leaving_out_one_by_one_gives(
+    pairs: dict[tuple[str, str], float], min_per_user: int, min_per_item: int
+) -> None:
+    check_core(pairs, min_per_user, min_per_item)
+
+
+def test_nothing_left_and_one_left_are_errors() -> None:
     pairs = frame({("u", "i"): 1, ("u", "j"): 1, ("v", "i"): 1})
     with pytest.raises(DataError, match=r"Nothing is left of 3 pairs .* lower --min-per-user"):
         to_matrix(pairs, 3, 1)

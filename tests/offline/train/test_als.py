@@ -22,28 +22,28 @@ def everyone() -> Indices:
 
 
 @pytest.fixture(scope="module")
-def learnt() -> Factors:
+def factors() -> Factors:
     return fit(checkerboard(SIZE), PARAMS)
 
 
-def test_each_user_of_a_checkerboard_is_recommended_the_item_withheld(learnt: Factors) -> None:
-    items, scores = recommend(learnt, checkerboard(SIZE), everyone(), 1)
+def test_each_user_of_a_checkerboard_is_recommended_the_item_withheld(factors: Factors) -> None:
+    items, scores = recommend(factors, checkerboard(SIZE), everyone(), 1)
     assert items[:, 0].tolist() == list(range(SIZE))
     assert (scores > 0.5).all()
     assert items.dtype == np.int32
     assert scores.dtype == np.float32
 
 
-def test_seen_items_come_back_only_when_they_are_kept(learnt: Factors) -> None:
+def test_seen_items_come_back_only_when_they_are_kept(factors: Factors) -> None:
     seen = checkerboard(SIZE)
-    items, _ = recommend(learnt, seen, everyone(), SIZE // 2)
+    items, _ = recommend(factors, seen, everyone(), SIZE // 2)
     assert not any(seen[user, item] for user, row in enumerate(items) for item in row if item >= 0)
-    items, _ = recommend(learnt, seen, everyone(), SIZE // 2, keep_seen=True)
+    items, _ = recommend(factors, seen, everyone(), SIZE // 2, keep_seen=True)
     assert all((row % 2 == user % 2).all() for user, row in enumerate(items))
 
 
-def test_lists_end_where_a_user_has_everything_or_there_are_no_more_items(learnt: Factors) -> None:
-    items, scores = recommend(learnt, checkerboard(SIZE), everyone(), 1000)
+def test_lists_end_where_a_user_has_everything_or_there_are_no_more_items(factors: Factors) -> None:
+    items, scores = recommend(factors, checkerboard(SIZE), everyone(), 1000)
     assert items.shape == (SIZE, SIZE)
     liked = SIZE // 2 - 1
     assert (items[:, : SIZE - liked] >= 0).all()
@@ -63,25 +63,25 @@ def test_a_user_without_interactions_gets_nothing_rather_than_anything() -> None
         assert (items[2] >= 0).all()
 
 
-def test_any_users_in_any_order_get_their_own_lists(learnt: Factors) -> None:
-    every, _ = recommend(learnt, checkerboard(SIZE), everyone(), 4)
+def test_any_users_in_any_order_get_their_own_lists(factors: Factors) -> None:
+    every, _ = recommend(factors, checkerboard(SIZE), everyone(), 4)
     users = np.array([9, 3, 3, 40], dtype=np.int32)
-    some, _ = recommend(learnt, checkerboard(SIZE), users, 4)
+    some, _ = recommend(factors, checkerboard(SIZE), users, 4)
     assert (some == every[users]).all()
-    none, _ = recommend(learnt, checkerboard(SIZE), users[:0], 4)
+    none, _ = recommend(factors, checkerboard(SIZE), users[:0], 4)
     assert none.shape == (0, 4)
 
 
-def test_many_users_are_ranked_in_batches(monkeypatch: pytest.MonkeyPatch, learnt: Factors) -> None:
-    whole, _ = recommend(learnt, checkerboard(SIZE), everyone(), 6)
-    alike, _ = similar_items(learnt, everyone(), 6)
+def test_many_users_are_ranked_in_batches(monkeypatch: pytest.MonkeyPatch, factors: Factors) -> None:
+    whole, _ = recommend(factors, checkerboard(SIZE), everyone(), 6)
+    alike, _ = similar_items(factors, everyone(), 6)
     monkeypatch.setattr("offline.train.als._RANKED_AT_ONCE", 7)
-    assert (recommend(learnt, checkerboard(SIZE), everyone(), 6)[0] == whole).all()
-    assert (similar_items(learnt, everyone(), 6)[0] == alike).all()
+    assert (recommend(factors, checkerboard(SIZE), everyone(), 6)[0] == whole).all()
+    assert (similar_items(factors, everyone(), 6)[0] == alike).all()
 
 
-def test_similar_items_are_of_the_same_colour_and_never_the_item_itself(learnt: Factors) -> None:
-    items, scores = similar_items(learnt, everyone(), SIZE // 2 - 1)
+def test_similar_items_are_of_the_same_colour_and_never_the_item_itself(factors: Factors) -> None:
+    items, scores = similar_items(factors, everyone(), SIZE // 2 - 1)
     assert items.shape == (SIZE, SIZE // 2 - 1)
     for item, row in enumerate(items):
         assert item not in row
@@ -90,7 +90,7 @@ def test_similar_items_are_of_the_same_colour_and_never_the_item_itself(learnt: 
     assert (scores > 0.9).all()
     assert (scores <= 1.00001).all()
     assert (np.diff(scores, axis=1) <= 0).all()
-    assert similar_items(learnt, everyone(), 1000)[0].shape == (SIZE, SIZE - 1)
+    assert similar_items(factors, everyone(), 1000)[0].shape == (SIZE, SIZE - 1)
 
 
 def test_an_item_without_factors_is_like_no_other() -> None:
@@ -101,22 +101,22 @@ def test_an_item_without_factors_is_like_no_other() -> None:
     assert scores[2].tolist() == [0, 0, 0]
 
 
-def test_a_fit_is_the_same_for_the_same_seed_and_tells_of_every_iteration(learnt: Factors) -> None:
-    told: list[tuple[int, int]] = []
-    again = fit(checkerboard(SIZE), PARAMS, lambda done, total: told.append((done, total)))
-    assert told == [(at, 15) for at in range(1, 16)]
-    assert np.array_equal(again.user_factors, learnt.user_factors)
-    assert np.array_equal(again.item_factors, learnt.item_factors)
+def test_a_fit_is_the_same_for_the_same_seed_and_reports_every_iteration(factors: Factors) -> None:
+    reports: list[tuple[int, int]] = []
+    again = fit(checkerboard(SIZE), PARAMS, lambda done, total: reports.append((done, total)))
+    assert reports == [(at, 15) for at in range(1, 16)]
+    assert np.array_equal(again.user_factors, factors.user_factors)
+    assert np.array_equal(again.item_factors, factors.item_factors)
     other = fit(checkerboard(SIZE), ALSParams(factors=3, regularization=0.1, alpha=1.0, seed=24))
-    assert not np.array_equal(other.item_factors, learnt.item_factors)
+    assert not np.array_equal(other.item_factors, factors.item_factors)
 
 
-def test_the_factors_of_users_are_those_that_folding_in_gives(learnt: Factors) -> None:
+def test_the_factors_of_users_are_those_that_folding_in_gives(factors: Factors) -> None:
     with threadpool_limits(1, "blas"):
         model = AlternatingLeastSquares(factors=3, regularization=0.1, alpha=1.0)
-        model.item_factors = learnt.item_factors
+        model.item_factors = factors.item_factors
         folded = model.recalculate_user(0, checkerboard(SIZE)[0])
-    assert np.allclose(folded, learnt.user_factors[0], atol=1e-6)
+    assert np.allclose(folded, factors.user_factors[0], atol=1e-6)
 
 
 def test_a_fit_warns_of_nothing() -> None:
@@ -143,7 +143,7 @@ def test_parameters_that_make_no_sense_are_refused_by_name(name: str, value: flo
         ALSParams(**{name: value})  # type: ignore[arg-type]  # the wrong value is the point
 
 
-def test_what_cannot_be_learnt_from_is_refused() -> None:
+def test_a_matrix_that_cannot_be_factorized_is_refused() -> None:
     board = checkerboard(SIZE)
     with pytest.raises(TypeError, match="csr_matrix"):
         fit(board.tocsc(), PARAMS)
@@ -164,8 +164,8 @@ def test_factors_that_are_not_finite_are_an_error_with_advice() -> None:
             fit(board, ALSParams(factors=3, alpha=alpha))
 
 
-def test_a_list_of_no_items_is_refused(learnt: Factors) -> None:
+def test_a_list_of_no_items_is_refused(factors: Factors) -> None:
     with pytest.raises(SettingError, match="length of a list is 0"):
-        recommend(learnt, checkerboard(SIZE), everyone(), 0)
+        recommend(factors, checkerboard(SIZE), everyone(), 0)
     with pytest.raises(ValueError, match="other users or items"):
-        recommend(learnt, checkerboard(SIZE)[:3], everyone(), 3)
+        recommend(factors, checkerboard(SIZE)[:3], everyone(), 3)

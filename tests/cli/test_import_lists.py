@@ -1,25 +1,30 @@
-"""Importing, copying and comparing by hand: each verb end to end, and each mistake with its sentence and exit code."""
+"""Import, copy and diff: each verb end to end, and each mistake with its sentence and exit code."""
 
 import asyncio
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
 
-from stores.catalogue import State
+from stores.catalogue import DraftRef, State
 from stores.errors import StoreUnavailable
 from stores.lifecycle import publish
 from stores.lmdb_store import LmdbStore
 from stores.store import Plan, Row
 from tests.support.command import failed, hotplate
 from tests.support.service import a_list, publish_lists
+from tests.support.soak import SEED, scaled
 
 
 def lines(*rows: str) -> str:
@@ -35,10 +40,10 @@ def lists(tmp_path: Path) -> Path:
 
 def test_from_lists_to_an_answer_and_on_to_another_store(lists: Path, tmp_path: Path) -> None:
     first, second = (f"file://{tmp_path}/{name}" for name in ("first", "second"))
-    said = hotplate("import", lists, "--store", first, TMPDIR=str(tmp_path)).stdout
-    assert "read 5 rows" in said
-    assert "1 left out: no user" in said
-    assert "1 left out: named twice" in said
+    printed = hotplate("import", lists, "--store", first, TMPDIR=str(tmp_path)).stdout
+    assert "read 5 rows" in printed
+    assert "1 left out: no user" in printed
+    assert "1 left out: named twice" in printed
     assert not list(tmp_path.glob("hotplate-import-*"))
     answer = json.loads(hotplate("lookup", "bo", "--json", "--store", first).stdout)
     assert [item["id"] for item in answer["items"]] == ["a", "b"]
@@ -55,9 +60,9 @@ def test_two_releases_are_compared(tmp_path: Path) -> None:
     folder = tmp_path / "store"
     first = asyncio.run(publish_lists(folder, {"user:a": a_list("1", "2"), "user:b": a_list("1")}))
     second = asyncio.run(publish_lists(folder, {"user:a": a_list("2", "3"), "user:c": a_list("1")}))
-    found = json.loads(hotplate("releases", "diff", first, second, "--json", "--store", f"file://{folder}").stdout)
-    assert (found["compared"], found["unchanged"], found["overlap_at_10"]) == (1, 0, 0.5)
-    assert [one["users_only_here"] for one in found["releases"]] == [1, 1]
+    facts = json.loads(hotplate("releases", "diff", first, second, "--json", "--store", f"file://{folder}").stdout)
+    assert (facts["compared"], facts["unchanged"], facts["overlap_at_10"]) == (1, 0, 0.5)
+    assert [one["users_only_here"] for one in facts["releases"]] == [1, 1]
     text = hotplate("releases", "diff", first, second, "--store", f"file://{folder}").stdout
     assert "overlap@10: 0.5000" in text
     failed(hotplate("releases", "diff", first, "nothing", "--store", f"file://{folder}"), "is not in this store")
@@ -65,12 +70,12 @@ def test_two_releases_are_compared(tmp_path: Path) -> None:
 
 def test_encodings_and_a_release_that_waits(lists: Path, tmp_path: Path) -> None:
     store = f"file://{tmp_path}/store"
-    found = json.loads(hotplate("import", lists, "--store", store, "--json").stdout)
-    assert (found["release"]["encoding"], found["live"], found["rows_written_before"]) == ("json", True, 0)
-    found = json.loads(
+    facts = json.loads(hotplate("import", lists, "--store", store, "--json").stdout)
+    assert (facts["release"]["encoding"], facts["live"], facts["rows_written_before"]) == ("json", True, 0)
+    facts = json.loads(
         hotplate("import", lists, "--store", store, "--encoding", "zstd", "--no-activate", "--json").stdout
     )
-    assert (found["release"]["encoding"], found["live"]) == ("zstd", False)
+    assert (facts["release"]["encoding"], facts["live"]) == ("zstd", False)
     listed = json.loads(hotplate("releases", "list", "--json", "--store", store).stdout)["releases"]
     assert [entry["state"] for entry in listed] == ["live", "ready"]
 
@@ -110,44 +115,111 @@ def test_other_mistakes_are_one_sentence_too(lists: Path, tmp_path: Path) -> Non
     assert hotplate("releases", "verify", "--all", "--sample", "3", "--store", store).returncode == 2
 
 
-def importing(tmp_path: Path, users: int) -> "tuple[subprocess.Popen[bytes], list[str]]":
-    """Start an import and return it, with its arguments, as soon as its draft is there."""
-    pl.DataFrame({"user": [f"{n:06}" for n in range(users)], "item": "i", "score": 1.0}).write_parquet(
-        tmp_path / "lists.parquet"
-    )
-    (tmp_path / "scratch").mkdir()
-    arguments = ["import", str(tmp_path / "lists.parquet"), "--store", f"file://{tmp_path}/store", "--json"]
-    importer = subprocess.Popen(
-        [sys.executable, "-m", "hotplate", *arguments],
-        stdout=subprocess.DEVNULL,
-        env=os.environ | {"TMPDIR": str(tmp_path / "scratch")},
-    )
-    while not list(tmp_path.glob("store/releases/*.draft")):
-        assert importer.poll() is None
-        time.sleep(0.001)
-    return importer, arguments
+def many_lists(folder: Path, users: int) -> list[str]:
+    """Write lists of many users into *folder*, and return the command that imports them into a store beside."""
+    frame = pl.DataFrame({"user": [f"{n:06}" for n in range(users)], "item": "i", "score": 1.0})
+    frame.write_parquet(folder / "lists.parquet")
+    (folder / "scratch").mkdir()
+    return ["import", str(folder / "lists.parquet"), "--store", f"file://{folder}/store", "--json"]
 
 
-def test_an_import_that_is_killed_is_resumed_by_its_draft(tmp_path: Path) -> None:
-    importer, arguments = importing(tmp_path, 100_000)
-    time.sleep(0.02)
-    importer.send_signal(signal.SIGKILL)
-    importer.wait()
-    store = f"file://{tmp_path}/store"
+@contextmanager
+def at_second_put(action: Callable[[], None]) -> Iterator[None]:
+    """Do *action* when a file's second batch of rows is about to be written."""
+    put, calls = LmdbStore.put, count(1)
+
+    async def act_or_put(self: LmdbStore, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
+        if next(calls) == 2:
+            action()
+            await asyncio.sleep(0)  # where a signal's handler takes effect
+        await put(self, draft, rows, part)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("offline.list_import._BATCH", 100)
+        patch.setattr(LmdbStore, "put", act_or_put)
+        yield
+
+
+def check_resume(folder: Path, arguments: list[str], users: int) -> None:
+    """Hold that the only release is a draft, and that the same import with --resume makes it whole and live."""
+    store = f"file://{folder}/store"
     (entry,) = json.loads(hotplate("releases", "list", "--json", "--store", store).stdout)["releases"]
     assert entry["state"] == State.DRAFT
     done = json.loads(hotplate(*arguments, "--resume", entry["id"]).stdout)
     assert done["release"]["release"] == entry["id"]
-    assert done["release"]["counts"] == {"popular": 1, "user": 100_000}
+    assert done["release"]["counts"] == {"popular": 1, "user": users}
     assert hotplate("releases", "verify", "--store", store).returncode == 0
 
 
-def test_an_import_that_is_told_to_stop_leaves_nothing_behind(tmp_path: Path) -> None:
-    importer, _ = importing(tmp_path, 100_000)
-    importer.send_signal(signal.SIGTERM)
-    assert importer.wait(20) == 128 + signal.SIGTERM
+def test_an_import_whose_store_went_away_is_resumed_by_its_draft(tmp_path: Path) -> None:
+    arguments = many_lists(tmp_path, 1_000)
+
+    def fail() -> None:
+        raise StoreUnavailable("the disk went away")
+
+    with at_second_put(fail):
+        failed(hotplate(*arguments), "The disk went away", "--resume 2")
+    check_resume(tmp_path, arguments, 1_000)
+
+
+@pytest.mark.soak
+def test_imports_that_are_killed_are_resumed_by_their_drafts(tmp_path: Path) -> None:
+    draw = random.Random(SEED)
+    for round_ in range(scaled(5)):
+        folder = tmp_path / str(round_)
+        folder.mkdir()
+        arguments = many_lists(folder, 100_000)
+        with started(folder, arguments) as importer:
+            time.sleep(draw.uniform(0, 0.2))
+            importer.kill()
+            importer.wait()
+        states = [entry["state"] for entry in releases_of(folder)]
+        if states == [State.DRAFT]:  # it may have been quicker
+            check_resume(folder, arguments, 100_000)
+        else:
+            assert states == [State.LIVE]
+
+
+def test_an_import_that_is_terminated_leaves_nothing_behind(tmp_path: Path) -> None:
+    arguments = many_lists(tmp_path, 1_000)
+    with at_second_put(lambda: os.kill(os.getpid(), signal.SIGTERM)):
+        done = hotplate(*arguments, TMPDIR=str(tmp_path / "scratch"))
+    assert (done.returncode, done.stderr) == (128 + signal.SIGTERM, "")
     assert list((tmp_path / "scratch").iterdir()) == []
     assert list((tmp_path / "store" / "releases").iterdir()) == []
+    assert releases_of(tmp_path) == []
+
+
+@pytest.mark.soak
+def test_imports_that_are_terminated_leave_nothing_behind(tmp_path: Path) -> None:
+    draw = random.Random(SEED)
+    for round_ in range(scaled(5)):
+        folder = tmp_path / str(round_)
+        folder.mkdir()
+        with started(folder, many_lists(folder, 100_000)) as importer:
+            time.sleep(draw.uniform(0, 0.05))
+            importer.terminate()
+            assert importer.wait(20) in (0, 128 + signal.SIGTERM)
+        assert list((folder / "scratch").iterdir()) == []
+        assert all(entry["state"] == State.LIVE for entry in releases_of(folder))
+
+
+@contextmanager
+def started(folder: Path, arguments: list[str]) -> "Iterator[subprocess.Popen[bytes]]":
+    """Run an import in a process of its own; the block begins as soon as its draft is there."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "hotplate", *arguments],
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {"TMPDIR": str(folder / "scratch")},
+    ) as importer:
+        while not list(folder.glob("store/releases/*")):
+            assert importer.poll() is None
+            time.sleep(0.001)
+        yield importer
+
+
+def releases_of(folder: Path) -> Any:  # noqa: ANN401 -- JSON
+    return json.loads(hotplate("releases", "list", "--json", "--store", f"file://{folder}/store").stdout)["releases"]
 
 
 async def leave_a_draft(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""Filters and event weights: what is written is what is asked, and nonsense is refused by name."""
+"""Filters and event weights: a filter keeps exactly the rows that meet it, and nonsense is refused by name."""
 
 import polars as pl
 import pytest

@@ -24,6 +24,7 @@ from stores.memory import MemoryStore
 from stores.store import Row
 from stores.verification import verify
 from tests.support.interactions import checkerboard_model
+from tests.support.soak import SEED, scaled
 
 ids = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=4).filter(lambda text: text.strip())
 scored_rows = st.lists(st.tuples(ids, ids, st.floats(allow_nan=False, allow_infinity=False)), min_size=1, max_size=60)
@@ -54,11 +55,7 @@ def expected(rows: list[tuple[str, str, float]], length: int) -> dict[str, list[
     return {"popular:": [(item, float(count)) for item, count in popular], **lists}
 
 
-@settings(max_examples=40, deadline=None)
-@given(scored_rows, st.integers(1, 5), st.integers(1, 20))
-def test_rows_in_any_order_become_the_expected_lists(
-    rows: list[tuple[str, str, float]], length: int, partition_rows: int
-) -> None:
+def check_import(rows: list[tuple[str, str, float]], length: int, partition_rows: int) -> None:
     with tempfile.TemporaryDirectory() as scratch, pytest.MonkeyPatch.context() as patch:
         patch.setattr(external_sort, "PARTITION_ROWS", partition_rows)
         folder = Path(scratch)
@@ -67,6 +64,23 @@ def test_rows_in_any_order_become_the_expected_lists(
         made = imported(folder, folder / "lists.parquet", length=length)
         assert rows_of(made) == expected(rows, length)
         assert made.plan().rows == len(expected(rows, length))
+
+
+@settings(max_examples=25, deadline=None)
+@given(scored_rows, st.integers(1, 5), st.integers(1, 20))
+def test_rows_in_any_order_become_the_expected_lists(
+    rows: list[tuple[str, str, float]], length: int, partition_rows: int
+) -> None:
+    check_import(rows, length, partition_rows)
+
+
+@pytest.mark.soak
+@settings(max_examples=scaled(400), deadline=None)
+@given(scored_rows, st.integers(1, 5), st.integers(1, 20))
+def test_hundreds_of_files_of_rows_become_the_expected_lists(
+    rows: list[tuple[str, str, float]], length: int, partition_rows: int
+) -> None:
+    check_import(rows, length, partition_rows)
 
 
 @pytest.mark.parametrize("name", ["lists.csv", "lists.csv.gz", "lists.tsv", "lists.parquet"])
@@ -88,20 +102,17 @@ def test_every_kind_of_file_says_the_same(tmp_path: Path, name: str) -> None:
     assert rows_of(imported(tmp_path, path)) == expected(list(frame.iter_rows()), 20)
 
 
-async def test_a_hundred_thousand_rows_over_many_pieces_are_published_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(external_sort, "PARTITION_ROWS", 7_000)
-    draw = np.random.default_rng(5)
+async def check_publication(folder: Path, count: int, seed: int) -> None:
+    draw = np.random.default_rng(seed)
     frame = pl.DataFrame(
         {
-            "user": draw.integers(0, 9_000, 100_000),
-            "item": draw.integers(0, 500, 100_000),
-            "score": draw.random(100_000).round(4).astype(np.float32),
+            "user": draw.integers(0, count // 11, count),
+            "item": draw.integers(0, 500, count),
+            "score": draw.random(count).round(4).astype(np.float32),
         }
     )
-    frame.write_parquet(tmp_path / "lists.parquet")
-    made = imported(tmp_path, tmp_path / "lists.parquet", length=8)
+    frame.write_parquet(folder / "lists.parquet")
+    made = imported(folder, folder / "lists.parquet", length=8)
     store, reports = MemoryStore(), list[tuple[int, int]]()
     result = await publish(made, store, encoding="zstd", on_progress=lambda done, total: reports.append((done, total)))
     manifest = await verify(store, (await store.catalogue()).find(result.manifest.release).ref)
@@ -109,10 +120,23 @@ async def test_a_hundred_thousand_rows_over_many_pieces_are_published_whole(
     assert manifest.counts == {"meta": 1, "popular": 1, "user": len(wanted) - 1}
     assert rows_of(made) == wanted
     assert reports[-1] == (len(wanted), len(wanted))
-    assert manifest.about["rows"] == 100_000
+    assert manifest.about["rows"] == count
 
 
-def test_the_room_that_is_asked_for_is_what_the_lists_take(tmp_path: Path) -> None:
+async def test_rows_over_many_partitions_are_published_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(external_sort, "PARTITION_ROWS", 2_000)
+    await check_publication(tmp_path, 20_000, seed=5)
+
+
+@pytest.mark.soak
+async def test_a_million_rows_over_many_partitions_are_published_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(external_sort, "PARTITION_ROWS", 70_000)
+    await check_publication(tmp_path, scaled(1_000_000, least=100_000), SEED)
+
+
+def test_the_planned_bytes_are_what_the_lists_take(tmp_path: Path) -> None:
     rows = [(f"user{n % 500}", f"item{n % 97}", n / 7) for n in range(5_000)]
     pl.DataFrame(rows, schema=["user", "item", "score"], orient="row").write_csv(tmp_path / "lists.csv")
     made = imported(tmp_path, tmp_path / "lists.csv")
@@ -188,7 +212,7 @@ def test_a_bad_score_in_parquet_and_a_length_that_makes_no_sense_are_sentences(t
         ImportSettings(tmp_path, length=0)
 
 
-def test_a_temporary_disk_that_is_too_small_is_said_before_anything_is_sorted(
+def test_a_temporary_disk_that_is_too_small_is_reported_before_anything_is_sorted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "lists.csv").write_text("user,item,score\na,b,1\n")
