@@ -4,13 +4,13 @@ import asyncio
 import logging
 from dataclasses import dataclass
 
-from stores.backoff import Backoff
 from stores.catalogue import Catalogue, ReleaseId, ReleaseRef, follows
 from stores.compression import Decode, load_decode
 from stores.errors import ReleaseCorrupt, StoreError
 from stores.keys import META, OVERALL, POPULAR
 from stores.manifest import MAX_POPULAR_BYTES, Manifest
 from stores.store import Advised, Reader
+from stores.throttle import Backoff
 from stores.verification import load_manifest, read_present
 
 log = logging.getLogger(__name__)
