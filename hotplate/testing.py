@@ -26,6 +26,8 @@ from stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef
 from stores.errors import ReleaseConflict, ReleaseNotFound, StoreError
 from stores.store import LocalReader, Plan, Row, Store
 
+__all__ = ("OpenStore", "StoreContract")
+
 # Opens another handle on one and the same store, as another process would.
 OpenStore = Callable[[], Store]
 
