@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from bench.report.markup import escaped, section
+from bench.report.text import escaped, section
 
 LEAD = (
     "The same release, users and schedule for each store. Means of rounds; in brackets the 95 % interval, where there "

@@ -1,28 +1,31 @@
-"""The traffic of one run: hands each due request to a free connection, and hears what becomes of it."""
+"""The traffic of one run: hands each due request to a free connection and records what becomes of it."""
 
 import asyncio
 import contextlib
+import gc
 import random
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 
-from bench.loadgen import pace
+import uvloop
+
+from bench.loadgen.load import Load
 from bench.loadgen.recorder import Progress, Recorder
 from bench.loadgen.result import Result, Spent
-from bench.loadgen.traffic import Load
-from bench.process import collector_off, spent_s
+from bench.loadgen.schedule import LOOP_TICK_S, Pacer, sleep_until_due, spin_until_due
 from stores.http1 import Connection, Kind
 
 SWEEP_S = 0.02  # how often requests are looked through for those out of time
 
 Sent = tuple[float, bytes]
 """When a request was due, by the generator's clock, and its bytes."""
-Wire = Connection[Sent]
+LoadConnection = Connection[Sent]
 Clock = Callable[[], float]
 Begin = Callable[[], Awaitable[float]]
 """Awaited once the connections are open; returns when the run begins, by the generator's clock."""
-Connect = Callable[[Callable[[], Wire]], Awaitable[object]]
+Connect = Callable[[Callable[[], LoadConnection]], Awaitable[object]]
 """Opens one connection for the protocol that it is given a maker of. Raises OSError."""
 
 
@@ -38,19 +41,19 @@ class Generator:
         load: Load,
         *,
         clock: Clock = time.monotonic,
-        keep_pace: pace.Pace | None = None,
+        keep_pace: Pacer | None = None,
         connect: Connect | None = None,
     ) -> None:
         self._load = load
         self._clock = clock
-        self._keep_pace = keep_pace or (pace.spin if load.spin else pace.sleep)
+        self._keep_pace = keep_pace or (spin_until_due if load.spin else sleep_until_due)
         self._open_one = connect or self._connect_by_tcp
         self._requests = load.asked.rendered(load.url.partition("://")[2].rstrip("/"), load.headers)
         self._plan = load.plan
         self._dues = iter(()) if self._plan is None else self._plan.dues()
         self._next_s: float | None = next(self._dues, None)
-        self._open: set[Wire] = set()
-        self._idle: deque[Wire] = deque()
+        self._open: set[LoadConnection] = set()
+        self._idle: deque[LoadConnection] = deque()
         self._waiting: deque[float] = deque()
         self._opening: set[asyncio.Task[None]] = set()
         self._stopped = asyncio.Event()
@@ -103,7 +106,7 @@ class Generator:
         else:
             await self._keep_pace(self._offer_due)
         while self._unfinished():  # noqa: ASYNC110 -- an event would have to be looked after on every answer
-            await asyncio.sleep(pace.LOOP_TICK_S)
+            await asyncio.sleep(LOOP_TICK_S)
 
     async def _finish(self, sweep: asyncio.Task[None]) -> None:
         self._end_s = 0.0  # nothing is sent again,
@@ -139,7 +142,7 @@ class Generator:
         else:
             self._book.dropped += 1
 
-    def _send(self, connection: Wire, due_s: float) -> None:
+    def _send(self, connection: LoadConnection, due_s: float) -> None:
         self._book.sent += 1
         request = next(self._requests)
         connection.send(request, (due_s, request))
@@ -186,10 +189,10 @@ class Generator:
                 self._waiting.popleft()
                 self._failed("connect")
 
-    async def _connect_by_tcp(self, make: Callable[[], Wire]) -> None:
+    async def _connect_by_tcp(self, make: Callable[[], LoadConnection]) -> None:
         await asyncio.get_running_loop().create_connection(make, self._load.host, self._load.port, ssl=self._tls)
 
-    def ready(self, connection: Wire) -> None:
+    def ready(self, connection: LoadConnection) -> None:
         """See `stores.http1.Owner`."""
         if connection not in self._open:
             self._open.add(connection)
@@ -199,7 +202,7 @@ class Generator:
         else:
             self._idle.append(connection)
 
-    def answered(self, connection: Wire, tag: Sent) -> None:
+    def answered(self, connection: LoadConnection, tag: Sent) -> None:
         """See `stores.http1.Owner`."""
         due_s, request = tag
         latency_s = self._clock() - due_s
@@ -227,7 +230,7 @@ class Generator:
         self._book.errors[kind] += 1
         self._again()
 
-    def gone(self, connection: Wire, *, unasked: bool) -> None:
+    def gone(self, connection: LoadConnection, *, unasked: bool) -> None:
         """See `stores.http1.Owner`."""
         self._open.discard(connection)
         if connection in self._idle:
@@ -278,3 +281,37 @@ class Generator:
             seconds=book.seconds(),
             lags_s=book.lags_s,
         )
+
+
+SCHEDSTAT = Path("/proc/self/schedstat")  # ns on a core, ns waited for one, by the thread that runs the loop
+
+
+def spent_s() -> tuple[float, float]:
+    """Tell the CPU time of this process so far, and how long its main thread waited for a core (0 where unknown)."""
+    waited_s = int(SCHEDSTAT.read_text().split()[1]) / 1e9 if SCHEDSTAT.exists() else 0.0
+    return time.process_time(), waited_s
+
+
+@contextlib.contextmanager
+def collector_off() -> Iterator[None]:
+    """Keep the garbage collector from adding its pauses to the latencies."""
+    was_on = gc.isenabled()
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        if was_on:
+            gc.enable()
+
+
+async def drive(load: Load) -> Result:
+    """Run *load* from the event loop at hand, which should have little else to do."""
+    return await Generator(load).run()
+
+
+def run(load: Load) -> Result:
+    """Run *load* on an event loop of its own; blocks until it is over."""
+    return uvloop.run(drive(load))

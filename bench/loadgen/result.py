@@ -125,7 +125,7 @@ class Result:
         return None if self.asked_rate is None else spread(Histogram.of(self.lags_s))
 
     @property
-    def doubts(self) -> list[str]:
+    def invalid_reasons(self) -> list[str]:
         """Why this run does not measure what it was asked to measure; empty for a valid run."""
         busy = max((spent.cpu_s / spent.wall_s for spent in self.spent if spent.wall_s), default=0.0)
         if self.asked_rate is None:
@@ -146,7 +146,7 @@ class Result:
     @property
     def valid(self) -> bool:
         """Whether the run measured what it was asked to measure; says nothing about how the server did."""
-        return not self.doubts
+        return not self.invalid_reasons
 
     def to_json(self) -> dict[str, Any]:
         """Give all of it but single times as plain values; the times as HDR histograms."""
@@ -167,7 +167,7 @@ class Result:
             "latency_us": latency and asdict(latency),
             "lag_us": lag and asdict(lag),
             "valid": self.valid,
-            "doubts": self.doubts,
+            "invalid_reasons": self.invalid_reasons,
             "histogram": latencies.encoded,
             "lag_histogram": lags.encoded,
             "seconds": [_line(second) for second in self.seconds],
@@ -186,7 +186,7 @@ class Result:
             f"generator {self.cpu_us_per_request:.1f} µs CPU/request{', spinning' if self.spin else ''}",
         ]
         lines += [f"{name}: {_counts(values)}" for name, values in self.seen.items()]
-        return "\n".join(lines + [f"INVALID: {doubt}" for doubt in self.doubts])
+        return "\n".join(lines + [f"INVALID: {doubt}" for doubt in self.invalid_reasons])
 
 
 def merged(results: Sequence[Result]) -> Result:

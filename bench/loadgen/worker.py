@@ -1,8 +1,4 @@
-"""One generating process: makes the runs that it is told to make, one after the other, and sends back the results.
-
-It is started by `bench.loadgen.crew` with the number of an open socket. A process of its own keeps whoever watches, draws and
-sums up away from the event loop whose delays would be counted as latencies.
-"""
+"""One generating process: makes the runs that it receives, one after the other, and sends back the results."""
 
 import asyncio
 import contextlib
@@ -16,8 +12,8 @@ from multiprocessing.connection import Connection
 import uvloop
 
 from bench.loadgen.generator import Generator
+from bench.loadgen.load import Load
 from bench.loadgen.result import Result
-from bench.loadgen.traffic import Load
 
 TELL_S = 0.5
 

@@ -1,7 +1,7 @@
 """Why there are no figures of Redis where no server is installed."""
 
 from bench.micro.rounds import Outcome, Unmeasured
-from bench.redis_server import MISSING, installed
+from bench.process import MISSING, installed
 
 
 def missing(subject: str) -> list[Outcome]:

@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from bench.comparison_lines import Line
 from bench.loadgen.histogram import Histogram
 from bench.reference.published import MACHINES, MEDIAN_MS, RATE, RU, THINK_S, USERS, Needs
 from bench.reference.runs import Run, Shown
-from bench.report import units
+from bench.report.text import format_us
+from bench.stores.report import Line
 from stores.cosmos.throughput import Throughput
 
 NOTE = "* marks a percentile of few samples, ** one that the generator's own lag, above 1 ms at p99, is part of."
@@ -98,7 +98,7 @@ def _of(run: Run | None, told: Callable[[Run], str]) -> str:
 def _latency(percent: float, which: str, one: Shown) -> str:
     def told(run: Run) -> str:
         histogram = Histogram.of(run.result.latencies_s)
-        return units.told(histogram.percentiles_us((percent,))[0]) + ("" if histogram.backed(percent) else " *")
+        return format_us(histogram.percentiles_us((percent,))[0]) + ("" if histogram.backed(percent) else " *")
 
     return _of(one.closed if which == "closed" else one.steady, told)
 
@@ -125,7 +125,7 @@ def _p99_at_best(one: Shown) -> str:
     if one.best is None:
         return NONE
     late = "" if one.best.run.result.valid else " **"
-    return units.told(Histogram.of(one.best.run.result.latencies_s).percentiles_us((99,))[0]) + late
+    return format_us(Histogram.of(one.best.run.result.latencies_s).percentiles_us((99,))[0]) + late
 
 
 def _cpu_at_best(one: Shown) -> str:

@@ -11,8 +11,8 @@ from bench.comparison_page import grouped
 from bench.reference.lines import NOTE
 from bench.reference.published import RATE
 from bench.report import plots
-from bench.report.markup import escaped, section
 from bench.report.plots import FAINT, HIGH, LINES, STYLE, WIDE, count_scale, legend, svg
+from bench.report.text import escaped, section
 
 LEAD = f"What was published beside what each store did here, on one machine. {NOTE}"
 CLIMB = (
@@ -43,10 +43,10 @@ def climb(knees: Sequence[Mapping[str, Any]]) -> str:
         figure = Figure(figsize=(WIDE, HIGH))
         axes = figure.subplots()
         for each, colour in zip(knees, LINES * len(knees), strict=False):
-            points = sorted((one["at"], one["own_rate"]) for one in each["points"] if not one["doubts"])
+            points = sorted((one["at"], one["own_rate"]) for one in each["points"] if not one["invalid_reasons"])
             name = f"{each['name']} ({each['emulated']})" if each["emulated"] else each["name"]
             axes.plot([at for at, _ in points], [rate for _, rate in points], color=colour, marker="o", label=name)
-        most = max((one["at"] for each in knees for one in each["points"] if not one["doubts"]), default=RATE)
+        most = max((one["at"] for each in knees for one in each["points"] if not one["invalid_reasons"]), default=RATE)
         axes.plot([0, most], [0, most], color=FAINT, linewidth=0.8)
         axes.axvline(RATE, color=FAINT, linewidth=1, linestyle=(0, (2, 2)), label=f"{RATE:g}/s, the published load")
         count_scale(axes)

@@ -7,18 +7,17 @@ from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from bench.backing import emulator
-from bench.contestants import Field, contestants, own_stores
 from bench.errors import BenchMisused
-from bench.http import Watch
-from bench.launch import free_port, on_core, serving
-from bench.loadgen import objective
-from bench.loadgen.crew import Crew
+from bench.loadgen.capacity import parse_objective
+from bench.loadgen.workers import WorkerPool
+from bench.process import free_port, on_core, serving
+from bench.progress import ProgressDisplay
 from bench.reference.lines import COLUMN, Sheet, lines
 from bench.reference.published import DATE, RU, SOURCE, THINK_S, USERS, needs
 from bench.reference.runs import Runs, Shown
-from bench.report import units
 from bench.report.report import Report, series
+from bench.report.text import parse_seconds
+from bench.stores.setup import Field, contestants, emulator, own_stores
 from stores.cosmos.charges import KB, load
 from stores.cosmos.throughput import Throughput
 from stores.cosmos.url import parse
@@ -74,24 +73,24 @@ class Reproduced:
     report: Report
 
     @property
-    def believable(self) -> bool:
+    def valid(self) -> bool:
         """Whether it came to its end with valid runs."""
-        return not (self.report.interrupted or self.report.doubts or self.report.extra["doubts"])
+        return not (self.report.interrupted or self.report.invalid_reasons or self.report.extra["invalid_reasons"])
 
 
-def reproduce(asked: Asked, watch: Watch) -> Reproduced:
+def reproduce(asked: Asked, watch: ProgressDisplay) -> Reproduced:
     """Make all runs against all stores. Raises BenchMisused, BenchFailed and StoreError."""
-    duration_s, judged = units.seconds(asked.duration), objective.parse(asked.slo)
+    duration_s, judged = parse_seconds(asked.duration), parse_objective(asked.slo)
     if duration_s <= 0 or asked.users < 1:
         raise BenchMisused("--duration must be above zero, --users 1 or more")
     if len(set(asked.urls)) < len(asked.urls):
         raise BenchMisused("the same store is given twice")
     with ExitStack() as stack:
         urls = list(asked.urls) or stack.enter_context(three_stores())
-        watch.stage("bringing the release into the stores", 1.0)
+        watch.start("bringing the release into the stores", 1.0)
         field = stack.enter_context(contestants(urls, asked.users, asked.encoding, made=not asked.urls))
         with on_core(1):
-            crew = stack.enter_context(Crew())
+            crew = stack.enter_context(WorkerPool())
         runs = Runs(crew, watch, field.users, duration_s, judged)
         shown, interrupted = list[Shown](), False
         try:
@@ -140,7 +139,9 @@ def report(asked: Asked, field: Field, shown: Sequence[Shown], judged: str, *, i
         interrupted=interrupted,
         extra={
             "subject": "the reference architecture's load test",
-            "doubts": [f"{one.contestant.name}: nothing was inside the objective" for one in shown if one.best is None],
+            "invalid_reasons": [
+                f"{one.contestant.name}: nothing was inside the objective" for one in shown if one.best is None
+            ],
             "method": [*([OWN] if field.made else []), *([EMULATED] if emulated else []), *method],
             "reference": {
                 "stores": [COLUMN, *(one.contestant.name for one in shown)],

@@ -6,18 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from bench.capacity import TRIES, disturbances, search
-from bench.contestants import Contestant
-from bench.http import Watch
-from bench.loadgen.crew import Crew
+from bench.loadgen.capacity import PERCENTS, TRIES, Objective, disturbances, search
 from bench.loadgen.histogram import Histogram
 from bench.loadgen.keys import Keys, Uniform
-from bench.loadgen.objective import PERCENTS, Objective
-from bench.loadgen.requests import Gets
+from bench.loadgen.load import Gets, Load
 from bench.loadgen.result import LAG_BOUND_US, Result
 from bench.loadgen.schedule import constant
-from bench.loadgen.traffic import Load
+from bench.loadgen.workers import WorkerPool
+from bench.progress import ProgressDisplay
 from bench.reference.published import RATE, THINK_S, USERS
+from bench.stores.setup import Contestant
 
 PATH = "/v1/recommendations/{key}"
 THINK_SPREAD = 0.5
@@ -78,7 +76,7 @@ class Reach:
 
     rate: float
     run: Run
-    doubts: tuple[str, ...]
+    invalid_reasons: tuple[str, ...]
     """Why the run says nothing of the service."""
 
     broken: tuple[str, ...]
@@ -91,12 +89,12 @@ class Reach:
     @property
     def inside(self) -> bool:
         """Whether it is valid and inside the objective."""
-        return not self.doubts and not self.broken and not self.stopped
+        return not self.invalid_reasons and not self.broken and not self.stopped
 
     @property
     def unclear(self) -> bool:
         """Whether the generator was disturbed in a run that broke nothing."""
-        return bool(self.doubts) and not self.broken
+        return bool(self.invalid_reasons) and not self.broken
 
     @property
     def own_rate(self) -> float:
@@ -116,7 +114,7 @@ class Reach:
             "ru_s": self.run.ru_s,
             "service_share": self.run.service_share,
             "server_share": self.run.server_share,
-            "doubts": list(self.doubts),
+            "invalid_reasons": list(self.invalid_reasons),
             "broken": list(self.broken),
         }
 
@@ -148,7 +146,7 @@ class Shown:
         ended = self.first_outside
         if ended is None or ended.stopped:
             return "it was stopped"
-        if any(doubt.startswith(NOBODYS) for doubt in ended.doubts):
+        if any(doubt.startswith(NOBODYS) for doubt in ended.invalid_reasons):
             return NOBODYS
         return "the load generator" if ended.unclear else limit_of(ended.run)
 
@@ -158,7 +156,7 @@ class Shown:
         ended = self.first_outside
         if ended is None or ended.stopped:
             return f"{self.contestant.name}: it was stopped"
-        run, said = ended.run, ended.doubts if ended.unclear else ended.broken
+        run, said = ended.run, ended.invalid_reasons if ended.unclear else ended.broken
         if self.contestant.emulated:
             said = tuple("its latency" if _tells_a_time(each) else each for each in said)
         server = "" if run.server_share is None else f", the store's server {run.server_share:.0%}"
@@ -186,7 +184,9 @@ def limit_of(run: Run) -> str:
 class Runs:
     """Makes the runs; lives as long as the measurement."""
 
-    def __init__(self, crew: Crew, watch: Watch, users: tuple[str, ...], closed_s: float, objective: Objective) -> None:
+    def __init__(
+        self, crew: WorkerPool, watch: ProgressDisplay, users: tuple[str, ...], closed_s: float, objective: Objective
+    ) -> None:
         self._crew = crew
         self._watch = watch
         self._users = users
@@ -236,15 +236,15 @@ class Runs:
 
     def _reach(self, one: Contestant, rate: float) -> Reach:
         run = self._run(f"{one.name}, {rate:,.0f} requests/s", one, self._climb(one, rate, self._trial_s))
-        doubts = tuple(disturbances(run.result, self._late_us))
+        invalid_reasons = tuple(disturbances(run.result, self._late_us))
         broken = self._objective.broken(run.result)
-        if doubts and not replace(self._objective, latency_us={}).broken(run.result):
+        if invalid_reasons and not replace(self._objective, latency_us={}).broken(run.result):
             broken = []  # a late generator spoils latencies, and nothing else
         if run.popular > POPULAR:
             broken = [*broken, f"{run.popular:.1%} got the popular list instead of their own, bound {POPULAR:.0%}"]
         if broken and limit_of(run) == NOBODYS:
-            doubts, broken = (*doubts, f"{NOBODYS}, and yet {' and '.join(broken)}"), []
-        return Reach(rate, run, doubts, tuple(broken))
+            invalid_reasons, broken = (*invalid_reasons, f"{NOBODYS}, and yet {' and '.join(broken)}"), []
+        return Reach(rate, run, invalid_reasons, tuple(broken))
 
     def _valid(self, name: str, one: Contestant, load: Load) -> Run:
         """Make a run, and another where the generator was disturbed in it; the last one counts, whatever it is."""
@@ -255,9 +255,9 @@ class Runs:
         return run
 
     def _run(self, name: str, one: Contestant, load: Load) -> Run:
-        self._watch.stage(name, load.duration_s)
+        self._watch.start(name, load.duration_s)
         before, service_s, server_s = metered(one.service.url), one.service.cpu_s(), one.behind.cpu_s()
-        result = self._crew.run(load, self._watch.tell)
+        result = self._crew.run(load, self._watch.update)
         server_after_s, service_after_s = one.behind.cpu_s(), one.service.cpu_s()
         after = metered(one.service.url)
         self.interrupted = self.interrupted or result.interrupted

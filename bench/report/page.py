@@ -1,17 +1,20 @@
-"""A report as one HTML file that asks nobody for anything: no scripts, no fonts, no requests, and it says so itself."""
+"""The files of a report: one HTML file that makes no requests, the JSON, and an HDR log; each written whole or not at all."""
 
+import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any
 
 from bench import comparison_page
-from bench.loadgen.histogram import ENOUGH
-from bench.loadgen.objective import PERCENTS
+from bench.loadgen.capacity import PERCENTS
+from bench.loadgen.histogram import ENOUGH, Histogram, log_of
+from bench.loadgen.result import Result
 from bench.reference import page as reference_page
-from bench.report import plots, units
-from bench.report.markup import escaped, section, table
+from bench.report import plots
 from bench.report.report import ERRORS, RATE, WHILE_WRITTEN, Report, Series
+from bench.report.text import escaped, format_us, section, table
 from bench.ru import page as ru_page
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -73,7 +76,7 @@ def page(report: Report) -> str:
 
 def _verdict(report: Report) -> str:
     rounds = [each for series in report.series for each in series.rounds]
-    said = [*report.doubts, *report.extra.get("doubts", [])]
+    said = [*report.invalid_reasons, *report.extra.get("invalid_reasons", [])]
     if report.interrupted:
         said.append("it was stopped before its end")
     wrong = report.extra.get("checked", {}).get("wrong", 0)
@@ -83,12 +86,12 @@ def _verdict(report: Report) -> str:
         said.append(f"no rate was inside the objective {report.extra['search']['objective']}")
     if said:
         listed = "".join(f"<li>{escaped(doubt)}</li>" for doubt in said)
-        what = "Invalid: these figures do not measure what was asked." if report.doubts else "Look out:"
+        what = "Invalid: these figures do not measure what was asked." if report.invalid_reasons else "Look out:"
         return f'<div class="verdict bad"><strong>{what}</strong><ul>{listed}</ul></div>'
     if holds := report.extra.get("holds"):
         return f'<div class="verdict"><strong>Valid.</strong> {escaped(holds)}</div>'
     lags = [each.facts["lag_us"]["p99"] for each in rounds if each.facts["lag_us"]]
-    told = f" Its lag was at most {units.told(max(lags))} at p99." if lags else ""
+    told = f" Its lag was at most {format_us(max(lags))} at p99." if lags else ""
     left_out = len(report.extra.get("comparison", {}).get("left_out", []))
     which = f"every round that counts; left out, as it did not: {left_out}" if left_out else "every round"
     return f'<div class="verdict"><strong>Valid.</strong> The generator kept its schedule in {which}.{told}</div>'
@@ -96,7 +99,7 @@ def _verdict(report: Report) -> str:
 
 def _tiles(shown: Series) -> str:
     summary = shown.summary()
-    tiles = [(units.told(summary[name]["pooled"]), name) for name in HEADLINES]
+    tiles = [(format_us(summary[name]["pooled"]), name) for name in HEADLINES]
     tiles.append((f"{summary[RATE]['mean']:,.0f}/s", "good answers"))
     errors = shown.values(ERRORS)
     tiles.append((f"{sum(errors) / len(errors):.3%}".replace("0.000%", "none"), "errors and drops"))
@@ -111,9 +114,9 @@ def _percentiles(shown: Series) -> str:
     for name in PERCENTS:
         found = summary[name]
         note = "" if found["backed"] else f"fewer than {ENOUGH} samples beyond it"
-        spread = [units.told(found["mean"]), _between(found)] if several else []
-        rows.append([name, units.told(found["pooled"]), *spread, note])
-    rows.append(["mean", units.told(pooled.mean_us), *(["", ""] if several else []), "says little about latencies"])
+        spread = [format_us(found["mean"]), _between(found)] if several else []
+        rows.append([name, format_us(found["pooled"]), *spread, note])
+    rows.append(["mean", format_us(pooled.mean_us), *(["", ""] if several else []), "says little about latencies"])
     headings = ["", "all rounds", *(["mean of rounds", "95 % interval"] if several else []), ""]
     return section(
         "Latency", table(headings, rows, numbers=range(1, len(headings) - 1)), f"{pooled.count:,} good answers."
@@ -121,7 +124,7 @@ def _percentiles(shown: Series) -> str:
 
 
 def _between(found: Mapping[str, Any]) -> str:
-    return "" if found["low"] is None else f"{units.told(found['low'])} … {units.told(found['high'])}"
+    return "" if found["low"] is None else f"{format_us(found['low'])} … {format_us(found['high'])}"
 
 
 def _knees(extra: Mapping[str, Any]) -> list[str]:
@@ -140,7 +143,7 @@ def _knees(extra: Mapping[str, Any]) -> list[str]:
             [
                 f"{each['at']:,g}",
                 f"{each['per_s']:,.0f}",
-                *(units.told(each[f"{name}_us"]) for name in ("p50", "p99")),
+                *(format_us(each[f"{name}_us"]) for name in ("p50", "p99")),
                 f"{each['popular']:.1%}",
             ]
             for each in found["points"]
@@ -168,7 +171,7 @@ def _outcomes(rounds: Sequence[Series], extra: Mapping[str, Any]) -> str:
         rows.append(["lists beside the store's", "; ".join([said, *checked["examples"]])])
     lags = [each["lag_us"] for each in facts if each["lag_us"]]
     if lags:
-        lag = [units.told(max(each[name] for each in lags)) for name in ("p50", "p99", "max")]
+        lag = [format_us(max(each[name] for each in lags)) for name in ("p50", "p99", "max")]
         rows.append(["lag of the generator, worst round", f"p50 {lag[0]}, p99 {lag[1]}, max {lag[2]}"])
     cpu = [each["cpu_us_per_request"] for each in facts]
     if cpu:
@@ -206,3 +209,32 @@ def _setting(report: Report) -> str:
 
 def _of(shown: Series, among: Sequence[Series]) -> str:
     return f": {shown.name}" if len(among) > 1 else ""
+
+
+Runs = Sequence[tuple[float, Result]]
+"""Runs, each with the epoch second of its start."""
+
+
+def keep(report: Report, runs: Runs | None, name: Path) -> None:
+    """Write *name*.json, *name*.html and, of runs of one subject, *name*.hdr, each whole or not at all."""
+    texts = {".json": json.dumps(report.to_json(), indent=1), ".html": page(report)}
+    if runs is not None:
+        texts[".hdr"] = hdr_log(runs)
+    for ending, text in texts.items():
+        write(name.with_name(name.name + ending), text)
+
+
+def hdr_log(runs: Runs) -> str:
+    """Write runs as an HDR log."""
+    return log_of(
+        (start_s + place, start_s + place + 1, Histogram.of(second.latencies_s))
+        for start_s, result in runs
+        for place, second in enumerate(result.seconds)
+    )
+
+
+def write(path: Path, text: str) -> None:
+    """Put *text* at *path*."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(text)
+    aside.replace(path)

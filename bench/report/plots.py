@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from bench.report import units
 from bench.report.report import Series
+from bench.report.text import format_us
 
 INK, FAINT, BAD = "#010101", "#020202", "#030303"
 LINES = ("#0a0001", "#0a0002", "#0a0003", "#0a0004", "#0a0005", "#0a0006")
@@ -103,10 +103,10 @@ def search(found: Mapping[str, Any]) -> str:
         figure, axes = _figure()
         points = sorted(found["points"], key=lambda each: float(each["at"]))
         for name, colour in (("p50", LINES[0]), ("p99", LINES[1])):
-            believed = [each for each in points if not each["doubts"]]
+            believed = [each for each in points if not each["invalid_reasons"]]
             axes.plot([each["at"] for each in believed], [each[f"{name}_us"] for each in believed], color=colour)
         for each in points:
-            colour = FAINT if each["doubts"] else BAD if each["broken"] else LINES[1]
+            colour = FAINT if each["invalid_reasons"] else BAD if each["broken"] else LINES[1]
             axes.plot([each["at"]], [max(each["p99_us"], 1)], marker="o", color=colour, linestyle="none")
         for label, colour, marker in (
             ("p50", LINES[0], ""), ("p99", LINES[1], "o"), ("outside", BAD, "o"), ("invalid run", FAINT, "o"),
@@ -166,7 +166,7 @@ def latency_scale(axes: Axes) -> None:
     if high / max(low, 1e-9) < 20:  # a log scale of less than a decade has no label left
         axes.set_ylim(low / 2, high * 2)
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / max(low, 1e-9) < 500 else (1,)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: units.told(y)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: format_us(y)))
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 

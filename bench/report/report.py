@@ -1,4 +1,4 @@
-"""What a measurement leaves behind: one JSON object with all it found, on which machine, and the raw histograms."""
+"""What a measurement leaves behind: one JSON object with all results, the machine and the raw histograms."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import BenchMisused
+from bench.loadgen.capacity import PERCENTS
 from bench.loadgen.histogram import Histogram
-from bench.loadgen.objective import PERCENTS
 from bench.loadgen.result import Result
 from bench.report import machine
-from bench.report.intervals import geometric, interval
+from bench.report.comparison import geometric, interval
 
 FORMAT = 1
 RATE, ERRORS = "rate", "errors"
@@ -52,10 +52,12 @@ class Series:
         return Histogram.merged(each.histogram for each in self.rounds)
 
     @property
-    def doubts(self) -> list[str]:
+    def invalid_reasons(self) -> list[str]:
         """Why its rounds may not be believed; empty where all are valid."""
         return [
-            f"round {number}: {doubt}" for number, each in enumerate(self.rounds, 1) for doubt in each.facts["doubts"]
+            f"round {number}: {doubt}"
+            for number, each in enumerate(self.rounds, 1)
+            for doubt in each.facts["invalid_reasons"]
         ]
 
     def values(self, metric: str) -> list[float]:
@@ -86,8 +88,8 @@ class Series:
         return {
             "name": self.name,
             "summary": self.summary() if self.rounds else None,
-            "valid": not self.doubts,
-            "doubts": self.doubts,
+            "valid": not self.invalid_reasons,
+            "invalid_reasons": self.invalid_reasons,
             "rounds": [each.facts for each in self.rounds],
         }
 
@@ -109,10 +111,10 @@ class Report:
     machine: Mapping[str, Any] = field(default_factory=machine.describe)
 
     @property
-    def doubts(self) -> list[str]:
+    def invalid_reasons(self) -> list[str]:
         """Why it may not be believed; empty for a valid one."""
         several = len(self.series) > 1
-        return [f"{each.name}, {doubt}" if several else doubt for each in self.series for doubt in each.doubts]
+        return [f"{each.name}, {doubt}" if several else doubt for each in self.series for doubt in each.invalid_reasons]
 
     def to_json(self) -> dict[str, Any]:
         """Give it as plain values."""
@@ -122,7 +124,7 @@ class Report:
             "machine": self.machine,
             "configuration": self.configuration,
             "interrupted": self.interrupted,
-            "valid": not self.doubts,
+            "valid": not self.invalid_reasons,
             "series": [each.to_json() for each in self.series],
             **self.extra,
         }

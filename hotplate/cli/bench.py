@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from hotplate.cli import reference, ru
+from hotplate.cli.experiment import HOW, WHAT, WHEN, bench_errors, finish, option, require_folder
 from hotplate.cli.findings import show, show_comparison, show_verdict
-from hotplate.cli.measuring import HOW, WHAT, WHEN, misuse_told, must_be_writable, option, tell
 from hotplate.cli.terminal import FAILED, Json, err, print_json
 
 app = typer.Typer(
@@ -90,13 +90,12 @@ def http(
 
     Example: hotplate bench http http://127.0.0.1:8080 --rate 2k --duration 30s --repeat 5 --store file:///var/lib/hotplate
     """
-    with misuse_told(as_json=as_json):
-        from bench.asking import Asked, question
-        from bench.http import measure
-        from bench.live import viewing
-        from bench.report.files import keep
+    with bench_errors(as_json=as_json):
+        from bench.http import Asked, measure, question
+        from bench.progress import progress_display
+        from bench.report.page import keep
 
-        must_be_writable(report)
+        require_folder(report)
         asked = question(
             Asked(
                 url=url,
@@ -128,10 +127,10 @@ def http(
                 seed=seed,
             )
         )
-        with viewing(err) as view:
-            measured = measure(asked, view)
+        with progress_display(err) as display:
+            measured = measure(asked, display)
     keep(measured.report, measured.runs, report)
-    tell(measured.report, report, lambda: show(measured), believable=measured.believable, as_json=as_json, log=True)
+    finish(measured.report, report, lambda: show(measured), valid=measured.valid, as_json=as_json, log=True)
 
 
 @app.command()
@@ -185,12 +184,12 @@ def stores(
 
     Example: hotplate bench stores file:///var/lib/hotplate redis://cache:6379/0 --rate 5k --cpu-hour 0.04
     """
-    with misuse_told(as_json=as_json):
-        from bench.comparison import Asked, compare_stores
-        from bench.live import viewing
-        from bench.report.files import keep
+    with bench_errors(as_json=as_json):
+        from bench.progress import progress_display
+        from bench.report.page import keep
+        from bench.stores.report import Asked, compare_stores
 
-        must_be_writable(report)
+        require_folder(report)
         asked = Asked(
             urls=tuple(urls or ()),
             rate=rate,
@@ -203,11 +202,11 @@ def stores(
             publish=publish,
             cpu_hour=cpu_hour,
         )
-        with viewing(err) as view:
-            compared = compare_stores(asked, view)
+        with progress_display(err) as display:
+            compared = compare_stores(asked, display)
     keep(compared.report, None, report)
     found = compared.report
-    tell(found, report, lambda: show_comparison(found), believable=compared.believable, as_json=as_json)
+    finish(found, report, lambda: show_comparison(found), valid=compared.valid, as_json=as_json)
 
 
 @app.command()
@@ -229,9 +228,9 @@ def compare(
 
     Example: hotplate bench compare before.json after.json --metric p99
     """
-    with misuse_told(as_json=as_json):
-        from bench.report.compare import compare as weigh
-        from bench.report.compare import sole_series
+    with bench_errors(as_json=as_json):
+        from bench.report.comparison import compare as weigh
+        from bench.report.comparison import sole_series
         from bench.report.report import read
 
         first, second = (sole_series(str(path), read(path)) for path in (before, after))

@@ -7,13 +7,13 @@ from hotplate.cli.terminal import out, table
 
 if TYPE_CHECKING:
     from bench.http import Measured
-    from bench.report.compare import Verdict
+    from bench.report.comparison import Verdict
     from bench.report.report import Report
 
 
 def show(measured: "Measured") -> None:
     """Print a measurement for a person."""
-    from bench.report import units
+    from bench.report.text import format_us
 
     report = measured.report
     for _, result in measured.runs:
@@ -21,7 +21,7 @@ def show(measured: "Measured") -> None:
     several = [each for each in report.series if len(each.rounds) > 1]
     for each in several:
         rows = [
-            (name, units.told(found["mean"]), f"{units.told(found['low'])} … {units.told(found['high'])}")
+            (name, format_us(found["mean"]), f"{format_us(found['low'])} … {format_us(found['high'])}")
             for name, found in each.summary().items()
             if name != "rate" and found["low"] is not None
         ]
@@ -45,10 +45,10 @@ def show(measured: "Measured") -> None:
 
 
 def _point(point: dict[str, object]) -> tuple[str, ...]:
-    from bench.report import units
+    from bench.report.text import format_us
 
-    times = (units.told(float(str(point[f"{name}_us"]))) for name in ("p50", "p99"))
-    said = "; ".join([*map(str, point["doubts"]), *map(str, point["broken"])])  # type: ignore[call-overload]  # two tuples
+    times = (format_us(float(str(point[f"{name}_us"]))) for name in ("p50", "p99"))
+    said = "; ".join([*map(str, point["invalid_reasons"]), *map(str, point["broken"])])  # type: ignore[call-overload]  # two tuples
     return (
         f"{point['at']:,.0f}",
         f"{point['per_s']:,.0f}",
@@ -72,7 +72,7 @@ def show_comparison(report: "Report") -> None:
     out.print(table(("", *compared["stores"]), [row + ("",) * (width - len(row)) for row in rows]))
     left_out = compared["left_out"]
     told = [f"{len(left_out)} rounds do not count; the first: {left_out[0]}"] if left_out else []
-    for sentence in (*compared["verdicts"], *told, *(f"INVALID: {doubt}" for doubt in report.doubts)):
+    for sentence in (*compared["verdicts"], *told, *(f"INVALID: {doubt}" for doubt in report.invalid_reasons)):
         out.print(sentence, markup=False)
     _show_checked(report.extra["checked"])
     if report.interrupted:
@@ -88,12 +88,12 @@ def _show_checked(checked: Mapping[str, Any]) -> None:
 
 def show_verdict(verdict: "Verdict") -> None:
     """Print a comparison for a person."""
-    from bench.report import units
+    from bench.report.text import format_us
 
     rows = []
     for each in verdict.changes:
         values = [
-            f"{value:,.0f}/s" if each.metric == "rate" else units.told(value) for value in (each.before, each.after)
+            f"{value:,.0f}/s" if each.metric == "rate" else format_us(value) for value in (each.before, each.after)
         ]
         told = f"{each.interval.mean:+.1%}", f"{each.interval.low:+.1%} … {each.interval.high:+.1%}"
         rows.append((each.metric, *values, *told, "decides" if each.metric == verdict.decides else ""))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hotplate.cli.measuring import HOW, WHAT, WHEN, misuse_told, must_be_writable, option, tell
+from hotplate.cli.experiment import HOW, WHAT, WHEN, bench_errors, finish, option, require_folder
 from hotplate.cli.terminal import Json, err, out, table
 
 if TYPE_CHECKING:
@@ -42,18 +42,18 @@ def reference(
 
     Example: hotplate bench reference file:///var/lib/hotplate redis://cache:6379/0
     """
-    with misuse_told(as_json=as_json):
-        from bench.live import viewing
+    with bench_errors(as_json=as_json):
+        from bench.progress import progress_display
         from bench.reference.reproduce import Asked, reproduce
-        from bench.report.files import keep
+        from bench.report.page import keep
 
-        must_be_writable(report)
+        require_folder(report)
         asked = Asked(urls=tuple(urls or ()), slo=slo, duration=duration, users=users, encoding=encoding)
-        with viewing(err) as view:
-            reproduced = reproduce(asked, view)
+        with progress_display(err) as display:
+            reproduced = reproduce(asked, display)
     keep(reproduced.report, None, report)
     found = reproduced.report
-    tell(found, report, lambda: _show(found), believable=reproduced.believable, as_json=as_json)
+    finish(found, report, lambda: _show(found), valid=reproduced.valid, as_json=as_json)
 
 
 def _show(report: "Report") -> None:
@@ -70,7 +70,7 @@ def _show(report: "Report") -> None:
     out.print(table(("", *found["stores"]), rows))
     for said in (NOTE, *found["endings"]):
         out.print(said, markup=False)
-    for doubt in report.doubts:
+    for doubt in report.invalid_reasons:
         out.print(f"INVALID: {doubt}", markup=False)
     if report.interrupted:
         out.print("stopped before its end", markup=False)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.backing import CosmosEmulator, backing
 from bench.lists import Shape
-from bench.lookups import look_up
+from bench.stores.rounds import look_up
+from bench.stores.setup import CosmosEmulator, backing
 from stores.catalogue import ReleaseId
 from stores.connect import connect
 from stores.lifecycle import publish

@@ -14,14 +14,13 @@ from typing import Any
 
 import pytest
 
+from bench.answers import check
 from bench.errors import BenchFailed
-from bench.expected import check
-from bench.live import spark, together
-from bench.loadgen.crew import Crew
 from bench.loadgen.keys import Keys, Uniform
+from bench.loadgen.load import Gets, Load
 from bench.loadgen.recorder import Progress, Sample
-from bench.loadgen.requests import Gets
-from bench.loadgen.traffic import Load
+from bench.loadgen.workers import WorkerPool
+from bench.progress import spark, together
 from stores.connect import connect
 from stores.memory import MemoryStore
 from tests.support.service import Service, a_list, publish_lists, running
@@ -159,7 +158,7 @@ def test_a_crew_makes_runs_one_after_the_other_and_tells_how_they_go(service: Se
     told = list[Progress]()
     load = Load(url=service.url, requests=Gets("/v1/recommendations/{key}", Keys(["1", "2"], Uniform())), rate=100,
                 duration_s=1.2, connections=5)  # fmt: skip
-    with Crew(2) as crew:
+    with WorkerPool(2) as crew:
         first = crew.run(load, told.extend)
         second = crew.run(load)
     assert first.ok == second.ok == 120
@@ -170,7 +169,7 @@ def test_a_crew_makes_runs_one_after_the_other_and_tells_how_they_go(service: Se
 
 
 def test_a_generator_that_is_stopped_for_a_while_declares_its_run_invalid(service: Service) -> None:
-    with Crew() as crew:
+    with WorkerPool() as crew:
         (pid,) = crew.pids
 
         def stop_for_a_while() -> None:
@@ -184,13 +183,13 @@ def test_a_generator_that_is_stopped_for_a_while_declares_its_run_invalid(servic
         result = crew.run(Load(url=service.url, paths=["/livez"], rate=200, duration_s=1.2))
         thief.join()
     assert not result.valid
-    assert "the generator was late" in result.doubts[0]
+    assert "the generator was late" in result.invalid_reasons[0]
     assert result.lag is not None
     assert result.lag.p99 > 100_000
 
 
 def test_a_generator_that_dies_is_a_failure_and_not_a_hang(service: Service) -> None:
-    with Crew() as crew:
+    with WorkerPool() as crew:
         (pid,) = crew.pids
         killer = threading.Timer(0.5, os.kill, (pid, signal.SIGKILL))
         killer.start()

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from aiohttp import web
 
-from bench.loadgen.load import Load, Result, drive
+from bench.loadgen.generator import drive
+from bench.loadgen.load import Load
+from bench.loadgen.result import Result
 
 BODY = b'{"user":"1","release":"r1","source":"personal","items":[]}'
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(BODY), BODY)
@@ -251,7 +253,7 @@ async def test_a_late_generator_declares_its_run_invalid() -> None:
         result = await drive(Load(url=url, paths=["/"], rate=100, duration_s=0.1))
     late = replace(result, lags_s=np.full(100, 0.002, np.float32))
     assert not late.valid
-    assert "late" in late.to_json()["doubts"][0]
+    assert "late" in late.to_json()["invalid_reasons"][0]
     assert "INVALID" in late.to_text()
 
 

@@ -13,7 +13,7 @@ from bench.micro.redis_lists import LIST_LENGTH
 from bench.micro.redis_publishing import Published
 from bench.micro.redis_reads import Reads, path_of
 from bench.micro.rounds import Effort, Figure, Outcome, Unmeasured
-from bench.redis_server import redis_serving
+from bench.process import redis_serving
 from stores.encoding import decode
 
 SMALL = Effort(rounds=1, users=2_000, round_s=0.1)

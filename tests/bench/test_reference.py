@@ -11,17 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from bench.backing import Unknown
-from bench.contestants import Contestant, Field
-from bench.launch import Server
-from bench.loadgen.objective import parse
+from bench.loadgen.capacity import parse_objective
+from bench.loadgen.load import Load
 from bench.loadgen.result import Result
-from bench.loadgen.traffic import Load
+from bench.process import Server
 from bench.reference.lines import COLUMN
 from bench.reference.published import RATE, THINK_S, USERS, needs
 from bench.reference.reproduce import Asked, Reproduced, provisioned, report
 from bench.reference.runs import Metered, Reach, Run, Shown
 from bench.report.page import page
+from bench.stores.setup import Contestant, Field, Unknown
 from stores.catalogue import ReleaseId
 from stores.cosmos.charges import load
 from stores.manifest import Manifest
@@ -30,7 +29,7 @@ from tests.support.cosmos_server import emulator
 from tests.support.service import a_list, publish_lists
 from tests.support.virtual import simulate
 
-OBJECTIVE = parse("p99=60ms,errors=0.1%")
+OBJECTIVE = parse_objective("p99=60ms,errors=0.1%")
 
 
 def test_two_hundred_users_send_the_published_rate_by_littles_law() -> None:
@@ -71,8 +70,8 @@ def a_run(result: Result, share: float = 0.2, throttled: float | None = None) ->
     return Run(result, share, share * 1e6 / 200, 0.1, metered)
 
 
-def reach(rate: float, run: Run, *, doubts: tuple[str, ...] = ()) -> Reach:
-    return Reach(rate, run, doubts, tuple(OBJECTIVE.broken(run.result)))
+def reach(rate: float, run: Run, *, invalid_reasons: tuple[str, ...] = ()) -> Reach:
+    return Reach(rate, run, invalid_reasons, tuple(OBJECTIVE.broken(run.result)))
 
 
 def a_store(name: str, url: str, *reached: Reach, throttled: float | None = None) -> Shown:
@@ -93,9 +92,9 @@ def test_it_is_told_what_ended_the_climb() -> None:
     assert throttled.limit == "the container's RU/s"
     assert "100 ms" not in throttled.ending  # the time of an emulator
     assert throttled.ending.endswith("9 reads refused with 429")
-    late = a_store("a", "file:///a", good, reach(400, inside, doubts=("the generator was late",)))
+    late = a_store("a", "file:///a", good, reach(400, inside, invalid_reasons=("the generator was late",)))
     assert late.limit == "the load generator"
-    nobodys = reach(400, inside, doubts=("no core was full, and yet p99 100 ms, bound 60 ms",))
+    nobodys = reach(400, inside, invalid_reasons=("no core was full, and yet p99 100 ms, bound 60 ms",))
     assert a_store("a", "file:///a", good, nobodys).limit == "no core was full"
     assert "100 ms" not in a_store("b", "cosmos+http://a:1/b", good, nobodys).ending
     assert a_store("a", "file:///a", good).limit == "it was stopped"
@@ -128,8 +127,8 @@ def test_an_emulators_latencies_are_not_shown_and_its_request_units_are() -> Non
     text = page(made.report)
     assert "Not shown: local emulator, not Azure." in text
     assert "learn.microsoft.com/azure/architecture" in text
-    assert made.believable
-    assert not a_report(a_store("file://", "file:///a", *reached), interrupted=True).believable
+    assert made.valid
+    assert not a_report(a_store("file://", "file:///a", *reached), interrupted=True).valid
 
 
 @pytest.mark.timeout(300)

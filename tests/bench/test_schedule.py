@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.asking import Asked, arrivals, question
 from bench.errors import BenchMisused
+from bench.http import Asked, arrivals, question
+from bench.loadgen.capacity import parse_objective
 from bench.loadgen.keys import Draw, HotSet, InTurn, Keys, Uniform, Zipf
-from bench.loadgen.objective import parse
-from bench.loadgen.requests import Gets, Paths, Posts
+from bench.loadgen.load import Gets, Paths, Posts
 from bench.loadgen.schedule import Arrivals, Piece, constant, ramp, steps
-from bench.report import units
+from bench.report.text import parse_seconds
 
 
 def test_a_constant_rate_is_evenly_spaced_from_the_start_on() -> None:
@@ -91,14 +91,14 @@ def test_requests_go_over_the_wire_whole() -> None:
     ("text", "us"), [("5ms", 5_000), ("2s", 2e6), ("0.25ms", 250), ("80us", 80), ("80µs", 80), ("1m", 60e6), ("3", 3e6)]
 )
 def test_times_are_read_with_their_units(text: str, us: float) -> None:
-    assert units.seconds(text) * 1e6 == pytest.approx(us)
+    assert parse_seconds(text) * 1e6 == pytest.approx(us)
 
 
 def test_an_objective_is_read() -> None:
-    found = parse("p99=5ms, p99.9=20ms,errors=1%")
+    found = parse_objective("p99=5ms, p99.9=20ms,errors=1%")
     assert found.latency_us == {"p99": 5_000, "p99.9": 20_000}
     assert found.errors == 0.01
-    assert str(parse("p50=1ms")) == "p50 ≤ 1 ms, errors ≤ 0.1 %"
+    assert str(parse_objective("p50=1ms")) == "p50 ≤ 1 ms, errors ≤ 0.1 %"
 
 
 def test_rates_are_read_as_schedules() -> None:

@@ -12,20 +12,17 @@ from pathlib import Path
 import pytest
 
 from bench import comparison_lines as table
-from bench.backing import CosmosEmulator, Folder, Unknown, backing, emulator
-from bench.comparison import Asked, report
-from bench.contest import BATCHES, Memory, Outcome, Served, Standing, Turn, Written
-from bench.contestants import Contestant, Field, names
-from bench.expected import Checked
-from bench.launch import Server
+from bench.answers import Checked
+from bench.loadgen.load import Load
 from bench.loadgen.result import Result
 from bench.loadgen.schedule import constant
-from bench.loadgen.traffic import Load
-from bench.lookups import Lookups
-from bench.redis_server import redis_serving
+from bench.process import Server, redis_serving
 from bench.report.page import page
 from bench.report.report import Report, read
-from bench.trial import Trial, trial
+from bench.stores.publication import Trial, trial
+from bench.stores.report import Asked, report
+from bench.stores.rounds import BATCHES, Lookups, Memory, Outcome, Served, Standing, Turn, Written
+from bench.stores.setup import Contestant, CosmosEmulator, Field, Folder, Unknown, backing, emulator, names
 from stores.catalogue import ReleaseId
 from stores.connect import connect
 from stores.errors import ReleaseNotFound
@@ -178,7 +175,7 @@ def test_a_redis_server_tells_what_it_spends_and_holds() -> None:
     with redis_serving() as redis:
         behind = backing(redis.url("any"))
         spent, held = behind.cpu_s(), behind.stored_bytes()
-        redis._ask("SET", "key", "x" * 1_000_000)
+        redis._execute("SET", "key", "x" * 1_000_000)
         assert spent is not None
         assert held is not None
         assert (behind.cpu_s() or 0) > spent
@@ -256,10 +253,10 @@ def test_a_round_that_is_invalid_for_one_store_counts_for_none() -> None:
     (told,) = made.extra["comparison"]["left_out"]
     assert told.startswith("round 2 is left out: redis://")
     assert [len(each.rounds) for each in made.series[:2]] == [2, 2]
-    assert not made.doubts
+    assert not made.invalid_reasons
     assert "every round that counts; left out, as it did not: 1." in page(made)
     bad = summary(standing("a", "file:///a", [good, good]), standing("b", "redis://b", [late, late]))
-    assert bad.doubts
+    assert bad.invalid_reasons
     assert bad.extra["comparison"]["left_out"] == []
 
 

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.loadgen.load import Load, Result, drive
+from bench.loadgen.generator import drive
+from bench.loadgen.load import Load
+from bench.loadgen.result import Result
 from stores.lifecycle import activate, prune, rollback
 from stores.lmdb_store import LmdbStore
 from tests.support.service import Service, a_list, publish_lists, running

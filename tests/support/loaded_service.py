@@ -9,7 +9,9 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from bench.loadgen.load import Load, Result, drive
+from bench.loadgen.generator import drive
+from bench.loadgen.load import Load
+from bench.loadgen.result import Result
 from tests.serve.test_flip import USERS, whole
 from tests.support.service import Service, serving
 

@@ -5,9 +5,9 @@ import selectors
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from bench.loadgen.generator import Generator, Wire
+from bench.loadgen.generator import Generator, LoadConnection
+from bench.loadgen.load import Load
 from bench.loadgen.result import Result
-from bench.loadgen.traffic import Load
 
 T = TypeVar("T")
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
@@ -48,7 +48,7 @@ Service = Callable[[float], float]
 class SimulatedTransport(asyncio.Transport):
     """One connection to a server that is only a formula."""
 
-    def __init__(self, loop: VirtualLoop, protocol: Wire, service: Service) -> None:
+    def __init__(self, loop: VirtualLoop, protocol: LoadConnection, service: Service) -> None:
         super().__init__()
         self.loop = loop
         self.protocol = protocol
@@ -78,7 +78,7 @@ def simulate(load: Load, service: Service, *, thief: Callable[[VirtualLoop], Non
             while (due_s := tick()) is not None:
                 await asyncio.sleep(due_s - loop.time())
 
-        async def connect(make: Callable[[], Wire]) -> None:
+        async def connect(make: Callable[[], LoadConnection]) -> None:
             protocol = make()
             protocol.connection_made(SimulatedTransport(loop, protocol, service))
 

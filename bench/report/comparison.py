@@ -1,15 +1,72 @@
-"""Two reports side by side: is the difference real, and is it for the worse?
+"""Two reports side by side: is the difference real, and is it for the worse?"""
 
-One metric decides, chosen before looking (p99 unless told): of four metrics looked at with 5 % each, one in six equal
-pairs would differ "really". The others are shown with their intervals, and decide nothing.
-"""
-
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist, mean, stdev
 from typing import Any
 
 from bench.errors import BenchMisused
-from bench.report.intervals import Interval, change
 from bench.report.report import ERRORS, METRICS, RATE, Report, Round, Series
+
+T_975 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
+    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
+    2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+"""Student's t that 2.5 % lie beyond, for 1 … 30 degrees of freedom."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean, and the bounds between which the true one lies in 95 of 100 such measurements."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def real(self) -> bool:
+        """For a difference: whether zero lies outside."""
+        return not self.low <= 0 <= self.high
+
+
+def interval(values: Sequence[float]) -> Interval | None:
+    """Give the 95 % t-interval of independent *values*; None for fewer than two."""
+    if len(values) < 2:
+        return None
+    half = quantile(len(values) - 1) * stdev(values) / math.sqrt(len(values))
+    return Interval(mean(values), mean(values) - half, mean(values) + half)
+
+
+def geometric(values: Sequence[float]) -> Interval | None:
+    """Give the geometric mean of *values* and its 95 % interval, by their logarithms, so that no bound is below zero.
+
+    None for fewer than two, or where one is zero.
+    """
+    if not all(value > 0 for value in values):
+        return None
+    found = interval([math.log(value) for value in values])
+    return found and Interval(math.exp(found.mean), math.exp(found.low), math.exp(found.high))
+
+
+def change(before: Sequence[float], after: Sequence[float]) -> Interval | None:
+    """Give the relative change from *before* to *after*, whose values are paired; None for fewer than two pairs.
+
+    0.05 is 5 % more. Values must be above zero.
+    """
+    logs = [math.log(second / first) for first, second in zip(before, after, strict=True)]
+    found = interval(logs)
+    return found and Interval(math.expm1(found.mean), math.expm1(found.low), math.expm1(found.high))
+
+
+def quantile(freedom: int) -> float:
+    """Give the t that 2.5 % lie beyond; above 30 degrees by its expansion (Abramowitz and Stegun, 26.7.5)."""
+    if freedom <= len(T_975):
+        return T_975[freedom - 1]
+    z = NormalDist().inv_cdf(0.975)
+    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+
 
 FEWEST = 3
 MORE_ERRORS = 0.001
@@ -107,8 +164,8 @@ def compare(before: Series, after: Series, decides: str = "p99") -> Verdict:
     whole = [pair for pair in zip(before.rounds, after.rounds, strict=True) if not any(map(_invalid, pair))]
     pairs = len(whole)
     if pairs < FEWEST:
-        doubts = [*before.doubts, *after.doubts]
-        because = f" ({made - pairs} were left out: {doubts[0]})" if doubts else ""
+        invalid_reasons = [*before.invalid_reasons, *after.invalid_reasons]
+        because = f" ({made - pairs} were left out: {invalid_reasons[0]})" if invalid_reasons else ""
         raise BenchMisused(f"{pairs} valid pairs of rounds{because} say nothing of chance; --repeat 7, say")
     before = Series(before.name, tuple(first for first, _ in whole))
     after = Series(after.name, tuple(second for _, second in whole))
@@ -134,7 +191,7 @@ def sole_series(name: str, report: Report) -> Series:
 
 
 def _invalid(one: Round) -> bool:
-    return bool(one.facts["doubts"])
+    return bool(one.facts["invalid_reasons"])
 
 
 def _percent(found: Interval) -> str:

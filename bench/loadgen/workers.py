@@ -1,4 +1,4 @@
-"""The generating processes of a measurement, told what to run; each takes an equal part of every run."""
+"""The generating processes of a measurement: each takes an equal part of every run."""
 
 import subprocess
 import sys
@@ -9,9 +9,9 @@ from multiprocessing.connection import Connection, wait
 from typing import Self, TypeAlias
 
 from bench.errors import BenchFailed
+from bench.loadgen.load import Load
 from bench.loadgen.recorder import Progress
 from bench.loadgen.result import Result, merged
-from bench.loadgen.traffic import Load
 from bench.loadgen.worker import Begin, Ready, Stop
 
 AHEAD_S = 0.05  # from when all are ready to the first due request
@@ -23,7 +23,7 @@ Tell = Callable[[Sequence[Progress]], None]
 Channel: TypeAlias = "Connection[object, object]"
 
 
-class Crew:
+class WorkerPool:
     """Processes that live for one measurement; a context manager, which ends them."""
 
     def __init__(self, processes: int = 1) -> None:

@@ -28,7 +28,7 @@ def option(name: str, text: str, panel: str, flag: str | None = None) -> typer.m
 
 
 @contextmanager
-def misuse_told(*, as_json: bool) -> Iterator[None]:
+def bench_errors(*, as_json: bool) -> Iterator[None]:
     """Turn what the bench refuses, or cannot do, into one sentence and an exit code."""
     from bench.errors import BenchFailed, BenchMisused
 
@@ -47,7 +47,7 @@ def misuse_told(*, as_json: bool) -> Iterator[None]:
         raise ModuleNotFoundError(str(error), name="httptools") from error  # numpy is of two extras; this one is ours
 
 
-def must_be_writable(report: Path) -> None:
+def require_folder(report: Path) -> None:
     """Refuse a report that has no folder to go to, before anything is measured."""
     from bench.errors import BenchMisused
 
@@ -55,8 +55,8 @@ def must_be_writable(report: Path) -> None:
         raise BenchMisused(f"there is no folder {report.parent} to write the report to")
 
 
-def tell(
-    report: "Report", name: Path, show: Callable[[], None], *, believable: bool, as_json: bool, log: bool = False
+def finish(
+    report: "Report", name: Path, show: Callable[[], None], *, valid: bool, as_json: bool, log: bool = False
 ) -> NoReturn:
     """Print what was measured, and where it was written to, and exit 1 where it cannot be believed.
 
@@ -68,4 +68,4 @@ def tell(
         show()
         *some, last = (f"{name}.{ending}" for ending in ("json", "html", *(("hdr",) if log else ())))
         out.print(f"written to {', '.join(some)} and {last}", markup=False)
-    raise typer.Exit(0 if believable else FAILED)
+    raise typer.Exit(0 if valid else FAILED)

@@ -12,13 +12,13 @@ from rich.text import Text
 
 from bench.loadgen.recorder import Progress
 from bench.loadgen.result import LAG_BOUND_US
-from bench.report import units
+from bench.report.text import format_us
 
 BARS = "▁▂▃▄▅▆▇█"
 KEPT = 60
 
 
-class View:
+class ProgressDisplay:
     """Draws one measurement; silent where there is no terminal. `stage` names the run, `tell` says how it goes."""
 
     def __init__(self, live: Live | None) -> None:
@@ -28,11 +28,11 @@ class View:
         self._before: Progress | None = None
         self._tail = deque[float](maxlen=KEPT)
 
-    def stage(self, name: str, duration_s: float) -> None:
+    def start(self, name: str, duration_s: float) -> None:
         """A run begins."""
         self._name, self._duration_s, self._before = name, duration_s, None
 
-    def tell(self, parts: Sequence[Progress]) -> None:
+    def update(self, parts: Sequence[Progress]) -> None:
         """Hear how the run goes; one word of each process."""
         if self._live is None:
             return
@@ -46,9 +46,9 @@ class View:
         since_s = now.elapsed_s - before.elapsed_s if before else now.elapsed_s
         rate = (now.ok - (before.ok if before else 0)) / max(since_s, 1e-9)
         grid = Table.grid(padding=(0, 2))
-        late = Text(units.told(now.lag_p99_us), style="red" if now.lag_p99_us > LAG_BOUND_US else "")
-        grid.add_row("good answers/s", f"{rate:,.0f}", "p50", units.told(now.p50_us), "in flight", f"{now.in_flight:,}")
-        grid.add_row("errors", f"{now.failed:,}", "p99", units.told(now.p99_us), "waiting", f"{now.waiting:,}")
+        late = Text(format_us(now.lag_p99_us), style="red" if now.lag_p99_us > LAG_BOUND_US else "")
+        grid.add_row("good answers/s", f"{rate:,.0f}", "p50", format_us(now.p50_us), "in flight", f"{now.in_flight:,}")
+        grid.add_row("errors", f"{now.failed:,}", "p99", format_us(now.p99_us), "waiting", f"{now.waiting:,}")
         grid.add_row("dropped", f"{now.dropped:,}", "p99 so far", spark(self._tail), "lag p99", late)
         bar = Table.grid()  # a bar alone does not end its line
         bar.add_row(ProgressBar(total=self._duration_s, completed=min(now.elapsed_s, self._duration_s), width=40))
@@ -57,13 +57,13 @@ class View:
 
 
 @contextmanager
-def viewing(console: Console) -> Iterator[View]:
+def progress_display(console: Console) -> Iterator[ProgressDisplay]:
     """Draw on *console* while the block runs, where it is a terminal; the drawing goes when the block ends."""
     if not console.is_terminal:
-        yield View(None)
+        yield ProgressDisplay(None)
         return
     with Live(console=console, transient=True, refresh_per_second=4) as live:
-        yield View(live)
+        yield ProgressDisplay(live)
 
 
 def together(parts: Sequence[Progress]) -> Progress:

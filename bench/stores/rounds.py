@@ -1,7 +1,4 @@
-"""Stores side by side: each round reads every store alone, then through its service, then while lists are written.
-
-The stores take turns within a round (A B, A B, …), so that whatever the machine does meanwhile hits all of them alike.
-"""
+"""The rounds of a comparison: every store alone, then through its service, then while lists are written."""
 
 import asyncio
 import itertools
@@ -11,20 +8,25 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from bench.contestants import Contestant, Field
-from bench.expected import Checked, check
-from bench.http import Watch
-from bench.launch import on_core, own_memory_bytes
-from bench.loadgen.crew import Crew
+import numpy as np
+import uvloop
+
+from bench.answers import Checked, check
+from bench.errors import BenchFailed
 from bench.loadgen.keys import Draw, Keys, Uniform
+from bench.loadgen.load import Gets, Load
 from bench.loadgen.recorder import Sample
-from bench.loadgen.requests import Gets
 from bench.loadgen.result import Result
-from bench.loadgen.traffic import Load
-from bench.lookups import Lookups, look_up
-from bench.trial import Trial, Trials, trials
+from bench.loadgen.workers import WorkerPool
+from bench.process import on_core, own_memory_bytes
+from bench.progress import ProgressDisplay
+from bench.stores.publication import Trial, Trials, trials
+from bench.stores.setup import Backing, Contestant, Field
+from stores.catalogue import ReleaseId
 from stores.connect import connect
+from stores.errors import StoreError, StoreThrottled
 from stores.keys import USER
+from stores.store import Store
 
 PATH = "/v1/recommendations/{key}"
 BATCHES = (1, 8, 64)
@@ -112,7 +114,7 @@ class Outcome:
 class Contest:
     """A comparison while it is made."""
 
-    def __init__(self, field: Field, extent: Extent, watch: Watch) -> None:
+    def __init__(self, field: Field, extent: Extent, watch: ProgressDisplay) -> None:
         self._field = field
         self._extent = extent
         self._watch = watch
@@ -124,7 +126,7 @@ class Contest:
         """Make all rounds, or the whole ones until Ctrl-C."""
         with ExitStack() as stack:
             with on_core(1):
-                crew = stack.enter_context(Crew())
+                crew = stack.enter_context(WorkerPool())
             writers = dict[str, Trials]()
             try:
                 if publishing:
@@ -140,14 +142,14 @@ class Contest:
     def _writer(self, stack: ExitStack, one: Contestant) -> Trials:
         return stack.enter_context(trials(one.settings, self._field.manifest.release, self._extent.trial_lists))
 
-    def _rounds(self, crew: Crew, writers: Mapping[str, Trials]) -> None:
+    def _rounds(self, crew: WorkerPool, writers: Mapping[str, Trials]) -> None:
         wanted = self._extent.rounds
         valid = made = 0
         while valid < wanted and made < wanted + self._extent.spare and not self._interrupted:
             made += 1
             valid += self._round(f"round {made}, {valid} of {wanted} valid", made, crew, writers)
 
-    def _round(self, name: str, number: int, crew: Crew, writers: Mapping[str, Trials]) -> bool:
+    def _round(self, name: str, number: int, crew: WorkerPool, writers: Mapping[str, Trials]) -> bool:
         """Make a round, and keep it unless it was interrupted; tell whether it was valid for all stores."""
         extent = self._extent
         alone = self._each(f"{name}, the store alone", lambda one: self._alone(one, number))
@@ -168,7 +170,7 @@ class Contest:
     def _each(self, stage: str, measure: Callable[[Contestant], T]) -> dict[str, T]:
         found = dict[str, T]()
         for one in self._field.contestants:
-            self._watch.stage(f"{stage}: {one.name}", self._extent.duration_s)
+            self._watch.start(f"{stage}: {one.name}", self._extent.duration_s)
             found[one.name] = measure(one)
         return found
 
@@ -186,7 +188,7 @@ class Contest:
         """Give the users of a round: the same for all stores, and others in the next one."""
         return Keys(self._field.users, self._extent.draw, seed=number)
 
-    def _serve(self, crew: Crew, one: Contestant, duration_s: float, number: int) -> Served:
+    def _serve(self, crew: WorkerPool, one: Contestant, duration_s: float, number: int) -> Served:
         extent = self._extent
         load = Load(
             url=one.service.url,
@@ -198,7 +200,7 @@ class Contest:
             sample_every=max(1, int(extent.rate * duration_s / COMPARED)) | 1,
         )
         started_at, service_s, server_s = time.time(), one.service.cpu_s(), one.behind.cpu_s()
-        result = crew.run(load, self._watch.tell)
+        result = crew.run(load, self._watch.update)
         server_after_s, service_after_s = one.behind.cpu_s(), one.service.cpu_s()
         self._samples[one.name] += result.samples
         self._interrupted = self._interrupted or result.interrupted
@@ -210,7 +212,7 @@ class Contest:
             None if server_s is None or server_after_s is None else (server_after_s - server_s) * us_each,
         )
 
-    def _write(self, writer: Trials, crew: Crew, one: Contestant, number: int) -> Written:
+    def _write(self, writer: Trials, crew: WorkerPool, one: Contestant, number: int) -> Written:
         alone = writer.once()
         writer.begin()
         served = self._serve(crew, one, self._extent.duration_s * WHILE_WRITTEN, number)
@@ -228,3 +230,67 @@ async def _checked(url: str, samples: Sequence[Sample]) -> Checked:
         return await check(samples, store)
     finally:
         await store.close()
+
+
+WARM_CALLS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Lookups:
+    """What reading came to: microseconds of a call (median), and per key the CPU of this process and of the server."""
+
+    call_us: float
+    keys_per_s: float
+    cpu_us: float
+    server_cpu_us: float | None
+
+
+def look_up(url: str, behind: Backing, release: ReleaseId, batches: Sequence[Sequence[str]], for_s: float) -> Lookups:
+    """Read *batches* of keys, over and over, for a while. Raises BenchFailed where a list is missing."""
+    return uvloop.run(_look_up(url, behind, release, batches, for_s))
+
+
+async def _look_up(
+    url: str, behind: Backing, release: ReleaseId, batches: Sequence[Sequence[str]], for_s: float
+) -> Lookups:
+    store = connect(url)
+    asked = itertools.cycle(batches)
+    try:
+        for batch in itertools.islice(asked, WARM_CALLS):
+            await _found(store, release, batch)
+        server_s, cpu_s, begun_s = behind.cpu_s(), time.process_time(), time.perf_counter()
+        ends_s = list[float]()
+        keys = 0
+        until_s = begun_s + for_s
+        while not ends_s or ends_s[-1] < until_s:
+            batch = next(asked)
+            keys += await _found(store, release, batch)
+            ends_s.append(time.perf_counter())
+        if not keys:
+            raise BenchFailed(
+                "the store refused every read, as its throughput was spent; give it more for a comparison"
+            )
+        cpu_s, took_s = time.process_time() - cpu_s, ends_s[-1] - begun_s
+        after_s = await asyncio.to_thread(behind.cpu_s)
+    finally:
+        await store.close()
+    return Lookups(
+        call_us=float(np.median(np.diff([begun_s, *ends_s]))) * 1e6,
+        keys_per_s=keys / took_s,
+        cpu_us=cpu_s * 1e6 / keys,
+        server_cpu_us=None if server_s is None or after_s is None else (after_s - server_s) * 1e6 / keys,
+    )
+
+
+async def _found(store: Store, release: ReleaseId, batch: Sequence[str]) -> int:
+    """Read a batch; return how many lists came, as a store may refuse what its throughput does not carry."""
+    try:
+        slots = await store.get_many(release, batch)
+    except StoreThrottled:
+        return 0
+    for slot in slots:
+        if slot is None:
+            raise BenchFailed(f"a list is missing among {', '.join(batch[:8])}")
+        if isinstance(slot, StoreError) and not isinstance(slot, StoreThrottled):
+            raise slot
+    return sum(isinstance(slot, bytes) for slot in slots)

@@ -1,7 +1,4 @@
-"""Trial releases: written and made durable as any other, then given up, so that they leave no trace in a store.
-
-`python -m bench.trial` is a process that writes them when told to, so that it can be told while reads go on.
-"""
+"""Trial releases: written and sealed like any other, then abandoned, so that they leave no trace in a store."""
 
 import argparse
 import asyncio
@@ -18,10 +15,10 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import IO
 
-from bench.backing import Backing, backing
 from bench.errors import BenchFailed
-from bench.launch import on_core
+from bench.process import on_core
 from bench.report.machine import ROOT, environment
+from bench.stores.setup import Backing, backing
 from stores.catalogue import ReleaseId
 from stores.connect import connect
 from stores.keys import USER
