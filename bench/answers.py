@@ -1,6 +1,6 @@
-"""Whether answers were right: a sample of them beside the lists that the store holds, item by item."""
+"""Whether responses were right: a sample of them beside the lists that the store holds, item by item."""
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -10,6 +10,7 @@ import orjson
 from bench.loadgen.recorder import Sample
 from stores.catalogue import ReleaseId
 from stores.compression import load_decode
+from stores.connect import connect
 from stores.encoding import cut, decode
 from stores.errors import StoreError
 from stores.keys import OVERALL, POPULAR, USER
@@ -17,15 +18,17 @@ from stores.store import Reader
 from stores.verification import load_manifest
 
 DEFAULT_N = 10
-SHOWN = 5  # wrong answers that are told one by one
+
+# Wrong lists that are described one by one.
+EXAMPLES = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
-    """How many lists were compared, how many were wrong, and the first few sentences about those.
+class CheckResult:
+    """How many lists were compared, how many were wrong, and a sentence about each of the first few of those.
 
-    `fallback` of them were the popular list, rightly told and marked so, for users who have one of their own: the
-    service could not read it in time.
+    `fallback` of them were the popular list, marked as such, for users who have a list of their own: the service could
+    not read it in time.
     """
 
     compared: int
@@ -35,69 +38,90 @@ class Checked:
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
-    """What one answer says that one user's list is."""
+class ReceivedList:
+    """What one response says that one user's list is."""
 
     user: str
     n: int
-    answer: dict[str, Any]
+    result: dict[str, Any]
 
 
-async def check(samples: Sequence[Sample], store: Reader) -> Checked:
-    """Compare every list in *samples* with the one that *store* holds for the release that the answer names."""
+async def check_answers(url: str, samples: Sequence[Sample]) -> CheckResult:
+    """Compare every list in *samples* with the one that the store at *url* holds for the release that it names."""
+    store = connect(url)
+    try:
+        return await check_samples(store, samples)
+    finally:
+        await store.close()
+
+
+async def check_samples(store: Reader, samples: Sequence[Sample]) -> CheckResult:
+    """Compare every list in *samples* with the one that *store* holds."""
     wrong = list[str]()
     compared = fallback = 0
-    by_release = dict[str, list[Claim]]()
+    by_release = dict[str, list[ReceivedList]]()
     for sample in samples:
         try:
-            for claim in claims(sample):
-                by_release.setdefault(claim.answer["release"], []).append(claim)
+            for received in received_lists(sample):
+                by_release.setdefault(received.result["release"], []).append(received)
                 compared += 1
         except (ValueError, KeyError, TypeError) as error:
             compared += 1
             wrong.append(f"{sample.body[:80]!r} is no answer: {error!r}")
-    for release, made in by_release.items():
-        async for sentence in _compare(store, ReleaseId(release), made):
+    for release, lists in by_release.items():
+        async for sentence in _compare(store, ReleaseId(release), lists):
             if sentence is None:
                 fallback += 1
             else:
                 wrong.append(sentence)
-    return Checked(compared, len(wrong), fallback, tuple(wrong[:SHOWN]))
+    return CheckResult(compared, len(wrong), fallback, tuple(wrong[:EXAMPLES]))
 
 
-def claims(sample: Sample) -> Iterator[Claim]:
-    """Take an answer apart; ValueError, KeyError or TypeError where it is none."""
+def total(results: Iterable[CheckResult]) -> CheckResult:
+    """Add up the results of several stores."""
+    results = list(results)
+    return CheckResult(
+        sum(each.compared for each in results),
+        sum(each.wrong for each in results),
+        sum(each.fallback for each in results),
+        tuple(example for each in results for example in each.examples),
+    )
+
+
+def received_lists(sample: Sample) -> Iterator[ReceivedList]:
+    """Take a response apart; ValueError, KeyError or TypeError where it is none."""
     head, _, body = sample.request.partition(b"\r\n\r\n")
     method, target, _ = head.split(b"\r\n", 1)[0].decode().split(" ")
-    answer = orjson.loads(sample.body)
+    response = orjson.loads(sample.body)
     if method == "POST":
-        asked = orjson.loads(body)
-        for user, result in zip(asked["users"], answer["results"], strict=True):
-            yield Claim(user, asked["n"], result)
+        request = orjson.loads(body)
+        for user, result in zip(request["users"], response["results"], strict=True):
+            yield ReceivedList(user, request["n"], result)
     else:
         parts = urlsplit(target)
         n = int(parse_qs(parts.query).get("n", [str(DEFAULT_N)])[0])
-        yield Claim(unquote(parts.path.rpartition("/")[2]), n, answer)
+        yield ReceivedList(unquote(parts.path.rpartition("/")[2]), n, response)
 
 
-async def _compare(store: Reader, release: ReleaseId, made: Sequence[Claim]) -> AsyncIterator[str | None]:
-    """Yield a sentence for each claim that does not hold, and None for each that fell back to the popular list."""
+async def _compare(store: Reader, release: ReleaseId, lists: Sequence[ReceivedList]) -> AsyncIterator[str | None]:
+    """Yield a sentence for each list that is wrong, and None for each that fell back to the popular list."""
     try:
-        opened = await load_decode(store, await load_manifest(store, release))
-        (popular,) = await store.get_many(release, [POPULAR + OVERALL])
-        common = decode(opened(popular)) if isinstance(popular, bytes) else []
+        ref = (await store.catalogue()).find(release).ref
+        opened = await load_decode(store, ref, await load_manifest(store, ref))
+        (slot,) = await store.get_many(ref, [POPULAR + OVERALL])
+        popular = decode(opened(slot)) if isinstance(slot, bytes) else []
     except StoreError as error:
         yield f"release {release} cannot be read to compare with: {error}"
         return
-    for start in range(0, len(made), store.batch):
-        chunk = made[start : start + store.batch]
-        slots = await store.get_many(release, [USER + claim.user for claim in chunk])
-        for claim, slot in zip(chunk, slots, strict=True):
-            told = claim.answer["items"], claim.answer["source"]
+    for start in range(0, len(lists), store.batch):
+        chunk = lists[start : start + store.batch]
+        slots = await store.get_many(ref, [USER + received.user for received in chunk])
+        for received, slot in zip(chunk, slots, strict=True):
+            items = received.result["items"], received.result["source"]
             if isinstance(slot, StoreError):
-                yield f"user {claim.user}: {slot}"
-            elif told == (common[: claim.n], "popular"):
+                yield f"user {received.user}: {slot}"
+            elif items == (popular[: received.n], "popular"):
                 if slot is not None:
                     yield None
-            elif slot is None or told != (decode(cut(opened(slot), claim.n)), "personal"):
-                yield f"user {claim.user}: the answer is not the list that the store holds"
+            elif slot is None or items != (decode(cut(opened(slot), received.n)), "personal"):
+                yield f"user {received.user}: the answer is not the list that the store holds"

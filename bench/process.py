@@ -5,10 +5,11 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,15 @@ from bench.report.machine import ROOT, environment
 
 READY_WITHIN_S = 30.0
 STOP_WITHIN_S = 10.0
-GROUP, USER_TICKS, SYSTEM_TICKS = 2, 11, 12  # fields of /proc/PID/stat, counted from the one after the name
+
+# Fields of /proc/PID/stat, counted from the one after the name.
+GROUP, USER_TICKS, SYSTEM_TICKS = 2, 11, 12
+
+# The server runs where the load generator does; the service has the first core to itself.
+REDIS_CORE = 1
+
+REDIS_SERVER = "redis-server"
+REDIS_MISSING = f"no {REDIS_SERVER} on the PATH; on Debian or Ubuntu: apt-get install {REDIS_SERVER}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,82 +58,12 @@ class Server:
 
 
 def own_memory_bytes(pid: int) -> int:
-    """Tell the resident memory of a process without pages of files; 0 for one that has ended."""
+    """Return the resident memory of a process without pages of files; 0 for one that has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
         return 0
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("RssAnon:", "RssShmem:")))
-
-
-@contextmanager
-def on_core(number: int) -> Iterator[None]:
-    """Keep this process, and what it starts meanwhile, on its *number*-th core, where there are two or more."""
-    allowed = os.sched_getaffinity(0)
-    if len(allowed) > 1:
-        os.sched_setaffinity(0, {sorted(allowed)[number]})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, allowed)
-
-
-@contextmanager
-def serving(
-    command: Sequence[str], port: int, path: str, settings: Mapping[str, str] | None = None
-) -> Iterator[Server]:
-    """Run *command* on the first core until the block ends; it starts once *path* is answered with 200.
-
-    *settings* are added to its environment. Raises BenchFailed, with what the server said, when that does not happen.
-    """
-    url = f"http://127.0.0.1:{port}"
-    with tempfile.TemporaryFile() as said:
-        with on_core(0):
-            process = subprocess.Popen(  # noqa: S603 -- our own commands
-                command, cwd=ROOT, env=environment() | dict(settings or {}), stdout=said, stderr=said, process_group=0
-            )
-        try:
-            if not _answers(process, url + path):
-                said.seek(0)
-                raise BenchFailed(f"{' '.join(command)} does not serve {path}: {said.read().decode()[-2000:]}")
-            yield Server(url, process.pid)
-        finally:
-            _stop(process)
-
-
-def free_port() -> int:
-    """Find a port on loopback that nobody uses at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _answers(process: subprocess.Popen[bytes], url: str) -> bool:
-    until = time.monotonic() + READY_WITHIN_S
-    while process.poll() is None and time.monotonic() < until:
-        try:
-            with urllib.request.urlopen(url, timeout=1.0) as answer:  # noqa: S310 -- http on loopback
-                return bool(answer.status == 200)
-        except OSError:  # refused for now, or an error status for now
-            time.sleep(0.05)
-    return False
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(STOP_WITHIN_S)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-CORE = 1
-"""Where the server runs; what asks it runs on core 0."""
-
-BINARY = "redis-server"
-MISSING = f"no {BINARY} on the PATH; on Debian or Ubuntu: apt-get install {BINARY}"
-READY_WITHIN_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,15 +82,15 @@ class RedisServer:
         return float(spent["used_cpu_user"]) + float(spent["used_cpu_sys"])
 
     def used_bytes(self) -> int:
-        """Return its `used_memory`, which is what it asked its allocator for."""
+        """Return its `used_memory`, which is what it requested of its allocator."""
         return int(self._execute("INFO", "memory")["used_memory"])
 
     def clear(self) -> None:
         """Drop all that it holds."""
         self._execute("FLUSHALL", "SYNC")
 
-    def answers(self) -> bool:
-        """Tell whether it does yet."""
+    def is_ready(self) -> bool:
+        """Tell whether it answers yet."""
         from redis import RedisError  # noqa: PLC0415 -- an extra: only who measures Redis needs it
 
         try:
@@ -168,30 +107,103 @@ class RedisServer:
             return client.execute_command(*command)
 
 
-def installed() -> bool:
-    """Tell whether this machine has a server to start."""
-    return shutil.which(BINARY) is not None
+@contextmanager
+def on_core(number: int) -> Iterator[None]:
+    """Keep this process, and what it starts meanwhile, on its *number*-th core, where there are two or more."""
+    allowed = os.sched_getaffinity(0)
+    if len(allowed) > 1:
+        os.sched_setaffinity(0, {sorted(allowed)[number]})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+@contextmanager
+def serving(
+    command: Sequence[str], port: int, path: str, settings: Mapping[str, str] | None = None, *, core: int = 0
+) -> Iterator[Server]:
+    """Run *command* on a core until the block ends; the block begins once *path* is answered with 200.
+
+    *settings* are added to its environment. Raises BenchFailed, with what the server printed, when that does not happen.
+    """
+    url = f"http://127.0.0.1:{port}"
+    with _running(command, environment() | dict(settings or {}), lambda: _answers(url + path), core) as process:
+        yield Server(url, process.pid)
+
+
+@contextmanager
+def emulator_serving(*options: str, core: int = 1) -> Iterator[Server]:
+    """Run the emulator of Cosmos DB on loopback until the block ends; *options* are those of its verb."""
+    port = free_port()
+    command = [sys.executable, "-m", "hotplate", "cosmos-emulator", "--port", str(port), "--json", *options]
+    with serving(command, port, "/__emulation/metrics", core=core) as server:
+        yield server
 
 
 @contextmanager
 def redis_serving() -> Iterator[RedisServer]:
-    """Run a server until the block ends; BenchFailed, with what it said, where it does not start."""
+    """Run a redis-server that writes nothing to disk, on the load generator's core, until the block ends."""
     server = RedisServer(free_port())
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryDirectory() as folder:
         settings = {"bind": "127.0.0.1", "port": str(server.port), "dir": folder, "save": "", "appendonly": "no"}
-        command = [BINARY, *(text for name, value in settings.items() for text in (f"--{name}", value))]
-        with on_core(CORE):
-            process = subprocess.Popen(  # noqa: S603 -- a constant, but for port and folder
-                command, stdout=said, stderr=said, process_group=0
+        command = [REDIS_SERVER, *(text for name, value in settings.items() for text in (f"--{name}", value))]
+        with _running(command, dict(os.environ), server.is_ready, REDIS_CORE) as process:
+            yield server
+            process.kill()  # it has nothing to lose
+
+
+def redis_installed() -> bool:
+    """Tell whether this machine has a redis-server to start."""
+    return shutil.which(REDIS_SERVER) is not None
+
+
+def stop_process(process: "subprocess.Popen[Any]", within_s: float = STOP_WITHIN_S) -> None:
+    """Wait for a process that was told to end, and kill it where it does not."""
+    try:
+        process.wait(within_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def _running(
+    command: Sequence[str], env: Mapping[str, str], is_ready: Callable[[], bool], core: int
+) -> "Iterator[subprocess.Popen[bytes]]":
+    """Run *command* in a process group of its own, from when it is ready until the block ends."""
+    with tempfile.TemporaryFile() as output:
+        with on_core(core):
+            process = subprocess.Popen(  # noqa: S603 -- our own commands
+                command, cwd=ROOT, env=env, stdout=output, stderr=output, process_group=0
             )
         try:
             until = time.monotonic() + READY_WITHIN_S
-            while not server.answers():
+            while not is_ready():
                 if process.poll() is not None or time.monotonic() > until:
-                    said.seek(0)
-                    raise BenchFailed(f"{BINARY} does not start: {said.read().decode()[-2000:]}")
-                time.sleep(0.01)
-            yield server
+                    output.seek(0)
+                    raise BenchFailed(f"{' '.join(command)} does not start: {output.read().decode()[-2000:]}")
+                time.sleep(0.02)
+            yield process
         finally:
-            process.kill()  # it has nothing to lose
-            process.wait()
+            process.terminate()
+            try:
+                process.wait(STOP_WITHIN_S)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def free_port() -> int:
+    """Find a port on loopback that nobody uses at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=1.0) as response:  # noqa: S310 -- http on loopback
+            return bool(response.status == 200)
+    except OSError:  # refused for now, or an error status for now
+        return False

@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 from bench.cosmos_emulator.account import Account, Container
 from bench.cosmos_emulator.counts import Counts
-from bench.cosmos_emulator.watch import ProgressDisplay
+from bench.cosmos_emulator.watch import Watch
 
 PREFIX = "hotplate_cosmos_emulator"
 STATM = Path("/proc/self/statm")
@@ -21,7 +21,7 @@ STATM = Path("/proc/self/statm")
 class Exposition(Collector):
     """Renders the counts of one emulator."""
 
-    def __init__(self, account: Account, counts: Counts, watch: ProgressDisplay) -> None:
+    def __init__(self, account: Account, counts: Counts, watch: Watch) -> None:
         self._account = account
         self._counts = counts
         self._watch = watch

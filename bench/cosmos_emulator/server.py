@@ -20,7 +20,7 @@ from bench.cosmos_emulator.service import Service
 from bench.cosmos_emulator.settings import REGIONS, Settings
 from bench.cosmos_emulator.tls import context_for
 from bench.cosmos_emulator.tokens import Issuer
-from bench.cosmos_emulator.watch import ProgressDisplay
+from bench.cosmos_emulator.watch import Watch
 from bench.cosmos_emulator.wire import Connection
 from stores.cosmos.charges import OURS, load
 
@@ -57,7 +57,7 @@ async def running(settings: Settings, clock: Callable[[], float] = time.time) ->
     wanted = [settings.port] if settings.second_port is None else [settings.port, settings.second_port]
     service = _service(settings, wanted, clock)
     account = service.account
-    watch = ProgressDisplay(account)
+    watch = Watch(account)
     admin = Admin(service, Exposition(account, service.counts, watch), Management(service))
     made = Running(service, scheme, settings.host)
     loop = asyncio.get_running_loop()
@@ -100,7 +100,7 @@ def _service(settings: Settings, ports: list[int], clock: Callable[[], float]) -
     return service
 
 
-async def _tick(made: Running, watch: ProgressDisplay) -> None:
+async def _tick(made: Running, watch: Watch) -> None:
     loop = asyncio.get_running_loop()
     before, worked = loop.time(), time.process_time()
     while True:

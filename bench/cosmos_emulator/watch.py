@@ -12,7 +12,7 @@ SATURATED_SHARE = 0.9
 """A single thread that worked so much of a second was itself the limit of what was measured in it."""
 
 
-class ProgressDisplay:
+class Watch:
     """Remembers the second before; lives as long as the emulator."""
 
     def __init__(self, account: Account) -> None:

@@ -48,9 +48,9 @@ class Generator:
         self._clock = clock
         self._keep_pace = keep_pace or (spin_until_due if load.spin else sleep_until_due)
         self._open_one = connect or self._connect_by_tcp
-        self._requests = load.asked.rendered(load.url.partition("://")[2].rstrip("/"), load.headers)
-        self._plan = load.plan
-        self._dues = iter(()) if self._plan is None else self._plan.dues()
+        self._requests = load.rendered()
+        self._schedule = load.schedule
+        self._dues = iter(()) if self._schedule is None else self._schedule.dues()
         self._next_s: float | None = next(self._dues, None)
         self._open: set[LoadConnection] = set()
         self._idle: deque[LoadConnection] = deque()
@@ -62,7 +62,7 @@ class Generator:
         self._next_mark_s = float("inf")
         self._chance = random.Random(1)  # noqa: S311 -- pauses that are the same in every run, nothing secret
         self._tls = load.tls()
-        self._book = Recorder(load.observe, load.sample_every, load.tally)
+        self._recorder = Recorder(load.observe, load.sample_every, load.tally)
 
     async def run(self, begin: Begin | None = None) -> Result:
         """Connect, run the load, wait for what is in flight, and tell. Raises what the load's `check` raised."""
@@ -93,11 +93,11 @@ class Generator:
     def progress(self) -> Progress:
         """Tell where the run is."""
         in_flight = len(self._open) - len(self._idle)
-        return self._book.progress(self._clock() - self._start_s, in_flight, len(self._waiting))
+        return self._recorder.progress(self._clock() - self._start_s, in_flight, len(self._waiting))
 
     async def _traffic(self) -> None:
         self._end_s = self._start_s + self._load.duration_s
-        if self._plan is None:
+        if self._schedule is None:
             await asyncio.sleep(self._start_s - self._clock())
             for _ in range(self._load.connections):
                 self._offer_after(self._chance.random() * self._load.think_s if self._load.think_spread else 0.0)
@@ -129,21 +129,21 @@ class Generator:
                 return due_s
             self._next_s = next(self._dues, None)
             self._offer(due_s)
-            self._book.late((self._last_sent_s if self._last_sent_s > due_s else self._clock()) - due_s)
+            self._recorder.late((self._last_sent_s if self._last_sent_s > due_s else self._clock()) - due_s)
         return None
 
     def _offer(self, due_s: float) -> None:
-        self._book.due += 1
+        self._recorder.due += 1
         if self._idle:
             self._send(self._idle.popleft(), due_s)
         elif len(self._waiting) < self._load.backlog:
             self._waiting.append(due_s)
             self._connect_if_short()
         else:
-            self._book.dropped += 1
+            self._recorder.dropped += 1
 
     def _send(self, connection: LoadConnection, due_s: float) -> None:
-        self._book.sent += 1
+        self._recorder.sent += 1
         request = next(self._requests)
         connection.send(request, (due_s, request))
         self._last_sent_s = self._clock()
@@ -154,7 +154,7 @@ class Generator:
             now_s = self._clock()
             if now_s >= self._next_mark_s:
                 self._next_mark_s += 1
-                self._book.mark()
+                self._recorder.mark()
             oldest_s = now_s - self._load.timeout_s
             while self._waiting and self._waiting[0] < oldest_s:
                 self._waiting.popleft()
@@ -184,7 +184,7 @@ class Generator:
             async with asyncio.timeout(self._load.timeout_s):
                 await self._open_one(lambda: Connection(self, headers=bool(self._load.tally)))
         except OSError:  # a timeout is one, too
-            self._book.refused += 1
+            self._recorder.refused += 1
             if self._waiting:
                 self._waiting.popleft()
                 self._failed("connect")
@@ -196,7 +196,7 @@ class Generator:
         """See `stores.http1.Owner`."""
         if connection not in self._open:
             self._open.add(connection)
-            self._book.opened += 1
+            self._recorder.opened += 1
         if self._waiting:
             self._send(connection, self._waiting.popleft())
         else:
@@ -207,16 +207,16 @@ class Generator:
         due_s, request = tag
         latency_s = self._clock() - due_s
         status, body = connection.status, connection.body
-        self._book.seen(request, status, body)
+        self._recorder.seen(request, status, body)
         if self._load.tally:
-            self._book.tally(status, connection.head)
+            self._recorder.tally(status, connection.head)
         try:
             kind = self._load.check(status, body)
         except Exception as error:  # noqa: BLE001 -- kept, to end the run with it; the event loop would only log it
             self._fault = error
             kind = "check"
         if kind is None:
-            self._book.good(latency_s)
+            self._recorder.good(latency_s)
             self._again()
         else:
             self._failed(kind)
@@ -227,7 +227,7 @@ class Generator:
         self._failed(kind)
 
     def _failed(self, kind: str) -> None:
-        self._book.errors[kind] += 1
+        self._recorder.errors[kind] += 1
         self._again()
 
     def gone(self, connection: LoadConnection, *, unasked: bool) -> None:
@@ -235,12 +235,12 @@ class Generator:
         self._open.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)
-        self._book.unasked += unasked
+        self._recorder.unsolicited += unasked
         self._connect_if_short()
 
     def _again(self) -> None:
         """In a closed loop each end of a request makes the next one due, at once or after a pause for thought."""
-        if self._plan is not None:
+        if self._schedule is not None:
             return
         think_s, spread = self._load.think_s, self._load.think_spread
         self._offer_after(think_s * self._chance.uniform(1 - spread, 1 + spread) if spread else think_s)
@@ -256,30 +256,30 @@ class Generator:
             self._offer(now_s)
 
     def _result(self, spent: Spent) -> Result:
-        load, book = self._load, self._book
+        load, recorder = self._load, self._recorder
         elapsed_s = self._last_sent_s - self._start_s
         return Result(
             url=load.url,
-            asked_rate=None if self._plan is None else self._plan.rate,
+            requested_rate=None if self._schedule is None else self._schedule.rate,
             think_s=load.think_s,
             spin=load.spin,
             connections=load.connections,
             duration_s=elapsed_s if self._stopped.is_set() else max(load.duration_s, elapsed_s),
             interrupted=self._stopped.is_set(),
-            due=book.due,
-            sent=book.sent,
-            dropped=book.dropped,
-            errors=dict(book.errors),
-            statuses=dict(book.statuses),
-            tallied=dict(book.tallied),
-            opened=book.opened,
-            refused=book.refused,
-            unasked=book.unasked,
-            seen=book.values,
+            due=recorder.due,
+            sent=recorder.sent,
+            dropped=recorder.dropped,
+            errors=dict(recorder.errors),
+            statuses=dict(recorder.statuses),
+            tallied=dict(recorder.tallied),
+            opened=recorder.opened,
+            refused=recorder.refused,
+            unsolicited=recorder.unsolicited,
+            seen=recorder.values,
             spent=(spent,),
-            samples=tuple(book.samples),
-            seconds=book.seconds(),
-            lags_s=book.lags_s,
+            samples=tuple(recorder.samples),
+            seconds=recorder.seconds(),
+            lags_s=recorder.lags_s,
         )
 
 

@@ -13,12 +13,17 @@ from bench.errors import BenchMisused
 from bench.loadgen.keys import Keys
 from bench.loadgen.schedule import Arrivals, constant
 
-PLACE = "{key}"
-MANY = "/v1/recommendations"
+# What stands for an id in a path.
+KEY = "{key}"
+
+BATCH_PATH = "/v1/recommendations"
+
+# Judges a response by its status and body: None when it is good, else the kind of error to count it as.
+Check = Callable[[int, bytes], str | None]
 
 
 class Requests(Protocol):
-    """What is asked for; a value, so that it can be sent to another process."""
+    """What is requested; a value, so that it can be sent to another process."""
 
     def rendered(self, host: str, headers: Mapping[str, str]) -> Iterator[bytes]:
         """Yield requests, whole, without end."""
@@ -38,7 +43,7 @@ class Paths:
     def __post_init__(self) -> None:
         """Refuse what is no path."""
         if not self.paths:
-            raise BenchMisused("There is no path to ask for.")
+            raise BenchMisused("There is no path to request.")
         for path in self.paths:
             check_path(path)
 
@@ -63,12 +68,12 @@ class Gets:
     def __post_init__(self) -> None:
         """Refuse what is no path with a place for a key."""
         check_path(self.path)
-        if PLACE not in self.path:
-            raise BenchMisused(f"a path for keys has a {PLACE} in it, and this is {self.path!r}")
+        if KEY not in self.path:
+            raise BenchMisused(f"a path for keys has a {KEY} in it, and this is {self.path!r}")
 
     def rendered(self, host: str, headers: Mapping[str, str]) -> Iterator[bytes]:
         """See `Requests`."""
-        before, _, after = self.path.partition(PLACE)
+        before, _, after = self.path.partition(KEY)
         head, tail = f"GET {before}".encode(), after.encode() + _tail(host, headers)
         for key in self.keys:
             yield head + quote(key, safe="").encode() + tail
@@ -96,8 +101,8 @@ class Posts:
         drawn = iter(self.keys)
         while True:
             body = orjson.dumps({"users": list(itertools.islice(drawn, self.batch)), "n": self.n})
-            told = {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}
-            yield f"POST {MANY}".encode() + _tail(host, told) + body
+            fields = {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}
+            yield f"POST {BATCH_PATH}".encode() + _tail(host, fields) + body
 
     def share(self, part: int) -> "Posts":
         """See `Requests`."""
@@ -122,10 +127,6 @@ def _tail(host: str, headers: Mapping[str, str]) -> bytes:
     return (" HTTP/1.1\r\n" + "\r\n".join(lines) + "\r\n\r\n").encode()
 
 
-Check = Callable[[int, bytes], str | None]
-"""Judges an answer by its status and body: None when it is good, else the kind of error to count it as."""
-
-
 def status_is_good(status: int, body: bytes) -> str | None:
     """Call every status from 400 on an error."""
     del body
@@ -140,7 +141,7 @@ class Load:
     `arrivals`; without either the loop is closed: each connection sends its next request when the last is answered, or
     `think_s` later, give or take `think_spread` of that. A request out of its `timeout_s` is given up, counted from
     when it was due; at most `backlog` due requests wait for one of the `connections`, and further ones are dropped.
-    `check` judges every answer, instead of its status alone; an exception from it ends the run. `observe` names string
+    `check` judges every response, instead of its status alone; an exception from it ends the run. `observe` names string
     fields of a compact JSON body whose values are counted. Of each `sample_every` answers one is kept, to be looked at
     afterwards (0: none). `tally` names a header of answers whose numbers are added up. Over https the server's
     certificate must be good, by the system's authorities or those in the file `ca`. `spin` keeps the pace to
@@ -188,7 +189,7 @@ class Load:
 
     @property
     def port(self) -> int:
-        """Where to connect to; 80, or 443 for https, unless told."""
+        """Where to connect to; 80, or 443 for https, by default."""
         return urlsplit(self.url).port or (443 if self.url.startswith("https:") else 80)
 
     def tls(self) -> ssl.SSLContext | None:
@@ -196,28 +197,28 @@ class Load:
         return ssl.create_default_context(cafile=self.ca) if self.url.startswith("https:") else None
 
     @property
-    def plan(self) -> Arrivals | None:
+    def schedule(self) -> Arrivals | None:
         """When requests are due; None for a closed loop."""
         if self.arrivals is not None or self.rate is None:
             return self.arrivals
         return constant(self.rate, self.duration_s)
 
-    @property
-    def asked(self) -> Requests:
-        """What is asked for."""
-        return self.requests or Paths(self.paths)
+    def rendered(self) -> Iterator[bytes]:
+        """Yield its requests, whole, without end."""
+        host = self.url.partition("://")[2].rstrip("/")
+        return (self.requests or Paths(self.paths)).rendered(host, self.headers)
 
     def share(self, part: int, parts: int) -> "Load":
         """Give the load of one of *parts* processes; together they make the same run."""
-        plan = self.plan
+        schedule = self.schedule
         connections = self.connections // parts + (part < self.connections % parts)
         if connections == 0:
             raise BenchMisused(f"{parts} processes need a connection each, and there are {self.connections} in all")
         return replace(
             self,
-            requests=self.asked.share(part),
+            requests=(self.requests or Paths(self.paths)).share(part),
             rate=None,
-            arrivals=plan and plan.share(part, parts),
+            arrivals=schedule and schedule.share(part, parts),
             connections=connections,
             backlog=max(1, self.backlog // parts),
         )

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-LIVE = 2_000  # the newest latencies that a live view is told the percentiles of
+# How many of the newest latencies the percentiles of a progress display are of.
+LIVE = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ class Recorder:
         self.statuses: Counter[int] = Counter()
         self.tallied: dict[int, float] = {}
         self.due = self.sent = self.dropped = 0
-        self.opened = self.refused = self.unasked = 0
+        self.opened = self.refused = self.unsolicited = 0
 
     def late(self, lag_s: float) -> None:
         """A due request was looked at *lag_s* after it was due."""
@@ -86,7 +87,7 @@ class Recorder:
                 self.samples.append(Sample(request, status, body))
 
     def tally(self, status: int, head: bytes) -> None:
-        """An answer told a number in its head, if it did; added up by status."""
+        """Add up the number in a response's header, where there is one, by status."""
         if found := self._number.search(head):
             self.tallied[status] = self.tallied.get(status, 0.0) + float(found[1])
 
@@ -113,11 +114,11 @@ class Recorder:
             self._marks.pop()
         self.mark()
         latencies_s = np.array(self._latencies_s, dtype=np.float32)
-        told = list[Second]()
+        seconds = list[Second]()
         for before, after in itertools.pairwise(self._marks):
             due, sent, failed, dropped, _ = (late - early for early, late in zip(before, after, strict=True))
-            told.append(Second(due, sent, failed, dropped, latencies_s[before[-1] : after[-1]]))
-        return tuple(told)
+            seconds.append(Second(due, sent, failed, dropped, latencies_s[before[-1] : after[-1]]))
+        return tuple(seconds)
 
     @property
     def lags_s(self) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""What one run of the load generator found, and whether it may be believed."""
+"""What one run of the load generator found, and whether it is valid."""
 
 import itertools
 from collections import Counter
@@ -20,7 +20,7 @@ PERCENTS = (50.0, 90.0, 99.0, 99.9, 99.99, 100.0)
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """A distribution of times in microseconds, told by its percentiles."""
+    """A distribution of times in microseconds, by its percentiles."""
 
     mean: float
     p50: float
@@ -56,7 +56,7 @@ class Result:
     """
 
     url: str
-    asked_rate: float | None
+    requested_rate: float | None
     think_s: float
     spin: bool
     connections: int
@@ -68,11 +68,11 @@ class Result:
     errors: Mapping[str, int]
     statuses: Mapping[int, int]
     tallied: Mapping[int, float]
-    """By status, the sum of what answers told in the header that the load named."""
+    """By status, the sum of the numbers in the header that the load named."""
 
     opened: int
     refused: int
-    unasked: int
+    unsolicited: int
     seen: Mapping[str, Mapping[str, int]]
     spent: tuple[Spent, ...]
     samples: tuple[Sample, ...] = field(repr=False)
@@ -82,7 +82,7 @@ class Result:
     @property
     def mode(self) -> str:
         """`open loop` or `closed loop`: the first thing to know about a latency."""
-        return "closed loop" if self.asked_rate is None else "open loop"
+        return "closed loop" if self.requested_rate is None else "open loop"
 
     @property
     def latencies_s(self) -> NDArray[np.float32]:
@@ -122,13 +122,13 @@ class Result:
     @property
     def lag(self) -> Spread | None:
         """How late the generator came to a due request, in microseconds; a closed loop is never late."""
-        return None if self.asked_rate is None else spread(Histogram.of(self.lags_s))
+        return None if self.requested_rate is None else spread(Histogram.of(self.lags_s))
 
     @property
     def invalid_reasons(self) -> list[str]:
-        """Why this run does not measure what it was asked to measure; empty for a valid run."""
+        """Why this run does not measure what it should measure; empty for a valid run."""
         busy = max((spent.cpu_s / spent.wall_s for spent in self.spent if spent.wall_s), default=0.0)
-        if self.asked_rate is None:
+        if self.requested_rate is None:
             full = f"the generator had no CPU to spare ({busy:.0%} of a core): this is its limit, not the server's"
             return [full] if busy > CPU_BOUND else []
         found = []
@@ -145,7 +145,7 @@ class Result:
 
     @property
     def valid(self) -> bool:
-        """Whether the run measured what it was asked to measure; says nothing about how the server did."""
+        """Whether the run measured what it should measure; says nothing about how the server did."""
         return not self.invalid_reasons
 
     def to_json(self) -> dict[str, Any]:
@@ -153,7 +153,7 @@ class Result:
         latencies, lags = Histogram.of(self.latencies_s), Histogram.of(self.lags_s)
         left_out = {"samples", "seconds", "lags_s", "spent", "statuses", "tallied"}
         plain = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in left_out}
-        latency, lag = spread(latencies), None if self.asked_rate is None else spread(lags)
+        latency, lag = spread(latencies), None if self.requested_rate is None else spread(lags)
         return plain | {
             "mode": self.mode,
             "ok": self.ok,
@@ -173,20 +173,24 @@ class Result:
             "seconds": [_line(second) for second in self.seconds],
         }
 
-    def to_text(self) -> str:
-        """Give it as a few lines for a person."""
-        asked = "as fast as answers come" if self.asked_rate is None else f"{self.asked_rate:.0f} requests/s asked"
-        lines = [
-            f"{self.url}  {self.mode}, {asked}, {self.connections} connections, {self.duration_s:.2f} s",
-            f"sent {self.sent} ({self.sent_rate:.0f}/s)  ok {self.ok} ({self.ok_rate:.0f}/s)  dropped {self.dropped}",
-            f"errors {_counts(self.errors)}  status {_counts(self.statuses)}",
-            f"latency  {_times(self.latency)}",
-            f"lag      {_times(self.lag)}",
-            f"connections opened {self.opened}, refused {self.refused}, with unasked bytes {self.unasked}",
-            f"generator {self.cpu_us_per_request:.1f} µs CPU/request{', spinning' if self.spin else ''}",
-        ]
-        lines += [f"{name}: {_counts(values)}" for name, values in self.seen.items()]
-        return "\n".join(lines + [f"INVALID: {doubt}" for doubt in self.invalid_reasons])
+
+def run_text(facts: Mapping[str, Any]) -> str:
+    """Write one run, given as the values of `Result.to_json`, as a few lines for a person."""
+    rate = facts["requested_rate"]
+    pace = "as fast as answers come" if rate is None else f"{rate:.0f} requests/s requested"
+    lines = [
+        f"{facts['url']}  {facts['mode']}, {pace}, {facts['connections']} connections, {facts['duration_s']:.2f} s",
+        f"sent {facts['sent']} ({facts['sent_rate']:.0f}/s)  ok {facts['ok']} ({facts['ok_rate']:.0f}/s)  "
+        f"dropped {facts['dropped']}",
+        f"errors {_counts(facts['errors'])}  status {_counts(facts['statuses'])}",
+        f"latency  {_times(facts['latency_us'])}",
+        f"lag      {_times(facts['lag_us'])}",
+        f"connections opened {facts['opened']}, refused {facts['refused']}, with unsolicited bytes "
+        f"{facts['unsolicited']}",
+        f"generator {facts['cpu_us_per_request']:.1f} µs CPU/request{', spinning' if facts['spin'] else ''}",
+    ]
+    lines += [f"{name}: {_counts(values)}" for name, values in facts["seen"].items()]
+    return "\n".join(lines + [f"INVALID: {reason}" for reason in facts["invalid_reasons"]])
 
 
 def merged(results: Sequence[Result]) -> Result:
@@ -194,7 +198,7 @@ def merged(results: Sequence[Result]) -> Result:
     first = results[0]
     return Result(
         url=first.url,
-        asked_rate=None if first.asked_rate is None else sum(each.asked_rate or 0 for each in results),
+        requested_rate=None if first.requested_rate is None else sum(each.requested_rate or 0 for each in results),
         think_s=first.think_s,
         spin=first.spin,
         connections=sum(each.connections for each in results),
@@ -208,7 +212,7 @@ def merged(results: Sequence[Result]) -> Result:
         tallied=_summed(each.tallied for each in results),
         opened=sum(each.opened for each in results),
         refused=sum(each.refused for each in results),
-        unasked=sum(each.unasked for each in results),
+        unsolicited=sum(each.unsolicited for each in results),
         seen={name: _summed(each.seen[name] for each in results) for name in first.seen},
         spent=tuple(itertools.chain.from_iterable(each.spent for each in results)),
         samples=tuple(itertools.chain.from_iterable(each.samples for each in results)),
@@ -258,10 +262,10 @@ def _counts(counted: Mapping[Any, int]) -> str:
     return " ".join(f"{key or '(none)'}={count}" for key, count in counted.items()) or "none"
 
 
-def _times(times: Spread | None) -> str:
+def _times(times: Mapping[str, float] | None) -> str:
     if times is None:
         return "-"
     return (
-        f"p50 {times.p50:.0f}  p90 {times.p90:.0f}  p99 {times.p99:.0f}  p99.9 {times.p999:.0f}  "
-        f"max {times.max:.0f}  mean {times.mean:.0f} µs"
+        f"p50 {times['p50']:.0f}  p90 {times['p90']:.0f}  p99 {times['p99']:.0f}  p99.9 {times['p999']:.0f}  "
+        f"max {times['max']:.0f}  mean {times['mean']:.0f} µs"
     )

@@ -1,76 +1,21 @@
-"""Two reports side by side: is the difference real, and is it for the worse?"""
+"""Two reports side by side: is the difference real, and is it for the worse?
 
-import math
-from collections.abc import Sequence
+One metric decides, chosen before looking (p99 by default): of four metrics looked at with 5 % each, one in six equal
+pairs would differ "really". The others are shown with their intervals, and decide nothing.
+"""
+
 from dataclasses import dataclass
-from statistics import NormalDist, mean, stdev
 from typing import Any
 
 from bench.errors import BenchMisused
-from bench.report.report import ERRORS, METRICS, RATE, Report, Round, Series
+from bench.report.intervals import Interval, change
+from bench.report.report import ERRORS, METRICS, RATE, Report, Series
 
-T_975 = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
-    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
-    2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
-"""Student's t that 2.5 % lie beyond, for 1 … 30 degrees of freedom."""
+# Pairs of rounds that a comparison needs.
+MIN_PAIRS = 3
 
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A mean, and the bounds between which the true one lies in 95 of 100 such measurements."""
-
-    mean: float
-    low: float
-    high: float
-
-    @property
-    def real(self) -> bool:
-        """For a difference: whether zero lies outside."""
-        return not self.low <= 0 <= self.high
-
-
-def interval(values: Sequence[float]) -> Interval | None:
-    """Give the 95 % t-interval of independent *values*; None for fewer than two."""
-    if len(values) < 2:
-        return None
-    half = quantile(len(values) - 1) * stdev(values) / math.sqrt(len(values))
-    return Interval(mean(values), mean(values) - half, mean(values) + half)
-
-
-def geometric(values: Sequence[float]) -> Interval | None:
-    """Give the geometric mean of *values* and its 95 % interval, by their logarithms, so that no bound is below zero.
-
-    None for fewer than two, or where one is zero.
-    """
-    if not all(value > 0 for value in values):
-        return None
-    found = interval([math.log(value) for value in values])
-    return found and Interval(math.exp(found.mean), math.exp(found.low), math.exp(found.high))
-
-
-def change(before: Sequence[float], after: Sequence[float]) -> Interval | None:
-    """Give the relative change from *before* to *after*, whose values are paired; None for fewer than two pairs.
-
-    0.05 is 5 % more. Values must be above zero.
-    """
-    logs = [math.log(second / first) for first, second in zip(before, after, strict=True)]
-    found = interval(logs)
-    return found and Interval(math.expm1(found.mean), math.expm1(found.low), math.expm1(found.high))
-
-
-def quantile(freedom: int) -> float:
-    """Give the t that 2.5 % lie beyond; above 30 degrees by its expansion (Abramowitz and Stegun, 26.7.5)."""
-    if freedom <= len(T_975):
-        return T_975[freedom - 1]
-    z = NormalDist().inv_cdf(0.975)
-    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
-
-
-FEWEST = 3
+# So much more of all requests without a good response is a regression, whatever became of the others' latencies.
 MORE_ERRORS = 0.001
-"""So much more of all requests without a good answer is a regression, whatever became of the others' latencies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +63,7 @@ class Verdict:
 
     @property
     def sentence(self) -> str:
-        """Say it."""
+        """Say it in one sentence."""
         found = self.deciding
         if self.errors[1] - self.errors[0] > MORE_ERRORS:
             return f"a regression: errors went from {self.errors[0]:.2%} to {self.errors[1]:.2%}"
@@ -161,11 +106,11 @@ def compare(before: Series, after: Series, decides: str = "p99") -> Verdict:
     made = len(before.rounds)
     if len(after.rounds) != made:
         raise BenchMisused(f"rounds are compared in pairs, and there are {made} and {len(after.rounds)}")
-    whole = [pair for pair in zip(before.rounds, after.rounds, strict=True) if not any(map(_invalid, pair))]
+    whole = [pair for pair in zip(before.rounds, after.rounds, strict=True) if all(each.valid for each in pair)]
     pairs = len(whole)
-    if pairs < FEWEST:
-        invalid_reasons = [*before.invalid_reasons, *after.invalid_reasons]
-        because = f" ({made - pairs} were left out: {invalid_reasons[0]})" if invalid_reasons else ""
+    if pairs < MIN_PAIRS:
+        reasons = [*before.invalid_reasons, *after.invalid_reasons]
+        because = f" ({made - pairs} were left out: {reasons[0]})" if reasons else ""
         raise BenchMisused(f"{pairs} valid pairs of rounds{because} say nothing of chance; --repeat 7, say")
     before = Series(before.name, tuple(first for first, _ in whole))
     after = Series(after.name, tuple(second for _, second in whole))
@@ -188,10 +133,6 @@ def sole_series(name: str, report: Report) -> Series:
     if report.interrupted:
         raise BenchMisused(f"{name} cannot be compared: it was stopped before its end")
     return report.series[0]
-
-
-def _invalid(one: Round) -> bool:
-    return bool(one.facts["invalid_reasons"])
 
 
 def _percent(found: Interval) -> str:

@@ -126,6 +126,28 @@ def search(found: Mapping[str, Any]) -> str:
         return svg(figure)
 
 
+def capacities(searches: Sequence[Mapping[str, Any]]) -> str:
+    """Draw the good responses of all stores over the rate that was offered."""
+    with rc_context(STYLE):
+        figure, axes = _figure()
+        highest = 0.0
+        for each, colour in zip(searches, LINES * len(searches), strict=False):
+            valid = sorted(
+                (one for one in each["points"] if not one["invalid_reasons"]), key=lambda one: float(one["at"])
+            )
+            name = f"{each['name']} ({each['emulated']})" if each["emulated"] else each["name"]
+            own = [one["per_s"] * (1 - one["popular"]) for one in valid]
+            axes.plot([one["at"] for one in valid], own, color=colour, marker="o", label=name)
+            highest = max([highest, *(one["at"] for one in valid)])
+        axes.plot([0, highest], [0, highest], color=FAINT, linewidth=0.8)
+        count_scale(axes)
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+        axes.set_xlabel("requests/s that fell due")
+        legend(axes)
+        return svg(figure)
+
+
 def sweep(found: Mapping[str, Any]) -> str:
     """Draw users/s and latency over the size of a batch."""
     points = sorted(found["points"], key=lambda each: float(each["at"]))

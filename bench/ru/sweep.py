@@ -24,7 +24,7 @@ from bench.ru.levels import COUNTS, SIZES_KB, Level
 from bench.ru.requests import Drawn, Maker
 from bench.ru.scenarios import EVENTUAL, Field, Scenario, all_of
 from bench.ru.trials import RU, Extent, Offered, Trial, Trials, hopeless, limit
-from bench.stores.setup import emulator
+from bench.stores.setup import emulator_label
 from stores.cosmos.charges import load
 from stores.cosmos.driver import DEADLINE_S
 from stores.cosmos.throughput import MANUAL_MIN, MANUAL_STEP, MAX_RU, Throughput
@@ -236,19 +236,17 @@ def report(
     asked: Asked, way: Course, levels: Sequence[Level], effects: Sequence[Effect], *, interrupted: bool
 ) -> Report:
     """Sum a sweep up."""
-    emulated = way.address is None or emulator(asked.account or "") is not None
+    emulated = way.address is None or emulator_label(asked.account or "") is not None
     short = [each for each in levels if not each.spent]
     return Report(
         kind="ru",
         configuration=asked.configuration | {"objective": str(way.extent.objective)},
         series=(),
         interrupted=interrupted,
+        failures=tuple(f"{each.ru:,} RU/s was not spent, what ended the search was: {each.limit}" for each in short),
         extra={
             "subject": LABEL if emulated else redacted(asked.account or ""),
             "holds": "Every level was truly spent: at the best rate 95 % or more of its RU, and then came 429s.",
-            "invalid_reasons": [
-                f"{each.ru:,} RU/s was not spent, what ended the search was: {each.limit}" for each in short
-            ],
             "method": [
                 *([EMULATED] if emulated else []),
                 *(" ".join(each.split()) for each in METHOD.strip().split("\n\n")),

@@ -15,7 +15,8 @@ from bench.loadgen.capacity import Objective, Point, find_max, highest, knee
 from bench.loadgen.histogram import HIGHEST_US, Histogram, log_of
 from bench.loadgen.load import Load
 from bench.loadgen.result import Result
-from bench.report.comparison import change, compare, geometric, interval, quantile, sole_series
+from bench.report.comparison import compare, sole_series
+from bench.report.intervals import change, geometric, interval, quantile
 from bench.report.report import Report, Round, Series, read
 from tests.support.virtual import simulate
 
@@ -47,8 +48,8 @@ def test_what_lies_outside_the_scale_counts_at_its_end_and_nothing_is_nothing() 
 
 def test_a_percentile_needs_ten_samples_beyond_it() -> None:
     thousand = Histogram.of([0.001] * 1000)
-    assert thousand.backed(99)
-    assert not thousand.backed(99.9)
+    assert thousand.has_enough_samples(99)
+    assert not thousand.has_enough_samples(99.9)
 
 
 def test_the_log_is_read_by_the_librarys_own_reader(tmp_path: Path) -> None:

@@ -104,12 +104,12 @@ def test_without_redis_server_there_is_a_reason_instead_of_figures(
 def test_the_server_tells_what_it_spends_and_forgets_all() -> None:
     with redis_serving() as server:
         empty = server.used_bytes()
-        server._ask("SET", "key", "x" * 1_000_000)
+        server._execute("SET", "key", "x" * 1_000_000)
         assert server.used_bytes() - empty > 1_000_000
         server.clear()
         assert server.used_bytes() - empty < 100_000
         assert server.cpu_s() > 0
-    assert not server.answers()
+    assert not server.is_ready()
 
 
 @needs_redis
