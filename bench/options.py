@@ -1,4 +1,4 @@
-"""What each experiment can be configured with. The command's flags, defaults and help are these fields, declared once."""
+"""What each experiment can be configured with; the command's flags, defaults and help are these fields."""
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path

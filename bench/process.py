@@ -125,7 +125,7 @@ def serving(
 ) -> Iterator[Server]:
     """Run *command* on a core until the block ends; the block begins once *path* is answered with 200.
 
-    *settings* are added to its environment. Raises BenchFailed, with what the server printed, when that does not happen.
+    *settings* are added to its environment. Raises BenchFailed, with what the server printed, where that fails.
     """
     url = f"http://127.0.0.1:{port}"
     with _running(command, environment() | dict(settings or {}), lambda: _answers(url + path), core) as process:

@@ -27,21 +27,21 @@ class Objective:
     throttled: float | None = None
 
     def broken(self, result: Result) -> list[str]:
-        """Say which bounds *result* breaks; nothing where it keeps all."""
+        """Return a sentence for each bound that *result* breaks; none where it keeps all."""
         histogram = Histogram.of(result.latencies_s)
-        said, refused = [], 0.0
+        violations, refused = [], 0.0
         if self.throttled is not None:
             refused = result.statuses.get(TOO_MANY_REQUESTS, 0) / max(1, result.due)
             if refused > self.throttled:
-                said.append(f"{refused:.2%} of the requests were throttled, bound {self.throttled:.2%}")
+                violations.append(f"{refused:.2%} of the requests were throttled, bound {self.throttled:.2%}")
         if result.error_share - refused > self.errors:
             share = result.error_share - refused
-            said.append(f"{share:.2%} of the requests got no good answer, bound {self.errors:.2%}")
+            violations.append(f"{share:.2%} of the requests got no good answer, bound {self.errors:.2%}")
         for name, bound_us in self.latency_us.items():
             (found_us,) = histogram.percentiles_us([PERCENTS[name]])
             if found_us > bound_us:
-                said.append(f"{name} {format_us(found_us)}, bound {format_us(bound_us)}")
-        return said
+                violations.append(f"{name} {format_us(found_us)}, bound {format_us(bound_us)}")
+        return violations
 
     def __str__(self) -> str:
         bounds = [f"{name} ≤ {format_us(bound)}" for name, bound in self.latency_us.items()]
@@ -66,33 +66,41 @@ def parse_objective(text: str) -> Objective:
     return Objective(latency_us, shares.get(ERRORS, USUAL_ERRORS), shares.get(THROTTLED))
 
 
-PRECISION = 0.05  # how near the highest good rate and the lowest bad one must come
-FLOOR = 0.01  # of the first rate: below it, nothing is looked for
+# How near the highest good rate and the lowest bad one must come.
+PRECISION = 0.05
+
+# The share of the first rate below which nothing is looked for.
+FLOOR = 0.01
+
 STOPPED = ("it was stopped",)
-TRIES = 3  # of a rate at which the generator itself was disturbed
-NEAR = 0.9  # of the highest users/s: what the knee must reach
 
+# How often a rate is tried at which the generator itself was disturbed.
+TRIES = 3
+
+# The share of the most users/s that the knee must reach.
+NEAR = 0.9
+
+# Makes a run at a rate.
 Measure = Callable[[float], Result]
-"""Makes a run at a rate."""
 
 
-class Tried(Protocol):
-    """What became of one attempt."""
+class Attempted(Protocol):
+    """The result of one attempt."""
 
     @property
     def inside(self) -> bool:
-        """Whether it may be believed and kept the objective."""
+        """Whether it is valid and kept the objective."""
 
     @property
     def unclear(self) -> bool:
-        """Whether it says nothing, because something but what is measured was disturbed."""
+        """Whether it says nothing, because something other than the server was disturbed."""
 
     @property
     def stopped(self) -> bool:
         """Whether somebody ended it early."""
 
 
-Attempt = TypeVar("Attempt", bound=Tried)
+Attempt = TypeVar("Attempt", bound=Attempted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +143,9 @@ class Point:
 
 
 def disturbances(result: Result, late_us: float) -> Iterator[str]:
-    """Say why a run measured its generator, where a p99 of its lag of *late_us* is as much as may be borne.
+    """Yield why a run measured its generator, whose lag may be *late_us* at p99.
 
-    `Result.invalid_reasons` bears a millisecond, which is right for latencies of some; bounds that are far above bear more.
+    `Result.invalid_reasons` allows a millisecond, which is right for latencies of some; far higher bounds allow more.
     """
     if result.sent < SENT_BOUND * result.due:
         yield f"the generator sent {result.sent:,} of {result.due:,} requests that were due"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.loadgen.histogram import Histogram
+from bench.loadgen.histogram import Histogram, Times
 from bench.loadgen.recorder import Sample, Second
 
 LAG_BOUND_US = 1_000.0
@@ -31,11 +31,12 @@ class Spread:
     max: float
 
 
-def spread(histogram: Histogram) -> Spread | None:
-    """Read the percentiles off; None where there are no times."""
-    if not histogram.count:
+def spread(times_s: Times, histogram: Histogram | None = None) -> Spread | None:
+    """Sum up times, of which the *histogram* may be at hand; None where there are none."""
+    if not len(times_s):
         return None
-    return Spread(round(histogram.mean_us, 1), *histogram.percentiles_us(PERCENTS))
+    mean_us = float(np.mean(times_s)) * 1e6
+    return Spread(round(mean_us, 1), *(histogram or Histogram.of(times_s)).percentiles_us(PERCENTS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,12 +118,12 @@ class Result:
     @property
     def latency(self) -> Spread | None:
         """How long the good answers took, in microseconds."""
-        return spread(Histogram.of(self.latencies_s))
+        return spread(self.latencies_s)
 
     @property
     def lag(self) -> Spread | None:
         """How late the generator came to a due request, in microseconds; a closed loop is never late."""
-        return None if self.requested_rate is None else spread(Histogram.of(self.lags_s))
+        return None if self.requested_rate is None else spread(self.lags_s)
 
     @property
     def invalid_reasons(self) -> list[str]:
@@ -153,7 +154,8 @@ class Result:
         latencies, lags = Histogram.of(self.latencies_s), Histogram.of(self.lags_s)
         left_out = {"samples", "seconds", "lags_s", "spent", "statuses", "tallied"}
         plain = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in left_out}
-        latency, lag = spread(latencies), None if self.requested_rate is None else spread(lags)
+        latency = spread(self.latencies_s, latencies)
+        lag = None if self.requested_rate is None else spread(self.lags_s, lags)
         return plain | {
             "mode": self.mode,
             "ok": self.ok,
@@ -180,13 +182,11 @@ def run_text(facts: Mapping[str, Any]) -> str:
     pace = "as fast as answers come" if rate is None else f"{rate:.0f} requests/s requested"
     lines = [
         f"{facts['url']}  {facts['mode']}, {pace}, {facts['connections']} connections, {facts['duration_s']:.2f} s",
-        f"sent {facts['sent']} ({facts['sent_rate']:.0f}/s)  ok {facts['ok']} ({facts['ok_rate']:.0f}/s)  "
-        f"dropped {facts['dropped']}",
+        "sent {sent} ({sent_rate:.0f}/s)  ok {ok} ({ok_rate:.0f}/s)  dropped {dropped}".format(**facts),
         f"errors {_counts(facts['errors'])}  status {_counts(facts['statuses'])}",
         f"latency  {_times(facts['latency_us'])}",
         f"lag      {_times(facts['lag_us'])}",
-        f"connections opened {facts['opened']}, refused {facts['refused']}, with unsolicited bytes "
-        f"{facts['unsolicited']}",
+        "connections opened {opened}, refused {refused}, with unsolicited bytes {unsolicited}".format(**facts),
         f"generator {facts['cpu_us_per_request']:.1f} µs CPU/request{', spinning' if facts['spin'] else ''}",
     ]
     lines += [f"{name}: {_counts(values)}" for name, values in facts["seen"].items()]
@@ -245,7 +245,7 @@ def _summed(counts: Iterable[Mapping[Any, Any]]) -> dict[Any, Any]:
 
 
 def _line(second: Second) -> dict[str, Any]:
-    latency = spread(Histogram.of(second.latencies_s))
+    latency = spread(second.latencies_s)
     return {
         "due": second.due,
         "sent": second.sent,

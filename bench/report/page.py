@@ -1,4 +1,4 @@
-"""The files of a report: an HTML page that makes no requests, the JSON, and an HDR log, each written whole or not at all."""
+"""The files of a report: an HTML page that makes no requests, the JSON, and an HDR log."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""How figures are written: quantities with units, tables by group, and the few pieces of HTML that a report is made of."""
+"""How figures are written: quantities with units, tables by group, and the few pieces of HTML of a report."""
 
 import html
 import re

@@ -167,7 +167,7 @@ def test_it_runs_against_stores_that_are_given(tmp_path: Path) -> None:
     asyncio.run(publish_lists(tmp_path / "store", lists))
     with emulator() as cosmos:
         urls = f"file://{tmp_path}/store", f"cosmos+{cosmos.endpoint}hotplate?ru=11000"
-        options = ["--duration", "1s", "--warmup", "0s", "--slo", "p99=1us", "--out", tmp_path / "found", "--json"]
+        options: list[str | Path] = ["--duration", "1s", "--warmup", "0s", "--slo", "p99=1us", "--out", tmp_path / "found", "--json"]
         done = hotplate("bench", "reference", *urls, *options)
         assert done.returncode == 1, done.stderr  # nothing is answered within a microsecond
         with urllib.request.urlopen(cosmos.endpoint + "__emulation/metrics") as answer:
