@@ -142,9 +142,9 @@ class Load:
     `think_s` later, give or take `think_spread` of that. A request out of its `timeout_s` is given up, counted from
     when it was due; at most `backlog` due requests wait for one of the `connections`, and further ones are dropped.
     `check` judges every response, instead of its status alone; an exception from it ends the run. `observe` names
-    string fields of a compact JSON body whose values are counted. Of each `sample_every` answers one is kept, to be
-    looked at afterwards (0: none). `tally` names a header of answers whose numbers are added up. Over https the server's
-    certificate must be good, by the system's authorities or those in the file `ca`. `spin` keeps the pace to
+    string fields of a compact JSON body whose values are counted. Of each `sample_every` responses one is kept, to be
+    looked at afterwards (0: none). `tally` names a header of responses whose numbers are added up. Over https the
+    server's certificate must be good, by the system's authorities or those in the file `ca`. `spin` keeps the pace to
     microseconds on a core of its own.
     """
 

@@ -20,10 +20,10 @@ METHOD = f"""
 The published figures are of {DATE}: {SOURCE}. They were measured in Azure, by others, with another service; ours are of
 one machine. They stand side by side to be read, not to be subtracted.
 
-{PUBLISHED_USERS} users who wait for each response and then pause send what their pause lets them send: with {THINK_S:g} s
-(inferred from the published rate and median; ours is drawn anew each time, from half to one and a half of it) no service
-could answer more than {PUBLISHED_USERS / THINK_S:.0f} requests/s to them. So {PUBLISHED_RATE:g} requests/s was the load of
-the test, and the generator's limit, not what the service could do.
+{PUBLISHED_USERS} users who wait for each response and then pause send what their pause lets them send: with
+{THINK_S:g} s (inferred from the published rate and median; ours is drawn anew each time, from half to one and a half of
+it) no service could answer more than {PUBLISHED_USERS / THINK_S:.0f} requests/s to them. So {PUBLISHED_RATE:g}
+requests/s was the load of the test, and the generator's limit, not what the service could do.
 """
 
 
@@ -66,9 +66,10 @@ def published_cells(charges: Charges, prices: Prices, item_bytes: float) -> Mapp
         ("Request units", "used in the closed loop"): f"{needed.used_ru:,.0f} RU/s, inferred",
         ("Request units", "of what was provisioned"): f"{needed.used_ru / PUBLISHED_RU:.1%}, inferred",
         ("Request units", f"what {PUBLISHED_RATE:g} requests/s need"): f"{needed.needed_ru:,} RU/s, inferred",
-        ("Request units", "a month of it, at the list price"): _month(needed),
+        ("Request units", "a month of it, at the list price"): format_month(needed),
     }
 
 
-def _month(needed: Needs) -> str:
+def format_month(needed: Needs) -> str:
+    """Write what a month costs, beside what it costs as provisioned."""
     return f"{needed.needed_month_usd:,.0f} instead of {needed.provisioned_month_usd:,.0f} USD"

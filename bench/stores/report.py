@@ -1,61 +1,37 @@
-"""The comparison of stores, from its options to its report: the table, which differences are real, and the raw figures."""
+"""The comparison of stores, from its options to its report: which differences are real, and the raw figures."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
-from functools import partial
-from statistics import fmean
+from dataclasses import asdict
 from typing import Any
 from urllib.parse import urlsplit
 
 from bench import answers
 from bench.errors import BenchMisused
-from bench.loadgen.capacity import PERCENTS, parse_objective
+from bench.loadgen.capacity import parse_objective
 from bench.loadgen.keys import Uniform, Zipf
 from bench.options import StoresOptions
 from bench.progress import ProgressDisplay
 from bench.report.comparison import MIN_PAIRS, compare
-from bench.report.intervals import geometric
-from bench.report.report import ERRORS, WHILE_WRITTEN, Report, Series, series
-from bench.report.text import (
-    NONE,
-    UNKNOWN,
-    Line,
-    format_both_us,
-    format_bytes,
-    format_count,
-    format_interval,
-    format_short_us,
-    format_us,
-    paragraphs,
-    parse_rate,
-    parse_seconds,
-)
+from bench.report.report import WHILE_WRITTEN, Report, Series, series
+from bench.report.text import paragraphs, parse_rate, parse_seconds
 from bench.stores import reference
-from bench.stores.reference import Needs, needs
 from bench.stores.rounds import (
-    BATCHES,
     TRIAL_LISTS,
     ComparisonResult,
-    PublishRun,
     RoundResult,
-    ServiceRun,
     Settings,
     StoreComparison,
     StoreResult,
 )
 from bench.stores.setup import Setup, own_stores, prepared_stores
-from stores.cosmos.charges import KB
-from stores.cosmos.charges import load as load_charges
+from bench.stores.table import Column, table_lines
 from stores.cosmos.throughput import Throughput
 from stores.cosmos.url import parse
-from stores.manifest import Manifest
-from stores.prices import load as load_prices
 
 DECIDING_METRIC = "p99"
 ENCODINGS = ("json", "zstd")
 CLOSED_LOOP = ", closed loop"
-NOT_REACHED = "not reached"
 MOST_EXTRA_ROUNDS = 7
 
 METHOD = """
@@ -64,8 +40,8 @@ The store without a service: one caller on one core, each call waiting for the o
 Through the service: hotplate serve with one worker over one store, on one core; every user as likely as any other
 unless --zipf says otherwise.
 
-Room a list takes and publishing are of a trial release of the same stored bytes: written and made durable like any other,
-then dropped instead of committed. Encoding and compressing lists come before, and are not counted; nor is the
+Room a list takes and publishing are of a trial release of the same stored bytes: written and made durable like any
+other, then dropped instead of committed. Encoding and compressing lists come before, and are not counted; nor is the
 pause in which it is dropped. The publisher has the lowest priority, on the service's core. Redis is as durable as it is
 set up to be.
 
@@ -93,37 +69,6 @@ ELSEWHERE = (
     "used. Services and load generator were on this machine."
 )
 EMULATED = "An emulator's own speed says nothing about the service that it stands for, so none of its times are shown."
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """All of one store that the table shows: its rounds that count, as series and one by one."""
-
-    store: StoreResult
-    rounds: tuple[RoundResult, ...]
-    reads: Series
-    closed: Series | None
-    while_written: Series | None
-
-    def mean(self, value: Callable[[RoundResult], float | None]) -> float | None:
-        """Return the mean of a value over the rounds; None where it is not known."""
-        values = [found for each in self.rounds if (found := value(each)) is not None]
-        return fmean(values) if values else None
-
-    @property
-    def emulated(self) -> str | None:
-        """What to show in place of its latencies, where it is an emulator."""
-        return self.store.candidate.emulated
-
-    @property
-    def throughput(self) -> Throughput | None:
-        """What its container may use; None of a store that is not metered."""
-        return provisioned(self.store.candidate.url)
-
-    @property
-    def ru_runs(self) -> tuple[ServiceRun, ...]:
-        """The runs whose request units are shown: those of the closed loop, or else of the open one."""
-        return tuple(each.closed or each.reads for each in self.rounds)
 
 
 def compare_stores(options: StoresOptions, display: ProgressDisplay) -> Report:
@@ -208,7 +153,7 @@ def report(options: StoresOptions, setup: Setup, result: ComparisonResult) -> Re
         extra={
             "comparison": {
                 "stores": [*([reference.COLUMN] if options.reference else []), *names],
-                "lines": [asdict(line) for line in lines(columns, setup.manifest, options)] if kept else [],
+                "lines": [asdict(line) for line in table_lines(columns, setup.manifest, options)] if kept else [],
                 "verdicts": verdicts([each.reads for each in shown]),
                 "left_out": left_out,
                 "method": _method(options, setup, emulated=len(shown) < len(columns)),
@@ -277,6 +222,7 @@ def _column(store: StoreResult, kept: Sequence[int]) -> Column:
         series(name, [each.reads.result for each in rounds]),
         series(name + CLOSED_LOOP, closed) if closed else None,
         series(name + WHILE_WRITTEN, valid) if valid else None,
+        provisioned(store.candidate.url),
     )
 
 
@@ -322,287 +268,3 @@ def _raw_capacity(store: StoreResult) -> Mapping[str, Any]:
             for point, run in zip(capacity.points, capacity.runs, strict=True)
         ],
     }
-
-
-def lines(columns: Sequence[Column], manifest: Manifest, options: StoresOptions) -> list[Line]:
-    """Make the whole table; with the reference, the first cell of each line is the published figure."""
-    item_bytes = max(KB, manifest.bytes / max(1, manifest.rows))
-    made = [
-        *_direct(columns),
-        *_closed(columns, options),
-        *_service(columns),
-        *_cpu(columns, options.cpu_hour),
-        *_memory(columns, manifest),
-        *_publishing(columns),
-        *_capacity(columns, options),
-        *_request_units(columns, options, item_bytes),
-    ]
-    if not options.reference:
-        return made
-    published = reference.published_cells(load_charges(), load_prices(), item_bytes)
-    return [
-        replace(
-            line,
-            cells=(published.get((line.group.partition(":")[0], line.name), reference.NOT_PUBLISHED), *line.cells),
-        )
-        for line in made
-    ]
-
-
-def _line(
-    group: str, name: str, columns: Sequence[Column], cell: Callable[[Column], str], *, timed: bool = False
-) -> Line:
-    """Make a line; where it is about time, an emulator's cell shows its label instead."""
-    return Line(group, name, tuple(each.emulated if timed and each.emulated else cell(each) for each in columns))
-
-
-def _direct(columns: Sequence[Column]) -> Iterable[Line]:
-    for size in BATCHES:
-        if not any(size in each.lookups for column in columns for each in column.rounds):
-            continue
-        group = f"Without a service, {size} key{'s' * (size > 1)} a call"
-
-        def call(column: Column, size: int = size) -> str:
-            values = [each.lookups[size].call_us for each in column.rounds]
-            mean = geometric(values)
-            return format_interval(mean.mean, mean.low, mean.high) if mean else format_short_us(_mean(values))
-
-        def rate(column: Column, size: int = size) -> str:
-            return format_count(column.mean(lambda each: each.lookups[size].keys_per_s))
-
-        def cpu(column: Column, size: int = size) -> str:
-            ours = column.mean(lambda each: each.lookups[size].cpu_us)
-            return format_both_us(ours, column.mean(lambda each: each.lookups[size].server_cpu_us))
-
-        yield _line(group, "a call, median", columns, call, timed=True)
-        yield _line(group, "keys/s, one caller", columns, rate, timed=True)
-        yield _line(group, "CPU a key, + server's", columns, cpu, timed=True)
-
-
-def _closed(columns: Sequence[Column], options: StoresOptions) -> Iterable[Line]:
-    if not any(each.closed for each in columns):
-        return
-    group = f"Closed loop: {options.closed_users} users, {options.think} of pause"
-
-    def share(column: Column) -> str:
-        used = column.mean(lambda each: each.closed.service_share if each.closed else None)
-        return UNKNOWN if used is None else f"{used:.0%}"
-
-    yield from _latencies(group, columns, lambda each: each.closed, "{:,.1f}")
-    yield _line(group, "service: share of a core", columns, share)
-
-
-def _service(columns: Sequence[Column]) -> Iterable[Line]:
-    group = "Through the service"
-    yield from _latencies(group, columns, lambda each: each.reads, None)
-
-    def popular(column: Column) -> str:
-        share = column.mean(lambda each: _popular_share(each.reads))
-        return UNKNOWN if share is None else f"{share:.2%}"
-
-    yield _line(group, "popular list instead", columns, popular, timed=True)
-
-
-def _popular_share(run: ServiceRun) -> float:
-    return run.result.seen["source"].get("popular", 0) / max(1, run.result.ok)
-
-
-def _latencies(
-    group: str, columns: Sequence[Column], choose: Callable[[Column], Series | None], rate_format: str | None
-) -> Iterable[Line]:
-    """Give the percentiles, the rate and the errors of one series of each store.
-
-    With a *rate_format* the rate is one that the generator's pauses decide, so that an emulator's is shown, too.
-    """
-    chosen = {id(each): choose(each) for each in columns}
-    summaries = {key: each.summary() for key, each in chosen.items() if each and each.rounds}
-
-    def percentile(name: str, column: Column) -> str:
-        if id(column) not in summaries:
-            return NONE
-        found = summaries[id(column)][name]
-        return format_interval(found["mean"], found["low"], found["high"]) + ("" if found["enough_samples"] else " *")
-
-    def values(column: Column, metric: str) -> float:
-        one = chosen[id(column)]
-        return (_mean(one.values(metric)) if one else None) or 0.0
-
-    def rate(column: Column) -> str:
-        return rate_format.format(values(column, "rate")) if rate_format else format_count(values(column, "rate"))
-
-    for name in PERCENTS:
-        yield _line(group, name, columns, partial(percentile, name), timed=True)
-    yield _line(group, "good answers/s", columns, rate, timed=rate_format is None)
-    yield _line(group, "errors and drops", columns, lambda one: f"{values(one, ERRORS):.3%}", timed=rate_format is None)
-
-
-def _cpu(columns: Sequence[Column], cpu_hour: float | None) -> Iterable[Line]:
-    group = "CPU a request"
-
-    def generator(column: Column) -> str:
-        return format_short_us(column.mean(lambda each: each.reads.result.cpu_us_per_request))
-
-    def service(column: Column) -> str:
-        return format_short_us(column.mean(lambda each: each.reads.service_cpu_us))
-
-    def server(column: Column) -> str:
-        return format_short_us(column.mean(lambda each: each.reads.server_cpu_us))
-
-    def million(column: Column) -> str:
-        ours, theirs = (
-            column.mean(lambda each: each.reads.service_cpu_us),
-            column.mean(lambda each: each.reads.server_cpu_us),
-        )
-        if ours is None or theirs is None:
-            return UNKNOWN
-        cpu_s = ours + theirs  # microseconds a read are seconds a million reads
-        return f"{cpu_s:,.0f} CPU-s" + ("" if cpu_hour is None else f", price {cpu_s / 3600 * cpu_hour:.2g}")
-
-    yield _line(group, "load generator", columns, generator)
-    yield _line(group, "service", columns, service)
-    yield _line(group, "the store's server", columns, server, timed=True)
-    yield _line(group, "a million reads, + server's", columns, million, timed=True)
-
-
-def _memory(columns: Sequence[Column], manifest: Manifest) -> Iterable[Line]:
-    group = "Memory, and room in the store"
-    yield _line(group, "load generator", columns, lambda one: format_bytes(one.store.memory.generator))
-    yield _line(group, "service, files aside", columns, lambda one: format_bytes(one.store.memory.service))
-    yield _line(group, "the store's server", columns, lambda one: format_bytes(one.store.memory.server), timed=True)
-    payload = f"{manifest.bytes / max(1, manifest.rows):,.0f} B"
-    yield _line(group, "keys and values a list", columns, lambda _: payload)
-
-    def room(column: Column) -> str:
-        stored = _of_publishing(column, lambda each: _each(each.trial.stored_bytes, each.trial.lists))
-        return UNKNOWN if stored is None else f"{stored:,.0f} B" + (", as charged" if column.emulated else "")
-
-    if any(each.publishing for column in columns for each in column.rounds):
-        yield _line(group, "room a list takes", columns, room)
-
-
-def _publishing(columns: Sequence[Column]) -> Iterable[Line]:
-    if not any(each.publishing for column in columns for each in column.rounds):
-        return
-    group = "Publishing"
-
-    def rate(column: Column) -> str:
-        return format_count(_of_publishing(column, lambda each: each.trial.lists / each.trial.wall_s))
-
-    def cpu(column: Column) -> str:
-        ours = _of_publishing(column, lambda each: each.trial.cpu_s * 1e6 / each.trial.lists)
-        server_s = _of_publishing(column, lambda each: _each(each.trial.server_cpu_s, each.trial.lists))
-        return format_both_us(ours, None if server_s is None else server_s * 1e6)
-
-    def meanwhile(column: Column) -> str:
-        if column.while_written is None:
-            return "no valid round"
-        p99 = column.while_written.summary()["p99"]
-        return format_interval(p99["mean"], p99["low"], p99["high"])
-
-    def rate_meanwhile(column: Column) -> str:
-        return format_count(_of_publishing(column, lambda each: each.lists_per_s))
-
-    yield _line(group, "lists/s", columns, rate, timed=True)
-    yield _line(group, "CPU a list, + server's", columns, cpu, timed=True)
-    yield _line(group, "p99 of reads meanwhile", columns, meanwhile, timed=True)
-    yield _line(group, "lists/s written meanwhile", columns, rate_meanwhile, timed=True)
-
-
-def _of_publishing(column: Column, value: Callable[[PublishRun], float | None]) -> float | None:
-    return column.mean(lambda each: None if each.publishing is None else value(each.publishing))
-
-
-def _each(whole: float | None, parts: int) -> float | None:
-    return None if whole is None else whole / parts
-
-
-def _capacity(columns: Sequence[Column], options: StoresOptions) -> Iterable[Line]:
-    if not options.find_max:
-        return
-    group = f"Highest rate inside the objective: {parse_objective(options.slo)}, one worker on one core"
-    rate = parse_rate(options.rate)
-    best = {id(each): each.store.capacity.best if each.store.capacity else None for each in columns}
-
-    def highest(column: Column) -> str:
-        found = best[id(column)]
-        return f"{found[0].at:,.0f}/s{', emulated' if column.emulated else ''}" if found else NONE
-
-    def times(column: Column) -> str:
-        found = best[id(column)]
-        return f"{found[0].at / rate:.0f}" if found else NONE
-
-    def p99(column: Column) -> str:
-        found = best[id(column)]
-        return format_us(found[0].p99_us) + ("" if found[1].result.valid else " **") if found else NONE
-
-    def limit(column: Column) -> str:
-        return column.store.capacity.limit if column.store.capacity else NOT_REACHED
-
-    def cpu(column: Column) -> str:
-        found = best[id(column)]
-        return f"{found[1].service_cpu_us:.0f} µs" if found else NONE
-
-    yield _line(group, "best rate", columns, highest)
-    yield _line(group, f"times {rate:g} requests/s", columns, times)
-    yield _line(group, "p99 there", columns, p99, timed=True)
-    yield _line(group, "what was the limit", columns, limit)
-    yield _line(group, "service: CPU a request there", columns, cpu)
-
-
-def _request_units(columns: Sequence[Column], options: StoresOptions, item_bytes: float) -> Iterable[Line]:
-    if not (options.reference or any(each.throughput for each in columns)):
-        return
-    group, rate = "Request units", parse_rate(options.rate)
-
-    def capacity(column: Column) -> str:
-        return NONE if column.throughput is None else _throughput(column.throughput)
-
-    def read(column: Column) -> str:
-        units = [each.request_units.ru / max(1, each.result.ok) for each in column.ru_runs if each.request_units]
-        return f"{fmean(units):.2f} RU" if units else NONE
-
-    def used(column: Column) -> str:
-        return _ru_s(_used_ru_s(column))
-
-    def share(column: Column) -> str:
-        ru_s = _used_ru_s(column)
-        return NONE if ru_s is None or column.throughput is None else f"{ru_s / column.throughput.ru:.1%}"
-
-    def used_at_best(column: Column) -> str:
-        best = column.store.capacity.best if column.store.capacity else None
-        return _ru_s(best[1].ru_s if best else None)
-
-    def of_needs(column: Column, cell: Callable[[Needs], str]) -> str:
-        if column.throughput is None:
-            return NONE
-        return cell(needs(load_charges(), load_prices(), item_bytes, rate, column.throughput.ru))
-
-    def month(found: Needs) -> str:
-        return f"{found.needed_month_usd:,.0f} instead of {found.provisioned_month_usd:,.0f} USD"
-
-    loop = "closed loop" if options.closed_users else "open loop"
-    yield _line(group, "provisioned", columns, capacity)
-    yield _line(group, "a read", columns, read)
-    yield _line(group, f"used in the {loop}", columns, used)
-    yield _line(group, "of what was provisioned", columns, share)
-    if options.find_max:
-        yield _line(group, "used at the best rate", columns, used_at_best)
-    name = f"what {rate:g} requests/s need"
-    yield _line(group, name, columns, lambda one: of_needs(one, lambda found: f"{found.needed_ru:,} RU/s"))
-    yield _line(group, "a month of it, at the list price", columns, lambda one: of_needs(one, month))
-
-
-def _used_ru_s(column: Column) -> float | None:
-    return _mean([each.ru_s for each in column.ru_runs if each.ru_s is not None])
-
-
-def _ru_s(value: float | None) -> str:
-    return NONE if value is None else f"{value:,.0f} RU/s"
-
-
-def _throughput(throughput: Throughput) -> str:
-    return f"{throughput.ru:,} RU/s{' autoscale' * throughput.autoscale}"
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return fmean(values) if values else None

@@ -1,6 +1,6 @@
-"""The rounds of a comparison: every store directly, through its service, and while lists are written; then its capacity.
+"""The rounds of a comparison: each store directly, through its service, and while lists are written; then its capacity.
 
-The stores take turns within a round (A B, A B, …), so that whatever the machine does meanwhile affects all of them alike.
+The stores take turns within a round (A B, A B, …), so that whatever the machine does meanwhile affects all alike.
 """
 
 import asyncio
@@ -259,8 +259,8 @@ class StoreComparison:
         self._setup = setup
         self._settings = settings
         self._display = display
-        self._rounds: dict[str, list[RoundResult]] = {each.name: [] for each in setup.candidates}
-        self._samples: dict[str, list[Sample]] = {each.name: [] for each in setup.candidates}
+        self._rounds = {each.name: list[RoundResult]() for each in setup.candidates}
+        self._samples = {each.name: list[Sample]() for each in setup.candidates}
         self._capacities = dict[str, Capacity]()
         self._interrupted = False
 

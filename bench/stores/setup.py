@@ -5,12 +5,13 @@ import os
 import ssl
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import quote, urlsplit
 from urllib.request import urlopen
 
@@ -42,138 +43,93 @@ STORE_SETTINGS = ("HOTPLATE_REDIS_", "HOTPLATE_COSMOS_")
 METRICS_TIMEOUT_S = 5.0
 
 
-class StoreServer(Protocol):
-    """What the server of a store reports of itself; None for what it does not."""
-
-    def cpu_s(self) -> float | None:
-        """CPU time that it has used, for reads and everything else."""
-
-    def memory_bytes(self) -> int | None:
-        """Memory that it has in use."""
-
-    def stored_bytes(self) -> int | None:
-        """Space that its data takes, in memory or on disk."""
-
-
 @dataclass(frozen=True, slots=True)
-class Folder:
-    """Files, read through a memory map by the service itself: there is no server."""
+class StoreServer:
+    """What the server of a store reports of itself; each function returns None for what is not known."""
 
-    folder: Path
+    cpu_s: Callable[[], float | None]
+    """CPU time that it has used, for reads and everything else."""
 
-    def cpu_s(self) -> float:
-        """See `StoreServer`."""
-        return 0.0
+    memory_bytes: Callable[[], int | None]
+    """Memory that it has in use."""
 
-    def memory_bytes(self) -> int:
-        """See `StoreServer`: mapped pages can be dropped at any time."""
-        return 0
-
-    def stored_bytes(self) -> int:
-        """See `StoreServer`: blocks on disk, as the files are sparse."""
-        return sum(path.stat().st_blocks * 512 for path in self.folder.rglob("*") if path.is_file())
+    stored_bytes: Callable[[], int | None]
+    """Space that its data takes, in memory or on disk."""
 
 
-@dataclass(frozen=True, slots=True)
-class Redis:
-    """A Redis server, by its INFO; where others use it too, their part is included."""
+def store_server(url: str) -> StoreServer:
+    """Return what can report of the server of the store at *url*; on one that others use too, their part is included.
 
-    url: str
-
-    def cpu_s(self) -> float:
-        """See `StoreServer`: of all its threads, to the microsecond."""
-        info = self._info("cpu")
-        return float(info["used_cpu_user"]) + float(info["used_cpu_sys"])
-
-    def memory_bytes(self) -> int:
-        """See `StoreServer`: resident, so with what its allocator has not given back."""
-        return int(self._info("memory")["used_memory_rss"])
-
-    def stored_bytes(self) -> int:
-        """See `StoreServer`: what it requested of its allocator."""
-        return int(self._info("memory")["used_memory"])
-
-    def _info(self, section: str) -> Any:  # noqa: ANN401 -- redis-py parses it to whatever it is
-        from redis import Redis as Client  # noqa: PLC0415 -- an extra: only who measures Redis needs it
-
-        from stores.redis.url import parse  # noqa: PLC0415 -- as above
-
-        at = parse(self.url)
-        where: dict[str, Any] = (
-            {"unix_socket_path": at.path}
-            if at.path
-            else {"host": at.host, "port": at.port, "ssl": at.tls} | ({"ssl_ca_certs": at.ca} if at.tls else {})
-        )
-        with Client(db=at.db, username=at.user, password=at.password, **where) as client:
-            return client.info(section)
+    The service itself reads files through a memory map, whose pages can be dropped at any time. An emulator's CPU and
+    memory are no measure of what the service that it stands for uses; what it stores is as that would charge for it.
+    """
+    match urlsplit(url).scheme:
+        case "file":
+            return StoreServer(lambda: 0.0, lambda: 0, partial(_folder_bytes, Path(url.removeprefix("file://"))))
+        case "redis" | "rediss" | "unix":
+            info = partial(_redis_info, url)
+            return StoreServer(
+                lambda: info("cpu", "used_cpu_user", "used_cpu_sys"),  # of all its threads, to the microsecond
+                lambda: int(info("memory", "used_memory_rss")),  # with what its allocator has not given back
+                lambda: int(info("memory", "used_memory")),
+            )
+        case "cosmos+http" | "cosmos+https":
+            metric = partial(_emulator_metric, url)
+            return StoreServer(
+                partial(metric, "process_cpu_seconds_total"),
+                lambda: _whole(metric("process_resident_memory_bytes")),
+                lambda: _whole(metric("hotplate_cosmos_emulator_stored_bytes", own_database=True)),
+            )
+        case _:
+            return UNKNOWN_SERVER
 
 
-@dataclass(frozen=True, slots=True)
-class CosmosEmulator:
-    """Our emulator of Cosmos DB, by its metrics; of any other server nothing is known."""
+def _folder_bytes(folder: Path) -> int:
+    """Add up blocks on disk, as the files are sparse."""
+    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
 
-    url: str
 
-    def cpu_s(self) -> float | None:
-        """See `StoreServer`: of the emulator, which is no measure of what the service that it stands for uses."""
-        return self._sum("process_cpu_seconds_total")
+def _redis_info(url: str, section: str, *names: str) -> float:
+    from redis import Redis  # noqa: PLC0415 -- an extra: only who measures Redis needs it
 
-    def memory_bytes(self) -> int | None:
-        """See `StoreServer`: resident; it keeps all items in memory."""
-        return _whole(self._sum("process_resident_memory_bytes"))
+    from stores.redis.url import parse  # noqa: PLC0415 -- as above
 
-    def stored_bytes(self) -> int | None:
-        """See `StoreServer`: of this database's items, as the service would charge for them."""
-        return _whole(self._sum("hotplate_cosmos_emulator_stored_bytes", own_database=True))
+    at = parse(url)
+    where: dict[str, Any] = (
+        {"unix_socket_path": at.path}
+        if at.path
+        else {"host": at.host, "port": at.port, "ssl": at.tls} | ({"ssl_ca_certs": at.ca} if at.tls else {})
+    )
+    with Redis(db=at.db, username=at.user, password=at.password, **where) as client:
+        values: Any = client.info(section)
+    return sum(float(values[name]) for name in names)
 
-    def _sum(self, name: str, *, own_database: bool = False) -> float | None:
-        from stores.cosmos.url import parse  # noqa: PLC0415 -- other stores have other addresses
 
-        at = parse(self.url)
-        trusted = ssl.create_default_context(cafile=at.ca) if at.endpoint.startswith("https:") else None
-        try:
-            with urlopen(f"{at.endpoint}{EMULATOR_METRICS}", timeout=METRICS_TIMEOUT_S, context=trusted) as page:  # noqa: S310 -- http(s), by the store's own parser
-                text = page.read().decode()
-        except (OSError, HTTPException, UnicodeDecodeError):
-            return None
-        values = [
-            sample.value
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-            if sample.name == name and (not own_database or sample.labels["container"].partition("/")[0] == at.database)
-        ]
-        return sum(values) if values or own_database else None
+def _emulator_metric(url: str, name: str, *, own_database: bool = False) -> float | None:
+    """Add up a metric of our emulator; None where another server, or none, is there."""
+    from stores.cosmos.url import parse  # noqa: PLC0415 -- other stores have other addresses
+
+    at = parse(url)
+    trusted = ssl.create_default_context(cafile=at.ca) if at.endpoint.startswith("https:") else None
+    try:
+        with urlopen(f"{at.endpoint}{EMULATOR_METRICS}", timeout=METRICS_TIMEOUT_S, context=trusted) as page:  # noqa: S310 -- http(s), by the store's own parser
+            text = page.read().decode()
+    except (OSError, HTTPException, UnicodeDecodeError):
+        return None
+    values = [
+        sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == name and (not own_database or sample.labels["container"].partition("/")[0] == at.database)
+    ]
+    return sum(values) if values or own_database else None
 
 
 def _whole(value: float | None) -> int | None:
     return None if value is None else round(value)
 
 
-@dataclass(frozen=True, slots=True)
-class UnknownServer:
-    """A server that reports nothing of itself."""
-
-    def cpu_s(self) -> None:
-        """See `StoreServer`."""
-
-    def memory_bytes(self) -> None:
-        """See `StoreServer`."""
-
-    def stored_bytes(self) -> None:
-        """See `StoreServer`."""
-
-
-def store_server(url: str) -> StoreServer:
-    """Return what can report of the server of the store at *url*."""
-    match urlsplit(url).scheme:
-        case "file":
-            return Folder(Path(url.removeprefix("file://")))
-        case "redis" | "rediss" | "unix":
-            return Redis(url)
-        case "cosmos+http" | "cosmos+https":
-            return CosmosEmulator(url)
-        case _:
-            return UnknownServer()
+UNKNOWN_SERVER = StoreServer(lambda: None, lambda: None, lambda: None)
 
 
 def emulator_label(url: str) -> str | None:

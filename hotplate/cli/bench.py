@@ -40,7 +40,7 @@ def http(options: HttpOptions, display: "ProgressDisplay") -> "tuple[Report, Run
 
 @add_experiment(app, StoresOptions, report="hotplate-stores")
 def stores(options: StoresOptions, display: "ProgressDisplay") -> "tuple[Report, Runs | None]":
-    """Compare stores: the same release, users and schedule, each without a service, behind one, and while it is written.
+    """Compare stores: the same release, users and schedule, alone, behind a service, and while it is written.
 
     The stores take turns, round by round. A store that holds nothing is filled with the release of the others, and
     keeps it; stores with different releases are not compared. Exits 1 where too few rounds are valid, an answer was

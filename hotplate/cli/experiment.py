@@ -1,4 +1,4 @@
-"""What the verbs of the bench have in common: flags made of an experiment's options, errors, and printing its report."""
+"""What the verbs of the bench share: flags made of an experiment's options, errors, and printing its report."""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping

@@ -9,7 +9,7 @@ import pytest
 
 from bench.lists import Shape
 from bench.stores.rounds import look_up
-from bench.stores.setup import CosmosEmulator, store_server
+from bench.stores.setup import store_server
 from stores.catalogue import ReleaseId
 from stores.connect import connect
 from stores.lifecycle import publish
@@ -57,7 +57,7 @@ def test_our_emulator_reports_what_it_uses_and_what_one_database_holds(tmp_path:
 
 def test_of_a_server_that_is_not_ours_or_not_there_nothing_is_known(redis_server: RedisServer) -> None:
     for url in ("cosmos+http://127.0.0.1:9/d", f"cosmos+http://127.0.0.1:{redis_server.port}/d"):
-        server = CosmosEmulator(url)
+        server = store_server(url)
         assert (server.cpu_s(), server.memory_bytes(), server.stored_bytes()) == (None, None, None)
 
 

@@ -28,7 +28,7 @@ from bench.stores.rounds import (
     StoreResult,
     capacity_point,
 )
-from bench.stores.setup import Candidate, Setup, UnknownServer
+from bench.stores.setup import UNKNOWN_SERVER, Candidate, Setup
 from stores.catalogue import ReleaseId
 from stores.cosmos.charges import load
 from stores.manifest import Manifest
@@ -89,7 +89,7 @@ def a_run(result: Result, share: float = 0.2, throttled: float | None = None) ->
 
 
 def a_store(name: str, url: str, *attempts: tuple[float, ServiceRun], throttled: float | None = None) -> StoreResult:
-    candidate = Candidate(name, url, Server("http://127.0.0.1:1", 0), UnknownServer())
+    candidate = Candidate(name, url, Server("http://127.0.0.1:1", 0), UNKNOWN_SERVER)
     run = a_run(a_result(0.0034), throttled=throttled)
     points = tuple(capacity_point(rate, run, OBJECTIVE) for rate, run in attempts)
     return StoreResult(
@@ -167,7 +167,17 @@ def test_it_runs_against_stores_that_are_given(tmp_path: Path) -> None:
     asyncio.run(publish_lists(tmp_path / "store", lists))
     with emulator() as cosmos:
         urls = f"file://{tmp_path}/store", f"cosmos+{cosmos.endpoint}hotplate?ru=11000"
-        options: list[str | Path] = ["--duration", "1s", "--warmup", "0s", "--slo", "p99=1us", "--out", tmp_path / "found", "--json"]
+        options: list[str | Path] = [
+            "--duration",
+            "1s",
+            "--warmup",
+            "0s",
+            "--slo",
+            "p99=1us",
+            "--out",
+            tmp_path / "found",
+            "--json",
+        ]
         done = hotplate("bench", "reference", *urls, *options)
         assert done.returncode == 1, done.stderr  # nothing is answered within a microsecond
         with urllib.request.urlopen(cosmos.endpoint + "__emulation/metrics") as answer:
