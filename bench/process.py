@@ -78,8 +78,8 @@ class RedisServer:
 
     def cpu_s(self) -> float:
         """Add up the CPU time, user and system, of all its threads; to the microsecond."""
-        spent = self._execute("INFO", "cpu")
-        return float(spent["used_cpu_user"]) + float(spent["used_cpu_sys"])
+        info = self._execute("INFO", "cpu")
+        return float(info["used_cpu_user"]) + float(info["used_cpu_sys"])
 
     def used_bytes(self) -> int:
         """Return its `used_memory`, which is what it requested of its allocator."""
@@ -159,7 +159,7 @@ def redis_installed() -> bool:
 
 
 def stop_process(process: "subprocess.Popen[Any]", within_s: float = STOP_WITHIN_S) -> None:
-    """Wait for a process that was told to end, and kill it where it does not."""
+    """Wait for a process that is about to end, and kill it where it does not."""
     try:
         process.wait(within_s)
     except subprocess.TimeoutExpired:
@@ -195,7 +195,7 @@ def _running(
 
 
 def free_port() -> int:
-    """Find a port on loopback that nobody uses at the moment."""
+    """Find a port on loopback that is not in use at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -1,4 +1,4 @@
-"""What a person sees while a measurement runs: where it is, and how the last half second went."""
+"""What a person sees while a measurement runs: how far it is, and how the last half second went."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -17,9 +17,13 @@ from bench.report.text import format_us
 BARS = "▁▂▃▄▅▆▇█"
 KEPT = 60
 
+# What the progress of several processes adds up, and of what it is the longest.
+SUMMED = ("due", "sent", "ok", "failed", "dropped", "in_flight", "waiting")
+LONGEST = ("elapsed_s", "p50_us", "p99_us", "lag_p99_us")
+
 
 class ProgressDisplay:
-    """Draws one measurement; silent where there is no terminal. `stage` names the run, `tell` says how it goes."""
+    """Draws the progress of one measurement; silent where there is no terminal."""
 
     def __init__(self, live: Live | None) -> None:
         self._live = live
@@ -33,7 +37,7 @@ class ProgressDisplay:
         self._name, self._duration_s, self._before = name, duration_s, None
 
     def update(self, parts: Sequence[Progress]) -> None:
-        """Hear how the run goes; one word of each process."""
+        """Draw how the run goes, by the newest progress of each process."""
         if self._live is None:
             return
         now = together(parts)
@@ -67,20 +71,9 @@ def progress_display(console: Console) -> Iterator[ProgressDisplay]:
 
 
 def together(parts: Sequence[Progress]) -> Progress:
-    """Add up what the processes say; of percentiles take the worst, which errs on the safe side."""
-    return Progress(
-        elapsed_s=max(part.elapsed_s for part in parts),
-        due=sum(part.due for part in parts),
-        sent=sum(part.sent for part in parts),
-        ok=sum(part.ok for part in parts),
-        failed=sum(part.failed for part in parts),
-        dropped=sum(part.dropped for part in parts),
-        in_flight=sum(part.in_flight for part in parts),
-        waiting=sum(part.waiting for part in parts),
-        p50_us=max(part.p50_us for part in parts),
-        p99_us=max(part.p99_us for part in parts),
-        lag_p99_us=max(part.lag_p99_us for part in parts),
-    )
+    """Add up the progress of the processes; of times take the longest, which errs on the safe side."""
+    sums = {name: sum(getattr(part, name) for part in parts) for name in SUMMED}
+    return Progress(**sums, **{name: max(getattr(part, name) for part in parts) for name in LONGEST})
 
 
 def spark(values: Sequence[float]) -> str:

@@ -173,7 +173,7 @@ def point(at: float, result: Result, *, broken: Sequence[str] = ()) -> Point:
 
 
 def batch_point(size: int, result: Result) -> Point:
-    """Sum up a run of a sweep; the source of an answer's first list stands for all of that answer."""
+    """Sum up a run of a sweep; the source of a response's first list is taken for that of the whole response."""
     found = point(size, result)
     return replace(found, per_s=found.per_s * size * (1 - found.popular))
 

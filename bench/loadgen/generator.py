@@ -13,20 +13,27 @@ import uvloop
 
 from bench.loadgen.load import Load
 from bench.loadgen.recorder import Progress, Recorder
-from bench.loadgen.result import Result, Spent
+from bench.loadgen.result import ProcessUsage, Result
 from bench.loadgen.schedule import LOOP_TICK_S, Pacer, sleep_until_due, spin_until_due
 from stores.http1 import Connection, Kind
 
-SWEEP_S = 0.02  # how often requests are looked through for those out of time
+# How often requests are checked for those out of time.
+SWEEP_S = 0.02
 
+# Nanoseconds on a core, and waited for one, of the thread that runs the loop.
+SCHEDSTAT = Path("/proc/self/schedstat")
+
+# When a request was due, by the generator's clock, and its bytes.
 Sent = tuple[float, bytes]
-"""When a request was due, by the generator's clock, and its bytes."""
+
 LoadConnection = Connection[Sent]
 Clock = Callable[[], float]
+
+# Awaited once the connections are open; returns when the run begins, by the generator's clock.
 Begin = Callable[[], Awaitable[float]]
-"""Awaited once the connections are open; returns when the run begins, by the generator's clock."""
+
+# Opens one connection whose protocol the given function makes. Raises OSError.
 Connect = Callable[[Callable[[], LoadConnection]], Awaitable[object]]
-"""Opens one connection for the protocol that it is given a maker of. Raises OSError."""
 
 
 class Generator:
@@ -57,15 +64,15 @@ class Generator:
         self._waiting: deque[float] = deque()
         self._opening: set[asyncio.Task[None]] = set()
         self._stopped = asyncio.Event()
-        self._fault: Exception | None = None
+        self._error: Exception | None = None
         self._start_s = self._end_s = self._last_sent_s = 0.0
         self._next_mark_s = float("inf")
-        self._chance = random.Random(1)  # noqa: S311 -- pauses that are the same in every run, nothing secret
+        self._rng = random.Random(1)  # noqa: S311 -- pauses that are the same in every run, nothing secret
         self._tls = load.tls()
         self._recorder = Recorder(load.observe, load.sample_every, load.tally)
 
     async def run(self, begin: Begin | None = None) -> Result:
-        """Connect, run the load, wait for what is in flight, and tell. Raises what the load's `check` raised."""
+        """Connect, run the load, and wait for what is in flight. Raises what the load's `check` raised."""
         sweep = asyncio.ensure_future(self._sweep())
         try:
             for _ in range(self._load.connections):
@@ -74,15 +81,15 @@ class Generator:
             with collector_off():
                 self._start_s = self._clock() if begin is None else await begin()
                 self._next_mark_s = self._start_s + 1
-                before_s, started_s = spent_s(), self._clock()
+                before_s, started_s = cpu_and_wait_s(), self._clock()
                 await self._traffic()
-                now_s = spent_s()
-                spent = Spent(now_s[0] - before_s[0], now_s[1] - before_s[1], self._clock() - started_s)
+                now_s = cpu_and_wait_s()
+                usage = ProcessUsage(now_s[0] - before_s[0], now_s[1] - before_s[1], self._clock() - started_s)
         finally:
             await self._finish(sweep)
-        if self._fault:
-            raise self._fault
-        return self._result(spent)
+        if self._error:
+            raise self._error
+        return self._result(usage)
 
     def stop(self) -> None:
         """End the run early: nothing more falls due, and what is in flight is waited for."""
@@ -91,7 +98,7 @@ class Generator:
         self._stopped.set()
 
     def progress(self) -> Progress:
-        """Tell where the run is."""
+        """Return the progress of the run."""
         in_flight = len(self._open) - len(self._idle)
         return self._recorder.progress(self._clock() - self._start_s, in_flight, len(self._waiting))
 
@@ -100,12 +107,12 @@ class Generator:
         if self._schedule is None:
             await asyncio.sleep(self._start_s - self._clock())
             for _ in range(self._load.connections):
-                self._offer_after(self._chance.random() * self._load.think_s if self._load.think_spread else 0.0)
+                self._offer_after(self._rng.random() * self._load.think_s if self._load.think_spread else 0.0)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopped.wait(), self._load.duration_s)
         else:
             await self._keep_pace(self._offer_due)
-        while self._unfinished():  # noqa: ASYNC110 -- an event would have to be looked after on every answer
+        while self._unfinished():  # noqa: ASYNC110 -- an event would cost something on every response
             await asyncio.sleep(LOOP_TICK_S)
 
     async def _finish(self, sweep: asyncio.Task[None]) -> None:
@@ -123,7 +130,7 @@ class Generator:
 
     def _offer_due(self) -> float | None:
         """Offer all requests that are due by now; return when the next one is."""
-        while self._next_s is not None and not self._fault:
+        while self._next_s is not None and not self._error:
             due_s = self._start_s + self._next_s
             if due_s > self._clock():
                 return due_s
@@ -164,7 +171,7 @@ class Generator:
                     connection.fail("timeout")
 
     def _connect_if_short(self) -> None:
-        """Connections are opened anew only when a request wants one, so a server that hangs up meets no storm."""
+        """Connections are opened anew only when a request needs one, so a server that hangs up meets no storm."""
         if len(self._opening) < len(self._waiting) and len(self._open) + len(self._opening) < self._load.connections:
             self._connect()
 
@@ -172,12 +179,12 @@ class Generator:
         task = asyncio.ensure_future(self._establish())
         self._opening.add(task)
 
-        def settle(_: asyncio.Task[None]) -> None:
+        def on_done(_: asyncio.Task[None]) -> None:
             self._opening.discard(task)
             if not task.cancelled():
                 self._connect_if_short()
 
-        task.add_done_callback(settle)
+        task.add_done_callback(on_done)
 
     async def _establish(self) -> None:
         try:
@@ -213,7 +220,7 @@ class Generator:
         try:
             kind = self._load.check(status, body)
         except Exception as error:  # noqa: BLE001 -- kept, to end the run with it; the event loop would only log it
-            self._fault = error
+            self._error = error
             kind = "check"
         if kind is None:
             self._recorder.good(latency_s)
@@ -243,7 +250,7 @@ class Generator:
         if self._schedule is not None:
             return
         think_s, spread = self._load.think_s, self._load.think_spread
-        self._offer_after(think_s * self._chance.uniform(1 - spread, 1 + spread) if spread else think_s)
+        self._offer_after(think_s * self._rng.uniform(1 - spread, 1 + spread) if spread else think_s)
 
     def _offer_after(self, pause_s: float) -> None:
         if pause_s:
@@ -252,10 +259,10 @@ class Generator:
             self._offer_one()
 
     def _offer_one(self) -> None:
-        if not self._fault and (now_s := self._clock()) < self._end_s:
+        if not self._error and (now_s := self._clock()) < self._end_s:
             self._offer(now_s)
 
-    def _result(self, spent: Spent) -> Result:
+    def _result(self, usage: ProcessUsage) -> Result:
         load, recorder = self._load, self._recorder
         elapsed_s = self._last_sent_s - self._start_s
         return Result(
@@ -276,18 +283,25 @@ class Generator:
             refused=recorder.refused,
             unsolicited=recorder.unsolicited,
             seen=recorder.values,
-            spent=(spent,),
+            usage=(usage,),
             samples=tuple(recorder.samples),
             seconds=recorder.seconds(),
             lags_s=recorder.lags_s,
         )
 
 
-SCHEDSTAT = Path("/proc/self/schedstat")  # ns on a core, ns waited for one, by the thread that runs the loop
+async def drive(load: Load) -> Result:
+    """Run *load* from the event loop at hand, which should have little else to do."""
+    return await Generator(load).run()
 
 
-def spent_s() -> tuple[float, float]:
-    """Tell the CPU time of this process so far, and how long its main thread waited for a core (0 where unknown)."""
+def run(load: Load) -> Result:
+    """Run *load* on an event loop of its own; blocks until it is over."""
+    return uvloop.run(drive(load))
+
+
+def cpu_and_wait_s() -> tuple[float, float]:
+    """Return the CPU time of this process so far, and how long its main thread waited for a core (0 where unknown)."""
     waited_s = int(SCHEDSTAT.read_text().split()[1]) / 1e9 if SCHEDSTAT.exists() else 0.0
     return time.process_time(), waited_s
 
@@ -305,13 +319,3 @@ def collector_off() -> Iterator[None]:
         gc.unfreeze()
         if was_on:
             gc.enable()
-
-
-async def drive(load: Load) -> Result:
-    """Run *load* from the event loop at hand, which should have little else to do."""
-    return await Generator(load).run()
-
-
-def run(load: Load) -> Result:
-    """Run *load* on an event loop of its own; blocks until it is over."""
-    return uvloop.run(drive(load))

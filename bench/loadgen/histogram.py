@@ -66,7 +66,7 @@ class Histogram:
 
     @property
     def mean_us(self) -> float:
-        """The mean, in microseconds; it says little about latencies, and is here to be shown to say little."""
+        """The mean, in microseconds; shown only to be compared with the percentiles."""
         return float(self._hdr.get_mean_value()) if self.count else 0.0
 
     def percentiles_us(self, percents: Sequence[float]) -> list[float]:

@@ -36,7 +36,7 @@ class Requests(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Paths:
-    """GETs of a few paths in turn."""
+    """GETs of a few paths, one after the other."""
 
     paths: Sequence[str]
 
@@ -66,7 +66,7 @@ class Gets:
     keys: Keys
 
     def __post_init__(self) -> None:
-        """Refuse what is no path with a place for a key."""
+        """Refuse what is no path with a {key} in it."""
         check_path(self.path)
         if KEY not in self.path:
             raise BenchMisused(f"a path for keys has a {KEY} in it, and this is {self.path!r}")

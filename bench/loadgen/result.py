@@ -3,7 +3,7 @@
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,14 @@ from numpy.typing import NDArray
 from bench.loadgen.histogram import Histogram, Times
 from bench.loadgen.recorder import Sample, Second
 
-LAG_BOUND_US = 1_000.0
-SENT_BOUND = 0.99
-CPU_BOUND = 0.95
+# A run is invalid above this lag at p99, below this share of sent requests, or above this share of a core.
+LAG_BOUND_US, SENT_BOUND, CPU_BOUND = 1_000.0, 0.99, 0.95
+
 PERCENTS = (50.0, 90.0, 99.0, 99.9, 99.99, 100.0)
+
+# What the parts of a run add up: numbers, and counts by name.
+SUMMED = ("connections", "due", "sent", "dropped", "opened", "refused", "unsolicited")
+COUNTED = ("errors", "statuses", "tallied")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +44,8 @@ def spread(times_s: Times, histogram: Histogram | None = None) -> Spread | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Spent:
-    """What one generator process spent on a run: CPU time, waiting for a core (on Linux), and the time it took."""
+class ProcessUsage:
+    """What one generator process used for a run: CPU time, waiting for a core (on Linux), and the time it took."""
 
     cpu_s: float
     waited_s: float
@@ -75,7 +79,7 @@ class Result:
     refused: int
     unsolicited: int
     seen: Mapping[str, Mapping[str, int]]
-    spent: tuple[Spent, ...]
+    usage: tuple[ProcessUsage, ...]
     samples: tuple[Sample, ...] = field(repr=False)
     seconds: tuple[Second, ...] = field(repr=False, compare=False)
     lags_s: NDArray[np.float32] = field(repr=False, compare=False)
@@ -113,7 +117,7 @@ class Result:
     @property
     def cpu_us_per_request(self) -> float:
         """CPU time of the generator, over all its processes."""
-        return round(sum(spent.cpu_s for spent in self.spent) * 1e6 / max(1, self.sent), 2)
+        return round(sum(each.cpu_s for each in self.usage) * 1e6 / max(1, self.sent), 2)
 
     @property
     def latency(self) -> Spread | None:
@@ -128,14 +132,14 @@ class Result:
     @property
     def invalid_reasons(self) -> list[str]:
         """Why this run does not measure what it should measure; empty for a valid run."""
-        busy = max((spent.cpu_s / spent.wall_s for spent in self.spent if spent.wall_s), default=0.0)
+        busy = max((each.cpu_s / each.wall_s for each in self.usage if each.wall_s), default=0.0)
         if self.requested_rate is None:
             full = f"the generator had no CPU to spare ({busy:.0%} of a core): this is its limit, not the server's"
             return [full] if busy > CPU_BOUND else []
         found = []
         lag = self.lag
         if lag is not None and lag.p99 > LAG_BOUND_US:
-            waited = max((spent.waited_s / spent.wall_s for spent in self.spent if spent.wall_s), default=0.0)
+            waited = max((each.waited_s / each.wall_s for each in self.usage if each.wall_s), default=0.0)
             found.append(
                 f"the generator was late: lag p99 {lag.p99:.0f} µs, bound {LAG_BOUND_US:.0f} µs "
                 f"(it used {busy:.0%} of a core, and waited for one {waited:.0%} of the time)"
@@ -152,7 +156,7 @@ class Result:
     def to_json(self) -> dict[str, Any]:
         """Give all of it but single times as plain values; the times as HDR histograms."""
         latencies, lags = Histogram.of(self.latencies_s), Histogram.of(self.lags_s)
-        left_out = {"samples", "seconds", "lags_s", "spent", "statuses", "tallied"}
+        left_out = {"samples", "seconds", "lags_s", "usage", "statuses", "tallied"}
         plain = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in left_out}
         latency = spread(self.latencies_s, latencies)
         lag = None if self.requested_rate is None else spread(self.lags_s, lags)
@@ -165,14 +169,14 @@ class Result:
             "ok_rate": round(self.ok_rate, 1),
             "error_share": self.error_share,
             "cpu_us_per_request": self.cpu_us_per_request,
-            "spent": [asdict(spent) for spent in self.spent],
+            "usage": [asdict(each) for each in self.usage],
             "latency_us": latency and asdict(latency),
             "lag_us": lag and asdict(lag),
             "valid": self.valid,
             "invalid_reasons": self.invalid_reasons,
             "histogram": latencies.encoded,
             "lag_histogram": lags.encoded,
-            "seconds": [_line(second) for second in self.seconds],
+            "seconds": [_second_to_json(second) for second in self.seconds],
         }
 
 
@@ -196,25 +200,17 @@ def run_text(facts: Mapping[str, Any]) -> str:
 def merged(results: Sequence[Result]) -> Result:
     """Add up the parts of one run that several processes made at the same time."""
     first = results[0]
-    return Result(
-        url=first.url,
+    sums: dict[str, Any] = {name: sum(getattr(each, name) for each in results) for name in SUMMED}
+    counts: dict[str, Any] = {name: _summed(getattr(each, name) for each in results) for name in COUNTED}
+    return replace(
+        first,
+        **sums,
+        **counts,
         requested_rate=None if first.requested_rate is None else sum(each.requested_rate or 0 for each in results),
-        think_s=first.think_s,
-        spin=first.spin,
-        connections=sum(each.connections for each in results),
         duration_s=max(each.duration_s for each in results),
         interrupted=any(each.interrupted for each in results),
-        due=sum(each.due for each in results),
-        sent=sum(each.sent for each in results),
-        dropped=sum(each.dropped for each in results),
-        errors=_summed(each.errors for each in results),
-        statuses=_summed(each.statuses for each in results),
-        tallied=_summed(each.tallied for each in results),
-        opened=sum(each.opened for each in results),
-        refused=sum(each.refused for each in results),
-        unsolicited=sum(each.unsolicited for each in results),
         seen={name: _summed(each.seen[name] for each in results) for name in first.seen},
-        spent=tuple(itertools.chain.from_iterable(each.spent for each in results)),
+        usage=tuple(itertools.chain.from_iterable(each.usage for each in results)),
         samples=tuple(itertools.chain.from_iterable(each.samples for each in results)),
         seconds=_side_by_side([each.seconds for each in results]),
         lags_s=np.concatenate([each.lags_s for each in results]),
@@ -222,10 +218,10 @@ def merged(results: Sequence[Result]) -> Result:
 
 
 def _side_by_side(parts: Sequence[Sequence[Second]]) -> tuple[Second, ...]:
-    together = list[Second]()
+    merged_seconds = list[Second]()
     for same in itertools.zip_longest(*parts):
         here = [second for second in same if second is not None]
-        together.append(
+        merged_seconds.append(
             Second(
                 sum(second.due for second in here),
                 sum(second.sent for second in here),
@@ -234,7 +230,7 @@ def _side_by_side(parts: Sequence[Sequence[Second]]) -> tuple[Second, ...]:
                 np.concatenate([second.latencies_s for second in here]),
             )
         )
-    return tuple(together)
+    return tuple(merged_seconds)
 
 
 def _summed(counts: Iterable[Mapping[Any, Any]]) -> dict[Any, Any]:
@@ -244,7 +240,7 @@ def _summed(counts: Iterable[Mapping[Any, Any]]) -> dict[Any, Any]:
     return dict(total)
 
 
-def _line(second: Second) -> dict[str, Any]:
+def _second_to_json(second: Second) -> dict[str, Any]:
     latency = spread(second.latencies_s)
     return {
         "due": second.due,

@@ -79,26 +79,26 @@ class Arrivals:
         starts_s = np.cumsum([0.0, *(piece.duration_s for piece in self.pieces)])
         for counts in self._counts():
             within = counts[counts < ends[-1] - ROUNDING]
-            places = np.searchsorted(ends, within, side="right")
+            indexes = np.searchsorted(ends, within, side="right")
             due_s = np.empty_like(within)
-            for place in np.unique(places):
-                chosen = places == place
-                before = ends[place - 1] if place else 0.0
-                due_s[chosen] = starts_s[place] + self.pieces[place].when(within[chosen] - before)
+            for index in np.unique(indexes):
+                chosen = indexes == index
+                before = ends[index - 1] if index else 0.0
+                due_s[chosen] = starts_s[index] + self.pieces[index].when(within[chosen] - before)
             yield from due_s.tolist()
             if len(within) < len(counts):
                 return
 
     def _counts(self) -> Iterator[NDArray[np.float64]]:
         """Yield, by blocks, how many requests of all parts are due before each one of this part."""
-        chance = None if self.seed is None else np.random.default_rng((self.seed, self.part))
-        gone = 0.0
+        rng = None if self.seed is None else np.random.default_rng((self.seed, self.part))
+        passed = 0.0
         for block in itertools.count():
-            if chance is None:
+            if rng is None:
                 yield np.arange(block * BLOCK, (block + 1) * BLOCK, dtype=np.float64) * self.parts + self.part
             else:
-                counts = gone + np.cumsum(chance.exponential(self.parts, BLOCK))
-                gone = counts[-1]
+                counts = passed + np.cumsum(rng.exponential(self.parts, BLOCK))
+                passed = counts[-1]
                 yield counts
 
 
@@ -122,10 +122,11 @@ TIMER_ABSTIME = 1  # TFD_TIMER_ABSTIME of <sys/timerfd.h>
 NAP_S = 50e-6  # the shortest sleep that is worth its system calls
 LOOP_TICK_S = 1e-3  # event loops round their timers to milliseconds
 
+# Does what is due, and returns when to be called again, by `time.monotonic`; None: never.
 Tick = Callable[[], float | None]
-"""Does what is due and says when to come again, by `time.monotonic`; None: never."""
+
+# Calls a tick whenever it is due, until never.
 Pacer = Callable[[Tick], Awaitable[None]]
-"""Calls a tick whenever it wants to be called, until never."""
 
 
 async def spin_until_due(tick: Tick) -> None:

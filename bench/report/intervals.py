@@ -1,4 +1,4 @@
-"""What repetitions allow to be said: a mean with its 95 % interval, and whether two measurements differ.
+"""What repetitions show: a mean with its 95 % interval, and whether two measurements differ.
 
 Student's t, not a bootstrap: of five to ten repetitions a bootstrap's interval is too narrow. Differences are taken of
 logarithms, so that they are relative and a skewed latency is less so.

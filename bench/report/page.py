@@ -238,9 +238,9 @@ def keep(report: Report, runs: Runs | None, name: Path) -> None:
 def hdr_log(runs: Runs) -> str:
     """Write runs as an HDR log."""
     return log_of(
-        (start_s + place, start_s + place + 1, Histogram.of(second.latencies_s))
+        (start_s + number, start_s + number + 1, Histogram.of(second.latencies_s))
         for start_s, result in runs
-        for place, second in enumerate(result.seconds)
+        for number, second in enumerate(result.seconds)
     )
 
 

@@ -16,10 +16,11 @@ from bench.report.text import format_us
 
 INK, FAINT, BAD = "#010101", "#020202", "#030303"
 LINES = ("#0a0001", "#0a0002", "#0a0003", "#0a0004", "#0a0005", "#0a0006")
+
+# What matplotlib draws in, and the page's variable that takes its place.
 VARIABLES = {INK: "--ink", FAINT: "--faint", BAD: "--bad"} | {
-    colour: f"--line-{place}" for place, colour in enumerate(LINES, 1)
+    colour: f"--line-{number}" for number, colour in enumerate(LINES, 1)
 }
-"""What matplotlib is told to draw in, and the page's variable that takes its place."""
 
 STYLE: Any = {  # of a type that would name every setting of matplotlib
     "axes.edgecolor": FAINT,
@@ -50,7 +51,7 @@ PERCENTS = (50.0, 90.0, 99.0, 99.9, 99.99, 99.999)
 
 
 def spectrum(shown: Sequence[Series]) -> str:
-    """Draw latency over percentile; the scale stretches towards 100 %, where the trouble is."""
+    """Draw latency over percentile; the scale stretches towards 100 %, where the slow responses are."""
     with rc_context(STYLE):
         figure, axes = _figure()
         most = max((each.histogram.count for each in shown), default=0)
@@ -103,8 +104,8 @@ def search(found: Mapping[str, Any]) -> str:
         figure, axes = _figure()
         points = sorted(found["points"], key=lambda each: float(each["at"]))
         for name, colour in (("p50", LINES[0]), ("p99", LINES[1])):
-            believed = [each for each in points if not each["invalid_reasons"]]
-            axes.plot([each["at"] for each in believed], [each[f"{name}_us"] for each in believed], color=colour)
+            valid = [each for each in points if not each["invalid_reasons"]]
+            axes.plot([each["at"] for each in valid], [each[f"{name}_us"] for each in valid], color=colour)
         for each in points:
             colour = FAINT if each["invalid_reasons"] else BAD if each["broken"] else LINES[1]
             axes.plot([each["at"]], [max(each["p99_us"], 1)], marker="o", color=colour, linestyle="none")
@@ -180,7 +181,7 @@ def _figure() -> tuple[Figure, Axes]:
 
 
 def latency_scale(axes: Axes) -> None:
-    """Scale to latencies, in microseconds; its ticks are told with units."""
+    """Scale to latencies, in microseconds; its ticks have units."""
     if not any((np.asarray(line.get_ydata(), dtype=float) > 0).any() for line in axes.lines):
         axes.set_ylim(1, 1000)  # nothing was answered: an empty frame, for there is no scale of nothing
     axes.set_yscale("log")

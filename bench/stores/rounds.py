@@ -487,7 +487,7 @@ async def _look_up(
             ends_s.append(time.perf_counter())
         if not keys:
             raise BenchFailed(
-                "the store refused every read, as its throughput was spent; give it more for a comparison"
+                "the store refused every read, as its throughput was used up; give it more for a comparison"
             )
         cpu_s, took_s = time.process_time() - cpu_s, ends_s[-1] - started_s
         server_after_s = await asyncio.to_thread(server.cpu_s)

@@ -1,4 +1,4 @@
-"""Comparing with a Cosmos store: what its emulator reports of itself, reads that are throttled, and the third column."""
+"""Comparing with a Cosmos store: its emulator's metrics, throttled reads, and its column in the table."""
 
 import asyncio
 import json

@@ -62,7 +62,7 @@ def test_a_measurement_leaves_a_report_in_three_forms(service: Service, store: P
     assert [one["due"] for one in series["rounds"]] == [60, 60, 60]
     assert all(one["ok"] == 60 and one["errors"] == {} for one in series["rounds"])
     assert set(series["rounds"][0]["seen"]["source"]) == {"personal", "popular"}
-    assert len(series["rounds"][0]["spent"]) == 2
+    assert len(series["rounds"][0]["usage"]) == 2
     assert series["summary"]["p99"]["low"] <= series["summary"]["p99"]["mean"] <= series["summary"]["p99"]["high"]
     assert report["checked"]["compared"] == 180
     assert report["machine"]["commit"]

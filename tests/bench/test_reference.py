@@ -1,4 +1,4 @@
-"""The reference's load test as a preset: what is inferred of it, whose limit is named, what is never shown, and a run."""
+"""The reference's load test as a preset: what is inferred, whose limit is named, what is never shown, and a run."""
 
 import asyncio
 import json
