@@ -10,12 +10,12 @@ import os
 import re
 import shutil
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from stores import catalogue as catalogue_record
-from stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef
+from stores.catalogue import Catalogue, DraftRef, ReleaseRef
 from stores.errors import (
     ReleaseConflict,
     ReleaseNotFound,
@@ -23,10 +23,8 @@ from stores.errors import (
     StoreMisused,
     StoreUnavailable,
 )
-from stores.forecast import Forecast
-from stores.foreseeing import count
 from stores.lmdb_file import Draft, ReleaseFile, file_bytes, flush_folder, lock_path, translated
-from stores.store import Plan, Row, Slot
+from stores.store import Plan, RoomChecked, Row, Slot
 
 POLL_S = 0.1
 """How soon a flip is seen: a stat of one small file costs about a microsecond."""
@@ -35,7 +33,7 @@ LOCK_TIMEOUT_S = 5.0
 WARM_CHUNK = 1 << 22
 
 
-class LmdbStore:
+class LmdbStore(RoomChecked):
     """A folder of releases on a local disk; an instance lives as long as its process, and never crosses a fork."""
 
     batch = 64
@@ -81,14 +79,10 @@ class LmdbStore:
         self._drafts.clear()
         self._files.clear()
 
-    async def foresee(
-        self, release: ReleaseId, batches: AsyncIterable[Sequence[Row]], *, live: bool, keep: int | None
-    ) -> Forecast:
-        del release, live, keep
-        plan = await count(batches)
+    async def check_room(self, draft: DraftRef, plan: Plan) -> None:
+        del draft
         there = next(folder for folder in (self._releases, *self._releases.parents) if folder.is_dir())
         self._check_room(plan, there)
-        return Forecast(plan.rows, plan.payload_bytes, fits=True)
 
     async def create(self, draft: DraftRef, plan: Plan) -> None:
         with translated(self._releases):

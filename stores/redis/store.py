@@ -2,13 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 
 from stores import catalogue as catalogue_record
 from stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef
 from stores.errors import ReleaseConflict, ReleaseNotFound
-from stores.forecast import Forecast
-from stores.foreseeing import count
 from stores.keylist import Span, bounds, overlapping, unpack
 from stores.pacing import Pace
 from stores.redis import watch
@@ -19,7 +17,7 @@ from stores.redis.scripts import SEAL, SWAP
 from stores.redis.turn import MOST_KEYS, Turn
 from stores.redis.url import Address, parse
 from stores.redis.writer import Writer
-from stores.store import Plan, Row, Slot
+from stores.store import Plan, RoomChecked, Row, Slot
 
 READ_DEADLINE_S = 1.0
 """When a server that does not answer lookups is given up; callers bring shorter ones of their own."""
@@ -34,7 +32,7 @@ SPANS = 64
 """How many packed batches are looked at together, about 100 kB."""
 
 
-class RedisStore:
+class RedisStore(RoomChecked):
     """One deployment in one database of a Redis server; an instance belongs to one event loop and process.
 
     Lookups, control and writing have a connection each, so that none waits behind another.
@@ -83,19 +81,14 @@ class RedisStore:
     async def warnings(self) -> list[str]:
         return (await measure(self._control)).warnings(self._address.shown)
 
-    async def foresee(
-        self, release: ReleaseId, batches: AsyncIterable[Sequence[Row]], *, live: bool, keep: int | None
-    ) -> Forecast:
-        del live, keep
-        plan = await count(batches)
-        (await measure(self._control)).check(plan, self._keys.head(release), self._address.shown)
-        return Forecast(plan.rows, plan.payload_bytes, fits=True)
+    async def check_room(self, draft: DraftRef, plan: Plan) -> None:
+        memory = await measure(self._control)
+        memory.check(plan, self._keys.head(ReleaseId(draft.incarnation)), self._address.shown)
 
     async def create(self, draft: DraftRef, plan: Plan) -> None:
         state = self._keys.state(ReleaseId(draft.incarnation))
         if not await self._control.ask(b"EXISTS", state):  # what was let in before has part of its rows in already
-            memory = await measure(self._control)
-            memory.check(plan, self._keys.head(ReleaseId(draft.incarnation)), self._address.shown)
+            await self.check_room(draft, plan)
             await self._control.ask(b"SET", state, b"draft", b"NX")
 
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
