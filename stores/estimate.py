@@ -1,4 +1,4 @@
-"""What a publish will take, before anything is written: the real publish runs against a simulated store in virtual time."""
+"""What a publish will take, before anything is written: the real one runs over a simulated store in virtual time."""
 
 import asyncio
 import selectors
@@ -103,6 +103,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         """Return the virtual time."""
         return self._virtual.now_s
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass at once."""
+        self._virtual.now_s += seconds
 
     def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:  # type: ignore[override]  # noqa: ANN401 -- the base class says so
         """Run *func* in a thread; no time passes until it is done."""
@@ -284,7 +288,8 @@ class _RecordingStore:
 
     async def resume_point(self, draft: DraftRef, part: int = 0) -> str | None:
         del part
-        self._check(draft)  # a simulation begins every draft anew
+        self._check(draft)
+        return None  # a simulation begins every draft anew
 
     async def seal(self, draft: DraftRef) -> None:
         self._check(draft)

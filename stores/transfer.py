@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from typing import cast
 
 from stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef, State
 from stores.errors import ReleaseConflict, StoreUnavailable
@@ -58,10 +59,10 @@ async def estimate_copy(
             raise ReleaseConflict(f"the target has release {release} already, so that a copy would write nothing")
     except StoreUnavailable:
         pass  # the estimate says so
-    source_here = ReaderOfLoop(source, asyncio.get_running_loop())
+    here = cast("Store", ReaderOfLoop(source, asyncio.get_running_loop()))  # a copy only reads its source
 
     async def run(simulated: Store) -> Manifest:
-        return (await copy(source_here, simulated, release, live=live, on_progress=on_progress)).manifest
+        return (await copy(here, simulated, release, live=live, on_progress=on_progress)).manifest
 
     return await estimate(target, run, live=live)
 

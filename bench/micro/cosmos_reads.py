@@ -28,7 +28,7 @@ from stores.cosmos.driver import Driver
 from stores.cosmos.rest.driver import RestDriver
 from stores.cosmos.sdk.driver import SdkDriver
 from stores.cosmos.throughput import MAX_RU, Throughput
-from stores.cosmos.url import EMULATORS_KEY, Address, parse
+from stores.cosmos.url import EMULATOR_KEY, Address, parse
 from stores.store import Observer
 
 CPU_US = {"driver=rest": 40, "driver=rest, TLS": 55}
@@ -135,7 +135,7 @@ async def _driven(make: Callable[[Address, Observer], Driver], url: str) -> Asyn
 @asynccontextmanager
 async def _as_it_comes(endpoint: str) -> AsyncIterator[Read]:
     """Read by the SDK with nothing said but where and who."""
-    async with CosmosClient(endpoint, EMULATORS_KEY) as client:
+    async with CosmosClient(endpoint, EMULATOR_KEY) as client:
         yield _reading(client)
 
 
@@ -148,7 +148,7 @@ async def _tuned(endpoint: str) -> AsyncIterator[Read]:
     async with ClientSession(connector=connector, auto_decompress=False, cookie_jar=DummyCookieJar()) as session:
         transport = AioHttpTransport(session=session, session_owner=False, use_env_settings=False)
         async with CosmosClient(
-            endpoint, EMULATORS_KEY, consistency_level="Eventual", connection_policy=policy, transport=transport
+            endpoint, EMULATOR_KEY, consistency_level="Eventual", connection_policy=policy, transport=transport
         ) as client:
             yield _reading(client)
 

@@ -3,24 +3,22 @@
 import signal
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hotplate.cli import foretelling
 from hotplate.cli import publish as publishing
-from hotplate.cli.foretelling import DryRun
+from hotplate.cli.costs import DryRun, MaxRu, Spending, print_estimate, reject_resume, with_max_ru
 from hotplate.cli.opening import with_store
 from hotplate.cli.progress import bars
 from hotplate.cli.publish import Activate, ChosenEncoding, Keep, ListLength, Resume
-from hotplate.cli.spending import MaxRu, Spending, within
 from hotplate.cli.terminal import Json, StoreUrl, out, print_json
 
 if TYPE_CHECKING:
     from types import FrameType
 
-    from offline.importing import ImportSettings
     from offline.publish import PublishReport
     from stores.catalogue import ReleaseId
     from stores.store import Store
@@ -92,22 +90,21 @@ def import_lists(
     from stores.catalogue import ReleaseId
     from stores.lifecycle import prune
 
-    store = within(store, max_ru)
+    store = with_max_ru(store, max_ru)
     columns = {"user": user_column, "item": item_column, "score": score_column, "title": title_column}
     split = delimiter.replace("\\t", "\t") if delimiter else None
     settings = ImportSettings(lists, popular, similar, titles, columns, split, list_length)
     if dry_run:
-        _foresee(settings, store, publishing.encoding_of(encoding, store), activate, keep, resume, as_json=as_json)
-        return
-    with_store(store, lambda opened: opened.catalogue())  # a store that is away is better known now than after the sort
+        reject_resume(resume)
+    else:
+        with_store(store, lambda opened: opened.catalogue())  # a store that is away is better known before the sort
     signal.signal(signal.SIGTERM, _stop)
     spending = Spending()
-    with tempfile.TemporaryDirectory(prefix=SCRATCH) as scratch, bars(spending.progress) as tell:
-        imported = Imported(settings, Path(scratch), tell)
+    with tempfile.TemporaryDirectory(prefix=SCRATCH) as scratch, bars(spending.progress) as on_progress:
+        imported = Imported(settings, Path(scratch), on_progress)
 
-        async def act(opened: "Store") -> "tuple[PublishReport, list[ReleaseId]]":
-            spending.watch(opened, imported.plan(), quiet=as_json)
-            done = await publish_rows(
+        async def write_and_prune(opened: "Store") -> "tuple[PublishReport, list[ReleaseId]]":
+            report = await publish_rows(
                 imported.batches(),
                 opened,
                 plan=imported.plan(),
@@ -115,9 +112,18 @@ def import_lists(
                 encoding=publishing.encoding_of(encoding, store),
                 live=activate,
                 resume=ReleaseId(resume) if resume else None,
-                on_progress=lambda done, total: tell("publish", done, total),
+                on_progress=lambda done, total: on_progress("dry run" if dry_run else "publish", done, total),
             )
-            return done, await prune(opened, keep=keep)
+            return report, await prune(opened, keep=keep)
+
+        if dry_run:
+            estimate = partial(publishing.estimate_publish, publish=write_and_prune, live=activate)
+            print_estimate(with_store(store, estimate), store, as_json=as_json)
+            return
+
+        async def act(opened: "Store") -> "tuple[PublishReport, list[ReleaseId]]":
+            spending.watch(opened, imported.plan(), quiet=as_json)
+            return await write_and_prune(opened)
 
         report, erased = with_store(store, act, spending)
     if as_json:
@@ -131,41 +137,7 @@ def import_lists(
     for reason, count in imported.left_out.items():
         out.print(f"  {count:,} left out: {reason}", markup=False)
     publishing.show(report, erased)
-    spending.show(publishing.plan_of(report.manifest))
-
-
-def _foresee(
-    settings: "ImportSettings",
-    store: str | None,
-    encoding: str,
-    activate: bool,
-    keep: int,
-    resume: str | None,
-    *,
-    as_json: bool,
-) -> None:
-    """Read and sort as an import does, and say what it would come to."""
-    from offline.foreseeing import foresee_rows
-    from offline.importing import Imported
-
-    foretelling.whole(resume)
-    signal.signal(signal.SIGTERM, _stop)
-    with tempfile.TemporaryDirectory(prefix=SCRATCH) as scratch, bars() as tell:
-        imported = Imported(settings, Path(scratch), tell)
-        found = with_store(
-            store,
-            lambda opened: foresee_rows(
-                imported.batches(),
-                opened,
-                plan=imported.plan(),
-                about=imported.about(),
-                encoding=encoding,
-                live=activate,
-                keep=keep,
-                on_progress=lambda done, total: tell("dry run", done, total),
-            ),
-        )
-    foretelling.tell(found, store, as_json=as_json)
+    spending.print_totals(publishing.plan_of(report.manifest))
 
 
 def _stop(number: int, _: "FrameType | None") -> None:

@@ -1,21 +1,23 @@
 """`hotplate publish`: from a model folder to a live release."""
 
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hotplate.cli import foretelling
-from hotplate.cli.foretelling import DryRun
+from hotplate.cli.costs import DryRun, MaxRu, Spending, print_estimate, reject_resume, with_max_ru
 from hotplate.cli.opening import with_store
 from hotplate.cli.progress import bars
-from hotplate.cli.spending import MaxRu, Spending, within
 from hotplate.cli.terminal import Json, StoreUrl, out, print_json
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from offline.publish import PublishReport
     from stores.catalogue import ReleaseId
+    from stores.estimate import Estimate
     from stores.manifest import Manifest
     from stores.store import Plan, Store
 
@@ -80,49 +82,52 @@ def publish(
     from stores.catalogue import ReleaseId
     from stores.lifecycle import prune
 
-    store, settings = within(store, max_ru), ListSettings(list_length, keep_seen)
-    learnt = load(model)
-    if dry_run:
-        from offline.foreseeing import foresee
+    store, settings = with_max_ru(store, max_ru), ListSettings(list_length, keep_seen)
+    loaded = load(model)
 
-        foretelling.whole(resume)
-        with bars() as tell:
-            found = with_store(
-                store,
-                lambda opened: foresee(
-                    learnt,
-                    opened,
-                    settings,
-                    encoding=encoding_of(encoding, store),
-                    live=activate,
-                    keep=keep,
-                    on_progress=lambda done, total: tell("dry run", done, total),
-                ),
-            )
-        foretelling.tell(found, store, as_json=as_json)
+    async def write_and_prune(opened: "Store") -> "tuple[PublishReport, list[ReleaseId]]":
+        report = await write(
+            loaded,
+            opened,
+            settings,
+            encoding=encoding_of(encoding, store),
+            live=activate,
+            resume=ReleaseId(resume) if resume else None,
+            on_progress=lambda done, total: on_progress("dry run" if dry_run else "publish", done, total),
+        )
+        return report, await prune(opened, keep=keep)
+
+    if dry_run:
+        reject_resume(resume)
+        with bars() as on_progress:
+            found = with_store(store, partial(estimate_publish, publish=write_and_prune, live=activate))
+        print_estimate(found, store, as_json=as_json)
         return
     spending = Spending()
-    with bars(spending.progress) as tell:
+    with bars(spending.progress) as on_progress:
 
         async def act(opened: "Store") -> "tuple[PublishReport, list[ReleaseId]]":
-            spending.watch(opened, Lists(learnt, settings).plan(), quiet=as_json)
-            done = await write(
-                learnt,
-                opened,
-                settings,
-                encoding=encoding_of(encoding, store),
-                live=activate,
-                resume=ReleaseId(resume) if resume else None,
-                on_progress=lambda done, total: tell("publish", done, total),
-            )
-            return done, await prune(opened, keep=keep)
+            spending.watch(opened, Lists(loaded, settings).plan(), quiet=as_json)
+            return await write_and_prune(opened)
 
         report, erased = with_store(store, act, spending)
     if as_json:
         print_json(to_json(report, erased) | spending.to_json())
         return
     show(report, erased)
-    spending.show(plan_of(report.manifest))
+    spending.print_totals(plan_of(report.manifest))
+
+
+async def estimate_publish(
+    store: "Store", *, publish: "Callable[[Store], Awaitable[tuple[PublishReport, list[ReleaseId]]]]", live: bool
+) -> "Estimate":
+    """Estimate what *publish*, a publish with the prune that comes after it, will take."""
+    from stores.estimate import estimate
+
+    async def run(simulated: "Store") -> "Manifest":
+        return (await publish(simulated))[0].manifest
+
+    return await estimate(store, run, live=live)
 
 
 def encoding_of(chosen: Encoding | None, store: str | None) -> str:

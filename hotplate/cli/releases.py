@@ -6,17 +6,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hotplate.cli import foretelling, inspection
-from hotplate.cli.foretelling import DryRun
+from hotplate.cli import inspection
+from hotplate.cli.costs import DryRun, MaxRu, Spending, print_estimate, with_max_ru
 from hotplate.cli.inspection import ChosenRelease, choose, tell_one
 from hotplate.cli.opening import with_store, with_stores
 from hotplate.cli.progress import bars
 from hotplate.cli.publish import plan_of
-from hotplate.cli.spending import MaxRu, Spending, within
 from hotplate.cli.terminal import Json, StoreUrl, out, print_json, table
 
 if TYPE_CHECKING:
-    from stores.forecast import Forecast
+    from stores.estimate import Estimate
     from stores.lifecycle import WriteResult
     from stores.manifest import Manifest
     from stores.store import Store
@@ -150,27 +149,27 @@ def copy(
     Before you pay: hotplate releases copy --from URL --to cosmos://ACCOUNT/DATABASE --max-ru 4000 --dry-run
     """
     from stores.transfer import copy as transfer
-    from stores.transfer import foresee_copy
+    from stores.transfer import estimate_copy
     from stores.verification import load_manifest
 
-    target, spending = within(target, max_ru) or target, Spending()
+    target, spending = with_max_ru(target, max_ru) or target, Spending()
     if dry_run:
-        with bars() as tell:
+        with bars() as on_progress:
 
-            async def foresee(here: "Store", there: "Store") -> "Forecast":
+            async def estimate(here: "Store", there: "Store") -> "Estimate":
                 chosen = await choose(here, release)
-                progress = partial(tell, "dry run")
-                return await foresee_copy(here, there, chosen.id, live=activate, on_progress=progress)
+                progress = partial(on_progress, "dry run")
+                return await estimate_copy(here, there, chosen.id, live=activate, on_progress=progress)
 
-            found = with_stores(source, target, foresee)
-        foretelling.tell(found, target, as_json=as_json)
+            found = with_stores(source, target, estimate)
+        print_estimate(found, target, as_json=as_json)
         return
-    with bars(spending.progress) as tell:
+    with bars(spending.progress) as on_progress:
 
         async def act(here: "Store", there: "Store") -> "WriteResult":
             chosen = await choose(here, release)
             spending.watch(there, plan_of(await load_manifest(here, chosen)), quiet=as_json)
-            return await transfer(here, there, chosen.id, live=activate, on_progress=partial(tell, "copy"))
+            return await transfer(here, there, chosen.id, live=activate, on_progress=partial(on_progress, "copy"))
 
         done = with_stores(source, target, act, spending)
     copied, state = done.manifest.release, "live" if activate else "ready"
@@ -181,7 +180,7 @@ def copy(
         as_json=as_json,
     )
     if not as_json and done.rows:
-        spending.show(plan_of(done.manifest))
+        spending.print_totals(plan_of(done.manifest))
 
 
 app.command()(inspection.verify)

@@ -1,7 +1,7 @@
 """Containers through Azure Resource Manager (ARM): for Entra ID, whose tokens the account lets do nothing but items.
 
-https://learn.microsoft.com/azure/cosmos-db/how-to-setup-rbac says so. azure-mgmt-cosmosdb sends the requests; what takes
-the account itself a second may take half a minute here.
+https://learn.microsoft.com/azure/cosmos-db/how-to-setup-rbac says so. azure-mgmt-cosmosdb sends the requests; what
+takes the account itself a second may take half a minute here.
 """
 
 import asyncio
@@ -62,33 +62,33 @@ class ArmContainers:
     """See `Containers`; lives as long as its store, on one event loop, and opens its client at the first call."""
 
     def __init__(self, address: Address, account: ArmAccount, credential: "AsyncTokenCredential | None" = None) -> None:
-        """Take the database and where it is account; *credential* is in the place of what azure-identity finds."""
+        """Take the database and the account that has it; *credential* is in the place of what azure-identity finds."""
         self._address = address
         self._account = account
         self._credential = credential
         self._opened: CosmosDBManagementClient | None = None
-        self._database = account.resource_group, account.account, address.database
+        self._path = account.resource_group, account.account, address.database
 
     async def create_database(self) -> bool:
         async def read(sql: SqlResourcesOperations) -> object:
-            return await sql.get_sql_database(*self._database)
+            return await sql.get_sql_database(*self._path)
 
         async def create(sql: SqlResourcesOperations) -> None:
             body: dict[str, Any] = {"resource": {"id": self._address.database}, "options": {}}
             made = SqlDatabaseCreateUpdateParameters({"properties": body})
-            await (await sql.begin_create_update_sql_database(*self._database, made)).result()
+            await (await sql.begin_create_update_sql_database(*self._path, made)).result()
 
         return await self._create_unless_there(read, create)
 
     async def create_container(self, container: str, throughput: Throughput | None) -> bool:
         async def read(sql: SqlResourcesOperations) -> object:
-            return await sql.get_sql_container(*self._database, container)
+            return await sql.get_sql_container(*self._path, container)
 
         async def create(sql: SqlResourcesOperations) -> None:
             options = {} if throughput is None else _settings(throughput)
             body: dict[str, Any] = {"resource": {"id": container, **DEFINITION}, "options": options}
             made = SqlContainerCreateUpdateParameters({"properties": body})
-            await (await sql.begin_create_update_sql_container(*self._database, container, made)).result()
+            await (await sql.begin_create_update_sql_container(*self._path, container, made)).result()
 
         return await self._create_unless_there(read, create)
 
@@ -97,7 +97,7 @@ class ArmContainers:
         read: Callable[[SqlResourcesOperations], Awaitable[object]],
         create: Callable[[SqlResourcesOperations], Awaitable[None]],
     ) -> bool:
-        """Look before making: what ARM is update to make is changed where it is there."""
+        """Read before creating: ARM changes what is there already."""
         try:
             await self._call(read)
         except ContainerMissing:
@@ -107,7 +107,7 @@ class ArmContainers:
 
     async def delete_container(self, container: str) -> None:
         async def call(sql: SqlResourcesOperations) -> None:
-            await (await sql.begin_delete_sql_container(*self._database, container)).result()
+            await (await sql.begin_delete_sql_container(*self._path, container)).result()
 
         try:
             await self._call(call, CHANGE_S)
@@ -117,7 +117,7 @@ class ArmContainers:
     async def offer(self, container: str) -> Offer | None:
         async def call(sql: SqlResourcesOperations) -> Offer | None:
             try:
-                found = await sql.get_sql_container_throughput(*self._database, container)
+                found = await sql.get_sql_container_throughput(*self._path, container)
             except HttpResponseError as error:
                 if SERVERLESS in str(error.message) and not is_missing(error):
                     return None
@@ -136,7 +136,7 @@ class ArmContainers:
     async def scale(self, container: str, throughput: Throughput) -> None:
         async def call(sql: SqlResourcesOperations) -> None:
             update = ThroughputSettingsUpdateParameters({"properties": {"resource": _settings(throughput)}})
-            change = await sql.begin_update_sql_container_throughput(*self._database, container, update)
+            change = await sql.begin_update_sql_container_throughput(*self._path, container, update)
             try:
                 async with asyncio.timeout(ACCEPT_S):
                     await change.result()
@@ -190,14 +190,14 @@ def _cloud_of(address: Address) -> AzureClouds:
 
 
 def _settings(throughput: Throughput) -> dict[str, object]:
-    """Return it as ARM takes it, both at birth and later."""
+    """Return it as ARM takes it, for a new container and for an old one."""
     if throughput.autoscale:
         return {"autoscaleSettings": {"maxThroughput": throughput.ru}}
     return {"throughput": throughput.ru}
 
 
 ROLE = "Cosmos DB Operator"
-# What the refusal to tell or change the throughput of a serverless account has in its sentence, whatever its code.
+# What the refusal to read or change the throughput of a serverless account has in its sentence, whatever its code.
 SERVERLESS = "serverless"
 
 # Codes of a 404 (and one 400) that speak of what is above the database.

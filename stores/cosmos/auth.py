@@ -37,7 +37,7 @@ class Signer(Protocol):
         ...
 
     async def renew_token(self) -> bool:
-        """Get another token where the service refused this one; False where there is none, or it is too early to request one."""
+        """Get another token where the service refused this one; False where there is none yet."""
         ...
 
     def authorization(self, text: bytes) -> bytes:
@@ -162,7 +162,7 @@ class TokenSigner:
         return now >= self._ends_at
 
     async def acquire_token(self) -> None:
-        """See `Signer`; callers at the same time share one attempt, and fail at once for TOKEN_PAUSE_S after a failure."""
+        """See `Signer`; callers at the same time share one attempt, and fail at once for a while after a failure."""
         if self.needs_token():
             if self._request is not None:
                 await asyncio.shield(self._request)

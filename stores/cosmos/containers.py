@@ -1,4 +1,4 @@
-"""The containers of releases: who makes, scales and drops them, and what throughput they have at each time of their life.
+"""The containers of releases: who makes, scales and drops them, and what throughput they have when.
 
 A container has much throughput while its release is written, enough while it is live, the least while it is only kept.
 """
@@ -203,12 +203,12 @@ async def warnings(address: Address, live: str | None, read_offer: ReadOffer) ->
     if wanted is None or written is None:
         return []
     found = list[str]()
-    partitions = written.initial_partitions
-    if partitions > wanted.initial_partitions:
+    partitions = written.partitions_at_birth
+    if partitions > wanted.partitions_at_birth:
         found.append(
             f"max_ru={address.max_ru} gives each release of {address.shown} {partitions} partitions for "
             f"good, so that one key can be read at {wanted.ru / partitions:,.0f} RU/s at most; "
-            f"lower max_ru, or keep it where {wanted.initial_partitions} partition(s) suffice"
+            f"lower max_ru, or keep it where {wanted.partitions_at_birth} partition(s) suffice"
         )
     try:
         offer = None if live is None else await read_offer(live)

@@ -50,6 +50,7 @@ class AccountContainers:
         """Take the database, and the client that knows the account's regions."""
         self._address = address
         self._client = client
+        self._key = address.key or ""  # `open_containers` comes here only where there is one
 
     async def create_database(self) -> bool:
         return await self._create(lambda client: client.create_database(self._address.database))
@@ -111,7 +112,7 @@ class AccountContainers:
                 ClientSession(connector=TCPConnector(ssl=tls or True), auto_decompress=False) as session,
                 CosmosClient(
                     url,
-                    self._address.key,
+                    self._key,
                     connection_policy=policy,
                     enable_endpoint_discovery=False,
                     logger=log,

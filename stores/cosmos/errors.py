@@ -109,7 +109,7 @@ class CosmosUnavailable(PartUnavailable):
 
 
 class CosmosThrottled(StoreThrottled, PartUnavailable):
-    """The partition's request units of this second are spent, or the account's of metadata; other keys may be readable."""
+    """The partition's request units of this second are spent, or the account's for metadata; others may be left."""
 
     kind: Kind = "throttled"
 

@@ -148,7 +148,7 @@ class Endpoint:
         return response
 
     async def send(self, build: Callable[[], bytes], due_s: float, *, retry_stale: bool = False) -> Response:
-        """Send what *build* makes; with *retry_stale* once more, where it met a connection that had ended before it was needed."""
+        """Send what *build* makes; with *retry_stale* once more where an idle connection had ended."""
         loop = asyncio.get_running_loop()
         try:
             return await self.transport.request(build(), due_s - loop.time())

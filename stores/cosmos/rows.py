@@ -151,7 +151,7 @@ class ReleaseRows:
         return (await self._retrier.with_budget(expected_ru, lambda: write(item), lambda done: done.charge_ru)).done
 
     async def _state(self, release: AnyRef) -> Item:
-        """Return the item that says whether a release is a draft, and its parts; ReleaseNotFound where there is none."""
+        """Return the item that says whether a release is a draft, and its parts; ReleaseNotFound without one."""
         try:
             container = container_of(release)
             found = await self._read(container, STATE) or await self._read_again(container, STATE)

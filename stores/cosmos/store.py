@@ -136,7 +136,7 @@ class CosmosStore(ProvisionedStore):
 
     async def warnings(self) -> list[str]:
         live = (await self._catalogue.read()).live_ref
-        read_offer = self._read_offer or (lambda container: self._containers.offer(container))
+        read_offer = self._read_offer or self._containers.offer
         return await scaling.warnings(self._address, None if live is None else container_of(live), read_offer)
 
     async def create(self, draft: DraftRef, plan: Plan) -> None:

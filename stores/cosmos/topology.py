@@ -103,7 +103,10 @@ class Region:
 
 
 class AccountTopology:
-    """Which regions there are and which of them are healthy; lives as long as its client, and sends nothing before `nearest_region`."""
+    """Knows which regions there are, and which are healthy; lives as long as its client.
+
+    It sends nothing before `nearest_region`.
+    """
 
     def __init__(
         self,

@@ -74,8 +74,8 @@ def parse(url: str, environment: Mapping[str, str] = os.environ) -> Address:
     """Read a URL; StoreMisused, with a sentence free of secrets, for one that cannot be understood.
 
     The key comes from HOTPLATE_COSMOS_KEY or the file HOTPLATE_COSMOS_KEY_FILE, never from the URL. Without one,
-    Entra ID identifies us (`cosmos://`), or the published key of emulators is taken (`cosmos+http(s)://`). The subscription
-    that goes with `resource_group=` may also come from AZURE_SUBSCRIPTION_ID.
+    Entra ID identifies us (`cosmos://`), or the published key of emulators is taken (`cosmos+http(s)://`). The
+    subscription that goes with `resource_group=` may also come from AZURE_SUBSCRIPTION_ID.
     """
     shown, parts = redacted(url), urlsplit(url)
     if "@" in parts.netloc:

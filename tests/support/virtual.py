@@ -1,38 +1,16 @@
-"""An event loop whose time passes only when nothing is left to do, and a server simulated in it."""
+"""Tests in virtual time, which passes only when nothing is left to do, and a server simulated in it."""
 
 import asyncio
-import selectors
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from bench.loadgen.generator import Generator, Wire
 from bench.loadgen.result import Result
 from bench.loadgen.traffic import Load
+from stores.estimate import VirtualLoop
 
 T = TypeVar("T")
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
-
-
-class Leaping(selectors.SelectSelector):
-    """Waits for nothing: the time that a loop would have waited has passed at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now_s = 1_000.0
-
-    def select(self, timeout: float | None = None) -> Any:  # noqa: ANN401 -- what the base class gives is private
-        if timeout:
-            self.now_s += timeout
-        return super().select(0)
-
-
-class VirtualLoop(asyncio.SelectorEventLoop):
-    def __init__(self) -> None:
-        self.leaping = Leaping()
-        super().__init__(self.leaping)
-
-    def time(self) -> float:
-        return self.leaping.now_s
 
 
 def in_virtual_time(work: Callable[[VirtualLoop], Coroutine[Any, Any, T]]) -> T:

@@ -19,11 +19,10 @@ from serve.lookup import Lookup
 from serve.metrics import Metrics
 from serve.tiers import Tier
 from stores.cosmos.containers import containers_of
-from stores.cosmos.meter import Relay
-from stores.cosmos.rest.driver import RestDriver
+from stores.cosmos.rest import RestClient
 from stores.cosmos.store import CosmosStore
-from stores.cosmos.token import PAUSE_S
-from stores.cosmos.url import EMULATORS_KEY, KEY
+from stores.cosmos.auth import TOKEN_PAUSE_S
+from stores.cosmos.url import EMULATOR_KEY, KEY
 from tests.serve.test_flip import lists
 from tests.stores.cosmos.test_token import Issued
 from tests.support.clock import FakeClock
@@ -81,7 +80,7 @@ def test_a_service_that_never_saw_a_release_answers_503_with_the_reason(tmp_path
         assert service.get("/readyz").status == 503
         told = service.log.read_text()
         assert told.count('"level":"warning"') == 1
-        for secret in (EMULATORS_KEY, WRONG):
+        for secret in (EMULATOR_KEY, WRONG):
             assert secret not in told + answer.body.decode()
 
 
@@ -108,7 +107,7 @@ async def test_a_service_that_is_let_in_no_more_goes_on_with_popular_lists_until
     told = run.service.log.read_text()
     assert (run.logged("is spared until it answers again"), run.logged('answers again"')) == (1, 1)
     assert run.logged(SENTENCES[why]) <= 2, "once of the catalogue, once of lookups"
-    assert EMULATORS_KEY not in told
+    assert EMULATOR_KEY not in told
     assert WRONG not in told
 
 
@@ -127,8 +126,8 @@ async def test_a_token_that_ends_costs_personal_lists_until_entra_id_gives_anoth
         clock, relay, metrics = FakeClock(), Relay(), Metrics(1, [TIER])
         clock.now = time.time()
         identity, address = Brief(far.emulator.endpoint, clock), replace(far.address("db"), key=None)
-        driver = RestDriver(address, relay, credential=identity, clock=clock)
-        tier = Tier(TIER, CosmosStore(address, driver, containers_of(address, driver), relay), metrics)
+        client = RestClient(address, relay, credential=identity, clock=clock)
+        tier = Tier(TIER, CosmosStore(address, client, containers_of(address, client), relay), metrics)
         lookup = Lookup([tier], metrics, 1.0)
         following = asyncio.create_task(tier.follower.run())
         await tier.follower.looked.wait()
@@ -147,7 +146,7 @@ async def test_a_token_that_ends_costs_personal_lists_until_entra_id_gives_anoth
             'hotplate_store_failures_total{kind="unauthorized",store="cosmos+http"} 5' in text
         )  # before it was spared
         identity.trouble = ""
-        clock.now += PAUSE_S
+        clock.now += TOKEN_PAUSE_S
         async with asyncio.timeout(RECOVERY_S):
             while "personal" not in await sources():
                 await asyncio.sleep(0.05)

@@ -62,12 +62,12 @@ async def test_a_killed_publish_is_continued_where_it_was_acknowledged(cosmos_ht
     found = await store.catalogue()
     assert found.live == live
     (draft,) = [entry.id for entry in found.releases if entry.state is State.DRAFT]
-    meter = Counted()
-    store.count_into(meter)  # type: ignore[attr-defined]  # it is a CosmosStore
+    observer = Counted()
+    store.count_into(observer)  # type: ignore[attr-defined]  # it is a CosmosStore
     written = await life.resume(store, draft, batches(ROWS, 70), plan=Plan(len(ROWS), 1000), about={})
     assert acknowledged * 100 <= written.skipped <= (acknowledged + 1) * 100
     assert written.rows + written.skipped == len(ROWS)
-    assert meter.ru < 7 * written.rows + 1.1 * len(ROWS) + 10 * 100 + 200, "rows were written twice"
+    assert observer.ru < 7 * written.rows + 1.1 * len(ROWS) + 10 * 100 + 200, "rows were written twice"
     assert (await store.catalogue()).live == draft
     assert [row.key async for row in store.scan(ref(draft)) if not row.key.startswith("meta:")] == [
         row.key for row in ROWS

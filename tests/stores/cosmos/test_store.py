@@ -184,7 +184,7 @@ def test_erasing_costs_no_request_units_but_the_containers_own() -> None:
         await store.erase(ref(release))
         assert far.spent_ru("item") == spent
         with pytest.raises(ReleaseNotFound):
-            await store.rest(ref(release))
+            await store.scale_down(ref(release))
         await store.create(draft_of(release), Plan(1, 1))
         await store.put(draft_of(release), ROWS)
         assert await store.resume_point(draft_of(release)) == "user:1"
@@ -192,14 +192,14 @@ def test_erasing_costs_no_request_units_but_the_containers_own() -> None:
     with_far(work)
 
 
-@pytest.mark.parametrize("driver", ["rest", "sdk"])
-def test_a_url_opens_nothing_by_itself(driver: str) -> None:
-    assert isinstance(connect(f"cosmos+http://127.0.0.1:9/d?driver={driver}"), CosmosStore)
+@pytest.mark.parametrize("client", ["rest", "sdk"])
+def test_a_url_opens_nothing_by_itself(client: str) -> None:
+    assert isinstance(connect(f"cosmos+http://127.0.0.1:9/d?client={client}"), CosmosStore)
 
 
 @pytest.mark.parametrize(
     ("url", "missing"),
-    [("cosmos+http://127.0.0.1:9/d", "httptools"), ("cosmos+http://127.0.0.1:9/d?driver=sdk", "azure")],
+    [("cosmos+http://127.0.0.1:9/d", "httptools"), ("cosmos+http://127.0.0.1:9/d?client=sdk", "azure")],
 )
 def test_an_extra_that_is_not_installed_is_named(url: str, missing: str) -> None:
     program = f"import sys; sys.modules[{missing!r}] = None\nfrom stores.connect import connect; connect({url!r})"
@@ -212,5 +212,5 @@ def test_reading_over_the_wire_by_key_loads_no_sdk() -> None:
         "import sys; from stores.connect import connect; connect('cosmos+http://127.0.0.1:9/d'); print(*sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert "stores.cosmos.rest.driver" in done.stdout
+    assert "stores.cosmos.rest.client" in done.stdout
     assert "azure" not in done.stdout
