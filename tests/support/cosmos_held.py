@@ -48,16 +48,17 @@ class Far:
         self.lose_answers = 0
         """How many writes of the catalogue are to be done, and not told of."""
 
+        self.observer: Observer | None = None
         self.forgets = 0.0
         """The share of reads that ask a replica which has not heard of the item yet."""
 
         self._random = random.Random(1)
         self._loop = loop
 
-    def store(self, observer: Observer | None = None, **options: object) -> CosmosStore:
+    def store(self, **options: object) -> CosmosStore:
         asked = "&".join(f"{name}={value}" for name, value in options.items())
         address = parse(f"cosmos+http://here:1/d?{asked}", {})
-        client = RestClient(address, observer, clock=self.now, make_transport=lambda _: self)
+        client = RestClient(address, self.observer, clock=self.now, make_transport=lambda _: self)
         containers = ContainersByRest(client)
         self.stores.append(CosmosStore(address, client, lambda: containers, client.offer, self._loop.time))
         return self.stores[-1]
@@ -122,9 +123,8 @@ class ContainersByRest:
             headers += b'x-ms-cosmos-offer-autopilot-settings: {"maxThroughput": %d}\r\n' % throughput.ru
         elif throughput is not None:
             headers += b"x-ms-offer-throughput: %d\r\n" % throughput.ru
-        return (
-            await self._send("POST", "colls", "dbs/d", "dbs/d/colls/", {"id": container, **DEFINITION}, headers) == 201
-        )
+        body = {"id": container, **DEFINITION}
+        return await self._send("POST", "colls", "dbs/d", "dbs/d/colls/", body, headers=headers) == 201
 
     async def delete_container(self, container: str) -> None:
         link = f"dbs/d/colls/{container}"
@@ -153,7 +153,9 @@ class ContainersByRest:
     async def close(self) -> None:
         """Nothing to give back."""
 
-    async def _send(self, verb: str, kind: str, link: str, path: str, body: object = None, headers: bytes = b"") -> int:
+    async def _send(
+        self, verb: str, kind: str, link: str, path: str, body: object = None, *, headers: bytes = b""
+    ) -> int:
         endpoint = await self._endpoint()
         sent = b"" if body is None else orjson.dumps(body)
         response = await endpoint.request(verb, kind, link, path, headers=headers, body=sent)

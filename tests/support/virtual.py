@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from bench.loadgen.generator import Generator, Wire
 from bench.loadgen.result import Result
 from bench.loadgen.traffic import Load
-from stores.estimate import VirtualLoop
+from stores.estimate import VirtualLoop as VirtualLoop  # noqa: PLC0414 -- tests take it from here
 
 T = TypeVar("T")
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"

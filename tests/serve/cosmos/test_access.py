@@ -18,7 +18,7 @@ from serve.exposition import Exposition
 from serve.lookup import Lookup
 from serve.metrics import Metrics
 from serve.tiers import Tier
-from stores.cosmos.containers import containers_of
+from stores.cosmos.containers import open_containers
 from stores.cosmos.rest import RestClient
 from stores.cosmos.store import CosmosStore
 from stores.cosmos.auth import TOKEN_PAUSE_S
@@ -123,11 +123,11 @@ async def test_a_token_that_ends_costs_personal_lists_until_entra_id_gives_anoth
 ) -> None:
     with account(None, "--entra-issuer") as far:
         await publish_to(far.url("db"), lists("r0"))
-        clock, relay, metrics = FakeClock(), Relay(), Metrics(1, [TIER])
+        clock, metrics = FakeClock(), Metrics(1, [TIER])
         clock.now = time.time()
         identity, address = Brief(far.emulator.endpoint, clock), replace(far.address("db"), key=None)
-        client = RestClient(address, relay, credential=identity, clock=clock)
-        tier = Tier(TIER, CosmosStore(address, client, containers_of(address, client), relay), metrics)
+        client = RestClient(address, credential=identity, clock=clock)
+        tier = Tier(TIER, CosmosStore(address, client, lambda: open_containers(address, client)), metrics)
         lookup = Lookup([tier], metrics, 1.0)
         following = asyncio.create_task(tier.follower.run())
         await tier.follower.looked.wait()

@@ -10,7 +10,9 @@ import pytest
 
 from stores.cosmos.control import AccountContainers
 from stores.cosmos.errors import ContainerMissing, CosmosThrottled, CosmosUnavailable
-from stores.cosmos.throughput import Throughput
+from stores.cosmos.items import VersionedItem
+from stores.cosmos.rest import RestClient
+from stores.cosmos.throughput import Offer, Throughput
 from stores.cosmos.url import Address
 from tests.support.cosmos_drivers import Account, Counted, account, with_container
 
@@ -108,7 +110,7 @@ async def test_what_is_read_is_what_was_written_and_absence_is_no_error(client: 
         assert await client.read("c", "none", 2.0, fresh=fresh) is None
 
 
-async def test_a_look_tells_the_clock_of_the_service_with_or_without_an_item(client: RestClient) -> None:
+async def test_a_versioned_read_has_the_clock_of_the_service_with_or_without_an_item(client: RestClient) -> None:
     await client.upsert("c", ITEM)
     for name in (ITEM["id"], "none"):
         found = await client.read_versioned("c", name)

@@ -100,7 +100,7 @@ async def test_an_identity_that_may_only_read_is_told_so_when_it_publishes(serve
 async def test_a_key_goes_to_the_account_for_everything(server: Emulator) -> None:
     store = open_url(f"cosmos+{server.endpoint}db-{secrets.token_hex(4)}?ca={server.certificate}")
     try:
-        assert await store.get_many(await release_of(store), ["user:001"]) == [b"list of 1"]
+        assert await store.get_many(ref(await release_of(store)), ["user:001"]) == [b"list of 1"]
     finally:
         await store.close()
 

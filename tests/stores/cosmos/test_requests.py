@@ -1,4 +1,4 @@
-"""RequestBuilder as they leave the client: signed by the documentation's formula, dated, and free of what needs escaping."""
+"""Requests as they leave the client: signed by the documentation's formula, dated, and free of what needs escaping."""
 
 import base64
 import hashlib
@@ -31,7 +31,7 @@ def understood(request: bytes) -> tuple[str, dict[str, str], bytes]:
 @given(container=IDS, name=IDS, key=KEYS)
 def test_a_read_is_signed_as_the_documentation_says(container: str, name: str, key: str) -> None:
     clock = FakeClock()
-    line, headers, body = understood(requests(clock, key).read(container, name))
+    line, headers, body = understood(requests(clock, key).point_read(container, name))
     wanted = signed("GET", "docs", f"dbs/d/colls/{container}/docs/{name}", now=clock.now, key=key)
     assert line == f"GET /dbs/d/colls/{container}/docs/{name}/ HTTP/1.1"
     assert {"authorization": headers["authorization"], "x-ms-date": headers["x-ms-date"]} == wanted
@@ -44,7 +44,7 @@ def test_a_read_is_signed_as_the_documentation_says(container: str, name: str, k
 @given(verb=st.sampled_from(["POST", "PUT", "DELETE"]), link=st.lists(IDS, max_size=4).map("/".join), body=st.binary())
 def test_anything_else_is_signed_by_its_link_and_carries_its_body(verb: str, link: str, body: bytes) -> None:
     clock = FakeClock()
-    made = requests(clock).ask(verb, "docs", link, f"{link}/docs/", headers=partition_key_header("k"), body=body)
+    made = requests(clock).build(verb, "docs", link, f"{link}/docs/", headers=partition_key_header("k"), body=body)
     _, headers, carried = understood(made)
     wanted = signed(verb, "docs", link, now=clock.now)
     assert {"authorization": headers["authorization"], "x-ms-date": headers["x-ms-date"]} == wanted
@@ -56,7 +56,7 @@ def test_each_second_is_dated_and_signed_anew(clock: FakeClock) -> None:
     made = requests(clock)
     seen = set[tuple[str, str]]()
     for _ in range(4):
-        for request in (made.read("c", "a"), made.ask("POST", "docs", "l", "p")):
+        for request in (made.point_read("c", "a"), made.build("POST", "docs", "l", "p")):
             headers = understood(request)[1]
             seen.add((headers["x-ms-date"], headers["authorization"]))
         clock.now += 0.5
@@ -68,9 +68,9 @@ def test_each_second_is_dated_and_signed_anew(clock: FakeClock) -> None:
 def test_a_name_that_would_have_to_be_escaped_is_refused(clock: FakeClock, name: str) -> None:
     made = requests(clock)
     with pytest.raises(StoreMisused):
-        made.read("c", name)
+        made.point_read("c", name)
     with pytest.raises(StoreMisused):
-        made.read(name, "a")
+        made.point_read(name, "a")
     with pytest.raises(StoreMisused):
         partition_key_header(name)
 

@@ -13,7 +13,6 @@ from azure.core.credentials import AccessToken
 from stores.cosmos.auth import TOKEN_PAUSE_S
 from stores.cosmos.errors import CosmosUnavailable
 from stores.cosmos.rest import RestClient
-from stores.cosmos.throughput import Throughput
 from stores.cosmos.url import Address
 from tests.support.clock import FakeClock
 from tests.support.cosmos_drivers import NAME, Account, Counted, account, filled
@@ -175,10 +174,3 @@ async def test_a_tenant_that_does_not_know_the_account_is_asked_for_a_token_for_
     assert await client.read("c", NAME, 5.0) is not None
     assert credential.scopes == {"https://cosmos.azure.com/.default"}
     await client.close()
-
-
-async def test_making_containers_by_token_is_refused_with_what_to_do(entra: Entra) -> None:
-    client, _, _ = entra
-    with pytest.raises(CosmosUnavailable, match="account's key") as error:
-        await AccountContainers(address, client).create_container("another", Throughput(400))
-    assert error.value.kind == "forbidden"
