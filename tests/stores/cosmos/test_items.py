@@ -24,6 +24,7 @@ from stores.errors import ReleaseCorrupt, ReleaseNotFound, StoreFull, StoreMisus
 from stores.keys import KINDS, MAX_ID_BYTES
 from tests.support.clock import FakeClock
 from tests.support.cosmos_server import Direct
+from tests.support.stores import ref
 
 ids = st.text(st.characters(exclude_categories=["Cs"]), max_size=MAX_ID_BYTES).filter(
     lambda text: len(text.encode()) <= MAX_ID_BYTES
@@ -60,7 +61,7 @@ def test_a_key_of_no_known_kind_has_no_name(odd: str) -> None:
 @pytest.mark.parametrize("odd", ["", "a/b", "..", "-x", "a b", "é", "a\n", "x" * 201])
 def test_an_odd_release_id_is_no_container(odd: str) -> None:
     with pytest.raises(ReleaseNotFound):
-        container_of(ReleaseId(odd))
+        container_of(ref(ReleaseId(odd)))
 
 
 @pytest.mark.parametrize("value", [b"", b"x" * 600, bytes(range(256)) * 8, b'{"id":"1","score":2}' * 400])
