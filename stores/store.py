@@ -1,13 +1,13 @@
 """The store contract: what a backend must offer, as two small Protocols and the values that cross them.
 
 Policy (publish, activate, roll back, prune, verify) is written once, in `stores.lifecycle`, over this contract. A
-backend moves opaque bytes, swaps one small catalogue by compare-and-set, and tells its own time.
+backend moves opaque bytes, swaps one small catalogue by compare-and-set, and gives its own time.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from stores.catalogue import Catalogue, DraftRef, ReleaseRef
 from stores.errors import StoreError
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from stores.estimate import Simulation
     from stores.prices import Bill
 
+# What a read returns for one key: its value, absent, or the error with which this one could not be read.
 Slot = bytes | None | StoreError
-"""What one key of a read came to: its value, absent, or this one could not be read."""
 
 
 class Row(NamedTuple):
@@ -36,7 +36,7 @@ class Plan:
 
 
 class Reader(Protocol):
-    """The half that serving needs; an instance lives as long as its process."""
+    """The half of the contract that serving needs; an instance lives as long as its process."""
 
     batch: int
     """How many keys one call should carry."""
@@ -66,17 +66,16 @@ class Reader(Protocol):
         ...
 
 
-@runtime_checkable
-class LocalReader(Reader, Protocol):
-    """A reader in this process, whose reads are too quick to pay for a future."""
+class LocalReader(ABC):
+    """Derived from by a reader in this process, whose reads are too quick to pay for a future."""
 
+    @abstractmethod
     def get(self, release: ReleaseRef, key: str) -> bytes | None:
         """Read one key at once. Raises ReleaseNotFound where the release is gone."""
-        ...
 
 
 class Store(Reader, Protocol):
-    """The whole contract; what publishing and operating need on top of reading."""
+    """The whole contract; which publishing and operating need."""
 
     async def create(self, draft: DraftRef, plan: Plan) -> None:
         """Make room for a draft. Raises StoreFull, with the numbers, for what cannot fit. Idempotent."""
@@ -85,9 +84,9 @@ class Store(Reader, Protocol):
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
         """Write rows of a draft; what was acknowledged survives the writer's death. Idempotent.
 
-        Rows of a *part* come in ascending order of key bytes, within a call and from call to call; `meta` rows, which
-        are few, may come at any time, in calls of their own. Raises ReleaseNotFound where the draft was erased, ReleaseConflict
-        where the release was sealed.
+        Writers that share a draft write a *part* each. Rows of a part come in ascending order of key bytes, within a
+        call and from call to call; `meta` rows, which are few, may come at any time, in calls of their own. Raises
+        ReleaseNotFound where the draft was erased, ReleaseConflict where the release was sealed.
         """
         ...
 
@@ -116,17 +115,16 @@ class Store(Reader, Protocol):
         ...
 
 
-@runtime_checkable
-class Advised(Protocol):
-    """A store that knows what about its set-up could harm what is served; `releases verify` and `/readyz` ask it."""
+class Advised(ABC):
+    """Derived from by a store that can name flaws of its set-up; `releases verify` and `/readyz` show them."""
 
+    @abstractmethod
     async def warnings(self) -> list[str]:
-        """Return one sentence for each such thing, free of secrets; none where all is well. Raises StoreError."""
-        ...
+        """Return one sentence for each flaw that could harm what is served, free of secrets. Raises StoreError."""
 
 
 class RoomChecked(ABC):
-    """A store that can say, without writing, whether a release fits; `--dry-run` asks it what `create` would say."""
+    """Derived from by a store that can say, without writing, whether a release fits; `--dry-run` asks it."""
 
     @abstractmethod
     async def check_room(self, draft: DraftRef, plan: Plan) -> None:
@@ -134,10 +132,7 @@ class RoomChecked(ABC):
 
 
 class ProvisionedStore(ABC):
-    """A store where throughput is provisioned and paid for: by the hour, or by each request unit.
-
-    Nominal, so that no store is taken for one by the names of its methods.
-    """
+    """Derived from by a store where throughput is provisioned and paid for, by the hour or by each request unit."""
 
     @abstractmethod
     async def scale_down(self, release: ReleaseRef) -> None:
@@ -160,7 +155,7 @@ class ProvisionedStore(ABC):
 
 
 class Observer(Protocol):
-    """Whoever counts what the attempts of a store came to; given to `connect`."""
+    """Counts the attempts of a store, with their charges and failures; given to `connect`."""
 
     def charged(self, ru: float) -> None:
         """Note a response, of whatever status, that was charged *ru* request units."""

@@ -27,8 +27,7 @@ from stores.cosmos.items import (
 from stores.cosmos.requests import DEADLINE_S
 from stores.cosmos.retry import Retrier, for_each
 from stores.errors import ReleaseConflict
-from stores.keylist import Span, bounds, overlapping, pack, unpack
-from stores.keys import META
+from stores.keys import META, Span, bounds, overlapping, pack, unpack
 from stores.store import Row
 
 # The two kinds of series of batches: only the first, which each part has of its own, tells where to resume.

@@ -33,7 +33,7 @@ from stores.cosmos.throughput import MANUAL_MIN, Throughput
 from stores.cosmos.url import Address, parse
 from stores.errors import ReleaseConflict, StoreError, StoreMisused
 from stores.prices import Bill
-from stores.store import Observer, Plan, ProvisionedStore, Row, Slot
+from stores.store import Advised, Observer, Plan, ProvisionedStore, Row, Slot
 
 # When a lookup is given up; callers bring shorter deadlines of their own.
 READ_DEADLINE_S = 1.0
@@ -47,7 +47,7 @@ POLL_S = 2.0
 Version = tuple[str, int, str]
 
 
-class CosmosStore(ProvisionedStore):
+class CosmosStore(Advised, ProvisionedStore):
     """One database of one account; an instance belongs to one event loop and process."""
 
     # Each key is a request of its own, and so many are in flight without waiting for a connection.

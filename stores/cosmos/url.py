@@ -9,7 +9,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from stores.cosmos.throughput import AUTOSCALE_MIN, AUTOSCALE_STEP, MANUAL_MIN, MANUAL_STEP, MAX_RU, Throughput
 from stores.errors import StoreMisused
-from stores.urls import options, redacted, secret
+from stores.urls import parameters, redacted, secret
 
 KEY = "HOTPLATE_COSMOS_KEY"
 # The variable of Azure's own tools.
@@ -80,26 +80,26 @@ def parse(url: str, environment: Mapping[str, str] = os.environ) -> Address:
     shown, parts = redacted(url), urlsplit(url)
     if "@" in parts.netloc:
         raise StoreMisused(f"the URL of {shown} holds a secret; give the key as {KEY} or in a file as {KEY}_FILE")
-    parameters = options(parts, OPTIONS, shown)
+    given = parameters(parts, OPTIONS, shown)
     database = parts.path.removeprefix("/")
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,255}", database):
         raise StoreMisused(f"{shown} names no database; write cosmos://ACCOUNT/DATABASE")
-    ca = parameters.get("ca")
+    ca = given.get("ca")
     if ca is not None and not Path(ca).is_file():
         raise StoreMisused(f"the file {ca}, which should certify {shown}, does not exist")
     return Address(
         shown,
         _endpoint(parts, shown),
         database,
-        throughput=_throughput(parameters.get("ru", str(MANUAL_MIN)), shown),
-        max_ru=_max_ru(parameters.get("max_ru"), shown),
+        throughput=_throughput(given.get("ru", str(MANUAL_MIN)), shown),
+        max_ru=_max_ru(given.get("max_ru"), shown),
         consistency=CONSISTENCIES[
-            _one_of(parameters.get("consistency", "eventual"), tuple(CONSISTENCIES), "consistency", shown)
+            _one_of(given.get("consistency", "eventual"), tuple(CONSISTENCIES), "consistency", shown)
         ],
-        region=parameters.get("region"),
+        region=given.get("region"),
         ca=ca,
         key=(secret(KEY, environment) or "").strip() or (None if parts.scheme == "cosmos" else EMULATOR_KEY),
-        arm=_arm_account(parameters, _endpoint(parts, shown), shown, environment),
+        arm=_arm_account(given, _endpoint(parts, shown), shown, environment),
     )
 
 
@@ -118,15 +118,13 @@ def _endpoint(parts: SplitResult, shown: str) -> str:
     return f"{parts.scheme.removeprefix('cosmos+')}://{bracketed}:{port}"
 
 
-def _arm_account(
-    parameters: dict[str, str], endpoint: str, shown: str, environment: Mapping[str, str]
-) -> ArmAccount | None:
+def _arm_account(given: dict[str, str], endpoint: str, shown: str, environment: Mapping[str, str]) -> ArmAccount | None:
     group, subscription = (
-        parameters.get("resource_group"),
-        parameters.get("subscription") or environment.get(SUBSCRIPTION),
+        given.get("resource_group"),
+        given.get("subscription") or environment.get(SUBSCRIPTION),
     )
     if group is None:
-        if "subscription" in parameters:
+        if "subscription" in given:
             raise StoreMisused(f"{shown} names a subscription, and no resource group; add resource_group=")
         return None
     if not subscription:
