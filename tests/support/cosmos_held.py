@@ -31,6 +31,9 @@ T = TypeVar("T")
 
 BEGAN = 1_790_000_000.0
 
+# A release that takes a while, and several batches of keys.
+ROWS = [Row("popular:", b'{"id":"p"}'), *(Row(f"user:{n:05}", b"%d" % n) for n in range(3000))]
+
 
 class Far:
     """The far side, on the loop's clock: it answers after `latency_s`, and counts what it was asked."""

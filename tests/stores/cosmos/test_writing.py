@@ -13,11 +13,10 @@ from stores.cosmos.retry import THROTTLED_S, UNAVAILABLE_S
 from stores.errors import ReleaseConflict, ReleaseNotFound, StoreFull
 from stores.store import Plan, Row
 from stores.verification import verify
-from tests.support.cosmos_held import Far, batches, with_far
+from tests.support.cosmos_held import ROWS, Far, batches, with_far
 from tests.support.stores import draft_of, ref
 
 R = ReleaseId("20261120T064200Z-aaaa")
-ROWS = [Row("popular:", b'{"id":"p"}'), *(Row(f"user:{n:05}", b"%d" % n) for n in range(3000))]
 
 
 async def scanned(far: Far, release: ReleaseId) -> list[Row]:
