@@ -24,14 +24,12 @@ from azure.cosmos.documents import ConnectionPolicy
 from bench.micro.rounds import Effort, Figure, Outcome, Sample, at_most, figures, interleave, ratio
 from bench.process import on_core
 from bench.report.machine import ROOT, environment
-from stores.cosmos.driver import Driver
-from stores.cosmos.rest.driver import RestDriver
-from stores.cosmos.sdk.driver import SdkDriver
+from stores.cosmos.control import AccountContainers
+from stores.cosmos.rest import RestClient
 from stores.cosmos.throughput import MAX_RU, Throughput
-from stores.cosmos.url import EMULATORS_KEY, Address, parse
-from stores.store import Observer
+from stores.cosmos.url import EMULATOR_KEY, parse
 
-CPU_US = {"driver=rest": 40, "driver=rest, TLS": 55}
+CPU_US = {"hotplate": 40, "hotplate, TLS": 55}
 SHARE_OF_SDK = 1 / 12
 IN_FLIGHT = 16
 ITEMS = 1000
@@ -71,9 +69,8 @@ def measure(effort: Effort) -> list[Outcome]:
             clients: dict[str, Client] = {
                 "azure-cosmos as it comes": partial(_as_it_comes, plain),
                 "azure-cosmos tuned": partial(_tuned, plain),
-                "driver=sdk": partial(_driven, SdkDriver, url),
-                "driver=rest": partial(_driven, RestDriver, url),
-                "driver=rest, TLS": partial(_driven, RestDriver, secure_url),
+                "hotplate": partial(_ours, url),
+                "hotplate, TLS": partial(_ours, secure_url),
             }
             variants = {name: partial(_sample, client, effort.round_s) for name, client in clients.items()}
             taken = interleave(variants, effort.rounds)
@@ -88,9 +85,9 @@ def _each(taken: dict[str, list[Sample]]) -> Iterator[Figure]:
 
 def _beside(taken: dict[str, list[Sample]]) -> Iterator[Figure]:
     sdk = [sample.cpu_us_per_op for sample in taken["azure-cosmos as it comes"]]
-    for name in ("azure-cosmos tuned", "driver=sdk", "driver=rest", "driver=rest, TLS"):
+    for name in ("azure-cosmos tuned", "hotplate", "hotplate, TLS"):
         ours = [sample.cpu_us_per_op for sample in taken[name]]
-        goal = at_most(SHARE_OF_SDK) if name == "driver=rest" else None
+        goal = at_most(SHARE_OF_SDK) if name == "hotplate" else None
         yield ratio(f"cosmos reads, {name} / azure-cosmos as it comes: CPU", ours, sdk, goal=goal)
 
 
@@ -112,30 +109,32 @@ def emulating(*options: str) -> Iterator[str]:
 
 async def _fill(url: str) -> None:
     """Make the container and its items."""
-    driver = RestDriver(parse(url, {}), Unmetered())
-    await driver.create_database()
-    await driver.create_container(CONTAINER, Throughput(MAX_RU))
+    address = parse(url, {})
+    client = RestClient(address)
+    containers = AccountContainers(address, client)
+    await containers.create_database()
+    await containers.create_container(CONTAINER, Throughput(MAX_RU))
     for name in _names():
-        await driver.upsert(CONTAINER, {"id": name, "pad": "x" * PAD_BYTES})
-    await driver.close()
+        await client.upsert(CONTAINER, {"id": name, "pad": "x" * PAD_BYTES})
+    await client.close()
 
 
 @asynccontextmanager
-async def _driven(make: Callable[[Address, Observer], Driver], url: str) -> AsyncIterator[Read]:
-    """Read by a driver of ours."""
-    driver = make(parse(url, {}), Unmetered())
+async def _ours(url: str) -> AsyncIterator[Read]:
+    """Read by our own client."""
+    client = RestClient(parse(url, {}), Unmetered())
 
     async def read(name: str) -> object:
-        return await driver.read(CONTAINER, name, TIMEOUT_S)
+        return await client.read(CONTAINER, name, TIMEOUT_S)
 
     yield read
-    await driver.close()
+    await client.close()
 
 
 @asynccontextmanager
 async def _as_it_comes(endpoint: str) -> AsyncIterator[Read]:
     """Read by the SDK with nothing said but where and who."""
-    async with CosmosClient(endpoint, EMULATORS_KEY) as client:
+    async with CosmosClient(endpoint, EMULATOR_KEY) as client:
         yield _reading(client)
 
 
@@ -148,7 +147,7 @@ async def _tuned(endpoint: str) -> AsyncIterator[Read]:
     async with ClientSession(connector=connector, auto_decompress=False, cookie_jar=DummyCookieJar()) as session:
         transport = AioHttpTransport(session=session, session_owner=False, use_env_settings=False)
         async with CosmosClient(
-            endpoint, EMULATORS_KEY, consistency_level="Eventual", connection_policy=policy, transport=transport
+            endpoint, EMULATOR_KEY, consistency_level="Eventual", connection_policy=policy, transport=transport
         ) as client:
             yield _reading(client)
 

@@ -47,7 +47,7 @@ def cost_of(way: Course, prices: Prices) -> Cost:
     if way.address is None:
         raise BenchMisused("an emulator costs nothing")
     account = Ground(way.address, own=False).account()
-    if account.many_writers:
+    if account.multiple_write_regions:
         raise BenchMisused(
             "the account has several regions that are written; a sweep's figures would not be those of one"
         )

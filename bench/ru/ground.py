@@ -17,8 +17,9 @@ from typing import TypeVar
 from bench.errors import BenchFailed
 from bench.process import free_port, serving
 from bench.ru.items import Items
-from stores.cosmos.driver import Account
-from stores.cosmos.rest.driver import RestDriver
+from stores.cosmos.control import AccountContainers
+from stores.cosmos.items import Account
+from stores.cosmos.rest import RestClient
 from stores.cosmos.throughput import Throughput
 from stores.cosmos.url import Address, parse
 from stores.errors import StoreError, StoreThrottled
@@ -78,28 +79,28 @@ class Ground:
 
     def account(self) -> Account:
         """Ask the account about itself."""
-        return self._do(lambda driver: driver.account())
+        return self._do(lambda client, _: client.account())
 
     def make_database(self) -> None:
         """Make the database; for our own emulator only, as a real account's is there or is none of ours."""
-        self._do(lambda driver: driver.create_database())
+        self._do(lambda _, containers: containers.create_database())
 
     def make(self, throughput: Throughput) -> str:
         """Make a container of our own, and return its name."""
         name = f"{PREFIX}{secrets.token_hex(4)}"
         self._made.append(name)  # before it is asked for: an answer that is lost leaves a container, too
-        if not self._do(lambda driver: driver.create_container(name, throughput)):
+        if not self._do(lambda _, containers: containers.create_container(name, throughput)):
             self._made.remove(name)
             raise BenchFailed(f"{self.address.shown} has a container {name} already; nothing was touched, try again")
         return name
 
     def scale(self, container: str, throughput: Throughput) -> None:
         """Change what a container may spend, and wait until it may."""
-        self._do(lambda driver: _scale(driver, container, throughput))
+        self._do(lambda _, containers: _scale(containers, container, throughput))
 
     def fill(self, container: str, items: Items) -> None:
         """Write *items*, as fast as the container's throughput lets them in."""
-        self._do(lambda driver: _fill(driver, container, items))
+        self._do(lambda client, _: _fill(client, container, items))
 
     def drop(self) -> None:
         """Drop all containers that were made. Raises BenchFailed, naming them, where some cannot be."""
@@ -114,22 +115,22 @@ class Ground:
     def _dropped(self, name: str) -> bool:
         for attempt in range(DROP_TRIES):
             try:
-                self._do(lambda driver: driver.delete_container(name))
+                self._do(lambda _, containers: containers.delete_container(name))
             except StoreError:
                 time.sleep(ASK_AGAIN_S * 2**attempt)
             else:
                 return True
         return False
 
-    def _do(self, ask: Callable[[RestDriver], Awaitable[T]]) -> T:
+    def _do(self, ask: Callable[[RestClient, AccountContainers], Awaitable[T]]) -> T:
         """Ask the account for something, over connections that are closed again; BenchFailed where it will not."""
 
         async def asked() -> T:
-            driver = RestDriver(self.address, Spent())
+            client = RestClient(self.address, Spent())
             try:
-                return await ask(driver)
+                return await ask(client, AccountContainers(self.address, client))
             finally:
-                await driver.close()
+                await client.close()
 
         return asyncio.run(asked())
 
@@ -191,25 +192,25 @@ def _undisturbed() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-async def _scale(driver: RestDriver, container: str, throughput: Throughput) -> None:
-    await driver.scale(container, throughput)
+async def _scale(containers: AccountContainers, container: str, throughput: Throughput) -> None:
+    await containers.scale(container, throughput)
     until = time.monotonic() + SCALED_WITHIN_S
     while time.monotonic() < until:
-        offer = await driver.offer(container)
+        offer = await containers.offer(container)
         if offer is not None and not offer.pending and offer.throughput == throughput:
             return
         await asyncio.sleep(ASK_AGAIN_S)
     raise BenchFailed(f"{container} was not scaled to {throughput.ru:,} RU/s within {SCALED_WITHIN_S:g} s")
 
 
-async def _fill(driver: RestDriver, container: str, items: Items) -> None:
+async def _fill(client: RestClient, container: str, items: Items) -> None:
     bodies = items.bodies()
 
     async def write() -> None:
         for body in bodies:
             while True:
                 try:
-                    await driver.upsert(container, body)
+                    await client.upsert(container, body)
                     break
                 except StoreThrottled as throttled:
                     await asyncio.sleep(throttled.retry_after_s)

@@ -12,9 +12,8 @@ import orjson
 from bench.errors import BenchMisused
 from bench.loadgen.keys import Keys
 from bench.ru.items import Items
-from stores.cosmos.rest.requests import Requests as Signed
-from stores.cosmos.rest.requests import keyed
-from stores.cosmos.signing import KeySigner
+from stores.cosmos.auth import KeySigner
+from stores.cosmos.requests import RequestBuilder, partition_key_header
 from stores.cosmos.url import KEY, Address
 
 UPSERT = b"content-type: application/json\r\nprefer: return=minimal\r\nx-ms-documentdb-is-upsert: True\r\n"
@@ -116,14 +115,19 @@ class Maker:
     def reads(self, container: str, items: Items, consistency: str) -> dict[str, bytes]:
         """Make a point read of each item, signed now."""
         signed = self._signed(consistency)
-        return {name: signed.read(container, name) for name in items.ids}
+        return {name: signed.point_read(container, name) for name in items.ids}
 
     def upserts(self, container: str, items: Items) -> dict[str, bytes]:
         """Make a write of each item, signed now."""
         signed, owner = self._signed(self.address.consistency), f"dbs/{self.address.database}/colls/{container}"
         return {
-            body["id"]: signed.ask(
-                "POST", "docs", owner, f"{owner}/docs/", headers=keyed(body["id"]) + UPSERT, body=orjson.dumps(body)
+            body["id"]: signed.build(
+                "POST",
+                "docs",
+                owner,
+                f"{owner}/docs/",
+                headers=partition_key_header(body["id"]) + UPSERT,
+                body=orjson.dumps(body),
             )
             for body in items.bodies()
         }
@@ -132,7 +136,7 @@ class Maker:
         """Refuse an account without a key: BenchMisused says what to do."""
         self._signed(self.address.consistency)
 
-    def _signed(self, consistency: str) -> Signed:
+    def _signed(self, consistency: str) -> RequestBuilder:
         address = self.address
         if address.key is None:
             raise BenchMisused(
@@ -140,4 +144,4 @@ class Maker:
                 f"or in a file as {KEY}_FILE"
             )
         host = urlsplit(address.endpoint).netloc
-        return Signed(host, address.database, consistency, KeySigner(address.key, address.shown), self.clock)
+        return RequestBuilder(host, address.database, consistency, KeySigner(address.key, address.shown), self.clock)

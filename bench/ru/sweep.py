@@ -26,7 +26,7 @@ from bench.ru.scenarios import EVENTUAL, Field, Scenario, all_of
 from bench.ru.trials import RU, Extent, Offered, Trial, Trials, hopeless, limit
 from bench.stores.setup import emulator_label
 from stores.cosmos.charges import load
-from stores.cosmos.driver import DEADLINE_S
+from stores.cosmos.requests import DEADLINE_S
 from stores.cosmos.throughput import MANUAL_MIN, MANUAL_STEP, MAX_RU, Throughput
 from stores.cosmos.url import Address, parse
 from stores.http1 import ConnectionPool, RequestFailed, Response

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hotplate.cli import foretelling
-from hotplate.cli.foretelling import DryRun
+from hotplate.cli.costs import DryRun, MaxRu, Spending, limit_ru, print_estimate
 from hotplate.cli.publish import (
     Activate,
     ChosenEncoding,
@@ -22,7 +21,6 @@ from hotplate.cli.publish import (
     Resume,
     publish_lists,
 )
-from hotplate.cli.spending import MaxRu, Spending, within
 from hotplate.cli.terminal import (
     Delimiter,
     Json,
@@ -95,7 +93,7 @@ def import_lists(
     """
     from offline.list_import import ImportedLists, ImportSettings
 
-    options = PublishOptions(within(store, max_ru), encoding, activate, keep, resume, dry_run, as_json)
+    options = PublishOptions(limit_ru(store, max_ru), encoding, activate, keep, resume, dry_run, as_json)
     columns = {"user": user_column, "item": item_column, "score": score_column, "title": title_column}
     settings = ImportSettings(lists, popular, similar, titles, columns, delimiter, list_length)
     if not dry_run:
@@ -110,7 +108,7 @@ def import_lists(
         imported = ImportedLists(settings, Path(scratch), on_progress)
         outcome = publish_lists(imported, options, spending, on_progress)
     if not isinstance(outcome, Publication):
-        foretelling.tell(outcome, options.store, as_json=as_json)
+        print_estimate(outcome, options.store, as_json=as_json)
     elif as_json:
         print_json({"rows": imported.rows, "left_out": imported.left_out} | outcome.to_json())
     else:

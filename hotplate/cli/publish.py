@@ -2,21 +2,20 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hotplate.cli import foretelling
-from hotplate.cli.foretelling import DryRun
-from hotplate.cli.spending import MaxRu, Spending, within
+from hotplate.cli.costs import DryRun, MaxRu, Spending, limit_ru, print_estimate, reject_resume
 from hotplate.cli.terminal import Json, StageProgress, StoreUrl, out, print_json, progress_bars, with_store
 
 if TYPE_CHECKING:
     from offline.publish import ListSource
     from stores.catalogue import ReleaseId
-    from stores.forecast import Forecast
+    from stores.estimate import Estimate
     from stores.lifecycle import WriteResult
     from stores.manifest import Manifest
     from stores.store import Plan, Store
@@ -75,7 +74,7 @@ class PublishOptions:
 
     def __post_init__(self) -> None:
         if self.dry_run:
-            foretelling.whole(self.resume)
+            reject_resume(self.resume)
 
     def encoding_or_default(self) -> str:
         """Return the chosen encoding, or the one that suits the store."""
@@ -118,7 +117,7 @@ class Publication:
             out.print(f"{self.result.skipped:,} rows had been written before and were not written again", markup=False)
         for release in self.erased:
             out.print(f"erased {release}, which nobody needs any more", markup=False)
-        self.spending.show(plan_of(manifest))
+        self.spending.print_totals(plan_of(manifest))
 
 
 def publish(
@@ -150,7 +149,7 @@ def publish(
     from offline.lists import Lists, ListSettings
     from offline.model import load
 
-    options = PublishOptions(within(store, max_ru), encoding, activate, keep, resume, dry_run, as_json)
+    options = PublishOptions(limit_ru(store, max_ru), encoding, activate, keep, resume, dry_run, as_json)
     lists = Lists(load(model), ListSettings(list_length, keep_seen))
     spending = Spending()
     with progress_bars(spending.progress) as on_progress:
@@ -160,49 +159,43 @@ def publish(
     elif isinstance(outcome, Publication):
         outcome.print()
     else:
-        foretelling.tell(outcome, options.store, as_json=as_json)
+        print_estimate(outcome, options.store, as_json=as_json)
 
 
 def publish_lists(
     lists: "ListSource", options: PublishOptions, spending: Spending, on_progress: StageProgress
-) -> "Publication | Forecast":
-    """Publish *lists* and erase what nobody needs any more; or, for a dry run, say what that would come to."""
-    from offline.foreseeing import foresee_rows
+) -> "Publication | Estimate":
+    """Publish *lists* and erase what nobody needs any more; or, for a dry run, estimate what that would take."""
     from offline.publish import publish as write
     from stores.catalogue import ReleaseId
+    from stores.estimate import estimate
     from stores.lifecycle import prune
 
-    encoding = options.encoding_or_default()
-    if options.dry_run:
-        return with_store(
-            options.store,
-            lambda opened: foresee_rows(
-                lists.batches(),
-                opened,
-                plan=lists.plan(),
-                about=lists.about(),
-                encoding=encoding,
-                live=options.activate,
-                keep=options.keep,
-                on_progress=lambda done, total: on_progress("dry run", done, total),
-            ),
-        )
     started = perf_counter()
+    encoding, stage = options.encoding_or_default(), "dry run" if options.dry_run else "publish"
 
     async def act(opened: "Store") -> Publication:
-        spending.watch(opened, lists.plan(), quiet=options.as_json)
         result = await write(
             lists,
             opened,
             encoding=encoding,
             live=options.activate,
             resume=ReleaseId(options.resume) if options.resume else None,
-            on_progress=lambda done, total: on_progress("publish", done, total),
+            on_progress=partial(on_progress, stage),
         )
         seconds = perf_counter() - started
         return Publication(result, options.activate, seconds, await prune(opened, keep=options.keep), spending)
 
-    return with_store(options.store, act, spending)
+    async def act_on_simulation(simulated: "Store") -> "Manifest":
+        return (await act(simulated)).result.manifest
+
+    async def watch_and_act(opened: "Store") -> Publication:
+        spending.watch(opened, lists.plan(), quiet=options.as_json)
+        return await act(opened)
+
+    if options.dry_run:
+        return with_store(options.store, lambda opened: estimate(opened, act_on_simulation, live=options.activate))
+    return with_store(options.store, watch_and_act, spending)
 
 
 def plan_of(manifest: "Manifest") -> "Plan":

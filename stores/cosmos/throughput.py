@@ -6,6 +6,7 @@ https://learn.microsoft.com/azure/cosmos-db/scaling-provisioned-throughput-best-
 
 from dataclasses import dataclass
 from math import ceil
+from typing import NamedTuple
 
 PARTITION_RU = 10_000
 RU_AT_BIRTH = 6_000
@@ -32,11 +33,27 @@ class Throughput:
         """Return how many physical partitions can carry it."""
         return ceil(self.ru / PARTITION_RU)
 
+    def rounded_up(self, ru: int) -> "Throughput":
+        """Return *ru* in the steps of this kind, manual or autoscale."""
+        step = AUTOSCALE_STEP if self.autoscale else MANUAL_STEP
+        return Throughput(ceil(ru / step) * step, self.autoscale)
+
     def content(self) -> dict[str, object]:
-        """Return it as an offer tells it."""
+        """Return it as the content of an offer."""
         if self.autoscale:
             return {"offerThroughput": self.ru // 10, "offerAutopilotSettings": {"maxThroughput": self.ru}}
         return {"offerThroughput": self.ru, "offerIsRUPerMinuteThroughputEnabled": False}
+
+
+class Offer(NamedTuple):
+    """The throughput of a container as the service knows it."""
+
+    throughput: Throughput
+    minimum_ru: int
+    """The least that it can be set to."""
+
+    pending: bool
+    """Whether a change is under way."""
 
 
 def minimum_ru(highest_ru: int, stored_bytes: int, *, autoscale: bool) -> int:

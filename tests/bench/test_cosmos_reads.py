@@ -11,4 +11,4 @@ def test_every_client_reads_and_ours_costs_less() -> None:
     rates = [one.median for one in told.values() if one.unit == "reads/s"]
     assert len(rates) == 5
     assert min(rates) > 0
-    assert told["cosmos reads, driver=rest / azure-cosmos as it comes: CPU"].median < 1
+    assert told["cosmos reads, hotplate / azure-cosmos as it comes: CPU"].median < 1

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from hotplate.cli.spending import Spending, duration, hours_begun, slow
+from hotplate.cli.costs import Spending, format_duration, format_slow, hours_begun
 from offline.input.sample import sample
 from stores import lifecycle as life
-from stores.forecast import Bill, Provisioned
+from stores.prices import Bill, Provisioned
 from stores.store import Plan, Row
 from tests.support.command import failed, hotplate
 from tests.support.cosmos_drivers import Account
@@ -80,7 +80,7 @@ def test_a_dry_run_writes_nothing_and_the_publish_then_spends_exactly_what_it_sa
     assert done["usd"] == said["usd"] or done["hours_begun"] != said["hours_begun"]
 
 
-def test_an_import_and_a_copy_are_foreseen_as_exactly(lists: Path, cosmos_http: Account, cosmos: str) -> None:
+def test_an_import_and_a_copy_are_estimated_as_exactly(lists: Path, cosmos_http: Account, cosmos: str) -> None:
     before = writes(cosmos_http)
     said = told("import", lists, "--store", cosmos, "--dry-run")
     other = cosmos_http.url(secrets.token_hex(4), ru="4000")
@@ -177,6 +177,7 @@ def test_a_publish_that_is_slow_says_so_at_once_and_goes_on(model: Path, cosmos:
 def test_what_is_spent_while_it_runs_is_what_the_service_charges() -> None:
     async def work(far: Far) -> None:
         spending = Spending()
+        far.observer = spending
         store = far.store(ru=400)
         spending.watch(store, Plan(10**6, 10**9), quiet=True)
         await life.publish(store, batches([Row("popular:", b"p")]), plan=Plan(1, 1), about={})
@@ -186,10 +187,10 @@ def test_what_is_spent_while_it_runs_is_what_the_service_charges() -> None:
     with_far(work)
 
 
-def test_a_publish_that_will_take_hours_is_told_how_it_could_be_faster() -> None:
+def test_a_publish_that_will_take_hours_says_how_it_could_be_faster() -> None:
     bill = Bill(400.0, (Provisioned("new release", 400),))
-    assert slow(bill, 400.0 * 60) == ""
-    sentence = slow(bill, 400.0 * 3600 * 5)
+    assert format_slow(bill, 400.0 * 60) == ""
+    sentence = format_slow(bill, 400.0 * 3600 * 5)
     assert "at 400 RU/s this takes about 5.0 hours" in sentence
     assert "--max-ru" in sentence
     assert "--dry-run" in sentence
@@ -199,7 +200,7 @@ def test_hours_are_those_of_the_wall_clock_and_each_that_was_begun_counts() -> N
     assert hours_begun(7200.0, 1.0) == 1
     assert hours_begun(7199.0, 2.0) == 2
     assert hours_begun(7199.0, 3602.0) == 3
-    assert [duration(seconds) for seconds in (9.96, 240, 7200)] == ["10.0 s", "4.0 minutes", "2.0 hours"]
+    assert [format_duration(seconds) for seconds in (9.96, 240, 7200)] == ["10.0 s", "4.0 minutes", "2.0 hours"]
 
 
 def test_where_nothing_is_paid_for_nothing_is_said() -> None:

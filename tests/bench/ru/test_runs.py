@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.ru.ground import PREFIX, Spent, grounded
-from stores.cosmos.rest.driver import RestDriver
+from bench.ru.ground import PREFIX, grounded
+from stores.cosmos.control import AccountContainers
+from stores.cosmos.rest import RestClient
 from stores.cosmos.throughput import Throughput
 from stores.cosmos.url import parse
 from tests.support.cosmos_server import Emulator, emulator
@@ -31,11 +32,13 @@ def account() -> Iterator[Emulator]:
     with emulator() as made:
 
         async def fill() -> None:
-            driver = RestDriver(parse(url_of(made), {}), Spent())
-            await driver.create_database()
-            await driver.create_container("theirs", Throughput(400))
-            await driver.upsert("theirs", {"id": "a"})
-            await driver.close()
+            address = parse(url_of(made), {})
+            client = RestClient(address)
+            containers = AccountContainers(address, client)
+            await containers.create_database()
+            await containers.create_container("theirs", Throughput(400))
+            await client.upsert("theirs", {"id": "a"})
+            await client.close()
 
         asyncio.run(fill())
         yield made
@@ -137,9 +140,9 @@ def test_it_speaks_https_to_an_account_whose_certificate_is_good(tmp_path: Path)
         at = parse(f"{url_of(account)}?ca={certificate}", {})
 
         async def make() -> None:
-            driver = RestDriver(at, Spent())
-            await driver.create_database()
-            await driver.close()
+            client = RestClient(at)
+            await AccountContainers(at, client).create_database()
+            await client.close()
 
         asyncio.run(make())
         url = f"{url_of(account)}?ca={certificate}"

@@ -16,9 +16,8 @@ from azure.core.exceptions import ClientAuthenticationError, HttpResponseError
 from azure.mgmt.cosmosdb import CosmosDBManagementClient
 
 from stores.cosmos.arm import ArmContainers
-from stores.cosmos.driver import Offer
-from stores.cosmos.errors import ContainerMissing, CosmosThrottled, CosmosUnavailable, Refusal, translated
-from stores.cosmos.throughput import Throughput
+from stores.cosmos.errors import ContainerMissing, CosmosThrottled, CosmosUnavailable, ErrorResponse, error_for
+from stores.cosmos.throughput import Offer, Throughput
 from stores.cosmos.url import Address, parse
 from stores.errors import StoreMisused
 from tests.support.cosmos_server import Emulator, emulator
@@ -40,8 +39,8 @@ def address_of(server: Emulator, **options: object) -> Address:
 
 @asynccontextmanager
 async def managing(address: Address, identity: Identity) -> AsyncIterator[ArmContainers]:
-    assert address.managed is not None
-    containers = ArmContainers(address, address.managed, identity)
+    assert address.arm is not None
+    containers = ArmContainers(address, address.arm, identity)
     try:
         yield containers
     finally:
@@ -198,14 +197,14 @@ async def test_closing_gives_back_connections_before_and_after_the_first_call(se
 
 def test_a_url_says_where_the_account_is_managed(server: Emulator) -> None:
     ids = {"AZURE_SUBSCRIPTION_ID": PLACE["subscription"]}
-    managed = parse("cosmos://acct/db?resource_group=rg", ids).managed
+    managed = parse("cosmos://acct/db?resource_group=rg", ids).arm
     assert managed is not None
     assert (managed.subscription, managed.account, managed.emulator) == (PLACE["subscription"], "acct", None)
-    assert parse("cosmos://acct/db", ids).managed is None
-    elsewhere = parse("cosmos://acct.documents.azure.cn/db?resource_group=rg", ids).managed
+    assert parse("cosmos://acct/db", ids).arm is None
+    elsewhere = parse("cosmos://acct.documents.azure.cn/db?resource_group=rg", ids).arm
     assert elsewhere is not None
     assert elsewhere.account == "acct"
-    local = parse(url_of(server, "db", **PLACE), {}).managed
+    local = parse(url_of(server, "db", **PLACE), {}).arm
     assert local is not None
     assert local.emulator == server.endpoint.rstrip("/")
     for url, told in (
@@ -220,8 +219,8 @@ def test_a_url_says_where_the_account_is_managed(server: Emulator) -> None:
 
 def test_an_account_whose_keys_may_not_change_containers_is_told_from_a_missing_role() -> None:
     said = "Operation 'POST' on resource 'colls' is not allowed through Azure Cosmos DB endpoint. Please switch on such"
-    error = translated(Refusal(403, 0, said), "cosmos://acct/db")
+    error = error_for(ErrorResponse(403, 0, said), "cosmos://acct/db")
     assert isinstance(error, CosmosUnavailable)
     assert error.kind == "forbidden"
     assert "add subscription= and resource_group= to its URL" in str(error)
-    assert "Data Contributor" in str(translated(Refusal(403, 5302, "no permission"), "cosmos://acct/db"))
+    assert "Data Contributor" in str(error_for(ErrorResponse(403, 5302, "no permission"), "cosmos://acct/db"))

@@ -9,15 +9,14 @@ from stores import lifecycle as life
 from stores.catalogue import ReleaseId
 from stores.cosmos.errors import CosmosThrottled, CosmosUnavailable
 from stores.cosmos.items import container_of
-from stores.cosmos.patience import PATIENCE_S, THROTTLED_S
+from stores.cosmos.retry import THROTTLED_S, UNAVAILABLE_S
 from stores.errors import ReleaseConflict, ReleaseNotFound, StoreFull
 from stores.store import Plan, Row
 from stores.verification import verify
-from tests.support.cosmos_held import Far, batches, with_far
+from tests.support.cosmos_held import ROWS, Far, batches, with_far
 from tests.support.stores import draft_of, ref
 
 R = ReleaseId("20261120T064200Z-aaaa")
-ROWS = [Row("popular:", b'{"id":"p"}'), *(Row(f"user:{n:05}", b"%d" % n) for n in range(3000))]
 
 
 async def scanned(far: Far, release: ReleaseId) -> list[Row]:
@@ -59,7 +58,7 @@ def test_a_publish_bears_what_passes(fault: dict[str, object]) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "error", "patience_s"),
-    [("throttle", CosmosThrottled, THROTTLED_S), ("unavailable", CosmosUnavailable, PATIENCE_S)],
+    [("throttle", CosmosThrottled, THROTTLED_S), ("unavailable", CosmosUnavailable, UNAVAILABLE_S)],
 )
 def test_what_does_not_pass_ends_with_its_cause_and_leaves_what_was_acknowledged(
     kind: str, error: type[Exception], patience_s: float
@@ -171,6 +170,6 @@ def test_a_replica_that_is_behind_is_looked_at_again() -> None:
         far.forgets = 0.05
         assert await scanned(far, R) == ROWS[:300]
         assert await far.store().resume_point(draft_of(R)) == ROWS[299].key
-        assert container_of(R) in far.service.account.databases["d"].containers
+        assert container_of(ref(R)) in far.service.account.databases["d"].containers
 
     with_far(work)
