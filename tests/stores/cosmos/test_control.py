@@ -1,4 +1,4 @@
-"""The control plane by azure-cosmos: one attempt a call, in the region that takes writes, and nothing said in any log."""
+"""The control plane by azure-cosmos: one attempt a call, in the region that takes writes, and no line in a log."""
 
 import logging
 import secrets
@@ -59,9 +59,7 @@ async def test_a_failure_is_one_attempt_and_no_line_in_a_log(
     assert far.emulator.key not in caplog.text
 
 
-async def test_a_certificate_that_nobody_vouches_for_is_refused_on_loopback_too(
-    far: Account, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_certificate_that_nobody_vouches_for_is_refused_on_loopback_too(far: Account) -> None:
     if far.certificate is None:
         return
     address = far.address("d")

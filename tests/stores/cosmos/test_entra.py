@@ -143,6 +143,7 @@ async def test_a_token_that_the_account_finds_expired_is_renewed_at_once(server:
         await client.close()
 
 
+@pytest.mark.soak
 def test_a_managed_identity_publishes_and_another_one_serves(
     server: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -161,6 +161,7 @@ def test_a_copy_is_estimated_and_a_release_that_cannot_be_served_is_refused() ->
     with_far(work)
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(not RETAIL.exists(), reason=f"{RETAIL} is not on this machine")
 def test_publishing_online_retail_at_1000_request_units_a_second_takes_what_was_estimated(tmp_path: Path) -> None:
     settings = TrainSettings(
