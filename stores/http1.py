@@ -68,8 +68,8 @@ class ConnectionListener(Protocol[Tag]):
 class Connection(asyncio.Protocol, Generic[Tag]):
     """A connection with at most one request in flight; lives until either side closes it.
 
-    A response needs a length or chunks: one that ends with its connection counts as a reset. Headers are kept only where
-    they are asked for, as they came: most of them are never looked at.
+    A response needs a length or chunks: one that ends with its connection counts as a reset. Headers are kept as they
+    came, and only with *headers*: most of them are never looked at.
     """
 
     __slots__ = (
@@ -125,7 +125,7 @@ class Connection(asyncio.Protocol, Generic[Tag]):
         cast("asyncio.Transport", self._transport).write(request)  # `on_ready` came after connection_made
 
     def fail(self, kind: Kind) -> None:
-        """Give up the request in flight as *kind*, and the connection with it: a late response must meet no later one."""
+        """Fail the request in flight as *kind*, and close the connection: a late response must meet no later request."""
         tag, self.tag = self.tag, None
         self.lost = self.lost or kind
         if tag is not None:
@@ -260,8 +260,8 @@ class ConnectionPool:
     async def request(self, message: bytes, timeout_s: float) -> Response:
         """Send the bytes of one request and wait for its response; RequestFailed where there is none in *timeout_s*.
 
-        A response that is not waited for any more is dropped when it comes. Nothing is sent twice: only the caller knows
-        whether that would do harm.
+        A response that is not waited for any more is dropped when it comes. Nothing is sent twice: only the caller
+        knows whether that would do harm.
         """
         loop = asyncio.get_running_loop()
         now = loop.time()

@@ -2,7 +2,7 @@
 
 import logging
 import secrets
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -43,7 +43,7 @@ async def test_a_failure_is_one_attempt_and_no_line_in_a_log(
     far: Account, made: Made, caplog: pytest.LogCaptureFixture, kind: str, operation: str
 ) -> None:
     containers, observer = made
-    calls = {
+    calls: dict[str, Callable[[], Awaitable[object]]] = {
         "create container": lambda: containers.create_container("other", Throughput(400)),
         "replace offer": lambda: containers.scale("c", Throughput(500)),
         "delete container": lambda: containers.delete_container("c"),
