@@ -125,7 +125,7 @@ class Connection(asyncio.Protocol, Generic[Tag]):
         cast("asyncio.Transport", self._transport).write(request)  # `on_ready` came after connection_made
 
     def fail(self, kind: Kind) -> None:
-        """Fail the request in flight as *kind*, and close the connection: a late response must meet no later request."""
+        """Fail the request in flight as *kind*, and close: a late response must meet no later request."""
         tag, self.tag = self.tag, None
         self.lost = self.lost or kind
         if tag is not None:
@@ -308,7 +308,7 @@ class ConnectionPool:
             pending.set_exception(RequestFailed("timeout", self._host))
 
     def _abandon(self, pending: Pending) -> None:
-        """Let nobody else have the connection that a request is in flight on until its response has come."""
+        """Keep the connection of a request that nobody waits for from others until its response has come."""
         if not pending.cancel() and not pending.cancelled():
             pending.exception()  # seen, even where the caller was cancelled in the same turn
         connection = next((one for one in self._open if one.tag is pending), None)

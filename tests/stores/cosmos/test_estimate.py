@@ -191,7 +191,7 @@ def test_an_account_that_cannot_be_asked_is_assumed_to_be_empty_and_that_is_said
     async def work(far: Far) -> None:
         far.misbehave({"kind": "unavailable"})
         found = await estimated(far, made_up(20))
-        assert "it could not be asked" in found.notes[0]
+        assert "it could not be read" in found.notes[0]
         assert any("unless it is there" in each for each in found.makes)
 
     with_far(work)
