@@ -45,5 +45,5 @@ def needs(charges: Charges, item_bytes: float, prices: Prices) -> Needs:
         needed_ru=needed_ru,
         provisioned_month_usd=prices.ru_hours(RU * HOURS_A_MONTH),
         needed_month_usd=prices.ru_hours(needed_ru * HOURS_A_MONTH),
-        price=prices.ru_hour.told,
+        price=prices.ru_hour.provenance,
     )
