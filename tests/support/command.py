@@ -1,0 +1,43 @@
+"""The command `hotplate`, run in this process."""
+
+import os
+import sys
+from collections.abc import Mapping
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from unittest.mock import patch
+
+from hotplate.cli import main
+from hotplate.cli.terminal import err, out
+
+WIDTH = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def hotplate(*arguments: str | Path, settings: Mapping[str, str] | None = None) -> Completed:
+    """Run `hotplate` with these arguments, and *settings* in its environment."""
+    said, complained = StringIO(), StringIO()
+    argv = ["hotplate", *map(str, arguments)]
+    with (
+        patch.object(sys, "argv", argv),
+        patch.dict(os.environ, settings or {}),
+        patch.object(out, "_width", WIDTH),
+        patch.object(err, "_width", WIDTH),
+        redirect_stdout(said),
+        redirect_stderr(complained),
+    ):
+        try:
+            main()
+            code: object = 0
+        except SystemExit as ended:
+            code = ended.code or 0
+    assert isinstance(code, int)
+    return Completed(code, said.getvalue(), complained.getvalue())
