@@ -200,6 +200,7 @@ def _derive_sizes(ledger: Ledger, inputs: Inputs) -> None:
 
 def _derive_cosmos_item(ledger: Ledger, inputs: Inputs, stored: float) -> None:
     """Derive the size of the item `{"id":"user.ID","t":"…"}`, or "b" with base64 where the list is compressed."""
+    encoded: float
     if inputs.encoding == "zstd":
         encoded, formula, source = ceil(stored / 3) * 4, "ceil(stored_bytes / 3) * 4", "base64"
     else:

@@ -12,7 +12,7 @@ from bench.reference import page as reference_page
 from bench.report import plots, units
 from bench.report.markup import escaped, section, table
 from bench.report.report import ERRORS, RATE, WHILE_WRITTEN, Report, Series
-from bench.ru import page as ru_page
+from bench.ru import report as ru_report
 
 TEMPLATE = Path(__file__).with_name("page.html")
 HEADLINES = ("p50", "p99", "p99.9")
@@ -56,7 +56,7 @@ def page(report: Report) -> str:
     if compared:
         parts += comparison_page.sections(compared)
     if swept := report.extra.get("ru"):
-        parts += ru_page.sections(swept)
+        parts += ru_report.sections(swept)
     if reproduced := report.extra.get("reference"):
         parts += reference_page.sections(reproduced)
     parts += _knees(report.extra)

@@ -15,7 +15,7 @@ app = typer.Typer(
     help="Measure a service so that the figures survive a review.\n\n"
     "Example: hotplate bench http http://127.0.0.1:8080 --users 1000 --find-max --slo p99=5ms",
 )
-app.command()(ru.ru)
+app.command(cls=ru.SweepCommand)(ru.ru)
 app.command()(reference.reference)
 LISTS = "/v1/recommendations/{key}"
 

@@ -32,7 +32,7 @@ class Flag:
             f"--{spelt}/--no-{spelt}" if self.kind is bool else f"--{spelt}",
             help=self.help, rich_help_panel=self.panel, envvar=self.envvar,
         )  # fmt: skip
-        kind = Annotated[self.kind, option]
+        kind: Any = Annotated.__class_getitem__((self.kind, option))  # type: ignore[attr-defined]  # a kind known at run time
         return inspect.Parameter(self.name, inspect.Parameter.KEYWORD_ONLY, default=self.default, annotation=kind)
 
 

@@ -1,53 +1,49 @@
-"""`hotplate bench ru`: how many requests a second each level of RU/s bears, on an emulator or on a real account."""
+"""`hotplate bench ru`: how many requests a second each level of RU/s sustains, on an emulator or on a real account."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hotplate.cli.measuring import HOW, WHAT, misuse_told, must_be_writable, option, tell
+from hotplate.cli.measuring import HOW, misuse_told, must_be_writable, option, tell
+from hotplate.cli.options import Flag, command_with, values_of
 from hotplate.cli.terminal import FAILED, Json, err, out, table
 
 if TYPE_CHECKING:
     from bench.report.report import Report
-    from bench.ru.sweep import Course
+    from bench.ru.run import SweepPlan
+
+
+def sweep_flags() -> Iterator[Flag]:
+    """Yield the flags of the options of a sweep."""
+    from dataclasses import fields
+    from typing import get_type_hints
+
+    from bench.ru.options import SweepOptions
+
+    kinds = get_type_hints(SweepOptions)
+    for each in fields(SweepOptions):
+        declared = each.metadata
+        envvar = f"HOTPLATE_BENCH_{each.name.upper()}" if declared["env"] else None
+        yield Flag(each.name, kinds[each.name], each.default, declared["help"], declared["panel"], envvar)
+
+
+SweepCommand = command_with(sweep_flags)
 
 
 def ru(
-    levels: Annotated[str, option("levels", "RU/s to walk through.", WHAT)] = "400,1k,2k,4k,8k,11k",
-    account: Annotated[
-        str | None,
-        typer.Option(  # never from the environment: nobody's account is measured by accident
-            "--account",
-            help="A real account, as cosmos://ACCOUNT/DATABASE, in which containers are made and dropped; without it, "
-            "an emulator is started here.",
-            rich_help_panel=WHAT,
-        ),
-    ] = None,
-    effects: Annotated[
-        bool,
-        option(
-            "effects",
-            "Also measure what else decides: sizes, consistency, skew, cache, publishing, autoscale, burst.",
-            WHAT,
-            "--effects/--no-effects",
-        ),
-    ] = True,
-    slo: Annotated[str, option("slo", "The objective; on an emulator its latencies are of loopback.", HOW)] = (
-        "p99=50ms,throttled=1%"
+    context: typer.Context,
+    yes: Annotated[bool, typer.Option("--yes", help="With --account: spend the money without asking first.")] = False,
+    report: Annotated[Path, option("out", "Write the report to this name with .json and .html.", HOW)] = Path(
+        "hotplate-ru"
     ),
-    duration: Annotated[
-        str | None, option("duration", "Of one trial; 2s on an emulator, 10s on an account.", HOW)
-    ] = None,
-    connections: Annotated[int, option("connections", "The most requests in flight.", HOW)] = 128,
-    yes: Annotated[bool, typer.Option("--yes", help="With --account: do not ask before spending money.")] = False,
-    report: Annotated[Path, option("out", "The report: this name with .json and .html.", HOW)] = Path("hotplate-ru"),
     as_json: Json = False,
 ) -> None:
-    """Find the best rate inside an objective for each level of RU/s, and what else decides it.
+    """Find the best rate inside an objective for each level of RU/s, and what else has an effect on it.
 
     By default this is a model's self-check on a local emulator, which the report says everywhere. With --account it
-    shows what it costs, asks, makes containers of its own, and drops them at the end, also after Ctrl-C.
+    shows what it costs, asks, creates containers of its own, and drops them at the end, also after Ctrl-C.
     Exits 1 where a level could not truly be spent, or it was stopped.
 
     Example: hotplate bench ru --levels 400,1k --no-effects
@@ -57,43 +53,42 @@ def ru(
     with misuse_told(as_json=as_json):
         from bench.live import viewing
         from bench.report.files import keep
-        from bench.ru.sweep import Asked, course, sweep
+        from bench.ru.options import SweepOptions
+        from bench.ru.run import plan, sweep
 
         must_be_writable(report)
-        asked = Asked(
-            levels=levels, slo=slo, duration=duration, connections=connections, effects=effects, account=account
-        )
-        way = course(asked)
-        if way.address is not None:
-            _must_be_wanted(way, yes=yes)
+        planned = plan(SweepOptions(**values_of(context)))
+        if planned.address is not None:
+            _confirm(planned, yes=yes)
         with viewing(err) as view:
-            swept = sweep(asked, way, view)
-    keep(swept.report, None, report)
-    tell(swept.report, report, lambda: _show(swept.report), believable=swept.believable, as_json=as_json)
+            swept = sweep(planned, view)
+    made = swept.report
+    keep(made, None, report)
+    tell(made, report, lambda: _print(made), believable=swept.valid, as_json=as_json)
 
 
-def _must_be_wanted(way: "Course", *, yes: bool) -> None:
-    """Tell what it costs, and go on only where somebody says yes."""
+def _confirm(planned: "SweepPlan", *, yes: bool) -> None:
+    """Print what it costs, and go on only where somebody says yes."""
     from bench.errors import BenchMisused
-    from bench.ru.cost import cost_of
+    from bench.ru.run import account_cost
     from stores.prices import load
 
-    for line in cost_of(way, load()).told:
+    for line in account_cost(planned, load()).lines:
         err.print(line, markup=False)
     if yes:
         return
     try:
-        wanted = typer.confirm("Make them, and spend that?", err=True)
+        wanted = typer.confirm("Create them, and spend that?", err=True)
     except typer.Abort:
-        raise BenchMisused("nobody said yes, so nothing was made; scripts say --yes") from None
+        raise BenchMisused("nobody said yes, so nothing was made; in scripts, give --yes") from None
     if not wanted:
         err.print("nothing was made")
         raise typer.Exit(FAILED)
 
 
-def _show(report: "Report") -> None:
+def _print(report: "Report") -> None:
     """Print a sweep for a person."""
-    from bench.ru.lines import EFFECT_HEADINGS, LEVEL_HEADINGS, effect_rows, level_rows, notes
+    from bench.ru.report import EFFECT_HEADINGS, LEVEL_HEADINGS, effect_rows, level_rows, notes
 
     found = report.extra["ru"]
     if found["label"]:

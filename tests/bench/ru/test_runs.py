@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from bench.ru.ground import PREFIX, Spent, grounded
+from bench.ru.sandbox import PREFIX, ChargeCounter, sandbox
 from stores.cosmos.rest.driver import RestDriver
 from stores.cosmos.throughput import Throughput
 from stores.cosmos.url import parse
 from tests.support.cosmos_server import Emulator, emulator
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(300)]
 
 SHORT = ("--levels", "400", "--no-effects", "--duration", "1s")
 
@@ -31,7 +31,7 @@ def account() -> Iterator[Emulator]:
     with emulator() as made:
 
         async def fill() -> None:
-            driver = RestDriver(parse(url_of(made), {}), Spent())
+            driver = RestDriver(parse(url_of(made), {}), ChargeCounter())
             await driver.create_database()
             await driver.create_container("theirs", Throughput(400))
             await driver.upsert("theirs", {"id": "a"})
@@ -46,7 +46,7 @@ def url_of(account: Emulator) -> str:
 
 
 def containers(account: Emulator) -> set[tuple[str, str, str]]:
-    """Tell of all containers: RU spent, 429s and RU/s, by partition."""
+    """Return of all containers RU spent, 429s and RU/s, by partition."""
     with urllib.request.urlopen(account.endpoint + "__emulation/metrics") as answer:
         text = answer.read().decode()
     found = re.findall(r'emulator_partition_(\w+)\{container="db/([^"]+)",partition="\d+"\} (\S+)', text)
@@ -121,8 +121,8 @@ def test_what_is_made_is_dropped_after_an_error(account: Emulator) -> None:
         pass
 
     def fail() -> None:
-        with grounded(parse(url_of(account), {})) as ground:
-            ground.make(Throughput(400))
+        with sandbox(parse(url_of(account), {})) as opened:
+            opened.create(Throughput(400))
             assert containers(account) != before
             raise OddError
 
@@ -137,7 +137,7 @@ def test_it_speaks_https_to_an_account_whose_certificate_is_good(tmp_path: Path)
         at = parse(f"{url_of(account)}?ca={certificate}", {})
 
         async def make() -> None:
-            driver = RestDriver(at, Spent())
+            driver = RestDriver(at, ChargeCounter())
             await driver.create_database()
             await driver.close()
 
