@@ -8,6 +8,7 @@ import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -45,212 +46,115 @@ class PlanMisused(ValueError):
 
 
 def _input(
-    kind: str,
     unit: str,
     description: str,
     default: Any = MISSING,  # noqa: ANN401 -- of whatever type its field is
-    *,
     reason: str = "",
+    *,
     low: float = 0,
-    high: float = float("inf"),
+    high: float | None = None,
     choices: Sequence[str] = (),
     panel: str = "",
-    help_text: str = "",
 ) -> Any:  # noqa: ANN401 -- as dataclasses.field itself
+    """Declare an input; *reason* is that of its default, and one with a *panel* has a flag there."""
+    most = high if high is not None else 1 if unit == "share" else float("inf")
     declared = {
-        "kind": kind, "unit": unit, "description": description, "reason": reason, "low": low, "high": high,
-        "choices": choices, "panel": panel, "help": help_text,
+        "unit": unit, "description": description, "reason": reason, "low": low, "high": most, "choices": choices,
+        "panel": panel,
     }  # fmt: skip
     return field(metadata=declared) if default is MISSING else field(default=default, metadata=declared)
+
+
+_load, _lists, _cosmos = (partial(_input, panel=panel) for panel in (LOAD, LISTS, COSMOS))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
     """All that a plan rests on, checked; an input that is None is derived from others."""
 
-    users: int = _input("whole", "users", "who have a list", low=1, panel=LOAD)
-    peak_rps: float = _input(
-        "number", "requests/s", "in the busiest hour, of all regions together", low=1e-6, panel=LOAD
+    users: int = _load("users", "who have a list", low=1)
+    peak_rps: float = _load("requests/s", "in the busiest hour, of all regions together", low=1e-6)
+    items: int = _load("items", "that have a list of similar ones", 0, "no similar items")
+    profile: str | tuple[float, ...] = _load(
+        "", f"shape of a day: {', '.join(SHAPES)}, or 24 rates", "flat", "as busy all day, the dearest day"
     )
-    items: int = _input("whole", "items", "that have a list of similar ones", 0, reason="no similar items", panel=LOAD)
-    profile: str | tuple[float, ...] = _input(
-        "profile",
-        "",
-        "a day: a shape's name, or 24 rates",
-        "flat",
-        reason="as busy all day, the dearest day",
-        panel=LOAD,
-        help_text="The shape of a day: flat, office, evening, or 24 hourly rates, as 3,2,…",
+    growth_percent: float = _load("%/month", "growth of users, items and requests", 0.0, "no growth", low=-50, high=100)
+    months: int = _load("months", "of growth that the plan must last for", 0, "today's load", high=120)
+    unknown_share: float = _input("share", "of requests for users without a list", 0.0, "they cost a read, too")
+    zipf: float | None = _load(
+        "", "exponent of the Zipf law by which users come, as 0.9; 0: all alike", None, "all alike", high=3
     )
-    growth_percent: float = _input(
-        "number",
-        "%/month",
-        "growth of users, items and requests",
-        0.0,
-        reason="no growth",
-        low=-50,
-        high=100,
-        panel=LOAD,
-        help_text="Growth of users, items and requests, in percent a month",
-    )
-    months: int = _input(
-        "whole", "months", "of growth that the plan must last for", 0, reason="today's load", high=120, panel=LOAD
-    )
-    unknown_share: float = _input(
-        "number", "share", "of requests for users without a list", 0.0, reason="they cost a read, too", high=1
-    )
-    zipf: float | None = _input(
-        "number",
-        "",
-        "exponent of the Zipf law by which users come, as 0.9; 0: all alike",
-        None,
-        reason="all alike",
-        high=3,
-        panel=LOAD,
-    )
-    cache_entries: int = _input(
-        "whole", "lists", "that each process keeps", 0, reason="no in-process cache", panel=LOAD
-    )
-    hit_rate: float | None = _input(
-        "number", "share", "of lookups that never reach the store", None, high=1, panel=LOAD
-    )
-    hot_share: float | None = _input("number", "share", "of requests for the one hottest user", None, high=1)
-    regions: int = _input("whole", "regions", "that each hold all data", 1, low=1, high=60, panel=LOAD)
+    cache_entries: int = _load("lists", "that each process keeps", 0, "no in-process cache")
+    hit_rate: float | None = _load("share", "of lookups that never reach the store", None)
+    hot_share: float | None = _input("share", "of requests for the one hottest user", None)
+    regions: int = _load("regions", "that each hold all data", 1, low=1, high=60)
     region_share: float = _input(
-        "number",
-        "share",
-        "of requests that any one region must be able to answer",
-        1.0,
-        reason="the others may fail",
-        low=0.01,
-        high=1,
+        "share", "of requests that any one region must be able to answer", 1.0, "the others may fail", low=0.01
     )
-    consistency: str = _input(
-        "name",
-        "",
-        "of reads",
-        "eventual",
-        reason="a release never changes",
-        choices=CONSISTENCIES,
-        panel=COSMOS,
-        help_text="Consistency of reads",
-    )
-    p99_ms: float | None = _input(
-        "number",
-        "ms",
-        "objective, which a report's rates are held to",
-        None,
-        low=1e-3,
-        panel=COSMOS,
-        help_text="The p99 in milliseconds that the rates of a report must keep",
-    )
+    consistency: str = _cosmos("", "consistency of reads", "eventual", "a release never changes", choices=CONSISTENCIES)
+    p99_ms: float | None = _cosmos("ms", "at p99, the objective that a report's rates must keep", None, low=1e-3)
 
-    list_length: int = _input(
-        "whole", "items", "in a stored list", 20, reason="hotplate's default", low=1, high=1000, panel=LISTS
-    )
-    list_bytes: float | None = _input(
-        "number", "bytes", "of a list as stored, in its encoding, measured", None, low=1, panel=LISTS
-    )
-    item_id_chars: float = _input("number", "characters", "of an item's id", 8.0, reason="a guess", low=1, high=256)
-    user_id_chars: float = _input("number", "characters", "of a user's id", 10.0, reason="a guess", low=1, high=256)
-    title_chars: float = _input(
-        "number", "characters", "of an item's title; 0: none", 0.0, reason="none are stored", panel=LISTS
-    )
-    encoding: str = _input(
-        "name",
-        "",
-        "of lists",
-        "zstd",
-        reason="hotplate's default for Redis and Cosmos DB",
-        choices=("json", "zstd"),
-        panel=LISTS,
-        help_text="Encoding of lists",
+    list_length: int = _lists("items", "in a stored list", 20, "hotplate's default", low=1, high=1000)
+    list_bytes: float | None = _lists("bytes", "of a list as stored, in its encoding, measured", None, low=1)
+    item_id_chars: float = _input("characters", "of an item's id", 8.0, "a guess", low=1, high=256)
+    user_id_chars: float = _input("characters", "of a user's id", 10.0, "a guess", low=1, high=256)
+    title_chars: float = _lists("characters", "of an item's title; 0: none", 0.0, "none are stored")
+    encoding: str = _lists(
+        "", "encoding of lists", "zstd", "hotplate's default for Redis and Cosmos DB", choices=("json", "zstd")
     )
     zstd_share: float = _input(
-        "number", "share", "of a list's JSON that zstd leaves", 0.25,
-        reason="161 of 656 bytes, measured with random ids of 9 digits (docs/releases.md)", low=0.01, high=1,
+        "share", "of a list's JSON that zstd leaves", 0.25,
+        "161 of 656 bytes, measured with random ids of 9 digits (docs/releases.md)", low=0.01,
     )  # fmt: skip
 
-    refresh_hours: float = _input(
-        "number", "hours", "from one publish to the next", 24.0, reason="daily", low=0.1, panel=COSMOS
-    )
-    window_hours: float = _input(
-        "number", "hours", "that a publish may take", 1.0, reason="a guess", low=0.01, panel=COSMOS
-    )
-    publish_ru: int | None = _input(
-        "whole",
-        "RU/s",
-        "reserved for publishing; none: what the window needs",
-        None,
-        low=1,
-        panel=COSMOS,
-        help_text="RU/s reserved for publishing, in place of --window-hours",
-    )
+    refresh_hours: float = _cosmos("hours", "from one publish to the next", 24.0, "daily", low=0.1)
+    window_hours: float = _cosmos("hours", "that a publish may take", 1.0, "a guess", low=0.01)
+    publish_ru: int | None = _cosmos("RU/s", "reserved for publishing; none: what the window needs", None, low=1)
     publishing: str = _input(
-        "name", "", "a container a release, or items replaced where they are", "release",
-        reason="hotplate's way", choices=("release", "in-place"),
+        "", "a container a release, or items replaced where they are", "release", "hotplate's way",
+        choices=("release", "in-place"),
     )  # fmt: skip
-    kept: int = _input("whole", "releases", "kept beside the live one, to roll back to", 1, reason="hotplate's default")
-    indexing: str = _input(
-        "name", "", "policy of the containers", "none", reason="hotplate's way", choices=("none", "default")
-    )
-    indexed_terms: int = _input(
-        "whole", "terms", "of an item that default indexing covers", 2, reason="its id and its list, one text"
-    )
+    kept: int = _input("releases", "kept beside the live one, to roll back to", 1, "hotplate's default")
+    indexing: str = _input("", "policy of the containers", "none", "hotplate's way", choices=("none", "default"))
+    indexed_terms: int = _input("terms", "of an item that default indexing covers", 2, "its id and its list, one text")
     system_bytes: int = _input(
-        "whole",
         "bytes",
         "that the service adds to an item",
         SYSTEM_BYTES,
-        reason="as seen in answers; that they are charged is assumed",
+        "as seen in answers; that they are charged is assumed",
     )
-    read_ru: float | None = _input("number", "RU", "of a read, measured", None, low=0.01)
-    write_ru: float | None = _input("number", "RU", "of a written list, measured", None, low=0.01)
+    read_ru: float | None = _input("RU", "of a read, measured", None, low=0.01)
+    write_ru: float | None = _input("RU", "of a written list, measured", None, low=0.01)
     ru_utilisation: float = _input(
-        "number", "share", "of its RU/s that a container may use in an hour's mean", 0.7,
-        reason="room for what happens within the hour", low=0.05, high=1,
+        "share", "of its RU/s that a container may use in an hour's mean", 0.7,
+        "room for what happens within the hour", low=0.05,
     )  # fmt: skip
-    capacity: str = _input(
-        "name",
-        "",
-        "of Cosmos DB, by which the plan's total is reckoned",
-        "manual",
-        reason="its cost is known beforehand",
+    capacity: str = _cosmos(
+        "", "how Cosmos DB is paid for in the plan's total", "manual", "its cost is known beforehand",
         choices=CAPACITIES,
-        panel=COSMOS,
-        help_text="How Cosmos DB is paid for in the plan's total",
-    )
-    have_ru: int | None = _input("whole", "RU/s", "provisioned by hand today", None, low=1, panel=COSMOS)
+    )  # fmt: skip
+    have_ru: int | None = _cosmos("RU/s", "provisioned by hand today", None, low=1)
 
     request_ms: float = _input(
-        "number",
-        "ms",
-        "that a request stays in a pod",
-        10.0,
-        reason="the read SLA of Cosmos DB at p99; Redis is faster",
-        low=1e-3,
+        "ms", "that a request stays in a pod", 10.0, "the read SLA of Cosmos DB at p99; Redis is faster", low=1e-3
     )
-    pod_concurrency: int = _input("whole", "requests", "that a pod holds at once", 64, reason="a guess", low=1)
-    pod_utilisation: float = _input(
-        "number", "share", "of a pod that may be used", 0.6, reason="room to lose one", low=0.05, high=1
-    )
+    pod_concurrency: int = _input("requests", "that a pod holds at once", 64, "a guess", low=1)
+    pod_utilisation: float = _input("share", "of a pod that may be used", 0.6, "room to lose one", low=0.05)
     request_cpu_us: float = _input(
-        "number", "µs", "of CPU a request takes in a pod", 60.0,
-        reason="32 µs measured with files, and some 28 µs for a remote read (README)", low=0.1,
+        "µs", "of CPU a request takes in a pod", 60.0,
+        "32 µs measured with files, and some 28 µs for a remote read (README)", low=0.1,
     )  # fmt: skip
-    pod_cpus: float = _input("number", "vCPU", "of a pod", 1.0, reason="one worker", low=0.05)
-    pod_rps: float | None = _input(
-        "number", "requests/s", "that a pod answers inside the objective, measured", None, low=1e-3
-    )
-    min_pods: int = _input("whole", "pods", "at least, in each region", 2, reason="one may fail", low=1)
+    pod_cpus: float = _input("vCPU", "of a pod", 1.0, "one worker", low=0.05)
+    pod_rps: float | None = _input("requests/s", "that a pod answers inside the objective, measured", None, low=1e-3)
+    min_pods: int = _input("pods", "at least, in each region", 2, "one may fail", low=1)
 
-    redis_nodes: int = _input("whole", "nodes", "of an instance", 2, reason="one is the replica", low=1)
+    redis_nodes: int = _input("nodes", "of an instance", 2, "one is the replica", low=1)
     redis_reserved: float = _input(
-        "number", "share", "of an instance's memory that is not for data", 0.2,
-        reason="https://learn.microsoft.com/azure/redis/architecture, 2025-05-18", high=0.9,
+        "share", "of an instance's memory that is not for data", 0.2,
+        "https://learn.microsoft.com/azure/redis/architecture, 2025-05-18", high=0.9,
     )  # fmt: skip
     redis_utilisation: float = _input(
-        "number", "share", "of its GETs/s that an instance may use", 0.6, reason="room for a publish", low=0.05, high=1
+        "share", "of its GETs/s that an instance may use", 0.6, "room for a publish", low=0.05
     )
 
 
@@ -288,8 +192,8 @@ KNOWN: Mapping[str, Field[Any]] = {each.name: each for each in fields(Inputs)}
 def flag_help(known: Field[Any]) -> str:
     """Return what `--help` says of an input: what it is, its choices and its default."""
     declared = known.metadata
-    sentence = declared["help"] or f"{declared['unit']} {declared['description']}".strip()
-    sentence = sentence[:1].upper() + sentence[1:].rstrip(".") + "."
+    sentence = f"{declared['unit']} {declared['description']}".strip()
+    sentence = sentence[:1].upper() + sentence[1:] + "."
     if declared["choices"]:
         sentence += f" One of {', '.join(declared['choices'])}."
     if known.default in (MISSING, None):
@@ -431,14 +335,15 @@ def _drop_outdated_size(layers: Sequence[Layer], values: dict[str, Any], sources
 
 
 def _checked(known: Field[Any], value: object, label: str) -> Any:  # noqa: ANN401 -- of whatever type its field is
-    kind, low, high = known.metadata["kind"], known.metadata["low"], known.metadata["high"]
-    if kind == "profile":
+    if known.name == "profile":
         return _profile(value, label)
-    if kind == "name":
-        if value not in known.metadata["choices"]:
-            raise PlanMisused(f"{label} is {value!r}, and must be {' or '.join(known.metadata['choices'])}")
+    choices, low, high = known.metadata["choices"], known.metadata["low"], known.metadata["high"]
+    if choices:
+        if value not in choices:
+            raise PlanMisused(f"{label} is {value!r}, and must be {' or '.join(choices)}")
         return value
-    expected = "a whole number" if kind == "whole" else "a number"
+    whole = known.type in (int, int | None)
+    expected = "a whole number" if whole else "a number"
     try:
         number = float(value.replace("_", "")) if isinstance(value, str) else float(_number(value))
     except (TypeError, ValueError) as error:
@@ -446,9 +351,9 @@ def _checked(known: Field[Any], value: object, label: str) -> Any:  # noqa: ANN4
     if not low <= number <= high or number == float("inf"):
         upper = "" if high == float("inf") else f" and at most {high:g}"
         raise PlanMisused(f"{label} is {number:g}, and must be at least {low:g}{upper}")
-    if kind == "whole" and number != int(number):
+    if whole and number != int(number):
         raise PlanMisused(f"{label} is {number:g}, and must be {expected}")
-    return int(number) if kind == "whole" else number
+    return int(number) if whole else number
 
 
 def _number(value: object) -> float:

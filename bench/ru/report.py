@@ -227,16 +227,6 @@ class SweepResult:
         )
 
 
-def level_rows(levels: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """Return the cells of all levels; a * marks latencies that a late generator spoilt."""
-    return [_level_row(each) for each in levels]
-
-
-def effect_rows(effects: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """Return the cells of all effects."""
-    return [_effect_row(each) for each in effects]
-
-
 def notes(levels: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return sentences on what the cells leave out."""
     lines = [f"{each['ru']:,} RU/s takes larger items, as {reason}" for each in levels for reason in each["skipped"]]
@@ -246,7 +236,8 @@ def notes(levels: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def _level_row(one: Mapping[str, Any]) -> tuple[str, ...]:
+def level_row(one: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the cells of a level; a * marks latencies that a late generator spoilt."""
     best = one["best"]
     size = f"{one['item_bytes'] / KB:g} KB"
     if best is None:
@@ -268,7 +259,8 @@ def _level_row(one: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _effect_row(one: Mapping[str, Any]) -> tuple[str, ...]:
+def effect_row(one: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the cells of an effect."""
     if one["rate"] is None:
         return one["name"], f"not measured: {one['limit']}", NONE, NONE, NONE, NONE
     figures = f"{one['ru']:,.0f}", f"{one['rate']:,.1f}/s", f"{one['predicted_ru']:,.0f}", f"{one['off']:+.1%}"
@@ -280,12 +272,12 @@ def sections(found: Mapping[str, Any]) -> list[str]:
     label = f" ({found['label']})" if found["label"] else ""
     levels, effects = found["levels"], found["effects"]
     below = "".join(f'<p class="soft">{escaped(each)}</p>' for each in notes(levels))
-    shown = table(LEVEL_HEADINGS, level_rows(levels), numbers=range(len(LEVEL_HEADINGS)))
+    shown = table(LEVEL_HEADINGS, map(level_row, levels), numbers=range(len(LEVEL_HEADINGS)))
     parts = [section(f"What each level sustains{label}", shown + below, LEVELS)]
     if len(levels) > 1:
         parts.append(section(f"Best rate over RU/s{label}", _level_plot(levels)))
     if effects:
-        shown = table(EFFECT_HEADINGS, effect_rows(effects), numbers=range(2, 6))
+        shown = table(EFFECT_HEADINGS, map(effect_row, effects), numbers=range(2, 6))
         parts.append(section(f"What else has an effect{label}", shown, EFFECTS))
     for each in levels:
         heading = f"The knee at {each['ru']:,} RU/s{label}"

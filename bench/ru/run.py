@@ -182,45 +182,6 @@ class Generator(Protocol):
         """See `bench.loadgen.crew.Crew`."""
 
 
-class TrialRunner:
-    """Makes trials of rates, and searches for the best one; lives as long as a sweep."""
-
-    def __init__(self, generator: Generator, planned: SweepPlan, watch: Watch) -> None:
-        self._generator = generator
-        self._planned = planned
-        self._watch = watch
-        self.interrupted = False
-
-    def search(
-        self, name: str, target: AccountSandbox, offer: Callable[[float], Offer], expected: float, duration_s: float
-    ) -> Iterator[Trial]:
-        """Search for the best rate inside the objective; yield every trial. *expected* only says where to begin."""
-
-        def attempt(rate: float) -> Trial:
-            return self.run(name, target, rate, offer(rate), duration_s)
-
-        return search(attempt, expected * BEGIN_AT, PRECISION)
-
-    def run(self, name: str, target: AccountSandbox, rate: float, offer: Offer, duration_s: float) -> Trial:
-        """Try one rate of users' requests, from the beginning of a second on."""
-        load = Load(
-            url=target.url,
-            requests=offer.requests,
-            rate=offer.wire_rate,
-            duration_s=duration_s,
-            connections=self._planned.options.connections,
-            check=classify,
-            tally=CHARGE,
-            ca=target.ca,
-        )
-        self._watch.stage(f"{name}, {rate:,.0f} requests/s", load.duration_s)
-        before_s = target.saturated_s() or 0.0
-        result = self._generator.run(load, self._watch.tell, on_the_second=True)
-        self.interrupted = self.interrupted or result.interrupted
-        saturated_s = (target.saturated_s() or 0.0) - before_s
-        return assess(rate, offer.wire_rate, result, self._planned.objective, saturated_s)
-
-
 def classify(status: int, body: bytes) -> str | None:
     """Tell 429s from other refusals; see `bench.loadgen.traffic.Check`."""
     del body
@@ -296,25 +257,16 @@ def sweep(planned: SweepPlan, watch: Watch) -> SweepResult:
 
 
 class Sweep:
-    """A sweep while it is made."""
+    """A sweep while it is made; `interrupted` where somebody ended it early."""
 
     def __init__(self, planned: SweepPlan, generator: Generator, watch: Watch) -> None:
         self._planned = planned
-        self._trials = TrialRunner(generator, planned, watch)
+        self._generator = generator
         self._watch = watch
         self._charges = load_charges()
         self._levels = list[Level]()
         self._effects = list[Effect]()
-        self._stopped = False
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether somebody ended it early."""
-        return self._stopped or self._trials.interrupted
-
-    @interrupted.setter
-    def interrupted(self, stopped: bool) -> None:
-        self._stopped = stopped
+        self.interrupted = False
 
     @property
     def result(self) -> SweepResult:
@@ -354,7 +306,7 @@ class Sweep:
             read_ru = self._charges.read(held.size)
             trials = list[Trial]()
             offer, expected = partial(Offer, requests), ru / read_ru
-            for trial in self._trials.search(f"{ru:,} RU/s", account, offer, expected, self._planned.duration_s):
+            for trial in self._search(f"{ru:,} RU/s", account, offer, expected, self._planned.duration_s):
                 trials.append(trial)
                 if size_kb < max(items) and machine_bound(trials, expected, objective):
                     break
@@ -369,9 +321,8 @@ class Sweep:
             require_answer(account, scenario.offer(scenario.expected).requests)
         except BenchFailed as refused:
             return Effect(scenario.name, "", 0.0, None, None, str(refused))
-        trials = list(
-            self._trials.search(scenario.name, account, scenario.offer, scenario.expected, self._planned.effect_s)
-        )
+        duration_s = self._planned.effect_s
+        trials = list(self._search(scenario.name, account, scenario.offer, scenario.expected, duration_s))
         best = highest(trials)
         return Effect(
             scenario.name,
@@ -399,10 +350,10 @@ class Sweep:
         account.fill(container, items)
         reads = SignedRequests(account.address).reads(container, items)
         offer = Offer(KeyedRequests(reads, Keys(items.ids, InTurn())), BURST_RATE)
-        self._trials.run("burst, spending what is banked", account, BURST_RATE, offer, BURST_SPENT_S)
+        self._try("burst, spending what is banked", account, BURST_RATE, offer, BURST_SPENT_S)
         idle_from = floor(time.time())
         time.sleep(max(0.0, idle_from + BURST_IDLE_S - BURST_LEAD_S - time.time()))
-        found = self._trials.run("burst, after idle time", account, BURST_RATE, offer, BURST_S)
+        found = self._try("burst, after idle time", account, BURST_RATE, offer, BURST_S)
         idle_s = floor(time.time()) - BURST_S - idle_from
         banked = f"{BURST.ru} RU/s and {BURST.ru * idle_s:,} RU banked"
         return Effect(
@@ -414,6 +365,35 @@ class Sweep:
             limit="; ".join(found.invalid_reasons) or RU,
             stopped=found.stopped,
         )
+
+    def _search(
+        self, name: str, account: AccountSandbox, offer: Callable[[float], Offer], expected: float, duration_s: float
+    ) -> Iterator[Trial]:
+        """Search for the best rate inside the objective; yield every trial. *expected* only says where to begin."""
+
+        def attempt(rate: float) -> Trial:
+            return self._try(name, account, rate, offer(rate), duration_s)
+
+        return search(attempt, expected * BEGIN_AT, PRECISION)
+
+    def _try(self, name: str, account: AccountSandbox, rate: float, offer: Offer, duration_s: float) -> Trial:
+        """Try one rate of users' requests, from the beginning of a second on."""
+        load = Load(
+            url=account.url,
+            requests=offer.requests,
+            rate=offer.wire_rate,
+            duration_s=duration_s,
+            connections=self._planned.options.connections,
+            check=classify,
+            tally=CHARGE,
+            ca=account.ca,
+        )
+        self._watch.stage(f"{name}, {rate:,.0f} requests/s", load.duration_s)
+        before_s = account.saturated_s() or 0.0
+        result = self._generator.run(load, self._watch.tell, on_the_second=True)
+        self.interrupted = self.interrupted or result.interrupted
+        saturated_s = (account.saturated_s() or 0.0) - before_s
+        return assess(rate, offer.wire_rate, result, self._planned.objective, saturated_s)
 
 
 def require_answer(account: AccountSandbox, requests: Requests) -> None:

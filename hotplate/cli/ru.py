@@ -88,15 +88,15 @@ def _confirm(planned: "SweepPlan", *, yes: bool) -> None:
 
 def _print(report: "Report") -> None:
     """Print a sweep for a person."""
-    from bench.ru.report import EFFECT_HEADINGS, LEVEL_HEADINGS, effect_rows, level_rows, notes
+    from bench.ru.report import EFFECT_HEADINGS, LEVEL_HEADINGS, effect_row, level_row, notes
 
     found = report.extra["ru"]
     if found["label"]:
         out.print(found["label"], markup=False)
-    out.print(table(LEVEL_HEADINGS, level_rows(found["levels"])))
+    out.print(table(LEVEL_HEADINGS, map(level_row, found["levels"])))
     for note in notes(found["levels"]):
         out.print(note, markup=False)
     if found["effects"]:
-        out.print(table(EFFECT_HEADINGS, effect_rows(found["effects"])))
+        out.print(table(EFFECT_HEADINGS, map(effect_row, found["effects"])))
     if report.interrupted:
         out.print("stopped before its end", markup=False)

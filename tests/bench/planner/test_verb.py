@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
@@ -319,5 +320,10 @@ def test_the_guides_reference_is_what_the_command_prints() -> None:
     assert [line for line in today.splitlines() if f"    {line.rstrip()}\n" not in GUIDE] == []
 
 
-def test_the_guide_names_every_input() -> None:
-    assert [name for name in KNOWN if f"| `{name}` |" not in GUIDE] == []
+def test_the_guide_names_every_input_with_its_default_and_its_reason() -> None:
+    for known in KNOWN.values():
+        declared = known.metadata
+        default = {MISSING: "required", None: ""}.get(known.default, known.default)
+        shown = f"{default:g}" if isinstance(default, float) else default
+        row = f"| `{known.name}` | {shown} | {declared['unit']} {declared['description']}".replace("|  ", "| ")
+        assert f"{row} | {declared['reason']} |".replace("|  |", "| |") in GUIDE

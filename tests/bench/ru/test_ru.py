@@ -20,7 +20,7 @@ from bench.planner.demand import cache_hits
 from bench.report.page import page
 from bench.ru import scenarios
 from bench.ru.options import SweepOptions
-from bench.ru.report import RU, Effect, Level, SweepResult, Trial, effect_rows, highest, level_rows, notes
+from bench.ru.report import RU, Effect, Level, SweepResult, Trial, effect_row, highest, level_row, notes
 from bench.ru.run import CHARGE, assess, classify, cost, limit, machine_bound, plan
 from bench.ru.sandbox import AccountSandbox, Items, fullest_share, partition_of
 from bench.ru.scenarios import CacheMisses, KeyedRequests, MixedRequests, SignedRequests, simulate_cache
@@ -242,7 +242,7 @@ def test_a_level_is_reported_with_its_label_and_what_was_skipped() -> None:
     assert made.valid
     found = made.report.extra["ru"]
     assert found["label"] == "model's self-check: local emulator, not Azure"
-    (row,) = level_rows(found["levels"])
+    row = level_row(found["levels"][0])
     assert row[:7] == ("400", "1 KB", "1.00 RU", "397.5/s", "400.0/s", "-0.6%", "99.4%")
     assert notes(found["levels"]) == ["400 RU/s takes larger items, as reads of 1 KB: p99 70 ms, bound 50 ms"]
     text = page(made.report)
@@ -255,12 +255,12 @@ def test_a_level_that_was_not_spent_is_no_success() -> None:
     slow = tried(240, 400, 1.0, delay_s=0.06)
     made = swept(Level(400, Items(1, 10, 1), 1.0, (slow,), limit([slow], OBJECTIVE), ()))
     assert not made.valid
-    (row,) = level_rows(made.report.extra["ru"]["levels"])
+    row = level_row(made.report.extra["ru"]["levels"][0])
     assert row[3:6] == ("-", "400.0/s", "-")
     assert "400 RU/s was not spent" in page(made.report)
     assert not swept(a_level(), interrupted=True).valid
 
 
 def test_an_effect_that_could_not_be_measured_says_why() -> None:
-    (row,) = effect_rows([Effect("strong consistency", "", 0.0, None, None, "refused with 400").to_json()])
+    row = effect_row(Effect("strong consistency", "", 0.0, None, None, "refused with 400").to_json())
     assert row[:2] == ("strong consistency", "not measured: refused with 400")
