@@ -1,7 +1,7 @@
 """The results of a sweep, trial by trial, level by level and effect by effect, and how a report shows them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from bench.loadgen.result import LAG_BOUND_US, Result
+from bench.loadgen.result import LAG_BOUND_US
 from bench.report import units
 from bench.report.markup import escaped, section, table
 from bench.report.plots import BAD, FAINT, HIGH, LINES, STYLE, WIDE, count_scale, latency_scale, legend, svg
@@ -77,7 +77,6 @@ class Trial:
     invalid_reasons: tuple[str, ...]
     violations: tuple[str, ...]
     stopped: bool
-    result: Result = field(repr=False)
 
     @property
     def inside(self) -> bool:
@@ -96,8 +95,7 @@ class Trial:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "result"}
-        return values | {"inside": self.inside, "late": self.late}
+        return asdict(self) | {"inside": self.inside, "late": self.late}
 
 
 def highest(trials: Sequence[Trial]) -> Trial | None:

@@ -213,7 +213,6 @@ def assess(rate: float, wire_rate: float, result: Result, objective: Objective, 
         invalid_reasons=tuple(reasons),
         violations=tuple(violations),
         stopped=result.interrupted,
-        result=result,
     )
 
 

@@ -22,17 +22,18 @@ class Completed:
     stderr: str
 
 
-def hotplate(*arguments: str | Path, settings: Mapping[str, str] | None = None) -> Completed:
-    """Run `hotplate` with these arguments, and *settings* in its environment."""
-    said, complained = StringIO(), StringIO()
+def hotplate(*arguments: str | Path, settings: Mapping[str, str] | None = None, answer: str = "") -> Completed:
+    """Run `hotplate` with these arguments, *settings* in its environment, and an *answer* on its standard input."""
+    printed, errors = StringIO(), StringIO()
     argv = ["hotplate", *map(str, arguments)]
     with (
         patch.object(sys, "argv", argv),
+        patch.object(sys, "stdin", StringIO(answer)),
         patch.dict(os.environ, settings or {}),
         patch.object(out, "_width", WIDTH),
         patch.object(err, "_width", WIDTH),
-        redirect_stdout(said),
-        redirect_stderr(complained),
+        redirect_stdout(printed),
+        redirect_stderr(errors),
     ):
         try:
             main()
@@ -40,4 +41,4 @@ def hotplate(*arguments: str | Path, settings: Mapping[str, str] | None = None) 
         except SystemExit as ended:
             code = ended.code or 0
     assert isinstance(code, int)
-    return Completed(code, said.getvalue(), complained.getvalue())
+    return Completed(code, printed.getvalue(), errors.getvalue())
