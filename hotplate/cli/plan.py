@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hotplate.cli.opening import with_store
 from hotplate.cli.options import Flag, command_with, values_of
-from hotplate.cli.terminal import FAILED, MISUSED, Json, err, out, print_json, table
+from hotplate.cli.terminal import FAILED, MISUSED, Json, err, out, print_json, table, with_store
 
 if TYPE_CHECKING:
     from bench.planner.inputs import Layer
@@ -151,10 +150,10 @@ def _calculated(
 
 
 async def _live_manifest(store: "Store") -> "Manifest":
-    from hotplate.cli.inspection import choose
+    from hotplate.cli.releases import find_release
     from stores.verification import load_manifest
 
-    return await load_manifest(store, await choose(store, None))
+    return await load_manifest(store, await find_release(store, None))
 
 
 def _present(

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import subprocess
 from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from bench.planner.review import review
 from bench.report.report import Report, series
 from stores.prices import OURS, PricesUnreadable, load
 from tests.bench.test_page import Outline, opened
-from tests.support.command import Completed, hotplate
+from tests.support.command import hotplate
 from tests.support.paths import ROOT
 from tests.support.planning import a_plan
 from tests.support.service import a_list, publish_lists
@@ -25,8 +26,8 @@ from tests.support.virtual import simulate
 LEAST = ("--users", "1000000", "--peak-rps", "500")
 
 
-def plan(*arguments: str | Path, **settings: str) -> Completed:
-    return hotplate("plan", *arguments, settings=settings)
+def plan(*arguments: str | Path, **settings: str) -> subprocess.CompletedProcess[str]:
+    return hotplate("plan", *arguments, **settings)
 
 
 def planned(*arguments: str | Path, **settings: str) -> dict[str, Any]:

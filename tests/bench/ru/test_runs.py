@@ -1,6 +1,7 @@
 """The sweep against emulators as processes: one of its own, and one that stands for an account left as it was."""
 
 import asyncio
+import io
 import json
 import os
 import re
@@ -89,11 +90,12 @@ def test_an_account_is_left_as_it_was(account: Emulator, tmp_path: Path) -> None
     assert containers(account) == before
 
 
-def test_without_a_yes_nothing_is_made(account: Emulator, tmp_path: Path) -> None:
+def test_without_a_yes_nothing_is_made(account: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = containers(account)
     for answer, code in (("n\n", 1), ("", 2)):
         arguments = ("--account", url_of(account), *SHORT, "--out", tmp_path / "found")
-        done = hotplate("bench", "ru", *arguments, answer=answer)
+        monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
+        done = hotplate("bench", "ru", *arguments)
         assert done.returncode == code
         assert "USD" in done.stderr
         assert "othing was made" in done.stderr
