@@ -113,7 +113,8 @@ def _show_spending(found: "Forecast", bill: "Bill", seconds: float, prices: "Pri
         whole = hourly_usd(prices, bill.afterwards) * _month()
         out.print(table(("from then on", "RU/s", "", "USD/month"), [*months, ("all", "", "", f"{whole:,.2f}")]))
     out.print(
-        f"of one region, without storage at {prices.storage_gb_month.usd:g} USD a GB and month; {prices.ru_hour.provenance}",
+        f"of one region, without storage at {prices.storage_gb_month.usd:g} USD a GB and month; "
+        f"{prices.ru_hour.provenance}",
         markup=False,
     )
 

@@ -16,8 +16,8 @@ from bench.planner.page import page
 from bench.planner.review import review
 from bench.report.report import Report, series
 from stores.prices import OURS, PricesUnreadable, load
-from tests.bench.test_page import Outline, opened
 from tests.support.command import hotplate
+from tests.support.page import Outline, opened
 from tests.support.paths import ROOT
 from tests.support.planning import a_plan
 from tests.support.service import a_list, publish_lists

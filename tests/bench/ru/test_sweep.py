@@ -33,7 +33,7 @@ class Account(AccountSandbox):
     def __init__(self) -> None:
         super().__init__(replace(parse("cosmos+http://127.0.0.1:8081/bench", {}), database="d"), own=False)
         self.began_s = float(math.floor(time.time()))
-        self.elapsed = lambda: 0.0
+        self.elapsed: Callable[[], float] = lambda: 0.0
         self.direct = Direct(lambda: self.began_s + self.elapsed())
         self.names = (f"c{number}" for number in count())
 
