@@ -11,10 +11,12 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stores.cosmos.items import SYSTEM_BYTES
-from stores.manifest import Manifest
+
+if TYPE_CHECKING:
+    from stores.manifest import Manifest
 
 CONSISTENCIES = ("eventual", "prefix", "session", "bounded", "strong")
 CAPACITIES = ("manual", "autoscale", "serverless")
@@ -38,7 +40,7 @@ SHAPES: Mapping[str, tuple[float, ...]] = {
 # Of a row's key in a release: what stands before the id.
 KEY_BYTES = len("user:")
 # Of `bench.report.report`, whose import would need the extra `bench`.
-REPORT_FORMAT = 1
+REPORT_FORMAT = 2
 
 
 class PlanMisused(ValueError):
@@ -276,7 +278,7 @@ def from_report(path: Path, p99_ms: float | None = None) -> Layer:
     return Layer(source, values, f"{{name}} in {path}")
 
 
-def from_release(manifest: Manifest, store: str) -> Layer:
+def from_release(manifest: "Manifest", store: str) -> Layer:
     """Read the manifest of a release in *store*: lists by kind, their mean size, their encoding.
 
     The manifest has one sum of bytes over all rows, so that popular lists and pieces of `meta` are in the mean.

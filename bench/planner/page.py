@@ -13,10 +13,9 @@ from bench.planner.figures import Figure
 from bench.planner.inputs import HOURS, KNOWN, hourly_shares
 from bench.planner.plan import Plan
 from bench.planner.review import BreakEven, PlanReport
-from bench.report.markup import escaped, section, table
 from bench.report.page import TEMPLATE
 from bench.report.plots import BAD, HIGH, INK, LINES, STYLE, WIDE, legend, svg
-from bench.report.writing import write
+from bench.report.text import escaped, html_paragraphs, paragraphs, section, table, write
 from stores.prices import LISTED
 
 PRICE = "usd_"
@@ -66,8 +65,7 @@ def page(report: PlanReport) -> str:
         headings = ["with one thing changed", "Cosmos DB saves", "Redis saves", "drawback"]
         parts.append(section("What would save money", table(headings, rows, (1, 2)), "USD a month, pods included."))
     parts += [_inputs(report), _prices(report), _formulas(plan.figures.values())]
-    method = "".join(f"<p>{escaped(' '.join(each.split()))}</p>" for each in METHOD.strip().split("\n\n"))
-    parts.append(section("What this is, and what it is not", method))
+    parts.append(section("What this is, and what it is not", html_paragraphs(paragraphs(METHOD))))
     return Template(TEMPLATE.read_text()).substitute(title=escaped(title), body="\n".join(parts))
 
 

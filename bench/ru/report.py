@@ -11,10 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from bench.loadgen.result import LAG_BOUND_US
-from bench.report import units
-from bench.report.markup import escaped, section, table
 from bench.report.plots import BAD, FAINT, HIGH, LINES, STYLE, WIDE, count_scale, latency_scale, legend, svg
 from bench.report.report import Report
+from bench.report.text import escaped, format_us, paragraphs, section, table
 from bench.ru.sandbox import Items
 from stores.cosmos.charges import KB
 
@@ -80,12 +79,12 @@ class Trial:
 
     @property
     def inside(self) -> bool:
-        """See `bench.capacity.Tried`."""
+        """See `bench.loadgen.capacity.Attempted`."""
         return not self.unclear and not self.violations and not self.stopped
 
     @property
     def unclear(self) -> bool:
-        """See `bench.capacity.Tried`."""
+        """See `bench.loadgen.capacity.Attempted`."""
         return bool(self.invalid_reasons) and not self.violations
 
     @property
@@ -202,20 +201,19 @@ class SweepResult:
     def report(self) -> Report:
         """The report, with all of it as plain values."""
         emulated = self.subject == LABEL
-        paragraphs = [*([EMULATED] if emulated else []), *METHOD.strip().split("\n\n")]
         short = [each for each in self.levels if not each.spent]
         return Report(
             kind="ru",
             configuration=self.configuration,
             series=(),
             interrupted=self.interrupted,
+            failures=tuple(
+                f"{each.ru:,} RU/s was not spent; what ended the search was: {each.limit}" for each in short
+            ),
             extra={
                 "subject": self.subject,
                 "holds": "Every level was truly spent: at the best rate 95 % or more of its RU, and then came 429s.",
-                "doubts": [
-                    f"{each.ru:,} RU/s was not spent; what ended the search was: {each.limit}" for each in short
-                ],
-                "method": [" ".join(each.split()) for each in paragraphs],
+                "method": [*([EMULATED] if emulated else []), *paragraphs(METHOD)],
                 "ru": {
                     "label": LABEL if emulated else None,
                     "levels": [each.to_json() for each in self.levels],
@@ -250,8 +248,8 @@ def level_row(one: Mapping[str, Any]) -> tuple[str, ...]:
         f"{one['arithmetic']:,.1f}/s",
         f"{one['off']:+.1%}",
         f"{one['utilisation']:.1%}",
-        units.told(best["p50_us"]) + late,
-        units.told(best["p99_us"]) + late,
+        format_us(best["p50_us"]) + late,
+        format_us(best["p99_us"]) + late,
         f"{best['throttled']:.2%}",
         f"{one['per_100_ru']:.1f}/s",
     )

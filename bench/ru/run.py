@@ -8,21 +8,17 @@ from functools import partial
 from math import ceil, floor
 from typing import Protocol
 
-from bench.backing import emulator
-from bench.capacity import TRIES, disturbances, search
 from bench.errors import BenchFailed, BenchMisused
-from bench.http import Watch
-from bench.launch import on_core
-from bench.loadgen import objective as objectives
-from bench.loadgen.crew import Crew, Tell
+from bench.loadgen.capacity import TOO_MANY_REQUESTS, TRIES, Objective, disturbances, parse_objective, search
 from bench.loadgen.histogram import Histogram
 from bench.loadgen.keys import InTurn, Keys
-from bench.loadgen.objective import TOO_MANY_REQUESTS, Objective
-from bench.loadgen.requests import Requests
+from bench.loadgen.load import Load, Requests
 from bench.loadgen.result import LAG_BOUND_US, Result
-from bench.loadgen.traffic import Load
+from bench.loadgen.workers import OnProgress, WorkerPool
 from bench.planner.demand import predict_ru
-from bench.report import units
+from bench.process import on_core
+from bench.progress import ProgressDisplay
+from bench.report.text import format_us, parse_rate, parse_seconds
 from bench.ru.options import SweepOptions
 from bench.ru.report import LABEL, RU, Effect, Level, SweepResult, Trial, highest
 from bench.ru.sandbox import AccountSandbox, Items, emulator_sandbox, sandbox
@@ -37,6 +33,7 @@ from bench.ru.scenarios import (
     all_scenarios,
     autoscale_of,
 )
+from bench.stores.setup import emulator_label
 from stores.cosmos.charges import load as load_charges
 from stores.cosmos.throughput import MANUAL_MIN, MANUAL_STEP, MAX_RU, Throughput
 from stores.cosmos.url import Address, parse
@@ -94,7 +91,7 @@ class SweepPlan:
     def result(self, levels: Sequence[Level], effects: Sequence[Effect], *, interrupted: bool) -> SweepResult:
         """Sum up what was measured."""
         account = self.options.account or ""
-        subject = LABEL if self.address is None or emulator(account) is not None else redacted(account)
+        subject = LABEL if self.address is None or emulator_label(account) is not None else redacted(account)
         configuration = self.options.configuration | {"objective": str(self.objective)}
         return SweepResult(configuration, subject, tuple(levels), tuple(effects), interrupted)
 
@@ -102,10 +99,10 @@ class SweepPlan:
 def plan(options: SweepOptions) -> SweepPlan:
     """Check the options of a sweep. Raises BenchMisused or StoreMisused for what makes no sense."""
     levels = tuple(sorted({_parse_level(each) for each in options.levels.split(",")}))
-    objective = objectives.parse(options.slo)
+    objective = parse_objective(options.slo)
     if objective.throttled is None:
         raise BenchMisused("the objective of a sweep bounds 429s, too: --slo p99=50ms,throttled=1%")
-    duration_s = units.seconds(options.duration or (ACCOUNTS_TRIAL if options.account else OWN_TRIAL))
+    duration_s = parse_seconds(options.duration or (ACCOUNTS_TRIAL if options.account else OWN_TRIAL))
     if duration_s < 1 or duration_s % 1:
         raise BenchMisused("--duration is whole seconds, as budgets are: 1s or more")
     if options.connections < 1:
@@ -117,7 +114,7 @@ def plan(options: SweepOptions) -> SweepPlan:
 
 
 def _parse_level(text: str) -> int:
-    ru = units.per_second(text)
+    ru = parse_rate(text)
     if ru % MANUAL_STEP or not MANUAL_MIN <= ru <= MAX_RU:
         raise BenchMisused(
             f"a level is {MANUAL_MIN} RU/s or more in steps of {MANUAL_STEP}, as 400,1k,11k, not {text!r}"
@@ -178,12 +175,12 @@ def cost(planned: SweepPlan, regions: int, prices: Prices, now: float) -> Cost:
 class Generator(Protocol):
     """Whatever makes a run of a load: processes of the load generator, or a simulation."""
 
-    def run(self, load: Load, tell: Tell | None = None, *, on_the_second: bool = False) -> Result:
-        """See `bench.loadgen.crew.Crew`."""
+    def run(self, load: Load, on_progress: OnProgress | None = None, *, on_the_second: bool = False) -> Result:
+        """See `bench.loadgen.workers.WorkerPool`."""
 
 
 def classify(status: int, body: bytes) -> str | None:
-    """Tell 429s from other refusals; see `bench.loadgen.traffic.Check`."""
+    """Tell 429s from other refusals; see `bench.loadgen.load.Check`."""
     del body
     return None if status < 400 else THROTTLED if status == TOO_MANY_REQUESTS else OTHER
 
@@ -198,7 +195,7 @@ def assess(rate: float, wire_rate: float, result: Result, objective: Objective, 
     if saturated_s:
         reasons.append(f"the emulator had no CPU to spare for {saturated_s:.0f} s")
     if violations and lag_p99_us > LAG_BOUND_US and not replace(objective, latency_us={}).broken(result):
-        reasons.append(f"the generator was late (p99 {units.told(lag_p99_us)}), and latencies with it")
+        reasons.append(f"the generator was late (p99 {format_us(lag_p99_us)}), and latencies with it")
         violations = []
     return Trial(
         rate=rate,
@@ -238,12 +235,12 @@ def _throttled(trial: Trial, objective: Objective) -> bool:
     return objective.throttled is not None and trial.throttled > objective.throttled
 
 
-def sweep(planned: SweepPlan, watch: Watch) -> SweepResult:
+def sweep(planned: SweepPlan, display: ProgressDisplay) -> SweepResult:
     """Make the sweep; Ctrl-C ends it with what there is. Raises BenchFailed and StoreError where it fails."""
     with ExitStack() as stack:
         with on_core(1):
-            generator = stack.enter_context(Crew())
-        running = Sweep(planned, generator, watch)
+            generator = stack.enter_context(WorkerPool())
+        running = Sweep(planned, generator, display)
         opened = emulator_sandbox("--consistency", "Strong") if planned.address is None else sandbox(planned.address)
         try:
             with opened as account:
@@ -258,10 +255,10 @@ def sweep(planned: SweepPlan, watch: Watch) -> SweepResult:
 class Sweep:
     """A sweep while it is made; `interrupted` where somebody ended it early."""
 
-    def __init__(self, planned: SweepPlan, generator: Generator, watch: Watch) -> None:
+    def __init__(self, planned: SweepPlan, generator: Generator, display: ProgressDisplay) -> None:
         self._planned = planned
         self._generator = generator
-        self._watch = watch
+        self._display = display
         self._charges = load_charges()
         self._levels = list[Level]()
         self._effects = list[Effect]()
@@ -276,7 +273,7 @@ class Sweep:
         """Measure all levels, then the effects that one account can show."""
         planned = self._planned
         top = Throughput(planned.levels[-1])
-        self._watch.stage("creating a container, and filling it", 1.0)
+        self._display.start("creating a container, and filling it", 1.0)
         container = account.create(top)
         items = {size_kb: Items(size_kb, count, top.partitions_at_birth) for size_kb, count in COUNTS.items()}
         smallest = items[min(items)]
@@ -387,9 +384,9 @@ class Sweep:
             tally=CHARGE,
             ca=account.ca,
         )
-        self._watch.stage(f"{name}, {rate:,.0f} requests/s", load.duration_s)
+        self._display.start(f"{name}, {rate:,.0f} requests/s", load.duration_s)
         before_s = account.saturated_s() or 0.0
-        result = self._generator.run(load, self._watch.tell, on_the_second=True)
+        result = self._generator.run(load, self._display.update, on_the_second=True)
         self.interrupted = self.interrupted or result.interrupted
         saturated_s = (account.saturated_s() or 0.0) - before_s
         return assess(rate, offer.wire_rate, result, self._planned.objective, saturated_s)

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from bench.cosmos_emulator.hashing import V2_SPAN, effective_key
 from bench.errors import BenchFailed
-from bench.launch import free_port, serving
+from bench.process import free_port, serving
 from stores.cosmos.charges import KB
 from stores.cosmos.driver import DEADLINE_S, Account
 from stores.cosmos.rest.driver import RestDriver

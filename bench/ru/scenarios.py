@@ -17,7 +17,7 @@ import orjson
 
 from bench.errors import BenchMisused
 from bench.loadgen.keys import HotSet, InTurn, Keys, Zipf
-from bench.loadgen.requests import Requests
+from bench.loadgen.load import Requests
 from bench.planner.demand import cache_hits, predict_ru, write_charge
 from bench.ru.sandbox import AccountSandbox, Items, fullest_share
 from stores.cosmos.charges import Charges
@@ -42,7 +42,7 @@ EVENTUAL, STRONG = "Eventual", "Strong"
 
 @dataclass(frozen=True, slots=True)
 class KeyedRequests:
-    """Requests made beforehand, in the order in which their keys are drawn; see `bench.loadgen.requests`."""
+    """Requests made beforehand, in the order in which their keys are drawn; see `bench.loadgen.load`."""
 
     by_key: Mapping[str, bytes]
     keys: Keys
@@ -53,7 +53,7 @@ class KeyedRequests:
         return map(self.by_key.__getitem__, self.keys)
 
     def share(self, part: int) -> "KeyedRequests":
-        """See `bench.loadgen.requests`."""
+        """See `bench.loadgen.load`."""
         return replace(self, keys=self.keys.share(part))
 
 
@@ -78,7 +78,7 @@ class MixedRequests:
                 yield next(reads)
 
     def share(self, part: int) -> "MixedRequests":
-        """See `bench.loadgen.requests`."""
+        """See `bench.loadgen.load`."""
         return replace(self, reads=self.reads.share(part), writes=self.writes.share(part))
 
 
@@ -99,7 +99,7 @@ class CacheMisses:
         return (key for key, hit in simulate_cache(self.requests.keys, self.entries) if not hit)
 
     def share(self, part: int) -> "CacheMisses":
-        """See `bench.loadgen.requests`."""
+        """See `bench.loadgen.load`."""
         return replace(self, requests=self.requests.share(part))
 
     def hit_rate(self, draws: int) -> float:

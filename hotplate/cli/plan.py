@@ -1,12 +1,12 @@
 """`hotplate plan`: what a load will take, what it will cost, and why."""
 
-from collections.abc import Iterator
+import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hotplate.cli.options import Flag, command_with, values_of
+from bench.planner.inputs import KNOWN, flag_help
 from hotplate.cli.terminal import FAILED, MISUSED, Json, err, out, print_json, table, with_store
 
 if TYPE_CHECKING:
@@ -21,18 +21,6 @@ MEASURED, OUTPUT = "Measured, not assumed", "What is printed and written"
 WORDS, VALUE = 38, 18
 
 
-def input_flags() -> Iterator[Flag]:
-    """Yield the flags of the inputs that have one; all are text, which the planner reads as it does other sources."""
-    from bench.planner.inputs import KNOWN, flag_help
-
-    for name, known in KNOWN.items():
-        if panel := known.metadata["panel"]:
-            yield Flag(name, str | None, None, flag_help(known), panel, f"HOTPLATE_PLAN_{name.upper()}")
-
-
-PlanCommand = command_with(input_flags)
-
-
 def _option(name: str, text: str, panel: str) -> typer.models.OptionInfo:
     made: typer.models.OptionInfo = typer.Option(
         f"--{name}", envvar=f"HOTPLATE_PLAN_{name.replace('-', '_').upper()}", help=text, rich_help_panel=panel,
@@ -42,7 +30,7 @@ def _option(name: str, text: str, panel: str) -> typer.models.OptionInfo:
 
 
 def plan(
-    context: typer.Context,
+    *,
     assume: Annotated[
         list[str] | None,
         typer.Option(
@@ -76,6 +64,7 @@ def plan(
         Path | None, _option("out", "Write the report to this name with .json and .html.", OUTPUT)
     ] = None,
     as_json: Json = False,
+    **inputs: str | None,
 ) -> None:
     """Turn a forecast into RU/s, partitions, pods, memory and money, and show why.
 
@@ -86,7 +75,7 @@ def plan(
     from bench.planner.inputs import Layer, PlanMisused
     from stores.prices import OURS, PricesUnreadable
 
-    flags = Layer("flag", {name: value for name, value in values_of(context).items() if value is not None}, "--{flag}")
+    flags = Layer("flag", {name: value for name, value in inputs.items() if value is not None}, "--{flag}")
     try:
         baseline = _baseline(source, check)
         layers = [_assumed(assume or []), flags]
@@ -100,6 +89,20 @@ def plan(
         else:
             err.print("hotplate: ", sentence, sep="", markup=False)
         raise typer.Exit(MISUSED) from None
+
+
+def _signature() -> inspect.Signature:
+    """Return the signature of `plan` with a text option in the place of **inputs for each input that has a panel."""
+    own = [each for each in inspect.signature(plan).parameters.values() if each.name != "inputs"]
+    kind = inspect.Parameter.KEYWORD_ONLY
+    for name, known in KNOWN.items():
+        if panel := known.metadata["panel"]:
+            option = Annotated[str | None, _option(name.replace("_", "-"), flag_help(known), panel)]
+            own.append(inspect.Parameter(name, kind, default=None, annotation=option))
+    return inspect.Signature(own)
+
+
+plan.__signature__ = _signature()  # type: ignore[attr-defined]  # what inspect.signature, and so typer, looks for
 
 
 def _assumed(assume: list[str]) -> "Layer":
@@ -197,7 +200,7 @@ def _write(reviewed: "PlanReport", save: Path | None, report: Path | None, bound
     """Write the files that were requested."""
     from bench.planner.inputs import PlanMisused
     from bench.planner.review import to_toml
-    from bench.report.writing import write
+    from bench.report.text import write
 
     for path in (each for each in (save, report) if each is not None):
         if not path.parent.is_dir():

@@ -1,45 +1,20 @@
 """`hotplate bench ru`: how many requests a second each level of RU/s sustains, on an emulator or on a real account."""
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from hotplate.cli.measuring import HOW, misuse_told, must_be_writable, option, tell
-from hotplate.cli.options import Flag, command_with, values_of
-from hotplate.cli.terminal import FAILED, Json, err, out, table
+from bench.ru.options import SweepOptions
+from hotplate.cli.terminal import FAILED, err, out, table
 
 if TYPE_CHECKING:
+    from bench.progress import ProgressDisplay
+    from bench.report.page import Runs
     from bench.report.report import Report
-    from bench.ru.run import SweepPlan
 
 
-def sweep_flags() -> Iterator[Flag]:
-    """Yield the flags of the options of a sweep."""
-    from dataclasses import fields
-    from typing import get_type_hints
-
-    from bench.ru.options import SweepOptions
-
-    kinds = get_type_hints(SweepOptions)
-    for each in fields(SweepOptions):
-        declared = each.metadata
-        envvar = f"HOTPLATE_BENCH_{each.name.upper()}" if declared["env"] else None
-        yield Flag(each.name, kinds[each.name], each.default, declared["help"], declared["panel"], envvar)
-
-
-SweepCommand = command_with(sweep_flags)
-
-
-def ru(
-    context: typer.Context,
-    yes: Annotated[bool, typer.Option("--yes", help="With --account: spend the money without asking first.")] = False,
-    report: Annotated[Path, option("out", "Write the report to this name with .json and .html.", HOW)] = Path(
-        "hotplate-ru"
-    ),
-    as_json: Json = False,
-) -> None:
+def ru(options: SweepOptions, display: "ProgressDisplay") -> "tuple[Report, Runs | None]":
     """Find the best rate inside an objective for each level of RU/s, and what else has an effect on it.
 
     By default this is a model's self-check on a local emulator, which the report says everywhere. With --account it
@@ -50,32 +25,23 @@ def ru(
 
     Example: hotplate bench ru --account cosmos://myaccount/mydatabase --levels 400,4k
     """
-    with misuse_told(as_json=as_json):
-        from bench.live import viewing
-        from bench.report.files import keep
-        from bench.ru.options import SweepOptions
-        from bench.ru.run import plan, sweep
+    from bench.ru.run import plan, sweep
 
-        must_be_writable(report)
-        planned = plan(SweepOptions(**values_of(context)))
-        if planned.address is not None:
-            _confirm(planned, yes=yes)
-        with viewing(err) as view:
-            swept = sweep(planned, view)
-    made = swept.report
-    keep(made, None, report)
-    tell(made, report, lambda: _print(made), believable=swept.valid, as_json=as_json)
+    return sweep(plan(options), display).report, None
 
 
-def _confirm(planned: "SweepPlan", *, yes: bool) -> None:
-    """Print what it costs, and go on only where somebody says yes."""
+def confirm_cost(options: SweepOptions) -> None:
+    """Print what a sweep of an account costs, and go on only where somebody says yes."""
     from bench.errors import BenchMisused
-    from bench.ru.run import account_cost
+    from bench.ru.run import account_cost, plan
     from stores.prices import load
 
+    planned = plan(options)
+    if planned.address is None:
+        return
     for line in account_cost(planned, load()).lines:
         err.print(line, markup=False)
-    if yes:
+    if options.yes:
         return
     try:
         wanted = typer.confirm("Create them, and spend that?", err=True)
@@ -86,17 +52,14 @@ def _confirm(planned: "SweepPlan", *, yes: bool) -> None:
         raise typer.Exit(FAILED)
 
 
-def _print(report: "Report") -> None:
-    """Print a sweep for a person."""
+def print_sweep(swept: Mapping[str, Any]) -> None:
+    """Print what a report holds of a sweep, for a person."""
     from bench.ru.report import EFFECT_HEADINGS, LEVEL_HEADINGS, effect_row, level_row, notes
 
-    found = report.extra["ru"]
-    if found["label"]:
-        out.print(found["label"], markup=False)
-    out.print(table(LEVEL_HEADINGS, map(level_row, found["levels"])))
-    for note in notes(found["levels"]):
+    if swept["label"]:
+        out.print(swept["label"], markup=False)
+    out.print(table(LEVEL_HEADINGS, map(level_row, swept["levels"])))
+    for note in notes(swept["levels"]):
         out.print(note, markup=False)
-    if found["effects"]:
-        out.print(table(EFFECT_HEADINGS, map(effect_row, found["effects"])))
-    if report.interrupted:
-        out.print("stopped before its end", markup=False)
+    if swept["effects"]:
+        out.print(table(EFFECT_HEADINGS, map(effect_row, swept["effects"])))

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from bench.loadgen.load import Load
 from bench.loadgen.schedule import constant
-from bench.loadgen.traffic import Load
 from bench.planner.inputs import KNOWN, PlanMisused, from_report
 from bench.planner.page import page
 from bench.planner.review import review

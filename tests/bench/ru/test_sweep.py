@@ -3,17 +3,18 @@
 import asyncio
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
 
 import orjson
 import pytest
 
-from bench.loadgen.generator import Generator, Wire
-from bench.loadgen.recorder import Progress
+from bench.loadgen.generator import Generator, LoadConnection
+from bench.loadgen.load import Load
 from bench.loadgen.result import Result
-from bench.loadgen.traffic import Load
+from bench.loadgen.workers import OnProgress
+from bench.progress import ProgressDisplay
 from bench.ru.options import SweepOptions
 from bench.ru.report import RU, Effect, SweepResult
 from bench.ru.run import Sweep, plan
@@ -89,10 +90,8 @@ class Simulation:
     def __init__(self, account: Account) -> None:
         self.account = account
 
-    def run(
-        self, load: Load, tell: Callable[[Sequence[Progress]], None] | None = None, *, on_the_second: bool = False
-    ) -> Result:
-        del tell
+    def run(self, load: Load, on_progress: OnProgress | None = None, *, on_the_second: bool = False) -> Result:
+        del on_progress
         assert on_the_second
         account = self.account
 
@@ -111,7 +110,7 @@ class Simulation:
                 while (due_s := tick()) is not None:
                     await asyncio.sleep(due_s - loop.time())
 
-            async def connect(make: Callable[[], Wire]) -> None:
+            async def connect(make: Callable[[], LoadConnection]) -> None:
                 protocol = make()
                 protocol.connection_made(Connection(loop, protocol, lambda arrival_s: arrival_s))
 
@@ -123,17 +122,9 @@ class Simulation:
         return result
 
 
-class Unwatched:
-    def stage(self, name: str, duration_s: float) -> None:
-        pass
-
-    def tell(self, parts: Sequence[Progress]) -> None:
-        pass
-
-
 def swept(options: SweepOptions) -> SweepResult:
     account = Account()
-    sweep = Sweep(plan(options), Simulation(account), Unwatched())
+    sweep = Sweep(plan(options), Simulation(account), ProgressDisplay(None))
     sweep.measure(account)
     return sweep.result
 
