@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar, get_args, g
 import typer
 
 from bench.options import HOW, WHAT, WHEN, Argument, Flag
-from hotplate.cli.terminal import FAILED, MISUSED, Json, err, out, print_json, table
+from hotplate.cli.terminal import FAILED, Json, err, out, print_json, table
 
 if TYPE_CHECKING:
     from bench.progress import ProgressDisplay
@@ -49,7 +49,7 @@ def add_experiment(
             name, as_json = given.pop("out"), given.pop("as_json")
             preset = {} if defaults is None else {each.name: getattr(defaults, each.name) for each in fields(options)}  # type: ignore[arg-type]  # a dataclass
             values = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
-            with bench_errors(as_json=as_json):
+            with bench_errors():
                 from bench.progress import progress_display
                 from bench.report.page import keep
 
@@ -106,19 +106,10 @@ def _report_parameters(report: str, *, log: bool) -> Iterator[inspect.Parameter]
 
 
 @contextmanager
-def bench_errors(*, as_json: bool) -> Iterator[None]:
-    """Turn what the bench refuses, or cannot do, into one sentence and an exit code."""
-    from bench.errors import BenchFailed, BenchMisused
-
+def bench_errors() -> Iterator[None]:
+    """Name the extra of the bench where one of its modules is missing; all else is printed as by any verb."""
     try:
         yield
-    except (BenchMisused, BenchFailed) as error:
-        sentence = str(error)[:1].upper() + str(error)[1:].rstrip(".") + "."
-        if as_json:
-            err.print_json(data={"error": sentence, "kind": type(error).__name__}, indent=None)
-        else:
-            err.print("hotplate: ", sentence, sep="", markup=False)
-        raise typer.Exit(MISUSED if isinstance(error, BenchMisused) else FAILED) from None
     except ModuleNotFoundError as error:
         if error.name not in BENCH_MODULES:
             raise

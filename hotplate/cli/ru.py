@@ -54,7 +54,7 @@ def ru(
 
     Example: hotplate bench ru --account cosmos://myaccount/mydatabase --levels 400,4k
     """
-    with bench_errors(as_json=as_json):
+    with bench_errors():
         from bench.progress import progress_display
         from bench.report.page import keep
         from bench.ru.sweep import Asked, course, sweep

@@ -24,7 +24,7 @@ from bench.loadgen.workers import WorkerPool
 from bench.progress import spark, together
 from stores.connect import connect
 from stores.memory import MemoryStore
-from tests.support.command import Done, hotplate
+from tests.support.command import hotplate
 from tests.support.service import Service, a_list, publish_lists, running
 from tests.support.soak import SEED, scaled
 
@@ -45,7 +45,7 @@ def service(store: Path) -> Iterator[Service]:
         yield started
 
 
-def bench(*arguments: str | Path) -> Done:
+def bench(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return hotplate("bench", *arguments)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,7 +44,7 @@ from stores.errors import ReleaseNotFound
 from stores.manifest import Manifest
 from stores.memory import MemoryStore
 from stores.store import Row
-from tests.support.command import Done, hotplate
+from tests.support.command import hotplate
 from tests.support.service import a_list, publish_lists
 from tests.support.virtual import simulate
 
@@ -52,7 +53,7 @@ EMULATED = "cosmos+http://127.0.0.1:8081/hotplate"
 needs_redis = pytest.mark.skipif(shutil.which("redis-server") is None, reason="no redis-server on the PATH")
 
 
-def bench_stores(*arguments: str | Path) -> Done:
+def bench_stores(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return hotplate("bench", "stores", *arguments)
 
 

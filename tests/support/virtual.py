@@ -3,13 +3,15 @@
 import asyncio
 import selectors
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 from bench.loadgen.generator import Generator, LoadConnection
 from bench.loadgen.load import Load
 from bench.loadgen.result import Result
 
 T = TypeVar("T")
+P = ParamSpec("P")
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 
 
@@ -39,6 +41,16 @@ def in_virtual_time(work: Callable[[VirtualLoop], Coroutine[Any, Any, T]]) -> T:
     loop = VirtualLoop()
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
         return runner.run(work(loop))
+
+
+def virtual(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    """Run a test in virtual time; its fixtures are plain ones, for they are made outside of its loop."""
+
+    @wraps(test)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        in_virtual_time(lambda _: test(*args, **kwargs))
+
+    return run
 
 
 Service = Callable[[float], float]
