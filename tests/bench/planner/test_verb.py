@@ -19,7 +19,7 @@ from bench.planner.page import page
 from bench.planner.report import report_of
 from bench.report.report import Report, series
 from stores.prices import OURS, PricesUnreadable, load
-from tests.bench.test_page import Outline, opened
+from tests.support.page import Outline, opened
 from tests.support.paths import ROOT
 from tests.support.planning import a_plan
 from tests.support.service import a_list, publish_lists
