@@ -84,7 +84,8 @@ def page(report: Report) -> str:
 
 def _comparison(compared: Mapping[str, Any]) -> list[str]:
     """Lay out a comparison of stores, group by group, and what follows from it."""
-    parts = [section("The comparison", grouped_table(compared["stores"], compared["lines"]), COMPARED)]
+    notes = html_paragraphs(compared["notes"])
+    parts = [section("The comparison", grouped_table(compared["stores"], compared["lines"]) + notes, COMPARED)]
     if sentences := [*compared["verdicts"], *compared["left_out"]]:
         parts.append(section("Which differences are real", html_paragraphs(sentences)))
     if searches := [each for each in compared["capacity"] if each["points"]]:
@@ -245,7 +246,7 @@ def hdr_log(runs: Runs) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """Put *text* at *path*."""
+    """Write *text* to *path*, whole or not at all: whoever reads it meanwhile gets the old file, or none."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     aside.write_text(text)
     aside.replace(path)

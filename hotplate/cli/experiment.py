@@ -167,7 +167,8 @@ def _print_comparison(compared: Mapping[str, Any]) -> None:
     out.print(table(("", *compared["stores"]), rows))
     left_out = compared["left_out"]
     sentences = [f"{len(left_out)} rounds do not count; the first: {left_out[0]}"] if left_out else []
-    for sentence in (*compared["verdicts"], *(each["ending"] for each in compared["capacity"]), *sentences):
+    endings = (each["ending"] for each in compared["capacity"])
+    for sentence in (*compared["notes"], *compared["verdicts"], *endings, *sentences):
         out.print(sentence, markup=False)
 
 
