@@ -90,7 +90,7 @@ class RedisServer:
         self._execute("FLUSHALL", "SYNC")
 
     def is_ready(self) -> bool:
-        """Tell whether it answers yet."""
+        """Return whether it answers yet."""
         from redis import RedisError  # noqa: PLC0415 -- an extra: only who measures Redis needs it
 
         try:
@@ -154,7 +154,7 @@ def redis_serving() -> Iterator[RedisServer]:
 
 
 def redis_installed() -> bool:
-    """Tell whether this machine has a redis-server to start."""
+    """Return whether this machine has a redis-server to start."""
     return shutil.which(REDIS_SERVER) is not None
 
 

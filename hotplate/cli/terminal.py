@@ -196,6 +196,7 @@ class _TextColumn(ProgressColumn):
 
 def _sentence(error: BaseException) -> tuple[str, int]:
     """Return the sentence and exit code of an expected error; anything else is a defect, and raised."""
+    from bench.errors import BenchFailed, BenchMisused
     from offline.errors import DataError, SettingError
     from stores.errors import StoreError, StoreMisused
 
@@ -206,6 +207,8 @@ def _sentence(error: BaseException) -> tuple[str, int]:
         if missing in EXTRAS:
             extra = EXTRAS[missing]
             return f"{missing} is not installed; install it with: pip install 'hotplate[{extra}]'", FAILED
+    if isinstance(error, BenchMisused | BenchFailed):
+        return str(error), MISUSED if isinstance(error, BenchMisused) else FAILED
     if isinstance(error, DataError):
         return str(error), MISUSED if isinstance(error, SettingError) else FAILED
     if isinstance(error, OSError):
