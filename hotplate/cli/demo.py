@@ -10,10 +10,10 @@ from urllib.parse import quote
 
 import typer
 
-from hotplate.cli import publish as publishing
-from hotplate.cli import train as training
+from hotplate.cli.publish import publish
 from hotplate.cli.serve import Host, Port
 from hotplate.cli.terminal import out, progress_bars
+from hotplate.cli.train import print_report
 
 
 def demo(
@@ -49,9 +49,9 @@ def demo(
             sample().write_parquet(data)
         with progress_bars() as on_progress:
             report = train(TrainSettings(path=data), folder / "model", on_progress)
-        training.print_report(report)
+        print_report(report)
         url = f"file://{folder / 'store'}"
-        publishing.publish(folder / "model", store=url)
+        publish(folder / "model", store=url)
         user, item = report.model.matrix.user_ids[0], report.model.matrix.item_ids[0]
         configure()
         run(Settings((url,), host, port), lambda address: _print_examples(address, url, user, item))

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hotplate.cli import foretelling
 from hotplate.cli.foretelling import DryRun
+from hotplate.cli.foretelling import tell as print_estimate
 from hotplate.cli.publish import (
     Activate,
     ChosenEncoding,
@@ -110,7 +110,7 @@ def import_lists(
         imported = ImportedLists(settings, Path(scratch), on_progress)
         outcome = publish_lists(imported, options, spending, on_progress)
     if not isinstance(outcome, Publication):
-        foretelling.tell(outcome, options.store, as_json=as_json)
+        print_estimate(outcome, options.store, as_json=as_json)
     elif as_json:
         print_json({"rows": imported.rows, "left_out": imported.left_out} | outcome.to_json())
     else:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hotplate.cli import foretelling
 from hotplate.cli.foretelling import DryRun
+from hotplate.cli.foretelling import tell as print_estimate
+from hotplate.cli.foretelling import whole as reject_resume
 from hotplate.cli.spending import MaxRu, Spending, within
 from hotplate.cli.terminal import Json, StageProgress, StoreUrl, out, print_json, progress_bars, with_store
 
@@ -75,7 +76,7 @@ class PublishOptions:
 
     def __post_init__(self) -> None:
         if self.dry_run:
-            foretelling.whole(self.resume)
+            reject_resume(self.resume)
 
     def encoding_or_default(self) -> str:
         """Return the chosen encoding, or the one that suits the store."""
@@ -160,7 +161,7 @@ def publish(
     elif isinstance(outcome, Publication):
         outcome.print()
     else:
-        foretelling.tell(outcome, options.store, as_json=as_json)
+        print_estimate(outcome, options.store, as_json=as_json)
 
 
 def publish_lists(
