@@ -183,10 +183,10 @@ def _worked_out(
 
 
 async def _live_manifest(store: "Store") -> "Manifest":
-    from hotplate.cli.inspection import choose
+    from hotplate.cli.releases import find_release
     from stores.verification import load_manifest
 
-    return await load_manifest(store, await choose(store, None))
+    return await load_manifest(store, await find_release(store, None))
 
 
 def _tell(
@@ -231,7 +231,7 @@ def _keep(told: "PlanReport", save: Path | None, report: Path | None, bound_perc
     """Write the files that were asked for."""
     from bench.planner.errors import PlanMisused
     from bench.planner.gate import to_toml
-    from bench.report.writing import write
+    from bench.report.page import write
 
     for path in (each for each in (save, report) if each is not None):
         if not path.parent.is_dir():

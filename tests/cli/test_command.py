@@ -62,7 +62,7 @@ def test_the_life_of_releases_by_hand(tmp_path: Path) -> None:
     assert json.loads(hotplate("releases", "list", "--json", **environment).stdout)["live"] == second
     assert "is live" in hotplate("releases", "activate", third, **environment).stdout
     assert "1 user" in hotplate("releases", "show", third, **environment).stdout
-    assert "is whole: 2 rows" in hotplate("releases", "verify", **environment).stdout
+    assert "is complete: 2 rows" in hotplate("releases", "verify", **environment).stdout
     erased = json.loads(hotplate("releases", "prune", "--grace", "0", "--json", **environment).stdout)["erased"]
     assert erased == [first]
     assert "nothing to erase" in hotplate("releases", "prune", **environment).stdout

@@ -50,9 +50,10 @@ def test_from_lists_to_an_answer_and_on_to_another_store(lists: Path, tmp_path: 
     copied = json.loads(hotplate("releases", "copy", "--from", first, "--to", second, "--json").stdout)
     assert (copied["rows_written"], copied["rows_there"], copied["live"]) == (3, 0, True)
     again = hotplate("releases", "copy", answer["release"], "--from", first, "--to", second).stdout
-    assert again == f"{answer['release']} is live: 0 rows written, 3 were there\n"
-    assert "3 rows" in hotplate("releases", "verify", "--store", second).stdout
-    assert "2 users' lists, 1 popular" in hotplate("releases", "verify", "--store", second, "--sample", "5").stdout
+    assert again == f"{answer['release']} is live: 0 rows written, 3 had been written before\n"
+    whole, seen = (hotplate("releases", "verify", "--store", second, *how).stdout for how in ((), ("--sample", "5")))
+    assert "is complete: 3 rows" in whole
+    assert "can be read: 2 users' lists, 1 popular ones" in seen
 
 
 def test_two_releases_are_compared(tmp_path: Path) -> None:

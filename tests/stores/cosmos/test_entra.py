@@ -26,12 +26,11 @@ from stores.errors import StoreMisused
 from stores.lifecycle import activate, prune, publish, rollback
 from stores.store import Plan, Row
 from stores.verification import verify
-from tests.stores.test_lifecycle import batches
 from tests.support.command import failed, hotplate_process
 from tests.support.cosmos_server import Emulator, emulator
 from tests.support.entra import PLACE, Identity, token_of, url_of
 from tests.support.service import a_list, serving
-from tests.support.stores import ref
+from tests.support.stores import batches, ref
 
 ROWS = [Row("popular:", a_list("p1", "p2"))] + [Row(f"user:{n:03}", b"list of %d" % n) for n in range(100)]
 
