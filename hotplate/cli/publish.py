@@ -168,26 +168,12 @@ def publish_lists(
     lists: "ListSource", options: PublishOptions, spending: Spending, on_progress: StageProgress
 ) -> "Publication | Forecast":
     """Publish *lists* and erase what nobody needs any more; or, for a dry run, say what that would come to."""
-    from offline.foreseeing import foresee_rows
     from offline.publish import publish as write
     from stores.catalogue import ReleaseId
     from stores.lifecycle import prune
 
-    encoding = options.encoding_or_default()
     if options.dry_run:
-        return with_store(
-            options.store,
-            lambda opened: foresee_rows(
-                lists.batches(),
-                opened,
-                plan=lists.plan(),
-                about=lists.about(),
-                encoding=encoding,
-                live=options.activate,
-                keep=options.keep,
-                on_progress=lambda done, total: on_progress("dry run", done, total),
-            ),
-        )
+        return _estimate(lists, options, on_progress)
     started = perf_counter()
 
     async def act(opened: "Store") -> Publication:
@@ -195,7 +181,7 @@ def publish_lists(
         result = await write(
             lists,
             opened,
-            encoding=encoding,
+            encoding=options.encoding_or_default(),
             live=options.activate,
             resume=ReleaseId(options.resume) if options.resume else None,
             on_progress=lambda done, total: on_progress("publish", done, total),
@@ -204,6 +190,24 @@ def publish_lists(
         return Publication(result, options.activate, seconds, await prune(opened, keep=options.keep), spending)
 
     return with_store(options.store, act, spending)
+
+
+def _estimate(lists: "ListSource", options: PublishOptions, on_progress: StageProgress) -> "Forecast":
+    from offline.foreseeing import foresee_rows
+
+    return with_store(
+        options.store,
+        lambda opened: foresee_rows(
+            lists.batches(),
+            opened,
+            plan=lists.plan(),
+            about=lists.about(),
+            encoding=options.encoding_or_default(),
+            live=options.activate,
+            keep=options.keep,
+            on_progress=lambda done, total: on_progress("dry run", done, total),
+        ),
+    )
 
 
 def plan_of(manifest: "Manifest") -> "Plan":
