@@ -148,11 +148,11 @@ def publish(
 
     Before you pay: hotplate publish model --store cosmos://ACCOUNT/DATABASE --max-ru 4000 --dry-run
     """
-    from offline.lists import Lists, ListSettings
+    from offline.lists import ListSettings, ModelLists
     from offline.model import load
 
     options = PublishOptions(within(store, max_ru), encoding, activate, keep, resume, dry_run, as_json)
-    lists = Lists(load(model), ListSettings(list_length, keep_seen))
+    lists = ModelLists(load(model), ListSettings(list_length, keep_seen))
     spending = Spending()
     with progress_bars(spending.progress) as on_progress:
         outcome = publish_lists(lists, options, spending, on_progress)
