@@ -8,22 +8,16 @@ from shlex import quote as quoted
 from typing import Annotated
 from urllib.parse import quote
 
-import typer
-
 from hotplate.cli.publish import publish
 from hotplate.cli.serve import Host, Port
-from hotplate.cli.terminal import out, progress_bars
+from hotplate.cli.terminal import option, out, progress_bars
 from hotplate.cli.train import print_report
 
 
 def demo(
     data: Annotated[
         Path | None,
-        typer.Option(
-            metavar="PATH",
-            envvar="HOTPLATE_DATA",
-            help="A file or folder of your own interactions, instead of generated ones.",
-        ),
+        option("--data", "A file or folder of your own interactions, instead of generated ones.", metavar="PATH"),
     ] = None,
     host: Host = "127.0.0.1",
     port: Port = 8080,

@@ -12,7 +12,7 @@ from hotplate.cli.foretelling import DryRun
 from hotplate.cli.foretelling import tell as print_estimate
 from hotplate.cli.foretelling import whole as reject_resume
 from hotplate.cli.spending import MaxRu, Spending, within
-from hotplate.cli.terminal import Json, StageProgress, StoreUrl, out, print_json, progress_bars, with_store
+from hotplate.cli.terminal import Json, StageProgress, StoreUrl, option, out, print_json, progress_bars, with_store
 
 if TYPE_CHECKING:
     from offline.publish import ListSource
@@ -31,33 +31,19 @@ class Encoding(StrEnum):
 
 
 ListLength = Annotated[
-    int, typer.Option(min=1, max=1000, envvar="HOTPLATE_LIST_LENGTH", help="How many items each list holds at most.")
+    int, option("--list-length", "How many items each list holds at most.", at_least=1, at_most=1000)
 ]
 ChosenEncoding = Annotated[
     Encoding | None,
-    typer.Option(
-        "--encoding",
-        envvar="HOTPLATE_ENCODING",
-        help="How lists are stored: by default as json in a file:// store, and as zstd in all others.",
-        show_default=False,
-    ),
+    option("--encoding", "How lists are stored: by default as json in a file:// store, and as zstd in all others."),
 ]
-Activate = Annotated[
-    bool,
-    typer.Option(
-        "--activate/--no-activate", envvar="HOTPLATE_ACTIVATE", help="Whether the release goes live once it is written."
-    ),
-]
-Keep = Annotated[
-    int,
-    typer.Option(min=0, envvar="HOTPLATE_KEEP", help="How many releases before the live one are kept for a rollback."),
-]
+Activate = Annotated[bool, option("--activate/--no-activate", "Whether the release goes live once it is written.")]
+Keep = Annotated[int, option("--keep", "How many releases before the live one are kept for a rollback.", at_least=0)]
 Resume = Annotated[
     str | None,
     typer.Option(
         metavar="RELEASE",
         help="Continue this draft, which `hotplate releases list` shows; the input and the options must be the same.",
-        show_default=False,
     ),
 ]
 
@@ -128,9 +114,7 @@ def publish(
     list_length: ListLength = 20,
     keep_seen: Annotated[
         bool,
-        typer.Option(
-            envvar="HOTPLATE_KEEP_SEEN", help="Whether a user's list may contain items that the user has already."
-        ),
+        option("--keep-seen/--no-keep-seen", "Whether a user's list may contain items that the user has already."),
     ] = False,
     encoding: ChosenEncoding = None,
     activate: Activate = True,
