@@ -4,13 +4,13 @@ import asyncio
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from hotplate.cli.terminal import fail
+from serve.process import PortInUse, reserve
 from tests.support.service import Service, a_list, publish_lists, running
 
 
@@ -111,18 +111,16 @@ def test_workers_do_not_outlive_a_killed_parent(folder: Path) -> None:
             time.sleep(0.05)
 
 
-def test_a_port_in_use_is_one_sentence_even_where_it_could_be_shared(folder: Path) -> None:
-    with running(folder) as service:
-        second = subprocess.run(
-            [sys.executable, "-m", "hotplate", "serve", "--store", f"file://{folder}", "--port", str(service.port)],
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=False,
-        )
-    assert second.returncode == 1
-    assert second.stderr.count("\n") == 1
-    assert f"port {service.port} cannot be listened on: Address already in use; choose another" in second.stderr
+def test_a_port_in_use_is_one_sentence_even_where_it_could_be_shared(capsys: pytest.CaptureFixture[str]) -> None:
+    with reserve("127.0.0.1", 0) as held:
+        held.listen()
+        port = held.getsockname()[1]
+        with pytest.raises(PortInUse) as caught:
+            reserve("127.0.0.1", port)
+    assert fail(caught.value, as_json=False) == 1
+    printed = capsys.readouterr().err
+    sentence = f"127.0.0.1 port {port} cannot be listened on: Address already in use; choose another with --port."
+    assert " ".join(printed.split()) == f"hotplate: {sentence}"
 
 
 def test_a_service_on_an_empty_store_is_not_ready_until_something_is_published(tmp_path: Path) -> None:
