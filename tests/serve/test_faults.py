@@ -112,7 +112,7 @@ async def test_connections_that_are_reset_are_opened_again(redis: RedisServer) -
 async def test_a_redis_that_is_emptied_leaves_popular_lists_until_the_next_publish(redis: RedisServer) -> None:
     await publish_to(redis.url(), lists("r0"))
     async with reading(redis.url()) as reader:
-        redis.ask("FLUSHALL")
+        redis.execute_command("FLUSHALL")
         await until_read(reader, "redis", "popular")
         second = await publish_to(redis.url(), lists("r1"))
         assert (await until_read(reader, "redis")).served.id == second
@@ -127,15 +127,15 @@ async def too_much() -> AsyncIterator[list[Row]]:
 async def fill(redis: RedisServer) -> None:
     """Publish more than fits, and remove what was written of it."""
     store = connect(redis.url())
-    used = int(redis.ask("INFO", "memory")["used_memory"])
-    redis.ask("CONFIG", "SET", "maxmemory", str(used + 8_000_000))
+    used = int(redis.execute_command("INFO", "memory")["used_memory"])
+    redis.execute_command("CONFIG", "SET", "maxmemory", str(used + 8_000_000))
     with pytest.raises(StoreFull):
         await publish(store, too_much(), plan=Plan(1, 1000), about={})
     with pytest.raises(StoreFull, match="needs"):
         await publish(store, too_much(), plan=Plan(200_000, 200_000_000), about={})
     await prune(store)
-    assert int(redis.ask("INFO", "memory")["used_memory"]) < used + 5_000_000
-    redis.ask("CONFIG", "SET", "maxmemory", "0")
+    assert int(redis.execute_command("INFO", "memory")["used_memory"]) < used + 5_000_000
+    redis.execute_command("CONFIG", "SET", "maxmemory", "0")
     await store.close()
 
 
@@ -160,7 +160,7 @@ async def test_a_wrong_password_is_named_without_the_password_and_serves_nothing
 
 async def test_a_read_only_replica_is_read_and_cannot_be_published_to(tmp_path: Path, redis: RedisServer) -> None:
     await publish_to(redis.url(), lists("r0"))
-    redis.ask("CONFIG", "SET", "repl-diskless-sync-delay", "0")
+    redis.execute_command("CONFIG", "SET", "repl-diskless-sync-delay", "0")
     folder = tmp_path / "replica"
     folder.mkdir()
     with redis_running(folder, "--replicaof", "127.0.0.1", str(redis.port)) as replica:
@@ -177,8 +177,8 @@ async def test_a_read_only_replica_is_read_and_cannot_be_published_to(tmp_path: 
 
 async def test_a_policy_that_may_drop_lists_is_a_warning(redis: RedisServer) -> None:
     await publish_to(redis.url(), lists("r0"))
-    redis.ask("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
-    redis.ask("CONFIG", "SET", "maxmemory", "100mb")
+    redis.execute_command("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+    redis.execute_command("CONFIG", "SET", "maxmemory", "100mb")
     async with reading(redis.url()) as reader:
         assert "allkeys-lru" in reader.tiers[0].follower.warnings[0]
 
@@ -240,7 +240,7 @@ async def test_under_load_no_request_is_lost_to_a_flush_a_reset_or_a_full_store(
                 await run.until("redis")
                 proxy.reset()
                 await run.until("redis")
-                redis.ask("FLUSHALL")
+                redis.execute_command("FLUSHALL")
                 await run.until("redis", "popular")
                 await run.until_release(await publish_to(redis.url(), lists(f"r{n + 1}")))
                 await run.until("redis")
@@ -263,11 +263,11 @@ asyncio.run(publish(connect({redis.url()!r}), batches(), plan=Plan(1, 1), about=
 """
     async with under_load(tmp_path, redis.url()) as run:
         for _ in range(scaled(1)):
-            before = int(redis.ask("DBSIZE"))
+            before = int(redis.execute_command("DBSIZE"))
             publisher = subprocess.Popen([sys.executable, "-c", program])  # noqa: ASYNC220 -- starting one takes no time
 
             async def is_writing(before: int = before) -> bool:
-                return int(redis.ask("DBSIZE")) > before + 5000
+                return int(redis.execute_command("DBSIZE")) > before + 5000
 
             await until(is_writing, "nothing is written")
             publisher.kill()
