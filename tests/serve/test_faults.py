@@ -166,7 +166,7 @@ async def test_a_read_only_replica_is_read_and_cannot_be_published_to(tmp_path: 
     with redis_running(folder, "--replicaof", "127.0.0.1", str(redis.port)) as replica:
 
         async def is_linked() -> bool:
-            return "master_link_status:up" in str(replica.ask("INFO", "replication")).replace("': '", ":")
+            return "master_link_status:up" in str(replica.execute_command("INFO", "replication")).replace("': '", ":")
 
         await until(is_linked, "the replica has no link")
         async with reading(replica.url()) as reader:
