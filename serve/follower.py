@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from stores.catalogue import Catalogue, ReleaseId, ReleaseRef, follows
 from stores.compression import Decode, load_decode
-from stores.errors import ReleaseCorrupt, StoreError
+from stores.errors import ReleaseCorrupt, ReleaseNotFound, StoreError
 from stores.keys import META, OVERALL, POPULAR
 from stores.manifest import MAX_POPULAR_BYTES, Manifest
 from stores.store import Advised, Reader
