@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.loadgen.load import Load, drive
+from bench.loadgen.generator import drive
+from bench.loadgen.load import Load
 from stores.catalogue import ReleaseId
 from stores.lifecycle import activate, prune, rollback
 from stores.lmdb_store import LmdbStore

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from bench.loadgen.load import Load, Result, drive
+from bench.loadgen.generator import drive
+from bench.loadgen.load import Load
+from bench.loadgen.result import Result
 from serve.reader import EncodedList, TieredReader, open_reader
 from tests.support.service import Service, a_list, serving
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Coroutine
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
-from bench.loadgen.generator import Generator, Wire
+from bench.loadgen.generator import Generator, LoadConnection
+from bench.loadgen.load import Load
 from bench.loadgen.result import Result
-from bench.loadgen.traffic import Load
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -60,7 +60,7 @@ Service = Callable[[float], float]
 class SimulatedTransport(asyncio.Transport):
     """One connection to a server that is only a formula."""
 
-    def __init__(self, loop: VirtualLoop, protocol: Wire, service: Service) -> None:
+    def __init__(self, loop: VirtualLoop, protocol: LoadConnection, service: Service) -> None:
         super().__init__()
         self.loop = loop
         self.protocol = protocol
@@ -90,7 +90,7 @@ def simulate(load: Load, service: Service, *, thief: Callable[[VirtualLoop], Non
             while (due_s := tick()) is not None:
                 await asyncio.sleep(due_s - loop.time())
 
-        async def connect(make: Callable[[], Wire]) -> None:
+        async def connect(make: Callable[[], LoadConnection]) -> None:
             protocol = make()
             protocol.connection_made(SimulatedTransport(loop, protocol, service))
 

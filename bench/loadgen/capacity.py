@@ -1,41 +1,106 @@
-"""How much a service can take: the highest rate inside an objective, and the batch beyond which nothing is won."""
+"""How much a service can take: an objective, the highest rate inside it, and the best size of a batch."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
+from bench.errors import BenchMisused
 from bench.loadgen.histogram import Histogram
-from bench.loadgen.objective import Objective
 from bench.loadgen.result import SENT_BOUND, Result
-from bench.report import units
+from bench.report.text import format_us, parse_seconds, parse_share
 
-PRECISION = 0.05  # how near the highest good rate and the lowest bad one must come
-FLOOR = 0.01  # of the first rate: below it, nothing is looked for
+PERCENTS: Mapping[str, float] = {"p50": 50, "p90": 90, "p99": 99, "p99.9": 99.9, "p99.99": 99.99, "max": 100}
+ERRORS, THROTTLED = "errors", "throttled"
+TOO_MANY_REQUESTS = 429
+USUAL_ERRORS = 0.001
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """Bounds on latencies, in microseconds by percentile, and on the share of requests without a good answer.
+
+    Where `throttled` bounds the share of 429s, these do not count among the errors.
+    """
+
+    latency_us: Mapping[str, float]
+    errors: float = USUAL_ERRORS
+    throttled: float | None = None
+
+    def broken(self, result: Result) -> list[str]:
+        """Return a sentence for each bound that *result* breaks; none where it keeps all."""
+        histogram = Histogram.of(result.latencies_s)
+        violations, refused = [], 0.0
+        if self.throttled is not None:
+            refused = result.statuses.get(TOO_MANY_REQUESTS, 0) / max(1, result.due)
+            if refused > self.throttled:
+                violations.append(f"{refused:.2%} of the requests were throttled, bound {self.throttled:.2%}")
+        if result.error_share - refused > self.errors:
+            share = result.error_share - refused
+            violations.append(f"{share:.2%} of the requests got no good answer, bound {self.errors:.2%}")
+        for name, bound_us in self.latency_us.items():
+            (found_us,) = histogram.percentiles_us([PERCENTS[name]])
+            if found_us > bound_us:
+                violations.append(f"{name} {format_us(found_us)}, bound {format_us(bound_us)}")
+        return violations
+
+    def __str__(self) -> str:
+        bounds = [f"{name} ≤ {format_us(bound)}" for name, bound in self.latency_us.items()]
+        throttled = [] if self.throttled is None else [f"throttled ≤ {100 * self.throttled:.3g} %"]
+        return ", ".join([*bounds, *throttled, f"errors ≤ {100 * self.errors:.3g} %"])
+
+
+def parse_objective(text: str) -> Objective:
+    """Read an objective; errors of more than 0.1 % break it unless it says otherwise."""
+    latency_us, shares = dict[str, float](), dict[str, float]()
+    for part in text.split(","):
+        name, equals, bound = part.strip().partition("=")
+        if not equals or name not in {*PERCENTS, ERRORS, THROTTLED}:
+            raise BenchMisused(
+                f"an objective is like p99=5ms,errors=0.1% with {', '.join(PERCENTS)}, {ERRORS} or {THROTTLED}, "
+                f"not {part.strip()!r}"
+            )
+        if name in PERCENTS:
+            latency_us[name] = parse_seconds(bound) * 1e6
+        else:
+            shares[name] = parse_share(bound)
+    return Objective(latency_us, shares.get(ERRORS, USUAL_ERRORS), shares.get(THROTTLED))
+
+
+# How near the highest good rate and the lowest bad one must come.
+PRECISION = 0.05
+
+# The share of the first rate below which nothing is looked for.
+FLOOR = 0.01
+
 STOPPED = ("it was stopped",)
-TRIES = 3  # of a rate at which the generator itself was disturbed
-NEAR = 0.9  # of the highest users/s: what the knee must reach
 
+# How often a rate is tried at which the generator itself was disturbed.
+TRIES = 3
+
+# The share of the most users/s that the knee must reach.
+NEAR = 0.9
+
+# Makes a run at a rate.
 Measure = Callable[[float], Result]
-"""Makes a run at a rate."""
 
 
-class Tried(Protocol):
-    """What became of one attempt."""
+class Attempted(Protocol):
+    """The result of one attempt."""
 
     @property
     def inside(self) -> bool:
-        """Whether it may be believed and kept the objective."""
+        """Whether it is valid and kept the objective."""
 
     @property
     def unclear(self) -> bool:
-        """Whether it says nothing, because something but what is measured was disturbed."""
+        """Whether it says nothing, because something other than the server was disturbed."""
 
     @property
     def stopped(self) -> bool:
         """Whether somebody ended it early."""
 
 
-Attempt = TypeVar("Attempt", bound=Tried)
+Attempt = TypeVar("Attempt", bound=Attempted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,23 +119,23 @@ class Point:
     p999_us: float
     error_share: float
     popular: float
-    doubts: tuple[str, ...]
+    invalid_reasons: tuple[str, ...]
     broken: tuple[str, ...] = ()
 
     @property
     def inside(self) -> bool:
         """Whether the run is valid and keeps the objective."""
-        return not self.doubts and not self.broken
+        return not self.invalid_reasons and not self.broken
 
     @property
     def unclear(self) -> bool:
         """Whether the generator was disturbed in a run that broke nothing."""
-        return bool(self.doubts) and not self.broken
+        return bool(self.invalid_reasons) and not self.broken
 
     @property
     def stopped(self) -> bool:
         """Whether it was ended early."""
-        return self.doubts == STOPPED
+        return self.invalid_reasons == STOPPED
 
     def to_json(self) -> dict[str, Any]:
         """Give it as plain values."""
@@ -78,15 +143,15 @@ class Point:
 
 
 def disturbances(result: Result, late_us: float) -> Iterator[str]:
-    """Say why a run measured its generator, where a p99 of its lag of *late_us* is as much as may be borne.
+    """Yield why a run measured its generator, whose lag may be *late_us* at p99.
 
-    `Result.doubts` bears a millisecond, which is right for latencies of some; bounds that are far above bear more.
+    `Result.invalid_reasons` allows a millisecond, which is right for latencies of some; far higher bounds allow more.
     """
     if result.sent < SENT_BOUND * result.due:
         yield f"the generator sent {result.sent:,} of {result.due:,} requests that were due"
     lag_us = Histogram.of(result.lags_s).percentiles_us((99,))[0]
     if lag_us > late_us:
-        yield f"the generator was late: p99 {units.told(lag_us)}"
+        yield f"the generator was late: p99 {format_us(lag_us)}"
 
 
 def point(at: float, result: Result, *, broken: Sequence[str] = ()) -> Point:
@@ -102,13 +167,13 @@ def point(at: float, result: Result, *, broken: Sequence[str] = ()) -> Point:
         p999_us=p999,
         error_share=result.error_share,
         popular=sources.get("popular", 0) / max(1, sum(sources.values())),
-        doubts=STOPPED if result.interrupted else tuple(result.doubts),
+        invalid_reasons=STOPPED if result.interrupted else tuple(result.invalid_reasons),
         broken=tuple(broken),
     )
 
 
 def batch_point(size: int, result: Result) -> Point:
-    """Sum up a run of a sweep; the source of an answer's first list stands for all of that answer."""
+    """Sum up a run of a sweep; the source of a response's first list is taken for that of the whole response."""
     found = point(size, result)
     return replace(found, per_s=found.per_s * size * (1 - found.popular))
 

@@ -1,4 +1,4 @@
-"""What a person sees while a measurement runs: where it is, and how the last half second went."""
+"""What a person sees while a measurement runs: how far it is, and how the last half second went."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -12,14 +12,18 @@ from rich.text import Text
 
 from bench.loadgen.recorder import Progress
 from bench.loadgen.result import LAG_BOUND_US
-from bench.report import units
+from bench.report.text import format_us
 
 BARS = "▁▂▃▄▅▆▇█"
 KEPT = 60
 
+# What the progress of several processes adds up, and of what it is the longest.
+SUMMED = ("due", "sent", "ok", "failed", "dropped", "in_flight", "waiting")
+LONGEST = ("elapsed_s", "p50_us", "p99_us", "lag_p99_us")
 
-class View:
-    """Draws one measurement; silent where there is no terminal. `stage` names the run, `tell` says how it goes."""
+
+class ProgressDisplay:
+    """Draws the progress of one measurement; silent where there is no terminal."""
 
     def __init__(self, live: Live | None) -> None:
         self._live = live
@@ -28,12 +32,12 @@ class View:
         self._before: Progress | None = None
         self._tail = deque[float](maxlen=KEPT)
 
-    def stage(self, name: str, duration_s: float) -> None:
+    def start(self, name: str, duration_s: float) -> None:
         """A run begins."""
         self._name, self._duration_s, self._before = name, duration_s, None
 
-    def tell(self, parts: Sequence[Progress]) -> None:
-        """Hear how the run goes; one word of each process."""
+    def update(self, parts: Sequence[Progress]) -> None:
+        """Draw how the run goes, by the newest progress of each process."""
         if self._live is None:
             return
         now = together(parts)
@@ -46,9 +50,9 @@ class View:
         since_s = now.elapsed_s - before.elapsed_s if before else now.elapsed_s
         rate = (now.ok - (before.ok if before else 0)) / max(since_s, 1e-9)
         grid = Table.grid(padding=(0, 2))
-        late = Text(units.told(now.lag_p99_us), style="red" if now.lag_p99_us > LAG_BOUND_US else "")
-        grid.add_row("good answers/s", f"{rate:,.0f}", "p50", units.told(now.p50_us), "in flight", f"{now.in_flight:,}")
-        grid.add_row("errors", f"{now.failed:,}", "p99", units.told(now.p99_us), "waiting", f"{now.waiting:,}")
+        late = Text(format_us(now.lag_p99_us), style="red" if now.lag_p99_us > LAG_BOUND_US else "")
+        grid.add_row("good answers/s", f"{rate:,.0f}", "p50", format_us(now.p50_us), "in flight", f"{now.in_flight:,}")
+        grid.add_row("errors", f"{now.failed:,}", "p99", format_us(now.p99_us), "waiting", f"{now.waiting:,}")
         grid.add_row("dropped", f"{now.dropped:,}", "p99 so far", spark(self._tail), "lag p99", late)
         bar = Table.grid()  # a bar alone does not end its line
         bar.add_row(ProgressBar(total=self._duration_s, completed=min(now.elapsed_s, self._duration_s), width=40))
@@ -57,30 +61,19 @@ class View:
 
 
 @contextmanager
-def viewing(console: Console) -> Iterator[View]:
+def progress_display(console: Console) -> Iterator[ProgressDisplay]:
     """Draw on *console* while the block runs, where it is a terminal; the drawing goes when the block ends."""
     if not console.is_terminal:
-        yield View(None)
+        yield ProgressDisplay(None)
         return
     with Live(console=console, transient=True, refresh_per_second=4) as live:
-        yield View(live)
+        yield ProgressDisplay(live)
 
 
 def together(parts: Sequence[Progress]) -> Progress:
-    """Add up what the processes say; of percentiles take the worst, which errs on the safe side."""
-    return Progress(
-        elapsed_s=max(part.elapsed_s for part in parts),
-        due=sum(part.due for part in parts),
-        sent=sum(part.sent for part in parts),
-        ok=sum(part.ok for part in parts),
-        failed=sum(part.failed for part in parts),
-        dropped=sum(part.dropped for part in parts),
-        in_flight=sum(part.in_flight for part in parts),
-        waiting=sum(part.waiting for part in parts),
-        p50_us=max(part.p50_us for part in parts),
-        p99_us=max(part.p99_us for part in parts),
-        lag_p99_us=max(part.lag_p99_us for part in parts),
-    )
+    """Add up the progress of the processes; of times take the longest, which errs on the safe side."""
+    sums = {name: sum(getattr(part, name) for part in parts) for name in SUMMED}
+    return Progress(**sums, **{name: max(getattr(part, name) for part in parts) for name in LONGEST})
 
 
 def spark(values: Sequence[float]) -> str:

@@ -1,6 +1,6 @@
 """Two reports side by side: is the difference real, and is it for the worse?
 
-One metric decides, chosen before looking (p99 unless told): of four metrics looked at with 5 % each, one in six equal
+One metric decides, chosen before looking (p99 by default): of four metrics looked at with 5 % each, one in six equal
 pairs would differ "really". The others are shown with their intervals, and decide nothing.
 """
 
@@ -9,11 +9,13 @@ from typing import Any
 
 from bench.errors import BenchMisused
 from bench.report.intervals import Interval, change
-from bench.report.report import ERRORS, METRICS, RATE, Report, Round, Series
+from bench.report.report import ERRORS, METRICS, RATE, Report, Series
 
-FEWEST = 3
+# Pairs of rounds that a comparison needs.
+MIN_PAIRS = 3
+
+# So much more of all requests without a good response is a regression, whatever became of the others' latencies.
 MORE_ERRORS = 0.001
-"""So much more of all requests without a good answer is a regression, whatever became of the others' latencies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ class Verdict:
 
     @property
     def sentence(self) -> str:
-        """Say it."""
+        """Say it in one sentence."""
         found = self.deciding
         if self.errors[1] - self.errors[0] > MORE_ERRORS:
             return f"a regression: errors went from {self.errors[0]:.2%} to {self.errors[1]:.2%}"
@@ -104,11 +106,11 @@ def compare(before: Series, after: Series, decides: str = "p99") -> Verdict:
     made = len(before.rounds)
     if len(after.rounds) != made:
         raise BenchMisused(f"rounds are compared in pairs, and there are {made} and {len(after.rounds)}")
-    whole = [pair for pair in zip(before.rounds, after.rounds, strict=True) if not any(map(_invalid, pair))]
+    whole = [pair for pair in zip(before.rounds, after.rounds, strict=True) if all(each.valid for each in pair)]
     pairs = len(whole)
-    if pairs < FEWEST:
-        doubts = [*before.doubts, *after.doubts]
-        because = f" ({made - pairs} were left out: {doubts[0]})" if doubts else ""
+    if pairs < MIN_PAIRS:
+        reasons = [*before.invalid_reasons, *after.invalid_reasons]
+        because = f" ({made - pairs} were left out: {reasons[0]})" if reasons else ""
         raise BenchMisused(f"{pairs} valid pairs of rounds{because} say nothing of chance; --repeat 7, say")
     before = Series(before.name, tuple(first for first, _ in whole))
     after = Series(after.name, tuple(second for _, second in whole))
@@ -131,10 +133,6 @@ def sole_series(name: str, report: Report) -> Series:
     if report.interrupted:
         raise BenchMisused(f"{name} cannot be compared: it was stopped before its end")
     return report.series[0]
-
-
-def _invalid(one: Round) -> bool:
-    return bool(one.facts["doubts"])
 
 
 def _percent(found: Interval) -> str:
