@@ -31,7 +31,9 @@ GET_PER_DICT_GET = 3
 def measure_in_process(effort: Effort) -> list[Outcome]:
     """Run the suite of pytest-benchmark, by CPU time; a figure's values are the quartiles over its rounds."""
     folder = Path(__file__).parent
-    settings = {**machine.environment(), "BENCH_USERS": str(effort.users)}
+    # A pytest around this one, with workers of its own, would turn the benchmarks off.
+    settings = {name: value for name, value in machine.environment().items() if not name.startswith("PYTEST_")}
+    settings["BENCH_USERS"] = str(effort.users)
     with tempfile.TemporaryDirectory() as made:
         written = Path(made) / "benchmarks.json"
         command = [sys.executable, "-m", "pytest", str(folder), "--benchmark-only", "-q", "-p", "no:cacheprovider"]
@@ -39,7 +41,7 @@ def measure_in_process(effort: Effort) -> list[Outcome]:
         command += [f"--benchmark-max-time={effort.round_s / 2}", f"--benchmark-min-rounds={effort.rounds}"]
         done = subprocess.run(command, cwd=machine.ROOT, env=settings, capture_output=True, text=True, check=False)  # noqa: S603 -- our own suite
         if done.returncode:
-            raise RuntimeError(f"pytest ended with {done.returncode}: {done.stdout[-2000:]}")
+            raise RuntimeError(f"pytest ended with {done.returncode}: {(done.stdout + done.stderr)[-2000:]}")
         found = {one["name"]: one for one in json.loads(written.read_text())["benchmarks"]}
     return [*map(benchmark_figure, found.values()), get_beside_dict(found)]
 
