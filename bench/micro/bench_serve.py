@@ -55,11 +55,17 @@ class Service:
         self.loop.close()
 
 
+@pytest.fixture(scope="module")
+def lists() -> list[bytes]:
+    """Draw lists as a model gives them."""
+    return Shape(1, LIST_LENGTH).drawn()
+
+
 @pytest.fixture(params=["json", "zstd"])
-def service(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Service]:
+def service(tmp_path: Path, request: pytest.FixtureRequest, lists: list[bytes]) -> Iterator[Service]:
     """Serve a small release in either encoding."""
-    shape, url = Shape(COUNT, LIST_LENGTH), f"file://{tmp_path}"
-    publish_to(url, shape, shape.drawn(), request.param)
+    url = f"file://{tmp_path}"
+    publish_to(url, Shape(COUNT, LIST_LENGTH), lists, request.param)
     served = Service(url)
     yield served
     served.close()

@@ -19,7 +19,7 @@ from bench.lists import ITEMS, Shape, key_of
 from bench.micro.publishing import publish_to
 from stores import catalogue as steps
 from stores.catalogue import Catalogue, ReleaseId, ReleaseRef
-from stores.compression import TRAINED_ON, Compressor, Decompressor, train
+from stores.compression import Compressor, Decompressor, train
 from stores.encoding import ItemEncoder, cut, decode
 from stores.lmdb_store import LmdbStore
 from stores.redis.keys import Keys
@@ -34,15 +34,21 @@ CALLERS = 64
 
 
 @pytest.fixture(scope="module")
-def lists() -> list[bytes]:
+def drawn() -> list[bytes]:
     """Draw lists as a model gives them."""
-    return Shape(1, LIST_LENGTH).drawn()[:COUNT]
+    return Shape(1, LIST_LENGTH).drawn()
 
 
 @pytest.fixture(scope="module")
-def dictionary() -> bytes:
-    """Train on lists like those."""
-    return train(Shape(1, LIST_LENGTH).drawn()[:TRAINED_ON])
+def lists(drawn: list[bytes]) -> list[bytes]:
+    """Take those of one round."""
+    return drawn[:COUNT]
+
+
+@pytest.fixture(scope="module")
+def dictionary(drawn: list[bytes]) -> bytes:
+    """Train on all of them."""
+    return train(drawn)
 
 
 def for_each(benchmark: BenchmarkFixture, work: Callable[[bytes], object], values: Sequence[bytes]) -> None:
