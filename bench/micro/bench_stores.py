@@ -180,7 +180,7 @@ class Replying:
 
 def bench_batcher(benchmark: BenchmarkFixture) -> None:
     """64 callers of one key each, whose lookups become one command to Redis."""
-    release, keys = ReleaseRef(ReleaseId("r"), "r"), [[key_of(user)] for user in range(CALLERS)]
+    release, keys = ReleaseId("r"), [[key_of(user)] for user in range(CALLERS)]
     benchmark.extra_info |= {"count": CALLERS, "each": "key"}
     loop = asyncio.new_event_loop()
     batcher = Turn(Replying(), Keys("bench"))  # type: ignore[arg-type]  # all that it uses of a connection

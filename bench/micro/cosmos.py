@@ -38,11 +38,11 @@ from bench.micro.rounds import (
     Unmeasured,
     at_least,
     at_most,
+    cpu_difference,
     figures,
     hotplate_serving,
     interleave,
-    late,
-    more,
+    late_figures,
     ratio,
     read,
 )
@@ -264,9 +264,9 @@ def service_figures(taken: Mapping[str, Sequence[Reads]]) -> Iterator[Figure]:
     samples = {name: [one.sample for one in reads] for name, reads in taken.items()}
     for name, reads in taken.items():
         yield from figures(f"GET, {name}", samples[name], each="request")
-        yield from late(f"GET, {name}", reads)
+        yield from late_figures(f"GET, {name}", reads)
     for name in (PLAIN, SECURE):
-        yield more(f"GET, {name} - {FILES}", samples[name], samples[FILES])
+        yield cpu_difference(f"GET, {name} - {FILES}", samples[name], samples[FILES])
 
 
 # Publishing at a rate, beside its dry run

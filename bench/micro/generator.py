@@ -33,12 +33,12 @@ from bench.micro.rounds import (
     Unmeasured,
     at_least,
     at_most,
-    beside,
     figures,
     hotplate_serving,
     interleave,
     path_of,
     ratio,
+    ratios,
 )
 
 PATH = path_of(0)
@@ -115,7 +115,7 @@ def throughput(effort: Effort) -> list[Figure]:
             samples = each_saturates(server.url + PATH, effort)
     ours = samples.pop(OURS)
     return [
-        beside(f"service, {OURS} / {name}", ours, taken, rate_goal=at_least(0.85))[0] for name, taken in samples.items()
+        ratios(f"service, {OURS} / {name}", ours, taken, rate_goal=at_least(0.85))[0] for name, taken in samples.items()
     ]
 
 

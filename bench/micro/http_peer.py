@@ -9,8 +9,6 @@ import tempfile
 import urllib.request
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
-from urllib.parse import unquote
 
 import uvloop
 from aiohttp import web
@@ -24,11 +22,11 @@ from bench.micro.rounds import (
     Outcome,
     Sample,
     at_least,
-    beside,
     figures,
     hotplate_serving,
     interleave,
     path_of,
+    ratios,
     read,
 )
 
@@ -43,12 +41,11 @@ Response = tuple[bytes, dict[str, str]]
 def measure(effort: Effort) -> list[Outcome]:
     """Start both servers on one core and the generator on another, and saturate them in turn."""
     with tempfile.TemporaryDirectory() as folder:
-        store, listed = f"file://{folder}/store", Path(folder) / "paths"
+        store = f"file://{folder}/store"
         publish_to(store, SERVED, SERVED.values())
-        listed.write_text("\n".join(PATHS))
         port = free_port()
         with hotplate_serving(store) as hotplate:
-            copy_of = ["--port", str(port), "--like", hotplate.url, "--paths-file", str(listed)]
+            copy_of = ["--port", str(port), "--like", hotplate.url]
             plain = [sys.executable, "-m", "bench.micro.http_peer", *copy_of]
             with serving(plain, port, PATHS[0]) as peer, on_core(1):
                 return compare(hotplate, peer, PATHS, effort)
@@ -66,7 +63,7 @@ def compare(hotplate: Server, peer: Server, paths: Sequence[str], effort: Effort
     return [
         *figures("GET on one core, hotplate", ours, each="request"),
         *figures("GET on one core, aiohttp over a dict", plain, each="request"),
-        *beside("GET on one core, hotplate / aiohttp", ours, plain, rate_goal=at_least(0.75)),
+        *ratios("GET on one core, hotplate / aiohttp", ours, plain, rate_goal=at_least(0.75)),
     ]
 
 
@@ -105,10 +102,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.micro.http_peer", description=__doc__)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--like", required=True, metavar="URL", help="the server whose responses are copied")
-    parser.add_argument("--paths-file", type=Path, required=True, help=f"paths under {ROUTE}, one per line")
     options = parser.parse_args()
-    paths = options.paths_file.read_text().split()
-    responses = {unquote(path.removeprefix(ROUTE)): fetch(options.like + path) for path in paths}
+    responses = {path.removeprefix(ROUTE): fetch(options.like + path) for path in PATHS}
     loop = uvloop.new_event_loop()
     web.run_app(application(responses), host="127.0.0.1", port=options.port, access_log=None, print=None, loop=loop)
 

@@ -26,14 +26,14 @@ from bench.micro.rounds import (
     Sample,
     Unmeasured,
     at_most,
-    beside,
+    cpu_difference,
     figures,
     hotplate_serving,
     interleave,
-    late,
-    more,
+    late_figures,
     path_of,
     ratio,
+    ratios,
     read,
 )
 from bench.redis_server import MISSING, RedisServer, installed, redis_serving
@@ -145,7 +145,7 @@ def beyond_files(what: str, reads: Sequence[ServiceReads]) -> Iterator[Figure]:
     """Name what there is only with Redis: its CPU, and popular lists where it was too late."""
     if "redis://" in what:
         yield Figure(f"{what}: CPU of redis-server", "µs/request", [one.redis_cpu_us for one in reads])
-        yield from late(what, [one.reads for one in reads])
+        yield from late_figures(what, [one.reads for one in reads])
 
 
 def beside_files(encoding: str, taken: Mapping[str, Sequence[ServiceReads]]) -> Iterator[Figure]:
@@ -156,9 +156,9 @@ def beside_files(encoding: str, taken: Mapping[str, Sequence[ServiceReads]]) -> 
             [one.reads.sample for one in taken[f"{scheme} {encoding} {rate}"]] for scheme in ("file://", "redis://")
         )
         # At a rate that leaves little to batch, most requests pay for a round trip of their own: no goal.
-        yield more(f"{what} - file://", far, near, goal=at_most(CPU_US_MORE) if rate is None else None)
+        yield cpu_difference(f"{what} - file://", far, near, goal=at_most(CPU_US_MORE) if rate is None else None)
         if rate is None:
-            yield beside(f"{what} / file://", far, near)[0]
+            yield ratios(f"{what} / file://", far, near)[0]
 
 
 # Lookups by the store, beside redis-py's own mget
@@ -218,7 +218,7 @@ def measure_reads(effort: Effort) -> list[Outcome]:
             what = f"redis:// lookups, {calls}"
             result += figures(f"{what}, the store", ours, each="key")
             result += figures(f"{what}, redis-py's mget", theirs, each="key")
-            result.append(beside(f"{what}, the store / redis-py", ours, theirs)[1])
+            result.append(ratios(f"{what}, the store / redis-py", ours, theirs)[1])
     return result
 
 

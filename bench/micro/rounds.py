@@ -154,7 +154,7 @@ def ratio(name: str, over: Sequence[float], under: Sequence[float], *, goal: Goa
     return Figure(name, "ratio", [first / second for first, second in zip(over, under, strict=True)], goal)
 
 
-def beside(
+def ratios(
     name: str, ours: Sequence[Sample], theirs: Sequence[Sample], *, rate_goal: Goal | None = None
 ) -> list[Figure]:
     """Compare the rates and the CPU of two variants round by round."""
@@ -163,7 +163,7 @@ def beside(
     return [ratio(f"{name}: rate", *rates, goal=rate_goal), ratio(f"{name}: CPU", *cpus)]
 
 
-def more(name: str, ours: Sequence[Sample], theirs: Sequence[Sample], *, goal: Goal | None = None) -> Figure:
+def cpu_difference(name: str, ours: Sequence[Sample], theirs: Sequence[Sample], *, goal: Goal | None = None) -> Figure:
     """Subtract the CPU of a request to one service from that of another, round by round."""
     pairs = zip(ours, theirs, strict=True)
     return Figure(f"{name}: CPU", "µs/request", [one.cpu_us_per_op - two.cpu_us_per_op for one, two in pairs], goal)
@@ -222,7 +222,7 @@ def read(
     )
 
 
-def late(what: str, reads: Sequence[Reads]) -> list[Figure]:
+def late_figures(what: str, reads: Sequence[Reads]) -> list[Figure]:
     """Name the share of responses that the store was too late for, where there were any: they cost less."""
     shares = [one.popular for one in reads]
     return [Figure(f"{what}: popular list instead", "share", shares)] if any(shares) else []

@@ -10,7 +10,19 @@ import pytest
 from bench.launch import free_port, serving
 from bench.lists import DISTINCT, Shape
 from bench.micro import memory, publishing, spent
-from bench.micro.rounds import Figure, Reads, Sample, at_least, at_most, beside, figures, interleave, late, more, ratio
+from bench.micro.rounds import (
+    Figure,
+    Reads,
+    Sample,
+    at_least,
+    at_most,
+    cpu_difference,
+    figures,
+    interleave,
+    late_figures,
+    ratio,
+    ratios,
+)
 from bench.report import machine
 from stores.encoding import decode
 from stores.lmdb_store import LmdbStore
@@ -42,11 +54,14 @@ def test_a_figure_has_its_median_and_spread_and_keeps_its_rounds() -> None:
 def test_variants_are_compared_round_by_round() -> None:
     assert ratio("r", [10, 30], [20, 20]).values == [0.5, 1.5]
     ours, theirs = [Sample(10, 38), Sample(30, 39)], [Sample(20, 19), Sample(20, 20)]
-    rate, cpu = beside("x", ours, theirs, rate_goal=at_least(1))
+    rate, cpu = ratios("x", ours, theirs, rate_goal=at_least(1))
     assert (rate.values, rate.held) == ([0.5, 1.5], True)
     assert cpu.values == [2, 39 / 20]
-    assert (more("x", ours, theirs, goal=at_most(10)).values, more("x", ours, theirs).held) == ([19, 19], None)
-    assert more("x", ours, theirs, goal=at_most(10)).held is False
+    assert (cpu_difference("x", ours, theirs, goal=at_most(10)).values, cpu_difference("x", ours, theirs).held) == (
+        [19, 19],
+        None,
+    )
+    assert cpu_difference("x", ours, theirs, goal=at_most(10)).held is False
 
 
 def test_a_goal_is_held_by_the_median_and_the_bound_itself_is_good() -> None:
@@ -65,8 +80,8 @@ def test_a_rate_never_stands_without_its_cpu() -> None:
 
 def test_popular_lists_that_stood_in_are_reported() -> None:
     in_time, too_late = (Reads(Sample(1, 1), p50_us=2.0, p99_us=3.0, popular=share) for share in (0.0, 0.25))
-    assert [figure.values for figure in late("x", [in_time, too_late])] == [[0.0, 0.25]]
-    assert late("x", [in_time]) == []
+    assert [figure.values for figure in late_figures("x", [in_time, too_late])] == [[0.0, 0.25]]
+    assert late_figures("x", [in_time]) == []
 
 
 def test_the_machine_is_described() -> None:

@@ -62,7 +62,7 @@ def test_too_little_room_on_the_disk_skips_with_the_numbers(monkeypatch: pytest.
     assert "1 MB free" in outcome.reason
 
 
-async def test_the_peer_gives_the_responses_that_it_copied(tmp_path: Path) -> None:
+async def test_the_peer_gives_the_responses_that_it_copied() -> None:
     async def original(request: web.Request) -> web.Response:
         body = b'{"user":"%b","items":[]}' % request.match_info["user"].encode()
         return web.Response(body=body, headers=RESPONSE_HEADERS)
@@ -73,12 +73,8 @@ async def test_the_peer_gives_the_responses_that_it_copied(tmp_path: Path) -> No
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    paths = [f"{ROUTE}{number}" for number in range(3)]
-    listed = tmp_path / "paths"
-    listed.write_text("\n".join(paths))
-    port = free_port()
-    command = [sys.executable, "-m", "bench.micro.http_peer", "--port", str(port)]
-    command += ["--like", url, "--paths-file", str(listed)]
+    paths, port = http_peer.PATHS[:3], free_port()
+    command = [sys.executable, "-m", "bench.micro.http_peer", "--port", str(port), "--like", url]
 
     def compare() -> Result:
         with serving(command, port, paths[0]) as peer:
