@@ -35,6 +35,7 @@ from bench.micro.rounds import (
     Outcome,
     Reads,
     Sample,
+    Stopwatch,
     Unmeasured,
     at_least,
     at_most,
@@ -220,10 +221,10 @@ def read_by(client: Client, seconds: float, *, aligned: bool = False) -> tuple[S
                         return
                     done += 1
 
-            wall_s, cpu_s = time.perf_counter(), time.process_time()
-            await asyncio.gather(*(reader(first) for first in range(IN_FLIGHT)))
-            cpu_s, wall_s = time.process_time() - cpu_s, time.perf_counter() - wall_s
-        return Sample(done / wall_s, cpu_s * 1e6 / max(done, 1)), done
+            watch = Stopwatch()
+            with watch.running():
+                await asyncio.gather(*(reader(first) for first in range(IN_FLIGHT)))
+        return watch.sample(done), done
 
     return uvloop.run(timed())
 

@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import cast
 
@@ -37,7 +37,6 @@ from bench.micro.rounds import (
     hotplate_serving,
     interleave,
     path_of,
-    ratio,
     ratios,
 )
 
@@ -49,7 +48,7 @@ STALL_S, STALL_RATE = 0.1, 2_000
 STALL_ROUNDS = 5
 # By arithmetic: a tenth of all requests wait evenly between nothing and 100 ms.
 STALL_US = {"p99": 90_000.0, "p999": 99_000.0}
-OURS = "hotplate bench"
+OURS, CHEAP, SERVICE = "hotplate bench", "cheap server", "the service"
 
 BODY = b'{"user":"1","release":"r","source":"personal","tier":"none","items":[]}'
 RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(BODY), BODY)
@@ -77,10 +76,16 @@ def tools(round_s: float) -> list[Tool]:
 def measure(effort: Effort) -> list[Outcome]:
     """Measure the generator on a core of its own, the servers on another."""
     with responding(0) as server:
-        result = [*costs(server.url, effort), open_loop(server.url, effort)]
+        result = [*beside_tools(CHEAP, server.url + PATH, effort), open_loop(server.url, effort)]
     with responding(STALL_S) as server:
         result += stalls(server.url, effort)
-    return result + throughput(effort)
+    with tempfile.TemporaryDirectory() as folder:
+        store = f"file://{folder}/store"
+        publish_to(store, SERVED, SERVED.values())
+        with hotplate_serving(store) as service, on_core(1):
+            result += beside_tools(SERVICE, service.url + PATH, effort)
+    missing = Unmeasured("generator beside wrk and h2load", "neither is installed")
+    return result if tools(effort.round_s) else [*result, missing]
 
 
 @contextmanager
@@ -92,31 +97,21 @@ def responding(stall_s: float) -> Iterator[Server]:
         yield server
 
 
-def costs(url: str, effort: Effort) -> list[Outcome]:
-    """Saturate a cheap server in turn, and compare the CPU time of a request."""
-    samples = each_saturates(url, effort)
-    ours = samples[OURS]
+def beside_tools(what: str, address: str, effort: Effort) -> list[Outcome]:
+    """Saturate a server by each generator in turn, and compare the rates and the CPU of a request.
+
+    Goals: where the server is cheap, 1.3 times the CPU of wrk; where it is the limit, the same rate.
+    """
+    samples = each_saturates(address, effort)
     result = list[Outcome]()
     for name, taken in samples.items():
-        result += figures(f"closed loop, cheap server, {name}", taken, each="request")
+        result += figures(f"closed loop, {what}, {name}", taken, each="request")
         if name != OURS:
-            cpus = [one.cpu_us_per_op for one in ours], [one.cpu_us_per_op for one in taken]
-            goal = at_most(1.3) if name == "wrk" else None
-            result.append(ratio(f"generator's CPU, {OURS} / {name}", *cpus, goal=goal))
-    return result if len(samples) > 1 else [*result, Unmeasured("generator beside wrk, h2load", "neither is installed")]
-
-
-def throughput(effort: Effort) -> list[Figure]:
-    """Saturate hotplate's own service, which is the limit then, in turn: all must measure the same rate."""
-    with tempfile.TemporaryDirectory() as folder:
-        store = f"file://{folder}/store"
-        publish_to(store, SERVED, SERVED.values())
-        with hotplate_serving(store) as server, on_core(1):
-            samples = each_saturates(server.url + PATH, effort)
-    ours = samples.pop(OURS)
-    return [
-        ratios(f"service, {OURS} / {name}", ours, taken, rate_goal=at_least(0.85))[0] for name, taken in samples.items()
-    ]
+            rate, cpu = ratios(f"closed loop, {what}, {OURS} / {name}", samples[OURS], taken)
+            rate_goal = at_least(0.85) if what == SERVICE else None
+            cpu_goal = at_most(1.3) if what == CHEAP and name == "wrk" else None
+            result += [replace(rate, goal=rate_goal), replace(cpu, goal=cpu_goal)]
+    return result
 
 
 def each_saturates(address: str, effort: Effort) -> dict[str, list[Sample]]:

@@ -4,16 +4,25 @@ import asyncio
 import itertools
 import shutil
 import tempfile
-import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from bench.lists import Shape
 from bench.micro import memory
-from bench.micro.rounds import HOTPLATE, Effort, Figure, Outcome, Sample, Unmeasured, at_most, figures, interleave
+from bench.micro.rounds import (
+    HOTPLATE,
+    Effort,
+    Figure,
+    Outcome,
+    Sample,
+    Stopwatch,
+    Unmeasured,
+    at_most,
+    figures,
+    interleave,
+)
 from bench.micro.spent import Spent, run
 from bench.report.machine import ROOT
 from stores.catalogue import ReleaseRef
@@ -36,22 +45,6 @@ RECIPE = (
     *("--count-column", "invoice_no", "--min-per-user", "5", "--min-per-item", "5"),
 )
 RETAIL_WALL_S, RETAIL_PEAK_MB = 60, 1000
-
-
-@dataclass(slots=True)
-class Stopwatch:
-    """Adds up the time of the blocks that it runs in; lives as long as one publish."""
-
-    wall_s: float = 0.0
-    cpu_s: float = 0.0
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Add the time of this block."""
-        wall_s, cpu_s = time.perf_counter(), time.process_time()
-        yield
-        self.wall_s += time.perf_counter() - wall_s
-        self.cpu_s += time.process_time() - cpu_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,31 +84,27 @@ def publish_to(url: str, shape: Shape, shared: Sequence[bytes], encoding: str = 
 
 
 async def _publish(store: Store, shape: Shape, shared: Sequence[bytes], encoding: str) -> Published:
-    whole, preparing, making, made = Stopwatch(), Stopwatch(), Stopwatch(), shape.batches(shared)
+    whole, preparing, making = Stopwatch(), Stopwatch(), Stopwatch()
 
     async def rows() -> AsyncIterator[list[Row]]:
-        while True:
-            with making.running():
-                batch = next(made, None)
-            if batch is None:
-                return
+        for batch in shape.batches(shared):
             yield batch
 
-    async def prepared(batches: AsyncIterator[list[Row]]) -> AsyncIterator[list[Row]]:
+    async def watched(batches: AsyncIterator[list[Row]], watch: Stopwatch) -> AsyncIterator[list[Row]]:
         while True:
-            with preparing.running():
+            with watch.running():
                 batch = await anext(batches, None)
             if batch is None:
                 return
             yield batch
 
     with whole.running():
-        batches, plan = rows(), shape.plan
+        batches, plan = watched(rows(), making), shape.plan
         if encoding == "zstd":
             with preparing.running():
                 compressed = await compress(batches, plan)
             batches, plan = compressed.batches, compressed.plan
-        written = await publish(store, prepared(batches), plan=plan, about={}, encoding=encoding)
+        written = await publish(store, watched(batches, preparing), plan=plan, about={}, encoding=encoding)
     release = (await store.catalogue()).live_ref
     if release is None:
         raise RuntimeError("nothing is live after a publish")

@@ -4,7 +4,6 @@ import asyncio
 import json
 import random
 import tempfile
-import time
 import urllib.request
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -24,6 +23,7 @@ from bench.micro.rounds import (
     Outcome,
     Reads,
     Sample,
+    Stopwatch,
     Unmeasured,
     at_most,
     cpu_difference,
@@ -231,11 +231,10 @@ async def timed(many: Many, calls: Calls, batches: Sequence[Sequence[str]]) -> S
                 raise RuntimeError(f"a list is missing among {batch}")
 
     await asyncio.gather(*(look_up(iter(batches[:1])) for _ in range(calls.tasks)))
-    remaining = iter(batches)
-    wall_s, cpu_s = time.perf_counter(), time.process_time()
-    await asyncio.gather(*(look_up(remaining) for _ in range(calls.tasks)))
-    lookups = len(batches) * calls.keys
-    return Sample(lookups / (time.perf_counter() - wall_s), (time.process_time() - cpu_s) * 1e6 / lookups)
+    remaining, watch = iter(batches), Stopwatch()
+    with watch.running():
+        await asyncio.gather(*(look_up(remaining) for _ in range(calls.tasks)))
+    return watch.sample(len(batches) * calls.keys)
 
 
 # Publishing into Redis

@@ -4,6 +4,7 @@ Below the rounds and their figures stand the service on one core, and closed or 
 """
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +42,26 @@ class Sample:
 
     rate_per_s: float
     cpu_us_per_op: float
+
+
+@dataclass(slots=True)
+class Stopwatch:
+    """Adds up the time of the blocks that it runs in; lives as long as one round."""
+
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Add the time of this block."""
+        wall_s, cpu_s = time.perf_counter(), time.process_time()
+        yield
+        self.wall_s += time.perf_counter() - wall_s
+        self.cpu_s += time.process_time() - cpu_s
+
+    def sample(self, count: int) -> Sample:
+        """Return the rate and the CPU of *count* operations in that time."""
+        return Sample(count / self.wall_s, self.cpu_s * 1e6 / max(count, 1))
 
 
 @dataclass(frozen=True, slots=True)
