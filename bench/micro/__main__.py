@@ -42,21 +42,21 @@ def measure_in_process(effort: Effort) -> list[Outcome]:
         done = subprocess.run(command, cwd=machine.ROOT, env=settings, capture_output=True, text=True, check=False)  # noqa: S603 -- our own suite
         if done.returncode:
             raise RuntimeError(f"pytest ended with {done.returncode}: {(done.stdout + done.stderr)[-2000:]}")
-        found = {one["name"]: one for one in json.loads(written.read_text())["benchmarks"]}
-    return [*map(benchmark_figure, found.values()), get_beside_dict(found)]
+        results = {one["name"]: one for one in json.loads(written.read_text())["benchmarks"]}
+    return [*map(benchmark_figure, results.values()), get_beside_dict(results)]
 
 
-def benchmark_figure(found: dict[str, Any]) -> Figure:
+def benchmark_figure(result: dict[str, Any]) -> Figure:
     """Name one benchmark by its function and parameters; its time is that of one of the things that a round does."""
-    count = found["extra_info"].get("count", 1)
-    name = found["name"].removeprefix("bench_").replace("_", " ")
-    values = [found["stats"][key] * 1e6 / count for key in ("q1", "median", "q3")]
-    return Figure(f"in process, {name}: CPU", f"µs/{found['extra_info'].get('each', 'call')}", values)
+    count = result["extra_info"].get("count", 1)
+    name = result["name"].removeprefix("bench_").replace("_", " ")
+    values = [result["stats"][key] * 1e6 / count for key in ("q1", "median", "q3")]
+    return Figure(f"in process, {name}: CPU", f"µs/{result['extra_info'].get('each', 'call')}", values)
 
 
-def get_beside_dict(found: dict[str, dict[str, Any]]) -> Figure:
+def get_beside_dict(results: dict[str, dict[str, Any]]) -> Figure:
     """Divide the time of a read of the embedded store by that of a dict's."""
-    store, plain = (found[name]["stats"] for name in ("bench_get", "bench_get_of_a_dict"))
+    store, plain = (results[name]["stats"] for name in ("bench_get", "bench_get_of_a_dict"))
     values = [store[key] / plain["median"] for key in ("q1", "median", "q3")]
     return Figure("in process, get / get of a dict: CPU", "ratio", values, at_most(GET_PER_DICT_GET))
 
@@ -117,12 +117,12 @@ def table(outcomes: Sequence[Outcome], title: str) -> Table:
     for column in ("median", "min", "max", "n"):
         result.add_column(column, justify="right")
     result.add_column("goal")
-    result.add_column("held")
+    result.add_column("met")
     for one in outcomes:
         if isinstance(one, Figure):
             numbers = (f"{value:,.4g}" if value < 1000 else f"{value:,.0f}" for value in (one.median, one.min, one.max))
-            held = {None: "", True: "yes", False: "NO"}[one.held]
-            result.add_row(escape(one.name), one.unit, *numbers, str(len(one.values)), str(one.goal or ""), held)
+            met = {None: "", True: "yes", False: "NO"}[one.met]
+            result.add_row(escape(one.name), one.unit, *numbers, str(len(one.values)), str(one.goal or ""), met)
         else:
             result.add_row(escape(f"{one.name}: {'FAILED' if one.failed else 'skipped'}, {one.reason}"))
     return result

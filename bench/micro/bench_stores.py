@@ -108,9 +108,9 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LmdbSto
     release = publish_to(f"file://{folder}", shape, shape.values()).release
     assert release is not None
     store = LmdbStore(folder)
-    held = {key: value for key in map(key_of, range(USERS)) if (value := store.get(release, key)) is not None}
-    assert len(held) == USERS
-    yield store, release, held
+    copies = {key: value for key in map(key_of, range(USERS)) if (value := store.get(release, key)) is not None}
+    assert len(copies) == USERS
+    yield store, release, copies
     asyncio.run(store.close())
 
 
@@ -150,7 +150,7 @@ def bench_get_of_a_dict(benchmark: BenchmarkFixture, embedded: Embedded) -> None
 
 
 def bench_get_many(benchmark: BenchmarkFixture, embedded: Embedded) -> None:
-    """Read lists from files, as many in a call as the store asks for."""
+    """Read lists from files, as many in a call as `batch` says."""
     store, release, _ = embedded
     loop = asyncio.new_event_loop()
 

@@ -58,7 +58,7 @@ DATABASE, CONTAINER = "d", "c"
 PAD_BYTES = 788
 ITEMS = 200
 IN_FLIGHT = 16
-# More than the emulator can be asked for, so that nothing is throttled.
+# More than the emulator can serve, so that nothing is throttled.
 PLENTY_RU = 1_000_000
 
 

@@ -1,4 +1,4 @@
-"""How many GETs one core answers, beside the plainest aiohttp service that gives the same responses.
+"""How many GETs one core serves, beside the plainest aiohttp service that gives the same responses.
 
 That peer is this module's command: one route over a dict, which it fills with copies of the service's own responses.
 """
@@ -68,7 +68,7 @@ def compare(hotplate: Server, peer: Server, paths: Sequence[str], effort: Effort
 
 
 def must_be_alike(url: str, other: str) -> None:
-    """Raise RuntimeError unless both answer with the same body and the same names of headers."""
+    """Raise RuntimeError unless both respond with the same body and the same names of headers."""
     (body, headers), (other_body, other_headers) = fetch(url), fetch(other)
     if body != other_body:
         raise RuntimeError(f"the bodies of {url} and {other} differ: {body[:200]!r} and {other_body[:200]!r}")

@@ -66,7 +66,7 @@ class Stopwatch:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What a figure is held against; its unit is that of the figure."""
+    """What a figure is compared with; its unit is that of the figure."""
 
     bound: float
     at_least: bool = False
@@ -74,7 +74,7 @@ class Goal:
     def __str__(self) -> str:
         return f"{'≥' if self.at_least else '≤'} {self.bound:g}"
 
-    def held(self, value: float) -> bool:
+    def met(self, value: float) -> bool:
         """Return whether *value* is on the good side; the bound itself is."""
         return value >= self.bound if self.at_least else value <= self.bound
 
@@ -91,7 +91,7 @@ def at_most(bound: float) -> Goal:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One measured number, a value per round or process; its median is held against `goal`, where it has one."""
+    """One measured number, a value per round or process; its median is compared with `goal`, where it has one."""
 
     name: str
     unit: str
@@ -114,9 +114,9 @@ class Figure:
         return max(self.values)
 
     @property
-    def held(self) -> bool | None:
+    def met(self) -> bool | None:
         """Whether the goal was met; None where there is none."""
-        return None if self.goal is None else self.goal.held(self.median)
+        return None if self.goal is None else self.goal.met(self.median)
 
     def to_json(self) -> dict[str, Any]:
         """Return it, with its raw values, as plain JSON values."""
@@ -124,7 +124,7 @@ class Figure:
             "name": self.name,
             "unit": self.unit,
             "goal": None if self.goal is None else str(self.goal),
-            "held": self.held,
+            "met": self.met,
             "median": self.median,
             "min": self.min,
             "max": self.max,

@@ -39,7 +39,7 @@ def test_a_benchmark_that_fails_leaves_the_others_their_figures(
     assert command.main(["--rounds", "2", "--users", "7", "--out", str(written)]) == 1
     failed, given, skipped = json.loads(written.read_text())["figures"]
     assert failed == {"name": "http_peer", "failed": "no [server] in 2 rounds"}
-    assert given["held"] is False
+    assert given["met"] is False
     assert "none.parquet" in skipped["skipped"]
     printed = capsys.readouterr().out
     assert "http_peer: FAILED, no [server] in 2 rounds" in printed

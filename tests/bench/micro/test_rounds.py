@@ -55,21 +55,21 @@ def test_variants_are_compared_round_by_round() -> None:
     assert ratio("r", [10, 30], [20, 20]).values == [0.5, 1.5]
     ours, theirs = [Sample(10, 38), Sample(30, 39)], [Sample(20, 19), Sample(20, 20)]
     rate, cpu = ratios("x", ours, theirs, rate_goal=at_least(1))
-    assert (rate.values, rate.held) == ([0.5, 1.5], True)
+    assert (rate.values, rate.met) == ([0.5, 1.5], True)
     assert cpu.values == [2, 39 / 20]
-    assert (cpu_difference("x", ours, theirs, goal=at_most(10)).values, cpu_difference("x", ours, theirs).held) == (
+    assert (cpu_difference("x", ours, theirs, goal=at_most(10)).values, cpu_difference("x", ours, theirs).met) == (
         [19, 19],
         None,
     )
-    assert cpu_difference("x", ours, theirs, goal=at_most(10)).held is False
+    assert cpu_difference("x", ours, theirs, goal=at_most(10)).met is False
 
 
-def test_a_goal_is_held_by_the_median_and_the_bound_itself_is_good() -> None:
-    assert Figure("a", "s", [1.0, 5.0, 6.0], at_most(5)).held is True
-    assert Figure("a", "s", [1.0, 5.1, 6.0], at_most(5)).held is False
-    assert Figure("a", "ratio", [0.1, 0.75, 0.75], at_least(0.75)).held is True
-    assert Figure("a", "ratio", [0.1, 0.74, 0.9], at_least(0.75)).to_json()["held"] is False
-    assert Figure("a", "s", [1.0]).held is None
+def test_a_goal_is_met_by_the_median_and_the_bound_itself_is_good() -> None:
+    assert Figure("a", "s", [1.0, 5.0, 6.0], at_most(5)).met is True
+    assert Figure("a", "s", [1.0, 5.1, 6.0], at_most(5)).met is False
+    assert Figure("a", "ratio", [0.1, 0.75, 0.75], at_least(0.75)).met is True
+    assert Figure("a", "ratio", [0.1, 0.74, 0.9], at_least(0.75)).to_json()["met"] is False
+    assert Figure("a", "s", [1.0]).met is None
 
 
 def test_a_rate_never_stands_without_its_cpu() -> None:

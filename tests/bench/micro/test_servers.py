@@ -98,7 +98,7 @@ def test_the_service_is_measured_beside_its_peer(temporary: Path) -> None:
     assert len(measured) == 6
     compared = measured["GET on one core, hotplate / aiohttp: rate"]
     assert str(compared.goal) == "≥ 0.75"
-    assert compared.held is (compared.median >= 0.75)
+    assert compared.met is (compared.median >= 0.75)
     assert list(temporary.iterdir()) == []
 
 
@@ -164,8 +164,8 @@ def test_redis_is_compared_with_files_round_by_round() -> None:
     }
     compared = {figure.name: figure for figure in redis.beside_files("zstd", taken)}
     saturated = compared["GET on one core, zstd, redis:// - file://: CPU"]
-    assert (saturated.values, saturated.held) == ([12, 12], False)
-    assert compared["GET at 5,000/s, zstd, redis:// - file://: CPU"].held is None
+    assert (saturated.values, saturated.met) == ([12, 12], False)
+    assert compared["GET at 5,000/s, zstd, redis:// - file://: CPU"].met is None
     assert compared["GET on one core, zstd, redis:// / file://: rate"].values == [1, 1]
     units = [figure.unit for figure in redis.server_figures("redis:// zstd", taken)]
     assert units == ["requests/s", "µs/request", "µs/request", "µs/request", "µs", "µs", "µs/request"]
@@ -249,4 +249,4 @@ def test_the_emulator_admits_what_is_provisioned() -> None:
     measured = named(cosmos.measure_emulator(SMALL))
     assert len(measured) == 5
     assert all(figure.median > 0 for name, figure in measured.items() if "off by" not in name)
-    assert all(figure.held for name, figure in measured.items() if "off by" in name)
+    assert all(figure.met for name, figure in measured.items() if "off by" in name)
