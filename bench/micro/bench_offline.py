@@ -11,11 +11,9 @@ import polars as pl
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from offline.als import ALSParams, Factors, fit
-from offline.evaluate import evaluate
-from offline.matrix import Matrix, to_matrix
-from offline.metrics import measure
-from offline.ranking import recommend
+from offline.evaluate import evaluate, measure
+from offline.input.matrix import Matrix, to_matrix
+from offline.train.als import ALSParams, Factors, fit, recommend
 
 USERS = min(max(int(os.environ.get("BENCH_USERS", "100000")) // 10, 100), 20_000)
 ITEMS = 9_000

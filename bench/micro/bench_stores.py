@@ -22,8 +22,8 @@ from stores.catalogue import Catalogue, ReleaseId, ReleaseRef
 from stores.compression import Compressor, Decompressor, train
 from stores.encoding import ItemEncoder, cut, decode
 from stores.lmdb_store import LmdbStore
+from stores.redis.batcher import Batcher
 from stores.redis.keys import Keys
-from stores.redis.turn import Turn
 from stores.store import Row
 
 COUNT = 1_000
@@ -169,9 +169,9 @@ class Replying:
     """A connection to a Redis that replies at once; lives as long as one benchmark."""
 
     def __init__(self) -> None:
-        self.live = self
+        self.current = self
 
-    def ask(self, *parts: object) -> "asyncio.Future[list[bytes]]":
+    def send_command(self, *parts: object) -> "asyncio.Future[list[bytes]]":
         """Reply to an MGET."""
         reply = asyncio.get_running_loop().create_future()
         reply.set_result([b"sealed"] * (len(parts) - 1))
@@ -180,10 +180,10 @@ class Replying:
 
 def bench_batcher(benchmark: BenchmarkFixture) -> None:
     """64 callers of one key each, whose lookups become one command to Redis."""
-    release, keys = ReleaseId("r"), [[key_of(user)] for user in range(CALLERS)]
+    release, keys = ReleaseRef(ReleaseId("r"), "r"), [[key_of(user)] for user in range(CALLERS)]
     benchmark.extra_info |= {"count": CALLERS, "each": "key"}
     loop = asyncio.new_event_loop()
-    batcher = Turn(Replying(), Keys("bench"))  # type: ignore[arg-type]  # all that it uses of a connection
+    batcher = Batcher(Replying(), Keys("bench"))  # type: ignore[arg-type]  # all that it uses of a connection
 
     async def read_all() -> None:
         await asyncio.gather(*(batcher.read(release, one) for one in keys))
