@@ -10,12 +10,11 @@ import subprocess
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import orjson
 import uvloop
 from aiohttp import ClientSession, DummyCookieJar, TCPConnector
 from azure.core.pipeline.transport import AioHttpTransport
@@ -25,7 +24,6 @@ from azure.cosmos.aio import CosmosClient
 from azure.cosmos.documents import ConnectionPolicy
 
 from bench.cosmos_emulator.auth import WELL_KNOWN_KEY
-from bench.launch import Server, on_core
 from bench.micro.http_peer import PATHS, SERVED
 from bench.micro.publishing import DATA, RECIPE, publish_to
 from bench.micro.rounds import (
@@ -48,7 +46,7 @@ from bench.micro.rounds import (
     read,
 )
 from bench.micro.spent import run
-from bench.report.machine import ROOT, environment
+from bench.process import emulator_serving, on_core
 from stores.cosmos.rest.driver import RestDriver
 from stores.cosmos.url import parse
 from stores.errors import StoreThrottled
@@ -60,24 +58,6 @@ ITEMS = 200
 IN_FLIGHT = 16
 # More than the emulator can serve, so that nothing is throttled.
 PLENTY_RU = 1_000_000
-
-
-@contextmanager
-def emulating(*options: str, core: int = 0) -> Iterator[Server]:
-    """Run an emulator on one core; RuntimeError where it does not start."""
-    with on_core(core):
-        process = subprocess.Popen(  # noqa: S603 -- our own command
-            [*HOTPLATE, "cosmos-emulator", "--port", "0", "--json", *options],
-            cwd=ROOT, env=environment(), stdout=subprocess.PIPE, process_group=0,
-        )  # fmt: skip
-    with process:
-        try:
-            line = process.stdout.readline() if process.stdout else b""
-            if not line:
-                raise RuntimeError("the emulator does not start")
-            yield Server(orjson.loads(line)["endpoint"].rstrip("/"), process.pid)
-        finally:
-            process.terminate()
 
 
 def fill(endpoint: str, names: Sequence[str], ru: int = PLENTY_RU, ca: str | None = None) -> None:
@@ -134,9 +114,10 @@ class ChargeSum:
 def measure_reads(effort: Effort) -> list[Outcome]:
     """Read items of 1 KB by each client in turn, 16 in flight."""
     with tempfile.TemporaryDirectory() as folder:
-        certificate = Path(folder) / "emulator.pem"
-        with emulating() as plain, emulating("--tls", "--certificate", str(certificate)) as secure, on_core(1):
-            for endpoint, ca in ((plain.url, None), (secure.url, str(certificate))):
+        certificate = str(Path(folder) / "emulator.pem")
+        tls = ("--tls", "--certificate", certificate)
+        with emulator_serving(core=0) as plain, emulator_serving(*tls, core=0) as secure, on_core(1):
+            for endpoint, ca in ((plain.url, None), (secure.url, certificate)):
                 fill(endpoint, ids(), ca=ca)
             clients: dict[str, Client] = {
                 AS_IT_COMES: partial(as_it_comes, plain.url),
@@ -241,9 +222,10 @@ FILES, PLAIN, SECURE = "file://", "cosmos+http://", "cosmos+https://"
 def measure_service(effort: Effort) -> list[Outcome]:
     """Serve the same lists from each store, all services on one core, and saturate them in turn."""
     with tempfile.TemporaryDirectory() as made, ExitStack() as stack:
-        certificate = Path(made) / "emulator.pem"
-        plain = stack.enter_context(emulating(core=1))
-        secure = stack.enter_context(emulating("--tls", "--certificate", str(certificate), core=1))
+        certificate = str(Path(made) / "emulator.pem")
+        tls = ("--tls", "--certificate", certificate)
+        plain = stack.enter_context(emulator_serving())
+        secure = stack.enter_context(emulator_serving(*tls))
         stores = {
             FILES: f"file://{made}/store",
             PLAIN: f"cosmos+{plain.url}/db?ru={SERVICE_RU}",
@@ -283,7 +265,7 @@ def measure_publishing(effort: Effort) -> list[Outcome]:
     """Train on Online Retail once, and publish it with and without --dry-run, each time into an empty database."""
     if not DATA.exists():
         return [Unmeasured("cosmos_publishing", f"the data set is not at {DATA}")]
-    with tempfile.TemporaryDirectory() as folder, emulating() as server:
+    with tempfile.TemporaryDirectory() as folder, emulator_serving(core=0) as server:
         model = Path(folder) / "model"
         run([*HOTPLATE, "train", str(DATA), *RECIPE, "--out", str(model)])
         pairs = [
@@ -343,7 +325,7 @@ def measure_emulator(effort: Effort) -> list[Outcome]:
 
 def emulator_reads(effort: Effort) -> list[Figure]:
     """Saturate the emulator with hotplate's client, which costs less than it."""
-    with emulating() as server, on_core(1):
+    with emulator_serving(core=0) as server, on_core(1):
         fill(server.url, ids())
 
         def read_once() -> Sample:
@@ -359,7 +341,7 @@ def emulator_reads(effort: Effort) -> list[Figure]:
 def emulator_memory(effort: Effort) -> Figure:
     """Create items, and divide the memory that the emulator took by their number."""
     count = max(100, min(STORED_ITEMS, effort.users // 100))
-    with emulating() as server, on_core(1):
+    with emulator_serving(core=0) as server, on_core(1):
         fill(server.url, ids(500, "warm"))
         before = server.memory_bytes()
         fill(server.url, ids(count))
@@ -371,7 +353,7 @@ def emulator_memory(effort: Effort) -> Figure:
 def emulator_limit(effort: Effort, ru: int) -> Figure:
     """Request more than is provisioned over whole seconds; the figure is how far off the admitted RU/s are."""
     seconds = max(3, round(effort.round_s * 2))
-    with emulating() as server, on_core(1):
+    with emulator_serving(core=0) as server, on_core(1):
         fill(server.url, ids(), ru)
         client = partial(retrying, f"cosmos+{server.url}/{DATABASE}")
         counts = [read_by(client, seconds - 0.05, aligned=True)[1] for _ in range(effort.rounds)]

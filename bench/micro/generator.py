@@ -20,8 +20,8 @@ from typing import cast
 
 import uvloop
 
-from bench.launch import Server, free_port, on_core, serving
-from bench.loadgen.load import Load, run
+from bench.loadgen.generator import run
+from bench.loadgen.load import Load
 from bench.loadgen.result import Result
 from bench.micro.http_peer import SERVED
 from bench.micro.publishing import publish_to
@@ -39,6 +39,7 @@ from bench.micro.rounds import (
     path_of,
     ratios,
 )
+from bench.process import Server, free_port, on_core, serving
 
 PATH = path_of(0)
 CONNECTIONS = 64

@@ -13,7 +13,6 @@ from functools import partial
 import uvloop
 from aiohttp import web
 
-from bench.launch import Server, free_port, on_core, serving
 from bench.lists import Shape
 from bench.micro.publishing import publish_to
 from bench.micro.rounds import (
@@ -29,6 +28,7 @@ from bench.micro.rounds import (
     ratios,
     read,
 )
+from bench.process import Server, free_port, on_core, serving
 
 # What is served: few enough lists for the peer's dict and the processor's cache, with titles as shops have them.
 SERVED = Shape(1_000, items=20, title_chars=17)

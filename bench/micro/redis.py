@@ -14,7 +14,6 @@ import uvloop
 from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 
-from bench.launch import Server, on_core
 from bench.lists import Shape, key_of
 from bench.micro.publishing import CPU_US_PER_LIST, Published, publish_to
 from bench.micro.rounds import (
@@ -36,7 +35,7 @@ from bench.micro.rounds import (
     ratios,
     read,
 )
-from bench.redis_server import MISSING, RedisServer, installed, redis_serving
+from bench.process import REDIS_MISSING, RedisServer, Server, on_core, redis_installed, redis_serving
 from stores.catalogue import ReleaseRef
 from stores.connect import connect
 from stores.transfer import copy
@@ -52,7 +51,7 @@ def where_installed(measure: Measure) -> Measure:
 
     def measured(effort: Effort) -> list[Outcome]:
         name = measure.__name__.replace("measure", "redis")
-        return measure(effort) if installed() else [Unmeasured(name, MISSING)]
+        return measure(effort) if redis_installed() else [Unmeasured(name, REDIS_MISSING)]
 
     return measured
 

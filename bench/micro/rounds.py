@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from bench.launch import Server, free_port, serving
 from bench.lists import key_of
-from bench.loadgen.load import Load, run
+from bench.loadgen.generator import run
+from bench.loadgen.load import Load
+from bench.process import Server, free_port, serving
 from stores.keys import USER
 
 T = TypeVar("T")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from bench.launch import free_port, serving
 from bench.lists import DISTINCT, Shape
 from bench.micro import memory, publishing, spent
 from bench.micro.rounds import (
@@ -23,6 +22,7 @@ from bench.micro.rounds import (
     ratio,
     ratios,
 )
+from bench.process import free_port, serving
 from bench.report import machine
 from stores.encoding import decode
 from stores.lmdb_store import LmdbStore

@@ -12,11 +12,12 @@ import polars as pl
 import pytest
 from aiohttp import web
 
-from bench.launch import free_port, serving
-from bench.loadgen.load import Load, Result, run
+from bench.loadgen.generator import run
+from bench.loadgen.load import Load
+from bench.loadgen.result import Result
 from bench.micro import cosmos, generator, http_peer, publishing, redis
 from bench.micro.rounds import ROUTE, Effort, Figure, Outcome, Reads, Sample, Unmeasured
-from bench.redis_server import redis_serving
+from bench.process import free_port, redis_serving, serving
 
 SMALL = Effort(rounds=1, users=2_000, round_s=0.1)
 RESPONSE_HEADERS = {"Content-Type": "application/json", "ETag": '"abc"', "X-Request-Id": "1"}
@@ -188,12 +189,12 @@ def test_without_redis_server_there_is_a_reason_instead_of_figures(
 def test_the_redis_server_of_a_benchmark_reports_what_it_spends_and_can_be_emptied() -> None:
     with redis_serving() as server:
         empty = server.used_bytes()
-        server._ask("SET", "key", "x" * 1_000_000)
+        server._execute("SET", "key", "x" * 1_000_000)
         assert server.used_bytes() - empty > 1_000_000
         server.clear()
         assert server.used_bytes() - empty < 100_000
         assert server.cpu_s() > 0
-    assert not server.answers()
+    assert not server.is_ready()
 
 
 @needs_redis
