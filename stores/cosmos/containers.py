@@ -89,9 +89,9 @@ def open_containers(address: Address, client: RestClient) -> Containers:
     except ModuleNotFoundError as error:
         raise StoreMisused(f"{error.name} is not installed; install it with: pip install 'hotplate[cosmos]'") from error
     raise StoreMisused(
-        f"{address.shown} is reached by Entra ID, which lets nobody make, scale or drop containers at the account "
-        f"itself; add subscription= and resource_group= to its URL and give this identity the role Cosmos DB Operator, or give "
-        f"the account's key as {KEY}"
+        f"{address.shown} is reached by Entra ID, which lets nobody make, scale or drop containers at the account itself"
+        f"; add subscription= and resource_group= to its URL and give this identity the role Cosmos DB Operator, or "
+        f"give the account's key as {KEY}"
     )
 
 

@@ -23,10 +23,10 @@ from stores.cosmos.containers import open_containers
 from stores.cosmos.rest import RestClient
 from stores.cosmos.store import CosmosStore
 from stores.cosmos.url import EMULATOR_KEY, KEY
-from tests.stores.cosmos.test_token import Issued
 from tests.support.clock import FakeClock
 from tests.support.cosmos_drivers import account
 from tests.support.cosmos_server import emulator
+from tests.support.entra import Issued
 from tests.support.loaded_service import WAIT_S, lists, reading, under_load, until, until_read
 from tests.support.paths import ROOT
 from tests.support.proxy import through
