@@ -310,7 +310,7 @@ def published_beside(setup: Setup) -> Scenario:
 def autoscaled(setup: Setup) -> Scenario:
     """Read from an autoscale container, whose most is what counts."""
     most = autoscale_of(setup.ru)
-    items = Items(1, setup.items.count, most.partitions_at_birth)
+    items = Items(1, setup.items.count, most.initial_partitions)
     container = setup.sandbox.create(most)
     setup.sandbox.fill(container, items)
     there = replace(setup, container=container, items=items, ru=most.ru)

@@ -89,9 +89,9 @@ def open_containers(address: Address, client: RestClient) -> Containers:
     except ModuleNotFoundError as error:
         raise StoreMisused(f"{error.name} is not installed; install it with: pip install 'hotplate[cosmos]'") from error
     raise StoreMisused(
-        f"{address.shown} is reached by Entra ID, which lets nobody make, scale or drop containers at the account itself"
-        f"; add subscription= and resource_group= to its URL and give this identity the role Cosmos DB Operator, or "
-        f"give the account's key as {KEY}"
+        f"{address.shown} is reached by Entra ID, which lets nobody make, scale or drop containers at the account "
+        f"itself; add subscription= and resource_group= to its URL and give this identity the role Cosmos DB Operator, "
+        f"or give the account's key as {KEY}"
     )
 
 
@@ -171,12 +171,12 @@ async def warnings(address: Address, live: str | None, read_offer: ReadOffer) ->
     if wanted is None or written is None:
         return []
     found = list[str]()
-    partitions = written.partitions_at_birth
-    if partitions > wanted.partitions_at_birth:
+    partitions = written.initial_partitions
+    if partitions > wanted.initial_partitions:
         found.append(
             f"max_ru={address.max_ru} gives each release of {address.shown} {partitions} partitions for "
             f"good, so that one key can be read at {wanted.ru / partitions:,.0f} RU/s at most; "
-            f"lower max_ru, or keep it where {wanted.partitions_at_birth} partition(s) suffice"
+            f"lower max_ru, or keep it where {wanted.initial_partitions} partition(s) suffice"
         )
     try:
         offer = None if live is None else await read_offer(live)

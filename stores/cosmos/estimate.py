@@ -207,7 +207,7 @@ class SimulatedAccount:
         unindexed = "" if container == CONTROL else ", nothing indexed"
         if throughput is None:
             return f"{what}: serverless{unindexed}"
-        partitions = throughput.partitions_at_birth
+        partitions = throughput.initial_partitions
         if container == CONTROL:
             return f"{what}: {_described(throughput)}"
         plural = "s" if partitions > 1 else ""
@@ -295,8 +295,8 @@ class CosmosSimulation(Simulation):
                 "publishing will be refused: Entra ID alone lets nobody make containers; add resource_group= to the URL"
             )
         written, serving = writing_throughput(address), address.throughput
-        if written is not None and serving is not None and written.partitions_at_birth > serving.partitions_at_birth:
-            partitions, live_ru = written.partitions_at_birth, bill.afterwards[0].ru_s
+        if written is not None and serving is not None and written.initial_partitions > serving.initial_partitions:
+            partitions, live_ru = written.initial_partitions, bill.afterwards[0].ru_s
             notes.append(
                 f"a container that is made with {written.ru:,} RU/s has {partitions} physical partitions for good: "
                 f"once it serves with {live_ru:,} RU/s, one key can be read at {live_ru / partitions:,.0f} RU/s at most"
