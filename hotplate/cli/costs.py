@@ -122,7 +122,7 @@ def _estimate_to_json(found: "Estimate", prices: "Prices", where: str, began: fl
         "hours_begun": hours_begun(began, found.seconds),
         "usd": round(publish_usd(prices, found.bill, found.total_ru, began, found.seconds), 6),
         "usd_month": round(monthly_usd(prices, found.bill.afterwards), 2),
-        "prices": prices.ru_hour.told,
+        "prices": prices.ru_hour.provenance,
     }
 
 
@@ -149,9 +149,8 @@ def _print_costs(found: "Estimate", bill: "Bill", seconds: float, prices: "Price
         ]
         total = f"{monthly_usd(prices, bill.afterwards):,.2f}"
         out.print(table(("from then on", "RU/s", "", "USD/month"), [*months, ("all", "", "", total)]))
-    _print(
-        f"of one region, without storage at {prices.storage_gb_month.usd:g} USD a GB and month; {prices.ru_hour.told}"
-    )
+    storage_usd, source = prices.storage_gb_month.usd, prices.ru_hour.provenance
+    _print(f"of one region, without storage at {storage_usd:g} USD a GB and month; {source}")
 
 
 class Spending:

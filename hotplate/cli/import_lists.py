@@ -25,7 +25,9 @@ from hotplate.cli.terminal import (
     Delimiter,
     Json,
     StoreUrl,
+    Titles,
     column_option,
+    option,
     print_json,
     print_rows_read,
     progress_bars,
@@ -50,28 +52,17 @@ def import_lists(
     item_column: Annotated[str | None, column_option("item")] = None,
     score_column: Annotated[str | None, column_option("score")] = None,
     title_column: Annotated[str | None, column_option("title")] = None,
-    titles: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="HOTPLATE_TITLES", help="A file of item and title, where LISTS has no titles.", show_default=False
-        ),
-    ] = None,
+    titles: Titles = None,
     popular: Annotated[
         Path | None,
-        typer.Option(
-            envvar="HOTPLATE_POPULAR",
-            help="A file of item, score and perhaps segment, for the popular lists; by default items are ranked by the "
+        option(
+            "--popular",
+            "A file of item, score and perhaps segment, for the popular lists; by default items are ranked by the "
             "number of lists that they are in.",
-            show_default=False,
         ),
     ] = None,
     similar: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="HOTPLATE_SIMILAR",
-            help="A file of item, other item and score, for the lists of similar items.",
-            show_default=False,
-        ),
+        Path | None, option("--similar", "A file of item, other item and score, for the lists of similar items.")
     ] = None,
     delimiter: Delimiter = None,
     list_length: ListLength = 20,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hotplate.cli.costs import DryRun, MaxRu, Spending, limit_ru, print_estimate, reject_resume
-from hotplate.cli.terminal import Json, StageProgress, StoreUrl, out, print_json, progress_bars, with_store
+from hotplate.cli.terminal import Json, StageProgress, StoreUrl, option, out, print_json, progress_bars, with_store
 
 if TYPE_CHECKING:
     from offline.publish import ListSource
@@ -29,33 +29,19 @@ class Encoding(StrEnum):
 
 
 ListLength = Annotated[
-    int, typer.Option(min=1, max=1000, envvar="HOTPLATE_LIST_LENGTH", help="How many items each list holds at most.")
+    int, option("--list-length", "How many items each list holds at most.", at_least=1, at_most=1000)
 ]
 ChosenEncoding = Annotated[
     Encoding | None,
-    typer.Option(
-        "--encoding",
-        envvar="HOTPLATE_ENCODING",
-        help="How lists are stored: by default as json in a file:// store, and as zstd in all others.",
-        show_default=False,
-    ),
+    option("--encoding", "How lists are stored: by default as json in a file:// store, and as zstd in all others."),
 ]
-Activate = Annotated[
-    bool,
-    typer.Option(
-        "--activate/--no-activate", envvar="HOTPLATE_ACTIVATE", help="Whether the release goes live once it is written."
-    ),
-]
-Keep = Annotated[
-    int,
-    typer.Option(min=0, envvar="HOTPLATE_KEEP", help="How many releases before the live one are kept for a rollback."),
-]
+Activate = Annotated[bool, option("--activate/--no-activate", "Whether the release goes live once it is written.")]
+Keep = Annotated[int, option("--keep", "How many releases before the live one are kept for a rollback.", at_least=0)]
 Resume = Annotated[
     str | None,
     typer.Option(
         metavar="RELEASE",
         help="Continue this draft, which `hotplate releases list` shows; the input and the options must be the same.",
-        show_default=False,
     ),
 ]
 
@@ -126,9 +112,7 @@ def publish(
     list_length: ListLength = 20,
     keep_seen: Annotated[
         bool,
-        typer.Option(
-            envvar="HOTPLATE_KEEP_SEEN", help="Whether a user's list may contain items that the user has already."
-        ),
+        option("--keep-seen/--no-keep-seen", "Whether a user's list may contain items that the user has already."),
     ] = False,
     encoding: ChosenEncoding = None,
     activate: Activate = True,
@@ -146,11 +130,11 @@ def publish(
 
     Before you pay: hotplate publish model --store cosmos://ACCOUNT/DATABASE --max-ru 4000 --dry-run
     """
-    from offline.lists import Lists, ListSettings
+    from offline.lists import ListSettings, ModelLists
     from offline.model import load
 
     options = PublishOptions(limit_ru(store, max_ru), encoding, activate, keep, resume, dry_run, as_json)
-    lists = Lists(load(model), ListSettings(list_length, keep_seen))
+    lists = ModelLists(load(model), ListSettings(list_length, keep_seen))
     spending = Spending()
     with progress_bars(spending.progress) as on_progress:
         outcome = publish_lists(lists, options, spending, on_progress)
@@ -172,13 +156,13 @@ def publish_lists(
     from stores.lifecycle import prune
 
     started = perf_counter()
-    encoding, stage = options.encoding_or_default(), "dry run" if options.dry_run else "publish"
+    stage = "dry run" if options.dry_run else "publish"
 
     async def act(opened: "Store") -> Publication:
         result = await write(
             lists,
             opened,
-            encoding=encoding,
+            encoding=options.encoding_or_default(),
             live=options.activate,
             resume=ReleaseId(options.resume) if options.resume else None,
             on_progress=partial(on_progress, stage),

@@ -224,7 +224,7 @@ def code_of(error: HttpResponseError) -> str:
 
 
 def is_missing(error: HttpResponseError) -> bool:
-    """Tell whether the database or container is not there; an account that is not there is another matter."""
+    """Return whether the database or container does not exist; an account that does not is another matter."""
     code = code_of(error)
     return code == "NotFound" or (error.status_code == 404 and code not in NO_ACCOUNT)
 

@@ -6,7 +6,7 @@ A container has much throughput while its release is written, enough while it is
 import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 from stores.cosmos.errors import ContainerMissing
 from stores.cosmos.rest import RestClient
@@ -42,8 +42,8 @@ ReadOffer = Callable[[str], Awaitable[Offer | None]]
 class Containers(Protocol):
     """One database and its containers: made, scaled and dropped. Each method makes one attempt; errors are `Items`'.
 
-    Implemented by the account itself for its key, by Azure Resource Manager for Entra ID (both in
-    `stores.cosmos.control`), by `UnavailableContainers`, and by the simulated account of a dry run.
+    Implemented by the account itself for its key (`stores.cosmos.control`), by Azure Resource Manager for Entra ID
+    (`stores.cosmos.arm`), and by the simulated account of a dry run.
     """
 
     async def create_database(self) -> bool:
@@ -72,10 +72,10 @@ class Containers(Protocol):
 
 
 def open_containers(address: Address, client: RestClient) -> Containers:
-    """Open whoever makes containers: ARM where the URL names it, the account for its key, else nobody.
+    """Open the control plane: ARM where the URL names it, or the account itself for its key.
 
     Not before something is to be made, scaled or dropped: a process that only serves never loads these libraries.
-    Raises StoreMisused where an extra is not installed.
+    Raises StoreMisused where there is neither, or an extra is not installed.
     """
     try:
         if address.arm is not None:
@@ -88,43 +88,11 @@ def open_containers(address: Address, client: RestClient) -> Containers:
             return AccountContainers(address, client)
     except ModuleNotFoundError as error:
         raise StoreMisused(f"{error.name} is not installed; install it with: pip install 'hotplate[cosmos]'") from error
-    return UnavailableContainers(address)
-
-
-class UnavailableContainers:
-    """Stands where only items can be reached: refuses every call with what to do. Nothing is to be closed."""
-
-    def __init__(self, address: Address) -> None:
-        self._sentence = (
-            f"{address.shown} is reached by Entra ID, which lets nobody make, scale or drop containers at the account "
-            f"itself; add subscription= and resource_group= to its URL and give this identity the role Cosmos DB "
-            f"Operator, or give the account's key as {KEY}"
-        )
-
-    async def create_database(self) -> bool:
-        self._refuse()
-
-    async def create_container(self, container: str, throughput: Throughput | None) -> bool:
-        del container, throughput
-        self._refuse()
-
-    async def delete_container(self, container: str) -> None:
-        del container
-        self._refuse()
-
-    async def offer(self, container: str) -> Offer | None:
-        del container
-        self._refuse()
-
-    async def scale(self, container: str, throughput: Throughput) -> None:
-        del container, throughput
-        self._refuse()
-
-    async def close(self) -> None:
-        """See `Containers`."""
-
-    def _refuse(self) -> NoReturn:
-        raise StoreMisused(self._sentence)
+    raise StoreMisused(
+        f"{address.shown} is reached by Entra ID, which lets nobody make, scale or drop containers at the account "
+        f"itself; add subscription= and resource_group= to its URL and give this identity the role Cosmos DB Operator, "
+        f"or give the account's key as {KEY}"
+    )
 
 
 async def create_with_database(containers: Containers, container: str, throughput: Throughput | None) -> None:
@@ -203,17 +171,17 @@ async def warnings(address: Address, live: str | None, read_offer: ReadOffer) ->
     if wanted is None or written is None:
         return []
     found = list[str]()
-    partitions = written.partitions_at_birth
-    if partitions > wanted.partitions_at_birth:
+    partitions = written.initial_partitions
+    if partitions > wanted.initial_partitions:
         found.append(
             f"max_ru={address.max_ru} gives each release of {address.shown} {partitions} partitions for "
             f"good, so that one key can be read at {wanted.ru / partitions:,.0f} RU/s at most; "
-            f"lower max_ru, or keep it where {wanted.partitions_at_birth} partition(s) suffice"
+            f"lower max_ru, or keep it where {wanted.initial_partitions} partition(s) suffice"
         )
     try:
         offer = None if live is None else await read_offer(live)
     except StoreMisused:
-        offer = None  # who only reads needs no way to be told
+        offer = None  # a reader needs no control plane
     if offer is not None and offer.throughput.ru < wanted.ru:
         found.append(
             f"{live}, which is live, has {offer.throughput.ru:,} RU/s, and ru= of {address.shown} asks for "

@@ -28,7 +28,7 @@ from azure.cosmos.documents import ConnectionPolicy
 from azure.cosmos.exceptions import CosmosHttpResponseError, CosmosResourceExistsError
 
 from stores.cosmos.containers import DEFINITION
-from stores.cosmos.errors import NO_RESPONSE, ContainerMissing, CosmosUnavailable, Kind, ResponseTranslator
+from stores.cosmos.errors import NO_RESPONSE, ContainerMissing, CosmosUnavailable, Kind, ResponseTranslator, object_in
 from stores.cosmos.requests import DEADLINE_S
 from stores.cosmos.rest import RestClient
 from stores.cosmos.throughput import Offer, Throughput
@@ -106,10 +106,10 @@ class AccountContainers:
         policy.RetryOptions = RetryOptions(max_retry_attempt_count=0)
         # Any policy is taken in this place; its declared type lags behind.
         policy.ConnectionRetryConfiguration = _SingleAttempt(self._client.translator)  # type: ignore[assignment]
-        tls = ssl.create_default_context(cafile=self._address.ca) if url.startswith("https:") else False
+        tls = ssl.create_default_context(cafile=self._address.ca) if url.startswith("https:") else True
         try:
             async with (
-                ClientSession(connector=TCPConnector(ssl=tls or True), auto_decompress=False) as session,
+                ClientSession(connector=TCPConnector(ssl=tls), auto_decompress=False) as session,
                 CosmosClient(
                     url,
                     self._key,
@@ -121,6 +121,8 @@ class AccountContainers:
                     transport=AioHttpTransport(session=session, session_owner=False, use_env_settings=False),
                 ) as client,
             ):
+                # Else a PUT whose response was lost is sent twice.
+                session._retry_connection = False  # noqa: SLF001 -- aiohttp's own test client has no other way
                 yield client
         except _Translated as translated:
             raise translated.error from translated
@@ -170,6 +172,8 @@ class _SingleAttempt(AsyncHTTPPolicy[HttpRequest, AsyncHttpResponse]):
             raise _Translated(self._translator.error(response))
         try:
             self._translator.parse(lambda: self._translator.charge(response))
+            if response.body:
+                self._translator.parse(lambda: object_in(response))
         except StoreError as error:
             raise _Translated(error) from error
         return received

@@ -193,7 +193,7 @@ def charge_in(response: Response) -> float:
 
 
 def item_in(response: Response, name: str) -> dict[str, Any]:
-    """Return the item that was asked for by *name*. Raises MalformedResponse."""
+    """Return the item of that *name*. Raises MalformedResponse."""
     item = object_in(response)
     if item.get("id") != name:
         raise MalformedResponse(f"another item than {name}")
@@ -212,7 +212,7 @@ def object_in(response: Response) -> dict[str, Any]:
 
 
 def is_absent(response: Response) -> bool:
-    """Tell whether the item, and nothing that holds it, is not there. Raises MalformedResponse."""
+    """Return whether the item, and nothing that holds it, does not exist. Raises MalformedResponse."""
     return response.status == 404 and error_response(response, 0.0).substatus == 0
 
 

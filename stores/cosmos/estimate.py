@@ -8,7 +8,6 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import orjson
 
@@ -46,14 +45,8 @@ RELEASE_STATE = "the state of the release"
 THE_CATALOGUE = "the catalogue"
 CONTAINERS = "making, scaling and dropping containers"
 
-
-class OpenStore(Protocol):
-    """`CosmosStore`, which this module cannot import."""
-
-    def __call__(
-        self, address: Address, items: Items, open_containers: Callable[[], Containers], *, clock: Callable[[], float]
-    ) -> Store:
-        """Open a store over an account."""
+# `CosmosStore`, which this module cannot import.
+OpenStore = Callable[[Address, Items, Callable[[], Containers], None, Callable[[], float]], Store]
 
 
 def bill_of(address: Address, stored_bytes: int = 0) -> Bill:
@@ -214,7 +207,7 @@ class SimulatedAccount:
         unindexed = "" if container == CONTROL else ", nothing indexed"
         if throughput is None:
             return f"{what}: serverless{unindexed}"
-        partitions = throughput.partitions_at_birth
+        partitions = throughput.initial_partitions
         if container == CONTROL:
             return f"{what}: {_described(throughput)}"
         plural = "s" if partitions > 1 else ""
@@ -270,7 +263,7 @@ class CosmosSimulation(Simulation):
 
     def open(self, clock: Callable[[], float]) -> Store:
         account = self._account = SimulatedAccount(self._address, self._charges, self._found, clock)
-        return self._open_store(self._address, account, lambda: account, clock=clock)
+        return self._open_store(self._address, account, lambda: account, None, clock)
 
     def estimate(self, plan: Plan, seconds: float, *, live: bool) -> Estimate:
         account = self._account
@@ -294,7 +287,7 @@ class CosmosSimulation(Simulation):
         """Say what was assumed, and what could go wrong."""
         notes, address = list[str](), self._address
         if self._error:
-            notes.append(f"assumed: nothing was published there before; it could not be asked: {self._error}")
+            notes.append(f"assumed: nothing was published there before; it could not be read: {self._error}")
         if not bill.writing:
             notes.append(f"assumed: a serverless container gives {bill.rate_ru:,.0f} RU/s, which nobody promises")
         if address.key is None and address.arm is None:
@@ -302,8 +295,8 @@ class CosmosSimulation(Simulation):
                 "publishing will be refused: Entra ID alone lets nobody make containers; add resource_group= to the URL"
             )
         written, serving = writing_throughput(address), address.throughput
-        if written is not None and serving is not None and written.partitions_at_birth > serving.partitions_at_birth:
-            partitions, live_ru = written.partitions_at_birth, bill.afterwards[0].ru_s
+        if written is not None and serving is not None and written.initial_partitions > serving.initial_partitions:
+            partitions, live_ru = written.initial_partitions, bill.afterwards[0].ru_s
             notes.append(
                 f"a container that is made with {written.ru:,} RU/s has {partitions} physical partitions for good: "
                 f"once it serves with {live_ru:,} RU/s, one key can be read at {live_ru / partitions:,.0f} RU/s at most"

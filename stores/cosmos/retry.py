@@ -1,12 +1,12 @@
 """Retries of operations within a budget of request units: what is tried again, for how long, and how fast."""
 
 import asyncio
-import random
 from collections.abc import Awaitable, Callable, Sequence
 from math import inf
 from typing import TypeVar
 
 from stores.cosmos.errors import ContainerMissing, CosmosThrottled, CosmosUnavailable
+from stores.throttle import Backoff
 
 T = TypeVar("T")
 
@@ -77,7 +77,7 @@ class Retrier:
 
         Gives up after UNAVAILABLE_S of failures or THROTTLED_S of 429s, or after *at_most_s* where that is less.
         """
-        began_at, failing_since, pause_s = self._clock(), None, BACKOFF_S[0]
+        began_at, failing_since, backoff = self._clock(), None, Backoff(*BACKOFF_S)
         while True:
             try:
                 done = await attempt()
@@ -89,8 +89,7 @@ class Retrier:
                 failing_since = self._clock() if failing_since is None else failing_since
                 if error.permanent or self._clock() - failing_since > min(UNAVAILABLE_S, at_most_s):
                     raise
-                wait_s = pause_s * random.uniform(0.5, 1.0)  # noqa: S311 -- spreads writers, guards nothing
-                pause_s = min(pause_s * 2, BACKOFF_S[1])
+                wait_s = backoff.next_s()
             else:
                 self._succeeded_at = self._clock()
                 return done
@@ -98,15 +97,14 @@ class Retrier:
 
     async def until_visible(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Call, as `call` does, what comes right after its container was made, and so may come too early."""
-        began_at, pause_s = self._clock(), BACKOFF_S[0]
+        began_at, backoff = self._clock(), Backoff(*BACKOFF_S)
         while True:
             try:
                 return await self.call(attempt)
             except ContainerMissing:
                 if self._clock() - began_at > CONTAINER_VISIBLE_S:
                     raise
-            await asyncio.sleep(pause_s)
-            pause_s = min(pause_s * 2, BACKOFF_S[1])
+            await asyncio.sleep(backoff.next_s())
 
     async def with_budget(
         self, expected_ru: float, attempt: Callable[[], Awaitable[T]], charge_ru: Callable[[T], float]

@@ -29,7 +29,7 @@ from stores.cosmos.requests import DEADLINE_S
 from stores.cosmos.rest import RestClient
 from stores.cosmos.retry import RateLimiter, Retrier
 from stores.cosmos.rows import ReleaseRows
-from stores.cosmos.throughput import MANUAL_MIN, Throughput
+from stores.cosmos.throughput import MANUAL_MIN, Offer, Throughput
 from stores.cosmos.url import Address, parse
 from stores.errors import ReleaseConflict, StoreError, StoreMisused
 from stores.prices import Bill
@@ -136,8 +136,10 @@ class CosmosStore(Advised, ProvisionedStore):
 
     async def warnings(self) -> list[str]:
         live = (await self._catalogue.read()).live_ref
-        read_offer = self._read_offer or self._containers.offer
-        return await scaling.warnings(self._address, None if live is None else container_of(live), read_offer)
+        return await scaling.warnings(self._address, None if live is None else container_of(live), self._offer)
+
+    async def _offer(self, container: str) -> Offer | None:
+        return await (self._read_offer or self._containers.offer)(container)
 
     async def create(self, draft: DraftRef, plan: Plan) -> None:
         scaling.check_room(self._address, plan)

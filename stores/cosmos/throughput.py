@@ -9,7 +9,7 @@ from math import ceil
 from typing import NamedTuple
 
 PARTITION_RU = 10_000
-RU_AT_BIRTH = 6_000
+INITIAL_PARTITION_RU = 6_000
 DEFAULT_RU = 400
 MANUAL_MIN, MANUAL_STEP = 400, 100
 AUTOSCALE_MIN, AUTOSCALE_STEP = 1_000, 1_000
@@ -24,9 +24,9 @@ class Throughput:
     autoscale: bool = False
 
     @property
-    def partitions_at_birth(self) -> int:
+    def initial_partitions(self) -> int:
         """Return how many physical partitions a new container of this throughput has."""
-        return ceil(self.ru / (PARTITION_RU if self.autoscale else RU_AT_BIRTH))
+        return ceil(self.ru / (PARTITION_RU if self.autoscale else INITIAL_PARTITION_RU))
 
     @property
     def partitions_needed(self) -> int:

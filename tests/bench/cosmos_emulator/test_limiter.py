@@ -111,7 +111,7 @@ def test_nothing_is_banked_without_burst_or_above_its_limit() -> None:
         (Throughput(11_000, autoscale=True), 2),
     ],
 )
-def test_partitions_at_birth(throughput: Throughput, parts: int) -> None:
+def test_initial_partitions(throughput: Throughput, parts: int) -> None:
     assert len(Partitions(throughput, 2, 1, burst=False).all) == parts
 
 

@@ -174,12 +174,12 @@ async def test_a_serverless_account_has_no_offers(raw: Raw, client: RestClient, 
 
 
 async def test_scaling_sends_what_else_an_offer_says_back(raw: Raw, client: RestClient) -> None:
-    raw.says = [*found(OFFER), answer(200, b"{}")]
+    container = answer(200, b'{"id":"c","_rid":"r","_self":"dbs/x/colls/y/"}')
+    offer = {**OFFER, "_self": "offers/oR/"}
+    raw.says = [container, found(offer)[1], answer(200, orjson.dumps(offer))]
     await AccountContainers(parse(f"cosmos+http://127.0.0.1:{raw.port}/d", {}), client).scale("c", Throughput(800))
     assert raw.heard[-1].startswith(b"PUT /offers/oR/ ")
-    sent = orjson.loads(raw.bodies[-1])
-    assert sent["id"] == "oR"
-    assert sent["content"] == {"offerThroughput": 800, "kept": 1}
+    assert orjson.loads(raw.bodies[-1]) == offer | {"content": {"offerThroughput": 800, "kept": 1}}
 
 
 async def test_a_versioned_read_without_a_date_is_malformed(raw: Raw, client: RestClient) -> None:

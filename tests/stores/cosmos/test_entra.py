@@ -14,7 +14,7 @@ from azure.core.credentials import AccessToken
 from stores.catalogue import ReleaseId
 from stores.cosmos import open_url
 from stores.cosmos.arm import ArmContainers
-from stores.cosmos.containers import Containers, UnavailableContainers, open_containers
+from stores.cosmos.containers import Containers, open_containers
 from stores.cosmos.control import AccountContainers
 from stores.cosmos.errors import CosmosUnavailable
 from stores.cosmos.rest import RestClient
@@ -111,11 +111,12 @@ async def test_who_makes_containers_follows_the_url(server: Emulator) -> None:
     for asked, expected in (
         (address, ArmContainers),
         (replace(address, arm=None), AccountContainers),
-        (replace(address, arm=None, key=None), UnavailableContainers),
     ):
         containers = open_containers(asked, client)
         assert isinstance(containers, expected)
         await containers.close()
+    with pytest.raises(StoreMisused, match="add subscription= and resource_group= to its URL"):
+        open_containers(replace(address, arm=None, key=None), client)
     await client.close()
 
 
@@ -143,6 +144,7 @@ async def test_a_token_that_the_account_finds_expired_is_renewed_at_once(server:
         await client.close()
 
 
+@pytest.mark.soak
 def test_a_managed_identity_publishes_and_another_one_serves(
     server: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

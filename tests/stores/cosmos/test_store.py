@@ -124,7 +124,12 @@ def test_a_container_may_spend_what_it_needs_at_each_time_of_its_life(
     with_far(work)
 
 
-def test_a_release_that_goes_live_while_it_is_scaled_down_is_scaled_up_again() -> None:
+@pytest.mark.parametrize(
+    "head_starts_ms",
+    [range(-40, 41, 10), pytest.param(range(-40, 41), marks=pytest.mark.soak)],
+    ids=["few head starts", "every head start"],
+)
+def test_a_release_that_goes_live_while_it_is_scaled_down_is_scaled_up_again(head_starts_ms: range) -> None:
     async def work(far: Far, head_start_s: float) -> None:
         operator, pruner = far.store(ru=1000), far.store(ru=1000)
         first, _ = await publish(operator), await publish(operator)
@@ -139,8 +144,8 @@ def test_a_release_that_goes_live_while_it_is_scaled_down_is_scaled_up_again() -
         )
         assert far.throughput(first) == Throughput(1000)
 
-    for place in range(-40, 41):
-        with_far(partial(work, head_start_s=place * 0.001))
+    for head_start_ms in head_starts_ms:
+        with_far(partial(work, head_start_s=head_start_ms * 0.001))
 
 
 def test_a_scaling_that_takes_hours_ends_with_a_sentence() -> None:

@@ -2,11 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
-from urllib.request import urlopen
 
-import orjson
 import pytest
 from azure.core.credentials import AccessToken
 
@@ -16,6 +14,7 @@ from stores.cosmos.rest import RestClient
 from stores.cosmos.url import Address
 from tests.support.clock import FakeClock
 from tests.support.cosmos_drivers import NAME, Account, Counted, account, filled
+from tests.support.entra import Issued
 
 
 @pytest.fixture(scope="module")
@@ -27,35 +26,6 @@ def far() -> Iterator[Account]:
 @pytest.fixture
 def observer() -> Counted:
     return Counted()
-
-
-class Issued:
-    """A credential that takes its tokens from the emulator, or fails, or gives what no longer counts."""
-
-    def __init__(self, endpoint: str, clock: Callable[[], float] = time.time) -> None:
-        self.endpoint = endpoint
-        self.clock = clock
-        self.asked = 0
-        self.trouble = ""
-        self.spoiled = False
-        self.closed = False
-        self.scopes = set[str]()
-
-    async def get_token(self, *scopes: str) -> AccessToken:
-        self.asked += 1
-        self.scopes |= set(scopes)
-        if self.trouble:
-            raise RuntimeError(self.trouble)
-        told = orjson.loads(await asyncio.to_thread(self.page))
-        return AccessToken(told["access_token"] + "x" * self.spoiled, int(self.clock()) + 3600)
-
-    def page(self) -> bytes:
-        with urlopen(f"{self.endpoint}__emulation/token", timeout=10) as answer:
-            told: bytes = answer.read()
-        return told
-
-    async def close(self) -> None:
-        self.closed = True
 
 
 async def keyless(far: Account) -> Address:
