@@ -41,7 +41,7 @@ def test_every_value_comes_back_as_it_was(value: bytes) -> None:
 
 
 @given(keys, keys)
-def test_names_tell_keys_apart_and_need_no_escaping(one: str, other: str) -> None:
+def test_names_are_as_different_as_keys_and_need_no_escaping(one: str, other: str) -> None:
     assert (name_of(one) == name_of(other)) == (one == other)
     assert NAME.fullmatch(name_of(one))
     assert len(name_of(one)) < 1023
