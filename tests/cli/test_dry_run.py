@@ -46,7 +46,7 @@ def cosmos(cosmos_http: Account) -> str:
 def writes(account: Account) -> float:
     """Return how many requests have changed anything, by the emulator's own count."""
     changing = ("create", "upsert", "replace", "delete", "patch", "batch")
-    asked = account.told("hotplate_cosmos_emulator_requests_total")
+    asked = account.metric("hotplate_cosmos_emulator_requests_total")
     return sum(number for (operation, _), number in asked.items() if operation.startswith(changing))
 
 

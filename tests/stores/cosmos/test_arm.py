@@ -140,9 +140,7 @@ async def test_the_error_of_an_identity_without_the_role_names_the_role(server: 
 @pytest.mark.parametrize(
     "wrong", [{"subscription": "11111111-0000-0000-0000-000000000000"}, {"resource_group": "elsewhere"}]
 )
-async def test_the_error_of_a_wrong_subscription_or_group_says_what_to_set(
-    server: Emulator, wrong: dict[str, str]
-) -> None:
+async def test_a_wrong_subscription_or_group_is_named_with_what_to_set(server: Emulator, wrong: dict[str, str]) -> None:
     async with managing(address_of(server, **wrong), Identity(server)) as containers:
         with pytest.raises(StoreMisused, match="set subscription= and resource_group= right") as refused:
             await containers.create_database()

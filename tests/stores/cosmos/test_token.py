@@ -119,9 +119,7 @@ async def test_no_token_in_time_is_a_timeout_and_other_callers_go_on_waiting(far
     await client.close()
 
 
-async def test_the_error_of_a_token_that_has_ended_when_it_comes_names_the_clock(
-    far: Account, observer: Counted
-) -> None:
+async def test_a_token_that_has_ended_when_it_comes_blames_the_clock(far: Account, observer: Counted) -> None:
     class Late(Issued):
         async def get_token(self, *scopes: str) -> AccessToken:
             return (await super().get_token(*scopes))._replace(expires_on=int(time.time()) - 60)
