@@ -83,7 +83,8 @@ def page(report: Report) -> str:
 
 def _comparison(compared: Mapping[str, Any]) -> list[str]:
     """Lay out a comparison of stores, group by group, and what follows from it."""
-    parts = [section("The comparison", grouped_table(compared["stores"], compared["lines"]), COMPARED)]
+    notes = html_paragraphs(compared["notes"])
+    parts = [section("The comparison", grouped_table(compared["stores"], compared["lines"]) + notes, COMPARED)]
     if sentences := [*compared["verdicts"], *compared["left_out"]]:
         parts.append(section("Which differences are real", html_paragraphs(sentences)))
     if searches := [each for each in compared["capacity"] if each["points"]]:

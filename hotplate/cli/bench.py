@@ -90,7 +90,7 @@ def compare(
 
     Example: hotplate bench compare before.json after.json --metric p99
     """
-    with bench_errors(as_json=as_json):
+    with bench_errors():
         from bench.report.comparison import compare as compare_series
         from bench.report.comparison import sole_series
         from bench.report.report import read

@@ -11,7 +11,7 @@ import typer
 
 from bench.options import HOW, WHAT, WHEN, Argument, Flag
 from hotplate.cli.ru import print_sweep
-from hotplate.cli.terminal import FAILED, MISUSED, Json, err, out, print_json, table
+from hotplate.cli.terminal import FAILED, Json, err, out, print_json, table
 
 if TYPE_CHECKING:
     from bench.progress import ProgressDisplay
@@ -57,7 +57,7 @@ def add_experiment(
             name, as_json = given.pop("out"), given.pop("as_json")
             preset = {} if defaults is None else {each.name: getattr(defaults, each.name) for each in fields(options)}  # type: ignore[arg-type]  # a dataclass
             values = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
-            with bench_errors(as_json=as_json):
+            with bench_errors():
                 from bench.progress import progress_display
                 from bench.report.page import keep
 
@@ -118,19 +118,10 @@ def _report_parameters(report: str, *, log: bool) -> Iterator[inspect.Parameter]
 
 
 @contextmanager
-def bench_errors(*, as_json: bool) -> Iterator[None]:
-    """Turn what the bench refuses, or cannot do, into one sentence and an exit code."""
-    from bench.errors import BenchFailed, BenchMisused
-
+def bench_errors() -> Iterator[None]:
+    """Name the extra of the bench where one of its modules is missing; all else is printed as by any verb."""
     try:
         yield
-    except (BenchMisused, BenchFailed) as error:
-        sentence = str(error)[:1].upper() + str(error)[1:].rstrip(".") + "."
-        if as_json:
-            err.print_json(data={"error": sentence, "kind": type(error).__name__}, indent=None)
-        else:
-            err.print("hotplate: ", sentence, sep="", markup=False)
-        raise typer.Exit(MISUSED if isinstance(error, BenchMisused) else FAILED) from None
     except ModuleNotFoundError as error:
         if error.name not in BENCH_MODULES:
             raise
@@ -190,7 +181,8 @@ def _print_comparison(compared: Mapping[str, Any]) -> None:
     out.print(table(("", *compared["stores"]), rows))
     left_out = compared["left_out"]
     sentences = [f"{len(left_out)} rounds do not count; the first: {left_out[0]}"] if left_out else []
-    for sentence in (*compared["verdicts"], *(each["ending"] for each in compared["capacity"]), *sentences):
+    endings = (each["ending"] for each in compared["capacity"])
+    for sentence in (*compared["notes"], *compared["verdicts"], *endings, *sentences):
         out.print(sentence, markup=False)
 
 

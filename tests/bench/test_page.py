@@ -1,4 +1,4 @@
-"""The report as a page: opened in a real browser it asks nobody for anything, in light and in dark."""
+"""The report as a page: opened in a real browser it makes no requests, in light and in dark."""
 
 from pathlib import Path
 

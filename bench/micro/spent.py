@@ -1,7 +1,7 @@
 """Commands run to their end, with what they spent.
 
 Linux lets a child's peak memory begin at what its parent had when it was started; so each command is started by a
-small process of its own (this module's `main`), not by the benchmark, which may be large by then.
+small process of its own (this module's `main`, which must import little), not by the benchmark, which may be large.
 """
 
 import json
@@ -25,8 +25,8 @@ class Spent:
 
 
 def run(command: Sequence[str]) -> Spent:
-    """Run *command* in the repository; RuntimeError, with what it said, unless it ends well."""
-    starter = [sys.executable, "-m", "bench.micro.commands", *command]
+    """Run *command* in the repository; RuntimeError, with its output, unless it exits with 0."""
+    starter = [sys.executable, "-m", "bench.micro.spent", *command]
     ended = subprocess.run(  # noqa: S603 -- our own commands
         starter, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
     )
