@@ -58,13 +58,13 @@ def containers(account: Emulator, certificate: Path | None = None) -> set[tuple[
     return {(container, name, value) for name, container, value in found}
 
 
-def bench_ru(*arguments: str | Path) -> list[str]:
+def sweep_command(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "hotplate", "bench", "ru", *map(str, arguments)]
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        bench_ru(*arguments), capture_output=True, text=True, timeout=280, check=False,
+        sweep_command(*arguments), capture_output=True, text=True, timeout=280, check=False,
         env=os.environ | {"COLUMNS": "200", "TERM": "dumb"},
     )  # fmt: skip
 
@@ -100,7 +100,7 @@ def test_without_a_yes_nothing_is_made(account: Emulator, tmp_path: Path, monkey
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_leaves_a_report_and_nothing_else(account: Emulator, tmp_path: Path, number: signal.Signals) -> None:
     before = containers(account)
-    command = bench_ru("--account", url_of(account), "--yes", "--levels", "1k", "--out", tmp_path / "found")
+    command = sweep_command("--account", url_of(account), "--yes", "--levels", "1k", "--out", tmp_path / "found")
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         until = time.monotonic() + 30
         while not any(name.startswith(PREFIX) for name, _, _ in containers(account)):
