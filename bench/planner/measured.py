@@ -11,7 +11,7 @@ from bench.planner.inputs import KNOWN, Layer
 from bench.planner.sizes import KEY_BYTES
 from stores.manifest import Manifest
 
-FORMAT = 1  # of `bench.report.report`, which reading here would need the extra `bench` for
+FORMAT = 2  # of `bench.report.report`, which reading here would need the extra `bench` for
 
 
 def from_report(path: Path, p99_ms: float | None = None) -> Layer:
