@@ -11,11 +11,12 @@ WHEN, WHAT, HOW = "When requests fall due", "What is requested", "How it is meas
 
 
 class Flag(NamedTuple):
-    """How the command shows a field: its help, the panel, and its name where that is not the field's."""
+    """How the command shows a field: its help, panel, name where that is not the field's, and whether `env` sets it."""
 
     help: str
     panel: str
     name: str | None = None
+    env: bool = True
 
 
 class Argument(NamedTuple):

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bench.options import REFERENCE, HttpOptions, StoresOptions
+from bench.ru.options import SweepOptions
 from hotplate.cli.experiment import add_experiment, bench_errors
-from hotplate.cli.ru import ru
+from hotplate.cli.ru import confirm_cost, ru
 from hotplate.cli.terminal import FAILED, Json, out, print_json, table
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ app = typer.Typer(
     help="Measure a service so that the figures survive a review.\n\n"
     "Example: hotplate bench http http://127.0.0.1:8080 --users 1000 --find-max --slo p99=5ms",
 )
-app.command()(ru)
+add_experiment(app, SweepOptions, report="hotplate-ru", confirm=confirm_cost)(ru)
 
 
 @add_experiment(app, HttpOptions, report="hotplate-bench", log=True)

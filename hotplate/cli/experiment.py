@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar, get_args, g
 import typer
 
 from bench.options import HOW, WHAT, WHEN, Argument, Flag
+from hotplate.cli.ru import print_sweep
 from hotplate.cli.terminal import FAILED, Json, err, out, print_json, table
 
 if TYPE_CHECKING:
@@ -24,11 +25,11 @@ Options = TypeVar("Options")
 Run = Callable[[Options, "ProgressDisplay"], "tuple[Report, Runs | None]"]
 
 
-def option(name: str, text: str, panel: str, flag: str | None = None) -> typer.models.OptionInfo:
-    """Make an option that is also read from the environment, as HOTPLATE_BENCH_NAME."""
+def option(name: str, text: str, panel: str, flag: str | None = None, *, env: bool = True) -> typer.models.OptionInfo:
+    """Make an option that is also read from the environment, unless *env* is False, as HOTPLATE_BENCH_NAME."""
     made: typer.models.OptionInfo = typer.Option(
         flag or f"--{name}",
-        envvar=f"HOTPLATE_BENCH_{name.replace('-', '_').upper()}",
+        envvar=f"HOTPLATE_BENCH_{name.replace('-', '_').upper()}" if env else None,
         help=text,
         rich_help_panel=panel,
     )
@@ -36,12 +37,19 @@ def option(name: str, text: str, panel: str, flag: str | None = None) -> typer.m
 
 
 def add_experiment(
-    app: typer.Typer, options: type[Options], *, report: str, defaults: Options | None = None, log: bool = False
+    app: typer.Typer,
+    options: type[Options],
+    *,
+    report: str,
+    defaults: Options | None = None,
+    log: bool = False,
+    confirm: Callable[[Options], None] | None = None,
 ) -> Callable[[Run[Options]], Run[Options]]:
     """Make a verb of a function that takes *options*: each of their fields that has a Flag or an Argument is a flag.
 
     Defaults are those of the fields, or of *defaults*. The verb runs the function, writes and prints its report, and
     exits 1 where that is invalid. *report* is where it goes, unless --out says otherwise; *log* promises an HDR log.
+    *confirm* may refuse to go on, before anything is measured.
     """
 
     def register(run: Run[Options]) -> Run[Options]:
@@ -54,8 +62,11 @@ def add_experiment(
                 from bench.report.page import keep
 
                 require_folder(name)
+                chosen = options(**(preset | values))
+                if confirm is not None:
+                    confirm(chosen)
                 with progress_display(err) as display:
-                    made, runs = run(options(**(preset | values)), display)
+                    made, runs = run(chosen, display)
             keep(made, runs, name)
             finish(made, name, lambda: print_report(made), valid=made.valid, as_json=as_json, log=runs is not None)
 
@@ -94,7 +105,8 @@ def _option(field: str, flag: Flag, kind: object, default: object) -> typer.mode
     name = flag.name or field.replace("_", "-")
     one_way = kind is bool and default is False
     both = kind is bool or kind == (bool | None)
-    return option(name, flag.help, flag.panel, f"--{name}" if one_way or not both else f"--{name}/--no-{name}")
+    spelt = f"--{name}" if one_way or not both else f"--{name}/--no-{name}"
+    return option(name, flag.help, flag.panel, spelt, env=flag.env)
 
 
 def _report_parameters(report: str, *, log: bool) -> Iterator[inspect.Parameter]:
@@ -144,6 +156,8 @@ def print_report(report: "Report") -> None:
     """Print a report for a person: its comparison, or its runs, and what was found besides."""
     if compared := report.extra.get("comparison"):
         _print_comparison(compared)
+    elif swept := report.extra.get("ru"):
+        print_sweep(swept)
     else:
         _print_runs(report)
     if checked := report.extra.get("checked"):
