@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.cosmos_emulator.hashing import V2_SPAN, effective_key
+from bench.cosmos_emulator.partition_keys import V2_SPAN, effective_key
 from stores.cosmos.charges import KB
 
 OVERHEAD_BYTES = 223

@@ -11,8 +11,7 @@ import typer
 from hotplate.cli.terminal import MISUSED, Json, err, out
 
 if TYPE_CHECKING:
-    from bench.cosmos_emulator.server import Running
-    from bench.cosmos_emulator.settings import Settings
+    from bench.cosmos_emulator.server import RunningEmulator, Settings
 
 MOST_PORT = 65535
 
@@ -56,8 +55,7 @@ def cosmos_emulator(
     """
     from bench.cosmos_emulator.auth import WELL_KNOWN_KEY
     from bench.cosmos_emulator.errors import EmulatorMisused
-    from bench.cosmos_emulator.server import serve
-    from bench.cosmos_emulator.settings import Settings
+    from bench.cosmos_emulator.server import Settings, serve
 
     logging.getLogger("bench.cosmos_emulator").addHandler(logging.StreamHandler())
     try:
@@ -81,7 +79,7 @@ def cosmos_emulator(
         raise typer.Exit(MISUSED) from None
 
 
-def _tell(made: "Running", settings: "Settings", *, as_json: bool) -> None:
+def _tell(made: "RunningEmulator", settings: "Settings", *, as_json: bool) -> None:
     """Say where it listens, and how to connect; one line of JSON for programs."""
     if as_json:
         sys.stdout.write(orjson.dumps({"endpoint": made.endpoint, "ports": made.ports}).decode() + "\n")

@@ -14,8 +14,8 @@ from urllib.parse import quote, unquote
 import orjson
 
 from bench.cosmos_emulator.account import Account
-from bench.cosmos_emulator.auth import WELL_KNOWN_KEY, Keeper
-from bench.cosmos_emulator.messages import Answer, Request
+from bench.cosmos_emulator.auth import WELL_KNOWN_KEY, Authenticator
+from bench.cosmos_emulator.http import Request, Response
 from bench.cosmos_emulator.service import Service
 from stores.cosmos.charges import load
 from tests.support.paths import ROOT
@@ -51,7 +51,7 @@ class Direct:
     def __init__(self, clock: Callable[[], float], *, ru: int = 4000, regions: int = 1, **container: object) -> None:
         names = tuple((f"region {n}", 8081 + n) for n in range(regions))
         self.clock = clock
-        self.service = Service(Account(load(), names, clock=clock), Keeper(WELL_KNOWN_KEY, None))
+        self.service = Service(Account(load(), names, clock=clock), Authenticator(WELL_KNOWN_KEY, None))
         assert self.ask("POST", "/dbs", {"id": "d"}).status == 201
         told = {"id": "c", "partitionKey": {"paths": ["/id"], "kind": "Hash", "version": 2}, **container}
         assert self.ask("POST", "/dbs/d/colls/", told, {"x-ms-offer-throughput": str(ru)}).status == 201
@@ -59,7 +59,7 @@ class Direct:
 
     def ask(
         self, method: str, path: str, body: object = None, headers: dict[str, str] | None = None, *, region: int = 0
-    ) -> Answer:
+    ) -> Response:
         """Send a signed request; bytes are sent as they are, all else as JSON."""
         segments = unquote(path).strip("/").split("/")
         is_feed = len(segments) % 2 == 1
@@ -70,7 +70,7 @@ class Direct:
         named = {name.lower().encode(): value.encode("latin-1") for name, value in given.items()}
         return self.service.answer(Request(method, path, named, raw, region))
 
-    def item(self, method: str, name: str, body: object = None, **headers: str) -> Answer:
+    def item(self, method: str, name: str, body: object = None, **headers: str) -> Response:
         """Do something with the item of one id, which is its partition key, too."""
         path = "/dbs/d/colls/c/docs/" + ("" if method == "POST" else f"{quote(name, safe='')}/")
         named = {"x-ms-documentdb-partitionkey": orjson.dumps([name]).decode("latin-1")}
@@ -78,7 +78,7 @@ class Direct:
         return self.ask(method, path, body, named)
 
 
-def substatus(answer: Answer) -> tuple[int, int]:
+def substatus(answer: Response) -> tuple[int, int]:
     return answer.status, int(answer.headers["x-ms-substatus"])
 
 

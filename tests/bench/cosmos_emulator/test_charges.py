@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 import pytest
 
-from bench.cosmos_emulator.figures import Row, compared, table
+from bench.cosmos_emulator.charge_table import Row, compared, table
 from stores.cosmos.charges import KB, Charges, documented, load
 from stores.errors import StoreMisused
 from tests.support.clock import FakeClock

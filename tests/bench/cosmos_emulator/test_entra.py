@@ -5,14 +5,24 @@ from typing import Any
 import orjson
 import pytest
 
-from bench.cosmos_emulator.auth import WELL_KNOWN_KEY, Keeper
-from bench.cosmos_emulator.management import GROUP, SUBSCRIPTION, TAKES_S, Management
-from bench.cosmos_emulator.messages import Answer, Request
-from bench.cosmos_emulator.tokens import CONTRIBUTOR, DATA, MANAGEMENT, OPERATOR, READER, ROLES, Issuer
+from bench.cosmos_emulator.arm import OPERATION_S, RESOURCE_GROUP, SUBSCRIPTION, ResourceManager
+from bench.cosmos_emulator.auth import (
+    ARM_AUDIENCE,
+    CONTRIBUTOR,
+    DATA_AUDIENCE,
+    OPERATOR,
+    READER,
+    ROLES,
+    WELL_KNOWN_KEY,
+    Authenticator,
+    Issuer,
+)
+from bench.cosmos_emulator.http import Request, Response
 from tests.support.clock import FakeClock
 from tests.support.cosmos_server import Direct, substatus
 
-ACCOUNT = f"/subscriptions/{SUBSCRIPTION}/resourceGroups/{GROUP}/providers/Microsoft.DocumentDB/databaseAccounts/acct"
+GROUP = f"/subscriptions/{SUBSCRIPTION}/resourceGroups/{RESOURCE_GROUP}"
+ACCOUNT = f"{GROUP}/providers/Microsoft.DocumentDB/databaseAccounts/acct"
 CONTAINER = {"properties": {"resource": {"id": "r", "partitionKey": {"paths": ["/id"], "kind": "Hash", "version": 2}}}}
 
 
@@ -22,20 +32,20 @@ class Entra(Direct):
     def __init__(self, clock: FakeClock) -> None:
         super().__init__(clock)
         self.issuer = Issuer()
-        self.service.keeper = Keeper(WELL_KNOWN_KEY, self.issuer)
-        self.management = Management(self.service)
+        self.service.authenticator = Authenticator(WELL_KNOWN_KEY, self.issuer)
+        self.management = ResourceManager(self.service)
 
-    def token(self, *roles: str, life_s: float = 3600, scope: str = DATA) -> str:
+    def token(self, *roles: str, life_s: float = 3600, scope: str = DATA_AUDIENCE) -> str:
         made = self.issuer.issue(self.clock(), life_s, scope=scope, roles=roles or ROLES)
         return str(made["access_token"])
 
-    def data(self, token: str, method: str, path: str, body: object = None, **headers: str) -> Answer:
+    def data(self, token: str, method: str, path: str, body: object = None, **headers: str) -> Response:
         given = {name.replace("_", "-"): value for name, value in headers.items()}
         given |= {"x-ms-documentdb-partitionkey": '["a"]', "authorization": f"type%3Daad%26ver%3D1.0%26sig%3D{token}"}
         return self.ask(method, path, body, given)
 
-    def arm(self, method: str, path: str, body: object = None, *, token: str | None = None) -> Answer:
-        given = self.token(scope=MANAGEMENT) if token is None else token
+    def arm(self, method: str, path: str, body: object = None, *, token: str | None = None) -> Response:
+        given = self.token(scope=ARM_AUDIENCE) if token is None else token
         headers = {b"authorization": f"Bearer {given}".encode(), b"host": b"acct.example:443"}
         path, _, query = path.partition("?")
         raw = b"" if body is None else orjson.dumps(body)
@@ -49,7 +59,7 @@ def entra(clock: FakeClock) -> Entra:
     return Entra(clock)
 
 
-def error_of(answer: Answer) -> tuple[int, str]:
+def error_of(answer: Response) -> tuple[int, str]:
     told: dict[str, Any] = orjson.loads(answer.body)
     return answer.status, str(told.get("error", told)["code"])
 
@@ -97,7 +107,7 @@ def test_a_contributor_reads_and_writes_items_and_a_reader_only_reads(entra: Ent
 
 def test_a_token_that_has_expired_or_is_for_something_else_is_refused_with_its_reason(entra: Entra) -> None:
     assert substatus(entra.data(entra.token(life_s=0), "GET", "/")) == (401, 5006)
-    assert substatus(entra.data(entra.token(scope=MANAGEMENT), "GET", "/")) == (401, 5008)
+    assert substatus(entra.data(entra.token(scope=ARM_AUDIENCE), "GET", "/")) == (401, 5008)
     assert substatus(entra.data("a.b.c", "GET", "/")) == (401, 5004)
     assert error_of(entra.arm("GET", f"{ACCOUNT}/sqlDatabases/d", token=entra.token())) == (
         401,
@@ -116,7 +126,7 @@ def test_arm_makes_scales_and_drops_a_container_and_says_so_later(entra: Entra, 
     result = accepted.headers["location"].removeprefix(at)
     assert orjson.loads(entra.arm("GET", status).body) == {"status": "Dequeued"}
     assert entra.arm("GET", result).status == 202
-    clock.now += TAKES_S
+    clock.now += OPERATION_S
     assert orjson.loads(entra.arm("GET", status).body) == {"status": "Succeeded"}
     assert orjson.loads(entra.arm("GET", result).body)["properties"]["resource"]["id"] == "r"
     throughput = f"{path}/throughputSettings/default"
@@ -134,7 +144,7 @@ def test_arm_makes_scales_and_drops_a_container_and_says_so_later(entra: Entra, 
 def test_a_change_that_fails_is_accepted_and_told_as_failed(entra: Entra, clock: FakeClock) -> None:
     path = f"{ACCOUNT}/sqlDatabases/d/containers/c/throughputSettings/default"
     accepted = entra.arm("PUT", path, {"properties": {"resource": {"throughput": 401}}})
-    clock.now += TAKES_S
+    clock.now += OPERATION_S
     told = orjson.loads(entra.arm("GET", accepted.headers["azure-asyncoperation"][24:]).body)
     assert (told["status"], told["error"]["code"]) == ("Failed", "BadRequest")
 
@@ -143,7 +153,7 @@ def test_a_change_that_fails_is_accepted_and_told_as_failed(entra: Entra, clock:
     ("old", "new", "expected"),
     [
         (SUBSCRIPTION, "11111111-0000-0000-0000-000000000000", (404, "SubscriptionNotFound")),
-        (GROUP, "other", (404, "ResourceGroupNotFound")),
+        (RESOURCE_GROUP, "other", (404, "ResourceGroupNotFound")),
         ("/acct/", "/other/", (404, "ResourceNotFound")),
         ("/sqlDatabases/d", "/tables/d", (404, "InvalidResourceType")),
         ("/sqlDatabases/d", "/sqlDatabases/d?x=1", (400, "MissingApiVersionParameter")),
@@ -155,11 +165,11 @@ def test_arm_tells_what_in_a_path_is_wrong(entra: Entra, old: str, new: str, exp
 
 def test_arm_takes_neither_a_key_nor_a_role_for_data(entra: Entra) -> None:
     path = f"{ACCOUNT}/sqlDatabases/d"
-    token = entra.token(CONTRIBUTOR, scope=MANAGEMENT)
+    token = entra.token(CONTRIBUTOR, scope=ARM_AUDIENCE)
     refused = entra.arm("GET", path, token=token)
     assert error_of(refused) == (403, "AuthorizationFailed")
     assert b"'Microsoft.DocumentDB/databaseAccounts/sqlDatabases/read'" in refused.body
-    assert error_of(Management(entra.service).answer(Request("GET", path, {}))) == (401, "AuthenticationFailed")
+    assert error_of(ResourceManager(entra.service).answer(Request("GET", path, {}))) == (401, "AuthenticationFailed")
 
 
 def test_arm_has_faults_of_its_own(entra: Entra, clock: FakeClock) -> None:

@@ -6,10 +6,9 @@ from typing import Any
 import pytest
 from azure.cosmos import PartitionKey
 
-from bench.cosmos_emulator.errors import Refused
-from bench.cosmos_emulator.hashing import effective_key
-from bench.cosmos_emulator.limiter import Budget
-from bench.cosmos_emulator.partitions import Partitions
+from bench.cosmos_emulator.errors import HttpError
+from bench.cosmos_emulator.partition_keys import effective_key
+from bench.cosmos_emulator.partitions import Budget, Partitions
 from stores.cosmos.throughput import Throughput, minimum_ru
 
 START = 1000.0
@@ -25,7 +24,7 @@ def admitted(partitions: Partitions, keys: list[str], charge_ru: float, seconds:
         partition = partitions.of(effective_key([chosen.choice(keys)], 2))
         try:
             partition.admit(now, 0)
-        except Refused:
+        except HttpError:
             continue
         partition.charge_write(now, charge_ru)
         total += charge_ru
@@ -123,8 +122,8 @@ def test_partitions_split_when_they_cannot_carry_more_and_never_merge() -> None:
     assert [(one.id, one.parents) for one in partitions.all] == [("1", ("0",)), ("2", ("0",))]
     partitions.provision(Throughput(400))
     assert [one.budgets[0].rate for one in partitions.all] == [200, 200]
-    with pytest.raises(Refused) as error:
-        partitions.named("0")
+    with pytest.raises(HttpError) as error:
+        partitions.with_id("0")
     assert error.value.status == 410
 
 

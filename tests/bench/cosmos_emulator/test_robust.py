@@ -11,8 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bench.cosmos_emulator.messages import Answer, Request
-from bench.cosmos_emulator.wire import Connection
+from bench.cosmos_emulator.http import Connection, Request, Response
 from tests.support.clock import FakeClock
 from tests.support.cosmos_server import Direct, Emulator, emulator, signed
 
@@ -121,9 +120,9 @@ def test_a_batch_happens_whole_or_not_at_all(clock: FakeClock, names: list[tuple
 def test_a_client_that_does_not_read_is_not_answered_on_and_on() -> None:
     asked = list[Request]()
 
-    def answering(request: Request) -> Answer:
+    def answering(request: Request) -> Response:
         asked.append(request)
-        return Answer(200, b"x" * 10)
+        return Response(200, b"x" * 10)
 
     async def scene() -> None:
         sink = Sink()
@@ -170,9 +169,9 @@ def fed(pieces: list[bytes]) -> tuple[list[Request], Sink]:
     """Feed a connection with pieces; returns the requests that it understood, and what it wrote."""
     asked = list[Request]()
 
-    def answering(request: Request) -> Answer:
+    def answering(request: Request) -> Response:
         asked.append(request)
-        return Answer(200, b"{}")
+        return Response(200, b"{}")
 
     async def feed() -> Sink:
         sink = Sink()

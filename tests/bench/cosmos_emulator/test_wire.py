@@ -16,8 +16,8 @@ from azure.cosmos.exceptions import CosmosHttpResponseError
 
 from bench.cosmos_emulator.errors import EmulatorMisused
 from bench.cosmos_emulator.faults import Faults
-from bench.cosmos_emulator.messages import Answer
-from bench.cosmos_emulator.watch import Watch
+from bench.cosmos_emulator.http import Response
+from bench.cosmos_emulator.metrics import Monitor
 from tests.support.clock import FakeClock
 from tests.support.cosmos_server import Direct, emulator, signed, substatus
 
@@ -29,7 +29,7 @@ def direct(clock: FakeClock) -> Direct:
     return Direct(clock, defaultTtl=-1)
 
 
-def told(answer: Answer) -> dict[str, Any]:
+def told(answer: Response) -> dict[str, Any]:
     made: dict[str, Any] = orjson.loads(answer.body)
     return made
 
@@ -118,18 +118,18 @@ def test_expired_items_are_gone_at_once_and_swept_on_what_is_left(direct: Direct
     clock.now += 11
     assert direct.item("GET", "short").status == 404
     assert direct.item("POST", "short", {"id": "short", "ttl": 5}).status == 201
-    watch = Watch(direct.service.account)
+    monitor = Monitor(direct.service.account)
     clock.now += 100
     partition = direct.container.partitions.all[0]
     partition.charge_write(clock(), 4000)
-    watch.tick(1.0, 0.0)
+    monitor.tick(1.0, 0.0)
     assert len(direct.container.documents) == 4
     found = direct.ask("GET", "/dbs/d/colls/c/docs/")
     assert found.status == 429
     clock.now += 1
     assert [one["id"] for one in told(direct.ask("GET", "/dbs/d/colls/c/docs/"))["Documents"]] == ["never", "plain"]
     before = partition.admitted_ru
-    watch.tick(1.0, 0.0)
+    monitor.tick(1.0, 0.0)
     assert len(direct.container.documents) == 2
     assert partition.admitted_ru > before
 
@@ -194,19 +194,19 @@ def test_autoscale_is_billed_between_a_tenth_and_its_top(direct: Direct, clock: 
     told = {"id": "auto", "partitionKey": {"paths": ["/id"], "kind": "Hash", "version": 2}}
     scaling = {"x-ms-cosmos-offer-autopilot-settings": '{"maxThroughput": 4000}'}
     assert direct.ask("POST", "/dbs/d/colls/", told, scaling).status == 201
-    watch = Watch(direct.service.account)
+    monitor = Monitor(direct.service.account)
     container = direct.service.account.databases["d"].containers["auto"]
     for used_ru, billed_ru in ((0, 400), (1234, 1234), (9999, 4000)):
         container.partitions.all[0].charge_read(clock(), 0, used_ru)
-        watch.tick(1.0, 0.0)
-        assert watch.autoscale_ru[container.rid] == billed_ru
+        monitor.tick(1.0, 0.0)
+        assert monitor.autoscale_ru[container.rid] == billed_ru
 
 
 def test_the_emulator_says_when_it_is_itself_the_limit(direct: Direct, caplog: pytest.LogCaptureFixture) -> None:
-    watch = Watch(direct.service.account)
+    monitor = Monitor(direct.service.account)
     for cpu_s in (0.5, 0.95, 0.99, 0.2):
-        watch.tick(1.0, cpu_s)
-    assert watch.saturated_s == 2.0
+        monitor.tick(1.0, cpu_s)
+    assert monitor.saturated_s == 2.0
     assert [record.message for record in caplog.records] == [
         "the emulator itself is the limit: it used 95% of its core"
     ]

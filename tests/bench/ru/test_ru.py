@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from bench.capacity import search
-from bench.cosmos_emulator.limiter import Budget
+from bench.cosmos_emulator.partitions import Budget
 from bench.errors import BenchMisused
 from bench.loadgen.generator import Generator, Wire
 from bench.loadgen.keys import InTurn, Keys, Zipf

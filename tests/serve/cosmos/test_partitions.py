@@ -12,7 +12,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from bench.cosmos_emulator.hashing import boundary, effective_key
+from bench.cosmos_emulator.partition_keys import boundary, effective_key
 from stores.catalogue import ReleaseId
 from stores.connect import connect
 from stores.cosmos.items import name_of
