@@ -134,7 +134,7 @@ def keys_of(asked: Asked) -> Keys:
 async def _users_in(url: str) -> list[str]:
     store = connect(url)
     try:
-        live = (await store.catalogue()).live
+        live = (await store.catalogue()).live_ref
         if live is None:
             raise BenchMisused(f"nothing is live in {redacted(url)}, so there are no users to ask for")
         return [key.removeprefix(USER) async for key, _ in store.scan(live) if key.startswith(USER)]

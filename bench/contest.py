@@ -178,7 +178,7 @@ class Contest:
         for size in BATCHES:
             batches = [[USER + user for user in itertools.islice(keys, size)] for _ in range(BATCHES_DRAWN)]
             with on_core(0):
-                release = self._field.manifest.release
+                release = self._field.release
                 found[size] = look_up(one.url, one.behind, release, batches, self._extent.alone_s)
         return found
 

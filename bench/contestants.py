@@ -13,15 +13,16 @@ from bench.backing import Backing, backing, emulator
 from bench.errors import BenchFailed, BenchMisused
 from bench.launch import Server, free_port, serving
 from bench.lists import Shape
-from stores.catalogue import ReleaseId
+from stores.catalogue import ReleaseRef
 from stores.compression import compress
 from stores.connect import connect
 from stores.keys import USER
-from stores.lifecycle import load_manifest, publish
+from stores.lifecycle import publish
 from stores.manifest import Manifest
 from stores.store import Row, Store
 from stores.transfer import copy
 from stores.urls import redacted
+from stores.verification import load_manifest
 
 LIST_LENGTH = 20
 FOR_STORES = ("HOTPLATE_REDIS_", "HOTPLATE_COSMOS_")
@@ -116,44 +117,44 @@ def names(urls: Sequence[str]) -> list[str]:
 async def _alike(urls: Sequence[str], users: int, encoding: str) -> tuple[Manifest, list[str]]:
     stores = [connect(url) for url in urls]
     try:
-        live = [(await store.catalogue()).live for store in stores]
+        live = [(await store.catalogue()).live_ref for store in stores]
         source = next((place for place, release in enumerate(live) if release), None)
         if source is None:
-            source, release = 0, (await _fill(stores[0], users, encoding)).release
+            source, release = 0, await _fill(stores[0], users, encoding)
         else:
             release = _chosen(live)
         manifest = await load_manifest(stores[source], release)
         await _must_be_alike(stores, urls, live, manifest)
         for place, store in enumerate(stores):
             if live[place] is None and place != source:
-                await copy(stores[source], store, release)
+                await copy(stores[source], store, release.id)
         ids = await _users(stores[source], release, users)
     finally:
         for store in stores:
             await store.close()
     if not ids:
-        raise BenchMisused(f"the release {release} holds no user's list")
+        raise BenchMisused(f"the release {release.id} holds no user's list")
     return manifest, ids
 
 
-def _chosen(live: Sequence[ReleaseId | None]) -> ReleaseId:
+def _chosen(live: Sequence[ReleaseRef | None]) -> ReleaseRef:
     return next(release for release in live if release)
 
 
 async def _must_be_alike(
-    stores: Sequence[Store], urls: Sequence[str], live: Sequence[ReleaseId | None], manifest: Manifest
+    stores: Sequence[Store], urls: Sequence[str], live: Sequence[ReleaseRef | None], manifest: Manifest
 ) -> None:
     for store, url, release in zip(stores, urls, live, strict=True):
         if release is None:
             continue
-        if release != manifest.release or await load_manifest(store, release) != manifest:
+        if release.id != manifest.release or await load_manifest(store, release) != manifest:
             raise BenchMisused(
-                f"{redacted(url)} serves release {release}, and another store {manifest.release}; for a comparison "
+                f"{redacted(url)} serves release {release.id}, and another store {manifest.release}; for a comparison "
                 "bring one into both: hotplate releases copy ID --from URL --to URL"
             )
 
 
-async def _fill(store: Store, users: int, encoding: str) -> Manifest:
+async def _fill(store: Store, users: int, encoding: str) -> ReleaseRef:
     shape = Shape(users, LIST_LENGTH)
 
     async def batches() -> AsyncIterator[list[Row]]:
@@ -162,11 +163,13 @@ async def _fill(store: Store, users: int, encoding: str) -> Manifest:
 
     if encoding == "zstd":
         compressed = await compress(batches(), shape.plan)
-        return await publish(store, compressed.batches, plan=compressed.plan, about={}, encoding=encoding)
-    return await publish(store, batches(), plan=shape.plan, about={}, encoding=encoding)
+        result = await publish(store, compressed.batches, plan=compressed.plan, about={}, encoding=encoding)
+    else:
+        result = await publish(store, batches(), plan=shape.plan, about={}, encoding=encoding)
+    return (await store.catalogue()).find(result.manifest.release).ref
 
 
-async def _users(store: Store, release: ReleaseId, most: int) -> list[str]:
+async def _users(store: Store, release: ReleaseRef, most: int) -> list[str]:
     ids = list[str]()
     async for key, _ in store.scan(release):
         if key.startswith(USER):

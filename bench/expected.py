@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import orjson
 
 from bench.loadgen.recorder import Sample
-from stores.catalogue import ReleaseId
+from stores.catalogue import ReleaseId, ReleaseRef
 from stores.compression import load_decode
 from stores.encoding import cut, decode
 from stores.errors import StoreError
@@ -57,7 +57,7 @@ async def check(samples: Sequence[Sample], store: Reader) -> Checked:
             compared += 1
             wrong.append(f"{sample.body[:80]!r} is no answer: {error!r}")
     for release, made in by_release.items():
-        async for sentence in _compare(store, ReleaseId(release), made):
+        async for sentence in _compare(store, ReleaseRef(ReleaseId(release), release), made):
             if sentence is None:
                 fallback += 1
             else:
@@ -80,14 +80,14 @@ def claims(sample: Sample) -> Iterator[Claim]:
         yield Claim(unquote(parts.path.rpartition("/")[2]), n, answer)
 
 
-async def _compare(store: Reader, release: ReleaseId, made: Sequence[Claim]) -> AsyncIterator[str | None]:
+async def _compare(store: Reader, release: ReleaseRef, made: Sequence[Claim]) -> AsyncIterator[str | None]:
     """Yield a sentence for each claim that does not hold, and None for each that fell back to the popular list."""
     try:
-        opened = await load_decode(store, await load_manifest(store, release))
+        opened = await load_decode(store, release, await load_manifest(store, release))
         (popular,) = await store.get_many(release, [POPULAR + OVERALL])
         common = decode(opened(popular)) if isinstance(popular, bytes) else []
     except StoreError as error:
-        yield f"release {release} cannot be read to compare with: {error}"
+        yield f"release {release.id} cannot be read to compare with: {error}"
         return
     for start in range(0, len(made), store.batch):
         chunk = made[start : start + store.batch]

@@ -11,7 +11,7 @@ import uvloop
 
 from bench.backing import Backing
 from bench.errors import BenchFailed
-from stores.catalogue import ReleaseId
+from stores.catalogue import ReleaseRef
 from stores.connect import connect
 from stores.errors import StoreError, StoreThrottled
 from stores.store import Store
@@ -29,13 +29,13 @@ class Lookups:
     server_cpu_us: float | None
 
 
-def look_up(url: str, behind: Backing, release: ReleaseId, batches: Sequence[Sequence[str]], for_s: float) -> Lookups:
+def look_up(url: str, behind: Backing, release: ReleaseRef, batches: Sequence[Sequence[str]], for_s: float) -> Lookups:
     """Read *batches* of keys, over and over, for a while. Raises BenchFailed where a list is missing."""
     return uvloop.run(_look_up(url, behind, release, batches, for_s))
 
 
 async def _look_up(
-    url: str, behind: Backing, release: ReleaseId, batches: Sequence[Sequence[str]], for_s: float
+    url: str, behind: Backing, release: ReleaseRef, batches: Sequence[Sequence[str]], for_s: float
 ) -> Lookups:
     store = connect(url)
     asked = itertools.cycle(batches)
@@ -66,7 +66,7 @@ async def _look_up(
     )
 
 
-async def _found(store: Store, release: ReleaseId, batch: Sequence[str]) -> int:
+async def _found(store: Store, release: ReleaseRef, batch: Sequence[str]) -> int:
     """Read a batch; return how many lists came, as a store may refuse what its throughput does not carry."""
     try:
         slots = await store.get_many(release, batch)

@@ -22,7 +22,7 @@ from bench.backing import Backing, backing
 from bench.errors import BenchFailed
 from bench.launch import on_core
 from bench.report.machine import ROOT, environment
-from stores.catalogue import ReleaseId
+from stores.catalogue import ReleaseId, ReleaseRef
 from stores.connect import connect
 from stores.keys import USER
 from stores.lifecycle import begin, write
@@ -63,7 +63,7 @@ async def trial(store: Store, behind: Backing, rows: Sequence[Row]) -> Trial:
             yield rows[start : start + BATCH_ROWS]
 
     async def finish(_: Tally) -> Manifest:
-        await store.seal(release)
+        await store.seal(draft)
         took_s, spent_s = time.perf_counter() - wall_s, time.process_time() - cpu_s
         server_after_s, stored_after = behind.cpu_s(), behind.stored_bytes()
         found.append(
@@ -77,10 +77,10 @@ async def trial(store: Store, behind: Backing, rows: Sequence[Row]) -> Trial:
         )
         raise _OverError  # before the manifest and the commit: the draft is dropped, as that of any failed publish
 
-    await begin(store, release)
+    draft = await begin(store, release)
     plan = Plan(len(rows), sum(len(row.key) + len(row.value) for row in rows))
     try:
-        await write(store, release, batches(), plan=plan, finish=finish)
+        await write(store, draft, batches(), plan=plan, finish=finish)
     except _OverError:
         return found[0]
     raise BenchFailed(f"the trial release {release} was committed")
@@ -149,7 +149,7 @@ async def obey(url: str, release: ReleaseId, lists: int) -> None:
     """Read the rows to write, say so, and do as the lines on standard input say until they end."""
     store, behind = connect(url), backing(url)
     try:
-        rows = await _rows(store, release, lists)
+        rows = await _rows(store, (await store.catalogue()).find(release).ref, lists)
         print("ready", flush=True)
         while word := await asyncio.to_thread(sys.stdin.readline):
             if word == "once\n":
@@ -168,7 +168,7 @@ async def _until_told(store: Store, behind: Backing, rows: Sequence[Row]) -> flo
     return written / (time.perf_counter() - begun_s)
 
 
-async def _rows(store: Store, release: ReleaseId, lists: int) -> list[Row]:
+async def _rows(store: Store, release: ReleaseRef, lists: int) -> list[Row]:
     found = list[Row]()
     async with aclosing(store.scan(release)) as scanned:  # type: ignore[type-var]  # an iterator by contract, a generator in all stores
         async for row in scanned:

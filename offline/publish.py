@@ -9,6 +9,7 @@ from typing import Any
 
 from offline.lists import Lists, ListSettings
 from offline.model import ENGINE, Model
+from stores import lifecycle
 from stores.catalogue import ReleaseId
 from stores.compression import compress
 from stores.manifest import Manifest
@@ -80,13 +81,8 @@ async def publish_rows(
         compressed = await compress(rows, plan)
         rows, plan = compressed.batches, compressed.plan
     rows = counted(rows, lists, on_progress or (lambda _done, _total: None))
-    skipped = 0
-    if resume is None:
-        manifest = await release.publish(store, rows, plan=plan, about=about, encoding=encoding, live=live)
-    else:
-        written = await release.resume(store, resume, rows, plan=plan, about=about, encoding=encoding, live=live)
-        manifest, skipped = written.manifest, written.skipped
-    return PublishReport(manifest, plan, live, perf_counter() - started, skipped)
+    result = await lifecycle.publish(store, rows, plan=plan, about=about, encoding=encoding, live=live, resume=resume)
+    return PublishReport(result.manifest, plan, live, perf_counter() - started, result.skipped)
 
 
 async def overlapped(batches: Iterator[list[Row]]) -> AsyncIterator[list[Row]]:

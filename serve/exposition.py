@@ -56,11 +56,13 @@ class Exposition(Collector):
         failures = CounterMetricFamily(
             "hotplate_store_failures", "Attempts that failed otherwise, tried again or not.", labels=("store", "kind")
         )
-        metered = {tier.name for tier in self._tiers if tier.is_metered}
-        for (store, what), place in self._metrics.attempts.items():
-            if store not in metered:
+        counted = {
+            (store, what): self._metrics.total(place)[0] for (store, what), place in self._metrics.attempts.items()
+        }
+        reporting = {store for (store, _), total in counted.items() if total}
+        for (store, what), total in counted.items():
+            if store not in reporting:
                 continue
-            (total,) = self._metrics.total(place)
             if what == REQUEST_UNITS:
                 units.add_metric((store,), total)
             elif what == THROTTLED:

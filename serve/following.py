@@ -5,7 +5,7 @@ import logging
 import random
 from dataclasses import dataclass
 
-from stores.catalogue import Catalogue, ReleaseId, follows
+from stores.catalogue import Catalogue, ReleaseId, ReleaseRef, follows
 from stores.compression import Decode, load_decode
 from stores.errors import ReleaseCorrupt, StoreError
 from stores.keys import META, OVERALL, POPULAR
@@ -23,13 +23,18 @@ RETRY_S = (0.1, 5.0)
 class View:
     """One release as it is served; immutable, so a request that holds one never mixes two."""
 
-    release: ReleaseId
+    ref: ReleaseRef
     manifest: Manifest
     popular: dict[str, bytes]
     """Popular lists by segment, decoded; `OVERALL` is always there."""
 
     decode: Decode
     """Opens every other value of the release."""
+
+    @property
+    def release(self) -> ReleaseId:
+        """The id that answers name."""
+        return self.ref.id
 
 
 class Follower:
@@ -84,10 +89,10 @@ class Follower:
     async def _consider(self, found: Catalogue) -> None:
         """Change over to what *found* says is live, if that is news; a StoreError leaves everything as it was."""
         if follows(found, self._seen):
-            live = found.live
-            if live is not None and (self.view is None or self.view.release != live):
+            live = found.live_ref
+            if live is not None and (self.view is None or self.view.ref != live):
                 view = await _load(self._reader, live)
-                log.info("release %s is live", live, extra={"release": live})
+                log.info("release %s is live", live.id, extra={"release": live.id})
                 self.view = view
                 await self._take_advice()
             self._seen = found
@@ -113,19 +118,19 @@ class Follower:
             self.trouble = trouble
 
 
-async def _load(reader: Reader, release: ReleaseId) -> View:
+async def _load(reader: Reader, release: ReleaseRef) -> View:
     """Read a release's manifest, dictionary, popular lists and sample; raises StoreError for one that is not whole."""
     manifest = await load_manifest(reader, release)
-    decode = await load_decode(reader, manifest)
+    decode = await load_decode(reader, release, manifest)
     segments = [OVERALL, *manifest.segments]
     values = await read_present(reader, release, [POPULAR + segment for segment in segments])
     popular = {segment: decode(value) for segment, value in zip(segments, values, strict=True)}
     if sum(map(len, popular.values())) > MAX_POPULAR_BYTES:
         raise ReleaseCorrupt(
-            f"release {release} has popular lists of over {MAX_POPULAR_BYTES} bytes; it is not followed"
+            f"release {release.id} has popular lists of over {MAX_POPULAR_BYTES} bytes; it is not followed"
         )
     if not popular[OVERALL]:
-        raise ReleaseCorrupt(f"release {release} has an empty popular list for everybody; it is not followed")
+        raise ReleaseCorrupt(f"release {release.id} has an empty popular list for everybody; it is not followed")
     for key, value in zip(manifest.sample, await read_present(reader, release, manifest.sample), strict=True):
         if not key.startswith(META):
             decode(value)

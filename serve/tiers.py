@@ -11,8 +11,8 @@ from serve.breaker import FAILURES, FAILURES_OF_PARTS, Breaker
 from serve.deadlines import Deadlines
 from serve.following import Follower, View
 from serve.metrics import REQUEST_UNITS, Metrics
-from stores.errors import ReleaseNotFound, StoreError, StoreUnavailable
-from stores.store import LocalReader, Metered, PatientReader, Reader, Slot
+from stores.errors import PartUnavailable, ReleaseNotFound, StoreError, StoreUnavailable
+from stores.store import LocalReader, Reader, Slot
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +35,8 @@ class Reading(NamedTuple):
     slots: list[Slot]
 
 
-class _Attempts:
-    """What the attempts of one tier's store come to, in the shared counters."""
+class StoreObserver:
+    """Counts what the attempts of one tier's store come to, in the shared counters."""
 
     def __init__(self, tier: str, metrics: Metrics) -> None:
         self._tier = tier
@@ -60,10 +60,6 @@ class Tier:
         self.breaker = Breaker(monotonic)
         self._reader = reader
         self._local = reader if isinstance(reader, LocalReader) else None
-        self._patient = reader if isinstance(reader, PatientReader) else None
-        self.is_metered = isinstance(reader, Metered)
-        if isinstance(reader, Metered):
-            reader.count_into(_Attempts(name, metrics))
         self._metrics = metrics
         self._deadlines = Deadlines()
         self._spared = ""
@@ -89,7 +85,7 @@ class Tier:
             return _ELSEWHERE
         started = perf_counter()
         try:
-            value = self._local.get(view.release, key)
+            value = self._local.get(view.ref, key)
         except StoreError as error:
             return error
         self._metrics.observe_store(self.name, "get", "ok", perf_counter() - started)
@@ -124,7 +120,7 @@ class Tier:
     def _failed(self, error: BaseException) -> None:
         """Tell the breaker; a store that reads key by key may have failed this one only."""
         was_open = self.breaker.is_open
-        of_a_part = self._patient is not None and isinstance(error, StoreUnavailable)
+        of_a_part = isinstance(error, PartUnavailable)
         self.breaker.failed(FAILURES_OF_PARTS if of_a_part else FAILURES)
         if self.breaker.is_open and not was_open:
             self._spared = f"it fails, and is spared until it answers again: {error}"
@@ -136,7 +132,7 @@ class Tier:
         slots = list[Slot]()
         for start in range(0, len(keys), AT_ONCE):
             started = perf_counter()
-            slots += [_decoded(view, reader.get(view.release, key)) for key in keys[start : start + AT_ONCE]]
+            slots += [_decoded(view, reader.get(view.ref, key)) for key in keys[start : start + AT_ONCE]]
             self._metrics.observe_store(self.name, "get_many", "ok", perf_counter() - started)
             if start + AT_ONCE < len(keys):
                 await asyncio.sleep(0)  # others are served in between
@@ -171,11 +167,8 @@ class Tier:
     async def _read_batch(self, view: View, keys: Sequence[str], deadline: float) -> list[Slot]:
         started, outcome = perf_counter(), "error"
         try:
-            if self._patient is None:
-                slots = await self._reader.get_many(view.release, keys)
-            else:
-                timeout_s = max(0.0, deadline - monotonic()) * ASKED_FOR
-                slots = await self._patient.get_within(view.release, keys, timeout_s)
+            timeout_s = max(0.0, deadline - monotonic()) * ASKED_FOR
+            slots = await self._reader.get_many(view.ref, keys, timeout_s=timeout_s)
             outcome = "ok"
         except ReleaseNotFound:
             outcome = "gone"

@@ -16,7 +16,7 @@ from serve.metrics import Metrics
 from serve.routes import Routes
 from serve.server import Server
 from serve.settings import Settings
-from serve.tiers import Tier
+from serve.tiers import StoreObserver, Tier
 from stores.connect import connect
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,10 @@ async def work(
 
     *announce* is called once this worker listens and has asked the store for the first time.
     """
-    tiers = [Tier(name, connect(url), metrics) for name, url in zip(settings.tiers, settings.stores, strict=True)]
+    tiers = [
+        Tier(name, connect(url, StoreObserver(name, metrics)), metrics)
+        for name, url in zip(settings.tiers, settings.stores, strict=True)
+    ]
     handlers = Handlers(Lookup(tiers, metrics, settings.budget_s), tiers, Exposition(metrics, tiers))
     server = Server(Routes(handlers), metrics)
 

@@ -1,7 +1,7 @@
 """The store contract: what a backend must offer, as two small Protocols and the values that cross them.
 
-Policy (publish, activate, roll back, prune, verify) is written once, in `stores.lifecycle`, over this contract. A backend
-moves opaque bytes, swaps one small catalogue by compare-and-set, and tells its own time.
+Policy (publish, activate, roll back, prune, verify) is written once, in `stores.lifecycle`, over this contract. A
+backend moves opaque bytes, swaps one small catalogue by compare-and-set, and tells its own time.
 """
 
 from collections.abc import AsyncIterable, AsyncIterator, Sequence

@@ -37,7 +37,7 @@ async def copy(
         raise ReleaseConflict(f"release {release} is being erased in the target; prune it there and copy again")
     if state in (None, State.DRAFT):
         draft = await (begin if state is None else take_over)(target, release)
-        written = await _write(source, found, target, draft, manifest, on_progress)
+        written = await _write(source, found, target, draft, manifest=manifest, on_progress=on_progress)
     elif await load_manifest(target, (await target.catalogue()).find(release).ref) == manifest:
         written = WriteResult(manifest, 0, manifest.rows)
     else:
@@ -72,6 +72,7 @@ async def _write(
     release: ReleaseRef,
     target: Store,
     draft: DraftRef,
+    *,
     manifest: Manifest,
     on_progress: Callable[[int, int], None],
 ) -> WriteResult:

@@ -3,61 +3,95 @@
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 from tests.support.paths import ROOT
 
-ROOMS = {"stores", "offline", "serve", "bench", "verbs", "hotplate"}
+ROOMS = ("stores", "offline", "serve", "bench", "hotplate")
 MAY_IMPORT = {
     "stores": set[str](),
     "offline": {"stores"},
     "serve": {"stores"},
     "bench": {"stores"},
-    "bench/micro": {"stores", "offline", "serve", "bench"},
+    "bench/micro": {"stores", "offline", "serve", "hotplate"},
+    "hotplate": {"stores", "offline", "serve", "bench"},
 }
-HEAVY = {"numpy", "scipy", "implicit", "polars"}
+HEAVY = {"numpy", "scipy", "implicit", "polars", "azure", "redis", "matplotlib"}
 
 
-def imported_rooms(module: Path) -> set[str]:
+def modules_of(folder: str) -> list[Path]:
+    modules = sorted((ROOT / folder).rglob("*.py"))
+    assert modules
+    return modules
+
+
+def name_of(module: Path) -> str:
+    parts = module.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(module: Path, *, everywhere: bool) -> set[str]:
+    """Return the modules that one imports: when it is loaded, or *everywhere*, in functions and for types, too."""
     names = set[str]()
-    for node in ast.walk(ast.parse(module.read_text())):
+    for node in _import_nodes(ast.parse(module.read_text()), everywhere=everywhere):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
+        else:
             assert node.level == 0, f"{module}: relative imports hide the arrows"
-            names.add(node.module or "")
-    return {name.partition(".")[0] for name in names} & ROOMS
+            names |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
 
 
-def room_of(module: Path) -> str:
-    inside = module.relative_to(ROOT)
-    return "bench/micro" if inside.parts[:2] == ("bench", "micro") else inside.parts[0]
+def _import_nodes(tree: ast.AST, *, everywhere: bool) -> Iterator[ast.Import | ast.ImportFrom]:
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield node
+        elif everywhere or not (
+            isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            or (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))
+        ):
+            yield from _import_nodes(node, everywhere=everywhere)
 
 
-@pytest.mark.parametrize("room", sorted({"stores", "offline", "serve", "bench"}))
+@pytest.mark.parametrize("room", ROOMS)
 def test_a_room_imports_only_the_rooms_it_may(room: str) -> None:
-    modules = sorted((ROOT / room).rglob("*.py"))
-    assert modules
-    for module in modules:
-        own = room_of(module)
-        strangers = imported_rooms(module) - MAY_IMPORT[own] - {room}
+    for module in modules_of(room):
+        inside = module.relative_to(ROOT).parts
+        own = "bench/micro" if inside[:2] == ("bench", "micro") else room
+        rooms = {name.partition(".")[0] for name in imports_of(module, everywhere=True)} & set(ROOMS)
+        strangers = rooms - MAY_IMPORT[own] - {room}
         assert not strangers, f"{module.relative_to(ROOT)} imports {strangers}"
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    modules = {name_of(module): module for room in ROOMS for module in modules_of(room)}
+    graph = {name: imports_of(module, everywhere=False) & modules.keys() - {name} for name, module in modules.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" → ".join(error.args[1]))
+
+
+def test_no_test_imports_another() -> None:
+    for module in modules_of("tests"):
+        others = {name for name in imports_of(module, everywhere=True) if "test_" in name.rpartition(".")[2][:5]}
+        assert not {name for name in others if name.startswith("tests.")}, module
 
 
 @pytest.mark.parametrize("room", ["stores", "serve", "hotplate"])
 def test_importing_a_light_room_loads_nothing_heavy(room: str) -> None:
-    modules = [
-        ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        for path in sorted((ROOT / room).rglob("*.py"))
-        if path.stem != "__init__"
-    ] or [room]
-    program = f"import sys, {', '.join(modules)}; print(*sorted(m for m in sys.modules if '.' not in m))"
+    extras = ("stores.redis", "stores.cosmos", "hotplate.testing", "hotplate.__main__")
+    names = [name_of(module) for module in modules_of(room)]
+    names = [name for name in names if not name.startswith(extras)]
+    program = f"import sys, {', '.join(names)}; print(*sorted(m for m in sys.modules if '.' not in m))"
     loaded = set(
         subprocess.run(
             [sys.executable, "-c", program], check=True, capture_output=True, text=True, cwd=ROOT
         ).stdout.split()
     )
     assert not loaded & HEAVY
-    assert room == "hotplate" or not loaded & (ROOMS - {room, "stores"})
+    assert room == "hotplate" or not loaded & (set(ROOMS) - {room, "stores"})

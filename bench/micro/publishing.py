@@ -67,7 +67,7 @@ async def _publish(shape: Shape, values: Sequence[bytes], folder: Path) -> Publi
     store = LmdbStore(folder)
     try:
         with whole.running():
-            manifest = await publish(store, batches(), plan=shape.plan, about={})
+            manifest = (await publish(store, batches(), plan=shape.plan, about={})).manifest
     finally:
         await store.close()
     (file,) = (folder / "releases").glob("*.mdb")

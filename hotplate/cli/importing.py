@@ -119,7 +119,7 @@ def import_lists(
             )
             return done, await prune(opened, keep=keep)
 
-        report, erased = with_store(store, act)
+        report, erased = with_store(store, act, spending)
     if as_json:
         print_json(
             {"rows": imported.rows, "left_out": imported.left_out}

@@ -8,7 +8,7 @@ from hotplate.cli.opening import with_store
 from hotplate.cli.terminal import Json, StoreUrl, err, out, print_json, table
 
 if TYPE_CHECKING:
-    from stores.catalogue import ReleaseId
+    from stores.catalogue import ReleaseRef
     from stores.manifest import Manifest
     from stores.store import Store
     from stores.verification import Difference
@@ -35,9 +35,9 @@ def verify(
 
     Example: hotplate releases verify --store redis://localhost:6379/0 --sample 1000
     """
-    from stores.lifecycle import verify as check
     from stores.store import Advised
     from stores.verification import sample as look
+    from stores.verification import verify as check
 
     if whole and sample is not None:
         raise typer.BadParameter("give --all or --sample, not both")
@@ -76,9 +76,7 @@ def diff(
 
     async def read(opened: "Store") -> "Difference":
         found = await opened.catalogue()
-        for release in (first, second):
-            found.find(ReleaseId(release))
-        return await compare(opened, ReleaseId(first), ReleaseId(second))
+        return await compare(opened, found.find(ReleaseId(first)).ref, found.find(ReleaseId(second)).ref)
 
     found = with_store(store, read)
     facts = _facts(found, first, second)
@@ -113,7 +111,7 @@ def _facts(found: "Difference", first: str, second: str) -> dict[str, Any]:
     }
 
 
-async def choose(store: "Store", release: str | None) -> "ReleaseId":
+async def choose(store: "Store", release: str | None) -> "ReleaseRef":
     """Return the release that was named, which must be there, or the live one."""
     from stores.catalogue import ReleaseId
     from stores.errors import ReleaseNotFound
@@ -122,7 +120,7 @@ async def choose(store: "Store", release: str | None) -> "ReleaseId":
     chosen = ReleaseId(release) if release is not None else found.live
     if chosen is None:
         raise ReleaseNotFound("nothing is live in this store; name a release, or publish one")
-    return found.find(chosen).id
+    return found.find(chosen).ref
 
 
 def tell_one(fields: object, sentence: str, *, as_json: bool) -> None:

@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from stores.store import Store
+    from stores.store import Observer, Store
 
 T = TypeVar("T")
 
 
-def with_store(url: str | None, act: "Callable[[Store], Awaitable[T]]") -> T:
-    """Run *act* on the store at *url*, by default the one in the user's own data folder."""
+def with_store(url: str | None, act: "Callable[[Store], Awaitable[T]]", observer: "Observer | None" = None) -> T:
+    """Run *act* on the store at *url*, by default the one in the user's own data folder; *observer* counts its attempts."""
     from stores.connect import connect, default_url
 
     async def run() -> T:
-        store = connect(url or default_url())
+        store = connect(url or default_url(), observer)
         try:
             return await act(store)
         finally:
@@ -25,8 +25,10 @@ def with_store(url: str | None, act: "Callable[[Store], Awaitable[T]]") -> T:
     return asyncio.run(run())
 
 
-def with_stores(source: str, target: str, act: "Callable[[Store, Store], Awaitable[T]]") -> T:
-    """Run *act* on two stores; StoreMisused where they are one and the same."""
+def with_stores(
+    source: str, target: str, act: "Callable[[Store, Store], Awaitable[T]]", observer: "Observer | None" = None
+) -> T:
+    """Run *act* on two stores; *observer* counts the attempts of the second. StoreMisused where they are one."""
     from stores.connect import connect
     from stores.errors import StoreMisused
     from stores.urls import redacted
@@ -37,7 +39,7 @@ def with_stores(source: str, target: str, act: "Callable[[Store, Store], Awaitab
     async def run() -> T:
         here = connect(source)
         try:
-            there = connect(target)
+            there = connect(target, observer)
             try:
                 return await act(here, there)
             finally:

@@ -117,7 +117,7 @@ def publish(
             )
             return done, await prune(opened, keep=keep)
 
-        report, erased = with_store(store, act)
+        report, erased = with_store(store, act, spending)
     if as_json:
         print_json(to_json(report, erased) | spending.to_json())
         return

@@ -17,7 +17,7 @@ from hotplate.cli.terminal import Json, StoreUrl, out, print_json, table
 
 if TYPE_CHECKING:
     from stores.forecast import Forecast
-    from stores.lifecycle import Written
+    from stores.lifecycle import WriteResult
     from stores.manifest import Manifest
     from stores.store import Store
 
@@ -52,11 +52,10 @@ def show(release: ReleaseArgument, store: StoreUrl = None, as_json: Json = False
     Example: hotplate releases show 20261120T064200Z-7f3a
     """
     from stores.catalogue import ReleaseId
-    from stores.lifecycle import load_manifest
+    from stores.verification import load_manifest
 
     async def read(opened: "Store") -> "Manifest":
-        (await opened.catalogue()).find(ReleaseId(release))
-        return await load_manifest(opened, ReleaseId(release))
+        return await load_manifest(opened, (await opened.catalogue()).find(ReleaseId(release)).ref)
 
     manifest = with_store(store, read)
     if as_json:
@@ -150,9 +149,9 @@ def copy(
 
     Before you pay: hotplate releases copy --from URL --to cosmos://ACCOUNT/DATABASE --max-ru 4000 --dry-run
     """
-    from stores.lifecycle import load_manifest
     from stores.transfer import copy as transfer
     from stores.transfer import foresee_copy
+    from stores.verification import load_manifest
 
     target, spending = within(target, max_ru) or target, Spending()
     if dry_run:
@@ -161,19 +160,19 @@ def copy(
             async def foresee(here: "Store", there: "Store") -> "Forecast":
                 chosen = await choose(here, release)
                 progress = partial(tell, "dry run")
-                return await foresee_copy(here, there, chosen, live=activate, on_progress=progress)
+                return await foresee_copy(here, there, chosen.id, live=activate, on_progress=progress)
 
             found = with_stores(source, target, foresee)
         foretelling.tell(found, target, as_json=as_json)
         return
     with bars(spending.progress) as tell:
 
-        async def act(here: "Store", there: "Store") -> "Written":
+        async def act(here: "Store", there: "Store") -> "WriteResult":
             chosen = await choose(here, release)
             spending.watch(there, plan_of(await load_manifest(here, chosen)), quiet=as_json)
-            return await transfer(here, there, chosen, live=activate, on_progress=partial(tell, "copy"))
+            return await transfer(here, there, chosen.id, live=activate, on_progress=partial(tell, "copy"))
 
-        done = with_stores(source, target, act)
+        done = with_stores(source, target, act, spending)
     copied, state = done.manifest.release, "live" if activate else "ready"
     tell_one(
         {"release": done.manifest, "live": activate, "rows_written": done.rows, "rows_there": done.skipped}

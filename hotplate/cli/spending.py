@@ -75,10 +75,8 @@ class Spending:
 
     def watch(self, store: "Store", plan: "Plan | None" = None, *, quiet: bool = False) -> None:
         """Count what *store* spends from now on; say how long *plan* will take it, where that is long."""
-        from stores.store import Billed, Metered
+        from stores.store import Billed
 
-        if isinstance(store, Metered):
-            store.count_into(self)
         if isinstance(store, Billed):
             from stores.prices import load
 

@@ -34,7 +34,7 @@ def fill(url: str, lists: int = 20) -> ReleaseId:
     async def write() -> ReleaseId:
         store = connect(url)
         try:
-            return (await publish(store, batches(), plan=shape.plan, about={})).release
+            return ((await publish(store, batches(), plan=shape.plan, about={})).manifest).release
         finally:
             await store.close()
 

@@ -19,6 +19,7 @@ from bench.micro.rounds import Effort, Figure, Outcome, Unmeasured, at_most
 from bench.report import machine
 from stores.encoding import decode
 from stores.lmdb_store import LmdbStore
+from tests.support.stores import ref
 
 SMALL = Effort(rounds=1, users=2_000, round_s=0.1)
 
@@ -86,7 +87,7 @@ def test_publishing_again_replaces_what_was_there(tmp_path: Path) -> None:
     async def read() -> bytes | None:
         live = (await store.catalogue()).live
         assert live is not None
-        value = store.get(live, key_of(99))
+        value = store.get(ref(live), key_of(99))
         await store.close()
         return value
 

@@ -14,6 +14,7 @@ from bench.micro import aiohttp_peer, endpoint
 from bench.micro.rounds import Figure, Sample, at_least, at_most, figures, interleave, ratio
 from bench.report import machine
 from stores.connect import connect
+from tests.support.stores import ref
 
 ANSWER_HEADERS = {"Content-Type": "application/json", "ETag": '"abc"', "X-Request-Id": "1"}
 
@@ -118,7 +119,7 @@ async def test_the_sample_store_has_a_list_for_each_user(tmp_path: Path) -> None
     try:
         live = (await store.catalogue()).live
         assert live is not None
-        slots = await store.get_many(live, ["user:0", f"user:{endpoint.USERS - 1}", "popular:", "user:unknown"])
+        slots = await store.get_many(ref(live), ["user:0", f"user:{endpoint.USERS - 1}", "popular:", "user:unknown"])
     finally:
         await store.close()
     assert [isinstance(slot, bytes) for slot in slots] == [True, True, True, False]

@@ -11,7 +11,7 @@ import pytest
 
 from hotplate.cli.spending import Spending, duration, hours_begun, slow
 from offline.datasets import sample
-from stores import release as life
+from stores import lifecycle as life
 from stores.forecast import Bill, Provisioned
 from stores.store import Plan, Row
 from tests.cli.test_command import failed, hotplate

@@ -20,9 +20,9 @@ from offline.publish import publish, publish_rows
 from stores.catalogue import ReleaseId
 from stores.encoding import decode
 from stores.errors import StoreUnavailable
-from stores.lifecycle import verify
 from stores.memory import MemoryStore
 from stores.store import Row
+from stores.verification import verify
 from tests.offline.test_publish import checkerboard
 
 ids = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=4).filter(lambda text: text.strip())

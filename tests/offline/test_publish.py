@@ -16,10 +16,10 @@ from offline.popular import Popular, most_popular
 from offline.publish import publish
 from stores.encoding import decode
 from stores.errors import StoreFull
-from stores.lifecycle import verify
 from stores.lmdb_store import LmdbStore
 from stores.memory import MemoryStore
 from stores.store import Row
+from stores.verification import verify
 
 
 def checkerboard(size: int = 20) -> Model:

@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from serve.following import Follower
-from stores import release as life
+from stores import lifecycle as life
 from stores.catalogue import Catalogue, ReleaseId
 from stores.errors import CatalogueUnreadable
 from stores.keys import MANIFEST

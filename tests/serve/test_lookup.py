@@ -10,7 +10,7 @@ from serve.lookup import Found, Lookup
 from serve.metrics import LOOKUPS, Metrics
 from serve.problems import Problem
 from serve.tiers import Tier
-from stores import release as life
+from stores import lifecycle as life
 from stores.errors import StoreUnavailable
 from stores.memory import MemoryStore
 from tests.support.clock import FakeClock

@@ -11,7 +11,7 @@ from stores import catalogue as changes
 from stores.catalogue import Catalogue, ReleaseId
 from stores.errors import ReleaseConflict, ReleaseNotFound, StoreError
 from stores.store import LocalReader, Plan, Row, Store
-from tests.support.stores import OpenStore
+from tests.support.stores import OpenStore, draft_of, ref
 
 FIRST, SECOND = ReleaseId("20261120T064200Z-aaaa"), ReleaseId("20261120T064300Z-bbbb")
 ROWS = [
@@ -28,10 +28,10 @@ ROWS = [
 
 
 async def write(store: Store, release: ReleaseId, rows: Sequence[Row], *, seal: bool = True) -> None:
-    await store.create(release, Plan(len(rows), 1000))
-    await store.put(release, rows)
+    await store.create(draft_of(release), Plan(len(rows), 1000))
+    await store.put(draft_of(release), rows)
     if seal:
-        await store.seal(release)
+        await store.seal(draft_of(release))
 
 
 async def step(store: Store, change: changes.Catalogue) -> Catalogue:
@@ -46,7 +46,7 @@ async def begin(store: Store, release: ReleaseId) -> Catalogue:
 
 
 async def scanned(store: Store, release: ReleaseId) -> list[Row]:
-    return [row async for row in store.scan(release)]
+    return [row async for row in store.scan(ref(release))]
 
 
 async def test_a_new_store_has_an_empty_catalogue_and_tells_the_time(store: Store) -> None:
@@ -59,91 +59,91 @@ async def test_what_was_put_is_read_in_order_by_another_process(open_store: Open
     await write(open_store(), FIRST, ROWS)
     reader = open_store()
     keys = [row.key for row in reversed(ROWS)]
-    assert await reader.get_many(FIRST, [*keys, "user:absent", keys[0]]) == [
+    assert await reader.get_many(ref(FIRST), [*keys, "user:absent", keys[0]]) == [
         *(row.value for row in reversed(ROWS)),
         None,
         ROWS[-1].value,
     ]
-    assert await reader.get_many(FIRST, []) == []
+    assert await reader.get_many(ref(FIRST), []) == []
 
 
 async def test_a_local_reader_gets_one_key_at_once(store: Store) -> None:
     await write(store, FIRST, ROWS)
     if not isinstance(store, LocalReader):
         pytest.skip("this store is not in this process")
-    assert [store.get(FIRST, row.key) for row in ROWS] == [row.value for row in ROWS]
-    assert store.get(FIRST, "user:absent") is None
+    assert [store.get(ref(FIRST), row.key) for row in ROWS] == [row.value for row in ROWS]
+    assert store.get(ref(FIRST), "user:absent") is None
     with pytest.raises(ReleaseNotFound):
-        store.get(SECOND, "user:1")
+        store.get(ref(SECOND), "user:1")
 
 
 async def test_releases_do_not_see_each_other(store: Store) -> None:
     await write(store, FIRST, [Row("user:1", b"old")])
     await write(store, SECOND, [Row("user:1", b"new"), Row("user:2", b"new")])
-    assert await store.get_many(FIRST, ["user:1", "user:2"]) == [b"old", None]
-    assert await store.get_many(SECOND, ["user:1", "user:2"]) == [b"new", b"new"]
+    assert await store.get_many(ref(FIRST), ["user:1", "user:2"]) == [b"old", None]
+    assert await store.get_many(ref(SECOND), ["user:1", "user:2"]) == [b"new", b"new"]
 
 
 async def test_scan_yields_every_row_in_ascending_order_of_key_bytes(store: Store) -> None:
     meta = Row("meta:manifest", b"{}")
-    await store.create(FIRST, Plan(len(ROWS), 1000))
+    await store.create(draft_of(FIRST), Plan(len(ROWS), 1000))
     for start in range(0, len(ROWS), 2):
-        await store.put(FIRST, ROWS[start : start + 2])
-    await store.put(FIRST, [meta])
-    await store.seal(FIRST)
+        await store.put(draft_of(FIRST), ROWS[start : start + 2])
+    await store.put(draft_of(FIRST), [meta])
+    await store.seal(draft_of(FIRST))
     assert await scanned(store, FIRST) == sorted([*ROWS, meta], key=lambda row: row.key.encode())
 
 
 async def test_put_again_changes_nothing_and_put_out_of_order_loses_nothing(store: Store) -> None:
-    await store.create(FIRST, Plan(len(ROWS), 1000))
-    await store.put(FIRST, ROWS[4:])
-    await store.put(FIRST, ROWS[4:])
-    await store.put(FIRST, ROWS[:6])
-    await store.put(FIRST, [Row("user:1", b"later"), Row("user:0", b"unsorted")])
-    await store.put(FIRST, [])
-    await store.seal(FIRST)
+    await store.create(draft_of(FIRST), Plan(len(ROWS), 1000))
+    await store.put(draft_of(FIRST), ROWS[4:])
+    await store.put(draft_of(FIRST), ROWS[4:])
+    await store.put(draft_of(FIRST), ROWS[:6])
+    await store.put(draft_of(FIRST), [Row("user:1", b"later"), Row("user:0", b"unsorted")])
+    await store.put(draft_of(FIRST), [])
+    await store.seal(draft_of(FIRST))
     expected = {row.key: row.value for row in ROWS} | {"user:1": b"later", "user:0": b"unsorted"}
     assert {row.key: row.value for row in await scanned(store, FIRST)} == expected
 
 
 async def test_a_killed_writer_can_be_continued_from_the_resume_point(open_store: OpenStore) -> None:
     first = open_store()
-    await first.create(FIRST, Plan(len(ROWS), 1000))
-    assert await first.resume_point(FIRST) is None
-    await first.put(FIRST, [Row("meta:dictionary", b"early")])
-    assert await first.resume_point(FIRST) is None
-    await first.put(FIRST, ROWS[:5])
-    await first.put(FIRST, [Row("meta:dictionary", b"again")])
+    await first.create(draft_of(FIRST), Plan(len(ROWS), 1000))
+    assert await first.resume_point(draft_of(FIRST)) is None
+    await first.put(draft_of(FIRST), [Row("meta:dictionary", b"early")])
+    assert await first.resume_point(draft_of(FIRST)) is None
+    await first.put(draft_of(FIRST), ROWS[:5])
+    await first.put(draft_of(FIRST), [Row("meta:dictionary", b"again")])
     await first.close()
     second = open_store()
-    assert await second.resume_point(FIRST) == ROWS[4].key
-    await second.create(FIRST, Plan(len(ROWS), 1000))
-    await second.put(FIRST, ROWS[5:])
-    await second.seal(FIRST)
+    assert await second.resume_point(draft_of(FIRST)) == ROWS[4].key
+    await second.create(draft_of(FIRST), Plan(len(ROWS), 1000))
+    await second.put(draft_of(FIRST), ROWS[5:])
+    await second.seal(draft_of(FIRST))
     assert len(await scanned(second, FIRST)) == len(ROWS) + 1
 
 
 async def test_a_sealed_release_takes_no_more_rows(open_store: OpenStore) -> None:
     store = open_store()
     await write(store, FIRST, ROWS)
-    await store.seal(FIRST)
+    await store.seal(draft_of(FIRST))
     for handle in (store, open_store()):
         with pytest.raises(ReleaseConflict):
-            await handle.put(FIRST, [Row("user:late", b"x")])
+            await handle.put(draft_of(FIRST), [Row("user:late", b"x")])
     assert await scanned(store, FIRST) == ROWS
 
 
 async def test_what_was_never_created_is_not_found(store: Store) -> None:
     with pytest.raises(ReleaseNotFound):
-        await store.get_many(FIRST, ["user:1"])
+        await store.get_many(ref(FIRST), ["user:1"])
     with pytest.raises(ReleaseNotFound):
-        await store.put(FIRST, ROWS)
+        await store.put(draft_of(FIRST), ROWS)
     with pytest.raises(ReleaseNotFound):
-        await store.seal(FIRST)
+        await store.seal(draft_of(FIRST))
     with pytest.raises(ReleaseNotFound):
         await scanned(store, FIRST)
     with pytest.raises(ReleaseNotFound):
-        await store.prepare(FIRST)
+        await store.prepare(ref(FIRST))
 
 
 @pytest.mark.parametrize("sealed", [True, False])
@@ -151,18 +151,18 @@ async def test_erase_removes_every_row_and_erasing_twice_is_fine(open_store: Ope
     store = open_store()
     await write(store, FIRST, ROWS, seal=sealed)
     await write(store, SECOND, ROWS[:1])
-    await open_store().erase(FIRST)
-    await store.erase(FIRST)
+    await open_store().erase(ref(FIRST))
+    await store.erase(ref(FIRST))
     with pytest.raises(ReleaseNotFound):
-        await open_store().get_many(FIRST, ["user:1"])
-    assert await store.get_many(SECOND, [ROWS[0].key]) == [ROWS[0].value]
+        await open_store().get_many(ref(FIRST), ["user:1"])
+    assert await store.get_many(ref(SECOND), [ROWS[0].key]) == [ROWS[0].value]
 
 
 async def test_prepare_may_be_called_again(store: Store) -> None:
     await write(store, FIRST, ROWS)
-    await store.prepare(FIRST)
-    await store.prepare(FIRST)
-    assert await store.get_many(FIRST, ["user:1"]) == [b"one"]
+    await store.prepare(ref(FIRST))
+    await store.prepare(ref(FIRST))
+    assert await store.get_many(ref(FIRST), ["user:1"]) == [b"one"]
 
 
 async def test_the_catalogue_survives_its_writer(open_store: OpenStore) -> None:
@@ -224,4 +224,4 @@ async def test_closing_twice_is_fine(store: Store) -> None:
 async def test_odd_release_ids_are_not_found_and_reach_no_other_file(store: Store) -> None:
     for odd in ("../../etc/passwd", "", "a/b", "a\x00b"):
         with pytest.raises(StoreError):
-            await store.get_many(ReleaseId(odd), ["user:1"])
+            await store.get_many(ref(ReleaseId(odd)), ["user:1"])

@@ -54,7 +54,7 @@ async def test_an_answer_has_its_status_headers_and_body() -> None:
 async def test_chunks_are_put_together_and_headers_belong_to_one_answer() -> None:
     chunked = b"HTTP/1.1 404 No\r\nX-First: 1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n"
     async with serving(chunked, ANSWER) as (pool, _):
-        first, second = await pool.request(REQUEST, 5), await pool.ask(REQUEST, 5)
+        first, second = await pool.request(REQUEST, 5), await pool.request(REQUEST, 5)
     assert (first.status, first.body) == (404, b"abc")
     assert second.header(b"x-first") is None
     assert first.header(b"x-first") == b"1"

@@ -8,13 +8,14 @@ import sys
 import time
 from pathlib import Path
 
-from tests.stores.test_life import batches
-
 from stores.catalogue import LEASE_S, State
-from stores.lifecycle import prune, publish, verify
+from stores.lifecycle import prune, publish
 from stores.lmdb_store import LmdbStore
 from stores.store import Plan, Row
+from stores.verification import verify
+from tests.stores.test_lifecycle import batches
 from tests.support.clock import FakeClock
+from tests.support.stores import ref
 
 KILLS = 50
 PUBLISHER = """
@@ -23,6 +24,7 @@ from pathlib import Path
 from stores.lmdb_store import LmdbStore
 from stores.lifecycle import publish
 from stores.store import Plan, Row
+from tests.support.stores import ref
 
 async def batches():
     yield [Row("popular:", b"{}")]
@@ -64,7 +66,7 @@ def reap(publisher: subprocess.Popen[str]) -> None:
 async def test_a_publisher_killed_at_50_instants_changes_nothing(tmp_path: Path) -> None:
     store = LmdbStore(tmp_path, lambda: time.time() + LEASE_S + 1)  # to this handle every lease has lapsed
     rows = [Row("popular:", b"{}"), Row("user:000001", b"old")]
-    live = (await publish(LmdbStore(tmp_path), batches(rows), plan=Plan(2, 100), about={})).release
+    live = ((await publish(LmdbStore(tmp_path), batches(rows), plan=Plan(2, 100), about={})).manifest).release
 
     whole = start(tmp_path)
     began = time.monotonic()
@@ -85,8 +87,8 @@ async def test_a_publisher_killed_at_50_instants_changes_nothing(tmp_path: Path)
         reader = LmdbStore(tmp_path)
         found = await reader.catalogue()
         assert found.live == live
-        assert await reader.get_many(live, ["user:000001"]) == [b"old"]
-        await verify(reader, live)
+        assert await reader.get_many(ref(live), ["user:000001"]) == [b"old"]
+        await verify(reader, ref(live))
         await reader.close()
         left_drafts += any(entry.state is State.DRAFT for entry in found.releases)
         await prune(store)
@@ -95,7 +97,7 @@ async def test_a_publisher_killed_at_50_instants_changes_nothing(tmp_path: Path)
         assert {path.name for path in (tmp_path / "releases").iterdir()} == kept
     reap(publisher)
     assert left_drafts > KILLS // 4, "the kills missed the publish"
-    await verify(store, live)
+    await verify(store, ref(live))
     await store.close()
 
 

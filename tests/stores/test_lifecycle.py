@@ -14,14 +14,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
 
 from stores import catalogue as changes
-from stores import release as life
+from stores import lifecycle as life
 from stores.catalogue import GRACE_S, LEASE_S, Catalogue, ReleaseId, State, follows
 from stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreError
 from stores.lmdb_store import LmdbStore
 from stores.manifest import Tally, describe
 from stores.memory import MemoryStore
 from stores.store import Plan, Row, Store
+from stores.verification import verify
 from tests.support.clock import FakeClock
+from tests.support.stores import draft_of, ref
 
 T = TypeVar("T")
 
@@ -72,13 +74,13 @@ class Life(RuleBasedStateMachine):
     def begin_and_crash_or_pause(self) -> ReleaseId:
         release = ReleaseId(f"r-{secrets.token_hex(4)}")
         self.swap(lambda found: changes.begin(found, release))
-        self.wait(self.store.create(release, Plan(3, 100)))
+        self.wait(self.store.create(draft_of(release), Plan(3, 100)))
         return release
 
     @rule(draft=drafts, rows=st.lists(st.sampled_from(ROWS), max_size=3))
     def write_some(self, draft: ReleaseId, rows: list[Row]) -> None:
         try:
-            self.wait(self.store.put(draft, rows))
+            self.wait(self.store.put(draft_of(draft), rows))
         except StoreError as error:
             assert isinstance(error, ReleaseNotFound)  # noqa: PT017 -- a put may succeed, or fail in this one way
             assert not self.is_draft(draft)
@@ -104,16 +106,16 @@ class Life(RuleBasedStateMachine):
             assert was_draft
 
     async def write_all(self, draft: ReleaseId) -> None:
-        await self.store.put(draft, ROWS)
+        await self.store.put(draft_of(draft), ROWS)
         tally = Tally()
         tally.add(ROWS)
         manifest = describe(draft, tally, created_at=self.clock.now, encoding="json", about={})
-        await self.store.put(draft, [manifest.key_row])
-        await self.store.seal(draft)
+        await self.store.put(draft_of(draft), [manifest.key_row])
+        await self.store.seal(draft_of(draft))
 
     @rule(live=st.booleans())
     def publish_whole(self, *, live: bool) -> None:
-        manifest = self.wait(life.publish(self.store, batches(ROWS), plan=Plan(3, 100), about={}, live=live))
+        manifest = self.wait(life.publish(self.store, batches(ROWS), plan=Plan(3, 100), about={}, live=live)).manifest
         assert self.state(manifest.release) == (State.LIVE if live else State.READY)
 
     @rule()
@@ -164,7 +166,7 @@ class Life(RuleBasedStateMachine):
             assert entry.state is not State.LIVE
             assert entry.state is not State.DRAFT or (entry.lease_until or 0) <= self.clock.now
             with pytest.raises(ReleaseNotFound):
-                self.wait(self.store.get_many(release, ["user:1"]))
+                self.wait(self.store.get_many(ref(release), ["user:1"]))
         kept = [entry for entry in before.releases if entry.state is State.SUPERSEDED][-keep:] if keep else []
         assert not {entry.id for entry in kept} & set(dropped)
 
@@ -191,7 +193,7 @@ class Life(RuleBasedStateMachine):
     def the_live_release_is_whole(self) -> None:
         found = self.catalogue()
         if found.live is not None:
-            manifest = self.wait(life.verify(self.store, found.live))
+            manifest = self.wait(verify(self.store, found.live))
             assert manifest.counts == {"popular": 1, "user": 2}
 
     @invariant()

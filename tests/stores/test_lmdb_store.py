@@ -9,8 +9,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from tests.stores.test_life import batches
 
+from stores import lmdb_store
 from stores.catalogue import ReleaseId
 from stores.connect import connect, default_url
 from stores.errors import CatalogueUnreadable, ReleaseCorrupt, StoreFull, StoreMisused, StoreUnavailable
@@ -20,7 +20,9 @@ from stores.lmdb_store import LmdbStore
 from stores.memory import MemoryStore
 from stores.store import Plan, Row
 from stores.urls import redacted
+from tests.stores.test_lifecycle import batches
 from tests.support.clock import FakeClock
+from tests.support.stores import ref
 
 ROWS = [Row("popular:", b"{}"), *(Row(f"user:{n:06}", b"x" * 500) for n in range(5000))]
 PLAN = Plan(len(ROWS), 3_000_000)
@@ -28,7 +30,7 @@ PLAN = Plan(len(ROWS), 3_000_000)
 
 async def published(folder: Path) -> tuple[LmdbStore, ReleaseId, Path]:
     store = LmdbStore(folder)
-    manifest = await publish(store, batches([*ROWS[:50]]), plan=PLAN, about={})
+    manifest = (await publish(store, batches([*ROWS[:50]]), plan=PLAN, about={})).manifest
     return store, manifest.release, folder / "releases" / f"{manifest.release}.mdb"
 
 
@@ -38,16 +40,16 @@ async def test_a_cut_file_is_refused_at_open_and_kills_nobody(tmp_path: Path, le
     await store.close()
     os.truncate(path, left if left >= 0 else path.stat().st_size - 1)
     with pytest.raises(ReleaseCorrupt, match=r"cut|not a release file"):
-        store.get(release, "user:000001")
+        store.get(ref(release), "user:000001")
     await store.close()
 
 
 async def test_a_mapped_release_stays_readable_after_it_is_erased_until_the_catalogue_is_read(tmp_path: Path) -> None:
     store, release, _ = await published(tmp_path)
     reader = LmdbStore(tmp_path)
-    assert reader.get(release, "user:000001") == b"x" * 500
-    await store.erase(release)
-    assert reader.get(release, "user:000001") == b"x" * 500
+    assert reader.get(ref(release), "user:000001") == b"x" * 500
+    await store.erase(ref(release))
+    assert reader.get(ref(release), "user:000001") == b"x" * 500
     await store.close()
     await reader.close()
 
@@ -56,8 +58,8 @@ async def test_the_map_of_a_pruned_release_is_given_back(tmp_path: Path) -> None
     clock = FakeClock()
     store, reader = LmdbStore(tmp_path, clock), LmdbStore(tmp_path, clock)
     for _ in range(3):
-        manifest = await publish(store, batches(ROWS[:5]), plan=PLAN, about={})
-        assert reader.get(manifest.release, "user:000001") == b"x" * 500
+        manifest = (await publish(store, batches(ROWS[:5]), plan=PLAN, about={})).manifest
+        assert reader.get(ref(manifest.release), "user:000001") == b"x" * 500
     clock.now += 10_000
     assert len(await prune(store)) == 1
     await reader.catalogue()
@@ -84,7 +86,7 @@ async def test_the_room_that_is_asked_for_beforehand_suffices_and_is_not_far_off
 
     store = LmdbStore(tmp_path)
     rows = [Row("popular:", b"{}"), *(Row(f"user:{n:06}", b"x" * size) for n in range(5000))]
-    manifest = await publish(store, at_once(), plan=PLAN, about={})
+    manifest = (await publish(store, at_once(), plan=PLAN, about={})).manifest
     found = (tmp_path / "releases" / f"{manifest.release}.mdb").stat().st_size
     assert found <= file_bytes(len(rows), manifest.bytes) <= 1.6 * found
     await store.close()
@@ -93,13 +95,13 @@ async def test_the_room_that_is_asked_for_beforehand_suffices_and_is_not_far_off
 async def test_more_rows_than_planned_are_written_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stores.lmdb_file.FIRST_MAP_BYTES", 1 << 16)
     store = LmdbStore(tmp_path)
-    manifest = await publish(store, batches(ROWS[:400]), plan=Plan(1, 1), about={})
+    manifest = (await publish(store, batches(ROWS[:400]), plan=Plan(1, 1), about={})).manifest
     assert manifest.counts["user"] == 399
     await store.close()
 
 
 async def test_a_stuck_lock_is_an_error_and_not_a_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "LOCK_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(lmdb_store, "LOCK_TIMEOUT_S", 0.05)
     store, _, _ = await published(tmp_path)
     with (tmp_path / "catalogue.lock").open("r+") as held:
         fcntl.flock(held, fcntl.LOCK_EX)

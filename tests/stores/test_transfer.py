@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from stores import catalogue as changes
-from stores import release as life
-from stores.catalogue import GRACE_S, LEASE_S, ReleaseId, State
+from stores import lifecycle as life
+from stores.catalogue import GRACE_S, LEASE_S, DraftRef, ReleaseId, State
 from stores.compression import compress
 from stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreUnavailable
 from stores.lifecycle import change
@@ -19,10 +19,10 @@ from stores.manifest import Manifest, Tally, describe
 from stores.memory import MemoryStore
 from stores.store import Plan, Row, Store
 from stores.transfer import copy
-from stores.verification import diff, sample
+from stores.verification import diff, sample, verify
 from tests.support.clock import FakeClock
 from tests.support.service import a_list
-from tests.support.stores import OpenStore, on_every_store
+from tests.support.stores import OpenStore, draft_of, on_every_store, ref
 
 ROWS = [
     *(Row(f"item:{n:04}", a_list("x", "y")) for n in range(300)),
@@ -38,11 +38,13 @@ async def batches(rows: Sequence[Row], size: int = 100) -> AsyncIterator[Sequenc
 
 
 async def publish(store: Store, rows: Sequence[Row] = ROWS, *, live: bool = True) -> ReleaseId:
-    return (await life.publish(store, batches(rows), plan=Plan(len(rows), 1000), about={"k": 1}, live=live)).release
+    return (
+        (await life.publish(store, batches(rows), plan=Plan(len(rows), 1000), about={"k": 1}, live=live)).manifest
+    ).release
 
 
 async def scanned(store: Store, release: ReleaseId) -> list[Row]:
-    return [row async for row in store.scan(release)]
+    return [row async for row in store.scan(ref(release))]
 
 
 class Watched(MemoryStore):
@@ -53,15 +55,15 @@ class Watched(MemoryStore):
         self.puts = list[str]()
         self.calls_left = 1_000_000
 
-    async def put(self, release: ReleaseId, rows: Sequence[Row]) -> None:
+    async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
         if self.calls_left == 0:
             raise StoreUnavailable("the store went away")
         self.calls_left -= 1
-        await super().put(release, rows)
+        await super().put(draft, rows, part)
         self.puts += [row.key for row in rows]
 
 
-async def draft_of(store: Store) -> ReleaseId:
+async def draft_in(store: Store) -> ReleaseId:
     (draft,) = [entry.id for entry in (await store.catalogue()).releases if entry.state is State.DRAFT]
     return draft
 
@@ -83,16 +85,16 @@ async def test_a_publish_that_was_cut_off_resumes_and_rewrites_nothing(
     with pytest.raises(StoreUnavailable):
         await life.publish(store, await rows(), plan=plan, about=about, encoding=encoding)
     store.calls_left = 1_000_000
-    draft, acknowledged = await draft_of(store), set(store.puts)
+    draft, acknowledged = await draft_in(store), set(store.puts)
     store.puts.clear()
-    written = await life.resume(store, draft, await rows(), plan=plan, about=about, encoding=encoding)
+    written = await life.publish(store, resume=draft, batches=await rows(), plan=plan, about=about, encoding=encoding)
     rewritten = acknowledged & set(store.puts)
     assert not rewritten - ({"meta:dictionary"} if len(acknowledged) == 1 else set())
     assert written.rows == len([key for key in store.puts if key != "meta:manifest"])
     assert written.rows + written.skipped == TOTAL + (encoding == "zstd")
     assert written.skipped == len(acknowledged) - len(rewritten)
     assert (await store.catalogue()).live == draft
-    await life.verify(store, draft)
+    await verify(store, ref(draft))
 
 
 @on_every_store
@@ -113,8 +115,8 @@ async def test_every_store_says_what_it_was_acknowledged_for(open_store: OpenSto
     with pytest.raises(StoreUnavailable):
         await life.publish(dying, cut_off(), plan=Plan(TOTAL, 1000), about={})
     await dying.close()
-    draft = await draft_of(store)
-    written = await life.resume(store, draft, whole(), plan=Plan(TOTAL, 1000), about={})
+    draft = await draft_in(store)
+    written = await life.publish(store, resume=draft, batches=whole(), plan=Plan(TOTAL, 1000), about={})
     assert written.skipped == (after * 100 + 1 if after else 0)
     assert written.rows == TOTAL + 1 - written.skipped
     assert (await scanned(store, draft))[-1] == ROWS[-1]
@@ -136,8 +138,8 @@ async def test_a_publisher_that_died_after_its_last_row_is_finished_without_a_ro
             await publish(dying)
     await dying.close()
     store = open_store()
-    draft = await draft_of(store)
-    written = await life.resume(store, draft, batches(ROWS), plan=Plan(TOTAL, 1000), about={})
+    draft = await draft_in(store)
+    written = await life.publish(store, resume=draft, batches=batches(ROWS), plan=Plan(TOTAL, 1000), about={})
     assert (written.rows, written.skipped) == (0, TOTAL)
     assert (await store.catalogue()).live == draft
     assert len(await scanned(store, draft)) == TOTAL + 1
@@ -151,7 +153,9 @@ async def test_resuming_with_other_rows_commits_nothing(clock: FakeClock) -> Non
     store.calls_left = 1_000_000
     other = [Row(key, a_list("z")) for key, _ in ROWS]
     with pytest.raises(ReleaseCorrupt, match="does not add up"):
-        await life.resume(store, await draft_of(store), batches(other), plan=Plan(TOTAL, 1000), about={})
+        await life.publish(
+            store, resume=await draft_in(store), batches=batches(other), plan=Plan(TOTAL, 1000), about={}
+        )
     assert (await store.catalogue()).releases == ()
 
 
@@ -159,9 +163,9 @@ async def test_only_a_draft_can_be_resumed(clock: FakeClock) -> None:
     store = Watched(clock)
     live = await publish(store)
     with pytest.raises(ReleaseConflict, match="no draft any more"):
-        await life.resume(store, live, batches(ROWS), plan=Plan(1, 1), about={})
+        await life.publish(store, resume=live, batches=batches(ROWS), plan=Plan(1, 1), about={})
     with pytest.raises(ReleaseNotFound):
-        await life.resume(store, ReleaseId("nothing"), batches(ROWS), plan=Plan(1, 1), about={})
+        await life.publish(store, resume=ReleaseId("nothing"), batches=batches(ROWS), plan=Plan(1, 1), about={})
     assert (await store.catalogue()).live == live
 
 
@@ -172,13 +176,13 @@ async def test_a_draft_is_resumed_after_its_lease_until_somebody_drops_it(clock:
         await publish(store)
     store.calls_left = 1_000_000
     clock.now += LEASE_S + 1
-    draft = await draft_of(store)
-    await life.renew(store, draft)
+    draft = await draft_in(store)
+    await life.take_over(store, draft)
     assert await life.prune(store) == []
     clock.now += LEASE_S + 1
     assert await life.prune(store) == [draft]
     with pytest.raises(ReleaseNotFound):
-        await life.resume(store, draft, batches(ROWS), plan=Plan(1, 1), about={})
+        await life.publish(store, resume=draft, batches=batches(ROWS), plan=Plan(1, 1), about={})
 
 
 @on_every_store
@@ -192,7 +196,7 @@ async def test_a_copy_is_the_same_release_row_for_row(
     rows = batches(ROWS)
     if encoding == "zstd":
         made = (await compress(rows, Plan(1, 1))).batches
-        release = (await life.publish(source, made, plan=Plan(1, 1), about={}, encoding="zstd")).release
+        release = ((await life.publish(source, made, plan=Plan(1, 1), about={}, encoding="zstd")).manifest).release
     else:
         release = await publish(source)
     told = list[tuple[int, int]]()
@@ -201,7 +205,7 @@ async def test_a_copy_is_the_same_release_row_for_row(
     assert (written.rows, written.skipped, told[-1]) == (total, 0, (total, total))
     assert await scanned(target, release) == await scanned(source, release)
     assert (await target.catalogue()).live == release
-    assert await life.verify(target, release) == await life.verify(source, release)
+    assert await verify(target, ref(release)) == await verify(source, ref(release))
     again = await copy(source, target, release)
     assert (again.rows, again.skipped) == (0, total)
 
@@ -231,7 +235,7 @@ async def test_what_cannot_be_copied_is_said(clock: FakeClock) -> None:
     with pytest.raises(ReleaseConflict, match="another release"):
         await copy(source, target, release)
     damaged = await publish(source)
-    source._shelf(damaged).rows["user:00001"] = b"damaged"
+    source._shelf(ref(damaged)).rows["user:00001"] = b"damaged"
     with pytest.raises(ReleaseCorrupt, match="does not add up"):
         await copy(source, target, damaged)
     assert [entry.id for entry in (await target.catalogue()).releases] == [release]
@@ -285,12 +289,12 @@ async def test_a_copy_that_is_killed_half_way_resumes_and_rewrites_nothing(tmp_p
         copier.send_signal(signal.SIGKILL)
         copier.communicate()
         assert (await target.catalogue()).find(release).state is State.DRAFT
-    point = await target.resume_point(release)
+    point = await target.resume_point(draft_of(release))
     assert point is not None
     written = await copy(source, target, release)
     assert [key for key in target.put_keys if key <= point] == ["meta:manifest"]
     assert told <= written.skipped < written.skipped + written.rows == len(rows)
-    assert await life.verify(target, release) == await life.verify(source, release)
+    assert await verify(target, ref(release)) == await verify(source, ref(release))
     await source.close()
     await target.close()
 
@@ -302,8 +306,8 @@ class CountingStore(LmdbStore):
         super().__init__(folder)
         self.put_keys = list[str]()
 
-    async def put(self, release: ReleaseId, rows: Sequence[Row]) -> None:
-        await super().put(release, rows)
+    async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
+        await super().put(draft, rows, part)
         self.put_keys += [row.key for row in rows]
 
 
@@ -314,11 +318,11 @@ def users(lists: dict[str, Iterable[str]]) -> list[Row]:
 async def test_a_difference_is_counted_user_by_user(store: Store) -> None:
     first = await publish(store, users({"a": "123", "b": "12", "c": "1", "d": "12"}))
     second = await publish(store, users({"b": "12", "c": "2", "d": "21", "e": "9", "é": "8"}))
-    found = await diff(store, first, second)
+    found = await diff(store, ref(first), ref(second))
     assert (found.compared, found.only_first, found.only_second, found.unchanged) == (3, 1, 2, 1)
     assert found.overlap == pytest.approx((1 + 0 + 1) / 3)
     assert found.popular_share == ({10: 1.0, 100: 1.0}, {10: 1.0, 100: 1.0})
-    same = await diff(store, second, second)
+    same = await diff(store, ref(second), ref(second))
     assert (same.overlap, same.unchanged, same.only_first, same.only_second) == (1.0, 5, 0, 0)
 
 
@@ -327,7 +331,7 @@ async def test_only_what_is_served_is_compared_and_few_items_for_many_are_seen(c
     wide = [[str(n) for n in range(start, start + 10)] + ["tail"] for start in range(0, 200, 10)]
     first = await publish(store, users({f"{n:02}": ids for n, ids in enumerate(wide)}))
     second = await publish(store, users({f"{n:02}": [*wide[0][:10], "other"] for n in range(20)}))
-    found = await diff(store, first, second)
+    found = await diff(store, ref(first), ref(second))
     assert found.overlap == pytest.approx(1 / 20)
     assert found.popular_share == ({10: 0.05, 100: 0.5}, {10: 1.0, 100: 1.0})
 
@@ -336,19 +340,19 @@ async def test_nobody_in_common_is_no_overlap_and_encodings_may_differ(clock: Fa
     store = MemoryStore(clock)
     first = await publish(store, users({"a": "1"}))
     made = (await compress(batches(users({"b": "1"})), Plan(1, 1))).batches
-    second = (await life.publish(store, made, plan=Plan(1, 1), about={}, encoding="zstd")).release
-    found = await diff(store, first, second)
+    second = ((await life.publish(store, made, plan=Plan(1, 1), about={}, encoding="zstd")).manifest).release
+    found = await diff(store, ref(first), ref(second))
     assert (found.overlap, found.compared, found.only_first, found.only_second) == (None, 0, 1, 1)
 
 
 async def test_a_sample_reads_random_users_and_finds_what_is_no_list(clock: FakeClock) -> None:
     store = MemoryStore(clock)
     release = await publish(store)
-    found = await sample(store, release, 50, seed=1)
+    found = await sample(store, ref(release), 50, seed=1)
     assert (found.users, found.popular) == (50, 1)
-    assert (await sample(store, release, 10_000)).users == 2_500
-    shelf = store._shelf(release).rows
+    assert (await sample(store, ref(release), 10_000)).users == 2_500
+    shelf = store._shelf(ref(release)).rows
     for damaged in (b"{", b'{"no":"id"}', b"7"):
         shelf["user:00007"] = damaged
         with pytest.raises(ReleaseCorrupt, match="'user:00007' is no list"):
-            await sample(store, release, 10_000)
+            await sample(store, ref(release), 10_000)

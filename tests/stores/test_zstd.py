@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.following import Follower
-from stores import release as life
+from stores import lifecycle as life
 from stores.catalogue import ReleaseId
 from stores.compression import (
     DICTIONARY_BYTES,
@@ -29,8 +29,9 @@ from stores.lmdb_store import LmdbStore
 from stores.manifest import MAX_POPULAR_BYTES
 from stores.memory import MemoryStore
 from stores.store import Plan, Row, Store
+from stores.verification import load_manifest
 from tests.support.service import a_list, running
-from tests.support.stores import OpenStore, on_every_store
+from tests.support.stores import OpenStore, on_every_store, ref
 
 
 def lists(count: int, seed: int = 1) -> list[bytes]:
@@ -53,7 +54,7 @@ async def batches(rows: Sequence[Row], size: int = 500) -> AsyncIterator[Sequenc
 
 async def publish_compressed(store: Store, rows: Sequence[Row]) -> ReleaseId:
     made = await compress(batches(rows), Plan(len(rows), sum(len(row.value) for row in rows)))
-    manifest = await life.publish(store, made.batches, plan=made.plan, about={}, encoding="zstd")
+    manifest = (await life.publish(store, made.batches, plan=made.plan, about={}, encoding="zstd")).manifest
     assert made.plan.rows == sum(manifest.counts.values())
     return manifest.release
 
@@ -84,11 +85,11 @@ async def test_the_same_rows_give_the_same_bytes_a_fifth_of_the_size(open_store:
     rows = rows_of(3_000)
     first, second = [await publish_compressed(open_store(), rows) for _ in range(2)]
     store = open_store()
-    one, other = [await life.load_manifest(store, release) for release in (first, second)]
+    one, other = [await load_manifest(store, ref(release)) for release in (first, second)]
     assert (one.digest, one.counts, one.encoding) == (other.digest, {"meta": 1, "popular": 1, "user": 3_000}, "zstd")
     assert one.bytes < sum(len(row.value) for row in rows) / 2
     decode = await load_decode(store, one)
-    slots = await store.get_many(first, [row.key for row in rows[:50]])
+    slots = await store.get_many(ref(first), [row.key for row in rows[:50]])
     assert [decode(slot) for slot in slots if isinstance(slot, bytes)] == [row.value for row in rows[:50]]
 
 
@@ -96,7 +97,7 @@ async def test_the_room_asked_for_is_near_what_is_needed() -> None:
     rows = rows_of(2_000)
     store = MemoryStore()
     made = await compress(batches(rows), Plan(len(rows), sum(len(row.key) + len(row.value) for row in rows)))
-    manifest = await life.publish(store, made.batches, plan=made.plan, about={}, encoding="zstd")
+    manifest = (await life.publish(store, made.batches, plan=made.plan, about={}, encoding="zstd")).manifest
     assert made.plan.payload_bytes == pytest.approx(manifest.bytes, rel=0.2)
 
 
@@ -104,9 +105,9 @@ async def test_the_room_asked_for_is_near_what_is_needed() -> None:
 async def test_a_handful_of_lists_is_compressed_without_a_dictionary(count: int) -> None:
     store, rows = MemoryStore(), rows_of(count)
     release = await publish_compressed(store, rows)
-    assert store.get(release, DICTIONARY) == b""
-    decode = await load_decode(store, await life.load_manifest(store, release))
-    assert [decode(store.get(release, row.key) or b"") for row in rows] == [row.value for row in rows]
+    assert store.get(ref(release), DICTIONARY) == b""
+    decode = await load_decode(store, await load_manifest(store, ref(release)))
+    assert [decode(store.get(ref(release), row.key) or b"") for row in rows] == [row.value for row in rows]
 
 
 def test_a_dictionary_is_small_and_meta_rows_stay_as_they_are() -> None:
@@ -162,7 +163,7 @@ async def test_a_release_whose_dictionary_is_lost_or_damaged_is_not_followed() -
     await follower.refresh()
     for damaged in (None, b"nonsense", DICTIONARIES[1][:100]):
         second = await publish_compressed(store, rows_of(500))
-        shelf = store._shelf(second).rows
+        shelf = store._shelf(ref(second)).rows
         if damaged is None:
             del shelf[DICTIONARY]
         else:
@@ -206,7 +207,7 @@ async def test_the_service_answers_the_same_bytes_as_from_json(tmp_path: Path) -
         if encoding == "zstd":
             release = await publish_compressed(store, rows)
         else:
-            release = (await life.publish(store, batches(rows), plan=Plan(1, 1), about={})).release
+            release = ((await life.publish(store, batches(rows), plan=Plan(1, 1), about={})).manifest).release
         await store.close()
         with running(tmp_path / encoding) as service:
             answers = [service.get(path) for path in paths]

@@ -3,8 +3,8 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 
-from stores import release as life
-from stores.catalogue import Catalogue, ReleaseId
+from stores import lifecycle as life
+from stores.catalogue import Catalogue, ReleaseId, ReleaseRef
 from stores.errors import StoreError, StoreUnavailable
 from stores.memory import MemoryStore
 from stores.store import Plan, Row, Slot
@@ -22,7 +22,8 @@ class RemoteStore:
         self.broken_keys = set[str]()
         self.advice: list[str] | None = []
 
-    async def get_many(self, release: ReleaseId, keys: Sequence[str]) -> list[Slot]:
+    async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
+        del timeout_s
         await asyncio.sleep(self.delay_s)
         if self.failure:
             raise self.failure
@@ -57,4 +58,4 @@ async def publish(
         yield [Row("popular:", name.encode())] + [Row(f"popular:s{n}", b"%d" % n) for n in range(segments)]
         yield [Row(f"user:{n}", f"{name} for {n}".encode()) for n in users]
 
-    return (await life.publish(store, batches(), plan=Plan(6, 100), about={}, live=live)).release
+    return (await life.publish(store, batches(), plan=Plan(6, 100), about={}, live=live)).manifest.release

@@ -118,6 +118,6 @@ async def publish_to(url: str, lists: dict[str, bytes], *, live: bool = True) ->
 
     store = connect(url)
     try:
-        return (await publish(store, batches(), plan=Plan(len(rows), 10_000), about={}, live=live)).release
+        return ((await publish(store, batches(), plan=Plan(len(rows), 10_000), about={}, live=live)).manifest).release
     finally:
         await store.close()

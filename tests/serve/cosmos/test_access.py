@@ -28,8 +28,9 @@ from tests.serve.test_flip import lists
 from tests.stores.cosmos.test_token import Issued
 from tests.support.clock import FakeClock
 from tests.support.cosmos_drivers import account
-from tests.support.cosmos_server import ROOT, emulator
+from tests.support.cosmos_server import emulator
 from tests.support.loaded_service import RECOVERY_S, under_load
+from tests.support.paths import ROOT
 from tests.support.proxy import through
 from tests.support.service import publish_to, serving
 

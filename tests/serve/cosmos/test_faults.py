@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from stores.connect import connect
-from stores.lifecycle import verify
+from stores.verification import verify
 from tests.serve.test_flip import lists
 from tests.support.cosmos_drivers import Account, account
 from tests.support.loaded_service import RECOVERY_S, Run, under_load

@@ -17,13 +17,14 @@ from stores.catalogue import ReleaseId
 from stores.connect import connect
 from stores.cosmos.items import name_of
 from stores.errors import StoreThrottled
-from stores.lifecycle import verify
 from stores.store import Store
+from stores.verification import verify
 from tests.serve.test_flip import USERS, lists
 from tests.support.cosmos_drivers import Account, account
 from tests.support.cosmos_server import signed
 from tests.support.loaded_service import RECOVERY_S, Run, under_load
 from tests.support.service import a_list, publish_to
+from tests.support.stores import ref
 
 TIER = "cosmos+http"
 HOT = "1"
@@ -114,7 +115,7 @@ async def hammer(store: Store, release: ReleaseId, key: str) -> None:
     """Read one key as often as its partition allows, until cancelled."""
     while True:
         with suppress(StoreThrottled):
-            await store.get_many(release, [key] * store.batch)
+            await store.get_many(ref(release), [key] * store.batch)
 
 
 @pytest.mark.parametrize("what", ["its container", "the database"])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stores import release as life
+from stores import lifecycle as life
 from stores.cosmos.errors import ContainerMissing
 from stores.cosmos.patience import APPEARS_S
 from stores.errors import StoreError
@@ -17,7 +17,7 @@ def test_a_publish_waits_until_its_containers_are_seen(unseen_s: float) -> None:
     async def work(far: Far) -> None:
         far.misbehave({"kind": "missing", "operation": "create item", "for_s": unseen_s})
         store = far.store()
-        manifest = await life.publish(store, batches(ROWS), plan=Plan(len(ROWS), 100), about={})
+        manifest = (await life.publish(store, batches(ROWS), plan=Plan(len(ROWS), 100), about={})).manifest
         assert (await store.catalogue()).live == manifest.release
         assert far.answers(404, "create item") > 1
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 from azure.core.credentials import AccessToken
-from tests.stores.test_life import batches
 
 from stores.catalogue import ReleaseId
 from stores.cosmos.arm import ArmContainers
@@ -24,12 +23,15 @@ from stores.cosmos.store import CosmosStore, open_url
 from stores.cosmos.throughput import Throughput
 from stores.cosmos.url import KEY, Address, parse
 from stores.errors import StoreMisused
-from stores.lifecycle import activate, prune, publish, rollback, verify
+from stores.lifecycle import activate, prune, publish, rollback
 from stores.store import Plan, Row
+from stores.verification import verify
 from tests.cli.test_command import failed, hotplate
+from tests.stores.test_lifecycle import batches
 from tests.support.cosmos_server import Emulator, emulator
 from tests.support.entra import PLACE, Identity, token_of, url_of
 from tests.support.service import a_list, serving
+from tests.support.stores import ref
 
 ROWS = [Row("popular:", a_list("p1", "p2"))] + [Row(f"user:{n:03}", b"list of %d" % n) for n in range(100)]
 
@@ -63,7 +65,7 @@ async def opened(server: Emulator, url: str, roles: str) -> AsyncIterator[Cosmos
 
 
 async def release_of(store: CosmosStore, *, live: bool = True) -> ReleaseId:
-    return (await publish(store, batches(ROWS), plan=Plan(len(ROWS), 10_000), about={}, live=live)).release
+    return ((await publish(store, batches(ROWS), plan=Plan(len(ROWS), 10_000), about={}, live=live)).manifest).release
 
 
 @pytest.mark.parametrize("driver", ["rest", "sdk"])
@@ -75,13 +77,13 @@ async def test_releases_live_their_whole_life_with_tokens_only(server: Emulator,
         await activate(publisher, second)
         assert await rollback(publisher) == first
         await activate(publisher, second)
-        await verify(publisher, second)
+        await verify(publisher, ref(second))
         assert await publisher.warnings() == []
         assert await prune(publisher, keep=0, grace_s=0) == [first]
         assert (await publisher.catalogue()).live == second
     reading = url_of(server, parse(url, {}).database, driver=driver)
     async with opened(server, reading, "reader") as reader:
-        assert await reader.get_many(second, ["user:007", "user:absent"]) == [b"list of 7", None]
+        assert await reader.get_many(ref(second), ["user:007", "user:absent"]) == [b"list of 7", None]
         assert await reader.warnings() == []
 
 

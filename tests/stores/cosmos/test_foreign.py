@@ -28,6 +28,7 @@ from stores.cosmos.throughput import Throughput
 from stores.cosmos.url import parse
 from tests.support.cosmos_drivers import DRIVERS, Counted
 from tests.support.npm import installed
+from tests.support.stores import ref
 
 SERVER = """
 const {readFileSync} = require("fs");
@@ -89,7 +90,7 @@ async def test_hits_are_read_byte_by_byte(driver: Driver, url: str) -> None:
             assert found is not None
             assert value_of(found) == value
     store = connect(url)
-    assert await store.get_many(RELEASE, list(ROWS)) == list(ROWS.values())
+    assert await store.get_many(ref(RELEASE), list(ROWS)) == list(ROWS.values())
     await store.close()
 
 

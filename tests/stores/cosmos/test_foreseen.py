@@ -14,7 +14,7 @@ from offline.lists import Lists, ListSettings
 from offline.model import load as load_model
 from offline.pipeline import TrainSettings, train
 from offline.publish import about_of
-from stores import release as life
+from stores import lifecycle as life
 from stores.compression import compress
 from stores.cosmos.charges import load
 from stores.cosmos.forecast import bill_of, roughly_ru

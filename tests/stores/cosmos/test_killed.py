@@ -7,13 +7,14 @@ import sys
 
 import pytest
 
-from stores import release as life
+from stores import lifecycle as life
 from stores.catalogue import State
 from stores.connect import connect
 from stores.store import Plan
 from tests.stores.cosmos.test_writing import ROWS
 from tests.support.cosmos_drivers import Account, Counted
 from tests.support.cosmos_held import batches
+from tests.support.stores import ref
 
 PUBLISHER = """
 import asyncio, sys
@@ -22,6 +23,7 @@ from stores.lifecycle import publish
 from stores.store import Plan
 from tests.support.cosmos_held import batches
 from tests.stores.cosmos.test_writing import ROWS
+from tests.support.stores import ref
 
 async def told():
     async for batch in batches(ROWS, 100):
@@ -46,7 +48,7 @@ def started(url: str) -> subprocess.Popen[str]:
 async def test_a_killed_publish_is_continued_where_it_was_acknowledged(cosmos_http: Account, acknowledged: int) -> None:
     url = cosmos_http.url(f"killed{secrets.token_hex(4)}", ru="30000")
     store = connect(url)
-    live = (await life.publish(store, batches(ROWS[:50]), plan=Plan(50, 1000), about={})).release
+    live = ((await life.publish(store, batches(ROWS[:50]), plan=Plan(50, 1000), about={})).manifest).release
     with started(url) as publisher:
         assert publisher.stdin is not None
         assert publisher.stdout is not None
@@ -67,5 +69,7 @@ async def test_a_killed_publish_is_continued_where_it_was_acknowledged(cosmos_ht
     assert written.rows + written.skipped == len(ROWS)
     assert meter.ru < 7 * written.rows + 1.1 * len(ROWS) + 10 * 100 + 200, "rows were written twice"
     assert (await store.catalogue()).live == draft
-    assert [row.key async for row in store.scan(draft) if not row.key.startswith("meta:")] == [row.key for row in ROWS]
+    assert [row.key async for row in store.scan(ref(draft)) if not row.key.startswith("meta:")] == [
+        row.key for row in ROWS
+    ]
     await store.close()

@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 from hypothesis import HealthCheck, settings
-from tests.stores.test_life import Life
 
 from stores.cosmos.charges import load
 from stores.store import Store
+from tests.stores.test_lifecycle import Life
 from tests.support.cosmos_held import Far
 from tests.support.virtual import VirtualLoop
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from stores import release as life
+from stores import lifecycle as life
 from stores.catalogue import ReleaseId
 from stores.cosmos.charges import load
 from stores.cosmos.pace import SLICE_S, Pace
@@ -15,6 +15,7 @@ from stores.cosmos.url import parse
 from stores.store import Plan, Row
 from tests.support.clock import FakeClock
 from tests.support.cosmos_held import Far, batches, with_far
+from tests.support.stores import draft_of, ref
 
 R = ReleaseId("20261120T064200Z-aaaa")
 ROWS = [Row("popular:", b"p" * 100), *(Row(f"user:{n:05}", b"x" * (n % 1800)) for n in range(2000))]
@@ -72,11 +73,11 @@ def test_a_publish_spends_what_was_foretold_at_the_rate_that_was_asked_for() -> 
     async def work(far: Far) -> None:
         store, loop = far.store(max_ru=1000), asyncio.get_running_loop()
         began = loop.time()
-        manifest = await life.publish(store, batches(ROWS), plan=Plan(len(ROWS), 1000), about={})
+        manifest = (await life.publish(store, batches(ROWS), plan=Plan(len(ROWS), 1000), about={})).manifest
         took_s = loop.time() - began
         foretold = Spending(load())
         async for batch in batches(ROWS):
-            foretold.put(batch)
+            foretold.put(draft_of(batch))
         foretold.put([manifest.key_row])
         assert far.admitted_ru(manifest.release) == pytest.approx(foretold.total_ru, rel=1e-6)
         assert took_s == pytest.approx(foretold.total_ru / 1000 + POLL_S, abs=0.5)  # what is done one after the other
@@ -91,15 +92,15 @@ def test_a_container_of_less_than_was_asked_for_gives_all_it_has_and_loses_nothi
 ) -> None:
     async def work(far: Far) -> None:
         maker, store, loop = far.store(ru=provisioned), far.store(max_ru=max_ru), asyncio.get_running_loop()
-        await maker.create(R, Plan(1, 1))
+        await maker.create(draft_of(R), Plan(1, 1))
         began, before_ru = loop.time(), far.admitted_ru(R)
         async for batch in batches(ROWS):
-            await store.put(R, batch)
+            await store.put(draft_of(R), batch)
         took_s = loop.time() - began
         assert (far.admitted_ru(R) - before_ru) / took_s == pytest.approx(provisioned, rel=0.03)
         assert far.answers(429) < share * len(ROWS)
-        await store.seal(R)
-        assert [row async for row in store.scan(R)] == ROWS
+        await store.seal(draft_of(R))
+        assert [row async for row in store.scan(ref(R))] == ROWS
 
     with_far(work)
 

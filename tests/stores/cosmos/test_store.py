@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 
 from stores import catalogue as changes
-from stores import release as life
+from stores import lifecycle as life
 from stores.catalogue import GRACE_S, Catalogue, ReleaseId
 from stores.connect import connect
 from stores.cosmos.store import CosmosStore
@@ -18,13 +18,14 @@ from stores.cosmos.throughput import Throughput
 from stores.errors import ReleaseConflict, ReleaseNotFound, StoreFull, StoreMisused, StoreUnavailable
 from stores.store import Advised, Metered, PatientReader, Plan, Row, Thrifty
 from tests.support.cosmos_held import Far, batches, with_far
+from tests.support.stores import draft_of, ref
 
 R = ReleaseId("20261120T064200Z-aaaa")
 ROWS = [Row("popular:", b'{"id":"p"}'), Row("user:1", b'{"id":"a"}')]
 
 
 async def publish(store: CosmosStore, *, live: bool = True) -> ReleaseId:
-    return (await life.publish(store, batches(ROWS), plan=Plan(2, 100), about={}, live=live)).release
+    return ((await life.publish(store, batches(ROWS), plan=Plan(2, 100), about={}, live=live)).manifest).release
 
 
 def test_it_offers_what_services_and_operators_may_ask_for() -> None:
@@ -42,7 +43,7 @@ def test_an_account_of_many_writers_is_neither_written_nor_followed() -> None:
         store = far.store()
         for refused in (
             store.swap(Catalogue(), changes.succeed(Catalogue(), changes.begin(Catalogue(), R), "t", "s")),
-            store.create(R, Plan(1, 1)),
+            store.create(draft_of(R), Plan(1, 1)),
             anext(aiter(store.changes())),
         ):
             with pytest.raises(StoreMisused, match="several regions, where two publishers could both change"):
@@ -97,7 +98,7 @@ def test_a_container_may_spend_what_it_needs_at_each_time_of_its_life(
 ) -> None:
     async def work(far: Far) -> None:
         store = far.store(**asked)
-        await store.create(R, Plan(1, 1))
+        await store.create(draft_of(R), Plan(1, 1))
         assert far.throughput(R) == written
         first = await publish(store)
         assert far.throughput(first) == served
@@ -154,8 +155,8 @@ def test_a_scaling_that_takes_hours_ends_with_a_sentence() -> None:
 def test_what_cannot_fit_is_refused_with_the_numbers() -> None:
     async def work(far: Far) -> None:
         with pytest.raises(StoreFull, match=r"2,000 GB, and a serverless container of .* holds 1,000 GB"):
-            await far.store(ru="serverless").create(R, Plan(1, 2 * 10**12))
-        await far.store().create(R, Plan(1, 2 * 10**12))
+            await far.store(ru="serverless").create(draft_of(R), Plan(1, 2 * 10**12))
+        await far.store().create(draft_of(R), Plan(1, 2 * 10**12))
 
     with_far(work)
 
@@ -179,14 +180,14 @@ def test_erasing_costs_no_request_units_but_the_containers_own() -> None:
         store = far.store()
         release = await publish(store)
         spent = far.spent_ru("item")
-        await store.erase(release)
-        await store.erase(release)
+        await store.erase(ref(release))
+        await store.erase(ref(release))
         assert far.spent_ru("item") == spent
         with pytest.raises(ReleaseNotFound):
-            await store.rest(release)
-        await store.create(release, Plan(1, 1))
-        await store.put(release, ROWS)
-        assert await store.resume_point(release) == "user:1"
+            await store.rest(ref(release))
+        await store.create(draft_of(release), Plan(1, 1))
+        await store.put(draft_of(release), ROWS)
+        assert await store.resume_point(draft_of(release)) == "user:1"
 
     with_far(work)
 

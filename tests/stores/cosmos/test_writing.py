@@ -5,21 +5,23 @@ from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
-from stores import release as life
+from stores import lifecycle as life
 from stores.catalogue import ReleaseId
 from stores.cosmos.errors import CosmosThrottled, CosmosUnavailable
 from stores.cosmos.items import container_of
 from stores.cosmos.patience import PATIENCE_S, THROTTLED_S
 from stores.errors import ReleaseConflict, ReleaseNotFound, StoreFull
 from stores.store import Plan, Row
+from stores.verification import verify
 from tests.support.cosmos_held import Far, batches, with_far
+from tests.support.stores import draft_of, ref
 
 R = ReleaseId("20261120T064200Z-aaaa")
 ROWS = [Row("popular:", b'{"id":"p"}'), *(Row(f"user:{n:05}", b"%d" % n) for n in range(3000))]
 
 
 async def scanned(far: Far, release: ReleaseId) -> list[Row]:
-    return [row async for row in far.store(ru=4000).scan(release)]
+    return [row async for row in far.store(ru=4000).scan(ref(release))]
 
 
 @pytest.mark.parametrize(
@@ -47,9 +49,9 @@ def test_a_publish_bears_what_passes(fault: dict[str, object]) -> None:
                     far.misbehave(fault)
 
         store = far.store(ru=4000)
-        manifest = await life.publish(store, rows(), plan=Plan(len(ROWS), 1000), about={})
+        manifest = (await life.publish(store, rows(), plan=Plan(len(ROWS), 1000), about={})).manifest
         far.misbehave()
-        assert [row async for row in store.scan(manifest.release)] == sorted([*ROWS, manifest.key_row])
+        assert [row async for row in store.scan(ref(manifest.release))] == sorted([*ROWS, manifest.key_row])
         assert (await store.catalogue()).live == manifest.release
 
     with_far(work)
@@ -64,17 +66,17 @@ def test_what_does_not_pass_ends_with_its_cause_and_leaves_what_was_acknowledged
 ) -> None:
     async def work(far: Far) -> None:
         store, loop = far.store(ru=4000), asyncio.get_running_loop()
-        await store.create(R, Plan(1, 1))
-        await store.put(R, ROWS[:100])
+        await store.create(draft_of(R), Plan(1, 1))
+        await store.put(draft_of(R), ROWS[:100])
         far.misbehave({"kind": kind})
         began = loop.time()
         with pytest.raises(error):
-            await store.put(R, ROWS[100:300])
+            await store.put(draft_of(R), ROWS[100:300])
         assert patience_s <= loop.time() - began < patience_s + 10
         far.misbehave()
-        assert await far.store().resume_point(R) == ROWS[99].key
-        await store.put(R, ROWS[100:])
-        await store.seal(R)
+        assert await far.store().resume_point(draft_of(R)) == ROWS[99].key
+        await store.put(draft_of(R), ROWS[100:])
+        await store.seal(draft_of(R))
         assert await scanned(far, R) == ROWS
 
     with_far(work)
@@ -83,12 +85,12 @@ def test_what_does_not_pass_ends_with_its_cause_and_leaves_what_was_acknowledged
 def test_two_writers_at_once_lose_nothing_of_each_other() -> None:
     async def work(far: Far) -> None:
         one, other = far.store(ru=4000), far.store(ru=4000)
-        await one.create(R, Plan(1, 1))
+        await one.create(draft_of(R), Plan(1, 1))
         await asyncio.gather(
-            *(one.put(R, ROWS[start : start + 100]) for start in range(0, 1600, 100)),
-            *(other.put(R, ROWS[start : start + 100]) for start in range(1500, 3001, 100)),
+            *(one.put(draft_of(R), ROWS[start : start + 100]) for start in range(0, 1600, 100)),
+            *(other.put(draft_of(R), ROWS[start : start + 100]) for start in range(1500, 3001, 100)),
         )
-        await other.seal(R)
+        await other.seal(draft_of(R))
         assert await scanned(far, R) == ROWS
 
     with_far(work)
@@ -97,14 +99,14 @@ def test_two_writers_at_once_lose_nothing_of_each_other() -> None:
 def test_a_draft_that_was_dropped_or_sealed_under_its_writer_takes_no_rows() -> None:
     async def work(far: Far) -> None:
         writer, other = far.store(), far.store()
-        await writer.create(R, Plan(1, 1))
-        await writer.put(R, ROWS[:2])
-        await other.seal(R)
+        await writer.create(draft_of(R), Plan(1, 1))
+        await writer.put(draft_of(R), ROWS[:2])
+        await other.seal(draft_of(R))
         with pytest.raises(ReleaseConflict, match="is sealed"):
-            await writer.put(R, ROWS[2:4])
-        await other.erase(R)
+            await writer.put(draft_of(R), ROWS[2:4])
+        await other.erase(ref(R))
         with pytest.raises(ReleaseNotFound):
-            await writer.put(R, ROWS[2:4])
+            await writer.put(draft_of(R), ROWS[2:4])
 
     with_far(work)
 
@@ -112,9 +114,9 @@ def test_a_draft_that_was_dropped_or_sealed_under_its_writer_takes_no_rows() -> 
 def test_of_a_key_given_twice_the_last_value_counts() -> None:
     async def work(far: Far) -> None:
         store = far.store()
-        await store.create(R, Plan(1, 1))
-        await store.put(R, [Row("user:1", b"%d" % n) for n in range(20)])
-        assert await store.get_many(R, ["user:1"]) == [b"19"]
+        await store.create(draft_of(R), Plan(1, 1))
+        await store.put(draft_of(R), [Row("user:1", b"%d" % n) for n in range(20)])
+        assert await store.get_many(ref(R), ["user:1"]) == [b"19"]
 
     with_far(work)
 
@@ -122,9 +124,9 @@ def test_of_a_key_given_twice_the_last_value_counts() -> None:
 def test_a_row_too_large_for_an_item_fails_the_publish_before_it_is_sent() -> None:
     async def work(far: Far) -> None:
         store = far.store()
-        await store.create(R, Plan(1, 1))
+        await store.create(draft_of(R), Plan(1, 1))
         with pytest.raises(StoreFull, match=r"the row user\.MQ takes 2,.* publish shorter lists"):
-            await store.put(R, [Row("user:1", b"\xff" * (2 << 20))])
+            await store.put(draft_of(R), [Row("user:1", b"\xff" * (2 << 20))])
         assert far.answers(413) == 0
 
     with_far(work)
@@ -133,8 +135,8 @@ def test_a_row_too_large_for_an_item_fails_the_publish_before_it_is_sent() -> No
 def test_a_cancelled_put_leaves_nothing_running() -> None:
     async def work(far: Far) -> None:
         store = far.store()
-        await store.create(R, Plan(1, 1))
-        putting = asyncio.create_task(store.put(R, ROWS[:500]))
+        await store.create(draft_of(R), Plan(1, 1))
+        putting = asyncio.create_task(store.put(draft_of(R), ROWS[:500]))
         await asyncio.sleep(0.5)
         putting.cancel()
         await asyncio.gather(putting, return_exceptions=True)
@@ -150,9 +152,9 @@ def test_a_cancelled_put_leaves_nothing_running() -> None:
 def test_reading_all_of_what_is_served_leaves_lookups_their_share() -> None:
     async def work(far: Far) -> None:
         store, loop = far.store(ru=400, max_ru=4000), asyncio.get_running_loop()
-        manifest = await life.publish(store, batches(ROWS), plan=Plan(len(ROWS), 1000), about={})
+        manifest = (await life.publish(store, batches(ROWS), plan=Plan(len(ROWS), 1000), about={})).manifest
         began, spent_ru, throttled = loop.time(), far.admitted_ru(manifest.release), far.answers(429)
-        await life.verify(store, manifest.release)
+        await verify(store, ref(manifest.release))
         took_s = loop.time() - began
         assert (far.admitted_ru(manifest.release) - spent_ru) / took_s == pytest.approx(200, rel=0.03)
         assert far.answers(429) == throttled
@@ -163,12 +165,12 @@ def test_reading_all_of_what_is_served_leaves_lookups_their_share() -> None:
 def test_a_replica_that_is_behind_is_looked_at_again() -> None:
     async def work(far: Far) -> None:
         store = far.store(ru=4000)
-        await store.create(R, Plan(1, 1))
-        await store.put(R, ROWS[:300])
-        await store.seal(R)
+        await store.create(draft_of(R), Plan(1, 1))
+        await store.put(draft_of(R), ROWS[:300])
+        await store.seal(draft_of(R))
         far.forgets = 0.05
         assert await scanned(far, R) == ROWS[:300]
-        assert await far.store().resume_point(R) == ROWS[299].key
+        assert await far.store().resume_point(draft_of(R)) == ROWS[299].key
         assert container_of(R) in far.service.account.databases["d"].containers
 
     with_far(work)

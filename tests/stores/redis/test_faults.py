@@ -14,12 +14,14 @@ import pytest
 from stores import catalogue as changes
 from stores.catalogue import ReleaseId, State
 from stores.errors import ReleaseNotFound, StoreError, StoreFull, StoreUnavailable
-from stores.lifecycle import prune, publish, verify
+from stores.lifecycle import prune, publish
 from stores.redis.store import RedisStore, open_url
 from stores.store import Plan, Row, Slot
+from stores.verification import verify
 from tests.stores.test_contract import FIRST, SECOND, begin, write
 from tests.support.proxy import Proxy, through
 from tests.support.redis_server import RedisServer, running
+from tests.support.stores import draft_of, ref
 
 USERS = [Row(f"user:{n:06}", b"list of %06d" % n) for n in range(2000)]
 BACK_WITHIN_S = 5.0
@@ -56,7 +58,7 @@ async def look(store: RedisStore, row: Row = USERS[7], budget_s: float = 0.05) -
     started = time.monotonic()
     try:
         async with asyncio.timeout(budget_s):
-            found: list[Slot] | StoreError | None = await store.get_many(FIRST, [row.key])
+            found: list[Slot] | StoreError | None = await store.get_many(ref(FIRST), [row.key])
     except TimeoutError:
         found = None
     except StoreError as error:
@@ -159,7 +161,7 @@ async def test_reconnecting_is_no_storm(remote: RedisStore, proxy: Proxy) -> Non
 
 
 async def test_a_full_server_ends_a_publish_which_gives_its_space_back(redis: RedisStore, server: RedisServer) -> None:
-    live = (await publish(redis, lists(10), plan=Plan(11, 100), about={})).release
+    live = ((await publish(redis, lists(10), plan=Plan(11, 100), about={})).manifest).release
     keys, used = server.ask("DBSIZE"), int(server.ask("INFO", "memory")["used_memory"])
     server.ask("CONFIG", "SET", "maxmemory", str(used + 3_000_000))
     with pytest.raises(StoreFull, match="has reached its maxmemory"):
@@ -167,7 +169,7 @@ async def test_a_full_server_ends_a_publish_which_gives_its_space_back(redis: Re
     assert server.ask("DBSIZE") == keys
     found = await redis.catalogue()
     assert [entry.id for entry in found.releases] == [live]
-    assert await redis.get_many(live, ["user:000001"]) == [b"x" * 100]
+    assert await redis.get_many(ref(live), ["user:000001"]) == [b"x" * 100]
 
 
 async def test_on_a_full_server_a_draft_can_still_be_given_up(redis: RedisStore, server: RedisServer) -> None:
@@ -175,10 +177,10 @@ async def test_on_a_full_server_a_draft_can_still_be_given_up(redis: RedisStore,
     await write(redis, FIRST, USERS, seal=False)
     server.ask("CONFIG", "SET", "maxmemory", "1")
     with pytest.raises(StoreFull):
-        await redis.put(FIRST, USERS)
+        await redis.put(draft_of(FIRST), USERS)
     found = await redis.catalogue()
     await redis.swap(found, changes.succeed(found, changes.abandon(found, FIRST), "t", "s"))
-    await redis.erase(FIRST)
+    await redis.erase(ref(FIRST))
     assert server.ask("KEYS", "*") == ["test:catalogue"]
 
 
@@ -195,7 +197,11 @@ async def test_a_flushed_server_has_no_release_rather_than_empty_lists(redis: Re
 async def test_a_wrong_password_is_a_sentence_without_it(tmp_path: Path, user: str) -> None:
     with running(tmp_path, password="right") as server:
         store = open_url(server.url(user=user))
-        for ask in (store.catalogue(), store.get_many(FIRST, ["user:1"]), store.create(FIRST, Plan(1, 1))):
+        for ask in (
+            store.catalogue(),
+            store.get_many(ref(FIRST), ["user:1"]),
+            store.create(draft_of(FIRST), Plan(1, 1)),
+        ):
             with pytest.raises(StoreUnavailable, match="does not accept this user and password") as caught:
                 await ask
             assert "hunter2" not in str(caught.value)
@@ -223,7 +229,7 @@ async def test_a_replica_given_as_the_primary_serves_and_refuses_to_be_written(
         with pytest.raises(StoreUnavailable, match="read-only replica; give the URL of the primary"):
             await replica.swap(found, changes.succeed(found, changes.renew(found, FIRST), "t", "s"))
         with pytest.raises(StoreUnavailable, match="read-only replica"):
-            await replica.create(SECOND, Plan(1, 1))
+            await replica.create(draft_of(SECOND), Plan(1, 1))
         await replica.close()
 
 
@@ -234,8 +240,8 @@ async def test_a_publish_outlives_a_reset_and_loses_and_repeats_nothing(remote: 
                 proxy.reset()
             yield rows
 
-    manifest = await publish(remote, interrupted(), plan=Plan(20_001, 2_000_000), about={})
-    assert (await verify(remote, manifest.release)).counts == {"popular": 1, "user": 20_000}
+    manifest = (await publish(remote, interrupted(), plan=Plan(20_001, 2_000_000), about={})).manifest
+    assert (await verify(remote, ref(manifest.release))).counts == {"popular": 1, "user": 20_000}
 
 
 PUBLISHER = """
@@ -244,6 +250,7 @@ from stores.connect import connect
 from stores.lifecycle import publish
 from stores.store import Plan
 from tests.stores.redis.test_faults import lists
+from tests.support.stores import draft_of, ref
 
 async def batches():
     async for rows in lists(50_000):

@@ -8,19 +8,21 @@ from dataclasses import replace
 
 import pytest
 from redis import exceptions as foreign
-from tests.stores.test_life import batches
 
 from stores import catalogue as changes
 from stores.catalogue import ReleaseId
 from stores.connect import connect
 from stores.errors import ReleaseConflict, ReleaseNotFound, StoreFull, StoreMisused, StoreUnavailable
-from stores.lifecycle import prune, publish, verify
+from stores.lifecycle import prune, publish
 from stores.redis.errors import translated
 from stores.redis.store import RedisStore, open_url
 from stores.redis.writer import MOST_ROWS
 from stores.store import Advised, Plan, Row
+from stores.verification import verify
 from tests.stores.test_contract import FIRST, SECOND, begin, scanned, step, write
+from tests.stores.test_lifecycle import batches
 from tests.support.redis_server import RedisServer
+from tests.support.stores import draft_of, ref
 
 USERS = [Row(f"user:{n:06}", b"list of %d" % n) for n in range(3500)]
 
@@ -44,9 +46,9 @@ def keys_under(server: RedisServer, prefix: str) -> list[str]:
 
 async def test_all_lookups_of_one_turn_are_one_command(redis: RedisStore, redis_server: RedisServer) -> None:
     await write(redis, FIRST, USERS)
-    await redis.get_many(FIRST, ["user:000000"])
+    await redis.get_many(ref(FIRST), ["user:000000"])
     before = redis_server.calls("mget")
-    slots = await asyncio.gather(*(redis.get_many(FIRST, [row.key, "user:absent"]) for row in USERS[:200]))
+    slots = await asyncio.gather(*(redis.get_many(ref(FIRST), [row.key, "user:absent"]) for row in USERS[:200]))
     assert slots == [[row.value, None] for row in USERS[:200]]
     assert redis_server.calls("mget") == before + 1
 
@@ -54,16 +56,16 @@ async def test_all_lookups_of_one_turn_are_one_command(redis: RedisStore, redis_
 async def test_a_command_carries_at_most_a_thousand_keys(redis: RedisStore, redis_server: RedisServer) -> None:
     await write(redis, FIRST, USERS)
     before = redis_server.calls("mget")
-    assert await redis.get_many(FIRST, [row.key for row in USERS]) == [row.value for row in USERS]
+    assert await redis.get_many(ref(FIRST), [row.key for row in USERS]) == [row.value for row in USERS]
     assert redis_server.calls("mget") == before + 4
 
 
 async def test_one_turn_over_two_releases_mixes_nothing(redis: RedisStore) -> None:
     await write(redis, FIRST, [Row("user:1", b"old")])
     one, missing, other = await asyncio.gather(
-        redis.get_many(FIRST, ["user:1"]),
-        redis.get_many(SECOND, ["user:1"]),
-        redis.get_many(FIRST, ["user:2", "user:1"]),
+        redis.get_many(ref(FIRST), ["user:1"]),
+        redis.get_many(ref(SECOND), ["user:1"]),
+        redis.get_many(ref(FIRST), ["user:2", "user:1"]),
         return_exceptions=True,
     )
     assert (one, other) == ([b"old"], [None, b"old"])
@@ -73,7 +75,7 @@ async def test_one_turn_over_two_releases_mixes_nothing(redis: RedisStore) -> No
 async def test_a_caller_that_gives_up_disturbs_nobody(redis: RedisStore) -> None:
     await write(redis, FIRST, USERS)
     for round_ in range(50):
-        tasks = [asyncio.create_task(redis.get_many(FIRST, [row.key])) for row in USERS[:9]]
+        tasks = [asyncio.create_task(redis.get_many(ref(FIRST), [row.key])) for row in USERS[:9]]
         for _ in range(round_ % 4):
             await asyncio.sleep(0)
         for task in tasks[::3]:
@@ -84,15 +86,15 @@ async def test_a_caller_that_gives_up_disturbs_nobody(redis: RedisStore) -> None
 
 
 async def test_an_abandoned_put_leaves_the_connection_well(redis: RedisStore) -> None:
-    await redis.create(FIRST, Plan(1, 1))
+    await redis.create(draft_of(FIRST), Plan(1, 1))
     for hops in range(12):
-        task = asyncio.create_task(redis.put(FIRST, USERS[:1000]))
+        task = asyncio.create_task(redis.put(draft_of(FIRST), USERS[:1000]))
         for _ in range(hops):
             await asyncio.sleep(0)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-    await redis.put(FIRST, USERS)
-    await redis.seal(FIRST)
+    await redis.put(draft_of(FIRST), USERS)
+    await redis.seal(draft_of(FIRST))
     assert await scanned(redis, FIRST) == USERS
 
 
@@ -104,19 +106,19 @@ async def test_deployments_under_two_prefixes_do_not_see_each_other(
     await write(redis, FIRST, USERS[:1])
     assert (await other.catalogue()).generation == 0
     with pytest.raises(ReleaseNotFound):
-        await other.get_many(FIRST, ["user:000000"])
-    await other.erase(FIRST)
-    assert await redis.get_many(FIRST, ["user:000000"]) == [USERS[0].value]
+        await other.get_many(ref(FIRST), ["user:000000"])
+    await other.erase(ref(FIRST))
+    assert await redis.get_many(ref(FIRST), ["user:000000"]) == [USERS[0].value]
     await other.close()
 
 
 async def test_rows_are_scanned_in_order_once_each_however_they_were_put(redis: RedisStore) -> None:
-    await redis.create(FIRST, Plan(len(USERS), 1000))
-    await redis.put(FIRST, USERS[2000:])
-    await redis.put(FIRST, USERS[:2500])
-    await redis.put(FIRST, [replace_value(USERS[7])])
-    await redis.put(FIRST, [Row("meta:z", b"last"), Row("item:1", b"both kinds in one call")])
-    await redis.seal(FIRST)
+    await redis.create(draft_of(FIRST), Plan(len(USERS), 1000))
+    await redis.put(draft_of(FIRST), USERS[2000:])
+    await redis.put(draft_of(FIRST), USERS[:2500])
+    await redis.put(draft_of(FIRST), [replace_value(USERS[7])])
+    await redis.put(draft_of(FIRST), [Row("meta:z", b"last"), Row("item:1", b"both kinds in one call")])
+    await redis.seal(draft_of(FIRST))
     rows = await scanned(redis, FIRST)
     expected = {row.key: row.value for row in USERS} | {
         USERS[7].key: b"new",
@@ -144,7 +146,7 @@ async def test_rows_have_no_expiry_and_erasing_leaves_nothing(
     await write(redis, FIRST, [*USERS, Row("meta:manifest", b"{}")])
     assert redis_server.ask("TTL", f"{prefix}:{FIRST}:user:000000") == -1
     assert len(keys_under(redis_server, prefix)) == len(USERS) + 1 + 3
-    await redis.erase(FIRST)
+    await redis.erase(ref(FIRST))
     assert keys_under(redis_server, prefix) == []
 
 
@@ -152,17 +154,17 @@ async def test_an_erase_that_was_cut_short_is_finished_by_the_next(
     redis: RedisStore, redis_server: RedisServer, prefix: str
 ) -> None:
     await write(redis, FIRST, USERS)
-    erasing = asyncio.create_task(redis.erase(FIRST))
+    erasing = asyncio.create_task(redis.erase(ref(FIRST)))
     while len(keys_under(redis_server, prefix)) > len(USERS) - 1000:
         await asyncio.sleep(0)
     erasing.cancel()
     await asyncio.gather(erasing, return_exceptions=True)
     assert keys_under(redis_server, prefix)
     with pytest.raises(ReleaseNotFound):
-        await redis.get_many(FIRST, ["user:000000"])
+        await redis.get_many(ref(FIRST), ["user:000000"])
     with pytest.raises(ReleaseNotFound):
-        await redis.put(FIRST, USERS[:1])
-    await asyncio.gather(redis.erase(FIRST), redis.erase(FIRST))
+        await redis.put(draft_of(FIRST), USERS[:1])
+    await asyncio.gather(redis.erase(ref(FIRST)), redis.erase(ref(FIRST)))
     assert keys_under(redis_server, prefix) == []
 
 
@@ -170,18 +172,18 @@ async def test_a_draft_that_is_sealed_or_erased_while_it_is_written_takes_no_mor
     rival = RedisStore(redis._address)
     for ends, error in ((rival.seal, ReleaseConflict), (rival.erase, ReleaseNotFound)):
         release = ReleaseId(f"r-{secrets.token_hex(4)}")
-        await redis.create(release, Plan(1, 1))
+        await redis.create(draft_of(release), Plan(1, 1))
 
         async def write_on(release: ReleaseId = release) -> None:
             while True:
-                await redis.put(release, USERS[:MOST_ROWS])
+                await redis.put(draft_of(release), USERS[:MOST_ROWS])
 
         writing = asyncio.create_task(write_on())
         await asyncio.sleep(0.03)
         await ends(release)
         with pytest.raises(error):
             await asyncio.wait_for(writing, 5)
-        await rival.erase(release)
+        await rival.erase(ref(release))
     await rival.close()
 
 
@@ -226,7 +228,7 @@ async def test_a_whole_release_is_published_verified_and_pruned(
     redis: RedisStore, redis_server: RedisServer, prefix: str
 ) -> None:
     rows = [Row("popular:", b"{}"), *USERS[:2]]
-    releases = [(await publish(redis, batches(rows), plan=Plan(3, 100), about={})).release for _ in range(3)]
+    releases = [((await publish(redis, batches(rows), plan=Plan(3, 100), about={})).manifest).release for _ in range(3)]
     await verify(redis, releases[-1])
     assert await prune(redis, keep=0, grace_s=0) == releases[:2]
     assert {key.split(":")[1] for key in keys_under(redis_server, prefix)} == {"catalogue", releases[-1]}
@@ -236,10 +238,10 @@ async def test_what_cannot_fit_is_refused_with_the_numbers(redis: RedisStore, re
     redis_server.ask("CONFIG", "SET", "maxmemory", "500mb")
     try:
         with pytest.raises(StoreFull, match=r"needs about 7\d\d\.\d MB .* limit of 524\.3 MB and uses \d+\.\d MB"):
-            await redis.create(FIRST, Plan(1_000_000, 607_000_000))
+            await redis.create(draft_of(FIRST), Plan(1_000_000, 607_000_000))
         with pytest.raises(ReleaseNotFound):
-            await redis.put(FIRST, USERS)
-        await redis.create(FIRST, Plan(100_000, 60_700_000))
+            await redis.put(draft_of(FIRST), USERS)
+        await redis.create(draft_of(FIRST), Plan(100_000, 60_700_000))
     finally:
         redis_server.ask("CONFIG", "SET", "maxmemory", "0")
 
@@ -255,9 +257,9 @@ async def test_the_room_asked_for_is_the_room_taken(redis: RedisStore, redis_ser
     redis_server.ask("CONFIG", "SET", "maxmemory", str(used() + taken * 8 // 10))
     try:
         with pytest.raises(StoreFull):
-            await redis.create(SECOND, Plan(len(rows), payload))
+            await redis.create(draft_of(SECOND), Plan(len(rows), payload))
         redis_server.ask("CONFIG", "SET", "maxmemory", str(used() + taken * 12 // 10))
-        await redis.create(SECOND, Plan(len(rows), payload))
+        await redis.create(draft_of(SECOND), Plan(len(rows), payload))
     finally:
         redis_server.ask("CONFIG", "SET", "maxmemory", "0")
 
