@@ -88,12 +88,12 @@ class Direct:
         names = tuple((f"region {n}", 8081 + n) for n in range(regions))
         self.clock = clock
         self.service = Service(Account(load(), names, clock=clock), Authenticator(WELL_KNOWN_KEY, None))
-        assert self.ask("POST", "/dbs", {"id": "d"}).status == 201
+        assert self.request("POST", "/dbs", {"id": "d"}).status == 201
         resource = {"id": "c", "partitionKey": {"paths": ["/id"], "kind": "Hash", "version": 2}, **container}
-        assert self.ask("POST", "/dbs/d/colls/", resource, {"x-ms-offer-throughput": str(ru)}).status == 201
+        assert self.request("POST", "/dbs/d/colls/", resource, {"x-ms-offer-throughput": str(ru)}).status == 201
         self.container = self.service.account.databases["d"].containers["c"]
 
-    def ask(
+    def request(
         self, method: str, path: str, body: object = None, headers: dict[str, str] | None = None, *, region: int = 0
     ) -> Response:
         """Send a signed request; bytes are sent as they are, all else as JSON."""
@@ -111,7 +111,7 @@ class Direct:
         path = "/dbs/d/colls/c/docs/" + ("" if method == "POST" else f"{quote(name, safe='')}/")
         named = {"x-ms-documentdb-partitionkey": orjson.dumps([name]).decode("latin-1")}
         named |= {header.replace("_", "-"): value for header, value in headers.items()}
-        return self.ask(method, path, body, named)
+        return self.request(method, path, body, named)
 
 
 def substatus(response: Response) -> tuple[int, int]:

@@ -65,7 +65,7 @@ def test_any_request_is_answered_and_leaves_other_items_alone(examples: int) -> 
         direct = Direct(FakeClock())
         kept = direct.item("POST", "keep", {"id": "keep", "n": 1}).body
         deletes_all = (method, path) in (("DELETE", "/dbs/d/"), ("DELETE", "/dbs/d/colls/c/"))
-        response = direct.ask(method, path, body, fields)
+        response = direct.request(method, path, body, fields)
         assert response.status != 500
         assert set(response.headers) == {name for name in response.headers if name.isascii()}
         if not deletes_all and b"keep" not in body and "keep" not in str(fields) + path:
@@ -82,7 +82,7 @@ def test_any_query_is_answered(examples: int) -> None:
         fields = {"content-type": "application/query+json", "x-ms-documentdb-query-enablecrosspartition": "True"}
         body = {"query": text, "parameters": [{"name": "@p", "value": 1}]}
         for more in ({}, {"x-ms-cosmos-is-query-plan-request": "True"}):
-            assert direct.ask("POST", "/dbs/d/colls/c/docs/", body, fields | more).status in (200, 400)
+            assert direct.request("POST", "/dbs/d/colls/c/docs/", body, fields | more).status in (200, 400)
 
     explore(check, examples, text=st.text(max_size=80) | st.lists(words_of_sql, max_size=25).map(" ".join))
 
@@ -108,20 +108,20 @@ def test_a_batch_happens_whole_or_not_at_all(examples: int) -> None:
         direct = Direct(FakeClock(), partitionKey={"paths": ["/pk"], "kind": "Hash", "version": 2})
         key = {"x-ms-documentdb-partitionkey": '["x"]'}
         for name in "ab":
-            direct.ask("POST", "/dbs/d/colls/c/docs/", {"id": name, "pk": "x"}, key)
-        before = direct.ask("GET", "/dbs/d/colls/c/docs/").body
+            direct.request("POST", "/dbs/d/colls/c/docs/", {"id": name, "pk": "x"}, key)
+        before = direct.request("GET", "/dbs/d/colls/c/docs/").body
         stored = direct.container.documents.stored_bytes
         patch = [{"op": "add", "path": "/z", "value": 1}]
         operations = [
             {"operationType": kind, "id": name, "resourceBody": {"id": name, "pk": "x", "operations": patch}}
             for kind, name in names
         ]
-        response = direct.ask(
+        response = direct.request(
             "POST", "/dbs/d/colls/c/docs/", operations, key | {"x-ms-cosmos-is-batch-request": "True"}
         )
         assert response.status in (200, 207, 400)
         if response.status != 200:
-            assert direct.ask("GET", "/dbs/d/colls/c/docs/").body == before
+            assert direct.request("GET", "/dbs/d/colls/c/docs/").body == before
             assert direct.container.documents.stored_bytes == stored
 
     explore(check, examples, names=st.lists(st.tuples(kinds, st.sampled_from("abc")), max_size=8))

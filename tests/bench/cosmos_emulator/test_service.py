@@ -30,11 +30,11 @@ def body_of(response: Response) -> dict[str, Any]:
 def test_a_missing_item_differs_from_a_missing_container_by_its_substatus(direct: Direct) -> None:
     assert substatus(direct.item("GET", "a")) == (404, 0)
     key = {"x-ms-documentdb-partitionkey": '["a"]'}
-    assert substatus(direct.ask("GET", "/dbs/d/colls/nope/docs/a/", headers=key)) == (404, 1003)
-    assert substatus(direct.ask("GET", "/dbs/nope/colls/c/docs/a/", headers=key)) == (404, 1003)
-    assert substatus(direct.ask("GET", "/dbs/d/colls/nope/")) == (404, 0)
+    assert substatus(direct.request("GET", "/dbs/d/colls/nope/docs/a/", headers=key)) == (404, 1003)
+    assert substatus(direct.request("GET", "/dbs/nope/colls/c/docs/a/", headers=key)) == (404, 1003)
+    assert substatus(direct.request("GET", "/dbs/d/colls/nope/")) == (404, 0)
     anew = key | {"x-ms-cosmos-intended-collection-rid": "x"}
-    assert substatus(direct.ask("GET", ITEM, headers=anew)) == (400, 1024)
+    assert substatus(direct.request("GET", ITEM, headers=anew)) == (400, 1024)
 
 
 def test_signatures_and_dates_are_checked(direct: Direct, clock: FakeClock) -> None:
@@ -42,7 +42,7 @@ def test_signatures_and_dates_are_checked(direct: Direct, clock: FakeClock) -> N
     link = "dbs/d/colls/c/docs/a"
     for skew_s, status in ((0, 404), (14 * 60, 404), (-14 * 60, 404), (16 * 60, 401), (-16 * 60, 401)):
         headers = signed("GET", "docs", link, now=clock() + skew_s)
-        assert direct.ask("GET", ITEM, headers=key | headers).status == status
+        assert direct.request("GET", ITEM, headers=key | headers).status == status
     wrong = [
         signed("GET", "docs", link, now=clock(), key="d3Jvbmc="),
         signed("PUT", "docs", link, now=clock()),
@@ -53,7 +53,7 @@ def test_signatures_and_dates_are_checked(direct: Direct, clock: FakeClock) -> N
         {"x-ms-date": "yesterday"},
     ]
     for headers in wrong:
-        refused = direct.ask("GET", ITEM, headers=key | headers)
+        refused = direct.request("GET", ITEM, headers=key | headers)
         assert refused.status == 401
         assert WELL_KNOWN_KEY.encode() not in refused.body
 
@@ -74,10 +74,10 @@ def test_responses_carry_session_tokens_and_one_that_is_ahead_is_not_available(d
 
 
 def test_a_feed_of_ranges_ends_in_304(direct: Direct) -> None:
-    first = direct.ask("GET", "/dbs/d/colls/c/pkranges/")
+    first = direct.request("GET", "/dbs/d/colls/c/pkranges/")
     assert body_of(first)["_count"] == 1
     known = {"if-none-match": first.headers["etag"]}
-    assert direct.ask("GET", "/dbs/d/colls/c/pkranges/", headers=known).status == 304
+    assert direct.request("GET", "/dbs/d/colls/c/pkranges/", headers=known).status == 304
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_what_cannot_be_an_item_is_refused(direct: Direct, name: str, item: obje
 
 def test_a_key_that_is_not_the_items_is_a_mismatch(direct: Direct) -> None:
     headers = {"x-ms-documentdb-partitionkey": '["b"]'}
-    response = direct.ask("POST", "/dbs/d/colls/c/docs/", {"id": "a"}, headers)
+    response = direct.request("POST", "/dbs/d/colls/c/docs/", {"id": "a"}, headers)
     assert substatus(response) == (400, 1001)
 
 
@@ -121,10 +121,13 @@ def test_expired_items_are_gone_at_once_and_deleted_on_throughput_that_is_left(
     partition.charge_write(clock(), 4000)
     monitor.tick(1.0, 0.0)
     assert len(direct.container.documents) == 4
-    found = direct.ask("GET", "/dbs/d/colls/c/docs/")
+    found = direct.request("GET", "/dbs/d/colls/c/docs/")
     assert found.status == 429
     clock.now += 1
-    assert [one["id"] for one in body_of(direct.ask("GET", "/dbs/d/colls/c/docs/"))["Documents"]] == ["never", "plain"]
+    assert [one["id"] for one in body_of(direct.request("GET", "/dbs/d/colls/c/docs/"))["Documents"]] == [
+        "never",
+        "plain",
+    ]
     before = partition.admitted_ru
     monitor.tick(1.0, 0.0)
     assert len(direct.container.documents) == 2
@@ -134,12 +137,12 @@ def test_expired_items_are_gone_at_once_and_deleted_on_throughput_that_is_left(
 def test_a_default_time_to_live_can_be_changed(direct: Direct, clock: FakeClock) -> None:
     direct.item("POST", "a", {"id": "a"})
     body = {"id": "c", "partitionKey": {"paths": ["/id"], "kind": "Hash", "version": 2}, "defaultTtl": 60}
-    assert direct.ask("PUT", "/dbs/d/colls/c/", body).status == 200
+    assert direct.request("PUT", "/dbs/d/colls/c/", body).status == 200
     assert direct.item("GET", "a").status == 200
     clock.now += 61
     assert direct.item("GET", "a").status == 404
     none = body | {"indexingPolicy": {"indexingMode": "none"}}
-    assert direct.ask("PUT", "/dbs/d/colls/c/", none).status == 400
+    assert direct.request("PUT", "/dbs/d/colls/c/", none).status == 400
 
 
 def test_a_spent_second_is_429_until_the_next(direct: Direct, clock: FakeClock) -> None:
@@ -167,7 +170,7 @@ def test_the_account_names_the_hosts_that_callers_can_reach(
 ) -> None:
     direct = Direct(clock, regions=2)
     headers = signed("GET", "", "", now=clock()) | {"host": host}
-    account = body_of(direct.ask("GET", "/", headers=headers, region=region))
+    account = body_of(direct.request("GET", "/", headers=headers, region=region))
     assert [one["databaseAccountEndpoint"] for one in account["readableLocations"]] == endpoints
     assert account["writableLocations"] == account["readableLocations"][:1]
 
@@ -176,21 +179,21 @@ def test_each_region_has_its_own_budget_and_only_one_is_written(clock: FakeClock
     direct = Direct(clock, regions=2)
     direct.item("POST", "a", {"id": "a"})
     key = {"x-ms-documentdb-partitionkey": '["a"]'}
-    assert direct.ask("GET", ITEM, headers=key, region=1).status == 200
-    assert substatus(direct.ask("DELETE", ITEM, headers=key, region=1)) == (403, 3)
+    assert direct.request("GET", ITEM, headers=key, region=1).status == 200
+    assert substatus(direct.request("DELETE", ITEM, headers=key, region=1)) == (403, 3)
     partition = direct.container.partitions.all[0]
     partition.charge_read(clock(), 1, 5000)
-    assert direct.ask("GET", ITEM, headers=key, region=1).status == 429
-    assert direct.ask("GET", ITEM, headers=key).status == 200
+    assert direct.request("GET", ITEM, headers=key, region=1).status == 429
+    assert direct.request("GET", ITEM, headers=key).status == 200
     partition.charge_write(clock() + 2, 5000)
     clock.now += 2
-    assert direct.ask("GET", ITEM, headers=key, region=1).status == 429
+    assert direct.request("GET", ITEM, headers=key, region=1).status == 429
 
 
 def test_autoscale_is_billed_between_a_tenth_and_its_top(direct: Direct, clock: FakeClock) -> None:
     resource = {"id": "auto", "partitionKey": {"paths": ["/id"], "kind": "Hash", "version": 2}}
     scaling = {"x-ms-cosmos-offer-autopilot-settings": '{"maxThroughput": 4000}'}
-    assert direct.ask("POST", "/dbs/d/colls/", resource, scaling).status == 201
+    assert direct.request("POST", "/dbs/d/colls/", resource, scaling).status == 201
     monitor = Monitor(direct.service.account)
     container = direct.service.account.databases["d"].containers["auto"]
     for used_ru, billed_ru in ((0, 400), (1234, 1234), (9999, 4000)):
@@ -216,7 +219,7 @@ def test_a_query_can_be_for_a_part_of_a_partition(direct: Direct) -> None:
     found = list[str]()
     for start, end in (("", "1F"), ("1f", "FF")):
         within = headers | {"x-ms-start-epk": start, "x-ms-end-epk": end}
-        response = direct.ask("POST", "/dbs/d/colls/c/docs/", {"query": "SELECT VALUE c.id FROM c"}, within)
+        response = direct.request("POST", "/dbs/d/colls/c/docs/", {"query": "SELECT VALUE c.id FROM c"}, within)
         assert 5 < body_of(response)["_count"] < 35
         found += body_of(response)["Documents"]
     assert sorted(found) == sorted(f"u{n}" for n in range(40))
@@ -244,7 +247,7 @@ def test_conditions_select_the_right_items(direct: Direct, condition: str, found
         direct.item("POST", f"u{n}", {"id": f"u{n}", "n": n, "o": {"x": [0, n]}})
     headers = {"content-type": "application/query+json", "x-ms-documentdb-query-enablecrosspartition": "True"}
     body = {"query": f"SELECT VALUE c.n FROM c WHERE {condition}", "parameters": [{"name": "@three", "value": "u3"}]}
-    response = direct.ask("POST", "/dbs/d/colls/c/docs/", body, headers)
+    response = direct.request("POST", "/dbs/d/colls/c/docs/", body, headers)
     assert body_of(response)["Documents"] == found
 
 
@@ -262,7 +265,7 @@ def test_conditions_select_the_right_items(direct: Direct, condition: str, found
 )
 def test_containers_that_are_not_emulated_are_refused(direct: Direct, settings: dict[str, object]) -> None:
     resource = {"id": "new", "partitionKey": {"paths": ["/id"], "kind": "Hash", "version": 2}, **settings}
-    assert direct.ask("POST", "/dbs/d/colls/", resource).status == 400
+    assert direct.request("POST", "/dbs/d/colls/", resource).status == 400
     assert list(direct.service.account.databases["d"].containers) == ["c"]
 
 
@@ -293,8 +296,8 @@ def test_delays_can_be_of_one_partition_and_resets_of_one_region(clock: FakeCloc
     made = [direct.item("POST", f"u{n}", {"id": f"u{n}"}) for n in range(20)]
     delays = {one.headers["x-ms-documentdb-partitionkeyrangeid"]: one.delay_s for one in made}
     assert delays == {"0": 0.04, "1": 0.0}
-    assert direct.ask("GET", "/", region=1).reset
-    assert not direct.ask("GET", "/", region=0).reset
+    assert direct.request("GET", "/", region=1).reset
+    assert not direct.request("GET", "/", region=0).reset
     (tmp_path / "measured.txt").write_text("3.5\n3.5\n")
     (tmp_path / "wrong.json").write_text("[{}]")
     (tmp_path / "faults.json").write_text('[{"kind": "latency", "file": "measured.txt"}]')
