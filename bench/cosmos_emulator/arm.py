@@ -20,7 +20,6 @@ from bench.cosmos_emulator.auth import ACCOUNT, ARM_AUDIENCE, OPERATOR
 from bench.cosmos_emulator.errors import CODES, HttpError, bad_request
 from bench.cosmos_emulator.http import Request, Response, parse_object
 from bench.cosmos_emulator.service import Service, method_not_allowed
-from stores.cosmos.throughput import DEFAULT_RU, Throughput
 
 log = logging.getLogger(__name__)
 
@@ -229,9 +228,7 @@ class ResourceManager:
             resources.replace_container(account, database.containers[resource.container], given)
             return
         manual, autoscale = options.get("throughput"), options.get("autoscaleSettings")
-        is_given = manual is not None or autoscale
-        throughput = resources.throughput_of(manual, autoscale) if is_given else Throughput(DEFAULT_RU)
-        resources.create_container(account, database, given, throughput)
+        resources.create_container(account, database, given, manual, autoscale)
 
     def _delete(self, resource: ArmResource) -> None:
         account = self.service.account

@@ -64,10 +64,10 @@ def markdown(rows: Sequence[Row]) -> str:
     lines = ["| operation | KB | documented RU | ours | off by | source | date |", "|---|---:|---:|---:|---:|---|---|"]
     for row in ordered:
         off = f"{row.ours_ru / row.documented_ru - 1:+.1%}"
-        superseded = " (superseded)" if row.superseded else ""
+        mark = " (superseded)" if row.superseded else ""
         name = f"{row.operation}, {row.note}" if row.note else row.operation
         lines.append(
-            f"| {name} | {row.size_kb:g} | {row.documented_ru:,.2f} | {row.ours_ru:,.2f} | {off} | {row.source}{superseded} "
+            f"| {name} | {row.size_kb:g} | {row.documented_ru:,.2f} | {row.ours_ru:,.2f} | {off} | {row.source}{mark} "
             f"| {row.date or 'older'} |"
         )
     return "\n".join(lines)

@@ -35,7 +35,7 @@ NOT_EMULATED = (
 
 def throughput_of(manual: object, autoscale: object) -> Throughput:
     """Return a valid throughput: that of autoscale settings where there are some, else the manual one."""
-    if autoscale:
+    if autoscale is not None:
         ru = autoscale.get("maxThroughput") if isinstance(autoscale, dict) else None
         if type(ru) is not int or not AUTOSCALE_MIN <= ru <= MAX_RU or ru % AUTOSCALE_STEP:
             raise bad_request(f"maxThroughput must be {AUTOSCALE_MIN} … {MAX_RU} RU/s in steps of {AUTOSCALE_STEP}")
@@ -56,9 +56,9 @@ def create_database(account: Account, resource: Mapping[str, Any]) -> Database:
 
 
 def create_container(
-    account: Account, database: Database, resource: Mapping[str, Any], throughput: Throughput
+    account: Account, database: Database, resource: Mapping[str, Any], manual: object, autoscale: object
 ) -> Container:
-    """Create a container and its offer."""
+    """Create a container and its offer; the default throughput is for where neither kind is requested."""
     name = _checked_id(resource)
     if name in database.containers:
         raise HttpError(409, ALREADY_EXISTS)
@@ -69,6 +69,8 @@ def create_container(
     if isinstance(unique, dict) and unique.get("uniqueKeys"):
         raise bad_request("unique keys are not emulated")
     definition = PartitionKeyDefinition(resource.get("partitionKey"))
+    is_default = manual is None and autoscale is None
+    throughput = Throughput(DEFAULT_RU) if is_default else throughput_of(manual, autoscale)
     partitions = Partitions(throughput, definition.version, len(account.regions), burst=account.burst)
     container = Container(database, name, account.next_number(), definition, partitions)
     _configure(account, container, resource)
@@ -148,14 +150,10 @@ def _post_database(account: Account, request: Request) -> Response:
 
 def _post_container(account: Account, request: Request, database: str) -> Response:
     owner = account.database(database, is_owner=True)
-    manual, autoscale = request.header(OFFER_HEADER), request.headers.get(AUTOSCALE_HEADER)
-    if autoscale:
-        throughput = throughput_of(None, parse_json(autoscale, AUTOSCALE_HEADER.decode()))
-    elif OFFER_HEADER in request.headers:
-        throughput = throughput_of(int(manual) if manual.isdecimal() and len(manual) < 10 else None, None)
-    else:
-        throughput = Throughput(DEFAULT_RU)
-    return _one(account, create_container(account, owner, parse_object(request.body), throughput), 201)
+    manual, autoscale = (request.headers.get(name) for name in (OFFER_HEADER, AUTOSCALE_HEADER))
+    ru = int(manual) if manual and manual.isdigit() and len(manual) < 10 else manual
+    settings = parse_json(autoscale, AUTOSCALE_HEADER.decode()) if autoscale else None
+    return _one(account, create_container(account, owner, parse_object(request.body), ru, settings), 201)
 
 
 def _put_container(account: Account, request: Request, database: str, name: str) -> Response:

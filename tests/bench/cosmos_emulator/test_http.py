@@ -65,7 +65,7 @@ def fed(pieces: list[bytes]) -> tuple[list[Request], Sink]:
 WHOLE = b'POST /dbs HTTP/1.1\r\nHost: x\r\nContent-Length: 7\r\n\r\n{"a":1}GET /offers HTTP/1.1\r\nhost: x\r\n\r\n'
 
 
-@depths(quick=30, soak=3000)
+@depths(quick=30, soak=1500)
 def test_requests_are_the_same_however_they_are_cut(examples: int) -> None:
     def check(cuts: list[int]) -> None:
         edges = [0, *sorted(cuts), len(WHOLE)]
@@ -79,7 +79,7 @@ def test_requests_are_the_same_however_they_are_cut(examples: int) -> None:
     explore(check, examples, cuts=st.lists(st.integers(0, len(WHOLE)), max_size=12))
 
 
-@depths(quick=30, soak=3000)
+@depths(quick=30, soak=1500)
 def test_noise_is_refused_or_waited_for(examples: int) -> None:
     def check(noise: bytes, place: int) -> None:
         _, sink = fed([WHOLE[:place] + noise + WHOLE[place:], b"\r\n\r\n", noise])
