@@ -3,8 +3,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Two workers, each with servers of its own; one that has nothing left to do takes tests over from the other.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal --benchmark-disable
 
-.PHONY: help demo test check bench lock clean
+.PHONY: help demo test soak check bench lock clean
 
 help: ## list the verbs
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -12,9 +14,14 @@ help: ## list the verbs
 demo: .venv/demo ## data, training, a release and a running service
 	$(BIN)/hotplate demo
 
-test: check ## every check and every test
+test: check ## every check and the fast tests
 	@.ci/redis-server
-	$(BIN)/python -m pytest
+	$(PYTEST) -m "not soak"
+
+soak: .venv/dev ## the long tests: SOAK_MINUTES=10 of load, faults, kills and random cases
+	@.ci/redis-server
+	@SOAK_SEED=$${SOAK_SEED:-$$($(BIN)/python -c 'import random; print(random.randrange(1, 1 << 31))')}; export SOAK_SEED; set -x; \
+	    $(PYTEST) -m soak --timeout 900 --hypothesis-seed $$SOAK_SEED
 
 check: .venv/dev ## lint, format and types
 	$(BIN)/ruff check .
@@ -30,9 +37,6 @@ lock: .venv/dev ## resolve the requirements anew (needs uv)
 	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --no-annotate --python-version 3.11 \
 	    pyproject.toml --extra offline --extra redis --extra cosmos --extra bench --group build --group dev \
 	    --constraint requirements/demo.lock -o requirements/dev.lock
-	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --no-annotate --python-version 3.11 \
-	    pyproject.toml --extra offline --extra spark --group build \
-	    --constraint requirements/demo.lock -o requirements/spark.lock
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("hotplate needs Python 3.11 or newer; this is %s. Try: make PYTHON=python3.12 demo" % sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
@@ -51,5 +55,5 @@ lock: .venv/dev ## resolve the requirements anew (needs uv)
 	@touch .venv/demo $@
 
 clean: ## remove the environment, caches and results
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis bench-results.json
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks bench-results.json
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,7 +1,7 @@
 """What can go wrong offline, each as one sentence for the person who brought the data.
 
 DataError                the input cannot be used
-└── SettingError         what was asked for makes no sense, whatever the data are (misuse)
+└── SettingError         an option makes no sense, whatever the data are (misuse)
 """
 
 

@@ -1,19 +1,42 @@
-"""Train on a part, rank, and measure on the rest, beside what plain popularity would have given."""
+"""Evaluation: the matrix is split, a model is trained on one part, and its lists are measured on the other part."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
+from scipy.sparse import csr_matrix
 
-from offline.als import ALSParams, Factors, fit
 from offline.errors import SettingError
-from offline.matrix import Indices, Matrix, UserItems
-from offline.metrics import RankingMetrics, measure
-from offline.ranking import recommend
-from offline.split import random_split, stratified_split
+from offline.input.matrix import Indices, Matrix, UserItems
+from offline.train.als import ALSParams, Factors, fit, recommend
 
 Split = Literal["random", "stratified"]
+
+
+@dataclass(frozen=True, slots=True)
+class RankingMetrics:
+    """
+    Averages at *k* over the *users* that have test items; a user without a list counts, with zeros.
+
+    *users_with_lists* of them had at least one recommendation. All are binary: an item is liked or not.
+
+    precision   hits / k
+    recall      hits / test items
+    map         the sum of the precisions at the hits / test items
+    map_at_k    the same / min(k, test items)
+    ndcg        discounted hits / those of the ideal list, which has min(k, test items) hits
+    """
+
+    k: int
+    precision: float
+    recall: float
+    map: float
+    map_at_k: float
+    ndcg: float
+    users: int
+    users_with_lists: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +74,8 @@ def evaluate(
     """
     if k < 1:
         raise SettingError(f"Metrics at {k} make no sense; k must be at least 1.")
-    divide = stratified_split if split == "stratified" else random_split
-    train, test = divide(matrix.user_items, test_share, seed)
+    split_matrix = stratified_split if split == "stratified" else random_split
+    train, test = split_matrix(matrix.user_items, test_share, seed)
     if train.nnz == 0 or test.nnz == 0:
         return None
     lists = _lists(fit(train, params, on_iteration), train, k)
@@ -60,6 +83,91 @@ def evaluate(
     return Evaluation(
         split, test_share, seed, int(train.nnz), int(test.nnz), measure(lists, test), measure(popular_lists, test)
     )
+
+
+def random_split(user_items: UserItems, test_share: float, seed: int) -> tuple[UserItems, UserItems]:
+    """Return (train, test), of one shape, disjoint, together the whole; a random *test_share* of all pairs is test."""
+    _check_share(test_share)
+    order = np.random.default_rng(seed).permutation(user_items.nnz)
+    in_train = np.zeros(user_items.nnz, dtype=np.bool_)
+    in_train[order[: round((1 - test_share) * user_items.nnz)]] = True
+    return _parts(user_items, in_train)
+
+
+def stratified_split(
+    user_items: UserItems, test_share: float, seed: int, by: Literal["item", "user"] = "item"
+) -> tuple[UserItems, UserItems]:
+    """
+    Return (train, test) as random_split does, but with *test_share* of the pairs of each item (or user) in test.
+
+    Within each group the pairs are ranked by a random number; those of rank ≤ round((1 - share) x count) are train.
+    """
+    _check_share(test_share)
+    rows = np.repeat(np.arange(user_items.shape[0]), np.diff(user_items.indptr))
+    groups = user_items.indices if by == "item" else rows
+    order = np.lexsort((np.random.default_rng(seed).random(user_items.nnz), groups))
+    counts = np.bincount(groups, minlength=user_items.shape[1] if by == "item" else user_items.shape[0])
+    first = np.cumsum(counts) - counts
+    rank = np.empty(user_items.nnz, dtype=np.int64)
+    rank[order] = np.arange(user_items.nnz) - first[groups[order]] + 1
+    return _parts(user_items, rank <= np.round((1 - test_share) * counts)[groups])
+
+
+def measure(recommended: Indices, test: UserItems) -> RankingMetrics:
+    """
+    Measure the lists *recommended* [users, k], best first, -1 where there is none, against *test* [users, items].
+
+    Both have one row per user, in one order. Raises ValueError when no user has test items.
+    """
+    k = recommended.shape[1]
+    liked = np.diff(test.indptr)
+    evaluated = liked > 0
+    if not evaluated.any():
+        raise ValueError("no user has test items")
+    hits = _hits(recommended, test)[evaluated]
+    liked = liked[evaluated]
+    ranks = np.arange(1, k + 1)
+    possible = np.minimum(liked, k)
+    precisions_at_hits = ((np.cumsum(hits, axis=1) / ranks) * hits).sum(axis=1)
+    discounts = 1 / np.log2(ranks + 1)
+    ideal = np.cumsum(discounts)[possible - 1]
+    return RankingMetrics(
+        k=k,
+        precision=float((hits.sum(axis=1) / k).mean()),
+        recall=float((hits.sum(axis=1) / liked).mean()),
+        map=float((precisions_at_hits / liked).mean()),
+        map_at_k=float((precisions_at_hits / possible).mean()),
+        ndcg=float(((hits * discounts).sum(axis=1) / ideal).mean()),
+        users=int(evaluated.sum()),
+        users_with_lists=int((recommended[evaluated] >= 0).any(axis=1).sum()),
+    )
+
+
+def _check_share(test_share: float) -> None:
+    if not 0 < test_share < 1:
+        raise SettingError(f"The test share is {test_share}; it must lie between 0 and 1, such as 0.25.")
+
+
+def _parts(user_items: UserItems, in_train: npt.NDArray[np.bool_]) -> tuple[UserItems, UserItems]:
+    rows = np.repeat(np.arange(user_items.shape[0]), np.diff(user_items.indptr))
+    train, test = (
+        csr_matrix(
+            (user_items.data[part], (rows[part], user_items.indices[part])), shape=user_items.shape, dtype=np.float32
+        )
+        for part in (in_train, ~in_train)
+    )
+    return train, test
+
+
+def _hits(recommended: Indices, test: UserItems) -> npt.NDArray[np.bool_]:
+    """Return [users, k]: whether the item at that rank of the list is among the user's test items."""
+    users, items = test.shape
+    row_of_pair = np.repeat(np.arange(users, dtype=np.int64), np.diff(test.indptr))
+    keys = np.sort(row_of_pair * items + test.indices)
+    wanted = np.arange(users, dtype=np.int64)[:, None] * items + recommended
+    places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    hits: npt.NDArray[np.bool_] = (recommended >= 0) & (keys[places] == wanted)
+    return hits
 
 
 def _lists(factors: Factors, train: UserItems, k: int) -> Indices:

@@ -6,7 +6,7 @@ from typing import Any
 
 from offline.lists import Lists, ListSettings
 from offline.model import Model
-from offline.publish import Progress, about_of, counted, overlapped
+from offline.publish import Progress, prefetched, with_progress
 from stores.catalogue import ReleaseId
 from stores.compression import compress
 from stores.forecast import Forecast
@@ -27,7 +27,7 @@ async def foresee(
         lists.batches(),
         store,
         plan=lists.plan(),
-        about=about_of(model, settings),
+        about=lists.about(),
         encoding=encoding,
         live=live,
         keep=keep,
@@ -47,11 +47,11 @@ async def foresee_rows(
     on_progress: Progress,
 ) -> Forecast:
     """Say what publishing rows, which come in ascending order of key bytes, would come to."""
-    rows: AsyncIterator[list[Row]] = overlapped(batches)
+    rows: AsyncIterator[list[Row]] = prefetched(batches)
     if encoding == "zstd":
         rows = (await compress(rows, plan)).batches
 
     def finish(tally: Tally) -> Manifest:
         return describe(FORETOLD, tally, created_at=float(int(time.time())), encoding=encoding, about=about)
 
-    return await foresee_in(store, FORETOLD, counted(rows, plan.rows, on_progress), finish, live=live, keep=keep)
+    return await foresee_in(store, FORETOLD, with_progress(rows, plan.rows, on_progress), finish, live=live, keep=keep)

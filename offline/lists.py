@@ -1,28 +1,31 @@
-"""From factors to rows: top-N for users, similar items, popular lists; in the order of their keys."""
+"""The lists of a model as rows: top-N for users, similar items, popular lists; in the order of their keys."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 
 from offline.errors import SettingError
-from offline.matrix import Floats, Indices
-from offline.model import Model
-from offline.ranking import recommend, similar_items
+from offline.input.matrix import Floats, Indices
+from offline.model import ENGINE, Model
+from offline.train.als import recommend, similar_items
 from stores.encoding import ItemEncoder
 from stores.keys import ITEM, OVERALL, POPULAR, USER
 from stores.store import Plan, Row
 
+# The longest list that the service answers.
 MAX_LENGTH = 1000
 _BATCH = 4096
-# Six decimals order what float32 can tell apart, in half the bytes.
+# Six decimals distinguish about what float32 does, in half the bytes.
 _DECIMALS = 6
 _SCORE_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True)
 class ListSettings:
-    """How long lists are, and whether a user's list may name what the user has already."""
+    """How long lists are, and whether a user's list may contain items that the user has already."""
 
     length: int = 20
     keep_seen: bool = False
@@ -33,7 +36,7 @@ class ListSettings:
 
 
 class Lists:
-    """All lists of one model, encoded as they are asked for; lives as long as one publish."""
+    """All lists of one model, computed and encoded batch by batch; a ListSource that lives as long as one publish."""
 
     def __init__(self, model: Model, settings: ListSettings) -> None:
         self._model = model
@@ -42,19 +45,28 @@ class Lists:
         self._titles = [model.titles.get(item) for item in ids]
         self._encoder = ItemEncoder(ids, self._titles)
 
-    @property
-    def total(self) -> int:
-        """How many lists there are at most; a user or item that nothing is left for gets none."""
-        matrix = self._model.matrix
-        return len(matrix.item_ids) + len(matrix.user_ids) + 1 + len(self._model.segments)
-
     def plan(self) -> Plan:
-        """Estimate what the rows will take, from the mean size of an item."""
+        """Estimate the rows from the mean size of an item; a user or item without candidates gets no list."""
         matrix, length = self._model.matrix, self._settings.length
         named = zip(matrix.item_ids, self._titles, strict=True)
         item_bytes = np.mean([len(item.encode()) + len((title or "").encode()) + 32 for item, title in named])
         list_bytes = int((item_bytes + _SCORE_BYTES) * min(length, len(matrix.item_ids)))
-        return Plan(self.total, self.total * (list_bytes + 32))
+        rows = len(matrix.item_ids) + len(matrix.user_ids) + 1 + len(self._model.segments)
+        return Plan(rows, rows * (list_bytes + 32))
+
+    def about(self) -> dict[str, Any]:
+        """Return what the manifest says of the release's origin."""
+        model = self._model
+        return {
+            "hotplate": version("hotplate"),
+            "engine": ENGINE,
+            "trained_at": model.created_at.isoformat(),
+            "data": model.data.get("fingerprint"),
+            "params": asdict(model.params),
+            "metrics": model.metrics,
+            "list_length": self._settings.length,
+            "keep_seen": self._settings.keep_seen,
+        }
 
     def batches(self) -> Iterator[list[Row]]:
         """Yield all rows in ascending order of key bytes, a few thousand at a time."""
@@ -72,9 +84,11 @@ class Lists:
         rounded = np.round(scores.astype(np.float64), _DECIMALS).tolist()
         encode = self._encoder.encode
         return [
-            Row(kind + ids[place], encode(chosen[:found], numbers[:found]))
-            for place, found, chosen, numbers in zip(batch.tolist(), lengths, items.tolist(), rounded, strict=True)
-            if found
+            Row(kind + ids[index], encode(ranked[:length], ranked_scores[:length]))
+            for index, length, ranked, ranked_scores in zip(
+                batch.tolist(), lengths, items.tolist(), rounded, strict=True
+            )
+            if length
         ]
 
     def _popular(self) -> list[Row]:

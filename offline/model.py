@@ -1,4 +1,4 @@
-"""The model folder: everything that a training leaves behind, and that publishing needs."""
+"""The model folder: everything that a training writes and that publishing reads."""
 
 import json
 import os
@@ -16,21 +16,22 @@ import numpy as np
 import polars as pl
 from scipy.sparse import csr_matrix
 
-from offline.als import ALSParams, Factors
 from offline.errors import DataError
-from offline.matrix import Matrix
-from offline.popular import Popular
+from offline.input.matrix import Matrix
+from offline.train.als import ALSParams, Factors
+from offline.train.popularity import Popular
 
+# Of the folder; changes when an older hotplate could not read it.
 FORMAT = 1
 ENGINE = "implicit-als-cpu"
-_ABOUT = "model.json"
+_DESCRIPTION = "model.json"
 _LIBRARIES = ("implicit", "numpy", "polars", "scipy")
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
     """
-    What was learnt, from what, and how well it does; lives from training, or loading, to the end of the command.
+    Factors, what they were trained on, and how good they are; lives from training or loading to the end of the command.
 
     metrics   an Evaluation as JSON, or None when there was none
     data      where the interactions came from: rows, left_out, fingerprint, time_range and whatever else describes them
@@ -56,7 +57,7 @@ def save(model: Model, path: Path) -> None:
     Raises DataError when something else lies there, or it cannot be written.
     """
     path = path.resolve()
-    check_place(path)
+    check_target(path)
     mark = f"{os.getpid()}-{secrets.token_hex(4)}"
     draft, old = path.with_name(f".{path.name}.new-{mark}"), path.with_name(f".{path.name}.old-{mark}")
     try:
@@ -76,21 +77,21 @@ def save(model: Model, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def check_place(path: Path) -> None:
+def check_target(path: Path) -> None:
     """Raise DataError unless a model may be written to *path*: nothing is there, an empty folder, or another model."""
     if not path.exists() and not path.is_symlink():
         return
     if not path.is_dir():
-        raise DataError(f"{path} is not a folder; give another place for the model.")
-    if any(path.iterdir()) and not (path / _ABOUT).is_file():
-        raise DataError(f"The folder {path} holds other things than a model; give another place for it.")
+        raise DataError(f"{path} is not a folder; name another folder for the model.")
+    if any(path.iterdir()) and not (path / _DESCRIPTION).is_file():
+        raise DataError(f"The folder {path} holds other things than a model; name another folder for it.")
 
 
 def load(path: Path) -> Model:
     """Read the model folder *path*; raises DataError when it is missing, cut, of another format or not a model."""
-    about = _about(path)
-    with _reading(path):
-        for name, size in about["files"].items():
+    description = _description(path)
+    with _load_errors(path):
+        for name, size in description["files"].items():
             if (path / name).stat().st_size != size:
                 raise DataError(
                     f"{path / name} is cut or changed: it should have {size:,} bytes; train or copy it again."
@@ -108,18 +109,18 @@ def load(path: Path) -> Model:
             )
         if user_items.shape != (len(factors.user_factors), len(factors.item_factors)):
             raise DataError(f"The parts of the model {path} do not belong together; train it again.")
-        lists = _read_lists(path)
+        lists = _read_popular(path)
         named = items.drop_nulls("title")
         return Model(
             factors=factors,
-            matrix=Matrix(user_ids, item_ids, user_items, **about["matrix"]),
+            matrix=Matrix(user_ids, item_ids, user_items, **description["matrix"]),
             titles=dict(zip(named.get_column("item"), named.get_column("title"), strict=True)),
             popular=lists.pop(None),
             segments={str(segment): popular for segment, popular in lists.items()},
-            params=ALSParams(**about["params"]),
-            metrics=about["metrics"],
-            data=about["data"],
-            created_at=datetime.fromisoformat(about["created_at"]),
+            params=ALSParams(**description["params"]),
+            metrics=description["metrics"],
+            data=description["data"],
+            created_at=datetime.fromisoformat(description["created_at"]),
         )
 
 
@@ -132,8 +133,8 @@ def _write(model: Model, folder: Path) -> None:
     pl.DataFrame({"item": matrix.item_ids, "title": titles}).write_parquet(folder / "items.parquet")
     parts = {name: getattr(matrix.user_items, name) for name in ("data", "indices", "indptr")}
     np.savez(folder / "user_items.npz", allow_pickle=False, **parts)
-    _lists(model).write_parquet(folder / "popular.parquet")
-    about = {
+    _popular_frame(model).write_parquet(folder / "popular.parquet")
+    description = {
         "format": FORMAT,
         "engine": ENGINE,
         "created_at": model.created_at.astimezone(UTC).isoformat(timespec="seconds"),
@@ -147,21 +148,21 @@ def _write(model: Model, folder: Path) -> None:
         "versions": {name: version(name) for name in ("hotplate", *_LIBRARIES)},
         "files": {file.name: file.stat().st_size for file in sorted(folder.iterdir())},
     }
-    (folder / _ABOUT).write_text(json.dumps(about, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    (folder / _DESCRIPTION).write_text(json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     for file in folder.iterdir():
         _sync(file)
     _sync(folder)
 
 
-def _sync(place: Path) -> None:
-    descriptor = os.open(place, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _lists(model: Model) -> pl.DataFrame:
+def _popular_frame(model: Model) -> pl.DataFrame:
     """Return all popular lists as [segment, item, score], the overall one first, its segment null."""
     lists: list[tuple[str | None, Popular]] = [(None, model.popular), *model.segments.items()]
     return pl.concat(
@@ -176,7 +177,7 @@ def _lists(model: Model) -> pl.DataFrame:
     )
 
 
-def _read_lists(path: Path) -> dict[str | None, Popular]:
+def _read_popular(path: Path) -> dict[str | None, Popular]:
     frame = pl.read_parquet(path / "popular.parquet", glob=False)
     return {
         segment: Popular(group.get_column("item").to_numpy(), group.get_column("score").to_numpy())
@@ -184,21 +185,21 @@ def _read_lists(path: Path) -> dict[str | None, Popular]:
     }
 
 
-def _about(path: Path) -> dict[str, Any]:
+def _description(path: Path) -> dict[str, Any]:
     if not path.is_dir():
         raise DataError(f"There is no model folder {path}; hotplate train DATA --out {path} makes one.")
-    if not (path / _ABOUT).is_file():
-        raise DataError(f"The folder {path} is not a model: it has no {_ABOUT}.")
-    with _reading(path):
-        about = json.loads((path / _ABOUT).read_text())
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
-        found = about.get("format") if isinstance(about, dict) else None
-        raise DataError(f"The model {path} has the format {found!r}, and this hotplate reads {FORMAT}; train it again.")
-    return about
+    if not (path / _DESCRIPTION).is_file():
+        raise DataError(f"The folder {path} is not a model: it has no {_DESCRIPTION}.")
+    with _load_errors(path):
+        description = json.loads((path / _DESCRIPTION).read_text())
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        other = description.get("format") if isinstance(description, dict) else None
+        raise DataError(f"The model {path} has the format {other!r}, and this hotplate reads {FORMAT}; train it again.")
+    return description
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def _load_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, KeyError, TypeError, ValueError, pl.exceptions.PolarsError) as error:

@@ -1,4 +1,4 @@
-"""Training from end to end: read, matrix, evaluate, fit, save."""
+"""Training from end to end: read, build the matrix, evaluate, fit, save."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,20 +9,20 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
 
-from offline.als import ALSParams, fit
-from offline.columns import Columns
-from offline.evaluate import Evaluation, evaluate
-from offline.interactions import Interactions, Weighting, read_interactions
-from offline.matrix import Matrix, to_matrix
-from offline.model import Model, check_place, save
-from offline.popular import Popular, most_popular, popular_by_segment
+from offline.evaluate import Evaluation, Split, evaluate
+from offline.input.columns import Columns
+from offline.input.interactions import Interactions, Weighting, read_interactions
+from offline.input.matrix import Matrix, to_matrix
+from offline.model import Model, check_target, save
+from offline.train.als import ALSParams, fit
+from offline.train.popularity import Popular, most_popular, popular_by_segment
 
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
-    """All that a training is told; lives as long as the command."""
+    """The options of a training; lives as long as the command."""
 
     path: Path
     columns: Columns = field(default_factory=Columns)
@@ -33,7 +33,7 @@ class TrainSettings:
     titles: Path | None = None
     min_per_user: int = 1
     min_per_item: int = 1
-    split: Literal["stratified", "random", "none"] = "stratified"
+    split: Split | Literal["none"] = "stratified"
     test_share: float = 0.25
     k: int = 10
     params: ALSParams = field(default_factory=ALSParams)
@@ -77,43 +77,47 @@ class TrainReport:
 
 def train(settings: TrainSettings, out: Path, on_progress: Progress | None = None) -> TrainReport:
     """
-    Learn from the interactions that *settings* name and write the model folder *out*, replacing a model that is there.
+    Train on the interactions that *settings* name and write the model folder *out*, replacing a model that is there.
 
     *on_progress* is called with (stage, done, total): read, matrix, evaluate, fit, save, in this order; within evaluate
     and fit once per iteration. Raises DataError when the data, the settings or *out* cannot be used; nothing is
     written then.
     """
-    tell: Progress = on_progress or (lambda _stage, _done, _total: None)
-    check_place(out)
+    report: Progress = on_progress or (lambda _stage, _done, _total: None)
+    check_target(out)
     seconds: dict[str, float] = {}
-    with _stage("read", seconds, tell):
+    with _stage("read", seconds, report):
         interactions = _read(settings)
-    with _stage("matrix", seconds, tell):
+    with _stage("matrix", seconds, report):
         matrix = to_matrix(interactions.pairs, settings.min_per_user, settings.min_per_item)
         popular = most_popular(matrix, settings.popular_length)
         segments = _segments(interactions, matrix, settings.popular_length)
-    evaluation, note = None, "No evaluation was asked for."
+    evaluation, note = None, "No evaluation was requested."
     if settings.split != "none":
-        with _stage("evaluate", seconds, tell):
-            evaluation = evaluate(
-                matrix,
-                settings.params,
-                split=settings.split,
-                test_share=settings.test_share,
-                k=settings.k,
-                seed=settings.params.seed,
-                on_iteration=partial(tell, "evaluate"),
-            )
+        with _stage("evaluate", seconds, report):
+            evaluation = _evaluate(matrix, settings, settings.split, report)
         note = f"{matrix.user_items.nnz} pairs are too few to hold some back, so there was no evaluation."
-    with _stage("fit", seconds, tell):
-        factors = fit(matrix.user_items, settings.params, partial(tell, "fit"))
+    with _stage("fit", seconds, report):
+        factors = fit(matrix.user_items, settings.params, partial(report, "fit"))
     metrics = evaluation.to_json() if evaluation else None
     data = _description(interactions, settings)
     titles = {item: interactions.titles[item] for item in matrix.item_ids if item in interactions.titles}
     model = Model(factors, matrix, titles, popular, segments, settings.params, metrics, data, datetime.now(UTC))
-    with _stage("save", seconds, tell):
+    with _stage("save", seconds, report):
         save(model, out)
     return TrainReport(out, model, evaluation, None if evaluation else note, seconds)
+
+
+def _evaluate(matrix: Matrix, settings: TrainSettings, split: Split, report: Progress) -> Evaluation | None:
+    return evaluate(
+        matrix,
+        settings.params,
+        split=split,
+        test_share=settings.test_share,
+        k=settings.k,
+        seed=settings.params.seed,
+        on_iteration=partial(report, "evaluate"),
+    )
 
 
 def _read(settings: TrainSettings) -> Interactions:
@@ -154,9 +158,9 @@ def _description(interactions: Interactions, settings: TrainSettings) -> dict[st
 
 
 @contextmanager
-def _stage(name: str, seconds: dict[str, float], tell: Progress) -> Iterator[None]:
-    tell(name, 0, 1)
+def _stage(name: str, seconds: dict[str, float], on_progress: Progress) -> Iterator[None]:
+    on_progress(name, 0, 1)
     start = perf_counter()
     yield
     seconds[name] = perf_counter() - start
-    tell(name, 1, 1)
+    on_progress(name, 1, 1)

@@ -1,92 +1,62 @@
-"""Publishing a model: the next lists are computed in a thread while the last ones are being written."""
+"""Publishing lists as a release: the next ones are computed in a thread while the last ones are being written."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
-from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
-from offline.lists import Lists, ListSettings
-from offline.model import ENGINE, Model
 from stores import lifecycle
 from stores.catalogue import ReleaseId
 from stores.compression import compress
-from stores.manifest import Manifest
+from stores.lifecycle import WriteResult
 from stores.store import Plan, Row, Store
 
 Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True, slots=True)
-class PublishReport:
-    """
-    What a publish did: *plan* is what it asked room for, *manifest* what the release says of itself.
+class ListSource(Protocol):
+    """Lists that can be published: those of a model, or imported ones."""
 
-    *skipped* rows had been written by the run that this one continued.
-    """
+    def plan(self) -> Plan:
+        """Return how many rows there are at most, and about how many bytes they take."""
+        ...
 
-    manifest: Manifest
-    plan: Plan
-    live: bool
-    seconds: float
-    skipped: int
+    def about(self) -> dict[str, Any]:
+        """Return what the manifest says of the release's origin."""
+        ...
+
+    def batches(self) -> Iterator[list[Row]]:
+        """Yield all rows in ascending order of key bytes, a few thousand at a time."""
+        ...
 
 
 async def publish(
-    model: Model,
+    source: ListSource,
     store: Store,
-    settings: ListSettings,
     *,
     encoding: str = "json",
     live: bool = True,
     resume: ReleaseId | None = None,
     on_progress: Progress | None = None,
-) -> PublishReport:
+) -> WriteResult:
     """
-    Write all lists of *model* as one release of *store*, and make it live unless told otherwise.
+    Write all lists of *source* as one release of *store*, and make it live unless *live* is false.
 
-    With *resume*, go on with that draft of the same model and settings. *on_progress* is called with (lists written,
-    lists in all). Raises StoreError as `stores.lifecycle.publish` does.
+    With *resume*, continue that draft, which must be of the same lists and encoding. *on_progress* is called with
+    (lists written, lists in all). Raises StoreError as `stores.lifecycle.publish` does.
     """
-    lists = Lists(model, settings)
-    return await publish_rows(
-        lists.batches(),
-        store,
-        plan=lists.plan(),
-        about=about_of(model, settings),
-        encoding=encoding,
-        live=live,
-        resume=resume,
-        on_progress=on_progress,
-    )
-
-
-async def publish_rows(
-    batches: Iterator[list[Row]],
-    store: Store,
-    *,
-    plan: Plan,
-    about: dict[str, Any],
-    encoding: str,
-    live: bool,
-    resume: ReleaseId | None,
-    on_progress: Progress | None,
-) -> PublishReport:
-    """Write rows, which come in ascending order of key bytes, as `publish` does; the next are made meanwhile."""
-    started = perf_counter()
-    lists = plan.rows
-    rows: AsyncIterator[list[Row]] = overlapped(batches)
+    plan = source.plan()
+    lists, rows = plan.rows, prefetched(source.batches())
     if encoding == "zstd":
         compressed = await compress(rows, plan)
         rows, plan = compressed.batches, compressed.plan
-    rows = counted(rows, lists, on_progress or (lambda _done, _total: None))
-    result = await lifecycle.publish(store, rows, plan=plan, about=about, encoding=encoding, live=live, resume=resume)
-    return PublishReport(result.manifest, plan, live, perf_counter() - started, result.skipped)
+    if on_progress is not None:
+        rows = with_progress(rows, lists, on_progress)
+    about = source.about()
+    return await lifecycle.publish(store, rows, plan=plan, about=about, encoding=encoding, live=live, resume=resume)
 
 
-async def overlapped(batches: Iterator[list[Row]]) -> AsyncIterator[list[Row]]:
-    """Yield *batches*; the next is made in a thread meanwhile."""
+async def prefetched(batches: Iterator[list[Row]]) -> AsyncIterator[list[Row]]:
+    """Yield *batches*; the next is computed in a thread meanwhile."""
 
     def compute() -> list[Row] | None:
         return next(batches, None)
@@ -100,24 +70,12 @@ async def overlapped(batches: Iterator[list[Row]]) -> AsyncIterator[list[Row]]:
         await asyncio.gather(upcoming, return_exceptions=True)  # a thread cannot be cancelled, only waited for
 
 
-async def counted(batches: AsyncIterator[list[Row]], total: int, tell: Progress) -> AsyncIterator[list[Row]]:
-    """Yield *batches*, and tell how many lists were asked for before each next one."""
+async def with_progress(
+    batches: AsyncIterator[list[Row]], total: int, on_progress: Progress
+) -> AsyncIterator[list[Row]]:
+    """Yield *batches*, and report how many of *total* lists are done each time that the next is wanted."""
     done = 0
     async for rows in batches:
         yield rows
         done += len(rows)
-        tell(min(done, total), total)  # a dictionary is a row, and no list
-
-
-def about_of(model: Model, settings: ListSettings) -> dict[str, Any]:
-    """Return what the manifest says of the release's origin."""
-    return {
-        "hotplate": version("hotplate"),
-        "engine": ENGINE,
-        "trained_at": model.created_at.isoformat(),
-        "data": model.data.get("fingerprint"),
-        "params": asdict(model.params),
-        "metrics": model.metrics,
-        "list_length": settings.length,
-        "keep_seen": settings.keep_seen,
-    }
+        on_progress(min(done, total), total)  # a dictionary is a row, but not a list

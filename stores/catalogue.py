@@ -40,15 +40,15 @@ class DraftRef(NamedTuple):
         return ReleaseRef(self.id, self.incarnation)
 
 
+# How long a draft lives without its writer renewing the lease.
 LEASE_S = 60.0
-"""How long a draft lives without its writer saying so."""
 
+# How long a release that is no longer live may still be read, by default.
 GRACE_S = 600.0
-"""How long a release that is no longer live may still be read, by default."""
 
 
 class State(StrEnum):
-    """Where a release stands in its life."""
+    """The state of a release."""
 
     DRAFT = "draft"
     READY = "ready"
@@ -108,7 +108,7 @@ class Catalogue:
 
 
 def follows(found: Catalogue, seen: Catalogue | None) -> bool:
-    """Tell whether a reader that has *seen* one catalogue should follow the one it *found*.
+    """Return whether a reader that has *seen* one catalogue should follow the one it *found*.
 
     Newer, rewritten after a failover (same generation, another token), or of a store made anew: yes. A stale read
     (lower generation of the same store) or an empty catalogue never un-serves anything: no.
@@ -154,11 +154,11 @@ def rollback(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
     *expected* is the release that the operator saw live: ReleaseConflict where another went live meanwhile.
     """
     if catalogue.live != expected:
-        raise ReleaseConflict(f"release {expected} is no longer live; look again before you roll back")
+        raise ReleaseConflict(f"release {expected} is no longer live; see what is, before you roll back")
     previous = _superseded_before_live(catalogue)
     if not previous:
         raise ReleaseNotFound(
-            "there is no earlier release to roll back to; `hotplate releases list` shows what is here"
+            "there is no earlier release to roll back to; `hotplate releases list` shows the releases"
         )
     return _last(_retire(catalogue, State.WITHDRAWN), replace(previous[-1], state=State.LIVE, superseded_at=None))
 
@@ -168,19 +168,19 @@ def prune(catalogue: Catalogue, keep: int = 1, grace_s: float = GRACE_S) -> Cata
 
     Kept are the live release, the *keep* that were live before it, and ready ones that may still go live next.
     """
-    live = next((place for place, entry in enumerate(catalogue.releases) if entry.state is State.LIVE), -1)
+    live = next((index for index, entry in enumerate(catalogue.releases) if entry.state is State.LIVE), -1)
     kept = {entry.id for entry in _superseded_before_live(catalogue)[-keep:]} if keep else set[ReleaseId]()
 
-    def idle(place: int, entry: Release) -> bool:
+    def is_unneeded(index: int, entry: Release) -> bool:
         over = entry.state in (State.SUPERSEDED, State.WITHDRAWN) and entry.id not in kept
-        skipped = entry.state is State.READY and place < live
+        skipped = entry.state is State.READY and index < live
         return (over or skipped) and max(entry.created_at, entry.superseded_at or 0.0) + grace_s <= catalogue.now
 
     return replace(
         catalogue,
         releases=tuple(
-            replace(entry, state=State.DROPPING) if idle(place, entry) else entry
-            for place, entry in enumerate(_lapsed_dropped(catalogue))
+            replace(entry, state=State.DROPPING) if is_unneeded(index, entry) else entry
+            for index, entry in enumerate(_lapsed_dropped(catalogue))
         ),
     )
 

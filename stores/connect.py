@@ -36,7 +36,7 @@ def connect(url: str, observer: Observer | None = None) -> Store:
     if scheme == "file":
         return lmdb_store.open_url(url)
     if scheme in ("redis", "rediss", "unix"):
-        from stores.redis import store as redis  # noqa: PLC0415 -- an extra: only who asks for it needs it
+        from stores.redis import store as redis  # noqa: PLC0415 -- an extra: only its users need it
 
         return redis.open_url(url)
     if scheme in COSMOS:
@@ -49,8 +49,8 @@ def connect(url: str, observer: Observer | None = None) -> Store:
     raise StoreMisused(f"{redacted(url)!r} is not the URL of a store; known schemes: {', '.join(known)}")
 
 
-def limited(url: str, max_ru: int) -> str:
-    """Return *url* with what a publish may spend in a second, in the place of what it said of that.
+def with_max_ru(url: str, max_ru: int) -> str:
+    """Return *url* with the RU/s that a publish may spend, in the place of its own parameter for that.
 
     Raises StoreMisused where nothing is paid for by request units.
     """

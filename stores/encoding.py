@@ -12,12 +12,13 @@ import orjson
 from stores.errors import StoreMisused
 
 SEPARATOR = b",\n"
+
+# The encodings of a release's lists: `json` as here, `zstd` the same and compressed by `stores.compression`.
 ENCODINGS = ("json", "zstd")
-"""What a release's lists can be encoded in: as here, or so and compressed (`stores.compression`)."""
 
 
 class Item(TypedDict, total=False):
-    """One entry of a list; `title` is absent where there is none."""
+    """One entry of a list; an item without a title has no `title`."""
 
     id: str
     score: float

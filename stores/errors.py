@@ -1,12 +1,12 @@
-"""What can go wrong with a store; each sentence says what to do.
+"""The errors of stores; each sentence says what to do.
 
 StoreError
-├── StoreUnavailable        nobody answers, or not in time
-│   ├── StoreThrottled      it answers: not now
-│   └── PartUnavailable     a part of it, as a partition is, does not answer; others may
+├── StoreUnavailable        it does not answer, or not in time
+│   ├── StoreThrottled      it refuses for now, and says for how long
+│   └── PartUnavailable     a part of it, such as a partition, does not answer; others may
 ├── StoreFull               what is to be written does not fit
 ├── StoreMisused            a wrong URL, a wrong argument, a missing extra
-├── CatalogueUnreadable     the control record is there, and makes no sense
+├── CatalogueUnreadable     the control record exists and cannot be understood
 ├── ReleaseNotFound         no such release, or no longer
 ├── ReleaseConflict         somebody else changed the catalogue first, or the release's state forbids it
 └── ReleaseCorrupt          the rows do not add up to what the manifest says
@@ -22,7 +22,7 @@ class StoreUnavailable(StoreError):
 
 
 class StoreThrottled(StoreUnavailable):
-    """The store asks to be left alone for `retry_after_s` seconds."""
+    """The store refuses requests for now; try again after `retry_after_s` seconds."""
 
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
@@ -30,7 +30,7 @@ class StoreThrottled(StoreUnavailable):
 
 
 class PartUnavailable(StoreUnavailable):
-    """What was asked of did not answer, in a store whose other keys may well be readable."""
+    """A part of the store did not answer; other keys may well be readable."""
 
 
 class StoreFull(StoreError):
@@ -38,7 +38,7 @@ class StoreFull(StoreError):
 
 
 class StoreMisused(StoreError):
-    """The URL or an argument is wrong, or an extra is not installed: the caller's to mend."""
+    """The URL or an argument is wrong, or an extra is not installed: the caller must correct it."""
 
 
 class CatalogueUnreadable(StoreError):

@@ -4,7 +4,6 @@ A step is a pure function of `stores.catalogue`, applied by compare-and-set unti
 """
 
 import asyncio
-import random
 import secrets
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -19,12 +18,16 @@ from stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, Stor
 from stores.keys import META
 from stores.manifest import Manifest, Tally, describe
 from stores.store import Plan, Row, Store, Thrifty
+from stores.throttle import Backoff
 from stores.verification import load_manifest, verify
 
 SWAP_ATTEMPTS = 50
 
+# The first and the longest pause before a lost race for the catalogue is tried again, in seconds.
+SWAP_PAUSES_S = (0.001, 0.1)
+
+# Makes the manifest of a release from the sums over all of its rows.
 Finish = Callable[[Tally], Awaitable[Manifest]]
-"""Turns the sums over all rows into the manifest of their release."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,7 @@ async def publish(
     live: bool = True,
     resume: ReleaseId | None = None,
 ) -> WriteResult:
-    """Write a whole release, check that it adds up, commit it and, unless told otherwise, make it live.
+    """Write a whole release, check that it adds up, commit it and, unless *live* is false, make it live.
 
     Readers see nothing before the last step. A failure or an interrupt gives the draft up at once; a killed process, or
     a store that is away, leaves a draft that *resume* continues, given the same rows anew, until the next `prune` after
@@ -95,7 +98,7 @@ async def write(
             check_lease()
             await change(store, lambda found: changes.commit(found, draft.id))
     except StoreUnavailable as error:  # what was acknowledged stays
-        raise StoreUnavailable(f"{error}; once that is mended, go on with --resume {draft.id}") from error
+        raise StoreUnavailable(f"{error}; once that is corrected, continue with --resume {draft.id}") from error
     except BaseException:
         await _abandon(store, draft)
         raise
@@ -103,7 +106,7 @@ async def write(
 
 
 async def activate(store: Store, release: ReleaseId) -> None:
-    """Make a committed release live, once the store says that it is fit to be."""
+    """Make a committed release live, once the store has prepared it."""
     ref = (await store.catalogue()).find(release).ref
     await store.prepare(ref)
     await change(store, lambda found: changes.activate(found, release))
@@ -125,7 +128,7 @@ async def rollback(store: Store) -> ReleaseId:
 
 
 async def prune(store: Store, *, keep: int = 1, grace_s: float = GRACE_S) -> list[ReleaseId]:
-    """Erase what nobody needs any more, what an earlier prune left unfinished included; return what was erased.
+    """Erase what is no longer needed, including what an earlier prune left unfinished; return what was erased.
 
     What is kept but no longer read, its grace having passed, is scaled down.
     """
@@ -152,7 +155,8 @@ async def scale_down(store: Store, release: ReleaseRef) -> None:
 
 async def change(store: Store, step: Callable[[Catalogue], Catalogue]) -> Catalogue:
     """Apply a pure function to the catalogue by compare-and-set; a lost race is tried again on what won it."""
-    for attempt in range(SWAP_ATTEMPTS):
+    backoff = Backoff(*SWAP_PAUSES_S, min_jitter=0.0)
+    for _ in range(SWAP_ATTEMPTS):
         old = await store.catalogue()
         new = step(old)
         if new == old:
@@ -161,7 +165,7 @@ async def change(store: Store, step: Callable[[Catalogue], Catalogue]) -> Catalo
         try:
             await store.swap(old, new)
         except ReleaseConflict:
-            await asyncio.sleep(random.uniform(0, min(0.001 * 2**attempt, 0.1)))  # noqa: S311 -- spreads rivals, guards nothing
+            await asyncio.sleep(backoff.next_s())
             continue
         return new
     raise ReleaseConflict(f"the catalogue was changed by others {SWAP_ATTEMPTS} times; try again when it is quieter")
@@ -174,7 +178,7 @@ async def _begin_under_new_id(store: Store) -> DraftRef:
             return await begin(store, ReleaseId(f"{started:%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"))
         except ReleaseConflict:
             continue  # the same second and the same four digits: draw again
-    raise ReleaseConflict("no free release id was found; is the store's clock standing still?")
+    raise ReleaseConflict("no free release id was found; does the store's clock stand still?")
 
 
 def _draft_ref(catalogue: Catalogue, release: ReleaseId) -> DraftRef:
@@ -229,15 +233,15 @@ def _after(point: str | None, rows: Sequence[Row]) -> tuple[Sequence[Row], str |
     if point is None:
         return rows, None
     last = point.encode()
-    for place, (key, _) in enumerate(rows):
+    for index, (key, _) in enumerate(rows):
         if not key.startswith(META) and (raw := key.encode()) >= last:
-            return rows[place + (raw == last) :], None
+            return rows[index + (raw == last) :], None
     return (), point
 
 
 @asynccontextmanager
 async def _lease(store: Store, draft: DraftRef) -> AsyncIterator[Callable[[], None]]:
-    """Renew a draft's lease in the background; the yielded function raises once the draft is no longer ours."""
+    """Renew a draft's lease in the background; the yielded function raises once the draft is gone or taken over."""
 
     async def renew() -> None:
         lapses_in = LEASE_S

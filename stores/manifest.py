@@ -1,4 +1,4 @@
-"""The manifest: what a release says of itself, and the sums by which its rows are known to be all there."""
+"""The manifest: a release's description of itself, with the sums by which its rows are known to be complete."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -55,7 +55,7 @@ class Tally:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a release holds: counts by kind, bytes of keys and values, digest, and what is known of its origin."""
+    """What a release holds: counts by kind, bytes of keys and values, digest, and its origin."""
 
     release: ReleaseId
     encoding: str
@@ -99,7 +99,7 @@ class Manifest:
 def describe(release: ReleaseId, tally: Tally, *, created_at: float, encoding: str, about: dict[str, Any]) -> Manifest:
     """Make the manifest of rows that were tallied; ReleaseCorrupt for a set that could not be served.
 
-    A release needs an overall popular list, for it is the answer that is always there, and its popular lists stay
+    A release needs an overall popular list, which answers where there is no other, and its popular lists stay
     within what each process keeps in memory.
     """
     if OVERALL not in tally.segments:

@@ -8,34 +8,34 @@ from dataclasses import dataclass, field, replace
 from stores.catalogue import Catalogue, DraftRef, ReleaseRef
 from stores.errors import ReleaseConflict, ReleaseNotFound
 from stores.keys import META
-from stores.store import Plan, Row, Slot
+from stores.store import LocalReader, Plan, Row, Slot
 
 
 @dataclass(slots=True)
-class _Shelf:
+class _Release:
     rows: dict[str, bytes] = field(default_factory=dict)
     sealed: bool = False
-    parts: dict[int, str | None] = field(default_factory=dict)
+    points: dict[int, str] = field(default_factory=dict)
     """The last key of each part."""
 
 
-class MemoryStore:
-    """Holds everything in this process and loses it with it; *clock* stands in for the store's own time."""
+class MemoryStore(LocalReader):
+    """Holds everything in this process and loses it with it; *clock* is the store's own time."""
 
     batch = 64
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._catalogue = Catalogue()
-        self._shelves = dict[str, _Shelf]()
+        self._releases = dict[str, _Release]()
         self._watchers = set[asyncio.Event]()
 
     def get(self, release: ReleaseRef, key: str) -> bytes | None:
-        return self._shelf(release).rows.get(key)
+        return self._find(release).rows.get(key)
 
     async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
         del timeout_s  # a dict is never late
-        rows = self._shelf(release).rows
+        rows = self._find(release).rows
         return [rows.get(key) for key in keys]
 
     async def catalogue(self) -> Catalogue:
@@ -57,30 +57,29 @@ class MemoryStore:
 
     async def create(self, draft: DraftRef, plan: Plan) -> None:
         del plan  # a dict has room
-        self._shelves.setdefault(draft.incarnation, _Shelf())
+        self._releases.setdefault(draft.incarnation, _Release())
 
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
-        shelf = self._shelf(draft)
-        if shelf.sealed:
+        found = self._find(draft)
+        if found.sealed:
             raise ReleaseConflict(f"release {draft.id} is sealed; publish a new one")
-        shelf.rows.update(rows)
-        keys = [key for key, _ in rows if not key.startswith(META)]
-        last = shelf.parts.get(part)
-        shelf.parts[part] = max(keys if last is None else [*keys, last], key=str.encode, default=None)
+        found.rows.update(rows)
+        if keys := [key for key, _ in rows if not key.startswith(META)]:
+            found.points[part] = max(keys)
 
     async def resume_point(self, draft: DraftRef, part: int = 0) -> str | None:
-        return self._shelf(draft).parts.get(part)
+        return self._find(draft).points.get(part)
 
     async def seal(self, draft: DraftRef) -> None:
-        self._shelf(draft).sealed = True
+        self._find(draft).sealed = True
 
     async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
-        rows = self._shelf(release).rows
+        rows = self._find(release).rows
         for key in sorted(rows, key=str.encode):
             yield Row(key, rows[key])
 
     async def prepare(self, release: ReleaseRef) -> None:
-        self._shelf(release)
+        self._find(release)
 
     async def swap(self, old: Catalogue, new: Catalogue) -> None:
         if self._catalogue.version != old.version:
@@ -90,10 +89,10 @@ class MemoryStore:
             watcher.set()
 
     async def erase(self, release: ReleaseRef) -> None:
-        self._shelves.pop(release.incarnation, None)
+        self._releases.pop(release.incarnation, None)
 
-    def _shelf(self, release: ReleaseRef | DraftRef) -> _Shelf:
+    def _find(self, release: ReleaseRef | DraftRef) -> _Release:
         try:
-            return self._shelves[release.incarnation]
+            return self._releases[release.incarnation]
         except KeyError as error:
             raise ReleaseNotFound(f"release {release.id} is not in this store") from error

@@ -1,9 +1,10 @@
 """The store contract: what a backend must offer, as two small Protocols and the values that cross them.
 
 Policy (publish, activate, roll back, prune, verify) is written once, in `stores.lifecycle`, over this contract. A
-backend moves opaque bytes, swaps one small catalogue by compare-and-set, and tells its own time.
+backend moves opaque bytes, swaps one small catalogue by compare-and-set, and gives its own time.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -12,8 +13,8 @@ from stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef
 from stores.errors import StoreError
 from stores.forecast import Bill, Forecast
 
+# What a read returns for one key: its value, absent, or the error with which this one could not be read.
 Slot = bytes | None | StoreError
-"""What one key of a read came to: its value, absent, or this one could not be read."""
 
 
 class Row(NamedTuple):
@@ -32,7 +33,7 @@ class Plan:
 
 
 class Reader(Protocol):
-    """The half that serving needs; an instance lives as long as its process."""
+    """The half of the contract that serving needs; an instance lives as long as its process."""
 
     batch: int
     """How many keys one call should carry."""
@@ -62,17 +63,16 @@ class Reader(Protocol):
         ...
 
 
-@runtime_checkable
-class LocalReader(Reader, Protocol):
-    """A reader in this process, whose reads are too quick to pay for a future."""
+class LocalReader(ABC):
+    """Derived from by a reader in this process, whose reads are too quick to pay for a future."""
 
+    @abstractmethod
     def get(self, release: ReleaseRef, key: str) -> bytes | None:
         """Read one key at once. Raises ReleaseNotFound where the release is gone."""
-        ...
 
 
 class Store(Reader, Protocol):
-    """The whole contract; what publishing and operating need on top of reading."""
+    """The whole contract; which publishing and operating need."""
 
     async def create(self, draft: DraftRef, plan: Plan) -> None:
         """Make room for a draft. Raises StoreFull, with the numbers, for what cannot fit. Idempotent."""
@@ -81,9 +81,9 @@ class Store(Reader, Protocol):
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
         """Write rows of a draft; what was acknowledged survives the writer's death. Idempotent.
 
-        Rows of a *part* come in ascending order of key bytes, within a call and from call to call; `meta` rows, which
-        are few, may come at any time, in calls of their own. Raises ReleaseNotFound where the draft was erased, ReleaseConflict
-        where the release was sealed.
+        Writers that share a draft write a *part* each. Rows of a part come in ascending order of key bytes, within a
+        call and from call to call; `meta` rows, which are few, may come at any time, in calls of their own. Raises
+        ReleaseNotFound where the draft was erased, ReleaseConflict where the release was sealed.
         """
         ...
 
@@ -112,13 +112,12 @@ class Store(Reader, Protocol):
         ...
 
 
-@runtime_checkable
-class Advised(Protocol):
-    """A store that knows what about its set-up could harm what is served; `releases verify` and `/readyz` ask it."""
+class Advised(ABC):
+    """Derived from by a store that can name flaws of its set-up; `releases verify` and `/readyz` show them."""
 
+    @abstractmethod
     async def warnings(self) -> list[str]:
-        """Return one sentence for each such thing, free of secrets; none where all is well. Raises StoreError."""
-        ...
+        """Return one sentence for each flaw that could harm what is served, free of secrets. Raises StoreError."""
 
 
 @runtime_checkable
@@ -134,7 +133,7 @@ class Thrifty(Protocol):
 
 
 class Observer(Protocol):
-    """Whoever counts what the attempts of a store came to; given to `connect`."""
+    """Counts the attempts of a store, with their charges and failures; given to `connect`."""
 
     def charged(self, ru: float) -> None:
         """Note a response, of whatever status, that was charged *ru* request units."""

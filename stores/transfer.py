@@ -24,17 +24,17 @@ async def copy(
     live: bool = True,
     on_progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> WriteResult:
-    """Copy *release*, check it against the source's manifest, commit it and, unless told otherwise, make it live.
+    """Copy *release*, check it against the source's manifest, commit it and, unless *live* is false, make it live.
 
     A copy that was killed is continued where it was acknowledged, and one that is complete is left as it is: the answer
-    counts what was written and what was there. *on_progress* is called with (rows, rows in all). Raises ReleaseConflict
+    counts what was written and what existed. *on_progress* is called with (rows, rows in all). Raises ReleaseConflict
     where *target* holds other rows under that id, ReleaseCorrupt where the source does not add up.
     """
     found = await _committed(source, release)
     manifest = await load_manifest(source, found)
     state = _state(await target.catalogue(), release)
     if state is State.DROPPING:
-        raise ReleaseConflict(f"release {release} is being erased in the target; prune it there and copy again")
+        raise ReleaseConflict(f"release {release} is being erased in the target; prune the target and copy again")
     if state in (None, State.DRAFT):
         draft = await (begin if state is None else take_over)(target, release)
         written = await _write(source, found, target, draft, manifest=manifest, on_progress=on_progress)
@@ -52,7 +52,7 @@ async def copy(
 async def foresee_copy(
     source: Store, target: Store, release: ReleaseId, *, live: bool, on_progress: Callable[[int, int], None]
 ) -> Forecast:
-    """Say what `copy` would come to; nothing is written. Raises ReleaseConflict where *release* is still a draft."""
+    """Estimate `copy`; nothing is written. Raises ReleaseConflict where *release* is still a draft."""
     found = await _committed(source, release)
     manifest = await load_manifest(source, found)
     return await foresee_rows(

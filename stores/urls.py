@@ -1,4 +1,4 @@
-"""What the URLs of stores have in common: what may be shown, what they ask for, and secrets, which stay out of them."""
+"""What the URLs of stores have in common: redaction, query parameters, and secrets, which stay out of them."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -13,13 +13,13 @@ def redacted(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" if parts.scheme else url
 
 
-def options(parts: SplitResult, known: Collection[str], shown: str) -> dict[str, str]:
-    """Return the parameters of a URL; StoreMisused for one that is not *known*, or there twice."""
+def parameters(parts: SplitResult, known: Collection[str], shown: str) -> dict[str, str]:
+    """Return the parameters of a URL; StoreMisused for one that is not *known*, or given twice."""
     given = parse_qs(parts.query, keep_blank_values=True)
     for name, values in given.items():
         if name not in known:
             raise StoreMisused(
-                f"{shown} knows no parameter {name!r}; {parts.scheme}:// takes {', '.join(sorted(known))}"
+                f"{shown} takes no parameter {name!r}; {parts.scheme}:// takes {', '.join(sorted(known))}"
             )
         if len(values) > 1:
             raise StoreMisused(f"{shown} has the parameter {name!r} twice")

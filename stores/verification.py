@@ -1,4 +1,4 @@
-"""Looking into a release, written once over any store: verify it, sample it, and compare it with another."""
+"""Verification of a release, sampling of its lists and comparison with another, written once over any store."""
 
 import asyncio
 import random
@@ -15,8 +15,8 @@ from stores.store import Reader, Row, Store
 
 VERIFY_CHUNK = 1000
 
+# How many items of each list are compared: as many as are served by default.
 DEPTH = 10
-"""How far lists are compared: what is served by default."""
 
 POPULAR_ITEMS = (10, 100)
 
@@ -24,7 +24,7 @@ _Entry = tuple[bytes, list[str]]
 
 
 async def verify(store: Store, release: ReleaseRef) -> Manifest:
-    """Read every row of a sealed release and hold the sums against its manifest; ReleaseCorrupt where they differ."""
+    """Read every row of a sealed release and compare the sums with its manifest; ReleaseCorrupt where they differ."""
     manifest = await load_manifest(store, release)
     tally = Tally()
     chunk = list[Row]()
@@ -62,15 +62,15 @@ async def read_present(reader: Reader, release: ReleaseRef, keys: Sequence[str])
 
 
 @dataclass(frozen=True, slots=True)
-class Sampled:
-    """What was looked at: lists of users and popular lists, all of which could be read."""
+class Sample:
+    """How many lists of users and popular lists were sampled, all of which could be read."""
 
     manifest: Manifest
     users: int
     popular: int
 
 
-async def sample(store: Store, release: ReleaseRef, users: int, seed: int | None = None) -> Sampled:
+async def sample(store: Store, release: ReleaseRef, users: int, seed: int | None = None) -> Sample:
     """Read the manifest, the popular lists and those of *users* random users; ReleaseCorrupt for one that is no list.
 
     Keys are known by scanning them, so that this takes one pass over the release, and the memory of *users* keys.
@@ -82,7 +82,7 @@ async def sample(store: Store, release: ReleaseRef, users: int, seed: int | None
     keys = popular + drawn
     for key, value in zip(keys, await read_present(store, release, keys), strict=True):
         read_ids(Row(key, value), decode)
-    return Sampled(manifest, len(drawn), len(popular))
+    return Sample(manifest, len(drawn), len(popular))
 
 
 async def _draw(store: Store, release: ReleaseRef, count: int, draw: random.Random) -> list[str]:
@@ -93,8 +93,8 @@ async def _draw(store: Store, release: ReleaseRef, count: int, draw: random.Rand
             seen += 1
             if len(drawn) < count:
                 drawn.append(key)
-            elif (place := draw.randrange(seen)) < count:
-                drawn[place] = key
+            elif (index := draw.randrange(seen)) < count:
+                drawn[index] = key
     return drawn
 
 
@@ -104,9 +104,9 @@ class Difference:
 
     compared        users that have a list in both
     only_first      users that have one in the first only; only_second likewise
-    overlap         mean share of items, of the longer of the two lists, that both lists of a user name; None for nobody
+    overlap         mean share of items, of a user's longer list, that both lists contain; None where nobody has both
     unchanged       users whose lists name the same items in the same order
-    popular_share   for each release, by number of items: the share of all places that go to its most recommended items
+    popular_share   for each release, by number of items: the share of all recommendations that go to its top items
     """
 
     compared: int
@@ -120,12 +120,12 @@ class Difference:
 async def diff(store: Store, first: ReleaseRef, second: ReleaseRef) -> Difference:
     """Compare two sealed releases of one store in one pass over both; memory grows with items, not with users."""
     one, other = await _lists(store, first), await _lists(store, second)
-    places = Counter[str](), Counter[str]()
+    items = Counter[str](), Counter[str]()
     compared = only_first = only_second = unchanged = 0
     shared = 0.0
     async for left, right in _merged(one, other):
-        places[0].update(left or ())
-        places[1].update(right or ())
+        items[0].update(left or ())
+        items[1].update(right or ())
         if right is None:
             only_first += 1
         elif left is None:
@@ -135,7 +135,7 @@ async def diff(store: Store, first: ReleaseRef, second: ReleaseRef) -> Differenc
             unchanged += left == right
             shared += len(set(left) & set(right)) / (max(len(left), len(right)) or 1)
     overlap = shared / compared if compared else None
-    shares = _shares(places[0]), _shares(places[1])
+    shares = _shares(items[0]), _shares(items[1])
     return Difference(compared, only_first, only_second, overlap, unchanged, shares)
 
 
@@ -167,6 +167,6 @@ async def _users(store: Store, release: ReleaseRef, decode: Decode) -> AsyncIter
             yield row.key.encode(), read_ids(row, decode)[:DEPTH]
 
 
-def _shares(places: Counter[str]) -> dict[int, float]:
-    total = places.total() or 1
-    return {count: sum(times for _, times in places.most_common(count)) / total for count in POPULAR_ITEMS}
+def _shares(items: Counter[str]) -> dict[int, float]:
+    total = items.total() or 1
+    return {count: sum(times for _, times in items.most_common(count)) / total for count in POPULAR_ITEMS}

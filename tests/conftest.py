@@ -16,6 +16,9 @@ from tests.support.redis_server import RedisServer, running
 from tests.support.soak import MINUTES, SEED
 from tests.support.stores import COSMOS, OpenStore
 
+# A distribution of its own, which `tests/stores/test_third_party.py` installs and runs.
+collect_ignore = ["third_party"]
+
 
 @pytest.fixture
 def clock() -> FakeClock:
@@ -52,9 +55,8 @@ async def open_store(request: pytest.FixtureRequest, tmp_path: Path, clock: Fake
         server: RedisServer = request.getfixturevalue("redis_server")
         url = server.url(request.param, secrets.token_hex(4))
     elif request.param in COSMOS:
-        scheme, _, driver = request.param.partition("-")
-        far: Account = request.getfixturevalue(scheme.replace("+", "_"))
-        url = far.url(secrets.token_hex(4), driver=driver, ru="30000")
+        far: Account = request.getfixturevalue(request.param.replace("+", "_"))
+        url = far.url(secrets.token_hex(4), ru="30000")
 
     def another() -> Store:
         if request.param == "memory":

@@ -11,10 +11,9 @@ from scipy.sparse import csr_matrix
 
 from bench.lists import ITEMS, Shape
 from bench.micro.rounds import Effort, Figure, Outcome, Sample, figures, interleave
-from offline import metrics
-from offline.als import ALSParams, Factors, fit
-from offline.matrix import UserItems
-from offline.ranking import recommend
+from offline.evaluate import measure as measure_lists
+from offline.input.matrix import UserItems
+from offline.train.als import ALSParams, Factors, fit, recommend
 from stores.compression import TRAINED_ON, Compressor, Decompressor, train
 from stores.encoding import ItemEncoder, cut, decode
 from stores.store import Row
@@ -63,7 +62,7 @@ def learning(effort: Effort) -> list[Figure]:
     subjects: dict[str, Callable[[], Sample]] = {
         f"ALS, {FACTORS} factors, {EACH_LIKES * users:,} interactions: one iteration": partial(iteration, liked),
         f"top {LIST_LENGTH} of {ITEMS:,} items": partial(top, trained, liked),
-        "metrics of the lists": partial(at_once, lambda: metrics.measure(recommended, liked), users),
+        "metrics of the lists": partial(at_once, lambda: measure_lists(recommended, liked), users),
     }
     taken = interleave(subjects, effort.rounds)
     return [figure for name, samples in taken.items() for figure in figures(name, samples, each="user")]

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from hotplate.cli import bench, cosmos_emulator, demo, importing, lookup, plan, publish, releases, serve, train
-from hotplate.cli.terminal import fail, out
+from hotplate.cli import bench, cosmos_emulator, demo, import_lists, lookup, plan, publish, releases, serve, train
+from hotplate.cli.terminal import out, print_error
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,7 +20,7 @@ app = typer.Typer(
 app.command()(demo.demo)
 app.command()(train.train)
 app.command()(publish.publish)
-app.command("import")(importing.import_lists)
+app.command("import")(import_lists.import_lists)
 app.command()(serve.serve)
 app.command()(lookup.lookup)
 app.command()(plan.plan)
@@ -53,8 +53,8 @@ def main() -> None:
         app()
     except KeyboardInterrupt:
         sys.exit(130)
-    except Exception as error:  # noqa: BLE001 -- `fail` raises again what nobody expected
-        sys.exit(fail(error, as_json="--json" in sys.argv or bool(os.environ.get("HOTPLATE_JSON"))))
+    except Exception as error:  # noqa: BLE001 -- `print_error` raises again what nobody expected
+        sys.exit(print_error(error, as_json="--json" in sys.argv or bool(os.environ.get("HOTPLATE_JSON"))))
 
 
 if __name__ == "__main__":

@@ -12,26 +12,29 @@ import typer
 
 from hotplate.cli import publish as publishing
 from hotplate.cli import train as training
-from hotplate.cli.progress import bars
 from hotplate.cli.serve import Host, Port
-from hotplate.cli.terminal import out
+from hotplate.cli.terminal import out, progress_bars
 
 
 def demo(
     data: Annotated[
         Path | None,
-        typer.Option(metavar="PATH", envvar="HOTPLATE_DATA", help="Your own interactions, instead of generated ones."),
+        typer.Option(
+            metavar="PATH",
+            envvar="HOTPLATE_DATA",
+            help="A file or folder of your own interactions, instead of generated ones.",
+        ),
     ] = None,
     host: Host = "127.0.0.1",
     port: Port = 8080,
 ) -> None:
     """Train on sample data, publish, serve, and print what to try; stop it with Ctrl-C.
 
-    Everything lies in a temporary folder that goes when the demo stops.
+    Everything lies in a temporary folder, which is removed when the demo stops.
 
     Example: hotplate demo --data clicks.csv
     """
-    from offline.datasets import sample
+    from offline.input.sample import sample
     from offline.pipeline import TrainSettings, train
     from serve.logs import configure
     from serve.settings import Settings
@@ -39,22 +42,22 @@ def demo(
     from serve.supervisor import serve as run
 
     with tempfile.TemporaryDirectory(prefix="hotplate-demo-") as scratch:
-        reserve(host, port).close()  # a port in use is better known before the training than after
+        reserve(host, port).close()  # a port in use is better reported before the training than after
         folder = Path(scratch)
         if data is None:
             data = folder / "sample.parquet"
             sample().write_parquet(data)
-        with bars() as tell:
-            report = train(TrainSettings(path=data), folder / "model", tell)
-        training.show(report)
+        with progress_bars() as on_progress:
+            report = train(TrainSettings(path=data), folder / "model", on_progress)
+        training.print_report(report)
         url = f"file://{folder / 'store'}"
         publishing.publish(folder / "model", store=url)
         user, item = report.model.matrix.user_ids[0], report.model.matrix.item_ids[0]
         configure()
-        run(Settings((url,), host, port), lambda address: _invite(address, url, user, item))
+        run(Settings((url,), host, port), lambda address: _print_examples(address, url, user, item))
 
 
-def _invite(address: str, store: str, user: str, item: str) -> None:
+def _print_examples(address: str, store: str, user: str, item: str) -> None:
     paths = (f"recommendations/{quote(user, safe='')}?n=5", f"similar/{quote(item, safe='')}?n=5", "popular?n=5")
     out.print(f"\nhotplate is ready on {address}. Try, in another terminal:\n", markup=False)
     for path in paths:

@@ -4,8 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hotplate.cli.opening import with_store
-from hotplate.cli.terminal import Json, StoreUrl, out, print_json, table
+from hotplate.cli.terminal import Json, StoreUrl, out, print_json, table, with_store
 
 if TYPE_CHECKING:
     from serve.lookup import Found

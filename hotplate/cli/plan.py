@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hotplate.cli.opening import with_store
-from hotplate.cli.terminal import FAILED, MISUSED, Json, err, out, print_json, table
+from hotplate.cli.terminal import FAILED, MISUSED, Json, err, out, print_json, table, with_store
 
 if TYPE_CHECKING:
     from bench.planner.figures import Figure
@@ -184,10 +183,10 @@ def _worked_out(
 
 
 async def _live_manifest(store: "Store") -> "Manifest":
-    from hotplate.cli.inspection import choose
+    from hotplate.cli.releases import find_release
     from stores.verification import load_manifest
 
-    return await load_manifest(store, await choose(store, None))
+    return await load_manifest(store, await find_release(store, None))
 
 
 def _tell(

@@ -1,21 +1,23 @@
-"""`hotplate publish`: from a model folder to a live release."""
+"""`hotplate publish`: from a model folder to a live release; and what it has in common with `hotplate import`."""
 
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hotplate.cli import foretelling
 from hotplate.cli.foretelling import DryRun
-from hotplate.cli.opening import with_store
-from hotplate.cli.progress import bars
 from hotplate.cli.spending import MaxRu, Spending, within
-from hotplate.cli.terminal import Json, StoreUrl, out, print_json
+from hotplate.cli.terminal import Json, StageProgress, StoreUrl, out, print_json, progress_bars, with_store
 
 if TYPE_CHECKING:
-    from offline.publish import PublishReport
+    from offline.publish import ListSource
     from stores.catalogue import ReleaseId
+    from stores.forecast import Forecast
+    from stores.lifecycle import WriteResult
     from stores.manifest import Manifest
     from stores.store import Plan, Store
 
@@ -27,28 +29,96 @@ class Encoding(StrEnum):
     ZSTD = "zstd"
 
 
-ListLength = Annotated[int, typer.Option(min=1, max=1000, envvar="HOTPLATE_LIST_LENGTH", help="Items stored per list.")]
+ListLength = Annotated[
+    int, typer.Option(min=1, max=1000, envvar="HOTPLATE_LIST_LENGTH", help="How many items each list holds at most.")
+]
 ChosenEncoding = Annotated[
     Encoding | None,
     typer.Option(
         "--encoding",
         envvar="HOTPLATE_ENCODING",
-        help="How lists are stored; by default json in a file:// store, zstd in all others.",
+        help="How lists are stored: by default as json in a file:// store, and as zstd in all others.",
         show_default=False,
     ),
 ]
 Activate = Annotated[
-    bool, typer.Option("--activate/--no-activate", envvar="HOTPLATE_ACTIVATE", help="Make the release live.")
+    bool,
+    typer.Option(
+        "--activate/--no-activate", envvar="HOTPLATE_ACTIVATE", help="Whether the release goes live once it is written."
+    ),
 ]
-Keep = Annotated[int, typer.Option(min=0, envvar="HOTPLATE_KEEP", help="How many releases before the live one stay.")]
+Keep = Annotated[
+    int,
+    typer.Option(min=0, envvar="HOTPLATE_KEEP", help="How many releases before the live one are kept for a rollback."),
+]
 Resume = Annotated[
     str | None,
     typer.Option(
         metavar="RELEASE",
-        help="Go on with this draft, as `hotplate releases list` shows it, of the same input and options.",
+        help="Continue this draft, which `hotplate releases list` shows; the input and the options must be the same.",
         show_default=False,
     ),
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class PublishOptions:
+    """The options of a publish; raises StoreMisused for a dry run of a draft. Lives as long as the command."""
+
+    store: str | None
+    encoding: Encoding | None
+    activate: bool
+    keep: int
+    resume: str | None
+    dry_run: bool
+    as_json: bool
+
+    def __post_init__(self) -> None:
+        if self.dry_run:
+            foretelling.whole(self.resume)
+
+    def encoding_or_default(self) -> str:
+        """Return the chosen encoding, or the one that suits the store."""
+        from stores.compression import default_encoding
+        from stores.connect import default_url
+
+        return self.encoding.value if self.encoding is not None else default_encoding(self.store or default_url())
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """What a publish wrote, what was erased afterwards, and what it cost."""
+
+    result: "WriteResult"
+    live: bool
+    seconds: float
+    erased: "list[ReleaseId]"
+    spending: Spending
+
+    def to_json(self) -> dict[str, object]:
+        """Return it for `--json`."""
+        return {
+            "release": self.result.manifest,
+            "live": self.live,
+            "seconds": round(self.seconds, 3),
+            "rows_written_before": self.result.skipped,
+            "erased": self.erased,
+        } | self.spending.to_json()
+
+    def print(self) -> None:
+        """Print it for people."""
+        manifest = self.result.manifest
+        counts = ", ".join(f"{count:,} {kind}" for kind, count in manifest.counts.items() if kind != "meta")
+        out.print(
+            f"release {manifest.release} is {'live' if self.live else 'ready'}: {counts} lists, "
+            f"{manifest.bytes / 1e6:,.1f} MB, in {self.seconds:.1f} s",
+            markup=False,
+        )
+        if self.result.skipped:
+            out.print(f"{self.result.skipped:,} rows had been written before and were not written again", markup=False)
+        for release in self.erased:
+            out.print(f"erased {release}, which nobody needs any more", markup=False)
+        self.spending.show(plan_of(manifest))
 
 
 def publish(
@@ -56,7 +126,10 @@ def publish(
     store: StoreUrl = None,
     list_length: ListLength = 20,
     keep_seen: Annotated[
-        bool, typer.Option(envvar="HOTPLATE_KEEP_SEEN", help="Let lists name what the user has already.")
+        bool,
+        typer.Option(
+            envvar="HOTPLATE_KEEP_SEEN", help="Whether a user's list may contain items that the user has already."
+        ),
     ] = False,
     encoding: ChosenEncoding = None,
     activate: Activate = True,
@@ -76,91 +149,64 @@ def publish(
     """
     from offline.lists import Lists, ListSettings
     from offline.model import load
+
+    options = PublishOptions(within(store, max_ru), encoding, activate, keep, resume, dry_run, as_json)
+    lists = Lists(load(model), ListSettings(list_length, keep_seen))
+    spending = Spending()
+    with progress_bars(spending.progress) as on_progress:
+        outcome = publish_lists(lists, options, spending, on_progress)
+    if isinstance(outcome, Publication) and as_json:
+        print_json(outcome.to_json())
+    elif isinstance(outcome, Publication):
+        outcome.print()
+    else:
+        foretelling.tell(outcome, options.store, as_json=as_json)
+
+
+def publish_lists(
+    lists: "ListSource", options: PublishOptions, spending: Spending, on_progress: StageProgress
+) -> "Publication | Forecast":
+    """Publish *lists* and erase what nobody needs any more; or, for a dry run, say what that would come to."""
+    from offline.foreseeing import foresee_rows
     from offline.publish import publish as write
     from stores.catalogue import ReleaseId
     from stores.lifecycle import prune
 
-    store, settings = within(store, max_ru), ListSettings(list_length, keep_seen)
-    learnt = load(model)
-    if dry_run:
-        from offline.foreseeing import foresee
-
-        foretelling.whole(resume)
-        with bars() as tell:
-            found = with_store(
-                store,
-                lambda opened: foresee(
-                    learnt,
-                    opened,
-                    settings,
-                    encoding=encoding_of(encoding, store),
-                    live=activate,
-                    keep=keep,
-                    on_progress=lambda done, total: tell("dry run", done, total),
-                ),
-            )
-        foretelling.tell(found, store, as_json=as_json)
-        return
-    spending = Spending()
-    with bars(spending.progress) as tell:
-
-        async def act(opened: "Store") -> "tuple[PublishReport, list[ReleaseId]]":
-            spending.watch(opened, Lists(learnt, settings).plan(), quiet=as_json)
-            done = await write(
-                learnt,
+    encoding = options.encoding_or_default()
+    if options.dry_run:
+        return with_store(
+            options.store,
+            lambda opened: foresee_rows(
+                lists.batches(),
                 opened,
-                settings,
-                encoding=encoding_of(encoding, store),
-                live=activate,
-                resume=ReleaseId(resume) if resume else None,
-                on_progress=lambda done, total: tell("publish", done, total),
-            )
-            return done, await prune(opened, keep=keep)
+                plan=lists.plan(),
+                about=lists.about(),
+                encoding=encoding,
+                live=options.activate,
+                keep=options.keep,
+                on_progress=lambda done, total: on_progress("dry run", done, total),
+            ),
+        )
+    started = perf_counter()
 
-        report, erased = with_store(store, act, spending)
-    if as_json:
-        print_json(to_json(report, erased) | spending.to_json())
-        return
-    show(report, erased)
-    spending.show(plan_of(report.manifest))
+    async def act(opened: "Store") -> Publication:
+        spending.watch(opened, lists.plan(), quiet=options.as_json)
+        result = await write(
+            lists,
+            opened,
+            encoding=encoding,
+            live=options.activate,
+            resume=ReleaseId(options.resume) if options.resume else None,
+            on_progress=lambda done, total: on_progress("publish", done, total),
+        )
+        seconds = perf_counter() - started
+        return Publication(result, options.activate, seconds, await prune(opened, keep=options.keep), spending)
 
-
-def encoding_of(chosen: Encoding | None, store: str | None) -> str:
-    """Return the encoding that was asked for, or the one that suits the store."""
-    from stores.compression import default_encoding
-    from stores.connect import default_url
-
-    return chosen.value if chosen is not None else default_encoding(store or default_url())
+    return with_store(options.store, act, spending)
 
 
 def plan_of(manifest: "Manifest") -> "Plan":
-    """Return how much a release is, as a plan has it."""
+    """Return how many rows and bytes a release has, as a plan."""
     from stores.store import Plan
 
-    return Plan(sum(manifest.counts.values()), manifest.bytes)
-
-
-def to_json(report: "PublishReport", erased: "list[ReleaseId]") -> dict[str, object]:
-    """Return what was published, and what was erased afterwards, for `--json`."""
-    return {
-        "release": report.manifest,
-        "live": report.live,
-        "seconds": round(report.seconds, 3),
-        "rows_written_before": report.skipped,
-        "erased": erased,
-    }
-
-
-def show(report: "PublishReport", erased: "list[ReleaseId]") -> None:
-    """Print what was published, and what was erased afterwards."""
-    manifest = report.manifest
-    counts = ", ".join(f"{count:,} {kind}" for kind, count in manifest.counts.items() if kind != "meta")
-    out.print(
-        f"release {manifest.release} is {'live' if report.live else 'ready'}: {counts} lists, "
-        f"{manifest.bytes / 1e6:,.1f} MB, in {report.seconds:.1f} s",
-        markup=False,
-    )
-    if report.skipped:
-        out.print(f"{report.skipped:,} rows had been written before and were not written again", markup=False)
-    for release in erased:
-        out.print(f"erased {release}, which nobody needs any more", markup=False)
+    return Plan(manifest.rows, manifest.bytes)

@@ -1,36 +1,43 @@
-"""`hotplate releases`: list, show, activate, roll back, prune and copy; `verbs.inspection` adds verify and diff."""
+"""`hotplate releases`: list, show, activate, rollback, prune, copy, verify and diff."""
 
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hotplate.cli import foretelling, inspection
+from hotplate.cli import foretelling
 from hotplate.cli.foretelling import DryRun
-from hotplate.cli.inspection import ChosenRelease, choose, tell_one
-from hotplate.cli.opening import with_store, with_stores
-from hotplate.cli.progress import bars
 from hotplate.cli.publish import plan_of
 from hotplate.cli.spending import MaxRu, Spending, within
-from hotplate.cli.terminal import Json, StoreUrl, out, print_json, table
+from hotplate.cli.terminal import Json, StoreUrl, err, out, print_json, progress_bars, table, with_store, with_stores
 
 if TYPE_CHECKING:
+    from stores.catalogue import ReleaseRef
     from stores.forecast import Forecast
     from stores.lifecycle import WriteResult
     from stores.manifest import Manifest
     from stores.store import Store
+    from stores.verification import Difference
 
 app = typer.Typer(
     no_args_is_help=True, help="The life of releases: list, activate, roll back, prune, copy, verify and compare."
 )
 
 ReleaseArgument = Annotated[str, typer.Argument(metavar="RELEASE", help="An id, as `hotplate releases list` shows it.")]
+ReleaseOrLive = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[RELEASE]",
+        help="An id, as `hotplate releases list` shows it; by default the live release.",
+        show_default=False,
+    ),
+]
 
 
 @app.command("list")
-def show_all(store: StoreUrl = None, as_json: Json = False) -> None:
-    """List the releases of a store, in the order in which they came to be.
+def list_all(store: StoreUrl = None, as_json: Json = False) -> None:
+    """List the releases of a store, in the order of their last commit or activation.
 
     Example: hotplate releases list --store file:///var/lib/hotplate
     """
@@ -47,7 +54,7 @@ def show_all(store: StoreUrl = None, as_json: Json = False) -> None:
 
 @app.command()
 def show(release: ReleaseArgument, store: StoreUrl = None, as_json: Json = False) -> None:
-    """Show what a release says of itself.
+    """Show the manifest of a release: its rows, bytes, encoding, digest and origin.
 
     Example: hotplate releases show 20261120T064200Z-7f3a
     """
@@ -85,7 +92,7 @@ def activate(release: ReleaseArgument, store: StoreUrl = None, as_json: Json = F
     from stores.lifecycle import activate as act
 
     with_store(store, lambda opened: act(opened, ReleaseId(release)))
-    tell_one({"live": release}, f"{release} is live", as_json=as_json)
+    _print_outcome({"live": release}, f"{release} is live", as_json=as_json)
 
 
 @app.command()
@@ -97,28 +104,34 @@ def rollback(store: StoreUrl = None, as_json: Json = False) -> None:
     from stores.lifecycle import rollback as roll_back
 
     release = with_store(store, roll_back)
-    tell_one({"live": release}, f"{release} is live again", as_json=as_json)
+    _print_outcome({"live": release}, f"{release} is live again", as_json=as_json)
 
 
 @app.command()
 def prune(
     store: StoreUrl = None,
     keep: Annotated[
-        int, typer.Option(min=0, envvar="HOTPLATE_KEEP", help="How many releases before the live one stay.")
+        int,
+        typer.Option(
+            min=0, envvar="HOTPLATE_KEEP", help="How many releases before the live one are kept for a rollback."
+        ),
     ] = 1,
     grace: Annotated[
-        float, typer.Option(min=0, envvar="HOTPLATE_GRACE", help="Seconds that a release stays after it left service.")
+        float,
+        typer.Option(
+            min=0, envvar="HOTPLATE_GRACE", help="For how many seconds a release is kept after it left service."
+        ),
     ] = 600,
     as_json: Json = False,
 ) -> None:
-    """Erase what nobody needs: old releases past their grace, and drafts whose writer is gone.
+    """Erase what nobody needs any more: releases past their grace, and drafts whose writer is gone.
 
     Example: hotplate releases prune --keep 2
     """
     from stores.lifecycle import prune as erase
 
     dropped = with_store(store, lambda opened: erase(opened, keep=keep, grace_s=grace))
-    tell_one(
+    _print_outcome(
         {"erased": dropped},
         "\n".join(f"erased {release}" for release in dropped) or "nothing to erase",
         as_json=as_json,
@@ -128,64 +141,189 @@ def prune(
 @app.command()
 def copy(
     source: Annotated[
-        str, typer.Option("--from", metavar="URL", envvar="HOTPLATE_FROM", help="The store that has the release.")
+        str,
+        typer.Option(
+            "--from", metavar="URL", envvar="HOTPLATE_FROM", help="The URL of the store that has the release."
+        ),
     ],
     target: Annotated[
-        str, typer.Option("--to", metavar="URL", envvar="HOTPLATE_TO", help="The store that is to have it.")
+        str,
+        typer.Option(
+            "--to", metavar="URL", envvar="HOTPLATE_TO", help="The URL of the store that the release is copied to."
+        ),
     ],
-    release: ChosenRelease = None,
+    release: ReleaseOrLive = None,
     activate: Annotated[
-        bool, typer.Option("--activate/--no-activate", envvar="HOTPLATE_ACTIVATE", help="Make it live there.")
+        bool,
+        typer.Option(
+            "--activate/--no-activate", envvar="HOTPLATE_ACTIVATE", help="Whether the release goes live in the target."
+        ),
     ] = True,
     max_ru: MaxRu = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Copy a release, by default the live one, to another store under the same id; check it and make it live there.
+    """Copy a release, by default the live one, to another store under the same id.
 
-    A copy that was killed goes on where it was acknowledged: give the same command again.
+    The copy is checked against the manifest and made live in the target.
+
+    To continue a copy that was interrupted, give the same command again.
 
     Example: hotplate releases copy --from file:///var/lib/hotplate --to redis://localhost:6379/0
 
     Before you pay: hotplate releases copy --from URL --to cosmos://ACCOUNT/DATABASE --max-ru 4000 --dry-run
     """
-    from stores.transfer import copy as transfer
+    from stores.transfer import copy as copy_release
     from stores.transfer import foresee_copy
     from stores.verification import load_manifest
 
     target, spending = within(target, max_ru) or target, Spending()
     if dry_run:
-        with bars() as tell:
 
-            async def foresee(here: "Store", there: "Store") -> "Forecast":
-                chosen = await choose(here, release)
-                progress = partial(tell, "dry run")
-                return await foresee_copy(here, there, chosen.id, live=activate, on_progress=progress)
+        async def estimate(opened: "Store", other: "Store") -> "Forecast":
+            chosen = await find_release(opened, release)
+            return await foresee_copy(
+                opened, other, chosen.id, live=activate, on_progress=partial(on_progress, "dry run")
+            )
 
-            found = with_stores(source, target, foresee)
+        with progress_bars() as on_progress:
+            found = with_stores(source, target, estimate)
         foretelling.tell(found, target, as_json=as_json)
         return
-    with bars(spending.progress) as tell:
 
-        async def act(here: "Store", there: "Store") -> "WriteResult":
-            chosen = await choose(here, release)
-            spending.watch(there, plan_of(await load_manifest(here, chosen)), quiet=as_json)
-            return await transfer(here, there, chosen.id, live=activate, on_progress=partial(tell, "copy"))
+    async def act(opened: "Store", other: "Store") -> "WriteResult":
+        chosen = await find_release(opened, release)
+        spending.watch(other, plan_of(await load_manifest(opened, chosen)), quiet=as_json)
+        return await copy_release(opened, other, chosen.id, live=activate, on_progress=partial(on_progress, "copy"))
 
+    with progress_bars(spending.progress) as on_progress:
         done = with_stores(source, target, act, spending)
     copied, state = done.manifest.release, "live" if activate else "ready"
-    tell_one(
+    _print_outcome(
         {"release": done.manifest, "live": activate, "rows_written": done.rows, "rows_there": done.skipped}
         | spending.to_json(),
-        f"{copied} is {state}: {done.rows:,} rows written, {done.skipped:,} were there",
+        f"{copied} is {state}: {done.rows:,} rows written, {done.skipped:,} had been written before",
         as_json=as_json,
     )
     if not as_json and done.rows:
         spending.show(plan_of(done.manifest))
 
 
-app.command()(inspection.verify)
-app.command()(inspection.diff)
+@app.command()
+def verify(
+    release: ReleaseOrLive = None,
+    store: StoreUrl = None,
+    sample: Annotated[
+        int | None,
+        typer.Option(
+            min=1, envvar="HOTPLATE_SAMPLE", help="Read only the lists of so many random users, and decode them."
+        ),
+    ] = None,
+    every_row: Annotated[
+        bool, typer.Option("--all", help="Read every row and check the sums, which is the default.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Read every row of a release and check counts, bytes and digest against its manifest.
+
+    With --sample, the manifest, the popular lists and some users' lists are read and decoded as the service would.
+    Warnings of the store about its set-up are printed, too.
+
+    Example: hotplate releases verify --store redis://localhost:6379/0 --sample 1000
+    """
+    from stores.store import Advised
+    from stores.verification import sample as read_sample
+    from stores.verification import verify as check
+
+    if every_row and sample is not None:
+        raise typer.BadParameter("give --all or --sample, not both")
+
+    async def check_release(opened: "Store") -> "tuple[Manifest, str, list[str]]":
+        chosen = await find_release(opened, release)
+        warnings = await opened.warnings() if isinstance(opened, Advised) else []
+        if sample is None:
+            manifest = await check(opened, chosen)
+            return manifest, f"is complete: {manifest.rows:,} rows, {manifest.bytes:,} bytes", warnings
+        read = await read_sample(opened, chosen, sample)
+        return read.manifest, f"can be read: {read.users:,} users' lists, {read.popular:,} popular ones", warnings
+
+    manifest, finding, warnings = with_store(store, check_release)
+    if as_json:
+        print_json({"release": manifest, "sampled": sample, "warnings": warnings})
+        return
+    out.print(f"{manifest.release} {finding}", markup=False)
+    for warning in warnings:
+        err.print(f"warning: {warning}", markup=False)
+
+
+@app.command()
+def diff(
+    first: Annotated[str, typer.Argument(metavar="FIRST", help="An id, as `hotplate releases list` shows it.")],
+    second: Annotated[str, typer.Argument(metavar="SECOND", help="The id to compare it with.")],
+    store: StoreUrl = None,
+    as_json: Json = False,
+) -> None:
+    """Compare two releases: the users with lists, the overlap of their first ten items, and how popular those are.
+
+    Example: hotplate releases diff 20261120T064200Z-7f3a 20261121T064200Z-09c1
+    """
+    from stores.catalogue import ReleaseId
+    from stores.verification import diff as compare
+
+    async def read(opened: "Store") -> "Difference":
+        found = await opened.catalogue()
+        return await compare(opened, found.find(ReleaseId(first)).ref, found.find(ReleaseId(second)).ref)
+
+    found = with_store(store, read)
+    if as_json:
+        print_json(_difference_to_json(found, first, second))
+        return
+    share = [
+        (f"share of the {count} most recommended items", *(f"{shares[count]:.1%}" for shares in found.popular_share))
+        for count in found.popular_share[0]
+    ]
+    out.print(table(("", first, second), [("users in this one only", found.only_first, found.only_second), *share]))
+    out.print(f"{found.compared:,} users in both, {found.unchanged:,} with the same first items in the same order")
+    if found.overlap is not None:
+        out.print(f"overlap@10: {found.overlap:.4f} of the items, on average")
+
+
+def _difference_to_json(found: "Difference", first: str, second: str) -> dict[str, Any]:
+    return {
+        "compared": found.compared,
+        "unchanged": found.unchanged,
+        "overlap_at_10": found.overlap,
+        "releases": [
+            {
+                "release": release,
+                "users_only_here": only,
+                "popular_share": {str(n): round(x, 6) for n, x in share.items()},
+            }
+            for release, only, share in zip(
+                (first, second), (found.only_first, found.only_second), found.popular_share, strict=True
+            )
+        ],
+    }
+
+
+async def find_release(store: "Store", release: str | None) -> "ReleaseRef":
+    """Return the release that was named, which must exist, or the live one."""
+    from stores.catalogue import ReleaseId
+    from stores.errors import ReleaseNotFound
+
+    found = await store.catalogue()
+    chosen = ReleaseId(release) if release is not None else found.live
+    if chosen is None:
+        raise ReleaseNotFound("nothing is live in this store; name a release, or publish one")
+    return found.find(chosen).ref
+
+
+def _print_outcome(fields: object, sentence: str, *, as_json: bool) -> None:
+    """Print the outcome of a verb, for people or as JSON."""
+    if as_json:
+        print_json(fields)
+    else:
+        out.print(sentence, markup=False)
 
 
 def _time(seconds: float | None) -> str | None:

@@ -32,9 +32,9 @@ MaxRu = Annotated[
 
 def within(url: str | None, max_ru: int | None) -> str | None:
     """Return the store's URL with what may be spent there; StoreMisused where nothing is paid by request units."""
-    from stores.connect import default_url, limited
+    from stores.connect import default_url, with_max_ru
 
-    return url if max_ru is None else limited(url or default_url(), max_ru)
+    return url if max_ru is None else with_max_ru(url or default_url(), max_ru)
 
 
 def hours_begun(began: float, seconds: float) -> int:

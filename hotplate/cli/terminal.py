@@ -1,16 +1,46 @@
-"""How every verb speaks: text for people, JSON with --json, errors as one sentence with a proper exit code."""
+"""What all verbs share: options, text, tables, JSON, errors with exit codes, progress bars, and opening a store."""
 
+import asyncio
 import dataclasses
 import sys
-from collections.abc import Iterable, Sequence
-from typing import Annotated, Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import orjson
 import typer
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+    from pathlib import Path
+
+    from stores.store import Observer, Store
+
+T = TypeVar("T")
+# Reports (stage, done, total) of long work.
+StageProgress = Callable[[str, int, int], None]
+
+# Exit codes: something failed, and the command was misused.
 FAILED, MISUSED = 1, 2
+# Which extra brings which module.
+EXTRAS = {
+    "implicit": "offline", "numpy": "offline", "polars": "offline", "scipy": "offline", "threadpoolctl": "offline",
+    "httptools": "bench", "hdrh": "bench", "matplotlib": "bench",
+    "redis": "redis", "azure": "cosmos", "pyspark": "spark",
+}  # fmt: skip
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.", envvar="HOTPLATE_JSON")]
 StoreUrl = Annotated[
@@ -19,18 +49,31 @@ StoreUrl = Annotated[
         "--store",
         metavar="URL",
         envvar="HOTPLATE_STORE",
-        help="The store: file:///FOLDER, redis://HOST:PORT/DB, rediss://…, unix:///SOCKET, cosmos://ACCOUNT/DATABASE. "
-        "By default a folder in your own data directory.",
+        help="The URL of the store: file:///FOLDER, redis://HOST:PORT/DB, rediss://…, unix:///SOCKET or "
+        "cosmos://ACCOUNT/DATABASE. By default it is a folder in your own data directory.",
+        show_default=False,
+    ),
+]
+Delimiter = Annotated[
+    str | None,
+    typer.Option(
+        envvar="HOTPLATE_DELIMITER",
+        help="The character between the fields of a CSV file; by default it is detected.",
         show_default=False,
     ),
 ]
 
-EXTRAS = {
-    "implicit": "offline", "numpy": "offline", "polars": "offline", "scipy": "offline", "threadpoolctl": "offline",
-    "httptools": "bench", "hdrh": "bench", "matplotlib": "bench",
-    "redis": "redis", "azure": "cosmos", "pyspark": "spark",
-}  # fmt: skip
-"""Which extra brings which module."""
+
+def column_option(role: str, description: str = "by default it is guessed from common names") -> Any:  # noqa: ANN401 -- typer's own
+    """Make the option that names the column of a role."""
+    return typer.Option(
+        f"--{role}-column",
+        metavar="NAME",
+        envvar=f"HOTPLATE_{role.upper()}_COLUMN",
+        help=f"The name of the {role} column; {description}.",
+        show_default=False,
+    )
+
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -38,13 +81,11 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 def print_json(value: object) -> None:
     """Print one JSON object on standard output."""
-    sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2, default=_plain).decode() + "\n")
+    sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2, default=_to_plain).decode() + "\n")
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     """Make a plain table; cells are shown as they are, never as markup."""
-    from rich.text import Text
-
     grid = Table(box=None, pad_edge=False, header_style="bold")
     for heading in headings:
         grid.add_column(heading, overflow="fold")
@@ -53,8 +94,15 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     return grid
 
 
-def fail(error: BaseException, *, as_json: bool) -> int:
-    """Print an error as one sentence on standard error and return the exit code that it deserves."""
+def print_rows_read(rows: int, path: "Path | str", left_out: dict[str, int]) -> None:
+    """Print how many rows of an input were read, and how many of them were left out, by reason."""
+    out.print(f"read {rows:,} rows of {path}", markup=False)
+    for reason, count in left_out.items():
+        out.print(f"  {count:,} left out: {reason}", markup=False)
+
+
+def print_error(error: BaseException, *, as_json: bool) -> int:
+    """Print an error as one sentence on standard error and return its exit code."""
     sentence, code = _sentence(error)
     if sentence.partition(" ")[0].isalpha():  # a path, a URL or a name stays as it is
         sentence = sentence[:1].upper() + sentence[1:]
@@ -64,6 +112,86 @@ def fail(error: BaseException, *, as_json: bool) -> int:
     else:
         err.print("hotplate: ", sentence, sep="", markup=False)
     return code
+
+
+@contextmanager
+def progress_bars(status: Callable[[], str] = str) -> Iterator[StageProgress]:
+    """
+    Yield a function that reports progress: each stage gets a line on a terminal, and nothing is printed elsewhere.
+
+    *status* is a text that is shown beside every stage. The lines vanish at the end.
+    """
+    columns = (
+        TextColumn("{task.description:<9}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _TextColumn(lambda task: f"{task.speed:,.0f}/s" if task.speed and task.speed >= 1 else ""),
+        TimeRemainingColumn(),
+        _TextColumn(lambda _: status()),
+    )
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
+        tasks = dict[str, TaskID]()
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:  # a stage of one step has no share to show
+                tasks[stage] = progress.add_task(stage, total=None if total == 1 else total)
+            if total == 1 and done == 1:
+                steps = next(task.total for task in progress.tasks if task.id == tasks[stage]) or 1
+                progress.update(tasks[stage], completed=steps, total=steps)
+            elif total > 1:
+                progress.update(tasks[stage], completed=done, total=total)
+
+        yield report
+
+
+def with_store(url: str | None, act: "Callable[[Store], Awaitable[T]]", observer: "Observer | None" = None) -> T:
+    """Run *act* on the store at *url*, by default the one in the user's own data folder, and close it at the end."""
+    from stores.connect import connect, default_url
+
+    async def run() -> T:
+        store = connect(url or default_url(), observer)
+        try:
+            return await act(store)
+        finally:
+            await store.close()
+
+    return asyncio.run(run())
+
+
+def with_stores(
+    source: str, target: str, act: "Callable[[Store, Store], Awaitable[T]]", observer: "Observer | None" = None
+) -> T:
+    """Run *act* on two stores, *observer* counting at the target; StoreMisused where they are one and the same."""
+    from stores.connect import connect
+    from stores.errors import StoreMisused
+    from stores.urls import redacted
+
+    if source == target:
+        raise StoreMisused(f"{redacted(source)} is given as both stores; name two")
+
+    async def run() -> T:
+        first = connect(source)
+        try:
+            second = connect(target, observer)
+            try:
+                return await act(first, second)
+            finally:
+                await second.close()
+        finally:
+            await first.close()
+
+    return asyncio.run(run())
+
+
+class _TextColumn(ProgressColumn):
+    """A text that is computed anew each time a line is drawn."""
+
+    def __init__(self, text: Callable[[Task], str]) -> None:
+        super().__init__()
+        self._text = text
+
+    def render(self, task: Task) -> Text:
+        return Text(self._text(task))
 
 
 def _sentence(error: BaseException) -> tuple[str, int]:
@@ -85,7 +213,7 @@ def _sentence(error: BaseException) -> tuple[str, int]:
     raise error
 
 
-def _plain(value: object) -> Any:  # noqa: ANN401 -- what orjson wants of its default hook
+def _to_plain(value: object) -> Any:  # noqa: ANN401 -- what orjson wants of its default hook
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
     return str(value)

@@ -6,15 +6,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hotplate.cli.progress import bars
-from hotplate.cli.terminal import Json, out, print_json, table
+from hotplate.cli.terminal import (
+    Delimiter,
+    Json,
+    column_option,
+    out,
+    print_json,
+    print_rows_read,
+    progress_bars,
+    table,
+)
 
 if TYPE_CHECKING:
+    from offline.evaluate import Evaluation
     from offline.pipeline import TrainReport
 
 
 class Weighting(StrEnum):
-    """What a user's weight for an item becomes."""
+    """What becomes of the weight of a user and an item."""
 
     SUM = "sum"
     BINARY = "binary"
@@ -22,98 +31,112 @@ class Weighting(StrEnum):
 
 
 class Split(StrEnum):
-    """How pairs are held back for the evaluation."""
+    """How test data are chosen."""
 
     STRATIFIED = "stratified"
     RANDOM = "random"
     NONE = "none"
 
 
-def _column(role: str, guessed: str = "; guessed from common names") -> typer.models.OptionInfo:
-    option: typer.models.OptionInfo = typer.Option(
-        f"--{role}-column",
-        envvar=f"HOTPLATE_{role.upper()}_COLUMN",
-        help=f"The {role} column{guessed}.",
-        show_default=False,
-    )
-    return option
-
-
-Data = Annotated[
-    Path, typer.Argument(metavar="DATA", help="A CSV, TSV or Parquet file (.gz and .zst too), or a folder of one kind.")
-]
-
-
 def train(
-    data: Data,
+    data: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATA", help="A CSV, TSV or Parquet file (.gz and .zst too), or a folder of files of one kind."
+        ),
+    ],
     model: Annotated[Path, typer.Option("--out", envvar="HOTPLATE_MODEL", help="The model folder to write.")],
-    user_column: Annotated[str | None, _column("user")] = None,
-    item_column: Annotated[str | None, _column("item")] = None,
-    weight_column: Annotated[str | None, _column("weight")] = None,
-    event_column: Annotated[str | None, _column("event", ", for --event-weights; guessed from common names")] = None,
-    count_column: Annotated[
-        str | None, _column("count", ": a pair weighs as many different values as it has there, invoices for example")
+    user_column: Annotated[str | None, column_option("user")] = None,
+    item_column: Annotated[str | None, column_option("item")] = None,
+    weight_column: Annotated[str | None, column_option("weight")] = None,
+    event_column: Annotated[
+        str | None,
+        column_option("event", "it needs --event-weights, and by default it is guessed from common names"),
     ] = None,
-    time_column: Annotated[str | None, _column("time")] = None,
-    title_column: Annotated[str | None, _column("title")] = None,
+    count_column: Annotated[
+        str | None,
+        column_option(
+            "count",
+            "the weight of a user and an item is then the number of different values that they have in it, for example "
+            "of invoices",
+        ),
+    ] = None,
+    time_column: Annotated[str | None, column_option("time")] = None,
+    title_column: Annotated[str | None, column_option("title")] = None,
     segment_column: Annotated[
-        str | None, _column("segment", " (a country, say), whose values each get a popular list; guessed if named so")
+        str | None,
+        column_option(
+            "segment", "each of its values, for example each country, gets a popular list; by default it is `segment`"
+        ),
     ] = None,
     titles: Annotated[
         Path | None,
-        typer.Option(envvar="HOTPLATE_TITLES", help="A file of item and title, where titles are elsewhere."),
+        typer.Option(
+            envvar="HOTPLATE_TITLES", help="A file of item and title, where DATA has no titles.", show_default=False
+        ),
     ] = None,
     event_weights: Annotated[
         str | None,
-        typer.Option(envvar="HOTPLATE_EVENT_WEIGHTS", help="What each event weighs, as view=1,cart=3,buy=5."),
+        typer.Option(envvar="HOTPLATE_EVENT_WEIGHTS", help="The weight of each event, as view=1,cart=3,buy=5."),
     ] = None,
     weighting: Annotated[
-        Weighting, typer.Option(envvar="HOTPLATE_WEIGHTING", help="Keep a pair's sum of weights, make it 1, or 1 + ln.")
+        Weighting,
+        typer.Option(
+            envvar="HOTPLATE_WEIGHTING",
+            help="What becomes of the weight w of a user and an item: it stays their sum, becomes 1, or 1 + ln w.",
+        ),
     ] = Weighting.SUM,
     where: Annotated[
         list[str] | None,
         typer.Option(
             metavar="FILTER",
             envvar="HOTPLATE_WHERE",
-            help="Keep rows with this only, as 'quantity>0', 'country=France' or 'code~^\\d{5}' (regular expression); "
-            "may be given several times.",
+            help="Use only rows that meet this condition: 'quantity>0', 'country=France', or 'code~^\\d{5}', a regular "
+            "expression. It may be given several times.",
         ),
     ] = None,
-    delimiter: Annotated[
-        str | None,
-        typer.Option(envvar="HOTPLATE_DELIMITER", help="Between fields of CSV; guessed.", show_default=False),
-    ] = None,
+    delimiter: Delimiter = None,
     min_per_user: Annotated[
-        int, typer.Option(min=1, envvar="HOTPLATE_MIN_PER_USER", help="Leave out users with fewer items.")
+        int, typer.Option(min=1, envvar="HOTPLATE_MIN_PER_USER", help="Users with fewer items are left out.")
     ] = 1,
     min_per_item: Annotated[
-        int, typer.Option(min=1, envvar="HOTPLATE_MIN_PER_ITEM", help="Leave out items with fewer users.")
+        int, typer.Option(min=1, envvar="HOTPLATE_MIN_PER_ITEM", help="Items with fewer users are left out.")
     ] = 1,
     split: Annotated[
-        Split, typer.Option(envvar="HOTPLATE_SPLIT", help="How pairs are held back to measure on.")
+        Split,
+        typer.Option(
+            envvar="HOTPLATE_SPLIT", help="How test data are chosen: by item, at random, or not at all (no evaluation)."
+        ),
     ] = Split.STRATIFIED,
     test_share: Annotated[
-        float, typer.Option(envvar="HOTPLATE_TEST_SHARE", help="The share of pairs that is held back.")
+        float, typer.Option(envvar="HOTPLATE_TEST_SHARE", help="The share of the data that is held back as test data.")
     ] = 0.25,
-    k: Annotated[int, typer.Option("-k", min=1, envvar="HOTPLATE_K", help="Metrics are at k.")] = 10,
-    factors: Annotated[int, typer.Option(envvar="HOTPLATE_FACTORS", help="Length of a factor.")] = 128,
+    k: Annotated[
+        int,
+        typer.Option("-k", min=1, envvar="HOTPLATE_K", help="The length of the lists that metrics are computed on."),
+    ] = 10,
+    factors: Annotated[
+        int, typer.Option(envvar="HOTPLATE_FACTORS", help="The number of factors of each user and item.")
+    ] = 128,
     regularization: Annotated[
-        float, typer.Option(envvar="HOTPLATE_REGULARIZATION", help="Against overfitting.")
+        float, typer.Option(envvar="HOTPLATE_REGULARIZATION", help="The regularization of ALS, against overfitting.")
     ] = 30.0,
-    alpha: Annotated[float, typer.Option(envvar="HOTPLATE_ALPHA", help="Confidence per unit of weight.")] = 4.0,
-    iterations: Annotated[int, typer.Option(envvar="HOTPLATE_ITERATIONS", help="Rounds of ALS.")] = 15,
-    seed: Annotated[int, typer.Option(envvar="HOTPLATE_SEED", help="Of the split and the fit.")] = 42,
+    alpha: Annotated[
+        float, typer.Option(envvar="HOTPLATE_ALPHA", help="The confidence that ALS gives each unit of weight.")
+    ] = 4.0,
+    iterations: Annotated[int, typer.Option(envvar="HOTPLATE_ITERATIONS", help="The number of ALS iterations.")] = 15,
+    seed: Annotated[int, typer.Option(envvar="HOTPLATE_SEED", help="The random seed of the split and the fit.")] = 42,
     as_json: Json = False,
 ) -> None:
-    """Learn from interactions: read, split, fit, evaluate, and write a model folder.
+    """Train a model on interactions: read, split, evaluate, fit, and write a model folder.
 
     Example: hotplate train clicks.csv.gz --event-weights view=1,buy=5 --min-per-user 5 --out model
     """
-    from offline.als import ALSParams
-    from offline.columns import Columns
-    from offline.filters import parse_event_weights
+    from offline.input.columns import Columns
+    from offline.input.filters import parse_event_weights
     from offline.pipeline import TrainSettings
-    from offline.pipeline import train as learn
+    from offline.pipeline import train as train_model
+    from offline.train.als import ALSParams
 
     settings = TrainSettings(
         path=data,
@@ -127,7 +150,7 @@ def train(
             title=title_column,
             segment=segment_column,
         ),
-        delimiter=delimiter.replace("\\t", "\t") if delimiter else None,
+        delimiter=delimiter,
         event_weights=parse_event_weights(event_weights) if event_weights else None,
         where=where or (),
         weighting=weighting.value,
@@ -139,20 +162,18 @@ def train(
         k=k,
         params=ALSParams(factors, regularization, alpha, iterations, seed),
     )
-    with bars() as tell:
-        report = learn(settings, model, tell)
+    with progress_bars() as on_progress:
+        report = train_model(settings, model, on_progress)
     if as_json:
         print_json(report.to_json())
     else:
-        show(report)
+        print_report(report)
 
 
-def show(report: "TrainReport") -> None:
+def print_report(report: "TrainReport") -> None:
     """Print what a training read, left out and achieved."""
     facts = report.to_json()
-    out.print(f"read {facts['data']['rows']:,} rows of {facts['data']['source']}", markup=False)
-    for reason, count in facts["data"]["left_out"].items():
-        out.print(f"  {count:,} left out: {reason}", markup=False)
+    print_rows_read(facts["data"]["rows"], facts["data"]["source"], facts["data"]["left_out"])
     for what in ("users", "items", "pairs"):
         if facts[f"{what}_left_out"]:
             out.print(f"  {facts[f'{what}_left_out']:,} {what} left out: fewer than the minimum per user or per item")
@@ -162,16 +183,22 @@ def show(report: "TrainReport") -> None:
     if report.evaluation is None:
         out.print(report.note or "", markup=False)
     else:
-        held = report.evaluation
-        metrics = {name: held.to_json()[name] for name in ("model", "popularity")}
-        names = [name for name, value in metrics["model"].items() if isinstance(value, float)]
-        out.print(f"{held.split} split, {held.test_pairs:,} pairs held back, measured at {metrics['model']['k']}:")
-        rows = [(who, *(f"{values[name]:.4f}" for name in names)) for who, values in metrics.items()]
-        out.print(table(("", *names), rows))
-        if held.model.ndcg < held.popularity.ndcg:
-            out.print(
-                "the model ranks below plain popularity here: try --weighting binary, --min-per-user 5 "
-                "--min-per-item 5, or more --regularization together with more --alpha (150 and 20, say)"
-            )
+        _print_evaluation(report.evaluation)
     took = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in facts["seconds"].items())
     out.print(f"model written to {report.out} ({took})", markup=False)
+
+
+def _print_evaluation(evaluation: "Evaluation") -> None:
+    facts = evaluation.to_json()
+    metrics = {name: facts[name] for name in ("model", "popularity")}
+    names = [name for name, value in metrics["model"].items() if isinstance(value, float)]
+    out.print(
+        f"{evaluation.split} split, {evaluation.test_pairs:,} pairs held back, measured at {metrics['model']['k']}:"
+    )
+    rows = [(who, *(f"{values[name]:.4f}" for name in names)) for who, values in metrics.items()]
+    out.print(table(("", *names), rows))
+    if evaluation.model.ndcg < evaluation.popularity.ndcg:
+        out.print(
+            "the model ranks below plain popularity here: try --weighting binary, --min-per-user 5 "
+            "--min-per-item 5, or more --regularization together with more --alpha (150 and 20, say)"
+        )

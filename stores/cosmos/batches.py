@@ -13,7 +13,7 @@ from stores.cosmos.errors import ContainerMissing
 from stores.cosmos.items import STATE, container_of, item_bytes, keys_name, value_of
 from stores.cosmos.patience import Patience
 from stores.errors import ReleaseNotFound
-from stores.keylist import bounds
+from stores.keys import bounds
 
 ROWS, METAS = "rows", "metas"
 """The two series of batches: only the first tells where to resume."""

@@ -18,8 +18,7 @@ from stores.cosmos.items import CATALOGUE, item_bytes, keys_name, name_of, to_it
 from stores.cosmos.pace import Pace
 from stores.cosmos.spending import Spending
 from stores.cosmos.writer import DRAFT, SEALED
-from stores.keylist import pack
-from stores.keys import META
+from stores.keys import META, pack
 from stores.store import Row
 
 RENEWED_S = LEASE_S / 3

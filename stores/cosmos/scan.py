@@ -8,7 +8,7 @@ from stores.cosmos.batches import METAS, ROWS, Batches, not_found
 from stores.cosmos.errors import ContainerMissing
 from stores.cosmos.items import container_of, name_of, value_of
 from stores.cosmos.patience import for_each
-from stores.keylist import Span, bounds, overlapping, unpack
+from stores.keys import Span, bounds, overlapping, unpack
 from stores.store import Row
 
 

@@ -6,8 +6,7 @@ from stores.cosmos.batches import LAGS_S, METAS, ROWS
 from stores.cosmos.charges import Charges
 from stores.cosmos.items import item_bytes, keys_name, name_of, to_item
 from stores.cosmos.writer import DRAFT, SEALED, chunks
-from stores.keylist import pack
-from stores.keys import MANIFEST
+from stores.keys import MANIFEST, pack
 from stores.store import Row
 
 

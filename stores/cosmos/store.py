@@ -23,13 +23,13 @@ from stores.cosmos.url import Address, parse
 from stores.cosmos.writer import Writer
 from stores.errors import StoreMisused
 from stores.forecast import Bill, Forecast
-from stores.store import Observer, Plan, Row, Slot
+from stores.store import Advised, Observer, Plan, Row, Slot
 
 READ_DEADLINE_S = 1.0
 """When a lookup is given up; callers bring shorter ones of their own."""
 
 
-class CosmosStore:
+class CosmosStore(Advised):
     """One database of one account; an instance belongs to one event loop and process."""
 
     batch = 64

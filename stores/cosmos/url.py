@@ -10,7 +10,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from stores.cosmos.throughput import AUTOSCALE_MIN, AUTOSCALE_STEP, MANUAL_MIN, MANUAL_STEP, MAX_RU, Throughput
 from stores.errors import StoreMisused
-from stores.urls import options, redacted, secret
+from stores.urls import parameters, redacted, secret
 
 KEY = "HOTPLATE_COSMOS_KEY"
 SUBSCRIPTION = "AZURE_SUBSCRIPTION_ID"
@@ -83,7 +83,7 @@ def parse(url: str, environment: Mapping[str, str] = os.environ) -> Address:
     shown, parts = redacted(url), urlsplit(url)
     if "@" in parts.netloc:
         raise StoreMisused(f"the URL of {shown} holds a secret; give the key as {KEY} or in a file as {KEY}_FILE")
-    asked = options(parts, OPTIONS, shown)
+    asked = parameters(parts, OPTIONS, shown)
     database = parts.path.removeprefix("/")
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,255}", database):
         raise StoreMisused(f"{shown} names no database; write cosmos://ACCOUNT/DATABASE")

@@ -11,8 +11,7 @@ from stores.cosmos.errors import ContainerMissing
 from stores.cosmos.items import STATE, container_of, item_bytes, keys_name, name_of, to_item
 from stores.cosmos.patience import Patience, for_each
 from stores.errors import ReleaseConflict
-from stores.keylist import pack
-from stores.keys import META
+from stores.keys import META, pack
 from stores.store import Row
 
 MOST_ROWS = 1000

@@ -1,1 +1,1 @@
-"""The Redis store: every row a plain string, lookups of one turn as one command."""
+"""The Redis store: every row a plain string, the lookups of one iteration of the event loop as one command."""

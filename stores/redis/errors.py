@@ -1,9 +1,10 @@
-"""What a Redis server or the way to it says, as one of our errors; the one place where foreign errors end."""
+"""From the errors of redis-py and of the network to ours: the one place where they are translated."""
 
 from redis import exceptions as foreign
 
 from stores.errors import StoreError, StoreFull, StoreMisused, StoreUnavailable
 
+# From the special to the general; the first that fits applies.
 MEANINGS: tuple[tuple[tuple[type[BaseException], ...], type[StoreError], str], ...] = (
     (
         (foreign.OutOfMemoryError,),
@@ -22,7 +23,6 @@ MEANINGS: tuple[tuple[tuple[type[BaseException], ...], type[StoreError], str], .
     ((foreign.ResponseError,), StoreUnavailable, "{where} refused: {error}"),
     ((BaseException,), StoreUnavailable, "{where} cannot be reached: {error}"),
 )
-"""From the special to the general; the first that fits is meant."""
 
 
 def translated(error: BaseException, where: str) -> StoreError:

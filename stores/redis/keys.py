@@ -1,21 +1,20 @@
 """The names of everything that a deployment keeps in Redis, all under its prefix.
 
-PREFIX:catalogue              the catalogue, as JSON
-PREFIX:changes                the channel that says that it changed
-PREFIX:RELEASE:KIND:ID        one row, a plain string without an expiry: a draft's lease decides, not a timer
-PREFIX:RELEASE:@state         `draft` or `sealed`; a release is there as long as this is
-PREFIX:RELEASE:@keys          a list: the keys of each acknowledged batch, packed by `stores.keylist`
-PREFIX:RELEASE:@meta          the same for `meta` rows, which may come at any time
+PREFIX:catalogue                  the catalogue, as JSON
+PREFIX:changes                    the channel on which each change of the catalogue is announced
+PREFIX:INCARNATION:KIND:ID        one row, a plain string without an expiry: a draft's lease decides, not a timer
+PREFIX:INCARNATION:@state         `draft` or `sealed`; a release exists as long as this key does
+PREFIX:INCARNATION:@keys          a list: the keys of each acknowledged batch, packed by `stores.keys`
+PREFIX:INCARNATION:@meta          the same for `meta` rows, which may come at any time
+PREFIX:INCARNATION:@points        a hash: the last acknowledged key of each part
 """
 
 from dataclasses import dataclass
 
-from stores.catalogue import ReleaseId
-
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """The names under one prefix."""
+    """The names under one prefix; a release's are given by its incarnation."""
 
     prefix: str
 
@@ -29,14 +28,18 @@ class Keys:
         """The channel on which each swap is announced."""
         return f"{self.prefix}:changes"
 
-    def head(self, release: ReleaseId) -> str:
+    def head(self, incarnation: str) -> str:
         """What stands before a row's own key."""
-        return f"{self.prefix}:{release}:"
+        return f"{self.prefix}:{incarnation}:"
 
-    def state(self, release: ReleaseId) -> str:
-        """Where it says that a release is there, and whether it is sealed."""
-        return f"{self.prefix}:{release}:@state"
+    def state(self, incarnation: str) -> str:
+        """The key that says that a release exists, and whether it is sealed."""
+        return f"{self.prefix}:{incarnation}:@state"
 
-    def lists(self, release: ReleaseId) -> tuple[str, str]:
+    def points(self, incarnation: str) -> str:
+        """The hash of resume points, by part."""
+        return f"{self.prefix}:{incarnation}:@points"
+
+    def lists(self, incarnation: str) -> tuple[str, str]:
         """The two lists of packed keys: of rows, and of `meta` rows."""
-        return f"{self.prefix}:{release}:@keys", f"{self.prefix}:{release}:@meta"
+        return f"{self.prefix}:{incarnation}:@keys", f"{self.prefix}:{incarnation}:@meta"

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 
 from stores.errors import StoreFull
-from stores.redis.link import Link
+from stores.redis.connection import Reconnector
 from stores.store import Plan
 
+# What a row takes beside its bytes, and what the allocator makes of it: within -3 and +13 % of `used_memory` for rows
+# of 0 to 9,000 bytes on Redis 7.
 ROW_BYTES, ALLOCATED = 80, 1.08
-"""What a row takes beside its bytes, and what the allocator makes of it: within -3 and +13 % of `used_memory` for rows
-of 0 to 9,000 bytes on Redis 7."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Memory:
     policy: str
 
     def check(self, plan: Plan, head: str, where: str) -> None:
-        """Raise StoreFull, with the numbers, where *plan* does not fit beside what is there."""
+        """Raise StoreFull, with the numbers, where *plan* does not fit into what is left."""
         needed = int((plan.payload_bytes + plan.rows * (len(head) + ROW_BYTES)) * ALLOCATED)
         limit = self.maxmemory or self.machine
         if limit and self.used + needed > limit:
@@ -32,16 +32,16 @@ class Memory:
             )
 
     def warnings(self, where: str) -> list[str]:
-        """Say where lists could vanish. `volatile-*` cannot touch them, for they have no expiry."""
+        """Return a sentence where lists could vanish. `volatile-*` cannot touch them, for they have no expiry."""
         if not self.maxmemory or not self.policy.startswith("allkeys-"):
             return []
         sentence = f"{where} has the eviction policy {self.policy}, which drops lists in silence once memory is short"
         return [f"{sentence}; set maxmemory-policy to noeviction"]
 
 
-async def measure(link: Link) -> Memory:
-    """Ask the server, in one command; raises StoreError."""
-    found: bytes = await link.ask(b"INFO", b"memory")
+async def measure(reconnector: Reconnector) -> Memory:
+    """Read it from the server, in one command; raises StoreError."""
+    found: bytes = await reconnector.execute_command(b"INFO", b"memory")
     fields = dict(line.split(":", 1) for line in found.decode().splitlines() if ":" in line)
     return Memory(
         used=int(fields["used_memory"]),

@@ -1,4 +1,4 @@
-"""Where a Redis server is and how to get in: `redis://`, `rediss://` and `unix://`, read once and kept."""
+"""URLs of Redis servers, `redis://`, `rediss://` and `unix://`, parsed once into an address and credentials."""
 
 import os
 import re
@@ -11,13 +11,14 @@ from urllib.parse import unquote, urlsplit
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
 
 from stores.errors import StoreMisused
-from stores.urls import options, redacted, secret
+from stores.urls import parameters, redacted, secret
 
 PORT = 6379
 PREFIX = "hotplate"
-PASSWORD = "HOTPLATE_REDIS_PASSWORD"  # noqa: S105 -- the name of a variable
-OPTIONS = {"redis": {"prefix"}, "rediss": {"prefix", "ca"}, "unix": {"prefix", "db"}}
-"""Which query parameters a scheme knows."""
+PASSWORD_VARIABLE = "HOTPLATE_REDIS_PASSWORD"  # noqa: S105 -- the name of a variable
+
+# Which query parameters a scheme takes.
+PARAMETERS = {"redis": {"prefix"}, "rediss": {"prefix", "ca"}, "unix": {"prefix", "db"}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class Address:
     password: str | None = field(default=None, repr=False)
 
     def connection(self, connect_timeout_s: float) -> AbstractConnection:
-        """Make a connection that is not open yet; once open it waits without limit, for its user has the deadline."""
+        """Make a connection that is not open yet; once open it waits without limit, for its user has the timeout."""
         common: dict[str, Any] = {
             "db": self.db,
             "username": self.user,
@@ -63,18 +64,18 @@ def parse(url: str, environment: Mapping[str, str] = os.environ) -> Address:
     A password that is not in the URL comes from HOTPLATE_REDIS_PASSWORD or the file HOTPLATE_REDIS_PASSWORD_FILE.
     """
     shown, parts = redacted(url), urlsplit(url)
-    asked = options(parts, OPTIONS[parts.scheme], shown)
-    prefix = asked.get("prefix", PREFIX)
+    given = parameters(parts, PARAMETERS[parts.scheme], shown)
+    prefix = given.get("prefix", PREFIX)
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", prefix):
         raise StoreMisused(f"the prefix {prefix!r} of {shown} has other characters than letters, digits and . _ -")
     user = unquote(parts.username) if parts.username else None
-    password = unquote(parts.password) if parts.password else secret(PASSWORD, environment)
+    password = unquote(parts.password) if parts.password else secret(PASSWORD_VARIABLE, environment)
     if parts.scheme == "unix":
         if not parts.path.startswith("/") or parts.hostname:
             raise StoreMisused(f"{shown} names no socket; write three slashes, as in unix:///run/redis/redis.sock")
-        db = _number(asked.get("db", "0"), shown)
+        db = _number(given.get("db", "0"), shown)
         return Address(shown, prefix, db, path=unquote(parts.path), user=user, password=password)
-    ca = asked.get("ca")
+    ca = given.get("ca")
     if ca is not None and not Path(ca).is_file():
         raise StoreMisused(f"the file {ca}, which should certify {shown}, does not exist")
     try:

@@ -19,6 +19,7 @@ from stores.lifecycle import publish
 from stores.store import Row
 from tests.support.cosmos_drivers import account
 from tests.support.redis_server import RedisServer
+from tests.support.stores import ref
 
 SMALL = ("--duration", "0.4s", "--warmup", "0s", "--repeat", "1", "--rate", "200")
 
@@ -68,7 +69,7 @@ def test_reads_beyond_the_throughput_are_a_measurement_and_no_failure() -> None:
         url = far.url("throttled", ru="400")
         release = fill(url)
         keys = [f"user:{number:08}" for number in range(20)]
-        found = look_up(url, backing(url), release, [keys], 1.0)
+        found = look_up(url, backing(url), ref(release), [keys], 1.0)
         assert far.told("hotplate_cosmos_emulator_requests_total")["read item", "429"] > 0
         assert found.keys_per_s > 0
 

@@ -33,6 +33,7 @@ from stores.manifest import Manifest
 from stores.memory import MemoryStore
 from stores.store import Row
 from tests.support.service import a_list, publish_lists
+from tests.support.stores import ref
 from tests.support.virtual import simulate
 
 SMALL = ("--duration", "0.4s", "--warmup", "0s", "--repeat", "1", "--rate", "200")
@@ -161,7 +162,7 @@ async def test_a_trial_release_is_measured_and_leaves_no_trace() -> None:
     catalogue = await store.catalogue()
     assert not catalogue.releases
     with pytest.raises(ReleaseNotFound):
-        await store.get_many(ReleaseId("20260101T000000Z-0000"), ["user:00000"])
+        await store.get_many(ref(ReleaseId("20260101T000000Z-0000")), ["user:00000"])
 
 
 def test_what_stands_behind_a_store_is_told_by_its_url(tmp_path: Path) -> None:

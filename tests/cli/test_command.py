@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import json
 import os
+import random
 import re
 import shlex
 import signal
@@ -16,28 +17,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from offline.datasets import sample
+from offline.input.sample import sample
+from stores.lmdb_store import LmdbStore
+from tests.support.command import failed, hotplate, hotplate_process
 from tests.support.service import a_list, publish_lists
-
-
-def hotplate(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "hotplate", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-        env=os.environ | {"COLUMNS": "200", "TERM": "dumb"} | environment,
-    )
-
-
-def failed(done: subprocess.CompletedProcess[str], *parts: str, code: int = 1) -> None:
-    """Hold a failure to the promise: one sentence on standard error, no traceback, the right exit code."""
-    assert done.returncode == code, done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stderr.count("\n") == 1, done.stderr
-    for part in parts:
-        assert part in done.stderr
+from tests.support.soak import SEED, scaled
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +62,7 @@ def test_the_life_of_releases_by_hand(tmp_path: Path) -> None:
     assert json.loads(hotplate("releases", "list", "--json", **environment).stdout)["live"] == second
     assert "is live" in hotplate("releases", "activate", third, **environment).stdout
     assert "1 user" in hotplate("releases", "show", third, **environment).stdout
-    assert "is whole: 2 rows" in hotplate("releases", "verify", **environment).stdout
+    assert "is complete: 2 rows" in hotplate("releases", "verify", **environment).stdout
     erased = json.loads(hotplate("releases", "prune", "--grace", "0", "--json", **environment).stdout)["erased"]
     assert erased == [first]
     assert "nothing to erase" in hotplate("releases", "prune", **environment).stdout
@@ -159,7 +143,7 @@ def test_a_missing_extra_is_named_with_its_install_command(clicks: Path, tmp_pat
     (tmp_path / "polars" / "__init__.py").write_text(
         "raise ModuleNotFoundError(\"No module named 'polars'\", name='polars')"
     )
-    done = hotplate("train", clicks, "--out", tmp_path / "model", PYTHONPATH=str(tmp_path))
+    done = hotplate_process("train", clicks, "--out", tmp_path / "model", PYTHONPATH=str(tmp_path))
     failed(done, "pip install 'hotplate[offline]'")
 
 
@@ -203,25 +187,40 @@ def test_the_demo_takes_data_of_ones_own_and_refuses_a_port_in_use_before_traini
     assert done.stdout == ""
 
 
-def test_a_publish_that_is_interrupted_leaves_nothing(tmp_path: Path) -> None:
-    big = tmp_path / "model"
-    data = tmp_path / "big.parquet"
+def test_a_publish_that_is_interrupted_leaves_nothing(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def interrupt(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.sleep(10)
+
+    monkeypatch.setattr(LmdbStore, "put", interrupt)
+    done = hotplate("publish", model, "--store", f"file://{tmp_path}")
+    assert (done.returncode, done.stderr) == (130, "")
+    assert list(tmp_path.glob("releases/*")) == []
+    listed = hotplate("releases", "list", "--json", "--store", f"file://{tmp_path}")
+    assert json.loads(listed.stdout)["releases"] == []
+
+
+@pytest.mark.soak
+def test_publishes_that_are_interrupted_leave_nothing(tmp_path: Path) -> None:
+    model, data, draw = tmp_path / "model", tmp_path / "big.parquet", random.Random(SEED)
     sample(users=30_000, items=500).select(pl.col("user"), pl.col("item")).write_parquet(data)
-    assert (
-        hotplate("train", data, "--out", big, "--split", "none", "--iterations", "1", "--factors", "8").returncode == 0
-    )
-    store = tmp_path / "store"
-    publish = subprocess.Popen(
-        [sys.executable, "-m", "hotplate", "publish", str(big), "--store", f"file://{store}", "--list-length", "200"],
-        stderr=subprocess.PIPE,
-    )
-    deadline = time.monotonic() + 60
-    while not list(store.glob("releases/*.draft")):
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    publish.send_signal(signal.SIGINT)
-    _, errors = publish.communicate(timeout=60)
-    assert publish.returncode == 130
-    assert b"Traceback" not in errors
-    assert list(store.glob("releases/*")) == []
-    assert json.loads(hotplate("releases", "list", "--json", "--store", f"file://{store}").stdout)["releases"] == []
+    trained = hotplate("train", data, "--out", model, "--split", "none", "--iterations", "1", "--factors", "8")
+    assert trained.returncode == 0
+    for round_ in range(scaled(4)):
+        store = tmp_path / str(round_)
+        command = ["publish", str(model), "--store", f"file://{store}", "--list-length", "200"]
+        publish = subprocess.Popen([sys.executable, "-m", "hotplate", *command], stderr=subprocess.PIPE)
+        deadline = time.monotonic() + 60
+        while not list(store.glob("releases/*.draft")):
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        time.sleep(draw.uniform(0, 0.3))
+        publish.send_signal(signal.SIGINT)
+        _, errors = publish.communicate(timeout=60)
+        assert publish.returncode == 130
+        assert b"Traceback" not in errors
+        assert list(store.glob("releases/*")) == []
+        listed = hotplate("releases", "list", "--json", "--store", f"file://{store}")
+        assert json.loads(listed.stdout)["releases"] == []

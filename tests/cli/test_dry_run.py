@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from hotplate.cli.spending import Spending, duration, hours_begun, slow
-from offline.datasets import sample
+from offline.input.sample import sample
 from stores import lifecycle as life
 from stores.forecast import Bill, Provisioned
 from stores.store import Plan, Row
-from tests.cli.test_command import failed, hotplate
+from tests.support.command import failed, hotplate
 from tests.support.cosmos_drivers import Account
 from tests.support.cosmos_held import Far, batches, with_far
 from tests.support.redis_server import RedisServer

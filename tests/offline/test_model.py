@@ -1,4 +1,4 @@
-"""The model folder: what is saved is what is loaded, replaced as a whole, and damage is told."""
+"""The model folder: what is saved is what is loaded, replaced as a whole, and damage is an error."""
 
 import json
 from collections.abc import Callable
@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from offline.als import ALSParams, fit
-from offline.datasets import sample
 from offline.errors import DataError
-from offline.matrix import to_matrix
+from offline.input.matrix import to_matrix
+from offline.input.sample import sample
 from offline.model import Model, load, save
-from offline.popular import most_popular, popular_by_segment
+from offline.train.als import ALSParams, fit
+from offline.train.popularity import most_popular, popular_by_segment
 
 PARAMS = ALSParams(factors=4, iterations=2)
 
@@ -40,19 +40,19 @@ def model() -> Model:
 
 def test_what_is_saved_is_what_is_loaded(model: Model, tmp_path: Path) -> None:
     save(model, tmp_path / "deep" / "model")
-    found = load(tmp_path / "deep" / "model")
-    assert np.array_equal(found.factors.user_factors, model.factors.user_factors)
-    assert np.array_equal(found.factors.item_factors, model.factors.item_factors)
-    assert found.factors.item_factors.dtype == np.float32
-    assert (found.matrix.user_items != model.matrix.user_items).nnz == 0
-    assert found.matrix.user_items.has_canonical_format
-    assert replace(found.matrix, user_items=None) == replace(model.matrix, user_items=None)
-    assert found.popular.items.tolist() == model.popular.items.tolist()
-    assert found.popular.scores.tolist() == model.popular.scores.tolist()
-    assert list(found.segments) == list(model.segments) == ["east", "north", "south", "west"]
-    assert all(found.segments[name].items.tolist() == model.segments[name].items.tolist() for name in model.segments)
+    loaded = load(tmp_path / "deep" / "model")
+    assert np.array_equal(loaded.factors.user_factors, model.factors.user_factors)
+    assert np.array_equal(loaded.factors.item_factors, model.factors.item_factors)
+    assert loaded.factors.item_factors.dtype == np.float32
+    assert (loaded.matrix.user_items != model.matrix.user_items).nnz == 0
+    assert loaded.matrix.user_items.has_canonical_format
+    assert replace(loaded.matrix, user_items=None) == replace(model.matrix, user_items=None)
+    assert loaded.popular.items.tolist() == model.popular.items.tolist()
+    assert loaded.popular.scores.tolist() == model.popular.scores.tolist()
+    assert list(loaded.segments) == list(model.segments) == ["east", "north", "south", "west"]
+    assert all(loaded.segments[name].items.tolist() == model.segments[name].items.tolist() for name in model.segments)
     for name in ("titles", "params", "metrics", "data", "created_at"):
-        assert getattr(found, name) == getattr(model, name)
+        assert getattr(loaded, name) == getattr(model, name)
 
 
 def test_a_model_is_replaced_as_a_whole_and_nothing_is_left_beside_it(model: Model, tmp_path: Path) -> None:
@@ -64,14 +64,14 @@ def test_a_model_is_replaced_as_a_whole_and_nothing_is_left_beside_it(model: Mod
     assert not (tmp_path / "model" / "stray").exists()
 
 
-def test_the_folder_says_all_about_itself(model: Model, tmp_path: Path) -> None:
+def test_the_folder_describes_itself(model: Model, tmp_path: Path) -> None:
     save(model, tmp_path / "model")
-    about = json.loads((tmp_path / "model" / "model.json").read_text())
-    assert about["format"] == 1
-    assert about["engine"] == "implicit-als-cpu"
-    assert about["params"] == {"factors": 4, "regularization": 30.0, "alpha": 4.0, "iterations": 2, "seed": 42}
-    assert set(about["versions"]) == {"hotplate", "implicit", "numpy", "polars", "scipy"}
-    assert about["users"] == 50
+    description = json.loads((tmp_path / "model" / "model.json").read_text())
+    assert description["format"] == 1
+    assert description["engine"] == "implicit-als-cpu"
+    assert description["params"] == {"factors": 4, "regularization": 30.0, "alpha": 4.0, "iterations": 2, "seed": 42}
+    assert set(description["versions"]) == {"hotplate", "implicit", "numpy", "polars", "scipy"}
+    assert description["users"] == 50
     assert not list((tmp_path / "model").glob("*.pkl"))
 
 
@@ -123,13 +123,13 @@ def test_a_model_with_a_part_cut_or_missing_is_refused(
     assert name in str(raised.value)
 
 
-def test_parts_of_two_models_are_told_apart(model: Model, tmp_path: Path) -> None:
+def test_parts_of_two_models_are_an_error(model: Model, tmp_path: Path) -> None:
     save(model, tmp_path / "model")
-    about = tmp_path / "model" / "model.json"
+    file = tmp_path / "model" / "model.json"
     np.save(tmp_path / "model" / "user_factors.npy", model.factors.user_factors[:-1])
-    said = json.loads(about.read_text())
-    said["files"]["user_factors.npy"] = (tmp_path / "model" / "user_factors.npy").stat().st_size
-    about.write_text(json.dumps(said))
+    description = json.loads(file.read_text())
+    description["files"]["user_factors.npy"] = (tmp_path / "model" / "user_factors.npy").stat().st_size
+    file.write_text(json.dumps(description))
     with pytest.raises(DataError, match="do not belong together"):
         load(tmp_path / "model")
 
@@ -144,7 +144,7 @@ def test_a_model_of_another_format_is_refused(content: str, sentence: str, tmp_p
         load(tmp_path)
 
 
-def test_a_folder_that_is_missing_or_no_model_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_is_missing_or_no_model_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="There is no model folder"):
         load(tmp_path / "gone")
     with pytest.raises(DataError, match=r"is not a model: it has no model\.json"):

@@ -5,45 +5,45 @@ from pathlib import Path
 
 import pytest
 
-from offline.als import ALSParams
-from offline.datasets import sample
 from offline.errors import DataError
+from offline.input.sample import sample
 from offline.model import load
 from offline.pipeline import TrainSettings, train
+from offline.train.als import ALSParams
 
 PARAMS = ALSParams(factors=16, iterations=5)
 
 
-def test_a_training_leaves_a_model_and_says_what_it_did(tmp_path: Path) -> None:
+def test_a_training_leaves_a_model_and_reports_what_it_did(tmp_path: Path) -> None:
     sample(400, 100).write_csv(tmp_path / "sample.csv")
-    told: list[tuple[str, int, int]] = []
+    reports: list[tuple[str, int, int]] = []
     settings = TrainSettings(
         tmp_path / "sample.csv", where=["weight<9"], min_per_user=3, min_per_item=3, params=PARAMS, popular_length=7
     )
-    report = train(settings, tmp_path / "model", lambda *step: told.append(step))
-    assert list(dict.fromkeys(stage for stage, _, _ in told)) == ["read", "matrix", "evaluate", "fit", "save"]
-    assert ("fit", 5, 5) in told
+    report = train(settings, tmp_path / "model", lambda *step: reports.append(step))
+    assert list(dict.fromkeys(stage for stage, _, _ in reports)) == ["read", "matrix", "evaluate", "fit", "save"]
+    assert ("fit", 5, 5) in reports
     assert report.note is None
     assert report.evaluation is not None
     assert report.evaluation.model.ndcg > report.evaluation.popularity.ndcg
-    said = json.loads(json.dumps(report.to_json()))
-    assert said["users"] == 400
-    assert said["evaluation"]["model"]["k"] == 10
-    assert set(said["seconds"]) == {"read", "matrix", "evaluate", "fit", "save"}
+    facts = json.loads(json.dumps(report.to_json()))
+    assert facts["users"] == 400
+    assert facts["evaluation"]["model"]["k"] == 10
+    assert set(facts["seconds"]) == {"read", "matrix", "evaluate", "fit", "save"}
     model = load(tmp_path / "model")
-    assert model.metrics == said["evaluation"]
-    assert model.data == said["data"]
+    assert model.metrics == facts["evaluation"]
+    assert model.data == facts["data"]
     assert model.data["where"] == ["weight<9"]
     assert len(model.popular.items) == 7
     assert list(model.segments) == ["east", "north", "south", "west"]
     assert set(model.titles) == set(model.matrix.item_ids)
 
 
-def test_no_evaluation_is_made_when_none_is_asked_for(tmp_path: Path) -> None:
+def test_no_evaluation_is_made_when_none_is_requested(tmp_path: Path) -> None:
     sample(50, 20).write_parquet(tmp_path / "sample.parquet")
     report = train(TrainSettings(tmp_path / "sample.parquet", split="none", params=PARAMS), tmp_path / "model")
     assert report.evaluation is None
-    assert report.note == "No evaluation was asked for."
+    assert report.note == "No evaluation was requested."
     assert load(tmp_path / "model").metrics is None
 
 

@@ -5,18 +5,17 @@ import polars as pl
 import pytest
 from scipy.sparse import csr_matrix
 
-from offline.als import ALSParams, fit
-from offline.columns import Columns
-from offline.evaluate import evaluate
-from offline.interactions import read_interactions
-from offline.matrix import Matrix, UserItems, to_matrix
-from offline.metrics import measure
-from offline.ranking import recommend
+from offline.evaluate import evaluate, measure
+from offline.input.columns import Columns
+from offline.input.interactions import read_interactions
+from offline.input.matrix import Matrix, UserItems, to_matrix
+from offline.train.als import ALSParams, fit, recommend
 from tests.support.paths import DATA
 
 RETAIL = DATA / "online-retail" / "online_retail.parquet"
 MOVIES = DATA / "movietweetings-100k"
 
+pytestmark = pytest.mark.soak
 retail_is_here = pytest.mark.skipif(not RETAIL.exists(), reason=f"{RETAIL} is not on this machine")
 movies_are_here = pytest.mark.skipif(not MOVIES.exists(), reason=f"{MOVIES} is not on this machine")
 
@@ -69,9 +68,9 @@ def test_movie_tweetings_reach_their_figures_on_the_reference_draw(movies: Matri
     train, test = reference_split(movies)
     users = np.arange(len(movies.user_ids), dtype=np.int32)
     lists, _ = recommend(fit(train, ALSParams(factors=64, regularization=150, alpha=20)), train, users, 10)
-    found = measure(lists, test)
-    assert found.ndcg >= 0.174
-    assert found.recall >= 0.220
+    metrics = measure(lists, test)
+    assert metrics.ndcg >= 0.174
+    assert metrics.recall >= 0.220
 
 
 def reference_split(movies: Matrix) -> tuple[UserItems, UserItems]:

@@ -98,7 +98,7 @@ async def test_a_network_that_fails(tmp_path: Path, redis: RedisServer, fault: s
 async def test_everything_in_redis_is_flushed(tmp_path: Path, redis: RedisServer) -> None:
     await publish_to(redis.url(), lists("r0"))
     async with under_load(tmp_path, redis.url(), seconds=6) as run:
-        redis.ask("FLUSHALL")
+        redis.execute_command("FLUSHALL")
         await run.until("redis", "popular")
         assert run.service.get("/readyz").status == 200
         await publish_to(redis.url(), lists("r1"))
@@ -116,14 +116,14 @@ async def test_redis_is_full_in_the_middle_of_a_publish(tmp_path: Path, redis: R
             yield [Row(f"user:{n:06}", b"x" * 1000) for n in range(start, start + 1000)]
 
     async with under_load(tmp_path, redis.url(), seconds=6) as run:
-        used = int(redis.ask("INFO", "memory")["used_memory"])
-        redis.ask("CONFIG", "SET", "maxmemory", str(used + 20_000_000))
+        used = int(redis.execute_command("INFO", "memory")["used_memory"])
+        redis.execute_command("CONFIG", "SET", "maxmemory", str(used + 20_000_000))
         with pytest.raises(StoreFull):
             await publish(store, too_much(), plan=Plan(1, 1000), about={})
         with pytest.raises(StoreFull, match="needs"):
             await publish(store, too_much(), plan=Plan(200_000, 200_000_000), about={})
         await prune(store)
-        assert int(redis.ask("INFO", "memory")["used_memory"]) < used + 5_000_000
+        assert int(redis.execute_command("INFO", "memory")["used_memory"]) < used + 5_000_000
     run.answered("redis")
     assert set(run.result.seen["source"]) == {"personal"}  # type: ignore[union-attr]  # it is there by now
     await store.close()
@@ -176,7 +176,7 @@ async def test_a_read_only_replica_serves_and_cannot_be_published_to(tmp_path: P
     folder = tmp_path / "replica"
     folder.mkdir()
     with redis_running(folder, "--replicaof", "127.0.0.1", str(redis.port)) as replica:
-        while "master_link_status:up" not in str(replica.ask("INFO", "replication")).replace("': '", ":"):
+        while "master_link_status:up" not in str(replica.execute_command("INFO", "replication")).replace("': '", ":"):
             await asyncio.sleep(0.05)
         async with under_load(tmp_path, replica.url(), seconds=2) as run:
             with pytest.raises(StoreUnavailable, match="replica"):
@@ -186,8 +186,8 @@ async def test_a_read_only_replica_serves_and_cannot_be_published_to(tmp_path: P
 
 async def test_a_policy_that_may_drop_lists_is_told_by_readyz(tmp_path: Path, redis: RedisServer) -> None:
     await publish_to(redis.url(), lists("r0"))
-    redis.ask("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
-    redis.ask("CONFIG", "SET", "maxmemory", "100mb")
+    redis.execute_command("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+    redis.execute_command("CONFIG", "SET", "maxmemory", "100mb")
     with serving(tmp_path, "--store", redis.url()) as service:
         (tier,) = service.get("/readyz").json["tiers"]
         assert "allkeys-lru" in tier["warnings"][0]

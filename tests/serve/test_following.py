@@ -73,7 +73,7 @@ async def test_a_release_of_an_unknown_format_is_not_followed(
     first = await publish(memory, "first")
     await until(follower, first)
     second = await publish(memory, "second", live=False)
-    rows = memory._shelves[second].rows
+    rows = memory._releases[second].rows
     rows[MANIFEST] = orjson.dumps(orjson.loads(rows[MANIFEST]) | change)
     await life.activate(memory, second)
     async with asyncio.timeout(10):
@@ -94,7 +94,7 @@ async def test_a_release_that_has_lost_a_row_of_its_sample_is_not_followed(
     first = await publish(memory, "first")
     await until(follower, first)
     second = await publish(memory, "second", live=False, segments=2)
-    del memory._shelves[second].rows[lost]
+    del memory._releases[second].rows[lost]
     await life.activate(memory, second)
     async with asyncio.timeout(10):
         while follower.trouble is None:

@@ -15,14 +15,12 @@ from stores.catalogue import ReleaseId
 from stores.connect import connect, default_url
 from stores.errors import CatalogueUnreadable, ReleaseCorrupt, StoreFull, StoreMisused, StoreUnavailable
 from stores.lifecycle import prune, publish
-from stores.lmdb_file import file_bytes
-from stores.lmdb_store import LmdbStore
+from stores.lmdb_store import LmdbStore, file_bytes
 from stores.memory import MemoryStore
 from stores.store import Plan, Row
 from stores.urls import redacted
-from tests.stores.test_lifecycle import batches
 from tests.support.clock import FakeClock
-from tests.support.stores import ref
+from tests.support.stores import batches, ref
 
 ROWS = [Row("popular:", b"{}"), *(Row(f"user:{n:06}", b"x" * 500) for n in range(5000))]
 PLAN = Plan(len(ROWS), 3_000_000)
@@ -80,7 +78,7 @@ async def test_a_full_disk_is_refused_beforehand_with_the_numbers(
 
 
 @pytest.mark.parametrize("size", [10, 100, 300, 560, 600, 1200, 1500, 2000, 2100, 2500, 5000])
-async def test_the_room_that_is_asked_for_beforehand_suffices_and_is_not_far_off(tmp_path: Path, size: int) -> None:
+async def test_the_estimated_size_of_a_file_suffices_and_is_not_far_off(tmp_path: Path, size: int) -> None:
     async def at_once() -> AsyncIterator[list[Row]]:
         yield rows
 
@@ -93,7 +91,7 @@ async def test_the_room_that_is_asked_for_beforehand_suffices_and_is_not_far_off
 
 
 async def test_more_rows_than_planned_are_written_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stores.lmdb_file.FIRST_MAP_BYTES", 1 << 16)
+    monkeypatch.setattr("stores.lmdb_store.FIRST_MAP_BYTES", 1 << 16)
     store = LmdbStore(tmp_path)
     manifest = (await publish(store, batches(ROWS[:400]), plan=Plan(1, 1), about={})).manifest
     assert manifest.counts["user"] == 399
@@ -126,9 +124,9 @@ async def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> Non
 
 async def test_many_publishers_at_once_all_succeed(tmp_path: Path) -> None:
     stores = [LmdbStore(tmp_path) for _ in range(6)]
-    manifests = await asyncio.gather(*(publish(store, batches(ROWS[:9]), plan=PLAN, about={}) for store in stores))
+    results = await asyncio.gather(*(publish(store, batches(ROWS[:9]), plan=PLAN, about={}) for store in stores))
     found = await stores[0].catalogue()
-    assert {entry.id for entry in found.releases} == {manifest.release for manifest in manifests}
+    assert {entry.id for entry in found.releases} == {result.manifest.release for result in results}
     for store in stores:
         await store.close()
 

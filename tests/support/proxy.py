@@ -8,18 +8,18 @@ from contextlib import asynccontextmanager, suppress
 class Proxy:
     def __init__(self, target: int) -> None:
         self.delay_s = 0.0
-        """How much later requests arrive."""
+        """By how many seconds requests are delayed."""
         self.refusing = False
         self.cut_at: int | None = None
-        """After how many bytes of an answer its connection ends."""
+        """After how many bytes of an answer its connection is closed."""
         self.cut_every = 1
-        """Of so many answers one is cut."""
+        """One of so many answers is cut."""
         self.cuts = 0
         self._answers = 0
         self.accepted = 0
         self.port = 0
         self.target = target
-        """Where new connections lead."""
+        """The port that new connections lead to."""
         self._writers = set[asyncio.StreamWriter]()
         self._tasks = set[asyncio.Task[None]]()
 
@@ -33,9 +33,9 @@ class Proxy:
         if self.refusing:
             writer.transport.abort()
             return
-        there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self.target)
-        self._writers |= {writer, there_writer}
-        for source, sink, delayed in ((reader, there_writer, True), (there_reader, writer, False)):
+        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self.target)
+        self._writers |= {writer, server_writer}
+        for source, sink, delayed in ((reader, server_writer, True), (server_reader, writer, False)):
             task = asyncio.create_task(self._pump(source, sink, delayed=delayed))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)

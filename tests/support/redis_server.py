@@ -60,24 +60,24 @@ class RedisServer:
         with (self.folder / "redis.log").open("ab") as log:
             self.process = subprocess.Popen([self.binary, *flags, *self.options], stdout=log, stderr=log)
         deadline = time.monotonic() + 10
-        while not self.answers():
+        while not self.is_up():
             assert self.process.poll() is None, (self.folder / "redis.log").read_text()
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
-    def answers(self) -> bool:
+    def is_up(self) -> bool:
         try:
-            return bool(self.ask("PING"))
+            return bool(self.execute_command("PING"))
         except redis.RedisError:
             return False
 
-    def ask(self, *command: str) -> Any:  # noqa: ANN401 -- a reply is whatever the command returns
+    def execute_command(self, *command: str) -> Any:  # noqa: ANN401 -- a reply is whatever the command returns
         with redis.Redis(port=self.port, password=self.password, decode_responses=True) as client:
             return client.execute_command(*command)
 
     def calls(self, command: str) -> int:
         """How often the server ran a command since it started."""
-        return int(self.ask("INFO", "commandstats").get(f"cmdstat_{command}", {"calls": 0})["calls"])
+        return int(self.execute_command("INFO", "commandstats").get(f"cmdstat_{command}", {"calls": 0})["calls"])
 
     def send_signal(self, number: signal.Signals) -> None:
         assert self.process is not None

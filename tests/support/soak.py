@@ -1,10 +1,13 @@
-"""How much a soak test does: counts grow with SOAK_MINUTES, and each run draws another seed, which it prints."""
+"""How much a soak test does: counts grow with SOAK_MINUTES, and each run draws another seed, which it prints.
+
+The seed is left in the environment, so that the processes of pytest-xdist, which collect for themselves, share it.
+"""
 
 import os
 import random
 
 MINUTES = float(os.environ.get("SOAK_MINUTES", "10"))
-SEED = int(os.environ.get("SOAK_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 31)
+SEED = int(os.environ.setdefault("SOAK_SEED", str(random.SystemRandom().randrange(1, 1 << 31))))
 
 
 def scaled(count: int, *, least: int = 1) -> int:

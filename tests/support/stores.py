@@ -1,26 +1,26 @@
 """Which backends the tests run over; the fixture `open_store` opens them."""
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
-from stores.catalogue import DraftRef, ReleaseId, ReleaseRef
-from stores.store import Store
+from hotplate.testing import FIRST, SECOND, OpenStore, begin, draft_of, ref, scanned, step, write
+from stores.store import Row
 
-OpenStore = Callable[[], Store]
+__all__ = (
+    "COSMOS", "FIRST", "SECOND", "OpenStore", "batches", "begin", "draft_of", "on_every_store", "ref", "scanned",
+    "step", "write",
+)  # fmt: skip
 
-COSMOS = ("cosmos+http-rest", "cosmos+https-rest", "cosmos+http-sdk", "cosmos+https-sdk")
+COSMOS = ("cosmos+http", "cosmos+https")
+
+# For tests of thousands of rows, which differ in nothing over TLS to Cosmos DB.
 on_every_store = pytest.mark.parametrize(
-    "open_store", ["memory", "file", "redis", "rediss", "unix", "cosmos+http-rest"], indirect=True
+    "open_store", ["memory", "file", "redis", "rediss", "unix", "cosmos+http"], indirect=True
 )
-"""For tests of thousands of rows, which the slower driver of Cosmos DB needs not write, too."""
 
 
-def ref(release: ReleaseId) -> ReleaseRef:
-    """Return a release as a store is given it."""
-    return ReleaseRef(release, release)
-
-
-def draft_of(release: ReleaseId, writer: str = "writer") -> DraftRef:
-    """Return a draft as a store is given it."""
-    return DraftRef(release, release, writer)
+async def batches(rows: Sequence[Row], size: int = 1) -> AsyncIterator[Sequence[Row]]:
+    """Yield rows as a publish takes them."""
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]

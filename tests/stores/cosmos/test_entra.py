@@ -26,12 +26,11 @@ from stores.errors import StoreMisused
 from stores.lifecycle import activate, prune, publish, rollback
 from stores.store import Plan, Row
 from stores.verification import verify
-from tests.cli.test_command import failed, hotplate
-from tests.stores.test_lifecycle import batches
+from tests.support.command import failed, hotplate_process
 from tests.support.cosmos_server import Emulator, emulator
 from tests.support.entra import PLACE, Identity, token_of, url_of
 from tests.support.service import a_list, serving
-from tests.support.stores import ref
+from tests.support.stores import batches, ref
 
 ROWS = [Row("popular:", a_list("p1", "p2"))] + [Row(f"user:{n:03}", b"list of %d" % n) for n in range(100)]
 
@@ -177,15 +176,15 @@ def test_a_managed_identity_publishes_and_another_one_serves(
     database = f"db-{secrets.token_hex(4)}"
     here = url_of(server, database, resource_group=PLACE["resource_group"])
     failed(
-        hotplate("import", lists, "--store", url_of(server, database), IDENTITY_ENDPOINT=tokens),
+        hotplate_process("import", lists, "--store", url_of(server, database), IDENTITY_ENDPOINT=tokens),
         "resource_group=",
         code=2,
     )
     failed(
-        hotplate("import", lists, "--store", here, IDENTITY_ENDPOINT=f"{tokens}?roles=contributor"),
+        hotplate_process("import", lists, "--store", here, IDENTITY_ENDPOINT=f"{tokens}?roles=contributor"),
         "give it the role Cosmos DB Operator",
     )
-    done = hotplate("import", lists, "--store", here, "--json", IDENTITY_ENDPOINT=tokens)
+    done = hotplate_process("import", lists, "--store", here, "--json", IDENTITY_ENDPOINT=tokens)
     assert done.returncode == 0, done.stderr
     monkeypatch.setenv("IDENTITY_ENDPOINT", f"{tokens}?roles=reader")
     with serving(tmp_path, "--store", url_of(server, database)) as service:

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from offline.als import ALSParams
 from offline.foreseeing import FORETOLD
 from offline.lists import Lists, ListSettings
 from offline.model import load as load_model
 from offline.pipeline import TrainSettings, train
-from offline.publish import about_of
+from offline.train.als import ALSParams
 from stores import lifecycle as life
 from stores.compression import compress
 from stores.cosmos.charges import load
@@ -179,7 +178,7 @@ def test_publishing_online_retail_at_1000_request_units_a_second_takes_what_was_
 
         return [batch async for batch in (await compress(batches(), lists.plan())).batches]
 
-    made = Made(asyncio.run(compressed()), about_of(model, ListSettings()))
+    made = Made(asyncio.run(compressed()), Lists(model, ListSettings()).about())
     found, spent_ru, seconds = held(made, 0.0, ru=2000, max_ru=1000)
     assert found.rows > 7000
     assert found.total_ru == pytest.approx(spent_ru, abs=0.005)

@@ -6,8 +6,8 @@ from hypothesis import HealthCheck, settings
 
 from stores.cosmos.charges import load
 from stores.store import Store
-from tests.stores.test_lifecycle import Life
 from tests.support.cosmos_held import Far
+from tests.support.life import Life
 from tests.support.virtual import VirtualLoop
 
 FREE = replace(load(), read_points=((1.0, 0.0),), write_points=((1.0, 0.0),), missing=0.0)

@@ -1,0 +1,132 @@
+"""`hotplate import`: from lists that somebody else computed to a live release."""
+
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hotplate.cli import foretelling
+from hotplate.cli.foretelling import DryRun
+from hotplate.cli.publish import (
+    Activate,
+    ChosenEncoding,
+    Keep,
+    ListLength,
+    Publication,
+    PublishOptions,
+    Resume,
+    publish_lists,
+)
+from hotplate.cli.spending import MaxRu, Spending, within
+from hotplate.cli.terminal import (
+    Delimiter,
+    Json,
+    StoreUrl,
+    column_option,
+    print_json,
+    print_rows_read,
+    progress_bars,
+    with_store,
+)
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+
+def import_lists(
+    lists: Annotated[
+        Path,
+        typer.Argument(
+            metavar="LISTS",
+            help="A CSV, TSV or Parquet file of user, item and score (.gz and .zst too), or a folder of files of one "
+            "kind.",
+        ),
+    ],
+    store: StoreUrl = None,
+    user_column: Annotated[str | None, column_option("user")] = None,
+    item_column: Annotated[str | None, column_option("item")] = None,
+    score_column: Annotated[str | None, column_option("score")] = None,
+    title_column: Annotated[str | None, column_option("title")] = None,
+    titles: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="HOTPLATE_TITLES", help="A file of item and title, where LISTS has no titles.", show_default=False
+        ),
+    ] = None,
+    popular: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="HOTPLATE_POPULAR",
+            help="A file of item, score and perhaps segment, for the popular lists; by default items are ranked by the "
+            "number of lists that they are in.",
+            show_default=False,
+        ),
+    ] = None,
+    similar: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="HOTPLATE_SIMILAR",
+            help="A file of item, other item and score, for the lists of similar items.",
+            show_default=False,
+        ),
+    ] = None,
+    delimiter: Delimiter = None,
+    list_length: ListLength = 20,
+    encoding: ChosenEncoding = None,
+    activate: Activate = True,
+    keep: Keep = 1,
+    resume: Resume = None,
+    max_ru: MaxRu = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Publish lists that you have already: rows of user, item and score, in any order, as many as the disk holds.
+
+    Rows are sorted in a temporary folder (TMPDIR); each user's list keeps the highest scores.
+
+    Example: hotplate import lists.parquet --titles titles.csv --store file:///var/lib/hotplate
+
+    Before you pay: hotplate import lists.parquet --store cosmos://ACCOUNT/DATABASE --max-ru 4000 --dry-run
+    """
+    from offline.list_import import ImportedLists, ImportSettings
+
+    options = PublishOptions(within(store, max_ru), encoding, activate, keep, resume, dry_run, as_json)
+    columns = {"user": user_column, "item": item_column, "score": score_column, "title": title_column}
+    settings = ImportSettings(lists, popular, similar, titles, columns, delimiter, list_length)
+    if not dry_run:
+        # A store that cannot be reached is better reported now than after the sort.
+        with_store(options.store, lambda opened: opened.catalogue())
+    spending = Spending()
+    with (
+        _exit_on_sigterm(),
+        tempfile.TemporaryDirectory(prefix="hotplate-import-") as scratch,
+        progress_bars(spending.progress) as on_progress,
+    ):
+        imported = ImportedLists(settings, Path(scratch), on_progress)
+        outcome = publish_lists(imported, options, spending, on_progress)
+    if not isinstance(outcome, Publication):
+        foretelling.tell(outcome, options.store, as_json=as_json)
+    elif as_json:
+        print_json({"rows": imported.rows, "left_out": imported.left_out} | outcome.to_json())
+    else:
+        print_rows_read(imported.rows, lists, imported.left_out)
+        outcome.print()
+
+
+@contextmanager
+def _exit_on_sigterm() -> Iterator[None]:
+    """End by an exception, so that the temporary folder is removed and the draft given up."""
+
+    def stop(number: int, _: "FrameType | None") -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,304 @@
+"""The contract suite for stores of your own: subclass `StoreContract` in your tests, and pytest runs all of it.
+
+    import pytest
+    from hotplate.testing import OpenStore, StoreContract
+    from my_package import MyStore
+
+    class TestMyStore(StoreContract):
+        @pytest.fixture
+        def open_store(self, tmp_path) -> OpenStore:
+            return lambda: MyStore(tmp_path / "lists")
+
+It needs pytest and pytest-asyncio, in either of its modes; with `asyncio_mode = "strict"` a fixture of yours that is a
+coroutine wants `pytest_asyncio.fixture`. With `pytest -p hotplate.testing` a failed assertion shows its values.
+"""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
+
+import pytest
+import pytest_asyncio
+
+from stores import catalogue as changes
+from stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef
+from stores.errors import ReleaseConflict, ReleaseNotFound, StoreError
+from stores.store import LocalReader, Plan, Row, Store
+
+# Opens another handle on one and the same store, as another process would.
+OpenStore = Callable[[], Store]
+
+FIRST, SECOND = ReleaseId("20261120T064200Z-aaaa"), ReleaseId("20261120T064300Z-bbbb")
+ROWS = [
+    Row("item:a/b", b'{"id":"x","score":1}'),
+    Row("popular:", b'{"id":"p","score":3}'),
+    Row("user:", b"an empty id, but a key"),
+    Row("user:%FF", b"percent"),
+    Row("user:1", b"one"),
+    Row("user:2", b""),
+    Row("user:é", b"\x00\xff binary \n"),
+    Row("user:😀", b"emoji"),
+    Row("user:" + "😀" * 64, b"x" * 20_000),
+]
+
+
+def ref(release: ReleaseId) -> ReleaseRef:
+    """Return a release as a store is given it."""
+    return ReleaseRef(release, release)
+
+
+def draft_of(release: ReleaseId, writer: str = "writer") -> DraftRef:
+    """Return a draft as a store is given it."""
+    return DraftRef(release, release, writer)
+
+
+async def write(store: Store, release: ReleaseId, rows: Sequence[Row], *, seal: bool = True) -> None:
+    """Create a draft, put *rows*, and seal it unless *seal* is false."""
+    await store.create(draft_of(release), Plan(len(rows), 1000))
+    await store.put(draft_of(release), rows)
+    if seal:
+        await store.seal(draft_of(release))
+
+
+async def step(store: Store, change: Catalogue) -> Catalogue:
+    """Swap the catalogue for a changed one, and return it as it was stored."""
+    old = await store.catalogue()
+    new = changes.succeed(old, change, token=secrets.token_hex(8), store_id="here")
+    await store.swap(old, new)
+    return new
+
+
+async def begin(store: Store, release: ReleaseId) -> Catalogue:
+    """Add a draft to the catalogue."""
+    return await step(store, changes.begin(await store.catalogue(), release))
+
+
+async def scanned(store: Store, release: ReleaseId) -> list[Row]:
+    """Return all rows of a sealed release, in the order of the scan."""
+    return [row async for row in store.scan(ref(release))]
+
+
+@pytest.mark.asyncio
+class StoreContract:
+    """What every store promises, as tests; a subclass provides the fixture `open_store` and lives as long as pytest."""
+
+    @pytest.fixture
+    def open_store(self) -> OpenStore:
+        """Return a function that opens handles on one store, which is new and empty for each test."""
+        raise NotImplementedError("a subclass of StoreContract provides the fixture `open_store`")
+
+    @pytest_asyncio.fixture
+    async def open_handle(self, open_store: OpenStore) -> AsyncIterator[OpenStore]:
+        """Open handles as `open_store` does, and close them when the test ends."""
+        handles = list[Store]()
+
+        def open_another() -> Store:
+            handles.append(open_store())
+            return handles[-1]
+
+        yield open_another
+        for handle in handles:
+            await handle.close()
+
+    @pytest_asyncio.fixture
+    async def store(self, open_handle: OpenStore) -> Store:
+        """Open one handle."""
+        return open_handle()
+
+    async def test_a_new_store_has_an_empty_catalogue_and_tells_the_time(self, store: Store) -> None:
+        found = await store.catalogue()
+        assert (found.generation, found.live, found.releases) == (0, None, ())
+        assert found.now > 0
+
+    async def test_what_was_put_is_read_in_order_by_another_process(self, open_handle: OpenStore) -> None:
+        await write(open_handle(), FIRST, ROWS)
+        reader = open_handle()
+        keys = [row.key for row in reversed(ROWS)]
+        assert await reader.get_many(ref(FIRST), [*keys, "user:absent", keys[0]]) == [
+            *(row.value for row in reversed(ROWS)),
+            None,
+            ROWS[-1].value,
+        ]
+        assert await reader.get_many(ref(FIRST), []) == []
+
+    async def test_a_local_reader_gets_one_key_at_once(self, store: Store) -> None:
+        await write(store, FIRST, ROWS)
+        if not isinstance(store, LocalReader):
+            pytest.skip("this store is not in this process")
+        assert [store.get(ref(FIRST), row.key) for row in ROWS] == [row.value for row in ROWS]
+        assert store.get(ref(FIRST), "user:absent") is None
+        with pytest.raises(ReleaseNotFound):
+            store.get(ref(SECOND), "user:1")
+
+    async def test_releases_do_not_see_each_other(self, store: Store) -> None:
+        await write(store, FIRST, [Row("user:1", b"old")])
+        await write(store, SECOND, [Row("user:1", b"new"), Row("user:2", b"new")])
+        assert await store.get_many(ref(FIRST), ["user:1", "user:2"]) == [b"old", None]
+        assert await store.get_many(ref(SECOND), ["user:1", "user:2"]) == [b"new", b"new"]
+
+    async def test_two_incarnations_of_one_id_do_not_see_each_other(self, store: Store) -> None:
+        one, other = draft_of(FIRST)._replace(incarnation="one"), draft_of(FIRST)._replace(incarnation="other")
+        for draft in (one, other):
+            await store.create(draft, Plan(1, 100))
+            await store.put(draft, [Row("user:1", draft.incarnation.encode())])
+            await store.seal(draft)
+        await store.erase(one.release)
+        assert await store.get_many(other.release, ["user:1"]) == [b"other"]
+        with pytest.raises(ReleaseNotFound):
+            await store.get_many(one.release, ["user:1"])
+
+    async def test_scan_yields_every_row_in_ascending_order_of_key_bytes(self, store: Store) -> None:
+        meta = Row("meta:manifest", b"{}")
+        await store.create(draft_of(FIRST), Plan(len(ROWS), 1000))
+        for start in range(0, len(ROWS), 2):
+            await store.put(draft_of(FIRST), ROWS[start : start + 2])
+        await store.put(draft_of(FIRST), [meta])
+        await store.seal(draft_of(FIRST))
+        assert await scanned(store, FIRST) == sorted([*ROWS, meta], key=lambda row: row.key.encode())
+
+    async def test_put_again_changes_nothing_and_put_out_of_order_loses_nothing(self, store: Store) -> None:
+        await store.create(draft_of(FIRST), Plan(len(ROWS), 1000))
+        await store.put(draft_of(FIRST), ROWS[4:])
+        await store.put(draft_of(FIRST), ROWS[4:])
+        await store.put(draft_of(FIRST), ROWS[:6])
+        await store.put(draft_of(FIRST), [Row("user:1", b"later"), Row("user:0", b"unsorted")])
+        await store.put(draft_of(FIRST), [])
+        await store.seal(draft_of(FIRST))
+        expected = {row.key: row.value for row in ROWS} | {"user:1": b"later", "user:0": b"unsorted"}
+        assert {row.key: row.value for row in await scanned(store, FIRST)} == expected
+
+    async def test_a_killed_writer_can_be_continued_from_the_resume_point(self, open_handle: OpenStore) -> None:
+        first = open_handle()
+        await first.create(draft_of(FIRST), Plan(len(ROWS), 1000))
+        assert await first.resume_point(draft_of(FIRST)) is None
+        await first.put(draft_of(FIRST), [Row("meta:dictionary", b"early")])
+        assert await first.resume_point(draft_of(FIRST)) is None
+        await first.put(draft_of(FIRST), ROWS[:5])
+        await first.put(draft_of(FIRST), [Row("meta:dictionary", b"again")])
+        await first.close()
+        second = open_handle()
+        assert await second.resume_point(draft_of(FIRST)) == ROWS[4].key
+        await second.create(draft_of(FIRST), Plan(len(ROWS), 1000))
+        await second.put(draft_of(FIRST), ROWS[5:])
+        await second.seal(draft_of(FIRST))
+        assert len(await scanned(second, FIRST)) == len(ROWS) + 1
+
+    async def test_each_part_is_continued_from_its_own_point_and_scanned_with_the_others(
+        self, open_handle: OpenStore
+    ) -> None:
+        even = [Row(f"user:{n:03}", b"even") for n in range(0, 100, 2)]
+        odd = [Row(f"user:{n:03}", b"odd") for n in range(1, 100, 2)]
+        first, draft = open_handle(), draft_of(FIRST)
+        await first.create(draft, Plan(100, 1000))
+        for start in range(0, 30, 10):
+            await first.put(draft, even[start : start + 10], part=0)
+            await first.put(draft, odd[start : start + 10], part=1)
+        await first.put(draft, [Row("meta:dictionary", b"early")], part=1)
+        await first.put(draft, even[30:40], part=0)
+        await first.close()
+        second = open_handle()
+        points = [await second.resume_point(draft, part) for part in range(3)]
+        assert points == [even[39].key, odd[29].key, None]
+        await second.create(draft, Plan(100, 1000))
+        await second.put(draft, odd[30:], part=1)
+        assert await second.resume_point(draft, part=0) == even[39].key
+        await second.put(draft, even[40:], part=0)
+        await second.seal(draft)
+        assert await scanned(second, FIRST) == sorted([Row("meta:dictionary", b"early"), *even, *odd])
+        assert await second.get_many(ref(FIRST), [odd[7].key, even[7].key]) == [b"odd", b"even"]
+
+    async def test_a_sealed_release_takes_no_more_rows(self, open_handle: OpenStore) -> None:
+        store = open_handle()
+        await write(store, FIRST, ROWS)
+        await store.seal(draft_of(FIRST))
+        for handle in (store, open_handle()):
+            with pytest.raises(ReleaseConflict):
+                await handle.put(draft_of(FIRST), [Row("user:late", b"x")])
+        assert await scanned(store, FIRST) == ROWS
+
+    async def test_what_was_never_created_is_not_found(self, store: Store) -> None:
+        with pytest.raises(ReleaseNotFound):
+            await store.get_many(ref(FIRST), ["user:1"])
+        with pytest.raises(ReleaseNotFound):
+            await store.put(draft_of(FIRST), ROWS)
+        with pytest.raises(ReleaseNotFound):
+            await store.seal(draft_of(FIRST))
+        with pytest.raises(ReleaseNotFound):
+            await scanned(store, FIRST)
+        with pytest.raises(ReleaseNotFound):
+            await store.prepare(ref(FIRST))
+
+    @pytest.mark.parametrize("sealed", [True, False])
+    async def test_erase_removes_every_row_and_erasing_twice_is_fine(
+        self, open_handle: OpenStore, *, sealed: bool
+    ) -> None:
+        store = open_handle()
+        await write(store, FIRST, ROWS, seal=sealed)
+        await write(store, SECOND, ROWS[:1])
+        await open_handle().erase(ref(FIRST))
+        await store.erase(ref(FIRST))
+        with pytest.raises(ReleaseNotFound):
+            await open_handle().get_many(ref(FIRST), ["user:1"])
+        assert await store.get_many(ref(SECOND), [ROWS[0].key]) == [ROWS[0].value]
+
+    async def test_prepare_may_be_called_again(self, store: Store) -> None:
+        await write(store, FIRST, ROWS)
+        await store.prepare(ref(FIRST))
+        await store.prepare(ref(FIRST))
+        assert await store.get_many(ref(FIRST), ["user:1"]) == [b"one"]
+
+    async def test_the_catalogue_survives_its_writer(self, open_handle: OpenStore) -> None:
+        written = await begin(open_handle(), FIRST)
+        found = await open_handle().catalogue()
+        assert found == written
+        assert found.store_id == "here"
+
+    async def test_of_two_swaps_from_one_catalogue_the_second_loses(self, open_handle: OpenStore) -> None:
+        one, other = open_handle(), open_handle()
+        await begin(one, FIRST)
+        seen = await other.catalogue()
+        await step(one, changes.renew(await one.catalogue(), FIRST))
+        with pytest.raises(ReleaseConflict):
+            await other.swap(seen, changes.succeed(seen, changes.commit(seen, FIRST), "loser", "here"))
+        assert (await other.catalogue()).find(FIRST).state == "draft"
+
+    async def test_a_swap_compares_token_and_store_not_only_the_generation(self, store: Store) -> None:
+        await begin(store, FIRST)
+        found = await store.catalogue()
+        successor = changes.succeed(found, found, "next", "here")
+        for impostor in (replace(found, token="another"), replace(found, store_id="elsewhere"), Catalogue()):
+            with pytest.raises(ReleaseConflict):
+                await store.swap(impostor, successor)
+        assert await store.catalogue() == found
+
+    async def test_of_many_swaps_at_once_one_wins_each_generation(self, open_handle: OpenStore) -> None:
+        await begin(open_handle(), FIRST)
+        handles = [open_handle() for _ in range(8)]
+        seen = await handles[0].catalogue()
+        outcomes = await asyncio.gather(
+            *(handle.swap(seen, changes.succeed(seen, seen, f"t{n}", "here")) for n, handle in enumerate(handles)),
+            return_exceptions=True,
+        )
+        assert sorted(type(outcome).__name__ for outcome in outcomes) == ["NoneType"] + ["ReleaseConflict"] * 7
+
+    async def test_changes_yields_the_present_and_then_each_change(self, open_handle: OpenStore) -> None:
+        writer, reader = open_handle(), open_handle()
+        first = await begin(writer, FIRST)
+        watched = reader.changes()
+        assert await anext(watched) == first
+        upcoming = asyncio.ensure_future(anext(watched))
+        await asyncio.sleep(0.01)
+        second = await step(writer, changes.commit(await writer.catalogue(), FIRST))
+        assert await asyncio.wait_for(upcoming, 5) == second
+        await watched.aclose()  # type: ignore[attr-defined]  # every backend writes it as an async generator
+
+    async def test_closing_twice_is_fine(self, store: Store) -> None:
+        await write(store, FIRST, ROWS, seal=False)
+        await store.close()
+        await store.close()
+
+    async def test_odd_release_ids_are_not_found_and_reach_no_other_file(self, store: Store) -> None:
+        for odd in ("../../etc/passwd", "", "a/b", "a\x00b"):
+            with pytest.raises(StoreError):
+                await store.get_many(ref(ReleaseId(odd)), ["user:1"])

@@ -1,0 +1,196 @@
+"""The columns of a file: which one holds the user, the item or the weight, and how to read ids, numbers or times."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+import polars as pl
+
+from offline.errors import DataError
+
+# Longer ids are refused by the stores.
+MAX_ID_BYTES = 256
+# The first that reads a value of the column is the column's.
+_TIME_FORMATS = (
+    "%Y-%m-%dT%H:%M:%S%.fZ",
+    "%Y-%m-%d %H:%M:%S%.fZ",
+    "%Y-%m-%dT%H:%M:%S%.f%#z",
+    "%Y-%m-%d %H:%M:%S%.f%#z",
+    "%Y-%m-%dT%H:%M:%S%.f",
+    "%Y-%m-%d %H:%M:%S%.f",
+    "%Y-%m-%d %H:%M",
+    "%Y-%m-%d",
+    "%Y/%m/%d %H:%M:%S",
+    "%Y/%m/%d",
+    "%m/%d/%Y %H:%M:%S",
+    "%m/%d/%Y %H:%M",
+    "%m/%d/%Y",
+    "%d.%m.%Y %H:%M:%S",
+    "%d.%m.%Y %H:%M",
+    "%d.%m.%Y",
+)
+# In order of preference, without case, spaces and punctuation: `Customer ID` and `customer_id` are both `customerid`.
+_COMMON_NAMES = {
+    "user": (
+        "user userid uid username customer customerid visitor visitorid member memberid client clientid "
+        "account accountid reviewer reviewerid listener listenerid reader readerid"
+    ),
+    "item": (
+        "item itemid iid movie movieid product productid stockcode sku asin parentasin track trackid article "
+        "articleid song songid artist artistid book bookid isbn video videoid content contentid"
+    ),
+    "weight": "weight rating count plays playcount score strength",
+    "time": (
+        "time timestamp ts date datetime invoicedate orderdate purchasedate eventtime eventdate createdat ratedat"
+    ),
+    "title": "title name description itemname itemtitle productname producttitle movietitle trackname",
+    "segment": "segment",
+    "score": "score prediction rating relevance similarity strength weight value",
+    "other": (
+        "other otheritem otheritemid otherid similar similaritem similaritemid similarid related relateditem "
+        "relateditemid neighbour neighbouritem neighbor neighboritem recommended recommendeditem"
+    ),
+    "event": "event eventtype eventname action behavior behaviour type",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The names of the columns to read, each None until it is named or guessed; lives as long as one reading."""
+
+    user: str | None = None
+    item: str | None = None
+    weight: str | None = None
+    time: str | None = None
+    title: str | None = None
+    segment: str | None = None
+    event: str | None = None
+    count: str | None = None
+
+
+def find_column(name: str, available: Sequence[str], role: str, source: str) -> str:
+    """
+    Return the column that *name* means: itself, or the only one that differs from it in case.
+
+    Raises DataError, which lists the columns of *source* and the closest match, when there is none.
+    """
+    if name in available:
+        return name
+    same = [column for column in available if column.casefold() == name.casefold()]
+    if len(same) == 1:
+        return same[0]
+    close = get_close_matches(name.casefold(), [column.casefold() for column in available], n=1)
+    hint = next((f" Did you mean {column!r}?" for column in available if close and column.casefold() == close[0]), "")
+    raise DataError(f"{source} has no column {name!r} for the {role}.{hint} Its columns are: {_listed(available)}.")
+
+
+def guess_column(role: str, available: Sequence[str], taken: Iterable[str | None] = ()) -> str | None:
+    """Return the column whose name is the most common one for *role*, or None."""
+    plain = {_plain(column): column for column in reversed(available) if column not in set(taken)}
+    return next((plain[name] for name in _COMMON_NAMES[role].split() if name in plain), None)
+
+
+def choose_columns(
+    named: Mapping[str, str | None],
+    available: Sequence[str],
+    source: str,
+    *,
+    guessed: Iterable[str],
+    required: Iterable[str],
+) -> dict[str, str]:
+    """
+    Return the columns by role: those *named*, checked against *available*, and those *guessed*, where a name fits.
+
+    A role that is a key of *named* has an option on the command line. Raises DataError when a named column is missing,
+    when one column is named for both user and item, and when no column fits a *required* role.
+    """
+    chosen = {role: find_column(name, available, role, source) for role, name in named.items() if name is not None}
+    if "user" in chosen and chosen["user"] == chosen.get("item"):
+        raise DataError(f"The column {chosen['user']!r} of {source} is named for both the user and the item; name two.")
+    for role in guessed:
+        if role not in chosen and (column := guess_column(role, available, chosen.values())) is not None:
+            chosen[role] = column
+    for role in required:
+        if role not in chosen:
+            option = f" or give --{role}-column" if role in named else ""
+            raise DataError(
+                f"No column of {source} looks like the {role}; name it {role!r}{option}. "
+                f"Its columns are: {_listed(available)}."
+            )
+    return chosen
+
+
+def text_of(name: str, dtype: pl.DataType, source: str) -> pl.Expr:
+    """
+    Return the column as text: text as it is, whole numbers without a decimal point, empty text as null.
+
+    Floats that are whole numbers become whole too: a nullable integer often comes as 17850.0, and means 17850.
+    Raises DataError for columns of lists, structs or bytes.
+    """
+    column = pl.col(name)
+    if dtype.is_nested() or dtype in (pl.Binary, pl.Object):
+        raise DataError(
+            f"The column {name!r} of {source} holds {dtype}, which is neither an id nor a text; name another."
+        )
+    if dtype.is_float():
+        # Beyond 2**53 a float no longer holds every whole number, so it is no id; its own text is kept.
+        whole = column.is_finite() & (column == column.floor()) & (column.abs() < 2**53)
+        text = (
+            pl.when(whole).then(column.cast(pl.Int64, strict=False).cast(pl.String)).otherwise(column.cast(pl.String))
+        )
+        return pl.when(column.is_not_nan()).then(text)
+    text = column.cast(pl.String)
+    return pl.when(text != "").then(text)
+
+
+def number_of(name: str, dtype: pl.DataType) -> pl.Expr:
+    """Return the column as a float; null where it is no number."""
+    column = pl.col(name)
+    if dtype == pl.String:
+        return column.str.strip_chars().cast(pl.Float64, strict=False)
+    if dtype.is_numeric() or dtype == pl.Boolean:
+        return column.cast(pl.Float64)
+    return column.cast(pl.String, strict=False).cast(pl.Float64, strict=False)
+
+
+def time_of(name: str, dtype: pl.DataType, sample: str | None) -> pl.Expr | None:
+    """
+    Return the column as a naive UTC time in microseconds, null where it cannot be read; None when it is no time at all.
+
+    Numbers count from 1970 in seconds, milli-, micro- or nanoseconds, recognized by their size. *sample* is a text of
+    the column: the first of the known formats that reads it is the format of the column.
+    """
+    column = pl.col(name)
+    if dtype == pl.Date or isinstance(dtype, pl.Datetime):
+        if isinstance(dtype, pl.Datetime) and dtype.time_zone is not None:
+            column = column.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+        return column.cast(pl.Datetime("us"))
+    if dtype.is_numeric():
+        return _from_epoch(column.cast(pl.Float64))
+    if dtype != pl.String or sample is None:
+        return None
+    text = column.str.strip_chars()
+    if pl.Series([sample.strip()]).cast(pl.Float64, strict=False)[0] is not None:
+        return _from_epoch(text.cast(pl.Float64, strict=False))
+    for layout in _TIME_FORMATS:
+        if pl.Series([sample.strip()]).str.to_datetime(layout, strict=False)[0] is not None:
+            time = text.str.to_datetime(layout, time_unit="us", strict=False)
+            return time.dt.replace_time_zone(None) if layout.endswith("%#z") else time
+    return None
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.casefold() if letter.isalnum())
+
+
+def _listed(available: Sequence[str]) -> str:
+    shown = ", ".join(available[:40])
+    return shown if len(available) <= 40 else f"{shown} and {len(available) - 40} more"
+
+
+def _from_epoch(number: pl.Expr) -> pl.Expr:
+    size = number.abs()
+    scale = pl.when(size < 1e11).then(1e6).when(size < 1e14).then(1e3).when(size < 1e17).then(1.0).otherwise(1e-3)
+    # Later than the year 8000 there are no times that Python can hold; such numbers are something else.
+    time_us = pl.when(size * scale < 2e17).then(number * scale)
+    return time_us.cast(pl.Int64, strict=False).cast(pl.Datetime("us"))

@@ -1,0 +1,112 @@
+"""Row filters such as `quantity>0` or `country!=France`, and event weights such as `view=1,buy=5`."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import polars as pl
+
+from offline.errors import SettingError
+from offline.input.columns import find_column, number_of, text_of
+
+_FILTER = re.compile(
+    r"\s*(?P<column>[^<>=!~]*[^<>=!~\s])\s*(?P<operator>>=|<=|==|!=|!~|=|~|>|<)(?P<value>.*)", re.DOTALL
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """One condition that a row must meet; *text* is how the user wrote it."""
+
+    text: str
+    column: str
+    operator: str
+    value: str
+
+    def expression(self, schema: Mapping[str, pl.DataType], source: str) -> pl.Expr:
+        """
+        Return the condition over the columns of *schema*, never null.
+
+        An absent value is an empty text, and no number: it meets `!=` and `!~`, and nothing that compares.
+        Raises DataError for a column that *source* lacks.
+        """
+        name = find_column(self.column, list(schema), f"filter {self.text!r}", source)
+        text = text_of(name, schema[name], source)
+        number = _as_number(self.value)
+        if self.operator in {"~", "!~"}:
+            matches = text.str.contains(self.value).fill_null(value=False)
+            return matches if self.operator == "~" else ~matches
+        if self.operator in {"=", "!="}:
+            # A number in a Parquet file has no text of its own: 2.5 and 2.50 are the same there.
+            as_number = number is not None and schema[name].is_numeric()
+            same = number_of(name, schema[name]).eq_missing(number) if as_number else text.fill_null("") == self.value
+            return same if self.operator == "=" else ~same
+        if number is not None:
+            # NaN is above every number for polars.
+            side, bound = number_of(name, schema[name]).fill_nan(None), pl.lit(number)
+        else:
+            side, bound = pl.when(text.str.contains(r"^\d")).then(text), pl.lit(self.value)
+        compared = {">": side > bound, ">=": side >= bound, "<": side < bound, "<=": side <= bound}[self.operator]
+        return compared.fill_null(value=False)
+
+
+def parse_filter(text: str) -> Filter:
+    """
+    Read one filter: a column, one of `= != > >= < <= ~ !~`, a value; spaces around the three do not count.
+
+    `~` searches with a regular expression; `>` and its kin compare numbers, or texts that begin with a digit (dates).
+    Raises SettingError for anything else.
+    """
+    parts = _FILTER.fullmatch(text)
+    if parts is None:
+        raise SettingError(
+            f"The filter {text!r} cannot be read; write a column, one of = != > >= < <= ~ !~, and a value: quantity>0."
+        )
+    operator = "=" if parts["operator"] == "==" else parts["operator"]
+    value = parts["value"].strip()
+    if operator in {"~", "!~"}:
+        _check_pattern(text, value)
+    elif operator not in {"=", "!="} and _as_number(value) is None and not value[:1].isdigit():
+        raise SettingError(f"The filter {text!r} compares with {value!r}, which is neither a number nor a date.")
+    return Filter(text, parts["column"], operator, value)
+
+
+def parse_filters(texts: Sequence[str]) -> list[Filter]:
+    """Read several filters, all of which a row must meet; raises SettingError for the first that cannot be read."""
+    return [parse_filter(text) for text in texts]
+
+
+def parse_event_weights(text: str) -> dict[str, float]:
+    """Read `view=1,cart=3,buy=5`; raises SettingError unless every event has a name and a finite weight above zero."""
+    weights: dict[str, float] = {}
+    for part in text.split(","):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        weight = _as_number(value)
+        if not name or not equals or weight is None or weight <= 0:
+            raise SettingError(
+                f"The event weight {part.strip()!r} cannot be read; write names and weights above zero: view=1,buy=5."
+            )
+        if name in weights:
+            raise SettingError(f"The event {name!r} has two weights in {text!r}; give it one.")
+        weights[name] = weight
+    return weights
+
+
+def _as_number(text: str) -> float | None:
+    try:
+        number = float(text.strip())
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _check_pattern(text: str, pattern: str) -> None:
+    if not pattern:
+        raise SettingError(
+            f"The filter {text!r} has no regular expression after its ~; write one: stock_code~^\\d{{5}}."
+        )
+    try:
+        pl.select(pl.lit("").str.contains(pattern))
+    except pl.exceptions.ComputeError as error:
+        raise SettingError(f"The filter {text!r} has a regular expression that cannot be read: {pattern!r}.") from error

@@ -1,0 +1,100 @@
+"""Interactions as a sparse matrix, users by items, after those with too few have been left out."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+from scipy.sparse import csr_matrix
+
+from offline.errors import DataError, SettingError
+
+# scipy publishes no types: a float32 csr_matrix, canonical (summed, no zeros, sorted), users by items.
+UserItems = Any
+Indices = npt.NDArray[np.int32]
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """
+    The interactions that count, and whose they are; row r is user_ids[r], column c is item_ids[c].
+
+    Ids ascend by their UTF-8 bytes, as publishing needs them. Lives from reading to the end of the job.
+    """
+
+    user_ids: list[str]
+    item_ids: list[str]
+    user_items: UserItems
+    users_left_out: int = 0
+    items_left_out: int = 0
+    pairs_left_out: int = 0
+
+
+def to_matrix(pairs: pl.DataFrame, min_per_user: int = 1, min_per_item: int = 1) -> Matrix:
+    """
+    Build the matrix of *pairs* [user, item, weight], one row per pair, in any order.
+
+    Users with fewer than *min_per_user* items and items with fewer than *min_per_item* users are left out, again and
+    again until none is (the k-core). Raises DataError when nothing is left or a weight does not fit, SettingError for
+    a minimum below 1.
+    """
+    for name, minimum in (("min-per-user", min_per_user), ("min-per-item", min_per_item)):
+        if minimum < 1:
+            raise SettingError(f"{name} is {minimum}; it must be at least 1.")
+    # polars sorts text by its bytes, which for UTF-8 is the order of code points.
+    users, user_codes = _encoded(pairs.get_column("user"))
+    items, item_codes = _encoded(pairs.get_column("item"))
+    kept = _core(user_codes, item_codes, min_per_user, min_per_item)
+    if not kept.any():
+        raise DataError(
+            f"Nothing is left of {pairs.height:,} pairs ({len(users):,} users, {len(items):,} items) once each user "
+            f"has {min_per_user} items and each item {min_per_item} users; lower --min-per-user or --min-per-item."
+        )
+    user_codes, item_codes = user_codes[kept], item_codes[kept]
+    with np.errstate(over="ignore"):
+        weights = pairs.get_column("weight").to_numpy()[kept].astype(np.float32)
+    if not (np.isfinite(weights).all() and (weights > 0).all()):
+        raise DataError("A weight is too large or too small for a 32-bit float; scale the weights.")
+    rows, user_ids = _renumbered(user_codes, users)
+    columns, item_ids = _renumbered(item_codes, items)
+    for what, ids in (("user", user_ids), ("item", item_ids)):
+        if len(ids) < 2:
+            raise DataError(
+                f"There is only one {what}, {ids[0]!r}; recommending needs at least two users and two items."
+            )
+    user_items = csr_matrix((weights, (rows, columns)), shape=(len(user_ids), len(item_ids)), dtype=np.float32)
+    user_items.sum_duplicates()
+    return Matrix(
+        user_ids,
+        item_ids,
+        user_items,
+        users_left_out=len(users) - len(user_ids),
+        items_left_out=len(items) - len(item_ids),
+        pairs_left_out=pairs.height - int(user_items.nnz),
+    )
+
+
+def _encoded(ids: pl.Series) -> tuple[pl.Series, Indices]:
+    """Return the distinct ids in ascending order, and for each of *ids* its index among them."""
+    distinct = ids.unique().sort()
+    return distinct, ids.cast(pl.Enum(distinct)).to_physical().to_numpy().astype(np.int32)
+
+
+def _core(users: Indices, items: Indices, min_per_user: int, min_per_item: int) -> npt.NDArray[np.bool_]:
+    kept = np.ones(len(users), dtype=np.bool_)
+    while True:
+        per_user = np.bincount(users[kept], minlength=1)
+        per_item = np.bincount(items[kept], minlength=1)
+        enough = (per_user >= min_per_user)[users[kept]] & (per_item >= min_per_item)[items[kept]]
+        if enough.all():
+            return kept
+        kept[np.flatnonzero(kept)[~enough]] = False
+
+
+def _renumbered(codes: Indices, ids: pl.Series) -> tuple[Indices, list[str]]:
+    present = np.zeros(len(ids), dtype=np.bool_)
+    present[codes] = True
+    numbers = (np.cumsum(present) - 1).astype(np.int32)
+    return numbers[codes], ids.filter(pl.Series(present)).to_list()

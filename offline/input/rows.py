@@ -1,0 +1,144 @@
+"""Rows of all files in one shape, checked, and counted by the reason to leave them out; and the titles of items."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from offline.errors import DataError
+from offline.input.columns import find_column, guess_column, text_of
+from offline.input.files import Table, data_errors, open_tables
+
+
+@dataclass(frozen=True, slots=True)
+class NumberColumn:
+    """The column that must hold a finite number in every row that is kept; *advice* is for a row that does not."""
+
+    role: str
+    name: str
+    advice: str
+
+
+@dataclass(frozen=True, slots=True)
+class TableShape:
+    """How the rows of one table are read: their values, why a row is left out, and when its number is invalid."""
+
+    values: Sequence[pl.Expr]
+    left_out: Mapping[str, pl.Expr]
+    invalid: pl.Expr
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """How many rows there are, how many of them are left out by reason (zeros not listed), and what is kept."""
+
+    rows: int
+    left_out: dict[str, int]
+    kept: dict[str, Any]
+
+
+class Rows:
+    """The rows of all tables, to be scanned as often as needed."""
+
+    def __init__(self, tables: Sequence[Table], shapes: Sequence[TableShape]) -> None:
+        """Take tables with their shapes, one each, all with the same reasons to leave a row out, in the same order."""
+        self._tables = tables
+        self._reasons = list(shapes[0].left_out)
+        self._all = pl.concat(
+            _shaped(number, table, shape) for number, (table, shape) in enumerate(zip(tables, shapes, strict=True))
+        )
+
+    @property
+    def kept(self) -> pl.LazyFrame:
+        """The rows that are not left out: their values, and `row`, their number within their file from 0."""
+        return self._all.filter(pl.col("reason") == 0).drop("file", "reason", "invalid")
+
+    def survey(self, source: Path, column: NumberColumn | None, *aggregates: pl.Expr, advice: str) -> Survey:
+        """
+        Read all rows once and count them; *aggregates* are computed over the rows that are kept.
+
+        Raises DataError for the first row whose number is invalid, and, with *advice*, when no row is kept.
+        """
+        with data_errors(source):
+            counts = pl.len().alias("rows"), pl.col("invalid").sum()
+            groups = self._all.group_by("reason").agg(*counts, *aggregates).collect(engine="streaming")
+        if column is not None and groups.get_column("invalid").sum():
+            raise self._invalid_number(column)
+        by_reason = {group["reason"]: group for group in groups.iter_rows(named=True)}
+        total = int(groups.get_column("rows").sum())
+        numbered = enumerate(self._reasons, start=1)
+        left_out = {reason: by_reason[number]["rows"] for number, reason in numbered if number in by_reason}
+        if 0 not in by_reason:
+            counted = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
+            raise DataError(f"Nothing is left of the {total:,} rows of {source}: {counted}; {advice}.")
+        return Survey(total, left_out, by_reason[0])
+
+    def _invalid_number(self, column: NumberColumn) -> DataError:
+        file, row = self._all.filter("invalid").select("file", "row").head(1).collect().row(0)
+        table = self._tables[file]
+        value = table.frame.slice(row, 1).select(column.name).collect().item()
+        return DataError(
+            f"{table.file}, row {row + 2}, column {column.name!r}: the {column.role} {value!r} is not a finite number; "
+            f"{column.advice}."
+        )
+
+
+def text_column(table: Table, name: str | None) -> pl.Expr:
+    """Return the column as text, nulls where there is no such column; raises DataError as `text_of` does."""
+    return pl.lit(None, dtype=pl.String) if name is None else text_of(name, table.schema[name], str(table.file))
+
+
+def most_frequent_titles(rows: pl.LazyFrame, source: Path) -> dict[str, str]:
+    """Return the title of each item of *rows* [item, title]: the most frequent, the first by alphabet among equals."""
+    title = pl.col("title").str.strip_chars()
+    with data_errors(source):
+        counted = (
+            rows.select("item", title=title)
+            .filter(pl.col("title") != "")
+            .group_by("item", "title")
+            .len()
+            .collect(engine="streaming")
+        )
+    best = counted.sort("item", "len", "title", descending=[False, True, False]).unique(
+        "item", keep="first", maintain_order=True
+    )
+    return dict(zip(best.get_column("item"), best.get_column("title"), strict=True))
+
+
+def read_titles(path: Path, item_column: str, title_column: str | None, delimiter: str | None) -> dict[str, str]:
+    """
+    Return the titles in the file (or folder) at *path*.
+
+    Its item column is the one called *item_column*, as in the interactions, or else guessed; its title column is
+    *title_column*, or guessed. Raises DataError when either is missing or the file cannot be read.
+    """
+    tables = open_tables(path, delimiter)
+    available = list(tables[0].schema)
+    item = item_column if item_column in available else guess_column("item", available)
+    title = (
+        find_column(title_column, available, "title", str(path)) if title_column else guess_column("title", available)
+    )
+    if item is None or title is None:
+        missing = "item" if item is None else "title"
+        raise DataError(f"No column of {path} looks like the {missing}; its columns are: {', '.join(available)}.")
+    rows = [
+        table.frame.select(item=text_column(table, item), title=text_column(table, title)).drop_nulls()
+        for table in tables
+    ]
+    return most_frequent_titles(pl.concat(rows), path)
+
+
+def _shaped(number: int, table: Table, shape: TableShape) -> pl.LazyFrame:
+    numbered = [
+        pl.when(condition).then(pl.lit(index)) for index, condition in enumerate(shape.left_out.values(), start=1)
+    ]
+    reason = pl.coalesce(*numbered, pl.lit(0)).cast(pl.UInt8)
+    return table.frame.with_row_index("row").select(
+        pl.lit(number).alias("file"),
+        pl.col("row"),
+        reason.alias("reason"),
+        (shape.invalid & (reason == 0)).alias("invalid"),
+        *shape.values,
+    )

@@ -1,0 +1,212 @@
+"""Lists that somebody else computed, as rows of a release: read from files, sorted on disk, encoded batch by batch."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from offline.errors import DataError, SettingError
+from offline.external_sort import ScoredRows, SortedLists, sort_lists, top_items
+from offline.input.columns import MAX_ID_BYTES, choose_columns, number_of
+from offline.input.files import Table, data_errors, find_files, fingerprint, open_tables
+from offline.input.rows import (
+    NumberColumn,
+    Rows,
+    TableShape,
+    most_frequent_titles,
+    read_titles,
+    text_column,
+)
+from offline.lists import MAX_LENGTH
+from offline.train.popularity import MAX_SEGMENTS
+from stores.encoding import ItemEncoder
+from stores.keys import ITEM, OVERALL, POPULAR, USER
+from stores.store import Plan, Row
+
+POPULAR_LENGTH = 100
+_BATCH = 4096
+_SCORE_BYTES = 19
+# What is around an item in its list: names of fields, braces, quotes, separator.
+_FRAME_BYTES = 20
+# How many owners are looked at to divide the rows into partitions of one size.
+_SAMPLED_OWNERS = 200_000
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ImportSettings:
+    """Which files make up the release, and how long its lists are; *columns* are names by role, None to guess."""
+
+    lists: Path
+    popular: Path | None = None
+    similar: Path | None = None
+    titles: Path | None = None
+    columns: Mapping[str, str | None] = field(default_factory=dict)
+    delimiter: str | None = None
+    length: int = 20
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.length <= MAX_LENGTH:
+            raise SettingError(f"The list length is {self.length}; it must lie between 1 and {MAX_LENGTH}.")
+
+
+class ImportedLists:
+    """All lists of one import, sorted in a folder and encoded batch by batch; a ListSource that lives as long as it."""
+
+    def __init__(self, settings: ImportSettings, folder: Path, on_progress: Progress) -> None:
+        """Read, check and sort the files; nothing but ids, titles and counts of items stays in memory."""
+        self._settings = settings
+        scored = read_scored(settings.lists, settings.columns, delimiter=settings.delimiter)
+        similar = self._read(settings.similar, owner="item", item="other")
+        popular = self._read(settings.popular, owner="segment", item="item")
+        self._users = _sorted(scored, settings.length, folder / "users", "sort", on_progress)
+        self._similar = None
+        if similar is not None:
+            self._similar = _sorted(similar, settings.length, folder / "similar", "similar", on_progress)
+        self._popular = _popular(popular, self._users, max(settings.length, POPULAR_LENGTH))
+        self.rows, self.left_out = scored.rows, dict(scored.left_out)
+        if self._users.duplicates:
+            self.left_out["named twice"] = self._users.duplicates
+        titles = self._titles(scored)
+        self._items = _items(self._users, self._similar, self._popular)
+        ids = self._items.get_column("item").to_list()
+        self._item_titles = [titles.get(item) for item in ids]
+        self._encoder = ItemEncoder(ids, self._item_titles)
+
+    def plan(self) -> Plan:
+        """Return the rows and their bytes: exact but for the digits of scores."""
+        titles = pl.Series([len((title or "").encode()) for title in self._item_titles])
+        sizes = self._items.select("item", bytes=pl.col("item").str.len_bytes() + titles + _SCORE_BYTES + _FRAME_BYTES)
+        sorted_lists = [self._users] if self._similar is None else [self._users, self._similar]
+        payload = sum(
+            int((joined.get_column("bytes") * joined.get_column("lists")).sum())
+            for joined in (lists.items.join(sizes, on="item") for lists in sorted_lists)
+        )
+        rows = sum(lists.owners for lists in sorted_lists) + self._popular.get_column("owner").n_unique()
+        longest = int(sizes.get_column("bytes").max() or 0)  # type: ignore[arg-type]  # bytes are integers
+        return Plan(rows, payload + self._popular.height * longest + rows * 32)
+
+    def about(self) -> dict[str, Any]:
+        """Return what the manifest says of the release's origin."""
+        given = (self._settings.lists, self._settings.popular, self._settings.similar, self._settings.titles)
+        return {
+            "hotplate": version("hotplate"),
+            "engine": "import",
+            "data": fingerprint([file for path in given if path is not None for file in find_files(path)]),
+            "list_length": self._settings.length,
+            "rows": self.rows,
+            "left_out": self.left_out,
+        }
+
+    def batches(self) -> Iterator[list[Row]]:
+        """Yield all rows in ascending order of key bytes, a few thousand at a time."""
+        for partition in self._similar.partitions if self._similar is not None else ():
+            yield from self._rows(ITEM, pl.read_parquet(partition))
+        yield from self._rows(POPULAR, self._popular)
+        for partition in self._users.partitions:
+            yield from self._rows(USER, pl.read_parquet(partition))
+
+    def _rows(self, kind: str, lists: pl.DataFrame) -> Iterator[list[Row]]:
+        numbered = lists.join(self._items, on="item", how="left", maintain_order="left")
+        numbers, scores = numbered.get_column("number").to_list(), numbered.get_column("score").to_list()
+        encode, rows, start = self._encoder.encode, list[Row](), 0
+        runs = numbered.get_column("owner").rle().struct
+        for owner, count in zip(runs.field("value").to_list(), runs.field("len").to_list(), strict=True):
+            end = start + count
+            rows.append(Row(kind + owner, encode(numbers[start:end], scores[start:end])))
+            start = end
+            if len(rows) == _BATCH:
+                yield rows
+                rows = []
+        if rows:
+            yield rows
+
+    def _read(self, path: Path | None, owner: str, item: str) -> ScoredRows | None:
+        if path is None:
+            return None
+        return read_scored(path, {}, owner=owner, item=item, delimiter=self._settings.delimiter)
+
+    def _titles(self, scored: ScoredRows) -> dict[str, str]:
+        settings = self._settings
+        if settings.titles is not None:
+            item, title = settings.columns.get("item") or "item", settings.columns.get("title")
+            return read_titles(settings.titles, item, title, settings.delimiter)
+        if "title" not in scored.frame.collect_schema():
+            return {}
+        return most_frequent_titles(scored.frame.select("item", "title"), settings.lists)
+
+
+def read_scored(
+    path: Path, named: Mapping[str, str | None], *, owner: str = "user", item: str = "item", delimiter: str | None
+) -> ScoredRows:
+    """
+    Read the file, or the folder of files of one kind, at *path*: it is checked whole, and counted, before this returns.
+
+    *named* are columns by role, None or missing to guess; *owner* and *item* are the roles of those two columns. Rows
+    without an owner or an item are left out. Raises DataError for what cannot be read, for a score that is not a finite
+    number, and where nothing is left.
+    """
+    tables = open_tables(path, delimiter)
+    required = [role for role in (owner, item, "score") if role != "segment"]
+    guessed = (owner, item, "score", "title")
+    columns = choose_columns(named, list(tables[0].schema), str(path), guessed=guessed, required=required)
+    rows = Rows(tables, [_shape(table, columns, owner, item) for table in tables])
+    score = NumberColumn("score", columns["score"], "mend the row, remove it, or name another column")
+    id_bytes = (pl.col("owner").str.len_bytes().cast(pl.Int64) + pl.col("item").str.len_bytes()).sum()
+    survey = rows.survey(path, score, id_bytes.alias("id_bytes"), advice="mend the rows")
+    sampled = rows.kept.filter(pl.col("row") % -(-survey.rows // _SAMPLED_OWNERS) == 0).select("owner")
+    with data_errors(path):
+        owners = sampled.collect(engine="streaming").to_series().sort()
+    kept = rows.kept.drop("row")
+    return ScoredRows(kept, survey.rows, survey.kept["rows"], survey.left_out, survey.kept["id_bytes"], owners)
+
+
+def _shape(table: Table, columns: Mapping[str, str], owner: str, item: str) -> TableShape:
+    """Return how *table* is read: owner, item, score and, where there is such a column, title."""
+    name = columns["score"]
+    # The digits of a float32 are those that it is written with, rather than those of the double that is nearest.
+    is_float32 = table.schema[name] == pl.Float32
+    score = pl.col(name).cast(pl.String).cast(pl.Float64) if is_float32 else number_of(name, table.schema[name])
+    ids = {"owner": text_column(table, columns.get(owner)), "item": text_column(table, columns[item])}
+    left_out = dict[str, pl.Expr]()
+    for role, text in zip((owner, item), ids.values(), strict=True):
+        if role != "segment":
+            left_out[f"no {role}"] = text.is_null()
+        left_out[f"{role} id over {MAX_ID_BYTES} bytes"] = text.str.len_bytes() > MAX_ID_BYTES
+    values = [*(text.fill_null("").alias(name) for name, text in ids.items()), score.alias("score")]
+    if "title" in columns:
+        values.append(text_column(table, columns["title"]).alias("title"))
+    return TableShape(values, left_out, ~score.is_finite().fill_null(value=False))
+
+
+def _sorted(scored: ScoredRows, length: int, folder: Path, stage: str, on_progress: Progress) -> SortedLists:
+    folder.mkdir()
+    return sort_lists(scored, length, folder, lambda done, total: on_progress(stage, done, total))
+
+
+def _popular(scored: ScoredRows | None, users: SortedLists, length: int) -> pl.DataFrame:
+    """Return [owner, item, score]: the lists of *scored*, by segment, and the overall one, counted if it has none."""
+    counted = users.items.head(length).select(
+        owner=pl.lit(OVERALL), item="item", score=pl.col("lists").cast(pl.Float64)
+    )
+    if scored is None:
+        return counted
+    rows = scored.frame.select("owner", "item", "score").collect(engine="streaming")
+    segments = rows.get_column("owner").n_unique()
+    if segments > MAX_SEGMENTS:
+        raise DataError(f"The popular lists are of {segments:,} segments; at most {MAX_SEGMENTS:,} can have one each.")
+    best = rows.group_by("owner", "item").agg(pl.col("score").max())
+    lists = top_items(best, length).select("owner", "item", "score")
+    return lists if (lists.get_column("owner") == OVERALL).any() else pl.concat([counted, lists])
+
+
+def _items(users: SortedLists, similar: SortedLists | None, popular: pl.DataFrame) -> pl.DataFrame:
+    """Return [item, number]: every item of any list, numbered."""
+    items = [users.items.select("item"), popular.select("item")]
+    if similar is not None:
+        items.append(similar.items.select("item"))
+    return pl.concat(items).unique().sort("item").with_row_index("number").select("item", "number")

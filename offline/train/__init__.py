@@ -1,0 +1,1 @@
+"""What is learned from the matrix: factors by ALS, and what most users have."""

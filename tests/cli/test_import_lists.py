@@ -1,0 +1,240 @@
+"""Import, copy and diff: each verb end to end, and each mistake with its sentence and exit code."""
+
+import asyncio
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from stores.catalogue import DraftRef, State
+from stores.errors import StoreUnavailable
+from stores.lifecycle import publish
+from stores.lmdb_store import LmdbStore
+from stores.store import Plan, Row
+from tests.support.command import failed, hotplate
+from tests.support.service import a_list, publish_lists
+from tests.support.soak import SEED, scaled
+
+
+def lines(*rows: str) -> str:
+    return "\n".join(("user,item,score", *rows)) + "\n"
+
+
+@pytest.fixture
+def lists(tmp_path: Path) -> Path:
+    path = tmp_path / "lists.csv"
+    path.write_text(lines("bo,b,0.5", "al,a,0.25", "bo,a,0.75", ",a,1", "al,a,0.5"))
+    return path
+
+
+def test_from_lists_to_an_answer_and_on_to_another_store(lists: Path, tmp_path: Path) -> None:
+    first, second = (f"file://{tmp_path}/{name}" for name in ("first", "second"))
+    printed = hotplate("import", lists, "--store", first, TMPDIR=str(tmp_path)).stdout
+    assert "read 5 rows" in printed
+    assert "1 left out: no user" in printed
+    assert "1 left out: named twice" in printed
+    assert not list(tmp_path.glob("hotplate-import-*"))
+    answer = json.loads(hotplate("lookup", "bo", "--json", "--store", first).stdout)
+    assert [item["id"] for item in answer["items"]] == ["a", "b"]
+    copied = json.loads(hotplate("releases", "copy", "--from", first, "--to", second, "--json").stdout)
+    assert (copied["rows_written"], copied["rows_there"], copied["live"]) == (3, 0, True)
+    again = hotplate("releases", "copy", answer["release"], "--from", first, "--to", second).stdout
+    assert again == f"{answer['release']} is live: 0 rows written, 3 had been written before\n"
+    whole, seen = (hotplate("releases", "verify", "--store", second, *how).stdout for how in ((), ("--sample", "5")))
+    assert "is complete: 3 rows" in whole
+    assert "can be read: 2 users' lists, 1 popular ones" in seen
+
+
+def test_two_releases_are_compared(tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    first = asyncio.run(publish_lists(folder, {"user:a": a_list("1", "2"), "user:b": a_list("1")}))
+    second = asyncio.run(publish_lists(folder, {"user:a": a_list("2", "3"), "user:c": a_list("1")}))
+    facts = json.loads(hotplate("releases", "diff", first, second, "--json", "--store", f"file://{folder}").stdout)
+    assert (facts["compared"], facts["unchanged"], facts["overlap_at_10"]) == (1, 0, 0.5)
+    assert [one["users_only_here"] for one in facts["releases"]] == [1, 1]
+    text = hotplate("releases", "diff", first, second, "--store", f"file://{folder}").stdout
+    assert "overlap@10: 0.5000" in text
+    failed(hotplate("releases", "diff", first, "nothing", "--store", f"file://{folder}"), "is not in this store")
+
+
+def test_encodings_and_a_release_that_waits(lists: Path, tmp_path: Path) -> None:
+    store = f"file://{tmp_path}/store"
+    facts = json.loads(hotplate("import", lists, "--store", store, "--json").stdout)
+    assert (facts["release"]["encoding"], facts["live"], facts["rows_written_before"]) == ("json", True, 0)
+    facts = json.loads(
+        hotplate("import", lists, "--store", store, "--encoding", "zstd", "--no-activate", "--json").stdout
+    )
+    assert (facts["release"]["encoding"], facts["live"]) == ("zstd", False)
+    listed = json.loads(hotplate("releases", "list", "--json", "--store", store).stdout)["releases"]
+    assert [entry["state"] for entry in listed] == ["live", "ready"]
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (lines("a,b,1", "b,c,many"), "row 3, column 'score': the score 'many' is not a finite number"),
+        (lines("a,b,1", "b,c,inf"), "row 3"),
+        (lines(), "no rows"),
+        ("who,what,how\na,b,1\n", "looks like the user"),
+        ("user,item\na,b\n", "looks like the score; name it 'score' or give --score-column"),
+        (lines("a,b,1", "c,d"), "row 3"),
+    ],
+)
+def test_bad_lists_are_one_sentence_and_leave_nothing_behind(tmp_path: Path, content: str, part: str) -> None:
+    (tmp_path / "bad.csv").write_text(content)
+    (tmp_path / "scratch").mkdir()
+    done = hotplate(
+        "import", tmp_path / "bad.csv", "--store", f"file://{tmp_path}/store", TMPDIR=str(tmp_path / "scratch")
+    )
+    failed(done, "bad.csv", part)
+    assert list((tmp_path / "scratch").iterdir()) == []
+    assert not (tmp_path / "store").exists()
+
+
+def test_other_mistakes_are_one_sentence_too(lists: Path, tmp_path: Path) -> None:
+    store = f"file://{tmp_path}/store"
+    failed(hotplate("import", tmp_path / "absent.csv", "--store", store), "absent.csv does not exist")
+    failed(hotplate("import", lists, "--popular", tmp_path / "no.csv", "--store", store), "no.csv does not exist")
+    failed(hotplate("import", lists, "--similar", lists, "--store", store), "looks like the other")
+    failed(hotplate("import", lists, "--resume", "nothing", "--store", store), "nothing is not in this store")
+    failed(hotplate("import", lists, "--store", "file:///proc/nothing"), "/proc/nothing")
+    failed(hotplate("releases", "copy", "--from", store, "--to", store), "given as both stores", code=2)
+    failed(hotplate("releases", "copy", "--from", store, "--to", f"{store}2"), "Nothing is live")
+    failed(hotplate("releases", "copy", "x", "--from", store, "--to", f"{store}2"), "x is not in this store")
+    assert hotplate("releases", "verify", "--all", "--sample", "3", "--store", store).returncode == 2
+
+
+def many_lists(folder: Path, users: int) -> list[str]:
+    """Write lists of many users into *folder*, and return the command that imports them into a store beside."""
+    frame = pl.DataFrame({"user": [f"{n:06}" for n in range(users)], "item": "i", "score": 1.0})
+    frame.write_parquet(folder / "lists.parquet")
+    (folder / "scratch").mkdir()
+    return ["import", str(folder / "lists.parquet"), "--store", f"file://{folder}/store", "--json"]
+
+
+@contextmanager
+def at_second_put(action: Callable[[], None]) -> Iterator[None]:
+    """Do *action* when a file's second batch of rows is about to be written."""
+    put, calls = LmdbStore.put, count(1)
+
+    async def act_or_put(self: LmdbStore, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
+        if next(calls) == 2:
+            action()
+            await asyncio.sleep(0)  # where a signal's handler takes effect
+        await put(self, draft, rows, part)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("offline.list_import._BATCH", 100)
+        patch.setattr(LmdbStore, "put", act_or_put)
+        yield
+
+
+def check_resume(folder: Path, arguments: list[str], users: int) -> None:
+    """Hold that the only release is a draft, and that the same import with --resume makes it whole and live."""
+    store = f"file://{folder}/store"
+    (entry,) = json.loads(hotplate("releases", "list", "--json", "--store", store).stdout)["releases"]
+    assert entry["state"] == State.DRAFT
+    done = json.loads(hotplate(*arguments, "--resume", entry["id"]).stdout)
+    assert done["release"]["release"] == entry["id"]
+    assert done["release"]["counts"] == {"popular": 1, "user": users}
+    assert hotplate("releases", "verify", "--store", store).returncode == 0
+
+
+def test_an_import_whose_store_went_away_is_resumed_by_its_draft(tmp_path: Path) -> None:
+    arguments = many_lists(tmp_path, 1_000)
+
+    def fail() -> None:
+        raise StoreUnavailable("the disk went away")
+
+    with at_second_put(fail):
+        failed(hotplate(*arguments), "The disk went away", "--resume 2")
+    check_resume(tmp_path, arguments, 1_000)
+
+
+@pytest.mark.soak
+def test_imports_that_are_killed_are_resumed_by_their_drafts(tmp_path: Path) -> None:
+    draw = random.Random(SEED)
+    for round_ in range(scaled(5)):
+        folder = tmp_path / str(round_)
+        folder.mkdir()
+        arguments = many_lists(folder, 100_000)
+        with started(folder, arguments) as importer:
+            time.sleep(draw.uniform(0, 0.2))
+            importer.kill()
+            importer.wait()
+        states = [entry["state"] for entry in releases_of(folder)]
+        if states == [State.DRAFT]:  # it may have been quicker
+            check_resume(folder, arguments, 100_000)
+        else:
+            assert states == [State.LIVE]
+
+
+def test_an_import_that_is_terminated_leaves_nothing_behind(tmp_path: Path) -> None:
+    arguments = many_lists(tmp_path, 1_000)
+    with at_second_put(lambda: os.kill(os.getpid(), signal.SIGTERM)):
+        done = hotplate(*arguments, TMPDIR=str(tmp_path / "scratch"))
+    assert (done.returncode, done.stderr) == (128 + signal.SIGTERM, "")
+    assert list((tmp_path / "scratch").iterdir()) == []
+    assert list((tmp_path / "store" / "releases").iterdir()) == []
+    assert releases_of(tmp_path) == []
+
+
+@pytest.mark.soak
+def test_imports_that_are_terminated_leave_nothing_behind(tmp_path: Path) -> None:
+    draw = random.Random(SEED)
+    for round_ in range(scaled(5)):
+        folder = tmp_path / str(round_)
+        folder.mkdir()
+        with started(folder, many_lists(folder, 100_000)) as importer:
+            time.sleep(draw.uniform(0, 0.05))
+            importer.terminate()
+            assert importer.wait(20) in (0, 128 + signal.SIGTERM)
+        assert list((folder / "scratch").iterdir()) == []
+        assert all(entry["state"] == State.LIVE for entry in releases_of(folder))
+
+
+@contextmanager
+def started(folder: Path, arguments: list[str]) -> "Iterator[subprocess.Popen[bytes]]":
+    """Run an import in a process of its own; the block begins as soon as its draft is there."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "hotplate", *arguments],
+        stdout=subprocess.DEVNULL,
+        env=os.environ | {"TMPDIR": str(folder / "scratch")},
+    ) as importer:
+        while not list(folder.glob("store/releases/*")):
+            assert importer.poll() is None
+            time.sleep(0.001)
+        yield importer
+
+
+def releases_of(folder: Path) -> Any:  # noqa: ANN401 -- JSON
+    return json.loads(hotplate("releases", "list", "--json", "--store", f"file://{folder}/store").stdout)["releases"]
+
+
+async def leave_a_draft(folder: Path) -> str:
+    async def batches() -> AsyncIterator[Sequence[Row]]:
+        yield [Row("popular:", a_list("x"))]
+        raise StoreUnavailable("the network went away")
+
+    store = LmdbStore(folder)
+    with pytest.raises(StoreUnavailable):
+        await publish(store, batches(), plan=Plan(1, 1), about={})
+    (draft,) = (await store.catalogue()).releases
+    await store.close()
+    return draft.id
+
+
+def test_a_draft_of_other_lists_is_not_finished(lists: Path, tmp_path: Path) -> None:
+    draft = asyncio.run(leave_a_draft(tmp_path / "store"))
+    failed(hotplate("import", lists, "--resume", draft, "--store", f"file://{tmp_path}/store"), "does not add up")

@@ -1,0 +1,108 @@
+"""Filters and event weights: a filter keeps exactly the rows that meet it, and nonsense is refused by name."""
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from offline.errors import DataError, SettingError
+from offline.input.filters import Filter, parse_event_weights, parse_filter, parse_filters
+
+FRAME = pl.DataFrame(
+    {
+        "text": ["10", "9.5", "abc", "", "2011-05-01"],
+        "number": [10.0, 9.5, None, -1.0, 2.5],
+        "price": [float("nan"), 1.0, None, 2.0, 0.0],
+        "day": pl.Series(["2011-01-01", "2011-06-01", None, "2012-01-01", "2010-01-01"]).str.to_date(),
+    }
+)
+
+
+def kept(*texts: str) -> list[int]:
+    conditions = [each.expression(FRAME.schema, "a.csv") for each in parse_filters(texts)]
+    return FRAME.with_row_index("row").filter(*conditions).get_column("row").to_list()
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("text>9.6", [0]),
+        ("text>=9.5", [0, 1]),
+        ("text < 10", [1]),
+        ("text=abc", [2]),
+        ("text==abc", [2]),
+        ("text!=abc", [0, 1, 3, 4]),
+        ("text=", [3]),
+        (r"text~^\d", [0, 1, 4]),
+        (r"text!~^\d", [2, 3]),
+        ("text>2011-01-01", [1, 4]),
+        ("text<=2011-05-01", [0, 4]),
+        ("number=2.50", [4]),
+        ("number!=2.5", [0, 1, 2, 3]),
+        ("number<=-1", [3]),
+        ("number~5$", [1, 4]),
+        ("price>0", [1, 3]),
+        ("price<5", [1, 3, 4]),
+        ("day>=2011-01-01", [0, 1, 3]),
+        ("DAY=2011-06-01", [1]),
+    ],
+)
+def test_a_filter_keeps_the_rows_that_meet_it(text: str, rows: list[int]) -> None:
+    assert kept(text) == rows
+
+
+def test_several_filters_must_all_be_met() -> None:
+    assert kept("text>=9.5", "number<10") == [1]
+    assert kept() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("text", ["", "quantity", ">5", " =5", "~x", "quantity>", "quantity>many", "a<=x"])
+def test_a_filter_that_makes_no_sense_is_refused_by_name(text: str) -> None:
+    with pytest.raises(SettingError, match="The filter ") as raised:
+        parse_filter(text)
+    assert repr(text) in str(raised.value)
+
+
+@pytest.mark.parametrize("text", ["code~", "code~(", "code!~[z-a]"])
+def test_a_regular_expression_that_cannot_be_read_is_refused(text: str) -> None:
+    with pytest.raises(SettingError, match="regular expression"):
+        parse_filter(text)
+
+
+def test_a_filter_on_a_column_that_is_not_there_names_the_closest() -> None:
+    with pytest.raises(DataError, match=r"a\.csv has no column 'nmber' for the filter .* mean 'number'\?"):
+        kept("nmber>1")
+
+
+letters = st.characters(exclude_characters="<>=!~", codec="utf-8")
+names = st.text(letters, min_size=1).map(str.strip).filter(bool)
+values = st.text(st.characters(exclude_characters="=~", codec="utf-8")).map(str.strip)
+
+
+@settings(deadline=None)  # a busy machine is no failure
+@given(names, st.sampled_from(["=", "!="]), values)
+def test_every_column_and_value_survive_the_parser(name: str, sign: str, value: str) -> None:
+    text = f" {name} {sign} {value} "
+    assert parse_filter(text) == Filter(text, name, sign, value)
+
+
+@settings(deadline=None)  # a busy machine is no failure
+@given(names, st.sampled_from([">", ">=", "<", "<="]), st.floats(allow_nan=False, allow_infinity=False))
+def test_every_bound_survives_the_parser(name: str, sign: str, bound: float) -> None:
+    text = f"{name}{sign}{bound}"
+    assert parse_filter(text) == Filter(text, name, sign, str(bound))
+
+
+def test_event_weights_are_read() -> None:
+    assert parse_event_weights("view=1, cart = 3,buy=5.5") == {"view": 1.0, "cart": 3.0, "buy": 5.5}
+
+
+@pytest.mark.parametrize("text", ["", "view", "view=", "=1", "view=x", "view=0", "view=-1", "view=nan", "a=1,,b=2"])
+def test_event_weights_that_make_no_sense_are_refused(text: str) -> None:
+    with pytest.raises(SettingError, match="cannot be read"):
+        parse_event_weights(text)
+
+
+def test_an_event_with_two_weights_is_refused() -> None:
+    with pytest.raises(SettingError, match="'view' has two weights"):
+        parse_event_weights("view=1,view=2")

@@ -1,0 +1,247 @@
+"""Interactions: the same rows in every format give the same pairs, and what is left out is counted."""
+
+import gzip
+import math
+from datetime import datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import polars as pl
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from offline.errors import SettingError
+from offline.input.columns import Columns
+from offline.input.interactions import Interactions, read_interactions
+from tests.support.soak import scaled
+
+ROWS = pl.DataFrame(
+    {
+        "user_id": ["007", "007", "ann", "ann", "ann"],
+        "item_id": ["a b", "é/%", "a b", "a b", "é/%"],
+        "rating": [1.0, 2.0, 3.0, 0.5, 4.0],
+        "ts": [1_700_000_300, 1_700_000_100, 1_700_000_200, 1_700_000_000, 1_700_000_400],
+        "title": ["Ay", "Ee", "Ay", "Ay, again", " Ee "],
+        "segment": ["x", "x", "y", "y", "y"],
+    }
+)
+
+
+def pairs_of(interactions: Interactions) -> list[tuple[str, str, float]]:
+    return interactions.pairs.select("user", "item", "weight").sort("user", "item").rows()
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def written(folder: Path, fmt: str) -> Path:
+    path = folder / f"rows.{fmt}"
+    separators = {"tsv": "\t", "psv": "|", "txt": ";"}
+    if fmt == "parquet":
+        ROWS.write_parquet(path)
+    elif fmt == "csv.gz":
+        path.write_bytes(gzip.compress(ROWS.write_csv().encode()))
+    elif fmt == "csv.zst":
+        ROWS.write_csv(path, compression="zstd")
+    elif fmt == "folder":
+        path.mkdir()
+        ROWS[:2].write_csv(path / "one.csv")
+        path.joinpath("two.csv.gz").write_bytes(gzip.compress(ROWS[2:].write_csv().encode()))
+        path.joinpath("_SUCCESS").touch()
+    elif fmt == "crlf.csv":
+        path.write_bytes(b"\xef\xbb\xbf" + ROWS.write_csv(line_terminator="\r\n").encode())
+    elif fmt == "quoted.csv":
+        ROWS.write_csv(path, quote_style="always")
+    else:
+        ROWS.write_csv(path, separator=separators.get(fmt, ","))
+    return path
+
+
+FORMATS = ["csv", "tsv", "psv", "txt", "csv.gz", "csv.zst", "parquet", "folder", "crlf.csv", "quoted.csv"]
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_the_same_rows_in_every_format_give_the_same_interactions(fmt: str, tmp_path: Path) -> None:
+    interactions = read_interactions(written(tmp_path, fmt))
+    assert pairs_of(interactions) == [
+        ("007", "a b", 1.0),
+        ("007", "é/%", 2.0),
+        ("ann", "a b", 3.5),
+        ("ann", "é/%", 4.0),
+    ]
+    assert interactions.titles == {"a b": "Ay", "é/%": "Ee"}
+    assert interactions.rows == 5
+    assert interactions.left_out == {}
+    assert interactions.time_range == (datetime(2023, 11, 14, 22, 13, 20), datetime(2023, 11, 14, 22, 20, 0))  # noqa: DTZ001 -- naive UTC
+    assert interactions.pairs.filter(user="ann", item="a b").get_column("time").item() == interactions.time_range[0]
+    assert interactions.segments is not None
+    assert interactions.segments.rows() == [("x", "a b", 1.0), ("x", "é/%", 1.0), ("y", "a b", 1.0), ("y", "é/%", 1.0)]
+    assert len(interactions.fingerprint) == 32
+    assert interactions.columns == Columns("user_id", "item_id", "rating", "ts", "title", "segment")
+
+
+letters = st.characters(codec="utf-8", exclude_categories=["Cc"], include_characters="\n\t")
+some_ids = st.text(letters, min_size=1, max_size=6) | st.sampled_from(['"', ",", '",', '"\n"', "a\nb", " ", "0", "1.0"])
+
+
+some_weights = st.dictionaries(st.tuples(some_ids, some_ids), st.integers(1, 99), min_size=2)
+
+
+def check_round_trip(weights: dict[tuple[str, str], int], separator: str) -> None:
+    assume(len({user for user, _ in weights}) > 1 and len({item for _, item in weights}) > 1)
+    rows = [(user, item, float(weight)) for (user, item), weight in sorted(weights.items())]
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "rows.csv")
+        pl.DataFrame(rows, ["user", "item", "weight"], orient="row").write_csv(path, separator=separator)
+        assert pairs_of(read_interactions(path)) == rows
+
+
+@settings(deadline=None, max_examples=50)  # a busy machine is no failure
+@given(some_weights, st.sampled_from(",;\t|"))
+def test_any_id_survives_any_delimiter(weights: dict[tuple[str, str], int], separator: str) -> None:
+    check_round_trip(weights, separator)
+
+
+@pytest.mark.soak
+@settings(deadline=None, max_examples=scaled(500))
+@given(some_weights, st.sampled_from(",;\t|"))
+def test_hundreds_of_ids_survive_any_delimiter(weights: dict[tuple[str, str], int], separator: str) -> None:
+    check_round_trip(weights, separator)
+
+
+def test_an_explicit_delimiter_wins_over_the_guess(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.csv", "user,x^item\nu1,y^i1\nu2,y^i2\n")
+    interactions = read_interactions(file, columns=Columns(user="user,x", item="item"), delimiter="^")
+    assert pairs_of(interactions) == [("u1,y", "i1", 1.0), ("u2,y", "i2", 1.0)]
+
+
+def test_ids_are_kept_as_they_are_and_whole_floats_lose_their_point(tmp_path: Path) -> None:
+    text = write(tmp_path / "a.csv", "user,item\n 007 ,1.0\n7,NaN\nNULL,1e3\n")
+    assert pairs_of(read_interactions(text)) == [(" 007 ", "1.0", 1), ("7", "NaN", 1), ("NULL", "1e3", 1)]
+    frame = pl.DataFrame({"user": [17850.0, None, 12.5, math.nan], "item": pl.Series([1, 2, 3, 4], dtype=pl.UInt16)})
+    frame.write_parquet(tmp_path / "a.parquet")
+    interactions = read_interactions(tmp_path / "a.parquet")
+    assert pairs_of(interactions) == [("12.5", "3", 1.0), ("17850", "1", 1.0)]
+    assert interactions.left_out == {"no user": 2}
+
+
+def test_categories_booleans_and_dates_can_be_ids(tmp_path: Path) -> None:
+    frame = pl.DataFrame(
+        {"user": pl.Series(["u", "v"], dtype=pl.Categorical), "item": ["2026-01-01", "2026-01-02"]}
+    ).with_columns(pl.col("item").str.to_date())
+    frame.write_parquet(tmp_path / "a.parquet")
+    interactions = read_interactions(tmp_path / "a.parquet")
+    assert pairs_of(interactions) == [("u", "2026-01-01", 1.0), ("v", "2026-01-02", 1.0)]
+
+
+def test_what_is_left_out_is_counted_by_the_first_reason(tmp_path: Path) -> None:
+    long_id = "é" * 129
+    file = write(
+        tmp_path / "a.csv",
+        f"user,item,weight,country\nu,i,1,FR\nv,j,2,FR\n,i,1,FR\nu,,1,FR\n{long_id},i,1,FR\nu,{long_id},1,FR\nu,i,,FR\n"
+        "u,i,0,FR\nu,i,-3,FR\n,,abc,DE\n",
+    )
+    interactions = read_interactions(file, where=["country=FR"])
+    assert interactions.rows == 10
+    assert list(interactions.left_out.items()) == [
+        ("where country=FR", 1),
+        ("no user", 1),
+        ("no item", 1),
+        ("user id over 256 bytes", 1),
+        ("item id over 256 bytes", 1),
+        ("no weight", 1),
+        ("weight zero or less", 2),
+    ]
+    assert pairs_of(interactions) == [("u", "i", 1.0), ("v", "j", 2.0)]
+
+
+def test_events_weigh_as_given_and_unknown_ones_are_left_out(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.csv", "user,item,event\nu,i,view\nu,i,buy\nv,j,view\nv,j,share\n")
+    interactions = read_interactions(file, event_weights={"view": 1, "buy": 5})
+    assert pairs_of(interactions) == [("u", "i", 6.0), ("v", "j", 1.0)]
+    assert interactions.left_out == {"unknown event": 1}
+
+
+def test_a_count_column_counts_its_different_values(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.csv", "user,item,invoice,quantity\nu,i,1,9\nu,i,1,9\nu,i,2,9\nv,j,3,9\nv,j,,9\n")
+    interactions = read_interactions(file, columns=Columns(count="invoice"))
+    assert pairs_of(interactions) == [("u", "i", 2.0), ("v", "j", 1.0)]
+    assert interactions.left_out == {"no invoice": 1}
+
+
+def test_weighting_is_applied_to_the_sum(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.csv", "user,item,plays\nu,i,2\nu,i,3\nv,j,0.5\nv,i,0\n")
+    assert pairs_of(read_interactions(file, weighting="log")) == [("u", "i", 1 + math.log(5)), ("v", "j", 1.0)]
+    every_row = [("u", "i", 1.0), ("v", "i", 1.0), ("v", "j", 1.0)]
+    assert pairs_of(read_interactions(file, weighting="binary")) == every_row
+    named = read_interactions(file, weighting="binary", columns=Columns(weight="plays"))
+    assert pairs_of(named) == [("u", "i", 1.0), ("v", "j", 1.0)]
+    assert named.left_out == {"weight zero or less": 1}
+
+
+def test_a_file_of_titles_has_its_own_names_for_columns(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.csv", "user,movie,name\nu,1,ignored\nv,2,ignored\n")
+    titles = write(tmp_path / "movies.csv", 'movie_id,name,genre\n1,"Heat, again",x\n2,Up,y\n3,Other,z\n')
+    interactions = read_interactions(file, titles=titles)
+    assert interactions.titles == {"1": "Heat, again", "2": "Up", "3": "Other"}
+    assert interactions.fingerprint != read_interactions(file).fingerprint
+
+
+def test_names_that_differ_only_in_case_are_found(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.csv", "Customer ID,Stock-Code,Buys\nu,i,1\nv,j,2\n")
+    interactions = read_interactions(file, columns=Columns(weight="buys"), where=["BUYS>=1"])
+    assert interactions.columns == Columns("Customer ID", "Stock-Code", "Buys")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1700000000",
+        "1700000000.0",
+        "1700000000000",
+        "1700000000000000",
+        "2023-11-14T22:13:20Z",
+        "2023-11-14T23:13:20+01:00",
+        "2023-11-14 22:13:20",
+        "11/14/2023 22:13:20",
+        "14.11.2023 22:13:20",
+    ],
+)
+def test_times_are_read_in_many_ways(text: str, tmp_path: Path) -> None:
+    file = write(tmp_path / "a.csv", f"user,item,time\nu,i,{text}\nv,j,\n")
+    moment = datetime(2023, 11, 14, 22, 13, 20)  # noqa: DTZ001 -- naive UTC
+    assert read_interactions(file).time_range == (moment, moment)
+
+
+def test_a_guessed_column_without_times_is_passed_over(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.csv", "user,item,time\nu,i,soon\nv,j,later\n")
+    assert read_interactions(file).time_range is None
+
+
+def test_blank_lines_and_fields_over_several_lines_are_no_bad_rows(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.csv", 'user,item,title\nu,i,"two\nlines, ""quoted"""\n\nv,j,one\n\n')
+    interactions = read_interactions(file)
+    assert interactions.titles == {"i": 'two\nlines, "quoted"', "j": "one"}
+    assert interactions.left_out == {"no user": 2}
+
+
+def test_a_quote_inside_a_field_means_itself_where_no_field_is_quoted(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.csv", 'user,item,title\nu,i,5" disk\nv,j,6" disk\n')
+    assert read_interactions(file).titles == {"i": '5" disk', "j": '6" disk'}
+
+
+def test_the_fingerprint_follows_the_bytes(tmp_path: Path) -> None:
+    one = read_interactions(write(tmp_path / "a.csv", "user,item\nu,i\nv,j\n")).fingerprint
+    assert one == read_interactions(write(tmp_path / "a.csv", "user,item\nu,i\nv,j\n")).fingerprint
+    assert one != read_interactions(write(tmp_path / "a.csv", "user,item\nu,i\nv,k\n")).fingerprint
+
+
+def test_two_sources_of_weights_are_a_misuse(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.csv", "user,item,weight,event\nu,i,1,view\nv,j,1,view\n")
+    with pytest.raises(SettingError, match="Both the weight column 'weight' and event weights are given"):
+        read_interactions(file, columns=Columns(weight="weight"), event_weights={"view": 1})
+    with pytest.raises(SettingError, match="The event column 'event' needs event weights"):
+        read_interactions(file, columns=Columns(event="event"))

@@ -1,0 +1,49 @@
+"""The built-in sample: the same for the same seed, long-tailed, readable, and worth personal lists."""
+
+import pytest
+
+from offline.errors import SettingError
+from offline.evaluate import evaluate
+from offline.input.matrix import to_matrix
+from offline.input.sample import sample
+from offline.train.als import ALSParams
+
+
+def test_a_sample_is_the_same_for_the_same_seed() -> None:
+    assert sample(300, 100, seed=1).equals(sample(300, 100, seed=1))
+    assert not sample(300, 100, seed=1).equals(sample(300, 100, seed=2))
+
+
+def test_a_sample_has_distinct_readable_titles_and_a_long_tail() -> None:
+    frame = sample()
+    assert frame.columns == ["user", "item", "weight", "title", "segment", "time"]
+    assert frame.get_column("user").n_unique() == 2000
+    items = frame.get_column("item").n_unique()
+    assert 590 <= items <= 600
+    assert frame.select("item", "title").unique().height == items == frame.get_column("title").n_unique()
+    assert frame.get_column("title").str.contains(r"^[A-Z][a-z]+ [A-Z][a-z]+ [A-Z][a-z]+$").all()
+    assert frame.select("user", "item").is_unique().all()
+    assert frame.select("user", "segment").unique().height == 2000
+    counts = frame.get_column("item").value_counts().get_column("count").sort(descending=True)
+    assert counts.head(60).sum() > 0.25 * frame.height
+    assert (frame.get_column("weight") >= 1).all()
+    assert frame.get_column("time").is_sorted()
+
+
+def test_more_items_than_names_still_have_titles_of_their_own() -> None:
+    frame = sample(300, 13_500)
+    titles = frame.select("item", "title").unique()
+    assert titles.get_column("title").n_unique() == titles.height
+    assert titles.get_column("title").str.ends_with(" No. 2").any()
+
+
+def test_personal_lists_beat_the_popular_one_on_a_sample() -> None:
+    evaluation = evaluate(to_matrix(sample()), ALSParams(factors=32))
+    assert evaluation is not None
+    assert evaluation.model.ndcg >= 1.5 * evaluation.popularity.ndcg
+
+
+@pytest.mark.parametrize(("users", "items"), [(9, 100), (100, 9)])
+def test_a_sample_that_is_too_small_is_refused(users: int, items: int) -> None:
+    with pytest.raises(SettingError, match="at least 10"):
+        sample(users, items)

@@ -1,0 +1,171 @@
+"""Fitting and ranking: a checkerboard, whose right recommendations can be proved, and every trap of the library."""
+
+import warnings
+
+import numpy as np
+import pytest
+from implicit.cpu.als import AlternatingLeastSquares
+from scipy.sparse import csr_matrix
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # published without types
+
+from offline.errors import DataError, SettingError
+from offline.input.matrix import Indices
+from offline.train.als import ALSParams, Factors, fit, recommend, similar_items
+from tests.support.interactions import checkerboard
+
+SIZE = 50
+PARAMS = ALSParams(factors=3, regularization=0.1, alpha=1.0, seed=23)
+
+
+def everyone() -> Indices:
+    return np.arange(SIZE, dtype=np.int32)
+
+
+@pytest.fixture(scope="module")
+def factors() -> Factors:
+    return fit(checkerboard(SIZE), PARAMS)
+
+
+def test_each_user_of_a_checkerboard_is_recommended_the_item_withheld(factors: Factors) -> None:
+    items, scores = recommend(factors, checkerboard(SIZE), everyone(), 1)
+    assert items[:, 0].tolist() == list(range(SIZE))
+    assert (scores > 0.5).all()
+    assert items.dtype == np.int32
+    assert scores.dtype == np.float32
+
+
+def test_seen_items_come_back_only_when_they_are_kept(factors: Factors) -> None:
+    seen = checkerboard(SIZE)
+    items, _ = recommend(factors, seen, everyone(), SIZE // 2)
+    assert not any(seen[user, item] for user, row in enumerate(items) for item in row if item >= 0)
+    items, _ = recommend(factors, seen, everyone(), SIZE // 2, keep_seen=True)
+    assert all((row % 2 == user % 2).all() for user, row in enumerate(items))
+
+
+def test_lists_end_where_a_user_has_everything_or_there_are_no_more_items(factors: Factors) -> None:
+    items, scores = recommend(factors, checkerboard(SIZE), everyone(), 1000)
+    assert items.shape == (SIZE, SIZE)
+    liked = SIZE // 2 - 1
+    assert (items[:, : SIZE - liked] >= 0).all()
+    assert (items[:, SIZE - liked :] == -1).all()
+    assert (scores[:, SIZE - liked :] == 0).all()
+    assert all(len(set(row[row >= 0])) == SIZE - liked for row in items)
+
+
+def test_a_user_without_interactions_gets_nothing_rather_than_anything() -> None:
+    board = checkerboard(SIZE).tolil()
+    board[3] = 0
+    user_items = csr_matrix(board)
+    for keep_seen in (False, True):
+        items, scores = recommend(fit(user_items, PARAMS), user_items, everyone(), 5, keep_seen=keep_seen)
+        assert (items[3] == -1).all()
+        assert (scores[3] == 0).all()
+        assert (items[2] >= 0).all()
+
+
+def test_any_users_in_any_order_get_their_own_lists(factors: Factors) -> None:
+    every, _ = recommend(factors, checkerboard(SIZE), everyone(), 4)
+    users = np.array([9, 3, 3, 40], dtype=np.int32)
+    some, _ = recommend(factors, checkerboard(SIZE), users, 4)
+    assert (some == every[users]).all()
+    none, _ = recommend(factors, checkerboard(SIZE), users[:0], 4)
+    assert none.shape == (0, 4)
+
+
+def test_many_users_are_ranked_in_batches(monkeypatch: pytest.MonkeyPatch, factors: Factors) -> None:
+    whole, _ = recommend(factors, checkerboard(SIZE), everyone(), 6)
+    alike, _ = similar_items(factors, everyone(), 6)
+    monkeypatch.setattr("offline.train.als._RANKED_AT_ONCE", 7)
+    assert (recommend(factors, checkerboard(SIZE), everyone(), 6)[0] == whole).all()
+    assert (similar_items(factors, everyone(), 6)[0] == alike).all()
+
+
+def test_similar_items_are_of_the_same_colour_and_never_the_item_itself(factors: Factors) -> None:
+    items, scores = similar_items(factors, everyone(), SIZE // 2 - 1)
+    assert items.shape == (SIZE, SIZE // 2 - 1)
+    for item, row in enumerate(items):
+        assert item not in row
+        assert (row % 2 == item % 2).all()
+        assert len(set(row)) == len(row)
+    assert (scores > 0.9).all()
+    assert (scores <= 1.00001).all()
+    assert (np.diff(scores, axis=1) <= 0).all()
+    assert similar_items(factors, everyone(), 1000)[0].shape == (SIZE, SIZE - 1)
+
+
+def test_an_item_without_factors_is_like_no_other() -> None:
+    item_factors = np.array([[1, 0], [1, 0.1], [0, 0], [0, 1]], dtype=np.float32)
+    factors = Factors(np.ones((2, 2), dtype=np.float32), item_factors)
+    items, scores = similar_items(factors, np.arange(4, dtype=np.int32), 3)
+    assert items.tolist() == [[1, 3, -1], [0, 3, -1], [-1, -1, -1], [1, 0, -1]]
+    assert scores[2].tolist() == [0, 0, 0]
+
+
+def test_a_fit_is_the_same_for_the_same_seed_and_reports_every_iteration(factors: Factors) -> None:
+    reports: list[tuple[int, int]] = []
+    again = fit(checkerboard(SIZE), PARAMS, lambda done, total: reports.append((done, total)))
+    assert reports == [(at, 15) for at in range(1, 16)]
+    assert np.array_equal(again.user_factors, factors.user_factors)
+    assert np.array_equal(again.item_factors, factors.item_factors)
+    other = fit(checkerboard(SIZE), ALSParams(factors=3, regularization=0.1, alpha=1.0, seed=24))
+    assert not np.array_equal(other.item_factors, factors.item_factors)
+
+
+def test_the_factors_of_users_are_those_that_folding_in_gives(factors: Factors) -> None:
+    with threadpool_limits(1, "blas"):
+        model = AlternatingLeastSquares(factors=3, regularization=0.1, alpha=1.0)
+        model.item_factors = factors.item_factors
+        folded = model.recalculate_user(0, checkerboard(SIZE)[0])
+    assert np.allclose(folded, factors.user_factors[0], atol=1e-6)
+
+
+def test_a_fit_warns_of_nothing() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(checkerboard(SIZE), PARAMS)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("factors", 0),
+        ("iterations", 0),
+        ("regularization", -1.0),
+        ("regularization", float("nan")),
+        ("alpha", 0.0),
+        ("alpha", float("inf")),
+        ("seed", -1),
+        ("seed", 2**32),
+    ],
+)
+def test_parameters_that_make_no_sense_are_refused_by_name(name: str, value: float) -> None:
+    with pytest.raises(SettingError, match=f"{name} is {value}"):
+        ALSParams(**{name: value})  # type: ignore[arg-type]  # the wrong value is the point
+
+
+def test_a_matrix_that_cannot_be_factorized_is_refused() -> None:
+    board = checkerboard(SIZE)
+    with pytest.raises(TypeError, match="csr_matrix"):
+        fit(board.tocsc(), PARAMS)
+    with pytest.raises(DataError, match="learning needs two"):
+        fit(board[:1], PARAMS)
+    for value in (float("nan"), float("inf"), 0.0, -1.0):
+        bad = board.copy()
+        bad.data[5] = value
+        with pytest.raises(DataError, match="not finite and above zero"):
+            fit(bad, PARAMS)
+
+
+def test_factors_that_are_not_finite_are_an_error_with_advice() -> None:
+    board = checkerboard(SIZE)
+    board.data[:] = 3e38
+    for alpha in (1.0, 100.0):
+        with pytest.raises(DataError, match=r"not finite with regularization .* lower alpha"):
+            fit(board, ALSParams(factors=3, alpha=alpha))
+
+
+def test_a_list_of_no_items_is_refused(factors: Factors) -> None:
+    with pytest.raises(SettingError, match="length of a list is 0"):
+        recommend(factors, checkerboard(SIZE), everyone(), 0)
+    with pytest.raises(ValueError, match="other users or items"):
+        recommend(factors, checkerboard(SIZE)[:3], everyone(), 3)

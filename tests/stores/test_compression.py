@@ -1,0 +1,212 @@
+"""Encoding `zstd`: what is compressed comes back whole, damage is an error, and the service answers the same."""
+
+import random
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serve.following import Follower
+from stores import lifecycle as life
+from stores.catalogue import ReleaseId
+from stores.compression import (
+    DICTIONARY_BYTES,
+    FEWEST_LISTS,
+    MAX_LIST_BYTES,
+    Compressor,
+    Decompressor,
+    compress,
+    load_decode,
+    train,
+)
+from stores.encoding import Item, encode
+from stores.errors import ReleaseCorrupt, StoreMisused
+from stores.keys import DICTIONARY
+from stores.lmdb_store import LmdbStore
+from stores.manifest import MAX_POPULAR_BYTES
+from stores.memory import MemoryStore
+from stores.store import Plan, Row, Store
+from stores.verification import load_manifest
+from tests.support.service import a_list, running
+from tests.support.stores import OpenStore, batches, on_every_store, ref
+
+
+def lists(count: int, seed: int = 1) -> list[bytes]:
+    draw = random.Random(seed)
+    return [
+        encode(Item(id=str(draw.randrange(2_000)), score=round(draw.random(), 6), title="A title") for _ in range(10))
+        for _ in range(count)
+    ]
+
+
+def rows_of(count: int) -> list[Row]:
+    popular, *rest = lists(count + 1)
+    return [Row("popular:", popular), *(Row(f"user:{n:05}", value) for n, value in enumerate(rest))]
+
+
+async def publish_compressed(store: Store, rows: Sequence[Row]) -> ReleaseId:
+    made = await compress(batches(rows, 500), Plan(len(rows), sum(len(row.value) for row in rows)))
+    manifest = (await life.publish(store, made.batches, plan=made.plan, about={}, encoding="zstd")).manifest
+    assert made.plan.rows == sum(manifest.counts.values())
+    return manifest.release
+
+
+DICTIONARIES = (b"", train(lists(1_000)))
+
+
+@given(st.binary(max_size=2_000), st.sampled_from(DICTIONARIES))
+def test_any_value_comes_back_as_it_was(value: bytes, dictionary: bytes) -> None:
+    (row,) = Compressor(dictionary).rows([Row("user:1", value)])
+    assert Decompressor(dictionary).decode(row.value) == value
+    assert bool(row.value) == bool(value)
+
+
+@settings(max_examples=30)
+@given(st.lists(st.binary(max_size=400), max_size=300))
+async def test_any_rows_come_back_as_they_were_in_their_order(values: list[bytes]) -> None:
+    rows = [Row(f"user:{n:05}", value) for n, value in enumerate(values)]
+    made = await compress(batches(rows, 50), Plan(len(rows), 1))
+    (dictionary, *rest) = [row async for batch in made.batches for row in batch]
+    decode = Decompressor(dictionary.value).decode
+    assert dictionary.key == DICTIONARY
+    assert [Row(key, decode(value)) for key, value in rest] == rows
+
+
+@on_every_store
+async def test_the_same_rows_give_the_same_bytes_a_fifth_of_the_size(open_store: OpenStore) -> None:
+    rows = rows_of(1_000)
+    first, second = [await publish_compressed(open_store(), rows) for _ in range(2)]
+    store = open_store()
+    one, other = [await load_manifest(store, ref(release)) for release in (first, second)]
+    assert (one.digest, one.counts, one.encoding) == (other.digest, {"meta": 1, "popular": 1, "user": 1_000}, "zstd")
+    assert one.bytes < sum(len(row.value) for row in rows) / 2
+    decode = await load_decode(store, ref(first), one)
+    slots = await store.get_many(ref(first), [row.key for row in rows[:50]])
+    assert [decode(slot) for slot in slots if isinstance(slot, bytes)] == [row.value for row in rows[:50]]
+
+
+async def test_the_room_asked_for_is_near_what_is_needed() -> None:
+    rows = rows_of(2_000)
+    store = MemoryStore()
+    made = await compress(batches(rows, 500), Plan(len(rows), sum(len(row.key) + len(row.value) for row in rows)))
+    manifest = (await life.publish(store, made.batches, plan=made.plan, about={}, encoding="zstd")).manifest
+    assert made.plan.payload_bytes == pytest.approx(manifest.bytes, rel=0.2)
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, FEWEST_LISTS - 2])
+async def test_a_handful_of_lists_is_compressed_without_a_dictionary(count: int) -> None:
+    store, rows = MemoryStore(), rows_of(count)
+    release = await publish_compressed(store, rows)
+    assert store.get(ref(release), DICTIONARY) == b""
+    decode = await load_decode(store, ref(release), await load_manifest(store, ref(release)))
+    assert [decode(store.get(ref(release), row.key) or b"") for row in rows] == [row.value for row in rows]
+
+
+def test_a_dictionary_is_small_and_meta_rows_stay_as_they_are() -> None:
+    assert 0 < len(DICTIONARIES[1]) <= DICTIONARY_BYTES
+    assert train([b"x" * 1_000] * (FEWEST_LISTS - 1)) == b""
+    assert train([b"x"] * (DICTIONARY_BYTES - 1)) == b""
+    row = Row("meta:titles", b"a" * 1_000)
+    assert Compressor(b"").rows([row]) == [row]
+
+
+def test_a_damaged_value_is_an_error_and_never_a_crash() -> None:
+    (row,) = Compressor(DICTIONARIES[1]).rows([Row("user:1", lists(1)[0])])
+    decode, draw = Decompressor(DICTIONARIES[1]).decode, random.Random(3)
+    for value in (b"\x00", b"{}", row.value[:-1], row.value + b"x", row.value * 2, row.value[4:]):
+        with pytest.raises(ReleaseCorrupt):
+            decode(value)
+    for _ in range(2_000):
+        flipped = bytearray(row.value)
+        flipped[draw.randrange(len(flipped))] ^= 1 << draw.randrange(8)
+        try:
+            decode(bytes(flipped))
+        except ReleaseCorrupt:
+            continue
+
+
+def test_a_value_is_opened_with_its_own_dictionary_only() -> None:
+    (row,) = Compressor(DICTIONARIES[1]).rows([Row("user:1", lists(1)[0])])
+    for other in (b"", train(lists(1_000, seed=2))):
+        with pytest.raises(ReleaseCorrupt):
+            Decompressor(other).decode(row.value)
+
+
+def test_a_bomb_is_refused_before_it_is_opened() -> None:
+    decode = Decompressor(b"").decode
+    with pytest.raises(ReleaseCorrupt, match="at most"):
+        decode(zstandard.ZstdCompressor().compress(b"\x00" * (MAX_LIST_BYTES + 1)))
+    with pytest.raises(ReleaseCorrupt, match="at most"):
+        decode(zstandard.ZstdCompressor(write_content_size=False).compress(b"\x00" * (MAX_LIST_BYTES + 1)))
+    assert len(decode(zstandard.ZstdCompressor().compress(b"\x00" * MAX_LIST_BYTES))) == MAX_LIST_BYTES
+
+
+def test_what_no_reader_would_open_is_not_published() -> None:
+    with pytest.raises(StoreMisused, match="the list of 'user:1' has"):
+        Compressor(b"").rows([Row("user:1", b"x" * (MAX_LIST_BYTES + 1))])
+    with pytest.raises(StoreMisused, match="fewer segments"):
+        Compressor(b"").rows([Row(f"popular:{n}", b"x" * (MAX_POPULAR_BYTES // 4)) for n in range(5)])
+
+
+async def test_a_release_whose_dictionary_is_lost_or_damaged_is_not_followed() -> None:
+    store = MemoryStore()
+    first = await publish_compressed(store, rows_of(500))
+    follower = Follower(store)
+    await follower.refresh()
+    for damaged in (None, b"nonsense", DICTIONARIES[1][:100]):
+        second = await publish_compressed(store, rows_of(500))
+        stored = store._find(ref(second)).rows
+        if damaged is None:
+            del stored[DICTIONARY]
+        else:
+            stored[DICTIONARY] = damaged
+        await follower.refresh()
+        assert follower.view is not None
+        assert follower.view.release == first
+        assert "dictionary" in str(follower.trouble)
+
+
+async def test_a_list_that_cannot_be_opened_is_answered_by_popular_and_counted_as_an_error(tmp_path: Path) -> None:
+    rows = [Row("popular:", a_list("p")), *rows_of(300)[1:]]
+    made = await compress(batches(rows, 500), Plan(len(rows), 1))
+
+    async def damaged() -> AsyncIterator[Sequence[Row]]:
+        async for batch in made.batches:
+            yield [Row(key, b"{} no frame" if key == "user:00001" else value) for key, value in batch]
+
+    store = LmdbStore(tmp_path / "store")
+    await life.publish(store, damaged(), plan=made.plan, about={}, encoding="zstd")
+    await store.close()
+    with running(tmp_path / "store") as service:
+        answer = service.get("/v1/recommendations/00001")
+        assert (answer.status, answer.json["source"], answer.json["items"][0]["id"]) == (200, "popular", "p")
+        many = service.ask("POST", "/v1/recommendations", b'{"users":["00000","00001","nobody"]}').json["results"]
+        assert [one["source"] for one in many] == ["personal", "popular", "popular"]
+        counted = service.get("/metrics").body.decode()
+        assert 'hotplate_lookups_total{outcome="error",source="popular"} 2.0' in counted
+
+
+async def test_the_service_answers_the_same_bytes_as_from_json(tmp_path: Path) -> None:
+    rows = [Row("item:i", a_list("j", "k")), Row("popular:", a_list("p", "q")), Row("popular:fr", a_list("f")),
+            *rows_of(300)[1:]]  # fmt: skip
+    paths = [
+        *(f"/v1/recommendations/{n:05}?n={n % 12 + 1}" for n in range(40)),
+        "/v1/recommendations/nobody", "/v1/recommendations/nobody?segment=fr", "/v1/similar/i", "/v1/popular",
+    ]  # fmt: skip
+    bodies = list[list[bytes]]()
+    for encoding in ("json", "zstd"):
+        store = LmdbStore(tmp_path / encoding)
+        if encoding == "zstd":
+            release = await publish_compressed(store, rows)
+        else:
+            release = ((await life.publish(store, batches(rows, 500), plan=Plan(1, 1), about={})).manifest).release
+        await store.close()
+        with running(tmp_path / encoding) as service:
+            answers = [service.get(path) for path in paths]
+            answers.append(service.ask("POST", "/v1/recommendations", b'{"users":["00001","x","00002"]}'))
+        assert {answer.status for answer in answers} == {200}
+        bodies.append([answer.body.replace(release.encode(), b"RELEASE") for answer in answers])
+    assert bodies[0] == bodies[1]

@@ -1,0 +1,65 @@
+"""Packed key lists: small, complete, and found by range."""
+
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stores.keys import Span, bounds, merged, overlapping, pack, unpack
+
+keys = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+
+
+@given(st.lists(keys, min_size=1))
+def test_what_was_packed_comes_back_with_its_bounds(batch: list[str]) -> None:
+    packed = pack(batch)
+    assert unpack(packed) == batch
+    assert bounds(packed) == (min(batch, key=str.encode), max(batch, key=str.encode))
+
+
+def test_a_thousand_ordinary_keys_take_two_or_three_bytes_each() -> None:
+    assert len(pack([f"user:{n:08}" for n in range(1000)])) < 3000
+
+
+@given(st.lists(st.lists(keys, min_size=1, max_size=5), max_size=20))
+def test_groups_are_ascending_and_complete_and_only_what_overlaps_is_together(batches: list[list[str]]) -> None:
+    spans = [Span(min(batch), max(batch), "a", place) for place, batch in enumerate(batches)]
+    groups = list(overlapping(spans))
+    assert sorted(span for group in groups for span in group) == sorted(spans)
+    for before, after in pairwise(groups):
+        assert max(span.last for span in before) < min(span.first for span in after)
+
+
+async def merged_keys(batches: list[list[str]]) -> list[list[str]]:
+    async def fetch(span: Span) -> bytes:
+        return pack(batches[span.place])
+
+    spans = [Span(min(batch), max(batch), "a", index) for index, batch in enumerate(batches)]
+    return [found async for found in merged(spans, fetch)]
+
+
+@given(st.lists(st.lists(keys, min_size=1, max_size=5), max_size=20))
+async def test_merged_keys_are_complete_and_ascend_without_repetition(batches: list[list[str]]) -> None:
+    found = [key for some in await merged_keys(batches) for key in some]
+    assert found == sorted({key for batch in batches for key in batch}, key=str.encode)
+
+
+async def test_of_interleaved_parts_about_a_batch_is_merged_at_a_time() -> None:
+    parts = [[f"{n:05}" for n in range(part, 8_000, 8)] for part in range(8)]
+    batches = [part[start : start + 100] for part in parts for start in range(0, len(part), 100)]
+    found = await merged_keys(batches)
+    assert max(map(len, found)) <= 8 * 100
+    assert [key for some in found for key in some] == [f"{n:05}" for n in range(8_000)]
+
+
+async def test_a_list_that_is_gone_is_left_out() -> None:
+    async def fetch(span: Span) -> bytes | None:
+        return None if span.place == 0 else pack(["b"])
+
+    found = [some async for some in merged([Span("a", "a", "s", 0), Span("b", "b", "s", 1)], fetch)]
+    assert found == [["b"]]
+
+
+def test_batches_in_order_are_unpacked_one_by_one() -> None:
+    spans = [Span(f"{n:03}0", f"{n:03}9", "a", n) for n in range(50)]
+    assert [len(group) for group in overlapping(reversed(spans))] == [1] * 50

@@ -1,0 +1,70 @@
+"""A store of somebody else, in a distribution of its own: installed, held to the contract, and found by its URL."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.paths import ROOT
+from tests.support.service import a_list
+
+EXAMPLE = ROOT / "tests" / "third_party" / "hotplate-store-sqlite"
+
+
+def run(installed: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run Python in a folder of nothing else, with what was installed; pytest finds no settings of ours there."""
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+        cwd=installed,
+        env=os.environ | {"PYTHONPATH": str(installed), "COLUMNS": "200"},
+    )
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    source, target = tmp_path_factory.mktemp("source") / "example", tmp_path_factory.mktemp("installed")
+    shutil.copytree(EXAMPLE, source)
+    done = run(
+        target, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index", "--no-deps",
+        "--no-build-isolation", "--target", target, source,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for name in ("test_hotplate_store_sqlite.py", "pyproject.toml"):
+        shutil.copy(source / name, target)
+    return target
+
+
+def test_the_example_keeps_the_contract(installed: Path) -> None:
+    done = run(installed, "-m", "pytest", "-q", "-p", "no:cacheprovider")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout
+    assert "skipped" not in done.stdout
+
+
+def test_the_command_finds_it_by_its_url(installed: Path, tmp_path: Path) -> None:
+    url = f"sqlite://{tmp_path}/lists.db"
+    empty = run(installed, "-m", "hotplate", "releases", "list", "--store", url)
+    assert (empty.returncode, empty.stderr) == (0, "")
+    assert "no releases yet" in empty.stdout
+    program = (
+        "import asyncio; from stores.connect import connect; from stores.lifecycle import publish;"
+        "from stores.store import Plan, Row\n"
+        f"async def rows():\n    yield [Row('popular:', {a_list('p')!r}), Row('user:1', {a_list('a')!r})]\n"
+        f"asyncio.run(publish(connect({url!r}), rows(), plan=Plan(2, 100), about={{}}))"
+    )
+    assert run(installed, "-c", program).returncode == 0
+    assert "live" in run(installed, "-m", "hotplate", "releases", "list", "--store", url).stdout
+    assert '"a"' in run(installed, "-m", "hotplate", "lookup", "1", "--json", "--store", url).stdout
+
+
+def test_a_url_that_nobody_knows_names_the_schemes_that_are_known(installed: Path) -> None:
+    done = run(installed, "-m", "hotplate", "releases", "list", "--store", "sqlight:///x")
+    assert done.returncode == 2
+    assert "redis, rediss, sqlite, unix" in done.stderr

@@ -1,0 +1,72 @@
+"""The command as people type it: in this process, or, where the process is the point, in one of its own."""
+
+import asyncio
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import pytest
+
+from hotplate.cli import main, terminal
+
+_WIDTH = "200"
+
+
+def hotplate(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in this process."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return _run(*arguments, **environment)
+    with ThreadPoolExecutor(1) as thread:  # a verb runs a loop of its own, and a thread has at most one
+        return thread.submit(_run, *arguments, **environment).result()
+
+
+def hotplate_process(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "hotplate", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        env=os.environ | {"COLUMNS": _WIDTH, "TERM": "dumb"} | environment,
+    )
+
+
+def failed(done: subprocess.CompletedProcess[str], *parts: str, code: int = 1) -> None:
+    """Hold a failure to the promise: one sentence on standard error, no traceback, the right exit code."""
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    for part in parts:
+        assert part in done.stderr
+
+
+def _run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    words = ["hotplate", *map(str, arguments)]
+    output, errors = io.StringIO(), io.StringIO()
+    with _environment(words, environment), redirect_stdout(output), redirect_stderr(errors):
+        try:
+            main()
+            code = 0
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    return subprocess.CompletedProcess(words, code, output.getvalue(), errors.getvalue())
+
+
+@contextmanager
+def _environment(words: list[str], environment: dict[str, str]) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", words)
+        patch.setattr("tempfile.tempdir", None)  # it remembers the TMPDIR of its first use
+        for console in (terminal.out, terminal.err):
+            patch.setattr(console, "width", int(_WIDTH))
+        for name, value in ({"COLUMNS": _WIDTH, "TERM": "dumb"} | environment).items():
+            patch.setenv(name, value)
+        yield

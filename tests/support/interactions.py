@@ -1,0 +1,37 @@
+"""Interactions whose right recommendations can be proved."""
+
+from datetime import UTC, datetime
+
+import numpy as np
+from scipy.sparse import csr_matrix
+
+from offline.input.matrix import Matrix, UserItems
+from offline.model import Model
+from offline.train.als import ALSParams, fit
+from offline.train.popularity import Popular, most_popular
+
+
+def checkerboard(size: int) -> UserItems:
+    """Even users like even items, odd users odd ones; each lacks one, the item of its own number: the one to find."""
+    rows, columns = np.indices((size, size))
+    return csr_matrix(((rows % 2 == columns % 2) & (rows != columns)).astype(np.float32))
+
+
+def checkerboard_model(size: int = 20) -> Model:
+    """A model of a checkerboard, with two titles and a segment."""
+    user_items = checkerboard(size)
+    ids = sorted(f"n{n}" for n in range(size))
+    matrix = Matrix(ids, [f"i{one}" for one in ids], user_items, 0, 0, 0)
+    params = ALSParams(factors=8, regularization=0.1, alpha=2.0, iterations=20)
+    segments = {"North & South": Popular(np.array([3], dtype=np.int32), np.array([7], dtype=np.float32))}
+    return Model(
+        factors=fit(user_items, params),
+        matrix=matrix,
+        titles={"in0": 'The "first"', "in3": "Üñí 😀"},
+        popular=most_popular(matrix, 5),
+        segments=segments,
+        params=params,
+        metrics={"ndcg": 0.5},
+        data={"fingerprint": "abc"},
+        created_at=datetime(2026, 11, 20, tzinfo=UTC),
+    )
