@@ -2,7 +2,7 @@
 
 
 class BenchMisused(ValueError):
-    """The measurement that was asked for makes no sense; raised before anything is sent."""
+    """The requested measurement makes no sense; raised before anything is sent."""
 
 
 class BenchFailed(RuntimeError):

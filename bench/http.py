@@ -1,47 +1,56 @@
-"""One measurement of a service over HTTP, from the first request to the report: rounds, a search, or a sweep."""
+"""One measurement of a service over HTTP, from its options to the report: rounds, a search, or a sweep of batches."""
 
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
-from bench import capacity
-from bench.capacity import Point
+from bench.answers import check_answers
 from bench.errors import BenchFailed, BenchMisused
-from bench.expected import Checked, check
-from bench.loadgen.crew import Crew
-from bench.loadgen.keys import Keys
-from bench.loadgen.objective import Objective
-from bench.loadgen.recorder import Progress, Sample
-from bench.loadgen.requests import Posts
+from bench.loadgen import schedule
+from bench.loadgen.capacity import (
+    Objective,
+    Point,
+    batch_point,
+    find_max,
+    highest,
+    knee,
+    parse_objective,
+)
+from bench.loadgen.keys import Draw, HotSet, InTurn, Keys, Uniform, Zipf
+from bench.loadgen.load import KEY, Gets, Load, Paths, Posts
+from bench.loadgen.recorder import Sample
 from bench.loadgen.result import Result
-from bench.loadgen.schedule import Arrivals, constant
-from bench.loadgen.traffic import Load
+from bench.loadgen.schedule import Arrivals
+from bench.loadgen.workers import WorkerPool
+from bench.options import HttpOptions
+from bench.progress import ProgressDisplay
 from bench.report.report import Report, Series, series
+from bench.report.text import parse_rate, parse_seconds, parse_share
 from stores.connect import connect
 from stores.http1 import ConnectionPool, RequestFailed
+from stores.keys import USER
+from stores.urls import redacted
 
-PARALLEL = 20  # requests at a time in a sweep of batches
+DEFAULT_RATE = "1k"
 
+# Requests at a time in a sweep of batches.
+PARALLEL = 20
 
-class Watch(Protocol):
-    """Whoever is told how a measurement goes."""
+# Responses of a round that are compared with the store.
+COMPARED = 500
 
-    def stage(self, name: str, duration_s: float) -> None:
-        """A run begins."""
-
-    def tell(self, parts: Sequence[Progress]) -> None:
-        """A run goes on."""
+OBSERVED = ("source", "tier", "release")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """What is to be measured: `load`, `rounds` times, after a warm-up that is thrown away.
+class Plan:
+    """What is to be measured: `load`, `rounds` times, after a warm-up that is not counted.
 
     With an `objective` the highest rate inside it is looked for first, from the load's own rate on, and the rounds are
     made at that. With `batches`, POSTs for so many of the `keys` each are made instead, 20 at a time. With a `store`
-    the answers that the load keeps as samples are compared with what that holds.
+    the responses that the load keeps as samples are compared with what that holds.
     """
 
     load: Load
@@ -57,125 +66,248 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class HttpResult:
     """A report, and the runs behind its series, each with the epoch second of its start."""
 
     report: Report
     runs: tuple[tuple[float, Result], ...]
 
-    @property
-    def believable(self) -> bool:
-        """Whether it came to its end, is valid, found the rate that it looked for, and no wrong answer."""
-        report = self.report
-        found = report.extra.get("search", {"highest": True})["highest"]
-        wrong = report.extra.get("checked", {}).get("wrong", 0)
-        return bool(self.runs and found) and not (report.interrupted or report.doubts or wrong)
+
+def make_plan(options: HttpOptions) -> Plan:
+    """Read the options. Raises BenchMisused for what makes no sense, StoreError where no users can be read."""
+    _only_one(
+        {"--rate": options.rate, "--ramp": options.ramp, "--steps": options.steps, "--closed": options.closed or None}
+    )
+    _only_one({"--keys-file": options.keys_file, "--users": options.users})
+    _only_one({"--find-max": options.find_max or None, "--batch": options.batch, "--closed": options.closed or None})
+    if options.repeat < 1 or options.processes < 1 or options.backlog < 1:
+        raise BenchMisused("--repeat, --processes and --backlog must be 1 or more")
+    arrivals = parse_arrivals(options)
+    keys = parse_keys(options) if options.batch or KEY in options.path else None
+    load = Load(
+        url=options.url,
+        requests=Paths([options.path]) if keys is None else Gets(options.path, keys),
+        arrivals=arrivals,
+        duration_s=parse_seconds(options.duration),
+        think_s=parse_seconds(options.think),
+        connections=options.connections,
+        headers=_headers(options.headers),
+        spin=options.spin,
+        timeout_s=parse_seconds(options.timeout),
+        backlog=options.backlog,
+        observe=OBSERVED,
+    )
+    if options.store and keys is not None:
+        load = replace(load, sample_every=_sample_every(load, batched=options.batch is not None))
+    load.share(options.processes - 1, options.processes)  # refuses more processes than connections
+    return Plan(
+        load=load,
+        rounds=options.repeat,
+        warmup_s=parse_seconds(options.warmup),
+        processes=options.processes,
+        objective=parse_objective(options.slo) if options.find_max else None,
+        batches=_sizes(options.batch) if options.batch else (),
+        keys=keys,
+        store=options.store,
+        configuration=options.to_json(),
+    )
 
 
-def measure(question: Question, watch: Watch) -> Measured:
+def parse_arrivals(options: HttpOptions) -> Arrivals | None:
+    """Read when requests fall due; None for a closed loop."""
+    duration_s, seed = parse_seconds(options.duration), options.seed if options.poisson else None
+    if options.closed:
+        return None
+    if options.ramp is not None:
+        first, colon, last = options.ramp.partition(":")
+        if not colon:
+            raise BenchMisused(f"a ramp is written FROM:TO, as 100:5k, not {options.ramp!r}")
+        return schedule.ramp(parse_rate(first), parse_rate(last), duration_s, seed)
+    if options.steps is not None:
+        return schedule.steps([parse_rate(each) for each in options.steps.split(",")], duration_s, seed)
+    return schedule.constant(parse_rate(options.rate or DEFAULT_RATE), duration_s, seed)
+
+
+def parse_keys(options: HttpOptions) -> Keys:
+    """Find the users whose lists are requested."""
+    if options.keys_file is not None:
+        ids: Sequence[str] = [line for line in options.keys_file.read_text().splitlines() if line]
+    elif options.users is not None:
+        ids = [str(number) for number in range(options.users)]
+    elif options.store is not None:
+        ids = asyncio.run(_users_in(options.store))
+    else:
+        raise BenchMisused("say whose lists to request: --users N, --keys-file FILE or --store URL")
+    return Keys(tuple(ids), _draw(options), parse_share(options.unknown), options.seed)
+
+
+async def _users_in(url: str) -> list[str]:
+    store = connect(url)
+    try:
+        live = (await store.catalogue()).live_ref
+        if live is None:
+            raise BenchMisused(f"nothing is live in {redacted(url)}, so there are no users whose lists to request")
+        return [key.removeprefix(USER) async for key, _ in store.scan(live) if key.startswith(USER)]
+    finally:
+        await store.close()
+
+
+def _draw(options: HttpOptions) -> Draw:
+    _only_one({"--zipf": options.zipf, "--hot": options.hot})
+    if options.zipf is not None:
+        return Zipf(options.zipf)
+    if options.hot is not None:
+        requests, colon, keys = options.hot.partition(":")
+        if not colon:
+            raise BenchMisused(f"a hot set is written REQUESTS:USERS, as 80%:20%, not {options.hot!r}")
+        return HotSet(parse_share(requests), parse_share(keys))
+    return InTurn() if options.keys_file is not None else Uniform()
+
+
+def _headers(given: Sequence[str]) -> Mapping[str, str]:
+    pairs = [header.partition(":") for header in given]
+    if any(not colon for _, colon, _ in pairs):
+        raise BenchMisused("a header is written NAME:VALUE")
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _sizes(text: str) -> list[int]:
+    try:
+        sizes = [int(each) for each in text.split(",")]
+    except ValueError:
+        raise BenchMisused(f"sizes of batch are whole numbers, as 1,50,200, not {text!r}") from None
+    if min(sizes) < 1:
+        raise BenchMisused("a batch has one user or more")
+    return sizes
+
+
+def _sample_every(load: Load, *, batched: bool) -> int:
+    """Keep about COMPARED responses a round, by a number that no cycle of keys is likely to share."""
+    if batched:
+        return 41
+    expected = load.schedule.rate * load.duration_s if load.schedule else 100 * COMPARED
+    return max(1, int(expected / COMPARED)) | 1
+
+
+def _only_one(given: Mapping[str, object]) -> None:
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) > 1:
+        raise BenchMisused(f"{' and '.join(names)} exclude each other")
+
+
+def measure(plan: Plan, display: ProgressDisplay) -> HttpResult:
     """Measure; Ctrl-C ends it with what there is by then. Raises BenchFailed where nothing answers."""
-    _must_answer(question.load)
-    with Crew(question.processes) as crew:
-        made = _Measurement(question, crew, watch)
-        made.make()
-    checked = asyncio.run(_checked(made.samples, question.store)) if question.store else None
-    extra = {"search": made.search(), "sweep": made.sweep(), "checked": checked and asdict(checked)}
+    _require_answer(plan.load)
+    with WorkerPool(plan.processes) as pool:
+        made = _Measurement(plan, pool, display)
+        made.run()
+    checked = asyncio.run(check_answers(plan.store, made.samples)) if plan.store else None
+    failures = [] if made.runs or made.searched else ["nothing was measured"]
+    if made.searched and highest(made.searched) is None:
+        failures.append(f"no rate was inside the objective {plan.objective}")
+    if checked is not None and checked.wrong:
+        failures.append(f"{checked.wrong} of {checked.compared} compared answers were wrong")
+    extra = {"search": made.search_to_json(), "sweep": made.sweep_to_json(), "checked": checked and asdict(checked)}
     report = Report(
         kind="http",
-        configuration=question.configuration,
+        configuration=plan.configuration,
         series=made.series(),
         interrupted=made.interrupted,
+        failures=tuple(failures),
         extra={name: found for name, found in extra.items() if found is not None},
     )
-    return Measured(report, tuple(made.runs))
+    return HttpResult(report, tuple(made.runs))
 
 
 class _Measurement:
-    """A question while it is being answered."""
+    """A plan while it is carried out."""
 
-    def __init__(self, question: Question, crew: Crew, watch: Watch) -> None:
-        self._question = question
-        self._crew = crew
-        self._watch = watch
-        self._searched = list[Point]()
+    def __init__(self, plan: Plan, pool: WorkerPool, display: ProgressDisplay) -> None:
+        self._plan = plan
+        self._pool = pool
+        self._display = display
         self._swept = list[Point]()
+        self.searched = list[Point]()
         self.runs = list[tuple[float, Result]]()
         self.samples = list[Sample]()
         self.interrupted = False
 
-    def make(self) -> None:
+    def run(self) -> None:
         """Make all runs, or those until Ctrl-C."""
-        question = self._question
-        load = question.load
+        plan = self._plan
+        load = plan.load
         try:
-            if question.warmup_s:
-                self._run("warm-up", for_seconds(load, question.warmup_s))
-            if question.batches:
+            if plan.warmup_s:
+                self._run("warm-up", for_seconds(load, plan.warmup_s))
+            if plan.batches:
                 self._sweep_batches()
                 return
-            if question.objective:
-                found = self._find_max(load, question.objective)
+            if plan.objective:
+                found = self._find_max(load, plan.objective)
                 if found is None:
                     return
                 load = replace(load, arrivals=at_rate(load, found.at))
-            for number in range(1, question.rounds + 1):
+            for number in range(1, plan.rounds + 1):
                 if not self.interrupted:
-                    self._keep(f"round {number} of {question.rounds}", load)
-        except KeyboardInterrupt:  # between two runs; within one the crew hears it, and ends the run
+                    self._run_and_keep(f"round {number} of {plan.rounds}", load)
+        except KeyboardInterrupt:  # between two runs; within one the pool notices it, and ends the run
             self.interrupted = True
 
     def series(self) -> tuple[Series, ...]:
         """Give a series of all rounds, or one for each size of batch."""
         results = [result for _, result in self.runs]
-        if self._question.batches:
+        if self._plan.batches:
             return tuple(
                 series(f"batch {found.at:g}", [result]) for found, result in zip(self._swept, results, strict=True)
             )
-        return (series(self._question.load.url, results),)
+        return (series(self._plan.load.url, results),)
 
-    def search(self) -> dict[str, Any] | None:
-        """Tell of the search for the highest rate, where one was made."""
-        best = capacity.highest(self._searched)
-        told = {"objective": str(self._question.objective), "highest": best and best.at}
-        return told | {"points": [each.to_json() for each in self._searched]} if self._searched else None
+    def search_to_json(self) -> dict[str, Any] | None:
+        """Give the search for the highest rate as plain values, where one was made."""
+        if not self.searched:
+            return None
+        best = highest(self.searched)
+        points = [each.to_json() for each in self.searched]
+        return {"objective": str(self._plan.objective), "highest": best and best.at, "points": points}
 
-    def sweep(self) -> dict[str, Any] | None:
-        """Tell of the sizes of batch, where they were tried."""
-        best = capacity.knee(self._swept)
-        told = {"parallel": PARALLEL, "knee": best and best.at}
-        return told | {"points": [each.to_json() for each in self._swept]} if self._swept else None
+    def sweep_to_json(self) -> dict[str, Any] | None:
+        """Give the sizes of batch as plain values, where they were tried."""
+        if not self._swept:
+            return None
+        best = knee(self._swept)
+        return {"parallel": PARALLEL, "knee": best and best.at, "points": [each.to_json() for each in self._swept]}
 
     def _find_max(self, load: Load, objective: Objective) -> Point | None:
-        if load.plan is None:
+        if load.schedule is None:
             raise BenchMisused("a search needs an open loop: a closed one sends no more than is answered")
 
         def attempt(rate: float) -> Result:
             return self._run(f"{rate:,.0f} requests/s", replace(load, rate=None, arrivals=at_rate(load, rate)))
 
-        self._searched += capacity.find_max(attempt, objective, load.plan.rate)
-        return capacity.highest(self._searched)
+        self.searched += find_max(attempt, objective, load.schedule.rate)
+        return highest(self.searched)
 
     def _sweep_batches(self) -> None:
-        question = self._question
-        if question.keys is None:
-            raise BenchMisused("a sweep of batches needs users to ask for")
-        for size in question.batches:
+        plan = self._plan
+        if plan.keys is None:
+            raise BenchMisused("a sweep of batches needs users whose lists to request")
+        for size in plan.batches:
             if self.interrupted:
                 return
-            requests = Posts(question.keys, size, question.n)
-            load = replace(question.load, requests=requests, rate=None, arrivals=None, connections=PARALLEL)
-            result = self._keep(f"batch {size}", load)
-            self._swept.append(capacity.batch_point(size, result))
+            requests = Posts(plan.keys, size, plan.n)
+            load = replace(plan.load, requests=requests, rate=None, arrivals=None, connections=PARALLEL)
+            result = self._run_and_keep(f"batch {size}", load)
+            self._swept.append(batch_point(size, result))
 
-    def _keep(self, name: str, load: Load) -> Result:
+    def _run_and_keep(self, name: str, load: Load) -> Result:
         started_at = time.time()
         result = self._run(name, load)
         self.runs.append((started_at, result))
         return result
 
     def _run(self, name: str, load: Load) -> Result:
-        self._watch.stage(name, load.duration_s)
-        result = self._crew.run(load, self._watch.tell)
+        self._display.start(name, load.duration_s)
+        result = self._pool.run(load, self._display.update)
         self.samples += result.samples
         self.interrupted = self.interrupted or result.interrupted
         return result
@@ -183,37 +315,26 @@ class _Measurement:
 
 def at_rate(load: Load, rate: float) -> Arrivals:
     """Give arrivals at another, constant rate, spaced as those of *load* are."""
-    plan = load.plan
-    return constant(rate, load.duration_s, None if plan is None else plan.seed)
+    return schedule.constant(rate, load.duration_s, load.schedule.seed if load.schedule else None)
 
 
 def for_seconds(load: Load, duration_s: float) -> Load:
-    """Shorten a load, at its mean rate, and keep nothing of its answers."""
-    plan = load.plan
-    arrivals = None if plan is None else constant(plan.rate, duration_s, plan.seed)
+    """Shorten a load, at its mean rate, and keep nothing of its responses."""
+    arrivals = schedule.constant(load.schedule.rate, duration_s, load.schedule.seed) if load.schedule else None
     return replace(load, rate=None, arrivals=arrivals, duration_s=duration_s, sample_every=0)
 
 
-def _must_answer(load: Load) -> None:
-    """Ask once; BenchFailed where no answer comes, whatever its status."""
-    host = load.url.partition("://")[2].rstrip("/")
+def _require_answer(load: Load) -> None:
+    """Send one request; BenchFailed where no response comes, whatever its status."""
 
-    async def ask() -> None:
+    async def send() -> None:
         pool = ConnectionPool(load.host, load.port, size=1, tls=load.tls())
         try:
-            await pool.request(next(load.asked.rendered(host, load.headers)), load.timeout_s)
+            await pool.request(next(load.rendered()), load.timeout_s)
         finally:
             await pool.close()
 
     try:
-        asyncio.run(ask())
+        asyncio.run(send())
     except RequestFailed as error:
         raise BenchFailed(f"nothing answers at {load.url} ({error.kind}); is the service running?") from error
-
-
-async def _checked(samples: Sequence[Sample], url: str) -> Checked:
-    store = connect(url)
-    try:
-        return await check(samples, store)
-    finally:
-        await store.close()

@@ -1,4 +1,4 @@
-"""Made-up lists of a chosen size: real keys and real encoding, the values taken in turn from a few thousand."""
+"""Made-up lists of a chosen size: real keys and real encoding, with a few thousand values, used again and again."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -38,9 +38,9 @@ class Shape:
         ids = [str(1000 + item) for item in range(ITEMS)]
         titles = [f"{item:0{self.title_chars}d}" if self.title_chars else None for item in range(ITEMS)]
         encoder = ItemEncoder(ids, titles)
-        scores = [round(0.9999 - place / 100, 4) for place in range(self.items)]
+        scores = [round(0.9999 - rank / 100, 4) for rank in range(self.items)]
         return [
-            encoder.encode([(first * 7 + place) % ITEMS for place in range(self.items)], scores)
+            encoder.encode([(first * 7 + rank) % ITEMS for rank in range(self.items)], scores)
             for first in range(DISTINCT)
         ]
 
@@ -49,14 +49,14 @@ class Shape:
 
         Different items by a Zipf law, popular ones in more of the lists, and scores of four digits, best first.
         """
-        chance = np.random.default_rng(0)
+        rng = np.random.default_rng(0)
         encoder = ItemEncoder([str(1000 + item) for item in range(ITEMS)], [None] * ITEMS)
         weights = 1 / np.arange(10, ITEMS + 10)
         weights /= weights.sum()
         return [
             encoder.encode(
-                chance.choice(ITEMS, self.items, replace=False, p=weights).tolist(),
-                np.sort(chance.uniform(0.1, 1.0, self.items).round(4))[::-1].tolist(),
+                rng.choice(ITEMS, self.items, replace=False, p=weights).tolist(),
+                np.sort(rng.uniform(0.1, 1.0, self.items).round(4))[::-1].tolist(),
             )
             for _ in range(DISTINCT)
         ]

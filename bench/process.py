@@ -1,30 +1,209 @@
-"""The generating process itself: what it spends, and what is kept from disturbing it."""
+"""Starting processes for a measurement: services, redis-server and the emulator, each on a core, with what they use."""
 
-import contextlib
-import gc
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-SCHEDSTAT = Path("/proc/self/schedstat")  # ns on a core, ns waited for one, by the thread that runs the loop
+from bench.errors import BenchFailed
+from bench.report.machine import ROOT, environment
+
+READY_WITHIN_S = 30.0
+STOP_WITHIN_S = 10.0
+
+# Fields of /proc/PID/stat, counted from the one after the name.
+GROUP, USER_TICKS, SYSTEM_TICKS = 2, 11, 12
+
+# The server runs where the load generator does; the service has the first core to itself.
+REDIS_CORE = 1
+
+REDIS_SERVER = "redis-server"
+REDIS_MISSING = f"no {REDIS_SERVER} on the PATH; on Debian or Ubuntu: apt-get install {REDIS_SERVER}"
 
 
-def spent_s() -> tuple[float, float]:
-    """Tell the CPU time of this process so far, and how long its main thread waited for a core (0 where unknown)."""
-    waited_s = int(SCHEDSTAT.read_text().split()[1]) / 1e9 if SCHEDSTAT.exists() else 0.0
-    return time.process_time(), waited_s
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running server; `group` is the process group of it and of whatever it started."""
+
+    url: str
+    group: int
+
+    def cpu_s(self) -> float:
+        """Add up the CPU time, user and system, of all its processes; in steps of 10 ms."""
+        ticks = sum(int(fields[USER_TICKS]) + int(fields[SYSTEM_TICKS]) for _, fields in self._processes())
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+    def memory_bytes(self) -> int:
+        """Add up the memory that is its processes' own; pages of files that they map can be dropped at any time."""
+        return sum(own_memory_bytes(pid) for pid, _ in self._processes())
+
+    def _processes(self) -> Iterator[tuple[int, list[str]]]:
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = stat.read_text().rpartition(")")[2].split()
+            except OSError:
+                continue  # a process that has just ended
+            if int(fields[GROUP]) == self.group:
+                yield int(stat.parent.name), fields
 
 
-@contextlib.contextmanager
-def collector_off() -> Iterator[None]:
-    """Keep the garbage collector from adding its pauses to the latencies."""
-    was_on = gc.isenabled()
-    gc.collect()
-    gc.freeze()
-    gc.disable()
+def own_memory_bytes(pid: int) -> int:
+    """Return the resident memory of a process without pages of files; 0 for one that has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("RssAnon:", "RssShmem:")))
+
+
+@dataclass(frozen=True, slots=True)
+class RedisServer:
+    """A running server, empty at first."""
+
+    port: int
+
+    def url(self, prefix: str = "bench") -> str:
+        """Name a deployment in it."""
+        return f"redis://127.0.0.1:{self.port}/0?prefix={prefix}"
+
+    def cpu_s(self) -> float:
+        """Add up the CPU time, user and system, of all its threads; to the microsecond."""
+        info = self._execute("INFO", "cpu")
+        return float(info["used_cpu_user"]) + float(info["used_cpu_sys"])
+
+    def used_bytes(self) -> int:
+        """Return its `used_memory`, which is what it requested of its allocator."""
+        return int(self._execute("INFO", "memory")["used_memory"])
+
+    def clear(self) -> None:
+        """Drop all that it holds."""
+        self._execute("FLUSHALL", "SYNC")
+
+    def is_ready(self) -> bool:
+        """Tell whether it answers yet."""
+        from redis import RedisError  # noqa: PLC0415 -- an extra: only who measures Redis needs it
+
+        try:
+            return bool(self._execute("PING"))
+        except RedisError:
+            return False
+
+    def _execute(self, *command: str) -> Any:  # noqa: ANN401 -- a reply is whatever the command returns
+        from redis import Redis  # noqa: PLC0415 -- as above
+        from redis.backoff import NoBackoff  # noqa: PLC0415 -- as above
+        from redis.retry import Retry  # noqa: PLC0415 -- as above
+
+        with Redis(port=self.port, retry=Retry(NoBackoff(), 0)) as client:
+            return client.execute_command(*command)
+
+
+@contextmanager
+def on_core(number: int) -> Iterator[None]:
+    """Keep this process, and what it starts meanwhile, on its *number*-th core, where there are two or more."""
+    allowed = os.sched_getaffinity(0)
+    if len(allowed) > 1:
+        os.sched_setaffinity(0, {sorted(allowed)[number]})
     try:
         yield
     finally:
-        gc.unfreeze()
-        if was_on:
-            gc.enable()
+        os.sched_setaffinity(0, allowed)
+
+
+@contextmanager
+def serving(
+    command: Sequence[str], port: int, path: str, settings: Mapping[str, str] | None = None, *, core: int = 0
+) -> Iterator[Server]:
+    """Run *command* on a core until the block ends; the block begins once *path* is answered with 200.
+
+    *settings* are added to its environment. Raises BenchFailed, with what the server printed, where that fails.
+    """
+    url = f"http://127.0.0.1:{port}"
+    with _running(command, environment() | dict(settings or {}), lambda: _answers(url + path), core) as process:
+        yield Server(url, process.pid)
+
+
+@contextmanager
+def emulator_serving(*options: str, core: int = 1) -> Iterator[Server]:
+    """Run the emulator of Cosmos DB on loopback until the block ends; *options* are those of its verb."""
+    port = free_port()
+    command = [sys.executable, "-m", "hotplate", "cosmos-emulator", "--port", str(port), "--json", *options]
+    with serving(command, port, "/__emulation/metrics", core=core) as server:
+        yield server
+
+
+@contextmanager
+def redis_serving() -> Iterator[RedisServer]:
+    """Run a redis-server that writes nothing to disk, on the load generator's core, until the block ends."""
+    server = RedisServer(free_port())
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {"bind": "127.0.0.1", "port": str(server.port), "dir": folder, "save": "", "appendonly": "no"}
+        command = [REDIS_SERVER, *(text for name, value in settings.items() for text in (f"--{name}", value))]
+        with _running(command, dict(os.environ), server.is_ready, REDIS_CORE) as process:
+            yield server
+            process.kill()  # it has nothing to lose
+
+
+def redis_installed() -> bool:
+    """Tell whether this machine has a redis-server to start."""
+    return shutil.which(REDIS_SERVER) is not None
+
+
+def stop_process(process: "subprocess.Popen[Any]", within_s: float = STOP_WITHIN_S) -> None:
+    """Wait for a process that is about to end, and kill it where it does not."""
+    try:
+        process.wait(within_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def _running(
+    command: Sequence[str], env: Mapping[str, str], is_ready: Callable[[], bool], core: int
+) -> "Iterator[subprocess.Popen[bytes]]":
+    """Run *command* in a process group of its own, from when it is ready until the block ends."""
+    with tempfile.TemporaryFile() as output:
+        with on_core(core):
+            process = subprocess.Popen(  # noqa: S603 -- our own commands
+                command, cwd=ROOT, env=env, stdout=output, stderr=output, process_group=0
+            )
+        try:
+            until = time.monotonic() + READY_WITHIN_S
+            while not is_ready():
+                if process.poll() is not None or time.monotonic() > until:
+                    output.seek(0)
+                    raise BenchFailed(f"{' '.join(command)} does not start: {output.read().decode()[-2000:]}")
+                time.sleep(0.02)
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(STOP_WITHIN_S)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def free_port() -> int:
+    """Find a port on loopback that is not in use at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=1.0) as response:  # noqa: S310 -- http on loopback
+            return bool(response.status == 200)
+    except OSError:  # refused for now, or an error status for now
+        return False

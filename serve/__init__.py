@@ -1,1 +1,1 @@
-"""The HTTP service: lookups, fallback, metrics. Never imports the offline job."""
+"""The HTTP service: a reader over tiers of stores, its routes, processes and metrics. Never imports the offline job."""

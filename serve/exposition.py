@@ -1,4 +1,4 @@
-"""The counters of all workers as Prometheus text, rendered by whichever worker is asked."""
+"""The counters of all workers as Prometheus text, rendered by whichever worker gets the scrape."""
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +13,7 @@ from serve.tiers import Tier
 
 
 class Exposition(Collector):
-    """Renders the counters, and what the answering worker follows, as Prometheus text."""
+    """Renders the counters, and what the answering worker serves, as Prometheus text."""
 
     def __init__(self, metrics: Metrics, tiers: Sequence[Tier]) -> None:
         self._metrics = metrics
@@ -41,14 +41,14 @@ class Exposition(Collector):
             self._metrics.store,
         )
         lookups = CounterMetricFamily("hotplate_lookups", "Lists looked up.", labels=("source", "outcome"))
-        for labels, place in LOOKUPS.items():
-            lookups.add_metric(labels, self._metrics.total(place)[0])
+        for labels, cell in LOOKUPS.items():
+            lookups.add_metric(labels, self._metrics.total(cell)[0])
         yield lookups
         yield from self._attempts()
         yield from self._release()
 
     def _attempts(self) -> Iterator[Metric]:
-        """Yield what the attempts of stores came to that tell of each; others have no such series."""
+        """Yield what the attempts of stores came to, once any worker's store has reported one to its observer."""
         units = CounterMetricFamily("hotplate_store_request_units", "RU that a store charged.", labels=("store",))
         throttled = CounterMetricFamily(
             "hotplate_store_throttled", "Attempts that a store refused for now, each one.", labels=("store",)
@@ -57,7 +57,7 @@ class Exposition(Collector):
             "hotplate_store_failures", "Attempts that failed otherwise, tried again or not.", labels=("store", "kind")
         )
         counted = {
-            (store, what): self._metrics.total(place)[0] for (store, what), place in self._metrics.attempts.items()
+            (store, what): self._metrics.total(cell)[0] for (store, what), cell in self._metrics.attempts.items()
         }
         reporting = {store for (store, _), total in counted.items() if total}
         for (store, what), total in counted.items():
@@ -72,11 +72,11 @@ class Exposition(Collector):
         yield from (units, throttled, failures)
 
     def _histogram(
-        self, name: str, text: str, labels: tuple[str, ...], places: dict[tuple[str, str, str], int]
+        self, name: str, text: str, labels: tuple[str, ...], cells: dict[tuple[str, str, str], int]
     ) -> HistogramMetricFamily:
         family = HistogramMetricFamily(name, text, labels=labels)
-        for values, place in places.items():
-            *counts, seconds = self._metrics.total(place, HISTOGRAM_CELLS)
+        for values, cell in cells.items():
+            *counts, seconds = self._metrics.total(cell, HISTOGRAM_CELLS)
             if any(counts):
                 bounds = [*map(str, BUCKETS_S), "+Inf"]
                 cumulative = [sum(counts[: n + 1]) for n in range(len(counts))]
@@ -90,13 +90,15 @@ class Exposition(Collector):
         age = GaugeMetricFamily(
             "hotplate_release_age_seconds", "Time since the served release was written.", labels=("store",)
         )
-        spared = GaugeMetricFamily("hotplate_breaker_open", "1 while a store is being spared.", labels=("store",))
-        degraded = GaugeMetricFamily("hotplate_degraded", "1 while answers come from less than was asked for.")
+        breaker = GaugeMetricFamily(
+            "hotplate_breaker_open", "1 while a store gets no requests because it keeps failing.", labels=("store",)
+        )
+        degraded = GaugeMetricFamily("hotplate_degraded", "1 while answers come from less than all stores.")
         for tier in self._tiers:
-            spared.add_metric((tier.name,), tier.breaker.is_open)
-            view = tier.follower.view
-            if view is not None:
-                info.add_metric((tier.name, view.release), 1)
-                age.add_metric((tier.name,), max(0.0, time.time() - view.manifest.created_at))
-        degraded.add_metric((), any(tier.trouble for tier in self._tiers))
-        yield from (info, age, spared, degraded)
+            breaker.add_metric((tier.name,), tier.breaker.is_open)
+            served = tier.follower.served
+            if served is not None:
+                info.add_metric((tier.name, served.id), 1)
+                age.add_metric((tier.name,), max(0.0, time.time() - served.manifest.created_at))
+        degraded.add_metric((), any(tier.error for tier in self._tiers))
+        yield from (info, age, breaker, degraded)

@@ -24,12 +24,13 @@ OUTCOMES = ("ok", "gone", "error")
 SOURCES = ("personal", "similar", "popular")
 LOOKUP_OUTCOMES = ("hit", "miss", "error")
 THROTTLED, REQUEST_UNITS = "throttled", "request units"
+# How an attempt of a store can fail, beside being throttled; a word that is none of these counts as the last.
 FAILURES = (
     "timeout", "connect", "reset", "malformed", "unavailable", "unauthorized", "forbidden", "refused", OTHER,
 )  # fmt: skip
-"""How an attempt of a store can fail, beside being throttled; a word that is none of these counts as the last."""
 
-HISTOGRAM_CELLS = len(BUCKETS_S) + 2  # one over the last bound, and the sum
+# One over the last bound, and the sum.
+HISTOGRAM_CELLS = len(BUCKETS_S) + 2
 
 LOOKUPS = {labels: n for n, labels in enumerate(product(SOURCES, LOOKUP_OUTCOMES))}
 REQUESTS = {labels: len(LOOKUPS) + n * HISTOGRAM_CELLS for n, labels in enumerate(product(ROUTES, METHODS, CODES))}
@@ -37,7 +38,7 @@ STORE_START = len(LOOKUPS) + len(REQUESTS) * HISTOGRAM_CELLS
 
 
 class Metrics:
-    """One worker's view of the shared counters; made before the workers are, it lives as long as the service."""
+    """The shared counters, and the slot in which one worker counts; made before the workers, as long as the service."""
 
     def __init__(self, workers: int, tiers: Sequence[str]) -> None:
         self.store = {
@@ -54,36 +55,36 @@ class Metrics:
 
     def use_slot(self, worker: int) -> None:
         """Count as worker number *worker* from now on."""
-        self._mine = self._cells[worker * self._slot_cells : (worker + 1) * self._slot_cells]
+        self._own = self._cells[worker * self._slot_cells : (worker + 1) * self._slot_cells]
 
     def observe_request(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count one answered request, whatever its status."""
         code = str(status)
-        place = REQUESTS.get((route, method, code))
-        if place is None:
+        cell = REQUESTS.get((route, method, code))
+        if cell is None:
             known = method if method in METHODS else OTHER, code if code in CODES else OTHER
-            place = REQUESTS[(route, *known)]
-        self._observe(place, seconds)
+            cell = REQUESTS[(route, *known)]
+        self._observe(cell, seconds)
 
     def observe_store(self, tier: str, operation: str, outcome: str, seconds: float) -> None:
         """Count one call of a tier's store."""
         self._observe(self.store[tier, operation, outcome], seconds)
 
     def count_lookup(self, source: str, outcome: str) -> None:
-        """Count one list: where it came from, and whether it is what was asked for."""
-        self._mine[LOOKUPS[source, outcome]] += 1
+        """Count one list: where it came from, and whether it is what was requested."""
+        self._own[LOOKUPS[source, outcome]] += 1
 
     def count_attempt(self, tier: str, what: str, amount: float = 1.0) -> None:
         """Count one attempt of a tier's store, or add the request units that it cost."""
-        place = self.attempts.get((tier, what))
-        self._mine[self.attempts[tier, OTHER] if place is None else place] += amount
+        cell = self.attempts.get((tier, what))
+        self._own[self.attempts[tier, OTHER] if cell is None else cell] += amount
 
-    def _observe(self, place: int, seconds: float) -> None:
-        mine = self._mine
-        mine[place + bisect_left(BUCKETS_S, seconds)] += 1
-        mine[place + HISTOGRAM_CELLS - 1] += seconds
+    def _observe(self, cell: int, seconds: float) -> None:
+        own = self._own
+        own[cell + bisect_left(BUCKETS_S, seconds)] += 1
+        own[cell + HISTOGRAM_CELLS - 1] += seconds
 
-    def total(self, place: int, cells: int = 1) -> list[float]:
-        """Add up *cells* numbers from *place* on, over all workers."""
-        starts = range(place, self._workers * self._slot_cells, self._slot_cells)
+    def total(self, cell: int, cells: int = 1) -> list[float]:
+        """Add up *cells* numbers from *cell* on, over all workers."""
+        starts = range(cell, self._workers * self._slot_cells, self._slot_cells)
         return [sum(self._cells[start + n] for start in starts) for n in range(cells)]

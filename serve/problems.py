@@ -30,10 +30,15 @@ class Problem(Exception):
 
 
 def bad_parameter(detail: str) -> Problem:
-    """What the caller sent cannot be meant."""
+    """Refuse what the caller sent as no possible value."""
     return Problem(400, "bad-parameter", detail)
 
 
 def not_ready(detail: str) -> Problem:
-    """Nothing can be answered yet; callers should come back in a second."""
+    """Say that nothing can be answered yet; callers should come back in a second."""
     return Problem(503, "not-ready", detail, {"Retry-After": "1"})
+
+
+def internal_error(request_id: str) -> Problem:
+    """Say that a defect ended the request, and where to read of it."""
+    return Problem(500, "internal-error", f"something went wrong; the log says what, under request {request_id}")

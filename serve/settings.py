@@ -1,14 +1,13 @@
-"""What a service is told at its start; read once, at the door."""
+"""What a service is given at its start: its settings, read once, and its logging, set up in one place."""
 
+import logging
+import sys
+import time
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
-DEFAULT_N = 10
-MAX_N = 1000
-MAX_USERS = 2000
-"""How many users one POST may name."""
+import orjson
 
-MAX_BODY_BYTES = 1 << 20
+from serve.reader import BUDGET_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,22 +15,39 @@ class Settings:
     """One service: which stores, where it listens, how long it waits."""
 
     stores: tuple[str, ...]
-    """URLs, the first to be asked first."""
+    """URLs, the first to be read first."""
 
     host: str = "127.0.0.1"
     port: int = 8080
     workers: int = 1
-    budget_s: float = 0.05
+    budget_s: float = BUDGET_S
     """What one request may spend on reads, all stores together."""
 
     drain_s: float = 10.0
     """How long a stopping worker goes on answering what it accepted."""
 
-    @property
-    def tiers(self) -> tuple[str, ...]:
-        """Return the names of the tiers: each store's scheme, numbered where it is there twice."""
-        schemes = [urlsplit(url).scheme for url in self.stores]
-        return tuple(
-            scheme if schemes.index(scheme) == place else f"{scheme}-{schemes[:place].count(scheme) + 1}"
-            for place, scheme in enumerate(schemes)
-        )
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line, for whatever collects a container's output."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Render a record."""
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        fields: dict[str, object] = {
+            "time": f"{stamp}.{int(record.msecs):03}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "process": record.process,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            fields["error"] = self.formatException(record.exc_info)
+        return orjson.dumps(fields, default=str).decode()
+
+
+def configure_logging() -> None:
+    """Log to standard error: readable lines on a terminal, JSON lines everywhere else."""
+    handler = logging.StreamHandler()
+    plain = logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    handler.setFormatter(plain if sys.stderr.isatty() else JsonLines())
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)

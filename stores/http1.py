@@ -13,6 +13,8 @@ from typing import Generic, Literal, NamedTuple, Protocol, TypeVar, cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
+from stores.deadlines import Deadlines
+
 Tag = TypeVar("Tag")
 Kind = Literal["connect", "reset", "malformed", "timeout"]
 """Why a request has no answer: no connection, one that ended, bytes that are no answer, or none in time."""
@@ -34,9 +36,6 @@ LATE_SHARE = 0.5
 """A connection whose answer came too late is kept for it, so long and for such a share of the size besides the others:
 a slow server is not made slower by new connections, nor do its slow answers keep the quick ones waiting.
 """
-
-TICK_S = 0.002
-"""How much later than requested a request may be ended: one timer serves all that end in the same tick."""
 
 
 class RequestFailed(Exception):
@@ -251,7 +250,7 @@ class ConnectionPool:
         self._late = dict[Connection[Pending], asyncio.TimerHandle]()
         self._waiting = deque[tuple[bytes, Pending]]()
         self._opening = set[asyncio.Task[None]]()
-        self._due = dict[int, set[Pending]]()
+        self._deadlines = Deadlines(self._expire)
         self._failures = 0
         self._retry_at = 0.0
         self._trouble: OSError | None = None
@@ -266,13 +265,8 @@ class ConnectionPool:
         """
         loop = asyncio.get_running_loop()
         now = loop.time()
-        tick = int((now + timeout_s) / TICK_S) + 1
-        due = self._due.get(tick)
-        if due is None:
-            due = self._due[tick] = set()
-            loop.call_at(tick * TICK_S, self._end, tick)
         pending: Pending = loop.create_future()
-        due.add(pending)
+        due = self._deadlines.add(pending, now + timeout_s)
         kept, idle_s = None, 0.0
         try:
             if self._idle:
@@ -308,11 +302,10 @@ class ConnectionPool:
             connection.fail("reset")
         await asyncio.sleep(0)  # sockets are closed on the loop's next turn
 
-    def _end(self, tick: int) -> None:
-        """End what should have been answered by now."""
-        for pending in self._due.pop(tick):
-            if not pending.done():
-                pending.set_exception(RequestFailed("timeout", self._host))
+    def _expire(self, pending: Pending) -> None:
+        """Fail a request that should have been answered by now."""
+        if not pending.done():
+            pending.set_exception(RequestFailed("timeout", self._host))
 
     def _abandon(self, pending: Pending) -> None:
         """Let nobody else have the connection that a request is in flight on until its answer has come."""

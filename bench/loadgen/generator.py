@@ -1,29 +1,39 @@
-"""The traffic of one run: hands each due request to a free connection, and hears what becomes of it."""
+"""The traffic of one run: hands each due request to a free connection and records what becomes of it."""
 
 import asyncio
 import contextlib
+import gc
 import random
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 
-from bench.loadgen import pace
+import uvloop
+
+from bench.loadgen.load import Load
 from bench.loadgen.recorder import Progress, Recorder
-from bench.loadgen.result import Result, Spent
-from bench.loadgen.traffic import Load
-from bench.process import collector_off, spent_s
+from bench.loadgen.result import ProcessUsage, Result
+from bench.loadgen.schedule import LOOP_TICK_S, Pacer, sleep_until_due, spin_until_due
 from stores.http1 import Connection, Kind
 
-SWEEP_S = 0.02  # how often requests are looked through for those out of time
+# How often requests are checked for those out of time.
+SWEEP_S = 0.02
 
+# Nanoseconds on a core, and waited for one, of the thread that runs the loop.
+SCHEDSTAT = Path("/proc/self/schedstat")
+
+# When a request was due, by the generator's clock, and its bytes.
 Sent = tuple[float, bytes]
-"""When a request was due, by the generator's clock, and its bytes."""
-Wire = Connection[Sent]
+
+LoadConnection = Connection[Sent]
 Clock = Callable[[], float]
+
+# Awaited once the connections are open; returns when the run begins, by the generator's clock.
 Begin = Callable[[], Awaitable[float]]
-"""Awaited once the connections are open; returns when the run begins, by the generator's clock."""
-Connect = Callable[[Callable[[], Wire]], Awaitable[object]]
-"""Opens one connection for the protocol that it is given a maker of. Raises OSError."""
+
+# Opens one connection whose protocol the given function makes. Raises OSError.
+Connect = Callable[[Callable[[], LoadConnection]], Awaitable[object]]
 
 
 class Generator:
@@ -38,31 +48,31 @@ class Generator:
         load: Load,
         *,
         clock: Clock = time.monotonic,
-        keep_pace: pace.Pace | None = None,
+        keep_pace: Pacer | None = None,
         connect: Connect | None = None,
     ) -> None:
         self._load = load
         self._clock = clock
-        self._keep_pace = keep_pace or (pace.spin if load.spin else pace.sleep)
+        self._keep_pace = keep_pace or (spin_until_due if load.spin else sleep_until_due)
         self._open_one = connect or self._connect_by_tcp
-        self._requests = load.asked.rendered(load.url.partition("://")[2].rstrip("/"), load.headers)
-        self._plan = load.plan
-        self._dues = iter(()) if self._plan is None else self._plan.dues()
+        self._requests = load.rendered()
+        self._schedule = load.schedule
+        self._dues = iter(()) if self._schedule is None else self._schedule.dues()
         self._next_s: float | None = next(self._dues, None)
-        self._open: set[Wire] = set()
-        self._idle: deque[Wire] = deque()
+        self._open: set[LoadConnection] = set()
+        self._idle: deque[LoadConnection] = deque()
         self._waiting: deque[float] = deque()
         self._opening: set[asyncio.Task[None]] = set()
         self._stopped = asyncio.Event()
-        self._fault: Exception | None = None
+        self._error: Exception | None = None
         self._start_s = self._end_s = self._last_sent_s = 0.0
         self._next_mark_s = float("inf")
-        self._chance = random.Random(1)  # noqa: S311 -- pauses that are the same in every run, nothing secret
+        self._rng = random.Random(1)  # noqa: S311 -- pauses that are the same in every run, nothing secret
         self._tls = load.tls()
-        self._book = Recorder(load.observe, load.sample_every, load.tally)
+        self._recorder = Recorder(load.observe, load.sample_every, load.tally)
 
     async def run(self, begin: Begin | None = None) -> Result:
-        """Connect, run the load, wait for what is in flight, and tell. Raises what the load's `check` raised."""
+        """Connect, run the load, and wait for what is in flight. Raises what the load's `check` raised."""
         sweep = asyncio.ensure_future(self._sweep())
         try:
             for _ in range(self._load.connections):
@@ -71,15 +81,15 @@ class Generator:
             with collector_off():
                 self._start_s = self._clock() if begin is None else await begin()
                 self._next_mark_s = self._start_s + 1
-                before_s, started_s = spent_s(), self._clock()
+                before_s, started_s = cpu_and_wait_s(), self._clock()
                 await self._traffic()
-                now_s = spent_s()
-                spent = Spent(now_s[0] - before_s[0], now_s[1] - before_s[1], self._clock() - started_s)
+                now_s = cpu_and_wait_s()
+                usage = ProcessUsage(now_s[0] - before_s[0], now_s[1] - before_s[1], self._clock() - started_s)
         finally:
             await self._finish(sweep)
-        if self._fault:
-            raise self._fault
-        return self._result(spent)
+        if self._error:
+            raise self._error
+        return self._result(usage)
 
     def stop(self) -> None:
         """End the run early: nothing more falls due, and what is in flight is waited for."""
@@ -88,22 +98,22 @@ class Generator:
         self._stopped.set()
 
     def progress(self) -> Progress:
-        """Tell where the run is."""
+        """Return the progress of the run."""
         in_flight = len(self._open) - len(self._idle)
-        return self._book.progress(self._clock() - self._start_s, in_flight, len(self._waiting))
+        return self._recorder.progress(self._clock() - self._start_s, in_flight, len(self._waiting))
 
     async def _traffic(self) -> None:
         self._end_s = self._start_s + self._load.duration_s
-        if self._plan is None:
+        if self._schedule is None:
             await asyncio.sleep(self._start_s - self._clock())
             for _ in range(self._load.connections):
-                self._offer_after(self._chance.random() * self._load.think_s if self._load.think_spread else 0.0)
+                self._offer_after(self._rng.random() * self._load.think_s if self._load.think_spread else 0.0)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopped.wait(), self._load.duration_s)
         else:
             await self._keep_pace(self._offer_due)
-        while self._unfinished():  # noqa: ASYNC110 -- an event would have to be looked after on every answer
-            await asyncio.sleep(pace.LOOP_TICK_S)
+        while self._unfinished():  # noqa: ASYNC110 -- an event would cost something on every response
+            await asyncio.sleep(LOOP_TICK_S)
 
     async def _finish(self, sweep: asyncio.Task[None]) -> None:
         self._end_s = 0.0  # nothing is sent again,
@@ -120,27 +130,27 @@ class Generator:
 
     def _offer_due(self) -> float | None:
         """Offer all requests that are due by now; return when the next one is."""
-        while self._next_s is not None and not self._fault:
+        while self._next_s is not None and not self._error:
             due_s = self._start_s + self._next_s
             if due_s > self._clock():
                 return due_s
             self._next_s = next(self._dues, None)
             self._offer(due_s)
-            self._book.late((self._last_sent_s if self._last_sent_s > due_s else self._clock()) - due_s)
+            self._recorder.late((self._last_sent_s if self._last_sent_s > due_s else self._clock()) - due_s)
         return None
 
     def _offer(self, due_s: float) -> None:
-        self._book.due += 1
+        self._recorder.due += 1
         if self._idle:
             self._send(self._idle.popleft(), due_s)
         elif len(self._waiting) < self._load.backlog:
             self._waiting.append(due_s)
             self._connect_if_short()
         else:
-            self._book.dropped += 1
+            self._recorder.dropped += 1
 
-    def _send(self, connection: Wire, due_s: float) -> None:
-        self._book.sent += 1
+    def _send(self, connection: LoadConnection, due_s: float) -> None:
+        self._recorder.sent += 1
         request = next(self._requests)
         connection.send(request, (due_s, request))
         self._last_sent_s = self._clock()
@@ -151,7 +161,7 @@ class Generator:
             now_s = self._clock()
             if now_s >= self._next_mark_s:
                 self._next_mark_s += 1
-                self._book.mark()
+                self._recorder.mark()
             oldest_s = now_s - self._load.timeout_s
             while self._waiting and self._waiting[0] < oldest_s:
                 self._waiting.popleft()
@@ -161,7 +171,7 @@ class Generator:
                     connection.fail("timeout")
 
     def _connect_if_short(self) -> None:
-        """Connections are opened anew only when a request wants one, so a server that hangs up meets no storm."""
+        """Connections are opened anew only when a request needs one, so a server that hangs up meets no storm."""
         if len(self._opening) < len(self._waiting) and len(self._open) + len(self._opening) < self._load.connections:
             self._connect()
 
@@ -169,51 +179,51 @@ class Generator:
         task = asyncio.ensure_future(self._establish())
         self._opening.add(task)
 
-        def settle(_: asyncio.Task[None]) -> None:
+        def on_done(_: asyncio.Task[None]) -> None:
             self._opening.discard(task)
             if not task.cancelled():
                 self._connect_if_short()
 
-        task.add_done_callback(settle)
+        task.add_done_callback(on_done)
 
     async def _establish(self) -> None:
         try:
             async with asyncio.timeout(self._load.timeout_s):
                 await self._open_one(lambda: Connection(self, headers=bool(self._load.tally)))
         except OSError:  # a timeout is one, too
-            self._book.refused += 1
+            self._recorder.refused += 1
             if self._waiting:
                 self._waiting.popleft()
                 self._failed("connect")
 
-    async def _connect_by_tcp(self, make: Callable[[], Wire]) -> None:
+    async def _connect_by_tcp(self, make: Callable[[], LoadConnection]) -> None:
         await asyncio.get_running_loop().create_connection(make, self._load.host, self._load.port, ssl=self._tls)
 
-    def ready(self, connection: Wire) -> None:
+    def ready(self, connection: LoadConnection) -> None:
         """See `stores.http1.Owner`."""
         if connection not in self._open:
             self._open.add(connection)
-            self._book.opened += 1
+            self._recorder.opened += 1
         if self._waiting:
             self._send(connection, self._waiting.popleft())
         else:
             self._idle.append(connection)
 
-    def answered(self, connection: Wire, tag: Sent) -> None:
+    def answered(self, connection: LoadConnection, tag: Sent) -> None:
         """See `stores.http1.Owner`."""
         due_s, request = tag
         latency_s = self._clock() - due_s
         status, body = connection.status, connection.body
-        self._book.seen(request, status, body)
+        self._recorder.seen(request, status, body)
         if self._load.tally:
-            self._book.tally(status, connection.head)
+            self._recorder.tally(status, connection.head)
         try:
             kind = self._load.check(status, body)
         except Exception as error:  # noqa: BLE001 -- kept, to end the run with it; the event loop would only log it
-            self._fault = error
+            self._error = error
             kind = "check"
         if kind is None:
-            self._book.good(latency_s)
+            self._recorder.good(latency_s)
             self._again()
         else:
             self._failed(kind)
@@ -224,23 +234,23 @@ class Generator:
         self._failed(kind)
 
     def _failed(self, kind: str) -> None:
-        self._book.errors[kind] += 1
+        self._recorder.errors[kind] += 1
         self._again()
 
-    def gone(self, connection: Wire, *, unasked: bool) -> None:
+    def gone(self, connection: LoadConnection, *, unasked: bool) -> None:
         """See `stores.http1.Owner`."""
         self._open.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)
-        self._book.unasked += unasked
+        self._recorder.unsolicited += unasked
         self._connect_if_short()
 
     def _again(self) -> None:
         """In a closed loop each end of a request makes the next one due, at once or after a pause for thought."""
-        if self._plan is not None:
+        if self._schedule is not None:
             return
         think_s, spread = self._load.think_s, self._load.think_spread
-        self._offer_after(think_s * self._chance.uniform(1 - spread, 1 + spread) if spread else think_s)
+        self._offer_after(think_s * self._rng.uniform(1 - spread, 1 + spread) if spread else think_s)
 
     def _offer_after(self, pause_s: float) -> None:
         if pause_s:
@@ -249,32 +259,63 @@ class Generator:
             self._offer_one()
 
     def _offer_one(self) -> None:
-        if not self._fault and (now_s := self._clock()) < self._end_s:
+        if not self._error and (now_s := self._clock()) < self._end_s:
             self._offer(now_s)
 
-    def _result(self, spent: Spent) -> Result:
-        load, book = self._load, self._book
+    def _result(self, usage: ProcessUsage) -> Result:
+        load, recorder = self._load, self._recorder
         elapsed_s = self._last_sent_s - self._start_s
         return Result(
             url=load.url,
-            asked_rate=None if self._plan is None else self._plan.rate,
+            requested_rate=None if self._schedule is None else self._schedule.rate,
             think_s=load.think_s,
             spin=load.spin,
             connections=load.connections,
             duration_s=elapsed_s if self._stopped.is_set() else max(load.duration_s, elapsed_s),
             interrupted=self._stopped.is_set(),
-            due=book.due,
-            sent=book.sent,
-            dropped=book.dropped,
-            errors=dict(book.errors),
-            statuses=dict(book.statuses),
-            tallied=dict(book.tallied),
-            opened=book.opened,
-            refused=book.refused,
-            unasked=book.unasked,
-            seen=book.values,
-            spent=(spent,),
-            samples=tuple(book.samples),
-            seconds=book.seconds(),
-            lags_s=book.lags_s,
+            due=recorder.due,
+            sent=recorder.sent,
+            dropped=recorder.dropped,
+            errors=dict(recorder.errors),
+            statuses=dict(recorder.statuses),
+            tallied=dict(recorder.tallied),
+            opened=recorder.opened,
+            refused=recorder.refused,
+            unsolicited=recorder.unsolicited,
+            seen=recorder.values,
+            usage=(usage,),
+            samples=tuple(recorder.samples),
+            seconds=recorder.seconds(),
+            lags_s=recorder.lags_s,
         )
+
+
+async def drive(load: Load) -> Result:
+    """Run *load* from the event loop at hand, which should have little else to do."""
+    return await Generator(load).run()
+
+
+def run(load: Load) -> Result:
+    """Run *load* on an event loop of its own; blocks until it is over."""
+    return uvloop.run(drive(load))
+
+
+def cpu_and_wait_s() -> tuple[float, float]:
+    """Return the CPU time of this process so far, and how long its main thread waited for a core (0 where unknown)."""
+    waited_s = int(SCHEDSTAT.read_text().split()[1]) / 1e9 if SCHEDSTAT.exists() else 0.0
+    return time.process_time(), waited_s
+
+
+@contextlib.contextmanager
+def collector_off() -> Iterator[None]:
+    """Keep the garbage collector from adding its pauses to the latencies."""
+    was_on = gc.isenabled()
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        if was_on:
+            gc.enable()

@@ -10,8 +10,9 @@ from hdrh.log import HistogramLogWriter
 from numpy.typing import NDArray
 
 LOWEST_US, HIGHEST_US, DIGITS = 1, 60_000_000, 3
-ENOUGH = 10
-"""Samples that must lie beyond a percentile, for it to be more than an anecdote."""
+
+# Samples that must lie beyond a percentile for it to be more than an anecdote.
+ENOUGH_SAMPLES = 10
 
 Times: TypeAlias = Sequence[float] | NDArray[np.floating]
 
@@ -65,7 +66,7 @@ class Histogram:
 
     @property
     def mean_us(self) -> float:
-        """The mean, in microseconds; it says little about latencies, and is here to be shown to say little."""
+        """The mean, in microseconds; shown only to be compared with the percentiles."""
         return float(self._hdr.get_mean_value()) if self.count else 0.0
 
     def percentiles_us(self, percents: Sequence[float]) -> list[float]:
@@ -73,9 +74,9 @@ class Histogram:
         found = self._hdr.get_percentile_to_value_dict(list(percents))
         return [min(float(found.get(percent, 0)), self.max_us) for percent in percents]
 
-    def backed(self, percent: float) -> bool:
-        """Tell whether enough samples lie beyond *percent* for it to mean something."""
-        return self.count * (100 - percent) / 100 >= ENOUGH - 1e-9
+    def has_enough_samples(self, percent: float) -> bool:
+        """Return whether enough samples lie beyond *percent* for it to mean something."""
+        return self.count * (100 - percent) / 100 >= ENOUGH_SAMPLES - 1e-9
 
     def spectrum(self) -> list[tuple[float, float]]:
         """Give percent and microseconds, ascending, for each value that was seen."""

@@ -1,24 +1,224 @@
-"""An HTTP load generator that does not flatter: open loop, each latency counted from when its request was due.
+"""What one run requests of a service: where, what, for which keys, how often and for how long."""
 
-It holds keep-alive connections with one request in flight on each. A due request that finds none free waits, and its
-latency runs on; so a server that stalls is charged for all the requests that it kept waiting. It says itself when it
-could not keep the pace (`valid`, `doubts`). This is the way in for programs; for people there is `hotplate bench http`.
-"""
+import itertools
+import ssl
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+from urllib.parse import quote, urlsplit
 
-import uvloop
+import orjson
 
-from bench.loadgen.generator import Generator
-from bench.loadgen.result import Result
-from bench.loadgen.traffic import Load
+from bench.errors import BenchMisused
+from bench.loadgen.keys import Keys
+from bench.loadgen.schedule import Arrivals, constant
 
-__all__ = ["Load", "Result", "drive", "run"]
+# What stands for an id in a path.
+KEY = "{key}"
+
+BATCH_PATH = "/v1/recommendations"
+
+# Judges a response by its status and body: None when it is good, else the kind of error to count it as.
+Check = Callable[[int, bytes], str | None]
 
 
-async def drive(load: Load) -> Result:
-    """Run *load* from the event loop at hand, which should have little else to do."""
-    return await Generator(load).run()
+class Requests(Protocol):
+    """What is requested; a value, so that it can be sent to another process."""
+
+    def rendered(self, host: str, headers: Mapping[str, str]) -> Iterator[bytes]:
+        """Yield requests, whole, without end."""
+        ...
+
+    def share(self, part: int) -> "Requests":
+        """Give the requests for one of several processes."""
+        ...
 
 
-def run(load: Load) -> Result:
-    """Run *load* on an event loop of its own; blocks until it is over."""
-    return uvloop.run(drive(load))
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """GETs of a few paths, one after the other."""
+
+    paths: Sequence[str]
+
+    def __post_init__(self) -> None:
+        """Refuse what is no path."""
+        if not self.paths:
+            raise BenchMisused("There is no path to request.")
+        for path in self.paths:
+            check_path(path)
+
+    def rendered(self, host: str, headers: Mapping[str, str]) -> Iterator[bytes]:
+        """See `Requests`."""
+        tail = _tail(host, headers)
+        return itertools.cycle([b"GET " + path.encode() + tail for path in self.paths])
+
+    def share(self, part: int) -> "Paths":
+        """See `Requests`."""
+        del part  # a process more or less makes no difference to a cycle
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Gets:
+    """GETs of one path, in which `{key}` is the id that was drawn."""
+
+    path: str
+    keys: Keys
+
+    def __post_init__(self) -> None:
+        """Refuse what is no path with a {key} in it."""
+        check_path(self.path)
+        if KEY not in self.path:
+            raise BenchMisused(f"a path for keys has a {KEY} in it, and this is {self.path!r}")
+
+    def rendered(self, host: str, headers: Mapping[str, str]) -> Iterator[bytes]:
+        """See `Requests`."""
+        before, _, after = self.path.partition(KEY)
+        head, tail = f"GET {before}".encode(), after.encode() + _tail(host, headers)
+        for key in self.keys:
+            yield head + quote(key, safe="").encode() + tail
+
+    def share(self, part: int) -> "Gets":
+        """See `Requests`."""
+        return replace(self, keys=self.keys.share(part))
+
+
+@dataclass(frozen=True, slots=True)
+class Posts:
+    """POSTs for `batch` users each."""
+
+    keys: Keys
+    batch: int
+    n: int = 10
+
+    def __post_init__(self) -> None:
+        """Refuse an empty batch."""
+        if self.batch < 1:
+            raise BenchMisused(f"a batch has one user or more, not {self.batch}")
+
+    def rendered(self, host: str, headers: Mapping[str, str]) -> Iterator[bytes]:
+        """See `Requests`."""
+        drawn = iter(self.keys)
+        while True:
+            body = orjson.dumps({"users": list(itertools.islice(drawn, self.batch)), "n": self.n})
+            fields = {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}
+            yield f"POST {BATCH_PATH}".encode() + _tail(host, fields) + body
+
+    def share(self, part: int) -> "Posts":
+        """See `Requests`."""
+        return replace(self, keys=self.keys.share(part))
+
+
+def check_path(path: str) -> None:
+    """Refuse what cannot stand in the first line of a request."""
+    check_text(path)
+    if not path.startswith("/") or " " in path:
+        raise BenchMisused(f"A path starts with / and has no spaces, and this is {path!r}.")
+
+
+def check_text(text: str) -> None:
+    """Refuse what cannot stand in the head of a request."""
+    if not text.isascii() or not text.isprintable():
+        raise BenchMisused(f"{text!r} cannot stand in a request; percent-encode it.")
+
+
+def _tail(host: str, headers: Mapping[str, str]) -> bytes:
+    lines = [f"Host: {host}", *(f"{name}: {value}" for name, value in headers.items())]
+    return (" HTTP/1.1\r\n" + "\r\n".join(lines) + "\r\n\r\n").encode()
+
+
+def status_is_good(status: int, body: bytes) -> str | None:
+    """Call every status from 400 on an error."""
+    del body
+    return "status" if status >= 400 else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """A run to be made; may be run any number of times.
+
+    What: `paths` in turn, or any other `requests`. When: a constant `rate` in requests/s for `duration_s`, or any other
+    `arrivals`; without either the loop is closed: each connection sends its next request when the last is answered, or
+    `think_s` later, give or take `think_spread` of that. A request out of its `timeout_s` is given up, counted from
+    when it was due; at most `backlog` due requests wait for one of the `connections`, and further ones are dropped.
+    `check` judges every response, instead of its status alone; an exception from it ends the run. `observe` names
+    string fields of a compact JSON body whose values are counted. Of each `sample_every` responses one is kept, to be
+    looked at afterwards (0: none). `tally` names a header of responses whose numbers are added up. Over https the
+    server's certificate must be good, by the system's authorities or those in the file `ca`. `spin` keeps the pace to
+    microseconds on a core of its own.
+    """
+
+    url: str
+    paths: Sequence[str] = ()
+    requests: Requests | None = None
+    rate: float | None = None
+    arrivals: Arrivals | None = None
+    duration_s: float
+    think_s: float = 0.0
+    think_spread: float = 0.0
+    connections: int = 64
+    headers: Mapping[str, str] = field(default_factory=dict)
+    spin: bool = False
+    timeout_s: float = 5.0
+    backlog: int = 10_000
+    check: Check = status_is_good
+    observe: Sequence[str] = ()
+    sample_every: int = 0
+    tally: str = ""
+    ca: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run, with a sentence for each."""
+        parts = urlsplit(self.url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.path not in {"", "/"}:
+            raise BenchMisused(f"The target must look like http://HOST:PORT or https://HOST:PORT, not {self.url!r}.")
+        if self.requests is None:
+            Paths(self.paths)
+        for name, value in self.headers.items():
+            check_text(name)
+            check_text(value)
+        for name in ("rate", "duration_s", "connections", "timeout_s"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise BenchMisused(f"{name} must be above zero, and is {value}.")
+
+    @property
+    def host(self) -> str:
+        """Where to connect to."""
+        return urlsplit(self.url).hostname or ""
+
+    @property
+    def port(self) -> int:
+        """Where to connect to; 80, or 443 for https, by default."""
+        return urlsplit(self.url).port or (443 if self.url.startswith("https:") else 80)
+
+    def tls(self) -> ssl.SSLContext | None:
+        """Make what a connection is encrypted with; None for plain http."""
+        return ssl.create_default_context(cafile=self.ca) if self.url.startswith("https:") else None
+
+    @property
+    def schedule(self) -> Arrivals | None:
+        """When requests are due; None for a closed loop."""
+        if self.arrivals is not None or self.rate is None:
+            return self.arrivals
+        return constant(self.rate, self.duration_s)
+
+    def rendered(self) -> Iterator[bytes]:
+        """Yield its requests, whole, without end."""
+        host = self.url.partition("://")[2].rstrip("/")
+        return (self.requests or Paths(self.paths)).rendered(host, self.headers)
+
+    def share(self, part: int, parts: int) -> "Load":
+        """Give the load of one of *parts* processes; together they make the same run."""
+        schedule = self.schedule
+        connections = self.connections // parts + (part < self.connections % parts)
+        if connections == 0:
+            raise BenchMisused(f"{parts} processes need a connection each, and there are {self.connections} in all")
+        return replace(
+            self,
+            requests=(self.requests or Paths(self.paths)).share(part),
+            rate=None,
+            arrivals=schedule and schedule.share(part, parts),
+            connections=connections,
+            backlog=max(1, self.backlog // parts),
+        )

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-LIVE = 2_000  # the newest latencies that a live view is told the percentiles of
+# How many of the newest latencies the percentiles of a progress display are of.
+LIVE = 2_000
 
 
 @dataclass(frozen=True, slots=True)
 class Second:
-    """What happened in one second of a run; the latencies are those of the answers that came in it."""
+    """What happened in one second of a run; the latencies are those of the responses that came in it."""
 
     due: int
     sent: int
@@ -26,7 +27,7 @@ class Second:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A request and its answer, kept to be looked at afterwards."""
+    """A request and its response, kept to be checked afterwards."""
 
     request: bytes
     status: int
@@ -35,7 +36,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a run is, for whoever watches it: counts so far, and the newest latencies and lags in microseconds."""
+    """The progress of a run: counts so far, and the newest latencies and lags in microseconds."""
 
     elapsed_s: float
     due: int
@@ -51,7 +52,7 @@ class Progress:
 
 
 class Recorder:
-    """The book of one run; lives as long as its generator. Times are 4-byte floats: 8 bytes a request in all."""
+    """Counts and times of one run; lives as long as its generator. Times are 4-byte floats: 8 bytes a request."""
 
     def __init__(self, observe: Sequence[str] = (), sample_every: int = 0, tally: str = "") -> None:
         self._fields = {name: re.compile(rb'"%b":"([^"]*)"' % re.escape(name).encode()) for name in observe}
@@ -67,14 +68,14 @@ class Recorder:
         self.statuses: Counter[int] = Counter()
         self.tallied: dict[int, float] = {}
         self.due = self.sent = self.dropped = 0
-        self.opened = self.refused = self.unasked = 0
+        self.opened = self.refused = self.unsolicited = 0
 
     def late(self, lag_s: float) -> None:
-        """A due request was looked at *lag_s* after it was due."""
+        """Note that the generator came to a due request *lag_s* after it was due."""
         self._lags_s.append(lag_s)
 
     def seen(self, request: bytes, status: int, body: bytes) -> None:
-        """An answer came, good or not."""
+        """Note a response, good or not."""
         self.statuses[status] += 1
         for name, pattern in self._fields.items():
             found = pattern.search(body)
@@ -86,16 +87,16 @@ class Recorder:
                 self.samples.append(Sample(request, status, body))
 
     def tally(self, status: int, head: bytes) -> None:
-        """An answer told a number in its head, if it did; added up by status."""
+        """Add up the number in a response's header, where there is one, by status."""
         if found := self._number.search(head):
             self.tallied[status] = self.tallied.get(status, 0.0) + float(found[1])
 
     def good(self, latency_s: float) -> None:
-        """An answer was good."""
+        """Note the latency of a good response."""
         self._latencies_s.append(latency_s)
 
     def mark(self) -> None:
-        """A second is over."""
+        """Note that a second is over."""
         counts = self.due, self.sent, self.errors.total(), self.dropped
         self._marks.append((*counts, len(self._latencies_s)))
 
@@ -108,16 +109,16 @@ class Recorder:
         }
 
     def seconds(self) -> tuple[Second, ...]:
-        """Tell the run second by second; answers that came after the last request belong to the last second."""
+        """Return the run second by second; responses that came after the last request belong to the last second."""
         if len(self._marks) > 1 and self._marks[-1][0] == self.due:
             self._marks.pop()
         self.mark()
         latencies_s = np.array(self._latencies_s, dtype=np.float32)
-        told = list[Second]()
+        seconds = list[Second]()
         for before, after in itertools.pairwise(self._marks):
             due, sent, failed, dropped, _ = (late - early for early, late in zip(before, after, strict=True))
-            told.append(Second(due, sent, failed, dropped, latencies_s[before[-1] : after[-1]]))
-        return tuple(told)
+            seconds.append(Second(due, sent, failed, dropped, latencies_s[before[-1] : after[-1]]))
+        return tuple(seconds)
 
     @property
     def lags_s(self) -> NDArray[np.float32]:

@@ -1,26 +1,30 @@
-"""What one run of the load generator found, and whether it may be believed."""
+"""What one run of the load generator found, and whether it is valid."""
 
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.loadgen.histogram import Histogram
+from bench.loadgen.histogram import Histogram, Times
 from bench.loadgen.recorder import Sample, Second
 
-LAG_BOUND_US = 1_000.0
-SENT_BOUND = 0.99
-CPU_BOUND = 0.95
+# A run is invalid above this lag at p99, below this share of sent requests, or above this share of a core.
+LAG_BOUND_US, SENT_BOUND, CPU_BOUND = 1_000.0, 0.99, 0.95
+
 PERCENTS = (50.0, 90.0, 99.0, 99.9, 99.99, 100.0)
+
+# What the parts of a run add up: numbers, and counts by name.
+SUMMED = ("connections", "due", "sent", "dropped", "opened", "refused", "unsolicited")
+COUNTED = ("errors", "statuses", "tallied")
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """A distribution of times in microseconds, told by its percentiles."""
+    """A distribution of times in microseconds, by its percentiles."""
 
     mean: float
     p50: float
@@ -31,16 +35,17 @@ class Spread:
     max: float
 
 
-def spread(histogram: Histogram) -> Spread | None:
-    """Read the percentiles off; None where there are no times."""
-    if not histogram.count:
+def spread(times_s: Times, histogram: Histogram | None = None) -> Spread | None:
+    """Sum up times, of which the *histogram* may be at hand; None where there are none."""
+    if not len(times_s):
         return None
-    return Spread(round(histogram.mean_us, 1), *histogram.percentiles_us(PERCENTS))
+    mean_us = float(np.mean(times_s)) * 1e6
+    return Spread(round(mean_us, 1), *(histogram or Histogram.of(times_s)).percentiles_us(PERCENTS))
 
 
 @dataclass(frozen=True, slots=True)
-class Spent:
-    """What one generator process spent on a run: CPU time, waiting for a core (on Linux), and the time it took."""
+class ProcessUsage:
+    """What one generator process used for a run: CPU time, waiting for a core (on Linux), and the time it took."""
 
     cpu_s: float
     waited_s: float
@@ -56,7 +61,7 @@ class Result:
     """
 
     url: str
-    asked_rate: float | None
+    requested_rate: float | None
     think_s: float
     spin: bool
     connections: int
@@ -68,13 +73,13 @@ class Result:
     errors: Mapping[str, int]
     statuses: Mapping[int, int]
     tallied: Mapping[int, float]
-    """By status, the sum of what answers told in the header that the load named."""
+    """By status, the sum of the numbers in the header that the load named."""
 
     opened: int
     refused: int
-    unasked: int
+    unsolicited: int
     seen: Mapping[str, Mapping[str, int]]
-    spent: tuple[Spent, ...]
+    usage: tuple[ProcessUsage, ...]
     samples: tuple[Sample, ...] = field(repr=False)
     seconds: tuple[Second, ...] = field(repr=False, compare=False)
     lags_s: NDArray[np.float32] = field(repr=False, compare=False)
@@ -82,7 +87,7 @@ class Result:
     @property
     def mode(self) -> str:
         """`open loop` or `closed loop`: the first thing to know about a latency."""
-        return "closed loop" if self.asked_rate is None else "open loop"
+        return "closed loop" if self.requested_rate is None else "open loop"
 
     @property
     def latencies_s(self) -> NDArray[np.float32]:
@@ -112,29 +117,29 @@ class Result:
     @property
     def cpu_us_per_request(self) -> float:
         """CPU time of the generator, over all its processes."""
-        return round(sum(spent.cpu_s for spent in self.spent) * 1e6 / max(1, self.sent), 2)
+        return round(sum(each.cpu_s for each in self.usage) * 1e6 / max(1, self.sent), 2)
 
     @property
     def latency(self) -> Spread | None:
         """How long the good answers took, in microseconds."""
-        return spread(Histogram.of(self.latencies_s))
+        return spread(self.latencies_s)
 
     @property
     def lag(self) -> Spread | None:
         """How late the generator came to a due request, in microseconds; a closed loop is never late."""
-        return None if self.asked_rate is None else spread(Histogram.of(self.lags_s))
+        return None if self.requested_rate is None else spread(self.lags_s)
 
     @property
-    def doubts(self) -> list[str]:
-        """Why this run does not measure what it was asked to measure; empty for a valid run."""
-        busy = max((spent.cpu_s / spent.wall_s for spent in self.spent if spent.wall_s), default=0.0)
-        if self.asked_rate is None:
+    def invalid_reasons(self) -> list[str]:
+        """Why this run does not measure what it should measure; empty for a valid run."""
+        busy = max((each.cpu_s / each.wall_s for each in self.usage if each.wall_s), default=0.0)
+        if self.requested_rate is None:
             full = f"the generator had no CPU to spare ({busy:.0%} of a core): this is its limit, not the server's"
             return [full] if busy > CPU_BOUND else []
         found = []
         lag = self.lag
         if lag is not None and lag.p99 > LAG_BOUND_US:
-            waited = max((spent.waited_s / spent.wall_s for spent in self.spent if spent.wall_s), default=0.0)
+            waited = max((each.waited_s / each.wall_s for each in self.usage if each.wall_s), default=0.0)
             found.append(
                 f"the generator was late: lag p99 {lag.p99:.0f} µs, bound {LAG_BOUND_US:.0f} µs "
                 f"(it used {busy:.0%} of a core, and waited for one {waited:.0%} of the time)"
@@ -145,15 +150,16 @@ class Result:
 
     @property
     def valid(self) -> bool:
-        """Whether the run measured what it was asked to measure; says nothing about how the server did."""
-        return not self.doubts
+        """Whether the run measured what it should measure; says nothing about how the server did."""
+        return not self.invalid_reasons
 
     def to_json(self) -> dict[str, Any]:
         """Give all of it but single times as plain values; the times as HDR histograms."""
         latencies, lags = Histogram.of(self.latencies_s), Histogram.of(self.lags_s)
-        left_out = {"samples", "seconds", "lags_s", "spent", "statuses", "tallied"}
+        left_out = {"samples", "seconds", "lags_s", "usage", "statuses", "tallied"}
         plain = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in left_out}
-        latency, lag = spread(latencies), None if self.asked_rate is None else spread(lags)
+        latency = spread(self.latencies_s, latencies)
+        lag = None if self.requested_rate is None else spread(self.lags_s, lags)
         return plain | {
             "mode": self.mode,
             "ok": self.ok,
@@ -163,54 +169,48 @@ class Result:
             "ok_rate": round(self.ok_rate, 1),
             "error_share": self.error_share,
             "cpu_us_per_request": self.cpu_us_per_request,
-            "spent": [asdict(spent) for spent in self.spent],
+            "usage": [asdict(each) for each in self.usage],
             "latency_us": latency and asdict(latency),
             "lag_us": lag and asdict(lag),
             "valid": self.valid,
-            "doubts": self.doubts,
+            "invalid_reasons": self.invalid_reasons,
             "histogram": latencies.encoded,
             "lag_histogram": lags.encoded,
-            "seconds": [_line(second) for second in self.seconds],
+            "seconds": [_second_to_json(second) for second in self.seconds],
         }
 
-    def to_text(self) -> str:
-        """Give it as a few lines for a person."""
-        asked = "as fast as answers come" if self.asked_rate is None else f"{self.asked_rate:.0f} requests/s asked"
-        lines = [
-            f"{self.url}  {self.mode}, {asked}, {self.connections} connections, {self.duration_s:.2f} s",
-            f"sent {self.sent} ({self.sent_rate:.0f}/s)  ok {self.ok} ({self.ok_rate:.0f}/s)  dropped {self.dropped}",
-            f"errors {_counts(self.errors)}  status {_counts(self.statuses)}",
-            f"latency  {_times(self.latency)}",
-            f"lag      {_times(self.lag)}",
-            f"connections opened {self.opened}, refused {self.refused}, with unasked bytes {self.unasked}",
-            f"generator {self.cpu_us_per_request:.1f} µs CPU/request{', spinning' if self.spin else ''}",
-        ]
-        lines += [f"{name}: {_counts(values)}" for name, values in self.seen.items()]
-        return "\n".join(lines + [f"INVALID: {doubt}" for doubt in self.doubts])
+
+def run_text(facts: Mapping[str, Any]) -> str:
+    """Write one run, given as the values of `Result.to_json`, as a few lines for a person."""
+    rate = facts["requested_rate"]
+    pace = "as fast as answers come" if rate is None else f"{rate:.0f} requests/s requested"
+    lines = [
+        f"{facts['url']}  {facts['mode']}, {pace}, {facts['connections']} connections, {facts['duration_s']:.2f} s",
+        "sent {sent} ({sent_rate:.0f}/s)  ok {ok} ({ok_rate:.0f}/s)  dropped {dropped}".format(**facts),
+        f"errors {_counts(facts['errors'])}  status {_counts(facts['statuses'])}",
+        f"latency  {_times(facts['latency_us'])}",
+        f"lag      {_times(facts['lag_us'])}",
+        "connections opened {opened}, refused {refused}, with unsolicited bytes {unsolicited}".format(**facts),
+        f"generator {facts['cpu_us_per_request']:.1f} µs CPU/request{', spinning' if facts['spin'] else ''}",
+    ]
+    lines += [f"{name}: {_counts(values)}" for name, values in facts["seen"].items()]
+    return "\n".join(lines + [f"INVALID: {reason}" for reason in facts["invalid_reasons"]])
 
 
 def merged(results: Sequence[Result]) -> Result:
     """Add up the parts of one run that several processes made at the same time."""
     first = results[0]
-    return Result(
-        url=first.url,
-        asked_rate=None if first.asked_rate is None else sum(each.asked_rate or 0 for each in results),
-        think_s=first.think_s,
-        spin=first.spin,
-        connections=sum(each.connections for each in results),
+    sums: dict[str, Any] = {name: sum(getattr(each, name) for each in results) for name in SUMMED}
+    counts: dict[str, Any] = {name: _summed(getattr(each, name) for each in results) for name in COUNTED}
+    return replace(
+        first,
+        **sums,
+        **counts,
+        requested_rate=None if first.requested_rate is None else sum(each.requested_rate or 0 for each in results),
         duration_s=max(each.duration_s for each in results),
         interrupted=any(each.interrupted for each in results),
-        due=sum(each.due for each in results),
-        sent=sum(each.sent for each in results),
-        dropped=sum(each.dropped for each in results),
-        errors=_summed(each.errors for each in results),
-        statuses=_summed(each.statuses for each in results),
-        tallied=_summed(each.tallied for each in results),
-        opened=sum(each.opened for each in results),
-        refused=sum(each.refused for each in results),
-        unasked=sum(each.unasked for each in results),
         seen={name: _summed(each.seen[name] for each in results) for name in first.seen},
-        spent=tuple(itertools.chain.from_iterable(each.spent for each in results)),
+        usage=tuple(itertools.chain.from_iterable(each.usage for each in results)),
         samples=tuple(itertools.chain.from_iterable(each.samples for each in results)),
         seconds=_side_by_side([each.seconds for each in results]),
         lags_s=np.concatenate([each.lags_s for each in results]),
@@ -218,10 +218,10 @@ def merged(results: Sequence[Result]) -> Result:
 
 
 def _side_by_side(parts: Sequence[Sequence[Second]]) -> tuple[Second, ...]:
-    together = list[Second]()
+    merged_seconds = list[Second]()
     for same in itertools.zip_longest(*parts):
         here = [second for second in same if second is not None]
-        together.append(
+        merged_seconds.append(
             Second(
                 sum(second.due for second in here),
                 sum(second.sent for second in here),
@@ -230,7 +230,7 @@ def _side_by_side(parts: Sequence[Sequence[Second]]) -> tuple[Second, ...]:
                 np.concatenate([second.latencies_s for second in here]),
             )
         )
-    return tuple(together)
+    return tuple(merged_seconds)
 
 
 def _summed(counts: Iterable[Mapping[Any, Any]]) -> dict[Any, Any]:
@@ -240,8 +240,8 @@ def _summed(counts: Iterable[Mapping[Any, Any]]) -> dict[Any, Any]:
     return dict(total)
 
 
-def _line(second: Second) -> dict[str, Any]:
-    latency = spread(Histogram.of(second.latencies_s))
+def _second_to_json(second: Second) -> dict[str, Any]:
+    latency = spread(second.latencies_s)
     return {
         "due": second.due,
         "sent": second.sent,
@@ -258,10 +258,10 @@ def _counts(counted: Mapping[Any, int]) -> str:
     return " ".join(f"{key or '(none)'}={count}" for key, count in counted.items()) or "none"
 
 
-def _times(times: Spread | None) -> str:
+def _times(times: Mapping[str, float] | None) -> str:
     if times is None:
         return "-"
     return (
-        f"p50 {times.p50:.0f}  p90 {times.p90:.0f}  p99 {times.p99:.0f}  p99.9 {times.p999:.0f}  "
-        f"max {times.max:.0f}  mean {times.mean:.0f} µs"
+        f"p50 {times['p50']:.0f}  p90 {times['p90']:.0f}  p99 {times['p99']:.0f}  p99.9 {times['p999']:.0f}  "
+        f"max {times['max']:.0f}  mean {times['mean']:.0f} µs"
     )

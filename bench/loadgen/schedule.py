@@ -1,7 +1,11 @@
-"""When each request of an open loop is due: a rate that is constant, ramps or steps, evenly spaced or Poisson."""
+"""When each request of an open loop is due, and how the generator waits for that moment."""
 
+import asyncio
+import ctypes
 import itertools
-from collections.abc import Iterator, Sequence
+import os
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -75,26 +79,26 @@ class Arrivals:
         starts_s = np.cumsum([0.0, *(piece.duration_s for piece in self.pieces)])
         for counts in self._counts():
             within = counts[counts < ends[-1] - ROUNDING]
-            places = np.searchsorted(ends, within, side="right")
+            indexes = np.searchsorted(ends, within, side="right")
             due_s = np.empty_like(within)
-            for place in np.unique(places):
-                chosen = places == place
-                before = ends[place - 1] if place else 0.0
-                due_s[chosen] = starts_s[place] + self.pieces[place].when(within[chosen] - before)
+            for index in np.unique(indexes):
+                chosen = indexes == index
+                before = ends[index - 1] if index else 0.0
+                due_s[chosen] = starts_s[index] + self.pieces[index].when(within[chosen] - before)
             yield from due_s.tolist()
             if len(within) < len(counts):
                 return
 
     def _counts(self) -> Iterator[NDArray[np.float64]]:
         """Yield, by blocks, how many requests of all parts are due before each one of this part."""
-        chance = None if self.seed is None else np.random.default_rng((self.seed, self.part))
-        gone = 0.0
+        rng = None if self.seed is None else np.random.default_rng((self.seed, self.part))
+        passed = 0.0
         for block in itertools.count():
-            if chance is None:
+            if rng is None:
                 yield np.arange(block * BLOCK, (block + 1) * BLOCK, dtype=np.float64) * self.parts + self.part
             else:
-                counts = gone + np.cumsum(chance.exponential(self.parts, BLOCK))
-                gone = counts[-1]
+                counts = passed + np.cumsum(rng.exponential(self.parts, BLOCK))
+                passed = counts[-1]
                 yield counts
 
 
@@ -111,3 +115,64 @@ def ramp(first: float, last: float, duration_s: float, seed: int | None = None) 
 def steps(rates: Sequence[float], duration_s: float, seed: int | None = None) -> Arrivals:
     """Keep each of *rates* for an equal part of the time."""
     return Arrivals(tuple(Piece(duration_s / len(rates), rate, rate) for rate in rates), seed)
+
+
+Itimerspec = ctypes.c_long * 4  # struct itimerspec: interval (s, ns), value (s, ns)
+TIMER_ABSTIME = 1  # TFD_TIMER_ABSTIME of <sys/timerfd.h>
+NAP_S = 50e-6  # the shortest sleep that is worth its system calls
+LOOP_TICK_S = 1e-3  # event loops round their timers to milliseconds
+
+# Does what is due, and returns when to be called again, by `time.monotonic`; None: never.
+Tick = Callable[[], float | None]
+
+# Calls a tick whenever it is due, until never.
+Pacer = Callable[[Tick], Awaitable[None]]
+
+
+async def spin_until_due(tick: Tick) -> None:
+    """Look at the clock on every turn of the loop: late by microseconds, and takes a whole core."""
+    while tick() is not None:  # noqa: ASYNC110 -- polling is the point
+        await asyncio.sleep(0)
+
+
+async def sleep_until_due(tick: Tick) -> None:
+    """Sleep until each due time: by the kernel's timer (~50 µs late), or where there is none by the loop's (~1 ms)."""
+    if hasattr(ctypes.CDLL(None), "timerfd_create"):
+        await _sleep_by_kernel(tick)
+    else:
+        while tick() is not None:  # noqa: ASYNC110 -- what is waited for is the clock
+            await asyncio.sleep(LOOP_TICK_S)
+
+
+async def _sleep_by_kernel(tick: Tick) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    # Python has os.timerfd_create from 3.13 on. time.monotonic is CLOCK_MONOTONIC on Linux.
+    timer = libc.timerfd_create(time.CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
+    if timer < 0:
+        raise OSError(ctypes.get_errno(), "timerfd_create")
+    loop = asyncio.get_running_loop()
+    done = loop.create_future()
+
+    def arm(due_s: float) -> None:
+        seconds, nanoseconds = divmod(int(max(due_s, time.monotonic() + NAP_S) * 1e9), 10**9)
+        libc.timerfd_settime(timer, TIMER_ABSTIME, Itimerspec(0, 0, seconds, nanoseconds), None)
+
+    def fire() -> None:
+        os.read(timer, 8)
+        try:
+            due_s = tick()
+        except Exception as error:  # noqa: BLE001 -- handed to whoever awaits; in a callback it would only be logged
+            done.set_exception(error)
+            return
+        if due_s is None:
+            done.set_result(None)
+        else:
+            arm(due_s)
+
+    loop.add_reader(timer, fire)
+    try:
+        arm(0.0)
+        await done
+    finally:
+        loop.remove_reader(timer)
+        os.close(timer)

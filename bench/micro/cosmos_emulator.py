@@ -2,9 +2,9 @@
 
 import sys
 
-from bench.launch import Server, free_port, on_core, serving
 from bench.micro import cosmos_client as client
 from bench.micro.rounds import Effort, Figure, Outcome, Sample, at_most, figures
+from bench.process import Server, free_port, on_core, serving
 
 CPU_US_PER_READ = 50
 BYTES_PER_ITEM = 2560

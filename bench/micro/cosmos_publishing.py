@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.launch import free_port, serving
 from bench.micro.commands import run
 from bench.micro.retail import DATA, HOTPLATE, RECIPE
 from bench.micro.rounds import Effort, Figure, Outcome, Unmeasured, at_least, at_most
+from bench.process import free_port, serving
 
 MAX_RU = 1_000
 OFF_BY = 0.15

@@ -21,8 +21,8 @@ from azure.cosmos._retry_options import RetryOptions  # private, and the only wa
 from azure.cosmos.aio import CosmosClient
 from azure.cosmos.documents import ConnectionPolicy
 
-from bench.launch import on_core
 from bench.micro.rounds import Effort, Figure, Outcome, Sample, at_most, figures, interleave, ratio
+from bench.process import on_core
 from bench.report.machine import ROOT, environment
 from stores.cosmos.driver import Driver
 from stores.cosmos.rest.driver import RestDriver

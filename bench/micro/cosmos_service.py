@@ -10,12 +10,13 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from bench.launch import Server, on_core
-from bench.loadgen.load import Load, run
+from bench.loadgen.generator import run
+from bench.loadgen.load import Load
 from bench.micro import endpoint
 from bench.micro.cosmos_reads import emulating
 from bench.micro.redis_reads import ROUTE, hotplate
 from bench.micro.rounds import Effort, Figure, Outcome, Sample, figures, interleave
+from bench.process import Server, on_core
 
 RU = 100_000
 """Of the release's container: more than the emulator can be asked for, so that nothing is throttled."""

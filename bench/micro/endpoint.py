@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from bench.launch import Server, free_port, on_core, serving
-from bench.loadgen.load import Load, run
+from bench.loadgen.generator import run
+from bench.loadgen.load import Load
 from bench.micro import aiohttp_peer
 from bench.micro.rounds import Effort, Outcome, Sample, at_least, figures, interleave, ratio
+from bench.process import Server, free_port, on_core, serving
 from stores.connect import connect
 from stores.encoding import ItemEncoder
 from stores.keys import OVERALL, POPULAR, USER

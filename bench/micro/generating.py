@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from bench.launch import free_port, on_core, serving
-from bench.loadgen.load import Load, run
+from bench.loadgen.generator import run
+from bench.loadgen.load import Load
 from bench.loadgen.result import Result
 from bench.micro.endpoint import fill
 from bench.micro.rounds import (
@@ -27,6 +27,7 @@ from bench.micro.rounds import (
     interleave,
     ratio,
 )
+from bench.process import free_port, on_core, serving
 
 PATH = "/v1/recommendations/1"
 CONNECTIONS = 64

@@ -11,12 +11,11 @@ from typing import Any
 import uvloop
 from redis.asyncio import Redis
 
-from bench.launch import on_core
 from bench.lists import Shape, key_of
 from bench.micro.redis_lists import LIST_LENGTH, fill
 from bench.micro.redis_missing import missing
 from bench.micro.rounds import Effort, Figure, Outcome, Sample, figures, interleave, ratio
-from bench.redis_server import RedisServer, redis_serving
+from bench.process import RedisServer, on_core, redis_serving
 from stores.catalogue import ReleaseId
 from stores.redis.keys import Keys
 from stores.redis.store import open_url

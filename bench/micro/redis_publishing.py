@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from bench.launch import on_core
 from bench.lists import Shape
 from bench.micro.redis_lists import ENCODINGS, LIST_LENGTH, Watches, publish_lists
 from bench.micro.redis_missing import missing
 from bench.micro.rounds import Effort, Figure, Outcome, at_most, interleave, ratio
-from bench.redis_server import RedisServer, redis_serving
+from bench.process import RedisServer, on_core, redis_serving
 from stores.manifest import Manifest
 from stores.redis.store import open_url
 

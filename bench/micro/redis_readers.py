@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.launch import Server, on_core
 from bench.lists import Shape
 from bench.micro.redis_lists import LIST_LENGTH, fill
 from bench.micro.redis_missing import missing
 from bench.micro.redis_publisher import publisher
 from bench.micro.redis_reads import Reads, drawn, hotplate, path_of, read
 from bench.micro.rounds import Effort, Figure, Outcome, interleave, ratio
-from bench.redis_server import RedisServer, redis_serving
+from bench.process import RedisServer, Server, on_core, redis_serving
 
 RATE = 2_000
 ENCODING = "zstd"

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bench.launch import Server, free_port, serving
 from bench.lists import key_of
-from bench.loadgen.load import Load, run
+from bench.loadgen.generator import run
+from bench.loadgen.load import Load
 from bench.micro.endpoint import HEADERS
 from bench.micro.rounds import Sample
-from bench.redis_server import RedisServer
+from bench.process import RedisServer, Server, free_port, serving
 from stores.keys import USER
 
 ROUTE = "/v1/recommendations/"

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from bench.launch import Server, free_port, on_core, serving
 from bench.lists import Shape, key_of
 from bench.micro import redis_lists, webdis
 from bench.micro.redis_missing import missing
 from bench.micro.redis_reads import Reads, drawn, hotplate, path_of, read
 from bench.micro.rounds import Effort, Figure, Outcome, Unmeasured, at_most, figures, interleave, ratio
-from bench.redis_server import RedisServer, redis_serving
+from bench.process import RedisServer, Server, free_port, on_core, redis_serving, serving
 from stores.catalogue import ReleaseId
 from stores.connect import connect
 from stores.redis.keys import Keys

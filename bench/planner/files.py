@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bench.planner.page import page
 from bench.planner.report import PlanReport
-from bench.report.writing import write
+from bench.report.page import write
 
 
 def keep(report: PlanReport, name: Path) -> None:

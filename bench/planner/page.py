@@ -8,8 +8,8 @@ from bench.planner.figures import Figure
 from bench.planner.inputs import KNOWN
 from bench.planner.outline import cheapest, outline
 from bench.planner.report import PlanReport
-from bench.report.markup import escaped, section, table
 from bench.report.page import TEMPLATE
+from bench.report.text import escaped, section, table
 from stores.prices import LISTED
 
 PRICE = "usd_"

@@ -1,4 +1,4 @@
-"""What repetitions allow to be said: a mean with its 95 % interval, and whether two measurements differ.
+"""What repetitions show: a mean with its 95 % interval, and whether two measurements differ.
 
 Student's t, not a bootstrap: of five to ten repetitions a bootstrap's interval is too narrow. Differences are taken of
 logarithms, so that they are relative and a skewed latency is less so.
@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, mean, stdev
 
+# Student's t that 2.5 % lie beyond, for 1 … 30 degrees of freedom.
 T_975 = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
     2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
     2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
-"""Student's t that 2.5 % lie beyond, for 1 … 30 degrees of freedom."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,21 +1,25 @@
-"""A report as one HTML file that asks nobody for anything: no scripts, no fonts, no requests, and it says so itself."""
+"""The files of a report: an HTML page that makes no requests, the JSON, and an HDR log."""
 
+import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any
 
-from bench import comparison_page
-from bench.loadgen.histogram import ENOUGH
-from bench.loadgen.objective import PERCENTS
-from bench.reference import page as reference_page
-from bench.report import plots, units
-from bench.report.markup import escaped, section, table
+from bench.loadgen.capacity import PERCENTS
+from bench.loadgen.histogram import ENOUGH_SAMPLES, Histogram, log_of
+from bench.loadgen.result import Result
+from bench.report import plots
 from bench.report.report import ERRORS, RATE, WHILE_WRITTEN, Report, Series
+from bench.report.text import escaped, format_us, grouped_table, html_paragraphs, paragraphs, section, table
 from bench.ru import page as ru_page
 
 TEMPLATE = Path(__file__).with_name("page.html")
 HEADLINES = ("p50", "p99", "p99.9")
+
+# Runs, each with the epoch second of its start.
+Runs = Sequence[tuple[float, Result]]
 
 OPEN = (
     "Open loop: requests fall due by a schedule that does not wait for answers, and each latency runs from when its "
@@ -25,12 +29,20 @@ CLOSED = (
     "Closed loop: each connection sends its next request only when the last one is answered. While the server stalls, "
     "nothing is sent and nothing is counted, so the latencies flatter; quote the rate of such a run, and nothing else."
 )
+COMPARED = (
+    "The same release, users and schedule for each store. Means of rounds; in brackets the 95 % interval, where there "
+    "are rounds enough for one."
+)
+CAPACITIES = (
+    "Users' own lists answered a second, over the requests/s that fell due. Where a line leaves the diagonal, a limit "
+    "is reached."
+)
 LIMITS = f"""
 Latency is what the client sees, its own reading and the network's way included; how late the generator itself was
 stands under lag. Answers that were errors have no latency here, so look at errors and percentiles together.
 
-Histograms hold 3 digits from 1 µs to 60 s. A percentile with fewer than {ENOUGH} samples beyond it is marked, as it is
-an anecdote.
+Histograms hold 3 digits from 1 µs to 60 s. A percentile with fewer than {ENOUGH_SAMPLES} samples beyond it is
+marked, as it is an anecdote.
 
 An interval is Student's t, 95 %, over the rounds' logarithms; the mean of rounds is the geometric one. It speaks of
 chance within this measurement, not of another machine, another day or another load.
@@ -43,7 +55,8 @@ def page(report: Report) -> str:
     """Lay out the whole file."""
     facts = report.machine
     compared = report.extra.get("comparison", {})
-    subject = report.extra.get("subject") or report.configuration.get("url") or " and ".join(compared.get("stores", []))
+    names = [each["name"] for each in report.extra.get("stores", [])]
+    subject = report.extra.get("subject") or report.configuration.get("url") or " and ".join(names)
     title = f"hotplate bench {report.kind}: {subject}"
     parts = [
         f"<h1>{escaped(title)}</h1>",
@@ -54,11 +67,9 @@ def page(report: Report) -> str:
     if len(rounds) == 1:
         parts += [_tiles(rounds[0]), _percentiles(rounds[0])]
     if compared:
-        parts += comparison_page.sections(compared)
+        parts += _comparison(compared)
     if swept := report.extra.get("ru"):
         parts += ru_page.sections(swept)
-    if reproduced := report.extra.get("reference"):
-        parts += reference_page.sections(reproduced)
     parts += _knees(report.extra)
     if rounds:
         parts.append(section("Percentile spectrum", plots.spectrum(rounds)))
@@ -71,32 +82,42 @@ def page(report: Report) -> str:
     return Template(TEMPLATE.read_text()).substitute(title=escaped(title), body="\n".join(parts))
 
 
+def _comparison(compared: Mapping[str, Any]) -> list[str]:
+    """Lay out a comparison of stores, group by group, and what follows from it."""
+    parts = [section("The comparison", grouped_table(compared["stores"], compared["lines"]), COMPARED)]
+    if sentences := [*compared["verdicts"], *compared["left_out"]]:
+        parts.append(section("Which differences are real", html_paragraphs(sentences)))
+    if searches := [each for each in compared["capacity"] if each["points"]]:
+        endings = html_paragraphs(f"{each['ending']}." for each in searches)
+        parts.append(section("The highest rate of each store", plots.capacities(searches) + endings, CAPACITIES))
+    for each in searches:
+        heading = f"Latency on the way to the highest rate: {each['name']}"
+        hidden = each["emulated"]
+        parts.append(section(heading, "" if hidden else plots.search(each), f"Not shown: {hidden}." if hidden else ""))
+    return parts
+
+
 def _verdict(report: Report) -> str:
     rounds = [each for series in report.series for each in series.rounds]
-    said = [*report.doubts, *report.extra.get("doubts", [])]
+    reasons = [*report.invalid_reasons, *report.failures]
     if report.interrupted:
-        said.append("it was stopped before its end")
-    wrong = report.extra.get("checked", {}).get("wrong", 0)
-    if wrong:
-        said.append(f"{wrong} of {report.extra['checked']['compared']} compared answers were wrong")
-    if not rounds and "search" in report.extra:
-        said.append(f"no rate was inside the objective {report.extra['search']['objective']}")
-    if said:
-        listed = "".join(f"<li>{escaped(doubt)}</li>" for doubt in said)
-        what = "Invalid: these figures do not measure what was asked." if report.doubts else "Look out:"
+        reasons.append("it was stopped before its end")
+    if reasons:
+        listed = "".join(f"<li>{escaped(reason)}</li>" for reason in reasons)
+        what = "Invalid: these figures do not measure the service." if report.invalid_reasons else "Look out:"
         return f'<div class="verdict bad"><strong>{what}</strong><ul>{listed}</ul></div>'
     if holds := report.extra.get("holds"):
         return f'<div class="verdict"><strong>Valid.</strong> {escaped(holds)}</div>'
     lags = [each.facts["lag_us"]["p99"] for each in rounds if each.facts["lag_us"]]
-    told = f" Its lag was at most {units.told(max(lags))} at p99." if lags else ""
+    lag = f" Its lag was at most {format_us(max(lags))} at p99." if lags else ""
     left_out = len(report.extra.get("comparison", {}).get("left_out", []))
     which = f"every round that counts; left out, as it did not: {left_out}" if left_out else "every round"
-    return f'<div class="verdict"><strong>Valid.</strong> The generator kept its schedule in {which}.{told}</div>'
+    return f'<div class="verdict"><strong>Valid.</strong> The generator kept its schedule in {which}.{lag}</div>'
 
 
 def _tiles(shown: Series) -> str:
     summary = shown.summary()
-    tiles = [(units.told(summary[name]["pooled"]), name) for name in HEADLINES]
+    tiles = [(format_us(summary[name]["pooled"]), name) for name in HEADLINES]
     tiles.append((f"{summary[RATE]['mean']:,.0f}/s", "good answers"))
     errors = shown.values(ERRORS)
     tiles.append((f"{sum(errors) / len(errors):.3%}".replace("0.000%", "none"), "errors and drops"))
@@ -110,10 +131,10 @@ def _percentiles(shown: Series) -> str:
     rows = []
     for name in PERCENTS:
         found = summary[name]
-        note = "" if found["backed"] else f"fewer than {ENOUGH} samples beyond it"
-        spread = [units.told(found["mean"]), _between(found)] if several else []
-        rows.append([name, units.told(found["pooled"]), *spread, note])
-    rows.append(["mean", units.told(pooled.mean_us), *(["", ""] if several else []), "says little about latencies"])
+        note = "" if found["enough_samples"] else f"fewer than {ENOUGH_SAMPLES} samples beyond it"
+        spread = [format_us(found["mean"]), _between(found)] if several else []
+        rows.append([name, format_us(found["pooled"]), *spread, note])
+    rows.append(["mean", format_us(pooled.mean_us), *(["", ""] if several else []), "says little about latencies"])
     headings = ["", "all rounds", *(["mean of rounds", "95 % interval"] if several else []), ""]
     return section(
         "Latency", table(headings, rows, numbers=range(1, len(headings) - 1)), f"{pooled.count:,} good answers."
@@ -121,7 +142,7 @@ def _percentiles(shown: Series) -> str:
 
 
 def _between(found: Mapping[str, Any]) -> str:
-    return "" if found["low"] is None else f"{units.told(found['low'])} … {units.told(found['high'])}"
+    return "" if found["low"] is None else f"{format_us(found['low'])} … {format_us(found['high'])}"
 
 
 def _knees(extra: Mapping[str, Any]) -> list[str]:
@@ -140,7 +161,7 @@ def _knees(extra: Mapping[str, Any]) -> list[str]:
             [
                 f"{each['at']:,g}",
                 f"{each['per_s']:,.0f}",
-                *(units.told(each[f"{name}_us"]) for name in ("p50", "p99")),
+                *(format_us(each[f"{name}_us"]) for name in ("p50", "p99")),
                 f"{each['popular']:.1%}",
             ]
             for each in found["points"]
@@ -163,12 +184,12 @@ def _outcomes(rounds: Sequence[Series], extra: Mapping[str, Any]) -> str:
         for name in sorted({name for each in facts for name in each["seen"]})
     ]
     if checked := extra.get("checked"):
-        fell_back = f"{checked['fallback']:,} fell back to popular"
-        said = f"{checked['compared']:,} compared, {checked['wrong']:,} wrong, {fell_back}"
-        rows.append(["lists beside the store's", "; ".join([said, *checked["examples"]])])
+        fallback = f"{checked['fallback']:,} fell back to popular"
+        counts = f"{checked['compared']:,} compared, {checked['wrong']:,} wrong, {fallback}"
+        rows.append(["lists beside the store's", "; ".join([counts, *checked["examples"]])])
     lags = [each["lag_us"] for each in facts if each["lag_us"]]
     if lags:
-        lag = [units.told(max(each[name] for each in lags)) for name in ("p50", "p99", "max")]
+        lag = [format_us(max(each[name] for each in lags)) for name in ("p50", "p99", "max")]
         rows.append(["lag of the generator, worst round", f"p50 {lag[0]}, p99 {lag[1]}, max {lag[2]}"])
     cpu = [each["cpu_us_per_request"] for each in facts]
     if cpu:
@@ -186,12 +207,9 @@ def _counted(counts: Iterable[Mapping[str, int]]) -> str:
 
 def _method(report: Report) -> str:
     modes = {each.facts["mode"] for series in report.series for each in series.rounds}
-    told = [text for mode, text in (("open loop", OPEN), ("closed loop", CLOSED)) if mode in modes]
+    loops = [text for mode, text in (("open loop", OPEN), ("closed loop", CLOSED)) if mode in modes]
     own = report.extra.get("method") or report.extra.get("comparison", {}).get("method", [])
-    return section(
-        "What is measured, and what is not",
-        "".join(f"<p>{escaped(line)}</p>" for line in (*own, *told, *LIMITS.strip().split("\n\n"))),
-    )
+    return section("What is measured, and what is not", html_paragraphs([*own, *loops, *paragraphs(LIMITS)]))
 
 
 def _setting(report: Report) -> str:
@@ -206,3 +224,28 @@ def _setting(report: Report) -> str:
 
 def _of(shown: Series, among: Sequence[Series]) -> str:
     return f": {shown.name}" if len(among) > 1 else ""
+
+
+def keep(report: Report, runs: Runs | None, name: Path) -> None:
+    """Write *name*.json, *name*.html and, of runs of one subject, *name*.hdr, each whole or not at all."""
+    texts = {".json": json.dumps(report.to_json(), indent=1), ".html": page(report)}
+    if runs is not None:
+        texts[".hdr"] = hdr_log(runs)
+    for ending, text in texts.items():
+        write(name.with_name(name.name + ending), text)
+
+
+def hdr_log(runs: Runs) -> str:
+    """Write runs as an HDR log."""
+    return log_of(
+        (start_s + number, start_s + number + 1, Histogram.of(second.latencies_s))
+        for start_s, result in runs
+        for number, second in enumerate(result.seconds)
+    )
+
+
+def write(path: Path, text: str) -> None:
+    """Put *text* at *path*."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(text)
+    aside.replace(path)

@@ -11,15 +11,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from bench.report import units
 from bench.report.report import Series
+from bench.report.text import format_us
 
 INK, FAINT, BAD = "#010101", "#020202", "#030303"
 LINES = ("#0a0001", "#0a0002", "#0a0003", "#0a0004", "#0a0005", "#0a0006")
+
+# What matplotlib draws in, and the page's variable that takes its place.
 VARIABLES = {INK: "--ink", FAINT: "--faint", BAD: "--bad"} | {
-    colour: f"--line-{place}" for place, colour in enumerate(LINES, 1)
+    colour: f"--line-{number}" for number, colour in enumerate(LINES, 1)
 }
-"""What matplotlib is told to draw in, and the page's variable that takes its place."""
 
 STYLE: Any = {  # of a type that would name every setting of matplotlib
     "axes.edgecolor": FAINT,
@@ -50,7 +51,7 @@ PERCENTS = (50.0, 90.0, 99.0, 99.9, 99.99, 99.999)
 
 
 def spectrum(shown: Sequence[Series]) -> str:
-    """Draw latency over percentile; the scale stretches towards 100 %, where the trouble is."""
+    """Draw latency over percentile; the scale stretches towards 100 %, where the slow responses are."""
     with rc_context(STYLE):
         figure, axes = _figure()
         most = max((each.histogram.count for each in shown), default=0)
@@ -103,10 +104,10 @@ def search(found: Mapping[str, Any]) -> str:
         figure, axes = _figure()
         points = sorted(found["points"], key=lambda each: float(each["at"]))
         for name, colour in (("p50", LINES[0]), ("p99", LINES[1])):
-            believed = [each for each in points if not each["doubts"]]
-            axes.plot([each["at"] for each in believed], [each[f"{name}_us"] for each in believed], color=colour)
+            valid = [each for each in points if not each["invalid_reasons"]]
+            axes.plot([each["at"] for each in valid], [each[f"{name}_us"] for each in valid], color=colour)
         for each in points:
-            colour = FAINT if each["doubts"] else BAD if each["broken"] else LINES[1]
+            colour = FAINT if each["invalid_reasons"] else BAD if each["broken"] else LINES[1]
             axes.plot([each["at"]], [max(each["p99_us"], 1)], marker="o", color=colour, linestyle="none")
         for label, colour, marker in (
             ("p50", LINES[0], ""), ("p99", LINES[1], "o"), ("outside", BAD, "o"), ("invalid run", FAINT, "o"),
@@ -122,6 +123,28 @@ def search(found: Mapping[str, Any]) -> str:
         axes.set_xlabel("requests/s that fell due")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
         latency_scale(axes)
+        legend(axes)
+        return svg(figure)
+
+
+def capacities(searches: Sequence[Mapping[str, Any]]) -> str:
+    """Draw the good responses of all stores over the rate that was offered."""
+    with rc_context(STYLE):
+        figure, axes = _figure()
+        highest = 0.0
+        for each, colour in zip(searches, LINES * len(searches), strict=False):
+            valid = sorted(
+                (one for one in each["points"] if not one["invalid_reasons"]), key=lambda one: float(one["at"])
+            )
+            name = f"{each['name']} ({each['emulated']})" if each["emulated"] else each["name"]
+            own = [one["per_s"] * (1 - one["popular"]) for one in valid]
+            axes.plot([one["at"] for one in valid], own, color=colour, marker="o", label=name)
+            highest = max([highest, *(one["at"] for one in valid)])
+        axes.plot([0, highest], [0, highest], color=FAINT, linewidth=0.8)
+        count_scale(axes)
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+        axes.set_xlabel("requests/s that fell due")
         legend(axes)
         return svg(figure)
 
@@ -158,7 +181,7 @@ def _figure() -> tuple[Figure, Axes]:
 
 
 def latency_scale(axes: Axes) -> None:
-    """Scale to latencies, in microseconds; its ticks are told with units."""
+    """Scale to latencies, in microseconds; its ticks have units."""
     if not any((np.asarray(line.get_ydata(), dtype=float) > 0).any() for line in axes.lines):
         axes.set_ylim(1, 1000)  # nothing was answered: an empty frame, for there is no scale of nothing
     axes.set_yscale("log")
@@ -166,7 +189,7 @@ def latency_scale(axes: Axes) -> None:
     if high / max(low, 1e-9) < 20:  # a log scale of less than a decade has no label left
         axes.set_ylim(low / 2, high * 2)
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / max(low, 1e-9) < 500 else (1,)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: units.told(y)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: format_us(y)))
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 

@@ -1,4 +1,4 @@
-"""What a measurement leaves behind: one JSON object with all it found, on which machine, and the raw histograms."""
+"""What a measurement leaves behind: one JSON object with all results, the machine and the raw histograms."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -7,28 +7,36 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import BenchMisused
+from bench.loadgen.capacity import PERCENTS
 from bench.loadgen.histogram import Histogram
-from bench.loadgen.objective import PERCENTS
 from bench.loadgen.result import Result
 from bench.report import machine
 from bench.report.intervals import geometric, interval
 
-FORMAT = 1
+FORMAT = 2
 RATE, ERRORS = "rate", "errors"
-METRICS = (*PERCENTS, RATE)
-"""What repetitions are summed up by: latencies in microseconds, and good answers per second."""
-WHILE_WRITTEN = ", while lists are written"
-"""How the name of a series ends whose reads had a publish beside them."""
 
-LONG = {"histogram", "lag_histogram", "seconds"}
+# What rounds are summed up by: latencies in microseconds, and good responses per second.
+METRICS = (*PERCENTS, RATE)
+
+# How the name of a series ends whose reads had a publish beside them.
+WHILE_WRITTEN = ", while lists are written"
+
+# Fields of a round that only the file holds.
+LONG_FIELDS = {"histogram", "lag_histogram", "seconds"}
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One run of a series: what `Result.to_json` said, and its histogram."""
+    """One run of a series: the values of `Result.to_json`, and its histogram."""
 
     facts: Mapping[str, Any]
     histogram: Histogram
+
+    @property
+    def valid(self) -> bool:
+        """Whether it measured the service, and not the generator."""
+        return not self.facts["invalid_reasons"]
 
     def value(self, metric: str) -> float:
         """Give one of METRICS, or the share of errors."""
@@ -52,10 +60,12 @@ class Series:
         return Histogram.merged(each.histogram for each in self.rounds)
 
     @property
-    def doubts(self) -> list[str]:
-        """Why its rounds may not be believed; empty where all are valid."""
+    def invalid_reasons(self) -> list[str]:
+        """Why its rounds are invalid; empty where all are valid."""
         return [
-            f"round {number}: {doubt}" for number, each in enumerate(self.rounds, 1) for doubt in each.facts["doubts"]
+            f"round {number}: {reason}"
+            for number, each in enumerate(self.rounds, 1)
+            for reason in each.facts["invalid_reasons"]
         ]
 
     def values(self, metric: str) -> list[float]:
@@ -67,27 +77,27 @@ class Series:
 
         Of latencies the mean is the geometric one.
         """
-        told = dict[str, Any]()
+        summary = dict[str, Any]()
         pooled = self.histogram
         for metric in METRICS:
             values = self.values(metric)
             found = interval(values) if metric == RATE else geometric(values)
-            told[metric] = {
+            summary[metric] = {
                 "pooled": None if metric == RATE else pooled.percentiles_us([PERCENTS[metric]])[0],
                 "mean": found.mean if found else sum(values) / len(values),
                 "low": found and found.low,
                 "high": found and found.high,
-                "backed": metric in (RATE, "max") or pooled.backed(PERCENTS[metric]),
+                "enough_samples": metric in (RATE, "max") or pooled.has_enough_samples(PERCENTS[metric]),
             }
-        return told
+        return summary
 
     def to_json(self) -> dict[str, Any]:
         """Give it as plain values."""
         return {
             "name": self.name,
             "summary": self.summary() if self.rounds else None,
-            "valid": not self.doubts,
-            "doubts": self.doubts,
+            "valid": not self.invalid_reasons,
+            "invalid_reasons": self.invalid_reasons,
             "rounds": [each.facts for each in self.rounds],
         }
 
@@ -105,14 +115,24 @@ class Report:
     configuration: Mapping[str, Any]
     series: tuple[Series, ...]
     interrupted: bool = False
+    failures: tuple[str, ...] = ()
+    """What went wrong besides invalid rounds: wrong lists, no rate inside the objective."""
+
     extra: Mapping[str, Any] = field(default_factory=dict)
     machine: Mapping[str, Any] = field(default_factory=machine.describe)
 
     @property
-    def doubts(self) -> list[str]:
-        """Why it may not be believed; empty for a valid one."""
+    def invalid_reasons(self) -> list[str]:
+        """Why its rounds are invalid, round by round; empty where all are valid."""
         several = len(self.series) > 1
-        return [f"{each.name}, {doubt}" if several else doubt for each in self.series for doubt in each.doubts]
+        return [
+            f"{each.name}, {reason}" if several else reason for each in self.series for reason in each.invalid_reasons
+        ]
+
+    @property
+    def valid(self) -> bool:
+        """Whether it came to its end with valid rounds, and nothing else went wrong."""
+        return not (self.interrupted or self.invalid_reasons or self.failures)
 
     def to_json(self) -> dict[str, Any]:
         """Give it as plain values."""
@@ -122,23 +142,24 @@ class Report:
             "machine": self.machine,
             "configuration": self.configuration,
             "interrupted": self.interrupted,
-            "valid": not self.doubts,
+            "valid": self.valid,
+            "failures": list(self.failures),
             "series": [each.to_json() for each in self.series],
             **self.extra,
         }
 
     def brief(self) -> dict[str, Any]:
         """Give it without histograms and seconds, which the file holds."""
-        told = self.to_json()
-        for each in told["series"]:
+        brief = self.to_json()
+        for each in brief["series"]:
             each["rounds"] = [
-                {name: value for name, value in one.items() if name not in LONG} for one in each["rounds"]
+                {name: value for name, value in one.items() if name not in LONG_FIELDS} for one in each["rounds"]
             ]
-        return told
+        return brief
 
 
 def read(path: Path) -> Report:
-    """Read what `bench.report.files.keep` wrote. Raises BenchMisused for another file, OSError for none."""
+    """Read what `bench.report.page.keep` wrote. Raises BenchMisused for another file, OSError for none."""
     try:
         facts = json.loads(path.read_bytes())
         if facts["format"] != FORMAT:
@@ -154,6 +175,7 @@ def read(path: Path) -> Report:
                 for each in facts["series"]
             ),
             interrupted=facts["interrupted"],
+            failures=tuple(facts["failures"]),
             extra={},
             machine=facts["machine"],
         )

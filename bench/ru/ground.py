@@ -15,7 +15,7 @@ from types import FrameType
 from typing import TypeVar
 
 from bench.errors import BenchFailed
-from bench.launch import free_port, serving
+from bench.process import free_port, serving
 from bench.ru.items import Items
 from stores.cosmos.driver import Account
 from stores.cosmos.rest.driver import RestDriver

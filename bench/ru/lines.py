@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bench.report import units
+from bench.report.text import format_us
 from stores.cosmos.charges import KB
 
 LEVEL_HEADINGS = (
@@ -47,8 +47,8 @@ def _level(one: Mapping[str, Any]) -> tuple[str, ...]:
         f"{one['arithmetic']:,.1f}/s",
         f"{one['off']:+.1%}",
         f"{one['utilisation']:.1%}",
-        units.told(best["p50_us"]) + late,
-        units.told(best["p99_us"]) + late,
+        format_us(best["p50_us"]) + late,
+        format_us(best["p99_us"]) + late,
         f"{best['throttled']:.2%}",
         f"{one['per_100_ru']:.1f}/s",
     )

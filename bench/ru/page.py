@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from bench.report.markup import escaped, section, table
+from bench.report.text import escaped, section, table
 from bench.ru import plots
 from bench.ru.lines import EFFECT_HEADINGS, LEVEL_HEADINGS, effect_rows, level_rows, notes
 

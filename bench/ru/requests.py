@@ -24,7 +24,7 @@ WARM_DRAWS = 20_000
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """Requests that were made beforehand, by key, in the order in which keys are drawn; see `bench.loadgen.requests`."""
+    """Requests that were made beforehand, by key, in the order in which keys are drawn; see `bench.loadgen.load`."""
 
     by_key: Mapping[str, bytes]
     keys: Keys

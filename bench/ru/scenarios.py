@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from bench.loadgen.keys import HotSet, InTurn, Keys, Zipf
-from bench.loadgen.requests import Requests
+from bench.loadgen.load import Requests
 from bench.planner.caching import che
 from bench.planner.demand import predict_ru, write_charge
 from bench.ru.ground import Ground

@@ -7,17 +7,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from bench.backing import emulator
 from bench.errors import BenchFailed, BenchMisused
-from bench.http import Watch
-from bench.launch import on_core
-from bench.loadgen import objective
-from bench.loadgen.crew import Crew
+from bench.loadgen.capacity import TOO_MANY_REQUESTS, parse_objective
 from bench.loadgen.keys import InTurn, Keys
-from bench.loadgen.objective import TOO_MANY_REQUESTS
-from bench.loadgen.requests import Requests
-from bench.report import units
+from bench.loadgen.load import Requests
+from bench.loadgen.workers import WorkerPool
+from bench.process import on_core
+from bench.progress import ProgressDisplay
 from bench.report.report import Report
+from bench.report.text import parse_rate, parse_seconds
 from bench.ru.burst import burst
 from bench.ru.effects import Effect, effect, unmeasured
 from bench.ru.ground import Ground, grounded, own_emulator
@@ -26,6 +24,7 @@ from bench.ru.levels import COUNTS, SIZES_KB, Level
 from bench.ru.requests import Drawn, Maker
 from bench.ru.scenarios import EVENTUAL, Field, Scenario, all_of
 from bench.ru.trials import RU, Extent, Offered, Trial, Trials, hopeless, limit
+from bench.stores.setup import emulator_label
 from stores.cosmos.charges import load
 from stores.cosmos.driver import DEADLINE_S
 from stores.cosmos.throughput import MANUAL_MIN, MANUAL_STEP, MAX_RU, Throughput
@@ -105,10 +104,10 @@ class Swept:
 def course(asked: Asked) -> Course:
     """Understand what was asked. Raises BenchMisused or StoreMisused for what makes no sense."""
     levels = tuple(sorted({_level(each) for each in asked.levels.split(",")}))
-    judged = objective.parse(asked.slo)
+    judged = parse_objective(asked.slo)
     if judged.throttled is None:
         raise BenchMisused("the objective of a sweep bounds 429s, too: --slo p99=50ms,throttled=1%")
-    duration_s = units.seconds(asked.duration or (ACCOUNTS_TRIAL if asked.account else OWN_TRIAL))
+    duration_s = parse_seconds(asked.duration or (ACCOUNTS_TRIAL if asked.account else OWN_TRIAL))
     if duration_s < 1 or duration_s % 1:
         raise BenchMisused("--duration is whole seconds, as budgets are: 1s or more")
     if asked.connections < 1:
@@ -120,11 +119,11 @@ def course(asked: Asked) -> Course:
     return made
 
 
-def sweep(asked: Asked, way: Course, watch: Watch) -> Swept:
+def sweep(asked: Asked, way: Course, watch: ProgressDisplay) -> Swept:
     """Make the sweep; Ctrl-C ends it with what there is. Raises BenchFailed and StoreError where it fails."""
     with ExitStack() as stack:
         with on_core(1):
-            crew = stack.enter_context(Crew())
+            crew = stack.enter_context(WorkerPool())
         trials = Trials(crew, way.extent, watch)
         made = _Sweep(way, trials, watch)
         interrupted = False
@@ -141,7 +140,7 @@ def sweep(asked: Asked, way: Course, watch: Watch) -> Swept:
 class _Sweep:
     """A sweep while it is made."""
 
-    def __init__(self, way: Course, trials: Trials, watch: Watch) -> None:
+    def __init__(self, way: Course, trials: Trials, watch: ProgressDisplay) -> None:
         self._way = way
         self._trials = trials
         self._watch = watch
@@ -153,7 +152,7 @@ class _Sweep:
         """Measure all levels, then the effects that one account can show."""
         way = self._way
         highest = Throughput(way.levels[-1])
-        self._watch.stage("making a container, and filling it", 1.0)
+        self._watch.start("making a container, and filling it", 1.0)
         container = ground.make(highest)
         items = {size: Items(size, COUNTS[size], highest.partitions_at_birth) for size in SIZES_KB}
         ground.fill(container, items[SIZES_KB[0]])
@@ -237,17 +236,17 @@ def report(
     asked: Asked, way: Course, levels: Sequence[Level], effects: Sequence[Effect], *, interrupted: bool
 ) -> Report:
     """Sum a sweep up."""
-    emulated = way.address is None or emulator(asked.account or "") is not None
+    emulated = way.address is None or emulator_label(asked.account or "") is not None
     short = [each for each in levels if not each.spent]
     return Report(
         kind="ru",
         configuration=asked.configuration | {"objective": str(way.extent.objective)},
         series=(),
         interrupted=interrupted,
+        failures=tuple(f"{each.ru:,} RU/s was not spent, what ended the search was: {each.limit}" for each in short),
         extra={
             "subject": LABEL if emulated else redacted(asked.account or ""),
             "holds": "Every level was truly spent: at the best rate 95 % or more of its RU, and then came 429s.",
-            "doubts": [f"{each.ru:,} RU/s was not spent, what ended the search was: {each.limit}" for each in short],
             "method": [
                 *([EMULATED] if emulated else []),
                 *(" ".join(each.split()) for each in METHOD.strip().split("\n\n")),
@@ -266,7 +265,7 @@ def _whole(requests: Requests) -> Callable[[float], Offered]:
 
 
 def _level(text: str) -> int:
-    ru = units.per_second(text)
+    ru = parse_rate(text)
     if ru % MANUAL_STEP or not MANUAL_MIN <= ru <= MAX_RU:
         raise BenchMisused(
             f"a level is {MANUAL_MIN} RU/s or more in steps of {MANUAL_STEP}, as 400,1k,11k, not {text!r}"

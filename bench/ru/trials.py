@@ -4,15 +4,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from bench.capacity import TRIES, disturbances, search
-from bench.http import Watch
-from bench.loadgen.crew import Crew
+from bench.loadgen.capacity import TOO_MANY_REQUESTS, TRIES, Objective, disturbances, search
 from bench.loadgen.histogram import Histogram
-from bench.loadgen.objective import TOO_MANY_REQUESTS, Objective
-from bench.loadgen.requests import Requests
+from bench.loadgen.load import Load, Requests
 from bench.loadgen.result import LAG_BOUND_US, Result
-from bench.loadgen.traffic import Load
-from bench.report import units
+from bench.loadgen.workers import WorkerPool
+from bench.progress import ProgressDisplay
+from bench.report.text import format_us
 
 CHARGE = "x-ms-request-charge"
 PRECISION = 0.02
@@ -104,7 +102,7 @@ class Trial:
 class Trials:
     """Makes trials; lives as long as a sweep."""
 
-    def __init__(self, crew: Crew, extent: Extent, watch: Watch) -> None:
+    def __init__(self, crew: WorkerPool, extent: Extent, watch: ProgressDisplay) -> None:
         self._crew = crew
         self._extent = extent
         self._watch = watch
@@ -138,9 +136,9 @@ class Trials:
             tally=CHARGE,
             ca=target.ca,
         )
-        self._watch.stage(f"{name}, {rate:,.0f} requests/s", load.duration_s)
+        self._watch.start(f"{name}, {rate:,.0f} requests/s", load.duration_s)
         before_s = target.saturated_s()
-        result = self._crew.run(load, self._watch.tell, on_the_second=True)
+        result = self._crew.run(load, self._watch.update, on_the_second=True)
         self.interrupted = self.interrupted or result.interrupted
         full_s = (target.saturated_s() or 0.0) - (before_s or 0.0)
         return weigh(rate, offered.wire_rate, result, extent.objective, full_s)
@@ -154,7 +152,7 @@ def weigh(rate: float, wire_rate: float, result: Result, objective: Objective, s
     throttled = result.statuses.get(TOO_MANY_REQUESTS, 0) / max(1, result.due)
     doubts, broken = list(_doubts(result, saturated_s)), objective.broken(result)
     if broken and lag_p99_us > LAG_BOUND_US and not replace(objective, latency_us={}).broken(result):
-        doubts, broken = [*doubts, f"the generator was late (p99 {units.told(lag_p99_us)}), and latencies with it"], []
+        doubts, broken = [*doubts, f"the generator was late (p99 {format_us(lag_p99_us)}), and latencies with it"], []
     return Trial(
         rate=rate,
         ok_rate=result.ok_rate * rate / wire_rate,

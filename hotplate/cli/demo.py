@@ -36,10 +36,9 @@ def demo(
     """
     from offline.input.sample import sample
     from offline.pipeline import TrainSettings, train
-    from serve.logs import configure
-    from serve.settings import Settings
-    from serve.supervisor import reserve
-    from serve.supervisor import serve as run
+    from serve.process import reserve
+    from serve.process import serve as run
+    from serve.settings import Settings, configure_logging
 
     with tempfile.TemporaryDirectory(prefix="hotplate-demo-") as scratch:
         reserve(host, port).close()  # a port in use is better reported before the training than after
@@ -53,7 +52,7 @@ def demo(
         url = f"file://{folder / 'store'}"
         publishing.publish(folder / "model", store=url)
         user, item = report.model.matrix.user_ids[0], report.model.matrix.item_ids[0]
-        configure()
+        configure_logging()
         run(Settings((url,), host, port), lambda address: _print_examples(address, url, user, item))
 
 

@@ -7,41 +7,36 @@ import typer
 from hotplate.cli.terminal import Json, StoreUrl, out, print_json, table, with_store
 
 if TYPE_CHECKING:
-    from serve.lookup import Found
+    from serve.reader import Recommendations
     from stores.store import Store
 
 
 def lookup(
     user: Annotated[str, typer.Argument(metavar="USER", help="The user's id, exactly as in the interactions.")],
     store: StoreUrl = None,
-    n: Annotated[int, typer.Option("-n", min=1, max=1000, envvar="HOTPLATE_N", help="How many items.")] = 10,
+    n: Annotated[int, typer.Option("-n", min=1, max=1000, envvar="HOTPLATE_N", help="How many items to show.")] = 10,
     segment: Annotated[
-        str, typer.Option(envvar="HOTPLATE_SEGMENT", help="Whose popular list, where the user has no own.")
+        str,
+        typer.Option(envvar="HOTPLATE_SEGMENT", help="The segment whose popular list a user without a list gets."),
     ] = "",
     as_json: Json = False,
 ) -> None:
-    """Look one user up, as the service would.
+    """Show the list that the service would answer for one user.
 
     Example: hotplate lookup 12347 -n 5
     """
-    from serve.lookup import Lookup
-    from serve.metrics import Metrics
-    from serve.tiers import Tier
-    from stores.encoding import cut, decode
-    from stores.errors import ReleaseNotFound
-    from stores.keys import check_id
+    from serve.reader import Lists, TieredReader
 
-    async def ask(opened: "Store") -> "Found":
-        metrics = Metrics(1, ["store"])
-        tier = Tier("store", opened, metrics)
-        if await tier.follower.refresh() is None:
-            raise ReleaseNotFound(tier.trouble or "nothing is live in this store; run `hotplate publish`")
-        return await Lookup([tier], metrics, budget_s=10.0).personal(check_id(user), segment)
+    async def read(opened: "Store") -> "Recommendations":
+        reader = TieredReader({"store": opened}, budget_s=10.0)
+        await reader.tiers[0].follower.refresh()
+        return await Lists(reader).personal(user, n, segment=segment)
 
-    found = with_store(store, ask)
-    items = decode(cut(found.value, n))
+    found = with_store(store, read)
     if as_json:
-        print_json({"user": user, "release": found.view.release, "source": found.source, "items": items})
+        print_json({"user": user, "release": found.release, "source": found.source, "items": found.items})
         return
-    out.print(f"{user}: {found.source}, release {found.view.release}", markup=False)
-    out.print(table(("item", "score", "title"), [(item["id"], item["score"], item.get("title")) for item in items]))
+    out.print(f"{user}: {found.source}, release {found.release}", markup=False)
+    out.print(
+        table(("item", "score", "title"), [(item["id"], item["score"], item.get("title")) for item in found.items])
+    )

@@ -231,7 +231,7 @@ def _keep(told: "PlanReport", save: Path | None, report: Path | None, bound_perc
     """Write the files that were asked for."""
     from bench.planner.errors import PlanMisused
     from bench.planner.gate import to_toml
-    from bench.report.writing import write
+    from bench.report.page import write
 
     for path in (each for each in (save, report) if each is not None):
         if not path.parent.is_dir():

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hotplate.cli.measuring import HOW, WHAT, misuse_told, must_be_writable, option, tell
+from hotplate.cli.experiment import HOW, WHAT, bench_errors, finish, option, require_folder
 from hotplate.cli.terminal import FAILED, Json, err, out, table
 
 if TYPE_CHECKING:
@@ -54,22 +54,22 @@ def ru(
 
     Example: hotplate bench ru --account cosmos://myaccount/mydatabase --levels 400,4k
     """
-    with misuse_told(as_json=as_json):
-        from bench.live import viewing
-        from bench.report.files import keep
+    with bench_errors(as_json=as_json):
+        from bench.progress import progress_display
+        from bench.report.page import keep
         from bench.ru.sweep import Asked, course, sweep
 
-        must_be_writable(report)
+        require_folder(report)
         asked = Asked(
             levels=levels, slo=slo, duration=duration, connections=connections, effects=effects, account=account
         )
         way = course(asked)
         if way.address is not None:
             _must_be_wanted(way, yes=yes)
-        with viewing(err) as view:
-            swept = sweep(asked, way, view)
+        with progress_display(err) as display:
+            swept = sweep(asked, way, display)
     keep(swept.report, None, report)
-    tell(swept.report, report, lambda: _show(swept.report), believable=swept.believable, as_json=as_json)
+    finish(swept.report, report, lambda: _show(swept.report), valid=swept.believable, as_json=as_json)
 
 
 def _must_be_wanted(way: "Course", *, yes: bool) -> None:

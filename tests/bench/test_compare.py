@@ -10,13 +10,12 @@ import pytest
 from hdrh.histogram import HdrHistogram
 from hdrh.log import HistogramLogReader
 
-from bench.capacity import Point, find_max, highest, knee
 from bench.errors import BenchMisused
+from bench.loadgen.capacity import Objective, Point, find_max, highest, knee
 from bench.loadgen.histogram import HIGHEST_US, Histogram, log_of
-from bench.loadgen.objective import Objective
+from bench.loadgen.load import Load
 from bench.loadgen.result import Result
-from bench.loadgen.traffic import Load
-from bench.report.compare import compare, sole_series
+from bench.report.comparison import compare, sole_series
 from bench.report.intervals import change, geometric, interval, quantile
 from bench.report.report import Report, Round, Series, read
 from tests.support.virtual import simulate
@@ -49,8 +48,8 @@ def test_what_lies_outside_the_scale_counts_at_its_end_and_nothing_is_nothing() 
 
 def test_a_percentile_needs_ten_samples_beyond_it() -> None:
     thousand = Histogram.of([0.001] * 1000)
-    assert thousand.backed(99)
-    assert not thousand.backed(99.9)
+    assert thousand.has_enough_samples(99)
+    assert not thousand.has_enough_samples(99.9)
 
 
 def test_the_log_is_read_by_the_librarys_own_reader(tmp_path: Path) -> None:
@@ -106,7 +105,7 @@ def test_of_equal_pairs_one_in_twenty_is_called_different(factor: float, least: 
 def a_series(p99_ms: list[float], errors: float = 0.0) -> Series:
     def a_round(ms: float) -> Round:
         histogram = Histogram.of([ms / 2000] * 90 + [ms / 1000] * 10)
-        facts = {"ok_rate": 100.0, "error_share": errors, "doubts": [], "histogram": histogram.encoded}
+        facts = {"ok_rate": 100.0, "error_share": errors, "invalid_reasons": [], "histogram": histogram.encoded}
         return Round(facts, histogram)
 
     return Series("x", tuple(a_round(ms) for ms in p99_ms))
@@ -149,7 +148,7 @@ def test_what_cannot_be_compared_is_refused() -> None:
 def test_pairs_with_an_invalid_round_are_left_out() -> None:
     before, after = a_series([10, 11, 12, 13]), a_series([10, 11, 12, 900])
     *kept, last = after.rounds
-    late = Series("x", (*kept, Round({**last.facts, "doubts": ["late"]}, last.histogram)))
+    late = Series("x", (*kept, Round({**last.facts, "invalid_reasons": ["late"]}, last.histogram)))
     found = compare(before, late)
     assert (found.pairs, found.left_out, found.regression) == (3, 1, False)
     with pytest.raises(BenchMisused, match="1 were left out: round 3: late"):
@@ -204,7 +203,7 @@ def test_the_knee_is_the_smallest_batch_that_gives_nearly_all() -> None:
         "p999_us": 1.0,
         "error_share": 0.0,
         "popular": 0.0,
-        "doubts": (),
+        "invalid_reasons": (),
     }
     points = [Point(at, per_s, **shape) for at, per_s in ((1, 10), (50, 200), (200, 290), (500, 300), (1000, 310))]  # type: ignore[arg-type]  # plain values
     found = knee(points)

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from aiohttp import web
 
-from bench.loadgen.load import Load, Result, drive
+from bench.loadgen.generator import drive
+from bench.loadgen.load import Load
+from bench.loadgen.result import Result, run_text
 
 BODY = b'{"user":"1","release":"r1","source":"personal","items":[]}'
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(BODY), BODY)
@@ -176,7 +178,7 @@ async def test_bytes_that_nobody_asked_for_are_counted_and_end_their_connection(
     async with serving(twice) as url:
         result = await drive(Load(url=url, paths=["/"], rate=20, duration_s=0.2, connections=1))
     assert result.ok == 4
-    assert result.unasked >= 3
+    assert result.unsolicited >= 3
 
 
 async def test_a_silent_server_times_out_from_when_the_request_was_due() -> None:
@@ -251,8 +253,8 @@ async def test_a_late_generator_declares_its_run_invalid() -> None:
         result = await drive(Load(url=url, paths=["/"], rate=100, duration_s=0.1))
     late = replace(result, lags_s=np.full(100, 0.002, np.float32))
     assert not late.valid
-    assert "late" in late.to_json()["doubts"][0]
-    assert "INVALID" in late.to_text()
+    assert "late" in late.to_json()["invalid_reasons"][0]
+    assert "INVALID" in run_text(late.to_json())
 
 
 @pytest.mark.parametrize(

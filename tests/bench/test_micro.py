@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from bench.launch import free_port, serving
-from bench.loadgen.load import Load, Result, run
+from bench.loadgen.generator import run
+from bench.loadgen.load import Load
+from bench.loadgen.result import Result
 from bench.micro import aiohttp_peer, endpoint
 from bench.micro.rounds import Figure, Sample, at_least, at_most, figures, interleave, ratio
+from bench.process import free_port, serving
 from bench.report import machine
 from stores.connect import connect
 from tests.support.stores import ref

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.loadgen.objective import Objective
+from bench.loadgen.capacity import Objective
+from bench.loadgen.load import Load
 from bench.loadgen.schedule import constant
-from bench.loadgen.traffic import Load
 from bench.report.page import page
 from bench.report.report import Report, series
 from tests.support.virtual import simulate
@@ -24,7 +24,7 @@ PAGES_OWN = 101845102
 def report() -> Report:
     load = Load(url="http://simulated", paths=["/"], arrivals=constant(200, 3), duration_s=3)
     rounds = [simulate(load, lambda arrival_s: arrival_s + 0.002 + arrival_s % 0.003) for _ in range(3)]
-    point = {"p50_us": 1000.0, "p99_us": 2000.0, "per_s": 100.0, "popular": 0.0, "doubts": [], "broken": []}
+    point = {"p50_us": 1000.0, "p99_us": 2000.0, "per_s": 100.0, "popular": 0.0, "invalid_reasons": [], "broken": []}
     objective = str(Objective({"p99": 5_000.0}))
     points = [point | {"at": rate} for rate in (100.0, 200.0)] + [point | {"at": 300.0, "broken": ["p99"]}]
     return Report(

@@ -13,7 +13,7 @@ from bench.micro.redis_lists import LIST_LENGTH
 from bench.micro.redis_publishing import Published
 from bench.micro.redis_reads import Reads, path_of
 from bench.micro.rounds import Effort, Figure, Outcome, Unmeasured
-from bench.redis_server import redis_serving
+from bench.process import redis_serving
 from stores.encoding import decode
 
 SMALL = Effort(rounds=1, users=2_000, round_s=0.1)
@@ -104,12 +104,12 @@ def test_without_redis_server_there_is_a_reason_instead_of_figures(
 def test_the_server_tells_what_it_spends_and_forgets_all() -> None:
     with redis_serving() as server:
         empty = server.used_bytes()
-        server._ask("SET", "key", "x" * 1_000_000)
+        server._execute("SET", "key", "x" * 1_000_000)
         assert server.used_bytes() - empty > 1_000_000
         server.clear()
         assert server.used_bytes() - empty < 100_000
         assert server.cpu_s() > 0
-    assert not server.answers()
+    assert not server.is_ready()
 
 
 @needs_redis

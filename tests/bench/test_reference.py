@@ -1,57 +1,74 @@
-"""The reference's load test: what is inferred of it, whose limit is told, what is never shown, and a run of it all."""
+"""The reference's load test as a preset: what is inferred, whose limit is named, what is never shown, and a run."""
 
 import asyncio
 import json
-import os
-import subprocess
-import sys
 import urllib.request
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from bench.backing import Unknown
-from bench.contestants import Contestant, Field
-from bench.launch import Server
-from bench.loadgen.objective import parse
+from bench.answers import CheckResult
+from bench.loadgen.capacity import PERCENTS, parse_objective
+from bench.loadgen.load import Load
 from bench.loadgen.result import Result
-from bench.loadgen.traffic import Load
-from bench.reference.lines import COLUMN
-from bench.reference.published import RATE, THINK_S, USERS, needs
-from bench.reference.reproduce import Asked, Reproduced, provisioned, report
-from bench.reference.runs import Metered, Reach, Run, Shown
+from bench.options import PUBLISHED_RATE, PUBLISHED_RU, PUBLISHED_USERS, REFERENCE, THINK_S
+from bench.process import Server
 from bench.report.page import page
+from bench.report.report import Report
+from bench.stores.reference import COLUMN, needs
+from bench.stores.report import parse_settings, provisioned, report
+from bench.stores.rounds import (
+    Capacity,
+    ComparisonResult,
+    Memory,
+    RequestUnits,
+    RoundResult,
+    ServiceRun,
+    StoreResult,
+    capacity_point,
+)
+from bench.stores.setup import UNKNOWN_SERVER, Candidate, Setup
 from stores.catalogue import ReleaseId
 from stores.cosmos.charges import load
 from stores.manifest import Manifest
 from stores.prices import load as load_prices
+from tests.support.command import hotplate
 from tests.support.cosmos_server import emulator
 from tests.support.service import a_list, publish_lists
 from tests.support.virtual import simulate
 
-OBJECTIVE = parse("p99=60ms,errors=0.1%")
+OBJECTIVE = parse_objective("p99=60ms,errors=0.1%")
 
 
 def test_two_hundred_users_send_the_published_rate_by_littles_law() -> None:
-    sent_rate = USERS / (THINK_S + 0.060)
-    assert sent_rate == pytest.approx(RATE, rel=0.002)
+    sent_rate = PUBLISHED_USERS / (THINK_S + 0.060)
+    assert sent_rate == pytest.approx(PUBLISHED_RATE, rel=0.002)
+
+
+def test_the_preset_is_the_published_load() -> None:
+    settings = parse_settings(REFERENCE)
+    assert (settings.closed_users, settings.rate, settings.poisson, settings.think_s) == (200, 180, True, THINK_S)
+    assert settings.objective == OBJECTIVE
 
 
 def test_pauses_differ_from_user_to_user_and_add_up_to_the_rate() -> None:
-    load_ = Load(url="http://h", paths=["/"], duration_s=60, connections=USERS, think_s=THINK_S, think_spread=0.5)
-    found = simulate(load_, lambda arrival_s: arrival_s + 0.060)
-    assert found.ok_rate == pytest.approx(RATE, rel=0.02)
+    thinking = Load(
+        url="http://h", paths=["/"], duration_s=60, connections=PUBLISHED_USERS, think_s=THINK_S, think_spread=0.5
+    )
+    found = simulate(thinking, lambda arrival_s: arrival_s + 0.060)
+    assert found.ok_rate == pytest.approx(PUBLISHED_RATE, rel=0.02)
     most = max(second.due for second in found.seconds)
-    assert most < 1.5 * RATE  # all at once they would come in bursts of 200
+    assert most < 1.5 * PUBLISHED_RATE  # all at once they would come in bursts of 200
 
 
 def test_what_the_rate_needs_is_a_small_part_of_what_was_provisioned() -> None:
-    found = needs(load(), 1024, load_prices())
+    found = needs(load(), load_prices(), 1024, PUBLISHED_RATE, PUBLISHED_RU)
     assert (found.read_ru, found.used_ru, found.needed_ru) == (1.0, 180.0, 400)
     assert found.provisioned_month_usd == pytest.approx(11_000 / 100 * 0.008 * 730)
     assert found.needed_month_usd == pytest.approx(4 * 0.008 * 730)
-    assert needs(load(), 64 * 1024, load_prices()).needed_ru == 1_300  # 180 x 4.76 / 0.7, in steps of 100
+    larger = needs(load(), load_prices(), 64 * 1024, PUBLISHED_RATE, PUBLISHED_RU)
+    assert larger.needed_ru == 1_300  # 180 x 4.76 / 0.7, in steps of 100
 
 
 def test_what_is_provisioned_stands_in_the_url() -> None:
@@ -66,95 +83,111 @@ def a_result(latency_s: float = 0.002, **changed: object) -> Result:
     return replace(made, seen={"source": {"personal": made.ok}}, **changed)  # type: ignore[arg-type]  # fields by name
 
 
-def a_run(result: Result, share: float = 0.2, throttled: float | None = None) -> Run:
-    metered = None if throttled is None else Metered(ru=200.0, throttled=throttled)
-    return Run(result, share, share * 1e6 / 200, 0.1, metered)
+def a_run(result: Result, share: float = 0.2, throttled: float | None = None) -> ServiceRun:
+    units = None if throttled is None else RequestUnits(ru=200.0, throttled=throttled)
+    return ServiceRun(result, share * result.duration_s, 0.1 * result.duration_s, units)
 
 
-def reach(rate: float, run: Run, *, doubts: tuple[str, ...] = ()) -> Reach:
-    return Reach(rate, run, doubts, tuple(OBJECTIVE.broken(run.result)))
-
-
-def a_store(name: str, url: str, *reached: Reach, throttled: float | None = None) -> Shown:
-    contestant = Contestant(name, url, Server("http://127.0.0.1:1", 0), Unknown())
+def a_store(name: str, url: str, *attempts: tuple[float, ServiceRun], throttled: float | None = None) -> StoreResult:
+    candidate = Candidate(name, url, Server("http://127.0.0.1:1", 0), UNKNOWN_SERVER)
     run = a_run(a_result(0.0034), throttled=throttled)
-    return Shown(contestant, run, run, reached)
-
-
-def test_it_is_told_what_ended_the_climb() -> None:
-    inside, slow = a_run(a_result()), a_result(0.1)
-    good = reach(200, inside)
-    full = a_store("a", "file:///a", good, reach(400, a_run(slow, 0.97)))
-    assert full.limit == "the service's core"
-    assert full.ending.startswith(
-        "a: outside at 400 requests/s by p99 100 ms, bound 60 ms; the service used 97% of its"
+    points = tuple(capacity_point(rate, run, OBJECTIVE) for rate, run in attempts)
+    return StoreResult(
+        candidate,
+        (RoundResult({}, run, run, None),),
+        Memory(1, 1, None),
+        CheckResult(5, 0, 0, ()),
+        Capacity(points, tuple(run for _, run in attempts)),
     )
-    throttled = a_store("b", "cosmos+http://a:1/b", good, reach(400, a_run(slow, 0.3, throttled=9)))
+
+
+def capacity_of(store: StoreResult) -> Capacity:
+    assert store.capacity is not None
+    return store.capacity
+
+
+def test_it_is_named_what_ended_the_search() -> None:
+    inside, slow = a_run(a_result()), a_result(0.1)
+    good = (200, inside)
+    full = capacity_of(a_store("a", "file:///a", good, (400, a_run(slow, 0.97))))
+    assert full.limit == "the service's core"
+    assert full.ending(emulated=False).startswith(
+        "outside at 400 requests/s by p99 100 ms, bound 60 ms; the service used 97% of its"
+    )
+    throttled = capacity_of(a_store("b", "cosmos+http://a:1/b", good, (400, a_run(slow, 0.3, throttled=9))))
     assert throttled.limit == "the container's RU/s"
-    assert "100 ms" not in throttled.ending  # the time of an emulator
-    assert throttled.ending.endswith("9 reads refused with 429")
-    late = a_store("a", "file:///a", good, reach(400, inside, doubts=("the generator was late",)))
+    assert "100 ms" not in throttled.ending(emulated=True)  # the time of an emulator
+    assert throttled.ending(emulated=True).endswith("9 reads refused with 429")
+    lags_s = replace(inside.result, lags_s=inside.result.lags_s + 0.02)
+    late = capacity_of(a_store("a", "file:///a", good, (400, replace(inside, result=lags_s))))
     assert late.limit == "the load generator"
-    nobodys = reach(400, inside, doubts=("no core was full, and yet p99 100 ms, bound 60 ms",))
-    assert a_store("a", "file:///a", good, nobodys).limit == "no core was full"
-    assert "100 ms" not in a_store("b", "cosmos+http://a:1/b", good, nobodys).ending
-    assert a_store("a", "file:///a", good).limit == "it was stopped"
+    idle = capacity_of(a_store("a", "file:///a", good, (400, a_run(slow, 0.3))))
+    assert idle.limit == "no core was full"
+    assert "100 ms" not in idle.ending(emulated=True)
+    assert capacity_of(a_store("a", "file:///a", good)).limit == "it was stopped"
     assert late.best is not None
-    assert late.best.rate == 200
+    assert late.best[0].at == 200
 
 
-def a_report(*shown: Shown, interrupted: bool = False) -> Reproduced:
+def a_report(*results: StoreResult, interrupted: bool = False) -> Report:
     manifest = Manifest(ReleaseId("r"), "json", 0.0, {"user": 10}, 5_000, "", (), (), {})
-    field = Field(tuple(one.contestant for one in shown), manifest, ("1",), made=True)
-    return Reproduced(report(Asked(), field, shown, str(OBJECTIVE), interrupted=interrupted))
+    setup = Setup(tuple(one.candidate for one in results), manifest, ("1",), started_here=True)
+    return report(REFERENCE, setup, ComparisonResult(results, interrupted))
 
 
 def test_an_emulators_latencies_are_not_shown_and_its_request_units_are() -> None:
-    reached = reach(200, a_run(a_result(0.0034))), reach(400, a_run(a_result(0.1)))
+    attempts = (200, a_run(a_result(0.0034))), (400, a_run(a_result(0.1), 0.97))
     made = a_report(
-        a_store("file://", "file:///a", *reached),
-        a_store("cosmos+http://", "cosmos+http://127.0.0.1:1/d?ru=11000", *reached, throttled=0.0),
+        a_store("file://", "file:///a", *attempts),
+        a_store("cosmos+http://", "cosmos+http://127.0.0.1:1/d?ru=11000", *attempts, throttled=0.0),
     )
-    found = made.report.extra["reference"]
+    found = made.extra["comparison"]
     assert found["stores"] == [COLUMN, "file://", "cosmos+http://"]
-    by_name = {(line["group"][:10], line["name"]): line["cells"] for line in found["lines"]}
-    assert by_name["The refere", "median"] == ("≈ 60 ms", "3.4 ms", "local emulator, not Azure")
-    assert by_name["The same r", "p99"][2] == "local emulator, not Azure"
-    assert by_name["On in an o", "p99 there"][2] == "local emulator, not Azure"
-    assert by_name["Request un", "used by 200 users"] == ("180 RU/s, inferred", "none", "200 RU/s")
-    assert by_name["Request un", "of what was provisioned"] == ("1.6%, inferred", "none", "1.8%")
-    assert by_name["Request un", "what 180 requests/s need"] == ("400 RU/s, inferred", "none", "400 RU/s")
-    assert [each.name for each in made.report.series] == ["file://, closed loop", "file://, open loop"]
-    text = page(made.report)
+    by_name = {(line["group"].partition(":")[0], line["name"]): line["cells"] for line in found["lines"]}
+    assert by_name["Closed loop", "p50"] == ("≈ 60 ms", "3.4 ms", "local emulator, not Azure")
+    assert by_name["Closed loop", "good answers/s"] == ("180", "200.0", "200.0")
+    assert by_name["Through the service", "p99"][2] == "local emulator, not Azure"
+    assert by_name["Highest rate inside the objective", "p99 there"][2] == "local emulator, not Azure"
+    assert by_name["Highest rate inside the objective", "best rate"] == ("not published", "200/s", "200/s, emulated")
+    assert by_name["Request units", "used in the closed loop"] == ("180 RU/s, inferred", "none", "200 RU/s")
+    assert by_name["Request units", "of what was provisioned"] == ("1.6%, inferred", "none", "1.8%")
+    assert by_name["Request units", "what 180 requests/s need"] == ("400 RU/s, inferred", "none", "400 RU/s")
+    assert [each.name for each in made.series] == ["file://, closed loop", "file://"]
+    text = page(made)
     assert "Not shown: local emulator, not Azure." in text
     assert "learn.microsoft.com/azure/architecture" in text
-    assert made.believable
-    assert not a_report(a_store("file://", "file:///a", *reached), interrupted=True).believable
+    assert made.valid
+    assert not a_report(a_store("file://", "file:///a", *attempts), interrupted=True).valid
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(300)
 def test_it_runs_against_stores_that_are_given(tmp_path: Path) -> None:
-    lists = {f"user:{n}": a_list(*(f"i{n}-{place}" for place in range(20))) for n in range(40)}
+    lists = {f"user:{n}": a_list(*(f"i{n}-{rank}" for rank in range(20))) for n in range(40)}
     asyncio.run(publish_lists(tmp_path / "store", lists))
     with emulator() as cosmos:
-        url = f"cosmos+{cosmos.endpoint}hotplate?ru=11000"
-        command = [sys.executable, "-m", "hotplate", "bench", "reference", f"file://{tmp_path}/store", url]
-        options = ["--duration", "1s", "--slo", "p99=1us", "--out", str(tmp_path / "found"), "--json"]
-        done = subprocess.run(
-            [*command, *options],
-            capture_output=True,
-            text=True,
-            timeout=280,
-            check=False,
-            env=os.environ | {"TERM": "dumb"},
-        )
+        urls = f"file://{tmp_path}/store", f"cosmos+{cosmos.endpoint}hotplate?ru=11000"
+        options: list[str | Path] = [
+            "--duration",
+            "1s",
+            "--warmup",
+            "0s",
+            "--slo",
+            "p99=1us",
+            "--out",
+            tmp_path / "found",
+            "--json",
+        ]
+        done = hotplate("bench", "reference", *urls, *options)
         assert done.returncode == 1, done.stderr  # nothing is answered within a microsecond
         with urllib.request.urlopen(cosmos.endpoint + "__emulation/metrics") as answer:
             assert b'operation="read item",status="200"' in answer.read()
     facts = json.loads(done.stdout)
-    assert [each["name"] for each in facts["reference"]["knees"]] == ["file://", "cosmos+http://"]
-    assert all(each["points"] for each in facts["reference"]["knees"])
-    used = next(line["cells"] for line in facts["reference"]["lines"] if line["name"] == "a read")
+    assert facts["kind"] == "reference"
+    assert [each["name"] for each in facts["comparison"]["capacity"]] == ["file://", "cosmos+http://"]
+    assert all(each["points"] for each in facts["comparison"]["capacity"])
+    assert {line["name"] for line in facts["comparison"]["lines"]} > set(PERCENTS)
+    used = next(line["cells"] for line in facts["comparison"]["lines"] if line["name"] == "a read")
     assert used[:2] == ["not published", "none"]
-    assert float(used[2].removesuffix(" RU")) == pytest.approx(1, abs=0.1)  # with the looks for a newer release
+    assert float(used[2].removesuffix(" RU")) == pytest.approx(1, abs=0.1)  # with the reads of the catalogue
     assert (tmp_path / "found.html").exists()

@@ -1,4 +1,4 @@
-"""When requests fall due, for whom, and how the words of the command are read."""
+"""When requests fall due, for whom, and how the options are read."""
 
 import itertools
 from collections import Counter
@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.asking import Asked, arrivals, question
 from bench.errors import BenchMisused
+from bench.http import make_plan, parse_arrivals
+from bench.loadgen.capacity import parse_objective
 from bench.loadgen.keys import Draw, HotSet, InTurn, Keys, Uniform, Zipf
-from bench.loadgen.objective import parse
-from bench.loadgen.requests import Gets, Paths, Posts
+from bench.loadgen.load import Gets, Paths, Posts
 from bench.loadgen.schedule import Arrivals, Piece, constant, ramp, steps
-from bench.report import units
+from bench.options import HttpOptions
+from bench.report.text import parse_seconds
 
 
 def test_a_constant_rate_is_evenly_spaced_from_the_start_on() -> None:
@@ -30,7 +31,7 @@ def test_a_ramp_and_steps_have_the_requests_of_their_rates() -> None:
     assert ((dues < 2).sum(), (dues >= 2).sum()) == (20, 60)
 
 
-def test_poisson_arrivals_have_the_rate_the_spread_and_the_seed_that_were_asked_for() -> None:
+def test_poisson_arrivals_have_the_rate_the_spread_and_the_seed_that_were_requested() -> None:
     dues = np.array(list(constant(500, 200, seed=3).dues()))
     assert len(dues) == pytest.approx(100_000, rel=0.02)
     gaps = np.diff(dues)
@@ -59,7 +60,7 @@ def drawn(draw: Draw, count: int, size: int = 40_000) -> Counter[str]:
     return Counter(itertools.islice(keys, size))
 
 
-def test_keys_are_drawn_as_asked() -> None:
+def test_keys_are_drawn_as_requested() -> None:
     assert set(drawn(InTurn(), 1000).values()) == {40}
     assert max(drawn(Uniform(), 10).values()) < 1.1 * 4_000
     zipf = [count for _, count in drawn(Zipf(1.0), 1000).most_common()]
@@ -91,37 +92,37 @@ def test_requests_go_over_the_wire_whole() -> None:
     ("text", "us"), [("5ms", 5_000), ("2s", 2e6), ("0.25ms", 250), ("80us", 80), ("80µs", 80), ("1m", 60e6), ("3", 3e6)]
 )
 def test_times_are_read_with_their_units(text: str, us: float) -> None:
-    assert units.seconds(text) * 1e6 == pytest.approx(us)
+    assert parse_seconds(text) * 1e6 == pytest.approx(us)
 
 
 def test_an_objective_is_read() -> None:
-    found = parse("p99=5ms, p99.9=20ms,errors=1%")
+    found = parse_objective("p99=5ms, p99.9=20ms,errors=1%")
     assert found.latency_us == {"p99": 5_000, "p99.9": 20_000}
     assert found.errors == 0.01
-    assert str(parse("p50=1ms")) == "p50 ≤ 1 ms, errors ≤ 0.1 %"
+    assert str(parse_objective("p50=1ms")) == "p50 ≤ 1 ms, errors ≤ 0.1 %"
 
 
 def test_rates_are_read_as_schedules() -> None:
-    asked = Asked(url="http://h", rate="2k", duration="3s", poisson=True, seed=5)
-    assert arrivals(asked) == constant(2000, 3, 5)
-    assert arrivals(Asked(url="http://h", ramp="100:1k", duration="3s")) == ramp(100, 1000, 3)
-    assert arrivals(Asked(url="http://h", steps="1,2", duration="4")) == steps([1, 2], 4)
-    assert arrivals(Asked(url="http://h", closed=True)) is None
+    options = HttpOptions(url="http://h", rate="2k", duration="3s", poisson=True, seed=5)
+    assert parse_arrivals(options) == constant(2000, 3, 5)
+    assert parse_arrivals(HttpOptions(url="http://h", ramp="100:1k", duration="3s")) == ramp(100, 1000, 3)
+    assert parse_arrivals(HttpOptions(url="http://h", steps="1,2", duration="4")) == steps([1, 2], 4)
+    assert parse_arrivals(HttpOptions(url="http://h", closed=True)) is None
 
 
-def test_a_question_keeps_no_secret(tmp_path: Path) -> None:
+def test_a_plan_keeps_no_secret(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("a\nb\n")
-    asked = Asked(
+    options = HttpOptions(
         url="http://127.0.0.1:1",
         keys_file=tmp_path / "keys",
         headers=("X-API-Key: s3cret",),
         store="redis://me:s3cret@h:1/0",
     )
-    made = question(asked)
+    made = make_plan(options)
     assert made.load.headers == {"X-API-Key": "s3cret"}
     assert "s3cret" not in str(made.configuration)
     assert made.load.sample_every
-    assert isinstance(question(Asked(url="http://127.0.0.1:1", path="/livez")).load.asked, Paths)
+    assert isinstance(make_plan(HttpOptions(url="http://127.0.0.1:1", path="/livez")).load.requests, Paths)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +142,7 @@ def test_a_question_keeps_no_secret(tmp_path: Path) -> None:
         ({"zipf": -1.0}, "exponent"),
         ({"hot": "80%"}, "REQUESTS:USERS"),
         ({"hot": "100%:20%"}, "between 0 and 1"),
-        ({"hot": "80%:20%", "zipf": 1.0}, "cannot be told together"),
+        ({"hot": "80%:20%", "zipf": 1.0}, "exclude each other"),
         ({"headers": ["X-Key"]}, "NAME:VALUE"),
         ({"processes": 65}, "a connection each"),
         ({"repeat": 0}, "1 or more"),
@@ -151,4 +152,4 @@ def test_a_question_keeps_no_secret(tmp_path: Path) -> None:
 )
 def test_what_makes_no_sense_is_refused_with_a_sentence(wrong: dict[str, object], words: str) -> None:
     with pytest.raises(BenchMisused, match=words):
-        question(Asked(**({"url": "http://127.0.0.1:1", "users": 10} | wrong)))  # type: ignore[arg-type]  # wrong on purpose
+        make_plan(HttpOptions(**({"url": "http://127.0.0.1:1", "users": 10} | wrong)))  # type: ignore[arg-type]  # wrong on purpose

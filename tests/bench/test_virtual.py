@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from bench.loadgen.load import Load
 from bench.loadgen.schedule import constant
-from bench.loadgen.traffic import Load
 from tests.support.virtual import VirtualLoop, simulate
 
 URL = "http://simulated:80"
@@ -65,7 +65,7 @@ def test_a_generator_that_is_starved_of_its_core_says_that_its_run_is_invalid() 
     assert not robbed.valid
     assert robbed.lag is not None
     assert robbed.lag.p99 > 1_000
-    assert "late" in robbed.doubts[0]
+    assert "late" in robbed.invalid_reasons[0]
     assert simulate(load, lambda arrival_s: arrival_s + SERVICE_S).valid
 
 

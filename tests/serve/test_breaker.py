@@ -8,13 +8,9 @@ from serve.breaker import FAILURES, FAILURES_OF_PARTS, PAUSE_S, Breaker
 from tests.support.clock import FakeClock
 
 
-def latest(_: float, high: float) -> float:
-    return high
-
-
 @pytest.fixture
 def breaker(clock: FakeClock) -> Breaker:
-    return Breaker(clock, latest)
+    return Breaker(clock, min_jitter=1.0)
 
 
 def fail(breaker: Breaker, times: int) -> None:

@@ -5,77 +5,75 @@ from pathlib import Path
 
 import pytest
 
-from bench.loadgen.load import Load, Result, drive
+from bench.loadgen.generator import drive
+from bench.loadgen.load import Load
+from stores.catalogue import ReleaseId
 from stores.lifecycle import activate, prune, rollback
 from stores.lmdb_store import LmdbStore
-from tests.support.service import Service, a_list, publish_lists, running
+from tests.support.loaded_service import USERS, complete, lists, reading, under_load, until
+from tests.support.service import publish_lists, running
+from tests.support.soak import scaled
 
-USERS = 50
-FLIPS = 8
-
-
-def lists(mark: str) -> dict[str, bytes]:
-    return {f"user:{n}": a_list(f"{mark}-{n}", "b", "c") for n in range(USERS)} | {
-        "popular:": a_list(f"{mark}-popular")
-    }
+PATHS = tuple(f"/v1/recommendations/{n}?n=3" for n in range(USERS + 2))
 
 
-def whole(status: int, body: bytes) -> str | None:
-    """Judge an answer: a 200 with a list that is not empty and wholly of one release."""
-    if status != 200:
-        return "status"
-    return None if b'"items":[{' in body and body.count(b'"release"') == 1 else "empty"
+async def flip(folder: Path, store: LmdbStore, number: int) -> str:
+    """Change the live release, by a publish, an activation or a rollback in turn; return it."""
+    if number % 3 == 0:
+        return await rollback(store)
+    release = await publish_lists(folder, lists(f"r{number}"), live=number % 3 == 1)
+    if number % 3 == 2:
+        await activate(store, ReleaseId(release))
+    return release
 
 
-async def load(service: Service, duration_s: float) -> Result:
-    paths = [f"/v1/recommendations/{n}?n=3" for n in range(USERS + 2)]
-    return await drive(
-        Load(
-            url=service.url,
-            paths=paths,
-            rate=400,
-            duration_s=duration_s,
-            connections=16,
-            check=whole,
-            observe=("release", "source"),
-        )
-    )
+async def test_readers_follow_every_flip_and_no_answer_is_empty(tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    await publish_lists(folder, lists("r0"))
+    async with reading(f"file://{folder}") as reader:
+        store = LmdbStore(folder)
+        for number in range(1, 5):
+            release = await flip(folder, store, number)
+
+            async def is_followed(release: str = release) -> bool:
+                answer = await reader.personal("1")
+                assert (answer.source, bool(answer.value)) == ("personal", True)
+                return answer.served.id == release
+
+            await until(is_followed, f"{release} is not followed")
+            await prune(store, keep=1, grace_s=0)
+        await store.close()
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("workers", ["1", "2"])
 async def test_flips_and_rollbacks_under_load_lose_not_one_request(tmp_path: Path, workers: str) -> None:
     folder = tmp_path / "store"
     seen = [await publish_lists(folder, lists("r0"))]
     store = LmdbStore(folder)
-    with running(folder, "--workers", workers) as service:
-        loading = asyncio.create_task(load(service, 7.0))
-        await asyncio.sleep(0.5)
-        for flip in range(1, FLIPS):
-            if flip % 3 == 0:
-                seen.append(await rollback(store))
-            elif flip % 3 == 1:
-                seen.append(await publish_lists(folder, lists(f"r{flip}")))
-            else:
-                seen.append(await publish_lists(folder, lists(f"r{flip}"), live=False))
-                await activate(store, (await store.catalogue()).find(seen[-1]).id)  # type: ignore[arg-type]  # an id as text
-            await asyncio.sleep(0.6)
+    async with under_load(tmp_path, f"file://{folder}", paths=PATHS, rate=400, options=("--workers", workers)) as run:
+        for number in range(1, scaled(6, least=3)):
+            seen.append(await flip(folder, store, number))
+            await run.until_release(seen[-1])
+            await run.windows(1)  # the other worker follows, too
             await prune(store, keep=1, grace_s=0)
-        result = await loading
-        assert service.get("/v1/recommendations/1").json["release"] == seen[-1]
-        assert '"level":"error"' not in service.log.read_text()
     await store.close()
-    assert (result.errors, result.dropped, result.ok) == ({}, 0, result.due)
-    assert set(result.seen["release"]) == set(seen)
-    assert set(result.seen["source"]) == {"personal", "popular"}
+    run.answered("file", source="popular")
+    assert run.logged('"level":"error"') == 0
+    assert set(run.seen("release")) == set(seen)
+    assert set(run.seen("source")) == {"personal", "popular"}
 
 
+@pytest.mark.soak
 async def test_a_stop_under_load_loses_no_request_that_was_accepted(tmp_path: Path) -> None:
     folder = tmp_path / "store"
     await publish_lists(folder, lists("r0"))
-    with running(folder, "--workers", "2") as service:
-        loading = asyncio.create_task(load(service, 2.0))
-        await asyncio.sleep(0.7)
-        assert await asyncio.to_thread(service.stop) == 0
-        result = await loading
-    answered = {kind for kind in result.errors if kind != "connect"}
-    assert not answered, f"requests that were accepted got lost: {result.errors}"
+    for _ in range(scaled(1)):
+        with running(folder, "--workers", "2") as service:
+            load = Load(url=service.url, paths=PATHS, rate=400, duration_s=2.0, connections=16, check=complete)
+            loading = asyncio.create_task(drive(load))
+            await asyncio.sleep(0.7)
+            assert await asyncio.to_thread(service.stop) == 0
+            result = await loading
+        answered = {kind for kind in result.errors if kind != "connect"}
+        assert not answered, f"requests that were accepted got lost: {result.errors}"

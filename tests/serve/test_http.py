@@ -130,7 +130,7 @@ def test_similar_items_and_the_popular_list(service: Service) -> None:
 
 
 def test_many_users_are_answered_in_order(service: Service, release: tuple[Path, str]) -> None:
-    answer = service.ask("POST", "/v1/recommendations", b'{"users": ["42", "nobody", "a/b", "42"], "n": 2}')
+    answer = service.request("POST", "/v1/recommendations", b'{"users": ["42", "nobody", "a/b", "42"], "n": 2}')
     assert answer.status == 200
     assert answer.json["release"] == release[1]
     assert [(one["user"], one["source"], [item["id"] for item in one["items"]]) for one in answer.json["results"]] == [
@@ -139,9 +139,9 @@ def test_many_users_are_answered_in_order(service: Service, release: tuple[Path,
         ("a/b", "personal", ["for a/b", "second"]),
         ("42", "personal", ["0", "1"]),
     ]
-    assert service.ask("POST", "/v1/recommendations", b'{"users": []}').json["results"] == []
+    assert service.request("POST", "/v1/recommendations", b'{"users": []}').json["results"] == []
     many = b'{"users": [' + b",".join([b'"42"'] * 2000) + b"]}"
-    assert len(service.ask("POST", "/v1/recommendations", many).json["results"]) == 2000
+    assert len(service.request("POST", "/v1/recommendations", many).json["results"]) == 2000
 
 
 @pytest.mark.parametrize(
@@ -161,18 +161,18 @@ def test_many_users_are_answered_in_order(service: Service, release: tuple[Path,
     ],
 )
 def test_a_body_that_cannot_be_meant_is_refused(service: Service, body: bytes, sentence: str) -> None:
-    assert re.search(sentence, refused(service.ask("POST", "/v1/recommendations", body), 400, "bad-parameter"))
+    assert re.search(sentence, refused(service.request("POST", "/v1/recommendations", body), 400, "bad-parameter"))
 
 
 def test_a_body_that_is_too_large_is_refused(service: Service) -> None:
-    answer = service.ask("POST", "/v1/recommendations", b" " * ((1 << 20) + 1))
+    answer = service.request("POST", "/v1/recommendations", b" " * ((1 << 20) + 1))
     assert "1048576 bytes" in refused(answer, 413, "body-too-large")
 
 
 def test_other_paths_and_methods_are_problems_too(service: Service) -> None:
     refused(service.get("/"), 404, "no-such-route")
     refused(service.get("/v2/popular"), 404, "no-such-route")
-    answer = service.ask("DELETE", "/v1/popular")
+    answer = service.request("DELETE", "/v1/popular")
     refused(answer, 405, "no-such-method")
     assert answer.headers["allow"] == "GET, HEAD"
     assert service.get("/v1/recommendations").headers["allow"] == "POST"
@@ -189,10 +189,10 @@ def test_an_etag_saves_the_body(service: Service) -> None:
 
 
 def test_head_is_get_without_the_body(service: Service) -> None:
-    got, asked = service.get("/v1/popular"), service.ask("HEAD", "/v1/popular")
-    assert asked.body == b""
+    got, head = service.get("/v1/popular"), service.request("HEAD", "/v1/popular")
+    assert head.body == b""
     for name in ("etag", "content-length", "content-type", "cache-control"):
-        assert asked.headers[name] == got.headers[name]
+        assert head.headers[name] == got.headers[name]
 
 
 def test_a_request_id_is_taken_when_it_is_plain_and_made_when_it_is_not(service: Service) -> None:

@@ -9,7 +9,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve.following import Follower
+from serve.follower import Follower
 from stores import lifecycle as life
 from stores.catalogue import ReleaseId
 from stores.compression import (
@@ -164,9 +164,9 @@ async def test_a_release_whose_dictionary_is_lost_or_damaged_is_not_followed() -
         else:
             stored[DICTIONARY] = damaged
         await follower.refresh()
-        assert follower.view is not None
-        assert follower.view.release == first
-        assert "dictionary" in str(follower.trouble)
+        assert follower.served is not None
+        assert follower.served.id == first
+        assert "dictionary" in str(follower.last_error)
 
 
 async def test_a_list_that_cannot_be_opened_is_answered_by_popular_and_counted_as_an_error(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ async def test_a_list_that_cannot_be_opened_is_answered_by_popular_and_counted_a
     with running(tmp_path / "store") as service:
         answer = service.get("/v1/recommendations/00001")
         assert (answer.status, answer.json["source"], answer.json["items"][0]["id"]) == (200, "popular", "p")
-        many = service.ask("POST", "/v1/recommendations", b'{"users":["00000","00001","nobody"]}').json["results"]
+        many = service.request("POST", "/v1/recommendations", b'{"users":["00000","00001","nobody"]}').json["results"]
         assert [one["source"] for one in many] == ["personal", "popular", "popular"]
         counted = service.get("/metrics").body.decode()
         assert 'hotplate_lookups_total{outcome="error",source="popular"} 2.0' in counted
@@ -206,7 +206,7 @@ async def test_the_service_answers_the_same_bytes_as_from_json(tmp_path: Path) -
         await store.close()
         with running(tmp_path / encoding) as service:
             answers = [service.get(path) for path in paths]
-            answers.append(service.ask("POST", "/v1/recommendations", b'{"users":["00001","x","00002"]}'))
+            answers.append(service.request("POST", "/v1/recommendations", b'{"users":["00001","x","00002"]}'))
         assert {answer.status for answer in answers} == {200}
         bodies.append([answer.body.replace(release.encode(), b"RELEASE") for answer in answers])
     assert bodies[0] == bodies[1]

@@ -33,7 +33,11 @@ class Proxy:
         if self.refusing:
             writer.transport.abort()
             return
-        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self.target)
+        try:
+            server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self.target)
+        except OSError:
+            writer.transport.abort()
+            return
         self._writers |= {writer, server_writer}
         for source, sink, delayed in ((reader, server_writer, True), (server_reader, writer, False)):
             task = asyncio.create_task(self._pump(source, sink, delayed=delayed))

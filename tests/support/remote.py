@@ -1,13 +1,13 @@
-"""The memory store as if it were over a network, with faults on demand; for the parts that must bear them."""
+"""The memory store as if it were over a network, with faults on demand; for what must bear them."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 from stores import lifecycle as life
 from stores.catalogue import Catalogue, ReleaseId, ReleaseRef
-from stores.errors import StoreError, StoreUnavailable
+from stores.errors import PartUnavailable, StoreError, StoreUnavailable
 from stores.memory import MemoryStore
-from stores.store import Plan, Row, Slot
+from stores.store import Observer, Plan, Row, Slot
 
 
 class RemoteStore:
@@ -51,9 +51,35 @@ class RemoteStore:
         await self.inner.close()
 
 
+class KeyByKeyStore(RemoteStore):
+    """A remote store that reads each key by itself, reports that to an observer, and names what is too slow."""
+
+    def __init__(self, inner: MemoryStore) -> None:
+        super().__init__(inner)
+        self.slow_keys = set[str]()
+        self.observer: Observer | None = None
+
+    async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
+        slots = await super().get_many(release, keys)
+        if self.slow_keys & set(keys):
+            await asyncio.sleep(timeout_s or 0)
+        late = StoreUnavailable("this one has no answer yet")
+        slots = [late if key in self.slow_keys else slot for key, slot in zip(keys, slots, strict=True)]
+        failed = [slot for slot in slots if isinstance(slot, StoreError)]
+        if self.observer is not None:
+            self.observer.charged(1.25 * len(slots))
+            for slot in failed:
+                self.observer.failed("throttled" if slot is late else "a word of its own")
+        if len(failed) == len(keys):
+            raise PartUnavailable(str(failed[0]))
+        return slots
+
+
 async def publish(
     store: MemoryStore, name: str, *, live: bool = True, segments: int = 0, users: range = range(5)
 ) -> ReleaseId:
+    """Publish a list for each of *users*, and popular ones, all of which name the release *name*."""
+
     async def batches() -> AsyncIterator[Sequence[Row]]:
         yield [Row("popular:", name.encode())] + [Row(f"popular:s{n}", b"%d" % n) for n in range(segments)]
         yield [Row(f"user:{n}", f"{name} for {n}".encode()) for n in users]

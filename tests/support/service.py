@@ -40,7 +40,7 @@ class Service:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
+    def request(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         try:
             connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
@@ -50,7 +50,7 @@ class Service:
             connection.close()
 
     def get(self, path: str, **headers: str) -> Answer:
-        return self.ask("GET", path, None, **headers)
+        return self.request("GET", path, None, **headers)
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
@@ -99,7 +99,7 @@ def _port(process: subprocess.Popen[bytes], log: Path) -> int:
 
 def a_list(*ids: str) -> bytes:
     return encode(
-        Item(id=identifier, score=1 / (place + 1), title=f"Title {identifier}") for place, identifier in enumerate(ids)
+        Item(id=identifier, score=1 / (rank + 1), title=f"Title {identifier}") for rank, identifier in enumerate(ids)
     )
 
 

@@ -3,13 +3,15 @@
 import asyncio
 import selectors
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
-from bench.loadgen.generator import Generator, Wire
+from bench.loadgen.generator import Generator, LoadConnection
+from bench.loadgen.load import Load
 from bench.loadgen.result import Result
-from bench.loadgen.traffic import Load
 
 T = TypeVar("T")
+P = ParamSpec("P")
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 
 
@@ -41,6 +43,16 @@ def in_virtual_time(work: Callable[[VirtualLoop], Coroutine[Any, Any, T]]) -> T:
         return runner.run(work(loop))
 
 
+def virtual(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    """Run a test in virtual time; its fixtures are plain ones, for they are made outside of its loop."""
+
+    @wraps(test)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        in_virtual_time(lambda _: test(*args, **kwargs))
+
+    return run
+
+
 Service = Callable[[float], float]
 """When a request that arrives at a time is answered."""
 
@@ -48,7 +60,7 @@ Service = Callable[[float], float]
 class SimulatedTransport(asyncio.Transport):
     """One connection to a server that is only a formula."""
 
-    def __init__(self, loop: VirtualLoop, protocol: Wire, service: Service) -> None:
+    def __init__(self, loop: VirtualLoop, protocol: LoadConnection, service: Service) -> None:
         super().__init__()
         self.loop = loop
         self.protocol = protocol
@@ -78,7 +90,7 @@ def simulate(load: Load, service: Service, *, thief: Callable[[VirtualLoop], Non
             while (due_s := tick()) is not None:
                 await asyncio.sleep(due_s - loop.time())
 
-        async def connect(make: Callable[[], Wire]) -> None:
+        async def connect(make: Callable[[], LoadConnection]) -> None:
             protocol = make()
             protocol.connection_made(SimulatedTransport(loop, protocol, service))
 

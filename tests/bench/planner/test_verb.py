@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from bench.loadgen.load import Load
 from bench.loadgen.schedule import constant
-from bench.loadgen.traffic import Load
 from bench.planner.errors import PlanMisused
 from bench.planner.inputs import KNOWN
 from bench.planner.measured import from_report

@@ -8,14 +8,13 @@ from dataclasses import replace
 import orjson
 import pytest
 
-from bench.capacity import search
 from bench.cosmos_emulator.partitions import Budget
 from bench.errors import BenchMisused
-from bench.loadgen.generator import Generator, Wire
+from bench.loadgen.capacity import parse_objective, search
+from bench.loadgen.generator import Generator, LoadConnection
 from bench.loadgen.keys import InTurn, Keys, Zipf
-from bench.loadgen.objective import parse
+from bench.loadgen.load import Load
 from bench.loadgen.result import Result
-from bench.loadgen.traffic import Load
 from bench.planner.caching import che
 from bench.report.page import page
 from bench.ru import scenarios
@@ -35,7 +34,7 @@ from tests.support.cosmos_server import Direct
 from tests.support.virtual import SimulatedTransport, VirtualLoop, in_virtual_time
 
 ADDRESS = parse_url("cosmos+http://127.0.0.1:8081/bench", {})
-OBJECTIVE = parse("p99=50ms,throttled=1%")
+OBJECTIVE = parse_objective("p99=50ms,throttled=1%")
 
 
 @pytest.mark.parametrize("size_kb", [1, 16, 100])
@@ -117,7 +116,7 @@ def limited(rate: float, ru: float, charge_ru: float, delay_s: float = 0.001) ->
             while (due_s := tick()) is not None:
                 await asyncio.sleep(due_s - loop.time())
 
-        async def connect(make: Callable[[], Wire]) -> None:
+        async def connect(make: Callable[[], LoadConnection]) -> None:
             protocol = make()
             protocol.connection_made(Limited(loop, protocol, lambda arrival_s: arrival_s))
 

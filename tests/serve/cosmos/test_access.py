@@ -1,12 +1,11 @@
 """A service that Cosmos DB does not let in: a wrong key, a clock that is off, a token that has ended."""
 
-import asyncio
 import base64
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -15,24 +14,24 @@ import pytest
 from azure.core.credentials import AccessToken
 
 from serve.exposition import Exposition
-from serve.lookup import Lookup
 from serve.metrics import Metrics
-from serve.tiers import Tier
+from serve.reader import TieredReader
+from serve.tiers import StoreObserver
 from stores.cosmos.containers import containers_of
 from stores.cosmos.meter import Relay
 from stores.cosmos.rest.driver import RestDriver
 from stores.cosmos.store import CosmosStore
 from stores.cosmos.token import PAUSE_S
 from stores.cosmos.url import EMULATORS_KEY, KEY
-from tests.serve.test_flip import lists
 from tests.stores.cosmos.test_token import Issued
 from tests.support.clock import FakeClock
 from tests.support.cosmos_drivers import account
 from tests.support.cosmos_server import emulator
-from tests.support.loaded_service import RECOVERY_S, under_load
+from tests.support.loaded_service import WAIT_S, lists, reading, under_load, until, until_read
 from tests.support.paths import ROOT
 from tests.support.proxy import through
 from tests.support.service import publish_to, serving
+from tests.support.soak import scaled
 
 TIER = "cosmos+http"
 WRONG = base64.b64encode(b"not the key of this account" * 2).decode()
@@ -78,37 +77,61 @@ def test_a_service_that_never_saw_a_release_answers_503_with_the_reason(tmp_path
         assert answer.status == 503
         assert SENTENCES[why] in answer.json["detail"]
         assert service.get("/readyz").status == 503
-        told = service.log.read_text()
-        assert told.count('"level":"warning"') == 1
+        logged = service.log.read_text()
+        assert logged.count('"level":"warning"') == 1
         for secret in (EMULATORS_KEY, WRONG):
-            assert secret not in told + answer.body.decode()
+            assert secret not in logged + answer.body.decode()
 
 
 @pytest.mark.parametrize("why", SENTENCES)
-async def test_a_service_that_is_let_in_no_more_goes_on_with_popular_lists_until_it_is_again(
-    tmp_path: Path, why: str
+async def test_readers_that_are_let_in_no_more_go_on_with_popular_lists_until_they_are_again(
+    tmp_path: Path, why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with account(None) as far, one_that_refuses(why, tmp_path) as elsewhere:
         port = urlsplit(far.emulator.endpoint).port or 0
         await publish_to(far.url("db"), lists("r0"))
+        async with through(port) as proxy, reading(f"{TIER}://127.0.0.1:{proxy.port}/db") as reader:
+            await until_read(reader, TIER)
+            proxy.target = elsewhere
+            proxy.reset()
+
+            async def says_why() -> bool:
+                await reader.personal("1")
+                return SENTENCES[why] in (reader.tiers[0].error or "")
+
+            await until(says_why, "the reason is not given")
+            await until_read(reader, TIER, "popular")
+            proxy.target = port
+            proxy.reset()
+            await until_read(reader, TIER)
+    for secret in (EMULATORS_KEY, WRONG):
+        assert secret not in caplog.text
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("why", SENTENCES)
+async def test_a_service_that_is_let_in_no_more_loses_no_request_under_load(tmp_path: Path, why: str) -> None:
+    with account(None) as far, one_that_refuses(why, tmp_path) as elsewhere:
+        port = urlsplit(far.emulator.endpoint).port or 0
+        await publish_to(far.url("db"), lists("r0"))
         async with through(port) as proxy:
-            async with under_load(tmp_path, f"{TIER}://127.0.0.1:{proxy.port}/db", seconds=6) as run:
+            async with under_load(tmp_path, f"{TIER}://127.0.0.1:{proxy.port}/db") as run:
                 proxy.target = elsewhere
                 proxy.reset()
                 await run.until(TIER, "popular")
                 assert SENTENCES[why] in await run.until_status("degraded")
-                await asyncio.sleep(1)
+                await run.windows(scaled(2))
                 proxy.target = port
                 proxy.reset()
-                assert await run.until(TIER) < RECOVERY_S
+                await run.until(TIER)
                 await run.until_status("ready")
-                assert await run.counted("hotplate_store_failures_total", kind="unauthorized") > 10
+                await run.until_counted("hotplate_store_failures_total", 10, kind="unauthorized")
             run.answered(TIER, source="popular")
-    told = run.service.log.read_text()
-    assert (run.logged("is spared until it answers again"), run.logged('answers again"')) == (1, 1)
+    logged = run.service.log.read_text()
+    assert (run.logged("circuit open"), run.logged("circuit closed")) == (1, 1)
     assert run.logged(SENTENCES[why]) <= 2, "once of the catalogue, once of lookups"
-    assert EMULATORS_KEY not in told
-    assert WRONG not in told
+    assert EMULATORS_KEY not in logged
+    assert WRONG not in logged
 
 
 class Brief(Issued):
@@ -123,36 +146,36 @@ async def test_a_token_that_ends_costs_personal_lists_until_entra_id_gives_anoth
 ) -> None:
     with account(None, "--entra-issuer") as far:
         await publish_to(far.url("db"), lists("r0"))
-        clock, relay, metrics = FakeClock(), Relay(), Metrics(1, [TIER])
+        clock, metrics = FakeClock(), Metrics(1, [TIER])
+        relay = Relay(StoreObserver(TIER, metrics))
         clock.now = time.time()
         identity, address = Brief(far.emulator.endpoint, clock), replace(far.address("db"), key=None)
         driver = RestDriver(address, relay, credential=identity, clock=clock)
-        tier = Tier(TIER, CosmosStore(address, driver, containers_of(address, driver), relay), metrics)
-        lookup = Lookup([tier], metrics, 1.0)
-        following = asyncio.create_task(tier.follower.run())
-        await tier.follower.looked.wait()
+        store = CosmosStore(address, driver, containers_of(address, driver), relay)
+        async with TieredReader({TIER: store}, budget_s=1.0, metrics=metrics) as reader:
+            await reader.wait_until_ready(WAIT_S)
+            await lose_and_find_its_token(reader, identity, clock)
+    assert [record.levelname for record in caplog.records].count("WARNING") == 4, "twice lost, twice found"
 
-        async def sources() -> set[str]:
-            return {(await lookup.personal(str(n), "")).source for n in range(60)}
 
-        assert await sources() >= {"personal"}
-        identity.trouble = "the identity has no such tenant"
-        clock.now += 61
-        assert await sources() == {"popular"}
-        assert tier.trouble is not None
-        assert "gives no token" in tier.trouble
-        text = Exposition(metrics, [tier]).text().decode()
-        assert (
-            'hotplate_store_failures_total{kind="unauthorized",store="cosmos+http"} 5' in text
-        )  # before it was spared
-        identity.trouble = ""
-        clock.now += PAUSE_S
-        async with asyncio.timeout(RECOVERY_S):
-            while "personal" not in await sources():
-                await asyncio.sleep(0.05)
-        assert identity.asked == 3
-        assert [record.levelname for record in caplog.records].count("WARNING") == 4, "twice lost, twice found"
-        following.cancel()
-        with suppress(asyncio.CancelledError):
-            await following
-        await tier.close()
+async def lose_and_find_its_token(reader: TieredReader, identity: Issued, clock: FakeClock) -> None:
+    async def sources() -> set[str]:
+        return {(await reader.personal(str(n))).source for n in range(60)}
+
+    async def is_personal() -> bool:
+        return "personal" in await sources()
+
+    await until(is_personal, "no list is personal")
+    identity.trouble = "the identity has no such tenant"
+    clock.now += 61
+    assert await sources() == {"popular"}
+    (tier,) = reader.tiers
+    assert tier.error is not None
+    assert "gives no token" in tier.error
+    text = Exposition(reader.metrics, [tier]).text().decode()
+    kinds = 'hotplate_store_failures_total{kind="unauthorized",store="cosmos+http"}'
+    assert f"{kinds} 5" in text, "as many as open the circuit"
+    identity.trouble = ""
+    clock.now += PAUSE_S
+    await until(is_personal, "no list is personal again")
+    assert identity.asked == 3

@@ -1,30 +1,37 @@
-"""A service on an emulated Cosmos DB that throttles, fails, slows down or loses a region: what its callers see."""
+"""An emulated Cosmos DB that throttles, fails, slows down or loses a region, as its callers see it, also under load."""
 
 import asyncio
 import secrets
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from serve.reader import TieredReader
+from stores.catalogue import ReleaseId
 from stores.connect import connect
 from stores.verification import verify
-from tests.serve.test_flip import lists
 from tests.support.cosmos_drivers import Account, account
-from tests.support.loaded_service import RECOVERY_S, Run, under_load
+from tests.support.loaded_service import USERS, WAIT_S, Run, lists, reading, under_load, until, until_read
 from tests.support.proxy import through
 from tests.support.service import publish_to
+from tests.support.soak import scaled
 
 TIER = "cosmos+http"
-STORM: dict[str, object] = {"kind": "throttle"}
-AWAY: dict[str, object] = {"kind": "unavailable"}
-SLOW: dict[str, object] = {"kind": "slow", "delay_ms": 1000}
-ENDED: dict[str, object] = {"kind": "reset"}
+# Where an answer of some 930 bytes may be cut; its head has 530.
 IN_HEAD, IN_BODY = 100, 700
-"""Where an answer of some 930 bytes may be cut; its head has 530."""
-
+# Connections that end without an answer again and again are not opened for a while, and reads fail for want of one.
 CUT = ("connect", "reset")
-"""Connections that end without an answer again and again are not opened for a while, and reads fail for want of one."""
+# What the emulator does, and as what its failures are counted; a refusal for want of throughput is counted by itself.
+FAULTS: dict[str, tuple[dict[str, object], tuple[str, ...]]] = {
+    "429": ({"kind": "throttle"}, ()),
+    "503": ({"kind": "unavailable"}, ("unavailable",)),
+    "reads of 1 s": ({"kind": "slow", "delay_ms": 1000}, ("timeout",)),
+    "connections cut": ({"kind": "reset"}, CUT),
+}
+every_fault = pytest.mark.parametrize("fault", FAULTS)
+with_and_without_another_tier = pytest.mark.parametrize("others", [(), ("file",)], ids=["alone", "with a local tier"])
 
 
 @pytest.fixture(scope="module")
@@ -47,101 +54,168 @@ def url(cosmos: Account) -> Iterator[str]:
     cosmos.misbehave()
 
 
-async def reads_in(cosmos: Account, seconds: float) -> int:
-    """Return how many reads the account gets in so many seconds."""
-    before = cosmos.asked("read item")
-    await asyncio.sleep(seconds)
-    return cosmos.asked("read item") - before
+def tiers(url: str, folder: Path, others: tuple[str, ...]) -> list[str]:
+    return [url, *(f"{scheme}://{folder}/store" for scheme in others)]
+
+
+def port_of(cosmos: Account) -> int:
+    return int(cosmos.emulator.endpoint.rsplit(":", 1)[1].rstrip("/"))
+
+
+async def sources(reader: TieredReader) -> Counter[str]:
+    """Read the list of each user, one after the other; return how many came from where."""
+    return Counter([(await reader.personal(str(user))).source for user in range(USERS)])
+
+
+@every_fault
+@with_and_without_another_tier
+async def test_others_answer_during_a_fault_and_the_account_after_it(
+    tmp_path: Path, cosmos: Account, url: str, fault: str, others: tuple[str, ...]
+) -> None:
+    await publish_to(url, lists("r0"))
+    await publish_to(f"file://{tmp_path}/store", lists("f0"))
+    async with reading(*tiers(url, tmp_path, others)) as reader:
+        await until_read(reader, TIER)
+        cosmos.misbehave(FAULTS[fault][0])
+
+        async def is_open() -> bool:
+            await reader.personal("1")
+            return reader.tiers[0].breaker.is_open
+
+        await until(is_open, "the circuit does not open")
+        await until_read(reader, *(("file", "personal") if others else (TIER, "popular")))
+        assert reader.tiers[0].error is not None
+        cosmos.misbehave()
+        await until_read(reader, TIER)
+
+
+async def test_a_publisher_in_a_storm_of_429s_loses_nothing(cosmos: Account, url: str) -> None:
+    await publish_to(url, lists("r0"))
+    async with reading(url) as reader:
+        cosmos.misbehave(FAULTS["429"][0])
+        publishing = asyncio.create_task(publish_to(url, lists("r1")))
+        await until_read(reader, TIER, "popular")
+        cosmos.misbehave()
+        released = await publishing
+
+        async def is_followed() -> bool:
+            return (await reader.personal("1")).served.id == released
+
+        await until(is_followed, "the new release is not followed")
+    store = connect(url)
+    await verify(store, (await store.catalogue()).find(ReleaseId(released)).ref)
+    await store.close()
+
+
+@pytest.mark.parametrize("cut_at", [IN_HEAD, IN_BODY])
+async def test_an_answer_that_is_cut_is_read_again_and_never_taken_for_a_list(
+    cosmos: Account, url: str, cut_at: int
+) -> None:
+    await publish_to(url, lists("r0"))
+    async with through(port_of(cosmos)) as proxy:
+        there = url.replace(str(port_of(cosmos)), str(proxy.port))
+        async with reading(there, budget_s=WAIT_S) as reader:
+            await until_read(reader, TIER)
+            proxy.cut_at, proxy.cut_every = cut_at, 7
+            read = await sources(reader)
+            assert proxy.cuts > 5
+            assert read["popular"] <= proxy.cuts / 2, "a list that was cut was not read again"
+            proxy.cut_at, proxy.cut_every = None, 1
+        async with reading(there) as reader:
+            proxy.cut_at = cut_at
+            await until_read(reader, TIER, "popular")
+            proxy.cut_at = None
+            await until_read(reader, TIER)
+
+
+async def test_a_region_that_vanishes_is_left_for_another(pair: Account) -> None:
+    url = pair.url(secrets.token_hex(4))
+    await publish_to(url, lists("r0"))
+    try:
+        async with reading(url) as reader:
+            await until_read(reader, TIER)
+            pair.misbehave({"kind": "region-gone", "region": 0})
+
+            async def all_personal() -> bool:
+                return set(await sources(reader)) == {"personal"}
+
+            await until(all_personal, "the other region is not read")
+    finally:
+        pair.misbehave()
 
 
 async def failures(run: Run, kinds: tuple[str, ...]) -> float:
     """Return how many attempts failed by these kinds, or by none but the refusals of a storm; hardly any by others."""
-    told = await run.counts("hotplate_store_failures_total", "kind")
-    named = sum(told.get(kind, 0) for kind in kinds)
-    assert sum(told.values()) - named <= max(3, named / 10), told  # on a busy machine, some are late
+    counts = await run.counts("hotplate_store_failures_total", "kind")
+    named = sum(counts.get(kind, 0) for kind in kinds)
+    assert sum(counts.values()) - named <= max(3, named / 10), counts  # on a busy machine, some are late
     return named if kinds else await run.counted("hotplate_store_throttled_total")
 
 
-def told_once(run: Run) -> None:
-    """Hold the log to one line when the store was given up, and one when it was taken up again."""
-    assert (run.logged("is spared until it answers again"), run.logged('answers again"')) == (1, 1)
+async def until_failures(run: Run, kinds: tuple[str, ...], more_than: float) -> None:
+    async def is_so() -> bool:
+        return await failures(run, kinds) > more_than
+
+    await until(is_so, f"no more than {more_than} attempts failed by {kinds}")
+
+
+def logged_once(run: Run) -> None:
+    """Hold the log to one line when the circuit opened, and one when it closed."""
+    assert (run.logged("circuit open"), run.logged("circuit closed")) == (1, 1)
     assert run.logged('"level":"error"') == 0
     assert run.logged('"level":"warning"') <= 3  # the catalogue may have been out of sight meanwhile, too
 
 
-@pytest.mark.parametrize("driver", ["rest", "sdk"])
-async def test_a_storm_of_429s_is_answered_by_popular_lists_and_a_publisher_in_it_loses_nothing(
-    tmp_path: Path, cosmos: Account, url: str, driver: str
+@pytest.mark.soak
+@every_fault
+@with_and_without_another_tier
+async def test_under_load_no_request_is_lost_to_a_fault(
+    tmp_path: Path, cosmos: Account, url: str, fault: str, others: tuple[str, ...]
+) -> None:
+    behaviour, kinds = FAULTS[fault]
+    await publish_to(url, lists("r0"))
+    await publish_to(f"file://{tmp_path}/store", lists("f0"))
+    async with under_load(tmp_path, *tiers(url, tmp_path, others)) as run:
+        cosmos.misbehave(behaviour)
+        await run.until(*(("file", "personal") if others else (TIER, "popular")))
+        await run.until_status("degraded")
+        await run.windows(scaled(1))
+        await until_failures(run, kinds, 10)
+        cosmos.misbehave()
+        await run.until(TIER)
+    run.answered(TIER, *others, source=None if others else "popular")
+    if others:
+        assert run.share("personal") == 1
+    logged_once(run)
+
+
+@pytest.mark.soak
+async def test_under_load_a_storm_of_429s_costs_few_reads_and_next_to_no_request_units(
+    tmp_path: Path, cosmos: Account, url: str
 ) -> None:
     await publish_to(url, lists("r0"))
-    async with under_load(tmp_path, f"{url}&driver={driver}", seconds=11) as run:
-        cosmos.misbehave(STORM)
+    async with under_load(tmp_path, url) as run:
+        cosmos.misbehave(FAULTS["429"][0])
         publishing = asyncio.create_task(publish_to(url, lists("r1")))
         await run.until(TIER, "popular")
         assert "has no request units left" in await run.until_status("degraded")
-        await asyncio.sleep(0.5)
-        spent_ru = cosmos.spent_ru()
-        assert await reads_in(cosmos, 2) < 40
-        assert cosmos.spent_ru() - spent_ru < 5
+        await run.windows(1)
+        for _ in range(scaled(1)):
+            spent_ru, reads, due = cosmos.spent_ru(), cosmos.asked("read item"), len(run.results)
+            await run.windows(2)
+            requests = sum(result.due for result in run.results[due:])
+            assert cosmos.asked("read item") - reads < requests / 10
+            assert cosmos.spent_ru() - spent_ru < 5
         cosmos.misbehave()
-        assert await run.until(TIER) < RECOVERY_S
-        released = await publishing
-        await run.until_release(released)
+        await run.until(TIER)
+        await run.until_release(await publishing)
         await run.until_status("ready")
-        assert await failures(run, ()) > 10
+        await until_failures(run, (), 10)
     run.answered(TIER, source="popular")
-    told_once(run)
-    store = connect(url)
-    await verify(store, (await store.catalogue()).find(released).id)  # type: ignore[arg-type]  # an id as text
-    await store.close()
+    logged_once(run)
 
 
-FAULTS: dict[str, tuple[dict[str, object], tuple[str, ...]]] = {
-    "429": (STORM, ()),
-    "503": (AWAY, ("unavailable",)),
-    "reads of 1 s": (SLOW, ("timeout",)),
-    "connections cut": (ENDED, CUT),
-}
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-async def test_a_local_tier_answers_while_the_account_fails(
-    tmp_path: Path, cosmos: Account, url: str, fault: str
-) -> None:
-    told, kinds = FAULTS[fault]
-    await publish_to(url, lists("r0"))
-    await publish_to(f"file://{tmp_path}/store", lists("f0"))
-    async with under_load(tmp_path, url, f"file://{tmp_path}/store", seconds=4) as run:
-        cosmos.misbehave(told)
-        await run.until("file")
-        await run.until_status("degraded")
-        await asyncio.sleep(1)
-        cosmos.misbehave()
-        assert await run.until(TIER) < RECOVERY_S
-        assert await failures(run, kinds) > 10
-    run.answered(TIER, "file")
-    assert run.share("personal") == 1
-    told_once(run)
-
-
-@pytest.mark.parametrize("fault", ["503", "reads of 1 s", "connections cut"])
-async def test_without_another_tier_callers_get_popular_lists_meanwhile(
-    tmp_path: Path, cosmos: Account, url: str, fault: str
-) -> None:
-    told, kinds = FAULTS[fault]
-    await publish_to(url, lists("r0"))
-    async with under_load(tmp_path, url, seconds=4) as run:
-        cosmos.misbehave(told)
-        await run.until(TIER, "popular")
-        await run.until_status("degraded")
-        await asyncio.sleep(1)
-        cosmos.misbehave()
-        assert await run.until(TIER) < RECOVERY_S
-        assert await failures(run, kinds) > 10
-    run.answered(TIER, source="popular")
-    told_once(run)
-
-
+@pytest.mark.soak
 @pytest.mark.parametrize("regions", [1, 2])
 async def test_where_one_answer_in_three_is_a_503_most_lists_are_personal(
     tmp_path: Path, cosmos: Account, pair: Account, regions: int
@@ -149,49 +223,57 @@ async def test_where_one_answer_in_three_is_a_503_most_lists_are_personal(
     far = (cosmos, pair)[regions - 1]
     url = far.url(secrets.token_hex(4))
     await publish_to(url, lists("r0"))
-    async with under_load(tmp_path, url, seconds=6) as run:
-        far.misbehave(AWAY | {"share": 0.3})
-        await asyncio.sleep(5)
+    async with under_load(tmp_path, url) as run:
+        far.misbehave(FAULTS["503"][0] | {"share": 0.3})
+        await run.windows(scaled(4))
         far.misbehave()
         assert await run.counted("hotplate_store_failures_total", kind="unavailable") > 100
     run.answered(TIER, source="popular")
     assert run.share("personal") > 0.8
-    assert run.logged('"level":"warning"') <= 6 * (regions - 1), "regions that are left and taken up again and again"
+    assert run.logged('"level":"warning"') <= len(run.results) * (regions - 1), "regions that are left again and again"
 
 
-async def test_a_region_that_vanishes_is_left_for_another_and_taken_up_again(tmp_path: Path, pair: Account) -> None:
+@pytest.mark.soak
+async def test_under_load_a_region_that_vanishes_is_left_for_another_and_read_again(
+    tmp_path: Path, pair: Account
+) -> None:
     url = pair.url(secrets.token_hex(4))
     await publish_to(url, lists("r0"))
-    async with under_load(tmp_path, url, seconds=8) as run:
-        pair.misbehave({"kind": "region-gone", "region": 0})
-        await asyncio.sleep(2)
-        assert await failures(run, CUT) > 0
-        pair.misbehave()
-        while not run.logged("can be read again; reading from Emulated West"):
-            await asyncio.sleep(0.05)
+    async with under_load(tmp_path, url) as run:
+        for times in range(1, scaled(1) + 1):
+            pair.misbehave({"kind": "region-gone", "region": 0})
+            await run.windows(2)
+            assert await failures(run, CUT) > 0
+            pair.misbehave()
+
+            async def is_back(times: int = times) -> bool:
+                return run.logged("can be read again; reading from Emulated West") == times
+
+            await until(is_back, "the first region is not read again")
+            assert run.logged("; reading from Emulated East") == times
     run.answered(TIER)
     assert run.share("personal") > 0.99
-    assert run.logged("; reading from Emulated East") == 1
-    assert run.logged('"level":"warning"') == 2
+    assert run.logged('"level":"warning"') == 2 * scaled(1)
 
 
-async def test_an_answer_that_is_cut_in_its_head_or_its_body_is_asked_for_again_and_never_taken_for_a_list(
+@pytest.mark.soak
+async def test_under_load_most_answers_that_are_cut_are_read_again_and_none_is_taken_for_a_list(
     tmp_path: Path, cosmos: Account, url: str
 ) -> None:
     await publish_to(url, lists("r0"))
-    port = int(cosmos.emulator.endpoint.rsplit(":", 1)[1].rstrip("/"))
-    async with through(port) as proxy:
-        async with under_load(tmp_path, url.replace(str(port), str(proxy.port)), seconds=9) as run:
-            for cut_at in (IN_HEAD, IN_BODY):
+    async with through(port_of(cosmos)) as proxy:
+        there = url.replace(str(port_of(cosmos)), str(proxy.port))
+        async with under_load(tmp_path, there) as run:
+            for cut_at in scaled(1) * (IN_HEAD, IN_BODY):
                 failed = await failures(run, CUT)
-                popular = await run.counted("hotplate_lookups_total", source="popular")
+                popular, cuts = await run.counted("hotplate_lookups_total", source="popular"), proxy.cuts
                 proxy.cut_at, proxy.cut_every = cut_at, 7
-                await asyncio.sleep(1)
-                assert await failures(run, CUT) > failed + 10
-                assert await run.counted("hotplate_lookups_total", source="popular") == popular
+                await until_failures(run, CUT, failed + 10)
+                made_popular = await run.counted("hotplate_lookups_total", source="popular") - popular
+                assert made_popular <= (proxy.cuts - cuts) / 2, "a list that was cut, or was late, and not read again"
                 proxy.cut_every = 1
                 await run.until(TIER, "popular")
                 proxy.cut_at = None
-                assert await run.until(TIER) < RECOVERY_S
-            assert proxy.accepted < 150, "a storm of connections"
+                await run.until(TIER)
+            assert proxy.accepted < 150 * scaled(1), "a storm of connections"
         run.answered(TIER, source="popular")

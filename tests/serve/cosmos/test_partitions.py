@@ -1,9 +1,10 @@
-"""A service on an emulated Cosmos DB of which a part is sick, gone or being written, and what of it callers see."""
+"""An emulated Cosmos DB of which a partition fails, or a release is gone or being written, as its callers see it."""
 
 import asyncio
 import json
 import secrets
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,22 +14,23 @@ from urllib.request import Request, urlopen
 import pytest
 
 from bench.cosmos_emulator.partition_keys import boundary, effective_key
+from serve.reader import TieredReader
 from stores.catalogue import ReleaseId
 from stores.connect import connect
 from stores.cosmos.items import name_of
 from stores.errors import StoreThrottled
 from stores.store import Store
 from stores.verification import verify
-from tests.serve.test_flip import USERS, lists
 from tests.support.cosmos_drivers import Account, account
 from tests.support.cosmos_server import signed
-from tests.support.loaded_service import RECOVERY_S, Run, under_load
+from tests.support.loaded_service import USERS, Run, lists, reading, under_load, until, until_read
 from tests.support.service import a_list, publish_to
+from tests.support.soak import scaled
 from tests.support.stores import ref
 
 TIER = "cosmos+http"
+# The partition that fails: the catalogue's container has only one, 0.
 HOT = "1"
-"""The partition that is sick: the catalogue's container has only one, 0."""
 
 THROTTLED = "hotplate_cosmos_emulator_partition_throttled_total"
 
@@ -38,7 +40,7 @@ def partition_of(user: int) -> str:
     return "0" if effective_key([name_of(f"user:{user}")], 2) < boundary(1, 2, 2) else HOT
 
 
-CALM, SICK = (tuple(n for n in range(USERS) if (partition_of(n) == HOT) == hot) for hot in (False, True))
+WELL, SICK = (tuple(n for n in range(USERS) if (partition_of(n) == HOT) == hot) for hot in (False, True))
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +52,7 @@ def cosmos() -> Iterator[Account]:
 
 @pytest.fixture
 def url(cosmos: Account) -> Iterator[str]:
-    """A database whose releases are born with two partitions, and served with 200 RU/s in each."""
+    """A database whose releases have two partitions from the start, and served with 200 RU/s in each."""
     yield cosmos.url(secrets.token_hex(4), max_ru="12000")
     cosmos.misbehave()
 
@@ -63,52 +65,15 @@ async def store(url: str) -> AsyncIterator[Store]:
 
 
 async def post(run: Run, users: Sequence[int]) -> dict[int, str]:
-    """Ask for the users' lists at once; return where each came from."""
+    """Request the users' lists at once; return where each came from."""
     body = json.dumps({"users": [str(user) for user in users]}).encode()
-    answer = await asyncio.to_thread(run.service.ask, "POST", "/v1/recommendations", body)
+    answer = await asyncio.to_thread(run.service.request, "POST", "/v1/recommendations", body)
     assert answer.status == 200
     return {int(one["user"]): one["source"] for one in answer.json["results"]}
 
 
-async def test_a_slow_partition_costs_its_own_users_their_lists_and_nobody_else(
-    tmp_path: Path, cosmos: Account, url: str
-) -> None:
-    await publish_to(url, lists("r0"))
-    async with under_load(tmp_path, url, seconds=6) as run:
-        cosmos.misbehave({"kind": "slow", "partition": HOT, "delay_ms": 1000})
-        await asyncio.sleep(1)
-        assert await run.personal(CALM) == 1
-        assert await run.personal(SICK) == 0
-        sources = await post(run, range(USERS))
-        assert {sources[user] for user in CALM} == {"personal"}
-        assert {sources[user] for user in SICK} == {"popular"}
-        assert await run.counted("hotplate_store_failures_total", kind="timeout") > 20
-        assert await run.counted("hotplate_breaker_open") == 0
-        cosmos.misbehave()
-        assert await run.until_personal(SICK) < RECOVERY_S
-    run.answered(TIER, source="popular")
-    assert run.logged('"level":"warning"') <= 1, "of the two partitions that the URL asks for"
-
-
-async def test_a_hot_key_spends_what_its_partition_has_and_nothing_of_the_others(
-    tmp_path: Path, cosmos: Account, url: str, store: Store
-) -> None:
-    live = ReleaseId(await publish_to(url, lists("r0")))
-    async with under_load(tmp_path, url, seconds=6) as run:
-        hammering = asyncio.create_task(hammer(store, live, f"user:{SICK[0]}"))
-        for _ in range(2):
-            await asyncio.sleep(1.5)  # these requests spend, too: a quarter of what the calm partition has in a second
-            assert await run.personal(CALM) == 1
-            sources = await post(run, range(USERS))
-            assert {sources[user] for user in CALM} == {"personal"}
-        assert await run.counted("hotplate_store_throttled_total", store=TIER) > 50
-        assert await run.counted("hotplate_store_failures_total", store=TIER) == 0
-        assert await run.counted("hotplate_breaker_open") == 0
-        hammering.cancel()
-        assert await run.until_personal(SICK) < RECOVERY_S
-    run.answered(TIER, source="popular")
-    told = {labels[1]: count for labels, count in cosmos.told(THROTTLED).items() if live in labels[0]}
-    assert (told["0"], told[HOT] > 100) == (0, True)
+async def sources(reader: TieredReader, users: Sequence[int]) -> set[str]:
+    return {(await reader.personal(str(user))).source for user in users}
 
 
 async def hammer(store: Store, release: ReleaseId, key: str) -> None:
@@ -118,76 +83,189 @@ async def hammer(store: Store, release: ReleaseId, key: str) -> None:
             await store.get_many(ref(release), [key] * store.batch)
 
 
+async def stop(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_slow_partition_costs_its_own_users_their_lists_and_nobody_else(cosmos: Account, url: str) -> None:
+    await publish_to(url, lists("r0"))
+    async with reading(url, budget_s=0.5) as reader:
+        await until_read(reader, TIER)
+        cosmos.misbehave({"kind": "slow", "partition": HOT, "delay_ms": 10_000})
+        assert await sources(reader, SICK[:10]) == {"popular"}
+        assert await sources(reader, WELL) == {"personal"}
+        many = [answer.source for answer in await reader.personal_many([str(user) for user in range(USERS)])]
+        assert [user for user in range(USERS) if many[user] == "popular"] == list(SICK)
+        assert not reader.tiers[0].breaker.is_open
+        cosmos.misbehave()
+        await until_read(reader, TIER, user=str(SICK[0]))
+
+
+async def test_a_hot_key_spends_what_its_partition_has_and_nothing_of_the_others(
+    cosmos: Account, url: str, store: Store
+) -> None:
+    live = ReleaseId(await publish_to(url, lists("r0")))
+    async with reading(url, budget_s=0.5) as reader:
+        hammering = asyncio.create_task(hammer(store, live, f"user:{SICK[0]}"))
+
+        async def is_hot() -> bool:
+            return cosmos_throttled(cosmos, live)[HOT] > 100
+
+        await until(is_hot, "the partition has request units left")
+        assert await sources(reader, WELL) == {"personal"}
+        await stop(hammering)
+        await until_read(reader, TIER, user=str(SICK[0]))
+    assert cosmos_throttled(cosmos, live)["0"] == 0
+
+
+def cosmos_throttled(cosmos: Account, release: ReleaseId) -> Counter[str]:
+    """Return how many requests each partition of a release's container refused."""
+    counted = {labels[1]: round(count) for labels, count in cosmos.told(THROTTLED).items() if release in labels[0]}
+    return Counter(counted)
+
+
 @pytest.mark.parametrize("what", ["its container", "the database"])
-async def test_a_release_that_is_deleted_while_it_is_served_leaves_its_popular_lists_and_the_next_is_followed(
+async def test_a_release_that_is_deleted_leaves_its_popular_lists_and_the_next_is_followed(
+    cosmos: Account, what: str
+) -> None:
+    url = cosmos.url(secrets.token_hex(4))
+    first = await publish_to(url, lists("r0"))
+    async with reading(url) as reader:
+        await delete(cosmos, url, first, what)
+        await until_read(reader, TIER, "popular")
+
+        async def says_why() -> bool:
+            await reader.personal("1")
+            return "is not in this store" in (reader.tiers[0].error or "")
+
+        await until(says_why, "the reason is not given")
+        second = await publish_to(url, lists("r1"))
+
+        async def is_followed() -> bool:
+            return (await reader.personal("1")).served.id == second
+
+        await until(is_followed, "the next release is not followed")
+        await until_read(reader, TIER)
+
+
+async def delete(cosmos: Account, url: str, release: str, what: str) -> None:
+    """Delete a release's container behind the service's back, or the whole database."""
+    if what == "its container":
+        store = connect(url)
+        await store.erase((await store.catalogue()).find(ReleaseId(release)).ref)
+        await store.close()
+        return
+    link = f"dbs/{urlsplit(url).path.strip('/')}"
+    request = Request(f"{cosmos.emulator.endpoint}{link}/", headers=signed("DELETE", "dbs", link), method="DELETE")
+    await asyncio.to_thread(lambda: urlopen(request, timeout=5).close())
+
+
+@pytest.mark.soak
+async def test_under_load_a_slow_partition_costs_nobody_elses_lists(tmp_path: Path, cosmos: Account, url: str) -> None:
+    await publish_to(url, lists("r0"))
+    async with under_load(tmp_path, url) as run:
+        for _ in range(scaled(1)):
+            cosmos.misbehave({"kind": "slow", "partition": HOT, "delay_ms": 1000})
+            await run.windows(1)
+            assert await run.personal(WELL) == 1
+            assert await run.personal(SICK) == 0
+            many = await post(run, range(USERS))
+            assert {many[user] for user in WELL} == {"personal"}
+            assert {many[user] for user in SICK} == {"popular"}
+            await run.until_counted("hotplate_store_failures_total", 20, kind="timeout")
+            assert await run.counted("hotplate_breaker_open") == 0
+            cosmos.misbehave()
+            await run.until_personal(SICK)
+    run.answered(TIER, source="popular")
+    assert run.logged('"level":"warning"') <= 1, "of the two partitions that the URL names"
+
+
+@pytest.mark.soak
+async def test_under_load_a_hot_key_costs_nobody_elses_lists(
+    tmp_path: Path, cosmos: Account, url: str, store: Store
+) -> None:
+    live = ReleaseId(await publish_to(url, lists("r0")))
+    async with under_load(tmp_path, url) as run:
+        hammering = asyncio.create_task(hammer(store, live, f"user:{SICK[0]}"))
+        for _ in range(scaled(2)):
+            await run.windows(2)  # these requests spend, too: a quarter of what the other partition has in a second
+            assert await run.personal(WELL) == 1
+            many = await post(run, range(USERS))
+            assert {many[user] for user in WELL} == {"personal"}
+        await run.until_counted("hotplate_store_throttled_total", 50, store=TIER)
+        assert await run.counted("hotplate_store_failures_total", store=TIER) == 0
+        assert await run.counted("hotplate_breaker_open") == 0
+        await stop(hammering)
+        await run.until_personal(SICK)
+    run.answered(TIER, source="popular")
+    throttled = cosmos_throttled(cosmos, live)
+    assert (throttled["0"], throttled[HOT] > 100) == (0, True)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("what", ["its container", "the database"])
+async def test_under_load_no_request_is_lost_to_a_release_that_is_deleted(
     tmp_path: Path, cosmos: Account, what: str
 ) -> None:
     url = cosmos.url(secrets.token_hex(4))
     first = await publish_to(url, lists("r0"))
-    async with under_load(tmp_path, url, seconds=8) as run:
-        if what == "its container":
-            store = connect(url)
-            await store.erase(ReleaseId(first))
-            await store.close()
-        else:
-            delete_database(cosmos, url)
+    async with under_load(tmp_path, url) as run:
+        await delete(cosmos, url, first, what)
         await run.until(TIER, "popular")
         assert "is not in this store" in await run.until_status("degraded")
-        before = cosmos.asked("read item")
-        await asyncio.sleep(2)
-        assert cosmos.asked("read item") - before < 20, "a storm of reads"
-        assert await run.counted("hotplate_store_operation_duration_seconds_count", outcome="gone") > 5
+        reads, windows = cosmos.asked("read item"), len(run.results)
+        await run.windows(scaled(2))
+        requests = sum(result.due for result in run.results[windows:])
+        assert cosmos.asked("read item") - reads < requests / 10, "a storm of reads"
+        await run.until_counted("hotplate_store_operation_duration_seconds_count", 5, outcome="gone")
         second = await publish_to(url, lists("r1"))
         await run.until_release(second)
-        assert await run.until(TIER) < RECOVERY_S
+        await run.until(TIER)
         await run.until_status("ready")
     run.answered(TIER, source="popular")
-    assert run.result is not None
-    assert set(run.result.seen["release"]) == {first, second}
-    assert (run.logged("is spared until it answers again"), run.logged('answers again"')) == (1, 1)
+    assert set(run.seen("release")) == {first, second}
+    assert (run.logged("circuit open"), run.logged("circuit closed")) == (1, 1)
 
 
-def delete_database(cosmos: Account, url: str) -> None:
-    link = f"dbs/{urlsplit(url).path.strip('/')}"
-    asked = Request(f"{cosmos.emulator.endpoint}{link}/", headers=signed("DELETE", "dbs", link), method="DELETE")
-    urlopen(asked, timeout=5).close()
-
-
+@pytest.mark.soak
 async def test_with_less_throughput_than_the_load_takes_it_is_all_spent_on_personal_lists_and_the_rest_are_popular(
     tmp_path: Path, cosmos: Account
 ) -> None:
     url = cosmos.url(secrets.token_hex(4), ru="400")
     long = {key: a_list(*(f"{key}-{n}" for n in range(500))) for key in lists("")}
     await publish_to(url, long)
-    async with under_load(tmp_path, url, seconds=6) as run:
-        before = await run.counted("hotplate_store_request_units_total")
-        await asyncio.sleep(4)
+    async with under_load(tmp_path, url) as run:
+        before, began = await run.counted("hotplate_store_request_units_total"), time.monotonic()
+        await run.windows(scaled(4))
         spent_ru = await run.counted("hotplate_store_request_units_total") - before
-        assert await run.counted("hotplate_store_throttled_total") > 50
+        took_s = time.monotonic() - began
+        await run.until_counted("hotplate_store_throttled_total", 50)
     run.answered(TIER, source="popular")
-    assert 0.7 < spent_ru / (4 * 400) < 1.3
+    assert 0.5 < spent_ru / (took_s * 400) < 1.3
     assert 0.1 < run.share("personal") < 0.9
-    assert run.logged("is spared until it answers again") <= 1
+    assert run.logged("circuit open") <= 1 + took_s / 60
 
 
+@pytest.mark.soak
 async def test_a_publish_that_has_too_little_throughput_slows_down_and_readers_do_not_notice(
     tmp_path: Path, cosmos: Account
 ) -> None:
     url = cosmos.url(secrets.token_hex(4), ru="400")
     first = await publish_to(url, lists("r0"))
     many = {f"user:{n}": a_list(f"r1-{n}", "b", "c") for n in range(250)}
-    async with under_load(tmp_path, url, seconds=10) as run:
+    async with under_load(tmp_path, url) as run:
         cosmos.misbehave({"kind": "throttle", "operation": "upsert item", "share": 0.05, "retry_after_ms": 100})
         began = time.monotonic()
         second = await publish_to(url, many)
         assert time.monotonic() - began > 3, "250 rows of more than 5 RU each"
+        cosmos.misbehave()
         await run.until_release(second)
         assert await run.counted("hotplate_store_throttled_total") == 0
         assert await run.counted("hotplate_store_failures_total") == 0
     run.answered(TIER)
-    assert run.result is not None
-    assert set(run.result.seen["release"]) == {first, second}
+    assert set(run.seen("release")) == {first, second}
     assert run.share("personal") == 1
     store = connect(url)
-    await verify(store, ReleaseId(second))
+    await verify(store, (await store.catalogue()).find(ReleaseId(second)).ref)
     await store.close()

@@ -1,0 +1,127 @@
+"""Whether responses were right: a sample of them beside the lists that the store holds, item by item."""
+
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import orjson
+
+from bench.loadgen.recorder import Sample
+from stores.catalogue import ReleaseId
+from stores.compression import load_decode
+from stores.connect import connect
+from stores.encoding import cut, decode
+from stores.errors import StoreError
+from stores.keys import OVERALL, POPULAR, USER
+from stores.store import Reader
+from stores.verification import load_manifest
+
+DEFAULT_N = 10
+
+# Wrong lists that are described one by one.
+EXAMPLES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """How many lists were compared, how many were wrong, and a sentence about each of the first few of those.
+
+    `fallback` of them were the popular list, marked as such, for users who have a list of their own: the service could
+    not read it in time.
+    """
+
+    compared: int
+    wrong: int
+    fallback: int
+    examples: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedList:
+    """What one response says that one user's list is."""
+
+    user: str
+    n: int
+    result: dict[str, Any]
+
+
+async def check_answers(url: str, samples: Sequence[Sample]) -> CheckResult:
+    """Compare every list in *samples* with the one that the store at *url* holds for the release that it names."""
+    store = connect(url)
+    try:
+        return await check_samples(store, samples)
+    finally:
+        await store.close()
+
+
+async def check_samples(store: Reader, samples: Sequence[Sample]) -> CheckResult:
+    """Compare every list in *samples* with the one that *store* holds."""
+    wrong = list[str]()
+    compared = fallback = 0
+    by_release = dict[str, list[ReceivedList]]()
+    for sample in samples:
+        try:
+            for received in received_lists(sample):
+                by_release.setdefault(received.result["release"], []).append(received)
+                compared += 1
+        except (ValueError, KeyError, TypeError) as error:
+            compared += 1
+            wrong.append(f"{sample.body[:80]!r} is no answer: {error!r}")
+    for release, lists in by_release.items():
+        async for sentence in _compare(store, ReleaseId(release), lists):
+            if sentence is None:
+                fallback += 1
+            else:
+                wrong.append(sentence)
+    return CheckResult(compared, len(wrong), fallback, tuple(wrong[:EXAMPLES]))
+
+
+def total(results: Iterable[CheckResult]) -> CheckResult:
+    """Add up the results of several stores."""
+    results = list(results)
+    return CheckResult(
+        sum(each.compared for each in results),
+        sum(each.wrong for each in results),
+        sum(each.fallback for each in results),
+        tuple(example for each in results for example in each.examples),
+    )
+
+
+def received_lists(sample: Sample) -> Iterator[ReceivedList]:
+    """Take a response apart; ValueError, KeyError or TypeError where it is none."""
+    head, _, body = sample.request.partition(b"\r\n\r\n")
+    method, target, _ = head.split(b"\r\n", 1)[0].decode().split(" ")
+    response = orjson.loads(sample.body)
+    if method == "POST":
+        request = orjson.loads(body)
+        for user, result in zip(request["users"], response["results"], strict=True):
+            yield ReceivedList(user, request["n"], result)
+    else:
+        parts = urlsplit(target)
+        n = int(parse_qs(parts.query).get("n", [str(DEFAULT_N)])[0])
+        yield ReceivedList(unquote(parts.path.rpartition("/")[2]), n, response)
+
+
+async def _compare(store: Reader, release: ReleaseId, lists: Sequence[ReceivedList]) -> AsyncIterator[str | None]:
+    """Yield a sentence for each list that is wrong, and None for each that fell back to the popular list."""
+    try:
+        ref = (await store.catalogue()).find(release).ref
+        opened = await load_decode(store, ref, await load_manifest(store, ref))
+        (slot,) = await store.get_many(ref, [POPULAR + OVERALL])
+        popular = decode(opened(slot)) if isinstance(slot, bytes) else []
+    except StoreError as error:
+        yield f"release {release} cannot be read to compare with: {error}"
+        return
+    for start in range(0, len(lists), store.batch):
+        chunk = lists[start : start + store.batch]
+        slots = await store.get_many(ref, [USER + received.user for received in chunk])
+        for received, slot in zip(chunk, slots, strict=True):
+            items = received.result["items"], received.result["source"]
+            if isinstance(slot, StoreError):
+                yield f"user {received.user}: {slot}"
+            elif items == (popular[: received.n], "popular"):
+                if slot is not None:
+                    yield None
+            elif slot is None or items != (decode(cut(opened(slot), received.n)), "personal"):
+                yield f"user {received.user}: the answer is not the list that the store holds"

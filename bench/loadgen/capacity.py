@@ -1,0 +1,224 @@
+"""How much a service can take: an objective, the highest rate inside it, and the best size of a batch."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
+
+from bench.errors import BenchMisused
+from bench.loadgen.histogram import Histogram
+from bench.loadgen.result import SENT_BOUND, Result
+from bench.report.text import format_us, parse_seconds, parse_share
+
+PERCENTS: Mapping[str, float] = {"p50": 50, "p90": 90, "p99": 99, "p99.9": 99.9, "p99.99": 99.99, "max": 100}
+ERRORS, THROTTLED = "errors", "throttled"
+TOO_MANY_REQUESTS = 429
+USUAL_ERRORS = 0.001
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """Bounds on latencies, in microseconds by percentile, and on the share of requests without a good answer.
+
+    Where `throttled` bounds the share of 429s, these do not count among the errors.
+    """
+
+    latency_us: Mapping[str, float]
+    errors: float = USUAL_ERRORS
+    throttled: float | None = None
+
+    def broken(self, result: Result) -> list[str]:
+        """Return a sentence for each bound that *result* breaks; none where it keeps all."""
+        histogram = Histogram.of(result.latencies_s)
+        violations, refused = [], 0.0
+        if self.throttled is not None:
+            refused = result.statuses.get(TOO_MANY_REQUESTS, 0) / max(1, result.due)
+            if refused > self.throttled:
+                violations.append(f"{refused:.2%} of the requests were throttled, bound {self.throttled:.2%}")
+        if result.error_share - refused > self.errors:
+            share = result.error_share - refused
+            violations.append(f"{share:.2%} of the requests got no good answer, bound {self.errors:.2%}")
+        for name, bound_us in self.latency_us.items():
+            (found_us,) = histogram.percentiles_us([PERCENTS[name]])
+            if found_us > bound_us:
+                violations.append(f"{name} {format_us(found_us)}, bound {format_us(bound_us)}")
+        return violations
+
+    def __str__(self) -> str:
+        bounds = [f"{name} ≤ {format_us(bound)}" for name, bound in self.latency_us.items()]
+        throttled = [] if self.throttled is None else [f"throttled ≤ {100 * self.throttled:.3g} %"]
+        return ", ".join([*bounds, *throttled, f"errors ≤ {100 * self.errors:.3g} %"])
+
+
+def parse_objective(text: str) -> Objective:
+    """Read an objective; errors of more than 0.1 % break it unless it says otherwise."""
+    latency_us, shares = dict[str, float](), dict[str, float]()
+    for part in text.split(","):
+        name, equals, bound = part.strip().partition("=")
+        if not equals or name not in {*PERCENTS, ERRORS, THROTTLED}:
+            raise BenchMisused(
+                f"an objective is like p99=5ms,errors=0.1% with {', '.join(PERCENTS)}, {ERRORS} or {THROTTLED}, "
+                f"not {part.strip()!r}"
+            )
+        if name in PERCENTS:
+            latency_us[name] = parse_seconds(bound) * 1e6
+        else:
+            shares[name] = parse_share(bound)
+    return Objective(latency_us, shares.get(ERRORS, USUAL_ERRORS), shares.get(THROTTLED))
+
+
+# How near the highest good rate and the lowest bad one must come.
+PRECISION = 0.05
+
+# The share of the first rate below which nothing is looked for.
+FLOOR = 0.01
+
+STOPPED = ("it was stopped",)
+
+# How often a rate is tried at which the generator itself was disturbed.
+TRIES = 3
+
+# The share of the most users/s that the knee must reach.
+NEAR = 0.9
+
+# Makes a run at a rate.
+Measure = Callable[[float], Result]
+
+
+class Attempted(Protocol):
+    """The result of one attempt."""
+
+    @property
+    def inside(self) -> bool:
+        """Whether it is valid and kept the objective."""
+
+    @property
+    def unclear(self) -> bool:
+        """Whether it says nothing, because something other than the server was disturbed."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether somebody ended it early."""
+
+
+Attempt = TypeVar("Attempt", bound=Attempted)
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One run of a search or a sweep: `at` is its rate in requests/s, or its size of batch.
+
+    In a sweep `per_s` are users, without the share of `popular` answers: those are what an overloaded service falls
+    back to, and cheap.
+    """
+
+    at: float
+    per_s: float
+    p50_us: float
+    p90_us: float
+    p99_us: float
+    p999_us: float
+    error_share: float
+    popular: float
+    invalid_reasons: tuple[str, ...]
+    broken: tuple[str, ...] = ()
+
+    @property
+    def inside(self) -> bool:
+        """Whether the run is valid and keeps the objective."""
+        return not self.invalid_reasons and not self.broken
+
+    @property
+    def unclear(self) -> bool:
+        """Whether the generator was disturbed in a run that broke nothing."""
+        return bool(self.invalid_reasons) and not self.broken
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it was ended early."""
+        return self.invalid_reasons == STOPPED
+
+    def to_json(self) -> dict[str, Any]:
+        """Give it as plain values."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__} | {"inside": self.inside}
+
+
+def disturbances(result: Result, late_us: float) -> Iterator[str]:
+    """Yield why a run measured its generator, whose lag may be *late_us* at p99.
+
+    `Result.invalid_reasons` allows a millisecond, which is right for latencies of some; far higher bounds allow more.
+    """
+    if result.sent < SENT_BOUND * result.due:
+        yield f"the generator sent {result.sent:,} of {result.due:,} requests that were due"
+    lag_us = Histogram.of(result.lags_s).percentiles_us((99,))[0]
+    if lag_us > late_us:
+        yield f"the generator was late: p99 {format_us(lag_us)}"
+
+
+def point(at: float, result: Result, *, broken: Sequence[str] = ()) -> Point:
+    """Sum up a run of a search."""
+    sources = result.seen.get("source", {})
+    p50, p90, p99, p999 = Histogram.of(result.latencies_s).percentiles_us((50, 90, 99, 99.9))
+    return Point(
+        at=at,
+        per_s=result.ok_rate,
+        p50_us=p50,
+        p90_us=p90,
+        p99_us=p99,
+        p999_us=p999,
+        error_share=result.error_share,
+        popular=sources.get("popular", 0) / max(1, sum(sources.values())),
+        invalid_reasons=STOPPED if result.interrupted else tuple(result.invalid_reasons),
+        broken=tuple(broken),
+    )
+
+
+def batch_point(size: int, result: Result) -> Point:
+    """Sum up a run of a sweep; the source of a response's first list is taken for that of the whole response."""
+    found = point(size, result)
+    return replace(found, per_s=found.per_s * size * (1 - found.popular))
+
+
+def find_max(measure: Measure, objective: Objective, start: float) -> Iterator[Point]:
+    """Look for the highest rate inside *objective*, to 5 %, from *start* on; see `search`."""
+
+    def attempt(rate: float) -> Point:
+        result = measure(rate)
+        return point(rate, result, broken=objective.broken(result))
+
+    return search(attempt, start)
+
+
+def search(attempt: Callable[[float], Attempt], start: float, precision: float = PRECISION) -> Iterator[Attempt]:
+    """Double the rate from *start* until it is outside, then halve the gap until it is no wider than *precision*.
+
+    An unclear attempt says nothing about the server, so it is made again, twice at most; a rate that stays unclear
+    counts as out of reach. Yields every attempt, in order. Ends early where one was stopped.
+    """
+    low, high = 0.0, float("inf")
+    rate = start
+    while high / max(low, start * FLOOR) > 1 + precision:
+        for _ in range(TRIES):
+            found = attempt(rate)
+            yield found
+            if found.stopped:
+                return
+            if not found.unclear:
+                break
+        if found.inside:
+            low = rate
+        else:
+            high = rate
+        rate = low * 2 if high == float("inf") else (low + high) / 2
+
+
+def highest(points: Sequence[Point]) -> Point | None:
+    """Pick the run of the highest rate inside the objective; None where none was."""
+    inside = [each for each in points if each.inside]
+    return max(inside, key=lambda each: each.at, default=None)
+
+
+def knee(points: Sequence[Point]) -> Point | None:
+    """Pick the smallest batch that gives 90 % of the most users/s; larger ones add latency and hardly anything else."""
+    answered = [each for each in points if each.per_s]
+    most = max((each.per_s for each in answered), default=0.0)
+    return min((each for each in answered if each.per_s >= NEAR * most), key=lambda each: each.at, default=None)

@@ -1,0 +1,193 @@
+"""The generating processes of a measurement: each takes an equal part of every run and sends back its result.
+
+Processes of their own keep whoever watches, draws and sums up away from the event loop whose delays would be counted as
+latencies. Each is started with the number of an open socket, over which loads, signals and results go.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+from typing import Self, TypeAlias
+
+import uvloop
+
+from bench.errors import BenchFailed
+from bench.loadgen.generator import Generator
+from bench.loadgen.load import Load
+from bench.loadgen.recorder import Progress
+from bench.loadgen.result import Result, merged
+from bench.process import stop_process
+
+# From when all are ready to the first due request.
+AHEAD_S = 0.05
+
+STOP_WITHIN_S = 5.0
+PROGRESS_S = 0.5
+
+# Not with -m, by which its messages would be classes of another module.
+PROGRAM = "from bench.loadgen.workers import work_until_closed; work_until_closed()"
+
+# Called with the newest progress of each process.
+OnProgress = Callable[[Sequence[Progress]], None]
+Channel: TypeAlias = "Connection[object, object]"
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """From the worker: the connections are open."""
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """To the worker: the run begins at this time of CLOCK_MONOTONIC, which all processes share."""
+
+    start_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """To the worker: end the run now."""
+
+
+class WorkerPool:
+    """Processes that live for one measurement; a context manager, which ends them."""
+
+    def __init__(self, processes: int = 1) -> None:
+        self._workers = [_start() for _ in range(processes)]
+
+    def __enter__(self) -> Self:
+        """Return the pool; its processes are running already."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the processes."""
+        for process, channel in self._workers:
+            channel.close()
+            stop_process(process, STOP_WITHIN_S)
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes, to measure what they use."""
+        return [process.pid for process, _ in self._workers]
+
+    def run(self, load: Load, on_progress: OnProgress | None = None, *, on_the_second: bool = False) -> Result:
+        """Make one run with all processes at the same time; blocks until it is over.
+
+        It begins at once, or *on_the_second*: with a whole second of the clock, by which budgets of a second are kept.
+        Ctrl-C ends the run early: the result is `interrupted`, and holds what was measured until then. Raises
+        BenchFailed where a process dies, and what the load's `check` raised.
+        """
+        channels = [channel for _, channel in self._workers]
+        for part, channel in enumerate(channels):
+            channel.send(load.share(part, len(channels)) if len(channels) > 1 else load)
+        try:
+            for channel in channels:
+                if not isinstance(message := _receive(channel), Ready):
+                    raise BenchFailed(f"a process of the load generator sent {message!r}")
+            start_s = time.monotonic() + AHEAD_S
+            if on_the_second:
+                start_s += 1 - (time.time() + AHEAD_S) % 1
+            for channel in channels:
+                channel.send(Begin(start_s))
+            return _collect(channels, on_progress)
+        except KeyboardInterrupt:
+            for channel in channels:
+                channel.send(Stop())
+            return _collect(channels, None)
+
+
+def _start() -> "tuple[subprocess.Popen[bytes], Channel]":
+    ours, theirs = Pipe()
+    number = theirs.fileno()
+    process = subprocess.Popen(  # noqa: S603 -- our own module
+        [sys.executable, "-P", "-c", PROGRAM, str(number)], pass_fds=[number], stdin=subprocess.DEVNULL
+    )
+    theirs.close()
+    return process, ours
+
+
+def _collect(channels: Sequence[Channel], on_progress: OnProgress | None) -> Result:
+    results, progress = dict[Channel, Result](), dict[Channel, Progress]()
+    while len(results) < len(channels):
+        for ready in wait([channel for channel in channels if channel not in results]):
+            channel = next(each for each in channels if each is ready)
+            message = _receive(channel)
+            if isinstance(message, Result):
+                results[channel] = message
+            elif isinstance(message, Progress):
+                progress[channel] = message
+        if on_progress is not None and progress:
+            on_progress(list(progress.values()))
+    return merged([results[channel] for channel in channels])
+
+
+def _receive(channel: Channel) -> object:
+    """Receive a message; raises the one that is an exception."""
+    try:
+        message = channel.recv()
+    except (EOFError, ConnectionError) as error:
+        raise BenchFailed("a process of the load generator died; look for what killed it (memory?)") from error
+    if isinstance(message, Exception):
+        raise message
+    return message
+
+
+async def make_run(channel: Channel, load: Load) -> Result:
+    """Make one run in a worker: connect, report that, begin on command, report progress, and stop early on command."""
+    generator = Generator(load)
+    loop = asyncio.get_running_loop()
+    begun: asyncio.Future[float] = loop.create_future()
+
+    def on_message() -> None:
+        try:
+            message = channel.recv()
+        except (EOFError, OSError):
+            message = Stop()
+            loop.remove_reader(channel.fileno())
+        if isinstance(message, Stop):
+            generator.stop()
+        if not begun.done():
+            begun.set_result(message.start_s if isinstance(message, Begin) else time.monotonic())
+
+    async def begin() -> float:
+        channel.send(Ready())
+        return await begun
+
+    async def report_progress() -> None:
+        await begun
+        while True:
+            await asyncio.sleep(PROGRESS_S)
+            channel.send(generator.progress())
+
+    loop.add_reader(channel.fileno(), on_message)
+    reporting = asyncio.create_task(report_progress())
+    try:
+        return await generator.run(begin)
+    finally:
+        reporting.cancel()
+        loop.remove_reader(channel.fileno())
+        os.set_blocking(channel.fileno(), True)  # the loop made it otherwise
+
+
+def work_until_closed() -> None:
+    """Be a worker: make runs until the other end of the socket is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent
+    channel: Channel = Connection(int(sys.argv[1]))
+    with contextlib.suppress(EOFError, ConnectionError):
+        while True:
+            load = channel.recv()
+            if not isinstance(load, Load):
+                continue  # a stop that came after the run had ended by itself
+            try:
+                outcome: Result | Exception = uvloop.run(make_run(channel, load))
+            except Exception as error:  # noqa: BLE001 -- raised again by the parent, where somebody sees it
+                outcome = error
+            channel.send(outcome)

@@ -1,0 +1,146 @@
+"""What each experiment can be configured with; the command's flags, defaults and help are these fields."""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from stores.urls import redacted
+
+# The panels of `--help`.
+WHEN, WHAT, HOW = "When requests fall due", "What is requested", "How it is measured"
+
+
+class Flag(NamedTuple):
+    """How the command shows a field: its help, the panel, and its name where that is not the field's."""
+
+    help: str
+    panel: str
+    name: str | None = None
+
+
+class Argument(NamedTuple):
+    """How the command shows a field that is given by its place: its help, and what stands for it there."""
+
+    help: str
+    metavar: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpOptions:
+    """Options of `bench http`, as they were given; None where one was not."""
+
+    url: Annotated[str, Argument("The service, as http://HOST:PORT.", "URL")]
+    rate: Annotated[str | None, Flag("Requests/s, as 500 or 2k. By default 1k.", WHEN)] = None
+    ramp: Annotated[str | None, Flag("Go from one rate to another, as 100:5k.", WHEN)] = None
+    steps: Annotated[str | None, Flag("Send at several rates for equal times, as 1k,2k,4k.", WHEN)] = None
+    poisson: Annotated[bool, Flag("Let requests arrive at random, as those of independent users do.", WHEN)] = False
+    closed: Annotated[
+        bool,
+        Flag("Send the next request when one is answered, as many tools do. This flatters latencies.", WHEN),
+    ] = False
+    think: Annotated[str, Flag("With --closed: the pause before the next request, as 1.5s.", WHEN)] = "0s"
+    duration: Annotated[str, Flag("The duration of one round.", WHEN)] = "10s"
+    users: Annotated[int | None, Flag("Request the lists of users 0 … N-1.", WHAT)] = None
+    keys_file: Annotated[Path | None, Flag("Request the lists of the users in this file, one a line.", WHAT)] = None
+    store: Annotated[
+        str | None,
+        Flag("The store behind the service. Its users are requested, and a sample of responses is compared.", WHAT),
+    ] = None
+    zipf: Annotated[float | None, Flag("Draw users by a Zipf law with this exponent, as 0.99.", WHAT)] = None
+    hot: Annotated[str | None, Flag("Send a share of the requests to a share of the users, as 80%:20%.", WHAT)] = None
+    unknown: Annotated[str, Flag("The share of requests for users who have no list, as 5%.", WHAT)] = "0%"
+    path: Annotated[str, Flag("The path to GET; {key} stands for a user.", WHAT)] = "/v1/recommendations/{key}"
+    headers: Annotated[
+        tuple[str, ...], Flag("A header to send, as NAME:VALUE. May be given several times.", WHAT, "header")
+    ] = ()
+    batch: Annotated[
+        str | None, Flag("POST for so many users at once, 20 requests at a time, as 1,50,200,1000.", WHAT)
+    ] = None
+    find_max: Annotated[bool, Flag("Look for the highest rate inside --slo, from --rate on.", HOW)] = False
+    slo: Annotated[str, Flag("The objective of --find-max.", HOW)] = "p99=5ms,errors=0.1%"
+    repeat: Annotated[int, Flag("The number of rounds. 3 or more give intervals that can be compared.", HOW)] = 1
+    warmup: Annotated[str, Flag("Load before the first round, which is not counted.", HOW)] = "2s"
+    connections: Annotated[int, Flag("The most requests in flight.", HOW)] = 64
+    timeout: Annotated[str, Flag("A request is given up so long after it was due.", HOW)] = "5s"
+    backlog: Annotated[int, Flag("The most due requests that wait for a connection. More are dropped.", HOW)] = 10_000
+    processes: Annotated[int, Flag("Processes of the generator. One sends some 40,000 requests/s.", HOW)] = 1
+    spin: Annotated[bool, Flag("Send within microseconds of the due time. Takes a core for each process.", HOW)] = False
+    seed: Annotated[int, Flag("The seed of everything that is drawn at random.", HOW)] = 1
+
+    def to_json(self) -> dict[str, Any]:
+        """Give what was set as plain values; of headers only the names, of the store no password."""
+        values = {name: value for name, value in asdict(self).items() if value not in (None, (), False)}
+        values["headers"] = [header.partition(":")[0] for header in self.headers]
+        if self.store:
+            values["store"] = redacted(self.store)
+        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoresOptions:
+    """Options of `bench stores`, as they were given, and of its preset `bench reference`."""
+
+    urls: Annotated[
+        tuple[str, ...],
+        Argument("The stores to compare. Without any, a folder and a redis-server are started here.", "URL"),
+    ] = ()
+    rate: Annotated[
+        str, Flag("Requests/s through each service, as 500 or 2k. Choose one that all can serve.", WHEN)
+    ] = "2k"
+    poisson: Annotated[bool, Flag("Let requests arrive at random, as those of independent users do.", WHEN)] = False
+    duration: Annotated[str, Flag("The duration of the reads of one store in one round.", WHEN)] = "5s"
+    closed_users: Annotated[
+        int | None, Flag("Also let so many users send in a closed loop, in each round, with pauses of --think.", WHEN)
+    ] = None
+    think: Annotated[str, Flag("With --closed-users: the mean pause after a response.", WHEN)] = "1s"
+    users: Annotated[
+        int, Flag("Request so many users, the first of the release. Lists are made up for as many.", WHAT)
+    ] = 100_000
+    zipf: Annotated[float | None, Flag("Draw users by a Zipf law with this exponent, as 0.99.", WHAT)] = None
+    encoding: Annotated[str, Flag("The encoding of lists that are made up: json or zstd.", WHAT)] = "zstd"
+    emulator_ru: Annotated[
+        int | None, Flag("Without URLs: also start a Cosmos DB emulator with so many RU/s.", WHAT)
+    ] = None
+    direct: Annotated[bool, Flag("Also read each store directly, without a service.", HOW)] = True
+    publish: Annotated[
+        bool | None,
+        Flag("Also write trial releases, each dropped before its commit. By default only to stores started here.", HOW),
+    ] = None
+    find_max: Annotated[bool, Flag("After the rounds, look for the highest rate inside --slo.", HOW)] = False
+    slo: Annotated[str, Flag("The objective of --find-max.", HOW)] = "p99=60ms,errors=0.1%"
+    repeat: Annotated[
+        int, Flag("The number of valid rounds; 3 or more give intervals. Invalid ones are repeated, up to 7.", HOW)
+    ] = 10
+    warmup: Annotated[str, Flag("Load on each store before the first round, which is not counted.", HOW)] = "2s"
+    cpu_hour: Annotated[float | None, Flag("The price of an hour of CPU, to price a million reads.", HOW)] = None
+    reference: bool = False
+    """Whether the published figures of the reference architecture stand beside those of the stores."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Give what was set as plain values, without passwords."""
+        values = {name: value for name, value in asdict(self).items() if name != "urls" and value not in (None, False)}
+        return values | {"stores": [redacted(url) for url in self.urls]}
+
+
+# The published load: 200 users who sent 180 requests/s, at a median of some 60 ms, to a container of 11,000 RU/s.
+PUBLISHED_USERS, PUBLISHED_RATE, PUBLISHED_MEDIAN_MS, PUBLISHED_RU = 200, 180.0, 60.0, 11_000
+
+# The pause that makes 200 users who wait 60 ms send 180 requests/s, by Little's law: inferred, not published.
+THINK_S = round(PUBLISHED_USERS / PUBLISHED_RATE - PUBLISHED_MEDIAN_MS / 1000, 2)
+
+REFERENCE = replace(
+    StoresOptions(),
+    rate=f"{PUBLISHED_RATE:g}",
+    poisson=True,
+    duration="20s",
+    closed_users=PUBLISHED_USERS,
+    think=f"{THINK_S:g}s",
+    users=10_000,
+    emulator_ru=PUBLISHED_RU,
+    direct=False,
+    publish=False,
+    find_max=True,
+    repeat=1,
+    warmup="5s",
+    reference=True,
+)

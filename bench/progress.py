@@ -1,0 +1,82 @@
+"""What a person sees while a measurement runs: how far it is, and how the last half second went."""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from bench.loadgen.recorder import Progress
+from bench.loadgen.result import LAG_BOUND_US
+from bench.report.text import format_us
+
+BARS = "▁▂▃▄▅▆▇█"
+KEPT = 60
+
+# What the progress of several processes adds up, and of what it is the longest.
+SUMMED = ("due", "sent", "ok", "failed", "dropped", "in_flight", "waiting")
+LONGEST = ("elapsed_s", "p50_us", "p99_us", "lag_p99_us")
+
+
+class ProgressDisplay:
+    """Draws the progress of one measurement; silent where there is no terminal."""
+
+    def __init__(self, live: Live | None) -> None:
+        self._live = live
+        self._name = ""
+        self._duration_s = 1.0
+        self._before: Progress | None = None
+        self._tail = deque[float](maxlen=KEPT)
+
+    def start(self, name: str, duration_s: float) -> None:
+        """A run begins."""
+        self._name, self._duration_s, self._before = name, duration_s, None
+
+    def update(self, parts: Sequence[Progress]) -> None:
+        """Draw how the run goes, by the newest progress of each process."""
+        if self._live is None:
+            return
+        now = together(parts)
+        self._tail.append(now.p99_us)
+        self._live.update(self._drawn(now))
+        self._before = now
+
+    def _drawn(self, now: Progress) -> Group:
+        before = self._before
+        since_s = now.elapsed_s - before.elapsed_s if before else now.elapsed_s
+        rate = (now.ok - (before.ok if before else 0)) / max(since_s, 1e-9)
+        grid = Table.grid(padding=(0, 2))
+        late = Text(format_us(now.lag_p99_us), style="red" if now.lag_p99_us > LAG_BOUND_US else "")
+        grid.add_row("good answers/s", f"{rate:,.0f}", "p50", format_us(now.p50_us), "in flight", f"{now.in_flight:,}")
+        grid.add_row("errors", f"{now.failed:,}", "p99", format_us(now.p99_us), "waiting", f"{now.waiting:,}")
+        grid.add_row("dropped", f"{now.dropped:,}", "p99 so far", spark(self._tail), "lag p99", late)
+        bar = Table.grid()  # a bar alone does not end its line
+        bar.add_row(ProgressBar(total=self._duration_s, completed=min(now.elapsed_s, self._duration_s), width=40))
+        head = Text(f"{self._name}  {now.elapsed_s:.0f} of {self._duration_s:.0f} s   Ctrl-C ends it with a report")
+        return Group(head, bar, grid)
+
+
+@contextmanager
+def progress_display(console: Console) -> Iterator[ProgressDisplay]:
+    """Draw on *console* while the block runs, where it is a terminal; the drawing goes when the block ends."""
+    if not console.is_terminal:
+        yield ProgressDisplay(None)
+        return
+    with Live(console=console, transient=True, refresh_per_second=4) as live:
+        yield ProgressDisplay(live)
+
+
+def together(parts: Sequence[Progress]) -> Progress:
+    """Add up the progress of the processes; of times take the longest, which errs on the safe side."""
+    sums = {name: sum(getattr(part, name) for part in parts) for name in SUMMED}
+    return Progress(**sums, **{name: max(getattr(part, name) for part in parts) for name in LONGEST})
+
+
+def spark(values: Sequence[float]) -> str:
+    """Draw values as a line of bars, the highest full."""
+    most = max(values, default=0.0) or 1.0
+    return "".join(BARS[min(len(BARS) - 1, int(value / most * len(BARS)))] for value in values)

@@ -1,0 +1,139 @@
+"""Two reports side by side: is the difference real, and is it for the worse?
+
+One metric decides, chosen before looking (p99 by default): of four metrics looked at with 5 % each, one in six equal
+pairs would differ "really". The others are shown with their intervals, and decide nothing.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from bench.errors import BenchMisused
+from bench.report.intervals import Interval, change
+from bench.report.report import ERRORS, METRICS, RATE, Report, Series
+
+# Pairs of rounds that a comparison needs.
+MIN_PAIRS = 3
+
+# So much more of all requests without a good response is a regression, whatever became of the others' latencies.
+MORE_ERRORS = 0.001
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """The relative change of one metric from the first to the second report, over paired rounds."""
+
+    metric: str
+    before: float
+    after: float
+    interval: Interval
+
+    @property
+    def real(self) -> bool:
+        """Whether the interval leaves zero out."""
+        return self.interval.real
+
+    @property
+    def worse(self) -> bool:
+        """Whether it is real and for the worse: a longer latency, a lower rate."""
+        return self.real and (self.interval.mean < 0 if self.metric == RATE else self.interval.mean > 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a comparison comes to; `decides` is the metric that was chosen beforehand.
+
+    `left_out` pairs are not among the `pairs` that count: a round of theirs was invalid.
+    """
+
+    decides: str
+    changes: tuple[Change, ...]
+    errors: tuple[float, float]
+    pairs: int
+    left_out: int = 0
+
+    @property
+    def deciding(self) -> Change:
+        """The change that counts."""
+        return next(each for each in self.changes if each.metric == self.decides)
+
+    @property
+    def regression(self) -> bool:
+        """Whether the second is really worse, or gives more errors."""
+        return self.deciding.worse or self.errors[1] - self.errors[0] > MORE_ERRORS
+
+    @property
+    def sentence(self) -> str:
+        """Say it in one sentence."""
+        found = self.deciding
+        if self.errors[1] - self.errors[0] > MORE_ERRORS:
+            return f"a regression: errors went from {self.errors[0]:.2%} to {self.errors[1]:.2%}"
+        amount = f"{found.metric} changed by {_percent(found.interval)}"
+        if not found.real:
+            return f"no real difference: {amount}, and the interval holds 0"
+        return f"{'a regression' if found.worse else 'an improvement'}: {amount}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Give it as plain values."""
+        return {
+            "regression": self.regression,
+            "sentence": self.sentence,
+            "pairs": self.pairs,
+            "left_out": self.left_out,
+            "decides": self.decides,
+            "errors": list(self.errors),
+            "changes": [
+                {
+                    "metric": each.metric,
+                    "before": each.before,
+                    "after": each.after,
+                    "change": each.interval.mean,
+                    "low": each.interval.low,
+                    "high": each.interval.high,
+                    "real": each.real,
+                }
+                for each in self.changes
+            ],
+        }
+
+
+def compare(before: Series, after: Series, decides: str = "p99") -> Verdict:
+    """Compare two series round by round, without the pairs that hold an invalid round.
+
+    Raises BenchMisused for what cannot be compared.
+    """
+    if decides not in METRICS:
+        raise BenchMisused(f"{decides!r} is not one of {', '.join(METRICS)}")
+    made = len(before.rounds)
+    if len(after.rounds) != made:
+        raise BenchMisused(f"rounds are compared in pairs, and there are {made} and {len(after.rounds)}")
+    whole = [pair for pair in zip(before.rounds, after.rounds, strict=True) if all(each.valid for each in pair)]
+    pairs = len(whole)
+    if pairs < MIN_PAIRS:
+        reasons = [*before.invalid_reasons, *after.invalid_reasons]
+        because = f" ({made - pairs} were left out: {reasons[0]})" if reasons else ""
+        raise BenchMisused(f"{pairs} valid pairs of rounds{because} say nothing of chance; --repeat 7, say")
+    before = Series(before.name, tuple(first for first, _ in whole))
+    after = Series(after.name, tuple(second for _, second in whole))
+    changes = list[Change]()
+    for metric in METRICS:
+        first, second = before.values(metric), after.values(metric)
+        found = change(first, second) if min(*first, *second) > 0 else None
+        if found is not None:
+            changes.append(Change(metric, sum(first) / pairs, sum(second) / pairs, found))
+    if decides not in {each.metric for each in changes}:
+        raise BenchMisused(f"a round has no {decides}: nothing was answered in it")
+    errors = [sum(each.values(ERRORS)) / pairs for each in (before, after)]
+    return Verdict(decides, tuple(changes), (errors[0], errors[1]), pairs, made - pairs)
+
+
+def sole_series(name: str, report: Report) -> Series:
+    """Give the one series of a report; BenchMisused where it has none, has several, or was stopped."""
+    if len(report.series) != 1 or not report.series[0].rounds:
+        raise BenchMisused(f"{name} cannot be compared: it holds no rounds of one subject")
+    if report.interrupted:
+        raise BenchMisused(f"{name} cannot be compared: it was stopped before its end")
+    return report.series[0]
+
+
+def _percent(found: Interval) -> str:
+    return f"{found.mean:+.1%} (95 % interval {found.low:+.1%} to {found.high:+.1%})"

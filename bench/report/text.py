@@ -1,0 +1,148 @@
+"""How figures are written: quantities with units, tables by group, and the few pieces of HTML of a report."""
+
+import html
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from bench.errors import BenchMisused
+
+SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+THOUSANDS = {"": 1.0, "k": 1e3, "M": 1e6}
+NUMBER = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(\S*)\s*")
+NONE, UNKNOWN = "none", "not known"
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a grouped table: a figure, with a cell for each subject."""
+
+    group: str
+    name: str
+    cells: tuple[str, ...]
+
+
+def parse_seconds(text: str) -> float:
+    """Read a time; a bare number is seconds."""
+    return _parse(text, SECONDS | {"": 1.0}, "a time such as 5ms or 30s")
+
+
+def parse_rate(text: str) -> float:
+    """Read a rate in requests/s: `2000`, `2k`."""
+    return _parse(text, THOUSANDS, "a rate such as 500 or 2k")
+
+
+def parse_share(text: str) -> float:
+    """Read a part of a whole: `0.1%`, or `0.001`."""
+    share = _parse(text, {"%": 0.01, "": 1.0}, "a share such as 0.1% or 0.001")
+    if share > 1:
+        raise BenchMisused(f"{text!r} is more than the whole")
+    return share
+
+
+def _parse(text: str, units: dict[str, float], what: str) -> float:
+    match = NUMBER.fullmatch(text)
+    if not match or match[2] not in units:
+        raise BenchMisused(f"{text!r} is not {what}")
+    return float(match[1]) * units[match[2]]
+
+
+def format_us(us: float) -> str:
+    """Write microseconds with the unit that reads best."""
+    if us < 1000:
+        return f"{us:.0f} µs"
+    return f"{us / 1000:.3g} ms" if us < 1e6 else f"{us / 1e6:.3g} s"
+
+
+def format_short_us(us: float | None) -> str:
+    """Write a time that may be short, absent or unknown, with three digits."""
+    if us is None:
+        return UNKNOWN
+    if us == 0:
+        return NONE
+    return f"{_three_digits(us)} µs" if us < 1000 else format_us(us)
+
+
+def format_interval(mean_us: float, low_us: float | None, high_us: float | None) -> str:
+    """Write a time and its interval, all in the unit that suits the time."""
+    if low_us is None or high_us is None:
+        return format_short_us(mean_us)
+    per, unit = (1, "µs") if mean_us < 1000 else (1000, "ms")
+    mean, low, high = (_three_digits(value / per) for value in (mean_us, low_us, high_us))
+    return f"{mean} {unit} ({low} … {high})"
+
+
+def format_both_us(ours_us: float | None, server_us: float | None) -> str:
+    """Write the CPU time of both sides."""
+    if not server_us or ours_us is None:
+        return format_short_us(ours_us)
+    return f"{_three_digits(ours_us)} + {_three_digits(server_us)} µs"
+
+
+def format_count(value: float | None) -> str:
+    """Write a rate, to three digits."""
+    return UNKNOWN if value is None else f"{float(f'{value:.3g}'):,.0f}"
+
+
+def format_bytes(value: int | None) -> str:
+    """Write bytes of memory."""
+    if value is None:
+        return UNKNOWN
+    return f"{value / 1e6:,.0f} MB" if value else NONE
+
+
+def _three_digits(value: float) -> str:
+    """Write a number with three digits, or all of its whole ones."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def paragraphs(text: str) -> list[str]:
+    """Split a text at its blank lines, and join the lines of each part."""
+    return [" ".join(each.split()) for each in text.strip().split("\n\n")]
+
+
+def escaped(value: object) -> str:
+    """Write *value* so that it is text and nothing else."""
+    return html.escape(str(value))
+
+
+def section(heading: str, content: str, lead: str = "") -> str:
+    """Put *content*, which is HTML, under a heading and a sentence."""
+    above = f'<p class="soft">{escaped(lead)}</p>' if lead else ""
+    return f"<section><h2>{escaped(heading)}</h2>{above}{content}</section>"
+
+
+def html_paragraphs(texts: Iterable[str]) -> str:
+    """Make a paragraph of each text."""
+    return "".join(f"<p>{escaped(text)}</p>" for text in texts)
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterable[int] = ()) -> str:
+    """Make a table; the columns *numbers* are aligned as numbers are."""
+    right = set(numbers)
+
+    def line(kind: str, cells: Sequence[str]) -> str:
+        made = (
+            f"<{kind}{' class=n' if column in right else ''}>{escaped(cell)}</{kind}>"
+            for column, cell in enumerate(cells)
+        )
+        return f"<tr>{''.join(made)}</tr>"
+
+    head = f"<thead>{line('th', headings)}</thead>" if any(headings) else ""
+    return f'<div class="scroll"><table>{head}<tbody>{"".join(line("td", row) for row in rows)}</tbody></table></div>'
+
+
+def grouped_table(names: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> str:
+    """Make one table of lines, given as plain values, so that the columns of all groups are aligned."""
+    bodies = list[str]()
+    for group, members in groupby(lines, key=lambda line: str(line["group"])):
+        rows = "".join(f"<tr><td>{escaped(line['name'])}</td>{_cells('td', line['cells'])}</tr>" for line in members)
+        bodies.append(f'<tbody><tr><th colspan="{len(names) + 1}">{escaped(group)}</th></tr>{rows}</tbody>')
+    head = f"<thead><tr><th></th>{_cells('th', names)}</tr></thead>"
+    return f'<div class="scroll"><table class="grouped">{head}{"".join(bodies)}</table></div>'
+
+
+def _cells(kind: str, cells: Sequence[str]) -> str:
+    return "".join(f"<{kind} class=n>{escaped(cell)}</{kind}>" for cell in cells)

@@ -1,0 +1,270 @@
+"""The comparison of stores, from its options to its report: which differences are real, and the raw figures."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from typing import Any
+from urllib.parse import urlsplit
+
+from bench import answers
+from bench.errors import BenchMisused
+from bench.loadgen.capacity import parse_objective
+from bench.loadgen.keys import Uniform, Zipf
+from bench.options import StoresOptions
+from bench.progress import ProgressDisplay
+from bench.report.comparison import MIN_PAIRS, compare
+from bench.report.report import WHILE_WRITTEN, Report, Series, series
+from bench.report.text import paragraphs, parse_rate, parse_seconds
+from bench.stores import reference
+from bench.stores.rounds import (
+    TRIAL_LISTS,
+    ComparisonResult,
+    RoundResult,
+    Settings,
+    StoreComparison,
+    StoreResult,
+)
+from bench.stores.setup import Setup, own_stores, prepared_stores
+from bench.stores.table import Column, table_lines
+from stores.cosmos.throughput import Throughput
+from stores.cosmos.url import parse
+
+DECIDING_METRIC = "p99"
+ENCODINGS = ("json", "zstd")
+CLOSED_LOOP = ", closed loop"
+MOST_EXTRA_ROUNDS = 7
+
+METHOD = """
+The store without a service: one caller on one core, each call waiting for the one before.
+
+Through the service: hotplate serve with one worker over one store, on one core; every user as likely as any other
+unless --zipf says otherwise.
+
+Room a list takes and publishing are of a trial release of the same stored bytes: written and made durable like any
+other, then dropped instead of committed. Encoding and compressing lists come before, and are not counted; nor is the
+pause in which it is dropped. The publisher has the lowest priority, on the service's core. Redis is as durable as it is
+set up to be.
+
+The CPU of a million reads is that of the service and of the store's server at this rate; an idle or a busier one uses
+another amount a read. A price beside it is that CPU at the price of a CPU-hour that was given, and no bill: a machine
+is paid for whether it is busy or not, and memory is not in it.
+
+A * marks a percentile with fewer than 10 samples beyond it in all rounds together.
+"""
+CAPACITY_METHOD = """
+On the way to the highest rate, the rate is doubled until the objective breaks, then the gap is halved until it is 5 %
+wide. Popular lists instead of users' own ones break it, too, from 1 % of the responses on. What the limit was follows
+from whose core was full, or from refused reads. ** marks a p99 that the generator's own lag, above 1 ms at p99, is part
+of.
+
+RU are all that Cosmos DB's responses reported to the service: of lookups, and of its reads of the catalogue.
+"""
+LOOPBACK = (
+    "The stores were started on this machine: no network, no TLS, no replica, and a Redis that keeps nothing on disk. "
+    "A network adds its round trip to every read of a remote store, and nothing to one of files; give the URLs of real "
+    "stores to see that."
+)
+ELSEWHERE = (
+    "The stores were where their URLs say, and others may have used them meanwhile: what a server used is all that it "
+    "used. Services and load generator were on this machine."
+)
+EMULATED = "An emulator's own speed says nothing about the service that it stands for, so none of its times are shown."
+
+
+def compare_stores(options: StoresOptions, display: ProgressDisplay) -> Report:
+    """Make the comparison. Raises BenchMisused for what makes no sense, BenchFailed and StoreError where it fails."""
+    settings = parse_settings(options)
+    with ExitStack() as stack:
+        urls = list(options.urls) or stack.enter_context(own_stores(options.emulator_ru))
+        display.start("bringing the release into the stores", 1.0)
+        setup = stack.enter_context(
+            prepared_stores(urls, options.users, options.encoding, started_here=not options.urls)
+        )
+        publishing = setup.started_here if options.publish is None else options.publish
+        result = StoreComparison(setup, settings, display).run(publishing=publishing)
+        return report(options, setup, result)
+
+
+def parse_settings(options: StoresOptions) -> Settings:
+    """Read the options. Raises BenchMisused for what makes no sense."""
+    if len(options.urls) == 1 and not options.find_max:
+        raise BenchMisused("a comparison takes two stores or more, or no URL at all for those that it starts itself")
+    if len(set(options.urls)) < len(options.urls):
+        raise BenchMisused("the same store is given twice")
+    if options.encoding not in ENCODINGS:
+        raise BenchMisused(f"an encoding is {' or '.join(ENCODINGS)}, not {options.encoding!r}")
+    if options.repeat < 1 or options.users < 1 or (options.closed_users or 1) < 1 or (options.emulator_ru or 1) < 1:
+        raise BenchMisused("--repeat, --users, --closed-users and --emulator-ru must be 1 or more")
+    if options.cpu_hour is not None and options.cpu_hour <= 0:
+        raise BenchMisused("--cpu-hour must be above zero")
+    settings = Settings(
+        rounds=options.repeat,
+        extra_rounds=min(MOST_EXTRA_ROUNDS, 2 * options.repeat),
+        rate=parse_rate(options.rate),
+        poisson=options.poisson,
+        duration_s=parse_seconds(options.duration),
+        closed_users=options.closed_users,
+        think_s=parse_seconds(options.think),
+        warmup_s=parse_seconds(options.warmup),
+        direct=options.direct,
+        trial_lists=min(TRIAL_LISTS, options.users),
+        draw=Uniform() if options.zipf is None else Zipf(options.zipf),
+        objective=parse_objective(options.slo) if options.find_max else None,
+    )
+    if settings.rate <= 0 or settings.duration_s <= 0:
+        raise BenchMisused("--rate and --duration must be above zero")
+    return settings
+
+
+def provisioned(url: str) -> Throughput | None:
+    """Return what the container of a store's live release may use; None of a store that is not metered."""
+    return parse(url).throughput if urlsplit(url).scheme.startswith("cosmos") else None
+
+
+def report(options: StoresOptions, setup: Setup, result: ComparisonResult) -> Report:
+    """Sum a comparison up."""
+    kept, left_out = _valid_rounds(result, min(MIN_PAIRS, options.repeat))
+    columns = [_column(each, kept) for each in result.stores]
+    shown = [each for each in columns if each.emulated is None]
+    checked = answers.total(each.checked for each in result.stores)
+    failures = [f"{checked.wrong} of {checked.compared} compared answers were wrong"] if checked.wrong else []
+    failures += [] if kept else ["no round was made"]
+    names = [each.candidate.name for each in result.stores]
+    failures += [
+        f"{each.candidate.name}: no rate was inside the objective {parse_objective(options.slo)}"
+        for each in result.stores
+        if options.find_max and (each.capacity is None or each.capacity.best is None)
+    ]
+    return Report(
+        kind="reference" if options.reference else "stores",
+        configuration=options.to_json()
+        | {
+            "stores": [each.candidate.shown_url for each in result.stores],
+            "release": setup.manifest.release,
+            "encoding": setup.manifest.encoding,
+            "lists": "made up for this comparison" if setup.started_here else "of the live release",
+            "users": f"{len(setup.users):,} requested, of {setup.manifest.counts.get('user', 0):,}",
+        },
+        series=tuple(
+            each for one in shown for each in (one.closed, one.reads, one.while_written) if each and each.rounds
+        ),
+        interrupted=result.interrupted,
+        failures=tuple(failures),
+        extra={
+            "comparison": {
+                "stores": [*([reference.COLUMN] if options.reference else []), *names],
+                "lines": [asdict(line) for line in table_lines(columns, setup.manifest, options)] if kept else [],
+                "verdicts": verdicts([each.reads for each in shown]),
+                "left_out": left_out,
+                "method": _method(options, setup, emulated=len(shown) < len(columns)),
+                "capacity": [_raw_capacity(each) for each in result.stores if each.capacity],
+            },
+            "checked": asdict(checked),
+            "stores": [_raw_store(each) for each in result.stores],
+        },
+    )
+
+
+def _method(options: StoresOptions, setup: Setup, *, emulated: bool) -> list[str]:
+    return [
+        LOOPBACK if setup.started_here else ELSEWHERE,
+        *([EMULATED] if emulated else []),
+        *(paragraphs(reference.METHOD) if options.reference else []),
+        *paragraphs(METHOD),
+        *(paragraphs(CAPACITY_METHOD) if options.find_max else []),
+    ]
+
+
+def verdicts(reads: Sequence[Series]) -> list[str]:
+    """Say of each store but the first whether its p99 through the service really differs from the first one's."""
+    sentences = list[str]()
+    for other in reads[1:]:
+        first = reads[0]
+        pairs = zip(first.rounds, other.rounds, strict=True)
+        if sum(one.valid and two.valid for one, two in pairs) < MIN_PAIRS:
+            sentences.append(
+                f"{MIN_PAIRS} valid rounds or more are needed to say whether {first.name} and {other.name} differ"
+            )
+            continue
+        change = compare(first, other, DECIDING_METRIC).deciding.interval
+        amount = f"{abs(change.mean):.0%} {'longer' if change.mean > 0 else 'shorter'}"
+        real = "a real difference" if change.real else "no real difference: the interval holds 0"
+        sentences.append(
+            f"{DECIDING_METRIC} is {amount} through {other.name} than {first.name} "
+            f"(95 % interval {change.low:+.0%} to {change.high:+.0%}): {real}"
+        )
+    return sentences
+
+
+def _valid_rounds(result: ComparisonResult, enough: int) -> tuple[list[int], list[str]]:
+    """Choose the rounds that count: those valid for all stores, or all rounds where fewer than *enough* are."""
+    reasons = {
+        number: f"round {number + 1} is left out: {store.candidate.name}, {reason}"
+        for store in result.stores
+        for number, each in enumerate(store.rounds)
+        for reason in each.invalid_reasons
+    }
+    made = range(len(result.stores[0].rounds))
+    if len(made) - len(reasons) < enough:
+        return list(made), []
+    return [number for number in made if number not in reasons], [reasons[number] for number in sorted(reasons)]
+
+
+def _column(store: StoreResult, kept: Sequence[int]) -> Column:
+    rounds = tuple(store.rounds[number] for number in kept)
+    name = store.candidate.name
+    closed = [each.closed.result for each in rounds if each.closed]
+    written = [each.publishing.reads.result for each in rounds if each.publishing]
+    valid = [result for result in written if result.valid]
+    return Column(
+        store,
+        rounds,
+        series(name, [each.reads.result for each in rounds]),
+        series(name + CLOSED_LOOP, closed) if closed else None,
+        series(name + WHILE_WRITTEN, valid) if valid else None,
+        provisioned(store.candidate.url),
+    )
+
+
+def _raw_store(store: StoreResult) -> dict[str, Any]:
+    """Give all that was measured of a store but its runs' histograms, which the series hold."""
+    return {
+        "name": store.candidate.name,
+        "url": store.candidate.shown_url,
+        "emulated": store.candidate.emulated,
+        "memory_bytes": asdict(store.memory),
+        "checked": asdict(store.checked),
+        "rounds": [_raw_round(each) for each in store.rounds],
+    }
+
+
+def _raw_round(one: RoundResult) -> Mapping[str, Any]:
+    return {
+        "direct": {str(size): asdict(each) for size, each in one.lookups.items()},
+        "service_cpu_us": one.reads.service_cpu_us,
+        "server_cpu_us": one.reads.server_cpu_us,
+        "ru_s": one.reads.ru_s,
+        "invalid_reasons": one.invalid_reasons,
+        "trial": one.publishing and asdict(one.publishing.trial),
+        "lists_per_s_meanwhile": one.publishing and one.publishing.lists_per_s,
+        "invalid_reasons_meanwhile": one.publishing and one.publishing.reads.result.invalid_reasons,
+    }
+
+
+def _raw_capacity(store: StoreResult) -> Mapping[str, Any]:
+    capacity, emulated = store.capacity, store.candidate.emulated
+    if capacity is None:
+        return {}
+    return {
+        "name": store.candidate.name,
+        "emulated": emulated,
+        "highest": capacity.best and capacity.best[0].at,
+        "limit": capacity.limit,
+        "ending": f"{store.candidate.name}: {capacity.ending(emulated=emulated is not None)}",
+        "points": [
+            point.to_json()
+            | {"service_share": run.service_share, "server_share": run.server_share, "ru_s": run.ru_s}
+            | {"throttled": run.request_units and run.request_units.throttled}
+            for point, run in zip(capacity.points, capacity.runs, strict=True)
+        ],
+    }

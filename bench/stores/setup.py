@@ -1,0 +1,283 @@
+"""The stores of a comparison: all with the same release, each behind a service of its own."""
+
+import asyncio
+import os
+import ssl
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, aclosing, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+from urllib.request import urlopen
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from bench.errors import BenchFailed, BenchMisused
+from bench.lists import Shape
+from bench.process import REDIS_MISSING, Server, emulator_serving, free_port, redis_installed, redis_serving, serving
+from stores.catalogue import ReleaseRef
+from stores.compression import compress
+from stores.connect import connect
+from stores.keys import USER
+from stores.lifecycle import publish
+from stores.manifest import Manifest
+from stores.store import Row, Store
+from stores.transfer import copy
+from stores.urls import redacted
+from stores.verification import load_manifest
+
+EMULATOR = "local emulator, not Azure"
+EMULATED_SCHEMES = {"cosmos+http", "cosmos+https"}
+EMULATOR_METRICS = "/__emulation/metrics"
+LIST_LENGTH = 20
+
+# Settings that say how to connect to a store; all others of hotplate are kept away from what is measured.
+STORE_SETTINGS = ("HOTPLATE_REDIS_", "HOTPLATE_COSMOS_")
+
+# When a server that does not report what it uses is given up.
+METRICS_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class StoreServer:
+    """What the server of a store reports of itself; each function returns None for what is not known."""
+
+    cpu_s: Callable[[], float | None]
+    """CPU time that it has used, for reads and everything else."""
+
+    memory_bytes: Callable[[], int | None]
+    """Memory that it has in use."""
+
+    stored_bytes: Callable[[], int | None]
+    """Space that its data takes, in memory or on disk."""
+
+
+def store_server(url: str) -> StoreServer:
+    """Return what can report of the server of the store at *url*; on one that others use too, their part is included.
+
+    The service itself reads files through a memory map, whose pages can be dropped at any time. An emulator's CPU and
+    memory are no measure of what the service that it stands for uses; what it stores is as that would charge for it.
+    """
+    match urlsplit(url).scheme:
+        case "file":
+            return StoreServer(lambda: 0.0, lambda: 0, partial(_folder_bytes, Path(url.removeprefix("file://"))))
+        case "redis" | "rediss" | "unix":
+            info = partial(_redis_info, url)
+            return StoreServer(
+                lambda: info("cpu", "used_cpu_user", "used_cpu_sys"),  # of all its threads, to the microsecond
+                lambda: int(info("memory", "used_memory_rss")),  # with what its allocator has not given back
+                lambda: int(info("memory", "used_memory")),
+            )
+        case "cosmos+http" | "cosmos+https":
+            metric = partial(_emulator_metric, url)
+            return StoreServer(
+                partial(metric, "process_cpu_seconds_total"),
+                lambda: _whole(metric("process_resident_memory_bytes")),
+                lambda: _whole(metric("hotplate_cosmos_emulator_stored_bytes", own_database=True)),
+            )
+        case _:
+            return UNKNOWN_SERVER
+
+
+def _folder_bytes(folder: Path) -> int:
+    """Add up blocks on disk, as the files are sparse."""
+    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
+
+
+def _redis_info(url: str, section: str, *names: str) -> float:
+    from redis import Redis  # noqa: PLC0415 -- an extra: only who measures Redis needs it
+
+    from stores.redis.url import parse  # noqa: PLC0415 -- as above
+
+    at = parse(url)
+    where: dict[str, Any] = (
+        {"unix_socket_path": at.path}
+        if at.path
+        else {"host": at.host, "port": at.port, "ssl": at.tls} | ({"ssl_ca_certs": at.ca} if at.tls else {})
+    )
+    with Redis(db=at.db, username=at.user, password=at.password, **where) as client:
+        values: Any = client.info(section)
+    return sum(float(values[name]) for name in names)
+
+
+def _emulator_metric(url: str, name: str, *, own_database: bool = False) -> float | None:
+    """Add up a metric of our emulator; None where another server, or none, is there."""
+    from stores.cosmos.url import parse  # noqa: PLC0415 -- other stores have other addresses
+
+    at = parse(url)
+    trusted = ssl.create_default_context(cafile=at.ca) if at.endpoint.startswith("https:") else None
+    try:
+        with urlopen(f"{at.endpoint}{EMULATOR_METRICS}", timeout=METRICS_TIMEOUT_S, context=trusted) as page:  # noqa: S310 -- http(s), by the store's own parser
+            text = page.read().decode()
+    except (OSError, HTTPException, UnicodeDecodeError):
+        return None
+    values = [
+        sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == name and (not own_database or sample.labels["container"].partition("/")[0] == at.database)
+    ]
+    return sum(values) if values or own_database else None
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else round(value)
+
+
+UNKNOWN_SERVER = StoreServer(lambda: None, lambda: None, lambda: None)
+
+
+def emulator_label(url: str) -> str | None:
+    """Return what to show in place of a latency where *url* names an emulator: its times are not the service's."""
+    return EMULATOR if urlsplit(url).scheme in EMULATED_SCHEMES else None
+
+
+def store_settings(url: str) -> dict[str, str]:
+    """Return the environment in which a process of ours finds the store at *url*."""
+    kept = {name: value for name, value in os.environ.items() if name.startswith(STORE_SETTINGS)}
+    return {"HOTPLATE_STORE": url} | kept
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncIterator[Store]:
+    """Connect to a store until the block ends."""
+    store = connect(url)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One store of a comparison, for as long as that lasts."""
+
+    name: str
+    url: str
+    service: Server
+    server: StoreServer
+
+    @property
+    def shown_url(self) -> str:
+        """Its URL without what may be secret."""
+        return redacted(self.url)
+
+    @property
+    def emulated(self) -> str | None:
+        """What to show in place of its latencies, where it is an emulator."""
+        return emulator_label(self.url)
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """All candidates, the release that all of them hold, and the users who are requested."""
+
+    candidates: tuple[Candidate, ...]
+    manifest: Manifest
+    users: tuple[str, ...]
+    started_here: bool
+    """Whether the stores were started for this comparison, and the lists made up."""
+
+
+@contextmanager
+def own_stores(emulator_ru: int | None) -> Iterator[list[str]]:
+    """Start a folder, a Redis and perhaps an emulator, where no stores are given; gone when the block ends."""
+    if not redis_installed():
+        raise BenchFailed(f"{REDIS_MISSING}, or give the URLs of the stores")
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="hotplate-bench-"))
+        urls = [f"file://{folder}/store", stack.enter_context(redis_serving()).url()]
+        if emulator_ru is not None:
+            emulator = stack.enter_context(emulator_serving())
+            urls.append(f"cosmos+{emulator.url}/hotplate?ru={emulator_ru}")
+        yield urls
+
+
+@contextmanager
+def prepared_stores(urls: Sequence[str], users: int, encoding: str, *, started_here: bool) -> Iterator[Setup]:
+    """Bring one release into all stores, and start a service for each.
+
+    The release is the live one of the first store that has any; where none has, lists are made up for *users*. Raises
+    BenchMisused where two stores have different releases, and nothing is written into either then.
+    """
+    manifest, ids = asyncio.run(_share_release(urls, users, encoding))
+    first = f"/v1/recommendations/{quote(ids[0], safe='')}"
+    with ExitStack() as stack:
+        candidates = list[Candidate]()
+        for name, url in zip(store_names(urls), urls, strict=True):
+            port = free_port()
+            command = [sys.executable, "-m", "hotplate", "serve", "--port", str(port), "--workers", "1"]
+            service = stack.enter_context(serving(command, port, first, store_settings(url)))
+            candidates.append(Candidate(name, url, service, store_server(url)))
+        yield Setup(tuple(candidates), manifest, tuple(ids), started_here)
+
+
+def store_names(urls: Sequence[str]) -> list[str]:
+    """Name each store as briefly as distinguishes it from the others: by its scheme, or by its URL."""
+    schemes = [f"{urlsplit(url).scheme}://" for url in urls]
+    shown = schemes if len(set(schemes)) == len(urls) else [redacted(url) for url in urls]
+    if len(set(shown)) < len(urls):
+        shown = [f"{name} ({number})" for number, name in enumerate(shown, 1)]
+    return shown
+
+
+async def _share_release(urls: Sequence[str], users: int, encoding: str) -> tuple[Manifest, list[str]]:
+    async with AsyncExitStack() as stack:
+        stores = [await stack.enter_async_context(opened(url)) for url in urls]
+        live = [(await store.catalogue()).live_ref for store in stores]
+        held = [(store, release) for store, release in zip(stores, live, strict=True) if release]
+        source, release = held[0] if held else (stores[0], await _publish_made_up(stores[0], users, encoding))
+        manifest = await load_manifest(source, release)
+        await _require_same_release(stores, urls, live, manifest)
+        for store, already in zip(stores, live, strict=True):
+            if already is None and store is not source:
+                await copy(source, store, release.id)
+        ids = [row.key.removeprefix(USER) for row in await first_user_rows(source, release, users)]
+    if not ids:
+        raise BenchMisused(f"the release {release.id} holds no user's list")
+    return manifest, ids
+
+
+async def _require_same_release(
+    stores: Sequence[Store], urls: Sequence[str], live: Sequence[ReleaseRef | None], manifest: Manifest
+) -> None:
+    for store, url, release in zip(stores, urls, live, strict=True):
+        if release is None:
+            continue
+        if release.id != manifest.release or await load_manifest(store, release) != manifest:
+            raise BenchMisused(
+                f"{redacted(url)} serves release {release.id}, and another store {manifest.release}; for a comparison "
+                "bring one into both: hotplate releases copy ID --from URL --to URL"
+            )
+
+
+async def _publish_made_up(store: Store, users: int, encoding: str) -> ReleaseRef:
+    shape = Shape(users, LIST_LENGTH)
+
+    async def batches() -> AsyncIterator[list[Row]]:
+        for rows in shape.batches(shape.drawn()):
+            yield rows
+
+    if encoding == "zstd":
+        compressed = await compress(batches(), shape.plan)
+        result = await publish(store, compressed.batches, plan=compressed.plan, about={}, encoding=encoding)
+    else:
+        result = await publish(store, batches(), plan=shape.plan, about={}, encoding=encoding)
+    return (await store.catalogue()).find(result.manifest.release).ref
+
+
+async def first_user_rows(store: Store, release: ReleaseRef, most: int) -> list[Row]:
+    """Read the first *most* users' rows of a release."""
+    rows = list[Row]()
+    async with aclosing(store.scan(release)) as scanned:  # type: ignore[type-var]  # an iterator by contract, a generator in all stores
+        async for row in scanned:
+            if row.key.startswith(USER):
+                rows.append(row)
+            if len(rows) == most:
+                break
+    return rows

@@ -1,0 +1,214 @@
+"""What the verbs of the bench share: flags made of an experiment's options, errors, and printing its report."""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+
+import typer
+
+from bench.options import HOW, WHAT, WHEN, Argument, Flag
+from hotplate.cli.terminal import FAILED, MISUSED, Json, err, out, print_json, table
+
+if TYPE_CHECKING:
+    from bench.progress import ProgressDisplay
+    from bench.report.page import Runs
+    from bench.report.report import Report
+
+__all__ = ["HOW", "WHAT", "WHEN", "add_experiment", "bench_errors", "finish", "option", "require_folder"]
+
+BENCH_MODULES = {"hdrh", "httptools", "matplotlib", "numpy"}
+Options = TypeVar("Options")
+Run = Callable[[Options, "ProgressDisplay"], "tuple[Report, Runs | None]"]
+
+
+def option(name: str, text: str, panel: str, flag: str | None = None) -> typer.models.OptionInfo:
+    """Make an option that is also read from the environment, as HOTPLATE_BENCH_NAME."""
+    made: typer.models.OptionInfo = typer.Option(
+        flag or f"--{name}",
+        envvar=f"HOTPLATE_BENCH_{name.replace('-', '_').upper()}",
+        help=text,
+        rich_help_panel=panel,
+    )
+    return made
+
+
+def add_experiment(
+    app: typer.Typer, options: type[Options], *, report: str, defaults: Options | None = None, log: bool = False
+) -> Callable[[Run[Options]], Run[Options]]:
+    """Make a verb of a function that takes *options*: each of their fields that has a Flag or an Argument is a flag.
+
+    Defaults are those of the fields, or of *defaults*. The verb runs the function, writes and prints its report, and
+    exits 1 where that is invalid. *report* is where it goes, unless --out says otherwise; *log* promises an HDR log.
+    """
+
+    def register(run: Run[Options]) -> Run[Options]:
+        def verb(**given: Any) -> None:  # noqa: ANN401 -- typer converts each value to its field's type
+            name, as_json = given.pop("out"), given.pop("as_json")
+            preset = {} if defaults is None else {each.name: getattr(defaults, each.name) for each in fields(options)}  # type: ignore[arg-type]  # a dataclass
+            values = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+            with bench_errors(as_json=as_json):
+                from bench.progress import progress_display
+                from bench.report.page import keep
+
+                require_folder(name)
+                with progress_display(err) as display:
+                    made, runs = run(options(**(preset | values)), display)
+            keep(made, runs, name)
+            finish(made, name, lambda: print_report(made), valid=made.valid, as_json=as_json, log=runs is not None)
+
+        verb.__doc__ = run.__doc__
+        parameters = [*_parameters(options, defaults), *_report_parameters(report, log=log)]
+        verb.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what inspect.signature looks for
+        verb.__annotations__ = {each.name: each.annotation for each in parameters}
+        app.command(run.__name__)(verb)
+        return run
+
+    return register
+
+
+def _parameters(options: type[Any], defaults: object) -> Iterator[inspect.Parameter]:
+    hints = get_type_hints(options, include_extras=True)
+    for each in fields(options):
+        if get_origin(hints[each.name]) is not Annotated:
+            continue  # not for the command
+        kind, shown = get_args(hints[each.name])
+        default = each.default if defaults is None else getattr(defaults, each.name)
+        if isinstance(shown, Argument):
+            info: Any = typer.Argument(metavar=shown.metavar, help=shown.help, show_default=False)
+        else:
+            info = _option(each.name, shown, kind, default)
+        if kind == tuple[str, ...]:
+            kind, default = list[str], []
+        yield inspect.Parameter(
+            each.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if default is MISSING else default,
+            annotation=Annotated[kind, info],
+        )
+
+
+def _option(field: str, flag: Flag, kind: object, default: object) -> typer.models.OptionInfo:
+    name = flag.name or field.replace("_", "-")
+    one_way = kind is bool and default is False
+    both = kind is bool or kind == (bool | None)
+    return option(name, flag.help, flag.panel, f"--{name}" if one_way or not both else f"--{name}/--no-{name}")
+
+
+def _report_parameters(report: str, *, log: bool) -> Iterator[inspect.Parameter]:
+    endings = ".json, .html and .hdr" if log else ".json and .html"
+    info = option("out", f"Where the report goes: this name with {endings}.", HOW)
+    kind = inspect.Parameter.KEYWORD_ONLY
+    yield inspect.Parameter("out", kind, default=Path(report), annotation=Annotated[Path, info])
+    yield inspect.Parameter("as_json", kind, default=False, annotation=Json)
+
+
+@contextmanager
+def bench_errors(*, as_json: bool) -> Iterator[None]:
+    """Turn what the bench refuses, or cannot do, into one sentence and an exit code."""
+    from bench.errors import BenchFailed, BenchMisused
+
+    try:
+        yield
+    except (BenchMisused, BenchFailed) as error:
+        sentence = str(error)[:1].upper() + str(error)[1:].rstrip(".") + "."
+        if as_json:
+            err.print_json(data={"error": sentence, "kind": type(error).__name__}, indent=None)
+        else:
+            err.print("hotplate: ", sentence, sep="", markup=False)
+        raise typer.Exit(MISUSED if isinstance(error, BenchMisused) else FAILED) from None
+    except ModuleNotFoundError as error:
+        if error.name not in BENCH_MODULES:
+            raise
+        raise ModuleNotFoundError(str(error), name="httptools") from error  # numpy is of two extras; this one is meant
+
+
+def require_folder(report: Path) -> None:
+    """Refuse a report that has no folder to go to, before anything is measured."""
+    from bench.errors import BenchMisused
+
+    if not report.parent.is_dir():
+        raise BenchMisused(f"there is no folder {report.parent} to write the report to")
+
+
+def finish(
+    report: "Report", name: Path, show: Callable[[], None], *, valid: bool, as_json: bool, log: bool = False
+) -> NoReturn:
+    """Print what was measured and where it was written to, and exit 1 where it is not valid.
+
+    *log* says that there is an HDR log beside the report.
+    """
+    if as_json:
+        print_json(report.brief())
+    else:
+        show()
+        *some, last = (f"{name}.{ending}" for ending in ("json", "html", *(("hdr",) if log else ())))
+        out.print(f"written to {', '.join(some)} and {last}", markup=False)
+    raise typer.Exit(0 if valid else FAILED)
+
+
+def print_report(report: "Report") -> None:
+    """Print a report for a person: its comparison, or its runs, and what was found besides."""
+    if compared := report.extra.get("comparison"):
+        _print_comparison(compared)
+    else:
+        _print_runs(report)
+    if checked := report.extra.get("checked"):
+        wrong = f"{checked['wrong']} wrong, {checked['fallback']} fell back to the popular list"
+        out.print(f"{checked['compared']} lists compared with the store's: {wrong}", markup=False)
+        for example in checked["examples"]:
+            out.print(f"  {example}", markup=False)
+    for reason in (*(report.invalid_reasons if compared else ()), *report.failures):
+        out.print(f"INVALID: {reason}", markup=False)
+    if report.interrupted:
+        out.print("stopped before its end", markup=False)
+
+
+def _print_comparison(compared: Mapping[str, Any]) -> None:
+    group, rows = "", list[tuple[str, ...]]()
+    for line in compared["lines"]:
+        if line["group"] != group:
+            group = line["group"]
+            rows.append((group, *("" for _ in compared["stores"])))
+        rows.append((f"  {line['name']}", *line["cells"]))
+    out.print(table(("", *compared["stores"]), rows))
+    left_out = compared["left_out"]
+    sentences = [f"{len(left_out)} rounds do not count; the first: {left_out[0]}"] if left_out else []
+    for sentence in (*compared["verdicts"], *(each["ending"] for each in compared["capacity"]), *sentences):
+        out.print(sentence, markup=False)
+
+
+def _print_runs(report: "Report") -> None:
+    from bench.loadgen.result import run_text
+    from bench.report.text import format_us
+
+    for each in report.series:
+        for one in each.rounds:
+            out.print(run_text(one.facts), markup=False)
+        if len(each.rounds) > 1:
+            rows = [
+                (name, format_us(found["mean"]), f"{format_us(found['low'])} … {format_us(found['high'])}")
+                for name, found in each.summary().items()
+                if name != "rate" and found["low"] is not None
+            ]
+            out.print(table(("latency", "mean of rounds", "95 % interval (t)"), rows))
+    for kind, best, headings in (("search", "highest", ("rate", "answers/s")), ("sweep", "knee", ("batch", "users/s"))):
+        if found := report.extra.get(kind):
+            rows_of_points = [_point(point) for point in found["points"]]
+            out.print(table((*headings, "p50", "p99", "errors", "popular", ""), rows_of_points))
+            out.print(f"{best}: {found[best] or 'none'}", markup=False)
+
+
+def _point(point: Mapping[str, Any]) -> tuple[str, ...]:
+    from bench.report.text import format_us
+
+    return (
+        f"{point['at']:,.0f}",
+        f"{point['per_s']:,.0f}",
+        *(format_us(float(point[f"{name}_us"])) for name in ("p50", "p99")),
+        f"{point['error_share']:.2%}",
+        f"{point['popular']:.1%}",
+        "; ".join([*point["invalid_reasons"], *point["broken"]]),
+    )

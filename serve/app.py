@@ -1,0 +1,198 @@
+"""The service as an HTTP server of its own, and as a part of another aiohttp application."""
+
+import itertools
+import logging
+import re
+import secrets
+from collections.abc import AsyncIterator, Awaitable
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+from aiohttp import web
+
+from serve.handlers import Handler, Handlers
+from serve.metrics import OTHER
+from serve.problems import Problem, internal_error, not_ready
+from serve.reader import Lists, NotReady, TieredReader
+
+log = logging.getLogger(__name__)
+
+KEEPALIVE_S = 75.0
+MAX_LINE_BYTES = 8190
+REQUEST_ID = re.compile(r"[A-Za-z0-9._~+/=:-]{1,128}")
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One path template, as metrics name it, and its handlers by method."""
+
+    template: str
+    methods: dict[str, Handler]
+
+
+class Routes:
+    """Which path reaches which route: paths without an id, and paths that end in one."""
+
+    def __init__(self, handlers: Handlers) -> None:
+        self._fixed = {
+            route.template: route
+            for route in (
+                Route("/v1/recommendations", {"POST": handlers.recommend_many}),
+                Route("/v1/popular", {"GET": handlers.popular}),
+                Route("/livez", {"GET": handlers.live}),
+                Route("/readyz", {"GET": handlers.ready}),
+                Route("/metrics", {"GET": handlers.metrics}),
+            )
+        }
+        self._fixed["/health/live"] = self._fixed["/livez"]
+        self._fixed["/health/ready"] = self._fixed["/readyz"]
+        self._with_id = {
+            "/v1/recommendations": Route("/v1/recommendations/{user}", {"GET": handlers.recommend}),
+            "/v1/similar": Route("/v1/similar/{item}", {"GET": handlers.similar}),
+        }
+
+    def find(self, path: str) -> tuple[Route | None, str]:
+        """Return the route of a raw path, and the id that the path ends in, still encoded."""
+        route = self._fixed.get(path)
+        if route is not None:
+            return route, ""
+        stem, _, raw_id = path.rpartition("/")
+        return self._with_id.get(stem), raw_id
+
+
+def _handler(route: Route | None, method: str) -> Handler:
+    """Return the handler of *method*; raises a Problem where there is no such route or method."""
+    if route is None:
+        raise Problem(404, "no-such-route", "no route has this path; an id in a path writes / as %2F")
+    handler = route.methods.get("GET" if method == "HEAD" else method)
+    if handler is None:
+        allowed = ", ".join(sorted(route.methods) + (["HEAD"] if "GET" in route.methods else []))
+        raise Problem(405, "no-such-method", f"{route.template} takes {allowed}", {"Allow": allowed})
+    return handler
+
+
+class Dispatcher:
+    """Answers requests by their raw path: finds the handler, names and times the request; one for each worker."""
+
+    def __init__(self, reader: TieredReader) -> None:
+        self.handlers = Handlers(reader)
+        self.metrics = reader.metrics
+        self.draining = False
+        self._routes = Routes(self.handlers)
+        self._id_prefix = secrets.token_hex(6)
+        self._id_count = itertools.count(1)
+
+    def drain(self) -> None:
+        """Be not ready from now on, and have every client close its connection."""
+        self.draining = self.handlers.draining = True
+
+    def request_id(self, request: web.BaseRequest) -> str:
+        """Return the caller's id of a request, or make one; an odd or long one would end in logs and headers."""
+        given = request.headers.get("X-Request-Id")
+        if given is not None and REQUEST_ID.fullmatch(given):
+            return given
+        return f"{self._id_prefix}{next(self._id_count):08x}"
+
+    async def answer(self, request: web.BaseRequest, path: str, query: str) -> web.Response:
+        """Answer a request for a raw path and query."""
+        started = perf_counter()
+        route, raw_id = self._routes.find(path)
+        request_id = self.request_id(request)
+        try:
+            response = await _handler(route, request.method)(request, raw_id, query)
+        except Problem as problem:
+            response = problem.response()
+        except NotReady as error:
+            response = not_ready(str(error)).response()
+        except Exception:
+            log.exception("request %s failed", request_id)
+            response = internal_error(request_id).response()
+        took_s = perf_counter() - started
+        response.headers["Server"] = "hotplate"
+        response.headers["X-Request-Id"] = request_id
+        response.headers["Server-Timing"] = f"app;dur={took_s * 1000:.3f}"
+        if self.draining:
+            response.force_close()
+        self.metrics.observe_request(
+            OTHER if route is None else route.template, request.method, response.status, took_s
+        )
+        return response
+
+
+class Server(web.Server):
+    """aiohttp's low-level server without its router and middlewares: the hot path pays for neither."""
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        super().__init__(self._answer)
+        self.dispatcher = dispatcher
+
+    def __call__(self) -> web.RequestHandler:
+        """Make the protocol of one connection."""
+        return _Connection(
+            self,
+            loop=self._loop,
+            access_log=None,  # type: ignore[arg-type]  # aiohttp tests it for truth, and types it as always there
+            keepalive_timeout=KEEPALIVE_S,
+            max_line_size=MAX_LINE_BYTES,
+        )
+
+    def _answer(self, request: web.BaseRequest) -> Awaitable[web.Response]:
+        path, _, query = request.raw_path.partition("?")
+        if path[:1] != "/":
+            path = request.rel_url.raw_path  # the absolute form, which proxies use
+        return self.dispatcher.answer(request, path, query)
+
+
+class _Connection(web.RequestHandler):
+    """One connection; what aiohttp's parser refuses is answered as a problem, too."""
+
+    def handle_error(
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        server: Any = self._manager
+        dispatcher: Dispatcher = server.dispatcher
+        if request.writer.output_size > 0:
+            raise ConnectionError("the answer had begun; it cannot become an error any more") from exc
+        request_id = dispatcher.request_id(request)
+        if status >= 500:
+            log.error("request %s failed", request_id, exc_info=exc)
+            problem = internal_error(request_id)
+        else:
+            reason = (message or "it is not HTTP/1.1").strip().partition("\n")[0].partition(":")[0][:200]
+            problem = Problem(status, "bad-request", f"the request cannot be read: {reason}")
+        response = problem.response()
+        response.headers["Server"] = "hotplate"
+        response.headers["X-Request-Id"] = request_id
+        response.force_close()
+        dispatcher.metrics.observe_request(OTHER, OTHER, response.status, 0.0)
+        return response
+
+
+def mount(app: web.Application, prefix: str, lists: Lists) -> None:
+    """Let *app* answer all routes of the service below *prefix*, from lists that are not open yet.
+
+    The application opens *lists* when it starts, waits a moment for its stores, and closes them when it stops; its own
+    handlers may use them meanwhile. As long as no release is served, requests get 503.
+    """
+    dispatcher = Dispatcher(lists.reader)
+
+    async def answer(request: web.Request) -> web.Response:
+        resource = request.match_info.route.resource
+        depth = 0 if resource is None else resource.canonical.count("/")  # the prefix is as the caller encoded it
+        path = "/" + request.rel_url.raw_path.split("/", depth)[-1]
+        return await dispatcher.answer(request, path, request.rel_url.raw_query_string)
+
+    async def lifespan(_: web.Application) -> AsyncIterator[None]:
+        async with lists.reader:
+            await lists.reader.wait_until_attempted()
+            yield
+
+    async def drain(_: web.Application) -> None:
+        dispatcher.drain()
+
+    service = web.Application()
+    service.router.add_route("*", "/{path:.*}", answer)
+    service.cleanup_ctx.append(lifespan)
+    service.on_shutdown.append(drain)
+    app.add_subapp(prefix, service)

@@ -1,0 +1,283 @@
+"""Lists from tiers of stores within a deadline: what the service answers from, and what `hotplate.open` gives."""
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from serve.follower import ServedRelease
+from serve.metrics import Metrics
+from serve.tiers import StoreObserver, Tier, loop_time, tier_names
+from stores.catalogue import ReleaseId
+from stores.connect import connect
+from stores.encoding import Item, cut, decode
+from stores.errors import StoreError, StoreMisused
+from stores.keys import ITEM, OVERALL, USER, check_id
+from stores.store import Reader, Slot
+
+log = logging.getLogger(__name__)
+
+# What one request may spend on reads, all tiers together.
+BUDGET_S = 0.05
+# What each user of a batch adds to its budget: whoever requests thousands would rather wait than get popular lists.
+BUDGET_S_PER_USER = 0.0005
+# How long a start waits for stores that do not answer, although others do.
+FIRST_READ_S = 2.0
+# How long opened lists wait for a release to serve.
+READY_S = 10.0
+# How many items a list is cut to.
+DEFAULT_N = 10
+
+
+class NotReady(StoreError):
+    """No tier has served a release yet; the text says what is wrong."""
+
+
+class EncodedList(NamedTuple):
+    """A list as bytes and where it came from: the tier, its release, and `personal`, `similar` or `popular`."""
+
+    tier: str
+    served: ServedRelease
+    source: str
+    value: bytes
+
+
+class TieredReader:
+    """Reads lists from tiers, in their order, inside a budget of time; lives as long as its worker, on one loop.
+
+    The first tier to return a list in its share of the budget wins. A tier that fails is passed over; after one that
+    has no such list, only tiers with another release are read. As a context manager it follows the live release of
+    each tier, and closes the stores at the end.
+    """
+
+    def __init__(
+        self, stores: Mapping[str, Reader], *, budget_s: float = BUDGET_S, metrics: Metrics | None = None
+    ) -> None:
+        """Take the stores by the names of their tiers, and the counters that all workers share."""
+        self._metrics = metrics or Metrics(1, list(stores))
+        self.tiers = [Tier(name, store, self._metrics) for name, store in stores.items()]
+        self.following = list[asyncio.Task[None]]()
+        """The tasks that follow the live releases; one of them ends only by a defect."""
+        self._budget_s = budget_s
+
+    @property
+    def metrics(self) -> Metrics:
+        """The counters of what this reader does."""
+        return self._metrics
+
+    async def __aenter__(self) -> Self:
+        for tier in self.tiers:
+            task = asyncio.create_task(tier.follower.run())
+            task.add_done_callback(_log_defect)
+            self.following.append(task)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for task in self.following:
+            task.cancel()
+        await asyncio.gather(*self.following, return_exceptions=True)
+        self.following.clear()
+        for tier in self.tiers:
+            await tier.close()
+
+    async def wait_until_attempted(self, timeout_s: float = FIRST_READ_S) -> None:
+        """Wait until each store has been read once, with whatever outcome; *timeout_s* at most."""
+        await _wait([tier.follower.attempted for tier in self.tiers], timeout_s, asyncio.ALL_COMPLETED)
+
+    async def wait_until_ready(self, timeout_s: float) -> None:
+        """Wait until each store had a chance and one serves a release; raises NotReady if none does in *timeout_s*."""
+        deadline = loop_time() + timeout_s
+        await self.wait_until_attempted(min(FIRST_READ_S, timeout_s))
+        ready = [tier.follower.ready for tier in self.tiers]
+        await _wait(ready, max(0.0, deadline - loop_time()), asyncio.FIRST_COMPLETED)
+        self.release()
+
+    def release(self) -> ReleaseId:
+        """Return the release of the first tier that serves one; raises NotReady where none does yet."""
+        return self._first().served.id
+
+    async def personal(self, user: str, segment: str = OVERALL) -> EncodedList:
+        """Read one user's list; where there is none, the popular list of *segment*."""
+        return await self._read_one(USER + user, "personal", segment)
+
+    async def similar(self, item: str) -> EncodedList:
+        """Read the items that are like *item*; where there are none, the popular list."""
+        return await self._read_one(ITEM + item, "similar", OVERALL)
+
+    def popular(self, segment: str = OVERALL) -> EncodedList:
+        """Return the popular list of a segment, or the one for everybody where the segment has none."""
+        self._metrics.count_lookup("popular", "hit")
+        return self._first(segment)
+
+    async def personal_many(self, users: Sequence[str]) -> list[EncodedList]:
+        """Read the lists of many users in one release, in order: the first tier that can be read answers for all."""
+        keys = [USER + user for user in users]
+        deadline = loop_time() + self._budget_s + BUDGET_S_PER_USER * len(users)
+        for index, tier in enumerate(self.tiers):
+            served = tier.follower.served
+            if served is None:
+                continue
+            try:
+                served, slots = await tier.read(served, keys, self._share_s(index, deadline))
+            except StoreError:
+                continue
+            return [self._hit(tier, served, slot, "personal") or self._fallback(tier, served, slot) for slot in slots]
+        first = self._first()
+        for _ in users:
+            self._metrics.count_lookup("popular", "error")
+        return [first] * len(users)
+
+    async def _read_one(self, key: str, source: str, segment: str) -> EncodedList:
+        deadline: float | None = None
+        missed: tuple[Tier, ServedRelease] | None = None
+        tried: tuple[ReleaseId, ...] = ()
+        for index, tier in enumerate(self.tiers):
+            served = tier.follower.served
+            if served is None or served.id in tried:
+                continue
+            slot = tier.get(served, key)
+            if isinstance(slot, StoreError):
+                if deadline is None:
+                    deadline = loop_time() + self._budget_s
+                try:
+                    served, (slot,) = await tier.read(served, [key], self._share_s(index, deadline))
+                except StoreError:
+                    continue
+            if hit := self._hit(tier, served, slot, source):
+                return hit
+            if not isinstance(slot, StoreError):
+                tried = (*tried, served.id)
+                missed = missed or (tier, served)
+        if missed is not None:
+            return self._fallback(*missed, None, segment)
+        first = self._first(segment)
+        self._metrics.count_lookup("popular", "error")
+        return first
+
+    def _share_s(self, index: int, deadline: float) -> float:
+        """Return what the tier at *index* may take, in seconds: what is left, shared with the tiers after it."""
+        return max(0.0, deadline - loop_time()) / (len(self.tiers) - index)
+
+    def _hit(self, tier: Tier, served: ServedRelease, slot: Slot, source: str) -> EncodedList | None:
+        if isinstance(slot, bytes) and slot:
+            self._metrics.count_lookup(source, "hit")
+            return EncodedList(tier.name, served, source, slot)
+        return None
+
+    def _fallback(self, tier: Tier, served: ServedRelease, slot: Slot, segment: str = OVERALL) -> EncodedList:
+        self._metrics.count_lookup("popular", "error" if isinstance(slot, StoreError) else "miss")
+        return _popular(tier, served, segment)
+
+    def _first(self, segment: str = OVERALL) -> EncodedList:
+        """Return the popular list of the first tier that serves a release, from memory."""
+        for tier in self.tiers:
+            if tier.follower.served is not None:
+                return _popular(tier, tier.follower.served, segment)
+        errors = "; ".join(tier.error for tier in self.tiers if tier.error)
+        raise NotReady(errors or "the live release is being loaded; try again in a second")
+
+
+def open_reader(urls: Sequence[str], *, budget_s: float = BUDGET_S, metrics: Metrics | None = None) -> TieredReader:
+    """Connect to the stores at *urls*, the first to be read first; nothing is read before the reader is entered.
+
+    Raises StoreMisused for what is not the URL of a store.
+    """
+    names = tier_names(urls)
+    metrics = metrics or Metrics(1, names)
+    stores = {name: connect(url, StoreObserver(name, metrics)) for name, url in zip(names, urls, strict=True)}
+    return TieredReader(stores, budget_s=budget_s, metrics=metrics)
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendations:
+    """One list, decoded, and where it came from."""
+
+    items: list[Item]
+    source: str
+    """`personal`, `similar`, or `popular` where there was no list of the user's or item's own."""
+
+    release: str
+    tier: str
+
+
+class Lists:
+    """The lists of the live release, for use in another program: what the service answers, without HTTP.
+
+    As a context manager it waits until a release is served, follows the live release until the block ends, and closes
+    the stores. Every method raises NotReady before, and StoreMisused for an id or a count that cannot be.
+    """
+
+    def __init__(self, reader: TieredReader, timeout_s: float = READY_S) -> None:
+        self.reader = reader
+        self._timeout_s = timeout_s
+
+    async def __aenter__(self) -> Self:
+        await self.reader.__aenter__()
+        try:
+            await self.reader.wait_until_ready(self._timeout_s)
+        except BaseException:
+            await self.reader.__aexit__(None, None, None)
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.reader.__aexit__(kind, error, trace)
+
+    async def personal(self, user: str, n: int = DEFAULT_N, *, segment: str = OVERALL) -> Recommendations:
+        """Return a user's list; without one, the popular list of *segment*, or the one for everybody."""
+        return _recommendations(await self.reader.personal(check_id(user), segment), n)
+
+    async def personal_many(self, users: Sequence[str], n: int = DEFAULT_N) -> list[Recommendations]:
+        """Return the lists of many users, in order, all of one release."""
+        found = await self.reader.personal_many([check_id(user) for user in users])
+        return [_recommendations(one, n) for one in found]
+
+    async def similar(self, item: str, n: int = DEFAULT_N) -> Recommendations:
+        """Return the items that are like *item*; for an item that is not known, the popular list."""
+        return _recommendations(await self.reader.similar(check_id(item)), n)
+
+    def popular(self, n: int = DEFAULT_N, *, segment: str = OVERALL) -> Recommendations:
+        """Return the popular list of *segment*, or the one for everybody; from memory, so nothing is awaited."""
+        return _recommendations(self.reader.popular(segment), n)
+
+
+def open_lists(*urls: str, budget_s: float = BUDGET_S, timeout_s: float = READY_S) -> Lists:
+    """Open the lists in the stores at *urls*; each further store answers when those before it cannot.
+
+    *budget_s* is what one call may spend on reads. Use it as `async with hotplate.open(url) as lists:`, which raises
+    NotReady, and says what is wrong, where no store has a live release within *timeout_s*. Raises StoreMisused for what
+    is not the URL of a store.
+    """
+    if not urls:
+        raise StoreMisused("no store is named; give its URL, as file:///var/lib/hotplate")
+    return Lists(open_reader(urls, budget_s=budget_s), timeout_s)
+
+
+def _popular(tier: Tier, served: ServedRelease, segment: str) -> EncodedList:
+    return EncodedList(tier.name, served, "popular", served.popular.get(segment) or served.popular[OVERALL])
+
+
+def _recommendations(encoded: EncodedList, n: int) -> Recommendations:
+    if n < 1:
+        raise StoreMisused(f"n is how many items to return, at least 1, not {n}")
+    return Recommendations(decode(cut(encoded.value, n)), encoded.source, encoded.served.id, encoded.tier)
+
+
+async def _wait(events: Sequence[asyncio.Event], timeout_s: float, return_when: str) -> None:
+    waiting = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waiting, timeout=timeout_s, return_when=return_when)
+    finally:
+        for task in waiting:
+            task.cancel()
+
+
+def _log_defect(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("a live release is not followed any more", exc_info=error)

@@ -1,0 +1,230 @@
+"""Reads over tiers that misbehave: inside the budget, never empty, never another release than the answer says."""
+
+import asyncio
+
+import pytest
+
+from serve.breaker import FAILURES, PAUSE_S
+from serve.metrics import LOOKUPS, Metrics
+from serve.reader import EncodedList, NotReady, TieredReader
+from serve.tiers import loop_time
+from stores import lifecycle as life
+from stores.errors import StoreUnavailable
+from stores.memory import MemoryStore
+from stores.store import Reader
+from tests.support.clock import FakeClock
+from tests.support.remote import RemoteStore, publish
+from tests.support.stores import ref
+from tests.support.virtual import virtual
+
+BUDGET_S = 0.1
+
+
+class Counting(TieredReader):
+    """A reader over some stores, and what it counted."""
+
+    def __init__(self, *stores: Reader) -> None:
+        names = [f"tier{place}" for place in range(len(stores))]
+        self.counters = Metrics(1, names)
+        super().__init__(dict(zip(names, stores, strict=True)), budget_s=BUDGET_S, metrics=self.counters)
+
+    async def refresh(self) -> None:
+        for tier in self.tiers:
+            await tier.follower.refresh()
+
+    def counted(self, source: str, outcome: str) -> float:
+        return self.counters.total(LOOKUPS[source, outcome])[0]
+
+
+@pytest.fixture
+def memory(clock: FakeClock) -> MemoryStore:
+    return MemoryStore(clock)
+
+
+@pytest.fixture
+def remote(memory: MemoryStore) -> RemoteStore:
+    return RemoteStore(memory)
+
+
+@pytest.fixture
+def fallback(clock: FakeClock) -> RemoteStore:
+    return RemoteStore(MemoryStore(clock))
+
+
+def brief(answer: EncodedList) -> tuple[str, str, bytes]:
+    return answer.tier, answer.source, answer.value
+
+
+@virtual
+async def test_before_any_release_nothing_is_ready_and_the_error_says_why(remote: RemoteStore) -> None:
+    reader = Counting(remote)
+    await reader.refresh()
+    with pytest.raises(NotReady, match="nothing is live"):
+        await reader.personal("1")
+    with pytest.raises(NotReady):
+        await reader.personal_many(["1"])
+    with pytest.raises(NotReady):
+        reader.popular()
+
+
+@virtual
+async def test_a_slow_or_failing_store_is_answered_by_popular_inside_the_budget(
+    memory: MemoryStore, remote: RemoteStore
+) -> None:
+    await publish(memory, "first")
+    reader = Counting(remote)
+    await reader.refresh()
+    assert brief(await reader.personal("1")) == ("tier0", "personal", b"first for 1")
+    remote.delay_s = 30
+    assert brief(await asyncio.wait_for(reader.personal("1"), 5)) == ("tier0", "popular", b"first")
+    remote.delay_s, remote.failure = 0, StoreUnavailable("gone")
+    assert brief(await reader.personal("1")) == ("tier0", "popular", b"first")
+    remote.failure, remote.broken_keys = None, {"user:2"}
+    answers = await reader.personal_many(["1", "2", "3", "nobody"])
+    assert [one.source for one in answers] == ["personal", "popular", "personal", "popular"]
+    assert reader.counted("popular", "error") == 3
+    assert reader.counted("popular", "miss") == 1
+    assert reader.counted("personal", "hit") == 3
+
+
+@pytest.mark.parametrize("local", [True, False])
+@virtual
+async def test_a_release_that_is_gone_is_replaced_by_what_is_live_now(
+    memory: MemoryStore, remote: RemoteStore, *, local: bool
+) -> None:
+    first = await publish(memory, "first")
+    reader = Counting(memory if local else remote)
+    await reader.refresh()
+    second = await publish(memory, "second")
+    await memory.erase(ref(first))
+    answer = await reader.personal("1")
+    assert (answer.served.id, answer.value) == (second, b"second for 1")
+    many = await reader.personal_many(["1", "2", "3"])
+    assert {one.served.id for one in many} == {second}
+    await memory.erase(ref(second))
+    assert brief(await reader.personal("1")) == ("tier0", "popular", b"second")
+
+
+@virtual
+async def test_the_next_tier_answers_when_the_first_fails_or_is_slow_and_the_answer_says_so(
+    memory: MemoryStore, remote: RemoteStore, fallback: RemoteStore
+) -> None:
+    await publish(memory, "first")
+    await publish(fallback.inner, "second")
+    reader = Counting(remote, fallback)
+    await reader.refresh()
+    assert brief(await reader.personal("1")) == ("tier0", "personal", b"first for 1")
+    remote.failure = StoreUnavailable("gone")
+    answer = await reader.personal("1")
+    assert brief(answer) == ("tier1", "personal", b"second for 1")
+    assert answer.served.id == reader.tiers[1].follower.served.id  # type: ignore[union-attr]  # it follows one
+    assert {one.tier for one in await reader.personal_many(["1", "2"])} == {"tier1"}
+    remote.failure, remote.delay_s = None, 30
+    assert brief(await asyncio.wait_for(reader.similar("1"), 5)) == ("tier1", "popular", b"second")
+
+
+@virtual
+async def test_a_miss_falls_through_to_a_tier_with_another_release_only(
+    memory: MemoryStore, remote: RemoteStore, fallback: RemoteStore
+) -> None:
+    await publish(memory, "first")
+    await publish(fallback.inner, "second", users=range(9))
+    same = RemoteStore(memory)
+    reader = Counting(remote, same, fallback)
+    await reader.refresh()
+    same.failure = StoreUnavailable("must not be read")
+    assert brief(await reader.personal("8")) == ("tier2", "personal", b"second for 8")
+    assert brief(await reader.personal("nobody")) == ("tier0", "popular", b"first")
+    assert not reader.tiers[1].breaker.is_open
+
+
+@virtual
+async def test_a_large_batch_has_the_time_that_it_takes_and_a_local_store_is_never_late(
+    memory: MemoryStore, remote: RemoteStore
+) -> None:
+    await publish(memory, "first")
+    users = [str(n % 5) for n in range(2000)]
+    remote.delay_s = 2 * BUDGET_S
+    for store in (remote, memory):
+        reader = Counting(store)
+        await reader.refresh()
+        batches = await asyncio.gather(*(reader.personal_many(users) for _ in range(5)))
+        assert {one.source for answers in batches for one in answers} == {"personal"}
+        assert [one.value for one in batches[0]] == [f"first for {user}".encode() for user in users]
+
+
+@virtual
+async def test_an_answer_for_many_is_of_one_release(
+    memory: MemoryStore, remote: RemoteStore, fallback: RemoteStore
+) -> None:
+    await publish(memory, "first")
+    await publish(fallback.inner, "second", users=range(9))
+    reader = Counting(remote, fallback)
+    await reader.refresh()
+    answers = await reader.personal_many(["1", "8"])
+    assert [brief(one) for one in answers] == [("tier0", "personal", b"first for 1"), ("tier0", "popular", b"first")]
+    assert len({one.served.id for one in answers}) == 1
+
+
+@virtual
+async def test_a_store_that_keeps_failing_gets_no_requests_until_it_is_well(
+    memory: MemoryStore, remote: RemoteStore, fallback: RemoteStore
+) -> None:
+    await publish(memory, "first")
+    await publish(fallback.inner, "second")
+    reader = Counting(remote, fallback)
+    await reader.refresh()
+    remote.delay_s = 30
+    for _ in range(FAILURES):
+        assert (await reader.personal("1")).tier == "tier1"
+    assert reader.tiers[0].breaker.is_open
+    assert reader.tiers[0].error is not None
+    started = loop_time()
+    for _ in range(50):
+        assert (await reader.personal("1")).tier == "tier1"
+    assert loop_time() == started, "an open circuit costs no request its share"
+    remote.delay_s = 0
+    async with asyncio.timeout(PAUSE_S[0] + 0.02):
+        while (await reader.personal("1")).tier != "tier0":
+            await asyncio.sleep(0.01)
+    assert reader.tiers[0].error is None
+
+
+@virtual
+async def test_a_probe_that_is_cancelled_does_not_keep_the_breaker_open_for_ever(
+    memory: MemoryStore, remote: RemoteStore
+) -> None:
+    await publish(memory, "first")
+    reader = Counting(remote)
+    await reader.refresh()
+    remote.failure = StoreUnavailable("gone")
+    for _ in range(FAILURES):
+        await reader.personal("1")
+    remote.failure, remote.delay_s = None, 30
+    breaker = reader.tiers[0].breaker
+    async with asyncio.timeout(5):
+        while not breaker._probing:
+            probe = asyncio.create_task(reader.personal("1"))
+            await asyncio.sleep(0.01)
+    probe.cancel()
+    await asyncio.gather(probe, return_exceptions=True)
+    remote.delay_s = 0
+    async with asyncio.timeout(5):
+        while (await reader.personal("1")).source != "personal":
+            await asyncio.sleep(0.01)
+
+
+@virtual
+async def test_a_tier_that_never_answered_is_passed_over(remote: RemoteStore, fallback: RemoteStore) -> None:
+    remote.failure = StoreUnavailable("never there")
+    await publish(fallback.inner, "second")
+    reader = Counting(remote, fallback)
+    await reader.refresh()
+    assert brief(await reader.personal("1")) == ("tier1", "personal", b"second for 1")
+    assert brief(reader.popular()) == ("tier1", "popular", b"second")
+    assert reader.tiers[0].error == "never there"
+    remote.failure = None
+    await publish(remote.inner, "first")
+    await reader.refresh()
+    assert (await reader.personal("1")).tier == "tier0"
+    await life.prune(fallback.inner)

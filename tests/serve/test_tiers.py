@@ -1,0 +1,132 @@
+"""Tiers of stores that read key by key and report their attempts: a slow key fails alone, a scrape shows the cost."""
+
+import asyncio
+
+import pytest
+
+from serve.breaker import FAILURES, FAILURES_OF_PARTS
+from serve.exposition import Exposition
+from serve.reader import TieredReader
+from serve.tiers import LOG_EVERY_S, StoreObserver, Tier, tier_names
+from stores.errors import ReleaseNotFound, StoreThrottled
+from stores.memory import MemoryStore
+from tests.support.clock import FakeClock
+from tests.support.remote import KeyByKeyStore, RemoteStore, publish
+from tests.support.virtual import virtual
+
+BUDGET_S = 0.2
+
+
+@pytest.fixture
+def store(clock: FakeClock) -> KeyByKeyStore:
+    return KeyByKeyStore(MemoryStore(clock))
+
+
+async def opened(store: RemoteStore) -> tuple[TieredReader, Tier]:
+    """Publish a release, and read it by one tier."""
+    await publish(store.inner, "first")
+    reader = TieredReader({"cosmos": store}, budget_s=BUDGET_S)
+    (tier,) = reader.tiers
+    await tier.follower.refresh()
+    return reader, tier
+
+
+def exposed(reader: TieredReader) -> str:
+    return Exposition(reader.metrics, reader.tiers).text().decode()
+
+
+@virtual
+async def test_a_slow_key_is_answered_by_popular_and_the_others_of_its_batch_by_their_own_lists(
+    store: KeyByKeyStore,
+) -> None:
+    reader, _ = await opened(store)
+    store.slow_keys = {"user:1"}
+    answers = await reader.personal_many(["0", "1", "2", "3"])
+    assert [one.source for one in answers] == ["personal", "popular", "personal", "personal"]
+
+
+@virtual
+async def test_a_batch_of_which_nothing_can_be_read_does_not_fail_the_others(store: KeyByKeyStore) -> None:
+    reader, tier = await opened(store)
+    store.broken_keys = {"user:0", "user:1"}  # a whole batch: this store takes two keys at once
+    answers = await reader.personal_many(["0", "1", "2", "3"])
+    assert [one.source for one in answers] == ["popular", "popular", "personal", "personal"]
+    assert not tier.breaker.is_open
+
+
+@virtual
+async def test_a_store_that_answers_nothing_at_all_has_its_circuit_opened_in_the_end(
+    store: KeyByKeyStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    reader, tier = await opened(store)
+    store.broken_keys = {f"user:{n}" for n in range(5)}
+    for _ in range(FAILURES_OF_PARTS):
+        await reader.personal_many(["0", "1", "2", "3"])
+    assert tier.breaker.is_open
+    assert tier.error == "circuit open after repeated failures: this one could not be read"
+    assert [record.levelname for record in caplog.records if record.name == "serve.tiers"] == ["WARNING"]
+
+
+@virtual
+async def test_a_circuit_that_opens_time_and_again_does_not_fill_the_log(
+    store: KeyByKeyStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    reader, tier = await opened(store)
+
+    async def open_and_close() -> None:
+        store.failure = StoreThrottled("not now", 1.0)
+        while not tier.breaker.is_open:
+            await reader.personal("1")
+        store.failure = None
+        while tier.breaker.is_open:
+            await reader.personal("1")
+            await asyncio.sleep(0.01)
+
+    logged = ["cosmos: circuit open after repeated failures: not now", "cosmos: circuit closed, the store answers"]
+    for _ in range(3):
+        await open_and_close()
+    assert [record.getMessage() for record in caplog.records if record.name == "serve.tiers"] == logged
+    await asyncio.sleep(LOG_EVERY_S)
+    await open_and_close()
+    assert [record.getMessage() for record in caplog.records if record.name == "serve.tiers"] == 2 * logged
+
+
+@virtual
+async def test_keys_of_one_part_may_fail_for_long_before_those_of_others_are_not_read(store: KeyByKeyStore) -> None:
+    reader, tier = await opened(store)
+    store.broken_keys = {"user:1"}
+    for _ in range(FAILURES_OF_PARTS - 1):
+        await reader.personal("1")
+    assert (await reader.personal("0")).source == "personal"
+    for _ in range(FAILURES_OF_PARTS - 1):
+        await reader.personal("1")
+    assert not tier.breaker.is_open
+
+
+@virtual
+async def test_a_release_that_is_gone_concerns_every_key(store: KeyByKeyStore) -> None:
+    reader, tier = await opened(store)
+    store.failure = ReleaseNotFound("gone")
+    for _ in range(FAILURES):
+        await reader.personal("1")
+    assert tier.breaker.is_open
+
+
+@virtual
+async def test_a_scrape_shows_what_was_paid_refused_and_failed_once_an_attempt_was_reported(
+    store: KeyByKeyStore,
+) -> None:
+    reader, tier = await opened(store)
+    await reader.personal_many(["0", "1"])
+    assert 'hotplate_store_request_units_total{store="cosmos"}' not in exposed(reader)
+    store.observer = StoreObserver(tier.name, reader.metrics)
+    store.slow_keys, store.broken_keys = {"user:1"}, {"user:2"}
+    await reader.personal_many(["0", "1", "2"])
+    text = exposed(reader)
+    assert 'hotplate_store_request_units_total{store="cosmos"} 3.75' in text
+    assert 'hotplate_store_throttled_total{store="cosmos"} 1.0' in text
+    assert 'hotplate_store_failures_total{kind="other",store="cosmos"} 1.0' in text
+
+
+def test_tiers_have_the_names_of_their_schemes_and_a_number_from_the_second_on() -> None:
+    assert tier_names(["redis://a", "file:///b", "redis://c"]) == ["redis", "file", "redis-2"]
