@@ -59,7 +59,9 @@ def add_experiment(
                 print_json(made.brief())
             else:
                 print_report(made)
-                *some, last = (f"{name}.{ending}" for ending in ("json", "html", *(("hdr",) if runs is not None else ())))
+                *some, last = (
+                    f"{name}.{ending}" for ending in ("json", "html", *(("hdr",) if runs is not None else ()))
+                )
                 out.print(f"written to {', '.join(some)} and {last}", markup=False)
             raise typer.Exit(0 if made.valid else FAILED)
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import orjson
 import pytest
 
-from bench.cosmos_emulator.limiter import Budget
+from bench.cosmos_emulator.partitions import Budget
 from bench.errors import BenchMisused
 from bench.loadgen.capacity import parse_objective, search
 from bench.loadgen.generator import Generator, LoadConnection
@@ -66,7 +66,7 @@ def sent(direct: Direct, request: bytes) -> int:
     first, *lines = head.decode().split("\r\n")
     verb, path, _ = first.split(" ")
     headers = dict(line.split(": ", 1) for line in lines)
-    return direct.ask(verb, path, orjson.loads(body) if body else None, headers).status
+    return direct.request(verb, path, orjson.loads(body) if body else None, headers).status
 
 
 def test_an_account_without_a_key_is_refused() -> None:
