@@ -20,8 +20,7 @@ from bench.report.page import page
 from bench.report.report import Report, read
 from bench.stores.publication import TrialResult, write_trial
 from bench.stores.report import report
-from bench.stores.rounds import (
-    BATCHES,
+from bench.stores.results import (
     ComparisonResult,
     LookupResult,
     Memory,
@@ -30,6 +29,7 @@ from bench.stores.rounds import (
     ServiceRun,
     StoreResult,
 )
+from bench.stores.rounds import BATCHES
 from bench.stores.setup import (
     UNKNOWN_SERVER,
     Candidate,
