@@ -38,8 +38,7 @@ TIER = "cosmos+http"
 WRONG = base64.b64encode(b"not the key of this account" * 2).decode()
 AHEAD = """
 import asyncio, time
-from bench.cosmos_emulator.server import running
-from bench.cosmos_emulator.settings import Settings
+from bench.cosmos_emulator.server import Settings, running
 
 async def main():
     async with running(Settings(port=0), clock=lambda: time.time() + 3600) as made:

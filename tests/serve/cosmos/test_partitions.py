@@ -13,7 +13,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from bench.cosmos_emulator.hashing import boundary, effective_key
+from bench.cosmos_emulator.partition_keys import boundary, effective_key
 from serve.reader import TieredReader
 from stores.catalogue import ReleaseId
 from stores.connect import connect
