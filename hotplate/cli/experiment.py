@@ -59,9 +59,8 @@ def add_experiment(
                 print_json(made.brief())
             else:
                 print_report(made)
-                *some, last = (
-                    f"{name}.{ending}" for ending in ("json", "html", *(("hdr",) if runs is not None else ()))
-                )
+                endings = ("json", "html") if runs is None else ("json", "html", "hdr")
+                *some, last = (f"{name}.{ending}" for ending in endings)
                 out.print(f"written to {', '.join(some)} and {last}", markup=False)
             raise typer.Exit(0 if made.valid else FAILED)
 

@@ -18,7 +18,7 @@ from bench.report.page import page
 from bench.report.report import Report
 from bench.stores.reference import COLUMN, needs
 from bench.stores.report import parse_settings, provisioned, report
-from bench.stores.rounds import (
+from bench.stores.results import (
     Capacity,
     ComparisonResult,
     Memory,
