@@ -68,7 +68,7 @@ def test_an_odd_release_id_is_no_container(odd: str) -> None:
 def test_a_row_costs_what_its_size_says(clock: FakeClock, value: bytes) -> None:
     direct = Direct(clock, indexingPolicy=DEFINITION["indexingPolicy"])
     name = name_of("user:é")
-    answer = direct.ask(
+    answer = direct.request(
         "POST", "/dbs/d/colls/c/docs/", to_item(name, value), {"x-ms-documentdb-partitionkey": f'["{name}"]'}
     )
     assert answer.charge_ru == row_charge(load(), "user:é", value)
