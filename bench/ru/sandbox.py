@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from bench.cosmos_emulator.hashing import V2_SPAN, effective_key
+from bench.cosmos_emulator.partition_keys import V2_SPAN, effective_key
 from bench.errors import BenchFailed
 from bench.process import free_port, serving
 from stores.cosmos.charges import KB

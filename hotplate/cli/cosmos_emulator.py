@@ -11,42 +11,54 @@ import typer
 from hotplate.cli.terminal import MISUSED, Json, err, out
 
 if TYPE_CHECKING:
-    from bench.cosmos_emulator.server import Running
-    from bench.cosmos_emulator.settings import Settings
+    from bench.cosmos_emulator.server import RunningEmulator, Settings
 
-MOST_PORT = 65535
+MAX_PORT = 65535
 
 
-def _option(flag: str, text: str) -> typer.models.OptionInfo:
-    name = flag.partition("/")[0].removeprefix("--").replace("-", "_").upper()
-    highest = MOST_PORT if flag in ("--port", "--second-region") else None
-    made: typer.models.OptionInfo = typer.Option(
-        flag, envvar=f"HOTPLATE_COSMOS_EMULATOR_{name}", help=text, min=None if highest is None else 0, max=highest
-    )
-    return made
+def _option(flag: str, text: str, *, is_port: bool = False) -> typer.models.OptionInfo:
+    name = flag.removeprefix("--").replace("-", "_").upper()
+    low, high = (0, MAX_PORT) if is_port else (None, None)
+    envvar = f"HOTPLATE_COSMOS_EMULATOR_{name}"
+    option: typer.models.OptionInfo = typer.Option(flag, envvar=envvar, help=text, min=low, max=high)
+    return option
 
 
 def cosmos_emulator(
-    host: Annotated[str, _option("--host", "The address to listen on; loopback unless told otherwise.")] = "127.0.0.1",
-    port: Annotated[int, _option("--port", "The port; 0 takes any free one.")] = 8081,
+    host: Annotated[str, _option("--host", "Listen on this address.")] = "127.0.0.1",
+    port: Annotated[int, _option("--port", "Listen on this port; 0 takes any free one.", is_port=True)] = 8081,
     second_region: Annotated[
-        int | None, _option("--second-region", "A port for a second region, for reads; 0 takes any free one.")
+        int | None,
+        _option(
+            "--second-region",
+            "Add a second region, for reads, that listens on this port; 0 takes any free one.",
+            is_port=True,
+        ),
     ] = None,
     key_file: Annotated[
-        Path | None, _option("--key-file", "The account's key, base64; without it, the published key of emulators.")
+        Path | None,
+        _option("--key-file", "Read the account's key, in base64, from this file. The default is the published key."),
     ] = None,
-    consistency: Annotated[str, _option("--consistency", "The account's default consistency.")] = "Session",
-    burst: Annotated[bool, _option("--burst", "Bank idle throughput for bursts, as accounts can.")] = False,
-    tls: Annotated[bool, _option("--tls", "HTTPS, with a certificate that is made at the start.")] = False,
+    consistency: Annotated[
+        str,
+        _option(
+            "--consistency",
+            "Set the account's default consistency: Strong, BoundedStaleness, Session, ConsistentPrefix or Eventual.",
+        ),
+    ] = "Session",
+    burst: Annotated[
+        bool, _option("--burst", "Let partitions bank idle throughput for bursts, as accounts can.")
+    ] = False,
+    tls: Annotated[bool, _option("--tls", "Serve HTTPS with a certificate that is made at the start.")] = False,
     certificate: Annotated[
-        Path | None, _option("--certificate", "With --tls: where to write the certificate, for clients to trust.")
+        Path | None, _option("--certificate", "Write the certificate of --tls to this file, for clients to trust.")
     ] = None,
     charges: Annotated[
-        Path | None, _option("--charges", "Your own coefficients, in the form of our charges.toml.")
+        Path | None, _option("--charges", "Charge by your own coefficients, in a file like our charges.toml.")
     ] = None,
-    faults: Annotated[Path | None, _option("--faults", "Faults to begin with, as a JSON file.")] = None,
+    faults: Annotated[Path | None, _option("--faults", "Start with the faults of this JSON file.")] = None,
     entra_issuer: Annotated[
-        bool, _option("--entra-issuer", "Give test tokens at /__emulation/token to whoever asks, and accept them.")
+        bool, _option("--entra-issuer", "Issue test tokens at /__emulation/token to any caller, and accept them.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -56,8 +68,7 @@ def cosmos_emulator(
     """
     from bench.cosmos_emulator.auth import WELL_KNOWN_KEY
     from bench.cosmos_emulator.errors import EmulatorMisused
-    from bench.cosmos_emulator.server import serve
-    from bench.cosmos_emulator.settings import Settings
+    from bench.cosmos_emulator.server import Settings, serve
 
     logging.getLogger("bench.cosmos_emulator").addHandler(logging.StreamHandler())
     try:
@@ -75,25 +86,25 @@ def cosmos_emulator(
             entra=entra_issuer,
             faults=faults,
         )
-        serve(settings, lambda made: _tell(made, settings, as_json=as_json))
+        serve(settings, lambda emulator: _print_ready(emulator, settings, as_json=as_json))
     except EmulatorMisused as error:
         err.print("hotplate: ", str(error).rstrip("."), ".", sep="", markup=False)
         raise typer.Exit(MISUSED) from None
 
 
-def _tell(made: "Running", settings: "Settings", *, as_json: bool) -> None:
-    """Say where it listens, and how to connect; one line of JSON for programs."""
+def _print_ready(emulator: "RunningEmulator", settings: "Settings", *, as_json: bool) -> None:
+    """Print where it listens, and how to connect; one line of JSON for programs."""
     if as_json:
-        sys.stdout.write(orjson.dumps({"endpoint": made.endpoint, "ports": made.ports}).decode() + "\n")
+        sys.stdout.write(orjson.dumps({"endpoint": emulator.endpoint, "ports": emulator.ports}).decode() + "\n")
         sys.stdout.flush()
         return
+    endpoint = emulator.endpoint
     key = f'open("{settings.key_file}").read().strip()' if settings.key_file else "WELL_KNOWN_KEY"
-    out.print(f"emulating Cosmos DB for NoSQL on {made.endpoint} (an emulation, in memory; not Azure)", markup=False)
-    if len(made.ports) > 1:
-        out.print(f"second region, for reads: port {made.ports[1]}", markup=False)
+    lines = [f"emulating Cosmos DB for NoSQL on {endpoint} (an emulation, in memory; not Azure)"]
+    if len(emulator.ports) > 1:
+        lines.append(f"second region, for reads: port {emulator.ports[1]}")
     if not settings.key_file:
-        out.print(
-            "from bench.cosmos_emulator.auth import WELL_KNOWN_KEY  # the published key of emulators", markup=False
-        )
-    out.print(f'client = azure.cosmos.CosmosClient("{made.endpoint}", {key})', markup=False)
-    out.print(f"faults, metrics and state: {made.endpoint}__emulation/", markup=False)
+        lines.append("from bench.cosmos_emulator.auth import WELL_KNOWN_KEY  # the published key of emulators")
+    lines.append(f'client = azure.cosmos.CosmosClient("{endpoint}", {key})')
+    lines.append(f"faults, metrics and state: {endpoint}__emulation/")
+    out.print("\n".join(lines), markup=False)

@@ -46,7 +46,7 @@ def cosmos(cosmos_http: Account) -> str:
 def writes(account: Account) -> float:
     """Return how many requests have changed anything, by the emulator's own count."""
     changing = ("create", "upsert", "replace", "delete", "patch", "batch")
-    asked = account.told("hotplate_cosmos_emulator_requests_total")
+    asked = account.metric("hotplate_cosmos_emulator_requests_total")
     return sum(number for (operation, _), number in asked.items() if operation.startswith(changing))
 
 
@@ -132,9 +132,7 @@ def test_files_and_redis_say_rows_bytes_and_whether_they_fit(
     assert not (tmp_path / "store").exists()
 
 
-def test_what_a_dry_run_and_a_limit_cannot_be_asked_for_is_one_sentence(
-    lists: Path, model: Path, tmp_path: Path
-) -> None:
+def test_what_a_dry_run_and_a_limit_cannot_do_is_one_sentence(lists: Path, model: Path, tmp_path: Path) -> None:
     file = f"file://{tmp_path}/store"
     for command in (
         ("publish", model, "--store", file, "--max-ru", "1000"),

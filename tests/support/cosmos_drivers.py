@@ -56,7 +56,7 @@ class Account:
     def misbehave(self, *faults: dict[str, object]) -> None:
         self._page("PUT", "faults", orjson.dumps(faults))
 
-    def told(self, name: str) -> dict[tuple[str, ...], float]:
+    def metric(self, name: str) -> dict[tuple[str, ...], float]:
         """Return a family of its metrics by the values of its labels."""
         families = text_string_to_metric_families(self._page("GET", "metrics").decode())
         samples = [sample for family in families for sample in family.samples if sample.name == name]
@@ -64,11 +64,11 @@ class Account:
 
     def asked(self, operation: str) -> int:
         """Return how many requests for an operation there were, whatever the answer."""
-        requests = self.told("hotplate_cosmos_emulator_requests_total")
+        requests = self.metric("hotplate_cosmos_emulator_requests_total")
         return round(sum(number for (what, _), number in requests.items() if what == operation))
 
     def spent_ru(self) -> float:
-        return sum(self.told("hotplate_cosmos_emulator_request_units_total").values())
+        return sum(self.metric("hotplate_cosmos_emulator_request_units_total").values())
 
     def _page(self, method: str, page: str, body: bytes | None = None) -> bytes:
         trusted = None if self.certificate is None else ssl.create_default_context(cafile=str(self.certificate))

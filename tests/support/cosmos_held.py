@@ -8,10 +8,9 @@ from typing import Any, TypeVar
 import orjson
 
 from bench.cosmos_emulator.account import Account, Container
-from bench.cosmos_emulator.auth import WELL_KNOWN_KEY, Keeper
-from bench.cosmos_emulator.messages import Request
+from bench.cosmos_emulator.auth import WELL_KNOWN_KEY, Authenticator
+from bench.cosmos_emulator.http import Request, render
 from bench.cosmos_emulator.service import Service
-from bench.cosmos_emulator.wire import rendered
 from stores.catalogue import ReleaseId
 from stores.cosmos.charges import Charges, load
 from stores.cosmos.containers import DEFINITION
@@ -44,7 +43,7 @@ class Far:
         self.latency_s = 0.005
         self.now = now or (lambda: BEGAN + loop.time())
         account = Account(charges or load(), (("Here", 1),), clock=self.now)
-        self.service = Service(account, Keeper(WELL_KNOWN_KEY, None))
+        self.service = Service(account, Authenticator(WELL_KNOWN_KEY, None))
         self.stores = list[CosmosStore]()
         self.many_writers = False
         self.scales_for_ever = False
@@ -104,7 +103,7 @@ class Far:
         await asyncio.sleep(min(delay_s, timeout_s))
         if told.reset or delay_s > timeout_s:
             raise RequestFailed("reset" if told.reset else "timeout", "here")
-        head, _, body = rendered(told).partition(b"\r\n\r\n")
+        head, _, body = render(told).partition(b"\r\n\r\n")
         return Response(told.status, head + b"\r\n\r\n", body)
 
     async def close(self) -> None:

@@ -14,8 +14,8 @@ from azure.core.credentials import AccessToken
 
 from tests.support.cosmos_server import Emulator
 
+# Where ARM keeps the emulated account.
 PLACE = {"subscription": "00000000-0000-0000-0000-000000000000", "resource_group": "emulation"}
-"""Where ARM keeps the emulated account."""
 
 
 def token_of(server: Emulator, scope: str, roles: str = "", life_s: int = 3600) -> AccessToken:

@@ -156,7 +156,7 @@ def found(offer: dict[str, object]) -> list[bytes]:
         ),
     ],
 )
-async def test_an_offer_is_told_with_its_least_and_whether_it_is_under_way(
+async def test_an_offer_has_its_minimum_and_whether_a_change_is_pending(
     raw: Raw, client: RestClient, headers: bytes, minimum: dict[str, object], told: Offer
 ) -> None:
     one = {**OFFER, "content": {"offerThroughput": 500, **minimum}}
@@ -198,7 +198,7 @@ async def test_a_versioned_read_without_a_date_is_malformed(raw: Raw, client: Re
         {"readableLocations": [{"name": "Here", "databaseAccountEndpoint": "http://[::1/"}]},
     ],
 )
-async def test_an_account_that_makes_no_sense_is_not_believed(
+async def test_an_account_that_makes_no_sense_is_malformed(
     raw: Raw, client: RestClient, told: dict[str, object]
 ) -> None:
     raw.told = told
@@ -214,16 +214,14 @@ async def test_an_account_that_makes_no_sense_is_not_believed(
         {"writableLocations": [{"name": name, "databaseAccountEndpoint": "http://127.0.0.1:1/"} for name in "ab"]},
     ],
 )
-async def test_an_account_that_is_written_in_several_regions_is_told(
-    raw: Raw, client: RestClient, told: dict[str, object]
-) -> None:
+async def test_an_account_reports_multiple_write_regions(raw: Raw, client: RestClient, told: dict[str, object]) -> None:
     raw.told = told
     assert (await client.account()).multiple_write_regions
     raw.told = {}
     assert not (await client.account()).multiple_write_regions
 
 
-async def test_a_session_is_asked_for_only_where_the_account_has_them(raw: Raw, client: RestClient) -> None:
+async def test_a_session_is_requested_only_where_the_account_has_them(raw: Raw, client: RestClient) -> None:
     raw.says = [answer(201, ITEM, b"x-ms-session-token: 0:-1#7\r\n"), answer(200, b'{"id":"a","_etag":"x"}')]
     await client.upsert("c", {"id": "a"})
     await client.read_versioned("c", "a")
@@ -235,7 +233,7 @@ async def test_a_session_is_asked_for_only_where_the_account_has_them(raw: Raw, 
     assert b"session" not in raw.heard[-1].lower()
 
 
-def test_what_is_refused_is_told_in_one_line_without_secrets() -> None:
+def test_a_refusal_is_one_line_without_secrets() -> None:
     secret = "A" * 86 + "=="
     said = f"first type%3Dmaster%26ver%3D1.0%26sig%3D{secret} and {secret} line {'x' * 20}" + " word" * 200 + "\nsecond"
     text = str(error_for(ErrorResponse(400, 0, said), "cosmos://a/d"))

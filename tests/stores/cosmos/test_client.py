@@ -18,12 +18,12 @@ from tests.support.cosmos_drivers import Account, Counted, account, with_contain
 
 ITEM = {"id": "user.YQ", "v": 'ü and " and \\'}
 Open = Callable[[Address], RestClient]
+# What the emulator calls an operation, and how a client comes to request it.
 ATTEMPTS: dict[str, Callable[[RestClient], Awaitable[object]]] = {
     "read item": lambda client: client.read("c", ITEM["id"], 5.0),
     "upsert item": lambda client: client.upsert("c", ITEM),
     "replace item": lambda client: client.replace("c", ITEM, '"any"'),
 }
-"""What the emulator calls an operation, and how a client comes to ask for it."""
 
 
 @pytest.fixture(scope="module", params=["http", "https"])
@@ -227,7 +227,7 @@ async def test_a_slow_answer_is_not_waited_for(far: Account, client: RestClient,
     assert await client.read("c", ITEM["id"], 2.0) is not None
 
 
-async def test_a_wrong_key_is_told_with_what_to_do_and_without_the_key(
+async def test_the_error_of_a_wrong_key_says_what_to_do_and_not_the_key(
     far: Account, opened: Open, observer: Counted
 ) -> None:
     wrong = "d3JvbmcgYnV0IGxvbmcgZW5vdWdoIHRvIGJlIGEga2V5"
@@ -262,14 +262,14 @@ async def test_a_certificate_that_nobody_vouches_for_is_refused_on_loopback_too(
     assert far.asked("read account") == before
 
 
-async def test_the_account_tells_its_regions_the_one_that_is_asked_for_first(regions: Account, opened: Open) -> None:
+async def test_the_account_lists_its_regions_the_preferred_one_first(regions: Account, opened: Open) -> None:
     account_of = [await opened(regions.address("d", **told)).account() for told in ({}, {"region": "Emulated East"})]
     assert account_of[0] == (False, ("Emulated West", "Emulated East"))
     assert account_of[1] == (False, ("Emulated East", "Emulated West"))
 
 
 @pytest.mark.parametrize("gone", [0, 1])
-async def test_lookups_go_on_in_the_other_region_and_writes_stay_where_they_belong(
+async def test_lookups_fail_over_to_the_other_region_and_writes_do_not(
     regions: Account, opened: Open, gone: int
 ) -> None:
     regions.misbehave()

@@ -89,7 +89,7 @@ async def test_without_a_place_at_arm_publishing_is_refused_with_what_to_add(ser
         assert (await store.catalogue()).releases == ()
 
 
-async def test_an_identity_that_may_only_read_is_told_so_when_it_publishes(server: Emulator) -> None:
+async def test_the_error_of_an_identity_that_may_only_read_names_the_role(server: Emulator) -> None:
     url = url_of(server, f"db-{secrets.token_hex(4)}", **PLACE)
     async with opened(server, url, "reader,operator") as store:
         with pytest.raises(CosmosUnavailable, match="Cosmos DB Built-in Data Contributor"):

@@ -187,7 +187,7 @@ def test_publishing_online_retail_at_1000_request_units_a_second_takes_what_was_
     assert 40 < seconds < 50
 
 
-def test_an_account_that_cannot_be_asked_is_assumed_to_be_empty_and_that_is_said() -> None:
+def test_an_account_that_cannot_be_read_is_assumed_to_be_empty_with_a_note() -> None:
     async def work(far: Far) -> None:
         far.misbehave({"kind": "unavailable"})
         found = await estimated(far, made_up(20))
@@ -197,7 +197,7 @@ def test_an_account_that_cannot_be_asked_is_assumed_to_be_empty_and_that_is_said
     with_far(work)
 
 
-def test_what_would_be_made_is_told_with_the_trap_of_a_container_that_is_born_large() -> None:
+def test_what_would_be_made_comes_with_a_note_on_containers_that_begin_large() -> None:
     async def work(far: Far) -> None:
         found = await estimated(far, made_up(20), ru=1000, max_ru=50_000)
         assert "50,000 RU/s, manual, 9 physical partitions, nothing indexed" in " ".join(found.makes)

@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from bench.cosmos_emulator.tls import _certificate
+from bench.cosmos_emulator.server import make_certificate
 from stores.catalogue import ReleaseId
 from stores.connect import connect
 from stores.cosmos.control import AccountContainers
@@ -52,7 +52,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """Start the server with a certificate that can be verified."""
     folder = installed(request.config, "@vercel/cosmosdb-server", "1.0.1")
     made = tmp_path_factory.mktemp("tls")
-    certificate, key = _certificate("127.0.0.1")
+    certificate, key = make_certificate("127.0.0.1")
     (made / "ca.pem").write_bytes(certificate)
     (made / "key.pem").write_bytes(key)
     command = ["node", "-e", SERVER, str(made / "ca.pem"), str(made / "key.pem")]

@@ -41,7 +41,7 @@ def test_every_value_comes_back_as_it_was(value: bytes) -> None:
 
 
 @given(keys, keys)
-def test_names_tell_keys_apart_and_need_no_escaping(one: str, other: str) -> None:
+def test_names_are_as_different_as_keys_and_need_no_escaping(one: str, other: str) -> None:
     assert (name_of(one) == name_of(other)) == (one == other)
     assert NAME.fullmatch(name_of(one))
     assert len(name_of(one)) < 1023
@@ -68,7 +68,7 @@ def test_an_odd_release_id_is_no_container(odd: str) -> None:
 def test_a_row_costs_what_its_size_says(clock: FakeClock, value: bytes) -> None:
     direct = Direct(clock, indexingPolicy=DEFINITION["indexingPolicy"])
     name = name_of("user:é")
-    answer = direct.ask(
+    answer = direct.request(
         "POST", "/dbs/d/colls/c/docs/", to_item(name, value), {"x-ms-documentdb-partitionkey": f'["{name}"]'}
     )
     assert answer.charge_ru == row_charge(load(), "user:é", value)

@@ -12,8 +12,8 @@ from tests.support.life import Life
 from tests.support.soak import scaled
 from tests.support.virtual import VirtualLoop
 
+# The clock stands still between the rules, so that no budget would ever be filled up again.
 FREE = replace(load(), read_points=((1.0, 0.0),), write_points=((1.0, 0.0),), missing=0.0)
-"""The clock stands still between the rules, so that no budget would ever be filled up again."""
 
 
 class LifeInCosmos(Life):

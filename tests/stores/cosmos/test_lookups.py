@@ -63,7 +63,7 @@ def test_a_throttled_key_fails_alone_and_at_once_where_waiting_would_be_too_long
     with_far(work)
 
 
-def test_a_throttled_key_is_asked_for_once_more_where_the_time_allows() -> None:
+def test_a_throttled_key_is_read_once_more_where_the_time_allows() -> None:
     async def work(far: Far) -> None:
         store, loop = await filled(far), asyncio.get_running_loop()
         far.misbehave({"kind": "throttle", "for_s": 0.02, "retry_after_ms": 30, "operation": READ})

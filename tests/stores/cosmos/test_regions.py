@@ -68,7 +68,7 @@ def free_port() -> int:
 
 
 @pytest.mark.usefixtures("hasty")
-async def test_a_region_that_vanishes_is_left_and_taken_up_again_with_a_line_for_each(
+async def test_a_region_that_vanishes_is_left_and_read_again_with_a_line_for_each(
     far: Account, client: RestClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     regions = client._topology
@@ -100,7 +100,7 @@ async def test_one_failure_is_mended_elsewhere_and_no_reason_to_leave(
 
 
 @pytest.mark.usefixtures("hasty")
-async def test_where_all_regions_fail_the_error_is_told_and_the_first_that_is_back_is_read(
+async def test_where_all_regions_fail_the_read_fails_and_the_first_that_is_back_is_read(
     far: Account, client: RestClient
 ) -> None:
     far.misbehave({"kind": "reset"})
@@ -136,9 +136,7 @@ async def test_a_region_that_cannot_be_connected_is_left_at_once(
         await client.close()
 
 
-async def test_regions_are_read_in_the_order_that_the_account_learns_to_tell(
-    observer: Counted, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_regions_follow_what_the_account_lists(observer: Counted, caplog: pytest.LogCaptureFixture) -> None:
     async with saying(answer(200, ITEM)) as here, saying(answer(200, ITEM)) as there:
         client = RestClient(parse(f"cosmos+http://127.0.0.1:{here.port}/d?region=There", {}), observer)
         await client.read("c", NAME, 5.0)
@@ -173,7 +171,7 @@ async def test_a_write_that_meets_the_wrong_region_finds_the_right_one_next_time
 
 
 @pytest.mark.usefixtures("hasty")
-async def test_the_account_is_asked_through_its_regions_where_its_own_endpoint_is_away(
+async def test_the_account_is_read_through_its_regions_where_its_own_endpoint_is_away(
     observer: Counted, raw: Raw
 ) -> None:
     raw.says = [answer(200, ITEM)]
@@ -207,6 +205,6 @@ def test_places_are_urls_without_a_slash_and_with_a_port() -> None:
 
 
 @pytest.mark.parametrize("url", ["http://a-west.documents.azure.com/", "https://", "file:///etc", ""])
-def test_what_is_asked_by_https_is_never_sent_on_in_the_clear(url: str) -> None:
+def test_an_account_of_https_has_no_region_in_the_clear(url: str) -> None:
     with pytest.raises(MalformedResponse):
         account_properties(told(url), "https://a.documents.azure.com:443")

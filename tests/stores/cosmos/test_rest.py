@@ -45,7 +45,7 @@ async def test_a_key_from_a_file_lets_in_and_is_shown_nowhere(tmp_path: Path, ob
 
 
 @pytest.mark.parametrize(("ahead_s", "said"), [(3600, "60 minutes ahead of"), (-3600, "60 minutes behind")])
-async def test_a_clock_that_is_an_hour_off_is_told_in_the_sentence(
+async def test_the_error_names_a_clock_that_is_an_hour_off(
     far: Account, observer: Counted, clock: FakeClock, ahead_s: int, said: str
 ) -> None:
     clock.now = time.time() + ahead_s
@@ -102,7 +102,7 @@ async def test_a_certificate_of_another_name_is_refused(tmp_path: Path, observer
         await client.close()
 
 
-def test_a_file_that_certifies_nothing_is_told(tmp_path: Path, observer: Counted) -> None:
+def test_a_file_that_certifies_nothing_is_refused(tmp_path: Path, observer: Counted) -> None:
     (tmp_path / "ca.pem").write_text("no certificate")
     with pytest.raises(StoreMisused, match=r"ca\.pem, which should certify cosmos\+https://h:1/d"):
         RestClient(parse(f"cosmos+https://h:1/d?ca={tmp_path}/ca.pem", {}), observer)

@@ -67,7 +67,7 @@ def test_without_a_rate_only_the_service_limits(clock: FakeClock) -> None:
     assert limiter.wait_s() == pytest.approx(0.5)
 
 
-def test_a_publish_spends_at_the_rate_that_was_asked_for() -> None:
+def test_a_publish_spends_at_the_configured_rate() -> None:
     async def work(far: Far) -> None:
         store, loop = far.store(max_ru=1000), asyncio.get_running_loop()
         began = loop.time()
@@ -81,7 +81,7 @@ def test_a_publish_spends_at_the_rate_that_was_asked_for() -> None:
 
 
 @pytest.mark.parametrize(("provisioned", "max_ru", "share"), [(400, 1000, 0.02), (600, 1000, 0.02), (400, 400, 0.01)])
-def test_a_container_of_less_than_was_asked_for_gives_all_it_has_and_loses_nothing(
+def test_a_container_with_less_than_the_configured_rate_gives_all_it_has_and_loses_nothing(
     provisioned: int, max_ru: int, share: float
 ) -> None:
     async def work(far: Far) -> None:

@@ -119,7 +119,7 @@ async def test_no_token_in_time_is_a_timeout_and_other_callers_go_on_waiting(far
     await client.close()
 
 
-async def test_a_token_that_has_ended_when_it_comes_tells_of_the_clock(far: Account, observer: Counted) -> None:
+async def test_a_token_that_has_ended_when_it_comes_blames_the_clock(far: Account, observer: Counted) -> None:
     class Late(Issued):
         async def get_token(self, *scopes: str) -> AccessToken:
             return (await super().get_token(*scopes))._replace(expires_on=int(time.time()) - 60)
@@ -130,9 +130,7 @@ async def test_a_token_that_has_ended_when_it_comes_tells_of_the_clock(far: Acco
     await client.close()
 
 
-async def test_a_tenant_that_does_not_know_the_account_is_asked_for_a_token_for_all(
-    far: Account, observer: Counted
-) -> None:
+async def test_a_tenant_that_does_not_know_the_account_gives_a_token_for_all(far: Account, observer: Counted) -> None:
     class Stranger(Issued):
         async def get_token(self, *scopes: str) -> AccessToken:
             if "https://127.0.0.1/.default" in scopes:

@@ -171,7 +171,7 @@ def test_reading_all_of_what_is_served_leaves_lookups_their_share() -> None:
     with_far(work)
 
 
-def test_a_replica_that_is_behind_is_looked_at_again() -> None:
+def test_a_replica_that_is_behind_is_read_again() -> None:
     async def work(far: Far) -> None:
         store = far.store(ru=4000)
         await store.create(draft_of(R), Plan(1, 1))

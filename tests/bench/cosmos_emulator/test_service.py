@@ -1,25 +1,18 @@
-"""What the emulation answers beyond the tours: refusals, sessions, times to live, regions, faults, its own pages."""
+"""The service in process: errors, sessions, times to live, regions, throttling, queries, faults, and the monitor."""
 
-import re
-import socket
-import ssl
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
-from azure.core.credentials import AccessToken
-from azure.cosmos import CosmosClient, PartitionKey
-from azure.cosmos.exceptions import CosmosHttpResponseError
 
+from bench.cosmos_emulator.auth import WELL_KNOWN_KEY
 from bench.cosmos_emulator.errors import EmulatorMisused
 from bench.cosmos_emulator.faults import Faults
-from bench.cosmos_emulator.messages import Answer
-from bench.cosmos_emulator.watch import Watch
+from bench.cosmos_emulator.http import Response
+from bench.cosmos_emulator.metrics import Monitor
 from tests.support.clock import FakeClock
-from tests.support.cosmos_server import Direct, emulator, signed, substatus
+from tests.support.cosmos_server import Direct, signed, substatus
 
 ITEM = "/dbs/d/colls/c/docs/a/"
 
@@ -29,19 +22,19 @@ def direct(clock: FakeClock) -> Direct:
     return Direct(clock, defaultTtl=-1)
 
 
-def told(answer: Answer) -> dict[str, Any]:
-    made: dict[str, Any] = orjson.loads(answer.body)
-    return made
+def body_of(response: Response) -> dict[str, Any]:
+    body: dict[str, Any] = orjson.loads(response.body)
+    return body
 
 
-def test_an_item_that_is_not_there_is_told_from_a_container_that_is_not_there(direct: Direct) -> None:
+def test_a_missing_item_differs_from_a_missing_container_by_its_substatus(direct: Direct) -> None:
     assert substatus(direct.item("GET", "a")) == (404, 0)
     key = {"x-ms-documentdb-partitionkey": '["a"]'}
-    assert substatus(direct.ask("GET", "/dbs/d/colls/nope/docs/a/", headers=key)) == (404, 1003)
-    assert substatus(direct.ask("GET", "/dbs/nope/colls/c/docs/a/", headers=key)) == (404, 1003)
-    assert substatus(direct.ask("GET", "/dbs/d/colls/nope/")) == (404, 0)
+    assert substatus(direct.request("GET", "/dbs/d/colls/nope/docs/a/", headers=key)) == (404, 1003)
+    assert substatus(direct.request("GET", "/dbs/nope/colls/c/docs/a/", headers=key)) == (404, 1003)
+    assert substatus(direct.request("GET", "/dbs/d/colls/nope/")) == (404, 0)
     anew = key | {"x-ms-cosmos-intended-collection-rid": "x"}
-    assert substatus(direct.ask("GET", ITEM, headers=anew)) == (400, 1024)
+    assert substatus(direct.request("GET", ITEM, headers=anew)) == (400, 1024)
 
 
 def test_signatures_and_dates_are_checked(direct: Direct, clock: FakeClock) -> None:
@@ -49,7 +42,7 @@ def test_signatures_and_dates_are_checked(direct: Direct, clock: FakeClock) -> N
     link = "dbs/d/colls/c/docs/a"
     for skew_s, status in ((0, 404), (14 * 60, 404), (-14 * 60, 404), (16 * 60, 401), (-16 * 60, 401)):
         headers = signed("GET", "docs", link, now=clock() + skew_s)
-        assert direct.ask("GET", ITEM, headers=key | headers).status == status
+        assert direct.request("GET", ITEM, headers=key | headers).status == status
     wrong = [
         signed("GET", "docs", link, now=clock(), key="d3Jvbmc="),
         signed("PUT", "docs", link, now=clock()),
@@ -60,17 +53,19 @@ def test_signatures_and_dates_are_checked(direct: Direct, clock: FakeClock) -> N
         {"x-ms-date": "yesterday"},
     ]
     for headers in wrong:
-        assert direct.ask("GET", ITEM, headers=key | headers).status == 401
+        refused = direct.request("GET", ITEM, headers=key | headers)
+        assert refused.status == 401
+        assert WELL_KNOWN_KEY.encode() not in refused.body
 
 
 def test_a_known_etag_is_answered_with_304_and_charged(direct: Direct) -> None:
     etag = direct.item("POST", "a", {"id": "a"}).headers["etag"]
-    answer = direct.item("GET", "a", if_none_match=etag)
-    assert (answer.status, answer.body, answer.charge_ru) == (304, b"", 1.0)
+    response = direct.item("GET", "a", if_none_match=etag)
+    assert (response.status, response.body, response.charge_ru) == (304, b"", 1.0)
     assert direct.item("GET", "a", if_none_match='"other"').status == 200
 
 
-def test_sessions_are_told_and_a_future_one_is_not_available(direct: Direct) -> None:
+def test_responses_carry_session_tokens_and_one_that_is_ahead_is_not_available(direct: Direct) -> None:
     made = direct.item("POST", "a", {"id": "a"})
     assert made.headers["x-ms-alt-content-path"] == "dbs/d/colls/c"
     token = made.headers["x-ms-session-token"]
@@ -78,11 +73,11 @@ def test_sessions_are_told_and_a_future_one_is_not_available(direct: Direct) -> 
     assert substatus(direct.item("GET", "a", x_ms_session_token="0:-1#999")) == (404, 1002)
 
 
-def test_ranges_end_in_304(direct: Direct) -> None:
-    first = direct.ask("GET", "/dbs/d/colls/c/pkranges/")
-    assert told(first)["_count"] == 1
+def test_a_feed_of_ranges_ends_in_304(direct: Direct) -> None:
+    first = direct.request("GET", "/dbs/d/colls/c/pkranges/")
+    assert body_of(first)["_count"] == 1
     known = {"if-none-match": first.headers["etag"]}
-    assert direct.ask("GET", "/dbs/d/colls/c/pkranges/", headers=known).status == 304
+    assert direct.request("GET", "/dbs/d/colls/c/pkranges/", headers=known).status == 304
 
 
 @pytest.mark.parametrize(
@@ -108,28 +103,33 @@ def test_what_cannot_be_an_item_is_refused(direct: Direct, name: str, item: obje
 
 def test_a_key_that_is_not_the_items_is_a_mismatch(direct: Direct) -> None:
     headers = {"x-ms-documentdb-partitionkey": '["b"]'}
-    answer = direct.ask("POST", "/dbs/d/colls/c/docs/", {"id": "a"}, headers)
-    assert substatus(answer) == (400, 1001)
+    response = direct.request("POST", "/dbs/d/colls/c/docs/", {"id": "a"}, headers)
+    assert substatus(response) == (400, 1001)
 
 
-def test_expired_items_are_gone_at_once_and_swept_on_what_is_left(direct: Direct, clock: FakeClock) -> None:
+def test_expired_items_are_gone_at_once_and_deleted_on_throughput_that_is_left(
+    direct: Direct, clock: FakeClock
+) -> None:
     for name, ttl in (("short", 10), ("long", 100), ("never", -1), ("plain", None)):
         assert direct.item("POST", name, {"id": name, "ttl": ttl}).status == 201
     clock.now += 11
     assert direct.item("GET", "short").status == 404
     assert direct.item("POST", "short", {"id": "short", "ttl": 5}).status == 201
-    watch = Watch(direct.service.account)
+    monitor = Monitor(direct.service.account)
     clock.now += 100
     partition = direct.container.partitions.all[0]
     partition.charge_write(clock(), 4000)
-    watch.tick(1.0, 0.0)
+    monitor.tick(1.0, 0.0)
     assert len(direct.container.documents) == 4
-    found = direct.ask("GET", "/dbs/d/colls/c/docs/")
+    found = direct.request("GET", "/dbs/d/colls/c/docs/")
     assert found.status == 429
     clock.now += 1
-    assert [one["id"] for one in told(direct.ask("GET", "/dbs/d/colls/c/docs/"))["Documents"]] == ["never", "plain"]
+    assert [one["id"] for one in body_of(direct.request("GET", "/dbs/d/colls/c/docs/"))["Documents"]] == [
+        "never",
+        "plain",
+    ]
     before = partition.admitted_ru
-    watch.tick(1.0, 0.0)
+    monitor.tick(1.0, 0.0)
     assert len(direct.container.documents) == 2
     assert partition.admitted_ru > before
 
@@ -137,21 +137,21 @@ def test_expired_items_are_gone_at_once_and_swept_on_what_is_left(direct: Direct
 def test_a_default_time_to_live_can_be_changed(direct: Direct, clock: FakeClock) -> None:
     direct.item("POST", "a", {"id": "a"})
     body = {"id": "c", "partitionKey": {"paths": ["/id"], "kind": "Hash", "version": 2}, "defaultTtl": 60}
-    assert direct.ask("PUT", "/dbs/d/colls/c/", body).status == 200
+    assert direct.request("PUT", "/dbs/d/colls/c/", body).status == 200
     assert direct.item("GET", "a").status == 200
     clock.now += 61
     assert direct.item("GET", "a").status == 404
     none = body | {"indexingPolicy": {"indexingMode": "none"}}
-    assert direct.ask("PUT", "/dbs/d/colls/c/", none).status == 400
+    assert direct.request("PUT", "/dbs/d/colls/c/", none).status == 400
 
 
 def test_a_spent_second_is_429_until_the_next(direct: Direct, clock: FakeClock) -> None:
     clock.now += 0.25
     direct.item("POST", "a", {"id": "a"})
     direct.container.partitions.all[0].charge_write(clock(), 4000)
-    answer = direct.item("GET", "a")
-    assert substatus(answer) == (429, 3200)
-    assert answer.headers["x-ms-retry-after-ms"] in ("750", "751")
+    response = direct.item("GET", "a")
+    assert substatus(response) == (429, 3200)
+    assert response.headers["x-ms-retry-after-ms"] in ("750", "751")
     clock.now += 0.76
     assert direct.item("GET", "a").status == 200
 
@@ -170,7 +170,7 @@ def test_the_account_names_the_hosts_that_callers_can_reach(
 ) -> None:
     direct = Direct(clock, regions=2)
     headers = signed("GET", "", "", now=clock()) | {"host": host}
-    account = told(direct.ask("GET", "/", headers=headers, region=region))
+    account = body_of(direct.request("GET", "/", headers=headers, region=region))
     assert [one["databaseAccountEndpoint"] for one in account["readableLocations"]] == endpoints
     assert account["writableLocations"] == account["readableLocations"][:1]
 
@@ -179,34 +179,34 @@ def test_each_region_has_its_own_budget_and_only_one_is_written(clock: FakeClock
     direct = Direct(clock, regions=2)
     direct.item("POST", "a", {"id": "a"})
     key = {"x-ms-documentdb-partitionkey": '["a"]'}
-    assert direct.ask("GET", ITEM, headers=key, region=1).status == 200
-    assert substatus(direct.ask("DELETE", ITEM, headers=key, region=1)) == (403, 3)
+    assert direct.request("GET", ITEM, headers=key, region=1).status == 200
+    assert substatus(direct.request("DELETE", ITEM, headers=key, region=1)) == (403, 3)
     partition = direct.container.partitions.all[0]
     partition.charge_read(clock(), 1, 5000)
-    assert direct.ask("GET", ITEM, headers=key, region=1).status == 429
-    assert direct.ask("GET", ITEM, headers=key).status == 200
+    assert direct.request("GET", ITEM, headers=key, region=1).status == 429
+    assert direct.request("GET", ITEM, headers=key).status == 200
     partition.charge_write(clock() + 2, 5000)
     clock.now += 2
-    assert direct.ask("GET", ITEM, headers=key, region=1).status == 429
+    assert direct.request("GET", ITEM, headers=key, region=1).status == 429
 
 
 def test_autoscale_is_billed_between_a_tenth_and_its_top(direct: Direct, clock: FakeClock) -> None:
-    told = {"id": "auto", "partitionKey": {"paths": ["/id"], "kind": "Hash", "version": 2}}
+    resource = {"id": "auto", "partitionKey": {"paths": ["/id"], "kind": "Hash", "version": 2}}
     scaling = {"x-ms-cosmos-offer-autopilot-settings": '{"maxThroughput": 4000}'}
-    assert direct.ask("POST", "/dbs/d/colls/", told, scaling).status == 201
-    watch = Watch(direct.service.account)
+    assert direct.request("POST", "/dbs/d/colls/", resource, scaling).status == 201
+    monitor = Monitor(direct.service.account)
     container = direct.service.account.databases["d"].containers["auto"]
     for used_ru, billed_ru in ((0, 400), (1234, 1234), (9999, 4000)):
         container.partitions.all[0].charge_read(clock(), 0, used_ru)
-        watch.tick(1.0, 0.0)
-        assert watch.autoscale_ru[container.rid] == billed_ru
+        monitor.tick(1.0, 0.0)
+        assert monitor.autoscale_ru[container.rid] == billed_ru
 
 
 def test_the_emulator_says_when_it_is_itself_the_limit(direct: Direct, caplog: pytest.LogCaptureFixture) -> None:
-    watch = Watch(direct.service.account)
+    monitor = Monitor(direct.service.account)
     for cpu_s in (0.5, 0.95, 0.99, 0.2):
-        watch.tick(1.0, cpu_s)
-    assert watch.saturated_s == 2.0
+        monitor.tick(1.0, cpu_s)
+    assert monitor.saturated_s == 2.0
     assert [record.message for record in caplog.records] == [
         "the emulator itself is the limit: it used 95% of its core"
     ]
@@ -215,13 +215,13 @@ def test_the_emulator_says_when_it_is_itself_the_limit(direct: Direct, caplog: p
 def test_a_query_can_be_for_a_part_of_a_partition(direct: Direct) -> None:
     for n in range(40):
         direct.item("POST", f"u{n}", {"id": f"u{n}"})
-    asked = {"content-type": "application/query+json", "x-ms-documentdb-partitionkeyrangeid": "0"}
+    headers = {"content-type": "application/query+json", "x-ms-documentdb-partitionkeyrangeid": "0"}
     found = list[str]()
     for start, end in (("", "1F"), ("1f", "FF")):
-        within = asked | {"x-ms-start-epk": start, "x-ms-end-epk": end}
-        answer = direct.ask("POST", "/dbs/d/colls/c/docs/", {"query": "SELECT VALUE c.id FROM c"}, within)
-        assert 5 < told(answer)["_count"] < 35
-        found += told(answer)["Documents"]
+        within = headers | {"x-ms-start-epk": start, "x-ms-end-epk": end}
+        response = direct.request("POST", "/dbs/d/colls/c/docs/", {"query": "SELECT VALUE c.id FROM c"}, within)
+        assert 5 < body_of(response)["_count"] < 35
+        found += body_of(response)["Documents"]
     assert sorted(found) == sorted(f"u{n}" for n in range(40))
 
 
@@ -242,13 +242,13 @@ def test_a_query_can_be_for_a_part_of_a_partition(direct: Direct) -> None:
         (" OR ".join(f"c.id = 'u{n % 2}'" for n in range(3000)), [0, 1]),
     ],
 )
-def test_conditions_hold_for_the_right_items(direct: Direct, condition: str, found: list[int]) -> None:
+def test_conditions_select_the_right_items(direct: Direct, condition: str, found: list[int]) -> None:
     for n in range(5):
         direct.item("POST", f"u{n}", {"id": f"u{n}", "n": n, "o": {"x": [0, n]}})
-    asked = {"content-type": "application/query+json", "x-ms-documentdb-query-enablecrosspartition": "True"}
+    headers = {"content-type": "application/query+json", "x-ms-documentdb-query-enablecrosspartition": "True"}
     body = {"query": f"SELECT VALUE c.n FROM c WHERE {condition}", "parameters": [{"name": "@three", "value": "u3"}]}
-    answer = direct.ask("POST", "/dbs/d/colls/c/docs/", body, asked)
-    assert told(answer)["Documents"] == found
+    response = direct.request("POST", "/dbs/d/colls/c/docs/", body, headers)
+    assert body_of(response)["Documents"] == found
 
 
 @pytest.mark.parametrize(
@@ -264,8 +264,8 @@ def test_conditions_hold_for_the_right_items(direct: Direct, condition: str, fou
     ],
 )
 def test_containers_that_are_not_emulated_are_refused(direct: Direct, settings: dict[str, object]) -> None:
-    told = {"id": "new", "partitionKey": {"paths": ["/id"], "kind": "Hash", "version": 2}, **settings}
-    assert direct.ask("POST", "/dbs/d/colls/", told).status == 400
+    resource = {"id": "new", "partitionKey": {"paths": ["/id"], "kind": "Hash", "version": 2}, **settings}
+    assert direct.request("POST", "/dbs/d/colls/", resource).status == 400
     assert list(direct.service.account.databases["d"].containers) == ["c"]
 
 
@@ -289,15 +289,15 @@ def test_faults_answer_in_place_of_the_service(
     assert direct.item("GET", "a").status == 200
 
 
-def test_slowness_can_be_one_partitions_and_resets_one_regions(clock: FakeClock, tmp_path: Path) -> None:
+def test_delays_can_be_of_one_partition_and_resets_of_one_region(clock: FakeClock, tmp_path: Path) -> None:
     direct = Direct(clock, ru=11_000, regions=2)
     faults = direct.service.faults
     faults.replace([{"kind": "slow", "partition": "0", "delay_ms": 40}, {"kind": "region-gone", "region": 1}], clock())
     made = [direct.item("POST", f"u{n}", {"id": f"u{n}"}) for n in range(20)]
     delays = {one.headers["x-ms-documentdb-partitionkeyrangeid"]: one.delay_s for one in made}
     assert delays == {"0": 0.04, "1": 0.0}
-    assert direct.ask("GET", "/", region=1).reset
-    assert not direct.ask("GET", "/", region=0).reset
+    assert direct.request("GET", "/", region=1).reset
+    assert not direct.request("GET", "/", region=0).reset
     (tmp_path / "measured.txt").write_text("3.5\n3.5\n")
     (tmp_path / "wrong.json").write_text("[{}]")
     (tmp_path / "faults.json").write_text('[{"kind": "latency", "file": "measured.txt"}]')
@@ -305,65 +305,3 @@ def test_slowness_can_be_one_partitions_and_resets_one_regions(clock: FakeClock,
     assert direct.item("GET", "u1").delay_s == 0.0035
     with pytest.raises(EmulatorMisused, match="kind"):
         Faults().read(tmp_path / "wrong.json", clock())
-
-
-@pytest.mark.filterwarnings("ignore:Unverified HTTPS request")  # as in the tours
-def test_the_emulators_own_pages() -> None:
-    trusting = ssl.create_default_context()
-    trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
-    with emulator("--tls", "--second-region", "0", "--entra-issuer", "--burst") as server:
-
-        def ask(method: str, path: str, body: object = None) -> bytes:
-            data = None if body is None else orjson.dumps(body)
-            request = urllib.request.Request(f"{server.endpoint}__emulation/{path}", data=data, method=method)
-            with urllib.request.urlopen(request, timeout=5, context=trusting) as answer:
-                assert "not Azure" in answer.headers["x-ms-emulation"]
-                return bytes(answer.read())
-
-        class Credential:
-            def get_token(self, *_scopes: str, **_options: object) -> AccessToken:
-                token = orjson.loads(ask("GET", "token"))
-                return AccessToken(token["access_token"], token["expires_on"])
-
-        CosmosClient(server.endpoint, server.key).create_database("d").create_container("c", PartitionKey("/id"))
-        client = CosmosClient(server.endpoint, Credential(), preferred_locations=["Emulated East", "Emulated West"])
-        container = client.get_database_client("d").get_container_client("c")
-        container.create_item({"id": "a"})
-        assert container.read_item("a", "a")["id"] == "a"
-        metrics = ask("GET", "metrics").decode()
-        assert 'hotplate_cosmos_emulator_requests_total{operation="read item",status="200"} 1.0' in metrics
-        assert 'hotplate_cosmos_emulator_partition_throughput{container="d/c",partition="0"} 400.0' in metrics
-        assert b"It is not the service" in ask("GET", "")
-        ask("PUT", "faults", [{"kind": "unavailable", "operation": "create item"}])
-        with pytest.raises(CosmosHttpResponseError) as error:
-            container.create_item({"id": "b"})
-        assert error.value.status_code == 503
-        with pytest.raises(urllib.error.HTTPError, match="400") as wrong:
-            ask("PUT", "faults", [{"kind": "earthquake"}])
-        wrong.value.close()
-        ask("PUT", "faults", [{"kind": "region-gone", "region": 1}])
-        assert container.read_item("a", "a")["id"] == "a"
-        ask("DELETE", "faults")
-        container.create_item({"id": "b"})
-
-
-def test_tls_can_be_verified_with_the_certificate_that_is_written(tmp_path: Path) -> None:
-    certificate = tmp_path / "certificate.pem"
-    with emulator("--tls", "--certificate", str(certificate)) as server:
-        context = ssl.create_default_context(cafile=str(certificate))
-        with urllib.request.urlopen(f"{server.endpoint}__emulation/metrics", context=context, timeout=5) as answer:
-            assert answer.status == 200
-
-
-def test_a_delayed_answer_keeps_its_place_in_the_pipeline() -> None:
-    with emulator() as server:
-        port = int(server.endpoint.rstrip("/").rpartition(":")[2])
-        fault = orjson.dumps([{"kind": "slow", "delay_ms": 100, "operation": "read account"}])
-        with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
-            connection.sendall(
-                b"PUT /__emulation/faults HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (len(fault), fault)
-                + b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
-                + b"GET /nowhere HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
-            )
-            heard = b"".join(iter(lambda: connection.recv(65536), b""))
-        assert re.findall(rb"HTTP/1.1 (\d+)", heard) == [b"200", b"401", b"404"]

@@ -1,6 +1,6 @@
-"""The documented charges beside ours: one table, for the test and for the documentation.
+"""The table of documented charges beside ours, for the test and for the documentation.
 
-`python -m bench.cosmos_emulator.figures` prints it.
+`python -m bench.cosmos_emulator.charge_table` prints it.
 """
 
 from collections.abc import Sequence
@@ -27,14 +27,14 @@ class Row:
         return f"{self.operation} {self.size_kb:g} KB {self.note} ({self.source})"
 
 
-def compared(charges: Charges, told: Sequence[dict[str, Any]]) -> list[Row]:
-    """Put our charge beside each documented one."""
+def compare(charges: Charges, entries: Sequence[dict[str, Any]]) -> list[Row]:
+    """Compute our charge for each documented one."""
     return [
         Row(
             entry["operation"], entry.get("note", ""), size_kb, ru, _ours(charges, entry, round(size_kb * KB)),
             entry["source"], entry["date"], entry.get("superseded", False),
         )
-        for entry in told
+        for entry in entries
         for size_kb, ru in zip(entry["sizes_kb"], entry["ru"], strict=True)
     ]  # fmt: skip
 
@@ -57,21 +57,21 @@ def _ours(charges: Charges, entry: dict[str, Any], size: int) -> float:  # noqa:
     return charges.query(sizes)
 
 
-def table(rows: Sequence[Row]) -> str:
+def markdown(rows: Sequence[Row]) -> str:
     """Return the table as Markdown, by operation and size, the newest source first."""
     ordered = sorted(rows, key=lambda row: row.date, reverse=True)
     ordered.sort(key=lambda row: (row.operation, row.note, row.size_kb))
     lines = ["| operation | KB | documented RU | ours | off by | source | date |", "|---|---:|---:|---:|---:|---|---|"]
     for row in ordered:
         off = f"{row.ours_ru / row.documented_ru - 1:+.1%}"
-        kept = " (superseded)" if row.superseded else ""
+        mark = " (superseded)" if row.superseded else ""
         name = f"{row.operation}, {row.note}" if row.note else row.operation
         lines.append(
-            f"| {name} | {row.size_kb:g} | {row.documented_ru:,.2f} | {row.ours_ru:,.2f} | {off} | {row.source}{kept} "
+            f"| {name} | {row.size_kb:g} | {row.documented_ru:,.2f} | {row.ours_ru:,.2f} | {off} | {row.source}{mark} "
             f"| {row.date or 'older'} |"
         )
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    print(table(compared(load(), documented())))
+    print(markdown(compare(load(), documented())))

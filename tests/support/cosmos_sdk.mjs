@@ -1,4 +1,4 @@
-// The unmodified @azure/cosmos SDK makes a tour of the emulation. Usage: node cosmos_tour.mjs ENDPOINT KEY
+// The unmodified @azure/cosmos SDK against the emulation. Usage: node cosmos_sdk.mjs ENDPOINT KEY
 // It runs from the folder in which the SDK is installed, and prints "done" when all was as it should be.
 import assert from "node:assert/strict";
 import { createRequire } from "node:module";
