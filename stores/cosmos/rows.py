@@ -27,7 +27,7 @@ from stores.cosmos.items import (
 from stores.cosmos.requests import DEADLINE_S
 from stores.cosmos.retry import Retrier, for_each
 from stores.errors import ReleaseConflict
-from stores.keys import META, Span, bounds, overlapping, pack, unpack
+from stores.keys import META, Span, bounds, merged, pack
 from stores.store import Row
 
 # The two kinds of series of batches: only the first, which each part has of its own, tells where to resume.
@@ -100,9 +100,7 @@ class ReleaseRows:
         parts = (await self._state(release)).get("parts", ())
         try:
             spans = await self._spans(container, [_series(0), *map(_series, parts), METAS])
-            for group in overlapping(spans):
-                packed = [await self._packed(container, span.source, span.place) for span in group]
-                keys = sorted({key for batch in packed for key in unpack(batch)})
+            async for keys in merged(spans, lambda span: self._packed(container, span.source, span.place)):
                 values = dict[str, bytes]()
                 await for_each(keys, partial(self._read_row, container, values))
                 for key in keys:
