@@ -1,0 +1,122 @@
+"""Every command that README and docs show: its verb, its options and their values exist as they are written there."""
+
+import importlib.util
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import pytest
+import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.exceptions import TyperException
+
+from bench.micro.__main__ import parse
+from hotplate.cli import app
+from tests.support.paths import ROOT
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+VERBS = cast("TyperGroup", typer.main.get_command(app))  # of an app of several verbs it makes a group
+# Options of other tools that the docs name.
+FOREIGN = {"--capabilities", "--scope", "--benchmark-timer"}
+# What may stand before a command: variables of its environment, and the core that it runs on.
+BEFORE = re.compile(r"^(?:\w+=\S+ |taskset -c \d+ )*")
+OF_MICRO = ["python", "-m", "bench.micro"]
+
+
+def blocks(page: Path) -> Iterator[str]:
+    """Yield the indented and the fenced lines of a page, with the lines that continue them."""
+    fenced = False
+    for line in page.read_text().replace("\\\n", " ").splitlines():
+        if line.startswith("```"):
+            fenced = not fenced
+        elif fenced or line.startswith("    "):
+            yield line.strip()
+
+
+def spans(page: Path) -> Iterator[str]:
+    """Yield what stands between backticks in the prose of a page."""
+    without_fences = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    prose = re.sub(r"^    .*$", "", without_fences, flags=re.MULTILINE)
+    yield from (" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose))
+
+
+def commands(lines: Iterator[str]) -> list[list[str]]:
+    """Return those that run something of ours, as words."""
+    bare = (BEFORE.sub("", line) for line in lines)
+    return [shlex.split(line, comments=True) for line in bare if re.match(r"(hotplate|make|python -m) [a-z]", line)]
+
+
+def check(words: list[str], *, complete: bool) -> None:
+    """Parse a command as its program would; where it is not *complete*, arguments may be missing."""
+    match words:
+        case ["hotplate", *arguments]:
+            parse_verb(VERBS, arguments, complete=complete)
+        case ["python", "-m", "bench.micro", *arguments]:
+            parse(arguments)
+        case ["python", "-m", module, *_]:
+            assert importlib.util.find_spec(module), f"no module {module}"
+        case ["make", verb, *_]:
+            assert re.search(rf"^{verb}:", (ROOT / "Makefile").read_text(), re.MULTILINE), f"no make {verb}"
+
+
+def parse_verb(command: TyperCommand | TyperGroup, words: list[str], *, complete: bool) -> None:
+    while isinstance(command, TyperGroup) and words:
+        name, *words = words
+        assert name in command.commands, f"no verb {name}"
+        command = command.commands[name]  # type: ignore[assignment]  # typer makes commands and groups of its own only
+    if isinstance(command, TyperGroup) and not complete:
+        return  # the name of a group of verbs
+    try:
+        command.make_context("hotplate", words)
+    except TyperException as error:
+        if complete or not str(error).startswith("Missing parameter"):
+            raise AssertionError(f"{error} (after {words})") from error
+
+
+def options(command: TyperCommand | TyperGroup) -> set[str]:
+    """Return the names of all options of a command and of those below it."""
+    named = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    below = command.commands.values() if isinstance(command, TyperGroup) else ()
+    return named.union(*(options(one) for one in below))  # type: ignore[arg-type]  # as above
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_of_the_docs_parses(page: Path) -> None:
+    for words in commands(blocks(page)):
+        check(words, complete=True)
+    for words in commands(spans(page)):
+        check(words, complete=False)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_option_that_the_docs_name_exists(page: Path) -> None:
+    known = options(VERBS) | FOREIGN | {"--help", "--only", "--short", "--stall"}
+    named = {re.split(r"[ =/]", word)[0] for span in spans(page) if span.startswith("--") for word in span.split(" --")}
+    assert {name if name.startswith("--") else f"--{name}" for name in named} <= known
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "hotplate publsh model",
+        "hotplate releases forget ID",
+        "hotplate publish model --driver sdk",
+        "hotplate publish model --keep many",
+        "hotplate publish --store URL",
+        "make benchmark",
+        "python -m bench.nothing",
+        "python -m bench.micro --only nothing",
+    ],
+)
+def test_a_command_that_does_not_exist_is_found(line: str) -> None:
+    with pytest.raises((AssertionError, SystemExit)):
+        check(line.split(), complete=True)
+
+
+def test_the_pages_hold_commands_in_all_their_forms() -> None:
+    found = [words for page in PAGES for words in commands(blocks(page))]
+    assert len([words for words in found if words[0] == "hotplate"]) > 40
+    assert any("indexed_terms=11" in words for words in found), "lines that continue are left out"
+    assert any(words[:3] == OF_MICRO for page in PAGES for words in commands(spans(page)))
