@@ -11,7 +11,7 @@ from stores.lmdb_store import LmdbStore
 from stores.memory import MemoryStore
 from stores.store import Store
 from tests.support.clock import FakeClock
-from tests.support.cosmos_drivers import Account, account
+from tests.support.cosmos_account import Account, emulated_account
 from tests.support.redis_server import RedisServer, running
 from tests.support.soak import MINUTES, SEED
 from tests.support.stores import COSMOS, OpenStore
@@ -35,14 +35,14 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 @pytest.fixture(scope="session")
 def cosmos_http() -> Iterator[Account]:
     """One emulator for all tests that do it no harm; each takes a database of its own."""
-    with account(None) as running_one:
+    with emulated_account(None) as running_one:
         yield running_one
 
 
 @pytest.fixture(scope="session")
 def cosmos_https(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
     """The same over TLS, with a certificate of its own."""
-    with account(tmp_path_factory.mktemp("cosmos") / "cosmos.pem") as running_one:
+    with emulated_account(tmp_path_factory.mktemp("cosmos") / "cosmos.pem") as running_one:
         yield running_one
 
 
@@ -55,8 +55,8 @@ async def open_store(request: pytest.FixtureRequest, tmp_path: Path, clock: Fake
         server: RedisServer = request.getfixturevalue("redis_server")
         url = server.url(request.param, secrets.token_hex(4))
     elif request.param in COSMOS:
-        far: Account = request.getfixturevalue(request.param.replace("+", "_"))
-        url = far.url(secrets.token_hex(4), ru="30000")
+        account: Account = request.getfixturevalue(request.param.replace("+", "_"))
+        url = account.url(secrets.token_hex(4), ru="30000")
 
     def another() -> Store:
         if request.param == "memory":

@@ -15,7 +15,7 @@ from stores.connect import connect
 from stores.lifecycle import publish
 from stores.store import Row
 from tests.support.command import hotplate
-from tests.support.cosmos_drivers import account
+from tests.support.cosmos_account import emulated_account
 from tests.support.redis_server import RedisServer
 
 SMALL = ("--duration", "0.4s", "--warmup", "0s", "--repeat", "1", "--rate", "200")
@@ -41,12 +41,12 @@ def fill(url: str, lists: int = 20) -> ReleaseId:
 
 @pytest.mark.parametrize("secure", [False, True])
 def test_our_emulator_reports_what_it_uses_and_what_one_database_holds(tmp_path: Path, *, secure: bool) -> None:
-    with account(tmp_path / "ca.pem" if secure else None) as far:
-        server = store_server(far.url("first", ru="1000"))
+    with emulated_account(tmp_path / "ca.pem" if secure else None) as account:
+        server = store_server(account.url("first", ru="1000"))
         assert server.stored_bytes() == 0
-        fill(far.url("first", ru="1000"))
+        fill(account.url("first", ru="1000"))
         held, used_s = server.stored_bytes(), server.cpu_s()
-        fill(far.url("second", ru="1000"))
+        fill(account.url("second", ru="1000"))
         assert held is not None
         assert held > 20 * 500
         assert server.stored_bytes() == held
@@ -62,19 +62,19 @@ def test_of_a_server_that_is_not_ours_or_not_there_nothing_is_known(redis_server
 
 
 def test_reads_beyond_the_throughput_are_a_measurement_and_no_failure() -> None:
-    with account(None) as far:
-        url = far.url("throttled", ru="400")
+    with emulated_account(None) as account:
+        url = account.url("throttled", ru="400")
         release = fill(url)
         keys = [f"user:{number:08}" for number in range(20)]
         found = look_up(url, store_server(url), release, [keys], 1.0)
-        assert far.metric("hotplate_cosmos_emulator_requests_total")["read item", "429"] > 0
+        assert account.metric("hotplate_cosmos_emulator_requests_total")["read item", "429"] > 0
         assert found.keys_per_s > 0
 
 
 @pytest.mark.soak
 def test_cosmos_is_a_column_whose_times_are_not_azures(tmp_path: Path) -> None:
-    with account(None) as far:
-        urls = f"file://{tmp_path}/store", far.url("hotplate", ru="20000")
+    with emulated_account(None) as account:
+        urls = f"file://{tmp_path}/store", account.url("hotplate", ru="20000")
         fill(urls[0])
         done = hotplate("bench", "stores", *urls, *SMALL, "--publish", "--out", tmp_path / "found")
     assert done.returncode in {0, 1}, done.stderr  # 1 where the machine was too busy for a valid round

@@ -15,8 +15,8 @@ from stores import lifecycle as life
 from stores.prices import Bill, Provisioned
 from stores.store import Plan, Row
 from tests.support.command import failed, hotplate
-from tests.support.cosmos_drivers import Account
-from tests.support.cosmos_held import Far, batches, with_far
+from tests.support.cosmos_account import Account
+from tests.support.cosmos_simulation import SimulatedAccount, batches, with_simulation
 from tests.support.redis_server import RedisServer
 
 
@@ -173,16 +173,16 @@ def test_a_publish_that_is_slow_says_so_at_once_and_goes_on(model: Path, cosmos:
 
 
 def test_what_is_spent_while_it_runs_is_what_the_service_charges() -> None:
-    async def work(far: Far) -> None:
+    async def work(account: SimulatedAccount) -> None:
         spending = Spending()
-        far.observer = spending
-        store = far.store(ru=400)
+        account.observer = spending
+        store = account.store(ru=400)
         spending.watch(store, Plan(10**6, 10**9), quiet=True)
         await life.publish(store, batches([Row("popular:", b"p")]), plan=Plan(1, 1), about={})
-        assert spending.request_units == pytest.approx(far.spent_ru())
+        assert spending.request_units == pytest.approx(account.spent_ru())
         assert re.fullmatch(r"[\d,]+ RU/s, 0\.(064|128) USD", spending.progress())
 
-    with_far(work)
+    with_simulation(work)
 
 
 def test_a_publish_that_will_take_hours_says_how_it_could_be_faster() -> None:

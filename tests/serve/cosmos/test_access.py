@@ -26,7 +26,7 @@ from stores.cosmos.rest import RestClient
 from stores.cosmos.store import CosmosStore
 from stores.cosmos.url import EMULATOR_KEY, KEY
 from tests.support.clock import FakeClock
-from tests.support.cosmos_drivers import account
+from tests.support.cosmos_account import emulated_account
 from tests.support.cosmos_server import emulator
 from tests.support.loaded_service import WAIT_S, lists, reading, under_load, until, until_read
 from tests.support.paths import ROOT
@@ -58,8 +58,8 @@ def one_that_refuses(why: str, folder: Path) -> Iterator[int]:
     """Run an emulator that lets nobody in with our key, or by our clock; yield its port."""
     if why == "another key":
         (folder / "key").write_text(WRONG)
-        with emulator("--key-file", str(folder / "key")) as far:
-            yield urlsplit(far.endpoint).port or 0
+        with emulator("--key-file", str(folder / "key")) as account:
+            yield urlsplit(account.endpoint).port or 0
         return
     with subprocess.Popen([sys.executable, "-c", AHEAD], cwd=ROOT, stdout=subprocess.PIPE) as process:
         try:
@@ -86,9 +86,9 @@ async def test_where_no_release_was_ever_read_nothing_is_ready_and_the_error_say
 async def test_readers_that_are_let_in_no_more_go_on_with_popular_lists_until_they_are_again(
     tmp_path: Path, why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with account(None) as far, one_that_refuses(why, tmp_path) as elsewhere:
-        port = urlsplit(far.emulator.endpoint).port or 0
-        await publish_to(far.url("db"), lists("r0"))
+    with emulated_account(None) as account, one_that_refuses(why, tmp_path) as elsewhere:
+        port = urlsplit(account.emulator.endpoint).port or 0
+        await publish_to(account.url("db"), lists("r0"))
         async with through(port) as proxy, reading(f"{TIER}://127.0.0.1:{proxy.port}/db") as reader:
             await until_read(reader, TIER)
             proxy.target = elsewhere
@@ -110,9 +110,9 @@ async def test_readers_that_are_let_in_no_more_go_on_with_popular_lists_until_th
 @pytest.mark.soak
 @pytest.mark.parametrize("why", SENTENCES)
 async def test_a_service_that_is_let_in_no_more_loses_no_request_under_load(tmp_path: Path, why: str) -> None:
-    with account(None) as far, one_that_refuses(why, tmp_path) as elsewhere:
-        port = urlsplit(far.emulator.endpoint).port or 0
-        await publish_to(far.url("db"), lists("r0"))
+    with emulated_account(None) as account, one_that_refuses(why, tmp_path) as elsewhere:
+        port = urlsplit(account.emulator.endpoint).port or 0
+        await publish_to(account.url("db"), lists("r0"))
         async with through(port) as proxy:
             async with under_load(tmp_path, f"{TIER}://127.0.0.1:{proxy.port}/db") as run:
                 proxy.target = elsewhere
@@ -158,11 +158,11 @@ class ShortLived:
 async def test_a_token_that_ends_costs_personal_lists_until_entra_id_gives_another(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    with account(None, "--entra-issuer") as far:
-        await publish_to(far.url("db"), lists("r0"))
+    with emulated_account(None, "--entra-issuer") as account:
+        await publish_to(account.url("db"), lists("r0"))
         clock, metrics = FakeClock(), Metrics(1, [TIER])
         clock.now = time.time()
-        identity, address = ShortLived(far.emulator.endpoint, clock), replace(far.address("db"), key=None)
+        identity, address = ShortLived(account.emulator.endpoint, clock), replace(account.address("db"), key=None)
         client = RestClient(address, StoreObserver(TIER, metrics), credential=identity, clock=clock)
         store = CosmosStore(address, client, lambda: open_containers(address, client))
         async with TieredReader({TIER: store}, budget_s=1.0, metrics=metrics) as reader:

@@ -12,7 +12,7 @@ from serve.reader import TieredReader
 from stores.catalogue import ReleaseId
 from stores.connect import connect
 from stores.verification import verify
-from tests.support.cosmos_drivers import Account, account
+from tests.support.cosmos_account import Account, emulated_account
 from tests.support.loaded_service import USERS, WAIT_S, Run, lists, reading, under_load, until, until_read
 from tests.support.proxy import through
 from tests.support.service import publish_to
@@ -37,14 +37,14 @@ with_and_without_another_tier = pytest.mark.parametrize("others", [(), ("file",)
 @pytest.fixture(scope="module")
 def cosmos() -> Iterator[Account]:
     """An account for all tests of this file; each takes a database of its own."""
-    with account(None) as one:
+    with emulated_account(None) as one:
         yield one
 
 
 @pytest.fixture(scope="module")
 def pair() -> Iterator[Account]:
     """The same in two regions."""
-    with account(None, "--second-region", "0") as one:
+    with emulated_account(None, "--second-region", "0") as one:
         yield one
 
 
@@ -204,10 +204,10 @@ async def test_under_load_a_storm_of_429s_costs_few_reads_and_next_to_no_request
         assert "has no request units left" in await run.until_status("degraded")
         await run.windows(1)
         for _ in range(scaled(1)):
-            spent_ru, reads, due = cosmos.spent_ru(), cosmos.asked("read item"), len(run.results)
+            spent_ru, reads, due = cosmos.spent_ru(), cosmos.requests("read item"), len(run.results)
             await run.windows(2)
             requests = sum(result.due for result in run.results[due:])
-            assert cosmos.asked("read item") - reads < requests / 10
+            assert cosmos.requests("read item") - reads < requests / 10
             assert cosmos.spent_ru() - spent_ru < 5
         cosmos.misbehave()
         await run.until(TIER)
@@ -223,13 +223,13 @@ async def test_under_load_a_storm_of_429s_costs_few_reads_and_next_to_no_request
 async def test_where_one_answer_in_three_is_a_503_most_lists_are_personal(
     tmp_path: Path, cosmos: Account, pair: Account, regions: int
 ) -> None:
-    far = (cosmos, pair)[regions - 1]
-    url = far.url(secrets.token_hex(4))
+    account = (cosmos, pair)[regions - 1]
+    url = account.url(secrets.token_hex(4))
     await publish_to(url, lists("r0"))
     async with under_load(tmp_path, url) as run:
-        far.misbehave(FAULTS["503"][0] | {"share": 0.3})
+        account.misbehave(FAULTS["503"][0] | {"share": 0.3})
         await run.windows(scaled(4))
-        far.misbehave()
+        account.misbehave()
         assert await run.counted("hotplate_store_failures_total", kind="unavailable") > 100
     run.answered(TIER, source="popular")
     assert run.share("personal") > 0.8

@@ -21,7 +21,7 @@ from stores.cosmos.items import name_of
 from stores.errors import StoreThrottled
 from stores.store import Store
 from stores.verification import verify
-from tests.support.cosmos_drivers import Account, account
+from tests.support.cosmos_account import Account, emulated_account
 from tests.support.cosmos_server import signed
 from tests.support.loaded_service import USERS, Run, lists, reading, under_load, until, until_read
 from tests.support.service import a_list, publish_to
@@ -46,7 +46,7 @@ WELL, SICK = (tuple(n for n in range(USERS) if (partition_of(n) == HOT) == hot) 
 @pytest.fixture(scope="module")
 def cosmos() -> Iterator[Account]:
     """An account for all tests of this file; each takes a database of its own."""
-    with account(None) as one:
+    with emulated_account(None) as one:
         yield one
 
 
@@ -223,10 +223,10 @@ async def test_under_load_no_request_is_lost_to_a_release_that_is_deleted(
         await delete(cosmos, url, first, what)
         await run.until(TIER, "popular")
         assert "is not in this store" in await run.until_status("degraded")
-        reads, windows = cosmos.asked("read item"), len(run.results)
+        reads, windows = cosmos.requests("read item"), len(run.results)
         await run.windows(scaled(2))
         requests = sum(result.due for result in run.results[windows:])
-        assert cosmos.asked("read item") - reads < requests / 10, "a storm of reads"
+        assert cosmos.requests("read item") - reads < requests / 10, "a storm of reads"
         await run.until_counted("hotplate_store_operation_duration_seconds_count", 5, outcome="gone")
         second = await publish_to(url, lists("r1"))
         await run.until_release(second)

@@ -11,7 +11,7 @@ from stores.cosmos.rest import RestClient
 from stores.cosmos.throughput import Offer, Throughput
 from stores.cosmos.url import parse
 from stores.errors import StoreFull
-from tests.support.cosmos_drivers import Counted
+from tests.support.cosmos_account import Counted
 from tests.support.cosmos_raw import CUT, DATE, Raw, answer, refusal, saying
 
 ITEM = b'{"id":"a","v":1}'

@@ -14,7 +14,7 @@ from stores.cosmos.items import VersionedItem
 from stores.cosmos.rest import RestClient
 from stores.cosmos.throughput import Offer, Throughput
 from stores.cosmos.url import Address
-from tests.support.cosmos_drivers import Account, Counted, account, with_container
+from tests.support.cosmos_account import Account, Counted, emulated_account, with_container
 
 ITEM = {"id": "user.YQ", "v": 'ü and " and \\'}
 Open = Callable[[Address], RestClient]
@@ -27,15 +27,15 @@ ATTEMPTS: dict[str, Callable[[RestClient], Awaitable[object]]] = {
 
 
 @pytest.fixture(scope="module", params=["http", "https"])
-def far(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
+def account(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
     certificate = tmp_path_factory.mktemp("tls") / "ca.pem" if request.param == "https" else None
-    with account(certificate) as running:
+    with emulated_account(certificate) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def regions() -> Iterator[Account]:
-    with account(None, "--second-region", "0") as running:
+    with emulated_account(None, "--second-region", "0") as running:
         yield running
 
 
@@ -59,13 +59,13 @@ async def opened(observer: Counted) -> AsyncIterator[Open]:
 
 
 @pytest.fixture
-async def made(far: Account, opened: Open) -> AsyncIterator[tuple[RestClient, AccountContainers]]:
+async def made(account: Account, opened: Open) -> AsyncIterator[tuple[RestClient, AccountContainers]]:
     """A client with a database and a container `c` of its own, and what made them."""
-    far.misbehave()
-    address = far.address(f"d{secrets.token_hex(4)}")
+    account.misbehave()
+    address = account.address(f"d{secrets.token_hex(4)}")
     client = opened(address)
     yield client, await with_container(client, address)
-    far.misbehave()
+    account.misbehave()
 
 
 @pytest.fixture
@@ -78,8 +78,8 @@ def containers(made: tuple[RestClient, AccountContainers]) -> AccountContainers:
     return made[1]
 
 
-async def test_databases_and_containers_are_made_and_dropped_once(far: Account, opened: Open) -> None:
-    address = far.address(f"d{secrets.token_hex(4)}")
+async def test_databases_and_containers_are_made_and_dropped_once(account: Account, opened: Open) -> None:
+    address = account.address(f"d{secrets.token_hex(4)}")
     containers = AccountContainers(address, opened(address))
     assert [await containers.create_database() for _ in range(2)] == [True, False]
     assert [await containers.create_container("c", Throughput(400)) for _ in range(2)] == [True, False]
@@ -163,20 +163,20 @@ async def test_a_container_that_was_made_anew_is_read_again_after_one_attempt_at
         assert await client.read("c", ITEM["id"], 2.0, fresh=fresh) is None
 
 
-async def test_every_answer_is_counted_with_its_charge(far: Account, client: RestClient, observer: Counted) -> None:
-    before_ru, ours_ru = far.spent_ru(), observer.ru
+async def test_every_answer_is_counted_with_its_charge(account: Account, client: RestClient, observer: Counted) -> None:
+    before_ru, ours_ru = account.spent_ru(), observer.ru
     await client.create("c", ITEM)
     await client.create("c", ITEM)
     await client.upsert("c", ITEM)
     await asyncio.gather(*(client.read("c", name, 2.0) for name in (ITEM["id"], "none") * 8))
     await client.read_versioned("c", "none")
     await client.replace("c", ITEM, '"never"')
-    assert observer.ru - ours_ru == pytest.approx(far.spent_ru() - before_ru)
+    assert observer.ru - ours_ru == pytest.approx(account.spent_ru() - before_ru)
     assert observer.kinds == []
 
 
 async def test_a_429_is_one_attempt_and_says_when_to_come_again(
-    far: Account, client: RestClient, containers: AccountContainers, observer: Counted
+    account: Account, client: RestClient, containers: AccountContainers, observer: Counted
 ) -> None:
     await client.upsert("c", ITEM)
     await client.read("c", ITEM["id"], 2.0)
@@ -187,51 +187,51 @@ async def test_a_429_is_one_attempt_and_says_when_to_come_again(
         ("create database", containers.create_database),
         ("replace offer", lambda: containers.scale("c", Throughput(500))),
     ):
-        far.misbehave({"kind": "throttle", "retry_after_ms": 250, "operation": operation})
-        before, observer.kinds[:] = far.asked(operation), []
+        account.misbehave({"kind": "throttle", "retry_after_ms": 250, "operation": operation})
+        before, observer.kinds[:] = account.requests(operation), []
         with pytest.raises(CosmosThrottled) as error:
             await ask()
         assert error.value.retry_after_s == 0.25
-        assert far.asked(operation) == before + 1
+        assert account.requests(operation) == before + 1
         assert observer.kinds == ["throttled"]
 
 
 @pytest.mark.parametrize("operation", sorted(ATTEMPTS))
 @pytest.mark.parametrize("kind", ["unavailable", "timeout", "retry-with", "gone", "reset"])
 async def test_a_failure_is_one_attempt_where_there_is_one_region(
-    far: Account, client: RestClient, observer: Counted, kind: str, operation: str
+    account: Account, client: RestClient, observer: Counted, kind: str, operation: str
 ) -> None:
     await client.upsert("c", ITEM)
     await client.read("c", ITEM["id"], 2.0)
-    far.misbehave({"kind": kind, "operation": operation})
-    before = far.asked(operation)
+    account.misbehave({"kind": kind, "operation": operation})
+    before = account.requests(operation)
     with pytest.raises(CosmosUnavailable) as error:
         await ATTEMPTS[operation](client)
     assert error.value.kind == ("reset" if kind == "reset" else "unavailable")
     assert set(observer.kinds) == {error.value.kind}
-    assert far.asked(operation) - before == len(observer.kinds)
+    assert account.requests(operation) - before == len(observer.kinds)
     assert len(observer.kinds) == 1 or (kind, operation) == ("reset", "read item")  # its connection was a kept one
 
 
-async def test_a_slow_answer_is_not_waited_for(far: Account, client: RestClient, observer: Counted) -> None:
+async def test_a_slow_answer_is_not_waited_for(account: Account, client: RestClient, observer: Counted) -> None:
     await client.upsert("c", ITEM)
     await client.read("c", ITEM["id"], 2.0)
-    far.misbehave({"kind": "slow", "delay_ms": 20_000, "operation": "read item"})
+    account.misbehave({"kind": "slow", "delay_ms": 20_000, "operation": "read item"})
     started = time.monotonic()
     with pytest.raises(CosmosUnavailable) as error:
         await client.read("c", ITEM["id"], 0.1)
     assert time.monotonic() - started < 2
     assert error.value.kind == "timeout"
     assert observer.kinds == ["timeout"]
-    far.misbehave()
+    account.misbehave()
     assert await client.read("c", ITEM["id"], 2.0) is not None
 
 
 async def test_the_error_of_a_wrong_key_says_what_to_do_and_not_the_key(
-    far: Account, opened: Open, observer: Counted
+    account: Account, opened: Open, observer: Counted
 ) -> None:
     wrong = "d3JvbmcgYnV0IGxvbmcgZW5vdWdoIHRvIGJlIGEga2V5"
-    client = opened(replace(far.address("d"), key=wrong))
+    client = opened(replace(account.address("d"), key=wrong))
     for ask in (client.read("c", "x", 5.0), client.read_versioned("c", "x"), client.account()):
         with pytest.raises(CosmosUnavailable, match="HOTPLATE_COSMOS_KEY") as error:
             await ask
@@ -240,9 +240,9 @@ async def test_the_error_of_a_wrong_key_says_what_to_do_and_not_the_key(
     assert set(observer.kinds) == {"unauthorized"}
 
 
-async def test_who_cannot_be_reached_is_said_so_at_once(opened: Open, observer: Counted, far: Account) -> None:
-    nowhere = "https://127.0.0.1:9" if far.certificate else "http://127.0.0.1:9"
-    client = opened(replace(far.address("d"), endpoint=nowhere))
+async def test_who_cannot_be_reached_is_said_so_at_once(opened: Open, observer: Counted, account: Account) -> None:
+    nowhere = "https://127.0.0.1:9" if account.certificate else "http://127.0.0.1:9"
+    client = opened(replace(account.address("d"), endpoint=nowhere))
     started = time.monotonic()
     with pytest.raises(CosmosUnavailable) as error:
         await client.read("c", "x", 5.0)
@@ -251,15 +251,15 @@ async def test_who_cannot_be_reached_is_said_so_at_once(opened: Open, observer: 
     assert set(observer.kinds) == {"connect"}
 
 
-async def test_a_certificate_that_nobody_vouches_for_is_refused_on_loopback_too(far: Account, opened: Open) -> None:
-    if far.certificate is None:
+async def test_a_certificate_that_nobody_vouches_for_is_refused_on_loopback_too(account: Account, opened: Open) -> None:
+    if account.certificate is None:
         return
-    client = opened(replace(far.address("d"), ca=None))
-    before = far.asked("read account")
+    client = opened(replace(account.address("d"), ca=None))
+    before = account.requests("read account")
     with pytest.raises(CosmosUnavailable) as error:
         await client.read("c", "x", 5.0)
     assert error.value.kind == "connect"
-    assert far.asked("read account") == before
+    assert account.requests("read account") == before
 
 
 async def test_the_account_lists_its_regions_the_preferred_one_first(regions: Account, opened: Open) -> None:

@@ -13,34 +13,34 @@ from stores.cosmos.rest import RestClient
 from stores.cosmos.throughput import Throughput
 from stores.cosmos.url import parse
 from stores.errors import StoreUnavailable
-from tests.support.cosmos_drivers import Account, Counted, account, with_container
+from tests.support.cosmos_account import Account, Counted, emulated_account, with_container
 from tests.support.cosmos_raw import CUT, Raw, answer, refusal, saying
 
 Made = tuple[AccountContainers, Counted]
 
 
 @pytest.fixture(scope="module", params=["http", "https"])
-def far(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
+def account(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
     certificate = tmp_path_factory.mktemp("tls") / "ca.pem" if request.param == "https" else None
-    with account(certificate) as running:
+    with emulated_account(certificate) as running:
         yield running
 
 
 @pytest.fixture
-async def made(far: Account) -> AsyncIterator[Made]:
+async def made(account: Account) -> AsyncIterator[Made]:
     """A database with a container `c`, and who counts."""
-    far.misbehave()
-    observer, address = Counted(), far.address(f"d{secrets.token_hex(4)}")
+    account.misbehave()
+    observer, address = Counted(), account.address(f"d{secrets.token_hex(4)}")
     client = RestClient(address, observer)
     yield await with_container(client, address), observer
     await client.close()
-    far.misbehave()
+    account.misbehave()
 
 
 @pytest.mark.parametrize("operation", ["create container", "replace offer", "delete container"])
 @pytest.mark.parametrize("kind", ["throttle", "unavailable", "timeout", "retry-with", "gone", "reset"])
 async def test_a_failure_is_one_attempt_and_no_line_in_a_log(
-    far: Account, made: Made, caplog: pytest.LogCaptureFixture, kind: str, operation: str
+    account: Account, made: Made, caplog: pytest.LogCaptureFixture, kind: str, operation: str
 ) -> None:
     containers, observer = made
     calls: dict[str, Callable[[], Awaitable[object]]] = {
@@ -48,21 +48,21 @@ async def test_a_failure_is_one_attempt_and_no_line_in_a_log(
         "replace offer": lambda: containers.scale("c", Throughput(500)),
         "delete container": lambda: containers.delete_container("c"),
     }
-    far.misbehave({"kind": kind, "operation": operation})
-    before = far.asked(operation)
+    account.misbehave({"kind": kind, "operation": operation})
+    before = account.requests(operation)
     with caplog.at_level(logging.DEBUG), pytest.raises(StoreUnavailable):
         await calls[operation]()
-    assert far.asked(operation) == before + 1
+    assert account.requests(operation) == before + 1
     assert observer.kinds == ["throttled" if kind == "throttle" else "reset" if kind == "reset" else "unavailable"]
     loud = [record for record in caplog.records if record.name != "asyncio" and record.levelno >= logging.INFO]
     assert loud == []
-    assert far.emulator.key not in caplog.text
+    assert account.emulator.key not in caplog.text
 
 
-async def test_a_certificate_that_nobody_vouches_for_is_refused_on_loopback_too(far: Account) -> None:
-    if far.certificate is None:
+async def test_a_certificate_that_nobody_vouches_for_is_refused_on_loopback_too(account: Account) -> None:
+    if account.certificate is None:
         return
-    address = far.address("d")
+    address = account.address("d")
     client = RestClient(address)
     containers = AccountContainers(replace(address, ca=None), client)
     assert (await client.account()).regions

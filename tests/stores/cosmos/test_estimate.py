@@ -25,7 +25,7 @@ from stores.memory import MemoryStore
 from stores.prices import Provisioned
 from stores.store import Plan, Row, Store
 from stores.transfer import copy, estimate_copy
-from tests.support.cosmos_held import Far, with_far
+from tests.support.cosmos_simulation import SimulatedAccount, with_simulation
 from tests.support.paths import DATA
 from tests.support.stores import ref
 
@@ -61,33 +61,37 @@ def made_up(users: int = 1200, seed: int = 1) -> Made:
     return Made([[Row("meta:dictionary", draw.randbytes(32 << 10))], *batches], {"data": "x" * 1500})
 
 
-async def estimated(far: Far, made: Made, *, live: bool = True, keep: int = 1, **options: int) -> Estimate:
+async def estimated(
+    account: SimulatedAccount, made: Made, *, live: bool = True, keep: int = 1, **options: int
+) -> Estimate:
     async def run(simulated: Store) -> Manifest:
         about = made.about
         result = await life.publish(simulated, made.rows(), plan=made.plan, about=about, encoding="zstd", live=live)
         await life.prune(simulated, keep=keep)
         return result.manifest
 
-    return await estimate(far.store(**options), run, live=live)
+    return await estimate(account.store(**options), run, live=live)
 
 
-async def publish(far: Far, made: Made, *, live: bool = True, keep: int = 1, **options: int) -> tuple[float, float]:
+async def publish(
+    account: SimulatedAccount, made: Made, *, live: bool = True, keep: int = 1, **options: int
+) -> tuple[float, float]:
     """Publish and prune; return the RU that the service charged, and the seconds that passed."""
-    store, loop = far.store(**options), asyncio.get_running_loop()
-    before_ru, began = far.spent_ru(), loop.time()
+    store, loop = account.store(**options), asyncio.get_running_loop()
+    before_ru, began = account.spent_ru(), loop.time()
     await life.publish(store, made.rows(), plan=made.plan, about=made.about, encoding="zstd", live=live)
     await life.prune(store, keep=keep)
-    return far.spent_ru() - before_ru, loop.time() - began
+    return account.spent_ru() - before_ru, loop.time() - began
 
 
 def held(made: Made, latency_s: float, *, ru: int, max_ru: int) -> tuple[Estimate, float, float]:
-    async def work(far: Far) -> tuple[Estimate, float, float]:
-        far.latency_s = latency_s
-        found = await estimated(far, made, ru=ru, max_ru=max_ru)
-        assert far.service.account.databases == {}
-        return found, *await publish(far, made, ru=ru, max_ru=max_ru)
+    async def work(account: SimulatedAccount) -> tuple[Estimate, float, float]:
+        account.latency_s = latency_s
+        found = await estimated(account, made, ru=ru, max_ru=max_ru)
+        assert account.service.account.databases == {}
+        return found, *await publish(account, made, ru=ru, max_ru=max_ru)
 
-    return with_far(work)
+    return with_simulation(work)
 
 
 def test_a_publish_spends_and_takes_exactly_what_the_dry_run_said() -> None:
@@ -126,27 +130,27 @@ def test_answers_that_take_their_time_are_caught_up_with() -> None:
 
 
 def test_the_second_and_later_publishes_are_estimated_as_exactly_and_what_they_erase_too() -> None:
-    async def work(far: Far) -> None:
-        far.latency_s = 0.0
+    async def work(account: SimulatedAccount) -> None:
+        account.latency_s = 0.0
         for number in range(5):
             made, live = made_up(60, seed=number), number != 3
-            before_ru = far.spent_ru()
-            found = await estimated(far, made, live=live, keep=0, ru=2000, max_ru=1000)
-            assert far.spent_ru() - before_ru == (1.0 if number else 0.0)  # one look at the catalogue
-            spent_ru, seconds = await publish(far, made, live=live, keep=0, ru=2000, max_ru=1000)
+            before_ru = account.spent_ru()
+            found = await estimated(account, made, live=live, keep=0, ru=2000, max_ru=1000)
+            assert account.spent_ru() - before_ru == (1.0 if number else 0.0)  # one look at the catalogue
+            spent_ru, seconds = await publish(account, made, live=live, keep=0, ru=2000, max_ru=1000)
             assert found.total_ru == pytest.approx(spent_ru, abs=0.005), number
             assert found.seconds == pytest.approx(seconds, abs=MS)
             await asyncio.sleep(1000)  # the grace of what was superseded passes
-        assert far.answers(204, "delete container") > 0
+        assert account.answers(204, "delete container") > 0
 
-    with_far(work)
+    with_simulation(work)
 
 
 def test_a_copy_is_estimated_and_a_release_that_cannot_be_served_is_refused() -> None:
-    async def work(far: Far) -> None:
-        source, made = MemoryStore(far.now), made_up(60)
+    async def work(account: SimulatedAccount) -> None:
+        source, made = MemoryStore(account.now), made_up(60)
         live = (await life.publish(source, made.rows(), plan=made.plan, about=made.about)).manifest.release
-        there = Far(asyncio.get_running_loop())
+        there = SimulatedAccount(asyncio.get_running_loop())
         there.latency_s = 0.0
         target = there.store(ru=2000, max_ru=1000)
         found = await estimate_copy(source, target, live, live=True, on_progress=lambda _done, _total: None)
@@ -156,9 +160,9 @@ def test_a_copy_is_estimated_and_a_release_that_cannot_be_served_is_refused() ->
         assert container_of(ref(live)) in there.service.account.databases["d"].containers
         await target.close()
         with pytest.raises(ReleaseCorrupt, match="no popular list"):
-            await estimated(far, Made([[Row("user:1", b"x")]], {}))
+            await estimated(account, Made([[Row("user:1", b"x")]], {}))
 
-    with_far(work)
+    with_simulation(work)
 
 
 @pytest.mark.soak
@@ -188,25 +192,25 @@ def test_publishing_online_retail_at_1000_request_units_a_second_takes_what_was_
 
 
 def test_an_account_that_cannot_be_read_is_assumed_to_be_empty_with_a_note() -> None:
-    async def work(far: Far) -> None:
-        far.misbehave({"kind": "unavailable"})
-        found = await estimated(far, made_up(20))
+    async def work(account: SimulatedAccount) -> None:
+        account.misbehave({"kind": "unavailable"})
+        found = await estimated(account, made_up(20))
         assert "it could not be read" in found.notes[0]
         assert any("unless it is there" in each for each in found.makes)
 
-    with_far(work)
+    with_simulation(work)
 
 
 def test_what_would_be_made_comes_with_a_note_on_containers_that_begin_large() -> None:
-    async def work(far: Far) -> None:
-        found = await estimated(far, made_up(20), ru=1000, max_ru=50_000)
+    async def work(account: SimulatedAccount) -> None:
+        found = await estimated(account, made_up(20), ru=1000, max_ru=50_000)
         assert "50,000 RU/s, manual, 9 physical partitions, nothing indexed" in " ".join(found.makes)
         assert "scaled to 1,000 RU/s" in " ".join(found.makes)
         assert any("9 physical partitions for good" in each and "111 RU/s" in each for each in found.notes)
         assert found.bill is not None
         assert found.bill.afterwards[1] == Provisioned("release before it, kept", 500)
 
-    with_far(work)
+    with_simulation(work)
 
 
 def test_what_is_billed_follows_the_url() -> None:

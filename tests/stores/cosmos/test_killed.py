@@ -11,8 +11,8 @@ from stores import lifecycle as life
 from stores.catalogue import State
 from stores.connect import connect
 from stores.store import Plan
-from tests.support.cosmos_drivers import Account, Counted
-from tests.support.cosmos_held import ROWS, batches
+from tests.support.cosmos_account import Account, Counted
+from tests.support.cosmos_simulation import ROWS, batches
 from tests.support.stores import ref
 
 PUBLISHER = """
@@ -20,7 +20,7 @@ import asyncio, sys
 from stores.connect import connect
 from stores.lifecycle import publish
 from stores.store import Plan
-from tests.support.cosmos_held import ROWS, batches
+from tests.support.cosmos_simulation import ROWS, batches
 
 async def acknowledged():
     async for batch in batches(ROWS, 100):

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, settings
 
 from stores.cosmos.charges import load
 from stores.store import Store
-from tests.support.cosmos_held import Far
+from tests.support.cosmos_simulation import SimulatedAccount
 from tests.support.life import Life
 from tests.support.soak import scaled
 from tests.support.virtual import VirtualLoop
@@ -20,7 +20,7 @@ class LifeInCosmos(Life):
     def open(self) -> Store:
         self.loop.close()
         self.loop = VirtualLoop()
-        return Far(self.loop, now=self.clock, charges=FREE).store()
+        return SimulatedAccount(self.loop, now=self.clock, charges=FREE).store()
 
 
 QUICK = settings(max_examples=5, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])

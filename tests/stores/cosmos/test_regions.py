@@ -11,7 +11,7 @@ from stores.cosmos.errors import CosmosUnavailable, MalformedResponse
 from stores.cosmos.rest import RestClient
 from stores.cosmos.topology import Location, account_properties
 from stores.cosmos.url import parse
-from tests.support.cosmos_drivers import Account, Counted, account, with_container
+from tests.support.cosmos_account import Account, Counted, emulated_account, with_container
 from tests.support.cosmos_raw import Raw, answer, refusal, saying
 
 NAME = "user.YQ"
@@ -20,8 +20,8 @@ EAST, WEST = "Emulated East", "Emulated West"
 
 
 @pytest.fixture(scope="module")
-def far() -> Iterator[Account]:
-    with account(None, "--second-region", "0") as running:
+def account() -> Iterator[Account]:
+    with emulated_account(None, "--second-region", "0") as running:
         yield running
 
 
@@ -38,16 +38,16 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def client(far: Account, observer: Counted) -> AsyncIterator[RestClient]:
+async def client(account: Account, observer: Counted) -> AsyncIterator[RestClient]:
     """One that prefers the region that is not written, with an item in a container `c`."""
-    far.misbehave()
-    address = far.address(f"d{secrets.token_hex(4)}", region=EAST)
+    account.misbehave()
+    address = account.address(f"d{secrets.token_hex(4)}", region=EAST)
     made = RestClient(address, observer)
     await with_container(made, address)
     await made.upsert("c", {"id": NAME})
     yield made
     await made.close()
-    far.misbehave()
+    account.misbehave()
 
 
 async def until(held: Callable[[], bool]) -> None:
@@ -69,16 +69,16 @@ def free_port() -> int:
 
 @pytest.mark.usefixtures("hasty")
 async def test_a_region_that_vanishes_is_left_and_read_again_with_a_line_for_each(
-    far: Account, client: RestClient, caplog: pytest.LogCaptureFixture
+    account: Account, client: RestClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     regions = client._topology
     assert regions.nearest is not None
     assert regions.nearest.name == EAST
-    far.misbehave({"kind": "region-gone", "region": 1})
+    account.misbehave({"kind": "region-gone", "region": 1})
     for _ in range(10):
         assert all(await asyncio.gather(*(client.read("c", NAME, 5.0) for _ in range(16))))
     assert regions.nearest.name == WEST
-    far.misbehave()
+    account.misbehave()
     await until(lambda: regions.nearest is not None and regions.nearest.name == EAST)
     assert await client.read("c", NAME, 5.0) is not None
     assert [record.message.partition(": ")[2] for record in caplog.records] == [
@@ -88,12 +88,12 @@ async def test_a_region_that_vanishes_is_left_and_read_again_with_a_line_for_eac
 
 
 async def test_one_failure_is_mended_elsewhere_and_no_reason_to_leave(
-    far: Account, client: RestClient, observer: Counted, caplog: pytest.LogCaptureFixture
+    account: Account, client: RestClient, observer: Counted, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(6):
-        far.misbehave({"kind": "unavailable", "region": 1})
+        account.misbehave({"kind": "unavailable", "region": 1})
         assert await client.read("c", NAME, 5.0) is not None
-        far.misbehave()
+        account.misbehave()
         assert await client.read("c", NAME, 5.0) is not None
     assert observer.kinds == ["unavailable"] * 6
     assert not caplog.records
@@ -101,24 +101,26 @@ async def test_one_failure_is_mended_elsewhere_and_no_reason_to_leave(
 
 @pytest.mark.usefixtures("hasty")
 async def test_where_all_regions_fail_the_read_fails_and_the_first_that_is_back_is_read(
-    far: Account, client: RestClient
+    account: Account, client: RestClient
 ) -> None:
-    far.misbehave({"kind": "reset"})
+    account.misbehave({"kind": "reset"})
     for _ in range(10):
         with pytest.raises(CosmosUnavailable):
             await client.read("c", NAME, 5.0)
-    far.misbehave({"kind": "reset", "region": 0})
+    account.misbehave({"kind": "reset", "region": 0})
     async with asyncio.timeout(20):
         while isinstance((await asyncio.gather(client.read("c", NAME, 5.0), return_exceptions=True))[0], Exception):
             await asyncio.sleep(0.01)
 
 
-async def test_throttling_is_no_reason_to_read_elsewhere(far: Account, client: RestClient, observer: Counted) -> None:
-    far.misbehave({"kind": "throttle", "region": 1})
-    before = far.asked("read item")
+async def test_throttling_is_no_reason_to_read_elsewhere(
+    account: Account, client: RestClient, observer: Counted
+) -> None:
+    account.misbehave({"kind": "throttle", "region": 1})
+    before = account.requests("read item")
     with pytest.raises(Exception, match="request units"):
         await client.read("c", NAME, 5.0)
-    assert far.asked("read item") == before + 1
+    assert account.requests("read item") == before + 1
     assert observer.kinds == ["throttled"]
 
 

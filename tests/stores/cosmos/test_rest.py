@@ -16,15 +16,15 @@ from stores.cosmos.rest import RestClient
 from stores.cosmos.url import parse
 from stores.errors import StoreMisused
 from tests.support.clock import FakeClock
-from tests.support.cosmos_drivers import ITEM, NAME, Account, Counted, account, filled
+from tests.support.cosmos_account import ITEM, NAME, Account, Counted, emulated_account, filled
 from tests.support.proxy import through
 
 KEY = "bm90IHRoZSBrZXkgb2YgYW55IGVtdWxhdG9yLCBidXQgb25lIG9mIHRoaXMgdGVzdA=="
 
 
 @pytest.fixture(scope="module")
-def far() -> Iterator[Account]:
-    with account(None) as running:
+def account() -> Iterator[Account]:
+    with emulated_account(None) as running:
         yield running
 
 
@@ -36,8 +36,8 @@ def observer() -> Counted:
 async def test_a_key_from_a_file_lets_in_and_is_shown_nowhere(tmp_path: Path, observer: Counted) -> None:
     path = tmp_path / "key"
     path.write_text(KEY + "\n")
-    with account(None, "--key-file", str(path)) as far:
-        address = parse(far.url("d"), {"HOTPLATE_COSMOS_KEY_FILE": str(path)})
+    with emulated_account(None, "--key-file", str(path)) as account:
+        address = parse(account.url("d"), {"HOTPLATE_COSMOS_KEY_FILE": str(path)})
         client = RestClient(address, observer)
         assert await AccountContainers(address, client).create_database()
         assert KEY not in f"{address!r} {client!r} {client._signer!r} {vars(client)!r}"
@@ -46,10 +46,10 @@ async def test_a_key_from_a_file_lets_in_and_is_shown_nowhere(tmp_path: Path, ob
 
 @pytest.mark.parametrize(("ahead_s", "said"), [(3600, "60 minutes ahead of"), (-3600, "60 minutes behind")])
 async def test_the_error_names_a_clock_that_is_an_hour_off(
-    far: Account, observer: Counted, clock: FakeClock, ahead_s: int, said: str
+    account: Account, observer: Counted, clock: FakeClock, ahead_s: int, said: str
 ) -> None:
     clock.now = time.time() + ahead_s
-    client = RestClient(far.address("d"), observer, clock=clock)
+    client = RestClient(account.address("d"), observer, clock=clock)
     for ask in (client.read("c", "a", 5.0), client.read_versioned("c", "a"), client.account()):
         with pytest.raises(CosmosUnavailable, match=f"this machine's clock is {said} the service's") as error:
             await ask
@@ -58,11 +58,11 @@ async def test_the_error_names_a_clock_that_is_an_hour_off(
 
 
 async def test_a_connection_that_idled_until_the_server_left_costs_a_read_nothing(
-    far: Account, observer: Counted, monkeypatch: pytest.MonkeyPatch
+    account: Account, observer: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stores.http1.STALE_S", -1.0)
-    address = await filled(far)
-    async with through(int(far.emulator.endpoint.rpartition(":")[2].strip("/"))) as proxy:
+    address = await filled(account)
+    async with through(int(account.emulator.endpoint.rpartition(":")[2].strip("/"))) as proxy:
         client = RestClient(replace(address, endpoint=f"http://127.0.0.1:{proxy.port}"), observer)
         await asyncio.gather(*(client.read("c", NAME, 5.0) for _ in range(8)))
         reading = [asyncio.create_task(client.read("c", NAME, 5.0)) for _ in range(8)]
@@ -73,9 +73,9 @@ async def test_a_connection_that_idled_until_the_server_left_costs_a_read_nothin
         await client.close()
 
 
-async def test_a_server_that_went_away_is_tried_by_one_at_a_time(far: Account, observer: Counted) -> None:
-    address = await filled(far)
-    async with through(int(far.emulator.endpoint.rpartition(":")[2].strip("/"))) as proxy:
+async def test_a_server_that_went_away_is_tried_by_one_at_a_time(account: Account, observer: Counted) -> None:
+    address = await filled(account)
+    async with through(int(account.emulator.endpoint.rpartition(":")[2].strip("/"))) as proxy:
         client = RestClient(replace(address, endpoint=f"http://127.0.0.1:{proxy.port}"), observer)
         await asyncio.gather(*(client.read("c", NAME, 5.0) for _ in range(8)))
         before, proxy.refusing = proxy.accepted, True
@@ -92,9 +92,9 @@ async def test_a_server_that_went_away_is_tried_by_one_at_a_time(far: Account, o
 
 async def test_a_certificate_of_another_name_is_refused(tmp_path: Path, observer: Counted) -> None:
     certificate = tmp_path / "ca.pem"
-    with account(certificate, "--host", "0.0.0.0") as far:
-        port = far.emulator.endpoint.rpartition(":")[2].strip("/")
-        named = replace(far.address("d"), endpoint=f"https://127.0.0.2:{port}")
+    with emulated_account(certificate, "--host", "0.0.0.0") as account:
+        port = account.emulator.endpoint.rpartition(":")[2].strip("/")
+        named = replace(account.address("d"), endpoint=f"https://127.0.0.2:{port}")
         client = RestClient(named, observer)
         with pytest.raises(CosmosUnavailable, match=r"certificate is not trusted.*mismatch.*ca=") as error:
             await client.read("c", "a", 5.0)
@@ -108,8 +108,8 @@ def test_a_file_that_certifies_nothing_is_refused(tmp_path: Path, observer: Coun
         RestClient(parse(f"cosmos+https://h:1/d?ca={tmp_path}/ca.pem", {}), observer)
 
 
-async def test_a_closed_client_opens_nothing_again(far: Account, observer: Counted) -> None:
-    client = RestClient(await filled(far), observer)
+async def test_a_closed_client_opens_nothing_again(account: Account, observer: Counted) -> None:
+    client = RestClient(await filled(account), observer)
     await client.read("c", NAME, 5.0)
     for _ in range(2):
         await client.close()

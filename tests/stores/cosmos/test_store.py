@@ -21,8 +21,8 @@ from stores.cosmos.throughput import Throughput
 from stores.cosmos.url import parse
 from stores.errors import ReleaseConflict, ReleaseNotFound, StoreFull, StoreMisused, StoreUnavailable
 from stores.store import Advised, Plan, ProvisionedStore, Row
-from tests.support.cosmos_drivers import Account
-from tests.support.cosmos_held import Far, batches, with_far
+from tests.support.cosmos_account import Account
+from tests.support.cosmos_simulation import SimulatedAccount, batches, with_simulation
 from tests.support.stores import draft_of, ref
 
 R = ReleaseId("20261120T064200Z-aaaa")
@@ -34,18 +34,18 @@ async def publish(store: CosmosStore, *, live: bool = True) -> ReleaseId:
 
 
 def test_it_offers_what_services_and_operators_may_ask_for() -> None:
-    async def work(far: Far) -> None:
-        store = far.store()
+    async def work(account: SimulatedAccount) -> None:
+        store = account.store()
         for offered in (Advised, ProvisionedStore):
             assert isinstance(store, offered)
 
-    with_far(work)
+    with_simulation(work)
 
 
 def test_an_account_of_many_writers_is_neither_written_nor_followed() -> None:
-    async def work(far: Far) -> None:
-        far.many_writers = True
-        store = far.store()
+    async def work(account: SimulatedAccount) -> None:
+        account.many_writers = True
+        store = account.store()
         for refused in (
             store.swap(Catalogue(), changes.succeed(Catalogue(), changes.begin(Catalogue(), R), "t", "s")),
             store.create(draft_of(R), Plan(1, 1)),
@@ -53,40 +53,40 @@ def test_an_account_of_many_writers_is_neither_written_nor_followed() -> None:
         ):
             with pytest.raises(StoreMisused, match="several regions, where two publishers could both change"):
                 await refused
-        assert not far.service.account.databases
+        assert not account.service.account.databases
 
-    with_far(work)
+    with_simulation(work)
 
 
 def test_a_swap_whose_answer_was_lost_is_no_rival_and_a_rival_is_one() -> None:
-    async def work(far: Far) -> None:
-        store, rival = far.store(), far.store()
+    async def work(account: SimulatedAccount) -> None:
+        store, rival = account.store(), account.store()
         old = await store.catalogue()
         first = changes.succeed(old, changes.begin(old, R), "one", "s")
-        far.lose_answers = 1
+        account.lose_answers = 1
         await store.swap(old, first)
         assert await rival.catalogue() == first
         seen = await store.catalogue()
-        far.lose_answers = 1
+        account.lose_answers = 1
         await store.swap(seen, changes.succeed(seen, seen, "two", "s"))
         with pytest.raises(ReleaseConflict):
             await rival.swap(first, changes.succeed(first, first, "three", "s"))
         assert (await store.catalogue()).token == "two"
 
-    with_far(work)
+    with_simulation(work)
 
 
 def test_times_are_the_services() -> None:
-    async def work(far: Far) -> None:
-        store = far.store()
+    async def work(account: SimulatedAccount) -> None:
+        store = account.store()
         await publish(store)
-        assert (await store.catalogue()).now == pytest.approx(far.now(), abs=1.1)
+        assert (await store.catalogue()).now == pytest.approx(account.now(), abs=1.1)
         await asyncio.sleep(3600)
         watched = store.changes()
-        assert (await anext(watched)).now == pytest.approx(far.now(), abs=1.1)
+        assert (await anext(watched)).now == pytest.approx(account.now(), abs=1.1)
         await watched.aclose()  # type: ignore[attr-defined]  # it is an async generator
 
-    with_far(work)
+    with_simulation(work)
 
 
 @pytest.mark.parametrize(
@@ -101,27 +101,27 @@ def test_times_are_the_services() -> None:
 def test_a_container_may_spend_what_it_needs_at_each_time_of_its_life(
     asked: dict[str, object], written: Throughput, served: Throughput, kept: Throughput
 ) -> None:
-    async def work(far: Far) -> None:
-        store = far.store(**asked)
+    async def work(account: SimulatedAccount) -> None:
+        store = account.store(**asked)
         await store.create(draft_of(R), Plan(1, 1))
-        assert far.throughput(R) == written
+        assert account.throughput(R) == written
         first = await publish(store)
-        assert far.throughput(first) == served
+        assert account.throughput(first) == served
         second = await publish(store)
         await life.prune(store)
-        assert far.throughput(first) == served  # its last readers may still be there
+        assert account.throughput(first) == served  # its last readers may still be there
         await asyncio.sleep(GRACE_S)
         await life.prune(store)
-        assert (far.throughput(first), far.throughput(second)) == (kept, served)
-        scaled = far.answers(200, "replace offer")
+        assert (account.throughput(first), account.throughput(second)) == (kept, served)
+        scaled = account.answers(200, "replace offer")
         await life.prune(store)
         await life.activate(store, second)
-        assert far.answers(200, "replace offer") == scaled, "what is right already is left alone"
+        assert account.answers(200, "replace offer") == scaled, "what is right already is left alone"
         assert await life.rollback(store) == first
-        assert far.throughput(first) == served
-        assert far.throughput(await publish(store, live=False)) == kept
+        assert account.throughput(first) == served
+        assert account.throughput(await publish(store, live=False)) == kept
 
-    with_far(work)
+    with_simulation(work)
 
 
 @pytest.mark.parametrize(
@@ -130,8 +130,8 @@ def test_a_container_may_spend_what_it_needs_at_each_time_of_its_life(
     ids=["few head starts", "every head start"],
 )
 def test_a_release_that_goes_live_while_it_is_scaled_down_is_scaled_up_again(head_starts_ms: range) -> None:
-    async def work(far: Far, head_start_s: float) -> None:
-        operator, pruner = far.store(ru=1000), far.store(ru=1000)
+    async def work(account: SimulatedAccount, head_start_s: float) -> None:
+        operator, pruner = account.store(ru=1000), account.store(ru=1000)
         first, _ = await publish(operator), await publish(operator)
         await asyncio.sleep(GRACE_S)
 
@@ -142,64 +142,64 @@ def test_a_release_that_goes_live_while_it_is_scaled_down_is_scaled_up_again(hea
         await asyncio.gather(
             after(-head_start_s, life.prune(pruner)), after(head_start_s, life.activate(operator, first))
         )
-        assert far.throughput(first) == Throughput(1000)
+        assert account.throughput(first) == Throughput(1000)
 
     for head_start_ms in head_starts_ms:
-        with_far(partial(work, head_start_s=head_start_ms * 0.001))
+        with_simulation(partial(work, head_start_s=head_start_ms * 0.001))
 
 
 def test_a_scaling_that_takes_hours_ends_with_a_sentence() -> None:
-    async def work(far: Far) -> None:
-        store = far.store(ru=1000, max_ru=4000)
+    async def work(account: SimulatedAccount) -> None:
+        store = account.store(ru=1000, max_ru=4000)
         release = await publish(store, live=False)
-        far.scales_for_ever = True
-        began = far.now()
+        account.scales_for_ever = True
+        began = account.now()
         with pytest.raises(StoreUnavailable, match=r"still being scaled to 1,000 RU/s, which can take hours"):
             await life.activate(store, release)
-        assert 600 <= far.now() - began < 660
+        assert 600 <= account.now() - began < 660
         assert (await store.catalogue()).live is None
 
-    with_far(work)
+    with_simulation(work)
 
 
 def test_what_cannot_fit_is_refused_with_the_numbers() -> None:
-    async def work(far: Far) -> None:
+    async def work(account: SimulatedAccount) -> None:
         with pytest.raises(StoreFull, match=r"2,000 GB, and a serverless container of .* holds 1,000 GB"):
-            await far.store(ru="serverless").create(draft_of(R), Plan(1, 2 * 10**12))
-        await far.store().create(draft_of(R), Plan(1, 2 * 10**12))
+            await account.store(ru="serverless").create(draft_of(R), Plan(1, 2 * 10**12))
+        await account.store().create(draft_of(R), Plan(1, 2 * 10**12))
 
-    with_far(work)
+    with_simulation(work)
 
 
 def test_readers_are_warned_of_what_they_could_run_into() -> None:
-    async def work(far: Far) -> None:
-        store = far.store()
+    async def work(account: SimulatedAccount) -> None:
+        store = account.store()
         assert await store.warnings() == []
         await publish(store)
         assert await store.warnings() == []
-        (short,) = await far.store(ru=1000).warnings()
+        (short,) = await account.store(ru=1000).warnings()
         assert "has 400 RU/s, and ru= of cosmos+http://here:1/d asks for 1,000" in short
-        (split,) = await far.store(max_ru=20_000).warnings()
+        (split,) = await account.store(max_ru=20_000).warnings()
         assert "4 partitions for good, so that one key can be read at 100 RU/s at most" in split
 
-    with_far(work)
+    with_simulation(work)
 
 
 def test_erasing_costs_no_request_units_but_the_containers_own() -> None:
-    async def work(far: Far) -> None:
-        store = far.store()
+    async def work(account: SimulatedAccount) -> None:
+        store = account.store()
         release = await publish(store)
-        spent = far.spent_ru("item")
+        spent = account.spent_ru("item")
         await store.erase(ref(release))
         await store.erase(ref(release))
-        assert far.spent_ru("item") == spent
+        assert account.spent_ru("item") == spent
         with pytest.raises(ReleaseNotFound):
             await store.scale_down(ref(release))
         await store.create(draft_of(release), Plan(1, 1))
         await store.put(draft_of(release), ROWS)
         assert await store.resume_point(draft_of(release)) == "user:1"
 
-    with_far(work)
+    with_simulation(work)
 
 
 def test_a_url_opens_nothing_by_itself() -> None:
@@ -253,8 +253,8 @@ print(*(name for name in sys.modules if name.startswith("azure")))
 
 
 def test_each_part_of_a_release_resumes_by_itself_and_all_are_scanned() -> None:
-    async def work(far: Far) -> None:
-        one, other = far.store(ru=4000), far.store(ru=4000)
+    async def work(account: SimulatedAccount) -> None:
+        one, other = account.store(ru=4000), account.store(ru=4000)
         rows = {part: [Row(f"user:{n:04}", b"%d" % n) for n in range(part, 300, 3)] for part in range(3)}
         await one.create(draft_of(R), Plan(300, 1000))
         for start in range(0, 100, 25):
@@ -264,11 +264,11 @@ def test_each_part_of_a_release_resumes_by_itself_and_all_are_scanned() -> None:
                     for part, chunk in rows.items()
                 )
             )
-        late = far.store(ru=4000)
+        late = account.store(ru=4000)
         for part, chunk in rows.items():
             assert await late.resume_point(draft_of(R), part) == chunk[-1].key
         assert await late.resume_point(draft_of(R), 7) is None
         await late.seal(draft_of(R))
         assert [row async for row in late.scan(ref(R))] == sorted(row for chunk in rows.values() for row in chunk)
 
-    with_far(work)
+    with_simulation(work)

@@ -13,13 +13,13 @@ from stores.cosmos.errors import CosmosUnavailable
 from stores.cosmos.rest import RestClient
 from stores.cosmos.url import Address
 from tests.support.clock import FakeClock
-from tests.support.cosmos_drivers import NAME, Account, Counted, account, filled
+from tests.support.cosmos_account import NAME, Account, Counted, emulated_account, filled
 from tests.support.entra import Issued
 
 
 @pytest.fixture(scope="module")
-def far() -> Iterator[Account]:
-    with account(None, "--entra-issuer") as running:
+def account() -> Iterator[Account]:
+    with emulated_account(None, "--entra-issuer") as running:
         yield running
 
 
@@ -28,18 +28,18 @@ def observer() -> Counted:
     return Counted()
 
 
-async def keyless(far: Account) -> Address:
+async def keyless(account: Account) -> Address:
     """Return a database with a container `c` that holds one item, to be reached by token."""
-    return replace(await filled(far), key=None)
+    return replace(await filled(account), key=None)
 
 
 @pytest.fixture
 async def entra(
-    far: Account, observer: Counted, clock: FakeClock
+    account: Account, observer: Counted, clock: FakeClock
 ) -> AsyncIterator[tuple[RestClient, Issued, FakeClock]]:
     """A client by token, on a clock that the test holds, beginning now."""
-    address = await keyless(far)
-    credential = Issued(far.emulator.endpoint, clock)
+    address = await keyless(account)
+    credential = Issued(account.emulator.endpoint, clock)
     clock.now = time.time()
     client = RestClient(address, observer, credential=credential, clock=clock)
     yield client, credential, clock
@@ -101,15 +101,17 @@ async def test_a_token_that_is_refused_is_renewed_once(entra: Entra) -> None:
     assert credential.requests == before + 1
 
 
-async def test_no_token_in_time_is_a_timeout_and_other_callers_go_on_waiting(far: Account, observer: Counted) -> None:
+async def test_no_token_in_time_is_a_timeout_and_other_callers_go_on_waiting(
+    account: Account, observer: Counted
+) -> None:
     class Slow(Issued):
         async def get_token(self, *scopes: str) -> AccessToken:
             await released.wait()
             return await super().get_token(*scopes)
 
     released = asyncio.Event()
-    address = await keyless(far)
-    client = RestClient(address, observer, credential=Slow(far.emulator.endpoint))
+    address = await keyless(account)
+    client = RestClient(address, observer, credential=Slow(account.emulator.endpoint))
     with pytest.raises(CosmosUnavailable) as error:
         await client.read("c", NAME, 0.05)
     assert error.value.kind == "timeout"
@@ -119,26 +121,28 @@ async def test_no_token_in_time_is_a_timeout_and_other_callers_go_on_waiting(far
     await client.close()
 
 
-async def test_a_token_that_has_ended_when_it_comes_blames_the_clock(far: Account, observer: Counted) -> None:
+async def test_a_token_that_has_ended_when_it_comes_blames_the_clock(account: Account, observer: Counted) -> None:
     class Late(Issued):
         async def get_token(self, *scopes: str) -> AccessToken:
             return (await super().get_token(*scopes))._replace(expires_on=int(time.time()) - 60)
 
-    client = RestClient(await keyless(far), observer, credential=Late(far.emulator.endpoint))
+    client = RestClient(await keyless(account), observer, credential=Late(account.emulator.endpoint))
     with pytest.raises(CosmosUnavailable, match="ended by this machine's clock; set it right"):
         await client.read("c", NAME, 5.0)
     await client.close()
 
 
-async def test_a_tenant_that_does_not_know_the_account_gives_a_token_for_all(far: Account, observer: Counted) -> None:
+async def test_a_tenant_that_does_not_know_the_account_gives_a_token_for_all(
+    account: Account, observer: Counted
+) -> None:
     class Stranger(Issued):
         async def get_token(self, *scopes: str) -> AccessToken:
             if "https://127.0.0.1/.default" in scopes:
                 raise RuntimeError("AADSTS500011: the resource principal was not found in the tenant")
             return await super().get_token(*scopes)
 
-    credential = Stranger(far.emulator.endpoint)
-    client = RestClient(await keyless(far), observer, credential=credential)
+    credential = Stranger(account.emulator.endpoint)
+    client = RestClient(await keyless(account), observer, credential=credential)
     assert await client.read("c", NAME, 5.0) is not None
     assert credential.scopes == {"https://cosmos.azure.com/.default"}
     await client.close()

@@ -14,15 +14,15 @@ from stores.cosmos.retry import THROTTLED_S, UNAVAILABLE_S
 from stores.errors import ReleaseConflict, ReleaseNotFound, StoreFull
 from stores.store import Plan, Row
 from stores.verification import verify
-from tests.support.cosmos_held import ROWS, Far, batches, with_far
+from tests.support.cosmos_simulation import ROWS, SimulatedAccount, batches, with_simulation
 from tests.support.soak import scaled
 from tests.support.stores import draft_of, ref
 
 R = ReleaseId("20261120T064200Z-aaaa")
 
 
-async def scanned(far: Far, release: ReleaseId) -> list[Row]:
-    return [row async for row in far.store(ru=4000).scan(ref(release))]
+async def scanned(account: SimulatedAccount, release: ReleaseId) -> list[Row]:
+    return [row async for row in account.store(ru=4000).scan(ref(release))]
 
 
 FAULTS: list[dict[str, object]] = [
@@ -42,26 +42,26 @@ each_fault = pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: " ".join
 
 @each_fault
 def test_a_publish_bears_what_passes(fault: dict[str, object]) -> None:
-    with_far(partial(publish_under, fault, ROWS[:300]))
+    with_simulation(partial(publish_under, fault, ROWS[:300]))
 
 
 @pytest.mark.soak
 @each_fault
 def test_a_large_publish_bears_what_passes(fault: dict[str, object]) -> None:
     for _ in range(scaled(1)):
-        with_far(partial(publish_under, fault, ROWS))
+        with_simulation(partial(publish_under, fault, ROWS))
 
 
-async def publish_under(fault: dict[str, object], rows: list[Row], far: Far) -> None:
+async def publish_under(fault: dict[str, object], rows: list[Row], account: SimulatedAccount) -> None:
     async def until_it_fails() -> AsyncIterator[Sequence[Row]]:
         async for batch in batches(rows, 100):
             yield batch
             if batch[0] == rows[100]:
-                far.misbehave(fault)
+                account.misbehave(fault)
 
-    store = far.store(ru=4000)
+    store = account.store(ru=4000)
     manifest = (await life.publish(store, until_it_fails(), plan=Plan(len(rows), 1000), about={})).manifest
-    far.misbehave()
+    account.misbehave()
     assert [row async for row in store.scan(ref(manifest.release))] == sorted([*rows, manifest.key_row])
     assert (await store.catalogue()).live == manifest.release
 
@@ -73,41 +73,41 @@ async def publish_under(fault: dict[str, object], rows: list[Row], far: Far) -> 
 def test_what_does_not_pass_ends_with_its_cause_and_leaves_what_was_acknowledged(
     kind: str, error: type[Exception], limit_s: float
 ) -> None:
-    async def work(far: Far) -> None:
-        store, loop = far.store(ru=4000), asyncio.get_running_loop()
+    async def work(account: SimulatedAccount) -> None:
+        store, loop = account.store(ru=4000), asyncio.get_running_loop()
         await store.create(draft_of(R), Plan(1, 1))
         await store.put(draft_of(R), ROWS[:100])
-        far.misbehave({"kind": kind})
+        account.misbehave({"kind": kind})
         began = loop.time()
         with pytest.raises(error):
             await store.put(draft_of(R), ROWS[100:300])
         assert limit_s <= loop.time() - began < limit_s + 10
-        far.misbehave()
-        assert await far.store().resume_point(draft_of(R)) == ROWS[99].key
+        account.misbehave()
+        assert await account.store().resume_point(draft_of(R)) == ROWS[99].key
         await store.put(draft_of(R), ROWS[100:])
         await store.seal(draft_of(R))
-        assert await scanned(far, R) == ROWS
+        assert await scanned(account, R) == ROWS
 
-    with_far(work)
+    with_simulation(work)
 
 
 def test_two_writers_at_once_lose_nothing_of_each_other() -> None:
-    async def work(far: Far) -> None:
-        one, other = far.store(ru=4000), far.store(ru=4000)
+    async def work(account: SimulatedAccount) -> None:
+        one, other = account.store(ru=4000), account.store(ru=4000)
         await one.create(draft_of(R), Plan(1, 1))
         await asyncio.gather(
             *(one.put(draft_of(R), ROWS[start : start + 100]) for start in range(0, 1600, 100)),
             *(other.put(draft_of(R), ROWS[start : start + 100]) for start in range(1500, 3001, 100)),
         )
         await other.seal(draft_of(R))
-        assert await scanned(far, R) == ROWS
+        assert await scanned(account, R) == ROWS
 
-    with_far(work)
+    with_simulation(work)
 
 
 def test_a_draft_that_was_dropped_or_sealed_under_its_writer_takes_no_rows() -> None:
-    async def work(far: Far) -> None:
-        writer, other = far.store(), far.store()
+    async def work(account: SimulatedAccount) -> None:
+        writer, other = account.store(), account.store()
         await writer.create(draft_of(R), Plan(1, 1))
         await writer.put(draft_of(R), ROWS[:2])
         await other.seal(draft_of(R))
@@ -117,33 +117,33 @@ def test_a_draft_that_was_dropped_or_sealed_under_its_writer_takes_no_rows() -> 
         with pytest.raises(ReleaseNotFound):
             await writer.put(draft_of(R), ROWS[2:4])
 
-    with_far(work)
+    with_simulation(work)
 
 
 def test_of_a_key_given_twice_the_last_value_counts() -> None:
-    async def work(far: Far) -> None:
-        store = far.store()
+    async def work(account: SimulatedAccount) -> None:
+        store = account.store()
         await store.create(draft_of(R), Plan(1, 1))
         await store.put(draft_of(R), [Row("user:1", b"%d" % n) for n in range(20)])
         assert await store.get_many(ref(R), ["user:1"]) == [b"19"]
 
-    with_far(work)
+    with_simulation(work)
 
 
 def test_a_row_too_large_for_an_item_fails_the_publish_before_it_is_sent() -> None:
-    async def work(far: Far) -> None:
-        store = far.store()
+    async def work(account: SimulatedAccount) -> None:
+        store = account.store()
         await store.create(draft_of(R), Plan(1, 1))
         with pytest.raises(StoreFull, match=r"the row user\.MQ takes 2,.* publish shorter lists"):
             await store.put(draft_of(R), [Row("user:1", b"\xff" * (2 << 20))])
-        assert far.answers(413) == 0
+        assert account.answers(413) == 0
 
-    with_far(work)
+    with_simulation(work)
 
 
 def test_a_cancelled_put_leaves_nothing_running() -> None:
-    async def work(far: Far) -> None:
-        store = far.store()
+    async def work(account: SimulatedAccount) -> None:
+        store = account.store()
         await store.create(draft_of(R), Plan(1, 1))
         putting = asyncio.create_task(store.put(draft_of(R), ROWS[:500]))
         await asyncio.sleep(0.5)
@@ -151,35 +151,35 @@ def test_a_cancelled_put_leaves_nothing_running() -> None:
         await asyncio.gather(putting, return_exceptions=True)
         assert putting.cancelled()
         assert len(asyncio.all_tasks()) == 1
-        written = far.answers(201)
+        written = account.answers(201)
         await asyncio.sleep(10)
-        assert far.answers(201) == written
+        assert account.answers(201) == written
 
-    with_far(work)
+    with_simulation(work)
 
 
 def test_reading_all_of_what_is_served_leaves_lookups_their_share() -> None:
-    async def work(far: Far) -> None:
-        store, loop = far.store(ru=400, max_ru=4000), asyncio.get_running_loop()
+    async def work(account: SimulatedAccount) -> None:
+        store, loop = account.store(ru=400, max_ru=4000), asyncio.get_running_loop()
         manifest = (await life.publish(store, batches(ROWS), plan=Plan(len(ROWS), 1000), about={})).manifest
-        began, spent_ru, throttled = loop.time(), far.admitted_ru(manifest.release), far.answers(429)
+        began, spent_ru, throttled = loop.time(), account.admitted_ru(manifest.release), account.answers(429)
         await verify(store, ref(manifest.release))
         took_s = loop.time() - began
-        assert (far.admitted_ru(manifest.release) - spent_ru) / took_s == pytest.approx(200, rel=0.03)
-        assert far.answers(429) == throttled
+        assert (account.admitted_ru(manifest.release) - spent_ru) / took_s == pytest.approx(200, rel=0.03)
+        assert account.answers(429) == throttled
 
-    with_far(work)
+    with_simulation(work)
 
 
 def test_a_replica_that_is_behind_is_read_again() -> None:
-    async def work(far: Far) -> None:
-        store = far.store(ru=4000)
+    async def work(account: SimulatedAccount) -> None:
+        store = account.store(ru=4000)
         await store.create(draft_of(R), Plan(1, 1))
         await store.put(draft_of(R), ROWS[:300])
         await store.seal(draft_of(R))
-        far.forgets = 0.05
-        assert await scanned(far, R) == ROWS[:300]
-        assert await far.store().resume_point(draft_of(R)) == ROWS[299].key
-        assert container_of(ref(R)) in far.service.account.databases["d"].containers
+        account.forgets = 0.05
+        assert await scanned(account, R) == ROWS[:300]
+        assert await account.store().resume_point(draft_of(R)) == ROWS[299].key
+        assert container_of(ref(R)) in account.service.account.databases["d"].containers
 
-    with_far(work)
+    with_simulation(work)

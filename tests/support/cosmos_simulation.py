@@ -34,8 +34,8 @@ BEGAN = 1_790_000_000.0
 ROWS = [Row("popular:", b'{"id":"p"}'), *(Row(f"user:{n:05}", b"%d" % n) for n in range(3000))]
 
 
-class Far:
-    """The far side, on the loop's clock: it answers after `latency_s`, and counts what it was asked."""
+class SimulatedAccount:
+    """The account side, on the loop's clock: it answers after `latency_s`, and counts what it was asked."""
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, *, now: Callable[[], float] | None = None, charges: Charges | None = None
@@ -171,13 +171,13 @@ class ContainersByRest:
         return self._client._topology.write_endpoint
 
 
-def with_far(work: Callable[[Far], Coroutine[Any, Any, T]]) -> T:
+def with_simulation(work: Callable[[SimulatedAccount], Coroutine[Any, Any, T]]) -> T:
     async def whole(loop: asyncio.AbstractEventLoop) -> T:
-        far = Far(loop)
+        account = SimulatedAccount(loop)
         try:
-            return await work(far)
+            return await work(account)
         finally:
-            for store in far.stores:
+            for store in account.stores:
                 await store.close()
 
     return in_virtual_time(whole)

@@ -62,7 +62,7 @@ class Account:
         samples = [sample for family in families for sample in family.samples if sample.name == name]
         return {tuple(sample.labels.values()): sample.value for sample in samples}
 
-    def asked(self, operation: str) -> int:
+    def requests(self, operation: str) -> int:
         """Return how many requests for an operation there were, whatever the answer."""
         requests = self.metric("hotplate_cosmos_emulator_requests_total")
         return round(sum(number for (what, _), number in requests.items() if what == operation))
@@ -79,16 +79,16 @@ class Account:
 
 
 @contextmanager
-def account(certificate: Path | None, *options: str) -> Iterator[Account]:
+def emulated_account(certificate: Path | None, *options: str) -> Iterator[Account]:
     """Start an emulator; with TLS where it is told where to leave its certificate."""
     tls = () if certificate is None else ("--tls", "--certificate", str(certificate))
     with emulator(*tls, *options) as server:
         yield Account(server, certificate)
 
 
-async def filled(far: Account) -> Address:
+async def filled(account: Account) -> Address:
     """Return a database with a container `c` that holds one item."""
-    address = far.address(f"d{secrets.token_hex(4)}")
+    address = account.address(f"d{secrets.token_hex(4)}")
     client = RestClient(address)
     await with_container(client, address)
     await client.upsert("c", ITEM)
