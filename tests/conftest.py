@@ -58,7 +58,7 @@ async def open_store(request: pytest.FixtureRequest, tmp_path: Path, clock: Fake
         account: Account = request.getfixturevalue(request.param.replace("+", "_"))
         url = account.url(secrets.token_hex(4), ru="30000")
 
-    def another() -> Store:
+    def open_one() -> Store:
         if request.param == "memory":
             handle: Store = memory
         elif request.param == "file":
@@ -68,7 +68,7 @@ async def open_store(request: pytest.FixtureRequest, tmp_path: Path, clock: Fake
         handles.append(handle)
         return handle
 
-    yield another
+    yield open_one
     for handle in handles:
         await handle.close()
 

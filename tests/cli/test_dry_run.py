@@ -1,4 +1,4 @@
-"""Before and while one pays: `--dry-run` and `--max-ru`, and what a publish says that it spent, as people use them."""
+"""Before and while one pays: `--dry-run` and `--max-ru`, and what a publish reports that it spent, as people use them."""
 
 import json
 import re
@@ -46,11 +46,11 @@ def cosmos(cosmos_http: Account) -> str:
 def writes(account: Account) -> float:
     """Return how many requests have changed anything, by the emulator's own count."""
     changing = ("create", "upsert", "replace", "delete", "patch", "batch")
-    asked = account.metric("hotplate_cosmos_emulator_requests_total")
-    return sum(number for (operation, _), number in asked.items() if operation.startswith(changing))
+    requests = account.metric("hotplate_cosmos_emulator_requests_total")
+    return sum(number for (operation, _), number in requests.items() if operation.startswith(changing))
 
 
-def told(*arguments: str | Path) -> dict[str, object]:
+def json_of(*arguments: str | Path) -> dict[str, object]:
     done = hotplate(*arguments, "--json")
     assert done.returncode == 0, done.stderr
     found: dict[str, object] = json.loads(done.stdout)
@@ -58,7 +58,7 @@ def told(*arguments: str | Path) -> dict[str, object]:
 
 
 def spent(*arguments: str | Path) -> dict[str, float]:
-    found = told(*arguments)["spent"]
+    found = json_of(*arguments)["spent"]
     assert isinstance(found, dict)
     return found
 
@@ -67,41 +67,41 @@ def test_a_dry_run_writes_nothing_and_the_publish_then_spends_exactly_what_it_sa
     model: Path, cosmos_http: Account, cosmos: str
 ) -> None:
     before = writes(cosmos_http)
-    said = told("publish", model, "--store", cosmos, "--max-ru", "1000", "--dry-run")
+    estimate = json_of("publish", model, "--store", cosmos, "--max-ru", "1000", "--dry-run")
     assert writes(cosmos_http) == before
-    assert said["dry_run"] is True
-    assert "unless it is there" in str(said["makes"])
-    assert said["usd"] == pytest.approx(float(str(said["hours_begun"])) * (2000 + 400) / 100 * 0.008)
-    assert said["usd_month"] == pytest.approx((2000 + 400 + 400) / 100 * 0.008 * 730)
+    assert estimate["dry_run"] is True
+    assert "unless it is there" in str(estimate["makes"])
+    assert estimate["usd"] == pytest.approx(float(str(estimate["hours_begun"])) * (2000 + 400) / 100 * 0.008)
+    assert estimate["usd_month"] == pytest.approx((2000 + 400 + 400) / 100 * 0.008 * 730)
     done = spent("publish", model, "--store", cosmos, "--max-ru", "1000")
-    assert done["request_units"] == said["request_units"]
+    assert done["request_units"] == estimate["request_units"]
     assert done["throttled"] == 0
-    assert float(str(said["seconds"])) <= done["seconds"] < float(str(said["seconds"])) + 20
-    assert done["usd"] == said["usd"] or done["hours_begun"] != said["hours_begun"]
+    assert float(str(estimate["seconds"])) <= done["seconds"] < float(str(estimate["seconds"])) + 20
+    assert done["usd"] == estimate["usd"] or done["hours_begun"] != estimate["hours_begun"]
 
 
 def test_an_import_and_a_copy_are_estimated_as_exactly(lists: Path, cosmos_http: Account, cosmos: str) -> None:
     before = writes(cosmos_http)
-    said = told("import", lists, "--store", cosmos, "--dry-run")
+    estimate = json_of("import", lists, "--store", cosmos, "--dry-run")
     other = cosmos_http.url(secrets.token_hex(4), ru="4000")
     assert writes(cosmos_http) == before
-    assert spent("import", lists, "--store", cosmos)["request_units"] == said["request_units"]
+    assert spent("import", lists, "--store", cosmos)["request_units"] == estimate["request_units"]
     before = writes(cosmos_http)
-    copied = told("releases", "copy", "--from", cosmos, "--to", other, "--max-ru", "2000", "--dry-run")
+    copied = json_of("releases", "copy", "--from", cosmos, "--to", other, "--max-ru", "2000", "--dry-run")
     assert writes(cosmos_http) == before
     done = spent("releases", "copy", "--from", cosmos, "--to", other, "--max-ru", "2000")
     assert done["request_units"] == copied["request_units"]
 
 
 def test_people_read_what_is_made_spent_and_paid_and_afterwards_what_it_came_to(lists: Path, cosmos: str) -> None:
-    said = hotplate("import", lists, "--store", cosmos, "--max-ru", "8000", "--dry-run")
-    assert said.returncode == 0, said.stderr
+    done = hotplate("import", lists, "--store", cosmos, "--max-ru", "8000", "--dry-run")
+    assert done.returncode == 0, done.stderr
     for part in (
         "nothing is written", "the container hotplate, of the catalogue: 400 RU/s, manual", "2 physical partitions for",
         "which is scaled to 2,000 RU/s", "RU a row", "USD for the publish: 8,000 + 400 RU/s for", "USD/month",
         "without storage", "a list price",
     ):  # fmt: skip
-        assert part in said.stdout
+        assert part in done.stdout
     done = hotplate("import", lists, "--store", cosmos, "--max-ru", "8000")
     assert "is live" in done.stdout
     assert "read back once (the charges of its size say" in done.stdout
@@ -111,9 +111,9 @@ def test_people_read_what_is_made_spent_and_paid_and_afterwards_what_it_came_to(
 
 def test_a_serverless_account_pays_for_what_is_used(lists: Path, cosmos_http: Account) -> None:
     url = cosmos_http.url(secrets.token_hex(4), ru="serverless")
-    said = told("import", lists, "--store", url, "--dry-run")
-    assert said["usd"] == pytest.approx(float(str(said["request_units"])) / 1e6 * 0.25, abs=1e-6)
-    assert said["afterwards"] == []
+    estimate = json_of("import", lists, "--store", url, "--dry-run")
+    assert estimate["usd"] == pytest.approx(float(str(estimate["request_units"])) / 1e6 * 0.25, abs=1e-6)
+    assert estimate["afterwards"] == []
     text = hotplate("import", lists, "--store", url, "--dry-run").stdout
     assert "nothing while nobody reads" in text
     assert "nobody promises" in text
@@ -123,12 +123,12 @@ def test_files_and_redis_say_rows_bytes_and_whether_they_fit(
     lists: Path, model: Path, tmp_path: Path, redis_server: RedisServer
 ) -> None:
     for url in (f"file://{tmp_path}/store", redis_server.url("redis", secrets.token_hex(4))):
-        said = told("import", lists, "--store", url, "--dry-run")
-        assert said["rows"] in (62, 63)  # a manifest, and a dictionary where there is compression
-        assert said["fits"] is True
-        assert "seconds" not in said
+        estimate = json_of("import", lists, "--store", url, "--dry-run")
+        assert estimate["rows"] in (62, 63)  # a manifest, and a dictionary where there is compression
+        assert estimate["fits"] is True
+        assert "seconds" not in estimate
         assert "which fit" in hotplate("publish", model, "--store", url, "--dry-run").stdout
-        assert told("releases", "list", "--store", url)["releases"] == []
+        assert json_of("releases", "list", "--store", url)["releases"] == []
     assert not (tmp_path / "store").exists()
 
 
@@ -152,11 +152,11 @@ def test_what_a_dry_run_and_a_limit_cannot_do_is_one_sentence(lists: Path, model
 
 
 def test_a_limit_wins_over_the_one_of_the_url_and_slows_a_publish_down(lists: Path, cosmos: str) -> None:
-    said = told("import", lists, "--store", f"{cosmos}&max_ru=5", "--max-ru", "150", "--dry-run")
-    assert said["rate_ru"] == 150
+    estimate = json_of("import", lists, "--store", f"{cosmos}&max_ru=5", "--max-ru", "150", "--dry-run")
+    assert estimate["rate_ru"] == 150
     done = spent("import", lists, "--store", f"{cosmos}&max_ru=5", "--max-ru", "150")
-    assert done["seconds"] >= float(str(said["seconds"]))
-    assert done["request_units"] == said["request_units"]
+    assert done["seconds"] >= float(str(estimate["seconds"]))
+    assert done["request_units"] == estimate["request_units"]
 
 
 def test_a_publish_that_is_slow_says_so_at_once_and_goes_on(model: Path, cosmos: str) -> None:
@@ -164,8 +164,8 @@ def test_a_publish_that_is_slow_says_so_at_once_and_goes_on(model: Path, cosmos:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None
-            said = process.stderr.readline()
-            assert said.startswith("at 1 RU/s this takes about")
+            line = process.stderr.readline()
+            assert line.startswith("at 1 RU/s this takes about")
             assert process.poll() is None
         finally:
             process.kill()

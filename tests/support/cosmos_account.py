@@ -1,4 +1,4 @@
-"""Clients of Cosmos DB, and an emulator that can be told to misbehave and asked what it was asked."""
+"""An emulated account in a process of its own, which injects faults on request and counts requests."""
 
 import secrets
 import ssl
@@ -63,7 +63,7 @@ class Account:
         return {tuple(sample.labels.values()): sample.value for sample in samples}
 
     def requests(self, operation: str) -> int:
-        """Return how many requests for an operation there were, whatever the answer."""
+        """Return how many requests for an operation there were, whatever the response."""
         requests = self.metric("hotplate_cosmos_emulator_requests_total")
         return round(sum(number for (what, _), number in requests.items() if what == operation))
 
@@ -80,7 +80,7 @@ class Account:
 
 @contextmanager
 def emulated_account(certificate: Path | None, *options: str) -> Iterator[Account]:
-    """Start an emulator; with TLS where it is told where to leave its certificate."""
+    """Start an emulator; with TLS where the path of its certificate is given."""
     tls = () if certificate is None else ("--tls", "--certificate", str(certificate))
     with emulator(*tls, *options) as server:
         yield Account(server, certificate)

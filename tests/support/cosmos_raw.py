@@ -1,4 +1,4 @@
-"""A server that says byte by byte what a test wants, where the emulation would never say it."""
+"""A server that responds byte by byte as a test wants, where the emulation never would."""
 
 import asyncio
 import contextlib
@@ -23,20 +23,24 @@ def refusal(status: int, substatus: int, message: str = "no", headers: bytes = b
 
 
 @dataclass
-class Raw:
-    """A server that answers the account's question as an account does, and everything else as it is told."""
+class ScriptedServer:
+    """A server that responds to reads of the account as an account does, and to everything else by a script."""
 
     port: int = 0
-    says: list[bytes] = field(default_factory=list)
+    responses: list[bytes] = field(default_factory=list)
     heard: list[bytes] = field(default_factory=list)
     bodies: list[bytes] = field(default_factory=list)
-    told: dict[str, object] = field(default_factory=dict)
+    properties: dict[str, object] = field(default_factory=dict)
 
     def account(self) -> bytes:
         place = [{"name": "Here", "databaseAccountEndpoint": f"http://127.0.0.1:{self.port}/"}]
         policy = {"defaultConsistencyLevel": "Session"}
-        told = {"writableLocations": place, "readableLocations": place, "userConsistencyPolicy": policy} | self.told
-        return answer(200, orjson.dumps(told))
+        found = {
+            "writableLocations": place,
+            "readableLocations": place,
+            "userConsistencyPolicy": policy,
+        } | self.properties
+        return answer(200, orjson.dumps(found))
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
@@ -47,9 +51,9 @@ class Raw:
                 if head.startswith(b"GET / "):
                     writer.write(self.account())
                     continue
-                said = self.says.pop(0) if len(self.says) > 1 else self.says[0]
-                writer.write(said.removesuffix(CUT))
-                if said.endswith(CUT):
+                response = self.responses.pop(0) if len(self.responses) > 1 else self.responses[0]
+                writer.write(response.removesuffix(CUT))
+                if response.endswith(CUT):
                     break
         writer.close()
         with contextlib.suppress(ConnectionError):
@@ -60,9 +64,9 @@ CUT = b"<the connection ends here>"
 
 
 @asynccontextmanager
-async def saying(*says: bytes) -> AsyncIterator[Raw]:
-    """Give the n-th request over all connections the n-th of *says*, and further ones the last."""
-    made = Raw(says=list(says))
+async def scripted(*responses: bytes) -> AsyncIterator[ScriptedServer]:
+    """Give the n-th request over all connections the n-th of *responses*, and further ones the last."""
+    made = ScriptedServer(responses=list(responses))
     tasks = set[asyncio.Task[None] | None]()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,4 +1,4 @@
-"""The store, its driver and the emulated service in one process, where time passes only when all of them wait."""
+"""The store, its client and the emulated service in one process, where time passes only when all of them wait."""
 
 import asyncio
 import random
@@ -35,7 +35,7 @@ ROWS = [Row("popular:", b'{"id":"p"}'), *(Row(f"user:{n:05}", b"%d" % n) for n i
 
 
 class SimulatedAccount:
-    """The account side, on the loop's clock: it answers after `latency_s`, and counts what it was asked."""
+    """The emulated account on the loop's clock: it responds after `latency_s`, and counts requests."""
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, *, now: Callable[[], float] | None = None, charges: Charges | None = None
@@ -48,11 +48,11 @@ class SimulatedAccount:
         self.many_writers = False
         self.scales_for_ever = False
         self.lose_answers = 0
-        """How many writes of the catalogue are to be done, and not answer of."""
+        """How many writes of the catalogue are to be done, and their responses lost."""
 
         self.observer: Observer | None = None
         self.forgets = 0.0
-        """The share of reads that ask a replica which has not heard of the item yet."""
+        """The share of reads that go to a replica which does not have the item yet."""
 
         self._random = random.Random(1)
         self._loop = loop
@@ -91,7 +91,7 @@ class SimulatedAccount:
         headers = {name.lower().rstrip(b":"): b" ".join(value) for name, *value in lines}
         answer = self.service.answer(Request(method.decode(), path.decode(), headers, body))
         if method == b"GET" and b"/docs/" in path and self._random.random() < self.forgets:
-            answer.status, answer.body = 404, orjson.dumps({"code": "NotFound", "message": "never heard of it"})
+            answer.status, answer.body = 404, orjson.dumps({"code": "NotFound", "message": "not replicated yet"})
         if self.many_writers and path == b"/":
             answer.body = orjson.dumps({**orjson.loads(answer.body), "enableMultipleWriteLocations": True})
         if self.scales_for_ever and path.startswith(b"/offers/"):

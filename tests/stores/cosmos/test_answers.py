@@ -12,14 +12,14 @@ from stores.cosmos.throughput import Offer, Throughput
 from stores.cosmos.url import parse
 from stores.errors import StoreFull
 from tests.support.cosmos_account import Counted
-from tests.support.cosmos_raw import CUT, DATE, Raw, answer, refusal, saying
+from tests.support.cosmos_raw import CUT, DATE, ScriptedServer, answer, refusal, scripted
 
 ITEM = b'{"id":"a","v":1}'
 
 
 @pytest.fixture
-async def raw() -> AsyncIterator[Raw]:
-    async with saying() as made:
+async def raw() -> AsyncIterator[ScriptedServer]:
+    async with scripted() as made:
         yield made
 
 
@@ -29,14 +29,14 @@ def observer() -> Counted:
 
 
 @pytest.fixture
-async def client(raw: Raw, observer: Counted) -> AsyncIterator[RestClient]:
+async def client(raw: ScriptedServer, observer: Counted) -> AsyncIterator[RestClient]:
     made = RestClient(parse(f"cosmos+http://127.0.0.1:{raw.port}/d", {}), observer)
     yield made
     await made.close()
 
 
 @pytest.mark.parametrize(
-    ("said", "kind"),
+    ("response", "kind"),
     [
         (answer(200, ITEM)[:-3] + CUT, "reset"),
         (answer(200, ITEM + b"   ")[:-3] + CUT, "reset"),
@@ -75,26 +75,26 @@ async def client(raw: Raw, observer: Counted) -> AsyncIterator[RestClient]:
     ],
 )
 async def test_what_is_no_item_is_an_error_of_a_kind_and_counted(
-    raw: Raw, client: RestClient, observer: Counted, said: bytes, kind: str
+    raw: ScriptedServer, client: RestClient, observer: Counted, response: bytes, kind: str
 ) -> None:
-    raw.says = [said]
+    raw.responses = [response]
     with pytest.raises(CosmosUnavailable) as error:
         await client.read("c", "a", 2.0)
     assert error.value.kind == kind
     assert observer.kinds == [kind]
-    raw.says = [answer(200, ITEM)]
+    raw.responses = [answer(200, ITEM)]
     assert await client.read("c", "a", 2.0) == {"id": "a", "v": 1}
 
 
 @pytest.mark.parametrize(
-    "said",
+    "response",
     [b"HTTP/1.1 200 OK\r\n" + DATE + b"content-length: 99\r\n\r\n{", b""],
     ids=["in its body", "in its head"],
 )
 async def test_an_answer_that_stops_in_the_middle_is_a_timeout(
-    raw: Raw, client: RestClient, observer: Counted, said: bytes
+    raw: ScriptedServer, client: RestClient, observer: Counted, response: bytes
 ) -> None:
-    raw.says = [said, answer(200, ITEM)]
+    raw.responses = [response, answer(200, ITEM)]
     await client.account()
     with pytest.raises(CosmosUnavailable) as error:
         await client.read("c", "a", 0.05)
@@ -103,10 +103,12 @@ async def test_an_answer_that_stops_in_the_middle_is_a_timeout(
     assert await client.read("c", "a", 2.0) == {"id": "a", "v": 1}
 
 
-async def test_an_answer_that_is_cut_anywhere_is_no_item(raw: Raw, client: RestClient, observer: Counted) -> None:
+async def test_an_answer_that_is_cut_anywhere_is_no_item(
+    raw: ScriptedServer, client: RestClient, observer: Counted
+) -> None:
     whole = answer(200, ITEM)
     for length in range(len(whole)):
-        raw.says = [whole, whole[:length] + CUT]
+        raw.responses = [whole, whole[:length] + CUT]
         assert await client.read("c", "a", 2.0) == {"id": "a", "v": 1}
         with pytest.raises(CosmosUnavailable) as error:
             await client.read("c", "a", 2.0)
@@ -114,14 +116,14 @@ async def test_an_answer_that_is_cut_anywhere_is_no_item(raw: Raw, client: RestC
     assert observer.kinds == ["reset"] * len(whole)
 
 
-async def test_chunks_are_an_item_all_the_same(raw: Raw, client: RestClient) -> None:
+async def test_chunks_are_an_item_all_the_same(raw: ScriptedServer, client: RestClient) -> None:
     chunks = b"5\r\n" + ITEM[:5] + b"\r\nb\r\n" + ITEM[5:] + b"\r\n0\r\n\r\n"
-    raw.says = [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nX-MS-Request-Charge: 2.5\r\n\r\n" + chunks]
+    raw.responses = [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nX-MS-Request-Charge: 2.5\r\n\r\n" + chunks]
     assert await client.read("c", "a", 2.0) == {"id": "a", "v": 1}
 
 
 @pytest.mark.parametrize(
-    "ask",
+    "send",
     [
         lambda client: client.read_versioned("c", "a"),
         lambda client: client.read("c", "a", 2.0, fresh=True),
@@ -129,11 +131,11 @@ async def test_chunks_are_an_item_all_the_same(raw: Raw, client: RestClient) -> 
     ],
 )
 async def test_nonsense_is_no_answer_to_anything_else_either(
-    raw: Raw, client: RestClient, observer: Counted, ask: Callable[[RestClient], Awaitable[object]]
+    raw: ScriptedServer, client: RestClient, observer: Counted, send: Callable[[RestClient], Awaitable[object]]
 ) -> None:
-    raw.says = [answer(200, b"<html></html>")]
+    raw.responses = [answer(200, b"<html></html>")]
     with pytest.raises(CosmosUnavailable) as error:
-        await ask(client)
+        await send(client)
     assert error.value.kind == "malformed"
     assert observer.kinds == ["malformed"]
 
@@ -147,7 +149,7 @@ def found(offer: dict[str, object]) -> list[bytes]:
 
 
 @pytest.mark.parametrize(
-    ("headers", "minimum", "told"),
+    ("headers", "minimum", "offer"),
     [
         (b"", {}, Offer(Throughput(500), 400, pending=False)),
         (b"x-ms-offer-replace-pending: True\r\n", {}, Offer(Throughput(500), 400, pending=True)),
@@ -161,39 +163,39 @@ def found(offer: dict[str, object]) -> list[bytes]:
     ],
 )
 async def test_an_offer_has_its_minimum_and_whether_a_change_is_pending(
-    raw: Raw, client: RestClient, headers: bytes, minimum: dict[str, object], told: Offer
+    raw: ScriptedServer, client: RestClient, headers: bytes, minimum: dict[str, object], offer: Offer
 ) -> None:
     one = {**OFFER, "content": {"offerThroughput": 500, **minimum}}
-    raw.says = [*found(one), answer(200, orjson.dumps(one), headers)]
-    assert await client.offer("c") == told
+    raw.responses = [*found(one), answer(200, orjson.dumps(one), headers)]
+    assert await client.offer("c") == offer
 
 
-async def test_a_serverless_account_has_no_offers(raw: Raw, client: RestClient, observer: Counted) -> None:
-    said = "Reading or replacing offers is not supported for serverless accounts."
-    raw.says = [found(OFFER)[0], refusal(400, 0, said)]
+async def test_a_serverless_account_has_no_offers(raw: ScriptedServer, client: RestClient, observer: Counted) -> None:
+    message = "Reading or replacing offers is not supported for serverless accounts."
+    raw.responses = [found(OFFER)[0], refusal(400, 0, message)]
     assert await client.offer("c") is None
-    raw.says = [found(OFFER)[0], answer(200, b'{"Offers":[]}')]
+    raw.responses = [found(OFFER)[0], answer(200, b'{"Offers":[]}')]
     assert await client.offer("c") is None
     assert observer.kinds == []
 
 
-async def test_scaling_sends_what_else_an_offer_says_back(raw: Raw, client: RestClient) -> None:
+async def test_scaling_sends_what_else_an_offer_says_back(raw: ScriptedServer, client: RestClient) -> None:
     container = answer(200, b'{"id":"c","_rid":"r","_self":"dbs/x/colls/y/"}')
     offer = {**OFFER, "_self": "offers/oR/"}
-    raw.says = [container, found(offer)[1], answer(200, orjson.dumps(offer))]
+    raw.responses = [container, found(offer)[1], answer(200, orjson.dumps(offer))]
     await AccountContainers(parse(f"cosmos+http://127.0.0.1:{raw.port}/d", {}), client).scale("c", Throughput(800))
     assert raw.heard[-1].startswith(b"PUT /offers/oR/ ")
     assert orjson.loads(raw.bodies[-1]) == offer | {"content": {"offerThroughput": 800, "kept": 1}}
 
 
-async def test_a_versioned_read_without_a_date_is_malformed(raw: Raw, client: RestClient) -> None:
-    raw.says = [answer(200, ITEM).replace(DATE, b"")]
+async def test_a_versioned_read_without_a_date_is_malformed(raw: ScriptedServer, client: RestClient) -> None:
+    raw.responses = [answer(200, ITEM).replace(DATE, b"")]
     with pytest.raises(CosmosUnavailable, match="no date"):
         await client.read_versioned("c", "a")
 
 
 @pytest.mark.parametrize(
-    "told",
+    "properties",
     [
         {"readableLocations": []},
         {"writableLocations": None},
@@ -203,35 +205,37 @@ async def test_a_versioned_read_without_a_date_is_malformed(raw: Raw, client: Re
     ],
 )
 async def test_an_account_that_makes_no_sense_is_malformed(
-    raw: Raw, client: RestClient, told: dict[str, object]
+    raw: ScriptedServer, client: RestClient, properties: dict[str, object]
 ) -> None:
-    raw.told = told
+    raw.properties = properties
     with pytest.raises(CosmosUnavailable) as error:
         await client.read("c", "a", 2.0)
     assert error.value.kind == "malformed"
 
 
 @pytest.mark.parametrize(
-    "told",
+    "properties",
     [
         {"enableMultipleWriteLocations": True},
         {"writableLocations": [{"name": name, "databaseAccountEndpoint": "http://127.0.0.1:1/"} for name in "ab"]},
     ],
 )
-async def test_an_account_reports_multiple_write_regions(raw: Raw, client: RestClient, told: dict[str, object]) -> None:
-    raw.told = told
+async def test_an_account_reports_multiple_write_regions(
+    raw: ScriptedServer, client: RestClient, properties: dict[str, object]
+) -> None:
+    raw.properties = properties
     assert (await client.account()).multiple_write_regions
-    raw.told = {}
+    raw.properties = {}
     assert not (await client.account()).multiple_write_regions
 
 
-async def test_a_session_is_requested_only_where_the_account_has_them(raw: Raw, client: RestClient) -> None:
-    raw.says = [answer(201, ITEM, b"x-ms-session-token: 0:-1#7\r\n"), answer(200, b'{"id":"a","_etag":"x"}')]
+async def test_a_session_is_requested_only_where_the_account_has_them(raw: ScriptedServer, client: RestClient) -> None:
+    raw.responses = [answer(201, ITEM, b"x-ms-session-token: 0:-1#7\r\n"), answer(200, b'{"id":"a","_etag":"x"}')]
     await client.upsert("c", {"id": "a"})
     await client.read_versioned("c", "a")
     assert b"x-ms-session-token: 0:-1#7\r\n" in raw.heard[-1]
     assert b"x-ms-consistency-level: Session\r\n" in raw.heard[-1]
-    raw.told = {"userConsistencyPolicy": {"defaultConsistencyLevel": "Eventual"}}
+    raw.properties = {"userConsistencyPolicy": {"defaultConsistencyLevel": "Eventual"}}
     await client.account()
     await client.read_versioned("c", "a")
     assert b"session" not in raw.heard[-1].lower()
@@ -239,8 +243,10 @@ async def test_a_session_is_requested_only_where_the_account_has_them(raw: Raw, 
 
 def test_a_refusal_is_one_line_without_secrets() -> None:
     secret = "A" * 86 + "=="
-    said = f"first type%3Dmaster%26ver%3D1.0%26sig%3D{secret} and {secret} line {'x' * 20}" + " word" * 200 + "\nsecond"
-    text = str(error_for(ErrorResponse(400, 0, said), "cosmos://a/d"))
+    message = (
+        f"first type%3Dmaster%26ver%3D1.0%26sig%3D{secret} and {secret} line {'x' * 20}" + " word" * 200 + "\nsecond"
+    )
+    text = str(error_for(ErrorResponse(400, 0, message), "cosmos://a/d"))
     assert text.startswith("cosmos://a/d refused (400/0): first … and … line xxxxxxxxxxxxxxxxxxxx word")
     assert "AAAA" not in text
     assert "second" not in text

@@ -48,7 +48,7 @@ async def managing(address: Address, identity: Identity) -> AsyncIterator[ArmCon
 
 
 @contextmanager
-def fault(server: Emulator, **told: object) -> Iterator[None]:
+def fault(server: Emulator, **fields: object) -> Iterator[None]:
     assert server.certificate is not None
     trusting = create_default_context(cafile=server.certificate)
 
@@ -57,7 +57,7 @@ def fault(server: Emulator, **told: object) -> Iterator[None]:
         request = urllib.request.Request(url, data=orjson.dumps(faults), method="PUT")
         urllib.request.urlopen(request, timeout=5, context=trusting).close()
 
-    put([told])
+    put([fields])
     try:
         yield
     finally:
@@ -82,8 +82,8 @@ def test_the_unmodified_library_makes_scales_reads_and_drops(server: Emulator) -
         assert made.name == "tour"
         resource = {"id": "c", "partitionKey": {"paths": ["/id"], "kind": "Hash", "version": 2}}
         options = {"autoscaleSettings": {"maxThroughput": 4000}}
-        asked = orjson.dumps({"properties": {"resource": resource, "options": options}})
-        container = sql.begin_create_update_sql_container(*place, "c", BytesIO(asked)).result()
+        body = orjson.dumps({"properties": {"resource": resource, "options": options}})
+        container = sql.begin_create_update_sql_container(*place, "c", BytesIO(body)).result()
         assert container.properties is not None
         assert container.properties.resource is not None
         assert container.properties.resource.partition_key is not None
@@ -161,7 +161,7 @@ async def test_arm_that_is_busy_says_when_to_come_back(server: Emulator) -> None
         ):
             await containers.create_database()
         assert away.value.kind == "unavailable"
-        assert not await containers.create_database(), "what was asked for was done, and is found by the next attempt"
+        assert not await containers.create_database(), "what was requested was done, and is found by the next attempt"
 
 
 async def test_arm_that_is_away_and_a_missing_token_are_different_errors(server: Emulator) -> None:
@@ -207,19 +207,21 @@ def test_a_url_says_where_the_account_is_managed(server: Emulator) -> None:
     local = parse(url_of(server, "db", **PLACE), {}).arm
     assert local is not None
     assert local.emulator == server.endpoint.rstrip("/")
-    for url, told in (
+    for url, message in (
         ("cosmos://a/db?resource_group=rg", "AZURE_SUBSCRIPTION_ID"),
         ("cosmos://a/db?subscription=x", "add resource_group="),
         ("cosmos://a/db?resource_group=rg&subscription=mine", "az account show"),
         (f"cosmos://a/db?resource_group=r/g&subscription={PLACE['subscription']}", "cannot be the name"),
     ):
-        with pytest.raises(StoreMisused, match=told):
+        with pytest.raises(StoreMisused, match=message):
             parse(url, {})
 
 
 def test_keys_that_may_not_change_containers_and_a_missing_role_are_different_errors() -> None:
-    said = "Operation 'POST' on resource 'colls' is not allowed through Azure Cosmos DB endpoint. Please switch on such"
-    error = error_for(ErrorResponse(403, 0, said), "cosmos://acct/db")
+    message = (
+        "Operation 'POST' on resource 'colls' is not allowed through Azure Cosmos DB endpoint. Please switch on such"
+    )
+    error = error_for(ErrorResponse(403, 0, message), "cosmos://acct/db")
     assert isinstance(error, CosmosUnavailable)
     assert error.kind == "forbidden"
     assert "add subscription= and resource_group= to its URL" in str(error)

@@ -49,11 +49,11 @@ async def opened(observer: Counted) -> AsyncIterator[Open]:
     """Open clients that are closed at the end, twice, as closing twice does nothing."""
     clients = list[RestClient]()
 
-    def another(address: Address) -> RestClient:
+    def open_client(address: Address) -> RestClient:
         clients.append(RestClient(address, observer))
         return clients[-1]
 
-    yield another
+    yield open_client
     for client in clients * 2:
         await client.close()
 
@@ -130,10 +130,10 @@ async def test_throughput_is_read_and_changed(containers: AccountContainers) -> 
     assert error.value.kind == "refused"
 
 
-async def test_a_container_that_is_not_there_is_said_to_be_missing(
+async def test_a_container_that_is_not_there_is_reported_as_missing(
     client: RestClient, containers: AccountContainers, observer: Counted
 ) -> None:
-    for ask in (
+    for request in (
         client.read("gone", "x", 2.0),
         client.read("gone", "x", 2.0, fresh=True),
         client.read_versioned("gone", "x"),
@@ -144,7 +144,7 @@ async def test_a_container_that_is_not_there_is_said_to_be_missing(
         containers.scale("gone", Throughput(500)),
     ):
         with pytest.raises(ContainerMissing):
-            await ask
+            await request
     assert observer.kinds == []
 
 
@@ -180,7 +180,7 @@ async def test_a_429_is_one_attempt_and_says_when_to_come_again(
 ) -> None:
     await client.upsert("c", ITEM)
     await client.read("c", ITEM["id"], 2.0)
-    for operation, ask in (
+    for operation, request in (
         ("read item", lambda: client.read("c", ITEM["id"], 5.0)),
         ("read item", lambda: client.read_versioned("c", ITEM["id"])),
         ("upsert item", lambda: client.upsert("c", ITEM)),
@@ -190,7 +190,7 @@ async def test_a_429_is_one_attempt_and_says_when_to_come_again(
         account.misbehave({"kind": "throttle", "retry_after_ms": 250, "operation": operation})
         before, observer.kinds[:] = account.requests(operation), []
         with pytest.raises(CosmosThrottled) as error:
-            await ask()
+            await request()
         assert error.value.retry_after_s == 0.25
         assert account.requests(operation) == before + 1
         assert observer.kinds == ["throttled"]
@@ -232,15 +232,15 @@ async def test_the_error_of_a_wrong_key_says_what_to_do_and_not_the_key(
 ) -> None:
     wrong = "d3JvbmcgYnV0IGxvbmcgZW5vdWdoIHRvIGJlIGEga2V5"
     client = opened(replace(account.address("d"), key=wrong))
-    for ask in (client.read("c", "x", 5.0), client.read_versioned("c", "x"), client.account()):
+    for request in (client.read("c", "x", 5.0), client.read_versioned("c", "x"), client.account()):
         with pytest.raises(CosmosUnavailable, match="HOTPLATE_COSMOS_KEY") as error:
-            await ask
+            await request
         assert error.value.kind == "unauthorized"
         assert wrong not in str(error.value)
     assert set(observer.kinds) == {"unauthorized"}
 
 
-async def test_who_cannot_be_reached_is_said_so_at_once(opened: Open, observer: Counted, account: Account) -> None:
+async def test_who_cannot_be_reached_is_reported_at_once(opened: Open, observer: Counted, account: Account) -> None:
     nowhere = "https://127.0.0.1:9" if account.certificate else "http://127.0.0.1:9"
     client = opened(replace(account.address("d"), endpoint=nowhere))
     started = time.monotonic()
@@ -263,7 +263,9 @@ async def test_a_certificate_that_nobody_vouches_for_is_refused_on_loopback_too(
 
 
 async def test_the_account_lists_its_regions_the_preferred_one_first(regions: Account, opened: Open) -> None:
-    account_of = [await opened(regions.address("d", **told)).account() for told in ({}, {"region": "Emulated East"})]
+    account_of = [
+        await opened(regions.address("d", **options)).account() for options in ({}, {"region": "Emulated East"})
+    ]
     assert account_of[0] == (False, ("Emulated West", "Emulated East"))
     assert account_of[1] == (False, ("Emulated East", "Emulated West"))
 

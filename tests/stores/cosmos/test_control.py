@@ -14,7 +14,7 @@ from stores.cosmos.throughput import Throughput
 from stores.cosmos.url import parse
 from stores.errors import StoreUnavailable
 from tests.support.cosmos_account import Account, Counted, emulated_account, with_container
-from tests.support.cosmos_raw import CUT, Raw, answer, refusal, saying
+from tests.support.cosmos_raw import CUT, ScriptedServer, answer, refusal, scripted
 
 Made = tuple[AccountContainers, Counted]
 
@@ -73,7 +73,7 @@ async def test_a_certificate_that_nobody_vouches_for_is_refused_on_loopback_too(
 
 
 @pytest.mark.parametrize(
-    ("said", "kind"),
+    ("response", "kind"),
     [
         (answer(201, b"<html>"), "malformed"),
         (answer(201, b'{"id":"d"}').replace(b"charge: 1.00", b"charge: nan"), "malformed"),
@@ -87,8 +87,8 @@ async def test_a_certificate_that_nobody_vouches_for_is_refused_on_loopback_too(
         (refusal(401, 0), "unauthorized"),
     ],
 )
-async def test_what_no_service_answers_is_an_error(said: bytes, kind: str) -> None:
-    async with saying(said) as raw:
+async def test_what_no_service_answers_is_an_error(response: bytes, kind: str) -> None:
+    async with scripted(response) as raw:
         address, observer = parse(f"cosmos+http://127.0.0.1:{raw.port}/d", {}), Counted()
         client = RestClient(address, observer)
         with pytest.raises(CosmosUnavailable) as error:
@@ -98,10 +98,10 @@ async def test_what_no_service_answers_is_an_error(said: bytes, kind: str) -> No
 
 
 async def test_containers_are_made_in_the_region_that_takes_writes() -> None:
-    async with saying(answer(201, b'{"id":"d"}')) as there, saying() as here:
+    async with scripted(answer(201, b'{"id":"d"}')) as there, scripted() as here:
         location = [{"name": "There", "databaseAccountEndpoint": f"http://127.0.0.1:{there.port}/"}]
-        here.told = {"writableLocations": location}
-        there.told = {"writableLocations": location}
+        here.properties = {"writableLocations": location}
+        there.properties = {"writableLocations": location}
         address = parse(f"cosmos+http://127.0.0.1:{here.port}/d", {})
         client = RestClient(address)
         assert await AccountContainers(address, client).create_database()
@@ -110,5 +110,5 @@ async def test_containers_are_made_in_the_region_that_takes_writes() -> None:
         await client.close()
 
 
-def requests_of(raw: Raw) -> list[str]:
+def requests_of(raw: ScriptedServer) -> list[str]:
     return [" ".join(head.decode().split(" ", 2)[:2]) for head in raw.heard]

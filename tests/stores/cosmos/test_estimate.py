@@ -1,4 +1,4 @@
-"""What a dry run says of a publish into Cosmos DB is what the publish spends and how long it takes: on a held clock."""
+"""What a dry run estimates of a publish into Cosmos DB is what the publish spends and how long it takes: on a held clock."""
 
 import asyncio
 import random
@@ -214,8 +214,8 @@ def test_what_would_be_made_comes_with_a_note_on_containers_that_begin_large() -
 
 
 def test_what_is_billed_follows_the_url() -> None:
-    def bill(asked: str) -> list[tuple[int, bool]]:
-        found = bill_of(parse(f"cosmos+http://here:1/d?{asked}", {}))
+    def bill(options: str) -> list[tuple[int, bool]]:
+        found = bill_of(parse(f"cosmos+http://here:1/d?{options}", {}))
         return [(one.ru_s, one.autoscale) for one in (*found.writing, *found.afterwards)]
 
     assert bill("ru=400") == [(400, False), (400, False), (400, False), (400, False), (400, False)]

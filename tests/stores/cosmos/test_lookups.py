@@ -71,10 +71,10 @@ def test_a_throttled_key_is_read_once_more_where_the_time_allows() -> None:
         assert await store.get_many(ref(R), KEYS[:1], timeout_s=0.05) == [b"user:0"]
         assert loop.time() - began == pytest.approx(0.04, abs=0.001)
         account.misbehave({"kind": "throttle", "retry_after_ms": 10, "operation": READ})
-        asked = account.answers(429)
+        throttled = account.answers(429)
         with pytest.raises(StoreThrottled):
             await store.get_many(ref(R), KEYS[:1], timeout_s=0.05)
-        assert account.answers(429) == asked + 2
+        assert account.answers(429) == throttled + 2
 
     with_simulation(work)
 

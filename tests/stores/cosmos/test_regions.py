@@ -12,7 +12,7 @@ from stores.cosmos.rest import RestClient
 from stores.cosmos.topology import Location, account_properties
 from stores.cosmos.url import parse
 from tests.support.cosmos_account import Account, Counted, emulated_account, with_container
-from tests.support.cosmos_raw import Raw, answer, refusal, saying
+from tests.support.cosmos_raw import ScriptedServer, answer, refusal, scripted
 
 NAME = "user.YQ"
 ITEM = b'{"id":"user.YQ"}'
@@ -127,8 +127,8 @@ async def test_throttling_is_no_reason_to_read_elsewhere(
 async def test_a_region_that_cannot_be_connected_is_left_at_once(
     observer: Counted, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with saying(answer(200, ITEM)) as raw:
-        raw.told = {"readableLocations": [location("Away", free_port()), location("Here", raw.port)]}
+    async with scripted(answer(200, ITEM)) as raw:
+        raw.properties = {"readableLocations": [location("Away", free_port()), location("Here", raw.port)]}
         client = RestClient(parse(f"cosmos+http://127.0.0.1:{raw.port}/d", {}), observer)
         for _ in range(5):
             assert await client.read("c", NAME, 5.0) == {"id": NAME}
@@ -139,15 +139,15 @@ async def test_a_region_that_cannot_be_connected_is_left_at_once(
 
 
 async def test_regions_follow_what_the_account_lists(observer: Counted, caplog: pytest.LogCaptureFixture) -> None:
-    async with saying(answer(200, ITEM)) as here, saying(answer(200, ITEM)) as there:
+    async with scripted(answer(200, ITEM)) as here, scripted(answer(200, ITEM)) as there:
         client = RestClient(parse(f"cosmos+http://127.0.0.1:{here.port}/d?region=There", {}), observer)
         await client.read("c", NAME, 5.0)
         assert len(here.heard) == 2
-        here.told = {"readableLocations": [location("Here", here.port), location("There", there.port)]}
+        here.properties = {"readableLocations": [location("Here", here.port), location("There", there.port)]}
         assert (await client.account()).regions == ("There", "Here")
         await client.read("c", NAME, 5.0)
         assert len(there.heard) == 1
-        here.told = {}
+        here.properties = {}
         assert (await client.account()).regions == ("Here",)
         await client.read("c", NAME, 5.0)
         assert len(there.heard) == 1
@@ -160,10 +160,10 @@ async def test_regions_follow_what_the_account_lists(observer: Counted, caplog: 
 
 @pytest.mark.usefixtures("hasty")
 async def test_a_write_that_meets_the_wrong_region_finds_the_right_one_next_time(observer: Counted) -> None:
-    async with saying(refusal(403, 3)) as old, saying(answer(201, ITEM)) as new:
+    async with scripted(refusal(403, 3)) as old, scripted(answer(201, ITEM)) as new:
         client = RestClient(parse(f"cosmos+http://127.0.0.1:{old.port}/d", {}), observer)
         await client.account()
-        old.told = {"writableLocations": [location("New", new.port)]}
+        old.properties = {"writableLocations": [location("New", new.port)]}
         with pytest.raises(CosmosUnavailable) as error:
             await client.upsert("c", {"id": NAME})
         assert error.value.kind == "unavailable"
@@ -174,25 +174,25 @@ async def test_a_write_that_meets_the_wrong_region_finds_the_right_one_next_time
 
 @pytest.mark.usefixtures("hasty")
 async def test_the_account_is_read_through_its_regions_where_its_own_endpoint_is_away(
-    observer: Counted, raw: Raw
+    observer: Counted, raw: ScriptedServer
 ) -> None:
-    raw.says = [answer(200, ITEM)]
-    async with saying(answer(200, ITEM)) as front:
-        front.told = {name: [location("Here", raw.port)] for name in ("writableLocations", "readableLocations")}
+    raw.responses = [answer(200, ITEM)]
+    async with scripted(answer(200, ITEM)) as front:
+        front.properties = {name: [location("Here", raw.port)] for name in ("writableLocations", "readableLocations")}
         client = RestClient(parse(f"cosmos+http://127.0.0.1:{front.port}/d", {}), observer)
         await client.read("c", NAME, 5.0)
-        front.told = {"writableLocations": []}
+        front.properties = {"writableLocations": []}
         assert (await client.account()).regions == ("Here",)
         await client.close()
 
 
 @pytest.fixture
-async def raw() -> AsyncIterator[Raw]:
-    async with saying() as made:
+async def raw() -> AsyncIterator[ScriptedServer]:
+    async with scripted() as made:
         yield made
 
 
-def told(url: str) -> dict[str, object]:
+def properties(url: str) -> dict[str, object]:
     listed = [{"name": "Here", "databaseAccountEndpoint": url}]
     return {"writableLocations": listed, "readableLocations": listed}
 
@@ -203,10 +203,10 @@ def test_places_are_urls_without_a_slash_and_with_a_port() -> None:
         ("https://a-west.documents.azure.com/", "https://a-west.documents.azure.com:443"),
         ("https://[::1]:8081/", "https://[::1]:8081"),
     ):
-        assert account_properties(told(url), "https://a").write_location == Location("Here", known)
+        assert account_properties(properties(url), "https://a").write_location == Location("Here", known)
 
 
 @pytest.mark.parametrize("url", ["http://a-west.documents.azure.com/", "https://", "file:///etc", ""])
 def test_an_account_of_https_has_no_region_in_the_clear(url: str) -> None:
     with pytest.raises(MalformedResponse):
-        account_properties(told(url), "https://a.documents.azure.com:443")
+        account_properties(properties(url), "https://a.documents.azure.com:443")

@@ -44,15 +44,15 @@ async def test_a_key_from_a_file_lets_in_and_is_shown_nowhere(tmp_path: Path, ob
         await client.close()
 
 
-@pytest.mark.parametrize(("ahead_s", "said"), [(3600, "60 minutes ahead of"), (-3600, "60 minutes behind")])
+@pytest.mark.parametrize(("ahead_s", "difference"), [(3600, "60 minutes ahead of"), (-3600, "60 minutes behind")])
 async def test_the_error_names_a_clock_that_is_an_hour_off(
-    account: Account, observer: Counted, clock: FakeClock, ahead_s: int, said: str
+    account: Account, observer: Counted, clock: FakeClock, ahead_s: int, difference: str
 ) -> None:
     clock.now = time.time() + ahead_s
     client = RestClient(account.address("d"), observer, clock=clock)
-    for ask in (client.read("c", "a", 5.0), client.read_versioned("c", "a"), client.account()):
-        with pytest.raises(CosmosUnavailable, match=f"this machine's clock is {said} the service's") as error:
-            await ask
+    for read in (client.read("c", "a", 5.0), client.read_versioned("c", "a"), client.account()):
+        with pytest.raises(CosmosUnavailable, match=f"this machine's clock is {difference} the service's") as error:
+            await read
         assert error.value.kind == "unauthorized"
     await client.close()
 

@@ -1,4 +1,4 @@
-"""Request units are spent at the rate asked for, or at what the service gives, if that is less; on a held clock."""
+"""Request units are spent at the requested rate, or at what the service gives, if that is less; on a held clock."""
 
 import asyncio
 
@@ -100,7 +100,7 @@ def test_a_container_with_less_than_the_configured_rate_gives_all_it_has_and_los
 
 
 @pytest.mark.parametrize(
-    ("asked", "made"),
+    ("options", "made"),
     [
         ("ru=400", Throughput(400)),
         ("ru=400&max_ru=1001", Throughput(1100)),
@@ -109,5 +109,5 @@ def test_a_container_with_less_than_the_configured_rate_gives_all_it_has_and_los
         ("ru=serverless&max_ru=4000", None),
     ],
 )
-def test_a_container_is_made_with_what_writing_may_spend(asked: str, made: Throughput | None) -> None:
-    assert writing_throughput(parse(f"cosmos+http://here:1/d?{asked}", {})) == made
+def test_a_container_is_made_with_what_writing_may_spend(options: str, made: Throughput | None) -> None:
+    assert writing_throughput(parse(f"cosmos+http://here:1/d?{options}", {})) == made

@@ -1,4 +1,4 @@
-"""The Cosmos DB store beyond the contract: who may publish, what containers may spend, what is said of it all."""
+"""The Cosmos DB store beyond the contract: who may publish, what containers may spend, what is reported of it all."""
 
 import asyncio
 import re
@@ -90,7 +90,7 @@ def test_times_are_the_services() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "written", "served", "kept"),
+    ("options", "written", "served", "kept"),
     [
         ({"ru": 1000, "max_ru": 4000}, Throughput(4000), Throughput(1000), Throughput(400)),
         ({"ru": 400, "max_ru": 300}, Throughput(400), Throughput(400), Throughput(400)),
@@ -99,10 +99,10 @@ def test_times_are_the_services() -> None:
     ],
 )
 def test_a_container_may_spend_what_it_needs_at_each_time_of_its_life(
-    asked: dict[str, object], written: Throughput, served: Throughput, kept: Throughput
+    options: dict[str, object], written: Throughput, served: Throughput, kept: Throughput
 ) -> None:
     async def work(account: SimulatedAccount) -> None:
-        store = account.store(**asked)
+        store = account.store(**options)
         await store.create(draft_of(R), Plan(1, 1))
         assert account.throughput(R) == written
         first = await publish(store)
