@@ -46,6 +46,13 @@ def cosmos_https(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
         yield running_one
 
 
+@pytest.fixture(scope="module")
+def two_regions() -> Iterator[Account]:
+    """An emulated account in two regions, for the tests of one file."""
+    with emulated_account(None, "--second-region", "0") as running_one:
+        yield running_one
+
+
 @pytest.fixture(params=["memory", "file", "redis", "rediss", "unix", *COSMOS])
 async def open_store(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock) -> AsyncIterator[OpenStore]:
     """Open handles on one and the same store, as several processes would; all are closed at the end."""

@@ -61,7 +61,7 @@ def test_a_generator_that_is_starved_of_its_core_says_that_its_run_is_invalid() 
         loop.call_later(1.0, thief, loop)
 
     load = Load(url=URL, paths=["/"], arrivals=constant(1000, 10), duration_s=10)
-    robbed = simulate(load, lambda arrival_s: arrival_s + SERVICE_S, thief=thief)
+    robbed = simulate(load, lambda arrival_s: arrival_s + SERVICE_S, at_start=thief)
     assert not robbed.valid
     assert robbed.lag is not None
     assert robbed.lag.p99 > 1_000

@@ -1,4 +1,4 @@
-"""Before and while one pays: `--dry-run` and `--max-ru`, and what a publish reports that it spent, as people use them."""
+"""`--dry-run` and `--max-ru`, and what a publish reports that it spent, as people use them."""
 
 import json
 import re

@@ -164,10 +164,7 @@ def test_an_import_whose_store_went_away_is_resumed_by_its_draft(tmp_path: Path)
 
 @pytest.mark.soak
 def test_imports_that_are_killed_are_resumed_by_their_drafts(tmp_path: Path) -> None:
-    draw = random.Random(SEED)
-    for round_ in range(scaled(5)):
-        folder = tmp_path / str(round_)
-        folder.mkdir()
+    for folder, draw in rounds(tmp_path):
         arguments = many_lists(folder, 100_000)
         with started(folder, arguments) as importer:
             time.sleep(draw.uniform(0, 0.2))
@@ -192,16 +189,22 @@ def test_an_import_that_is_terminated_leaves_nothing_behind(tmp_path: Path) -> N
 
 @pytest.mark.soak
 def test_imports_that_are_terminated_leave_nothing_behind(tmp_path: Path) -> None:
-    draw = random.Random(SEED)
-    for round_ in range(scaled(5)):
-        folder = tmp_path / str(round_)
-        folder.mkdir()
+    for folder, draw in rounds(tmp_path):
         with started(folder, many_lists(folder, 100_000)) as importer:
             time.sleep(draw.uniform(0, 0.05))
             importer.terminate()
             assert importer.wait(20) in (0, 128 + signal.SIGTERM)
         assert list((folder / "scratch").iterdir()) == []
         assert all(entry["state"] == State.LIVE for entry in releases_of(folder))
+
+
+def rounds(tmp_path: Path) -> Iterator[tuple[Path, random.Random]]:
+    """Yield an empty folder for each round of a soak, and what draws its moment."""
+    draw = random.Random(SEED)
+    for number in range(scaled(5)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        yield folder, draw
 
 
 @contextmanager

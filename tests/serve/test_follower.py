@@ -8,7 +8,7 @@ from dataclasses import replace
 import orjson
 import pytest
 
-from serve.follower import Follower
+from serve.follower import Follower, ServedRelease
 from stores import lifecycle as life
 from stores.catalogue import Catalogue, ReleaseId
 from stores.errors import CatalogueUnreadable, StoreUnavailable
@@ -17,16 +17,6 @@ from stores.memory import MemoryStore
 from tests.support.clock import FakeClock
 from tests.support.remote import RemoteStore, publish
 from tests.support.virtual import virtual
-
-
-@pytest.fixture
-def memory(clock: FakeClock) -> MemoryStore:
-    return MemoryStore(clock)
-
-
-@pytest.fixture
-def remote(memory: MemoryStore) -> RemoteStore:
-    return RemoteStore(memory)
 
 
 @asynccontextmanager
@@ -38,6 +28,18 @@ async def following(remote: RemoteStore) -> AsyncIterator[Follower]:
     yield follower
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+async def until_error(follower: Follower) -> str:
+    async with asyncio.timeout(10):
+        while follower.last_error is None:
+            await asyncio.sleep(0.005)
+    return follower.last_error
+
+
+def served(follower: Follower) -> ServedRelease:
+    assert follower.served is not None
+    return follower.served
 
 
 async def until(follower: Follower, release: ReleaseId) -> None:
@@ -52,8 +54,7 @@ async def test_the_first_release_is_followed_as_soon_as_there_is_one(memory: Mem
         assert (follower.served, "nothing is live" in str(follower.last_error)) == (None, True)
         await until(follower, await publish(memory, "first", segments=5))
         assert follower.last_error is None
-        assert follower.served is not None
-        assert follower.served.popular == {"": b"first", **{f"s{n}": b"%d" % n for n in range(5)}}
+        assert served(follower).popular == {"": b"first", **{f"s{n}": b"%d" % n for n in range(5)}}
 
 
 @virtual
@@ -65,8 +66,7 @@ async def test_flips_and_rollbacks_are_followed_and_a_ready_release_is_not(
         await until(follower, first)
         second = await publish(memory, "second", live=False)
         await asyncio.sleep(0.05)
-        assert follower.served is not None
-        assert follower.served.id == first
+        assert served(follower).id == first
         await life.activate(memory, second)
         await until(follower, second)
         await life.rollback(memory)
@@ -85,12 +85,8 @@ async def test_a_release_of_an_unknown_format_is_not_followed(
         rows = memory._releases[second].rows
         rows[MANIFEST] = orjson.dumps(orjson.loads(rows[MANIFEST]) | change)
         await life.activate(memory, second)
-        async with asyncio.timeout(10):
-            while follower.last_error is None:
-                await asyncio.sleep(0.005)
-        assert "upgrade" in str(follower.last_error)
-        assert follower.served is not None
-        assert follower.served.id == first
+        assert "upgrade" in await until_error(follower)
+        assert served(follower).id == first
         third = await publish(memory, "third")
         await until(follower, third)
         assert follower.last_error is None
@@ -107,12 +103,8 @@ async def test_a_release_that_has_lost_a_row_of_its_sample_is_not_followed(
         second = await publish(memory, "second", live=False, segments=2)
         del memory._releases[second].rows[lost]
         await life.activate(memory, second)
-        async with asyncio.timeout(10):
-            while follower.last_error is None:
-                await asyncio.sleep(0.005)
-        assert "publish it again" in str(follower.last_error)
-        assert follower.served is not None
-        assert follower.served.id == first
+        assert "publish it again" in await until_error(follower)
+        assert served(follower).id == first
 
 
 @virtual
@@ -127,8 +119,7 @@ async def test_what_a_store_warns_of_is_reported_and_does_not_keep_a_release_fro
     remote.advice = None
     second = await publish(memory, "second")
     await follower.refresh()
-    assert follower.served is not None
-    assert follower.served.id == second
+    assert served(follower).id == second
     assert "cannot be read" in follower.warnings[0]
 
 
@@ -141,11 +132,8 @@ async def test_a_store_that_fails_un_serves_nothing_and_is_followed_again_when_i
         await until(follower, first)
         remote.failure = CatalogueUnreadable("the catalogue at nowhere cannot be read")
         second = await publish(memory, "second")
-        async with asyncio.timeout(10):
-            while follower.last_error is None:
-                await asyncio.sleep(0.005)
-        assert follower.served is not None
-        assert follower.served.id == first
+        await until_error(follower)
+        assert served(follower).id == first
         remote.failure = None
         await until(follower, second)
         assert follower.last_error is None
@@ -178,8 +166,7 @@ async def test_a_stale_catalogue_is_ignored(memory: MemoryStore, remote: RemoteS
         await until(follower, second)
         await follower._switch_if_newer(older)
         await follower._switch_if_newer(Catalogue())
-        assert follower.served is not None
-        assert follower.served.id == second
+        assert served(follower).id == second
 
 
 @virtual

@@ -36,18 +36,22 @@ class Counting(TieredReader):
 
 
 @pytest.fixture
-def memory(clock: FakeClock) -> MemoryStore:
-    return MemoryStore(clock)
-
-
-@pytest.fixture
-def remote(memory: MemoryStore) -> RemoteStore:
-    return RemoteStore(memory)
-
-
-@pytest.fixture
 def fallback(clock: FakeClock) -> RemoteStore:
     return RemoteStore(MemoryStore(clock))
+
+
+async def over(*stores: Reader) -> Counting:
+    """Return a reader that has read the catalogue of each store."""
+    reader = Counting(*stores)
+    await reader.refresh()
+    return reader
+
+
+async def over_two_releases(first: RemoteStore, second: RemoteStore, *, users: range = range(5)) -> Counting:
+    """Publish a release into each of two tiers, the second for *users*, and return a reader of both."""
+    await publish(first.inner, "first")
+    await publish(second.inner, "second", users=users)
+    return await over(first, second)
 
 
 def brief(answer: EncodedList) -> tuple[str, str, bytes]:
@@ -56,8 +60,7 @@ def brief(answer: EncodedList) -> tuple[str, str, bytes]:
 
 @virtual
 async def test_before_any_release_nothing_is_ready_and_the_error_says_why(remote: RemoteStore) -> None:
-    reader = Counting(remote)
-    await reader.refresh()
+    reader = await over(remote)
     with pytest.raises(NotReady, match="nothing is live"):
         await reader.personal("1")
     with pytest.raises(NotReady):
@@ -71,8 +74,7 @@ async def test_a_slow_or_failing_store_is_answered_by_popular_inside_the_budget(
     memory: MemoryStore, remote: RemoteStore
 ) -> None:
     await publish(memory, "first")
-    reader = Counting(remote)
-    await reader.refresh()
+    reader = await over(remote)
     assert brief(await reader.personal("1")) == ("tier0", "personal", b"first for 1")
     remote.delay_s = 30
     assert brief(await asyncio.wait_for(reader.personal("1"), 5)) == ("tier0", "popular", b"first")
@@ -92,8 +94,7 @@ async def test_a_release_that_is_gone_is_replaced_by_what_is_live_now(
     memory: MemoryStore, remote: RemoteStore, *, local: bool
 ) -> None:
     first = await publish(memory, "first")
-    reader = Counting(memory if local else remote)
-    await reader.refresh()
+    reader = await over(memory if local else remote)
     second = await publish(memory, "second")
     await memory.erase(ref(first))
     answer = await reader.personal("1")
@@ -106,12 +107,9 @@ async def test_a_release_that_is_gone_is_replaced_by_what_is_live_now(
 
 @virtual
 async def test_the_next_tier_answers_when_the_first_fails_or_is_slow_and_the_answer_says_so(
-    memory: MemoryStore, remote: RemoteStore, fallback: RemoteStore
+    remote: RemoteStore, fallback: RemoteStore
 ) -> None:
-    await publish(memory, "first")
-    await publish(fallback.inner, "second")
-    reader = Counting(remote, fallback)
-    await reader.refresh()
+    reader = await over_two_releases(remote, fallback)
     assert brief(await reader.personal("1")) == ("tier0", "personal", b"first for 1")
     remote.failure = StoreUnavailable("gone")
     answer = await reader.personal("1")
@@ -129,8 +127,7 @@ async def test_a_miss_falls_through_to_a_tier_with_another_release_only(
     await publish(memory, "first")
     await publish(fallback.inner, "second", users=range(9))
     same = RemoteStore(memory)
-    reader = Counting(remote, same, fallback)
-    await reader.refresh()
+    reader = await over(remote, same, fallback)
     same.failure = StoreUnavailable("must not be read")
     assert brief(await reader.personal("8")) == ("tier2", "personal", b"second for 8")
     assert brief(await reader.personal("nobody")) == ("tier0", "popular", b"first")
@@ -145,21 +142,15 @@ async def test_a_large_batch_has_the_time_that_it_takes_and_a_local_store_is_nev
     users = [str(n % 5) for n in range(2000)]
     remote.delay_s = 2 * BUDGET_S
     for store in (remote, memory):
-        reader = Counting(store)
-        await reader.refresh()
+        reader = await over(store)
         batches = await asyncio.gather(*(reader.personal_many(users) for _ in range(5)))
         assert {one.source for answers in batches for one in answers} == {"personal"}
         assert [one.value for one in batches[0]] == [f"first for {user}".encode() for user in users]
 
 
 @virtual
-async def test_an_answer_for_many_is_of_one_release(
-    memory: MemoryStore, remote: RemoteStore, fallback: RemoteStore
-) -> None:
-    await publish(memory, "first")
-    await publish(fallback.inner, "second", users=range(9))
-    reader = Counting(remote, fallback)
-    await reader.refresh()
+async def test_an_answer_for_many_is_of_one_release(remote: RemoteStore, fallback: RemoteStore) -> None:
+    reader = await over_two_releases(remote, fallback, users=range(9))
     answers = await reader.personal_many(["1", "8"])
     assert [brief(one) for one in answers] == [("tier0", "personal", b"first for 1"), ("tier0", "popular", b"first")]
     assert len({one.served.id for one in answers}) == 1
@@ -167,12 +158,9 @@ async def test_an_answer_for_many_is_of_one_release(
 
 @virtual
 async def test_a_store_that_keeps_failing_gets_no_requests_until_it_is_well(
-    memory: MemoryStore, remote: RemoteStore, fallback: RemoteStore
+    remote: RemoteStore, fallback: RemoteStore
 ) -> None:
-    await publish(memory, "first")
-    await publish(fallback.inner, "second")
-    reader = Counting(remote, fallback)
-    await reader.refresh()
+    reader = await over_two_releases(remote, fallback)
     remote.delay_s = 30
     for _ in range(FAILURES):
         assert (await reader.personal("1")).tier == "tier1"
@@ -194,8 +182,7 @@ async def test_a_probe_that_is_cancelled_does_not_keep_the_breaker_open_for_ever
     memory: MemoryStore, remote: RemoteStore
 ) -> None:
     await publish(memory, "first")
-    reader = Counting(remote)
-    await reader.refresh()
+    reader = await over(remote)
     remote.failure = StoreUnavailable("gone")
     for _ in range(FAILURES):
         await reader.personal("1")
@@ -217,8 +204,7 @@ async def test_a_probe_that_is_cancelled_does_not_keep_the_breaker_open_for_ever
 async def test_a_tier_that_never_answered_is_passed_over(remote: RemoteStore, fallback: RemoteStore) -> None:
     remote.failure = StoreUnavailable("never there")
     await publish(fallback.inner, "second")
-    reader = Counting(remote, fallback)
-    await reader.refresh()
+    reader = await over(remote, fallback)
     assert brief(await reader.personal("1")) == ("tier1", "personal", b"second for 1")
     assert brief(reader.popular()) == ("tier1", "popular", b"second")
     assert reader.tiers[0].error == "never there"

@@ -60,6 +60,16 @@ async def draft_in(store: Store) -> ReleaseId:
     return draft
 
 
+async def interrupted(clock: FakeClock, calls: int) -> Watched:
+    """Return a store that failed after so many calls of a publish, and works again."""
+    store = Watched(clock)
+    store.calls_left = calls
+    with pytest.raises(StoreUnavailable):
+        await publish(store)
+    store.calls_left = 1_000_000
+    return store
+
+
 @pytest.mark.parametrize("encoding", ["json", "zstd"])
 @pytest.mark.parametrize("calls", [0, 1, 2, 3, 4, 5, 10, 11])
 async def test_a_publish_that_was_cut_off_resumes_and_rewrites_nothing(
@@ -138,11 +148,7 @@ async def test_a_publisher_that_died_after_its_last_row_is_finished_without_a_ro
 
 
 async def test_resuming_with_other_rows_commits_nothing(clock: FakeClock) -> None:
-    store = Watched(clock)
-    store.calls_left = 5
-    with pytest.raises(StoreUnavailable):
-        await publish(store)
-    store.calls_left = 1_000_000
+    store = await interrupted(clock, 5)
     other = [Row(key, a_list("z")) for key, _ in ROWS]
     with pytest.raises(ReleaseCorrupt, match="does not add up"):
         await life.publish(
@@ -162,11 +168,7 @@ async def test_only_a_draft_can_be_resumed(clock: FakeClock) -> None:
 
 
 async def test_a_draft_is_resumed_after_its_lease_until_somebody_drops_it(clock: FakeClock) -> None:
-    store = Watched(clock)
-    store.calls_left = 5
-    with pytest.raises(StoreUnavailable):
-        await publish(store)
-    store.calls_left = 1_000_000
+    store = await interrupted(clock, 5)
     clock.now += LEASE_S + 1
     draft = await draft_in(store)
     await life.take_over(store, draft)

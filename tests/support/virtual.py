@@ -31,27 +31,30 @@ def virtual(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
     return run
 
 
+# When a request that arrives at a time is answered.
 Service = Callable[[float], float]
-"""When a request that arrives at a time is answered."""
+# What a request of these bytes, which arrives at a time, is answered with.
+Respond = Callable[[float, bytes], bytes]
 
 
 class SimulatedTransport(asyncio.Transport):
     """One connection to a server that is only a formula."""
 
-    def __init__(self, loop: VirtualLoop, protocol: LoadConnection, service: Service) -> None:
+    def __init__(self, loop: VirtualLoop, protocol: LoadConnection, service: Service, respond: Respond) -> None:
         super().__init__()
         self.loop = loop
         self.protocol = protocol
         self.service = service
+        self.respond = respond
         self.closed = False
 
-    def write(self, data: object) -> None:
-        del data
-        self.loop.call_at(self.service(self.loop.time()), self.answer)
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        now = self.loop.time()
+        self.loop.call_at(self.service(now), self.answer, self.respond(now, bytes(data)))
 
-    def answer(self) -> None:
+    def answer(self, response: bytes) -> None:
         if not self.closed:
-            self.protocol.data_received(ANSWER)
+            self.protocol.data_received(response)
 
     def close(self) -> None:
         self.closed = True
@@ -60,8 +63,14 @@ class SimulatedTransport(asyncio.Transport):
         self.closed = True
 
 
-def simulate(load: Load, service: Service, *, thief: Callable[[VirtualLoop], None] | None = None) -> Result:
-    """Run the generator as it is against *service*; *thief* may take time away from it."""
+def simulate(
+    load: Load,
+    service: Service,
+    *,
+    respond: Respond = lambda _now, _request: ANSWER,
+    at_start: Callable[[VirtualLoop], None] = lambda _loop: None,
+) -> Result:
+    """Run the generator as it is against *service*; *at_start* gets the loop, and may take time away from it."""
 
     async def work(loop: VirtualLoop) -> Result:
         async def keep_pace(tick: Callable[[], float | None]) -> None:
@@ -70,11 +79,10 @@ def simulate(load: Load, service: Service, *, thief: Callable[[VirtualLoop], Non
 
         async def connect(make: Callable[[], LoadConnection]) -> None:
             protocol = make()
-            protocol.connection_made(SimulatedTransport(loop, protocol, service))
+            protocol.connection_made(SimulatedTransport(loop, protocol, service, respond))
 
         generator = Generator(load, clock=loop.time, keep_pace=keep_pace, connect=connect)
-        if thief is not None:
-            thief(loop)
+        at_start(loop)
         return await generator.run()
 
     return in_virtual_time(work)

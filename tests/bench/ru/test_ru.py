@@ -1,8 +1,6 @@
 """The sweep's parts by arithmetic: items, requests, searches on a simulated limiter, scenarios, costs and tables."""
 
-import asyncio
 import itertools
-from collections.abc import Callable
 from dataclasses import replace
 
 import orjson
@@ -11,7 +9,6 @@ import pytest
 from bench.cosmos_emulator.partitions import Budget
 from bench.errors import BenchMisused
 from bench.loadgen.capacity import parse_objective, search
-from bench.loadgen.generator import Generator, LoadConnection
 from bench.loadgen.keys import InTurn, Keys, Zipf
 from bench.loadgen.load import Load
 from bench.loadgen.result import Result
@@ -27,7 +24,7 @@ from stores.cosmos.charges import load
 from stores.cosmos.url import parse as parse_url
 from stores.prices import load as load_prices
 from tests.support.cosmos_server import Direct
-from tests.support.virtual import SimulatedTransport, VirtualLoop, in_virtual_time
+from tests.support.virtual import simulate
 
 ADDRESS = parse_url("cosmos+http://127.0.0.1:8081/bench", {})
 OBJECTIVE = parse_objective("p99=50ms,throttled=1%")
@@ -98,29 +95,13 @@ def limited(rate: float, ru: float, charge_ru: float, delay_s: float = 0.001) ->
     budget = Budget(ru)
     load_ = Load(url="http://h", paths=["/"], rate=rate, duration_s=2, connections=500, check=classify, tally=CHARGE)
 
-    class Limited(SimulatedTransport):
-        def write(self, data: object) -> None:
-            del data
-            now = self.loop.time()
-            if budget.wait_ms(now):
-                answer = b"HTTP/1.1 429 Too Many\r\nContent-Length: 0\r\nx-ms-request-charge: 0.00\r\n\r\n"
-            else:
-                budget.charge(now, charge_ru)
-                answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-MS-Request-Charge: %.2f\r\n\r\n{}" % charge_ru
-            self.loop.call_later(delay_s, self.protocol.data_received, answer)
+    def respond(now: float, _request: bytes) -> bytes:
+        if budget.wait_ms(now):
+            return b"HTTP/1.1 429 Too Many\r\nContent-Length: 0\r\nx-ms-request-charge: 0.00\r\n\r\n"
+        budget.charge(now, charge_ru)
+        return b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-MS-Request-Charge: %.2f\r\n\r\n{}" % charge_ru
 
-    async def work(loop: VirtualLoop) -> Result:
-        async def keep_pace(tick: Callable[[], float | None]) -> None:
-            while (due_s := tick()) is not None:
-                await asyncio.sleep(due_s - loop.time())
-
-        async def connect(make: Callable[[], LoadConnection]) -> None:
-            protocol = make()
-            protocol.connection_made(Limited(loop, protocol, lambda arrival_s: arrival_s))
-
-        return await Generator(load_, clock=loop.time, keep_pace=keep_pace, connect=connect).run()
-
-    return in_virtual_time(work)
+    return simulate(load_, lambda arrival_s: arrival_s + delay_s, respond=respond)
 
 
 def tried(rate: float, ru: float, charge_ru: float, delay_s: float = 0.001) -> Trial:

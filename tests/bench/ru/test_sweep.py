@@ -1,16 +1,14 @@
 """A whole sweep in virtual time, against an emulator in this process: its levels, its effects and their predictions."""
 
-import asyncio
 import math
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
+from typing import TYPE_CHECKING
 
 import orjson
 import pytest
 
-from bench.loadgen.generator import Generator, LoadConnection
 from bench.loadgen.load import Load
 from bench.loadgen.result import Result
 from bench.loadgen.workers import OnProgress
@@ -23,7 +21,10 @@ from stores.cosmos.throughput import Throughput
 from stores.cosmos.url import parse
 from stores.http1 import Response
 from tests.support.cosmos_server import Direct, signed
-from tests.support.virtual import SimulatedTransport, VirtualLoop, in_virtual_time
+from tests.support.virtual import VirtualLoop, simulate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 LATENCY_S = 0.001
 
@@ -95,28 +96,15 @@ class Simulation:
         assert on_the_second
         account = self.account
 
-        class Connection(SimulatedTransport):
-            def write(self, data: object) -> None:
-                assert isinstance(data, bytes)
-                status, charge_ru, _ = account.answer(data)
-                head = f"HTTP/1.1 {status} -\r\nContent-Length: 0\r\nx-ms-request-charge: {charge_ru:.2f}\r\n\r\n"
-                self.loop.call_later(LATENCY_S, self.protocol.data_received, head.encode())
+        def respond(_now: float, request: bytes) -> bytes:
+            status, charge_ru, _ = account.answer(request)
+            return f"HTTP/1.1 {status} -\r\nContent-Length: 0\r\nx-ms-request-charge: {charge_ru:.2f}\r\n\r\n".encode()
 
-        async def work(loop: VirtualLoop) -> Result:
+        def start_clock(loop: VirtualLoop) -> None:
             began_s = loop.time()
             account.elapsed = lambda: loop.time() - began_s
 
-            async def keep_pace(tick: Callable[[], float | None]) -> None:
-                while (due_s := tick()) is not None:
-                    await asyncio.sleep(due_s - loop.time())
-
-            async def connect(make: Callable[[], LoadConnection]) -> None:
-                protocol = make()
-                protocol.connection_made(Connection(loop, protocol, lambda arrival_s: arrival_s))
-
-            return await Generator(load, clock=loop.time, keep_pace=keep_pace, connect=connect).run()
-
-        result = in_virtual_time(work)
+        result = simulate(load, lambda arrival_s: arrival_s + LATENCY_S, respond=respond, at_start=start_clock)
         account.elapsed = lambda: 0.0
         account.began_s += math.ceil(load.duration_s) + 1
         return result

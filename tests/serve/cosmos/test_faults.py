@@ -3,7 +3,8 @@
 import asyncio
 import secrets
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from stores.connect import connect
 from stores.verification import verify
 from tests.support.cosmos_account import Account, emulated_account
 from tests.support.loaded_service import USERS, WAIT_S, Run, lists, reading, under_load, until, until_read
-from tests.support.proxy import through
+from tests.support.proxy import Proxy, through
 from tests.support.service import publish_to
 from tests.support.soak import scaled
 
@@ -41,13 +42,6 @@ def cosmos() -> Iterator[Account]:
         yield one
 
 
-@pytest.fixture(scope="module")
-def pair() -> Iterator[Account]:
-    """The same in two regions."""
-    with emulated_account(None, "--second-region", "0") as one:
-        yield one
-
-
 @pytest.fixture
 def url(cosmos: Account) -> Iterator[str]:
     yield cosmos.url(secrets.token_hex(4))
@@ -60,6 +54,13 @@ def tiers(url: str, folder: Path, others: tuple[str, ...]) -> list[str]:
 
 def port_of(cosmos: Account) -> int:
     return int(cosmos.emulator.endpoint.rsplit(":", 1)[1].rstrip("/"))
+
+
+@asynccontextmanager
+async def proxied(cosmos: Account, url: str) -> AsyncIterator[tuple[Proxy, str]]:
+    """Put a proxy before the account; the block gets it, and the URL that goes through it."""
+    async with through(port_of(cosmos)) as proxy:
+        yield proxy, url.replace(str(port_of(cosmos)), str(proxy.port))
 
 
 async def sources(reader: TieredReader) -> Counter[str]:
@@ -112,8 +113,7 @@ async def test_an_answer_that_is_cut_is_read_again_and_never_taken_for_a_list(
     cosmos: Account, url: str, cut_at: int
 ) -> None:
     await publish_to(url, lists("r0"))
-    async with through(port_of(cosmos)) as proxy:
-        there = url.replace(str(port_of(cosmos)), str(proxy.port))
+    async with proxied(cosmos, url) as (proxy, there):
         async with reading(there, budget_s=WAIT_S) as reader:
             await until_read(reader, TIER)
             proxy.cut_at, proxy.cut_every = cut_at, 7
@@ -128,20 +128,20 @@ async def test_an_answer_that_is_cut_is_read_again_and_never_taken_for_a_list(
             await until_read(reader, TIER)
 
 
-async def test_a_region_that_vanishes_is_left_for_another(pair: Account) -> None:
-    url = pair.url(secrets.token_hex(4))
+async def test_a_region_that_vanishes_is_left_for_another(two_regions: Account) -> None:
+    url = two_regions.url(secrets.token_hex(4))
     await publish_to(url, lists("r0"))
     try:
         async with reading(url) as reader:
             await until_read(reader, TIER)
-            pair.misbehave({"kind": "region-gone", "region": 0})
+            two_regions.misbehave({"kind": "region-gone", "region": 0})
 
             async def all_personal() -> bool:
                 return set(await sources(reader)) == {"personal"}
 
             await until(all_personal, "the other region is not read")
     finally:
-        pair.misbehave()
+        two_regions.misbehave()
 
 
 async def failures(run: Run, kinds: tuple[str, ...]) -> float:
@@ -219,11 +219,11 @@ async def test_under_load_a_storm_of_429s_costs_few_reads_and_next_to_no_request
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("regions", [1, 2])
+@pytest.mark.parametrize("region_count", [1, 2])
 async def test_where_one_answer_in_three_is_a_503_most_lists_are_personal(
-    tmp_path: Path, cosmos: Account, pair: Account, regions: int
+    tmp_path: Path, cosmos: Account, two_regions: Account, region_count: int
 ) -> None:
-    account = (cosmos, pair)[regions - 1]
+    account = (cosmos, two_regions)[region_count - 1]
     url = account.url(secrets.token_hex(4))
     await publish_to(url, lists("r0"))
     async with under_load(tmp_path, url) as run:
@@ -233,21 +233,23 @@ async def test_where_one_answer_in_three_is_a_503_most_lists_are_personal(
         assert await run.counted("hotplate_store_failures_total", kind="unavailable") > 100
     run.answered(TIER, source="popular")
     assert run.share("personal") > 0.8
-    assert run.logged('"level":"warning"') <= len(run.results) * (regions - 1), "regions that are left again and again"
+    assert run.logged('"level":"warning"') <= len(run.results) * (region_count - 1), (
+        "regions that are left again and again"
+    )
 
 
 @pytest.mark.soak
 async def test_under_load_a_region_that_vanishes_is_left_for_another_and_read_again(
-    tmp_path: Path, pair: Account
+    tmp_path: Path, two_regions: Account
 ) -> None:
-    url = pair.url(secrets.token_hex(4))
+    url = two_regions.url(secrets.token_hex(4))
     await publish_to(url, lists("r0"))
     async with under_load(tmp_path, url) as run:
         for times in range(1, scaled(1) + 1):
-            pair.misbehave({"kind": "region-gone", "region": 0})
+            two_regions.misbehave({"kind": "region-gone", "region": 0})
             await run.windows(2)
             assert await failures(run, CUT) > 0
-            pair.misbehave()
+            two_regions.misbehave()
 
             async def is_back(times: int = times) -> bool:
                 return run.logged("can be read again; reading from Emulated West") == times
@@ -264,8 +266,7 @@ async def test_under_load_most_answers_that_are_cut_are_read_again_and_none_is_t
     tmp_path: Path, cosmos: Account, url: str
 ) -> None:
     await publish_to(url, lists("r0"))
-    async with through(port_of(cosmos)) as proxy:
-        there = url.replace(str(port_of(cosmos)), str(proxy.port))
+    async with proxied(cosmos, url) as (proxy, there):
         async with under_load(tmp_path, there, options=("--budget", "1")) as run:  # nothing is late
             for cut_at in scaled(1) * (IN_HEAD, IN_BODY):
                 failed = await failures(run, CUT)

@@ -24,11 +24,6 @@ async def raw() -> AsyncIterator[ScriptedServer]:
 
 
 @pytest.fixture
-def observer() -> Counted:
-    return Counted()
-
-
-@pytest.fixture
 async def client(raw: ScriptedServer, observer: Counted) -> AsyncIterator[RestClient]:
     made = RestClient(parse(f"cosmos+http://127.0.0.1:{raw.port}/d", {}), observer)
     yield made

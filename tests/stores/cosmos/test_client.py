@@ -33,17 +33,6 @@ def account(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         yield running
 
 
-@pytest.fixture(scope="module")
-def regions() -> Iterator[Account]:
-    with emulated_account(None, "--second-region", "0") as running:
-        yield running
-
-
-@pytest.fixture
-def observer() -> Counted:
-    return Counted()
-
-
 @pytest.fixture
 async def opened(observer: Counted) -> AsyncIterator[Open]:
     """Open clients that are closed at the end, twice, as closing twice does nothing."""
@@ -262,9 +251,9 @@ async def test_a_certificate_that_nobody_vouches_for_is_refused_on_loopback_too(
     assert account.requests("read account") == before
 
 
-async def test_the_account_lists_its_regions_the_preferred_one_first(regions: Account, opened: Open) -> None:
+async def test_the_account_lists_its_regions_the_preferred_one_first(two_regions: Account, opened: Open) -> None:
     account_of = [
-        await opened(regions.address("d", **options)).account() for options in ({}, {"region": "Emulated East"})
+        await opened(two_regions.address("d", **options)).account() for options in ({}, {"region": "Emulated East"})
     ]
     assert account_of[0] == (False, ("Emulated West", "Emulated East"))
     assert account_of[1] == (False, ("Emulated East", "Emulated West"))
@@ -272,16 +261,16 @@ async def test_the_account_lists_its_regions_the_preferred_one_first(regions: Ac
 
 @pytest.mark.parametrize("gone", [0, 1])
 async def test_lookups_fail_over_to_the_other_region_and_writes_do_not(
-    regions: Account, opened: Open, gone: int
+    two_regions: Account, opened: Open, gone: int
 ) -> None:
-    regions.misbehave()
+    two_regions.misbehave()
     name = f"d{secrets.token_hex(4)}"
-    address = regions.address(name, region="Emulated East")
+    address = two_regions.address(name, region="Emulated East")
     client = opened(address)
     await with_container(client, address, 400)
     await client.upsert("c", ITEM)
     assert await client.read("c", ITEM["id"], 2.0) is not None
-    regions.misbehave({"kind": "region-gone", "region": gone})
+    two_regions.misbehave({"kind": "region-gone", "region": gone})
     for _ in range(5):
         assert await client.read("c", ITEM["id"], 2.0) is not None
     if gone:
@@ -290,4 +279,4 @@ async def test_lookups_fail_over_to_the_other_region_and_writes_do_not(
     else:
         with pytest.raises(CosmosUnavailable):
             await client.upsert("c", ITEM)
-    regions.misbehave()
+    two_regions.misbehave()

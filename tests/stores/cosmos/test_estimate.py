@@ -1,4 +1,4 @@
-"""What a dry run estimates of a publish into Cosmos DB is what the publish spends and how long it takes: on a held clock."""
+"""A dry run estimates what a publish into Cosmos DB spends and how long it takes: on a held clock."""
 
 import asyncio
 import random

@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
@@ -11,23 +11,12 @@ from stores.cosmos.errors import CosmosUnavailable, MalformedResponse
 from stores.cosmos.rest import RestClient
 from stores.cosmos.topology import Location, account_properties
 from stores.cosmos.url import parse
-from tests.support.cosmos_account import Account, Counted, emulated_account, with_container
+from tests.support.cosmos_account import Account, Counted, with_container
 from tests.support.cosmos_raw import ScriptedServer, answer, refusal, scripted
 
 NAME = "user.YQ"
 ITEM = b'{"id":"user.YQ"}'
 EAST, WEST = "Emulated East", "Emulated West"
-
-
-@pytest.fixture(scope="module")
-def account() -> Iterator[Account]:
-    with emulated_account(None, "--second-region", "0") as running:
-        yield running
-
-
-@pytest.fixture
-def observer() -> Counted:
-    return Counted()
 
 
 @pytest.fixture
@@ -38,16 +27,16 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def client(account: Account, observer: Counted) -> AsyncIterator[RestClient]:
+async def client(two_regions: Account, observer: Counted) -> AsyncIterator[RestClient]:
     """One that prefers the region that is not written, with an item in a container `c`."""
-    account.misbehave()
-    address = account.address(f"d{secrets.token_hex(4)}", region=EAST)
+    two_regions.misbehave()
+    address = two_regions.address(f"d{secrets.token_hex(4)}", region=EAST)
     made = RestClient(address, observer)
     await with_container(made, address)
     await made.upsert("c", {"id": NAME})
     yield made
     await made.close()
-    account.misbehave()
+    two_regions.misbehave()
 
 
 async def until(held: Callable[[], bool]) -> None:
@@ -69,17 +58,17 @@ def free_port() -> int:
 
 @pytest.mark.usefixtures("hasty")
 async def test_a_region_that_vanishes_is_left_and_read_again_with_a_line_for_each(
-    account: Account, client: RestClient, caplog: pytest.LogCaptureFixture
+    two_regions: Account, client: RestClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    regions = client._topology
-    assert regions.nearest is not None
-    assert regions.nearest.name == EAST
-    account.misbehave({"kind": "region-gone", "region": 1})
+    topology = client._topology
+    assert topology.nearest is not None
+    assert topology.nearest.name == EAST
+    two_regions.misbehave({"kind": "region-gone", "region": 1})
     for _ in range(10):
         assert all(await asyncio.gather(*(client.read("c", NAME, 5.0) for _ in range(16))))
-    assert regions.nearest.name == WEST
-    account.misbehave()
-    await until(lambda: regions.nearest is not None and regions.nearest.name == EAST)
+    assert topology.nearest.name == WEST
+    two_regions.misbehave()
+    await until(lambda: topology.nearest is not None and topology.nearest.name == EAST)
     assert await client.read("c", NAME, 5.0) is not None
     assert [record.message.partition(": ")[2] for record in caplog.records] == [
         f"{EAST} cannot be read (reset); reading from {WEST}",
@@ -88,12 +77,12 @@ async def test_a_region_that_vanishes_is_left_and_read_again_with_a_line_for_eac
 
 
 async def test_one_failure_is_mended_elsewhere_and_no_reason_to_leave(
-    account: Account, client: RestClient, observer: Counted, caplog: pytest.LogCaptureFixture
+    two_regions: Account, client: RestClient, observer: Counted, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(6):
-        account.misbehave({"kind": "unavailable", "region": 1})
+        two_regions.misbehave({"kind": "unavailable", "region": 1})
         assert await client.read("c", NAME, 5.0) is not None
-        account.misbehave()
+        two_regions.misbehave()
         assert await client.read("c", NAME, 5.0) is not None
     assert observer.kinds == ["unavailable"] * 6
     assert not caplog.records
@@ -101,26 +90,26 @@ async def test_one_failure_is_mended_elsewhere_and_no_reason_to_leave(
 
 @pytest.mark.usefixtures("hasty")
 async def test_where_all_regions_fail_the_read_fails_and_the_first_that_is_back_is_read(
-    account: Account, client: RestClient
+    two_regions: Account, client: RestClient
 ) -> None:
-    account.misbehave({"kind": "reset"})
+    two_regions.misbehave({"kind": "reset"})
     for _ in range(10):
         with pytest.raises(CosmosUnavailable):
             await client.read("c", NAME, 5.0)
-    account.misbehave({"kind": "reset", "region": 0})
+    two_regions.misbehave({"kind": "reset", "region": 0})
     async with asyncio.timeout(20):
         while isinstance((await asyncio.gather(client.read("c", NAME, 5.0), return_exceptions=True))[0], Exception):
             await asyncio.sleep(0.01)
 
 
 async def test_throttling_is_no_reason_to_read_elsewhere(
-    account: Account, client: RestClient, observer: Counted
+    two_regions: Account, client: RestClient, observer: Counted
 ) -> None:
-    account.misbehave({"kind": "throttle", "region": 1})
-    before = account.requests("read item")
+    two_regions.misbehave({"kind": "throttle", "region": 1})
+    before = two_regions.requests("read item")
     with pytest.raises(Exception, match="request units"):
         await client.read("c", NAME, 5.0)
-    assert account.requests("read item") == before + 1
+    assert two_regions.requests("read item") == before + 1
     assert observer.kinds == ["throttled"]
 
 

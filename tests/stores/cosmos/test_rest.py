@@ -28,11 +28,6 @@ def account() -> Iterator[Account]:
         yield running
 
 
-@pytest.fixture
-def observer() -> Counted:
-    return Counted()
-
-
 async def test_a_key_from_a_file_lets_in_and_is_shown_nowhere(tmp_path: Path, observer: Counted) -> None:
     path = tmp_path / "key"
     path.write_text(KEY + "\n")

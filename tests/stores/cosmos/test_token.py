@@ -23,11 +23,6 @@ def account() -> Iterator[Account]:
         yield running
 
 
-@pytest.fixture
-def observer() -> Counted:
-    return Counted()
-
-
 async def keyless(account: Account) -> Address:
     """Return a database with a container `c` that holds one item, to be reached by token."""
     return replace(await filled(account), key=None)
