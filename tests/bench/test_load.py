@@ -76,7 +76,7 @@ def adds_up(result: Result) -> bool:
     return result.due == result.ok + sum(result.errors.values()) + result.dropped
 
 
-async def test_a_quiet_run_sends_exactly_what_was_asked_and_adds_up() -> None:
+async def test_a_quiet_run_sends_exactly_what_was_requested_and_adds_up() -> None:
     async with serving(answer) as url:
         result = await drive(Load(url=url, paths=["/a", "/b"], rate=500, duration_s=0.4, connections=4))
     assert (result.due, result.sent, result.ok, result.dropped) == (200, 200, 200, 0)
@@ -143,7 +143,7 @@ async def test_connection_close_in_an_answer_is_honoured() -> None:
     assert result.opened >= 40
 
 
-async def test_a_port_that_nobody_listens_on_gives_an_error_for_each_request() -> None:
+async def test_a_closed_port_gives_an_error_for_each_request() -> None:
     url = f"http://127.0.0.1:{unused_port()}"
     result = await drive(Load(url=url, paths=["/"], rate=200, duration_s=0.2, connections=4))
     assert result.errors == {"connect": 40}
@@ -152,7 +152,7 @@ async def test_a_port_that_nobody_listens_on_gives_an_error_for_each_request() -
     assert not result.valid
 
 
-async def test_a_port_that_nobody_listens_on_ends_a_closed_loop_too() -> None:
+async def test_a_closed_port_ends_a_closed_loop_too() -> None:
     url = f"http://127.0.0.1:{unused_port()}"
     result = await drive(Load(url=url, paths=["/"], rate=None, duration_s=0.1, connections=2))
     assert set(result.errors) == {"connect"}
@@ -170,7 +170,7 @@ async def test_an_answer_that_is_not_one_is_malformed(nonsense: bytes) -> None:
     assert result.errors == {"malformed": 10}
 
 
-async def test_bytes_that_nobody_asked_for_are_counted_and_end_their_connection() -> None:
+async def test_unsolicited_bytes_are_counted_and_end_their_connection() -> None:
     def twice(transport: asyncio.Transport, count: int) -> None:
         answer(transport, count)
         asyncio.get_running_loop().call_later(0.01, transport.write, ANSWER)
@@ -234,7 +234,7 @@ async def test_a_check_that_raises_ends_the_run() -> None:
             await drive(Load(url=url, paths=["/"], rate=100, duration_s=5, check=check))
 
 
-async def test_a_closed_loop_says_so_and_sends_on_each_answer() -> None:
+async def test_a_closed_loop_is_labelled_and_sends_on_each_answer() -> None:
     async with serving(answer) as url:
         result = await drive(Load(url=url, paths=["/"], rate=None, duration_s=0.1, connections=3))
     assert result.mode == "closed loop"

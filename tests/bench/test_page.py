@@ -45,7 +45,7 @@ def test_the_page_holds_all_that_it_needs(report: Report) -> None:
     assert len(text) < 200_000
 
 
-def test_an_invalid_report_says_so_first(report: Report) -> None:
+def test_an_invalid_report_begins_with_that(report: Report) -> None:
     load = Load(url="http://simulated", paths=["/"], arrivals=constant(100, 1), duration_s=1, connections=1, backlog=1)
     jammed = simulate(load, lambda arrival_s: arrival_s + 0.5)
     text = page(Report(kind="http", configuration={}, series=(series("jammed", [jammed]),)))

@@ -55,7 +55,7 @@ def test_few_connections_charge_the_wait_for_one_to_the_server() -> None:
     assert result.valid
 
 
-def test_a_generator_that_is_starved_of_its_core_says_that_its_run_is_invalid() -> None:
+def test_a_generator_that_is_starved_of_its_core_reports_an_invalid_run() -> None:
     def thief(loop: VirtualLoop) -> None:
         loop.advance(0.02)  # 20 ms in which the process did not run
         loop.call_later(1.0, thief, loop)
@@ -69,7 +69,7 @@ def test_a_generator_that_is_starved_of_its_core_says_that_its_run_is_invalid() 
     assert simulate(load, lambda arrival_s: arrival_s + SERVICE_S).valid
 
 
-def test_a_run_is_told_second_by_second() -> None:
+def test_a_run_is_reported_second_by_second() -> None:
     load = Load(url=URL, paths=["/"], arrivals=constant(100, 5), duration_s=5)
     result = simulate(load, stalls_each_second)
     assert [second.sent for second in result.seconds] == pytest.approx([100] * 5, abs=4)

@@ -95,7 +95,7 @@ BAD_DATA = {
 
 
 @pytest.mark.parametrize("name", BAD_DATA)
-def test_bad_data_is_one_sentence_that_says_what_and_where(tmp_path: Path, name: str) -> None:
+def test_bad_data_is_one_sentence_that_names_what_and_where(tmp_path: Path, name: str) -> None:
     content, part = BAD_DATA[name]
     (tmp_path / name).write_bytes(content)
     failed(hotplate("train", tmp_path / name, "--out", tmp_path / "model"), name, part)

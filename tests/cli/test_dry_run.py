@@ -63,7 +63,7 @@ def spent(*arguments: str | Path) -> dict[str, float]:
     return found
 
 
-def test_a_dry_run_writes_nothing_and_the_publish_then_spends_exactly_what_it_said(
+def test_a_dry_run_writes_nothing_and_the_publish_then_spends_exactly_what_it_estimated(
     model: Path, cosmos_http: Account, cosmos: str
 ) -> None:
     before = writes(cosmos_http)
@@ -159,7 +159,7 @@ def test_a_limit_wins_over_the_one_of_the_url_and_slows_a_publish_down(lists: Pa
     assert done["request_units"] == estimate["request_units"]
 
 
-def test_a_publish_that_is_slow_says_so_at_once_and_goes_on(model: Path, cosmos: str) -> None:
+def test_a_publish_that_is_slow_prints_so_at_once_and_goes_on(model: Path, cosmos: str) -> None:
     command = [sys.executable, "-m", "hotplate", "publish", str(model), "--store", cosmos, "--max-ru", "1"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -185,7 +185,7 @@ def test_what_is_spent_while_it_runs_is_what_the_service_charges() -> None:
     with_simulation(work)
 
 
-def test_a_publish_that_will_take_hours_says_how_it_could_be_faster() -> None:
+def test_a_publish_that_will_take_hours_prints_how_it_could_be_faster() -> None:
     bill = Bill(400.0, (Provisioned("new release", 400),))
     assert format_slow(bill, 400.0 * 60) == ""
     sentence = format_slow(bill, 400.0 * 3600 * 5)
@@ -201,6 +201,6 @@ def test_hours_are_those_of_the_wall_clock_and_each_that_was_begun_counts() -> N
     assert [format_duration(seconds) for seconds in (9.96, 240, 7200)] == ["10.0 s", "4.0 minutes", "2.0 hours"]
 
 
-def test_where_nothing_is_paid_for_nothing_is_said() -> None:
+def test_where_nothing_is_paid_for_no_cost_is_printed() -> None:
     idle = Spending()
     assert (idle.progress(), idle.to_json(), idle.usd) == ("", {}, 0.0)

@@ -84,7 +84,7 @@ def test_hundreds_of_files_of_rows_become_the_expected_lists(
 
 
 @pytest.mark.parametrize("name", ["lists.csv", "lists.csv.gz", "lists.tsv", "lists.parquet"])
-def test_every_kind_of_file_says_the_same(tmp_path: Path, name: str) -> None:
+def test_every_kind_of_file_gives_the_same(tmp_path: Path, name: str) -> None:
     draw = np.random.default_rng(4)
     frame = pl.DataFrame(
         {
@@ -193,7 +193,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_lists_are_one_sentence_that_says_what_and_where(tmp_path: Path, name: str) -> None:
+def test_bad_lists_are_one_sentence_that_names_what_and_where(tmp_path: Path, name: str) -> None:
     content, part = BAD[name]
     (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match=name) as caught:

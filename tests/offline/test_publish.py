@@ -82,7 +82,7 @@ def test_a_length_that_makes_no_sense_is_a_sentence(length: int) -> None:
         ListSettings(length)
 
 
-async def test_a_published_model_adds_up_and_says_where_it_comes_from() -> None:
+async def test_a_published_model_adds_up_and_records_where_it_comes_from() -> None:
     store, reports = MemoryStore(), list[tuple[int, int]]()
     lists = ModelLists(checkerboard_model(), ListSettings())
     result = await publish(lists, store, on_progress=lambda done, total: reports.append((done, total)))

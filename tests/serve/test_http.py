@@ -204,7 +204,7 @@ def test_a_request_id_is_taken_when_it_is_plain_and_made_when_it_is_not(service:
     assert all(re.fullmatch("[0-9a-f]{20}", one) for one in made)
 
 
-def test_health_says_what_is_served(service: Service, release: tuple[Path, str]) -> None:
+def test_health_reports_what_is_served(service: Service, release: tuple[Path, str]) -> None:
     assert service.get("/livez").json == service.get("/health/live").json == {"status": "alive"}
     ready = service.get("/readyz").json
     assert ready == service.get("/health/ready").json

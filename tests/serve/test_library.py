@@ -75,7 +75,9 @@ async def test_lists_are_decoded_cut_and_name_where_they_came_from(tmp_path: Pat
                 await wrong
 
 
-async def test_open_says_what_is_wrong_where_nothing_is_served_in_time_and_waits_for_what_comes(tmp_path: Path) -> None:
+async def test_open_reports_what_is_wrong_where_nothing_is_served_in_time_and_waits_for_what_comes(
+    tmp_path: Path,
+) -> None:
     with pytest.raises(hotplate.NotReady, match="hotplate publish"):
         async with hotplate.open(f"file://{tmp_path}", timeout_s=0.05):
             raise AssertionError("nothing is live")

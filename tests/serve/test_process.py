@@ -91,7 +91,7 @@ def test_a_stopping_service_finishes_what_it_accepted(folder: Path, workers: str
         assert service.process.wait(timeout=20) == 0
 
 
-def test_an_idle_client_that_comes_once_more_during_a_stop_is_answered_and_told_to_close(folder: Path) -> None:
+def test_an_idle_client_that_comes_once_more_during_a_stop_is_answered_with_connection_close(folder: Path) -> None:
     request = b"GET /v1/recommendations/42 HTTP/1.1\r\nHost: x\r\n\r\n"
     with running(folder) as service, socket.create_connection(("127.0.0.1", service.port), timeout=20) as connection:
         connection.sendall(request)

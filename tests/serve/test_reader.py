@@ -59,7 +59,7 @@ def brief(answer: EncodedList) -> tuple[str, str, bytes]:
 
 
 @virtual
-async def test_before_any_release_nothing_is_ready_and_the_error_says_why(remote: RemoteStore) -> None:
+async def test_before_any_release_nothing_is_ready_and_the_error_has_the_reason(remote: RemoteStore) -> None:
     reader = await over(remote)
     with pytest.raises(NotReady, match="nothing is live"):
         await reader.personal("1")
@@ -106,7 +106,7 @@ async def test_a_release_that_is_gone_is_replaced_by_what_is_live_now(
 
 
 @virtual
-async def test_the_next_tier_answers_when_the_first_fails_or_is_slow_and_the_answer_says_so(
+async def test_the_next_tier_answers_when_the_first_fails_or_is_slow_and_the_answer_names_it(
     remote: RemoteStore, fallback: RemoteStore
 ) -> None:
     reader = await over_two_releases(remote, fallback)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from hypothesis import given, seed, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.follower import Follower
@@ -30,8 +30,8 @@ from stores.manifest import MAX_POPULAR_BYTES
 from stores.memory import MemoryStore
 from stores.store import Plan, Row, Store
 from stores.verification import load_manifest
+from tests.support.property import deepen
 from tests.support.service import a_list, running
-from tests.support.soak import SEED, scaled
 from tests.support.stores import OpenStore, batches, on_every_store, ref
 
 
@@ -89,7 +89,7 @@ async def test_the_same_rows_give_the_same_bytes_a_fifth_of_the_size(open_store:
     assert [decode(slot) for slot in slots if isinstance(slot, bytes)] == [row.value for row in rows[:50]]
 
 
-async def test_the_room_asked_for_is_near_what_is_needed() -> None:
+async def test_the_room_that_is_reserved_is_near_what_is_needed() -> None:
     rows = rows_of(2_000)
     store = MemoryStore()
     made = await compress(batches(rows, 500), Plan(len(rows), sum(len(row.key) + len(row.value) for row in rows)))
@@ -217,5 +217,4 @@ async def test_the_service_answers_the_same_bytes_as_from_json(tmp_path: Path) -
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("property_test", [test_any_value_comes_back_as_it_was])
 def test_thousands_of_examples_of_compression(property_test: Callable[[], None]) -> None:
-    deeper = settings(max_examples=scaled(5_000), deadline=None, database=None)
-    seed(SEED)(deeper(property_test))()
+    deepen(property_test, 5_000)

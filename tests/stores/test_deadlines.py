@@ -62,7 +62,7 @@ async def test_a_failure_passes_through() -> None:
 
 
 @virtual
-async def test_a_task_that_somebody_else_cancels_is_cancelled() -> None:
+async def test_a_task_that_is_cancelled_from_outside_is_cancelled() -> None:
     task = asyncio.create_task(TaskDeadlines().until(after(30), asyncio.sleep(30)))
     await asyncio.sleep(0)
     task.cancel()

@@ -5,12 +5,12 @@ from collections.abc import Callable
 
 import orjson
 import pytest
-from hypothesis import given, seed, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stores.encoding import Item, ItemEncoder, cut, decode, encode
 from stores.errors import StoreMisused
-from tests.support.soak import SEED, scaled
+from tests.support.property import deepen
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
 scores = st.floats(-1e6, 1e6).map(lambda score: round(score, 6))
@@ -63,5 +63,4 @@ def test_items_and_scores_of_different_length_are_refused() -> None:
     [test_decode_undoes_encode, test_a_cut_is_the_first_n_items, test_the_fast_encoder_agrees_with_the_plain_one],
 )
 def test_thousands_of_examples_of_encoding(property_test: Callable[[], None]) -> None:
-    deeper = settings(max_examples=scaled(2_000), deadline=None, database=None)
-    seed(SEED)(deeper(property_test))()
+    deepen(property_test, 2_000)

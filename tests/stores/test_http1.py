@@ -97,12 +97,12 @@ async def test_a_caller_that_gives_up_leaves_no_answer_for_the_next() -> None:
 
 async def test_closing_fails_what_is_in_flight() -> None:
     async with serving(b"") as (pool, heard):
-        asking = asyncio.create_task(pool.request(REQUEST, 5))
+        request = asyncio.create_task(pool.request(REQUEST, 5))
         while not heard:
             await asyncio.sleep(0.001)
         await pool.close()
         with pytest.raises(RequestFailed, match="reset"):
-            await asking
+            await request
 
 
 async def test_a_late_answer_is_dropped_and_its_connection_used_again() -> None:
@@ -130,7 +130,7 @@ async def test_late_answers_are_waited_for_on_few_connections_and_not_for_ever(m
         assert (await pool.request(REQUEST, 5)).body == b"ok"
 
 
-async def test_connections_that_nobody_needs_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_idle_connections_beyond_the_need_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stores.http1.IDLE_S", 0.02)
     async with serving(ANSWER) as (pool, heard):
         await asyncio.gather(*(pool.request(REQUEST, 5) for _ in range(2)))

@@ -1,11 +1,11 @@
 """Packed key lists: small, complete, and found by range."""
 
 import pytest
-from hypothesis import given, seed, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stores.keys import Span, bounds, merged, pack, unpack
-from tests.support.soak import SEED, scaled
+from tests.support.property import deepen
 
 keys = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 
@@ -59,5 +59,4 @@ async def test_batches_in_order_are_merged_one_by_one() -> None:
 @pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_thousands_of_examples_of_packing() -> None:
-    deeper = settings(max_examples=scaled(2_000), deadline=None, database=None)
-    seed(SEED)(deeper(test_what_was_packed_comes_back_with_its_bounds))()
+    deepen(test_what_was_packed_comes_back_with_its_bounds, 2_000)

@@ -33,7 +33,7 @@ async def published(folder: Path) -> tuple[LmdbStore, ReleaseId, Path]:
 
 
 @pytest.mark.parametrize("left", [0, 100, 5000, -1])
-async def test_a_cut_file_is_refused_at_open_and_kills_nobody(tmp_path: Path, left: int) -> None:
+async def test_a_cut_file_is_refused_at_open_and_kills_no_process(tmp_path: Path, left: int) -> None:
     store, release, path = await published(tmp_path)
     await store.close()
     os.truncate(path, left if left >= 0 else path.stat().st_size - 1)

@@ -64,7 +64,7 @@ def test_the_command_finds_it_by_its_url(installed: Path, tmp_path: Path) -> Non
     assert '"a"' in run(installed, "-m", "hotplate", "lookup", "1", "--json", "--store", url).stdout
 
 
-def test_a_url_that_nobody_knows_names_the_schemes_that_are_known(installed: Path) -> None:
+def test_a_url_of_an_unknown_scheme_names_the_schemes_that_are_known(installed: Path) -> None:
     done = run(installed, "-m", "hotplate", "releases", "list", "--store", "sqlight:///x")
     assert done.returncode == 2
     assert "redis, rediss, sqlite, unix" in done.stderr

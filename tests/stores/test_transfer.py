@@ -167,7 +167,7 @@ async def test_only_a_draft_can_be_resumed(clock: FakeClock) -> None:
     assert (await store.catalogue()).live == live
 
 
-async def test_a_draft_is_resumed_after_its_lease_until_somebody_drops_it(clock: FakeClock) -> None:
+async def test_a_draft_is_resumed_after_its_lease_until_it_is_dropped(clock: FakeClock) -> None:
     store = await interrupted(clock, 5)
     clock.now += LEASE_S + 1
     draft = await draft_in(store)
@@ -341,7 +341,7 @@ async def test_only_what_is_served_is_compared_and_few_items_for_many_are_seen(c
     assert found.popular_share == ({10: 0.05, 100: 0.5}, {10: 1.0, 100: 1.0})
 
 
-async def test_nobody_in_common_is_no_overlap_and_encodings_may_differ(clock: FakeClock) -> None:
+async def test_no_users_in_common_is_no_overlap_and_encodings_may_differ(clock: FakeClock) -> None:
     store = MemoryStore(clock)
     first = await publish(store, users({"a": "1"}))
     made = (await compress(batches(users({"b": "1"}), 100), Plan(1, 1))).batches

@@ -19,7 +19,7 @@ PLACE = {"subscription": "00000000-0000-0000-0000-000000000000", "resource_group
 
 
 def token_of(server: Emulator, scope: str, roles: str = "", life_s: int = 3600) -> AccessToken:
-    """Ask the issuer as a credential asks Entra ID."""
+    """Request a token of the issuer as a credential requests one of Entra ID."""
     assert server.certificate is not None
     query = {"scope": scope, "life_s": life_s} | ({"roles": roles} if roles else {})
     url = f"{server.endpoint}__emulation/token?{urllib.parse.urlencode(query)}"

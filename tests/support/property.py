@@ -16,6 +16,12 @@ def depths(quick: int, soak: int) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("examples", [pytest.param(quick, id="quick"), deep])
 
 
+def deepen(property_test: Callable[[], None], examples: int) -> None:
+    """Run a test that hypothesis has decorated once more, with so many examples in a soak of ten minutes."""
+    deeper = settings(max_examples=scaled(examples), deadline=None, database=None)
+    seed(SEED)(deeper(property_test))()
+
+
 def explore(check: Callable[..., None], examples: int, **strategies: SearchStrategy[Any]) -> None:
     """Call *check* with *examples* draws of each strategy, by keyword."""
     run: Callable[[], None] = given(**strategies)(check)

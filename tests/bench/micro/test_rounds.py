@@ -106,7 +106,7 @@ def test_a_server_that_does_not_start_is_an_error_with_its_own_words() -> None:
 
 
 @pytest.mark.parametrize("shape", [Shape(10, items=1), Shape(10, items=20), Shape(10, items=20, title_chars=84)])
-def test_a_shape_says_what_its_values_and_rows_weigh(shape: Shape) -> None:
+def test_a_shape_has_the_bytes_of_its_values_and_rows(shape: Shape) -> None:
     values = shape.values()
     assert {len(value) for value in values} == {shape.value_bytes}
     assert len(set(values)) == DISTINCT
@@ -119,7 +119,7 @@ def test_a_shape_says_what_its_values_and_rows_weigh(shape: Shape) -> None:
     assert all(len(item.get("title", "")) == shape.title_chars for item in items)
 
 
-def test_drawn_lists_are_as_long_as_the_shape_says_and_as_different_as_real_ones() -> None:
+def test_drawn_lists_are_as_long_as_the_shape_states_and_as_different_as_real_ones() -> None:
     shape = Shape(10, items=20)
     drawn = shape.drawn()
     assert len(set(drawn)) == DISTINCT

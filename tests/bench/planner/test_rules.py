@@ -78,7 +78,7 @@ def test_every_formula_gives_the_value_that_stands_beside_it(examples: int) -> N
 
 
 @depths(60, 200)
-def test_every_figure_says_where_it_came_from(examples: int) -> None:
+def test_every_figure_has_its_formula_or_source(examples: int) -> None:
     def check(inputs: Inputs) -> None:
         plan = a_plan(**inputs)
         for figure in plan.figures.values():

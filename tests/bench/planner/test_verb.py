@@ -46,7 +46,7 @@ def sources(facts: dict[str, Any]) -> dict[str, str]:
     return {each["name"]: each["source"] for each in facts["inputs"]}
 
 
-def test_without_the_least_it_says_what_that_is() -> None:
+def test_without_the_required_inputs_they_are_named() -> None:
     done = plan()
     assert done.returncode == 2
     assert done.stderr == (
@@ -79,7 +79,7 @@ def test_the_reference_shows_what_it_pays_for_nothing() -> None:
     assert "1.6%" in done.stdout
 
 
-def test_one_figure_says_why() -> None:
+def test_one_figure_is_explained() -> None:
     done = plan(*LEAST, "--why", "serve_ru")
     lines = done.stdout.splitlines()
     assert lines[0] == "serve_ru: 800 RU/s = max(round_up(reads_ru, 100), least_ru)"
@@ -128,7 +128,7 @@ def test_what_makes_no_sense_is_refused_in_one_sentence(arguments: list[str], se
     assert done.stdout == ""
 
 
-def test_a_saved_plan_is_checked_and_says_no_when_the_need_has_grown(tmp_path: Path) -> None:
+def test_a_saved_plan_is_checked_and_fails_when_the_need_has_grown(tmp_path: Path) -> None:
     file = tmp_path / "plan.toml"
     assert plan(*LEAST, "--save", file).returncode == 0
     same = plan("--check", file)
@@ -291,7 +291,7 @@ def test_a_file_of_prices_that_makes_no_sense_is_refused(old: str, new: str, sen
         load(path)
 
 
-def test_the_page_holds_all_that_it_needs_and_asks_nobody(tmp_path: Path) -> None:
+def test_the_page_holds_all_that_it_needs_and_loads_nothing(tmp_path: Path) -> None:
     done = plan(*LEAST, "--profile", "evening", "--zipf", "0.9", "--out", tmp_path / "plan")
     assert done.returncode == 0, done.stderr
     text = (tmp_path / "plan.html").read_text()

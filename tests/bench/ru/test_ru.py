@@ -129,7 +129,7 @@ def test_429s_are_counted_each_and_not_as_errors() -> None:
     assert trial.violations == ("50.00% of the requests were throttled, bound 1.00%",)
 
 
-def test_a_machine_that_cannot_spend_a_level_is_told_from_one_that_has_spent_it() -> None:
+def test_a_machine_that_cannot_spend_a_level_is_distinguished_from_one_that_has_spent_it() -> None:
     slow = tried(240, 400, 1.0, delay_s=0.06)
     assert not slow.inside
     assert machine_bound([slow], 400, OBJECTIVE)
@@ -241,6 +241,6 @@ def test_a_level_that_was_not_spent_is_no_success() -> None:
     assert not swept(a_level(), interrupted=True).valid
 
 
-def test_an_effect_that_could_not_be_measured_says_why() -> None:
+def test_an_effect_that_could_not_be_measured_has_the_reason() -> None:
     row = effect_row(Effect("strong consistency", "", 0.0, None, None, "refused with 400").to_json())
     assert row[:2] == ("strong consistency", "not measured: refused with 400")

@@ -73,7 +73,7 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 @soak
-def test_by_default_it_measures_an_emulator_of_its_own_and_says_so(tmp_path: Path) -> None:
+def test_by_default_it_measures_an_emulator_of_its_own_and_labels_it(tmp_path: Path) -> None:
     done = run(*SHORT, "--out", tmp_path / "found")
     assert done.returncode in {0, 1}, done.stderr  # 1 where the machine was too busy to spend the level
     assert "model's self-check: local emulator, not Azure" in done.stdout

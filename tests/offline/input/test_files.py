@@ -146,7 +146,7 @@ def test_a_bad_weight_names_its_own_file_of_a_folder(tmp_path: Path) -> None:
     assert "b.csv, row 2, column 'weight': the weight 'many'" in error_of(tmp_path)
 
 
-def test_nothing_left_says_where_it_went(tmp_path: Path) -> None:
+def test_nothing_left_reports_where_it_went(tmp_path: Path) -> None:
     message = error_of(write(tmp_path / "a.csv", "user,item,weight\n,b,1\na,b,0\nc,d,5\n"), where=["weight<5"])
     assert "Nothing is left of the 3 rows of" in message
     assert ": 1 where weight<5, 1 no user, 1 weight zero or less;" in message

@@ -70,7 +70,7 @@ def one_that_refuses(why: str, folder: Path) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("why", SENTENCES)
-async def test_where_no_release_was_ever_read_nothing_is_ready_and_the_error_says_why(
+async def test_where_no_release_was_ever_read_nothing_is_ready_and_the_error_has_the_reason(
     tmp_path: Path, why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with one_that_refuses(why, tmp_path) as port, pytest.raises(hotplate.NotReady) as caught:
@@ -155,7 +155,7 @@ class ShortLived:
         """There is nothing to close."""
 
 
-async def test_a_token_that_ends_costs_personal_lists_until_entra_id_gives_another(
+async def test_a_token_that_ends_costs_personal_lists_until_entra_id_issues_a_new_one(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with emulated_account(None, "--entra-issuer") as account:

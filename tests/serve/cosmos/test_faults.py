@@ -13,7 +13,7 @@ from serve.reader import TieredReader
 from stores.catalogue import ReleaseId
 from stores.connect import connect
 from stores.verification import verify
-from tests.support.cosmos_account import Account, emulated_account
+from tests.support.cosmos_account import Account
 from tests.support.loaded_service import USERS, WAIT_S, Run, lists, reading, under_load, until, until_read
 from tests.support.proxy import Proxy, through
 from tests.support.service import publish_to
@@ -33,13 +33,6 @@ FAULTS: dict[str, tuple[dict[str, object], tuple[str, ...]]] = {
 }
 every_fault = pytest.mark.parametrize("fault", FAULTS)
 with_and_without_another_tier = pytest.mark.parametrize("others", [(), ("file",)], ids=["alone", "with a local tier"])
-
-
-@pytest.fixture(scope="module")
-def cosmos() -> Iterator[Account]:
-    """An account for all tests of this file; each takes a database of its own."""
-    with emulated_account(None) as one:
-        yield one
 
 
 @pytest.fixture

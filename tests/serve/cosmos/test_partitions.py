@@ -21,7 +21,7 @@ from stores.cosmos.items import name_of
 from stores.errors import StoreThrottled
 from stores.store import Store
 from stores.verification import verify
-from tests.support.cosmos_account import Account, emulated_account
+from tests.support.cosmos_account import Account
 from tests.support.cosmos_server import signed
 from tests.support.loaded_service import USERS, Run, lists, reading, under_load, until, until_read
 from tests.support.service import a_list, publish_to
@@ -41,13 +41,6 @@ def partition_of(user: int) -> str:
 
 
 WELL, SICK = (tuple(n for n in range(USERS) if (partition_of(n) == HOT) == hot) for hot in (False, True))
-
-
-@pytest.fixture(scope="module")
-def cosmos() -> Iterator[Account]:
-    """An account for all tests of this file; each takes a database of its own."""
-    with emulated_account(None) as one:
-        yield one
 
 
 @pytest.fixture
@@ -98,7 +91,7 @@ async def stop(task: asyncio.Task[None]) -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_a_slow_partition_costs_its_own_users_their_lists_and_nobody_else(cosmos: Account, url: str) -> None:
+async def test_a_slow_partition_costs_its_own_users_their_lists_and_no_others(cosmos: Account, url: str) -> None:
     await publish_to(url, lists("r0"))
     async with reading(url, budget_s=0.5) as reader:
         await until_read(reader, TIER)
@@ -172,7 +165,9 @@ async def delete(cosmos: Account, url: str, release: str, what: str) -> None:
 
 
 @pytest.mark.soak
-async def test_under_load_a_slow_partition_costs_nobody_elses_lists(tmp_path: Path, cosmos: Account, url: str) -> None:
+async def test_under_load_a_slow_partition_costs_no_other_users_lists(
+    tmp_path: Path, cosmos: Account, url: str
+) -> None:
     await publish_to(url, lists("r0"))
     async with under_load(tmp_path, url, options=("--budget", "0.2")) as run:
         for _ in range(scaled(1)):
@@ -190,7 +185,7 @@ async def test_under_load_a_slow_partition_costs_nobody_elses_lists(tmp_path: Pa
 
 
 @pytest.mark.soak
-async def test_under_load_a_hot_key_costs_nobody_elses_lists(
+async def test_under_load_a_hot_key_costs_no_other_users_lists(
     tmp_path: Path, cosmos: Account, url: str, store: Store
 ) -> None:
     live = ReleaseId(await publish_to(url, lists("r0")))

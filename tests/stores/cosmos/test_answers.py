@@ -174,7 +174,7 @@ async def test_a_serverless_account_has_no_offers(raw: ScriptedServer, client: R
     assert observer.kinds == []
 
 
-async def test_scaling_sends_what_else_an_offer_says_back(raw: ScriptedServer, client: RestClient) -> None:
+async def test_scaling_sends_the_other_fields_of_an_offer_back(raw: ScriptedServer, client: RestClient) -> None:
     container = answer(200, b'{"id":"c","_rid":"r","_self":"dbs/x/colls/y/"}')
     offer = {**OFFER, "_self": "offers/oR/"}
     raw.responses = [container, found(offer)[1], answer(200, orjson.dumps(offer))]

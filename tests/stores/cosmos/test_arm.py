@@ -147,7 +147,7 @@ async def test_a_wrong_subscription_or_group_is_named_with_what_to_set(server: E
     assert next(iter(wrong.values())) in str(refused.value)
 
 
-async def test_arm_that_is_busy_says_when_to_come_back(server: Emulator) -> None:
+async def test_an_error_of_a_busy_arm_has_the_time_to_retry_after(server: Emulator) -> None:
     async with managing(address_of(server), Identity(server)) as containers:
         with (
             fault(server, kind="throttle", operation="manage database", retry_after_ms=7000),
@@ -195,7 +195,7 @@ async def test_closing_gives_back_connections_before_and_after_the_first_call(se
     assert identity.scopes == [MANAGEMENT]
 
 
-def test_a_url_says_where_the_account_is_managed(server: Emulator) -> None:
+def test_a_url_names_where_the_account_is_managed(server: Emulator) -> None:
     ids = {"AZURE_SUBSCRIPTION_ID": PLACE["subscription"]}
     managed = parse("cosmos://acct/db?resource_group=rg", ids).arm
     assert managed is not None

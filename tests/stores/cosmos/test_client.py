@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 
 import pytest
@@ -14,7 +14,7 @@ from stores.cosmos.items import VersionedItem
 from stores.cosmos.rest import RestClient
 from stores.cosmos.throughput import Offer, Throughput
 from stores.cosmos.url import Address
-from tests.support.cosmos_account import Account, Counted, emulated_account, with_container
+from tests.support.cosmos_account import Account, Counted, with_container
 
 ITEM = {"id": "user.YQ", "v": 'ü and " and \\'}
 Open = Callable[[Address], RestClient]
@@ -24,13 +24,6 @@ ATTEMPTS: dict[str, Callable[[RestClient], Awaitable[object]]] = {
     "upsert item": lambda client: client.upsert("c", ITEM),
     "replace item": lambda client: client.replace("c", ITEM, '"any"'),
 }
-
-
-@pytest.fixture(scope="module", params=["http", "https"])
-def account(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
-    certificate = tmp_path_factory.mktemp("tls") / "ca.pem" if request.param == "https" else None
-    with emulated_account(certificate) as running:
-        yield running
 
 
 @pytest.fixture
@@ -164,7 +157,7 @@ async def test_every_answer_is_counted_with_its_charge(account: Account, client:
     assert observer.kinds == []
 
 
-async def test_a_429_is_one_attempt_and_says_when_to_come_again(
+async def test_a_429_is_one_attempt_and_its_error_has_the_time_to_retry_after(
     account: Account, client: RestClient, containers: AccountContainers, observer: Counted
 ) -> None:
     await client.upsert("c", ITEM)
@@ -216,7 +209,7 @@ async def test_a_slow_answer_is_not_waited_for(account: Account, client: RestCli
     assert await client.read("c", ITEM["id"], 2.0) is not None
 
 
-async def test_the_error_of_a_wrong_key_says_what_to_do_and_not_the_key(
+async def test_the_error_of_a_wrong_key_names_what_to_do_and_not_the_key(
     account: Account, opened: Open, observer: Counted
 ) -> None:
     wrong = "d3JvbmcgYnV0IGxvbmcgZW5vdWdoIHRvIGJlIGEga2V5"
@@ -240,7 +233,7 @@ async def test_who_cannot_be_reached_is_reported_at_once(opened: Open, observer:
     assert set(observer.kinds) == {"connect"}
 
 
-async def test_a_certificate_that_nobody_vouches_for_is_refused_on_loopback_too(account: Account, opened: Open) -> None:
+async def test_an_untrusted_certificate_is_refused_on_loopback_too(account: Account, opened: Open) -> None:
     if account.certificate is None:
         return
     client = opened(replace(account.address("d"), ca=None))

@@ -2,7 +2,7 @@
 
 import logging
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 
 import pytest
@@ -13,17 +13,10 @@ from stores.cosmos.rest import RestClient
 from stores.cosmos.throughput import Throughput
 from stores.cosmos.url import parse
 from stores.errors import StoreUnavailable
-from tests.support.cosmos_account import Account, Counted, emulated_account, with_container
+from tests.support.cosmos_account import Account, Counted, with_container
 from tests.support.cosmos_raw import CUT, ScriptedServer, answer, refusal, scripted
 
 Made = tuple[AccountContainers, Counted]
-
-
-@pytest.fixture(scope="module", params=["http", "https"])
-def account(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
-    certificate = tmp_path_factory.mktemp("tls") / "ca.pem" if request.param == "https" else None
-    with emulated_account(certificate) as running:
-        yield running
 
 
 @pytest.fixture
@@ -59,7 +52,7 @@ async def test_a_failure_is_one_attempt_and_no_line_in_a_log(
     assert account.emulator.key not in caplog.text
 
 
-async def test_a_certificate_that_nobody_vouches_for_is_refused_on_loopback_too(account: Account) -> None:
+async def test_an_untrusted_certificate_is_refused_on_loopback_too(account: Account) -> None:
     if account.certificate is None:
         return
     address = account.address("d")

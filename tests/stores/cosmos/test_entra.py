@@ -108,11 +108,11 @@ async def test_who_makes_containers_follows_the_url(server: Emulator) -> None:
     """A key that may not change containers leaves them to ARM, where the URL names it."""
     address = parse(url_of(server, "db", **PLACE), {KEY: server.key})
     client = RestClient(address)
-    for asked, expected in (
+    for requested, expected in (
         (address, ArmContainers),
         (replace(address, arm=None), AccountContainers),
     ):
-        containers = open_containers(asked, client)
+        containers = open_containers(requested, client)
         assert isinstance(containers, expected)
         await containers.close()
     with pytest.raises(StoreMisused, match="add subscription= and resource_group= to its URL"):
@@ -137,7 +137,7 @@ async def test_a_token_that_the_account_finds_expired_is_renewed_at_once(server:
         with pytest.raises(CosmosUnavailable, match="expired since") as refused:
             await client.account()
         assert refused.value.kind == "unauthorized"
-        moved_s = 60.0  # no new token is asked for right after the last
+        moved_s = 60.0  # no new token is requested right after the last
         assert (await client.account()).regions
         assert len(identity.scopes) == 2
     finally:

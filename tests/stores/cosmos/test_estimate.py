@@ -94,7 +94,7 @@ def held(made: Made, latency_s: float, *, ru: int, max_ru: int) -> tuple[Estimat
     return with_simulation(work)
 
 
-def test_a_publish_spends_and_takes_exactly_what_the_dry_run_said() -> None:
+def test_a_publish_spends_and_takes_exactly_what_the_dry_run_estimated() -> None:
     found, spent_ru, seconds = held(made_up(), 0.0, ru=2000, max_ru=1000)
     assert found.seconds == pytest.approx(seconds, abs=MS)
     assert found.total_ru == pytest.approx(spent_ru, abs=0.005)

@@ -1,6 +1,6 @@
 """Hits are read from an emulator that is not ours: `@vercel/cosmosdb-server` of npm, unmodified.
 
-How far it goes: it tells about the account, makes databases and containers, creates, upserts, reads, and replaces by
+How far it goes: it describes the account, makes databases and containers, creates, upserts, reads, and replaces by
 version (its etags have no quotes). Where it stops, which is why it judges no more than this:
 
 - an item that is not there is a 500, not a 404, and a container that is not there a 404 that gives no reason;

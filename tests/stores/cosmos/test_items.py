@@ -81,6 +81,6 @@ def test_what_no_item_can_hold_is_refused_with_its_size() -> None:
 
 
 @pytest.mark.parametrize("foreign", [{}, {"t": 7}, {"b": "???"}, {"b": None}, {"b": 7}])
-def test_an_item_of_somebody_else_is_no_row(foreign: dict[str, object]) -> None:
+def test_an_item_of_another_program_is_no_row(foreign: dict[str, object]) -> None:
     with pytest.raises(ReleaseCorrupt, match=r"'user\.MQ' was not written by hotplate"):
         value_of({"id": "user.MQ", **foreign})

@@ -105,7 +105,7 @@ def test_a_container_that_was_dropped_under_its_readers_is_a_release_that_is_gon
     with_simulation(work)
 
 
-def test_a_row_that_somebody_else_wrote_fails_alone() -> None:
+def test_a_row_that_another_program_wrote_fails_alone() -> None:
     async def work(account: SimulatedAccount) -> None:
         store = await filled(account)
         await store._items.upsert(container_of(ref(R)), {"id": name_of(KEYS[1]), "foreign": 1})

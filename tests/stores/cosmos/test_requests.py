@@ -29,7 +29,7 @@ def understood(request: bytes) -> tuple[str, dict[str, str], bytes]:
 
 
 @given(container=IDS, name=IDS, key=KEYS)
-def test_a_read_is_signed_as_the_documentation_says(container: str, name: str, key: str) -> None:
+def test_a_read_is_signed_as_documented(container: str, name: str, key: str) -> None:
     clock = FakeClock()
     line, headers, body = understood(requests(clock, key).point_read(container, name))
     wanted = signed("GET", "docs", f"dbs/d/colls/{container}/docs/{name}", now=clock.now, key=key)
@@ -82,7 +82,7 @@ def test_a_key_that_is_none_is_refused_without_being_shown(key: str) -> None:
     assert not key or f" {key}" not in str(error.value)
 
 
-def test_a_signer_shows_nobody_its_key() -> None:
+def test_a_signer_never_shows_its_key() -> None:
     signer = KeySigner(EMULATOR_KEY, "cosmos://a/d")
     secret = base64.b64decode(EMULATOR_KEY)
     for shown in (repr(signer), str(signer), signer.advice):

@@ -49,7 +49,7 @@ def test_a_charge_that_was_expected_wrongly_is_made_good(clock: FakeClock) -> No
     assert limiter.wait_s() == pytest.approx(0, abs=1e-6)
 
 
-def test_nothing_goes_out_while_the_service_says_so_and_nothing_is_saved_up_meanwhile(clock: FakeClock) -> None:
+def test_nothing_is_sent_until_retry_after_has_passed_and_no_budget_is_saved_up_meanwhile(clock: FakeClock) -> None:
     limiter = RateLimiter(clock, 1000)
     limiter.pause(3)
     limiter.pause(1)

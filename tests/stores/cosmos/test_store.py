@@ -33,7 +33,7 @@ async def publish(store: CosmosStore, *, live: bool = True) -> ReleaseId:
     return ((await life.publish(store, batches(ROWS), plan=Plan(2, 100), about={}, live=live)).manifest).release
 
 
-def test_it_offers_what_services_and_operators_may_ask_for() -> None:
+def test_it_offers_what_services_and_operators_may_request() -> None:
     async def work(account: SimulatedAccount) -> None:
         store = account.store()
         for offered in (Advised, ProvisionedStore):

@@ -68,7 +68,7 @@ async def test_one_iteration_over_two_releases_mixes_nothing(redis: RedisStore) 
     assert isinstance(missing, ReleaseNotFound)
 
 
-async def test_a_caller_that_gives_up_disturbs_nobody(redis: RedisStore) -> None:
+async def test_a_caller_that_is_cancelled_disturbs_no_other(redis: RedisStore) -> None:
     await write(redis, FIRST, USERS)
     for round_ in range(50):
         tasks = [asyncio.create_task(redis.get_many(ref(FIRST), [row.key])) for row in USERS[:9]]
