@@ -1,5 +1,7 @@
 """How the emulation says no: one exception that carries the status, the substatus and the sentence of the answer."""
 
+from bench.errors import BenchMisused
+
 CODES = {
     400: "BadRequest", 401: "Unauthorized", 403: "Forbidden", 404: "NotFound", 405: "MethodNotAllowed",
     408: "RequestTimeout", 409: "Conflict", 410: "Gone", 412: "PreconditionFailed", 413: "RequestEntityTooLarge",
@@ -46,7 +48,7 @@ class Refused(Exception):
         self.details = details or {}
 
 
-class EmulatorMisused(ValueError):
+class EmulatorMisused(BenchMisused):
     """What the emulator was started with makes no sense; raised before it listens."""
 
 

@@ -8,8 +8,7 @@ import typer
 from bench.options import REFERENCE, HttpOptions, StoresOptions
 from bench.ru.options import SweepOptions
 from hotplate.cli.experiment import add_experiment, bench_errors
-from hotplate.cli.ru import confirm_cost, ru
-from hotplate.cli.terminal import FAILED, Json, out, print_json, table
+from hotplate.cli.terminal import FAILED, Json, err, option, out, print_json, table
 
 if TYPE_CHECKING:
     from bench.progress import ProgressDisplay
@@ -22,7 +21,45 @@ app = typer.Typer(
     help="Measure a service so that the figures survive a review.\n\n"
     "Example: hotplate bench http http://127.0.0.1:8080 --users 1000 --find-max --slo p99=5ms",
 )
-add_experiment(app, SweepOptions, report="hotplate-ru", confirm=confirm_cost)(ru)
+
+
+def _confirm_cost(options: SweepOptions) -> None:
+    """Print what a sweep of an account costs, and go on only where somebody says yes."""
+    from bench.errors import BenchMisused
+    from bench.ru.run import account_cost, plan
+    from stores.prices import load
+
+    planned = plan(options)
+    if planned.address is None:
+        return
+    for line in account_cost(planned, load()).lines:
+        err.print(line, markup=False)
+    if options.yes:
+        return
+    try:
+        wanted = typer.confirm("Create them, and spend that?", err=True)
+    except typer.Abort:
+        raise BenchMisused("nobody said yes, so nothing was made; in scripts, give --yes") from None
+    if not wanted:
+        err.print("nothing was made")
+        raise typer.Exit(FAILED)
+
+
+@add_experiment(app, SweepOptions, report="hotplate-ru", confirm=_confirm_cost)
+def ru(options: SweepOptions, display: "ProgressDisplay") -> "tuple[Report, Runs | None]":
+    """Find the best rate inside an objective for each level of RU/s, and what else has an effect on it.
+
+    By default this is a model's self-check on a local emulator, which the report says everywhere. With --account it
+    shows what it costs, asks, creates containers of its own, and drops them at the end, also after Ctrl-C.
+    Exits 1 where a level could not truly be spent, or it was stopped.
+
+    Example: hotplate bench ru --levels 400,1k --no-effects
+
+    Example: hotplate bench ru --account cosmos://myaccount/mydatabase --levels 400,4k
+    """
+    from bench.ru.run import plan, sweep
+
+    return sweep(plan(options), display).report, None
 
 
 @add_experiment(app, HttpOptions, report="hotplate-bench", log=True)
@@ -77,9 +114,10 @@ def compare(
     after: Annotated[Path, typer.Argument(metavar="B.json", help="The report that may be worse.")],
     metric: Annotated[
         str,
-        typer.Option(
-            envvar="HOTPLATE_BENCH_METRIC",
-            help="The metric that decides: p50, p90, p99, p99.9, p99.99, max, or rate (good answers/s).",
+        option(
+            "--metric",
+            "The metric that decides: p50, p90, p99, p99.9, p99.99, max, or rate (good answers/s).",
+            prefix="BENCH_",
         ),
     ] = "p99",
     as_json: Json = False,

@@ -4,36 +4,23 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
 
-from bench.options import HOW, WHAT, WHEN, Argument, Flag
-from hotplate.cli.ru import print_sweep
-from hotplate.cli.terminal import FAILED, Json, err, out, print_json, table
+from bench.options import HOW, Argument, Flag
+from hotplate.cli.terminal import FAILED, Json, err, option, out, print_json, table
 
 if TYPE_CHECKING:
     from bench.progress import ProgressDisplay
     from bench.report.page import Runs
     from bench.report.report import Report
 
-__all__ = ["HOW", "WHAT", "WHEN", "add_experiment", "bench_errors", "finish", "option", "require_folder"]
-
-BENCH_MODULES = {"hdrh", "httptools", "matplotlib", "numpy"}
 Options = TypeVar("Options")
 Run = Callable[[Options, "ProgressDisplay"], "tuple[Report, Runs | None]"]
-
-
-def option(name: str, text: str, panel: str, flag: str | None = None, *, env: bool = True) -> typer.models.OptionInfo:
-    """Make an option that is also read from the environment, unless *env* is False, as HOTPLATE_BENCH_NAME."""
-    made: typer.models.OptionInfo = typer.Option(
-        flag or f"--{name}",
-        envvar=f"HOTPLATE_BENCH_{name.replace('-', '_').upper()}" if env else None,
-        help=text,
-        rich_help_panel=panel,
-    )
-    return made
+Parameter = partial(inspect.Parameter, kind=inspect.Parameter.KEYWORD_ONLY)
 
 
 def add_experiment(
@@ -51,6 +38,9 @@ def add_experiment(
     exits 1 where that is invalid. *report* is where it goes, unless --out says otherwise; *log* promises an HDR log.
     *confirm* may refuse to go on, before anything is measured.
     """
+    endings = [".json", ".html", *([".hdr"] if log else [])]
+    written = f"{', '.join(endings[:-1])} and {endings[-1]}"
+    where = option("--out", f"Where the report goes: this name with {written}.", prefix="BENCH_", panel=HOW)
 
     def register(run: Run[Options]) -> Run[Options]:
         def verb(**given: Any) -> None:  # noqa: ANN401 -- typer converts each value to its field's type
@@ -58,20 +48,32 @@ def add_experiment(
             preset = {} if defaults is None else {each.name: getattr(defaults, each.name) for each in fields(options)}  # type: ignore[arg-type]  # a dataclass
             values = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
             with bench_errors():
+                from bench.errors import BenchMisused
                 from bench.progress import progress_display
                 from bench.report.page import keep
 
-                require_folder(name)
+                if not name.parent.is_dir():
+                    raise BenchMisused(f"there is no folder {name.parent} to write the report to")
                 chosen = options(**(preset | values))
                 if confirm is not None:
                     confirm(chosen)
                 with progress_display(err) as display:
                     made, runs = run(chosen, display)
             keep(made, runs, name)
-            finish(made, name, lambda: print_report(made), valid=made.valid, as_json=as_json, log=runs is not None)
+            if as_json:
+                print_json(made.brief())
+            else:
+                print_report(made)
+                *some, last = (f"{name}{ending}" for ending in endings if runs is not None or ending != ".hdr")
+                out.print(f"written to {', '.join(some)} and {last}", markup=False)
+            raise typer.Exit(0 if made.valid else FAILED)
 
         verb.__doc__ = run.__doc__
-        parameters = [*_parameters(options, defaults), *_report_parameters(report, log=log)]
+        parameters = [
+            *_parameters(options, defaults),
+            Parameter("out", default=Path(report), annotation=Annotated[Path, where]),
+            Parameter("as_json", default=False, annotation=Json),
+        ]
         verb.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what inspect.signature looks for
         verb.__annotations__ = {each.name: each.annotation for each in parameters}
         app.command(run.__name__)(verb)
@@ -93,63 +95,26 @@ def _parameters(options: type[Any], defaults: object) -> Iterator[inspect.Parame
             info = _option(each.name, shown, kind, default)
         if kind == tuple[str, ...]:
             kind, default = list[str], []
-        yield inspect.Parameter(
-            each.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty if default is MISSING else default,
-            annotation=Annotated[kind, info],
-        )
+        default = inspect.Parameter.empty if default is MISSING else default
+        yield Parameter(each.name, default=default, annotation=Annotated[kind, info])
 
 
-def _option(field: str, flag: Flag, kind: object, default: object) -> typer.models.OptionInfo:
+def _option(field: str, flag: Flag, kind: object, default: object) -> Any:  # noqa: ANN401 -- typer's own
     name = flag.name or field.replace("_", "-")
     one_way = kind is bool and default is False
-    both = kind is bool or kind == (bool | None)
-    spelt = f"--{name}" if one_way or not both else f"--{name}/--no-{name}"
-    return option(name, flag.help, flag.panel, spelt, env=flag.env)
-
-
-def _report_parameters(report: str, *, log: bool) -> Iterator[inspect.Parameter]:
-    endings = ".json, .html and .hdr" if log else ".json and .html"
-    info = option("out", f"Where the report goes: this name with {endings}.", HOW)
-    kind = inspect.Parameter.KEYWORD_ONLY
-    yield inspect.Parameter("out", kind, default=Path(report), annotation=Annotated[Path, info])
-    yield inspect.Parameter("as_json", kind, default=False, annotation=Json)
+    spelt = f"--{name}/--no-{name}" if kind in (bool, bool | None) and not one_way else f"--{name}"
+    return option(spelt, flag.help, prefix="BENCH_", panel=flag.panel, env=flag.env)
 
 
 @contextmanager
 def bench_errors() -> Iterator[None]:
-    """Name the extra of the bench where one of its modules is missing; all else is printed as by any verb."""
+    """Name the extra of the bench where numpy is missing, which is of two extras."""
     try:
         yield
     except ModuleNotFoundError as error:
-        if error.name not in BENCH_MODULES:
+        if error.name != "numpy":
             raise
-        raise ModuleNotFoundError(str(error), name="httptools") from error  # numpy is of two extras; this one is meant
-
-
-def require_folder(report: Path) -> None:
-    """Refuse a report that has no folder to go to, before anything is measured."""
-    from bench.errors import BenchMisused
-
-    if not report.parent.is_dir():
-        raise BenchMisused(f"there is no folder {report.parent} to write the report to")
-
-
-def finish(
-    report: "Report", name: Path, show: Callable[[], None], *, valid: bool, as_json: bool, log: bool = False
-) -> NoReturn:
-    """Print what was measured and where it was written to, and exit 1 where it is not valid.
-
-    *log* says that there is an HDR log beside the report.
-    """
-    if as_json:
-        print_json(report.brief())
-    else:
-        show()
-        *some, last = (f"{name}.{ending}" for ending in ("json", "html", *(("hdr",) if log else ())))
-        out.print(f"written to {', '.join(some)} and {last}", markup=False)
-    raise typer.Exit(0 if valid else FAILED)
+        raise ModuleNotFoundError(str(error), name="hdrh") from error
 
 
 def print_report(report: "Report") -> None:
@@ -157,7 +122,7 @@ def print_report(report: "Report") -> None:
     if compared := report.extra.get("comparison"):
         _print_comparison(compared)
     elif swept := report.extra.get("ru"):
-        print_sweep(swept)
+        _print_sweep(swept)
     else:
         _print_runs(report)
     if checked := report.extra.get("checked"):
@@ -184,6 +149,18 @@ def _print_comparison(compared: Mapping[str, Any]) -> None:
     endings = (each["ending"] for each in compared["capacity"])
     for sentence in (*compared["notes"], *compared["verdicts"], *endings, *sentences):
         out.print(sentence, markup=False)
+
+
+def _print_sweep(swept: Mapping[str, Any]) -> None:
+    from bench.ru.report import EFFECT_HEADINGS, LEVEL_HEADINGS, effect_row, level_row, notes
+
+    if swept["label"]:
+        out.print(swept["label"], markup=False)
+    out.print(table(LEVEL_HEADINGS, map(level_row, swept["levels"])))
+    for note in notes(swept["levels"]):
+        out.print(note, markup=False)
+    if swept["effects"]:
+        out.print(table(EFFECT_HEADINGS, map(effect_row, swept["effects"])))
 
 
 def _print_runs(report: "Report") -> None:

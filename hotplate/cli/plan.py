@@ -1,13 +1,14 @@
 """`hotplate plan`: what a load will take, what it will cost, and why."""
 
 import inspect
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bench.planner.inputs import KNOWN, flag_help
-from hotplate.cli.terminal import FAILED, MISUSED, Json, err, out, print_json, table, with_store
+from hotplate.cli.terminal import FAILED, Json, option, out, print_json, table, with_store
 
 if TYPE_CHECKING:
     from bench.planner.inputs import Layer
@@ -21,47 +22,46 @@ MEASURED, OUTPUT = "Measured, not assumed", "What is printed and written"
 WORDS, VALUE = 38, 18
 
 
-def _option(name: str, text: str, panel: str) -> typer.models.OptionInfo:
-    made: typer.models.OptionInfo = typer.Option(
-        f"--{name}", envvar=f"HOTPLATE_PLAN_{name.replace('-', '_').upper()}", help=text, rich_help_panel=panel,
-        show_default=False,
-    )  # fmt: skip
-    return made
+_option = partial(option, prefix="PLAN_", show_default=False)
 
 
 def plan(
     *,
     assume: Annotated[
         list[str] | None,
-        typer.Option(
+        _option(
             "--set",
+            "Set any other input; docs/sizing.md lists them. May be given several times.",
             metavar="NAME=VALUE",
-            envvar="HOTPLATE_PLAN_SET",
-            help="Set any other input; docs/sizing.md lists them. May be given several times.",
-            show_default=False,
         ),
     ] = None,
-    source: Annotated[Path | None, _option("from", "A TOML file of inputs. A flag wins over it.", MEASURED)] = None,
+    source: Annotated[
+        Path | None, _option("--from", "A TOML file of inputs. A flag wins over it.", panel=MEASURED)
+    ] = None,
     from_report: Annotated[
-        Path | None, _option("from-report", "Take what `hotplate bench` measured from its report.", MEASURED)
+        Path | None, _option("--from-report", "Take what `hotplate bench` measured from its report.", panel=MEASURED)
     ] = None,
     from_release: Annotated[
-        str | None, _option("from-release", "Take the sizes of the live release of the store at this URL.", MEASURED)
+        str | None,
+        _option("--from-release", "Take the sizes of the live release of the store at this URL.", panel=MEASURED),
     ] = None,
     prices: Annotated[
-        Path | None, _option("prices", "Your prices, in the form of our stores/prices.toml.", MEASURED)
+        Path | None, _option("--prices", "Your prices, in the form of our stores/prices.toml.", panel=MEASURED)
     ] = None,
     charges: Annotated[
-        Path | None, _option("charges", "Your RU charges, in the form of our stores/cosmos/charges.toml.", MEASURED)
+        Path | None,
+        _option("--charges", "Your RU charges, in the form of our stores/cosmos/charges.toml.", panel=MEASURED),
     ] = None,
-    why: Annotated[str | None, _option("why", "Explain one figure, by its name.", OUTPUT)] = None,
+    why: Annotated[str | None, _option("--why", "Explain one figure, by its name.", panel=OUTPUT)] = None,
     check: Annotated[
         Path | None,
-        _option("check", "Exit 1 where a figure exceeds that of this saved plan by more than 10 %.", OUTPUT),
+        _option("--check", "Exit 1 where a figure exceeds that of this saved plan by more than 10 %.", panel=OUTPUT),
     ] = None,
-    save: Annotated[Path | None, _option("save", "Write inputs and figures to a file for --check.", OUTPUT)] = None,
+    save: Annotated[
+        Path | None, _option("--save", "Write inputs and figures to a file for --check.", panel=OUTPUT)
+    ] = None,
     report: Annotated[
-        Path | None, _option("out", "Write the report to this name with .json and .html.", OUTPUT)
+        Path | None, _option("--out", "Write the report to this name with .json and .html.", panel=OUTPUT)
     ] = None,
     as_json: Json = False,
     **inputs: str | None,
@@ -72,23 +72,14 @@ def plan(
 
     Example: hotplate plan --users 1000000 --peak-rps 500 --profile evening --zipf 0.9 --out plan
     """
-    from bench.planner.inputs import Layer, PlanMisused
-    from stores.prices import OURS, PricesUnreadable
+    from bench.planner.inputs import Layer
+    from stores.prices import OURS
 
     flags = Layer("flag", {name: value for name, value in inputs.items() if value is not None}, "--{flag}")
-    try:
-        baseline = _baseline(source, check)
-        layers = [_assumed(assume or []), flags]
-        made = _calculated(baseline, layers, from_report, from_release, prices or OURS, charges)
-        compared = baseline if check else None
-        _present(made, compared, why=why, save=save, report=report, prices=prices or OURS, as_json=as_json)
-    except (PlanMisused, PricesUnreadable) as error:
-        sentence = str(error).rstrip(".") + "."
-        if as_json:
-            err.print_json(data={"error": sentence, "kind": type(error).__name__}, indent=None)
-        else:
-            err.print("hotplate: ", sentence, sep="", markup=False)
-        raise typer.Exit(MISUSED) from None
+    baseline = _baseline(source, check)
+    made = _calculated(baseline, [_assumed(assume or []), flags], from_report, from_release, prices or OURS, charges)
+    compared = baseline if check else None
+    _present(made, compared, why=why, save=save, report=report, prices=prices or OURS, as_json=as_json)
 
 
 def _signature() -> inspect.Signature:
@@ -97,8 +88,8 @@ def _signature() -> inspect.Signature:
     kind = inspect.Parameter.KEYWORD_ONLY
     for name, known in KNOWN.items():
         if panel := known.metadata["panel"]:
-            option = Annotated[str | None, _option(name.replace("_", "-"), flag_help(known), panel)]
-            own.append(inspect.Parameter(name, kind, default=None, annotation=option))
+            flag = _option(f"--{name.replace('_', '-')}", flag_help(known), panel=panel)
+            own.append(inspect.Parameter(name, kind, default=None, annotation=Annotated[str | None, flag]))
     return inspect.Signature(own)
 
 

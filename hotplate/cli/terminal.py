@@ -4,7 +4,7 @@ import asyncio
 import dataclasses
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -25,7 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import AsyncIterator, Awaitable
 
     from stores.store import Observer, Store
 
@@ -47,13 +47,26 @@ def option(
     flag: str,
     description: str,
     *,
+    prefix: str = "",
     metavar: str | None = None,
     at_least: float | None = None,
     at_most: float | None = None,
+    panel: str | None = None,
+    env: bool = True,
+    show_default: bool = True,
 ) -> Any:  # noqa: ANN401 -- typer's own
-    """Make an option that is read from the environment, too: `--list-length` from HOTPLATE_LIST_LENGTH."""
-    variable = "HOTPLATE_" + flag.partition("/")[0].strip("-").replace("-", "_").upper()
-    return typer.Option(flag, metavar=metavar, envvar=variable, help=description, min=at_least, max=at_most)
+    """Make an option that is also read from the environment: `--list-length` from HOTPLATE_{prefix}LIST_LENGTH."""
+    variable = f"HOTPLATE_{prefix}" + flag.partition("/")[0].strip("-").replace("-", "_").upper()
+    return typer.Option(
+        flag,
+        metavar=metavar,
+        envvar=variable if env else None,
+        help=description,
+        min=at_least,
+        max=at_most,
+        rich_help_panel=panel,
+        show_default=show_default,
+    )
 
 
 def column_option(role: str, description: str = "by default it is guessed from common names") -> Any:  # noqa: ANN401 -- as above
@@ -147,14 +160,10 @@ def progress_bars(status: Callable[[], str] = str) -> Iterator[StageProgress]:
 
 def with_store(url: str | None, act: "Callable[[Store], Awaitable[T]]", observer: "Observer | None" = None) -> T:
     """Run *act* on the store at *url*, by default the one in the user's own data folder, and close it at the end."""
-    from stores.connect import connect, default_url
 
     async def run() -> T:
-        store = connect(url or default_url(), observer)
-        try:
+        async with _opened(url, observer) as store:
             return await act(store)
-        finally:
-            await store.close()
 
     return asyncio.run(run())
 
@@ -163,7 +172,6 @@ def with_stores(
     source: str, target: str, act: "Callable[[Store, Store], Awaitable[T]]", observer: "Observer | None" = None
 ) -> T:
     """Run *act* on two stores, *observer* counting at the target; StoreMisused where they are one and the same."""
-    from stores.connect import connect
     from stores.errors import StoreMisused
     from stores.urls import redacted
 
@@ -171,17 +179,21 @@ def with_stores(
         raise StoreMisused(f"{redacted(source)} is given as both stores; name two")
 
     async def run() -> T:
-        first = connect(source)
-        try:
-            second = connect(target, observer)
-            try:
-                return await act(first, second)
-            finally:
-                await second.close()
-        finally:
-            await first.close()
+        async with _opened(source, None) as first, _opened(target, observer) as second:
+            return await act(first, second)
 
     return asyncio.run(run())
+
+
+@asynccontextmanager
+async def _opened(url: str | None, observer: "Observer | None") -> "AsyncIterator[Store]":
+    from stores.connect import connect, default_url
+
+    store = connect(url or default_url(), observer)
+    try:
+        yield store
+    finally:
+        await store.close()
 
 
 class _TextColumn(ProgressColumn):
@@ -200,18 +212,14 @@ def _sentence(error: BaseException) -> tuple[str, int]:
     from bench.errors import BenchFailed, BenchMisused
     from offline.errors import DataError, SettingError
     from stores.errors import StoreError, StoreMisused
+    from stores.prices import PricesUnreadable
 
-    if isinstance(error, StoreError):
-        return str(error), MISUSED if isinstance(error, StoreMisused) else FAILED
-    if isinstance(error, ModuleNotFoundError):
-        missing = (error.name or "").partition(".")[0]
-        if missing in EXTRAS:
-            extra = EXTRAS[missing]
-            return f"{missing} is not installed; install it with: pip install 'hotplate[{extra}]'", FAILED
-    if isinstance(error, BenchMisused | BenchFailed):
-        return str(error), MISUSED if isinstance(error, BenchMisused) else FAILED
-    if isinstance(error, DataError):
-        return str(error), MISUSED if isinstance(error, SettingError) else FAILED
+    if isinstance(error, StoreMisused | SettingError | BenchMisused | PricesUnreadable):
+        return str(error), MISUSED
+    if isinstance(error, StoreError | DataError | BenchFailed):
+        return str(error), FAILED
+    if isinstance(error, ModuleNotFoundError) and (missing := (error.name or "").partition(".")[0]) in EXTRAS:
+        return f"{missing} is not installed; install it with: pip install 'hotplate[{EXTRAS[missing]}]'", FAILED
     if isinstance(error, OSError):
         return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", FAILED
     raise error

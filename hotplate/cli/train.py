@@ -1,8 +1,7 @@
 """`hotplate train`: from interactions to a model folder."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -22,22 +21,6 @@ from hotplate.cli.terminal import (
 if TYPE_CHECKING:
     from offline.evaluate import Evaluation
     from offline.pipeline import TrainReport
-
-
-class Weighting(StrEnum):
-    """What becomes of the weight of a user and an item."""
-
-    SUM = "sum"
-    BINARY = "binary"
-    LOG = "log"
-
-
-class Split(StrEnum):
-    """How test data are chosen."""
-
-    STRATIFIED = "stratified"
-    RANDOM = "random"
-    NONE = "none"
 
 
 def train(
@@ -68,9 +51,9 @@ def train(
         str | None, option("--event-weights", "The weight of each event, as view=1,cart=3,buy=5.")
     ] = None,
     weighting: Annotated[
-        Weighting,
+        Literal["sum", "binary", "log"],
         option("--weighting", "Whether a user and an item weigh the sum of their rows, 1, or 1 + ln of the sum."),
-    ] = Weighting.SUM,
+    ] = "sum",
     where: Annotated[
         list[str] | None,
         option(
@@ -84,8 +67,9 @@ def train(
     min_per_user: Annotated[int, option("--min-per-user", "Users with fewer items are left out.", at_least=1)] = 1,
     min_per_item: Annotated[int, option("--min-per-item", "Items with fewer users are left out.", at_least=1)] = 1,
     split: Annotated[
-        Split, option("--split", "How test data are chosen: by item, at random, or not at all (no evaluation).")
-    ] = Split.STRATIFIED,
+        Literal["stratified", "random", "none"],
+        option("--split", "How test data are chosen: by item, at random, or not at all (no evaluation)."),
+    ] = "stratified",
     test_share: Annotated[
         float, option("--test-share", "The share of the data that is held back as test data.")
     ] = 0.25,
@@ -124,11 +108,11 @@ def train(
         delimiter=delimiter,
         event_weights=parse_event_weights(event_weights) if event_weights else None,
         where=where or (),
-        weighting=weighting.value,
+        weighting=weighting,
         titles=titles,
         min_per_user=min_per_user,
         min_per_item=min_per_item,
-        split=split.value,
+        split=split,
         test_share=test_share,
         k=k,
         params=ALSParams(factors, regularization, alpha, iterations, seed),

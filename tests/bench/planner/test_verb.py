@@ -99,9 +99,9 @@ def test_a_flag_wins_over_the_environment_and_both_over_the_file(tmp_path: Path)
     file.write_text("users = 1_000\npeak_rps = 10\nkepd = 3\n")
     done = plan("--from", file)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"hotplate: kepd in {file} is no input of a plan; there are users, ")
+    assert done.stderr.startswith(f"hotplate: 'kepd' in {file} is no input of a plan; there are users, ")
     file.write_text("users = 1_000\npeak_rps = -1\n")
-    assert f"peak_rps in {file} is -1, and must be at least" in plan("--from", file).stderr
+    assert f"'peak_rps' in {file} is -1, and must be at least" in plan("--from", file).stderr
 
 
 @pytest.mark.parametrize(
