@@ -1,10 +1,9 @@
 """`hotplate publish`: from a model folder to a live release; and what it has in common with `hotplate import`."""
 
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -23,13 +22,7 @@ if TYPE_CHECKING:
     from stores.store import Plan, Store
 
 
-class Encoding(StrEnum):
-    """How lists are stored."""
-
-    JSON = "json"
-    ZSTD = "zstd"
-
-
+Encoding = Literal["json", "zstd"]
 ListLength = Annotated[
     int, option("--list-length", "How many items each list holds at most.", at_least=1, at_most=1000)
 ]
@@ -41,9 +34,11 @@ Activate = Annotated[bool, option("--activate/--no-activate", "Whether the relea
 Keep = Annotated[int, option("--keep", "How many releases before the live one are kept for a rollback.", at_least=0)]
 Resume = Annotated[
     str | None,
-    typer.Option(
+    option(
+        "--resume",
+        "Continue this draft, which `hotplate releases list` shows; the input and the options must be the same.",
         metavar="RELEASE",
-        help="Continue this draft, which `hotplate releases list` shows; the input and the options must be the same.",
+        env=False,
     ),
 ]
 
@@ -69,7 +64,7 @@ class PublishOptions:
         from stores.compression import default_encoding
         from stores.connect import default_url
 
-        return self.encoding.value if self.encoding is not None else default_encoding(self.store or default_url())
+        return self.encoding or default_encoding(self.store or default_url())
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,20 @@ import typer
 
 from hotplate.cli import foretelling
 from hotplate.cli.foretelling import DryRun
-from hotplate.cli.publish import plan_of
+from hotplate.cli.publish import Keep, plan_of
 from hotplate.cli.spending import MaxRu, Spending, within
-from hotplate.cli.terminal import Json, StoreUrl, err, out, print_json, progress_bars, table, with_store, with_stores
+from hotplate.cli.terminal import (
+    Json,
+    StoreUrl,
+    err,
+    option,
+    out,
+    print_json,
+    progress_bars,
+    table,
+    with_store,
+    with_stores,
+)
 
 if TYPE_CHECKING:
     from stores.catalogue import ReleaseRef
@@ -110,17 +121,9 @@ def rollback(store: StoreUrl = None, as_json: Json = False) -> None:
 @app.command()
 def prune(
     store: StoreUrl = None,
-    keep: Annotated[
-        int,
-        typer.Option(
-            min=0, envvar="HOTPLATE_KEEP", help="How many releases before the live one are kept for a rollback."
-        ),
-    ] = 1,
+    keep: Keep = 1,
     grace: Annotated[
-        float,
-        typer.Option(
-            min=0, envvar="HOTPLATE_GRACE", help="For how many seconds a release is kept after it left service."
-        ),
+        float, option("--grace", "For how many seconds a release is kept after it left service.", at_least=0)
     ] = 600,
     as_json: Json = False,
 ) -> None:
@@ -131,33 +134,17 @@ def prune(
     from stores.lifecycle import prune as erase
 
     dropped = with_store(store, lambda opened: erase(opened, keep=keep, grace_s=grace))
-    _print_outcome(
-        {"erased": dropped},
-        "\n".join(f"erased {release}" for release in dropped) or "nothing to erase",
-        as_json=as_json,
-    )
+    sentences = "\n".join(f"erased {release}" for release in dropped) or "nothing to erase"
+    _print_outcome({"erased": dropped}, sentences, as_json=as_json)
 
 
 @app.command()
 def copy(
-    source: Annotated[
-        str,
-        typer.Option(
-            "--from", metavar="URL", envvar="HOTPLATE_FROM", help="The URL of the store that has the release."
-        ),
-    ],
-    target: Annotated[
-        str,
-        typer.Option(
-            "--to", metavar="URL", envvar="HOTPLATE_TO", help="The URL of the store that the release is copied to."
-        ),
-    ],
+    source: Annotated[str, option("--from", "The URL of the store that has the release.", metavar="URL")],
+    target: Annotated[str, option("--to", "The URL of the store that the release is copied to.", metavar="URL")],
     release: ReleaseOrLive = None,
     activate: Annotated[
-        bool,
-        typer.Option(
-            "--activate/--no-activate", envvar="HOTPLATE_ACTIVATE", help="Whether the release goes live in the target."
-        ),
+        bool, option("--activate/--no-activate", "Whether the release goes live in the target.")
     ] = True,
     max_ru: MaxRu = None,
     dry_run: DryRun = False,
@@ -215,12 +202,10 @@ def verify(
     store: StoreUrl = None,
     sample: Annotated[
         int | None,
-        typer.Option(
-            min=1, envvar="HOTPLATE_SAMPLE", help="Read only the lists of so many random users, and decode them."
-        ),
+        option("--sample", "Read only the lists of so many random users, and decode them.", at_least=1),
     ] = None,
     every_row: Annotated[
-        bool, typer.Option("--all", help="Read every row and check the sums, which is the default.")
+        bool, option("--all", "Read every row and check the sums, which is the default.", env=False)
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -289,21 +274,13 @@ def diff(
 
 
 def _difference_to_json(found: "Difference", first: str, second: str) -> dict[str, Any]:
-    return {
-        "compared": found.compared,
-        "unchanged": found.unchanged,
-        "overlap_at_10": found.overlap,
-        "releases": [
-            {
-                "release": release,
-                "users_only_here": only,
-                "popular_share": {str(n): round(x, 6) for n, x in share.items()},
-            }
-            for release, only, share in zip(
-                (first, second), (found.only_first, found.only_second), found.popular_share, strict=True
-            )
-        ],
-    }
+    both = zip((first, second), (found.only_first, found.only_second), found.popular_share, strict=True)
+    releases = [
+        {"release": release, "users_only_here": only, "popular_share": {str(n): round(x, 6) for n, x in share.items()}}
+        for release, only, share in both
+    ]
+    counts = {"compared": found.compared, "unchanged": found.unchanged, "overlap_at_10": found.overlap}
+    return counts | {"releases": releases}
 
 
 async def find_release(store: "Store", release: str | None) -> "ReleaseRef":
