@@ -1,5 +1,6 @@
 """`hotplate train`: from interactions to a model folder."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -144,12 +145,10 @@ def print_report(report: "TrainReport") -> None:
 
 
 def _print_evaluation(evaluation: "Evaluation") -> None:
-    facts = evaluation.to_json()
-    metrics = {name: facts[name] for name in ("model", "popularity")}
+    metrics = {"model": asdict(evaluation.model), "popularity": asdict(evaluation.popularity)}
     names = [name for name, value in metrics["model"].items() if isinstance(value, float)]
-    out.print(
-        f"{evaluation.split} split, {evaluation.test_pairs:,} pairs held back, measured at {metrics['model']['k']}:"
-    )
+    held_back = f"{evaluation.test_pairs:,} pairs held back"
+    out.print(f"{evaluation.split} split, {held_back}, measured at {evaluation.model.k}:")
     rows = [(who, *(f"{values[name]:.4f}" for name in names)) for who, values in metrics.items()]
     out.print(table(("", *names), rows))
     if evaluation.model.ndcg < evaluation.popularity.ndcg:
