@@ -1,4 +1,4 @@
-"""The account: databases, containers and offers, and the settings that they share."""
+"""The account: its databases, containers and offers, and the settings that they share."""
 
 import heapq
 import itertools
@@ -8,23 +8,24 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
-from bench.cosmos_emulator.documents import Document, Documents
-from bench.cosmos_emulator.indexing import Policy
-from bench.cosmos_emulator.partition_keys import Definition
+from bench.cosmos_emulator.documents import Document, Documents, container_rid, database_rid, offer_rid
+from bench.cosmos_emulator.errors import OWNER_RESOURCE_NOT_FOUND, HttpError, bad_request
+from bench.cosmos_emulator.indexing import IndexingPolicy
+from bench.cosmos_emulator.partition_keys import PartitionKeyDefinition
 from bench.cosmos_emulator.partitions import Partitions
-from bench.cosmos_emulator.rids import container_rid, database_rid, offer_rid
 from stores.cosmos.charges import Charges
 from stores.cosmos.throughput import Throughput, minimum_ru
 
 NEVER = float("inf")
+# Levels whose reads are charged double.
 STRONG = ("Strong", "BoundedStaleness")
+# From the strongest to the weakest: a request may relax its account's level, never strengthen it.
 CONSISTENCIES = ("Strong", "BoundedStaleness", "Session", "ConsistentPrefix", "Eventual")
-"""From the strongest to the weakest: a request may ask for less than its account's, never for more."""
 
 
 @dataclass(slots=True)
 class Offer:
-    """The throughput of one container, as `/offers` tells it."""
+    """The throughput of one container, as a resource of its own."""
 
     rid: str
     container: "Container"
@@ -35,20 +36,19 @@ class Offer:
 
     @property
     def minimum_ru(self) -> int:
-        """Return the least throughput that it can be replaced by."""
+        """Return the lowest throughput that it can be replaced by."""
         stored = self.container.documents.stored_bytes
         return minimum_ru(self.highest_ru, stored, autoscale=self.throughput.autoscale)
 
-    def told(self) -> dict[str, Any]:
-        """Return it as the service answers it."""
+    def to_json(self) -> dict[str, Any]:
+        """Return the resource as the service describes it."""
         minimum = {"offerMinimumThroughputParameters": {"minThroughput": self.minimum_ru}}
-        content = {**self.throughput.content(), **minimum}
         return {
             "resource": self.container.link,
             "offerType": "Invalid",
             "offerResourceId": self.container.rid,
             "offerVersion": "V2",
-            "content": content,
+            "content": {**self.throughput.content(), **minimum},
             "id": self.rid,
             "_rid": self.rid,
             "_self": f"offers/{self.rid}/",
@@ -61,7 +61,7 @@ class Container:
     """One container; it lives until it is deleted, and another of its name is another container."""
 
     def __init__(
-        self, database: "Database", name: str, number: int, definition: Definition, partitions: Partitions
+        self, database: "Database", name: str, number: int, definition: PartitionKeyDefinition, partitions: Partitions
     ) -> None:
         self.database = database
         self.name = name
@@ -72,25 +72,55 @@ class Container:
         self.definition = definition
         self.partitions = partitions
         self.documents = Documents()
-        self.policy = Policy(None)
+        self.policy = IndexingPolicy(None)
         self.default_ttl: int | None = None
         self.etag = ""
         self.ts = 0
+        # A heap of when documents expire; outdated entries are skipped when they come up.
         self.expiring = list[tuple[float, int, Document]]()
-        """A heap of when documents expire; stale entries are recognised when they come up."""
 
-    def watch_expiry(self) -> None:
-        """Find out anew when documents expire: the time to live of all has changed."""
-        known = ((expiry(self, document), document.serial, document) for document in self.documents.after())
-        self.expiring = [entry for entry in known if entry[0] != NEVER]
-        heapq.heapify(self.expiring)
+    def expiry(self, document: Document) -> float:
+        """Return when a document expires, in seconds of the account's clock."""
+        ttl = self.default_ttl if document.ttl is None else document.ttl
+        return NEVER if self.default_ttl is None or ttl is None or ttl == -1 else float(document.ts + ttl)
 
-    def told(self) -> dict[str, Any]:
-        """Return it as the service answers it."""
-        told: dict[str, Any] = {
+    def schedule_expiry(self, document: Document) -> None:
+        """Note when a document that was written expires."""
+        expires_at = self.expiry(document)
+        if expires_at != NEVER:
+            heapq.heappush(self.expiring, (expires_at, document.serial, document))
+
+    def reschedule_expiry(self) -> None:
+        """Compute anew when each document expires: the default time to live has changed."""
+        self.expiring = []
+        for document in self.documents.after():
+            self.schedule_expiry(document)
+
+    def delete_expired(self, charges: Charges, now: float) -> None:
+        """Delete what has expired, on the throughput that its partition has left, as the service does.
+
+        https://learn.microsoft.com/azure/cosmos-db/nosql/time-to-live
+        """
+        postponed = list[tuple[float, int, Document]]()
+        while self.expiring and self.expiring[0][0] <= now:
+            entry = heapq.heappop(self.expiring)
+            document = entry[2]
+            if document.body is None or self.expiry(document) > now:
+                continue  # deleted, or written again: that write has an entry of its own
+            if document.partition.budgets[0].left_ru(now) <= 0:
+                postponed.append(entry)
+                continue
+            document.partition.charge_write(now, charges.delete(document.size, document.terms))
+            self.documents.remove(document)
+        for entry in postponed:
+            heapq.heappush(self.expiring, entry)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the resource as the service describes it."""
+        resource: dict[str, Any] = {
             "id": self.name,
-            "indexingPolicy": self.policy.told,
-            "partitionKey": self.definition.told,
+            "indexingPolicy": self.policy.resource,
+            "partitionKey": self.definition.resource,
             "conflictResolutionPolicy": {
                 "mode": "LastWriterWins",
                 "conflictResolutionPath": "/_ts",
@@ -108,14 +138,8 @@ class Container:
             "_conflicts": "conflicts/",
         }
         if self.default_ttl is not None:
-            told["defaultTtl"] = self.default_ttl
-        return told
-
-
-def expiry(container: Container, document: Document) -> float:
-    """Return when a document expires, in seconds of the account's clock."""
-    ttl = container.default_ttl if document.ttl is None else document.ttl
-    return NEVER if container.default_ttl is None or ttl is None or ttl == -1 else float(document.ts + ttl)
+            resource["defaultTtl"] = self.default_ttl
+        return resource
 
 
 class Database:
@@ -129,8 +153,8 @@ class Database:
         self.ts = ts
         self.containers = dict[str, Container]()
 
-    def told(self) -> dict[str, Any]:
-        """Return it as the service answers it."""
+    def to_json(self) -> dict[str, Any]:
+        """Return the resource as the service describes it."""
         return {
             "id": self.name,
             "_rid": self.rid,
@@ -144,40 +168,61 @@ class Database:
 
 @dataclass(slots=True)
 class Account:
-    """Everything there is; it lives as long as the emulator."""
+    """All resources; lives as long as the emulator."""
 
     charges: Charges
     regions: tuple[tuple[str, int], ...]
-    """Names and ports, the region that is written first."""
+    """Names and ports, the write region first."""
 
     consistency: str = "Session"
     burst: bool = False
     clock: Callable[[], float] = time.time
     databases: dict[str, Database] = field(default_factory=dict)
     offers: dict[str, Offer] = field(default_factory=dict)
-    _counts: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
+    _numbers: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
     _etags: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
 
-    def number(self) -> int:
+    def next_number(self) -> int:
         """Return a number that no resource had before."""
-        return next(self._counts)
+        return next(self._numbers)
 
-    def etag(self) -> str:
+    def next_etag(self) -> str:
         """Return an etag that nothing had before, with its quotation marks."""
         count = next(self._etags)
         return f'"{count >> 32:08x}-0000-0000-0000-{count & 0xFFFFFFFF:012x}"'
 
-    def offer(self, container: Container, throughput: Throughput) -> Offer:
-        """Make the offer of a new container."""
-        rid = offer_rid(self.number())
-        made = Offer(rid, container, throughput, throughput.ru, self.etag(), int(self.clock()))
-        self.offers[rid] = made
-        return made
+    def database(self, name: str, *, is_owner: bool = False) -> Database:
+        """Find a database; 404, whose substatus says whether the resource or its owner is missing."""
+        found = self.databases.get(name)
+        if found is None:
+            substatus = OWNER_RESOURCE_NOT_FOUND if is_owner else 0
+            raise HttpError(404, "Resource Not Found: there is no such database", substatus)
+        return found
+
+    def container(self, database: str, name: str, *, is_owner: bool = False) -> Container:
+        """Find a container; 404 as for databases."""
+        found = self.database(database, is_owner=True).containers.get(name)
+        if found is None:
+            substatus = OWNER_RESOURCE_NOT_FOUND if is_owner else 0
+            raise HttpError(404, "Resource Not Found: there is no such container", substatus)
+        return found
+
+    def containers(self) -> list[Container]:
+        """Return all containers of all databases."""
+        return [container for database in self.databases.values() for container in database.containers.values()]
 
     def offer_of(self, container: Container) -> Offer:
         """Find the offer of a container."""
         return next(offer for offer in self.offers.values() if offer.container is container)
 
-    def containers(self) -> list[Container]:
-        """Return all containers of all databases."""
-        return [container for database in self.databases.values() for container in database.containers.values()]
+    def add_offer(self, container: Container, throughput: Throughput) -> None:
+        """Make the offer of a new container."""
+        rid = offer_rid(self.next_number())
+        etag, ts = self.next_etag(), int(self.clock())
+        self.offers[rid] = Offer(rid, container, throughput, throughput.ru, etag, ts)
+
+
+def check_ttl(ttl: object, name: str) -> None:
+    """Refuse what is no time to live."""
+    if ttl is not None and (type(ttl) is not int or (ttl < 1 and ttl != -1) or ttl >= 1 << 31):
+        raise bad_request(f"{name} must be a positive number of seconds, or -1")

@@ -1,22 +1,21 @@
-"""The emulation's own pages beside the service's paths: faults, metrics, test tokens, and a page for people.
+"""The emulator's own pages, below `/__emulation`: faults, metrics, test tokens, and a page for people.
 
-They need no key: they are for whoever runs the emulator, and it listens on loopback unless told otherwise.
+They need no key: they are for whoever runs the emulator, and it listens on loopback by default.
 """
 
-from dataclasses import dataclass
 from html import escape
 from typing import Any
 from urllib.parse import parse_qs
 
 import orjson
 
-from bench.cosmos_emulator.errors import Refused, bad
-from bench.cosmos_emulator.management import PREFIX as MANAGEMENT_PREFIX
-from bench.cosmos_emulator.management import Management
-from bench.cosmos_emulator.messages import Answer, Request
-from bench.cosmos_emulator.metrics import Exposition, label_of
-from bench.cosmos_emulator.service import Service, refused
-from bench.cosmos_emulator.tokens import DATA, LIFE_S, ROLES, Issuer
+from bench.cosmos_emulator.arm import PREFIX as ARM_PREFIX
+from bench.cosmos_emulator.arm import ResourceManager
+from bench.cosmos_emulator.auth import DATA_AUDIENCE, ROLES, TOKEN_LIFE_S, Issuer
+from bench.cosmos_emulator.errors import HttpError, bad_request
+from bench.cosmos_emulator.http import Request, Response, error_response, parse_json
+from bench.cosmos_emulator.metrics import Metrics, Monitor, label_of
+from bench.cosmos_emulator.service import Service
 
 PREFIX = "/__emulation"
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -25,86 +24,81 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>hotplate c
 td:first-child,th:first-child{{text-align:left}}</style>
 <h1>An emulation of Azure Cosmos DB for NoSQL</h1><p>It is not the service. All is in memory. {saturated}</p>
 <table><tr><th>container</th><th>partition</th><th>RU/s</th><th>RU admitted</th><th>429s</th></tr>{partitions}</table>
-<h2>Answers</h2><table><tr><th>operation</th><th>status</th><th>answers</th><th>RU</th></tr>{answers}</table>
+<h2>Responses</h2><table><tr><th>operation</th><th>status</th><th>responses</th><th>RU</th></tr>{responses}</table>
 <p><a href="metrics">metrics</a> · <a href="faults">faults</a></p></html>"""
 
 
-@dataclass(slots=True)
 class Admin:
-    """Answers what begins with the prefix, and hands all else on; lives as long as the emulator."""
+    """Answers what begins with the prefix, and passes all else on; lives as long as the emulator."""
 
-    service: Service
-    exposition: Exposition
-    management: Management
+    def __init__(self, service: Service, monitor: Monitor) -> None:
+        self._service = service
+        self._monitor = monitor
+        self._metrics = Metrics(service.account, service.counts, monitor)
+        self._arm = ResourceManager(service)
 
-    def answer(self, request: Request) -> Answer:
-        """Answer a request; never raises."""
-        if request.path.startswith(MANAGEMENT_PREFIX):
-            return self.management.answer(request)
+    def answer(self, request: Request) -> Response:
+        """Return the response to a request; never raises."""
+        if request.path.startswith(ARM_PREFIX):
+            return self._arm.answer(request)
         if not request.path.startswith(PREFIX):
-            return self.service.answer(request)
+            return self._service.answer(request)
         try:
-            return self._answer(request)
-        except Refused as refusal:
-            return refused(refusal)
+            return self._page(request)
+        except HttpError as error:
+            return error_response(error)
 
-    def _answer(self, request: Request) -> Answer:
+    def _page(self, request: Request) -> Response:
+        service, now = self._service, self._service.account.clock()
         match request.method, request.path.removeprefix(PREFIX).strip("/"):
             case "GET", "":
-                return Answer(200, self._page().encode(), content_type="text/html; charset=utf-8")
+                return Response(200, self._overview().encode(), content_type="text/html; charset=utf-8")
             case "GET", "metrics":
-                return Answer(200, self.exposition.text(), content_type=TEXT)
+                return Response(200, self._metrics.text(), content_type=TEXT)
             case "GET", "faults":
-                return Answer(200, orjson.dumps(self.service.faults.told))
+                return Response(200, orjson.dumps(service.faults.resource))
             case "PUT", "faults":
-                self.service.faults.replace(_json(request.body), self.service.account.clock())
-                return Answer(200, orjson.dumps(self.service.faults.told))
+                service.faults.replace(parse_json(request.body), now)
+                return Response(200, orjson.dumps(service.faults.resource))
             case "DELETE", "faults":
-                self.service.faults.replace([], self.service.account.clock())
-                return Answer(204)
+                service.faults.replace([], now)
+                return Response(204)
             case "GET", "token":
-                issuer = self.service.keeper.issuer
+                issuer = service.authenticator.issuer
                 if issuer is None:
-                    raise Refused(404, "Entra tokens are off: start with --entra-issuer")
-                return Answer(200, orjson.dumps(_issued(issuer, request.query, self.service.account.clock())))
-        raise Refused(404, f"there are {PREFIX}/, {PREFIX}/metrics, {PREFIX}/faults and {PREFIX}/token")
+                    raise HttpError(404, "Entra tokens are off: start with --entra-issuer")
+                return Response(200, orjson.dumps(_issue(issuer, request.query, now)))
+        raise HttpError(404, f"there are {PREFIX}/, {PREFIX}/metrics, {PREFIX}/faults and {PREFIX}/token")
 
-    def _page(self) -> str:
+    def _overview(self) -> str:
         partitions = "".join(
             f"<tr><td>{escape(label_of(container))}</td><td>{partition.id}</td><td>{partition.budgets[0].rate:,.0f}</td>"
             f"<td>{partition.admitted_ru:,.2f}</td><td>{partition.throttled:,}</td></tr>"
-            for container in self.service.account.containers()
+            for container in self._service.account.containers()
             for partition in container.partitions.all
         )
-        counts = self.service.counts
-        answers = "".join(
+        counts = self._service.counts
+        responses = "".join(
             f"<tr><td>{escape(operation)}</td><td>{status}</td><td>{number:,}</td>"
             f"<td>{counts.charges_ru[operation, status]:,.2f}</td></tr>"
             for (operation, status), number in sorted(counts.requests.items())
         )
-        saturated_s = self.exposition.saturated_s
-        said = f"<b>For {saturated_s:.0f} s the emulator itself was the limit.</b>" if saturated_s else ""
-        return PAGE.format(partitions=partitions, answers=answers, saturated=said)
+        saturated_s = self._monitor.saturated_s
+        saturated = f"<b>For {saturated_s:.0f} s the emulator itself was the limit.</b>" if saturated_s else ""
+        return PAGE.format(partitions=partitions, responses=responses, saturated=saturated)
 
 
-def _issued(issuer: Issuer, query: str, now: float) -> dict[str, Any]:
-    """Issue what a query asks for; all of it may be left out.
+def _issue(issuer: Issuer, query: str, now: float) -> dict[str, Any]:
+    """Issue the token that a query string describes; each parameter is optional.
 
-    `scope` is what a credential asks for, `resource` what one asks for that takes this page for a managed identity's.
+    Credentials send `scope`; callers that take this page for a managed identity's endpoint send `resource`.
     """
-    asked = parse_qs(query)
-    roles = tuple(asked["roles"][0].split(",")) if "roles" in asked else ROLES
+    parameters = parse_qs(query)
+    roles = tuple(parameters["roles"][0].split(",")) if "roles" in parameters else ROLES
     if not set(roles) <= set(ROLES):
-        raise bad(f"a token has no such roles: there are {', '.join(ROLES)}")
-    life_s = asked.get("life_s", [str(LIFE_S)])[0]
+        raise bad_request(f"a token has no such roles: there are {', '.join(ROLES)}")
+    life_s = parameters.get("life_s", [str(TOKEN_LIFE_S)])[0]
     if not life_s.removeprefix("-").isdigit():
-        raise bad("life_s is a whole number of seconds; below 0, the token has expired")
-    return issuer.issue(now, int(life_s), scope=(asked.get("scope") or asked.get("resource") or [DATA])[0], roles=roles)
-
-
-def _json(body: bytes) -> object:
-    try:
-        told: object = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise bad(f"the body is not JSON: {error.msg}") from None
-    return told
+        raise bad_request("life_s is a whole number of seconds; below 0, the token has expired")
+    scope = (parameters.get("scope") or parameters.get("resource") or [DATA_AUDIENCE])[0]
+    return issuer.issue(now, int(life_s), scope=scope, roles=roles)

@@ -1,50 +1,38 @@
-"""The items of one container: stored as the bytes that are answered, found by id and partition key, kept in order.
+"""The items of one container: stored as the bytes that are returned, found by id and partition key, kept in order.
 
-A document costs its bytes and some 500 more. Its system properties stand at the end of its bytes, so that a read copies
-and a write appends.
+A document takes its bytes and some 500 more. Its system properties stand at the end of its bytes, so that a read copies
+and a write appends. Resource ids (`_rid`) are made of a count, in as many bytes as the service's.
 """
 
+from base64 import b64encode
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import orjson
 
 from bench.cosmos_emulator.partitions import Partition
 
-SYSTEM = ("_rid", "_self", "_etag", "_attachments", "_ts")
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """What of a document changes, as it was at some time."""
-
-    body: bytes | None
-    size: int
-    terms: int
-    etag: str
-    ts: int
-    ttl: int | None
+SYSTEM_PROPERTIES = ("_rid", "_self", "_etag", "_attachments", "_ts")
+# What of a document a write changes.
+MUTABLE = ("body", "size", "terms", "etag", "ts", "ttl")
+serial_of = attrgetter("serial")
 
 
 class Document:
-    """One item as it is stored; replaced in place, so that whoever holds it sees what is there now."""
+    """One item as it is stored; replaced in place, so that whoever holds it sees its present state."""
 
     __slots__ = ("body", "etag", "id", "key", "partition", "serial", "size", "terms", "ts", "ttl")
 
-    def __init__(self, name: str, key: bytes, serial: int, partition: Partition) -> None:
-        self.id = name
+    def __init__(self, item_id: str, key: bytes, serial: int, partition: Partition) -> None:
+        self.id = item_id
         self.key = key
         self.serial = serial
         self.partition = partition
-        self.body: bytes | None = None
-        """None once it was deleted."""
-
-        self.size = 0
-        """What is charged for, in bytes."""
-
-        self.terms = 0
+        self.body: bytes | None = None  # None once it is deleted
+        self.size = 0  # bytes that are charged for
+        self.terms = 0  # indexed terms
         self.etag = ""
         self.ts = 0
         self.ttl: int | None = None
@@ -54,19 +42,15 @@ class Document:
         item: dict[str, Any] = orjson.loads(self.body or b"{}")
         return item
 
-    def state(self) -> State:
-        """Return what could change."""
-        return State(self.body, self.size, self.terms, self.etag, self.ts, self.ttl)
-
-    def put_back(self, state: State) -> None:
-        """Make it again what it was."""
-        self.body, self.size, self.terms = state.body, state.size, state.terms
-        self.etag, self.ts, self.ttl = state.etag, state.ts, state.ttl
+    def restore(self, saved: "Document") -> None:
+        """Take the state of a copy back."""
+        for name in MUTABLE:
+            setattr(self, name, getattr(saved, name))
 
 
-def user_part(item: dict[str, Any]) -> dict[str, Any]:
-    """Return an item without its system properties."""
-    return {name: value for name, value in item.items() if name not in SYSTEM}
+def without_system_properties(item: dict[str, Any]) -> dict[str, Any]:
+    """Return the properties that a user wrote."""
+    return {name: value for name, value in item.items() if name not in SYSTEM_PROPERTIES}
 
 
 class Documents:
@@ -75,42 +59,44 @@ class Documents:
     def __init__(self) -> None:
         self._by_id = dict[str, Document | dict[bytes, Document]]()
         self._ordered = list[Document]()
-        self._dead = 0
-        self._born = 0
+        self._deleted = 0
+        self._last_serial = 0
         self.stored_bytes = 0
 
     def __len__(self) -> int:
-        return len(self._ordered) - self._dead
+        return len(self._ordered) - self._deleted
 
-    def get(self, name: str, key: bytes) -> Document | None:
-        """Find a document; whether it has expired is the caller's to know."""
-        found = self._by_id.get(name)
+    def get(self, item_id: str, key: bytes) -> Document | None:
+        """Find a document, expired or not."""
+        found = self._by_id.get(item_id)
         if isinstance(found, dict):
             return found.get(key)
         return found if found is not None and found.key == key else None
 
-    def with_id(self, name: str) -> list[Document]:
-        """Return the documents of one id, of all partition keys."""
-        found = self._by_id.get(name)
-        if found is None:
-            return []
-        return list(found.values()) if isinstance(found, dict) else [found]
+    def with_ids(self, item_ids: Iterable[str], after: int = 0) -> list[Document]:
+        """Return the documents of some ids, of all partition keys, with a serial above *after*, in order."""
+        found = list[Document]()
+        for item_id in set(item_ids):
+            one = self._by_id.get(item_id)
+            if one is not None:
+                found += one.values() if isinstance(one, dict) else [one]
+        return sorted((document for document in found if document.serial > after), key=serial_of)
 
     def next_serial(self) -> int:
-        """Return the number that a new document gets; it is never given again."""
-        self._born += 1
-        return self._born
+        """Return the number of a new document; it is never used again."""
+        self._last_serial += 1
+        return self._last_serial
 
     def add(self, document: Document) -> None:
-        """Put a new document in; its id and key must be free, its serial the highest."""
-        self._hold(document)
-        if self._dead > 64 and self._dead * 2 > len(self._ordered):
+        """Add a new document; its id and key must be free, its serial the highest."""
+        self._index(document)
+        if self._deleted > 64 and self._deleted * 2 > len(self._ordered):
             self._ordered = [one for one in self._ordered if one.body is not None]
-            self._dead = 0
+            self._deleted = 0
         self._ordered.append(document)
         self.stored_bytes += document.size
 
-    def _hold(self, document: Document) -> None:
+    def _index(self, document: Document) -> None:
         found = self._by_id.get(document.id)
         if found is None:
             self._by_id[document.id] = document
@@ -120,45 +106,61 @@ class Documents:
             self._by_id[document.id] = {found.key: found, document.key: document}
 
     def resize(self, document: Document, size: int) -> None:
-        """Note what a document takes after it was replaced."""
+        """Set the size of a document after it was replaced."""
         self.stored_bytes += size - document.size
         document.size = size
 
     def remove(self, document: Document) -> None:
-        """Take a document out."""
+        """Delete a document."""
         found = self._by_id[document.id]
         if isinstance(found, dict):
             del found[document.key]
-            if not found:
-                del self._by_id[document.id]
-        else:
+        if not isinstance(found, dict) or not found:
             del self._by_id[document.id]
         document.body = None
         self.stored_bytes -= document.size
-        self._dead += 1
+        self._deleted += 1
 
-    def revive(self, document: Document) -> None:
-        """Put a document back that was removed a moment ago."""
+    def undelete(self, document: Document) -> None:
+        """Put a document back that was removed in the same batch."""
         others = [one for one in self._ordered if one is not document]
-        self._dead -= len(self._ordered) - len(others)
-        others.insert(bisect_right(others, document.serial, key=_serial_of), document)
+        self._deleted -= len(self._ordered) - len(others)
+        others.insert(bisect_right(others, document.serial, key=serial_of), document)
         self._ordered = others
-        self._hold(document)
+        self._index(document)
         self.stored_bytes += document.size
 
     def after(self, serial: int = 0) -> Iterator[Document]:
-        """Yield the documents that were made after the one of *serial*, in order; do not change them meanwhile."""
-        start = bisect_right(self._ordered, serial, key=_serial_of)
-        for place in range(start, len(self._ordered)):
+        """Yield the documents with a higher serial, in order; nothing may be added or removed meanwhile."""
+        for place in range(bisect_right(self._ordered, serial, key=serial_of), len(self._ordered)):
             document = self._ordered[place]
             if document.body is not None:
                 yield document
 
-    def in_order(self, names: Iterable[str], serial: int = 0) -> list[Document]:
-        """Return the documents of some ids after *serial*, in order."""
-        found = [one for name in set(names) for one in self.with_id(name) if one.serial > serial]
-        return sorted(found, key=_serial_of)
+
+def database_rid(number: int) -> str:
+    """Return the resource id of the *number*-th database: 4 bytes."""
+    return _base64(number.to_bytes(4, "big"))
 
 
-def _serial_of(document: Document) -> int:
-    return document.serial
+def container_rid(database: int, number: int) -> str:
+    """Return the resource id of a container: its database's 4 bytes, and 4 of its own with the highest bit set."""
+    return _base64(_container_bytes(database, number))
+
+
+def document_rid(database: int, container: int, serial: int) -> str:
+    """Return the resource id of a document: its container's 8 bytes, and 8 of its own."""
+    return _base64(_container_bytes(database, container) + serial.to_bytes(8, "little"))
+
+
+def offer_rid(number: int) -> str:
+    """Return the resource id of an offer: 3 bytes, and so 4 characters without padding."""
+    return _base64(number.to_bytes(3, "big"))
+
+
+def _container_bytes(database: int, number: int) -> bytes:
+    return database.to_bytes(4, "big") + (number | 1 << 31).to_bytes(4, "big")
+
+
+def _base64(raw: bytes) -> str:
+    return b64encode(raw, b"+-").decode()

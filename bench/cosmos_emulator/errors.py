@@ -1,33 +1,40 @@
-"""How the emulation says no: one exception that carries the status, the substatus and the sentence of the answer."""
+"""Errors of the emulator.
+
+Exception
+└── HttpError            ends a request with an error response
+BenchMisused
+└── EmulatorMisused      the emulator was started with options that make no sense; raised before it listens
+"""
 
 from bench.errors import BenchMisused
 
+# The `code` that the body of an error response has for each status.
 CODES = {
     400: "BadRequest", 401: "Unauthorized", 403: "Forbidden", 404: "NotFound", 405: "MethodNotAllowed",
     408: "RequestTimeout", 409: "Conflict", 410: "Gone", 412: "PreconditionFailed", 413: "RequestEntityTooLarge",
     424: "FailedDependency", 429: "TooManyRequests", 431: "RequestHeaderFieldsTooLarge", 449: "RetryWith",
     500: "InternalServerError", 503: "ServiceUnavailable",
 }  # fmt: skip
-"""The `code` that an error's body names for each status."""
 
-PARTITION_KEY_MISMATCH = 1001
-SESSION_NOT_AVAILABLE = 1002
-OWNER_NOT_FOUND = 1003
-QUERY_NEEDS_PLAN = 1004
-CONTAINER_RECREATED = 1024
-RANGE_GONE = 1002
+# Substatus codes, by the names that Microsoft's SDKs give them; 5004 and above are those of Entra ID and of roles.
 WRITE_FORBIDDEN = 3
-TOKEN_SIGNATURE = 5004
+PARTITION_KEY_MISMATCH = 1001
+READ_SESSION_NOT_AVAILABLE = 1002
+PARTITION_KEY_RANGE_GONE = 1002
+OWNER_RESOURCE_NOT_FOUND = 1003
+CROSS_PARTITION_QUERY_NOT_SERVABLE = 1004
+COLLECTION_RID_MISMATCH = 1024
+REQUEST_RATE_TOO_LARGE = 3200
+TOKEN_SIGNATURE_INVALID = 5004
 TOKEN_EXPIRED = 5006
-TOKEN_AUDIENCE = 5008
-NOT_FOR_TOKENS = 5300
-METADATA_NOT_GRANTED = 5301
-DATA_NOT_GRANTED = 5302
-THROTTLED = 3200
+TOKEN_AUDIENCE_INVALID = 5008
+TOKEN_NOT_AUTHORIZED = 5300
+METADATA_PERMISSION_MISSING = 5301
+DATA_PERMISSION_MISSING = 5302
 
 
-class Refused(Exception):
-    """Ends a request with an error answer; *charge_ru* is what the failed request cost all the same."""
+class HttpError(Exception):
+    """Ends a request with an error response; *charge_ru* is what the failed request is charged all the same."""
 
     def __init__(
         self,
@@ -49,9 +56,9 @@ class Refused(Exception):
 
 
 class EmulatorMisused(BenchMisused):
-    """What the emulator was started with makes no sense; raised before it listens."""
+    """The emulator was started with options that make no sense; raised before it listens."""
 
 
-def bad(message: str, substatus: int = 0) -> Refused:
-    """Refuse what cannot be meant, or what this emulation does not speak."""
-    return Refused(400, message, substatus)
+def bad_request(message: str, substatus: int = 0) -> HttpError:
+    """Make the error for a request that is not valid, or that this emulation does not support."""
+    return HttpError(400, message, substatus)

@@ -1,6 +1,6 @@
-"""Faults on demand: what the service does on its bad days, at the share and for the time that somebody asked for.
+"""Injected faults: what the service does on bad days, for a share of requests and for a time.
 
-Latencies come from the user's own measurements; none here is shown as Azure's.
+Latencies come from the user's own measurements; none here is presented as Azure's.
 """
 
 import random
@@ -10,14 +10,33 @@ from typing import Any
 
 import orjson
 
-from bench.cosmos_emulator.errors import OWNER_NOT_FOUND, RANGE_GONE, THROTTLED, EmulatorMisused, Refused, bad
-from bench.cosmos_emulator.messages import Answer, Request
+from bench.cosmos_emulator.errors import (
+    OWNER_RESOURCE_NOT_FOUND,
+    PARTITION_KEY_RANGE_GONE,
+    REQUEST_RATE_TOO_LARGE,
+    EmulatorMisused,
+    HttpError,
+    bad_request,
+)
+from bench.cosmos_emulator.http import Request, Response
 
-STATUSES = {"throttle": 429, "unavailable": 503, "timeout": 408, "retry-with": 449, "gone": 410, "missing": 404}
-KINDS = (*STATUSES, "reset", "region-gone", "slow", "latency")
+# Status and substatus by kind.
+ERRORS = {
+    "throttle": (429, REQUEST_RATE_TOO_LARGE),
+    "unavailable": (503, 0),
+    "timeout": (408, 0),
+    "retry-with": (449, 0),
+    "gone": (410, PARTITION_KEY_RANGE_GONE),
+    "missing": (404, OWNER_RESOURCE_NOT_FOUND),
+}
+RESETS = ("reset", "region-gone")
+DELAYS = ("slow", "latency")
+KINDS = (*ERRORS, *RESETS, *DELAYS)
+# Numbers of a fault and their defaults.
 NUMBERS = {"share": 1.0, "for_s": 1e9, "delay_ms": 0.0, "retry_after_ms": 1000.0}
-MOST_FAULTS, MOST_VALUES = 100, 1_000_000
-MOST_DELAY_MS = 600_000.0
+FIELDS = {"kind", "region", "partition", "operation", "values_ms", "file", *NUMBERS}
+MAX_FAULTS, MAX_VALUES = 100, 1_000_000
+MAX_DELAY_MS = 600_000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,114 +54,109 @@ class Fault:
     partition: str | None
     operation: str | None
     values_ms: tuple[float, ...]
-    """Of `latency`: each answer is delayed by one of them, drawn at random."""
+    """Of `latency`: each response is delayed by one of them, drawn at random."""
 
-    def hits(self, region: int, operation: str, drawn: float) -> bool:
-        """Tell whether a request falls under it; *drawn* is a random number from 0 to 1."""
+    def affects(self, region: int, operation: str, drawn: float) -> bool:
+        """Return whether a request is affected; *drawn* is a random number from 0 to 1."""
         if self.region not in (None, region) or self.operation not in (None, operation):
             return False
         return drawn < self.share
 
 
 class Faults:
-    """The faults that are in force; empty unless somebody asks, and then it costs a request nothing."""
+    """The faults that are in force; none cost a request nothing."""
 
     def __init__(self, seed: int = 1) -> None:
-        self.told: list[dict[str, Any]] = []
+        self.resource: list[dict[str, Any]] = []
         self.active: list[Fault] = []
         self._random = random.Random(seed)  # noqa: S311 -- a repeatable draw, nothing secret
 
-    def replace(self, told: object, now: float, folder: Path | None = None) -> None:
-        """Put *told*, a list of objects, in the place of what was in force; reads files only where *folder* is told."""
-        if not isinstance(told, list) or len(told) > MOST_FAULTS:
-            raise bad(f"faults are a list of at most {MOST_FAULTS} objects")
-        self.active = [_fault(one, now, folder) for one in told]
-        self.told = [{name: value for name, value in one.items() if name != "values_ms"} for one in told]
+    def replace(self, resource: object, now: float, folder: Path | None = None) -> None:
+        """Put a list of objects in force instead of the present faults; files are read only from *folder*."""
+        if not isinstance(resource, list) or len(resource) > MAX_FAULTS:
+            raise bad_request(f"faults are a list of at most {MAX_FAULTS} objects")
+        self.active = [_parse(one, now, folder) for one in resource]
+        self.resource = [{name: value for name, value in one.items() if name != "values_ms"} for one in resource]
 
     def read(self, path: Path, now: float) -> None:
-        """Begin with the faults of a file, in which `file` names a list of latencies beside it."""
+        """Read the faults of a file, in which `file` names a list of latencies beside it."""
         try:
             self.replace(orjson.loads(path.read_bytes()), now, path.parent)
-        except (OSError, orjson.JSONDecodeError, Refused) as error:
-            raise EmulatorMisused(f"{path}: {error.message if isinstance(error, Refused) else error}") from error
+        except (OSError, orjson.JSONDecodeError, HttpError) as error:
+            raise EmulatorMisused(f"{path}: {error}") from error
 
-    def before(self, request: Request, operation: str, now: float) -> Answer | None:
-        """Answer in the place of the service, or let the request through."""
+    def before(self, request: Request, operation: str, now: float) -> Response | None:
+        """Return or raise the response that is given instead of the service's; None where there is none."""
         for fault in self.active:
-            if now >= fault.until or not fault.hits(request.region, operation, self._random.random()):
+            if now >= fault.until or not fault.affects(request.region, operation, self._random.random()):
                 continue
-            if fault.kind in ("reset", "region-gone"):
-                return Answer(503, reset=True)
-            if fault.kind in STATUSES:
-                raise _refusal(fault)
+            if fault.kind in RESETS:
+                return Response(503, reset=True)
+            if fault.kind in ERRORS:
+                status, substatus = ERRORS[fault.kind]
+                is_throttle = fault.kind == "throttle"
+                headers = {"x-ms-retry-after-ms": f"{fault.retry_after_ms:.0f}"} if is_throttle else {}
+                raise HttpError(status, "an injected fault of the emulation", substatus, headers=headers)
         return None
 
-    def delay_s(self, request: Request, operation: str, answer: Answer, now: float) -> float:
-        """Return how late an answer shall be."""
+    def delay_s(self, request: Request, operation: str, response: Response, now: float) -> float:
+        """Return by how much a response is delayed."""
         delay_ms = 0.0
+        partition = response.headers.get("x-ms-documentdb-partitionkeyrangeid")
         for fault in self.active:
-            if fault.kind not in ("slow", "latency") or now >= fault.until:
+            if fault.kind not in DELAYS or now >= fault.until or fault.partition not in (None, partition):
                 continue
-            partition = answer.headers.get("x-ms-documentdb-partitionkeyrangeid")
-            if fault.partition not in (None, partition):
-                continue
-            if fault.hits(request.region, operation, self._random.random()):
+            if fault.affects(request.region, operation, self._random.random()):
                 delay_ms += self._random.choice(fault.values_ms) if fault.values_ms else fault.delay_ms
         return delay_ms / 1000
 
 
-def _refusal(fault: Fault) -> Refused:
-    substatus = {"throttle": THROTTLED, "gone": RANGE_GONE, "missing": OWNER_NOT_FOUND}.get(fault.kind, 0)
-    headers = {"x-ms-retry-after-ms": f"{fault.retry_after_ms:.0f}"} if fault.kind == "throttle" else {}
-    return Refused(STATUSES[fault.kind], "an injected fault of the emulation", substatus, headers=headers)
-
-
-def _fault(told: object, now: float, folder: Path | None) -> Fault:
-    if not isinstance(told, dict) or told.get("kind") not in KINDS:
-        raise bad(f"each fault has a kind, one of {', '.join(KINDS)}")
-    known = {"kind", "region", "partition", "operation", "values_ms", "file", *NUMBERS}
-    if unknown := sorted(set(told) - known):
-        raise bad(f"a fault has no {unknown[0][:40]}; there are {', '.join(sorted(known))}")
-    numbers = {name: _number(told.get(name, usual), name) for name, usual in NUMBERS.items()}
-    values = told.get("values_ms", ())
-    if "file" in told:
-        values = _latencies(told["file"], folder)
-    if not isinstance(values, list | tuple) or len(values) > MOST_VALUES:
-        raise bad(f"values_ms is a list of at most {MOST_VALUES} numbers")
-    if told["kind"] == "latency" and not values:
-        raise bad("latency needs values_ms, or in a file of faults the name of a file with one number of ms a line")
-    if told.get("partition") is not None and told["kind"] not in ("slow", "latency"):
-        raise bad("only slow and latency can be for one partition")
+def _parse(resource: object, now: float, folder: Path | None) -> Fault:
+    if not isinstance(resource, dict) or resource.get("kind") not in KINDS:
+        raise bad_request(f"each fault has a kind, one of {', '.join(KINDS)}")
+    kind = resource["kind"]
+    if unknown := sorted(set(resource) - FIELDS):
+        raise bad_request(f"a fault has no {unknown[0][:40]}; there are {', '.join(sorted(FIELDS))}")
+    numbers = {name: _number(resource.get(name, default), name) for name, default in NUMBERS.items()}
+    values = _read_latencies(resource["file"], folder) if "file" in resource else resource.get("values_ms", ())
+    if not isinstance(values, list | tuple) or len(values) > MAX_VALUES:
+        raise bad_request(f"values_ms is a list of at most {MAX_VALUES} numbers")
+    if kind == "latency" and not values:
+        raise bad_request(
+            "latency needs values_ms, or in a file of faults the name of a file with one number of ms a line"
+        )
+    if resource.get("partition") is not None and kind not in DELAYS:
+        raise bad_request("only slow and latency can be for one partition")
     return Fault(
-        told["kind"],
+        kind,
         numbers["share"],
         now + numbers["for_s"],
-        min(numbers["delay_ms"], MOST_DELAY_MS),
+        min(numbers["delay_ms"], MAX_DELAY_MS),
         numbers["retry_after_ms"],
-        _optional(told, "region", int),
-        _optional(told, "partition", str),
-        _optional(told, "operation", str),
-        tuple(min(_number(value, "values_ms"), MOST_DELAY_MS) for value in values),
+        _optional(resource, "region", int),
+        _optional(resource, "partition", str),
+        _optional(resource, "operation", str),
+        tuple(min(_number(value, "values_ms"), MAX_DELAY_MS) for value in values),
     )
 
 
 def _number(value: object, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-        raise bad(f"{name} must be a number that is not negative")
+        raise bad_request(f"{name} must be a number that is not negative")
     return float(value)
 
 
-def _optional(told: dict[str, Any], name: str, wanted: type) -> Any:  # noqa: ANN401 -- of the type that is wanted
-    value = told.get(name)
-    if value is not None and type(value) is not wanted:
-        raise bad(f"{name} of a fault must be {'a whole number' if wanted is int else 'a string'}")
+def _optional(resource: dict[str, Any], name: str, kind: type) -> Any:  # noqa: ANN401 -- None or of that type
+    value = resource.get(name)
+    if value is not None and type(value) is not kind:
+        raise bad_request(f"{name} of a fault must be {'a whole number' if kind is int else 'a string'}")
     return value
 
 
-def _latencies(name: object, folder: Path | None) -> list[float]:
+def _read_latencies(name: object, folder: Path | None) -> list[float]:
     if folder is None or not isinstance(name, str):
-        raise bad("file is for faults that are read at the start; send values_ms")
+        raise bad_request("file is for faults that are read at the start; send values_ms")
     try:
         return [float(line) for line in (folder / name).read_text().split()]
     except ValueError as error:
-        raise bad(f"{name}: {error}") from None
+        raise bad_request(f"{name}: {error}") from None

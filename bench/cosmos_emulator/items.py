@@ -1,130 +1,312 @@
-"""What can be done with one item over the wire: each request is admitted, done, charged and answered."""
+"""Point operations on items: each request is admitted by its partition, carried out, charged and answered."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
-from bench.cosmos_emulator import writing
-from bench.cosmos_emulator.errors import RANGE_GONE, Refused, bad
-from bench.cosmos_emulator.hashing import Component
-from bench.cosmos_emulator.messages import Answer
-from bench.cosmos_emulator.partition_keys import HEADER, key_of
+from bench.cosmos_emulator.account import CONSISTENCIES, STRONG, Account, Container, check_ttl
+from bench.cosmos_emulator.documents import Document, document_rid, without_system_properties
+from bench.cosmos_emulator.errors import (
+    COLLECTION_RID_MISMATCH,
+    PARTITION_KEY_MISMATCH,
+    PARTITION_KEY_RANGE_GONE,
+    READ_SESSION_NOT_AVAILABLE,
+    HttpError,
+    bad_request,
+)
+from bench.cosmos_emulator.http import Request, Response, parse_object
+from bench.cosmos_emulator.partition_keys import HEADER, KeyValue, encode
 from bench.cosmos_emulator.partitions import Partition
-from bench.cosmos_emulator.patching import patched
-from bench.cosmos_emulator.sql.conditions import holds
-from bench.cosmos_emulator.turn import Turn
-from bench.cosmos_emulator.writing import Written
+from bench.cosmos_emulator.patch import patched
+from bench.cosmos_emulator.sql_evaluator import is_fulfilled
+
+MAX_ITEM_BYTES = 2 * 1024 * 1024
+MAX_ID_BYTES = 1023
+FORBIDDEN_IN_IDS = frozenset("/\\?#")
+ALREADY_EXISTS = "Entity with the specified id already exists in the system."
+RANGE_HEADER = b"x-ms-documentdb-partitionkeyrangeid"
 
 
-def read(turn: Turn, name: str) -> Answer:
+@dataclass(slots=True)
+class RequestContext:
+    """One request to one container; lives as long as the request."""
+
+    account: Account
+    container: Container
+    request: Request
+    now: float
+    strong: bool
+    """Whether reads are charged as for strong or bounded staleness."""
+
+    def find(self, item_id: str, key: bytes) -> Document | None:
+        """Find an item; one that has expired is gone at once, before it is deleted."""
+        container = self.container
+        document = container.documents.get(item_id, key)
+        if document is not None and container.default_ttl is not None and container.expiry(document) <= self.now:
+            container.documents.remove(document)
+            return None
+        return document
+
+    def existing(self, item_id: str, key: bytes) -> Document:
+        """Find an item; 404 where there is none."""
+        document = self.find(item_id, key)
+        if document is None:
+            raise self.not_found()
+        return document
+
+    def not_found(self) -> HttpError:
+        """Make the error for an item that does not exist, which is charged, too."""
+        charge_ru = self.account.charges.not_found(strong=self.strong)
+        return HttpError(404, "Entity with the specified id does not exist in the system.", charge_ru=charge_ru)
+
+    def partition_of(self, value: KeyValue) -> Partition:
+        """Return the partition of a key; 410 where the request names another, which must have split."""
+        partition = self.container.partitions.of(self.container.definition.effective(value))
+        range_id = self.request.headers.get(RANGE_HEADER)
+        if range_id is not None and range_id.decode("latin-1") != partition.id:
+            message = "the partition key lies in another range; read the ranges again"
+            raise HttpError(410, message, PARTITION_KEY_RANGE_GONE)
+        return partition
+
+    def key_value(self) -> KeyValue:
+        """Return the partition key of the request's header."""
+        return self.container.definition.of_header(self.request.headers.get(HEADER))
+
+    def check_session(self, partition: Partition) -> None:
+        """Refuse a read whose session token is ahead of the partition; here, only one of another container is."""
+        token = self.request.headers.get(b"x-ms-session-token")
+        if token is None or self.strong:
+            return
+        for part in token.decode("latin-1").split(","):
+            range_id, _, progress = part.partition(":")
+            lsn = progress.split("#")[1:2]
+            if range_id == partition.id and lsn and lsn[0].isdecimal() and int(lsn[0][:18]) > partition.lsn:
+                message = "The read session is not available for the input session token."
+                raise HttpError(404, message, READ_SESSION_NOT_AVAILABLE)
+
+    def charge_error(self, partition: Partition, error: HttpError) -> HttpError:
+        """Charge what a failed request cost, and add the headers of its partition."""
+        partition.charge_read(self.now, self.request.region, error.charge_ru)
+        error.headers |= self.headers(partition)
+        return error
+
+    def headers(self, partition: Partition, etag: str | None = None) -> dict[str, str]:
+        """Return the headers of responses from one partition."""
+        headers = {
+            "x-ms-session-token": partition.session_token,
+            "lsn": str(partition.lsn),
+            "x-ms-documentdb-partitionkeyrangeid": partition.id,
+            "x-ms-alt-content-path": self.container.named_link,
+            "x-ms-content-path": self.container.rid,
+        }
+        if etag is not None:
+            headers["etag"] = etag
+        return headers
+
+
+def context_of(account: Account, container: Container, request: Request, now: float) -> RequestContext:
+    """Check what a request says of its container and its consistency, and return its context."""
+    rid = request.headers.get(b"x-ms-cosmos-intended-collection-rid")
+    if rid is not None and rid.decode("latin-1") != container.rid:
+        raise bad_request(
+            "the container was deleted and created again since its _rid was read", COLLECTION_RID_MISMATCH
+        )
+    level = account.consistency
+    header = request.headers.get(b"x-ms-consistency-level")
+    if header is not None:
+        level = header.decode("latin-1")
+        if level not in CONSISTENCIES:
+            raise bad_request(f"no such consistency level; there are {', '.join(CONSISTENCIES)}")
+        if CONSISTENCIES.index(level) < CONSISTENCIES.index(account.consistency):
+            raise bad_request(f"consistency {level} is stronger than the account's, {account.consistency}")
+    return RequestContext(account, container, request, now, level in STRONG)
+
+
+def read(context: RequestContext, item_id: str) -> Response:
     """Read one item by its id and partition key; 304 where the caller has it already."""
-    value = turn.container.definition.of_header(turn.request.headers.get(HEADER))
-    document = turn.live(name, key_of(value))
-    partition = document.partition if document is not None else partition_of(turn, value)
-    partition.admit(turn.now, turn.region)
-    turn.check_session(partition)
+    request, value = context.request, context.key_value()
+    document = context.find(item_id, encode(value))
+    partition = document.partition if document is not None else context.partition_of(value)
+    partition.admit(context.now, request.region)
+    context.check_session(partition)
     if document is None:
-        refusal = writing.not_found(turn)
-        partition.charge_read(turn.now, turn.region, refusal.charge_ru)
-        refusal.headers |= turn.headers(partition)
-        raise refusal
-    charge_ru = turn.account.charges.read(document.size, strong=turn.strong)
-    partition.charge_read(turn.now, turn.region, charge_ru)
-    known = turn.request.headers.get(b"if-none-match")
+        raise context.charge_error(partition, context.not_found())
+    charge_ru = context.account.charges.read(document.size, strong=context.strong)
+    partition.charge_read(context.now, request.region, charge_ru)
+    headers = context.headers(partition, document.etag)
+    known = request.headers.get(b"if-none-match")
     if known is not None and known.decode("latin-1").strip('"') == document.etag.strip('"'):
-        return Answer(304, b"", turn.headers(partition, document.etag), charge_ru)
-    return Answer(200, document.body or b"", turn.headers(partition, document.etag), charge_ru)
+        return Response(304, b"", headers, charge_ru)
+    return Response(200, document.body or b"", headers, charge_ru)
 
 
-def create(turn: Turn) -> Answer:
-    """Make a new item."""
-    item = object_of(turn.request.body)
-    return _write(turn, lambda value: writing.create(turn, value, item))
+@dataclass(frozen=True, slots=True)
+class WriteResult:
+    """What a write did to which document, and its charge."""
+
+    status: int
+    document: Document
+    charge_ru: float
 
 
-def upsert(turn: Turn) -> Answer:
-    """Make an item, or replace it."""
-    item = object_of(turn.request.body)
-    return _write(turn, lambda value: writing.upsert(turn, value, item, turn.request.text(b"if-match")))
+# What a request or one operation of a batch does: context, partition key, id, resource body, If-Match.
+Write = Callable[[RequestContext, KeyValue, str, dict[str, Any], str], WriteResult]
 
 
-def replace(turn: Turn, name: str) -> Answer:
-    """Replace an item."""
-    item = object_of(turn.request.body)
-    return _write(turn, lambda value: writing.replace(turn, value, name, item, turn.request.text(b"if-match")))
-
-
-def delete(turn: Turn, name: str) -> Answer:
-    """Delete an item."""
-    answer = _write(turn, lambda value: writing.delete(turn, value, name, turn.request.text(b"if-match")))
-    answer.body = b""
-    return answer
-
-
-def patch(turn: Turn, name: str) -> Answer:
-    """Change single properties of an item."""
-    body = _patch_of(turn.request.body)
-    return _write(turn, lambda value: patch_one(turn, value, name, body, turn.request.text(b"if-match")))
-
-
-def patch_one(turn: Turn, value: Component, name: str, body: dict[str, Any], if_match: str) -> Written:
-    """Apply the `operations` of *body* where its `condition` holds; 412 where it does not."""
-    found = writing.existing(turn, name, key_of(value))
-    writing.check_match(turn, found, if_match)
-    item = found.parsed()
-    condition = body.get("condition")
-    if condition is not None and not holds(condition, item):
-        charge_ru = turn.account.charges.refused_write(found.size)
-        raise Refused(412, "The condition of the patch does not hold.", charge_ru=charge_ru)
-    operations = body.get("operations")
-    made = patched(item, operations)
-    return writing.amend(turn, found, made, len(operations) if isinstance(operations, list) else 0)
-
-
-def partition_of(turn: Turn, value: Component) -> Partition:
-    """Return the partition of a key; 410 where the request names another, which must have split."""
-    partition = turn.container.partitions.of(turn.container.definition.effective(value))
-    asked = turn.request.headers.get(b"x-ms-documentdb-partitionkeyrangeid")
-    if asked is not None and asked.decode("latin-1") != partition.id:
-        raise Refused(410, "the partition key lies in another range; read the ranges again", RANGE_GONE)
-    return partition
-
-
-def charged(turn: Turn, partition: Partition, refusal: Refused) -> Refused:
-    """Take what a refused request cost, and let its answer tell where it was."""
-    partition.charge_read(turn.now, turn.region, refusal.charge_ru)
-    refusal.headers |= turn.headers(partition)
-    return refusal
-
-
-def _write(turn: Turn, do: Callable[[Component], Written]) -> Answer:
-    value = turn.container.definition.of_header(turn.request.headers.get(HEADER))
-    partition = partition_of(turn, value)
-    partition.admit(turn.now, turn.region)
+def write(context: RequestContext, item_id: str, operation: Write) -> Response:
+    """Carry out one write as a request of its own."""
+    request, resource = context.request, dict[str, Any]()
+    if operation is patch and request.body.lstrip()[:1] == b"[":
+        resource = parse_object(b'{"operations":' + request.body + b"}")  # as the JavaScript SDK sends them
+    elif operation is not delete:
+        resource = parse_object(request.body)
+    value = context.key_value()
+    partition = context.partition_of(value)
+    partition.admit(context.now, request.region)
     try:
-        written = do(value)
-    except Refused as refusal:
-        raise charged(turn, partition, refusal) from None
-    partition.charge_write(turn.now, written.charge_ru)
-    minimal = b"return=minimal" in turn.request.headers.get(b"prefer", b"").lower()
-    body = b"" if minimal else written.document.body or b""
-    return Answer(written.status, body, turn.headers(partition, written.document.etag), written.charge_ru)
+        result = operation(context, value, item_id, resource, request.header(b"if-match"))
+    except HttpError as error:
+        raise context.charge_error(partition, error) from None
+    partition.charge_write(context.now, result.charge_ru)
+    is_minimal = b"return=minimal" in request.headers.get(b"prefer", b"").lower()
+    body = b"" if is_minimal else result.document.body or b""
+    return Response(result.status, body, context.headers(partition, result.document.etag), result.charge_ru)
 
 
-def _patch_of(body: bytes) -> dict[str, Any]:
-    """Parse a patch: an object with operations and perhaps a condition, or, as the JavaScript SDK sends, a list."""
-    if body.lstrip()[:1] == b"[":
-        body = b'{"operations":' + body + b"}"
-    return object_of(body)
+def create(context: RequestContext, value: KeyValue, _id: str, item: dict[str, Any], _if_match: str) -> WriteResult:
+    """Create an item; 409 where there is one of its id and partition key."""
+    item_id, key = _checked_identity(context, value, item)
+    if (found := context.find(item_id, key)) is not None:
+        raise HttpError(409, ALREADY_EXISTS, charge_ru=context.account.charges.refused_write(found.size))
+    return _insert(context, value, item_id, key, item)
 
 
-def object_of(body: bytes) -> dict[str, Any]:
-    """Parse a body that must be a JSON object."""
+def upsert(context: RequestContext, value: KeyValue, _id: str, item: dict[str, Any], if_match: str) -> WriteResult:
+    """Create an item or replace it."""
+    item_id, key = _checked_identity(context, value, item)
+    found = context.find(item_id, key)
+    if found is None:
+        return _insert(context, value, item_id, key, item)
+    _check_etag(context, found, if_match)
+    return _replace(context, found, item)
+
+
+def replace(context: RequestContext, value: KeyValue, item_id: str, item: dict[str, Any], if_match: str) -> WriteResult:
+    """Replace the item of an id; 404 where there is none."""
+    own_id, key = _checked_identity(context, value, item)
+    if own_id != item_id:
+        raise bad_request("the id of an item cannot be changed")
+    found = context.existing(item_id, key)
+    _check_etag(context, found, if_match)
+    return _replace(context, found, item)
+
+
+def patch(context: RequestContext, value: KeyValue, item_id: str, body: dict[str, Any], if_match: str) -> WriteResult:
+    """Apply the `operations` of *body* where its `condition` is fulfilled; 412 where it is not."""
+    found = context.existing(item_id, encode(value))
+    _check_etag(context, found, if_match)
+    item, operations, condition = found.parsed(), body.get("operations"), body.get("condition")
+    if condition is not None and not is_fulfilled(condition, item):
+        charge_ru = context.account.charges.refused_write(found.size)
+        raise HttpError(412, "The condition of the patch is not fulfilled.", charge_ru=charge_ru)
+    item = patched(item, operations)
+    identity = _checked_identity(context, context.container.definition.of_item(item), item)
+    if identity != (found.id, found.key):
+        raise bad_request("a patch cannot change the id or the partition key of an item")
+    return _replace(context, found, item, len(operations) if isinstance(operations, list) else 0)
+
+
+def delete(context: RequestContext, value: KeyValue, item_id: str, _: dict[str, Any], if_match: str) -> WriteResult:
+    """Delete an item; 404 where there is none."""
+    found = context.existing(item_id, encode(value))
+    _check_etag(context, found, if_match)
+    charge_ru = context.account.charges.delete(found.size, found.terms)
+    found.partition.lsn += 1
+    context.container.documents.remove(found)
+    return WriteResult(204, found, charge_ru)
+
+
+def _check_etag(context: RequestContext, found: Document, if_match: str) -> None:
+    if if_match not in ("", "*") and if_match.strip('"') != found.etag.strip('"'):
+        message = "Operation cannot be performed because one of the specified precondition is not met."
+        raise HttpError(412, message, charge_ru=context.account.charges.refused_write(found.size))
+
+
+def _checked_identity(context: RequestContext, value: KeyValue, item: dict[str, Any]) -> tuple[str, bytes]:
+    """Return the id and the key of an item that is to be written, where it can be one."""
+    item_id = item.get("id")
+    if not isinstance(item_id, str) or not item_id:
+        raise bad_request("an item needs an id that is a string and not empty")
+    if len(item_id.encode()) > MAX_ID_BYTES or FORBIDDEN_IN_IDS & set(item_id):
+        raise bad_request(f"an id has at most {MAX_ID_BYTES} bytes and none of / \\ ? #")
+    check_ttl(item.get("ttl"), "ttl")
+    key = encode(value)
+    if encode(context.container.definition.of_item(item)) != key:
+        message = "PartitionKey extracted from document doesn't match the one specified in the header."
+        raise bad_request(message, PARTITION_KEY_MISMATCH)
+    return item_id, key
+
+
+def _insert(context: RequestContext, value: KeyValue, item_id: str, key: bytes, item: dict[str, Any]) -> WriteResult:
+    documents = context.container.documents
+    partition = context.container.partitions.of(context.container.definition.effective(value))
+    made = Document(item_id, key, documents.next_serial(), partition)
+    charge_ru = _store(context, made, without_system_properties(item))
+    documents.add(made)
+    return WriteResult(201, made, charge_ru)
+
+
+def _replace(
+    context: RequestContext, found: Document, item: dict[str, Any], patch_operations: int | None = None
+) -> WriteResult:
+    return WriteResult(200, found, _store(context, found, without_system_properties(item), patch_operations))
+
+
+def _store(
+    context: RequestContext, document: Document, item: dict[str, Any], patch_operations: int | None = None
+) -> float:
+    """Write *item* into *document*, and return the charge; nothing has changed where it is refused."""
+    container, charges = context.container, context.account.charges
+    terms = container.policy.terms(item)
+    before = document.size
+    removed = added = len(terms)
+    if document.body is not None and not container.policy.indexes_nothing:
+        old = container.policy.terms(without_system_properties(document.parsed()))
+        removed, added = len(old - terms), len(terms - old)
+    etag, ts = context.account.next_etag(), int(context.now)
+    body, size = _stored_form(context, document, item, etag, ts)
+    if document.body is None:
+        document.size = size
+        charge_ru = charges.create(size, added)
+    else:
+        container.documents.resize(document, size)
+        if patch_operations is None:
+            charge_ru = charges.replace(before, size, removed, added)
+        else:
+            charge_ru = charges.patch(before, size, removed, added, patch_operations)
+    document.body, document.etag, document.ts, document.terms = body, etag, ts, len(terms)
+    document.ttl = item.get("ttl")
+    document.partition.lsn += 1
+    container.schedule_expiry(document)
+    return charge_ru
+
+
+def _stored_form(
+    context: RequestContext, document: Document, item: dict[str, Any], etag: str, ts: int
+) -> tuple[bytes, int]:
+    """Return an item with its system properties as bytes, and the size that is charged."""
     try:
-        told = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise bad(f"the body is not JSON: {error.msg}") from None
-    if not isinstance(told, dict):
-        raise bad("the body must be a JSON object")
-    return told
+        user_bytes = orjson.dumps(item)
+    except orjson.JSONEncodeError as error:
+        raise bad_request(f"the item cannot be stored: {error}") from None
+    container = context.container
+    rid = document_rid(container.database.number, container.number, document.serial)
+    escaped = etag.replace('"', '\\"')
+    body = b'%b,"_rid":"%b","_self":"%bdocs/%b/","_etag":"%b","_attachments":"attachments/","_ts":%d}' % (
+        user_bytes[:-1], rid.encode(), container.link.encode(), rid.encode(), escaped.encode(), ts,
+    )  # fmt: skip
+    if len(body) > MAX_ITEM_BYTES:
+        raise HttpError(413, "Request size is too large: an item has at most 2 MB.")
+    return body, len(body) if context.account.charges.system_properties else len(user_bytes)

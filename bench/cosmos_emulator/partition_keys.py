@@ -1,39 +1,60 @@
-"""A container's partition key: where in an item it stands, and how a request's header tells it."""
+"""Partition keys: a container's definition, the values of items, and the hashes that place them on partitions.
 
-from collections.abc import Mapping
+The MurmurHash3 hashes are written from the published algorithm (Austin Appleby, public domain) on plain integers; a
+test holds both versions to the Python SDK's own, which takes some fifty times as long.
+"""
+
+import struct
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import orjson
-
-from bench.cosmos_emulator.errors import bad
-from bench.cosmos_emulator.hashing import UNDEFINED, Component, effective_key, encode
+from bench.cosmos_emulator.errors import bad_request
+from bench.cosmos_emulator.http import parse_json
 
 HEADER = b"x-ms-documentdb-partitionkey"
-MOST_BYTES = {1: 101, 2: 2048}
-"""By version; https://learn.microsoft.com/azure/cosmos-db/concepts-limits, with and without large partition keys."""
+
+# By version; https://learn.microsoft.com/azure/cosmos-db/concepts-limits, with and without large partition keys.
+MAX_BYTES = {1: 101, 2: 2048}
+
+M64 = (1 << 64) - 1
+M32 = (1 << 32) - 1
+C1, C2 = 0x87C37B91114253D5, 0x4CF5AD432745937F
+
+# Version 2 clears the two highest bits of its 128: effective keys lie between 00… and 3F….
+V2_SPAN = 1 << 126
+
+# Version 1 hashes so many characters of a string.
+V1_STRING_CHARS = 100
 
 
-class Definition:
-    """The definition of a partition key that was checked; it never changes."""
+class Undefined:
+    """The type of `UNDEFINED`, the value of a property that an item does not have."""
 
-    __slots__ = ("_segments", "told", "version")
 
-    def __init__(self, told: object) -> None:
-        if not isinstance(told, dict):
-            raise bad("a container needs a partitionKey")
-        paths = told.get("paths")
-        kind = told.get("kind", "Hash")
-        if kind != "Hash" or not isinstance(paths, list) or len(paths) != 1:
-            raise bad("partitionKey must be of kind Hash with one path; hierarchical keys are not emulated")
-        self.version = told.get("version", 1)
+UNDEFINED = Undefined()
+KeyValue = str | int | float | bool | Undefined | None
+
+
+class PartitionKeyDefinition:
+    """The `partitionKey` of a container, checked; it never changes."""
+
+    __slots__ = ("_segments", "resource", "version")
+
+    def __init__(self, resource: object) -> None:
+        if not isinstance(resource, dict):
+            raise bad_request("a container needs a partitionKey")
+        paths = resource.get("paths")
+        if resource.get("kind", "Hash") != "Hash" or not isinstance(paths, list) or len(paths) != 1:
+            raise bad_request("partitionKey must be of kind Hash with one path; hierarchical keys are not emulated")
+        self.version = resource.get("version", 1)
         if self.version not in (1, 2) or isinstance(self.version, bool):
-            raise bad("partitionKey.version must be 1 or 2")
+            raise bad_request("partitionKey.version must be 1 or 2")
         if not isinstance(paths[0], str) or not paths[0].startswith("/") or not paths[0].strip("/"):
-            raise bad("a path of a partition key begins with / and names a property")
+            raise bad_request("a path of a partition key begins with / and names a property")
         self._segments = tuple(segment.strip('"') for segment in paths[0].strip("/").split("/"))
-        self.told = {"paths": paths, "kind": "Hash", "version": self.version}
+        self.resource = {"paths": paths, "kind": "Hash", "version": self.version}
 
-    def of_item(self, item: Mapping[str, Any]) -> Component:
+    def of_item(self, item: Mapping[str, Any]) -> KeyValue:
         """Return the value of the key in an item."""
         value: Any = item
         for segment in self._segments:
@@ -42,34 +63,149 @@ class Definition:
             value = value[segment]
         return self._checked(value)
 
-    def of_header(self, header: bytes | None) -> Component:
-        """Return the value that a request's header tells as a JSON list of one."""
+    def of_header(self, header: bytes | None) -> KeyValue:
+        """Return the value that a request's header carries as a JSON list of one."""
         if header is None:
-            raise bad("the header x-ms-documentdb-partitionkey is missing")
-        try:
-            told = orjson.loads(header)
-        except orjson.JSONDecodeError:
-            raise bad("x-ms-documentdb-partitionkey must be JSON") from None
-        if not isinstance(told, list) or len(told) > 1:
-            raise bad("x-ms-documentdb-partitionkey must be a list of one value")
-        if not told or told[0] == {}:
+            raise bad_request("the header x-ms-documentdb-partitionkey is missing")
+        values = parse_json(header, "x-ms-documentdb-partitionkey")
+        if not isinstance(values, list) or len(values) > 1:
+            raise bad_request("x-ms-documentdb-partitionkey must be a list of one value")
+        if not values or values[0] == {}:
             return UNDEFINED
-        return self._checked(told[0])
+        return self._checked(values[0])
 
-    def _checked(self, value: object) -> Component:
+    def _checked(self, value: object) -> KeyValue:
         if isinstance(value, str):
-            if len(value.encode()) > MOST_BYTES[self.version]:
-                raise bad(f"a partition key has at most {MOST_BYTES[self.version]} bytes")
+            if len(value.encode()) > MAX_BYTES[self.version]:
+                raise bad_request(f"a partition key has at most {MAX_BYTES[self.version]} bytes")
             return value
         if value is None or isinstance(value, bool | int | float):
             return value
-        raise bad("a partition key is a string, a number, a boolean or null")
+        raise bad_request("a partition key is a string, a number, a boolean or null")
 
-    def effective(self, value: Component) -> str:
-        """Return the effective partition key."""
+    def effective(self, value: KeyValue) -> str:
+        """Return the effective partition key of a value."""
         return effective_key([value], self.version)
 
 
-def key_of(value: Component) -> bytes:
-    """Return the bytes that equal keys share."""
-    return encode([value])
+def encode(value: KeyValue, suffix: bytes = b"\xff") -> bytes:
+    """Return the bytes that are hashed; they also identify the key, for equal keys have equal bytes."""
+    if isinstance(value, str):
+        return b"\x08" + value.encode() + suffix
+    if value is None:
+        return b"\x01"
+    if value is False:
+        return b"\x02"
+    if value is True:
+        return b"\x03"
+    if isinstance(value, Undefined):
+        return b"\x00"
+    return b"\x05" + struct.pack("<d", value)
+
+
+def effective_key(values: Sequence[KeyValue], version: int) -> str:
+    """Return the effective partition key in hexadecimal, as SDKs compute it; partitions are ranges of these."""
+    if version == 1:
+        return _effective_v1(values)
+    low, high = murmur3_128(b"".join(map(encode, values)))
+    return f"{(high << 64 | low) & (V2_SPAN - 1):032X}"
+
+
+def boundary(part: int, parts: int, version: int) -> str:
+    """Return the lower bound of the *part*-th of *parts* even ranges of effective partition keys."""
+    if part == 0:
+        return ""
+    if part == parts:
+        return "FF"
+    if version == 1:
+        return _ordered_number(float((1 << 32) * part // parts)).hex().upper()
+    return f"{V2_SPAN * part // parts:032X}"
+
+
+def _effective_v1(values: Sequence[KeyValue]) -> str:
+    cut = [value[:V1_STRING_CHARS] if isinstance(value, str) else value for value in values]
+    numbers = [float(value & M32) if isinstance(value, int) and not isinstance(value, bool) else value for value in cut]
+    hashed = _ordered_number(float(murmur3_32(b"".join(encode(value, b"\x00") for value in numbers))))
+    return (hashed + b"".join(map(_ordered, cut))).hex().upper()
+
+
+def _ordered(value: KeyValue) -> bytes:
+    """Encode so that the bytes sort as the values do; None writes nothing, as in the SDK."""
+    if value is None:
+        return b""
+    if isinstance(value, str):
+        encoded = value.encode()
+        return b"\x08" + bytes(byte + 1 for byte in encoded[:101]) + (b"\x00" if len(encoded) <= 100 else b"")
+    if isinstance(value, bool | Undefined):
+        return encode(value, b"")
+    return _ordered_number(float(value))
+
+
+def _ordered_number(number: float) -> bytes:
+    (bits,) = struct.unpack("<Q", struct.pack("<d", number))
+    bits = bits ^ 1 << 63 if bits < 1 << 63 else (~bits + 1) & M64
+    written = bytearray((5, bits >> 56))
+    bits = bits << 8 & M64
+    chunk, first = 0, True
+    while bits:
+        if not first:
+            written.append(chunk)
+        first = False
+        chunk = bits >> 56 | 1
+        bits = bits << 7 & M64
+    written.append(chunk & 0xFE)
+    return bytes(written)
+
+
+def _rotate(value: int, by: int) -> int:
+    return (value << by | value >> 64 - by) & M64
+
+
+def _mix(value: int) -> int:
+    value = (value ^ value >> 33) * 0xFF51AFD7ED558CCD & M64
+    value = (value ^ value >> 33) * 0xC4CEB9FE1A85EC53 & M64
+    return value ^ value >> 33
+
+
+def murmur3_128(data: bytes) -> tuple[int, int]:
+    """Hash *data* to 128 bits, x64 variant, seed 0; returns the low and the high half."""
+    low = high = 0
+    whole = len(data) & ~15
+    for start in range(0, whole, 16):
+        first, second = struct.unpack_from("<QQ", data, start)
+        low ^= _rotate(first * C1 & M64, 31) * C2 & M64
+        low = (_rotate(low, 27) + high) * 5 + 0x52DCE729 & M64
+        high ^= _rotate(second * C2 & M64, 33) * C1 & M64
+        high = (_rotate(high, 31) + low) * 5 + 0x38495AB5 & M64
+    tail = data[whole:]
+    high ^= _rotate(int.from_bytes(tail[8:], "little") * C2 & M64, 33) * C1 & M64
+    low ^= _rotate(int.from_bytes(tail[:8], "little") * C1 & M64, 31) * C2 & M64
+    low ^= len(data)
+    high ^= len(data)
+    low = low + high & M64
+    high = high + low & M64
+    low, high = _mix(low), _mix(high)
+    low = low + high & M64
+    return low, high + low & M64
+
+
+def murmur3_32(data: bytes) -> int:
+    """Hash *data* to 32 bits, seed 0."""
+    hashed = 0
+    whole = len(data) & ~3
+    for start in range(0, whole, 4):
+        (chunk,) = struct.unpack_from("<I", data, start)
+        hashed ^= _scramble(chunk)
+        hashed = (hashed << 13 | hashed >> 19) & M32
+        hashed = hashed * 5 + 0xE6546B64 & M32
+    if tail := data[whole:]:
+        hashed ^= _scramble(int.from_bytes(tail, "little"))
+    hashed ^= len(data)
+    hashed = (hashed ^ hashed >> 16) * 0x85EBCA6B & M32
+    hashed = (hashed ^ hashed >> 13) * 0xC2B2AE35 & M32
+    return hashed ^ hashed >> 16
+
+
+def _scramble(chunk: int) -> int:
+    chunk = chunk * 0xCC9E2D51 & M32
+    return (chunk << 15 | chunk >> 17) * 0x1B873593 & M32

@@ -1,51 +1,125 @@
-"""Physical partitions: even shares of the hash's range and of the throughput, which split when more is asked for."""
+"""Physical partitions: even ranges of effective partition keys, each with a budget of request units for each second.
+
+A request is admitted while anything is left of the second, and its whole charge is taken afterwards; what it took too
+much is missing in the next seconds, so that over time exactly the provisioned rate is admitted. The caller passes the
+time.
+"""
 
 from bisect import bisect_right
+from math import ceil, floor
 
-from bench.cosmos_emulator.errors import RANGE_GONE, THROTTLED, Refused
-from bench.cosmos_emulator.hashing import boundary
-from bench.cosmos_emulator.limiter import Budget
+from bench.cosmos_emulator.errors import PARTITION_KEY_RANGE_GONE, REQUEST_RATE_TOO_LARGE, HttpError
+from bench.cosmos_emulator.partition_keys import boundary
 from stores.cosmos.throughput import Throughput
+
+# A partition that banks idle request units spends no more than these in a second, all together; only partitions
+# below it bank any. https://learn.microsoft.com/azure/cosmos-db/burst-capacity
+BURST_LIMIT_RU = 3000.0
+
+# So many seconds of idle throughput are banked, as the same page says.
+BANKED_S = 300.0
+
+
+class Budget:
+    """The request units of one partition in one region; times are seconds of any clock that does not go back."""
+
+    __slots__ = ("_bank_ru", "_second", "_used_ru", "burst", "rate")
+
+    def __init__(self, rate: float, *, burst: bool = False) -> None:
+        self.rate = rate
+        self.burst = burst
+        self._second = -1
+        self._used_ru = 0.0
+        self._bank_ru = 0.0
+
+    @property
+    def _limit(self) -> float:
+        if not self.burst or self.rate >= BURST_LIMIT_RU:
+            return self.rate
+        return self.rate + min(self._bank_ru, BURST_LIMIT_RU - self.rate)
+
+    def provision(self, rate: float) -> None:
+        """Change the rate; what was admitted by the old one is spent, and not owed by the new one."""
+        owed = max(0.0, self._used_ru - self._limit)
+        self.rate = rate
+        self._used_ru = min(self._used_ru - owed, self._limit) + owed
+
+    def wait_ms(self, now: float) -> int:
+        """Return 0 where a request may run at *now*, else the milliseconds until a second with something left."""
+        second = floor(now)
+        if second > self._second:
+            self._roll(second)
+        missing = self._used_ru - self._limit
+        if missing < 0:
+            return 0
+        seconds = floor(missing / self.rate) if self.rate else 0
+        return max(1, ceil((self._second + 1 + seconds - now) * 1000))
+
+    def charge(self, now: float, charge_ru: float) -> None:
+        """Take the charge of a request, whether or not so much is left."""
+        second = floor(now)
+        if second > self._second:
+            self._roll(second)
+        self._used_ru += charge_ru
+
+    def left_ru(self, now: float) -> float:
+        """Return what may still be spent in this second, without the bank."""
+        if floor(now) > self._second:
+            self._roll(floor(now))
+        return max(0.0, self.rate - self._used_ru)
+
+    def _roll(self, second: int) -> None:
+        """Close the seconds before *second*: carry what is owed, bank what was idle."""
+        if self._second >= 0:
+            limit = self._limit
+            owed = max(0.0, self._used_ru - limit)
+            self._bank_ru += self.rate - min(self._used_ru, limit)
+            idle = (second - self._second - 1) * self.rate
+            paid = min(owed, idle)
+            self._used_ru = owed - paid
+            self._bank_ru = min(max(0.0, self._bank_ru + idle - paid), BANKED_S * self.rate)
+        self._second = second
 
 
 class Partition:
-    """One physical partition; it lives until it splits."""
+    """One physical partition, which serves one partition key range; it lives until it splits."""
 
     __slots__ = ("admitted_ru", "budgets", "id", "lsn", "maximum", "minimum", "parents", "throttled")
 
-    def __init__(self, name: str, minimum: str, maximum: str, parents: tuple[str, ...], lsn: int) -> None:
-        self.id = name
+    def __init__(self, range_id: str, minimum: str, maximum: str, parents: tuple[str, ...], lsn: int) -> None:
+        self.id = range_id
         self.minimum = minimum
         self.maximum = maximum
         self.parents = parents
         self.lsn = lsn
-        self.budgets: list[Budget] = []
+        self.budgets: list[Budget] = []  # one for each region
         self.admitted_ru = 0.0
         self.throttled = 0
 
+    @property
+    def session_token(self) -> str:
+        """Return the session token after the last write."""
+        return f"{self.id}:-1#{self.lsn}"
+
     def admit(self, now: float, region: int) -> None:
-        """Refuse with 429 where this second's request units are spent."""
+        """Raise 429 where this second's request units are spent."""
         wait_ms = self.budgets[region].wait_ms(now)
         if wait_ms:
-            raise self.throttle(wait_ms)
-
-    def throttle(self, wait_ms: int) -> Refused:
-        """Count a refusal, and make it."""
-        self.throttled += 1
-        return Refused(
-            429,
-            "Request rate is large. More Request Units may be needed, so no changes were made.",
-            THROTTLED,
-            headers={"x-ms-retry-after-ms": str(wait_ms)},
-        )
+            self.throttled += 1
+            raise HttpError(
+                429,
+                "Request rate is large. More Request Units may be needed, so no changes were made.",
+                REQUEST_RATE_TOO_LARGE,
+                headers={"x-ms-retry-after-ms": str(wait_ms)},
+            )
 
     def charge_read(self, now: float, region: int, charge_ru: float) -> None:
-        """Take a read's charge from the region that served it."""
+        """Charge a read to the region that served it."""
         self.admitted_ru += charge_ru
         self.budgets[region].charge(now, charge_ru)
 
     def charge_write(self, now: float, charge_ru: float) -> None:
-        """Take a write's charge from every region: each applies it."""
+        """Charge a write to every region: each applies it."""
         self.admitted_ru += charge_ru
         for budget in self.budgets:
             budget.charge(now, charge_ru)
@@ -58,27 +132,28 @@ class Partitions:
         self._version = version
         self._regions = regions
         self._burst = burst
-        parts = throughput.partitions_at_birth
+        parts = throughput.initial_partitions
         edges = [boundary(part, parts, version) for part in range(parts + 1)]
-        self.all = [Partition(str(part), edges[part], edges[part + 1], (), 1) for part in range(parts)]
-        self._born = parts
-        self._index()
+        self._replace([Partition(str(part), edges[part], edges[part + 1], (), 1) for part in range(parts)], parts)
         self.provision(throughput)
 
-    def _index(self) -> None:
-        self._minima = [partition.minimum for partition in self.all]
-        self._by_id = {partition.id: partition for partition in self.all}
-        self.generation = self._born
+    def _replace(self, partitions: list[Partition], next_id: int) -> None:
+        self.all = partitions
+        self.next_id = next_id
+        self._minima = [partition.minimum for partition in partitions]
+        self._by_id = {partition.id: partition for partition in partitions}
 
     def of(self, effective_key: str) -> Partition:
         """Return the partition that holds an effective partition key."""
         return self.all[bisect_right(self._minima, effective_key) - 1]
 
-    def named(self, range_id: str) -> Partition:
-        """Return the partition of a range id; 410 where it has split, or never was."""
+    def with_id(self, range_id: str) -> Partition:
+        """Return the partition of a partition key range; 410 where it has split, or never was."""
         found = self._by_id.get(range_id)
         if found is None:
-            raise Refused(410, f"partition key range {range_id} is gone; read the ranges again", RANGE_GONE)
+            raise HttpError(
+                410, f"partition key range {range_id} is gone; read the ranges again", PARTITION_KEY_RANGE_GONE
+            )
         return found
 
     def provision(self, throughput: Throughput) -> None:
@@ -95,18 +170,19 @@ class Partitions:
     def _split_all(self) -> None:
         halves = list[Partition]()
         for place, parent in enumerate(self.all):
-            parts = len(self.all) * 2
-            middle = boundary(place * 2 + 1, parts, self._version)
+            middle = boundary(place * 2 + 1, len(self.all) * 2, self._version)
             for minimum, maximum in ((parent.minimum, middle), (middle, parent.maximum)):
-                parents = (*parent.parents, parent.id)
-                halves.append(Partition(str(self._born), minimum, maximum, parents, parent.lsn))
-                self._born += 1
-        self.all = halves
-        self._index()
+                range_id = str(self.next_id + len(halves))
+                halves.append(Partition(range_id, minimum, maximum, (*parent.parents, parent.id), parent.lsn))
+        self._replace(halves, self.next_id + len(halves))
 
-    def described(self, container_rid: str) -> list[dict[str, object]]:
-        """Return the ranges as `pkranges` answers them."""
-        share = 1 / len(self.all)
+    @property
+    def etag(self) -> str:
+        """Return the etag of the ranges, which changes with each split."""
+        return f'"{self.next_id}"'
+
+    def to_json(self, container_rid: str) -> list[dict[str, object]]:
+        """Return the partition key ranges as the service describes them."""
         return [
             {
                 "_rid": container_rid,
@@ -114,10 +190,10 @@ class Partitions:
                 "minInclusive": partition.minimum,
                 "maxExclusive": partition.maximum,
                 "ridPrefix": int(partition.id),
-                "throughputFraction": share,
+                "throughputFraction": 1 / len(self.all),
                 "status": "online",
                 "parents": list(partition.parents),
-                "_etag": f'"{self.generation}"',
+                "_etag": self.etag,
             }
             for partition in self.all
         ]

@@ -1,85 +1,113 @@
-"""The emulator as a process: listeners for its regions, a tick each second, and an end when it is told."""
+"""The emulator as a process: its settings, its listeners with or without TLS, a tick each second, and a clean end."""
 
 import asyncio
+import ipaddress
 import logging
 import signal
+import ssl
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import uvloop
 
 from bench.cosmos_emulator.account import CONSISTENCIES, Account
 from bench.cosmos_emulator.admin import Admin
-from bench.cosmos_emulator.auth import Keeper
+from bench.cosmos_emulator.auth import WELL_KNOWN_KEY, Authenticator, Issuer
 from bench.cosmos_emulator.errors import EmulatorMisused
-from bench.cosmos_emulator.management import Management
-from bench.cosmos_emulator.metrics import Exposition
+from bench.cosmos_emulator.http import Connection
+from bench.cosmos_emulator.metrics import Monitor
 from bench.cosmos_emulator.service import Service
-from bench.cosmos_emulator.settings import REGIONS, Settings
-from bench.cosmos_emulator.tls import context_for
-from bench.cosmos_emulator.tokens import Issuer
-from bench.cosmos_emulator.watch import Watch
-from bench.cosmos_emulator.wire import Connection
 from stores.cosmos.charges import OURS, load
 
 log = logging.getLogger(__name__)
 
+REGIONS = ("Emulated West", "Emulated East")
 TICK_S = 1.0
-EVERYWHERE = ("", "0.0.0.0", "::")  # noqa: S104 -- what is told, not what is bound
+CERTIFICATE_LIFE = timedelta(days=30)
+WILDCARDS = ("", "0.0.0.0", "::")  # noqa: S104 -- compared with, not bound to
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The settings of one emulator: where it listens, what its account is like; read once, at the start."""
+
+    host: str = "127.0.0.1"
+    port: int = 8081
+    second_port: int | None = None
+    """Where the second region listens; None for one region."""
+
+    key: str = field(default=WELL_KNOWN_KEY, repr=False)
+    key_file: Path | None = None
+    """Where the key was read from, for the line that shows how to connect; None for the well-known one."""
+
+    consistency: str = "Session"
+    burst: bool = False
+    charges: Path | None = None
+    """The user's coefficients; None for ours."""
+
+    tls: bool = False
+    certificate: Path | None = None
+    """Where the generated certificate is written, for clients to trust."""
+
+    entra: bool = False
+    faults: Path | None = None
+    """Faults to begin with, as JSON."""
 
 
 @dataclass(slots=True)
-class Running:
+class RunningEmulator:
     """An emulator that listens."""
 
     service: Service
     scheme: str
     host: str
     ports: tuple[int, ...] = ()
-    alive: set[Connection] = field(default_factory=set)
+    connections: set[Connection] = field(default_factory=set)
 
     @property
     def endpoint(self) -> str:
-        """Return the URL of the region that is written, on loopback where the host is all addresses."""
-        host = "127.0.0.1" if self.host in EVERYWHERE else self.host
+        """Return the URL of the write region, on loopback where the host is a wildcard."""
+        host = "127.0.0.1" if self.host in WILDCARDS else self.host
         return f"{self.scheme}://{f'[{host}]' if ':' in host else host}:{self.ports[0]}/"
 
 
 @asynccontextmanager
-async def running(settings: Settings, clock: Callable[[], float] = time.time) -> AsyncIterator[Running]:
+async def running(settings: Settings, clock: Callable[[], float] = time.time) -> AsyncIterator[RunningEmulator]:
     """Listen until the block ends."""
     if settings.consistency not in CONSISTENCIES:
         raise EmulatorMisused(f"no such consistency: {settings.consistency}; there are {', '.join(CONSISTENCIES)}")
-    context = context_for(settings)
+    context = _tls_context(settings)
     scheme = "http" if context is None else "https"
-    wanted = [settings.port] if settings.second_port is None else [settings.port, settings.second_port]
-    service = _service(settings, wanted, clock)
-    account = service.account
-    watch = Watch(account)
-    admin = Admin(service, Exposition(account, service.counts, watch), Management(service))
-    made = Running(service, scheme, settings.host)
+    ports = [settings.port] if settings.second_port is None else [settings.port, settings.second_port]
+    service = _service(settings, ports, clock)
+    monitor = Monitor(service.account)
+    admin = Admin(service, monitor)
+    emulator = RunningEmulator(service, scheme, settings.host)
     loop = asyncio.get_running_loop()
     listeners = list[asyncio.Server]()
-    ticking = loop.create_task(_tick(made, watch))
+    ticking = loop.create_task(_tick(emulator, monitor))
     try:
-        for region, port in enumerate(wanted):
+        for region, port in enumerate(ports):
             listeners.append(
                 await loop.create_server(
-                    lambda region=region: Connection(admin.answer, made.alive, region, scheme),
+                    lambda region=region: Connection(admin.answer, emulator.connections, region, scheme),
                     settings.host,
                     port,
                     ssl=context,
                 )
             )
-        made.ports = tuple(listener.sockets[0].getsockname()[1] for listener in listeners)
-        account.regions = tuple(zip(REGIONS, made.ports, strict=False))
-        yield made
+        emulator.ports = tuple(listener.sockets[0].getsockname()[1] for listener in listeners)
+        service.account.regions = tuple(zip(REGIONS, emulator.ports, strict=False))
+        yield emulator
     finally:
         for listener in listeners:
             listener.close()
-        for connection in list(made.alive):
+        for connection in list(emulator.connections):
             connection.reset()
         ticking.cancel()
         with suppress(asyncio.CancelledError):
@@ -94,34 +122,83 @@ def _service(settings: Settings, ports: list[int], clock: Callable[[], float]) -
         burst=settings.burst,
         clock=clock,
     )
-    service = Service(account, Keeper(settings.key, Issuer() if settings.entra else None))
+    service = Service(account, Authenticator(settings.key, Issuer() if settings.entra else None))
     if settings.faults is not None:
         service.faults.read(settings.faults, clock())
     return service
 
 
-async def _tick(made: Running, watch: Watch) -> None:
+async def _tick(emulator: RunningEmulator, monitor: Monitor) -> None:
     loop = asyncio.get_running_loop()
-    before, worked = loop.time(), time.process_time()
+    last, last_cpu = loop.time(), time.process_time()
     while True:
         await asyncio.sleep(TICK_S)
-        now, working = loop.time(), time.process_time()
-        watch.tick(now - before, working - worked)
-        before, worked = now, working
-        for connection in list(made.alive):
-            connection.close_idle(now)
+        now, cpu = loop.time(), time.process_time()
+        monitor.tick(now - last, cpu - last_cpu)
+        last, last_cpu = now, cpu
+        for connection in list(emulator.connections):
+            connection.close_if_idle(now)
 
 
-def serve(settings: Settings, ready: Callable[[Running], None]) -> None:
-    """Run an emulator until SIGINT or SIGTERM; *ready* is called once it listens."""
-    uvloop.run(_serve(settings, ready))
+def serve(settings: Settings, on_ready: Callable[[RunningEmulator], None]) -> None:
+    """Run an emulator until SIGINT or SIGTERM; *on_ready* is called once it listens."""
+    uvloop.run(_serve(settings, on_ready))
 
 
-async def _serve(settings: Settings, ready: Callable[[Running], None]) -> None:
+async def _serve(settings: Settings, on_ready: Callable[[RunningEmulator], None]) -> None:
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopped.set)
-    async with running(settings) as made:
-        ready(made)
+    async with running(settings) as emulator:
+        on_ready(emulator)
         await stopped.wait()
+
+
+def _tls_context(settings: Settings) -> ssl.SSLContext | None:
+    """Make the TLS context of the listeners with a new key and certificate; None without TLS."""
+    if not settings.tls:
+        if settings.certificate is not None:
+            raise EmulatorMisused("--certificate needs --tls")
+        return None
+    certificate, key = make_certificate(settings.host)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with tempfile.TemporaryDirectory() as folder:
+        chain = Path(folder) / "chain.pem"
+        chain.touch(mode=0o600)
+        chain.write_bytes(key + certificate)
+        context.load_cert_chain(chain)
+    if settings.certificate is not None:
+        settings.certificate.write_bytes(certificate)
+    return context
+
+
+def make_certificate(host: str) -> tuple[bytes, bytes]:
+    """Return a self-signed certificate for loopback and *host*, and its key, both as PEM."""
+    try:
+        from cryptography import x509  # noqa: PLC0415 -- only TLS needs it
+        from cryptography.hazmat.primitives import hashes, serialization  # noqa: PLC0415 -- as above
+        from cryptography.hazmat.primitives.asymmetric import ec  # noqa: PLC0415 -- as above
+    except ModuleNotFoundError:
+        raise EmulatorMisused("--tls needs cryptography; install it with: pip install 'hotplate[cosmos]'") from None
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "hotplate cosmos-emulator")])
+    alternatives: list[x509.GeneralName] = [x509.DNSName("localhost")]
+    addresses = {"127.0.0.1", "::1"}
+    try:
+        addresses.add(str(ipaddress.ip_address(host)))
+    except ValueError:
+        alternatives.append(x509.DNSName(host))
+    alternatives += [x509.IPAddress(ipaddress.ip_address(address)) for address in sorted(addresses)]
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + CERTIFICATE_LIFE)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return certificate.public_bytes(pem), private

@@ -1,4 +1,4 @@
-"""The emulation without a network: a request in, an answer out, whatever the request is."""
+"""The emulated service without a network: it routes a request to its operation and always returns a response."""
 
 import logging
 import re
@@ -6,57 +6,101 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from email.utils import formatdate
+from functools import lru_cache, partial
+from urllib.parse import unquote
 
 import orjson
 
-from bench.cosmos_emulator import batches, items, queries, resources
+from bench.cosmos_emulator import items, queries, resources
 from bench.cosmos_emulator.account import Account
-from bench.cosmos_emulator.auth import Keeper
-from bench.cosmos_emulator.counts import Counts
-from bench.cosmos_emulator.errors import CODES, WRITE_FORBIDDEN, Refused
+from bench.cosmos_emulator.auth import Authenticator, authorize
+from bench.cosmos_emulator.batch import batch
+from bench.cosmos_emulator.errors import WRITE_FORBIDDEN, HttpError, bad_request
 from bench.cosmos_emulator.faults import Faults
-from bench.cosmos_emulator.messages import Answer, Request
-from bench.cosmos_emulator.permissions import permit
-from bench.cosmos_emulator.routes import Route, route_of
-from bench.cosmos_emulator.turn import Turn, turn_for
+from bench.cosmos_emulator.http import Request, Response, error_response
+from bench.cosmos_emulator.items import RequestContext, context_of
+from bench.cosmos_emulator.metrics import Counts
 
 log = logging.getLogger(__name__)
 
+# Longer paths are parsed each time, so that memory stays bounded.
+MAX_CACHED_PATH_CHARS = 512
 ACTIVITY_ID = re.compile(rb"[0-9A-Za-z-]{1,64}")
-QUERY = "application/query+json"
-NAMED = {"dbs": "database", "colls": "container", "docs": "item", "offers": "offer", "pkranges": "range", "": "account"}
+QUERY = b"application/query+json"
+SHAPES = ("dbs", "dbs/colls", "dbs/colls/docs", "dbs/colls/pkranges", "offers")
+NOUNS = {"dbs": "database", "colls": "container", "docs": "item", "offers": "offer", "pkranges": "range", "": "account"}
 VERBS = {"GET": "read", "PUT": "replace", "DELETE": "delete", "PATCH": "patch"}
+READS = ("read ", "list ", "query ", "plan ")
 
-ITEM_OPERATIONS: dict[str, Callable[[Turn, str], Answer]] = {
+ITEM_OPERATIONS: dict[str, Callable[[RequestContext, str], Response]] = {
     "read item": items.read,
-    "create item": lambda turn, _: items.create(turn),
-    "upsert item": lambda turn, _: items.upsert(turn),
-    "replace item": items.replace,
-    "delete item": items.delete,
-    "patch item": items.patch,
-    "batch items": lambda turn, _: batches.batch(turn),
-    "query items": lambda turn, _: queries.query(turn),
-    "plan query": lambda turn, _: queries.plan_only(turn),
-    "list items": lambda turn, _: queries.feed(turn),
+    "create item": partial(items.write, operation=items.create),
+    "upsert item": partial(items.write, operation=items.upsert),
+    "replace item": partial(items.write, operation=items.replace),
+    "delete item": partial(items.write, operation=items.delete),
+    "patch item": partial(items.write, operation=items.patch),
+    "batch items": lambda context, _: batch(context),
+    "query items": lambda context, _: queries.query(context),
+    "plan query": lambda context, _: queries.query_plan(context),
+    "list items": lambda context, _: queries.feed(context),
 }
-RESOURCE_OPERATIONS: dict[str, Callable[..., Answer]] = {
-    "create database": resources.create_database,
-    "read database": resources.read_database,
-    "delete database": resources.delete_database,
-    "list databases": resources.list_databases,
-    "query databases": resources.list_databases,
-    "create container": resources.create_container,
-    "read container": resources.read_container,
-    "replace container": resources.replace_container,
-    "delete container": resources.delete_container,
-    "list containers": resources.list_containers,
-    "query containers": resources.list_containers,
-    "list ranges": resources.list_ranges,
-    "list offers": resources.list_offers,
-    "query offers": resources.list_offers,
-    "read offer": resources.read_offer,
-    "replace offer": resources.replace_offer,
-}
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A path, parsed: the names in it, and the resource type and the link that are signed."""
+
+    resource_type: str
+    """The type of the resource, or of the feed; empty for the account."""
+
+    link: str
+    names: tuple[str, ...]
+    is_feed: bool
+
+
+def route_of(path: str) -> Route:
+    """Parse a path as it was sent; 404 where no resource can be there."""
+    return _cached_route(path) if len(path) <= MAX_CACHED_PATH_CHARS else _parse_route(path)
+
+
+def _parse_route(path: str) -> Route:
+    try:
+        segments = [unquote(segment, errors="strict") for segment in path.strip("/").split("/")]
+    except UnicodeDecodeError:
+        raise bad_request("the path is not UTF-8") from None
+    if segments == [""]:
+        return Route("", "", (), is_feed=False)
+    is_feed = len(segments) % 2 == 1
+    types, names = segments[0::2], tuple(segments[1::2])
+    shape = "/".join(types)
+    if shape not in SHAPES or "" in segments:
+        raise HttpError(404, f"this emulation has no resource there: {shape[:100]}")
+    if types[-1] == "pkranges" and not is_feed:
+        raise bad_request("single partition key ranges cannot be read; read the feed")
+    link = "/".join(segments[:-1] if is_feed else segments)
+    if types[-1] == "offers":
+        link = "" if is_feed else names[0].lower()
+    return Route(types[-1], link, names, is_feed)
+
+
+_cached_route = lru_cache(16384)(_parse_route)
+
+
+def operation_of(request: Request, route: Route) -> str:
+    """Name the operation of a request, as metrics and faults name it."""
+    noun = NOUNS[route.resource_type]
+    if not route.is_feed:
+        return f"{VERBS.get(request.method, 'other')} {noun}"
+    if request.method != "POST":
+        return f"{'list' if request.method == 'GET' else request.method.lower()} {noun}s"
+    if request.flag(b"x-ms-cosmos-is-query-plan-request"):
+        return "plan query"
+    is_query = request.headers.get(b"content-type", b"").lower().startswith(QUERY)
+    if is_query or request.flag(b"x-ms-documentdb-isquery") or request.flag(b"x-ms-documentdb-query"):
+        return f"query {noun}s"
+    if request.flag(b"x-ms-cosmos-is-batch-request"):
+        return "batch items"
+    return f"{'upsert' if request.flag(b'x-ms-documentdb-is-upsert') else 'create'} {noun}"
 
 
 @dataclass(slots=True)
@@ -64,82 +108,71 @@ class Service:
     """Answers requests, one after the other; lives as long as the emulator."""
 
     account: Account
-    keeper: Keeper
+    authenticator: Authenticator
     faults: Faults = field(default_factory=Faults)
     counts: Counts = field(default_factory=Counts)
     _second: int = -1
     _date: str = ""
 
-    def answer(self, request: Request) -> Answer:
-        """Answer a request; never raises."""
+    def answer(self, request: Request) -> Response:
+        """Return the response to a request; never raises."""
         operation = "unreadable"
         try:
             route = route_of(request.path)
             operation = operation_of(request, route)
-            do = self._faulty if self.faults.active else self._do
-            answer = do(request, route, operation)
-        except Refused as refusal:
-            answer = refused(refusal)
+            run = self._run_with_faults if self.faults.active else self._run
+            response = run(request, route, operation)
+        except HttpError as error:
+            response = error_response(error)
         except RecursionError:
-            answer = refused(Refused(400, "the request nests too deeply"))
+            response = error_response(bad_request("the request nests too deeply"))
         except Exception:
             log.exception("a request failed; this is a defect of the emulation")
-            answer = refused(Refused(500, "the emulation failed; its log says where"))
-        self.counts.count(operation, answer.status, answer.charge_ru)
-        answer.headers["x-ms-activity-id"] = activity_id(request)
-        answer.headers["date"] = self._dated()
-        return answer
+            response = error_response(HttpError(500, "the emulation failed; see its log"))
+        self.counts.count(operation, response.status, response.charge_ru)
+        response.headers["x-ms-activity-id"] = _activity_id(request)
+        response.headers["date"] = self._http_date()
+        return response
 
-    def _dated(self) -> str:
+    def _http_date(self) -> str:
         second = int(self.account.clock())
         if second != self._second:
             self._second, self._date = second, formatdate(second, usegmt=True)
         return self._date
 
-    def _faulty(self, request: Request, route: Route, operation: str) -> Answer:
+    def _run_with_faults(self, request: Request, route: Route, operation: str) -> Response:
         now = self.account.clock()
-        answer = self.faults.before(request, operation, now)
-        if answer is None:
+        response = self.faults.before(request, operation, now)
+        if response is None:
             try:
-                answer = self._do(request, route, operation)
-            except Refused as refusal:
-                answer = refused(refusal)
-            answer.delay_s = self.faults.delay_s(request, operation, answer, now)
-        return answer
+                response = self._run(request, route, operation)
+            except HttpError as error:
+                response = error_response(error)
+            response.delay_s = self.faults.delay_s(request, operation, response, now)
+        return response
 
-    def _do(self, request: Request, route: Route, operation: str) -> Answer:
+    def _run(self, request: Request, route: Route, operation: str) -> Response:
         now = self.account.clock()
-        roles = self.keeper.check(request, route.kind, route.link, now)
+        roles = self.authenticator.check(request, route.resource_type, route.link, now)
         if roles is not None:
-            permit(roles, operation, request)
-        if request.region and not _reads(operation):
-            raise Refused(
-                403,
-                "The requested operation cannot be performed at this region: it is not the one for writes",
-                WRITE_FORBIDDEN,
-            )
-        if route.kind == "docs":
-            return self._item(request, route, operation, now)
-        return self._resource(request, route, operation)
-
-    def _item(self, request: Request, route: Route, operation: str, now: float) -> Answer:
-        do = ITEM_OPERATIONS.get(operation)
-        if do is None:
-            raise _no_method(request)
-        container = resources.container_of(self.account, route.names[0], route.names[1])
-        return do(turn_for(self.account, container, request, now), "" if route.is_feed else route.names[2])
-
-    def _resource(self, request: Request, route: Route, operation: str) -> Answer:
+            authorize(roles, operation, request)
+        if request.region and not operation.startswith(READS):
+            message = "The requested operation cannot be performed at this region: it is not the write region"
+            raise HttpError(403, message, WRITE_FORBIDDEN)
         if operation == "read account":
-            return self._account(request)
-        do = RESOURCE_OPERATIONS.get(operation)
-        if do is None:
-            raise _no_method(request)
-        return do(self.account, request, *route.names)
+            return self._read_account(request)
+        if route.resource_type == "docs" and (run := ITEM_OPERATIONS.get(operation)) is not None:
+            container = self.account.container(route.names[0], route.names[1], is_owner=True)
+            context = context_of(self.account, container, request, now)
+            return run(context, "" if route.is_feed else route.names[2])
+        run_on_resource = resources.OPERATIONS.get(operation)
+        if run_on_resource is None:
+            raise method_not_allowed(request)
+        return run_on_resource(self.account, request, *route.names)
 
-    def _account(self, request: Request) -> Answer:
-        """Describe the account; the region that was asked is at the host and port that the caller reached it by."""
-        host = request.text(b"host") or f"127.0.0.1:{self.account.regions[request.region][1]}"
+    def _read_account(self, request: Request) -> Response:
+        """Describe the account; the region of the request is at the host and port that the caller reached it by."""
+        host = request.header(b"host") or f"127.0.0.1:{self.account.regions[request.region][1]}"
         name = host[: host.find("]") + 1] if host.startswith("[") else host.partition(":")[0]
         regions = [
             {
@@ -148,7 +181,7 @@ class Service:
             }
             for n, (region, port) in enumerate(self.account.regions)
         ]
-        told = {
+        account = {
             "_self": "",
             "id": "hotplate-emulation",
             "_rid": "hotplate-emulation",
@@ -164,44 +197,15 @@ class Service:
             "readPolicy": {"primaryReadCoefficient": 1, "secondaryReadCoefficient": 1},
             "queryEngineConfiguration": '{"maxSqlQueryInputLength":524288,"enableSpatialIndexing":false}',
         }
-        return Answer(200, orjson.dumps(told), charge_ru=0.0)
+        return Response(200, orjson.dumps(account))
 
 
-def operation_of(request: Request, route: Route) -> str:
-    """Name what a request wants, as metrics and faults name it."""
-    noun = NAMED[route.kind]
-    if not route.is_feed or request.method != "POST":
-        if route.is_feed:
-            return f"list {noun}s" if request.method == "GET" else f"{request.method.lower()} {noun}s"
-        return f"{VERBS.get(request.method, 'other')} {noun}"
-    headers = request.headers
-    if request.says(b"x-ms-cosmos-is-query-plan-request"):
-        return "plan query"
-    is_query = headers.get(b"content-type", b"").lower().startswith(QUERY.encode())
-    if is_query or request.says(b"x-ms-documentdb-isquery") or request.says(b"x-ms-documentdb-query"):
-        return f"query {noun}s"
-    if request.says(b"x-ms-cosmos-is-batch-request"):
-        return "batch items"
-    return f"{'upsert' if request.says(b'x-ms-documentdb-is-upsert') else 'create'} {noun}"
+def method_not_allowed(request: Request) -> HttpError:
+    """Make the error for a method that a resource does not have."""
+    return HttpError(405, f"this emulation does not support {request.method[:20]} there")
 
 
-def _reads(operation: str) -> bool:
-    return operation.startswith(("read ", "list ", "query ", "plan "))
-
-
-def activity_id(request: Request) -> str:
-    """Take the caller's activity id, or make one; what is odd is not echoed."""
+def _activity_id(request: Request) -> str:
+    """Return the caller's activity id, or a new one where it has none that is well formed."""
     given = request.headers.get(b"x-ms-activity-id", b"")
     return given.decode() if ACTIVITY_ID.fullmatch(given) else str(uuid.uuid4())
-
-
-def refused(refusal: Refused) -> Answer:
-    """Make the answer of a refusal."""
-    code = CODES.get(refusal.status, "Error")
-    body = orjson.dumps({"code": code, "message": refusal.message, **refusal.details})
-    headers = {**refusal.headers, "x-ms-substatus": str(refusal.substatus)}
-    return Answer(refusal.status, body, headers, refusal.charge_ru)
-
-
-def _no_method(request: Request) -> Refused:
-    return Refused(405, f"this emulation does not answer {request.method[:20]} there")

@@ -11,11 +11,11 @@ from stores.cosmos.charges import Charges
 from stores.cosmos.throughput import (
     AUTOSCALE_MIN,
     AUTOSCALE_STEP,
+    INITIAL_PARTITION_RU,
     MANUAL_MIN,
     MANUAL_STEP,
     MAX_RU,
     PARTITION_RU,
-    RU_AT_BIRTH,
     Throughput,
     minimum_ru,
 )
@@ -141,9 +141,9 @@ def _serving(ledger: Ledger, inputs: Inputs, gb: float) -> ServingContainer:
         f"min({MAX_RU}, max(highest_ru, serve_ru))",
         source="what a container is created with",
     )
-    made = f"ceil(creation_ru / {RU_AT_BIRTH})"
+    made = f"ceil(creation_ru / {INITIAL_PARTITION_RU})"
     ledger.derive(
-        "new_partitions", Throughput(found.creation_ru).partitions_at_birth, "partitions", made, source=PARTITIONS
+        "new_partitions", Throughput(found.creation_ru).initial_partitions, "partitions", made, source=PARTITIONS
     )
     formula = f"max(new_partitions, partitions_by_gb, ceil(min({MAX_RU}, serve_ru) / {PARTITION_RU}))"
     ledger.derive(
@@ -165,7 +165,7 @@ def _serving_with(ledger: Ledger, inputs: Inputs, partitions: int, gb: float) ->
     least = minimum_ru(highest, int(gb * GB), autoscale=False)
     serve = max(round_up(wanted, MANUAL_STEP), least)
     created = min(MAX_RU, max(highest, serve))
-    made = max(Throughput(created).partitions_at_birth, Throughput(min(MAX_RU, serve)).partitions_needed)
+    made = max(Throughput(created).initial_partitions, Throughput(min(MAX_RU, serve)).partitions_needed)
     return ServingContainer(partitions, max(partitions, made), wanted, highest, least, serve, created)
 
 
@@ -246,11 +246,14 @@ def _manual(ledger: Ledger, inputs: Inputs, prices: Prices) -> float:
 def _autoscale(ledger: Ledger, inputs: Inputs, prices: Prices) -> float:
     """Derive the cost of autoscale: each hour is billed at what it reached, at least a tenth of the top."""
     in_place = inputs.publishing == "in-place"
-    reads_ru, publish_ru, publishes = (ledger.number(name) for name in ("reads_ru", "publish_ru_s", "publishes"))
-    publish_hours, release_bytes = ceil(ledger.number("publish_hours")), _release_bytes(ledger)
+    reads_ru, publish_ru, release_bytes = (
+        ledger.number("reads_ru"),
+        ledger.number("publish_ru_s"),
+        _release_bytes(ledger),
+    )
     publish_top = autoscale_top(publish_ru, 0, 0)
     if not in_place:
-        partitions = Throughput(publish_top, autoscale=True).partitions_at_birth
+        partitions = Throughput(publish_top, autoscale=True).initial_partitions
         formula = f"ceil(round_up(max({AUTOSCALE_MIN}, publish_ru_s), {AUTOSCALE_STEP}) / {PARTITION_RU})"
         ledger.derive("autoscale_new_partitions", partitions, "partitions", formula, source=PARTITIONS)
     wanted = reads_ru + (publish_ru if in_place else 0)
@@ -267,22 +270,28 @@ def _autoscale(ledger: Ledger, inputs: Inputs, prices: Prices) -> float:
         "autoscale_mean_ru", reached, "RU/s",
         f"the mean over the hours of profile of the larger of autoscale_top_ru / {FLOOR} and reads_ru in that hour",
     )  # fmt: skip
-    if in_place:
-        hours = reached * HOURS_A_MONTH + publishes * publish_ru * publish_hours
-        formula = f"autoscale_mean_ru * {HOURS_A_MONTH} + publishes * publish_ru_s * ceil(publish_hours)"
-    else:
-        idle = autoscale_top(0, highest, release_bytes) / FLOOR
-        ledger.derive("autoscale_idle_ru", idle, "RU/s", "a tenth of the lowest top that may be set after publish_ru_s")
-        lasting = reached + inputs.kept * idle + AUTOSCALE_MIN / FLOOR
-        hours = lasting * HOURS_A_MONTH + publishes * (publish_ru * publish_hours + reached * OVERLAP_HOURS)
-        formula = (
-            f"(autoscale_mean_ru + kept * autoscale_idle_ru + {AUTOSCALE_MIN} / {FLOOR}) * {HOURS_A_MONTH} + publishes"
-            f" * (publish_ru_s * ceil(publish_hours) + autoscale_mean_ru * {OVERLAP_HOURS})"
-        )
+    hours, formula = _autoscale_hours(ledger, inputs, reached, highest)
     ledger.derive("autoscale_ru_hours", hours, "RU/s-hours", formula)
     cost = prices.ru_hours(hours, autoscale=True, regions=inputs.regions)
     formula = "autoscale_ru_hours / 100 * usd_ru_hour * usd_autoscale_factor * regions"
     return ledger.derive("autoscale_ru_cost", cost, "USD/month", formula)
+
+
+def _autoscale_hours(ledger: Ledger, inputs: Inputs, reached: float, highest: int) -> tuple[float, str]:
+    """Calculate RU/s-hours of a month in which serving *reached* so many on average; returns them and the formula."""
+    publishes, publish_ru = ledger.number("publishes"), ledger.number("publish_ru_s")
+    publish_hours = ceil(ledger.number("publish_hours"))
+    if inputs.publishing == "in-place":
+        hours = reached * HOURS_A_MONTH + publishes * publish_ru * publish_hours
+        return hours, f"autoscale_mean_ru * {HOURS_A_MONTH} + publishes * publish_ru_s * ceil(publish_hours)"
+    idle = autoscale_top(0, highest, _release_bytes(ledger)) / FLOOR
+    ledger.derive("autoscale_idle_ru", idle, "RU/s", "a tenth of the lowest top that may be set after publish_ru_s")
+    lasting = reached + inputs.kept * idle + AUTOSCALE_MIN / FLOOR
+    hours = lasting * HOURS_A_MONTH + publishes * (publish_ru * publish_hours + reached * OVERLAP_HOURS)
+    return hours, (
+        f"(autoscale_mean_ru + kept * autoscale_idle_ru + {AUTOSCALE_MIN} / {FLOOR}) * {HOURS_A_MONTH} + publishes"
+        f" * (publish_ru_s * ceil(publish_hours) + autoscale_mean_ru * {OVERLAP_HOURS})"
+    )
 
 
 def _serverless(ledger: Ledger, inputs: Inputs, prices: Prices) -> float | None:

@@ -20,10 +20,9 @@ from bench.loadgen.keys import HotSet, InTurn, Keys, Zipf
 from bench.loadgen.load import Requests
 from bench.planner.demand import cache_hits, predict_ru, write_charge
 from bench.ru.sandbox import AccountSandbox, Items, fullest_share
+from stores.cosmos.auth import KeySigner
 from stores.cosmos.charges import Charges
-from stores.cosmos.rest.requests import Requests as Signer
-from stores.cosmos.rest.requests import keyed
-from stores.cosmos.signing import KeySigner
+from stores.cosmos.requests import RequestBuilder, partition_key_header
 from stores.cosmos.throughput import AUTOSCALE_STEP, Throughput
 from stores.cosmos.url import KEY, Address
 
@@ -41,11 +40,44 @@ EVENTUAL, STRONG = "Eventual", "Strong"
 
 
 @dataclass(frozen=True, slots=True)
+class MissedKeys:
+    """Of *keys* those that miss a cache of so many entries with least recently used eviction."""
+
+    keys: Keys
+    entries: int
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the keys that miss."""
+        return (key for key, hit in simulate_cache(self.keys, self.entries) if not hit)
+
+    def share(self, part: int) -> "MissedKeys":
+        """See `bench.loadgen.load.Requests`."""
+        return replace(self, keys=self.keys.share(part))
+
+    def hit_rate(self, draws: int) -> float:
+        """Count which share of so many draws hits."""
+        return sum(hit for _, hit in islice(simulate_cache(self.keys, self.entries), draws)) / draws
+
+
+def simulate_cache(keys: Iterable[str], entries: int) -> Iterator[tuple[str, bool]]:
+    """Yield each key with whether it hits, once the cache is warm."""
+    held = OrderedDict[str, None]()
+    for place, key in enumerate(keys):
+        hit = key in held
+        held[key] = None
+        held.move_to_end(key)
+        if len(held) > entries:
+            held.popitem(last=False)
+        if place >= WARM_DRAWS:
+            yield key, hit
+
+
+@dataclass(frozen=True, slots=True)
 class KeyedRequests:
-    """Requests made beforehand, in the order in which their keys are drawn; see `bench.loadgen.load`."""
+    """Requests made beforehand, in the order in which their keys are drawn; see `bench.loadgen.load.Requests`."""
 
     by_key: Mapping[str, bytes]
-    keys: Keys
+    keys: Keys | MissedKeys
 
     def rendered(self, host: str, headers: Mapping[str, str]) -> Iterator[bytes]:
         """Yield requests; host and headers are in them."""
@@ -53,7 +85,7 @@ class KeyedRequests:
         return map(self.by_key.__getitem__, self.keys)
 
     def share(self, part: int) -> "KeyedRequests":
-        """See `bench.loadgen.load`."""
+        """See `bench.loadgen.load.Requests`."""
         return replace(self, keys=self.keys.share(part))
 
 
@@ -78,46 +110,8 @@ class MixedRequests:
                 yield next(reads)
 
     def share(self, part: int) -> "MixedRequests":
-        """See `bench.loadgen.load`."""
+        """See `bench.loadgen.load.Requests`."""
         return replace(self, reads=self.reads.share(part), writes=self.writes.share(part))
-
-
-@dataclass(frozen=True, slots=True)
-class CacheMisses:
-    """Of *requests* those that miss a cache of so many entries with least recently used eviction."""
-
-    requests: KeyedRequests
-    entries: int
-
-    def rendered(self, host: str, headers: Mapping[str, str]) -> Iterator[bytes]:
-        """See `KeyedRequests`."""
-        del host, headers
-        return map(self.requests.by_key.__getitem__, self.names())
-
-    def names(self) -> Iterator[str]:
-        """Yield the keys that miss."""
-        return (key for key, hit in simulate_cache(self.requests.keys, self.entries) if not hit)
-
-    def share(self, part: int) -> "CacheMisses":
-        """See `bench.loadgen.load`."""
-        return replace(self, requests=self.requests.share(part))
-
-    def hit_rate(self, draws: int) -> float:
-        """Count which share of so many draws hits."""
-        return sum(hit for _, hit in islice(simulate_cache(self.requests.keys, self.entries), draws)) / draws
-
-
-def simulate_cache(keys: Iterable[str], entries: int) -> Iterator[tuple[str, bool]]:
-    """Yield each key with whether it hits, once the cache is warm."""
-    held = OrderedDict[str, None]()
-    for place, key in enumerate(keys):
-        hit = key in held
-        held[key] = None
-        held.move_to_end(key)
-        if len(held) > entries:
-            held.popitem(last=False)
-        if place >= WARM_DRAWS:
-            yield key, hit
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +123,8 @@ class SignedRequests:
 
     def reads(self, container: str, items: Items, consistency: str = EVENTUAL) -> dict[str, bytes]:
         """Make a point read of each item, signed now."""
-        signer = self._signer(consistency)
-        return {name: signer.read(container, name) for name in items.ids}
+        requests = self._request_builder(consistency)
+        return {name: requests.point_read(container, name) for name in items.ids}
 
     def in_turn(self, container: str, items: Items, consistency: str = EVENTUAL) -> KeyedRequests:
         """Make requests that read the items in turn: even over partitions, no key more popular than another."""
@@ -138,19 +132,27 @@ class SignedRequests:
 
     def upserts(self, container: str, items: Items) -> dict[str, bytes]:
         """Make a write of each item, signed now."""
-        signer, link = self._signer(self.address.consistency), f"dbs/{self.address.database}/colls/{container}"
+        requests, link = (
+            self._request_builder(self.address.consistency),
+            f"dbs/{self.address.database}/colls/{container}",
+        )
         return {
-            body["id"]: signer.ask(
-                "POST", "docs", link, f"{link}/docs/", headers=keyed(body["id"]) + UPSERT, body=orjson.dumps(body)
+            body["id"]: requests.build(
+                "POST",
+                "docs",
+                link,
+                f"{link}/docs/",
+                headers=partition_key_header(body["id"]) + UPSERT,
+                body=orjson.dumps(body),
             )
             for body in items.bodies()
         }
 
     def require_key(self) -> None:
         """Raise BenchMisused, which says what to do, for an account without a key."""
-        self._signer(self.address.consistency)
+        self._request_builder(self.address.consistency)
 
-    def _signer(self, consistency: str) -> Signer:
+    def _request_builder(self, consistency: str) -> RequestBuilder:
         address = self.address
         if address.key is None:
             raise BenchMisused(
@@ -158,7 +160,7 @@ class SignedRequests:
                 f"{KEY} or in a file as {KEY}_FILE"
             )
         host = urlsplit(address.endpoint).netloc
-        return Signer(host, address.database, consistency, KeySigner(address.key, address.shown), self.clock)
+        return RequestBuilder(host, address.database, consistency, KeySigner(address.key, address.shown), self.clock)
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,15 +268,15 @@ def cached(setup: Setup) -> Scenario:
     """
     items = setup.items
     entries = round(items.count * CACHED)
-    reads = setup.requests.reads(setup.container, items)
-    misses = CacheMisses(KeyedRequests(reads, Keys(items.ids, Zipf(ZIPF))), entries)
-    miss_rate = 1 - misses.hit_rate(COUNTED_DRAWS)
+    missed = MissedKeys(Keys(items.ids, Zipf(ZIPF)), entries)
+    requests = KeyedRequests(setup.requests.reads(setup.container, items), missed)
+    miss_rate = 1 - missed.hit_rate(COUNTED_DRAWS)
     hit_rate = cache_hits(items.count, ZIPF, entries).hit_rate
-    hot_share = hot_share_of(fullest_share(list(islice(misses.names(), COUNTED_DRAWS)), items.parts), items.parts)
+    hot_share = hot_share_of(fullest_share(list(islice(missed, COUNTED_DRAWS)), items.parts), items.parts)
     return setup.scenario(
         f"a cache of {entries} lists before zipf {ZIPF:g}",
         f"hit rate {hit_rate:.1%} by Che's approximation, counted {1 - miss_rate:.1%}",
-        lambda rate: Offer(misses, rate * miss_rate),
+        lambda rate: Offer(requests, rate * miss_rate),
         hit_rate=hit_rate,
         hot_share=hot_share,
         partitions=items.parts,
@@ -303,7 +305,7 @@ def published_beside(setup: Setup) -> Scenario:
 def autoscaled(setup: Setup) -> Scenario:
     """Read from an autoscale container, whose most is what counts."""
     most = autoscale_of(setup.ru)
-    items = Items(1, setup.items.count, most.partitions_at_birth)
+    items = Items(1, setup.items.count, most.initial_partitions)
     container = setup.sandbox.create(most)
     setup.sandbox.fill(container, items)
     there = replace(setup, container=container, items=items, ru=most.ru)

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hotplate.cli.foretelling import DryRun
-from hotplate.cli.foretelling import tell as print_estimate
+from hotplate.cli.costs import DryRun, MaxRu, Spending, limit_ru, print_estimate
 from hotplate.cli.publish import (
     Activate,
     ChosenEncoding,
@@ -22,7 +21,6 @@ from hotplate.cli.publish import (
     Resume,
     publish_lists,
 )
-from hotplate.cli.spending import MaxRu, Spending, within
 from hotplate.cli.terminal import (
     Delimiter,
     Json,
@@ -86,7 +84,7 @@ def import_lists(
     """
     from offline.list_import import ImportedLists, ImportSettings
 
-    options = PublishOptions(within(store, max_ru), encoding, activate, keep, resume, dry_run, as_json)
+    options = PublishOptions(limit_ru(store, max_ru), encoding, activate, keep, resume, dry_run, as_json)
     columns = {"user": user_column, "item": item_column, "score": score_column, "title": title_column}
     settings = ImportSettings(lists, popular, similar, titles, columns, delimiter, list_length)
     if not dry_run:

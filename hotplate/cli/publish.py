@@ -1,22 +1,20 @@
 """`hotplate publish`: from a model folder to a live release; and what it has in common with `hotplate import`."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from hotplate.cli.foretelling import DryRun
-from hotplate.cli.foretelling import tell as print_estimate
-from hotplate.cli.foretelling import whole as reject_resume
-from hotplate.cli.spending import MaxRu, Spending, within
+from hotplate.cli.costs import DryRun, MaxRu, Spending, limit_ru, print_estimate, reject_resume
 from hotplate.cli.terminal import Json, StageProgress, StoreUrl, option, out, print_json, progress_bars, with_store
 
 if TYPE_CHECKING:
     from offline.publish import ListSource
     from stores.catalogue import ReleaseId
-    from stores.forecast import Forecast
+    from stores.estimate import Estimate
     from stores.lifecycle import WriteResult
     from stores.manifest import Manifest
     from stores.store import Plan, Store
@@ -100,7 +98,7 @@ class Publication:
             out.print(f"{self.result.skipped:,} rows had been written before and were not written again", markup=False)
         for release in self.erased:
             out.print(f"erased {release}, which nobody needs any more", markup=False)
-        self.spending.show(plan_of(manifest))
+        self.spending.print_totals(plan_of(manifest))
 
 
 def publish(
@@ -130,7 +128,7 @@ def publish(
     from offline.lists import ListSettings, ModelLists
     from offline.model import load
 
-    options = PublishOptions(within(store, max_ru), encoding, activate, keep, resume, dry_run, as_json)
+    options = PublishOptions(limit_ru(store, max_ru), encoding, activate, keep, resume, dry_run, as_json)
     lists = ModelLists(load(model), ListSettings(list_length, keep_seen))
     spending = Spending()
     with progress_bars(spending.progress) as on_progress:
@@ -145,48 +143,38 @@ def publish(
 
 def publish_lists(
     lists: "ListSource", options: PublishOptions, spending: Spending, on_progress: StageProgress
-) -> "Publication | Forecast":
-    """Publish *lists* and erase what nobody needs any more; or, for a dry run, say what that would come to."""
+) -> "Publication | Estimate":
+    """Publish *lists* and erase what nobody needs any more; or, for a dry run, estimate what that would take."""
     from offline.publish import publish as write
     from stores.catalogue import ReleaseId
+    from stores.estimate import estimate
     from stores.lifecycle import prune
 
-    if options.dry_run:
-        return _estimate(lists, options, on_progress)
     started = perf_counter()
+    stage = "dry run" if options.dry_run else "publish"
 
     async def act(opened: "Store") -> Publication:
-        spending.watch(opened, lists.plan(), quiet=options.as_json)
         result = await write(
             lists,
             opened,
             encoding=options.encoding_or_default(),
             live=options.activate,
             resume=ReleaseId(options.resume) if options.resume else None,
-            on_progress=lambda done, total: on_progress("publish", done, total),
+            on_progress=partial(on_progress, stage),
         )
         seconds = perf_counter() - started
         return Publication(result, options.activate, seconds, await prune(opened, keep=options.keep), spending)
 
-    return with_store(options.store, act, spending)
+    async def act_on_simulation(simulated: "Store") -> "Manifest":
+        return (await act(simulated)).result.manifest
 
+    async def watch_and_act(opened: "Store") -> Publication:
+        spending.watch(opened, lists.plan(), quiet=options.as_json)
+        return await act(opened)
 
-def _estimate(lists: "ListSource", options: PublishOptions, on_progress: StageProgress) -> "Forecast":
-    from offline.foreseeing import foresee_rows
-
-    return with_store(
-        options.store,
-        lambda opened: foresee_rows(
-            lists.batches(),
-            opened,
-            plan=lists.plan(),
-            about=lists.about(),
-            encoding=options.encoding_or_default(),
-            live=options.activate,
-            keep=options.keep,
-            on_progress=lambda done, total: on_progress("dry run", done, total),
-        ),
-    )
+    if options.dry_run:
+        return with_store(options.store, lambda opened: estimate(opened, act_on_simulation, live=options.activate))
+    return with_store(options.store, watch_and_act, spending)
 
 
 def plan_of(manifest: "Manifest") -> "Plan":

@@ -6,10 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hotplate.cli import foretelling
-from hotplate.cli.foretelling import DryRun
+from hotplate.cli.costs import DryRun, MaxRu, Spending, limit_ru, print_estimate
 from hotplate.cli.publish import Keep, plan_of
-from hotplate.cli.spending import MaxRu, Spending, within
 from hotplate.cli.terminal import (
     Json,
     StoreUrl,
@@ -25,7 +23,7 @@ from hotplate.cli.terminal import (
 
 if TYPE_CHECKING:
     from stores.catalogue import ReleaseRef
-    from stores.forecast import Forecast
+    from stores.estimate import Estimate
     from stores.lifecycle import WriteResult
     from stores.manifest import Manifest
     from stores.store import Store
@@ -161,21 +159,21 @@ def copy(
     Before you pay: hotplate releases copy --from URL --to cosmos://ACCOUNT/DATABASE --max-ru 4000 --dry-run
     """
     from stores.transfer import copy as copy_release
-    from stores.transfer import foresee_copy
+    from stores.transfer import estimate_copy
     from stores.verification import load_manifest
 
-    target, spending = within(target, max_ru) or target, Spending()
+    target, spending = limit_ru(target, max_ru) or target, Spending()
     if dry_run:
 
-        async def estimate(opened: "Store", other: "Store") -> "Forecast":
+        async def estimate(opened: "Store", other: "Store") -> "Estimate":
             chosen = await find_release(opened, release)
-            return await foresee_copy(
+            return await estimate_copy(
                 opened, other, chosen.id, live=activate, on_progress=partial(on_progress, "dry run")
             )
 
         with progress_bars() as on_progress:
             found = with_stores(source, target, estimate)
-        foretelling.tell(found, target, as_json=as_json)
+        print_estimate(found, target, as_json=as_json)
         return
 
     async def act(opened: "Store", other: "Store") -> "WriteResult":
@@ -193,7 +191,7 @@ def copy(
         as_json=as_json,
     )
     if not as_json and done.rows:
-        spending.show(plan_of(done.manifest))
+        spending.print_totals(plan_of(done.manifest))
 
 
 @app.command()

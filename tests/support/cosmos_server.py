@@ -1,21 +1,26 @@
-"""An emulator for the tests: a process of its own on loopback, and a fast way to ask the service without a network."""
+"""An emulator for tests: as a process, in a thread of this one, or as the service alone, without a network."""
 
+import asyncio
 import base64
 import hmac
+import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import formatdate
 from pathlib import Path
+from queue import SimpleQueue
 from urllib.parse import quote, unquote
 
 import orjson
 
 from bench.cosmos_emulator.account import Account
-from bench.cosmos_emulator.auth import WELL_KNOWN_KEY, Keeper
-from bench.cosmos_emulator.messages import Answer, Request
+from bench.cosmos_emulator.auth import WELL_KNOWN_KEY, Authenticator
+from bench.cosmos_emulator.http import Request, Response
+from bench.cosmos_emulator.server import RunningEmulator, Settings, running
 from bench.cosmos_emulator.service import Service
 from stores.cosmos.charges import load
 from tests.support.paths import ROOT
@@ -45,41 +50,72 @@ def emulator(*options: str) -> Iterator[Emulator]:
             process.communicate(timeout=10)
 
 
+@contextmanager
+def emulator_thread(settings: Settings) -> Iterator[tuple[Emulator, Service]]:
+    """Run an emulator in a thread of this process; its service may be inspected."""
+    started = SimpleQueue[tuple[asyncio.AbstractEventLoop, RunningEmulator] | BaseException]()
+    stopped = asyncio.Event()
+
+    async def serve() -> None:
+        async with running(settings) as made:
+            started.put((asyncio.get_running_loop(), made))
+            await stopped.wait()
+
+    def work() -> None:
+        try:
+            asyncio.run(serve())
+        except BaseException as error:  # noqa: BLE001 -- raised again by the thread that waits for the start
+            started.put(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    result = started.get()
+    if isinstance(result, BaseException):
+        thread.join()
+        raise result
+    loop, made = result
+    try:
+        yield Emulator(made.endpoint, os.getpid(), settings.key, settings.certificate), made.service
+    finally:
+        loop.call_soon_threadsafe(stopped.set)
+        thread.join()
+
+
 class Direct:
     """The service without a network, on a clock that the test holds, with one database `d` and one container `c`."""
 
     def __init__(self, clock: Callable[[], float], *, ru: int = 4000, regions: int = 1, **container: object) -> None:
         names = tuple((f"region {n}", 8081 + n) for n in range(regions))
         self.clock = clock
-        self.service = Service(Account(load(), names, clock=clock), Keeper(WELL_KNOWN_KEY, None))
-        assert self.ask("POST", "/dbs", {"id": "d"}).status == 201
-        told = {"id": "c", "partitionKey": {"paths": ["/id"], "kind": "Hash", "version": 2}, **container}
-        assert self.ask("POST", "/dbs/d/colls/", told, {"x-ms-offer-throughput": str(ru)}).status == 201
+        self.service = Service(Account(load(), names, clock=clock), Authenticator(WELL_KNOWN_KEY, None))
+        assert self.request("POST", "/dbs", {"id": "d"}).status == 201
+        resource = {"id": "c", "partitionKey": {"paths": ["/id"], "kind": "Hash", "version": 2}, **container}
+        assert self.request("POST", "/dbs/d/colls/", resource, {"x-ms-offer-throughput": str(ru)}).status == 201
         self.container = self.service.account.databases["d"].containers["c"]
 
-    def ask(
+    def request(
         self, method: str, path: str, body: object = None, headers: dict[str, str] | None = None, *, region: int = 0
-    ) -> Answer:
+    ) -> Response:
         """Send a signed request; bytes are sent as they are, all else as JSON."""
         segments = unquote(path).strip("/").split("/")
         is_feed = len(segments) % 2 == 1
         link = "/".join(segments[:-1] if is_feed else segments)
-        kind = segments[-1 if is_feed else -2]
-        given = signed(method, kind, link, now=self.clock()) | (headers or {})
+        resource_type = segments[-1 if is_feed else -2]
+        fields = signed(method, resource_type, link, now=self.clock()) | (headers or {})
         raw = b"" if body is None else body if isinstance(body, bytes) else orjson.dumps(body)
-        named = {name.lower().encode(): value.encode("latin-1") for name, value in given.items()}
+        named = {name.lower().encode(): value.encode("latin-1") for name, value in fields.items()}
         return self.service.answer(Request(method, path, named, raw, region))
 
-    def item(self, method: str, name: str, body: object = None, **headers: str) -> Answer:
-        """Do something with the item of one id, which is its partition key, too."""
+    def item(self, method: str, name: str, body: object = None, **headers: str) -> Response:
+        """Send a request for the item of one id, which is its partition key, too."""
         path = "/dbs/d/colls/c/docs/" + ("" if method == "POST" else f"{quote(name, safe='')}/")
         named = {"x-ms-documentdb-partitionkey": orjson.dumps([name]).decode("latin-1")}
         named |= {header.replace("_", "-"): value for header, value in headers.items()}
-        return self.ask(method, path, body, named)
+        return self.request(method, path, body, named)
 
 
-def substatus(answer: Answer) -> tuple[int, int]:
-    return answer.status, int(answer.headers["x-ms-substatus"])
+def substatus(response: Response) -> tuple[int, int]:
+    return response.status, int(response.headers["x-ms-substatus"])
 
 
 def signed(

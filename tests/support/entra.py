@@ -2,8 +2,10 @@
 
 import asyncio
 import ssl
+import time
 import urllib.parse
 import urllib.request
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -12,8 +14,8 @@ from azure.core.credentials import AccessToken
 
 from tests.support.cosmos_server import Emulator
 
+# Where ARM keeps the emulated account.
 PLACE = {"subscription": "00000000-0000-0000-0000-000000000000", "resource_group": "emulation"}
-"""Where ARM keeps the emulated account."""
 
 
 def token_of(server: Emulator, scope: str, roles: str = "", life_s: int = 3600) -> AccessToken:
@@ -60,3 +62,32 @@ def url_of(server: Emulator, database: str, **options: object) -> str:
     asked = {"ca": server.certificate, **options}
     host = server.endpoint.removeprefix("https://").rstrip("/")
     return f"cosmos://{host}/{database}?{urllib.parse.urlencode(asked)}"
+
+
+class Issued:
+    """A credential that takes its tokens from the emulator, or fails, or gives what no longer counts."""
+
+    def __init__(self, endpoint: str, clock: Callable[[], float] = time.time) -> None:
+        self.endpoint = endpoint
+        self.clock = clock
+        self.asked = 0
+        self.trouble = ""
+        self.spoiled = False
+        self.closed = False
+        self.scopes = set[str]()
+
+    async def get_token(self, *scopes: str) -> AccessToken:
+        self.asked += 1
+        self.scopes |= set(scopes)
+        if self.trouble:
+            raise RuntimeError(self.trouble)
+        told = orjson.loads(await asyncio.to_thread(self.page))
+        return AccessToken(told["access_token"] + "x" * self.spoiled, int(self.clock()) + 3600)
+
+    def page(self) -> bytes:
+        with urllib.request.urlopen(f"{self.endpoint}__emulation/token", timeout=10) as answer:
+            told: bytes = answer.read()
+        return told
+
+    async def close(self) -> None:
+        self.closed = True

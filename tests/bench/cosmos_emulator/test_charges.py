@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 import pytest
 
-from bench.cosmos_emulator.figures import Row, compared, table
+from bench.cosmos_emulator.charge_table import Row, compare, markdown
 from stores.cosmos.charges import KB, Charges, documented, load
 from stores.errors import StoreMisused
 from tests.support.clock import FakeClock
@@ -14,7 +14,7 @@ from tests.support.cosmos_server import Direct
 from tests.support.paths import ROOT
 
 DOCS = ROOT / "docs" / "cosmos-emulator.md"
-ROWS = compared(load(), documented())
+ROWS = compare(load(), documented())
 
 
 @pytest.mark.parametrize("row", [one for one in ROWS if not one.superseded], ids=str)
@@ -30,7 +30,7 @@ def test_only_what_a_newer_source_contradicts_is_superseded() -> None:
 
 
 def test_the_documentation_shows_the_same_table() -> None:
-    assert table(ROWS) in DOCS.read_text()
+    assert markdown(ROWS) in DOCS.read_text()
 
 
 def item_of(name: str, size: int, made: int = 0) -> dict[str, Any]:

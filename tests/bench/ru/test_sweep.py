@@ -43,7 +43,7 @@ class Account(AccountSandbox):
         first, *lines = head.decode().split("\r\n")
         verb, path, _ = first.split(" ")
         headers = dict(line.split(": ", 1) for line in lines)
-        made = self.direct.ask(verb, path, body or None, headers)
+        made = self.direct.request(verb, path, body or None, headers)
         return made.status, made.charge_ru, made.body
 
     def send(self, request: bytes) -> Response:
@@ -59,18 +59,18 @@ class Account(AccountSandbox):
             else {"x-ms-offer-throughput": str(throughput.ru)}
         )
         body = {"id": name, "partitionKey": {"paths": ["/id"], "kind": "Hash", "version": 2}}
-        assert self.direct.ask("POST", "/dbs/d/colls/", body, header).status == 201
+        assert self.direct.request("POST", "/dbs/d/colls/", body, header).status == 201
         return name
 
     def scale(self, container: str, throughput: Throughput) -> None:
-        link = orjson.loads(self.direct.ask("GET", f"/dbs/d/colls/{container}/").body)["_self"]
-        offers = orjson.loads(self.direct.ask("GET", "/offers/").body)["Offers"]
+        link = orjson.loads(self.direct.request("GET", f"/dbs/d/colls/{container}/").body)["_self"]
+        offers = orjson.loads(self.direct.request("GET", "/offers/").body)["Offers"]
         offer = next(each for each in offers if each["resource"].strip("/") == link.strip("/"))
         changed = offer | {"content": throughput.content()}
         own = signed(
             "PUT", "offers", offer["id"].lower(), now=self.direct.clock()
         )  # of an offer its id alone is signed
-        assert self.direct.ask("PUT", f"/offers/{offer['id']}/", changed, own).status == 200
+        assert self.direct.request("PUT", f"/offers/{offer['id']}/", changed, own).status == 200
         self.began_s += 60
 
     def fill(self, container: str, items: Items) -> None:
@@ -79,7 +79,7 @@ class Account(AccountSandbox):
                 "x-ms-documentdb-partitionkey": orjson.dumps([body["id"]]).decode(),
                 "x-ms-documentdb-is-upsert": "True",
             }
-            while self.direct.ask("POST", f"/dbs/d/colls/{container}/docs/", body, named).status == 429:
+            while self.direct.request("POST", f"/dbs/d/colls/{container}/docs/", body, named).status == 429:
                 self.began_s += 1
         self.began_s += 1
 
@@ -129,7 +129,7 @@ def swept(options: SweepOptions) -> SweepResult:
     return sweep.result
 
 
-def test_each_level_bears_what_its_request_units_pay_for() -> None:
+def test_each_level_sustains_what_its_request_units_pay_for() -> None:
     made = swept(SweepOptions(levels="400,500", duration="1s", effects=False))
     assert made.valid
     assert [each.ru for each in made.levels] == [400, 500]

@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
+import orjson
 import pytest
 from azure.core.credentials import AccessToken
 
@@ -18,13 +20,11 @@ from serve.exposition import Exposition
 from serve.metrics import Metrics
 from serve.reader import TieredReader
 from serve.tiers import StoreObserver
-from stores.cosmos.containers import containers_of
-from stores.cosmos.meter import Relay
-from stores.cosmos.rest.driver import RestDriver
+from stores.cosmos.auth import TOKEN_PAUSE_S
+from stores.cosmos.containers import open_containers
+from stores.cosmos.rest import RestClient
 from stores.cosmos.store import CosmosStore
-from stores.cosmos.token import PAUSE_S
-from stores.cosmos.url import EMULATORS_KEY, KEY
-from tests.stores.cosmos.test_token import Issued
+from stores.cosmos.url import EMULATOR_KEY, KEY
 from tests.support.clock import FakeClock
 from tests.support.cosmos_drivers import account
 from tests.support.cosmos_server import emulator
@@ -38,8 +38,7 @@ TIER = "cosmos+http"
 WRONG = base64.b64encode(b"not the key of this account" * 2).decode()
 AHEAD = """
 import asyncio, time
-from bench.cosmos_emulator.server import running
-from bench.cosmos_emulator.settings import Settings
+from bench.cosmos_emulator.server import Settings, running
 
 async def main():
     async with running(Settings(port=0), clock=lambda: time.time() + 3600) as made:
@@ -79,7 +78,7 @@ async def test_where_no_release_was_ever_read_nothing_is_ready_and_the_error_say
             raise AssertionError("it cannot be read")
     assert SENTENCES[why] in str(caught.value)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    for secret in (EMULATORS_KEY, WRONG):
+    for secret in (EMULATOR_KEY, WRONG):
         assert secret not in caplog.text + str(caught.value)
 
 
@@ -104,7 +103,7 @@ async def test_readers_that_are_let_in_no_more_go_on_with_popular_lists_until_th
             proxy.target = port
             proxy.reset()
             await until_read(reader, TIER)
-    for secret in (EMULATORS_KEY, WRONG):
+    for secret in (EMULATOR_KEY, WRONG):
         assert secret not in caplog.text
 
 
@@ -130,15 +129,30 @@ async def test_a_service_that_is_let_in_no_more_loses_no_request_under_load(tmp_
     logged = run.service.log.read_text()
     assert (run.logged("circuit open"), run.logged("circuit closed")) == (1, 1)
     assert run.logged(SENTENCES[why]) <= 2, "once of the catalogue, once of lookups"
-    assert EMULATORS_KEY not in logged
+    assert EMULATOR_KEY not in logged
     assert WRONG not in logged
 
 
-class Brief(Issued):
-    """Gives tokens that last a minute by the clock that the test holds."""
+class ShortLived:
+    """A credential whose tokens, the emulator's, last a minute by the clock that the test holds; or it fails."""
+
+    def __init__(self, endpoint: str, clock: FakeClock) -> None:
+        self.endpoint = endpoint
+        self.clock = clock
+        self.requests = 0
+        self.error = ""
 
     async def get_token(self, *scopes: str) -> AccessToken:
-        return AccessToken((await super().get_token(*scopes)).token, int(self.clock()) + 60)
+        del scopes
+        self.requests += 1
+        if self.error:
+            raise RuntimeError(self.error)
+        with urlopen(f"{self.endpoint}__emulation/token", timeout=10) as answer:  # noqa: ASYNC210 -- it answers at once
+            token = orjson.loads(answer.read())["access_token"]
+        return AccessToken(token, int(self.clock()) + 60)
+
+    async def close(self) -> None:
+        """There is nothing to close."""
 
 
 async def test_a_token_that_ends_costs_personal_lists_until_entra_id_gives_another(
@@ -147,18 +161,17 @@ async def test_a_token_that_ends_costs_personal_lists_until_entra_id_gives_anoth
     with account(None, "--entra-issuer") as far:
         await publish_to(far.url("db"), lists("r0"))
         clock, metrics = FakeClock(), Metrics(1, [TIER])
-        relay = Relay(StoreObserver(TIER, metrics))
         clock.now = time.time()
-        identity, address = Brief(far.emulator.endpoint, clock), replace(far.address("db"), key=None)
-        driver = RestDriver(address, relay, credential=identity, clock=clock)
-        store = CosmosStore(address, driver, containers_of(address, driver), relay)
+        identity, address = ShortLived(far.emulator.endpoint, clock), replace(far.address("db"), key=None)
+        client = RestClient(address, StoreObserver(TIER, metrics), credential=identity, clock=clock)
+        store = CosmosStore(address, client, lambda: open_containers(address, client))
         async with TieredReader({TIER: store}, budget_s=1.0, metrics=metrics) as reader:
             await reader.wait_until_ready(WAIT_S)
             await lose_and_find_its_token(reader, identity, clock)
     assert [record.levelname for record in caplog.records].count("WARNING") == 4, "twice lost, twice found"
 
 
-async def lose_and_find_its_token(reader: TieredReader, identity: Issued, clock: FakeClock) -> None:
+async def lose_and_find_its_token(reader: TieredReader, identity: ShortLived, clock: FakeClock) -> None:
     async def sources() -> set[str]:
         return {(await reader.personal(str(n))).source for n in range(60)}
 
@@ -166,7 +179,7 @@ async def lose_and_find_its_token(reader: TieredReader, identity: Issued, clock:
         return "personal" in await sources()
 
     await until(is_personal, "no list is personal")
-    identity.trouble = "the identity has no such tenant"
+    identity.error = "the identity has no such tenant"
     clock.now += 61
     assert await sources() == {"popular"}
     (tier,) = reader.tiers
@@ -175,7 +188,7 @@ async def lose_and_find_its_token(reader: TieredReader, identity: Issued, clock:
     text = Exposition(reader.metrics, [tier]).text().decode()
     kinds = 'hotplate_store_failures_total{kind="unauthorized",store="cosmos+http"}'
     assert f"{kinds} 5" in text, "as many as open the circuit"
-    identity.trouble = ""
-    clock.now += PAUSE_S
+    identity.error = ""
+    clock.now += TOKEN_PAUSE_S
     await until(is_personal, "no list is personal again")
-    assert identity.asked == 3
+    assert identity.requests == 3

@@ -1,0 +1,77 @@
+"""The table of documented charges beside ours, for the test and for the documentation.
+
+`python -m bench.cosmos_emulator.charge_table` prints it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stores.cosmos.charges import KB, Charges, documented, load
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One documented charge and ours."""
+
+    operation: str
+    note: str
+    size_kb: float
+    documented_ru: float
+    ours_ru: float
+    source: str
+    date: str
+    superseded: bool
+
+    def __str__(self) -> str:
+        return f"{self.operation} {self.size_kb:g} KB {self.note} ({self.source})"
+
+
+def compare(charges: Charges, entries: Sequence[dict[str, Any]]) -> list[Row]:
+    """Compute our charge for each documented one."""
+    return [
+        Row(
+            entry["operation"], entry.get("note", ""), size_kb, ru, _ours(charges, entry, round(size_kb * KB)),
+            entry["source"], entry["date"], entry.get("superseded", False),
+        )
+        for entry in entries
+        for size_kb, ru in zip(entry["sizes_kb"], entry["ru"], strict=True)
+    ]  # fmt: skip
+
+
+def _ours(charges: Charges, entry: dict[str, Any], size: int) -> float:  # noqa: PLR0911 -- one line for each operation
+    terms, sizes = entry.get("terms", 0), [size] * entry.get("items", 1)
+    match entry["operation"]:
+        case "read":
+            return charges.read(size, strong=entry.get("strong", False))
+        case "create":
+            return charges.create(size, terms)
+        case "replace":
+            return charges.replace(size, size, terms, terms)
+        case "patch":
+            return charges.patch(size, size, terms, terms, operations=terms)
+        case "delete":
+            return charges.delete(size, terms)
+        case "feed":
+            return charges.feed(sizes)
+    return charges.query(sizes)
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Return the table as Markdown, by operation and size, the newest source first."""
+    ordered = sorted(rows, key=lambda row: row.date, reverse=True)
+    ordered.sort(key=lambda row: (row.operation, row.note, row.size_kb))
+    lines = ["| operation | KB | documented RU | ours | off by | source | date |", "|---|---:|---:|---:|---:|---|---|"]
+    for row in ordered:
+        off = f"{row.ours_ru / row.documented_ru - 1:+.1%}"
+        mark = " (superseded)" if row.superseded else ""
+        name = f"{row.operation}, {row.note}" if row.note else row.operation
+        lines.append(
+            f"| {name} | {row.size_kb:g} | {row.documented_ru:,.2f} | {row.ours_ru:,.2f} | {off} | {row.source}{mark} "
+            f"| {row.date or 'older'} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(markdown(compare(load(), documented())))

@@ -1,0 +1,280 @@
+"""HTTP/1.1 without waiting: a connection parses requests, calls the handler and writes the responses in their order.
+
+The handler returns its response at once, so that a request needs neither a task nor a future: that is what keeps a read
+below 50 µs of CPU.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+import httptools
+import orjson
+
+from bench.cosmos_emulator.errors import CODES, HttpError, bad_request
+
+MAX_HEAD_BYTES = 64 * 1024
+MAX_BODY_BYTES = 2 * 1024 * 1024
+# A body that is too large is read up to here before it is refused: a client that still writes may miss the response.
+MAX_DISCARDED_BYTES = 64 * 1024 * 1024
+# Pipelined requests that are queued behind a delayed response; more are left in the kernel.
+MAX_QUEUED = 64
+IDLE_S = 120.0
+TOO_LARGE = "Request size is too large: a request has at most 2 MB."
+
+STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus} | {
+    449: "HTTP/1.1 449 Retry With\r\n"
+}
+COMMON_HEADERS = (
+    "server: hotplate-cosmos-emulator\r\n"
+    "x-ms-emulation: hotplate; not Azure Cosmos DB\r\n"
+    "x-ms-serviceversion: emulation\r\n"
+)
+
+
+@dataclass(slots=True)
+class Request:
+    """A whole request; names of headers are in lower case."""
+
+    method: str
+    path: str
+    """As it was sent, still percent-encoded, without the query string."""
+
+    headers: dict[bytes, bytes]
+    body: bytes = b""
+    region: int = 0
+    """Which of the account's regions received it, from 0; region 0 is the write region."""
+
+    scheme: str = "http"
+    query: str = ""
+    """The query string without its question mark; only the admin pages and Azure Resource Manager read it."""
+
+    def header(self, name: bytes) -> str:
+        """Return a header as text, empty where it is absent."""
+        return self.headers.get(name, b"").decode("latin-1")
+
+    def flag(self, name: bytes) -> bool:
+        """Return whether a header is `true`."""
+        return self.headers.get(name, b"").lower() == b"true"
+
+
+@dataclass(slots=True)
+class Response:
+    """A whole response; `delay_s` and `reset` come from injected faults."""
+
+    status: int
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+    charge_ru: float = 0.0
+    content_type: str = "application/json"
+    delay_s: float = 0.0
+    reset: bool = False
+    """Reset the connection instead of responding."""
+
+
+Handler = Callable[[Request], Response]
+
+
+def error_response(error: HttpError) -> Response:
+    """Make the response of an error, as the service words it."""
+    body = orjson.dumps({"code": CODES.get(error.status, "Error"), "message": error.message, **error.details})
+    return Response(error.status, body, {**error.headers, "x-ms-substatus": str(error.substatus)}, error.charge_ru)
+
+
+def parse_json(raw: bytes, name: str = "the body") -> Any:  # noqa: ANN401 -- any JSON value; callers check its type
+    """Parse JSON; 400 where it is none."""
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise bad_request(f"{name} is not JSON: {error.msg}") from None
+
+
+def parse_object(raw: bytes) -> dict[str, Any]:
+    """Parse a body that must be a JSON object."""
+    value = parse_json(raw)
+    if not isinstance(value, dict):
+        raise bad_request("the body must be a JSON object")
+    return value
+
+
+def render(response: Response, *, keep_alive: bool = True, is_head: bool = False) -> bytes:
+    """Return the bytes of a response."""
+    length = "" if response.status in (204, 304) else f"content-length: {len(response.body)}\r\n"
+    content_type = f"content-type: {response.content_type}\r\n" if response.body else ""
+    close = "" if keep_alive else "connection: close\r\n"
+    lines = "".join([f"{name}: {value}\r\n" for name, value in response.headers.items()])
+    head = (
+        f"{STATUS_LINES[response.status]}{length}{content_type}x-ms-request-charge: {response.charge_ru:.2f}\r\n"
+        f"{lines}{close}{COMMON_HEADERS}\r\n"
+    )
+    return head.encode("latin-1") + (b"" if is_head else response.body)
+
+
+class Connection(asyncio.Protocol):
+    """One connection, from when it is accepted until it is lost."""
+
+    def __init__(self, handler: Handler, connections: "set[Connection]", region: int, scheme: str) -> None:
+        self._handler = handler
+        self._connections = connections
+        self._region = region
+        self._scheme = scheme
+        self._queue = deque[tuple[Request | Response, bool]]()
+        self._is_delayed = False
+        self._is_write_paused = False
+        self._closes_after_queue = False
+        self._is_closing = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._parser = httptools.HttpRequestParser(self)
+        self.on_message_begin()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Register the connection."""
+        self._transport: asyncio.Transport = transport  # type: ignore[assignment]  # asyncio gives TCP servers this kind
+        self._loop = asyncio.get_running_loop()
+        self._last_read_at = self._loop.time()
+        self._connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection and the requests that are queued."""
+        del exc
+        self._connections.discard(self)
+        self._is_closing = True
+        self._queue.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def close_if_idle(self, now: float) -> None:
+        """Close a connection that has sent nothing for long, also in the middle of a request."""
+        if not self._is_delayed and now - self._last_read_at > IDLE_S:
+            self._transport.close()
+
+    def reset(self) -> None:
+        """Cut the connection as a crash would."""
+        self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse on; what is not HTTP is answered with 400, after the requests before it."""
+        if self._is_closing:
+            return
+        self._last_read_at = self._loop.time()
+        if self._in_head:
+            self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            # The request was handled as if it had not asked for another protocol; what follows may be in that one.
+            self._closes_after_queue = True
+            self._handle_queue()
+        except httptools.HttpParserError:
+            self._refuse(400, "the request is not HTTP/1.1")
+        if (self._in_head and self._head_bytes > MAX_HEAD_BYTES + len(data)) or len(self._url) > MAX_HEAD_BYTES:
+            self._refuse(431, f"the head of a request has at most {MAX_HEAD_BYTES} bytes")
+        if self._body_bytes > MAX_DISCARDED_BYTES:
+            self._refuse(413, TOO_LARGE)
+
+    def pause_writing(self) -> None:
+        """Neither read from a client that does not read its responses, nor make more of them."""
+        self._is_write_paused = True
+        self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """Handle what was queued meanwhile."""
+        self._is_write_paused = False
+        self._handle_queue()
+
+    def on_message_begin(self) -> None:
+        """Begin a request."""
+        self._url = b""
+        self._headers = dict[bytes, bytes]()
+        self._body = list[bytes]()
+        self._body_bytes = 0
+        self._head_bytes = 0
+        self._in_head = True
+
+    def on_url(self, url: bytes) -> None:
+        """Take a piece of the URL."""
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take one header; of several with one name the last counts."""
+        self._headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        """Answer `Expect: 100-continue`."""
+        self._in_head = False
+        if self._headers.get(b"expect", b"").lower() == b"100-continue" and not self._is_delayed:
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, body: bytes) -> None:
+        """Take a piece of the body; what is too much is counted and dropped."""
+        self._body_bytes += len(body)
+        if self._body_bytes <= MAX_BODY_BYTES:
+            self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        """Handle a whole request, or queue it behind a delayed response."""
+        keep_alive = self._parser.should_keep_alive()
+        request: Request | Response
+        if self._body_bytes > MAX_BODY_BYTES:
+            request = error_response(HttpError(413, TOO_LARGE))
+        else:
+            path, _, query = self._url.decode("latin-1").partition("?")
+            method = self._parser.get_method().decode("latin-1")
+            body = b"".join(self._body)
+            request = Request(method, path, self._headers, body, self._region, self._scheme, query)
+        self._head_bytes, self._in_head, self._body_bytes = 0, True, 0
+        self._handle_or_queue(request, keep_alive=keep_alive)
+
+    def _refuse(self, status: int, message: str) -> None:
+        self._handle_or_queue(error_response(HttpError(status, message)), keep_alive=False)
+        self._is_closing = True
+
+    def _handle_or_queue(self, request: Request | Response, *, keep_alive: bool) -> None:
+        if self._is_closing:
+            return
+        if self._is_delayed or self._is_write_paused:
+            self._queue.append((request, keep_alive))
+            if len(self._queue) >= MAX_QUEUED:
+                self._transport.pause_reading()
+            return
+        self._handle(request, keep_alive=keep_alive)
+
+    def _handle(self, request: Request | Response, *, keep_alive: bool) -> None:
+        response = self._handler(request) if isinstance(request, Request) else request
+        is_head = isinstance(request, Request) and request.method == "HEAD"
+        if response.delay_s > 0:
+            self._is_delayed = True
+            self._timer = self._loop.call_later(response.delay_s, self._write_delayed, response, keep_alive, is_head)
+        else:
+            self._write(response, keep_alive, is_head)
+
+    def _write_delayed(self, response: Response, keep_alive: bool, is_head: bool) -> None:  # noqa: FBT001 -- as below
+        self._is_delayed, self._timer = False, None
+        self._write(response, keep_alive, is_head)
+        self._handle_queue()
+
+    def _handle_queue(self) -> None:
+        """Handle what is queued, until one of the responses is delayed itself."""
+        while self._queue and not self._is_delayed and not self._is_write_paused:
+            request, keep_alive = self._queue.popleft()
+            self._handle(request, keep_alive=keep_alive)
+        if self._closes_after_queue and not self._queue and not self._is_delayed:
+            self._is_closing = True
+            self._transport.close()
+        elif len(self._queue) < MAX_QUEUED and not self._is_write_paused and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def _write(self, response: Response, keep_alive: bool, is_head: bool) -> None:  # noqa: FBT001 -- call_later passes no keywords
+        if self._transport.is_closing():
+            return
+        if response.reset:
+            self.reset()
+            return
+        self._transport.write(render(response, keep_alive=keep_alive, is_head=is_head))
+        if not keep_alive:
+            self._is_closing = True
+            self._queue.clear()
+            self._transport.close()

@@ -1,0 +1,148 @@
+"""Connections without a network: how requests are read, queued and refused, however their bytes arrive."""
+
+import asyncio
+import re
+import socket
+from itertools import pairwise
+
+import orjson
+from hypothesis import strategies as st
+
+from bench.cosmos_emulator.http import Connection, Request, Response
+from bench.cosmos_emulator.server import Settings
+from tests.support.cosmos_server import emulator_thread
+from tests.support.property import depths, explore
+
+
+class Sink(asyncio.Transport):
+    """A transport that keeps what is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = b""
+        self.closed = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        assert not self.closed
+        self.written += bytes(data)
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def close(self) -> None:
+        self.closed = True
+
+    def abort(self) -> None:
+        self.closed = True
+
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
+
+
+def fed(pieces: list[bytes]) -> tuple[list[Request], Sink]:
+    """Feed a connection with pieces; returns the requests that it understood, and what it wrote."""
+    requests = list[Request]()
+
+    def handle(request: Request) -> Response:
+        requests.append(request)
+        return Response(200, b"{}")
+
+    async def feed() -> Sink:
+        sink = Sink()
+        connection = Connection(handle, set(), 0, "http")
+        connection.connection_made(sink)
+        for piece in pieces:
+            connection.data_received(piece)
+        connection.connection_lost(None)
+        return sink
+
+    return requests, asyncio.run(feed())
+
+
+WHOLE = b'POST /dbs HTTP/1.1\r\nHost: x\r\nContent-Length: 7\r\n\r\n{"a":1}GET /offers HTTP/1.1\r\nhost: x\r\n\r\n'
+
+
+@depths(quick=30, soak=1500)
+def test_requests_are_the_same_however_they_are_cut(examples: int) -> None:
+    def check(cuts: list[int]) -> None:
+        edges = [0, *sorted(cuts), len(WHOLE)]
+        requests, sink = fed([WHOLE[start:end] for start, end in pairwise(edges)])
+        assert [(one.method, one.path, one.body) for one in requests] == [
+            ("POST", "/dbs", b'{"a":1}'),
+            ("GET", "/offers", b""),
+        ]
+        assert sink.written.count(b"HTTP/1.1 200 OK") == 2
+
+    explore(check, examples, cuts=st.lists(st.integers(0, len(WHOLE)), max_size=12))
+
+
+@depths(quick=30, soak=1500)
+def test_noise_is_refused_or_waited_for(examples: int) -> None:
+    def check(noise: bytes, place: int) -> None:
+        _, sink = fed([WHOLE[:place] + noise + WHOLE[place:], b"\r\n\r\n", noise])
+        for line in sink.written.split(b"\r\n"):
+            if line.startswith(b"HTTP/1.1"):
+                assert line[9:12] in (b"200", b"100", b"400", b"413", b"431")
+
+    explore(check, examples, noise=st.binary(min_size=1, max_size=200), place=st.integers(0, len(WHOLE)))
+
+
+def test_heads_that_never_end_are_refused() -> None:
+    for piece in (b"x" * 9000, b"a: " + b"b" * 9000 + b"\r\n"):
+        requests, sink = fed([b"GET /" if b":" not in piece else b"GET / HTTP/1.1\r\n", *[piece] * 20])
+        assert (requests, sink.closed) == ([], True)
+        assert b" 431 " in sink.written
+
+
+def test_an_upgrade_is_answered_in_http_1() -> None:
+    requests, sink = fed([b"GET / HTTP/1.1\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\n"])
+    assert (len(requests), sink.written.count(b"HTTP/1.1"), sink.closed) == (1, 1, True)
+
+
+def test_a_client_that_expects_100_continue_gets_it_before_its_body() -> None:
+    requests, sink = fed([b"POST / HTTP/1.1\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\n", b"{}"])
+    assert [one.body for one in requests] == [b"{}"]
+    assert sink.written.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK")
+
+
+def test_a_body_that_is_too_large_is_read_and_refused() -> None:
+    requests, sink = fed([b"POST /dbs HTTP/1.1\r\ncontent-length: 3000000\r\n\r\n", *[b"x" * 100_000] * 30])
+    assert (requests, sink.closed) == ([], False)
+    assert b" 413 " in sink.written
+
+
+def test_requests_of_a_client_that_does_not_read_are_queued() -> None:
+    requests = list[Request]()
+
+    def handle(request: Request) -> Response:
+        requests.append(request)
+        return Response(200, b"x" * 10)
+
+    async def run() -> None:
+        sink = Sink()
+        connection = Connection(handle, set(), 0, "http")
+        connection.connection_made(sink)
+        connection.pause_writing()
+        connection.data_received(b"GET / HTTP/1.1\r\n\r\n" * 50)
+        assert requests == []
+        connection.resume_writing()
+        assert sink.written.count(b"HTTP/1.1 200 OK") == 50
+
+    asyncio.run(run())
+
+
+def test_a_delayed_response_keeps_its_place_in_the_pipeline() -> None:
+    with emulator_thread(Settings(port=0)) as (server, _):
+        port = int(server.endpoint.rstrip("/").rpartition(":")[2])
+        fault = orjson.dumps([{"kind": "slow", "delay_ms": 100, "operation": "read account"}])
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+            connection.sendall(
+                b"PUT /__emulation/faults HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (len(fault), fault)
+                + b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
+                + b"GET /nowhere HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+            )
+            received = b"".join(iter(lambda: connection.recv(65536), b""))
+        assert re.findall(rb"HTTP/1.1 (\d+)", received) == [b"200", b"401", b"404"]

@@ -1,0 +1,156 @@
+"""Partitions and their budgets on a clock that the test holds: admissions are exact, waits are enough."""
+
+import random
+from typing import Any
+
+import pytest
+from azure.cosmos import PartitionKey
+
+from bench.cosmos_emulator.errors import HttpError
+from bench.cosmos_emulator.partition_keys import effective_key
+from bench.cosmos_emulator.partitions import Budget, Partitions
+from stores.cosmos.throughput import Throughput, minimum_ru
+
+START = 1000.0
+LATER = START + 0.25
+
+
+def admitted(partitions: Partitions, keys: list[str], charge_ru: float, seconds: int, per_second: int) -> float:
+    """Send requests at even times for random keys, more than are provisioned; returns the admitted RU."""
+    chosen = random.Random(7)
+    total = 0.0
+    for count in range(seconds * per_second):
+        now = START + count / per_second
+        partition = partitions.of(effective_key([chosen.choice(keys)], 2))
+        try:
+            partition.admit(now, 0)
+        except HttpError:
+            continue
+        partition.charge_write(now, charge_ru)
+        total += charge_ru
+    return total
+
+
+@pytest.mark.parametrize("ru", [400, 1_000, pytest.param(4_000, marks=pytest.mark.soak), 11_000])
+@pytest.mark.parametrize("charge_ru", [pytest.param(1.0, marks=pytest.mark.soak), 1.14, 10.8, 145.9])
+def test_what_is_provisioned_is_admitted(ru: int, charge_ru: float) -> None:
+    partitions = Partitions(Throughput(ru), 2, 1, burst=False)
+    keys = [f"user-{n}" for n in range(997)]
+    seconds = 100 if charge_ru > 100 else 10
+    per_second = int(ru / charge_ru * 1.5) + 10
+    total = admitted(partitions, keys, charge_ru, seconds, per_second)
+    assert total == pytest.approx(seconds * ru, rel=0.01)
+
+
+def test_a_hot_key_gets_the_share_of_its_partition() -> None:
+    partitions = Partitions(Throughput(11_000), 2, 1, burst=False)
+    assert len(partitions.all) == 2
+    total = admitted(partitions, ["the hot one"], 1.0, 9, 11_000)
+    assert total == pytest.approx(9 * 5_500, rel=0.01)
+
+
+def test_a_wait_that_is_kept_ends_in_an_admission() -> None:
+    budget = Budget(400.0)
+    budget.charge(LATER, 1000.0)
+    wait_ms = budget.wait_ms(LATER)
+    assert wait_ms == 1750
+    assert budget.wait_ms(LATER + wait_ms / 1000 - 0.01) > 0
+    assert budget.wait_ms(LATER + wait_ms / 1000) == 0
+
+
+def test_the_wait_of_a_second_that_is_spent_reaches_to_the_next() -> None:
+    budget = Budget(400.0)
+    budget.charge(LATER, 400.0)
+    assert budget.wait_ms(LATER) == 750
+    assert budget.wait_ms(LATER + 0.7495) == 1
+
+
+def test_what_was_spent_before_scaling_down_is_not_owed_afterwards() -> None:
+    budget = Budget(11_000.0)
+    budget.charge(START, 10_000.0)
+    budget.provision(400.0)
+    assert budget.wait_ms(LATER) == 750
+    assert budget.wait_ms(START + 1) == 0
+    budget.charge(START + 1, 500.0)
+    budget.provision(1_000.0)
+    assert budget.wait_ms(START + 1) == 0
+    assert budget.left_ru(START + 2) == 1_000.0
+
+
+def test_idle_throughput_is_banked_for_a_burst() -> None:
+    # The documentation's example: 100 RU/s, idle for 5 minutes, bank 30,000 RU, spent at 3,000 RU/s in 10 s and some.
+    budget = Budget(100.0, burst=True)
+    budget.charge(START, 0.0)
+    total = 0.0
+    for count in range(20 * 10_000):
+        now = START + 301 + count / 10_000
+        if not budget.wait_ms(now):
+            budget.charge(now, 1.0)
+            total += 1.0
+        if count == 5 * 10_000:
+            assert total == pytest.approx(5 * 3000, rel=0.01)
+    assert total == pytest.approx(30_000 + 20 * 100, rel=0.01)
+
+
+def test_nothing_is_banked_without_burst_or_above_its_limit() -> None:
+    for budget in (Budget(100.0), Budget(4000.0, burst=True)):
+        budget.charge(START, 0.0)
+        budget.charge(START + 100, budget.rate)
+        assert budget.wait_ms(START + 100) > 0
+
+
+@pytest.mark.parametrize(
+    ("throughput", "parts"),
+    [
+        (Throughput(400), 1),
+        (Throughput(6_000), 1),
+        (Throughput(11_000), 2),
+        (Throughput(50_000), 9),
+        (Throughput(10_000, autoscale=True), 1),
+        (Throughput(11_000, autoscale=True), 2),
+    ],
+)
+def test_partitions_of_a_new_container(throughput: Throughput, parts: int) -> None:
+    assert len(Partitions(throughput, 2, 1, burst=False).all) == parts
+
+
+def test_partitions_split_when_they_cannot_carry_more_and_never_merge() -> None:
+    partitions = Partitions(Throughput(400), 2, 1, burst=False)
+    partitions.provision(Throughput(10_000))
+    assert [one.id for one in partitions.all] == ["0"]
+    partitions.provision(Throughput(20_000))
+    assert [(one.id, one.parents) for one in partitions.all] == [("1", ("0",)), ("2", ("0",))]
+    partitions.provision(Throughput(400))
+    assert [one.budgets[0].rate for one in partitions.all] == [200, 200]
+    with pytest.raises(HttpError) as error:
+        partitions.with_id("0")
+    assert error.value.status == 410
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_keys_spread_evenly_over_ranges_that_have_no_gap(version: int) -> None:
+    partitions = Partitions(Throughput(50_000), version, 1, burst=False)
+    assert partitions.all[0].minimum == ""
+    assert partitions.all[-1].maximum == "FF"
+    for left, right in zip(partitions.all, partitions.all[1:], strict=False):
+        assert left.maximum == right.minimum
+    held = [partitions.of(effective_key([f"user-{n}"], version)).id for n in range(9000)]
+    assert all(850 < held.count(one.id) < 1150 for one in partitions.all)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_hashes_are_the_sdks_own(version: int) -> None:
+    chosen = random.Random(3)
+    values: list[Any] = [None, True, False, 0, 1, -1, 1.5, -2.25, 1e300, 2**31, 2**40, "x", "ü" * 60]
+    values += ["a" * length for length in range(1, 110)]
+    values += [chosen.uniform(-1e9, 1e9) for _ in range(50)]
+    definition = PartitionKey("/id", version=version)
+    for value in values:
+        assert effective_key([value], version) == str(definition._get_effective_partition_key_string([value])).upper()
+
+
+def test_the_least_throughput_follows_from_history_and_size() -> None:
+    assert minimum_ru(400, 0, autoscale=False) == 400
+    assert minimum_ru(100_000, 0, autoscale=False) == 1_000
+    assert minimum_ru(400, 900 * 1000**3, autoscale=False) == 900
+    assert minimum_ru(50_000, 0, autoscale=True) == 5_000

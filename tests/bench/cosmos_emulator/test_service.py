@@ -1,0 +1,307 @@
+"""The service in process: errors, sessions, times to live, regions, throttling, queries, faults, and the monitor."""
+
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from bench.cosmos_emulator.auth import WELL_KNOWN_KEY
+from bench.cosmos_emulator.errors import EmulatorMisused
+from bench.cosmos_emulator.faults import Faults
+from bench.cosmos_emulator.http import Response
+from bench.cosmos_emulator.metrics import Monitor
+from tests.support.clock import FakeClock
+from tests.support.cosmos_server import Direct, signed, substatus
+
+ITEM = "/dbs/d/colls/c/docs/a/"
+
+
+@pytest.fixture
+def direct(clock: FakeClock) -> Direct:
+    return Direct(clock, defaultTtl=-1)
+
+
+def body_of(response: Response) -> dict[str, Any]:
+    body: dict[str, Any] = orjson.loads(response.body)
+    return body
+
+
+def test_a_missing_item_differs_from_a_missing_container_by_its_substatus(direct: Direct) -> None:
+    assert substatus(direct.item("GET", "a")) == (404, 0)
+    key = {"x-ms-documentdb-partitionkey": '["a"]'}
+    assert substatus(direct.request("GET", "/dbs/d/colls/nope/docs/a/", headers=key)) == (404, 1003)
+    assert substatus(direct.request("GET", "/dbs/nope/colls/c/docs/a/", headers=key)) == (404, 1003)
+    assert substatus(direct.request("GET", "/dbs/d/colls/nope/")) == (404, 0)
+    anew = key | {"x-ms-cosmos-intended-collection-rid": "x"}
+    assert substatus(direct.request("GET", ITEM, headers=anew)) == (400, 1024)
+
+
+def test_signatures_and_dates_are_checked(direct: Direct, clock: FakeClock) -> None:
+    key = {"x-ms-documentdb-partitionkey": '["a"]'}
+    link = "dbs/d/colls/c/docs/a"
+    for skew_s, status in ((0, 404), (14 * 60, 404), (-14 * 60, 404), (16 * 60, 401), (-16 * 60, 401)):
+        headers = signed("GET", "docs", link, now=clock() + skew_s)
+        assert direct.request("GET", ITEM, headers=key | headers).status == status
+    wrong = [
+        signed("GET", "docs", link, now=clock(), key="d3Jvbmc="),
+        signed("PUT", "docs", link, now=clock()),
+        signed("GET", "docs", "dbs/d/colls/c/docs/A", now=clock()),
+        {"authorization": "type%3Daad%26ver%3D1.0%26sig%3Da.b.c"},
+        {"authorization": "Bearer x"},
+        {"authorization": ""},
+        {"x-ms-date": "yesterday"},
+    ]
+    for headers in wrong:
+        refused = direct.request("GET", ITEM, headers=key | headers)
+        assert refused.status == 401
+        assert WELL_KNOWN_KEY.encode() not in refused.body
+
+
+def test_a_known_etag_is_answered_with_304_and_charged(direct: Direct) -> None:
+    etag = direct.item("POST", "a", {"id": "a"}).headers["etag"]
+    response = direct.item("GET", "a", if_none_match=etag)
+    assert (response.status, response.body, response.charge_ru) == (304, b"", 1.0)
+    assert direct.item("GET", "a", if_none_match='"other"').status == 200
+
+
+def test_responses_carry_session_tokens_and_one_that_is_ahead_is_not_available(direct: Direct) -> None:
+    made = direct.item("POST", "a", {"id": "a"})
+    assert made.headers["x-ms-alt-content-path"] == "dbs/d/colls/c"
+    token = made.headers["x-ms-session-token"]
+    assert direct.item("GET", "a", x_ms_session_token=token).status == 200
+    assert substatus(direct.item("GET", "a", x_ms_session_token="0:-1#999")) == (404, 1002)
+
+
+def test_a_feed_of_ranges_ends_in_304(direct: Direct) -> None:
+    first = direct.request("GET", "/dbs/d/colls/c/pkranges/")
+    assert body_of(first)["_count"] == 1
+    known = {"if-none-match": first.headers["etag"]}
+    assert direct.request("GET", "/dbs/d/colls/c/pkranges/", headers=known).status == 304
+
+
+@pytest.mark.parametrize(
+    ("name", "item", "status"),
+    [
+        ("a", {"id": "a", "pad": "x" * (2 << 20)}, 413),
+        ("a", {"id": "b"}, 400),
+        ("a", {"id": 5}, 400),
+        ("a", {}, 400),
+        ("a/b", {"id": "a/b"}, 400),
+        ("x" * 1024, {"id": "x" * 1024}, 400),
+        ("a", {"id": "a", "ttl": 0}, 400),
+        ("a", [1], 400),
+        ("a", b"{", 400),
+        ("a", b'{"id":"a","n":NaN}', 400),
+        ("a", b'{"id":"a","n":' + b"[" * 300 + b"]" * 300 + b"}", 400),
+    ],
+)
+def test_what_cannot_be_an_item_is_refused(direct: Direct, name: str, item: object, status: int) -> None:
+    assert direct.item("POST", name, item).status == status
+    assert len(direct.container.documents) == 0
+
+
+def test_a_key_that_is_not_the_items_is_a_mismatch(direct: Direct) -> None:
+    headers = {"x-ms-documentdb-partitionkey": '["b"]'}
+    response = direct.request("POST", "/dbs/d/colls/c/docs/", {"id": "a"}, headers)
+    assert substatus(response) == (400, 1001)
+
+
+def test_expired_items_are_gone_at_once_and_deleted_on_throughput_that_is_left(
+    direct: Direct, clock: FakeClock
+) -> None:
+    for name, ttl in (("short", 10), ("long", 100), ("never", -1), ("plain", None)):
+        assert direct.item("POST", name, {"id": name, "ttl": ttl}).status == 201
+    clock.now += 11
+    assert direct.item("GET", "short").status == 404
+    assert direct.item("POST", "short", {"id": "short", "ttl": 5}).status == 201
+    monitor = Monitor(direct.service.account)
+    clock.now += 100
+    partition = direct.container.partitions.all[0]
+    partition.charge_write(clock(), 4000)
+    monitor.tick(1.0, 0.0)
+    assert len(direct.container.documents) == 4
+    found = direct.request("GET", "/dbs/d/colls/c/docs/")
+    assert found.status == 429
+    clock.now += 1
+    assert [one["id"] for one in body_of(direct.request("GET", "/dbs/d/colls/c/docs/"))["Documents"]] == [
+        "never",
+        "plain",
+    ]
+    before = partition.admitted_ru
+    monitor.tick(1.0, 0.0)
+    assert len(direct.container.documents) == 2
+    assert partition.admitted_ru > before
+
+
+def test_a_default_time_to_live_can_be_changed(direct: Direct, clock: FakeClock) -> None:
+    direct.item("POST", "a", {"id": "a"})
+    body = {"id": "c", "partitionKey": {"paths": ["/id"], "kind": "Hash", "version": 2}, "defaultTtl": 60}
+    assert direct.request("PUT", "/dbs/d/colls/c/", body).status == 200
+    assert direct.item("GET", "a").status == 200
+    clock.now += 61
+    assert direct.item("GET", "a").status == 404
+    none = body | {"indexingPolicy": {"indexingMode": "none"}}
+    assert direct.request("PUT", "/dbs/d/colls/c/", none).status == 400
+
+
+def test_a_spent_second_is_429_until_the_next(direct: Direct, clock: FakeClock) -> None:
+    clock.now += 0.25
+    direct.item("POST", "a", {"id": "a"})
+    direct.container.partitions.all[0].charge_write(clock(), 4000)
+    response = direct.item("GET", "a")
+    assert substatus(response) == (429, 3200)
+    assert response.headers["x-ms-retry-after-ms"] in ("750", "751")
+    clock.now += 0.76
+    assert direct.item("GET", "a").status == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "region", "endpoints"),
+    [
+        ("somewhere:9000", 0, ["http://somewhere:9000/", "http://somewhere:8082/"]),
+        ("somewhere:9000", 1, ["http://somewhere:8081/", "http://somewhere:9000/"]),
+        ("[::1]:8081", 0, ["http://[::1]:8081/", "http://[::1]:8082/"]),
+        ("", 0, ["http://127.0.0.1:8081/", "http://127.0.0.1:8082/"]),
+    ],
+)
+def test_the_account_names_the_hosts_that_callers_can_reach(
+    clock: FakeClock, host: str, region: int, endpoints: list[str]
+) -> None:
+    direct = Direct(clock, regions=2)
+    headers = signed("GET", "", "", now=clock()) | {"host": host}
+    account = body_of(direct.request("GET", "/", headers=headers, region=region))
+    assert [one["databaseAccountEndpoint"] for one in account["readableLocations"]] == endpoints
+    assert account["writableLocations"] == account["readableLocations"][:1]
+
+
+def test_each_region_has_its_own_budget_and_only_one_is_written(clock: FakeClock) -> None:
+    direct = Direct(clock, regions=2)
+    direct.item("POST", "a", {"id": "a"})
+    key = {"x-ms-documentdb-partitionkey": '["a"]'}
+    assert direct.request("GET", ITEM, headers=key, region=1).status == 200
+    assert substatus(direct.request("DELETE", ITEM, headers=key, region=1)) == (403, 3)
+    partition = direct.container.partitions.all[0]
+    partition.charge_read(clock(), 1, 5000)
+    assert direct.request("GET", ITEM, headers=key, region=1).status == 429
+    assert direct.request("GET", ITEM, headers=key).status == 200
+    partition.charge_write(clock() + 2, 5000)
+    clock.now += 2
+    assert direct.request("GET", ITEM, headers=key, region=1).status == 429
+
+
+def test_autoscale_is_billed_between_a_tenth_and_its_top(direct: Direct, clock: FakeClock) -> None:
+    resource = {"id": "auto", "partitionKey": {"paths": ["/id"], "kind": "Hash", "version": 2}}
+    scaling = {"x-ms-cosmos-offer-autopilot-settings": '{"maxThroughput": 4000}'}
+    assert direct.request("POST", "/dbs/d/colls/", resource, scaling).status == 201
+    monitor = Monitor(direct.service.account)
+    container = direct.service.account.databases["d"].containers["auto"]
+    for used_ru, billed_ru in ((0, 400), (1234, 1234), (9999, 4000)):
+        container.partitions.all[0].charge_read(clock(), 0, used_ru)
+        monitor.tick(1.0, 0.0)
+        assert monitor.autoscale_ru[container.rid] == billed_ru
+
+
+def test_the_emulator_says_when_it_is_itself_the_limit(direct: Direct, caplog: pytest.LogCaptureFixture) -> None:
+    monitor = Monitor(direct.service.account)
+    for cpu_s in (0.5, 0.95, 0.99, 0.2):
+        monitor.tick(1.0, cpu_s)
+    assert monitor.saturated_s == 2.0
+    assert [record.message for record in caplog.records] == [
+        "the emulator itself is the limit: it used 95% of its core"
+    ]
+
+
+def test_a_query_can_be_for_a_part_of_a_partition(direct: Direct) -> None:
+    for n in range(40):
+        direct.item("POST", f"u{n}", {"id": f"u{n}"})
+    headers = {"content-type": "application/query+json", "x-ms-documentdb-partitionkeyrangeid": "0"}
+    found = list[str]()
+    for start, end in (("", "1F"), ("1f", "FF")):
+        within = headers | {"x-ms-start-epk": start, "x-ms-end-epk": end}
+        response = direct.request("POST", "/dbs/d/colls/c/docs/", {"query": "SELECT VALUE c.id FROM c"}, within)
+        assert 5 < body_of(response)["_count"] < 35
+        found += body_of(response)["Documents"]
+    assert sorted(found) == sorted(f"u{n}" for n in range(40))
+
+
+@pytest.mark.parametrize(
+    ("condition", "found"),
+    [
+        ("c.id = 'u1'", [1]),
+        ("c.id IN ('u1', 'u2', 'u2', 'none', @three)", [1, 2, 3]),
+        ("c.id = 'u1' AND c.n = 2", []),
+        ("c.n = 1 AND c.id IN ('u1', 'u2')", [1]),
+        ("(c.id = 'u1' AND c.n = 1) OR (c.id = 'u1' AND c.n = 2) OR (c.id = 'u2' AND c.n = 2)", [1, 2]),
+        ("c.id = 'u1' OR c.n = 2", [1, 2]),
+        ("NOT c.id = 'u1' AND c.n < 4", [0, 2, 3]),
+        ("c['id'] = @three AND IS_DEFINED(c.none) = false", [3]),
+        ("c.n = true OR c.n = '1' OR c.none != 1 OR c.n > '0' OR null = null", [0, 1, 2, 3, 4]),
+        ("c.n = true OR c.n = '1' OR c.none != 1 OR c.n > '0'", []),
+        ("c.o.x[1] = 1.0 AND -1 < c.n", [1]),
+        (" OR ".join(f"c.id = 'u{n % 2}'" for n in range(3000)), [0, 1]),
+    ],
+)
+def test_conditions_select_the_right_items(direct: Direct, condition: str, found: list[int]) -> None:
+    for n in range(5):
+        direct.item("POST", f"u{n}", {"id": f"u{n}", "n": n, "o": {"x": [0, n]}})
+    headers = {"content-type": "application/query+json", "x-ms-documentdb-query-enablecrosspartition": "True"}
+    body = {"query": f"SELECT VALUE c.n FROM c WHERE {condition}", "parameters": [{"name": "@three", "value": "u3"}]}
+    response = direct.request("POST", "/dbs/d/colls/c/docs/", body, headers)
+    assert body_of(response)["Documents"] == found
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"defaultTtl": 5, "indexingPolicy": {"indexingMode": "none"}},
+        {"uniqueKeyPolicy": {"uniqueKeys": [{"paths": ["/n"]}]}},
+        {"partitionKey": {"paths": ["/a", "/b"], "kind": "MultiHash", "version": 2}},
+        {"partitionKey": {"paths": ["id"], "kind": "Hash"}},
+        {"indexingPolicy": {"indexingMode": "lazy"}},
+        {"vectorEmbeddingPolicy": {"vectorEmbeddings": []}},
+        {"id": "a/b"},
+    ],
+)
+def test_containers_that_are_not_emulated_are_refused(direct: Direct, settings: dict[str, object]) -> None:
+    resource = {"id": "new", "partitionKey": {"paths": ["/id"], "kind": "Hash", "version": 2}, **settings}
+    assert direct.request("POST", "/dbs/d/colls/", resource).status == 400
+    assert list(direct.service.account.databases["d"].containers) == ["c"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "sub"),
+    [
+        ("throttle", 429, 3200),
+        ("unavailable", 503, 0),
+        ("timeout", 408, 0),
+        ("retry-with", 449, 0),
+        ("gone", 410, 1002),
+    ],
+)
+def test_faults_answer_in_place_of_the_service(
+    direct: Direct, clock: FakeClock, kind: str, status: int, sub: int
+) -> None:
+    direct.service.faults.replace([{"kind": kind, "operation": "read item", "for_s": 5}], clock())
+    assert substatus(direct.item("GET", "a")) == (status, sub)
+    assert direct.item("POST", "a", {"id": "a"}).status == 201
+    clock.now += 6
+    assert direct.item("GET", "a").status == 200
+
+
+def test_delays_can_be_of_one_partition_and_resets_of_one_region(clock: FakeClock, tmp_path: Path) -> None:
+    direct = Direct(clock, ru=11_000, regions=2)
+    faults = direct.service.faults
+    faults.replace([{"kind": "slow", "partition": "0", "delay_ms": 40}, {"kind": "region-gone", "region": 1}], clock())
+    made = [direct.item("POST", f"u{n}", {"id": f"u{n}"}) for n in range(20)]
+    delays = {one.headers["x-ms-documentdb-partitionkeyrangeid"]: one.delay_s for one in made}
+    assert delays == {"0": 0.04, "1": 0.0}
+    assert direct.request("GET", "/", region=1).reset
+    assert not direct.request("GET", "/", region=0).reset
+    (tmp_path / "measured.txt").write_text("3.5\n3.5\n")
+    (tmp_path / "wrong.json").write_text("[{}]")
+    (tmp_path / "faults.json").write_text('[{"kind": "latency", "file": "measured.txt"}]')
+    faults.read(tmp_path / "faults.json", clock())
+    assert direct.item("GET", "u1").delay_s == 0.0035
+    with pytest.raises(EmulatorMisused, match="kind"):
+        Faults().read(tmp_path / "wrong.json", clock())

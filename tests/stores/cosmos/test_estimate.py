@@ -1,0 +1,227 @@
+"""What a dry run says of a publish into Cosmos DB is what the publish spends and how long it takes: on a held clock."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from offline.lists import ListSettings, ModelLists
+from offline.model import load as load_model
+from offline.pipeline import TrainSettings, train
+from offline.train.als import ALSParams
+from stores import lifecycle as life
+from stores.compression import compress
+from stores.cosmos.charges import load
+from stores.cosmos.estimate import bill_of, typical_ru
+from stores.cosmos.items import container_of
+from stores.cosmos.url import parse
+from stores.errors import ReleaseCorrupt
+from stores.estimate import Estimate, estimate
+from stores.manifest import Manifest
+from stores.memory import MemoryStore
+from stores.prices import Provisioned
+from stores.store import Plan, Row, Store
+from stores.transfer import copy, estimate_copy
+from tests.support.cosmos_held import Far, with_far
+from tests.support.paths import DATA
+from tests.support.stores import ref
+
+RETAIL = DATA / "online-retail" / "online_retail.parquet"
+MS = 0.001
+
+
+@dataclass
+class Made:
+    """A release as a publisher puts it, batch by batch."""
+
+    batches: list[Sequence[Row]]
+    about: dict[str, object]
+
+    @property
+    def plan(self) -> Plan:
+        rows = [row for batch in self.batches for row in batch]
+        return Plan(len(rows), sum(len(key) + len(value) for key, value in rows))
+
+    async def rows(self) -> AsyncIterator[Sequence[Row]]:
+        for batch in self.batches:
+            yield batch
+
+
+def made_up(users: int = 1200, seed: int = 1) -> Made:
+    draw = random.Random(seed)
+    rows = [
+        *(Row(f"item:{n:05}", draw.randbytes(draw.randrange(90, 2500))) for n in range(users // 2)),
+        Row("popular:", b'{"id":"1"}'),
+        *(Row(f"user:{n:05}", draw.randbytes(draw.randrange(40, 900))) for n in range(users)),
+    ]
+    batches = [rows[start : start + 1300] for start in range(0, len(rows), 1300)]
+    return Made([[Row("meta:dictionary", draw.randbytes(32 << 10))], *batches], {"data": "x" * 1500})
+
+
+async def estimated(far: Far, made: Made, *, live: bool = True, keep: int = 1, **options: int) -> Estimate:
+    async def run(simulated: Store) -> Manifest:
+        about = made.about
+        result = await life.publish(simulated, made.rows(), plan=made.plan, about=about, encoding="zstd", live=live)
+        await life.prune(simulated, keep=keep)
+        return result.manifest
+
+    return await estimate(far.store(**options), run, live=live)
+
+
+async def publish(far: Far, made: Made, *, live: bool = True, keep: int = 1, **options: int) -> tuple[float, float]:
+    """Publish and prune; return the RU that the service charged, and the seconds that passed."""
+    store, loop = far.store(**options), asyncio.get_running_loop()
+    before_ru, began = far.spent_ru(), loop.time()
+    await life.publish(store, made.rows(), plan=made.plan, about=made.about, encoding="zstd", live=live)
+    await life.prune(store, keep=keep)
+    return far.spent_ru() - before_ru, loop.time() - began
+
+
+def held(made: Made, latency_s: float, *, ru: int, max_ru: int) -> tuple[Estimate, float, float]:
+    async def work(far: Far) -> tuple[Estimate, float, float]:
+        far.latency_s = latency_s
+        found = await estimated(far, made, ru=ru, max_ru=max_ru)
+        assert far.service.account.databases == {}
+        return found, *await publish(far, made, ru=ru, max_ru=max_ru)
+
+    return with_far(work)
+
+
+def test_a_publish_spends_and_takes_exactly_what_the_dry_run_said() -> None:
+    found, spent_ru, seconds = held(made_up(), 0.0, ru=2000, max_ru=1000)
+    assert found.seconds == pytest.approx(seconds, abs=MS)
+    assert found.total_ru == pytest.approx(spent_ru, abs=0.005)
+    assert seconds > 10
+
+
+@pytest.mark.parametrize("max_ru", [100, 400, 1700, 5900])
+def test_that_holds_at_any_rate(max_ru: int) -> None:
+    found, spent_ru, seconds = held(made_up(300, seed=max_ru), 0.0, ru=6000, max_ru=max_ru)
+    assert found.seconds == pytest.approx(seconds, abs=MS)
+    assert found.total_ru == pytest.approx(spent_ru, abs=0.005)
+
+
+def test_a_budget_that_is_far_too_low_makes_hours_of_it_and_nothing_else() -> None:
+    found, spent_ru, seconds = held(made_up(), 0.0, ru=400, max_ru=1)
+    assert found.seconds == pytest.approx(seconds, abs=MS)
+    assert found.total_ru == pytest.approx(spent_ru, abs=0.005)
+    assert seconds > 3 * 3600
+
+
+def test_where_all_that_the_container_has_may_be_spent_refusals_add_less_than_a_second_and_no_request_unit() -> None:
+    found, spent_ru, seconds = held(made_up(), 0.0, ru=400, max_ru=1000)
+    assert found.total_ru == pytest.approx(spent_ru, abs=0.005)
+    assert found.seconds is not None
+    assert 0 <= seconds - found.seconds < 1
+
+
+def test_answers_that_take_their_time_are_caught_up_with() -> None:
+    found, spent_ru, seconds = held(made_up(), 0.005, ru=2000, max_ru=1000)
+    assert found.total_ru == pytest.approx(spent_ru, abs=0.005)
+    assert found.seconds is not None
+    assert 0 <= seconds - found.seconds < 0.5
+
+
+def test_the_second_and_later_publishes_are_estimated_as_exactly_and_what_they_erase_too() -> None:
+    async def work(far: Far) -> None:
+        far.latency_s = 0.0
+        for number in range(5):
+            made, live = made_up(60, seed=number), number != 3
+            before_ru = far.spent_ru()
+            found = await estimated(far, made, live=live, keep=0, ru=2000, max_ru=1000)
+            assert far.spent_ru() - before_ru == (1.0 if number else 0.0)  # one look at the catalogue
+            spent_ru, seconds = await publish(far, made, live=live, keep=0, ru=2000, max_ru=1000)
+            assert found.total_ru == pytest.approx(spent_ru, abs=0.005), number
+            assert found.seconds == pytest.approx(seconds, abs=MS)
+            await asyncio.sleep(1000)  # the grace of what was superseded passes
+        assert far.answers(204, "delete container") > 0
+
+    with_far(work)
+
+
+def test_a_copy_is_estimated_and_a_release_that_cannot_be_served_is_refused() -> None:
+    async def work(far: Far) -> None:
+        source, made = MemoryStore(far.now), made_up(60)
+        live = (await life.publish(source, made.rows(), plan=made.plan, about=made.about)).manifest.release
+        there = Far(asyncio.get_running_loop())
+        there.latency_s = 0.0
+        target = there.store(ru=2000, max_ru=1000)
+        found = await estimate_copy(source, target, live, live=True, on_progress=lambda _done, _total: None)
+        assert there.service.account.databases == {}
+        await copy(source, target, live)
+        assert found.total_ru == pytest.approx(there.spent_ru(), abs=0.005)
+        assert container_of(ref(live)) in there.service.account.databases["d"].containers
+        await target.close()
+        with pytest.raises(ReleaseCorrupt, match="no popular list"):
+            await estimated(far, Made([[Row("user:1", b"x")]], {}))
+
+    with_far(work)
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(not RETAIL.exists(), reason=f"{RETAIL} is not on this machine")
+def test_publishing_online_retail_at_1000_request_units_a_second_takes_what_was_estimated(tmp_path: Path) -> None:
+    settings = TrainSettings(
+        RETAIL, where=["quantity>0", "unit_price>0", r"stock_code~^\d{5}"], split="none",
+        params=ALSParams(factors=16, iterations=2), min_per_user=5, min_per_item=5,
+    )  # fmt: skip
+    train(settings, tmp_path / "model")
+    model = load_model(tmp_path / "model")
+    lists = ModelLists(model, ListSettings())
+
+    async def compressed() -> list[Sequence[Row]]:
+        async def batches() -> AsyncIterator[list[Row]]:
+            for batch in lists.batches():
+                yield batch
+
+        return [batch async for batch in (await compress(batches(), lists.plan())).batches]
+
+    made = Made(asyncio.run(compressed()), ModelLists(model, ListSettings()).about())
+    found, spent_ru, seconds = held(made, 0.0, ru=2000, max_ru=1000)
+    assert found.rows > 7000
+    assert found.total_ru == pytest.approx(spent_ru, abs=0.005)
+    assert found.seconds == pytest.approx(seconds, abs=MS)
+    assert 40 < seconds < 50
+
+
+def test_an_account_that_cannot_be_read_is_assumed_to_be_empty_with_a_note() -> None:
+    async def work(far: Far) -> None:
+        far.misbehave({"kind": "unavailable"})
+        found = await estimated(far, made_up(20))
+        assert "it could not be read" in found.notes[0]
+        assert any("unless it is there" in each for each in found.makes)
+
+    with_far(work)
+
+
+def test_what_would_be_made_comes_with_a_note_on_containers_that_begin_large() -> None:
+    async def work(far: Far) -> None:
+        found = await estimated(far, made_up(20), ru=1000, max_ru=50_000)
+        assert "50,000 RU/s, manual, 9 physical partitions, nothing indexed" in " ".join(found.makes)
+        assert "scaled to 1,000 RU/s" in " ".join(found.makes)
+        assert any("9 physical partitions for good" in each and "111 RU/s" in each for each in found.notes)
+        assert found.bill is not None
+        assert found.bill.afterwards[1] == Provisioned("release before it, kept", 500)
+
+    with_far(work)
+
+
+def test_what_is_billed_follows_the_url() -> None:
+    def bill(asked: str) -> list[tuple[int, bool]]:
+        found = bill_of(parse(f"cosmos+http://here:1/d?{asked}", {}))
+        return [(one.ru_s, one.autoscale) for one in (*found.writing, *found.afterwards)]
+
+    assert bill("ru=400") == [(400, False), (400, False), (400, False), (400, False), (400, False)]
+    assert bill("ru=autoscale-2000&max_ru=4001") == [
+        (5000, True), (400, False), (2000, True), (1000, True), (400, False),
+    ]  # fmt: skip
+    assert bill("ru=serverless&max_ru=3000") == []
+
+
+def test_the_typical_charge_is_near_the_exact_one() -> None:
+    made = made_up()
+    found, _, _ = held(made, 0.0, ru=2000, max_ru=1000)
+    assert typical_ru(load(), made.plan) == pytest.approx(found.total_ru, rel=0.1)
