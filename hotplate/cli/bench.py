@@ -33,7 +33,7 @@ def _confirm_cost(options: SweepOptions) -> None:
     if planned.address is None:
         return
     for line in account_cost(planned, load()).lines:
-        err.print(line, markup=False)
+        err.print(line)
     if options.yes:
         return
     try:
@@ -154,4 +154,4 @@ def _print_verdict(verdict: "Verdict") -> None:
         rows.append((each.metric, *values, *change, "decides" if each.metric == verdict.decides else ""))
     out.print(table(("", "A", "B", "change", "95 % interval (t)", ""), rows))
     left_out = f" ({verdict.left_out} left out, as invalid)" if verdict.left_out else ""
-    out.print(f"{verdict.pairs} pairs of rounds{left_out}; {verdict.sentence}", markup=False)
+    out.print(f"{verdict.pairs} pairs of rounds{left_out}; {verdict.sentence}")

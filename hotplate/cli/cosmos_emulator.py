@@ -84,4 +84,4 @@ def _print_ready(emulator: "RunningEmulator", settings: "Settings", *, as_json: 
         lines.append("from bench.cosmos_emulator.auth import WELL_KNOWN_KEY  # the published key of emulators")
     lines.append(f'client = azure.cosmos.CosmosClient("{endpoint}", {key})')
     lines.append(f"faults, metrics and state: {endpoint}__emulation/")
-    out.print("\n".join(lines), markup=False)
+    out.print("\n".join(lines))

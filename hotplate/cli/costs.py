@@ -182,7 +182,7 @@ class Spending:
             self._bill, self._prices, self._typical_ru = store.bill(), load(), store.typical_ru
             self._began_at, self._began = monotonic(), time()
             if plan is not None and not quiet and (sentence := format_slow(self._bill, store.typical_ru(plan))):
-                err.print(sentence, markup=False)
+                err.print(sentence)
 
     @property
     def seconds(self) -> float:
@@ -253,4 +253,4 @@ def _hours(began: float, seconds: float) -> str:
 
 
 def _print(line: str) -> None:
-    out.print(line, markup=False)
+    out.print(line)

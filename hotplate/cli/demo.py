@@ -52,9 +52,9 @@ def demo(
 
 def _print_examples(address: str, store: str, user: str, item: str) -> None:
     paths = (f"recommendations/{quote(user, safe='')}?n=5", f"similar/{quote(item, safe='')}?n=5", "popular?n=5")
-    out.print(f"\nhotplate is ready on {address}. Try, in another terminal:\n", markup=False)
+    out.print(f"\nhotplate is ready on {address}. Try, in another terminal:\n")
     for path in paths:
-        out.print(f"  curl '{address}/v1/{path}'", markup=False)
+        out.print(f"  curl '{address}/v1/{path}'")
     command = "hotplate" if shutil.which("hotplate") else sys.argv[0]
-    out.print(f"  {command} lookup {quoted(user)} --store {quoted(store)}", markup=False)
-    out.print("\nCtrl-C stops it and removes everything.", markup=False)
+    out.print(f"  {command} lookup {quoted(user)} --store {quoted(store)}")
+    out.print("\nCtrl-C stops it and removes everything.")

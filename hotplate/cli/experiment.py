@@ -65,7 +65,7 @@ def add_experiment(
             else:
                 print_report(made)
                 *some, last = (f"{name}{ending}" for ending in endings if runs is not None or ending != ".hdr")
-                out.print(f"written to {', '.join(some)} and {last}", markup=False)
+                out.print(f"written to {', '.join(some)} and {last}")
             raise typer.Exit(0 if made.valid else FAILED)
 
         verb.__doc__ = run.__doc__
@@ -127,13 +127,13 @@ def print_report(report: "Report") -> None:
         _print_runs(report)
     if checked := report.extra.get("checked"):
         wrong = f"{checked['wrong']} wrong, {checked['fallback']} fell back to the popular list"
-        out.print(f"{checked['compared']} lists compared with the store's: {wrong}", markup=False)
+        out.print(f"{checked['compared']} lists compared with the store's: {wrong}")
         for example in checked["examples"]:
-            out.print(f"  {example}", markup=False)
+            out.print(f"  {example}")
     for reason in (*(report.invalid_reasons if compared else ()), *report.failures):
-        out.print(f"INVALID: {reason}", markup=False)
+        out.print(f"INVALID: {reason}")
     if report.interrupted:
-        out.print("stopped before its end", markup=False)
+        out.print("stopped before its end")
 
 
 def _print_comparison(compared: Mapping[str, Any]) -> None:
@@ -148,17 +148,17 @@ def _print_comparison(compared: Mapping[str, Any]) -> None:
     sentences = [f"{len(left_out)} rounds do not count; the first: {left_out[0]}"] if left_out else []
     endings = (each["ending"] for each in compared["capacity"])
     for sentence in (*compared["notes"], *compared["verdicts"], *endings, *sentences):
-        out.print(sentence, markup=False)
+        out.print(sentence)
 
 
 def _print_sweep(swept: Mapping[str, Any]) -> None:
     from bench.ru.report import EFFECT_HEADINGS, LEVEL_HEADINGS, effect_row, level_row, notes
 
     if swept["label"]:
-        out.print(swept["label"], markup=False)
+        out.print(swept["label"])
     out.print(table(LEVEL_HEADINGS, map(level_row, swept["levels"])))
     for note in notes(swept["levels"]):
-        out.print(note, markup=False)
+        out.print(note)
     if swept["effects"]:
         out.print(table(EFFECT_HEADINGS, map(effect_row, swept["effects"])))
 
@@ -169,7 +169,7 @@ def _print_runs(report: "Report") -> None:
 
     for each in report.series:
         for one in each.rounds:
-            out.print(run_text(one.facts), markup=False)
+            out.print(run_text(one.facts))
         if len(each.rounds) > 1:
             rows = [
                 (name, format_us(found["mean"]), f"{format_us(found['low'])} … {format_us(found['high'])}")
@@ -181,7 +181,7 @@ def _print_runs(report: "Report") -> None:
         if found := report.extra.get(kind):
             rows_of_points = [_point(point) for point in found["points"]]
             out.print(table((*headings, "p50", "p99", "errors", "popular", ""), rows_of_points))
-            out.print(f"{best}: {found[best] or 'none'}", markup=False)
+            out.print(f"{best}: {found[best] or 'none'}")
 
 
 def _point(point: Mapping[str, Any]) -> tuple[str, ...]:

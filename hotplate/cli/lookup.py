@@ -33,6 +33,6 @@ def lookup(
     if as_json:
         print_json({"user": user, "release": found.release, "source": found.source, "items": found.items})
         return
-    out.print(f"{user}: {found.source}, release {found.release}", markup=False)
+    out.print(f"{user}: {found.source}, release {found.release}")
     rows = [(item["id"], item["score"], item.get("title")) for item in found.items]
     out.print(table(("item", "score", "title"), rows))

@@ -177,10 +177,10 @@ def _present(
         _print_formulas(made, why)
     elif baseline:
         for each in grown:
-            out.print(each.sentence, markup=False)
+            out.print(each.sentence)
         count = len(baseline.figures)
         kept = f"{count - len(grown)} of {count} figures are inside {baseline.bound_percent:g} %"
-        out.print(f"{kept} of {baseline.layer.source}", markup=False)
+        out.print(f"{kept} of {baseline.layer.source}")
     else:
         _print_report(reviewed)
     if grown:
@@ -210,8 +210,8 @@ def _print_report(report: "PlanReport") -> None:
         rows = [(words.ljust(WORDS), str(figure).rjust(VALUE), figure.name) for words, figure in lines]
         out.print(table((group, "", ""), rows))
         out.print()
-    out.print(made.cheapest_sentence, markup=False)
-    out.print(report.break_even.sentence, markup=False)
+    out.print(made.cheapest_sentence)
+    out.print(report.break_even.sentence)
     if report.savings:
         out.print()
         savings = [
@@ -221,10 +221,10 @@ def _print_report(report: "PlanReport") -> None:
         out.print(table(("saves, USD/month", "Cosmos DB", "Redis", "drawback"), savings))
     out.print()
     assumed = [f"{name} {figure}" for name, figure in made.figures.items() if figure.source.startswith("assumed")]
-    out.print(f"assumed: {', '.join(assumed)}", markup=False)
+    out.print(f"assumed: {', '.join(assumed)}")
     for each in report.warnings:
-        out.print(f"look out: {each}", markup=False)
-    out.print("why: hotplate plan … --why NAME, or --out NAME for a page with all of it", markup=False)
+        out.print(f"look out: {each}")
+    out.print("why: hotplate plan … --why NAME, or --out NAME for a page with all of it")
 
 
 def _print_formulas(made: "Plan", name: str) -> None:
@@ -233,4 +233,4 @@ def _print_formulas(made: "Plan", name: str) -> None:
     for depth, figure in explain(made.figures, name):
         formula = f" = {figure.formula}" if figure.formula else ""
         source = f"   [{figure.source}]" if figure.source else ""
-        out.print(f"{'  ' * depth}{figure.name}: {figure}{formula}{source}", markup=False)
+        out.print(f"{'  ' * depth}{figure.name}: {figure}{formula}{source}")

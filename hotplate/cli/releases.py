@@ -234,9 +234,9 @@ def verify(
     if as_json:
         print_json({"release": manifest, "sampled": sample, "warnings": warnings})
         return
-    out.print(f"{manifest.release} {finding}", markup=False)
+    out.print(f"{manifest.release} {finding}")
     for warning in warnings:
-        err.print(f"warning: {warning}", markup=False)
+        err.print(f"warning: {warning}")
 
 
 @app.command()
@@ -298,7 +298,7 @@ def _print_outcome(fields: object, sentence: str, *, as_json: bool) -> None:
     if as_json:
         print_json(fields)
     else:
-        out.print(sentence, markup=False)
+        out.print(sentence)
 
 
 def _time(seconds: float | None) -> str | None:

@@ -44,4 +44,4 @@ def serve(
     configure_logging()
     settings = Settings(urls, host, port, workers, budget_s=budget, drain_s=drain)
     named = ", ".join(map(redacted, urls))
-    run(settings, lambda address: err.print(f"serving {named} on {address}", markup=False))
+    run(settings, lambda address: err.print(f"serving {named} on {address}"))

@@ -89,8 +89,8 @@ Delimiter = Annotated[
 ]
 Titles = Annotated[Path | None, option("--titles", "A file of item and title, where the data have no titles.")]
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+out = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def print_json(value: object) -> None:
@@ -99,20 +99,20 @@ def print_json(value: object) -> None:
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
-    """Make a plain table; cells are shown as they are, never as markup."""
+    """Make a plain table."""
     grid = Table(box=None, pad_edge=False, header_style="bold")
     for heading in headings:
         grid.add_column(heading, overflow="fold")
     for row in rows:
-        grid.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
+        grid.add_row(*("" if cell is None else str(cell) for cell in row))
     return grid
 
 
 def print_rows_read(rows: int, path: Path | str, left_out: dict[str, int]) -> None:
     """Print how many rows of an input were read, and how many of them were left out, by reason."""
-    out.print(f"read {rows:,} rows of {path}", markup=False)
+    out.print(f"read {rows:,} rows of {path}")
     for reason, count in left_out.items():
-        out.print(f"  {count:,} left out: {reason}", markup=False)
+        out.print(f"  {count:,} left out: {reason}")
 
 
 def print_error(error: BaseException, *, as_json: bool) -> int:
@@ -124,7 +124,7 @@ def print_error(error: BaseException, *, as_json: bool) -> int:
     if as_json:
         sys.stderr.write(orjson.dumps({"error": sentence, "kind": type(error).__name__}).decode() + "\n")
     else:
-        err.print("hotplate: ", sentence, sep="", markup=False)
+        err.print("hotplate: ", sentence, sep="")
     return code
 
 

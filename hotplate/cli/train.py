@@ -137,11 +137,11 @@ def print_report(report: "TrainReport") -> None:
         f"{facts['users']:,} users, {facts['items']:,} items, {facts['pairs']:,} pairs, {facts['titles']:,} titles"
     )
     if report.evaluation is None:
-        out.print(report.note or "", markup=False)
+        out.print(report.note or "")
     else:
         _print_evaluation(report.evaluation)
     took = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in facts["seconds"].items())
-    out.print(f"model written to {report.out} ({took})", markup=False)
+    out.print(f"model written to {report.out} ({took})")
 
 
 def _print_evaluation(evaluation: "Evaluation") -> None:

@@ -150,7 +150,7 @@ def test_only_the_page_needs_the_extra_of_the_bench(tmp_path: Path) -> None:
     program = """import sys
 for name in ("numpy", "matplotlib", "hdrh", "httptools"):
     sys.modules[name] = None
-from hotplate.cli import main
+from hotplate.cli.main import main
 main()"""
     command = [sys.executable, "-c", program, "plan", *LEAST]
     saved = subprocess.run([*command, "--save", tmp_path / "plan.toml"], capture_output=True, timeout=60, check=False)
