@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin,
 import typer
 
 from bench.options import HOW, Argument, Flag
-from hotplate.cli.terminal import FAILED, Json, err, option, out, print_json, table
+from hotplate.cli.terminal import FAILED, Json, err, option, out, print_json, require_folder, table
 
 if TYPE_CHECKING:
     from bench.progress import ProgressDisplay
@@ -47,13 +47,11 @@ def add_experiment(
             name, as_json = given.pop("out"), given.pop("as_json")
             preset = {} if defaults is None else {each.name: getattr(defaults, each.name) for each in fields(options)}  # type: ignore[arg-type]  # a dataclass
             values = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+            require_folder(name)
             with bench_errors():
-                from bench.errors import BenchMisused
                 from bench.progress import progress_display
                 from bench.report.page import keep
 
-                if not name.parent.is_dir():
-                    raise BenchMisused(f"there is no folder {name.parent} to write the report to")
                 chosen = options(**(preset | values))
                 if confirm is not None:
                     confirm(chosen)

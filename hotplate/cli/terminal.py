@@ -158,6 +158,14 @@ def progress_bars(status: Callable[[], str] = str) -> Iterator[StageProgress]:
         yield report
 
 
+def require_folder(report: Path | None) -> None:
+    """Raise BenchMisused for a *report* that has no folder to go to."""
+    from bench.errors import BenchMisused
+
+    if report is not None and not report.parent.is_dir():
+        raise BenchMisused(f"there is no folder {report.parent} to write the report to")
+
+
 def with_store(url: str | None, act: "Callable[[Store], Awaitable[T]]", observer: "Observer | None" = None) -> T:
     """Run *act* on the store at *url*, by default the one in the user's own data folder, and close it at the end."""
 
