@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from bench.planner.inputs import Layer
     from bench.planner.plan import Plan
     from bench.planner.review import Baseline, Growth, PlanReport
-    from stores.manifest import Manifest
-    from stores.store import Store
 
 MEASURED, OUTPUT = "Measured, not assumed", "What is printed and written"
 # Widths of the columns of words and of values.
@@ -138,16 +136,13 @@ def _layers(
     baseline: "Baseline | None", command_line: "list[Layer]", release: str | None, report: Path | None
 ) -> "list[Layer]":
     """Return the inputs of each place that was named, each winning over those before it."""
-    from hotplate.cli.releases import find_release
+    from hotplate.cli.releases import find_manifest
     from stores.urls import redacted
-    from stores.verification import load_manifest
-
-    async def live_manifest(store: "Store") -> "Manifest":
-        return await load_manifest(store, await find_release(store, None))
 
     layers = [baseline.layer] if baseline else []
     if release is not None:
-        layers.append(inputs.from_release(with_store(release, live_manifest), redacted(release)))
+        manifest = with_store(release, lambda opened: find_manifest(opened, None))
+        layers.append(inputs.from_release(manifest, redacted(release)))
     if report is not None:
         layers.append(inputs.from_report(report, inputs.merge([*layers, *command_line]).inputs.p99_ms))
     return [*layers, *command_line]

@@ -67,13 +67,7 @@ def show(release: ReleaseArgument, store: StoreUrl = None, as_json: Json = False
 
     Example: hotplate releases show 20261120T064200Z-7f3a
     """
-    from stores.catalogue import ReleaseId
-    from stores.verification import load_manifest
-
-    async def read(opened: "Store") -> "Manifest":
-        return await load_manifest(opened, (await opened.catalogue()).find(ReleaseId(release)).ref)
-
-    manifest = with_store(store, read)
+    manifest = with_store(store, lambda opened: find_manifest(opened, release))
     if as_json:
         print_json(manifest)
         return
@@ -158,31 +152,26 @@ def copy(
 
     Before you pay: hotplate releases copy --from URL --to cosmos://ACCOUNT/DATABASE --max-ru 4000 --dry-run
     """
+    from stores.estimate import Estimate
     from stores.transfer import copy as copy_release
     from stores.transfer import estimate_copy
     from stores.verification import load_manifest
 
     target, spending = limit_ru(target, max_ru) or target, Spending()
-    if dry_run:
 
-        async def estimate(opened: "Store", other: "Store") -> "Estimate":
-            chosen = await find_release(opened, release)
-            return await estimate_copy(
-                opened, other, chosen.id, live=activate, on_progress=partial(on_progress, "dry run")
-            )
-
-        with progress_bars() as on_progress:
-            found = with_stores(source, target, estimate)
-        print_estimate(found, target, as_json=as_json)
-        return
-
-    async def act(opened: "Store", other: "Store") -> "WriteResult":
+    async def act(opened: "Store", other: "Store") -> "WriteResult | Estimate":
         chosen = await find_release(opened, release)
+        if dry_run:
+            return await estimate_copy(opened, other, chosen.id, live=activate, on_progress=report)
         spending.watch(other, plan_of(await load_manifest(opened, chosen)), quiet=as_json)
-        return await copy_release(opened, other, chosen.id, live=activate, on_progress=partial(on_progress, "copy"))
+        return await copy_release(opened, other, chosen.id, live=activate, on_progress=report)
 
     with progress_bars(spending.progress) as on_progress:
+        report = partial(on_progress, "dry run" if dry_run else "copy")
         done = with_stores(source, target, act, spending)
+    if isinstance(done, Estimate):
+        print_estimate(done, target, as_json=as_json)
+        return
     copied, state = done.manifest.release, "live" if activate else "ready"
     _print_outcome(
         {"release": done.manifest, "live": activate, "rows_written": done.rows, "rows_there": done.skipped}
@@ -250,12 +239,10 @@ def diff(
 
     Example: hotplate releases diff 20261120T064200Z-7f3a 20261121T064200Z-09c1
     """
-    from stores.catalogue import ReleaseId
     from stores.verification import diff as compare
 
     async def read(opened: "Store") -> "Difference":
-        found = await opened.catalogue()
-        return await compare(opened, found.find(ReleaseId(first)).ref, found.find(ReleaseId(second)).ref)
+        return await compare(opened, await find_release(opened, first), await find_release(opened, second))
 
     found = with_store(store, read)
     if as_json:
@@ -291,6 +278,13 @@ async def find_release(store: "Store", release: str | None) -> "ReleaseRef":
     if chosen is None:
         raise ReleaseNotFound("nothing is live in this store; name a release, or publish one")
     return found.find(chosen).ref
+
+
+async def find_manifest(store: "Store", release: str | None) -> "Manifest":
+    """Return the manifest of the release that was named, or of the live one."""
+    from stores.verification import load_manifest
+
+    return await load_manifest(store, await find_release(store, release))
 
 
 def _print_outcome(fields: object, sentence: str, *, as_json: bool) -> None:
