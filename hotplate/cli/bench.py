@@ -23,45 +23,6 @@ app = typer.Typer(
 )
 
 
-def _confirm_cost(options: SweepOptions) -> None:
-    """Print what a sweep of an account costs, and go on only where somebody says yes."""
-    from bench.errors import BenchMisused
-    from bench.ru.run import account_cost, plan
-    from stores.prices import load
-
-    planned = plan(options)
-    if planned.address is None:
-        return
-    for line in account_cost(planned, load()).lines:
-        err.print(line)
-    if options.yes:
-        return
-    try:
-        wanted = typer.confirm("Create them, and spend that?", err=True)
-    except typer.Abort:
-        raise BenchMisused("nobody said yes, so nothing was made; in scripts, give --yes") from None
-    if not wanted:
-        err.print("nothing was made")
-        raise typer.Exit(FAILED)
-
-
-@add_experiment(app, SweepOptions, report="hotplate-ru", confirm=_confirm_cost)
-def ru(options: SweepOptions, display: "ProgressDisplay") -> "tuple[Report, Runs | None]":
-    """Find the best rate inside an objective for each level of RU/s, and what else has an effect on it.
-
-    By default this is a model's self-check on a local emulator, which the report says everywhere. With --account it
-    shows what it costs, asks, creates containers of its own, and drops them at the end, also after Ctrl-C.
-    Exits 1 where a level could not truly be spent, or it was stopped.
-
-    Example: hotplate bench ru --levels 400,1k --no-effects
-
-    Example: hotplate bench ru --account cosmos://myaccount/mydatabase --levels 400,4k
-    """
-    from bench.ru.run import plan, sweep
-
-    return sweep(plan(options), display).report, None
-
-
 @add_experiment(app, HttpOptions, report="hotplate-bench", log=True)
 def http(options: HttpOptions, display: "ProgressDisplay") -> "tuple[Report, Runs | None]":
     """Measure a service under a load that does not wait for it, and write a report.
@@ -108,6 +69,45 @@ def reference(options: StoresOptions, display: "ProgressDisplay") -> "tuple[Repo
     return stores(options, display)
 
 
+def _confirm_cost(options: SweepOptions) -> None:
+    """Print what a sweep of an account costs, and go on only where somebody says yes."""
+    from bench.errors import BenchMisused
+    from bench.ru.run import account_cost, plan
+    from stores.prices import load
+
+    planned = plan(options)
+    if planned.address is None:
+        return
+    for line in account_cost(planned, load()).lines:
+        err.print(line)
+    if options.yes:
+        return
+    try:
+        wanted = typer.confirm("Create them, and spend that?", err=True)
+    except typer.Abort:
+        raise BenchMisused("nobody said yes, so nothing was made; in scripts, give --yes") from None
+    if not wanted:
+        err.print("nothing was made")
+        raise typer.Exit(FAILED)
+
+
+@add_experiment(app, SweepOptions, report="hotplate-ru", confirm=_confirm_cost)
+def ru(options: SweepOptions, display: "ProgressDisplay") -> "tuple[Report, Runs | None]":
+    """Find the best rate inside an objective for each level of RU/s, and what else has an effect on it.
+
+    By default this is a model's self-check on a local emulator, which the report says everywhere. With --account it
+    shows what it costs, asks, creates containers of its own, and drops them at the end, also after Ctrl-C.
+    Exits 1 where a level could not truly be spent, or it was stopped.
+
+    Example: hotplate bench ru --levels 400,1k --no-effects
+
+    Example: hotplate bench ru --account cosmos://myaccount/mydatabase --levels 400,4k
+    """
+    from bench.ru.run import plan, sweep
+
+    return sweep(plan(options), display).report, None
+
+
 @app.command()
 def compare(
     before: Annotated[Path, typer.Argument(metavar="A.json", help="The report to compare with.")],
@@ -116,7 +116,7 @@ def compare(
         str,
         option(
             "--metric",
-            "The metric that decides: p50, p90, p99, p99.9, p99.99, max, or rate (good answers/s).",
+            "Decide by this metric: p50, p90, p99, p99.9, p99.99, max, or rate (good answers/s).",
             prefix="BENCH_",
         ),
     ] = "p99",

@@ -22,7 +22,7 @@ MaxRu = Annotated[
     int | None,
     option(
         "--max-ru",
-        "Cosmos DB only: RU/s that the publish may spend; by default what ru= of the URL provisions.",
+        "Spend at most this many RU/s, in Cosmos DB only. By default it is what ru= of the URL provisions.",
         at_least=1,
         show_default=False,
     ),

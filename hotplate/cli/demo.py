@@ -17,7 +17,7 @@ from hotplate.cli.train import print_report
 def demo(
     data: Annotated[
         Path | None,
-        option("--data", "A file or folder of your own interactions, instead of generated ones.", metavar="PATH"),
+        option("--data", "Use the interactions in this file or folder instead of generated ones.", metavar="PATH"),
     ] = None,
     host: Host = "127.0.0.1",
     port: Port = 8080,

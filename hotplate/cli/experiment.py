@@ -40,7 +40,7 @@ def add_experiment(
     """
     endings = [".json", ".html", *([".hdr"] if log else [])]
     written = f"{', '.join(endings[:-1])} and {endings[-1]}"
-    where = option("--out", f"Where the report goes: this name with {written}.", prefix="BENCH_", panel=HOW)
+    where = option("--out", f"Write the report to this name with {written}.", prefix="BENCH_", panel=HOW)
 
     def register(run: Run[Options]) -> Run[Options]:
         def verb(**given: Any) -> None:  # noqa: ANN401 -- typer converts each value to its field's type

@@ -37,12 +37,13 @@ def import_lists(
         Path | None,
         option(
             "--popular",
-            "A file of item, score and perhaps segment, for the popular lists; by default items are ranked by the "
-            "number of lists that they are in.",
+            "Take the popular lists from this file of item, score and perhaps segment. By default items are ranked by "
+            "the number of lists that they are in.",
         ),
     ] = None,
     similar: Annotated[
-        Path | None, option("--similar", "A file of item, other item and score, for the lists of similar items.")
+        Path | None,
+        option("--similar", "Take the lists of similar items from this file of item, other item, score."),
     ] = None,
     delimiter: Delimiter = None,
     list_length: ListLength = 20,

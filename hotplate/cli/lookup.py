@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 def lookup(
     user: Annotated[str, typer.Argument(metavar="USER", help="The user's id, exactly as in the interactions.")],
     store: StoreUrl = None,
-    n: Annotated[int, option("-n", "How many items to show.", at_least=1, at_most=1000)] = 10,
-    segment: Annotated[str, option("--segment", "The segment whose popular list a user without a list gets.")] = "",
+    n: Annotated[int, option("-n", "Show this many items.", at_least=1, at_most=1000)] = 10,
+    segment: Annotated[str, option("--segment", "Fall back to the popular list of this segment.")] = "",
     as_json: Json = False,
 ) -> None:
     """Show the list that the service would answer for one user.

@@ -14,8 +14,9 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Keeps precomputed recommendations hot: learn them offline, publish them as a release, serve them fast.",
-    epilog="Every option is also read from the environment, as its help says. Start with: hotplate demo",
+    help="Keeps precomputed recommendations hot: learn them offline, publish them as a release, serve them fast.\n\n"
+    "Example: hotplate demo",
+    epilog="Every option is also read from the environment, as its help says.",
 )
 app.command()(demo.demo)
 app.command()(train.train)

@@ -34,7 +34,7 @@ def plan(
         ),
     ] = None,
     source: Annotated[
-        Path | None, _option("--from", "A TOML file of inputs. A flag wins over it.", panel=MEASURED)
+        Path | None, _option("--from", "Take inputs from this TOML file. A flag wins over it.", panel=MEASURED)
     ] = None,
     from_report: Annotated[
         Path | None, _option("--from-report", "Take what `hotplate bench` measured from its report.", panel=MEASURED)
@@ -44,11 +44,11 @@ def plan(
         _option("--from-release", "Take the sizes of the live release of the store at this URL.", panel=MEASURED),
     ] = None,
     prices: Annotated[
-        Path | None, _option("--prices", "Your prices, in the form of our stores/prices.toml.", panel=MEASURED)
+        Path | None, _option("--prices", "Use your own prices, in the form of our stores/prices.toml.", panel=MEASURED)
     ] = None,
     charges: Annotated[
         Path | None,
-        _option("--charges", "Your RU charges, in the form of our stores/cosmos/charges.toml.", panel=MEASURED),
+        _option("--charges", "Use your own RU charges, in the form of our stores/cosmos/charges.toml.", panel=MEASURED),
     ] = None,
     why: Annotated[str | None, _option("--why", "Explain one figure, by its name.", panel=OUTPUT)] = None,
     check: Annotated[

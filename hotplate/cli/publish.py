@@ -33,14 +33,16 @@ if TYPE_CHECKING:
 
 Encoding = Literal["json", "zstd"]
 ListLength = Annotated[
-    int, option("--list-length", "How many items each list holds at most.", at_least=1, at_most=1000)
+    int, option("--list-length", "Keep at most this many items in each list.", at_least=1, at_most=1000)
 ]
 ChosenEncoding = Annotated[
     Encoding | None,
-    option("--encoding", "How lists are stored: by default as json in a file:// store, and as zstd in all others."),
+    option(
+        "--encoding", "Store lists in this encoding. By default it is json in a file:// store, and zstd in all others."
+    ),
 ]
-Activate = Annotated[bool, option("--activate/--no-activate", "Whether the release goes live once it is written.")]
-Keep = Annotated[int, option("--keep", "How many releases before the live one are kept for a rollback.", at_least=0)]
+Activate = Annotated[bool, option("--activate/--no-activate", "Make the release live once it is written.")]
+Keep = Annotated[int, option("--keep", "Keep this many releases before the live one for a rollback.", at_least=0)]
 Resume = Annotated[
     str | None,
     option(
@@ -82,7 +84,7 @@ def publish(
     list_length: ListLength = 20,
     keep_seen: Annotated[
         bool,
-        option("--keep-seen/--no-keep-seen", "Whether a user's list may contain items that the user has already."),
+        option("--keep-seen/--no-keep-seen", "Let a user's list contain items that the user has already."),
     ] = False,
     encoding: ChosenEncoding = None,
     activate: Activate = True,

@@ -30,14 +30,16 @@ if TYPE_CHECKING:
     from stores.verification import Difference
 
 app = typer.Typer(
-    no_args_is_help=True, help="The life of releases: list, activate, roll back, prune, copy, verify and compare."
+    no_args_is_help=True,
+    help="Look after releases: list, activate, roll back, prune, copy, verify and compare them.\n\n"
+    "Example: hotplate releases list --store file:///var/lib/hotplate",
 )
 
 ReleaseArgument = Annotated[str, typer.Argument(metavar="RELEASE", help="An id, as `hotplate releases list` shows it.")]
 ReleaseOrLive = Annotated[
     str | None,
     typer.Argument(
-        metavar="[RELEASE]",
+        metavar="RELEASE",
         help="An id, as `hotplate releases list` shows it; by default the live release.",
         show_default=False,
     ),
@@ -115,7 +117,7 @@ def prune(
     store: StoreUrl = None,
     keep: Keep = 1,
     grace: Annotated[
-        float, option("--grace", "For how many seconds a release is kept after it left service.", at_least=0)
+        float, option("--grace", "Keep a release for this many seconds after it left service.", at_least=0)
     ] = 600,
     as_json: Json = False,
 ) -> None:
@@ -132,12 +134,10 @@ def prune(
 
 @app.command()
 def copy(
-    source: Annotated[str, option("--from", "The URL of the store that has the release.", metavar="URL")],
-    target: Annotated[str, option("--to", "The URL of the store that the release is copied to.", metavar="URL")],
+    source: Annotated[str, option("--from", "Copy from the store at this URL.", metavar="URL")],
+    target: Annotated[str, option("--to", "Copy to the store at this URL.", metavar="URL")],
     release: ReleaseOrLive = None,
-    activate: Annotated[
-        bool, option("--activate/--no-activate", "Whether the release goes live in the target.")
-    ] = True,
+    activate: Annotated[bool, option("--activate/--no-activate", "Make the release live in the target.")] = True,
     max_ru: MaxRu = None,
     dry_run: DryRun = False,
     as_json: Json = False,

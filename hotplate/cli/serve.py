@@ -4,8 +4,8 @@ from typing import Annotated
 
 from hotplate.cli.terminal import err, option
 
-Host = Annotated[str, option("--host", "The address to listen on; by default this machine only.")]
-Port = Annotated[int, option("--port", "The port; 0 takes any free one.", at_least=0, at_most=65535)]
+Host = Annotated[str, option("--host", "Listen on this address; by default on this machine only.")]
+Port = Annotated[int, option("--port", "Listen on this port; 0 takes any free one.", at_least=0, at_most=65535)]
 
 
 def serve(
@@ -13,8 +13,8 @@ def serve(
         list[str] | None,
         option(
             "--store",
-            "The store to serve. Each further --store is a tier that answers when those before it cannot. "
-            "The default is a folder in your own data directory.",
+            "Serve the store at this URL. Each further --store is a tier that answers when those before it cannot. "
+            "By default it is a folder in your own data directory.",
             metavar="URL",
             show_default=False,
         ),
@@ -23,10 +23,16 @@ def serve(
     port: Port = 8080,
     workers: Annotated[
         int,
-        option("--workers", "How many processes share the port; best one for each core.", at_least=1, at_most=256),
+        option(
+            "--workers", "Share the port among this many processes; best one for each core.", at_least=1, at_most=256
+        ),
     ] = 1,
-    budget: Annotated[float, option("--budget", "Seconds that one request may spend on reads.", at_least=0.001)] = 0.05,
-    drain: Annotated[float, option("--drain", "Seconds that a stop waits for requests in flight.", at_least=0)] = 10.0,
+    budget: Annotated[
+        float, option("--budget", "Spend at most this many seconds on the reads of one request.", at_least=0.001)
+    ] = 0.05,
+    drain: Annotated[
+        float, option("--drain", "Wait at a stop at most this many seconds for requests in flight.", at_least=0)
+    ] = 10.0,
 ) -> None:
     """Serve the live release of a store over HTTP, and follow it from release to release.
 

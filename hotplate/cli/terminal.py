@@ -71,7 +71,7 @@ def option(
 
 def column_option(role: str, description: str = "by default it is guessed from common names") -> Any:  # noqa: ANN401 -- as above
     """Make the option that names the column of a role."""
-    return option(f"--{role}-column", f"The name of the {role} column; {description}.", metavar="NAME")
+    return option(f"--{role}-column", f"Read the {role} from the column of this name; {description}.", metavar="NAME")
 
 
 Json = Annotated[bool, option("--json", "Print one JSON object instead of text.")]
@@ -79,15 +79,17 @@ StoreUrl = Annotated[
     str | None,
     option(
         "--store",
-        "The URL of the store: file:///FOLDER, redis://HOST:PORT/DB, rediss://…, unix:///SOCKET or "
+        "Use the store at this URL: file:///FOLDER, redis://HOST:PORT/DB, rediss://…, unix:///SOCKET or "
         "cosmos://ACCOUNT/DATABASE. By default it is a folder in your own data directory.",
         metavar="URL",
     ),
 ]
 Delimiter = Annotated[
-    str | None, option("--delimiter", "The character between the fields of a CSV file; by default it is detected.")
+    str | None, option("--delimiter", "Split the fields of a CSV file at this character; by default it is detected.")
 ]
-Titles = Annotated[Path | None, option("--titles", "A file of item and title, where the data have no titles.")]
+Titles = Annotated[
+    Path | None, option("--titles", "Read titles from this file of item and title, where the data have none.")
+]
 
 out = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)

@@ -31,7 +31,7 @@ def train(
             metavar="DATA", help="A CSV, TSV or Parquet file (.gz and .zst too), or a folder of files of one kind."
         ),
     ],
-    model: Annotated[Path, typer.Option("--out", envvar="HOTPLATE_MODEL", help="The model folder to write.")],
+    model: Annotated[Path, typer.Option("--out", envvar="HOTPLATE_MODEL", help="Write the model to this folder.")],
     user_column: Annotated[str | None, column_option("user")] = None,
     item_column: Annotated[str | None, column_option("item")] = None,
     weight_column: Annotated[str | None, column_option("weight")] = None,
@@ -49,11 +49,11 @@ def train(
     ] = None,
     titles: Titles = None,
     event_weights: Annotated[
-        str | None, option("--event-weights", "The weight of each event, as view=1,cart=3,buy=5.")
+        str | None, option("--event-weights", "Weigh each event by its name, as view=1,cart=3,buy=5.")
     ] = None,
     weighting: Annotated[
         Literal["sum", "binary", "log"],
-        option("--weighting", "Whether a user and an item weigh the sum of their rows, 1, or 1 + ln of the sum."),
+        option("--weighting", "Weigh a user and an item by the sum of their rows, by 1, or by 1 + ln of the sum."),
     ] = "sum",
     where: Annotated[
         list[str] | None,
@@ -65,23 +65,21 @@ def train(
         ),
     ] = None,
     delimiter: Delimiter = None,
-    min_per_user: Annotated[int, option("--min-per-user", "Users with fewer items are left out.", at_least=1)] = 1,
-    min_per_item: Annotated[int, option("--min-per-item", "Items with fewer users are left out.", at_least=1)] = 1,
+    min_per_user: Annotated[int, option("--min-per-user", "Leave out users with fewer items.", at_least=1)] = 1,
+    min_per_item: Annotated[int, option("--min-per-item", "Leave out items with fewer users.", at_least=1)] = 1,
     split: Annotated[
         Literal["stratified", "random", "none"],
-        option("--split", "How test data are chosen: by item, at random, or not at all (no evaluation)."),
+        option("--split", "Choose test data by item, at random, or not at all, which leaves the evaluation out."),
     ] = "stratified",
-    test_share: Annotated[
-        float, option("--test-share", "The share of the data that is held back as test data.")
-    ] = 0.25,
-    k: Annotated[int, option("-k", "The length of the lists that metrics are computed on.", at_least=1)] = 10,
-    factors: Annotated[int, option("--factors", "The number of factors of each user and item.")] = 128,
+    test_share: Annotated[float, option("--test-share", "Hold back this share of the data for the test.")] = 0.25,
+    k: Annotated[int, option("-k", "Compute metrics on lists of this length.", at_least=1)] = 10,
+    factors: Annotated[int, option("--factors", "Learn this many factors of each user and item.")] = 128,
     regularization: Annotated[
-        float, option("--regularization", "The regularization of ALS, against overfitting.")
+        float, option("--regularization", "Regularize ALS by this much, against overfitting.")
     ] = 30.0,
-    alpha: Annotated[float, option("--alpha", "The confidence that ALS gives each unit of weight.")] = 4.0,
-    iterations: Annotated[int, option("--iterations", "The number of ALS iterations.")] = 15,
-    seed: Annotated[int, option("--seed", "The random seed of the split and the fit.")] = 42,
+    alpha: Annotated[float, option("--alpha", "Give each unit of weight this much confidence.")] = 4.0,
+    iterations: Annotated[int, option("--iterations", "Run this many iterations of ALS.")] = 15,
+    seed: Annotated[int, option("--seed", "Draw the split and the start of the fit with this seed.")] = 42,
     as_json: Json = False,
 ) -> None:
     """Train a model on interactions: read, split, evaluate, fit, and write a model folder.
