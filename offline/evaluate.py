@@ -68,8 +68,8 @@ def evaluate(
     by item. Returns None when there are too few pairs for both parts to hold any.
     """
     require_at_least("k", k)
-    split_matrix = stratified_split if split == "stratified" else random_split
-    train, test = split_matrix(matrix.user_items, test_share, params.seed)
+    by: Literal["item", "all"] = "item" if split == "stratified" else "all"
+    train, test = split_pairs(matrix.user_items, test_share, params.seed, by)
     if train.nnz == 0 or test.nnz == 0:
         return None
     model = measure(_lists(fit(train, params, on_iteration), train, k), test)
@@ -77,31 +77,29 @@ def evaluate(
     return Evaluation(split, test_share, params.seed, int(train.nnz), int(test.nnz), model, popularity)
 
 
-def random_split(user_items: UserItems, test_share: float, seed: int) -> tuple[UserItems, UserItems]:
-    """Return (train, test), of one shape, disjoint, together the whole; a random *test_share* of all pairs is test."""
-    _check_share(test_share)
-    order = np.random.default_rng(seed).permutation(user_items.nnz)
-    in_train = np.zeros(user_items.nnz, dtype=np.bool_)
-    in_train[order[: round((1 - test_share) * user_items.nnz)]] = True
-    return _parts(user_items, in_train)
-
-
-def stratified_split(
-    user_items: UserItems, test_share: float, seed: int, by: Literal["item", "user"] = "item"
+def split_pairs(
+    user_items: UserItems, test_share: float, seed: int, by: Literal["all", "item", "user"] = "item"
 ) -> tuple[UserItems, UserItems]:
     """
-    Return (train, test) as random_split does, but with *test_share* of the pairs of each item (or user) in test.
+    Return (train, test), of one shape, disjoint, together the whole; of each item (user, or all) *test_share* is test.
 
     Within each group the pairs are ranked by a random number; those of rank ≤ round((1 - share) x count) are train.
     """
-    _check_share(test_share)
-    groups = user_items.indices if by == "item" else user_items.tocoo().row
-    order = np.lexsort((np.random.default_rng(seed).random(user_items.nnz), groups))
+    if not 0 < test_share < 1:
+        raise SettingError(f"The test share is {test_share}; it must lie between 0 and 1, such as 0.25.")
+    pairs = user_items.tocoo()
+    groups = {"all": np.zeros_like(pairs.row), "item": pairs.col, "user": pairs.row}[by]
+    order = np.lexsort((np.random.default_rng(seed).random(pairs.nnz), groups))
     counts = np.bincount(groups)
     first = np.cumsum(counts) - counts
-    rank = np.empty(user_items.nnz, dtype=np.int64)
-    rank[order] = np.arange(user_items.nnz) - first[groups[order]] + 1
-    return _parts(user_items, rank <= np.round((1 - test_share) * counts)[groups])
+    rank = np.empty(pairs.nnz, dtype=np.int64)
+    rank[order] = np.arange(pairs.nnz) - first[groups[order]] + 1
+    in_train = rank <= np.round((1 - test_share) * counts)[groups]
+    train, test = (
+        csr_matrix((pairs.data[part], (pairs.row[part], pairs.col[part])), shape=pairs.shape, dtype=np.float32)
+        for part in (in_train, ~in_train)
+    )
+    return train, test
 
 
 def measure(recommended: Indices, test: UserItems) -> RankingMetrics:
@@ -132,20 +130,6 @@ def measure(recommended: Indices, test: UserItems) -> RankingMetrics:
         users=int(evaluated.sum()),
         users_with_lists=int((recommended[evaluated] >= 0).any(axis=1).sum()),
     )
-
-
-def _check_share(test_share: float) -> None:
-    if not 0 < test_share < 1:
-        raise SettingError(f"The test share is {test_share}; it must lie between 0 and 1, such as 0.25.")
-
-
-def _parts(user_items: UserItems, in_train: npt.NDArray[np.bool_]) -> tuple[UserItems, UserItems]:
-    pairs = user_items.tocoo()
-    train, test = (
-        csr_matrix((pairs.data[part], (pairs.row[part], pairs.col[part])), shape=pairs.shape, dtype=np.float32)
-        for part in (in_train, ~in_train)
-    )
-    return train, test
 
 
 def _hits(recommended: Indices, test: UserItems) -> npt.NDArray[np.bool_]:

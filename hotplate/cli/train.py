@@ -92,18 +92,12 @@ def train(
     from offline.pipeline import train as train_model
     from offline.train.als import ALSParams
 
+    columns = Columns(
+        user_column, item_column, weight_column, time_column, title_column, segment_column, event_column, count_column
+    )
     settings = TrainSettings(
         path=data,
-        columns=Columns(
-            user=user_column,
-            item=item_column,
-            weight=weight_column,
-            event=event_column,
-            count=count_column,
-            time=time_column,
-            title=title_column,
-            segment=segment_column,
-        ),
+        columns=columns,
         delimiter=delimiter,
         event_weights=parse_event_weights(event_weights) if event_weights else None,
         where=where or (),
