@@ -110,7 +110,7 @@ async def test_lists_follow_the_live_release_and_the_next_tier_answers_for_a_sto
 
 @pytest.mark.parametrize("document", ["README.md", "docs/library.md"])
 def test_the_first_example_runs_as_it_is_documented(tmp_path: Path, redis_server: RedisServer, document: str) -> None:
-    urls = redis_server.url("redis", document), f"file://{tmp_path}/store"
+    urls = redis_server.url("redis", Path(document).stem), f"file://{tmp_path}/store"
     release = asyncio.run(publish_to(urls[0], LISTS))
     asyncio.run(publish_to(urls[1], LISTS))
     program = examples(document)[0]
