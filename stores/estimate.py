@@ -85,9 +85,10 @@ async def estimate(store: Store, publish: Callable[[Store], Awaitable[Manifest]]
     running = asyncio.create_task(asyncio.to_thread(loop.run, run()))
     try:
         return await asyncio.shield(running)
+    except BaseException:
+        loop.cancel()  # nothing happens where it has ended
+        raise
     finally:
-        if not running.done():
-            loop.cancel()
         with suppress(Exception, asyncio.CancelledError):  # raised above, or cancelled by ourselves
             await running
 
@@ -98,6 +99,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         self._virtual = _VirtualSelector()
         self._main: asyncio.Task[Any] | None = None
+        self._cancelled = False
         super().__init__(self._virtual)
 
     def time(self) -> float:
@@ -120,6 +122,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
         async def main() -> T:
             self._main = asyncio.current_task()
+            if self._cancelled:
+                work.close()
+                raise asyncio.CancelledError
             return await work
 
         with asyncio.Runner(loop_factory=lambda: self) as runner:
@@ -127,6 +132,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def cancel(self) -> None:
         """Cancel what `run` runs, from another thread."""
+        self._cancelled = True
         with suppress(RuntimeError):  # closed meanwhile
             self.call_soon_threadsafe(lambda: self._main and self._main.cancel())
 

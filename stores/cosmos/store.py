@@ -9,7 +9,7 @@ import orjson
 
 from stores import catalogue as catalogue_record
 from stores.catalogue import Catalogue, DraftRef, ReleaseRef
-from stores.cosmos import containers as scaling
+from stores.cosmos import containers
 from stores.cosmos.charges import load
 from stores.cosmos.containers import Containers, ReadOffer, create_with_database, open_containers
 from stores.cosmos.errors import TRANSIENT, ContainerMissing, CosmosThrottled, CosmosUnavailable
@@ -62,7 +62,7 @@ class CosmosStore(Advised, ProvisionedStore):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Take the account's items and what opens its control plane; *read_offer* reads offers without that."""
-        written = scaling.writing_throughput(address)
+        written = containers.writing_throughput(address)
         limiter = RateLimiter(clock, address.max_ru or (None if written is None else written.ru))
         self._address = address
         self._items = items
@@ -72,7 +72,7 @@ class CosmosStore(Advised, ProvisionedStore):
         self._retrier = Retrier(clock, limiter)
         self._charges = load()
         self._rows = ReleaseRows(items, self._retrier, self._charges)
-        gentle = Retrier(clock, RateLimiter(clock, scaling.scanning_ru(address)))
+        gentle = Retrier(clock, RateLimiter(clock, containers.scanning_ru(address)))
         self._rows_while_live = ReleaseRows(items, gentle, self._charges)
         self._catalogue = _CatalogueItem(address, items, clock)
 
@@ -136,15 +136,15 @@ class CosmosStore(Advised, ProvisionedStore):
 
     async def warnings(self) -> list[str]:
         live = (await self._catalogue.read()).live_ref
-        return await scaling.warnings(self._address, None if live is None else container_of(live), self._offer)
+        return await containers.warnings(self._address, None if live is None else container_of(live), self._offer)
 
     async def _offer(self, container: str) -> Offer | None:
         return await (self._read_offer or self._containers.offer)(container)
 
     async def create(self, draft: DraftRef, plan: Plan) -> None:
-        scaling.check_room(self._address, plan)
+        containers.check_room(self._address, plan)
         await self._retrier.call(self._catalogue.check_single_writer)
-        throughput = scaling.writing_throughput(self._address)
+        throughput = containers.writing_throughput(self._address)
         await self._retrier.call(partial(create_with_database, self._containers, container_of(draft), throughput))
         await self._rows.begin(draft)
 
@@ -165,13 +165,15 @@ class CosmosStore(Advised, ProvisionedStore):
     async def prepare(self, release: ReleaseRef) -> None:
         await self._rows.check(release)
         if self._address.throughput is not None:
-            await scaling.scale_up(self._address, self._containers, container_of(release), self._retrier, self._clock)
+            await containers.scale_up(
+                self._address, self._containers, container_of(release), self._retrier, self._clock
+            )
 
     async def scale_down(self, release: ReleaseRef) -> None:
         if self._address.throughput is None:
             return
         try:
-            await scaling.scale_down(self._containers, container_of(release), self._retrier)
+            await containers.scale_down(self._containers, container_of(release), self._retrier)
         except ContainerMissing as error:
             raise not_found(release) from error
 

@@ -47,8 +47,8 @@ class Account:
         if self.certificate is not None:
             options = {"ca": str(self.certificate)} | options
         parts = urlsplit(self.emulator.endpoint)
-        told = "&".join(f"{name}={value}" for name, value in options.items())
-        return f"cosmos+{parts.scheme}://{parts.netloc}/{database}?{told}"
+        query = "&".join(f"{name}={value}" for name, value in options.items())
+        return f"cosmos+{parts.scheme}://{parts.netloc}/{database}?{query}"
 
     def address(self, database: str, **options: str) -> Address:
         return parse(self.url(database, **options), {})
@@ -74,8 +74,8 @@ class Account:
         trusted = None if self.certificate is None else ssl.create_default_context(cafile=str(self.certificate))
         request = Request(f"{self.emulator.endpoint}__emulation/{page}", body, method=method)
         with urlopen(request, context=trusted, timeout=10) as answer:
-            told: bytes = answer.read()
-        return told
+            content: bytes = answer.read()
+        return content
 
 
 @contextmanager

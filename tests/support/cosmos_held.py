@@ -48,7 +48,7 @@ class Far:
         self.many_writers = False
         self.scales_for_ever = False
         self.lose_answers = 0
-        """How many writes of the catalogue are to be done, and not told of."""
+        """How many writes of the catalogue are to be done, and not answer of."""
 
         self.observer: Observer | None = None
         self.forgets = 0.0
@@ -58,8 +58,8 @@ class Far:
         self._loop = loop
 
     def store(self, **options: object) -> CosmosStore:
-        asked = "&".join(f"{name}={value}" for name, value in options.items())
-        address = parse(f"cosmos+http://here:1/d?{asked}", {})
+        parameters = "&".join(f"{name}={value}" for name, value in options.items())
+        address = parse(f"cosmos+http://here:1/d?{parameters}", {})
         client = RestClient(address, self.observer, clock=self.now, make_transport=lambda _: self)
         containers = ContainersByRest(client)
         self.stores.append(CosmosStore(address, client, lambda: containers, client.offer, self._loop.time))
@@ -70,7 +70,7 @@ class Far:
 
     def answers(self, status: int, operation: str = "") -> int:
         counted = self.service.counts.requests.items()
-        return sum(number for (what, told), number in counted if told == status and operation in what)
+        return sum(number for (what, found), number in counted if found == status and operation in what)
 
     def spent_ru(self, operation: str = "") -> float:
         return sum(ru for (what, _), ru in self.service.counts.charges_ru.items() if operation in what)
@@ -89,22 +89,22 @@ class Far:
         head, _, body = message.partition(b"\r\n\r\n")
         (method, path, _), *lines = (line.split(b" ", 2) for line in head.split(b"\r\n"))
         headers = {name.lower().rstrip(b":"): b" ".join(value) for name, *value in lines}
-        told = self.service.answer(Request(method.decode(), path.decode(), headers, body))
+        answer = self.service.answer(Request(method.decode(), path.decode(), headers, body))
         if method == b"GET" and b"/docs/" in path and self._random.random() < self.forgets:
-            told.status, told.body = 404, orjson.dumps({"code": "NotFound", "message": "never heard of it"})
+            answer.status, answer.body = 404, orjson.dumps({"code": "NotFound", "message": "never heard of it"})
         if self.many_writers and path == b"/":
-            told.body = orjson.dumps({**orjson.loads(told.body), "enableMultipleWriteLocations": True})
+            answer.body = orjson.dumps({**orjson.loads(answer.body), "enableMultipleWriteLocations": True})
         if self.scales_for_ever and path.startswith(b"/offers/"):
-            told.headers["x-ms-offer-replace-pending"] = "True"
-        if self.lose_answers and told.status in (200, 201) and b"/colls/hotplate/docs" in path and method != b"GET":
+            answer.headers["x-ms-offer-replace-pending"] = "True"
+        if self.lose_answers and answer.status in (200, 201) and b"/colls/hotplate/docs" in path and method != b"GET":
             self.lose_answers -= 1
-            told.reset = True
-        delay_s = self.latency_s + told.delay_s
+            answer.reset = True
+        delay_s = self.latency_s + answer.delay_s
         await asyncio.sleep(min(delay_s, timeout_s))
-        if told.reset or delay_s > timeout_s:
-            raise RequestFailed("reset" if told.reset else "timeout", "here")
-        head, _, body = render(told).partition(b"\r\n\r\n")
-        return Response(told.status, head + b"\r\n\r\n", body)
+        if answer.reset or delay_s > timeout_s:
+            raise RequestFailed("reset" if answer.reset else "timeout", "here")
+        head, _, body = render(answer).partition(b"\r\n\r\n")
+        return Response(answer.status, head + b"\r\n\r\n", body)
 
     async def close(self) -> None:
         """Nothing to give back."""

@@ -86,7 +86,11 @@ async def test_what_is_no_item_is_an_error_of_a_kind_and_counted(
     assert await client.read("c", "a", 2.0) == {"id": "a", "v": 1}
 
 
-@pytest.mark.parametrize("said", [b"HTTP/1.1 200 OK\r\n" + DATE + b"content-length: 99\r\n\r\n{", b""], ids=["in its body", "in its head"])
+@pytest.mark.parametrize(
+    "said",
+    [b"HTTP/1.1 200 OK\r\n" + DATE + b"content-length: 99\r\n\r\n{", b""],
+    ids=["in its body", "in its head"],
+)
 async def test_an_answer_that_stops_in_the_middle_is_a_timeout(
     raw: Raw, client: RestClient, observer: Counted, said: bytes
 ) -> None:

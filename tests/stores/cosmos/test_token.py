@@ -55,7 +55,7 @@ async def test_a_token_lets_in_is_kept_and_is_for_this_account(entra: Entra) -> 
     for _ in range(5):
         assert await client.read("c", NAME, 5.0) is not None
     await client.read_versioned("c", NAME)
-    assert credential.asked == 1
+    assert credential.requests == 1
     assert credential.scopes == {"https://127.0.0.1/.default"}
 
 
@@ -64,14 +64,14 @@ async def test_a_token_is_renewed_in_the_background_and_a_failure_keeps_the_old_
 ) -> None:
     client, credential, clock = entra
     await client.read("c", NAME, 5.0)
-    credential.trouble = "the identity endpoint is away"
+    credential.error = "the identity endpoint is away"
     clock.now += 3300
     for _ in range(20):
         assert await client.read("c", NAME, 5.0) is not None
-    assert credential.asked == 2
+    assert credential.requests == 2
     clock.now += TOKEN_PAUSE_S + 1
     await client.read("c", NAME, 5.0)
-    assert credential.asked == 3
+    assert credential.requests == 3
     assert [record.message for record in caplog.records if "no token" in record.message] == [
         f"{client._translator.where}: no token from Entra ID: the identity endpoint is away"
     ]
@@ -79,7 +79,7 @@ async def test_a_token_is_renewed_in_the_background_and_a_failure_keeps_the_old_
     with pytest.raises(CosmosUnavailable, match=r"Entra ID gives no token.*identity endpoint is away") as error:
         await client.read("c", NAME, 5.0)
     assert error.value.kind == "unauthorized"
-    credential.trouble = ""
+    credential.error = ""
     clock.now += TOKEN_PAUSE_S + 1
     assert await client.read("c", NAME, 5.0) is not None
     assert "gives tokens again" in caplog.text
@@ -94,11 +94,11 @@ async def test_a_token_that_is_refused_is_renewed_once(entra: Entra) -> None:
     assert error.value.kind == "unauthorized"
     credential.spoiled = False
     clock.now += TOKEN_PAUSE_S + 1
-    before = credential.asked
+    before = credential.requests
     found = await asyncio.gather(*(client.read("c", NAME, 5.0) for _ in range(20)))
     assert found[0] is not None
     assert found == [found[0]] * 20
-    assert credential.asked == before + 1
+    assert credential.requests == before + 1
 
 
 async def test_no_token_in_time_is_a_timeout_and_other_callers_go_on_waiting(far: Account, observer: Counted) -> None:
