@@ -13,7 +13,7 @@ from offline.errors import DataError
 from offline.external_sort import ScoredRows, SortedLists, sort_lists, top_items
 from offline.input.columns import choose_columns, number_of
 from offline.input.files import Table, data_errors, find_files, fingerprint, open_tables
-from offline.input.rows import Rows, TableShape, id_reasons, most_frequent_titles, read_titles, text_column
+from offline.input.rows import Rows, TableShape, id_reasons, item_titles, text_column
 from offline.lists import check_length
 from offline.train.popularity import MAX_SEGMENTS
 from stores.encoding import ItemEncoder
@@ -64,7 +64,7 @@ class ImportedLists:
         self.rows, self.left_out = scored.rows, dict(scored.left_out)
         if self._users.duplicates:
             self.left_out["named twice"] = self._users.duplicates
-        titles = self._titles(scored)
+        titles = item_titles(scored.frame, settings.lists, settings.titles, settings.columns, settings.delimiter)
         self._items = _items(self._users, self._similar, self._popular)
         ids = self._items.get_column("item").to_list()
         self._item_titles = [titles.get(item) for item in ids]
@@ -122,15 +122,6 @@ class ImportedLists:
         if path is None:
             return None
         return read_scored(path, {}, owner=owner, item=item, delimiter=self._settings.delimiter)
-
-    def _titles(self, scored: ScoredRows) -> dict[str, str]:
-        settings = self._settings
-        if settings.titles is not None:
-            item, title = settings.columns.get("item") or "item", settings.columns.get("title")
-            return read_titles(settings.titles, item, title, settings.delimiter)
-        if "title" not in scored.frame.collect_schema():
-            return {}
-        return most_frequent_titles(scored.frame.select("item", "title"), settings.lists)
 
 
 def read_scored(

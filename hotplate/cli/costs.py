@@ -40,14 +40,6 @@ def limit_ru(url: str | None, max_ru: int | None) -> str | None:
     return url if max_ru is None else with_max_ru(url or default_url(), max_ru)
 
 
-def reject_resume(resume: str | None) -> None:
-    """Raise StoreMisused where a dry run is to estimate the rest of a draft."""
-    from stores.errors import StoreMisused
-
-    if resume is not None:
-        raise StoreMisused("--dry-run estimates a whole publish, and not the rest of a draft; leave --resume out")
-
-
 def hours_begun(began: float, seconds: float) -> int:
     """Count the hours of the wall clock that a time reaches into: of each the highest throughput is billed."""
     return floor((began + seconds) / HOUR_S) - floor(began / HOUR_S) + 1

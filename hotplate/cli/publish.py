@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from hotplate.cli.costs import DryRun, MaxRu, Spending, limit_ru, print_estimate, reject_resume
+from hotplate.cli.costs import DryRun, MaxRu, Spending, limit_ru, print_estimate
 from hotplate.cli.terminal import (
     Json,
     StageProgress,
@@ -67,8 +67,10 @@ class PublishOptions:
     as_json: bool
 
     def __post_init__(self) -> None:
-        if self.dry_run:
-            reject_resume(self.resume)
+        from stores.errors import StoreMisused
+
+        if self.dry_run and self.resume is not None:
+            raise StoreMisused("--dry-run estimates a whole publish, and not the rest of a draft; leave --resume out")
 
     def encoding_or_default(self) -> str:
         """Return the chosen encoding, or the one that suits the store."""

@@ -12,7 +12,7 @@ from offline.errors import DataError, SettingError
 from offline.input.columns import MAX_ID_BYTES, Columns, choose_columns, number_of, time_of
 from offline.input.files import Table, data_errors, find_files, fingerprint, open_tables
 from offline.input.filters import Filter, parse_filter
-from offline.input.rows import Rows, Survey, TableShape, id_reasons, most_frequent_titles, read_titles, text_column
+from offline.input.rows import Rows, Survey, TableShape, id_reasons, item_titles, text_column
 
 Weighting = Literal["sum", "binary", "log"]
 
@@ -77,14 +77,9 @@ def read_interactions(
         pairs = _pairs(rows.kept, chosen, weighting)
         segments = _segments(rows.kept, path) if chosen.segment else None
     _check_size(pairs, path)
-    item_titles: dict[str, str] = {}
-    if titles is not None:
-        item_titles = read_titles(titles, str(chosen.item), named.title, delimiter)
-    elif chosen.title:
-        item_titles = most_frequent_titles(rows.kept.select("item", "title"), path)
     return Interactions(
         pairs,
-        item_titles,
+        item_titles(rows.kept, path, titles, {"item": chosen.item, "title": named.title}, delimiter),
         segments,
         survey.rows,
         survey.left_out,

@@ -89,32 +89,33 @@ def id_reasons(ids: Mapping[str, pl.Expr]) -> dict[str, pl.Expr]:
     return absent | {reason: size > MAX_ID_BYTES for reason, size in sizes.items()}
 
 
-def most_frequent_titles(rows: pl.LazyFrame, source: Path) -> dict[str, str]:
-    """Return the title of each item of *rows* [item, title]: the most frequent, the first by alphabet among equals."""
+def item_titles(
+    rows: pl.LazyFrame, source: Path, titles: Path | None, named: Mapping[str, str | None], delimiter: str | None
+) -> dict[str, str]:
+    """
+    Return titles by item: those of the file (or folder) *titles*, or else of *rows* [item, and perhaps title].
+
+    Of several titles the most frequent counts, the first by alphabet among equals. *named* are the columns of *titles*
+    by role: that of the item need not be there, and is guessed then, as both are where no name is given. Raises
+    DataError when either is missing or the file cannot be read.
+    """
+    if titles is not None:
+        tables, source = open_tables(titles, delimiter), titles
+        schema = tables[0].schema
+        roles = {"item": named.get("item") if named.get("item") in schema else None, "title": named.get("title")}
+        columns = choose_columns(roles, list(schema), str(titles), guessed=roles, required=roles)
+        rows = pl.concat(
+            table.frame.select(**{role: text_column(table, columns[role]) for role in roles}).drop_nulls()
+            for table in tables
+        )
+    elif "title" not in rows.collect_schema():
+        return {}
     title = pl.col("title").str.strip_chars()
     with data_errors(source):
         named = rows.select("item", title=title).filter(pl.col("title") != "")
         counted = named.group_by("item", "title").len().collect(engine="streaming")
     best = counted.sort("len", "title", descending=[True, False]).unique("item", keep="first", maintain_order=True)
     return dict(zip(best.get_column("item"), best.get_column("title"), strict=True))
-
-
-def read_titles(path: Path, item_column: str, title_column: str | None, delimiter: str | None) -> dict[str, str]:
-    """
-    Return the titles in the file (or folder) at *path*.
-
-    Its item column is the one called *item_column*, as in the interactions, or else guessed; its title column is
-    *title_column*, or guessed. Raises DataError when either is missing or the file cannot be read.
-    """
-    tables = open_tables(path, delimiter)
-    schema = tables[0].schema
-    roles = {"item": item_column if item_column in schema else None, "title": title_column}
-    columns = choose_columns(roles, list(schema), str(path), guessed=roles, required=roles)
-    rows = [
-        table.frame.select(**{role: text_column(table, columns[role]) for role in roles}).drop_nulls()
-        for table in tables
-    ]
-    return most_frequent_titles(pl.concat(rows), path)
 
 
 def _shaped(number: int, table: Table, shape: TableShape) -> pl.LazyFrame:
