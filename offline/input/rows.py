@@ -112,8 +112,8 @@ def item_titles(
         return {}
     title = pl.col("title").str.strip_chars()
     with data_errors(source):
-        named = rows.select("item", title=title).filter(pl.col("title") != "")
-        counted = named.group_by("item", "title").len().collect(engine="streaming")
+        titled = rows.select("item", title=title).filter(pl.col("title") != "")
+        counted = titled.group_by("item", "title").len().collect(engine="streaming")
     best = counted.sort("len", "title", descending=[True, False]).unique("item", keep="first", maintain_order=True)
     return dict(zip(best.get_column("item"), best.get_column("title"), strict=True))
 
