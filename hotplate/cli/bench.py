@@ -70,7 +70,7 @@ def reference(options: StoresOptions, display: "ProgressDisplay") -> "tuple[Repo
 
 
 def _confirm_cost(options: SweepOptions) -> None:
-    """Print what a sweep of an account costs, and go on only where somebody says yes."""
+    """Print what a sweep of an account costs, and go on only where that is confirmed."""
     from bench.errors import BenchMisused
     from bench.ru.run import account_cost, plan
     from stores.prices import load
@@ -85,9 +85,9 @@ def _confirm_cost(options: SweepOptions) -> None:
     try:
         wanted = typer.confirm("Create them, and spend that?", err=True)
     except typer.Abort:
-        raise BenchMisused("nobody said yes, so nothing was made; in scripts, give --yes") from None
+        raise BenchMisused("the cost was not confirmed, so nothing was created; in scripts, give --yes") from None
     if not wanted:
-        err.print("nothing was made")
+        err.print("nothing was created")
         raise typer.Exit(FAILED)
 
 

@@ -119,7 +119,7 @@ def _print_costs(found: "Estimate", bill: "Bill", seconds: float, prices: "Price
     )
     usd = publish_usd(prices, bill, found.total_ru, began, seconds)
     if not bill.writing:
-        out.print(f"cost: {usd:,.4f} USD for the publish, and nothing while nobody reads")
+        out.print(f"cost: {usd:,.4f} USD for the publish, and nothing while there are no reads")
     else:
         throughput = " + ".join(f"{one.ru_s:,}" for one in bill.writing)
         out.print(f"cost: {usd:,.4f} USD for the publish: {throughput} RU/s for {_hours(began, seconds)}")

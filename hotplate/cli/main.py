@@ -54,5 +54,5 @@ def main() -> None:
         app()
     except KeyboardInterrupt:
         sys.exit(130)
-    except Exception as error:  # noqa: BLE001 -- `print_error` raises again what nobody expected
+    except Exception as error:  # noqa: BLE001 -- `print_error` raises again what is not expected
         sys.exit(print_error(error, as_json="--json" in sys.argv or bool(os.environ.get("HOTPLATE_JSON"))))

@@ -98,7 +98,7 @@ def publish(
 ) -> None:
     """Compute every list of a model and publish them as one release; readers see all of it, or nothing.
 
-    Releases that nobody needs any more are erased afterwards.
+    Releases that are no longer needed are erased afterwards.
 
     Example: hotplate publish model --store file:///var/lib/hotplate
 
@@ -114,7 +114,7 @@ def publish(
 def publish_lists(
     read: "Callable[[StageProgress], ListSource]", options: PublishOptions, imported: Path | None = None
 ) -> None:
-    """Publish the lists that *read* returns, erase what nobody needs any more, and print that; or estimate it.
+    """Publish the lists that *read* returns, erase what is no longer needed, and print that; or estimate it.
 
     *imported* is the path of the lists, where they were not computed here; the rows that were read there are counted.
     """
@@ -182,7 +182,7 @@ def _print_release(
     if result.skipped:
         out.print(f"{result.skipped:,} rows had been written before and were not written again")
     for release in erased:
-        out.print(f"erased {release}, which nobody needs any more")
+        out.print(f"erased {release}, which is no longer needed")
     spending.print_totals(plan_of(manifest))
 
 

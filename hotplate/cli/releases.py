@@ -121,7 +121,7 @@ def prune(
     ] = 600,
     as_json: Json = False,
 ) -> None:
-    """Erase what nobody needs any more: releases past their grace, and drafts whose writer is gone.
+    """Erase what is no longer needed: releases past their grace, and drafts whose writer is gone.
 
     Example: hotplate releases prune --keep 2
     """
