@@ -254,7 +254,7 @@ class _Measurement:
             self.interrupted = True
 
     def series(self) -> tuple[Series, ...]:
-        """Give a series of all rounds, or one for each size of batch."""
+        """Return a series of all rounds, or one for each size of batch."""
         results = [result for _, result in self.runs]
         if self._plan.batches:
             return tuple(
@@ -263,7 +263,7 @@ class _Measurement:
         return (series(self._plan.load.url, results),)
 
     def search_to_json(self) -> dict[str, Any] | None:
-        """Give the search for the highest rate as plain values, where one was made."""
+        """Return the search for the highest rate as plain values, where one was made."""
         if not self.searched:
             return None
         best = highest(self.searched)
@@ -271,7 +271,7 @@ class _Measurement:
         return {"objective": str(self._plan.objective), "highest": best and best.at, "points": points}
 
     def sweep_to_json(self) -> dict[str, Any] | None:
-        """Give the sizes of batch as plain values, where they were tried."""
+        """Return the sizes of batch as plain values, where they were tried."""
         if not self._swept:
             return None
         best = knee(self._swept)
@@ -314,7 +314,7 @@ class _Measurement:
 
 
 def at_rate(load: Load, rate: float) -> Arrivals:
-    """Give arrivals at another, constant rate, spaced as those of *load* are."""
+    """Return arrivals at another, constant rate, spaced as those of *load* are."""
     return schedule.constant(rate, load.duration_s, load.schedule.seed if load.schedule else None)
 
 

@@ -11,11 +11,12 @@ WHEN, WHAT, HOW = "When requests fall due", "What is requested", "How it is meas
 
 
 class Flag(NamedTuple):
-    """How the command shows a field: its help, the panel, and its name where that is not the field's."""
+    """How the command shows a field: its help, panel, name where that is not the field's, and whether `env` sets it."""
 
     help: str
     panel: str
     name: str | None = None
+    env: bool = True
 
 
 class Argument(NamedTuple):
@@ -68,7 +69,7 @@ class HttpOptions:
     seed: Annotated[int, Flag("The seed of everything that is drawn at random.", HOW)] = 1
 
     def to_json(self) -> dict[str, Any]:
-        """Give what was set as plain values; of headers only the names, of the store no password."""
+        """Return what was set as plain values; of headers only the names, of the store no password."""
         values = {name: value for name, value in asdict(self).items() if value not in (None, (), False)}
         values["headers"] = [header.partition(":")[0] for header in self.headers]
         if self.store:
@@ -117,7 +118,7 @@ class StoresOptions:
     """Whether the published figures of the reference architecture stand beside those of the stores."""
 
     def to_json(self) -> dict[str, Any]:
-        """Give what was set as plain values, without passwords."""
+        """Return what was set as plain values, without passwords."""
         values = {name: value for name, value in asdict(self).items() if name != "urls" and value not in (None, False)}
         return values | {"stores": [redacted(url) for url in self.urls]}
 

@@ -4,7 +4,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-from offline.lists import Lists, ListSettings
+from offline.lists import ListSettings, ModelLists
 from offline.model import Model
 from offline.publish import Progress, prefetched, with_progress
 from stores.catalogue import ReleaseId
@@ -22,7 +22,7 @@ async def foresee(
     model: Model, store: Store, settings: ListSettings, *, encoding: str, live: bool, keep: int, on_progress: Progress
 ) -> Forecast:
     """Say what `offline.publish.publish` and a prune afterwards would come to. Raises as `Foreseen.foresee` does."""
-    lists = Lists(model, settings)
+    lists = ModelLists(model, settings)
     return await foresee_rows(
         lists.batches(),
         store,

@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from offline.errors import DataError, SettingError
+from offline.errors import DataError
 from offline.external_sort import ScoredRows, SortedLists, sort_lists, top_items
 from offline.input.columns import MAX_ID_BYTES, choose_columns, number_of
 from offline.input.files import Table, data_errors, find_files, fingerprint, open_tables
@@ -20,7 +20,7 @@ from offline.input.rows import (
     read_titles,
     text_column,
 )
-from offline.lists import MAX_LENGTH
+from offline.lists import check_length
 from offline.train.popularity import MAX_SEGMENTS
 from stores.encoding import ItemEncoder
 from stores.keys import ITEM, OVERALL, POPULAR, USER
@@ -50,8 +50,7 @@ class ImportSettings:
     length: int = 20
 
     def __post_init__(self) -> None:
-        if not 1 <= self.length <= MAX_LENGTH:
-            raise SettingError(f"The list length is {self.length}; it must lie between 1 and {MAX_LENGTH}.")
+        check_length(self.length)
 
 
 class ImportedLists:

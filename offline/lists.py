@@ -31,11 +31,16 @@ class ListSettings:
     keep_seen: bool = False
 
     def __post_init__(self) -> None:
-        if not 1 <= self.length <= MAX_LENGTH:
-            raise SettingError(f"The list length is {self.length}; it must lie between 1 and {MAX_LENGTH}.")
+        check_length(self.length)
 
 
-class Lists:
+def check_length(length: int) -> None:
+    """Raise SettingError unless lists can be of this length."""
+    if not 1 <= length <= MAX_LENGTH:
+        raise SettingError(f"The list length is {length}; it must lie between 1 and {MAX_LENGTH}.")
+
+
+class ModelLists:
     """All lists of one model, computed and encoded batch by batch; a ListSource that lives as long as one publish."""
 
     def __init__(self, model: Model, settings: ListSettings) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from stores.backoff import Backoff
+from stores.throttle import Backoff
 
 # How many failures in a row open a breaker.
 FAILURES = 5

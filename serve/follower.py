@@ -4,17 +4,19 @@ import asyncio
 import logging
 from dataclasses import dataclass
 
-from stores.backoff import Backoff
 from stores.catalogue import Catalogue, ReleaseId, ReleaseRef, follows
 from stores.compression import Decode, load_decode
-from stores.errors import ReleaseCorrupt, StoreError
+from stores.errors import ReleaseCorrupt, ReleaseNotFound, StoreError
 from stores.keys import META, OVERALL, POPULAR
 from stores.manifest import MAX_POPULAR_BYTES, Manifest
 from stores.store import Advised, Reader
+from stores.throttle import Backoff
 from stores.verification import load_manifest, read_present
 
 log = logging.getLogger(__name__)
 
+# An error of the same kind whose text changes, as one with the server's time in it does, is logged no more often.
+LOG_EVERY_S = 60.0
 # The first and the longest pause before a store that failed is tried again.
 RETRY_S = (0.1, 5.0)
 
@@ -55,6 +57,8 @@ class Follower:
         self._reader = reader
         self._seen: Catalogue | None = None
         self._refreshing: asyncio.Task[None] | None = None
+        self._logged: type[StoreError] | None = None
+        self._logged_at = 0.0
 
     async def run(self) -> None:
         """Follow until cancelled."""
@@ -66,7 +70,7 @@ class Follower:
                     self.attempted.set()
                     backoff.reset()
             except StoreError as error:
-                self._set_error(str(error))
+                self._set_error(error)
                 self.attempted.set()
             await asyncio.sleep(backoff.next_s())
 
@@ -82,7 +86,7 @@ class Follower:
         try:
             await self._switch_if_newer(await self._reader.catalogue())
         except StoreError as error:
-            self._set_error(str(error))
+            self._set_error(error)
 
     def _refreshed(self, _: asyncio.Task[None]) -> None:
         self._refreshing = None
@@ -98,9 +102,8 @@ class Follower:
                 self.ready.set()
                 await self._read_warnings()
             self._seen = catalogue
-        self._set_error(
-            None if self.served is not None else "nothing is live in this store yet; run `hotplate publish`"
-        )
+        nothing_live = ReleaseNotFound("nothing is live in this store yet; run `hotplate publish`")
+        self._set_error(nothing_live if self.served is None else None)
 
     async def _read_warnings(self) -> None:
         if isinstance(self._reader, Advised):
@@ -113,13 +116,20 @@ class Follower:
                     log.warning("%s", sentence)
             self.warnings = warnings
 
-    def _set_error(self, error: str | None) -> None:
-        if error != self.last_error:
-            if error is not None:
-                log.warning("%s", error)
-            else:
-                log.info("the store can be read again")
-            self.last_error = error
+    def _set_error(self, error: StoreError | None) -> None:
+        """Remember what is wrong, and log it where it is news."""
+        text = None if error is None else str(error)
+        if text == self.last_error:
+            return
+        self.last_error = text
+        if error is None:
+            self._logged = None
+            log.info("the store can be read again")
+            return
+        now = asyncio.get_running_loop().time()
+        if type(error) is not self._logged or now >= self._logged_at + LOG_EVERY_S:
+            self._logged, self._logged_at = type(error), now
+            log.warning("%s", text)
 
 
 async def _load(reader: Reader, release: ReleaseRef) -> ServedRelease:

@@ -23,8 +23,8 @@ from serve.metrics import Metrics
 from serve.reader import open_reader
 from serve.settings import Settings
 from serve.tiers import tier_names
-from stores.backoff import Backoff
 from stores.connect import connect
+from stores.throttle import Backoff
 
 log = logging.getLogger(__name__)
 

@@ -56,18 +56,15 @@ class TieredReader:
         self, stores: Mapping[str, Reader], *, budget_s: float = BUDGET_S, metrics: Metrics | None = None
     ) -> None:
         """Take the stores by the names of their tiers, and the counters that all workers share."""
-        self._metrics = metrics or Metrics(1, list(stores))
-        self.tiers = [Tier(name, store, self._metrics) for name, store in stores.items()]
+        self.metrics = metrics or Metrics(1, list(stores))
+        self.tiers = [Tier(name, store, self.metrics) for name, store in stores.items()]
         self.following = list[asyncio.Task[None]]()
         """The tasks that follow the live releases; one of them ends only by a defect."""
         self._budget_s = budget_s
 
-    @property
-    def metrics(self) -> Metrics:
-        """The counters of what this reader does."""
-        return self._metrics
-
     async def __aenter__(self) -> Self:
+        if self.following:
+            raise RuntimeError("these stores are open already, as when lists are both mounted and entered")
         for tier in self.tiers:
             task = asyncio.create_task(tier.follower.run())
             task.add_done_callback(_log_defect)
@@ -110,7 +107,7 @@ class TieredReader:
 
     def popular(self, segment: str = OVERALL) -> EncodedList:
         """Return the popular list of a segment, or the one for everybody where the segment has none."""
-        self._metrics.count_lookup("popular", "hit")
+        self.metrics.count_lookup("popular", "hit")
         return self._first(segment)
 
     async def personal_many(self, users: Sequence[str]) -> list[EncodedList]:
@@ -128,7 +125,7 @@ class TieredReader:
             return [self._hit(tier, served, slot, "personal") or self._fallback(tier, served, slot) for slot in slots]
         first = self._first()
         for _ in users:
-            self._metrics.count_lookup("popular", "error")
+            self.metrics.count_lookup("popular", "error")
         return [first] * len(users)
 
     async def _read_one(self, key: str, source: str, segment: str) -> EncodedList:
@@ -155,7 +152,7 @@ class TieredReader:
         if missed is not None:
             return self._fallback(*missed, None, segment)
         first = self._first(segment)
-        self._metrics.count_lookup("popular", "error")
+        self.metrics.count_lookup("popular", "error")
         return first
 
     def _share_s(self, index: int, deadline: float) -> float:
@@ -164,12 +161,12 @@ class TieredReader:
 
     def _hit(self, tier: Tier, served: ServedRelease, slot: Slot, source: str) -> EncodedList | None:
         if isinstance(slot, bytes) and slot:
-            self._metrics.count_lookup(source, "hit")
+            self.metrics.count_lookup(source, "hit")
             return EncodedList(tier.name, served, source, slot)
         return None
 
     def _fallback(self, tier: Tier, served: ServedRelease, slot: Slot, segment: str = OVERALL) -> EncodedList:
-        self._metrics.count_lookup("popular", "error" if isinstance(slot, StoreError) else "miss")
+        self.metrics.count_lookup("popular", "error" if isinstance(slot, StoreError) else "miss")
         return _popular(tier, served, segment)
 
     def _first(self, segment: str = OVERALL) -> EncodedList:

@@ -1,4 +1,4 @@
-"""A small HTTP/1.1 client over raw connections: keep-alive, one request in flight on each, a deadline for every response.
+"""A small HTTP/1.1 client over raw connections: keep-alive, one request in flight on each, a deadline for each.
 
 It parses responses (httptools) and leaves requests to the caller, who knows their bytes. `Connection` reports to an
 owner what becomes of each request, which is all that a load generator wants; `ConnectionPool` makes that an awaitable

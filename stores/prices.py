@@ -11,11 +11,10 @@ from typing import Any
 
 OURS = Path(__file__).with_name("prices.toml")
 LISTED = "a list price"
-STANDINGS = {"listed": LISTED, "quoted": "QUOTED BY OTHERS, NOT CHECKED", "assumed": "ASSUMED, NO PRICE WAS FOUND"}
-"""How far a price may be believed, and how that is told."""
-
+# How reliable a price is: by the word in the file, and as people read it.
+BASES = {"listed": LISTED, "quoted": "QUOTED BY OTHERS, NOT CHECKED", "assumed": "ASSUMED, NO PRICE WAS FOUND"}
+# A twelfth of 8,760, as Azure's own estimates have it.
 HOURS_A_MONTH = 730
-"""A twelfth of 8,760, as Azure's own estimates have it."""
 
 
 class PricesUnreadable(ValueError):
@@ -24,19 +23,19 @@ class PricesUnreadable(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """One price in USD, and how far it may be believed: `listed`, `quoted` by a third party, or `assumed`."""
+    """One price in USD, and its basis: `listed` by Microsoft, `quoted` by a third party, or `assumed`."""
 
     usd: float
     per: str
     region: str
     date: str
     source: str
-    standing: str
+    basis: str
 
     @property
-    def told(self) -> str:
-        """Say where it comes from, in one line."""
-        return f"{STANDINGS[self.standing]}: {self.region}, {self.date}, {self.source}"
+    def provenance(self) -> str:
+        """Where it comes from, in one line."""
+        return f"{BASES[self.basis]}: {self.region}, {self.date}, {self.source}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +52,7 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """All prices; lives as long as what is worked out with it."""
+    """All prices; lives as long as what is calculated with it."""
 
     ru_hour: Price
     autoscale_factor: Price
@@ -76,15 +75,15 @@ class Prices:
 def load(path: Path = OURS) -> Prices:
     """Read a file of prices; PricesUnreadable names the file and what is wrong with it."""
     try:
-        told = tomllib.loads(path.read_text())
-        per_gb = _price(told, "redis_gb_hour")
-        sizes = [_size(each, per_gb, told.get("redis_quoted", {})) for each in told["redis"]]
+        tables = tomllib.loads(path.read_text())
+        per_gb = _price(tables, "redis_gb_hour")
+        sizes = [_size(each, per_gb, tables.get("redis_quoted", {})) for each in tables["redis"]]
         return Prices(
-            ru_hour=_price(told, "ru_hour"),
-            autoscale_factor=_price(told, "autoscale_factor"),
-            serverless_million_ru=_price(told, "serverless_million_ru"),
-            storage_gb_month=_price(told, "storage_gb_month"),
-            cpu_hour=_price(told, "cpu_hour"),
+            ru_hour=_price(tables, "ru_hour"),
+            autoscale_factor=_price(tables, "autoscale_factor"),
+            serverless_million_ru=_price(tables, "serverless_million_ru"),
+            storage_gb_month=_price(tables, "storage_gb_month"),
+            cpu_hour=_price(tables, "cpu_hour"),
             redis_gb_hour=per_gb,
             redis=tuple(sorted(sizes, key=lambda size: size.gb)),
         )
@@ -96,8 +95,8 @@ def load(path: Path = OURS) -> Prices:
         raise PricesUnreadable(f"{path}: {error}") from error
 
 
-def _price(told: Mapping[str, Any], name: str) -> Price:
-    fields = told[name]
+def _price(tables: Mapping[str, Any], name: str) -> Price:
+    fields = tables[name]
     try:
         return _checked(
             Price(
@@ -106,7 +105,7 @@ def _price(told: Mapping[str, Any], name: str) -> Price:
                 region=str(fields["region"]),
                 date=str(fields["date"]),
                 source=str(fields["source"]),
-                standing=str(fields["standing"]),
+                basis=str(fields["basis"]),
             ),
             name,
         )
@@ -114,29 +113,29 @@ def _price(told: Mapping[str, Any], name: str) -> Price:
         raise ValueError(f"{name} has no {error.args[0]}") from error
 
 
-def _size(told: Mapping[str, Any], per_gb: Price, quoted: Mapping[str, Any]) -> Size:
-    """Read one size; where it has no price, its GB at the assumed price stand in, and say so."""
-    name, gb = str(told["name"]), float(told["gb"])
+def _size(fields: Mapping[str, Any], per_gb: Price, quoted: Mapping[str, Any]) -> Size:
+    """Read one size; one without a price takes the assumed price of its GB, marked as assumed."""
+    name, gb = str(fields["name"]), float(fields["gb"])
     if gb <= 0:
         raise ValueError(f"redis {name} must have more than 0 GB")
-    if "usd" in told:
+    if "usd" in fields:
         hour = Price(
-            usd=float(told["usd"]),
+            usd=float(fields["usd"]),
             per=f"node of {name} for an hour",
-            region=str(told.get("region", quoted.get("region", ""))),
-            date=str(told.get("date", quoted.get("date", ""))),
-            source=str(told.get("source", quoted.get("source", ""))),
-            standing=str(told["standing"]),
+            region=str(fields.get("region", quoted.get("region", ""))),
+            date=str(fields.get("date", quoted.get("date", ""))),
+            source=str(fields.get("source", quoted.get("source", ""))),
+            basis=str(fields["basis"]),
         )
     else:
         per = f"node of {name} for an hour: {gb:g} GB at {per_gb.usd:g}"
         hour = Price(gb * per_gb.usd, per, per_gb.region, per_gb.date, per_gb.source, "assumed")
-    return Size(name, gb, int(told["vcpus"]), int(told["shards"]), float(told["gets_s"]), _checked(hour, name))
+    return Size(name, gb, int(fields["vcpus"]), int(fields["shards"]), float(fields["gets_s"]), _checked(hour, name))
 
 
 def _checked(price: Price, name: str) -> Price:
-    if price.standing not in STANDINGS:
-        raise ValueError(f"standing of {name} is {price.standing!r}, and must be {', '.join(STANDINGS)}")
+    if price.basis not in BASES:
+        raise ValueError(f"basis of {name} is {price.basis!r}, and must be {', '.join(BASES)}")
     if not price.usd >= 0:
         raise ValueError(f"{name} is {price.usd}, and a price is 0 or more")
     if not price.date or not price.source:

@@ -138,7 +138,7 @@ class Point:
         return self.invalid_reasons == STOPPED
 
     def to_json(self) -> dict[str, Any]:
-        """Give it as plain values."""
+        """Return it as plain values."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__} | {"inside": self.inside}
 
 

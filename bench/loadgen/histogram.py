@@ -70,7 +70,7 @@ class Histogram:
         return float(self._hdr.get_mean_value()) if self.count else 0.0
 
     def percentiles_us(self, percents: Sequence[float]) -> list[float]:
-        """Give microseconds for each of *percents*, 0 … 100, which ascend."""
+        """Return microseconds for each of *percents*, 0 … 100, which ascend."""
         found = self._hdr.get_percentile_to_value_dict(list(percents))
         return [min(float(found.get(percent, 0)), self.max_us) for percent in percents]
 
@@ -79,7 +79,7 @@ class Histogram:
         return self.count * (100 - percent) / 100 >= ENOUGH_SAMPLES - 1e-9
 
     def spectrum(self) -> list[tuple[float, float]]:
-        """Give percent and microseconds, ascending, for each value that was seen."""
+        """Return percent and microseconds, ascending, for each value that was seen."""
         seen = self._hdr.get_recorded_iterator()
         total, points = 0, list[tuple[float, float]]()
         for step in seen:

@@ -109,7 +109,7 @@ class Keys:
             raise BenchMisused(f"the share of unknown users lies between 0 and 1, not {self.unknown:g}")
 
     def share(self, part: int) -> "Keys":
-        """Give the keys for one of several processes, which draws on its own."""
+        """Return the keys for one of several processes, which draws on its own."""
         return replace(self, part=part)
 
     def __iter__(self) -> Iterator[str]:

@@ -30,7 +30,7 @@ class Requests(Protocol):
         ...
 
     def share(self, part: int) -> "Requests":
-        """Give the requests for one of several processes."""
+        """Return the requests for one of several processes."""
         ...
 
 
@@ -209,7 +209,7 @@ class Load:
         return (self.requests or Paths(self.paths)).rendered(host, self.headers)
 
     def share(self, part: int, parts: int) -> "Load":
-        """Give the load of one of *parts* processes; together they make the same run."""
+        """Return the load of one of *parts* processes; together they make the same run."""
         schedule = self.schedule
         connections = self.connections // parts + (part < self.connections % parts)
         if connections == 0:

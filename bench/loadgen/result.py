@@ -154,7 +154,7 @@ class Result:
         return not self.invalid_reasons
 
     def to_json(self) -> dict[str, Any]:
-        """Give all of it but single times as plain values; the times as HDR histograms."""
+        """Return all of it but single times as plain values; the times as HDR histograms."""
         latencies, lags = Histogram.of(self.latencies_s), Histogram.of(self.lags_s)
         left_out = {"samples", "seconds", "lags_s", "usage", "statuses", "tallied"}
         plain = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in left_out}

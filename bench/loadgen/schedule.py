@@ -13,8 +13,20 @@ from numpy.typing import NDArray
 
 from bench.errors import BenchMisused
 
-BLOCK = 4096  # due times made at a time, a hundred times cheaper than one by one
+# Due times made at a time, a hundred times cheaper than one by one.
+BLOCK = 4096
+
 ROUNDING = 1e-9
+
+# struct itimerspec: interval (s, ns), value (s, ns), and TFD_TIMER_ABSTIME of <sys/timerfd.h>.
+Itimerspec = ctypes.c_long * 4
+TIMER_ABSTIME = 1
+
+# The shortest sleep that is worth its system calls.
+NAP_S = 50e-6
+
+# Event loops round their timers to milliseconds.
+LOOP_TICK_S = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +51,7 @@ class Piece:
         return self.duration_s * (self.first + self.last) / 2
 
     def when(self, counts: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Tell the seconds after which *counts* requests were due: the integral of the rate, inverted."""
+        """Return the seconds after which *counts* requests were due: the integral of the rate, inverted."""
         slope = (self.last - self.first) / self.duration_s
         root = np.sqrt(np.maximum(self.first**2 + 2 * slope * counts, 0.0))
         speed = self.first + root  # zero only where nothing was due yet
@@ -48,7 +60,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Arrivals:
-    """The due times of one run; made anew, and the same, by each call of `dues`.
+    """The due times of one run; the same for each call of `dues`.
 
     Evenly spaced, or with a `seed` by a Poisson process, as independent users arrive: more than the mean in some
     moments, which is what queues are made of. Of several processes each takes its `part` of all `parts`.
@@ -70,7 +82,7 @@ class Arrivals:
         return sum(piece.requests for piece in self.pieces) / self.duration_s / self.parts
 
     def share(self, part: int, parts: int) -> "Arrivals":
-        """Give one of *parts* equal parts, which interleave."""
+        """Return one of *parts* equal parts, which interleave."""
         return replace(self, part=part, parts=parts)
 
     def dues(self) -> Iterator[float]:
@@ -116,11 +128,6 @@ def steps(rates: Sequence[float], duration_s: float, seed: int | None = None) ->
     """Keep each of *rates* for an equal part of the time."""
     return Arrivals(tuple(Piece(duration_s / len(rates), rate, rate) for rate in rates), seed)
 
-
-Itimerspec = ctypes.c_long * 4  # struct itimerspec: interval (s, ns), value (s, ns)
-TIMER_ABSTIME = 1  # TFD_TIMER_ABSTIME of <sys/timerfd.h>
-NAP_S = 50e-6  # the shortest sleep that is worth its system calls
-LOOP_TICK_S = 1e-3  # event loops round their timers to milliseconds
 
 # Does what is due, and returns when to be called again, by `time.monotonic`; None: never.
 Tick = Callable[[], float | None]

@@ -2,130 +2,151 @@
 
 import argparse
 import json
+import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bench.micro import (
-    computing,
-    cosmos_emulator,
-    cosmos_publishing,
-    cosmos_reads,
-    cosmos_service,
-    embedded,
-    endpoint,
-    generating,
-    redis_lookups,
-    redis_publishing,
-    redis_readers,
-    redis_service,
-    retail,
-)
-from bench.micro.rounds import Effort, Figure, Outcome, Unmeasured
+from bench.micro import cosmos, generator, http_peer, publishing, redis
+from bench.micro.rounds import Effort, Figure, Outcome, Unmeasured, at_most
 from bench.report import machine
 
-
-class Subject(Protocol):
-    """A module that measures something."""
-
-    __name__: str
-
-    def measure(self, effort: Effort) -> list[Outcome]:
-        """Measure with *effort*, each variant once in each round."""
-
+Measure = Callable[[Effort], list[Outcome]]
 
 SHORT = Effort(rounds=1, users=50_000, round_s=0.5)
+# Benchmarks whose size is given by their data; --short leaves them out.
 LONG = {"retail", "cosmos_publishing"}
-"""Subjects whose size is given by their data; --short leaves them out."""
-
+# Columns where there is no terminal that would set them.
 PRINTED_WIDTH = 180
-"""Columns where there is no terminal that would set them."""
+# How much longer a read of the embedded store may take than one of a dict.
+GET_PER_DICT_GET = 3
 
-SUBJECTS: tuple[Subject, ...] = (
-    computing, endpoint, embedded, redis_service, redis_publishing, redis_readers, redis_lookups, retail, generating,
-    cosmos_emulator, cosmos_reads, cosmos_service, cosmos_publishing,
-)  # fmt: skip
+
+def measure_in_process(effort: Effort) -> list[Outcome]:
+    """Run the suite of pytest-benchmark, by CPU time; a figure's values are the quartiles over its rounds."""
+    folder = Path(__file__).parent
+    # A pytest around this one, with workers of its own, would turn the benchmarks off.
+    settings = {name: value for name, value in machine.environment().items() if not name.startswith("PYTEST_")}
+    settings["BENCH_USERS"] = str(effort.users)
+    with tempfile.TemporaryDirectory() as made:
+        written = Path(made) / "benchmarks.json"
+        command = [sys.executable, "-m", "pytest", str(folder), "--benchmark-only", "-q", "-p", "no:cacheprovider"]
+        command += ["--benchmark-timer=time.process_time", f"--benchmark-json={written}"]
+        command += [f"--benchmark-max-time={effort.round_s / 2}", f"--benchmark-min-rounds={effort.rounds}"]
+        done = subprocess.run(command, cwd=machine.ROOT, env=settings, capture_output=True, text=True, check=False)  # noqa: S603 -- our own suite
+        if done.returncode:
+            raise RuntimeError(f"pytest ended with {done.returncode}: {(done.stdout + done.stderr)[-2000:]}")
+        results = {one["name"]: one for one in json.loads(written.read_text())["benchmarks"]}
+    return [*map(benchmark_figure, results.values()), get_beside_dict(results)]
+
+
+def benchmark_figure(result: dict[str, Any]) -> Figure:
+    """Name one benchmark by its function and parameters; its time is that of one of the things that a round does."""
+    count = result["extra_info"].get("count", 1)
+    name = result["name"].removeprefix("bench_").replace("_", " ")
+    values = [result["stats"][key] * 1e6 / count for key in ("q1", "median", "q3")]
+    return Figure(f"in process, {name}: CPU", f"µs/{result['extra_info'].get('each', 'call')}", values)
+
+
+def get_beside_dict(results: dict[str, dict[str, Any]]) -> Figure:
+    """Divide the time of a read of the embedded store by that of a dict's."""
+    store, plain = (results[name]["stats"] for name in ("bench_get", "bench_get_of_a_dict"))
+    values = [store[key] / plain["median"] for key in ("q1", "median", "q3")]
+    return Figure("in process, get / get of a dict: CPU", "ratio", values, at_most(GET_PER_DICT_GET))
+
+
+BENCHMARKS: dict[str, Measure] = {
+    "in_process": measure_in_process,
+    "http_peer": http_peer.measure,
+    "files": publishing.measure_files,
+    "redis_service": redis.measure_service,
+    "redis_reads": redis.measure_reads,
+    "redis_publishing": redis.measure_publishing,
+    "retail": publishing.measure_retail,
+    "generator": generator.measure,
+    "cosmos_emulator": cosmos.measure_emulator,
+    "cosmos_reads": cosmos.measure_reads,
+    "cosmos_service": cosmos.measure_service,
+    "cosmos_publishing": cosmos.measure_publishing,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; 0 however the figures came out, 1 when something failed, so that there is no figure."""
-    subjects = {subject.__name__.rpartition(".")[2]: subject for subject in SUBJECTS}
-    asked = _parse(arguments, list(subjects))
-    effort = effort_of(asked)
-    found = list[Outcome]()
+    options = parse(arguments)
+    outcomes = list[Outcome]()
     console = Console(width=None if sys.stdout.isatty() else PRINTED_WIDTH)
-    for name in asked.only or [name for name in subjects if not (asked.short and name in LONG)]:
+    for name in options.only or [name for name in BENCHMARKS if not (options.short and name in LONG)]:
         with console.status(f"measuring: {name}"):
-            found += measured(subjects[name], name, effort)
-    machine_is = machine.describe()
-    console.print(table(found, f"{machine_is['cpu']}, {machine_is['cores']} cores, {machine_is['date']}"))
-    asked.out.write_text(json.dumps({"machine": machine_is, "figures": [one.to_json() for one in found]}, indent=1))
-    console.print(f"written to {asked.out}")
-    return int(any(isinstance(one, Unmeasured) and one.failed for one in found))
+            outcomes += measured(name, effort_of(options))
+    described = machine.describe()
+    console.print(table(outcomes, f"{described['cpu']}, {described['cores']} cores, {described['date']}"))
+    figures = [one.to_json() for one in outcomes]
+    options.out.write_text(json.dumps({"machine": described, "figures": figures}, indent=1))
+    console.print(f"written to {options.out}")
+    return int(any(isinstance(one, Unmeasured) and one.failed for one in outcomes))
 
 
-def effort_of(asked: argparse.Namespace) -> Effort:
-    """Read how much to measure: what was told, else the usual, or with --short a little of everything."""
-    usual = SHORT if asked.short else Effort()
+def effort_of(options: argparse.Namespace) -> Effort:
+    """Return how much to measure: what was given, else the default, or with --short a little of everything."""
+    default = SHORT if options.short else Effort()
     return Effort(
-        rounds=usual.rounds if asked.rounds is None else asked.rounds,
-        users=usual.users if asked.users is None else asked.users,
-        round_s=usual.round_s if asked.seconds is None else asked.seconds,
+        rounds=default.rounds if options.rounds is None else options.rounds,
+        users=default.users if options.users is None else options.users,
+        round_s=default.round_s if options.seconds is None else options.seconds,
     )
 
 
-def measured(subject: Subject, name: str, effort: Effort) -> list[Outcome]:
-    """Measure one subject; a failure is an outcome, too."""
+def measured(name: str, effort: Effort) -> list[Outcome]:
+    """Run one benchmark; a failure is an outcome, too."""
     try:
-        return subject.measure(effort)
-    except Exception as error:  # noqa: BLE001 -- whatever it is, the figures of the other subjects are worth having
+        return BENCHMARKS[name](effort)
+    except Exception as error:  # noqa: BLE001 -- whatever it is, the figures of the others are worth having
         return [Unmeasured(name, str(error) or repr(error), failed=True)]
 
 
-def table(found: Sequence[Outcome], title: str) -> Table:
+def table(outcomes: Sequence[Outcome], title: str) -> Table:
     """Lay the figures out for a terminal, and for each without a number the reason."""
     result = Table("figure", "unit", title=title)
     for column in ("median", "min", "max", "n"):
         result.add_column(column, justify="right")
     result.add_column("goal")
-    result.add_column("held")
-    for one in found:
+    result.add_column("met")
+    for one in outcomes:
         if isinstance(one, Figure):
             numbers = (f"{value:,.4g}" if value < 1000 else f"{value:,.0f}" for value in (one.median, one.min, one.max))
-            held = {None: "", True: "yes", False: "NO"}[one.held]
-            result.add_row(escape(one.name), one.unit, *numbers, str(len(one.values)), str(one.goal or ""), held)
+            met = {None: "", True: "yes", False: "NO"}[one.met]
+            result.add_row(escape(one.name), one.unit, *numbers, str(len(one.values)), str(one.goal or ""), met)
         else:
             result.add_row(escape(f"{one.name}: {'FAILED' if one.failed else 'skipped'}, {one.reason}"))
     return result
 
 
-def _parse(arguments: Sequence[str] | None, subjects: list[str]) -> argparse.Namespace:
-    usual = Effort()
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line; SystemExit(2) for what makes no sense."""
+    default = Effort()
     parser = argparse.ArgumentParser(prog="python -m bench.micro", description="Measure the figures of hotplate.")
+    parser.add_argument("--only", choices=list(BENCHMARKS), action="append", help="run this one; may be repeated")
+    parser.add_argument("--short", action="store_true", help="take less than 2 minutes; goals are for the usual form")
+    parser.add_argument("--rounds", type=int, help=f"rounds per figure ({default.rounds}; with --short {SHORT.rounds})")
     parser.add_argument(
-        "--only", choices=subjects, action="append", help="measure this one; may be given several times"
+        "--users", type=int, help=f"users of a release ({default.users:,}; with --short {SHORT.users:,})"
     )
     parser.add_argument(
-        "--short", action="store_true", help="in under 2 minutes, to see that all is well; goals are for the usual form"
-    )
-    parser.add_argument("--rounds", type=int, help=f"rounds per figure ({usual.rounds}; with --short {SHORT.rounds})")
-    parser.add_argument(
-        "--users", type=int, help=f"lists of the embedded store ({usual.users:,}; with --short {SHORT.users:,})"
-    )
-    parser.add_argument(
-        "--seconds", type=float, help=f"of load per round ({usual.round_s:g}; with --short {SHORT.round_s:g})"
+        "--seconds", type=float, help=f"of load per round ({default.round_s:g}; with --short {SHORT.round_s:g})"
     )
     parser.add_argument("--out", type=Path, default=Path("bench-results.json"), help="where to write the results")
-    asked = parser.parse_args(arguments)
-    effort = effort_of(asked)
+    options = parser.parse_args(arguments)
+    effort = effort_of(options)
     if effort.rounds < 1 or effort.users < 1 or effort.round_s <= 0:
         parser.error("--rounds, --users and --seconds must be positive")
-    return asked
+    return options
 
 
 if __name__ == "__main__":

@@ -1,79 +1,190 @@
-"""What publishing costs: the CPU and the wall time of `stores.lifecycle.publish`, and the bytes that are left on disk."""
+"""Publishing: what it costs a list, what stays on disk, and Online Retail from its file to a live release."""
 
 import asyncio
+import itertools
 import shutil
-import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from bench.lists import Shape
-from bench.micro.rounds import Sample
+from bench.micro import memory
+from bench.micro.rounds import (
+    HOTPLATE,
+    Effort,
+    Figure,
+    Outcome,
+    Sample,
+    Stopwatch,
+    Unmeasured,
+    at_most,
+    figures,
+    interleave,
+)
+from bench.micro.spent import Spent, run
+from bench.report.machine import ROOT
+from stores.catalogue import ReleaseRef
+from stores.compression import compress
+from stores.connect import connect
 from stores.lifecycle import publish
-from stores.lmdb_store import LmdbStore
-from stores.store import Row
+from stores.store import Row, Store
+
+MAIN, TITLED = "20-items", "20-titled-items"
+USUAL = {MAIN, TITLED}
+# Bytes that must be free per byte of keys and values: large values leave pages partly empty.
+ROOM = 2.0
+CPU_US_PER_LIST = 5
+FILE_RATIO = 1.2
+UP_TO_BYTES = 600
+
+DATA = ROOT.parent / "shared" / "data" / "online-retail" / "online_retail.parquet"
+RECIPE = (
+    *("--where", "quantity>0", "--where", "unit_price>0", "--where", r"stock_code~^\d{5}"),
+    *("--count-column", "invoice_no", "--min-per-user", "5", "--min-per-item", "5"),
+)
+RETAIL_WALL_S, RETAIL_PEAK_MB = 60, 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What one publish took, making the rows not counted; `file_ratio` is file bytes per byte of keys and values."""
+    """One publish: all of it, the part that made and compressed rows, and the part that made them."""
 
     lists: int
-    wall_s: float
-    cpu_s: float
-    file_ratio: float
+    release: ReleaseRef
+    stored_bytes: int
+    whole: Stopwatch
+    preparing: Stopwatch
+    making: Stopwatch
 
     @property
     def sample(self) -> Sample:
-        """The same per list."""
-        return Sample(self.lists / self.wall_s, self.cpu_s * 1e6 / self.lists)
+        """The rate, without the making of rows, and the CPU of a list, without its compression either."""
+        rate_per_s = self.lists / (self.whole.wall_s - self.making.wall_s)
+        return Sample(rate_per_s, (self.whole.cpu_s - self.preparing.cpu_s) * 1e6 / self.lists)
+
+    @property
+    def compression_cpu_us(self) -> float:
+        """The CPU of compressing a list, the training of the dictionary included."""
+        return (self.preparing.cpu_s - self.making.cpu_s) * 1e6 / self.lists
 
 
-@dataclass(slots=True)
-class Stopwatch:
-    """Adds up the time of the blocks that it runs in; lives as long as one publish."""
+def publish_to(url: str, shape: Shape, shared: Sequence[bytes], encoding: str = "json") -> Published:
+    """Publish lists of *shape*, their values taken in turn from *shared*, into the store at *url*."""
 
-    wall_s: float = 0.0
-    cpu_s: float = 0.0
+    async def published() -> Published:
+        store = connect(url)
+        try:
+            return await _publish(store, shape, shared, encoding)
+        finally:
+            await store.close()
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Count the time of this block in."""
-        wall_s, cpu_s = time.perf_counter(), time.process_time()
-        yield
-        self.wall_s += time.perf_counter() - wall_s
-        self.cpu_s += time.process_time() - cpu_s
+    return asyncio.run(published())
 
 
-def publish_once(shape: Shape, values: Sequence[bytes], folder: Path) -> Published:
-    """Publish lists of *shape* into *folder*, which is emptied first, and leave the release there."""
-    shutil.rmtree(folder, ignore_errors=True)
-    return asyncio.run(_publish(shape, values, folder))
+async def _publish(store: Store, shape: Shape, shared: Sequence[bytes], encoding: str) -> Published:
+    whole, preparing, making = Stopwatch(), Stopwatch(), Stopwatch()
 
+    async def rows() -> AsyncIterator[list[Row]]:
+        for batch in shape.batches(shared):
+            yield batch
 
-async def _publish(shape: Shape, values: Sequence[bytes], folder: Path) -> Published:
-    making, whole = Stopwatch(), Stopwatch()
-    made = shape.batches(values)
-
-    async def batches() -> AsyncIterator[list[Row]]:
+    async def watched(batches: AsyncIterator[list[Row]], watch: Stopwatch) -> AsyncIterator[list[Row]]:
         while True:
-            with making.running():
-                rows = next(made, None)
-            if rows is None:
+            with watch.running():
+                batch = await anext(batches, None)
+            if batch is None:
                 return
-            yield rows
+            yield batch
 
-    store = LmdbStore(folder)
-    try:
-        with whole.running():
-            manifest = (await publish(store, batches(), plan=shape.plan, about={})).manifest
-    finally:
-        await store.close()
+    with whole.running():
+        batches, plan = watched(rows(), making), shape.plan
+        if encoding == "zstd":
+            with preparing.running():
+                compressed = await compress(batches, plan)
+            batches, plan = compressed.batches, compressed.plan
+        written = await publish(store, watched(batches, preparing), plan=plan, about={}, encoding=encoding)
+    release = (await store.catalogue()).live_ref
+    if release is None:
+        raise RuntimeError("nothing is live after a publish")
+    return Published(shape.users, release, written.manifest.bytes, whole, preparing, making)
+
+
+def measure_files(effort: Effort) -> list[Outcome]:
+    """Publish lists of several shapes into files, then let workers share one; skipped where the disk lacks room."""
+    shapes = shapes_for(effort.users)
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        needed = ROOM * sum(shape.plan.payload_bytes for shape in shapes.values())
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            return [Unmeasured("files", f"{made} has {free / 1e6:,.0f} MB free; {needed / 1e6:,.0f} MB are needed")]
+        values = {name: shape.values() for name, shape in shapes.items()}
+        variants = {name: partial(publish_once, shape, values[name], folder / name) for name, shape in shapes.items()}
+        taken = interleave(variants, effort.rounds)
+        return [
+            *(figure for name, shape in shapes.items() for figure in publishing_figures(shape, name, taken[name])),
+            *memory.compare(folder / MAIN, effort.users, effort.rounds),
+        ]
+
+
+def shapes_for(users: int) -> Mapping[str, Shape]:
+    """Choose what is published: all users' lists at about 600 bytes, and other sizes of value with a tenth of them."""
+    tenth = max(users // 10, 1)
+    return {
+        MAIN: Shape(users, items=20),
+        "10-items": Shape(tenth, items=10),
+        TITLED: Shape(tenth, items=20, title_chars=19),
+        "20-long-titled-items": Shape(tenth, items=20, title_chars=84),
+    }
+
+
+def publish_once(shape: Shape, values: Sequence[bytes], folder: Path) -> tuple[Published, float]:
+    """Publish into *folder*, which is emptied first; return also the bytes of file per byte of keys and values."""
+    shutil.rmtree(folder, ignore_errors=True)
+    published = publish_to(f"file://{folder}", shape, values)
     (file,) = (folder / "releases").glob("*.mdb")
-    return Published(
-        lists=shape.users,
-        wall_s=whole.wall_s - making.wall_s,
-        cpu_s=whole.cpu_s - making.cpu_s,
-        file_ratio=file.stat().st_size / manifest.bytes,
-    )
+    return published, file.stat().st_size / published.stored_bytes
+
+
+def publishing_figures(shape: Shape, name: str, taken: Sequence[tuple[Published, float]]) -> list[Figure]:
+    """Name the publishes of one shape; the goals are for the two usual lists, and for values of up to 600 bytes."""
+    what = f"file://, publish {shape.users:,} lists of {name.replace('-', ' ')}, {shape.value_bytes:,} B"
+    cpu_goal = at_most(CPU_US_PER_LIST) if name in USUAL else None
+    size_goal = at_most(FILE_RATIO) if shape.value_bytes <= UP_TO_BYTES else None
+    samples = [published.sample for published, _ in taken]
+    return [
+        *figures(f"{what}, making of rows not counted", samples, each="list", cpu_goal=cpu_goal),
+        Figure(f"{what}: file / keys and values", "ratio", [file_ratio for _, file_ratio in taken], size_goal),
+    ]
+
+
+def measure_retail(effort: Effort) -> list[Outcome]:
+    """Train on Online Retail by its recipe and publish, in turn, each time into a store of its own."""
+    if not DATA.exists():
+        return [Unmeasured("retail", f"the data set is not at {DATA}")]
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        model, stores = folder / "model", (folder / f"store-{number}" for number in itertools.count())
+        publishing = [*HOTPLATE, "publish", str(model), "--store"]
+        variants: dict[str, Callable[[], Spent]] = {
+            "train": lambda: run([*HOTPLATE, "train", str(DATA), *RECIPE, "--out", str(model)]),
+            "publish": lambda: run([*publishing, f"file://{next(stores)}"]),
+        }
+        taken = interleave(variants, effort.rounds)
+    return [*retail_figures(taken["train"], taken["publish"])]
+
+
+def retail_figures(trained: Sequence[Spent], published: Sequence[Spent]) -> Iterator[Figure]:
+    """Name each command, and both together: their times added up, the larger of their peaks."""
+    both = [
+        Spent(first.wall_s + second.wall_s, first.cpu_s + second.cpu_s, max(first.peak_mb, second.peak_mb))
+        for first, second in zip(trained, published, strict=True)
+    ]
+    for name, spent in {"train": trained, "publish": published, "train + publish": both}.items():
+        what = f"Online Retail, {name}"
+        wall_goal, peak_goal = (at_most(RETAIL_WALL_S), at_most(RETAIL_PEAK_MB)) if spent is both else (None, None)
+        yield Figure(f"{what}: wall time", "s", [one.wall_s for one in spent], wall_goal)
+        yield Figure(f"{what}: CPU", "s", [one.cpu_s for one in spent])
+        yield Figure(f"{what}: peak memory", "MB", [one.peak_mb for one in spent], peak_goal)

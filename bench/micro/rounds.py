@@ -1,16 +1,36 @@
-"""Rounds of a measurement: the variants take turns, so that a noisy neighbour disturbs all of them alike."""
+"""Rounds of a measurement: the variants run in turn, so that a noisy neighbour disturbs all of them alike.
 
-from collections.abc import Callable, Mapping, Sequence
+Below the rounds and their figures stand the service on one core, and closed or open loops against it.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, TypeVar
 
+import numpy as np
+
+from bench.lists import key_of
+from bench.loadgen.generator import run
+from bench.loadgen.load import Load
+from bench.process import Server, free_port, serving
+from stores.keys import USER
+
 T = TypeVar("T")
+
+ROUTE = "/v1/recommendations/"
+# What a client of an application programming interface sends besides the request line and Host.
+HEADERS = {"User-Agent": "hotplate-bench", "Accept": "application/json", "Accept-Language": "en"}
+# The command, as it runs in a process of its own.
+HOTPLATE = (sys.executable, "-m", "hotplate")
 
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How much to measure: the defaults are those of the figures, and tests ask for far less."""
+    """How much to measure: the defaults are those of the figures, and tests take far less."""
 
     rounds: int = 5
     users: int = 1_000_000
@@ -25,9 +45,29 @@ class Sample:
     cpu_us_per_op: float
 
 
+@dataclass(slots=True)
+class Stopwatch:
+    """Adds up the time of the blocks that it runs in; lives as long as one round."""
+
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Add the time of this block."""
+        wall_s, cpu_s = time.perf_counter(), time.process_time()
+        yield
+        self.wall_s += time.perf_counter() - wall_s
+        self.cpu_s += time.process_time() - cpu_s
+
+    def sample(self, count: int) -> Sample:
+        """Return the rate and the CPU of *count* operations in that time."""
+        return Sample(count / self.wall_s, self.cpu_s * 1e6 / max(count, 1))
+
+
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What a figure is held against; its unit is that of the figure."""
+    """What a figure is compared with; its unit is that of the figure."""
 
     bound: float
     at_least: bool = False
@@ -35,8 +75,8 @@ class Goal:
     def __str__(self) -> str:
         return f"{'≥' if self.at_least else '≤'} {self.bound:g}"
 
-    def held(self, value: float) -> bool:
-        """Tell whether *value* is on the good side; the bound itself is."""
+    def met(self, value: float) -> bool:
+        """Return whether *value* is on the good side; the bound itself is."""
         return value >= self.bound if self.at_least else value <= self.bound
 
 
@@ -52,7 +92,7 @@ def at_most(bound: float) -> Goal:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One measured number, a value per round or process; its median is held against `goal`, where it has one."""
+    """One measured number, a value per round or process; its median is compared with `goal`, where it has one."""
 
     name: str
     unit: str
@@ -75,17 +115,17 @@ class Figure:
         return max(self.values)
 
     @property
-    def held(self) -> bool | None:
+    def met(self) -> bool | None:
         """Whether the goal was met; None where there is none."""
-        return None if self.goal is None else self.goal.held(self.median)
+        return None if self.goal is None else self.goal.met(self.median)
 
     def to_json(self) -> dict[str, Any]:
-        """Give it with its raw values as plain values."""
+        """Return it, with its raw values, as plain JSON values."""
         return {
             "name": self.name,
             "unit": self.unit,
             "goal": None if self.goal is None else str(self.goal),
-            "held": self.held,
+            "met": self.met,
             "median": self.median,
             "min": self.min,
             "max": self.max,
@@ -102,7 +142,7 @@ class Unmeasured:
     failed: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """Give it as plain values."""
+        """Return it as plain JSON values."""
         return {"name": self.name, "failed" if self.failed else "skipped": self.reason}
 
 
@@ -110,7 +150,7 @@ Outcome = Figure | Unmeasured
 
 
 def interleave(variants: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
-    """Run the variants A B A B …, *rounds* times each; a first round, in which everything warms up, is thrown away."""
+    """Run the variants A B A B …, *rounds* times each, after one round to warm up, which is not kept."""
     samples: dict[str, list[T]] = {name: [] for name in variants}
     for number in range(rounds + 1):
         for name, measure in variants.items():
@@ -121,7 +161,7 @@ def interleave(variants: Mapping[str, Callable[[], T]], rounds: int) -> dict[str
 
 
 def figures(name: str, samples: Sequence[Sample], *, each: str, cpu_goal: Goal | None = None) -> list[Figure]:
-    """Tell of one variant: its rate, with the CPU beside it, as rates alone depend on what else the machine does.
+    """Return the rate and the CPU time of one variant; rates alone depend on what else the machine does.
 
     *each* is the word for what one operation is done for: a request, a list, a key.
     """
@@ -134,3 +174,77 @@ def figures(name: str, samples: Sequence[Sample], *, each: str, cpu_goal: Goal |
 def ratio(name: str, over: Sequence[float], under: Sequence[float], *, goal: Goal | None = None) -> Figure:
     """Compare two variants round by round, which cancels what the rounds of a pair had in common."""
     return Figure(name, "ratio", [first / second for first, second in zip(over, under, strict=True)], goal)
+
+
+def ratios(
+    name: str, ours: Sequence[Sample], theirs: Sequence[Sample], *, rate_goal: Goal | None = None
+) -> list[Figure]:
+    """Compare the rates and the CPU of two variants round by round."""
+    rates = [one.rate_per_s for one in ours], [one.rate_per_s for one in theirs]
+    cpus = [one.cpu_us_per_op for one in ours], [one.cpu_us_per_op for one in theirs]
+    return [ratio(f"{name}: rate", *rates, goal=rate_goal), ratio(f"{name}: CPU", *cpus)]
+
+
+def cpu_difference(name: str, ours: Sequence[Sample], theirs: Sequence[Sample], *, goal: Goal | None = None) -> Figure:
+    """Subtract the CPU of a request to one service from that of another, round by round."""
+    pairs = zip(ours, theirs, strict=True)
+    return Figure(f"{name}: CPU", "µs/request", [one.cpu_us_per_op - two.cpu_us_per_op for one, two in pairs], goal)
+
+
+@dataclass(frozen=True, slots=True)
+class Reads:
+    """Requests over HTTP in one round; `popular` is the share of responses that were not the user's own list."""
+
+    sample: Sample
+    p50_us: float
+    p99_us: float
+    popular: float
+
+
+def path_of(user: int) -> str:
+    """Return the path of a user's list."""
+    return ROUTE + key_of(user).removeprefix(USER)
+
+
+@contextmanager
+def hotplate_serving(store: str) -> Iterator[Server]:
+    """Serve the store at this URL with one worker on the first core; it is up once the first user's list is served."""
+    port = free_port()
+    command = [*HOTPLATE, "serve", "--store", store, "--port", str(port), "--workers", "1"]
+    with serving(command, port, path_of(0)) as server:
+        yield server
+
+
+def read(
+    server: Server, paths: Sequence[str], duration_s: float, *, rate: float | None = None, connections: int = 64
+) -> Reads:
+    """Send GETs of *paths* in turn at *rate* requests/s, or without a rate as many as the server takes.
+
+    Raises RuntimeError for a single error, because errors are cheap.
+    """
+    load = Load(
+        url=server.url,
+        paths=paths,
+        rate=rate,
+        duration_s=duration_s,
+        connections=connections,
+        headers=HEADERS,
+        observe=("source",),
+    )
+    before_s = server.cpu_s()
+    result = run(load)
+    if result.errors or not result.ok:
+        raise RuntimeError(f"{server.url} gave {result.ok} responses and errors: {dict(result.errors)}")
+    p50_s, p99_s = np.percentile(np.asarray(result.latencies_s), (50, 99))
+    return Reads(
+        Sample(result.ok_rate, (server.cpu_s() - before_s) * 1e6 / result.ok),
+        p50_us=float(p50_s) * 1e6,
+        p99_us=float(p99_s) * 1e6,
+        popular=result.seen["source"].get("popular", 0) / result.ok,
+    )
+
+
+def late_figures(what: str, reads: Sequence[Reads]) -> list[Figure]:
+    """Name the share of responses that the store was too late for, where there were any: they cost less."""
+    shares = [one.popular for one in reads]
+    return [Figure(f"{what}: popular list instead", "share", shares)] if any(shares) else []

@@ -1,12 +1,12 @@
-"""What Cosmos DB takes: charges, RU/s for reads and for publishing, containers, physical partitions and storage."""
+"""What Cosmos DB takes in RU/s, containers, physical partitions and storage, and what each way to pay for it costs."""
 
 from dataclasses import dataclass
 from math import ceil
+from statistics import fmean
 
 from bench.planner.demand import needed_ru, skew_factor, write_charge
-from bench.planner.figures import Book, up
-from bench.planner.inputs import Inputs
-from bench.planner.load import Load
+from bench.planner.figures import Ledger, round_up
+from bench.planner.inputs import CAPACITIES, Inputs, hourly_shares
 from stores.cosmos.charges import Charges
 from stores.cosmos.throughput import (
     AUTOSCALE_MIN,
@@ -19,19 +19,28 @@ from stores.cosmos.throughput import (
     Throughput,
     minimum_ru,
 )
-from stores.prices import HOURS_A_MONTH
+from stores.prices import HOURS_A_MONTH, Prices
 
 GB = 1000**3
 PARTITION_GB = 50
+# Of the container of the catalogue.
 CONTROL_RU = MANUAL_MIN
+# Consistency levels whose reads are charged twice.
 DOUBLED = ("bounded", "strong")
 CHARGES = "the file of charges, ours or that of --charges: a source for each coefficient"
 LIMITS = "https://learn.microsoft.com/azure/cosmos-db/concepts-limits"
 PARTITIONS = "https://learn.microsoft.com/azure/cosmos-db/scaling-provisioned-throughput-best-practices"
 
+SERVERLESS_RU, SERVERLESS_PARTITIONS, SERVERLESS_MORE_RU = 5_000, 5, 1_000
+SERVERLESS = "https://learn.microsoft.com/azure/cosmos-db/concepts-limits: RU/s of a serverless container; one region"
+# An autoscale range begins at a tenth of its top, and that much is always paid for.
+FLOOR = 10
+# Hours of a publish in which the old and the new live release are both scaled to serve.
+OVERLAP_HOURS = 1
+
 
 @dataclass(frozen=True, slots=True)
-class Serving:
+class ServingContainer:
     """What the container that is read needs, were it of so many partitions; all but those in RU/s."""
 
     partitions: int
@@ -40,189 +49,267 @@ class Serving:
     highest_ru: int
     least_ru: int
     ru: int
-    born_ru: int
+    creation_ru: int
 
 
-@dataclass(frozen=True, slots=True)
-class Need:
-    """What the containers of one region must be able to do; RU/s are rounded to what can be provisioned."""
-
-    read_ru: float
-    reads_ru: float
-    """RU/s of the reads in the busiest hour, headroom included."""
-
-    publish_total_ru: float
-    publish_ru: int
-    publish_hours: float
-    publishes: float
-    serve_ru: int
-    born_ru: int
-    """RU/s of a release's container while it is written: what serving needs, too, for it is the next to serve."""
-
-    kept_ru: int
-    release_bytes: float
-    stored_gb: float
-
-    @property
-    def in_place_ru(self) -> int:
-        """RU/s of the one container that is read and written at the same time."""
-        return max(self.serve_ru, up(self.reads_ru + self.publish_ru, MANUAL_STEP))
+def derive_demand(ledger: Ledger, inputs: Inputs, charges: Charges) -> None:
+    """Derive what is to be provisioned, whatever it costs, from the sizes and the workload in the ledger."""
+    _charges(ledger, inputs, charges)
+    _publishing(ledger, inputs)
+    copies, formula = (1 + inputs.kept + 1, "1 + kept + 1") if inputs.publishing == "release" else (1, "1")
+    gb = ledger.derive("release_gb", _release_bytes(ledger) / GB, "GB", f"rows * item_bytes / {GB}")
+    ledger.derive("copies", copies, "releases", formula, source="live, kept and, while it is written, the next")
+    ledger.derive("stored_gb", gb * copies, "GB", "release_gb * copies")
+    _hot_key(ledger, _serving(ledger, inputs, gb))
+    publishes = HOURS_A_MONTH / inputs.refresh_hours
+    ledger.derive("publishes", publishes, "a month", f"{HOURS_A_MONTH} / refresh_hours")
+    _together(ledger, inputs)
 
 
-def work_out_cosmos(book: Book, inputs: Inputs, load: Load, charges: Charges) -> Need:
-    """Work out what is to be provisioned, whatever it costs."""
-    item_bytes = _value(book, "item_bytes")
-    mean_read = _charges(book, inputs, charges, item_bytes)
-    total, reserve, hours = _publishing(book, inputs, load)
-    release_bytes = load.rows * item_bytes
-    held = 1 + inputs.kept + 1 if inputs.publishing == "release" else 1
-    book.work("release_gb", release_bytes / GB, "GB", f"rows * item_bytes / {GB}")
-    copies = "1 + kept + 1" if inputs.publishing == "release" else "1"
-    book.work("copies", held, "releases", copies, source="live, kept and, while it is written, the next")
-    stored_gb = book.work("stored_gb", release_bytes / GB * held, "GB", "release_gb * copies")
-    serving = _serving(book, inputs, load, mean_read_ru=mean_read, gb=release_bytes / GB, reserve=reserve)
-    _hot_key(book, load, mean_read, serving)
-    publishes = book.work(
-        "publishes", HOURS_A_MONTH / inputs.refresh_hours, "a month", f"{HOURS_A_MONTH} / refresh_hours"
-    )
-    need = Need(
-        mean_read, serving.reads_ru, total, reserve, hours, publishes, serving.ru, serving.born_ru, serving.least_ru,
-        release_bytes, stored_gb,
-    )  # fmt: skip
-    _together(book, inputs, need)
-    return need
-
-
-def _charges(book: Book, inputs: Inputs, charges: Charges, item_bytes: float) -> float:
-    """Work out the charges; returns that of a mean read, those for users without a list included."""
+def _charges(ledger: Ledger, inputs: Inputs, charges: Charges) -> None:
+    """Derive the charges of a mean read, those for users without a list included, and of a written list."""
+    item_bytes = ledger.number("item_bytes")
     strong = inputs.consistency in DOUBLED
     if inputs.read_ru is not None:
-        read = book.work("point_read_ru", inputs.read_ru, "RU", "read_ru")
+        read = ledger.derive("point_read_ru", inputs.read_ru, "RU", "read_ru")
     else:
         read = charges.read(round(item_bytes), strong=strong)
         formula = f"charge of a point read of item_bytes{', doubled for its consistency' if strong else ''}"
-        book.work("point_read_ru", read, "RU", formula, source=CHARGES)
+        ledger.derive("point_read_ru", read, "RU", formula, source=CHARGES)
     missing = charges.not_found(strong=strong)
-    book.work("missed_read_ru", missing, "RU", "charge of a read that finds nothing, by consistency", source=CHARGES)
+    ledger.derive(
+        "missed_read_ru", missing, "RU", "charge of a read that finds nothing, by consistency", source=CHARGES
+    )
     unknown = inputs.unknown_share
     formula = "(1 - unknown_share) * point_read_ru + unknown_share * missed_read_ru"
-    mean = book.work("mean_read_ru", (1 - unknown) * read + unknown * missing, "RU", formula)
+    ledger.derive("mean_read_ru", (1 - unknown) * read + unknown * missing, "RU", formula)
     terms = 0 if inputs.indexing == "none" else inputs.indexed_terms
     if inputs.write_ru is not None:
-        book.work("list_write_ru", inputs.write_ru, "RU", "write_ru")
+        ledger.derive("list_write_ru", inputs.write_ru, "RU", "write_ru")
     else:
         replaced = inputs.publishing == "in-place"
         what = "replacing" if replaced else "creating"
         indexed = "indexed_terms" if terms else "no terms, as indexing says"
         written = write_charge(charges, item_bytes, terms=terms, replaced=replaced)
         formula = f"charge of {what} an item of item_bytes with {indexed}, by publishing"
-        book.work("list_write_ru", written, "RU", formula, source=CHARGES)
-    return mean
+        ledger.derive("list_write_ru", written, "RU", formula, source=CHARGES)
 
 
-def _publishing(book: Book, inputs: Inputs, load: Load) -> tuple[float, int, float]:
-    """Work out RU in all, RU/s reserved, and hours that one publish takes."""
-    write = _value(book, "list_write_ru")
-    total = book.work("publish_total_ru", load.rows * write, "RU", "rows * list_write_ru")
+def _publishing(ledger: Ledger, inputs: Inputs) -> None:
+    """Derive RU in all, RU/s reserved, and hours that one publish takes."""
+    lists, write_ru = ledger.number("rows"), ledger.number("list_write_ru")
+    total = ledger.derive("publish_total_ru", lists * write_ru, "RU", "rows * list_write_ru")
     if inputs.publish_ru is None:
-        asked, formula = total / inputs.window_hours / 3600, "publish_total_ru / (window_hours * 3600)"
+        wanted, formula = total / inputs.window_hours / 3600, "publish_total_ru / (window_hours * 3600)"
     else:
-        asked, formula = float(inputs.publish_ru), "publish_ru"
+        wanted, formula = float(inputs.publish_ru), "publish_ru"
     least = MANUAL_MIN if inputs.publishing == "release" else MANUAL_STEP
-    reserve = min(MAX_RU, max(least, up(asked, MANUAL_STEP)))
-    book.work("publish_ru_s", reserve, "RU/s", f"min({MAX_RU}, max({least}, up({formula}, {MANUAL_STEP})))")
-    hours = book.work("publish_hours", total / reserve / 3600, "hours", "publish_total_ru / publish_ru_s / 3600")
-    return total, reserve, hours
+    reserve = min(MAX_RU, max(least, round_up(wanted, MANUAL_STEP)))
+    ledger.derive("publish_ru_s", reserve, "RU/s", f"min({MAX_RU}, max({least}, round_up({formula}, {MANUAL_STEP})))")
+    ledger.derive("publish_hours", total / reserve / 3600, "hours", "publish_total_ru / publish_ru_s / 3600")
 
 
-def _serving(book: Book, inputs: Inputs, load: Load, *, mean_read_ru: float, gb: float, reserve: int) -> Serving:
-    """Work out the RU/s and the physical partitions of the container that is read.
+def _serving(ledger: Ledger, inputs: Inputs, gb: float) -> ServingContainer:
+    """Derive the RU/s and the physical partitions of the container that is read.
 
-    What the fullest partition needs depends on how many there are, and how many there are on what it needs, so this
-    goes up until both agree.
+    What the fullest partition needs depends on how many there are, and how many there are on what it needs, so the
+    number of partitions is raised until both agree.
     """
     by_gb = max(1, ceil(gb / PARTITION_GB))
-    found = _serving_of(inputs, load, by_gb, mean_read_ru=mean_read_ru, gb=gb, reserve=reserve)
+    found = _serving_with(ledger, inputs, by_gb, gb)
     while found.partitions_made > found.partitions:
-        found = _serving_of(inputs, load, found.partitions_made, mean_read_ru=mean_read_ru, gb=gb, reserve=reserve)
+        found = _serving_with(ledger, inputs, found.partitions_made, gb)
     in_place = inputs.publishing == "in-place"
     wanted = f"reads_ru + publish_ru_s, {MANUAL_STEP}" if in_place else f"reads_ru, {MANUAL_STEP}"
-    born = f"max(have_ru, up({wanted}))" if in_place and inputs.have_ru else f"up({wanted})"
-    book.work("partitions_by_gb", by_gb, "partitions", f"max(1, ceil(release_gb / {PARTITION_GB}))", source=LIMITS)
-    book.give("partitions", found.partitions, "partitions", "as many as they come to, so that both agree")
-    book.work("skew", skew_factor(load.hot_share, found.partitions), "", "1 + hot_read * (partitions - 1)")
-    plain = needed_ru(load.peak, mean_read_ru, hit_rate=load.hit_rate)
-    book.work("reads_plain_ru", plain, "RU/s", "reads_s * mean_read_ru")
-    book.work("reads_ru", found.reads_ru, "RU/s", "reads_plain_ru * skew / ru_utilisation")
-    book.work("highest_ru", found.highest_ru, "RU/s", born if in_place else f"max(publish_ru_s, {born})")
-    least = f"up(max({MANUAL_MIN}, release_gb, highest_ru / 100), {MANUAL_STEP})"
-    book.work("least_ru", found.least_ru, "RU/s", least, source=LIMITS)
-    book.work("serve_ru", found.ru, "RU/s", f"max(up(reads_ru, {MANUAL_STEP}), least_ru)")
-    book.work(
-        "born_ru",
-        found.born_ru,
+    created = f"max(have_ru, round_up({wanted}))" if in_place and inputs.have_ru else f"round_up({wanted})"
+    ledger.derive("partitions_by_gb", by_gb, "partitions", f"max(1, ceil(release_gb / {PARTITION_GB}))", source=LIMITS)
+    ledger.input("partitions", found.partitions, "partitions", "as many as they come to, so that both agree")
+    ledger.derive(
+        "skew", skew_factor(ledger.number("hot_read"), found.partitions), "", "1 + hot_read * (partitions - 1)"
+    )
+    plain = ledger.number("reads_s") * ledger.number("mean_read_ru")
+    ledger.derive("reads_plain_ru", plain, "RU/s", "reads_s * mean_read_ru")
+    ledger.derive("reads_ru", found.reads_ru, "RU/s", "reads_plain_ru * skew / ru_utilisation")
+    ledger.derive("highest_ru", found.highest_ru, "RU/s", created if in_place else f"max(publish_ru_s, {created})")
+    least = f"round_up(max({MANUAL_MIN}, release_gb, highest_ru / 100), {MANUAL_STEP})"
+    ledger.derive("least_ru", found.least_ru, "RU/s", least, source=LIMITS)
+    ledger.derive("serve_ru", found.ru, "RU/s", f"max(round_up(reads_ru, {MANUAL_STEP}), least_ru)")
+    ledger.derive(
+        "creation_ru",
+        found.creation_ru,
         "RU/s",
         f"min({MAX_RU}, max(highest_ru, serve_ru))",
-        source="what a container is made with",
+        source="what a container is created with",
     )
-    made = f"ceil(born_ru / {RU_AT_BIRTH})"
-    book.work("partitions_born", Throughput(found.born_ru).partitions_at_birth, "partitions", made, source=PARTITIONS)
-    formula = f"max(partitions_born, partitions_by_gb, ceil(min({MAX_RU}, serve_ru) / {PARTITION_RU}))"
-    book.work("partitions", found.partitions, "partitions", formula, source="they stay, whatever RU/s are taken away")
+    made = f"ceil(creation_ru / {RU_AT_BIRTH})"
+    ledger.derive(
+        "new_partitions", Throughput(found.creation_ru).partitions_at_birth, "partitions", made, source=PARTITIONS
+    )
+    formula = f"max(new_partitions, partitions_by_gb, ceil(min({MAX_RU}, serve_ru) / {PARTITION_RU}))"
+    ledger.derive(
+        "partitions", found.partitions, "partitions", formula, source="they stay, whatever RU/s are taken away"
+    )
     return found
 
 
-def _serving_of(
-    inputs: Inputs, load: Load, partitions: int, *, mean_read_ru: float, gb: float, reserve: int
-) -> Serving:
-    """Work out what serving takes from so many partitions, and how many a container that can give it has."""
-    needed = needed_ru(load.peak, mean_read_ru, hit_rate=load.hit_rate, hot_share=load.hot_share, partitions=partitions)
+def _serving_with(ledger: Ledger, inputs: Inputs, partitions: int, gb: float) -> ServingContainer:
+    """Calculate what serving takes with so many partitions, and how many a container that can give it has."""
+    hot_share, reserve = ledger.number("hot_read"), ledger.number("publish_ru_s")
+    reads_s, read_ru = ledger.number("reads_s"), ledger.number("mean_read_ru")
+    needed = needed_ru(reads_s, read_ru, hot_share=hot_share, partitions=partitions)
     wanted = needed / inputs.ru_utilisation
     if inputs.publishing == "in-place":
-        highest = max(inputs.have_ru or 0, up(wanted + reserve, MANUAL_STEP))
+        highest = max(inputs.have_ru or 0, round_up(wanted + reserve, MANUAL_STEP))
     else:
-        highest = max(reserve, up(wanted, MANUAL_STEP))
+        highest = max(int(reserve), round_up(wanted, MANUAL_STEP))
     least = minimum_ru(highest, int(gb * GB), autoscale=False)
-    serve = max(up(wanted, MANUAL_STEP), least)
-    born = min(MAX_RU, max(highest, serve))
-    made = max(Throughput(born).partitions_at_birth, Throughput(min(MAX_RU, serve)).partitions_needed)
-    return Serving(partitions, max(partitions, made), wanted, highest, least, serve, born)
+    serve = max(round_up(wanted, MANUAL_STEP), least)
+    created = min(MAX_RU, max(highest, serve))
+    made = max(Throughput(created).partitions_at_birth, Throughput(min(MAX_RU, serve)).partitions_needed)
+    return ServingContainer(partitions, max(partitions, made), wanted, highest, least, serve, created)
 
 
-def _hot_key(book: Book, load: Load, mean_read: float, serving: Serving) -> None:
-    """Hold the hottest key, and the partition that it lies in, against a partition's share."""
-    share = book.work("partition_ru", serving.ru / serving.partitions, "RU/s", "serve_ru / partitions")
-    hot = load.peak * (1 - load.hit_rate) * load.hot_share * mean_read
-    book.work("hot_key_ru", hot, "RU/s", "reads_s * hot_read * mean_read_ru")
-    book.work("hot_key_load", hot / share, "share", "hot_key_ru / partition_ru")
-    rest = load.peak * (1 - load.hit_rate) * (1 - load.hot_share) * mean_read / serving.partitions
+def _hot_key(ledger: Ledger, serving: ServingContainer) -> None:
+    """Compare the hottest key, and the partition that holds it, with a partition's share."""
+    share = ledger.derive("partition_ru", serving.ru / serving.partitions, "RU/s", "serve_ru / partitions")
+    reads_ru, hot_share = ledger.number("reads_s") * ledger.number("mean_read_ru"), ledger.number("hot_read")
+    hot = ledger.derive("hot_key_ru", reads_ru * hot_share, "RU/s", "reads_s * hot_read * mean_read_ru")
+    ledger.derive("hot_key_load", hot / share, "share", "hot_key_ru / partition_ru")
+    others = reads_ru * (1 - hot_share) / serving.partitions
     formula = "(hot_key_ru + reads_s * (1 - hot_read) * mean_read_ru / partitions) / partition_ru"
-    book.work("hot_partition_load", (hot + rest) / share, "share", formula)
+    ledger.derive("hot_partition_load", (hot + others) / share, "share", formula)
 
 
-def _together(book: Book, inputs: Inputs, need: Need) -> None:
-    """Work out what is provisioned in all while a release is published."""
+def _together(ledger: Ledger, inputs: Inputs) -> None:
+    """Derive what is provisioned in all while a release is published."""
     if inputs.publishing == "in-place":
-        book.work("containers", 1, "containers", "1")
-        formula = f"max(serve_ru, up(reads_ru + publish_ru_s, {MANUAL_STEP}))"
-        book.work("together_ru", need.in_place_ru, "RU/s", formula)
+        ledger.derive("containers", 1, "containers", "1")
+        both = round_up(ledger.number("reads_ru") + ledger.number("publish_ru_s"), MANUAL_STEP)
+        formula = f"max(serve_ru, round_up(reads_ru + publish_ru_s, {MANUAL_STEP}))"
+        ledger.derive("together_ru", max(ledger.number("serve_ru"), both), "RU/s", formula)
         return
-    book.work(
-        "containers",
-        1 + inputs.kept + 1 + 1,
-        "containers",
-        "1 + kept + 1 + 1",
-        source="live, kept, the next one, and control",
-    )
-    total = need.serve_ru + inputs.kept * need.kept_ru + need.born_ru + CONTROL_RU
-    formula = f"serve_ru + kept * least_ru + born_ru + {CONTROL_RU}"
-    book.work("together_ru", total, "RU/s", formula, source="live, kept, draft and control, in the hours of a publish")
+    source = "live, kept, the next one, and control"
+    ledger.derive("containers", 1 + inputs.kept + 1 + 1, "containers", "1 + kept + 1 + 1", source=source)
+    kept_ru = inputs.kept * ledger.number("least_ru")
+    total = ledger.number("serve_ru") + kept_ru + ledger.number("creation_ru") + CONTROL_RU
+    formula, source = f"serve_ru + kept * least_ru + creation_ru + {CONTROL_RU}", "in the hours of a publish"
+    ledger.derive("together_ru", total, "RU/s", formula, source=f"live, kept, draft and control, {source}")
+
+
+def _release_bytes(ledger: Ledger) -> float:
+    return ledger.number("rows") * ledger.number("item_bytes")
 
 
 def autoscale_top(wanted: float, highest: int, release_bytes: float) -> int:
     """Return the top of an autoscale range that carries *wanted* RU/s and may be set after *highest*."""
-    return max(up(wanted, AUTOSCALE_STEP), AUTOSCALE_MIN, minimum_ru(highest, int(release_bytes), autoscale=True))
+    return max(round_up(wanted, AUTOSCALE_STEP), AUTOSCALE_MIN, minimum_ru(highest, int(release_bytes), autoscale=True))
 
 
-def _value(book: Book, name: str) -> float:
-    return float(book.figures()[name].value or 0)
+def derive_costs(ledger: Ledger, inputs: Inputs, prices: Prices) -> dict[str, float | None]:
+    """Derive the cost of each way to pay for RU/s, storage included, in USD a month; None where it is not possible."""
+    storage = ledger.number("stored_gb") * prices.storage_gb_month.usd * inputs.regions
+    ledger.derive("storage_cost", storage, "USD/month", "stored_gb * usd_storage_gb_month * regions")
+    costs: dict[str, float | None] = {
+        "manual": _manual(ledger, inputs, prices) + storage,
+        "autoscale": _autoscale(ledger, inputs, prices) + storage,
+    }
+    for name, cost in costs.items():
+        ledger.derive(f"{name}_cost", cost or 0.0, "USD/month", f"{name}_ru_cost + storage_cost")
+    costs["serverless"] = _serverless(ledger, inputs, prices)
+    possible = {name: cost for name, cost in costs.items() if cost is not None}
+    cheapest = min(possible, key=lambda name: possible[name])
+    names = " and ".join(f"{name}_cost" for name in CAPACITIES if name in possible)
+    ledger.derive("cheapest_cost", possible[cheapest], "USD/month", f"the least of {names}: {cheapest}")
+    return costs
+
+
+def _manual(ledger: Ledger, inputs: Inputs, prices: Prices) -> float:
+    """Derive the cost of manual throughput: each hour that was begun is billed at its highest RU/s."""
+    if inputs.publishing == "in-place":
+        hours = float(ledger.number("together_ru") * HOURS_A_MONTH)
+        ledger.derive("manual_ru_hours", hours, "RU/s-hours", f"together_ru * {HOURS_A_MONTH}")
+    else:
+        serve_ru = ledger.number("serve_ru")
+        lasting = serve_ru + inputs.kept * ledger.number("least_ru") + CONTROL_RU
+        per_publish = ledger.number("creation_ru") * ceil(ledger.number("publish_hours")) + serve_ru * OVERLAP_HOURS
+        hours = lasting * HOURS_A_MONTH + ledger.number("publishes") * per_publish
+        ledger.derive(
+            "manual_ru_hours", hours, "RU/s-hours",
+            f"(serve_ru + kept * least_ru + {CONTROL_RU}) * {HOURS_A_MONTH} + publishes * (creation_ru"
+            f" * ceil(publish_hours) + serve_ru * {OVERLAP_HOURS})",
+            source="live, kept and control all month; each publish its hours, and one in which two releases can serve",
+        )  # fmt: skip
+    formula = "manual_ru_hours / 100 * usd_ru_hour * regions"
+    return ledger.derive("manual_ru_cost", prices.ru_hours(hours, regions=inputs.regions), "USD/month", formula)
+
+
+def _autoscale(ledger: Ledger, inputs: Inputs, prices: Prices) -> float:
+    """Derive the cost of autoscale: each hour is billed at what it reached, at least a tenth of the top."""
+    in_place = inputs.publishing == "in-place"
+    reads_ru, publish_ru, publishes = (ledger.number(name) for name in ("reads_ru", "publish_ru_s", "publishes"))
+    publish_hours, release_bytes = ceil(ledger.number("publish_hours")), _release_bytes(ledger)
+    publish_top = autoscale_top(publish_ru, 0, 0)
+    if not in_place:
+        partitions = Throughput(publish_top, autoscale=True).partitions_at_birth
+        formula = f"ceil(round_up(max({AUTOSCALE_MIN}, publish_ru_s), {AUTOSCALE_STEP}) / {PARTITION_RU})"
+        ledger.derive("autoscale_new_partitions", partitions, "partitions", formula, source=PARTITIONS)
+    wanted = reads_ru + (publish_ru if in_place else 0)
+    highest = max(0 if in_place else publish_top, autoscale_top(wanted, 0, 0))
+    top = autoscale_top(wanted, highest, release_bytes)
+    adding = " + publish_ru_s" if in_place else ""
+    ledger.derive(
+        "autoscale_top_ru", top, "RU/s",
+        f"the least that holds reads_ru{adding}, in steps of {AUTOSCALE_STEP}, and a tenth of publish_ru_s before it",
+        source="a tenth of the highest top ever is the lowest that may be set",
+    )  # fmt: skip
+    reached = fmean([max(top / FLOOR, reads_ru * share) for share in hourly_shares(inputs.profile)])
+    ledger.derive(
+        "autoscale_mean_ru", reached, "RU/s",
+        f"the mean over the hours of profile of the larger of autoscale_top_ru / {FLOOR} and reads_ru in that hour",
+    )  # fmt: skip
+    if in_place:
+        hours = reached * HOURS_A_MONTH + publishes * publish_ru * publish_hours
+        formula = f"autoscale_mean_ru * {HOURS_A_MONTH} + publishes * publish_ru_s * ceil(publish_hours)"
+    else:
+        idle = autoscale_top(0, highest, release_bytes) / FLOOR
+        ledger.derive("autoscale_idle_ru", idle, "RU/s", "a tenth of the lowest top that may be set after publish_ru_s")
+        lasting = reached + inputs.kept * idle + AUTOSCALE_MIN / FLOOR
+        hours = lasting * HOURS_A_MONTH + publishes * (publish_ru * publish_hours + reached * OVERLAP_HOURS)
+        formula = (
+            f"(autoscale_mean_ru + kept * autoscale_idle_ru + {AUTOSCALE_MIN} / {FLOOR}) * {HOURS_A_MONTH} + publishes"
+            f" * (publish_ru_s * ceil(publish_hours) + autoscale_mean_ru * {OVERLAP_HOURS})"
+        )
+    ledger.derive("autoscale_ru_hours", hours, "RU/s-hours", formula)
+    cost = prices.ru_hours(hours, autoscale=True, regions=inputs.regions)
+    formula = "autoscale_ru_hours / 100 * usd_ru_hour * usd_autoscale_factor * regions"
+    return ledger.derive("autoscale_ru_cost", cost, "USD/month", formula)
+
+
+def _serverless(ledger: Ledger, inputs: Inputs, prices: Prices) -> float | None:
+    """Derive the cost of serverless, which bills RU used; None where regions, RU/s or the time to publish forbid it."""
+    partitions = max(0, ceil(_release_bytes(ledger) / GB / PARTITION_GB) - SERVERLESS_PARTITIONS)
+    ceiling = SERVERLESS_RU + SERVERLESS_MORE_RU * partitions
+    formula = (
+        f"{SERVERLESS_RU} + {SERVERLESS_MORE_RU} * max(0, ceil(release_gb / {PARTITION_GB}) - {SERVERLESS_PARTITIONS})"
+    )
+    ledger.derive("serverless_ceiling_ru", ceiling, "RU/s", formula, source=SERVERLESS)
+    publish_ru, reads_ru = ledger.number("publish_total_ru"), ledger.number("reads_ru")
+    formula = "publish_total_ru / serverless_ceiling_ru / 3600"
+    hours = ledger.derive("serverless_publish_hours", publish_ru / ceiling / 3600, "hours", formula)
+    mean_ru = ledger.number("reads_plain_ru") * ledger.number("mean_of_peak")
+    used = mean_ru * HOURS_A_MONTH * 3600 + ledger.number("publishes") * publish_ru
+    formula = f"reads_plain_ru * mean_of_peak * {HOURS_A_MONTH} * 3600 + publishes * publish_total_ru"
+    ledger.derive("serverless_used_ru", used, "RU/month", formula)
+    obstacles = list[str]()
+    if inputs.regions > 1:
+        obstacles.append(f"{inputs.regions} regions, and serverless has one")
+    if reads_ru > ceiling:
+        obstacles.append(f"{reads_ru:,.0f} RU/s for reads, above {ceiling:,}")
+    if hours > inputs.refresh_hours:
+        obstacles.append(f"a publish takes {hours:.1f} hours at {ceiling:,} RU/s")
+    if obstacles:
+        ledger.input("serverless_cost", f"not possible: {'; '.join(obstacles)}", "", SERVERLESS)
+        return None
+    cost = prices.serverless_ru(used) + ledger.number("stored_gb") * prices.storage_gb_month.usd
+    formula = "serverless_used_ru / 1000000 * usd_serverless_million_ru + storage_cost"
+    return ledger.derive("serverless_cost", cost, "USD/month", formula)

@@ -1,6 +1,77 @@
-"""How many RU/s a load needs: the arithmetic that the plan uses, and that a sweep of an emulation is held against."""
+"""The arithmetic of demand: what a cache answers under a Zipf law, and how many RU/s the rest of a load needs.
+
+Pure functions, used by the plan and by the RU sweep, which compares its measurements with them.
+
+The hit rate is Che's approximation for keys by a Zipf law, independent requests and least recently used eviction. A key
+stays for a characteristic time T, counted in requests, with sum(1 - exp(-p T)) = entries; the hit rate is the sum of
+p (1 - exp(-p T)). H. Che, Y. Tung, Z. Wang, "Hierarchical Web caching systems: modeling, design and experimental
+results", IEEE JSAC 20(7), 2002.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import exp, expm1, log
 
 from stores.cosmos.charges import Charges
+
+# Ranks that are computed one by one; beyond them, keys are grouped whose probabilities differ by about GROUP_WIDTH.
+EXACT_RANKS = 1_000
+GROUP_WIDTH = 1.01
+BISECTIONS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class CacheHits:
+    """What a cache answers: a share of all requests, and a share of those for the hottest key."""
+
+    hit_rate: float
+    hottest_hit_rate: float
+
+
+@lru_cache(64)
+def popularity(keys: int, exponent: float) -> tuple[tuple[int, float], ...]:
+    """Return groups of (number of keys, probability of each), from the hottest on; exact for the first thousand."""
+    groups = [(1, rank**-exponent) for rank in range(1, min(keys, EXACT_RANKS) + 1)]
+    low = EXACT_RANKS + 1
+    while low <= keys:
+        high = min(keys, int(low * GROUP_WIDTH))
+        groups.append((high - low + 1, _zipf_integral(low - 0.5, high + 0.5, exponent) / (high - low + 1)))
+        low = high + 1
+    total = sum(count * weight for count, weight in groups)
+    return tuple((count, weight / total) for count, weight in groups)
+
+
+def hottest_share(keys: int, exponent: float) -> float:
+    """Return the share of all requests that goes to the hottest key."""
+    return popularity(keys, exponent)[0][1]
+
+
+@lru_cache(256)
+def cache_hits(keys: int, exponent: float, entries: int) -> CacheHits:
+    """Return what a cache of *entries* out of *keys* answers."""
+    if entries <= 0:
+        return CacheHits(0.0, 0.0)
+    if entries >= keys:
+        return CacheHits(1.0, 1.0)
+    groups = popularity(keys, exponent)
+    low, high = 0.0, float(entries)
+    while _entries_held(groups, high) < entries:
+        low, high = high, high * 2
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _entries_held(groups, middle) < entries else (low, middle)
+    hit_rate = sum(count * chance * -expm1(-chance * high) for count, chance in groups)
+    return CacheHits(hit_rate, 1 - exp(-groups[0][1] * high))
+
+
+def _entries_held(groups: tuple[tuple[int, float], ...], time: float) -> float:
+    return sum(count * -expm1(-chance * time) for count, chance in groups)
+
+
+def _zipf_integral(low: float, high: float, exponent: float) -> float:
+    if abs(exponent - 1) < 1e-9:
+        return log(high / low)
+    return float((high ** (1 - exponent) - low ** (1 - exponent)) / (1 - exponent))
 
 
 def skew_factor(hot_share: float, partitions: int) -> float:
@@ -21,10 +92,10 @@ def needed_ru(
     writes_s: float = 0.0,
     write_ru: float = 0.0,
 ) -> float:
-    """Return the RU/s that a container spends, were it as large as its fullest partition wants it.
+    """Return the RU/s that a container needs so that its fullest partition has enough.
 
-    *reads_s* and *writes_s* a second, *hit_rate* the part of the reads that a cache answers, *hot_share* the part of
-    those that reach the store which asks for one key. Writes are spread evenly. Nothing is added for headroom.
+    *reads_s* and *writes_s* a second, *hit_rate* the share of the reads that a cache answers, *hot_share* the share of
+    the remaining reads that goes to one key. Writes are spread evenly. Nothing is added for headroom.
     """
     reads = reads_s * (1 - hit_rate) * read_ru * skew_factor(hot_share, partitions)
     return reads + writes_s * write_ru
@@ -45,7 +116,7 @@ def predict_ru(
 ) -> float:
     """Return the RU/s that reads and writes of items of *item_bytes*, as stored, need by the documented charges.
 
-    *strong* for strong or bounded staleness; *terms* are indexed ones, *replaced* where items are written over.
+    *strong* for strong or bounded staleness; *terms* are indexed ones, *replaced* where items are overwritten.
     """
     return needed_ru(
         reads_s,

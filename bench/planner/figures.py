@@ -1,4 +1,4 @@
-"""A figure and its why: every value knows the formula that it came from, and the figures that went into it."""
+"""Figures and the ledger that they are entered in: every value knows its formula and what it was made of."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -12,9 +12,10 @@ Value = float | str | None
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One value of a plan: worked out by `formula` from `of`, or given, and then `source` says by whom.
+    """One value of a plan: derived by `formula` from `operands`, or an input that came from `source`.
 
-    A formula is arithmetic over names of figures wherever that can say it; `up(x, step)` rounds up to whole steps.
+    A formula is arithmetic over names of figures wherever that can express it; `round_up(x, step)` rounds up to whole
+    steps.
     """
 
     name: str
@@ -22,84 +23,84 @@ class Figure:
     unit: str
     formula: str = ""
     source: str = ""
-    of: tuple["Figure", ...] = field(default=(), repr=False)
+    operands: tuple["Figure", ...] = field(default=(), repr=False)
 
-    @property
-    def told(self) -> str:
-        """Say value and unit."""
-        return told(self.value, self.unit)
+    def __str__(self) -> str:
+        """Format value and unit."""
+        return format_value(self.value, self.unit)
 
     def to_json(self) -> dict[str, Any]:
-        """Give it as plain values; what went into it by name."""
+        """Return plain values; the operands by name."""
         return {
             "name": self.name,
             "value": self.value,
             "unit": self.unit,
             "formula": self.formula,
             "source": self.source,
-            "of": [each.name for each in self.of],
+            "of": [operand.name for operand in self.operands],
         }
 
 
-class Book:
-    """The figures of one plan in the order in which they were worked out; lives as long as that takes."""
+class Ledger:
+    """The figures of one plan in the order in which they were entered; lives as long as the calculation."""
 
     def __init__(self) -> None:
         self._figures: dict[str, Figure] = {}
 
-    def give(self, name: str, value: Value, unit: str, source: str) -> None:
-        """Write down a value that was given, with its source."""
+    def input(self, name: str, value: Value, unit: str, source: str) -> None:
+        """Enter a value that comes from outside, with its source."""
         self._figures[name] = Figure(name, value, unit, source=source)
 
-    def work(self, name: str, value: float, unit: str, formula: str, *, source: str = "") -> float:
-        """Write down a value that was worked out; what went into it is what its formula names. Returns the value."""
+    def derive(self, name: str, value: float, unit: str, formula: str, *, source: str = "") -> float:
+        """Enter a calculated value, whose operands are the figures that its formula names, and return it."""
         names = dict.fromkeys(NAME.findall(formula))
-        of = tuple(self._figures[each] for each in names if each in self._figures)
-        self._figures[name] = Figure(name, value, unit, formula, source, of)
+        operands = tuple(self._figures[each] for each in names if each in self._figures)
+        self._figures[name] = Figure(name, value, unit, formula, source, operands)
         return value
 
+    def number(self, name: str) -> float:
+        """Return the value of a figure; one that is not a number counts as 0."""
+        value = self._figures[name].value
+        return value if isinstance(value, int | float) else 0
+
     def figures(self) -> dict[str, Figure]:
-        """Give all figures by name."""
+        """Return all figures by name."""
         return dict(self._figures)
 
 
-def up(value: float, step: float) -> int:
-    """Round up to whole steps; what is a hair above one for the sake of floating point counts as on it."""
+def round_up(value: float, step: float) -> int:
+    """Round up to whole steps; a value that floating point puts a hair above one counts as on it."""
     return ceil(round(value / step, 9)) * round(step)
 
 
-def why(figures: Mapping[str, Figure], name: str) -> Iterator[tuple[int, Figure]]:
-    """Walk from a figure down to what was given, each with its depth; what came before is not walked again."""
+def explain(figures: Mapping[str, Figure], name: str) -> Iterator[tuple[int, Figure]]:
+    """Walk from a figure down to the inputs, yielding each with its depth; no figure is expanded twice."""
     seen = set[str]()
 
     def walk(figure: Figure, depth: int) -> Iterator[tuple[int, Figure]]:
         yield depth, figure
         if figure.name not in seen:
             seen.add(figure.name)
-            for each in figure.of:
-                yield from walk(each, depth + 1)
+            for operand in figure.operands:
+                yield from walk(operand, depth + 1)
 
     yield from walk(figures[name], 0)
 
 
-def told(value: Value, unit: str) -> str:
-    """Write a value with its unit, as briefly as its size allows."""
+def format_value(value: Value, unit: str) -> str:
+    """Format a value with its unit, as briefly as its size allows."""
     if value is None:
         return "none"
     if isinstance(value, str):
         return value
-    if unit == "USD":
-        return f"{value:,.2f} USD"
-    if unit == "USD/month":
-        return f"{value:,.2f} USD/month"
+    if unit in {"USD", "USD/month"}:
+        return f"{value:,.2f} {unit}"
     if unit == "share":
         return f"{value:.1%}"
-    whole = float(value).is_integer() or abs(value) >= 10_000
-    number = f"{value:,.0f}" if whole else _short(value)
+    if float(value).is_integer() or abs(value) >= 10_000:
+        number = f"{value:,.0f}"
+    else:
+        number = f"{value:,.1f}" if abs(value) >= 100 else f"{value:.3g}"
     if number == "1" and unit.endswith("s") and "/" not in unit:
         unit = unit[:-1]
     return f"{number} {unit}".strip()
-
-
-def _short(value: float) -> str:
-    return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.3g}"

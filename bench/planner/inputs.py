@@ -1,256 +1,381 @@
-"""What a plan begins with: each input with its unit, its bounds, and why its default is what it is."""
+"""What a plan begins with: each input with its unit, bounds, default and why, and the places that inputs come from.
 
+The command line's flags are made of the same declarations: an input that names a panel has a flag of its own, and all
+others are set by name.
+"""
+
+import json
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Any
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
 
-from bench.planner.errors import PlanMisused
-from bench.planner.profiles import shape
 from stores.cosmos.items import SYSTEM_BYTES
+
+if TYPE_CHECKING:
+    from stores.manifest import Manifest
 
 CONSISTENCIES = ("eventual", "prefix", "session", "bounded", "strong")
 CAPACITIES = ("manual", "autoscale", "serverless")
-GIVE_LEAST = "give at least the users and the peak rate, as: hotplate plan --users 1000000 --peak-rps 500"
+LOAD, LISTS, COSMOS = "The load", "The lists", "Cosmos DB and pods"
+REQUIRED = "give at least the users and the peak rate, as: hotplate plan --users 1000000 --peak-rps 500"
+
+HOURS = 24
+# The shapes of a day by name. They are made up, to have something to begin with; a shop's own log makes a better one.
+SHAPES: Mapping[str, tuple[float, ...]] = {
+    "flat": (1.0,) * HOURS,
+    "office": (
+        0.05, 0.05, 0.05, 0.05, 0.05, 0.1, 0.2, 0.5, 0.8, 1.0, 1.0, 0.95,
+        0.85, 0.95, 1.0, 1.0, 0.9, 0.7, 0.4, 0.25, 0.15, 0.1, 0.05, 0.05,
+    ),
+    "evening": (
+        0.35, 0.2, 0.12, 0.08, 0.07, 0.08, 0.12, 0.2, 0.3, 0.35, 0.4, 0.42,
+        0.45, 0.45, 0.45, 0.48, 0.52, 0.6, 0.72, 0.88, 1.0, 1.0, 0.85, 0.6,
+    ),
+}  # fmt: skip
+
+# Of a row's key in a release: what stands before the id.
+KEY_BYTES = len("user:")
+# Of `bench.report.report`, whose import would need the extra `bench`.
+REPORT_FORMAT = 2
+
+
+class PlanMisused(ValueError):
+    """An input is missing, unknown or out of range; the sentence names the flag or the key."""
 
 
 def _input(
-    kind: str,
     unit: str,
-    says: str,
+    description: str,
     default: Any = MISSING,  # noqa: ANN401 -- of whatever type its field is
+    reason: str = "",
     *,
-    because: str = "",
     low: float = 0,
-    high: float = float("inf"),
+    high: float | None = None,
     choices: Sequence[str] = (),
+    panel: str = "",
 ) -> Any:  # noqa: ANN401 -- as dataclasses.field itself
-    told = {"kind": kind, "unit": unit, "says": says, "because": because, "low": low, "high": high, "choices": choices}
-    return field(metadata=told) if default is MISSING else field(default=default, metadata=told)
+    """Declare an input; *reason* is that of its default, and one with a *panel* has a flag there."""
+    most = high if high is not None else 1 if unit == "share" else float("inf")
+    declared = {
+        "unit": unit, "description": description, "reason": reason, "low": low, "high": most, "choices": choices,
+        "panel": panel,
+    }  # fmt: skip
+    return field(metadata=declared) if default is MISSING else field(default=default, metadata=declared)
+
+
+_load, _lists, _cosmos = (partial(_input, panel=panel) for panel in (LOAD, LISTS, COSMOS))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """All that a plan rests on, checked; an input that is None is worked out from others."""
+    """All that a plan rests on, checked; an input that is None is derived from others."""
 
-    users: int = _input("whole", "users", "who have a list", low=1)
-    peak_rps: float = _input("number", "requests/s", "in the busiest hour, of all regions together", low=1e-6)
-    items: int = _input("whole", "items", "that have a list of similar ones", 0, because="no similar items")
-    profile: str | tuple[float, ...] = _input(
-        "profile", "", "a day: a shape's name, or 24 rates", "flat", because="as busy all day, the dearest day"
+    users: int = _load("users", "who have a list", low=1)
+    peak_rps: float = _load("requests/s", "in the busiest hour, of all regions together", low=1e-6)
+    items: int = _load("items", "that have a list of similar ones", 0, "no similar items")
+    profile: str | tuple[float, ...] = _load(
+        "", f"shape of a day: {', '.join(SHAPES)}, or 24 rates", "flat", "as busy all day, the dearest day"
     )
-    growth_percent: float = _input(
-        "number", "%/month", "growth of users, items and requests", 0.0, because="no growth", low=-50, high=100
+    growth_percent: float = _load("%/month", "growth of users, items and requests", 0.0, "no growth", low=-50, high=100)
+    months: int = _load("months", "of growth that the plan must last for", 0, "today's load", high=120)
+    unknown_share: float = _input("share", "of requests for users without a list", 0.0, "they cost a read, too")
+    zipf: float | None = _load(
+        "", "exponent of the Zipf law by which users come, as 0.9; 0: all alike", None, "all alike", high=3
     )
-    months: int = _input(
-        "whole", "months", "of growth that the plan must last for", 0, because="today's load", high=120
-    )
-    unknown_share: float = _input(
-        "number", "share", "of requests for users without a list", 0.0, because="they cost a read, too", high=1
-    )
-    zipf: float | None = _input(
-        "number", "", "exponent of how unevenly users come, as 0.9; 0: all alike", None, because="all alike", high=3
-    )
-    cache_entries: int = _input("whole", "lists", "that each process keeps", 0, because="no in-process cache")
-    hit_rate: float | None = _input("number", "share", "of lookups that never reach the store", None, high=1)
-    hot_share: float | None = _input("number", "share", "of requests for the one hottest user", None, high=1)
-    regions: int = _input("whole", "regions", "that each hold all of it", 1, low=1, high=60)
+    cache_entries: int = _load("lists", "that each process keeps", 0, "no in-process cache")
+    hit_rate: float | None = _load("share", "of lookups that never reach the store", None)
+    hot_share: float | None = _input("share", "of requests for the one hottest user", None)
+    regions: int = _load("regions", "that each hold all data", 1, low=1, high=60)
     region_share: float = _input(
-        "number",
-        "share",
-        "of requests that any one region must bear",
-        1.0,
-        because="the others may fail",
-        low=0.01,
-        high=1,
+        "share", "of requests that any one region must be able to answer", 1.0, "the others may fail", low=0.01
     )
-    consistency: str = _input(
-        "name", "", "of reads", "eventual", because="a release never changes", choices=CONSISTENCIES
-    )
-    p99_ms: float | None = _input("number", "ms", "objective, which a report's rates are held to", None, low=1e-3)
+    consistency: str = _cosmos("", "consistency of reads", "eventual", "a release never changes", choices=CONSISTENCIES)
+    p99_ms: float | None = _cosmos("ms", "at p99, the objective that a report's rates must keep", None, low=1e-3)
 
-    list_length: int = _input("whole", "items", "in a stored list", 20, because="hotplate's default", low=1, high=1000)
-    list_bytes: float | None = _input("number", "bytes", "of a list as stored, in its encoding, measured", None, low=1)
-    item_id_chars: float = _input("number", "characters", "of an item's id", 8.0, because="a guess", low=1, high=256)
-    user_id_chars: float = _input("number", "characters", "of a user's id", 10.0, because="a guess", low=1, high=256)
-    title_chars: float = _input("number", "characters", "of an item's title; 0: none", 0.0, because="none are stored")
-    encoding: str = _input(
-        "name", "", "of lists", "zstd", because="hotplate's default for Redis and Cosmos DB", choices=("json", "zstd")
+    list_length: int = _lists("items", "in a stored list", 20, "hotplate's default", low=1, high=1000)
+    list_bytes: float | None = _lists("bytes", "of a list as stored, in its encoding, measured", None, low=1)
+    item_id_chars: float = _input("characters", "of an item's id", 8.0, "a guess", low=1, high=256)
+    user_id_chars: float = _input("characters", "of a user's id", 10.0, "a guess", low=1, high=256)
+    title_chars: float = _lists("characters", "of an item's title; 0: none", 0.0, "none are stored")
+    encoding: str = _lists(
+        "", "encoding of lists", "zstd", "hotplate's default for Redis and Cosmos DB", choices=("json", "zstd")
     )
     zstd_share: float = _input(
-        "number", "share", "of a list's JSON that zstd leaves", 0.25,
-        because="161 of 656 bytes, measured with random ids of 9 digits (docs/releases.md)", low=0.01, high=1,
+        "share", "of a list's JSON that zstd leaves", 0.25,
+        "161 of 656 bytes, measured with random ids of 9 digits (docs/releases.md)", low=0.01,
     )  # fmt: skip
 
-    refresh_hours: float = _input("number", "hours", "from one publish to the next", 24.0, because="daily", low=0.1)
-    window_hours: float = _input("number", "hours", "that a publish may take", 1.0, because="a guess", low=0.01)
-    publish_ru: int | None = _input(
-        "whole", "RU/s", "reserved for publishing; none: what the window needs", None, low=1
-    )
+    refresh_hours: float = _cosmos("hours", "from one publish to the next", 24.0, "daily", low=0.1)
+    window_hours: float = _cosmos("hours", "that a publish may take", 1.0, "a guess", low=0.01)
+    publish_ru: int | None = _cosmos("RU/s", "reserved for publishing; none: what the window needs", None, low=1)
     publishing: str = _input(
-        "name", "", "a container a release, or items replaced where they are", "release",
-        because="hotplate's way", choices=("release", "in-place"),
+        "", "a container a release, or items replaced where they are", "release", "hotplate's way",
+        choices=("release", "in-place"),
     )  # fmt: skip
-    kept: int = _input(
-        "whole", "releases", "kept beside the live one, to roll back to", 1, because="hotplate's default"
-    )
-    indexing: str = _input(
-        "name", "", "policy of the containers", "none", because="hotplate's way", choices=("none", "default")
-    )
-    indexed_terms: int = _input(
-        "whole", "terms", "of an item that default indexing covers", 2, because="its id and its list, one text"
-    )
+    kept: int = _input("releases", "kept beside the live one, to roll back to", 1, "hotplate's default")
+    indexing: str = _input("", "policy of the containers", "none", "hotplate's way", choices=("none", "default"))
+    indexed_terms: int = _input("terms", "of an item that default indexing covers", 2, "its id and its list, one text")
     system_bytes: int = _input(
-        "whole",
         "bytes",
         "that the service adds to an item",
         SYSTEM_BYTES,
-        because="as seen in answers; that they are charged is assumed",
+        "as seen in answers; that they are charged is assumed",
     )
-    read_ru: float | None = _input("number", "RU", "of a read, measured", None, low=0.01)
-    write_ru: float | None = _input("number", "RU", "of a written list, measured", None, low=0.01)
+    read_ru: float | None = _input("RU", "of a read, measured", None, low=0.01)
+    write_ru: float | None = _input("RU", "of a written list, measured", None, low=0.01)
     ru_utilisation: float = _input(
-        "number", "share", "of its RU/s that a container may use in an hour's mean", 0.7,
-        because="room for what happens within the hour", low=0.05, high=1,
+        "share", "of its RU/s that a container may use in an hour's mean", 0.7,
+        "room for what happens within the hour", low=0.05,
     )  # fmt: skip
-    capacity: str = _input(
-        "name",
-        "",
-        "of Cosmos DB, which the plan's cost takes",
-        "manual",
-        because="it can be foretold",
+    capacity: str = _cosmos(
+        "", "how Cosmos DB is paid for in the plan's total", "manual", "its cost is known beforehand",
         choices=CAPACITIES,
-    )
-    have_ru: int | None = _input("whole", "RU/s", "provisioned by hand today", None, low=1)
+    )  # fmt: skip
+    have_ru: int | None = _cosmos("RU/s", "provisioned by hand today", None, low=1)
 
     request_ms: float = _input(
-        "number",
-        "ms",
-        "that a request stays in a pod",
-        10.0,
-        because="the read SLA of Cosmos DB at p99; Redis is faster",
-        low=1e-3,
+        "ms", "that a request stays in a pod", 10.0, "the read SLA of Cosmos DB at p99; Redis is faster", low=1e-3
     )
-    pod_concurrency: int = _input("whole", "requests", "that a pod holds at once", 64, because="a guess", low=1)
-    pod_utilisation: float = _input(
-        "number", "share", "of a pod that may be used", 0.6, because="room to lose one", low=0.05, high=1
-    )
+    pod_concurrency: int = _input("requests", "that a pod holds at once", 64, "a guess", low=1)
+    pod_utilisation: float = _input("share", "of a pod that may be used", 0.6, "room to lose one", low=0.05)
     request_cpu_us: float = _input(
-        "number", "µs", "of CPU a request takes in a pod", 60.0,
-        because="32 µs measured with files, and some 28 µs for a remote read (README)", low=0.1,
+        "µs", "of CPU a request takes in a pod", 60.0,
+        "32 µs measured with files, and some 28 µs for a remote read (README)", low=0.1,
     )  # fmt: skip
-    pod_cpus: float = _input("number", "vCPU", "of a pod", 1.0, because="one worker", low=0.05)
-    pod_rps: float | None = _input(
-        "number", "requests/s", "that a pod bears inside the objective, measured", None, low=1e-3
-    )
-    min_pods: int = _input("whole", "pods", "at least, in each region", 2, because="one may fail", low=1)
+    pod_cpus: float = _input("vCPU", "of a pod", 1.0, "one worker", low=0.05)
+    pod_rps: float | None = _input("requests/s", "that a pod answers inside the objective, measured", None, low=1e-3)
+    min_pods: int = _input("pods", "at least, in each region", 2, "one may fail", low=1)
 
-    redis_nodes: int = _input("whole", "nodes", "of an instance", 2, because="one is the replica", low=1)
+    redis_nodes: int = _input("nodes", "of an instance", 2, "one is the replica", low=1)
     redis_reserved: float = _input(
-        "number", "share", "of an instance's memory that is not for data", 0.2,
-        because="https://learn.microsoft.com/azure/redis/architecture, 2025-05-18", high=0.9,
+        "share", "of an instance's memory that is not for data", 0.2,
+        "https://learn.microsoft.com/azure/redis/architecture, 2025-05-18", high=0.9,
     )  # fmt: skip
     redis_utilisation: float = _input(
-        "number", "share", "of its GETs/s that an instance may use", 0.6, because="room for a publish", low=0.05, high=1
+        "share", "of its GETs/s that an instance may use", 0.6, "room for a publish", low=0.05
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """Some inputs from one place; `where` names one of them for a sentence, as `--users` or `users in plan.toml`."""
+    """Some inputs from one place; `label` names one of them in a sentence, as `--users` or `users in plan.toml`."""
 
     source: str
     values: Mapping[str, object]
-    where: str = "{name}"
+    label: str = "{name}"
 
-    def naming(self, name: str) -> str:
+    def label_of(self, name: str) -> str:
         """Name an input as the place does."""
-        return self.where.format(name=name, flag=name.replace("_", "-"))
+        return self.label.format(name=name, flag=name.replace("_", "-"))
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class SourcedInputs:
     """Inputs, and of each that is no default where it came from."""
 
     inputs: Inputs
     sources: Mapping[str, str]
 
     def source(self, name: str) -> str:
-        """Say where an input's value came from; a default is an assumption and says why."""
+        """Say where an input's value came from; a default is an assumption and gives its reason."""
         if name in self.sources:
             return self.sources[name]
-        because = KNOWN[name].metadata["because"]
-        return f"assumed: {because}" if because else "assumed"
+        reason = KNOWN[name].metadata["reason"]
+        return f"assumed: {reason}" if reason else "assumed"
 
 
 KNOWN: Mapping[str, Field[Any]] = {each.name: each for each in fields(Inputs)}
 
 
-def gather(layers: Sequence[Layer]) -> Given:
-    """Lay inputs over each other, the last wins. Raises PlanMisused naming the flag or the key."""
+def flag_help(known: Field[Any]) -> str:
+    """Return what `--help` says of an input: what it is, its choices and its default."""
+    declared = known.metadata
+    sentence = f"{declared['unit']} {declared['description']}".strip()
+    sentence = sentence[:1].upper() + sentence[1:] + "."
+    if declared["choices"]:
+        sentence += f" One of {', '.join(declared['choices'])}."
+    if known.default in (MISSING, None):
+        return sentence
+    default = f"{known.default:g}" if isinstance(known.default, float) else known.default
+    return f"{sentence} Default: {default}."
+
+
+def merge(layers: Sequence[Layer]) -> SourcedInputs:
+    """Lay inputs over each other; the last layer wins. Raises PlanMisused naming the flag or the key."""
     values, sources = dict[str, Any](), dict[str, str]()
     for layer in layers:
-        for name, told in layer.values.items():
+        for name, value in layer.values.items():
             if name not in KNOWN:
-                raise PlanMisused(f"{layer.naming(name)} is no input of a plan; there are {', '.join(KNOWN)}")
-            values[name] = _checked(KNOWN[name], told, layer.naming(name))
+                raise PlanMisused(f"{layer.label_of(name)} is no input of a plan; there are {', '.join(KNOWN)}")
+            values[name] = _checked(KNOWN[name], value, layer.label_of(name))
             sources[name] = layer.source
-    _measured_anew(layers, values, sources)
+    _drop_outdated_size(layers, values, sources)
     profile = values.get("profile")
     if "peak_rps" not in values and isinstance(profile, tuple):
         values["peak_rps"], sources["peak_rps"] = max(profile), f"the busiest hour of the profile, {sources['profile']}"
     for name in ("users", "peak_rps"):
         if name not in values:
-            raise PlanMisused(f"--{name.replace('_', '-')} is missing: {GIVE_LEAST}")
-    return Given(Inputs(**values), sources)
+            raise PlanMisused(f"--{name.replace('_', '-')} is missing: {REQUIRED}")
+    return SourcedInputs(Inputs(**values), sources)
 
 
-def _measured_anew(layers: Sequence[Layer], values: dict[str, Any], sources: dict[str, str]) -> None:
-    """Drop a measured size that a later place contradicts: a list of another make has another size."""
+def hourly_shares(profile: str | Sequence[float]) -> tuple[float, ...]:
+    """Return 24 hourly rates as shares of the busiest hour's, of a named shape or of rates, absolute or relative."""
+    if isinstance(profile, str):
+        if profile in SHAPES:
+            return SHAPES[profile]
+        raise PlanMisused(f"profile {profile!r} is none of {', '.join(SHAPES)}; it may also be 24 numbers")
+    if len(profile) != HOURS or min(profile) < 0 or max(profile) <= 0:
+        raise PlanMisused("profile takes 24 numbers, one an hour, none below 0 and not all 0")
+    return tuple(rate / max(profile) for rate in profile)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file. Raises PlanMisused naming it where that is not possible."""
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise PlanMisused(f"{path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise PlanMisused(f"{path} is not TOML: {error}") from error
+
+
+def from_report(path: Path, p99_ms: float | None = None) -> Layer:
+    """Read what `hotplate bench` measured: what a pod bears, how long a request stays in it, and what CPU it takes.
+
+    A report of whatever kind may also carry `measured`, inputs of a plan by name; `read_ru`, say. With *p99_ms*, only
+    rates that kept it count. Raises PlanMisused for a file that is no report, or not a valid one.
+    """
+    try:
+        facts = json.loads(path.read_bytes())
+        if facts["format"] != REPORT_FORMAT:
+            raise PlanMisused(f"--from-report: {path} has format {facts['format']}, and this reads {REPORT_FORMAT}")
+        if facts["interrupted"] or not facts["valid"]:
+            raise PlanMisused(f"--from-report: {path} was stopped or is invalid; measure again")
+        machine = facts["machine"]
+        source = f"measured: {path.name}, {machine['cpu']}, {machine['cores']} cores, {str(machine['date'])[:10]}"
+        values = dict(facts.get("measured", {}))
+        if unknown := values.keys() - KNOWN.keys():
+            raise PlanMisused(
+                f"--from-report: {path} measured {', '.join(sorted(unknown))}, which is no input of a plan"
+            )
+        if facts["kind"] == "http":
+            values |= _measured_pod(facts, p99_ms, path)
+        if facts["kind"] == "stores":
+            values |= _measured_service(facts)
+    except OSError as error:
+        raise PlanMisused(f"--from-report: {path}: {error.strerror}") from error
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+        if isinstance(error, PlanMisused):
+            raise
+        raise PlanMisused(f"--from-report: {path} is not a report of hotplate bench ({error!r})") from error
+    if not values:
+        raise PlanMisused(f"--from-report: {path} holds nothing that a plan can use")
+    return Layer(source, values, f"{{name}} in {path}")
+
+
+def from_release(manifest: "Manifest", store: str) -> Layer:
+    """Read the manifest of a release in *store*: lists by kind, their mean size, their encoding.
+
+    The manifest has one sum of bytes over all rows, so that popular lists and pieces of `meta` are in the mean.
+    """
+    rows = sum(manifest.counts.values())
+    mean_bytes = manifest.bytes / max(1, rows)
+    key_bytes = KEY_BYTES + fmean([len(key.partition(":")[2].encode()) for key in manifest.sample] or [0])
+    values: dict[str, object] = {
+        "users": manifest.counts.get("user", 0),
+        "items": manifest.counts.get("item", 0),
+        "list_bytes": max(1.0, round(mean_bytes - key_bytes, 1)),
+        "encoding": manifest.encoding,
+    }
+    source = f"measured: manifest of {manifest.release} in {store}, {rows:,} rows of {manifest.bytes:,} bytes"
+    return Layer(source, values, f"{{name}} of {manifest.release}")
+
+
+def _measured_pod(facts: Mapping[str, Any], p99_ms: float | None, path: Path) -> dict[str, object]:
+    """Read what one service bore: the highest rate of a search, or else the rate at which it was measured."""
+    rounds = [one for each in facts["series"] for one in each["rounds"] if one["latency_us"]]
+    points = facts.get("search", {}).get("points", [])
+    good = [(float(each["at"]), float(each["p99_us"])) for each in points if each["inside"]]
+    if not good:
+        good = [(float(one["ok_rate"]), float(one["latency_us"]["p99"])) for one in rounds]
+    kept = [rate for rate, p99_us in good if p99_ms is None or p99_us <= p99_ms * 1000]
+    if not kept:
+        raise PlanMisused(
+            f"--from-report: no rate of {path} kept a p99 of {p99_ms:g} ms; raise --p99-ms, or measure another"
+        )
+    return {"pod_rps": max(kept), "request_ms": round(_mean_ms(rounds), 4)}
+
+
+def _measured_service(facts: Mapping[str, Any]) -> dict[str, object]:
+    """Read what CPU a request took of the service, by the store where it took most; emulated stores do not count."""
+    cpu_us = [
+        fmean([one["service_cpu_us"] for one in each["rounds"]])
+        for each in facts["stores"]
+        if each["emulated"] is None and each["rounds"]
+    ]
+    rounds = [one for each in facts["series"] for one in each["rounds"] if one["latency_us"]]
+    if not cpu_us or not rounds:
+        return {}
+    return {"request_cpu_us": round(max(cpu_us), 2), "request_ms": round(_mean_ms(rounds), 4)}
+
+
+def _mean_ms(rounds: Sequence[Mapping[str, Any]]) -> float:
+    return max(float(one["latency_us"]["mean"]) for one in rounds) / 1000
+
+
+def _drop_outdated_size(layers: Sequence[Layer], values: dict[str, Any], sources: dict[str, str]) -> None:
+    """Drop a measured size where a later layer changes what a list is made of."""
     order = {name: place for place, layer in enumerate(layers) for name in layer.values}
     for name in ("list_length", "encoding", "title_chars", "item_id_chars"):
         if "list_bytes" in values and order.get(name, -1) > order["list_bytes"]:
             del values["list_bytes"], sources["list_bytes"]
 
 
-def _checked(known: Field[Any], told: object, name: str) -> Any:  # noqa: ANN401 -- of whatever type its field is
-    kind, low, high = known.metadata["kind"], known.metadata["low"], known.metadata["high"]
-    if kind == "profile":
-        return _profile(told, name)
-    if kind == "name":
-        if told not in known.metadata["choices"]:
-            raise PlanMisused(f"{name} is {told!r}, and must be {' or '.join(known.metadata['choices'])}")
-        return told
-    what = "a whole number" if kind == "whole" else "a number"
+def _checked(known: Field[Any], value: object, label: str) -> Any:  # noqa: ANN401 -- of whatever type its field is
+    if known.name == "profile":
+        return _profile(value, label)
+    choices, low, high = known.metadata["choices"], known.metadata["low"], known.metadata["high"]
+    if choices:
+        if value not in choices:
+            raise PlanMisused(f"{label} is {value!r}, and must be {' or '.join(choices)}")
+        return value
+    whole = known.type in (int, int | None)
+    expected = "a whole number" if whole else "a number"
     try:
-        number = float(told.replace("_", "")) if isinstance(told, str) else float(_number(told))
+        number = float(value.replace("_", "")) if isinstance(value, str) else float(_number(value))
     except (TypeError, ValueError) as error:
-        raise PlanMisused(f"{name} is {told!r}, and must be {what}") from error
+        raise PlanMisused(f"{label} is {value!r}, and must be {expected}") from error
     if not low <= number <= high or number == float("inf"):
         upper = "" if high == float("inf") else f" and at most {high:g}"
-        raise PlanMisused(f"{name} is {number:g}, and must be at least {low:g}{upper}")
-    if kind == "whole" and number != int(number):
-        raise PlanMisused(f"{name} is {number:g}, and must be {what}")
-    return int(number) if kind == "whole" else number
+        raise PlanMisused(f"{label} is {number:g}, and must be at least {low:g}{upper}")
+    if whole and number != int(number):
+        raise PlanMisused(f"{label} is {number:g}, and must be {expected}")
+    return int(number) if whole else number
 
 
-def _number(told: object) -> float:
-    if isinstance(told, bool) or not isinstance(told, int | float):
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError
-    return told
+    return value
 
 
-def _profile(told: object, name: str) -> str | tuple[float, ...]:
+def _profile(value: object, label: str) -> str | tuple[float, ...]:
     try:
-        if isinstance(told, str) and "," not in told:
-            shape(told)
-            return told
-        listed = told.split(",") if isinstance(told, str) else told
+        if isinstance(value, str) and "," not in value:
+            hourly_shares(value)
+            return value
+        listed = value.split(",") if isinstance(value, str) else value
         if not isinstance(listed, list | tuple):
-            raise PlanMisused(f"profile is {told!r}; it takes a shape's name, or 24 numbers")
+            raise PlanMisused(f"profile is {value!r}; it takes a shape's name, or 24 numbers")
         rates = tuple(float(each) for each in listed)
-        shape(rates)
+        hourly_shares(rates)
     except ValueError as error:  # PlanMisused is one
-        said = str(error) if isinstance(error, PlanMisused) else f"profile is {told!r}; it takes 24 numbers"
-        raise PlanMisused(said.replace("profile", name, 1)) from error
+        sentence = str(error) if isinstance(error, PlanMisused) else f"profile is {value!r}; it takes 24 numbers"
+        raise PlanMisused(sentence.replace("profile", label, 1)) from error
     else:
         return rates

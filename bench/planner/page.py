@@ -1,15 +1,21 @@
-"""A plan as one HTML file that asks nobody for anything: figures and their whys, curves, advice, assumptions."""
+"""A plan as one HTML file that loads nothing else: figures and their formulas, curves, savings, assumptions."""
 
+import json
 from collections.abc import Iterable
+from pathlib import Path
 from string import Template
 
-from bench.planner import plots
+from matplotlib import rc_context
+from matplotlib.figure import Figure as Drawing
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+
 from bench.planner.figures import Figure
-from bench.planner.inputs import KNOWN
-from bench.planner.outline import cheapest, outline
-from bench.planner.report import PlanReport
+from bench.planner.inputs import HOURS, KNOWN, hourly_shares
+from bench.planner.plan import Plan
+from bench.planner.review import BreakEven, PlanReport
 from bench.report.page import TEMPLATE
-from bench.report.text import escaped, section, table
+from bench.report.plots import BAD, HIGH, INK, LINES, STYLE, WIDE, legend, svg
+from bench.report.text import escaped, html_paragraphs, paragraphs, section, table, write
 from stores.prices import LISTED
 
 PRICE = "usd_"
@@ -29,53 +35,58 @@ between regions, private links, reserved capacity and its discount) is not in it
 """
 
 
+def write_files(report: PlanReport, name: Path) -> None:
+    """Write *name*.json and *name*.html, each whole or not at all."""
+    write(name.with_name(f"{name.name}.json"), json.dumps(report.to_json(), indent=1))
+    write(name.with_name(f"{name.name}.html"), page(report))
+
+
 def page(report: PlanReport) -> str:
     """Lay out the whole file."""
     plan = report.plan
-    inputs = plan.given.inputs
+    inputs = plan.inputs
     title = f"hotplate plan: {inputs.users:,} users, {inputs.peak_rps:,g} requests/s"
     parts = [
         f"<h1>{escaped(title)}</h1>",
         f'<p class="soft">{escaped(report.date)} · prices of {escaped(report.prices_file)}</p>',
-        _verdict(report),
+        _warnings(report),
         _tiles(report),
         section(
-            "Which store, at which rate", plots.costs(report.break_even, inputs.peak_rps), report.break_even.sentence
+            "Which store, at which rate", cost_plot(report.break_even, inputs.peak_rps), report.break_even.sentence
         ),
-        section("A day", plots.day(plan), cheapest(plan)),
+        section("A day", day_plot(plan), plan.cheapest_sentence),
         _figures(report),
     ]
-    if report.advice:
+    if report.savings:
         rows = [
-            (each.says, f"{each.cosmos_saves:,.2f}", f"{each.redis_saves:,.2f}", each.but) for each in report.advice
+            (each.change, f"{each.cosmos_saves:,.2f}", f"{each.redis_saves:,.2f}", each.drawback)
+            for each in report.savings
         ]
-        headings = ["with one thing changed", "Cosmos DB saves", "Redis saves", "but"]
+        headings = ["with one thing changed", "Cosmos DB saves", "Redis saves", "drawback"]
         parts.append(section("What would save money", table(headings, rows, (1, 2)), "USD a month, pods included."))
-    parts += [_given(report), _prices(report), _why(plan.figures.values())]
-    told = "".join(f"<p>{escaped(' '.join(each.split()))}</p>" for each in METHOD.strip().split("\n\n"))
-    parts.append(section("What this is, and what it is not", told))
+    parts += [_inputs(report), _prices(report), _formulas(plan.figures.values())]
+    parts.append(section("What this is, and what it is not", html_paragraphs(paragraphs(METHOD))))
     return Template(TEMPLATE.read_text()).substitute(title=escaped(title), body="\n".join(parts))
 
 
-def _verdict(report: PlanReport) -> str:
-    listed = "".join(f"<li>{escaped(each)}</li>" for each in report.cautions)
+def _warnings(report: PlanReport) -> str:
+    listed = "".join(f"<li>{escaped(each)}</li>" for each in report.warnings)
     return f'<div class="verdict bad"><strong>Look out:</strong><ul>{listed}</ul></div>' if listed else ""
 
 
 def _tiles(report: PlanReport) -> str:
     figures = report.plan.figures
     made = (
-        f'<div class="tile"><b>{escaped(figures[name].told)}</b><span>{escaped(words)}</span></div>'
-        for name, words in TILES
+        f'<div class="tile"><b>{escaped(figures[name])}</b><span>{escaped(words)}</span></div>' for name, words in TILES
     )
     return f'<div class="tiles">{"".join(made)}</div>'
 
 
 def _figures(report: PlanReport) -> str:
     bodies = []
-    for group, lines in outline(report.plan):
+    for group, lines in report.plan.outline():
         rows = "".join(
-            f"<tr><td>{escaped(words)}</td><td class=n>{escaped(figure.told)}</td>"
+            f"<tr><td>{escaped(words)}</td><td class=n>{escaped(figure)}</td>"
             f"<td><code>{escaped(figure.name)}</code></td></tr>"
             for words, figure in lines
         )
@@ -83,10 +94,10 @@ def _figures(report: PlanReport) -> str:
     return section("What it will take", f'<div class="scroll"><table class="grouped">{"".join(bodies)}</table></div>')
 
 
-def _given(report: PlanReport) -> str:
+def _inputs(report: PlanReport) -> str:
     figures = report.plan.figures
     rows = [
-        [name, _said(figures[name], known.metadata["says"]), figures[name].source]
+        [name, _described(figures[name], known.metadata["description"]), figures[name].source]
         for name, known in KNOWN.items()
         if name in figures
     ]
@@ -97,35 +108,82 @@ def _given(report: PlanReport) -> str:
 def _prices(report: PlanReport) -> str:
     used = [each for name, each in report.plan.figures.items() if name.startswith(PRICE)]
     rows = [[each.name, f"{each.value:g}", each.unit, each.source] for each in used]
-    doubtful = sum(not each.source.startswith(LISTED) for each in used)
-    lead = f"{doubtful} of {len(used)} are not list prices that somebody looked up at the source." if doubtful else ""
+    unlisted = sum(not each.source.startswith(LISTED) for each in used)
+    lead = f"{unlisted} of {len(used)} are not list prices that somebody looked up at the source." if unlisted else ""
     return section("Prices", table(["", "USD", "", "where from"], rows, (1,)), lead)
 
 
-def _why(figures: Iterable[Figure]) -> str:
-    """Show each figure with its formula, the values that went into it, and its source."""
+def _formulas(figures: Iterable[Figure]) -> str:
+    """Show each figure with its formula, its operands and its source."""
     rows = "".join(
         f"<tr><td>{escaped(each.name)}</td>{_value(each)}"
-        f"<td><code>{escaped(each.formula)}</code><br><span class=soft>{escaped(_inputs(each))}</span></td></tr>"
+        f"<td><code>{escaped(each.formula)}</code><br><span class=soft>{escaped(_operands(each))}</span></td></tr>"
         for each in figures
         if each.name not in KNOWN and not each.name.startswith(PRICE)
     )
-    return section(
-        "Why",
-        f'<div class="scroll"><table><tbody>{rows}</tbody></table></div>',
-        "Every figure, its formula and its inputs.",
-    )
+    shown = f'<div class="scroll"><table><tbody>{rows}</tbody></table></div>'
+    return section("Why", shown, "Every figure, its formula and its inputs.")
 
 
 def _value(figure: Figure) -> str:
     numeric = "" if isinstance(figure.value, str) else " class=n"  # a text is long, and may wrap
-    return f"<td{numeric}>{escaped(figure.told)}</td>"
+    return f"<td{numeric}>{escaped(figure)}</td>"
 
 
-def _said(figure: Figure, says: str) -> str:
-    return f"{figure.told}{':' if isinstance(figure.value, str) else ''} {says}"
+def _described(figure: Figure, description: str) -> str:
+    return f"{figure}{':' if isinstance(figure.value, str) else ''} {description}"
 
 
-def _inputs(figure: Figure) -> str:
-    given = ", ".join(f"{each.name} {each.told}" for each in figure.of)
-    return f"{given} ({figure.source})" if figure.source and given else given or figure.source
+def _operands(figure: Figure) -> str:
+    operands = ", ".join(f"{each.name} {each}" for each in figure.operands)
+    return f"{operands} ({figure.source})" if figure.source and operands else operands or figure.source
+
+
+def cost_plot(found: BreakEven, planned_rps: float) -> str:
+    """Draw what each store costs over the rate; the lines stand at where they cross, and at the plan's own rate."""
+    rates = [each.rps for each in found.points]
+    with rc_context(STYLE):
+        drawing = Drawing(figsize=(WIDE, HIGH))
+        axes = drawing.subplots()
+        axes.plot(rates, [each.cosmos for each in found.points], color=LINES[0], label="Cosmos DB at its cheapest")
+        axes.plot(rates, [each.redis for each in found.points], color=LINES[1], label="Redis")
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.axvline(planned_rps, color=INK, linewidth=1, linestyle=(0, (2, 2)), label="this plan")
+        if found.rps is not None:
+            axes.axvline(found.rps, color=LINES[3], linewidth=1)
+            axes.annotate(
+                f"{found.rps:,.0f}/s", (found.rps, 1), xycoords=("data", "axes fraction"),
+                xytext=(4, -10), textcoords="offset points", color=LINES[3],
+            )  # fmt: skip
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
+            axis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel("requests/s in the busiest hour")
+        axes.set_ylabel("USD a month, without pods")
+        legend(axes)
+        return svg(drawing)
+
+
+def day_plot(plan: Plan) -> str:
+    """Draw the RU/s that reads need hour by hour, headroom included, under what manual and autoscale are paid for."""
+    needed = [plan.number("reads_ru") * share for share in hourly_shares(plan.inputs.profile)]
+    hours = range(HOURS)
+    least = plan.number("autoscale_top_ru") / 10
+    with rc_context(STYLE):
+        drawing = Drawing(figsize=(WIDE, HIGH))
+        axes = drawing.subplots()
+        axes.bar(hours, needed, color=LINES[0], width=0.8, label="needed for reads")
+        reached = [max(least, each) for each in needed]
+        axes.step(hours, reached, where="mid", color=LINES[1], label="autoscale, at a higher price")
+        name = "together_ru" if plan.inputs.publishing == "in-place" else "serve_ru"
+        axes.axhline(plan.number(name), color=LINES[3], label="manual")
+        if "have_ru" in plan.figures:
+            axes.axhline(plan.number("have_ru"), color=BAD, label="provisioned today")
+        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.set_xlabel("hour of the day")
+        axes.set_ylabel("RU/s")
+        legend(axes)
+        return svg(drawing)

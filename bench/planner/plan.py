@@ -1,43 +1,111 @@
-"""The plan: all figures for one set of inputs, and the few that a person looks at first."""
+"""The plan: sizes, workload, Cosmos DB, Redis and pods for one set of inputs, and the figures that are shown."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
+from math import ceil
 from typing import Any
 
-from bench.planner.cosmos import work_out_cosmos
-from bench.planner.cosmos_cost import work_out_cost
-from bench.planner.figures import Book, Figure
-from bench.planner.inputs import KNOWN, Given, Inputs
-from bench.planner.load import work_out_load
-from bench.planner.pods import work_out_pods
-from bench.planner.profiles import shape
-from bench.planner.redis import work_out_redis
-from bench.planner.sizes import work_out_sizes
+from bench.planner.cosmos import GB, derive_costs, derive_demand
+from bench.planner.demand import CacheHits, cache_hits, hottest_share
+from bench.planner.figures import Figure, Ledger
+from bench.planner.inputs import CAPACITIES, KEY_BYTES, KNOWN, Inputs, SourcedInputs, hourly_shares
 from stores.cosmos.charges import Charges
-from stores.prices import HOURS_A_MONTH, Price, Prices
+from stores.prices import HOURS_A_MONTH, Price, Prices, Size
 
-BY_HAND = "what is provisioned by hand today, less what is needed"
+ITEM_BYTES = len('{"id":"","score":0.1234}')
+TITLE_BYTES = len(',"title":""')
+SEPARATOR_BYTES = len(",\n")
+# Quotes that an item of a list is written with, each of which takes a backslash inside of a JSON string.
+QUOTES, TITLE_QUOTES = 6, 4
+# An item of Cosmos DB without its id and its list.
+SKELETON_BYTES = len('{"id":"user.","t":""}')
+# As `stores.redis.memory` has them, which needs the extra `redis`; a test compares the two.
+REDIS_ROW_BYTES, REDIS_ALLOCATED = 80, 1.08
+REDIS_HEAD_BYTES = len("hotplate:20261120T064200Z-7f3a:")
+
+# What a person is shown, in this order and under these words; the other figures are for those who ask why.
+OUTLINE: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
+    (
+        "Today",
+        (
+            ("provisioned", "have_ru"), ("used by reads in the busiest hour", "today_use"), ("too many", "over_ru"),
+            ("cost", "today_cost"), ("of it for nothing", "over_cost"),
+        ),
+    ),
+    (
+        "Load",
+        (
+            ("lists", "rows"), ("requests/s, busiest hour and region", "peak_region"), ("answered by a cache", "hits"),
+            ("reads/s of the store", "reads_s"), ("a stored list", "stored_bytes"),
+        ),
+    ),
+    (
+        "Cosmos DB: request units",
+        (
+            ("an item", "item_bytes"), ("a read", "mean_read_ru"), ("a written list", "list_write_ru"),
+            ("for reads, headroom included", "reads_ru"), ("provisioned for reads", "serve_ru"),
+            ("for publishing", "publish_ru_s"), ("together, while a release is published", "together_ru"),
+            ("a publish takes", "publish_hours"),
+        ),
+    ),
+    (
+        "Cosmos DB: containers",
+        (
+            ("containers while publishing", "containers"), ("partitions of a new release", "new_partitions"),
+            ("partitions of the live one", "partitions"), ("a partition's share", "partition_ru"),
+            ("hottest user by it", "hot_key_load"), ("fullest partition by it", "hot_partition_load"),
+            ("least RU/s of a kept release", "least_ru"), ("storage, all releases", "stored_gb"),
+        ),
+    ),
+    (
+        "Redis",
+        (
+            ("memory, all releases", "redis_gb"), ("Azure Managed Redis, balanced", "redis_size"),
+            ("shards", "redis_shards"), ("nodes of an instance", "redis_nodes"),
+        ),
+    ),
+    (
+        "Pods",
+        (
+            ("by Little's law", "pods_by_little"), ("by what a pod can answer", "pods_by_capacity"),
+            ("at least", "min_pods"), ("in a region, the most of these", "pods_region"), ("in all", "pods"),
+        ),
+    ),
+    (
+        "Cost a month",
+        (
+            ("Cosmos DB, manual", "manual_cost"), ("Cosmos DB, autoscale", "autoscale_cost"),
+            ("Cosmos DB, serverless", "serverless_cost"), ("Redis", "redis_cost"), ("pods", "pods_cost"),
+            ("Cosmos DB and pods", "cosmos_total"), ("Redis and pods", "redis_total"),
+        ),
+    ),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What it will take, figure by figure; lives as long as its report."""
+    """What a load will take, figure by figure; lives as long as its report."""
 
-    given: Given
+    sourced: SourcedInputs
     prices: Prices = field(repr=False)
     charges: Charges = field(repr=False)
     figures: Mapping[str, Figure] = field(repr=False)
 
+    @property
+    def inputs(self) -> Inputs:
+        """The inputs that it rests on."""
+        return self.sourced.inputs
+
     def number(self, name: str) -> float:
-        """Give a figure that is a number; one that is none counts as 0."""
+        """Return the value of a figure; one that is not a number counts as 0."""
         value = self.figures[name].value
         return value if isinstance(value, int | float) else 0.0
 
     @property
     def capacities(self) -> dict[str, float]:
         """What each way to pay for RU/s costs in a month, of those that are possible."""
-        named = {name: self.figures[f"{name}_cost"].value for name in ("manual", "autoscale", "serverless")}
-        return {name: value for name, value in named.items() if isinstance(value, int | float)}
+        costs = {name: self.figures[f"{name}_cost"].value for name in CAPACITIES}
+        return {name: cost for name, cost in costs.items() if isinstance(cost, int | float)}
 
     @property
     def cheapest(self) -> str:
@@ -45,66 +113,224 @@ class Plan:
         costs = self.capacities
         return min(costs, key=lambda name: costs[name])
 
+    @property
+    def cheapest_sentence(self) -> str:
+        """Which way to pay for RU/s is the cheapest, and what the others cost."""
+        (name, cost), *others = sorted(self.capacities.items(), key=lambda each: each[1])
+        beside = ", ".join(f"{other} {other_cost:,.2f}" for other, other_cost in others)
+        return f"{name} is the cheapest for Cosmos DB: {cost:,.2f} USD/month ({beside})"
 
-def work_out(given: Given, prices: Prices, charges: Charges) -> Plan:
-    """Work out a plan; pure: the same inputs, prices and charges give the same figures."""
-    book, inputs = Book(), given.inputs
-    _give(book, given, prices)
-    work_out_sizes(book, inputs)
-    load = work_out_load(book, inputs)
-    need = work_out_cosmos(book, inputs, load, charges)
-    costs = work_out_cost(book, inputs, load, need, prices)
-    pods = work_out_pods(book, inputs, load, prices)
-    redis = work_out_redis(book, inputs, load, prices)
+    def outline(self) -> Iterator[tuple[str, list[tuple[str, Figure]]]]:
+        """Yield the figures that a person is shown, group by group, each with its words; no group without figures."""
+        for group, lines in OUTLINE:
+            shown = [(words, self.figures[name]) for words, name in lines if name in self.figures]
+            if shown and (group != "Today" or "have_ru" in self.figures):
+                yield group, shown
+
+    def with_inputs(self, **changes: Any) -> "Plan":  # noqa: ANN401 -- inputs by name; `replace` refuses others
+        """Return the plan calculated again with some inputs changed."""
+        changed = SourcedInputs(replace(self.inputs, **changes), self.sourced.sources)
+        return calculate(changed, self.prices, self.charges)
+
+
+def calculate(sourced: SourcedInputs, prices: Prices, charges: Charges) -> Plan:
+    """Calculate a plan; pure: the same inputs, prices and charges give the same figures."""
+    ledger, inputs = Ledger(), sourced.inputs
+    _enter_inputs(ledger, sourced, prices)
+    _derive_sizes(ledger, inputs)
+    _derive_workload(ledger, inputs)
+    derive_demand(ledger, inputs, charges)
+    costs = derive_costs(ledger, inputs, prices)
+    pods_cost = _derive_pods(ledger, inputs, prices)
+    redis_cost = _derive_redis(ledger, inputs, prices)
     chosen = costs[inputs.capacity]
     if chosen is None:
-        book.give("cosmos_total", book.figures()["serverless_cost"].value, "", "capacity")
+        ledger.input("cosmos_total", ledger.figures()["serverless_cost"].value, "", "capacity")
     else:
-        book.work("cosmos_total", chosen + pods, "USD/month", f"{inputs.capacity}_cost + pods_cost")
-    book.work("redis_total", redis + pods, "USD/month", "redis_cost + pods_cost")
-    _today(book, inputs, prices)
-    return Plan(given, prices, charges, book.figures())
+        ledger.derive("cosmos_total", chosen + pods_cost, "USD/month", f"{inputs.capacity}_cost + pods_cost")
+    ledger.derive("redis_total", redis_cost + pods_cost, "USD/month", "redis_cost + pods_cost")
+    if inputs.have_ru is not None:
+        _derive_today(ledger, inputs, inputs.have_ru, prices)
+    return Plan(sourced, prices, charges, ledger.figures())
 
 
-def again(plan: Plan, **changes: Any) -> Plan:  # noqa: ANN401 -- inputs by name; `replace` refuses what is none
-    """Work the plan out with some inputs changed."""
-    return work_out(Given(replace(plan.given.inputs, **changes), plan.given.sources), plan.prices, plan.charges)
-
-
-def _give(book: Book, given: Given, prices: Prices) -> None:
-    """Write down all that the plan rests on: the inputs that are there, and the prices."""
+def _enter_inputs(ledger: Ledger, sourced: SourcedInputs, prices: Prices) -> None:
+    """Enter all that the plan rests on: the inputs that have a value, and the prices."""
     for name, known in KNOWN.items():
-        value = getattr(given.inputs, name)
+        value = getattr(sourced.inputs, name)
         if value is not None:
-            shown = _spelt(value) if name == "profile" else value
-            book.give(name, shown, known.metadata["unit"], given.source(name))
+            shown = _format_profile(value) if name == "profile" else value
+            ledger.input(name, shown, known.metadata["unit"], sourced.source(name))
     for each in fields(prices):
         price = getattr(prices, each.name)
         if isinstance(price, Price):
-            book.give(f"usd_{each.name}", price.usd, f"a {price.per}", price.told)
+            ledger.input(f"usd_{each.name}", price.usd, f"a {price.per}", price.provenance)
 
 
-def _spelt(profile: str | tuple[float, ...]) -> str:
-    """Write a profile with its numbers, for a name says nothing of how a day goes."""
+def _format_profile(profile: str | tuple[float, ...]) -> str:
+    """Write a profile with its numbers, as a name says nothing of how a day goes."""
     if isinstance(profile, str):
-        return f"{profile}: {_spelt(shape(profile))}"
+        return f"{profile}: {_format_profile(hourly_shares(profile))}"
     if len(set(profile)) == 1:
         return f"{profile[0]:g} in each hour"
     return ", ".join(f"{part:g}" for part in profile)
 
 
-def _today(book: Book, inputs: Inputs, prices: Prices) -> None:
-    """Hold what is provisioned by hand today against what its container needs."""
-    if inputs.have_ru is None:
-        return
-    name = "together_ru" if inputs.publishing == "in-place" else "serve_ru"
-    needed = float(book.figures()[name].value or 0)
-    over = book.work("over_ru", inputs.have_ru - needed, "RU/s", f"have_ru - {name}", source=BY_HAND)
-    today = prices.ru_hours(inputs.have_ru * HOURS_A_MONTH, regions=inputs.regions)
-    book.work("today_cost", today, "USD/month", f"have_ru / 100 * usd_ru_hour * {HOURS_A_MONTH} * regions")
-    saved = prices.ru_hours(over * HOURS_A_MONTH, regions=inputs.regions)
-    book.work("over_cost", saved, "USD/month", f"over_ru / 100 * usd_ru_hour * {HOURS_A_MONTH} * regions")
-    plain = float(book.figures()["reads_plain_ru"].value or 0)
-    book.work(
-        "today_use", plain / inputs.have_ru, "share", "reads_plain_ru / have_ru", source="reads in the busiest hour"
+def _derive_sizes(ledger: Ledger, inputs: Inputs) -> None:
+    """Derive how large a list is: as JSON, as stored, as an item of Cosmos DB, and as a row in Redis."""
+    length, titled = inputs.list_length, inputs.title_chars > 0
+    item_bytes = ITEM_BYTES + inputs.item_id_chars + (TITLE_BYTES + inputs.title_chars if titled else 0)
+    title = f" + {TITLE_BYTES} + title_chars" if titled else ""
+    formula = f"list_length * ({ITEM_BYTES} + item_id_chars{title}) + {SEPARATOR_BYTES} * (list_length - 1)"
+    json_bytes = ledger.derive("json_bytes", item_bytes * length + SEPARATOR_BYTES * (length - 1), "bytes", formula)
+    if inputs.list_bytes is not None:
+        stored = ledger.derive("stored_bytes", inputs.list_bytes, "bytes", "list_bytes")
+    elif inputs.encoding == "zstd":
+        stored = ledger.derive("stored_bytes", json_bytes * inputs.zstd_share, "bytes", "json_bytes * zstd_share")
+    else:
+        stored = ledger.derive("stored_bytes", json_bytes, "bytes", "json_bytes")
+    _derive_cosmos_item(ledger, inputs, stored)
+    row_bytes = stored + KEY_BYTES + inputs.user_id_chars + REDIS_HEAD_BYTES + REDIS_ROW_BYTES
+    ledger.derive(
+        "redis_row_bytes", row_bytes * REDIS_ALLOCATED, "bytes",
+        f"(stored_bytes + {KEY_BYTES} + user_id_chars + {REDIS_HEAD_BYTES} + {REDIS_ROW_BYTES}) * {REDIS_ALLOCATED}",
+        source="the key, its prefix and release, and what Redis 7 keeps beside it: within -3 and +13 % of used_memory",
+    )  # fmt: skip
+
+
+def _derive_cosmos_item(ledger: Ledger, inputs: Inputs, stored: float) -> None:
+    """Derive the size of the item `{"id":"user.ID","t":"…"}`, or "b" with base64 where the list is compressed."""
+    encoded: float
+    if inputs.encoding == "zstd":
+        encoded, formula, source = ceil(stored / 3) * 4, "ceil(stored_bytes / 3) * 4", "base64"
+    else:
+        quotes = QUOTES + (TITLE_QUOTES if inputs.title_chars > 0 else 0)
+        encoded = stored + quotes * inputs.list_length + inputs.list_length - 1
+        formula = f"stored_bytes + {quotes} * list_length + list_length - 1"
+        source = "JSON in JSON: a backslash for each quote and each end of line"
+    text = ledger.derive("text_bytes", encoded, "bytes", formula, source=source)
+    identifier = ceil(inputs.user_id_chars * 4 / 3)
+    ledger.derive(
+        "item_bytes", SKELETON_BYTES + identifier + text + inputs.system_bytes, "bytes",
+        f"{SKELETON_BYTES} + ceil(user_id_chars * 4 / 3) + text_bytes + system_bytes",
+        source='an item {"id":"user.ID","t":"…"} with the id in base64url',
+    )  # fmt: skip
+
+
+def _derive_workload(ledger: Ledger, inputs: Inputs) -> None:
+    """Derive users, rows and rates as they will have grown, and what of them reaches the store."""
+    growth = (1 + inputs.growth_percent / 100) ** inputs.months
+    ledger.derive("growth", growth, "", "(1 + growth_percent / 100) ** months")
+    users = ledger.derive("users_then", inputs.users * growth, "users", "users * growth")
+    ledger.derive("rows", (inputs.users + inputs.items) * growth, "lists", "(users + items) * growth")
+    total = ledger.derive("peak_then", inputs.peak_rps * growth, "requests/s", "peak_rps * growth")
+    peak = ledger.derive("peak_region", total * inputs.region_share, "requests/s", "peak_then * region_share")
+    hours = hourly_shares(inputs.profile)
+    ledger.derive("mean_of_peak", sum(hours) / len(hours), "share", "the mean of profile by its busiest hour")
+    hits = _derive_cache_hits(ledger, inputs, max(1, round(users)))
+    ledger.derive("reads_s", peak * (1 - hits), "reads/s", "peak_region * (1 - hits)")
+
+
+def _derive_cache_hits(ledger: Ledger, inputs: Inputs, users: int) -> float:
+    """Derive the hit rate of the cache, which is returned, and the hottest user's share of what misses."""
+    exponent = inputs.zipf or 0.0
+    if inputs.hit_rate is not None:
+        cached = CacheHits(inputs.hit_rate, inputs.hit_rate)
+        hits = ledger.derive("hits", inputs.hit_rate, "share", "hit_rate")
+    else:
+        cached = cache_hits(users, exponent, inputs.cache_entries)
+        skew = "zipf" if inputs.zipf is not None else "all alike"
+        formula = f"Che's approximation: cache_entries of users_then, {skew}"
+        source = "H. Che et al., Hierarchical Web caching systems, IEEE JSAC 20(7), 2002; one cache, never cleared"
+        hits = ledger.derive("hits", cached.hit_rate, "share", formula, source=source)
+    if inputs.hot_share is not None:
+        hottest = ledger.derive("hot_user", inputs.hot_share, "share", "hot_share")
+    elif inputs.zipf is None:
+        hottest = ledger.derive("hot_user", 1 / users, "share", "1 / max(1, round(users_then))")
+    else:
+        share = hottest_share(users, exponent)
+        hottest = ledger.derive("hot_user", share, "share", "chance of the first of users_then, zipf")
+    missed = hottest * (1 - cached.hottest_hit_rate) / (1 - hits) if hits < 1 else 0.0
+    formula = "hot_user by the rest, where the cache answers the hottest as it does" if hits else "hot_user"
+    ledger.derive("hot_read", missed, "share", formula)
+    return hits
+
+
+def _derive_pods(ledger: Ledger, inputs: Inputs, prices: Prices) -> float:
+    """Derive pods, by Little's law and by what a pod can answer, and their cost; returns USD a month."""
+    peak = ledger.number("peak_region")
+    by_little = ledger.derive(
+        "pods_by_little",
+        ceil(round(peak * inputs.request_ms / 1000 / inputs.pod_utilisation / inputs.pod_concurrency, 9)),
+        "pods",
+        "ceil(peak_region * request_ms / 1000 / pod_utilisation / pod_concurrency)",
+        source="Little's law: requests in a pod = rate * time",
     )
+    if inputs.pod_rps is not None:
+        capacity = ledger.derive("pod_capacity", inputs.pod_rps, "requests/s", "pod_rps")
+    else:
+        formula = "1000000 * pod_cpus / request_cpu_us"
+        capacity = ledger.derive("pod_capacity", 1e6 * inputs.pod_cpus / inputs.request_cpu_us, "requests/s", formula)
+    by_capacity = ledger.derive(
+        "pods_by_capacity",
+        ceil(round(peak / capacity / inputs.pod_utilisation, 9)),
+        "pods",
+        "ceil(peak_region / pod_capacity / pod_utilisation)",
+    )
+    in_region = max(by_little, by_capacity, inputs.min_pods)
+    ledger.derive("pods_region", in_region, "pods", "max(pods_by_little, pods_by_capacity, min_pods)")
+    pods = ledger.derive("pods", in_region * inputs.regions, "pods", "pods_region * regions")
+    cost = pods * inputs.pod_cpus * prices.cpu_hour.usd * HOURS_A_MONTH
+    return ledger.derive("pods_cost", cost, "USD/month", f"pods * pod_cpus * usd_cpu_hour * {HOURS_A_MONTH}")
+
+
+def _derive_redis(ledger: Ledger, inputs: Inputs, prices: Prices) -> float:
+    """Derive memory for the live, the kept and the next release, the instance's size, and cost; returns USD a month."""
+    copies = 1 + inputs.kept + 1
+    formula = f"rows * redis_row_bytes * (1 + kept + 1) / {GB}"
+    gb = ledger.derive(
+        "redis_gb", ledger.number("rows") * ledger.number("redis_row_bytes") * copies / GB, "GB", formula,
+        source="live, kept and the next one",
+    )  # fmt: skip
+    size, count = choose_size(prices, gb, ledger.number("reads_s"), inputs)
+    described = f"{size.gb:g} GB, {size.vcpus} vCPUs; {size.hour.provenance}"
+    ledger.input("redis_size", f"{count} of {size.name}", "", described)
+    ledger.input("redis_size_gb", size.gb, "GB", "prices file")
+    ledger.input("redis_size_gets_s", size.gets_s, "GETs/s", "prices file")
+    formula = (
+        "max(1, ceil(redis_gb / (redis_size_gb * (1 - redis_reserved))),"
+        " ceil(reads_s / (redis_size_gets_s * redis_utilisation)))"
+    )
+    ledger.derive("redis_instances", count, "a region", formula, source="the cheapest size that is enough")
+    source = "prices file: https://learn.microsoft.com/azure/redis/architecture"
+    ledger.input("redis_shards_each", size.shards, "shards", source)
+    ledger.derive("redis_shards", size.shards * count, "shards", "redis_shards_each * redis_instances")
+    ledger.input("usd_redis_node_hour", size.hour.usd, "USD", size.hour.provenance)
+    cost = count * inputs.redis_nodes * size.hour.usd * HOURS_A_MONTH * inputs.regions
+    formula = f"redis_instances * redis_nodes * usd_redis_node_hour * {HOURS_A_MONTH} * regions"
+    return ledger.derive("redis_cost", cost, "USD/month", formula)
+
+
+def choose_size(prices: Prices, gb: float, gets_s: float, inputs: Inputs) -> tuple[Size, int]:
+    """Choose the cheapest size that holds *gb* and answers *gets_s*: one instance, or several of the largest size."""
+
+    def instances(size: Size) -> int:
+        by_memory = ceil(gb / (size.gb * (1 - inputs.redis_reserved)))
+        return max(1, by_memory, ceil(gets_s / (size.gets_s * inputs.redis_utilisation)))
+
+    fitting = [size for size in prices.redis if instances(size) == 1] or [prices.redis[-1]]
+    size = min(fitting, key=lambda each: each.hour.usd)
+    return size, instances(size)
+
+
+def _derive_today(ledger: Ledger, inputs: Inputs, have_ru: int, prices: Prices) -> None:
+    """Compare what is provisioned by hand today with what its container needs."""
+    name = "together_ru" if inputs.publishing == "in-place" else "serve_ru"
+    source = "what is provisioned by hand today, less what is needed"
+    over = ledger.derive("over_ru", have_ru - ledger.number(name), "RU/s", f"have_ru - {name}", source=source)
+    today = prices.ru_hours(have_ru * HOURS_A_MONTH, regions=inputs.regions)
+    ledger.derive("today_cost", today, "USD/month", f"have_ru / 100 * usd_ru_hour * {HOURS_A_MONTH} * regions")
+    saved = prices.ru_hours(over * HOURS_A_MONTH, regions=inputs.regions)
+    ledger.derive("over_cost", saved, "USD/month", f"over_ru / 100 * usd_ru_hour * {HOURS_A_MONTH} * regions")
+    use = ledger.number("reads_plain_ru") / have_ru
+    ledger.derive("today_use", use, "share", "reads_plain_ru / have_ru", source="reads in the busiest hour")

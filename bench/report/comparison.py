@@ -63,7 +63,7 @@ class Verdict:
 
     @property
     def sentence(self) -> str:
-        """Say it in one sentence."""
+        """The verdict in one sentence."""
         found = self.deciding
         if self.errors[1] - self.errors[0] > MORE_ERRORS:
             return f"a regression: errors went from {self.errors[0]:.2%} to {self.errors[1]:.2%}"
@@ -73,7 +73,7 @@ class Verdict:
         return f"{'a regression' if found.worse else 'an improvement'}: {amount}"
 
     def to_json(self) -> dict[str, Any]:
-        """Give it as plain values."""
+        """Return it as plain values."""
         return {
             "regression": self.regression,
             "sentence": self.sentence,
@@ -127,7 +127,7 @@ def compare(before: Series, after: Series, decides: str = "p99") -> Verdict:
 
 
 def sole_series(name: str, report: Report) -> Series:
-    """Give the one series of a report; BenchMisused where it has none, has several, or was stopped."""
+    """Return the one series of a report; BenchMisused where it has none, has several, or was stopped."""
     if len(report.series) != 1 or not report.series[0].rounds:
         raise BenchMisused(f"{name} cannot be compared: it holds no rounds of one subject")
     if report.interrupted:

@@ -32,7 +32,7 @@ class Interval:
 
 
 def interval(values: Sequence[float]) -> Interval | None:
-    """Give the 95 % t-interval of independent *values*; None for fewer than two."""
+    """Return the 95 % t-interval of independent *values*; None for fewer than two."""
     if len(values) < 2:
         return None
     half = quantile(len(values) - 1) * stdev(values) / math.sqrt(len(values))
@@ -40,7 +40,7 @@ def interval(values: Sequence[float]) -> Interval | None:
 
 
 def geometric(values: Sequence[float]) -> Interval | None:
-    """Give the geometric mean of *values* and its 95 % interval, by their logarithms, so that no bound is below zero.
+    """Return the geometric mean of *values* and its 95 % interval, by their logarithms, so that no bound is below zero.
 
     None for fewer than two, or where one is zero.
     """
@@ -51,7 +51,7 @@ def geometric(values: Sequence[float]) -> Interval | None:
 
 
 def change(before: Sequence[float], after: Sequence[float]) -> Interval | None:
-    """Give the relative change from *before* to *after*, whose values are paired; None for fewer than two pairs.
+    """Return the relative change from *before* to *after*, whose values are paired; None for fewer than two pairs.
 
     0.05 is 5 % more. Values must be above zero.
     """
@@ -61,7 +61,7 @@ def change(before: Sequence[float], after: Sequence[float]) -> Interval | None:
 
 
 def quantile(freedom: int) -> float:
-    """Give the t that 2.5 % lie beyond; above 30 degrees by its expansion (Abramowitz and Stegun, 26.7.5)."""
+    """Return the t that 2.5 % lie beyond; above 30 degrees by its expansion (Abramowitz and Stegun, 26.7.5)."""
     if freedom <= len(T_975):
         return T_975[freedom - 1]
     z = NormalDist().inv_cdf(0.975)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent.parent
-MATTERS = (
+LIBRARIES = (
     "hotplate",
     "aiohttp",
     "hdrhistogram",
@@ -25,7 +25,7 @@ MATTERS = (
 
 
 def describe() -> dict[str, Any]:
-    """Tell of the machine, the interpreter, the libraries, the commit and the date, as plain values."""
+    """Describe the machine, the interpreter, the libraries, the commit and the date, as plain values."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
@@ -33,7 +33,7 @@ def describe() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "versions": {name: version for name in MATTERS if (version := _version(name))},
+        "versions": {name: version for name in LIBRARIES if (version := _version(name))},
     }
 
 

@@ -1,7 +1,6 @@
 """The files of a report: an HTML page that makes no requests, the JSON, and an HDR log."""
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from string import Template
@@ -12,8 +11,8 @@ from bench.loadgen.histogram import ENOUGH_SAMPLES, Histogram, log_of
 from bench.loadgen.result import Result
 from bench.report import plots
 from bench.report.report import ERRORS, RATE, WHILE_WRITTEN, Report, Series
-from bench.report.text import escaped, format_us, grouped_table, html_paragraphs, paragraphs, section, table
-from bench.ru import page as ru_page
+from bench.report.text import escaped, format_us, grouped_table, html_paragraphs, paragraphs, section, table, write
+from bench.ru import report as ru_report
 
 TEMPLATE = Path(__file__).with_name("page.html")
 HEADLINES = ("p50", "p99", "p99.9")
@@ -69,7 +68,7 @@ def page(report: Report) -> str:
     if compared:
         parts += _comparison(compared)
     if swept := report.extra.get("ru"):
-        parts += ru_page.sections(swept)
+        parts += ru_report.sections(swept)
     parts += _knees(report.extra)
     if rounds:
         parts.append(section("Percentile spectrum", plots.spectrum(rounds)))
@@ -84,7 +83,8 @@ def page(report: Report) -> str:
 
 def _comparison(compared: Mapping[str, Any]) -> list[str]:
     """Lay out a comparison of stores, group by group, and what follows from it."""
-    parts = [section("The comparison", grouped_table(compared["stores"], compared["lines"]), COMPARED)]
+    notes = html_paragraphs(compared["notes"])
+    parts = [section("The comparison", grouped_table(compared["stores"], compared["lines"]) + notes, COMPARED)]
     if sentences := [*compared["verdicts"], *compared["left_out"]]:
         parts.append(section("Which differences are real", html_paragraphs(sentences)))
     if searches := [each for each in compared["capacity"] if each["points"]]:
@@ -242,10 +242,3 @@ def hdr_log(runs: Runs) -> str:
         for start_s, result in runs
         for number, second in enumerate(result.seconds)
     )
-
-
-def write(path: Path, text: str) -> None:
-    """Put *text* at *path*."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text)
-    aside.replace(path)

@@ -206,7 +206,7 @@ def legend(axes: Axes) -> None:
 
 
 def svg(figure: Figure) -> str:
-    """Give the figure as an element of a page: the page's colours and font, and no ids that another plot has, too."""
+    """Return the figure as an element of a page: the page's colours and font, and no ids that another plot has, too."""
     drawn = io.StringIO()
     figure.savefig(drawn, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
     text = drawn.getvalue()

@@ -39,7 +39,7 @@ class Round:
         return not self.facts["invalid_reasons"]
 
     def value(self, metric: str) -> float:
-        """Give one of METRICS, or the share of errors."""
+        """Return one of METRICS, or the share of errors."""
         if metric == RATE:
             return float(self.facts["ok_rate"])
         if metric == ERRORS:
@@ -69,11 +69,11 @@ class Series:
         ]
 
     def values(self, metric: str) -> list[float]:
-        """Give one metric, round by round."""
+        """Return one metric, round by round."""
         return [each.value(metric) for each in self.rounds]
 
     def summary(self) -> dict[str, Any]:
-        """Give each metric over all rounds, and where there are two or more the 95 % interval of its mean over rounds.
+        """Return each metric over all rounds, and where there are two or more the 95 % interval of its mean over rounds.
 
         Of latencies the mean is the geometric one.
         """
@@ -92,7 +92,7 @@ class Series:
         return summary
 
     def to_json(self) -> dict[str, Any]:
-        """Give it as plain values."""
+        """Return it as plain values."""
         return {
             "name": self.name,
             "summary": self.summary() if self.rounds else None,
@@ -135,7 +135,7 @@ class Report:
         return not (self.interrupted or self.invalid_reasons or self.failures)
 
     def to_json(self) -> dict[str, Any]:
-        """Give it as plain values."""
+        """Return it as plain values."""
         return {
             "format": FORMAT,
             "kind": self.kind,
@@ -149,7 +149,7 @@ class Report:
         }
 
     def brief(self) -> dict[str, Any]:
-        """Give it without histograms and seconds, which the file holds."""
+        """Return it without histograms and seconds, which the file holds."""
         brief = self.to_json()
         for each in brief["series"]:
             each["rounds"] = [

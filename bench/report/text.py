@@ -1,10 +1,12 @@
 """How figures are written: quantities with units, tables by group, and the few pieces of HTML of a report."""
 
 import html
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from bench.errors import BenchMisused
@@ -146,3 +148,10 @@ def grouped_table(names: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> s
 
 def _cells(kind: str, cells: Sequence[str]) -> str:
     return "".join(f"<{kind} class=n>{escaped(cell)}</{kind}>" for cell in cells)
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file whole or not at all: until it is complete, readers see the old one, or none."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(text)
+    aside.replace(path)

@@ -1,159 +1,313 @@
-"""What else decides how much a request unit buys: each effect by itself, measured beside what the planner foretells.
+"""What a sweep requests: signed requests, and scenarios that each measure one effect beside the planner's prediction.
 
-The planner's arithmetic is that of `bench.planner`; a scenario only says with which inputs it is asked.
+Requests are signed beforehand, once for each item, as a signature is good for 15 minutes. The arithmetic of predictions
+is that of `bench.planner`; a scenario only gives it its inputs.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
+from typing import Any
+from urllib.parse import urlsplit
 
+import orjson
+
+from bench.errors import BenchMisused
 from bench.loadgen.keys import HotSet, InTurn, Keys, Zipf
 from bench.loadgen.load import Requests
-from bench.planner.caching import che
-from bench.planner.demand import predict_ru, write_charge
-from bench.ru.ground import Ground
-from bench.ru.items import Items, fullest
-from bench.ru.requests import Drawn, Maker, Missed, Mixed
-from bench.ru.trials import Offered
+from bench.planner.demand import cache_hits, predict_ru, write_charge
+from bench.ru.sandbox import AccountSandbox, Items, fullest_share
 from stores.cosmos.charges import Charges
+from stores.cosmos.rest.requests import Requests as Signer
+from stores.cosmos.rest.requests import keyed
+from stores.cosmos.signing import KeySigner
 from stores.cosmos.throughput import AUTOSCALE_STEP, Throughput
+from stores.cosmos.url import KEY, Address
 
-HOT = 0.3
-ZIPF = 0.99
-CACHED = 0.1
-"""The share of the keys that the cache of its scenario holds."""
-
-PUBLISHED = 0.2
-"""The share of the container's RU/s that the publish of its scenario asks for."""
-
-BESIDE_RU = 400
+UPSERT = b"content-type: application/json\r\nprefer: return=minimal\r\nx-ms-documentdb-is-upsert: True\r\n"
+# What a cache has seen before the first request that counts: enough for its content to be steady.
+WARM_DRAWS = 20_000
+# Draws by which the skew of keys and the hit rate of a cache are counted.
 COUNTED_DRAWS = 200_000
+# Shares: of the reads that go to the hot key, of the keys that the cache holds, of the RU/s that a publish takes.
+HOT, CACHED, PUBLISHED = 0.3, 0.1, 0.2
+ZIPF = 0.99
+# RU/s of the container beside the one that is read.
+BESIDE_RU = 400
 EVENTUAL, STRONG = "Eventual", "Strong"
 
-Foretell = Callable[[float], float]
-"""From a rate of users' requests to the RU/s that the planner says it needs."""
+
+@dataclass(frozen=True, slots=True)
+class KeyedRequests:
+    """Requests made beforehand, in the order in which their keys are drawn; see `bench.loadgen.load`."""
+
+    by_key: Mapping[str, bytes]
+    keys: Keys
+
+    def rendered(self, host: str, headers: Mapping[str, str]) -> Iterator[bytes]:
+        """Yield requests; host and headers are in them."""
+        del host, headers
+        return map(self.by_key.__getitem__, self.keys)
+
+    def share(self, part: int) -> "KeyedRequests":
+        """See `bench.loadgen.load`."""
+        return replace(self, keys=self.keys.share(part))
+
+
+@dataclass(frozen=True, slots=True)
+class MixedRequests:
+    """Reads with writes among them: a share of all requests, as evenly spaced as they can be."""
+
+    reads: KeyedRequests
+    writes: KeyedRequests
+    share_of_writes: float
+
+    def rendered(self, host: str, headers: Mapping[str, str]) -> Iterator[bytes]:
+        """See `KeyedRequests`."""
+        reads, writes = self.reads.rendered(host, headers), self.writes.rendered(host, headers)
+        due = 0.0
+        while True:
+            due += self.share_of_writes
+            if due >= 1:
+                due -= 1
+                yield next(writes)
+            else:
+                yield next(reads)
+
+    def share(self, part: int) -> "MixedRequests":
+        """See `bench.loadgen.load`."""
+        return replace(self, reads=self.reads.share(part), writes=self.writes.share(part))
+
+
+@dataclass(frozen=True, slots=True)
+class CacheMisses:
+    """Of *requests* those that miss a cache of so many entries with least recently used eviction."""
+
+    requests: KeyedRequests
+    entries: int
+
+    def rendered(self, host: str, headers: Mapping[str, str]) -> Iterator[bytes]:
+        """See `KeyedRequests`."""
+        del host, headers
+        return map(self.requests.by_key.__getitem__, self.names())
+
+    def names(self) -> Iterator[str]:
+        """Yield the keys that miss."""
+        return (key for key, hit in simulate_cache(self.requests.keys, self.entries) if not hit)
+
+    def share(self, part: int) -> "CacheMisses":
+        """See `bench.loadgen.load`."""
+        return replace(self, requests=self.requests.share(part))
+
+    def hit_rate(self, draws: int) -> float:
+        """Count which share of so many draws hits."""
+        return sum(hit for _, hit in islice(simulate_cache(self.requests.keys, self.entries), draws)) / draws
+
+
+def simulate_cache(keys: Iterable[str], entries: int) -> Iterator[tuple[str, bool]]:
+    """Yield each key with whether it hits, once the cache is warm."""
+    held = OrderedDict[str, None]()
+    for place, key in enumerate(keys):
+        hit = key in held
+        held[key] = None
+        held.move_to_end(key)
+        if len(held) > entries:
+            held.popitem(last=False)
+        if place >= WARM_DRAWS:
+            yield key, hit
+
+
+@dataclass(frozen=True, slots=True)
+class SignedRequests:
+    """Makes the requests to one account; lives as long as that is measured."""
+
+    address: Address
+    clock: Callable[[], float] = time.time
+
+    def reads(self, container: str, items: Items, consistency: str = EVENTUAL) -> dict[str, bytes]:
+        """Make a point read of each item, signed now."""
+        signer = self._signer(consistency)
+        return {name: signer.read(container, name) for name in items.ids}
+
+    def in_turn(self, container: str, items: Items, consistency: str = EVENTUAL) -> KeyedRequests:
+        """Make requests that read the items in turn: even over partitions, no key more popular than another."""
+        return KeyedRequests(self.reads(container, items, consistency), Keys(items.ids, InTurn()))
+
+    def upserts(self, container: str, items: Items) -> dict[str, bytes]:
+        """Make a write of each item, signed now."""
+        signer, link = self._signer(self.address.consistency), f"dbs/{self.address.database}/colls/{container}"
+        return {
+            body["id"]: signer.ask(
+                "POST", "docs", link, f"{link}/docs/", headers=keyed(body["id"]) + UPSERT, body=orjson.dumps(body)
+            )
+            for body in items.bodies()
+        }
+
+    def require_key(self) -> None:
+        """Raise BenchMisused, which says what to do, for an account without a key."""
+        self._signer(self.address.consistency)
+
+    def _signer(self, consistency: str) -> Signer:
+        address = self.address
+        if address.key is None:
+            raise BenchMisused(
+                f"to create and drop a container of its own the sweep needs the key of {address.shown}; give it as "
+                f"{KEY} or in a file as {KEY}_FILE"
+            )
+        host = urlsplit(address.endpoint).netloc
+        return Signer(host, address.database, consistency, KeySigner(address.key, address.shown), self.clock)
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What goes over the wire for a rate of users' requests: these requests, so many a second."""
+
+    requests: Requests
+    wire_rate: float
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """One effect: what is offered at a rate, and what the planner says that it needs. `ru` is what it has."""
+    """One effect: what is offered at a rate, and the RU/s that the planner predicts for it; `ru` is what there is."""
 
     name: str
     inputs: str
-    """What the planner is told, in words."""
+    """The inputs of the prediction, in words."""
 
     ru: int
-    offer: Callable[[float], Offered]
-    foretell: Foretell
+    offer: Callable[[float], Offer]
+    predict: Callable[[float], float]
 
     @property
     def expected(self) -> float:
-        """The rate at which the planner's need is all there is; its need is linear in the rate."""
-        fixed = self.foretell(0.0)
-        return (self.ru - fixed) / (self.foretell(1.0) - fixed)
+        """The rate at which the prediction is all there is; it is linear in the rate."""
+        fixed = self.predict(0.0)
+        return (self.ru - fixed) / (self.predict(1.0) - fixed)
 
 
 @dataclass(frozen=True, slots=True)
-class Field:
-    """The ground and the containers of all scenarios; `base` has items of 1 KB."""
+class Setup:
+    """The account, the container and the items of 1 KB that scenarios read."""
 
-    ground: Ground
-    maker: Maker
+    sandbox: AccountSandbox
+    requests: SignedRequests
     charges: Charges
     container: str
-    base: Items
+    items: Items
     ru: int
 
+    def scenario(
+        self,
+        name: str,
+        inputs: str,
+        offer: Callable[[float], Offer],
+        item_bytes: int = 0,
+        **load: Any,  # noqa: ANN401 -- what `predict_ru` takes
+    ) -> Scenario:
+        """Make a scenario of what is offered at a rate; *load* is what the prediction takes besides the rate."""
+        size = item_bytes or self.items.size
+        return Scenario(name, inputs, self.ru, offer, lambda rate: predict_ru(self.charges, rate, size, **load))
 
-def steady(field: Field, items: Items, name: str, *, ru: int, consistency: str = EVENTUAL) -> Scenario:
-    """Read every item in turn: even over partitions, no key more popular than another."""
-    drawn = _drawn(field, items, consistency)
+    @property
+    def partitions(self) -> str:
+        """How many partitions there are, in words."""
+        return f"{self.items.parts} partition{'s' * (self.items.parts > 1)}"
+
+
+def all_scenarios(setup: Setup) -> Iterator[Callable[[], Scenario]]:
+    """Yield each scenario as a function that prepares it."""
+    for size_kb, count in ((4, 200), (16, 100), (64, 60)):
+        yield partial(sized, setup, size_kb, count)
+    yield partial(steady, setup, setup.items, "strong consistency", consistency=STRONG)
+    yield partial(one_hot_key, setup)
+    yield partial(zipf, setup)
+    yield partial(cached, setup)
+    yield partial(published_in_place, setup)
+    yield partial(published_beside, setup)
+    yield partial(autoscaled, setup)
+
+
+def steady(setup: Setup, items: Items, name: str, *, consistency: str = EVENTUAL) -> Scenario:
+    """Read every item in turn."""
     strong = consistency == STRONG
-
-    def foretell(rate: float) -> float:
-        return predict_ru(field.charges, rate, items.size, strong=strong)
-
-    inputs = (
-        f"{items.size_kb} KB{', strong' if strong else ''}, even over {items.parts} partition{'s' * (items.parts > 1)}"
-    )
-    return Scenario(name, inputs, ru, _whole(drawn), foretell)
+    inputs = f"{items.size_kb} KB{', strong' if strong else ''}, even over {setup.partitions}"
+    requests = setup.requests.in_turn(setup.container, items, consistency)
+    return setup.scenario(name, inputs, partial(Offer, requests), items.size, strong=strong)
 
 
-def sized(field: Field, size_kb: int, count: int) -> Scenario:
+def sized(setup: Setup, size_kb: int, count: int) -> Scenario:
     """Read larger items."""
-    items = Items(size_kb, count, field.base.parts)
-    field.ground.fill(field.container, items)
-    return steady(field, items, f"items of {size_kb} KB", ru=field.ru)
+    items = Items(size_kb, count, setup.items.parts)
+    setup.sandbox.fill(setup.container, items)
+    return steady(setup, items, f"items of {size_kb} KB")
 
 
-def strong(field: Field) -> Scenario:
-    """Read with strong consistency, on an account that allows it."""
-    return steady(field, field.base, "strong consistency", ru=field.ru, consistency=STRONG)
-
-
-def one_hot_key(field: Field) -> Scenario:
+def one_hot_key(setup: Setup) -> Scenario:
     """Send a share of all requests to one key."""
-    items = field.base
-    draw = HotSet(HOT, 1 / items.count)
-    return _skewed(field, Keys(items.ids, draw), f"one key with {HOT:.0%} of the reads", HOT, f"hot_share {HOT:g}")
+    keys = Keys(setup.items.ids, HotSet(HOT, 1 / setup.items.count))
+    return _skewed(setup, keys, f"one key with {HOT:.0%} of the reads", HOT, f"hot_share {HOT:g}")
 
 
-def zipf(field: Field) -> Scenario:
-    """Draw keys by Zipf's law; the planner is told the skew over partitions that was counted in the keys."""
-    keys, parts = Keys(field.base.ids, Zipf(ZIPF)), field.base.parts
-    share = fullest(list(islice(keys, COUNTED_DRAWS)), parts)
+def zipf(setup: Setup) -> Scenario:
+    """Draw keys by Zipf's law; the prediction takes the skew over partitions that was counted in the keys."""
+    keys, parts = Keys(setup.items.ids, Zipf(ZIPF)), setup.items.parts
+    share = fullest_share(list(islice(keys, COUNTED_DRAWS)), parts)
     inputs = f"fullest partition {share:.1%}, as counted in the keys"
-    return _skewed(field, keys, f"zipf {ZIPF:g} over {field.base.count} keys", excess(share, parts), inputs)
+    return _skewed(setup, keys, f"zipf {ZIPF:g} over {setup.items.count} keys", hot_share_of(share, parts), inputs)
 
 
-def cached(field: Field) -> Scenario:
-    """Leave out what an in-process cache would have answered; the planner foretells the hit rate from the skew.
+def cached(setup: Setup) -> Scenario:
+    """Leave out what an in-process cache would have answered; the prediction takes the hit rate from the skew.
 
     How unevenly partitions get what misses is counted, as for `zipf`.
     """
-    items = field.base
+    items = setup.items
     entries = round(items.count * CACHED)
-    missed = Missed(Drawn(_reads(field, items), Keys(items.ids, Zipf(ZIPF))), entries)
-    passed = 1 - missed.hit_rate(COUNTED_DRAWS)
-    foretold = che(items.count, ZIPF, entries)
-    hot_share = excess(fullest(list(islice(missed.names(), COUNTED_DRAWS)), items.parts), items.parts)
+    reads = setup.requests.reads(setup.container, items)
+    misses = CacheMisses(KeyedRequests(reads, Keys(items.ids, Zipf(ZIPF))), entries)
+    miss_rate = 1 - misses.hit_rate(COUNTED_DRAWS)
+    hit_rate = cache_hits(items.count, ZIPF, entries).hit_rate
+    hot_share = hot_share_of(fullest_share(list(islice(misses.names(), COUNTED_DRAWS)), items.parts), items.parts)
+    return setup.scenario(
+        f"a cache of {entries} lists before zipf {ZIPF:g}",
+        f"hit rate {hit_rate:.1%} by Che's approximation, counted {1 - miss_rate:.1%}",
+        lambda rate: Offer(misses, rate * miss_rate),
+        hit_rate=hit_rate,
+        hot_share=hot_share,
+        partitions=items.parts,
+    )
 
-    def foretell(rate: float) -> float:
-        hit_rate = foretold.hit_rate
-        return predict_ru(
-            field.charges, rate, items.size, hit_rate=hit_rate, hot_share=hot_share, partitions=items.parts
-        )
 
-    name = f"a cache of {entries} lists before zipf {ZIPF:g}"
-    inputs = f"hit rate {foretold.hit_rate:.1%} by Che's approximation, counted {1 - passed:.1%}"
-    return Scenario(name, inputs, field.ru, lambda rate: Offered(missed, rate * passed), foretell)
-
-
-def excess(share: float, parts: int) -> float:
+def hot_share_of(share: float, parts: int) -> float:
     """Turn the share of the fullest partition into that of one key which would make it as full, all else even."""
     return (share * parts - 1) / (parts - 1) if parts > 1 else 0.0
 
 
-def published_in_place(field: Field) -> Scenario:
+def published_in_place(setup: Setup) -> Scenario:
     """Replace items of the very container that is read, as the reference implementation publishes."""
-    return _published(field, field.container, "a publish into the same container", in_place=True)
+    name = "a publish into the same container"
+    return _published(setup, setup.container, name, setup.items, setup.ru, in_place=True)
 
 
-def published_beside(field: Field) -> Scenario:
+def published_beside(setup: Setup) -> Scenario:
     """Write into a container of its own, as hotplate publishes."""
-    beside = field.ground.make(Throughput(BESIDE_RU))
-    field.ground.fill(beside, Items(1, field.base.count, 1))
-    return _published(field, beside, "a publish into a container of its own", in_place=False)
+    beside, items = setup.sandbox.create(Throughput(BESIDE_RU)), Items(1, setup.items.count, 1)
+    setup.sandbox.fill(beside, items)
+    name = "a publish into a container of its own"
+    return _published(setup, beside, name, items, BESIDE_RU, in_place=False)
 
 
-def autoscaled(field: Field) -> Scenario:
+def autoscaled(setup: Setup) -> Scenario:
     """Read from an autoscale container, whose most is what counts."""
-    most = autoscale_of(field.ru)
-    items = Items(1, field.base.count, most.partitions_at_birth)
-    container = field.ground.make(most)
-    field.ground.fill(container, items)
-    there = Field(field.ground, field.maker, field.charges, container, items, most.ru)
-    return steady(there, items, f"autoscale, {most.ru // 10:,} … {most.ru:,} RU/s", ru=most.ru)
+    most = autoscale_of(setup.ru)
+    items = Items(1, setup.items.count, most.partitions_at_birth)
+    container = setup.sandbox.create(most)
+    setup.sandbox.fill(container, items)
+    there = replace(setup, container=container, items=items, ru=most.ru)
+    return steady(there, items, f"autoscale, {most.ru // 10:,} … {most.ru:,} RU/s")
 
 
 def autoscale_of(ru: int) -> Throughput:
@@ -161,57 +315,21 @@ def autoscale_of(ru: int) -> Throughput:
     return Throughput(max(AUTOSCALE_STEP, ru // AUTOSCALE_STEP * AUTOSCALE_STEP), autoscale=True)
 
 
-def all_of(field: Field) -> Iterator[Callable[[], Scenario]]:
-    """Yield each scenario as something that is still to be set up."""
-    yield lambda: sized(field, 4, 200)
-    yield lambda: sized(field, 16, 100)
-    yield lambda: sized(field, 64, 60)
-    yield lambda: strong(field)
-    yield lambda: one_hot_key(field)
-    yield lambda: zipf(field)
-    yield lambda: cached(field)
-    yield lambda: published_in_place(field)
-    yield lambda: published_beside(field)
-    yield lambda: autoscaled(field)
+def _skewed(setup: Setup, keys: Keys, name: str, hot_share: float, inputs: str) -> Scenario:
+    requests = KeyedRequests(setup.requests.reads(setup.container, setup.items), keys)
+    inputs = f"{inputs}, {setup.partitions}"
+    return setup.scenario(name, inputs, partial(Offer, requests), hot_share=hot_share, partitions=setup.items.parts)
 
 
-def _skewed(field: Field, keys: Keys, name: str, hot_share: float, inputs: str) -> Scenario:
-    items = field.base
-
-    def foretell(rate: float) -> float:
-        return predict_ru(field.charges, rate, items.size, hot_share=hot_share, partitions=items.parts)
-
-    drawn = Drawn(_reads(field, items), keys)
-    return Scenario(
-        name, f"{inputs}, {items.parts} partition{'s' * (items.parts > 1)}", field.ru, _whole(drawn), foretell
+def _published(setup: Setup, container: str, name: str, written: Items, ru: int, *, in_place: bool) -> Scenario:
+    write_ru = write_charge(setup.charges, written.size, replaced=True)
+    writes_s = PUBLISHED * ru / write_ru
+    reads = setup.requests.in_turn(setup.container, setup.items)
+    writes = KeyedRequests(setup.requests.upserts(container, written), Keys(written.ids, InTurn()))
+    return setup.scenario(
+        name,
+        f"{writes_s:g} lists/s replaced {'here' if in_place else 'elsewhere'}, {write_ru:g} RU each",
+        lambda rate: Offer(MixedRequests(reads, writes, writes_s / (rate + writes_s)), rate + writes_s),
+        writes_s=writes_s if in_place else 0.0,
+        replaced=True,
     )
-
-
-def _published(field: Field, container: str, name: str, *, in_place: bool) -> Scenario:
-    items = field.base
-    write_ru = write_charge(field.charges, items.size, replaced=True)
-    writes_s = PUBLISHED * (field.ru if in_place else BESIDE_RU) / write_ru
-    reads = _drawn(field, items, EVENTUAL)
-    written = items if in_place else Items(1, items.count, 1)
-    writes = Drawn(field.maker.upserts(container, written), Keys(written.ids, InTurn()))
-
-    def offer(rate: float) -> Offered:
-        return Offered(Mixed(reads, writes, writes_s / (rate + writes_s)), rate + writes_s)
-
-    def foretell(rate: float) -> float:
-        return predict_ru(field.charges, rate, items.size, writes_s=writes_s if in_place else 0.0, replaced=True)
-
-    where = "here" if in_place else "elsewhere"
-    return Scenario(name, f"{writes_s:g} lists/s replaced {where}, {write_ru:g} RU each", field.ru, offer, foretell)
-
-
-def _drawn(field: Field, items: Items, consistency: str) -> Drawn:
-    return Drawn(_reads(field, items, consistency), Keys(items.ids, InTurn()))
-
-
-def _reads(field: Field, items: Items, consistency: str = EVENTUAL) -> dict[str, bytes]:
-    return field.maker.reads(field.container, items, consistency)
-
-
-def _whole(requests: Requests) -> Callable[[float], Offered]:
-    return lambda rate: Offered(requests, rate)

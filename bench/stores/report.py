@@ -48,17 +48,16 @@ set up to be.
 The CPU of a million reads is that of the service and of the store's server at this rate; an idle or a busier one uses
 another amount a read. A price beside it is that CPU at the price of a CPU-hour that was given, and no bill: a machine
 is paid for whether it is busy or not, and memory is not in it.
-
-A * marks a percentile with fewer than 10 samples beyond it in all rounds together.
 """
 CAPACITY_METHOD = """
 On the way to the highest rate, the rate is doubled until the objective breaks, then the gap is halved until it is 5 %
 wide. Popular lists instead of users' own ones break it, too, from 1 % of the responses on. What the limit was follows
-from whose core was full, or from refused reads. ** marks a p99 that the generator's own lag, above 1 ms at p99, is part
-of.
+from whose core was full, or from refused reads.
 
 RU are all that Cosmos DB's responses reported to the service: of lookups, and of its reads of the catalogue.
 """
+FEW_SAMPLES = "* marks a percentile with fewer than 10 samples beyond it in all rounds together."
+WITH_LAG = "** marks a p99 that the generator's own lag, above 1 ms at p99, is part of."
 LOOPBACK = (
     "The stores were started on this machine: no network, no TLS, no replica, and a Redis that keeps nothing on disk. "
     "A network adds its round trip to every read of a remote store, and nothing to one of files; give the URLs of real "
@@ -156,6 +155,7 @@ def report(options: StoresOptions, setup: Setup, result: ComparisonResult) -> Re
                 "lines": [asdict(line) for line in table_lines(columns, setup.manifest, options)] if kept else [],
                 "verdicts": verdicts([each.reads for each in shown]),
                 "left_out": left_out,
+                "notes": [FEW_SAMPLES, *([WITH_LAG] if options.find_max else [])],
                 "method": _method(options, setup, emulated=len(shown) < len(columns)),
                 "capacity": [_raw_capacity(each) for each in result.stores if each.capacity],
             },
@@ -227,7 +227,7 @@ def _column(store: StoreResult, kept: Sequence[int]) -> Column:
 
 
 def _raw_store(store: StoreResult) -> dict[str, Any]:
-    """Give all that was measured of a store but its runs' histograms, which the series hold."""
+    """Return all that was measured of a store but its runs' histograms, which the series hold."""
     return {
         "name": store.candidate.name,
         "url": store.candidate.shown_url,

@@ -346,7 +346,7 @@ class StoreComparison:
         return results
 
     def _keys(self, seed: int) -> Keys:
-        """Give the users of a round: the same for all stores, and others in the next one."""
+        """Return the users of a round: the same for all stores, and others in the next one."""
         return Keys(self._setup.users, self._settings.draw, seed=seed)
 
     def _open_load(self, one: Candidate, number: int, duration_s: float) -> Load:

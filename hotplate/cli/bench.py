@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bench.options import REFERENCE, HttpOptions, StoresOptions
-from hotplate.cli import ru
+from bench.ru.options import SweepOptions
 from hotplate.cli.experiment import add_experiment, bench_errors
+from hotplate.cli.ru import confirm_cost, ru
 from hotplate.cli.terminal import FAILED, Json, out, print_json, table
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ app = typer.Typer(
     help="Measure a service so that the figures survive a review.\n\n"
     "Example: hotplate bench http http://127.0.0.1:8080 --users 1000 --find-max --slo p99=5ms",
 )
-app.command()(ru.ru)
+add_experiment(app, SweepOptions, report="hotplate-ru", confirm=confirm_cost)(ru)
 
 
 @add_experiment(app, HttpOptions, report="hotplate-bench", log=True)
@@ -89,7 +90,7 @@ def compare(
 
     Example: hotplate bench compare before.json after.json --metric p99
     """
-    with bench_errors(as_json=as_json):
+    with bench_errors():
         from bench.report.comparison import compare as compare_series
         from bench.report.comparison import sole_series
         from bench.report.report import read

@@ -8,22 +8,16 @@ from shlex import quote as quoted
 from typing import Annotated
 from urllib.parse import quote
 
-import typer
-
-from hotplate.cli import publish as publishing
-from hotplate.cli import train as training
+from hotplate.cli.publish import publish
 from hotplate.cli.serve import Host, Port
-from hotplate.cli.terminal import out, progress_bars
+from hotplate.cli.terminal import option, out, progress_bars
+from hotplate.cli.train import print_report
 
 
 def demo(
     data: Annotated[
         Path | None,
-        typer.Option(
-            metavar="PATH",
-            envvar="HOTPLATE_DATA",
-            help="A file or folder of your own interactions, instead of generated ones.",
-        ),
+        option("--data", "A file or folder of your own interactions, instead of generated ones.", metavar="PATH"),
     ] = None,
     host: Host = "127.0.0.1",
     port: Port = 8080,
@@ -48,9 +42,9 @@ def demo(
             sample().write_parquet(data)
         with progress_bars() as on_progress:
             report = train(TrainSettings(path=data), folder / "model", on_progress)
-        training.print_report(report)
+        print_report(report)
         url = f"file://{folder / 'store'}"
-        publishing.publish(folder / "model", store=url)
+        publish(folder / "model", store=url)
         user, item = report.model.matrix.user_ids[0], report.model.matrix.item_ids[0]
         configure_logging()
         run(Settings((url,), host, port), lambda address: _print_examples(address, url, user, item))

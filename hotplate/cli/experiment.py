@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar, get_args, g
 import typer
 
 from bench.options import HOW, WHAT, WHEN, Argument, Flag
-from hotplate.cli.terminal import FAILED, MISUSED, Json, err, out, print_json, table
+from hotplate.cli.ru import print_sweep
+from hotplate.cli.terminal import FAILED, Json, err, out, print_json, table
 
 if TYPE_CHECKING:
     from bench.progress import ProgressDisplay
@@ -24,11 +25,11 @@ Options = TypeVar("Options")
 Run = Callable[[Options, "ProgressDisplay"], "tuple[Report, Runs | None]"]
 
 
-def option(name: str, text: str, panel: str, flag: str | None = None) -> typer.models.OptionInfo:
-    """Make an option that is also read from the environment, as HOTPLATE_BENCH_NAME."""
+def option(name: str, text: str, panel: str, flag: str | None = None, *, env: bool = True) -> typer.models.OptionInfo:
+    """Make an option that is also read from the environment, unless *env* is False, as HOTPLATE_BENCH_NAME."""
     made: typer.models.OptionInfo = typer.Option(
         flag or f"--{name}",
-        envvar=f"HOTPLATE_BENCH_{name.replace('-', '_').upper()}",
+        envvar=f"HOTPLATE_BENCH_{name.replace('-', '_').upper()}" if env else None,
         help=text,
         rich_help_panel=panel,
     )
@@ -36,12 +37,19 @@ def option(name: str, text: str, panel: str, flag: str | None = None) -> typer.m
 
 
 def add_experiment(
-    app: typer.Typer, options: type[Options], *, report: str, defaults: Options | None = None, log: bool = False
+    app: typer.Typer,
+    options: type[Options],
+    *,
+    report: str,
+    defaults: Options | None = None,
+    log: bool = False,
+    confirm: Callable[[Options], None] | None = None,
 ) -> Callable[[Run[Options]], Run[Options]]:
     """Make a verb of a function that takes *options*: each of their fields that has a Flag or an Argument is a flag.
 
     Defaults are those of the fields, or of *defaults*. The verb runs the function, writes and prints its report, and
     exits 1 where that is invalid. *report* is where it goes, unless --out says otherwise; *log* promises an HDR log.
+    *confirm* may refuse to go on, before anything is measured.
     """
 
     def register(run: Run[Options]) -> Run[Options]:
@@ -49,13 +57,16 @@ def add_experiment(
             name, as_json = given.pop("out"), given.pop("as_json")
             preset = {} if defaults is None else {each.name: getattr(defaults, each.name) for each in fields(options)}  # type: ignore[arg-type]  # a dataclass
             values = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
-            with bench_errors(as_json=as_json):
+            with bench_errors():
                 from bench.progress import progress_display
                 from bench.report.page import keep
 
                 require_folder(name)
+                chosen = options(**(preset | values))
+                if confirm is not None:
+                    confirm(chosen)
                 with progress_display(err) as display:
-                    made, runs = run(options(**(preset | values)), display)
+                    made, runs = run(chosen, display)
             keep(made, runs, name)
             finish(made, name, lambda: print_report(made), valid=made.valid, as_json=as_json, log=runs is not None)
 
@@ -94,7 +105,8 @@ def _option(field: str, flag: Flag, kind: object, default: object) -> typer.mode
     name = flag.name or field.replace("_", "-")
     one_way = kind is bool and default is False
     both = kind is bool or kind == (bool | None)
-    return option(name, flag.help, flag.panel, f"--{name}" if one_way or not both else f"--{name}/--no-{name}")
+    spelt = f"--{name}" if one_way or not both else f"--{name}/--no-{name}"
+    return option(name, flag.help, flag.panel, spelt, env=flag.env)
 
 
 def _report_parameters(report: str, *, log: bool) -> Iterator[inspect.Parameter]:
@@ -106,19 +118,10 @@ def _report_parameters(report: str, *, log: bool) -> Iterator[inspect.Parameter]
 
 
 @contextmanager
-def bench_errors(*, as_json: bool) -> Iterator[None]:
-    """Turn what the bench refuses, or cannot do, into one sentence and an exit code."""
-    from bench.errors import BenchFailed, BenchMisused
-
+def bench_errors() -> Iterator[None]:
+    """Name the extra of the bench where one of its modules is missing; all else is printed as by any verb."""
     try:
         yield
-    except (BenchMisused, BenchFailed) as error:
-        sentence = str(error)[:1].upper() + str(error)[1:].rstrip(".") + "."
-        if as_json:
-            err.print_json(data={"error": sentence, "kind": type(error).__name__}, indent=None)
-        else:
-            err.print("hotplate: ", sentence, sep="", markup=False)
-        raise typer.Exit(MISUSED if isinstance(error, BenchMisused) else FAILED) from None
     except ModuleNotFoundError as error:
         if error.name not in BENCH_MODULES:
             raise
@@ -153,6 +156,8 @@ def print_report(report: "Report") -> None:
     """Print a report for a person: its comparison, or its runs, and what was found besides."""
     if compared := report.extra.get("comparison"):
         _print_comparison(compared)
+    elif swept := report.extra.get("ru"):
+        print_sweep(swept)
     else:
         _print_runs(report)
     if checked := report.extra.get("checked"):
@@ -176,7 +181,8 @@ def _print_comparison(compared: Mapping[str, Any]) -> None:
     out.print(table(("", *compared["stores"]), rows))
     left_out = compared["left_out"]
     sentences = [f"{len(left_out)} rounds do not count; the first: {left_out[0]}"] if left_out else []
-    for sentence in (*compared["verdicts"], *(each["ending"] for each in compared["capacity"]), *sentences):
+    endings = (each["ending"] for each in compared["capacity"])
+    for sentence in (*compared["notes"], *compared["verdicts"], *endings, *sentences):
         out.print(sentence, markup=False)
 
 

@@ -66,7 +66,7 @@ def to_json(found: "Forecast", prices: "Prices", where: str, began: float) -> di
         "hours_begun": hours_begun(began, found.seconds),
         "usd": round(publish_usd(prices, found.bill, found.total_ru, began, found.seconds), 6),
         "usd_month": round(month, 2),
-        "prices": prices.ru_hour.told,
+        "prices": prices.ru_hour.provenance,
     }
 
 
@@ -113,7 +113,8 @@ def _show_spending(found: "Forecast", bill: "Bill", seconds: float, prices: "Pri
         whole = hourly_usd(prices, bill.afterwards) * _month()
         out.print(table(("from then on", "RU/s", "", "USD/month"), [*months, ("all", "", "", f"{whole:,.2f}")]))
     out.print(
-        f"of one region, without storage at {prices.storage_gb_month.usd:g} USD a GB and month; {prices.ru_hour.told}",
+        f"of one region, without storage at {prices.storage_gb_month.usd:g} USD a GB and month; "
+        f"{prices.ru_hour.provenance}",
         markup=False,
     )
 

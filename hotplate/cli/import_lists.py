@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hotplate.cli import foretelling
 from hotplate.cli.foretelling import DryRun
+from hotplate.cli.foretelling import tell as print_estimate
 from hotplate.cli.publish import (
     Activate,
     ChosenEncoding,
@@ -27,7 +27,9 @@ from hotplate.cli.terminal import (
     Delimiter,
     Json,
     StoreUrl,
+    Titles,
     column_option,
+    option,
     print_json,
     print_rows_read,
     progress_bars,
@@ -52,28 +54,17 @@ def import_lists(
     item_column: Annotated[str | None, column_option("item")] = None,
     score_column: Annotated[str | None, column_option("score")] = None,
     title_column: Annotated[str | None, column_option("title")] = None,
-    titles: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="HOTPLATE_TITLES", help="A file of item and title, where LISTS has no titles.", show_default=False
-        ),
-    ] = None,
+    titles: Titles = None,
     popular: Annotated[
         Path | None,
-        typer.Option(
-            envvar="HOTPLATE_POPULAR",
-            help="A file of item, score and perhaps segment, for the popular lists; by default items are ranked by the "
+        option(
+            "--popular",
+            "A file of item, score and perhaps segment, for the popular lists; by default items are ranked by the "
             "number of lists that they are in.",
-            show_default=False,
         ),
     ] = None,
     similar: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="HOTPLATE_SIMILAR",
-            help="A file of item, other item and score, for the lists of similar items.",
-            show_default=False,
-        ),
+        Path | None, option("--similar", "A file of item, other item and score, for the lists of similar items.")
     ] = None,
     delimiter: Delimiter = None,
     list_length: ListLength = 20,
@@ -110,7 +101,7 @@ def import_lists(
         imported = ImportedLists(settings, Path(scratch), on_progress)
         outcome = publish_lists(imported, options, spending, on_progress)
     if not isinstance(outcome, Publication):
-        foretelling.tell(outcome, options.store, as_json=as_json)
+        print_estimate(outcome, options.store, as_json=as_json)
     elif as_json:
         print_json({"rows": imported.rows, "left_out": imported.left_out} | outcome.to_json())
     else:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hotplate.cli import foretelling
 from hotplate.cli.foretelling import DryRun
+from hotplate.cli.foretelling import tell as print_estimate
+from hotplate.cli.foretelling import whole as reject_resume
 from hotplate.cli.spending import MaxRu, Spending, within
-from hotplate.cli.terminal import Json, StageProgress, StoreUrl, out, print_json, progress_bars, with_store
+from hotplate.cli.terminal import Json, StageProgress, StoreUrl, option, out, print_json, progress_bars, with_store
 
 if TYPE_CHECKING:
     from offline.publish import ListSource
@@ -30,33 +31,19 @@ class Encoding(StrEnum):
 
 
 ListLength = Annotated[
-    int, typer.Option(min=1, max=1000, envvar="HOTPLATE_LIST_LENGTH", help="How many items each list holds at most.")
+    int, option("--list-length", "How many items each list holds at most.", at_least=1, at_most=1000)
 ]
 ChosenEncoding = Annotated[
     Encoding | None,
-    typer.Option(
-        "--encoding",
-        envvar="HOTPLATE_ENCODING",
-        help="How lists are stored: by default as json in a file:// store, and as zstd in all others.",
-        show_default=False,
-    ),
+    option("--encoding", "How lists are stored: by default as json in a file:// store, and as zstd in all others."),
 ]
-Activate = Annotated[
-    bool,
-    typer.Option(
-        "--activate/--no-activate", envvar="HOTPLATE_ACTIVATE", help="Whether the release goes live once it is written."
-    ),
-]
-Keep = Annotated[
-    int,
-    typer.Option(min=0, envvar="HOTPLATE_KEEP", help="How many releases before the live one are kept for a rollback."),
-]
+Activate = Annotated[bool, option("--activate/--no-activate", "Whether the release goes live once it is written.")]
+Keep = Annotated[int, option("--keep", "How many releases before the live one are kept for a rollback.", at_least=0)]
 Resume = Annotated[
     str | None,
     typer.Option(
         metavar="RELEASE",
         help="Continue this draft, which `hotplate releases list` shows; the input and the options must be the same.",
-        show_default=False,
     ),
 ]
 
@@ -75,7 +62,7 @@ class PublishOptions:
 
     def __post_init__(self) -> None:
         if self.dry_run:
-            foretelling.whole(self.resume)
+            reject_resume(self.resume)
 
     def encoding_or_default(self) -> str:
         """Return the chosen encoding, or the one that suits the store."""
@@ -127,9 +114,7 @@ def publish(
     list_length: ListLength = 20,
     keep_seen: Annotated[
         bool,
-        typer.Option(
-            envvar="HOTPLATE_KEEP_SEEN", help="Whether a user's list may contain items that the user has already."
-        ),
+        option("--keep-seen/--no-keep-seen", "Whether a user's list may contain items that the user has already."),
     ] = False,
     encoding: ChosenEncoding = None,
     activate: Activate = True,
@@ -147,11 +132,11 @@ def publish(
 
     Before you pay: hotplate publish model --store cosmos://ACCOUNT/DATABASE --max-ru 4000 --dry-run
     """
-    from offline.lists import Lists, ListSettings
+    from offline.lists import ListSettings, ModelLists
     from offline.model import load
 
     options = PublishOptions(within(store, max_ru), encoding, activate, keep, resume, dry_run, as_json)
-    lists = Lists(load(model), ListSettings(list_length, keep_seen))
+    lists = ModelLists(load(model), ListSettings(list_length, keep_seen))
     spending = Spending()
     with progress_bars(spending.progress) as on_progress:
         outcome = publish_lists(lists, options, spending, on_progress)
@@ -160,33 +145,19 @@ def publish(
     elif isinstance(outcome, Publication):
         outcome.print()
     else:
-        foretelling.tell(outcome, options.store, as_json=as_json)
+        print_estimate(outcome, options.store, as_json=as_json)
 
 
 def publish_lists(
     lists: "ListSource", options: PublishOptions, spending: Spending, on_progress: StageProgress
 ) -> "Publication | Forecast":
     """Publish *lists* and erase what nobody needs any more; or, for a dry run, say what that would come to."""
-    from offline.foreseeing import foresee_rows
     from offline.publish import publish as write
     from stores.catalogue import ReleaseId
     from stores.lifecycle import prune
 
-    encoding = options.encoding_or_default()
     if options.dry_run:
-        return with_store(
-            options.store,
-            lambda opened: foresee_rows(
-                lists.batches(),
-                opened,
-                plan=lists.plan(),
-                about=lists.about(),
-                encoding=encoding,
-                live=options.activate,
-                keep=options.keep,
-                on_progress=lambda done, total: on_progress("dry run", done, total),
-            ),
-        )
+        return _estimate(lists, options, on_progress)
     started = perf_counter()
 
     async def act(opened: "Store") -> Publication:
@@ -194,7 +165,7 @@ def publish_lists(
         result = await write(
             lists,
             opened,
-            encoding=encoding,
+            encoding=options.encoding_or_default(),
             live=options.activate,
             resume=ReleaseId(options.resume) if options.resume else None,
             on_progress=lambda done, total: on_progress("publish", done, total),
@@ -203,6 +174,24 @@ def publish_lists(
         return Publication(result, options.activate, seconds, await prune(opened, keep=options.keep), spending)
 
     return with_store(options.store, act, spending)
+
+
+def _estimate(lists: "ListSource", options: PublishOptions, on_progress: StageProgress) -> "Forecast":
+    from offline.foreseeing import foresee_rows
+
+    return with_store(
+        options.store,
+        lambda opened: foresee_rows(
+            lists.batches(),
+            opened,
+            plan=lists.plan(),
+            about=lists.about(),
+            encoding=options.encoding_or_default(),
+            live=options.activate,
+            keep=options.keep,
+            on_progress=lambda done, total: on_progress("dry run", done, total),
+        ),
+    )
 
 
 def plan_of(manifest: "Manifest") -> "Plan":

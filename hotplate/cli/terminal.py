@@ -5,6 +5,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import orjson
@@ -25,7 +26,6 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
-    from pathlib import Path
 
     from stores.store import Observer, Store
 
@@ -42,38 +42,39 @@ EXTRAS = {
     "redis": "redis", "azure": "cosmos", "pyspark": "spark",
 }  # fmt: skip
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.", envvar="HOTPLATE_JSON")]
+
+def option(
+    flag: str,
+    description: str,
+    *,
+    metavar: str | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
+) -> Any:  # noqa: ANN401 -- typer's own
+    """Make an option that is read from the environment, too: `--list-length` from HOTPLATE_LIST_LENGTH."""
+    variable = "HOTPLATE_" + flag.partition("/")[0].strip("-").replace("-", "_").upper()
+    return typer.Option(flag, metavar=metavar, envvar=variable, help=description, min=at_least, max=at_most)
+
+
+def column_option(role: str, description: str = "by default it is guessed from common names") -> Any:  # noqa: ANN401 -- as above
+    """Make the option that names the column of a role."""
+    return option(f"--{role}-column", f"The name of the {role} column; {description}.", metavar="NAME")
+
+
+Json = Annotated[bool, option("--json", "Print one JSON object instead of text.")]
 StoreUrl = Annotated[
     str | None,
-    typer.Option(
+    option(
         "--store",
-        metavar="URL",
-        envvar="HOTPLATE_STORE",
-        help="The URL of the store: file:///FOLDER, redis://HOST:PORT/DB, rediss://…, unix:///SOCKET or "
+        "The URL of the store: file:///FOLDER, redis://HOST:PORT/DB, rediss://…, unix:///SOCKET or "
         "cosmos://ACCOUNT/DATABASE. By default it is a folder in your own data directory.",
-        show_default=False,
+        metavar="URL",
     ),
 ]
 Delimiter = Annotated[
-    str | None,
-    typer.Option(
-        envvar="HOTPLATE_DELIMITER",
-        help="The character between the fields of a CSV file; by default it is detected.",
-        show_default=False,
-    ),
+    str | None, option("--delimiter", "The character between the fields of a CSV file; by default it is detected.")
 ]
-
-
-def column_option(role: str, description: str = "by default it is guessed from common names") -> Any:  # noqa: ANN401 -- typer's own
-    """Make the option that names the column of a role."""
-    return typer.Option(
-        f"--{role}-column",
-        metavar="NAME",
-        envvar=f"HOTPLATE_{role.upper()}_COLUMN",
-        help=f"The name of the {role} column; {description}.",
-        show_default=False,
-    )
-
+Titles = Annotated[Path | None, option("--titles", "A file of item and title, where the data have no titles.")]
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -94,7 +95,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     return grid
 
 
-def print_rows_read(rows: int, path: "Path | str", left_out: dict[str, int]) -> None:
+def print_rows_read(rows: int, path: Path | str, left_out: dict[str, int]) -> None:
     """Print how many rows of an input were read, and how many of them were left out, by reason."""
     out.print(f"read {rows:,} rows of {path}", markup=False)
     for reason, count in left_out.items():
@@ -196,6 +197,7 @@ class _TextColumn(ProgressColumn):
 
 def _sentence(error: BaseException) -> tuple[str, int]:
     """Return the sentence and exit code of an expected error; anything else is a defect, and raised."""
+    from bench.errors import BenchFailed, BenchMisused
     from offline.errors import DataError, SettingError
     from stores.errors import StoreError, StoreMisused
 
@@ -206,6 +208,8 @@ def _sentence(error: BaseException) -> tuple[str, int]:
         if missing in EXTRAS:
             extra = EXTRAS[missing]
             return f"{missing} is not installed; install it with: pip install 'hotplate[{extra}]'", FAILED
+    if isinstance(error, BenchMisused | BenchFailed):
+        return str(error), MISUSED if isinstance(error, BenchMisused) else FAILED
     if isinstance(error, DataError):
         return str(error), MISUSED if isinstance(error, SettingError) else FAILED
     if isinstance(error, OSError):

@@ -9,7 +9,9 @@ import typer
 from hotplate.cli.terminal import (
     Delimiter,
     Json,
+    Titles,
     column_option,
+    option,
     out,
     print_json,
     print_rows_read,
@@ -50,82 +52,51 @@ def train(
     item_column: Annotated[str | None, column_option("item")] = None,
     weight_column: Annotated[str | None, column_option("weight")] = None,
     event_column: Annotated[
-        str | None,
-        column_option("event", "it needs --event-weights, and by default it is guessed from common names"),
+        str | None, column_option("event", "it needs --event-weights, and by default it is guessed from common names")
     ] = None,
     count_column: Annotated[
         str | None,
-        column_option(
-            "count",
-            "the weight of a user and an item is then the number of different values that they have in it, for example "
-            "of invoices",
-        ),
+        column_option("count", "a user and an item then weigh the number of different values that they have in it"),
     ] = None,
     time_column: Annotated[str | None, column_option("time")] = None,
     title_column: Annotated[str | None, column_option("title")] = None,
     segment_column: Annotated[
-        str | None,
-        column_option(
-            "segment", "each of its values, for example each country, gets a popular list; by default it is `segment`"
-        ),
+        str | None, column_option("segment", "each of its values gets a popular list; by default it is `segment`")
     ] = None,
-    titles: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="HOTPLATE_TITLES", help="A file of item and title, where DATA has no titles.", show_default=False
-        ),
-    ] = None,
+    titles: Titles = None,
     event_weights: Annotated[
-        str | None,
-        typer.Option(envvar="HOTPLATE_EVENT_WEIGHTS", help="The weight of each event, as view=1,cart=3,buy=5."),
+        str | None, option("--event-weights", "The weight of each event, as view=1,cart=3,buy=5.")
     ] = None,
     weighting: Annotated[
         Weighting,
-        typer.Option(
-            envvar="HOTPLATE_WEIGHTING",
-            help="What becomes of the weight w of a user and an item: it stays their sum, becomes 1, or 1 + ln w.",
-        ),
+        option("--weighting", "Whether a user and an item weigh the sum of their rows, 1, or 1 + ln of the sum."),
     ] = Weighting.SUM,
     where: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="FILTER",
-            envvar="HOTPLATE_WHERE",
-            help="Use only rows that meet this condition: 'quantity>0', 'country=France', or 'code~^\\d{5}', a regular "
+        option(
+            "--where",
+            "Use only rows that meet this condition: 'quantity>0', 'country=France', or 'code~^\\d{5}', a regular "
             "expression. It may be given several times.",
+            metavar="FILTER",
         ),
     ] = None,
     delimiter: Delimiter = None,
-    min_per_user: Annotated[
-        int, typer.Option(min=1, envvar="HOTPLATE_MIN_PER_USER", help="Users with fewer items are left out.")
-    ] = 1,
-    min_per_item: Annotated[
-        int, typer.Option(min=1, envvar="HOTPLATE_MIN_PER_ITEM", help="Items with fewer users are left out.")
-    ] = 1,
+    min_per_user: Annotated[int, option("--min-per-user", "Users with fewer items are left out.", at_least=1)] = 1,
+    min_per_item: Annotated[int, option("--min-per-item", "Items with fewer users are left out.", at_least=1)] = 1,
     split: Annotated[
-        Split,
-        typer.Option(
-            envvar="HOTPLATE_SPLIT", help="How test data are chosen: by item, at random, or not at all (no evaluation)."
-        ),
+        Split, option("--split", "How test data are chosen: by item, at random, or not at all (no evaluation).")
     ] = Split.STRATIFIED,
     test_share: Annotated[
-        float, typer.Option(envvar="HOTPLATE_TEST_SHARE", help="The share of the data that is held back as test data.")
+        float, option("--test-share", "The share of the data that is held back as test data.")
     ] = 0.25,
-    k: Annotated[
-        int,
-        typer.Option("-k", min=1, envvar="HOTPLATE_K", help="The length of the lists that metrics are computed on."),
-    ] = 10,
-    factors: Annotated[
-        int, typer.Option(envvar="HOTPLATE_FACTORS", help="The number of factors of each user and item.")
-    ] = 128,
+    k: Annotated[int, option("-k", "The length of the lists that metrics are computed on.", at_least=1)] = 10,
+    factors: Annotated[int, option("--factors", "The number of factors of each user and item.")] = 128,
     regularization: Annotated[
-        float, typer.Option(envvar="HOTPLATE_REGULARIZATION", help="The regularization of ALS, against overfitting.")
+        float, option("--regularization", "The regularization of ALS, against overfitting.")
     ] = 30.0,
-    alpha: Annotated[
-        float, typer.Option(envvar="HOTPLATE_ALPHA", help="The confidence that ALS gives each unit of weight.")
-    ] = 4.0,
-    iterations: Annotated[int, typer.Option(envvar="HOTPLATE_ITERATIONS", help="The number of ALS iterations.")] = 15,
-    seed: Annotated[int, typer.Option(envvar="HOTPLATE_SEED", help="The random seed of the split and the fit.")] = 42,
+    alpha: Annotated[float, option("--alpha", "The confidence that ALS gives each unit of weight.")] = 4.0,
+    iterations: Annotated[int, option("--iterations", "The number of ALS iterations.")] = 15,
+    seed: Annotated[int, option("--seed", "The random seed of the split and the fit.")] = 42,
     as_json: Json = False,
 ) -> None:
     """Train a model on interactions: read, split, evaluate, fit, and write a model folder.

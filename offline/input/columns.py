@@ -84,7 +84,7 @@ def find_column(name: str, available: Sequence[str], role: str, source: str) -> 
     raise DataError(f"{source} has no column {name!r} for the {role}.{hint} Its columns are: {_listed(available)}.")
 
 
-def guess_column(role: str, available: Sequence[str], taken: Iterable[str | None] = ()) -> str | None:
+def guess_column(role: str, available: Sequence[str], taken: Iterable[str] = ()) -> str | None:
     """Return the column whose name is the most common one for *role*, or None."""
     plain = {_plain(column): column for column in reversed(available) if column not in set(taken)}
     return next((plain[name] for name in _COMMON_NAMES[role].split() if name in plain), None)

@@ -1,7 +1,7 @@
 """Files of rows: listed by path, recognized by name, fingerprinted, and opened as tables whose rows are complete."""
 
 import csv
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -265,7 +265,8 @@ def _check_rows(file: Path, separator: str, width: int) -> bool:
 
 def _check_quoted_rows(file: Path, separator: str, width: int) -> None:
     batches = _lines(file).select("line").collect_batches(maintain_order=True)
-    reader = csv.reader(_with_ends(batches), delimiter=separator, strict=True)
+    lines = (f"{line}\n" for batch in batches for line in batch.get_column("line"))
+    reader = csv.reader(lines, delimiter=separator, strict=True)
     start = 1
     try:
         for fields in reader:
@@ -276,12 +277,6 @@ def _check_quoted_rows(file: Path, separator: str, width: int) -> None:
         raise DataError(
             f"{file}, row {start}: a quote is opened and not closed, or stands inside a field; double it."
         ) from error
-
-
-def _with_ends(batches: Iterable[pl.DataFrame]) -> Iterator[str]:
-    for batch in batches:
-        for line in batch.get_column("line"):
-            yield f"{line}\n"
 
 
 def _ragged(file: Path, row: int, fields: int, width: int) -> DataError:

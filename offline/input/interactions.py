@@ -102,15 +102,12 @@ def read_interactions(
 
 
 def _check_roles(named: Columns, event_weights: Mapping[str, float] | None) -> None:
-    sources = [
-        name
-        for name, given in (
-            (f"the weight column {named.weight!r}", named.weight is not None),
-            ("event weights", event_weights is not None),
-            (f"the count column {named.count!r}", named.count is not None),
-        )
-        if given
-    ]
+    weights = {
+        f"the weight column {named.weight!r}": named.weight,
+        "event weights": event_weights,
+        f"the count column {named.count!r}": named.count,
+    }
+    sources = [name for name, value in weights.items() if value is not None]
     if len(sources) > 1:
         raise SettingError(f"Both {sources[0]} and {sources[1]} are given as the weight; give one of them.")
     if named.event is not None and event_weights is None:

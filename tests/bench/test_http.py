@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -166,19 +166,17 @@ def test_a_pool_makes_runs_one_after_the_other_and_reports_progress(service: Ser
 
 @pytest.mark.soak
 def test_a_generator_that_is_stopped_for_a_while_declares_its_run_invalid(service: Service) -> None:
+    timers = list[threading.Timer]()
     with WorkerPool() as pool:
         (pid,) = pool.pids
 
-        def stop_for_a_while() -> None:
-            time.sleep(0.4)
-            os.kill(pid, signal.SIGSTOP)
-            time.sleep(0.3)
-            os.kill(pid, signal.SIGCONT)
+        def stop_once(_: object) -> None:
+            if not timers:
+                os.kill(pid, signal.SIGSTOP)
+                timers.append(threading.Timer(0.3, os.kill, (pid, signal.SIGCONT)))
+                timers[0].start()
 
-        thief = threading.Thread(target=stop_for_a_while)
-        thief.start()
-        result = pool.run(Load(url=service.url, paths=["/livez"], rate=200, duration_s=1.2))
-        thief.join()
+        result = pool.run(Load(url=service.url, paths=["/livez"], rate=200, duration_s=2), stop_once)
     assert not result.valid
     assert "the generator was late" in result.invalid_reasons[0]
     assert result.lag is not None
@@ -228,10 +226,12 @@ def test_bars_are_drawn_to_the_highest() -> None:
 
 @pytest.mark.soak
 def test_a_run_that_is_stopped_keeps_its_rate(service: Service) -> None:
+    def stop_late(parts: Sequence[Progress]) -> None:
+        if parts[0].elapsed_s > 3:
+            raise KeyboardInterrupt
+
     with WorkerPool() as pool:
-        stopper = threading.Timer(5, os.kill, (os.getpid(), signal.SIGINT))
-        stopper.start()
-        result = pool.run(Load(url=service.url, paths=["/livez"], rate=100, duration_s=60))
+        result = pool.run(Load(url=service.url, paths=["/livez"], rate=100, duration_s=60), stop_late)
     assert result.interrupted
     assert result.sent_rate == pytest.approx(100, rel=0.2)
 

@@ -1,10 +1,5 @@
-"""The report as a page: opened in a real browser it asks nobody for anything, in light and in dark."""
+"""The report as a page: opened in a real browser it makes no requests, in light and in dark."""
 
-import json
-import os
-import shutil
-import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -14,10 +9,8 @@ from bench.loadgen.load import Load
 from bench.loadgen.schedule import constant
 from bench.report.page import page
 from bench.report.report import Report, series
+from tests.support.page import Outline, opened
 from tests.support.virtual import simulate
-
-PAGES_OWN = 101845102
-"""What Chromium's network log marks the requests of a page with (`blink_resource_loader`); its own have other marks."""
 
 
 @pytest.fixture(scope="module")
@@ -36,19 +29,6 @@ def report() -> Report:
             "checked": {"compared": 5, "wrong": 0, "fallback": 1, "examples": []},
         },
     )
-
-
-class Outline(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.addresses = list[str]()
-        self.ids = list[str]()
-        self.tags = set[str]()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        self.ids += [value or "" for name, value in attrs if name == "id"]
-        self.addresses += [value or "" for name, value in attrs if name in {"src", "href", "xlink:href", "action"}]
 
 
 def test_the_page_holds_all_that_it_needs(report: Report) -> None:
@@ -72,27 +52,6 @@ def test_an_invalid_report_says_so_first(report: Report) -> None:
     assert 'class="verdict bad"' in text
     assert "Invalid" in text
     assert 'class="verdict bad"' not in page(report)
-
-
-def opened(path: Path, folder: Path, scheme: int) -> list[str]:
-    """Open a page in headless Chromium and return the addresses that the page asked for."""
-    log = folder / f"net-{scheme}.json"
-    flags = [
-        "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-        "--disable-component-update", "--disable-sync", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-        f"--user-data-dir={folder / f'profile-{scheme}'}", f"--log-net-log={log}", "--window-size=1100,1600",
-        f"--blink-settings=preferredColorScheme={scheme}", f"--screenshot={folder / f'page-{scheme}.png'}",
-    ]  # fmt: skip
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        if "chromium" in os.environ.get("HOTPLATE_REQUIRE", "").split(","):
-            pytest.fail("chromium is not here, and HOTPLATE_REQUIRE wants it")
-        pytest.skip("chromium is not here")
-    subprocess.run([chromium, *flags, path.as_uri()], check=True, capture_output=True, timeout=60)
-    assert (folder / f"page-{scheme}.png").stat().st_size > 5_000
-    events = (json.loads(line.rstrip(",\n")) for line in log.read_text().splitlines() if '"url":"http' in line)
-    asked = [event["params"] for event in events if event["params"].get("traffic_annotation") == PAGES_OWN]
-    return [params["url"] for params in asked]
 
 
 def test_a_browser_that_opens_the_page_makes_no_request(report: Report, tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def test_other_bad_input_is_one_sentence_too(clicks: Path, model: Path, tmp_path
     failed(hotplate("publish", model, "--store", "file://relative"), "three slashes", code=2)
     failed(hotplate("publish", model, "--store", "file:///proc/nothing"), "/proc/nothing")
     failed(hotplate("lookup", "42", "--store", f"file://{tmp_path}/nothing"), "Nothing is live in this store")
-    failed(hotplate("lookup", "x" * 300, "--store", f"file://{tmp_path}/nothing"), "Nothing is live")
+    failed(hotplate("lookup", "x" * 300, "--store", f"file://{tmp_path}/nothing"), "1 to 256 bytes", code=2)
     failed(hotplate("releases", "rollback", "--store", f"file://{tmp_path}/nothing"), "nothing to roll back")
     failed(hotplate("serve", "--store", "memory://"), "for tests", code=2)
     assert not out.exists()

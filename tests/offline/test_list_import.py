@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from offline import external_sort
 from offline.errors import DataError, SettingError
 from offline.list_import import ImportedLists, ImportSettings
-from offline.lists import Lists, ListSettings
+from offline.lists import ListSettings, ModelLists
 from offline.publish import publish
 from stores.catalogue import DraftRef
 from stores.encoding import decode
@@ -236,9 +236,9 @@ async def test_a_model_is_ranked_again_and_its_draft_finished(monkeypatch: pytes
 
     monkeypatch.setattr(store, "put", put_some)
     with pytest.raises(StoreUnavailable):
-        await publish(Lists(model, ListSettings()), store, encoding=encoding)
+        await publish(ModelLists(model, ListSettings()), store, encoding=encoding)
     (draft,) = (await store.catalogue()).releases
-    result = await publish(Lists(model, ListSettings()), store, encoding=encoding, resume=draft.id)
+    result = await publish(ModelLists(model, ListSettings()), store, encoding=encoding, resume=draft.id)
     assert (result.manifest.release, result.skipped) == (draft.id, 10 if encoding == "json" else 6)
     assert (await store.catalogue()).live == draft.id
     await verify(store, draft.ref)

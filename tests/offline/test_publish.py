@@ -7,7 +7,7 @@ from scipy.sparse import csr_matrix
 
 from offline.errors import SettingError
 from offline.input.matrix import Matrix
-from offline.lists import Lists, ListSettings
+from offline.lists import ListSettings, ModelLists
 from offline.model import Model
 from offline.publish import publish
 from offline.train.als import Factors
@@ -21,7 +21,7 @@ from tests.support.interactions import checkerboard_model
 
 
 def rows_of(model: Model, **settings: object) -> dict[str, bytes]:
-    rows = [row for batch in Lists(model, ListSettings(**settings)).batches() for row in batch]  # type: ignore[arg-type]  # as the test says
+    rows = [row for batch in ModelLists(model, ListSettings(**settings)).batches() for row in batch]  # type: ignore[arg-type]  # as the test says
     assert [row.key.encode() for row in rows] == sorted(row.key.encode() for row in rows)
     assert all(isinstance(row, Row) for row in rows)
     return dict(rows)
@@ -84,7 +84,7 @@ def test_a_length_that_makes_no_sense_is_a_sentence(length: int) -> None:
 
 async def test_a_published_model_adds_up_and_says_where_it_comes_from() -> None:
     store, reports = MemoryStore(), list[tuple[int, int]]()
-    lists = Lists(checkerboard_model(), ListSettings())
+    lists = ModelLists(checkerboard_model(), ListSettings())
     result = await publish(lists, store, on_progress=lambda done, total: reports.append((done, total)))
     manifest = await verify(store, (await store.catalogue()).find(result.manifest.release).ref)
     assert manifest.counts == {"item": 20, "popular": 2, "user": 20}
@@ -97,7 +97,7 @@ async def test_a_published_model_adds_up_and_says_where_it_comes_from() -> None:
 
 async def test_a_ready_release_is_not_live() -> None:
     store = MemoryStore()
-    await publish(Lists(checkerboard_model(), ListSettings()), store, live=False)
+    await publish(ModelLists(checkerboard_model(), ListSettings()), store, live=False)
     assert (await store.catalogue()).live is None
 
 
@@ -107,5 +107,5 @@ async def test_a_disk_that_is_too_small_is_reported_before_anything_is_computed(
     monkeypatch.setattr("stores.lmdb_store.file_bytes", lambda _rows, _bytes: 1 << 60)
     store = LmdbStore(tmp_path)
     with pytest.raises(StoreFull, match="needs about"):
-        await publish(Lists(checkerboard_model(), ListSettings()), store)
+        await publish(ModelLists(checkerboard_model(), ListSettings()), store)
     assert (await store.catalogue()).releases == ()

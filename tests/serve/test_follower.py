@@ -11,7 +11,7 @@ import pytest
 from serve.follower import Follower
 from stores import lifecycle as life
 from stores.catalogue import Catalogue, ReleaseId
-from stores.errors import CatalogueUnreadable
+from stores.errors import CatalogueUnreadable, StoreUnavailable
 from stores.keys import MANIFEST
 from stores.memory import MemoryStore
 from tests.support.clock import FakeClock
@@ -149,6 +149,24 @@ async def test_a_store_that_fails_un_serves_nothing_and_is_followed_again_when_i
         remote.failure = None
         await until(follower, second)
         assert follower.last_error is None
+
+
+@virtual
+async def test_an_error_whose_text_changes_with_each_attempt_does_not_fill_the_log(
+    remote: RemoteStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    remote.failure = StoreUnavailable("refused at 00:00:00")
+    async with following(remote) as follower:
+        for second in range(1, 50):
+            await asyncio.sleep(1)
+            remote.failure = StoreUnavailable(f"refused at 00:00:{second:02}")
+        assert follower.last_error not in {None, "refused at 00:00:00"}
+        assert [record.getMessage() for record in caplog.records] == ["refused at 00:00:00"]
+        await asyncio.sleep(60)
+        remote.failure = CatalogueUnreadable("something else")
+        await asyncio.sleep(10)
+    assert caplog.records[-1].getMessage() == "something else"
+    assert len(caplog.records) <= 3
 
 
 @virtual

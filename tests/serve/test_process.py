@@ -4,13 +4,13 @@ import asyncio
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from hotplate.cli.terminal import print_error
+from serve.process import PortInUse, reserve
 from tests.support.service import Service, a_list, publish_lists, running
 
 
@@ -23,6 +23,12 @@ def folder(tmp_path: Path) -> Path:
 def workers_of(service: Service) -> list[int]:
     children = Path(f"/proc/{service.process.pid}/task/{service.process.pid}/children")
     return [int(pid) for pid in children.read_text().split()]
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Change a file as a whole, so that no reader sees a part of it."""
+    path.with_suffix(".new").write_bytes(content)
+    path.with_suffix(".new").rename(path)
 
 
 def wait_until_it_answers(service: Service) -> None:
@@ -111,18 +117,16 @@ def test_workers_do_not_outlive_a_killed_parent(folder: Path) -> None:
             time.sleep(0.05)
 
 
-def test_a_port_in_use_is_one_sentence_even_where_it_could_be_shared(folder: Path) -> None:
-    with running(folder) as service:
-        second = subprocess.run(
-            [sys.executable, "-m", "hotplate", "serve", "--store", f"file://{folder}", "--port", str(service.port)],
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=False,
-        )
-    assert second.returncode == 1
-    assert second.stderr.count("\n") == 1
-    assert f"port {service.port} cannot be listened on: Address already in use; choose another" in second.stderr
+def test_a_port_in_use_is_one_sentence_even_where_it_could_be_shared(capsys: pytest.CaptureFixture[str]) -> None:
+    with reserve("127.0.0.1", 0) as held:
+        held.listen()
+        port = held.getsockname()[1]
+        with pytest.raises(PortInUse) as caught:
+            reserve("127.0.0.1", port)
+    assert print_error(caught.value, as_json=False) == 1
+    printed = capsys.readouterr().err
+    sentence = f"127.0.0.1 port {port} cannot be listened on: Address already in use; choose another with --port."
+    assert " ".join(printed.split()) == f"hotplate: {sentence}"
 
 
 def test_a_service_on_an_empty_store_is_not_ready_until_something_is_published(tmp_path: Path) -> None:
@@ -144,7 +148,7 @@ def test_a_store_whose_catalogue_breaks_is_degraded_and_goes_on_serving(folder: 
     with running(folder) as service:
         record = folder / "catalogue.json"
         good = record.read_bytes()
-        record.write_bytes(b"{")
+        replace(record, b"{")
         deadline = time.monotonic() + 20
         while (ready := service.get("/readyz")).json["status"] != "degraded":
             assert time.monotonic() < deadline
@@ -152,7 +156,7 @@ def test_a_store_whose_catalogue_breaks_is_degraded_and_goes_on_serving(folder: 
         assert ready.status == 200
         assert service.get("/v1/recommendations/42").json["source"] == "personal"
         assert b"hotplate_degraded 1.0" in service.get("/metrics").body
-        record.write_bytes(good)
+        replace(record, good)
         while service.get("/readyz").json["status"] != "ready":
             assert time.monotonic() < deadline
             time.sleep(0.02)

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from serve.breaker import FAILURES, PAUSE_S
-from serve.metrics import LOOKUPS, Metrics
+from serve.metrics import LOOKUPS
 from serve.reader import EncodedList, NotReady, TieredReader
 from serve.tiers import loop_time
 from stores import lifecycle as life
@@ -25,15 +25,14 @@ class Counting(TieredReader):
 
     def __init__(self, *stores: Reader) -> None:
         names = [f"tier{place}" for place in range(len(stores))]
-        self.counters = Metrics(1, names)
-        super().__init__(dict(zip(names, stores, strict=True)), budget_s=BUDGET_S, metrics=self.counters)
+        super().__init__(dict(zip(names, stores, strict=True)), budget_s=BUDGET_S)
 
     async def refresh(self) -> None:
         for tier in self.tiers:
             await tier.follower.refresh()
 
     def counted(self, source: str, outcome: str) -> float:
-        return self.counters.total(LOOKUPS[source, outcome])[0]
+        return self.metrics.total(LOOKUPS[source, outcome])[0]
 
 
 @pytest.fixture

@@ -1,14 +1,12 @@
 """A plan from a few inputs, by our own prices and charges."""
 
-from bench.planner.inputs import Layer, gather
-from bench.planner.plan import Plan, work_out
+from bench.planner.inputs import Layer, merge
+from bench.planner.plan import Plan, calculate
 from stores import prices
 from stores.cosmos import charges as cosmos_charges
 
+# Bytes of a list whose item stays under 1 KB, so that a read costs 1 RU and a new item 5.
 SMALL = 700
-"""Bytes of a list whose item stays under 1 KB, so that a read costs 1 RU and a new item 5."""
-
-
 LEAST: dict[str, object] = {
     "users": 1_000, "peak_rps": 70, "encoding": "json", "list_bytes": SMALL, "list_length": 1, "hot_share": 0
 }  # fmt: skip
@@ -16,5 +14,5 @@ LEAST: dict[str, object] = {
 
 def a_plan(**inputs: object) -> Plan:
     """Plan with these inputs over LEAST; None takes one of those away."""
-    told = {name: value for name, value in (LEAST | inputs).items() if value is not None}
-    return work_out(gather([Layer("test", told, "--{flag}")]), prices.load(), cosmos_charges.load())
+    given = {name: value for name, value in (LEAST | inputs).items() if value is not None}
+    return calculate(merge([Layer("test", given, "--{flag}")]), prices.load(), cosmos_charges.load())

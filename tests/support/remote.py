@@ -7,10 +7,10 @@ from stores import lifecycle as life
 from stores.catalogue import Catalogue, ReleaseId, ReleaseRef
 from stores.errors import PartUnavailable, StoreError, StoreUnavailable
 from stores.memory import MemoryStore
-from stores.store import Observer, Plan, Row, Slot
+from stores.store import Advised, Observer, Plan, Row, Slot
 
 
-class RemoteStore:
+class RemoteStore(Advised):
     """The memory store as if it were over a network: no local `get`, and faults on demand."""
 
     batch = 2

@@ -4,11 +4,9 @@ from math import ceil, exp, log
 
 import pytest
 
-from bench.planner.advice import advise
-from bench.planner.breakeven import at, compare
-from bench.planner.caching import che, hottest_share, popularity
-from bench.planner.cautions import cautions
-from bench.planner.demand import needed_ru, predict_ru
+from bench.planner.demand import cache_hits, hottest_share, needed_ru, popularity, predict_ru
+from bench.planner.plan import REDIS_ALLOCATED, REDIS_ROW_BYTES
+from bench.planner.review import cost_at, find_break_even, find_savings, warnings
 from stores import prices
 from stores.cosmos import charges as cosmos_charges
 from stores.cosmos.items import item_bytes, name_of, to_item
@@ -19,17 +17,17 @@ RU_MONTH = 0.008 / 100 * 730  # USD for 1 RU/s all month: 0.0584
 
 def test_a_container_that_is_made_for_a_fast_publish_keeps_its_partitions() -> None:
     fast = a_plan(publish_ru=50_000)
-    assert fast.number("partitions_born") == 9  # 50,000 / 6,000 = 8.3
-    assert fast.number("autoscale_partitions_born") == 5  # 50,000 / 10,000
+    assert fast.number("new_partitions") == 9  # 50,000 / 6,000 = 8.3
+    assert fast.number("autoscale_new_partitions") == 5  # 50,000 / 10,000
     assert fast.number("least_ru") == 500  # a hundredth of 50,000
-    assert any("9 partitions for life, and 1 would do" in each for each in cautions(fast))
-    assert a_plan(publish_ru=6_000).number("partitions_born") == 1
-    assert a_plan(publish_ru=6_100).number("partitions_born") == 2
+    assert any("9 partitions for life, and 1 would do" in each for each in warnings(fast))
+    assert a_plan(publish_ru=6_000).number("new_partitions") == 1
+    assert a_plan(publish_ru=6_100).number("new_partitions") == 2
     serving = a_plan(
         peak_rps=7_000
     )  # 7,000 / 0.7 = 10,000 RU/s: a new container of them has 2, though 1 could carry them
     assert (serving.number("serve_ru"), serving.number("partitions")) == (10_000, 2)
-    assert not any("for life" in each for each in cautions(serving))
+    assert not any("for life" in each for each in warnings(serving))
 
 
 def test_autoscale_pays_below_two_thirds_of_the_peak() -> None:
@@ -85,7 +83,7 @@ def test_a_hot_user_makes_every_partition_as_large_as_its_own() -> None:
     assert hot.number("hot_partition_load") == pytest.approx(0.7)
     assert a_plan(peak_rps=700, publish_ru=50_000, hot_share=0).number("serve_ru") == 1_000
     # 11,000 RU/s for one key are more than the 10,000 of a partition, and no throughput helps.
-    assert any("no RU/s help" in each for each in cautions(a_plan(peak_rps=110_000, hot_share=0.1)))
+    assert any("no RU/s help" in each for each in warnings(a_plan(peak_rps=110_000, hot_share=0.1)))
 
 
 def test_a_publish_takes_what_its_window_needs() -> None:
@@ -95,7 +93,7 @@ def test_a_publish_takes_what_its_window_needs() -> None:
     assert window.number("publish_hours") == pytest.approx(2)
     given = a_plan(users=10_000_000, publish_ru=10_000)
     assert given.number("publish_hours") == pytest.approx(10e6 * 5 / 10_000 / 3_600)  # 1.39 hours
-    assert any("1.4 hours, more than the 1 it may" in each for each in cautions(given))
+    assert any("1.4 hours, more than the 1 it may" in each for each in warnings(given))
     # live 400, kept 400 and control 400 all month; 730 / 24 publishes of 500 RU/s for 2 hours, and 400 for one more.
     hours = 1_200 * 730 + 730 / 24 * (500 * 2 + 400)
     assert window.number("manual_ru_cost") == pytest.approx(hours / 100 * 0.008)
@@ -121,22 +119,24 @@ def test_strong_reads_cost_twice(consistency: str) -> None:
     assert strong.number("serve_ru") == 2_000  # 700 * 2 / 0.7
     assert strong.number("list_write_ru") == 5
     assert a_plan(peak_rps=700, consistency="session").number("serve_ru") == 1_000
-    saved = {each.says: each.cosmos_saves for each in advise(strong)}[f"eventual consistency, not {consistency}"]
+    saved = {each.change: each.cosmos_saves for each in find_savings(strong)}[
+        f"eventual consistency, not {consistency}"
+    ]
     # The live release all month, and at each publish the next one for the hour of writing and one of two side by side.
     assert saved == pytest.approx(1_000 * (730 + 2 * 730 / 24) / 100 * 0.008, abs=0.01)
 
 
 def test_a_cache_keeps_reads_from_the_store() -> None:
-    told = a_plan(peak_rps=2_800, hit_rate=0.75)
-    assert told.number("reads_s") == pytest.approx(700)
-    assert told.number("serve_ru") == 1_000
+    known = a_plan(peak_rps=2_800, hit_rate=0.75)
+    assert known.number("reads_s") == pytest.approx(700)
+    assert known.number("serve_ru") == 1_000
     # Two keys alike, one kept: 2 (1 - e^(-T/2)) = 1, so T = 2 ln 2, and half of the requests hit.
-    assert che(2, 0.0, 1).hit_rate == pytest.approx(0.5)
+    assert cache_hits(2, 0.0, 1).hit_rate == pytest.approx(0.5)
     # Two keys at 2/3 and 1/3, one kept: with x = e^(-T/3), (1 - x^2) + (1 - x) = 1, x = (sqrt(5) - 1) / 2.
     x = (5**0.5 - 1) / 2
-    found = che(2, 1.0, 1)
+    found = cache_hits(2, 1.0, 1)
     assert found.hit_rate == pytest.approx(2 / 3 * (1 - x * x) + 1 / 3 * (1 - x))
-    assert found.hottest == pytest.approx(1 - x * x)
+    assert found.hottest_hit_rate == pytest.approx(1 - x * x)
     assert hottest_share(3, 1.0) == pytest.approx(6 / 11)  # 1 / (1 + 1/2 + 1/3)
     # Far ranks are taken together: the first's share of a million is still 1 / H(1,000,000), H = ln n + 0.5772.
     assert hottest_share(1_000_000, 1.0) == pytest.approx(1 / (log(1e6) + 0.5772157), rel=1e-6)
@@ -163,7 +163,7 @@ def test_redis_holds_the_live_the_kept_and_the_next_release() -> None:
     assert many.figures["redis_size"].value == "4 of B100"
     assert many.number("redis_shards") == 4 * 24
     assert many.number("redis_cost") == pytest.approx(4 * 2 * 120 * 0.026 * 730)
-    assert any("ASSUMED, NO PRICE WAS FOUND" in each for each in cautions(many))
+    assert any("ASSUMED, NO PRICE WAS FOUND" in each for each in warnings(many))
     fast = a_plan(peak_rps=200_000)  # a B20 answers 495,000 GETs/s, and 60 % of them may be used; a B10 224,000
     assert fast.figures["redis_size"].value == "1 of B20"
 
@@ -203,10 +203,10 @@ def test_the_reference_has_27_times_what_it_needs() -> None:
     assert reference.number("over_cost") == pytest.approx(10_600 * RU_MONTH) == pytest.approx(619.04)
     assert reference.number("partitions") == 2  # 11,000 / 6,000, and they stay
     assert reference.number("least_ru") == 400
-    plain = {each.says for each in advise(reference)}
-    assert "no indexing" not in plain  # at this size it saves nothing that is paid for, so it is not told
+    plain = {each.change for each in find_savings(reference)}
+    assert "no indexing" not in plain  # at this size it saves nothing that is paid for, so it is left out
     large = a_plan(users=10_000_000, publishing="in-place", indexing="default", indexed_terms=11)
-    saved = {each.says: each.cosmos_saves for each in advise(large)}["no indexing"]
+    saved = {each.change: each.cosmos_saves for each in find_savings(large)}["no indexing"]
     # 10M lists an hour: 14.4 RU each are 40,000 RU/s, 10 RU 27,777.8; beside them 100 RU/s of reads.
     assert saved == pytest.approx((up_100(40_100) - up_100(27_800 + 100)) * RU_MONTH, abs=0.01)
 
@@ -224,12 +224,12 @@ def test_from_some_rate_on_redis_is_cheaper() -> None:
 
     plan = a_plan()
     assert plan.number("redis_cost") == pytest.approx(2 * 0.016 * 730) == pytest.approx(23.36)
-    point = at(plan, 700)
+    point = cost_at(plan, 700)
     assert point.redis == pytest.approx(23.36)
     assert a_plan(peak_rps=700).number("manual_cost") == pytest.approx(manual(700))
-    found = compare(plan)
+    found = find_break_even(plan)
     assert found.rps is not None
-    below, above = at(plan, found.rps / 1.01), at(plan, found.rps)
+    below, above = cost_at(plan, found.rps / 1.01), cost_at(plan, found.rps)
     assert below.cosmos <= below.redis
     assert above.cosmos > above.redis
     assert "Redis is cheaper" in found.sentence
@@ -260,13 +260,11 @@ def test_an_item_is_as_large_as_the_store_makes_it(encoding: str, titles: int) -
 
 def test_what_redis_keeps_beside_a_row_is_the_stores_own_figure() -> None:
     redis_memory = pytest.importorskip("stores.redis.memory")
-    from bench.planner.sizes import REDIS_ALLOCATED, REDIS_ROW_BYTES  # noqa: PLC0415 -- beside what it is held against
-
     assert (REDIS_ROW_BYTES, REDIS_ALLOCATED) == (redis_memory.ROW_BYTES, redis_memory.ALLOCATED)
 
 
 def test_a_cache_of_users_who_are_all_alike_keeps_its_share() -> None:
     # n (1 - e^(-T/n)) = c, and the hit rate is 1 - e^(-T/n) = c / n.
-    assert che(1_000, 0.0, 250).hit_rate == pytest.approx(0.25)
-    assert che(1_000, 0.0, 250).hottest == pytest.approx(1 - exp(log(1 - 0.25)))
-    assert che(1_000_000, 0.0, 1_000_000).hit_rate == 1
+    assert cache_hits(1_000, 0.0, 250).hit_rate == pytest.approx(0.25)
+    assert cache_hits(1_000, 0.0, 250).hottest_hit_rate == pytest.approx(1 - exp(log(1 - 0.25)))
+    assert cache_hits(1_000_000, 0.0, 1_000_000).hit_rate == 1

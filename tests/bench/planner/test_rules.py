@@ -8,17 +8,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.planner.advice import advise
-from bench.planner.errors import PlanMisused
-from bench.planner.figures import Figure, up, why
-from bench.planner.gate import grown, read, to_toml
-from bench.planner.inputs import KNOWN, Layer, gather
-from bench.planner.plan import again
-from bench.planner.profiles import SHAPES, shape
+from bench.planner.figures import Figure, explain, round_up
+from bench.planner.inputs import KNOWN, SHAPES, Layer, PlanMisused, hourly_shares, merge
+from bench.planner.review import find_savings, growth, read_baseline, to_toml
 from tests.support.planning import a_plan
 
 FEW = settings(max_examples=60, deadline=None)
-FUNCTIONS = {"ceil": lambda value: math.ceil(round(value, 9)), "max": max, "min": min, "up": up, "round": round}
+FUNCTIONS = {
+    "ceil": lambda value: math.ceil(round(value, 9)),
+    "max": max,
+    "min": min,
+    "round_up": round_up,
+    "round": round,
+}
 VARIED = {
     "users": st.integers(1, 50_000_000),
     "peak_rps": st.floats(0.1, 50_000),
@@ -57,7 +59,7 @@ def evaluated(figure: Figure) -> float | None:
     except SyntaxError:
         return None
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    values = {each.name: each.value for each in figure.of}
+    values = {each.name: each.value for each in figure.operands}
     assert names <= values.keys() | FUNCTIONS.keys(), f"{figure.name} names what is no figure: {figure.formula}"
     return float(eval(compile(tree, figure.name, "eval"), {"__builtins__": {}} | FUNCTIONS, values))
 
@@ -68,8 +70,8 @@ def test_every_formula_gives_the_value_that_stands_beside_it(inputs: Inputs) -> 
     plan = a_plan(**inputs)
     counted = 0
     for figure in plan.figures.values():
-        if figure.formula and (again_worked := evaluated(figure)) is not None:
-            assert again_worked == pytest.approx(figure.value, rel=1e-6, abs=1e-9), figure.name
+        if figure.formula and (calculated := evaluated(figure)) is not None:
+            assert calculated == pytest.approx(figure.value, rel=1e-6, abs=1e-9), figure.name
             counted += 1
     assert counted > 45
 
@@ -81,10 +83,10 @@ def test_every_figure_says_where_it_came_from(inputs: Inputs) -> None:
     for figure in plan.figures.values():
         assert figure.formula or figure.source, figure.name
         if figure.formula and figure.name not in {"containers", "copies"}:
-            assert figure.of or figure.name == "partitions_born", f"{figure.name} = {figure.formula}"
-    assert {each.name for _, each in why(plan.figures, "cosmos_total")} >= {"peak_rps", "users", "usd_ru_hour"}
+            assert figure.operands or figure.name == "new_partitions", f"{figure.name} = {figure.formula}"
+    assert {each.name for _, each in explain(plan.figures, "cosmos_total")} >= {"peak_rps", "users", "usd_ru_hour"}
     for name in KNOWN:
-        if name in plan.figures and name not in plan.given.sources:
+        if name in plan.figures and name not in plan.sourced.sources:
             assert plan.figures[name].source.startswith("assumed")
 
 
@@ -92,7 +94,7 @@ def test_every_figure_says_where_it_came_from(inputs: Inputs) -> None:
 @given(varied, st.floats(1, 100))
 def test_more_requests_never_cost_less_nor_take_less(inputs: Inputs, more: float) -> None:
     plan = a_plan(**inputs)
-    then = again(plan, peak_rps=plan.given.inputs.peak_rps * more)
+    then = plan.with_inputs(peak_rps=plan.inputs.peak_rps * more)
     for name in ("reads_ru", "serve_ru", "partitions", "pods", "manual_cost", "autoscale_cost", "redis_cost"):
         assert then.number(name) >= plan.number(name) - 1e-6, name
 
@@ -101,7 +103,7 @@ def test_more_requests_never_cost_less_nor_take_less(inputs: Inputs, more: float
 @given(varied, st.integers(2, 4))
 def test_cost_goes_with_regions(inputs: Inputs, times: int) -> None:
     plan = a_plan(**inputs)
-    then = again(plan, regions=plan.given.inputs.regions * times)
+    then = plan.with_inputs(regions=plan.inputs.regions * times)
     for name in ("manual_cost", "autoscale_cost", "redis_cost", "pods_cost"):
         assert then.number(name) == pytest.approx(times * plan.number(name)), name
 
@@ -110,19 +112,19 @@ def test_cost_goes_with_regions(inputs: Inputs, times: int) -> None:
 @given(varied)
 def test_larger_lists_never_cost_less_and_a_cache_never_costs_more(inputs: Inputs) -> None:
     plan = a_plan(**inputs)
-    larger = again(plan, list_bytes=plan.number("stored_bytes") * 3 + 1)
+    larger = plan.with_inputs(list_bytes=plan.number("stored_bytes") * 3 + 1)
     assert larger.number("manual_cost") >= plan.number("manual_cost") - 1e-6
-    spared = again(plan, hit_rate=min(1.0, plan.number("hits") + 0.1), hot_share=0.0)
-    assert spared.number("reads_ru") <= plan.number("reads_ru") + 1e-6
+    cached = plan.with_inputs(hit_rate=min(1.0, plan.number("hits") + 0.1), hot_share=0.0)
+    assert cached.number("reads_ru") <= plan.number("reads_ru") + 1e-6
 
 
 @FEW
 @given(varied)
-def test_advice_saves_something_and_the_most_stands_first(inputs: Inputs) -> None:
+def test_advice_saves_something_and_the_most_comes_first(inputs: Inputs) -> None:
     plan = a_plan(**inputs)
-    found = [max(each.cosmos_saves, each.redis_saves) for each in advise(plan)]
-    assert all(saved > 0 for saved in found)
-    assert found == sorted(found, reverse=True)
+    savings = [max(each.cosmos_saves, each.redis_saves) for each in find_savings(plan)]
+    assert all(saved > 0 for saved in savings)
+    assert savings == sorted(savings, reverse=True)
 
 
 @FEW
@@ -133,22 +135,22 @@ def test_a_plan_that_was_saved_comes_back_and_has_not_grown(
     plan = a_plan(**inputs)
     path = tmp_path_factory.getbasetemp() / "saved.toml"
     path.write_text(to_toml(plan))
-    agreed = read(path)
-    assert gather([agreed.layer]).inputs == plan.given.inputs
-    assert agreed.bound_percent == 10
-    assert grown(plan, agreed) == []
+    baseline = read_baseline(path)
+    assert merge([baseline.layer]).inputs == plan.inputs
+    assert baseline.bound_percent == 10
+    assert growth(plan, baseline) == []
 
 
 def test_hours_come_by_name_or_by_number() -> None:
     assert all(len(hours) == 24 and max(hours) == 1 and min(hours) >= 0 for hours in SHAPES.values())
-    assert shape([2, 1] * 12) == (1.0, 0.5) * 12
-    absolute = gather([Layer("test", {"users": 1, "profile": ",".join(["30"] * 23 + ["120"])}, "--{flag}")])
+    assert hourly_shares([2, 1] * 12) == (1.0, 0.5) * 12
+    absolute = merge([Layer("test", {"users": 1, "profile": ",".join(["30"] * 23 + ["120"])}, "--{flag}")])
     assert absolute.inputs.peak_rps == 120
     assert "120" in absolute.sources["peak_rps"] or "busiest hour" in absolute.sources["peak_rps"]
 
 
 @pytest.mark.parametrize(
-    ("told", "sentence"),
+    ("given", "sentence"),
     [
         ({}, "--users is missing: give at least the users and the peak rate, as: hotplate plan --users"),
         ({"users": "10"}, "--peak-rps is missing"),
@@ -168,18 +170,18 @@ def test_hours_come_by_name_or_by_number() -> None:
         ({"speed": "1"}, "--speed is no input of a plan; there are users, "),
     ],
 )
-def test_what_makes_no_sense_is_refused_by_name(told: dict[str, object], sentence: str) -> None:
+def test_what_makes_no_sense_is_refused_by_name(given: dict[str, object], sentence: str) -> None:
     with pytest.raises(PlanMisused) as refused:
-        gather([Layer("flag", told, "--{flag}")])
+        merge([Layer("flag", given, "--{flag}")])
     assert sentence in str(refused.value)
 
 
 def test_the_last_place_wins_and_an_older_measurement_of_another_list_is_dropped() -> None:
     file = Layer("plan.toml", {"users": 10, "peak_rps": 1, "list_length": 20}, "{name} in plan.toml")
     release = Layer("measured", {"users": 7, "list_bytes": 300.0, "encoding": "zstd"})
-    both = gather([file, release])
+    both = merge([file, release])
     assert (both.inputs.users, both.inputs.list_bytes, both.source("users")) == (7, 300, "measured")
-    flagged = gather([file, release, Layer("flag", {"list_length": 10, "users": "5"})])
+    flagged = merge([file, release, Layer("flag", {"list_length": 10, "users": "5"})])
     assert (flagged.inputs.users, flagged.inputs.list_bytes) == (5, None)
     assert "list_bytes" not in flagged.sources
 
@@ -187,7 +189,7 @@ def test_the_last_place_wins_and_an_older_measurement_of_another_list_is_dropped
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("users = [", "is no TOML"),
+        ("users = [", "is not TOML"),
         ("[check]\nbounds = 3", "takes bound_percent and agreed"),
         ("[check]\nbound_percent = -1", "0 or more"),
         ("[check]\nagreed = 3", "must be a table"),
@@ -198,23 +200,23 @@ def test_the_last_place_wins_and_an_older_measurement_of_another_list_is_dropped
 def test_a_file_that_makes_no_sense_is_refused(text: str, sentence: str, tmp_path: Path) -> None:
     (tmp_path / "plan.toml").write_text(text)
     with pytest.raises(PlanMisused, match=sentence.replace("(", r"\(")):
-        read(tmp_path / "plan.toml")
+        read_baseline(tmp_path / "plan.toml")
     with pytest.raises(PlanMisused, match="No such file"):
-        read(tmp_path / "none.toml")
+        read_baseline(tmp_path / "none.toml")
 
 
-def test_growth_beyond_the_bound_is_told(tmp_path: Path) -> None:
+def test_growth_beyond_the_bound_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "plan.toml"
     plan = a_plan(peak_rps=700)
     path.write_text(to_toml(plan))
-    agreed = read(path)
-    (more,) = [each for each in grown(again(plan, peak_rps=840), agreed) if each.name == "serve_ru"]
+    baseline = read_baseline(path)
+    (more,) = [each for each in growth(plan.with_inputs(peak_rps=840), baseline) if each.name == "serve_ru"]
     assert more.sentence == "serve_ru grew from 1,000 RU/s to 1,200 RU/s (+20%)"
     assert not [
-        each for each in grown(again(plan, peak_rps=770), agreed) if each.name == "serve_ru"
+        each for each in growth(plan.with_inputs(peak_rps=770), baseline) if each.name == "serve_ru"
     ]  # 10 % are allowed
-    (gone,) = [each for each in grown(again(plan, regions=2), agreed) if each.name == "serverless_cost"]
+    (gone,) = [each for each in growth(plan.with_inputs(regions=2), baseline) if each.name == "serverless_cost"]
     assert "is not possible: 2 regions" in gone.sentence
     (tmp_path / "bare.toml").write_text("users = 1\npeak_rps = 1\n")
-    with pytest.raises(PlanMisused, match="agrees on no figure"):
-        grown(plan, read(tmp_path / "bare.toml"))
+    with pytest.raises(PlanMisused, match="has no figure to check"):
+        growth(plan, read_baseline(tmp_path / "bare.toml"))

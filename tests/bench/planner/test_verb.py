@@ -2,9 +2,8 @@
 
 import asyncio
 import json
-import os
 import subprocess
-import sys
+from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,13 @@ import pytest
 
 from bench.loadgen.load import Load
 from bench.loadgen.schedule import constant
-from bench.planner.errors import PlanMisused
-from bench.planner.inputs import KNOWN
-from bench.planner.measured import from_report
+from bench.planner.inputs import KNOWN, PlanMisused, from_report
 from bench.planner.page import page
-from bench.planner.report import report_of
+from bench.planner.review import review
 from bench.report.report import Report, series
 from stores.prices import OURS, PricesUnreadable, load
-from tests.bench.test_page import Outline, opened
+from tests.support.command import hotplate
+from tests.support.page import Outline, opened
 from tests.support.paths import ROOT
 from tests.support.planning import a_plan
 from tests.support.service import a_list, publish_lists
@@ -29,17 +27,10 @@ LEAST = ("--users", "1000000", "--peak-rps", "500")
 
 
 def plan(*arguments: str | Path, **settings: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "hotplate", "plan", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env=os.environ | {"COLUMNS": "200", "TERM": "dumb"} | settings,
-    )
+    return hotplate("plan", *arguments, **settings)
 
 
-def told(*arguments: str | Path, **settings: str) -> dict[str, Any]:
+def planned(*arguments: str | Path, **settings: str) -> dict[str, Any]:
     done = plan(*arguments, "--json", **settings)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
@@ -76,7 +67,7 @@ def test_a_person_sees_figures_costs_assumptions_and_what_to_look_out_for() -> N
     assert "have_ru" not in done.stdout
 
 
-def test_the_reference_is_told_what_it_pays_for_nothing() -> None:
+def test_the_reference_shows_what_it_pays_for_nothing() -> None:
     done = plan(
         "--users", "6040", "--peak-rps", "180", "--list-length", "10", "--encoding", "json", "--have-ru", "11000",
         "--set", "publishing=in-place", "--set", "indexing=default", "--set", "indexed_terms=11",
@@ -90,7 +81,7 @@ def test_the_reference_is_told_what_it_pays_for_nothing() -> None:
 def test_one_figure_says_why() -> None:
     done = plan(*LEAST, "--why", "serve_ru")
     lines = done.stdout.splitlines()
-    assert lines[0] == "serve_ru: 800 RU/s = max(up(reads_ru, 100), least_ru)"
+    assert lines[0] == "serve_ru: 800 RU/s = max(round_up(reads_ru, 100), least_ru)"
     assert any(line.strip() == "peak_rps: 500 requests/s   [flag]" for line in lines)
     assert any("the file of charges" in line for line in lines)
     assert "there is no figure 'speed'" in plan(*LEAST, "--why", "speed").stderr
@@ -99,12 +90,12 @@ def test_one_figure_says_why() -> None:
 def test_a_flag_wins_over_the_environment_and_both_over_the_file(tmp_path: Path) -> None:
     file = tmp_path / "shop.toml"
     file.write_text("users = 1_000\npeak_rps = 10\nkept = 3\nprofile = [" + "1, " * 23 + "4]\n")
-    facts = told("--from", file, "--users", "2000", HOTPLATE_PLAN_PEAK_RPS="20")
+    facts = planned("--from", file, "--users", "2000", HOTPLATE_PLAN_PEAK_RPS="20")
     found, where = values(facts), sources(facts)
     assert (found["users"], found["peak_rps"], found["kept"]) == (2_000, 20, 3)
     assert (where["users"], where["kept"], where["months"]) == ("flag", "shop.toml", "assumed: today's load")
     assert found["profile"].startswith("1, 1, 1")
-    assert values(told(*LEAST, "--profile", "office"))["profile"].startswith("office: 0.05, 0.05")
+    assert values(planned(*LEAST, "--profile", "office"))["profile"].startswith("office: 0.05, 0.05")
     file.write_text("users = 1_000\npeak_rps = 10\nkepd = 3\n")
     done = plan("--from", file)
     assert done.returncode == 2
@@ -154,10 +145,10 @@ def test_a_saved_plan_is_checked_and_says_no_when_the_need_has_grown(tmp_path: P
     assert plan("--check", bare).returncode == 2
 
 
-def test_a_release_tells_its_own_sizes(tmp_path: Path) -> None:
+def test_a_release_gives_its_own_sizes(tmp_path: Path) -> None:
     lists = {f"user:{number:03}": a_list(*(f"i{number}-{place}" for place in range(20))) for number in range(50)}
     asyncio.run(publish_lists(tmp_path / "store", lists))
-    facts = told("--peak-rps", "100", "--from-release", f"file://{tmp_path / 'store'}")
+    facts = planned("--peak-rps", "100", "--from-release", f"file://{tmp_path / 'store'}")
     found = values(facts)
     assert found["users"] == 50
     assert found["encoding"] == "json"
@@ -166,9 +157,8 @@ def test_a_release_tells_its_own_sizes(tmp_path: Path) -> None:
     assert found["stored_bytes"] == found["list_bytes"]
     assert "measured: manifest of " in sources(facts)["list_bytes"]
     assert f"file://{tmp_path / 'store'}" in sources(facts)["users"]
-    assert (
-        values(told("--peak-rps", "1", "--users", "9", "--from-release", f"file://{tmp_path / 'store'}"))["users"] == 9
-    )
+    given = planned("--peak-rps", "1", "--users", "9", "--from-release", f"file://{tmp_path / 'store'}")
+    assert values(given)["users"] == 9
     empty = plan("--peak-rps", "1", "--from-release", f"file://{tmp_path / 'empty'}")
     assert empty.returncode == 1
     assert empty.stderr.count("\n") == 1
@@ -185,14 +175,14 @@ def measured_report(path: Path, **extra: object) -> Path:
 
 def test_a_report_takes_the_place_of_what_is_assumed_of_a_pod(tmp_path: Path) -> None:
     path = measured_report(tmp_path / "bench.json")
-    facts = told(*LEAST, "--from-report", path)
+    facts = planned(*LEAST, "--from-report", path)
     found = values(facts)
     assert found["pod_rps"] == pytest.approx(200)
     assert found["request_ms"] == pytest.approx(2, rel=0.05)
     assert found["pods_by_capacity"] == 5  # 500 / 200 / 0.6 = 4.2
     assert sources(facts)["pod_rps"].startswith("measured: bench.json, ")
-    assert values(told(*LEAST, "--from-report", path, "--set", "pod_rps=1000"))["pods_by_capacity"] == 1
-    assert values(told(*LEAST, "--from-report", path, "--p99-ms", "5"))["pod_rps"] == pytest.approx(200)
+    assert values(planned(*LEAST, "--from-report", path, "--set", "pod_rps=1000"))["pods_by_capacity"] == 1
+    assert values(planned(*LEAST, "--from-report", path, "--p99-ms", "5"))["pod_rps"] == pytest.approx(200)
     refused = plan(*LEAST, "--from-report", path, "--p99-ms", "1")
     assert refused.returncode == 2
     assert "kept a p99 of 1 ms" in refused.stderr
@@ -214,7 +204,7 @@ def test_of_a_search_the_highest_rate_inside_the_objective_counts(tmp_path: Path
 
 def test_whatever_a_report_measured_by_name_is_taken(tmp_path: Path) -> None:
     path = measured_report(tmp_path / "bench.json", measured={"read_ru": 1.3, "write_ru": 6.5})
-    facts = told(*LEAST, "--from-report", path)
+    facts = planned(*LEAST, "--from-report", path)
     assert values(facts)["mean_read_ru"] == pytest.approx(1.3)
     assert values(facts)["list_write_ru"] == 6.5
     assert sources(facts)["read_ru"].startswith("measured: ")
@@ -222,26 +212,26 @@ def test_whatever_a_report_measured_by_name_is_taken(tmp_path: Path) -> None:
         from_report(measured_report(tmp_path / "other.json", measured={"speed": 1}))
 
 
-def test_a_report_that_cannot_be_believed_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_report_is_refused(tmp_path: Path) -> None:
     path = measured_report(tmp_path / "bench.json")
     facts = json.loads(path.read_text())
     for change, sentence in (
         ({"valid": False}, "invalid; measure again"),
         ({"interrupted": True}, "was stopped"),
         ({"format": 99}, "format 99"),
-        ({"series": 3}, "is no report"),
-        ({"machine": None}, "is no report"),
+        ({"series": 3}, "is not a report"),
+        ({"machine": None}, "is not a report"),
         ({"kind": "ru"}, "nothing that a plan can use"),
     ):
         path.write_text(json.dumps(facts | change))
         with pytest.raises(PlanMisused, match=sentence):
             from_report(path)
     path.write_text("{")
-    with pytest.raises(PlanMisused, match="is no report"):
+    with pytest.raises(PlanMisused, match="is not a report"):
         from_report(path)
 
 
-def test_a_comparison_of_stores_tells_what_a_request_costs_the_service(tmp_path: Path) -> None:
+def test_a_comparison_of_stores_gives_what_a_request_costs_the_service(tmp_path: Path) -> None:
     path = measured_report(tmp_path / "stores.json")
     facts = json.loads(path.read_text()) | {"kind": "stores"}
     rounds = [{"service_cpu_us": 40.0}, {"service_cpu_us": 44.0}]
@@ -261,8 +251,8 @@ def test_prices_are_replaced_by_a_file_and_each_has_a_source(tmp_path: Path) -> 
     assert ours.ru_hours(400, autoscale=True, regions=2) == pytest.approx(0.032 * 1.5 * 2)
     yours = tmp_path / "yours.toml"
     yours.write_text(OURS.read_text().replace("usd = 0.008", "usd = 0.016"))
-    facts = told(*LEAST, "--prices", yours)
-    doubled, before = values(facts), values(told(*LEAST))
+    facts = planned(*LEAST, "--prices", yours)
+    doubled, before = values(facts), values(planned(*LEAST))
     assert doubled["manual_ru_cost"] == pytest.approx(2 * before["manual_ru_cost"])
     assert facts["prices_file"] == "yours.toml"
 
@@ -273,7 +263,7 @@ def test_prices_are_replaced_by_a_file_and_each_has_a_source(tmp_path: Path) -> 
         ("usd = 0.008", 'usd = "much"', "could not convert"),
         ("usd = 0.008", "usd = -1", "0 or more"),
         ("[ru_hour]", "[ru_day]", "ru_hour is missing"),
-        ('standing = "listed"', 'standing = "sure"', "standing of"),
+        ('basis = "listed"', 'basis = "sure"', "basis of"),
         ('date = "2022-03-31"', 'date = ""', "needs a date and a source"),
         ("gb = 0.5", "gb = 0", "more than 0 GB"),
         ("gets_s = 224_000", "", "gets_s is missing"),
@@ -305,7 +295,7 @@ def test_the_page_holds_all_that_it_needs_and_asks_nobody(tmp_path: Path) -> Non
 
 
 def test_what_comes_in_is_text_on_the_page(tmp_path: Path) -> None:
-    made = report_of(a_plan(), tmp_path / "<script>alert(1)")
+    made = review(a_plan(), tmp_path / "<script>alert(1)")
     assert "<script>" not in page(made)
     assert "&lt;script&gt;" in page(made)
 
@@ -323,13 +313,18 @@ def test_the_guides_example_is_what_the_command_prints(tmp_path: Path) -> None:
 
 
 def test_the_guides_reference_is_what_the_command_prints() -> None:
-    told = GUIDE.partition("    hotplate plan --users 6040 ")[2].partition("\n\n")[0].replace("\\\n", "")
-    done = plan("--users", "6040", *told.split())
+    command = GUIDE.partition("    hotplate plan --users 6040 ")[2].partition("\n\n")[0].replace("\\\n", "")
+    done = plan("--users", "6040", *command.split())
     assert done.returncode == 0, done.stderr
     today = done.stdout.partition("\n\n")[0]
     assert "over_cost" in today
     assert [line for line in today.splitlines() if f"    {line.rstrip()}\n" not in GUIDE] == []
 
 
-def test_the_guide_names_every_input() -> None:
-    assert [name for name in KNOWN if f"| `{name}` |" not in GUIDE] == []
+def test_the_guide_names_every_input_with_its_default_and_its_reason() -> None:
+    for known in KNOWN.values():
+        declared = known.metadata
+        default = {MISSING: "required", None: ""}.get(known.default, known.default)
+        shown = f"{default:g}" if isinstance(default, float) else default
+        row = f"| `{known.name}` | {shown} | {declared['unit']} {declared['description']}".replace("|  ", "| ")
+        assert f"{row} | {declared['reason']} |".replace("|  |", "| |") in GUIDE

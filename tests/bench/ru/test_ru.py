@@ -15,18 +15,14 @@ from bench.loadgen.generator import Generator, LoadConnection
 from bench.loadgen.keys import InTurn, Keys, Zipf
 from bench.loadgen.load import Load
 from bench.loadgen.result import Result
-from bench.planner.caching import che
+from bench.planner.demand import cache_hits
 from bench.report.page import page
 from bench.ru import scenarios
-from bench.ru.cost import cost
-from bench.ru.effects import unmeasured
-from bench.ru.ground import Ground
-from bench.ru.items import Items, fullest, partition_of
-from bench.ru.levels import Level
-from bench.ru.lines import effect_rows, level_rows, notes
-from bench.ru.requests import Drawn, Maker, Missed, Mixed, cached
-from bench.ru.sweep import Asked, Swept, course, report
-from bench.ru.trials import CHARGE, RU, Trial, highest, hopeless, judge, limit, weigh
+from bench.ru.options import SweepOptions
+from bench.ru.report import RU, Effect, Level, SweepResult, Trial, effect_row, highest, level_row, notes
+from bench.ru.run import CHARGE, assess, classify, cost, limit, machine_bound, plan
+from bench.ru.sandbox import AccountSandbox, Items, fullest_share, partition_of
+from bench.ru.scenarios import CacheMisses, KeyedRequests, MixedRequests, SignedRequests, simulate_cache
 from stores.cosmos.charges import load
 from stores.cosmos.url import parse as parse_url
 from stores.prices import load as load_prices
@@ -51,17 +47,17 @@ def test_ids_take_turns_over_the_partitions_that_the_service_puts_them_in() -> N
     found = [direct.container.partitions.of(direct.container.definition.effective(name)).id for name in ids]
     assert found == ["0", "1"] * 20
     assert [partition_of(name, 2) for name in ids] == [0, 1] * 20
-    assert fullest([*ids, *ids[::2]], 2) == pytest.approx(40 / 60)
+    assert fullest_share([*ids, *ids[::2]], 2) == pytest.approx(40 / 60)
 
 
 def test_requests_are_good_for_the_account_that_they_are_made_for() -> None:
     now = 1_000_000_000.5
     direct = Direct(lambda: now)
     items = Items(1, 2, 1)
-    maker = Maker(replace(ADDRESS, database="d"), clock=lambda: now)
-    for request in maker.upserts("c", items).values():
+    requests = SignedRequests(replace(ADDRESS, database="d"), clock=lambda: now)
+    for request in requests.upserts("c", items).values():
         assert sent(direct, request) == 201
-    for request in maker.reads("c", items, "Eventual").values():
+    for request in requests.reads("c", items, "Eventual").values():
         assert sent(direct, request) == 200
 
 
@@ -75,21 +71,23 @@ def sent(direct: Direct, request: bytes) -> int:
 
 def test_an_account_without_a_key_is_refused() -> None:
     with pytest.raises(BenchMisused, match="needs the key of cosmos://a/b"):
-        Maker(parse_url("cosmos://a/b", {})).must_have_a_key()
+        SignedRequests(parse_url("cosmos://a/b", {})).require_key()
 
 
 def test_a_cache_lets_through_what_it_does_not_hold() -> None:
     ids = ("a", "b", "c")
-    hits = [hit for _, hit in itertools.islice(cached(itertools.cycle(ids), 3), 9)]
+    hits = [hit for _, hit in itertools.islice(simulate_cache(itertools.cycle(ids), 3), 9)]
     assert hits == [True] * 9
-    assert not any(hit for _, hit in itertools.islice(cached(itertools.cycle(ids), 2), 9))
+    assert not any(hit for _, hit in itertools.islice(simulate_cache(itertools.cycle(ids), 2), 9))
     keys = Keys([str(n) for n in range(500)], Zipf(0.99))
-    found = Missed(Drawn({}, keys), 50).hit_rate(100_000)
-    assert found == pytest.approx(che(500, 0.99, 50).hit_rate, abs=0.01)
+    found = CacheMisses(KeyedRequests({}, keys), 50).hit_rate(100_000)
+    assert found == pytest.approx(cache_hits(500, 0.99, 50).hit_rate, abs=0.01)
 
 
 def test_writes_are_among_the_reads_at_their_share() -> None:
-    mixed = Mixed(Drawn({"a": b"read"}, Keys(["a"], InTurn())), Drawn({"b": b"write"}, Keys(["b"], InTurn())), 0.2)
+    mixed = MixedRequests(
+        KeyedRequests({"a": b"read"}, Keys(["a"], InTurn())), KeyedRequests({"b": b"write"}, Keys(["b"], InTurn())), 0.2
+    )
     made = list(itertools.islice(mixed.rendered("", {}), 1000))
     assert made.count(b"write") == pytest.approx(200, abs=1)
     assert b"write" not in made[:4]
@@ -98,7 +96,7 @@ def test_writes_are_among_the_reads_at_their_share() -> None:
 def limited(rate: float, ru: float, charge_ru: float, delay_s: float = 0.001) -> Result:
     """Offer a rate to one partition's budget, in virtual time."""
     budget = Budget(ru)
-    load_ = Load(url="http://h", paths=["/"], rate=rate, duration_s=2, connections=500, check=judge, tally=CHARGE)
+    load_ = Load(url="http://h", paths=["/"], rate=rate, duration_s=2, connections=500, check=classify, tally=CHARGE)
 
     class Limited(SimulatedTransport):
         def write(self, data: object) -> None:
@@ -126,7 +124,7 @@ def limited(rate: float, ru: float, charge_ru: float, delay_s: float = 0.001) ->
 
 
 def tried(rate: float, ru: float, charge_ru: float, delay_s: float = 0.001) -> Trial:
-    return weigh(rate, rate, limited(rate, ru, charge_ru, delay_s), OBJECTIVE, 0.0)
+    return assess(rate, rate, limited(rate, ru, charge_ru, delay_s), OBJECTIVE, 0.0)
 
 
 @pytest.mark.parametrize("charge_ru", [1.0, 4.76])
@@ -139,7 +137,7 @@ def test_the_search_ends_where_the_request_units_do(charge_ru: float) -> None:
     assert best.spent_ru == pytest.approx(400, rel=0.05)
     assert best.charge_ru == pytest.approx(charge_ru)
     assert limit(found, OBJECTIVE) == RU
-    assert not hopeless(found, arithmetic, OBJECTIVE)
+    assert not machine_bound(found, arithmetic, OBJECTIVE)
 
 
 def test_429s_are_counted_each_and_not_as_errors() -> None:
@@ -147,45 +145,48 @@ def test_429s_are_counted_each_and_not_as_errors() -> None:
     assert trial.throttled == pytest.approx(0.5, abs=0.01)
     assert trial.failed == pytest.approx(0, abs=1e-9)
     assert trial.ok_rate == pytest.approx(400, rel=0.01)
-    assert trial.broken == ("50.00% of the requests were throttled, bound 1.00%",)
+    assert trial.violations == ("50.00% of the requests were throttled, bound 1.00%",)
 
 
 def test_a_machine_that_cannot_spend_a_level_is_told_from_one_that_has_spent_it() -> None:
     slow = tried(240, 400, 1.0, delay_s=0.06)
     assert not slow.inside
-    assert hopeless([slow], 400, OBJECTIVE)
+    assert machine_bound([slow], 400, OBJECTIVE)
     assert limit([slow], OBJECTIVE) == "p99 60 ms, bound 50 ms"
-    busy = weigh(240, 240, limited(240, 400, 1.0), OBJECTIVE, 1.0)
+    busy = assess(240, 240, limited(240, 400, 1.0), OBJECTIVE, 1.0)
     assert busy.unclear
-    assert not hopeless([busy], 400, OBJECTIVE)
-    assert hopeless([busy] * 3, 400, OBJECTIVE)
+    assert not machine_bound([busy], 400, OBJECTIVE)
+    assert machine_bound([busy] * 3, 400, OBJECTIVE)
     assert limit([busy] * 3, OBJECTIVE) == "the emulator had no CPU to spare for 1 s"
     assert limit([replace(slow, stopped=True)], OBJECTIVE) == "it was stopped"
 
 
-def test_what_goes_over_the_wire_is_turned_back_into_what_users_asked() -> None:
+def test_what_goes_over_the_wire_is_turned_back_into_what_users_requested() -> None:
     result = limited(100, 400, 1.0)
-    trial = weigh(200, 100, result, OBJECTIVE, 0.0)
+    trial = assess(200, 100, result, OBJECTIVE, 0.0)
     assert trial.ok_rate == pytest.approx(200)
     assert trial.spent_ru == pytest.approx(100)
 
 
-def field(parts: int = 2, ru: int = 1_000) -> scenarios.Field:
-    return scenarios.Field(Ground(ADDRESS, own=False), Maker(ADDRESS), load(), "c", Items(1, 60, parts), ru)
+def setup(parts: int = 2, ru: int = 1_000) -> scenarios.Setup:
+    account = AccountSandbox(ADDRESS, own=False)
+    return scenarios.Setup(account, SignedRequests(ADDRESS), load(), "c", Items(1, 60, parts), ru)
 
 
-def test_scenarios_expect_what_the_planner_foretells() -> None:
-    there = field()
-    assert scenarios.strong(there).expected == pytest.approx(1_000 / 2)
-    large = scenarios.steady(there, Items(64, 10, 2), "large", ru=1_000)
+def test_scenarios_expect_what_the_planner_predicts() -> None:
+    there = setup()
+    assert scenarios.steady(there, there.items, "strong", consistency=scenarios.STRONG).expected == pytest.approx(
+        1_000 / 2
+    )
+    large = scenarios.steady(there, Items(64, 10, 2), "large")
     assert large.expected == pytest.approx(1_000 / 4.76)
     assert scenarios.one_hot_key(there).expected == pytest.approx(500 / (0.3 + 0.7 / 2))
-    assert scenarios.one_hot_key(field(parts=1)).expected == pytest.approx(1_000)
+    assert scenarios.one_hot_key(setup(parts=1)).expected == pytest.approx(1_000)
     publish = scenarios.published_in_place(there)
     assert publish.expected == pytest.approx(1_000 - 200)
     offered = publish.offer(800.0)
     assert offered.wire_rate == pytest.approx(820)
-    passed = 1 - che(60, 0.99, 6).hit_rate
+    passed = 1 - cache_hits(60, 0.99, 6).hit_rate
     assert scenarios.cached(there).expected == pytest.approx(1_000 / passed, rel=0.1)
     assert scenarios.zipf(there).expected <= 1_000
 
@@ -195,33 +196,35 @@ def test_autoscale_takes_steps_of_a_thousand() -> None:
 
 
 def test_the_cost_is_that_of_each_hour_that_is_touched() -> None:
-    way = course(Asked(levels="400,1k,11k", account="cosmos+http://127.0.0.1:8081/bench"))
-    made = cost(way, 2, load_prices(), now=3600 * 100.0)
+    planned = plan(SweepOptions(levels="400,1k,11k", account="cosmos+http://127.0.0.1:8081/bench"))
+    made = cost(planned, 2, load_prices(), now=3600 * 100.0)
     took_s = (3 * 11 + 10 * 6) * 8
     assert (made.hours, made.minutes) == (1, -(-took_s // 60))
     assert (made.manual_ru, made.autoscale_ru) == (11_400, 1_000)
     assert made.usd == pytest.approx((114 + 10 * 1.5) * 0.008 * 2)
-    late = cost(way, 2, load_prices(), now=3600 * 100.0 - 10)
+    late = cost(planned, 2, load_prices(), now=3600 * 100.0 - 10)
     assert late.usd == pytest.approx(2 * made.usd)
-    bare = cost(course(Asked(levels="400", effects=False, account="cosmos+http://h:1/d")), 1, load_prices(), now=0.0)
+    bare = cost(
+        plan(SweepOptions(levels="400", effects=False, account="cosmos+http://h:1/d")), 1, load_prices(), now=0.0
+    )
     assert bare.usd == pytest.approx(4 * 0.008)
-    assert "touches 1" in " ".join(bare.told)
+    assert "touches 1" in " ".join(bare.lines)
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("options", "sentence"),
     [
-        (Asked(levels="450"), "steps of 100"),
-        (Asked(levels="100"), "400 RU/s or more"),
-        (Asked(levels="many"), "not a rate"),
-        (Asked(slo="p99=50ms"), "throttled"),
-        (Asked(duration="1.5s"), "whole seconds"),
-        (Asked(connections=0), "--connections"),
+        (SweepOptions(levels="450"), "steps of 100"),
+        (SweepOptions(levels="100"), "400 RU/s or more"),
+        (SweepOptions(levels="many"), "not a rate"),
+        (SweepOptions(slo="p99=50ms"), "throttled"),
+        (SweepOptions(duration="1.5s"), "whole seconds"),
+        (SweepOptions(connections=0), "--connections"),
     ],
 )
-def test_what_makes_no_sense_is_refused(asked: Asked, said: str) -> None:
-    with pytest.raises(BenchMisused, match=said):
-        course(asked)
+def test_what_makes_no_sense_is_refused(options: SweepOptions, sentence: str) -> None:
+    with pytest.raises(BenchMisused, match=sentence):
+        plan(options)
 
 
 def a_level(ru: int = 400, *skipped: str) -> Level:
@@ -229,33 +232,34 @@ def a_level(ru: int = 400, *skipped: str) -> Level:
     return Level(ru, Items(1, 10, 1), 1.0, found, limit(found, OBJECTIVE), skipped)
 
 
-def test_a_level_is_told_with_its_label_and_what_was_skipped() -> None:
-    asked = Asked(levels="400")
-    made = report(asked, course(asked), [a_level(400, "reads of 1 KB: p99 70 ms, bound 50 ms")], [], interrupted=False)
-    assert Swept(made).believable
-    found = made.extra["ru"]
+def swept(*levels: Level, interrupted: bool = False) -> SweepResult:
+    return plan(SweepOptions(levels="400")).result(levels, (), interrupted=interrupted)
+
+
+def test_a_level_is_reported_with_its_label_and_what_was_skipped() -> None:
+    made = swept(a_level(400, "reads of 1 KB: p99 70 ms, bound 50 ms"))
+    assert made.valid
+    found = made.report.extra["ru"]
     assert found["label"] == "model's self-check: local emulator, not Azure"
-    (row,) = level_rows(found["levels"])
+    row = level_row(found["levels"][0])
     assert row[:7] == ("400", "1 KB", "1.00 RU", "397.5/s", "400.0/s", "-0.6%", "99.4%")
     assert notes(found["levels"]) == ["400 RU/s takes larger items, as reads of 1 KB: p99 70 ms, bound 50 ms"]
-    text = page(made)
+    text = page(made.report)
     assert text.count("local emulator, not Azure") >= 3
     assert "The knee at 400 RU/s" in text
     assert "nothing of Azure" in text
 
 
 def test_a_level_that_was_not_spent_is_no_success() -> None:
-    asked = Asked(levels="400")
     slow = tried(240, 400, 1.0, delay_s=0.06)
-    short = Level(400, Items(1, 10, 1), 1.0, (slow,), limit([slow], OBJECTIVE), ())
-    made = report(asked, course(asked), [short], [], interrupted=False)
-    assert not Swept(made).believable
-    (row,) = level_rows(made.extra["ru"]["levels"])
+    made = swept(Level(400, Items(1, 10, 1), 1.0, (slow,), limit([slow], OBJECTIVE), ()))
+    assert not made.valid
+    row = level_row(made.report.extra["ru"]["levels"][0])
     assert row[3:6] == ("-", "400.0/s", "-")
-    assert "400 RU/s was not spent" in page(made)
-    assert not Swept(report(asked, course(asked), [a_level()], [], interrupted=True)).believable
+    assert "400 RU/s was not spent" in page(made.report)
+    assert not swept(a_level(), interrupted=True).valid
 
 
 def test_an_effect_that_could_not_be_measured_says_why() -> None:
-    (row,) = effect_rows([unmeasured("strong consistency", "refused with 400").to_json()])
+    row = effect_row(Effect("strong consistency", "", 0.0, None, None, "refused with 400").to_json())
     assert row[:2] == ("strong consistency", "not measured: refused with 400")

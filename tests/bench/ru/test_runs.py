@@ -1,6 +1,7 @@
-"""The sweep for real: against an emulator of its own, and against one that stands for an account, left as it was."""
+"""The sweep against emulators as processes: one of its own, and one that stands for an account left as it was."""
 
 import asyncio
+import io
 import json
 import os
 import re
@@ -14,13 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from bench.ru.ground import PREFIX, Spent, grounded
+from bench.ru.sandbox import PREFIX, ChargeCounter, sandbox
 from stores.cosmos.rest.driver import RestDriver
 from stores.cosmos.throughput import Throughput
 from stores.cosmos.url import parse
+from tests.support.command import hotplate
 from tests.support.cosmos_server import Emulator, emulator
 
 pytestmark = pytest.mark.timeout(300)
+soak = pytest.mark.soak
 
 SHORT = ("--levels", "400", "--no-effects", "--duration", "1s")
 
@@ -31,7 +34,7 @@ def account() -> Iterator[Emulator]:
     with emulator() as made:
 
         async def fill() -> None:
-            driver = RestDriver(parse(url_of(made), {}), Spent())
+            driver = RestDriver(parse(url_of(made), {}), ChargeCounter())
             await driver.create_database()
             await driver.create_container("theirs", Throughput(400))
             await driver.upsert("theirs", {"id": "a"})
@@ -46,7 +49,7 @@ def url_of(account: Emulator) -> str:
 
 
 def containers(account: Emulator) -> set[tuple[str, str, str]]:
-    """Tell of all containers: RU spent, 429s and RU/s, by partition."""
+    """Return of all containers RU spent, 429s and RU/s, by partition."""
     with urllib.request.urlopen(account.endpoint + "__emulation/metrics") as answer:
         text = answer.read().decode()
     found = re.findall(r'emulator_partition_(\w+)\{container="db/([^"]+)",partition="\d+"\} (\S+)', text)
@@ -57,13 +60,14 @@ def bench_ru(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "hotplate", "bench", "ru", *map(str, arguments)]
 
 
-def run(*arguments: str | Path, said: str = "") -> subprocess.CompletedProcess[str]:
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        bench_ru(*arguments), input=said, capture_output=True, text=True, timeout=280, check=False,
+        bench_ru(*arguments), capture_output=True, text=True, timeout=280, check=False,
         env=os.environ | {"COLUMNS": "200", "TERM": "dumb"},
     )  # fmt: skip
 
 
+@soak
 def test_by_default_it_measures_an_emulator_of_its_own_and_says_so(tmp_path: Path) -> None:
     done = run(*SHORT, "--out", tmp_path / "found")
     assert done.returncode in {0, 1}, done.stderr  # 1 where the machine was too busy to spend the level
@@ -77,6 +81,7 @@ def test_by_default_it_measures_an_emulator_of_its_own_and_says_so(tmp_path: Pat
     assert "local emulator, not Azure" in (tmp_path / "found.html").read_text()
 
 
+@soak
 def test_an_account_is_left_as_it_was(account: Emulator, tmp_path: Path) -> None:
     before = containers(account)
     done = run("--account", url_of(account), "--yes", *SHORT, "--json", "--out", tmp_path / "found")
@@ -85,10 +90,12 @@ def test_an_account_is_left_as_it_was(account: Emulator, tmp_path: Path) -> None
     assert containers(account) == before
 
 
-def test_without_a_yes_nothing_is_made(account: Emulator, tmp_path: Path) -> None:
+def test_without_a_yes_nothing_is_made(account: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = containers(account)
-    for said, code in (("n\n", 1), ("", 2)):
-        done = run("--account", url_of(account), *SHORT, "--out", tmp_path / "found", said=said)
+    for answer, code in (("n\n", 1), ("", 2)):
+        arguments = ("--account", url_of(account), *SHORT, "--out", tmp_path / "found")
+        monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
+        done = hotplate("bench", "ru", *arguments)
         assert done.returncode == code
         assert "USD" in done.stderr
         assert "othing was made" in done.stderr
@@ -96,6 +103,7 @@ def test_without_a_yes_nothing_is_made(account: Emulator, tmp_path: Path) -> Non
     assert not (tmp_path / "found.json").exists()
 
 
+@soak
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_leaves_a_report_and_nothing_else(account: Emulator, tmp_path: Path, number: signal.Signals) -> None:
     before = containers(account)
@@ -121,8 +129,8 @@ def test_what_is_made_is_dropped_after_an_error(account: Emulator) -> None:
         pass
 
     def fail() -> None:
-        with grounded(parse(url_of(account), {})) as ground:
-            ground.make(Throughput(400))
+        with sandbox(parse(url_of(account), {})) as opened:
+            opened.create(Throughput(400))
             assert containers(account) != before
             raise OddError
 
@@ -131,13 +139,14 @@ def test_what_is_made_is_dropped_after_an_error(account: Emulator) -> None:
     assert containers(account) == before
 
 
+@soak
 def test_it_speaks_https_to_an_account_whose_certificate_is_good(tmp_path: Path) -> None:
     certificate = tmp_path / "account.pem"
     with emulator("--tls", "--certificate", str(certificate)) as account:
         at = parse(f"{url_of(account)}?ca={certificate}", {})
 
         async def make() -> None:
-            driver = RestDriver(at, Spent())
+            driver = RestDriver(at, ChargeCounter())
             await driver.create_database()
             await driver.close()
 
@@ -150,11 +159,12 @@ def test_it_speaks_https_to_an_account_whose_certificate_is_good(tmp_path: Path)
 
 def test_a_database_that_is_not_there_is_not_made(account: Emulator, tmp_path: Path) -> None:
     elsewhere = url_of(account).removesuffix("db") + "nowhere"
-    done = run("--account", elsewhere, "--yes", *SHORT, "--out", tmp_path / "found")
+    done = hotplate("bench", "ru", "--account", elsewhere, "--yes", *SHORT, "--out", tmp_path / "found")
     assert done.returncode == 1
     assert "no such database" in done.stderr
 
 
+@soak
 def test_where_reads_are_too_slow_to_spend_a_level_dearer_ones_are_taken(account: Emulator, tmp_path: Path) -> None:
     slow = json.dumps([{"kind": "slow", "delay_ms": 20, "operation": "read item"}]).encode()
     urllib.request.urlopen(

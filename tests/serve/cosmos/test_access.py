@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 from azure.core.credentials import AccessToken
 
+import hotplate
 from serve.exposition import Exposition
 from serve.metrics import Metrics
 from serve.reader import TieredReader
@@ -30,7 +31,7 @@ from tests.support.cosmos_server import emulator
 from tests.support.loaded_service import WAIT_S, lists, reading, under_load, until, until_read
 from tests.support.paths import ROOT
 from tests.support.proxy import through
-from tests.support.service import publish_to, serving
+from tests.support.service import publish_to
 from tests.support.soak import scaled
 
 TIER = "cosmos+http"
@@ -69,18 +70,16 @@ def one_that_refuses(why: str, folder: Path) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("why", SENTENCES)
-def test_a_service_that_never_saw_a_release_answers_503_with_the_reason(tmp_path: Path, why: str) -> None:
-    with ExitStack() as stack:
-        port = stack.enter_context(one_that_refuses(why, tmp_path))
-        service = stack.enter_context(serving(tmp_path, "--store", f"{TIER}://127.0.0.1:{port}/db"))
-        answer = service.get("/v1/recommendations/1")
-        assert answer.status == 503
-        assert SENTENCES[why] in answer.json["detail"]
-        assert service.get("/readyz").status == 503
-        logged = service.log.read_text()
-        assert logged.count('"level":"warning"') == 1
-        for secret in (EMULATORS_KEY, WRONG):
-            assert secret not in logged + answer.body.decode()
+async def test_where_no_release_was_ever_read_nothing_is_ready_and_the_error_says_why(
+    tmp_path: Path, why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with one_that_refuses(why, tmp_path) as port, pytest.raises(hotplate.NotReady) as caught:
+        async with hotplate.open(f"{TIER}://127.0.0.1:{port}/db", timeout_s=0.7):  # it is tried several times
+            raise AssertionError("it cannot be read")
+    assert SENTENCES[why] in str(caught.value)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    for secret in (EMULATORS_KEY, WRONG):
+        assert secret not in caplog.text + str(caught.value)
 
 
 @pytest.mark.parametrize("why", SENTENCES)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from offline.foreseeing import FORETOLD
-from offline.lists import Lists, ListSettings
+from offline.lists import ListSettings, ModelLists
 from offline.model import load as load_model
 from offline.pipeline import TrainSettings, train
 from offline.train.als import ALSParams
@@ -169,7 +169,7 @@ def test_publishing_online_retail_at_1000_request_units_a_second_takes_what_was_
     )  # fmt: skip
     train(settings, tmp_path / "model")
     model = load_model(tmp_path / "model")
-    lists = Lists(model, ListSettings())
+    lists = ModelLists(model, ListSettings())
 
     async def compressed() -> list[Sequence[Row]]:
         async def batches() -> AsyncIterator[list[Row]]:
@@ -178,7 +178,7 @@ def test_publishing_online_retail_at_1000_request_units_a_second_takes_what_was_
 
         return [batch async for batch in (await compress(batches(), lists.plan())).batches]
 
-    made = Made(asyncio.run(compressed()), Lists(model, ListSettings()).about())
+    made = Made(asyncio.run(compressed()), ModelLists(model, ListSettings()).about())
     found, spent_ru, seconds = held(made, 0.0, ru=2000, max_ru=1000)
     assert found.rows > 7000
     assert found.total_ru == pytest.approx(spent_ru, abs=0.005)

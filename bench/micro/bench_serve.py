@@ -1,0 +1,79 @@
+"""What one request costs the service apart from HTTP: the read, the rendering of its response, and a library's call.
+
+A round serves 1,000 users: its time in µs is the ns of one request.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp.test_utils import make_mocked_request
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from bench.lists import Shape, key_of
+from bench.micro.publishing import publish_to
+from bench.micro.rounds import path_of
+from serve.handlers import Handlers
+from serve.reader import Lists, open_lists
+from stores.keys import USER
+
+COUNT = 1_000
+LIST_LENGTH = 20
+USERS = [key_of(user).removeprefix(USER) for user in range(COUNT)]
+
+
+@pytest.fixture(scope="module")
+def drawn() -> list[bytes]:
+    """Draw lists as a model gives them."""
+    return Shape(1, LIST_LENGTH).drawn()
+
+
+@pytest.fixture
+def runner() -> Iterator[asyncio.Runner]:
+    """Give the loop that the lists are opened on."""
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@pytest.fixture(params=["json", "zstd"])
+def lists(
+    request: pytest.FixtureRequest, tmp_path: Path, drawn: list[bytes], runner: asyncio.Runner
+) -> Iterator[Lists]:
+    """Open a small release in files, in either encoding."""
+    url = f"file://{tmp_path}"
+    publish_to(url, Shape(COUNT, LIST_LENGTH), drawn, request.param)
+    opened = open_lists(url)
+    runner.run(opened.__aenter__())
+    yield opened
+    runner.run(opened.__aexit__(None, None, None))
+
+
+def for_each_user(
+    benchmark: BenchmarkFixture, runner: asyncio.Runner, work: Callable[[str], Coroutine[Any, Any, object]]
+) -> None:
+    """Benchmark *work* on one user after the other."""
+    benchmark.extra_info |= {"count": COUNT, "each": "request"}
+
+    async def serve_all() -> None:
+        for user in USERS:
+            await work(user)
+
+    benchmark(lambda: runner.run(serve_all()))
+
+
+def bench_lookup(benchmark: BenchmarkFixture, runner: asyncio.Runner, lists: Lists) -> None:
+    """A user's list out of files, decompressed."""
+    for_each_user(benchmark, runner, lists.reader.personal)
+
+
+def bench_render(benchmark: BenchmarkFixture, runner: asyncio.Runner, lists: Lists) -> None:
+    """The lookup, and the response with the first 10 items; neither parsing nor sending."""
+    handlers, request = Handlers(lists.reader), make_mocked_request("GET", path_of(0))
+    for_each_user(benchmark, runner, lambda user: handlers.recommend(request, user, "n=10"))
+
+
+def bench_library(benchmark: BenchmarkFixture, runner: asyncio.Runner, lists: Lists) -> None:
+    """The lookup as a library gives it: the first 10 items as objects."""
+    for_each_user(benchmark, runner, lambda user: lists.personal(user, n=10))

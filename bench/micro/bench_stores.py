@@ -1,0 +1,207 @@
+"""What a list costs on its way into a store and out of it, and what the catalogue and the batcher cost.
+
+A round works on 1,000 lists or keys, unless its docstring says otherwise: its time in µs is the ns of one of them.
+BENCH_USERS sets how many users the release has that is read.
+"""
+
+import asyncio
+import os
+import random
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import cast
+
+import numpy as np
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from bench.lists import ITEMS, Shape, key_of
+from bench.micro.publishing import publish_to
+from stores import catalogue as steps
+from stores.catalogue import Catalogue, ReleaseId, ReleaseRef
+from stores.compression import Compressor, Decompressor, train
+from stores.encoding import ItemEncoder, cut, decode
+from stores.lmdb_store import LmdbStore
+from stores.redis.batcher import Batcher
+from stores.redis.keys import Keys
+from stores.store import Row
+
+COUNT = 1_000
+LIST_LENGTH, SERVED = 20, 10
+USERS = int(os.environ.get("BENCH_USERS", "100000"))
+ROUNDS = 200
+CALLERS = 64
+
+
+@pytest.fixture(scope="module")
+def drawn() -> list[bytes]:
+    """Draw lists as a model gives them."""
+    return Shape(1, LIST_LENGTH).drawn()
+
+
+@pytest.fixture(scope="module")
+def lists(drawn: list[bytes]) -> list[bytes]:
+    """Take those of one round."""
+    return drawn[:COUNT]
+
+
+@pytest.fixture(scope="module")
+def dictionary(drawn: list[bytes]) -> bytes:
+    """Train on all of them."""
+    return train(drawn)
+
+
+def for_each(benchmark: BenchmarkFixture, work: Callable[[bytes], object], values: Sequence[bytes]) -> None:
+    """Benchmark *work* on each of *values*, one by one."""
+    benchmark.extra_info |= {"count": len(values), "each": "list"}
+
+    def work_on_all() -> None:
+        for value in values:
+            work(value)
+
+    benchmark(work_on_all)
+
+
+def bench_encode(benchmark: BenchmarkFixture) -> None:
+    """20 items, without titles, to JSON."""
+    encoder = ItemEncoder([str(1000 + item) for item in range(ITEMS)], [None] * ITEMS)
+    picked = np.random.default_rng(0).integers(ITEMS, size=(COUNT, LIST_LENGTH)).tolist()
+    scores = [round(0.9999 - place / 100, 4) for place in range(LIST_LENGTH)]
+    benchmark.extra_info |= {"count": COUNT, "each": "list"}
+
+    def encode_all() -> None:
+        for items in picked:
+            encoder.encode(items, scores)
+
+    benchmark(encode_all)
+
+
+def bench_cut(benchmark: BenchmarkFixture, lists: list[bytes]) -> None:
+    """The first 10 of 20 items."""
+    for_each(benchmark, lambda value: cut(value, SERVED), lists)
+
+
+def bench_decode(benchmark: BenchmarkFixture, lists: list[bytes]) -> None:
+    """JSON to objects."""
+    for_each(benchmark, decode, lists)
+
+
+def bench_compress(benchmark: BenchmarkFixture, lists: list[bytes], dictionary: bytes) -> None:
+    """JSON to zstd, a row at a time."""
+    compressor = Compressor(dictionary)
+    for_each(benchmark, lambda value: compressor.rows([Row("user:1", value)]), lists)
+
+
+def bench_decompress(benchmark: BenchmarkFixture, lists: list[bytes], dictionary: bytes) -> None:
+    """Back from zstd to JSON."""
+    packed = [row.value for row in Compressor(dictionary).rows([Row("user:1", value) for value in lists])]
+    for_each(benchmark, Decompressor(dictionary).decode, packed)
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LmdbStore, ReleaseRef, dict[str, bytes]]]:
+    """A store with a release of USERS lists, and a dict of the same; all of it was read once, which warms the map.
+
+    The dict holds a value a key, as a real one would: shared values would stay in the processor's cache.
+    """
+    folder, shape = tmp_path_factory.mktemp("embedded"), Shape(USERS, LIST_LENGTH)
+    release = publish_to(f"file://{folder}", shape, shape.values()).release
+    assert release is not None
+    store = LmdbStore(folder)
+    copies = {key: value for key in map(key_of, range(USERS)) if (value := store.get(release, key)) is not None}
+    assert len(copies) == USERS
+    yield store, release, copies
+    asyncio.run(store.close())
+
+
+Embedded = tuple[LmdbStore, ReleaseRef, dict[str, bytes]]
+
+
+def read_rounds(benchmark: BenchmarkFixture, read: Callable[[Sequence[str]], None]) -> None:
+    """Benchmark *read* on random keys: new strings, as requests make them, so that a dict has to hash them."""
+    benchmark.extra_info |= {"count": COUNT, "each": "key"}
+
+    def draw() -> tuple[tuple[list[str]], dict[str, object]]:
+        return ([key_of(user) for user in random.choices(range(USERS), k=COUNT)],), {}  # noqa: S311 -- spreads reads
+
+    pedantic = cast("Callable[..., object]", benchmark.pedantic)  # published without the types of its arguments
+    pedantic(read, setup=draw, rounds=ROUNDS, warmup_rounds=5)
+
+
+def one_by_one(benchmark: BenchmarkFixture, get: Callable[[str], bytes | None]) -> None:
+    """Benchmark *get* on keys that it has not seen."""
+
+    def get_all(keys: Sequence[str]) -> None:
+        for key in keys:
+            get(key)
+
+    read_rounds(benchmark, get_all)
+
+
+def bench_get(benchmark: BenchmarkFixture, embedded: Embedded) -> None:
+    """Read lists from files, one by one."""
+    store, release, _ = embedded
+    one_by_one(benchmark, partial(store.get, release))
+
+
+def bench_get_of_a_dict(benchmark: BenchmarkFixture, embedded: Embedded) -> None:
+    """Read the same from a dict."""
+    one_by_one(benchmark, embedded[2].get)
+
+
+def bench_get_many(benchmark: BenchmarkFixture, embedded: Embedded) -> None:
+    """Read lists from files, as many in a call as `batch` says."""
+    store, release, _ = embedded
+    loop = asyncio.new_event_loop()
+
+    async def get_all(keys: Sequence[str]) -> None:
+        for start in range(0, COUNT, store.batch):
+            await store.get_many(release, keys[start : start + store.batch])
+
+    def run(keys: Sequence[str]) -> None:
+        loop.run_until_complete(get_all(keys))
+
+    read_rounds(benchmark, run)
+    loop.close()
+
+
+class Replying:
+    """A connection to a Redis that replies at once; lives as long as one benchmark."""
+
+    def __init__(self) -> None:
+        self.current = self
+
+    def send_command(self, *parts: object) -> "asyncio.Future[list[bytes]]":
+        """Reply to an MGET."""
+        reply = asyncio.get_running_loop().create_future()
+        reply.set_result([b"sealed"] * (len(parts) - 1))
+        return reply
+
+
+def bench_batcher(benchmark: BenchmarkFixture) -> None:
+    """64 callers of one key each, whose lookups become one command to Redis."""
+    release, keys = ReleaseRef(ReleaseId("r"), "r"), [[key_of(user)] for user in range(CALLERS)]
+    benchmark.extra_info |= {"count": CALLERS, "each": "key"}
+    loop = asyncio.new_event_loop()
+    batcher = Batcher(Replying(), Keys("bench"))  # type: ignore[arg-type]  # all that it uses of a connection
+
+    async def read_all() -> None:
+        await asyncio.gather(*(batcher.read(release, one) for one in keys))
+
+    benchmark(lambda: loop.run_until_complete(read_all()))
+    loop.close()
+
+
+def bench_catalogue(benchmark: BenchmarkFixture) -> None:
+    """One publish: begin, commit, activate and prune beside 50 earlier releases; and the record, written and parsed."""
+    earlier = Catalogue(now=1.0)
+    for release in [ReleaseId(f"r{number}") for number in range(50)]:
+        earlier = steps.activate(steps.commit(steps.begin(earlier, release), release), release)
+    earlier = steps.succeed(earlier, earlier, token="t", store_id="s")  # noqa: S106 -- a compare-and-set's token
+    new = ReleaseId("new")
+
+    def publish() -> Catalogue:
+        live = steps.activate(steps.commit(steps.begin(earlier, new), new), new)
+        return steps.parse(steps.dump(steps.prune(live, keep=50)), now=2.0, where="memory")
+
+    assert benchmark(publish).live == new

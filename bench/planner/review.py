@@ -1,0 +1,363 @@
+"""What follows from a plan: the break-even of both stores, savings, warnings, and growth beyond a saved baseline."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bench.planner.figures import format_value
+from bench.planner.inputs import KNOWN, Inputs, Layer, PlanMisused, read_toml
+from bench.planner.plan import Plan
+from stores.cosmos.throughput import MAX_RU, PARTITION_RU, RU_AT_BIRTH
+from stores.prices import LISTED
+
+REPORT_FORMAT = 1
+
+# The rates at which both stores are compared, and how near to the break-even the search comes.
+LEAST_RPS, MOST_RPS = 1.0, 100_000.0
+POINTS_A_DECADE = 12
+PRECISION = 1.005
+
+# Of a list that is shown to a user.
+SHOWN_LENGTH = 10
+# USD a month, below which a saving is left out.
+LEAST_SAVING = 0.01
+# The cache that is suggested: a share of the users, and at most so many.
+CACHED_SHARE, CACHED_MOST = 0.1, 100_000
+
+# The figures that a baseline holds.
+BASELINE_FIGURES = (
+    "reads_ru", "serve_ru", "publish_ru_s", "together_ru", "partitions", "publish_hours", "stored_gb", "pods",
+    "redis_gb", "manual_cost", "autoscale_cost", "serverless_cost", "redis_cost", "cosmos_total", "redis_total",
+)  # fmt: skip
+BOUND_PERCENT = 10.0
+# The table of a baseline's file that holds its figures and their bound.
+CHECK = "check"
+
+Change = tuple[str, str, dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class CostPoint:
+    """Both stores at one rate, in USD a month and without pods, which cost the same with either."""
+
+    rps: float
+    cosmos: float
+    capacity: str
+    redis: float
+
+    @property
+    def redis_wins(self) -> bool:
+        """Whether Redis is the cheaper one."""
+        return self.redis < self.cosmos
+
+
+@dataclass(frozen=True, slots=True)
+class BreakEven:
+    """The cost curves, and the rate from which Redis is cheaper: None where one store is at every rate compared."""
+
+    points: tuple[CostPoint, ...]
+    rps: float | None
+
+    @property
+    def sentence(self) -> str:
+        """The result in words."""
+        low, high = self.points[0].rps, self.points[-1].rps
+        if self.rps is not None:
+            return f"from {self.rps:,.0f} requests/s on, Redis is cheaper than Cosmos DB at its cheapest"
+        winner = "Redis" if self.points[0].redis_wins else "Cosmos DB at its cheapest"
+        return f"{winner} is cheaper at every rate from {low:,.0f} to {high:,.0f} requests/s"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {"rps": self.rps, "sentence": self.sentence, "points": [asdict(each) for each in self.points]}
+
+
+@dataclass(frozen=True, slots=True)
+class Saving:
+    """One change, its drawback, and what it saves, in USD a month; below zero where it costs."""
+
+    change: str
+    drawback: str
+    cosmos_saves: float
+    redis_saves: float
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """A saved plan: its inputs, its figures, and by how much these may be exceeded."""
+
+    layer: Layer
+    figures: Mapping[str, float]
+    bound_percent: float
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """One figure that grew by more than the bound; `now` is a text where it is no longer possible."""
+
+    name: str
+    unit: str
+    before: float
+    now: float | str | None
+
+    @property
+    def sentence(self) -> str:
+        """The growth in words."""
+        if not isinstance(self.now, int | float):
+            return f"{self.name} was {format_value(self.before, self.unit)} and is {self.now}"
+        by = f" (+{self.now / self.before - 1:.0%})" if self.before else ""
+        return (
+            f"{self.name} grew from {format_value(self.before, self.unit)} to {format_value(self.now, self.unit)}{by}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PlanReport:
+    """A plan and what follows from it; lives as long as it takes to print or to write it."""
+
+    plan: Plan
+    break_even: BreakEven
+    savings: tuple[Saving, ...]
+    warnings: tuple[str, ...]
+    prices_file: str
+    date: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        figures = self.plan.figures
+        return {
+            "format": REPORT_FORMAT,
+            "kind": "plan",
+            "date": self.date,
+            "prices_file": self.prices_file,
+            "cheapest": self.plan.cheapest,
+            "cautions": list(self.warnings),
+            "break_even": self.break_even.to_json(),
+            "advice": [asdict(each) for each in self.savings],
+            "inputs": [figures[name].to_json() for name in KNOWN if name in figures],
+            "figures": [each.to_json() for name, each in figures.items() if name not in KNOWN],
+        }
+
+
+def review(plan: Plan, prices_file: Path) -> PlanReport:
+    """Derive what follows from a plan."""
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    return PlanReport(
+        plan, find_break_even(plan), tuple(find_savings(plan)), tuple(warnings(plan)), prices_file.name, date
+    )
+
+
+def find_break_even(plan: Plan) -> BreakEven:
+    """Calculate both costs at rates from 1 to 100,000 requests/s, or wider where the plan's own lies near the edge."""
+    low = min(LEAST_RPS, plan.inputs.peak_rps / 10)
+    high = max(MOST_RPS, plan.inputs.peak_rps * 10)
+    points = [cost_at(plan, low)]
+    step = 10 ** (1 / POINTS_A_DECADE)
+    while points[-1].rps < high:
+        points.append(cost_at(plan, min(high, points[-1].rps * step)))
+    crossed = next((place for place, each in enumerate(points) if each.redis_wins), 0)
+    if not crossed:
+        return BreakEven(tuple(points), None)
+    low, high = points[crossed - 1].rps, points[crossed].rps
+    while high / low > PRECISION:
+        middle = (low * high) ** 0.5
+        low, high = (low, middle) if cost_at(plan, middle).redis_wins else (middle, high)
+    return BreakEven(tuple(points), high)
+
+
+def cost_at(plan: Plan, rps: float) -> CostPoint:
+    """Return both costs at a rate."""
+    there = plan.with_inputs(peak_rps=rps)
+    return CostPoint(rps, there.capacities[there.cheapest], there.cheapest, there.number("redis_cost"))
+
+
+def find_savings(plan: Plan) -> list[Saving]:
+    """Try each change by itself and return those that save something, the most first."""
+    found = list[Saving]()
+    for change, drawback, inputs in _changes(plan.inputs):
+        changed = plan.with_inputs(**inputs)
+        cosmos, redis = (_saved(plan, changed, name) for name in ("cosmos_total", "redis_total"))
+        if max(cosmos, redis) >= LEAST_SAVING:
+            found.append(Saving(change, drawback, round(cosmos, 2), round(redis, 2)))
+    return sorted(found, key=lambda each: max(each.cosmos_saves, each.redis_saves), reverse=True)
+
+
+def _saved(plan: Plan, changed: Plan, name: str) -> float:
+    before, after = plan.figures[name].value, changed.figures[name].value
+    return before - after if isinstance(before, float) and isinstance(after, float) else 0.0
+
+
+def _changes(inputs: Inputs) -> Iterator[Change]:
+    yield from _list_changes(inputs)
+    yield from _container_changes(inputs)
+    yield from _publishing_changes(inputs)
+
+
+def _list_changes(inputs: Inputs) -> Iterator[Change]:
+    if inputs.list_length > SHOWN_LENGTH:
+        shorter: dict[str, Any] = {"list_length": SHOWN_LENGTH}
+        if inputs.list_bytes is not None:
+            shorter["list_bytes"] = inputs.list_bytes * SHOWN_LENGTH / inputs.list_length
+        change = f"lists of {SHOWN_LENGTH} items, not {inputs.list_length}"
+        yield change, "fewer to fall back on after a filter", shorter
+    if inputs.encoding == "json":
+        smaller: dict[str, Any] = {"encoding": "zstd"}
+        if inputs.list_bytes is not None:
+            smaller["list_bytes"] = inputs.list_bytes * inputs.zstd_share
+        yield "encoding zstd, not json", "0.8 µs of CPU a read", smaller
+    if inputs.title_chars > 0 and inputs.list_bytes is None:
+        yield "no titles in the lists", "the caller looks them up", {"title_chars": 0.0}
+    if inputs.cache_entries == 0 and inputs.hit_rate is None and inputs.zipf:
+        entries = min(CACHED_MOST, max(1, int(inputs.users * CACHED_SHARE)))
+        drawback = "memory in each pod; hotplate serve has none so far"
+        yield f"an in-process cache of {entries:,} lists", drawback, {"cache_entries": entries}
+
+
+def _container_changes(inputs: Inputs) -> Iterator[Change]:
+    if inputs.indexing == "default":
+        yield "no indexing", "no queries, which a lookup never makes", {"indexing": "none"}
+    if inputs.consistency in ("bounded", "strong"):
+        drawback = "a read may be older, but a release never changes"
+        yield f"eventual consistency, not {inputs.consistency}", drawback, {"consistency": "eventual"}
+    for capacity, drawback in (
+        ("manual", "a peak above the plan is throttled"),
+        ("autoscale", "a peak above its top is throttled"),
+        ("serverless", "no latency guarantee"),
+    ):
+        if capacity != inputs.capacity:
+            yield f"{capacity}, not {inputs.capacity}", drawback, {"capacity": capacity}
+
+
+def _publishing_changes(inputs: Inputs) -> Iterator[Change]:
+    longer = min(inputs.refresh_hours / 2, inputs.window_hours * 4)
+    if inputs.publish_ru is not None:
+        half = max(1, inputs.publish_ru // 2)
+        yield f"publishing at {half:,} RU/s, not {inputs.publish_ru:,}", "it takes twice as long", {"publish_ru": half}
+    elif longer > inputs.window_hours:
+        change = f"{longer:g} hours to publish, not {inputs.window_hours:g}"
+        yield change, "lists are fresh that much later", {"window_hours": longer}
+    if inputs.publishing == "in-place":
+        yield "a container a release", "", {"publishing": "release"}
+    elif inputs.kept > 0:
+        yield "no release kept beside the live one", "no rollback", {"kept": 0}
+
+
+def warnings(plan: Plan) -> list[str]:
+    """Return what to look out for: limits, partitions, prices without a list price, and what the plan leaves open."""
+    return [*_limit_warnings(plan), *_partition_warnings(plan), *_price_warnings(plan), *_open_questions(plan)]
+
+
+def _limit_warnings(plan: Plan) -> Iterator[str]:
+    inputs = plan.inputs
+    hot = plan.number("hot_key_ru")
+    if hot > PARTITION_RU:
+        yield (
+            f"the hottest user alone takes {hot:,.0f} RU/s, and a key has one partition of at most {PARTITION_RU:,}: "
+            f"no RU/s help; answer it from a cache"
+        )
+    if max(plan.number("serve_ru"), plan.number("publish_ru_s")) >= MAX_RU:
+        yield f"{MAX_RU:,} RU/s and more for a container need a support ticket"
+    hours = plan.number("publish_hours")
+    if hours > inputs.window_hours + 1e-9:
+        yield f"a publish takes {hours:,.1f} hours, more than the {inputs.window_hours:g} it may"
+    if hours > inputs.refresh_hours:
+        yield f"a publish takes {hours:,.1f} hours, and the next begins after {inputs.refresh_hours:g}"
+
+
+def _partition_warnings(plan: Plan) -> Iterator[str]:
+    created = plan.number("new_partitions")
+    needed = max(plan.number("partitions_by_gb"), -(-plan.number("serve_ru") // RU_AT_BIRTH))
+    if created <= needed:
+        return
+    share = plan.number("partition_ru")
+    if plan.inputs.publishing == "release":
+        yield (
+            f"a container created with {plan.number('creation_ru'):,.0f} RU/s has {created:,.0f} partitions for life, "
+            f"and {needed:,.0f} would do: of {plan.number('serve_ru'):,.0f} RU/s each then holds {share:,.0f}, which "
+            f"is all that a hot user has; publish more slowly to have fewer"
+        )
+    else:
+        yield (
+            f"what once had {plan.number('highest_ru'):,.0f} RU/s has {created:,.0f} partitions for life, and "
+            f"{needed:,.0f} would do; a new container has fewer"
+        )
+
+
+def _price_warnings(plan: Plan) -> Iterator[str]:
+    for name, what in (("usd_redis_node_hour", "a Redis node"), ("usd_cpu_hour", "a vCPU")):
+        price = plan.figures[name]
+        if not price.source.startswith(LISTED):
+            yield f"{plan.number(name):g} USD for {what} and hour is {price.source}; put yours in a file for --prices"
+
+
+def _open_questions(plan: Plan) -> Iterator[str]:
+    inputs = plan.inputs
+    if inputs.p99_ms is not None and inputs.pod_rps is None:
+        yield f"nothing shows that a p99 of {inputs.p99_ms:g} ms is kept; give a measurement with --from-report"
+    if inputs.zipf is None and inputs.hot_share is None:
+        yield "all users are taken as equally busy; --zipf 0.9, say, shows what a hot one does to its partition"
+
+
+def read_baseline(path: Path) -> Baseline:
+    """Read a file of inputs and, where it has them, the figures to check. PlanMisused for one that makes no sense."""
+    facts = read_toml(path)
+    check = facts.pop(CHECK, {})
+    if not isinstance(check, dict) or check.keys() - {"bound_percent", "agreed"}:
+        raise PlanMisused(f"[{CHECK}] in {path} takes bound_percent and agreed, and nothing else")
+    figures, bound = check.get("agreed", {}), check.get("bound_percent", BOUND_PERCENT)
+    if not isinstance(figures, dict):
+        raise PlanMisused(f"[{CHECK}.agreed] in {path} must be a table of figures")
+    if not _is_number(bound) or bound < 0:
+        raise PlanMisused(f"bound_percent in {path} is {bound!r}, and must be a number, 0 or more")
+    for name, value in figures.items():
+        if name not in BASELINE_FIGURES:
+            raise PlanMisused(
+                f"{name} in {path} is not a figure of a baseline; there are {', '.join(BASELINE_FIGURES)}"
+            )
+        if not _is_number(value):
+            raise PlanMisused(f"{name} in {path} is {value!r}, and must be a number")
+    return Baseline(Layer(path.name, facts, f"{{name}} in {path}"), figures, bound)
+
+
+def growth(plan: Plan, baseline: Baseline) -> list[Growth]:
+    """Return the figures above the bound or no longer possible. PlanMisused for a baseline without figures."""
+    if not baseline.figures:
+        raise PlanMisused(
+            f"{baseline.layer.source} has no figure to check; write one with: hotplate plan ... --save plan.toml"
+        )
+    found = list[Growth]()
+    for name, before in baseline.figures.items():
+        figure = plan.figures[name]
+        bound = before * (1 + baseline.bound_percent / 100) + 1e-9
+        if not isinstance(figure.value, int | float) or figure.value > bound:
+            found.append(Growth(name, figure.unit or "USD/month", before, figure.value))
+    return found
+
+
+def to_toml(plan: Plan, bound_percent: float = BOUND_PERCENT) -> str:
+    """Write a plan as a baseline: the inputs that are no defaults, each with its source, and the figures to check."""
+    lines = [
+        f"{name} = {_toml_value(getattr(plan.inputs, name))}  # {_printable(source)}"
+        for name, source in plan.sourced.sources.items()
+    ]
+    lines += ["", f"[{CHECK}]", f"bound_percent = {bound_percent:g}", "", f"[{CHECK}.agreed]"]
+    for name in BASELINE_FIGURES:
+        value = plan.figures[name].value
+        if isinstance(value, int | float):
+            lines.append(f"{name} = {value:.6g}  # {plan.figures[name].unit}")
+    return "\n".join(lines) + "\n"
+
+
+def _toml_value(value: object) -> str:
+    return json.dumps(list(value) if isinstance(value, tuple) else value)  # JSON of these is TOML, too
+
+
+def _printable(source: str) -> str:
+    return "".join(each if each.isprintable() else " " for each in source)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

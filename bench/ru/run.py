@@ -1,0 +1,400 @@
+"""A sweep from its options to its result: its plan, its cost on a real account, trials, levels and effects."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from math import ceil, floor
+from typing import Protocol
+
+from bench.errors import BenchFailed, BenchMisused
+from bench.loadgen.capacity import TOO_MANY_REQUESTS, TRIES, Objective, disturbances, parse_objective, search
+from bench.loadgen.histogram import Histogram
+from bench.loadgen.keys import InTurn, Keys
+from bench.loadgen.load import Load, Requests
+from bench.loadgen.result import LAG_BOUND_US, Result
+from bench.loadgen.workers import OnProgress, WorkerPool
+from bench.planner.demand import predict_ru
+from bench.process import on_core
+from bench.progress import ProgressDisplay
+from bench.report.text import format_us, parse_rate, parse_seconds
+from bench.ru.options import SweepOptions
+from bench.ru.report import LABEL, RU, Effect, Level, SweepResult, Trial, highest
+from bench.ru.sandbox import AccountSandbox, Items, emulator_sandbox, sandbox
+from bench.ru.scenarios import (
+    BESIDE_RU,
+    EVENTUAL,
+    KeyedRequests,
+    Offer,
+    Scenario,
+    Setup,
+    SignedRequests,
+    all_scenarios,
+    autoscale_of,
+)
+from bench.stores.setup import emulator_label
+from stores.cosmos.charges import load as load_charges
+from stores.cosmos.throughput import MANUAL_MIN, MANUAL_STEP, MAX_RU, Throughput
+from stores.cosmos.url import Address, parse
+from stores.prices import Prices
+from stores.urls import redacted
+
+OWN_TRIAL, ACCOUNTS_TRIAL = "2s", "10s"
+# The lowest level at which effects are measured.
+EFFECTS_FROM_RU = 1_000
+# Items that are read, by KB and how many; the larger ones cost the machine less a request unit, where it needs that.
+COUNTS = {1: 500, 32: 60, 100: 60}
+CHARGE = "x-ms-request-charge"
+PRECISION = 0.02
+# Of the rate that is expected: where the search begins, so that it takes few trials; its end does not depend on it.
+BEGIN_AT = 0.6
+# A generator that is later than this sends requests in other seconds than they were due in.
+SHIFTED_US = 25_000.0
+THROTTLED, OTHER = "throttled", "status"
+
+# What a search is reckoned to take: so many trials, and between two of them the wait for the next second.
+TRIALS = 8
+BETWEEN_S = 1.0
+EFFECTS = 10
+HOUR_S = 3600
+
+BURST = Throughput(400)
+BURST_ITEMS = 100
+BURST_IDLE_S, BURST_SPENT_S, BURST_S = 5, 2, 2
+# Above what a partition may spend in a burst, so that its bank is empty after every second.
+BURST_RATE = 3_500.0
+BURST_LEAD_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class SweepPlan:
+    """The options of a sweep, checked: levels in ascending order, where, and how each trial is made."""
+
+    options: SweepOptions
+    levels: tuple[int, ...]
+    objective: Objective
+    duration_s: float
+    address: Address | None
+    """The account; None for an emulator that the sweep starts itself."""
+
+    @property
+    def effects_ru(self) -> int:
+        """The level at which effects are measured."""
+        return next((ru for ru in self.levels if ru >= EFFECTS_FROM_RU), self.levels[-1])
+
+    @property
+    def effect_s(self) -> float:
+        """The duration of a trial of an effect."""
+        return max(1.0, self.duration_s // 2)
+
+    def result(self, levels: Sequence[Level], effects: Sequence[Effect], *, interrupted: bool) -> SweepResult:
+        """Sum up what was measured."""
+        account = self.options.account or ""
+        subject = LABEL if self.address is None or emulator_label(account) is not None else redacted(account)
+        configuration = self.options.configuration | {"objective": str(self.objective)}
+        return SweepResult(configuration, subject, tuple(levels), tuple(effects), interrupted)
+
+
+def plan(options: SweepOptions) -> SweepPlan:
+    """Check the options of a sweep. Raises BenchMisused or StoreMisused for what makes no sense."""
+    levels = tuple(sorted({_parse_level(each) for each in options.levels.split(",")}))
+    objective = parse_objective(options.slo)
+    if objective.throttled is None:
+        raise BenchMisused("the objective of a sweep bounds 429s, too: --slo p99=50ms,throttled=1%")
+    duration_s = parse_seconds(options.duration or (ACCOUNTS_TRIAL if options.account else OWN_TRIAL))
+    if duration_s < 1 or duration_s % 1:
+        raise BenchMisused("--duration is whole seconds, as budgets are: 1s or more")
+    if options.connections < 1:
+        raise BenchMisused("--connections must be 1 or more")
+    address = None if options.account is None else parse(options.account)
+    if address is not None:
+        SignedRequests(address).require_key()
+    return SweepPlan(options, levels, objective, duration_s, address)
+
+
+def _parse_level(text: str) -> int:
+    ru = parse_rate(text)
+    if ru % MANUAL_STEP or not MANUAL_MIN <= ru <= MAX_RU:
+        raise BenchMisused(
+            f"a level is {MANUAL_MIN} RU/s or more in steps of {MANUAL_STEP}, as 400,1k,11k, not {text!r}"
+        )
+    return int(ru)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a sweep costs on a real account: containers with their RU/s, and in how many hours of the clock."""
+
+    manual_ru: int
+    autoscale_ru: int
+    minutes: int
+    hours: int
+    regions: int
+    usd: float
+    source: str
+
+    @property
+    def lines(self) -> list[str]:
+        """The cost in words."""
+        autoscale = f" and {self.autoscale_ru:,} RU/s autoscale" if self.autoscale_ru else ""
+        made = f"containers of its own with {self.manual_ru:,} RU/s{autoscale} in {self.regions} region(s)"
+        return [
+            f"{made}, for some {self.minutes} minutes, then dropped; nothing else is read or changed",
+            f"{self.usd:.2f} USD: an hour of the clock is billed at its highest RU/s, and this touches {self.hours}",
+            f"price: {self.source}",
+        ]
+
+
+def account_cost(planned: SweepPlan, prices: Prices) -> Cost:
+    """Read the account's regions, and estimate what a sweep costs there. Raises BenchMisused, StoreError."""
+    if planned.address is None:
+        raise BenchMisused("an emulator costs nothing")
+    account = AccountSandbox(planned.address, own=False).account()
+    if account.many_writers:
+        raise BenchMisused(
+            "the account has several regions that are written; a sweep's figures would not be those of one"
+        )
+    return cost(planned, len(account.regions), prices, time.time())
+
+
+def cost(planned: SweepPlan, regions: int, prices: Prices, now: float) -> Cost:
+    """Estimate the cost of a sweep that begins *now*, in seconds since 1970."""
+    effects = planned.options.effects
+    took_s = len(planned.levels) * (planned.duration_s + BETWEEN_S) * TRIALS
+    if effects:
+        took_s += EFFECTS * (planned.effect_s + BETWEEN_S) * TRIALS
+    hours = int((now + took_s) // HOUR_S - now // HOUR_S) + 1
+    manual_ru = planned.levels[-1] + (BESIDE_RU if effects else 0)
+    autoscale_ru = autoscale_of(planned.effects_ru).ru if effects else 0
+    usd = prices.ru_hours(manual_ru * hours, regions=regions)
+    usd += prices.ru_hours(autoscale_ru * hours, autoscale=True, regions=regions)
+    return Cost(manual_ru, autoscale_ru, ceil(took_s / 60), hours, regions, usd, prices.ru_hour.provenance)
+
+
+class Generator(Protocol):
+    """Whatever makes a run of a load: processes of the load generator, or a simulation."""
+
+    def run(self, load: Load, on_progress: OnProgress | None = None, *, on_the_second: bool = False) -> Result:
+        """See `bench.loadgen.workers.WorkerPool`."""
+
+
+def classify(status: int, body: bytes) -> str | None:
+    """Tell 429s from other refusals; see `bench.loadgen.load.Check`."""
+    del body
+    return None if status < 400 else THROTTLED if status == TOO_MANY_REQUESTS else OTHER
+
+
+def assess(rate: float, wire_rate: float, result: Result, objective: Objective, saturated_s: float) -> Trial:
+    """Sum up a run of *rate* users' requests, of which *wire_rate* went over the wire."""
+    p50_us, p99_us = Histogram.of(result.latencies_s).percentiles_us((50, 99))
+    lag_p99_us = Histogram.of(result.lags_s).percentiles_us((99,))[0]
+    good_ru = sum(ru for status, ru in result.tallied.items() if status < 400)
+    throttled = result.statuses.get(TOO_MANY_REQUESTS, 0) / max(1, result.due)
+    reasons, violations = list(disturbances(result, SHIFTED_US)), objective.broken(result)
+    if saturated_s:
+        reasons.append(f"the emulator had no CPU to spare for {saturated_s:.0f} s")
+    if violations and lag_p99_us > LAG_BOUND_US and not replace(objective, latency_us={}).broken(result):
+        reasons.append(f"the generator was late (p99 {format_us(lag_p99_us)}), and latencies with it")
+        violations = []
+    return Trial(
+        rate=rate,
+        ok_rate=result.ok_rate * rate / wire_rate,
+        spent_ru=sum(result.tallied.values()) / result.duration_s if result.duration_s else 0.0,
+        charge_ru=good_ru / max(1, result.ok),
+        throttled=throttled,
+        failed=result.error_share - throttled,
+        p50_us=p50_us,
+        p99_us=p99_us,
+        lag_p99_us=lag_p99_us,
+        invalid_reasons=tuple(reasons),
+        violations=tuple(violations),
+        stopped=result.interrupted,
+    )
+
+
+def limit(trials: Sequence[Trial], objective: Objective) -> str:
+    """Return what ended the search, by the lowest rate that failed: the RU/s, or what of the machine."""
+    best = highest(trials)
+    above = [each for each in trials if not each.inside and (best is None or each.rate > best.rate)]
+    if not above or any(each.stopped for each in trials):
+        return "it was stopped"
+    first = min(above, key=lambda each: each.rate)
+    return RU if _throttled(first, objective) else "; ".join((*first.violations, *first.invalid_reasons))
+
+
+def machine_bound(trials: Sequence[Trial], arithmetic: float, objective: Objective) -> bool:
+    """Tell whether the newest trial shows that the machine, not the RU/s, ends the search below the *arithmetic*."""
+    newest = trials[-1]
+    if newest.inside or newest.stopped or _throttled(newest, objective) or newest.rate >= arithmetic:
+        return False
+    return not newest.unclear or sum(each.unclear and each.rate == newest.rate for each in trials) >= TRIES
+
+
+def _throttled(trial: Trial, objective: Objective) -> bool:
+    return objective.throttled is not None and trial.throttled > objective.throttled
+
+
+def sweep(planned: SweepPlan, display: ProgressDisplay) -> SweepResult:
+    """Make the sweep; Ctrl-C ends it with what there is. Raises BenchFailed and StoreError where it fails."""
+    with ExitStack() as stack:
+        with on_core(1):
+            generator = stack.enter_context(WorkerPool())
+        running = Sweep(planned, generator, display)
+        opened = emulator_sandbox("--consistency", "Strong") if planned.address is None else sandbox(planned.address)
+        try:
+            with opened as account:
+                running.measure(account)
+            if planned.options.effects and not running.interrupted:
+                running.measure_burst()
+        except KeyboardInterrupt:  # between two trials; within one the generator handles it, and ends the trial
+            running.interrupted = True
+    return running.result
+
+
+class Sweep:
+    """A sweep while it is made; `interrupted` where somebody ended it early."""
+
+    def __init__(self, planned: SweepPlan, generator: Generator, display: ProgressDisplay) -> None:
+        self._planned = planned
+        self._generator = generator
+        self._display = display
+        self._charges = load_charges()
+        self._levels = list[Level]()
+        self._effects = list[Effect]()
+        self.interrupted = False
+
+    @property
+    def result(self) -> SweepResult:
+        """What was measured until now."""
+        return self._planned.result(self._levels, self._effects, interrupted=self.interrupted)
+
+    def measure(self, account: AccountSandbox) -> None:
+        """Measure all levels, then the effects that one account can show."""
+        planned = self._planned
+        top = Throughput(planned.levels[-1])
+        self._display.start("creating a container, and filling it", 1.0)
+        container = account.create(top)
+        items = {size_kb: Items(size_kb, count, top.partitions_at_birth) for size_kb, count in COUNTS.items()}
+        smallest = items[min(items)]
+        account.fill(container, smallest)
+        for ru in planned.levels:
+            if self.interrupted:
+                return
+            account.scale(container, Throughput(ru))
+            self._levels.append(self._measure_level(account, container, ru, items))
+        if planned.options.effects and not self.interrupted:
+            account.scale(container, Throughput(planned.effects_ru))
+            requests = SignedRequests(account.address)
+            setup = Setup(account, requests, self._charges, container, smallest, planned.effects_ru)
+            for prepare in all_scenarios(setup):
+                if not self.interrupted:
+                    self._effects.append(self._measure_effect(account, prepare()))
+
+    def _measure_level(self, account: AccountSandbox, container: str, ru: int, items: Mapping[int, Items]) -> Level:
+        """Measure a level by the smallest items with which the machine can spend it."""
+        skipped, objective = list[str](), self._planned.objective
+        for size_kb, held in sorted(items.items()):
+            if size_kb > min(items):
+                account.fill(container, held)
+            requests = SignedRequests(account.address).in_turn(container, held, EVENTUAL)
+            require_answer(account, requests)
+            read_ru = self._charges.read(held.size)
+            trials = list[Trial]()
+            offer, expected = partial(Offer, requests), ru / read_ru
+            for trial in self._search(f"{ru:,} RU/s", account, offer, expected, self._planned.duration_s):
+                trials.append(trial)
+                if size_kb < max(items) and machine_bound(trials, expected, objective):
+                    break
+            level = Level(ru, held, read_ru, tuple(trials), limit(trials, objective), tuple(skipped))
+            if level.limit == RU or level.stopped:
+                break
+            skipped.append(f"reads of {size_kb} KB: {level.limit}")
+        return level
+
+    def _measure_effect(self, account: AccountSandbox, scenario: Scenario) -> Effect:
+        try:
+            require_answer(account, scenario.offer(scenario.expected).requests)
+        except BenchFailed as refused:
+            return Effect(scenario.name, "", 0.0, None, None, str(refused))
+        duration_s = self._planned.effect_s
+        trials = list(self._search(scenario.name, account, scenario.offer, scenario.expected, duration_s))
+        best = highest(trials)
+        return Effect(
+            scenario.name,
+            scenario.inputs,
+            scenario.ru,
+            rate=None if best is None else best.rate,
+            predicted_ru=None if best is None else scenario.predict(best.rate),
+            limit=limit(trials, self._planned.objective),
+            stopped=any(each.stopped for each in trials),
+        )
+
+    def measure_burst(self) -> None:
+        """Measure what is banked in idle time; on an emulator that banks, as it is a setting of the whole account."""
+        if self._planned.address is not None:
+            reason = "a setting of the account, which is left as it is"
+            self._effects.append(Effect("burst", "", 0.0, None, None, reason))
+            return
+        with emulator_sandbox("--burst") as account:
+            self._effects.append(self._measure_bank(account))
+
+    def _measure_bank(self, account: AccountSandbox) -> Effect:
+        """Spend what is banked, leave the container idle for whole seconds, and request more than it has."""
+        items = Items(1, BURST_ITEMS, BURST.partitions_at_birth)
+        container = account.create(BURST)
+        account.fill(container, items)
+        reads = SignedRequests(account.address).reads(container, items)
+        offer = Offer(KeyedRequests(reads, Keys(items.ids, InTurn())), BURST_RATE)
+        self._try("burst, spending what is banked", account, BURST_RATE, offer, BURST_SPENT_S)
+        idle_from = floor(time.time())
+        time.sleep(max(0.0, idle_from + BURST_IDLE_S - BURST_LEAD_S - time.time()))
+        found = self._try("burst, after idle time", account, BURST_RATE, offer, BURST_S)
+        idle_s = floor(time.time()) - BURST_S - idle_from
+        banked = f"{BURST.ru} RU/s and {BURST.ru * idle_s:,} RU banked"
+        return Effect(
+            name=f"burst: {BURST_S} s after {idle_s} s idle, of {BURST.ru} RU/s",
+            inputs=f"{banked}; {BURST_RATE:,.0f} requests/s offered",
+            ru=BURST.ru * (1 + idle_s / BURST_S),
+            rate=found.ok_rate,
+            predicted_ru=predict_ru(self._charges, found.ok_rate, items.size),
+            limit="; ".join(found.invalid_reasons) or RU,
+            stopped=found.stopped,
+        )
+
+    def _search(
+        self, name: str, account: AccountSandbox, offer: Callable[[float], Offer], expected: float, duration_s: float
+    ) -> Iterator[Trial]:
+        """Search for the best rate inside the objective; yield every trial. *expected* only says where to begin."""
+
+        def attempt(rate: float) -> Trial:
+            return self._try(name, account, rate, offer(rate), duration_s)
+
+        return search(attempt, expected * BEGIN_AT, PRECISION)
+
+    def _try(self, name: str, account: AccountSandbox, rate: float, offer: Offer, duration_s: float) -> Trial:
+        """Try one rate of users' requests, from the beginning of a second on."""
+        load = Load(
+            url=account.url,
+            requests=offer.requests,
+            rate=offer.wire_rate,
+            duration_s=duration_s,
+            connections=self._planned.options.connections,
+            check=classify,
+            tally=CHARGE,
+            ca=account.ca,
+        )
+        self._display.start(f"{name}, {rate:,.0f} requests/s", load.duration_s)
+        before_s = account.saturated_s() or 0.0
+        result = self._generator.run(load, self._display.update, on_the_second=True)
+        self.interrupted = self.interrupted or result.interrupted
+        saturated_s = (account.saturated_s() or 0.0) - before_s
+        return assess(rate, offer.wire_rate, result, self._planned.objective, saturated_s)
+
+
+def require_answer(account: AccountSandbox, requests: Requests) -> None:
+    """Send one request; BenchFailed, with what was answered, where that is a refusal and no 429."""
+    answer = account.send(next(requests.rendered("", {})))
+    if answer.status >= 400 and answer.status != TOO_MANY_REQUESTS:
+        sentence = answer.body.decode(errors="replace")[:300].partition("\n")[0]
+        raise BenchFailed(f"refused with {answer.status}: {sentence}")

@@ -1,0 +1,268 @@
+"""The account of a sweep, its containers there, which are all dropped at the end, and the items that they hold."""
+
+import asyncio
+import itertools
+import secrets
+import signal
+import ssl
+import sys
+import threading
+import time
+import urllib.request
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from bench.cosmos_emulator.partition_keys import V2_SPAN, effective_key
+from bench.errors import BenchFailed
+from bench.process import free_port, serving
+from stores.cosmos.charges import KB
+from stores.cosmos.driver import DEADLINE_S, Account
+from stores.cosmos.rest.driver import RestDriver
+from stores.cosmos.throughput import Throughput
+from stores.cosmos.url import Address, parse
+from stores.errors import StoreError, StoreThrottled
+from stores.http1 import ConnectionPool, RequestFailed, Response
+
+# How the name of every container begins that a sweep creates, and so of all that it ever changes or drops.
+PREFIX = "hotplate-bench-"
+# What an item is stored with besides its id and its padding: names, quotes and system properties.
+OVERHEAD_BYTES = 223
+WRITERS = 16
+SCALED_WITHIN_S = 120.0
+POLL_S = 0.5
+DROP_TRIES = 5
+SATURATED = "hotplate_cosmos_emulator_saturated_seconds_total"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Items:
+    """Items of one size for a container of *parts* partitions, whose ids lie in these in turn."""
+
+    size_kb: int
+    count: int
+    parts: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of each as stored, with its system properties."""
+        return self.size_kb * KB
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Their ids, which are their partition keys, too."""
+        names = (f"{self.size_kb}k-{number:08d}" for number in itertools.count())
+        return tuple(itertools.islice(_round_robin(names, self.parts), self.count))
+
+    def bodies(self) -> Iterator[dict[str, Any]]:
+        """Yield their bodies."""
+        for name in self.ids:
+            yield {"id": name, "pad": "x" * (self.size - OVERHEAD_BYTES - len(name))}
+
+
+def partition_of(name: str, parts: int) -> int:
+    """Return which of *parts* even partitions holds the item whose id and partition key are *name*."""
+    return int(effective_key([name], 2), 16) * parts // V2_SPAN
+
+
+def fullest_share(names: Sequence[str], parts: int) -> float:
+    """Return the share of *names*, with repetitions, that goes to the partition which gets most."""
+    partitions = {name: partition_of(name, parts) for name in set(names)}
+    counts = [0] * parts
+    for name in names:
+        counts[partitions[name]] += 1
+    return max(counts) / len(names)
+
+
+def _round_robin(names: Iterator[str], parts: int) -> Iterator[str]:
+    """Yield names one from each partition in turn; those that come too early are queued."""
+    queues = [deque[str]() for _ in range(parts)]
+    for part in itertools.cycle(range(parts)):
+        while not queues[part]:
+            name = next(names)
+            queues[partition_of(name, parts)].append(name)
+        yield queues[part].popleft()
+
+
+@dataclass(slots=True)
+class ChargeCounter:
+    """Charges and failed attempts, see `stores.store.Observer`; lives as long as its driver."""
+
+    ru: float = 0.0
+    failures: int = 0
+
+    def charged(self, ru: float) -> None:
+        """See `Observer`."""
+        self.ru += ru
+
+    def failed(self, kind: str) -> None:
+        """See `Observer`."""
+        del kind
+        self.failures += 1
+
+
+class AccountSandbox:
+    """An account while it is measured; `sandbox` and `emulator_sandbox` open one and drop its containers."""
+
+    def __init__(self, address: Address, *, own: bool) -> None:
+        self.address = address
+        self.own = own
+        """Whether it is an emulator that was started for this."""
+
+        self.ca = address.ca
+        self.url = address.endpoint
+        self._created = list[str]()
+
+    def saturated_s(self) -> float | None:
+        """Return for how long our own emulator was itself the limit; None where it is not ours."""
+        if not self.own:
+            return None
+        with urllib.request.urlopen(f"{self.url}/__emulation/metrics", timeout=10) as answer:  # noqa: S310 -- loopback
+            lines = answer.read().decode().splitlines()
+        return next(float(line.split()[1]) for line in lines if line.startswith(SATURATED))
+
+    def send(self, request: bytes) -> Response:
+        """Send one request as it is. Raises BenchFailed where nothing answers."""
+        parts = urlsplit(self.url)
+        tls = ssl.create_default_context(cafile=self.ca) if parts.scheme == "https" else None
+
+        async def send() -> Response:
+            pool = ConnectionPool(parts.hostname or "", parts.port or 443, size=1, tls=tls)
+            try:
+                return await pool.request(request, DEADLINE_S)
+            finally:
+                await pool.close()
+
+        try:
+            return asyncio.run(send())
+        except RequestFailed as error:
+            raise BenchFailed(f"nothing answers at {self.url} ({error.kind})") from error
+
+    def account(self) -> Account:
+        """Read the properties of the account."""
+        return self._run(lambda driver: driver.account())
+
+    def create_database(self) -> None:
+        """Create the database; for our own emulator only, as a real account's is there or is none of ours."""
+        self._run(lambda driver: driver.create_database())
+
+    def create(self, throughput: Throughput) -> str:
+        """Create a container of our own, and return its name."""
+        name = f"{PREFIX}{secrets.token_hex(4)}"
+        self._created.append(name)  # before the request: an answer that is lost leaves a container, too
+        if not self._run(lambda driver: driver.create_container(name, throughput)):
+            self._created.remove(name)
+            raise BenchFailed(f"{self.address.shown} has a container {name} already; nothing was touched, try again")
+        return name
+
+    def scale(self, container: str, throughput: Throughput) -> None:
+        """Change the throughput of a container, and wait until the change is done."""
+        self._run(lambda driver: _scale(driver, container, throughput))
+
+    def fill(self, container: str, items: Items) -> None:
+        """Write *items*, as fast as the container's throughput lets them in."""
+        self._run(lambda driver: _fill(driver, container, items))
+
+    def drop(self) -> None:
+        """Drop all containers that were created. Raises BenchFailed, naming them, where some cannot be."""
+        self._created = [name for name in self._created if not self._dropped(name)]
+        if self._created:
+            raise BenchFailed(
+                f"of {self.address.shown} these containers could not be dropped, and cost money until you drop them: "
+                f"{', '.join(self._created)}"
+            )
+
+    def _dropped(self, name: str) -> bool:
+        for attempt in range(DROP_TRIES):
+            try:
+                self._run(lambda driver: driver.delete_container(name))
+            except StoreError:
+                time.sleep(POLL_S * 2**attempt)
+            else:
+                return True
+        return False
+
+    def _run(self, operation: Callable[[RestDriver], Awaitable[T]]) -> T:
+        """Run an operation over connections that are closed again; StoreError where the account refuses it."""
+
+        async def run() -> T:
+            driver = RestDriver(self.address, ChargeCounter())
+            try:
+                return await operation(driver)
+            finally:
+                await driver.close()
+
+        return asyncio.run(run())
+
+
+@contextmanager
+def sandbox(address: Address, *, own: bool = False) -> Iterator[AccountSandbox]:
+    """Open an account, and drop what was created there when the block ends, also by an error, Ctrl-C or SIGTERM."""
+    opened = AccountSandbox(address, own=own)
+    with _signals({signal.SIGTERM: _interrupt}):
+        try:
+            if own:
+                opened.create_database()
+            yield opened
+        finally:
+            with _signals({signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: signal.SIG_IGN}):
+                opened.drop()  # takes seconds, and leaves nothing that costs money
+
+
+@contextmanager
+def emulator_sandbox(*options: str) -> Iterator[AccountSandbox]:
+    """Start an emulator as a process of its own, on the first core, and open it until the block ends."""
+    port = free_port()
+    command = [sys.executable, "-m", "hotplate", "cosmos-emulator", "--port", str(port), "--json", *options]
+    address = parse(f"cosmos+http://127.0.0.1:{port}/bench", {})
+    with serving(command, port, "/__emulation/metrics"), sandbox(address, own=True) as opened:
+        yield opened
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def _signals(handlers: dict[signal.Signals, Any]) -> Iterator[None]:
+    """Handle signals so until the block ends; in the main thread only, as signals are its own."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+async def _scale(driver: RestDriver, container: str, throughput: Throughput) -> None:
+    await driver.scale(container, throughput)
+    until = time.monotonic() + SCALED_WITHIN_S
+    while time.monotonic() < until:
+        offer = await driver.offer(container)
+        if offer is not None and not offer.pending and offer.throughput == throughput:
+            return
+        await asyncio.sleep(POLL_S)
+    raise BenchFailed(f"{container} was not scaled to {throughput.ru:,} RU/s within {SCALED_WITHIN_S:g} s")
+
+
+async def _fill(driver: RestDriver, container: str, items: Items) -> None:
+    bodies = items.bodies()
+
+    async def write() -> None:
+        for body in bodies:
+            while True:
+                try:
+                    await driver.upsert(container, body)
+                    break
+                except StoreThrottled as throttled:
+                    await asyncio.sleep(throttled.retry_after_s)
+
+    await asyncio.gather(*(write() for _ in range(WRITERS)))

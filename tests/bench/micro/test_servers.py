@@ -1,0 +1,253 @@
+"""Each benchmark of servers from end to end at a small size, and what happens where there is no figure to give."""
+
+import asyncio
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import polars as pl
+import pytest
+from aiohttp import web
+
+from bench.loadgen.generator import run
+from bench.loadgen.load import Load
+from bench.loadgen.result import Result
+from bench.micro import cosmos, generator, http_peer, publishing, redis
+from bench.micro.rounds import ROUTE, Effort, Figure, Outcome, Reads, Sample, Unmeasured
+from bench.process import free_port, redis_serving, serving
+
+SMALL = Effort(rounds=1, users=2_000, round_s=0.1)
+RESPONSE_HEADERS = {"Content-Type": "application/json", "ETag": '"abc"', "X-Request-Id": "1"}
+
+Measure = Callable[[Effort], list[Outcome]]
+OF_REDIS: tuple[Measure, ...] = (redis.measure_service, redis.measure_reads, redis.measure_publishing)
+
+needs_redis = pytest.mark.skipif(shutil.which("redis-server") is None, reason="no redis-server on the PATH")
+
+
+def named(outcomes: list[Outcome]) -> dict[str, Figure]:
+    assert all(isinstance(one, Figure) for one in outcomes), outcomes
+    return {one.name: one for one in outcomes if isinstance(one, Figure)}
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where everything temporary goes, so that a test sees what is left behind."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_files_give_their_figures_and_nothing_is_left_behind(temporary: Path) -> None:
+    measured = named(publishing.measure_files(SMALL))
+    assert all(value > 0 for figure in measured.values() for value in figure.values if "adds" not in figure.name)
+    goals = {figure.unit: str(figure.goal) for figure in measured.values() if figure.goal}
+    assert goals == {"µs/list": "≤ 5", "ratio": "≤ 1.2", "ms": "≤ 50", "MB": "≤ 50"}
+    sizes = {name: figure for name, figure in measured.items() if "file / keys" in name}
+    assert [str(figure.goal or "") for figure in sizes.values()] == ["≤ 1.2", "≤ 1.2", "", ""]
+    (pss,) = (figure for name, figure in measured.items() if "Pss" in name)
+    assert 0 < pss.median < 50
+    assert list(temporary.iterdir()) == []
+
+
+def test_too_little_room_on_the_disk_skips_with_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Usage(NamedTuple):
+        free: int
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(1_000_000))
+    (outcome,) = publishing.measure_files(SMALL)
+    assert isinstance(outcome, Unmeasured)
+    assert not outcome.failed
+    assert "1 MB free" in outcome.reason
+
+
+async def test_the_peer_gives_the_responses_that_it_copied() -> None:
+    async def original(request: web.Request) -> web.Response:
+        body = b'{"user":"%b","items":[]}' % request.match_info["user"].encode()
+        return web.Response(body=body, headers=RESPONSE_HEADERS)
+
+    app = web.Application()
+    app.router.add_get(ROUTE + "{user}", original)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    paths, port = http_peer.PATHS[:3], free_port()
+    command = [sys.executable, "-m", "bench.micro.http_peer", "--port", str(port), "--like", url]
+
+    def compare() -> Result:
+        with serving(command, port, paths[0]) as peer:
+            http_peer.must_be_alike(url + paths[1], peer.url + paths[1])
+            with pytest.raises(RuntimeError, match="bodies"):
+                http_peer.must_be_alike(url + paths[1], peer.url + paths[2])
+            result = run(Load(url=peer.url, paths=paths, rate=None, duration_s=0.2, connections=4))
+            assert peer.cpu_s() > 0
+            return result
+
+    try:
+        result = await asyncio.to_thread(compare)
+    finally:
+        await runner.cleanup()
+    assert result.ok > 0
+    assert not result.errors
+
+
+def test_the_service_is_measured_beside_its_peer(temporary: Path) -> None:
+    measured = named(http_peer.measure(SMALL))
+    assert len(measured) == 6
+    compared = measured["GET on one core, hotplate / aiohttp: rate"]
+    assert str(compared.goal) == "≥ 0.75"
+    assert compared.met is (compared.median >= 0.75)
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.soak
+def test_retail_trains_by_its_recipe_and_publishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publishing, "DATA", invoices(tmp_path))
+    measured = named(publishing.measure_retail(SMALL))
+    assert len(measured) == 9
+    assert all(figure.median > 0 for figure in measured.values())
+    assert {figure.name: str(figure.goal) for figure in measured.values() if figure.goal} == {
+        "Online Retail, train + publish: wall time": "≤ 60",
+        "Online Retail, train + publish: peak memory": "≤ 1000",
+    }
+
+
+@pytest.mark.soak
+def test_a_publish_at_a_rate_is_put_beside_its_dry_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cosmos, "DATA", invoices(tmp_path))
+    measured = named(cosmos.measure_publishing(SMALL))
+    assert len(measured) == 8
+    rows = measured["local emulator, not Azure, publish at 1,000 RU/s: rows"]
+    assert rows.median > 40
+    estimated, charged = (figure.median for figure in measured.values() if figure.unit == "RU/row")
+    assert charged == pytest.approx(estimated, rel=0.01)
+
+
+def invoices(folder: Path) -> Path:
+    """Write a file of invoices as Online Retail has them."""
+    rows = [
+        {"customer_id": user, "stock_code": f"{10_000 + item}", "quantity": 1, "unit_price": 1.0, "invoice_no": "a"}
+        for user in range(40)
+        for item in range(30)
+        if (user + item) % 2
+    ]
+    pl.DataFrame(rows).write_parquet(folder / "lines.parquet")
+    return folder / "lines.parquet"
+
+
+@pytest.mark.soak
+def test_the_generator_is_measured_against_servers_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generator, "tools", lambda _: [])
+    outcomes = generator.measure(Effort(rounds=1, round_s=0.3))
+    figures = {one.name: one for one in outcomes if isinstance(one, Figure)}
+    assert figures["server that stalls, open loop: p99 / arithmetic"].median > 0.5
+    assert any(isinstance(one, Unmeasured) and "neither is installed" in one.reason for one in outcomes)
+
+
+def test_another_generator_is_known_by_what_it_prints() -> None:
+    tool = generator.Tool("echo", ["echo", "1234 requests in 2.0s", "2"], re.compile(r"(\d+) requests in "))
+    assert generator.run_tool(tool, "http://127.0.0.1").rate_per_s == 617
+    with pytest.raises(RuntimeError, match="echo printed"):
+        generator.run_tool(generator.Tool("echo", ["echo", "2"], tool.requests), "http://127.0.0.1")
+
+
+def test_redis_is_compared_with_files_round_by_round() -> None:
+    def reads(cpu_us: float, popular: float = 0.0) -> redis.ServiceReads:
+        return redis.ServiceReads(Reads(Sample(100.0, cpu_us), p50_us=2.0, p99_us=3.0, popular=popular), 1.0)
+
+    taken = {
+        f"{name} {rate}": [reads(cpu_us), reads(cpu_us + 1)]
+        for name, cpu_us in (("file:// zstd", 31), ("redis:// zstd", 43))
+        for rate in (None, redis.RATE)
+    }
+    compared = {figure.name: figure for figure in redis.beside_files("zstd", taken)}
+    saturated = compared["GET on one core, zstd, redis:// - file://: CPU"]
+    assert (saturated.values, saturated.met) == ([12, 12], False)
+    assert compared["GET at 5,000/s, zstd, redis:// - file://: CPU"].met is None
+    assert compared["GET on one core, zstd, redis:// / file://: rate"].values == [1, 1]
+    units = [figure.unit for figure in redis.server_figures("redis:// zstd", taken)]
+    assert units == ["requests/s", "µs/request", "µs/request", "µs/request", "µs", "µs", "µs/request"]
+    late = list(redis.beyond_files("GET, redis:// json", [reads(1.0, popular=0.25)]))
+    assert [figure.values for figure in late if "popular" in figure.name] == [[0.25]]
+
+
+@pytest.mark.parametrize("measure", OF_REDIS)
+def test_without_redis_server_there_is_a_reason_instead_of_figures(
+    measure: Measure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    (outcome,) = measure(SMALL)
+    assert isinstance(outcome, Unmeasured)
+    assert not outcome.failed
+    assert "apt-get install redis-server" in outcome.reason
+
+
+@needs_redis
+def test_the_redis_server_of_a_benchmark_reports_what_it_spends_and_can_be_emptied() -> None:
+    with redis_serving() as server:
+        empty = server.used_bytes()
+        server._execute("SET", "key", "x" * 1_000_000)
+        assert server.used_bytes() - empty > 1_000_000
+        server.clear()
+        assert server.used_bytes() - empty < 100_000
+        assert server.cpu_s() > 0
+    assert not server.is_ready()
+
+
+@needs_redis
+@pytest.mark.parametrize("measure", [redis.measure_reads, redis.measure_publishing])
+def test_redis_gives_its_figures_and_nothing_is_left_behind(measure: Measure, temporary: Path) -> None:
+    measured = named(measure(SMALL))
+    assert measured
+    assert all(value >= 0 for figure in measured.values() for value in figure.values)
+    assert list(temporary.iterdir()) == []
+
+
+@needs_redis
+@pytest.mark.soak
+def test_the_service_over_redis_gives_its_figures_and_nothing_is_left_behind(temporary: Path) -> None:
+    measured = named(redis.measure_service(SMALL))
+    assert len([name for name in measured if "late" not in name and "popular" not in name]) == 30
+    assert all(value >= 0 for name, figure in measured.items() for value in figure.values if " - " not in name)
+    assert list(temporary.iterdir()) == []
+
+
+def test_every_client_of_cosmos_reads_and_ours_costs_less() -> None:
+    measured = named(cosmos.measure_reads(SMALL))
+    assert len(measured) == 11
+    rates = [one.median for one in measured.values() if one.unit == "reads/s"]
+    assert len(rates) == 4
+    assert min(rates) > 0
+    assert measured["cosmos reads, hotplate / azure-cosmos as it comes: CPU"].median < 1
+
+
+def test_what_cosmos_takes_beyond_files_is_taken_round_by_round() -> None:
+    def reads(rate_per_s: float, cpu_us: float) -> Reads:
+        return Reads(Sample(rate_per_s, cpu_us), p50_us=1.0, p99_us=1.0, popular=0.0)
+
+    taken = {
+        cosmos.FILES: [reads(20_000, 30.0), reads(10_000, 60.0)],
+        cosmos.PLAIN: [reads(10_000, 50.0), reads(9_000, 90.0)],
+        cosmos.SECURE: [reads(10_000, 60.0), reads(9_000, 100.0)],
+    }
+    figures = {figure.name: figure.values for figure in cosmos.service_figures(taken)}
+    assert figures["GET, cosmos+http:// - file://: CPU"] == [20.0, 30.0]
+    assert figures["GET, cosmos+https:// - file://: CPU"] == [30.0, 40.0]
+    assert figures["GET, cosmos+http://: rate"] == [10_000, 9_000]
+
+
+@pytest.mark.soak
+def test_each_store_is_read_and_gives_users_lists() -> None:
+    measured = named(cosmos.measure_service(Effort(rounds=1, users=1000, round_s=0.3)))
+    assert len([name for name in measured if "popular" not in name]) == 8
+
+
+@pytest.mark.soak
+def test_the_emulator_admits_what_is_provisioned() -> None:
+    measured = named(cosmos.measure_emulator(SMALL))
+    assert len(measured) == 5
+    assert all(figure.median > 0 for name, figure in measured.items() if "off by" not in name)
+    assert all(figure.met for name, figure in measured.items() if "off by" in name)

@@ -1,0 +1,158 @@
+"""A whole sweep in virtual time, against an emulator in this process: its levels, its effects and their predictions."""
+
+import asyncio
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import count
+
+import orjson
+import pytest
+
+from bench.loadgen.generator import Generator, LoadConnection
+from bench.loadgen.load import Load
+from bench.loadgen.result import Result
+from bench.loadgen.workers import OnProgress
+from bench.progress import ProgressDisplay
+from bench.ru.options import SweepOptions
+from bench.ru.report import RU, Effect, SweepResult
+from bench.ru.run import Sweep, plan
+from bench.ru.sandbox import AccountSandbox, Items
+from stores.cosmos.throughput import Throughput
+from stores.cosmos.url import parse
+from stores.http1 import Response
+from tests.support.cosmos_server import Direct, signed
+from tests.support.virtual import SimulatedTransport, VirtualLoop, in_virtual_time
+
+LATENCY_S = 0.001
+
+
+class Account(AccountSandbox):
+    """An emulator in this process, on a clock that passes only while a trial runs."""
+
+    def __init__(self) -> None:
+        super().__init__(replace(parse("cosmos+http://127.0.0.1:8081/bench", {}), database="d"), own=False)
+        self.began_s = float(math.floor(time.time()))
+        self.elapsed: Callable[[], float] = lambda: 0.0
+        self.direct = Direct(lambda: self.began_s + self.elapsed())
+        self.names = (f"c{number}" for number in count())
+
+    def answer(self, request: bytes) -> tuple[int, float, bytes]:
+        head, _, body = request.partition(b"\r\n\r\n")
+        first, *lines = head.decode().split("\r\n")
+        verb, path, _ = first.split(" ")
+        headers = dict(line.split(": ", 1) for line in lines)
+        made = self.direct.request(verb, path, body or None, headers)
+        return made.status, made.charge_ru, made.body
+
+    def send(self, request: bytes) -> Response:
+        status, _, body = self.answer(request)
+        self.began_s += 1  # the next trial begins with a whole second
+        return Response(status, b"", body)
+
+    def create(self, throughput: Throughput) -> str:
+        name = next(self.names)
+        header = (
+            {"x-ms-cosmos-offer-autopilot-settings": orjson.dumps({"maxThroughput": throughput.ru}).decode()}
+            if throughput.autoscale
+            else {"x-ms-offer-throughput": str(throughput.ru)}
+        )
+        body = {"id": name, "partitionKey": {"paths": ["/id"], "kind": "Hash", "version": 2}}
+        assert self.direct.request("POST", "/dbs/d/colls/", body, header).status == 201
+        return name
+
+    def scale(self, container: str, throughput: Throughput) -> None:
+        link = orjson.loads(self.direct.request("GET", f"/dbs/d/colls/{container}/").body)["_self"]
+        offers = orjson.loads(self.direct.request("GET", "/offers/").body)["Offers"]
+        offer = next(each for each in offers if each["resource"].strip("/") == link.strip("/"))
+        changed = offer | {"content": throughput.content()}
+        own = signed(
+            "PUT", "offers", offer["id"].lower(), now=self.direct.clock()
+        )  # of an offer its id alone is signed
+        assert self.direct.request("PUT", f"/offers/{offer['id']}/", changed, own).status == 200
+        self.began_s += 60
+
+    def fill(self, container: str, items: Items) -> None:
+        for body in items.bodies():
+            named = {
+                "x-ms-documentdb-partitionkey": orjson.dumps([body["id"]]).decode(),
+                "x-ms-documentdb-is-upsert": "True",
+            }
+            while self.direct.request("POST", f"/dbs/d/colls/{container}/docs/", body, named).status == 429:
+                self.began_s += 1
+        self.began_s += 1
+
+
+class Simulation:
+    """Makes runs of the generator as it is against an account, each in a virtual loop of its own."""
+
+    def __init__(self, account: Account) -> None:
+        self.account = account
+
+    def run(self, load: Load, on_progress: OnProgress | None = None, *, on_the_second: bool = False) -> Result:
+        del on_progress
+        assert on_the_second
+        account = self.account
+
+        class Connection(SimulatedTransport):
+            def write(self, data: object) -> None:
+                assert isinstance(data, bytes)
+                status, charge_ru, _ = account.answer(data)
+                head = f"HTTP/1.1 {status} -\r\nContent-Length: 0\r\nx-ms-request-charge: {charge_ru:.2f}\r\n\r\n"
+                self.loop.call_later(LATENCY_S, self.protocol.data_received, head.encode())
+
+        async def work(loop: VirtualLoop) -> Result:
+            began_s = loop.time()
+            account.elapsed = lambda: loop.time() - began_s
+
+            async def keep_pace(tick: Callable[[], float | None]) -> None:
+                while (due_s := tick()) is not None:
+                    await asyncio.sleep(due_s - loop.time())
+
+            async def connect(make: Callable[[], LoadConnection]) -> None:
+                protocol = make()
+                protocol.connection_made(Connection(loop, protocol, lambda arrival_s: arrival_s))
+
+            return await Generator(load, clock=loop.time, keep_pace=keep_pace, connect=connect).run()
+
+        result = in_virtual_time(work)
+        account.elapsed = lambda: 0.0
+        account.began_s += math.ceil(load.duration_s) + 1
+        return result
+
+
+def swept(options: SweepOptions) -> SweepResult:
+    account = Account()
+    sweep = Sweep(plan(options), Simulation(account), ProgressDisplay(None))
+    sweep.measure(account)
+    return sweep.result
+
+
+def test_each_level_bears_what_its_request_units_pay_for() -> None:
+    made = swept(SweepOptions(levels="400,500", duration="1s", effects=False))
+    assert made.valid
+    assert [each.ru for each in made.levels] == [400, 500]
+    for level in made.levels:
+        assert level.best is not None
+        assert level.best.rate == pytest.approx(level.ru, rel=0.05)
+        assert level.best.charge_ru == pytest.approx(1.0)
+        assert level.limit == RU
+        assert not level.skipped
+
+
+@pytest.mark.soak
+def test_every_effect_is_as_the_planner_predicts() -> None:
+    made = swept(SweepOptions(levels="1k,7k", duration="1s"))
+    assert made.valid
+    measured = [each for each in made.effects if each.rate is not None]
+    assert len(measured) == 9
+    (refused,) = [each for each in made.effects if each.rate is None]
+    assert (refused.name, refused.limit.partition(":")[0]) == ("strong consistency", "refused with 400")
+    for effect in measured:
+        assert off(effect) == pytest.approx(0, abs=0.12), effect.name
+
+
+def off(effect: Effect) -> float:
+    assert effect.predicted_ru is not None
+    return effect.predicted_ru / effect.ru - 1
