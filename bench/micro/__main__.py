@@ -120,7 +120,10 @@ def table(outcomes: Sequence[Outcome], title: str) -> Table:
     result.add_column("met")
     for one in outcomes:
         if isinstance(one, Figure):
-            numbers = (f"{value:,.4g}" if value < 1000 else f"{value:,.0f}" for value in (one.median, one.min, one.max))
+            numbers = (
+                f"{value:,.4g}" if value < 1000 else f"{value:,.0f}"
+                for value in (one.median, min(one.values), max(one.values))
+            )
             met = {None: "", True: "yes", False: "NO"}[one.met]
             result.add_row(escape(one.name), one.unit, *numbers, str(len(one.values)), str(one.goal or ""), met)
         else:

@@ -105,16 +105,6 @@ class Figure:
         return median(self.values)
 
     @property
-    def min(self) -> float:
-        """The lowest value."""
-        return min(self.values)
-
-    @property
-    def max(self) -> float:
-        """The highest value."""
-        return max(self.values)
-
-    @property
     def met(self) -> bool | None:
         """Whether the goal was met; None where there is none."""
         return None if self.goal is None else self.goal.met(self.median)
@@ -127,8 +117,8 @@ class Figure:
             "goal": None if self.goal is None else str(self.goal),
             "met": self.met,
             "median": self.median,
-            "min": self.min,
-            "max": self.max,
+            "min": min(self.values),
+            "max": max(self.values),
             "values": list(self.values),
         }
 

@@ -246,8 +246,11 @@ def _manual(ledger: Ledger, inputs: Inputs, prices: Prices) -> float:
 def _autoscale(ledger: Ledger, inputs: Inputs, prices: Prices) -> float:
     """Derive the cost of autoscale: each hour is billed at what it reached, at least a tenth of the top."""
     in_place = inputs.publishing == "in-place"
-    reads_ru, publish_ru, publishes = (ledger.number(name) for name in ("reads_ru", "publish_ru_s", "publishes"))
-    publish_hours, release_bytes = ceil(ledger.number("publish_hours")), _release_bytes(ledger)
+    reads_ru, publish_ru, release_bytes = (
+        ledger.number("reads_ru"),
+        ledger.number("publish_ru_s"),
+        _release_bytes(ledger),
+    )
     publish_top = autoscale_top(publish_ru, 0, 0)
     if not in_place:
         partitions = Throughput(publish_top, autoscale=True).partitions_at_birth
@@ -267,22 +270,28 @@ def _autoscale(ledger: Ledger, inputs: Inputs, prices: Prices) -> float:
         "autoscale_mean_ru", reached, "RU/s",
         f"the mean over the hours of profile of the larger of autoscale_top_ru / {FLOOR} and reads_ru in that hour",
     )  # fmt: skip
-    if in_place:
-        hours = reached * HOURS_A_MONTH + publishes * publish_ru * publish_hours
-        formula = f"autoscale_mean_ru * {HOURS_A_MONTH} + publishes * publish_ru_s * ceil(publish_hours)"
-    else:
-        idle = autoscale_top(0, highest, release_bytes) / FLOOR
-        ledger.derive("autoscale_idle_ru", idle, "RU/s", "a tenth of the lowest top that may be set after publish_ru_s")
-        lasting = reached + inputs.kept * idle + AUTOSCALE_MIN / FLOOR
-        hours = lasting * HOURS_A_MONTH + publishes * (publish_ru * publish_hours + reached * OVERLAP_HOURS)
-        formula = (
-            f"(autoscale_mean_ru + kept * autoscale_idle_ru + {AUTOSCALE_MIN} / {FLOOR}) * {HOURS_A_MONTH} + publishes"
-            f" * (publish_ru_s * ceil(publish_hours) + autoscale_mean_ru * {OVERLAP_HOURS})"
-        )
+    hours, formula = _autoscale_hours(ledger, inputs, reached, highest)
     ledger.derive("autoscale_ru_hours", hours, "RU/s-hours", formula)
     cost = prices.ru_hours(hours, autoscale=True, regions=inputs.regions)
     formula = "autoscale_ru_hours / 100 * usd_ru_hour * usd_autoscale_factor * regions"
     return ledger.derive("autoscale_ru_cost", cost, "USD/month", formula)
+
+
+def _autoscale_hours(ledger: Ledger, inputs: Inputs, reached: float, highest: int) -> tuple[float, str]:
+    """Calculate RU/s-hours of a month in which serving *reached* so many on average; returns them and the formula."""
+    publishes, publish_ru = ledger.number("publishes"), ledger.number("publish_ru_s")
+    publish_hours = ceil(ledger.number("publish_hours"))
+    if inputs.publishing == "in-place":
+        hours = reached * HOURS_A_MONTH + publishes * publish_ru * publish_hours
+        return hours, f"autoscale_mean_ru * {HOURS_A_MONTH} + publishes * publish_ru_s * ceil(publish_hours)"
+    idle = autoscale_top(0, highest, _release_bytes(ledger)) / FLOOR
+    ledger.derive("autoscale_idle_ru", idle, "RU/s", "a tenth of the lowest top that may be set after publish_ru_s")
+    lasting = reached + inputs.kept * idle + AUTOSCALE_MIN / FLOOR
+    hours = lasting * HOURS_A_MONTH + publishes * (publish_ru * publish_hours + reached * OVERLAP_HOURS)
+    return hours, (
+        f"(autoscale_mean_ru + kept * autoscale_idle_ru + {AUTOSCALE_MIN} / {FLOOR}) * {HOURS_A_MONTH} + publishes"
+        f" * (publish_ru_s * ceil(publish_hours) + autoscale_mean_ru * {OVERLAP_HOURS})"
+    )
 
 
 def _serverless(ledger: Ledger, inputs: Inputs, prices: Prices) -> float | None:

@@ -245,7 +245,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def from_report(path: Path, p99_ms: float | None = None) -> Layer:
-    """Read what `hotplate bench` measured: what a pod bears, how long a request stays in it, and what CPU it takes.
+    """Read what `hotplate bench` measured: what a pod can answer, how long a request stays in it, and its CPU.
 
     A report of whatever kind may also carry `measured`, inputs of a plan by name; `read_ru`, say. With *p99_ms*, only
     rates that kept it count. Raises PlanMisused for a file that is no report, or not a valid one.

@@ -73,7 +73,7 @@ class Series:
         return [each.value(metric) for each in self.rounds]
 
     def summary(self) -> dict[str, Any]:
-        """Return each metric over all rounds, and where there are two or more the 95 % interval of its mean over rounds.
+        """Return each metric over all rounds, and of two rounds or more the 95 % interval of its mean over rounds.
 
         Of latencies the mean is the geometric one.
         """

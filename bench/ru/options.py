@@ -22,8 +22,7 @@ class SweepOptions:
         ),
     ] = None
     effects: Annotated[
-        bool,
-        Flag("Also measure other effects: sizes, consistency, skew, cache, publishing, autoscale, burst.", WHAT),
+        bool, Flag("Also measure other effects: sizes, consistency, skew, cache, publishing, autoscale, burst.", WHAT)
     ] = True
     slo: Annotated[str, Flag("The objective. On an emulator its latencies are of loopback.", HOW)] = (
         "p99=50ms,throttled=1%"

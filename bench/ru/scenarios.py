@@ -41,11 +41,44 @@ EVENTUAL, STRONG = "Eventual", "Strong"
 
 
 @dataclass(frozen=True, slots=True)
+class MissedKeys:
+    """Of *keys* those that miss a cache of so many entries with least recently used eviction."""
+
+    keys: Keys
+    entries: int
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the keys that miss."""
+        return (key for key, hit in simulate_cache(self.keys, self.entries) if not hit)
+
+    def share(self, part: int) -> "MissedKeys":
+        """See `bench.loadgen.load.Requests`."""
+        return replace(self, keys=self.keys.share(part))
+
+    def hit_rate(self, draws: int) -> float:
+        """Count which share of so many draws hits."""
+        return sum(hit for _, hit in islice(simulate_cache(self.keys, self.entries), draws)) / draws
+
+
+def simulate_cache(keys: Iterable[str], entries: int) -> Iterator[tuple[str, bool]]:
+    """Yield each key with whether it hits, once the cache is warm."""
+    held = OrderedDict[str, None]()
+    for place, key in enumerate(keys):
+        hit = key in held
+        held[key] = None
+        held.move_to_end(key)
+        if len(held) > entries:
+            held.popitem(last=False)
+        if place >= WARM_DRAWS:
+            yield key, hit
+
+
+@dataclass(frozen=True, slots=True)
 class KeyedRequests:
-    """Requests made beforehand, in the order in which their keys are drawn; see `bench.loadgen.load`."""
+    """Requests made beforehand, in the order in which their keys are drawn; see `bench.loadgen.load.Requests`."""
 
     by_key: Mapping[str, bytes]
-    keys: Keys
+    keys: Keys | MissedKeys
 
     def rendered(self, host: str, headers: Mapping[str, str]) -> Iterator[bytes]:
         """Yield requests; host and headers are in them."""
@@ -53,7 +86,7 @@ class KeyedRequests:
         return map(self.by_key.__getitem__, self.keys)
 
     def share(self, part: int) -> "KeyedRequests":
-        """See `bench.loadgen.load`."""
+        """See `bench.loadgen.load.Requests`."""
         return replace(self, keys=self.keys.share(part))
 
 
@@ -78,46 +111,8 @@ class MixedRequests:
                 yield next(reads)
 
     def share(self, part: int) -> "MixedRequests":
-        """See `bench.loadgen.load`."""
+        """See `bench.loadgen.load.Requests`."""
         return replace(self, reads=self.reads.share(part), writes=self.writes.share(part))
-
-
-@dataclass(frozen=True, slots=True)
-class CacheMisses:
-    """Of *requests* those that miss a cache of so many entries with least recently used eviction."""
-
-    requests: KeyedRequests
-    entries: int
-
-    def rendered(self, host: str, headers: Mapping[str, str]) -> Iterator[bytes]:
-        """See `KeyedRequests`."""
-        del host, headers
-        return map(self.requests.by_key.__getitem__, self.names())
-
-    def names(self) -> Iterator[str]:
-        """Yield the keys that miss."""
-        return (key for key, hit in simulate_cache(self.requests.keys, self.entries) if not hit)
-
-    def share(self, part: int) -> "CacheMisses":
-        """See `bench.loadgen.load`."""
-        return replace(self, requests=self.requests.share(part))
-
-    def hit_rate(self, draws: int) -> float:
-        """Count which share of so many draws hits."""
-        return sum(hit for _, hit in islice(simulate_cache(self.requests.keys, self.entries), draws)) / draws
-
-
-def simulate_cache(keys: Iterable[str], entries: int) -> Iterator[tuple[str, bool]]:
-    """Yield each key with whether it hits, once the cache is warm."""
-    held = OrderedDict[str, None]()
-    for place, key in enumerate(keys):
-        hit = key in held
-        held[key] = None
-        held.move_to_end(key)
-        if len(held) > entries:
-            held.popitem(last=False)
-        if place >= WARM_DRAWS:
-            yield key, hit
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,15 +261,15 @@ def cached(setup: Setup) -> Scenario:
     """
     items = setup.items
     entries = round(items.count * CACHED)
-    reads = setup.requests.reads(setup.container, items)
-    misses = CacheMisses(KeyedRequests(reads, Keys(items.ids, Zipf(ZIPF))), entries)
-    miss_rate = 1 - misses.hit_rate(COUNTED_DRAWS)
+    missed = MissedKeys(Keys(items.ids, Zipf(ZIPF)), entries)
+    requests = KeyedRequests(setup.requests.reads(setup.container, items), missed)
+    miss_rate = 1 - missed.hit_rate(COUNTED_DRAWS)
     hit_rate = cache_hits(items.count, ZIPF, entries).hit_rate
-    hot_share = hot_share_of(fullest_share(list(islice(misses.names(), COUNTED_DRAWS)), items.parts), items.parts)
+    hot_share = hot_share_of(fullest_share(list(islice(missed, COUNTED_DRAWS)), items.parts), items.parts)
     return setup.scenario(
         f"a cache of {entries} lists before zipf {ZIPF:g}",
         f"hit rate {hit_rate:.1%} by Che's approximation, counted {1 - miss_rate:.1%}",
-        lambda rate: Offer(misses, rate * miss_rate),
+        lambda rate: Offer(requests, rate * miss_rate),
         hit_rate=hit_rate,
         hot_share=hot_share,
         partitions=items.parts,

@@ -16,14 +16,8 @@ from bench.report.comparison import MIN_PAIRS, compare
 from bench.report.report import WHILE_WRITTEN, Report, Series, series
 from bench.report.text import paragraphs, parse_rate, parse_seconds
 from bench.stores import reference
-from bench.stores.rounds import (
-    TRIAL_LISTS,
-    ComparisonResult,
-    RoundResult,
-    Settings,
-    StoreComparison,
-    StoreResult,
-)
+from bench.stores.results import ComparisonResult, RoundResult, StoreResult
+from bench.stores.rounds import TRIAL_LISTS, Settings, StoreComparison
 from bench.stores.setup import Setup, own_stores, prepared_stores
 from bench.stores.table import Column, table_lines
 from stores.cosmos.throughput import Throughput

@@ -5,7 +5,6 @@ The stores take turns within a round (A B, A B, …), so that whatever the machi
 
 import asyncio
 import itertools
-import re
 import time
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
@@ -16,18 +15,29 @@ from typing import TypeVar
 import numpy as np
 import uvloop
 
-from bench.answers import CheckResult, check_answers
+from bench.answers import check_answers
 from bench.errors import BenchFailed
-from bench.loadgen.capacity import PERCENTS, Objective, Point, disturbances, highest, point, search
+from bench.loadgen.capacity import Objective, Point, search
 from bench.loadgen.keys import Draw, Keys, Uniform
 from bench.loadgen.load import Gets, Load
 from bench.loadgen.recorder import Sample
-from bench.loadgen.result import LAG_BOUND_US, Result
 from bench.loadgen.schedule import constant
 from bench.loadgen.workers import WorkerPool
 from bench.process import on_core, own_memory_bytes
 from bench.progress import ProgressDisplay
-from bench.stores.publication import TrialPublisher, TrialResult, trial_publisher
+from bench.stores.publication import TrialPublisher, trial_publisher
+from bench.stores.results import (
+    Capacity,
+    ComparisonResult,
+    LookupResult,
+    Memory,
+    PublishRun,
+    RequestUnits,
+    RoundResult,
+    ServiceRun,
+    StoreResult,
+    capacity_point,
+)
 from bench.stores.setup import Candidate, Setup, StoreServer, opened, store_settings
 from stores.catalogue import ReleaseId, ReleaseRef
 from stores.errors import StoreError, StoreThrottled
@@ -53,23 +63,8 @@ THINK_SPREAD = 0.5
 START_RATE = 1_000.0
 ATTEMPT_S = 3.0
 
-# From this share of popular lists on, users do not get the lists that they have: outside the objective.
-POPULAR_BOUND = 0.01
-
-# How late the generator may be at p99, as a share of the objective's lowest latency bound.
-LATE_SHARE = 0.1
-
-# From this share of a core on, the core is called the limit; what is left of it, others use.
-FULL_CORE = 0.8
-
-# An attempt that was outside for no reason that can be seen is repeated: the machine may have had other work.
-NO_FULL_CORE = "no core was full"
-STOPPED = "it was stopped"
-
 # What a service's metrics call the request units that its reads were charged with, and the reads that were refused.
 CHARGED, THROTTLED = "hotplate_store_request_units_total", "hotplate_store_throttled_total"
-
-LATENCY_NAMES = re.compile("|".join(map(re.escape, PERCENTS)))
 
 T = TypeVar("T")
 
@@ -95,161 +90,6 @@ class Settings:
     connections: int = 64
     draw: Draw = field(default_factory=Uniform)
     objective: Objective | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class LookupResult:
-    """Reads of a store without a service: microseconds of a call (median), and per key the CPU of both sides."""
-
-    call_us: float
-    keys_per_s: float
-    cpu_us: float
-    server_cpu_us: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class RequestUnits:
-    """What the reads of a run were charged, and how many of them were refused with 429."""
-
-    ru: float
-    throttled: float
-
-
-@dataclass(frozen=True, slots=True)
-class ServiceRun:
-    """One run through a service: its result, and the CPU of the service and of the store's server."""
-
-    result: Result = field(repr=False)
-    service_cpu_s: float
-    server_cpu_s: float | None
-    request_units: RequestUnits | None = None
-    """None of a store that charges nothing."""
-
-    @property
-    def service_cpu_us(self) -> float:
-        """CPU of the service for each good response."""
-        return self.service_cpu_s * 1e6 / max(1, self.result.ok)
-
-    @property
-    def server_cpu_us(self) -> float | None:
-        """CPU of the store's server for each good response."""
-        return None if self.server_cpu_s is None else self.server_cpu_s * 1e6 / max(1, self.result.ok)
-
-    @property
-    def service_share(self) -> float:
-        """The share of a core that the service used."""
-        return self.service_cpu_s / max(self.result.duration_s, 1e-9)
-
-    @property
-    def server_share(self) -> float | None:
-        """The share of a core that the store's server used."""
-        return None if self.server_cpu_s is None else self.server_cpu_s / max(self.result.duration_s, 1e-9)
-
-    @property
-    def ru_s(self) -> float | None:
-        """Request units a second."""
-        return None if self.request_units is None else self.request_units.ru / max(self.result.duration_s, 1e-9)
-
-
-@dataclass(frozen=True, slots=True)
-class PublishRun:
-    """Lists written beside the reads of one round: one release by itself, then the reads while others are written."""
-
-    trial: TrialResult
-    reads: ServiceRun
-    lists_per_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class RoundResult:
-    """What one store did in one round; `lookups` by the size of the batch."""
-
-    lookups: Mapping[int, LookupResult]
-    closed: ServiceRun | None
-    reads: ServiceRun
-    publishing: PublishRun | None
-
-    @property
-    def invalid_reasons(self) -> list[str]:
-        """Why the round measured its generator; empty for a valid one."""
-        return [*self.reads.result.invalid_reasons, *(self.closed.result.invalid_reasons if self.closed else [])]
-
-
-@dataclass(frozen=True, slots=True)
-class Capacity:
-    """The search for the highest rate of one store: its points in order, and the run behind each."""
-
-    points: tuple[Point, ...]
-    runs: tuple[ServiceRun, ...]
-
-    @property
-    def best(self) -> tuple[Point, ServiceRun] | None:
-        """The highest rate inside the objective, and its run."""
-        best = highest(self.points)
-        return None if best is None else (best, self._run_of(best))
-
-    @property
-    def first_outside(self) -> tuple[Point, ServiceRun] | None:
-        """The lowest rate above it that was outside; None where the search was stopped before."""
-        best = highest(self.points)
-        above = [each for each in self.points if not each.inside and each.at > (best.at if best else 0.0)]
-        lowest = min(above, key=lambda each: each.at, default=None)
-        return None if lowest is None or lowest.stopped else (lowest, self._run_of(lowest))
-
-    @property
-    def limit(self) -> str:
-        """What ended the search, in a few words."""
-        if self.first_outside is None:
-            return STOPPED
-        ended, run = self.first_outside
-        if any(reason.startswith(NO_FULL_CORE) for reason in ended.invalid_reasons):
-            return NO_FULL_CORE
-        return "the load generator" if ended.unclear else limit_of(run)
-
-    def ending(self, *, emulated: bool) -> str:
-        """Describe how the search ended; of an emulator without its latencies."""
-        if self.first_outside is None:
-            return STOPPED
-        ended, run = self.first_outside
-        reasons = ended.invalid_reasons if ended.unclear else ended.broken
-        if emulated:
-            reasons = tuple("its latency" if _names_a_latency(each) else each for each in reasons)
-        server = "" if run.server_share is None else f", the store's server {run.server_share:.0%}"
-        units = run.request_units
-        refused = f", {units.throttled:,.0f} reads refused with 429" if units else ""
-        used = f"the service used {run.service_share:.0%} of its core{server}{refused}"
-        return f"outside at {ended.at:,.0f} requests/s by {' and '.join(reasons)}; {used}"
-
-    def _run_of(self, point: Point) -> ServiceRun:
-        return next(run for each, run in zip(self.points, self.runs, strict=True) if each is point)
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """Bytes in use after the last round: of the load generator, a store's service, and its server where it has one."""
-
-    generator: int
-    service: int
-    server: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class StoreResult:
-    """All that was measured of one store."""
-
-    candidate: Candidate
-    rounds: tuple[RoundResult, ...]
-    memory: Memory
-    checked: CheckResult
-    capacity: Capacity | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ComparisonResult:
-    """All that was measured; the n-th rounds of all stores were made side by side."""
-
-    stores: tuple[StoreResult, ...]
-    interrupted: bool
 
 
 class StoreComparison:
@@ -292,17 +132,16 @@ class StoreComparison:
         return stack.enter_context(trial_publisher(store_settings(one.url), release, self._settings.trial_lists))
 
     def _run_rounds(self, pool: WorkerPool, publishers: Mapping[str, TrialPublisher]) -> None:
-        wanted = self._settings.rounds
+        rounds = self._settings.rounds
         valid = made = 0
-        while valid < wanted and made < wanted + self._settings.extra_rounds and not self._interrupted:
+        while valid < rounds and made < rounds + self._settings.extra_rounds and not self._interrupted:
             made += 1
-            valid += self._run_round(f"round {made}, {valid} of {wanted} valid", made, pool, publishers)
+            valid += self._run_round(f"round {made}, {valid} of {rounds} valid", made, pool, publishers)
 
     def _run_round(self, name: str, number: int, pool: WorkerPool, publishers: Mapping[str, TrialPublisher]) -> bool:
         """Make a round, and keep it unless it was interrupted; return whether it was valid for all stores."""
         lookups, closed = dict[str, dict[int, LookupResult]](), dict[str, ServiceRun]()
-        publishing = dict[str, PublishRun]()
-        duration_s = self._settings.duration_s
+        publishing, duration_s = dict[str, PublishRun](), self._settings.duration_s
         if self._settings.direct:
             lookups = self._each(f"{name}, reads without a service", 1.0, lambda one: self._look_up(one, number))
         if self._settings.closed_users:
@@ -417,38 +256,6 @@ class StoreComparison:
         memory = Memory(generator, one.service.memory_bytes(), one.server.memory_bytes())
         checked = asyncio.run(check_answers(one.url, self._samples[one.name]))
         return StoreResult(one, tuple(self._rounds[one.name]), memory, checked, self._capacities.get(one.name))
-
-
-def capacity_point(rate: float, run: ServiceRun, objective: Objective) -> Point:
-    """Sum up an attempt, and hold it against the objective; whose fault it was is decided by whose core was full."""
-    late_us = max(LAG_BOUND_US, min(objective.latency_us.values(), default=0.0) * LATE_SHARE)
-    invalid_reasons = list(disturbances(run.result, late_us))
-    broken = objective.broken(run.result)
-    if invalid_reasons and not replace(objective, latency_us={}).broken(run.result):
-        broken = []  # a late generator spoils latencies, and nothing else
-    made = point(rate, run.result)
-    if made.popular > POPULAR_BOUND:
-        broken.append(f"{made.popular:.1%} got the popular list instead of their own, bound {POPULAR_BOUND:.0%}")
-    if broken and limit_of(run) == NO_FULL_CORE:
-        invalid_reasons.append(f"{NO_FULL_CORE}, and yet {' and '.join(broken)}")
-        broken = []
-    return made if made.stopped else replace(made, invalid_reasons=tuple(invalid_reasons), broken=tuple(broken))
-
-
-def limit_of(run: ServiceRun) -> str:
-    """Name what a run reached the limit of."""
-    if run.request_units is not None and run.request_units.throttled:
-        return "the container's RU/s"
-    if run.service_share >= FULL_CORE:
-        return "the service's core"
-    if run.server_share is not None and run.server_share >= FULL_CORE:
-        return "the store's server"
-    return NO_FULL_CORE
-
-
-def _names_a_latency(sentence: str) -> bool:
-    """Return whether a sentence is about latencies of responses; the generator's own lag is none."""
-    return LATENCY_NAMES.search(sentence) is not None and not sentence.startswith("the generator")
 
 
 def request_units(url: str) -> RequestUnits | None:

@@ -22,7 +22,8 @@ from bench.report.text import (
     parse_rate,
 )
 from bench.stores.reference import NOT_PUBLISHED, Needs, format_month, needs, published_cells
-from bench.stores.rounds import BATCHES, LookupResult, PublishRun, RoundResult, ServiceRun, StoreResult
+from bench.stores.results import LookupResult, PublishRun, RoundResult, ServiceRun, StoreResult
+from bench.stores.rounds import BATCHES
 from stores.cosmos.charges import KB
 from stores.cosmos.charges import load as load_charges
 from stores.cosmos.throughput import Throughput

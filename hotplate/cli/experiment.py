@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
 
-from bench.options import HOW, WHAT, WHEN, Argument, Flag
+from bench.options import HOW, Argument, Flag
 from hotplate.cli.ru import print_sweep
 from hotplate.cli.terminal import FAILED, Json, err, out, print_json, table
 
@@ -18,22 +18,9 @@ if TYPE_CHECKING:
     from bench.report.page import Runs
     from bench.report.report import Report
 
-__all__ = ["HOW", "WHAT", "WHEN", "add_experiment", "bench_errors", "finish", "option", "require_folder"]
-
 BENCH_MODULES = {"hdrh", "httptools", "matplotlib", "numpy"}
 Options = TypeVar("Options")
 Run = Callable[[Options, "ProgressDisplay"], "tuple[Report, Runs | None]"]
-
-
-def option(name: str, text: str, panel: str, flag: str | None = None, *, env: bool = True) -> typer.models.OptionInfo:
-    """Make an option that is also read from the environment, unless *env* is False, as HOTPLATE_BENCH_NAME."""
-    made: typer.models.OptionInfo = typer.Option(
-        flag or f"--{name}",
-        envvar=f"HOTPLATE_BENCH_{name.replace('-', '_').upper()}" if env else None,
-        help=text,
-        rich_help_panel=panel,
-    )
-    return made
 
 
 def add_experiment(
@@ -61,14 +48,21 @@ def add_experiment(
                 from bench.progress import progress_display
                 from bench.report.page import keep
 
-                require_folder(name)
+                _require_folder(name)
                 chosen = options(**(preset | values))
                 if confirm is not None:
                     confirm(chosen)
                 with progress_display(err) as display:
                     made, runs = run(chosen, display)
             keep(made, runs, name)
-            finish(made, name, lambda: print_report(made), valid=made.valid, as_json=as_json, log=runs is not None)
+            if as_json:
+                print_json(made.brief())
+            else:
+                print_report(made)
+                endings = ("json", "html") if runs is None else ("json", "html", "hdr")
+                *some, last = (f"{name}.{ending}" for ending in endings)
+                out.print(f"written to {', '.join(some)} and {last}", markup=False)
+            raise typer.Exit(0 if made.valid else FAILED)
 
         verb.__doc__ = run.__doc__
         parameters = [*_parameters(options, defaults), *_report_parameters(report, log=log)]
@@ -102,16 +96,21 @@ def _parameters(options: type[Any], defaults: object) -> Iterator[inspect.Parame
 
 
 def _option(field: str, flag: Flag, kind: object, default: object) -> typer.models.OptionInfo:
+    """Make a flag that the environment sets, too, as HOTPLATE_BENCH_NAME, unless it must not."""
     name = flag.name or field.replace("_", "-")
-    one_way = kind is bool and default is False
-    both = kind is bool or kind == (bool | None)
-    spelt = f"--{name}" if one_way or not both else f"--{name}/--no-{name}"
-    return option(name, flag.help, flag.panel, spelt, env=flag.env)
+    two_ways = kind == (bool | None) or (kind is bool and default is not False)
+    made: typer.models.OptionInfo = typer.Option(
+        f"--{name}/--no-{name}" if two_ways else f"--{name}",
+        envvar=f"HOTPLATE_BENCH_{name.replace('-', '_').upper()}" if flag.env else None,
+        help=flag.help,
+        rich_help_panel=flag.panel,
+    )
+    return made
 
 
 def _report_parameters(report: str, *, log: bool) -> Iterator[inspect.Parameter]:
     endings = ".json, .html and .hdr" if log else ".json and .html"
-    info = option("out", f"Where the report goes: this name with {endings}.", HOW)
+    info = _option("out", Flag(f"Where the report goes: this name with {endings}.", HOW), Path, report)
     kind = inspect.Parameter.KEYWORD_ONLY
     yield inspect.Parameter("out", kind, default=Path(report), annotation=Annotated[Path, info])
     yield inspect.Parameter("as_json", kind, default=False, annotation=Json)
@@ -128,28 +127,12 @@ def bench_errors() -> Iterator[None]:
         raise ModuleNotFoundError(str(error), name="httptools") from error  # numpy is of two extras; this one is meant
 
 
-def require_folder(report: Path) -> None:
+def _require_folder(report: Path) -> None:
     """Refuse a report that has no folder to go to, before anything is measured."""
     from bench.errors import BenchMisused
 
     if not report.parent.is_dir():
         raise BenchMisused(f"there is no folder {report.parent} to write the report to")
-
-
-def finish(
-    report: "Report", name: Path, show: Callable[[], None], *, valid: bool, as_json: bool, log: bool = False
-) -> NoReturn:
-    """Print what was measured and where it was written to, and exit 1 where it is not valid.
-
-    *log* says that there is an HDR log beside the report.
-    """
-    if as_json:
-        print_json(report.brief())
-    else:
-        show()
-        *some, last = (f"{name}.{ending}" for ending in ("json", "html", *(("hdr",) if log else ())))
-        out.print(f"written to {', '.join(some)} and {last}", markup=False)
-    raise typer.Exit(0 if valid else FAILED)
 
 
 def print_report(report: "Report") -> None:

@@ -39,7 +39,7 @@ FAILED, MISUSED = 1, 2
 EXTRAS = {
     "implicit": "offline", "numpy": "offline", "polars": "offline", "scipy": "offline", "threadpoolctl": "offline",
     "httptools": "bench", "hdrh": "bench", "matplotlib": "bench",
-    "redis": "redis", "azure": "cosmos", "pyspark": "spark",
+    "redis": "redis", "azure": "cosmos",
 }  # fmt: skip
 
 

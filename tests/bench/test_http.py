@@ -146,7 +146,7 @@ def test_a_mistake_is_one_sentence_and_an_exit_code(arguments: tuple[str, ...], 
 
 
 def test_every_verb_shows_an_example() -> None:
-    for verb in ("http", "compare"):
+    for verb in ("http", "stores", "reference", "compare"):
         assert f"hotplate bench {verb}" in bench(verb, "--help").stdout.partition("Example:")[2]
 
 

@@ -12,13 +12,13 @@ from bench.answers import CheckResult
 from bench.loadgen.capacity import PERCENTS, parse_objective
 from bench.loadgen.load import Load
 from bench.loadgen.result import Result
-from bench.options import PUBLISHED_RATE, PUBLISHED_RU, PUBLISHED_USERS, REFERENCE, THINK_S
+from bench.options import PUBLISHED_RATE, PUBLISHED_RU, PUBLISHED_USERS, REFERENCE, THINK_S, StoresOptions
 from bench.process import Server
 from bench.report.page import page
 from bench.report.report import Report
 from bench.stores.reference import COLUMN, needs
 from bench.stores.report import parse_settings, provisioned, report
-from bench.stores.rounds import (
+from bench.stores.results import (
     Capacity,
     ComparisonResult,
     Memory,
@@ -50,6 +50,22 @@ def test_the_preset_is_the_published_load() -> None:
     settings = parse_settings(REFERENCE)
     assert (settings.closed_users, settings.rate, settings.poisson, settings.think_s) == (200, 180, True, THINK_S)
     assert settings.objective == OBJECTIVE
+
+
+def test_the_preset_is_the_comparisons_verb_with_other_defaults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = list[StoresOptions]()
+
+    def note(options: StoresOptions, display: object) -> Report:
+        del display
+        chosen.append(options)
+        return Report(kind="stores", configuration={}, series=(), failures=("nothing was measured",))
+
+    monkeypatch.setattr("bench.stores.report.compare_stores", note)
+    for verb in ("stores", "reference"):
+        assert hotplate("bench", verb, "--zipf", "0.9", "--out", tmp_path / "found").returncode == 1
+    assert chosen == [StoresOptions(zipf=0.9), replace(REFERENCE, zipf=0.9)]
 
 
 def test_pauses_differ_from_user_to_user_and_add_up_to_the_rate() -> None:

@@ -20,8 +20,7 @@ from bench.report.page import page
 from bench.report.report import Report, read
 from bench.stores.publication import TrialResult, write_trial
 from bench.stores.report import report
-from bench.stores.rounds import (
-    BATCHES,
+from bench.stores.results import (
     ComparisonResult,
     LookupResult,
     Memory,
@@ -30,6 +29,7 @@ from bench.stores.rounds import (
     ServiceRun,
     StoreResult,
 )
+from bench.stores.rounds import BATCHES
 from bench.stores.setup import (
     UNKNOWN_SERVER,
     Candidate,
@@ -53,7 +53,7 @@ EMULATED = "cosmos+http://127.0.0.1:8081/hotplate"
 needs_redis = pytest.mark.skipif(shutil.which("redis-server") is None, reason="no redis-server on the PATH")
 
 
-def bench_stores(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def run_stores(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return hotplate("bench", "stores", *arguments)
 
 
@@ -83,7 +83,7 @@ def test_without_urls_it_starts_what_it_needs_and_leaves_a_report(
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(scratch))
-    done = bench_stores(*SMALL, "--users", "500", "--cpu-hour", "0.04", "--out", tmp_path / "found")
+    done = run_stores(*SMALL, "--users", "500", "--cpu-hour", "0.04", "--out", tmp_path / "found")
     assert done.returncode in {0, 1}, done.stderr  # 1 where the machine was too busy for a valid round
     for word in (
         "file://",
@@ -117,7 +117,7 @@ def test_without_urls_it_starts_what_it_needs_and_leaves_a_report(
 
 def test_two_stores_are_compared_by_the_same_release_users_and_schedule(tmp_path: Path) -> None:
     filled, empty = fill(tmp_path / "filled"), f"file://{tmp_path}/empty"
-    done = bench_stores(filled, empty, *SMALL, "--no-direct", "--json", "--out", tmp_path / "found")
+    done = run_stores(filled, empty, *SMALL, "--no-direct", "--json", "--out", tmp_path / "found")
     assert done.returncode in {0, 1}, done.stderr  # 1 where the machine was too busy for a valid round
     facts = json.loads(done.stdout)
     assert releases(empty) == releases(filled)
@@ -136,7 +136,7 @@ def test_two_stores_are_compared_by_the_same_release_users_and_schedule(tmp_path
 def test_an_empty_store_is_filled_and_nothing_else_is_written_unless_requested(tmp_path: Path) -> None:
     filled = fill(tmp_path / "filled")
     with redis_serving() as redis:
-        done = bench_stores(filled, redis.url(), *SMALL, "--json", "--out", tmp_path / "found")
+        done = run_stores(filled, redis.url(), *SMALL, "--json", "--out", tmp_path / "found")
         facts = json.loads(done.stdout)
         assert releases(redis.url()) == releases(filled)
         assert len(releases(filled)) == 1
@@ -148,7 +148,7 @@ def test_an_empty_store_is_filled_and_nothing_else_is_written_unless_requested(t
 def test_stores_with_different_releases_are_not_compared(tmp_path: Path) -> None:
     urls = fill(tmp_path / "a"), fill(tmp_path / "b")
     before = [releases(url) for url in urls]
-    done = bench_stores(*urls, *SMALL, "--publish", "--out", tmp_path / "found")
+    done = run_stores(*urls, *SMALL, "--publish", "--out", tmp_path / "found")
     assert done.returncode == 2
     assert "hotplate releases copy" in done.stderr
     assert done.stderr.count("\n") == 1
@@ -169,7 +169,7 @@ def test_stores_with_different_releases_are_not_compared(tmp_path: Path) -> None
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_sentence(arguments: list[str], words: str, tmp_path: Path) -> None:
-    done = bench_stores(*(["--out", str(tmp_path / "found")] if "--out" not in arguments else []), *arguments)
+    done = run_stores(*(["--out", str(tmp_path / "found")] if "--out" not in arguments else []), *arguments)
     assert done.returncode == 2
     assert words in done.stderr
     assert done.stderr.count("\n") == 1
@@ -178,7 +178,7 @@ def test_what_makes_no_sense_is_refused_in_one_sentence(arguments: list[str], wo
 
 def test_a_missing_redis_server_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    done = bench_stores("--out", tmp_path / "found")
+    done = run_stores("--out", tmp_path / "found")
     assert done.returncode == 1
     assert "apt-get install redis-server" in done.stderr
     assert done.stderr.count("\n") == 1

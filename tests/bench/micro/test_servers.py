@@ -18,8 +18,10 @@ from bench.loadgen.result import Result
 from bench.micro import cosmos, generator, http_peer, publishing, redis
 from bench.micro.rounds import ROUTE, Effort, Figure, Outcome, Reads, Sample, Unmeasured
 from bench.process import free_port, redis_serving, serving
+from tests.support.soak import scaled
 
 SMALL = Effort(rounds=1, users=2_000, round_s=0.1)
+SOAKED = Effort(rounds=scaled(1), users=2_000, round_s=0.3)
 RESPONSE_HEADERS = {"Content-Type": "application/json", "ETag": '"abc"', "X-Request-Id": "1"}
 
 Measure = Callable[[Effort], list[Outcome]]
@@ -106,7 +108,7 @@ def test_the_service_is_measured_beside_its_peer(temporary: Path) -> None:
 @pytest.mark.soak
 def test_retail_trains_by_its_recipe_and_publishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publishing, "DATA", invoices(tmp_path))
-    measured = named(publishing.measure_retail(SMALL))
+    measured = named(publishing.measure_retail(SOAKED))
     assert len(measured) == 9
     assert all(figure.median > 0 for figure in measured.values())
     assert {figure.name: str(figure.goal) for figure in measured.values() if figure.goal} == {
@@ -118,7 +120,7 @@ def test_retail_trains_by_its_recipe_and_publishes(tmp_path: Path, monkeypatch: 
 @pytest.mark.soak
 def test_a_publish_at_a_rate_is_put_beside_its_dry_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cosmos, "DATA", invoices(tmp_path))
-    measured = named(cosmos.measure_publishing(SMALL))
+    measured = named(cosmos.measure_publishing(SOAKED))
     assert len(measured) == 8
     rows = measured["local emulator, not Azure, publish at 1,000 RU/s: rows"]
     assert rows.median > 40
@@ -141,7 +143,7 @@ def invoices(folder: Path) -> Path:
 @pytest.mark.soak
 def test_the_generator_is_measured_against_servers_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generator, "tools", lambda _: [])
-    outcomes = generator.measure(Effort(rounds=1, round_s=0.3))
+    outcomes = generator.measure(SOAKED)
     figures = {one.name: one for one in outcomes if isinstance(one, Figure)}
     assert figures["server that stalls, open loop: p99 / arithmetic"].median > 0.5
     assert any(isinstance(one, Unmeasured) and "neither is installed" in one.reason for one in outcomes)
@@ -209,7 +211,7 @@ def test_redis_gives_its_figures_and_nothing_is_left_behind(measure: Measure, te
 @needs_redis
 @pytest.mark.soak
 def test_the_service_over_redis_gives_its_figures_and_nothing_is_left_behind(temporary: Path) -> None:
-    measured = named(redis.measure_service(SMALL))
+    measured = named(redis.measure_service(SOAKED))
     assert len([name for name in measured if "late" not in name and "popular" not in name]) == 30
     assert all(value >= 0 for name, figure in measured.items() for value in figure.values if " - " not in name)
     assert list(temporary.iterdir()) == []
@@ -241,13 +243,13 @@ def test_what_cosmos_takes_beyond_files_is_taken_round_by_round() -> None:
 
 @pytest.mark.soak
 def test_each_store_is_read_and_gives_users_lists() -> None:
-    measured = named(cosmos.measure_service(Effort(rounds=1, users=1000, round_s=0.3)))
+    measured = named(cosmos.measure_service(SOAKED))
     assert len([name for name in measured if "popular" not in name]) == 8
 
 
 @pytest.mark.soak
 def test_the_emulator_admits_what_is_provisioned() -> None:
-    measured = named(cosmos.measure_emulator(SMALL))
+    measured = named(cosmos.measure_emulator(SOAKED))
     assert len(measured) == 5
     assert all(figure.median > 0 for name, figure in measured.items() if "off by" not in name)
     assert all(figure.met for name, figure in measured.items() if "off by" in name)

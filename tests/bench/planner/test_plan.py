@@ -105,7 +105,7 @@ def test_a_publish_takes_what_its_window_needs() -> None:
 
 def test_a_second_region_doubles_what_is_paid() -> None:
     one, two = a_plan(peak_rps=7_000), a_plan(peak_rps=7_000, regions=2)
-    assert two.number("serve_ru") == one.number("serve_ru") == 10_000  # each must bear all when the other fails
+    assert two.number("serve_ru") == one.number("serve_ru") == 10_000  # each must answer all when the other fails
     for name in ("manual_cost", "autoscale_cost", "redis_cost", "pods_cost", "storage_cost"):
         assert two.number(name) == pytest.approx(2 * one.number(name))
     shared = a_plan(peak_rps=7_000, regions=2, region_share=0.5)

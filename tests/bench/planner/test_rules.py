@@ -5,15 +5,14 @@ import math
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.planner.figures import Figure, explain, round_up
 from bench.planner.inputs import KNOWN, SHAPES, Layer, PlanMisused, hourly_shares, merge
 from bench.planner.review import find_savings, growth, read_baseline, to_toml
 from tests.support.planning import a_plan
+from tests.support.property import depths, explore
 
-FEW = settings(max_examples=60, deadline=None)
 FUNCTIONS = {
     "ceil": lambda value: math.ceil(round(value, 9)),
     "max": max,
@@ -64,81 +63,95 @@ def evaluated(figure: Figure) -> float | None:
     return float(eval(compile(tree, figure.name, "eval"), {"__builtins__": {}} | FUNCTIONS, values))
 
 
-@FEW
-@given(varied)
-def test_every_formula_gives_the_value_that_stands_beside_it(inputs: Inputs) -> None:
-    plan = a_plan(**inputs)
-    counted = 0
-    for figure in plan.figures.values():
-        if figure.formula and (calculated := evaluated(figure)) is not None:
-            assert calculated == pytest.approx(figure.value, rel=1e-6, abs=1e-9), figure.name
-            counted += 1
-    assert counted > 45
+@depths(60, 200)
+def test_every_formula_gives_the_value_that_stands_beside_it(examples: int) -> None:
+    def check(inputs: Inputs) -> None:
+        plan = a_plan(**inputs)
+        counted = 0
+        for figure in plan.figures.values():
+            if figure.formula and (calculated := evaluated(figure)) is not None:
+                assert calculated == pytest.approx(figure.value, rel=1e-6, abs=1e-9), figure.name
+                counted += 1
+        assert counted > 45
+
+    explore(check, examples, inputs=varied)
 
 
-@FEW
-@given(varied)
-def test_every_figure_says_where_it_came_from(inputs: Inputs) -> None:
-    plan = a_plan(**inputs)
-    for figure in plan.figures.values():
-        assert figure.formula or figure.source, figure.name
-        if figure.formula and figure.name not in {"containers", "copies"}:
-            assert figure.operands or figure.name == "new_partitions", f"{figure.name} = {figure.formula}"
-    assert {each.name for _, each in explain(plan.figures, "cosmos_total")} >= {"peak_rps", "users", "usd_ru_hour"}
-    for name in KNOWN:
-        if name in plan.figures and name not in plan.sourced.sources:
-            assert plan.figures[name].source.startswith("assumed")
+@depths(60, 200)
+def test_every_figure_says_where_it_came_from(examples: int) -> None:
+    def check(inputs: Inputs) -> None:
+        plan = a_plan(**inputs)
+        for figure in plan.figures.values():
+            assert figure.formula or figure.source, figure.name
+            if figure.formula and figure.name not in {"containers", "copies"}:
+                assert figure.operands or figure.name == "new_partitions", f"{figure.name} = {figure.formula}"
+        assert {each.name for _, each in explain(plan.figures, "cosmos_total")} >= {"peak_rps", "users", "usd_ru_hour"}
+        for name in KNOWN:
+            if name in plan.figures and name not in plan.sourced.sources:
+                assert plan.figures[name].source.startswith("assumed")
+
+    explore(check, examples, inputs=varied)
 
 
-@FEW
-@given(varied, st.floats(1, 100))
-def test_more_requests_never_cost_less_nor_take_less(inputs: Inputs, more: float) -> None:
-    plan = a_plan(**inputs)
-    then = plan.with_inputs(peak_rps=plan.inputs.peak_rps * more)
-    for name in ("reads_ru", "serve_ru", "partitions", "pods", "manual_cost", "autoscale_cost", "redis_cost"):
-        assert then.number(name) >= plan.number(name) - 1e-6, name
+@depths(60, 200)
+def test_more_requests_never_cost_less_nor_take_less(examples: int) -> None:
+    def check(inputs: Inputs, more: float) -> None:
+        plan = a_plan(**inputs)
+        then = plan.with_inputs(peak_rps=plan.inputs.peak_rps * more)
+        for name in ("reads_ru", "serve_ru", "partitions", "pods", "manual_cost", "autoscale_cost", "redis_cost"):
+            assert then.number(name) >= plan.number(name) - 1e-6, name
+
+    explore(check, examples, inputs=varied, more=st.floats(1, 100))
 
 
-@FEW
-@given(varied, st.integers(2, 4))
-def test_cost_goes_with_regions(inputs: Inputs, times: int) -> None:
-    plan = a_plan(**inputs)
-    then = plan.with_inputs(regions=plan.inputs.regions * times)
-    for name in ("manual_cost", "autoscale_cost", "redis_cost", "pods_cost"):
-        assert then.number(name) == pytest.approx(times * plan.number(name)), name
+@depths(60, 200)
+def test_cost_goes_with_regions(examples: int) -> None:
+    def check(inputs: Inputs, times: int) -> None:
+        plan = a_plan(**inputs)
+        then = plan.with_inputs(regions=plan.inputs.regions * times)
+        for name in ("manual_cost", "autoscale_cost", "redis_cost", "pods_cost"):
+            assert then.number(name) == pytest.approx(times * plan.number(name)), name
+
+    explore(check, examples, inputs=varied, times=st.integers(2, 4))
 
 
-@FEW
-@given(varied)
-def test_larger_lists_never_cost_less_and_a_cache_never_costs_more(inputs: Inputs) -> None:
-    plan = a_plan(**inputs)
-    larger = plan.with_inputs(list_bytes=plan.number("stored_bytes") * 3 + 1)
-    assert larger.number("manual_cost") >= plan.number("manual_cost") - 1e-6
-    cached = plan.with_inputs(hit_rate=min(1.0, plan.number("hits") + 0.1), hot_share=0.0)
-    assert cached.number("reads_ru") <= plan.number("reads_ru") + 1e-6
+@depths(60, 200)
+def test_larger_lists_never_cost_less_and_a_cache_never_costs_more(examples: int) -> None:
+    def check(inputs: Inputs) -> None:
+        plan = a_plan(**inputs)
+        larger = plan.with_inputs(list_bytes=plan.number("stored_bytes") * 3 + 1)
+        assert larger.number("manual_cost") >= plan.number("manual_cost") - 1e-6
+        cached = plan.with_inputs(hit_rate=min(1.0, plan.number("hits") + 0.1), hot_share=0.0)
+        assert cached.number("reads_ru") <= plan.number("reads_ru") + 1e-6
+
+    explore(check, examples, inputs=varied)
 
 
-@FEW
-@given(varied)
-def test_advice_saves_something_and_the_most_comes_first(inputs: Inputs) -> None:
-    plan = a_plan(**inputs)
-    savings = [max(each.cosmos_saves, each.redis_saves) for each in find_savings(plan)]
-    assert all(saved > 0 for saved in savings)
-    assert savings == sorted(savings, reverse=True)
+@depths(60, 200)
+def test_advice_saves_something_and_the_most_comes_first(examples: int) -> None:
+    def check(inputs: Inputs) -> None:
+        plan = a_plan(**inputs)
+        savings = [max(each.cosmos_saves, each.redis_saves) for each in find_savings(plan)]
+        assert all(saved > 0 for saved in savings)
+        assert savings == sorted(savings, reverse=True)
+
+    explore(check, examples, inputs=varied)
 
 
-@FEW
-@given(inputs=varied)
+@depths(60, 200)
 def test_a_plan_that_was_saved_comes_back_and_has_not_grown(
-    tmp_path_factory: pytest.TempPathFactory, inputs: Inputs
+    tmp_path_factory: pytest.TempPathFactory, examples: int
 ) -> None:
-    plan = a_plan(**inputs)
-    path = tmp_path_factory.getbasetemp() / "saved.toml"
-    path.write_text(to_toml(plan))
-    baseline = read_baseline(path)
-    assert merge([baseline.layer]).inputs == plan.inputs
-    assert baseline.bound_percent == 10
-    assert growth(plan, baseline) == []
+    def check(inputs: Inputs) -> None:
+        plan = a_plan(**inputs)
+        path = tmp_path_factory.getbasetemp() / "saved.toml"
+        path.write_text(to_toml(plan))
+        baseline = read_baseline(path)
+        assert merge([baseline.layer]).inputs == plan.inputs
+        assert baseline.bound_percent == 10
+        assert growth(plan, baseline) == []
+
+    explore(check, examples, inputs=varied)
 
 
 def test_hours_come_by_name_or_by_number() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import subprocess
+import sys
 from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,20 @@ def test_a_saved_plan_is_checked_and_says_no_when_the_need_has_grown(tmp_path: P
     bare = tmp_path / "bare.toml"
     bare.write_text("users = 1\npeak_rps = 1\n")
     assert plan("--check", bare).returncode == 2
+
+
+def test_only_the_page_needs_the_extra_of_the_bench(tmp_path: Path) -> None:
+    program = """import sys
+for name in ("numpy", "matplotlib", "hdrh", "httptools"):
+    sys.modules[name] = None
+from hotplate.cli import main
+main()"""
+    command = [sys.executable, "-c", program, "plan", *LEAST]
+    saved = subprocess.run([*command, "--save", tmp_path / "plan.toml"], capture_output=True, timeout=60, check=False)
+    assert saved.returncode == 0, saved.stderr
+    page = subprocess.run([*command, "--out", tmp_path / "plan"], capture_output=True, timeout=60, check=False)
+    assert page.returncode == 1
+    assert b"pip install 'hotplate[bench]'" in page.stderr
 
 
 def test_a_release_gives_its_own_sizes(tmp_path: Path) -> None:

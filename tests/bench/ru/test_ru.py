@@ -22,7 +22,7 @@ from bench.ru.options import SweepOptions
 from bench.ru.report import RU, Effect, Level, SweepResult, Trial, effect_row, highest, level_row, notes
 from bench.ru.run import CHARGE, assess, classify, cost, limit, machine_bound, plan
 from bench.ru.sandbox import AccountSandbox, Items, fullest_share, partition_of
-from bench.ru.scenarios import CacheMisses, KeyedRequests, MixedRequests, SignedRequests, simulate_cache
+from bench.ru.scenarios import KeyedRequests, MissedKeys, MixedRequests, SignedRequests, simulate_cache
 from stores.cosmos.charges import load
 from stores.cosmos.url import parse as parse_url
 from stores.prices import load as load_prices
@@ -80,7 +80,7 @@ def test_a_cache_lets_through_what_it_does_not_hold() -> None:
     assert hits == [True] * 9
     assert not any(hit for _, hit in itertools.islice(simulate_cache(itertools.cycle(ids), 2), 9))
     keys = Keys([str(n) for n in range(500)], Zipf(0.99))
-    found = CacheMisses(KeyedRequests({}, keys), 50).hit_rate(100_000)
+    found = MissedKeys(keys, 50).hit_rate(100_000)
     assert found == pytest.approx(cache_hits(500, 0.99, 50).hit_rate, abs=0.01)
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -32,37 +33,38 @@ SHORT = ("--levels", "400", "--no-effects", "--duration", "1s")
 def account() -> Iterator[Emulator]:
     """An account in which somebody has a container already."""
     with emulator() as made:
-
-        async def fill() -> None:
-            driver = RestDriver(parse(url_of(made), {}), ChargeCounter())
-            await driver.create_database()
-            await driver.create_container("theirs", Throughput(400))
-            await driver.upsert("theirs", {"id": "a"})
-            await driver.close()
-
-        asyncio.run(fill())
+        asyncio.run(fill(url_of(made)))
         yield made
+
+
+async def fill(url: str) -> None:
+    driver = RestDriver(parse(url, {}), ChargeCounter())
+    await driver.create_database()
+    await driver.create_container("theirs", Throughput(400))
+    await driver.upsert("theirs", {"id": "a"})
+    await driver.close()
 
 
 def url_of(account: Emulator) -> str:
     return "cosmos+" + account.endpoint + "db"
 
 
-def containers(account: Emulator) -> set[tuple[str, str, str]]:
+def containers(account: Emulator, certificate: Path | None = None) -> set[tuple[str, str, str]]:
     """Return of all containers RU spent, 429s and RU/s, by partition."""
-    with urllib.request.urlopen(account.endpoint + "__emulation/metrics") as answer:
+    context = ssl.create_default_context(cafile=certificate) if certificate else None
+    with urllib.request.urlopen(account.endpoint + "__emulation/metrics", context=context) as answer:
         text = answer.read().decode()
     found = re.findall(r'emulator_partition_(\w+)\{container="db/([^"]+)",partition="\d+"\} (\S+)', text)
     return {(container, name, value) for name, container, value in found}
 
 
-def bench_ru(*arguments: str | Path) -> list[str]:
+def sweep_command(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "hotplate", "bench", "ru", *map(str, arguments)]
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        bench_ru(*arguments), capture_output=True, text=True, timeout=280, check=False,
+        sweep_command(*arguments), capture_output=True, text=True, timeout=280, check=False,
         env=os.environ | {"COLUMNS": "200", "TERM": "dumb"},
     )  # fmt: skip
 
@@ -79,15 +81,6 @@ def test_by_default_it_measures_an_emulator_of_its_own_and_says_so(tmp_path: Pat
     if level["spent"]:
         assert level["best"]["rate"] == pytest.approx(400, rel=0.05)
     assert "local emulator, not Azure" in (tmp_path / "found.html").read_text()
-
-
-@soak
-def test_an_account_is_left_as_it_was(account: Emulator, tmp_path: Path) -> None:
-    before = containers(account)
-    done = run("--account", url_of(account), "--yes", *SHORT, "--json", "--out", tmp_path / "found")
-    assert "USD" in done.stderr
-    assert json.loads(done.stdout)["ru"]["levels"][0]["trials"]
-    assert containers(account) == before
 
 
 def test_without_a_yes_nothing_is_made(account: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +100,7 @@ def test_without_a_yes_nothing_is_made(account: Emulator, tmp_path: Path, monkey
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_leaves_a_report_and_nothing_else(account: Emulator, tmp_path: Path, number: signal.Signals) -> None:
     before = containers(account)
-    command = bench_ru("--account", url_of(account), "--yes", "--levels", "1k", "--out", tmp_path / "found")
+    command = sweep_command("--account", url_of(account), "--yes", "--levels", "1k", "--out", tmp_path / "found")
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         until = time.monotonic() + 30
         while not any(name.startswith(PREFIX) for name, _, _ in containers(account)):
@@ -140,19 +133,15 @@ def test_what_is_made_is_dropped_after_an_error(account: Emulator) -> None:
 
 
 @soak
-def test_it_speaks_https_to_an_account_whose_certificate_is_good(tmp_path: Path) -> None:
+def test_an_account_over_https_is_left_as_it_was(tmp_path: Path) -> None:
     certificate = tmp_path / "account.pem"
     with emulator("--tls", "--certificate", str(certificate)) as account:
-        at = parse(f"{url_of(account)}?ca={certificate}", {})
-
-        async def make() -> None:
-            driver = RestDriver(at, ChargeCounter())
-            await driver.create_database()
-            await driver.close()
-
-        asyncio.run(make())
         url = f"{url_of(account)}?ca={certificate}"
+        asyncio.run(fill(url))
+        before = containers(account, certificate)
         done = run("--account", url, "--yes", *SHORT, "--json", "--out", tmp_path / "found")
+        assert containers(account, certificate) == before
+    assert "USD" in done.stderr
     (level,) = json.loads(done.stdout)["ru"]["levels"]
     assert any(each["charge_ru"] == pytest.approx(1.0) for each in level["trials"])
 

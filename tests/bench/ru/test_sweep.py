@@ -129,7 +129,7 @@ def swept(options: SweepOptions) -> SweepResult:
     return sweep.result
 
 
-def test_each_level_bears_what_its_request_units_pay_for() -> None:
+def test_each_level_sustains_what_its_request_units_pay_for() -> None:
     made = swept(SweepOptions(levels="400,500", duration="1s", effects=False))
     assert made.valid
     assert [each.ru for each in made.levels] == [400, 500]

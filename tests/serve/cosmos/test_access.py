@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
+import orjson
 import pytest
 from azure.core.credentials import AccessToken
 
@@ -24,7 +26,6 @@ from stores.cosmos.rest.driver import RestDriver
 from stores.cosmos.store import CosmosStore
 from stores.cosmos.token import PAUSE_S
 from stores.cosmos.url import EMULATORS_KEY, KEY
-from tests.stores.cosmos.test_token import Issued
 from tests.support.clock import FakeClock
 from tests.support.cosmos_drivers import account
 from tests.support.cosmos_server import emulator
@@ -133,11 +134,26 @@ async def test_a_service_that_is_let_in_no_more_loses_no_request_under_load(tmp_
     assert WRONG not in logged
 
 
-class Brief(Issued):
-    """Gives tokens that last a minute by the clock that the test holds."""
+class ShortLived:
+    """A credential whose tokens, the emulator's, last a minute by the clock that the test holds; or it fails."""
+
+    def __init__(self, endpoint: str, clock: FakeClock) -> None:
+        self.endpoint = endpoint
+        self.clock = clock
+        self.requests = 0
+        self.error = ""
 
     async def get_token(self, *scopes: str) -> AccessToken:
-        return AccessToken((await super().get_token(*scopes)).token, int(self.clock()) + 60)
+        del scopes
+        self.requests += 1
+        if self.error:
+            raise RuntimeError(self.error)
+        with urlopen(f"{self.endpoint}__emulation/token", timeout=10) as answer:  # noqa: ASYNC210 -- it answers at once
+            token = orjson.loads(answer.read())["access_token"]
+        return AccessToken(token, int(self.clock()) + 60)
+
+    async def close(self) -> None:
+        """There is nothing to close."""
 
 
 async def test_a_token_that_ends_costs_personal_lists_until_entra_id_gives_another(
@@ -148,7 +164,7 @@ async def test_a_token_that_ends_costs_personal_lists_until_entra_id_gives_anoth
         clock, metrics = FakeClock(), Metrics(1, [TIER])
         relay = Relay(StoreObserver(TIER, metrics))
         clock.now = time.time()
-        identity, address = Brief(far.emulator.endpoint, clock), replace(far.address("db"), key=None)
+        identity, address = ShortLived(far.emulator.endpoint, clock), replace(far.address("db"), key=None)
         driver = RestDriver(address, relay, credential=identity, clock=clock)
         store = CosmosStore(address, driver, containers_of(address, driver), relay)
         async with TieredReader({TIER: store}, budget_s=1.0, metrics=metrics) as reader:
@@ -157,7 +173,7 @@ async def test_a_token_that_ends_costs_personal_lists_until_entra_id_gives_anoth
     assert [record.levelname for record in caplog.records].count("WARNING") == 4, "twice lost, twice found"
 
 
-async def lose_and_find_its_token(reader: TieredReader, identity: Issued, clock: FakeClock) -> None:
+async def lose_and_find_its_token(reader: TieredReader, identity: ShortLived, clock: FakeClock) -> None:
     async def sources() -> set[str]:
         return {(await reader.personal(str(n))).source for n in range(60)}
 
@@ -165,7 +181,7 @@ async def lose_and_find_its_token(reader: TieredReader, identity: Issued, clock:
         return "personal" in await sources()
 
     await until(is_personal, "no list is personal")
-    identity.trouble = "the identity has no such tenant"
+    identity.error = "the identity has no such tenant"
     clock.now += 61
     assert await sources() == {"popular"}
     (tier,) = reader.tiers
@@ -174,7 +190,7 @@ async def lose_and_find_its_token(reader: TieredReader, identity: Issued, clock:
     text = Exposition(reader.metrics, [tier]).text().decode()
     kinds = 'hotplate_store_failures_total{kind="unauthorized",store="cosmos+http"}'
     assert f"{kinds} 5" in text, "as many as open the circuit"
-    identity.trouble = ""
+    identity.error = ""
     clock.now += PAUSE_S
     await until(is_personal, "no list is personal again")
-    assert identity.asked == 3
+    assert identity.requests == 3

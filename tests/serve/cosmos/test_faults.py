@@ -145,11 +145,11 @@ async def test_a_region_that_vanishes_is_left_for_another(pair: Account) -> None
 
 
 async def failures(run: Run, kinds: tuple[str, ...]) -> float:
-    """Return how many attempts failed by these kinds, or by none but the refusals of a storm; hardly any by others."""
+    """Return how many attempts failed by these kinds; the refusals of a storm where there are none."""
+    if not kinds:
+        return await run.counted("hotplate_store_throttled_total")
     counts = await run.counts("hotplate_store_failures_total", "kind")
-    named = sum(counts.get(kind, 0) for kind in kinds)
-    assert sum(counts.values()) - named <= max(3, named / 10), counts  # on a busy machine, some are late
-    return named if kinds else await run.counted("hotplate_store_throttled_total")
+    return sum(counts.get(kind, 0) for kind in kinds)
 
 
 async def until_failures(run: Run, kinds: tuple[str, ...], more_than: float) -> None:
@@ -159,34 +159,37 @@ async def until_failures(run: Run, kinds: tuple[str, ...], more_than: float) -> 
     await until(is_so, f"no more than {more_than} attempts failed by {kinds}")
 
 
-def logged_once(run: Run) -> None:
-    """Hold the log to one line when the circuit opened, and one when it closed."""
-    assert (run.logged("circuit open"), run.logged("circuit closed")) == (1, 1)
+def logged_seldom(run: Run, faults: int = 1) -> None:
+    """Hold the log to one line when the circuit opened, and one when it closed, a minute at most."""
+    opened = run.logged("circuit open")
+    assert 1 <= opened <= faults
+    assert run.logged("circuit closed") == opened
     assert run.logged('"level":"error"') == 0
-    assert run.logged('"level":"warning"') <= 3  # the catalogue may have been out of sight meanwhile, too
+    assert run.logged('"level":"warning"') <= 2 * opened + faults  # the catalogue may have been out of reach, too
 
 
 @pytest.mark.soak
-@every_fault
 @with_and_without_another_tier
 async def test_under_load_no_request_is_lost_to_a_fault(
-    tmp_path: Path, cosmos: Account, url: str, fault: str, others: tuple[str, ...]
+    tmp_path: Path, cosmos: Account, url: str, others: tuple[str, ...]
 ) -> None:
-    behaviour, kinds = FAULTS[fault]
     await publish_to(url, lists("r0"))
     await publish_to(f"file://{tmp_path}/store", lists("f0"))
+    faults = scaled(1) * list(FAULTS.values())
     async with under_load(tmp_path, *tiers(url, tmp_path, others)) as run:
-        cosmos.misbehave(behaviour)
-        await run.until(*(("file", "personal") if others else (TIER, "popular")))
-        await run.until_status("degraded")
-        await run.windows(scaled(1))
-        await until_failures(run, kinds, 10)
-        cosmos.misbehave()
-        await run.until(TIER)
+        for behaviour, kinds in faults:
+            before = await failures(run, kinds)
+            cosmos.misbehave(behaviour)
+            await run.until(*(("file", "personal") if others else (TIER, "popular")))
+            await run.until_status("degraded")
+            await until_failures(run, kinds, before + 5)
+            cosmos.misbehave()
+            await run.until(TIER)
+            await run.until_status("ready")
     run.answered(TIER, *others, source=None if others else "popular")
     if others:
         assert run.share("personal") == 1
-    logged_once(run)
+    logged_seldom(run, len(faults))
 
 
 @pytest.mark.soak
@@ -212,7 +215,7 @@ async def test_under_load_a_storm_of_429s_costs_few_reads_and_next_to_no_request
         await run.until_status("ready")
         await until_failures(run, (), 10)
     run.answered(TIER, source="popular")
-    logged_once(run)
+    logged_seldom(run)
 
 
 @pytest.mark.soak
@@ -263,7 +266,7 @@ async def test_under_load_most_answers_that_are_cut_are_read_again_and_none_is_t
     await publish_to(url, lists("r0"))
     async with through(port_of(cosmos)) as proxy:
         there = url.replace(str(port_of(cosmos)), str(proxy.port))
-        async with under_load(tmp_path, there) as run:
+        async with under_load(tmp_path, there, options=("--budget", "1")) as run:  # nothing is late
             for cut_at in scaled(1) * (IN_HEAD, IN_BODY):
                 failed = await failures(run, CUT)
                 popular, cuts = await run.counted("hotplate_lookups_total", source="popular"), proxy.cuts

@@ -72,6 +72,16 @@ async def post(run: Run, users: Sequence[int]) -> dict[int, str]:
     return {int(one["user"]): one["source"] for one in answer.json["results"]}
 
 
+async def until_split(run: Run) -> None:
+    """Wait until a request for all users is answered by the lists of those whose partition is well, and no others."""
+
+    async def is_so() -> bool:
+        many = await post(run, range(USERS))
+        return {user for user in range(USERS) if many[user] == "personal"} == set(WELL)
+
+    await until(is_so, "the lists of the partition that is well are not read")
+
+
 async def sources(reader: TieredReader, users: Sequence[int]) -> set[str]:
     return {(await reader.personal(str(user))).source for user in users}
 
@@ -164,15 +174,13 @@ async def delete(cosmos: Account, url: str, release: str, what: str) -> None:
 @pytest.mark.soak
 async def test_under_load_a_slow_partition_costs_nobody_elses_lists(tmp_path: Path, cosmos: Account, url: str) -> None:
     await publish_to(url, lists("r0"))
-    async with under_load(tmp_path, url) as run:
+    async with under_load(tmp_path, url, options=("--budget", "0.2")) as run:
         for _ in range(scaled(1)):
             cosmos.misbehave({"kind": "slow", "partition": HOT, "delay_ms": 1000})
             await run.windows(1)
-            assert await run.personal(WELL) == 1
+            await run.until_personal(WELL)
             assert await run.personal(SICK) == 0
-            many = await post(run, range(USERS))
-            assert {many[user] for user in WELL} == {"personal"}
-            assert {many[user] for user in SICK} == {"popular"}
+            await until_split(run)
             await run.until_counted("hotplate_store_failures_total", 20, kind="timeout")
             assert await run.counted("hotplate_breaker_open") == 0
             cosmos.misbehave()
@@ -186,15 +194,16 @@ async def test_under_load_a_hot_key_costs_nobody_elses_lists(
     tmp_path: Path, cosmos: Account, url: str, store: Store
 ) -> None:
     live = ReleaseId(await publish_to(url, lists("r0")))
-    async with under_load(tmp_path, url) as run:
+    async with under_load(tmp_path, url, options=("--budget", "1")) as run:
         hammering = asyncio.create_task(hammer(store, live, f"user:{SICK[0]}"))
         for _ in range(scaled(2)):
             await run.windows(2)  # these requests spend, too: a quarter of what the other partition has in a second
-            assert await run.personal(WELL) == 1
+            await run.until_personal(WELL)
             many = await post(run, range(USERS))
             assert {many[user] for user in WELL} == {"personal"}
         await run.until_counted("hotplate_store_throttled_total", 50, store=TIER)
-        assert await run.counted("hotplate_store_failures_total", store=TIER) == 0
+        refused = await run.counted("hotplate_store_throttled_total", store=TIER)
+        assert await run.counted("hotplate_store_failures_total", store=TIER) <= refused / 20, "refused, not failed"
         assert await run.counted("hotplate_breaker_open") == 0
         await stop(hammering)
         await run.until_personal(SICK)
@@ -254,7 +263,7 @@ async def test_a_publish_that_has_too_little_throughput_slows_down_and_readers_d
     url = cosmos.url(secrets.token_hex(4), ru="400")
     first = await publish_to(url, lists("r0"))
     many = {f"user:{n}": a_list(f"r1-{n}", "b", "c") for n in range(250)}
-    async with under_load(tmp_path, url) as run:
+    async with under_load(tmp_path, url, options=("--budget", "1")) as run:
         cosmos.misbehave({"kind": "throttle", "operation": "upsert item", "share": 0.05, "retry_after_ms": 100})
         began = time.monotonic()
         second = await publish_to(url, many)
