@@ -79,6 +79,10 @@ class Container:
         # A heap of when documents expire; outdated entries are skipped when they come up.
         self.expiring = list[tuple[float, int, Document]]()
 
+    def effective_key_of(self, document: Document) -> str:
+        """Return the effective partition key of a document."""
+        return self.definition.effective(self.definition.of_item(document.parsed()))
+
     def expiry(self, document: Document) -> float:
         """Return when a document expires, in seconds of the account's clock."""
         ttl = self.default_ttl if document.ttl is None else document.ttl

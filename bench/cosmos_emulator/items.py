@@ -20,7 +20,7 @@ from bench.cosmos_emulator.http import Request, Response, parse_object
 from bench.cosmos_emulator.partition_keys import HEADER, KeyValue, encode
 from bench.cosmos_emulator.partitions import Partition
 from bench.cosmos_emulator.patch import patched
-from bench.cosmos_emulator.sql_evaluator import is_fulfilled
+from bench.cosmos_emulator.sql import is_fulfilled
 
 MAX_ITEM_BYTES = 2 * 1024 * 1024
 MAX_ID_BYTES = 1023

@@ -112,8 +112,7 @@ def replace_throughput(account: Account, offer: Offer, throughput: Throughput) -
     container.partitions.provision(throughput)
     for document in container.documents.after():
         if document.partition not in container.partitions.all:
-            value = container.definition.of_item(document.parsed())
-            document.partition = container.partitions.of(container.definition.effective(value))
+            document.partition = container.partitions.of(container.effective_key_of(document))
     offer.throughput = throughput
     offer.highest_ru = max(offer.highest_ru, throughput.ru)
     offer.etag, offer.ts = account.next_etag(), int(account.clock())
