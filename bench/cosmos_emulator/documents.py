@@ -88,13 +88,12 @@ class Documents:
         return self._last_serial
 
     def add(self, document: Document) -> None:
-        """Add a new document; its id and key must be free, its serial the highest."""
+        """Add a new document of a size that was set; its id and key must be free, its serial the highest."""
         self._index(document)
         if self._deleted > 64 and self._deleted * 2 > len(self._ordered):
             self._ordered = [one for one in self._ordered if one.body is not None]
             self._deleted = 0
         self._ordered.append(document)
-        self.stored_bytes += document.size
 
     def _index(self, document: Document) -> None:
         found = self._by_id.get(document.id)
@@ -106,7 +105,7 @@ class Documents:
             self._by_id[document.id] = {found.key: found, document.key: document}
 
     def resize(self, document: Document, size: int) -> None:
-        """Set the size of a document after it was replaced."""
+        """Set the size of a document, new or replaced."""
         self.stored_bytes += size - document.size
         document.size = size
 

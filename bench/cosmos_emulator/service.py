@@ -14,7 +14,6 @@ import orjson
 from bench.cosmos_emulator import items, queries, resources
 from bench.cosmos_emulator.account import Account
 from bench.cosmos_emulator.auth import Authenticator, authorize
-from bench.cosmos_emulator.batch import batch
 from bench.cosmos_emulator.errors import WRITE_FORBIDDEN, HttpError, bad_request
 from bench.cosmos_emulator.faults import Faults
 from bench.cosmos_emulator.http import Request, Response, error_response
@@ -39,7 +38,7 @@ ITEM_OPERATIONS: dict[str, Callable[[RequestContext, str], Response]] = {
     "replace item": partial(items.write, operation=items.replace),
     "delete item": partial(items.write, operation=items.delete),
     "patch item": partial(items.write, operation=items.patch),
-    "batch items": lambda context, _: batch(context),
+    "batch items": lambda context, _: items.batch(context),
     "query items": lambda context, _: queries.query(context),
     "plan query": lambda context, _: queries.query_plan(context),
     "list items": lambda context, _: queries.feed(context),

@@ -401,7 +401,7 @@ def evaluate(node: Node, item: Any, parameters: Parameters) -> Any:  # noqa: ANN
     return _compare(kind, *values)
 
 
-def _resolve(value: Any, segments: tuple[str | int, ...]) -> Any:  # noqa: ANN401 -- any JSON value
+def _resolve(value: Any, segments: tuple[Any, ...]) -> Any:  # noqa: ANN401 -- any JSON value
     for segment in segments:
         if not isinstance(value, list if isinstance(segment, int) else dict):
             return UNDEFINED
