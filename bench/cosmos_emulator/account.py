@@ -3,9 +3,9 @@
 import heapq
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from bench.cosmos_emulator.documents import Document, Documents, container_rid, database_rid, offer_rid
@@ -15,6 +15,8 @@ from bench.cosmos_emulator.partition_keys import PartitionKeyDefinition
 from bench.cosmos_emulator.partitions import Partitions
 from stores.cosmos.charges import Charges
 from stores.cosmos.throughput import Throughput, minimum_ru
+
+T = TypeVar("T")
 
 NEVER = float("inf")
 # Levels whose reads are charged double.
@@ -197,19 +199,15 @@ class Account:
 
     def database(self, name: str, *, is_owner: bool = False) -> Database:
         """Find a database; 404, whose substatus says whether the resource or its owner is missing."""
-        found = self.databases.get(name)
-        if found is None:
-            substatus = OWNER_RESOURCE_NOT_FOUND if is_owner else 0
-            raise HttpError(404, "Resource Not Found: there is no such database", substatus)
-        return found
+        return _find(self.databases, name, "database", is_owner=is_owner)
 
     def container(self, database: str, name: str, *, is_owner: bool = False) -> Container:
         """Find a container; 404 as for databases."""
-        found = self.database(database, is_owner=True).containers.get(name)
-        if found is None:
-            substatus = OWNER_RESOURCE_NOT_FOUND if is_owner else 0
-            raise HttpError(404, "Resource Not Found: there is no such container", substatus)
-        return found
+        return _find(self.database(database, is_owner=True).containers, name, "container", is_owner=is_owner)
+
+    def offer(self, rid: str) -> Offer:
+        """Find an offer; 404 as for databases."""
+        return _find(self.offers, rid, "offer")
 
     def containers(self) -> list[Container]:
         """Return all containers of all databases."""
@@ -224,6 +222,13 @@ class Account:
         rid = offer_rid(self.next_number())
         etag, ts = self.next_etag(), int(self.clock())
         self.offers[rid] = Offer(rid, container, throughput, throughput.ru, etag, ts)
+
+
+def _find(resources: Mapping[str, T], name: str, noun: str, *, is_owner: bool = False) -> T:
+    if name not in resources:
+        substatus = OWNER_RESOURCE_NOT_FOUND if is_owner else 0
+        raise HttpError(404, f"Resource Not Found: there is no such {noun}", substatus)
+    return resources[name]
 
 
 def check_ttl(ttl: object, name: str) -> None:

@@ -84,6 +84,11 @@ def error_response(error: HttpError) -> Response:
     return Response(error.status, body, {**error.headers, "x-ms-substatus": str(error.substatus)}, error.charge_ru)
 
 
+def method_not_allowed(request: Request) -> HttpError:
+    """Make the error for a method that a resource does not have."""
+    return HttpError(405, f"this emulation does not support {request.method[:20]} there")
+
+
 def parse_json(raw: bytes, name: str = "the body") -> Any:  # noqa: ANN401 -- any JSON value; callers check its type
     """Parse JSON; 400 where it is none."""
     try:

@@ -16,11 +16,10 @@ from pathlib import Path
 import uvloop
 
 from bench.cosmos_emulator.account import CONSISTENCIES, Account
-from bench.cosmos_emulator.admin import Admin
+from bench.cosmos_emulator.admin import Admin, Monitor
 from bench.cosmos_emulator.auth import WELL_KNOWN_KEY, Authenticator, Issuer
 from bench.cosmos_emulator.errors import EmulatorMisused
 from bench.cosmos_emulator.http import Connection
-from bench.cosmos_emulator.metrics import Monitor
 from bench.cosmos_emulator.service import Service
 from stores.cosmos.charges import OURS, load
 

@@ -18,7 +18,6 @@ from bench.cosmos_emulator.errors import WRITE_FORBIDDEN, HttpError, bad_request
 from bench.cosmos_emulator.faults import Faults
 from bench.cosmos_emulator.http import Request, Response, error_response
 from bench.cosmos_emulator.items import RequestContext, context_of
-from bench.cosmos_emulator.metrics import Counts
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +101,20 @@ def operation_of(request: Request, route: Route) -> str:
     return f"{'upsert' if request.flag(b'x-ms-documentdb-is-upsert') else 'create'} {noun}"
 
 
+class Counts:
+    """Requests and their charges by operation and status; lives as long as the emulator."""
+
+    def __init__(self) -> None:
+        self.requests = dict[tuple[str, int], int]()
+        self.charges_ru = dict[tuple[str, int], float]()
+
+    def count(self, operation: str, status: int, charge_ru: float) -> None:
+        """Count one response."""
+        key = operation, status
+        self.requests[key] = self.requests.get(key, 0) + 1
+        self.charges_ru[key] = self.charges_ru.get(key, 0.0) + charge_ru
+
+
 @dataclass(slots=True)
 class Service:
     """Answers requests, one after the other; lives as long as the emulator."""
@@ -164,10 +177,7 @@ class Service:
             container = self.account.container(route.names[0], route.names[1], is_owner=True)
             context = context_of(self.account, container, request, now)
             return run(context, "" if route.is_feed else route.names[2])
-        run_on_resource = resources.OPERATIONS.get(operation)
-        if run_on_resource is None:
-            raise method_not_allowed(request)
-        return run_on_resource(self.account, request, *route.names)
+        return resources.run(self.account, request, operation, route.names)
 
     def _read_account(self, request: Request) -> Response:
         """Describe the account; the region of the request is at the host and port that the caller reached it by."""
@@ -197,11 +207,6 @@ class Service:
             "queryEngineConfiguration": '{"maxSqlQueryInputLength":524288,"enableSpatialIndexing":false}',
         }
         return Response(200, orjson.dumps(account))
-
-
-def method_not_allowed(request: Request) -> HttpError:
-    """Make the error for a method that a resource does not have."""
-    return HttpError(405, f"this emulation does not support {request.method[:20]} there")
 
 
 def _activity_id(request: Request) -> str:
