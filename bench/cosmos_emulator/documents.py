@@ -137,29 +137,16 @@ class Documents:
                 yield document
 
 
-def database_rid(number: int) -> str:
-    """Return the resource id of the *number*-th database: 4 bytes."""
-    return _base64(number.to_bytes(4, "big"))
+def resource_id(*parts: bytes) -> str:
+    """Return the resource id that some bytes stand for."""
+    return b64encode(b"".join(parts), b"+-").decode()
 
 
-def container_rid(database: int, number: int) -> str:
-    """Return the resource id of a container: its database's 4 bytes, and 4 of its own with the highest bit set."""
-    return _base64(_container_bytes(database, number))
+def database_bytes(number: int) -> bytes:
+    """Return the bytes of a database's resource id: 4."""
+    return number.to_bytes(4, "big")
 
 
-def document_rid(database: int, container: int, serial: int) -> str:
-    """Return the resource id of a document: its container's 8 bytes, and 8 of its own."""
-    return _base64(_container_bytes(database, container) + serial.to_bytes(8, "little"))
-
-
-def offer_rid(number: int) -> str:
-    """Return the resource id of an offer: 3 bytes, and so 4 characters without padding."""
-    return _base64(number.to_bytes(3, "big"))
-
-
-def _container_bytes(database: int, number: int) -> bytes:
-    return database.to_bytes(4, "big") + (number | 1 << 31).to_bytes(4, "big")
-
-
-def _base64(raw: bytes) -> str:
-    return b64encode(raw, b"+-").decode()
+def container_bytes(database: int, number: int) -> bytes:
+    """Return the bytes of a container's resource id: its database's, and 4 of its own with the highest bit set."""
+    return database_bytes(database) + (number | 1 << 31).to_bytes(4, "big")

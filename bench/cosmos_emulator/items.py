@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from bench.cosmos_emulator.account import CONSISTENCIES, STRONG, Account, Container, check_ttl
-from bench.cosmos_emulator.documents import Document, document_rid, without_system_properties
+from bench.cosmos_emulator.documents import Document, resource_id, without_system_properties
 from bench.cosmos_emulator.errors import (
     COLLECTION_RID_MISMATCH,
     PARTITION_KEY_MISMATCH,
@@ -297,7 +297,7 @@ def _stored_form(
     except orjson.JSONEncodeError as error:
         raise bad_request(f"the item cannot be stored: {error}") from None
     container = context.container
-    rid = document_rid(container.database.number, container.number, document.serial)
+    rid = resource_id(container.rid_bytes, document.serial.to_bytes(8, "little"))
     escaped = etag.replace('"', '\\"')
     body = b'%b,"_rid":"%b","_self":"%bdocs/%b/","_etag":"%b","_attachments":"attachments/","_ts":%d}' % (
         user_bytes[:-1], rid.encode(), container.link.encode(), rid.encode(), escaped.encode(), ts,
@@ -307,8 +307,9 @@ def _stored_form(
     return body, len(body) if context.account.charges.system_properties else len(user_bytes)
 
 
-BATCH_WRITES: dict[str, Write] = {
-    "Create": create, "Upsert": upsert, "Replace": replace, "Patch": patch, "Delete": delete,
+# By the verbs of operations, and of those in a batch in lower case.
+WRITES: dict[str, Write] = {
+    "create": create, "upsert": upsert, "replace": replace, "patch": patch, "delete": delete,
 }  # fmt: skip
 
 
@@ -351,7 +352,7 @@ def _run_of_batch(
         document = context.existing(item_id, encode(value))
         status, charge_ru = 200, context.account.charges.read(document.size, strong=context.strong)
     else:
-        write = BATCH_WRITES.get(kind) if isinstance(kind, str) else None
+        write = WRITES.get(kind.lower()) if isinstance(kind, str) and kind.istitle() else None
         if write is None:
             raise bad_request("operationType must be Create, Upsert, Replace, Patch, Delete or Read")
         if kind == "Delete":

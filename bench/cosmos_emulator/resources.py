@@ -6,6 +6,7 @@ from typing import Any
 import orjson
 
 from bench.cosmos_emulator.account import Account, Container, Database, Offer, check_ttl
+from bench.cosmos_emulator.documents import resource_id
 from bench.cosmos_emulator.errors import HttpError, bad_request
 from bench.cosmos_emulator.http import Request, Response, method_not_allowed, parse_json, parse_object
 from bench.cosmos_emulator.indexing import IndexingPolicy
@@ -74,7 +75,8 @@ def create_container(
     partitions = Partitions(throughput, definition.version, len(account.regions), burst=account.burst)
     container = Container(database, name, account.next_number(), definition, partitions)
     _configure(account, container, resource)
-    account.add_offer(container, throughput)
+    rid = resource_id(account.next_number().to_bytes(3, "big"))
+    account.offers[rid] = Offer(rid, container, throughput, throughput.ru, account.next_etag(), int(account.clock()))
     database.containers[name] = container
     return container
 

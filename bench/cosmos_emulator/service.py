@@ -32,15 +32,11 @@ READS = ("read ", "list ", "query ", "plan ")
 
 ITEM_OPERATIONS: dict[str, Callable[[RequestContext, str], Response]] = {
     "read item": items.read,
-    "create item": partial(items.write, operation=items.create),
-    "upsert item": partial(items.write, operation=items.upsert),
-    "replace item": partial(items.write, operation=items.replace),
-    "delete item": partial(items.write, operation=items.delete),
-    "patch item": partial(items.write, operation=items.patch),
     "batch items": lambda context, _: items.batch(context),
     "query items": lambda context, _: queries.query(context),
     "plan query": lambda context, _: queries.query_plan(context),
     "list items": lambda context, _: queries.feed(context),
+    **{f"{verb} item": partial(items.write, operation=operation) for verb, operation in items.WRITES.items()},
 }
 
 
@@ -190,19 +186,17 @@ class Service:
             }
             for n, (region, port) in enumerate(self.account.regions)
         ]
+        replicas = {"minReplicaSetSize": 1, "maxReplicasetSize": 1}
         account = {
             "_self": "",
-            "id": "hotplate-emulation",
-            "_rid": "hotplate-emulation",
-            "media": "//media/",
-            "addresses": "//addresses/",
-            "_dbs": "//dbs/",
+            **dict.fromkeys(("id", "_rid"), "hotplate-emulation"),
+            **{name: f"//{name.strip('_')}/" for name in ("media", "addresses", "_dbs")},
             "writableLocations": regions[:1],
             "readableLocations": regions,
             "enableMultipleWriteLocations": False,
-            "userReplicationPolicy": {"asyncReplication": False, "minReplicaSetSize": 1, "maxReplicasetSize": 1},
+            "userReplicationPolicy": {"asyncReplication": False, **replicas},
             "userConsistencyPolicy": {"defaultConsistencyLevel": self.account.consistency},
-            "systemReplicationPolicy": {"minReplicaSetSize": 1, "maxReplicasetSize": 1},
+            "systemReplicationPolicy": replicas,
             "readPolicy": {"primaryReadCoefficient": 1, "secondaryReadCoefficient": 1},
             "queryEngineConfiguration": '{"maxSqlQueryInputLength":524288,"enableSpatialIndexing":false}',
         }
