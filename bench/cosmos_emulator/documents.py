@@ -7,6 +7,7 @@ and a write appends. Resource ids (`_rid`) are made of a count, in as many bytes
 from base64 import b64encode
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
+from itertools import count
 from operator import attrgetter
 from typing import Any
 
@@ -60,7 +61,7 @@ class Documents:
         self._by_id = dict[str, Document | dict[bytes, Document]]()
         self._ordered = list[Document]()
         self._deleted = 0
-        self._last_serial = 0
+        self.next_serial = count(1).__next__  # returns the number of a new document
         self.stored_bytes = 0
 
     def __len__(self) -> int:
@@ -81,11 +82,6 @@ class Documents:
             if one is not None:
                 found += one.values() if isinstance(one, dict) else [one]
         return sorted((document for document in found if document.serial > after), key=serial_of)
-
-    def next_serial(self) -> int:
-        """Return the number of a new document; it is never used again."""
-        self._last_serial += 1
-        return self._last_serial
 
     def add(self, document: Document) -> None:
         """Add a new document of a size that was set; its id and key must be free, its serial the highest."""

@@ -10,9 +10,10 @@ compared: https://learn.microsoft.com/azure/cosmos-db/nosql/query/equality-compa
 
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import count
 from typing import Any, NamedTuple, TypeVar
 
 import orjson
@@ -119,23 +120,26 @@ def parse_condition(text: str) -> Node:
     return Parser(text).patch_condition()
 
 
+def tokens_of(text: str) -> Iterator[re.Match[str]]:
+    """Yield the tokens of a text; the kind of each is the name of its group in the pattern."""
+    position, kind = 0, None
+    while kind != "end":
+        token = TOKEN.match(text, position)
+        if token is None:
+            raise bad_request(f"the query cannot be read at {position}: {text[position : position + 20].strip()!r}")
+        yield token
+        position, kind = token.end(), token.lastgroup
+
+
 class Parser:
     """A recursive-descent parser of one text."""
 
     def __init__(self, text: str) -> None:
         self._text = text
-        self._tokens = list[re.Match[str]]()
+        self._tokens = list(tokens_of(text))
         self._position = 0
         self._depth = 0
-        while not self._tokens or self._kind != "end":
-            position = self._tokens[-1].end() if self._tokens else 0
-            match = TOKEN.match(text, position)
-            if match is None:
-                raise bad_request(f"the query cannot be read at {position}: {text[position : position + 20].strip()!r}")
-            self._tokens.append(match)
-            self._position = len(self._tokens) - 1
-        self._position = 0
-        words = [match["word"] for match in self._tokens] + [None, None]
+        words = [token["word"] for token in self._tokens] + [None, None]
         source = next((place for place, word in enumerate(words) if word and word.upper() == "FROM"), None)
         self._alias = "c"
         if source is not None:
@@ -174,7 +178,6 @@ class Parser:
 
     @property
     def _kind(self) -> str | None:
-        """The kind of the next token: the name of its group in the pattern."""
         return self._tokens[self._position].lastgroup
 
     def _error(self) -> HttpError:
@@ -221,14 +224,17 @@ class Parser:
         node = parse()
         return node, self._text[token.start(token.lastgroup or 0) : self._tokens[self._position - 1].end()]
 
-    def _list(self, parse: Callable[[], T], closing: str = "") -> list[T]:
-        """Parse one or more, with commas between, up to a closing sign."""
+    def _list(self, parse: Callable[[], T], separator: str = ",") -> list[T]:
+        """Parse one or more."""
         parts = [parse()]
-        while self._accept(","):
+        while self._accept(separator):
             parts.append(parse())
-        if closing:
-            self._expect(closing)
         return parts
+
+    def _values(self, closing: str) -> tuple[Node, ...]:
+        values = self._list(self._value)
+        self._expect(closing)
+        return tuple(values)
 
     def _nested(self, parse: Callable[[], T]) -> T:
         self._depth += 1
@@ -251,19 +257,19 @@ class Parser:
         return count
 
     def _fields(self) -> tuple[Node, str]:
-        names, values, texts = list[str](), list[Node](), list[str]()
-        while not names or self._accept(","):
-            value, text = self._with_text(self._value)
-            if self._accept("AS"):
-                name = self._take("word")
-            elif value.kind == "path":
-                name = str(value.value[-1]) if value.value else self._alias
-            else:
-                name = f"${len(names) + 1}"
-            names.append(name)
-            values.append(value)
-            texts.append(f'"{name}": {text}')
-        return Node("object", tuple(values), tuple(names)), f"{{{', '.join(texts)}}}"
+        numbers = count(1)
+        names, values, texts = zip(*self._list(lambda: self._field(next(numbers))), strict=True)
+        return Node("object", values, names), f"{{{', '.join(texts)}}}"
+
+    def _field(self, number: int) -> tuple[str, Node, str]:
+        value, text = self._with_text(self._value)
+        if self._accept("AS"):
+            name = self._take("word")
+        elif value.kind == "path":
+            name = str(value.value[-1]) if value.value else self._alias
+        else:
+            name = f"${number}"
+        return name, value, f'"{name}": {text}'
 
     def _order_by(self) -> OrderBy:
         path, text = self._with_text(self._value)
@@ -278,9 +284,7 @@ class Parser:
         return self._joined("OR", lambda: self._joined("AND", self._negation))
 
     def _joined(self, word: str, parse: Callable[[], Node]) -> Node:
-        parts = [parse()]
-        while self._accept(word):
-            parts.append(parse())
+        parts = self._list(parse, word)
         return parts[0] if len(parts) == 1 else Node(word.lower(), tuple(parts))
 
     def _negation(self) -> Node:
@@ -290,7 +294,7 @@ class Parser:
         is_negated = self._accept("NOT")
         if self._accept("IN"):
             self._expect("(")
-            contained = Node("in", (left, *self._list(self._value, ")")))
+            contained = Node("in", (left, *self._values(")")))
             return Node("not", (contained,)) if is_negated else contained
         if is_negated:
             raise self._error()
@@ -313,9 +317,10 @@ class Parser:
             self._expect(")")
             return inner
         if self._accept("["):
-            return Node("array", tuple(self._list(self._value, "]")))
+            return Node("array", self._values("]"))
         if self._accept("{"):
-            names, values = zip(*self._list(self._property, "}"), strict=True)
+            names, values = zip(*self._list(self._property), strict=True)
+            self._expect("}")
             return Node("object", values, names)
         self._expect("-")
         return Node("constant", value=-self._take("number"))

@@ -1,8 +1,9 @@
 """The table of documented charges beside ours, for the test and for the documentation.
 
-`python -m bench.cosmos_emulator.charge_table` prints it.
+`python -m tests.support.charge_table` prints it.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,4 +70,4 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 if __name__ == "__main__":
-    print(markdown(compare(load(), documented())))
+    sys.stdout.write(f"{markdown(compare(load(), documented()))}\n")
