@@ -71,6 +71,11 @@ class ArmResource:
         """Return what the path names: a database, one of its containers, or that container's throughput."""
         return THROUGHPUT if self.throughput else CONTAINER if self.container else DATABASE
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the database and, where there is one, of the container."""
+        return (self.database, self.container) if self.container else (self.database,)
+
 
 @dataclass(slots=True)
 class ResourceManager:
@@ -147,7 +152,7 @@ class ResourceManager:
             if request.method == "PUT":
                 self._put(resource, request.body)
             else:
-                self._delete(resource)
+                resources.OPERATIONS[f"delete {resource.kind}"](self.service.account, request, *resource.names)
         except HttpError as raised:
             if request.method == "DELETE" and raised.status == 404:
                 return Response(204)
@@ -184,24 +189,21 @@ class ResourceManager:
 
     def _read(self, resource: ArmResource) -> bytes:
         account = self.service.account
-        if resource.kind == DATABASE:
-            found = account.database(resource.database).to_json()
-        else:
-            container = account.container(resource.database, resource.container)
-            found = container.to_json()
         if resource.kind == THROUGHPUT:
-            offer = account.offer_of(container)
+            offer = account.offer_of(account.container(*resource.names))
             ru = offer.throughput.ru
-            found = {"minimumThroughput": str(offer.minimum_ru), "throughput": ru}
+            found: dict[str, Any] = {"minimumThroughput": str(offer.minimum_ru), "throughput": ru}
             if offer.throughput.autoscale:
                 found |= {"throughput": ru // 10, "autoscaleSettings": {"maxThroughput": ru}}
+        else:
+            found = resources.OPERATIONS[f"read {resource.kind}"](account, None, *resource.names).to_json()
         name, arm_type = resource.id.rpartition("/")[2], TYPES[resource.kind]
         return orjson.dumps({"id": resource.id, "type": arm_type, "name": name, "properties": {"resource": found}})
 
     def _put(self, resource: ArmResource, body: bytes) -> None:
         account, (given, options) = self.service.account, _properties(body)
         if resource.kind == THROUGHPUT:
-            offer = account.offer_of(account.container(resource.database, resource.container))
+            offer = account.offer_of(account.container(*resource.names))
             throughput = resources.throughput_of(given.get("throughput"), given.get("autoscaleSettings"))
             resources.replace_throughput(account, offer, throughput)
             return
@@ -217,13 +219,6 @@ class ResourceManager:
             return
         manual, autoscale = options.get("throughput"), options.get("autoscaleSettings")
         resources.create_container(account, database, given, manual, autoscale)
-
-    def _delete(self, resource: ArmResource) -> None:
-        account = self.service.account
-        if resource.kind == DATABASE:
-            resources.delete_database(account, account.database(resource.database))
-        else:
-            resources.delete_container(account, account.container(resource.database, resource.container))
 
 
 def _properties(body: bytes) -> tuple[dict[str, Any], dict[str, Any]]:

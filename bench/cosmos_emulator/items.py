@@ -59,9 +59,13 @@ class RequestContext:
         """Find an item; 404 where there is none."""
         document = self.find(item_id, key)
         if document is None:
-            charge_ru = self.account.charges.not_found(strong=self.strong)
-            raise HttpError(404, "Entity with the specified id does not exist in the system.", charge_ru=charge_ru)
+            raise self.not_found()
         return document
+
+    def not_found(self) -> HttpError:
+        """Make the error for an item that does not exist, which is charged, too."""
+        charge_ru = self.account.charges.not_found(strong=self.strong)
+        return HttpError(404, "Entity with the specified id does not exist in the system.", charge_ru=charge_ru)
 
     def partition_of(self, value: KeyValue) -> Partition:
         """Return the partition of a key; 410 where the request names another, which must have split."""
@@ -134,10 +138,7 @@ def read(context: RequestContext, item_id: str) -> Response:
     partition.admit(context.now, request.region)
     context.check_session(partition)
     if document is None:
-        try:
-            document = context.existing(item_id, encode(value))
-        except HttpError as error:
-            raise context.charge_error(partition, error) from None
+        raise context.charge_error(partition, context.not_found())
     charge_ru = context.account.charges.read(document.size, strong=context.strong)
     partition.charge_read(context.now, request.region, charge_ru)
     headers = context.headers(partition, document.etag)
