@@ -11,11 +11,11 @@ from stores.cosmos.charges import Charges
 from stores.cosmos.throughput import (
     AUTOSCALE_MIN,
     AUTOSCALE_STEP,
+    INITIAL_PARTITION_RU,
     MANUAL_MIN,
     MANUAL_STEP,
     MAX_RU,
     PARTITION_RU,
-    RU_AT_BIRTH,
     Throughput,
     minimum_ru,
 )
@@ -141,9 +141,9 @@ def _serving(ledger: Ledger, inputs: Inputs, gb: float) -> ServingContainer:
         f"min({MAX_RU}, max(highest_ru, serve_ru))",
         source="what a container is created with",
     )
-    made = f"ceil(creation_ru / {RU_AT_BIRTH})"
+    made = f"ceil(creation_ru / {INITIAL_PARTITION_RU})"
     ledger.derive(
-        "new_partitions", Throughput(found.creation_ru).partitions_at_birth, "partitions", made, source=PARTITIONS
+        "new_partitions", Throughput(found.creation_ru).initial_partitions, "partitions", made, source=PARTITIONS
     )
     formula = f"max(new_partitions, partitions_by_gb, ceil(min({MAX_RU}, serve_ru) / {PARTITION_RU}))"
     ledger.derive(
@@ -165,7 +165,7 @@ def _serving_with(ledger: Ledger, inputs: Inputs, partitions: int, gb: float) ->
     least = minimum_ru(highest, int(gb * GB), autoscale=False)
     serve = max(round_up(wanted, MANUAL_STEP), least)
     created = min(MAX_RU, max(highest, serve))
-    made = max(Throughput(created).partitions_at_birth, Throughput(min(MAX_RU, serve)).partitions_needed)
+    made = max(Throughput(created).initial_partitions, Throughput(min(MAX_RU, serve)).partitions_needed)
     return ServingContainer(partitions, max(partitions, made), wanted, highest, least, serve, created)
 
 
@@ -253,7 +253,7 @@ def _autoscale(ledger: Ledger, inputs: Inputs, prices: Prices) -> float:
     )
     publish_top = autoscale_top(publish_ru, 0, 0)
     if not in_place:
-        partitions = Throughput(publish_top, autoscale=True).partitions_at_birth
+        partitions = Throughput(publish_top, autoscale=True).initial_partitions
         formula = f"ceil(round_up(max({AUTOSCALE_MIN}, publish_ru_s), {AUTOSCALE_STEP}) / {PARTITION_RU})"
         ledger.derive("autoscale_new_partitions", partitions, "partitions", formula, source=PARTITIONS)
     wanted = reads_ru + (publish_ru if in_place else 0)
