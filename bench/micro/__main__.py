@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,12 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def effort_of(options: argparse.Namespace) -> Effort:
     """Return how much to measure: what was given, else the default, or with --short a little of everything."""
-    default = SHORT if options.short else Effort()
-    return Effort(
-        rounds=default.rounds if options.rounds is None else options.rounds,
-        users=default.users if options.users is None else options.users,
-        round_s=default.round_s if options.seconds is None else options.seconds,
-    )
+    given = {"rounds": options.rounds, "users": options.users, "round_s": options.seconds}
+    known = {name: value for name, value in given.items() if value is not None}
+    return replace(SHORT if options.short else Effort(), **known)
 
 
 def measured(name: str, effort: Effort) -> list[Outcome]:

@@ -4,7 +4,6 @@ import asyncio
 import json
 import random
 import tempfile
-import urllib.request
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -15,6 +14,7 @@ from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 
 from bench.lists import Shape, key_of
+from bench.micro.http_peer import fetch
 from bench.micro.publishing import CPU_US_PER_LIST, Published, publish_to
 from bench.micro.rounds import (
     Effort,
@@ -121,8 +121,7 @@ async def copy_release(source_url: str, target_url: str, release: ReleaseRef) ->
 
 def must_serve(url: str, value: bytes) -> None:
     """Raise RuntimeError unless the service gives the first items of *value*."""
-    with urllib.request.urlopen(url) as response:  # noqa: S310 -- http on loopback
-        given = json.loads(response.read())["items"]
+    given = json.loads(fetch(url)[0])["items"]
     if not given or given != json.loads(b"[%b]" % value)[: len(given)]:
         raise RuntimeError(f"{url} gives {given}")
 
@@ -151,13 +150,13 @@ def beside_files(encoding: str, taken: Mapping[str, Sequence[ServiceReads]]) -> 
     """Compare Redis with files, round by round."""
     for rate in (None, RATE):
         what = f"GET {'on one core' if rate is None else f'at {RATE:,}/s'}, {encoding}, redis://"
-        near, far = (
+        files, remote = (
             [one.reads.sample for one in taken[f"{scheme} {encoding} {rate}"]] for scheme in ("file://", "redis://")
         )
         # At a rate that leaves little to batch, most requests pay for a round trip of their own: no goal.
-        yield cpu_difference(f"{what} - file://", far, near, goal=at_most(CPU_US_MORE) if rate is None else None)
+        yield cpu_difference(f"{what} - file://", remote, files, goal=at_most(CPU_US_MORE) if rate is None else None)
         if rate is None:
-            yield ratios(f"{what} / file://", far, near)[0]
+            yield ratios(f"{what} / file://", remote, files)[0]
 
 
 # Lookups by the store, beside redis-py's own mget
