@@ -48,6 +48,13 @@ async def until(follower: Follower, release: ReleaseId) -> None:
             await asyncio.sleep(0.005)
 
 
+async def followed(memory: MemoryStore, follower: Follower) -> ReleaseId:
+    """Publish a first release, and return it when it is served."""
+    release = await publish(memory, "first")
+    await until(follower, release)
+    return release
+
+
 @virtual
 async def test_the_first_release_is_followed_as_soon_as_there_is_one(memory: MemoryStore, remote: RemoteStore) -> None:
     async with following(remote) as follower:
@@ -62,8 +69,7 @@ async def test_flips_and_rollbacks_are_followed_and_a_ready_release_is_not(
     memory: MemoryStore, remote: RemoteStore
 ) -> None:
     async with following(remote) as follower:
-        first = await publish(memory, "first")
-        await until(follower, first)
+        first = await followed(memory, follower)
         second = await publish(memory, "second", live=False)
         await asyncio.sleep(0.05)
         assert served(follower).id == first
@@ -79,8 +85,7 @@ async def test_a_release_of_an_unknown_format_is_not_followed(
     memory: MemoryStore, remote: RemoteStore, change: dict[str, object]
 ) -> None:
     async with following(remote) as follower:
-        first = await publish(memory, "first")
-        await until(follower, first)
+        first = await followed(memory, follower)
         second = await publish(memory, "second", live=False)
         rows = memory._releases[second].rows
         rows[MANIFEST] = orjson.dumps(orjson.loads(rows[MANIFEST]) | change)
@@ -98,8 +103,7 @@ async def test_a_release_that_has_lost_a_row_of_its_sample_is_not_followed(
     memory: MemoryStore, remote: RemoteStore, lost: str
 ) -> None:
     async with following(remote) as follower:
-        first = await publish(memory, "first")
-        await until(follower, first)
+        first = await followed(memory, follower)
         second = await publish(memory, "second", live=False, segments=2)
         del memory._releases[second].rows[lost]
         await life.activate(memory, second)
@@ -128,8 +132,7 @@ async def test_a_store_that_fails_un_serves_nothing_and_is_followed_again_when_i
     memory: MemoryStore, remote: RemoteStore
 ) -> None:
     async with following(remote) as follower:
-        first = await publish(memory, "first")
-        await until(follower, first)
+        first = await followed(memory, follower)
         remote.failure = CatalogueUnreadable("the catalogue at nowhere cannot be read")
         second = await publish(memory, "second")
         await until_error(follower)
