@@ -13,11 +13,18 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import Pipe
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from bench.errors import BenchFailed
 from bench.report.machine import ROOT, environment
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+# Over which a process and a worker of its send each other messages.
+Channel: TypeAlias = "Connection[Any, Any]"
 
 READY_WITHIN_S = 30.0
 STOP_WITHIN_S = 10.0
@@ -164,6 +171,29 @@ def redis_serving() -> Iterator[RedisServer]:
 def redis_installed() -> bool:
     """Return whether this machine has a redis-server to start."""
     return shutil.which(REDIS_SERVER) is not None
+
+
+def start_worker(target: str, env: Mapping[str, str] | None = None) -> "tuple[subprocess.Popen[bytes], Channel]":
+    """Start a process that calls *target*, written `module:function`, with the other end of the returned channel."""
+    ours, theirs = Pipe()
+    module, _, function = target.partition(":")  # not with -m, by which its messages would be classes of another module
+    program = f"import sys, {module} as module; from multiprocessing.connection import Connection as Channel; "
+    command = [sys.executable, "-P", "-c", f"{program}module.{function}(Channel(int(sys.argv[1])))"]
+    number = theirs.fileno()
+    process = subprocess.Popen([*command, str(number)], pass_fds=[number], stdin=subprocess.DEVNULL, env=env)  # noqa: S603 -- our own modules
+    theirs.close()
+    return process, ours
+
+
+def receive(channel: Channel, died: str) -> object:
+    """Receive a worker's message; raises one that is an exception, and BenchFailed, which says *died*, for none."""
+    try:
+        message: object = channel.recv()
+    except (EOFError, ConnectionError) as error:
+        raise BenchFailed(died) from error
+    if isinstance(message, Exception):
+        raise message
+    return message
 
 
 def stop_process(process: "subprocess.Popen[Any]", within_s: float = STOP_WITHIN_S) -> None:

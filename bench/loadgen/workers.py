@@ -1,21 +1,18 @@
 """The generating processes of a measurement: each takes an equal part of every run and sends back its result.
 
 Processes of their own keep whoever watches, draws and sums up away from the event loop whose delays would be counted as
-latencies. Each is started with the number of an open socket, over which loads, signals and results go.
+latencies.
 """
 
 import asyncio
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection, wait
-from typing import Self, TypeAlias
+from multiprocessing.connection import wait
+from typing import Self
 
 import uvloop
 
@@ -24,7 +21,7 @@ from bench.loadgen.generator import Generator
 from bench.loadgen.load import Load
 from bench.loadgen.recorder import Progress
 from bench.loadgen.result import Result, merged
-from bench.process import stop_process
+from bench.process import Channel, receive, start_worker, stop_process
 
 # From when all are ready to the first due request.
 AHEAD_S = 0.05
@@ -32,12 +29,10 @@ AHEAD_S = 0.05
 STOP_WITHIN_S = 5.0
 PROGRESS_S = 0.5
 
-# Not with -m, by which its messages would be classes of another module.
-PROGRAM = "from bench.loadgen.workers import work_until_closed; work_until_closed()"
+DIED = "a process of the load generator died; look for what killed it (memory?)"
 
 # Called with the newest progress of each process.
 OnProgress = Callable[[Sequence[Progress]], None]
-Channel: TypeAlias = "Connection[object, object]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +56,7 @@ class WorkerPool:
     """Processes that live for one measurement; a context manager, which ends them."""
 
     def __init__(self, processes: int = 1) -> None:
-        self._workers = [_start() for _ in range(processes)]
+        self._workers = [start_worker("bench.loadgen.workers:work_until_closed") for _ in range(processes)]
 
     def __enter__(self) -> Self:
         """Return the pool; its processes are running already."""
@@ -90,7 +85,7 @@ class WorkerPool:
             channel.send(load.share(part, len(channels)) if len(channels) > 1 else load)
         try:
             for channel in channels:
-                if not isinstance(message := _receive(channel), Ready):
+                if not isinstance(message := receive(channel, DIED), Ready):
                     raise BenchFailed(f"a process of the load generator sent {message!r}")
             start_s = time.monotonic() + AHEAD_S
             if on_the_second:
@@ -104,22 +99,12 @@ class WorkerPool:
             return _collect(channels, None)
 
 
-def _start() -> "tuple[subprocess.Popen[bytes], Channel]":
-    ours, theirs = Pipe()
-    number = theirs.fileno()
-    process = subprocess.Popen(  # noqa: S603 -- our own module
-        [sys.executable, "-P", "-c", PROGRAM, str(number)], pass_fds=[number], stdin=subprocess.DEVNULL
-    )
-    theirs.close()
-    return process, ours
-
-
 def _collect(channels: Sequence[Channel], on_progress: OnProgress | None) -> Result:
     results, progress = dict[Channel, Result](), dict[Channel, Progress]()
     while len(results) < len(channels):
         for ready in wait([channel for channel in channels if channel not in results]):
             channel = next(each for each in channels if each is ready)
-            message = _receive(channel)
+            message = receive(channel, DIED)
             if isinstance(message, Result):
                 results[channel] = message
             elif isinstance(message, Progress):
@@ -127,17 +112,6 @@ def _collect(channels: Sequence[Channel], on_progress: OnProgress | None) -> Res
         if on_progress is not None and progress:
             on_progress(list(progress.values()))
     return merged([results[channel] for channel in channels])
-
-
-def _receive(channel: Channel) -> object:
-    """Receive a message; raises the one that is an exception."""
-    try:
-        message = channel.recv()
-    except (EOFError, ConnectionError) as error:
-        raise BenchFailed("a process of the load generator died; look for what killed it (memory?)") from error
-    if isinstance(message, Exception):
-        raise message
-    return message
 
 
 async def make_run(channel: Channel, load: Load) -> Result:
@@ -177,10 +151,9 @@ async def make_run(channel: Channel, load: Load) -> Result:
         os.set_blocking(channel.fileno(), True)  # the loop made it otherwise
 
 
-def work_until_closed() -> None:
-    """Be a worker: make runs until the other end of the socket is closed."""
+def work_until_closed(channel: Channel) -> None:
+    """Be a worker: make runs until the other end of the channel is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent
-    channel: Channel = Connection(int(sys.argv[1]))
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
             load = channel.recv()

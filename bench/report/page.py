@@ -116,7 +116,7 @@ def _verdict(report: Report) -> str:
 
 
 def _tiles(shown: Series) -> str:
-    summary = shown.summary()
+    summary = shown.summary
     tiles = [(format_us(summary[name]["pooled"]), name) for name in HEADLINES]
     tiles.append((f"{summary[RATE]['mean']:,.0f}/s", "good answers"))
     errors = shown.values(ERRORS)
@@ -126,7 +126,7 @@ def _tiles(shown: Series) -> str:
 
 
 def _percentiles(shown: Series) -> str:
-    summary, pooled = shown.summary(), shown.histogram
+    summary, pooled = shown.summary, shown.histogram
     several = len(shown.rounds) > 1
     rows = []
     for name in PERCENTS:

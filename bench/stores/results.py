@@ -65,6 +65,11 @@ class ServiceRun:
         return None if self.server_cpu_s is None else self.server_cpu_s * 1e6 / max(1, self.result.ok)
 
     @property
+    def read_ru(self) -> float | None:
+        """Request units for each good response."""
+        return None if self.request_units is None else self.request_units.ru / max(1, self.result.ok)
+
+    @property
     def service_share(self) -> float:
         """The share of a core that the service used."""
         return self.service_cpu_s / max(self.result.duration_s, 1e-9)

@@ -38,7 +38,7 @@ from bench.stores.results import (
     StoreResult,
     capacity_point,
 )
-from bench.stores.setup import Candidate, Setup, StoreServer, opened, store_settings
+from bench.stores.setup import Candidate, Setup, StoreServer, difference, opened, store_settings
 from stores.catalogue import ReleaseId, ReleaseRef
 from stores.errors import StoreError, StoreThrottled
 from stores.keys import USER
@@ -224,7 +224,7 @@ class StoreComparison:
         return ServiceRun(
             replace(result, samples=()),
             service_after_s - service_s,
-            None if server_s is None or server_after_s is None else server_after_s - server_s,
+            difference(server_after_s, server_s),
             units,
         )
 
@@ -297,12 +297,12 @@ async def _look_up(
                 "the store refused every read, as its throughput was used up; give it more for a comparison"
             )
         cpu_s, took_s = time.process_time() - cpu_s, ends_s[-1] - started_s
-        server_after_s = await asyncio.to_thread(server.cpu_s)
+        server_used_s = difference(await asyncio.to_thread(server.cpu_s), server_s)
     return LookupResult(
         call_us=float(np.median(np.diff([started_s, *ends_s]))) * 1e6,
         keys_per_s=keys / took_s,
         cpu_us=cpu_s * 1e6 / keys,
-        server_cpu_us=None if server_s is None or server_after_s is None else (server_after_s - server_s) * 1e6 / keys,
+        server_cpu_us=None if server_used_s is None else server_used_s * 1e6 / keys,
     )
 
 

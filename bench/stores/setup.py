@@ -57,6 +57,11 @@ class StoreServer:
     """Space that its data takes, in memory or on disk."""
 
 
+def difference(after: float | None, before: float | None) -> float | None:
+    """Return what was used between two readings; None where one is not known."""
+    return None if after is None or before is None else after - before
+
+
 def store_server(url: str) -> StoreServer:
     """Return what can report of the server of the store at *url*; on one that others use too, their part is included.
 
