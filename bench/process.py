@@ -17,6 +17,8 @@ from multiprocessing import Pipe
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from prometheus_client.parser import text_string_to_metric_families
+
 from bench.errors import BenchFailed
 from bench.report.machine import ROOT, environment
 
@@ -27,6 +29,10 @@ if TYPE_CHECKING:
 Channel: TypeAlias = "Connection[Any, Any]"
 
 READY_WITHIN_S = 30.0
+
+# When a server that does not report what it uses is given up.
+METRICS_TIMEOUT_S = 5.0
+EMULATOR_METRICS = "/__emulation/metrics"
 STOP_WITHIN_S = 10.0
 
 # Fields of /proc/PID/stat, counted from the one after the name.
@@ -152,7 +158,7 @@ def emulator_serving(*options: str, core: int = 1) -> Iterator[Server]:
     port = free_port()
     command = [sys.executable, "-m", "hotplate", "cosmos-emulator", "--port", str(port), "--json", *options]
     scheme = "https" if "--tls" in options else "http"
-    with serving(command, port, "/__emulation/metrics", core=core, scheme=scheme) as server:
+    with serving(command, port, EMULATOR_METRICS, core=core, scheme=scheme) as server:
         yield server
 
 
@@ -166,6 +172,19 @@ def redis_serving() -> Iterator[RedisServer]:
         with _running(command, dict(os.environ), server.is_ready, REDIS_CORE) as process:
             yield server
             process.kill()  # it has nothing to lose
+
+
+def read_metrics(url: str, name: str, ca: str | None = None, **labels: str) -> list[float]:
+    """Read a metric of a server of ours, one value for each set of labels that begin so. Raises OSError."""
+    trusted = ssl.create_default_context(cafile=ca) if url.startswith("https:") else None
+    with urllib.request.urlopen(url, timeout=METRICS_TIMEOUT_S, context=trusted) as page:  # noqa: S310 -- http(s), by whoever calls
+        text = page.read().decode()
+    return [
+        sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == name and all(sample.labels[label].startswith(value) for label, value in labels.items())
+    ]
 
 
 def redis_installed() -> bool:

@@ -1,5 +1,6 @@
 """What one run requests of a service: where, what, for which keys, how often and for how long."""
 
+import asyncio
 import itertools
 import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,9 +10,10 @@ from urllib.parse import quote, urlsplit
 
 import orjson
 
-from bench.errors import BenchMisused
+from bench.errors import BenchFailed, BenchMisused
 from bench.loadgen.keys import Keys
 from bench.loadgen.schedule import Arrivals, constant
+from stores.http1 import ConnectionPool, RequestFailed, Response
 
 # What stands for an id in a path.
 KEY = "{key}"
@@ -194,7 +196,7 @@ class Load:
 
     def tls(self) -> ssl.SSLContext | None:
         """Make what a connection is encrypted with; None for plain http."""
-        return ssl.create_default_context(cafile=self.ca) if self.url.startswith("https:") else None
+        return tls_of(self.url, self.ca)
 
     @property
     def schedule(self) -> Arrivals | None:
@@ -222,3 +224,26 @@ class Load:
             connections=connections,
             backlog=max(1, self.backlog // parts),
         )
+
+
+def tls_of(url: str, ca: str | None) -> ssl.SSLContext | None:
+    """Make what a connection to *url* is encrypted with; None for plain http."""
+    return ssl.create_default_context(cafile=ca) if url.startswith("https:") else None
+
+
+def send_one(url: str, request: bytes, timeout_s: float, ca: str | None = None) -> Response:
+    """Send one request and return its response, whatever its status; BenchFailed where none comes."""
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+
+    async def send() -> Response:
+        pool = ConnectionPool(parts.hostname or "", port, size=1, tls=tls_of(url, ca))
+        try:
+            return await pool.request(request, timeout_s)
+        finally:
+            await pool.close()
+
+    try:
+        return asyncio.run(send())
+    except RequestFailed as error:
+        raise BenchFailed(f"nothing answers at {url} ({error.kind}); is the service running?") from error

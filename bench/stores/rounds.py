@@ -6,7 +6,6 @@ The stores take turns within a round (A B, A B, …), so that whatever the machi
 import asyncio
 import itertools
 import time
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -23,7 +22,7 @@ from bench.loadgen.load import Gets, Load
 from bench.loadgen.recorder import Sample
 from bench.loadgen.schedule import constant
 from bench.loadgen.workers import WorkerPool
-from bench.process import on_core, own_memory_bytes
+from bench.process import on_core, own_memory_bytes, read_metrics
 from bench.progress import ProgressDisplay
 from bench.stores.publication import TrialPublisher, trial_publisher
 from bench.stores.results import (
@@ -190,26 +189,22 @@ class StoreComparison:
 
     def _open_load(self, one: Candidate, number: int, duration_s: float) -> Load:
         settings = self._settings
-        return Load(
-            url=one.service.url,
-            requests=Gets(PATH, self._keys(number)),
+        return replace(
+            self._load(one, number),
             arrivals=constant(settings.rate, duration_s, number if settings.poisson else None),
             duration_s=duration_s,
             connections=settings.connections,
-            observe=("source",),
             sample_every=max(1, int(settings.rate * duration_s / COMPARED)) | 1,
         )
 
     def _closed_load(self, one: Candidate, number: int) -> Load:
-        return Load(
-            url=one.service.url,
-            requests=Gets(PATH, self._keys(number)),
-            duration_s=self._settings.duration_s,
-            think_s=self._settings.think_s,
-            think_spread=THINK_SPREAD,
-            connections=self._settings.closed_users or 1,
-            observe=("source",),
-        )
+        settings, users = self._settings, self._settings.closed_users or 1
+        load = self._load(one, number)
+        return replace(load, think_s=settings.think_s, think_spread=THINK_SPREAD, connections=users)
+
+    def _load(self, one: Candidate, seed: int) -> Load:
+        requests, duration_s = Gets(PATH, self._keys(seed)), self._settings.duration_s
+        return Load(url=one.service.url, requests=requests, duration_s=duration_s, observe=("source",))
 
     def _read(self, pool: WorkerPool, one: Candidate, load: Load) -> ServiceRun:
         charged, service_s, server_s = request_units(one.service.url), one.service.cpu_s(), one.server.cpu_s()
@@ -243,8 +238,7 @@ class StoreComparison:
             def attempt(rate: float, one: Candidate = one, runs: list[ServiceRun] = runs) -> Point:
                 duration_s = min(ATTEMPT_S, self._settings.duration_s)
                 self._display.start(f"{one.name}, {rate:,.0f} requests/s", duration_s)
-                keys = Gets(PATH, self._keys(round(rate)))
-                load = Load(url=one.service.url, requests=keys, rate=rate, duration_s=duration_s, observe=("source",))
+                load = replace(self._load(one, round(rate)), rate=rate, duration_s=duration_s)
                 runs.append(self._read(pool, one, load))
                 return capacity_point(rate, runs[-1], objective)
 
@@ -260,15 +254,8 @@ class StoreComparison:
 
 def request_units(url: str) -> RequestUnits | None:
     """Read from a service's metrics what its reads were charged so far; None where its store charges nothing."""
-    with urllib.request.urlopen(f"{url}/metrics", timeout=10) as response:  # noqa: S310 -- a service that was started here
-        lines = response.read().decode().splitlines()
-    if not any(line.startswith(CHARGED) for line in lines):
-        return None
-    return RequestUnits(_sum(lines, CHARGED), _sum(lines, THROTTLED))
-
-
-def _sum(lines: Sequence[str], name: str) -> float:
-    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
+    charged = read_metrics(f"{url}/metrics", CHARGED)
+    return RequestUnits(sum(charged), sum(read_metrics(f"{url}/metrics", THROTTLED))) if charged else None
 
 
 def look_up(

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from bench.ru.options import SweepOptions
+from bench.options import SweepOptions
 from hotplate.cli.terminal import FAILED, err, out, table
 
 if TYPE_CHECKING:

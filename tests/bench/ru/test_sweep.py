@@ -14,8 +14,8 @@ from bench.loadgen.generator import Generator, LoadConnection
 from bench.loadgen.load import Load
 from bench.loadgen.result import Result
 from bench.loadgen.workers import OnProgress
+from bench.options import SweepOptions
 from bench.progress import ProgressDisplay
-from bench.ru.options import SweepOptions
 from bench.ru.report import RU, Effect, SweepResult
 from bench.ru.run import Sweep, plan
 from bench.ru.sandbox import AccountSandbox, Items
