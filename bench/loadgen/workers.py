@@ -10,7 +10,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import Self
 
@@ -35,21 +34,9 @@ DIED = "a process of the load generator died; look for what killed it (memory?)"
 OnProgress = Callable[[Sequence[Progress]], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """From the worker: the connections are open."""
-
-
-@dataclass(frozen=True, slots=True)
-class Begin:
-    """To the worker: the run begins at this time of CLOCK_MONOTONIC, which all processes share."""
-
-    start_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """To the worker: end the run now."""
+# What a worker sends once its connections are open, and what ends its run early. A number begins the run: the time, by
+# CLOCK_MONOTONIC, which all processes share.
+READY, STOP = "ready", "stop"
 
 
 class WorkerPool:
@@ -85,17 +72,17 @@ class WorkerPool:
             channel.send(load.share(part, len(channels)) if len(channels) > 1 else load)
         try:
             for channel in channels:
-                if not isinstance(message := receive(channel, DIED), Ready):
+                if (message := receive(channel, DIED)) != READY:
                     raise BenchFailed(f"a process of the load generator sent {message!r}")
             start_s = time.monotonic() + AHEAD_S
             if on_the_second:
                 start_s += 1 - (time.time() + AHEAD_S) % 1
             for channel in channels:
-                channel.send(Begin(start_s))
+                channel.send(start_s)
             return _collect(channels, on_progress)
         except KeyboardInterrupt:
             for channel in channels:
-                channel.send(Stop())
+                channel.send(STOP)
             return _collect(channels, None)
 
 
@@ -124,15 +111,15 @@ async def make_run(channel: Channel, load: Load) -> Result:
         try:
             message = channel.recv()
         except (EOFError, OSError):
-            message = Stop()
+            message = STOP
             loop.remove_reader(channel.fileno())
-        if isinstance(message, Stop):
+        if message == STOP:
             generator.stop()
         if not begun.done():
-            begun.set_result(message.start_s if isinstance(message, Begin) else time.monotonic())
+            begun.set_result(message if isinstance(message, float) else time.monotonic())
 
     async def begin() -> float:
-        channel.send(Ready())
+        channel.send(READY)
         return await begun
 
     async def report_progress() -> None:

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from string import Template
 
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
@@ -11,9 +10,18 @@ from bench.planner.figures import Figure
 from bench.planner.inputs import HOURS, KNOWN, hourly_shares
 from bench.planner.plan import Plan
 from bench.planner.review import BreakEven, PlanReport
-from bench.report.page import TEMPLATE
 from bench.report.plots import BAD, INK, LINES, Frames, count_scale, mark, plot
-from bench.report.text import escaped, html_paragraphs, paragraphs, section, table, write
+from bench.report.text import (
+    escaped,
+    html_paragraphs,
+    paragraphs,
+    section,
+    table,
+    tiles,
+    warning_box,
+    whole_page,
+    write,
+)
 from stores.prices import LISTED
 
 PRICE = "usd_"
@@ -43,12 +51,9 @@ def page(report: PlanReport) -> str:
     """Lay out the whole file."""
     plan = report.plan
     inputs = plan.inputs
-    title = f"hotplate plan: {inputs.users:,} users, {inputs.peak_rps:,g} requests/s"
     parts = [
-        f"<h1>{escaped(title)}</h1>",
-        f'<p class="soft">{escaped(report.date)} · prices of {escaped(report.prices_file)}</p>',
-        _warnings(report),
-        _tiles(report),
+        warning_box("Look out:", report.warnings) if report.warnings else "",
+        tiles((plan.figures[name], words) for name, words in TILES),
         section(
             "Which store, at which rate", cost_plot(report.break_even, inputs.peak_rps), report.break_even.sentence
         ),
@@ -64,20 +69,8 @@ def page(report: PlanReport) -> str:
         parts.append(section("What would save money", table(headings, rows, (1, 2)), "USD a month, pods included."))
     parts += [_inputs(report), _prices(report), _formulas(plan.figures.values())]
     parts.append(section("What this is, and what it is not", html_paragraphs(paragraphs(METHOD))))
-    return Template(TEMPLATE.read_text()).substitute(title=escaped(title), body="\n".join(parts))
-
-
-def _warnings(report: PlanReport) -> str:
-    listed = "".join(f"<li>{escaped(each)}</li>" for each in report.warnings)
-    return f'<div class="verdict bad"><strong>Look out:</strong><ul>{listed}</ul></div>' if listed else ""
-
-
-def _tiles(report: PlanReport) -> str:
-    figures = report.plan.figures
-    made = (
-        f'<div class="tile"><b>{escaped(figures[name])}</b><span>{escaped(words)}</span></div>' for name, words in TILES
-    )
-    return f'<div class="tiles">{"".join(made)}</div>'
+    title = f"hotplate plan: {inputs.users:,} users, {inputs.peak_rps:,g} requests/s"
+    return whole_page(title, f"{report.date} · prices of {report.prices_file}", parts)
 
 
 def _figures(report: PlanReport) -> str:

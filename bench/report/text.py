@@ -7,10 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from string import Template
 from typing import Any
 
 from bench.errors import BenchMisused
 
+TEMPLATE = Path(__file__).with_name("page.html")
 SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 THOUSANDS = {"": 1.0, "k": 1e3, "M": 1e6}
 NUMBER = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(\S*)\s*")
@@ -119,6 +121,24 @@ def section(heading: str, content: str, lead: str = "") -> str:
 def html_paragraphs(texts: Iterable[str]) -> str:
     """Make a paragraph of each text."""
     return "".join(f"<p>{escaped(text)}</p>" for text in texts)
+
+
+def tiles(shown: Iterable[tuple[object, str]]) -> str:
+    """Make a row of tiles, each of a figure and a few words below it."""
+    made = (f'<div class="tile"><b>{escaped(figure)}</b><span>{escaped(words)}</span></div>' for figure, words in shown)
+    return f'<div class="tiles">{"".join(made)}</div>'
+
+
+def warning_box(heading: str, reasons: Iterable[str]) -> str:
+    """Make a box of what to look out for."""
+    listed = "".join(f"<li>{escaped(reason)}</li>" for reason in reasons)
+    return f'<div class="verdict bad"><strong>{heading}</strong><ul>{listed}</ul></div>'
+
+
+def whole_page(title: str, below: str, parts: Iterable[str]) -> str:
+    """Make a page of its title, a line below that, and its parts, which are HTML."""
+    body = [f"<h1>{escaped(title)}</h1>", f'<p class="soft">{escaped(below)}</p>', *parts]
+    return Template(TEMPLATE.read_text()).substitute(title=escaped(title), body="\n".join(body))
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterable[int] = ()) -> str:

@@ -139,19 +139,13 @@ class Level:
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
         best = self.best
-        return {
-            "ru": self.ru,
+        own = ("ru", "read_ru", "arithmetic", "utilisation", "limit", "spent", "skipped")
+        return {name: getattr(self, name) for name in own} | {
             "item_bytes": self.items.size,
             "partitions": self.items.parts,
-            "read_ru": self.read_ru,
-            "arithmetic": self.arithmetic,
             "best": best and best.to_json(),
             "off": None if best is None else best.rate / self.arithmetic - 1,
-            "utilisation": self.utilisation,
             "per_100_ru": None if best is None else best.rate / self.ru * 100,
-            "limit": self.limit,
-            "spent": self.spent,
-            "skipped": list(self.skipped),
             "trials": [each.to_json() for each in self.trials],
         }
 
