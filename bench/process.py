@@ -11,7 +11,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import Pipe
 from pathlib import Path
@@ -105,19 +105,15 @@ class RedisServer:
 
     def is_ready(self) -> bool:
         """Return whether it answers yet."""
-        from redis import RedisError  # noqa: PLC0415 -- an extra: only who measures Redis needs it
-
-        try:
-            return bool(self._execute("PING"))
-        except RedisError:
-            return False
+        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1.0) as connection:
+            connection.sendall(b"PING\r\n")
+            return connection.recv(5) == b"+PONG"
+        return False
 
     def _execute(self, *command: str) -> Any:  # noqa: ANN401 -- a reply is whatever the command returns
-        from redis import Redis  # noqa: PLC0415 -- as above
-        from redis.backoff import NoBackoff  # noqa: PLC0415 -- as above
-        from redis.retry import Retry  # noqa: PLC0415 -- as above
+        from redis import Redis  # noqa: PLC0415 -- an extra: only who measures Redis needs it
 
-        with Redis(port=self.port, retry=Retry(NoBackoff(), 0)) as client:
+        with Redis(port=self.port) as client:
             return client.execute_command(*command)
 
 
@@ -215,12 +211,15 @@ def receive(channel: Channel, died: str) -> object:
     return message
 
 
-def stop_process(process: "subprocess.Popen[Any]", within_s: float = STOP_WITHIN_S) -> None:
-    """Wait for a process that is about to end, and kill it where it does not."""
+def stop_process(process: "subprocess.Popen[Any]", within_s: float = STOP_WITHIN_S, *, group: bool = False) -> None:
+    """Wait for a process that is about to end, and kill it, or its whole group, where it does not."""
     try:
         process.wait(within_s)
     except subprocess.TimeoutExpired:
-        process.kill()
+        if group:
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
         process.wait()
 
 
@@ -244,11 +243,7 @@ def _running(
             yield process
         finally:
             process.terminate()
-            try:
-                process.wait(STOP_WITHIN_S)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            stop_process(process, group=True)
 
 
 def free_port() -> int:

