@@ -15,11 +15,11 @@ demo: .venv/demo ## data, training, a release and a running service
 	$(BIN)/hotplate demo
 
 test: check ## every check and the fast tests
-	@.ci/redis-server
+	@.ci/debian-packages
 	$(PYTEST) -m "not soak"
 
 soak: .venv/dev ## the long tests: SOAK_MINUTES=10 of load, faults, kills and random cases
-	@.ci/redis-server
+	@.ci/debian-packages
 	@SOAK_SEED=$${SOAK_SEED:-$$($(BIN)/python -c 'import random; print(random.randrange(1, 1 << 31))')}; export SOAK_SEED; set -x; \
 	    $(PYTEST) -m soak --timeout 900 --hypothesis-seed $$SOAK_SEED
 

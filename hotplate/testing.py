@@ -26,6 +26,8 @@ from stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef
 from stores.errors import ReleaseConflict, ReleaseNotFound, StoreError
 from stores.store import LocalReader, Plan, Row, Store
 
+__all__ = ("OpenStore", "StoreContract")
+
 # Opens another handle on one and the same store, as another process would.
 OpenStore = Callable[[], Store]
 
@@ -275,7 +277,8 @@ class StoreContract:
     async def test_of_many_swaps_at_once_one_wins_each_generation(self, open_handle: OpenStore) -> None:
         await begin(open_handle(), FIRST)
         handles = [open_handle() for _ in range(8)]
-        seen = await handles[0].catalogue()
+        for handle in handles:  # one after the other: to connect all at once is not what is tested
+            seen = await handle.catalogue()
         outcomes = await asyncio.gather(
             *(handle.swap(seen, changes.succeed(seen, seen, f"t{n}", "here")) for n, handle in enumerate(handles)),
             return_exceptions=True,

@@ -40,7 +40,7 @@ def connect(url: str, observer: Observer | None = None) -> Store:
 
         return redis.open_url(url)
     if scheme in COSMOS:
-        from stores.cosmos import store as cosmos  # noqa: PLC0415 -- as above
+        from stores import cosmos  # noqa: PLC0415 -- as above
 
         return cosmos.open_url(url, observer)
     for entry in entry_points(group=GROUP, name=scheme):

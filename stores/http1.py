@@ -1,12 +1,11 @@
 """A small HTTP/1.1 client over raw connections: keep-alive, one request in flight on each, a deadline for each.
 
-It parses responses (httptools) and leaves requests to the caller, who knows their bytes. `Connection` reports to an
-owner what becomes of each request, which is all that a load generator wants; `ConnectionPool` makes that an awaitable
-`request`.
+It parses responses (httptools) and leaves requests to the caller, who knows their bytes. `Connection` reports to a
+listener what becomes of each request, which is all that a load generator wants; `ConnectionPool` makes that an
+awaitable `request`.
 """
 
 import asyncio
-import random
 import ssl
 from collections import deque
 from typing import Generic, Literal, NamedTuple, Protocol, TypeVar, cast
@@ -14,32 +13,32 @@ from typing import Generic, Literal, NamedTuple, Protocol, TypeVar, cast
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from stores.deadlines import Deadlines
+from stores.throttle import Backoff
 
 Tag = TypeVar("Tag")
+# Why a request has no response: no connection, one that ended, bytes that are no response, or none in time.
 Kind = Literal["connect", "reset", "malformed", "timeout"]
-"""Why a request has no answer: no connection, one that ended, bytes that are no answer, or none in time."""
 
+# When an attempt to connect is given up; a handshake of TLS is part of it.
 CONNECT_S = 2.0
-"""When an attempt to connect is given up, whoever waits for it; a handshake of TLS is part of it."""
 
+# The first and the longest pause before a server that failed is tried again; callers meanwhile fail at once.
 PAUSE_S = (0.05, 2.0)
-"""The first and the longest pause before a server that failed is tried again; callers meanwhile fail at once."""
 
+# A connection that was not needed for so long, or twice as long at most, is closed.
 IDLE_S = 60.0
-"""A connection that was not needed for so long, or twice as long at most, is closed."""
 
+# A connection that idled for so long may end for that reason only.
 STALE_S = 2.0
-"""A connection that idled for so long may end for that reason only."""
 
 LATE_S = 5.0
+# A connection whose response came too late is kept for it, so long and for such a share of the size besides the others:
+# a slow server is not made slower by new connections, nor do its slow responses keep the quick ones waiting.
 LATE_SHARE = 0.5
-"""A connection whose answer came too late is kept for it, so long and for such a share of the size besides the others:
-a slow server is not made slower by new connections, nor do its slow answers keep the quick ones waiting.
-"""
 
 
 class RequestFailed(Exception):
-    """A request has no answer; `kind` says why. Whether the server acted on it is not known, but for `connect`.
+    """A request has no response; `kind` says why. Whether the server acted on it is not known, but for `connect`.
 
     `stale`: a connection that had been idle ended without a word, as servers end those that idle for too long.
     """
@@ -50,57 +49,57 @@ class RequestFailed(Exception):
         self.stale = stale
 
 
-class Owner(Protocol[Tag]):
-    """Whoever hands out requests; it hears of everything that becomes of them."""
+class ConnectionListener(Protocol[Tag]):
+    """Whoever sends requests; it is called back with what becomes of each of them."""
 
-    def ready(self, connection: "Connection[Tag]") -> None:
+    def on_ready(self, connection: "Connection[Tag]") -> None:
         """The connection is open and has nothing in flight."""
 
-    def answered(self, connection: "Connection[Tag]", tag: Tag) -> None:
-        """The request sent with *tag* has its whole answer: `status`, `body` and `head` of the connection."""
+    def on_response(self, connection: "Connection[Tag]", tag: Tag) -> None:
+        """The request sent with *tag* has its whole response: `status`, `body` and `head` of the connection."""
 
-    def failed(self, tag: Tag, kind: Kind) -> None:
-        """The request sent with *tag* gets no answer, or none that is one."""
+    def on_failure(self, tag: Tag, kind: Kind) -> None:
+        """The request sent with *tag* has no response, or none that can be parsed."""
 
-    def gone(self, connection: "Connection[Tag]", *, unasked: bool) -> None:
-        """The connection is closed; `unasked`: because the server sent bytes that nobody had asked for."""
+    def on_closed(self, connection: "Connection[Tag]", *, unsolicited: bool) -> None:
+        """The connection is closed; *unsolicited*: because the server sent bytes that no request was in flight for."""
 
 
 class Connection(asyncio.Protocol, Generic[Tag]):
     """A connection with at most one request in flight; lives until either side closes it.
 
-    An answer needs a length or chunks: one that ends with its connection counts as a reset. Headers are kept only where
-    they are asked for, as they came: most of them are never looked at.
+    A response needs a length or chunks: one that ends with its connection counts as a reset. Headers are kept as they
+    came, and only with *headers*: most of them are never looked at.
     """
 
     __slots__ = (
-        "_answers",
+        "_complete",
         "_in_head",
         "_keep",
         "_keeps_head",
-        "_owner",
+        "_listener",
         "_parser",
         "_pieces",
         "_transport",
-        "answered",
         "body",
         "head",
         "lost",
         "on_headers_complete",
+        "responses",
         "sent_at",
         "status",
         "tag",
     )
 
-    def __init__(self, owner: Owner[Tag], *, headers: bool = False) -> None:
+    def __init__(self, listener: ConnectionListener[Tag], *, headers: bool = False) -> None:
         if headers:
             self.on_headers_complete = self._end_head  # the parser looks for it now, and calls it only where it is set
         self._keeps_head = self._in_head = headers
-        self._owner = owner
+        self._listener = listener
         self._parser = HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
         self._pieces = list[bytes]()
-        self._answers = 0
+        self._complete = 0
         self._keep = False
         self.tag: Tag | None = None
         self.status = 0
@@ -108,8 +107,8 @@ class Connection(asyncio.Protocol, Generic[Tag]):
         self.head = b""
         """The status line and the headers as they came, and perhaps what came with them."""
 
-        self.answered = 0
-        """How many answers it has brought."""
+        self.responses = 0
+        """How many responses it has brought."""
 
         self.sent_at = 0.0
         """When its owner last sent something, where that matters to the owner."""
@@ -118,39 +117,39 @@ class Connection(asyncio.Protocol, Generic[Tag]):
         """Why it is gone, where somebody failed it."""
 
     def send(self, request: bytes, tag: Tag) -> None:
-        """Write *request*, to be told of by *tag*; only after `ready`."""
+        """Write *request*, to be reported on by *tag*; only after `on_ready`."""
         self.tag = tag
         self.head = b""
         self._in_head = self._keeps_head
-        self._answers = 0
-        cast("asyncio.Transport", self._transport).write(request)  # `ready` came after connection_made
+        self._complete = 0
+        cast("asyncio.Transport", self._transport).write(request)  # `on_ready` came after connection_made
 
     def fail(self, kind: Kind) -> None:
-        """Give up the request in flight as *kind*, and the connection with it: a late answer must meet no later one."""
+        """Fail the request in flight as *kind*, and close: a late response must meet no later request."""
         tag, self.tag = self.tag, None
         self.lost = self.lost or kind
         if tag is not None:
-            self._owner.failed(tag, kind)
+            self._listener.on_failure(tag, kind)
         if self._transport is not None:
             self._transport.abort()
         self.close()
 
-    def close(self, *, unasked: bool = False) -> None:
+    def close(self, *, unsolicited: bool = False) -> None:
         """Close the connection, whichever side wants it; nothing may be in flight."""
         transport, self._transport = self._transport, None
         if transport is not None:
             transport.close()
-            self._owner.gone(self, unasked=unasked)
+            self._listener.on_closed(self, unsolicited=unsolicited)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See `asyncio.Protocol`."""
         self._transport = cast("asyncio.Transport", transport)  # a stream transport, because this is a stream protocol
-        self._owner.ready(self)
+        self._listener.on_ready(self)
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
         if self.tag is None:
-            self.close(unasked=True)
+            self.close(unsolicited=True)
             return
         if self._in_head:
             self.head = self.head + data if self.head else data
@@ -159,9 +158,9 @@ class Connection(asyncio.Protocol, Generic[Tag]):
         except (HttpParserError, HttpParserUpgrade):
             self.fail("malformed")
             return
-        if self._answers == 1:
+        if self._complete == 1:
             self._finish(self.tag)
-        elif self._answers:
+        elif self._complete:
             self.fail("malformed")
 
     def _finish(self, tag: Tag) -> None:
@@ -169,15 +168,15 @@ class Connection(asyncio.Protocol, Generic[Tag]):
         pieces = self._pieces
         self.body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         self.status = self._parser.get_status_code()
-        self.answered += 1
-        self._owner.answered(self, tag)
+        self.responses += 1
+        self._listener.on_response(self, tag)
         if self._keep:
-            self._owner.ready(self)
+            self._listener.on_ready(self)
         else:
             self.close()
 
     def on_message_begin(self) -> None:
-        """Called by the parser at the start of an answer."""
+        """Called by the parser at the start of a response."""
         self._pieces = []
 
     def on_body(self, piece: bytes) -> None:
@@ -188,9 +187,9 @@ class Connection(asyncio.Protocol, Generic[Tag]):
         self._in_head = False
 
     def on_message_complete(self) -> None:
-        """Called by the parser at the end of an answer; the rest of the bytes it was fed may still be refused."""
-        self._answers += 1
-        self._keep = self._parser.should_keep_alive()  # forgotten by the parser once this call returns
+        """Called by the parser at the end of a response; the rest of the bytes it was fed may still be refused."""
+        self._complete += 1
+        self._keep = self._parser.should_keep_alive()  # the parser forgets it once this call returns
 
     def eof_received(self) -> None:
         """See `asyncio.Protocol`; acted on at once, so that no request is written to a half-closed connection."""
@@ -198,12 +197,12 @@ class Connection(asyncio.Protocol, Generic[Tag]):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`."""
-        del exc  # the kind of loss is the same to the request in flight: it has no answer
+        del exc  # the kind of loss is the same to the request in flight: it has no response
         self.fail("reset")
 
 
 class Response(NamedTuple):
-    """A whole answer."""
+    """A whole response."""
 
     status: int
     head: bytes
@@ -226,7 +225,7 @@ class Transport(Protocol):
     """Carries requests to one server: `ConnectionPool`, or whatever stands in a network's place."""
 
     async def request(self, message: bytes, timeout_s: float) -> Response:
-        """Return the answer to the bytes of one request; raises RequestFailed where there is none in *timeout_s*."""
+        """Return the response to the bytes of one request; raises RequestFailed where there is none in *timeout_s*."""
         ...
 
     async def close(self) -> None:
@@ -251,17 +250,18 @@ class ConnectionPool:
         self._waiting = deque[tuple[bytes, Pending]]()
         self._opening = set[asyncio.Task[None]]()
         self._deadlines = Deadlines(self._expire)
-        self._failures = 0
+        self._failing = False
+        self._backoff = Backoff(*PAUSE_S)
         self._retry_at = 0.0
-        self._trouble: OSError | None = None
+        self._connect_error: OSError | None = None
         self._sweep: asyncio.TimerHandle | None = None
         self._closed = False
 
     async def request(self, message: bytes, timeout_s: float) -> Response:
-        """Send the bytes of one request and wait for its answer; RequestFailed where there is none in *timeout_s*.
+        """Send the bytes of one request and wait for its response; RequestFailed where there is none in *timeout_s*.
 
-        An answer that is not waited for any more is dropped when it comes. Nothing is sent twice: only the caller knows
-        whether that would do harm.
+        A response that is not waited for any more is dropped when it comes. Nothing is sent twice: only the caller
+        knows whether that would do harm.
         """
         loop = asyncio.get_running_loop()
         now = loop.time()
@@ -303,12 +303,12 @@ class ConnectionPool:
         await asyncio.sleep(0)  # sockets are closed on the loop's next turn
 
     def _expire(self, pending: Pending) -> None:
-        """Fail a request that should have been answered by now."""
+        """Fail a request that should have had its response by now."""
         if not pending.done():
             pending.set_exception(RequestFailed("timeout", self._host))
 
     def _abandon(self, pending: Pending) -> None:
-        """Let nobody else have the connection that a request is in flight on until its answer has come."""
+        """Keep the connection of a request that nobody waits for from others until its response has come."""
         if not pending.cancel() and not pending.cancelled():
             pending.exception()  # seen, even where the caller was cancelled in the same turn
         connection = next((one for one in self._open if one.tag is pending), None)
@@ -329,13 +329,13 @@ class ConnectionPool:
         """
         if not self._waiting:
             return
-        most = 1 if self._failures else min(len(self._waiting), self._size - len(self._open))
-        if len(self._opening) < most and len(self._open) < self._size and now >= self._retry_at and not self._closed:
+        limit = 1 if self._failing else min(len(self._waiting), self._size - len(self._open))
+        if len(self._opening) < limit and len(self._open) < self._size and now >= self._retry_at and not self._closed:
             opening = asyncio.ensure_future(self._connect())
             self._opening.add(opening)
             opening.add_done_callback(self._opened)
         if not self._open and not self._opening:
-            self._fail_waiting("connect", self._trouble)
+            self._fail_waiting("connect", self._connect_error)
 
     async def _connect(self) -> None:
         loop = asyncio.get_running_loop()
@@ -345,7 +345,7 @@ class ConnectionPool:
                     lambda: Connection[Pending](self, headers=True), self._host, self._port, ssl=self._tls
                 )
         except OSError as error:  # a timeout is one, too, and so is what TLS refuses
-            self._trouble = error
+            self._connect_error = error
             self._note_failure()
         else:
             if self._sweep is None:
@@ -357,10 +357,9 @@ class ConnectionPool:
             self._go_on(asyncio.get_running_loop().time())
 
     def _note_failure(self) -> None:
-        """Leave a server in peace for a while that cannot be connected to, or lets us in only to hang up."""
-        pause_s = min(PAUSE_S[0] * 2**self._failures, PAUSE_S[1])
-        self._failures = min(self._failures + 1, 16)
-        self._retry_at = asyncio.get_running_loop().time() + pause_s * random.uniform(0.5, 1.0)  # noqa: S311 -- spreads workers
+        """Pause before the next attempt: the server cannot be connected to, or accepts connections only to end them."""
+        self._failing = True
+        self._retry_at = asyncio.get_running_loop().time() + self._backoff.next_s()
 
     def _fail_waiting(self, kind: Kind, cause: BaseException | None = None) -> None:
         while self._waiting:
@@ -380,8 +379,8 @@ class ConnectionPool:
         for connection in [one for one in self._idle if one.sent_at < before]:
             connection.close()
 
-    def ready(self, connection: Connection[Pending]) -> None:
-        """See `Owner`."""
+    def on_ready(self, connection: Connection[Pending]) -> None:
+        """See `ConnectionListener`."""
         if self._late and (late := self._late.pop(connection, None)) is not None:
             late.cancel()
             if len(self._open) >= self._size:
@@ -396,26 +395,28 @@ class ConnectionPool:
                 return
         self._idle.append(connection)
 
-    def answered(self, connection: Connection[Pending], tag: Pending) -> None:
-        """See `Owner`."""
-        self._failures = 0
+    def on_response(self, connection: Connection[Pending], tag: Pending) -> None:
+        """See `ConnectionListener`."""
+        if self._failing:
+            self._failing = False
+            self._backoff.reset()
         if not tag.done():
             tag.set_result(Response(connection.status, connection.head, connection.body))
 
-    def failed(self, tag: Pending, kind: Kind) -> None:
-        """See `Owner`."""
+    def on_failure(self, tag: Pending, kind: Kind) -> None:
+        """See `ConnectionListener`."""
         if not tag.done():
             tag.set_exception(RequestFailed(kind, self._host))
 
-    def gone(self, connection: Connection[Pending], *, unasked: bool) -> None:
-        """See `Owner`."""
-        del unasked  # whatever it sent, it carries no request of ours
+    def on_closed(self, connection: Connection[Pending], *, unsolicited: bool) -> None:
+        """See `ConnectionListener`."""
+        del unsolicited  # whatever it sent, it carries no request of ours
         self._open.discard(connection)
         if (late := self._late.pop(connection, None)) is not None:
             late.cancel()
         if connection in self._idle:
             self._idle.remove(connection)
-        if connection.lost == "reset" and not connection.answered:
+        if connection.lost == "reset" and not connection.responses:
             self._note_failure()
         if self._waiting:
             self._go_on(asyncio.get_running_loop().time())

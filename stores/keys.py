@@ -8,7 +8,7 @@ that few are unpacked at a time: those that overlap, since parts do, or since on
 import struct
 import zlib
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import orjson
@@ -95,16 +95,3 @@ async def merged(spans: Iterable[Span], fetch: Callable[[Span], Awaitable[bytes 
         if ready:
             yield list(dict.fromkeys(pending[:ready]))
             del pending[:ready]
-
-
-def overlapping(spans: Iterable[Span]) -> Iterator[list[Span]]:
-    """Group spans that overlap, in ascending order of keys; in the ordinary case each is alone."""
-    group, last = list[Span](), ""
-    for span in sorted(spans):
-        if group and span.first > last:
-            yield group
-            group = []
-        last = max(last, span.last) if group else span.last
-        group.append(span)
-    if group:
-        yield group

@@ -17,7 +17,7 @@ from stores.catalogue import GRACE_S, LEASE_S, Catalogue, DraftRef, ReleaseId, R
 from stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreUnavailable
 from stores.keys import META
 from stores.manifest import Manifest, Tally, describe
-from stores.store import Plan, Row, Store, Thrifty
+from stores.store import Plan, ProvisionedStore, Row, Store
 from stores.throttle import Backoff
 from stores.verification import load_manifest, verify
 
@@ -144,11 +144,11 @@ async def prune(store: Store, *, keep: int = 1, grace_s: float = GRACE_S) -> lis
 
 async def scale_down(store: Store, release: ReleaseRef) -> None:
     """Let a release that is not live cost as little as it can, where that makes a difference to the store."""
-    if not isinstance(store, Thrifty):
+    if not isinstance(store, ProvisionedStore):
         return
     if (await store.catalogue()).live != release.id:
         with suppress(ReleaseNotFound):  # nothing costs less
-            await store.rest(release)
+            await store.scale_down(release)
     if (await store.catalogue()).live == release.id:  # somebody made it live meanwhile
         await store.prepare(release)
 
@@ -188,7 +188,7 @@ def _draft_ref(catalogue: Catalogue, release: ReleaseId) -> DraftRef:
 
 async def _scale_up_again(store: Store, release: ReleaseRef) -> None:
     """Prepare a release once more, now that it is live: a prune may have scaled it down just before the swap."""
-    if isinstance(store, Thrifty):
+    if isinstance(store, ProvisionedStore):
         await store.prepare(release)
 
 

@@ -16,14 +16,14 @@ import os
 import re
 import shutil
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import lmdb
 
 from stores import catalogue as catalogue_record
-from stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef
+from stores.catalogue import Catalogue, DraftRef, ReleaseRef
 from stores.errors import (
     ReleaseConflict,
     ReleaseCorrupt,
@@ -33,10 +33,8 @@ from stores.errors import (
     StoreMisused,
     StoreUnavailable,
 )
-from stores.forecast import Forecast
-from stores.foreseeing import count
 from stores.keys import META
-from stores.store import LocalReader, Plan, Row, Slot
+from stores.store import LocalReader, Plan, RoomChecked, Row, Slot
 
 # How soon a changed catalogue is seen: a stat of one small file costs about a microsecond.
 POLL_S = 0.1
@@ -60,7 +58,7 @@ MAX_NODE_BYTES = (PAGE_BYTES - PAGE_HEADER) // 2 - 4
 POINT = b"\x00point:"
 
 
-class LmdbStore(LocalReader):
+class LmdbStore(LocalReader, RoomChecked):
     """A folder of releases on a local disk; an instance lives as long as its process, and never crosses a fork."""
 
     batch = 64
@@ -106,14 +104,10 @@ class LmdbStore(LocalReader):
         self._drafts.clear()
         self._files.clear()
 
-    async def foresee(
-        self, release: ReleaseId, batches: AsyncIterable[Sequence[Row]], *, live: bool, keep: int | None
-    ) -> Forecast:
-        del release, live, keep
-        plan = await count(batches)
+    async def check_room(self, draft: DraftRef, plan: Plan) -> None:
+        del draft
         existing = next(folder for folder in (self._releases, *self._releases.parents) if folder.is_dir())
         self._check_room(plan, existing)
-        return Forecast(plan.rows, plan.payload_bytes, fits=True)
 
     async def create(self, draft: DraftRef, plan: Plan) -> None:
         with _translated(self._releases):

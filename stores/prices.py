@@ -141,3 +141,26 @@ def _checked(price: Price, name: str) -> Price:
     if not price.date or not price.source:
         raise ValueError(f"{name} needs a date and a source")
     return price
+
+
+@dataclass(frozen=True, slots=True)
+class Provisioned:
+    """Throughput that is paid for by the hour, whether it is used or not."""
+
+    what: str
+    ru_s: int
+    autoscale: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Bill:
+    """What is paid for: throughput by the hour, or, where a store provisions none, each request unit that is used."""
+
+    rate_ru: float
+    """What a publish may spend in a second."""
+
+    writing: tuple[Provisioned, ...] = ()
+    """By the hour, from a publish's beginning to its end."""
+
+    afterwards: tuple[Provisioned, ...] = ()
+    """By the hour, from then on: with one live release, and one that is kept."""

@@ -5,13 +5,16 @@ backend moves opaque bytes, swaps one small catalogue by compare-and-set, and gi
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef
+from stores.catalogue import Catalogue, DraftRef, ReleaseRef
 from stores.errors import StoreError
-from stores.forecast import Bill, Forecast
+
+if TYPE_CHECKING:
+    from stores.estimate import Simulation
+    from stores.prices import Bill
 
 # What a read returns for one key: its value, absent, or the error with which this one could not be read.
 Slot = bytes | None | StoreError
@@ -120,16 +123,35 @@ class Advised(ABC):
         """Return one sentence for each flaw that could harm what is served, free of secrets. Raises StoreError."""
 
 
-@runtime_checkable
-class Thrifty(Protocol):
-    """A store where a release costs money while it is kept, and more the more readers it is ready for."""
+class RoomChecked(ABC):
+    """Derived from by a store that can say, without writing, whether a release fits; `--dry-run` asks it."""
 
-    async def rest(self, release: ReleaseRef) -> None:
+    @abstractmethod
+    async def check_room(self, draft: DraftRef, plan: Plan) -> None:
+        """Raise StoreFull, with the numbers, for what cannot fit."""
+
+
+class ProvisionedStore(ABC):
+    """Derived from by a store where throughput is provisioned and paid for, by the hour or by each request unit."""
+
+    @abstractmethod
+    async def scale_down(self, release: ReleaseRef) -> None:
         """Let a release that is kept but not served cost as little as it can, until `prepare`. Idempotent.
 
         Raises ReleaseNotFound where the release is gone.
         """
-        ...
+
+    @abstractmethod
+    def bill(self) -> "Bill":
+        """Return what a publish and its release are billed for."""
+
+    @abstractmethod
+    def typical_ru(self, plan: Plan) -> float:
+        """Return the request units for writing and reading back a release whose rows are all of the same size."""
+
+    @abstractmethod
+    async def simulate(self) -> "Simulation":
+        """Return a stand-in for this store, with its catalogue, that charges as it would and writes nothing."""
 
 
 class Observer(Protocol):
@@ -140,32 +162,3 @@ class Observer(Protocol):
 
     def failed(self, kind: str) -> None:
         """Note an attempt that failed, retried or not; *kind* is one of a few words of the store's own."""
-
-
-@runtime_checkable
-class Foreseen(Protocol):
-    """A store that can say beforehand what a publish will come to; `--dry-run` asks it, and nothing is written."""
-
-    async def foresee(
-        self, release: ReleaseId, batches: AsyncIterable[Sequence[Row]], *, live: bool, keep: int | None
-    ) -> Forecast:
-        """Work out what it takes to write *batches*, the manifest alone in the last, as *release*.
-
-        *live* says whether it goes live then, and *keep* what a prune keeps afterwards; None where it is a copy, after
-        which nothing is pruned. Raises StoreFull, as `create` does, for what cannot fit, and StoreMisused where a
-        publish would be refused.
-        """
-        ...
-
-
-@runtime_checkable
-class Billed(Protocol):
-    """A store that is paid for by what it may spend, or does."""
-
-    def bill(self) -> Bill:
-        """Return what a publish and its release are billed for."""
-        ...
-
-    def roughly_ru(self, plan: Plan) -> float:
-        """Return the request units that the rows of a release take to be written and read back, about."""
-        ...

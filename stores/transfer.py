@@ -1,11 +1,12 @@
 """Copying a release from one store to another, written once over any two: row for row, under the same id."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
+from typing import cast
 
 from stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef, State
-from stores.errors import ReleaseConflict
-from stores.forecast import Forecast
-from stores.foreseeing import foresee_rows
+from stores.errors import ReleaseConflict, StoreUnavailable
+from stores.estimate import Estimate, ReaderOfLoop, estimate
 from stores.keys import MANIFEST, META
 from stores.lifecycle import WriteResult, activate, begin, scale_down, take_over, write
 from stores.manifest import Manifest, Tally, compare
@@ -49,15 +50,21 @@ async def copy(
     return written
 
 
-async def foresee_copy(
+async def estimate_copy(
     source: Store, target: Store, release: ReleaseId, *, live: bool, on_progress: Callable[[int, int], None]
-) -> Forecast:
-    """Estimate `copy`; nothing is written. Raises ReleaseConflict where *release* is still a draft."""
-    found = await _committed(source, release)
-    manifest = await load_manifest(source, found)
-    return await foresee_rows(
-        target, release, _batches(source, found, manifest, on_progress), lambda _: manifest, live=live, keep=None
-    )
+) -> Estimate:
+    """Estimate `copy`; nothing is written. Raises ReleaseConflict where *target* has *release* already."""
+    try:
+        if _state(await target.catalogue(), release) not in (None, State.DRAFT):
+            raise ReleaseConflict(f"the target has release {release} already, so that a copy would write nothing")
+    except StoreUnavailable:
+        pass  # the estimate says so
+    here = cast("Store", ReaderOfLoop(source, asyncio.get_running_loop()))  # a copy only reads its source
+
+    async def run(simulated: Store) -> Manifest:
+        return (await copy(here, simulated, release, live=live, on_progress=on_progress)).manifest
+
+    return await estimate(target, run, live=live)
 
 
 async def _committed(source: Store, release: ReleaseId) -> ReleaseRef:

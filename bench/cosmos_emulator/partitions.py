@@ -132,7 +132,7 @@ class Partitions:
         self._version = version
         self._regions = regions
         self._burst = burst
-        parts = throughput.partitions_at_birth
+        parts = throughput.initial_partitions
         edges = [boundary(part, parts, version) for part in range(parts + 1)]
         self._replace([Partition(str(part), edges[part], edges[part + 1], (), 1) for part in range(parts)], parts)
         self.provision(throughput)

@@ -200,8 +200,8 @@ class Generator:
     async def _connect_by_tcp(self, make: Callable[[], LoadConnection]) -> None:
         await asyncio.get_running_loop().create_connection(make, self._load.host, self._load.port, ssl=self._tls)
 
-    def ready(self, connection: LoadConnection) -> None:
-        """See `stores.http1.Owner`."""
+    def on_ready(self, connection: LoadConnection) -> None:
+        """See `stores.http1.ConnectionListener`."""
         if connection not in self._open:
             self._open.add(connection)
             self._recorder.opened += 1
@@ -210,8 +210,8 @@ class Generator:
         else:
             self._idle.append(connection)
 
-    def answered(self, connection: LoadConnection, tag: Sent) -> None:
-        """See `stores.http1.Owner`."""
+    def on_response(self, connection: LoadConnection, tag: Sent) -> None:
+        """See `stores.http1.ConnectionListener`."""
         due_s, request = tag
         latency_s = self._clock() - due_s
         status, body = connection.status, connection.body
@@ -229,8 +229,8 @@ class Generator:
         else:
             self._failed(kind)
 
-    def failed(self, tag: Sent, kind: Kind) -> None:
-        """See `stores.http1.Owner`."""
+    def on_failure(self, tag: Sent, kind: Kind) -> None:
+        """See `stores.http1.ConnectionListener`."""
         del tag  # an error has no latency
         self._failed(kind)
 
@@ -238,12 +238,12 @@ class Generator:
         self._recorder.errors[kind] += 1
         self._again()
 
-    def gone(self, connection: LoadConnection, *, unasked: bool) -> None:
-        """See `stores.http1.Owner`."""
+    def on_closed(self, connection: LoadConnection, *, unsolicited: bool) -> None:
+        """See `stores.http1.ConnectionListener`."""
         self._open.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)
-        self._recorder.unsolicited += unasked
+        self._recorder.unsolicited += unsolicited
         self._connect_if_short()
 
     def _again(self) -> None:

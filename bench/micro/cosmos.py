@@ -47,7 +47,7 @@ from bench.micro.rounds import (
 )
 from bench.micro.spent import run
 from bench.process import emulator_serving, on_core
-from stores.cosmos.rest.driver import RestDriver
+from stores.cosmos.rest import RestClient
 from stores.cosmos.url import parse
 from stores.errors import StoreThrottled
 
@@ -145,7 +145,7 @@ def reads_figures(taken: Mapping[str, Sequence[Sample]]) -> Iterator[Figure]:
 @asynccontextmanager
 async def ours(url: str) -> AsyncIterator[Read]:
     """Read by hotplate's own client."""
-    client = RestDriver(parse(url, {}), ChargeSum())
+    client = RestClient(parse(url, {}), ChargeSum())
     yield lambda name: client.read(CONTAINER, name, TIMEOUT_S)
     await client.close()
 

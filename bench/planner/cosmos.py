@@ -10,11 +10,11 @@ from stores.cosmos.charges import Charges
 from stores.cosmos.throughput import (
     AUTOSCALE_MIN,
     AUTOSCALE_STEP,
+    INITIAL_PARTITION_RU,
     MANUAL_MIN,
     MANUAL_STEP,
     MAX_RU,
     PARTITION_RU,
-    RU_AT_BIRTH,
     minimum_ru,
 )
 from stores.prices import HOURS_A_MONTH
@@ -116,7 +116,7 @@ def _serving_with(ledger: Ledger, inputs: Inputs, partitions: int) -> float:
     ledger.derive("serve_ru", "RU/s", f"max(round_up(reads_ru, {MANUAL_STEP}), least_ru)")
     source = "what a container is created with"
     ledger.derive("creation_ru", "RU/s", f"min({MAX_RU}, max(highest_ru, serve_ru))", source=source)
-    ledger.derive("new_partitions", "partitions", f"ceil(creation_ru / {RU_AT_BIRTH})", source=PARTITIONS)
+    ledger.derive("new_partitions", "partitions", f"ceil(creation_ru / {INITIAL_PARTITION_RU})", source=PARTITIONS)
     formula = f"max(new_partitions, partitions_by_gb, ceil(min({MAX_RU}, serve_ru) / {PARTITION_RU}))"
     return ledger.derive("partitions", "partitions", formula, source="they stay, whatever RU/s are taken away")
 

@@ -10,7 +10,7 @@ from typing import Any
 from bench.planner.figures import format_value
 from bench.planner.inputs import KNOWN, Inputs, Layer, PlanMisused, read_toml
 from bench.planner.plan import Plan
-from stores.cosmos.throughput import MAX_RU, PARTITION_RU, RU_AT_BIRTH
+from stores.cosmos.throughput import INITIAL_PARTITION_RU, MAX_RU, PARTITION_RU
 from stores.prices import LISTED
 
 REPORT_FORMAT = 1
@@ -267,7 +267,7 @@ def _limit_warnings(plan: Plan) -> Iterator[str]:
 
 def _partition_warnings(plan: Plan) -> Iterator[str]:
     created = plan.number("new_partitions")
-    needed = max(plan.number("partitions_by_gb"), -(-plan.number("serve_ru") // RU_AT_BIRTH))
+    needed = max(plan.number("partitions_by_gb"), -(-plan.number("serve_ru") // INITIAL_PARTITION_RU))
     if created <= needed:
         return
     share = plan.number("partition_ru")
@@ -317,7 +317,7 @@ def read_baseline(path: Path) -> Baseline:
             )
         if not _is_number(value):
             raise PlanMisused(f"{name} in {path} is {value!r}, and must be a number")
-    return Baseline(Layer(path.name, facts, f"{{name}} in {path}"), figures, bound)
+    return Baseline(Layer(path.name, facts, f"{{name!r}} in {path}"), figures, bound)
 
 
 def growth(plan: Plan, baseline: Baseline) -> list[Growth]:

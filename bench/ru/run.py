@@ -151,7 +151,7 @@ def account_cost(planned: SweepPlan, prices: Prices) -> Cost:
     if planned.address is None:
         raise BenchMisused("an emulator costs nothing")
     account = AccountSandbox(planned.address, own=False).account()
-    if account.many_writers:
+    if account.multiple_write_regions:
         raise BenchMisused(
             "the account has several regions that are written; a sweep's figures would not be those of one"
         )
@@ -275,7 +275,7 @@ class Sweep:
         top = Throughput(planned.levels[-1])
         self._display.start("creating a container, and filling it", 1.0)
         container = account.create(top)
-        items = {size_kb: Items(size_kb, count, top.partitions_at_birth) for size_kb, count in COUNTS.items()}
+        items = {size_kb: Items(size_kb, count, top.initial_partitions) for size_kb, count in COUNTS.items()}
         smallest = items[min(items)]
         account.fill(container, smallest)
         for ru in planned.levels:
@@ -341,7 +341,7 @@ class Sweep:
 
     def _measure_bank(self, account: AccountSandbox) -> Effect:
         """Spend what is banked, leave the container idle for whole seconds, and request more than it has."""
-        items = Items(1, BURST_ITEMS, BURST.partitions_at_birth)
+        items = Items(1, BURST_ITEMS, BURST.initial_partitions)
         container = account.create(BURST)
         account.fill(container, items)
         reads = SignedRequests(account.address).reads(container, items)

@@ -17,8 +17,10 @@ from bench.errors import BenchFailed
 from bench.loadgen.load import send_one
 from bench.process import EMULATOR_METRICS, emulator_serving, read_metrics
 from stores.cosmos.charges import KB
-from stores.cosmos.driver import DEADLINE_S, Account
-from stores.cosmos.rest.driver import RestDriver
+from stores.cosmos.control import AccountContainers
+from stores.cosmos.items import Account
+from stores.cosmos.requests import DEADLINE_S
+from stores.cosmos.rest import RestClient
 from stores.cosmos.throughput import Throughput
 from stores.cosmos.url import Address, parse
 from stores.errors import StoreError, StoreThrottled
@@ -88,7 +90,7 @@ def _round_robin(names: Iterator[str], parts: int) -> Iterator[str]:
 
 @dataclass(slots=True)
 class ChargeCounter:
-    """Charges and failed attempts, see `stores.store.Observer`; lives as long as its driver."""
+    """Charges and failed attempts, see `stores.store.Observer`; lives as long as its client."""
 
     ru: float = 0.0
     failures: int = 0
@@ -125,28 +127,28 @@ class AccountSandbox:
 
     def account(self) -> Account:
         """Read the properties of the account."""
-        return self._run(lambda driver: driver.account())
+        return self._run(lambda client, _: client.account())
 
     def create_database(self) -> None:
         """Create the database; for our own emulator only, as a real account's is there or is none of ours."""
-        self._run(lambda driver: driver.create_database())
+        self._run(lambda _, containers: containers.create_database())
 
     def create(self, throughput: Throughput) -> str:
         """Create a container of our own, and return its name."""
         name = f"{PREFIX}{secrets.token_hex(4)}"
         self._created.append(name)  # before the request: an answer that is lost leaves a container, too
-        if not self._run(lambda driver: driver.create_container(name, throughput)):
+        if not self._run(lambda _, containers: containers.create_container(name, throughput)):
             self._created.remove(name)
             raise BenchFailed(f"{self.address.shown} has a container {name} already; nothing was touched, try again")
         return name
 
     def scale(self, container: str, throughput: Throughput) -> None:
         """Change the throughput of a container, and wait until the change is done."""
-        self._run(lambda driver: _scale(driver, container, throughput))
+        self._run(lambda _, containers: _scale(containers, container, throughput))
 
     def fill(self, container: str, items: Items) -> None:
         """Write *items*, as fast as the container's throughput lets them in."""
-        self._run(lambda driver: _fill(driver, container, items))
+        self._run(lambda client, _: _fill(client, container, items))
 
     def drop(self) -> None:
         """Drop all containers that were created. Raises BenchFailed, naming them, where some cannot be."""
@@ -160,22 +162,22 @@ class AccountSandbox:
     def _dropped(self, name: str) -> bool:
         for attempt in range(DROP_TRIES):
             try:
-                self._run(lambda driver: driver.delete_container(name))
+                self._run(lambda _, containers: containers.delete_container(name))
             except StoreError:
                 time.sleep(POLL_S * 2**attempt)
             else:
                 return True
         return False
 
-    def _run(self, operation: Callable[[RestDriver], Awaitable[T]]) -> T:
+    def _run(self, operation: Callable[[RestClient, AccountContainers], Awaitable[T]]) -> T:
         """Run an operation over connections that are closed again; StoreError where the account refuses it."""
 
         async def run() -> T:
-            driver = RestDriver(self.address, ChargeCounter())
+            client = RestClient(self.address, ChargeCounter())
             try:
-                return await operation(driver)
+                return await operation(client, AccountContainers(self.address, client))
             finally:
-                await driver.close()
+                await client.close()
 
         return asyncio.run(run())
 
@@ -222,25 +224,25 @@ def _signals(handlers: dict[signal.Signals, Any]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-async def _scale(driver: RestDriver, container: str, throughput: Throughput) -> None:
-    await driver.scale(container, throughput)
+async def _scale(containers: AccountContainers, container: str, throughput: Throughput) -> None:
+    await containers.scale(container, throughput)
     until = time.monotonic() + SCALED_WITHIN_S
     while time.monotonic() < until:
-        offer = await driver.offer(container)
+        offer = await containers.offer(container)
         if offer is not None and not offer.pending and offer.throughput == throughput:
             return
         await asyncio.sleep(POLL_S)
     raise BenchFailed(f"{container} was not scaled to {throughput.ru:,} RU/s within {SCALED_WITHIN_S:g} s")
 
 
-async def _fill(driver: RestDriver, container: str, items: Items) -> None:
+async def _fill(client: RestClient, container: str, items: Items) -> None:
     bodies = items.bodies()
 
     async def write() -> None:
         for body in bodies:
             while True:
                 try:
-                    await driver.upsert(container, body)
+                    await client.upsert(container, body)
                     break
                 except StoreThrottled as throttled:
                     await asyncio.sleep(throttled.retry_after_s)

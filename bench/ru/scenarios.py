@@ -20,10 +20,9 @@ from bench.loadgen.keys import HotSet, InTurn, Keys, Zipf
 from bench.loadgen.load import Requests
 from bench.planner.demand import cache_hits, predict_ru, write_charge
 from bench.ru.sandbox import AccountSandbox, Items, fullest_share
+from stores.cosmos.auth import KeySigner
 from stores.cosmos.charges import Charges
-from stores.cosmos.rest.requests import Requests as Signer
-from stores.cosmos.rest.requests import keyed
-from stores.cosmos.signing import KeySigner
+from stores.cosmos.requests import RequestBuilder, partition_key_header
 from stores.cosmos.throughput import AUTOSCALE_STEP, Throughput
 from stores.cosmos.url import KEY, Address
 
@@ -124,8 +123,8 @@ class SignedRequests:
 
     def reads(self, container: str, items: Items, consistency: str = EVENTUAL) -> dict[str, bytes]:
         """Make a point read of each item, signed now."""
-        signer = self._signer(consistency)
-        return {name: signer.read(container, name) for name in items.ids}
+        requests = self._request_builder(consistency)
+        return {name: requests.point_read(container, name) for name in items.ids}
 
     def in_turn(self, container: str, items: Items, consistency: str = EVENTUAL) -> KeyedRequests:
         """Make requests that read the items in turn: even over partitions, no key more popular than another."""
@@ -133,19 +132,27 @@ class SignedRequests:
 
     def upserts(self, container: str, items: Items) -> dict[str, bytes]:
         """Make a write of each item, signed now."""
-        signer, link = self._signer(self.address.consistency), f"dbs/{self.address.database}/colls/{container}"
+        requests, link = (
+            self._request_builder(self.address.consistency),
+            f"dbs/{self.address.database}/colls/{container}",
+        )
         return {
-            body["id"]: signer.ask(
-                "POST", "docs", link, f"{link}/docs/", headers=keyed(body["id"]) + UPSERT, body=orjson.dumps(body)
+            body["id"]: requests.build(
+                "POST",
+                "docs",
+                link,
+                f"{link}/docs/",
+                headers=partition_key_header(body["id"]) + UPSERT,
+                body=orjson.dumps(body),
             )
             for body in items.bodies()
         }
 
     def require_key(self) -> None:
         """Raise BenchMisused, which says what to do, for an account without a key."""
-        self._signer(self.address.consistency)
+        self._request_builder(self.address.consistency)
 
-    def _signer(self, consistency: str) -> Signer:
+    def _request_builder(self, consistency: str) -> RequestBuilder:
         address = self.address
         if address.key is None:
             raise BenchMisused(
@@ -153,7 +160,7 @@ class SignedRequests:
                 f"{KEY} or in a file as {KEY}_FILE"
             )
         host = urlsplit(address.endpoint).netloc
-        return Signer(host, address.database, consistency, KeySigner(address.key, address.shown), self.clock)
+        return RequestBuilder(host, address.database, consistency, KeySigner(address.key, address.shown), self.clock)
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +305,7 @@ def published_beside(setup: Setup) -> Scenario:
 def autoscaled(setup: Setup) -> Scenario:
     """Read from an autoscale container, whose most is what counts."""
     most = autoscale_of(setup.ru)
-    items = Items(1, setup.items.count, most.partitions_at_birth)
+    items = Items(1, setup.items.count, most.initial_partitions)
     container = setup.sandbox.create(most)
     setup.sandbox.fill(container, items)
     there = replace(setup, container=container, items=items, ru=most.ru)

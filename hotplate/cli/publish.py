@@ -1,49 +1,55 @@
 """`hotplate publish`: from a model folder to a live release; and what it has in common with `hotplate import`."""
 
 from dataclasses import dataclass
-from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from hotplate.cli.foretelling import DryRun
-from hotplate.cli.foretelling import tell as print_estimate
-from hotplate.cli.foretelling import whole as reject_resume
-from hotplate.cli.spending import MaxRu, Spending, within
-from hotplate.cli.terminal import Json, StageProgress, StoreUrl, option, out, print_json, progress_bars, with_store
+from hotplate.cli.costs import DryRun, MaxRu, Spending, limit_ru, print_estimate
+from hotplate.cli.terminal import (
+    Json,
+    StageProgress,
+    StoreUrl,
+    option,
+    out,
+    print_json,
+    print_rows_read,
+    progress_bars,
+    with_store,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from offline.publish import ListSource
     from stores.catalogue import ReleaseId
-    from stores.forecast import Forecast
     from stores.lifecycle import WriteResult
     from stores.manifest import Manifest
     from stores.store import Plan, Store
 
 
-class Encoding(StrEnum):
-    """How lists are stored."""
-
-    JSON = "json"
-    ZSTD = "zstd"
-
-
+Encoding = Literal["json", "zstd"]
 ListLength = Annotated[
-    int, option("--list-length", "How many items each list holds at most.", at_least=1, at_most=1000)
+    int, option("--list-length", "Keep at most this many items in each list.", at_least=1, at_most=1000)
 ]
 ChosenEncoding = Annotated[
     Encoding | None,
-    option("--encoding", "How lists are stored: by default as json in a file:// store, and as zstd in all others."),
+    option(
+        "--encoding", "Store lists in this encoding. By default it is json in a file:// store, and zstd in all others."
+    ),
 ]
-Activate = Annotated[bool, option("--activate/--no-activate", "Whether the release goes live once it is written.")]
-Keep = Annotated[int, option("--keep", "How many releases before the live one are kept for a rollback.", at_least=0)]
+Activate = Annotated[bool, option("--activate/--no-activate", "Make the release live once it is written.")]
+Keep = Annotated[int, option("--keep", "Keep this many releases before the live one for a rollback.", at_least=0)]
 Resume = Annotated[
     str | None,
-    typer.Option(
+    option(
+        "--resume",
+        "Continue this draft, which `hotplate releases list` shows; the input and the options must be the same.",
         metavar="RELEASE",
-        help="Continue this draft, which `hotplate releases list` shows; the input and the options must be the same.",
+        env=False,
     ),
 ]
 
@@ -61,51 +67,17 @@ class PublishOptions:
     as_json: bool
 
     def __post_init__(self) -> None:
-        if self.dry_run:
-            reject_resume(self.resume)
+        from stores.errors import StoreMisused
+
+        if self.dry_run and self.resume is not None:
+            raise StoreMisused("--dry-run estimates a whole publish, and not the rest of a draft; leave --resume out")
 
     def encoding_or_default(self) -> str:
         """Return the chosen encoding, or the one that suits the store."""
         from stores.compression import default_encoding
         from stores.connect import default_url
 
-        return self.encoding.value if self.encoding is not None else default_encoding(self.store or default_url())
-
-
-@dataclass(frozen=True, slots=True)
-class Publication:
-    """What a publish wrote, what was erased afterwards, and what it cost."""
-
-    result: "WriteResult"
-    live: bool
-    seconds: float
-    erased: "list[ReleaseId]"
-    spending: Spending
-
-    def to_json(self) -> dict[str, object]:
-        """Return it for `--json`."""
-        return {
-            "release": self.result.manifest,
-            "live": self.live,
-            "seconds": round(self.seconds, 3),
-            "rows_written_before": self.result.skipped,
-            "erased": self.erased,
-        } | self.spending.to_json()
-
-    def print(self) -> None:
-        """Print it for people."""
-        manifest = self.result.manifest
-        counts = ", ".join(f"{count:,} {kind}" for kind, count in manifest.counts.items() if kind != "meta")
-        out.print(
-            f"release {manifest.release} is {'live' if self.live else 'ready'}: {counts} lists, "
-            f"{manifest.bytes / 1e6:,.1f} MB, in {self.seconds:.1f} s",
-            markup=False,
-        )
-        if self.result.skipped:
-            out.print(f"{self.result.skipped:,} rows had been written before and were not written again", markup=False)
-        for release in self.erased:
-            out.print(f"erased {release}, which nobody needs any more", markup=False)
-        self.spending.show(plan_of(manifest))
+        return self.encoding or default_encoding(self.store or default_url())
 
 
 def publish(
@@ -114,7 +86,7 @@ def publish(
     list_length: ListLength = 20,
     keep_seen: Annotated[
         bool,
-        option("--keep-seen/--no-keep-seen", "Whether a user's list may contain items that the user has already."),
+        option("--keep-seen/--no-keep-seen", "Let a user's list contain items that the user has already."),
     ] = False,
     encoding: ChosenEncoding = None,
     activate: Activate = True,
@@ -126,7 +98,7 @@ def publish(
 ) -> None:
     """Compute every list of a model and publish them as one release; readers see all of it, or nothing.
 
-    Releases that nobody needs any more are erased afterwards.
+    Releases that are no longer needed are erased afterwards.
 
     Example: hotplate publish model --store file:///var/lib/hotplate
 
@@ -135,63 +107,83 @@ def publish(
     from offline.lists import ListSettings, ModelLists
     from offline.model import load
 
-    options = PublishOptions(within(store, max_ru), encoding, activate, keep, resume, dry_run, as_json)
-    lists = ModelLists(load(model), ListSettings(list_length, keep_seen))
-    spending = Spending()
-    with progress_bars(spending.progress) as on_progress:
-        outcome = publish_lists(lists, options, spending, on_progress)
-    if isinstance(outcome, Publication) and as_json:
-        print_json(outcome.to_json())
-    elif isinstance(outcome, Publication):
-        outcome.print()
-    else:
-        print_estimate(outcome, options.store, as_json=as_json)
+    options = PublishOptions(limit_ru(store, max_ru), encoding, activate, keep, resume, dry_run, as_json)
+    publish_lists(lambda _: ModelLists(load(model), ListSettings(list_length, keep_seen)), options)
 
 
 def publish_lists(
-    lists: "ListSource", options: PublishOptions, spending: Spending, on_progress: StageProgress
-) -> "Publication | Forecast":
-    """Publish *lists* and erase what nobody needs any more; or, for a dry run, say what that would come to."""
+    read: "Callable[[StageProgress], ListSource]", options: PublishOptions, imported: Path | None = None
+) -> None:
+    """Publish the lists that *read* returns, erase what is no longer needed, and print that; or estimate it.
+
+    *imported* is the path of the lists, where they were not computed here; the rows that were read there are counted.
+    """
     from offline.publish import publish as write
     from stores.catalogue import ReleaseId
+    from stores.estimate import estimate
     from stores.lifecycle import prune
 
+    encoding, resume = options.encoding_or_default(), ReleaseId(options.resume) if options.resume else None
+    spending, stage = Spending(), "dry run" if options.dry_run else "publish"
+    with progress_bars(spending.progress) as on_progress:
+        lists, report = read(on_progress), partial(on_progress, stage)
+        started = perf_counter()
+
+        async def act(opened: "Store") -> "tuple[WriteResult, float, list[ReleaseId]]":
+            live = options.activate
+            result = await write(lists, opened, encoding=encoding, live=live, resume=resume, on_progress=report)
+            return result, perf_counter() - started, await prune(opened, keep=options.keep)
+
+        async def simulate(opened: "Store") -> "Manifest":
+            return (await act(opened))[0].manifest
+
+        async def watch_and_act(opened: "Store") -> "tuple[WriteResult, float, list[ReleaseId]]":
+            spending.watch(opened, lists.plan(), quiet=options.as_json)
+            return await act(opened)
+
+        if options.dry_run:
+            estimated = with_store(options.store, lambda opened: estimate(opened, simulate, live=options.activate))
+        else:
+            result, seconds, erased = with_store(options.store, watch_and_act, spending)
     if options.dry_run:
-        return _estimate(lists, options, on_progress)
-    started = perf_counter()
-
-    async def act(opened: "Store") -> Publication:
-        spending.watch(opened, lists.plan(), quiet=options.as_json)
-        result = await write(
-            lists,
-            opened,
-            encoding=options.encoding_or_default(),
-            live=options.activate,
-            resume=ReleaseId(options.resume) if options.resume else None,
-            on_progress=lambda done, total: on_progress("publish", done, total),
-        )
-        seconds = perf_counter() - started
-        return Publication(result, options.activate, seconds, await prune(opened, keep=options.keep), spending)
-
-    return with_store(options.store, act, spending)
+        print_estimate(estimated, options.store, as_json=options.as_json)
+    else:
+        _print_release(result, seconds, erased, spending, options, imported)
 
 
-def _estimate(lists: "ListSource", options: PublishOptions, on_progress: StageProgress) -> "Forecast":
-    from offline.foreseeing import foresee_rows
-
-    return with_store(
-        options.store,
-        lambda opened: foresee_rows(
-            lists.batches(),
-            opened,
-            plan=lists.plan(),
-            about=lists.about(),
-            encoding=options.encoding_or_default(),
-            live=options.activate,
-            keep=options.keep,
-            on_progress=lambda done, total: on_progress("dry run", done, total),
-        ),
-    )
+def _print_release(
+    result: "WriteResult",
+    seconds: float,
+    erased: "list[ReleaseId]",
+    spending: Spending,
+    options: PublishOptions,
+    imported: Path | None,
+) -> None:
+    """Print what was written, what was erased afterwards, and what it cost."""
+    manifest = result.manifest
+    rows_read, left_out = manifest.about.get("rows", 0), manifest.about.get("left_out", {})
+    if options.as_json:
+        facts = {
+            "release": manifest,
+            "live": options.activate,
+            "seconds": round(seconds, 3),
+            "rows_written_before": result.skipped,
+            "erased": erased,
+        }
+        origin = {} if imported is None else {"rows": rows_read, "left_out": left_out}
+        print_json(origin | facts | spending.to_json())
+        return
+    if imported is not None:
+        print_rows_read(rows_read, imported, left_out)
+    counts = ", ".join(f"{count:,} {kind}" for kind, count in manifest.counts.items() if kind != "meta")
+    state = "live" if options.activate else "ready"
+    size = f"{manifest.bytes / 1e6:,.1f} MB"
+    out.print(f"release {manifest.release} is {state}: {counts} lists, {size}, in {seconds:.1f} s")
+    if result.skipped:
+        out.print(f"{result.skipped:,} rows had been written before and were not written again")
+    for release in erased:
+        out.print(f"erased {release}, which is no longer needed")
+    spending.print_totals(plan_of(manifest))
 
 
 def plan_of(manifest: "Manifest") -> "Plan":

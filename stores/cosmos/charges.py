@@ -95,22 +95,22 @@ def _between(points: tuple[tuple[float, float], ...], size: int) -> float:
 def load(path: Path = OURS) -> Charges:
     """Read the coefficients; StoreMisused names the file and what is wrong with it."""
     try:
-        told = tomllib.loads(path.read_text())
+        table = tomllib.loads(path.read_text())
         return Charges(
-            read_points=_points(told["read"]["points"]),
-            strong_factor=float(told["read"]["strong_factor"]),
-            missing=float(told["read"]["missing"]),
-            write_points=_points(told["write"]["points"]),
-            term=float(told["write"]["term"]),
-            patch_operation=float(told["write"]["patch_operation"]),
-            refused_share=float(told["write"]["refused_share"]),
-            query_base=float(told["query"]["base"]),
-            item_share=float(told["query"]["item_share"]),
-            counted=float(told["query"]["counted"]),
-            metadata_read=float(told["metadata"]["read"]),
-            metadata_write=float(told["metadata"]["write"]),
-            throttled=float(told["metadata"]["throttled"]),
-            system_properties=bool(told["size"]["system_properties"]),
+            read_points=_points(table["read"]["points"]),
+            strong_factor=float(table["read"]["strong_factor"]),
+            missing=float(table["read"]["missing"]),
+            write_points=_points(table["write"]["points"]),
+            term=float(table["write"]["term"]),
+            patch_operation=float(table["write"]["patch_operation"]),
+            refused_share=float(table["write"]["refused_share"]),
+            query_base=float(table["query"]["base"]),
+            item_share=float(table["query"]["item_share"]),
+            counted=float(table["query"]["counted"]),
+            metadata_read=float(table["metadata"]["read"]),
+            metadata_write=float(table["metadata"]["write"]),
+            throttled=float(table["metadata"]["throttled"]),
+            system_properties=bool(table["size"]["system_properties"]),
         )
     except OSError as error:
         raise StoreMisused(f"{path}: {error.strerror}") from error
@@ -126,8 +126,8 @@ def documented(path: Path = OURS) -> list[dict[str, Any]]:
     return listed
 
 
-def _points(told: list[list[float]]) -> tuple[tuple[float, float], ...]:
-    points = tuple((float(size_kb), float(ru)) for size_kb, ru in told)
+def _points(table: list[list[float]]) -> tuple[tuple[float, float], ...]:
+    points = tuple((float(size_kb), float(ru)) for size_kb, ru in table)
     if not points or list(points) != sorted(points):
         raise ValueError("points must be pairs of KB and RU in ascending order of KB")
     return points

@@ -1,58 +1,190 @@
-"""Who makes, scales and drops containers: the account for its key, Azure Resource Manager for Entra ID, or nobody."""
+"""The containers of releases: who makes, scales and drops them, and what throughput they have when.
 
-from typing import NoReturn
+A container has much throughput while its release is written, enough while it is live, the least while it is only kept.
+"""
 
-from stores.cosmos.driver import Containers, Driver, Offer
-from stores.cosmos.throughput import Throughput
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, Protocol
+
+from stores.cosmos.errors import ContainerMissing
+from stores.cosmos.rest import RestClient
+from stores.cosmos.retry import Retrier
+from stores.cosmos.throughput import Offer, Throughput
 from stores.cosmos.url import KEY, Address
-from stores.errors import StoreMisused
+from stores.errors import StoreFull, StoreMisused, StoreUnavailable
+from stores.store import Plan
+
+# Also how long new throughput settles: what was spent in a second counts against what the second has at its end.
+POLL_S = 1.0
+
+# How long a change of throughput is waited for. Most take seconds; where partitions are split it can be hours.
+SPLIT_S = 600.0
+
+# The share of a live release's throughput that may be spent on reading all of it.
+SCANNING_SHARE = 0.5
+
+# What a serverless container spends in a second and holds, by
+# https://learn.microsoft.com/azure/cosmos-db/serverless-performance.
+SERVERLESS_RU, SERVERLESS_BYTES = 5_000, 10**12
+
+# Of every container of ours: read by id only, so nothing is indexed. The service refuses a time to live with that.
+DEFINITION: dict[str, Any] = {
+    "partitionKey": {"paths": ["/id"], "kind": "Hash", "version": 2},
+    "indexingPolicy": {"indexingMode": "none", "automatic": False},
+}
 
 
-def containers_of(address: Address, driver: Driver) -> Containers:
-    """Return whom to ask about containers; ModuleNotFoundError where that takes an extra that is not installed."""
-    if address.managed is not None:
-        from stores.cosmos.arm import ArmContainers  # noqa: PLC0415 -- only who publishes without a key needs it
-
-        return ArmContainers(address, address.managed)
-    return driver if address.key is not None else Nobody(address)
+ReadOffer = Callable[[str], Awaitable[Offer | None]]
 
 
-class Nobody:
-    """Stands where only items can be reached: whatever is asked is refused with what to do. Nothing is to be closed."""
+class Containers(Protocol):
+    """One database and its containers: made, scaled and dropped. Each method makes one attempt; errors are `Items`'.
 
-    def __init__(self, address: Address) -> None:
-        self._sentence = (
-            f"{address.shown} is reached by Entra ID, which lets nobody make, scale or drop containers at the account "
-            f"itself; add subscription= and resource_group= to its URL and give this identity the role Cosmos DB "
-            f"Operator, or give the account's key as {KEY}"
-        )
+    Implemented by the account itself for its key (`stores.cosmos.control`), by Azure Resource Manager for Entra ID
+    (`stores.cosmos.arm`), and by the simulated account of a dry run.
+    """
 
     async def create_database(self) -> bool:
-        """See `Containers`."""
-        self._refuse()
+        """Make the database; False where it was there."""
+        ...
 
     async def create_container(self, container: str, throughput: Throughput | None) -> bool:
-        """See `Containers`."""
-        del container, throughput
-        self._refuse()
+        """Make a container by DEFINITION; False where it was there. None: the account is serverless."""
+        ...
 
     async def delete_container(self, container: str) -> None:
-        """See `Containers`."""
-        del container
-        self._refuse()
+        """Drop a container with all it holds, for no RU; nothing happens where there is none."""
+        ...
 
     async def offer(self, container: str) -> Offer | None:
-        """See `Containers`."""
-        del container
-        self._refuse()
+        """Return a container's throughput; None where the account is serverless."""
+        ...
 
     async def scale(self, container: str, throughput: Throughput) -> None:
-        """See `Containers`."""
-        del container, throughput
-        self._refuse()
+        """Request other throughput; `offer` says when it is there."""
+        ...
 
     async def close(self) -> None:
-        """See `Containers`."""
+        """Give back connections; closing twice does nothing."""
+        ...
 
-    def _refuse(self) -> NoReturn:
-        raise StoreMisused(self._sentence)
+
+def open_containers(address: Address, client: RestClient) -> Containers:
+    """Open the control plane: ARM where the URL names it, or the account itself for its key.
+
+    Not before something is to be made, scaled or dropped: a process that only serves never loads these libraries.
+    Raises StoreMisused where there is neither, or an extra is not installed.
+    """
+    try:
+        if address.arm is not None:
+            from stores.cosmos.arm import ArmContainers  # noqa: PLC0415 -- only who publishes without a key needs it
+
+            return ArmContainers(address, address.arm)
+        if address.key is not None:
+            from stores.cosmos.control import AccountContainers  # noqa: PLC0415 -- only who publishes needs it
+
+            return AccountContainers(address, client)
+    except ModuleNotFoundError as error:
+        raise StoreMisused(f"{error.name} is not installed; install it with: pip install 'hotplate[cosmos]'") from error
+    raise StoreMisused(
+        f"{address.shown} is reached by Entra ID, which lets nobody make, scale or drop containers at the account "
+        f"itself; add subscription= and resource_group= to its URL and give this identity the role Cosmos DB Operator, "
+        f"or give the account's key as {KEY}"
+    )
+
+
+async def create_with_database(containers: Containers, container: str, throughput: Throughput | None) -> None:
+    """Make a container, in a database that is made where it is missing; nothing happens where there is one."""
+    try:
+        await containers.create_container(container, throughput)
+    except ContainerMissing:
+        await containers.create_database()
+        await containers.create_container(container, throughput)
+
+
+def writing_throughput(address: Address) -> Throughput | None:
+    """Return what a release's container is made with: what it serves with, or what writing may spend, if more."""
+    serving = address.throughput
+    return None if serving is None else serving.rounded_up(max(serving.ru, address.max_ru or 0))
+
+
+def serving_throughput(wanted: Throughput, offer: Offer) -> Throughput:
+    """Return what a container that has *offer* serves with: what is *wanted*, or the least that it can have.
+
+    Its kind stays: manual and autoscale do not change into each other here.
+    """
+    return offer.throughput.rounded_up(max(wanted.ru, offer.minimum_ru))
+
+
+def scanning_ru(address: Address) -> float:
+    """Return what may be spent in a second on reading all of a live release: lookups need the rest."""
+    serving = address.throughput
+    limits = [ru for ru in (address.max_ru, None if serving is None else serving.ru) if ru is not None]
+    return min(limits) * SCANNING_SHARE if limits else SERVERLESS_RU * SCANNING_SHARE
+
+
+def check_room(address: Address, plan: Plan) -> None:
+    """Refuse what cannot fit; a container with throughput of its own grows as it needs."""
+    if address.throughput is None and plan.payload_bytes > SERVERLESS_BYTES:
+        raise StoreFull(
+            f"the release has {plan.payload_bytes / 1e9:,.0f} GB, and a serverless container of {address.shown} holds "
+            f"{SERVERLESS_BYTES / 1e9:,.0f} GB; use an account with provisioned throughput"
+        )
+
+
+async def scale_up(
+    address: Address, containers: Containers, container: str, retrier: Retrier, clock: Callable[[], float]
+) -> None:
+    """Give a container what serving needs, and wait until it has it; one that has it already is left alone."""
+    wanted = address.throughput
+    give_up_at = clock() + SPLIT_S
+    while wanted is not None:
+        offer = await retrier.call(partial(containers.offer, container))
+        if offer is None:
+            return
+        if not offer.pending:
+            reachable = serving_throughput(wanted, offer)
+            if offer.throughput == reachable:
+                return
+            await retrier.call(partial(containers.scale, container, reachable))
+        elif clock() > give_up_at:
+            raise StoreUnavailable(
+                f"{container} of {address.shown} is still being scaled to {wanted.ru:,} RU/s, which can take hours "
+                f"where partitions are split; activate its release later, or set less with ru="
+            )
+        await asyncio.sleep(POLL_S)
+
+
+async def scale_down(containers: Containers, container: str, retrier: Retrier) -> None:
+    """Let a container have the least throughput that it can be set to; does not wait for it."""
+    offer = await retrier.call(partial(containers.offer, container))
+    if offer is not None and not offer.pending and offer.throughput.ru > offer.minimum_ru:
+        least = Throughput(offer.minimum_ru, offer.throughput.autoscale)
+        await retrier.call(partial(containers.scale, container, least))
+
+
+async def warnings(address: Address, live: str | None, read_offer: ReadOffer) -> list[str]:
+    """Say in sentences what readers of the container *live* could run into."""
+    wanted, written = address.throughput, writing_throughput(address)
+    if wanted is None or written is None:
+        return []
+    found = list[str]()
+    partitions = written.initial_partitions
+    if partitions > wanted.initial_partitions:
+        found.append(
+            f"max_ru={address.max_ru} gives each release of {address.shown} {partitions} partitions for "
+            f"good, so that one key can be read at {wanted.ru / partitions:,.0f} RU/s at most; "
+            f"lower max_ru, or keep it where {wanted.initial_partitions} partition(s) suffice"
+        )
+    try:
+        offer = None if live is None else await read_offer(live)
+    except StoreMisused:
+        offer = None  # a reader needs no control plane
+    if offer is not None and offer.throughput.ru < wanted.ru:
+        found.append(
+            f"{live}, which is live, has {offer.throughput.ru:,} RU/s, and ru= of {address.shown} asks for "
+            f"{wanted.ru:,}; activate the release again to scale it"
+        )
+    return found

@@ -1,137 +1,205 @@
-"""The catalogue as one item of a small container of its own: read by everybody now and then, swapped by its etag."""
+"""The control plane by azure-cosmos: databases, containers and throughput, for whoever has the account's key.
 
-import asyncio
-import time
-from collections.abc import AsyncIterator, Callable
-from functools import partial
+Each call opens a client of the region that takes writes, as our own topology found it, and closes it again: calls are
+few, and nothing of what a client remembers of containers can be out of date. Imported only to make, scale or drop.
+"""
 
-import orjson
+import logging
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import cast
 
-from stores import catalogue as catalogue_record
-from stores.catalogue import Catalogue
-from stores.cosmos.driver import DEADLINE_S, Containers, Item, Items, Wrote
-from stores.cosmos.errors import ContainerMissing
-from stores.cosmos.items import CATALOGUE, CONTROL
-from stores.cosmos.patience import Patience
-from stores.cosmos.throughput import MANUAL_MIN, Throughput
+from aiohttp import ClientConnectorError, ClientResponseError, ClientSession, TCPConnector
+from azure.core.exceptions import (
+    AzureError,
+    ServiceRequestError,
+    ServiceRequestTimeoutError,
+    ServiceResponseError,
+    ServiceResponseTimeoutError,
+)
+from azure.core.pipeline import PipelineRequest, PipelineResponse
+from azure.core.pipeline.policies import AsyncHTTPPolicy
+from azure.core.pipeline.transport import AioHttpTransport, AsyncHttpResponse, HttpRequest
+from azure.cosmos import PartitionKey, ThroughputProperties
+from azure.cosmos._retry_options import RetryOptions  # private, and the only way to turn retries of 429s off
+from azure.cosmos.aio import CosmosClient, DatabaseProxy
+from azure.cosmos.documents import ConnectionPolicy
+from azure.cosmos.exceptions import CosmosHttpResponseError, CosmosResourceExistsError
+
+from stores.cosmos.containers import DEFINITION
+from stores.cosmos.errors import NO_RESPONSE, ContainerMissing, CosmosUnavailable, Kind, ResponseTranslator, object_in
+from stores.cosmos.requests import DEADLINE_S
+from stores.cosmos.rest import RestClient
+from stores.cosmos.throughput import Offer, Throughput
 from stores.cosmos.url import Address
-from stores.errors import ReleaseConflict, StoreError, StoreMisused
+from stores.errors import StoreError
+from stores.http1 import Response
 
-POLL_S = 2.0
-"""How often a reader looks: 0.5 RU/s for each process."""
+log = logging.getLogger(f"{__name__}.requests")
+log.setLevel(logging.WARNING)  # the SDK logs every request at INFO, with what it holds
 
-Version = tuple[str, int, str]
+# Options meant for the step of the SDK in whose place ours stands; the transport knows none of them.
+SDK_OPTIONS = ("request_params", "global_endpoint_manager", "timeout")
 
 
-class Control:
-    """Reads and swaps the catalogue; lives as long as its store."""
+class AccountContainers:
+    """See `Containers`; lives as long as its store, and keeps nothing open."""
 
-    def __init__(
-        self,
-        address: Address,
-        items: Items,
-        containers: Containers,
-        patience: Patience,
-        clock: Callable[[], float],
-    ) -> None:
+    def __init__(self, address: Address, client: RestClient) -> None:
+        """Take the database, and the client that knows the account's regions."""
         self._address = address
-        self._items = items
-        self._containers = containers
-        self._patience = patience
-        self._clock = clock
-        self._etags = dict[Version, str]()
-        """Of the catalogue that was read last."""
+        self._client = client
+        self._key = address.key or ""  # `open_containers` comes here only where there is one
 
-        self._ahead_s = time.time() - clock()
-        """How far the service's clock is ahead of ours, as of its last word; before any, our own idea of the time."""
+    async def create_database(self) -> bool:
+        return await self._create(lambda client: client.create_database(self._address.database))
 
-        self._one_writer = False
+    async def create_container(self, container: str, throughput: Throughput | None) -> bool:
+        async def create(client: CosmosClient) -> None:
+            await self._database(client).create_container(
+                container,
+                cast("PartitionKey", DEFINITION["partitionKey"]),  # which is a dict of just that
+                indexing_policy=DEFINITION["indexingPolicy"],
+                offer_throughput=None if throughput is None else _properties(throughput),
+            )
 
-    async def check_writers(self) -> None:
-        """Refuse an account where nothing can be compared and set; asks once."""
-        if not self._one_writer:
-            if (await self._items.account()).many_writers:
-                raise StoreMisused(
-                    f"the account of {self._address.shown} takes writes in several regions, where two publishers could "
-                    f"both change what is live; turn multi-region writes off, or use another account"
-                )
-            self._one_writer = True
+        return await self._create(create)
 
-    async def catalogue(self) -> Catalogue:
-        """Read the catalogue as publishers do; of generation 0 where there is none yet."""
+    async def delete_container(self, container: str) -> None:
         try:
-            item, etag, now = await self._items.look(CONTROL, CATALOGUE)
+            async with self._open() as client:
+                await self._database(client).delete_container(container)
         except ContainerMissing:
-            return Catalogue(now=self._now())
-        self._ahead_s = now - self._clock()
-        found = self._parse(item, now)
-        self._etags = {found.version: etag}
-        return found
+            return
+        finally:
+            self._client.forget_session(container)
 
-    async def glimpse(self) -> tuple[Catalogue, str]:
-        """Read the catalogue if that can be done at once; else an empty one, and why it was not read."""
+    async def offer(self, container: str) -> Offer | None:
+        return await self._client.offer(container)
+
+    async def scale(self, container: str, throughput: Throughput) -> None:
+        async with self._open() as client:
+            proxy = self._database(client).get_container_client(container)
+            await proxy.replace_throughput(_properties(throughput))
+
+    async def close(self) -> None:
+        """See `Containers`."""
+
+    async def _create(self, create: Callable[[CosmosClient], Awaitable[object]]) -> bool:
+        """Create something; False where it was there."""
         try:
-            return await self.catalogue(), ""
+            async with self._open() as client:
+                await create(client)
+        except CosmosResourceExistsError:
+            return False
+        return True
+
+    def _database(self, client: CosmosClient) -> DatabaseProxy:
+        return client.get_database_client(self._address.database)
+
+    @asynccontextmanager
+    async def _open(self) -> AsyncIterator[CosmosClient]:
+        """Open a client for one call: one attempt, a verified server, no retries; its errors are raised as ours."""
+        url = await self._client.write_region()
+        policy = ConnectionPolicy()
+        policy.RetryOptions = RetryOptions(max_retry_attempt_count=0)
+        # Any policy is taken in this place; its declared type lags behind.
+        policy.ConnectionRetryConfiguration = _SingleAttempt(self._client.translator)  # type: ignore[assignment]
+        tls = ssl.create_default_context(cafile=self._address.ca) if url.startswith("https:") else True
+        try:
+            async with (
+                ClientSession(connector=TCPConnector(ssl=tls), auto_decompress=False) as session,
+                CosmosClient(
+                    url,
+                    self._key,
+                    connection_policy=policy,
+                    enable_endpoint_discovery=False,
+                    logger=log,
+                    connection_timeout=DEADLINE_S,
+                    read_timeout=DEADLINE_S,
+                    transport=AioHttpTransport(session=session, session_owner=False, use_env_settings=False),
+                ) as client,
+            ):
+                # Else a PUT whose response was lost is sent twice.
+                session._retry_connection = False  # noqa: SLF001 -- aiohttp's own test client has no other way
+                yield client
+        except _Translated as translated:
+            raise translated.error from translated
+        except CosmosHttpResponseError:
+            raise  # let through as an answer: it is there already
+        except AzureError as foreign:
+            raise self._no_response(foreign) from foreign
+
+    def _no_response(self, error: AzureError) -> CosmosUnavailable:
+        kind = _kind(error)
+        return CosmosUnavailable(f"{self._address.shown} {NO_RESPONSE[kind]}", kind)
+
+
+class _Translated(AzureError):
+    """Carries one of our errors through the SDK, which does not retry what it cannot name."""
+
+    def __init__(self, error: StoreError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class _SingleAttempt(AsyncHTTPPolicy[HttpRequest, AsyncHttpResponse]):
+    """Stands where the SDK's own retries would: one attempt, a verified server, every response counted and translated.
+
+    Arguments do not turn those retries off: a 503, a 408 and a lost connection are retried whatever is set.
+    """
+
+    def __init__(self, translator: ResponseTranslator) -> None:
+        super().__init__()
+        self._translator = translator
+
+    async def send(self, request: PipelineRequest[HttpRequest]) -> PipelineResponse[HttpRequest, AsyncHttpResponse]:
+        """Send a request on; raises _Translated for a response that is neither a success nor a conflict."""
+        options = request.context.options
+        for name in SDK_OPTIONS:
+            options.pop(name, None)
+        options["connection_verify"] = True  # the SDK sets False by itself for localhost and 127.0.0.1
+        try:
+            received: PipelineResponse[HttpRequest, AsyncHttpResponse] = await self.next.send(request)
+        except AzureError as foreign:
+            kind = _kind(foreign)
+            error = CosmosUnavailable(f"{self._translator.where} {NO_RESPONSE[kind]}", kind)
+            self._translator.count(error)
+            raise _Translated(error) from foreign
+        response = _response(received.http_response)
+        if response.status >= 400 and response.status != 409:
+            raise _Translated(self._translator.error(response))
+        try:
+            self._translator.parse(lambda: self._translator.charge(response))
+            if response.body:
+                self._translator.parse(lambda: object_in(response))
         except StoreError as error:
-            return Catalogue(now=self._now()), str(error)
-
-    async def changes(self) -> AsyncIterator[Catalogue]:
-        """Yield the catalogue now and after each change, from the nearest region; stale ones may be among them."""
-        await self.check_writers()
-        seen: Version | None = None
-        read = partial(self._items.read, CONTROL, CATALOGUE, DEADLINE_S)
-        while True:
-            try:
-                item = await self._patience.insist(read, at_most_s=POLL_S)
-            except ContainerMissing:
-                item = None
-            found = self._parse(item, self._now())
-            if found.version != seen:
-                seen = found.version
-                yield found
-            await asyncio.sleep(POLL_S)
-
-    async def swap(self, old: Catalogue, new: Catalogue) -> None:
-        """Replace *old* by *new* unless another was first; an attempt whose answer was lost is no rival."""
-        await self._patience.insist(self.check_writers)
-        record: Item = {"id": CATALOGUE, "catalogue": orjson.loads(catalogue_record.dump(new))}
-        if old.version != Catalogue().version:
-            if old.version not in self._etags:
-                await self._patience.insist(self.catalogue)
-            etag = self._etags.get(old.version)
-            if etag is None:
-                raise _conflict()
-            write = partial(self._items.replace, CONTROL, record, etag)
-        else:
-            write = partial(self._create, record)
-        if not (await self._patience.insist(write)).done:
-            found = await self._patience.insist(self.catalogue)
-            if found.version != new.version:
-                raise _conflict()
-
-    async def _create(self, record: Item) -> Wrote:
-        try:
-            return await self._items.create(CONTROL, record)
-        except ContainerMissing:
-            await self.make(CONTROL, None if self._address.throughput is None else Throughput(MANUAL_MIN))
-            return await self._patience.settle(partial(self._items.create, CONTROL, record))
-
-    async def make(self, container: str, throughput: Throughput | None) -> None:
-        """Make a container, in a database that is made where it is missing; nothing happens where there is one."""
-        try:
-            await self._containers.create_container(container, throughput)
-        except ContainerMissing:
-            await self._containers.create_database()
-            await self._containers.create_container(container, throughput)
-
-    def _parse(self, item: Item | None, now: float) -> Catalogue:
-        if item is None:
-            return Catalogue(now=now)
-        return catalogue_record.parse(orjson.dumps(item.get("catalogue")), now=now, where=self._address.shown)
-
-    def _now(self) -> float:
-        return self._clock() + self._ahead_s
+            raise _Translated(error) from error
+        return received
 
 
-def _conflict() -> ReleaseConflict:
-    return ReleaseConflict("the catalogue was changed by somebody else first")
+def _response(received: AsyncHttpResponse) -> Response:
+    """Return a response of the SDK as one of ours."""
+    head = "".join(f"\r\n{name}:{value}" for name, value in received.headers.items()) + "\r\n\r\n"
+    return Response(received.status_code, head.encode("latin-1", "replace"), received.body())
+
+
+def _kind(error: Exception) -> Kind:
+    """Return how a request came to have no response that can be read."""
+    match error:
+        case ServiceRequestTimeoutError() | ServiceResponseTimeoutError():
+            return "timeout"
+        case AzureError(inner_exception=ClientConnectorError()):
+            return "connect"
+        case AzureError(inner_exception=ClientResponseError()):
+            return "malformed"
+        case ServiceRequestError() | ServiceResponseError():
+            return "reset"
+    return "malformed"
+
+
+def _properties(throughput: Throughput) -> ThroughputProperties:
+    if throughput.autoscale:
+        return ThroughputProperties(auto_scale_max_throughput=throughput.ru)
+    return ThroughputProperties(offer_throughput=throughput.ru)

@@ -1,144 +1,327 @@
-"""What Cosmos DB or the way to it says, as one of our errors; the one place where statuses end."""
+"""What the service's responses mean, and its failures as our errors; the one place where statuses end.
+
+StoreError
+├── ContainerMissing                       the account has no such container, or no such database
+├── StoreThrottled, PartUnavailable
+│   └── CosmosThrottled                    429
+└── PartUnavailable
+    └── CosmosUnavailable                  one attempt failed; its kind says how
+"""
 
 import re
+import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from email.utils import parsedate_to_datetime
+from typing import Any, Literal, TypeVar
 
-from stores.errors import StoreError, StoreFull, StoreThrottled, StoreUnavailable
+import orjson
 
+from stores.errors import PartUnavailable, StoreError, StoreFull, StoreThrottled
+from stores.http1 import RequestFailed, Response
+from stores.store import Observer
+
+T = TypeVar("T")
+
+# What went wrong with one attempt, as metrics name it.
 Kind = Literal[
     "throttled", "timeout", "connect", "reset", "malformed", "unavailable", "unauthorized", "forbidden", "refused"
 ]
-"""What went wrong with one attempt, as metrics name it."""
 
-LASTING = ("unauthorized", "forbidden", "refused")
-"""Kinds that another attempt meets again: somebody has to mend something first."""
+# Kinds that another attempt meets again: somebody has to mend something first.
+PERMANENT = ("unauthorized", "forbidden", "refused")
 
-MOST_SHOWN = 300
-"""Characters of the service's own message."""
+# Characters of the service's own message.
+MAX_MESSAGE_CHARACTERS = 300
 
-SKEW_S = 15 * 60
-"""How far a request's date may be from the service's clock."""
+# How far a request's date may be from the service's clock.
+MAX_SKEW_S = 15 * 60
 
 SECRETS = re.compile(r"(?i)(sig(?:=|%3d)|type(?:=|%3d)(?:master|aad))\S*|[A-Za-z0-9+/_-]{40,}[=.A-Za-z0-9+/_-]*")
-SESSION_UNSEEN, BEING_MADE, NO_ROOM = 1002, 1013, 1014
-REFUSED: tuple[str, Kind] = ("{where} refused ({codes}): {said}", "refused")
-FOR_NOW: tuple[str, Kind] = ("{where} cannot answer for now ({codes}): {said}", "unavailable")
-PASSING: frozenset[Kind] = frozenset({"connect", "reset", "unavailable"})
-"""Failures that another attempt may not meet: at once, or in another region."""
+SESSION_NOT_AVAILABLE, CONTAINER_BEING_CREATED, STORAGE_FULL = 1002, 1013, 1014
+REFUSED: tuple[str, Kind] = ("{where} refused ({codes}): {message}", "refused")
+TEMPORARY: tuple[str, Kind] = ("{where} cannot answer for now ({codes}): {message}", "unavailable")
+# Failures that another attempt may not meet: at once, or in another region.
+TRANSIENT: frozenset[Kind] = frozenset({"connect", "reset", "unavailable"})
 
-UNANSWERED: dict[Kind, str] = {
+# How a sentence says that there was no response.
+NO_RESPONSE: dict[Kind, str] = {
     "connect": "cannot be reached",
     "reset": "ended the connection before it answered",
     "malformed": "sent what is no answer",
     "timeout": "did not answer in time",
 }
-"""How a sentence says that there was no answer."""
 
-ELSEWHERE: tuple[str, Kind] = ("{where} does not do this in the region that was asked ({codes}): {said}", "unavailable")
+WRONG_REGION: tuple[str, Kind] = (
+    "{where} does not do this in the region that was asked ({codes}): {message}",
+    "unavailable",
+)
 FORBIDDEN = (
     "{where} forbids this; the identity needs the role Cosmos DB Built-in Data Contributor (Data Reader, to serve), or "
-    "its address a place in the firewall's list ({codes}: {said})"
+    "its address a place in the firewall's list ({codes}: {message})"
 )
 NOT_FOR_IDENTITIES = (
     "{where} lets no identity of Entra ID make, scale or drop databases and containers; add subscription= and "
-    "resource_group= to its URL, or give the account's key ({codes}: {said})"
+    "resource_group= to its URL, or give the account's key ({codes}: {message})"
 )
-THROUGH_ARM = "not allowed through Azure Cosmos DB endpoint"
-"""What an account says whose keys may not change metadata; it gives that no substatus of its own."""
+# What an account says whose keys may not change metadata; it gives that no substatus of its own.
+KEY_METADATA_DISABLED = "not allowed through Azure Cosmos DB endpoint"
 
 NOT_FOR_KEYS = (
     "{where} lets its key make, scale or drop no databases and containers; add subscription= and resource_group= to "
-    "its URL ({codes}: {said})"
+    "its URL ({codes}: {message})"
 )
+# What a status means, by its substatus or by itself; what is not listed was refused. Sources:
+# https://learn.microsoft.com/rest/api/cosmos-db/http-status-codes-for-cosmosdb and the troubleshooting pages for
+# forbidden and unavailable responses beside it.
 MEANINGS: dict[tuple[int, int | None], tuple[str, Kind]] = {
     (403, None): (FORBIDDEN, "forbidden"),
-    (403, 3): ELSEWHERE,
-    (403, 1008): ELSEWHERE,
+    (403, 3): WRONG_REGION,
+    (403, 1008): WRONG_REGION,
     (403, 5300): (NOT_FOR_IDENTITIES, "forbidden"),
-    (404, SESSION_UNSEEN): ("{where} has not seen yet what was written a moment ago ({codes}: {said})", "unavailable"),
-    (404, BEING_MADE): ("{where} is still making the container ({codes}: {said})", "unavailable"),
-    **{(status, None): FOR_NOW for status in (408, 410, 449, 500, 502, 503, 504)},
+    (404, SESSION_NOT_AVAILABLE): (
+        "{where} has not seen yet what was written a moment ago ({codes}: {message})",
+        "unavailable",
+    ),
+    (404, CONTAINER_BEING_CREATED): ("{where} is still making the container ({codes}: {message})", "unavailable"),
+    **{(status, None): TEMPORARY for status in (408, 410, 449, 500, 502, 503, 504)},
 }
-"""What a status means, by its substatus or by itself; what is not listed was refused.
 
-Sources: https://learn.microsoft.com/rest/api/cosmos-db/http-status-codes-for-cosmosdb and the troubleshooting pages
-for forbidden and unavailable answers beside it.
-"""
-
-RETRY_S = 1.0
-"""When a 429 does not say for how long: its budget is one of seconds."""
+# When a 429 does not say for how long: its budget is one of seconds.
+DEFAULT_RETRY_AFTER_S = 1.0
 
 
 class ContainerMissing(StoreError):
     """The account has no such container, or no such database; the caller knows what that means."""
 
 
-class CosmosUnavailable(StoreUnavailable):
-    """One attempt failed; `kind` says how, and `lasting` whether another would fail alike."""
+class CosmosUnavailable(PartUnavailable):
+    """One attempt failed; `kind` says how, and `permanent` whether another would fail alike."""
 
     def __init__(self, message: str, kind: Kind) -> None:
         super().__init__(message)
         self.kind = kind
 
     @property
-    def lasting(self) -> bool:
+    def permanent(self) -> bool:
         """Whether another attempt would fail alike until somebody mends something."""
-        return self.kind in LASTING
+        return self.kind in PERMANENT
 
 
-class CosmosThrottled(StoreThrottled):
-    """The partition's second is spent, or the account's metadata limit."""
+class CosmosThrottled(StoreThrottled, PartUnavailable):
+    """The partition's request units of this second are spent, or the account's for metadata; others may be left."""
 
     kind: Kind = "throttled"
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
-    """An answer that is none of those a request can mean."""
+class ErrorResponse:
+    """A response that is neither a success nor one of the MEANINGFUL statuses."""
 
     status: int
     substatus: int
     message: str
-    """The service's own; it is cut and freed of secrets before it is shown."""
+    """The service's own; it is cut and redacted of secrets before it is shown."""
 
     retry_after_s: float | None = None
     skew_s: float = 0.0
-    """How far our clock is ahead of the one that answered."""
+    """How far our clock is ahead of the one that responded."""
 
 
-def translated(refusal: Refusal, where: str, advice: str = "") -> StoreError:
-    """Return our error for an answer; *where* is the store's URL without secrets, *advice* what to do about a 401."""
-    said = shown(refusal.message)
-    if refusal.status == 429:
-        after_s = RETRY_S if refusal.retry_after_s is None else refusal.retry_after_s
+def error_for(response: ErrorResponse, where: str, advice: str = "") -> StoreError:
+    """Return our error for a response; *where* is the store's URL without secrets, *advice* what to do about a 401."""
+    message = first_line(response.message)
+    if response.status == 429:
+        after_s = DEFAULT_RETRY_AFTER_S if response.retry_after_s is None else response.retry_after_s
         return CosmosThrottled(f"{where} has no request units left for now; raise its throughput", after_s)
-    if refusal.status == 404 and refusal.substatus not in (SESSION_UNSEEN, BEING_MADE):
-        return ContainerMissing(f"{where} has no such database or container: {said}")
-    if refusal.status == 403 and refusal.substatus == NO_ROOM:
-        return StoreFull(f"{where} has no room left: {said}")
-    if refusal.status == 401:
-        return CosmosUnavailable(_unauthorized(refusal, where, said, advice), "unauthorized")
-    codes = refusal.status, refusal.substatus
-    sentence, kind = MEANINGS.get(codes) or MEANINGS.get((refusal.status, None)) or REFUSED
-    if refusal.status == 403 and THROUGH_ARM in refusal.message:
+    if response.status == 404 and response.substatus not in (SESSION_NOT_AVAILABLE, CONTAINER_BEING_CREATED):
+        return ContainerMissing(f"{where} has no such database or container: {message}")
+    if response.status == 403 and response.substatus == STORAGE_FULL:
+        return StoreFull(f"{where} has no room left: {message}")
+    if response.status == 401:
+        return CosmosUnavailable(_unauthorized(response, where, message, advice), "unauthorized")
+    codes = response.status, response.substatus
+    sentence, kind = MEANINGS.get(codes) or MEANINGS.get((response.status, None)) or REFUSED
+    if response.status == 403 and KEY_METADATA_DISABLED in response.message:
         sentence, kind = NOT_FOR_KEYS, "forbidden"
-    shown_codes = f"{refusal.status}/{refusal.substatus}"
-    return CosmosUnavailable(sentence.format(where=where, codes=shown_codes, said=said), kind)
+    codes_text = f"{response.status}/{response.substatus}"
+    return CosmosUnavailable(sentence.format(where=where, codes=codes_text, message=message), kind)
 
 
-def shown(message: str) -> str:
+def first_line(message: str) -> str:
     """Return the first line of a service's message without what may be secret, and not too long."""
     line = message.strip().partition("\n")[0].strip()
-    freed = SECRETS.sub("…", line)
-    return freed if len(freed) <= MOST_SHOWN else f"{freed[:MOST_SHOWN]}…"
+    redacted = SECRETS.sub("…", line)
+    return redacted if len(redacted) <= MAX_MESSAGE_CHARACTERS else f"{redacted[:MAX_MESSAGE_CHARACTERS]}…"
 
 
-def _unauthorized(refusal: Refusal, where: str, said: str, advice: str) -> str:
-    if abs(refusal.skew_s) > SKEW_S:
-        way = "ahead of" if refusal.skew_s > 0 else "behind"
-        minutes = round(abs(refusal.skew_s) / 60)
+def _unauthorized(response: ErrorResponse, where: str, message: str, advice: str) -> str:
+    if abs(response.skew_s) > MAX_SKEW_S:
+        way = "ahead of" if response.skew_s > 0 else "behind"
+        minutes = round(abs(response.skew_s) / 60)
         return (
             f"{where} does not let us in: this machine's clock is {minutes} minutes {way} the service's; set it right"
         )
-    return f"{where} does not let us in: {advice} ({said})"
+    return f"{where} does not let us in: {advice} ({message})"
+
+
+CHARGE_HEADER = b"x-ms-request-charge"
+# No response costs more; a sum that is kept for ever must not meet an infinity.
+MAX_CHARGE_RU = 1e6
+
+OWNER_NOT_FOUND = 1003
+# Statuses that say how things are, not that something failed.
+MEANINGFUL = (404, 409, 412)
+
+
+class MalformedResponse(ValueError):
+    """A response makes no sense; its text ends the sentence `… sent`."""
+
+
+def charge_in(response: Response) -> float:
+    """Return what a response cost; 0 where it does not say. Raises MalformedResponse."""
+    value = response.header(CHARGE_HEADER)
+    if value is None:
+        return 0.0
+    try:
+        ru = float(value)
+    except ValueError:
+        ru = -1.0
+    if not 0.0 <= ru <= MAX_CHARGE_RU:
+        raise MalformedResponse("a charge that is no number of request units")
+    return ru
+
+
+def item_in(response: Response, name: str) -> dict[str, Any]:
+    """Return the item of that *name*. Raises MalformedResponse."""
+    item = object_in(response)
+    if item.get("id") != name:
+        raise MalformedResponse(f"another item than {name}")
+    return item
+
+
+def object_in(response: Response) -> dict[str, Any]:
+    """Return the JSON object that a response is. Raises MalformedResponse."""
+    try:
+        value = orjson.loads(response.body)
+    except orjson.JSONDecodeError:
+        raise MalformedResponse("something that is not JSON") from None
+    if not isinstance(value, dict):
+        raise MalformedResponse("JSON that is no object")
+    return value
+
+
+def is_absent(response: Response) -> bool:
+    """Return whether the item, and nothing that holds it, does not exist. Raises MalformedResponse."""
+    return response.status == 404 and error_response(response, 0.0).substatus == 0
+
+
+def error_response(response: Response, sent_at: float) -> ErrorResponse:
+    """Return what a response that is no success says; it may come from whatever stands before the service.
+
+    Raises MalformedResponse where a status that would be taken for data (`MEANINGFUL`) is not the service's own.
+    """
+    try:
+        message = _message(response)
+    except MalformedResponse:
+        if response.status in MEANINGFUL:
+            raise
+        message = "no reason given"
+    substatus = _integer(response.header(b"x-ms-substatus")) or 0
+    if response.status == 404 and substatus == 0 and "Owner resource does not exist" in message:
+        substatus = OWNER_NOT_FOUND
+    retry_after_ms = _integer(response.header(b"x-ms-retry-after-ms"))
+    service_time = date_in(response)
+    return ErrorResponse(
+        response.status,
+        substatus,
+        message,
+        None if retry_after_ms is None else retry_after_ms / 1000,
+        0.0 if service_time is None else sent_at - service_time,
+    )
+
+
+def _message(response: Response) -> str:
+    body = object_in(response)
+    message = body.get("message")
+    if "code" not in body or not isinstance(message, str):
+        raise MalformedResponse(f"status {response.status} without a reason")
+    return message
+
+
+def date_in(response: Response) -> float | None:
+    """Return the service's clock in seconds, as the response says; None where it does not."""
+    value = response.header(b"date")
+    if value is None:
+        return None
+    try:
+        return parsedate_to_datetime(value.decode("latin-1")).timestamp()
+    except ValueError:
+        return None
+
+
+def _integer(value: bytes | None) -> int | None:
+    return int(value[:9]) if value is not None and value.isdigit() else None
+
+
+class ResponseTranslator:
+    """Turns what comes back into our values and errors, and reports it to the observer; lives as long as its client."""
+
+    def __init__(
+        self, where: str, observer: Observer | None, clock: Callable[[], float], *, unauthorized_advice: str
+    ) -> None:
+        """Take the store's URL without secrets, who counts, and what to do where the service does not let us in."""
+        self.where = where
+        self._observer = observer
+        self._clock = clock
+        self._unauthorized_advice = unauthorized_advice
+
+    def charge(self, response: Response) -> float:
+        """Report a response's charge, and return it. Raises MalformedResponse."""
+        ru = charge_in(response)
+        if self._observer is not None:
+            self._observer.charged(ru)
+        return ru
+
+    def count(self, error: StoreError) -> None:
+        """Report an attempt that failed."""
+        if self._observer is not None and isinstance(error, CosmosUnavailable | CosmosThrottled):
+            self._observer.failed(error.kind)
+
+    def no_response(self, failure: RequestFailed) -> CosmosUnavailable:
+        """Report and translate an attempt without a response."""
+        error = CosmosUnavailable(
+            f"{self.where} {NO_RESPONSE[failure.kind]}{_connection_error(failure.__cause__)}", failure.kind
+        )
+        self.count(error)
+        return error
+
+    def malformed(self, cause: MalformedResponse) -> CosmosUnavailable:
+        """Report and translate a response that makes no sense."""
+        error = CosmosUnavailable(f"{self.where} sent {cause}", "malformed")
+        self.count(error)
+        return error
+
+    def parse(self, read: Callable[[], T]) -> T:
+        """Return what *read* makes of a response; raises CosmosUnavailable where that is MalformedResponse."""
+        try:
+            return read()
+        except MalformedResponse as error:
+            raise self.malformed(error) from error
+
+    def error(self, response: Response) -> StoreError:
+        """Report and translate a response that is no success."""
+        try:
+            self.charge(response)
+            error = error_for(error_response(response, self._clock()), self.where, self._unauthorized_advice)
+        except MalformedResponse as malformed:
+            return self.malformed(malformed)
+        self.count(error)
+        return error
+
+
+def _connection_error(cause: BaseException | None) -> str:
+    """Return what the system says of a connection that could not be made, as the end of a sentence."""
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return f": its certificate is not trusted ({cause.verify_message}); name who vouches for it with ca="
+    return f": {cause.strerror}" if isinstance(cause, OSError) and cause.strerror else ""

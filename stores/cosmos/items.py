@@ -1,4 +1,4 @@
-"""How a row looks as an item of Cosmos DB, what things are called there, and what an item will be charged as.
+"""Rows as items of Cosmos DB: their names, their form, their size; and what the store needs of whoever keeps items.
 
 A row's id, which is its partition key, is `KIND.` and its ID in base64url: letters that need no escaping anywhere. All
 else in a container has a name without a dot. A value is text where it is valid UTF-8 and shorter so, else base64.
@@ -9,38 +9,110 @@ from base64 import urlsafe_b64encode
 from binascii import Error as NotBase64
 from binascii import a2b_base64, b2a_base64
 from functools import lru_cache
+from typing import Any, NamedTuple, Protocol
 
 import orjson
 
-from stores.catalogue import ReleaseId
+from stores.catalogue import DraftRef, ReleaseRef
 from stores.cosmos.charges import Charges
-from stores.cosmos.driver import Item
 from stores.errors import ReleaseCorrupt, ReleaseNotFound, StoreFull
 from stores.keys import check_kind
 
-CONTROL = "hotplate"
-"""The container of the catalogue."""
+Item = dict[str, Any]
 
+# The container of the catalogue.
+CONTROL = "hotplate"
 CATALOGUE = "catalogue"
+
+# The item that says of a release's container whether it is a draft, or sealed.
 STATE = "state"
-"""The item that says of a release's container whether it is a draft, or sealed."""
 
 CONTAINER = "release-"
-RELEASE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
+INCARNATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
 
-MOST_BYTES = 2 << 20
-"""Of an item, by https://learn.microsoft.com/azure/cosmos-db/concepts-limits."""
+# Of an item, by https://learn.microsoft.com/azure/cosmos-db/concepts-limits.
+MAX_ITEM_BYTES = 2 << 20
 
+# What the service adds to each item (_rid, _self, _etag, _ts, _attachments), and is assumed to charge for.
 SYSTEM_BYTES = 205
-"""What the service adds to each item (_rid, _self, _etag, _ts, _attachments), and is assumed to charge for."""
+
+
+class VersionedItem(NamedTuple):
+    """An item as it is now: None where there is none; its etag, and the service's clock in seconds."""
+
+    item: Item | None
+    etag: str
+    now: float
+
+
+class ItemWritten(NamedTuple):
+    """The result of a write: not done where its condition did not hold (409, 412)."""
+
+    done: bool
+    charge_ru: float
+
+
+class Account(NamedTuple):
+    """What the account says of itself."""
+
+    multiple_write_regions: bool
+    """Whether several regions take writes: then nothing can be compared and set."""
+
+    regions: tuple[str, ...]
+    """Those that can be read, in the order in which lookups try them."""
+
+
+class Items(Protocol):
+    """The items of one database: `RestClient`, or the simulated account of a dry run.
+
+    Each method makes one attempt and raises StoreError: ContainerMissing where the container is not there,
+    CosmosThrottled for 429, CosmosUnavailable for what another attempt may mend. A response that is cut short or makes
+    no sense is `malformed`, never data. An instance belongs to one event loop and opens nothing before its first call.
+    """
+
+    async def read(self, container: str, name: str, timeout_s: float, *, fresh: bool = False) -> Item | None:
+        """Point-read one item from the nearest region that responds; None where there is none.
+
+        *fresh* is for publishers: it sees what this client wrote, from the region that takes writes.
+        """
+        ...
+
+    async def read_versioned(self, container: str, name: str) -> VersionedItem:
+        """Read an item with its version, as `read` does when fresh."""
+        ...
+
+    async def create(self, container: str, item: Item) -> ItemWritten:
+        """Write an item; not done where its id is taken."""
+        ...
+
+    async def upsert(self, container: str, item: Item) -> ItemWritten:
+        """Write an item, in the place of one of its id where there is one."""
+        ...
+
+    async def replace(self, container: str, item: Item, etag: str) -> ItemWritten:
+        """Put an item in the place of the version *etag*; not done where that is no longer the one."""
+        ...
+
+    async def account(self) -> Account:
+        """Read what the account says of itself."""
+        ...
+
+    async def close(self) -> None:
+        """Give back connections; closing twice does nothing."""
+        ...
 
 
 @lru_cache(64)
-def container_of(release: ReleaseId) -> str:
-    """Return the container of a release; ReleaseNotFound for an id that no release of ours has."""
-    if not RELEASE_ID.fullmatch(release):
-        raise ReleaseNotFound(f"release {release[:80]!r} is not in this store: no release has such an id")
-    return CONTAINER + release
+def container_of(release: ReleaseRef | DraftRef) -> str:
+    """Return the container of a release, named by its incarnation; ReleaseNotFound where no release has such a name."""
+    if not INCARNATION.fullmatch(release.incarnation):
+        raise ReleaseNotFound(f"release {release.id[:80]!r} is not in this store: no release has such an id")
+    return CONTAINER + release.incarnation
+
+
+def not_found(release: ReleaseRef | DraftRef) -> ReleaseNotFound:
+    """Return the error for a release that has no container, or one that does not say what it holds."""
+    return ReleaseNotFound(f"release {release.id} is not in this store")
 
 
 def name_of(key: str) -> str:
@@ -50,7 +122,7 @@ def name_of(key: str) -> str:
 
 
 def to_item(name: str, value: bytes) -> Item:
-    """Wrap a value, in the shorter of two forms."""
+    """Return the item of a value, in the shorter of two forms."""
     try:
         text = value.decode()
     except UnicodeDecodeError:
@@ -61,7 +133,7 @@ def to_item(name: str, value: bytes) -> Item:
 
 
 def value_of(item: Item) -> bytes:
-    """Unwrap a value; ReleaseCorrupt for an item that `to_item` did not make."""
+    """Return the value of an item; ReleaseCorrupt for an item that `to_item` did not make."""
     try:
         if (text := item.get("t")) is not None:
             return bytes(text.encode())
@@ -75,9 +147,9 @@ def item_bytes(item: Item) -> int:
     # What was read has the service's own properties among ours.
     ours = {name: value for name, value in item.items() if name[0] != "_"} if "_rid" in item else item
     size = len(orjson.dumps(ours)) + SYSTEM_BYTES
-    if size > MOST_BYTES:
+    if size > MAX_ITEM_BYTES:
         raise StoreFull(
-            f"the row {item['id']} takes {size:,} bytes as an item, and Cosmos DB stores {MOST_BYTES:,} at most; "
+            f"the row {item['id']} takes {size:,} bytes as an item, and Cosmos DB stores {MAX_ITEM_BYTES:,} at most; "
             f"publish shorter lists"
         )
     return size
@@ -88,6 +160,6 @@ def row_charge(charges: Charges, key: str, value: bytes) -> float:
     return charges.create(item_bytes(to_item(name_of(key), value)), 0)
 
 
-def keys_name(series: str, number: int) -> str:
+def batch_name(series: str, number: int) -> str:
     """Return the id of the item with the keys of an acknowledged batch, the *number*-th, from 1, of its series."""
     return f"{series}-{number}"

@@ -1,159 +1,304 @@
-"""The Cosmos DB store, `cosmos://` and, for emulators, `cosmos+http(s)://`: a container a release, an item a row."""
+"""The Cosmos DB store: a container a release, an item a row, the catalogue one item that is swapped by its etag."""
 
+import asyncio
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
-from functools import partial
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import cached_property, partial
 
-from stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef
-from stores.cosmos import forecast, scaling
-from stores.cosmos.batches import Batches, not_found
+import orjson
+
+from stores import catalogue as catalogue_record
+from stores.catalogue import Catalogue, DraftRef, ReleaseRef
+from stores.cosmos import containers
 from stores.cosmos.charges import load
-from stores.cosmos.containers import containers_of
-from stores.cosmos.control import Control
-from stores.cosmos.driver import Containers, Driver, Items
-from stores.cosmos.errors import ContainerMissing
-from stores.cosmos.items import container_of
-from stores.cosmos.lookups import Lookups
-from stores.cosmos.meter import Relay
-from stores.cosmos.pace import Pace
-from stores.cosmos.patience import Patience
-from stores.cosmos.scaling import Scaling
-from stores.cosmos.scan import scan
+from stores.cosmos.containers import Containers, ReadOffer, create_with_database, open_containers
+from stores.cosmos.errors import TRANSIENT, ContainerMissing, CosmosThrottled, CosmosUnavailable
+from stores.cosmos.estimate import CosmosSimulation, bill_of, typical_ru
+from stores.cosmos.items import (
+    CATALOGUE,
+    CONTROL,
+    Item,
+    Items,
+    ItemWritten,
+    container_of,
+    name_of,
+    not_found,
+    value_of,
+)
+from stores.cosmos.requests import DEADLINE_S
+from stores.cosmos.rest import RestClient
+from stores.cosmos.retry import RateLimiter, Retrier
+from stores.cosmos.rows import ReleaseRows
+from stores.cosmos.throughput import MANUAL_MIN, Offer, Throughput
 from stores.cosmos.url import Address, parse
-from stores.cosmos.writer import Writer
-from stores.errors import StoreMisused
-from stores.forecast import Bill, Forecast
-from stores.store import Advised, Observer, Plan, Row, Slot
+from stores.errors import ReleaseConflict, StoreError, StoreMisused
+from stores.prices import Bill
+from stores.store import Advised, Observer, Plan, ProvisionedStore, Row, Slot
 
+# When a lookup is given up; callers bring shorter deadlines of their own.
 READ_DEADLINE_S = 1.0
-"""When a lookup is given up; callers bring shorter ones of their own."""
+
+# With less time left, a lookup is not tried again.
+MIN_RETRY_S = 0.001
+
+# How often a reader polls the catalogue: 0.5 RU/s for each process.
+POLL_S = 2.0
+
+Version = tuple[str, int, str]
 
 
-class CosmosStore(Advised):
+class CosmosStore(Advised, ProvisionedStore):
     """One database of one account; an instance belongs to one event loop and process."""
 
+    # Each key is a request of its own, and so many are in flight without waiting for a connection.
     batch = 64
-    """Each key is a request of its own, and so many are in flight without waiting for a connection."""
 
     def __init__(
         self,
         address: Address,
         items: Items,
-        containers: Containers,
-        relay: Relay,
+        open_containers: Callable[[], Containers],
+        read_offer: ReadOffer | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        born = scaling.for_writing(address)
-        pace = Pace(clock, address.max_ru or (None if born is None else born.ru))
-        patience = Patience(clock, pace)
+        """Take the account's items and what opens its control plane; *read_offer* reads offers without that."""
+        written = containers.writing_throughput(address)
+        limiter = RateLimiter(clock, address.max_ru or (None if written is None else written.ru))
         self._address = address
         self._items = items
-        self._containers = containers
-        self._relay = relay
-        self._patience = patience
-        self._lookups = Lookups(items, clock)
-        self._control = Control(address, items, containers, patience, clock)
+        self._open_containers = open_containers
+        self._read_offer = read_offer
+        self._clock = clock
+        self._retrier = Retrier(clock, limiter)
         self._charges = load()
-        self._batches = Batches(items, patience, self._charges)
-        self._writer = Writer(items, patience, self._charges, self._batches)
-        self._gentle = Patience(clock, Pace(clock, scaling.for_scanning(address)))
-        self._scaling = Scaling(address, containers, patience, clock)
+        self._rows = ReleaseRows(items, self._retrier, self._charges)
+        gentle = Retrier(clock, RateLimiter(clock, containers.scanning_ru(address)))
+        self._rows_while_live = ReleaseRows(items, gentle, self._charges)
+        self._catalogue = _CatalogueItem(address, items, clock)
+
+    @cached_property
+    def _containers(self) -> Containers:
+        return self._open_containers()
 
     async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
-        return await self._lookups.read(
-            ReleaseId(release.incarnation), keys, READ_DEADLINE_S if timeout_s is None else timeout_s
-        )
+        container = container_of(release)
+        within_s = READ_DEADLINE_S if timeout_s is None else timeout_s
+        if len(keys) == 1:  # a task costs as much as a third of the read
+            slots = [await self._read_slot(container, keys[0], within_s)]
+        else:
+            slots = await asyncio.gather(*(self._read_slot(container, key, within_s) for key in keys))
+        failed = 0
+        for slot in slots:
+            if isinstance(slot, StoreError):
+                if isinstance(slot, ContainerMissing):
+                    raise not_found(release) from slot
+                failed += 1
+        if failed and failed == len(slots) and isinstance(slots[0], StoreError):
+            raise slots[0]
+        return slots
+
+    async def _read_slot(self, container: str, key: str, timeout_s: float) -> Slot:
+        """Point-read one key, so that it holds up or fails no other; a failure that may pass is tried once more."""
+        give_up_at = self._clock() + timeout_s
+        name = name_of(key)
+        try:
+            try:
+                item = await self._items.read(container, name, timeout_s)
+            except (CosmosThrottled, CosmosUnavailable) as error:
+                pause_s = _retry_pause_s(error)
+                if pause_s is None or self._clock() + pause_s + MIN_RETRY_S > give_up_at:
+                    return error
+                await asyncio.sleep(pause_s)
+                item = await self._items.read(container, name, give_up_at - self._clock())
+            return None if item is None else value_of(item)
+        except StoreError as error:
+            return error
 
     async def catalogue(self) -> Catalogue:
-        return await self._patience.insist(self._control.catalogue)
+        return await self._retrier.call(self._catalogue.read)
 
-    def changes(self) -> AsyncIterator[Catalogue]:
-        return self._control.changes()
+    async def changes(self) -> AsyncIterator[Catalogue]:
+        await self._catalogue.check_single_writer()
+        seen: Version | None = None
+        while True:
+            found = await self._retrier.call(self._catalogue.read_nearest, at_most_s=POLL_S)
+            if found.version != seen:
+                seen = found.version
+                yield found
+            await asyncio.sleep(POLL_S)
 
     async def close(self) -> None:
         try:
             await self._items.close()
         finally:
-            await self._containers.close()
+            if "_containers" in vars(self):  # opened
+                await self._containers.close()
 
     async def warnings(self) -> list[str]:
-        live = (await self._control.catalogue()).live
-        return await self._scaling.warnings(None if live is None else container_of(live))
+        live = (await self._catalogue.read()).live_ref
+        return await containers.warnings(self._address, None if live is None else container_of(live), self._offer)
 
-    def bill(self) -> Bill:
-        return forecast.bill_of(self._address)
-
-    def roughly_ru(self, plan: Plan) -> float:
-        return forecast.roughly_ru(self._charges, plan)
-
-    async def foresee(
-        self, release: ReleaseId, batches: AsyncIterable[Sequence[Row]], *, live: bool, keep: int | None
-    ) -> Forecast:
-        found, unasked = await self._control.glimpse()
-        if not unasked:
-            await self._patience.insist(self._control.check_writers)
-        publish = forecast.Publish(release, found, live=live, keep=keep)
-        return await forecast.foresee(self._address, self._charges, publish, batches, unasked)
+    async def _offer(self, container: str) -> Offer | None:
+        return await (self._read_offer or self._containers.offer)(container)
 
     async def create(self, draft: DraftRef, plan: Plan) -> None:
-        scaling.check_room(self._address, plan)
-        await self._patience.insist(self._control.check_writers)
-        container, born = container_of(ReleaseId(draft.incarnation)), scaling.for_writing(self._address)
-        await self._patience.insist(partial(self._control.make, container, born))
-        await self._writer.begin(container)
+        containers.check_room(self._address, plan)
+        await self._retrier.call(self._catalogue.check_single_writer)
+        throughput = containers.writing_throughput(self._address)
+        await self._retrier.call(partial(create_with_database, self._containers, container_of(draft), throughput))
+        await self._rows.begin(draft)
 
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
-        await self._writer.put(ReleaseId(draft.incarnation), rows)
+        await self._rows.put(draft, rows, part)
 
     async def resume_point(self, draft: DraftRef, part: int = 0) -> str | None:
-        return await self._batches.resume_point(ReleaseId(draft.incarnation))
+        return await self._rows.resume_point(draft, part)
 
     async def seal(self, draft: DraftRef) -> None:
-        await self._writer.seal(ReleaseId(draft.incarnation))
+        await self._rows.seal(draft)
 
-    def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
-        return scan(self._batches_of, ReleaseId(release.incarnation))
+    async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
+        live = (await self.catalogue()).live == release.id  # lookups of what is live keep their share
+        async for row in (self._rows_while_live if live else self._rows).scan(release):
+            yield row
 
     async def prepare(self, release: ReleaseRef) -> None:
-        await self._batches.state(ReleaseId(release.incarnation))
-        await self._scaling.serve(container_of(ReleaseId(release.incarnation)))
+        await self._rows.check(release)
+        if self._address.throughput is not None:
+            await containers.scale_up(
+                self._address, self._containers, container_of(release), self._retrier, self._clock
+            )
 
-    async def rest(self, release: ReleaseRef) -> None:
+    async def scale_down(self, release: ReleaseRef) -> None:
+        if self._address.throughput is None:
+            return
         try:
-            await self._scaling.rest(container_of(ReleaseId(release.incarnation)))
+            await containers.scale_down(self._containers, container_of(release), self._retrier)
         except ContainerMissing as error:
-            raise not_found(ReleaseId(release.incarnation)) from error
+            raise not_found(release) from error
 
     async def swap(self, old: Catalogue, new: Catalogue) -> None:
-        await self._control.swap(old, new)
+        await self._retrier.call(self._catalogue.check_single_writer)
+        if old.version == Catalogue().version:
+            write = partial(self._create_catalogue, new)
+        else:
+            if self._catalogue.etag(old.version) is None:
+                await self.catalogue()
+            etag = self._catalogue.etag(old.version)
+            if etag is None:
+                raise _conflict()
+            write = partial(self._items.replace, CONTROL, _record(new), etag)
+        if not (await self._retrier.call(write)).done and (await self.catalogue()).version != new.version:
+            raise _conflict()  # an attempt whose response was lost is no rival
+
+    async def _create_catalogue(self, new: Catalogue) -> ItemWritten:
+        create = partial(self._items.create, CONTROL, _record(new))
+        try:
+            return await create()
+        except ContainerMissing:
+            throughput = None if self._address.throughput is None else Throughput(MANUAL_MIN)
+            await create_with_database(self._containers, CONTROL, throughput)
+            return await self._retrier.until_visible(create)
 
     async def erase(self, release: ReleaseRef) -> None:
-        await self._patience.insist(
-            partial(self._containers.delete_container, container_of(ReleaseId(release.incarnation)))
-        )
+        await self._retrier.call(partial(self._containers.delete_container, container_of(release)))
 
-    async def _batches_of(self, release: ReleaseId) -> Batches:
-        """Read what is served slowly, so that lookups have something left, and all else as fast as may be."""
-        if (await self.catalogue()).live == release:
-            return Batches(self._items, self._gentle, self._charges)
-        return self._batches
+    def bill(self) -> Bill:
+        return bill_of(self._address)
 
+    def typical_ru(self, plan: Plan) -> float:
+        return typical_ru(self._charges, plan)
 
-def open_url(url: str, observer: Observer | None = None) -> CosmosStore:
-    """Open `cosmos://ACCOUNT/DATABASE` or `cosmos+http(s)://HOST:PORT/DATABASE`; options: `stores.cosmos.url`."""
-    address, relay = parse(url), Relay(observer)
-    try:
-        driver = _driver(address, relay)
-        return CosmosStore(address, driver, containers_of(address, driver), relay)
-    except ModuleNotFoundError as error:
-        raise StoreMisused(f"{error.name} is not installed; install it with: pip install 'hotplate[cosmos]'") from error
+    async def simulate(self) -> CosmosSimulation:
+        error = ""
+        try:
+            found = await self._catalogue.read()
+        except StoreError as failure:
+            found, error = self._catalogue.empty(), str(failure)
+        else:
+            await self._retrier.call(self._catalogue.check_single_writer)
+        return CosmosSimulation(self._address, self._charges, found, error, CosmosStore)
 
 
-def _driver(address: Address, meter: Observer) -> Driver:
-    if address.driver == "sdk":
-        from stores.cosmos.sdk.driver import SdkDriver  # noqa: PLC0415 -- azure-cosmos is only for who asks for it
+class _CatalogueItem:
+    """The catalogue as one item of a small container of its own; lives as long as its store."""
 
-        return SdkDriver(address, meter)
-    from stores.cosmos.rest.driver import RestDriver  # noqa: PLC0415 -- as above: either driver does without the other's needs
+    def __init__(self, address: Address, items: Items, clock: Callable[[], float]) -> None:
+        self._address = address
+        self._items = items
+        self._clock = clock
+        self._etags = dict[Version, str]()
+        """Of the catalogue that was read last."""
 
-    return RestDriver(address, meter)
+        self._ahead_s = time.time() - clock()
+        """How far the service's clock is ahead of ours, as of its last response; before any, by our own clock."""
+
+        self._single_writer = False
+
+    async def check_single_writer(self) -> None:
+        """Refuse an account where nothing can be compared and set; reads the account once."""
+        if not self._single_writer:
+            if (await self._items.account()).multiple_write_regions:
+                raise StoreMisused(
+                    f"the account of {self._address.shown} takes writes in several regions, where two publishers could "
+                    f"both change what is live; turn multi-region writes off, or use another account"
+                )
+            self._single_writer = True
+
+    async def read(self) -> Catalogue:
+        """Read the catalogue as publishers do; of generation 0 where there is none yet."""
+        try:
+            item, etag, now = await self._items.read_versioned(CONTROL, CATALOGUE)
+        except ContainerMissing:
+            return self.empty()
+        self._ahead_s = now - self._clock()
+        found = self._parse(item, now)
+        self._etags = {found.version: etag}
+        return found
+
+    async def read_nearest(self) -> Catalogue:
+        """Read the catalogue as readers do, from the nearest region; it may be out of date."""
+        try:
+            item = await self._items.read(CONTROL, CATALOGUE, DEADLINE_S)
+        except ContainerMissing:
+            item = None
+        return self._parse(item, self._now())
+
+    def empty(self) -> Catalogue:
+        """Return the catalogue of a store that nothing was published to."""
+        return Catalogue(now=self._now())
+
+    def etag(self, version: Version) -> str | None:
+        """Return the etag of a version, where that was read last."""
+        return self._etags.get(version)
+
+    def _parse(self, item: Item | None, now: float) -> Catalogue:
+        if item is None:
+            return Catalogue(now=now)
+        return catalogue_record.parse(orjson.dumps(item.get("catalogue")), now=now, where=self._address.shown)
+
+    def _now(self) -> float:
+        return self._clock() + self._ahead_s
+
+
+def open_store(url: str, observer: Observer | None = None) -> CosmosStore:
+    """Open a store; see `stores.cosmos.open_url`."""
+    address = parse(url)
+    client = RestClient(address, observer)
+    read_offer = client.offer if address.key is not None and address.arm is None else None
+    return CosmosStore(address, client, partial(open_containers, address, client), read_offer)
+
+
+def _retry_pause_s(error: CosmosThrottled | CosmosUnavailable) -> float | None:
+    """Return how long to wait before a lookup is tried again; None where that is no use."""
+    if isinstance(error, CosmosThrottled):
+        return error.retry_after_s
+    return 0.0 if error.kind in TRANSIENT else None
+
+
+def _record(catalogue: Catalogue) -> Item:
+    return {"id": CATALOGUE, "catalogue": orjson.loads(catalogue_record.dump(catalogue))}
+
+
+def _conflict() -> ReleaseConflict:
+    return ReleaseConflict("the catalogue was changed by somebody else first")

@@ -1,11 +1,10 @@
-"""Where a Cosmos DB account is, how to get in, and what may be spent there: `cosmos://` and, for emulators, `cosmos+http(s)://`."""
+"""The URL of a Cosmos DB account: `cosmos://` and, for emulators, `cosmos+http(s)://`, with what may be spent there."""
 
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, cast
 from urllib.parse import SplitResult, urlsplit
 
 from stores.cosmos.throughput import AUTOSCALE_MIN, AUTOSCALE_STEP, MANUAL_MIN, MANUAL_STEP, MAX_RU, Throughput
@@ -13,26 +12,25 @@ from stores.errors import StoreMisused
 from stores.urls import parameters, redacted, secret
 
 KEY = "HOTPLATE_COSMOS_KEY"
+# The variable of Azure's own tools.
 SUBSCRIPTION = "AZURE_SUBSCRIPTION_ID"
-"""The variable of Azure's own tools."""
 
-EMULATORS_KEY = "C2y6yDjf5/R+ob0N8A7Cgv30VRDJIWEHLM+4QDU5DE2nQ9nDuVTqobD4b8mGGyPMbIZnqyMsEcaGQy67XIw/Jw=="
-"""The key that Microsoft publishes for its emulators; no account of anybody has it."""
+# The key that Microsoft publishes for its emulators; no account of anybody has it.
+EMULATOR_KEY = "C2y6yDjf5/R+ob0N8A7Cgv30VRDJIWEHLM+4QDU5DE2nQ9nDuVTqobD4b8mGGyPMbIZnqyMsEcaGQy67XIw/Jw=="
 
 HOST = ".documents.azure.com"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-OPTIONS = {"driver", "ru", "max_ru", "consistency", "region", "ca", "subscription", "resource_group"}
-Name = Literal["rest", "sdk"]
+OPTIONS = {"ru", "max_ru", "consistency", "region", "ca", "subscription", "resource_group"}
+# What a URL may say, and what the service calls it.
 CONSISTENCIES = {
     "eventual": "Eventual", "prefix": "ConsistentPrefix", "session": "Session", "bounded": "BoundedStaleness",
     "strong": "Strong",
 }  # fmt: skip
-"""What a URL may ask for, and how the service calls it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Managed:
-    """Where Azure Resource Manager keeps an account."""
+class ArmAccount:
+    """An account as Azure Resource Manager (ARM) names it."""
 
     subscription: str
     resource_group: str
@@ -49,12 +47,11 @@ class Address:
     """The URL without secrets, for sentences."""
 
     endpoint: str
-    """The account's own URL, `https://HOST:PORT`, from which its regions are learnt."""
+    """The account's own URL, `https://HOST:PORT`, which names its regions."""
 
     database: str
-    driver: Name = "rest"
     throughput: Throughput | None = Throughput(MANUAL_MIN)  # noqa: RUF009 -- frozen, so shared without harm
-    """What the container of a live release has; None where the account is serverless and takes none."""
+    """Throughput of the container of a live release; None where the account is serverless."""
 
     max_ru: int | None = None
     """What a publish may spend in a second; None: all that the container has."""
@@ -63,13 +60,13 @@ class Address:
     """Of lookups, as the service calls it."""
 
     region: str | None = None
-    """Where lookups are to go first, as the account names it; None: its own order."""
+    """The region that lookups prefer, as the account names it; None: its own order."""
 
     ca: str | None = None
     key: str | None = field(default=None, repr=False)
-    """The account's key, base64; None where Entra ID is to say who we are."""
+    """The account's key, base64; None where Entra ID identifies us."""
 
-    managed: Managed | None = None
+    arm: ArmAccount | None = None
     """Where containers are made, scaled and dropped through Azure Resource Manager; None: not there."""
 
 
@@ -77,33 +74,32 @@ def parse(url: str, environment: Mapping[str, str] = os.environ) -> Address:
     """Read a URL; StoreMisused, with a sentence free of secrets, for one that cannot be understood.
 
     The key comes from HOTPLATE_COSMOS_KEY or the file HOTPLATE_COSMOS_KEY_FILE, never from the URL. Without one,
-    Entra ID is asked (`cosmos://`), or the published key of emulators is taken (`cosmos+http(s)://`). The subscription
-    that goes with `resource_group=` may also be told by AZURE_SUBSCRIPTION_ID.
+    Entra ID identifies us (`cosmos://`), or the published key of emulators is taken (`cosmos+http(s)://`). The
+    subscription that goes with `resource_group=` may also come from AZURE_SUBSCRIPTION_ID.
     """
     shown, parts = redacted(url), urlsplit(url)
     if "@" in parts.netloc:
         raise StoreMisused(f"the URL of {shown} holds a secret; give the key as {KEY} or in a file as {KEY}_FILE")
-    asked = parameters(parts, OPTIONS, shown)
+    given = parameters(parts, OPTIONS, shown)
     database = parts.path.removeprefix("/")
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,255}", database):
         raise StoreMisused(f"{shown} names no database; write cosmos://ACCOUNT/DATABASE")
-    ca = asked.get("ca")
+    ca = given.get("ca")
     if ca is not None and not Path(ca).is_file():
         raise StoreMisused(f"the file {ca}, which should certify {shown}, does not exist")
     return Address(
         shown,
         _endpoint(parts, shown),
         database,
-        driver=cast("Name", _one_of(asked.get("driver", "rest"), ("rest", "sdk"), "driver", shown)),
-        throughput=_throughput(asked.get("ru", str(MANUAL_MIN)), shown),
-        max_ru=_max_ru(asked.get("max_ru"), shown),
+        throughput=_throughput(given.get("ru", str(MANUAL_MIN)), shown),
+        max_ru=_max_ru(given.get("max_ru"), shown),
         consistency=CONSISTENCIES[
-            _one_of(asked.get("consistency", "eventual"), tuple(CONSISTENCIES), "consistency", shown)
+            _one_of(given.get("consistency", "eventual"), tuple(CONSISTENCIES), "consistency", shown)
         ],
-        region=asked.get("region"),
+        region=given.get("region"),
         ca=ca,
-        key=(secret(KEY, environment) or "").strip() or (None if parts.scheme == "cosmos" else EMULATORS_KEY),
-        managed=_managed(asked, _endpoint(parts, shown), shown, environment),
+        key=(secret(KEY, environment) or "").strip() or (None if parts.scheme == "cosmos" else EMULATOR_KEY),
+        arm=_arm_account(given, _endpoint(parts, shown), shown, environment),
     )
 
 
@@ -122,10 +118,13 @@ def _endpoint(parts: SplitResult, shown: str) -> str:
     return f"{parts.scheme.removeprefix('cosmos+')}://{bracketed}:{port}"
 
 
-def _managed(asked: dict[str, str], endpoint: str, shown: str, environment: Mapping[str, str]) -> Managed | None:
-    group, subscription = asked.get("resource_group"), asked.get("subscription") or environment.get(SUBSCRIPTION)
+def _arm_account(given: dict[str, str], endpoint: str, shown: str, environment: Mapping[str, str]) -> ArmAccount | None:
+    group, subscription = (
+        given.get("resource_group"),
+        given.get("subscription") or environment.get(SUBSCRIPTION),
+    )
     if group is None:
-        if "subscription" in asked:
+        if "subscription" in given:
             raise StoreMisused(f"{shown} names a subscription, and no resource group; add resource_group=")
         return None
     if not subscription:
@@ -134,12 +133,12 @@ def _managed(asked: dict[str, str], endpoint: str, shown: str, environment: Mapp
         )
     if not re.fullmatch(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}", subscription):
         raise StoreMisused(
-            f"subscription={subscription[:40]} of {shown} is no id; `az account show --query id` tells it"
+            f"subscription={subscription[:40]} of {shown} is no id; `az account show --query id` prints it"
         )
     if not re.fullmatch(r"[\w().-]{1,90}", group):
         raise StoreMisused(f"resource_group={group[:90]} of {shown} cannot be the name of a resource group")
     host = urlsplit(endpoint).hostname or ""
-    return Managed(subscription, group, host.partition(".")[0], endpoint if host in LOOPBACK else None)
+    return ArmAccount(subscription, group, host.partition(".")[0], endpoint if host in LOOPBACK else None)
 
 
 def _throughput(text: str, shown: str) -> Throughput | None:

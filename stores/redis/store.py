@@ -2,21 +2,19 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import suppress
 
 from stores import catalogue as catalogue_record
-from stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef
+from stores.catalogue import Catalogue, DraftRef, ReleaseRef
 from stores.errors import ReleaseConflict, ReleaseNotFound, StoreError, StoreUnavailable
-from stores.forecast import Forecast
-from stores.foreseeing import count
 from stores.keys import META, Span, bounds, merged, pack, unpack
 from stores.redis.batcher import MAX_KEYS, Batcher
 from stores.redis.connection import PipelinedConnection, Reconnector
 from stores.redis.keys import Keys
 from stores.redis.memory import measure
 from stores.redis.url import Address, parse
-from stores.store import Advised, Plan, Row, Slot
+from stores.store import Advised, Plan, RoomChecked, Row, Slot
 from stores.throttle import AdaptiveThrottle
 
 # When a server that does not answer lookups is given up; callers bring shorter timeouts of their own.
@@ -70,7 +68,7 @@ return 1
 """
 
 
-class RedisStore(Advised):
+class RedisStore(Advised, RoomChecked):
     """One deployment in one database of a Redis server; an instance belongs to one event loop and process.
 
     Lookups, control and writing have a connection each, so that none waits behind another.
@@ -138,19 +136,13 @@ class RedisStore(Advised):
     async def warnings(self) -> list[str]:
         return (await measure(self._control)).warnings(self._address.shown)
 
-    async def foresee(
-        self, release: ReleaseId, batches: AsyncIterable[Sequence[Row]], *, live: bool, keep: int | None
-    ) -> Forecast:
-        del live, keep
-        plan = await count(batches)
-        (await measure(self._control)).check(plan, self._keys.head(release), self._address.shown)
-        return Forecast(plan.rows, plan.payload_bytes, fits=True)
+    async def check_room(self, draft: DraftRef, plan: Plan) -> None:
+        (await measure(self._control)).check(plan, self._keys.head(draft.incarnation), self._address.shown)
 
     async def create(self, draft: DraftRef, plan: Plan) -> None:
         state = self._keys.state(draft.incarnation)
         if not await self._control.execute_command(b"EXISTS", state):  # a draft that exists has written some of *plan*
-            memory = await measure(self._control)
-            memory.check(plan, self._keys.head(draft.incarnation), self._address.shown)
+            await self.check_room(draft, plan)
             await self._control.execute_command(b"SET", state, b"draft", b"NX")
 
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:

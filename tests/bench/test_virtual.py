@@ -57,7 +57,7 @@ def test_few_connections_charge_the_wait_for_one_to_the_server() -> None:
 
 def test_a_generator_that_is_starved_of_its_core_says_that_its_run_is_invalid() -> None:
     def thief(loop: VirtualLoop) -> None:
-        loop.leaping.now_s += 0.02  # 20 ms in which the process did not run
+        loop.advance(0.02)  # 20 ms in which the process did not run
         loop.call_later(1.0, thief, loop)
 
     load = Load(url=URL, paths=["/"], arrivals=constant(1000, 10), duration_s=10)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from hotplate.cli.spending import Spending, duration, hours_begun, slow
+from hotplate.cli.costs import Spending, format_duration, format_slow, hours_begun
 from offline.input.sample import sample
 from stores import lifecycle as life
-from stores.forecast import Bill, Provisioned
+from stores.prices import Bill, Provisioned
 from stores.store import Plan, Row
 from tests.support.command import failed, hotplate
 from tests.support.cosmos_drivers import Account
@@ -46,7 +46,7 @@ def cosmos(cosmos_http: Account) -> str:
 def writes(account: Account) -> float:
     """Return how many requests have changed anything, by the emulator's own count."""
     changing = ("create", "upsert", "replace", "delete", "patch", "batch")
-    asked = account.told("hotplate_cosmos_emulator_requests_total")
+    asked = account.metric("hotplate_cosmos_emulator_requests_total")
     return sum(number for (operation, _), number in asked.items() if operation.startswith(changing))
 
 
@@ -80,7 +80,7 @@ def test_a_dry_run_writes_nothing_and_the_publish_then_spends_exactly_what_it_sa
     assert done["usd"] == said["usd"] or done["hours_begun"] != said["hours_begun"]
 
 
-def test_an_import_and_a_copy_are_foreseen_as_exactly(lists: Path, cosmos_http: Account, cosmos: str) -> None:
+def test_an_import_and_a_copy_are_estimated_as_exactly(lists: Path, cosmos_http: Account, cosmos: str) -> None:
     before = writes(cosmos_http)
     said = told("import", lists, "--store", cosmos, "--dry-run")
     other = cosmos_http.url(secrets.token_hex(4), ru="4000")
@@ -115,7 +115,7 @@ def test_a_serverless_account_pays_for_what_is_used(lists: Path, cosmos_http: Ac
     assert said["usd"] == pytest.approx(float(str(said["request_units"])) / 1e6 * 0.25, abs=1e-6)
     assert said["afterwards"] == []
     text = hotplate("import", lists, "--store", url, "--dry-run").stdout
-    assert "nothing while nobody reads" in text
+    assert "nothing while there are no reads" in text
     assert "nobody promises" in text
 
 
@@ -132,9 +132,7 @@ def test_files_and_redis_say_rows_bytes_and_whether_they_fit(
     assert not (tmp_path / "store").exists()
 
 
-def test_what_a_dry_run_and_a_limit_cannot_be_asked_for_is_one_sentence(
-    lists: Path, model: Path, tmp_path: Path
-) -> None:
+def test_what_a_dry_run_and_a_limit_cannot_do_is_one_sentence(lists: Path, model: Path, tmp_path: Path) -> None:
     file = f"file://{tmp_path}/store"
     for command in (
         ("publish", model, "--store", file, "--max-ru", "1000"),
@@ -150,7 +148,7 @@ def test_what_a_dry_run_and_a_limit_cannot_be_asked_for_is_one_sentence(
     failed(resumed, "leave --resume out", code=2)
     away = hotplate("import", lists, "--store", "cosmos+http://localhost:1/d", "--dry-run")
     assert away.returncode == 0, away.stderr
-    assert "it could not be asked" in away.stdout
+    assert "it could not be read" in away.stdout
 
 
 def test_a_limit_wins_over_the_one_of_the_url_and_slows_a_publish_down(lists: Path, cosmos: str) -> None:
@@ -177,6 +175,7 @@ def test_a_publish_that_is_slow_says_so_at_once_and_goes_on(model: Path, cosmos:
 def test_what_is_spent_while_it_runs_is_what_the_service_charges() -> None:
     async def work(far: Far) -> None:
         spending = Spending()
+        far.observer = spending
         store = far.store(ru=400)
         spending.watch(store, Plan(10**6, 10**9), quiet=True)
         await life.publish(store, batches([Row("popular:", b"p")]), plan=Plan(1, 1), about={})
@@ -186,10 +185,10 @@ def test_what_is_spent_while_it_runs_is_what_the_service_charges() -> None:
     with_far(work)
 
 
-def test_a_publish_that_will_take_hours_is_told_how_it_could_be_faster() -> None:
+def test_a_publish_that_will_take_hours_says_how_it_could_be_faster() -> None:
     bill = Bill(400.0, (Provisioned("new release", 400),))
-    assert slow(bill, 400.0 * 60) == ""
-    sentence = slow(bill, 400.0 * 3600 * 5)
+    assert format_slow(bill, 400.0 * 60) == ""
+    sentence = format_slow(bill, 400.0 * 3600 * 5)
     assert "at 400 RU/s this takes about 5.0 hours" in sentence
     assert "--max-ru" in sentence
     assert "--dry-run" in sentence
@@ -199,7 +198,7 @@ def test_hours_are_those_of_the_wall_clock_and_each_that_was_begun_counts() -> N
     assert hours_begun(7200.0, 1.0) == 1
     assert hours_begun(7199.0, 2.0) == 2
     assert hours_begun(7199.0, 3602.0) == 3
-    assert [duration(seconds) for seconds in (9.96, 240, 7200)] == ["10.0 s", "4.0 minutes", "2.0 hours"]
+    assert [format_duration(seconds) for seconds in (9.96, 240, 7200)] == ["10.0 s", "4.0 minutes", "2.0 hours"]
 
 
 def test_where_nothing_is_paid_for_nothing_is_said() -> None:

@@ -1,12 +1,12 @@
 """Encoding `zstd`: what is compressed comes back whole, damage is an error, and the service answers the same."""
 
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
 from serve.follower import Follower
@@ -31,6 +31,7 @@ from stores.memory import MemoryStore
 from stores.store import Plan, Row, Store
 from stores.verification import load_manifest
 from tests.support.service import a_list, running
+from tests.support.soak import SEED, scaled
 from tests.support.stores import OpenStore, batches, on_every_store, ref
 
 
@@ -210,3 +211,11 @@ async def test_the_service_answers_the_same_bytes_as_from_json(tmp_path: Path) -
         assert {answer.status for answer in answers} == {200}
         bodies.append([answer.body.replace(release.encode(), b"RELEASE") for answer in answers])
     assert bodies[0] == bodies[1]
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("property_test", [test_any_value_comes_back_as_it_was])
+def test_thousands_of_examples_of_compression(property_test: Callable[[], None]) -> None:
+    deeper = settings(max_examples=scaled(5_000), deadline=None, database=None)
+    seed(SEED)(deeper(property_test))()

@@ -1,14 +1,16 @@
 """Lists as bytes: what goes in comes out, and a cut is a prefix of whole items."""
 
 import math
+from collections.abc import Callable
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
 from stores.encoding import Item, ItemEncoder, cut, decode, encode
 from stores.errors import StoreMisused
+from tests.support.soak import SEED, scaled
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
 scores = st.floats(-1e6, 1e6).map(lambda score: round(score, 6))
@@ -52,3 +54,14 @@ def test_a_score_that_json_cannot_say_is_refused(score: float) -> None:
 def test_items_and_scores_of_different_length_are_refused() -> None:
     with pytest.raises(ValueError, match="zip"):
         ItemEncoder(["a", "b"], [None, None]).encode([0, 1], [1.0])
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "property_test",
+    [test_decode_undoes_encode, test_a_cut_is_the_first_n_items, test_the_fast_encoder_agrees_with_the_plain_one],
+)
+def test_thousands_of_examples_of_encoding(property_test: Callable[[], None]) -> None:
+    deeper = settings(max_examples=scaled(2_000), deadline=None, database=None)
+    seed(SEED)(deeper(property_test))()

@@ -1,11 +1,11 @@
 """Packed key lists: small, complete, and found by range."""
 
-from itertools import pairwise
-
-from hypothesis import given
+import pytest
+from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
-from stores.keys import Span, bounds, merged, overlapping, pack, unpack
+from stores.keys import Span, bounds, merged, pack, unpack
+from tests.support.soak import SEED, scaled
 
 keys = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 
@@ -19,15 +19,6 @@ def test_what_was_packed_comes_back_with_its_bounds(batch: list[str]) -> None:
 
 def test_a_thousand_ordinary_keys_take_two_or_three_bytes_each() -> None:
     assert len(pack([f"user:{n:08}" for n in range(1000)])) < 3000
-
-
-@given(st.lists(st.lists(keys, min_size=1, max_size=5), max_size=20))
-def test_groups_are_ascending_and_complete_and_only_what_overlaps_is_together(batches: list[list[str]]) -> None:
-    spans = [Span(min(batch), max(batch), "a", place) for place, batch in enumerate(batches)]
-    groups = list(overlapping(spans))
-    assert sorted(span for group in groups for span in group) == sorted(spans)
-    for before, after in pairwise(groups):
-        assert max(span.last for span in before) < min(span.first for span in after)
 
 
 async def merged_keys(batches: list[list[str]]) -> list[list[str]]:
@@ -60,6 +51,13 @@ async def test_a_list_that_is_gone_is_left_out() -> None:
     assert found == [["b"]]
 
 
-def test_batches_in_order_are_unpacked_one_by_one() -> None:
-    spans = [Span(f"{n:03}0", f"{n:03}9", "a", n) for n in range(50)]
-    assert [len(group) for group in overlapping(reversed(spans))] == [1] * 50
+async def test_batches_in_order_are_merged_one_by_one() -> None:
+    batches = [[f"{n:03}0", f"{n:03}9"] for n in range(50)]
+    assert await merged_keys(batches[::-1]) == batches
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+def test_thousands_of_examples_of_packing() -> None:
+    deeper = settings(max_examples=scaled(2_000), deadline=None, database=None)
+    seed(SEED)(deeper(test_what_was_packed_comes_back_with_its_bounds))()

@@ -1,8 +1,10 @@
 """Manifests and the sums that hold a release together."""
 
+from collections.abc import Callable
+
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 from xxhash import xxh3_128_intdigest
 
@@ -10,6 +12,7 @@ from stores.catalogue import ReleaseId
 from stores.errors import ReleaseCorrupt, StoreMisused
 from stores.manifest import MAX_POPULAR_BYTES, Manifest, Tally, compare, describe, read_manifest
 from stores.store import Row
+from tests.support.soak import SEED, scaled
 
 ID = ReleaseId("20261120T064200Z-aaaa")
 rows = st.lists(
@@ -94,3 +97,11 @@ def test_a_release_without_a_popular_list_or_with_too_many_is_refused() -> None:
 def test_a_key_of_no_known_kind_is_refused() -> None:
     with pytest.raises(StoreMisused, match="no kind of key"):
         tally([Row("basket:1", b"x")])
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("property_test", [test_sums_do_not_depend_on_order_or_partition])
+def test_thousands_of_examples_of_sums(property_test: Callable[[], None]) -> None:
+    deeper = settings(max_examples=scaled(2_000), deadline=None, database=None)
+    seed(SEED)(deeper(property_test))()

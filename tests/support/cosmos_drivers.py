@@ -1,8 +1,8 @@
-"""Both drivers of the Cosmos store, and an emulator that can be told to misbehave and asked what it was asked."""
+"""Clients of Cosmos DB, and an emulator that can be told to misbehave and asked what it was asked."""
 
 import secrets
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,23 +12,19 @@ from urllib.request import Request, urlopen
 import orjson
 from prometheus_client.parser import text_string_to_metric_families
 
-from stores.cosmos.driver import Driver
-from stores.cosmos.rest.driver import RestDriver
-from stores.cosmos.sdk.driver import SdkDriver
+from stores.cosmos.control import AccountContainers
+from stores.cosmos.rest import RestClient
 from stores.cosmos.throughput import Throughput
 from stores.cosmos.url import Address, parse
-from stores.store import Observer
 from tests.support.cosmos_server import Emulator, emulator
 
 NAME = "user.YQ"
 ITEM = {"id": NAME, "v": 1}
 
-DRIVERS: dict[str, Callable[[Address, Observer], Driver]] = {"rest": RestDriver, "sdk": SdkDriver}
-
 
 @dataclass
 class Counted:
-    """A meter that remembers."""
+    """An observer that remembers."""
 
     ru: float = 0.0
     kinds: list[str] = field(default_factory=list)
@@ -51,8 +47,8 @@ class Account:
         if self.certificate is not None:
             options = {"ca": str(self.certificate)} | options
         parts = urlsplit(self.emulator.endpoint)
-        told = "&".join(f"{name}={value}" for name, value in options.items())
-        return f"cosmos+{parts.scheme}://{parts.netloc}/{database}?{told}"
+        query = "&".join(f"{name}={value}" for name, value in options.items())
+        return f"cosmos+{parts.scheme}://{parts.netloc}/{database}?{query}"
 
     def address(self, database: str, **options: str) -> Address:
         return parse(self.url(database, **options), {})
@@ -60,7 +56,7 @@ class Account:
     def misbehave(self, *faults: dict[str, object]) -> None:
         self._page("PUT", "faults", orjson.dumps(faults))
 
-    def told(self, name: str) -> dict[tuple[str, ...], float]:
+    def metric(self, name: str) -> dict[tuple[str, ...], float]:
         """Return a family of its metrics by the values of its labels."""
         families = text_string_to_metric_families(self._page("GET", "metrics").decode())
         samples = [sample for family in families for sample in family.samples if sample.name == name]
@@ -68,18 +64,18 @@ class Account:
 
     def asked(self, operation: str) -> int:
         """Return how many requests for an operation there were, whatever the answer."""
-        requests = self.told("hotplate_cosmos_emulator_requests_total")
+        requests = self.metric("hotplate_cosmos_emulator_requests_total")
         return round(sum(number for (what, _), number in requests.items() if what == operation))
 
     def spent_ru(self) -> float:
-        return sum(self.told("hotplate_cosmos_emulator_request_units_total").values())
+        return sum(self.metric("hotplate_cosmos_emulator_request_units_total").values())
 
     def _page(self, method: str, page: str, body: bytes | None = None) -> bytes:
         trusted = None if self.certificate is None else ssl.create_default_context(cafile=str(self.certificate))
         request = Request(f"{self.emulator.endpoint}__emulation/{page}", body, method=method)
         with urlopen(request, context=trusted, timeout=10) as answer:
-            told: bytes = answer.read()
-        return told
+            content: bytes = answer.read()
+        return content
 
 
 @contextmanager
@@ -93,9 +89,16 @@ def account(certificate: Path | None, *options: str) -> Iterator[Account]:
 async def filled(far: Account) -> Address:
     """Return a database with a container `c` that holds one item."""
     address = far.address(f"d{secrets.token_hex(4)}")
-    driver = RestDriver(address, Counted())
-    await driver.create_database()
-    await driver.create_container("c", Throughput(4000))
-    await driver.upsert("c", ITEM)
-    await driver.close()
+    client = RestClient(address)
+    await with_container(client, address)
+    await client.upsert("c", ITEM)
+    await client.close()
     return address
+
+
+async def with_container(client: RestClient, address: Address, ru: int = 4000) -> AccountContainers:
+    """Make the client's database with a container `c`, and return what made them."""
+    containers = AccountContainers(address, client)
+    await containers.create_database()
+    await containers.create_container("c", Throughput(ru))
+    return containers

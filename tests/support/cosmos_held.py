@@ -13,19 +13,25 @@ from bench.cosmos_emulator.http import Request, render
 from bench.cosmos_emulator.service import Service
 from stores.catalogue import ReleaseId
 from stores.cosmos.charges import Charges, load
+from stores.cosmos.containers import DEFINITION
+from stores.cosmos.errors import ContainerMissing
 from stores.cosmos.items import container_of
-from stores.cosmos.meter import Relay
-from stores.cosmos.rest.driver import RestDriver
+from stores.cosmos.requests import Endpoint
+from stores.cosmos.rest import RestClient
 from stores.cosmos.store import CosmosStore
-from stores.cosmos.throughput import Throughput
+from stores.cosmos.throughput import Offer, Throughput
 from stores.cosmos.url import parse
 from stores.http1 import RequestFailed, Response
-from stores.store import Row
+from stores.store import Observer, Row
+from tests.support.stores import ref
 from tests.support.virtual import in_virtual_time
 
 T = TypeVar("T")
 
 BEGAN = 1_790_000_000.0
+
+# A release that takes a while, and several batches of keys.
+ROWS = [Row("popular:", b'{"id":"p"}'), *(Row(f"user:{n:05}", b"%d" % n) for n in range(3000))]
 
 
 class Far:
@@ -42,8 +48,9 @@ class Far:
         self.many_writers = False
         self.scales_for_ever = False
         self.lose_answers = 0
-        """How many writes of the catalogue are to be done, and not told of."""
+        """How many writes of the catalogue are to be done, and not answer of."""
 
+        self.observer: Observer | None = None
         self.forgets = 0.0
         """The share of reads that ask a replica which has not heard of the item yet."""
 
@@ -51,10 +58,11 @@ class Far:
         self._loop = loop
 
     def store(self, **options: object) -> CosmosStore:
-        asked = "&".join(f"{name}={value}" for name, value in options.items())
-        address, relay = parse(f"cosmos+http://here:1/d?{asked}", {}), Relay()
-        driver = RestDriver(address, relay, clock=self.now, carry=lambda _: self)
-        self.stores.append(CosmosStore(address, driver, driver, relay, self._loop.time))
+        parameters = "&".join(f"{name}={value}" for name, value in options.items())
+        address = parse(f"cosmos+http://here:1/d?{parameters}", {})
+        client = RestClient(address, self.observer, clock=self.now, make_transport=lambda _: self)
+        containers = ContainersByRest(client)
+        self.stores.append(CosmosStore(address, client, lambda: containers, client.offer, self._loop.time))
         return self.stores[-1]
 
     def misbehave(self, *faults: dict[str, object]) -> None:
@@ -62,7 +70,7 @@ class Far:
 
     def answers(self, status: int, operation: str = "") -> int:
         counted = self.service.counts.requests.items()
-        return sum(number for (what, told), number in counted if told == status and operation in what)
+        return sum(number for (what, found), number in counted if found == status and operation in what)
 
     def spent_ru(self, operation: str = "") -> float:
         return sum(ru for (what, _), ru in self.service.counts.charges_ru.items() if operation in what)
@@ -75,31 +83,92 @@ class Far:
         return sum(partition.admitted_ru for partition in self._container(release).partitions.all)
 
     def _container(self, release: ReleaseId) -> Container:
-        return self.service.account.databases["d"].containers[container_of(release)]
+        return self.service.account.databases["d"].containers[container_of(ref(release))]
 
-    async def ask(self, request: bytes, timeout_s: float) -> Response:
-        head, _, body = request.partition(b"\r\n\r\n")
+    async def request(self, message: bytes, timeout_s: float) -> Response:
+        head, _, body = message.partition(b"\r\n\r\n")
         (method, path, _), *lines = (line.split(b" ", 2) for line in head.split(b"\r\n"))
         headers = {name.lower().rstrip(b":"): b" ".join(value) for name, *value in lines}
-        told = self.service.answer(Request(method.decode(), path.decode(), headers, body))
+        answer = self.service.answer(Request(method.decode(), path.decode(), headers, body))
         if method == b"GET" and b"/docs/" in path and self._random.random() < self.forgets:
-            told.status, told.body = 404, orjson.dumps({"code": "NotFound", "message": "never heard of it"})
+            answer.status, answer.body = 404, orjson.dumps({"code": "NotFound", "message": "never heard of it"})
         if self.many_writers and path == b"/":
-            told.body = orjson.dumps({**orjson.loads(told.body), "enableMultipleWriteLocations": True})
+            answer.body = orjson.dumps({**orjson.loads(answer.body), "enableMultipleWriteLocations": True})
         if self.scales_for_ever and path.startswith(b"/offers/"):
-            told.headers["x-ms-offer-replace-pending"] = "True"
-        if self.lose_answers and told.status in (200, 201) and b"/colls/hotplate/docs" in path and method != b"GET":
+            answer.headers["x-ms-offer-replace-pending"] = "True"
+        if self.lose_answers and answer.status in (200, 201) and b"/colls/hotplate/docs" in path and method != b"GET":
             self.lose_answers -= 1
-            told.reset = True
-        delay_s = self.latency_s + told.delay_s
+            answer.reset = True
+        delay_s = self.latency_s + answer.delay_s
         await asyncio.sleep(min(delay_s, timeout_s))
-        if told.reset or delay_s > timeout_s:
-            raise RequestFailed("reset" if told.reset else "timeout", "here")
-        head, _, body = render(told).partition(b"\r\n\r\n")
-        return Response(told.status, head + b"\r\n\r\n", body)
+        if answer.reset or delay_s > timeout_s:
+            raise RequestFailed("reset" if answer.reset else "timeout", "here")
+        head, _, body = render(answer).partition(b"\r\n\r\n")
+        return Response(answer.status, head + b"\r\n\r\n", body)
 
     async def close(self) -> None:
         """Nothing to give back."""
+
+
+class ContainersByRest:
+    """The control plane of one database without azure-cosmos, which needs a network: its requests, one attempt each."""
+
+    def __init__(self, client: RestClient) -> None:
+        self._client = client
+
+    async def create_database(self) -> bool:
+        return await self._send("POST", "dbs", "", "dbs", {"id": "d"}) == 201
+
+    async def create_container(self, container: str, throughput: Throughput | None) -> bool:
+        headers = b"content-type: application/json\r\n"
+        if throughput is not None and throughput.autoscale:
+            headers += b'x-ms-cosmos-offer-autopilot-settings: {"maxThroughput": %d}\r\n' % throughput.ru
+        elif throughput is not None:
+            headers += b"x-ms-offer-throughput: %d\r\n" % throughput.ru
+        body = {"id": container, **DEFINITION}
+        return await self._send("POST", "colls", "dbs/d", "dbs/d/colls/", body, headers=headers) == 201
+
+    async def delete_container(self, container: str) -> None:
+        link = f"dbs/d/colls/{container}"
+        try:
+            await self._send("DELETE", "colls", link, f"{link}/")
+        except ContainerMissing:
+            return
+        self._client.forget_session(container)
+
+    async def offer(self, container: str) -> Offer | None:
+        return await self._client.offer(container)
+
+    async def scale(self, container: str, throughput: Throughput) -> None:
+        endpoint, link = await self._endpoint(), f"dbs/d/colls/{container}"
+        found = await endpoint.request("GET", "colls", link, f"{link}/")
+        query = {
+            "query": "SELECT * FROM root r WHERE r.resource=@link",
+            "parameters": [{"name": "@link", "value": orjson.loads(found.body)["_self"]}],
+        }
+        headers = b"content-type: application/query+json\r\nx-ms-documentdb-isquery: True\r\n"
+        offers = await endpoint.request("POST", "offers", "", "offers", headers=headers, body=orjson.dumps(query))
+        offer = orjson.loads(offers.body)["Offers"][0]
+        name = offer["id"]
+        await self._send("PUT", "offers", name.lower(), f"offers/{name}/", {**offer, "content": throughput.content()})
+
+    async def close(self) -> None:
+        """Nothing to give back."""
+
+    async def _send(
+        self, verb: str, kind: str, link: str, path: str, body: object = None, *, headers: bytes = b""
+    ) -> int:
+        endpoint = await self._endpoint()
+        sent = b"" if body is None else orjson.dumps(body)
+        response = await endpoint.request(verb, kind, link, path, headers=headers, body=sent)
+        if response.status not in (200, 201, 204, 409):
+            raise self._client.translator.error(response)
+        self._client.translator.charge(response)
+        return response.status
+
+    async def _endpoint(self) -> Endpoint:
+        await self._client.write_region()
+        return self._client._topology.write_endpoint
 
 
 def with_far(work: Callable[[Far], Coroutine[Any, Any, T]]) -> T:

@@ -2,8 +2,10 @@
 
 import asyncio
 import ssl
+import time
 import urllib.parse
 import urllib.request
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -12,20 +14,20 @@ from azure.core.credentials import AccessToken
 
 from tests.support.cosmos_server import Emulator
 
+# Where ARM keeps the emulated account.
 PLACE = {"subscription": "00000000-0000-0000-0000-000000000000", "resource_group": "emulation"}
-"""Where ARM keeps the emulated account."""
 
 
 def token_of(server: Emulator, scope: str, roles: str = "", life_s: int = 3600) -> AccessToken:
     """Ask the issuer as a credential asks Entra ID."""
     assert server.certificate is not None
-    asked = {"scope": scope, "life_s": life_s} | ({"roles": roles} if roles else {})
-    url = f"{server.endpoint}__emulation/token?{urllib.parse.urlencode(asked)}"
+    query = {"scope": scope, "life_s": life_s} | ({"roles": roles} if roles else {})
+    url = f"{server.endpoint}__emulation/token?{urllib.parse.urlencode(query)}"
     with urllib.request.urlopen(
         url, timeout=5, context=ssl.create_default_context(cafile=server.certificate)
     ) as answer:
-        told = orjson.loads(answer.read())
-    return AccessToken(told["access_token"], told["expires_on"])
+        answer_json = orjson.loads(answer.read())
+    return AccessToken(answer_json["access_token"], answer_json["expires_on"])
 
 
 class Identity:
@@ -57,6 +59,35 @@ class Identity:
 
 def url_of(server: Emulator, database: str, **options: object) -> str:
     """Return the URL of a database as Entra ID's identities reach it."""
-    asked = {"ca": server.certificate, **options}
+    query = {"ca": server.certificate, **options}
     host = server.endpoint.removeprefix("https://").rstrip("/")
-    return f"cosmos://{host}/{database}?{urllib.parse.urlencode(asked)}"
+    return f"cosmos://{host}/{database}?{urllib.parse.urlencode(query)}"
+
+
+class Issued:
+    """A credential that takes its tokens from the emulator, or fails, or gives what no longer counts."""
+
+    def __init__(self, endpoint: str, clock: Callable[[], float] = time.time) -> None:
+        self.endpoint = endpoint
+        self.clock = clock
+        self.requests = 0
+        self.error = ""
+        self.spoiled = False
+        self.closed = False
+        self.scopes = set[str]()
+
+    async def get_token(self, *scopes: str) -> AccessToken:
+        self.requests += 1
+        self.scopes |= set(scopes)
+        if self.error:
+            raise RuntimeError(self.error)
+        answer_json = orjson.loads(await asyncio.to_thread(self.page))
+        return AccessToken(answer_json["access_token"] + "x" * self.spoiled, int(self.clock()) + 3600)
+
+    def page(self) -> bytes:
+        with urllib.request.urlopen(f"{self.endpoint}__emulation/token", timeout=10) as answer:
+            answer_json: bytes = answer.read()
+        return answer_json
+
+    async def close(self) -> None:
+        self.closed = True

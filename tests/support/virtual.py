@@ -1,7 +1,6 @@
 """An event loop whose time passes only when nothing is left to do, and a server simulated in it."""
 
 import asyncio
-import selectors
 from collections.abc import Callable, Coroutine
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
@@ -9,32 +8,11 @@ from typing import Any, ParamSpec, TypeVar
 from bench.loadgen.generator import Generator, LoadConnection
 from bench.loadgen.load import Load
 from bench.loadgen.result import Result
+from stores.estimate import VirtualLoop as VirtualLoop  # noqa: PLC0414 -- tests take it from here
 
 T = TypeVar("T")
 P = ParamSpec("P")
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
-
-
-class Leaping(selectors.SelectSelector):
-    """Waits for nothing: the time that a loop would have waited has passed at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now_s = 1_000.0
-
-    def select(self, timeout: float | None = None) -> Any:  # noqa: ANN401 -- what the base class gives is private
-        if timeout:
-            self.now_s += timeout
-        return super().select(0)
-
-
-class VirtualLoop(asyncio.SelectorEventLoop):
-    def __init__(self) -> None:
-        self.leaping = Leaping()
-        super().__init__(self.leaping)
-
-    def time(self) -> float:
-        return self.leaping.now_s
 
 
 def in_virtual_time(work: Callable[[VirtualLoop], Coroutine[Any, Any, T]]) -> T:

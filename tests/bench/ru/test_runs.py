@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.ru.sandbox import PREFIX, ChargeCounter, sandbox
-from stores.cosmos.rest.driver import RestDriver
+from bench.ru.sandbox import PREFIX, sandbox
+from stores.cosmos.control import AccountContainers
+from stores.cosmos.rest import RestClient
 from stores.cosmos.throughput import Throughput
 from stores.cosmos.url import parse
 from tests.support.command import hotplate
@@ -38,11 +39,13 @@ def account() -> Iterator[Emulator]:
 
 
 async def fill(url: str) -> None:
-    driver = RestDriver(parse(url, {}), ChargeCounter())
-    await driver.create_database()
-    await driver.create_container("theirs", Throughput(400))
-    await driver.upsert("theirs", {"id": "a"})
-    await driver.close()
+    address = parse(url, {})
+    client = RestClient(address)
+    made = AccountContainers(address, client)
+    await made.create_database()
+    await made.create_container("theirs", Throughput(400))
+    await client.upsert("theirs", {"id": "a"})
+    await client.close()
 
 
 def url_of(account: Emulator) -> str:
@@ -91,7 +94,7 @@ def test_without_a_yes_nothing_is_made(account: Emulator, tmp_path: Path, monkey
         done = hotplate("bench", "ru", *arguments)
         assert done.returncode == code
         assert "USD" in done.stderr
-        assert "othing was made" in done.stderr
+        assert "othing was created" in done.stderr
     assert containers(account) == before
     assert not (tmp_path / "found.json").exists()
 

@@ -20,12 +20,11 @@ from serve.exposition import Exposition
 from serve.metrics import Metrics
 from serve.reader import TieredReader
 from serve.tiers import StoreObserver
-from stores.cosmos.containers import containers_of
-from stores.cosmos.meter import Relay
-from stores.cosmos.rest.driver import RestDriver
+from stores.cosmos.auth import TOKEN_PAUSE_S
+from stores.cosmos.containers import open_containers
+from stores.cosmos.rest import RestClient
 from stores.cosmos.store import CosmosStore
-from stores.cosmos.token import PAUSE_S
-from stores.cosmos.url import EMULATORS_KEY, KEY
+from stores.cosmos.url import EMULATOR_KEY, KEY
 from tests.support.clock import FakeClock
 from tests.support.cosmos_drivers import account
 from tests.support.cosmos_server import emulator
@@ -79,7 +78,7 @@ async def test_where_no_release_was_ever_read_nothing_is_ready_and_the_error_say
             raise AssertionError("it cannot be read")
     assert SENTENCES[why] in str(caught.value)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    for secret in (EMULATORS_KEY, WRONG):
+    for secret in (EMULATOR_KEY, WRONG):
         assert secret not in caplog.text + str(caught.value)
 
 
@@ -104,7 +103,7 @@ async def test_readers_that_are_let_in_no_more_go_on_with_popular_lists_until_th
             proxy.target = port
             proxy.reset()
             await until_read(reader, TIER)
-    for secret in (EMULATORS_KEY, WRONG):
+    for secret in (EMULATOR_KEY, WRONG):
         assert secret not in caplog.text
 
 
@@ -130,7 +129,7 @@ async def test_a_service_that_is_let_in_no_more_loses_no_request_under_load(tmp_
     logged = run.service.log.read_text()
     assert (run.logged("circuit open"), run.logged("circuit closed")) == (1, 1)
     assert run.logged(SENTENCES[why]) <= 2, "once of the catalogue, once of lookups"
-    assert EMULATORS_KEY not in logged
+    assert EMULATOR_KEY not in logged
     assert WRONG not in logged
 
 
@@ -162,11 +161,10 @@ async def test_a_token_that_ends_costs_personal_lists_until_entra_id_gives_anoth
     with account(None, "--entra-issuer") as far:
         await publish_to(far.url("db"), lists("r0"))
         clock, metrics = FakeClock(), Metrics(1, [TIER])
-        relay = Relay(StoreObserver(TIER, metrics))
         clock.now = time.time()
         identity, address = ShortLived(far.emulator.endpoint, clock), replace(far.address("db"), key=None)
-        driver = RestDriver(address, relay, credential=identity, clock=clock)
-        store = CosmosStore(address, driver, containers_of(address, driver), relay)
+        client = RestClient(address, StoreObserver(TIER, metrics), credential=identity, clock=clock)
+        store = CosmosStore(address, client, lambda: open_containers(address, client))
         async with TieredReader({TIER: store}, budget_s=1.0, metrics=metrics) as reader:
             await reader.wait_until_ready(WAIT_S)
             await lose_and_find_its_token(reader, identity, clock)
@@ -191,6 +189,6 @@ async def lose_and_find_its_token(reader: TieredReader, identity: ShortLived, cl
     kinds = 'hotplate_store_failures_total{kind="unauthorized",store="cosmos+http"}'
     assert f"{kinds} 5" in text, "as many as open the circuit"
     identity.error = ""
-    clock.now += PAUSE_S
+    clock.now += TOKEN_PAUSE_S
     await until(is_personal, "no list is personal again")
     assert identity.requests == 3

@@ -131,7 +131,7 @@ async def test_a_hot_key_spends_what_its_partition_has_and_nothing_of_the_others
 
 def cosmos_throttled(cosmos: Account, release: ReleaseId) -> Counter[str]:
     """Return how many requests each partition of a release's container refused."""
-    counted = {labels[1]: round(count) for labels, count in cosmos.told(THROTTLED).items() if release in labels[0]}
+    counted = {labels[1]: round(count) for labels, count in cosmos.metric(THROTTLED).items() if release in labels[0]}
     return Counter(counted)
 
 

@@ -1,14 +1,14 @@
-"""What the driver makes of answers that are cut short, make no sense, or say no: an error of a kind, never data."""
+"""What the client makes of answers that are cut short, make no sense, or say no: an error of a kind, never data."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import orjson
 import pytest
 
-from stores.cosmos.driver import Offer
-from stores.cosmos.errors import ContainerMissing, CosmosThrottled, CosmosUnavailable, Refusal, translated
-from stores.cosmos.rest.driver import RestDriver
-from stores.cosmos.throughput import Throughput
+from stores.cosmos.control import AccountContainers
+from stores.cosmos.errors import ContainerMissing, CosmosThrottled, CosmosUnavailable, ErrorResponse, error_for
+from stores.cosmos.rest import RestClient
+from stores.cosmos.throughput import Offer, Throughput
 from stores.cosmos.url import parse
 from stores.errors import StoreFull
 from tests.support.cosmos_drivers import Counted
@@ -24,13 +24,13 @@ async def raw() -> AsyncIterator[Raw]:
 
 
 @pytest.fixture
-def meter() -> Counted:
+def observer() -> Counted:
     return Counted()
 
 
 @pytest.fixture
-async def driver(raw: Raw, meter: Counted) -> AsyncIterator[RestDriver]:
-    made = RestDriver(parse(f"cosmos+http://127.0.0.1:{raw.port}/d", {}), meter)
+async def client(raw: Raw, observer: Counted) -> AsyncIterator[RestClient]:
+    made = RestClient(parse(f"cosmos+http://127.0.0.1:{raw.port}/d", {}), observer)
     yield made
     await made.close()
 
@@ -75,64 +75,67 @@ async def driver(raw: Raw, meter: Counted) -> AsyncIterator[RestDriver]:
     ],
 )
 async def test_what_is_no_item_is_an_error_of_a_kind_and_counted(
-    raw: Raw, driver: RestDriver, meter: Counted, said: bytes, kind: str
+    raw: Raw, client: RestClient, observer: Counted, said: bytes, kind: str
 ) -> None:
     raw.says = [said]
     with pytest.raises(CosmosUnavailable) as error:
-        await driver.read("c", "a", 2.0)
+        await client.read("c", "a", 2.0)
     assert error.value.kind == kind
-    assert meter.kinds == [kind]
+    assert observer.kinds == [kind]
     raw.says = [answer(200, ITEM)]
-    assert await driver.read("c", "a", 2.0) == {"id": "a", "v": 1}
+    assert await client.read("c", "a", 2.0) == {"id": "a", "v": 1}
 
 
-@pytest.mark.parametrize("said", [b"HTTP/1.1 200 OK\r\n" + DATE + b"content-length: 99\r\n\r\n{", b""])
+@pytest.mark.parametrize(
+    "said",
+    [b"HTTP/1.1 200 OK\r\n" + DATE + b"content-length: 99\r\n\r\n{", b""],
+    ids=["in its body", "in its head"],
+)
 async def test_an_answer_that_stops_in_the_middle_is_a_timeout(
-    raw: Raw, driver: RestDriver, meter: Counted, said: bytes
+    raw: Raw, client: RestClient, observer: Counted, said: bytes
 ) -> None:
     raw.says = [said, answer(200, ITEM)]
-    await driver.account()
+    await client.account()
     with pytest.raises(CosmosUnavailable) as error:
-        await driver.read("c", "a", 0.05)
+        await client.read("c", "a", 0.05)
     assert error.value.kind == "timeout"
-    assert meter.kinds == ["timeout"]
-    assert await driver.read("c", "a", 2.0) == {"id": "a", "v": 1}
+    assert observer.kinds == ["timeout"]
+    assert await client.read("c", "a", 2.0) == {"id": "a", "v": 1}
 
 
-async def test_an_answer_that_is_cut_anywhere_is_no_item(raw: Raw, driver: RestDriver, meter: Counted) -> None:
+async def test_an_answer_that_is_cut_anywhere_is_no_item(raw: Raw, client: RestClient, observer: Counted) -> None:
     whole = answer(200, ITEM)
     for length in range(len(whole)):
         raw.says = [whole, whole[:length] + CUT]
-        assert await driver.read("c", "a", 2.0) == {"id": "a", "v": 1}
+        assert await client.read("c", "a", 2.0) == {"id": "a", "v": 1}
         with pytest.raises(CosmosUnavailable) as error:
-            await driver.read("c", "a", 2.0)
+            await client.read("c", "a", 2.0)
         assert error.value.kind == "reset"
-    assert meter.kinds == ["reset"] * len(whole)
+    assert observer.kinds == ["reset"] * len(whole)
 
 
-async def test_chunks_are_an_item_all_the_same(raw: Raw, driver: RestDriver) -> None:
+async def test_chunks_are_an_item_all_the_same(raw: Raw, client: RestClient) -> None:
     chunks = b"5\r\n" + ITEM[:5] + b"\r\nb\r\n" + ITEM[5:] + b"\r\n0\r\n\r\n"
     raw.says = [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nX-MS-Request-Charge: 2.5\r\n\r\n" + chunks]
-    assert await driver.read("c", "a", 2.0) == {"id": "a", "v": 1}
+    assert await client.read("c", "a", 2.0) == {"id": "a", "v": 1}
 
 
 @pytest.mark.parametrize(
     "ask",
     [
-        lambda driver: driver.look("c", "a"),
-        lambda driver: driver.read("c", "a", 2.0, fresh=True),
-        lambda driver: driver.offer("c"),
-        lambda driver: driver.scale("c", None),
+        lambda client: client.read_versioned("c", "a"),
+        lambda client: client.read("c", "a", 2.0, fresh=True),
+        lambda client: client.offer("c"),
     ],
 )
 async def test_nonsense_is_no_answer_to_anything_else_either(
-    raw: Raw, driver: RestDriver, meter: Counted, ask: Callable[[RestDriver], Awaitable[object]]
+    raw: Raw, client: RestClient, observer: Counted, ask: Callable[[RestClient], Awaitable[object]]
 ) -> None:
     raw.says = [answer(200, b"<html></html>")]
     with pytest.raises(CosmosUnavailable) as error:
-        await ask(driver)
+        await ask(client)
     assert error.value.kind == "malformed"
-    assert meter.kinds == ["malformed"]
+    assert observer.kinds == ["malformed"]
 
 
 AUTOSCALE = Throughput(4000, autoscale=True)
@@ -157,34 +160,36 @@ def found(offer: dict[str, object]) -> list[bytes]:
         ),
     ],
 )
-async def test_an_offer_is_told_with_its_least_and_whether_it_is_under_way(
-    raw: Raw, driver: RestDriver, headers: bytes, minimum: dict[str, object], told: Offer
+async def test_an_offer_has_its_minimum_and_whether_a_change_is_pending(
+    raw: Raw, client: RestClient, headers: bytes, minimum: dict[str, object], told: Offer
 ) -> None:
     one = {**OFFER, "content": {"offerThroughput": 500, **minimum}}
     raw.says = [*found(one), answer(200, orjson.dumps(one), headers)]
-    assert await driver.offer("c") == told
+    assert await client.offer("c") == told
 
 
-async def test_a_serverless_account_has_no_offers(raw: Raw, driver: RestDriver, meter: Counted) -> None:
+async def test_a_serverless_account_has_no_offers(raw: Raw, client: RestClient, observer: Counted) -> None:
     said = "Reading or replacing offers is not supported for serverless accounts."
     raw.says = [found(OFFER)[0], refusal(400, 0, said)]
-    assert await driver.offer("c") is None
+    assert await client.offer("c") is None
     raw.says = [found(OFFER)[0], answer(200, b'{"Offers":[]}')]
-    assert await driver.offer("c") is None
-    assert meter.kinds == []
+    assert await client.offer("c") is None
+    assert observer.kinds == []
 
 
-async def test_scaling_keeps_what_else_an_offer_says(raw: Raw, driver: RestDriver) -> None:
-    raw.says = [*found(OFFER), answer(200, b"{}")]
-    await driver.scale("c", Throughput(800))
+async def test_scaling_sends_what_else_an_offer_says_back(raw: Raw, client: RestClient) -> None:
+    container = answer(200, b'{"id":"c","_rid":"r","_self":"dbs/x/colls/y/"}')
+    offer = {**OFFER, "_self": "offers/oR/"}
+    raw.says = [container, found(offer)[1], answer(200, orjson.dumps(offer))]
+    await AccountContainers(parse(f"cosmos+http://127.0.0.1:{raw.port}/d", {}), client).scale("c", Throughput(800))
     assert raw.heard[-1].startswith(b"PUT /offers/oR/ ")
-    assert orjson.loads(raw.bodies[-1]) == {"id": "oR", "content": {"offerThroughput": 800, "kept": 1}}
+    assert orjson.loads(raw.bodies[-1]) == offer | {"content": {"offerThroughput": 800, "kept": 1}}
 
 
-async def test_a_look_without_a_date_is_none(raw: Raw, driver: RestDriver) -> None:
+async def test_a_versioned_read_without_a_date_is_malformed(raw: Raw, client: RestClient) -> None:
     raw.says = [answer(200, ITEM).replace(DATE, b"")]
     with pytest.raises(CosmosUnavailable, match="no date"):
-        await driver.look("c", "a")
+        await client.read_versioned("c", "a")
 
 
 @pytest.mark.parametrize(
@@ -197,12 +202,12 @@ async def test_a_look_without_a_date_is_none(raw: Raw, driver: RestDriver) -> No
         {"readableLocations": [{"name": "Here", "databaseAccountEndpoint": "http://[::1/"}]},
     ],
 )
-async def test_an_account_that_makes_no_sense_is_not_believed(
-    raw: Raw, driver: RestDriver, told: dict[str, object]
+async def test_an_account_that_makes_no_sense_is_malformed(
+    raw: Raw, client: RestClient, told: dict[str, object]
 ) -> None:
     raw.told = told
     with pytest.raises(CosmosUnavailable) as error:
-        await driver.read("c", "a", 2.0)
+        await client.read("c", "a", 2.0)
     assert error.value.kind == "malformed"
 
 
@@ -213,31 +218,29 @@ async def test_an_account_that_makes_no_sense_is_not_believed(
         {"writableLocations": [{"name": name, "databaseAccountEndpoint": "http://127.0.0.1:1/"} for name in "ab"]},
     ],
 )
-async def test_an_account_that_is_written_in_several_regions_is_told(
-    raw: Raw, driver: RestDriver, told: dict[str, object]
-) -> None:
+async def test_an_account_reports_multiple_write_regions(raw: Raw, client: RestClient, told: dict[str, object]) -> None:
     raw.told = told
-    assert (await driver.account()).many_writers
+    assert (await client.account()).multiple_write_regions
     raw.told = {}
-    assert not (await driver.account()).many_writers
+    assert not (await client.account()).multiple_write_regions
 
 
-async def test_a_session_is_asked_for_only_where_the_account_has_them(raw: Raw, driver: RestDriver) -> None:
+async def test_a_session_is_requested_only_where_the_account_has_them(raw: Raw, client: RestClient) -> None:
     raw.says = [answer(201, ITEM, b"x-ms-session-token: 0:-1#7\r\n"), answer(200, b'{"id":"a","_etag":"x"}')]
-    await driver.upsert("c", {"id": "a"})
-    await driver.look("c", "a")
+    await client.upsert("c", {"id": "a"})
+    await client.read_versioned("c", "a")
     assert b"x-ms-session-token: 0:-1#7\r\n" in raw.heard[-1]
     assert b"x-ms-consistency-level: Session\r\n" in raw.heard[-1]
     raw.told = {"userConsistencyPolicy": {"defaultConsistencyLevel": "Eventual"}}
-    await driver.account()
-    await driver.look("c", "a")
+    await client.account()
+    await client.read_versioned("c", "a")
     assert b"session" not in raw.heard[-1].lower()
 
 
-def test_what_is_refused_is_told_in_one_line_without_secrets() -> None:
+def test_a_refusal_is_one_line_without_secrets() -> None:
     secret = "A" * 86 + "=="
     said = f"first type%3Dmaster%26ver%3D1.0%26sig%3D{secret} and {secret} line {'x' * 20}" + " word" * 200 + "\nsecond"
-    text = str(translated(Refusal(400, 0, said), "cosmos://a/d"))
+    text = str(error_for(ErrorResponse(400, 0, said), "cosmos://a/d"))
     assert text.startswith("cosmos://a/d refused (400/0): first … and … line xxxxxxxxxxxxxxxxxxxx word")
     assert "AAAA" not in text
     assert "second" not in text
@@ -245,10 +248,10 @@ def test_what_is_refused_is_told_in_one_line_without_secrets() -> None:
 
 
 def test_statuses_have_their_errors() -> None:
-    throttled = translated(Refusal(429, 3200, "", 0.25), "x")
+    throttled = error_for(ErrorResponse(429, 3200, "", 0.25), "x")
     assert isinstance(throttled, CosmosThrottled)
     assert throttled.retry_after_s == 0.25
-    assert isinstance(translated(Refusal(404, 1003, ""), "x"), ContainerMissing)
-    assert isinstance(translated(Refusal(403, 1014, ""), "x"), StoreFull)
-    lasting = {status: translated(Refusal(status, 0, ""), "x") for status in (400, 401, 403, 404, 413, 429, 503)}
-    assert [status for status, error in lasting.items() if getattr(error, "lasting", False)] == [400, 401, 403, 413]
+    assert isinstance(error_for(ErrorResponse(404, 1003, ""), "x"), ContainerMissing)
+    assert isinstance(error_for(ErrorResponse(403, 1014, ""), "x"), StoreFull)
+    lasting = {status: error_for(ErrorResponse(status, 0, ""), "x") for status in (400, 401, 403, 404, 413, 429, 503)}
+    assert [status for status, error in lasting.items() if getattr(error, "permanent", False)] == [400, 401, 403, 413]

@@ -16,9 +16,8 @@ from azure.core.exceptions import ClientAuthenticationError, HttpResponseError
 from azure.mgmt.cosmosdb import CosmosDBManagementClient
 
 from stores.cosmos.arm import ArmContainers
-from stores.cosmos.driver import Offer
-from stores.cosmos.errors import ContainerMissing, CosmosThrottled, CosmosUnavailable, Refusal, translated
-from stores.cosmos.throughput import Throughput
+from stores.cosmos.errors import ContainerMissing, CosmosThrottled, CosmosUnavailable, ErrorResponse, error_for
+from stores.cosmos.throughput import Offer, Throughput
 from stores.cosmos.url import Address, parse
 from stores.errors import StoreMisused
 from tests.support.cosmos_server import Emulator, emulator
@@ -40,8 +39,8 @@ def address_of(server: Emulator, **options: object) -> Address:
 
 @asynccontextmanager
 async def managing(address: Address, identity: Identity) -> AsyncIterator[ArmContainers]:
-    assert address.managed is not None
-    containers = ArmContainers(address, address.managed, identity)
+    assert address.arm is not None
+    containers = ArmContainers(address, address.arm, identity)
     try:
         yield containers
     finally:
@@ -65,7 +64,7 @@ def fault(server: Emulator, **told: object) -> Iterator[None]:
         put([])
 
 
-def test_the_unmodified_library_makes_scales_tells_and_drops(server: Emulator) -> None:
+def test_the_unmodified_library_makes_scales_reads_and_drops(server: Emulator) -> None:
     class Known:
         def get_token(self, *scopes: str, **_options: object) -> AccessToken:
             return token_of(server, scopes[0])
@@ -121,7 +120,7 @@ async def test_a_container_is_made_scaled_and_dropped_with_a_token_only(server: 
         assert await containers.offer("a") == Offer(Throughput(2000, autoscale=True), 1000, pending=False)
 
 
-async def test_what_arm_refuses_after_it_was_accepted_is_told(server: Emulator) -> None:
+async def test_what_arm_refuses_after_it_was_accepted_is_an_error(server: Emulator) -> None:
     async with managing(address_of(server), Identity(server)) as containers:
         await containers.create_database()
         await containers.create_container("r", Throughput(400))
@@ -130,7 +129,7 @@ async def test_what_arm_refuses_after_it_was_accepted_is_told(server: Emulator) 
         assert refused.value.kind == "refused"
 
 
-async def test_an_identity_without_the_role_is_told_which_one_it_needs(server: Emulator) -> None:
+async def test_the_error_of_an_identity_without_the_role_names_the_role(server: Emulator) -> None:
     async with managing(address_of(server), Identity(server, "contributor")) as containers:
         with pytest.raises(CosmosUnavailable, match="give it the role Cosmos DB Operator") as refused:
             await containers.create_container("r", None)
@@ -141,7 +140,7 @@ async def test_an_identity_without_the_role_is_told_which_one_it_needs(server: E
 @pytest.mark.parametrize(
     "wrong", [{"subscription": "11111111-0000-0000-0000-000000000000"}, {"resource_group": "elsewhere"}]
 )
-async def test_a_wrong_place_is_told_with_what_to_set(server: Emulator, wrong: dict[str, str]) -> None:
+async def test_a_wrong_subscription_or_group_is_named_with_what_to_set(server: Emulator, wrong: dict[str, str]) -> None:
     async with managing(address_of(server, **wrong), Identity(server)) as containers:
         with pytest.raises(StoreMisused, match="set subscription= and resource_group= right") as refused:
             await containers.create_database()
@@ -165,7 +164,7 @@ async def test_arm_that_is_busy_says_when_to_come_back(server: Emulator) -> None
         assert not await containers.create_database(), "what was asked for was done, and is found by the next attempt"
 
 
-async def test_arm_that_is_not_there_and_tokens_that_are_not_given_are_told_apart(server: Emulator) -> None:
+async def test_arm_that_is_away_and_a_missing_token_are_different_errors(server: Emulator) -> None:
     class Stranger(Identity):
         async def get_token(self, *scopes: str, **_options: object) -> AccessToken:
             del scopes
@@ -198,14 +197,14 @@ async def test_closing_gives_back_connections_before_and_after_the_first_call(se
 
 def test_a_url_says_where_the_account_is_managed(server: Emulator) -> None:
     ids = {"AZURE_SUBSCRIPTION_ID": PLACE["subscription"]}
-    managed = parse("cosmos://acct/db?resource_group=rg", ids).managed
+    managed = parse("cosmos://acct/db?resource_group=rg", ids).arm
     assert managed is not None
     assert (managed.subscription, managed.account, managed.emulator) == (PLACE["subscription"], "acct", None)
-    assert parse("cosmos://acct/db", ids).managed is None
-    elsewhere = parse("cosmos://acct.documents.azure.cn/db?resource_group=rg", ids).managed
+    assert parse("cosmos://acct/db", ids).arm is None
+    elsewhere = parse("cosmos://acct.documents.azure.cn/db?resource_group=rg", ids).arm
     assert elsewhere is not None
     assert elsewhere.account == "acct"
-    local = parse(url_of(server, "db", **PLACE), {}).managed
+    local = parse(url_of(server, "db", **PLACE), {}).arm
     assert local is not None
     assert local.emulator == server.endpoint.rstrip("/")
     for url, told in (
@@ -218,10 +217,10 @@ def test_a_url_says_where_the_account_is_managed(server: Emulator) -> None:
             parse(url, {})
 
 
-def test_an_account_whose_keys_may_not_change_containers_is_told_from_a_missing_role() -> None:
+def test_keys_that_may_not_change_containers_and_a_missing_role_are_different_errors() -> None:
     said = "Operation 'POST' on resource 'colls' is not allowed through Azure Cosmos DB endpoint. Please switch on such"
-    error = translated(Refusal(403, 0, said), "cosmos://acct/db")
+    error = error_for(ErrorResponse(403, 0, said), "cosmos://acct/db")
     assert isinstance(error, CosmosUnavailable)
     assert error.kind == "forbidden"
     assert "add subscription= and resource_group= to its URL" in str(error)
-    assert "Data Contributor" in str(translated(Refusal(403, 5302, "no permission"), "cosmos://acct/db"))
+    assert "Data Contributor" in str(error_for(ErrorResponse(403, 5302, "no permission"), "cosmos://acct/db"))

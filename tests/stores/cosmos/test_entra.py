@@ -12,16 +12,14 @@ import pytest
 from azure.core.credentials import AccessToken
 
 from stores.catalogue import ReleaseId
+from stores.cosmos import open_url
 from stores.cosmos.arm import ArmContainers
-from stores.cosmos.containers import containers_of
-from stores.cosmos.driver import Driver
+from stores.cosmos.containers import Containers, open_containers
+from stores.cosmos.control import AccountContainers
 from stores.cosmos.errors import CosmosUnavailable
-from stores.cosmos.meter import Relay
-from stores.cosmos.rest.driver import RestDriver
-from stores.cosmos.sdk.driver import SdkDriver
-from stores.cosmos.store import CosmosStore, open_url
-from stores.cosmos.throughput import Throughput
-from stores.cosmos.url import KEY, Address, parse
+from stores.cosmos.rest import RestClient
+from stores.cosmos.store import CosmosStore
+from stores.cosmos.url import KEY, parse
 from stores.errors import StoreMisused
 from stores.lifecycle import activate, prune, publish, rollback
 from stores.store import Plan, Row
@@ -42,21 +40,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
         yield replace(running, certificate=certificate)
 
 
-def driver_of(address: Address, identity: Identity) -> Driver:
-    if address.driver == "sdk":
-        return SdkDriver(address, Relay(), identity)
-    return RestDriver(address, Relay(), credential=identity)
-
-
 @asynccontextmanager
 async def opened(server: Emulator, url: str, roles: str) -> AsyncIterator[CosmosStore]:
     """Open a store as `open_url` does, with an identity of *roles* in the place of this machine's."""
     address = parse(url, {})
-    driver = driver_of(address, Identity(server, roles))
-    containers = containers_of(address, driver)
-    if address.managed is not None:
-        containers = ArmContainers(address, address.managed, Identity(server, roles))
-    store = CosmosStore(address, driver, containers, Relay())
+    client = RestClient(address, credential=Identity(server, roles))
+
+    def containers() -> Containers:
+        if address.arm is not None:
+            return ArmContainers(address, address.arm, Identity(server, roles))
+        return open_containers(address, client)
+
+    store = CosmosStore(address, client, containers)
     try:
         yield store
     finally:
@@ -67,9 +62,8 @@ async def release_of(store: CosmosStore, *, live: bool = True) -> ReleaseId:
     return ((await publish(store, batches(ROWS), plan=Plan(len(ROWS), 10_000), about={}, live=live)).manifest).release
 
 
-@pytest.mark.parametrize("driver", ["rest", "sdk"])
-async def test_releases_live_their_whole_life_with_tokens_only(server: Emulator, driver: str) -> None:
-    url = url_of(server, f"db-{secrets.token_hex(4)}", driver=driver, ru=1000, **PLACE)
+async def test_releases_live_their_whole_life_with_tokens_only(server: Emulator) -> None:
+    url = url_of(server, f"db-{secrets.token_hex(4)}", ru=1000, **PLACE)
     async with opened(server, url, "contributor,operator") as publisher:
         first = await release_of(publisher)
         second = await release_of(publisher, live=False)
@@ -80,7 +74,7 @@ async def test_releases_live_their_whole_life_with_tokens_only(server: Emulator,
         assert await publisher.warnings() == []
         assert await prune(publisher, keep=0, grace_s=0) == [first]
         assert (await publisher.catalogue()).live == second
-    reading = url_of(server, parse(url, {}).database, driver=driver)
+    reading = url_of(server, parse(url, {}).database)
     async with opened(server, reading, "reader") as reader:
         assert await reader.get_many(ref(second), ["user:007", "user:absent"]) == [b"list of 7", None]
         assert await reader.warnings() == []
@@ -95,26 +89,7 @@ async def test_without_a_place_at_arm_publishing_is_refused_with_what_to_add(ser
         assert (await store.catalogue()).releases == ()
 
 
-@pytest.mark.parametrize("driver", ["rest", "sdk"])
-async def test_the_account_itself_lets_no_token_make_containers(server: Emulator, driver: str) -> None:
-    address = parse(url_of(server, "db", driver=driver), {})
-    account = driver_of(address, Identity(server))
-    try:
-        for refused in (
-            account.create_database(),
-            account.create_container("c", Throughput(400)),
-            account.delete_container("c"),
-        ):
-            with pytest.raises(
-                CosmosUnavailable, match="lets no identity of Entra ID make, scale or drop"
-            ) as forbidden:
-                await refused
-            assert forbidden.value.kind == "forbidden"
-    finally:
-        await account.close()
-
-
-async def test_an_identity_that_may_only_read_is_told_so_when_it_publishes(server: Emulator) -> None:
+async def test_the_error_of_an_identity_that_may_only_read_names_the_role(server: Emulator) -> None:
     url = url_of(server, f"db-{secrets.token_hex(4)}", **PLACE)
     async with opened(server, url, "reader,operator") as store:
         with pytest.raises(CosmosUnavailable, match="Cosmos DB Built-in Data Contributor"):
@@ -124,19 +99,25 @@ async def test_an_identity_that_may_only_read_is_told_so_when_it_publishes(serve
 async def test_a_key_goes_to_the_account_for_everything(server: Emulator) -> None:
     store = open_url(f"cosmos+{server.endpoint}db-{secrets.token_hex(4)}?ca={server.certificate}")
     try:
-        assert await store.get_many(await release_of(store), ["user:001"]) == [b"list of 1"]
+        assert await store.get_many(ref(await release_of(store)), ["user:001"]) == [b"list of 1"]
     finally:
         await store.close()
 
 
-async def test_a_key_that_may_not_change_containers_leaves_them_to_arm(server: Emulator) -> None:
+async def test_who_makes_containers_follows_the_url(server: Emulator) -> None:
+    """A key that may not change containers leaves them to ARM, where the URL names it."""
     address = parse(url_of(server, "db", **PLACE), {KEY: server.key})
-    driver = RestDriver(address, Relay())
-    containers = containers_of(address, driver)
-    assert isinstance(containers, ArmContainers)
-    await containers.close()
-    assert containers_of(replace(address, managed=None), driver) is driver
-    await driver.close()
+    client = RestClient(address)
+    for asked, expected in (
+        (address, ArmContainers),
+        (replace(address, arm=None), AccountContainers),
+    ):
+        containers = open_containers(asked, client)
+        assert isinstance(containers, expected)
+        await containers.close()
+    with pytest.raises(StoreMisused, match="add subscription= and resource_group= to its URL"):
+        open_containers(replace(address, arm=None, key=None), client)
+    await client.close()
 
 
 async def test_a_token_that_the_account_finds_expired_is_renewed_at_once(server: Emulator) -> None:
@@ -151,18 +132,19 @@ async def test_a_token_that_the_account_finds_expired_is_renewed_at_once(server:
 
     identity = Stale(server)
     address = parse(url_of(server, "db"), {})
-    driver = RestDriver(address, Relay(), credential=identity, clock=lambda: time.time() + moved_s)
+    client = RestClient(address, credential=identity, clock=lambda: time.time() + moved_s)
     try:
         with pytest.raises(CosmosUnavailable, match="expired since") as refused:
-            await driver.account()
+            await client.account()
         assert refused.value.kind == "unauthorized"
         moved_s = 60.0  # no new token is asked for right after the last
-        assert (await driver.account()).regions
+        assert (await client.account()).regions
         assert len(identity.scopes) == 2
     finally:
-        await driver.close()
+        await client.close()
 
 
+@pytest.mark.soak
 def test_a_managed_identity_publishes_and_another_one_serves(
     server: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

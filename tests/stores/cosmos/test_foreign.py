@@ -1,4 +1,4 @@
-"""Hits are read from an emulator that is not ours: `@vercel/cosmosdb-server` of npm, unmodified, by both drivers.
+"""Hits are read from an emulator that is not ours: `@vercel/cosmosdb-server` of npm, unmodified.
 
 How far it goes: it tells about the account, makes databases and containers, creates, upserts, reads, and replaces by
 version (its etags have no quotes). Where it stops, which is why it judges no more than this:
@@ -21,12 +21,12 @@ import pytest
 from bench.cosmos_emulator.server import make_certificate
 from stores.catalogue import ReleaseId
 from stores.connect import connect
-from stores.cosmos.driver import Driver
+from stores.cosmos.control import AccountContainers
 from stores.cosmos.errors import CosmosUnavailable
 from stores.cosmos.items import container_of, name_of, to_item, value_of
+from stores.cosmos.rest import RestClient
 from stores.cosmos.throughput import Throughput
 from stores.cosmos.url import parse
-from tests.support.cosmos_drivers import DRIVERS, Counted
 from tests.support.npm import installed
 from tests.support.stores import ref
 
@@ -36,7 +36,8 @@ const own = {cert: readFileSync(process.argv[1]), key: readFileSync(process.argv
 const server = require("@vercel/cosmosdb-server").createHttpsServer(own);
 server.listen(0, () => console.log(server.address().port));
 """
-PATIENT_S = 10.0
+TIMEOUT_S = 10.0
+pytestmark = pytest.mark.soak  # 446 packages of npm
 RELEASE = ReleaseId("20261120T064200Z-7f3a")
 ROWS = {
     "user:1": b'{"id":"i1","score":0.5,"title":"\xc3\xbc \\" \\\\"}',
@@ -64,29 +65,33 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             process.terminate()
 
 
-@pytest.fixture(params=sorted(DRIVERS))
-def url(request: pytest.FixtureRequest, server: str) -> str:
-    """Name a database of its own, and a driver."""
-    return f"{server % secrets.token_hex(4)}&driver={request.param}"
+@pytest.fixture
+def url(server: str) -> str:
+    """Name a database of its own."""
+    return server % secrets.token_hex(4)
 
 
 @pytest.fixture
-async def driver(url: str) -> AsyncIterator[Driver]:
-    address = parse(url, {})
-    opened = DRIVERS[address.driver](address, Counted())
+async def client(url: str) -> AsyncIterator[RestClient]:
+    opened = RestClient(parse(url, {}))
     yield opened
     await opened.close()
 
 
-async def test_hits_are_read_byte_by_byte(driver: Driver, url: str) -> None:
-    container = container_of(RELEASE)
-    assert [await driver.create_database() for _ in range(2)] == [True, False]
-    assert [await driver.create_container(container, Throughput(400)) for _ in range(2)] == [True, False]
+@pytest.fixture
+def containers(client: RestClient, url: str) -> AccountContainers:
+    return AccountContainers(parse(url, {}), client)
+
+
+async def test_hits_are_read_byte_by_byte(client: RestClient, containers: AccountContainers, url: str) -> None:
+    container = container_of(ref(RELEASE))
+    assert [await containers.create_database() for _ in range(2)] == [True, False]
+    assert [await containers.create_container(container, Throughput(400)) for _ in range(2)] == [True, False]
     for key, value in ROWS.items():
-        assert (await driver.upsert(container, to_item(name_of(key), value))).done
+        assert (await client.upsert(container, to_item(name_of(key), value))).done
     for fresh in (False, True):
         for key, value in ROWS.items():
-            found = await driver.read(container, name_of(key), PATIENT_S, fresh=fresh)
+            found = await client.read(container, name_of(key), TIMEOUT_S, fresh=fresh)
             assert found is not None
             assert value_of(found) == value
     store = connect(url)
@@ -94,19 +99,19 @@ async def test_hits_are_read_byte_by_byte(driver: Driver, url: str) -> None:
     await store.close()
 
 
-async def test_control_goes_as_far_as_that_server_does(driver: Driver) -> None:
-    assert await driver.account() == (False, ("South Central US",))
-    await driver.create_database()
-    await driver.create_container("control", Throughput(400))
-    assert (await driver.create("control", {"id": "catalogue", "n": 1})).done
-    assert not (await driver.create("control", {"id": "catalogue", "n": 2})).done
-    look = await driver.look("control", "catalogue")
-    assert look.item is not None
-    assert (await driver.replace("control", {"id": "catalogue", "n": 3}, look.etag)).done
-    assert not (await driver.replace("control", {"id": "catalogue", "n": 4}, look.etag)).done
+async def test_control_goes_as_far_as_that_server_does(client: RestClient, containers: AccountContainers) -> None:
+    assert await client.account() == (False, ("South Central US",))
+    await containers.create_database()
+    await containers.create_container("control", Throughput(400))
+    assert (await client.create("control", {"id": "catalogue", "n": 1})).done
+    assert not (await client.create("control", {"id": "catalogue", "n": 2})).done
+    found = await client.read_versioned("control", "catalogue")
+    assert found.item is not None
+    assert (await client.replace("control", {"id": "catalogue", "n": 3}, found.etag)).done
+    assert not (await client.replace("control", {"id": "catalogue", "n": 4}, found.etag)).done
     with pytest.raises(CosmosUnavailable) as error:
-        await driver.read("control", "none", PATIENT_S)
+        await client.read("control", "none", TIMEOUT_S)
     assert error.value.kind == "unavailable"
     with pytest.raises(CosmosUnavailable) as error:
-        await driver.offer("control")
+        await client.offer("control")
     assert error.value.kind == "refused"

@@ -5,25 +5,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stores.catalogue import ReleaseId
-from stores.cosmos.batches import METAS, ROWS
 from stores.cosmos.charges import load
-from stores.cosmos.driver import DEFINITION
+from stores.cosmos.containers import DEFINITION
 from stores.cosmos.items import (
-    MOST_BYTES,
+    MAX_ITEM_BYTES,
     STATE,
+    batch_name,
     container_of,
     item_bytes,
-    keys_name,
     name_of,
     row_charge,
     to_item,
     value_of,
 )
-from stores.cosmos.rest.requests import NAME
+from stores.cosmos.requests import NAME
+from stores.cosmos.rows import METAS, ROWS
 from stores.errors import ReleaseCorrupt, ReleaseNotFound, StoreFull, StoreMisused
 from stores.keys import KINDS, MAX_ID_BYTES
 from tests.support.clock import FakeClock
 from tests.support.cosmos_server import Direct
+from tests.support.stores import ref
 
 ids = st.text(st.characters(exclude_categories=["Cs"]), max_size=MAX_ID_BYTES).filter(
     lambda text: len(text.encode()) <= MAX_ID_BYTES
@@ -40,7 +41,7 @@ def test_every_value_comes_back_as_it_was(value: bytes) -> None:
 
 
 @given(keys, keys)
-def test_names_tell_keys_apart_and_need_no_escaping(one: str, other: str) -> None:
+def test_names_are_as_different_as_keys_and_need_no_escaping(one: str, other: str) -> None:
     assert (name_of(one) == name_of(other)) == (one == other)
     assert NAME.fullmatch(name_of(one))
     assert len(name_of(one)) < 1023
@@ -48,7 +49,7 @@ def test_names_tell_keys_apart_and_need_no_escaping(one: str, other: str) -> Non
 
 @given(keys, st.integers(1, 10**9))
 def test_no_row_has_the_name_of_anything_else(key: str, number: int) -> None:
-    assert name_of(key) not in {STATE, keys_name(ROWS, number), keys_name(METAS, number)}
+    assert name_of(key) not in {STATE, batch_name(ROWS, number), batch_name(METAS, number)}
 
 
 @pytest.mark.parametrize("odd", ["", "user", "film:1", "meta.x:1"])
@@ -60,7 +61,7 @@ def test_a_key_of_no_known_kind_has_no_name(odd: str) -> None:
 @pytest.mark.parametrize("odd", ["", "a/b", "..", "-x", "a b", "é", "a\n", "x" * 201])
 def test_an_odd_release_id_is_no_container(odd: str) -> None:
     with pytest.raises(ReleaseNotFound):
-        container_of(ReleaseId(odd))
+        container_of(ref(ReleaseId(odd)))
 
 
 @pytest.mark.parametrize("value", [b"", b"x" * 600, bytes(range(256)) * 8, b'{"id":"1","score":2}' * 400])
@@ -75,8 +76,8 @@ def test_a_row_costs_what_its_size_says(clock: FakeClock, value: bytes) -> None:
 
 
 def test_what_no_item_can_hold_is_refused_with_its_size() -> None:
-    with pytest.raises(StoreFull, match=f"{MOST_BYTES:,} at most"):
-        item_bytes(to_item("user.MQ", b"\xff" * MOST_BYTES))
+    with pytest.raises(StoreFull, match=f"{MAX_ITEM_BYTES:,} at most"):
+        item_bytes(to_item("user.MQ", b"\xff" * MAX_ITEM_BYTES))
 
 
 @pytest.mark.parametrize("foreign", [{}, {"t": 7}, {"b": "???"}, {"b": None}, {"b": 7}])

@@ -26,7 +26,7 @@ async def filled(far: Far, **options: object) -> CosmosStore:
 
 
 def partition_of(far: Far, key: str) -> str:
-    container = far.service.account.databases["d"].containers[container_of(R)]
+    container = far.service.account.databases["d"].containers[container_of(ref(R))]
     return container.partitions.of(container.definition.effective(name_of(key))).id
 
 
@@ -63,7 +63,7 @@ def test_a_throttled_key_fails_alone_and_at_once_where_waiting_would_be_too_long
     with_far(work)
 
 
-def test_a_throttled_key_is_asked_for_once_more_where_the_time_allows() -> None:
+def test_a_throttled_key_is_read_once_more_where_the_time_allows() -> None:
     async def work(far: Far) -> None:
         store, loop = await filled(far), asyncio.get_running_loop()
         far.misbehave({"kind": "throttle", "for_s": 0.02, "retry_after_ms": 30, "operation": READ})
@@ -108,7 +108,7 @@ def test_a_container_that_was_dropped_under_its_readers_is_a_release_that_is_gon
 def test_a_row_that_somebody_else_wrote_fails_alone() -> None:
     async def work(far: Far) -> None:
         store = await filled(far)
-        await store._items.upsert(container_of(R), {"id": name_of(KEYS[1]), "foreign": 1})
+        await store._items.upsert(container_of(ref(R)), {"id": name_of(KEYS[1]), "foreign": 1})
         first, second, third = await store.get_many(ref(R), KEYS[:3])
         assert (first, third) == (b"user:0", b"user:2")
         assert isinstance(second, StoreError)

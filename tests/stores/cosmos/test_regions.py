@@ -1,4 +1,4 @@
-"""Where the driver reads and writes when regions vanish, come back, change their roles, or were never there."""
+"""Where the client reads and writes when regions vanish, come back, change their roles, or were never there."""
 
 import asyncio
 import secrets
@@ -7,13 +7,11 @@ from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 
-from stores.cosmos.answers import Malformed
-from stores.cosmos.errors import CosmosUnavailable
-from stores.cosmos.places import Place, places_of
-from stores.cosmos.rest.driver import RestDriver
-from stores.cosmos.throughput import Throughput
+from stores.cosmos.errors import CosmosUnavailable, MalformedResponse
+from stores.cosmos.rest import RestClient
+from stores.cosmos.topology import Location, account_properties
 from stores.cosmos.url import parse
-from tests.support.cosmos_drivers import Account, Counted, account
+from tests.support.cosmos_drivers import Account, Counted, account, with_container
 from tests.support.cosmos_raw import Raw, answer, refusal, saying
 
 NAME = "user.YQ"
@@ -28,24 +26,24 @@ def far() -> Iterator[Account]:
 
 
 @pytest.fixture
-def meter() -> Counted:
+def observer() -> Counted:
     return Counted()
 
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let regions that were left be looked at soon."""
-    monkeypatch.setattr("stores.cosmos.rest.regions.PAUSE_S", (0.05, 0.1))
-    monkeypatch.setattr("stores.cosmos.rest.regions.HURRY_S", 0.0)
+    monkeypatch.setattr("stores.cosmos.topology.PROBE_PAUSE_S", (0.05, 0.1))
+    monkeypatch.setattr("stores.cosmos.topology.MIN_REFRESH_INTERVAL_S", 0.0)
 
 
 @pytest.fixture
-async def driver(far: Account, meter: Counted) -> AsyncIterator[RestDriver]:
+async def client(far: Account, observer: Counted) -> AsyncIterator[RestClient]:
     """One that prefers the region that is not written, with an item in a container `c`."""
     far.misbehave()
-    made = RestDriver(far.address(f"d{secrets.token_hex(4)}", region=EAST), meter)
-    await made.create_database()
-    await made.create_container("c", Throughput(4000))
+    address = far.address(f"d{secrets.token_hex(4)}", region=EAST)
+    made = RestClient(address, observer)
+    await with_container(made, address)
     await made.upsert("c", {"id": NAME})
     yield made
     await made.close()
@@ -58,7 +56,7 @@ async def until(held: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-def place(name: str, port: int) -> dict[str, str]:
+def location(name: str, port: int) -> dict[str, str]:
     return {"name": name, "databaseAccountEndpoint": f"http://127.0.0.1:{port}/"}
 
 
@@ -70,19 +68,19 @@ def free_port() -> int:
 
 
 @pytest.mark.usefixtures("hasty")
-async def test_a_region_that_vanishes_is_left_and_taken_up_again_with_a_line_for_each(
-    far: Account, driver: RestDriver, caplog: pytest.LogCaptureFixture
+async def test_a_region_that_vanishes_is_left_and_read_again_with_a_line_for_each(
+    far: Account, client: RestClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    regions = driver._regions
-    assert regions.near is not None
-    assert regions.near.name == EAST
+    regions = client._topology
+    assert regions.nearest is not None
+    assert regions.nearest.name == EAST
     far.misbehave({"kind": "region-gone", "region": 1})
     for _ in range(10):
-        assert all(await asyncio.gather(*(driver.read("c", NAME, 5.0) for _ in range(16))))
-    assert regions.near.name == WEST
+        assert all(await asyncio.gather(*(client.read("c", NAME, 5.0) for _ in range(16))))
+    assert regions.nearest.name == WEST
     far.misbehave()
-    await until(lambda: regions.near is not None and regions.near.name == EAST)
-    assert await driver.read("c", NAME, 5.0) is not None
+    await until(lambda: regions.nearest is not None and regions.nearest.name == EAST)
+    assert await client.read("c", NAME, 5.0) is not None
     assert [record.message.partition(": ")[2] for record in caplog.records] == [
         f"{EAST} cannot be read (reset); reading from {WEST}",
         f"{EAST} can be read again; reading from {EAST}",
@@ -90,102 +88,100 @@ async def test_a_region_that_vanishes_is_left_and_taken_up_again_with_a_line_for
 
 
 async def test_one_failure_is_mended_elsewhere_and_no_reason_to_leave(
-    far: Account, driver: RestDriver, meter: Counted, caplog: pytest.LogCaptureFixture
+    far: Account, client: RestClient, observer: Counted, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(6):
         far.misbehave({"kind": "unavailable", "region": 1})
-        assert await driver.read("c", NAME, 5.0) is not None
+        assert await client.read("c", NAME, 5.0) is not None
         far.misbehave()
-        assert await driver.read("c", NAME, 5.0) is not None
-    assert meter.kinds == ["unavailable"] * 6
+        assert await client.read("c", NAME, 5.0) is not None
+    assert observer.kinds == ["unavailable"] * 6
     assert not caplog.records
 
 
 @pytest.mark.usefixtures("hasty")
-async def test_where_all_regions_fail_the_error_is_told_and_the_first_that_is_back_is_read(
-    far: Account, driver: RestDriver
+async def test_where_all_regions_fail_the_read_fails_and_the_first_that_is_back_is_read(
+    far: Account, client: RestClient
 ) -> None:
     far.misbehave({"kind": "reset"})
     for _ in range(10):
         with pytest.raises(CosmosUnavailable):
-            await driver.read("c", NAME, 5.0)
+            await client.read("c", NAME, 5.0)
     far.misbehave({"kind": "reset", "region": 0})
     async with asyncio.timeout(20):
-        while isinstance((await asyncio.gather(driver.read("c", NAME, 5.0), return_exceptions=True))[0], Exception):
+        while isinstance((await asyncio.gather(client.read("c", NAME, 5.0), return_exceptions=True))[0], Exception):
             await asyncio.sleep(0.01)
 
 
-async def test_throttling_is_no_reason_to_read_elsewhere(far: Account, driver: RestDriver, meter: Counted) -> None:
+async def test_throttling_is_no_reason_to_read_elsewhere(far: Account, client: RestClient, observer: Counted) -> None:
     far.misbehave({"kind": "throttle", "region": 1})
     before = far.asked("read item")
     with pytest.raises(Exception, match="request units"):
-        await driver.read("c", NAME, 5.0)
+        await client.read("c", NAME, 5.0)
     assert far.asked("read item") == before + 1
-    assert meter.kinds == ["throttled"]
+    assert observer.kinds == ["throttled"]
 
 
 async def test_a_region_that_cannot_be_connected_is_left_at_once(
-    meter: Counted, caplog: pytest.LogCaptureFixture
+    observer: Counted, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with saying(answer(200, ITEM)) as raw:
-        raw.told = {"readableLocations": [place("Away", free_port()), place("Here", raw.port)]}
-        driver = RestDriver(parse(f"cosmos+http://127.0.0.1:{raw.port}/d", {}), meter)
+        raw.told = {"readableLocations": [location("Away", free_port()), location("Here", raw.port)]}
+        client = RestClient(parse(f"cosmos+http://127.0.0.1:{raw.port}/d", {}), observer)
         for _ in range(5):
-            assert await driver.read("c", NAME, 5.0) == {"id": NAME}
-        assert meter.kinds.count("connect") >= 1
+            assert await client.read("c", NAME, 5.0) == {"id": NAME}
+        assert observer.kinds.count("connect") >= 1
         messages = [record.message for record in caplog.records]
-        assert messages == [f"{driver._judge.shown}: Away cannot be read (connect); reading from Here"]
-        await driver.close()
+        assert messages == [f"{client._translator.where}: Away cannot be read (connect); reading from Here"]
+        await client.close()
 
 
-async def test_regions_are_read_in_the_order_that_the_account_learns_to_tell(
-    meter: Counted, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_regions_follow_what_the_account_lists(observer: Counted, caplog: pytest.LogCaptureFixture) -> None:
     async with saying(answer(200, ITEM)) as here, saying(answer(200, ITEM)) as there:
-        driver = RestDriver(parse(f"cosmos+http://127.0.0.1:{here.port}/d?region=There", {}), meter)
-        await driver.read("c", NAME, 5.0)
+        client = RestClient(parse(f"cosmos+http://127.0.0.1:{here.port}/d?region=There", {}), observer)
+        await client.read("c", NAME, 5.0)
         assert len(here.heard) == 2
-        here.told = {"readableLocations": [place("Here", here.port), place("There", there.port)]}
-        assert (await driver.account()).regions == ("There", "Here")
-        await driver.read("c", NAME, 5.0)
+        here.told = {"readableLocations": [location("Here", here.port), location("There", there.port)]}
+        assert (await client.account()).regions == ("There", "Here")
+        await client.read("c", NAME, 5.0)
         assert len(there.heard) == 1
         here.told = {}
-        assert (await driver.account()).regions == ("Here",)
-        await driver.read("c", NAME, 5.0)
+        assert (await client.account()).regions == ("Here",)
+        await client.read("c", NAME, 5.0)
         assert len(there.heard) == 1
         assert [record.message.partition(": ")[2] for record in caplog.records] == [
             "its regions are now There, Here",
             "its regions are now Here",
         ]
-        await driver.close()
+        await client.close()
 
 
 @pytest.mark.usefixtures("hasty")
-async def test_a_write_that_meets_the_wrong_region_finds_the_right_one_next_time(meter: Counted) -> None:
+async def test_a_write_that_meets_the_wrong_region_finds_the_right_one_next_time(observer: Counted) -> None:
     async with saying(refusal(403, 3)) as old, saying(answer(201, ITEM)) as new:
-        driver = RestDriver(parse(f"cosmos+http://127.0.0.1:{old.port}/d", {}), meter)
-        await driver.account()
-        old.told = {"writableLocations": [place("New", new.port)]}
+        client = RestClient(parse(f"cosmos+http://127.0.0.1:{old.port}/d", {}), observer)
+        await client.account()
+        old.told = {"writableLocations": [location("New", new.port)]}
         with pytest.raises(CosmosUnavailable) as error:
-            await driver.upsert("c", {"id": NAME})
+            await client.upsert("c", {"id": NAME})
         assert error.value.kind == "unavailable"
-        await until(lambda: driver._regions.written.url.endswith(f":{new.port}"))
-        assert (await driver.upsert("c", {"id": NAME})).done
-        await driver.close()
+        await until(lambda: client._topology.write_endpoint.url.endswith(f":{new.port}"))
+        assert (await client.upsert("c", {"id": NAME})).done
+        await client.close()
 
 
 @pytest.mark.usefixtures("hasty")
-async def test_the_account_is_asked_through_its_regions_where_its_own_endpoint_is_away(
-    meter: Counted, raw: Raw
+async def test_the_account_is_read_through_its_regions_where_its_own_endpoint_is_away(
+    observer: Counted, raw: Raw
 ) -> None:
     raw.says = [answer(200, ITEM)]
     async with saying(answer(200, ITEM)) as front:
-        front.told = {name: [place("Here", raw.port)] for name in ("writableLocations", "readableLocations")}
-        driver = RestDriver(parse(f"cosmos+http://127.0.0.1:{front.port}/d", {}), meter)
-        await driver.read("c", NAME, 5.0)
+        front.told = {name: [location("Here", raw.port)] for name in ("writableLocations", "readableLocations")}
+        client = RestClient(parse(f"cosmos+http://127.0.0.1:{front.port}/d", {}), observer)
+        await client.read("c", NAME, 5.0)
         front.told = {"writableLocations": []}
-        assert (await driver.account()).regions == ("Here",)
-        await driver.close()
+        assert (await client.account()).regions == ("Here",)
+        await client.close()
 
 
 @pytest.fixture
@@ -205,10 +201,10 @@ def test_places_are_urls_without_a_slash_and_with_a_port() -> None:
         ("https://a-west.documents.azure.com/", "https://a-west.documents.azure.com:443"),
         ("https://[::1]:8081/", "https://[::1]:8081"),
     ):
-        assert places_of(told(url), "https://a").written == Place("Here", known)
+        assert account_properties(told(url), "https://a").write_location == Location("Here", known)
 
 
 @pytest.mark.parametrize("url", ["http://a-west.documents.azure.com/", "https://", "file:///etc", ""])
-def test_what_is_asked_by_https_is_never_sent_on_in_the_clear(url: str) -> None:
-    with pytest.raises(Malformed):
-        places_of(told(url), "https://a.documents.azure.com:443")
+def test_an_account_of_https_has_no_region_in_the_clear(url: str) -> None:
+    with pytest.raises(MalformedResponse):
+        account_properties(told(url), "https://a.documents.azure.com:443")

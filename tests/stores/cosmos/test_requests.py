@@ -1,4 +1,4 @@
-"""Requests as they leave the driver: signed by the documentation's formula, dated, and free of what needs escaping."""
+"""Requests as they leave the client: signed by the documentation's formula, dated, and free of what needs escaping."""
 
 import base64
 import hashlib
@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stores.cosmos.rest.requests import Requests, keyed
-from stores.cosmos.signing import KeySigner
-from stores.cosmos.url import EMULATORS_KEY
+from stores.cosmos.auth import KeySigner
+from stores.cosmos.requests import RequestBuilder, partition_key_header
+from stores.cosmos.url import EMULATOR_KEY
 from stores.errors import StoreMisused
 from tests.support.clock import FakeClock
 from tests.support.cosmos_server import signed
@@ -18,8 +18,8 @@ IDS = st.from_regex(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,40}", fullmatch=True)
 KEYS = st.binary(min_size=1, max_size=200).map(lambda raw: base64.b64encode(raw).decode())
 
 
-def requests(clock: FakeClock, key: str = EMULATORS_KEY) -> Requests:
-    return Requests("host:1", "d", "Eventual", KeySigner(key, "cosmos://a/d"), clock)
+def requests(clock: FakeClock, key: str = EMULATOR_KEY) -> RequestBuilder:
+    return RequestBuilder("host:1", "d", "Eventual", KeySigner(key, "cosmos://a/d"), clock)
 
 
 def understood(request: bytes) -> tuple[str, dict[str, str], bytes]:
@@ -31,7 +31,7 @@ def understood(request: bytes) -> tuple[str, dict[str, str], bytes]:
 @given(container=IDS, name=IDS, key=KEYS)
 def test_a_read_is_signed_as_the_documentation_says(container: str, name: str, key: str) -> None:
     clock = FakeClock()
-    line, headers, body = understood(requests(clock, key).read(container, name))
+    line, headers, body = understood(requests(clock, key).point_read(container, name))
     wanted = signed("GET", "docs", f"dbs/d/colls/{container}/docs/{name}", now=clock.now, key=key)
     assert line == f"GET /dbs/d/colls/{container}/docs/{name}/ HTTP/1.1"
     assert {"authorization": headers["authorization"], "x-ms-date": headers["x-ms-date"]} == wanted
@@ -44,7 +44,7 @@ def test_a_read_is_signed_as_the_documentation_says(container: str, name: str, k
 @given(verb=st.sampled_from(["POST", "PUT", "DELETE"]), link=st.lists(IDS, max_size=4).map("/".join), body=st.binary())
 def test_anything_else_is_signed_by_its_link_and_carries_its_body(verb: str, link: str, body: bytes) -> None:
     clock = FakeClock()
-    made = requests(clock).ask(verb, "docs", link, f"{link}/docs/", headers=keyed("k"), body=body)
+    made = requests(clock).build(verb, "docs", link, f"{link}/docs/", headers=partition_key_header("k"), body=body)
     _, headers, carried = understood(made)
     wanted = signed(verb, "docs", link, now=clock.now)
     assert {"authorization": headers["authorization"], "x-ms-date": headers["x-ms-date"]} == wanted
@@ -56,7 +56,7 @@ def test_each_second_is_dated_and_signed_anew(clock: FakeClock) -> None:
     made = requests(clock)
     seen = set[tuple[str, str]]()
     for _ in range(4):
-        for request in (made.read("c", "a"), made.ask("POST", "docs", "l", "p")):
+        for request in (made.point_read("c", "a"), made.build("POST", "docs", "l", "p")):
             headers = understood(request)[1]
             seen.add((headers["x-ms-date"], headers["authorization"]))
         clock.now += 0.5
@@ -68,11 +68,11 @@ def test_each_second_is_dated_and_signed_anew(clock: FakeClock) -> None:
 def test_a_name_that_would_have_to_be_escaped_is_refused(clock: FakeClock, name: str) -> None:
     made = requests(clock)
     with pytest.raises(StoreMisused):
-        made.read("c", name)
+        made.point_read("c", name)
     with pytest.raises(StoreMisused):
-        made.read(name, "a")
+        made.point_read(name, "a")
     with pytest.raises(StoreMisused):
-        keyed(name)
+        partition_key_header(name)
 
 
 @pytest.mark.parametrize("key", ["", "not base64!", "====", "abc"])
@@ -83,8 +83,8 @@ def test_a_key_that_is_none_is_refused_without_being_shown(key: str) -> None:
 
 
 def test_a_signer_shows_nobody_its_key() -> None:
-    signer = KeySigner(EMULATORS_KEY, "cosmos://a/d")
-    secret = base64.b64decode(EMULATORS_KEY)
+    signer = KeySigner(EMULATOR_KEY, "cosmos://a/d")
+    secret = base64.b64decode(EMULATOR_KEY)
     for shown in (repr(signer), str(signer), signer.advice):
-        assert EMULATORS_KEY[:8] not in shown
+        assert EMULATOR_KEY[:8] not in shown
         assert hashlib.sha256(secret).hexdigest()[:8] not in shown

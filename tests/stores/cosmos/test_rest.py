@@ -1,4 +1,4 @@
-"""The driver over the wire as a whole: keys, clocks, certificates, and connections that end."""
+"""The client over the wire as a whole: keys, clocks, certificates, and connections that end."""
 
 import asyncio
 import subprocess
@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from stores.cosmos.control import AccountContainers
 from stores.cosmos.errors import CosmosUnavailable
-from stores.cosmos.rest.driver import RestDriver
+from stores.cosmos.rest import RestClient
 from stores.cosmos.url import parse
 from stores.errors import StoreMisused
 from tests.support.clock import FakeClock
@@ -28,96 +29,96 @@ def far() -> Iterator[Account]:
 
 
 @pytest.fixture
-def meter() -> Counted:
+def observer() -> Counted:
     return Counted()
 
 
-async def test_a_key_from_a_file_lets_in_and_is_shown_nowhere(tmp_path: Path, meter: Counted) -> None:
+async def test_a_key_from_a_file_lets_in_and_is_shown_nowhere(tmp_path: Path, observer: Counted) -> None:
     path = tmp_path / "key"
     path.write_text(KEY + "\n")
     with account(None, "--key-file", str(path)) as far:
         address = parse(far.url("d"), {"HOTPLATE_COSMOS_KEY_FILE": str(path)})
-        driver = RestDriver(address, meter)
-        assert await driver.create_database()
-        assert KEY not in f"{address!r} {driver!r} {driver._signer!r} {vars(driver)!r}"
-        await driver.close()
+        client = RestClient(address, observer)
+        assert await AccountContainers(address, client).create_database()
+        assert KEY not in f"{address!r} {client!r} {client._signer!r} {vars(client)!r}"
+        await client.close()
 
 
 @pytest.mark.parametrize(("ahead_s", "said"), [(3600, "60 minutes ahead of"), (-3600, "60 minutes behind")])
-async def test_a_clock_that_is_an_hour_off_is_told_in_the_sentence(
-    far: Account, meter: Counted, clock: FakeClock, ahead_s: int, said: str
+async def test_the_error_names_a_clock_that_is_an_hour_off(
+    far: Account, observer: Counted, clock: FakeClock, ahead_s: int, said: str
 ) -> None:
     clock.now = time.time() + ahead_s
-    driver = RestDriver(far.address("d"), meter, clock=clock)
-    for ask in (driver.read("c", "a", 5.0), driver.look("c", "a"), driver.create_database()):
+    client = RestClient(far.address("d"), observer, clock=clock)
+    for ask in (client.read("c", "a", 5.0), client.read_versioned("c", "a"), client.account()):
         with pytest.raises(CosmosUnavailable, match=f"this machine's clock is {said} the service's") as error:
             await ask
         assert error.value.kind == "unauthorized"
-    await driver.close()
+    await client.close()
 
 
 async def test_a_connection_that_idled_until_the_server_left_costs_a_read_nothing(
-    far: Account, meter: Counted, monkeypatch: pytest.MonkeyPatch
+    far: Account, observer: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stores.http1.STALE_S", -1.0)
     address = await filled(far)
     async with through(int(far.emulator.endpoint.rpartition(":")[2].strip("/"))) as proxy:
-        driver = RestDriver(replace(address, endpoint=f"http://127.0.0.1:{proxy.port}"), meter)
-        await asyncio.gather(*(driver.read("c", NAME, 5.0) for _ in range(8)))
-        reading = [asyncio.create_task(driver.read("c", NAME, 5.0)) for _ in range(8)]
+        client = RestClient(replace(address, endpoint=f"http://127.0.0.1:{proxy.port}"), observer)
+        await asyncio.gather(*(client.read("c", NAME, 5.0) for _ in range(8)))
+        reading = [asyncio.create_task(client.read("c", NAME, 5.0)) for _ in range(8)]
         await asyncio.sleep(0)  # they are sent, on connections that have ended
         proxy.reset()
         assert all(await asyncio.gather(*reading))
-        assert set(meter.kinds) == {"reset"}
-        await driver.close()
+        assert set(observer.kinds) == {"reset"}
+        await client.close()
 
 
-async def test_a_server_that_went_away_is_tried_by_one_at_a_time(far: Account, meter: Counted) -> None:
+async def test_a_server_that_went_away_is_tried_by_one_at_a_time(far: Account, observer: Counted) -> None:
     address = await filled(far)
     async with through(int(far.emulator.endpoint.rpartition(":")[2].strip("/"))) as proxy:
-        driver = RestDriver(replace(address, endpoint=f"http://127.0.0.1:{proxy.port}"), meter)
-        await asyncio.gather(*(driver.read("c", NAME, 5.0) for _ in range(8)))
+        client = RestClient(replace(address, endpoint=f"http://127.0.0.1:{proxy.port}"), observer)
+        await asyncio.gather(*(client.read("c", NAME, 5.0) for _ in range(8)))
         before, proxy.refusing = proxy.accepted, True
         proxy.reset()
         for _ in range(5):
-            failed = await asyncio.gather(*(driver.read("c", NAME, 5.0) for _ in range(8)), return_exceptions=True)
+            failed = await asyncio.gather(*(client.read("c", NAME, 5.0) for _ in range(8)), return_exceptions=True)
             assert all(isinstance(error, CosmosUnavailable) for error in failed)
         assert proxy.accepted <= before + 4 + 8
         proxy.refusing = False
-        while isinstance((await asyncio.gather(driver.read("c", NAME, 5.0), return_exceptions=True))[0], Exception):
+        while isinstance((await asyncio.gather(client.read("c", NAME, 5.0), return_exceptions=True))[0], Exception):
             await asyncio.sleep(0.02)
-        await driver.close()
+        await client.close()
 
 
-async def test_a_certificate_of_another_name_is_refused(tmp_path: Path, meter: Counted) -> None:
+async def test_a_certificate_of_another_name_is_refused(tmp_path: Path, observer: Counted) -> None:
     certificate = tmp_path / "ca.pem"
     with account(certificate, "--host", "0.0.0.0") as far:
         port = far.emulator.endpoint.rpartition(":")[2].strip("/")
         named = replace(far.address("d"), endpoint=f"https://127.0.0.2:{port}")
-        driver = RestDriver(named, meter)
+        client = RestClient(named, observer)
         with pytest.raises(CosmosUnavailable, match=r"certificate is not trusted.*mismatch.*ca=") as error:
-            await driver.read("c", "a", 5.0)
+            await client.read("c", "a", 5.0)
         assert error.value.kind == "connect"
-        await driver.close()
+        await client.close()
 
 
-def test_a_file_that_certifies_nothing_is_told(tmp_path: Path, meter: Counted) -> None:
+def test_a_file_that_certifies_nothing_is_refused(tmp_path: Path, observer: Counted) -> None:
     (tmp_path / "ca.pem").write_text("no certificate")
     with pytest.raises(StoreMisused, match=r"ca\.pem, which should certify cosmos\+https://h:1/d"):
-        RestDriver(parse(f"cosmos+https://h:1/d?ca={tmp_path}/ca.pem", {}), meter)
+        RestClient(parse(f"cosmos+https://h:1/d?ca={tmp_path}/ca.pem", {}), observer)
 
 
-async def test_a_closed_driver_opens_nothing_again(far: Account, meter: Counted) -> None:
-    driver = RestDriver(await filled(far), meter)
-    await driver.read("c", NAME, 5.0)
+async def test_a_closed_client_opens_nothing_again(far: Account, observer: Counted) -> None:
+    client = RestClient(await filled(far), observer)
+    await client.read("c", NAME, 5.0)
     for _ in range(2):
-        await driver.close()
+        await client.close()
     with pytest.raises(CosmosUnavailable):
-        await driver.read("c", NAME, 5.0)
+        await client.read("c", NAME, 5.0)
     with pytest.raises(StoreMisused):
-        await driver.replace("c", ITEM, "x\r\nhost: y")
+        await client.replace("c", ITEM, "x\r\nhost: y")
 
 
 def test_nothing_of_azure_is_imported_for_a_key() -> None:
-    program = "import sys, stores.cosmos.rest.driver; print([name for name in sys.modules if name.startswith('azure')])"
+    program = "import sys, stores.cosmos.rest; print([name for name in sys.modules if name.startswith('azure')])"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout == b"[]\n"

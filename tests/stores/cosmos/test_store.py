@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import secrets
 import subprocess
 import sys
 from collections.abc import Coroutine
@@ -13,10 +14,14 @@ from stores import catalogue as changes
 from stores import lifecycle as life
 from stores.catalogue import GRACE_S, Catalogue, ReleaseId
 from stores.connect import connect
+from stores.cosmos.containers import open_containers
+from stores.cosmos.rest import RestClient
 from stores.cosmos.store import CosmosStore
 from stores.cosmos.throughput import Throughput
+from stores.cosmos.url import parse
 from stores.errors import ReleaseConflict, ReleaseNotFound, StoreFull, StoreMisused, StoreUnavailable
-from stores.store import Advised, Metered, PatientReader, Plan, Row, Thrifty
+from stores.store import Advised, Plan, ProvisionedStore, Row
+from tests.support.cosmos_drivers import Account
 from tests.support.cosmos_held import Far, batches, with_far
 from tests.support.stores import draft_of, ref
 
@@ -31,7 +36,7 @@ async def publish(store: CosmosStore, *, live: bool = True) -> ReleaseId:
 def test_it_offers_what_services_and_operators_may_ask_for() -> None:
     async def work(far: Far) -> None:
         store = far.store()
-        for offered in (Advised, Metered, PatientReader, Thrifty):
+        for offered in (Advised, ProvisionedStore):
             assert isinstance(store, offered)
 
     with_far(work)
@@ -119,7 +124,12 @@ def test_a_container_may_spend_what_it_needs_at_each_time_of_its_life(
     with_far(work)
 
 
-def test_a_release_that_goes_live_while_it_is_put_to_rest_is_woken() -> None:
+@pytest.mark.parametrize(
+    "head_starts_ms",
+    [range(-40, 41, 10), pytest.param(range(-40, 41), marks=pytest.mark.soak)],
+    ids=["few head starts", "every head start"],
+)
+def test_a_release_that_goes_live_while_it_is_scaled_down_is_scaled_up_again(head_starts_ms: range) -> None:
     async def work(far: Far, head_start_s: float) -> None:
         operator, pruner = far.store(ru=1000), far.store(ru=1000)
         first, _ = await publish(operator), await publish(operator)
@@ -134,8 +144,8 @@ def test_a_release_that_goes_live_while_it_is_put_to_rest_is_woken() -> None:
         )
         assert far.throughput(first) == Throughput(1000)
 
-    for place in range(-40, 41):
-        with_far(partial(work, head_start_s=place * 0.001))
+    for head_start_ms in head_starts_ms:
+        with_far(partial(work, head_start_s=head_start_ms * 0.001))
 
 
 def test_a_scaling_that_takes_hours_ends_with_a_sentence() -> None:
@@ -184,7 +194,7 @@ def test_erasing_costs_no_request_units_but_the_containers_own() -> None:
         await store.erase(ref(release))
         assert far.spent_ru("item") == spent
         with pytest.raises(ReleaseNotFound):
-            await store.rest(ref(release))
+            await store.scale_down(ref(release))
         await store.create(draft_of(release), Plan(1, 1))
         await store.put(draft_of(release), ROWS)
         assert await store.resume_point(draft_of(release)) == "user:1"
@@ -192,25 +202,73 @@ def test_erasing_costs_no_request_units_but_the_containers_own() -> None:
     with_far(work)
 
 
-@pytest.mark.parametrize("driver", ["rest", "sdk"])
-def test_a_url_opens_nothing_by_itself(driver: str) -> None:
-    assert isinstance(connect(f"cosmos+http://127.0.0.1:9/d?driver={driver}"), CosmosStore)
+def test_a_url_opens_nothing_by_itself() -> None:
+    assert isinstance(connect("cosmos+http://127.0.0.1:9/d"), CosmosStore)
 
 
-@pytest.mark.parametrize(
-    ("url", "missing"),
-    [("cosmos+http://127.0.0.1:9/d", "httptools"), ("cosmos+http://127.0.0.1:9/d?driver=sdk", "azure")],
-)
-def test_an_extra_that_is_not_installed_is_named(url: str, missing: str) -> None:
-    program = f"import sys; sys.modules[{missing!r}] = None\nfrom stores.connect import connect; connect({url!r})"
+def test_an_extra_that_is_not_installed_is_named() -> None:
+    url = "cosmos+http://127.0.0.1:9/d"
+    program = f"import sys; sys.modules['httptools'] = None\nfrom stores.connect import connect; connect({url!r})"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert re.search(rf"StoreMisused: {missing}\S* is not installed.*'hotplate\[cosmos\]'$", done.stderr.strip())
+    assert re.search(r"StoreMisused: httptools\S* is not installed.*'hotplate\[cosmos\]'$", done.stderr.strip())
 
 
-def test_reading_over_the_wire_by_key_loads_no_sdk() -> None:
-    program = (
-        "import sys; from stores.connect import connect; connect('cosmos+http://127.0.0.1:9/d'); print(*sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert "stores.cosmos.rest.driver" in done.stdout
-    assert "azure" not in done.stdout
+def test_a_control_plane_that_is_not_installed_is_named_when_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "stores.cosmos.control", None)
+    address = parse("cosmos+http://127.0.0.1:9/d", {})
+    with pytest.raises(StoreMisused, match=r"is not installed; install it with: pip install 'hotplate\[cosmos\]'"):
+        open_containers(address, RestClient(address))
+
+
+def test_a_worker_that_only_serves_never_imports_the_control_plane(cosmos_http: Account) -> None:
+    """Reads by key, follows, and looks for warnings, as `serve` does."""
+    program = """
+import asyncio, sys
+from stores import lifecycle
+from stores.catalogue import ReleaseRef
+from stores.connect import connect
+
+async def main():
+    store = connect(sys.argv[1])
+    live = (await store.catalogue()).live_ref
+    assert await store.get_many(live, ["user:1"]) == [b'{"id":"a"}']
+    assert (await anext(aiter(store.changes()))).live_ref == live
+    await store.warnings()
+    await store.close()
+
+asyncio.run(main())
+print(*(name for name in sys.modules if name.startswith("azure")))
+"""
+    url = cosmos_http.url(f"d{secrets.token_hex(4)}")
+
+    async def fill() -> None:
+        store = connect(url)
+        await life.publish(store, batches(ROWS), plan=Plan(2, 100), about={})
+        await store.close()
+
+    asyncio.run(fill())
+    done = subprocess.run([sys.executable, "-c", program, url], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    assert done.stdout.strip() == ""
+
+
+def test_each_part_of_a_release_resumes_by_itself_and_all_are_scanned() -> None:
+    async def work(far: Far) -> None:
+        one, other = far.store(ru=4000), far.store(ru=4000)
+        rows = {part: [Row(f"user:{n:04}", b"%d" % n) for n in range(part, 300, 3)] for part in range(3)}
+        await one.create(draft_of(R), Plan(300, 1000))
+        for start in range(0, 100, 25):
+            await asyncio.gather(
+                *(
+                    (one, other)[part % 2].put(draft_of(R), chunk[start : start + 25], part)
+                    for part, chunk in rows.items()
+                )
+            )
+        late = far.store(ru=4000)
+        for part, chunk in rows.items():
+            assert await late.resume_point(draft_of(R), part) == chunk[-1].key
+        assert await late.resume_point(draft_of(R), 7) is None
+        await late.seal(draft_of(R))
+        assert [row async for row in late.scan(ref(R))] == sorted(row for chunk in rows.values() for row in chunk)
+
+    with_far(work)

@@ -2,21 +2,19 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
-from urllib.request import urlopen
 
-import orjson
 import pytest
 from azure.core.credentials import AccessToken
 
+from stores.cosmos.auth import TOKEN_PAUSE_S
 from stores.cosmos.errors import CosmosUnavailable
-from stores.cosmos.rest.driver import RestDriver
-from stores.cosmos.throughput import Throughput
-from stores.cosmos.token import PAUSE_S
+from stores.cosmos.rest import RestClient
 from stores.cosmos.url import Address
 from tests.support.clock import FakeClock
 from tests.support.cosmos_drivers import NAME, Account, Counted, account, filled
+from tests.support.entra import Issued
 
 
 @pytest.fixture(scope="module")
@@ -26,37 +24,8 @@ def far() -> Iterator[Account]:
 
 
 @pytest.fixture
-def meter() -> Counted:
+def observer() -> Counted:
     return Counted()
-
-
-class Issued:
-    """A credential that takes its tokens from the emulator, or fails, or gives what no longer counts."""
-
-    def __init__(self, endpoint: str, clock: Callable[[], float] = time.time) -> None:
-        self.endpoint = endpoint
-        self.clock = clock
-        self.asked = 0
-        self.trouble = ""
-        self.spoiled = False
-        self.closed = False
-        self.scopes = set[str]()
-
-    async def get_token(self, *scopes: str) -> AccessToken:
-        self.asked += 1
-        self.scopes |= set(scopes)
-        if self.trouble:
-            raise RuntimeError(self.trouble)
-        told = orjson.loads(await asyncio.to_thread(self.page))
-        return AccessToken(told["access_token"] + "x" * self.spoiled, int(self.clock()) + 3600)
-
-    def page(self) -> bytes:
-        with urlopen(f"{self.endpoint}__emulation/token", timeout=10) as answer:
-            told: bytes = answer.read()
-        return told
-
-    async def close(self) -> None:
-        self.closed = True
 
 
 async def keyless(far: Account) -> Address:
@@ -65,72 +34,74 @@ async def keyless(far: Account) -> Address:
 
 
 @pytest.fixture
-async def entra(far: Account, meter: Counted, clock: FakeClock) -> AsyncIterator[tuple[RestDriver, Issued, FakeClock]]:
-    """A driver by token, on a clock that the test holds, beginning now."""
+async def entra(
+    far: Account, observer: Counted, clock: FakeClock
+) -> AsyncIterator[tuple[RestClient, Issued, FakeClock]]:
+    """A client by token, on a clock that the test holds, beginning now."""
     address = await keyless(far)
     credential = Issued(far.emulator.endpoint, clock)
     clock.now = time.time()
-    driver = RestDriver(address, meter, credential=credential, clock=clock)
-    yield driver, credential, clock
-    await driver.close()
+    client = RestClient(address, observer, credential=credential, clock=clock)
+    yield client, credential, clock
+    await client.close()
     assert credential.closed
 
 
-Entra = tuple[RestDriver, Issued, FakeClock]
+Entra = tuple[RestClient, Issued, FakeClock]
 
 
 async def test_a_token_lets_in_is_kept_and_is_for_this_account(entra: Entra) -> None:
-    driver, credential, _ = entra
+    client, credential, _ = entra
     for _ in range(5):
-        assert await driver.read("c", NAME, 5.0) is not None
-    await driver.look("c", NAME)
-    assert credential.asked == 1
+        assert await client.read("c", NAME, 5.0) is not None
+    await client.read_versioned("c", NAME)
+    assert credential.requests == 1
     assert credential.scopes == {"https://127.0.0.1/.default"}
 
 
 async def test_a_token_is_renewed_in_the_background_and_a_failure_keeps_the_old_one_until_its_end(
-    entra: Entra, meter: Counted, caplog: pytest.LogCaptureFixture
+    entra: Entra, observer: Counted, caplog: pytest.LogCaptureFixture
 ) -> None:
-    driver, credential, clock = entra
-    await driver.read("c", NAME, 5.0)
-    credential.trouble = "the identity endpoint is away"
+    client, credential, clock = entra
+    await client.read("c", NAME, 5.0)
+    credential.error = "the identity endpoint is away"
     clock.now += 3300
     for _ in range(20):
-        assert await driver.read("c", NAME, 5.0) is not None
-    assert credential.asked == 2
-    clock.now += PAUSE_S + 1
-    await driver.read("c", NAME, 5.0)
-    assert credential.asked == 3
+        assert await client.read("c", NAME, 5.0) is not None
+    assert credential.requests == 2
+    clock.now += TOKEN_PAUSE_S + 1
+    await client.read("c", NAME, 5.0)
+    assert credential.requests == 3
     assert [record.message for record in caplog.records if "no token" in record.message] == [
-        f"{driver._judge.shown}: no token from Entra ID: the identity endpoint is away"
+        f"{client._translator.where}: no token from Entra ID: the identity endpoint is away"
     ]
     clock.now += 300
     with pytest.raises(CosmosUnavailable, match=r"Entra ID gives no token.*identity endpoint is away") as error:
-        await driver.read("c", NAME, 5.0)
+        await client.read("c", NAME, 5.0)
     assert error.value.kind == "unauthorized"
-    credential.trouble = ""
-    clock.now += PAUSE_S + 1
-    assert await driver.read("c", NAME, 5.0) is not None
+    credential.error = ""
+    clock.now += TOKEN_PAUSE_S + 1
+    assert await client.read("c", NAME, 5.0) is not None
     assert "gives tokens again" in caplog.text
-    assert meter.kinds == ["unauthorized"]
+    assert observer.kinds == ["unauthorized"]
 
 
 async def test_a_token_that_is_refused_is_renewed_once(entra: Entra) -> None:
-    driver, credential, clock = entra
+    client, credential, clock = entra
     credential.spoiled = True
     with pytest.raises(CosmosUnavailable, match="token is not taken") as error:
-        await driver.read("c", NAME, 5.0)
+        await client.read("c", NAME, 5.0)
     assert error.value.kind == "unauthorized"
     credential.spoiled = False
-    clock.now += PAUSE_S + 1
-    before = credential.asked
-    found = await asyncio.gather(*(driver.read("c", NAME, 5.0) for _ in range(20)))
+    clock.now += TOKEN_PAUSE_S + 1
+    before = credential.requests
+    found = await asyncio.gather(*(client.read("c", NAME, 5.0) for _ in range(20)))
     assert found[0] is not None
     assert found == [found[0]] * 20
-    assert credential.asked == before + 1
+    assert credential.requests == before + 1
 
 
-async def test_no_token_in_time_is_a_timeout_and_other_callers_go_on_waiting(far: Account, meter: Counted) -> None:
+async def test_no_token_in_time_is_a_timeout_and_other_callers_go_on_waiting(far: Account, observer: Counted) -> None:
     class Slow(Issued):
         async def get_token(self, *scopes: str) -> AccessToken:
             await released.wait()
@@ -138,30 +109,28 @@ async def test_no_token_in_time_is_a_timeout_and_other_callers_go_on_waiting(far
 
     released = asyncio.Event()
     address = await keyless(far)
-    driver = RestDriver(address, meter, credential=Slow(far.emulator.endpoint))
+    client = RestClient(address, observer, credential=Slow(far.emulator.endpoint))
     with pytest.raises(CosmosUnavailable) as error:
-        await driver.read("c", NAME, 0.05)
+        await client.read("c", NAME, 0.05)
     assert error.value.kind == "timeout"
-    reading = asyncio.create_task(driver.read("c", NAME, 5.0))
+    reading = asyncio.create_task(client.read("c", NAME, 5.0))
     released.set()
     assert await reading is not None
-    await driver.close()
+    await client.close()
 
 
-async def test_a_token_that_has_ended_when_it_comes_tells_of_the_clock(far: Account, meter: Counted) -> None:
+async def test_a_token_that_has_ended_when_it_comes_blames_the_clock(far: Account, observer: Counted) -> None:
     class Late(Issued):
         async def get_token(self, *scopes: str) -> AccessToken:
             return (await super().get_token(*scopes))._replace(expires_on=int(time.time()) - 60)
 
-    driver = RestDriver(await keyless(far), meter, credential=Late(far.emulator.endpoint))
+    client = RestClient(await keyless(far), observer, credential=Late(far.emulator.endpoint))
     with pytest.raises(CosmosUnavailable, match="ended by this machine's clock; set it right"):
-        await driver.read("c", NAME, 5.0)
-    await driver.close()
+        await client.read("c", NAME, 5.0)
+    await client.close()
 
 
-async def test_a_tenant_that_does_not_know_the_account_is_asked_for_a_token_for_all(
-    far: Account, meter: Counted
-) -> None:
+async def test_a_tenant_that_does_not_know_the_account_gives_a_token_for_all(far: Account, observer: Counted) -> None:
     class Stranger(Issued):
         async def get_token(self, *scopes: str) -> AccessToken:
             if "https://127.0.0.1/.default" in scopes:
@@ -169,14 +138,7 @@ async def test_a_tenant_that_does_not_know_the_account_is_asked_for_a_token_for_
             return await super().get_token(*scopes)
 
     credential = Stranger(far.emulator.endpoint)
-    driver = RestDriver(await keyless(far), meter, credential=credential)
-    assert await driver.read("c", NAME, 5.0) is not None
+    client = RestClient(await keyless(far), observer, credential=credential)
+    assert await client.read("c", NAME, 5.0) is not None
     assert credential.scopes == {"https://cosmos.azure.com/.default"}
-    await driver.close()
-
-
-async def test_making_containers_by_token_is_refused_with_what_to_do(entra: Entra) -> None:
-    driver, _, _ = entra
-    with pytest.raises(CosmosUnavailable, match="account's key") as error:
-        await driver.create_container("another", Throughput(400))
-    assert error.value.kind == "forbidden"
+    await client.close()

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from offline.foreseeing import FORETOLD
 from offline.lists import ListSettings, ModelLists
 from offline.model import load as load_model
 from offline.pipeline import TrainSettings, train
@@ -16,17 +15,19 @@ from offline.train.als import ALSParams
 from stores import lifecycle as life
 from stores.compression import compress
 from stores.cosmos.charges import load
-from stores.cosmos.forecast import bill_of, roughly_ru
+from stores.cosmos.estimate import bill_of, typical_ru
 from stores.cosmos.items import container_of
 from stores.cosmos.url import parse
 from stores.errors import ReleaseCorrupt
-from stores.forecast import Forecast, Provisioned
-from stores.foreseeing import foresee_rows
-from stores.manifest import Manifest, Tally, describe
-from stores.store import Plan, Row
-from stores.transfer import copy, foresee_copy
+from stores.estimate import Estimate, estimate
+from stores.manifest import Manifest
+from stores.memory import MemoryStore
+from stores.prices import Provisioned
+from stores.store import Plan, Row, Store
+from stores.transfer import copy, estimate_copy
 from tests.support.cosmos_held import Far, with_far
 from tests.support.paths import DATA
+from tests.support.stores import ref
 
 RETAIL = DATA / "online-retail" / "online_retail.parquet"
 MS = 0.001
@@ -60,12 +61,14 @@ def made_up(users: int = 1200, seed: int = 1) -> Made:
     return Made([[Row("meta:dictionary", draw.randbytes(32 << 10))], *batches], {"data": "x" * 1500})
 
 
-async def foresee(far: Far, made: Made, *, live: bool = True, keep: int = 1, **options: int) -> Forecast:
-    def finish(tally: Tally) -> Manifest:
-        return describe(FORETOLD, tally, created_at=float(int(far.now())), encoding="zstd", about=made.about)
+async def estimated(far: Far, made: Made, *, live: bool = True, keep: int = 1, **options: int) -> Estimate:
+    async def run(simulated: Store) -> Manifest:
+        about = made.about
+        result = await life.publish(simulated, made.rows(), plan=made.plan, about=about, encoding="zstd", live=live)
+        await life.prune(simulated, keep=keep)
+        return result.manifest
 
-    store = far.store(**options)
-    return await foresee_rows(store, FORETOLD, made.rows(), finish, live=live, keep=keep)
+    return await estimate(far.store(**options), run, live=live)
 
 
 async def publish(far: Far, made: Made, *, live: bool = True, keep: int = 1, **options: int) -> tuple[float, float]:
@@ -77,10 +80,10 @@ async def publish(far: Far, made: Made, *, live: bool = True, keep: int = 1, **o
     return far.spent_ru() - before_ru, loop.time() - began
 
 
-def held(made: Made, latency_s: float, *, ru: int, max_ru: int) -> tuple[Forecast, float, float]:
-    async def work(far: Far) -> tuple[Forecast, float, float]:
+def held(made: Made, latency_s: float, *, ru: int, max_ru: int) -> tuple[Estimate, float, float]:
+    async def work(far: Far) -> tuple[Estimate, float, float]:
         far.latency_s = latency_s
-        found = await foresee(far, made, ru=ru, max_ru=max_ru)
+        found = await estimated(far, made, ru=ru, max_ru=max_ru)
         assert far.service.account.databases == {}
         return found, *await publish(far, made, ru=ru, max_ru=max_ru)
 
@@ -122,13 +125,13 @@ def test_answers_that_take_their_time_are_caught_up_with() -> None:
     assert 0 <= seconds - found.seconds < 0.5
 
 
-def test_the_second_and_later_publishes_are_foreseen_as_exactly_and_what_they_erase_too() -> None:
+def test_the_second_and_later_publishes_are_estimated_as_exactly_and_what_they_erase_too() -> None:
     async def work(far: Far) -> None:
         far.latency_s = 0.0
         for number in range(5):
             made, live = made_up(60, seed=number), number != 3
             before_ru = far.spent_ru()
-            found = await foresee(far, made, live=live, keep=0, ru=2000, max_ru=1000)
+            found = await estimated(far, made, live=live, keep=0, ru=2000, max_ru=1000)
             assert far.spent_ru() - before_ru == (1.0 if number else 0.0)  # one look at the catalogue
             spent_ru, seconds = await publish(far, made, live=live, keep=0, ru=2000, max_ru=1000)
             assert found.total_ru == pytest.approx(spent_ru, abs=0.005), number
@@ -139,30 +142,28 @@ def test_the_second_and_later_publishes_are_foreseen_as_exactly_and_what_they_er
     with_far(work)
 
 
-def test_a_copy_is_foreseen_and_so_is_the_reading_of_a_list_that_cannot_be_served() -> None:
+def test_a_copy_is_estimated_and_a_release_that_cannot_be_served_is_refused() -> None:
     async def work(far: Far) -> None:
-        far.latency_s = 0.0
-        source = far.store(ru=2000)
-        await publish(far, made_up(60), ru=2000)
-        live = (await source.catalogue()).live
-        assert live is not None
+        source, made = MemoryStore(far.now), made_up(60)
+        live = (await life.publish(source, made.rows(), plan=made.plan, about=made.about)).manifest.release
         there = Far(asyncio.get_running_loop())
         there.latency_s = 0.0
         target = there.store(ru=2000, max_ru=1000)
-        found = await foresee_copy(source, target, live, live=True, on_progress=lambda _done, _total: None)
+        found = await estimate_copy(source, target, live, live=True, on_progress=lambda _done, _total: None)
         assert there.service.account.databases == {}
         await copy(source, target, live)
         assert found.total_ru == pytest.approx(there.spent_ru(), abs=0.005)
-        assert container_of(live) in there.service.account.databases["d"].containers
+        assert container_of(ref(live)) in there.service.account.databases["d"].containers
         await target.close()
         with pytest.raises(ReleaseCorrupt, match="no popular list"):
-            await foresee(far, Made([[Row("user:1", b"x")]], {}))
+            await estimated(far, Made([[Row("user:1", b"x")]], {}))
 
     with_far(work)
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(not RETAIL.exists(), reason=f"{RETAIL} is not on this machine")
-def test_publishing_online_retail_at_1000_request_units_a_second_takes_what_was_foretold(tmp_path: Path) -> None:
+def test_publishing_online_retail_at_1000_request_units_a_second_takes_what_was_estimated(tmp_path: Path) -> None:
     settings = TrainSettings(
         RETAIL, where=["quantity>0", "unit_price>0", r"stock_code~^\d{5}"], split="none",
         params=ALSParams(factors=16, iterations=2), min_per_user=5, min_per_item=5,
@@ -186,19 +187,19 @@ def test_publishing_online_retail_at_1000_request_units_a_second_takes_what_was_
     assert 40 < seconds < 50
 
 
-def test_an_account_that_cannot_be_asked_is_assumed_to_be_empty_and_that_is_said() -> None:
+def test_an_account_that_cannot_be_read_is_assumed_to_be_empty_with_a_note() -> None:
     async def work(far: Far) -> None:
         far.misbehave({"kind": "unavailable"})
-        found = await foresee(far, made_up(20))
-        assert "it could not be asked" in found.notes[0]
+        found = await estimated(far, made_up(20))
+        assert "it could not be read" in found.notes[0]
         assert any("unless it is there" in each for each in found.makes)
 
     with_far(work)
 
 
-def test_what_would_be_made_is_told_with_the_trap_of_a_container_that_is_born_large() -> None:
+def test_what_would_be_made_comes_with_a_note_on_containers_that_begin_large() -> None:
     async def work(far: Far) -> None:
-        found = await foresee(far, made_up(20), ru=1000, max_ru=50_000)
+        found = await estimated(far, made_up(20), ru=1000, max_ru=50_000)
         assert "50,000 RU/s, manual, 9 physical partitions, nothing indexed" in " ".join(found.makes)
         assert "scaled to 1,000 RU/s" in " ".join(found.makes)
         assert any("9 physical partitions for good" in each and "111 RU/s" in each for each in found.notes)
@@ -220,7 +221,7 @@ def test_what_is_billed_follows_the_url() -> None:
     assert bill("ru=serverless&max_ru=3000") == []
 
 
-def test_the_rough_word_is_near_the_exact_one() -> None:
+def test_the_typical_charge_is_near_the_exact_one() -> None:
     made = made_up()
     found, _, _ = held(made, 0.0, ru=2000, max_ru=1000)
-    assert roughly_ru(load(), made.plan) == pytest.approx(found.total_ru, rel=0.1)
+    assert typical_ru(load(), made.plan) == pytest.approx(found.total_ru, rel=0.1)

@@ -6,10 +6,8 @@ import pytest
 
 from stores import lifecycle as life
 from stores.catalogue import ReleaseId
-from stores.cosmos.charges import load
-from stores.cosmos.pace import SLICE_S, Pace
-from stores.cosmos.scaling import POLL_S, for_writing
-from stores.cosmos.spending import Spending
+from stores.cosmos.containers import POLL_S, writing_throughput
+from stores.cosmos.retry import BURST_S, RateLimiter
 from stores.cosmos.throughput import Throughput
 from stores.cosmos.url import parse
 from stores.store import Plan, Row
@@ -21,73 +19,69 @@ R = ReleaseId("20261120T064200Z-aaaa")
 ROWS = [Row("popular:", b"p" * 100), *(Row(f"user:{n:05}", b"x" * (n % 1800)) for n in range(2000))]
 
 
-def spend(clock: FakeClock, pace: Pace, seconds: float, charge_ru: float) -> float:
+def spend(clock: FakeClock, limiter: RateLimiter, seconds: float, charge_ru: float) -> float:
     """Send one request after the other for so long; return what was spent."""
     until, spent_ru = clock.now + seconds, 0.0
-    while clock.now + (wait_s := pace.wait_s()) < until:
+    while clock.now + (wait_s := limiter.wait_s()) < until:
         clock.now += wait_s
-        pace.take(charge_ru)
+        limiter.take(charge_ru)
         spent_ru += charge_ru
     return spent_ru
 
 
 @pytest.mark.parametrize("charge_ru", [1.0, 5.4, 22.67, 625.0])
 def test_the_rate_is_spent_exactly(clock: FakeClock, charge_ru: float) -> None:
-    assert spend(clock, Pace(clock, 1000), 60, charge_ru) == pytest.approx(60_000, rel=0.001, abs=charge_ru)
+    assert spend(clock, RateLimiter(clock, 1000), 60, charge_ru) == pytest.approx(60_000, rel=0.001, abs=charge_ru)
 
 
 def test_what_was_not_spent_in_time_is_caught_up_with_for_a_slice_at_most(clock: FakeClock) -> None:
-    pace = Pace(clock, 1000)
+    limiter = RateLimiter(clock, 1000)
     clock.now += 60
-    assert spend(clock, pace, 1e-6, 5.0) == pytest.approx(1000 * SLICE_S, abs=10)
+    assert spend(clock, limiter, 1e-6, 5.0) == pytest.approx(1000 * BURST_S, abs=10)
 
 
 def test_a_charge_that_was_expected_wrongly_is_made_good(clock: FakeClock) -> None:
-    pace = Pace(clock, 1000)
-    pace.take(5)
-    pace.correct(95)
-    assert pace.wait_s() == pytest.approx(0.1, rel=1e-3)
-    pace.correct(-100)
-    assert pace.wait_s() == pytest.approx(0, abs=1e-6)
+    limiter = RateLimiter(clock, 1000)
+    limiter.take(5)
+    limiter.correct(95)
+    assert limiter.wait_s() == pytest.approx(0.1, rel=1e-3)
+    limiter.correct(-100)
+    assert limiter.wait_s() == pytest.approx(0, abs=1e-6)
 
 
 def test_nothing_goes_out_while_the_service_says_so_and_nothing_is_saved_up_meanwhile(clock: FakeClock) -> None:
-    pace = Pace(clock, 1000)
-    pace.hold(3)
-    pace.hold(1)
-    assert pace.wait_s() == pytest.approx(3)
+    limiter = RateLimiter(clock, 1000)
+    limiter.pause(3)
+    limiter.pause(1)
+    assert limiter.wait_s() == pytest.approx(3)
     clock.now += 3
-    assert spend(clock, pace, 1, 5.0) == pytest.approx(1000, abs=10)
+    assert spend(clock, limiter, 1, 5.0) == pytest.approx(1000, abs=10)
 
 
 def test_without_a_rate_only_the_service_limits(clock: FakeClock) -> None:
-    pace = Pace(clock, None)
-    pace.take(10_000)
-    pace.correct(10_000)
-    assert pace.wait_s() == pytest.approx(0, abs=1e-6)
-    pace.hold(0.5)
-    assert pace.wait_s() == pytest.approx(0.5)
+    limiter = RateLimiter(clock, None)
+    limiter.take(10_000)
+    limiter.correct(10_000)
+    assert limiter.wait_s() == pytest.approx(0, abs=1e-6)
+    limiter.pause(0.5)
+    assert limiter.wait_s() == pytest.approx(0.5)
 
 
-def test_a_publish_spends_what_was_foretold_at_the_rate_that_was_asked_for() -> None:
+def test_a_publish_spends_at_the_configured_rate() -> None:
     async def work(far: Far) -> None:
         store, loop = far.store(max_ru=1000), asyncio.get_running_loop()
         began = loop.time()
         manifest = (await life.publish(store, batches(ROWS), plan=Plan(len(ROWS), 1000), about={})).manifest
         took_s = loop.time() - began
-        foretold = Spending(load())
-        async for batch in batches(ROWS):
-            foretold.put(draft_of(batch))
-        foretold.put([manifest.key_row])
-        assert far.admitted_ru(manifest.release) == pytest.approx(foretold.total_ru, rel=1e-6)
-        assert took_s == pytest.approx(foretold.total_ru / 1000 + POLL_S, abs=0.5)  # what is done one after the other
+        spent_ru = far.admitted_ru(manifest.release)
+        assert took_s == pytest.approx(spent_ru / 1000 + POLL_S, abs=0.5)  # what is done one after the other
         assert far.answers(429) <= 2
 
     with_far(work)
 
 
 @pytest.mark.parametrize(("provisioned", "max_ru", "share"), [(400, 1000, 0.02), (600, 1000, 0.02), (400, 400, 0.01)])
-def test_a_container_of_less_than_was_asked_for_gives_all_it_has_and_loses_nothing(
+def test_a_container_with_less_than_the_configured_rate_gives_all_it_has_and_loses_nothing(
     provisioned: int, max_ru: int, share: float
 ) -> None:
     async def work(far: Far) -> None:
@@ -106,7 +100,7 @@ def test_a_container_of_less_than_was_asked_for_gives_all_it_has_and_loses_nothi
 
 
 @pytest.mark.parametrize(
-    ("asked", "born"),
+    ("asked", "made"),
     [
         ("ru=400", Throughput(400)),
         ("ru=400&max_ru=1001", Throughput(1100)),
@@ -115,5 +109,5 @@ def test_a_container_of_less_than_was_asked_for_gives_all_it_has_and_loses_nothi
         ("ru=serverless&max_ru=4000", None),
     ],
 )
-def test_a_container_is_born_with_what_writing_may_spend(asked: str, born: Throughput | None) -> None:
-    assert for_writing(parse(f"cosmos+http://here:1/d?{asked}", {})) == born
+def test_a_container_is_made_with_what_writing_may_spend(asked: str, made: Throughput | None) -> None:
+    assert writing_throughput(parse(f"cosmos+http://here:1/d?{asked}", {})) == made

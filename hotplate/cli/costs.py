@@ -1,0 +1,237 @@
+"""What a publish costs: what it will make, spend and take (`--dry-run`), and what it has spent while it runs."""
+
+from math import floor
+from time import monotonic, time
+from typing import TYPE_CHECKING, Annotated
+
+from hotplate.cli.terminal import err, option, out, print_json, table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from stores.estimate import Estimate
+    from stores.prices import Bill, Prices, Provisioned
+    from stores.store import Plan, Store
+
+HOUR_S = 3600
+
+# A publish of so many seconds is worth a word on how it could be faster.
+SLOW_S = 600
+
+MaxRu = Annotated[
+    int | None,
+    option(
+        "--max-ru",
+        "Spend at most this many RU/s, in Cosmos DB only. By default it is what ru= of the URL provisions.",
+        at_least=1,
+        show_default=False,
+    ),
+]
+DryRun = Annotated[
+    bool,
+    option("--dry-run", "Write nothing; print what would be made, how long it would take and what it would cost."),
+]
+
+
+def limit_ru(url: str | None, max_ru: int | None) -> str | None:
+    """Return the store's URL with what may be spent there; StoreMisused where nothing is paid by request units."""
+    from stores.connect import default_url, with_max_ru
+
+    return url if max_ru is None else with_max_ru(url or default_url(), max_ru)
+
+
+def hours_begun(began: float, seconds: float) -> int:
+    """Count the hours of the wall clock that a time reaches into: of each the highest throughput is billed."""
+    return floor((began + seconds) / HOUR_S) - floor(began / HOUR_S) + 1
+
+
+def hourly_usd(prices: "Prices", provisioned: "Iterable[Provisioned]") -> float:
+    """Return what an hour of throughput costs."""
+    return sum(prices.ru_hours(one.ru_s, autoscale=one.autoscale) for one in provisioned)
+
+
+def publish_usd(prices: "Prices", bill: "Bill", request_units: float, began: float, seconds: float) -> float:
+    """Return what is billed from the beginning to the end of a publish."""
+    if not bill.writing:
+        return prices.serverless_ru(request_units)
+    return hourly_usd(prices, bill.writing) * hours_begun(began, seconds)
+
+
+def monthly_usd(prices: "Prices", provisioned: "Iterable[Provisioned]") -> float:
+    """Return what a month of throughput costs."""
+    from stores.prices import HOURS_A_MONTH
+
+    return hourly_usd(prices, provisioned) * HOURS_A_MONTH
+
+
+def print_estimate(found: "Estimate", url: str | None, *, as_json: bool) -> None:
+    """Print the estimate of a publish that would begin now."""
+    from stores.connect import default_url
+    from stores.prices import load
+    from stores.urls import redacted
+
+    where, began, prices = redacted(url or default_url()), time(), load()
+    if as_json:
+        print_json(_estimate_to_json(found, prices, where, began))
+        return
+    fits = ", which fit" if found.fits else ""
+    out.print(f"dry run, nothing is written: {found.rows:,} rows, {found.payload_bytes / 1e6:,.1f} MB{fits}")
+    out.print(f"into {where}")
+    for each in found.makes:
+        out.print(f"  makes {each}" if not each.startswith("which ") else f"        {each}")
+    if found.bill is not None and found.seconds is not None:
+        _print_costs(found, found.bill, found.seconds, prices, began)
+    for each in found.notes:
+        out.print(each)
+
+
+def _estimate_to_json(found: "Estimate", prices: "Prices", where: str, began: float) -> dict[str, object]:
+    """Return an estimate for `--json`, without what the store does not know."""
+    facts: dict[str, object] = {
+        "dry_run": True,
+        "store": where,
+        "rows": found.rows,
+        "bytes": found.payload_bytes,
+        "fits": found.fits,
+        "makes": found.makes,
+        "notes": found.notes,
+    }
+    if found.bill is None or found.seconds is None:
+        return facts
+    return facts | {
+        "request_units": found.total_ru,
+        "request_units_by": dict(found.request_units),
+        "rate_ru": found.bill.rate_ru,
+        "seconds": found.seconds,
+        "afterwards": found.bill.afterwards,
+        "hours_begun": hours_begun(began, found.seconds),
+        "usd": round(publish_usd(prices, found.bill, found.total_ru, began, found.seconds), 6),
+        "usd_month": round(monthly_usd(prices, found.bill.afterwards), 2),
+        "prices": prices.ru_hour.provenance,
+    }
+
+
+def _print_costs(found: "Estimate", bill: "Bill", seconds: float, prices: "Prices", began: float) -> None:
+    units = [(what, f"{ru:,.2f}") for what, ru in found.request_units.items()]
+    out.print(table(("request units", ""), [*units, ("all", f"{found.total_ru:,.2f}")]))
+    out.print(
+        f"{found.total_ru / max(found.rows, 1):.2f} RU a row; {format_duration(seconds)} at {bill.rate_ru:,.0f} RU/s"
+    )
+    usd = publish_usd(prices, bill, found.total_ru, began, seconds)
+    if not bill.writing:
+        out.print(f"cost: {usd:,.4f} USD for the publish, and nothing while there are no reads")
+    else:
+        throughput = " + ".join(f"{one.ru_s:,}" for one in bill.writing)
+        out.print(f"cost: {usd:,.4f} USD for the publish: {throughput} RU/s for {_hours(began, seconds)}")
+        months = [
+            (
+                one.what,
+                f"{one.ru_s:,}",
+                "autoscale, at most" if one.autoscale else "",
+                f"{monthly_usd(prices, [one]):,.2f}",
+            )
+            for one in bill.afterwards
+        ]
+        total = f"{monthly_usd(prices, bill.afterwards):,.2f}"
+        out.print(table(("from then on", "RU/s", "", "USD/month"), [*months, ("all", "", "", total)]))
+    storage_usd, source = prices.storage_gb_month.usd, prices.ru_hour.provenance
+    out.print(f"of one region, without storage at {storage_usd:g} USD a GB and month; {source}")
+
+
+class Spending:
+    """Counts the request units and refusals that a store reports; lives as long as one verb."""
+
+    def __init__(self) -> None:
+        self.request_units = 0.0
+        self.throttled = 0
+        self._began_at, self._began = monotonic(), time()
+        self._bill: Bill | None = None
+        self._prices: Prices | None = None
+        self._typical_ru: Callable[[Plan], float] = lambda _: 0.0
+
+    def charged(self, ru: float) -> None:
+        """See `Observer`."""
+        self.request_units += ru
+
+    def failed(self, kind: str) -> None:
+        """See `Observer`."""
+        self.throttled += kind == "throttled"
+
+    def watch(self, store: "Store", plan: "Plan | None" = None, *, quiet: bool = False) -> None:
+        """Count what *store* spends from now on; print how long *plan* will take, where that is long."""
+        from stores.store import ProvisionedStore
+
+        if isinstance(store, ProvisionedStore):
+            from stores.prices import load
+
+            self._bill, self._prices, self._typical_ru = store.bill(), load(), store.typical_ru
+            self._began_at, self._began = monotonic(), time()
+            if plan is not None and not quiet and (sentence := format_slow(self._bill, store.typical_ru(plan))):
+                err.print(sentence)
+
+    @property
+    def seconds(self) -> float:
+        """Return how long it has been counted."""
+        return monotonic() - self._began_at
+
+    @property
+    def usd(self) -> float:
+        """Return what it has cost so far: each hour that was begun, or each request unit."""
+        if self._bill is None or self._prices is None:
+            return 0.0
+        return publish_usd(self._prices, self._bill, self.request_units, self._began, self.seconds)
+
+    def progress(self) -> str:
+        """Return how fast it is spent, and what it has cost, in a few letters; nothing where nothing is paid for."""
+        if self._bill is None:
+            return ""
+        return f"{self.request_units / max(self.seconds, 1.0):,.0f} RU/s, {self.usd:,.3f} USD"
+
+    def to_json(self) -> dict[str, object]:
+        """Return the totals for `--json`; none where nothing is paid for."""
+        if self._bill is None:
+            return {}
+        return {
+            "spent": {
+                "request_units": round(self.request_units, 2),
+                "throttled": self.throttled,
+                "seconds": round(self.seconds, 3),
+                "usd": round(self.usd, 6),
+                "hours_begun": hours_begun(self._began, self.seconds),
+            }
+        }
+
+    def print_totals(self, written: "Plan") -> None:
+        """Print the totals, for each row beside the arithmetic; nothing where nothing is paid for."""
+        if self._bill is None:
+            return
+        lists = max(written.rows, 1)
+        paid = _hours(self._began, self.seconds) if self._bill.writing else "serverless"
+        out.print(
+            f"{self.request_units:,.0f} RU, {self.request_units / lists:.2f} for each row, read back once (the charges "
+            f"of its size say {self._typical_ru(written) / lists:.2f}); {self.throttled:,} refused (429); "
+            f"{self.usd:,.4f} USD, {paid}"
+        )
+
+
+def format_slow(bill: "Bill", typical_ru: float) -> str:
+    """Say how long a publish will take, and what would make it faster; nothing where it is quick."""
+    seconds = typical_ru / bill.rate_ru
+    if seconds < SLOW_S:
+        return ""
+    return (
+        f"at {bill.rate_ru:,.0f} RU/s this takes about {format_duration(seconds)}; more goes with --max-ru N, and "
+        f"--dry-run prints what that costs"
+    )
+
+
+def format_duration(seconds: float) -> str:
+    """Format a time as people do."""
+    if seconds < 100:
+        return f"{seconds:,.1f} s"
+    return f"{seconds / 60:,.1f} minutes" if seconds < 2 * HOUR_S else f"{seconds / HOUR_S:,.1f} hours"
+
+
+def _hours(began: float, seconds: float) -> str:
+    hours = hours_begun(began, seconds)
+    return f"{hours} hour{'s' * (hours > 1)} begun"

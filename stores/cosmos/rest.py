@@ -1,0 +1,347 @@
+"""The data plane over the wire protocol: requests that are put together and signed here, one attempt each.
+
+A read that meets a sick region is tried once more in another, or in the same where all that failed was a connection
+that had idled for long; any request is tried once more with another token where the service refuses the one it had.
+Nothing else is retried here: when and how often is for the store to decide (`stores.cosmos.retry`).
+"""
+
+import asyncio
+import ssl
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+from urllib.parse import urlsplit
+
+import orjson
+
+from stores.cosmos.auth import Credential, KeySigner, Signer, TokenSigner, default_credential
+from stores.cosmos.errors import (
+    ContainerMissing,
+    CosmosUnavailable,
+    MalformedResponse,
+    ResponseTranslator,
+    date_in,
+    is_absent,
+    item_in,
+    object_in,
+)
+from stores.cosmos.items import Account, Item, ItemWritten, VersionedItem
+from stores.cosmos.requests import DEADLINE_S, Endpoint, RequestBuilder, partition_key_header
+from stores.cosmos.throughput import Offer, Throughput, minimum_ru
+from stores.cosmos.topology import AccountTopology, Region
+from stores.cosmos.url import Address
+from stores.errors import StoreError, StoreMisused
+from stores.http1 import ConnectionPool, Response, Transport
+from stores.store import Observer
+
+# At most, to one endpoint: enough for 2,500 reads/s from a continent away, at 50 ms each.
+CONNECTIONS = 128
+
+# With less time left no other region is tried.
+MIN_TIMEOUT_S = 0.001
+
+JSON = b"content-type: application/json\r\nprefer: return=minimal\r\n"
+UPSERT = JSON + b"x-ms-documentdb-is-upsert: True\r\n"
+QUERY = b"content-type: application/query+json\r\nx-ms-documentdb-isquery: True\r\n"
+OFFER_QUERY = "SELECT * FROM root r WHERE r.resource=@link"
+DEFAULT_PORTS = {"https": 443, "http": 80}
+
+# Makes the connections to the server of a URL like `https://HOST:PORT`.
+MakeTransport = Callable[[str], Transport]
+
+
+class RestClient:
+    """Reads and writes items of one database; see `Items`. Lives as long as its store, on one event loop."""
+
+    def __init__(
+        self,
+        address: Address,
+        observer: Observer | None = None,
+        *,
+        credential: Credential | None = None,
+        clock: Callable[[], float] = time.time,
+        make_transport: MakeTransport | None = None,
+    ) -> None:
+        """Take where the account is and who counts.
+
+        *credential* stands in for the one that azure-identity finds by itself, and is used only where the address has
+        no key; *clock* (seconds) is for dates, *make_transport* for another network.
+        """
+        self._signer = _signer(address, credential, clock)
+        self._translator = ResponseTranslator(address.shown, observer, clock, unauthorized_advice=self._signer.advice)
+        self._sessions = SessionTokens()
+        self._containers = f"dbs/{address.database}/colls/"
+        transport_of = make_transport or _tcp_transport(address)
+
+        def connect(url: str) -> Endpoint:
+            requests = RequestBuilder(_host(url), address.database, address.consistency, self._signer, clock)
+            return Endpoint(url, requests, transport_of(url), self._signer, self._translator)
+
+        self._topology = AccountTopology(connect(address.endpoint), address.region, connect, self._translator)
+
+    async def read(self, container: str, name: str, timeout_s: float, *, fresh: bool = False) -> Item | None:
+        if fresh:
+            response = await self._read_fresh(container, name, timeout_s)
+            return None if response.status == 404 else self._translator.parse(lambda: item_in(response, name))
+        loop = asyncio.get_running_loop()
+        due_s = loop.time() + timeout_s
+        region = self._topology.nearest
+        if region is None or self._signer.needs_token():
+            region = await self._topology.nearest_region(timeout_s)
+            await region.endpoint.ensure_token(due_s - loop.time())
+        try:
+            return await self._read_in(region, container, name, due_s)
+        except CosmosUnavailable as error:
+            other = self._topology.fail_over(region, error.kind)
+            if other is None or loop.time() > due_s - MIN_TIMEOUT_S:
+                raise
+        return await self._read_in(other, container, name, due_s)
+
+    async def _read_in(self, region: Region, container: str, name: str, due_s: float) -> Item | None:
+        endpoint = region.endpoint
+        build = partial(endpoint.requests.point_read, container, name)
+        response = await endpoint.send(build, due_s, retry_stale=True)
+        if response.status == 401 and await endpoint.renew_token(response, due_s):
+            response = await endpoint.send(build, due_s)
+        try:
+            if response.status == 200:
+                self._translator.charge(response)
+                item = item_in(response, name)
+            elif is_absent(response):
+                self._translator.charge(response)
+                item = None
+            else:
+                raise self._error(response, container)
+        except MalformedResponse as error:
+            raise self._translator.malformed(error) from error
+        if region.failures:
+            self._topology.record_success(region)
+        return item
+
+    async def read_versioned(self, container: str, name: str) -> VersionedItem:
+        response = await self._read_fresh(container, name, DEADLINE_S)
+        return self._translator.parse(lambda: _versioned(response, name))
+
+    async def _read_fresh(self, container: str, name: str, timeout_s: float) -> Response:
+        """Return the response to a read that sees what this client wrote: the item, or that there is none."""
+        await self._topology.nearest_region(timeout_s)
+        headers = partition_key_header(name)
+        if self._topology.has_sessions:
+            headers += b"x-ms-consistency-level: Session\r\n"
+            if token := self._sessions.token(container):
+                headers += b"x-ms-session-token: %b\r\n" % token
+        link = f"{self._containers}{container}/docs/{name}"
+        response = await self._topology.write_endpoint.request(
+            "GET", "docs", link, f"{link}/", headers=headers, timeout_s=timeout_s
+        )
+        if response.status == 200 or self._translator.parse(lambda: is_absent(response)):
+            self._translator.parse(lambda: self._translator.charge(response))
+            return response
+        raise self._error(response, container)
+
+    async def create(self, container: str, item: Item) -> ItemWritten:
+        return await self._write("POST", container, item, JSON, failing=409)
+
+    async def upsert(self, container: str, item: Item) -> ItemWritten:
+        return await self._write("POST", container, item, UPSERT)
+
+    async def replace(self, container: str, item: Item, etag: str) -> ItemWritten:
+        if not etag.isprintable():
+            raise StoreMisused(f"{etag[:80]!r} cannot be the version of an item")
+        return await self._write("PUT", container, item, JSON + b"if-match: %b\r\n" % etag.encode(), failing=412)
+
+    async def _write(
+        self, verb: str, container: str, item: Item, headers: bytes, failing: int | None = None
+    ) -> ItemWritten:
+        """Write an item; *failing* is the status that says that its condition does not hold."""
+        await self._topology.nearest_region(DEADLINE_S)
+        owner, name = f"{self._containers}{container}", item["id"]
+        link, path = (owner, f"{owner}/docs/") if verb == "POST" else (f"{owner}/docs/{name}", f"{owner}/docs/{name}/")
+        try:
+            response = await self._topology.write_endpoint.request(
+                verb, "docs", link, path, headers=partition_key_header(name) + headers, body=orjson.dumps(item)
+            )
+        except CosmosUnavailable:
+            self._topology.schedule_refresh()
+            raise
+        done = response.status in (200, 201)
+        absent = verb == "PUT" and self._translator.parse(lambda: is_absent(response))
+        if done or response.status == failing or absent:
+            self._sessions.record(container, response.header(b"x-ms-session-token"))
+            return ItemWritten(done, self._translator.parse(lambda: self._translator.charge(response)))
+        raise self._error(response, container)
+
+    async def account(self) -> Account:
+        return await self._topology.refresh()
+
+    async def offer(self, container: str) -> Offer | None:
+        """Return the throughput of a container; None where the account is serverless. Raises StoreError."""
+        await self._topology.nearest_region(DEADLINE_S)
+        endpoint, link = self._topology.write_endpoint, f"{self._containers}{container}"
+        itself = self._object(await endpoint.request("GET", "colls", link, f"{link}/")).get("_self")
+        query = orjson.dumps({"query": OFFER_QUERY, "parameters": [{"name": "@link", "value": itself}]})
+        response = await endpoint.request("POST", "offers", "", "offers", headers=QUERY, body=query)
+        if response.status == 400 and b"serverless" in response.body.lower():
+            self._translator.parse(lambda: self._translator.charge(response))
+            return None
+        offers = self._object(response).get("Offers")
+        name = self._translator.parse(lambda: _first_id(offers))
+        if name is None:
+            return None
+        found = await endpoint.request("GET", "offers", name.lower(), f"offers/{name}/")
+        return self._translator.parse(lambda: _offer(self._object(found), found))
+
+    async def write_region(self) -> str:
+        """Return the URL of the region that takes writes, where containers are made, scaled and dropped."""
+        await self._topology.nearest_region(DEADLINE_S)
+        return self._topology.write_endpoint.url
+
+    def forget_session(self, container: str) -> None:
+        """Forget what was written to a container that is gone: another of its name counts anew."""
+        self._sessions.forget(container)
+
+    @property
+    def translator(self) -> ResponseTranslator:
+        """What turns responses into errors, shared with whoever else sends requests to this account."""
+        return self._translator
+
+    async def close(self) -> None:
+        await self._topology.close()
+        await self._signer.close()
+
+    def _object(self, response: Response) -> dict[str, Any]:
+        """Return the object that a response holds, its charge counted; raises what it says where it is no success."""
+        if response.status != 200:
+            raise self._translator.error(response)
+
+        def read() -> dict[str, Any]:
+            self._translator.charge(response)
+            return object_in(response)
+
+        return self._translator.parse(read)
+
+    def _error(self, response: Response, container: str) -> StoreError:
+        """Return what a refusal means; where the region is the wrong one, or the container is gone, act on it."""
+        error = self._translator.error(response)
+        if isinstance(error, ContainerMissing):
+            self._sessions.forget(container)
+        elif isinstance(error, CosmosUnavailable) and error.kind == "unavailable":
+            self._topology.schedule_refresh()
+        return error
+
+
+class SessionTokens:
+    """Session tokens of what this process has written, by container and range, so that its own reads can see it.
+
+    They look like `RANGE:VERSION#LSN`, with more where there are several regions. Lives as long as its client.
+    """
+
+    def __init__(self) -> None:
+        self._seen = dict[str, dict[bytes, bytes]]()
+
+    def record(self, container: str, token: bytes | None) -> None:
+        """Keep the token of a write's response; of one range the furthest counts, as responses overtake each other."""
+        if token is None:
+            return
+        seen = self._seen.setdefault(container, {})
+        for part in token.split(b","):
+            of_range, _, progress = part.partition(b":")
+            if of_range not in seen or _order(progress) >= _order(seen[of_range]):
+                seen[of_range] = progress
+
+    def token(self, container: str) -> bytes:
+        """Return what to send along; empty where nothing was written."""
+        return b",".join(b"%b:%b" % one for one in self._seen.get(container, {}).items())
+
+    def forget(self, container: str) -> None:
+        """Forget a container that is gone: another of its name counts anew."""
+        self._seen.pop(container, None)
+
+
+def _order(progress: bytes) -> tuple[int, int]:
+    version, _, lsn = progress.partition(b"#")
+    lsn = lsn.partition(b"#")[0]
+    try:
+        return int(version), int(lsn or b"0")
+    except ValueError:
+        return -1, 0
+
+
+def _versioned(response: Response, name: str) -> VersionedItem:
+    now = date_in(response)
+    if now is None:
+        raise MalformedResponse("no date")
+    if response.status == 404:
+        return VersionedItem(None, "", now)
+    item = item_in(response, name)
+    etag = item.get("_etag")
+    if not isinstance(etag, str):
+        raise MalformedResponse("an item without etag")
+    return VersionedItem(item, etag, now)
+
+
+def _first_id(offers: object) -> str | None:
+    if not isinstance(offers, list):
+        raise MalformedResponse("a list of offers that is none")
+    if not offers:
+        return None
+    offer = offers[0]
+    name = offer.get("id") if isinstance(offer, dict) else None
+    if not isinstance(name, str):
+        raise MalformedResponse("an offer without id")
+    return name
+
+
+def _offer(resource: dict[str, Any], response: Response) -> Offer:
+    """Parse an offer and the headers that came with it. Raises MalformedResponse."""
+    content = resource.get("content")
+    if not isinstance(content, dict):
+        raise MalformedResponse("an offer without content")
+    settings = content.get("offerAutopilotSettings")
+    autoscale = isinstance(settings, dict)
+    ru = settings.get("maxThroughput") if isinstance(settings, dict) else content.get("offerThroughput")
+    if type(ru) is not int:
+        raise MalformedResponse("an offer without throughput")
+    parameters = content.get("offerMinimumThroughputParameters")
+    least = parameters.get("minThroughput") if isinstance(parameters, dict) else None
+    if type(least) is not int:
+        header = response.header(b"x-ms-cosmos-min-throughput") or b""
+        least = int(header) if header.isdigit() else minimum_ru(ru, 0, autoscale=autoscale)
+    pending = (response.header(b"x-ms-offer-replace-pending") or b"").lower() == b"true"
+    return Offer(Throughput(ru, autoscale), least, pending)
+
+
+def _host(url: str) -> str:
+    """Return what the header `Host` says."""
+    parts = urlsplit(url)
+    return parts.netloc if parts.port != DEFAULT_PORTS[parts.scheme] else parts.netloc.rpartition(":")[0]
+
+
+def _signer(address: Address, credential: Credential | None, clock: Callable[[], float]) -> Signer:
+    if address.key is not None:
+        return KeySigner(address.key, address.shown)
+    return TokenSigner(address, credential or default_credential(), clock)
+
+
+def _tcp_transport(address: Address) -> MakeTransport:
+    """Connect to servers by TCP, and to those of https by TLS that is verified."""
+    context = None
+    if address.endpoint.startswith("https:"):
+        context = ssl.create_default_context()
+        if address.ca is not None:
+            try:
+                context.load_verify_locations(address.ca)
+            except OSError as error:  # SSLError is one
+                raise StoreMisused(
+                    f"the file {address.ca}, which should certify {address.shown}, is none: {error}"
+                ) from error
+
+    def make_transport(url: str) -> Transport:
+        parts = urlsplit(url)
+        port = parts.port or DEFAULT_PORTS[parts.scheme]
+        return ConnectionPool(
+            parts.hostname or "", port, size=CONNECTIONS, tls=context if parts.scheme == "https" else None
+        )
+
+    return make_transport

@@ -1,1 +1,0 @@
-"""The driver over the wire protocol: signed requests on kept connections, regions learnt from the account."""

@@ -1,1 +1,0 @@
-"""The driver through azure-cosmos: the unmodified SDK, one attempt a call."""

@@ -1,0 +1,322 @@
+"""What a publish will take, before anything is written: the real one runs over a simulated store in virtual time."""
+
+import asyncio
+import selectors
+import sqlite3
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from stores.catalogue import Catalogue, DraftRef, ReleaseRef
+from stores.errors import ReleaseConflict, ReleaseNotFound
+from stores.manifest import Manifest
+from stores.prices import Bill
+from stores.store import Plan, ProvisionedStore, RoomChecked, Row, Slot, Store
+
+T = TypeVar("T")
+
+# How many rows are handed from one event loop to the other at once.
+SCAN_ROWS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What one publish will take, in a store that nobody else writes meanwhile."""
+
+    rows: int
+    payload_bytes: int
+    """Of keys and values."""
+
+    fits: bool | None = None
+    """Whether there is room; None where that cannot be known."""
+
+    makes: tuple[str, ...] = ()
+    """What is created or scaled, one sentence each."""
+
+    request_units: Mapping[str, float] = field(default_factory=dict)
+    """By what they are spent on."""
+
+    seconds: float | None = None
+    """From begin to prune, where nothing but the store's limits takes time."""
+
+    bill: Bill | None = None
+    notes: tuple[str, ...] = ()
+    """What was assumed, and what could go wrong."""
+
+    @property
+    def total_ru(self) -> float:
+        """Return all of them, in hundredths as they are charged."""
+        return round(sum(self.request_units.values()), 2)
+
+
+class Simulation(ABC):
+    """A stand-in for a store that begins with the store's own catalogue; lives as long as one estimate."""
+
+    @abstractmethod
+    def open(self, clock: Callable[[], float]) -> Store:
+        """Open the stand-in; *clock* (seconds) is the virtual one."""
+
+    @abstractmethod
+    def estimate(self, plan: Plan, seconds: float, *, live: bool) -> Estimate:
+        """Return what the run took that wrote *plan* and made it *live*, or did not."""
+
+
+async def estimate(store: Store, publish: Callable[[Store], Awaitable[Manifest]], *, live: bool) -> Estimate:
+    """Run *publish* against a simulation of *store*, and return what it took; nothing is written.
+
+    *publish* runs in a thread, on an event loop of its own; what it raises is raised here: StoreFull, as by `create`,
+    for what cannot fit.
+    """
+    simulation = await (store.simulate() if isinstance(store, ProvisionedStore) else _Recording.of(store))
+    loop = VirtualLoop()
+
+    async def run() -> Estimate:
+        began = loop.time()
+        simulated = simulation.open(loop.time)
+        manifest = await publish(simulated)
+        seconds = loop.time() - began
+        await simulated.close()
+        key, value = manifest.key_row
+        plan = Plan(manifest.rows + 1, manifest.bytes + len(key) + len(value))
+        return simulation.estimate(plan, seconds, live=live)
+
+    running = asyncio.create_task(asyncio.to_thread(loop.run, run()))
+    try:
+        return await asyncio.shield(running)
+    except BaseException:
+        loop.cancel()  # nothing happens where it has ended
+        raise
+    finally:
+        with suppress(Exception, asyncio.CancelledError):  # raised above, or cancelled by ourselves
+            await running
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """An event loop whose time passes only when nothing is left to do, and stands still while threads work for it."""
+
+    def __init__(self) -> None:
+        self._virtual = _VirtualSelector()
+        self._main: asyncio.Task[Any] | None = None
+        self._cancelled = False
+        super().__init__(self._virtual)
+
+    def time(self) -> float:
+        """Return the virtual time."""
+        return self._virtual.now_s
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass at once."""
+        self._virtual.now_s += seconds
+
+    def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:  # type: ignore[override]  # noqa: ANN401 -- the base class says so
+        """Run *func* in a thread; no time passes until it is done."""
+        self._virtual.threads += 1
+        working: asyncio.Future[T] = super().run_in_executor(executor, func, *args)
+        working.add_done_callback(self._thread_done)
+        return working
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run *work* to its end in the calling thread, and close the loop."""
+
+        async def main() -> T:
+            self._main = asyncio.current_task()
+            if self._cancelled:
+                work.close()
+                raise asyncio.CancelledError
+            return await work
+
+        with asyncio.Runner(loop_factory=lambda: self) as runner:
+            return runner.run(main())
+
+    def cancel(self) -> None:
+        """Cancel what `run` runs, from another thread."""
+        self._cancelled = True
+        with suppress(RuntimeError):  # closed meanwhile
+            self.call_soon_threadsafe(lambda: self._main and self._main.cancel())
+
+    def _thread_done(self, _working: asyncio.Future[Any]) -> None:
+        self._virtual.threads -= 1
+
+
+class _VirtualSelector(selectors.SelectSelector):
+    """Waits for threads only: the time that a loop would have waited has passed at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now_s = 1_000.0
+        self.threads = 0
+
+    def select(self, timeout: float | None = None) -> Any:  # noqa: ANN401 -- what the base class gives is private
+        if self.threads and (timeout is None or timeout > 0):
+            return super().select(None)
+        if timeout:
+            self.now_s += timeout
+        return super().select(0)
+
+
+class ReaderOfLoop:
+    """A reader that lives on another event loop than its caller: the source of a copy, read in virtual time."""
+
+    def __init__(self, reader: Store, home: asyncio.AbstractEventLoop) -> None:
+        self._reader = reader
+        self._home = home
+        self.batch = reader.batch
+
+    async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
+        return await self._on_home(self._reader.get_many(release, keys, timeout_s=timeout_s))
+
+    async def catalogue(self) -> Catalogue:
+        return await self._on_home(self._reader.catalogue())
+
+    async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
+        rows = self._reader.scan(release)
+
+        async def take() -> list[Row]:
+            taken = list[Row]()
+            async for row in rows:
+                taken.append(row)
+                if len(taken) == SCAN_ROWS:
+                    break
+            return taken
+
+        while taken := await self._on_home(take()):
+            for row in taken:
+                yield row
+
+    async def _on_home(self, work: Coroutine[Any, Any, T]) -> T:
+        result = asyncio.run_coroutine_threadsafe(work, self._home).result
+        return await asyncio.get_running_loop().run_in_executor(None, result)
+
+
+class Spool:
+    """Rows in a temporary file that nobody else sees, as a release may not fit into memory; by space and key."""
+
+    def __init__(self) -> None:
+        self._database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        self._database.execute("PRAGMA journal_mode = OFF")
+        self._database.execute("CREATE TABLE rows (space, key, value, PRIMARY KEY (space, key)) WITHOUT ROWID")
+        self._database.execute("BEGIN")  # never committed: nothing of it is to be kept
+
+    def get(self, space: str, key: str) -> bytes | None:
+        """Return a value; None where there is none."""
+        found = self._database.execute("SELECT value FROM rows WHERE (space, key) = (?, ?)", (space, key.encode()))
+        row = found.fetchone()
+        return None if row is None else row[0]
+
+    def put(self, space: str, rows: Sequence[tuple[str, bytes]]) -> None:
+        """Write rows, in the place of those of the same key."""
+        self._database.executemany(
+            "INSERT OR REPLACE INTO rows VALUES (?, ?, ?)", ((space, key.encode(), value) for key, value in rows)
+        )
+
+    def scan(self, space: str) -> Iterator[tuple[str, bytes]]:
+        """Yield the rows of a space in ascending order of key bytes."""
+        found = self._database.execute("SELECT key, value FROM rows WHERE space = ? ORDER BY key", (space,))
+        return ((key.decode(), value) for key, value in found)
+
+    def drop(self, space: str) -> None:
+        """Forget all rows of a space."""
+        self._database.execute("DELETE FROM rows WHERE space = ?", (space,))
+
+
+class _Recording(Simulation):
+    """The simulation of a store that is not paid for by what it does: rows, bytes, and whether they fit."""
+
+    def __init__(self, store: Store, catalogue: Catalogue, home: asyncio.AbstractEventLoop) -> None:
+        self._store = store
+        self._catalogue = catalogue
+        self._home = home
+
+    @classmethod
+    async def of(cls, store: Store) -> "_Recording":
+        """Begin with the catalogue of *store*."""
+        return cls(store, await store.catalogue(), asyncio.get_running_loop())
+
+    def open(self, clock: Callable[[], float]) -> Store:
+        began = clock()
+        return _RecordingStore(
+            self._catalogue, lambda: self._catalogue.now + clock() - began, self._check_room, self._store.batch
+        )
+
+    def estimate(self, plan: Plan, seconds: float, *, live: bool) -> Estimate:
+        del seconds, live
+        return Estimate(plan.rows, plan.payload_bytes, fits=True if isinstance(self._store, RoomChecked) else None)
+
+    async def _check_room(self, draft: DraftRef, plan: Plan) -> None:
+        if isinstance(self._store, RoomChecked):
+            checked = asyncio.run_coroutine_threadsafe(self._store.check_room(draft, plan), self._home)
+            await asyncio.get_running_loop().run_in_executor(None, checked.result)
+
+
+class _RecordingStore:
+    """A store in a spool; see `Store`."""
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        now: Callable[[], float],
+        check_room: Callable[[DraftRef, Plan], Awaitable[None]],
+        batch: int,
+    ) -> None:
+        self.batch = batch
+        self._catalogue = catalogue
+        self._now = now
+        self._check_room = check_room
+        self._spool = Spool()
+        self._sealed = dict[str, bool]()
+
+    async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
+        del timeout_s  # a spool is never late
+        self._check(release)
+        return [self._spool.get(release.incarnation, key) for key in keys]
+
+    async def catalogue(self) -> Catalogue:
+        return replace(self._catalogue, now=self._now())
+
+    async def changes(self) -> AsyncIterator[Catalogue]:
+        yield await self.catalogue()
+
+    async def close(self) -> None:
+        """Nothing to give back."""
+
+    async def create(self, draft: DraftRef, plan: Plan) -> None:
+        await self._check_room(draft, plan)
+        self._sealed.setdefault(draft.incarnation, False)
+
+    async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
+        del part
+        self._check(draft)
+        if self._sealed[draft.incarnation]:
+            raise ReleaseConflict(f"release {draft.id} is sealed; publish a new one")
+        self._spool.put(draft.incarnation, rows)
+
+    async def resume_point(self, draft: DraftRef, part: int = 0) -> str | None:
+        del part
+        self._check(draft)
+        return None  # a simulation begins every draft anew
+
+    async def seal(self, draft: DraftRef) -> None:
+        self._check(draft)
+        self._sealed[draft.incarnation] = True
+
+    async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
+        self._check(release)
+        for key, value in self._spool.scan(release.incarnation):
+            yield Row(key, value)
+
+    async def prepare(self, release: ReleaseRef) -> None:
+        self._check(release)
+
+    async def swap(self, old: Catalogue, new: Catalogue) -> None:
+        if self._catalogue.version != old.version:
+            raise ReleaseConflict("the catalogue was changed by somebody else first")
+        self._catalogue = new
+
+    async def erase(self, release: ReleaseRef) -> None:
+        self._spool.drop(release.incarnation)
+
+    def _check(self, release: ReleaseRef | DraftRef) -> None:
+        if release.incarnation not in self._sealed:
+            raise ReleaseNotFound(f"release {release.id} is not in this store")

@@ -1,0 +1,122 @@
+"""Estimates of publishes into stores that are not paid for, and the virtual time in which they run."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from stores import lifecycle as life
+from stores.errors import StoreFull
+from stores.estimate import VirtualLoop, estimate
+from stores.lmdb_store import LmdbStore
+from stores.manifest import Manifest
+from stores.memory import MemoryStore
+from stores.store import Plan, Row, Store
+from stores.transfer import copy, estimate_copy
+from tests.support.stores import batches
+
+ROWS = [Row("popular:", b'{"id":"p"}'), *(Row(f"user:{n:04}", b"%d" % n) for n in range(500))]
+PLAN = Plan(len(ROWS), sum(len(key) + len(value) for key, value in ROWS))
+
+
+async def publish(store: Store, *, plan: Plan = PLAN) -> Manifest:
+    manifest = (await life.publish(store, batches(ROWS, 100), plan=plan, about={})).manifest
+    await life.prune(store, keep=0)
+    return manifest
+
+
+async def test_rows_and_bytes_are_those_that_are_put_and_nothing_is_written(tmp_path: Path) -> None:
+    for store, fits in ((LmdbStore(tmp_path / "new"), True), (MemoryStore(), None)):
+        found = await estimate(store, publish, live=True)
+        manifest = await publish(MemoryStore())
+        key, value = manifest.key_row
+        assert (found.rows, found.fits, found.seconds, found.bill) == (len(ROWS) + 1, fits, None, None)
+        assert found.payload_bytes == PLAN.payload_bytes + len(key) + len(value)
+        assert (await store.catalogue()).releases == ()
+    assert not (tmp_path / "new").exists()
+
+
+async def test_what_does_not_fit_is_refused_as_a_publish_would_be(tmp_path: Path) -> None:
+    async def too_much(store: Store) -> Manifest:
+        return await publish(store, plan=Plan(10**9, 10**18))
+
+    with pytest.raises(StoreFull):
+        await estimate(LmdbStore(tmp_path), too_much, live=True)
+
+
+async def test_a_copy_is_estimated_from_a_source_on_its_own_loop() -> None:
+    source, target = MemoryStore(), MemoryStore()
+    release = (await publish(source)).release
+    done = list[int]()
+    found = await estimate_copy(source, target, release, live=True, on_progress=lambda rows, _total: done.append(rows))
+    assert found.rows == len(ROWS) + 1
+    assert done[-1] == len(ROWS)
+    assert (await target.catalogue()).releases == ()
+    await copy(source, target, release)
+
+
+async def test_an_estimate_that_is_cancelled_ends_its_thread() -> None:
+    ended = asyncio.Event()
+    here = asyncio.get_running_loop()
+
+    async def endless(store: Store) -> Manifest:
+        del store
+        try:
+            while True:
+                await asyncio.sleep(1)
+        finally:
+            here.call_soon_threadsafe(ended.set)
+
+    estimating = asyncio.create_task(estimate(MemoryStore(), endless, live=True))
+    await asyncio.sleep(0.05)
+    estimating.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await estimating
+    async with asyncio.timeout(10):
+        await ended.wait()
+
+
+def test_virtual_time_passes_at_once_and_stands_still_while_a_thread_works() -> None:
+    async def work() -> tuple[float, float, list[float]]:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await asyncio.sleep(3600)
+        slept, ticks = loop.time() - began, list[float]()
+
+        async def tick() -> AsyncIterator[float]:
+            while True:
+                await asyncio.sleep(0.5)
+                yield loop.time()
+
+        async def count() -> None:
+            async for now in tick():
+                ticks.append(now)
+
+        counting = asyncio.create_task(count())
+        began = loop.time()
+        await asyncio.to_thread(time.sleep, 0.05)
+        worked = loop.time() - began
+        counting.cancel()
+        return slept, worked, ticks
+
+    assert VirtualLoop().run(work()) == (3600, 0, [])
+
+
+async def test_rows_come_back_from_the_simulation_in_the_order_of_their_keys() -> None:
+    seen = list[str]()
+
+    async def out_of_order(store: Store) -> Manifest:
+        async def rows() -> AsyncIterator[Sequence[Row]]:
+            yield [Row("meta:dictionary", b"d")]
+            yield ROWS
+
+        manifest = (await life.publish(store, rows(), plan=PLAN, about={})).manifest
+        live = (await store.catalogue()).live_ref
+        assert live is not None
+        seen.extend([row.key async for row in store.scan(live)])
+        return manifest
+
+    await estimate(MemoryStore(), out_of_order, live=True)
+    assert seen == sorted([*(row.key for row in ROWS), "meta:dictionary", "meta:manifest"])
