@@ -52,7 +52,6 @@ class Plan:
     objective: Objective | None = None
     batches: Sequence[int] = ()
     keys: Keys | None = None
-    n: int = 10
     store: str | None = None
     configuration: Mapping[str, Any]
 
@@ -266,7 +265,7 @@ class _Measurement:
         for size in plan.batches:
             if self.interrupted:
                 return
-            requests = Posts(plan.keys, size, plan.n)
+            requests = Posts(plan.keys, size)
             load = replace(plan.load, requests=requests, rate=None, arrivals=None, connections=PARALLEL)
             self._swept.append(batch_point(size, self._run_and_keep(f"batch {size}", load)))
 

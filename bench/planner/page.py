@@ -1,6 +1,5 @@
 """A plan as one HTML file that loads nothing else: figures and their formulas, curves, savings, assumptions."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,18 +9,9 @@ from bench.planner.figures import Figure
 from bench.planner.inputs import HOURS, KNOWN, hourly_shares
 from bench.planner.plan import Plan
 from bench.planner.review import BreakEven, PlanReport
+from bench.report import text
 from bench.report.plots import BAD, INK, LINES, Frames, count_scale, mark, plot
-from bench.report.text import (
-    escaped,
-    html_paragraphs,
-    paragraphs,
-    section,
-    table,
-    tiles,
-    warning_box,
-    whole_page,
-    write,
-)
+from bench.report.text import escaped, html_paragraphs, paragraphs, section, table
 from stores.prices import LISTED
 
 PRICE = "usd_"
@@ -43,8 +33,7 @@ between regions, private links, reserved capacity and its discount) is not in it
 
 def write_files(report: PlanReport, name: Path) -> None:
     """Write *name*.json and *name*.html, each whole or not at all."""
-    write(name.with_name(f"{name.name}.json"), json.dumps(report.to_json(), indent=1))
-    write(name.with_name(f"{name.name}.html"), page(report))
+    text.write_report(name, report.to_json(), page(report))
 
 
 def page(report: PlanReport) -> str:
@@ -52,8 +41,8 @@ def page(report: PlanReport) -> str:
     plan = report.plan
     inputs = plan.inputs
     parts = [
-        warning_box("Look out:", report.warnings) if report.warnings else "",
-        tiles((plan.figures[name], words) for name, words in TILES),
+        text.caution("Look out:", report.warnings) if report.warnings else "",
+        text.tiles((plan.figures[name], words) for name, words in TILES),
         section(
             "Which store, at which rate", cost_plot(report.break_even, inputs.peak_rps), report.break_even.sentence
         ),
@@ -70,7 +59,7 @@ def page(report: PlanReport) -> str:
     parts += [_inputs(report), _prices(report), _formulas(plan.figures.values())]
     parts.append(section("What this is, and what it is not", html_paragraphs(paragraphs(METHOD))))
     title = f"hotplate plan: {inputs.users:,} users, {inputs.peak_rps:,g} requests/s"
-    return whole_page(title, f"{report.date} · prices of {report.prices_file}", parts)
+    return text.whole_page(title, f"{report.date} · prices of {report.prices_file}", parts)
 
 
 def _figures(report: PlanReport) -> str:

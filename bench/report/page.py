@@ -1,6 +1,5 @@
 """The files of a report: an HTML page that makes no requests, the JSON, and an HDR log."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from bench.loadgen.result import Result
 from bench.report import plots
 from bench.report.report import ERRORS, RATE, WHILE_WRITTEN, Report, Series
 from bench.report.text import (
+    caution,
     escaped,
     format_us,
     grouped_table,
@@ -21,9 +21,8 @@ from bench.report.text import (
     section,
     table,
     tiles,
-    warning_box,
     whole_page,
-    write,
+    write_report,
 )  # fmt: skip
 from bench.ru import report as ru_report
 
@@ -112,7 +111,7 @@ def _verdict(report: Report) -> str:
         reasons.append("it was stopped before its end")
     if reasons:
         invalid = "Invalid: these figures do not measure the service."
-        return warning_box(invalid if report.invalid_reasons else "Look out:", reasons)
+        return caution(invalid if report.invalid_reasons else "Look out:", reasons)
     if holds := report.extra.get("holds"):
         return f'<div class="verdict"><strong>Valid.</strong> {escaped(holds)}</div>'
     lags = [each.facts["lag_us"]["p99"] for each in rounds if each.facts["lag_us"]]
@@ -229,11 +228,7 @@ def _of(shown: Series, among: Sequence[Series]) -> str:
 
 def keep(report: Report, runs: Runs | None, name: Path) -> None:
     """Write *name*.json, *name*.html and, of runs of one subject, *name*.hdr, each whole or not at all."""
-    texts = {".json": json.dumps(report.to_json(), indent=1), ".html": page(report)}
-    if runs is not None:
-        texts[".hdr"] = hdr_log(runs)
-    for ending, text in texts.items():
-        write(name.with_name(name.name + ending), text)
+    write_report(name, report.to_json(), page(report), **({} if runs is None else {"hdr": hdr_log(runs)}))
 
 
 def hdr_log(runs: Runs) -> str:

@@ -1,6 +1,7 @@
 """How figures are written: quantities with units, tables by group, and the few pieces of HTML of a report."""
 
 import html
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -129,7 +130,7 @@ def tiles(shown: Iterable[tuple[object, str]]) -> str:
     return f'<div class="tiles">{"".join(made)}</div>'
 
 
-def warning_box(heading: str, reasons: Iterable[str]) -> str:
+def caution(heading: str, reasons: Iterable[str]) -> str:
     """Make a box of what to look out for."""
     listed = "".join(f"<li>{escaped(reason)}</li>" for reason in reasons)
     return f'<div class="verdict bad"><strong>{heading}</strong><ul>{listed}</ul></div>'
@@ -175,3 +176,9 @@ def write(path: Path, text: str) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     aside.write_text(text)
     aside.replace(path)
+
+
+def write_report(name: Path, facts: Mapping[str, Any], page: str, **more: str) -> None:
+    """Write *name*.json and *name*.html, and files of *more* endings, each whole or not at all."""
+    for ending, text in {"json": json.dumps(facts, indent=1), "html": page, **more}.items():
+        write(name.with_name(f"{name.name}.{ending}"), text)

@@ -253,6 +253,6 @@ def _raw_capacity(store: StoreResult) -> Mapping[str, Any]:
             point.to_json()
             | {"service_share": run.service_share, "server_share": run.server_share, "ru_s": run.ru_s}
             | {"throttled": run.request_units and run.request_units.throttled}
-            for point, run in zip(capacity.points, capacity.runs, strict=True)
+            for point, run in capacity.attempts
         ],
     }

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from bench.answers import CheckResult
-from bench.loadgen.capacity import PERCENTS, Objective, Point, disturbances, highest, point
+from bench.loadgen.capacity import PERCENTS, Objective, Point, disturbances, point
 from bench.loadgen.result import LAG_BOUND_US, Result
 from bench.stores.publication import TrialResult
 from bench.stores.setup import Candidate
@@ -111,24 +111,22 @@ class RoundResult:
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """The search for the highest rate of one store: its points in order, and the run behind each."""
+    """The search for the highest rate of one store: its attempts in order, each with the run behind it."""
 
-    points: tuple[Point, ...]
-    runs: tuple[ServiceRun, ...]
+    attempts: tuple[tuple[Point, ServiceRun], ...]
 
     @property
     def best(self) -> tuple[Point, ServiceRun] | None:
         """The highest rate inside the objective, and its run."""
-        best = highest(self.points)
-        return None if best is None else (best, self._run_of(best))
+        return max((each for each in self.attempts if each[0].inside), key=lambda each: each[0].at, default=None)
 
     @property
     def first_outside(self) -> tuple[Point, ServiceRun] | None:
         """The lowest rate above it that was outside; None where the search was stopped before."""
-        best = highest(self.points)
-        above = [each for each in self.points if not each.inside and each.at > (best.at if best else 0.0)]
-        lowest = min(above, key=lambda each: each.at, default=None)
-        return None if lowest is None or lowest.stopped else (lowest, self._run_of(lowest))
+        best_rate = self.best[0].at if self.best else 0.0
+        above = [each for each in self.attempts if not each[0].inside and each[0].at > best_rate]
+        lowest = min(above, key=lambda each: each[0].at, default=None)
+        return None if lowest is None or lowest[0].stopped else lowest
 
     @property
     def limit(self) -> str:
@@ -153,9 +151,6 @@ class Capacity:
         refused = f", {units.throttled:,.0f} reads refused with 429" if units else ""
         used = f"the service used {run.service_share:.0%} of its core{server}{refused}"
         return f"outside at {ended.at:,.0f} requests/s by {' and '.join(reasons)}; {used}"
-
-    def _run_of(self, point: Point) -> ServiceRun:
-        return next(run for each, run in zip(self.points, self.runs, strict=True) if each is point)
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,8 +113,10 @@ class StoreComparison:
                         "warm-up", warmup_s, lambda one: self._read(pool, one, self._open_load(one, 0, warmup_s))
                     )
                 self._run_rounds(pool, publishers)
-                if self._settings.objective:
-                    self._find_capacities(pool, self._settings.objective)
+                if objective := self._settings.objective:
+                    for one in self._setup.candidates:
+                        if not self._interrupted:
+                            self._find_capacity(pool, one, objective)
             except KeyboardInterrupt:  # between two runs; within one the pool notices it, and ends the run
                 self._interrupted = True
             generator = sum(own_memory_bytes(pid) for pid in pool.pids)
@@ -225,22 +227,18 @@ class StoreComparison:
         reads = self._read(pool, one, self._open_load(one, number, self._settings.duration_s * PUBLISHING_SHARE))
         return PublishRun(alone, reads, publisher.stop())
 
-    def _find_capacities(self, pool: WorkerPool, objective: Objective) -> None:
-        for one in self._setup.candidates:
-            if self._interrupted:
-                return
-            points, runs = list[Point](), list[ServiceRun]()
+    def _find_capacity(self, pool: WorkerPool, one: Candidate, objective: Objective) -> None:
+        attempts = list[tuple[Point, ServiceRun]]()
 
-            def attempt(rate: float, one: Candidate = one, runs: list[ServiceRun] = runs) -> Point:
-                duration_s = min(ATTEMPT_S, self._settings.duration_s)
-                self._display.start(f"{one.name}, {rate:,.0f} requests/s", duration_s)
-                load = replace(self._load(one, round(rate)), rate=rate, duration_s=duration_s)
-                runs.append(self._read(pool, one, load))
-                return capacity_point(rate, runs[-1], objective)
+        def attempt(rate: float) -> Point:
+            duration_s = min(ATTEMPT_S, self._settings.duration_s)
+            self._display.start(f"{one.name}, {rate:,.0f} requests/s", duration_s)
+            run = self._read(pool, one, replace(self._load(one, round(rate)), rate=rate, duration_s=duration_s))
+            attempts.append((capacity_point(rate, run, objective), run))
+            return attempts[-1][0]
 
-            for each in search(attempt, START_RATE):
-                points.append(each)
-                self._capacities[one.name] = Capacity(tuple(points), tuple(runs))
+        for _ in search(attempt, START_RATE):
+            self._capacities[one.name] = Capacity(tuple(attempts))
 
     def _result(self, one: Candidate, generator: int) -> StoreResult:
         memory = Memory(generator, one.service.memory_bytes(), one.server.memory_bytes())
