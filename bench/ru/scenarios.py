@@ -50,10 +50,6 @@ class MissedKeys:
         """Yield the keys that miss."""
         return (key for key, hit in simulate_cache(self.keys, self.entries) if not hit)
 
-    def share(self, part: int) -> "MissedKeys":
-        """See `bench.loadgen.load.Requests`."""
-        return replace(self, keys=self.keys.share(part))
-
     def hit_rate(self, draws: int) -> float:
         """Count which share of so many draws hits."""
         return sum(hit for _, hit in islice(simulate_cache(self.keys, self.entries), draws)) / draws
@@ -84,10 +80,6 @@ class KeyedRequests:
         del host, headers
         return map(self.by_key.__getitem__, self.keys)
 
-    def share(self, part: int) -> "KeyedRequests":
-        """See `bench.loadgen.load.Requests`."""
-        return replace(self, keys=self.keys.share(part))
-
 
 @dataclass(frozen=True, slots=True)
 class MixedRequests:
@@ -108,10 +100,6 @@ class MixedRequests:
                 yield next(writes)
             else:
                 yield next(reads)
-
-    def share(self, part: int) -> "MixedRequests":
-        """See `bench.loadgen.load.Requests`."""
-        return replace(self, reads=self.reads.share(part), writes=self.writes.share(part))
 
 
 @dataclass(frozen=True, slots=True)
