@@ -10,7 +10,8 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent.parent
 LIBRARIES = (
-    "hotplate", "aiohttp", "hdrhistogram", "httptools", "implicit", "lmdb", "numpy", "orjson", "polars", "redis", "uvloop",
+    "hotplate", "aiohttp", "hdrhistogram", "httptools", "implicit", "lmdb", "numpy", "orjson", "polars", "redis",
+    "uvloop",
 )  # fmt: skip
 
 

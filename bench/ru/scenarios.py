@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import orjson
@@ -151,8 +151,7 @@ class SignedRequests:
         return RequestBuilder(host, address.database, consistency, KeySigner(address.key, address.shown), self.clock)
 
 
-@dataclass(frozen=True, slots=True)
-class Offer:
+class Offer(NamedTuple):
     """What goes over the wire for a rate of users' requests: these requests, so many a second."""
 
     requests: Requests

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from bench.answers import CheckResult
 from bench.loadgen.capacity import PERCENTS, Objective, Point, disturbances, point
@@ -36,8 +37,7 @@ class LookupResult:
     server_cpu_us: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class RequestUnits:
+class RequestUnits(NamedTuple):
     """What the reads of a run were charged, and how many of them were refused with 429."""
 
     ru: float
@@ -85,8 +85,7 @@ class ServiceRun:
         return None if self.request_units is None else self.request_units.ru / max(self.result.duration_s, 1e-9)
 
 
-@dataclass(frozen=True, slots=True)
-class PublishRun:
+class PublishRun(NamedTuple):
     """Lists written beside the reads of one round: one release by itself, then the reads while others are written."""
 
     trial: TrialResult
@@ -173,8 +172,7 @@ class StoreResult:
     capacity: Capacity | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ComparisonResult:
+class ComparisonResult(NamedTuple):
     """All that was measured; the n-th rounds of all stores were made side by side."""
 
     stores: tuple[StoreResult, ...]
