@@ -28,10 +28,9 @@ from bench.options import HttpOptions
 from bench.progress import ProgressDisplay
 from bench.report.report import Report, Series, series
 from bench.report.text import parse_rate, parse_seconds, parse_share
-from stores.connect import connect
+from stores.connect import connect, redacted
 from stores.http1 import ConnectionPool, RequestFailed
 from stores.keys import USER
-from stores.urls import redacted
 
 DEFAULT_RATE = "1k"
 

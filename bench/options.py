@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from stores.urls import redacted
+from stores.connect import redacted
 
 # The panels of `--help`.
 WHEN, WHAT, HOW = "When requests fall due", "What is requested", "How it is measured"

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 from bench.options import HOW, WHAT, Flag
-from stores.urls import redacted
+from stores.connect import redacted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,13 +22,11 @@ from bench.lists import Shape
 from bench.process import REDIS_MISSING, Server, emulator_serving, free_port, redis_installed, redis_serving, serving
 from stores.catalogue import ReleaseRef
 from stores.compression import compress
-from stores.connect import connect
+from stores.connect import connect, redacted
 from stores.keys import USER
-from stores.lifecycle import publish
+from stores.lifecycle import copy, publish
 from stores.manifest import Manifest
 from stores.store import Row, Store
-from stores.transfer import copy
-from stores.urls import redacted
 from stores.verification import load_manifest
 
 EMULATOR = "local emulator, not Azure"

@@ -139,8 +139,8 @@ def _calculated(
     from bench.planner import inputs
     from bench.planner.plan import calculate
     from stores import prices as price_list
+    from stores.connect import redacted
     from stores.cosmos import charges as cosmos_charges
-    from stores.urls import redacted
 
     layers = [baseline.layer] if baseline else []
     if from_release is not None:

@@ -29,8 +29,7 @@ from azure.mgmt.cosmosdb.models import (
 
 from stores.cosmos.containers import DEFINITION
 from stores.cosmos.errors import ContainerMissing, CosmosThrottled, CosmosUnavailable, Kind, first_line
-from stores.cosmos.throughput import Offer, Throughput, minimum_ru
-from stores.cosmos.url import Address, ArmAccount
+from stores.cosmos.url import Address, ArmAccount, Offer, Throughput, minimum_ru
 from stores.errors import StoreError, StoreMisused
 
 if TYPE_CHECKING:

@@ -11,8 +11,7 @@ from typing import Any, Protocol
 from stores.cosmos.errors import ContainerMissing
 from stores.cosmos.rest import RestClient
 from stores.cosmos.retry import Retrier
-from stores.cosmos.throughput import Offer, Throughput
-from stores.cosmos.url import KEY, Address
+from stores.cosmos.url import KEY, Address, Offer, Throughput
 from stores.errors import StoreFull, StoreMisused, StoreUnavailable
 from stores.store import Plan
 

@@ -31,8 +31,7 @@ from stores.cosmos.containers import DEFINITION
 from stores.cosmos.errors import NO_RESPONSE, ContainerMissing, CosmosUnavailable, Kind, ResponseTranslator, object_in
 from stores.cosmos.requests import DEADLINE_S
 from stores.cosmos.rest import RestClient
-from stores.cosmos.throughput import Offer, Throughput
-from stores.cosmos.url import Address
+from stores.cosmos.url import Address, Offer, Throughput
 from stores.errors import StoreError
 from stores.http1 import Response
 

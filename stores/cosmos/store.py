@@ -29,8 +29,7 @@ from stores.cosmos.requests import DEADLINE_S
 from stores.cosmos.rest import RestClient
 from stores.cosmos.retry import RateLimiter, Retrier
 from stores.cosmos.rows import ReleaseRows
-from stores.cosmos.throughput import MANUAL_MIN, Offer, Throughput
-from stores.cosmos.url import Address, parse
+from stores.cosmos.url import MANUAL_MIN, Address, Offer, Throughput, parse
 from stores.errors import ReleaseConflict, StoreError, StoreMisused
 from stores.prices import Bill
 from stores.store import Advised, Observer, Plan, ProvisionedStore, Row, Slot

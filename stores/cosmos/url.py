@@ -1,15 +1,77 @@
-"""The URL of a Cosmos DB account: `cosmos://` and, for emulators, `cosmos+http(s)://`, with what may be spent there."""
+"""The URL of a Cosmos DB account: `cosmos://` and, for emulators, `cosmos+http(s)://`, with what may be spent there.
+
+Throughput is manual or autoscale; how many physical partitions it takes, and how low it may go, are by
+https://learn.microsoft.com/azure/cosmos-db/concepts-limits (values, minimum) and
+https://learn.microsoft.com/azure/cosmos-db/scaling-provisioned-throughput-best-practices (partitions).
+"""
 
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import ceil
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
-from stores.cosmos.throughput import AUTOSCALE_MIN, AUTOSCALE_STEP, MANUAL_MIN, MANUAL_STEP, MAX_RU, Throughput
+from stores.connect import parameters, redacted, secret
 from stores.errors import StoreMisused
-from stores.urls import parameters, redacted, secret
+
+PARTITION_RU = 10_000
+INITIAL_PARTITION_RU = 6_000
+DEFAULT_RU = 400
+MANUAL_MIN, MANUAL_STEP = 400, 100
+AUTOSCALE_MIN, AUTOSCALE_STEP = 1_000, 1_000
+MAX_RU = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Throughput:
+    """RU/s of one container: manual, or the top of an autoscale range that begins at a tenth of it."""
+
+    ru: int
+    autoscale: bool = False
+
+    @property
+    def initial_partitions(self) -> int:
+        """Return how many physical partitions a new container of this throughput has."""
+        return ceil(self.ru / (PARTITION_RU if self.autoscale else INITIAL_PARTITION_RU))
+
+    @property
+    def partitions_needed(self) -> int:
+        """Return how many physical partitions can carry it."""
+        return ceil(self.ru / PARTITION_RU)
+
+    def rounded_up(self, ru: int) -> "Throughput":
+        """Return *ru* in the steps of this kind, manual or autoscale."""
+        step = AUTOSCALE_STEP if self.autoscale else MANUAL_STEP
+        return Throughput(ceil(ru / step) * step, self.autoscale)
+
+    def content(self) -> dict[str, object]:
+        """Return it as the content of an offer."""
+        if self.autoscale:
+            return {"offerThroughput": self.ru // 10, "offerAutopilotSettings": {"maxThroughput": self.ru}}
+        return {"offerThroughput": self.ru, "offerIsRUPerMinuteThroughputEnabled": False}
+
+
+class Offer(NamedTuple):
+    """The throughput of a container as the service knows it."""
+
+    throughput: Throughput
+    minimum_ru: int
+    """The least that it can be set to."""
+
+    pending: bool
+    """Whether a change is under way."""
+
+
+def minimum_ru(highest_ru: int, stored_bytes: int, *, autoscale: bool) -> int:
+    """Return what a container cannot go below: its highest ever by 100, 1 RU/s per GB, and the least there is."""
+    if autoscale:
+        needed = max(AUTOSCALE_MIN, highest_ru / 10, stored_bytes / 1000**3 * 10)
+        return ceil(needed / AUTOSCALE_STEP) * AUTOSCALE_STEP
+    return ceil(max(MANUAL_MIN, highest_ru / 100, stored_bytes / 1000**3) / MANUAL_STEP) * MANUAL_STEP
+
 
 KEY = "HOTPLATE_COSMOS_KEY"
 # The variable of Azure's own tools.
@@ -50,7 +112,7 @@ class Address:
     """The account's own URL, `https://HOST:PORT`, which names its regions."""
 
     database: str
-    throughput: Throughput | None = Throughput(MANUAL_MIN)  # noqa: RUF009 -- frozen, so shared without harm
+    throughput: Throughput | None = Throughput(MANUAL_MIN)
     """Throughput of the container of a live release; None where the account is serverless."""
 
     max_ru: int | None = None

@@ -10,11 +10,11 @@ import pytest
 from stores import lifecycle as life
 from stores.errors import StoreFull
 from stores.estimate import VirtualLoop, estimate
+from stores.lifecycle import copy, estimate_copy
 from stores.lmdb_store import LmdbStore
 from stores.manifest import Manifest
 from stores.memory import MemoryStore
 from stores.store import Plan, Row, Store
-from stores.transfer import copy, estimate_copy
 from tests.support.stores import batches
 
 ROWS = [Row("popular:", b'{"id":"p"}'), *(Row(f"user:{n:04}", b"%d" % n) for n in range(500))]
