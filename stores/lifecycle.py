@@ -28,6 +28,9 @@ SWAP_ATTEMPTS = 50
 # The first and the longest pause before a lost race for the catalogue is tried again, in seconds.
 SWAP_PAUSES_S = (0.001, 0.1)
 
+# How much of a release is copied at once.
+COPY_ROWS, COPY_BYTES = 1000, 4 << 20
+
 # Makes the manifest of a release from the sums over all of its rows.
 Finish = Callable[[Tally], Awaitable[Manifest]]
 
@@ -75,14 +78,12 @@ async def publish(
 
 async def begin(store: Store, release: ReleaseId) -> DraftRef:
     """Begin a draft under an id that was given elsewhere; ReleaseConflict where the store has that id already."""
-    begun = await change(store, partial(changes.begin, release=release))
-    return _draft_ref(begun, release)
+    return _draft_ref(await change(store, partial(changes.begin, release=release)), release)
 
 
 async def take_over(store: Store, release: ReleaseId) -> DraftRef:
     """Become a draft's writer; ReleaseConflict where it is none any more, ReleaseNotFound where it was dropped."""
-    renewed = await change(store, partial(changes.renew, release=release))
-    return _draft_ref(renewed, release)
+    return _draft_ref(await change(store, partial(changes.renew, release=release)), release)
 
 
 async def write(
@@ -285,10 +286,6 @@ async def _drop(store: Store, release: ReleaseRef) -> None:
     await change(store, lambda found: changes.forget(found, release.id))
 
 
-BATCH_ROWS = 1000
-BATCH_BYTES = 4 << 20
-
-
 async def copy(
     source: Store,
     target: Store,
@@ -310,7 +307,13 @@ async def copy(
         raise ReleaseConflict(f"release {release} is being erased in the target; prune the target and copy again")
     if state in (None, State.DRAFT):
         draft = await (begin if state is None else take_over)(target, release)
-        written = await _write(source, found, target, draft, manifest=manifest, on_progress=on_progress)
+
+        async def finish(tally: Tally) -> Manifest:
+            compare(manifest, tally)
+            return manifest
+
+        rows = _batches(source, found, manifest, on_progress)
+        written = await write(target, draft, rows, plan=Plan(manifest.rows, manifest.bytes), finish=finish)
     elif await load_manifest(target, (await target.catalogue()).find(release).ref) == manifest:
         written = WriteResult(manifest, 0, manifest.rows)
     else:
@@ -346,28 +349,6 @@ async def _committed(source: Store, release: ReleaseId) -> ReleaseRef:
     return entry.ref
 
 
-async def _write(
-    source: Store,
-    release: ReleaseRef,
-    target: Store,
-    draft: DraftRef,
-    *,
-    manifest: Manifest,
-    on_progress: Callable[[int, int], None],
-) -> WriteResult:
-    async def finish(tally: Tally) -> Manifest:
-        compare(manifest, tally)
-        return manifest
-
-    return await write(
-        target,
-        draft,
-        _batches(source, release, manifest, on_progress),
-        plan=Plan(manifest.rows, manifest.bytes),
-        finish=finish,
-    )
-
-
 async def _batches(
     source: Store, release: ReleaseRef, manifest: Manifest, on_progress: Callable[[int, int], None]
 ) -> AsyncIterator[list[Row]]:
@@ -378,7 +359,7 @@ async def _batches(
         if row.key == MANIFEST:
             continue
         meta = row.key.startswith(META)
-        if batch and (meta or len(batch) == BATCH_ROWS or size >= BATCH_BYTES):
+        if batch and (meta or len(batch) == COPY_ROWS or size >= COPY_BYTES):
             yield batch
             done += len(batch)
             on_progress(done, total)

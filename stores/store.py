@@ -66,6 +66,14 @@ class Reader(Protocol):
         ...
 
 
+async def read_one(reader: Reader, release: ReleaseRef, key: str) -> bytes | None:
+    """Read one key; raises StoreError also where it alone could not be read."""
+    (slot,) = await reader.get_many(release, [key])
+    if isinstance(slot, StoreError):
+        raise slot
+    return slot
+
+
 class LocalReader(ABC):
     """Derived from by a reader in this process, whose reads are too quick to pay for a future."""
 

@@ -11,7 +11,7 @@ from stores.compression import Decode, load_decode, read_ids
 from stores.errors import ReleaseCorrupt, StoreError
 from stores.keys import MANIFEST, OVERALL, POPULAR, USER
 from stores.manifest import Manifest, Tally, compare, read_manifest
-from stores.store import Reader, Row, Store
+from stores.store import Reader, Row, Store, read_one
 
 VERIFY_CHUNK = 1000
 
@@ -41,10 +41,7 @@ async def verify(store: Store, release: ReleaseRef) -> Manifest:
 
 async def load_manifest(reader: Reader, release: ReleaseRef) -> Manifest:
     """Read and check the manifest of a release."""
-    (slot,) = await reader.get_many(release, [MANIFEST])
-    if isinstance(slot, StoreError):
-        raise slot
-    return read_manifest(release.id, slot)
+    return read_manifest(release.id, await read_one(reader, release, MANIFEST))
 
 
 async def read_present(reader: Reader, release: ReleaseRef, keys: Sequence[str]) -> list[bytes]:

@@ -29,6 +29,7 @@ from azure.mgmt.cosmosdb.models import (
 
 from stores.cosmos.containers import DEFINITION
 from stores.cosmos.errors import ContainerMissing, CosmosThrottled, CosmosUnavailable, Kind, first_line
+from stores.cosmos.requests import default_credential
 from stores.cosmos.url import Address, ArmAccount, Offer, Throughput, minimum_ru
 from stores.errors import StoreError, StoreMisused
 
@@ -167,9 +168,7 @@ class ArmContainers:
         """Return the client: without retries of its own, which callers do, and with the deadlines above."""
         if self._opened is None:
             if self._credential is None:
-                from azure.identity.aio import DefaultAzureCredential  # noqa: PLC0415 -- none is looked for if given
-
-                self._credential = DefaultAzureCredential()
+                self._credential = default_credential()
             arm = get_arm_endpoints(_cloud_of(self._address))
             self._opened = CosmosDBManagementClient(
                 self._credential,

@@ -16,13 +16,40 @@ from binascii import b2a_base64
 from collections.abc import Callable
 from email.utils import formatdate
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
 from stores.cosmos.errors import CosmosUnavailable, ResponseTranslator, first_line
 from stores.cosmos.url import KEY, Address
 from stores.errors import StoreMisused
 from stores.http1 import RequestFailed, Response, Transport
+
+if TYPE_CHECKING:
+    from azure.core.credentials import AccessToken
+    from azure.identity.aio import DefaultAzureCredential
+
+log = logging.getLogger(__name__)
+
+# The share of a token's life that is left when another is requested.
+RENEW_AT_LIFE_LEFT = 0.2
+
+# The pause after an attempt to get a token, whether it failed or its token was refused.
+TOKEN_PAUSE_S = 30.0
+
+ALL_ACCOUNTS_SCOPE = "https://cosmos.azure.com/.default"
+# Where a tenant does not know the account by its own name, tokens for all accounts are requested; the SDKs do so, too.
+UNKNOWN_RESOURCE_CODE = "AADSTS500011"
+
+# For so long after a token has come, refusals of the one before it may still arrive.
+OLD_TOKEN_REFUSALS_S = 5.0
+
+# When any operation but a lookup is given up; the service itself ends operations then.
+DEADLINE_S = 5.0
+
+VERSION = b"2020-07-15"
+AGENT = b"hotplate"
+# Of items and containers: what needs no escaping in a path, in a header and in JSON.
+NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,1022}")
 
 # Bytes to which HMAC fills the key of SHA-256 up.
 HMAC_BLOCK_BYTES = 64
@@ -79,18 +106,15 @@ class KeySigner:
         self.advice = f"{KEY}, or the file that {KEY}_FILE names, does not hold a key of this account"
 
     def needs_token(self) -> bool:
-        """See `Signer`."""
         return False
 
     async def acquire_token(self) -> None:
         """See `Signer`."""
 
     async def renew_token(self) -> bool:
-        """See `Signer`."""
         return False
 
     def authorization(self, text: bytes) -> bytes:
-        """See `Signer`."""
         inner, outer = self._inner.copy(), self._outer.copy()
         inner.update(text)
         outer.update(inner.digest())
@@ -102,40 +126,10 @@ class KeySigner:
         """See `Signer`."""
 
 
-log = logging.getLogger(__name__)
-
-# The share of a token's life that is left when another is requested.
-RENEW_AT_LIFE_LEFT = 0.2
-
-# The pause after an attempt to get a token, whether it failed or its token was refused.
-TOKEN_PAUSE_S = 30.0
-
-ALL_ACCOUNTS_SCOPE = "https://cosmos.azure.com/.default"
-# Where a tenant does not know the account by its own name, tokens for all accounts are requested; the SDKs do so, too.
-UNKNOWN_RESOURCE_CODE = "AADSTS500011"
-
-# For so long after a token has come, refusals of the one before it may still arrive.
-OLD_TOKEN_REFUSALS_S = 5.0
-
-
-class Token(Protocol):
-    """What a credential gives: `azure.core.credentials.AccessToken`."""
-
-    @property
-    def token(self) -> str:
-        """The token itself."""
-        ...
-
-    @property
-    def expires_on(self) -> int:
-        """When it ends, in seconds since 1970."""
-        ...
-
-
 class Credential(Protocol):
     """Whoever gets tokens: any credential of `azure.identity.aio`."""
 
-    async def get_token(self, *scopes: str) -> Token:
+    async def get_token(self, *scopes: str) -> "AccessToken":
         """Return a token for *scopes*; raises whatever it likes."""
         ...
 
@@ -176,7 +170,6 @@ class TokenSigner:
                 raise CosmosUnavailable(self._error, "unauthorized")
 
     async def renew_token(self) -> bool:
-        """See `Signer`."""
         now, before = self._clock(), self._value
         if self._request is None:
             if now < self._received_at + OLD_TOKEN_REFUSALS_S:
@@ -189,7 +182,6 @@ class TokenSigner:
         return self._value != before
 
     def authorization(self, text: bytes) -> bytes:
-        """See `Signer`."""
         del text  # a token is the same for every request
         return self._value
 
@@ -230,7 +222,7 @@ class TokenSigner:
         self._value, self._received_at, self._ends_at = value, now, float(token.expires_on)
         self._renew_at = token.expires_on - RENEW_AT_LIFE_LEFT * (token.expires_on - now) * random.uniform(0.8, 1.2)  # noqa: S311 -- spreads workers
 
-    async def _token(self) -> Token:
+    async def _token(self) -> "AccessToken":
         try:
             return await self._credential.get_token(self._scope)
         except Exception as error:
@@ -240,20 +232,11 @@ class TokenSigner:
         return await self._credential.get_token(self._scope)
 
 
-def default_credential() -> Credential:
+def default_credential() -> "DefaultAzureCredential":
     """Return the identity that this machine has: a workload's, a managed one, or whoever is signed in."""
     from azure.identity.aio import DefaultAzureCredential  # noqa: PLC0415 -- an extra: accounts with a key do without
 
     return DefaultAzureCredential()
-
-
-# When any operation but a lookup is given up; the service itself ends operations then.
-DEADLINE_S = 5.0
-
-VERSION = b"2020-07-15"
-AGENT = b"hotplate"
-# Of items and containers: what needs no escaping in a path, in a header and in JSON.
-NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,1022}")
 
 
 class RequestBuilder:

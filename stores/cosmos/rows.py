@@ -74,7 +74,7 @@ class ReleaseRows:
             raise ReleaseConflict(f"release {draft.id} is sealed; publish a new one")
         try:
             if part and part not in state.get("parts", ()):
-                await self._change_state(draft, lambda found: found | {"parts": _with(found.get("parts", ()), part)})
+                await self._change_state(draft, lambda old: old | {"parts": sorted({*old.get("parts", ()), part})})
             for series, chunk in _chunks(rows, part):
                 await self._write(container_of(draft), series, chunk)
         except ContainerMissing as error:
@@ -215,10 +215,6 @@ class ReleaseRows:
 
 def _series(part: int) -> str:
     return f"{ROWS}-{part}" if part else ROWS
-
-
-def _with(parts: Iterable[int], part: int) -> list[int]:
-    return sorted({*parts, part})
 
 
 def _chunks(rows: Sequence[Row], part: int) -> Iterator[tuple[str, Sequence[Row]]]:

@@ -28,9 +28,9 @@ async def publish(store: Store, *, plan: Plan = PLAN) -> Manifest:
 
 
 async def test_rows_and_bytes_are_those_that_are_put_and_nothing_is_written(tmp_path: Path) -> None:
-    for store, fits in ((LmdbStore(tmp_path / "new"), True), (MemoryStore(), None)):
+    for store, fits in ((LmdbStore(tmp_path / "new", lambda: 1.5), True), (MemoryStore(lambda: 1.5), None)):
         found = await estimate(store, publish, live=True)
-        manifest = await publish(MemoryStore())
+        manifest = await publish(MemoryStore(lambda: 1.5))
         key, value = manifest.key_row
         assert (found.rows, found.fits, found.seconds, found.bill) == (len(ROWS) + 1, fits, None, None)
         assert found.payload_bytes == PLAN.payload_bytes + len(key) + len(value)
