@@ -4,7 +4,8 @@ Also what the URLs of stores have in common: redaction, query parameters, and se
 """
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import cast
@@ -43,13 +44,25 @@ def connect(url: str, observer: Observer | None = None) -> Store:
 
         return redis.open_url(url)
     if scheme in COSMOS:
-        from stores import cosmos  # noqa: PLC0415 -- as above
+        with extra_installed("cosmos"):
+            from stores.cosmos import store as cosmos  # noqa: PLC0415 -- as above
 
-        return cosmos.open_url(url, observer)
+            return cosmos.open_url(url, observer)
     for entry in entry_points(group=GROUP, name=scheme):
         return cast("Store", entry.load()(url))  # what the entry point promises; the contract suite holds it to that
     known = sorted({*BUILT_IN, *entry_points(group=GROUP).names})
     raise StoreMisused(f"{redacted(url)!r} is not the URL of a store; known schemes: {', '.join(known)}")
+
+
+@contextmanager
+def extra_installed(extra: str) -> Iterator[None]:
+    """Raise StoreMisused, with the command that installs the *extra*, where an import finds a module missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise StoreMisused(
+            f"{error.name} is not installed; install it with: pip install 'hotplate[{extra}]'"
+        ) from error
 
 
 def with_max_ru(url: str, max_ru: int) -> str:
@@ -81,6 +94,14 @@ def parameters(parts: SplitResult, known: Collection[str], shown: str) -> dict[s
         if len(values) > 1:
             raise StoreMisused(f"{shown} has the parameter {name!r} twice")
     return {name: values[0] for name, values in given.items()}
+
+
+def certificate(given: Mapping[str, str], shown: str) -> str | None:
+    """Return the parameter `ca` of a URL; StoreMisused where it names no file."""
+    ca = given.get("ca")
+    if ca is not None and not Path(ca).is_file():
+        raise StoreMisused(f"the file {ca}, which should certify {shown}, does not exist")
+    return ca
 
 
 def secret(name: str, environment: Mapping[str, str]) -> str | None:

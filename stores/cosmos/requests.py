@@ -55,35 +55,8 @@ NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,1022}")
 HMAC_BLOCK_BYTES = 64
 
 
-class Signer(Protocol):
-    """Signs requests; an instance lives as long as its client."""
-
-    advice: str
-    """What to do where the service does not let us in, as the end of a sentence."""
-
-    def needs_token(self) -> bool:
-        """Return whether `acquire_token` must be awaited before anything can be signed."""
-        ...
-
-    async def acquire_token(self) -> None:
-        """Get what requests are signed with; raises CosmosUnavailable."""
-        ...
-
-    async def renew_token(self) -> bool:
-        """Get another token where the service refused this one; False where there is none yet."""
-        ...
-
-    def authorization(self, text: bytes) -> bytes:
-        """Return the value of the header for the *text* to be signed: verb, type, link and date in lower case."""
-        ...
-
-    async def close(self) -> None:
-        """Give back what signing took."""
-        ...
-
-
 class KeySigner:
-    """Signs with the account's key, which it never shows; half a microsecond each.
+    """Signs with the account's key, which it never shows; half a microsecond each. Lives as long as its client.
 
     HMAC is written out (RFC 2104): copies of two hashes that were fed the key cost less than hmac's own copies.
     """
@@ -109,7 +82,7 @@ class KeySigner:
         return False
 
     async def acquire_token(self) -> None:
-        """See `Signer`."""
+        """Nothing to acquire."""
 
     async def renew_token(self) -> bool:
         return False
@@ -123,7 +96,7 @@ class KeySigner:
         return b"type%3Dmaster%26ver%3D1.0%26sig%3D" + escaped
 
     async def close(self) -> None:
-        """See `Signer`."""
+        """Nothing to give back."""
 
 
 class Credential(Protocol):
@@ -139,7 +112,7 @@ class Credential(Protocol):
 
 
 class TokenSigner:
-    """Signs with the newest token; see `Signer`. Lives as long as its client, which also closes the credential."""
+    """Signs with the newest token of Entra ID. Lives as long as its client, which also closes the credential."""
 
     def __init__(self, address: Address, credential: Credential, clock: Callable[[], float]) -> None:
         """Take who gives tokens, and the *clock* (seconds since 1970) that says when they end."""
@@ -155,14 +128,17 @@ class TokenSigner:
         self.advice = f"Entra ID knows this identity, but its token is not taken; set the clock right, or give {KEY}"
 
     def needs_token(self) -> bool:
-        """See `Signer`; also starts to renew a token that is about to end."""
+        """Return whether `acquire_token` must be awaited before signing; starts to renew a token that is about to end."""
         now = self._clock()
         if now >= self._renew_at and self._request is None and now >= self._requested_at + TOKEN_PAUSE_S:
             self._start_request()
         return now >= self._ends_at
 
     async def acquire_token(self) -> None:
-        """See `Signer`; callers at the same time share one attempt, and fail at once for a while after a failure."""
+        """Get what requests are signed with; raises CosmosUnavailable.
+
+        Callers at the same time share one attempt, and fail at once for a while after a failure.
+        """
         if self.needs_token():
             if self._request is not None:
                 await asyncio.shield(self._request)
@@ -170,6 +146,7 @@ class TokenSigner:
                 raise CosmosUnavailable(self._error, "unauthorized")
 
     async def renew_token(self) -> bool:
+        """Get another token where the service refused this one; False where there is none yet."""
         now, before = self._clock(), self._value
         if self._request is None:
             if now < self._received_at + OLD_TOKEN_REFUSALS_S:
@@ -186,7 +163,6 @@ class TokenSigner:
         return self._value
 
     async def close(self) -> None:
-        """See `Signer`."""
         if self._request is not None:
             self._request.cancel()
             await asyncio.gather(self._request, return_exceptions=True)
@@ -237,6 +213,9 @@ def default_credential() -> "DefaultAzureCredential":
     from azure.identity.aio import DefaultAzureCredential  # noqa: PLC0415 -- an extra: accounts with a key do without
 
     return DefaultAzureCredential()
+
+
+Signer = KeySigner | TokenSigner
 
 
 class RequestBuilder:

@@ -280,8 +280,8 @@ class _CatalogueItem:
         return self._clock() + self._ahead_s
 
 
-def open_store(url: str, observer: Observer | None = None) -> CosmosStore:
-    """Open a store; see `stores.cosmos.open_url`."""
+def open_url(url: str, observer: Observer | None = None) -> CosmosStore:
+    """Open `cosmos://ACCOUNT/DATABASE` or `cosmos+http(s)://HOST:PORT/DATABASE`; options: `stores.cosmos.url`."""
     address = parse(url)
     client = RestClient(address, observer)
     read_offer = client.offer if address.key is not None and address.arm is None else None

@@ -54,14 +54,12 @@ def account_properties(reported: dict[str, Any], account: str) -> AccountPropert
 def _locations(reported: object, *, secure: bool) -> tuple[Location, ...]:
     if not isinstance(reported, list) or not reported:
         raise MalformedResponse("an account without regions")
-    return tuple(_location(one, secure=secure) for one in reported)
+    return tuple(_location(one if isinstance(one, dict) else {}, secure=secure) for one in reported)
 
 
-def _location(reported: object, *, secure: bool) -> Location:
+def _location(reported: dict[str, object], *, secure: bool) -> Location:
     """Parse one region; what is sent to an account by https never goes on in the clear."""
-    name, url = (
-        (reported.get("name"), reported.get("databaseAccountEndpoint")) if isinstance(reported, dict) else (None, None)
-    )
+    name, url = reported.get("name"), reported.get("databaseAccountEndpoint")
     if not isinstance(name, str) or not isinstance(url, str):
         raise MalformedResponse("a region without name or endpoint")
     try:

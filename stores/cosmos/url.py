@@ -10,11 +10,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import ceil
-from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
-from stores.connect import parameters, redacted, secret
+from stores.connect import certificate, parameters, redacted, secret
 from stores.errors import StoreMisused
 
 PARTITION_RU = 10_000
@@ -146,18 +145,14 @@ def parse(url: str, environment: Mapping[str, str] = os.environ) -> Address:
     database = parts.path.removeprefix("/")
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,255}", database):
         raise StoreMisused(f"{shown} names no database; write cosmos://ACCOUNT/DATABASE")
-    ca = given.get("ca")
-    if ca is not None and not Path(ca).is_file():
-        raise StoreMisused(f"the file {ca}, which should certify {shown}, does not exist")
+    ca = certificate(given, shown)
     return Address(
         shown,
         _endpoint(parts, shown),
         database,
         throughput=_throughput(given.get("ru", str(MANUAL_MIN)), shown),
         max_ru=_max_ru(given.get("max_ru"), shown),
-        consistency=CONSISTENCIES[
-            _one_of(given.get("consistency", "eventual"), tuple(CONSISTENCIES), "consistency", shown)
-        ],
+        consistency=_consistency(given.get("consistency", "eventual"), shown),
         region=given.get("region"),
         ca=ca,
         key=(secret(KEY, environment) or "").strip() or (None if parts.scheme == "cosmos" else EMULATOR_KEY),
@@ -181,10 +176,8 @@ def _endpoint(parts: SplitResult, shown: str) -> str:
 
 
 def _arm_account(given: dict[str, str], endpoint: str, shown: str, environment: Mapping[str, str]) -> ArmAccount | None:
-    group, subscription = (
-        given.get("resource_group"),
-        given.get("subscription") or environment.get(SUBSCRIPTION),
-    )
+    group = given.get("resource_group")
+    subscription = given.get("subscription") or environment.get(SUBSCRIPTION)
     if group is None:
         if "subscription" in given:
             raise StoreMisused(f"{shown} names a subscription, and no resource group; add resource_group=")
@@ -209,16 +202,16 @@ def _throughput(text: str, shown: str) -> Throughput | None:
         return None
     kind, _, top = text.rpartition("-")
     least, step = (AUTOSCALE_MIN, AUTOSCALE_STEP) if kind else (MANUAL_MIN, MANUAL_STEP)
-    if kind not in ("", "autoscale") or not re.fullmatch(r"[0-9]{1,7}", top) or not _fits(int(top), least, step):
+    if (
+        kind not in ("", "autoscale")
+        or not re.fullmatch(r"[0-9]{1,7}", top)
+        or not (least <= int(top) <= MAX_RU and int(top) % step == 0)
+    ):
         raise StoreMisused(
             f"ru={text} of {shown} is no throughput: write 400 and more in steps of 100, autoscale-1000 and more in "
             "steps of 1000, or serverless"
         )
     return Throughput(int(top), autoscale=bool(kind))
-
-
-def _fits(ru: int, least: int, step: int) -> bool:
-    return least <= ru <= MAX_RU and ru % step == 0
 
 
 def _max_ru(text: str | None, shown: str) -> int | None:
@@ -229,7 +222,7 @@ def _max_ru(text: str | None, shown: str) -> int | None:
     return int(text)
 
 
-def _one_of(text: str, known: tuple[str, ...], name: str, shown: str) -> str:
-    if text not in known:
-        raise StoreMisused(f"{name}={text} of {shown} is not known; there are {', '.join(known)}")
-    return text
+def _consistency(text: str, shown: str) -> str:
+    if text not in CONSISTENCIES:
+        raise StoreMisused(f"consistency={text} of {shown} is not known; there are {', '.join(CONSISTENCIES)}")
+    return CONSISTENCIES[text]
