@@ -1,5 +1,5 @@
 """`python -m hotplate`: the same as the command `hotplate`."""
 
-from hotplate.cli import main
+from hotplate.cli.main import main
 
 main()

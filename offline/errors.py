@@ -11,3 +11,9 @@ class DataError(Exception):
 
 class SettingError(DataError):
     """Raised for a filter, event weight or parameter that makes no sense; its message names it and the value."""
+
+
+def require_at_least(name: str, value: int, least: int = 1) -> None:
+    """Raise SettingError where *value*, which is called *name*, is below *least*."""
+    if value < least:
+        raise SettingError(f"{name} is {value}; it must be at least {least}.")

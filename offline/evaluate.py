@@ -1,14 +1,14 @@
 """Evaluation: the matrix is split, a model is trained on one part, and its lists are measured on the other part."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_matrix
 
-from offline.errors import SettingError
+from offline.errors import SettingError, require_at_least
 from offline.input.matrix import Indices, Matrix, UserItems
 from offline.train.als import ALSParams, Factors, fit, recommend
 
@@ -51,10 +51,6 @@ class Evaluation:
     model: RankingMetrics
     popularity: RankingMetrics
 
-    def to_json(self) -> dict[str, Any]:
-        """Return everything as plain JSON values."""
-        return asdict(self)
-
 
 def evaluate(
     matrix: Matrix,
@@ -63,7 +59,6 @@ def evaluate(
     split: Split = "stratified",
     test_share: float = 0.25,
     k: int = 10,
-    seed: int = 42,
     on_iteration: Callable[[int, int], None] | None = None,
 ) -> Evaluation | None:
     """
@@ -72,45 +67,39 @@ def evaluate(
     The baseline ranks items by the number of train users that have them, the user's own left out alike. Stratified is
     by item. Returns None when there are too few pairs for both parts to hold any.
     """
-    if k < 1:
-        raise SettingError(f"Metrics at {k} make no sense; k must be at least 1.")
-    split_matrix = stratified_split if split == "stratified" else random_split
-    train, test = split_matrix(matrix.user_items, test_share, seed)
+    require_at_least("k", k)
+    by: Literal["item", "all"] = "item" if split == "stratified" else "all"
+    train, test = split_pairs(matrix.user_items, test_share, params.seed, by)
     if train.nnz == 0 or test.nnz == 0:
         return None
-    lists = _lists(fit(train, params, on_iteration), train, k)
-    popular_lists = _lists(_popularity(train), train, k)
-    return Evaluation(
-        split, test_share, seed, int(train.nnz), int(test.nnz), measure(lists, test), measure(popular_lists, test)
-    )
+    model = measure(_lists(fit(train, params, on_iteration), train, k), test)
+    popularity = measure(_lists(_popularity(train), train, k), test)
+    return Evaluation(split, test_share, params.seed, int(train.nnz), int(test.nnz), model, popularity)
 
 
-def random_split(user_items: UserItems, test_share: float, seed: int) -> tuple[UserItems, UserItems]:
-    """Return (train, test), of one shape, disjoint, together the whole; a random *test_share* of all pairs is test."""
-    _check_share(test_share)
-    order = np.random.default_rng(seed).permutation(user_items.nnz)
-    in_train = np.zeros(user_items.nnz, dtype=np.bool_)
-    in_train[order[: round((1 - test_share) * user_items.nnz)]] = True
-    return _parts(user_items, in_train)
-
-
-def stratified_split(
-    user_items: UserItems, test_share: float, seed: int, by: Literal["item", "user"] = "item"
+def split_pairs(
+    user_items: UserItems, test_share: float, seed: int, by: Literal["all", "item", "user"] = "item"
 ) -> tuple[UserItems, UserItems]:
     """
-    Return (train, test) as random_split does, but with *test_share* of the pairs of each item (or user) in test.
+    Return (train, test), of one shape, disjoint, together the whole; of each item (user, or all) *test_share* is test.
 
     Within each group the pairs are ranked by a random number; those of rank ≤ round((1 - share) x count) are train.
     """
-    _check_share(test_share)
-    rows = np.repeat(np.arange(user_items.shape[0]), np.diff(user_items.indptr))
-    groups = user_items.indices if by == "item" else rows
-    order = np.lexsort((np.random.default_rng(seed).random(user_items.nnz), groups))
-    counts = np.bincount(groups, minlength=user_items.shape[1] if by == "item" else user_items.shape[0])
+    if not 0 < test_share < 1:
+        raise SettingError(f"The test share is {test_share}; it must lie between 0 and 1, such as 0.25.")
+    pairs = user_items.tocoo()
+    groups = {"all": np.zeros_like(pairs.row), "item": pairs.col, "user": pairs.row}[by]
+    order = np.lexsort((np.random.default_rng(seed).random(pairs.nnz), groups))
+    counts = np.bincount(groups)
     first = np.cumsum(counts) - counts
-    rank = np.empty(user_items.nnz, dtype=np.int64)
-    rank[order] = np.arange(user_items.nnz) - first[groups[order]] + 1
-    return _parts(user_items, rank <= np.round((1 - test_share) * counts)[groups])
+    rank = np.empty(pairs.nnz, dtype=np.int64)
+    rank[order] = np.arange(pairs.nnz) - first[groups[order]] + 1
+    in_train = rank <= np.round((1 - test_share) * counts)[groups]
+    train, test = (
+        csr_matrix((pairs.data[part], (pairs.row[part], pairs.col[part])), shape=pairs.shape, dtype=np.float32)
+        for part in (in_train, ~in_train)
+    )
+    return train, test
 
 
 def measure(recommended: Indices, test: UserItems) -> RankingMetrics:
@@ -143,27 +132,10 @@ def measure(recommended: Indices, test: UserItems) -> RankingMetrics:
     )
 
 
-def _check_share(test_share: float) -> None:
-    if not 0 < test_share < 1:
-        raise SettingError(f"The test share is {test_share}; it must lie between 0 and 1, such as 0.25.")
-
-
-def _parts(user_items: UserItems, in_train: npt.NDArray[np.bool_]) -> tuple[UserItems, UserItems]:
-    rows = np.repeat(np.arange(user_items.shape[0]), np.diff(user_items.indptr))
-    train, test = (
-        csr_matrix(
-            (user_items.data[part], (rows[part], user_items.indices[part])), shape=user_items.shape, dtype=np.float32
-        )
-        for part in (in_train, ~in_train)
-    )
-    return train, test
-
-
 def _hits(recommended: Indices, test: UserItems) -> npt.NDArray[np.bool_]:
     """Return [users, k]: whether the item at that rank of the list is among the user's test items."""
     users, items = test.shape
-    row_of_pair = np.repeat(np.arange(users, dtype=np.int64), np.diff(test.indptr))
-    keys = np.sort(row_of_pair * items + test.indices)
+    keys = np.sort(test.tocoo().row.astype(np.int64) * items + test.indices)
     wanted = np.arange(users, dtype=np.int64)[:, None] * items + recommended
     places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
     hits: npt.NDArray[np.bool_] = (recommended >= 0) & (keys[places] == wanted)

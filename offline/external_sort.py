@@ -60,12 +60,13 @@ class SortedLists:
 
 def sort_lists(scored: ScoredRows, length: int, folder: Path, on_progress: Callable[[int, int], None]) -> SortedLists:
     """
-    Sort rows into files in *folder*: by owner, then highest score, then item; at most *length* items for each owner.
+    Sort rows into files in a new *folder*: by owner, then highest score, then item; at most *length* items per owner.
 
     *on_progress* is called with (rows done, twice the rows), for each is handled twice. Raises DataError where the disk
     is too small, before anything is written, or gets full.
     """
-    _check_free_space(scored, folder)
+    _check_free_space(scored, folder.parent)
+    folder.mkdir()
     total = 2 * scored.kept
     on_progress(0, total)
     bounds = _bounds(scored)
@@ -135,7 +136,7 @@ def _check_free_space(scored: ScoredRows, folder: Path) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DataError(
-            f"Sorting takes about {needed / 1e6:,.0f} MB in {folder.parent} and {free / 1e6:,.0f} MB are free; "
+            f"Sorting takes about {needed / 1e6:,.0f} MB in {folder} and {free / 1e6:,.0f} MB are free; "
             "free some, or set TMPDIR to a folder on a larger disk."
         )
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,9 @@ import polars as pl
 
 from offline.errors import DataError
 from offline.external_sort import ScoredRows, SortedLists, sort_lists, top_items
-from offline.input.columns import MAX_ID_BYTES, choose_columns, number_of
+from offline.input.columns import choose_columns, number_of
 from offline.input.files import Table, data_errors, find_files, fingerprint, open_tables
-from offline.input.rows import (
-    NumberColumn,
-    Rows,
-    TableShape,
-    most_frequent_titles,
-    read_titles,
-    text_column,
-)
+from offline.input.rows import Rows, TableShape, id_reasons, item_titles, text_column
 from offline.lists import check_length
 from offline.train.popularity import MAX_SEGMENTS
 from stores.encoding import ItemEncoder
@@ -62,15 +56,15 @@ class ImportedLists:
         scored = read_scored(settings.lists, settings.columns, delimiter=settings.delimiter)
         similar = self._read(settings.similar, owner="item", item="other")
         popular = self._read(settings.popular, owner="segment", item="item")
-        self._users = _sorted(scored, settings.length, folder / "users", "sort", on_progress)
+        self._users = sort_lists(scored, settings.length, folder / "users", partial(on_progress, "sort"))
         self._similar = None
         if similar is not None:
-            self._similar = _sorted(similar, settings.length, folder / "similar", "similar", on_progress)
+            self._similar = sort_lists(similar, settings.length, folder / "similar", partial(on_progress, "similar"))
         self._popular = _popular(popular, self._users, max(settings.length, POPULAR_LENGTH))
         self.rows, self.left_out = scored.rows, dict(scored.left_out)
         if self._users.duplicates:
             self.left_out["named twice"] = self._users.duplicates
-        titles = self._titles(scored)
+        titles = item_titles(scored.frame, settings.lists, settings.titles, settings.columns, settings.delimiter)
         self._items = _items(self._users, self._similar, self._popular)
         ids = self._items.get_column("item").to_list()
         self._item_titles = [titles.get(item) for item in ids]
@@ -129,15 +123,6 @@ class ImportedLists:
             return None
         return read_scored(path, {}, owner=owner, item=item, delimiter=self._settings.delimiter)
 
-    def _titles(self, scored: ScoredRows) -> dict[str, str]:
-        settings = self._settings
-        if settings.titles is not None:
-            item, title = settings.columns.get("item") or "item", settings.columns.get("title")
-            return read_titles(settings.titles, item, title, settings.delimiter)
-        if "title" not in scored.frame.collect_schema():
-            return {}
-        return most_frequent_titles(scored.frame.select("item", "title"), settings.lists)
-
 
 def read_scored(
     path: Path, named: Mapping[str, str | None], *, owner: str = "user", item: str = "item", delimiter: str | None
@@ -154,9 +139,8 @@ def read_scored(
     guessed = (owner, item, "score", "title")
     columns = choose_columns(named, list(tables[0].schema), str(path), guessed=guessed, required=required)
     rows = Rows(tables, [_shape(table, columns, owner, item) for table in tables])
-    score = NumberColumn("score", columns["score"], "mend the row, remove it, or name another column")
     id_bytes = (pl.col("owner").str.len_bytes().cast(pl.Int64) + pl.col("item").str.len_bytes()).sum()
-    survey = rows.survey(path, score, id_bytes.alias("id_bytes"), advice="mend the rows")
+    survey = rows.survey(path, "score", columns["score"], id_bytes.alias("id_bytes"), advice="mend the rows")
     sampled = rows.kept.filter(pl.col("row") % -(-survey.rows // _SAMPLED_OWNERS) == 0).select("owner")
     with data_errors(path):
         owners = sampled.collect(engine="streaming").to_series().sort()
@@ -171,20 +155,11 @@ def _shape(table: Table, columns: Mapping[str, str], owner: str, item: str) -> T
     is_float32 = table.schema[name] == pl.Float32
     score = pl.col(name).cast(pl.String).cast(pl.Float64) if is_float32 else number_of(name, table.schema[name])
     ids = {"owner": text_column(table, columns.get(owner)), "item": text_column(table, columns[item])}
-    left_out = dict[str, pl.Expr]()
-    for role, text in zip((owner, item), ids.values(), strict=True):
-        if role != "segment":
-            left_out[f"no {role}"] = text.is_null()
-        left_out[f"{role} id over {MAX_ID_BYTES} bytes"] = text.str.len_bytes() > MAX_ID_BYTES
     values = [*(text.fill_null("").alias(name) for name, text in ids.items()), score.alias("score")]
     if "title" in columns:
         values.append(text_column(table, columns["title"]).alias("title"))
+    left_out = id_reasons({owner: ids["owner"], item: ids["item"]})
     return TableShape(values, left_out, ~score.is_finite().fill_null(value=False))
-
-
-def _sorted(scored: ScoredRows, length: int, folder: Path, stage: str, on_progress: Progress) -> SortedLists:
-    folder.mkdir()
-    return sort_lists(scored, length, folder, lambda done, total: on_progress(stage, done, total))
 
 
 def _popular(scored: ScoredRows | None, users: SortedLists, length: int) -> pl.DataFrame:

@@ -165,15 +165,12 @@ def _sync(path: Path) -> None:
 def _popular_frame(model: Model) -> pl.DataFrame:
     """Return all popular lists as [segment, item, score], the overall one first, its segment null."""
     lists: list[tuple[str | None, Popular]] = [(None, model.popular), *model.segments.items()]
-    return pl.concat(
-        pl.DataFrame(
-            {
-                "segment": pl.Series([segment] * len(popular.items), dtype=pl.String),
-                "item": popular.items,
-                "score": popular.scores,
-            }
-        )
-        for segment, popular in lists
+    return pl.DataFrame(
+        {
+            "segment": pl.Series([name for name, popular in lists for _ in popular.items], dtype=pl.String),
+            "item": np.concatenate([popular.items for _, popular in lists]),
+            "score": np.concatenate([popular.scores for _, popular in lists]),
+        }
     )
 
 

@@ -12,10 +12,10 @@ from typing import Any, Literal
 from offline.evaluate import Evaluation, Split, evaluate
 from offline.input.columns import Columns
 from offline.input.interactions import Interactions, Weighting, read_interactions
-from offline.input.matrix import Matrix, to_matrix
+from offline.input.matrix import to_matrix
 from offline.model import Model, check_target, save
 from offline.train.als import ALSParams, fit
-from offline.train.popularity import Popular, most_popular, popular_by_segment
+from offline.train.popularity import most_popular, popular_by_segment
 
 Progress = Callable[[str, int, int], None]
 
@@ -69,7 +69,7 @@ class TrainReport:
             "titles": len(self.model.titles),
             "segments": len(self.model.segments),
             "params": asdict(self.model.params),
-            "evaluation": self.evaluation.to_json() if self.evaluation else None,
+            "evaluation": asdict(self.evaluation) if self.evaluation else None,
             "note": self.note,
             "seconds": {stage: round(seconds, 3) for stage, seconds in self.seconds.items()},
         }
@@ -87,55 +87,42 @@ def train(settings: TrainSettings, out: Path, on_progress: Progress | None = Non
     check_target(out)
     seconds: dict[str, float] = {}
     with _stage("read", seconds, report):
-        interactions = _read(settings)
+        interactions = read_interactions(
+            settings.path,
+            columns=settings.columns,
+            delimiter=settings.delimiter,
+            event_weights=settings.event_weights,
+            where=settings.where,
+            titles=settings.titles,
+            weighting=settings.weighting,
+        )
     with _stage("matrix", seconds, report):
         matrix = to_matrix(interactions.pairs, settings.min_per_user, settings.min_per_item)
         popular = most_popular(matrix, settings.popular_length)
-        segments = _segments(interactions, matrix, settings.popular_length)
+        segments = {}
+        if interactions.segments is not None:
+            segments = popular_by_segment(interactions.segments, matrix.item_ids, settings.popular_length)
     evaluation, note = None, "No evaluation was requested."
     if settings.split != "none":
         with _stage("evaluate", seconds, report):
-            evaluation = _evaluate(matrix, settings, settings.split, report)
+            evaluation = evaluate(
+                matrix,
+                settings.params,
+                split=settings.split,
+                test_share=settings.test_share,
+                k=settings.k,
+                on_iteration=partial(report, "evaluate"),
+            )
         note = f"{matrix.user_items.nnz} pairs are too few to hold some back, so there was no evaluation."
     with _stage("fit", seconds, report):
         factors = fit(matrix.user_items, settings.params, partial(report, "fit"))
-    metrics = evaluation.to_json() if evaluation else None
+    metrics = asdict(evaluation) if evaluation else None
     data = _description(interactions, settings)
     titles = {item: interactions.titles[item] for item in matrix.item_ids if item in interactions.titles}
     model = Model(factors, matrix, titles, popular, segments, settings.params, metrics, data, datetime.now(UTC))
     with _stage("save", seconds, report):
         save(model, out)
     return TrainReport(out, model, evaluation, None if evaluation else note, seconds)
-
-
-def _evaluate(matrix: Matrix, settings: TrainSettings, split: Split, report: Progress) -> Evaluation | None:
-    return evaluate(
-        matrix,
-        settings.params,
-        split=split,
-        test_share=settings.test_share,
-        k=settings.k,
-        seed=settings.params.seed,
-        on_iteration=partial(report, "evaluate"),
-    )
-
-
-def _read(settings: TrainSettings) -> Interactions:
-    return read_interactions(
-        settings.path,
-        columns=settings.columns,
-        delimiter=settings.delimiter,
-        event_weights=settings.event_weights,
-        where=settings.where,
-        titles=settings.titles,
-        weighting=settings.weighting,
-    )
-
-
-def _segments(interactions: Interactions, matrix: Matrix, n: int) -> dict[str, Popular]:
-    if interactions.segments is None:
-        return {}
-    return popular_by_segment(interactions.segments, matrix.item_ids, n)
 
 
 def _description(interactions: Interactions, settings: TrainSettings) -> dict[str, Any]:

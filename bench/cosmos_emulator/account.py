@@ -3,18 +3,20 @@
 import heapq
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
-from bench.cosmos_emulator.documents import Document, Documents, container_rid, database_rid, offer_rid
+from bench.cosmos_emulator.documents import Document, Documents, container_bytes, database_bytes, resource_id
 from bench.cosmos_emulator.errors import OWNER_RESOURCE_NOT_FOUND, HttpError, bad_request
 from bench.cosmos_emulator.indexing import IndexingPolicy
 from bench.cosmos_emulator.partition_keys import PartitionKeyDefinition
 from bench.cosmos_emulator.partitions import Partitions
 from stores.cosmos.charges import Charges
 from stores.cosmos.url import Throughput, minimum_ru
+
+T = TypeVar("T")
 
 NEVER = float("inf")
 # Levels whose reads are charged double.
@@ -66,7 +68,8 @@ class Container:
         self.database = database
         self.name = name
         self.number = number
-        self.rid = container_rid(database.number, number)
+        self.rid_bytes = container_bytes(database.number, number)
+        self.rid = resource_id(self.rid_bytes)
         self.link = f"dbs/{database.rid}/colls/{self.rid}/"
         self.named_link = f"dbs/{quote(database.name)}/colls/{quote(name)}"
         self.definition = definition
@@ -78,6 +81,10 @@ class Container:
         self.ts = 0
         # A heap of when documents expire; outdated entries are skipped when they come up.
         self.expiring = list[tuple[float, int, Document]]()
+
+    def effective_key_of(self, document: Document) -> str:
+        """Return the effective partition key of a document."""
+        return self.definition.effective(self.definition.of_item(document.parsed()))
 
     def expiry(self, document: Document) -> float:
         """Return when a document expires, in seconds of the account's clock."""
@@ -131,11 +138,7 @@ class Container:
             "_ts": self.ts,
             "_self": self.link,
             "_etag": self.etag,
-            "_docs": "docs/",
-            "_sprocs": "sprocs/",
-            "_triggers": "triggers/",
-            "_udfs": "udfs/",
-            "_conflicts": "conflicts/",
+            **{f"_{feed}": f"{feed}/" for feed in ("docs", "sprocs", "triggers", "udfs", "conflicts")},
         }
         if self.default_ttl is not None:
             resource["defaultTtl"] = self.default_ttl
@@ -148,7 +151,7 @@ class Database:
     def __init__(self, name: str, number: int, etag: str, ts: int) -> None:
         self.name = name
         self.number = number
-        self.rid = database_rid(number)
+        self.rid = resource_id(database_bytes(number))
         self.etag = etag
         self.ts = ts
         self.containers = dict[str, Container]()
@@ -179,33 +182,27 @@ class Account:
     clock: Callable[[], float] = time.time
     databases: dict[str, Database] = field(default_factory=dict)
     offers: dict[str, Offer] = field(default_factory=dict)
-    _numbers: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
-    _etags: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
+    next_number: Callable[[], int] = field(default_factory=lambda: itertools.count(1).__next__)
+    """Returns a number that no resource had before."""
 
-    def next_number(self) -> int:
-        """Return a number that no resource had before."""
-        return next(self._numbers)
+    _next_etag: Callable[[], int] = field(default_factory=lambda: itertools.count(1).__next__)
 
     def next_etag(self) -> str:
         """Return an etag that nothing had before, with its quotation marks."""
-        count = next(self._etags)
+        count = self._next_etag()
         return f'"{count >> 32:08x}-0000-0000-0000-{count & 0xFFFFFFFF:012x}"'
 
     def database(self, name: str, *, is_owner: bool = False) -> Database:
         """Find a database; 404, whose substatus says whether the resource or its owner is missing."""
-        found = self.databases.get(name)
-        if found is None:
-            substatus = OWNER_RESOURCE_NOT_FOUND if is_owner else 0
-            raise HttpError(404, "Resource Not Found: there is no such database", substatus)
-        return found
+        return _find(self.databases, name, "database", is_owner=is_owner)
 
     def container(self, database: str, name: str, *, is_owner: bool = False) -> Container:
         """Find a container; 404 as for databases."""
-        found = self.database(database, is_owner=True).containers.get(name)
-        if found is None:
-            substatus = OWNER_RESOURCE_NOT_FOUND if is_owner else 0
-            raise HttpError(404, "Resource Not Found: there is no such container", substatus)
-        return found
+        return _find(self.database(database, is_owner=True).containers, name, "container", is_owner=is_owner)
+
+    def offer(self, rid: str) -> Offer:
+        """Find an offer; 404 as for databases."""
+        return _find(self.offers, rid, "offer")
 
     def containers(self) -> list[Container]:
         """Return all containers of all databases."""
@@ -215,11 +212,12 @@ class Account:
         """Find the offer of a container."""
         return next(offer for offer in self.offers.values() if offer.container is container)
 
-    def add_offer(self, container: Container, throughput: Throughput) -> None:
-        """Make the offer of a new container."""
-        rid = offer_rid(self.next_number())
-        etag, ts = self.next_etag(), int(self.clock())
-        self.offers[rid] = Offer(rid, container, throughput, throughput.ru, etag, ts)
+
+def _find(resources: Mapping[str, T], name: str, noun: str, *, is_owner: bool = False) -> T:
+    if name not in resources:
+        substatus = OWNER_RESOURCE_NOT_FOUND if is_owner else 0
+        raise HttpError(404, f"Resource Not Found: there is no such {noun}", substatus)
+    return resources[name]
 
 
 def check_ttl(ttl: object, name: str) -> None:

@@ -3,21 +3,36 @@
 They need no key: they are for whoever runs the emulator, and it listens on loopback by default.
 """
 
+import logging
+import resource
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
 import orjson
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily as Counter
+from prometheus_client.core import GaugeMetricFamily as Gauge
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
+from bench.cosmos_emulator.account import Account, Container
 from bench.cosmos_emulator.arm import PREFIX as ARM_PREFIX
 from bench.cosmos_emulator.arm import ResourceManager
 from bench.cosmos_emulator.auth import DATA_AUDIENCE, ROLES, TOKEN_LIFE_S, Issuer
 from bench.cosmos_emulator.errors import HttpError, bad_request
 from bench.cosmos_emulator.http import Request, Response, error_response, parse_json
-from bench.cosmos_emulator.metrics import Metrics, Monitor, label_of
 from bench.cosmos_emulator.service import Service
 
+log = logging.getLogger(__name__)
+
 PREFIX = "/__emulation"
+STATM = Path("/proc/self/statm")
+# A single thread that worked for so much of a second limited itself what was measured in it.
+SATURATED_SHARE = 0.9
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>hotplate cosmos-emulator</title>
 <style>body{{font:16px system-ui;margin:2rem;max-width:60rem}}td,th{{padding:.2rem .8rem;text-align:right}}
@@ -28,13 +43,111 @@ td:first-child,th:first-child{{text-align:left}}</style>
 <p><a href="metrics">metrics</a> · <a href="faults">faults</a></p></html>"""
 
 
+class Monitor:
+    """Runs once a second: deletes expired items, measures autoscale and saturation; lives as long as the emulator."""
+
+    def __init__(self, account: Account) -> None:
+        self._account = account
+        self._admitted_ru = dict[tuple[str, str], float]()
+        self._was_saturated = False
+        self.saturated_s = 0.0
+        self.autoscale_ru = dict[str, float]()  # by the container's resource id
+
+    def tick(self, elapsed_s: float, cpu_s: float) -> None:
+        """Do what is due; *elapsed_s* passed since the last tick, in which the process used *cpu_s* of CPU."""
+        now = self._account.clock()
+        for container in self._account.containers():
+            container.delete_expired(self._account.charges, now)
+        for offer in list(self._account.offers.values()):
+            used = self._used_ru(offer.container) / elapsed_s
+            if offer.throughput.autoscale:
+                maximum = offer.throughput.ru
+                self.autoscale_ru[offer.container.rid] = min(max(used, maximum / 10), maximum)
+        is_saturated = cpu_s >= SATURATED_SHARE * elapsed_s
+        if is_saturated:
+            self.saturated_s += elapsed_s
+        if is_saturated and not self._was_saturated:
+            log.warning("the emulator itself is the limit: it used %.0f%% of its core", 100 * cpu_s / elapsed_s)
+        self._was_saturated = is_saturated
+
+    def _used_ru(self, container: Container) -> float:
+        """Return what the container would have used, had all partitions used as much as the busiest."""
+        busiest = 0.0
+        for partition in container.partitions.all:
+            key = container.rid, partition.id
+            busiest = max(busiest, partition.admitted_ru - self._admitted_ru.get(key, 0.0))
+            self._admitted_ru[key] = partition.admitted_ru
+        return busiest * len(container.partitions.all)
+
+
+class Metrics(Collector):
+    """The metrics of one emulator; lives as long as it."""
+
+    def __init__(self, service: Service, monitor: Monitor) -> None:
+        self._service = service
+        self._monitor = monitor
+
+    def text(self) -> bytes:
+        """Render everything."""
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(self)
+        return generate_latest(registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield each family; what the process uses goes by the names that Prometheus clients use everywhere."""
+        counts, containers = self._service.counts, self._service.account.containers()
+        partitions = [
+            ((label_of(container), partition.id), partition)
+            for container in containers
+            for partition in container.partitions.all
+        ]
+        requests = [((operation, str(status)), number) for (operation, status), number in counts.requests.items()]
+        charges = [((operation, str(status)), ru) for (operation, status), ru in counts.charges_ru.items()]
+        yield _family(Counter, "requests", "Responses of the emulation.", requests, "operation", "status")
+        yield _family(Counter, "request_units", "RU charged.", charges, "operation", "status")
+        admitted = [(labels, partition.admitted_ru) for labels, partition in partitions]
+        yield _family(Counter, "partition_request_units", "RU admitted.", admitted, "container", "partition")
+        throttled = [(labels, partition.throttled) for labels, partition in partitions]
+        yield _family(Counter, "partition_throttled", "Responses of 429.", throttled, "container", "partition")
+        rates = [(labels, partition.budgets[0].rate) for labels, partition in partitions]
+        yield _family(Gauge, "partition_throughput", "RU/s of a partition.", rates, "container", "partition")
+        documents = [((label_of(container),), len(container.documents)) for container in containers]
+        yield _family(Gauge, "documents", "Items.", documents, "container")
+        stored = [((label_of(container),), container.documents.stored_bytes) for container in containers]
+        yield _family(Gauge, "stored_bytes", "Bytes of items, as charged.", stored, "container")
+        autoscale_ru = self._monitor.autoscale_ru
+        scaled = [((label_of(one),), autoscale_ru[one.rid]) for one in containers if one.rid in autoscale_ru]
+        yield _family(Gauge, "autoscale_throughput", "RU/s billed if autoscale.", scaled, "container")
+        saturated = [((), self._monitor.saturated_s)]
+        yield _family(Counter, "saturated_seconds", "Seconds in which the emulator was the limit.", saturated)
+        yield Counter("process_cpu_seconds", "CPU time of the emulator.", time.process_time())
+        if STATM.exists():
+            resident = int(STATM.read_text().split()[1]) * resource.getpagesize()
+            yield Gauge("process_resident_memory_bytes", "Resident memory of the emulator.", resident)
+
+
+Samples = Iterable[tuple[Sequence[str], float]]
+
+
+def _family(kind: type[Counter | Gauge], name: str, text: str, samples: Samples, *labels: str) -> Metric:
+    family = kind(f"hotplate_cosmos_emulator_{name}", text, labels=labels)
+    for values, number in samples:
+        family.add_metric(values, number)
+    return family
+
+
+def label_of(container: Container) -> str:
+    """Name a container in a label: its database and itself."""
+    return f"{container.database.name}/{container.name}"
+
+
 class Admin:
     """Answers what begins with the prefix, and passes all else on; lives as long as the emulator."""
 
     def __init__(self, service: Service, monitor: Monitor) -> None:
         self._service = service
         self._monitor = monitor
-        self._metrics = Metrics(service.account, service.counts, monitor)
+        self._metrics = Metrics(service, monitor)
         self._arm = ResourceManager(service)
 
     def answer(self, request: Request) -> Response:

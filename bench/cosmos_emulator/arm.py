@@ -18,8 +18,8 @@ import orjson
 from bench.cosmos_emulator import resources
 from bench.cosmos_emulator.auth import ACCOUNT, ARM_AUDIENCE, OPERATOR
 from bench.cosmos_emulator.errors import CODES, HttpError, bad_request
-from bench.cosmos_emulator.http import Request, Response, parse_object
-from bench.cosmos_emulator.service import Service, method_not_allowed
+from bench.cosmos_emulator.http import Request, Response, method_not_allowed, parse_object
+from bench.cosmos_emulator.service import Service
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +33,9 @@ OPERATION_S = 0.2
 MAX_OPERATIONS = 1_000
 
 RESOURCE = re.compile(
-    rf"({PREFIX}([^/]+)/resourceGroups/([^/]+)/providers/Microsoft\.DocumentDB/databaseAccounts/([^/]+)"
-    r"/sqlDatabases/([^/]+)(?:/containers/([^/]+)(/throughputSettings/default)?)?)(?:/operationResults/([^/]+))?",
+    rf"(?P<id>{PREFIX}(?P<subscription>[^/]+)/resourceGroups/(?P<group>[^/]+)/providers/Microsoft\.DocumentDB"
+    r"/databaseAccounts/(?P<account>[^/]+)/sqlDatabases/(?P<database>[^/]+)(?:/containers/(?P<container>[^/]+)"
+    r"(?P<throughput>/throughputSettings/default)?)?)(?:/operationResults/(?P<operation>[^/]+))?",
     re.IGNORECASE,
 )
 STATUS = re.compile(
@@ -51,7 +52,7 @@ TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class ArmResource:
-    """What a path names: a database, one of its containers, or that container's throughput."""
+    """The parts of a path: names are as they were written, the words between them may be in any case."""
 
     id: str
     """The path itself, without what follows the resource."""
@@ -61,22 +62,19 @@ class ArmResource:
     account: str
     database: str
     container: str
-    kind: str
-    operation: str | None
-    """The change whose result is polled for."""
+    throughput: str
+    operation: str
+    """The change whose result is polled for; empty for the resource itself."""
 
     @property
-    def noun(self) -> str:
-        """Return how metrics and faults name it."""
-        return "operation" if self.operation else self.kind
+    def kind(self) -> str:
+        """Return what the path names: a database, one of its containers, or that container's throughput."""
+        return THROUGHPUT if self.throughput else CONTAINER if self.container else DATABASE
 
-
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """A change that was accepted: when it is reported as done, and its error if it failed."""
-
-    done_at: float
-    error: HttpError | None
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the database and, where there is one, of the container."""
+        return (self.database, self.container) if self.container else (self.database,)
 
 
 @dataclass(slots=True)
@@ -84,13 +82,16 @@ class ResourceManager:
     """Answers what begins with the prefix; lives as long as the emulator."""
 
     service: Service
-    operations: dict[str, Operation] = field(default_factory=dict)
+    operations: dict[str, tuple[float, HttpError | None]] = field(default_factory=dict)
+    """The changes that were accepted: when each is reported as done, and its error if it failed."""
 
     def answer(self, request: Request) -> Response:
         """Return the response to a request; never raises."""
         path = unquote(request.path)
-        resource, status = _parse(path), STATUS.fullmatch(path)
-        operation = f"manage {resource.noun if resource else 'operation' if status else 'unknown'}"
+        found, status = RESOURCE.fullmatch(path), STATUS.fullmatch(path)
+        resource = ArmResource(**found.groupdict("")) if found else None
+        is_polling = status is not None or (resource is not None and resource.operation)
+        operation = f"manage {'operation' if is_polling else resource.kind if resource else 'unknown'}"
         try:
             self._raise_fault(request, operation)
             response = self._run(request, resource, path, status[1] if status else None)
@@ -114,7 +115,7 @@ class ResourceManager:
             message = "The api-version query parameter (?api-version=) is required"
             raise _arm_error(400, "MissingApiVersionParameter", message)
         if operation is not None:
-            return self._status(operation)
+            return self._poll(operation, None)
         if resource is None:
             raise _arm_error(404, "InvalidResourceType", "this emulation has no such resource at ARM")
         action = ACTIONS.get(request.method)
@@ -128,8 +129,8 @@ class ResourceManager:
                 f"over scope '{path}' or the scope is invalid.",
             )
         _check_account(request, resource)
-        if resource.operation is not None:
-            return self._result(resource.operation, resource)
+        if resource.operation:
+            return self._poll(resource.operation, resource)
         if action == "read":
             return Response(200, self._read(resource))
         return self._change(request, resource)
@@ -151,13 +152,13 @@ class ResourceManager:
             if request.method == "PUT":
                 self._put(resource, request.body)
             else:
-                self._delete(resource)
+                resources.OPERATIONS[f"delete {resource.kind}"](self.service.account, request, *resource.names)
         except HttpError as raised:
             if request.method == "DELETE" and raised.status == 404:
                 return Response(204)
             error = raised
         name = str(uuid.uuid4())
-        self.operations[name] = Operation(self.service.account.clock() + OPERATION_S, error)
+        self.operations[name] = self.service.account.clock() + OPERATION_S, error
         if len(self.operations) > MAX_OPERATIONS:
             del self.operations[next(iter(self.operations))]
         host = f"{request.scheme}://{request.header(b'host')}"
@@ -169,26 +170,18 @@ class ResourceManager:
         }
         return Response(202, orjson.dumps({"status": "Enqueued"}), headers)
 
-    def _operation(self, name: str) -> Operation:
-        found = self.operations.get(name)
-        if found is None:
+    def _poll(self, name: str, resource: ArmResource | None) -> Response:
+        """Report the status of a change, or its result where *resource* is what was changed."""
+        if name not in self.operations:
             raise _arm_error(404, "NotFound", "there is no such operation")
-        return found
-
-    def _status(self, name: str) -> Response:
-        operation = self._operation(name)
-        if self.service.account.clock() < operation.done_at:
-            return Response(200, orjson.dumps({"status": "Dequeued"}))
-        if operation.error is None:
-            return Response(200, orjson.dumps({"status": "Succeeded"}))
-        return Response(200, orjson.dumps({"status": "Failed", "error": _error_body(operation.error)}))
-
-    def _result(self, name: str, resource: ArmResource) -> Response:
-        operation = self._operation(name)
-        if self.service.account.clock() < operation.done_at:
-            return Response(202, orjson.dumps({"status": "Dequeued"}))
-        if operation.error is not None:
-            raise operation.error
+        done_at, error = self.operations[name]
+        if self.service.account.clock() < done_at:
+            return Response(202 if resource else 200, orjson.dumps({"status": "Dequeued"}))
+        if resource is None:
+            failure = {} if error is None else {"error": _error_body(error)}
+            return Response(200, orjson.dumps({"status": "Failed" if error else "Succeeded", **failure}))
+        if error is not None:
+            raise error
         try:
             return Response(200, self._read(resource))
         except HttpError:
@@ -196,24 +189,21 @@ class ResourceManager:
 
     def _read(self, resource: ArmResource) -> bytes:
         account = self.service.account
-        if resource.kind == DATABASE:
-            found = account.database(resource.database).to_json()
-        else:
-            container = account.container(resource.database, resource.container)
-            found = container.to_json()
         if resource.kind == THROUGHPUT:
-            offer = account.offer_of(container)
+            offer = account.offer_of(account.container(*resource.names))
             ru = offer.throughput.ru
-            found = {"minimumThroughput": str(offer.minimum_ru), "throughput": ru}
+            found: dict[str, Any] = {"minimumThroughput": str(offer.minimum_ru), "throughput": ru}
             if offer.throughput.autoscale:
                 found |= {"throughput": ru // 10, "autoscaleSettings": {"maxThroughput": ru}}
+        else:
+            found = resources.OPERATIONS[f"read {resource.kind}"](account, None, *resource.names).to_json()
         name, arm_type = resource.id.rpartition("/")[2], TYPES[resource.kind]
         return orjson.dumps({"id": resource.id, "type": arm_type, "name": name, "properties": {"resource": found}})
 
     def _put(self, resource: ArmResource, body: bytes) -> None:
         account, (given, options) = self.service.account, _properties(body)
         if resource.kind == THROUGHPUT:
-            offer = account.offer_of(account.container(resource.database, resource.container))
+            offer = account.offer_of(account.container(*resource.names))
             throughput = resources.throughput_of(given.get("throughput"), given.get("autoscaleSettings"))
             resources.replace_throughput(account, offer, throughput)
             return
@@ -229,23 +219,6 @@ class ResourceManager:
             return
         manual, autoscale = options.get("throughput"), options.get("autoscaleSettings")
         resources.create_container(account, database, given, manual, autoscale)
-
-    def _delete(self, resource: ArmResource) -> None:
-        account = self.service.account
-        if resource.kind == DATABASE:
-            resources.delete_database(account, account.database(resource.database))
-        else:
-            resources.delete_container(account, account.container(resource.database, resource.container))
-
-
-def _parse(path: str) -> ArmResource | None:
-    """Parse a path; names are as they were written, the words between them may be in any case."""
-    found = RESOURCE.fullmatch(path)
-    if found is None:
-        return None
-    resource_id, subscription, group, account, database, container, throughput, operation = found.groups()
-    kind = THROUGHPUT if throughput else CONTAINER if container else DATABASE
-    return ArmResource(resource_id, subscription, group, account, database, container or "", kind, operation)
 
 
 def _properties(body: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -263,15 +236,15 @@ def _properties(body: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
 def _check_account(request: Request, resource: ArmResource) -> None:
     """Raise 404 for another subscription, resource group or account than the one there is."""
     if resource.subscription.lower() != SUBSCRIPTION:
-        message = f"The subscription '{resource.subscription}' could not be found."
-        raise _arm_error(404, "SubscriptionNotFound", message)
-    if resource.group.lower() != RESOURCE_GROUP:
-        message = f"Resource group '{resource.group}' could not be found."
-        raise _arm_error(404, "ResourceGroupNotFound", message)
-    if resource.account != request.header(b"host").partition(":")[0].partition(".")[0]:
-        name = f"Microsoft.DocumentDB/databaseAccounts/{resource.account}"
-        message = f"The Resource '{name}' under resource group '{resource.group}' was not found."
-        raise _arm_error(404, "ResourceNotFound", message)
+        code, message = "Subscription", f"The subscription '{resource.subscription}' could not be found."
+    elif resource.group.lower() != RESOURCE_GROUP:
+        code, message = "ResourceGroup", f"Resource group '{resource.group}' could not be found."
+    elif resource.account != request.header(b"host").partition(":")[0].partition(".")[0]:
+        name = f"'{ACCOUNT}/{resource.account}' under resource group '{resource.group}'"
+        code, message = "Resource", f"The Resource {name} was not found."
+    else:
+        return
+    raise _arm_error(404, f"{code}NotFound", message)
 
 
 def _arm_error(status: int, code: str, message: str) -> HttpError:

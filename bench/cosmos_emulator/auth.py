@@ -57,11 +57,8 @@ ACTIONS = {
     "list items": f"{ACCOUNT}/sqlDatabases/containers/readChangeFeed",
     "query items": f"{ACCOUNT}/sqlDatabases/containers/executeQuery",
     "plan query": f"{ACCOUNT}/sqlDatabases/containers/executeQuery",
-    "create item": f"{ITEMS}/create",
-    "upsert item": f"{ITEMS}/upsert",
-    "replace item": f"{ITEMS}/replace",
+    **{f"{verb} item": f"{ITEMS}/{verb}" for verb in ("create", "upsert", "replace", "delete")},
     "patch item": f"{ITEMS}/replace",
-    "delete item": f"{ITEMS}/delete",
     "batch items": f"{ITEMS}/*",
 }
 WRITES = ("create", "upsert", "replace", "patch", "delete", "batch")
@@ -166,24 +163,19 @@ def authorize(roles: tuple[str, ...], operation: str, request: Request) -> None:
     https://learn.microsoft.com/azure/cosmos-db/how-to-setup-rbac: no role covers the management of databases,
     containers and throughput.
     """
-    if "offer" in operation or (operation not in ACTIONS and operation.startswith(WRITES)):
-        line = f"{request.method} {request.path.rstrip('/')}"
-        raise _forbidden(
-            f"The given request [{line}] cannot be authorized by AAD token in data plane", TOKEN_NOT_AUTHORIZED
-        )
     allowed = (CONTRIBUTOR,) if operation.startswith(WRITES) else (CONTRIBUTOR, READER)
-    if not set(roles) & set(allowed):
+    if "offer" in operation or (operation not in ACTIONS and operation.startswith(WRITES)):
+        line, substatus = f"{request.method} {request.path.rstrip('/')}", TOKEN_NOT_AUTHORIZED
+        reason = f"The given request [{line}] cannot be authorized by AAD token in data plane"
+    elif set(roles).isdisjoint(allowed):
         action = ACTIONS.get(operation, f"{ACCOUNT}/readMetadata")
-        raise _forbidden(
-            "Request is blocked because principal [test] does not have required RBAC permissions "
-            f"to perform action [{action}]",
-            DATA_PERMISSION_MISSING if operation in ACTIONS else METADATA_PERMISSION_MISSING,
-        )
-
-
-def _forbidden(reason: str, substatus: int) -> HttpError:
+        substatus = DATA_PERMISSION_MISSING if operation in ACTIONS else METADATA_PERMISSION_MISSING
+        principal = "principal [test] does not have required RBAC permissions"
+        reason = f"Request is blocked because {principal} to perform action [{action}]"
+    else:
+        return
     link = "https://aka.ms/cosmos-native-rbac"
-    return HttpError(403, f"Request blocked by Auth hotplate-emulation : {reason}. Learn more: {link}.", substatus)
+    raise HttpError(403, f"Request blocked by Auth hotplate-emulation : {reason}. Learn more: {link}.", substatus)
 
 
 @lru_cache(256)

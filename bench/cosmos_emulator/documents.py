@@ -7,6 +7,7 @@ and a write appends. Resource ids (`_rid`) are made of a count, in as many bytes
 from base64 import b64encode
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
+from itertools import count
 from operator import attrgetter
 from typing import Any
 
@@ -60,7 +61,7 @@ class Documents:
         self._by_id = dict[str, Document | dict[bytes, Document]]()
         self._ordered = list[Document]()
         self._deleted = 0
-        self._last_serial = 0
+        self.next_serial = count(1).__next__  # returns the number of a new document
         self.stored_bytes = 0
 
     def __len__(self) -> int:
@@ -82,19 +83,13 @@ class Documents:
                 found += one.values() if isinstance(one, dict) else [one]
         return sorted((document for document in found if document.serial > after), key=serial_of)
 
-    def next_serial(self) -> int:
-        """Return the number of a new document; it is never used again."""
-        self._last_serial += 1
-        return self._last_serial
-
     def add(self, document: Document) -> None:
-        """Add a new document; its id and key must be free, its serial the highest."""
+        """Add a new document of a size that was set; its id and key must be free, its serial the highest."""
         self._index(document)
         if self._deleted > 64 and self._deleted * 2 > len(self._ordered):
             self._ordered = [one for one in self._ordered if one.body is not None]
             self._deleted = 0
         self._ordered.append(document)
-        self.stored_bytes += document.size
 
     def _index(self, document: Document) -> None:
         found = self._by_id.get(document.id)
@@ -106,7 +101,7 @@ class Documents:
             self._by_id[document.id] = {found.key: found, document.key: document}
 
     def resize(self, document: Document, size: int) -> None:
-        """Set the size of a document after it was replaced."""
+        """Set the size of a document, new or replaced."""
         self.stored_bytes += size - document.size
         document.size = size
 
@@ -138,29 +133,16 @@ class Documents:
                 yield document
 
 
-def database_rid(number: int) -> str:
-    """Return the resource id of the *number*-th database: 4 bytes."""
-    return _base64(number.to_bytes(4, "big"))
+def resource_id(*parts: bytes) -> str:
+    """Return the resource id that some bytes stand for."""
+    return b64encode(b"".join(parts), b"+-").decode()
 
 
-def container_rid(database: int, number: int) -> str:
-    """Return the resource id of a container: its database's 4 bytes, and 4 of its own with the highest bit set."""
-    return _base64(_container_bytes(database, number))
+def database_bytes(number: int) -> bytes:
+    """Return the bytes of a database's resource id: 4."""
+    return number.to_bytes(4, "big")
 
 
-def document_rid(database: int, container: int, serial: int) -> str:
-    """Return the resource id of a document: its container's 8 bytes, and 8 of its own."""
-    return _base64(_container_bytes(database, container) + serial.to_bytes(8, "little"))
-
-
-def offer_rid(number: int) -> str:
-    """Return the resource id of an offer: 3 bytes, and so 4 characters without padding."""
-    return _base64(number.to_bytes(3, "big"))
-
-
-def _container_bytes(database: int, number: int) -> bytes:
-    return database.to_bytes(4, "big") + (number | 1 << 31).to_bytes(4, "big")
-
-
-def _base64(raw: bytes) -> str:
-    return b64encode(raw, b"+-").decode()
+def container_bytes(database: int, number: int) -> bytes:
+    """Return the bytes of a container's resource id: its database's, and 4 of its own with the highest bit set."""
+    return database_bytes(database) + (number | 1 << 31).to_bytes(4, "big")

@@ -2,9 +2,11 @@
 
 Exception
 └── HttpError            ends a request with an error response
-ValueError
+BenchMisused
 └── EmulatorMisused      the emulator was started with options that make no sense; raised before it listens
 """
+
+from bench.errors import BenchMisused
 
 # The `code` that the body of an error response has for each status.
 CODES = {
@@ -53,7 +55,7 @@ class HttpError(Exception):
         self.details = details or {}
 
 
-class EmulatorMisused(ValueError):
+class EmulatorMisused(BenchMisused):
     """The emulator was started with options that make no sense; raised before it listens."""
 
 

@@ -32,28 +32,29 @@ ERRORS = {
 RESETS = ("reset", "region-gone")
 DELAYS = ("slow", "latency")
 KINDS = (*ERRORS, *RESETS, *DELAYS)
-# Numbers of a fault and their defaults.
-NUMBERS = {"share": 1.0, "for_s": 1e9, "delay_ms": 0.0, "retry_after_ms": 1000.0}
-FIELDS = {"kind", "region", "partition", "operation", "values_ms", "file", *NUMBERS}
+NUMBERS = ("share", "for_s", "delay_ms", "retry_after_ms")
+TEXTS = ("partition", "operation")
+FIELDS = {"kind", "region", "values_ms", "file", *NUMBERS, *TEXTS}
 MAX_FAULTS, MAX_VALUES = 100, 1_000_000
 MAX_DELAY_MS = 600_000.0
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault, from its injection to its end."""
+    """One fault, from its injection to its end; its fields are those of the JSON object that describes it."""
 
     kind: str
-    share: float
     until: float
     """Seconds of the emulator's clock."""
 
-    delay_ms: float
-    retry_after_ms: float
-    region: int | None
-    partition: str | None
-    operation: str | None
-    values_ms: tuple[float, ...]
+    share: float = 1.0
+    for_s: float = 1e9
+    delay_ms: float = 0.0
+    retry_after_ms: float = 1000.0
+    region: int | None = None
+    partition: str | None = None
+    operation: str | None = None
+    values_ms: tuple[float, ...] = ()
     """Of `latency`: each response is delayed by one of them, drawn at random."""
 
     def affects(self, region: int, operation: str, drawn: float) -> bool:
@@ -114,43 +115,33 @@ class Faults:
 def _parse(resource: object, now: float, folder: Path | None) -> Fault:
     if not isinstance(resource, dict) or resource.get("kind") not in KINDS:
         raise bad_request(f"each fault has a kind, one of {', '.join(KINDS)}")
-    kind = resource["kind"]
     if unknown := sorted(set(resource) - FIELDS):
         raise bad_request(f"a fault has no {unknown[0][:40]}; there are {', '.join(sorted(FIELDS))}")
-    numbers = {name: _number(resource.get(name, default), name) for name, default in NUMBERS.items()}
-    values = _read_latencies(resource["file"], folder) if "file" in resource else resource.get("values_ms", ())
+    fields: dict[str, Any] = {name: value for name, value in resource.items() if value is not None}
+    if "file" in fields:
+        fields["values_ms"] = _read_latencies(fields.pop("file"), folder)
+    values = fields.get("values_ms", ())
     if not isinstance(values, list | tuple) or len(values) > MAX_VALUES:
         raise bad_request(f"values_ms is a list of at most {MAX_VALUES} numbers")
-    if kind == "latency" and not values:
+    _check_types({**fields, "values_ms": values})
+    if resource["kind"] == "latency" and not values:
         raise bad_request(
             "latency needs values_ms, or in a file of faults the name of a file with one number of ms a line"
         )
-    if resource.get("partition") is not None and kind not in DELAYS:
+    if "partition" in fields and resource["kind"] not in DELAYS:
         raise bad_request("only slow and latency can be for one partition")
-    return Fault(
-        kind,
-        numbers["share"],
-        now + numbers["for_s"],
-        min(numbers["delay_ms"], MAX_DELAY_MS),
-        numbers["retry_after_ms"],
-        _optional(resource, "region", int),
-        _optional(resource, "partition", str),
-        _optional(resource, "operation", str),
-        tuple(min(_number(value, "values_ms"), MAX_DELAY_MS) for value in values),
-    )
+    fields["values_ms"] = tuple(min(value, MAX_DELAY_MS) for value in values)
+    fields["delay_ms"] = min(fields.get("delay_ms", 0.0), MAX_DELAY_MS)
+    return Fault(until=now + fields.get("for_s", 1e9), **fields)
 
 
-def _number(value: object, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-        raise bad_request(f"{name} must be a number that is not negative")
-    return float(value)
-
-
-def _optional(resource: dict[str, Any], name: str, kind: type) -> Any:  # noqa: ANN401 -- None or of that type
-    value = resource.get(name)
-    if value is not None and type(value) is not kind:
-        raise bad_request(f"{name} of a fault must be {'a whole number' if kind is int else 'a string'}")
-    return value
+def _check_types(fields: dict[str, Any]) -> None:
+    numbers = [(name, fields.get(name, 0)) for name in NUMBERS] + [("values_ms", one) for one in fields["values_ms"]]
+    for name, number in numbers:
+        if isinstance(number, bool) or not isinstance(number, int | float) or number < 0:
+            raise bad_request(f"{name} must be a number that is not negative")
+    if not all(type(fields.get(name, "")) is str for name in TEXTS) or type(fields.get("region", 0)) is not int:
+        raise bad_request("partition and operation of a fault must be strings, and region a whole number")
 
 
 def _read_latencies(name: object, folder: Path | None) -> list[float]:

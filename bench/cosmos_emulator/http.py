@@ -84,6 +84,11 @@ def error_response(error: HttpError) -> Response:
     return Response(error.status, body, {**error.headers, "x-ms-substatus": str(error.substatus)}, error.charge_ru)
 
 
+def method_not_allowed(request: Request) -> HttpError:
+    """Make the error for a method that a resource does not have."""
+    return HttpError(405, f"this emulation does not support {request.method[:20]} there")
+
+
 def parse_json(raw: bytes, name: str = "the body") -> Any:  # noqa: ANN401 -- any JSON value; callers check its type
     """Parse JSON; 400 where it is none."""
     try:
@@ -122,7 +127,6 @@ class Connection(asyncio.Protocol):
         self._region = region
         self._scheme = scheme
         self._queue = deque[tuple[Request | Response, bool]]()
-        self._is_delayed = False
         self._is_write_paused = False
         self._closes_after_queue = False
         self._is_closing = False
@@ -148,7 +152,7 @@ class Connection(asyncio.Protocol):
 
     def close_if_idle(self, now: float) -> None:
         """Close a connection that has sent nothing for long, also in the middle of a request."""
-        if not self._is_delayed and now - self._last_read_at > IDLE_S:
+        if self._timer is None and now - self._last_read_at > IDLE_S:
             self._transport.close()
 
     def reset(self) -> None:
@@ -205,7 +209,7 @@ class Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         """Answer `Expect: 100-continue`."""
         self._in_head = False
-        if self._headers.get(b"expect", b"").lower() == b"100-continue" and not self._is_delayed:
+        if self._headers.get(b"expect", b"").lower() == b"100-continue" and self._timer is None:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
@@ -235,7 +239,7 @@ class Connection(asyncio.Protocol):
     def _handle_or_queue(self, request: Request | Response, *, keep_alive: bool) -> None:
         if self._is_closing:
             return
-        if self._is_delayed or self._is_write_paused:
+        if self._timer is not None or self._is_write_paused:
             self._queue.append((request, keep_alive))
             if len(self._queue) >= MAX_QUEUED:
                 self._transport.pause_reading()
@@ -246,22 +250,21 @@ class Connection(asyncio.Protocol):
         response = self._handler(request) if isinstance(request, Request) else request
         is_head = isinstance(request, Request) and request.method == "HEAD"
         if response.delay_s > 0:
-            self._is_delayed = True
             self._timer = self._loop.call_later(response.delay_s, self._write_delayed, response, keep_alive, is_head)
         else:
             self._write(response, keep_alive, is_head)
 
     def _write_delayed(self, response: Response, keep_alive: bool, is_head: bool) -> None:  # noqa: FBT001 -- as below
-        self._is_delayed, self._timer = False, None
+        self._timer = None
         self._write(response, keep_alive, is_head)
         self._handle_queue()
 
     def _handle_queue(self) -> None:
         """Handle what is queued, until one of the responses is delayed itself."""
-        while self._queue and not self._is_delayed and not self._is_write_paused:
+        while self._queue and self._timer is None and not self._is_write_paused:
             request, keep_alive = self._queue.popleft()
             self._handle(request, keep_alive=keep_alive)
-        if self._closes_after_queue and not self._queue and not self._is_delayed:
+        if self._closes_after_queue and not self._queue and self._timer is None:
             self._is_closing = True
             self._transport.close()
         elif len(self._queue) < MAX_QUEUED and not self._is_write_paused and not self._transport.is_closing():

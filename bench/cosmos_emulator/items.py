@@ -1,5 +1,10 @@
-"""Point operations on items: each request is admitted by its partition, carried out, charged and answered."""
+"""Point operations on items and batches of them: each is admitted by its partition, carried out, charged and answered.
 
+https://learn.microsoft.com/azure/cosmos-db/nosql/transactional-batch: a batch has at most 100 operations and 2 MB, on
+one partition key, which all take effect, or none.
+"""
+
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +12,7 @@ from typing import Any
 import orjson
 
 from bench.cosmos_emulator.account import CONSISTENCIES, STRONG, Account, Container, check_ttl
-from bench.cosmos_emulator.documents import Document, document_rid, without_system_properties
+from bench.cosmos_emulator.documents import Document, resource_id, without_system_properties
 from bench.cosmos_emulator.errors import (
     COLLECTION_RID_MISMATCH,
     PARTITION_KEY_MISMATCH,
@@ -16,14 +21,15 @@ from bench.cosmos_emulator.errors import (
     HttpError,
     bad_request,
 )
-from bench.cosmos_emulator.http import Request, Response, parse_object
+from bench.cosmos_emulator.http import Request, Response, parse_json, parse_object
 from bench.cosmos_emulator.partition_keys import HEADER, KeyValue, encode
 from bench.cosmos_emulator.partitions import Partition
-from bench.cosmos_emulator.patch import patched
-from bench.cosmos_emulator.sql_evaluator import is_fulfilled
+from bench.cosmos_emulator.patch import apply_patch
+from bench.cosmos_emulator.sql import is_fulfilled
 
 MAX_ITEM_BYTES = 2 * 1024 * 1024
 MAX_ID_BYTES = 1023
+MAX_BATCH_OPERATIONS = 100
 FORBIDDEN_IN_IDS = frozenset("/\\?#")
 ALREADY_EXISTS = "Entity with the specified id already exists in the system."
 RANGE_HEADER = b"x-ms-documentdb-partitionkeyrangeid"
@@ -189,8 +195,7 @@ def upsert(context: RequestContext, value: KeyValue, _id: str, item: dict[str, A
     found = context.find(item_id, key)
     if found is None:
         return _insert(context, value, item_id, key, item)
-    _check_etag(context, found, if_match)
-    return _replace(context, found, item)
+    return _store(context, _matching(context, found, if_match), item)
 
 
 def replace(context: RequestContext, value: KeyValue, item_id: str, item: dict[str, Any], if_match: str) -> WriteResult:
@@ -198,40 +203,38 @@ def replace(context: RequestContext, value: KeyValue, item_id: str, item: dict[s
     own_id, key = _checked_identity(context, value, item)
     if own_id != item_id:
         raise bad_request("the id of an item cannot be changed")
-    found = context.existing(item_id, key)
-    _check_etag(context, found, if_match)
-    return _replace(context, found, item)
+    return _store(context, _matching(context, context.existing(item_id, key), if_match), item)
 
 
 def patch(context: RequestContext, value: KeyValue, item_id: str, body: dict[str, Any], if_match: str) -> WriteResult:
     """Apply the `operations` of *body* where its `condition` is fulfilled; 412 where it is not."""
-    found = context.existing(item_id, encode(value))
-    _check_etag(context, found, if_match)
-    item, operations, condition = found.parsed(), body.get("operations"), body.get("condition")
+    found = _matching(context, context.existing(item_id, encode(value)), if_match)
+    item, condition = found.parsed(), body.get("condition")
     if condition is not None and not is_fulfilled(condition, item):
         charge_ru = context.account.charges.refused_write(found.size)
         raise HttpError(412, "The condition of the patch is not fulfilled.", charge_ru=charge_ru)
-    item = patched(item, operations)
+    operations = apply_patch(item, body.get("operations"))
     identity = _checked_identity(context, context.container.definition.of_item(item), item)
     if identity != (found.id, found.key):
         raise bad_request("a patch cannot change the id or the partition key of an item")
-    return _replace(context, found, item, len(operations) if isinstance(operations, list) else 0)
+    return _store(context, found, item, operations)
 
 
 def delete(context: RequestContext, value: KeyValue, item_id: str, _: dict[str, Any], if_match: str) -> WriteResult:
     """Delete an item; 404 where there is none."""
-    found = context.existing(item_id, encode(value))
-    _check_etag(context, found, if_match)
+    found = _matching(context, context.existing(item_id, encode(value)), if_match)
     charge_ru = context.account.charges.delete(found.size, found.terms)
     found.partition.lsn += 1
     context.container.documents.remove(found)
     return WriteResult(204, found, charge_ru)
 
 
-def _check_etag(context: RequestContext, found: Document, if_match: str) -> None:
+def _matching(context: RequestContext, found: Document, if_match: str) -> Document:
+    """Return *found* where it has the etag of If-Match; 412 where it has another."""
     if if_match not in ("", "*") and if_match.strip('"') != found.etag.strip('"'):
         message = "Operation cannot be performed because one of the specified precondition is not met."
         raise HttpError(412, message, charge_ru=context.account.charges.refused_write(found.size))
+    return found
 
 
 def _checked_identity(context: RequestContext, value: KeyValue, item: dict[str, Any]) -> tuple[str, bytes]:
@@ -253,44 +256,37 @@ def _insert(context: RequestContext, value: KeyValue, item_id: str, key: bytes, 
     documents = context.container.documents
     partition = context.container.partitions.of(context.container.definition.effective(value))
     made = Document(item_id, key, documents.next_serial(), partition)
-    charge_ru = _store(context, made, without_system_properties(item))
+    result = _store(context, made, item)
     documents.add(made)
-    return WriteResult(201, made, charge_ru)
-
-
-def _replace(
-    context: RequestContext, found: Document, item: dict[str, Any], patch_operations: int | None = None
-) -> WriteResult:
-    return WriteResult(200, found, _store(context, found, without_system_properties(item), patch_operations))
+    return result
 
 
 def _store(
     context: RequestContext, document: Document, item: dict[str, Any], patch_operations: int | None = None
-) -> float:
-    """Write *item* into *document*, and return the charge; nothing has changed where it is refused."""
+) -> WriteResult:
+    """Write *item* into a document, new or present, and charge it; nothing has changed where it is refused."""
     container, charges = context.container, context.account.charges
+    item = without_system_properties(item)
     terms = container.policy.terms(item)
-    before = document.size
+    before, is_new = document.size, document.body is None
     removed = added = len(terms)
-    if document.body is not None and not container.policy.indexes_nothing:
+    if not is_new and not container.policy.indexes_nothing:
         old = container.policy.terms(without_system_properties(document.parsed()))
         removed, added = len(old - terms), len(terms - old)
     etag, ts = context.account.next_etag(), int(context.now)
     body, size = _stored_form(context, document, item, etag, ts)
-    if document.body is None:
-        document.size = size
+    if is_new:
         charge_ru = charges.create(size, added)
+    elif patch_operations is None:
+        charge_ru = charges.replace(before, size, removed, added)
     else:
-        container.documents.resize(document, size)
-        if patch_operations is None:
-            charge_ru = charges.replace(before, size, removed, added)
-        else:
-            charge_ru = charges.patch(before, size, removed, added, patch_operations)
+        charge_ru = charges.patch(before, size, removed, added, patch_operations)
+    container.documents.resize(document, size)
     document.body, document.etag, document.ts, document.terms = body, etag, ts, len(terms)
     document.ttl = item.get("ttl")
     document.partition.lsn += 1
     container.schedule_expiry(document)
-    return charge_ru
+    return WriteResult(201 if is_new else 200, document, charge_ru)
 
 
 def _stored_form(
@@ -302,7 +298,7 @@ def _stored_form(
     except orjson.JSONEncodeError as error:
         raise bad_request(f"the item cannot be stored: {error}") from None
     container = context.container
-    rid = document_rid(container.database.number, container.number, document.serial)
+    rid = resource_id(container.rid_bytes, document.serial.to_bytes(8, "little"))
     escaped = etag.replace('"', '\\"')
     body = b'%b,"_rid":"%b","_self":"%bdocs/%b/","_etag":"%b","_attachments":"attachments/","_ts":%d}' % (
         user_bytes[:-1], rid.encode(), container.link.encode(), rid.encode(), escaped.encode(), ts,
@@ -310,3 +306,85 @@ def _stored_form(
     if len(body) > MAX_ITEM_BYTES:
         raise HttpError(413, "Request size is too large: an item has at most 2 MB.")
     return body, len(body) if context.account.charges.system_properties else len(user_bytes)
+
+
+# By the verbs of operations, and of those in a batch in lower case.
+WRITES: dict[str, Write] = {
+    "create": create, "upsert": upsert, "replace": replace, "patch": patch, "delete": delete,
+}  # fmt: skip
+
+
+def batch(context: RequestContext) -> Response:
+    """Run a batch: 200 with one result for each operation, or 207 with the one that failed and 424 for the others."""
+    operations = parse_json(context.request.body, "the batch")
+    if not isinstance(operations, list) or not 1 <= len(operations) <= MAX_BATCH_OPERATIONS:
+        raise bad_request(f"a batch has 1 to {MAX_BATCH_OPERATIONS} operations")
+    if not all(isinstance(operation, dict) for operation in operations):
+        raise bad_request("each operation of a batch is an object")
+    value = context.key_value()
+    partition = context.partition_of(value)
+    partition.admit(context.now, context.request.region)
+    results, undo = list[dict[str, Any]](), list[Callable[[], None]]()
+    charge_ru = 0.0
+    for operation in operations:
+        try:
+            results.append(_run_of_batch(context, value, operation, undo))
+            charge_ru += results[-1]["requestCharge"]
+        except HttpError as error:
+            for restore in reversed(undo):
+                restore()
+            failed = {"statusCode": error.status, "subStatusCode": error.substatus, "message": error.message}
+            others: list[dict[str, Any]] = [{"statusCode": 424, "requestCharge": 0.0}] * len(operations)
+            others[len(results)] = failed | {"requestCharge": error.charge_ru}
+            charge_ru = round(charge_ru + error.charge_ru, 2)
+            partition.charge_read(context.now, context.request.region, charge_ru)
+            return Response(207, orjson.dumps(others), context.headers(partition), charge_ru)
+    charge_ru = round(charge_ru, 2)
+    partition.charge_write(context.now, charge_ru)
+    return Response(200, orjson.dumps(results), context.headers(partition), charge_ru)
+
+
+def _run_of_batch(
+    context: RequestContext, value: KeyValue, operation: dict[str, Any], undo: list[Callable[[], None]]
+) -> dict[str, Any]:
+    """Run one operation of a batch, and note how to undo it."""
+    kind, item_id, resource = operation.get("operationType"), str(operation.get("id")), operation.get("resourceBody")
+    if kind == "Read":
+        document = context.existing(item_id, encode(value))
+        status, charge_ru = 200, context.account.charges.read(document.size, strong=context.strong)
+    else:
+        write = WRITES.get(kind.lower()) if isinstance(kind, str) and kind.istitle() else None
+        if write is None:
+            raise bad_request("operationType must be Create, Upsert, Replace, Patch, Delete or Read")
+        if kind == "Delete":
+            resource = {}
+        if not isinstance(resource, dict):
+            raise bad_request("an operation that writes needs a resourceBody")
+        own_id = str(resource.get("id")) if write in (create, upsert) else item_id
+        undo.append(_undo_of(context, own_id, encode(value)))
+        result = write(context, value, item_id, resource, str(operation.get("ifMatch") or ""))
+        status, document, charge_ru = result.status, result.document, result.charge_ru
+    if kind == "Delete":
+        return {"statusCode": status, "requestCharge": charge_ru}
+    body = orjson.Fragment(document.body or b"null")
+    return {"statusCode": status, "requestCharge": charge_ru, "eTag": document.etag, "resourceBody": body}
+
+
+def _undo_of(context: RequestContext, item_id: str, key: bytes) -> Callable[[], None]:
+    """Return a function that puts an item back as it is now."""
+    documents, document = context.container.documents, context.find(item_id, key)
+    saved = copy.copy(document)
+
+    def undo() -> None:
+        present = documents.get(item_id, key)
+        if present is not None and present is not document:
+            documents.remove(present)
+        if document is None or saved is None:
+            return
+        if present is document:
+            documents.resize(document, saved.size)
+        document.restore(saved)
+        if present is not document:
+            documents.undelete(document)
+
+    return undo

@@ -35,6 +35,10 @@ UNDEFINED = Undefined()
 KeyValue = str | int | float | bool | Undefined | None
 
 
+# How the values are encoded that are one byte long.
+SINGLES: dict[object, bytes] = {UNDEFINED: b"\x00", None: b"\x01", False: b"\x02", True: b"\x03"}
+
+
 class PartitionKeyDefinition:
     """The `partitionKey` of a container, checked; it never changes."""
 
@@ -92,14 +96,8 @@ def encode(value: KeyValue, suffix: bytes = b"\xff") -> bytes:
     """Return the bytes that are hashed; they also identify the key, for equal keys have equal bytes."""
     if isinstance(value, str):
         return b"\x08" + value.encode() + suffix
-    if value is None:
-        return b"\x01"
-    if value is False:
-        return b"\x02"
-    if value is True:
-        return b"\x03"
-    if isinstance(value, Undefined):
-        return b"\x00"
+    if isinstance(value, bool | Undefined | None):
+        return SINGLES[value]
     return b"\x05" + struct.pack("<d", value)
 
 
@@ -144,17 +142,10 @@ def _ordered(value: KeyValue) -> bytes:
 def _ordered_number(number: float) -> bytes:
     (bits,) = struct.unpack("<Q", struct.pack("<d", number))
     bits = bits ^ 1 << 63 if bits < 1 << 63 else (~bits + 1) & M64
-    written = bytearray((5, bits >> 56))
-    bits = bits << 8 & M64
-    chunk, first = 0, True
-    while bits:
-        if not first:
-            written.append(chunk)
-        first = False
-        chunk = bits >> 56 | 1
-        bits = bits << 7 & M64
-    written.append(chunk & 0xFE)
-    return bytes(written)
+    groups = [bits >> shift & 0x7F for shift in range(49, -1, -7)]
+    while len(groups) > 1 and not groups[-1]:
+        groups.pop()
+    return bytes([5, bits >> 56, *(group << 1 | 1 for group in groups[:-1]), groups[-1] << 1])
 
 
 def _rotate(value: int, by: int) -> int:

@@ -1,9 +1,8 @@
-"""Partial document update: set, add, remove, incr, replace and move, applied to a copy of an item.
+"""Partial document update: set, add, remove, incr, replace and move, applied to a parsed item.
 
 https://learn.microsoft.com/azure/cosmos-db/partial-document-update: at most 10 operations, and a condition.
 """
 
-import copy
 from math import isfinite
 from typing import Any
 
@@ -11,46 +10,43 @@ from bench.cosmos_emulator.errors import bad_request
 
 MAX_OPERATIONS = 10
 MAX_DEPTH = 128
+OPERATIONS = ("add", "set", "replace", "remove", "incr", "move")
 
 
-def patched(item: dict[str, Any], operations: object) -> dict[str, Any]:
-    """Return what *operations* make of *item*, which stays as it is; 400 where one cannot be applied."""
+def apply_patch(item: dict[str, Any], operations: object) -> int:
+    """Change *item* in place, and return the number of operations; 400 where one of them cannot be applied."""
     if not isinstance(operations, list) or not 1 <= len(operations) <= MAX_OPERATIONS:
         raise bad_request(f"a patch has 1 to {MAX_OPERATIONS} operations")
-    made = copy.deepcopy(item)
     for operation in operations:
         if not isinstance(operation, dict):
             raise bad_request("each operation of a patch is an object")
-        _apply(made, operation)
-    return made
+        _apply(item, operation)
+    return len(operations)
 
 
 def _apply(item: dict[str, Any], operation: dict[str, Any]) -> None:
-    name = operation.get("op")
-    if name == "move":
-        parent, last = _resolve(item, operation.get("from"))
-        value = _remove(parent, last)
-        parent, last = _resolve(item, operation.get("path"))
-        _add(parent, last, value)
-        return
-    parent, last = _resolve(item, operation.get("path"))
-    if name == "remove":
-        _remove(parent, last)
-    elif name == "incr":
-        _increment(parent, last, operation.get("value"))
-    elif name in ("add", "set", "replace"):
-        if "value" not in operation:
-            raise bad_request(f"{name} needs a value")
-        value = copy.deepcopy(operation["value"])
-        if name == "add":
-            _add(parent, last, value)
-        else:
-            _set(parent, last, value, must_exist=name == "replace")
-    else:
+    name, value = operation.get("op"), operation.get("value")
+    if name not in OPERATIONS:
         raise bad_request("op must be add, set, replace, remove, incr or move")
+    if name in ("add", "set", "replace") and "value" not in operation:
+        raise bad_request(f"{name} needs a value")
+    if name == "move":
+        parent, key = _locate(item, operation.get("from"), "remove")
+        value = parent.pop(key)
+    parent, key = _locate(item, operation.get("path"), name)
+    if name == "remove":
+        del parent[key]
+        return
+    if name == "incr":
+        value = _sum(parent[key] if isinstance(parent, list) else parent.get(key, 0), value)
+    if isinstance(parent, list) and (name in ("add", "move") or key == len(parent)):
+        parent.insert(key, value)
+    else:
+        parent[key] = value
 
 
-def _resolve(item: dict[str, Any], path: object) -> tuple[dict[str, Any] | list[Any], str]:
+def _locate(item: dict[str, Any], path: object, name: str) -> tuple[Any, Any]:
+    """Return the object or array that *path* leads into, and the key or index there at which *name* can act."""
     if not isinstance(path, str) or not path.startswith("/") or len(path) < 2:
         raise bad_request("a path of a patch begins with / and names a property")
     *parents, last = (segment.replace("~1", "/").replace("~0", "~") for segment in path[1:].split("/"))
@@ -61,61 +57,31 @@ def _resolve(item: dict[str, Any], path: object) -> tuple[dict[str, Any] | list[
         if isinstance(here, dict) and segment in here:
             here = here[segment]
         elif isinstance(here, list):
-            here = here[_index(here, segment)]
+            here = here[_index(segment, len(here))]
         else:
             raise bad_request(f"path {path[:100]} leads through what is not there")
-    if not isinstance(here, dict | list):
+    if isinstance(here, list):
+        inserts = name in ("add", "move")
+        appends = last == "-" and (inserts or name == "set")
+        return here, len(here) if appends else _index(last, len(here) + inserts)
+    if not isinstance(here, dict):
         raise bad_request(f"path {path[:100]} leads through a value")
+    if name in ("remove", "replace") and last not in here:
+        raise bad_request(f"{last[:100]} is not there")
     return here, last
 
 
-def _index(inside: list[Any], segment: str, *, end: int = 0) -> int:
-    if not segment.isdecimal() or not segment.isascii() or len(segment) > 9 or int(segment) >= len(inside) + end:
+def _index(segment: str, end: int) -> int:
+    if not segment.isdecimal() or not segment.isascii() or len(segment) > 9 or int(segment) >= end:
         raise bad_request(f"{segment[:20]} is no index of that array")
     return int(segment)
 
 
-def _remove(parent: dict[str, Any] | list[Any], last: str) -> Any:  # noqa: ANN401 -- any JSON value
-    if isinstance(parent, list):
-        return parent.pop(_index(parent, last))
-    if last not in parent:
-        raise bad_request(f"{last[:100]} is not there")
-    return parent.pop(last)
-
-
-def _add(parent: dict[str, Any] | list[Any], last: str, value: object) -> None:
-    if isinstance(parent, list):
-        place = len(parent) if last == "-" else _index(parent, last, end=1)
-        parent.insert(place, value)
-    else:
-        parent[last] = value
-
-
-def _set(parent: dict[str, Any] | list[Any], last: str, value: object, *, must_exist: bool) -> None:
-    if isinstance(parent, list):
-        if last == "-" and not must_exist:
-            parent.append(value)
-        else:
-            parent[_index(parent, last)] = value
-    elif must_exist and last not in parent:
-        raise bad_request(f"{last[:100]} is not there")
-    else:
-        parent[last] = value
-
-
-def _increment(parent: dict[str, Any] | list[Any], last: str, by: object) -> None:
-    if not _is_number(by):
-        raise bad_request("incr needs a number")
-    key: Any = _index(parent, last) if isinstance(parent, list) else last
-    holder: Any = parent
-    before = holder[key] if isinstance(parent, list) else parent.get(last, 0)
-    if not _is_number(before):
-        raise bad_request(f"{last[:100]} is not a number")
-    after = before + by
+def _sum(before: object, by: object) -> float:
+    for number in (before, by):
+        if not isinstance(number, int | float) or isinstance(number, bool):
+            raise bad_request("incr needs a number, and adds it to one")
+    after: float = before + by  # type: ignore[operator]  # both are numbers, as was just checked
     if not isfinite(after):
-        raise bad_request(f"{last[:100]} would become larger than a number can be")
-    holder[key] = after
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+        raise bad_request("incr would make the number larger than one can be")
+    return after

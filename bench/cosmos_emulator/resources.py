@@ -1,13 +1,14 @@
 """Databases, containers, offers and partition key ranges: never limited, and charged by an assumption."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import orjson
 
 from bench.cosmos_emulator.account import Account, Container, Database, Offer, check_ttl
+from bench.cosmos_emulator.documents import resource_id
 from bench.cosmos_emulator.errors import HttpError, bad_request
-from bench.cosmos_emulator.http import Request, Response, parse_json, parse_object
+from bench.cosmos_emulator.http import Request, Response, method_not_allowed, parse_json, parse_object
 from bench.cosmos_emulator.indexing import IndexingPolicy
 from bench.cosmos_emulator.items import ALREADY_EXISTS
 from bench.cosmos_emulator.partition_keys import PartitionKeyDefinition
@@ -74,12 +75,13 @@ def create_container(
     partitions = Partitions(throughput, definition.version, len(account.regions), burst=account.burst)
     container = Container(database, name, account.next_number(), definition, partitions)
     _configure(account, container, resource)
-    account.add_offer(container, throughput)
+    rid = resource_id(account.next_number().to_bytes(3, "big"))
+    account.offers[rid] = Offer(rid, container, throughput, throughput.ru, account.next_etag(), int(account.clock()))
     database.containers[name] = container
     return container
 
 
-def replace_container(account: Account, container: Container, resource: Mapping[str, Any]) -> None:
+def replace_container(account: Account, container: Container, resource: Mapping[str, Any]) -> Container:
     """Change a container's indexing policy and time to live."""
     if resource.get("id") != container.name:
         raise bad_request("the id of a container cannot be changed")
@@ -87,22 +89,23 @@ def replace_container(account: Account, container: Container, resource: Mapping[
     if PartitionKeyDefinition(key).resource != container.definition.resource:
         raise bad_request("the partition key of a container cannot be changed")
     _configure(account, container, resource)
+    return container
 
 
-def delete_database(account: Account, database: Database) -> None:
+def delete_database(account: Account, database: Database) -> Database:
     """Delete a database with its containers."""
     for container in list(database.containers.values()):
         delete_container(account, container)
-    del account.databases[database.name]
+    return account.databases.pop(database.name)
 
 
-def delete_container(account: Account, container: Container) -> None:
+def delete_container(account: Account, container: Container) -> Container:
     """Delete a container with its items and its offer."""
     del account.offers[account.offer_of(container).rid]
-    del container.database.containers[container.name]
+    return container.database.containers.pop(container.name)
 
 
-def replace_throughput(account: Account, offer: Offer, throughput: Throughput) -> None:
+def replace_throughput(account: Account, offer: Offer, throughput: Throughput) -> Offer:
     """Change a container's throughput, within what its partitions and its history allow."""
     if throughput.autoscale != offer.throughput.autoscale:
         raise bad_request("migrating between manual and autoscale throughput is not emulated")
@@ -112,11 +115,11 @@ def replace_throughput(account: Account, offer: Offer, throughput: Throughput) -
     container.partitions.provision(throughput)
     for document in container.documents.after():
         if document.partition not in container.partitions.all:
-            value = container.definition.of_item(document.parsed())
-            document.partition = container.partitions.of(container.definition.effective(value))
+            document.partition = container.partitions.of(container.effective_key_of(document))
     offer.throughput = throughput
     offer.highest_ru = max(offer.highest_ru, throughput.ru)
     offer.etag, offer.ts = account.next_etag(), int(account.clock())
+    return offer
 
 
 def _configure(account: Account, container: Container, resource: Mapping[str, Any]) -> None:
@@ -142,112 +145,92 @@ def _checked_id(resource: Mapping[str, Any]) -> str:
     return name
 
 
-def _post_database(account: Account, request: Request) -> Response:
+def _post_database(account: Account, request: Request) -> Database:
     if OFFER_HEADER in request.headers or AUTOSCALE_HEADER in request.headers:
         raise bad_request(SHARED_THROUGHPUT)
-    return _one(account, create_database(account, parse_object(request.body)), 201)
+    return create_database(account, parse_object(request.body))
 
 
-def _post_container(account: Account, request: Request, database: str) -> Response:
+def _post_container(account: Account, request: Request, database: str) -> Container:
     owner = account.database(database, is_owner=True)
     manual, autoscale = (request.headers.get(name) for name in (OFFER_HEADER, AUTOSCALE_HEADER))
     ru = int(manual) if manual and manual.isdigit() and len(manual) < 10 else manual
     settings = parse_json(autoscale, AUTOSCALE_HEADER.decode()) if autoscale else None
-    return _one(account, create_container(account, owner, parse_object(request.body), ru, settings), 201)
+    return create_container(account, owner, parse_object(request.body), ru, settings)
 
 
-def _put_container(account: Account, request: Request, database: str, name: str) -> Response:
-    container = account.container(database, name)
-    replace_container(account, container, parse_object(request.body))
-    return _one(account, container)
+def _put_container(account: Account, request: Request, database: str, name: str) -> Container:
+    return replace_container(account, account.container(database, name), parse_object(request.body))
 
 
-def _delete_database(account: Account, _request: Request, name: str) -> Response:
-    delete_database(account, account.database(name))
-    return Response(204, charge_ru=account.charges.metadata_write)
+def _put_offer(account: Account, request: Request, rid: str) -> Offer:
+    offer, content = account.offer(rid), parse_object(request.body).get("content")
+    if not isinstance(content, dict):
+        raise bad_request("an offer needs a content with offerThroughput or offerAutopilotSettings")
+    throughput = throughput_of(content.get("offerThroughput"), content.get("offerAutopilotSettings"))
+    return replace_throughput(account, offer, throughput)
 
 
-def _delete_container(account: Account, _request: Request, database: str, name: str) -> Response:
-    delete_container(account, account.container(database, name))
-    return Response(204, charge_ru=account.charges.metadata_write)
+# By the names that metrics and faults give operations; each takes the account, the request and the names of the path.
+OPERATIONS: dict[str, Callable[..., Database | Container | Offer]] = {
+    "create database": _post_database,
+    "read database": lambda account, _request, name: account.database(name),
+    "delete database": lambda account, _request, name: delete_database(account, account.database(name)),
+    "create container": _post_container,
+    "read container": lambda account, _request, *names: account.container(*names),
+    "replace container": _put_container,
+    "delete container": lambda account, _request, *names: delete_container(account, account.container(*names)),
+    "read offer": lambda account, _request, rid: account.offer(rid),
+    "replace offer": _put_offer,
+}
 
 
-def _list_databases(account: Account, request: Request) -> Response:
-    return _many(account, request, "Databases", "", account.databases.values())
+# By the nouns of operations; each takes the account and the names of the path.
+FEEDS: dict[str, Callable[..., tuple[str, str, Mapping[str, Database | Container | Offer]]]] = {
+    "databases": lambda account: ("Databases", "", account.databases),
+    "containers": lambda account, name: (
+        "DocumentCollections",
+        account.database(name, is_owner=True).rid,
+        account.database(name).containers,
+    ),
+    "offers": lambda account: ("Offers", "", account.offers),
+}
 
 
-def _list_containers(account: Account, request: Request, database: str) -> Response:
-    owner = account.database(database, is_owner=True)
-    return _many(account, request, "DocumentCollections", owner.rid, owner.containers.values())
+def run(account: Account, request: Request, operation: str, names: Sequence[str]) -> Response:
+    """Run an operation; 405 where there is none of that name."""
+    verb, _, noun = operation.partition(" ")
+    if operation == "list ranges":
+        return _list_ranges(account, request, *names)
+    if verb in ("list", "query") and noun in FEEDS:
+        name, rid, feed = FEEDS[noun](account, *names)
+        results: Sequence[Any] = [resource.to_json() for resource in feed.values()]
+        if verb == "query":
+            results = select(*parse_query(request.body), results)
+        return _feed(account, name, rid, results)
+    if operation not in OPERATIONS:
+        raise method_not_allowed(request)
+    resource, charges = OPERATIONS[operation](account, request, *names), account.charges
+    if verb == "delete":
+        return Response(204, charge_ru=charges.metadata_write)
+    headers = {"etag": resource.etag}
+    if isinstance(resource, Container):
+        owner = resource.named_link.rpartition("/colls/")[0]
+        headers |= {"x-ms-alt-content-path": owner, "x-ms-content-path": resource.database.rid}
+    status, charge_ru = (201, charges.metadata_write) if verb == "create" else (200, charges.metadata_read)
+    return Response(status, orjson.dumps(resource.to_json()), headers, charge_ru)
 
 
 def _list_ranges(account: Account, request: Request, database: str, name: str) -> Response:
     """List the partition key ranges; 304 for a caller that has them: SDKs page on until they get it."""
     container = account.container(database, name, is_owner=True)
-    etag, charge_ru = container.partitions.etag, account.charges.metadata_read
+    etag = container.partitions.etag
     if request.header(b"if-none-match") == etag:
-        return Response(304, headers={"etag": etag}, charge_ru=charge_ru)
+        return Response(304, headers={"etag": etag}, charge_ru=account.charges.metadata_read)
     ranges = container.partitions.to_json(container.rid)
-    body = orjson.dumps({"_rid": container.rid, "PartitionKeyRanges": ranges, "_count": len(ranges)})
-    return Response(200, body, {"etag": etag, "x-ms-item-count": str(len(ranges))}, charge_ru)
+    return _feed(account, "PartitionKeyRanges", container.rid, ranges, etag=etag)
 
 
-def _list_offers(account: Account, request: Request) -> Response:
-    return _many(account, request, "Offers", "", account.offers.values())
-
-
-def _put_offer(account: Account, request: Request, rid: str) -> Response:
-    offer = _offer(account, rid)
-    content = parse_object(request.body).get("content")
-    if not isinstance(content, dict):
-        raise bad_request("an offer needs a content with offerThroughput or offerAutopilotSettings")
-    throughput = throughput_of(content.get("offerThroughput"), content.get("offerAutopilotSettings"))
-    replace_throughput(account, offer, throughput)
-    return _one(account, offer)
-
-
-def _offer(account: Account, rid: str) -> Offer:
-    found = account.offers.get(rid)
-    if found is None:
-        raise HttpError(404, "Resource Not Found: there is no such offer")
-    return found
-
-
-# By the names that metrics and faults give operations; each takes the account, the request and the names of the path.
-OPERATIONS: dict[str, Callable[..., Response]] = {
-    "create database": _post_database,
-    "read database": lambda account, _request, name: _one(account, account.database(name)),
-    "delete database": _delete_database,
-    "list databases": _list_databases,
-    "query databases": _list_databases,
-    "create container": _post_container,
-    "read container": lambda account, _request, database, name: _one(account, account.container(database, name)),
-    "replace container": _put_container,
-    "delete container": _delete_container,
-    "list containers": _list_containers,
-    "query containers": _list_containers,
-    "list ranges": _list_ranges,
-    "list offers": _list_offers,
-    "query offers": _list_offers,
-    "read offer": lambda account, _request, rid: _one(account, _offer(account, rid)),
-    "replace offer": _put_offer,
-}
-
-
-def _one(account: Account, resource: Database | Container | Offer, status: int = 200) -> Response:
-    charge_ru = account.charges.metadata_write if status == 201 else account.charges.metadata_read
-    headers = {"etag": resource.etag}
-    if isinstance(resource, Container):
-        owner = resource.named_link.rpartition("/colls/")[0]
-        headers |= {"x-ms-alt-content-path": owner, "x-ms-content-path": resource.database.rid}
-    return Response(status, orjson.dumps(resource.to_json()), headers, charge_ru)
-
-
-def _many(
-    account: Account, request: Request, name: str, rid: str, resources: Iterable[Database | Container | Offer]
-) -> Response:
-    results: Sequence[Any] = [resource.to_json() for resource in resources]
-    if request.method == "POST":
-        results = select(*parse_query(request.body), results)
+def _feed(account: Account, name: str, rid: str, results: Sequence[Any], **headers: str) -> Response:
     body = orjson.dumps({"_rid": rid, name: results, "_count": len(results)})
-    return Response(200, body, {"x-ms-item-count": str(len(results))}, account.charges.metadata_read)
+    return Response(200, body, {**headers, "x-ms-item-count": str(len(results))}, account.charges.metadata_read)

@@ -16,11 +16,10 @@ from pathlib import Path
 import uvloop
 
 from bench.cosmos_emulator.account import CONSISTENCIES, Account
-from bench.cosmos_emulator.admin import Admin
+from bench.cosmos_emulator.admin import Admin, Monitor
 from bench.cosmos_emulator.auth import WELL_KNOWN_KEY, Authenticator, Issuer
 from bench.cosmos_emulator.errors import EmulatorMisused
 from bench.cosmos_emulator.http import Connection
-from bench.cosmos_emulator.metrics import Monitor
 from bench.cosmos_emulator.service import Service
 from stores.cosmos.charges import OURS, load
 
@@ -84,8 +83,13 @@ async def running(settings: Settings, clock: Callable[[], float] = time.time) ->
     context = _tls_context(settings)
     scheme = "http" if context is None else "https"
     ports = [settings.port] if settings.second_port is None else [settings.port, settings.second_port]
-    service = _service(settings, ports, clock)
-    monitor = Monitor(service.account)
+    regions = tuple(zip(REGIONS, ports, strict=False))
+    charges = load(settings.charges or OURS)
+    account = Account(charges, regions, settings.consistency, burst=settings.burst, clock=clock)
+    service = Service(account, Authenticator(settings.key, Issuer() if settings.entra else None))
+    if settings.faults is not None:
+        service.faults.read(settings.faults, clock())
+    monitor = Monitor(account)
     admin = Admin(service, monitor)
     emulator = RunningEmulator(service, scheme, settings.host)
     loop = asyncio.get_running_loop()
@@ -102,7 +106,7 @@ async def running(settings: Settings, clock: Callable[[], float] = time.time) ->
                 )
             )
         emulator.ports = tuple(listener.sockets[0].getsockname()[1] for listener in listeners)
-        service.account.regions = tuple(zip(REGIONS, emulator.ports, strict=False))
+        account.regions = tuple(zip(REGIONS, emulator.ports, strict=False))
         yield emulator
     finally:
         for listener in listeners:
@@ -112,20 +116,6 @@ async def running(settings: Settings, clock: Callable[[], float] = time.time) ->
         ticking.cancel()
         with suppress(asyncio.CancelledError):
             await ticking
-
-
-def _service(settings: Settings, ports: list[int], clock: Callable[[], float]) -> Service:
-    account = Account(
-        load(settings.charges or OURS),
-        tuple(zip(REGIONS, ports, strict=False)),
-        settings.consistency,
-        burst=settings.burst,
-        clock=clock,
-    )
-    service = Service(account, Authenticator(settings.key, Issuer() if settings.entra else None))
-    if settings.faults is not None:
-        service.faults.read(settings.faults, clock())
-    return service
 
 
 async def _tick(emulator: RunningEmulator, monitor: Monitor) -> None:

@@ -14,12 +14,10 @@ import orjson
 from bench.cosmos_emulator import items, queries, resources
 from bench.cosmos_emulator.account import Account
 from bench.cosmos_emulator.auth import Authenticator, authorize
-from bench.cosmos_emulator.batch import batch
 from bench.cosmos_emulator.errors import WRITE_FORBIDDEN, HttpError, bad_request
 from bench.cosmos_emulator.faults import Faults
 from bench.cosmos_emulator.http import Request, Response, error_response
 from bench.cosmos_emulator.items import RequestContext, context_of
-from bench.cosmos_emulator.metrics import Counts
 
 log = logging.getLogger(__name__)
 
@@ -34,15 +32,11 @@ READS = ("read ", "list ", "query ", "plan ")
 
 ITEM_OPERATIONS: dict[str, Callable[[RequestContext, str], Response]] = {
     "read item": items.read,
-    "create item": partial(items.write, operation=items.create),
-    "upsert item": partial(items.write, operation=items.upsert),
-    "replace item": partial(items.write, operation=items.replace),
-    "delete item": partial(items.write, operation=items.delete),
-    "patch item": partial(items.write, operation=items.patch),
-    "batch items": lambda context, _: batch(context),
+    "batch items": lambda context, _: items.batch(context),
     "query items": lambda context, _: queries.query(context),
     "plan query": lambda context, _: queries.query_plan(context),
     "list items": lambda context, _: queries.feed(context),
+    **{f"{verb} item": partial(items.write, operation=operation) for verb, operation in items.WRITES.items()},
 }
 
 
@@ -101,6 +95,20 @@ def operation_of(request: Request, route: Route) -> str:
     if request.flag(b"x-ms-cosmos-is-batch-request"):
         return "batch items"
     return f"{'upsert' if request.flag(b'x-ms-documentdb-is-upsert') else 'create'} {noun}"
+
+
+class Counts:
+    """Requests and their charges by operation and status; lives as long as the emulator."""
+
+    def __init__(self) -> None:
+        self.requests = dict[tuple[str, int], int]()
+        self.charges_ru = dict[tuple[str, int], float]()
+
+    def count(self, operation: str, status: int, charge_ru: float) -> None:
+        """Count one response."""
+        key = operation, status
+        self.requests[key] = self.requests.get(key, 0) + 1
+        self.charges_ru[key] = self.charges_ru.get(key, 0.0) + charge_ru
 
 
 @dataclass(slots=True)
@@ -165,10 +173,7 @@ class Service:
             container = self.account.container(route.names[0], route.names[1], is_owner=True)
             context = context_of(self.account, container, request, now)
             return run(context, "" if route.is_feed else route.names[2])
-        run_on_resource = resources.OPERATIONS.get(operation)
-        if run_on_resource is None:
-            raise method_not_allowed(request)
-        return run_on_resource(self.account, request, *route.names)
+        return resources.run(self.account, request, operation, route.names)
 
     def _read_account(self, request: Request) -> Response:
         """Describe the account; the region of the request is at the host and port that the caller reached it by."""
@@ -181,28 +186,21 @@ class Service:
             }
             for n, (region, port) in enumerate(self.account.regions)
         ]
+        replicas = {"minReplicaSetSize": 1, "maxReplicasetSize": 1}
         account = {
             "_self": "",
-            "id": "hotplate-emulation",
-            "_rid": "hotplate-emulation",
-            "media": "//media/",
-            "addresses": "//addresses/",
-            "_dbs": "//dbs/",
+            **dict.fromkeys(("id", "_rid"), "hotplate-emulation"),
+            **{name: f"//{name.strip('_')}/" for name in ("media", "addresses", "_dbs")},
             "writableLocations": regions[:1],
             "readableLocations": regions,
             "enableMultipleWriteLocations": False,
-            "userReplicationPolicy": {"asyncReplication": False, "minReplicaSetSize": 1, "maxReplicasetSize": 1},
+            "userReplicationPolicy": {"asyncReplication": False, **replicas},
             "userConsistencyPolicy": {"defaultConsistencyLevel": self.account.consistency},
-            "systemReplicationPolicy": {"minReplicaSetSize": 1, "maxReplicasetSize": 1},
+            "systemReplicationPolicy": replicas,
             "readPolicy": {"primaryReadCoefficient": 1, "secondaryReadCoefficient": 1},
             "queryEngineConfiguration": '{"maxSqlQueryInputLength":524288,"enableSpatialIndexing":false}',
         }
         return Response(200, orjson.dumps(account))
-
-
-def method_not_allowed(request: Request) -> HttpError:
-    """Make the error for a method that a resource does not have."""
-    return HttpError(405, f"this emulation does not support {request.method[:20]} there")
 
 
 def _activity_id(request: Request) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from bench.errors import BenchMisused
 from stores.cosmos.items import SYSTEM_BYTES
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ KEY_BYTES = len("user:")
 REPORT_FORMAT = 2
 
 
-class PlanMisused(ValueError):
+class PlanMisused(BenchMisused):
     """An input is missing, unknown or out of range; the sentence names the flag or the key."""
 
 
@@ -275,7 +276,7 @@ def from_report(path: Path, p99_ms: float | None = None) -> Layer:
         raise PlanMisused(f"--from-report: {path} is not a report of hotplate bench ({error!r})") from error
     if not values:
         raise PlanMisused(f"--from-report: {path} holds nothing that a plan can use")
-    return Layer(source, values, f"{{name}} in {path}")
+    return Layer(source, values, f"{{name!r}} in {path}")
 
 
 def from_release(manifest: "Manifest", store: str) -> Layer:

@@ -319,7 +319,7 @@ def read_baseline(path: Path) -> Baseline:
             )
         if not _is_number(value):
             raise PlanMisused(f"{name} in {path} is {value!r}, and must be a number")
-    return Baseline(Layer(path.name, facts, f"{{name}} in {path}"), figures, bound)
+    return Baseline(Layer(path.name, facts, f"{{name!r}} in {path}"), figures, bound)
 
 
 def growth(plan: Plan, baseline: Baseline) -> list[Growth]:

@@ -8,8 +8,7 @@ import typer
 from bench.options import REFERENCE, HttpOptions, StoresOptions
 from bench.ru.options import SweepOptions
 from hotplate.cli.experiment import add_experiment, bench_errors
-from hotplate.cli.ru import confirm_cost, ru
-from hotplate.cli.terminal import FAILED, Json, out, print_json, table
+from hotplate.cli.terminal import FAILED, Json, err, option, out, print_json, table
 
 if TYPE_CHECKING:
     from bench.progress import ProgressDisplay
@@ -22,7 +21,6 @@ app = typer.Typer(
     help="Measure a service so that the figures survive a review.\n\n"
     "Example: hotplate bench http http://127.0.0.1:8080 --users 1000 --find-max --slo p99=5ms",
 )
-add_experiment(app, SweepOptions, report="hotplate-ru", confirm=confirm_cost)(ru)
 
 
 @add_experiment(app, HttpOptions, report="hotplate-bench", log=True)
@@ -71,15 +69,55 @@ def reference(options: StoresOptions, display: "ProgressDisplay") -> "tuple[Repo
     return stores(options, display)
 
 
+def _confirm_cost(options: SweepOptions) -> None:
+    """Print what a sweep of an account costs, and go on only where that is confirmed."""
+    from bench.errors import BenchMisused
+    from bench.ru.run import account_cost, plan
+    from stores.prices import load
+
+    planned = plan(options)
+    if planned.address is None:
+        return
+    for line in account_cost(planned, load()).lines:
+        err.print(line)
+    if options.yes:
+        return
+    try:
+        wanted = typer.confirm("Create them, and spend that?", err=True)
+    except typer.Abort:
+        raise BenchMisused("the cost was not confirmed, so nothing was created; in scripts, give --yes") from None
+    if not wanted:
+        err.print("nothing was created")
+        raise typer.Exit(FAILED)
+
+
+@add_experiment(app, SweepOptions, report="hotplate-ru", confirm=_confirm_cost)
+def ru(options: SweepOptions, display: "ProgressDisplay") -> "tuple[Report, Runs | None]":
+    """Find the best rate inside an objective for each level of RU/s, and what else has an effect on it.
+
+    By default this is a model's self-check on a local emulator, which the report says everywhere. With --account it
+    shows what it costs, asks, creates containers of its own, and drops them at the end, also after Ctrl-C.
+    Exits 1 where a level could not truly be spent, or it was stopped.
+
+    Example: hotplate bench ru --levels 400,1k --no-effects
+
+    Example: hotplate bench ru --account cosmos://myaccount/mydatabase --levels 400,4k
+    """
+    from bench.ru.run import plan, sweep
+
+    return sweep(plan(options), display).report, None
+
+
 @app.command()
 def compare(
     before: Annotated[Path, typer.Argument(metavar="A.json", help="The report to compare with.")],
     after: Annotated[Path, typer.Argument(metavar="B.json", help="The report that may be worse.")],
     metric: Annotated[
         str,
-        typer.Option(
-            envvar="HOTPLATE_BENCH_METRIC",
-            help="The metric that decides: p50, p90, p99, p99.9, p99.99, max, or rate (good answers/s).",
+        option(
+            "--metric",
+            "Decide by this metric: p50, p90, p99, p99.9, p99.99, max, or rate (good answers/s).",
+            prefix="BENCH_",
         ),
     ] = "p99",
     as_json: Json = False,
@@ -116,4 +154,4 @@ def _print_verdict(verdict: "Verdict") -> None:
         rows.append((each.metric, *values, *change, "decides" if each.metric == verdict.decides else ""))
     out.print(table(("", "A", "B", "change", "95 % interval (t)", ""), rows))
     left_out = f" ({verdict.left_out} left out, as invalid)" if verdict.left_out else ""
-    out.print(f"{verdict.pairs} pairs of rounds{left_out}; {verdict.sentence}", markup=False)
+    out.print(f"{verdict.pairs} pairs of rounds{left_out}; {verdict.sentence}")

@@ -2,37 +2,29 @@
 
 import logging
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import orjson
-import typer
 
-from hotplate.cli.terminal import MISUSED, Json, err, out
+from hotplate.cli.terminal import Json, option, out
 
 if TYPE_CHECKING:
     from bench.cosmos_emulator.server import RunningEmulator, Settings
 
-MAX_PORT = 65535
-
-
-def _option(flag: str, text: str, *, is_port: bool = False) -> typer.models.OptionInfo:
-    name = flag.removeprefix("--").replace("-", "_").upper()
-    low, high = (0, MAX_PORT) if is_port else (None, None)
-    envvar = f"HOTPLATE_COSMOS_EMULATOR_{name}"
-    option: typer.models.OptionInfo = typer.Option(flag, envvar=envvar, help=text, min=low, max=high)
-    return option
+_option = partial(option, prefix="COSMOS_EMULATOR_")
+_port = partial(_option, at_least=0, at_most=65535)
 
 
 def cosmos_emulator(
     host: Annotated[str, _option("--host", "Listen on this address.")] = "127.0.0.1",
-    port: Annotated[int, _option("--port", "Listen on this port; 0 takes any free one.", is_port=True)] = 8081,
+    port: Annotated[int, _port("--port", "Listen on this port; 0 takes any free one.")] = 8081,
     second_region: Annotated[
         int | None,
-        _option(
+        _port(
             "--second-region",
             "Add a second region, for reads, that listens on this port; 0 takes any free one.",
-            is_port=True,
         ),
     ] = None,
     key_file: Annotated[
@@ -67,29 +59,14 @@ def cosmos_emulator(
     Example: hotplate cosmos-emulator --port 8081 --key-file account.key
     """
     from bench.cosmos_emulator.auth import WELL_KNOWN_KEY
-    from bench.cosmos_emulator.errors import EmulatorMisused
     from bench.cosmos_emulator.server import Settings, serve
 
     logging.getLogger("bench.cosmos_emulator").addHandler(logging.StreamHandler())
-    try:
-        settings = Settings(
-            host,
-            port,
-            second_region,
-            key=WELL_KNOWN_KEY if key_file is None else key_file.read_text().strip(),
-            key_file=key_file,
-            consistency=consistency,
-            burst=burst,
-            charges=charges,
-            tls=tls,
-            certificate=certificate,
-            entra=entra_issuer,
-            faults=faults,
-        )
-        serve(settings, lambda emulator: _print_ready(emulator, settings, as_json=as_json))
-    except EmulatorMisused as error:
-        err.print("hotplate: ", str(error).rstrip("."), ".", sep="", markup=False)
-        raise typer.Exit(MISUSED) from None
+    key = WELL_KNOWN_KEY if key_file is None else key_file.read_text().strip()
+    settings = Settings(
+        host, port, second_region, key, key_file, consistency, burst, charges, tls, certificate, entra_issuer, faults
+    )
+    serve(settings, lambda emulator: _print_ready(emulator, settings, as_json=as_json))
 
 
 def _print_ready(emulator: "RunningEmulator", settings: "Settings", *, as_json: bool) -> None:
@@ -107,4 +84,4 @@ def _print_ready(emulator: "RunningEmulator", settings: "Settings", *, as_json: 
         lines.append("from bench.cosmos_emulator.auth import WELL_KNOWN_KEY  # the published key of emulators")
     lines.append(f'client = azure.cosmos.CosmosClient("{endpoint}", {key})')
     lines.append(f"faults, metrics and state: {endpoint}__emulation/")
-    out.print("\n".join(lines), markup=False)
+    out.print("\n".join(lines))

@@ -4,9 +4,7 @@ from math import floor
 from time import monotonic, time
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from hotplate.cli.terminal import err, out, print_json, table
+from hotplate.cli.terminal import err, option, out, print_json, table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -22,21 +20,16 @@ SLOW_S = 600
 
 MaxRu = Annotated[
     int | None,
-    typer.Option(
-        min=1,
-        envvar="HOTPLATE_MAX_RU",
-        help="Cosmos DB only: RU/s that the publish may spend; by default what ru= of the URL provisions.",
+    option(
+        "--max-ru",
+        "Spend at most this many RU/s, in Cosmos DB only. By default it is what ru= of the URL provisions.",
+        at_least=1,
         show_default=False,
     ),
 ]
-
 DryRun = Annotated[
     bool,
-    typer.Option(
-        "--dry-run",
-        envvar="HOTPLATE_DRY_RUN",
-        help="Write nothing; print what would be made, how long it would take and what it would cost.",
-    ),
+    option("--dry-run", "Write nothing; print what would be made, how long it would take and what it would cost."),
 ]
 
 
@@ -45,14 +38,6 @@ def limit_ru(url: str | None, max_ru: int | None) -> str | None:
     from stores.connect import default_url, with_max_ru
 
     return url if max_ru is None else with_max_ru(url or default_url(), max_ru)
-
-
-def reject_resume(resume: str | None) -> None:
-    """Raise StoreMisused where a dry run is to estimate the rest of a draft."""
-    from stores.errors import StoreMisused
-
-    if resume is not None:
-        raise StoreMisused("--dry-run estimates a whole publish, and not the rest of a draft; leave --resume out")
 
 
 def hours_begun(began: float, seconds: float) -> int:
@@ -89,14 +74,14 @@ def print_estimate(found: "Estimate", url: str | None, *, as_json: bool) -> None
         print_json(_estimate_to_json(found, prices, where, began))
         return
     fits = ", which fit" if found.fits else ""
-    _print(f"dry run, nothing is written: {found.rows:,} rows, {found.payload_bytes / 1e6:,.1f} MB{fits}")
-    _print(f"into {where}")
+    out.print(f"dry run, nothing is written: {found.rows:,} rows, {found.payload_bytes / 1e6:,.1f} MB{fits}")
+    out.print(f"into {where}")
     for each in found.makes:
-        _print(f"  makes {each}" if not each.startswith("which ") else f"        {each}")
+        out.print(f"  makes {each}" if not each.startswith("which ") else f"        {each}")
     if found.bill is not None and found.seconds is not None:
         _print_costs(found, found.bill, found.seconds, prices, began)
     for each in found.notes:
-        _print(each)
+        out.print(each)
 
 
 def _estimate_to_json(found: "Estimate", prices: "Prices", where: str, began: float) -> dict[str, object]:
@@ -128,15 +113,15 @@ def _estimate_to_json(found: "Estimate", prices: "Prices", where: str, began: fl
 def _print_costs(found: "Estimate", bill: "Bill", seconds: float, prices: "Prices", began: float) -> None:
     units = [(what, f"{ru:,.2f}") for what, ru in found.request_units.items()]
     out.print(table(("request units", ""), [*units, ("all", f"{found.total_ru:,.2f}")]))
-    _print(
+    out.print(
         f"{found.total_ru / max(found.rows, 1):.2f} RU a row; {format_duration(seconds)} at {bill.rate_ru:,.0f} RU/s"
     )
     usd = publish_usd(prices, bill, found.total_ru, began, seconds)
     if not bill.writing:
-        _print(f"cost: {usd:,.4f} USD for the publish, and nothing while nobody reads")
+        out.print(f"cost: {usd:,.4f} USD for the publish, and nothing while there are no reads")
     else:
         throughput = " + ".join(f"{one.ru_s:,}" for one in bill.writing)
-        _print(f"cost: {usd:,.4f} USD for the publish: {throughput} RU/s for {_hours(began, seconds)}")
+        out.print(f"cost: {usd:,.4f} USD for the publish: {throughput} RU/s for {_hours(began, seconds)}")
         months = [
             (
                 one.what,
@@ -149,7 +134,7 @@ def _print_costs(found: "Estimate", bill: "Bill", seconds: float, prices: "Price
         total = f"{monthly_usd(prices, bill.afterwards):,.2f}"
         out.print(table(("from then on", "RU/s", "", "USD/month"), [*months, ("all", "", "", total)]))
     storage_usd, source = prices.storage_gb_month.usd, prices.ru_hour.provenance
-    _print(f"of one region, without storage at {storage_usd:g} USD a GB and month; {source}")
+    out.print(f"of one region, without storage at {storage_usd:g} USD a GB and month; {source}")
 
 
 class Spending:
@@ -181,7 +166,7 @@ class Spending:
             self._bill, self._prices, self._typical_ru = store.bill(), load(), store.typical_ru
             self._began_at, self._began = monotonic(), time()
             if plan is not None and not quiet and (sentence := format_slow(self._bill, store.typical_ru(plan))):
-                err.print(sentence, markup=False)
+                err.print(sentence)
 
     @property
     def seconds(self) -> float:
@@ -221,7 +206,7 @@ class Spending:
             return
         lists = max(written.rows, 1)
         paid = _hours(self._began, self.seconds) if self._bill.writing else "serverless"
-        _print(
+        out.print(
             f"{self.request_units:,.0f} RU, {self.request_units / lists:.2f} for each row, read back once (the charges "
             f"of its size say {self._typical_ru(written) / lists:.2f}); {self.throttled:,} refused (429); "
             f"{self.usd:,.4f} USD, {paid}"
@@ -249,7 +234,3 @@ def format_duration(seconds: float) -> str:
 def _hours(began: float, seconds: float) -> str:
     hours = hours_begun(began, seconds)
     return f"{hours} hour{'s' * (hours > 1)} begun"
-
-
-def _print(line: str) -> None:
-    out.print(line, markup=False)

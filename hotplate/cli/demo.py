@@ -17,7 +17,7 @@ from hotplate.cli.train import print_report
 def demo(
     data: Annotated[
         Path | None,
-        option("--data", "A file or folder of your own interactions, instead of generated ones.", metavar="PATH"),
+        option("--data", "Use the interactions in this file or folder instead of generated ones.", metavar="PATH"),
     ] = None,
     host: Host = "127.0.0.1",
     port: Port = 8080,
@@ -52,9 +52,9 @@ def demo(
 
 def _print_examples(address: str, store: str, user: str, item: str) -> None:
     paths = (f"recommendations/{quote(user, safe='')}?n=5", f"similar/{quote(item, safe='')}?n=5", "popular?n=5")
-    out.print(f"\nhotplate is ready on {address}. Try, in another terminal:\n", markup=False)
+    out.print(f"\nhotplate is ready on {address}. Try, in another terminal:\n")
     for path in paths:
-        out.print(f"  curl '{address}/v1/{path}'", markup=False)
+        out.print(f"  curl '{address}/v1/{path}'")
     command = "hotplate" if shutil.which("hotplate") else sys.argv[0]
-    out.print(f"  {command} lookup {quoted(user)} --store {quoted(store)}", markup=False)
-    out.print("\nCtrl-C stops it and removes everything.", markup=False)
+    out.print(f"  {command} lookup {quoted(user)} --store {quoted(store)}")
+    out.print("\nCtrl-C stops it and removes everything.")

@@ -4,23 +4,23 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
 
 from bench.options import HOW, Argument, Flag
-from hotplate.cli.ru import print_sweep
-from hotplate.cli.terminal import FAILED, Json, err, out, print_json, table
+from hotplate.cli.terminal import FAILED, Json, err, option, out, print_json, require_folder, table
 
 if TYPE_CHECKING:
     from bench.progress import ProgressDisplay
     from bench.report.page import Runs
     from bench.report.report import Report
 
-BENCH_MODULES = {"hdrh", "httptools", "matplotlib", "numpy"}
 Options = TypeVar("Options")
 Run = Callable[[Options, "ProgressDisplay"], "tuple[Report, Runs | None]"]
+Parameter = partial(inspect.Parameter, kind=inspect.Parameter.KEYWORD_ONLY)
 
 
 def add_experiment(
@@ -38,17 +38,20 @@ def add_experiment(
     exits 1 where that is invalid. *report* is where it goes, unless --out says otherwise; *log* promises an HDR log.
     *confirm* may refuse to go on, before anything is measured.
     """
+    endings = [".json", ".html", *([".hdr"] if log else [])]
+    written = f"{', '.join(endings[:-1])} and {endings[-1]}"
+    where = option("--out", f"Write the report to this name with {written}.", prefix="BENCH_", panel=HOW)
 
     def register(run: Run[Options]) -> Run[Options]:
         def verb(**given: Any) -> None:  # noqa: ANN401 -- typer converts each value to its field's type
             name, as_json = given.pop("out"), given.pop("as_json")
             preset = {} if defaults is None else {each.name: getattr(defaults, each.name) for each in fields(options)}  # type: ignore[arg-type]  # a dataclass
             values = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+            require_folder(name)
             with bench_errors():
                 from bench.progress import progress_display
                 from bench.report.page import keep
 
-                _require_folder(name)
                 chosen = options(**(preset | values))
                 if confirm is not None:
                     confirm(chosen)
@@ -59,13 +62,16 @@ def add_experiment(
                 print_json(made.brief())
             else:
                 print_report(made)
-                endings = ("json", "html") if runs is None else ("json", "html", "hdr")
-                *some, last = (f"{name}.{ending}" for ending in endings)
-                out.print(f"written to {', '.join(some)} and {last}", markup=False)
+                *some, last = (f"{name}{ending}" for ending in endings if runs is not None or ending != ".hdr")
+                out.print(f"written to {', '.join(some)} and {last}")
             raise typer.Exit(0 if made.valid else FAILED)
 
         verb.__doc__ = run.__doc__
-        parameters = [*_parameters(options, defaults), *_report_parameters(report, log=log)]
+        parameters = [
+            *_parameters(options, defaults),
+            Parameter("out", default=Path(report), annotation=Annotated[Path, where]),
+            Parameter("as_json", default=False, annotation=Json),
+        ]
         verb.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what inspect.signature looks for
         verb.__annotations__ = {each.name: each.annotation for each in parameters}
         app.command(run.__name__)(verb)
@@ -87,52 +93,26 @@ def _parameters(options: type[Any], defaults: object) -> Iterator[inspect.Parame
             info = _option(each.name, shown, kind, default)
         if kind == tuple[str, ...]:
             kind, default = list[str], []
-        yield inspect.Parameter(
-            each.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=inspect.Parameter.empty if default is MISSING else default,
-            annotation=Annotated[kind, info],
-        )
+        default = inspect.Parameter.empty if default is MISSING else default
+        yield Parameter(each.name, default=default, annotation=Annotated[kind, info])
 
 
-def _option(field: str, flag: Flag, kind: object, default: object) -> typer.models.OptionInfo:
-    """Make a flag that the environment sets, too, as HOTPLATE_BENCH_NAME, unless it must not."""
+def _option(field: str, flag: Flag, kind: object, default: object) -> Any:  # noqa: ANN401 -- typer's own
     name = flag.name or field.replace("_", "-")
-    two_ways = kind == (bool | None) or (kind is bool and default is not False)
-    made: typer.models.OptionInfo = typer.Option(
-        f"--{name}/--no-{name}" if two_ways else f"--{name}",
-        envvar=f"HOTPLATE_BENCH_{name.replace('-', '_').upper()}" if flag.env else None,
-        help=flag.help,
-        rich_help_panel=flag.panel,
-    )
-    return made
-
-
-def _report_parameters(report: str, *, log: bool) -> Iterator[inspect.Parameter]:
-    endings = ".json, .html and .hdr" if log else ".json and .html"
-    info = _option("out", Flag(f"Where the report goes: this name with {endings}.", HOW), Path, report)
-    kind = inspect.Parameter.KEYWORD_ONLY
-    yield inspect.Parameter("out", kind, default=Path(report), annotation=Annotated[Path, info])
-    yield inspect.Parameter("as_json", kind, default=False, annotation=Json)
+    one_way = kind is bool and default is False
+    spelt = f"--{name}/--no-{name}" if kind in (bool, bool | None) and not one_way else f"--{name}"
+    return option(spelt, flag.help, prefix="BENCH_", panel=flag.panel, env=flag.env)
 
 
 @contextmanager
 def bench_errors() -> Iterator[None]:
-    """Name the extra of the bench where one of its modules is missing; all else is printed as by any verb."""
+    """Name the extra of the bench where numpy is missing, which is of two extras."""
     try:
         yield
     except ModuleNotFoundError as error:
-        if error.name not in BENCH_MODULES:
+        if error.name != "numpy":
             raise
-        raise ModuleNotFoundError(str(error), name="httptools") from error  # numpy is of two extras; this one is meant
-
-
-def _require_folder(report: Path) -> None:
-    """Refuse a report that has no folder to go to, before anything is measured."""
-    from bench.errors import BenchMisused
-
-    if not report.parent.is_dir():
-        raise BenchMisused(f"there is no folder {report.parent} to write the report to")
+        raise ModuleNotFoundError(str(error), name="hdrh") from error
 
 
 def print_report(report: "Report") -> None:
@@ -140,18 +120,18 @@ def print_report(report: "Report") -> None:
     if compared := report.extra.get("comparison"):
         _print_comparison(compared)
     elif swept := report.extra.get("ru"):
-        print_sweep(swept)
+        _print_sweep(swept)
     else:
         _print_runs(report)
     if checked := report.extra.get("checked"):
         wrong = f"{checked['wrong']} wrong, {checked['fallback']} fell back to the popular list"
-        out.print(f"{checked['compared']} lists compared with the store's: {wrong}", markup=False)
+        out.print(f"{checked['compared']} lists compared with the store's: {wrong}")
         for example in checked["examples"]:
-            out.print(f"  {example}", markup=False)
+            out.print(f"  {example}")
     for reason in (*(report.invalid_reasons if compared else ()), *report.failures):
-        out.print(f"INVALID: {reason}", markup=False)
+        out.print(f"INVALID: {reason}")
     if report.interrupted:
-        out.print("stopped before its end", markup=False)
+        out.print("stopped before its end")
 
 
 def _print_comparison(compared: Mapping[str, Any]) -> None:
@@ -166,7 +146,19 @@ def _print_comparison(compared: Mapping[str, Any]) -> None:
     sentences = [f"{len(left_out)} rounds do not count; the first: {left_out[0]}"] if left_out else []
     endings = (each["ending"] for each in compared["capacity"])
     for sentence in (*compared["notes"], *compared["verdicts"], *endings, *sentences):
-        out.print(sentence, markup=False)
+        out.print(sentence)
+
+
+def _print_sweep(swept: Mapping[str, Any]) -> None:
+    from bench.ru.report import EFFECT_HEADINGS, LEVEL_HEADINGS, effect_row, level_row, notes
+
+    if swept["label"]:
+        out.print(swept["label"])
+    out.print(table(LEVEL_HEADINGS, map(level_row, swept["levels"])))
+    for note in notes(swept["levels"]):
+        out.print(note)
+    if swept["effects"]:
+        out.print(table(EFFECT_HEADINGS, map(effect_row, swept["effects"])))
 
 
 def _print_runs(report: "Report") -> None:
@@ -175,7 +167,7 @@ def _print_runs(report: "Report") -> None:
 
     for each in report.series:
         for one in each.rounds:
-            out.print(run_text(one.facts), markup=False)
+            out.print(run_text(one.facts))
         if len(each.rounds) > 1:
             rows = [
                 (name, format_us(found["mean"]), f"{format_us(found['low'])} … {format_us(found['high'])}")
@@ -187,7 +179,7 @@ def _print_runs(report: "Report") -> None:
         if found := report.extra.get(kind):
             rows_of_points = [_point(point) for point in found["points"]]
             out.print(table((*headings, "p50", "p99", "errors", "popular", ""), rows_of_points))
-            out.print(f"{best}: {found[best] or 'none'}", markup=False)
+            out.print(f"{best}: {found[best] or 'none'}")
 
 
 def _point(point: Mapping[str, Any]) -> tuple[str, ...]:

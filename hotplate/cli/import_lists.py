@@ -10,29 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hotplate.cli.costs import DryRun, MaxRu, Spending, limit_ru, print_estimate
-from hotplate.cli.publish import (
-    Activate,
-    ChosenEncoding,
-    Keep,
-    ListLength,
-    Publication,
-    PublishOptions,
-    Resume,
-    publish_lists,
-)
-from hotplate.cli.terminal import (
-    Delimiter,
-    Json,
-    StoreUrl,
-    Titles,
-    column_option,
-    option,
-    print_json,
-    print_rows_read,
-    progress_bars,
-    with_store,
-)
+from hotplate.cli.costs import DryRun, MaxRu, limit_ru
+from hotplate.cli.publish import Activate, ChosenEncoding, Keep, ListLength, PublishOptions, Resume, publish_lists
+from hotplate.cli.terminal import Delimiter, Json, StoreUrl, Titles, column_option, option, with_store
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -57,12 +37,13 @@ def import_lists(
         Path | None,
         option(
             "--popular",
-            "A file of item, score and perhaps segment, for the popular lists; by default items are ranked by the "
-            "number of lists that they are in.",
+            "Take the popular lists from this file of item, score and perhaps segment. By default items are ranked by "
+            "the number of lists that they are in.",
         ),
     ] = None,
     similar: Annotated[
-        Path | None, option("--similar", "A file of item, other item and score, for the lists of similar items.")
+        Path | None,
+        option("--similar", "Take the lists of similar items from this file of item, other item, score."),
     ] = None,
     delimiter: Delimiter = None,
     list_length: ListLength = 20,
@@ -90,21 +71,8 @@ def import_lists(
     if not dry_run:
         # A store that cannot be reached is better reported now than after the sort.
         with_store(options.store, lambda opened: opened.catalogue())
-    spending = Spending()
-    with (
-        _exit_on_sigterm(),
-        tempfile.TemporaryDirectory(prefix="hotplate-import-") as scratch,
-        progress_bars(spending.progress) as on_progress,
-    ):
-        imported = ImportedLists(settings, Path(scratch), on_progress)
-        outcome = publish_lists(imported, options, spending, on_progress)
-    if not isinstance(outcome, Publication):
-        print_estimate(outcome, options.store, as_json=as_json)
-    elif as_json:
-        print_json({"rows": imported.rows, "left_out": imported.left_out} | outcome.to_json())
-    else:
-        print_rows_read(imported.rows, lists, imported.left_out)
-        outcome.print()
+    with _exit_on_sigterm(), tempfile.TemporaryDirectory(prefix="hotplate-import-") as scratch:
+        publish_lists(lambda on_progress: ImportedLists(settings, Path(scratch), on_progress), options, lists)
 
 
 @contextmanager

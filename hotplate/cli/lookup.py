@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hotplate.cli.terminal import Json, StoreUrl, out, print_json, table, with_store
+from hotplate.cli.terminal import Json, StoreUrl, option, out, print_json, table, with_store
 
 if TYPE_CHECKING:
     from serve.reader import Recommendations
@@ -14,11 +14,8 @@ if TYPE_CHECKING:
 def lookup(
     user: Annotated[str, typer.Argument(metavar="USER", help="The user's id, exactly as in the interactions.")],
     store: StoreUrl = None,
-    n: Annotated[int, typer.Option("-n", min=1, max=1000, envvar="HOTPLATE_N", help="How many items to show.")] = 10,
-    segment: Annotated[
-        str,
-        typer.Option(envvar="HOTPLATE_SEGMENT", help="The segment whose popular list a user without a list gets."),
-    ] = "",
+    n: Annotated[int, option("-n", "Show this many items.", at_least=1, at_most=1000)] = 10,
+    segment: Annotated[str, option("--segment", "Fall back to the popular list of this segment.")] = "",
     as_json: Json = False,
 ) -> None:
     """Show the list that the service would answer for one user.
@@ -36,7 +33,6 @@ def lookup(
     if as_json:
         print_json({"user": user, "release": found.release, "source": found.source, "items": found.items})
         return
-    out.print(f"{user}: {found.source}, release {found.release}", markup=False)
-    out.print(
-        table(("item", "score", "title"), [(item["id"], item["score"], item.get("title")) for item in found.items])
-    )
+    out.print(f"{user}: {found.source}, release {found.release}")
+    rows = [(item["id"], item["score"], item.get("title")) for item in found.items]
+    out.print(table(("item", "score", "title"), rows))

@@ -1,47 +1,55 @@
 """`hotplate publish`: from a model folder to a live release; and what it has in common with `hotplate import`."""
 
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from hotplate.cli.costs import DryRun, MaxRu, Spending, limit_ru, print_estimate, reject_resume
-from hotplate.cli.terminal import Json, StageProgress, StoreUrl, option, out, print_json, progress_bars, with_store
+from hotplate.cli.costs import DryRun, MaxRu, Spending, limit_ru, print_estimate
+from hotplate.cli.terminal import (
+    Json,
+    StageProgress,
+    StoreUrl,
+    option,
+    out,
+    print_json,
+    print_rows_read,
+    progress_bars,
+    with_store,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from offline.publish import ListSource
     from stores.catalogue import ReleaseId
-    from stores.estimate import Estimate
     from stores.lifecycle import WriteResult
     from stores.manifest import Manifest
     from stores.store import Plan, Store
 
 
-class Encoding(StrEnum):
-    """How lists are stored."""
-
-    JSON = "json"
-    ZSTD = "zstd"
-
-
+Encoding = Literal["json", "zstd"]
 ListLength = Annotated[
-    int, option("--list-length", "How many items each list holds at most.", at_least=1, at_most=1000)
+    int, option("--list-length", "Keep at most this many items in each list.", at_least=1, at_most=1000)
 ]
 ChosenEncoding = Annotated[
     Encoding | None,
-    option("--encoding", "How lists are stored: by default as json in a file:// store, and as zstd in all others."),
+    option(
+        "--encoding", "Store lists in this encoding. By default it is json in a file:// store, and zstd in all others."
+    ),
 ]
-Activate = Annotated[bool, option("--activate/--no-activate", "Whether the release goes live once it is written.")]
-Keep = Annotated[int, option("--keep", "How many releases before the live one are kept for a rollback.", at_least=0)]
+Activate = Annotated[bool, option("--activate/--no-activate", "Make the release live once it is written.")]
+Keep = Annotated[int, option("--keep", "Keep this many releases before the live one for a rollback.", at_least=0)]
 Resume = Annotated[
     str | None,
-    typer.Option(
+    option(
+        "--resume",
+        "Continue this draft, which `hotplate releases list` shows; the input and the options must be the same.",
         metavar="RELEASE",
-        help="Continue this draft, which `hotplate releases list` shows; the input and the options must be the same.",
+        env=False,
     ),
 ]
 
@@ -59,51 +67,17 @@ class PublishOptions:
     as_json: bool
 
     def __post_init__(self) -> None:
-        if self.dry_run:
-            reject_resume(self.resume)
+        from stores.errors import StoreMisused
+
+        if self.dry_run and self.resume is not None:
+            raise StoreMisused("--dry-run estimates a whole publish, and not the rest of a draft; leave --resume out")
 
     def encoding_or_default(self) -> str:
         """Return the chosen encoding, or the one that suits the store."""
         from stores.compression import default_encoding
         from stores.connect import default_url
 
-        return self.encoding.value if self.encoding is not None else default_encoding(self.store or default_url())
-
-
-@dataclass(frozen=True, slots=True)
-class Publication:
-    """What a publish wrote, what was erased afterwards, and what it cost."""
-
-    result: "WriteResult"
-    live: bool
-    seconds: float
-    erased: "list[ReleaseId]"
-    spending: Spending
-
-    def to_json(self) -> dict[str, object]:
-        """Return it for `--json`."""
-        return {
-            "release": self.result.manifest,
-            "live": self.live,
-            "seconds": round(self.seconds, 3),
-            "rows_written_before": self.result.skipped,
-            "erased": self.erased,
-        } | self.spending.to_json()
-
-    def print(self) -> None:
-        """Print it for people."""
-        manifest = self.result.manifest
-        counts = ", ".join(f"{count:,} {kind}" for kind, count in manifest.counts.items() if kind != "meta")
-        out.print(
-            f"release {manifest.release} is {'live' if self.live else 'ready'}: {counts} lists, "
-            f"{manifest.bytes / 1e6:,.1f} MB, in {self.seconds:.1f} s",
-            markup=False,
-        )
-        if self.result.skipped:
-            out.print(f"{self.result.skipped:,} rows had been written before and were not written again", markup=False)
-        for release in self.erased:
-            out.print(f"erased {release}, which nobody needs any more", markup=False)
-        self.spending.print_totals(plan_of(manifest))
+        return self.encoding or default_encoding(self.store or default_url())
 
 
 def publish(
@@ -112,7 +86,7 @@ def publish(
     list_length: ListLength = 20,
     keep_seen: Annotated[
         bool,
-        option("--keep-seen/--no-keep-seen", "Whether a user's list may contain items that the user has already."),
+        option("--keep-seen/--no-keep-seen", "Let a user's list contain items that the user has already."),
     ] = False,
     encoding: ChosenEncoding = None,
     activate: Activate = True,
@@ -124,7 +98,7 @@ def publish(
 ) -> None:
     """Compute every list of a model and publish them as one release; readers see all of it, or nothing.
 
-    Releases that nobody needs any more are erased afterwards.
+    Releases that are no longer needed are erased afterwards.
 
     Example: hotplate publish model --store file:///var/lib/hotplate
 
@@ -134,52 +108,82 @@ def publish(
     from offline.model import load
 
     options = PublishOptions(limit_ru(store, max_ru), encoding, activate, keep, resume, dry_run, as_json)
-    lists = ModelLists(load(model), ListSettings(list_length, keep_seen))
-    spending = Spending()
-    with progress_bars(spending.progress) as on_progress:
-        outcome = publish_lists(lists, options, spending, on_progress)
-    if isinstance(outcome, Publication) and as_json:
-        print_json(outcome.to_json())
-    elif isinstance(outcome, Publication):
-        outcome.print()
-    else:
-        print_estimate(outcome, options.store, as_json=as_json)
+    publish_lists(lambda _: ModelLists(load(model), ListSettings(list_length, keep_seen)), options)
 
 
 def publish_lists(
-    lists: "ListSource", options: PublishOptions, spending: Spending, on_progress: StageProgress
-) -> "Publication | Estimate":
-    """Publish *lists* and erase what nobody needs any more; or, for a dry run, estimate what that would take."""
+    read: "Callable[[StageProgress], ListSource]", options: PublishOptions, imported: Path | None = None
+) -> None:
+    """Publish the lists that *read* returns, erase what is no longer needed, and print that; or estimate it.
+
+    *imported* is the path of the lists, where they were not computed here; the rows that were read there are counted.
+    """
     from offline.publish import publish as write
     from stores.catalogue import ReleaseId
     from stores.estimate import estimate
     from stores.lifecycle import prune
 
-    started = perf_counter()
-    stage = "dry run" if options.dry_run else "publish"
+    encoding, resume = options.encoding_or_default(), ReleaseId(options.resume) if options.resume else None
+    spending, stage = Spending(), "dry run" if options.dry_run else "publish"
+    with progress_bars(spending.progress) as on_progress:
+        lists, report = read(on_progress), partial(on_progress, stage)
+        started = perf_counter()
 
-    async def act(opened: "Store") -> Publication:
-        result = await write(
-            lists,
-            opened,
-            encoding=options.encoding_or_default(),
-            live=options.activate,
-            resume=ReleaseId(options.resume) if options.resume else None,
-            on_progress=partial(on_progress, stage),
-        )
-        seconds = perf_counter() - started
-        return Publication(result, options.activate, seconds, await prune(opened, keep=options.keep), spending)
+        async def act(opened: "Store") -> "tuple[WriteResult, float, list[ReleaseId]]":
+            live = options.activate
+            result = await write(lists, opened, encoding=encoding, live=live, resume=resume, on_progress=report)
+            return result, perf_counter() - started, await prune(opened, keep=options.keep)
 
-    async def act_on_simulation(simulated: "Store") -> "Manifest":
-        return (await act(simulated)).result.manifest
+        async def simulate(opened: "Store") -> "Manifest":
+            return (await act(opened))[0].manifest
 
-    async def watch_and_act(opened: "Store") -> Publication:
-        spending.watch(opened, lists.plan(), quiet=options.as_json)
-        return await act(opened)
+        async def watch_and_act(opened: "Store") -> "tuple[WriteResult, float, list[ReleaseId]]":
+            spending.watch(opened, lists.plan(), quiet=options.as_json)
+            return await act(opened)
 
+        if options.dry_run:
+            estimated = with_store(options.store, lambda opened: estimate(opened, simulate, live=options.activate))
+        else:
+            result, seconds, erased = with_store(options.store, watch_and_act, spending)
     if options.dry_run:
-        return with_store(options.store, lambda opened: estimate(opened, act_on_simulation, live=options.activate))
-    return with_store(options.store, watch_and_act, spending)
+        print_estimate(estimated, options.store, as_json=options.as_json)
+    else:
+        _print_release(result, seconds, erased, spending, options, imported)
+
+
+def _print_release(
+    result: "WriteResult",
+    seconds: float,
+    erased: "list[ReleaseId]",
+    spending: Spending,
+    options: PublishOptions,
+    imported: Path | None,
+) -> None:
+    """Print what was written, what was erased afterwards, and what it cost."""
+    manifest = result.manifest
+    rows_read, left_out = manifest.about.get("rows", 0), manifest.about.get("left_out", {})
+    if options.as_json:
+        facts = {
+            "release": manifest,
+            "live": options.activate,
+            "seconds": round(seconds, 3),
+            "rows_written_before": result.skipped,
+            "erased": erased,
+        }
+        origin = {} if imported is None else {"rows": rows_read, "left_out": left_out}
+        print_json(origin | facts | spending.to_json())
+        return
+    if imported is not None:
+        print_rows_read(rows_read, imported, left_out)
+    counts = ", ".join(f"{count:,} {kind}" for kind, count in manifest.counts.items() if kind != "meta")
+    state = "live" if options.activate else "ready"
+    size = f"{manifest.bytes / 1e6:,.1f} MB"
+    out.print(f"release {manifest.release} is {state}: {counts} lists, {size}, in {seconds:.1f} s")
+    if result.skipped:
+        out.print(f"{result.skipped:,} rows had been written before and were not written again")
+    for release in erased:
+        out.print(f"erased {release}, which is no longer needed")
+    spending.print_totals(plan_of(manifest))
 
 
 def plan_of(manifest: "Manifest") -> "Plan":

@@ -7,8 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hotplate.cli.costs import DryRun, MaxRu, Spending, limit_ru, print_estimate
-from hotplate.cli.publish import plan_of
-from hotplate.cli.terminal import Json, StoreUrl, err, out, print_json, progress_bars, table, with_store, with_stores
+from hotplate.cli.publish import Keep, plan_of
+from hotplate.cli.terminal import (
+    Json,
+    StoreUrl,
+    err,
+    option,
+    out,
+    print_json,
+    progress_bars,
+    table,
+    with_store,
+    with_stores,
+)
 
 if TYPE_CHECKING:
     from stores.catalogue import ReleaseRef
@@ -19,14 +30,16 @@ if TYPE_CHECKING:
     from stores.verification import Difference
 
 app = typer.Typer(
-    no_args_is_help=True, help="The life of releases: list, activate, roll back, prune, copy, verify and compare."
+    no_args_is_help=True,
+    help="Look after releases: list, activate, roll back, prune, copy, verify and compare them.\n\n"
+    "Example: hotplate releases list --store file:///var/lib/hotplate",
 )
 
 ReleaseArgument = Annotated[str, typer.Argument(metavar="RELEASE", help="An id, as `hotplate releases list` shows it.")]
 ReleaseOrLive = Annotated[
     str | None,
     typer.Argument(
-        metavar="[RELEASE]",
+        metavar="RELEASE",
         help="An id, as `hotplate releases list` shows it; by default the live release.",
         show_default=False,
     ),
@@ -56,13 +69,7 @@ def show(release: ReleaseArgument, store: StoreUrl = None, as_json: Json = False
 
     Example: hotplate releases show 20261120T064200Z-7f3a
     """
-    from stores.catalogue import ReleaseId
-    from stores.verification import load_manifest
-
-    async def read(opened: "Store") -> "Manifest":
-        return await load_manifest(opened, (await opened.catalogue()).find(ReleaseId(release)).ref)
-
-    manifest = with_store(store, read)
+    manifest = with_store(store, lambda opened: find_manifest(opened, release))
     if as_json:
         print_json(manifest)
         return
@@ -108,55 +115,29 @@ def rollback(store: StoreUrl = None, as_json: Json = False) -> None:
 @app.command()
 def prune(
     store: StoreUrl = None,
-    keep: Annotated[
-        int,
-        typer.Option(
-            min=0, envvar="HOTPLATE_KEEP", help="How many releases before the live one are kept for a rollback."
-        ),
-    ] = 1,
+    keep: Keep = 1,
     grace: Annotated[
-        float,
-        typer.Option(
-            min=0, envvar="HOTPLATE_GRACE", help="For how many seconds a release is kept after it left service."
-        ),
+        float, option("--grace", "Keep a release for this many seconds after it left service.", at_least=0)
     ] = 600,
     as_json: Json = False,
 ) -> None:
-    """Erase what nobody needs any more: releases past their grace, and drafts whose writer is gone.
+    """Erase what is no longer needed: releases past their grace, and drafts whose writer is gone.
 
     Example: hotplate releases prune --keep 2
     """
     from stores.lifecycle import prune as erase
 
     dropped = with_store(store, lambda opened: erase(opened, keep=keep, grace_s=grace))
-    _print_outcome(
-        {"erased": dropped},
-        "\n".join(f"erased {release}" for release in dropped) or "nothing to erase",
-        as_json=as_json,
-    )
+    sentences = "\n".join(f"erased {release}" for release in dropped) or "nothing to erase"
+    _print_outcome({"erased": dropped}, sentences, as_json=as_json)
 
 
 @app.command()
 def copy(
-    source: Annotated[
-        str,
-        typer.Option(
-            "--from", metavar="URL", envvar="HOTPLATE_FROM", help="The URL of the store that has the release."
-        ),
-    ],
-    target: Annotated[
-        str,
-        typer.Option(
-            "--to", metavar="URL", envvar="HOTPLATE_TO", help="The URL of the store that the release is copied to."
-        ),
-    ],
+    source: Annotated[str, option("--from", "Copy from the store at this URL.", metavar="URL")],
+    target: Annotated[str, option("--to", "Copy to the store at this URL.", metavar="URL")],
     release: ReleaseOrLive = None,
-    activate: Annotated[
-        bool,
-        typer.Option(
-            "--activate/--no-activate", envvar="HOTPLATE_ACTIVATE", help="Whether the release goes live in the target."
-        ),
-    ] = True,
+    activate: Annotated[bool, option("--activate/--no-activate", "Make the release live in the target.")] = True,
     max_ru: MaxRu = None,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -171,31 +152,26 @@ def copy(
 
     Before you pay: hotplate releases copy --from URL --to cosmos://ACCOUNT/DATABASE --max-ru 4000 --dry-run
     """
+    from stores.estimate import Estimate
     from stores.lifecycle import copy as copy_release
     from stores.lifecycle import estimate_copy
     from stores.verification import load_manifest
 
     target, spending = limit_ru(target, max_ru) or target, Spending()
-    if dry_run:
 
-        async def estimate(opened: "Store", other: "Store") -> "Estimate":
-            chosen = await find_release(opened, release)
-            return await estimate_copy(
-                opened, other, chosen.id, live=activate, on_progress=partial(on_progress, "dry run")
-            )
-
-        with progress_bars() as on_progress:
-            found = with_stores(source, target, estimate)
-        print_estimate(found, target, as_json=as_json)
-        return
-
-    async def act(opened: "Store", other: "Store") -> "WriteResult":
+    async def act(opened: "Store", other: "Store") -> "WriteResult | Estimate":
         chosen = await find_release(opened, release)
+        if dry_run:
+            return await estimate_copy(opened, other, chosen.id, live=activate, on_progress=report)
         spending.watch(other, plan_of(await load_manifest(opened, chosen)), quiet=as_json)
-        return await copy_release(opened, other, chosen.id, live=activate, on_progress=partial(on_progress, "copy"))
+        return await copy_release(opened, other, chosen.id, live=activate, on_progress=report)
 
     with progress_bars(spending.progress) as on_progress:
+        report = partial(on_progress, "dry run" if dry_run else "copy")
         done = with_stores(source, target, act, spending)
+    if isinstance(done, Estimate):
+        print_estimate(done, target, as_json=as_json)
+        return
     copied, state = done.manifest.release, "live" if activate else "ready"
     _print_outcome(
         {"release": done.manifest, "live": activate, "rows_written": done.rows, "rows_there": done.skipped}
@@ -213,12 +189,10 @@ def verify(
     store: StoreUrl = None,
     sample: Annotated[
         int | None,
-        typer.Option(
-            min=1, envvar="HOTPLATE_SAMPLE", help="Read only the lists of so many random users, and decode them."
-        ),
+        option("--sample", "Read only the lists of so many random users, and decode them.", at_least=1),
     ] = None,
     every_row: Annotated[
-        bool, typer.Option("--all", help="Read every row and check the sums, which is the default.")
+        bool, option("--all", "Read every row and check the sums, which is the default.", env=False)
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -249,9 +223,9 @@ def verify(
     if as_json:
         print_json({"release": manifest, "sampled": sample, "warnings": warnings})
         return
-    out.print(f"{manifest.release} {finding}", markup=False)
+    out.print(f"{manifest.release} {finding}")
     for warning in warnings:
-        err.print(f"warning: {warning}", markup=False)
+        err.print(f"warning: {warning}")
 
 
 @app.command()
@@ -265,12 +239,10 @@ def diff(
 
     Example: hotplate releases diff 20261120T064200Z-7f3a 20261121T064200Z-09c1
     """
-    from stores.catalogue import ReleaseId
     from stores.verification import diff as compare
 
     async def read(opened: "Store") -> "Difference":
-        found = await opened.catalogue()
-        return await compare(opened, found.find(ReleaseId(first)).ref, found.find(ReleaseId(second)).ref)
+        return await compare(opened, await find_release(opened, first), await find_release(opened, second))
 
     found = with_store(store, read)
     if as_json:
@@ -287,21 +259,13 @@ def diff(
 
 
 def _difference_to_json(found: "Difference", first: str, second: str) -> dict[str, Any]:
-    return {
-        "compared": found.compared,
-        "unchanged": found.unchanged,
-        "overlap_at_10": found.overlap,
-        "releases": [
-            {
-                "release": release,
-                "users_only_here": only,
-                "popular_share": {str(n): round(x, 6) for n, x in share.items()},
-            }
-            for release, only, share in zip(
-                (first, second), (found.only_first, found.only_second), found.popular_share, strict=True
-            )
-        ],
-    }
+    both = zip((first, second), (found.only_first, found.only_second), found.popular_share, strict=True)
+    releases = [
+        {"release": release, "users_only_here": only, "popular_share": {str(n): round(x, 6) for n, x in share.items()}}
+        for release, only, share in both
+    ]
+    counts = {"compared": found.compared, "unchanged": found.unchanged, "overlap_at_10": found.overlap}
+    return counts | {"releases": releases}
 
 
 async def find_release(store: "Store", release: str | None) -> "ReleaseRef":
@@ -316,12 +280,19 @@ async def find_release(store: "Store", release: str | None) -> "ReleaseRef":
     return found.find(chosen).ref
 
 
+async def find_manifest(store: "Store", release: str | None) -> "Manifest":
+    """Return the manifest of the release that was named, or of the live one."""
+    from stores.verification import load_manifest
+
+    return await load_manifest(store, await find_release(store, release))
+
+
 def _print_outcome(fields: object, sentence: str, *, as_json: bool) -> None:
     """Print the outcome of a verb, for people or as JSON."""
     if as_json:
         print_json(fields)
     else:
-        out.print(sentence, markup=False)
+        out.print(sentence)
 
 
 def _time(seconds: float | None) -> str | None:

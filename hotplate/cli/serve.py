@@ -2,43 +2,36 @@
 
 from typing import Annotated
 
-import typer
+from hotplate.cli.terminal import err, option
 
-from hotplate.cli.terminal import err
-
-Host = Annotated[
-    str, typer.Option(envvar="HOTPLATE_HOST", help="The address to listen on; by default this machine only.")
-]
-Port = Annotated[int, typer.Option(min=0, max=65535, envvar="HOTPLATE_PORT", help="The port; 0 takes any free one.")]
-Workers = Annotated[
-    int,
-    typer.Option(
-        min=1, max=256, envvar="HOTPLATE_WORKERS", help="How many processes share the port; best one for each core."
-    ),
-]
+Host = Annotated[str, option("--host", "Listen on this address; by default on this machine only.")]
+Port = Annotated[int, option("--port", "Listen on this port; 0 takes any free one.", at_least=0, at_most=65535)]
 
 
 def serve(
     store: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
+            "--store",
+            "Serve the store at this URL. Each further --store is a tier that answers when those before it cannot. "
+            "By default it is a folder in your own data directory.",
             metavar="URL",
-            envvar="HOTPLATE_STORE",
-            help="The store to serve. Each further --store is a tier that answers when those before it cannot. "
-            "The default is a folder in your own data directory.",
             show_default=False,
         ),
     ] = None,
     host: Host = "127.0.0.1",
     port: Port = 8080,
-    workers: Workers = 1,
+    workers: Annotated[
+        int,
+        option(
+            "--workers", "Share the port among this many processes; best one for each core.", at_least=1, at_most=256
+        ),
+    ] = 1,
     budget: Annotated[
-        float,
-        typer.Option(min=0.001, envvar="HOTPLATE_BUDGET", help="Seconds that one request may spend on reads."),
+        float, option("--budget", "Spend at most this many seconds on the reads of one request.", at_least=0.001)
     ] = 0.05,
     drain: Annotated[
-        float,
-        typer.Option(min=0, envvar="HOTPLATE_DRAIN", help="Seconds that a stop waits for requests in flight."),
+        float, option("--drain", "Wait at a stop at most this many seconds for requests in flight.", at_least=0)
     ] = 10.0,
 ) -> None:
     """Serve the live release of a store over HTTP, and follow it from release to release.
@@ -56,4 +49,4 @@ def serve(
     configure_logging()
     settings = Settings(urls, host, port, workers, budget_s=budget, drain_s=drain)
     named = ", ".join(map(redacted, urls))
-    run(settings, lambda address: err.print(f"serving {named} on {address}", markup=False))
+    run(settings, lambda address: err.print(f"serving {named} on {address}"))

@@ -4,7 +4,7 @@ import asyncio
 import dataclasses
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -25,7 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import AsyncIterator, Awaitable
 
     from stores.store import Observer, Store
 
@@ -47,18 +47,31 @@ def option(
     flag: str,
     description: str,
     *,
+    prefix: str = "",
     metavar: str | None = None,
     at_least: float | None = None,
     at_most: float | None = None,
+    panel: str | None = None,
+    env: bool = True,
+    show_default: bool = True,
 ) -> Any:  # noqa: ANN401 -- typer's own
-    """Make an option that is read from the environment, too: `--list-length` from HOTPLATE_LIST_LENGTH."""
-    variable = "HOTPLATE_" + flag.partition("/")[0].strip("-").replace("-", "_").upper()
-    return typer.Option(flag, metavar=metavar, envvar=variable, help=description, min=at_least, max=at_most)
+    """Make an option that is also read from the environment: `--list-length` from HOTPLATE_{prefix}LIST_LENGTH."""
+    variable = f"HOTPLATE_{prefix}" + flag.partition("/")[0].strip("-").replace("-", "_").upper()
+    return typer.Option(
+        flag,
+        metavar=metavar,
+        envvar=variable if env else None,
+        help=description,
+        min=at_least,
+        max=at_most,
+        rich_help_panel=panel,
+        show_default=show_default,
+    )
 
 
 def column_option(role: str, description: str = "by default it is guessed from common names") -> Any:  # noqa: ANN401 -- as above
     """Make the option that names the column of a role."""
-    return option(f"--{role}-column", f"The name of the {role} column; {description}.", metavar="NAME")
+    return option(f"--{role}-column", f"Read the {role} from the column of this name; {description}.", metavar="NAME")
 
 
 Json = Annotated[bool, option("--json", "Print one JSON object instead of text.")]
@@ -66,18 +79,20 @@ StoreUrl = Annotated[
     str | None,
     option(
         "--store",
-        "The URL of the store: file:///FOLDER, redis://HOST:PORT/DB, rediss://…, unix:///SOCKET or "
+        "Use the store at this URL: file:///FOLDER, redis://HOST:PORT/DB, rediss://…, unix:///SOCKET or "
         "cosmos://ACCOUNT/DATABASE. By default it is a folder in your own data directory.",
         metavar="URL",
     ),
 ]
 Delimiter = Annotated[
-    str | None, option("--delimiter", "The character between the fields of a CSV file; by default it is detected.")
+    str | None, option("--delimiter", "Split the fields of a CSV file at this character; by default it is detected.")
 ]
-Titles = Annotated[Path | None, option("--titles", "A file of item and title, where the data have no titles.")]
+Titles = Annotated[
+    Path | None, option("--titles", "Read titles from this file of item and title, where the data have none.")
+]
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+out = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def print_json(value: object) -> None:
@@ -86,20 +101,20 @@ def print_json(value: object) -> None:
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
-    """Make a plain table; cells are shown as they are, never as markup."""
+    """Make a plain table."""
     grid = Table(box=None, pad_edge=False, header_style="bold")
     for heading in headings:
         grid.add_column(heading, overflow="fold")
     for row in rows:
-        grid.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
+        grid.add_row(*("" if cell is None else str(cell) for cell in row))
     return grid
 
 
 def print_rows_read(rows: int, path: Path | str, left_out: dict[str, int]) -> None:
     """Print how many rows of an input were read, and how many of them were left out, by reason."""
-    out.print(f"read {rows:,} rows of {path}", markup=False)
+    out.print(f"read {rows:,} rows of {path}")
     for reason, count in left_out.items():
-        out.print(f"  {count:,} left out: {reason}", markup=False)
+        out.print(f"  {count:,} left out: {reason}")
 
 
 def print_error(error: BaseException, *, as_json: bool) -> int:
@@ -111,7 +126,7 @@ def print_error(error: BaseException, *, as_json: bool) -> int:
     if as_json:
         sys.stderr.write(orjson.dumps({"error": sentence, "kind": type(error).__name__}).decode() + "\n")
     else:
-        err.print("hotplate: ", sentence, sep="", markup=False)
+        err.print("hotplate: ", sentence, sep="")
     return code
 
 
@@ -145,16 +160,20 @@ def progress_bars(status: Callable[[], str] = str) -> Iterator[StageProgress]:
         yield report
 
 
+def require_folder(report: Path | None) -> None:
+    """Raise BenchMisused for a *report* that has no folder to go to."""
+    from bench.errors import BenchMisused
+
+    if report is not None and not report.parent.is_dir():
+        raise BenchMisused(f"there is no folder {report.parent} to write the report to")
+
+
 def with_store(url: str | None, act: "Callable[[Store], Awaitable[T]]", observer: "Observer | None" = None) -> T:
     """Run *act* on the store at *url*, by default the one in the user's own data folder, and close it at the end."""
-    from stores.connect import connect, default_url
 
     async def run() -> T:
-        store = connect(url or default_url(), observer)
-        try:
+        async with _opened(url, observer) as store:
             return await act(store)
-        finally:
-            await store.close()
 
     return asyncio.run(run())
 
@@ -163,24 +182,28 @@ def with_stores(
     source: str, target: str, act: "Callable[[Store, Store], Awaitable[T]]", observer: "Observer | None" = None
 ) -> T:
     """Run *act* on two stores, *observer* counting at the target; StoreMisused where they are one and the same."""
-    from stores.connect import connect, redacted
+    from stores.connect import redacted
     from stores.errors import StoreMisused
 
     if source == target:
         raise StoreMisused(f"{redacted(source)} is given as both stores; name two")
 
     async def run() -> T:
-        first = connect(source)
-        try:
-            second = connect(target, observer)
-            try:
-                return await act(first, second)
-            finally:
-                await second.close()
-        finally:
-            await first.close()
+        async with _opened(source, None) as first, _opened(target, observer) as second:
+            return await act(first, second)
 
     return asyncio.run(run())
+
+
+@asynccontextmanager
+async def _opened(url: str | None, observer: "Observer | None") -> "AsyncIterator[Store]":
+    from stores.connect import connect, default_url
+
+    store = connect(url or default_url(), observer)
+    try:
+        yield store
+    finally:
+        await store.close()
 
 
 class _TextColumn(ProgressColumn):
@@ -199,18 +222,14 @@ def _sentence(error: BaseException) -> tuple[str, int]:
     from bench.errors import BenchFailed, BenchMisused
     from offline.errors import DataError, SettingError
     from stores.errors import StoreError, StoreMisused
+    from stores.prices import PricesUnreadable
 
-    if isinstance(error, StoreError):
-        return str(error), MISUSED if isinstance(error, StoreMisused) else FAILED
-    if isinstance(error, ModuleNotFoundError):
-        missing = (error.name or "").partition(".")[0]
-        if missing in EXTRAS:
-            extra = EXTRAS[missing]
-            return f"{missing} is not installed; install it with: pip install 'hotplate[{extra}]'", FAILED
-    if isinstance(error, BenchMisused | BenchFailed):
-        return str(error), MISUSED if isinstance(error, BenchMisused) else FAILED
-    if isinstance(error, DataError):
-        return str(error), MISUSED if isinstance(error, SettingError) else FAILED
+    if isinstance(error, StoreMisused | SettingError | BenchMisused | PricesUnreadable):
+        return str(error), MISUSED
+    if isinstance(error, StoreError | DataError | BenchFailed):
+        return str(error), FAILED
+    if isinstance(error, ModuleNotFoundError) and (missing := (error.name or "").partition(".")[0]) in EXTRAS:
+        return f"{missing} is not installed; install it with: pip install 'hotplate[{EXTRAS[missing]}]'", FAILED
     if isinstance(error, OSError):
         return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", FAILED
     raise error

@@ -1,8 +1,8 @@
 """`hotplate train`: from interactions to a model folder."""
 
-from enum import StrEnum
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -24,22 +24,6 @@ if TYPE_CHECKING:
     from offline.pipeline import TrainReport
 
 
-class Weighting(StrEnum):
-    """What becomes of the weight of a user and an item."""
-
-    SUM = "sum"
-    BINARY = "binary"
-    LOG = "log"
-
-
-class Split(StrEnum):
-    """How test data are chosen."""
-
-    STRATIFIED = "stratified"
-    RANDOM = "random"
-    NONE = "none"
-
-
 def train(
     data: Annotated[
         Path,
@@ -47,7 +31,7 @@ def train(
             metavar="DATA", help="A CSV, TSV or Parquet file (.gz and .zst too), or a folder of files of one kind."
         ),
     ],
-    model: Annotated[Path, typer.Option("--out", envvar="HOTPLATE_MODEL", help="The model folder to write.")],
+    model: Annotated[Path, typer.Option("--out", envvar="HOTPLATE_MODEL", help="Write the model to this folder.")],
     user_column: Annotated[str | None, column_option("user")] = None,
     item_column: Annotated[str | None, column_option("item")] = None,
     weight_column: Annotated[str | None, column_option("weight")] = None,
@@ -65,12 +49,12 @@ def train(
     ] = None,
     titles: Titles = None,
     event_weights: Annotated[
-        str | None, option("--event-weights", "The weight of each event, as view=1,cart=3,buy=5.")
+        str | None, option("--event-weights", "Weigh each event by its name, as view=1,cart=3,buy=5.")
     ] = None,
     weighting: Annotated[
-        Weighting,
-        option("--weighting", "Whether a user and an item weigh the sum of their rows, 1, or 1 + ln of the sum."),
-    ] = Weighting.SUM,
+        Literal["sum", "binary", "log"],
+        option("--weighting", "Weigh a user and an item by the sum of their rows, by 1, or by 1 + ln of the sum."),
+    ] = "sum",
     where: Annotated[
         list[str] | None,
         option(
@@ -81,22 +65,21 @@ def train(
         ),
     ] = None,
     delimiter: Delimiter = None,
-    min_per_user: Annotated[int, option("--min-per-user", "Users with fewer items are left out.", at_least=1)] = 1,
-    min_per_item: Annotated[int, option("--min-per-item", "Items with fewer users are left out.", at_least=1)] = 1,
+    min_per_user: Annotated[int, option("--min-per-user", "Leave out users with fewer items.", at_least=1)] = 1,
+    min_per_item: Annotated[int, option("--min-per-item", "Leave out items with fewer users.", at_least=1)] = 1,
     split: Annotated[
-        Split, option("--split", "How test data are chosen: by item, at random, or not at all (no evaluation).")
-    ] = Split.STRATIFIED,
-    test_share: Annotated[
-        float, option("--test-share", "The share of the data that is held back as test data.")
-    ] = 0.25,
-    k: Annotated[int, option("-k", "The length of the lists that metrics are computed on.", at_least=1)] = 10,
-    factors: Annotated[int, option("--factors", "The number of factors of each user and item.")] = 128,
+        Literal["stratified", "random", "none"],
+        option("--split", "Choose test data by item, at random, or not at all, which leaves the evaluation out."),
+    ] = "stratified",
+    test_share: Annotated[float, option("--test-share", "Hold back this share of the data for the test.")] = 0.25,
+    k: Annotated[int, option("-k", "Compute metrics on lists of this length.", at_least=1)] = 10,
+    factors: Annotated[int, option("--factors", "Learn this many factors of each user and item.")] = 128,
     regularization: Annotated[
-        float, option("--regularization", "The regularization of ALS, against overfitting.")
+        float, option("--regularization", "Regularize ALS by this much, against overfitting.")
     ] = 30.0,
-    alpha: Annotated[float, option("--alpha", "The confidence that ALS gives each unit of weight.")] = 4.0,
-    iterations: Annotated[int, option("--iterations", "The number of ALS iterations.")] = 15,
-    seed: Annotated[int, option("--seed", "The random seed of the split and the fit.")] = 42,
+    alpha: Annotated[float, option("--alpha", "Give each unit of weight this much confidence.")] = 4.0,
+    iterations: Annotated[int, option("--iterations", "Run this many iterations of ALS.")] = 15,
+    seed: Annotated[int, option("--seed", "Draw the split and the start of the fit with this seed.")] = 42,
     as_json: Json = False,
 ) -> None:
     """Train a model on interactions: read, split, evaluate, fit, and write a model folder.
@@ -109,26 +92,20 @@ def train(
     from offline.pipeline import train as train_model
     from offline.train.als import ALSParams
 
+    columns = Columns(
+        user_column, item_column, weight_column, time_column, title_column, segment_column, event_column, count_column
+    )
     settings = TrainSettings(
         path=data,
-        columns=Columns(
-            user=user_column,
-            item=item_column,
-            weight=weight_column,
-            event=event_column,
-            count=count_column,
-            time=time_column,
-            title=title_column,
-            segment=segment_column,
-        ),
+        columns=columns,
         delimiter=delimiter,
         event_weights=parse_event_weights(event_weights) if event_weights else None,
         where=where or (),
-        weighting=weighting.value,
+        weighting=weighting,
         titles=titles,
         min_per_user=min_per_user,
         min_per_item=min_per_item,
-        split=split.value,
+        split=split,
         test_share=test_share,
         k=k,
         params=ALSParams(factors, regularization, alpha, iterations, seed),
@@ -152,20 +129,18 @@ def print_report(report: "TrainReport") -> None:
         f"{facts['users']:,} users, {facts['items']:,} items, {facts['pairs']:,} pairs, {facts['titles']:,} titles"
     )
     if report.evaluation is None:
-        out.print(report.note or "", markup=False)
+        out.print(report.note or "")
     else:
         _print_evaluation(report.evaluation)
     took = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in facts["seconds"].items())
-    out.print(f"model written to {report.out} ({took})", markup=False)
+    out.print(f"model written to {report.out} ({took})")
 
 
 def _print_evaluation(evaluation: "Evaluation") -> None:
-    facts = evaluation.to_json()
-    metrics = {name: facts[name] for name in ("model", "popularity")}
+    metrics = {"model": asdict(evaluation.model), "popularity": asdict(evaluation.popularity)}
     names = [name for name, value in metrics["model"].items() if isinstance(value, float)]
-    out.print(
-        f"{evaluation.split} split, {evaluation.test_pairs:,} pairs held back, measured at {metrics['model']['k']}:"
-    )
+    held_back = f"{evaluation.test_pairs:,} pairs held back"
+    out.print(f"{evaluation.split} split, {held_back}, measured at {evaluation.model.k}:")
     rows = [(who, *(f"{values[name]:.4f}" for name in names)) for who, values in metrics.items()]
     out.print(table(("", *names), rows))
     if evaluation.model.ndcg < evaluation.popularity.ndcg:

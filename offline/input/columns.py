@@ -84,12 +84,6 @@ def find_column(name: str, available: Sequence[str], role: str, source: str) -> 
     raise DataError(f"{source} has no column {name!r} for the {role}.{hint} Its columns are: {_listed(available)}.")
 
 
-def guess_column(role: str, available: Sequence[str], taken: Iterable[str] = ()) -> str | None:
-    """Return the column whose name is the most common one for *role*, or None."""
-    plain = {_plain(column): column for column in reversed(available) if column not in set(taken)}
-    return next((plain[name] for name in _COMMON_NAMES[role].split() if name in plain), None)
-
-
 def choose_columns(
     named: Mapping[str, str | None],
     available: Sequence[str],
@@ -108,8 +102,10 @@ def choose_columns(
     if "user" in chosen and chosen["user"] == chosen.get("item"):
         raise DataError(f"The column {chosen['user']!r} of {source} is named for both the user and the item; name two.")
     for role in guessed:
-        if role not in chosen and (column := guess_column(role, available, chosen.values())) is not None:
-            chosen[role] = column
+        free = {_plain(column): column for column in reversed(available) if column not in chosen.values()}
+        fitting = [free[name] for name in _COMMON_NAMES[role].split() if name in free]
+        if role not in chosen and fitting:
+            chosen[role] = fitting[0]
     for role in required:
         if role not in chosen:
             option = f" or give --{role}-column" if role in named else ""

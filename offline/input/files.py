@@ -1,6 +1,7 @@
 """Files of rows: listed by path, recognized by name, fingerprinted, and opened as tables whose rows are complete."""
 
 import csv
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,28 +27,20 @@ _KINDS: dict[str, Kind] = {
 }
 _COMPRESSED = (".gz", ".zst", ".zstd")
 _CHUNK_BYTES = 1 << 20
-_CUT_PARQUET = "is cut in the middle or is not a Parquet file; fetch or copy it again."
-_DAMAGED = "is damaged; fetch or copy it again."
-# Whole lines are read by splitting at this character.
-_CONTROL = "holds the control character 0x01, which is no text; remove it: tr -d '\\001'."
-# A part of a reader's message, in lower case, and what it means for the person who brought the file.
+# What a reader's message, in lower case, means for the person who brought the file; the first part in it decides.
 _READER_ERRORS = {
-    "empty csv": "is empty; give a file with a header and rows.",
-    "unexpected end of file": "is cut in the middle: its compressed data end too early; fetch or copy it again.",
-    "incomplete frame": "is cut in the middle: its compressed data end too early; fetch or copy it again.",
-    "out of specification": _CUT_PARQUET,
-    "out-of-spec": _CUT_PARQUET,
-    "thrift": _CUT_PARQUET,
-    "encoded schema": _CUT_PARQUET,
-    "corrupt": _DAMAGED,
-    "panic": _DAMAGED,
-    "assertion failed": _DAMAGED,
-    "more fields": _CONTROL,
-    "new_columns": _CONTROL,
-    "utf-8": "is not UTF-8 text; convert it: iconv -f LATIN1 -t UTF-8.",
-    "utf8": "is not UTF-8 text; convert it: iconv -f LATIN1 -t UTF-8.",
-    "malformed": "has a quote inside a field; double it, and put the field in quotes.",
-    "could not parse": "has a quote inside a field; double it, and put the field in quotes.",
+    ("empty csv",): "is empty; give a file with a header and rows.",
+    ("unexpected end of file", "incomplete frame"): (
+        "is cut in the middle: its compressed data end too early; fetch or copy it again."
+    ),
+    ("out of specification", "out-of-spec", "thrift", "encoded schema"): (
+        "is cut in the middle or is not a Parquet file; fetch or copy it again."
+    ),
+    ("corrupt", "panic", "assertion failed"): "is damaged; fetch or copy it again.",
+    # Whole lines are read by splitting at this character.
+    ("more fields", "new_columns"): "holds the control character 0x01, which is no text; remove it: tr -d '\\001'.",
+    ("utf-8", "utf8"): "is not UTF-8 text; convert it: iconv -f LATIN1 -t UTF-8.",
+    ("malformed", "could not parse"): "has a quote inside a field; double it, and put the field in quotes.",
 }
 _DELIMITERS = (",", ";", "\t", "|")
 _SPELLED_DELIMITERS = {"\\t": "\t", "tab": "\t"}
@@ -148,8 +141,8 @@ def _sentence(source: Path, error: BaseException) -> str:
     if isinstance(error, PermissionError):
         return f"{source} may not be read by this user; change its permissions."
     message = str(error).strip() or type(error).__name__
-    for part, sentence in _READER_ERRORS.items():
-        if part in message.lower():
+    for parts, sentence in _READER_ERRORS.items():
+        if any(part in message.lower() for part in parts):
             return f"{source} {sentence}"
     return f"{source} cannot be read: {message.splitlines()[0]}."
 
@@ -243,7 +236,7 @@ def _check_rows(file: Path, separator: str, width: int) -> bool:
     have quotes, so only those in which counting does not decide go through the slower csv reader.
     """
     line = pl.col("line")
-    opens = line.str.contains(rf'(?:^|{_escaped(separator)})"')
+    opens = line.str.contains(rf'(?:^|{re.escape(separator)})"')
     unquoted = pl.when(line.str.contains('"', literal=True)).then(line.str.replace_all('"[^"]*"', "")).otherwise(line)
     odd = (unquoted.str.count_matches(separator, literal=True) != width - 1) & (line != "")
     odd |= unquoted.str.contains('"', literal=True)
@@ -306,7 +299,3 @@ def _undecodable_row(file: Path) -> int | None:
         lossy = _lines(file, "utf8-lossy").filter(pl.col("line").str.contains("\ufffd", literal=True))
         first = lossy.select("row").head(1).collect()
     return int(first.item()) + 1 if first.height else None
-
-
-def _escaped(separator: str) -> str:
-    return "\\" + separator if separator in "|.^$*+?()[]{}\\-" else separator

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import polars as pl
@@ -70,11 +70,6 @@ def parse_filter(text: str) -> Filter:
     elif operator not in {"=", "!="} and _as_number(value) is None and not value[:1].isdigit():
         raise SettingError(f"The filter {text!r} compares with {value!r}, which is neither a number nor a date.")
     return Filter(text, parts["column"], operator, value)
-
-
-def parse_filters(texts: Sequence[str]) -> list[Filter]:
-    """Read several filters, all of which a row must meet; raises SettingError for the first that cannot be read."""
-    return [parse_filter(text) for text in texts]
 
 
 def parse_event_weights(text: str) -> dict[str, float]:

@@ -11,16 +11,8 @@ import polars as pl
 from offline.errors import DataError, SettingError
 from offline.input.columns import MAX_ID_BYTES, Columns, choose_columns, number_of, time_of
 from offline.input.files import Table, data_errors, find_files, fingerprint, open_tables
-from offline.input.filters import Filter, parse_filters
-from offline.input.rows import (
-    NumberColumn,
-    Rows,
-    Survey,
-    TableShape,
-    most_frequent_titles,
-    read_titles,
-    text_column,
-)
+from offline.input.filters import Filter, parse_filter
+from offline.input.rows import Rows, Survey, TableShape, id_reasons, item_titles, text_column
 
 Weighting = Literal["sum", "binary", "log"]
 
@@ -69,7 +61,7 @@ def read_interactions(
 
     Raises DataError when anything cannot be read or nothing is left, SettingError for a filter that makes no sense.
     """
-    filters = parse_filters(where)
+    filters = [parse_filter(text) for text in where]
     named = columns or Columns()
     _check_roles(named, event_weights)
     tables = open_tables(path, delimiter)
@@ -79,19 +71,15 @@ def read_interactions(
     chosen = Columns(**choose_columns(asdict(named), schema, str(path), guessed=guessed, required=required))
     time_sample = _time_sample(tables, chosen)
     rows = Rows(tables, [_shape(table, chosen, filters, event_weights, time_sample) for table in tables])
-    survey = _survey(rows, chosen, path)
+    bounds = () if chosen.time is None else (pl.col("time").min().alias("first"), pl.col("time").max().alias("last"))
+    survey = rows.survey(path, "weight", chosen.weight, *bounds, advice="loosen the filters or mend the rows")
     with data_errors(path):
         pairs = _pairs(rows.kept, chosen, weighting)
         segments = _segments(rows.kept, path) if chosen.segment else None
     _check_size(pairs, path)
-    item_titles: dict[str, str] = {}
-    if titles is not None:
-        item_titles = read_titles(titles, str(chosen.item), named.title, delimiter)
-    elif chosen.title:
-        item_titles = most_frequent_titles(rows.kept.select("item", "title"), path)
     return Interactions(
         pairs,
-        item_titles,
+        item_titles(rows.kept, path, titles, {"item": chosen.item, "title": named.title}, delimiter),
         segments,
         survey.rows,
         survey.left_out,
@@ -149,14 +137,8 @@ def _shape(
 
 def _left_out(table: Table, columns: Columns, filters: Sequence[Filter]) -> dict[str, pl.Expr]:
     """Return the reasons to leave a row out, in the order in which they are tried, each with its condition."""
-    user, item = text_column(table, columns.user), text_column(table, columns.item)
     left_out = {f"where {each.text}": ~each.expression(table.schema, str(table.file)) for each in filters}
-    left_out |= {
-        "no user": user.is_null(),
-        "no item": item.is_null(),
-        f"user id over {MAX_ID_BYTES} bytes": user.str.len_bytes() > MAX_ID_BYTES,
-        f"item id over {MAX_ID_BYTES} bytes": item.str.len_bytes() > MAX_ID_BYTES,
-    }
+    left_out |= id_reasons({"user": text_column(table, columns.user), "item": text_column(table, columns.item)})
     if columns.count is not None:
         left_out[f"no {columns.count}"] = text_column(table, columns.count).is_null()
     return left_out
@@ -191,16 +173,6 @@ def _time_sample(tables: Sequence[Table], columns: Columns) -> str | None:
         if first.height:
             return str(first.item())
     return None
-
-
-def _survey(rows: Rows, columns: Columns, path: Path) -> Survey:
-    """Count the rows and, where there is a time, find the first and the last."""
-    weight = None
-    if columns.weight is not None:
-        advice = "mend the row, filter it out, or name another weight column"
-        weight = NumberColumn("weight", columns.weight, advice)
-    times = () if columns.time is None else (pl.col("time").min().alias("first"), pl.col("time").max().alias("last"))
-    return rows.survey(path, weight, *times, advice="loosen the filters or mend the rows")
 
 
 def _pairs(kept: pl.LazyFrame, columns: Columns, weighting: Weighting) -> pl.DataFrame:
@@ -240,11 +212,9 @@ def _time_range(survey: Survey, chosen: Columns, named: Columns, path: Path) -> 
     if chosen.time is None:
         return None
     first, last = survey.kept["first"], survey.kept["last"]
-    if first is None or last is None:
-        if named.time is not None:
-            raise DataError(
-                f"The column {named.time!r} of {path} holds no times that can be read; "
-                "write 2026-11-20T08:00:00Z, or seconds since 1970."
-            )
-        return None
-    return first, last
+    if first is None and named.time is not None:
+        raise DataError(
+            f"The column {named.time!r} of {path} holds no times that can be read; "
+            "write 2026-11-20T08:00:00Z, or seconds since 1970."
+        )
+    return None if first is None else (first, last)

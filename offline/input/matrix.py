@@ -8,7 +8,7 @@ import numpy.typing as npt
 import polars as pl
 from scipy.sparse import csr_matrix
 
-from offline.errors import DataError, SettingError
+from offline.errors import DataError, require_at_least
 
 # scipy publishes no types: a float32 csr_matrix, canonical (summed, no zeros, sorted), users by items.
 UserItems = Any
@@ -40,9 +40,8 @@ def to_matrix(pairs: pl.DataFrame, min_per_user: int = 1, min_per_item: int = 1)
     again until none is (the k-core). Raises DataError when nothing is left or a weight does not fit, SettingError for
     a minimum below 1.
     """
-    for name, minimum in (("min-per-user", min_per_user), ("min-per-item", min_per_item)):
-        if minimum < 1:
-            raise SettingError(f"{name} is {minimum}; it must be at least 1.")
+    require_at_least("min-per-user", min_per_user)
+    require_at_least("min-per-item", min_per_item)
     # polars sorts text by its bytes, which for UTF-8 is the order of code points.
     users, user_codes = _encoded(pairs.get_column("user"))
     items, item_codes = _encoded(pairs.get_column("item"))

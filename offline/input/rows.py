@@ -8,22 +8,13 @@ from typing import Any
 import polars as pl
 
 from offline.errors import DataError
-from offline.input.columns import find_column, guess_column, text_of
+from offline.input.columns import MAX_ID_BYTES, choose_columns, text_of
 from offline.input.files import Table, data_errors, open_tables
 
 
 @dataclass(frozen=True, slots=True)
-class NumberColumn:
-    """The column that must hold a finite number in every row that is kept; *advice* is for a row that does not."""
-
-    role: str
-    name: str
-    advice: str
-
-
-@dataclass(frozen=True, slots=True)
 class TableShape:
-    """How the rows of one table are read: their values, why a row is left out, and when its number is invalid."""
+    """How the rows of one table are read: their values, why one is left out, and when the number of one is invalid."""
 
     values: Sequence[pl.Expr]
     left_out: Mapping[str, pl.Expr]
@@ -55,17 +46,18 @@ class Rows:
         """The rows that are not left out: their values, and `row`, their number within their file from 0."""
         return self._all.filter(pl.col("reason") == 0).drop("file", "reason", "invalid")
 
-    def survey(self, source: Path, column: NumberColumn | None, *aggregates: pl.Expr, advice: str) -> Survey:
+    def survey(self, source: Path, role: str, column: str | None, *aggregates: pl.Expr, advice: str) -> Survey:
         """
         Read all rows once and count them; *aggregates* are computed over the rows that are kept.
 
-        Raises DataError for the first row whose number is invalid, and, with *advice*, when no row is kept.
+        Raises DataError for the first row whose number, the *role* in *column*, is invalid, and, with *advice*, when no
+        row is kept.
         """
         with data_errors(source):
             counts = pl.len().alias("rows"), pl.col("invalid").sum()
             groups = self._all.group_by("reason").agg(*counts, *aggregates).collect(engine="streaming")
         if column is not None and groups.get_column("invalid").sum():
-            raise self._invalid_number(column)
+            raise self._invalid_number(role, column)
         by_reason = {group["reason"]: group for group in groups.iter_rows(named=True)}
         total = int(groups.get_column("rows").sum())
         numbered = enumerate(self._reasons, start=1)
@@ -75,13 +67,13 @@ class Rows:
             raise DataError(f"Nothing is left of the {total:,} rows of {source}: {counted}; {advice}.")
         return Survey(total, left_out, by_reason[0])
 
-    def _invalid_number(self, column: NumberColumn) -> DataError:
+    def _invalid_number(self, role: str, column: str) -> DataError:
         file, row = self._all.filter("invalid").select("file", "row").head(1).collect().row(0)
         table = self._tables[file]
-        value = table.frame.slice(row, 1).select(column.name).collect().item()
+        value = table.frame.slice(row, 1).select(column).collect().item()
         return DataError(
-            f"{table.file}, row {row + 2}, column {column.name!r}: the {column.role} {value!r} is not a finite number; "
-            f"{column.advice}."
+            f"{table.file}, row {row + 2}, column {column!r}: the {role} {value!r} is not a finite number; "
+            f"mend the row, remove it, or name another {role} column."
         )
 
 
@@ -90,44 +82,40 @@ def text_column(table: Table, name: str | None) -> pl.Expr:
     return pl.lit(None, dtype=pl.String) if name is None else text_of(name, table.schema[name], str(table.file))
 
 
-def most_frequent_titles(rows: pl.LazyFrame, source: Path) -> dict[str, str]:
-    """Return the title of each item of *rows* [item, title]: the most frequent, the first by alphabet among equals."""
+def id_reasons(ids: Mapping[str, pl.Expr]) -> dict[str, pl.Expr]:
+    """Return the reasons to leave a row out for its *ids*, texts by role; a segment may be absent, for that is all."""
+    absent = {f"no {role}": text.is_null() for role, text in ids.items() if role != "segment"}
+    sizes = {f"{role} id over {MAX_ID_BYTES} bytes": text.str.len_bytes() for role, text in ids.items()}
+    return absent | {reason: size > MAX_ID_BYTES for reason, size in sizes.items()}
+
+
+def item_titles(
+    rows: pl.LazyFrame, source: Path, titles: Path | None, named: Mapping[str, str | None], delimiter: str | None
+) -> dict[str, str]:
+    """
+    Return titles by item: those of the file (or folder) *titles*, or else of *rows* [item, and perhaps title].
+
+    Of several titles the most frequent counts, the first by alphabet among equals. *named* are the columns of *titles*
+    by role: that of the item need not be there, and is guessed then, as both are where no name is given. Raises
+    DataError when either is missing or the file cannot be read.
+    """
+    if titles is not None:
+        tables, source = open_tables(titles, delimiter), titles
+        schema = tables[0].schema
+        roles = {"item": named.get("item") if named.get("item") in schema else None, "title": named.get("title")}
+        columns = choose_columns(roles, list(schema), str(titles), guessed=roles, required=roles)
+        rows = pl.concat(
+            table.frame.select(**{role: text_column(table, columns[role]) for role in roles}).drop_nulls()
+            for table in tables
+        )
+    elif "title" not in rows.collect_schema():
+        return {}
     title = pl.col("title").str.strip_chars()
     with data_errors(source):
-        counted = (
-            rows.select("item", title=title)
-            .filter(pl.col("title") != "")
-            .group_by("item", "title")
-            .len()
-            .collect(engine="streaming")
-        )
-    best = counted.sort("item", "len", "title", descending=[False, True, False]).unique(
-        "item", keep="first", maintain_order=True
-    )
+        titled = rows.select("item", title=title).filter(pl.col("title") != "")
+        counted = titled.group_by("item", "title").len().collect(engine="streaming")
+    best = counted.sort("len", "title", descending=[True, False]).unique("item", keep="first", maintain_order=True)
     return dict(zip(best.get_column("item"), best.get_column("title"), strict=True))
-
-
-def read_titles(path: Path, item_column: str, title_column: str | None, delimiter: str | None) -> dict[str, str]:
-    """
-    Return the titles in the file (or folder) at *path*.
-
-    Its item column is the one called *item_column*, as in the interactions, or else guessed; its title column is
-    *title_column*, or guessed. Raises DataError when either is missing or the file cannot be read.
-    """
-    tables = open_tables(path, delimiter)
-    available = list(tables[0].schema)
-    item = item_column if item_column in available else guess_column("item", available)
-    title = (
-        find_column(title_column, available, "title", str(path)) if title_column else guess_column("title", available)
-    )
-    if item is None or title is None:
-        missing = "item" if item is None else "title"
-        raise DataError(f"No column of {path} looks like the {missing}; its columns are: {', '.join(available)}.")
-    rows = [
-        table.frame.select(item=text_column(table, item), title=text_column(table, title)).drop_nulls()
-        for table in tables
-    ]
-    return most_frequent_titles(pl.concat(rows), path)
 
 
 def _shaped(number: int, table: Table, shape: TableShape) -> pl.LazyFrame:

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from offline.errors import SettingError
+from offline.errors import require_at_least
 
 _STYLES = (
     "Amber Ashen Brushed Classic Copper Coral Crimson Folding Frosted Golden Granite Hammered Indigo Ivory Linen Maple "
@@ -34,9 +34,8 @@ def sample(users: int = 2000, items: int = 600, seed: int = 42) -> pl.DataFrame:
     Each user and item is a point in a space of tastes; users choose by closeness, popularity (long-tailed) and chance.
     Takes about 0.1 s and 20 MB per million combinations of user and item. Raises SettingError below 10 of either.
     """
-    for name, count in (("users", users), ("items", items)):
-        if count < 10:
-            raise SettingError(f"A sample of {count} {name} has nothing to learn from; it needs at least 10.")
+    require_at_least("The number of users", users, 10)
+    require_at_least("The number of items", items, 10)
     rng = np.random.default_rng(seed)
     tastes = rng.normal(size=(items, _TASTES)).astype(np.float32)
     popularity = rng.permutation(-0.8 * np.log(np.arange(1, items + 1))).astype(np.float32)

@@ -11,7 +11,7 @@ from implicit.recommender_base import ModelFitError
 from scipy.sparse import csr_matrix
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # published without types
 
-from offline.errors import DataError, SettingError
+from offline.errors import DataError, SettingError, require_at_least
 from offline.input.matrix import Floats, Indices, UserItems
 
 # Bounds the memory that a batch takes beside the factors.
@@ -36,13 +36,11 @@ class ALSParams:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        for name in ("factors", "iterations"):
-            value = getattr(self, name)
-            if value < 1:
-                raise SettingError(f"{name} is {value}; it must be at least 1.")
-        if not (math.isfinite(self.regularization) and self.regularization >= 0):
+        require_at_least("factors", self.factors)
+        require_at_least("iterations", self.iterations)
+        if not 0 <= self.regularization < math.inf:
             raise SettingError(f"regularization is {self.regularization}; it must be zero or above.")
-        if not (math.isfinite(self.alpha) and self.alpha > 0):
+        if not 0 < self.alpha < math.inf:
             raise SettingError(f"alpha is {self.alpha}; it must be above zero.")
         if not 0 <= self.seed < 2**32:
             raise SettingError(f"seed is {self.seed}; it must lie between 0 and {2**32 - 1}.")
@@ -105,7 +103,7 @@ def recommend(
     What a user already has is left out unless *keep_seen*. Where a user has no more items to get, and throughout for
     users with no interactions, the item is -1 and the score 0. Runs on all cores, best with thousands of users.
     """
-    _check_n(n)
+    require_at_least("The length of a list", n)
     if user_items.shape != (len(factors.user_factors), len(factors.item_factors)):
         raise ValueError(f"user_items is {user_items.shape}, but there are factors for other users or items")
     n = min(n, len(factors.item_factors))
@@ -130,7 +128,7 @@ def similar_items(factors: Factors, items: Indices, n: int) -> tuple[Indices, Fl
 
     An item whose factors are all zero is like no other: it gets, and is nowhere but, -1 with a score of 0.
     """
-    _check_n(n)
+    require_at_least("The length of a list", n)
     n = min(n, len(factors.item_factors) - 1)
     norms = np.linalg.norm(factors.item_factors, axis=1)
     divisors = np.where(norms == 0, np.float32(1), norms)
@@ -148,11 +146,6 @@ def similar_items(factors: Factors, items: Indices, n: int) -> tuple[Indices, Fl
             similar[start : start + _RANKED_AT_ONCE] = np.where(missing, -1, ids)
             scores[start : start + _RANKED_AT_ONCE] = np.where(missing, 0, values)
     return similar, scores
-
-
-def _check_n(n: int) -> None:
-    if n < 1:
-        raise SettingError(f"The length of a list is {n}; it must be at least 1.")
 
 
 def _check(user_items: UserItems) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
-from offline.errors import DataError, SettingError
+from offline.errors import DataError, require_at_least
 from offline.input.matrix import Floats, Indices, Matrix
 
 # The service keeps every popular list in memory.
@@ -23,7 +23,7 @@ class Popular:
 
 def most_popular(matrix: Matrix, n: int) -> Popular:
     """Return the *n* items (or all, if fewer) that the most users have."""
-    _check_n(n)
+    require_at_least("The length of the popular list", n)
     counts = np.bincount(matrix.user_items.indices, minlength=len(matrix.item_ids))
     return _ranked(np.arange(len(matrix.item_ids), dtype=np.int32), counts.astype(np.float32), n)
 
@@ -34,7 +34,7 @@ def popular_by_segment(segments: pl.DataFrame, item_ids: Sequence[str], n: int) 
 
     Items that are not among *item_ids* (ascending) are passed over. Raises DataError for more than 1,000 segments.
     """
-    _check_n(n)
+    require_at_least("The length of the popular list", n)
     count = segments.get_column("segment").n_unique()
     if count > MAX_SEGMENTS:
         raise DataError(
@@ -52,8 +52,3 @@ def popular_by_segment(segments: pl.DataFrame, item_ids: Sequence[str], n: int) 
 def _ranked(items: Indices, scores: Floats, n: int) -> Popular:
     order = np.lexsort((items, -scores))[:n]
     return Popular(items[order].astype(np.int32), scores[order].astype(np.float32))
-
-
-def _check_n(n: int) -> None:
-    if n < 1:
-        raise SettingError(f"The length of the popular list is {n}; it must be at least 1.")

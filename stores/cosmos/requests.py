@@ -128,7 +128,7 @@ class TokenSigner:
         self.advice = f"Entra ID knows this identity, but its token is not taken; set the clock right, or give {KEY}"
 
     def needs_token(self) -> bool:
-        """Return whether `acquire_token` must be awaited before signing; starts to renew a token that is about to end."""
+        """Return whether `acquire_token` must be awaited before signing; renews a token that is about to end."""
         now = self._clock()
         if now >= self._renew_at and self._request is None and now >= self._requested_at + TOKEN_PAUSE_S:
             self._start_request()

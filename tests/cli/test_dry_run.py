@@ -115,7 +115,7 @@ def test_a_serverless_account_pays_for_what_is_used(lists: Path, cosmos_http: Ac
     assert said["usd"] == pytest.approx(float(str(said["request_units"])) / 1e6 * 0.25, abs=1e-6)
     assert said["afterwards"] == []
     text = hotplate("import", lists, "--store", url, "--dry-run").stdout
-    assert "nothing while nobody reads" in text
+    assert "nothing while there are no reads" in text
     assert "nobody promises" in text
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 
 import implicit.evaluation
 import numpy as np
@@ -14,7 +15,7 @@ from scipy.sparse import csr_matrix
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # published without types
 
 from offline.errors import SettingError
-from offline.evaluate import measure, random_split, stratified_split
+from offline.evaluate import measure, split_pairs
 from offline.input.matrix import UserItems
 from offline.train.als import Factors, recommend
 from tests.support.soak import scaled
@@ -89,7 +90,7 @@ def test_thousands_of_metrics_are_what_their_definitions_say(case: Case) -> None
 def test_ndcg_and_map_at_k_are_those_of_implicit() -> None:
     rng = np.random.default_rng(7)
     whole = csr_matrix((rng.random((60, 40)) < 0.3).astype(np.float32))
-    train, test = random_split(whole, 0.3, seed=1)
+    train, test = split_pairs(whole, 0.3, seed=1, by="all")
     with threadpool_limits(1, "blas"):
         model = AlternatingLeastSquares(factors=4, random_state=1)
         model.fit(train, show_progress=False)
@@ -108,8 +109,7 @@ def test_no_user_with_test_items_is_the_callers_mistake() -> None:
 Splitter = Callable[[UserItems, float, int], tuple[UserItems, UserItems]]
 
 
-def by_user(user_items: UserItems, test_share: float, seed: int) -> tuple[UserItems, UserItems]:
-    return stratified_split(user_items, test_share, seed, by="user")
+by_user, random_split = partial(split_pairs, by="user"), partial(split_pairs, by="all")
 
 
 @st.composite
@@ -131,7 +131,7 @@ def check_split(split: Splitter, user_items: UserItems, test_share: float, seed:
     assert test.dtype == np.float32
 
 
-@pytest.mark.parametrize("split", [random_split, stratified_split, by_user])
+@pytest.mark.parametrize("split", [random_split, split_pairs, by_user])
 @settings(deadline=None)  # a busy machine is no failure
 @given(matrices(), st.floats(0.05, 0.95), st.integers(0, 2**32 - 1))
 def test_train_and_test_are_disjoint_and_together_the_whole(
@@ -141,7 +141,7 @@ def test_train_and_test_are_disjoint_and_together_the_whole(
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("split", [random_split, stratified_split, by_user])
+@pytest.mark.parametrize("split", [random_split, split_pairs, by_user])
 @settings(deadline=None, max_examples=scaled(800))
 @given(matrices(), st.floats(0.05, 0.95), st.integers(0, 2**32 - 1))
 def test_thousands_of_splits_are_disjoint_and_together_the_whole(
@@ -153,7 +153,7 @@ def test_thousands_of_splits_are_disjoint_and_together_the_whole(
 @settings(deadline=None)  # a busy machine is no failure
 @given(matrices(), st.floats(0.05, 0.95), st.integers(0, 2**32 - 1))
 def test_each_group_is_split_by_the_share(user_items: UserItems, test_share: float, seed: int) -> None:
-    for axis, split in ((0, stratified_split), (1, by_user)):
+    for axis, split in ((0, split_pairs), (1, by_user)):
         train, _ = split(user_items, test_share, seed)
         wanted = np.round((1 - test_share) * user_items.getnnz(axis=axis))
         assert (train.getnnz(axis=axis) == wanted).all()
@@ -163,8 +163,8 @@ def test_each_group_is_split_by_the_share(user_items: UserItems, test_share: flo
 
 def test_another_seed_splits_otherwise() -> None:
     user_items = csr_matrix(np.ones((30, 30), dtype=np.float32))
-    one, _ = stratified_split(user_items, 0.25, 1)
-    two, _ = stratified_split(user_items, 0.25, 2)
+    one, _ = split_pairs(user_items, 0.25, 1)
+    two, _ = split_pairs(user_items, 0.25, 2)
     assert (one != two).nnz > 0
 
 

@@ -1,4 +1,4 @@
-"""hotplate as a library: the public names, the lists that `open` gives, and the example of docs/library.md as it is."""
+"""hotplate as a library: the public names, the lists that `open` gives, and the examples of the docs as they are."""
 
 import asyncio
 import re
@@ -21,9 +21,9 @@ def ids(found: hotplate.Recommendations) -> list[str]:
     return [item["id"] for item in found.items]
 
 
-def examples() -> list[str]:
-    """Return the code blocks of docs/library.md."""
-    return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "library.md").read_text(), re.DOTALL)
+def examples(document: str) -> list[str]:
+    """Return the code blocks of a document."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
 
 
 def modules_after(program: str) -> set[str]:
@@ -108,11 +108,12 @@ async def test_lists_follow_the_live_release_and_the_next_tier_answers_for_a_sto
         assert (ids(found), found.tier, found.release) == (["local"], "file", local)
 
 
-def test_the_first_example_runs_as_it_stands_in_the_docs(tmp_path: Path, redis_server: RedisServer) -> None:
-    urls = redis_server.url("redis", "example"), f"file://{tmp_path}/store"
+@pytest.mark.parametrize("document", ["README.md", "docs/library.md"])
+def test_the_first_example_runs_as_it_is_documented(tmp_path: Path, redis_server: RedisServer, document: str) -> None:
+    urls = redis_server.url("redis", Path(document).stem), f"file://{tmp_path}/store"
     release = asyncio.run(publish_to(urls[0], LISTS))
     asyncio.run(publish_to(urls[1], LISTS))
-    program = examples()[0]
+    program = examples(document)[0]
     for documented, url in zip(("redis://cache/0", "file:///var/lib/hotplate"), urls, strict=True):
         assert documented in program
         program = program.replace(documented, url)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from hotplate.cli import main, terminal
+from hotplate.cli import terminal
+from hotplate.cli.main import main
 
 _WIDTH = "200"
 

@@ -57,7 +57,8 @@ class Proxy:
                 if not delayed and self._cuts_now():
                     sink.write(data[: self.cut_at])
                     break
-                due = max(due, loop.time() + (self.delay_s if delayed else 0.0))
+                # Later than what came before, if only just: of timers that are due at once the order is not defined.
+                due = max(due + 1e-6, loop.time() + (self.delay_s if delayed else 0.0))
                 loop.call_at(due, sink.write, data)
         sink.close()
         self._writers.discard(sink)

@@ -6,9 +6,9 @@ from typing import Any
 import orjson
 import pytest
 
-from bench.cosmos_emulator.charge_table import Row, compare, markdown
 from stores.cosmos.charges import KB, Charges, documented, load
 from stores.errors import StoreMisused
+from tests.support.charge_table import Row, compare, markdown
 from tests.support.clock import FakeClock
 from tests.support.cosmos_server import Direct
 from tests.support.paths import ROOT

@@ -100,9 +100,9 @@ def test_a_flag_wins_over_the_environment_and_both_over_the_file(tmp_path: Path)
     file.write_text("users = 1_000\npeak_rps = 10\nkepd = 3\n")
     done = plan("--from", file)
     assert done.returncode == 2
-    assert done.stderr.startswith(f"hotplate: kepd in {file} is no input of a plan; there are users, ")
+    assert done.stderr.startswith(f"hotplate: 'kepd' in {file} is no input of a plan; there are users, ")
     file.write_text("users = 1_000\npeak_rps = -1\n")
-    assert f"peak_rps in {file} is -1, and must be at least" in plan("--from", file).stderr
+    assert f"'peak_rps' in {file} is -1, and must be at least" in plan("--from", file).stderr
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_only_the_page_needs_the_extra_of_the_bench(tmp_path: Path) -> None:
     program = """import sys
 for name in ("numpy", "matplotlib", "hdrh", "httptools"):
     sys.modules[name] = None
-from hotplate.cli import main
+from hotplate.cli.main import main
 main()"""
     command = [sys.executable, "-c", program, "plan", *LEAST]
     saved = subprocess.run([*command, "--save", tmp_path / "plan.toml"], capture_output=True, timeout=60, check=False)

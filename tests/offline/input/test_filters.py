@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offline.errors import DataError, SettingError
-from offline.input.filters import Filter, parse_event_weights, parse_filter, parse_filters
+from offline.input.filters import Filter, parse_event_weights, parse_filter
 
 FRAME = pl.DataFrame(
     {
@@ -19,7 +19,7 @@ FRAME = pl.DataFrame(
 
 
 def kept(*texts: str) -> list[int]:
-    conditions = [each.expression(FRAME.schema, "a.csv") for each in parse_filters(texts)]
+    conditions = [each.expression(FRAME.schema, "a.csv") for each in map(parse_filter, texts)]
     return FRAME.with_row_index("row").filter(*conditions).get_column("row").to_list()
 
 

@@ -1,8 +1,9 @@
 """The table of documented charges beside ours, for the test and for the documentation.
 
-`python -m bench.cosmos_emulator.charge_table` prints it.
+`python -m tests.support.charge_table` prints it.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,22 +40,17 @@ def compare(charges: Charges, entries: Sequence[dict[str, Any]]) -> list[Row]:
     ]  # fmt: skip
 
 
-def _ours(charges: Charges, entry: dict[str, Any], size: int) -> float:  # noqa: PLR0911 -- one line for each operation
+def _ours(charges: Charges, entry: dict[str, Any], size: int) -> float:
     terms, sizes = entry.get("terms", 0), [size] * entry.get("items", 1)
-    match entry["operation"]:
-        case "read":
-            return charges.read(size, strong=entry.get("strong", False))
-        case "create":
-            return charges.create(size, terms)
-        case "replace":
-            return charges.replace(size, size, terms, terms)
-        case "patch":
-            return charges.patch(size, size, terms, terms, operations=terms)
-        case "delete":
-            return charges.delete(size, terms)
-        case "feed":
-            return charges.feed(sizes)
-    return charges.query(sizes)
+    return {
+        "read": lambda: charges.read(size, strong=entry.get("strong", False)),
+        "create": lambda: charges.create(size, terms),
+        "replace": lambda: charges.replace(size, size, terms, terms),
+        "patch": lambda: charges.patch(size, size, terms, terms, operations=terms),
+        "delete": lambda: charges.delete(size, terms),
+        "feed": lambda: charges.feed(sizes),
+        "query": lambda: charges.query(sizes),
+    }[entry["operation"]]()
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -74,4 +70,4 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 if __name__ == "__main__":
-    print(markdown(compare(load(), documented())))
+    sys.stdout.write(f"{markdown(compare(load(), documented()))}\n")
