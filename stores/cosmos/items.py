@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, Protocol
 import orjson
 
 from stores.catalogue import DraftRef, ReleaseRef
-from stores.cosmos.charges import Charges
 from stores.errors import ReleaseCorrupt, ReleaseNotFound, StoreFull
 from stores.keys import check_kind
 
@@ -153,11 +152,6 @@ def item_bytes(item: Item) -> int:
             f"publish shorter lists"
         )
     return size
-
-
-def row_charge(charges: Charges, key: str, value: bytes) -> float:
-    """Return the RU that writing a new row costs, by the coefficients."""
-    return charges.create(item_bytes(to_item(name_of(key), value)), 0)
 
 
 def batch_name(series: str, number: int) -> str:

@@ -272,15 +272,7 @@ class RequestBuilder:
         built = (
             b"%b /%b HTTP/1.1\r\nhost: %b\r\nuser-agent: %b\r\nx-ms-version: %b\r\nx-ms-date: %b\r\n"
             b"authorization: %b\r\n"
-        ) % (
-            verb.encode(),
-            path.encode(),
-            self._host,
-            AGENT,
-            VERSION,
-            self._date,
-            self._signer.authorization(text),
-        )
+        ) % (verb.encode(), path.encode(), self._host, AGENT, VERSION, self._date, self._signer.authorization(text))
         self._heads[verb, path, link] = built
         return built
 
