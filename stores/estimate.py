@@ -71,7 +71,11 @@ async def estimate(store: Store, publish: Callable[[Store], Awaitable[Manifest]]
     *publish* runs in a thread, on an event loop of its own; what it raises is raised here: StoreFull, as by `create`,
     for what cannot fit.
     """
-    simulation = await (store.simulate() if isinstance(store, ProvisionedStore) else _Recording.of(store))
+    simulation: Simulation
+    if isinstance(store, ProvisionedStore):
+        simulation = await store.simulate()
+    else:
+        simulation = _Recording(store, await store.catalogue(), asyncio.get_running_loop())
     loop = VirtualLoop()
 
     async def run() -> Estimate:
@@ -167,10 +171,10 @@ class ReaderOfLoop:
         self.batch = reader.batch
 
     async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
-        return await self._on_home(self._reader.get_many(release, keys, timeout_s=timeout_s))
+        return await _on_loop(self._home, self._reader.get_many(release, keys, timeout_s=timeout_s))
 
     async def catalogue(self) -> Catalogue:
-        return await self._on_home(self._reader.catalogue())
+        return await _on_loop(self._home, self._reader.catalogue())
 
     async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
         rows = self._reader.scan(release)
@@ -183,13 +187,15 @@ class ReaderOfLoop:
                     break
             return taken
 
-        while taken := await self._on_home(take()):
+        while taken := await _on_loop(self._home, take()):
             for row in taken:
                 yield row
 
-    async def _on_home(self, work: Coroutine[Any, Any, T]) -> T:
-        result = asyncio.run_coroutine_threadsafe(work, self._home).result
-        return await asyncio.get_running_loop().run_in_executor(None, result)
+
+async def _on_loop(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:
+    """Await *work* on another thread's loop; no virtual time passes here meanwhile."""
+    result = asyncio.run_coroutine_threadsafe(work, loop).result
+    return await asyncio.get_running_loop().run_in_executor(None, result)
 
 
 class Spool:
@@ -231,11 +237,6 @@ class _Recording(Simulation):
         self._catalogue = catalogue
         self._home = home
 
-    @classmethod
-    async def of(cls, store: Store) -> "_Recording":
-        """Begin with the catalogue of *store*."""
-        return cls(store, await store.catalogue(), asyncio.get_running_loop())
-
     def open(self, clock: Callable[[], float]) -> Store:
         began = clock()
         return _RecordingStore(
@@ -248,8 +249,7 @@ class _Recording(Simulation):
 
     async def _check_room(self, draft: DraftRef, plan: Plan) -> None:
         if isinstance(self._store, RoomChecked):
-            checked = asyncio.run_coroutine_threadsafe(self._store.check_room(draft, plan), self._home)
-            await asyncio.get_running_loop().run_in_executor(None, checked.result)
+            await _on_loop(self._home, self._store.check_room(draft, plan))
 
 
 class _RecordingStore(MemoryStore):

@@ -169,7 +169,9 @@ class ArmContainers:
         if self._opened is None:
             if self._credential is None:
                 self._credential = default_credential()
-            arm = get_arm_endpoints(_cloud_of(self._address))
+            host = urlsplit(self._address.endpoint).hostname or ""
+            cloud = next((cloud for end, cloud in CLOUDS.items() if host.endswith(end)), AzureClouds.AZURE_PUBLIC_CLOUD)
+            arm = get_arm_endpoints(cloud)
             self._opened = CosmosDBManagementClient(
                 self._credential,
                 self._account.subscription,
@@ -180,11 +182,6 @@ class ArmContainers:
                 connection_verify=self._address.ca if self._account.emulator and self._address.ca else True,
             )
         return self._opened
-
-
-def _cloud_of(address: Address) -> AzureClouds:
-    host = urlsplit(address.endpoint).hostname or ""
-    return next((cloud for end, cloud in CLOUDS.items() if host.endswith(end)), AzureClouds.AZURE_PUBLIC_CLOUD)
 
 
 def _settings(throughput: Throughput) -> dict[str, object]:
