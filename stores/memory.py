@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from stores.catalogue import Catalogue, DraftRef, ReleaseRef
-from stores.errors import ReleaseConflict, ReleaseNotFound
+from stores.errors import ReleaseConflict
 from stores.keys import META
-from stores.store import LocalReader, Plan, Row, Slot
+from stores.store import LocalReader, Plan, Row, Slot, not_found, sealed
 
 
 @dataclass(slots=True)
@@ -61,7 +61,7 @@ class MemoryStore(LocalReader):
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
         found = self._find(draft)
         if found.sealed:
-            raise ReleaseConflict(f"release {draft.id} is sealed; publish a new one")
+            raise sealed(draft)
         found.rows.update(rows)
         if keys := [key for key, _ in rows if not key.startswith(META)]:
             found.points[part] = max(keys)
@@ -94,4 +94,4 @@ class MemoryStore(LocalReader):
         try:
             return self._releases[release.incarnation]
         except KeyError as error:
-            raise ReleaseNotFound(f"release {release.id} is not in this store") from error
+            raise not_found(release) from error

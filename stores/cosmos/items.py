@@ -109,11 +109,6 @@ def container_of(release: ReleaseRef | DraftRef) -> str:
     return CONTAINER + release.incarnation
 
 
-def not_found(release: ReleaseRef | DraftRef) -> ReleaseNotFound:
-    """Return the error for a release that has no container, or one that does not say what it holds."""
-    return ReleaseNotFound(f"release {release.id} is not in this store")
-
-
 def name_of(key: str) -> str:
     """Return the id of a row's item; StoreMisused for a key of no known kind."""
     kind, colon, identifier = key.partition(":")

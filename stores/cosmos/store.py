@@ -22,7 +22,6 @@ from stores.cosmos.items import (
     ItemWritten,
     container_of,
     name_of,
-    not_found,
     value_of,
 )
 from stores.cosmos.requests import DEADLINE_S
@@ -32,7 +31,7 @@ from stores.cosmos.rows import ReleaseRows
 from stores.cosmos.url import MANUAL_MIN, Address, Offer, Throughput, parse
 from stores.errors import ReleaseConflict, StoreError, StoreMisused
 from stores.prices import Bill
-from stores.store import Advised, Observer, Plan, ProvisionedStore, Row, Slot
+from stores.store import Advised, Observer, Plan, ProvisionedStore, Row, Slot, not_found
 
 # When a lookup is given up; callers bring shorter deadlines of their own.
 READ_DEADLINE_S = 1.0

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 from stores import catalogue as catalogue_record
 from stores.catalogue import Catalogue, DraftRef, ReleaseRef
-from stores.errors import ReleaseConflict, ReleaseNotFound, StoreError, StoreFull, StoreUnavailable
+from stores.errors import ReleaseConflict, StoreError, StoreFull, StoreUnavailable
 from stores.keys import META, Span, bounds, merged, pack, unpack
 from stores.redis.batcher import MAX_KEYS, Batcher
 from stores.redis.connection import PipelinedConnection, Reconnector
 from stores.redis.keys import Keys
 from stores.redis.url import Address, parse
-from stores.store import Advised, Plan, RoomChecked, Row, Slot
+from stores.store import Advised, Plan, RoomChecked, Row, Slot, not_found, sealed
 from stores.throttle import AdaptiveThrottle
 
 # When a server that does not answer lookups is given up; callers bring shorter timeouts of their own.
@@ -159,7 +159,7 @@ class RedisStore(Advised, RoomChecked):
 
     async def seal(self, draft: DraftRef) -> None:
         if not await self._control.execute_command(b"EVAL", SEAL, 1, self._keys.state(draft.incarnation)):
-            raise _not_found(draft.release)
+            raise not_found(draft)
 
     async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
         await self._check_exists(release)
@@ -169,7 +169,7 @@ class RedisStore(Advised, RoomChecked):
                 chunk = keys[start : start + MAX_KEYS]
                 exists, *values = await self._control.execute_command(b"MGET", state, *[head + key for key in chunk])
                 if exists is None:
-                    raise _not_found(release)
+                    raise not_found(release)
                 for key, value in zip(chunk, values, strict=True):
                     if value is not None:
                         yield Row(key, value)
@@ -196,7 +196,7 @@ class RedisStore(Advised, RoomChecked):
 
     async def _check_exists(self, release: ReleaseRef) -> None:
         if not await self._control.execute_command(b"EXISTS", self._keys.state(release.incarnation)):
-            raise _not_found(release)
+            raise not_found(release)
 
     async def _packed(self, span: Span) -> bytes | None:
         found: bytes | None = await self._control.execute_command(b"LINDEX", span.source, span.place)
@@ -265,9 +265,9 @@ class _Writer:
                 connection.send_command(b"WATCH", state), connection.send_command(b"GET", state)
             )
             if found is None:
-                raise _not_found(draft.release)
+                raise not_found(draft)
             if found != b"draft":
-                raise ReleaseConflict(f"release {draft.id} is sealed; publish a new one")
+                raise sealed(draft)
             started = time.monotonic()
             sent = [connection.send_command(*command) for command in (*commands, (b"EXEC",))]
             *_, outcome = await asyncio.gather(*sent)
@@ -325,10 +325,6 @@ def _bounded(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
         size += row_bytes
     if start < len(rows):
         yield rows[start:]
-
-
-def _not_found(release: ReleaseRef) -> ReleaseNotFound:
-    return ReleaseNotFound(f"release {release.id} is not in this store")
 
 
 def open_url(url: str) -> RedisStore:
