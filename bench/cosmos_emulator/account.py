@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from bench.cosmos_emulator.documents import Document, Documents, container_bytes, database_bytes, resource_id
+from bench.cosmos_emulator.documents import Document, Documents, resource_id
 from bench.cosmos_emulator.errors import OWNER_RESOURCE_NOT_FOUND, HttpError, bad_request
 from bench.cosmos_emulator.indexing import IndexingPolicy
 from bench.cosmos_emulator.partition_keys import PartitionKeyDefinition
@@ -67,8 +67,7 @@ class Container:
     ) -> None:
         self.database = database
         self.name = name
-        self.number = number
-        self.rid_bytes = container_bytes(database.number, number)
+        self.rid_bytes = database.rid_bytes + (number | 1 << 31).to_bytes(4, "big")
         self.rid = resource_id(self.rid_bytes)
         self.link = f"dbs/{database.rid}/colls/{self.rid}/"
         self.named_link = f"dbs/{quote(database.name)}/colls/{quote(name)}"
@@ -150,8 +149,8 @@ class Database:
 
     def __init__(self, name: str, number: int, etag: str, ts: int) -> None:
         self.name = name
-        self.number = number
-        self.rid = resource_id(database_bytes(number))
+        self.rid_bytes = number.to_bytes(4, "big")
+        self.rid = resource_id(self.rid_bytes)
         self.etag = etag
         self.ts = ts
         self.containers = dict[str, Container]()
@@ -191,6 +190,10 @@ class Account:
         """Return an etag that nothing had before, with its quotation marks."""
         count = self._next_etag()
         return f'"{count >> 32:08x}-0000-0000-0000-{count & 0xFFFFFFFF:012x}"'
+
+    def next_stamp(self) -> tuple[str, int]:
+        """Return the etag and the time of a resource that is written now."""
+        return self.next_etag(), int(self.clock())
 
     def database(self, name: str, *, is_owner: bool = False) -> Database:
         """Find a database; 404, whose substatus says whether the resource or its owner is missing."""

@@ -1,7 +1,8 @@
 """The items of one container: stored as the bytes that are returned, found by id and partition key, kept in order.
 
 A document takes its bytes and some 500 more. Its system properties stand at the end of its bytes, so that a read copies
-and a write appends. Resource ids (`_rid`) are made of a count, in as many bytes as the service's.
+and a write appends. A resource id (`_rid`) is 4 bytes of a database, then 4 of a container with the highest bit
+set, then 8 of the document, as the service's are.
 """
 
 from base64 import b64encode
@@ -133,16 +134,6 @@ class Documents:
                 yield document
 
 
-def resource_id(*parts: bytes) -> str:
+def resource_id(raw: bytes) -> str:
     """Return the resource id that some bytes stand for."""
-    return b64encode(b"".join(parts), b"+-").decode()
-
-
-def database_bytes(number: int) -> bytes:
-    """Return the bytes of a database's resource id: 4."""
-    return number.to_bytes(4, "big")
-
-
-def container_bytes(database: int, number: int) -> bytes:
-    """Return the bytes of a container's resource id: its database's, and 4 of its own with the highest bit set."""
-    return database_bytes(database) + (number | 1 << 31).to_bytes(4, "big")
+    return b64encode(raw, b"+-").decode()

@@ -37,18 +37,18 @@ TEXTS = ("partition", "operation")
 FIELDS = {"kind", "region", "values_ms", "file", *NUMBERS, *TEXTS}
 MAX_FAULTS, MAX_VALUES = 100, 1_000_000
 MAX_DELAY_MS = 600_000.0
+FOREVER_S = 1e9
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault, from its injection to its end; its fields are those of the JSON object that describes it."""
+    """One fault, from its injection to its end; most fields are those of the JSON object that describes it."""
 
     kind: str
     until: float
     """Seconds of the emulator's clock."""
 
     share: float = 1.0
-    for_s: float = 1e9
     delay_ms: float = 0.0
     retry_after_ms: float = 1000.0
     region: int | None = None
@@ -132,7 +132,7 @@ def _parse(resource: object, now: float, folder: Path | None) -> Fault:
         raise bad_request("only slow and latency can be for one partition")
     fields["values_ms"] = tuple(min(value, MAX_DELAY_MS) for value in values)
     fields["delay_ms"] = min(fields.get("delay_ms", 0.0), MAX_DELAY_MS)
-    return Fault(until=now + fields.get("for_s", 1e9), **fields)
+    return Fault(until=now + fields.pop("for_s", FOREVER_S), **fields)
 
 
 def _check_types(fields: dict[str, Any]) -> None:

@@ -38,14 +38,12 @@ class IndexingPolicy:
                 raise bad_request(f"{unknown} are not emulated")
         if self.mode == "none" and resource.get("includedPaths"):
             raise bad_request("includedPaths must be empty where indexingMode is none")
-        included = _paths(resource, "includedPaths")
         if self.mode == "consistent" and not resource.get("includedPaths") and "excludedPaths" not in resource:
-            included = [("*",)]
-        self._rules = dict.fromkeys(_paths(resource, "excludedPaths"), False) | dict.fromkeys(included, True)
+            resource = {**resource, "includedPaths": DEFAULT_POLICY["includedPaths"]}
+        excluded, included = _paths(resource, "excludedPaths"), _paths(resource, "includedPaths")
+        self._rules = dict.fromkeys(excluded, False) | dict.fromkeys(included, True)
         defaults = {"automatic": True, "includedPaths": [], "excludedPaths": []}
         self.resource = {**defaults, **resource, "indexingMode": self.mode}
-        if included == [("*",)] and not resource.get("includedPaths"):
-            self.resource["includedPaths"] = [{"path": "/*"}]
 
     @property
     def indexes_nothing(self) -> bool:

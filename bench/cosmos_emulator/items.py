@@ -298,7 +298,7 @@ def _stored_form(
     except orjson.JSONEncodeError as error:
         raise bad_request(f"the item cannot be stored: {error}") from None
     container = context.container
-    rid = resource_id(container.rid_bytes, document.serial.to_bytes(8, "little"))
+    rid = resource_id(container.rid_bytes + document.serial.to_bytes(8, "little"))
     escaped = etag.replace('"', '\\"')
     body = b'%b,"_rid":"%b","_self":"%bdocs/%b/","_etag":"%b","_attachments":"attachments/","_ts":%d}' % (
         user_bytes[:-1], rid.encode(), container.link.encode(), rid.encode(), escaped.encode(), ts,

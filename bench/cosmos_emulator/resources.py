@@ -51,7 +51,7 @@ def create_database(account: Account, resource: Mapping[str, Any]) -> Database:
     name = _checked_id(resource)
     if name in account.databases:
         raise HttpError(409, ALREADY_EXISTS)
-    database = Database(name, account.next_number(), account.next_etag(), int(account.clock()))
+    database = Database(name, account.next_number(), *account.next_stamp())
     account.databases[name] = database
     return database
 
@@ -76,7 +76,7 @@ def create_container(
     container = Container(database, name, account.next_number(), definition, partitions)
     _configure(account, container, resource)
     rid = resource_id(account.next_number().to_bytes(3, "big"))
-    account.offers[rid] = Offer(rid, container, throughput, throughput.ru, account.next_etag(), int(account.clock()))
+    account.offers[rid] = Offer(rid, container, throughput, throughput.ru, *account.next_stamp())
     database.containers[name] = container
     return container
 
@@ -118,7 +118,7 @@ def replace_throughput(account: Account, offer: Offer, throughput: Throughput) -
             document.partition = container.partitions.of(container.effective_key_of(document))
     offer.throughput = throughput
     offer.highest_ru = max(offer.highest_ru, throughput.ru)
-    offer.etag, offer.ts = account.next_etag(), int(account.clock())
+    offer.etag, offer.ts = account.next_stamp()
     return offer
 
 
@@ -132,7 +132,7 @@ def _configure(account: Account, container: Container, resource: Mapping[str, An
             "time to live cannot be on where indexingMode is none: the service needs its index to find what expired"
         )
     container.policy = policy
-    container.etag, container.ts = account.next_etag(), int(account.clock())
+    container.etag, container.ts = account.next_stamp()
     if container.default_ttl != ttl:
         container.default_ttl = ttl
         container.reschedule_expiry()
