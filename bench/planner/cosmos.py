@@ -7,7 +7,7 @@ from bench.planner.demand import needed_ru, skew_factor, write_charge
 from bench.planner.figures import Figure, Ledger, round_up
 from bench.planner.inputs import CAPACITIES, Inputs, hourly_shares
 from stores.cosmos.charges import Charges
-from stores.cosmos.throughput import (
+from stores.cosmos.url import (
     AUTOSCALE_MIN,
     AUTOSCALE_STEP,
     INITIAL_PARTITION_RU,

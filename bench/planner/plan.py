@@ -20,7 +20,7 @@ SEPARATOR_BYTES = len(",\n")
 QUOTES, TITLE_QUOTES = 6, 4
 # An item of Cosmos DB without its id and its list.
 SKELETON_BYTES = len('{"id":"user.","t":""}')
-# As `stores.redis.memory` has them, which needs the extra `redis`; a test compares the two.
+# As `stores.redis.store` has them, which needs the extra `redis`; a test compares the two.
 REDIS_ROW_BYTES, REDIS_ALLOCATED = 80, 1.08
 REDIS_HEAD_BYTES = len("hotplate:20261120T064200Z-7f3a:")
 

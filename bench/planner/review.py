@@ -10,7 +10,7 @@ from typing import Any
 from bench.planner.figures import format_value
 from bench.planner.inputs import KNOWN, Inputs, Layer, PlanMisused, read_toml
 from bench.planner.plan import Plan
-from stores.cosmos.throughput import INITIAL_PARTITION_RU, MAX_RU, PARTITION_RU
+from stores.cosmos.url import INITIAL_PARTITION_RU, MAX_RU, PARTITION_RU
 from stores.prices import LISTED
 
 REPORT_FORMAT = 1

@@ -21,8 +21,7 @@ from stores.cosmos.control import AccountContainers
 from stores.cosmos.items import Account
 from stores.cosmos.requests import DEADLINE_S
 from stores.cosmos.rest import RestClient
-from stores.cosmos.throughput import Throughput
-from stores.cosmos.url import Address, parse
+from stores.cosmos.url import Address, Throughput, parse
 from stores.errors import StoreError, StoreThrottled
 from stores.http1 import Response
 

@@ -20,11 +20,9 @@ from bench.loadgen.keys import HotSet, InTurn, Keys, Zipf
 from bench.loadgen.load import Requests
 from bench.planner.demand import cache_hits, predict_ru, write_charge
 from bench.ru.sandbox import AccountSandbox, Items, fullest_share
-from stores.cosmos.auth import KeySigner
 from stores.cosmos.charges import Charges
-from stores.cosmos.requests import RequestBuilder, partition_key_header
-from stores.cosmos.throughput import AUTOSCALE_STEP, Throughput
-from stores.cosmos.url import KEY, Address
+from stores.cosmos.requests import KeySigner, RequestBuilder, partition_key_header
+from stores.cosmos.url import AUTOSCALE_STEP, KEY, Address, Throughput
 
 UPSERT = b"content-type: application/json\r\nprefer: return=minimal\r\nx-ms-documentdb-is-upsert: True\r\n"
 # What a cache has seen before the first request that counts: enough for its content to be steady.

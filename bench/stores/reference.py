@@ -6,7 +6,7 @@ from typing import NamedTuple
 from bench.options import PUBLISHED_MEDIAN_MS, PUBLISHED_RATE, PUBLISHED_RU, PUBLISHED_USERS, THINK_S
 from bench.planner.figures import round_up
 from stores.cosmos.charges import Charges
-from stores.cosmos.throughput import MANUAL_MIN, MANUAL_STEP
+from stores.cosmos.url import MANUAL_MIN, MANUAL_STEP
 from stores.prices import HOURS_A_MONTH, Prices
 
 SOURCE = "https://learn.microsoft.com/azure/architecture/ai-ml/architecture/real-time-recommendation"

@@ -20,8 +20,7 @@ from bench.stores.results import ComparisonResult, RoundResult, StoreResult
 from bench.stores.rounds import Settings, StoreComparison
 from bench.stores.setup import Setup, own_stores, prepared_stores
 from bench.stores.table import Column, table_lines
-from stores.cosmos.throughput import Throughput
-from stores.cosmos.url import parse
+from stores.cosmos.url import Throughput, parse
 
 DECIDING_METRIC = "p99"
 ENCODINGS = ("json", "zstd")

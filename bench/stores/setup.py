@@ -28,13 +28,11 @@ from bench.process import (
 )
 from stores.catalogue import ReleaseRef
 from stores.compression import compress
-from stores.connect import connect
+from stores.connect import connect, redacted
 from stores.keys import USER
-from stores.lifecycle import publish
+from stores.lifecycle import copy, publish
 from stores.manifest import Manifest
 from stores.store import Row, Store
-from stores.transfer import copy
-from stores.urls import redacted
 from stores.verification import load_manifest
 
 EMULATOR = "local emulator, not Azure"

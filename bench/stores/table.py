@@ -26,7 +26,7 @@ from bench.stores.results import PublishRun, RoundResult, ServiceRun, StoreResul
 from bench.stores.rounds import BATCHES
 from stores.cosmos.charges import KB
 from stores.cosmos.charges import load as load_charges
-from stores.cosmos.throughput import Throughput
+from stores.cosmos.url import Throughput
 from stores.manifest import Manifest
 from stores.prices import load as load_prices
 

@@ -19,8 +19,7 @@ from bench.progress import ProgressDisplay
 from bench.ru.report import RU, Effect, SweepResult
 from bench.ru.run import Sweep, plan
 from bench.ru.sandbox import AccountSandbox, Items
-from stores.cosmos.throughput import Throughput
-from stores.cosmos.url import parse
+from stores.cosmos.url import Throughput, parse
 from stores.http1 import Response
 from tests.support.cosmos_server import Direct, signed
 from tests.support.virtual import SimulatedTransport, VirtualLoop, in_virtual_time
