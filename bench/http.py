@@ -7,31 +7,22 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from bench.answers import check_answers
-from bench.errors import BenchFailed, BenchMisused
+from bench.errors import BenchMisused
 from bench.loadgen import schedule
-from bench.loadgen.capacity import (
-    Objective,
-    Point,
-    batch_point,
-    find_max,
-    highest,
-    knee,
-    parse_objective,
-)
+from bench.loadgen.capacity import Objective, Point, batch_point, find_max, highest, knee, parse_objective
 from bench.loadgen.keys import Draw, HotSet, InTurn, Keys, Uniform, Zipf
-from bench.loadgen.load import KEY, Gets, Load, Paths, Posts
+from bench.loadgen.load import KEY, Gets, Load, Paths, Posts, send_one
 from bench.loadgen.recorder import Sample
 from bench.loadgen.result import Result
 from bench.loadgen.schedule import Arrivals
 from bench.loadgen.workers import WorkerPool
 from bench.options import HttpOptions
 from bench.progress import ProgressDisplay
-from bench.report.report import Report, Series, series
+from bench.report.page import Runs
+from bench.report.report import Report, series
 from bench.report.text import parse_rate, parse_seconds, parse_share
-from stores.connect import connect
-from stores.http1 import ConnectionPool, RequestFailed
+from stores.connect import connect, redacted
 from stores.keys import USER
-from stores.urls import redacted
 
 DEFAULT_RATE = "1k"
 
@@ -60,17 +51,8 @@ class Plan:
     objective: Objective | None = None
     batches: Sequence[int] = ()
     keys: Keys | None = None
-    n: int = 10
     store: str | None = None
     configuration: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class HttpResult:
-    """A report, and the runs behind its series, each with the epoch second of its start."""
-
-    report: Report
-    runs: tuple[tuple[float, Result], ...]
 
 
 def make_plan(options: HttpOptions) -> Plan:
@@ -195,28 +177,17 @@ def _only_one(given: Mapping[str, object]) -> None:
         raise BenchMisused(f"{' and '.join(names)} exclude each other")
 
 
-def measure(plan: Plan, display: ProgressDisplay) -> HttpResult:
+def measure(plan: Plan, display: ProgressDisplay) -> tuple[Report, Runs]:
     """Measure; Ctrl-C ends it with what there is by then. Raises BenchFailed where nothing answers."""
-    _require_answer(plan.load)
+    load = plan.load
+    send_one(load.url, next(load.rendered()), load.timeout_s, load.ca)
     with WorkerPool(plan.processes) as pool:
         made = _Measurement(plan, pool, display)
-        made.run()
-    checked = asyncio.run(check_answers(plan.store, made.samples)) if plan.store else None
-    failures = [] if made.runs or made.searched else ["nothing was measured"]
-    if made.searched and highest(made.searched) is None:
-        failures.append(f"no rate was inside the objective {plan.objective}")
-    if checked is not None and checked.wrong:
-        failures.append(f"{checked.wrong} of {checked.compared} compared answers were wrong")
-    extra = {"search": made.search_to_json(), "sweep": made.sweep_to_json(), "checked": checked and asdict(checked)}
-    report = Report(
-        kind="http",
-        configuration=plan.configuration,
-        series=made.series(),
-        interrupted=made.interrupted,
-        failures=tuple(failures),
-        extra={name: found for name, found in extra.items() if found is not None},
-    )
-    return HttpResult(report, tuple(made.runs))
+        try:
+            made.run()
+        except KeyboardInterrupt:  # between two runs; within one the pool notices it, and ends the run
+            made.interrupted = True
+    return made.report(), made.runs
 
 
 class _Measurement:
@@ -227,65 +198,64 @@ class _Measurement:
         self._pool = pool
         self._display = display
         self._swept = list[Point]()
-        self.searched = list[Point]()
+        self._searched = list[Point]()
+        self._samples = list[Sample]()
         self.runs = list[tuple[float, Result]]()
-        self.samples = list[Sample]()
         self.interrupted = False
 
     def run(self) -> None:
-        """Make all runs, or those until Ctrl-C."""
-        plan = self._plan
-        load = plan.load
-        try:
-            if plan.warmup_s:
-                self._run("warm-up", for_seconds(load, plan.warmup_s))
-            if plan.batches:
-                self._sweep_batches()
+        """Make all runs."""
+        plan, load = self._plan, self._plan.load
+        if plan.warmup_s:
+            self._run("warm-up", for_seconds(load, plan.warmup_s))
+        if plan.batches:
+            self._sweep_batches()
+            return
+        if plan.objective:
+            self._find_max(load, plan.objective)
+            if (found := highest(self._searched)) is None:
                 return
-            if plan.objective:
-                found = self._find_max(load, plan.objective)
-                if found is None:
-                    return
-                load = replace(load, arrivals=at_rate(load, found.at))
-            for number in range(1, plan.rounds + 1):
-                if not self.interrupted:
-                    self._run_and_keep(f"round {number} of {plan.rounds}", load)
-        except KeyboardInterrupt:  # between two runs; within one the pool notices it, and ends the run
-            self.interrupted = True
+            load = replace(load, arrivals=at_rate(load, found.at))
+        for number in range(1, plan.rounds + 1):
+            if not self.interrupted:
+                self._run_and_keep(f"round {number} of {plan.rounds}", load)
 
-    def series(self) -> tuple[Series, ...]:
-        """Return a series of all rounds, or one for each size of batch."""
-        results = [result for _, result in self.runs]
-        if self._plan.batches:
-            return tuple(
-                series(f"batch {found.at:g}", [result]) for found, result in zip(self._swept, results, strict=True)
-            )
-        return (series(self._plan.load.url, results),)
+    def report(self) -> Report:
+        """Sum up what was measured until now, with a series of all rounds, or one for each size of batch."""
+        plan, best, results = self._plan, highest(self._searched), [result for _, result in self.runs]
+        failures = [] if results or self._searched else ["nothing was measured"]
+        extra = dict[str, Any]()
+        if self._searched:
+            points = [each.to_json() for each in self._searched]
+            extra["search"] = {"objective": str(plan.objective), "highest": best and best.at, "points": points}
+            failures += [] if best else [f"no rate was inside the objective {plan.objective}"]
+        if self._swept:
+            most, points = knee(self._swept), [each.to_json() for each in self._swept]
+            extra["sweep"] = {"parallel": PARALLEL, "knee": most and most.at, "points": points}
+        if plan.store:
+            checked = asyncio.run(check_answers(plan.store, self._samples))
+            extra["checked"] = asdict(checked)
+            failures += [f"{checked.wrong} of {checked.compared} compared answers were wrong"] if checked.wrong else []
+        batches = zip(self._swept, results, strict=False)
+        return Report(
+            kind="http",
+            configuration=plan.configuration,
+            series=tuple(series(f"batch {found.at:g}", [result]) for found, result in batches)
+            if plan.batches
+            else (series(plan.load.url, results),),
+            interrupted=self.interrupted,
+            failures=tuple(failures),
+            extra=extra,
+        )
 
-    def search_to_json(self) -> dict[str, Any] | None:
-        """Return the search for the highest rate as plain values, where one was made."""
-        if not self.searched:
-            return None
-        best = highest(self.searched)
-        points = [each.to_json() for each in self.searched]
-        return {"objective": str(self._plan.objective), "highest": best and best.at, "points": points}
-
-    def sweep_to_json(self) -> dict[str, Any] | None:
-        """Return the sizes of batch as plain values, where they were tried."""
-        if not self._swept:
-            return None
-        best = knee(self._swept)
-        return {"parallel": PARALLEL, "knee": best and best.at, "points": [each.to_json() for each in self._swept]}
-
-    def _find_max(self, load: Load, objective: Objective) -> Point | None:
+    def _find_max(self, load: Load, objective: Objective) -> None:
         if load.schedule is None:
             raise BenchMisused("a search needs an open loop: a closed one sends no more than is answered")
 
         def attempt(rate: float) -> Result:
             return self._run(f"{rate:,.0f} requests/s", replace(load, rate=None, arrivals=at_rate(load, rate)))
 
-        self.searched += find_max(attempt, objective, load.schedule.rate)
-        return highest(self.searched)
+        self._searched += find_max(attempt, objective, load.schedule.rate)
 
     def _sweep_batches(self) -> None:
         plan = self._plan
@@ -294,10 +264,9 @@ class _Measurement:
         for size in plan.batches:
             if self.interrupted:
                 return
-            requests = Posts(plan.keys, size, plan.n)
+            requests = Posts(plan.keys, size)
             load = replace(plan.load, requests=requests, rate=None, arrivals=None, connections=PARALLEL)
-            result = self._run_and_keep(f"batch {size}", load)
-            self._swept.append(batch_point(size, result))
+            self._swept.append(batch_point(size, self._run_and_keep(f"batch {size}", load)))
 
     def _run_and_keep(self, name: str, load: Load) -> Result:
         started_at = time.time()
@@ -308,7 +277,7 @@ class _Measurement:
     def _run(self, name: str, load: Load) -> Result:
         self._display.start(name, load.duration_s)
         result = self._pool.run(load, self._display.update)
-        self.samples += result.samples
+        self._samples += result.samples
         self.interrupted = self.interrupted or result.interrupted
         return result
 
@@ -322,19 +291,3 @@ def for_seconds(load: Load, duration_s: float) -> Load:
     """Shorten a load, at its mean rate, and keep nothing of its responses."""
     arrivals = schedule.constant(load.schedule.rate, duration_s, load.schedule.seed) if load.schedule else None
     return replace(load, rate=None, arrivals=arrivals, duration_s=duration_s, sample_every=0)
-
-
-def _require_answer(load: Load) -> None:
-    """Send one request; BenchFailed where no response comes, whatever its status."""
-
-    async def send() -> None:
-        pool = ConnectionPool(load.host, load.port, size=1, tls=load.tls())
-        try:
-            await pool.request(next(load.rendered()), load.timeout_s)
-        finally:
-            await pool.close()
-
-    try:
-        asyncio.run(send())
-    except RequestFailed as error:
-        raise BenchFailed(f"nothing answers at {load.url} ({error.kind}); is the service running?") from error

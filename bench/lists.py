@@ -9,9 +9,7 @@ from stores.encoding import ItemEncoder
 from stores.keys import OVERALL, POPULAR, USER
 from stores.store import Plan, Row
 
-ITEMS = 9_000
-DISTINCT = 4_096
-BATCH = 4_096
+ITEMS, DISTINCT, BATCH = 9_000, 4_096, 4_096
 
 
 @dataclass(frozen=True, slots=True)

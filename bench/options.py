@@ -2,9 +2,12 @@
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-from stores.urls import redacted
+from stores.connect import redacted
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 # The panels of `--help`.
 WHEN, WHAT, HOW = "When requests fall due", "What is requested", "How it is measured"
@@ -24,6 +27,14 @@ class Argument(NamedTuple):
 
     help: str
     metavar: str
+
+
+def _plain(options: "DataclassInstance", unless: tuple[object, ...] = (None, False), **shown: object) -> dict[str, Any]:
+    """Return the values of options but those in *unless*; some are *shown* in another way."""
+    values = asdict(options) | shown
+    return {
+        name: str(value) if isinstance(value, Path) else value for name, value in values.items() if value not in unless
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,11 +81,8 @@ class HttpOptions:
 
     def to_json(self) -> dict[str, Any]:
         """Return what was set as plain values; of headers only the names, of the store no password."""
-        values = {name: value for name, value in asdict(self).items() if value not in (None, (), False)}
-        values["headers"] = [header.partition(":")[0] for header in self.headers]
-        if self.store:
-            values["store"] = redacted(self.store)
-        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+        names = [header.partition(":")[0] for header in self.headers]
+        return _plain(self, headers=names, store=self.store and redacted(self.store))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,8 +127,38 @@ class StoresOptions:
 
     def to_json(self) -> dict[str, Any]:
         """Return what was set as plain values, without passwords."""
-        values = {name: value for name, value in asdict(self).items() if name != "urls" and value not in (None, False)}
-        return values | {"stores": [redacted(url) for url in self.urls]}
+        return _plain(self, urls=None, stores=[redacted(url) for url in self.urls])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepOptions:
+    """Options of `bench ru`, as they were given; `bench.ru.run.plan` checks them."""
+
+    levels: Annotated[str, Flag("The levels of RU/s to measure.", WHAT)] = "400,1k,2k,4k,8k,11k"
+    account: Annotated[
+        str | None,
+        Flag(
+            "A real account, as cosmos://ACCOUNT/DATABASE, in which containers are created and dropped. Without it, an "
+            "emulator is started here.",
+            WHAT,
+            env=False,  # so that nobody's account is measured by accident
+        ),
+    ] = None
+    effects: Annotated[
+        bool, Flag("Also measure other effects: sizes, consistency, skew, cache, publishing, autoscale, burst.", WHAT)
+    ] = True
+    slo: Annotated[str, Flag("The objective. On an emulator its latencies are of loopback.", HOW)] = (
+        "p99=50ms,throttled=1%"
+    )
+    duration: Annotated[
+        str | None, Flag("The duration of one trial. By default 2s on an emulator and 10s on an account.", HOW)
+    ] = None
+    connections: Annotated[int, Flag("The most requests in flight.", HOW)] = 128
+    yes: Annotated[bool, Flag("With --account: spend the money without asking first.", HOW, env=False)] = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what was given as plain values, without what may be secret."""
+        return _plain(self, unless=(None,), account=self.account and redacted(self.account), yes=None)
 
 
 # The published load: 200 users who sent 180 requests/s, at a median of some 60 ms, to a container of 11,000 RU/s.

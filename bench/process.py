@@ -11,15 +11,28 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing import Pipe
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from prometheus_client.parser import text_string_to_metric_families
 
 from bench.errors import BenchFailed
 from bench.report.machine import ROOT, environment
 
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+# Over which a process and a worker of its send each other messages.
+Channel: TypeAlias = "Connection[Any, Any]"
+
 READY_WITHIN_S = 30.0
+
+# When a server that does not report what it uses is given up.
+METRICS_TIMEOUT_S = 5.0
+EMULATOR_METRICS = "/__emulation/metrics"
 STOP_WITHIN_S = 10.0
 
 # Fields of /proc/PID/stat, counted from the one after the name.
@@ -92,19 +105,15 @@ class RedisServer:
 
     def is_ready(self) -> bool:
         """Return whether it answers yet."""
-        from redis import RedisError  # noqa: PLC0415 -- an extra: only who measures Redis needs it
-
-        try:
-            return bool(self._execute("PING"))
-        except RedisError:
-            return False
+        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1.0) as connection:
+            connection.sendall(b"PING\r\n")
+            return connection.recv(5) == b"+PONG"
+        return False
 
     def _execute(self, *command: str) -> Any:  # noqa: ANN401 -- a reply is whatever the command returns
-        from redis import Redis  # noqa: PLC0415 -- as above
-        from redis.backoff import NoBackoff  # noqa: PLC0415 -- as above
-        from redis.retry import Retry  # noqa: PLC0415 -- as above
+        from redis import Redis  # noqa: PLC0415 -- an extra: only who measures Redis needs it
 
-        with Redis(port=self.port, retry=Retry(NoBackoff(), 0)) as client:
+        with Redis(port=self.port) as client:
             return client.execute_command(*command)
 
 
@@ -145,7 +154,7 @@ def emulator_serving(*options: str, core: int = 1) -> Iterator[Server]:
     port = free_port()
     command = [sys.executable, "-m", "hotplate", "cosmos-emulator", "--port", str(port), "--json", *options]
     scheme = "https" if "--tls" in options else "http"
-    with serving(command, port, "/__emulation/metrics", core=core, scheme=scheme) as server:
+    with serving(command, port, EMULATOR_METRICS, core=core, scheme=scheme) as server:
         yield server
 
 
@@ -161,17 +170,56 @@ def redis_serving() -> Iterator[RedisServer]:
             process.kill()  # it has nothing to lose
 
 
+def read_metrics(url: str, name: str, ca: str | None = None, **labels: str) -> list[float]:
+    """Read a metric of a server of ours, one value for each set of labels that begin so. Raises OSError."""
+    trusted = ssl.create_default_context(cafile=ca) if url.startswith("https:") else None
+    with urllib.request.urlopen(url, timeout=METRICS_TIMEOUT_S, context=trusted) as page:  # noqa: S310 -- http(s), by whoever calls
+        text = page.read().decode()
+    return [
+        sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == name and all(sample.labels[label].startswith(value) for label, value in labels.items())
+    ]
+
+
 def redis_installed() -> bool:
     """Return whether this machine has a redis-server to start."""
     return shutil.which(REDIS_SERVER) is not None
 
 
-def stop_process(process: "subprocess.Popen[Any]", within_s: float = STOP_WITHIN_S) -> None:
-    """Wait for a process that is about to end, and kill it where it does not."""
+def start_worker(target: str, env: Mapping[str, str] | None = None) -> "tuple[subprocess.Popen[bytes], Channel]":
+    """Start a process that calls *target*, written `module:function`, with the other end of the returned channel."""
+    ours, theirs = Pipe()
+    module, _, function = target.partition(":")  # not with -m, by which its messages would be classes of another module
+    program = f"import sys, {module} as module; from multiprocessing.connection import Connection as Channel; "
+    command = [sys.executable, "-P", "-c", f"{program}module.{function}(Channel(int(sys.argv[1])))"]
+    number = theirs.fileno()
+    process = subprocess.Popen([*command, str(number)], pass_fds=[number], stdin=subprocess.DEVNULL, env=env)  # noqa: S603 -- our own modules
+    theirs.close()
+    return process, ours
+
+
+def receive(channel: Channel, died: str) -> object:
+    """Receive a worker's message; raises one that is an exception, and BenchFailed, which says *died*, for none."""
+    try:
+        message: object = channel.recv()
+    except (EOFError, ConnectionError) as error:
+        raise BenchFailed(died) from error
+    if isinstance(message, Exception):
+        raise message
+    return message
+
+
+def stop_process(process: "subprocess.Popen[Any]", within_s: float = STOP_WITHIN_S, *, group: bool = False) -> None:
+    """Wait for a process that is about to end, and kill it, or its whole group, where it does not."""
     try:
         process.wait(within_s)
     except subprocess.TimeoutExpired:
-        process.kill()
+        if group:
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
         process.wait()
 
 
@@ -195,11 +243,7 @@ def _running(
             yield process
         finally:
             process.terminate()
-            try:
-                process.wait(STOP_WITHIN_S)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            stop_process(process, group=True)
 
 
 def free_port() -> int:

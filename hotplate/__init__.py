@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from serve.app import mount
     from serve.reader import Lists, NotReady, Recommendations
     from serve.reader import open_lists as open  # noqa: A004 -- as webbrowser.open: it is always hotplate.open
+    from stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef
+    from stores.catalogue import dump as dump_catalogue
+    from stores.catalogue import parse as parse_catalogue
     from stores.connect import connect
     from stores.encoding import Item
     from stores.errors import (
@@ -25,19 +28,34 @@ if TYPE_CHECKING:
         StoreThrottled,
         StoreUnavailable,
     )
+    from stores.keys import META
+    from stores.store import Advised, LocalReader, Observer, Plan, Reader, Row, Slot, Store
 
     __version__: str
 
 __all__ = [
+    "META",
+    "Advised",
+    "Catalogue",
     "CatalogueUnreadable",
+    "DraftRef",
     "Item",
     "Lists",
+    "LocalReader",
     "NotReady",
+    "Observer",
     "PartUnavailable",
+    "Plan",
+    "Reader",
     "Recommendations",
     "ReleaseConflict",
     "ReleaseCorrupt",
+    "ReleaseId",
     "ReleaseNotFound",
+    "ReleaseRef",
+    "Row",
+    "Slot",
+    "Store",
     "StoreError",
     "StoreFull",
     "StoreMisused",
@@ -45,20 +63,23 @@ __all__ = [
     "StoreUnavailable",
     "__version__",
     "connect",
+    "dump_catalogue",
     "mount",
     "open",
+    "parse_catalogue",
 ]
 
-# Where a public name lives, and what it is called there where that differs; all others are in `stores.errors`.
+# The module of each public name, and what it is called there where that differs.
 _HOMES = {
-    "Item": ("stores.encoding", "Item"),
-    "Lists": ("serve.reader", "Lists"),
-    "NotReady": ("serve.reader", "NotReady"),
-    "Recommendations": ("serve.reader", "Recommendations"),
-    "connect": ("stores.connect", "connect"),
-    "mount": ("serve.app", "mount"),
-    "open": ("serve.reader", "open_lists"),
+    "serve.app": ("mount",),
+    "serve.reader": ("Lists", "NotReady", "Recommendations", "open"),
+    "stores.catalogue": ("Catalogue", "DraftRef", "ReleaseId", "ReleaseRef", "dump_catalogue", "parse_catalogue"),
+    "stores.connect": ("connect",),
+    "stores.encoding": ("Item",),
+    "stores.keys": ("META",),
+    "stores.store": ("Advised", "LocalReader", "Observer", "Plan", "Reader", "Row", "Slot", "Store"),
 }
+_KNOWN_AS = {"dump_catalogue": "dump", "open": "open_lists", "parse_catalogue": "parse"}
 
 
 if not TYPE_CHECKING:  # so that type checkers see the imports above, and no other names
@@ -72,8 +93,8 @@ if not TYPE_CHECKING:  # so that type checkers see the imports above, and no oth
 
             value = version("hotplate")
         else:
-            module, known_as = _HOMES.get(name, ("stores.errors", name))
-            value = getattr(import_module(module), known_as)
+            home = next((module for module, names in _HOMES.items() if name in names), "stores.errors")
+            value = getattr(import_module(home), _KNOWN_AS.get(name, name))
         globals()[name] = value
         return value
 

@@ -75,6 +75,7 @@ class Tier:
         self._local = reader if isinstance(reader, LocalReader) else None
         self._metrics = metrics
         self._deadlines = TaskDeadlines()
+        self._late_error: type[StoreUnavailable] = StoreUnavailable
         self._open_because = ""
         self._logged_at = float("-inf")
         self._open_is_logged = False
@@ -117,7 +118,7 @@ class Tier:
         try:
             result = await self._deadlines.until(deadline, self._read_live(served, keys, deadline))
         except TimeoutError:
-            late = StoreUnavailable(f"{self.name} did not answer in {timeout_s * 1000:.0f} ms")
+            late = self._late_error(f"{self.name} did not answer in {timeout_s * 1000:.0f} ms")
             self._failed(late)
             raise late from None
         except BaseException as error:
@@ -132,6 +133,8 @@ class Tier:
     def _failed(self, error: BaseException) -> None:
         """Report a failure to the breaker; a store that reads key by key may have failed this key only."""
         was_open = self.breaker.is_open
+        if isinstance(error, PartUnavailable):
+            self._late_error = PartUnavailable  # ours may come before its own where this loop was busy
         self.breaker.failed(FAILURES_OF_PARTS if isinstance(error, PartUnavailable) else FAILURES)
         if self.breaker.is_open and not was_open:
             self._open_because = f"circuit open after repeated failures: {error}"

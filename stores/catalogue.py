@@ -260,16 +260,7 @@ def dump(catalogue: Catalogue) -> bytes:
             "generation": catalogue.generation,
             "token": catalogue.token,
             "live": catalogue.live,
-            "releases": [
-                {
-                    "id": entry.id,
-                    "state": entry.state,
-                    "created_at": entry.created_at,
-                    "superseded_at": entry.superseded_at,
-                    "lease_until": entry.lease_until,
-                }
-                for entry in catalogue.releases
-            ],
+            "releases": catalogue.releases,
         },
         option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE,
     )

@@ -14,10 +14,10 @@ import zstandard
 
 from stores import encoding
 from stores.catalogue import ReleaseRef
-from stores.errors import ReleaseCorrupt, StoreError, StoreMisused
+from stores.errors import ReleaseCorrupt, StoreMisused
 from stores.keys import DICTIONARY, META, POPULAR
 from stores.manifest import MAX_POPULAR_BYTES, Manifest
-from stores.store import Plan, Reader, Row
+from stores.store import Plan, Reader, Row, read_one
 
 LEVEL = 3
 
@@ -144,12 +144,10 @@ async def load_decode(reader: Reader, release: ReleaseRef, manifest: Manifest) -
     """Return what opens the lists of a release; ReleaseCorrupt where its dictionary is missing or damaged."""
     if manifest.encoding == "json":
         return _unchanged
-    (slot,) = await reader.get_many(release, [DICTIONARY])
-    if isinstance(slot, StoreError):
-        raise slot
-    if slot is None:
+    dictionary = await read_one(reader, release, DICTIONARY)
+    if dictionary is None:
         raise ReleaseCorrupt(f"release {manifest.release} has lost its dictionary; publish it again")
-    return Decompressor(slot).decode
+    return Decompressor(dictionary).decode
 
 
 def read_ids(row: Row, decode: Decode) -> list[str]:

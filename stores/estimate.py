@@ -6,16 +6,18 @@ import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from stores.catalogue import Catalogue, DraftRef, ReleaseRef
-from stores.errors import ReleaseConflict, ReleaseNotFound
 from stores.manifest import Manifest
+from stores.memory import MemoryStore
 from stores.prices import Bill
 from stores.store import Plan, ProvisionedStore, RoomChecked, Row, Slot, Store
 
 T = TypeVar("T")
+
+CheckRoom = Callable[[DraftRef, Plan], Awaitable[None]]
 
 # How many rows are handed from one event loop to the other at once.
 SCAN_ROWS = 1000
@@ -69,7 +71,11 @@ async def estimate(store: Store, publish: Callable[[Store], Awaitable[Manifest]]
     *publish* runs in a thread, on an event loop of its own; what it raises is raised here: StoreFull, as by `create`,
     for what cannot fit.
     """
-    simulation = await (store.simulate() if isinstance(store, ProvisionedStore) else _Recording.of(store))
+    simulation: Simulation
+    if isinstance(store, ProvisionedStore):
+        simulation = await store.simulate()
+    else:
+        simulation = _Recording(store, await store.catalogue(), asyncio.get_running_loop())
     loop = VirtualLoop()
 
     async def run() -> Estimate:
@@ -165,10 +171,10 @@ class ReaderOfLoop:
         self.batch = reader.batch
 
     async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
-        return await self._on_home(self._reader.get_many(release, keys, timeout_s=timeout_s))
+        return await _on_loop(self._home, self._reader.get_many(release, keys, timeout_s=timeout_s))
 
     async def catalogue(self) -> Catalogue:
-        return await self._on_home(self._reader.catalogue())
+        return await _on_loop(self._home, self._reader.catalogue())
 
     async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
         rows = self._reader.scan(release)
@@ -181,13 +187,15 @@ class ReaderOfLoop:
                     break
             return taken
 
-        while taken := await self._on_home(take()):
+        while taken := await _on_loop(self._home, take()):
             for row in taken:
                 yield row
 
-    async def _on_home(self, work: Coroutine[Any, Any, T]) -> T:
-        result = asyncio.run_coroutine_threadsafe(work, self._home).result
-        return await asyncio.get_running_loop().run_in_executor(None, result)
+
+async def _on_loop(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:
+    """Await *work* on another thread's loop; no virtual time passes here meanwhile."""
+    result = asyncio.run_coroutine_threadsafe(work, loop).result
+    return await asyncio.get_running_loop().run_in_executor(None, result)
 
 
 class Spool:
@@ -229,11 +237,6 @@ class _Recording(Simulation):
         self._catalogue = catalogue
         self._home = home
 
-    @classmethod
-    async def of(cls, store: Store) -> "_Recording":
-        """Begin with the catalogue of *store*."""
-        return cls(store, await store.catalogue(), asyncio.get_running_loop())
-
     def open(self, clock: Callable[[], float]) -> Store:
         began = clock()
         return _RecordingStore(
@@ -246,77 +249,31 @@ class _Recording(Simulation):
 
     async def _check_room(self, draft: DraftRef, plan: Plan) -> None:
         if isinstance(self._store, RoomChecked):
-            checked = asyncio.run_coroutine_threadsafe(self._store.check_room(draft, plan), self._home)
-            await asyncio.get_running_loop().run_in_executor(None, checked.result)
+            await _on_loop(self._home, self._store.check_room(draft, plan))
 
 
-class _RecordingStore:
-    """A store in a spool; see `Store`."""
+class _RecordingStore(MemoryStore):
+    """A memory store whose rows are in a spool, with room for what the recorded store has room for."""
 
-    def __init__(
-        self,
-        catalogue: Catalogue,
-        now: Callable[[], float],
-        check_room: Callable[[DraftRef, Plan], Awaitable[None]],
-        batch: int,
-    ) -> None:
+    def __init__(self, catalogue: Catalogue, clock: Callable[[], float], check_room: CheckRoom, batch: int) -> None:
+        super().__init__(clock, catalogue)
         self.batch = batch
-        self._catalogue = catalogue
-        self._now = now
         self._check_room = check_room
         self._spool = Spool()
-        self._sealed = dict[str, bool]()
 
-    async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
-        del timeout_s  # a spool is never late
-        self._check(release)
-        return [self._spool.get(release.incarnation, key) for key in keys]
-
-    async def catalogue(self) -> Catalogue:
-        return replace(self._catalogue, now=self._now())
-
-    async def changes(self) -> AsyncIterator[Catalogue]:
-        yield await self.catalogue()
-
-    async def close(self) -> None:
-        """Nothing to give back."""
+    def get(self, release: ReleaseRef, key: str) -> bytes | None:
+        self._find(release)
+        return self._spool.get(release.incarnation, key)
 
     async def create(self, draft: DraftRef, plan: Plan) -> None:
         await self._check_room(draft, plan)
-        self._sealed.setdefault(draft.incarnation, False)
+        await super().create(draft, plan)
 
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
-        del part
-        self._check(draft)
-        if self._sealed[draft.incarnation]:
-            raise ReleaseConflict(f"release {draft.id} is sealed; publish a new one")
+        await super().put(draft, (), part)  # checks that it may be written
         self._spool.put(draft.incarnation, rows)
 
-    async def resume_point(self, draft: DraftRef, part: int = 0) -> str | None:
-        del part
-        self._check(draft)
-        return None  # a simulation begins every draft anew
-
-    async def seal(self, draft: DraftRef) -> None:
-        self._check(draft)
-        self._sealed[draft.incarnation] = True
-
     async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
-        self._check(release)
+        self._find(release)
         for key, value in self._spool.scan(release.incarnation):
             yield Row(key, value)
-
-    async def prepare(self, release: ReleaseRef) -> None:
-        self._check(release)
-
-    async def swap(self, old: Catalogue, new: Catalogue) -> None:
-        if self._catalogue.version != old.version:
-            raise ReleaseConflict("the catalogue was changed by somebody else first")
-        self._catalogue = new
-
-    async def erase(self, release: ReleaseRef) -> None:
-        self._spool.drop(release.incarnation)
-
-    def _check(self, release: ReleaseRef | DraftRef) -> None:
-        if release.incarnation not in self._sealed:
-            raise ReleaseNotFound(f"release {release.id} is not in this store")

@@ -142,12 +142,10 @@ class Connection(asyncio.Protocol, Generic[Tag]):
             self._listener.on_closed(self, unsolicited=unsolicited)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See `asyncio.Protocol`."""
         self._transport = cast("asyncio.Transport", transport)  # a stream transport, because this is a stream protocol
         self._listener.on_ready(self)
 
     def data_received(self, data: bytes) -> None:
-        """See `asyncio.Protocol`."""
         if self.tag is None:
             self.close(unsolicited=True)
             return
@@ -192,11 +190,9 @@ class Connection(asyncio.Protocol, Generic[Tag]):
         self._keep = self._parser.should_keep_alive()  # the parser forgets it once this call returns
 
     def eof_received(self) -> None:
-        """See `asyncio.Protocol`; acted on at once, so that no request is written to a half-closed connection."""
-        self.fail("reset")
+        self.fail("reset")  # at once, so that no request is written to a half-closed connection
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """See `asyncio.Protocol`."""
         del exc  # the kind of loss is the same to the request in flight: it has no response
         self.fail("reset")
 
@@ -380,7 +376,6 @@ class ConnectionPool:
             connection.close()
 
     def on_ready(self, connection: Connection[Pending]) -> None:
-        """See `ConnectionListener`."""
         if self._late and (late := self._late.pop(connection, None)) is not None:
             late.cancel()
             if len(self._open) >= self._size:
@@ -396,7 +391,6 @@ class ConnectionPool:
         self._idle.append(connection)
 
     def on_response(self, connection: Connection[Pending], tag: Pending) -> None:
-        """See `ConnectionListener`."""
         if self._failing:
             self._failing = False
             self._backoff.reset()
@@ -404,12 +398,10 @@ class ConnectionPool:
             tag.set_result(Response(connection.status, connection.head, connection.body))
 
     def on_failure(self, tag: Pending, kind: Kind) -> None:
-        """See `ConnectionListener`."""
         if not tag.done():
             tag.set_exception(RequestFailed(kind, self._host))
 
     def on_closed(self, connection: Connection[Pending], *, unsolicited: bool) -> None:
-        """See `ConnectionListener`."""
         del unsolicited  # whatever it sent, it carries no request of ours
         self._open.discard(connection)
         if (late := self._late.pop(connection, None)) is not None:

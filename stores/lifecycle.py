@@ -1,6 +1,7 @@
-"""The life of releases, written once over any store: begin, write, commit, activate, roll back, prune.
+"""The life of releases, written once over any store: begin, write, commit, activate, roll back, prune, copy.
 
-A step is a pure function of `stores.catalogue`, applied by compare-and-set until no rival comes first.
+A step is a pure function of `stores.catalogue`, applied by compare-and-set until no rival comes first. A copy is row
+for row, under the same id.
 """
 
 import asyncio
@@ -10,13 +11,14 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from stores import catalogue as changes
 from stores.catalogue import GRACE_S, LEASE_S, Catalogue, DraftRef, ReleaseId, ReleaseRef, State
 from stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreUnavailable
-from stores.keys import META
-from stores.manifest import Manifest, Tally, describe
+from stores.estimate import Estimate, ReaderOfLoop, estimate
+from stores.keys import MANIFEST, META
+from stores.manifest import Manifest, Tally, compare, describe
 from stores.store import Plan, ProvisionedStore, Row, Store
 from stores.throttle import Backoff
 from stores.verification import load_manifest, verify
@@ -25,6 +27,9 @@ SWAP_ATTEMPTS = 50
 
 # The first and the longest pause before a lost race for the catalogue is tried again, in seconds.
 SWAP_PAUSES_S = (0.001, 0.1)
+
+# How much of a release is copied at once.
+COPY_ROWS, COPY_BYTES = 1000, 4 << 20
 
 # Makes the manifest of a release from the sums over all of its rows.
 Finish = Callable[[Tally], Awaitable[Manifest]]
@@ -73,14 +78,12 @@ async def publish(
 
 async def begin(store: Store, release: ReleaseId) -> DraftRef:
     """Begin a draft under an id that was given elsewhere; ReleaseConflict where the store has that id already."""
-    begun = await change(store, partial(changes.begin, release=release))
-    return _draft_ref(begun, release)
+    return _draft_ref(await change(store, partial(changes.begin, release=release)), release)
 
 
 async def take_over(store: Store, release: ReleaseId) -> DraftRef:
     """Become a draft's writer; ReleaseConflict where it is none any more, ReleaseNotFound where it was dropped."""
-    renewed = await change(store, partial(changes.renew, release=release))
-    return _draft_ref(renewed, release)
+    return _draft_ref(await change(store, partial(changes.renew, release=release)), release)
 
 
 async def write(
@@ -281,3 +284,95 @@ async def _drop(store: Store, release: ReleaseRef) -> None:
     """Erase a release that the catalogue calls `dropping`, and take it out of the record."""
     await store.erase(release)
     await change(store, lambda found: changes.forget(found, release.id))
+
+
+async def copy(
+    source: Store,
+    target: Store,
+    release: ReleaseId,
+    *,
+    live: bool = True,
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> WriteResult:
+    """Copy *release*, check it against the source's manifest, commit it and, unless *live* is false, make it live.
+
+    A copy that was killed is continued where it was acknowledged, and one that is complete is left as it is: the answer
+    counts what was written and what existed. *on_progress* is called with (rows, rows in all). Raises ReleaseConflict
+    where *target* holds other rows under that id, ReleaseCorrupt where the source does not add up.
+    """
+    found = await _committed(source, release)
+    manifest = await load_manifest(source, found)
+    state = _state(await target.catalogue(), release)
+    if state is State.DROPPING:
+        raise ReleaseConflict(f"release {release} is being erased in the target; prune the target and copy again")
+    if state in (None, State.DRAFT):
+        draft = await (begin if state is None else take_over)(target, release)
+
+        async def finish(tally: Tally) -> Manifest:
+            compare(manifest, tally)
+            return manifest
+
+        rows = _batches(source, found, manifest, on_progress)
+        written = await write(target, draft, rows, plan=Plan(manifest.rows, manifest.bytes), finish=finish)
+    elif await load_manifest(target, (await target.catalogue()).find(release).ref) == manifest:
+        written = WriteResult(manifest, 0, manifest.rows)
+    else:
+        raise ReleaseConflict(f"the target has another release {release}, of other rows; nothing was copied")
+    if live:
+        await activate(target, release)
+    elif written.rows:
+        await scale_down(target, (await target.catalogue()).find(release).ref)
+    return written
+
+
+async def estimate_copy(
+    source: Store, target: Store, release: ReleaseId, *, live: bool, on_progress: Callable[[int, int], None]
+) -> Estimate:
+    """Estimate `copy`; nothing is written. Raises ReleaseConflict where *target* has *release* already."""
+    try:
+        if _state(await target.catalogue(), release) not in (None, State.DRAFT):
+            raise ReleaseConflict(f"the target has release {release} already, so that a copy would write nothing")
+    except StoreUnavailable:
+        pass  # the estimate says so
+    here = cast("Store", ReaderOfLoop(source, asyncio.get_running_loop()))  # a copy only reads its source
+
+    async def run(simulated: Store) -> Manifest:
+        return (await copy(here, simulated, release, live=live, on_progress=on_progress)).manifest
+
+    return await estimate(target, run, live=live)
+
+
+async def _committed(source: Store, release: ReleaseId) -> ReleaseRef:
+    entry = (await source.catalogue()).find(release)
+    if entry.state is State.DRAFT:
+        raise ReleaseConflict(f"release {release} is still being written; copy it once it is committed")
+    return entry.ref
+
+
+async def _batches(
+    source: Store, release: ReleaseRef, manifest: Manifest, on_progress: Callable[[int, int], None]
+) -> AsyncIterator[list[Row]]:
+    """Yield the rows in the order of a scan; `meta` rows, which have batches of their own, where they stand."""
+    done, total = 0, manifest.rows
+    batch, size = list[Row](), 0
+    async for row in source.scan(release):
+        if row.key == MANIFEST:
+            continue
+        meta = row.key.startswith(META)
+        if batch and (meta or len(batch) == COPY_ROWS or size >= COPY_BYTES):
+            yield batch
+            done += len(batch)
+            on_progress(done, total)
+            batch, size = [], 0
+        if meta:
+            yield [row]
+            done += 1
+        else:
+            batch.append(row)
+            size += len(row.value)
+    yield batch
+    on_progress(total, total)
+
+
+def _state(catalogue: Catalogue, release: ReleaseId) -> State | None:
+    return next((entry.state for entry in catalogue.releases if entry.id == release), None)

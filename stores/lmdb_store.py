@@ -34,7 +34,7 @@ from stores.errors import (
     StoreUnavailable,
 )
 from stores.keys import META
-from stores.store import LocalReader, Plan, RoomChecked, Row, Slot
+from stores.store import LocalReader, Plan, RoomChecked, Row, Slot, sealed
 
 # How soon a changed catalogue is seen: a stat of one small file costs about a microsecond.
 POLL_S = 0.1
@@ -117,7 +117,7 @@ class LmdbStore(LocalReader, RoomChecked):
 
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
         if draft.incarnation not in self._drafts and self._sealed_path(draft).exists():
-            raise ReleaseConflict(f"release {draft.id} is sealed; publish a new one")
+            raise sealed(draft)
         self._draft(draft).put(rows, part)
 
     async def resume_point(self, draft: DraftRef, part: int = 0) -> str | None:

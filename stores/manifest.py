@@ -1,7 +1,7 @@
 """The manifest: a release's description of itself, with the sums by which its rows are known to be complete."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import orjson
@@ -77,23 +77,7 @@ class Manifest:
     @property
     def key_row(self) -> Row:
         """The row that carries the manifest, the last that is written."""
-        return Row(
-            MANIFEST,
-            orjson.dumps(
-                {
-                    "format": FORMAT,
-                    "release": self.release,
-                    "encoding": self.encoding,
-                    "created_at": self.created_at,
-                    "counts": self.counts,
-                    "bytes": self.bytes,
-                    "digest": self.digest,
-                    "segments": self.segments,
-                    "sample": self.sample,
-                    "about": self.about,
-                }
-            ),
-        )
+        return Row(MANIFEST, orjson.dumps({"format": FORMAT} | asdict(self)))
 
 
 def describe(release: ReleaseId, tally: Tally, *, created_at: float, encoding: str, about: dict[str, Any]) -> Manifest:

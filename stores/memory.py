@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from stores.catalogue import Catalogue, DraftRef, ReleaseRef
-from stores.errors import ReleaseConflict, ReleaseNotFound
+from stores.errors import ReleaseConflict
 from stores.keys import META
-from stores.store import LocalReader, Plan, Row, Slot
+from stores.store import LocalReader, Plan, Row, Slot, not_found, sealed
 
 
 @dataclass(slots=True)
@@ -24,9 +24,9 @@ class MemoryStore(LocalReader):
 
     batch = 64
 
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, clock: Callable[[], float] = time.time, catalogue: Catalogue | None = None) -> None:
         self._clock = clock
-        self._catalogue = Catalogue()
+        self._catalogue = catalogue or Catalogue()
         self._releases = dict[str, _Release]()
         self._watchers = set[asyncio.Event]()
 
@@ -35,8 +35,7 @@ class MemoryStore(LocalReader):
 
     async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
         del timeout_s  # a dict is never late
-        rows = self._find(release).rows
-        return [rows.get(key) for key in keys]
+        return [self.get(release, key) for key in keys]
 
     async def catalogue(self) -> Catalogue:
         return replace(self._catalogue, now=self._clock())
@@ -62,7 +61,7 @@ class MemoryStore(LocalReader):
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
         found = self._find(draft)
         if found.sealed:
-            raise ReleaseConflict(f"release {draft.id} is sealed; publish a new one")
+            raise sealed(draft)
         found.rows.update(rows)
         if keys := [key for key, _ in rows if not key.startswith(META)]:
             found.points[part] = max(keys)
@@ -95,4 +94,4 @@ class MemoryStore(LocalReader):
         try:
             return self._releases[release.incarnation]
         except KeyError as error:
-            raise ReleaseNotFound(f"release {release.id} is not in this store") from error
+            raise not_found(release) from error

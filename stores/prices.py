@@ -78,12 +78,9 @@ def load(path: Path = OURS) -> Prices:
         tables = tomllib.loads(path.read_text())
         per_gb = _price(tables, "redis_gb_hour")
         sizes = [_size(each, per_gb, tables.get("redis_quoted", {})) for each in tables["redis"]]
+        names = ("ru_hour", "autoscale_factor", "serverless_million_ru", "storage_gb_month", "cpu_hour")
         return Prices(
-            ru_hour=_price(tables, "ru_hour"),
-            autoscale_factor=_price(tables, "autoscale_factor"),
-            serverless_million_ru=_price(tables, "serverless_million_ru"),
-            storage_gb_month=_price(tables, "storage_gb_month"),
-            cpu_hour=_price(tables, "cpu_hour"),
+            **{name: _price(tables, name) for name in names},
             redis_gb_hour=per_gb,
             redis=tuple(sorted(sizes, key=lambda size: size.gb)),
         )
@@ -99,14 +96,7 @@ def _price(tables: Mapping[str, Any], name: str) -> Price:
     fields = tables[name]
     try:
         return _checked(
-            Price(
-                usd=float(fields["usd"]),
-                per=str(fields["per"]),
-                region=str(fields["region"]),
-                date=str(fields["date"]),
-                source=str(fields["source"]),
-                basis=str(fields["basis"]),
-            ),
+            Price(float(fields["usd"]), *(str(fields[each]) for each in ("per", "region", "date", "source", "basis"))),
             name,
         )
     except KeyError as error:
@@ -119,14 +109,8 @@ def _size(fields: Mapping[str, Any], per_gb: Price, quoted: Mapping[str, Any]) -
     if gb <= 0:
         raise ValueError(f"redis {name} must have more than 0 GB")
     if "usd" in fields:
-        hour = Price(
-            usd=float(fields["usd"]),
-            per=f"node of {name} for an hour",
-            region=str(fields.get("region", quoted.get("region", ""))),
-            date=str(fields.get("date", quoted.get("date", ""))),
-            source=str(fields.get("source", quoted.get("source", ""))),
-            basis=str(fields["basis"]),
-        )
+        region, date, source = (str(fields.get(each, quoted.get(each, ""))) for each in ("region", "date", "source"))
+        hour = Price(float(fields["usd"]), f"node of {name} for an hour", region, date, source, str(fields["basis"]))
     else:
         per = f"node of {name} for an hour: {gb:g} GB at {per_gb.usd:g}"
         hour = Price(gb * per_gb.usd, per, per_gb.region, per_gb.date, per_gb.source, "assumed")

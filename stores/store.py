@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from stores.catalogue import Catalogue, DraftRef, ReleaseRef
-from stores.errors import StoreError
+from stores.errors import ReleaseConflict, ReleaseNotFound, StoreError
 
 if TYPE_CHECKING:
     from stores.estimate import Simulation
@@ -64,6 +64,24 @@ class Reader(Protocol):
     async def close(self) -> None:
         """Give back files and connections; closing twice does nothing."""
         ...
+
+
+def not_found(release: ReleaseRef | DraftRef) -> ReleaseNotFound:
+    """Return the error of a store that does not hold a release, or no longer."""
+    return ReleaseNotFound(f"release {release.id} is not in this store")
+
+
+def sealed(draft: DraftRef) -> ReleaseConflict:
+    """Return the error of a store that is to write to a release that was sealed."""
+    return ReleaseConflict(f"release {draft.id} is sealed; publish a new one")
+
+
+async def read_one(reader: Reader, release: ReleaseRef, key: str) -> bytes | None:
+    """Read one key; raises StoreError also where it alone could not be read."""
+    (slot,) = await reader.get_many(release, [key])
+    if isinstance(slot, StoreError):
+        raise slot
+    return slot
 
 
 class LocalReader(ABC):

@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from stores.catalogue import ReleaseRef
-from stores.compression import Decode, load_decode, read_ids
+from stores.compression import load_decode, read_ids
 from stores.errors import ReleaseCorrupt, StoreError
 from stores.keys import MANIFEST, OVERALL, POPULAR, USER
 from stores.manifest import Manifest, Tally, compare, read_manifest
-from stores.store import Reader, Row, Store
+from stores.store import Reader, Row, Store, read_one
 
 VERIFY_CHUNK = 1000
 
@@ -41,10 +41,7 @@ async def verify(store: Store, release: ReleaseRef) -> Manifest:
 
 async def load_manifest(reader: Reader, release: ReleaseRef) -> Manifest:
     """Read and check the manifest of a release."""
-    (slot,) = await reader.get_many(release, [MANIFEST])
-    if isinstance(slot, StoreError):
-        raise slot
-    return read_manifest(release.id, slot)
+    return read_manifest(release.id, await read_one(reader, release, MANIFEST))
 
 
 async def read_present(reader: Reader, release: ReleaseRef, keys: Sequence[str]) -> list[bytes]:
@@ -119,11 +116,10 @@ class Difference:
 
 async def diff(store: Store, first: ReleaseRef, second: ReleaseRef) -> Difference:
     """Compare two sealed releases of one store in one pass over both; memory grows with items, not with users."""
-    one, other = await _lists(store, first), await _lists(store, second)
     items = Counter[str](), Counter[str]()
     compared = only_first = only_second = unchanged = 0
     shared = 0.0
-    async for left, right in _merged(one, other):
+    async for left, right in _merged(_lists(store, first), _lists(store, second)):
         items[0].update(left or ())
         items[1].update(right or ())
         if right is None:
@@ -157,11 +153,7 @@ async def _merged(
 
 
 async def _lists(store: Store, release: ReleaseRef) -> AsyncIterator[_Entry]:
-    manifest = await load_manifest(store, release)
-    return _users(store, release, await load_decode(store, release, manifest))
-
-
-async def _users(store: Store, release: ReleaseRef, decode: Decode) -> AsyncIterator[_Entry]:
+    decode = await load_decode(store, release, await load_manifest(store, release))
     async for row in store.scan(release):
         if row.key.startswith(USER):
             yield row.key.encode(), read_ids(row, decode)[:DEPTH]

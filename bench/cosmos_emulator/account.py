@@ -14,7 +14,7 @@ from bench.cosmos_emulator.indexing import IndexingPolicy
 from bench.cosmos_emulator.partition_keys import PartitionKeyDefinition
 from bench.cosmos_emulator.partitions import Partitions
 from stores.cosmos.charges import Charges
-from stores.cosmos.throughput import Throughput, minimum_ru
+from stores.cosmos.url import Throughput, minimum_ru
 
 T = TypeVar("T")
 

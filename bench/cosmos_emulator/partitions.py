@@ -10,7 +10,7 @@ from math import ceil, floor
 
 from bench.cosmos_emulator.errors import PARTITION_KEY_RANGE_GONE, REQUEST_RATE_TOO_LARGE, HttpError
 from bench.cosmos_emulator.partition_keys import boundary
-from stores.cosmos.throughput import Throughput
+from stores.cosmos.url import Throughput
 
 # A partition that banks idle request units spends no more than these in a second, all together; only partitions
 # below it bank any. https://learn.microsoft.com/azure/cosmos-db/burst-capacity

@@ -14,7 +14,7 @@ from bench.cosmos_emulator.items import ALREADY_EXISTS
 from bench.cosmos_emulator.partition_keys import PartitionKeyDefinition
 from bench.cosmos_emulator.partitions import Partitions
 from bench.cosmos_emulator.queries import parse_query, select
-from stores.cosmos.throughput import (
+from stores.cosmos.url import (
     AUTOSCALE_MIN,
     AUTOSCALE_STEP,
     DEFAULT_RU,

@@ -1,7 +1,7 @@
 """How much a service can take: an objective, the highest rate inside it, and the best size of a batch."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from bench.errors import BenchMisused
@@ -139,7 +139,7 @@ class Point:
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain values."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__} | {"inside": self.inside}
+        return asdict(self) | {"inside": self.inside}
 
 
 def disturbances(result: Result, late_us: float) -> Iterator[str]:

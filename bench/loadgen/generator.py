@@ -8,12 +8,13 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import uvloop
 
 from bench.loadgen.load import Load
 from bench.loadgen.recorder import Progress, Recorder
-from bench.loadgen.result import ProcessUsage, Result
+from bench.loadgen.result import COUNTED, SUMMED, ProcessUsage, Result
 from bench.loadgen.schedule import LOOP_TICK_S, Pacer, sleep_until_due, spin_until_due
 from stores.http1 import Connection, Kind
 
@@ -265,7 +266,9 @@ class Generator:
     def _result(self, usage: ProcessUsage) -> Result:
         load, recorder = self._load, self._recorder
         elapsed_s = self._last_sent_s - self._start_s
+        counts: dict[str, Any] = {name: getattr(recorder, name) for name in (*SUMMED, *COUNTED)}
         return Result(
+            **counts,
             url=load.url,
             requested_rate=None if self._schedule is None else self._schedule.rate,
             think_s=load.think_s,
@@ -273,15 +276,6 @@ class Generator:
             connections=load.connections,
             duration_s=elapsed_s if self._stopped.is_set() else max(load.duration_s, elapsed_s),
             interrupted=self._stopped.is_set(),
-            due=recorder.due,
-            sent=recorder.sent,
-            dropped=recorder.dropped,
-            errors=dict(recorder.errors),
-            statuses=dict(recorder.statuses),
-            tallied=dict(recorder.tallied),
-            opened=recorder.opened,
-            refused=recorder.refused,
-            unsolicited=recorder.unsolicited,
             seen=recorder.values,
             usage=(usage,),
             samples=tuple(recorder.samples),

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -93,7 +93,7 @@ def _shuffled(count: int) -> Positions:
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """The requested ids; a share of `unknown` of them is made up, and has no list."""
+    """The requested ids; a share of `unknown` of them is made up, and has no list. Each `part` draws on its own."""
 
     ids: Sequence[str]
     draw: Draw
@@ -107,10 +107,6 @@ class Keys:
             raise BenchMisused("there is no key to request")
         if not 0 <= self.unknown <= 1:
             raise BenchMisused(f"the share of unknown users lies between 0 and 1, not {self.unknown:g}")
-
-    def share(self, part: int) -> "Keys":
-        """Return the keys for one of several processes, which draws on its own."""
-        return replace(self, part=part)
 
     def __iter__(self) -> Iterator[str]:
         """Yield ids without end; the same ones each time for the same seed and part."""

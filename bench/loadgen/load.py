@@ -1,36 +1,36 @@
 """What one run requests of a service: where, what, for which keys, how often and for how long."""
 
+import asyncio
 import itertools
 import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Protocol, TypeVar
 from urllib.parse import quote, urlsplit
 
 import orjson
 
-from bench.errors import BenchMisused
+from bench.errors import BenchFailed, BenchMisused
 from bench.loadgen.keys import Keys
 from bench.loadgen.schedule import Arrivals, constant
+from stores.http1 import ConnectionPool, RequestFailed, Response
 
 # What stands for an id in a path.
 KEY = "{key}"
 
 BATCH_PATH = "/v1/recommendations"
 
+T = TypeVar("T")
+
 # Judges a response by its status and body: None when it is good, else the kind of error to count it as.
 Check = Callable[[int, bytes], str | None]
 
 
 class Requests(Protocol):
-    """What is requested; a value, so that it can be sent to another process."""
+    """What is requested; a dataclass, so that it can be sent to another process, which draws keys of its own."""
 
     def rendered(self, host: str, headers: Mapping[str, str]) -> Iterator[bytes]:
         """Yield requests, whole, without end."""
-        ...
-
-    def share(self, part: int) -> "Requests":
-        """Return the requests for one of several processes."""
         ...
 
 
@@ -52,11 +52,6 @@ class Paths:
         tail = _tail(host, headers)
         return itertools.cycle([b"GET " + path.encode() + tail for path in self.paths])
 
-    def share(self, part: int) -> "Paths":
-        """See `Requests`."""
-        del part  # a process more or less makes no difference to a cycle
-        return self
-
 
 @dataclass(frozen=True, slots=True)
 class Gets:
@@ -77,10 +72,6 @@ class Gets:
         head, tail = f"GET {before}".encode(), after.encode() + _tail(host, headers)
         for key in self.keys:
             yield head + quote(key, safe="").encode() + tail
-
-    def share(self, part: int) -> "Gets":
-        """See `Requests`."""
-        return replace(self, keys=self.keys.share(part))
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +95,15 @@ class Posts:
             fields = {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}
             yield f"POST {BATCH_PATH}".encode() + _tail(host, fields) + body
 
-    def share(self, part: int) -> "Posts":
-        """See `Requests`."""
-        return replace(self, keys=self.keys.share(part))
+
+def for_part(value: T, part: int) -> T:
+    """Return requests, or anything in them, as one of several processes makes them: it draws keys of its own."""
+    if isinstance(value, Keys):
+        return replace(value, part=part)
+    if isinstance(value, type) or not is_dataclass(value):
+        return value
+    changes = {each.name: for_part(getattr(value, each.name), part) for each in fields(value)}
+    return replace(value, **changes)  # type: ignore[type-var]  # an instance of a dataclass, which mypy does not see
 
 
 def check_path(path: str) -> None:
@@ -194,7 +191,7 @@ class Load:
 
     def tls(self) -> ssl.SSLContext | None:
         """Make what a connection is encrypted with; None for plain http."""
-        return ssl.create_default_context(cafile=self.ca) if self.url.startswith("https:") else None
+        return tls_of(self.url, self.ca)
 
     @property
     def schedule(self) -> Arrivals | None:
@@ -216,9 +213,32 @@ class Load:
             raise BenchMisused(f"{parts} processes need a connection each, and there are {self.connections} in all")
         return replace(
             self,
-            requests=(self.requests or Paths(self.paths)).share(part),
+            requests=for_part(self.requests or Paths(self.paths), part),
             rate=None,
             arrivals=schedule and schedule.share(part, parts),
             connections=connections,
             backlog=max(1, self.backlog // parts),
         )
+
+
+def tls_of(url: str, ca: str | None) -> ssl.SSLContext | None:
+    """Make what a connection to *url* is encrypted with; None for plain http."""
+    return ssl.create_default_context(cafile=ca) if url.startswith("https:") else None
+
+
+def send_one(url: str, request: bytes, timeout_s: float, ca: str | None = None) -> Response:
+    """Send one request and return its response, whatever its status; BenchFailed where none comes."""
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+
+    async def send() -> Response:
+        pool = ConnectionPool(parts.hostname or "", port, size=1, tls=tls_of(url, ca))
+        try:
+            return await pool.request(request, timeout_s)
+        finally:
+            await pool.close()
+
+    try:
+        return asyncio.run(send())
+    except RequestFailed as error:
+        raise BenchFailed(f"nothing answers at {url} ({error.kind}); is the service running?") from error

@@ -18,8 +18,9 @@ LAG_BOUND_US, SENT_BOUND, CPU_BOUND = 1_000.0, 0.99, 0.95
 PERCENTS = (50.0, 90.0, 99.0, 99.9, 99.99, 100.0)
 
 # What the parts of a run add up: numbers, and counts by name.
-SUMMED = ("connections", "due", "sent", "dropped", "opened", "refused", "unsolicited")
+SUMMED = ("due", "sent", "dropped", "opened", "refused", "unsolicited")
 COUNTED = ("errors", "statuses", "tallied")
+OF_A_SECOND = ("due", "sent", "failed", "dropped")
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +207,7 @@ def merged(results: Sequence[Result]) -> Result:
         first,
         **sums,
         **counts,
+        connections=sum(each.connections for each in results),
         requested_rate=None if first.requested_rate is None else sum(each.requested_rate or 0 for each in results),
         duration_s=max(each.duration_s for each in results),
         interrupted=any(each.interrupted for each in results),
@@ -221,15 +223,8 @@ def _side_by_side(parts: Sequence[Sequence[Second]]) -> tuple[Second, ...]:
     merged_seconds = list[Second]()
     for same in itertools.zip_longest(*parts):
         here = [second for second in same if second is not None]
-        merged_seconds.append(
-            Second(
-                sum(second.due for second in here),
-                sum(second.sent for second in here),
-                sum(second.failed for second in here),
-                sum(second.dropped for second in here),
-                np.concatenate([second.latencies_s for second in here]),
-            )
-        )
+        counts: dict[str, Any] = {name: sum(getattr(second, name) for second in here) for name in OF_A_SECOND}
+        merged_seconds.append(Second(**counts, latencies_s=np.concatenate([second.latencies_s for second in here])))
     return tuple(merged_seconds)
 
 
@@ -242,16 +237,8 @@ def _summed(counts: Iterable[Mapping[Any, Any]]) -> dict[Any, Any]:
 
 def _second_to_json(second: Second) -> dict[str, Any]:
     latency = spread(second.latencies_s)
-    return {
-        "due": second.due,
-        "sent": second.sent,
-        "ok": len(second.latencies_s),
-        "failed": second.failed,
-        "dropped": second.dropped,
-        "p50_us": latency and latency.p50,
-        "p99_us": latency and latency.p99,
-        "max_us": latency and latency.max,
-    }
+    counts = {name: getattr(second, name) for name in OF_A_SECOND} | {"ok": len(second.latencies_s)}
+    return counts | {f"{name}_us": latency and getattr(latency, name) for name in ("p50", "p99", "max")}
 
 
 def _counts(counted: Mapping[Any, int]) -> str:

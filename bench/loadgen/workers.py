@@ -1,21 +1,17 @@
 """The generating processes of a measurement: each takes an equal part of every run and sends back its result.
 
 Processes of their own keep whoever watches, draws and sums up away from the event loop whose delays would be counted as
-latencies. Each is started with the number of an open socket, over which loads, signals and results go.
+latencies.
 """
 
 import asyncio
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection, wait
-from typing import Self, TypeAlias
+from multiprocessing.connection import wait
+from typing import Self
 
 import uvloop
 
@@ -24,7 +20,7 @@ from bench.loadgen.generator import Generator
 from bench.loadgen.load import Load
 from bench.loadgen.recorder import Progress
 from bench.loadgen.result import Result, merged
-from bench.process import stop_process
+from bench.process import Channel, receive, start_worker, stop_process
 
 # From when all are ready to the first due request.
 AHEAD_S = 0.05
@@ -32,36 +28,22 @@ AHEAD_S = 0.05
 STOP_WITHIN_S = 5.0
 PROGRESS_S = 0.5
 
-# Not with -m, by which its messages would be classes of another module.
-PROGRAM = "from bench.loadgen.workers import work_until_closed; work_until_closed()"
+DIED = "a process of the load generator died; look for what killed it (memory?)"
 
 # Called with the newest progress of each process.
 OnProgress = Callable[[Sequence[Progress]], None]
-Channel: TypeAlias = "Connection[object, object]"
 
 
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """From the worker: the connections are open."""
-
-
-@dataclass(frozen=True, slots=True)
-class Begin:
-    """To the worker: the run begins at this time of CLOCK_MONOTONIC, which all processes share."""
-
-    start_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """To the worker: end the run now."""
+# What a worker sends once its connections are open, and what ends its run early. A number begins the run: the time, by
+# CLOCK_MONOTONIC, which all processes share.
+READY, STOP = "ready", "stop"
 
 
 class WorkerPool:
     """Processes that live for one measurement; a context manager, which ends them."""
 
     def __init__(self, processes: int = 1) -> None:
-        self._workers = [_start() for _ in range(processes)]
+        self._workers = [start_worker("bench.loadgen.workers:work_until_closed") for _ in range(processes)]
 
     def __enter__(self) -> Self:
         """Return the pool; its processes are running already."""
@@ -90,28 +72,18 @@ class WorkerPool:
             channel.send(load.share(part, len(channels)) if len(channels) > 1 else load)
         try:
             for channel in channels:
-                if not isinstance(message := _receive(channel), Ready):
+                if (message := receive(channel, DIED)) != READY:
                     raise BenchFailed(f"a process of the load generator sent {message!r}")
             start_s = time.monotonic() + AHEAD_S
             if on_the_second:
                 start_s += 1 - (time.time() + AHEAD_S) % 1
             for channel in channels:
-                channel.send(Begin(start_s))
+                channel.send(start_s)
             return _collect(channels, on_progress)
         except KeyboardInterrupt:
             for channel in channels:
-                channel.send(Stop())
+                channel.send(STOP)
             return _collect(channels, None)
-
-
-def _start() -> "tuple[subprocess.Popen[bytes], Channel]":
-    ours, theirs = Pipe()
-    number = theirs.fileno()
-    process = subprocess.Popen(  # noqa: S603 -- our own module
-        [sys.executable, "-P", "-c", PROGRAM, str(number)], pass_fds=[number], stdin=subprocess.DEVNULL
-    )
-    theirs.close()
-    return process, ours
 
 
 def _collect(channels: Sequence[Channel], on_progress: OnProgress | None) -> Result:
@@ -119,7 +91,7 @@ def _collect(channels: Sequence[Channel], on_progress: OnProgress | None) -> Res
     while len(results) < len(channels):
         for ready in wait([channel for channel in channels if channel not in results]):
             channel = next(each for each in channels if each is ready)
-            message = _receive(channel)
+            message = receive(channel, DIED)
             if isinstance(message, Result):
                 results[channel] = message
             elif isinstance(message, Progress):
@@ -127,17 +99,6 @@ def _collect(channels: Sequence[Channel], on_progress: OnProgress | None) -> Res
         if on_progress is not None and progress:
             on_progress(list(progress.values()))
     return merged([results[channel] for channel in channels])
-
-
-def _receive(channel: Channel) -> object:
-    """Receive a message; raises the one that is an exception."""
-    try:
-        message = channel.recv()
-    except (EOFError, ConnectionError) as error:
-        raise BenchFailed("a process of the load generator died; look for what killed it (memory?)") from error
-    if isinstance(message, Exception):
-        raise message
-    return message
 
 
 async def make_run(channel: Channel, load: Load) -> Result:
@@ -150,15 +111,15 @@ async def make_run(channel: Channel, load: Load) -> Result:
         try:
             message = channel.recv()
         except (EOFError, OSError):
-            message = Stop()
+            message = STOP
             loop.remove_reader(channel.fileno())
-        if isinstance(message, Stop):
+        if message == STOP:
             generator.stop()
         if not begun.done():
-            begun.set_result(message.start_s if isinstance(message, Begin) else time.monotonic())
+            begun.set_result(message if isinstance(message, float) else time.monotonic())
 
     async def begin() -> float:
-        channel.send(Ready())
+        channel.send(READY)
         return await begun
 
     async def report_progress() -> None:
@@ -177,10 +138,9 @@ async def make_run(channel: Channel, load: Load) -> Result:
         os.set_blocking(channel.fileno(), True)  # the loop made it otherwise
 
 
-def work_until_closed() -> None:
-    """Be a worker: make runs until the other end of the socket is closed."""
+def work_until_closed(channel: Channel) -> None:
+    """Be a worker: make runs until the other end of the channel is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent
-    channel: Channel = Connection(int(sys.argv[1]))
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
             load = channel.recv()

@@ -8,9 +8,9 @@ p (1 - exp(-p T)). H. Che, Y. Tung, Z. Wang, "Hierarchical Web caching systems: 
 results", IEEE JSAC 20(7), 2002.
 """
 
-from dataclasses import dataclass
 from functools import lru_cache
 from math import exp, expm1, log
+from typing import NamedTuple
 
 from stores.cosmos.charges import Charges
 
@@ -20,8 +20,7 @@ GROUP_WIDTH = 1.01
 BISECTIONS = 60
 
 
-@dataclass(frozen=True, slots=True)
-class CacheHits:
+class CacheHits(NamedTuple):
     """What a cache answers: a share of all requests, and a share of those for the hottest key."""
 
     hit_rate: float

@@ -3,8 +3,10 @@
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache, partial
 from math import ceil
-from typing import Any
+from types import CodeType
+from typing import Any, NamedTuple
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 Value = float | str | None
@@ -45,32 +47,55 @@ class Ledger:
     """The figures of one plan in the order in which they were entered; lives as long as the calculation."""
 
     def __init__(self) -> None:
-        self._figures: dict[str, Figure] = {}
+        self.figures: dict[str, Figure] = {}
 
     def input(self, name: str, value: Value, unit: str, source: str) -> None:
         """Enter a value that comes from outside, with its source."""
-        self._figures[name] = Figure(name, value, unit, source=source)
+        self.figures[name] = Figure(name, value, unit, source=source)
 
-    def derive(self, name: str, value: float, unit: str, formula: str, *, source: str = "") -> float:
-        """Enter a calculated value, whose operands are the figures that its formula names, and return it."""
-        names = dict.fromkeys(NAME.findall(formula))
-        operands = tuple(self._figures[each] for each in names if each in self._figures)
-        self._figures[name] = Figure(name, value, unit, formula, source, operands)
+    def derive(self, name: str, unit: str, formula: str, value: float | None = None, *, source: str = "") -> float:
+        """Enter what *formula* comes to, and return it; the operands are the figures that it names.
+
+        A *value* is given where the formula is words, or another module has the arithmetic.
+        """
+        calculation = _compiled(formula)
+        operands = {each: self.figures[each] for each in calculation.names if each in self.figures}
+        if value is None:
+            values = {each: operand.value for each, operand in operands.items()}
+            value = eval(calculation.code, FUNCTIONS, values)  # noqa: S307 -- formulas are constants of ours
+        self.figures[name] = Figure(name, value, unit, formula, source, tuple(operands.values()))
         return value
 
     def number(self, name: str) -> float:
         """Return the value of a figure; one that is not a number counts as 0."""
-        value = self._figures[name].value
+        value = self.figures[name].value
         return value if isinstance(value, int | float) else 0
-
-    def figures(self) -> dict[str, Figure]:
-        """Return all figures by name."""
-        return dict(self._figures)
 
 
 def round_up(value: float, step: float) -> int:
     """Round up to whole steps; a value that floating point puts a hair above one counts as on it."""
     return ceil(round(value / step, 9)) * round(step)
+
+
+# What a formula may call; a hair above a whole number counts as on it.
+FUNCTIONS: dict[str, Any] = {
+    "__builtins__": {}, "ceil": partial(round_up, step=1), "max": max, "min": min, "round": round, "round_up": round_up,
+}  # fmt: skip
+
+
+class _Calculation(NamedTuple):
+    names: tuple[str, ...]
+    code: CodeType | str
+
+
+@cache
+def _compiled(formula: str) -> _Calculation:
+    """Parse a formula, as a break-even calculates a hundred plans; one of words stays as it is."""
+    names = tuple(dict.fromkeys(NAME.findall(formula)))
+    try:
+        return _Calculation(names, compile(formula, "formula", "eval"))
+    except SyntaxError:
+        return _Calculation(names, formula)
 
 
 def explain(figures: Mapping[str, Figure], name: str) -> Iterator[tuple[int, Figure]]:

@@ -264,10 +264,11 @@ def from_report(path: Path, p99_ms: float | None = None) -> Layer:
             raise PlanMisused(
                 f"--from-report: {path} measured {', '.join(sorted(unknown))}, which is no input of a plan"
             )
+        rounds = [one for each in facts["series"] for one in each["rounds"] if one["latency_us"]]
         if facts["kind"] == "http":
-            values |= _measured_pod(facts, p99_ms, path)
-        if facts["kind"] == "stores":
-            values |= _measured_service(facts)
+            values |= _measured_pod(facts, rounds, p99_ms, path)
+        if facts["kind"] == "stores" and rounds:
+            values |= _measured_service(facts, rounds)
     except OSError as error:
         raise PlanMisused(f"--from-report: {path}: {error.strerror}") from error
     except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
@@ -297,9 +298,11 @@ def from_release(manifest: "Manifest", store: str) -> Layer:
     return Layer(source, values, f"{{name}} of {manifest.release}")
 
 
-def _measured_pod(facts: Mapping[str, Any], p99_ms: float | None, path: Path) -> dict[str, object]:
+Rounds = Sequence[Mapping[str, Any]]
+
+
+def _measured_pod(facts: Mapping[str, Any], rounds: Rounds, p99_ms: float | None, path: Path) -> dict[str, object]:
     """Read what one service bore: the highest rate of a search, or else the rate at which it was measured."""
-    rounds = [one for each in facts["series"] for one in each["rounds"] if one["latency_us"]]
     points = facts.get("search", {}).get("points", [])
     good = [(float(each["at"]), float(each["p99_us"])) for each in points if each["inside"]]
     if not good:
@@ -309,24 +312,21 @@ def _measured_pod(facts: Mapping[str, Any], p99_ms: float | None, path: Path) ->
         raise PlanMisused(
             f"--from-report: no rate of {path} kept a p99 of {p99_ms:g} ms; raise --p99-ms, or measure another"
         )
-    return {"pod_rps": max(kept), "request_ms": round(_mean_ms(rounds), 4)}
+    return {"pod_rps": max(kept), "request_ms": _mean_ms(rounds)}
 
 
-def _measured_service(facts: Mapping[str, Any]) -> dict[str, object]:
+def _measured_service(facts: Mapping[str, Any], rounds: Rounds) -> dict[str, object]:
     """Read what CPU a request took of the service, by the store where it took most; emulated stores do not count."""
     cpu_us = [
         fmean([one["service_cpu_us"] for one in each["rounds"]])
         for each in facts["stores"]
         if each["emulated"] is None and each["rounds"]
     ]
-    rounds = [one for each in facts["series"] for one in each["rounds"] if one["latency_us"]]
-    if not cpu_us or not rounds:
-        return {}
-    return {"request_cpu_us": round(max(cpu_us), 2), "request_ms": round(_mean_ms(rounds), 4)}
+    return {"request_cpu_us": round(max(cpu_us), 2), "request_ms": _mean_ms(rounds)} if cpu_us else {}
 
 
-def _mean_ms(rounds: Sequence[Mapping[str, Any]]) -> float:
-    return max(float(one["latency_us"]["mean"]) for one in rounds) / 1000
+def _mean_ms(rounds: Rounds) -> float:
+    return round(max(float(one["latency_us"]["mean"]) for one in rounds) / 1000, 4)
 
 
 def _drop_outdated_size(layers: Sequence[Layer], values: dict[str, Any], sources: dict[str, str]) -> None:

@@ -1,21 +1,17 @@
 """A plan as one HTML file that loads nothing else: figures and their formulas, curves, savings, assumptions."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
-from string import Template
 
-from matplotlib import rc_context
-from matplotlib.figure import Figure as Drawing
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from bench.planner.figures import Figure
 from bench.planner.inputs import HOURS, KNOWN, hourly_shares
 from bench.planner.plan import Plan
 from bench.planner.review import BreakEven, PlanReport
-from bench.report.page import TEMPLATE
-from bench.report.plots import BAD, HIGH, INK, LINES, STYLE, WIDE, legend, svg
-from bench.report.text import escaped, html_paragraphs, paragraphs, section, table, write
+from bench.report import text
+from bench.report.plots import BAD, INK, LINES, Frames, count_scale, mark, plot
+from bench.report.text import escaped, html_paragraphs, paragraphs, section, table
 from stores.prices import LISTED
 
 PRICE = "usd_"
@@ -37,20 +33,16 @@ between regions, private links, reserved capacity and its discount) is not in it
 
 def write_files(report: PlanReport, name: Path) -> None:
     """Write *name*.json and *name*.html, each whole or not at all."""
-    write(name.with_name(f"{name.name}.json"), json.dumps(report.to_json(), indent=1))
-    write(name.with_name(f"{name.name}.html"), page(report))
+    text.write_report(name, report.to_json(), page(report))
 
 
 def page(report: PlanReport) -> str:
     """Lay out the whole file."""
     plan = report.plan
     inputs = plan.inputs
-    title = f"hotplate plan: {inputs.users:,} users, {inputs.peak_rps:,g} requests/s"
     parts = [
-        f"<h1>{escaped(title)}</h1>",
-        f'<p class="soft">{escaped(report.date)} · prices of {escaped(report.prices_file)}</p>',
-        _warnings(report),
-        _tiles(report),
+        text.caution("Look out:", report.warnings) if report.warnings else "",
+        text.tiles((plan.figures[name], words) for name, words in TILES),
         section(
             "Which store, at which rate", cost_plot(report.break_even, inputs.peak_rps), report.break_even.sentence
         ),
@@ -66,20 +58,8 @@ def page(report: PlanReport) -> str:
         parts.append(section("What would save money", table(headings, rows, (1, 2)), "USD a month, pods included."))
     parts += [_inputs(report), _prices(report), _formulas(plan.figures.values())]
     parts.append(section("What this is, and what it is not", html_paragraphs(paragraphs(METHOD))))
-    return Template(TEMPLATE.read_text()).substitute(title=escaped(title), body="\n".join(parts))
-
-
-def _warnings(report: PlanReport) -> str:
-    listed = "".join(f"<li>{escaped(each)}</li>" for each in report.warnings)
-    return f'<div class="verdict bad"><strong>Look out:</strong><ul>{listed}</ul></div>' if listed else ""
-
-
-def _tiles(report: PlanReport) -> str:
-    figures = report.plan.figures
-    made = (
-        f'<div class="tile"><b>{escaped(figures[name])}</b><span>{escaped(words)}</span></div>' for name, words in TILES
-    )
-    return f'<div class="tiles">{"".join(made)}</div>'
+    title = f"hotplate plan: {inputs.users:,} users, {inputs.peak_rps:,g} requests/s"
+    return text.whole_page(title, f"{report.date} · prices of {report.prices_file}", parts)
 
 
 def _figures(report: PlanReport) -> str:
@@ -139,51 +119,40 @@ def _operands(figure: Figure) -> str:
     return f"{operands} ({figure.source})" if figure.source and operands else operands or figure.source
 
 
-def cost_plot(found: BreakEven, planned_rps: float) -> str:
+@plot()
+def cost_plot(frames: Frames, found: BreakEven, planned_rps: float) -> None:
     """Draw what each store costs over the rate; the lines stand at where they cross, and at the plan's own rate."""
+    (axes,) = frames
     rates = [each.rps for each in found.points]
-    with rc_context(STYLE):
-        drawing = Drawing(figsize=(WIDE, HIGH))
-        axes = drawing.subplots()
-        axes.plot(rates, [each.cosmos for each in found.points], color=LINES[0], label="Cosmos DB at its cheapest")
-        axes.plot(rates, [each.redis for each in found.points], color=LINES[1], label="Redis")
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        axes.axvline(planned_rps, color=INK, linewidth=1, linestyle=(0, (2, 2)), label="this plan")
-        if found.rps is not None:
-            axes.axvline(found.rps, color=LINES[3], linewidth=1)
-            axes.annotate(
-                f"{found.rps:,.0f}/s", (found.rps, 1), xycoords=("data", "axes fraction"),
-                xytext=(4, -10), textcoords="offset points", color=LINES[3],
-            )  # fmt: skip
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
-            axis.set_minor_formatter(NullFormatter())
-        axes.set_xlabel("requests/s in the busiest hour")
-        axes.set_ylabel("USD a month, without pods")
-        legend(axes)
-        return svg(drawing)
+    axes.plot(rates, [each.cosmos for each in found.points], color=LINES[0], label="Cosmos DB at its cheapest")
+    axes.plot(rates, [each.redis for each in found.points], color=LINES[1], label="Redis")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.axvline(planned_rps, color=INK, linewidth=1, linestyle=(0, (2, 2)), label="this plan")
+    if found.rps is not None:
+        mark(axes, found.rps)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
+        axis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("requests/s in the busiest hour")
+    axes.set_ylabel("USD a month, without pods")
 
 
-def day_plot(plan: Plan) -> str:
+@plot()
+def day_plot(frames: Frames, plan: Plan) -> None:
     """Draw the RU/s that reads need hour by hour, headroom included, under what manual and autoscale are paid for."""
+    (axes,) = frames
     needed = [plan.number("reads_ru") * share for share in hourly_shares(plan.inputs.profile)]
     hours = range(HOURS)
     least = plan.number("autoscale_top_ru") / 10
-    with rc_context(STYLE):
-        drawing = Drawing(figsize=(WIDE, HIGH))
-        axes = drawing.subplots()
-        axes.bar(hours, needed, color=LINES[0], width=0.8, label="needed for reads")
-        reached = [max(least, each) for each in needed]
-        axes.step(hours, reached, where="mid", color=LINES[1], label="autoscale, at a higher price")
-        name = "together_ru" if plan.inputs.publishing == "in-place" else "serve_ru"
-        axes.axhline(plan.number(name), color=LINES[3], label="manual")
-        if "have_ru" in plan.figures:
-            axes.axhline(plan.number("have_ru"), color=BAD, label="provisioned today")
-        axes.set_ylim(bottom=0)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        axes.set_xlabel("hour of the day")
-        axes.set_ylabel("RU/s")
-        legend(axes)
-        return svg(drawing)
+    axes.bar(hours, needed, color=LINES[0], width=0.8, label="needed for reads")
+    reached = [max(least, each) for each in needed]
+    axes.step(hours, reached, where="mid", color=LINES[1], label="autoscale, at a higher price")
+    name = "together_ru" if plan.inputs.publishing == "in-place" else "serve_ru"
+    axes.axhline(plan.number(name), color=LINES[3], label="manual")
+    if "have_ru" in plan.figures:
+        axes.axhline(plan.number("have_ru"), color=BAD, label="provisioned today")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("hour of the day")
+    count_scale(axes)
+    axes.set_ylabel("RU/s")

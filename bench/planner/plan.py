@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from math import ceil
+from statistics import fmean
 from typing import Any
 
-from bench.planner.cosmos import GB, derive_costs, derive_demand
+from bench.planner.cosmos import GB, derive_costs, derive_demand, is_possible
 from bench.planner.demand import CacheHits, cache_hits, hottest_share
 from bench.planner.figures import Figure, Ledger
 from bench.planner.inputs import CAPACITIES, KEY_BYTES, KNOWN, Inputs, SourcedInputs, hourly_shares
@@ -19,67 +20,46 @@ SEPARATOR_BYTES = len(",\n")
 QUOTES, TITLE_QUOTES = 6, 4
 # An item of Cosmos DB without its id and its list.
 SKELETON_BYTES = len('{"id":"user.","t":""}')
-# As `stores.redis.memory` has them, which needs the extra `redis`; a test compares the two.
+# As `stores.redis.store` has them, which needs the extra `redis`; a test compares the two.
 REDIS_ROW_BYTES, REDIS_ALLOCATED = 80, 1.08
 REDIS_HEAD_BYTES = len("hotplate:20261120T064200Z-7f3a:")
 
 # What a person is shown, in this order and under these words; the other figures are for those who ask why.
-OUTLINE: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
-    (
-        "Today",
-        (
-            ("provisioned", "have_ru"), ("used by reads in the busiest hour", "today_use"), ("too many", "over_ru"),
-            ("cost", "today_cost"), ("of it for nothing", "over_cost"),
-        ),
-    ),
-    (
-        "Load",
-        (
-            ("lists", "rows"), ("requests/s, busiest hour and region", "peak_region"), ("answered by a cache", "hits"),
-            ("reads/s of the store", "reads_s"), ("a stored list", "stored_bytes"),
-        ),
-    ),
-    (
-        "Cosmos DB: request units",
-        (
-            ("an item", "item_bytes"), ("a read", "mean_read_ru"), ("a written list", "list_write_ru"),
-            ("for reads, headroom included", "reads_ru"), ("provisioned for reads", "serve_ru"),
-            ("for publishing", "publish_ru_s"), ("together, while a release is published", "together_ru"),
-            ("a publish takes", "publish_hours"),
-        ),
-    ),
-    (
-        "Cosmos DB: containers",
-        (
-            ("containers while publishing", "containers"), ("partitions of a new release", "new_partitions"),
-            ("partitions of the live one", "partitions"), ("a partition's share", "partition_ru"),
-            ("hottest user by it", "hot_key_load"), ("fullest partition by it", "hot_partition_load"),
-            ("least RU/s of a kept release", "least_ru"), ("storage, all releases", "stored_gb"),
-        ),
-    ),
-    (
-        "Redis",
-        (
-            ("memory, all releases", "redis_gb"), ("Azure Managed Redis, balanced", "redis_size"),
-            ("shards", "redis_shards"), ("nodes of an instance", "redis_nodes"),
-        ),
-    ),
-    (
-        "Pods",
-        (
-            ("by Little's law", "pods_by_little"), ("by what a pod can answer", "pods_by_capacity"),
-            ("at least", "min_pods"), ("in a region, the most of these", "pods_region"), ("in all", "pods"),
-        ),
-    ),
-    (
-        "Cost a month",
-        (
-            ("Cosmos DB, manual", "manual_cost"), ("Cosmos DB, autoscale", "autoscale_cost"),
-            ("Cosmos DB, serverless", "serverless_cost"), ("Redis", "redis_cost"), ("pods", "pods_cost"),
-            ("Cosmos DB and pods", "cosmos_total"), ("Redis and pods", "redis_total"),
-        ),
-    ),
-)  # fmt: skip
+OUTLINE = {
+    "Today": {
+        "provisioned": "have_ru", "used by reads in the busiest hour": "today_use", "too many": "over_ru",
+        "cost": "today_cost", "of it for nothing": "over_cost",
+    },
+    "Load": {
+        "lists": "rows", "requests/s, busiest hour and region": "peak_region", "answered by a cache": "hits",
+        "reads/s of the store": "reads_s", "a stored list": "stored_bytes",
+    },
+    "Cosmos DB: request units": {
+        "an item": "item_bytes", "a read": "mean_read_ru", "a written list": "list_write_ru",
+        "for reads, headroom included": "reads_ru", "provisioned for reads": "serve_ru",
+        "for publishing": "publish_ru_s", "together, while a release is published": "together_ru",
+        "a publish takes": "publish_hours",
+    },
+    "Cosmos DB: containers": {
+        "containers while publishing": "containers", "partitions of a new release": "new_partitions",
+        "partitions of the live one": "partitions", "a partition's share": "partition_ru",
+        "hottest user by it": "hot_key_load", "fullest partition by it": "hot_partition_load",
+        "least RU/s of a kept release": "least_ru", "storage, all releases": "stored_gb",
+    },
+    "Redis": {
+        "memory, all releases": "redis_gb", "Azure Managed Redis, balanced": "redis_size", "shards": "redis_shards",
+        "nodes of an instance": "redis_nodes",
+    },
+    "Pods": {
+        "by Little's law": "pods_by_little", "by what a pod can answer": "pods_by_capacity", "at least": "min_pods",
+        "in a region, the most of these": "pods_region", "in all": "pods",
+    },
+    "Cost a month": {
+        "Cosmos DB, manual": "manual_cost", "Cosmos DB, autoscale": "autoscale_cost",
+        "Cosmos DB, serverless": "serverless_cost", "Redis": "redis_cost", "pods": "pods_cost",
+        "Cosmos DB and pods": "cosmos_total", "Redis and pods": "redis_total",
+    },
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +102,8 @@ class Plan:
 
     def outline(self) -> Iterator[tuple[str, list[tuple[str, Figure]]]]:
         """Yield the figures that a person is shown, group by group, each with its words; no group without figures."""
-        for group, lines in OUTLINE:
-            shown = [(words, self.figures[name]) for words, name in lines if name in self.figures]
-            if shown and (group != "Today" or "have_ru" in self.figures):
+        for group, lines in OUTLINE.items():
+            if shown := [(words, self.figures[name]) for words, name in lines.items() if name in self.figures]:
                 yield group, shown
 
     def with_inputs(self, **changes: Any) -> "Plan":  # noqa: ANN401 -- inputs by name; `replace` refuses others
@@ -140,18 +119,17 @@ def calculate(sourced: SourcedInputs, prices: Prices, charges: Charges) -> Plan:
     _derive_sizes(ledger, inputs)
     _derive_workload(ledger, inputs)
     derive_demand(ledger, inputs, charges)
-    costs = derive_costs(ledger, inputs, prices)
-    pods_cost = _derive_pods(ledger, inputs, prices)
-    redis_cost = _derive_redis(ledger, inputs, prices)
-    chosen = costs[inputs.capacity]
-    if chosen is None:
-        ledger.input("cosmos_total", ledger.figures()["serverless_cost"].value, "", "capacity")
+    derive_costs(ledger, inputs)
+    _derive_pods(ledger, inputs)
+    _derive_redis(ledger, inputs, prices)
+    if is_possible(ledger.figures, inputs.capacity):
+        ledger.derive("cosmos_total", "USD/month", f"{inputs.capacity}_cost + pods_cost")
     else:
-        ledger.derive("cosmos_total", chosen + pods_cost, "USD/month", f"{inputs.capacity}_cost + pods_cost")
-    ledger.derive("redis_total", redis_cost + pods_cost, "USD/month", "redis_cost + pods_cost")
+        ledger.input("cosmos_total", ledger.figures[f"{inputs.capacity}_cost"].value, "", "capacity")
+    ledger.derive("redis_total", "USD/month", "redis_cost + pods_cost")
     if inputs.have_ru is not None:
-        _derive_today(ledger, inputs, inputs.have_ru, prices)
-    return Plan(sourced, prices, charges, ledger.figures())
+        _derive_today(ledger, inputs)
+    return Plan(sourced, prices, charges, ledger.figures)
 
 
 def _enter_inputs(ledger: Ledger, sourced: SourcedInputs, prices: Prices) -> None:
@@ -178,120 +156,78 @@ def _format_profile(profile: str | tuple[float, ...]) -> str:
 
 def _derive_sizes(ledger: Ledger, inputs: Inputs) -> None:
     """Derive how large a list is: as JSON, as stored, as an item of Cosmos DB, and as a row in Redis."""
-    length, titled = inputs.list_length, inputs.title_chars > 0
-    item_bytes = ITEM_BYTES + inputs.item_id_chars + (TITLE_BYTES + inputs.title_chars if titled else 0)
-    title = f" + {TITLE_BYTES} + title_chars" if titled else ""
+    title = f" + {TITLE_BYTES} + title_chars" if inputs.title_chars > 0 else ""
     formula = f"list_length * ({ITEM_BYTES} + item_id_chars{title}) + {SEPARATOR_BYTES} * (list_length - 1)"
-    json_bytes = ledger.derive("json_bytes", item_bytes * length + SEPARATOR_BYTES * (length - 1), "bytes", formula)
-    if inputs.list_bytes is not None:
-        stored = ledger.derive("stored_bytes", inputs.list_bytes, "bytes", "list_bytes")
-    elif inputs.encoding == "zstd":
-        stored = ledger.derive("stored_bytes", json_bytes * inputs.zstd_share, "bytes", "json_bytes * zstd_share")
-    else:
-        stored = ledger.derive("stored_bytes", json_bytes, "bytes", "json_bytes")
-    _derive_cosmos_item(ledger, inputs, stored)
-    row_bytes = stored + KEY_BYTES + inputs.user_id_chars + REDIS_HEAD_BYTES + REDIS_ROW_BYTES
-    ledger.derive(
-        "redis_row_bytes", row_bytes * REDIS_ALLOCATED, "bytes",
-        f"(stored_bytes + {KEY_BYTES} + user_id_chars + {REDIS_HEAD_BYTES} + {REDIS_ROW_BYTES}) * {REDIS_ALLOCATED}",
-        source="the key, its prefix and release, and what Redis 7 keeps beside it: within -3 and +13 % of used_memory",
-    )  # fmt: skip
-
-
-def _derive_cosmos_item(ledger: Ledger, inputs: Inputs, stored: float) -> None:
-    """Derive the size of the item `{"id":"user.ID","t":"…"}`, or "b" with base64 where the list is compressed."""
-    encoded: float
+    ledger.derive("json_bytes", "bytes", formula)
+    formula = "json_bytes * zstd_share" if inputs.encoding == "zstd" else "json_bytes"
+    ledger.derive("stored_bytes", "bytes", formula if inputs.list_bytes is None else "list_bytes")
     if inputs.encoding == "zstd":
-        encoded, formula, source = ceil(stored / 3) * 4, "ceil(stored_bytes / 3) * 4", "base64"
+        formula, source = "ceil(stored_bytes / 3) * 4", "base64"
     else:
         quotes = QUOTES + (TITLE_QUOTES if inputs.title_chars > 0 else 0)
-        encoded = stored + quotes * inputs.list_length + inputs.list_length - 1
         formula = f"stored_bytes + {quotes} * list_length + list_length - 1"
         source = "JSON in JSON: a backslash for each quote and each end of line"
-    text = ledger.derive("text_bytes", encoded, "bytes", formula, source=source)
-    identifier = ceil(inputs.user_id_chars * 4 / 3)
-    ledger.derive(
-        "item_bytes", SKELETON_BYTES + identifier + text + inputs.system_bytes, "bytes",
-        f"{SKELETON_BYTES} + ceil(user_id_chars * 4 / 3) + text_bytes + system_bytes",
-        source='an item {"id":"user.ID","t":"…"} with the id in base64url',
-    )  # fmt: skip
+    ledger.derive("text_bytes", "bytes", formula, source=source)
+    formula = f"{SKELETON_BYTES} + ceil(user_id_chars * 4 / 3) + text_bytes + system_bytes"
+    source = 'an item {"id":"user.ID","t":"…"} with the id in base64url'
+    ledger.derive("item_bytes", "bytes", formula, source=source)
+    formula = f"stored_bytes + {KEY_BYTES} + user_id_chars + {REDIS_HEAD_BYTES} + {REDIS_ROW_BYTES}"
+    source = "the key, its prefix and release, and what Redis 7 keeps beside it: within -3 and +13 % of used_memory"
+    ledger.derive("redis_row_bytes", "bytes", f"({formula}) * {REDIS_ALLOCATED}", source=source)
 
 
 def _derive_workload(ledger: Ledger, inputs: Inputs) -> None:
     """Derive users, rows and rates as they will have grown, and what of them reaches the store."""
-    growth = (1 + inputs.growth_percent / 100) ** inputs.months
-    ledger.derive("growth", growth, "", "(1 + growth_percent / 100) ** months")
-    users = ledger.derive("users_then", inputs.users * growth, "users", "users * growth")
-    ledger.derive("rows", (inputs.users + inputs.items) * growth, "lists", "(users + items) * growth")
-    total = ledger.derive("peak_then", inputs.peak_rps * growth, "requests/s", "peak_rps * growth")
-    peak = ledger.derive("peak_region", total * inputs.region_share, "requests/s", "peak_then * region_share")
-    hours = hourly_shares(inputs.profile)
-    ledger.derive("mean_of_peak", sum(hours) / len(hours), "share", "the mean of profile by its busiest hour")
-    hits = _derive_cache_hits(ledger, inputs, max(1, round(users)))
-    ledger.derive("reads_s", peak * (1 - hits), "reads/s", "peak_region * (1 - hits)")
+    ledger.derive("growth", "", "(1 + growth_percent / 100) ** months")
+    users = ledger.derive("users_then", "users", "users * growth")
+    ledger.derive("rows", "lists", "(users + items) * growth")
+    ledger.derive("peak_then", "requests/s", "peak_rps * growth")
+    ledger.derive("peak_region", "requests/s", "peak_then * region_share")
+    mean = fmean(hourly_shares(inputs.profile))
+    ledger.derive("mean_of_peak", "share", "the mean of profile by its busiest hour", mean)
+    _derive_cache_hits(ledger, inputs, max(1, round(users)))
+    ledger.derive("reads_s", "reads/s", "peak_region * (1 - hits)")
 
 
-def _derive_cache_hits(ledger: Ledger, inputs: Inputs, users: int) -> float:
-    """Derive the hit rate of the cache, which is returned, and the hottest user's share of what misses."""
+def _derive_cache_hits(ledger: Ledger, inputs: Inputs, users: int) -> None:
+    """Derive the hit rate of the cache, and the hottest user's share of what misses."""
     exponent = inputs.zipf or 0.0
     if inputs.hit_rate is not None:
         cached = CacheHits(inputs.hit_rate, inputs.hit_rate)
-        hits = ledger.derive("hits", inputs.hit_rate, "share", "hit_rate")
+        hits = ledger.derive("hits", "share", "hit_rate")
     else:
         cached = cache_hits(users, exponent, inputs.cache_entries)
-        skew = "zipf" if inputs.zipf is not None else "all alike"
-        formula = f"Che's approximation: cache_entries of users_then, {skew}"
+        formula = f"Che's approximation: cache_entries of users_then, {'all alike' if inputs.zipf is None else 'zipf'}"
         source = "H. Che et al., Hierarchical Web caching systems, IEEE JSAC 20(7), 2002; one cache, never cleared"
-        hits = ledger.derive("hits", cached.hit_rate, "share", formula, source=source)
+        hits = ledger.derive("hits", "share", formula, cached.hit_rate, source=source)
     if inputs.hot_share is not None:
-        hottest = ledger.derive("hot_user", inputs.hot_share, "share", "hot_share")
+        hottest = ledger.derive("hot_user", "share", "hot_share")
     elif inputs.zipf is None:
-        hottest = ledger.derive("hot_user", 1 / users, "share", "1 / max(1, round(users_then))")
+        hottest = ledger.derive("hot_user", "share", "1 / max(1, round(users_then))")
     else:
-        share = hottest_share(users, exponent)
-        hottest = ledger.derive("hot_user", share, "share", "chance of the first of users_then, zipf")
+        formula = "chance of the first of users_then, zipf"
+        hottest = ledger.derive("hot_user", "share", formula, hottest_share(users, exponent))
     missed = hottest * (1 - cached.hottest_hit_rate) / (1 - hits) if hits < 1 else 0.0
     formula = "hot_user by the rest, where the cache answers the hottest as it does" if hits else "hot_user"
-    ledger.derive("hot_read", missed, "share", formula)
-    return hits
+    ledger.derive("hot_read", "share", formula, missed)
 
 
-def _derive_pods(ledger: Ledger, inputs: Inputs, prices: Prices) -> float:
-    """Derive pods, by Little's law and by what a pod can answer, and their cost; returns USD a month."""
-    peak = ledger.number("peak_region")
-    by_little = ledger.derive(
-        "pods_by_little",
-        ceil(round(peak * inputs.request_ms / 1000 / inputs.pod_utilisation / inputs.pod_concurrency, 9)),
-        "pods",
-        "ceil(peak_region * request_ms / 1000 / pod_utilisation / pod_concurrency)",
-        source="Little's law: requests in a pod = rate * time",
-    )
-    if inputs.pod_rps is not None:
-        capacity = ledger.derive("pod_capacity", inputs.pod_rps, "requests/s", "pod_rps")
-    else:
-        formula = "1000000 * pod_cpus / request_cpu_us"
-        capacity = ledger.derive("pod_capacity", 1e6 * inputs.pod_cpus / inputs.request_cpu_us, "requests/s", formula)
-    by_capacity = ledger.derive(
-        "pods_by_capacity",
-        ceil(round(peak / capacity / inputs.pod_utilisation, 9)),
-        "pods",
-        "ceil(peak_region / pod_capacity / pod_utilisation)",
-    )
-    in_region = max(by_little, by_capacity, inputs.min_pods)
-    ledger.derive("pods_region", in_region, "pods", "max(pods_by_little, pods_by_capacity, min_pods)")
-    pods = ledger.derive("pods", in_region * inputs.regions, "pods", "pods_region * regions")
-    cost = pods * inputs.pod_cpus * prices.cpu_hour.usd * HOURS_A_MONTH
-    return ledger.derive("pods_cost", cost, "USD/month", f"pods * pod_cpus * usd_cpu_hour * {HOURS_A_MONTH}")
+def _derive_pods(ledger: Ledger, inputs: Inputs) -> None:
+    """Derive pods, by Little's law and by what a pod can answer, and their cost."""
+    formula = "ceil(peak_region * request_ms / 1000 / pod_utilisation / pod_concurrency)"
+    ledger.derive("pods_by_little", "pods", formula, source="Little's law: requests in a pod = rate * time")
+    formula = "1000000 * pod_cpus / request_cpu_us" if inputs.pod_rps is None else "pod_rps"
+    ledger.derive("pod_capacity", "requests/s", formula)
+    ledger.derive("pods_by_capacity", "pods", "ceil(peak_region / pod_capacity / pod_utilisation)")
+    ledger.derive("pods_region", "pods", "max(pods_by_little, pods_by_capacity, min_pods)")
+    ledger.derive("pods", "pods", "pods_region * regions")
+    ledger.derive("pods_cost", "USD/month", f"pods * pod_cpus * usd_cpu_hour * {HOURS_A_MONTH}")
 
 
-def _derive_redis(ledger: Ledger, inputs: Inputs, prices: Prices) -> float:
-    """Derive memory for the live, the kept and the next release, the instance's size, and cost; returns USD a month."""
-    copies = 1 + inputs.kept + 1
+def _derive_redis(ledger: Ledger, inputs: Inputs, prices: Prices) -> None:
+    """Derive memory for the live, the kept and the next release, the instance's size, and cost."""
     formula = f"rows * redis_row_bytes * (1 + kept + 1) / {GB}"
-    gb = ledger.derive(
-        "redis_gb", ledger.number("rows") * ledger.number("redis_row_bytes") * copies / GB, "GB", formula,
-        source="live, kept and the next one",
-    )  # fmt: skip
+    gb = ledger.derive("redis_gb", "GB", formula, source="live, kept and the next one")
     size, count = choose_size(prices, gb, ledger.number("reads_s"), inputs)
     described = f"{size.gb:g} GB, {size.vcpus} vCPUs; {size.hour.provenance}"
     ledger.input("redis_size", f"{count} of {size.name}", "", described)
@@ -301,14 +237,13 @@ def _derive_redis(ledger: Ledger, inputs: Inputs, prices: Prices) -> float:
         "max(1, ceil(redis_gb / (redis_size_gb * (1 - redis_reserved))),"
         " ceil(reads_s / (redis_size_gets_s * redis_utilisation)))"
     )
-    ledger.derive("redis_instances", count, "a region", formula, source="the cheapest size that is enough")
+    ledger.derive("redis_instances", "a region", formula, source="the cheapest size that is enough")
     source = "prices file: https://learn.microsoft.com/azure/redis/architecture"
     ledger.input("redis_shards_each", size.shards, "shards", source)
-    ledger.derive("redis_shards", size.shards * count, "shards", "redis_shards_each * redis_instances")
+    ledger.derive("redis_shards", "shards", "redis_shards_each * redis_instances")
     ledger.input("usd_redis_node_hour", size.hour.usd, "USD", size.hour.provenance)
-    cost = count * inputs.redis_nodes * size.hour.usd * HOURS_A_MONTH * inputs.regions
     formula = f"redis_instances * redis_nodes * usd_redis_node_hour * {HOURS_A_MONTH} * regions"
-    return ledger.derive("redis_cost", cost, "USD/month", formula)
+    ledger.derive("redis_cost", "USD/month", formula)
 
 
 def choose_size(prices: Prices, gb: float, gets_s: float, inputs: Inputs) -> tuple[Size, int]:
@@ -323,14 +258,11 @@ def choose_size(prices: Prices, gb: float, gets_s: float, inputs: Inputs) -> tup
     return size, instances(size)
 
 
-def _derive_today(ledger: Ledger, inputs: Inputs, have_ru: int, prices: Prices) -> None:
+def _derive_today(ledger: Ledger, inputs: Inputs) -> None:
     """Compare what is provisioned by hand today with what its container needs."""
-    name = "together_ru" if inputs.publishing == "in-place" else "serve_ru"
+    needed = "together_ru" if inputs.publishing == "in-place" else "serve_ru"
     source = "what is provisioned by hand today, less what is needed"
-    over = ledger.derive("over_ru", have_ru - ledger.number(name), "RU/s", f"have_ru - {name}", source=source)
-    today = prices.ru_hours(have_ru * HOURS_A_MONTH, regions=inputs.regions)
-    ledger.derive("today_cost", today, "USD/month", f"have_ru / 100 * usd_ru_hour * {HOURS_A_MONTH} * regions")
-    saved = prices.ru_hours(over * HOURS_A_MONTH, regions=inputs.regions)
-    ledger.derive("over_cost", saved, "USD/month", f"over_ru / 100 * usd_ru_hour * {HOURS_A_MONTH} * regions")
-    use = ledger.number("reads_plain_ru") / have_ru
-    ledger.derive("today_use", use, "share", "reads_plain_ru / have_ru", source="reads in the busiest hour")
+    ledger.derive("over_ru", "RU/s", f"have_ru - {needed}", source=source)
+    for cost, ru in (("today_cost", "have_ru"), ("over_cost", "over_ru")):
+        ledger.derive(cost, "USD/month", f"{ru} / 100 * usd_ru_hour * {HOURS_A_MONTH} * regions")
+    ledger.derive("today_use", "share", "reads_plain_ru / have_ru", source="reads in the busiest hour")

@@ -10,7 +10,7 @@ from typing import Any
 from bench.planner.figures import format_value
 from bench.planner.inputs import KNOWN, Inputs, Layer, PlanMisused, read_toml
 from bench.planner.plan import Plan
-from stores.cosmos.throughput import INITIAL_PARTITION_RU, MAX_RU, PARTITION_RU
+from stores.cosmos.url import INITIAL_PARTITION_RU, MAX_RU, PARTITION_RU
 from stores.prices import LISTED
 
 REPORT_FORMAT = 1
@@ -197,17 +197,15 @@ def _changes(inputs: Inputs) -> Iterator[Change]:
 
 
 def _list_changes(inputs: Inputs) -> Iterator[Change]:
+    def with_size(factor: float, **changes: Any) -> dict[str, Any]:  # noqa: ANN401 -- inputs by name
+        return changes if inputs.list_bytes is None else changes | {"list_bytes": inputs.list_bytes * factor}
+
     if inputs.list_length > SHOWN_LENGTH:
-        shorter: dict[str, Any] = {"list_length": SHOWN_LENGTH}
-        if inputs.list_bytes is not None:
-            shorter["list_bytes"] = inputs.list_bytes * SHOWN_LENGTH / inputs.list_length
         change = f"lists of {SHOWN_LENGTH} items, not {inputs.list_length}"
+        shorter = with_size(SHOWN_LENGTH / inputs.list_length, list_length=SHOWN_LENGTH)
         yield change, "fewer to fall back on after a filter", shorter
     if inputs.encoding == "json":
-        smaller: dict[str, Any] = {"encoding": "zstd"}
-        if inputs.list_bytes is not None:
-            smaller["list_bytes"] = inputs.list_bytes * inputs.zstd_share
-        yield "encoding zstd, not json", "0.8 µs of CPU a read", smaller
+        yield "encoding zstd, not json", "0.8 µs of CPU a read", with_size(inputs.zstd_share, encoding="zstd")
     if inputs.title_chars > 0 and inputs.list_bytes is None:
         yield "no titles in the lists", "the caller looks them up", {"title_chars": 0.0}
     if inputs.cache_entries == 0 and inputs.hit_rate is None and inputs.zipf:

@@ -4,7 +4,7 @@ One metric decides, chosen before looking (p99 by default): of four metrics look
 pairs would differ "really". The others are shown with their intervals, and decide nothing.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from bench.errors import BenchMisused
@@ -36,6 +36,12 @@ class Change:
     def worse(self) -> bool:
         """Whether it is real and for the worse: a longer latency, a lower rate."""
         return self.real and (self.interval.mean < 0 if self.metric == RATE else self.interval.mean > 0)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain values, `change` being the mean."""
+        values = asdict(self)
+        bounds = values.pop("interval")
+        return values | {"change": bounds.pop("mean"), **bounds, "real": self.real}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,18 +87,7 @@ class Verdict:
             "left_out": self.left_out,
             "decides": self.decides,
             "errors": list(self.errors),
-            "changes": [
-                {
-                    "metric": each.metric,
-                    "before": each.before,
-                    "after": each.after,
-                    "change": each.interval.mean,
-                    "low": each.interval.low,
-                    "high": each.interval.high,
-                    "real": each.real,
-                }
-                for each in self.changes
-            ],
+            "changes": [each.to_json() for each in self.changes],
         }
 
 

@@ -10,18 +10,9 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent.parent
 LIBRARIES = (
-    "hotplate",
-    "aiohttp",
-    "hdrhistogram",
-    "httptools",
-    "implicit",
-    "lmdb",
-    "numpy",
-    "orjson",
-    "polars",
-    "redis",
+    "hotplate", "aiohttp", "hdrhistogram", "httptools", "implicit", "lmdb", "numpy", "orjson", "polars", "redis",
     "uvloop",
-)
+)  # fmt: skip
 
 
 def describe() -> dict[str, Any]:

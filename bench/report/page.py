@@ -1,9 +1,9 @@
 """The files of a report: an HTML page that makes no requests, the JSON, and an HDR log."""
 
-import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from string import Template
+from statistics import fmean
 from typing import Any
 
 from bench.loadgen.capacity import PERCENTS
@@ -11,10 +11,21 @@ from bench.loadgen.histogram import ENOUGH_SAMPLES, Histogram, log_of
 from bench.loadgen.result import Result
 from bench.report import plots
 from bench.report.report import ERRORS, RATE, WHILE_WRITTEN, Report, Series
-from bench.report.text import escaped, format_us, grouped_table, html_paragraphs, paragraphs, section, table, write
+from bench.report.text import (
+    caution,
+    escaped,
+    format_us,
+    grouped_table,
+    html_paragraphs,
+    paragraphs,
+    section,
+    table,
+    tiles,
+    whole_page,
+    write_report,
+)  # fmt: skip
 from bench.ru import report as ru_report
 
-TEMPLATE = Path(__file__).with_name("page.html")
 HEADLINES = ("p50", "p99", "p99.9")
 
 # Runs, each with the epoch second of its start.
@@ -56,12 +67,7 @@ def page(report: Report) -> str:
     compared = report.extra.get("comparison", {})
     names = [each["name"] for each in report.extra.get("stores", [])]
     subject = report.extra.get("subject") or report.configuration.get("url") or " and ".join(names)
-    title = f"hotplate bench {report.kind}: {subject}"
-    parts = [
-        f"<h1>{escaped(title)}</h1>",
-        f'<p class="soft">{escaped(facts["date"])} · {escaped(facts["cpu"])}, {facts["cores"]} cores</p>',
-        _verdict(report),
-    ]
+    parts = [_verdict(report)]
     rounds = [each for each in report.series if each.rounds]
     if len(rounds) == 1:
         parts += [_tiles(rounds[0]), _percentiles(rounds[0])]
@@ -78,7 +84,8 @@ def page(report: Report) -> str:
     if rounds:
         parts.append(_outcomes(rounds, report.extra))
     parts += [_method(report), _setting(report)]
-    return Template(TEMPLATE.read_text()).substitute(title=escaped(title), body="\n".join(parts))
+    below = f"{facts['date']} · {facts['cpu']}, {facts['cores']} cores"
+    return whole_page(f"hotplate bench {report.kind}: {subject}", below, parts)
 
 
 def _comparison(compared: Mapping[str, Any]) -> list[str]:
@@ -103,9 +110,8 @@ def _verdict(report: Report) -> str:
     if report.interrupted:
         reasons.append("it was stopped before its end")
     if reasons:
-        listed = "".join(f"<li>{escaped(reason)}</li>" for reason in reasons)
-        what = "Invalid: these figures do not measure the service." if report.invalid_reasons else "Look out:"
-        return f'<div class="verdict bad"><strong>{what}</strong><ul>{listed}</ul></div>'
+        invalid = "Invalid: these figures do not measure the service."
+        return caution(invalid if report.invalid_reasons else "Look out:", reasons)
     if holds := report.extra.get("holds"):
         return f'<div class="verdict"><strong>Valid.</strong> {escaped(holds)}</div>'
     lags = [each.facts["lag_us"]["p99"] for each in rounds if each.facts["lag_us"]]
@@ -116,17 +122,14 @@ def _verdict(report: Report) -> str:
 
 
 def _tiles(shown: Series) -> str:
-    summary = shown.summary()
-    tiles = [(format_us(summary[name]["pooled"]), name) for name in HEADLINES]
-    tiles.append((f"{summary[RATE]['mean']:,.0f}/s", "good answers"))
-    errors = shown.values(ERRORS)
-    tiles.append((f"{sum(errors) / len(errors):.3%}".replace("0.000%", "none"), "errors and drops"))
-    made = "".join(f'<div class="tile"><b>{escaped(value)}</b><span>{name}</span></div>' for value, name in tiles)
-    return f'<div class="tiles">{made}</div>'
+    summary, errors = shown.summary, fmean(shown.values(ERRORS))
+    headlines = [(format_us(summary[name]["pooled"]), name) for name in HEADLINES]
+    failed = f"{errors:.3%}".replace("0.000%", "none")
+    return tiles([*headlines, (f"{summary[RATE]['mean']:,.0f}/s", "good answers"), (failed, "errors and drops")])
 
 
 def _percentiles(shown: Series) -> str:
-    summary, pooled = shown.summary(), shown.histogram
+    summary, pooled = shown.summary, shown.histogram
     several = len(shown.rounds) > 1
     rows = []
     for name in PERCENTS:
@@ -159,12 +162,12 @@ def _knees(extra: Mapping[str, Any]) -> list[str]:
         )
         rows = [
             [
-                f"{each['at']:,g}",
-                f"{each['per_s']:,.0f}",
-                *(format_us(each[f"{name}_us"]) for name in ("p50", "p99")),
-                f"{each['popular']:.1%}",
+                f"{one['at']:,g}",
+                f"{one['per_s']:,.0f}",
+                *map(format_us, (one["p50_us"], one["p99_us"])),
+                f"{one['popular']:.1%}",
             ]
-            for each in found["points"]
+            for one in found["points"]
         ]
         shown = table(["users in a request", "users/s", "p50", "p99", "popular"], rows, numbers=range(5))
         parts.append(section("By size of batch", plots.sweep(found) + shown, text))
@@ -198,10 +201,7 @@ def _outcomes(rounds: Sequence[Series], extra: Mapping[str, Any]) -> str:
 
 
 def _counted(counts: Iterable[Mapping[str, int]]) -> str:
-    total = dict[str, int]()
-    for each in counts:
-        for name, count in each.items():
-            total[name] = total.get(name, 0) + count
+    total = sum(map(Counter, counts), Counter[str]())
     return ", ".join(f"{name or '(none)'} {count:,}" for name, count in sorted(total.items())) or "none"
 
 
@@ -228,11 +228,7 @@ def _of(shown: Series, among: Sequence[Series]) -> str:
 
 def keep(report: Report, runs: Runs | None, name: Path) -> None:
     """Write *name*.json, *name*.html and, of runs of one subject, *name*.hdr, each whole or not at all."""
-    texts = {".json": json.dumps(report.to_json(), indent=1), ".html": page(report)}
-    if runs is not None:
-        texts[".hdr"] = hdr_log(runs)
-    for ending, text in texts.items():
-        write(name.with_name(name.name + ending), text)
+    write_report(name, report.to_json(), page(report), **({} if runs is None else {"hdr": hdr_log(runs)}))
 
 
 def hdr_log(runs: Runs) -> str:

@@ -2,14 +2,15 @@
 
 import io
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from bench.report.report import Series
 from bench.report.text import format_us
@@ -50,134 +51,146 @@ WIDE, HIGH = 9.0, 3.6
 PERCENTS = (50.0, 90.0, 99.0, 99.9, 99.99, 99.999)
 
 
-def spectrum(shown: Sequence[Series]) -> str:
+COUNT = "{x:,.0f}"
+
+P = ParamSpec("P")
+Frames = Sequence[Axes]
+
+
+def plot(*ratios: int, high: float = 1.0) -> Callable[[Callable[Concatenate[Frames, P], None]], Callable[P, str]]:
+    """Make a plot of a function that draws into frames, one above the other, as high by each other as *ratios* say."""
+
+    def decorate(draw: Callable[Concatenate[Frames, P], None]) -> Callable[P, str]:
+        @wraps(draw)
+        def drawn(*args: P.args, **kwargs: P.kwargs) -> str:
+            with rc_context(STYLE):
+                figure = Figure(figsize=(WIDE, HIGH * high))
+                rows = ratios or (1,)
+                grid = figure.subplots(
+                    len(rows), 1, sharex=True, squeeze=False, height_ratios=rows, gridspec_kw={"hspace": 0.3}
+                )
+                frames = grid[:, 0].tolist()
+                draw(frames, *args, **kwargs)
+                for axes in frames:
+                    _legend(axes)
+                return _svg(figure)
+
+        return drawn
+
+    return decorate
+
+
+@plot()
+def spectrum(frames: Frames, shown: Sequence[Series]) -> None:
     """Draw latency over percentile; the scale stretches towards 100 %, where the slow responses are."""
-    with rc_context(STYLE):
-        figure, axes = _figure()
-        most = max((each.histogram.count for each in shown), default=0)
-        for each, colour in zip(shown, LINES * len(shown), strict=False):
-            points = [(percent, us) for percent, us in each.histogram.spectrum() if percent < 100]
-            axes.plot([100 / (100 - percent) for percent, _ in points], [us for _, us in points], color=colour)
-            if len(shown) > 1:
-                axes.lines[-1].set_label(each.name)
-        axes.set_xscale("log")
-        ticks = [percent for percent in PERCENTS if most * (100 - percent) / 100 >= 1] or [50.0]
-        axes.xaxis.set_major_locator(FixedLocator([100 / (100 - percent) for percent in ticks]))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{100 - 100 / x:g} %"))
-        axes.xaxis.set_minor_locator(NullLocator())
-        latency_scale(axes)
-        axes.set_xlabel("part of the requests that were at least this fast")
-        legend(axes)
-        return svg(figure)
+    (axes,) = frames
+    most = max((each.histogram.count for each in shown), default=0)
+    for each, colour in zip(shown, LINES * len(shown), strict=False):
+        points = [(percent, us) for percent, us in each.histogram.spectrum() if percent < 100]
+        axes.plot([100 / (100 - percent) for percent, _ in points], [us for _, us in points], color=colour)
+        if len(shown) > 1:
+            axes.lines[-1].set_label(each.name)
+    axes.set_xscale("log")
+    ticks = [percent for percent in PERCENTS if most * (100 - percent) / 100 >= 1] or [50.0]
+    axes.xaxis.set_major_locator(FixedLocator([100 / (100 - percent) for percent in ticks]))
+    axes.xaxis.set_major_formatter(lambda x, _: f"{100 - 100 / x:g} %")
+    axes.xaxis.set_minor_locator(NullLocator())
+    latency_scale(axes)
+    axes.set_xlabel("part of the requests that were at least this fast")
 
 
-def timeline(shown: Series) -> str:
+@plot(2, 1, high=1.35)
+def timeline(frames: Frames, shown: Series) -> None:
     """Draw every second of every round: latencies above, good answers and failures below."""
+    above, below = frames
     seconds = [second for each in shown.rounds for second in each.facts["seconds"]]
     at = list(range(1, len(seconds) + 1))
-    with rc_context(STYLE):
-        figure = Figure(figsize=(WIDE, HIGH * 1.35))
-        above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1), gridspec_kw={"hspace": 0.3})
-        for name, colour in (("max", LINES[2]), ("p99", LINES[1]), ("p50", LINES[0])):
-            above.plot(at, [second[f"{name}_us"] or float("nan") for second in seconds], color=colour, label=name)
-        latency_scale(above)
-        legend(above)
-        below.step(at, [second["ok"] for second in seconds], where="mid", color=LINES[0], label="good answers/s")
-        failed = [second["failed"] + second["dropped"] for second in seconds]
-        if any(failed):
-            below.step(at, failed, where="mid", color=BAD, label="errors and drops/s")
-        count_scale(below)
-        below.xaxis.set_major_locator(MaxNLocator(integer=True))
-        below.set_xlabel("second" if len(shown.rounds) == 1 else "second, all rounds one after the other")
-        legend(below)
-        begins = 0.5
-        for each in shown.rounds[:-1]:
-            begins += len(each.facts["seconds"])
-            for axes in (above, below):
-                axes.axvline(begins, color=FAINT, linewidth=0.8, linestyle=(0, (2, 2)))
-        return svg(figure)
+    for name, colour in (("max", LINES[2]), ("p99", LINES[1]), ("p50", LINES[0])):
+        above.plot(at, [second[f"{name}_us"] or float("nan") for second in seconds], color=colour, label=name)
+    latency_scale(above)
+    below.step(at, [second["ok"] for second in seconds], where="mid", color=LINES[0], label="good answers/s")
+    failed = [second["failed"] + second["dropped"] for second in seconds]
+    if any(failed):
+        below.step(at, failed, where="mid", color=BAD, label="errors and drops/s")
+    count_scale(below)
+    below.xaxis.set_major_locator(MaxNLocator(integer=True))
+    below.set_xlabel("second" if len(shown.rounds) == 1 else "second, all rounds one after the other")
+    for begins in np.cumsum([len(each.facts["seconds"]) for each in shown.rounds[:-1]]):
+        for axes in frames:
+            axes.axvline(begins + 0.5, color=FAINT, linewidth=0.8, linestyle=(0, (2, 2)))
 
 
-def search(found: Mapping[str, Any]) -> str:
+@plot()
+def search(frames: Frames, found: Mapping[str, Any]) -> None:
     """Draw latency over rate: where it turns up is the knee; the line is the highest rate inside the objective."""
-    with rc_context(STYLE):
-        figure, axes = _figure()
-        points = sorted(found["points"], key=lambda each: float(each["at"]))
-        for name, colour in (("p50", LINES[0]), ("p99", LINES[1])):
-            valid = [each for each in points if not each["invalid_reasons"]]
-            axes.plot([each["at"] for each in valid], [each[f"{name}_us"] for each in valid], color=colour)
-        for each in points:
-            colour = FAINT if each["invalid_reasons"] else BAD if each["broken"] else LINES[1]
-            axes.plot([each["at"]], [max(each["p99_us"], 1)], marker="o", color=colour, linestyle="none")
-        for label, colour, marker in (
-            ("p50", LINES[0], ""), ("p99", LINES[1], "o"), ("outside", BAD, "o"), ("invalid run", FAINT, "o"),
-        ):  # fmt: skip
-            axes.plot([], [], color=colour, marker=marker, linestyle="none" if marker else "-", label=label)
-        if found["highest"]:
-            axes.axvline(found["highest"], color=LINES[3], linewidth=1)
-            axes.annotate(
-                f"{found['highest']:,.0f}/s", (found["highest"], 1), xycoords=("data", "axes fraction"),
-                xytext=(4, -10), textcoords="offset points", color=LINES[3],
-            )  # fmt: skip
-        axes.set_xlim(left=0)
-        axes.set_xlabel("requests/s that fell due")
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
-        latency_scale(axes)
-        legend(axes)
-        return svg(figure)
-
-
-def capacities(searches: Sequence[Mapping[str, Any]]) -> str:
-    """Draw the good responses of all stores over the rate that was offered."""
-    with rc_context(STYLE):
-        figure, axes = _figure()
-        highest = 0.0
-        for each, colour in zip(searches, LINES * len(searches), strict=False):
-            valid = sorted(
-                (one for one in each["points"] if not one["invalid_reasons"]), key=lambda one: float(one["at"])
-            )
-            name = f"{each['name']} ({each['emulated']})" if each["emulated"] else each["name"]
-            own = [one["per_s"] * (1 - one["popular"]) for one in valid]
-            axes.plot([one["at"] for one in valid], own, color=colour, marker="o", label=name)
-            highest = max([highest, *(one["at"] for one in valid)])
-        axes.plot([0, highest], [0, highest], color=FAINT, linewidth=0.8)
-        count_scale(axes)
-        axes.set_xlim(left=0)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
-        axes.set_xlabel("requests/s that fell due")
-        legend(axes)
-        return svg(figure)
-
-
-def sweep(found: Mapping[str, Any]) -> str:
-    """Draw users/s and latency over the size of a batch."""
+    (axes,) = frames
     points = sorted(found["points"], key=lambda each: float(each["at"]))
-    at = [each["at"] for each in points]
-    with rc_context(STYLE):
-        figure = Figure(figsize=(WIDE, HIGH * 1.35))
-        above, below = figure.subplots(2, 1, sharex=True, gridspec_kw={"hspace": 0.3})
-        above.plot(
-            at, [each["per_s"] for each in points], color=LINES[0], marker="o", label="users/s with a list of their own"
-        )
-        count_scale(above)
-        for name, colour in (("p50", LINES[0]), ("p99", LINES[1])):
-            below.plot(at, [max(each[f"{name}_us"], 1) for each in points], color=colour, marker="o", label=name)
-        latency_scale(below)
-        below.set_xscale("log")
-        below.xaxis.set_major_locator(FixedLocator(at))
-        below.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
-        below.xaxis.set_minor_locator(NullLocator())
-        below.set_xlabel("users in a request")
-        for axes in (above, below):
-            if found["knee"]:
-                axes.axvline(found["knee"], color=LINES[3], linewidth=1, label="knee")
-            legend(axes)
-        return svg(figure)
+    valid = [each for each in points if not each["invalid_reasons"]]
+    for name, colour in (("p50", LINES[0]), ("p99", LINES[1])):
+        axes.plot([each["at"] for each in valid], [each[f"{name}_us"] for each in valid], color=colour)
+    for each in points:
+        colour = FAINT if each["invalid_reasons"] else BAD if each["broken"] else LINES[1]
+        axes.plot([each["at"]], [max(each["p99_us"], 1)], marker="o", color=colour, linestyle="none")
+    axes.lines[0].set_label("p50")
+    for label, colour in (("p99", LINES[1]), ("outside", BAD), ("invalid run", FAINT)):
+        axes.plot([], [], color=colour, marker="o", linestyle="none", label=label)
+    if found["highest"]:
+        mark(axes, found["highest"])
+    rate_axis(axes, "requests/s that fell due")
+    latency_scale(axes)
 
 
-def _figure() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDE, HIGH))
-    return figure, figure.subplots()
+@plot()
+def capacities(frames: Frames, searches: Sequence[Mapping[str, Any]]) -> None:
+    """Draw the good responses of all stores over the rate that was offered."""
+    (axes,) = frames
+    highest = 0.0
+    for each, colour in zip(searches, LINES * len(searches), strict=False):
+        valid = sorted((one for one in each["points"] if not one["invalid_reasons"]), key=lambda one: float(one["at"]))
+        name = f"{each['name']} ({each['emulated']})" if each["emulated"] else each["name"]
+        own = [one["per_s"] * (1 - one["popular"]) for one in valid]
+        axes.plot([one["at"] for one in valid], own, color=colour, marker="o", label=name)
+        highest = max([highest, *(one["at"] for one in valid)])
+    axes.plot([0, highest], [0, highest], color=FAINT, linewidth=0.8)
+    count_scale(axes)
+    rate_axis(axes, "requests/s that fell due")
+
+
+@plot(1, 1, high=1.35)
+def sweep(frames: Frames, found: Mapping[str, Any]) -> None:
+    """Draw users/s and latency over the size of a batch."""
+    above, below = frames
+    points = sorted(found["points"], key=lambda each: float(each["at"]))
+    at, users_s = [each["at"] for each in points], [each["per_s"] for each in points]
+    above.plot(at, users_s, color=LINES[0], marker="o", label="users/s with a list of their own")
+    count_scale(above)
+    for name, colour in (("p50", LINES[0]), ("p99", LINES[1])):
+        below.plot(at, [max(each[f"{name}_us"], 1) for each in points], color=colour, marker="o", label=name)
+    latency_scale(below)
+    below.set_xscale("log")
+    below.xaxis.set_major_locator(FixedLocator(at))
+    below.xaxis.set_major_formatter(COUNT)
+    below.xaxis.set_minor_locator(NullLocator())
+    below.set_xlabel("users in a request")
+    if found["knee"]:
+        for axes in frames:
+            axes.axvline(found["knee"], color=LINES[3], linewidth=1, label="knee")
+
+
+def mark(axes: Axes, rate: float) -> None:
+    """Draw a line at a rate, with its number."""
+    axes.axvline(rate, color=LINES[3], linewidth=1)
+    axes.annotate(
+        f"{rate:,.0f}/s", (rate, 1), xycoords=("data", "axes fraction"), xytext=(4, -10), textcoords="offset points",
+        color=LINES[3],
+    )  # fmt: skip
+
+
+def rate_axis(axes: Axes, label: str) -> None:
+    """Let the axis of rates begin at zero, with thousands marked."""
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter(COUNT)
+    axes.set_xlabel(label)
 
 
 def latency_scale(axes: Axes) -> None:
@@ -189,23 +202,23 @@ def latency_scale(axes: Axes) -> None:
     if high / max(low, 1e-9) < 20:  # a log scale of less than a decade has no label left
         axes.set_ylim(low / 2, high * 2)
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / max(low, 1e-9) < 500 else (1,)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: format_us(y)))
+    axes.yaxis.set_major_formatter(lambda y, _: format_us(y))
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def count_scale(axes: Axes) -> None:
     """Scale from zero, with thousands marked."""
     axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
+    axes.yaxis.set_major_formatter(COUNT)
 
 
-def legend(axes: Axes) -> None:
+def _legend(axes: Axes) -> None:
     """Name the lines above the frame, where some have names."""
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1.01), ncols=6, borderaxespad=0.2, handlelength=1.4)
 
 
-def svg(figure: Figure) -> str:
+def _svg(figure: Figure) -> str:
     """Return the figure as an element of a page: the page's colours and font, and no ids that another plot has, too."""
     drawn = io.StringIO()
     figure.savefig(drawn, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})

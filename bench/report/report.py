@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +48,14 @@ class Round:
         return self.histogram.percentiles_us([PERCENTS[metric]])[0]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Series:
     """The rounds of one subject, in order; the n-th rounds of all series of a report were made side by side."""
 
     name: str
     rounds: tuple[Round, ...]
 
-    @property
+    @cached_property
     def histogram(self) -> Histogram:
         """All rounds together."""
         return Histogram.merged(each.histogram for each in self.rounds)
@@ -72,8 +73,9 @@ class Series:
         """Return one metric, round by round."""
         return [each.value(metric) for each in self.rounds]
 
+    @cached_property
     def summary(self) -> dict[str, Any]:
-        """Return each metric over all rounds, and of two rounds or more the 95 % interval of its mean over rounds.
+        """Each metric over all rounds, and of two rounds or more the 95 % interval of its mean over rounds.
 
         Of latencies the mean is the geometric one.
         """
@@ -95,7 +97,7 @@ class Series:
         """Return it as plain values."""
         return {
             "name": self.name,
-            "summary": self.summary() if self.rounds else None,
+            "summary": self.summary if self.rounds else None,
             "valid": not self.invalid_reasons,
             "invalid_reasons": self.invalid_reasons,
             "rounds": [each.facts for each in self.rounds],

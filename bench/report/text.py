@@ -1,16 +1,19 @@
 """How figures are written: quantities with units, tables by group, and the few pieces of HTML of a report."""
 
 import html
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from string import Template
 from typing import Any
 
 from bench.errors import BenchMisused
 
+TEMPLATE = Path(__file__).with_name("page.html")
 SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 THOUSANDS = {"": 1.0, "k": 1e3, "M": 1e6}
 NUMBER = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(\S*)\s*")
@@ -121,6 +124,24 @@ def html_paragraphs(texts: Iterable[str]) -> str:
     return "".join(f"<p>{escaped(text)}</p>" for text in texts)
 
 
+def tiles(shown: Iterable[tuple[object, str]]) -> str:
+    """Make a row of tiles, each of a figure and a few words below it."""
+    made = (f'<div class="tile"><b>{escaped(figure)}</b><span>{escaped(words)}</span></div>' for figure, words in shown)
+    return f'<div class="tiles">{"".join(made)}</div>'
+
+
+def caution(heading: str, reasons: Iterable[str]) -> str:
+    """Make a box of what to look out for."""
+    listed = "".join(f"<li>{escaped(reason)}</li>" for reason in reasons)
+    return f'<div class="verdict bad"><strong>{heading}</strong><ul>{listed}</ul></div>'
+
+
+def whole_page(title: str, below: str, parts: Iterable[str]) -> str:
+    """Make a page of its title, a line below that, and its parts, which are HTML."""
+    body = [f"<h1>{escaped(title)}</h1>", f'<p class="soft">{escaped(below)}</p>', *parts]
+    return Template(TEMPLATE.read_text()).substitute(title=escaped(title), body="\n".join(body))
+
+
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterable[int] = ()) -> str:
     """Make a table; the columns *numbers* are aligned as numbers are."""
     right = set(numbers)
@@ -155,3 +176,9 @@ def write(path: Path, text: str) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     aside.write_text(text)
     aside.replace(path)
+
+
+def write_report(name: Path, facts: Mapping[str, Any], page: str, **more: str) -> None:
+    """Write *name*.json and *name*.html, and files of *more* endings, each whole or not at all."""
+    for ending, text in {"json": json.dumps(facts, indent=1), "html": page, **more}.items():
+        write(name.with_name(f"{name.name}.{ending}"), text)

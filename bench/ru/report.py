@@ -5,13 +5,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 
 from bench.loadgen.result import LAG_BOUND_US
-from bench.report.plots import BAD, FAINT, HIGH, LINES, STYLE, WIDE, count_scale, latency_scale, legend, svg
+from bench.report.plots import BAD, FAINT, LINES, Frames, count_scale, latency_scale, plot, rate_axis
 from bench.report.report import Report
 from bench.report.text import escaped, format_us, paragraphs, section, table
 from bench.ru.sandbox import Items
@@ -143,19 +139,13 @@ class Level:
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
         best = self.best
-        return {
-            "ru": self.ru,
+        own = ("ru", "read_ru", "arithmetic", "utilisation", "limit", "spent", "skipped")
+        return {name: getattr(self, name) for name in own} | {
             "item_bytes": self.items.size,
             "partitions": self.items.parts,
-            "read_ru": self.read_ru,
-            "arithmetic": self.arithmetic,
             "best": best and best.to_json(),
             "off": None if best is None else best.rate / self.arithmetic - 1,
-            "utilisation": self.utilisation,
             "per_100_ru": None if best is None else best.rate / self.ru * 100,
-            "limit": self.limit,
-            "spent": self.spent,
-            "skipped": list(self.skipped),
             "trials": [each.to_json() for each in self.trials],
         }
 
@@ -281,46 +271,34 @@ def sections(found: Mapping[str, Any]) -> list[str]:
     return parts
 
 
-def _level_plot(found: Sequence[Mapping[str, Any]]) -> str:
+@plot()
+def _level_plot(frames: Frames, found: Sequence[Mapping[str, Any]]) -> None:
     """Draw the best rate over RU/s: dots as measured, the line by arithmetic, both in RU spent a second."""
-    with rc_context(STYLE):
-        figure = Figure(figsize=(WIDE, HIGH))
-        axes = figure.subplots()
-        most = max(each["ru"] for each in found)
-        axes.plot([0, most], [0, most], color=FAINT, label="all of it spent")
-        best = [(each["ru"], each["best"]["rate"] * each["read_ru"]) for each in found if each["best"]]
-        axes.plot(*zip(*best, strict=True), color=LINES[0], marker="o", linestyle="none", label="best rate, in RU/s")
-        count_scale(axes)
-        _rate_axis(axes, "RU/s provisioned")
-        legend(axes)
-        return svg(figure)
+    (axes,) = frames
+    most = max(each["ru"] for each in found)
+    axes.plot([0, most], [0, most], color=FAINT, label="all of it spent")
+    best = [(each["ru"], each["best"]["rate"] * each["read_ru"]) for each in found if each["best"]]
+    axes.plot(*zip(*best, strict=True), color=LINES[0], marker="o", linestyle="none", label="best rate, in RU/s")
+    count_scale(axes)
+    rate_axis(axes, "RU/s provisioned")
 
 
-def _knee_plot(found: Mapping[str, Any]) -> str:
+@plot(1, 1, high=1.1)
+def _knee_plot(frames: Frames, found: Mapping[str, Any]) -> None:
     """Draw one level's trials over the rate that was offered: latencies above, the share of 429s below."""
+    above, below = frames
     points = sorted((each for each in found["trials"] if not each["invalid_reasons"]), key=lambda each: each["rate"])
     at = [each["rate"] for each in points]
-    with rc_context(STYLE):
-        figure = Figure(figsize=(WIDE, HIGH * 1.1))
-        above, below = figure.subplots(2, 1, sharex=True, gridspec_kw={"hspace": 0.35})
-        for name, colour in (("p50", LINES[0]), ("p99", LINES[1])):
-            above.plot(at, [each[f"{name}_us"] for each in points], color=colour, marker="o", label=name)
-        latency_scale(above)
-        below.plot(at, [100 * each["throttled"] for each in points], color=BAD, marker="o", label="429s, measured")
-        drawn = np.linspace(0, max(at, default=1.0), 200)[1:]
-        expected = 100 * np.maximum(0, 1 - found["arithmetic"] / drawn)
-        below.plot(drawn, expected, color=FAINT, label="429s, by arithmetic: 1 - RU/s ÷ RU requested")
-        below.set_ylim(bottom=0)
-        below.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g} %"))
-        _rate_axis(below, "reads/s that fell due")
-        for axes in (above, below):
-            if found["best"]:
-                axes.axvline(found["best"]["rate"], color=LINES[3], linewidth=1)
-            legend(axes)
-        return svg(figure)
-
-
-def _rate_axis(axes: Axes, label: str) -> None:
-    axes.set_xlim(left=0)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
-    axes.set_xlabel(label)
+    for name, colour in (("p50", LINES[0]), ("p99", LINES[1])):
+        above.plot(at, [each[f"{name}_us"] for each in points], color=colour, marker="o", label=name)
+    latency_scale(above)
+    below.plot(at, [100 * each["throttled"] for each in points], color=BAD, marker="o", label="429s, measured")
+    drawn = np.linspace(0, max(at, default=1.0), 200)[1:]
+    expected = 100 * np.maximum(0, 1 - found["arithmetic"] / drawn)
+    below.plot(drawn, expected, color=FAINT, label="429s, by arithmetic: 1 - RU/s ÷ RU requested")
+    below.set_ylim(bottom=0)
+    below.yaxis.set_major_formatter("{x:g} %")
+    rate_axis(below, "reads/s that fell due")
+    if found["best"]:
+        for axes in frames:
+            axes.axvline(found["best"]["rate"], color=LINES[3], linewidth=1)

@@ -15,11 +15,11 @@ from bench.loadgen.keys import InTurn, Keys
 from bench.loadgen.load import Load, Requests
 from bench.loadgen.result import LAG_BOUND_US, Result
 from bench.loadgen.workers import OnProgress, WorkerPool
+from bench.options import SweepOptions
 from bench.planner.demand import predict_ru
 from bench.process import on_core
 from bench.progress import ProgressDisplay
 from bench.report.text import format_us, parse_rate, parse_seconds
-from bench.ru.options import SweepOptions
 from bench.ru.report import LABEL, RU, Effect, Level, SweepResult, Trial, highest
 from bench.ru.sandbox import AccountSandbox, Items, emulator_sandbox, sandbox
 from bench.ru.scenarios import (
@@ -34,11 +34,10 @@ from bench.ru.scenarios import (
     autoscale_of,
 )
 from bench.stores.setup import emulator_label
+from stores.connect import redacted
 from stores.cosmos.charges import load as load_charges
-from stores.cosmos.throughput import MANUAL_MIN, MANUAL_STEP, MAX_RU, Throughput
-from stores.cosmos.url import Address, parse
+from stores.cosmos.url import MANUAL_MIN, MANUAL_STEP, MAX_RU, Address, Throughput, parse
 from stores.prices import Prices
-from stores.urls import redacted
 
 OWN_TRIAL, ACCOUNTS_TRIAL = "2s", "10s"
 # The lowest level at which effects are measured.
@@ -92,7 +91,7 @@ class SweepPlan:
         """Sum up what was measured."""
         account = self.options.account or ""
         subject = LABEL if self.address is None or emulator_label(account) is not None else redacted(account)
-        configuration = self.options.configuration | {"objective": str(self.objective)}
+        configuration = self.options.to_json() | {"objective": str(self.objective)}
         return SweepResult(configuration, subject, tuple(levels), tuple(effects), interrupted)
 
 
@@ -385,10 +384,10 @@ class Sweep:
             ca=account.ca,
         )
         self._display.start(f"{name}, {rate:,.0f} requests/s", load.duration_s)
-        before_s = account.saturated_s() or 0.0
+        before_s = account.saturated_s()
         result = self._generator.run(load, self._display.update, on_the_second=True)
         self.interrupted = self.interrupted or result.interrupted
-        saturated_s = (account.saturated_s() or 0.0) - before_s
+        saturated_s = account.saturated_s() - before_s
         return assess(rate, offer.wire_rate, result, self._planned.objective, saturated_s)
 
 

@@ -4,30 +4,26 @@ import asyncio
 import itertools
 import secrets
 import signal
-import ssl
-import sys
 import threading
 import time
-import urllib.request
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 from bench.cosmos_emulator.partition_keys import V2_SPAN, effective_key
 from bench.errors import BenchFailed
-from bench.process import free_port, serving
+from bench.loadgen.load import send_one
+from bench.process import EMULATOR_METRICS, emulator_serving, read_metrics
 from stores.cosmos.charges import KB
 from stores.cosmos.control import AccountContainers
 from stores.cosmos.items import Account
 from stores.cosmos.requests import DEADLINE_S
 from stores.cosmos.rest import RestClient
-from stores.cosmos.throughput import Throughput
-from stores.cosmos.url import Address, parse
+from stores.cosmos.url import Address, Throughput, parse
 from stores.errors import StoreError, StoreThrottled
-from stores.http1 import ConnectionPool, RequestFailed, Response
+from stores.http1 import Response
 
 # How the name of every container begins that a sweep creates, and so of all that it ever changes or drops.
 PREFIX = "hotplate-bench-"
@@ -120,30 +116,13 @@ class AccountSandbox:
         self.url = address.endpoint
         self._created = list[str]()
 
-    def saturated_s(self) -> float | None:
-        """Return for how long our own emulator was itself the limit; None where it is not ours."""
-        if not self.own:
-            return None
-        with urllib.request.urlopen(f"{self.url}/__emulation/metrics", timeout=10) as answer:  # noqa: S310 -- loopback
-            lines = answer.read().decode().splitlines()
-        return next(float(line.split()[1]) for line in lines if line.startswith(SATURATED))
+    def saturated_s(self) -> float:
+        """Return for how long our own emulator was itself the limit; 0 where it is not ours."""
+        return sum(read_metrics(self.url + EMULATOR_METRICS, SATURATED)) if self.own else 0.0
 
     def send(self, request: bytes) -> Response:
         """Send one request as it is. Raises BenchFailed where nothing answers."""
-        parts = urlsplit(self.url)
-        tls = ssl.create_default_context(cafile=self.ca) if parts.scheme == "https" else None
-
-        async def send() -> Response:
-            pool = ConnectionPool(parts.hostname or "", parts.port or 443, size=1, tls=tls)
-            try:
-                return await pool.request(request, DEADLINE_S)
-            finally:
-                await pool.close()
-
-        try:
-            return asyncio.run(send())
-        except RequestFailed as error:
-            raise BenchFailed(f"nothing answers at {self.url} ({error.kind})") from error
+        return send_one(self.url, request, DEADLINE_S, self.ca)
 
     def account(self) -> Account:
         """Read the properties of the account."""
@@ -219,10 +198,10 @@ def sandbox(address: Address, *, own: bool = False) -> Iterator[AccountSandbox]:
 @contextmanager
 def emulator_sandbox(*options: str) -> Iterator[AccountSandbox]:
     """Start an emulator as a process of its own, on the first core, and open it until the block ends."""
-    port = free_port()
-    command = [sys.executable, "-m", "hotplate", "cosmos-emulator", "--port", str(port), "--json", *options]
-    address = parse(f"cosmos+http://127.0.0.1:{port}/bench", {})
-    with serving(command, port, "/__emulation/metrics"), sandbox(address, own=True) as opened:
+    with (
+        emulator_serving(*options, core=0) as server,
+        sandbox(parse(f"cosmos+{server.url}/bench", {}), own=True) as opened,
+    ):
         yield opened
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import orjson
@@ -20,11 +20,9 @@ from bench.loadgen.keys import HotSet, InTurn, Keys, Zipf
 from bench.loadgen.load import Requests
 from bench.planner.demand import cache_hits, predict_ru, write_charge
 from bench.ru.sandbox import AccountSandbox, Items, fullest_share
-from stores.cosmos.auth import KeySigner
 from stores.cosmos.charges import Charges
-from stores.cosmos.requests import RequestBuilder, partition_key_header
-from stores.cosmos.throughput import AUTOSCALE_STEP, Throughput
-from stores.cosmos.url import KEY, Address
+from stores.cosmos.requests import KeySigner, RequestBuilder, partition_key_header
+from stores.cosmos.url import AUTOSCALE_STEP, KEY, Address, Throughput
 
 UPSERT = b"content-type: application/json\r\nprefer: return=minimal\r\nx-ms-documentdb-is-upsert: True\r\n"
 # What a cache has seen before the first request that counts: enough for its content to be steady.
@@ -49,10 +47,6 @@ class MissedKeys:
     def __iter__(self) -> Iterator[str]:
         """Yield the keys that miss."""
         return (key for key, hit in simulate_cache(self.keys, self.entries) if not hit)
-
-    def share(self, part: int) -> "MissedKeys":
-        """See `bench.loadgen.load.Requests`."""
-        return replace(self, keys=self.keys.share(part))
 
     def hit_rate(self, draws: int) -> float:
         """Count which share of so many draws hits."""
@@ -84,10 +78,6 @@ class KeyedRequests:
         del host, headers
         return map(self.by_key.__getitem__, self.keys)
 
-    def share(self, part: int) -> "KeyedRequests":
-        """See `bench.loadgen.load.Requests`."""
-        return replace(self, keys=self.keys.share(part))
-
 
 @dataclass(frozen=True, slots=True)
 class MixedRequests:
@@ -108,10 +98,6 @@ class MixedRequests:
                 yield next(writes)
             else:
                 yield next(reads)
-
-    def share(self, part: int) -> "MixedRequests":
-        """See `bench.loadgen.load.Requests`."""
-        return replace(self, reads=self.reads.share(part), writes=self.writes.share(part))
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,8 +149,7 @@ class SignedRequests:
         return RequestBuilder(host, address.database, consistency, KeySigner(address.key, address.shown), self.clock)
 
 
-@dataclass(frozen=True, slots=True)
-class Offer:
+class Offer(NamedTuple):
     """What goes over the wire for a rate of users' requests: these requests, so many a second."""
 
     requests: Requests

@@ -1,27 +1,23 @@
 """Trial releases: written and sealed like any other, then abandoned, so that they leave no trace in a store.
 
-`python -m bench.stores.publication` is a process that writes them on command, while reads go on.
+A process of their own writes them on command, while reads go on.
 """
 
-import argparse
 import asyncio
-import json
 import os
 import secrets
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import IO
+from typing import TypeVar
 
 from bench.errors import BenchFailed
-from bench.process import on_core, stop_process
-from bench.report.machine import ROOT, environment
-from bench.stores.setup import StoreServer, first_user_rows, opened, store_server
+from bench.process import Channel, on_core, receive, start_worker, stop_process
+from bench.report.machine import environment
+from bench.stores.setup import StoreServer, difference, first_user_rows, opened, store_server
 from stores.catalogue import ReleaseId
 from stores.lifecycle import begin, write
 from stores.manifest import Manifest, Tally
@@ -33,6 +29,11 @@ NICENESS = 19
 BATCH_ROWS = 1000
 STOP_WITHIN_S = 30.0
 
+# Commands to the process.
+ONCE, START, STOP = "once", "start", "stop"
+
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True)
 class TrialResult:
@@ -42,7 +43,11 @@ class TrialResult:
     wall_s: float
     cpu_s: float
     server_cpu_s: float | None
-    stored_bytes: int | None
+    stored_bytes: float | None
+
+    def per_list(self, total: float | None) -> float | None:
+        """Return what one list took of it, where that is known."""
+        return None if total is None else total / self.lists
 
 
 class _AbandonedError(Exception):
@@ -63,16 +68,8 @@ async def write_trial(store: Store, server: StoreServer, rows: Sequence[Row]) ->
     async def measure_and_abandon(_: Tally) -> Manifest:
         await store.seal(draft)
         took_s, used_s = time.perf_counter() - wall_s, time.process_time() - cpu_s
-        server_after_s, stored_after = server.cpu_s(), server.stored_bytes()
-        results.append(
-            TrialResult(
-                lists=len(rows),
-                wall_s=took_s,
-                cpu_s=used_s,
-                server_cpu_s=None if server_after_s is None or server_s is None else server_after_s - server_s,
-                stored_bytes=None if stored_after is None or stored is None else stored_after - stored,
-            )
-        )
+        server_used_s, stored_more = difference(server.cpu_s(), server_s), difference(server.stored_bytes(), stored)
+        results.append(TrialResult(len(rows), took_s, used_s, server_used_s, stored_more))
         raise _AbandonedError  # before the manifest and the commit: the draft is dropped like that of a failed publish
 
     plan = Plan(len(rows), sum(len(row.key) + len(row.value) for row in rows))
@@ -87,33 +84,28 @@ async def write_trial(store: Store, server: StoreServer, rows: Sequence[Row]) ->
 class TrialPublisher:
     """The publishing process, from the side of whoever started it."""
 
-    commands: IO[str]
-    replies: IO[str]
+    channel: Channel
 
     def write_one(self) -> TrialResult:
         """Let it write one release; blocks until that is done."""
-        self._send("once")
-        return TrialResult(**json.loads(self.receive()))
+        self.channel.send(ONCE)
+        return self.receive(TrialResult)
 
     def start(self) -> None:
         """Let it write one release after the other."""
-        self._send("start")
+        self.channel.send(START)
 
     def stop(self) -> float:
         """Let it finish the current release; return how many lists a second it wrote, pauses for erasing included."""
-        self._send("stop")
-        return float(json.loads(self.receive()))
+        self.channel.send(STOP)
+        return self.receive(float)
 
-    def receive(self) -> str:
-        """Read its next reply; BenchFailed where it has died."""
-        line = self.replies.readline()
-        if not line:
-            raise BenchFailed("the publishing process died; what it printed is above")
-        return line
-
-    def _send(self, command: str) -> None:
-        self.commands.write(f"{command}\n")
-        self.commands.flush()
+    def receive(self, kind: type[T]) -> T:
+        """Wait for its next reply; BenchFailed where it has died."""
+        reply = receive(self.channel, "the publishing process died; what it printed is above")
+        if not isinstance(reply, kind):
+            raise BenchFailed(f"the publishing process sent {reply!r}")
+        return reply
 
 
 @contextmanager
@@ -122,54 +114,44 @@ def trial_publisher(settings: dict[str, str], release: ReleaseId, lists: int) ->
 
     *settings* name the store in HOTPLATE_STORE: not an argument, which others see, as it may hold a password.
     """
-    command = [sys.executable, "-m", "bench.stores.publication", "--release", release, "--lists", str(lists)]
     with on_core(0):
-        process = subprocess.Popen(  # noqa: S603 -- our own module
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment() | settings
-        )
-    with process:
-        if process.stdin is None or process.stdout is None:
-            raise BenchFailed("the publishing process has no pipes")
-        try:
-            publisher = TrialPublisher(process.stdin, process.stdout)
-            publisher.receive()
-            yield publisher
-        finally:
-            process.stdin.close()  # it finishes what it is writing, abandons it, and ends
-            stop_process(process, STOP_WITHIN_S)
+        process, channel = start_worker("bench.stores.publication:publish_on_command", environment() | settings)
+    try:
+        channel.send((release, lists))
+        publisher = TrialPublisher(channel)
+        publisher.receive(str)
+        yield publisher
+    finally:
+        channel.close()  # it finishes what it is writing, abandons it, and ends
+        stop_process(process, STOP_WITHIN_S)
 
 
-async def publish_on_command(url: str, release: ReleaseId, lists: int) -> None:
-    """Read the rows to write, report that, and follow the commands on standard input until they end."""
-    server = store_server(url)
-    async with opened(url) as store:
-        rows = await first_user_rows(store, (await store.catalogue()).find(release).ref, lists)
-        print("ready", flush=True)
-        while command := await asyncio.to_thread(sys.stdin.readline):
-            if command == "once\n":
-                print(json.dumps(asdict(await write_trial(store, server, rows))), flush=True)
-            elif command == "start\n":
-                print(await _write_until_stopped(store, server, rows), flush=True)
-
-
-async def _write_until_stopped(store: Store, server: StoreServer, rows: Sequence[Row]) -> float:
-    started_s, written = time.perf_counter(), 0
-    stopped = asyncio.create_task(asyncio.to_thread(sys.stdin.readline))
-    while not stopped.done():
-        written += (await write_trial(store, server, rows)).lists
-    return written / (time.perf_counter() - started_s)
-
-
-def main() -> None:
-    """Run the process."""
-    parser = argparse.ArgumentParser(prog="python -m bench.stores.publication", description=__doc__)
-    parser.add_argument("--release", required=True)
-    parser.add_argument("--lists", type=int, required=True)
-    arguments = parser.parse_args()
+def publish_on_command(channel: Channel) -> None:
+    """Be that process: follow commands until the other end of the channel is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is handled by the parent
     os.nice(NICENESS)
-    asyncio.run(publish_on_command(os.environ["HOTPLATE_STORE"], ReleaseId(arguments.release), arguments.lists))
+    with suppress(EOFError, ConnectionError):
+        asyncio.run(_follow(channel))
 
 
-if __name__ == "__main__":
-    main()
+async def _follow(channel: Channel) -> None:
+    url = os.environ["HOTPLATE_STORE"]
+    server = store_server(url)
+    release, lists = channel.recv()
+    async with opened(url) as store:
+        rows = await first_user_rows(store, (await store.catalogue()).find(release).ref, lists)
+        channel.send("ready")
+        while command := await asyncio.to_thread(channel.recv):
+            if command == ONCE:
+                channel.send(await write_trial(store, server, rows))
+            elif command == START:
+                channel.send(await _write_until_stopped(channel, store, server, rows))
+
+
+async def _write_until_stopped(channel: Channel, store: Store, server: StoreServer, rows: Sequence[Row]) -> float:
+    started_s, written = time.perf_counter(), 0
+    stopped = asyncio.create_task(asyncio.to_thread(channel.recv))
+    while not stopped.done():
+        written += (await write_trial(store, server, rows)).lists
+    await stopped
+    return written / (time.perf_counter() - started_s)

@@ -1,11 +1,12 @@
 """What Microsoft published of the reference architecture, and what follows from it, beside what the stores did here."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from bench.options import PUBLISHED_MEDIAN_MS, PUBLISHED_RATE, PUBLISHED_RU, PUBLISHED_USERS, THINK_S
+from bench.planner.figures import round_up
 from stores.cosmos.charges import Charges
-from stores.cosmos.throughput import MANUAL_MIN, MANUAL_STEP
+from stores.cosmos.url import MANUAL_MIN, MANUAL_STEP
 from stores.prices import HOURS_A_MONTH, Prices
 
 SOURCE = "https://learn.microsoft.com/azure/architecture/ai-ml/architecture/real-time-recommendation"
@@ -27,31 +28,22 @@ requests/s was the load of the test, and the generator's limit, not what the ser
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Needs:
-    """The RU/s that a rate of reads needs of Cosmos DB, beside what is provisioned, and what both cost a month."""
+class Needs(NamedTuple):
+    """The RU/s that a rate of reads needs of Cosmos DB, and what a month of them, and of what is provisioned, costs."""
 
     read_ru: float
     used_ru: float
     needed_ru: int
-    provisioned_ru: int
-    provisioned_month_usd: float
     needed_month_usd: float
+    provisioned_month_usd: float
 
 
 def needs(charges: Charges, prices: Prices, item_bytes: float, rate: float, provisioned_ru: int) -> Needs:
     """Work out what *rate* reads a second of items of *item_bytes*, as stored, need."""
     read_ru = charges.read(round(item_bytes))
-    used_ru = rate * read_ru
-    needed_ru = max(MANUAL_MIN, int(-(-used_ru / UTILISATION // MANUAL_STEP)) * MANUAL_STEP)
-    return Needs(
-        read_ru=read_ru,
-        used_ru=used_ru,
-        needed_ru=needed_ru,
-        provisioned_ru=provisioned_ru,
-        provisioned_month_usd=prices.ru_hours(provisioned_ru * HOURS_A_MONTH),
-        needed_month_usd=prices.ru_hours(needed_ru * HOURS_A_MONTH),
-    )
+    needed_ru = max(MANUAL_MIN, round_up(rate * read_ru / UTILISATION, MANUAL_STEP))
+    months_usd = (prices.ru_hours(ru * HOURS_A_MONTH) for ru in (needed_ru, provisioned_ru))
+    return Needs(read_ru, rate * read_ru, needed_ru, *months_usd)
 
 
 def published_cells(charges: Charges, prices: Prices, item_bytes: float) -> Mapping[tuple[str, str], str]:

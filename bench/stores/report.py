@@ -17,16 +17,14 @@ from bench.report.report import WHILE_WRITTEN, Report, Series, series
 from bench.report.text import paragraphs, parse_rate, parse_seconds
 from bench.stores import reference
 from bench.stores.results import ComparisonResult, RoundResult, StoreResult
-from bench.stores.rounds import TRIAL_LISTS, Settings, StoreComparison
+from bench.stores.rounds import Settings, StoreComparison
 from bench.stores.setup import Setup, own_stores, prepared_stores
 from bench.stores.table import Column, table_lines
-from stores.cosmos.throughput import Throughput
-from stores.cosmos.url import parse
+from stores.cosmos.url import Throughput, parse
 
 DECIDING_METRIC = "p99"
 ENCODINGS = ("json", "zstd")
 CLOSED_LOOP = ", closed loop"
-MOST_EXTRA_ROUNDS = 7
 
 METHOD = """
 The store without a service: one caller on one core, each call waiting for the one before.
@@ -91,16 +89,11 @@ def parse_settings(options: StoresOptions) -> Settings:
     if options.cpu_hour is not None and options.cpu_hour <= 0:
         raise BenchMisused("--cpu-hour must be above zero")
     settings = Settings(
-        rounds=options.repeat,
-        extra_rounds=min(MOST_EXTRA_ROUNDS, 2 * options.repeat),
+        options=options,
         rate=parse_rate(options.rate),
-        poisson=options.poisson,
         duration_s=parse_seconds(options.duration),
-        closed_users=options.closed_users,
         think_s=parse_seconds(options.think),
         warmup_s=parse_seconds(options.warmup),
-        direct=options.direct,
-        trial_lists=min(TRIAL_LISTS, options.users),
         draw=Uniform() if options.zipf is None else Zipf(options.zipf),
         objective=parse_objective(options.slo) if options.find_max else None,
     )
@@ -259,6 +252,6 @@ def _raw_capacity(store: StoreResult) -> Mapping[str, Any]:
             point.to_json()
             | {"service_share": run.service_share, "server_share": run.server_share, "ru_s": run.ru_s}
             | {"throttled": run.request_units and run.request_units.throttled}
-            for point, run in zip(capacity.points, capacity.runs, strict=True)
+            for point, run in capacity.attempts
         ],
     }

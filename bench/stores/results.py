@@ -3,9 +3,10 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from bench.answers import CheckResult
-from bench.loadgen.capacity import PERCENTS, Objective, Point, disturbances, highest, point
+from bench.loadgen.capacity import PERCENTS, Objective, Point, disturbances, point
 from bench.loadgen.result import LAG_BOUND_US, Result
 from bench.stores.publication import TrialResult
 from bench.stores.setup import Candidate
@@ -36,8 +37,7 @@ class LookupResult:
     server_cpu_us: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class RequestUnits:
+class RequestUnits(NamedTuple):
     """What the reads of a run were charged, and how many of them were refused with 429."""
 
     ru: float
@@ -65,6 +65,11 @@ class ServiceRun:
         return None if self.server_cpu_s is None else self.server_cpu_s * 1e6 / max(1, self.result.ok)
 
     @property
+    def read_ru(self) -> float | None:
+        """Request units for each good response."""
+        return None if self.request_units is None else self.request_units.ru / max(1, self.result.ok)
+
+    @property
     def service_share(self) -> float:
         """The share of a core that the service used."""
         return self.service_cpu_s / max(self.result.duration_s, 1e-9)
@@ -80,8 +85,7 @@ class ServiceRun:
         return None if self.request_units is None else self.request_units.ru / max(self.result.duration_s, 1e-9)
 
 
-@dataclass(frozen=True, slots=True)
-class PublishRun:
+class PublishRun(NamedTuple):
     """Lists written beside the reads of one round: one release by itself, then the reads while others are written."""
 
     trial: TrialResult
@@ -106,24 +110,22 @@ class RoundResult:
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """The search for the highest rate of one store: its points in order, and the run behind each."""
+    """The search for the highest rate of one store: its attempts in order, each with the run behind it."""
 
-    points: tuple[Point, ...]
-    runs: tuple[ServiceRun, ...]
+    attempts: tuple[tuple[Point, ServiceRun], ...]
 
     @property
     def best(self) -> tuple[Point, ServiceRun] | None:
         """The highest rate inside the objective, and its run."""
-        best = highest(self.points)
-        return None if best is None else (best, self._run_of(best))
+        return max((each for each in self.attempts if each[0].inside), key=lambda each: each[0].at, default=None)
 
     @property
     def first_outside(self) -> tuple[Point, ServiceRun] | None:
         """The lowest rate above it that was outside; None where the search was stopped before."""
-        best = highest(self.points)
-        above = [each for each in self.points if not each.inside and each.at > (best.at if best else 0.0)]
-        lowest = min(above, key=lambda each: each.at, default=None)
-        return None if lowest is None or lowest.stopped else (lowest, self._run_of(lowest))
+        best_rate = self.best[0].at if self.best else 0.0
+        above = [each for each in self.attempts if not each[0].inside and each[0].at > best_rate]
+        lowest = min(above, key=lambda each: each[0].at, default=None)
+        return None if lowest is None or lowest[0].stopped else lowest
 
     @property
     def limit(self) -> str:
@@ -149,9 +151,6 @@ class Capacity:
         used = f"the service used {run.service_share:.0%} of its core{server}{refused}"
         return f"outside at {ended.at:,.0f} requests/s by {' and '.join(reasons)}; {used}"
 
-    def _run_of(self, point: Point) -> ServiceRun:
-        return next(run for each, run in zip(self.points, self.runs, strict=True) if each is point)
-
 
 @dataclass(frozen=True, slots=True)
 class Memory:
@@ -173,8 +172,7 @@ class StoreResult:
     capacity: Capacity | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ComparisonResult:
+class ComparisonResult(NamedTuple):
     """All that was measured; the n-th rounds of all stores were made side by side."""
 
     stores: tuple[StoreResult, ...]

@@ -6,10 +6,9 @@ The stores take turns within a round (A B, A B, …), so that whatever the machi
 import asyncio
 import itertools
 import time
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -18,12 +17,13 @@ import uvloop
 from bench.answers import check_answers
 from bench.errors import BenchFailed
 from bench.loadgen.capacity import Objective, Point, search
-from bench.loadgen.keys import Draw, Keys, Uniform
+from bench.loadgen.keys import Draw, Keys
 from bench.loadgen.load import Gets, Load
 from bench.loadgen.recorder import Sample
 from bench.loadgen.schedule import constant
 from bench.loadgen.workers import WorkerPool
-from bench.process import on_core, own_memory_bytes
+from bench.options import StoresOptions
+from bench.process import on_core, own_memory_bytes, read_metrics
 from bench.progress import ProgressDisplay
 from bench.stores.publication import TrialPublisher, trial_publisher
 from bench.stores.results import (
@@ -38,7 +38,7 @@ from bench.stores.results import (
     StoreResult,
     capacity_point,
 )
-from bench.stores.setup import Candidate, Setup, StoreServer, opened, store_settings
+from bench.stores.setup import Candidate, Setup, StoreServer, difference, opened, store_settings
 from stores.catalogue import ReleaseId, ReleaseRef
 from stores.errors import StoreError, StoreThrottled
 from stores.keys import USER
@@ -48,6 +48,11 @@ PATH = "/v1/recommendations/{key}"
 BATCHES = (1, 8, 64)
 BATCHES_DRAWN = 2_000
 TRIAL_LISTS = 50_000
+LOOK_UP_S = 0.4
+
+# For each invalid round another one is made, at most so many.
+MOST_EXTRA_ROUNDS = 7
+
 WARMUP_CALLS = 50
 
 # Responses of a run that are compared with the store.
@@ -71,25 +76,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """How much is measured, read from the options: `rate` in requests/s, for `duration_s` a round.
+    """The options of a comparison, and those of them that are texts as what they mean."""
 
-    For an invalid round another one is made, at most `extra_rounds` of them. A trial release has `trial_lists`.
-    """
-
-    rounds: int = 10
-    extra_rounds: int = 7
-    rate: float = 2_000.0
-    poisson: bool = False
-    duration_s: float = 5.0
-    closed_users: int | None = None
-    think_s: float = 1.0
-    warmup_s: float = 2.0
-    direct: bool = True
-    direct_s: float = 0.4
-    trial_lists: int = TRIAL_LISTS
-    connections: int = 64
-    draw: Draw = field(default_factory=Uniform)
-    objective: Objective | None = None
+    options: StoresOptions
+    rate: float
+    duration_s: float
+    think_s: float
+    warmup_s: float
+    draw: Draw
+    objective: Objective | None
 
 
 class StoreComparison:
@@ -113,14 +108,15 @@ class StoreComparison:
             try:
                 if publishing:
                     publishers = {each.name: self._publisher(stack, each) for each in self._setup.candidates}
-                if self._settings.warmup_s:
-                    warmup_s = self._settings.warmup_s
+                if warmup_s := self._settings.warmup_s:
                     self._each(
                         "warm-up", warmup_s, lambda one: self._read(pool, one, self._open_load(one, 0, warmup_s))
                     )
                 self._run_rounds(pool, publishers)
-                if self._settings.objective:
-                    self._find_capacities(pool, self._settings.objective)
+                if objective := self._settings.objective:
+                    for one in self._setup.candidates:
+                        if not self._interrupted:
+                            self._find_capacity(pool, one, objective)
             except KeyboardInterrupt:  # between two runs; within one the pool notices it, and ends the run
                 self._interrupted = True
             generator = sum(own_memory_bytes(pid) for pid in pool.pids)
@@ -129,12 +125,14 @@ class StoreComparison:
 
     def _publisher(self, stack: ExitStack, one: Candidate) -> TrialPublisher:
         release = self._setup.manifest.release
-        return stack.enter_context(trial_publisher(store_settings(one.url), release, self._settings.trial_lists))
+        return stack.enter_context(
+            trial_publisher(store_settings(one.url), release, min(TRIAL_LISTS, self._settings.options.users))
+        )
 
     def _run_rounds(self, pool: WorkerPool, publishers: Mapping[str, TrialPublisher]) -> None:
-        rounds = self._settings.rounds
-        valid = made = 0
-        while valid < rounds and made < rounds + self._settings.extra_rounds and not self._interrupted:
+        rounds = self._settings.options.repeat
+        most, valid, made = rounds + min(MOST_EXTRA_ROUNDS, 2 * rounds), 0, 0
+        while valid < rounds and made < most and not self._interrupted:
             made += 1
             valid += self._run_round(f"round {made}, {valid} of {rounds} valid", made, pool, publishers)
 
@@ -142,10 +140,10 @@ class StoreComparison:
         """Make a round, and keep it unless it was interrupted; return whether it was valid for all stores."""
         lookups, closed = dict[str, dict[int, LookupResult]](), dict[str, ServiceRun]()
         publishing, duration_s = dict[str, PublishRun](), self._settings.duration_s
-        if self._settings.direct:
+        if self._settings.options.direct:
             lookups = self._each(f"{name}, reads without a service", 1.0, lambda one: self._look_up(one, number))
-        if self._settings.closed_users:
-            stage = f"{name}, {self._settings.closed_users} users"
+        if users := self._settings.options.closed_users:
+            stage = f"{name}, {users} users"
             closed = self._each(stage, duration_s, lambda one: self._read(pool, one, self._closed_load(one, number)))
         reads = self._each(
             f"{name}, through the service",
@@ -181,7 +179,7 @@ class StoreComparison:
             batches = [[USER + user for user in itertools.islice(keys, size)] for _ in range(BATCHES_DRAWN)]
             with on_core(0):
                 release = self._setup.manifest.release
-                results[size] = look_up(one.url, one.server, release, batches, self._settings.direct_s)
+                results[size] = look_up(one.url, one.server, release, batches, LOOK_UP_S)
         return results
 
     def _keys(self, seed: int) -> Keys:
@@ -190,26 +188,21 @@ class StoreComparison:
 
     def _open_load(self, one: Candidate, number: int, duration_s: float) -> Load:
         settings = self._settings
-        return Load(
-            url=one.service.url,
-            requests=Gets(PATH, self._keys(number)),
-            arrivals=constant(settings.rate, duration_s, number if settings.poisson else None),
+        return replace(
+            self._load(one, number),
+            arrivals=constant(settings.rate, duration_s, number if settings.options.poisson else None),
             duration_s=duration_s,
-            connections=settings.connections,
-            observe=("source",),
             sample_every=max(1, int(settings.rate * duration_s / COMPARED)) | 1,
         )
 
     def _closed_load(self, one: Candidate, number: int) -> Load:
-        return Load(
-            url=one.service.url,
-            requests=Gets(PATH, self._keys(number)),
-            duration_s=self._settings.duration_s,
-            think_s=self._settings.think_s,
-            think_spread=THINK_SPREAD,
-            connections=self._settings.closed_users or 1,
-            observe=("source",),
-        )
+        settings, users = self._settings, self._settings.options.closed_users or 1
+        load = self._load(one, number)
+        return replace(load, think_s=settings.think_s, think_spread=THINK_SPREAD, connections=users)
+
+    def _load(self, one: Candidate, seed: int) -> Load:
+        requests, duration_s = Gets(PATH, self._keys(seed)), self._settings.duration_s
+        return Load(url=one.service.url, requests=requests, duration_s=duration_s, observe=("source",))
 
     def _read(self, pool: WorkerPool, one: Candidate, load: Load) -> ServiceRun:
         charged, service_s, server_s = request_units(one.service.url), one.service.cpu_s(), one.server.cpu_s()
@@ -224,7 +217,7 @@ class StoreComparison:
         return ServiceRun(
             replace(result, samples=()),
             service_after_s - service_s,
-            None if server_s is None or server_after_s is None else server_after_s - server_s,
+            difference(server_after_s, server_s),
             units,
         )
 
@@ -234,23 +227,18 @@ class StoreComparison:
         reads = self._read(pool, one, self._open_load(one, number, self._settings.duration_s * PUBLISHING_SHARE))
         return PublishRun(alone, reads, publisher.stop())
 
-    def _find_capacities(self, pool: WorkerPool, objective: Objective) -> None:
-        for one in self._setup.candidates:
-            if self._interrupted:
-                return
-            points, runs = list[Point](), list[ServiceRun]()
+    def _find_capacity(self, pool: WorkerPool, one: Candidate, objective: Objective) -> None:
+        attempts = list[tuple[Point, ServiceRun]]()
 
-            def attempt(rate: float, one: Candidate = one, runs: list[ServiceRun] = runs) -> Point:
-                duration_s = min(ATTEMPT_S, self._settings.duration_s)
-                self._display.start(f"{one.name}, {rate:,.0f} requests/s", duration_s)
-                keys = Gets(PATH, self._keys(round(rate)))
-                load = Load(url=one.service.url, requests=keys, rate=rate, duration_s=duration_s, observe=("source",))
-                runs.append(self._read(pool, one, load))
-                return capacity_point(rate, runs[-1], objective)
+        def attempt(rate: float) -> Point:
+            duration_s = min(ATTEMPT_S, self._settings.duration_s)
+            self._display.start(f"{one.name}, {rate:,.0f} requests/s", duration_s)
+            run = self._read(pool, one, replace(self._load(one, round(rate)), rate=rate, duration_s=duration_s))
+            attempts.append((capacity_point(rate, run, objective), run))
+            return attempts[-1][0]
 
-            for each in search(attempt, START_RATE):
-                points.append(each)
-                self._capacities[one.name] = Capacity(tuple(points), tuple(runs))
+        for _ in search(attempt, START_RATE):
+            self._capacities[one.name] = Capacity(tuple(attempts))
 
     def _result(self, one: Candidate, generator: int) -> StoreResult:
         memory = Memory(generator, one.service.memory_bytes(), one.server.memory_bytes())
@@ -260,15 +248,8 @@ class StoreComparison:
 
 def request_units(url: str) -> RequestUnits | None:
     """Read from a service's metrics what its reads were charged so far; None where its store charges nothing."""
-    with urllib.request.urlopen(f"{url}/metrics", timeout=10) as response:  # noqa: S310 -- a service that was started here
-        lines = response.read().decode().splitlines()
-    if not any(line.startswith(CHARGED) for line in lines):
-        return None
-    return RequestUnits(_sum(lines, CHARGED), _sum(lines, THROTTLED))
-
-
-def _sum(lines: Sequence[str], name: str) -> float:
-    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
+    charged = read_metrics(f"{url}/metrics", CHARGED)
+    return RequestUnits(sum(charged), sum(read_metrics(f"{url}/metrics", THROTTLED))) if charged else None
 
 
 def look_up(
@@ -297,12 +278,12 @@ async def _look_up(
                 "the store refused every read, as its throughput was used up; give it more for a comparison"
             )
         cpu_s, took_s = time.process_time() - cpu_s, ends_s[-1] - started_s
-        server_after_s = await asyncio.to_thread(server.cpu_s)
+        server_used_s = difference(await asyncio.to_thread(server.cpu_s), server_s)
     return LookupResult(
         call_us=float(np.median(np.diff([started_s, *ends_s]))) * 1e6,
         keys_per_s=keys / took_s,
         cpu_us=cpu_s * 1e6 / keys,
-        server_cpu_us=None if server_s is None or server_after_s is None else (server_after_s - server_s) * 1e6 / keys,
+        server_cpu_us=None if server_used_s is None else server_used_s * 1e6 / keys,
     )
 
 

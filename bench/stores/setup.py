@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import ssl
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -13,34 +12,35 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
-from urllib.request import urlopen
-
-from prometheus_client.parser import text_string_to_metric_families
 
 from bench.errors import BenchFailed, BenchMisused
 from bench.lists import Shape
-from bench.process import REDIS_MISSING, Server, emulator_serving, free_port, redis_installed, redis_serving, serving
+from bench.process import (
+    EMULATOR_METRICS,
+    REDIS_MISSING,
+    Server,
+    emulator_serving,
+    free_port,
+    read_metrics,
+    redis_installed,
+    redis_serving,
+    serving,
+)
 from stores.catalogue import ReleaseRef
 from stores.compression import compress
-from stores.connect import connect
+from stores.connect import connect, redacted
 from stores.keys import USER
-from stores.lifecycle import publish
+from stores.lifecycle import copy, publish
 from stores.manifest import Manifest
 from stores.store import Row, Store
-from stores.transfer import copy
-from stores.urls import redacted
 from stores.verification import load_manifest
 
 EMULATOR = "local emulator, not Azure"
 EMULATED_SCHEMES = {"cosmos+http", "cosmos+https"}
-EMULATOR_METRICS = "/__emulation/metrics"
 LIST_LENGTH = 20
 
 # Settings that say how to connect to a store; all others of hotplate are kept away from what is measured.
 STORE_SETTINGS = ("HOTPLATE_REDIS_", "HOTPLATE_COSMOS_")
-
-# When a server that does not report what it uses is given up.
-METRICS_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,11 @@ class StoreServer:
 
     stored_bytes: Callable[[], int | None]
     """Space that its data takes, in memory or on disk."""
+
+
+def difference(after: float | None, before: float | None) -> float | None:
+    """Return what was used between two readings; None where one is not known."""
+    return None if after is None or before is None else after - before
 
 
 def store_server(url: str) -> StoreServer:
@@ -110,18 +115,11 @@ def _emulator_metric(url: str, name: str, *, own_database: bool = False) -> floa
     from stores.cosmos.url import parse  # noqa: PLC0415 -- other stores have other addresses
 
     at = parse(url)
-    trusted = ssl.create_default_context(cafile=at.ca) if at.endpoint.startswith("https:") else None
+    own = {"container": f"{at.database}/"} if own_database else {}
     try:
-        with urlopen(f"{at.endpoint}{EMULATOR_METRICS}", timeout=METRICS_TIMEOUT_S, context=trusted) as page:  # noqa: S310 -- http(s), by the store's own parser
-            text = page.read().decode()
+        values = read_metrics(at.endpoint + EMULATOR_METRICS, name, at.ca, **own)
     except (OSError, HTTPException, UnicodeDecodeError):
         return None
-    values = [
-        sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if sample.name == name and (not own_database or sample.labels["container"].partition("/")[0] == at.database)
-    ]
     return sum(values) if values or own_database else None
 
 

@@ -1,9 +1,9 @@
 """The table of a comparison: a line for each figure, a cell for each store."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean
+from typing import TypeVar
 
 from bench.loadgen.capacity import PERCENTS, Point, parse_objective
 from bench.options import StoresOptions
@@ -22,13 +22,15 @@ from bench.report.text import (
     parse_rate,
 )
 from bench.stores.reference import NOT_PUBLISHED, Needs, format_month, needs, published_cells
-from bench.stores.results import LookupResult, PublishRun, RoundResult, ServiceRun, StoreResult
+from bench.stores.results import PublishRun, RoundResult, ServiceRun, StoreResult
 from bench.stores.rounds import BATCHES
 from stores.cosmos.charges import KB
 from stores.cosmos.charges import load as load_charges
-from stores.cosmos.throughput import Throughput
+from stores.cosmos.url import Throughput
 from stores.manifest import Manifest
 from stores.prices import load as load_prices
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,131 +64,120 @@ class Column:
         """Return the mean of a value over the rounds in which lists were written."""
         return self.mean(lambda each: None if each.publishing is None else value(each.publishing))
 
-    def mean_of_lookups(self, size: int, value: Callable[[LookupResult], float | None]) -> float | None:
-        """Return the mean of a value over the reads of one size of batch."""
-        return self.mean(lambda each: value(each.lookups[size]))
+
+Cell = Callable[[Column], str]
+Cells = Mapping[str, Cell]
+Value = Callable[[Column], float | None]
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Lines under one heading, while they are added."""
+def timed(cell: Cell) -> Cell:
+    """Show an emulator's label in place of what is about time."""
+    return lambda column: column.emulated or cell(column)
 
-    name: str
-    columns: Sequence[Column]
-    lines: list[Line] = field(default_factory=list)
 
-    def add(self, name: str, cell: Callable[[Column], str], *, timed: bool = False) -> None:
-        """Add a line; where it is about time, an emulator's cell shows its label instead."""
-        cells = tuple(each.emulated if timed and each.emulated else cell(each) for each in self.columns)
-        self.lines.append(Line(self.name, name, cells))
+def shown(write: Callable[[float | None], str], value: Value) -> Cell:
+    """Show a value as *write* writes it."""
+    return lambda column: write(value(column))
+
+
+def present(value: Callable[[Column], T | None], write: Callable[[T], str], absent: str = NONE) -> Cell:
+    """Show what a column has of something, or that it has none."""
+
+    def cell(column: Column) -> str:
+        found = value(column)
+        return absent if found is None else write(found)
+
+    return cell
 
 
 def table_lines(columns: Sequence[Column], manifest: Manifest, options: StoresOptions) -> list[Line]:
     """Make the whole table; with the reference, the first cell of each line is the published figure."""
     item_bytes = max(KB, manifest.bytes / max(1, manifest.rows))
     published = any(each.publishing for column in columns for each in column.rounds)
-    groups = [
-        *([_direct(columns, size) for size in BATCHES] if options.direct else []),
-        *([_closed(columns, options)] if options.closed_users else []),
-        _service(columns),
-        _cpu(columns, options.cpu_hour),
-        _memory(columns, manifest, published=published),
-        *([_publishing(columns)] if published else []),
-        *([_capacity(columns, options)] if options.find_max else []),
-    ]
+    groups: dict[str, Cells] = {}
+    if options.direct:
+        groups |= {f"Without a service, {size} key{'s' * (size > 1)} a call": _direct(size) for size in BATCHES}
+    if options.closed_users:
+        groups[f"Closed loop: {options.closed_users} users, {options.think} of pause"] = _closed()
+    groups["Through the service"] = _service()
+    groups["CPU a request"] = _cpu(options.cpu_hour)
+    groups["Memory, and room in the store"] = _memory(manifest, published=published)
+    if published:
+        groups["Publishing"] = _publishing()
+    if options.find_max:
+        objective = parse_objective(options.slo)
+        name = f"Highest rate inside the objective: {objective}, one worker on one core"
+        groups[name] = _capacity(parse_rate(options.rate))
     if options.reference or any(each.throughput for each in columns):
-        groups.append(_request_units(columns, options, item_bytes))
-    lines = [line for group in groups for line in group.lines]
-    if not options.reference:
-        return lines
+        groups["Request units"] = _request_units(options, item_bytes)
     known = published_cells(load_charges(), load_prices(), item_bytes)
-    return [
-        replace(line, cells=(known.get((line.group.partition(":")[0], line.name), NOT_PUBLISHED), *line.cells))
-        for line in lines
-    ]
+
+    def line(group: str, name: str, cell: Cell) -> Line:
+        first = [known.get((group.partition(":")[0], name), NOT_PUBLISHED)] if options.reference else []
+        return Line(group, name, (*first, *map(cell, columns)))
+
+    return [line(group, name, cell) for group, cells in groups.items() for name, cell in cells.items()]
 
 
-def _direct(columns: Sequence[Column], size: int) -> Group:
-    group = Group(f"Without a service, {size} key{'s' * (size > 1)} a call", columns)
-
+def _direct(size: int) -> Cells:
     def call(column: Column) -> str:
-        mean = geometric([each.lookups[size].call_us for each in column.rounds])
-        if mean is None:
-            return format_short_us(column.mean_of_lookups(size, lambda each: each.call_us))
-        return format_interval(mean.mean, mean.low, mean.high)
+        calls_us = [each.lookups[size].call_us for each in column.rounds]
+        if mean := geometric(calls_us):
+            return format_interval(mean.mean, mean.low, mean.high)
+        return format_short_us(fmean(calls_us))
 
     def cpu(column: Column) -> str:
-        server_us = column.mean_of_lookups(size, lambda each: each.server_cpu_us)
-        return format_both_us(column.mean_of_lookups(size, lambda each: each.cpu_us), server_us)
+        server_us = column.mean(lambda each: each.lookups[size].server_cpu_us)
+        return format_both_us(column.mean(lambda each: each.lookups[size].cpu_us), server_us)
 
-    group.add("a call, median", call, timed=True)
-    rate = "keys/s, one caller"
-    group.add(rate, lambda one: format_count(one.mean_of_lookups(size, lambda each: each.keys_per_s)), timed=True)
-    group.add("CPU a key, + server's", cpu, timed=True)
-    return group
-
-
-def _closed(columns: Sequence[Column], options: StoresOptions) -> Group:
-    group = Group(f"Closed loop: {options.closed_users} users, {options.think} of pause", columns)
-
-    def share(column: Column) -> str:
-        used = column.mean(lambda each: each.closed.service_share if each.closed else None)
-        return UNKNOWN if used is None else f"{used:.0%}"
-
-    def rate(series: Series) -> str:
-        return f"{fmean(series.values(RATE)):,.1f}"
-
-    _add_percentiles(group, lambda one: one.closed)
-    group.add("good answers/s", partial(_of_series, lambda one: one.closed, rate))  # by the users' pauses, not a store
-    group.add("errors and drops", partial(_of_series, lambda one: one.closed, _errors))
-    group.add("service: share of a core", share)
-    return group
+    keys_per_s = shown(format_count, lambda one: one.mean(lambda each: each.lookups[size].keys_per_s))
+    return {
+        "a call, median": timed(call),
+        "keys/s, one caller": timed(keys_per_s),
+        "CPU a key, + server's": timed(cpu),
+    }
 
 
-def _service(columns: Sequence[Column]) -> Group:
-    group = Group("Through the service", columns)
+def _closed() -> Cells:
+    def share(column: Column) -> float | None:
+        return column.mean(lambda each: each.closed.service_share if each.closed else None)
 
-    def rate(series: Series) -> str:
-        return format_count(fmean(series.values(RATE)))
-
-    def popular(column: Column) -> str:
-        share = column.mean(
-            lambda each: each.reads.result.seen["source"].get("popular", 0) / max(1, each.reads.result.ok)
-        )
-        return UNKNOWN if share is None else f"{share:.2%}"
-
-    _add_percentiles(group, lambda one: one.reads)
-    group.add("good answers/s", partial(_of_series, lambda one: one.reads, rate), timed=True)
-    group.add("errors and drops", partial(_of_series, lambda one: one.reads, _errors), timed=True)
-    group.add("popular list instead", popular, timed=True)
-    return group
+    return _percentiles(lambda one: one.closed) | {
+        # by the users' pauses, not by a store, and so no emulator's own time
+        "good answers/s": present(lambda one: one.closed, lambda series: f"{fmean(series.values(RATE)):,.1f}"),
+        "errors and drops": present(lambda one: one.closed, _errors),
+        "service: share of a core": present(share, lambda used: f"{used:.0%}", UNKNOWN),
+    }
 
 
-def _add_percentiles(group: Group, choose: Callable[[Column], Series | None]) -> None:
-    summaries = {id(one): found.summary() for one in group.columns if (found := choose(one)) and found.rounds}
+def _service() -> Cells:
+    def popular(column: Column) -> float | None:
+        return column.mean(lambda one: one.reads.result.seen["source"].get("popular", 0) / max(1, one.reads.result.ok))
 
-    def percentile(name: str, column: Column) -> str:
-        if id(column) not in summaries:
-            return NONE
-        found = summaries[id(column)][name]
-        return format_interval(found["mean"], found["low"], found["high"]) + ("" if found["enough_samples"] else " *")
-
-    for name in PERCENTS:
-        group.add(name, partial(percentile, name), timed=True)
+    return _percentiles(lambda one: one.reads) | {
+        "good answers/s": timed(shown(format_count, lambda one: fmean(one.reads.values(RATE)))),
+        "errors and drops": timed(lambda one: _errors(one.reads)),
+        "popular list instead": timed(present(popular, lambda share: f"{share:.2%}", UNKNOWN)),
+    }
 
 
-def _of_series(choose: Callable[[Column], Series | None], cell: Callable[[Series], str], column: Column) -> str:
-    series = choose(column)
-    return cell(series) if series and series.rounds else NONE
+def _percentiles(choose: Callable[[Column], Series | None]) -> dict[str, Cell]:
+    def percentile(name: str) -> Cell:
+        return timed(present(choose, lambda series: _interval(series, name)))
+
+    return {name: percentile(name) for name in PERCENTS}
+
+
+def _interval(series: Series, name: str) -> str:
+    found = series.summary[name]
+    return format_interval(found["mean"], found["low"], found["high"]) + ("" if found["enough_samples"] else " *")
 
 
 def _errors(series: Series) -> str:
     return f"{fmean(series.values(ERRORS)):.3%}"
 
 
-def _cpu(columns: Sequence[Column], cpu_hour: float | None) -> Group:
-    group = Group("CPU a request", columns)
-
+def _cpu(cpu_hour: float | None) -> Cells:
     def service_us(column: Column) -> float | None:
         return column.mean(lambda each: each.reads.service_cpu_us)
 
@@ -200,119 +191,102 @@ def _cpu(columns: Sequence[Column], cpu_hour: float | None) -> Group:
         cpu_s = ours + theirs  # microseconds a read are seconds a million reads
         return f"{cpu_s:,.0f} CPU-s" + ("" if cpu_hour is None else f", price {cpu_s / 3600 * cpu_hour:.2g}")
 
-    generator = "load generator"
-    group.add(generator, lambda one: format_short_us(one.mean(lambda each: each.reads.result.cpu_us_per_request)))
-    group.add("service", lambda one: format_short_us(service_us(one)))
-    group.add("the store's server", lambda one: format_short_us(server_us(one)), timed=True)
-    group.add("a million reads, + server's", million, timed=True)
-    return group
+    return {
+        "load generator": shown(
+            format_short_us, lambda one: one.mean(lambda each: each.reads.result.cpu_us_per_request)
+        ),
+        "service": shown(format_short_us, service_us),
+        "the store's server": timed(shown(format_short_us, server_us)),
+        "a million reads, + server's": timed(million),
+    }
 
 
-def _memory(columns: Sequence[Column], manifest: Manifest, *, published: bool) -> Group:
-    group = Group("Memory, and room in the store", columns)
-    payload = f"{manifest.bytes / max(1, manifest.rows):,.0f} B"
-
+def _memory(manifest: Manifest, *, published: bool) -> Cells:
     def room(column: Column) -> str:
-        stored = column.mean_of_publishing(lambda each: _each(each.trial.stored_bytes, each.trial.lists))
+        stored = column.mean_of_publishing(lambda each: each.trial.per_list(each.trial.stored_bytes))
         return UNKNOWN if stored is None else f"{stored:,.0f} B" + (", as charged" if column.emulated else "")
 
-    group.add("load generator", lambda one: format_bytes(one.store.memory.generator))
-    group.add("service, files aside", lambda one: format_bytes(one.store.memory.service))
-    group.add("the store's server", lambda one: format_bytes(one.store.memory.server), timed=True)
-    group.add("keys and values a list", lambda _: payload)
-    if published:
-        group.add("room a list takes", room)
-    return group
+    cells: dict[str, Cell] = {
+        "load generator": lambda one: format_bytes(one.store.memory.generator),
+        "service, files aside": lambda one: format_bytes(one.store.memory.service),
+        "the store's server": timed(lambda one: format_bytes(one.store.memory.server)),
+        "keys and values a list": lambda _: f"{manifest.bytes / max(1, manifest.rows):,.0f} B",
+    }
+    return cells | ({"room a list takes": room} if published else {})
 
 
-def _publishing(columns: Sequence[Column]) -> Group:
-    group = Group("Publishing", columns)
-
-    def rate(column: Column) -> str:
-        return format_count(column.mean_of_publishing(lambda each: each.trial.lists / each.trial.wall_s))
+def _publishing() -> Cells:
+    def rate(column: Column) -> float | None:
+        return column.mean_of_publishing(lambda each: each.trial.lists / each.trial.wall_s)
 
     def cpu(column: Column) -> str:
-        ours_us = column.mean_of_publishing(lambda each: each.trial.cpu_s * 1e6 / each.trial.lists)
-        server_s = column.mean_of_publishing(lambda each: _each(each.trial.server_cpu_s, each.trial.lists))
-        return format_both_us(ours_us, None if server_s is None else server_s * 1e6)
+        ours_s = column.mean_of_publishing(lambda each: each.trial.per_list(each.trial.cpu_s))
+        server_s = column.mean_of_publishing(lambda each: each.trial.per_list(each.trial.server_cpu_s))
+        return format_both_us(*(None if used_s is None else used_s * 1e6 for used_s in (ours_s, server_s)))
 
-    def meanwhile(column: Column) -> str:
-        if column.while_written is None:
-            return "no valid round"
-        p99 = column.while_written.summary()["p99"]
+    def meanwhile(series: Series) -> str:
+        p99 = series.summary["p99"]
         return format_interval(p99["mean"], p99["low"], p99["high"])
 
-    group.add("lists/s", rate, timed=True)
-    group.add("CPU a list, + server's", cpu, timed=True)
-    group.add("p99 of reads meanwhile", meanwhile, timed=True)
-    written = "lists/s written meanwhile"
-    group.add(written, lambda one: format_count(one.mean_of_publishing(lambda each: each.lists_per_s)), timed=True)
-    return group
+    return {
+        "lists/s": timed(shown(format_count, rate)),
+        "CPU a list, + server's": timed(cpu),
+        "p99 of reads meanwhile": timed(present(lambda one: one.while_written, meanwhile, "no valid round")),
+        "lists/s written meanwhile": timed(
+            shown(format_count, lambda one: one.mean_of_publishing(lambda each: each.lists_per_s))
+        ),
+    }
 
 
-def _each(whole: float | None, parts: int) -> float | None:
-    return None if whole is None else whole / parts
+def _capacity(rate: float) -> Cells:
+    def of_best(cell: Callable[[Point, ServiceRun], str]) -> Cell:
+        return present(lambda one: one.best, lambda best: cell(*best))
+
+    def best(column: Column) -> str:
+        return f"{column.best[0].at:,.0f}/s{', emulated' if column.emulated else ''}" if column.best else NONE
+
+    return {
+        "best rate": best,
+        f"times {rate:g} requests/s": of_best(lambda point, _: f"{point.at / rate:.0f}"),
+        "p99 there": timed(of_best(lambda point, run: format_us(point.p99_us) + ("" if run.result.valid else " **"))),
+        "what was the limit": lambda one: one.store.capacity.limit if one.store.capacity else "not reached",
+        "service: CPU a request there": of_best(lambda _, run: f"{run.service_cpu_us:.0f} µs"),
+    }
 
 
-def _capacity(columns: Sequence[Column], options: StoresOptions) -> Group:
-    objective, rate = parse_objective(options.slo), parse_rate(options.rate)
-    group = Group(f"Highest rate inside the objective: {objective}, one worker on one core", columns)
+def _request_units(options: StoresOptions, item_bytes: float) -> Cells:
+    rate = parse_rate(options.rate)
 
-    def of_best(cell: Callable[[Column, Point, ServiceRun], str]) -> Callable[[Column], str]:
-        return lambda column: cell(column, *column.best) if column.best else NONE
-
-    def p99(_: Column, point: Point, run: ServiceRun) -> str:
-        return format_us(point.p99_us) + ("" if run.result.valid else " **")
-
-    emulated = ", emulated"
-    group.add("best rate", of_best(lambda one, point, _: f"{point.at:,.0f}/s{emulated if one.emulated else ''}"))
-    group.add(f"times {rate:g} requests/s", of_best(lambda _one, point, _run: f"{point.at / rate:.0f}"))
-    group.add("p99 there", of_best(p99), timed=True)
-    group.add("what was the limit", lambda one: one.store.capacity.limit if one.store.capacity else "not reached")
-    group.add("service: CPU a request there", of_best(lambda _one, _point, run: f"{run.service_cpu_us:.0f} µs"))
-    return group
-
-
-def _request_units(columns: Sequence[Column], options: StoresOptions, item_bytes: float) -> Group:
-    group, rate = Group("Request units", columns), parse_rate(options.rate)
-
-    def provisioned(column: Column) -> str:
-        found = column.throughput
-        return NONE if found is None else f"{found.ru:,} RU/s{' autoscale' * found.autoscale}"
-
-    def read(column: Column) -> str:
-        charge_ru = column.mean(lambda each: _charge_ru(each.closed or each.reads))
-        return NONE if charge_ru is None else f"{charge_ru:.2f} RU"
+    def read(column: Column) -> float | None:
+        return column.mean(lambda each: (each.closed or each.reads).read_ru)
 
     def used_ru_s(column: Column) -> float | None:
         return column.mean(lambda each: (each.closed or each.reads).ru_s)
 
-    def share(column: Column) -> str:
+    def share(column: Column) -> float | None:
         ru_s = used_ru_s(column)
-        return NONE if ru_s is None or column.throughput is None else f"{ru_s / column.throughput.ru:.1%}"
+        return None if ru_s is None or column.throughput is None else ru_s / column.throughput.ru
 
-    def of_needs(cell: Callable[[Needs], str]) -> Callable[[Column], str]:
-        def of_column(column: Column) -> str:
-            if column.throughput is None:
-                return NONE
-            return cell(needs(load_charges(), load_prices(), item_bytes, rate, column.throughput.ru))
+    def of_needs(cell: Callable[[Needs], str]) -> Cell:
+        def of_throughput(found: Throughput) -> str:
+            return cell(needs(load_charges(), load_prices(), item_bytes, rate, found.ru))
 
-        return of_column
+        return present(lambda one: one.throughput, of_throughput)
 
-    group.add("provisioned", provisioned)
-    group.add("a read", read)
-    group.add(f"used in the {'closed' if options.closed_users else 'open'} loop", lambda one: _ru_s(used_ru_s(one)))
-    group.add("of what was provisioned", share)
+    def ru_s(value: float) -> str:
+        return f"{value:,.0f} RU/s"
+
+    cells: dict[str, Cell] = {
+        "provisioned": present(
+            lambda one: one.throughput, lambda found: f"{found.ru:,} RU/s{' autoscale' * found.autoscale}"
+        ),
+        "a read": present(read, lambda charge_ru: f"{charge_ru:.2f} RU"),
+        f"used in the {'closed' if options.closed_users else 'open'} loop": present(used_ru_s, ru_s),
+        "of what was provisioned": present(share, lambda used: f"{used:.1%}"),
+    }
     if options.find_max:
-        group.add("used at the best rate", lambda one: _ru_s(one.best[1].ru_s if one.best else None))
-    group.add(f"what {rate:g} requests/s need", of_needs(lambda found: f"{found.needed_ru:,} RU/s"))
-    group.add("a month of it, at the list price", of_needs(format_month))
-    return group
-
-
-def _charge_ru(run: ServiceRun) -> float | None:
-    return None if run.request_units is None else run.request_units.ru / max(1, run.result.ok)
-
-
-def _ru_s(value: float | None) -> str:
-    return NONE if value is None else f"{value:,.0f} RU/s"
+        cells["used at the best rate"] = present(lambda one: one.best[1].ru_s if one.best else None, ru_s)
+    return cells | {
+        f"what {rate:g} requests/s need": of_needs(lambda found: f"{found.needed_ru:,} RU/s"),
+        "a month of it, at the list price": of_needs(format_month),
+    }

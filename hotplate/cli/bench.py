@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bench.options import REFERENCE, HttpOptions, StoresOptions
-from bench.ru.options import SweepOptions
+from bench.options import REFERENCE, HttpOptions, StoresOptions, SweepOptions
 from hotplate.cli.experiment import add_experiment, bench_errors
 from hotplate.cli.terminal import FAILED, Json, err, option, out, print_json, table
 
@@ -33,8 +32,7 @@ def http(options: HttpOptions, display: "ProgressDisplay") -> "tuple[Report, Run
     """
     from bench.http import make_plan, measure
 
-    result = measure(make_plan(options), display)
-    return result.report, result.runs
+    return measure(make_plan(options), display)
 
 
 @add_experiment(app, StoresOptions, report="hotplate-stores")

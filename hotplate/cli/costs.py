@@ -66,9 +66,8 @@ def monthly_usd(prices: "Prices", provisioned: "Iterable[Provisioned]") -> float
 
 def print_estimate(found: "Estimate", url: str | None, *, as_json: bool) -> None:
     """Print the estimate of a publish that would begin now."""
-    from stores.connect import default_url
+    from stores.connect import default_url, redacted
     from stores.prices import load
-    from stores.urls import redacted
 
     where, began, prices = redacted(url or default_url()), time(), load()
     if as_json:

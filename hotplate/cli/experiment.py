@@ -171,7 +171,7 @@ def _print_runs(report: "Report") -> None:
         if len(each.rounds) > 1:
             rows = [
                 (name, format_us(found["mean"]), f"{format_us(found['low'])} … {format_us(found['high'])}")
-                for name, found in each.summary().items()
+                for name, found in each.summary.items()
                 if name != "rate" and found["low"] is not None
             ]
             out.print(table(("latency", "mean of rounds", "95 % interval (t)"), rows))

@@ -153,8 +153,8 @@ def copy(
     Before you pay: hotplate releases copy --from URL --to cosmos://ACCOUNT/DATABASE --max-ru 4000 --dry-run
     """
     from stores.estimate import Estimate
-    from stores.transfer import copy as copy_release
-    from stores.transfer import estimate_copy
+    from stores.lifecycle import copy as copy_release
+    from stores.lifecycle import estimate_copy
     from stores.verification import load_manifest
 
     target, spending = limit_ru(target, max_ru) or target, Spending()

@@ -29,8 +29,8 @@ from azure.mgmt.cosmosdb.models import (
 
 from stores.cosmos.containers import DEFINITION
 from stores.cosmos.errors import ContainerMissing, CosmosThrottled, CosmosUnavailable, Kind, first_line
-from stores.cosmos.throughput import Offer, Throughput, minimum_ru
-from stores.cosmos.url import Address, ArmAccount
+from stores.cosmos.requests import default_credential
+from stores.cosmos.url import Address, ArmAccount, Offer, Throughput, minimum_ru
 from stores.errors import StoreError, StoreMisused
 
 if TYPE_CHECKING:
@@ -168,10 +168,10 @@ class ArmContainers:
         """Return the client: without retries of its own, which callers do, and with the deadlines above."""
         if self._opened is None:
             if self._credential is None:
-                from azure.identity.aio import DefaultAzureCredential  # noqa: PLC0415 -- none is looked for if given
-
-                self._credential = DefaultAzureCredential()
-            arm = get_arm_endpoints(_cloud_of(self._address))
+                self._credential = default_credential()
+            host = urlsplit(self._address.endpoint).hostname or ""
+            cloud = next((cloud for end, cloud in CLOUDS.items() if host.endswith(end)), AzureClouds.AZURE_PUBLIC_CLOUD)
+            arm = get_arm_endpoints(cloud)
             self._opened = CosmosDBManagementClient(
                 self._credential,
                 self._account.subscription,
@@ -182,11 +182,6 @@ class ArmContainers:
                 connection_verify=self._address.ca if self._account.emulator and self._address.ca else True,
             )
         return self._opened
-
-
-def _cloud_of(address: Address) -> AzureClouds:
-    host = urlsplit(address.endpoint).hostname or ""
-    return next((cloud for end, cloud in CLOUDS.items() if host.endswith(end)), AzureClouds.AZURE_PUBLIC_CLOUD)
 
 
 def _settings(throughput: Throughput) -> dict[str, object]:

@@ -8,11 +8,11 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Protocol
 
+from stores.connect import extra_installed
 from stores.cosmos.errors import ContainerMissing
 from stores.cosmos.rest import RestClient
 from stores.cosmos.retry import Retrier
-from stores.cosmos.throughput import Offer, Throughput
-from stores.cosmos.url import KEY, Address
+from stores.cosmos.url import KEY, Address, Offer, Throughput
 from stores.errors import StoreFull, StoreMisused, StoreUnavailable
 from stores.store import Plan
 
@@ -77,7 +77,7 @@ def open_containers(address: Address, client: RestClient) -> Containers:
     Not before something is to be made, scaled or dropped: a process that only serves never loads these libraries.
     Raises StoreMisused where there is neither, or an extra is not installed.
     """
-    try:
+    with extra_installed("cosmos"):
         if address.arm is not None:
             from stores.cosmos.arm import ArmContainers  # noqa: PLC0415 -- only who publishes without a key needs it
 
@@ -86,8 +86,6 @@ def open_containers(address: Address, client: RestClient) -> Containers:
             from stores.cosmos.control import AccountContainers  # noqa: PLC0415 -- only who publishes needs it
 
             return AccountContainers(address, client)
-    except ModuleNotFoundError as error:
-        raise StoreMisused(f"{error.name} is not installed; install it with: pip install 'hotplate[cosmos]'") from error
     raise StoreMisused(
         f"{address.shown} is reached by Entra ID, which lets nobody make, scale or drop containers at the account "
         f"itself; add subscription= and resource_group= to its URL and give this identity the role Cosmos DB Operator, "

@@ -28,13 +28,12 @@ from azure.cosmos.documents import ConnectionPolicy
 from azure.cosmos.exceptions import CosmosHttpResponseError, CosmosResourceExistsError
 
 from stores.cosmos.containers import DEFINITION
-from stores.cosmos.errors import NO_RESPONSE, ContainerMissing, CosmosUnavailable, Kind, ResponseTranslator, object_in
+from stores.cosmos.errors import ContainerMissing, ResponseTranslator, object_in
 from stores.cosmos.requests import DEADLINE_S
 from stores.cosmos.rest import RestClient
-from stores.cosmos.throughput import Offer, Throughput
-from stores.cosmos.url import Address
+from stores.cosmos.url import Address, Offer, Throughput
 from stores.errors import StoreError
-from stores.http1 import Response
+from stores.http1 import RequestFailed, Response
 
 log = logging.getLogger(f"{__name__}.requests")
 log.setLevel(logging.WARNING)  # the SDK logs every request at INFO, with what it holds
@@ -129,11 +128,7 @@ class AccountContainers:
         except CosmosHttpResponseError:
             raise  # let through as an answer: it is there already
         except AzureError as foreign:
-            raise self._no_response(foreign) from foreign
-
-    def _no_response(self, error: AzureError) -> CosmosUnavailable:
-        kind = _kind(error)
-        return CosmosUnavailable(f"{self._address.shown} {NO_RESPONSE[kind]}", kind)
+            raise self._client.translator.no_response(_failure(foreign)) from foreign
 
 
 class _Translated(AzureError):
@@ -163,10 +158,7 @@ class _SingleAttempt(AsyncHTTPPolicy[HttpRequest, AsyncHttpResponse]):
         try:
             received: PipelineResponse[HttpRequest, AsyncHttpResponse] = await self.next.send(request)
         except AzureError as foreign:
-            kind = _kind(foreign)
-            error = CosmosUnavailable(f"{self._translator.where} {NO_RESPONSE[kind]}", kind)
-            self._translator.count(error)
-            raise _Translated(error) from foreign
+            raise _Translated(self._translator.no_response(_failure(foreign))) from foreign
         response = _response(received.http_response)
         if response.status >= 400 and response.status != 409:
             raise _Translated(self._translator.error(response))
@@ -185,18 +177,18 @@ def _response(received: AsyncHttpResponse) -> Response:
     return Response(received.status_code, head.encode("latin-1", "replace"), received.body())
 
 
-def _kind(error: Exception) -> Kind:
+def _failure(error: AzureError) -> RequestFailed:
     """Return how a request came to have no response that can be read."""
     match error:
         case ServiceRequestTimeoutError() | ServiceResponseTimeoutError():
-            return "timeout"
+            return RequestFailed("timeout", "")
         case AzureError(inner_exception=ClientConnectorError()):
-            return "connect"
+            return RequestFailed("connect", "")
         case AzureError(inner_exception=ClientResponseError()):
-            return "malformed"
+            return RequestFailed("malformed", "")
         case ServiceRequestError() | ServiceResponseError():
-            return "reset"
-    return "malformed"
+            return RequestFailed("reset", "")
+    return RequestFailed("malformed", "")
 
 
 def _properties(throughput: Throughput) -> ThroughputProperties:

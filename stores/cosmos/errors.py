@@ -178,20 +178,6 @@ class MalformedResponse(ValueError):
     """A response makes no sense; its text ends the sentence `… sent`."""
 
 
-def charge_in(response: Response) -> float:
-    """Return what a response cost; 0 where it does not say. Raises MalformedResponse."""
-    value = response.header(CHARGE_HEADER)
-    if value is None:
-        return 0.0
-    try:
-        ru = float(value)
-    except ValueError:
-        ru = -1.0
-    if not 0.0 <= ru <= MAX_CHARGE_RU:
-        raise MalformedResponse("a charge that is no number of request units")
-    return ru
-
-
 def item_in(response: Response, name: str) -> dict[str, Any]:
     """Return the item of that *name*. Raises MalformedResponse."""
     item = object_in(response)
@@ -277,8 +263,14 @@ class ResponseTranslator:
         self._unauthorized_advice = unauthorized_advice
 
     def charge(self, response: Response) -> float:
-        """Report a response's charge, and return it. Raises MalformedResponse."""
-        ru = charge_in(response)
+        """Report a response's charge, and return it; 0 where it does not say. Raises MalformedResponse."""
+        value = response.header(CHARGE_HEADER)
+        try:
+            ru = 0.0 if value is None else float(value)
+        except ValueError:
+            ru = -1.0
+        if not 0.0 <= ru <= MAX_CHARGE_RU:
+            raise MalformedResponse("a charge that is no number of request units")
         if self._observer is not None:
             self._observer.charged(ru)
         return ru

@@ -29,8 +29,7 @@ from stores.cosmos.items import (
     container_of,
     item_bytes,
 )
-from stores.cosmos.throughput import MANUAL_MIN, Offer, Throughput, minimum_ru
-from stores.cosmos.url import Address
+from stores.cosmos.url import MANUAL_MIN, Address, Offer, Throughput, minimum_ru
 from stores.estimate import Estimate, Simulation, Spool
 from stores.prices import Bill, Provisioned
 from stores.store import Plan, Store

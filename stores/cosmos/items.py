@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, Protocol
 import orjson
 
 from stores.catalogue import DraftRef, ReleaseRef
-from stores.cosmos.charges import Charges
 from stores.errors import ReleaseCorrupt, ReleaseNotFound, StoreFull
 from stores.keys import check_kind
 
@@ -110,11 +109,6 @@ def container_of(release: ReleaseRef | DraftRef) -> str:
     return CONTAINER + release.incarnation
 
 
-def not_found(release: ReleaseRef | DraftRef) -> ReleaseNotFound:
-    """Return the error for a release that has no container, or one that does not say what it holds."""
-    return ReleaseNotFound(f"release {release.id} is not in this store")
-
-
 def name_of(key: str) -> str:
     """Return the id of a row's item; StoreMisused for a key of no known kind."""
     kind, colon, identifier = key.partition(":")
@@ -153,11 +147,6 @@ def item_bytes(item: Item) -> int:
             f"publish shorter lists"
         )
     return size
-
-
-def row_charge(charges: Charges, key: str, value: bytes) -> float:
-    """Return the RU that writing a new row costs, by the coefficients."""
-    return charges.create(item_bytes(to_item(name_of(key), value)), 0)
 
 
 def batch_name(series: str, number: int) -> str:

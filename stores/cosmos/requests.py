@@ -1,18 +1,47 @@
-"""Requests to one endpoint of an account: their bytes, signed and dated, and how they are sent.
+"""Requests to one endpoint of an account: their bytes, dated and signed by a key or a token, and how they are sent.
 
-The protocol is https://learn.microsoft.com/rest/api/cosmos-db; only headers that a response depends on are sent.
+The protocol is https://learn.microsoft.com/rest/api/cosmos-db, what is signed
+https://learn.microsoft.com/rest/api/cosmos-db/access-control-on-cosmosdb-resources; only headers that a response
+depends on are sent. Tokens of Entra ID are renewed in the background.
 """
 
 import asyncio
+import hashlib
+import logging
+import random
 import re
+from base64 import b64decode
+from binascii import Error as NotBase64
+from binascii import b2a_base64
 from collections.abc import Callable
 from email.utils import formatdate
 from functools import partial
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import urlsplit
 
-from stores.cosmos.auth import Signer
-from stores.cosmos.errors import CosmosUnavailable, ResponseTranslator
+from stores.cosmos.errors import CosmosUnavailable, ResponseTranslator, first_line
+from stores.cosmos.url import KEY, Address
 from stores.errors import StoreMisused
 from stores.http1 import RequestFailed, Response, Transport
+
+if TYPE_CHECKING:
+    from azure.core.credentials import AccessToken
+    from azure.identity.aio import DefaultAzureCredential
+
+log = logging.getLogger(__name__)
+
+# The share of a token's life that is left when another is requested.
+RENEW_AT_LIFE_LEFT = 0.2
+
+# The pause after an attempt to get a token, whether it failed or its token was refused.
+TOKEN_PAUSE_S = 30.0
+
+ALL_ACCOUNTS_SCOPE = "https://cosmos.azure.com/.default"
+# Where a tenant does not know the account by its own name, tokens for all accounts are requested; the SDKs do so, too.
+UNKNOWN_RESOURCE_CODE = "AADSTS500011"
+
+# For so long after a token has come, refusals of the one before it may still arrive.
+OLD_TOKEN_REFUSALS_S = 5.0
 
 # When any operation but a lookup is given up; the service itself ends operations then.
 DEADLINE_S = 5.0
@@ -21,6 +50,172 @@ VERSION = b"2020-07-15"
 AGENT = b"hotplate"
 # Of items and containers: what needs no escaping in a path, in a header and in JSON.
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,1022}")
+
+# Bytes to which HMAC fills the key of SHA-256 up.
+HMAC_BLOCK_BYTES = 64
+
+
+class KeySigner:
+    """Signs with the account's key, which it never shows; half a microsecond each. Lives as long as its client.
+
+    HMAC is written out (RFC 2104): copies of two hashes that were fed the key cost less than hmac's own copies.
+    """
+
+    __slots__ = ("_inner", "_outer", "advice")
+
+    def __init__(self, key: str, shown: str) -> None:
+        """Take the key as the portal shows it; StoreMisused where it is not base64. *shown* is for that sentence."""
+        try:
+            secret = b64decode(key, validate=True)
+        except (NotBase64, ValueError):
+            secret = b""
+        if not secret:
+            raise StoreMisused(f"the key of {shown} is not base64; give {KEY} as the account's page shows it") from None
+        if len(secret) > HMAC_BLOCK_BYTES:
+            secret = hashlib.sha256(secret).digest()
+        filled = secret.ljust(HMAC_BLOCK_BYTES, b"\0")
+        self._inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in filled))
+        self._outer = hashlib.sha256(bytes(byte ^ 0x5C for byte in filled))
+        self.advice = f"{KEY}, or the file that {KEY}_FILE names, does not hold a key of this account"
+
+    def needs_token(self) -> bool:
+        return False
+
+    async def acquire_token(self) -> None:
+        """Nothing to acquire."""
+
+    async def renew_token(self) -> bool:
+        return False
+
+    def authorization(self, text: bytes) -> bytes:
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(text)
+        outer.update(inner.digest())
+        signature = b2a_base64(outer.digest(), newline=False)
+        escaped = signature.replace(b"+", b"%2B").replace(b"/", b"%2F").replace(b"=", b"%3D")
+        return b"type%3Dmaster%26ver%3D1.0%26sig%3D" + escaped
+
+    async def close(self) -> None:
+        """Nothing to give back."""
+
+
+class Credential(Protocol):
+    """Whoever gets tokens: any credential of `azure.identity.aio`."""
+
+    async def get_token(self, *scopes: str) -> "AccessToken":
+        """Return a token for *scopes*; raises whatever it likes."""
+        ...
+
+    async def close(self) -> None:
+        """Give back connections."""
+        ...
+
+
+class TokenSigner:
+    """Signs with the newest token of Entra ID. Lives as long as its client, which also closes the credential."""
+
+    def __init__(self, address: Address, credential: Credential, clock: Callable[[], float]) -> None:
+        """Take who gives tokens, and the *clock* (seconds since 1970) that says when they end."""
+        self._shown = address.shown
+        self._scope = f"https://{urlsplit(address.endpoint).hostname}/.default"
+        self._credential = credential
+        self._clock = clock
+        self._value = b""
+        self._received_at = self._renew_at = self._ends_at = float("-inf")
+        self._requested_at = float("-inf")
+        self._request: asyncio.Task[None] | None = None
+        self._error = ""
+        self.advice = f"Entra ID knows this identity, but its token is not taken; set the clock right, or give {KEY}"
+
+    def needs_token(self) -> bool:
+        """Return whether `acquire_token` must be awaited before signing; renews a token that is about to end."""
+        now = self._clock()
+        if now >= self._renew_at and self._request is None and now >= self._requested_at + TOKEN_PAUSE_S:
+            self._start_request()
+        return now >= self._ends_at
+
+    async def acquire_token(self) -> None:
+        """Get what requests are signed with; raises CosmosUnavailable.
+
+        Callers at the same time share one attempt, and fail at once for a while after a failure.
+        """
+        if self.needs_token():
+            if self._request is not None:
+                await asyncio.shield(self._request)
+            if self._clock() >= self._ends_at:
+                raise CosmosUnavailable(self._error, "unauthorized")
+
+    async def renew_token(self) -> bool:
+        """Get another token where the service refused this one; False where there is none yet."""
+        now, before = self._clock(), self._value
+        if self._request is None:
+            if now < self._received_at + OLD_TOKEN_REFUSALS_S:
+                return True
+            if now < self._requested_at + TOKEN_PAUSE_S:
+                return False
+            self._start_request()
+        if self._request is not None:
+            await asyncio.shield(self._request)
+        return self._value != before
+
+    def authorization(self, text: bytes) -> bytes:
+        del text  # a token is the same for every request
+        return self._value
+
+    async def close(self) -> None:
+        if self._request is not None:
+            self._request.cancel()
+            await asyncio.gather(self._request, return_exceptions=True)
+        await self._credential.close()
+
+    def _start_request(self) -> None:
+        self._requested_at = self._clock()
+        self._request = asyncio.create_task(self._get())
+        self._request.add_done_callback(self._request_done)
+
+    def _request_done(self, request: asyncio.Task[None]) -> None:
+        del request  # its failures are in `_error`
+        self._request = None
+
+    async def _get(self) -> None:
+        """Get a token; a failure is logged once, and raised where no token is left."""
+        try:
+            token = await self._token()
+            value = f"type=aad&ver=1.0&sig={token.token}".encode("ascii")
+            if not token.token or any(byte <= 0x20 for byte in value):
+                raise ValueError("the token is malformed")  # noqa: TRY301 -- reported like any other failure
+            if token.expires_on <= self._clock():
+                raise ValueError("the token has ended by this machine's clock; set it right")  # noqa: TRY301 -- as above
+        except Exception as error:  # noqa: BLE001 -- credentials raise what they like; it is logged, and tried again
+            if not self._error:
+                log.warning("%s: no token from Entra ID: %s", self._shown, first_line(str(error)))
+            self._error = f"{self._shown}: Entra ID gives no token; sign in, or give {KEY} ({first_line(str(error))})"
+            return
+        if self._error:
+            log.warning("%s: Entra ID gives tokens again", self._shown)
+        self._error = ""
+        now = self._clock()
+        self._value, self._received_at, self._ends_at = value, now, float(token.expires_on)
+        self._renew_at = token.expires_on - RENEW_AT_LIFE_LEFT * (token.expires_on - now) * random.uniform(0.8, 1.2)  # noqa: S311 -- spreads workers
+
+    async def _token(self) -> "AccessToken":
+        try:
+            return await self._credential.get_token(self._scope)
+        except Exception as error:
+            if UNKNOWN_RESOURCE_CODE not in str(error) or self._scope == ALL_ACCOUNTS_SCOPE:
+                raise
+        self._scope = ALL_ACCOUNTS_SCOPE
+        return await self._credential.get_token(self._scope)
+
+
+def default_credential() -> "DefaultAzureCredential":
+    """Return the identity that this machine has: a workload's, a managed one, or whoever is signed in."""
+    from azure.identity.aio import DefaultAzureCredential  # noqa: PLC0415 -- an extra: accounts with a key do without
+
+    return DefaultAzureCredential()
+
+
+Signer = KeySigner | TokenSigner
 
 
 class RequestBuilder:
@@ -77,15 +272,7 @@ class RequestBuilder:
         built = (
             b"%b /%b HTTP/1.1\r\nhost: %b\r\nuser-agent: %b\r\nx-ms-version: %b\r\nx-ms-date: %b\r\n"
             b"authorization: %b\r\n"
-        ) % (
-            verb.encode(),
-            path.encode(),
-            self._host,
-            AGENT,
-            VERSION,
-            self._date,
-            self._signer.authorization(text),
-        )
+        ) % (verb.encode(), path.encode(), self._host, AGENT, VERSION, self._date, self._signer.authorization(text))
         self._heads[verb, path, link] = built
         return built
 

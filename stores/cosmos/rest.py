@@ -15,7 +15,6 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from stores.cosmos.auth import Credential, KeySigner, Signer, TokenSigner, default_credential
 from stores.cosmos.errors import (
     ContainerMissing,
     CosmosUnavailable,
@@ -27,10 +26,19 @@ from stores.cosmos.errors import (
     object_in,
 )
 from stores.cosmos.items import Account, Item, ItemWritten, VersionedItem
-from stores.cosmos.requests import DEADLINE_S, Endpoint, RequestBuilder, partition_key_header
-from stores.cosmos.throughput import Offer, Throughput, minimum_ru
+from stores.cosmos.requests import (
+    DEADLINE_S,
+    Credential,
+    Endpoint,
+    KeySigner,
+    RequestBuilder,
+    Signer,
+    TokenSigner,
+    default_credential,
+    partition_key_header,
+)
 from stores.cosmos.topology import AccountTopology, Region
-from stores.cosmos.url import Address
+from stores.cosmos.url import Address, Offer, Throughput, minimum_ru
 from stores.errors import StoreError, StoreMisused
 from stores.http1 import ConnectionPool, Response, Transport
 from stores.store import Observer

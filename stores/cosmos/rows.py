@@ -20,15 +20,13 @@ from stores.cosmos.items import (
     container_of,
     item_bytes,
     name_of,
-    not_found,
     to_item,
     value_of,
 )
 from stores.cosmos.requests import DEADLINE_S
 from stores.cosmos.retry import Retrier, for_each
-from stores.errors import ReleaseConflict
 from stores.keys import META, Span, bounds, merged, pack
-from stores.store import Row
+from stores.store import Row, not_found, sealed
 
 # The two kinds of series of batches: only the first, which each part has of its own, tells where to resume.
 ROWS, METAS = "rows", "metas"
@@ -71,10 +69,10 @@ class ReleaseRows:
             return
         state = await self._state(draft)
         if state["state"] != DRAFT:
-            raise ReleaseConflict(f"release {draft.id} is sealed; publish a new one")
+            raise sealed(draft)
         try:
             if part and part not in state.get("parts", ()):
-                await self._change_state(draft, lambda found: found | {"parts": _with(found.get("parts", ()), part)})
+                await self._change_state(draft, lambda old: old | {"parts": sorted({*old.get("parts", ()), part})})
             for series, chunk in _chunks(rows, part):
                 await self._write(container_of(draft), series, chunk)
         except ContainerMissing as error:
@@ -215,10 +213,6 @@ class ReleaseRows:
 
 def _series(part: int) -> str:
     return f"{ROWS}-{part}" if part else ROWS
-
-
-def _with(parts: Iterable[int], part: int) -> list[int]:
-    return sorted({*parts, part})
 
 
 def _chunks(rows: Sequence[Row], part: int) -> Iterator[tuple[str, Sequence[Row]]]:

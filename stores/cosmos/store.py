@@ -22,18 +22,16 @@ from stores.cosmos.items import (
     ItemWritten,
     container_of,
     name_of,
-    not_found,
     value_of,
 )
 from stores.cosmos.requests import DEADLINE_S
 from stores.cosmos.rest import RestClient
 from stores.cosmos.retry import RateLimiter, Retrier
 from stores.cosmos.rows import ReleaseRows
-from stores.cosmos.throughput import MANUAL_MIN, Offer, Throughput
-from stores.cosmos.url import Address, parse
+from stores.cosmos.url import MANUAL_MIN, Address, Offer, Throughput, parse
 from stores.errors import ReleaseConflict, StoreError, StoreMisused
 from stores.prices import Bill
-from stores.store import Advised, Observer, Plan, ProvisionedStore, Row, Slot
+from stores.store import Advised, Observer, Plan, ProvisionedStore, Row, Slot, not_found
 
 # When a lookup is given up; callers bring shorter deadlines of their own.
 READ_DEADLINE_S = 1.0
@@ -281,8 +279,8 @@ class _CatalogueItem:
         return self._clock() + self._ahead_s
 
 
-def open_store(url: str, observer: Observer | None = None) -> CosmosStore:
-    """Open a store; see `stores.cosmos.open_url`."""
+def open_url(url: str, observer: Observer | None = None) -> CosmosStore:
+    """Open `cosmos://ACCOUNT/DATABASE` or `cosmos+http(s)://HOST:PORT/DATABASE`; options: `stores.cosmos.url`."""
     address = parse(url)
     client = RestClient(address, observer)
     read_offer = client.offer if address.key is not None and address.arm is None else None

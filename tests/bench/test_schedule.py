@@ -13,7 +13,7 @@ from bench.errors import BenchMisused
 from bench.http import make_plan, parse_arrivals
 from bench.loadgen.capacity import parse_objective
 from bench.loadgen.keys import Draw, HotSet, InTurn, Keys, Uniform, Zipf
-from bench.loadgen.load import Gets, Paths, Posts
+from bench.loadgen.load import Gets, Paths, Posts, for_part
 from bench.loadgen.schedule import Arrivals, Piece, constant, ramp, steps
 from bench.options import HttpOptions
 from bench.report.text import parse_seconds
@@ -73,7 +73,7 @@ def test_unknown_users_have_their_share_and_parts_draw_on_their_own() -> None:
     keys = Keys(["a", "b"], Uniform(), unknown=0.25)
     found = list(itertools.islice(keys, 20_000))
     assert sum(key.startswith("unknown-") for key in found) == pytest.approx(5_000, rel=0.05)
-    assert list(itertools.islice(keys.share(1), 100)) != found[:100]
+    assert list(itertools.islice(for_part(keys, 1), 100)) != found[:100]
     assert list(itertools.islice(keys, 100)) == found[:100]
 
 

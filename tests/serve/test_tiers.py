@@ -104,6 +104,29 @@ async def test_keys_of_one_part_may_fail_for_long_before_those_of_others_are_not
 
 
 @virtual
+async def test_an_answer_that_is_late_may_be_of_one_part_where_others_were(store: KeyByKeyStore) -> None:
+    reader, tier = await opened(store)
+    store.broken_keys = {"user:1"}
+    await reader.personal("1")
+    store.broken_keys, store.delay_s = set(), 2 * BUDGET_S  # as of a store that ends its reads too late
+    for _ in range(FAILURES_OF_PARTS - 2):
+        assert (await reader.personal("1")).source == "popular"
+    assert not tier.breaker.is_open
+    await reader.personal("1")
+    assert tier.breaker.is_open
+
+
+@virtual
+async def test_an_answer_that_is_late_is_of_the_whole_store_where_none_was_of_a_part(clock: FakeClock) -> None:
+    store = RemoteStore(MemoryStore(clock))
+    reader, tier = await opened(store)
+    store.delay_s = 2 * BUDGET_S
+    for _ in range(FAILURES):
+        await reader.personal("1")
+    assert tier.breaker.is_open
+
+
+@virtual
 async def test_a_release_that_is_gone_concerns_every_key(store: KeyByKeyStore) -> None:
     reader, tier = await opened(store)
     store.failure = ReleaseNotFound("gone")

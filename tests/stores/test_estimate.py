@@ -10,11 +10,11 @@ import pytest
 from stores import lifecycle as life
 from stores.errors import StoreFull
 from stores.estimate import VirtualLoop, estimate
+from stores.lifecycle import copy, estimate_copy
 from stores.lmdb_store import LmdbStore
 from stores.manifest import Manifest
 from stores.memory import MemoryStore
 from stores.store import Plan, Row, Store
-from stores.transfer import copy, estimate_copy
 from tests.support.stores import batches
 
 ROWS = [Row("popular:", b'{"id":"p"}'), *(Row(f"user:{n:04}", b"%d" % n) for n in range(500))]
@@ -28,9 +28,9 @@ async def publish(store: Store, *, plan: Plan = PLAN) -> Manifest:
 
 
 async def test_rows_and_bytes_are_those_that_are_put_and_nothing_is_written(tmp_path: Path) -> None:
-    for store, fits in ((LmdbStore(tmp_path / "new"), True), (MemoryStore(), None)):
+    for store, fits in ((LmdbStore(tmp_path / "new", lambda: 1.5), True), (MemoryStore(lambda: 1.5), None)):
         found = await estimate(store, publish, live=True)
-        manifest = await publish(MemoryStore())
+        manifest = await publish(MemoryStore(lambda: 1.5))
         key, value = manifest.key_row
         assert (found.rows, found.fits, found.seconds, found.bill) == (len(ROWS) + 1, fits, None, None)
         assert found.payload_bytes == PLAN.payload_bytes + len(key) + len(value)

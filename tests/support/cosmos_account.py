@@ -14,8 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from stores.cosmos.control import AccountContainers
 from stores.cosmos.rest import RestClient
-from stores.cosmos.throughput import Throughput
-from stores.cosmos.url import Address, parse
+from stores.cosmos.url import Address, Throughput, parse
 from tests.support.cosmos_server import Emulator, emulator
 
 NAME = "user.YQ"

@@ -19,8 +19,7 @@ from stores.cosmos.items import container_of
 from stores.cosmos.requests import Endpoint
 from stores.cosmos.rest import RestClient
 from stores.cosmos.store import CosmosStore
-from stores.cosmos.throughput import Offer, Throughput
-from stores.cosmos.url import parse
+from stores.cosmos.url import Offer, Throughput, parse
 from stores.http1 import RequestFailed, Response
 from stores.store import Observer, Row
 from tests.support.stores import ref

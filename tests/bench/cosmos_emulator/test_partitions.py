@@ -9,7 +9,7 @@ from azure.cosmos import PartitionKey
 from bench.cosmos_emulator.errors import HttpError
 from bench.cosmos_emulator.partition_keys import effective_key
 from bench.cosmos_emulator.partitions import Budget, Partitions
-from stores.cosmos.throughput import Throughput, minimum_ru
+from stores.cosmos.url import Throughput, minimum_ru
 
 START = 1000.0
 LATER = START + 0.25

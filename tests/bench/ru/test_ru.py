@@ -12,10 +12,10 @@ from bench.loadgen.capacity import parse_objective, search
 from bench.loadgen.keys import InTurn, Keys, Zipf
 from bench.loadgen.load import Load
 from bench.loadgen.result import Result
+from bench.options import SweepOptions
 from bench.planner.demand import cache_hits
 from bench.report.page import page
 from bench.ru import scenarios
-from bench.ru.options import SweepOptions
 from bench.ru.report import RU, Effect, Level, SweepResult, Trial, effect_row, highest, level_row, notes
 from bench.ru.run import CHARGE, assess, classify, cost, limit, machine_bound, plan
 from bench.ru.sandbox import AccountSandbox, Items, fullest_share, partition_of

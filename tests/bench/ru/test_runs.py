@@ -19,8 +19,7 @@ import pytest
 from bench.ru.sandbox import PREFIX, sandbox
 from stores.cosmos.control import AccountContainers
 from stores.cosmos.rest import RestClient
-from stores.cosmos.throughput import Throughput
-from stores.cosmos.url import parse
+from stores.cosmos.url import Throughput, parse
 from tests.support.command import hotplate
 from tests.support.cosmos_server import Emulator, emulator
 

@@ -12,13 +12,12 @@ import pytest
 from bench.loadgen.load import Load
 from bench.loadgen.result import Result
 from bench.loadgen.workers import OnProgress
+from bench.options import SweepOptions
 from bench.progress import ProgressDisplay
-from bench.ru.options import SweepOptions
 from bench.ru.report import RU, Effect, SweepResult
 from bench.ru.run import Sweep, plan
 from bench.ru.sandbox import AccountSandbox, Items
-from stores.cosmos.throughput import Throughput
-from stores.cosmos.url import parse
+from stores.cosmos.url import Throughput, parse
 from stores.http1 import Response
 from tests.support.cosmos_server import Direct, signed
 from tests.support.virtual import VirtualLoop, simulate

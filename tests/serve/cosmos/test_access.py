@@ -20,8 +20,8 @@ from serve.exposition import Exposition
 from serve.metrics import Metrics
 from serve.reader import TieredReader
 from serve.tiers import StoreObserver
-from stores.cosmos.auth import TOKEN_PAUSE_S
 from stores.cosmos.containers import open_containers
+from stores.cosmos.requests import TOKEN_PAUSE_S
 from stores.cosmos.rest import RestClient
 from stores.cosmos.store import CosmosStore
 from stores.cosmos.url import EMULATOR_KEY, KEY

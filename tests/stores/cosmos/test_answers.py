@@ -8,8 +8,7 @@ import pytest
 from stores.cosmos.control import AccountContainers
 from stores.cosmos.errors import ContainerMissing, CosmosThrottled, CosmosUnavailable, ErrorResponse, error_for
 from stores.cosmos.rest import RestClient
-from stores.cosmos.throughput import Offer, Throughput
-from stores.cosmos.url import parse
+from stores.cosmos.url import Offer, Throughput, parse
 from stores.errors import StoreFull
 from tests.support.cosmos_account import Counted
 from tests.support.cosmos_raw import CUT, DATE, ScriptedServer, answer, refusal, scripted

@@ -17,8 +17,7 @@ from azure.mgmt.cosmosdb import CosmosDBManagementClient
 
 from stores.cosmos.arm import ArmContainers
 from stores.cosmos.errors import ContainerMissing, CosmosThrottled, CosmosUnavailable, ErrorResponse, error_for
-from stores.cosmos.throughput import Offer, Throughput
-from stores.cosmos.url import Address, parse
+from stores.cosmos.url import Address, Offer, Throughput, parse
 from stores.errors import StoreMisused
 from tests.support.cosmos_server import Emulator, emulator
 from tests.support.entra import PLACE, Identity, token_of, url_of

@@ -12,8 +12,7 @@ from stores.cosmos.control import AccountContainers
 from stores.cosmos.errors import ContainerMissing, CosmosThrottled, CosmosUnavailable
 from stores.cosmos.items import VersionedItem
 from stores.cosmos.rest import RestClient
-from stores.cosmos.throughput import Offer, Throughput
-from stores.cosmos.url import Address
+from stores.cosmos.url import Address, Offer, Throughput
 from tests.support.cosmos_account import Account, Counted, with_container
 
 ITEM = {"id": "user.YQ", "v": 'ü and " and \\'}

@@ -10,8 +10,7 @@ import pytest
 from stores.cosmos.control import AccountContainers
 from stores.cosmos.errors import CosmosUnavailable
 from stores.cosmos.rest import RestClient
-from stores.cosmos.throughput import Throughput
-from stores.cosmos.url import parse
+from stores.cosmos.url import Throughput, parse
 from stores.errors import StoreUnavailable
 from tests.support.cosmos_account import Account, Counted, with_container
 from tests.support.cosmos_raw import CUT, ScriptedServer, answer, refusal, scripted

@@ -12,13 +12,12 @@ import pytest
 from azure.core.credentials import AccessToken
 
 from stores.catalogue import ReleaseId
-from stores.cosmos import open_url
 from stores.cosmos.arm import ArmContainers
 from stores.cosmos.containers import Containers, open_containers
 from stores.cosmos.control import AccountContainers
 from stores.cosmos.errors import CosmosUnavailable
 from stores.cosmos.rest import RestClient
-from stores.cosmos.store import CosmosStore
+from stores.cosmos.store import CosmosStore, open_url
 from stores.cosmos.url import KEY, parse
 from stores.errors import StoreMisused
 from stores.lifecycle import activate, prune, publish, rollback

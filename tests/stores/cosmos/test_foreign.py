@@ -25,8 +25,7 @@ from stores.cosmos.control import AccountContainers
 from stores.cosmos.errors import CosmosUnavailable
 from stores.cosmos.items import container_of, name_of, to_item, value_of
 from stores.cosmos.rest import RestClient
-from stores.cosmos.throughput import Throughput
-from stores.cosmos.url import parse
+from stores.cosmos.url import Throughput, parse
 from tests.support.npm import installed
 from tests.support.stores import ref
 

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stores.cosmos.auth import KeySigner
-from stores.cosmos.requests import RequestBuilder, partition_key_header
+from stores.cosmos.requests import KeySigner, RequestBuilder, partition_key_header
 from stores.cosmos.url import EMULATOR_KEY
 from stores.errors import StoreMisused
 from tests.support.clock import FakeClock

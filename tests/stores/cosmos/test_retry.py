@@ -8,8 +8,7 @@ from stores import lifecycle as life
 from stores.catalogue import ReleaseId
 from stores.cosmos.containers import POLL_S, writing_throughput
 from stores.cosmos.retry import BURST_S, RateLimiter
-from stores.cosmos.throughput import Throughput
-from stores.cosmos.url import parse
+from stores.cosmos.url import Throughput, parse
 from stores.store import Plan, Row
 from tests.support.clock import FakeClock
 from tests.support.cosmos_simulation import SimulatedAccount, batches, with_simulation

@@ -17,8 +17,7 @@ from stores.connect import connect
 from stores.cosmos.containers import open_containers
 from stores.cosmos.rest import RestClient
 from stores.cosmos.store import CosmosStore
-from stores.cosmos.throughput import Throughput
-from stores.cosmos.url import parse
+from stores.cosmos.url import Throughput, parse
 from stores.errors import ReleaseConflict, ReleaseNotFound, StoreFull, StoreMisused, StoreUnavailable
 from stores.store import Advised, Plan, ProvisionedStore, Row
 from tests.support.cosmos_account import Account

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 from azure.core.credentials import AccessToken
 
-from stores.cosmos.auth import TOKEN_PAUSE_S
 from stores.cosmos.errors import CosmosUnavailable
+from stores.cosmos.requests import TOKEN_PAUSE_S
 from stores.cosmos.rest import RestClient
 from stores.cosmos.url import Address
 from tests.support.clock import FakeClock

@@ -13,7 +13,7 @@ from stores.catalogue import ReleaseId
 from stores.connect import connect
 from stores.errors import ReleaseConflict, ReleaseNotFound, StoreFull, StoreMisused, StoreUnavailable
 from stores.lifecycle import prune, publish
-from stores.redis.errors import translated
+from stores.redis.connection import translated
 from stores.redis.store import MAX_ROWS, RedisStore, open_url
 from stores.store import Advised, Plan, Row
 from stores.verification import verify

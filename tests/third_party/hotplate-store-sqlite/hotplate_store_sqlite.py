@@ -11,11 +11,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from stores import catalogue as catalogue_record
-from stores.catalogue import Catalogue, DraftRef, ReleaseRef
-from stores.errors import ReleaseConflict, ReleaseNotFound, StoreMisused, StoreUnavailable
-from stores.keys import META
-from stores.store import LocalReader, Plan, Row, Slot
+from hotplate import (
+    META,
+    Catalogue,
+    DraftRef,
+    LocalReader,
+    Plan,
+    ReleaseConflict,
+    ReleaseNotFound,
+    ReleaseRef,
+    Row,
+    Slot,
+    StoreMisused,
+    StoreUnavailable,
+    dump_catalogue,
+    parse_catalogue,
+)
 
 POLL_S = 0.1
 
@@ -60,7 +71,7 @@ class SqliteStore(LocalReader):
             found = connection.execute("SELECT record FROM catalogue").fetchone()
         if found is None:
             return Catalogue(now=time.time())
-        return catalogue_record.parse(found[0], now=time.time(), where=str(self._path))
+        return parse_catalogue(found[0], now=time.time(), where=str(self._path))
 
     async def changes(self) -> AsyncIterator[Catalogue]:
         seen: Catalogue | None = None
@@ -122,7 +133,7 @@ class SqliteStore(LocalReader):
         with self._transaction() as connection:
             if (await self.catalogue()).version != old.version:
                 raise ReleaseConflict("the catalogue was changed by somebody else first")
-            connection.execute("INSERT OR REPLACE INTO catalogue VALUES (0, ?)", (catalogue_record.dump(new),))
+            connection.execute("INSERT OR REPLACE INTO catalogue VALUES (0, ?)", (dump_catalogue(new),))
 
     async def erase(self, release: ReleaseRef) -> None:
         with self._transaction() as connection:

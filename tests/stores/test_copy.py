@@ -13,12 +13,11 @@ from stores import lifecycle as life
 from stores.catalogue import GRACE_S, LEASE_S, DraftRef, ReleaseId, State
 from stores.compression import compress
 from stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreUnavailable
-from stores.lifecycle import change
+from stores.lifecycle import change, copy
 from stores.lmdb_store import LmdbStore
 from stores.manifest import Manifest, Tally, describe
 from stores.memory import MemoryStore
 from stores.store import Plan, Row, Store
-from stores.transfer import copy
 from stores.verification import diff, sample, verify
 from tests.support.clock import FakeClock
 from tests.support.service import a_list
@@ -253,7 +252,7 @@ import asyncio, sys
 from pathlib import Path
 from stores.catalogue import ReleaseId
 from stores.lmdb_store import LmdbStore
-from stores.transfer import copy
+from stores.lifecycle import copy
 
 async def main():
     source, target = (LmdbStore(Path(folder)) for folder in sys.argv[1:3])
