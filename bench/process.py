@@ -1,6 +1,7 @@
 """Starting processes for a measurement: services, redis-server and the emulator, each on a core, with what they use."""
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 Channel: TypeAlias = "Connection[Any, Any]"
 
 READY_WITHIN_S = 30.0
+
+# Linux gives ports from 32,768 on to outgoing connections.
+SERVER_PORTS = (15_000, 32_000)
 
 # When a server that does not report what it uses is given up.
 METRICS_TIMEOUT_S = 5.0
@@ -247,10 +251,14 @@ def _running(
 
 
 def free_port() -> int:
-    """Find a port on loopback that is not in use at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Find a port on loopback that is not in use, below those that the kernel gives to outgoing connections.
+
+    Nobody takes it meanwhile but by asking for it, so that a server can also be started again on it.
+    """
+    for port in random.SystemRandom().sample(range(*SERVER_PORTS), 100):
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise BenchFailed(f"no port is free among 100 drawn from {SERVER_PORTS[0]} to {SERVER_PORTS[1]}")
 
 
 def _answers(url: str) -> bool:

@@ -2,11 +2,11 @@
 
 import asyncio
 import secrets
-import socket
 from collections.abc import AsyncIterator, Callable
 
 import pytest
 
+from bench.process import free_port
 from stores.cosmos.errors import CosmosUnavailable, MalformedResponse
 from stores.cosmos.rest import RestClient
 from stores.cosmos.topology import Location, account_properties
@@ -47,13 +47,6 @@ async def until(held: Callable[[], bool]) -> None:
 
 def location(name: str, port: int) -> dict[str, str]:
     return {"name": name, "databaseAccountEndpoint": f"http://127.0.0.1:{port}/"}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.mark.usefixtures("hasty")
