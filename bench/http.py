@@ -21,8 +21,9 @@ from bench.progress import ProgressDisplay
 from bench.report.page import Runs
 from bench.report.report import Report, series
 from bench.report.text import parse_rate, parse_seconds, parse_share
-from stores.connect import connect, redacted
+from stores.connect import connect
 from stores.keys import USER
+from stores.urls import redacted
 
 DEFAULT_RATE = "1k"
 

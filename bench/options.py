@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-from stores.connect import redacted
+from stores.urls import redacted
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

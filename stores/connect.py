@@ -1,20 +1,16 @@
-"""From a URL to a store: the built-in schemes, and those that other packages add (entry points `hotplate.stores`).
-
-Also what the URLs of stores have in common: redaction, query parameters, and secrets, which stay out of them.
-"""
+"""From a URL to a store: the built-in schemes, and those that other packages add (entry points `hotplate.stores`)."""
 
 import os
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import cast
-from urllib.parse import SplitResult, parse_qs, parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from stores import lmdb_store
 from stores.errors import StoreMisused
 from stores.memory import MemoryStore
 from stores.store import Observer, Store
+from stores.urls import extra_installed, redacted
 
 GROUP = "hotplate.stores"
 COSMOS = ("cosmos", "cosmos+http", "cosmos+https")
@@ -54,17 +50,6 @@ def connect(url: str, observer: Observer | None = None) -> Store:
     raise StoreMisused(f"{redacted(url)!r} is not the URL of a store; known schemes: {', '.join(known)}")
 
 
-@contextmanager
-def extra_installed(extra: str) -> Iterator[None]:
-    """Raise StoreMisused, with the command that installs the *extra*, where an import finds a module missing."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise StoreMisused(
-            f"{error.name} is not installed; install it with: pip install 'hotplate[{extra}]'"
-        ) from error
-
-
 def with_max_ru(url: str, max_ru: int) -> str:
     """Return *url* with the RU/s that a publish may spend, in the place of its own parameter for that.
 
@@ -75,42 +60,3 @@ def with_max_ru(url: str, max_ru: int) -> str:
         raise StoreMisused(f"--max-ru is for Cosmos DB; {redacted(url)} has no request units, so leave it out")
     kept = [(name, value) for name, value in parse_qsl(parts.query, keep_blank_values=True) if name != "max_ru"]
     return parts._replace(query=urlencode([*kept, ("max_ru", str(max_ru))])).geturl()
-
-
-def redacted(url: str) -> str:
-    """Return *url* without what may be secret: user, password and query."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" if parts.scheme else url
-
-
-def parameters(parts: SplitResult, known: Collection[str], shown: str) -> dict[str, str]:
-    """Return the parameters of a URL; StoreMisused for one that is not *known*, or given twice."""
-    given = parse_qs(parts.query, keep_blank_values=True)
-    for name, values in given.items():
-        if name not in known:
-            raise StoreMisused(
-                f"{shown} takes no parameter {name!r}; {parts.scheme}:// takes {', '.join(sorted(known))}"
-            )
-        if len(values) > 1:
-            raise StoreMisused(f"{shown} has the parameter {name!r} twice")
-    return {name: values[0] for name, values in given.items()}
-
-
-def certificate(given: Mapping[str, str], shown: str) -> str | None:
-    """Return the parameter `ca` of a URL; StoreMisused where it names no file."""
-    ca = given.get("ca")
-    if ca is not None and not Path(ca).is_file():
-        raise StoreMisused(f"the file {ca}, which should certify {shown}, does not exist")
-    return ca
-
-
-def secret(name: str, environment: Mapping[str, str]) -> str | None:
-    """Return the secret that the variable *name* holds, or the file that *name*_FILE names; None where neither is."""
-    if value := environment.get(name):
-        return value
-    if path := environment.get(f"{name}_FILE"):
-        try:
-            return Path(path).read_text().rstrip("\n")
-        except OSError as error:
-            raise StoreMisused(f"{name}_FILE names {path}, which cannot be read: {error.strerror}") from error
-    return None

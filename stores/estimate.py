@@ -3,17 +3,14 @@
 import asyncio
 import selectors
 import sqlite3
-from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from stores.catalogue import Catalogue, DraftRef, ReleaseRef
 from stores.manifest import Manifest
 from stores.memory import MemoryStore
-from stores.prices import Bill
-from stores.store import Plan, ProvisionedStore, RoomChecked, Row, Slot, Store
+from stores.store import Estimate, Plan, ProvisionedStore, RoomChecked, Row, Simulation, Slot, Store
 
 T = TypeVar("T")
 
@@ -21,48 +18,6 @@ CheckRoom = Callable[[DraftRef, Plan], Awaitable[None]]
 
 # How many rows are handed from one event loop to the other at once.
 SCAN_ROWS = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """What one publish will take, in a store that nobody else writes meanwhile."""
-
-    rows: int
-    payload_bytes: int
-    """Of keys and values."""
-
-    fits: bool | None = None
-    """Whether there is room; None where that cannot be known."""
-
-    makes: tuple[str, ...] = ()
-    """What is created or scaled, one sentence each."""
-
-    request_units: Mapping[str, float] = field(default_factory=dict)
-    """By what they are spent on."""
-
-    seconds: float | None = None
-    """From begin to prune, where nothing but the store's limits takes time."""
-
-    bill: Bill | None = None
-    notes: tuple[str, ...] = ()
-    """What was assumed, and what could go wrong."""
-
-    @property
-    def total_ru(self) -> float:
-        """Return all of them, in hundredths as they are charged."""
-        return round(sum(self.request_units.values()), 2)
-
-
-class Simulation(ABC):
-    """A stand-in for a store that begins with the store's own catalogue; lives as long as one estimate."""
-
-    @abstractmethod
-    def open(self, clock: Callable[[], float]) -> Store:
-        """Open the stand-in; *clock* (seconds) is the virtual one."""
-
-    @abstractmethod
-    def estimate(self, plan: Plan, seconds: float, *, live: bool) -> Estimate:
-        """Return what the run took that wrote *plan* and made it *live*, or did not."""
 
 
 async def estimate(store: Store, publish: Callable[[Store], Awaitable[Manifest]], *, live: bool) -> Estimate:

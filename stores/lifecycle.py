@@ -16,10 +16,10 @@ from typing import Any, cast
 from stores import catalogue as changes
 from stores.catalogue import GRACE_S, LEASE_S, Catalogue, DraftRef, ReleaseId, ReleaseRef, State
 from stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreUnavailable
-from stores.estimate import Estimate, ReaderOfLoop, estimate
+from stores.estimate import ReaderOfLoop, estimate
 from stores.keys import MANIFEST, META
 from stores.manifest import Manifest, Tally, compare, describe
-from stores.store import Plan, ProvisionedStore, Row, Store
+from stores.store import Estimate, Plan, ProvisionedStore, Row, Store
 from stores.throttle import Backoff
 from stores.verification import load_manifest, verify
 

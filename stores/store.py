@@ -5,16 +5,13 @@ backend moves opaque bytes, swaps one small catalogue by compare-and-set, and gi
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
 from stores.catalogue import Catalogue, DraftRef, ReleaseRef
 from stores.errors import ReleaseConflict, ReleaseNotFound, StoreError
-
-if TYPE_CHECKING:
-    from stores.estimate import Simulation
-    from stores.prices import Bill
+from stores.prices import Bill
 
 # What a read returns for one key: its value, absent, or the error with which this one could not be read.
 Slot = bytes | None | StoreError
@@ -149,6 +146,48 @@ class RoomChecked(ABC):
         """Raise StoreFull, with the numbers, for what cannot fit."""
 
 
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What one publish will take, in a store that nobody else writes meanwhile."""
+
+    rows: int
+    payload_bytes: int
+    """Of keys and values."""
+
+    fits: bool | None = None
+    """Whether there is room; None where that cannot be known."""
+
+    makes: tuple[str, ...] = ()
+    """What is created or scaled, one sentence each."""
+
+    request_units: Mapping[str, float] = field(default_factory=dict)
+    """By what they are spent on."""
+
+    seconds: float | None = None
+    """From begin to prune, where nothing but the store's limits takes time."""
+
+    bill: Bill | None = None
+    notes: tuple[str, ...] = ()
+    """What was assumed, and what could go wrong."""
+
+    @property
+    def total_ru(self) -> float:
+        """Return all of them, in hundredths as they are charged."""
+        return round(sum(self.request_units.values()), 2)
+
+
+class Simulation(ABC):
+    """A stand-in for a store that begins with the store's own catalogue; lives as long as one estimate."""
+
+    @abstractmethod
+    def open(self, clock: Callable[[], float]) -> Store:
+        """Open the stand-in; *clock* (seconds) is the virtual one."""
+
+    @abstractmethod
+    def estimate(self, plan: Plan, seconds: float, *, live: bool) -> Estimate:
+        """Return what the run took that wrote *plan* and made it *live*, or did not."""
+
+
 class ProvisionedStore(ABC):
     """Derived from by a store where throughput is provisioned and paid for, by the hour or by each request unit."""
 
@@ -160,7 +199,7 @@ class ProvisionedStore(ABC):
         """
 
     @abstractmethod
-    def bill(self) -> "Bill":
+    def bill(self) -> Bill:
         """Return what a publish and its release are billed for."""
 
     @abstractmethod
@@ -168,7 +207,7 @@ class ProvisionedStore(ABC):
         """Return the request units for writing and reading back a release whose rows are all of the same size."""
 
     @abstractmethod
-    async def simulate(self) -> "Simulation":
+    async def simulate(self) -> Simulation:
         """Return a stand-in for this store, with its catalogue, that charges as it would and writes nothing."""
 
 

@@ -3,7 +3,6 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -34,27 +33,16 @@ def name_of(module: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports_of(module: Path, *, everywhere: bool) -> set[str]:
-    """Return the modules that one imports: when it is loaded, or *everywhere*, in functions and for types, too."""
+def imports_of(module: Path) -> set[str]:
+    """Return the modules that one imports: when it is loaded, in its functions, and for types."""
     names = set[str]()
-    for node in _import_nodes(ast.parse(module.read_text()), everywhere=everywhere):
+    for node in ast.walk(ast.parse(module.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        else:
+        elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module}: relative imports hide the arrows"
             names |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
     return names
-
-
-def _import_nodes(tree: ast.AST, *, everywhere: bool) -> Iterator[ast.Import | ast.ImportFrom]:
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            yield node
-        elif everywhere or not (
-            isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-            or (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))
-        ):
-            yield from _import_nodes(node, everywhere=everywhere)
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -62,14 +50,14 @@ def test_a_room_imports_only_the_rooms_it_may(room: str) -> None:
     for module in modules_of(room):
         inside = module.relative_to(ROOT).parts
         own = "bench/micro" if inside[:2] == ("bench", "micro") else room
-        rooms = {name.partition(".")[0] for name in imports_of(module, everywhere=True)} & set(ROOMS)
+        rooms = {name.partition(".")[0] for name in imports_of(module)} & set(ROOMS)
         strangers = rooms - MAY_IMPORT[own] - {room}
         assert not strangers, f"{module.relative_to(ROOT)} imports {strangers}"
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
     modules = {name_of(module): module for room in ROOMS for module in modules_of(room)}
-    graph = {name: imports_of(module, everywhere=False) & modules.keys() - {name} for name, module in modules.items()}
+    graph = {name: imports_of(module) & modules.keys() - {name} for name, module in modules.items()}
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -78,7 +66,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
 def test_no_test_imports_another() -> None:
     for module in modules_of("tests"):
-        others = {name for name in imports_of(module, everywhere=True) if "test_" in name.rpartition(".")[2][:5]}
+        others = {name for name in imports_of(module) if "test_" in name.rpartition(".")[2][:5]}
         assert not {name for name in others if name.startswith("tests.")}, module
 
 

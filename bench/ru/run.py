@@ -34,10 +34,10 @@ from bench.ru.scenarios import (
     autoscale_of,
 )
 from bench.stores.setup import emulator_label
-from stores.connect import redacted
 from stores.cosmos.charges import load as load_charges
 from stores.cosmos.url import MANUAL_MIN, MANUAL_STEP, MAX_RU, Address, Throughput, parse
 from stores.prices import Prices
+from stores.urls import redacted
 
 OWN_TRIAL, ACCOUNTS_TRIAL = "2s", "10s"
 # The lowest level at which effects are measured.

@@ -28,11 +28,12 @@ from bench.process import (
 )
 from stores.catalogue import ReleaseRef
 from stores.compression import compress
-from stores.connect import connect, redacted
+from stores.connect import connect
 from stores.keys import USER
 from stores.lifecycle import copy, publish
 from stores.manifest import Manifest
 from stores.store import Row, Store
+from stores.urls import redacted
 from stores.verification import load_manifest
 
 EMULATOR = "local emulator, not Azure"

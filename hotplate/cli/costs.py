@@ -9,9 +9,8 @@ from hotplate.cli.terminal import err, option, out, print_json, table
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from stores.estimate import Estimate
     from stores.prices import Bill, Prices, Provisioned
-    from stores.store import Plan, Store
+    from stores.store import Estimate, Plan, Store
 
 HOUR_S = 3600
 
@@ -66,8 +65,9 @@ def monthly_usd(prices: "Prices", provisioned: "Iterable[Provisioned]") -> float
 
 def print_estimate(found: "Estimate", url: str | None, *, as_json: bool) -> None:
     """Print the estimate of a publish that would begin now."""
-    from stores.connect import default_url, redacted
+    from stores.connect import default_url
     from stores.prices import load
+    from stores.urls import redacted
 
     where, began, prices = redacted(url or default_url()), time(), load()
     if as_json:

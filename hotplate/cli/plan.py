@@ -137,7 +137,7 @@ def _layers(
 ) -> "list[Layer]":
     """Return the inputs of each place that was named, each winning over those before it."""
     from hotplate.cli.releases import find_manifest
-    from stores.connect import redacted
+    from stores.urls import redacted
 
     layers = [baseline.layer] if baseline else []
     if release is not None:

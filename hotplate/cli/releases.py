@@ -23,10 +23,9 @@ from hotplate.cli.terminal import (
 
 if TYPE_CHECKING:
     from stores.catalogue import ReleaseRef
-    from stores.estimate import Estimate
     from stores.lifecycle import WriteResult
     from stores.manifest import Manifest
-    from stores.store import Store
+    from stores.store import Estimate, Store
     from stores.verification import Difference
 
 app = typer.Typer(
@@ -152,9 +151,9 @@ def copy(
 
     Before you pay: hotplate releases copy --from URL --to cosmos://ACCOUNT/DATABASE --max-ru 4000 --dry-run
     """
-    from stores.estimate import Estimate
     from stores.lifecycle import copy as copy_release
     from stores.lifecycle import estimate_copy
+    from stores.store import Estimate
     from stores.verification import load_manifest
 
     target, spending = limit_ru(target, max_ru) or target, Spending()

@@ -40,8 +40,9 @@ def serve(
     """
     from serve.process import serve as run
     from serve.settings import Settings, configure_logging
-    from stores.connect import default_url, redacted
+    from stores.connect import default_url
     from stores.errors import StoreMisused
+    from stores.urls import redacted
 
     urls = tuple(store or [default_url()])
     if any(url.startswith("memory:") for url in urls):

@@ -182,8 +182,8 @@ def with_stores(
     source: str, target: str, act: "Callable[[Store, Store], Awaitable[T]]", observer: "Observer | None" = None
 ) -> T:
     """Run *act* on two stores, *observer* counting at the target; StoreMisused where they are one and the same."""
-    from stores.connect import redacted
     from stores.errors import StoreMisused
+    from stores.urls import redacted
 
     if source == target:
         raise StoreMisused(f"{redacted(source)} is given as both stores; name two")

@@ -27,8 +27,8 @@ from azure.mgmt.cosmosdb.models import (
     ThroughputSettingsUpdateParameters,
 )
 
-from stores.cosmos.containers import DEFINITION
 from stores.cosmos.errors import ContainerMissing, CosmosThrottled, CosmosUnavailable, Kind, first_line
+from stores.cosmos.items import DEFINITION
 from stores.cosmos.requests import default_credential
 from stores.cosmos.url import Address, ArmAccount, Offer, Throughput, minimum_ru
 from stores.errors import StoreError, StoreMisused

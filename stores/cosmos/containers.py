@@ -6,15 +6,15 @@ A container has much throughput while its release is written, enough while it is
 import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
-from stores.connect import extra_installed
 from stores.cosmos.errors import ContainerMissing
 from stores.cosmos.rest import RestClient
 from stores.cosmos.retry import Retrier
 from stores.cosmos.url import KEY, Address, Offer, Throughput
 from stores.errors import StoreFull, StoreMisused, StoreUnavailable
 from stores.store import Plan
+from stores.urls import extra_installed
 
 # Also how long new throughput settles: what was spent in a second counts against what the second has at its end.
 POLL_S = 1.0
@@ -28,13 +28,6 @@ SCANNING_SHARE = 0.5
 # What a serverless container spends in a second and holds, by
 # https://learn.microsoft.com/azure/cosmos-db/serverless-performance.
 SERVERLESS_RU, SERVERLESS_BYTES = 5_000, 10**12
-
-# Of every container of ours: read by id only, so nothing is indexed. The service refuses a time to live with that.
-DEFINITION: dict[str, Any] = {
-    "partitionKey": {"paths": ["/id"], "kind": "Hash", "version": 2},
-    "indexingPolicy": {"indexingMode": "none", "automatic": False},
-}
-
 
 ReadOffer = Callable[[str], Awaitable[Offer | None]]
 

@@ -27,8 +27,8 @@ from azure.cosmos.aio import CosmosClient, DatabaseProxy
 from azure.cosmos.documents import ConnectionPolicy
 from azure.cosmos.exceptions import CosmosHttpResponseError, CosmosResourceExistsError
 
-from stores.cosmos.containers import DEFINITION
 from stores.cosmos.errors import ContainerMissing, ResponseTranslator, object_in
+from stores.cosmos.items import DEFINITION
 from stores.cosmos.requests import DEADLINE_S
 from stores.cosmos.rest import RestClient
 from stores.cosmos.url import Address, Offer, Throughput

@@ -30,9 +30,9 @@ from stores.cosmos.items import (
     item_bytes,
 )
 from stores.cosmos.url import MANUAL_MIN, Address, Offer, Throughput, minimum_ru
-from stores.estimate import Estimate, Simulation, Spool
+from stores.estimate import Spool
 from stores.prices import Bill, Provisioned
-from stores.store import Plan, Store
+from stores.store import Estimate, Plan, Simulation, Store
 
 # Around a value in its item: its id, names and quotes, about.
 NAME_BYTES = 40

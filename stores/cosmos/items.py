@@ -19,6 +19,12 @@ from stores.keys import check_kind
 
 Item = dict[str, Any]
 
+# Of every container of ours: read by id only, so nothing is indexed. The service refuses a time to live with that.
+DEFINITION: dict[str, Any] = {
+    "partitionKey": {"paths": ["/id"], "kind": "Hash", "version": 2},
+    "indexingPolicy": {"indexingMode": "none", "automatic": False},
+}
+
 # The container of the catalogue.
 CONTROL = "hotplate"
 CATALOGUE = "catalogue"

@@ -13,8 +13,8 @@ from math import ceil
 from typing import NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
-from stores.connect import certificate, parameters, redacted, secret
 from stores.errors import StoreMisused
+from stores.urls import certificate, parameters, redacted, secret
 
 PARTITION_RU = 10_000
 INITIAL_PARTITION_RU = 6_000

@@ -9,8 +9,8 @@ from urllib.parse import unquote, urlsplit
 
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
 
-from stores.connect import certificate, parameters, redacted, secret
 from stores.errors import StoreMisused
+from stores.urls import certificate, parameters, redacted, secret
 
 PORT = 6379
 PREFIX = "hotplate"

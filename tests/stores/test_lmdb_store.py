@@ -12,12 +12,13 @@ import pytest
 
 from stores import lmdb_store
 from stores.catalogue import ReleaseId
-from stores.connect import connect, default_url, redacted
+from stores.connect import connect, default_url
 from stores.errors import CatalogueUnreadable, ReleaseCorrupt, StoreFull, StoreMisused, StoreUnavailable
 from stores.lifecycle import prune, publish
 from stores.lmdb_store import LmdbStore, file_bytes
 from stores.memory import MemoryStore
 from stores.store import Plan, Row
+from stores.urls import redacted
 from tests.support.clock import FakeClock
 from tests.support.stores import batches, ref
 

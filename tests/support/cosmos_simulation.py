@@ -13,9 +13,8 @@ from bench.cosmos_emulator.http import Request, render
 from bench.cosmos_emulator.service import Service
 from stores.catalogue import ReleaseId
 from stores.cosmos.charges import Charges, load
-from stores.cosmos.containers import DEFINITION
 from stores.cosmos.errors import ContainerMissing
-from stores.cosmos.items import container_of
+from stores.cosmos.items import DEFINITION, container_of
 from stores.cosmos.requests import Endpoint
 from stores.cosmos.rest import RestClient
 from stores.cosmos.store import CosmosStore

@@ -19,12 +19,12 @@ from stores.cosmos.estimate import bill_of, typical_ru
 from stores.cosmos.items import container_of
 from stores.cosmos.url import parse
 from stores.errors import ReleaseCorrupt
-from stores.estimate import Estimate, estimate
+from stores.estimate import estimate
 from stores.lifecycle import copy, estimate_copy
 from stores.manifest import Manifest
 from stores.memory import MemoryStore
 from stores.prices import Provisioned
-from stores.store import Plan, Row, Store
+from stores.store import Estimate, Plan, Row, Store
 from tests.support.cosmos_simulation import SimulatedAccount, with_simulation
 from tests.support.paths import DATA
 from tests.support.stores import ref

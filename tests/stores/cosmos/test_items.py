@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from stores.catalogue import ReleaseId
 from stores.cosmos.charges import load
-from stores.cosmos.containers import DEFINITION
 from stores.cosmos.items import (
+    DEFINITION,
     MAX_ITEM_BYTES,
     STATE,
     batch_name,
