@@ -67,10 +67,6 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         """Return the virtual time."""
         return self._virtual.now_s
 
-    def advance(self, seconds: float) -> None:
-        """Let time pass at once."""
-        self._virtual.now_s += seconds
-
     def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:  # type: ignore[override]  # noqa: ANN401 -- the base class says so
         """Run *func* in a thread; no time passes until it is done."""
         self._virtual.threads += 1

@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import BenchMisused
-from stores.cosmos.items import SYSTEM_BYTES
+from stores.cosmos.charges import SYSTEM_BYTES
 
 if TYPE_CHECKING:
     from stores.manifest import Manifest

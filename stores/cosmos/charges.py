@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from stores.errors import StoreMisused
 
 OURS = Path(__file__).with_name("charges.toml")
 KB = 1024
+
+# What the service adds to each item (_rid, _self, _etag, _ts, _attachments), and is assumed to charge for.
+SYSTEM_BYTES = 205
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +120,6 @@ def load(path: Path = OURS) -> Charges:
         raise StoreMisused(f"{path}: {error.args[0]} is missing") from error
     except (TypeError, ValueError) as error:
         raise StoreMisused(f"{path}: {error}") from error
-
-
-def documented(path: Path = OURS) -> list[dict[str, Any]]:
-    """Return what the documents say, as the file lists it."""
-    listed: list[dict[str, Any]] = tomllib.loads(path.read_text())["documented"]
-    return listed
 
 
 def _points(table: list[list[float]]) -> tuple[tuple[float, float], ...]:

@@ -13,14 +13,13 @@ import orjson
 
 from stores import catalogue as catalogue_record
 from stores.catalogue import GRACE_S, Catalogue, Release, State
-from stores.cosmos.charges import Charges
+from stores.cosmos.charges import SYSTEM_BYTES, Charges
 from stores.cosmos.containers import SERVERLESS_RU, Containers, serving_throughput, writing_throughput
 from stores.cosmos.errors import ContainerMissing
 from stores.cosmos.items import (
     CATALOGUE,
     CONTROL,
     STATE,
-    SYSTEM_BYTES,
     Account,
     Item,
     Items,

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import orjson
 
 from stores.catalogue import DraftRef, ReleaseRef
+from stores.cosmos.charges import SYSTEM_BYTES
 from stores.errors import ReleaseCorrupt, ReleaseNotFound, StoreFull
 from stores.keys import check_kind
 
@@ -37,9 +38,6 @@ INCARNATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
 
 # Of an item, by https://learn.microsoft.com/azure/cosmos-db/concepts-limits.
 MAX_ITEM_BYTES = 2 << 20
-
-# What the service adds to each item (_rid, _self, _etag, _ts, _attachments), and is assumed to charge for.
-SYSTEM_BYTES = 205
 
 
 class VersionedItem(NamedTuple):

@@ -6,9 +6,9 @@ from typing import Any
 import orjson
 import pytest
 
-from stores.cosmos.charges import KB, Charges, documented, load
+from stores.cosmos.charges import KB, Charges, load
 from stores.errors import StoreMisused
-from tests.support.charge_table import Row, compare, markdown
+from tests.support.charge_table import Row, compare, documented, markdown
 from tests.support.clock import FakeClock
 from tests.support.cosmos_server import Direct
 from tests.support.paths import ROOT
