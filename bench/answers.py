@@ -11,7 +11,7 @@ from bench.loadgen.recorder import Sample
 from stores.catalogue import ReleaseId
 from stores.compression import load_decode
 from stores.connect import connect
-from stores.encoding import cut, decode
+from stores.encoding import OFFSET_BYTES, cut, decode
 from stores.errors import StoreError
 from stores.keys import OVERALL, POPULAR, USER
 from stores.store import Reader
@@ -109,19 +109,20 @@ async def _compare(store: Reader, release: ReleaseId, lists: Sequence[ReceivedLi
         ref = (await store.catalogue()).find(release).ref
         opened = await load_decode(store, ref, await load_manifest(store, ref))
         (slot,) = await store.get_many(ref, [POPULAR + OVERALL])
-        popular = decode(opened(slot)) if isinstance(slot, bytes) else []
+        overall = POPULAR + OVERALL
+        popular = decode(opened(overall, slot)[OFFSET_BYTES:]) if isinstance(slot, bytes) else []
     except StoreError as error:
         yield f"release {release} cannot be read to compare with: {error}"
         return
     for start in range(0, len(lists), store.batch):
         chunk = lists[start : start + store.batch]
-        slots = await store.get_many(ref, [USER + received.user for received in chunk])
-        for received, slot in zip(chunk, slots, strict=True):
+        keys = [USER + received.user for received in chunk]
+        for received, key, slot in zip(chunk, keys, await store.get_many(ref, keys), strict=True):
             items = received.result["items"], received.result["source"]
             if isinstance(slot, StoreError):
                 yield f"user {received.user}: {slot}"
             elif items == (popular[: received.n], "popular"):
                 if slot is not None:
                     yield None
-            elif slot is None or items != (decode(cut(opened(slot), received.n)), "personal"):
+            elif slot is None or items != (decode(cut(opened(key, slot), received.n)), "personal"):
                 yield f"user {received.user}: the answer is not the list that the store holds"

@@ -4,9 +4,9 @@ The public names: whoever uses hotplate as a library imports them from here. Eac
 that `import hotplate` itself costs nothing.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = (
+    False  # type checkers know it by name; `typing` would delay the command, and whoever imports nothing else
+)
 if TYPE_CHECKING:
     from serve.app import mount
     from serve.reader import Lists, NotReady, Recommendations
@@ -29,7 +29,21 @@ if TYPE_CHECKING:
         StoreUnavailable,
     )
     from stores.keys import META
-    from stores.store import Advised, LocalReader, Observer, Plan, Reader, Row, Slot, Store
+    from stores.store import (
+        Advised,
+        Examined,
+        Finding,
+        Inventoried,
+        Level,
+        LocalReader,
+        Observer,
+        Plan,
+        Reader,
+        Row,
+        SelfChecked,
+        Slot,
+        Store,
+    )
 
     __version__: str
 
@@ -39,7 +53,11 @@ __all__ = [
     "Catalogue",
     "CatalogueUnreadable",
     "DraftRef",
+    "Examined",
+    "Finding",
+    "Inventoried",
     "Item",
+    "Level",
     "Lists",
     "LocalReader",
     "NotReady",
@@ -54,6 +72,7 @@ __all__ = [
     "ReleaseNotFound",
     "ReleaseRef",
     "Row",
+    "SelfChecked",
     "Slot",
     "Store",
     "StoreError",
@@ -77,7 +96,21 @@ _HOMES = {
     "stores.connect": ("connect",),
     "stores.encoding": ("Item",),
     "stores.keys": ("META",),
-    "stores.store": ("Advised", "LocalReader", "Observer", "Plan", "Reader", "Row", "Slot", "Store"),
+    "stores.store": (
+        "Advised",
+        "Examined",
+        "Finding",
+        "Inventoried",
+        "Level",
+        "LocalReader",
+        "Observer",
+        "Plan",
+        "Reader",
+        "Row",
+        "SelfChecked",
+        "Slot",
+        "Store",
+    ),
 }
 _KNOWN_AS = {"dump_catalogue": "dump", "open": "open_lists", "parse_catalogue": "parse"}
 
@@ -88,6 +121,8 @@ if not TYPE_CHECKING:  # so that type checkers see the imports above, and no oth
         """Load a public name on its first use."""
         if name not in __all__:
             raise AttributeError(f"module 'hotplate' has no attribute {name!r}")
+        from importlib import import_module  # noqa: PLC0415 -- as `typing`
+
         if name == "__version__":
             from importlib.metadata import version  # noqa: PLC0415 -- reading package metadata is slow
 

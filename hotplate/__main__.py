@@ -1,5 +1,45 @@
-"""`python -m hotplate`: the same as the command `hotplate`."""
+"""The first lines of the command, `hotplate` or `python -m hotplate`: Ctrl-C ends it without a word, however early."""
 
-from hotplate.cli.main import main
+import os
 
-main()
+TYPE_CHECKING = False  # `typing` takes a while to load, in which Ctrl-C would be a traceback
+if TYPE_CHECKING:
+    from types import FrameType
+
+INTERRUPTED = 130
+
+
+def main() -> None:
+    """Run the command, so that Ctrl-C ends it with 130, while modules are loaded and while Python shuts down, too."""
+    try:
+        import signal  # noqa: PLC0415 -- loading it takes time, in which Ctrl-C would be a traceback
+
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, in the background
+            signal.signal(signal.SIGINT, _interrupt)
+        from hotplate.cli.main import main as run  # noqa: PLC0415 -- as above
+
+        try:
+            run()
+        finally:
+            if signal.getsignal(signal.SIGINT) is _interrupt:
+                signal.signal(signal.SIGINT, _end)
+    except KeyboardInterrupt:
+        os._exit(INTERRUPTED)
+
+
+def _interrupt(_number: int, frame: "FrameType | None") -> None:
+    """End at once while a module is loaded, for what is raised there may be swallowed or printed."""
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            os._exit(INTERRUPTED)
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
+def _end(_number: int, _frame: "FrameType | None") -> None:
+    """End at once: the command is done, and what is raised while Python shuts down is printed."""
+    os._exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

@@ -24,7 +24,7 @@ import pytest_asyncio
 from stores import catalogue as changes
 from stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef
 from stores.errors import ReleaseConflict, ReleaseNotFound, StoreError
-from stores.store import LocalReader, Plan, Row, Store
+from stores.store import Inventoried, LocalReader, Plan, Row, Store
 
 __all__ = ("OpenStore", "StoreContract")
 
@@ -45,14 +45,14 @@ ROWS = [
 ]
 
 
-def ref(release: ReleaseId) -> ReleaseRef:
-    """Return a release as a store is given it."""
-    return ReleaseRef(release, release)
-
-
 def draft_of(release: ReleaseId, writer: str = "writer") -> DraftRef:
     """Return a draft as a store is given it."""
-    return DraftRef(release, release, writer)
+    return DraftRef(release, f"incarnation-{release}", writer)
+
+
+def ref(release: ReleaseId) -> ReleaseRef:
+    """Return a release as a store is given it."""
+    return draft_of(release).release
 
 
 async def write(store: Store, release: ReleaseId, rows: Sequence[Row], *, seal: bool = True) -> None:
@@ -73,7 +73,7 @@ async def step(store: Store, change: Catalogue) -> Catalogue:
 
 async def begin(store: Store, release: ReleaseId) -> Catalogue:
     """Add a draft to the catalogue."""
-    return await step(store, changes.begin(await store.catalogue(), release))
+    return await step(store, changes.begin(await store.catalogue(), draft_of(release)))
 
 
 async def scanned(store: Store, release: ReleaseId) -> list[Row]:
@@ -130,6 +130,7 @@ class StoreContract:
             pytest.skip("this store is not in this process")
         assert [store.get(ref(FIRST), row.key) for row in ROWS] == [row.value for row in ROWS]
         assert store.get(ref(FIRST), "user:absent") is None
+        await store.warm(ref(FIRST))
         with pytest.raises(ReleaseNotFound):
             store.get(ref(SECOND), "user:1")
 
@@ -164,10 +165,10 @@ class StoreContract:
         await store.put(draft_of(FIRST), ROWS[4:])
         await store.put(draft_of(FIRST), ROWS[4:])
         await store.put(draft_of(FIRST), ROWS[:6])
-        await store.put(draft_of(FIRST), [Row("user:1", b"later"), Row("user:0", b"unsorted")])
+        await store.put(draft_of(FIRST), [Row("user:0", b"unsorted")])
         await store.put(draft_of(FIRST), [])
         await store.seal(draft_of(FIRST))
-        expected = {row.key: row.value for row in ROWS} | {"user:1": b"later", "user:0": b"unsorted"}
+        expected = {row.key: row.value for row in ROWS} | {"user:0": b"unsorted"}
         assert {row.key: row.value for row in await scanned(store, FIRST)} == expected
 
     async def test_a_killed_writer_can_be_continued_from_the_resume_point(self, open_handle: OpenStore) -> None:
@@ -177,7 +178,7 @@ class StoreContract:
         await first.put(draft_of(FIRST), [Row("meta:dictionary", b"early")])
         assert await first.resume_point(draft_of(FIRST)) is None
         await first.put(draft_of(FIRST), ROWS[:5])
-        await first.put(draft_of(FIRST), [Row("meta:dictionary", b"again")])
+        await first.put(draft_of(FIRST), [Row("meta:dictionary", b"early")])
         await first.close()
         second = open_handle()
         assert await second.resume_point(draft_of(FIRST)) == ROWS[4].key
@@ -209,6 +210,48 @@ class StoreContract:
         await second.seal(draft)
         assert await scanned(second, FIRST) == sorted([Row("meta:dictionary", b"early"), *even, *odd])
         assert await second.get_many(ref(FIRST), [odd[7].key, even[7].key]) == [b"odd", b"even"]
+
+    async def test_a_draft_that_is_claimed_takes_nothing_more_from_its_writer_before(
+        self, open_handle: OpenStore
+    ) -> None:
+        first, second = open_handle(), open_handle()
+        before, after = draft_of(FIRST, "before"), draft_of(FIRST, "after")
+        await first.create(before, Plan(len(ROWS), 1000))
+        await first.put(before, ROWS[:3])
+        try:
+            await second.create(after, Plan(len(ROWS), 1000))
+        except ReleaseConflict:  # this store knows that the writer before lives
+            await first.close()
+            await second.create(after, Plan(len(ROWS), 1000))
+        else:
+            with pytest.raises(ReleaseConflict):
+                await first.put(before, [Row("user:late", b"x")])
+            with pytest.raises(ReleaseConflict):
+                await first.resume_point(before)
+            with pytest.raises(ReleaseConflict):
+                await first.seal(before)
+        assert await second.resume_point(after) == ROWS[2].key
+        await second.put(after, ROWS[3:])
+        await second.seal(after)
+        third = open_handle()
+        with pytest.raises(ReleaseConflict):
+            await third.create(before, Plan(len(ROWS), 1000))
+        with pytest.raises(ReleaseConflict):
+            await third.put(before, [Row("user:late", b"x")])
+        await third.seal(draft_of(FIRST, "a third"))
+        assert await scanned(third, FIRST) == ROWS
+
+    async def test_what_lies_in_the_store_is_listed_until_it_is_erased(self, open_handle: OpenStore) -> None:
+        store = open_handle()
+        if not isinstance(store, Inventoried):
+            pytest.skip("this store does not say what lies in it")
+        await write(store, FIRST, ROWS)
+        await write(store, SECOND, ROWS[:1], seal=False)
+        assert sorted(await store.incarnations()) == sorted(draft_of(one).incarnation for one in (FIRST, SECOND))
+        await open_handle().erase(ref(FIRST))
+        assert await store.incarnations() == [draft_of(SECOND).incarnation]
+        await store.erase(ref(SECOND))
+        assert await store.incarnations() == []
 
     async def test_a_sealed_release_takes_no_more_rows(self, open_handle: OpenStore) -> None:
         store = open_handle()
@@ -260,9 +303,9 @@ class StoreContract:
         one, other = open_handle(), open_handle()
         await begin(one, FIRST)
         seen = await other.catalogue()
-        await step(one, changes.renew(await one.catalogue(), FIRST))
+        await step(one, changes.renew(await one.catalogue(), draft_of(FIRST)))
         with pytest.raises(ReleaseConflict):
-            await other.swap(seen, changes.succeed(seen, changes.commit(seen, FIRST), "loser", "here"))
+            await other.swap(seen, changes.succeed(seen, changes.commit(seen, draft_of(FIRST)), "loser", "here"))
         assert (await other.catalogue()).find(FIRST).state == "draft"
 
     async def test_a_swap_compares_token_and_store_not_only_the_generation(self, store: Store) -> None:
@@ -292,7 +335,7 @@ class StoreContract:
         assert await anext(watched) == first
         upcoming = asyncio.ensure_future(anext(watched))
         await asyncio.sleep(0.01)
-        second = await step(writer, changes.commit(await writer.catalogue(), FIRST))
+        second = await step(writer, changes.commit(await writer.catalogue(), draft_of(FIRST)))
         assert await asyncio.wait_for(upcoming, 5) == second
         await watched.aclose()  # type: ignore[attr-defined]  # every backend writes it as an async generator
 
@@ -304,4 +347,4 @@ class StoreContract:
     async def test_odd_release_ids_are_not_found_and_reach_no_other_file(self, store: Store) -> None:
         for odd in ("../../etc/passwd", "", "a/b", "a\x00b"):
             with pytest.raises(StoreError):
-                await store.get_many(ref(ReleaseId(odd)), ["user:1"])
+                await store.get_many(ReleaseRef(ReleaseId(odd), odd), ["user:1"])

@@ -1,11 +1,11 @@
 """The model folder: everything that a training writes and that publishing reads."""
 
+import errno
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -18,6 +18,7 @@ from scipy.sparse import csr_matrix
 
 from offline.errors import DataError
 from offline.input.matrix import Matrix
+from offline.scratch import LOCK, marked, scratch_folder
 from offline.train.als import ALSParams, Factors
 from offline.train.popularity import Popular
 
@@ -53,28 +54,44 @@ def save(model: Model, path: Path) -> None:
     """
     Write *model* as the folder *path*: into a sibling first, renamed when it is complete, so that no half is ever seen.
 
-    A model that lies there is replaced; a crash between the two renames leaves it beside, as .NAME.old-*.
-    Raises DataError when something else lies there, or it cannot be written.
+    A model that lies there is replaced; of two that are written at once the later one stays. A crash between the two
+    renames leaves the one that was there beside, as .NAME.old-*; the next that is saved removes it. Raises DataError
+    when something else lies there, or it cannot be written.
     """
     path = path.resolve()
     check_target(path)
-    mark = f"{os.getpid()}-{secrets.token_hex(4)}"
-    draft, old = path.with_name(f".{path.name}.new-{mark}"), path.with_name(f".{path.name}.old-{mark}")
+    new, old = f".{path.name}.new-", f".{path.name}.old-"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft.mkdir()
-        _write(model, draft)
-        if path.exists():
-            path.rename(old)
-        draft.rename(path)
-        _sync(path.parent)
+        with scratch_folder(path.parent, new) as draft:
+            _write(model, draft)
+            _put_in_place(draft, path, path.with_name(old + draft.name.removeprefix(new)))
+            (path / LOCK).unlink(missing_ok=True)
     except OSError as error:
-        if old.exists() and not path.exists():
-            old.rename(path)
         raise DataError(f"The model cannot be written to {path}: {error.strerror or error}.") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
+    for replaced in marked(path.parent, old):
+        if not path.with_name(new + replaced.name.removeprefix(old)).exists():  # else its writer may yet put it back
+            shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _put_in_place(draft: Path, path: Path, old: Path) -> None:
+    """Rename *draft* to *path*; a model that lies there, or comes there meanwhile, is put aside as *old*."""
+    try:
+        while True:
+            try:
+                draft.rename(path)
+                break
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+            shutil.rmtree(old, ignore_errors=True)
+            with suppress(FileNotFoundError):
+                path.rename(old)
+        _sync(path.parent)
+    except BaseException:
+        with suppress(OSError):  # there is none, or another model came to lie there
+            old.rename(path)
+        raise
 
 
 def check_target(path: Path) -> None:
@@ -146,7 +163,7 @@ def _write(model: Model, folder: Path) -> None:
         "items": len(matrix.item_ids),
         "pairs": int(matrix.user_items.nnz),
         "versions": {name: version(name) for name in ("hotplate", *_LIBRARIES)},
-        "files": {file.name: file.stat().st_size for file in sorted(folder.iterdir())},
+        "files": {file.name: file.stat().st_size for file in sorted(folder.iterdir()) if file.name != LOCK},
     }
     (folder / _DESCRIPTION).write_text(json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     for file in folder.iterdir():

@@ -6,7 +6,6 @@ from typing import Any, Protocol
 
 from stores import lifecycle
 from stores.catalogue import ReleaseId
-from stores.compression import compress
 from stores.lifecycle import WriteResult
 from stores.store import Plan, Row, Store
 
@@ -36,7 +35,7 @@ async def publish(
     encoding: str = "json",
     live: bool = True,
     resume: ReleaseId | None = None,
-    on_progress: Progress | None = None,
+    on_progress: Progress = lambda _done, _total: None,
 ) -> WriteResult:
     """
     Write all lists of *source* as one release of *store*, and make it live unless *live* is false.
@@ -44,15 +43,16 @@ async def publish(
     With *resume*, continue that draft, which must be of the same lists and encoding. *on_progress* is called with
     (lists written, lists in all). Raises StoreError as `stores.lifecycle.publish` does.
     """
-    plan = source.plan()
-    lists, rows = plan.rows, prefetched(source.batches())
-    if encoding == "zstd":
-        compressed = await compress(rows, plan)
-        rows, plan = compressed.batches, compressed.plan
-    if on_progress is not None:
-        rows = with_progress(rows, lists, on_progress)
-    about = source.about()
-    return await lifecycle.publish(store, rows, plan=plan, about=about, encoding=encoding, live=live, resume=resume)
+    return await lifecycle.publish(
+        store,
+        prefetched(source.batches()),
+        plan=source.plan(),
+        about=source.about(),
+        encoding=encoding,
+        live=live,
+        resume=resume,
+        on_progress=on_progress,
+    )
 
 
 async def prefetched(batches: Iterator[list[Row]]) -> AsyncIterator[list[Row]]:
@@ -68,14 +68,3 @@ async def prefetched(batches: Iterator[list[Row]]) -> AsyncIterator[list[Row]]:
             yield rows
     finally:
         await asyncio.gather(upcoming, return_exceptions=True)  # a thread cannot be cancelled, only waited for
-
-
-async def with_progress(
-    batches: AsyncIterator[list[Row]], total: int, on_progress: Progress
-) -> AsyncIterator[list[Row]]:
-    """Yield *batches*, and report how many of *total* lists are done each time that the next is wanted."""
-    done = 0
-    async for rows in batches:
-        yield rows
-        done += len(rows)
-        on_progress(min(done, total), total)  # a dictionary is a row, but not a list

@@ -175,6 +175,7 @@ def mount(app: web.Application, prefix: str, lists: Lists) -> None:
     The application opens *lists* when it starts, waits a moment for its stores, and closes them when it stops; its own
     handlers may use them meanwhile. As long as no release is served, requests get 503.
     """
+    lists.reader.warm = True
     dispatcher = Dispatcher(lists.reader)
 
     async def answer(request: web.Request) -> web.Response:

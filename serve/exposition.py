@@ -8,7 +8,18 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from serve.metrics import BUCKETS_S, HISTOGRAM_CELLS, LOOKUPS, REQUEST_UNITS, REQUESTS, THROTTLED, Metrics
+from serve.metrics import (
+    BUCKETS_S,
+    HISTOGRAM_CELLS,
+    LOOKUPS,
+    REQUEST_UNITS,
+    REQUESTS,
+    SCRUB_DAMAGED,
+    SCRUB_SECONDS,
+    SCRUBBED_ROWS,
+    THROTTLED,
+    Metrics,
+)
 from serve.tiers import Tier
 
 
@@ -44,8 +55,32 @@ class Exposition(Collector):
         for labels, cell in LOOKUPS.items():
             lookups.add_metric(labels, self._metrics.total(cell)[0])
         yield lookups
+        corrupt = CounterMetricFamily(
+            "hotplate_store_corrupt", "Values that were read and are damaged.", labels=("store",)
+        )
+        for tier, cell in self._metrics.corrupt.items():
+            corrupt.add_metric((tier,), self._metrics.total(cell)[0])
+        yield corrupt
+        yield from self._scrub()
         yield from self._attempts()
         yield from self._release()
+
+    def _scrub(self) -> Iterator[Metric]:
+        """Yield what reading in the background came to, of the stores of which anything was read."""
+        rows = CounterMetricFamily("hotplate_scrub_rows", "Rows read in the background.", labels=("store",))
+        damaged = GaugeMetricFamily(
+            "hotplate_scrub_damaged", "Damaged values that the last pass over a release found.", labels=("store",)
+        )
+        seconds = GaugeMetricFamily(
+            "hotplate_scrub_pass_seconds", "Time of the last pass over a release.", labels=("store",)
+        )
+        cells = {labels: self._metrics.total(cell)[0] for labels, cell in self._metrics.scrub.items()}
+        for (store, what), read in cells.items():
+            if what == SCRUBBED_ROWS and read:
+                rows.add_metric((store,), read)
+                damaged.add_metric((store,), cells[store, SCRUB_DAMAGED])
+                seconds.add_metric((store,), cells[store, SCRUB_SECONDS])
+        yield from (rows, damaged, seconds)
 
     def _attempts(self) -> Iterator[Metric]:
         """Yield what the attempts of stores came to, once any worker's store has reported one to its observer."""

@@ -1,17 +1,23 @@
-"""Follows the live release: a process serves one release at a time, and switches only to one that it can read."""
+"""Follows the live release: a process serves one release at a time, and switches only to one that it can read.
+
+A catalogue of a lower generation is a stale read, and ignored, until the store turns out to have been restored from an
+older copy: processes that start later see nothing else, so those that run follow it, too.
+"""
 
 import asyncio
 import logging
+import random
 from dataclasses import dataclass
 
 from stores.catalogue import Catalogue, ReleaseId, ReleaseRef, follows
-from stores.compression import Decode, load_decode
+from stores.compression import load_decode
+from stores.encoding import Decode, is_empty
 from stores.errors import ReleaseCorrupt, ReleaseNotFound, StoreError
-from stores.keys import META, OVERALL, POPULAR
+from stores.keys import MANIFEST, META, OVERALL, POPULAR
 from stores.manifest import MAX_POPULAR_BYTES, Manifest
-from stores.store import Advised, Reader
+from stores.store import Advised, LocalReader, Reader, read_one
 from stores.throttle import Backoff
-from stores.verification import load_manifest, read_present
+from stores.verification import load_manifest, named, read_present
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +25,14 @@ log = logging.getLogger(__name__)
 LOG_EVERY_S = 60.0
 # The first and the longest pause before a store that failed is tried again.
 RETRY_S = (0.1, 5.0)
+# For how long every read of the primary must be older than what is followed, before the store counts as restored.
+RESTORED_S = 30.0
+# How often the catalogue is read while the store is in doubt.
+DOUBT_POLL_S = 2.0
+# Over how long processes spread their loads of a release that goes live for all of them at once in a remote store.
+SPREAD_S = 0.5
+# How long a release is brought into memory at most, before it is served all the same.
+WARM_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +42,30 @@ class ServedRelease:
     ref: ReleaseRef
     manifest: Manifest
     popular: dict[str, bytes]
-    """Popular lists by segment, decoded; `OVERALL` is always there."""
+    """Popular lists by segment, as opened bodies; `OVERALL` is always there, and none is empty."""
 
     decode: Decode
-    """Decodes every other value of the release."""
+    """Opens every other value of the release, given its key."""
+
+    damaged: tuple[str, ...] = ()
+    """What was found damaged when it was loaded."""
 
     @property
     def id(self) -> ReleaseId:
         """The id that answers name."""
         return self.ref.id
+
+
+class _CatalogueOlder(StoreError):
+    """The store gives a catalogue older than the one that is followed."""
+
+
+class _CatalogueGone(StoreError):
+    """The store has no catalogue any more."""
+
+
+class _Defect(StoreError):
+    """A reader raised what no reader should."""
 
 
 class Follower:
@@ -48,31 +77,34 @@ class Follower:
     def __init__(self, reader: Reader) -> None:
         self.served: ServedRelease | None = None
         self.last_error: str | None = None
-        self.warnings: list[str] = []
-        """What in the store's set-up could harm what is served, as of the release that is followed."""
         self.attempted = asyncio.Event()
         """Set once the store has been read for the first time, with whatever outcome."""
         self.ready = asyncio.Event()
         """Set once a release is served."""
         self._reader = reader
         self._seen: Catalogue | None = None
+        self._switching = asyncio.Lock()
+        """Held while a release is loaded: what comes meanwhile is compared with what was followed in the end."""
+        self._doubtful = asyncio.Event()
+        """Set while the store is not what was followed; it is then read every DOUBT_POLL_S."""
+        self._older_since: float | None = None
+        self._restored: list[str] = []
+        self._advice: list[str] = []
         self._refreshing: asyncio.Task[None] | None = None
         self._logged: type[StoreError] | None = None
         self._logged_at = 0.0
 
-    async def run(self) -> None:
-        """Follow until cancelled."""
-        backoff = Backoff(*RETRY_S)
-        while True:
-            try:
-                async for catalogue in self._reader.changes():
-                    await self._switch_if_newer(catalogue)
-                    self.attempted.set()
-                    backoff.reset()
-            except StoreError as error:
-                self._set_error(error)
-                self.attempted.set()
-            await asyncio.sleep(backoff.next_s())
+    @property
+    def warnings(self) -> list[str]:
+        """What could harm what is served, as of the catalogue that is followed: in the store's set-up, or its past."""
+        damaged = () if self.served is None else self.served.damaged
+        return [*self._restored, *self._advice, *([named(damaged)] if damaged else [])]
+
+    async def run(self, *, warm: bool = False) -> None:
+        """Follow until cancelled, whatever the store raises; *warm* a release of a store in this process first."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._follow_changes(warm=warm))
+            group.create_task(self._settle_doubts())
 
     async def refresh(self) -> ServedRelease | None:
         """Read the catalogue at once, because a release was not found; callers at the same time share one read."""
@@ -82,41 +114,186 @@ class Follower:
         await asyncio.shield(self._refreshing)
         return self.served
 
+    async def _follow_changes(self, *, warm: bool) -> None:
+        backoff = Backoff(*RETRY_S)
+        while True:
+            try:
+                async for catalogue in self._reader.changes():
+                    await self._prepare(catalogue, warm=warm)
+                    await self._take(catalogue)
+                    self.attempted.set()
+                    backoff.reset()
+            except Exception as error:  # noqa: BLE001 -- nothing that a reader does may end the following
+                self._report(error)
+                self.attempted.set()
+            await asyncio.sleep(backoff.next_s())
+
+    async def _settle_doubts(self) -> None:
+        """Read the catalogue of a doubtful store time and again, until it is followed or is again what was followed."""
+        while True:
+            await self._doubtful.wait()
+            await self._refresh()
+            if self._doubtful.is_set():
+                await asyncio.sleep(DOUBT_POLL_S)
+
     async def _refresh(self) -> None:
         try:
-            await self._switch_if_newer(await self._reader.catalogue())
-        except StoreError as error:
-            self._set_error(error)
+            await self._take(await self._reader.catalogue(), doubting=True)
+        except Exception as error:  # noqa: BLE001 -- nothing that a reader does may end the following, or a request
+            self._report(error)
 
     def _refreshed(self, _: asyncio.Task[None]) -> None:
         self._refreshing = None
 
-    async def _switch_if_newer(self, catalogue: Catalogue) -> None:
-        """Switch to what *catalogue* says is live, if it is newer; a StoreError leaves everything as it was."""
-        if follows(catalogue, self._seen):
-            live = catalogue.live_ref
-            if live is not None and (self.served is None or self.served.ref != live):
-                served = await _load(self._reader, live)
-                log.info("release %s is live", live.id, extra={"release": live.id})
-                self.served = served
-                self.ready.set()
-                await self._read_warnings()
-            self._seen = catalogue
-        nothing_live = ReleaseNotFound("nothing is live in this store yet; run `hotplate publish`")
-        self._set_error(nothing_live if self.served is None else None)
+    async def _prepare(self, catalogue: Catalogue, *, warm: bool) -> None:
+        """Let chance decide which process is the first to load what all are to follow, or bring it into memory."""
+        live = catalogue.live_ref
+        if live is None or not self._is_new(live) or not follows(catalogue, self._seen):
+            return
+        if isinstance(self._reader, LocalReader):
+            if warm:
+                await _warm(self._reader, live)
+        elif self.served is not None:
+            await asyncio.sleep(random.uniform(0, SPREAD_S))  # noqa: S311 -- spreads processes, guards nothing
 
-    async def _read_warnings(self) -> None:
-        if isinstance(self._reader, Advised):
+    async def _take(self, found: Catalogue, *, doubting: bool = False) -> None:
+        """Follow *found* where it is newer, and doubt the store where it is older; an error leaves all as it was.
+
+        *doubting* says that the store itself was read because something was amiss: then also whether the release that
+        is served is still there.
+        """
+        async with self._switching:
+            seen = self._seen
+            if self._restored and seen is not None and not found.primary and found.generation > seen.generation:
+                self._doubtful.set()  # a replica may still have what the primary has lost: ask that
+            elif follows(found, seen):
+                await self._follow(found)
+                self._set_error(_nothing_live() if found.live is None else None)
+            elif seen is None:
+                self._set_error(_nothing_live())
+            elif found.generation < seen.generation:
+                await self._doubt(found, seen, doubting=doubting)
+            elif (doubting or self._doubtful.is_set()) and (gone := await self._live_gone(found)):
+                self._doubtful.set()
+                self._set_error(gone)
+            else:
+                self._settle()
+                self._set_error(_nothing_live() if found.live is None else None)
+
+    async def _follow(self, found: Catalogue) -> None:
+        """Switch to what *found* says is live, once it is loaded."""
+        live = found.live_ref
+        is_new = live is not None and self._is_new(live)
+        if live is not None and is_new:
+            self.served = await _load(self._reader, live)
+            self.ready.set()
+            log.info("release %s is live", live.id, extra={"release": live.id})
+            if self.served.damaged:
+                log.warning("release %s is %s", live.id, named(self.served.damaged))
+        self._seen = found
+        self._restored = []
+        self._settle()
+        if is_new:
+            await self._read_advice()
+
+    async def _doubt(self, found: Catalogue, seen: Catalogue, *, doubting: bool) -> None:
+        """Take a catalogue of a lower generation: ignore it, or follow it where the store was restored.
+
+        It was restored where the release that is followed is gone, or every read of the primary was lower for
+        RESTORED_S. What a replica says counts neither for nor against it.
+        """
+        self._doubtful.set()
+        now = asyncio.get_running_loop().time()
+        if found.primary and found.generation == 0:
+            self._older_since = None
+            self._set_error(
+                _CatalogueGone(
+                    "the catalogue is not in this store any more; restore the store, or publish into it again"
+                )
+            )
+        elif found.primary:
+            if self._older_since is None:
+                self._older_since = now
+            if now >= self._older_since + RESTORED_S or await self._is_gone():
+                await self._follow_restored(found, seen)
+            else:
+                self._set_error(
+                    _CatalogueOlder(
+                        f"the store has generation {found.generation} of its catalogue, and {seen.generation} is "
+                        f"followed; it is taken for restored, and followed, if that lasts for {RESTORED_S:.0f} s"
+                    )
+                )
+        elif doubting:
+            self._set_error(
+                _CatalogueOlder(
+                    f"only a replica answers, with generation {found.generation} of the catalogue where "
+                    f"{seen.generation} is followed; it lags, or the store was restored: serve the primary to know"
+                )
+            )
+
+    async def _follow_restored(self, found: Catalogue, seen: Catalogue) -> None:
+        await self._follow(found)
+        sentence = (
+            f"the store was restored from an older copy at generation {found.generation}, after {seen.generation}; "
+            f"release {found.live or 'none'} is live in it"
+        )
+        self._restored = [sentence]
+        log.warning("%s", sentence)
+        self.last_error = self._logged = None  # said just now, in other words
+        if found.live is None:
+            self._set_error(_nothing_live())
+
+    def _settle(self) -> None:
+        self._older_since = None
+        self._doubtful.clear()
+
+    def _is_new(self, live: ReleaseRef) -> bool:
+        return self.served is None or self.served.ref != live
+
+    async def _is_gone(self) -> bool:
+        """Return whether the release that is served is surely not in the store any more."""
+        if self.served is not None:
             try:
-                warnings = await self._reader.warnings()
-            except StoreError as error:
-                warnings = [f"the store's set-up cannot be read: {error}"]
-            for sentence in warnings:
-                if sentence not in self.warnings:
-                    log.warning("%s", sentence)
-            self.warnings = warnings
+                await read_one(self._reader, self.served.ref, MANIFEST)
+            except ReleaseNotFound:
+                return True
+            except Exception:
+                log.debug("whether release %s is there cannot be known", self.served.id, exc_info=True)
+        return False
 
-    def _set_error(self, error: StoreError | None) -> None:
+    async def _live_gone(self, found: Catalogue) -> ReleaseNotFound | None:
+        """Return what says that the live release, which is served, is gone from the store."""
+        if self.served is None or self.served.ref != found.live_ref or not await self._is_gone():
+            return None
+        return ReleaseNotFound(
+            f"release {self.served.id} is live, and is not in this store any more; restore it, or publish again"
+        )
+
+    async def _read_advice(self) -> None:
+        if not isinstance(self._reader, Advised):
+            return
+        try:
+            advice = await self._reader.warnings()
+        except StoreError as error:
+            advice = [f"the store's set-up cannot be read: {error}"]
+        except Exception as error:
+            log.exception("the store's set-up cannot be read")
+            advice = [f"the store's set-up cannot be read: it failed with {type(error).__name__}"]
+        for sentence in advice:
+            if sentence not in self._advice:
+                log.warning("%s", sentence)
+        self._advice = advice
+
+    def _report(self, error: Exception) -> None:
+        """Take in what a reader raised; where that is no StoreError, it is a defect, and its traceback is logged."""
+        if isinstance(error, StoreError):
+            self._set_error(error)
+        else:
+            self._set_error(
+                _Defect(f"reading the store failed with {type(error).__name__}; the log says where"), cause=error
+            )
+
+    def _set_error(self, error: StoreError | None, cause: Exception | None = None) -> None:
         """Remember what is wrong, and log it where it is news."""
         text = None if error is None else str(error)
         if text == self.last_error:
@@ -129,23 +306,52 @@ class Follower:
         now = asyncio.get_running_loop().time()
         if type(error) is not self._logged or now >= self._logged_at + LOG_EVERY_S:
             self._logged, self._logged_at = type(error), now
-            log.warning("%s", text)
+            log.warning("%s", text, exc_info=cause)
+
+
+def _nothing_live() -> ReleaseNotFound:
+    return ReleaseNotFound("nothing is live in this store yet; run `hotplate publish`")
+
+
+async def _warm(reader: LocalReader, release: ReleaseRef) -> None:
+    """Bring a release into memory, for WARM_S at most: what is left then is read from the disk when it is requested."""
+    clock = asyncio.get_running_loop().time
+    started = clock()
+    try:
+        async with asyncio.timeout(WARM_S):
+            await reader.warm(release)
+    except TimeoutError:
+        log.warning("release %s is served before all of it is in memory: %.0f s were too short", release.id, WARM_S)
+    else:
+        log.info("release %s was brought into memory in %.1f s", release.id, clock() - started)
 
 
 async def _load(reader: Reader, release: ReleaseRef) -> ServedRelease:
-    """Read a release's manifest, dictionary, popular lists and sample; raises StoreError for an incomplete one."""
+    """Read a release's manifest, dictionary, popular lists and sample; raises StoreError for an incomplete one.
+
+    One that is damaged here and there is served all the same, but for a popular list for everybody, which it must have.
+    """
     manifest = await load_manifest(reader, release)
     decode = await load_decode(reader, release, manifest)
-    segments = [OVERALL, *manifest.segments]
-    values = await read_present(reader, release, [POPULAR + segment for segment in segments])
-    popular = {segment: decode(value) for segment, value in zip(segments, values, strict=True)}
+    keys = [POPULAR + segment for segment in (OVERALL, *manifest.segments)]
+    keys += [key for key in manifest.sample if not key.startswith((META, POPULAR))]
+    popular, damaged = dict[str, bytes](), list[str]()
+    async for key, value in read_present(reader, release, keys):
+        try:
+            if isinstance(value, ReleaseCorrupt):
+                raise value
+            body = decode(key, value)
+        except ReleaseCorrupt:
+            if key == POPULAR + OVERALL:
+                raise
+            damaged.append(key)
+        else:
+            if key.startswith(POPULAR) and not is_empty(body):
+                popular[key.removeprefix(POPULAR)] = body
     if sum(map(len, popular.values())) > MAX_POPULAR_BYTES:
         raise ReleaseCorrupt(
             f"release {release.id} has popular lists of over {MAX_POPULAR_BYTES} bytes; it is not followed"
         )
-    if not popular[OVERALL]:
+    if OVERALL not in popular:
         raise ReleaseCorrupt(f"release {release.id} has an empty popular list for everybody; it is not followed")
-    for key, value in zip(manifest.sample, await read_present(reader, release, manifest.sample), strict=True):
-        if not key.startswith(META):
-            decode(value)
-    return ServedRelease(release, manifest, popular, decode)
+    return ServedRelease(release, manifest, popular, decode, tuple(damaged))

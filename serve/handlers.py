@@ -95,7 +95,7 @@ def _list(encoded: EncodedList, n: int) -> bytes:
         encoded.served.id.encode(),
         encoded.source.encode(),
         encoded.tier.encode(),
-        cut(encoded.value, n),
+        cut(encoded.body, n),
     )
 
 

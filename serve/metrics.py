@@ -28,6 +28,8 @@ THROTTLED, REQUEST_UNITS = "throttled", "request units"
 FAILURES = (
     "timeout", "connect", "reset", "malformed", "unavailable", "unauthorized", "forbidden", "refused", OTHER,
 )  # fmt: skip
+# What reading in the background came to: rows in all, and of the last pass the damaged ones and its seconds.
+SCRUB = (SCRUBBED_ROWS, SCRUB_DAMAGED, SCRUB_SECONDS) = "rows", "damaged", "seconds"
 
 # One over the last bound, and the sum.
 HISTOGRAM_CELLS = len(BUCKETS_S) + 2
@@ -48,7 +50,11 @@ class Metrics:
         self.attempts = {
             labels: attempts_start + n for n, labels in enumerate(product(tiers, (REQUEST_UNITS, THROTTLED, *FAILURES)))
         }
-        self._slot_cells = attempts_start + len(self.attempts)
+        corrupt_start = attempts_start + len(self.attempts)
+        self.corrupt = {tier: corrupt_start + n for n, tier in enumerate(tiers)}
+        scrub_start = corrupt_start + len(self.corrupt)
+        self.scrub = {labels: scrub_start + n for n, labels in enumerate(product(tiers, SCRUB))}
+        self._slot_cells = scrub_start + len(self.scrub)
         self._cells = memoryview(mmap.mmap(-1, workers * self._slot_cells * 8)).cast("d")
         self._workers = workers
         self.use_slot(0)
@@ -78,6 +84,19 @@ class Metrics:
         """Count one attempt of a tier's store, or add the request units that it cost."""
         cell = self.attempts.get((tier, what))
         self._own[self.attempts[tier, OTHER] if cell is None else cell] += amount
+
+    def count_corrupt(self, tier: str) -> None:
+        """Count one value of a tier's store that was read and is damaged."""
+        self._own[self.corrupt[tier]] += 1
+
+    def count_scrubbed(self, tier: str, rows: int) -> None:
+        """Count rows of a tier's release that were read in the background."""
+        self._own[self.scrub[tier, SCRUBBED_ROWS]] += rows
+
+    def set_scrub(self, tier: str, damaged: int, seconds: float) -> None:
+        """Set what the last pass over a tier's release found; one worker does that, so the sum is its value."""
+        self._own[self.scrub[tier, SCRUB_DAMAGED]] = damaged
+        self._own[self.scrub[tier, SCRUB_SECONDS]] = seconds
 
     def _observe(self, cell: int, seconds: float) -> None:
         own = self._own

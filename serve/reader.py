@@ -12,8 +12,8 @@ from serve.metrics import Metrics
 from serve.tiers import StoreObserver, Tier, loop_time, tier_names
 from stores.catalogue import ReleaseId
 from stores.connect import connect
-from stores.encoding import Item, cut, decode
-from stores.errors import StoreError, StoreMisused
+from stores.encoding import Item, cut, decode, is_empty
+from stores.errors import ReleaseCorrupt, StoreError, StoreMisused
 from stores.keys import ITEM, OVERALL, USER, check_id
 from stores.store import Reader, Slot
 
@@ -41,7 +41,8 @@ class EncodedList(NamedTuple):
     tier: str
     served: ServedRelease
     source: str
-    value: bytes
+    body: bytes
+    """Opened, as `stores.encoding.cut` takes it."""
 
 
 class TieredReader:
@@ -60,13 +61,16 @@ class TieredReader:
         self.tiers = [Tier(name, store, self.metrics) for name, store in stores.items()]
         self.following = list[asyncio.Task[None]]()
         """The tasks that follow the live releases; one of them ends only by a defect."""
+        self.warm = False
+        """Whether releases of stores in this process are brought into memory before they are served; a service, which
+        has many requests to hold up, sets it before the stores are entered."""
         self._budget_s = budget_s
 
     async def __aenter__(self) -> Self:
         if self.following:
             raise RuntimeError("these stores are open already, as when lists are both mounted and entered")
         for tier in self.tiers:
-            task = asyncio.create_task(tier.follower.run())
+            task = asyncio.create_task(tier.follower.run(warm=self.warm))
             task.add_done_callback(_log_defect)
             self.following.append(task)
         return self
@@ -137,7 +141,7 @@ class TieredReader:
             if served is None or served.id in tried:
                 continue
             slot = tier.get(served, key)
-            if isinstance(slot, StoreError):
+            if isinstance(slot, StoreError) and not isinstance(slot, ReleaseCorrupt):
                 if deadline is None:
                     deadline = loop_time() + self._budget_s
                 try:
@@ -160,7 +164,7 @@ class TieredReader:
         return max(0.0, deadline - loop_time()) / (len(self.tiers) - index)
 
     def _hit(self, tier: Tier, served: ServedRelease, slot: Slot, source: str) -> EncodedList | None:
-        if isinstance(slot, bytes) and slot:
+        if isinstance(slot, bytes) and not is_empty(slot):
             self.metrics.count_lookup(source, "hit")
             return EncodedList(tier.name, served, source, slot)
         return None
@@ -263,7 +267,7 @@ def _popular(tier: Tier, served: ServedRelease, segment: str) -> EncodedList:
 def _recommendations(encoded: EncodedList, n: int) -> Recommendations:
     if n < 1:
         raise StoreMisused(f"n is how many items to return, at least 1, not {n}")
-    return Recommendations(decode(cut(encoded.value, n)), encoded.source, encoded.served.id, encoded.tier)
+    return Recommendations(decode(cut(encoded.body, n)), encoded.source, encoded.served.id, encoded.tier)
 
 
 async def _wait(events: Sequence[asyncio.Event], timeout_s: float, return_when: str) -> None:

@@ -26,6 +26,9 @@ class Settings:
     drain_s: float = 10.0
     """How long a stopping worker goes on answering what it accepted."""
 
+    scrub_rows_per_s: float = 0.0
+    """How many rows of what is served are read and checked in the background; 0 for none."""
+
 
 class JsonLines(logging.Formatter):
     """One JSON object a line, for whatever collects a container's output."""

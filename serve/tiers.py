@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from time import perf_counter
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 from serve.breaker import FAILURES, FAILURES_OF_PARTS, Breaker
 from serve.follower import Follower, ServedRelease
 from serve.metrics import REQUEST_UNITS, Metrics
 from stores.deadlines import TaskDeadlines
-from stores.errors import PartUnavailable, ReleaseNotFound, StoreError, StoreUnavailable
+from stores.errors import PartUnavailable, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreUnavailable
 from stores.store import LocalReader, Reader, Slot
+from stores.urls import scheme_of
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ def loop_time() -> float:
 
 def tier_names(urls: Sequence[str]) -> list[str]:
     """Return the names of the tiers: each store's scheme, numbered from its second use on."""
-    schemes = [urlsplit(url).scheme for url in urls]
+    schemes = [scheme_of(url) for url in urls]
     return [
         scheme if schemes.index(scheme) == number else f"{scheme}-{schemes[:number].count(scheme) + 1}"
         for number, scheme in enumerate(schemes)
@@ -75,7 +75,9 @@ class Tier:
         self._local = reader if isinstance(reader, LocalReader) else None
         self._metrics = metrics
         self._deadlines = TaskDeadlines()
-        self._late_error: type[StoreUnavailable] = StoreUnavailable
+        self._fails_by_part = False
+        self._damaged = ""
+        self._damage = ""
         self._open_because = ""
         self._logged_at = float("-inf")
         self._open_is_logged = False
@@ -83,25 +85,31 @@ class Tier:
     @property
     def error(self) -> str | None:
         """What is wrong with this tier, in a sentence; None while all is well."""
-        if self.breaker.is_open:
-            return self.follower.last_error or self._open_because
-        return self.follower.last_error
+        served, error = self.follower.served, self.follower.last_error
+        if error is None and self.breaker.is_open:
+            return self._open_because
+        if error is None and served is not None and served.ref.incarnation == self._damaged:
+            return self._damage
+        return error
 
     async def close(self) -> None:
         """Close the store."""
         await self._reader.close()
 
     def get(self, served: ServedRelease, key: str) -> Slot:
-        """Read one key at once where the store is in this process; a StoreError where it takes a `read`."""
+        """Read one key at once where the store is in this process.
+
+        A ReleaseCorrupt where its value cannot be read here, any other StoreError where it takes a `read`.
+        """
         if self._local is None:
             return _NOT_LOCAL
         started = perf_counter()
         try:
             value = self._local.get(served.ref, key)
-        except StoreError as error:
-            return error
+        except Exception as error:  # noqa: BLE001 -- a page that cannot be read must not become a 500
+            return self._unreadable(served, error)
         self._metrics.observe_store(self.name, "get", "ok", perf_counter() - started)
-        return value if value is None else _decoded(served, value)
+        return value if value is None else self._decoded(served, key, value)
 
     async def read(self, served: ServedRelease, keys: Sequence[str], timeout_s: float) -> ReadResult:
         """Read *keys* in *served*, or, where that release is gone, in what is live now.
@@ -118,39 +126,93 @@ class Tier:
         try:
             result = await self._deadlines.until(deadline, self._read_live(served, keys, deadline))
         except TimeoutError:
-            late = self._late_error(f"{self.name} did not answer in {timeout_s * 1000:.0f} ms")
+            # Where the store fails by part, this is so, too: ours came before its own, as this loop was busy.
+            kind = PartUnavailable if self._fails_by_part else StoreUnavailable
+            late = kind(f"{self.name} did not answer in {timeout_s * 1000:.0f} ms")
             self._failed(late)
             raise late from None
-        except BaseException as error:
+        except (StoreError, asyncio.CancelledError) as error:
             self._failed(error)
+            if isinstance(error, ReleaseCorrupt):
+                self._count_damage(served, error)
             raise
+        except Exception as error:
+            defect = StoreUnavailable(f"{self.name} failed with {type(error).__name__}; the log says where")
+            self._failed(defect, cause=error)
+            raise defect from error
         if self._open_is_logged:
             self._open_is_logged = False
             log.warning("%s: circuit closed, the store answers", self.name)
         self.breaker.succeeded()
         return result
 
-    def _failed(self, error: BaseException) -> None:
+    def _failed(self, error: BaseException, cause: Exception | None = None) -> None:
         """Report a failure to the breaker; a store that reads key by key may have failed this key only."""
         was_open = self.breaker.is_open
-        if isinstance(error, PartUnavailable):
-            self._late_error = PartUnavailable  # ours may come before its own where this loop was busy
-        self.breaker.failed(FAILURES_OF_PARTS if isinstance(error, PartUnavailable) else FAILURES)
+        by_part = isinstance(error, PartUnavailable)
+        self._fails_by_part = self._fails_by_part or by_part
+        self.breaker.failed(FAILURES_OF_PARTS if by_part else FAILURES)
         if self.breaker.is_open and not was_open:
             self._open_because = f"circuit open after repeated failures: {error}"
             now = loop_time()
             if now >= self._logged_at + LOG_EVERY_S:
                 self._logged_at, self._open_is_logged = now, True
-                log.warning("%s: %s", self.name, self._open_because)
+                log.warning("%s: %s", self.name, self._open_because, exc_info=cause)
+
+    def _unreadable(self, served: ServedRelease, error: Exception) -> StoreError:
+        """Return the slot of a key that could not be read from the memory of this process, or not be decoded.
+
+        What is no StoreError is a page that LMDB stumbled over, or a defect: either way, this value cannot be read.
+        """
+        if isinstance(error, StoreError) and not isinstance(error, ReleaseCorrupt):
+            return error
+        damage, cause = error, None
+        if not isinstance(damage, ReleaseCorrupt):
+            cause = error
+            damage = ReleaseCorrupt(f"a value cannot be read, the store failed with {type(error).__name__}")
+        self._count_damage(served, damage, cause)
+        return damage
+
+    def report_damage(self, served: ServedRelease, error: ReleaseCorrupt, cause: Exception | None = None) -> None:
+        """Take note of damage in a release: the first is logged, and `error` says it until another one is served."""
+        if self._damaged != served.ref.incarnation:
+            self._damaged = served.ref.incarnation
+            self._damage = f"release {served.id} is damaged in this store: {error}"
+            log.error("%s: %s", self.name, self._damage, exc_info=cause)
+
+    def _count_damage(self, served: ServedRelease, error: ReleaseCorrupt, cause: Exception | None = None) -> None:
+        """Take note of a value that was to be answered, and is damaged."""
+        self._metrics.count_corrupt(self.name)
+        self.report_damage(served, error, cause)
+
+    def _decoded(self, served: ServedRelease, key: str, slot: Slot) -> Slot:
+        if not isinstance(slot, bytes):
+            if isinstance(slot, ReleaseCorrupt):
+                self._count_damage(served, slot)
+            return slot
+        try:
+            return served.decode(key, slot)
+        except Exception as error:  # noqa: BLE001 -- what cannot be decoded must not become a 500
+            return self._unreadable(served, error)
 
     async def _read_local(self, reader: LocalReader, served: ServedRelease, keys: Sequence[str]) -> ReadResult:
         slots = list[Slot]()
         for start in range(0, len(keys), KEYS_AT_ONCE):
             started = perf_counter()
-            slots += [_decoded(served, reader.get(served.ref, key)) for key in keys[start : start + KEYS_AT_ONCE]]
-            self._metrics.observe_store(self.name, "get_many", "ok", perf_counter() - started)
+            some = keys[start : start + KEYS_AT_ONCE]
+            try:
+                values = [reader.get(served.ref, key) for key in some]
+            except ReleaseNotFound:
+                raise
+            except Exception:  # noqa: BLE001 -- one of them cannot be read, so each is read by itself
+                slots += [self.get(served, key) for key in some]
+            else:
+                slots += [self._decoded(served, key, value) for key, value in zip(some, values, strict=True)]
+                self._metrics.observe_store(self.name, "get_many", "ok", perf_counter() - started)
             if start + KEYS_AT_ONCE < len(keys):
                 await asyncio.sleep(0)  # others are served in between
+        if slots and isinstance(slots[0], StoreError) and all(isinstance(slot, StoreError) for slot in slots):
+            raise slots[0]
         return ReadResult(served, slots)
 
     async def _read_live(self, served: ServedRelease, keys: Sequence[str], deadline: float) -> ReadResult:
@@ -190,13 +252,4 @@ class Tier:
             raise
         finally:
             self._metrics.observe_store(self.name, "get_many", outcome, perf_counter() - started)
-        return [_decoded(served, slot) for slot in slots]
-
-
-def _decoded(served: ServedRelease, slot: Slot) -> Slot:
-    if not isinstance(slot, bytes):
-        return slot
-    try:
-        return served.decode(slot)
-    except StoreError as error:
-        return error
+        return [self._decoded(served, key, slot) for key, slot in zip(keys, slots, strict=True)]

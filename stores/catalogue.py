@@ -4,9 +4,14 @@ A change is a function from catalogue to catalogue; `stores.lifecycle` applies i
 the order of their last commit or activation. Every time is the store's (`Catalogue.now`), in seconds since the epoch.
 
     draft → ready → live → superseded → dropping
-                      └──→ withdrawn ──────┘        what a rollback left: never a rollback's target again
+                      └──→ withdrawn ──────┘        what a rollback or a repair left: never a rollback's target again
+
+A release is known to people by its id, and by its incarnation to whoever touches its data: each begin draws one, so
+that a late writer or eraser hits nothing but its own. Entries of one id may stand side by side: one that is being
+erased and its successor, one that is served and the draft that repairs it.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, NamedTuple, NewType, TypeVar
@@ -40,6 +45,8 @@ class DraftRef(NamedTuple):
         return ReleaseRef(self.id, self.incarnation)
 
 
+FORMAT = 2
+
 # How long a draft lives without its writer renewing the lease.
 LEASE_S = 60.0
 
@@ -60,29 +67,39 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """One release's control state; times in seconds by the store's clock."""
+    """One incarnation's control state; times in seconds by the store's clock."""
 
     id: ReleaseId
+    incarnation: str
+    """Names the physical data. That of format 1 is named by the id, so that the two are the same."""
+
     state: State
     created_at: float
+    writer: str = ""
+    """Who may write the draft, or wrote the release."""
+
     superseded_at: float | None = None
     lease_until: float | None = None
 
     @property
     def ref(self) -> ReleaseRef:
-        """What stores are given; in catalogues of format 1 the id itself names the physical data."""
-        return ReleaseRef(self.id, self.id)
+        """What stores are given."""
+        return ReleaseRef(self.id, self.incarnation)
 
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """The record itself; a value, made anew by each change. `now` is the store's clock at the read, and not stored."""
+    """The record itself; a value, made anew by each change."""
 
     store_id: str = ""
     generation: int = 0
     token: str = ""
     releases: tuple[Release, ...] = ()
     now: float = field(default=0.0, compare=False)
+    """The store's clock at the read; not stored."""
+
+    primary: bool = field(default=True, compare=False)
+    """Whether it was read where swaps are made, and not from a replica that may be behind; not stored."""
 
     @property
     def version(self) -> tuple[str, int, str]:
@@ -92,7 +109,7 @@ class Catalogue:
     @property
     def live(self) -> ReleaseId | None:
         """The release that readers follow."""
-        return next((release.id for release in self.releases if release.state is State.LIVE), None)
+        return None if (ref := self.live_ref) is None else ref.id
 
     @property
     def live_ref(self) -> ReleaseRef | None:
@@ -100,11 +117,26 @@ class Catalogue:
         return next((release.ref for release in self.releases if release.state is State.LIVE), None)
 
     def find(self, release: ReleaseId) -> Release:
-        """Return the entry of *release*; ReleaseNotFound where it is unknown or being dropped."""
+        """Return the entry that an id stands for: what was committed last, or else the draft.
+
+        Raises ReleaseNotFound where the id is unknown or being dropped.
+        """
+        found = [entry for entry in self.releases if entry.id == release and entry.state is not State.DROPPING]
+        committed = [entry for entry in found if entry.state is not State.DRAFT]
+        if not found:
+            raise ReleaseNotFound(f"release {release} is not in this store; `hotplate releases list` shows what is")
+        return (committed or found)[-1]
+
+    def find_draft(self, release: ReleaseId) -> Release:
+        """Return the draft of an id; ReleaseNotFound where there is nothing of that id, ReleaseConflict if no draft."""
         for entry in self.releases:
-            if entry.id == release and entry.state is not State.DROPPING:
+            if entry.id == release and entry.state is State.DRAFT:
                 return entry
-        raise ReleaseNotFound(f"release {release} is not in this store; `hotplate releases list` shows what is")
+        raise ReleaseConflict(f"release {release} is no draft any more, it is {self.find(release).state}")
+
+    def entry(self, incarnation: str) -> Release | None:
+        """Return the entry of an incarnation, in whatever state."""
+        return next((entry for entry in self.releases if entry.incarnation == incarnation), None)
 
 
 def follows(found: Catalogue, seen: Catalogue | None) -> bool:
@@ -120,22 +152,75 @@ def follows(found: Catalogue, seen: Catalogue | None) -> bool:
     return found.generation == seen.generation and found.token != seen.token
 
 
-def begin(catalogue: Catalogue, release: ReleaseId) -> Catalogue:
-    """Add a draft with a lease; drafts whose lease has lapsed start to be dropped."""
-    if any(entry.id == release for entry in catalogue.releases):
-        raise ReleaseConflict(f"release {release} exists already; publish again under a new id")
-    draft = Release(release, State.DRAFT, catalogue.now, lease_until=catalogue.now + LEASE_S)
-    return replace(catalogue, releases=(*_lapsed_dropped(catalogue), draft))
+def begin(catalogue: Catalogue, draft: DraftRef, *, repairs: str | None = None) -> Catalogue:
+    """Add a draft with a lease; drafts whose lease has lapsed start to be dropped.
+
+    Raises ReleaseConflict where its id is taken, but for the incarnation that it *repairs*: of that, `commit` takes the
+    place.
+    """
+    known = catalogue.entry(draft.incarnation)
+    if known is not None and known.state is State.DRAFT and known.writer == draft.writer:
+        return catalogue  # a swap whose reply was lost
+    if known is not None:
+        raise ReleaseConflict(f"release {draft.id} was dropped, for its writer's lease had lapsed; publish again")
+    remaining = _lapsed_dropped(catalogue)
+    harmless = {State.DROPPING} if repairs is None else {State.DROPPING, State.WITHDRAWN}
+    if any(
+        entry.id == draft.id and entry.state not in harmless and entry.incarnation != repairs for entry in remaining
+    ):
+        raise ReleaseConflict(f"release {draft.id} exists already; publish again under a new id")
+    entry = Release(
+        draft.id,
+        draft.incarnation,
+        State.DRAFT,
+        catalogue.now,
+        draft.writer,
+        lease_until=catalogue.now + LEASE_S,
+    )
+    return replace(catalogue, releases=(*remaining, entry))
 
 
-def renew(catalogue: Catalogue, release: ReleaseId) -> Catalogue:
-    """Extend a draft's lease by LEASE_S from now."""
-    return _with(catalogue, replace(_draft(catalogue, release), lease_until=catalogue.now + LEASE_S))
+def renew(catalogue: Catalogue, draft: DraftRef) -> Catalogue:
+    """Extend a draft's lease by LEASE_S from now; ReleaseConflict where another writer has taken it over."""
+    return _with(catalogue, replace(_owned(catalogue, draft), lease_until=catalogue.now + LEASE_S))
 
 
-def commit(catalogue: Catalogue, release: ReleaseId) -> Catalogue:
-    """Make a draft ready: complete, verified, not yet live."""
-    return _last(catalogue, replace(_draft(catalogue, release), state=State.READY, lease_until=None))
+def end_lease(catalogue: Catalogue, draft: DraftRef) -> Catalogue:
+    """Let a draft's lease lapse now, for a writer that stops and leaves the rest to another."""
+    return _with(catalogue, replace(_owned(catalogue, draft), lease_until=catalogue.now))
+
+
+def take_over(catalogue: Catalogue, draft: DraftRef) -> Catalogue:
+    """Make *draft*'s writer the owner of a draft whose lease has lapsed; ReleaseConflict while it runs."""
+    entry = catalogue.entry(draft.incarnation)
+    if entry is None or entry.state is not State.DRAFT:
+        raise ReleaseConflict(f"release {draft.id} is no draft any more; `hotplate releases list` shows what it is")
+    if entry.writer == draft.writer:
+        return catalogue  # a swap whose reply was lost
+    if entry.incarnation == entry.id:
+        raise ReleaseConflict(f"release {draft.id} was begun by an older hotplate, in format 1; publish again")
+    left_s = (entry.lease_until or 0.0) - catalogue.now
+    if left_s > 0:
+        raise ReleaseConflict(
+            f"release {draft.id} is being written by another process, whose lease runs for {left_s:.0f} s more; "
+            f"wait until it is done, or, once that process is gone, until the lease has lapsed"
+        )
+    return _with(catalogue, replace(entry, writer=draft.writer, lease_until=catalogue.now + LEASE_S))
+
+
+def commit(catalogue: Catalogue, draft: DraftRef) -> Catalogue:
+    """Make a draft ready: complete, verified, not yet live. One that repairs takes the place of what it repairs."""
+    entry = catalogue.entry(draft.incarnation)
+    if entry is not None and entry.writer == draft.writer and entry.state not in (State.DRAFT, State.DROPPING):
+        return catalogue  # a swap whose reply was lost
+    ready = replace(_owned(catalogue, draft), state=State.READY, lease_until=None)
+    others = [other for other in catalogue.releases if other.incarnation != draft.incarnation]
+    for place, other in enumerate(others):
+        if other.id == draft.id and other.state not in (State.DRAFT, State.DROPPING, State.WITHDRAWN):
+            repaired = replace(ready, state=other.state, superseded_at=other.superseded_at)
+            damaged = replace(other, state=State.WITHDRAWN, superseded_at=catalogue.now)
+            return replace(catalogue, releases=(*others[:place], damaged, repaired, *others[place + 1 :]))
+    return replace(catalogue, releases=(*others, ready))
 
 
 def activate(catalogue: Catalogue, release: ReleaseId) -> Catalogue:
@@ -163,39 +248,53 @@ def rollback(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
     return _last(_retire(catalogue, State.WITHDRAWN), replace(previous[-1], state=State.LIVE, superseded_at=None))
 
 
-def prune(catalogue: Catalogue, keep: int = 1, grace_s: float = GRACE_S) -> Catalogue:
+def prune(
+    catalogue: Catalogue,
+    keep: int = 1,
+    grace_s: float = GRACE_S,
+    keep_ready_s: float | None = None,
+    present: Collection[str] = (),
+) -> Catalogue:
     """Mark as `dropping` what nobody needs: lapsed drafts, and what is neither live, nor kept, nor within its grace.
 
-    Kept are the live release, the *keep* that were live before it, and ready ones that may still go live next.
+    And what no entry names of the incarnations that were *present* before the catalogue was read: their writers died,
+    or lost them, for an incarnation is in the catalogue before it has data. That the swap succeeds proves it current.
+
+    Kept are the live release, the *keep* that were live before it, and ready ones, which somebody may still activate:
+    for ever, or until they were begun *keep_ready_s* ago.
     """
-    live = next((index for index, entry in enumerate(catalogue.releases) if entry.state is State.LIVE), -1)
-    kept = {entry.id for entry in _superseded_before_live(catalogue)[-keep:]} if keep else set[ReleaseId]()
+    kept = {entry.incarnation for entry in _superseded_before_live(catalogue)[-keep:]} if keep else set[str]()
 
-    def is_unneeded(index: int, entry: Release) -> bool:
-        over = entry.state in (State.SUPERSEDED, State.WITHDRAWN) and entry.id not in kept
-        skipped = entry.state is State.READY and index < live
-        return (over or skipped) and max(entry.created_at, entry.superseded_at or 0.0) + grace_s <= catalogue.now
+    def is_unneeded(entry: Release) -> bool:
+        if entry.state is State.READY:
+            return keep_ready_s is not None and entry.created_at + keep_ready_s <= catalogue.now
+        over = entry.state in (State.SUPERSEDED, State.WITHDRAWN) and entry.incarnation not in kept
+        return over and (entry.superseded_at or 0.0) + grace_s <= catalogue.now
 
-    return replace(
-        catalogue,
-        releases=tuple(
-            replace(entry, state=State.DROPPING) if is_unneeded(index, entry) else entry
-            for index, entry in enumerate(_lapsed_dropped(catalogue))
-        ),
-    )
-
-
-def abandon(catalogue: Catalogue, release: ReleaseId) -> Catalogue:
-    """Give a draft up at once, rather than when its lease lapses."""
-    return _with(catalogue, replace(_draft(catalogue, release), state=State.DROPPING, lease_until=None))
+    entries = [
+        replace(entry, state=State.DROPPING) if is_unneeded(entry) else entry for entry in _lapsed_dropped(catalogue)
+    ]
+    unknown = sorted(set(present) - {entry.incarnation for entry in entries})
+    entries += [
+        Release(ReleaseId(f"unknown-{incarnation}"), incarnation, State.DROPPING, catalogue.now)
+        for incarnation in unknown
+    ]
+    return replace(catalogue, releases=tuple(entries))
 
 
-def forget(catalogue: Catalogue, release: ReleaseId) -> Catalogue:
+def abandon(catalogue: Catalogue, draft: DraftRef) -> Catalogue:
+    """Give a draft up at once, rather than when its lease lapses; ReleaseConflict where another owns it."""
+    return _with(catalogue, replace(_owned(catalogue, draft), state=State.DROPPING, lease_until=None))
+
+
+def forget(catalogue: Catalogue, release: ReleaseRef) -> Catalogue:
     """Take a dropped release, whose rows are erased, out of the record."""
     return replace(
         catalogue,
         releases=tuple(
-            entry for entry in catalogue.releases if entry.id != release or entry.state is not State.DROPPING
+            entry
+            for entry in catalogue.releases
+            if entry.incarnation != release.incarnation or entry.state is not State.DROPPING
         ),
     )
 
@@ -205,10 +304,14 @@ def succeed(old: Catalogue, new: Catalogue, token: str, store_id: str) -> Catalo
     return replace(new, store_id=old.store_id or store_id, generation=old.generation + 1, token=token)
 
 
-def _draft(catalogue: Catalogue, release: ReleaseId) -> Release:
-    entry = catalogue.find(release)
+def _owned(catalogue: Catalogue, draft: DraftRef) -> Release:
+    entry = catalogue.entry(draft.incarnation)
+    if entry is None:
+        raise ReleaseNotFound(f"release {draft.id} was dropped, for its writer's lease had lapsed; publish again")
     if entry.state is not State.DRAFT:
-        raise ReleaseConflict(f"release {release} is no draft any more, it is {entry.state}")
+        raise ReleaseConflict(f"release {draft.id} is no draft any more, it is {entry.state}")
+    if entry.writer != draft.writer:
+        raise ReleaseConflict(f"release {draft.id} was taken over by another writer once the lease had lapsed")
     return entry
 
 
@@ -243,58 +346,75 @@ def _retire(catalogue: Catalogue, state: State) -> Catalogue:
 
 def _with(catalogue: Catalogue, changed: Release) -> Catalogue:
     return replace(
-        catalogue, releases=tuple(changed if entry.id == changed.id else entry for entry in catalogue.releases)
+        catalogue,
+        releases=tuple(changed if entry.incarnation == changed.incarnation else entry for entry in catalogue.releases),
     )
 
 
 def _last(catalogue: Catalogue, changed: Release) -> Catalogue:
-    others = (entry for entry in catalogue.releases if entry.id != changed.id)
+    others = (entry for entry in catalogue.releases if entry.incarnation != changed.incarnation)
     return replace(catalogue, releases=(*others, changed))
 
 
 def dump(catalogue: Catalogue) -> bytes:
-    """Render a catalogue for storage; `now` stays behind."""
+    """Render a catalogue for storage, in format 2; what belongs to one read stays behind."""
     return orjson.dumps(
         {
+            "format": FORMAT,
             "store_id": catalogue.store_id,
             "generation": catalogue.generation,
             "token": catalogue.token,
             "live": catalogue.live,
-            "releases": catalogue.releases,
+            "entries": catalogue.releases,
         },
         option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE,
     )
 
 
 def parse(record: bytes, *, now: float, where: str) -> Catalogue:
-    """Read a stored catalogue back; CatalogueUnreadable, naming *where*, for anything that is not one."""
+    """Read a stored catalogue back; CatalogueUnreadable, naming *where*, for anything that is not one.
+
+    Format 1 had `releases` in the place of `entries`, so that whoever reads that format only cannot misread this one.
+    """
     try:
         fields = orjson.loads(record)
+        written = fields.get("format", 1)
+        if written not in (1, FORMAT):
+            raise CatalogueUnreadable(
+                f"the catalogue at {where} has format {written!r} and this hotplate reads {FORMAT}; upgrade hotplate"
+            )
         catalogue = Catalogue(
             store_id=_typed(fields["store_id"], str),
             generation=_typed(fields["generation"], int),
             token=_typed(fields["token"], str),
-            releases=tuple(_release(entry) for entry in fields["releases"]),
+            releases=tuple(_release(entry, written) for entry in fields["releases" if written == 1 else "entries"]),
             now=now,
         )
         stated = fields["live"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CatalogueUnreadable(
             f"the catalogue at {where} cannot be read ({error!r}); restore it, or publish into a new store"
         ) from error
     living = [entry.id for entry in catalogue.releases if entry.state is State.LIVE]
-    if catalogue.generation < 1 or living != ([stated] if stated else []):
+    incarnations = {entry.incarnation for entry in catalogue.releases}
+    if (
+        catalogue.generation < 1
+        or living != ([stated] if stated else [])
+        or len(incarnations) != len(catalogue.releases)
+    ):
         raise CatalogueUnreadable(
             f"the catalogue at {where} contradicts itself; restore it, or publish into a new store"
         )
     return catalogue
 
 
-def _release(fields: dict[str, Any]) -> Release:
+def _release(fields: dict[str, Any], written: int) -> Release:
     return Release(
         id=ReleaseId(_typed(fields["id"], str)),
+        incarnation=_typed(fields["id"] if written == 1 else fields["incarnation"], str),
         state=State(fields["state"]),
         created_at=float(fields["created_at"]),
+        writer="" if written == 1 else _typed(fields["writer"], str),
         superseded_at=_optional_time(fields["superseded_at"]),
         lease_until=_optional_time(fields["lease_until"]),
     )

@@ -1,23 +1,26 @@
-"""Encoding `zstd`: each list compressed by itself, with a dictionary trained on the release's own first lists.
+"""The encodings of a release, `json` and `zstd`: from lists to stored values, and back.
 
-The dictionary is the row `meta:dictionary`, written before any list; an empty one says that there were too few lists to
+With `zstd` each list is compressed by itself, with a dictionary trained on the release's own first lists. The
+dictionary is the row `meta:dictionary`, written before any list; an empty one says that there were too few lists to
 train on, and that they are compressed without. Popular lists are compressed like all others, `meta` rows never are.
+What is in a value: `stores.encoding`.
 """
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from urllib.parse import urlsplit
 
 import zstandard
 
 from stores import encoding
 from stores.catalogue import ReleaseRef
+from stores.encoding import HEADER_BYTES, NO_OFFSET, OFFSET_BYTES, Checksum, Decode, offset_of, open_format_1
 from stores.errors import ReleaseCorrupt, StoreMisused
 from stores.keys import DICTIONARY, META, POPULAR
 from stores.manifest import MAX_POPULAR_BYTES, Manifest
 from stores.store import Plan, Reader, Row, read_one
+from stores.urls import scheme_of
 
 LEVEL = 3
 
@@ -34,46 +37,54 @@ FEWEST_LISTS = 100
 # The trainer's k and d, given because searching for them takes five times as long and saves nothing.
 SEGMENT_BYTES, MATCHED_BYTES = 1000, 8
 
+# Kinds of keys that are few: `meta` rows are no lists, and popular lists have a limit in all.
+_SPECIAL = (META, POPULAR)
+
 # A value whose header states more is not decompressed: 1,000 items of 4 kB each are no list.
 MAX_LIST_BYTES = 4 << 20
-
-# From a stored value to the list that is served; raises ReleaseCorrupt.
-Decode = Callable[[bytes], bytes]
 
 
 def default_encoding(url: str) -> str:
     """Return the better encoding for the store at *url*: `zstd` where values are kept in memory or cross a network."""
-    return "json" if urlsplit(url).scheme in {"file", "memory"} else "zstd"
+    return "json" if scheme_of(url) in {"file", "memory"} else "zstd"
 
 
-class Compressor:
-    """Compresses lists with one dictionary; lives as long as one publish."""
+class Encoder:
+    """Makes the stored values of one release, with one dictionary or, where that is None, uncompressed."""
 
-    def __init__(self, dictionary: bytes) -> None:
-        trained = _load(dictionary)
-        if trained is not None:
-            trained.precompute_compress(level=LEVEL)
-        self._compress = zstandard.ZstdCompressor(level=LEVEL, dict_data=trained).compress
+    def __init__(self, checksum: Checksum, dictionary: bytes | None) -> None:
+        self._seal = checksum.seal
         self._popular_bytes = 0
+        self._compress: Callable[[bytes], bytes] | None = None
+        if dictionary is not None:
+            trained = _load(dictionary)
+            if trained is not None:
+                trained.precompute_compress(level=LEVEL)
+            self._compress = zstandard.ZstdCompressor(level=LEVEL, dict_data=trained).compress
 
     def rows(self, rows: Sequence[Row]) -> list[Row]:
-        """Compress the values of *rows*, `meta` rows aside; an empty list stays empty.
+        """Return the rows with stored values in the place of lists; an empty list and a `meta` row are not compressed.
 
         Raises StoreMisused for lists that no reader accepts: too long, or popular ones that are too large together.
         """
-        compress = self._compress
-        for key, value in rows:
-            if len(value) > MAX_LIST_BYTES:
-                raise StoreMisused(f"the list of {key!r} has {len(value)} bytes, at most {MAX_LIST_BYTES} are read")
-            if key.startswith(POPULAR):
-                self._popular_bytes += len(value)
-        if self._popular_bytes > MAX_POPULAR_BYTES:
-            raise StoreMisused(f"the popular lists have over {MAX_POPULAR_BYTES} bytes; use fewer segments")
-        return [row if row.key.startswith(META) or not row.value else Row(row.key, compress(row.value)) for row in rows]
+        return [Row(key, self._seal(key, self._body(key, value))) for key, value in rows]
+
+    def _body(self, key: str, value: bytes) -> bytes:
+        if len(value) > MAX_LIST_BYTES:
+            raise StoreMisused(f"the list of {key!r} has {len(value)} bytes, at most {MAX_LIST_BYTES} are read")
+        if key.startswith(_SPECIAL):
+            if key.startswith(META):
+                return NO_OFFSET + value
+            self._popular_bytes += len(value)
+            if self._popular_bytes > MAX_POPULAR_BYTES:
+                raise StoreMisused(f"the popular lists have over {MAX_POPULAR_BYTES} bytes; use fewer segments")
+        if self._compress is None or not value:
+            return offset_of(value) + value
+        return offset_of(value) + self._compress(value)
 
 
 class Decompressor:
-    """Decompresses lists of a Compressor with the same dictionary; lives as long as its release is served."""
+    """Decompresses lists of an Encoder with the same dictionary; lives as long as its release is served."""
 
     def __init__(self, dictionary: bytes) -> None:
         """Load the dictionary; raises ReleaseCorrupt where it is damaged."""
@@ -82,7 +93,7 @@ class Decompressor:
         except zstandard.ZstdError as error:
             raise ReleaseCorrupt(f"a dictionary is damaged ({error}); publish the release again") from error
 
-    def decode(self, value: bytes) -> bytes:
+    def decompress(self, value: bytes) -> bytes:
         """Decompress one list; ReleaseCorrupt where it is damaged, of another dictionary, or over MAX_LIST_BYTES."""
         if not value:
             return b""
@@ -106,54 +117,70 @@ def train(lists: Sequence[bytes]) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class Compressed:
-    """A release on its way into a store: the rows, compressed when they are taken, and the room that they need."""
+class EncodedRows:
+    """A release on its way into a store: rows of stored values, made when they are taken, and the room for them."""
 
     plan: Plan
     batches: AsyncIterator[list[Row]]
 
 
-async def compress(batches: AsyncIterable[Sequence[Row]], plan: Plan) -> Compressed:
-    """Take in the first lists, train on them, and return all rows compressed, the dictionary ahead of them.
+async def encode_rows(
+    batches: AsyncIterable[Sequence[Row]], plan: Plan, encoding: str, checksum: Checksum
+) -> EncodedRows:
+    """Return rows of lists as rows of stored values; the same rows give the same bytes, but for their checksums.
 
-    The bytes of *plan* are scaled by the compression ratio of the first lists. The same rows give the same bytes.
+    For `zstd`, take in the first lists, train on them, and scale the bytes of *plan* by their compression ratio; the
+    dictionary comes ahead of all rows.
     """
+    plan = Plan(plan.rows, plan.payload_bytes + plan.rows * HEADER_BYTES)
+    if encoding == "json":
+        plain = Encoder(checksum, None)
+        return EncodedRows(plan, (plain.rows(rows) async for rows in batches))
     remaining = aiter(batches)
     first = await _first(remaining)
     lists = (row.value for rows in first for row in rows if row.value and not row.key.startswith(META))
     sample = list(islice(lists, TRAINED_ON))
     dictionary = await asyncio.to_thread(train, sample)
-    compressor = Compressor(dictionary)
-    ready = [compressor.rows(rows) for rows in first]
-    before = sum(len(value) for rows in first for _, value in rows)
-    after = sum(len(value) for rows in ready for _, value in rows)
+    encoder = Encoder(checksum, dictionary)
+    ready = [encoder.rows([Row(DICTIONARY, dictionary)]), *map(encoder.rows, first)]
+    before = sum(len(value) + HEADER_BYTES for rows in first for _, value in rows)
+    after = sum(len(value) for rows in ready[1:] for _, value in rows)
     payload = int(plan.payload_bytes * after / before) if before else plan.payload_bytes
     del first, sample
 
-    async def compressed() -> AsyncIterator[list[Row]]:
-        yield [Row(DICTIONARY, dictionary)]
+    async def encoded() -> AsyncIterator[list[Row]]:
         while ready:
             yield ready.pop(0)
         async for rows in remaining:
-            yield compressor.rows(rows)
+            yield encoder.rows(rows)
 
-    return Compressed(Plan(plan.rows + 1, payload + len(DICTIONARY) + len(dictionary)), compressed())
+    return EncodedRows(
+        Plan(plan.rows + 1, payload + len(DICTIONARY) + HEADER_BYTES + len(dictionary)),
+        encoded(),
+    )
 
 
 async def load_decode(reader: Reader, release: ReleaseRef, manifest: Manifest) -> Decode:
-    """Return what opens the lists of a release; ReleaseCorrupt where its dictionary is missing or damaged."""
+    """Return what opens the values of a release; ReleaseCorrupt where its dictionary is missing or damaged."""
+    check = open_format_1 if manifest.format == 1 else Checksum(release.id).open
     if manifest.encoding == "json":
-        return _unchanged
+        return check
     dictionary = await read_one(reader, release, DICTIONARY)
     if dictionary is None:
         raise ReleaseCorrupt(f"release {manifest.release} has lost its dictionary; publish it again")
-    return Decompressor(dictionary).decode
+    decompress = Decompressor(check(DICTIONARY, dictionary)[OFFSET_BYTES:]).decompress
+
+    def decode(key: str, value: bytes) -> bytes:
+        body = check(key, value)
+        return body[:OFFSET_BYTES] + decompress(body[OFFSET_BYTES:])
+
+    return decode
 
 
 def read_ids(row: Row, decode: Decode) -> list[str]:
     """Return the items that a stored list names, best first; ReleaseCorrupt for a row that is no list."""
     try:
-        return [item["id"] for item in encoding.decode(decode(row.value))]
+        return [item["id"] for item in encoding.decode(decode(row.key, row.value)[OFFSET_BYTES:])]
     except (ReleaseCorrupt, ValueError, KeyError, TypeError) as error:
         raise ReleaseCorrupt(f"the row {row.key!r} is no list ({error}); publish the release again") from error
 
@@ -173,7 +200,3 @@ async def _first(batches: AsyncIterator[Sequence[Row]]) -> list[Sequence[Row]]:
 
 def _load(dictionary: bytes) -> zstandard.ZstdCompressionDict | None:
     return zstandard.ZstdCompressionDict(dictionary, dict_type=zstandard.DICT_TYPE_FULLDICT) if dictionary else None
-
-
-def _unchanged(value: bytes) -> bytes:
-    return value

@@ -4,13 +4,13 @@ import os
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import cast
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, urlencode
 
-from stores import lmdb_store
 from stores.errors import StoreMisused
+from stores.file import store as file_store
 from stores.memory import MemoryStore
 from stores.store import Observer, Store
-from stores.urls import extra_installed, redacted
+from stores.urls import extra_installed, redacted, scheme_of, split
 
 GROUP = "hotplate.stores"
 COSMOS = ("cosmos", "cosmos+http", "cosmos+https")
@@ -30,11 +30,11 @@ def connect(url: str, observer: Observer | None = None) -> Store:
     `hotplate.stores`, named by its scheme, is a function from URL to Store.
     Raises StoreMisused for an unknown scheme or a malformed URL.
     """
-    scheme = urlsplit(url).scheme
+    scheme = scheme_of(url)
     if scheme == "memory":
         return MemoryStore()
     if scheme == "file":
-        return lmdb_store.open_url(url)
+        return file_store.open_url(url)
     if scheme in ("redis", "rediss", "unix"):
         from stores.redis import store as redis  # noqa: PLC0415 -- an extra: only its users need it
 
@@ -55,8 +55,8 @@ def with_max_ru(url: str, max_ru: int) -> str:
 
     Raises StoreMisused where nothing is paid for by request units.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in COSMOS:
+    if scheme_of(url) not in COSMOS:
         raise StoreMisused(f"--max-ru is for Cosmos DB; {redacted(url)} has no request units, so leave it out")
+    parts = split(url)
     kept = [(name, value) for name, value in parse_qsl(parts.query, keep_blank_values=True) if name != "max_ru"]
     return parts._replace(query=urlencode([*kept, ("max_ru", str(max_ru))])).geturl()

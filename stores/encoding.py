@@ -1,17 +1,42 @@
-r"""A list of items as the bytes that are served: JSON objects, one a line, without brackets.
+r"""A list of items as the bytes that are served, and a stored value: the same with a checksum before it.
 
-`{"id":"…","score":…,"title":"…"}` joined by `,\n`. JSON escapes control characters, so the separator cannot occur
-inside an item: to cut is to split, to serve whole is to copy.
+`{"id":"…","score":…,"title":"…"}` joined by `,\n`, without brackets. JSON escapes control characters, so the separator
+cannot occur inside an item: to cut is to split, to serve whole is to copy.
+
+    stored value    CHECKSUM ‖ OFFSET ‖ payload     8 and 4 ASCII characters, outside of any compression
+    body            OFFSET ‖ payload                what the checksum covers, together with the key
+    opened body     OFFSET ‖ list                   what `cut` takes
+
+The checksum is 48 bits of xxh3_64(key ‖ body), in base64, seeded by the release's id: a list that is damaged, or was
+read under another key or out of another release, is recognised as such wherever it is stored, and copies stay equal
+byte for byte. The offset says where the tenth item ends, so that the usual cut is a slice. Values of format 1 had
+neither.
 """
 
-from collections.abc import Iterable, Sequence
+from binascii import b2a_base64
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypedDict
 
 import orjson
+from xxhash import xxh3_64_digest, xxh3_64_intdigest
 
-from stores.errors import StoreMisused
+from stores.errors import ReleaseCorrupt, StoreMisused
 
 SEPARATOR = b",\n"
+
+# How many bytes of a value are its checksum, and of a body its offset.
+CHECKSUM_BYTES, OFFSET_BYTES = 8, 4
+HEADER_BYTES = CHECKSUM_BYTES + OFFSET_BYTES
+
+# How many items the offset is of: as many as are served by default.
+USUAL_CUT = 10
+
+# Of a list whose first items are longer than four digits can say, and of what is no list.
+NO_OFFSET = b"0000"
+_MAX_OFFSET = 0xFFFF
+
+# From a stored value to its opened body, given its key; raises ReleaseCorrupt.
+Decode = Callable[[str, bytes], bytes]
 
 # The encodings of a release's lists: `json` as here, `zstd` the same and compressed by `stores.compression`.
 ENCODINGS = ("json", "zstd")
@@ -64,7 +89,50 @@ def decode(value: bytes) -> list[Item]:
     return items
 
 
-def cut(value: bytes, n: int) -> bytes:
-    """Return the first *n* items of an encoded list; all of them where it is shorter."""
-    lines = value.split(SEPARATOR, n)
-    return value if len(lines) <= n else SEPARATOR.join(lines[:n])
+def cut(body: bytes, n: int) -> bytes:
+    """Return the first *n* items of an opened body's list; all of them where it is shorter."""
+    if n == USUAL_CUT and (end := int(body[:OFFSET_BYTES], 16)):
+        return body[OFFSET_BYTES : OFFSET_BYTES + end]
+    lines = body[OFFSET_BYTES:].split(SEPARATOR, n)
+    return SEPARATOR.join(lines[:n])
+
+
+def is_empty(body: bytes) -> bool:
+    """Return whether an opened body's list has no items."""
+    return len(body) == OFFSET_BYTES
+
+
+def offset_of(value: bytes) -> bytes:
+    """Return the offset of a list's usual cut, as a body begins with it; 0.6 µs for 20 items."""
+    end, lines = len(value), value.split(SEPARATOR, USUAL_CUT)
+    if len(lines) > USUAL_CUT:
+        end -= len(lines[USUAL_CUT]) + len(SEPARATOR)
+    return b"%04x" % end if end <= _MAX_OFFSET else NO_OFFSET
+
+
+class Checksum:
+    """Makes and checks the values of one release; lives as long as that is written or served."""
+
+    def __init__(self, release: str) -> None:
+        self._seed = xxh3_64_intdigest(release.encode())
+
+    def seal(self, key: str, body: bytes) -> bytes:
+        """Return the stored value of a body."""
+        return b2a_base64(xxh3_64_digest(key.encode() + body, self._seed)[:6], newline=False) + body
+
+    def open(self, key: str, value: bytes) -> bytes:
+        """Return the body of a stored value; ReleaseCorrupt where it was damaged or belongs to another key."""
+        body = value[CHECKSUM_BYTES:]
+        found = b2a_base64(xxh3_64_digest(key.encode() + body, self._seed)[:6], newline=False)
+        if found != value[:CHECKSUM_BYTES] or len(body) < OFFSET_BYTES:
+            raise ReleaseCorrupt(
+                f"the value of {key!r} is damaged or was stored for another key; "
+                f"`hotplate releases repair` heals it from another store"
+            )
+        return body
+
+
+def open_format_1(key: str, value: bytes) -> bytes:
+    """Return the body of a value that was stored without checksum and offset."""
+    del key
+    return NO_OFFSET + value

@@ -6,6 +6,7 @@ awaitable `request`.
 """
 
 import asyncio
+import re
 import ssl
 from collections import deque
 from typing import Generic, Literal, NamedTuple, Protocol, TypeVar, cast
@@ -30,6 +31,16 @@ IDLE_S = 60.0
 
 # A connection that idled for so long may end for that reason only.
 STALE_S = 2.0
+
+# Of a response whose body has no length of its own, and how its last chunk ends.
+CHUNKED = re.compile(rb"(?i)\r\ntransfer-encoding:[^\r]*chunked")
+LAST_CHUNK_END = b"\r\n\r\n"
+
+# Of HTTP: parsers skip empty lines before it, which are what was left of something else.
+FIRST_BYTE = ord("H")
+
+# Lower statuses announce a response; none was asked to.
+FINAL_STATUS = 200
 
 LATE_S = 5.0
 # A connection whose response came too late is kept for it, so long and for such a share of the size besides the others:
@@ -69,43 +80,49 @@ class Connection(asyncio.Protocol, Generic[Tag]):
     """A connection with at most one request in flight; lives until either side closes it.
 
     A response needs a length or chunks: one that ends with its connection counts as a reset. Headers are kept as they
-    came, and only with *headers*: most of them are never looked at.
+    came: most of them are never looked at. A byte that nobody asked for, be it right behind a response, closes the
+    connection: what follows it could be taken for another request's response.
     """
 
     __slots__ = (
         "_complete",
-        "_in_head",
+        "_heads",
         "_keep",
-        "_keeps_head",
         "_listener",
         "_parser",
         "_pieces",
+        "_received",
+        "_tail",
         "_transport",
         "body",
         "head",
         "lost",
-        "on_headers_complete",
         "responses",
         "sent_at",
         "status",
         "tag",
     )
 
-    def __init__(self, listener: ConnectionListener[Tag], *, headers: bool = False) -> None:
-        if headers:
-            self.on_headers_complete = self._end_head  # the parser looks for it now, and calls it only where it is set
-        self._keeps_head = self._in_head = headers
+    def __init__(self, listener: ConnectionListener[Tag]) -> None:
         self._listener = listener
         self._parser = HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
         self._pieces = list[bytes]()
-        self._complete = 0
-        self._keep = False
+        self._complete = self._keep = False
+        self._heads = 0
+        """Of responses, since the request was sent."""
+
+        self._received = 0
+        """Bytes since the request was sent."""
+
+        self._tail = b""
+        """At least the last eight of them, where there are so many."""
+
         self.tag: Tag | None = None
         self.status = 0
         self.body = b""
         self.head = b""
-        """The status line and the headers as they came, and perhaps what came with them."""
+        """The status line and the headers of a response as they came."""
 
         self.responses = 0
         """How many responses it has brought."""
@@ -119,9 +136,10 @@ class Connection(asyncio.Protocol, Generic[Tag]):
     def send(self, request: bytes, tag: Tag) -> None:
         """Write *request*, to be reported on by *tag*; only after `on_ready`."""
         self.tag = tag
-        self.head = b""
-        self._in_head = self._keeps_head
-        self._complete = 0
+        self.head = self._tail = b""
+        self._complete = False
+        self._heads = self._received = 0
+        self._pieces = []
         cast("asyncio.Transport", self._transport).write(request)  # `on_ready` came after connection_made
 
     def fail(self, kind: Kind) -> None:
@@ -149,45 +167,62 @@ class Connection(asyncio.Protocol, Generic[Tag]):
         if self.tag is None:
             self.close(unsolicited=True)
             return
-        if self._in_head:
+        self._received += len(data)
+        self._tail = data if len(data) >= 8 else (self._tail + data)[-8:]
+        if not self._heads:
             self.head = self.head + data if self.head else data
+        well_formed = True
         try:
             self._parser.feed_data(data)
-        except (HttpParserError, HttpParserUpgrade):
+        except HttpParserUpgrade:
             self.fail("malformed")
             return
-        if self._complete == 1:
-            self._finish(self.tag)
-        elif self._complete:
+        except HttpParserError:
+            well_formed = False
+        if self._complete:
+            self._finish(self.tag, well_formed)
+        elif not well_formed or self.head[0] != FIRST_BYTE:
             self.fail("malformed")
 
-    def _finish(self, tag: Tag) -> None:
+    def _finish(self, tag: Tag, well_formed: bool) -> None:  # noqa: FBT001 -- for each response: a keyword costs more
+        """Report a response; what came with it and is not of it closes the connection."""
+        head = self.head
+        end = head.find(b"\r\n\r\n") + 4
+        if self.status < FINAL_STATUS or head[0] != FIRST_BYTE:
+            self.fail("malformed")
+            return
+        self.head = head[:end]
         self.tag = None
-        pieces = self._pieces
-        self.body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        self.status = self._parser.get_status_code()
         self.responses += 1
         self._listener.on_response(self, tag)
-        if self._keep:
+        if not well_formed or (self._received != end + len(self.body) and not self._ends_with_its_last_chunk()):
+            self.close(unsolicited=True)
+        elif self._keep:
             self._listener.on_ready(self)
         else:
             self.close()
 
-    def on_message_begin(self) -> None:
-        """Called by the parser at the start of a response."""
-        self._pieces = []
+    def _ends_with_its_last_chunk(self) -> bool:
+        """Return whether nothing follows a response in chunks, not even an empty line, which parsers skip."""
+        empty_lines = self._tail[len(self._tail.rstrip(b"\r\n")) :]
+        return self._heads == 1 and empty_lines == LAST_CHUNK_END and bool(CHUNKED.search(self.head))
+
+    def on_headers_complete(self) -> None:
+        """Called by the parser at the end of the headers."""
+        self._heads += 1
 
     def on_body(self, piece: bytes) -> None:
         """Called by the parser for each piece of the body."""
         self._pieces.append(piece)
 
-    def _end_head(self) -> None:
-        self._in_head = False
-
     def on_message_complete(self) -> None:
-        """Called by the parser at the end of a response; the rest of the bytes it was fed may still be refused."""
-        self._complete += 1
-        self._keep = self._parser.should_keep_alive()  # the parser forgets it once this call returns
+        """Called by the parser at the end of a response; what it was fed may go on."""
+        if not self._complete:
+            self._complete = True
+            pieces = self._pieces
+            self.body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            self.status = self._parser.get_status_code()
+            self._keep = self._parser.should_keep_alive()  # the parser forgets it once this call returns
 
     def eof_received(self) -> None:
         self.fail("reset")  # at once, so that no request is written to a half-closed connection
@@ -202,19 +237,18 @@ class Response(NamedTuple):
 
     status: int
     head: bytes
-    """The status line and the headers as they came, and perhaps what came with them."""
+    """The status line and the headers as they came."""
 
     body: bytes
 
     def header(self, name: bytes) -> bytes | None:
         """Return the header of a *name* in lower case; of several the last, None where there is none."""
-        head = self.head[: self.head.find(b"\r\n\r\n") + 2]
-        lower = head.lower()
+        lower = self.head.lower()
         start = lower.rfind(b"\r\n%b:" % name)
         if start < 0:
             return None
         start += len(name) + 3
-        return head[start : lower.find(b"\r\n", start)].strip(b" \t")
+        return self.head[start : lower.find(b"\r\n", start)].strip(b" \t")
 
 
 class Transport(Protocol):
@@ -337,9 +371,7 @@ class ConnectionPool:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(CONNECT_S):
-                await loop.create_connection(
-                    lambda: Connection[Pending](self, headers=True), self._host, self._port, ssl=self._tls
-                )
+                await loop.create_connection(lambda: Connection[Pending](self), self._host, self._port, ssl=self._tls)
         except OSError as error:  # a timeout is one, too, and so is what TLS refuses
             self._connect_error = error
             self._note_failure()

@@ -1,35 +1,48 @@
-"""The life of releases, written once over any store: begin, write, commit, activate, roll back, prune, copy.
+"""The life of releases, written once over any store: begin, write, commit, activate, roll back, prune.
 
-A step is a pure function of `stores.catalogue`, applied by compare-and-set until no rival comes first. A copy is row
-for row, under the same id.
+A step is a pure function of `stores.catalogue`, applied by compare-and-set until no rival comes first; whether a swap
+whose reply was lost was made is settled here, for all stores.
 """
 
 import asyncio
+import logging
 import secrets
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from stores import catalogue as changes
-from stores.catalogue import GRACE_S, LEASE_S, Catalogue, DraftRef, ReleaseId, ReleaseRef, State
+from stores.catalogue import GRACE_S, LEASE_S, Catalogue, DraftRef, Release, ReleaseId, ReleaseRef, State
+from stores.compression import EncodedRows, encode_rows
+from stores.encoding import Checksum
 from stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreUnavailable
-from stores.estimate import ReaderOfLoop, estimate
-from stores.keys import MANIFEST, META
+from stores.keys import META
 from stores.manifest import Manifest, Tally, compare, describe
-from stores.store import Estimate, Plan, ProvisionedStore, Row, Store
+from stores.store import Inventoried, Plan, ProvisionedStore, Row, Store
 from stores.throttle import Backoff
 from stores.verification import load_manifest, verify
 
+log = logging.getLogger(__name__)
+
 SWAP_ATTEMPTS = 50
+
+# How many swaps may fail without a clear answer. The second tells whether the first is still on its way: then it loses.
+UNCLEAR_SWAPS = 2
+
+# How long the catalogue is tried to be read, to see whether a swap was made whose reply was lost.
+SETTLE_S = 5.0
+
+# How the tokens of writers begin that copy: their drafts hold the rows of another store, and nobody else's.
+COPIER = "copy-"
+
+# How often a draft that somebody else writes is looked at.
+DRAFT_POLL_S = 1.0
 
 # The first and the longest pause before a lost race for the catalogue is tried again, in seconds.
 SWAP_PAUSES_S = (0.001, 0.1)
-
-# How much of a release is copied at once.
-COPY_ROWS, COPY_BYTES = 1000, 4 << 20
 
 # Makes the manifest of a release from the sums over all of its rows.
 Finish = Callable[[Tally], Awaitable[Manifest]]
@@ -53,22 +66,29 @@ async def publish(
     encoding: str = "json",
     live: bool = True,
     resume: ReleaseId | None = None,
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> WriteResult:
     """Write a whole release, check that it adds up, commit it and, unless *live* is false, make it live.
 
-    Readers see nothing before the last step. A failure or an interrupt gives the draft up at once; a killed process, or
-    a store that is away, leaves a draft that *resume* continues, given the same rows anew, until the next `prune` after
-    its lease has lapsed: what was acknowledged is not put again. *about* goes into the manifest.
+    *batches* are rows of lists (`stores.encoding`), as *plan* counts them; they are stored in *encoding*. Readers see
+    nothing before the last step. A failure or an interrupt gives the draft up at once; a killed process, or a store
+    that is away, leaves a draft that *resume* continues, given the same rows anew, until the next `prune` after its
+    lease has lapsed: what was acknowledged is not put again. *about* goes into the manifest. *on_progress* is called
+    with (lists written, lists in all).
 
-    Raises ReleaseConflict where *resume* is no draft, ReleaseCorrupt where the rows are not those that it began with.
+    Raises ReleaseConflict where *resume* is no draft, has a writer, or was begun with other rows.
     """
 
     async def finish(tally: Tally) -> Manifest:
         created_at = (await store.catalogue()).now
         return describe(draft.id, tally, created_at=created_at, encoding=encoding, about=about)
 
+    async def encode() -> EncodedRows:
+        encoded = await encode_rows(batches, plan, encoding, Checksum(draft.id))
+        return replace(encoded, batches=_reported(encoded.batches, plan.rows, on_progress))
+
     draft = await _begin_under_new_id(store) if resume is None else await take_over(store, resume)
-    result = await write(store, draft, batches, plan=plan, finish=finish)
+    result = await write(store, draft, encode, finish=finish)
     if live:
         await activate(store, draft.id)
     else:
@@ -76,32 +96,80 @@ async def publish(
     return result
 
 
-async def begin(store: Store, release: ReleaseId) -> DraftRef:
+async def begin(store: Store, release: ReleaseId, *, repairs: str | None = None, copies: bool = False) -> DraftRef:
     """Begin a draft under an id that was given elsewhere; ReleaseConflict where the store has that id already."""
-    return _draft_ref(await change(store, partial(changes.begin, release=release)), release)
+    writer = (COPIER if copies else "") + secrets.token_hex(8)
+
+    def begun(found: Catalogue) -> Release | None:
+        return next((one for one in found.releases if one.writer == writer and one.state is State.DRAFT), None)
+
+    def step(found: Catalogue) -> Catalogue:
+        if begun(found) is not None:
+            return found  # a swap whose reply was lost
+        # Each attempt draws an incarnation: one whose reply was lost may have been begun, and may be erased by now.
+        return changes.begin(found, DraftRef(release, secrets.token_hex(6), writer), repairs=repairs)
+
+    entry = begun(await change(store, step))
+    if entry is None:
+        raise ReleaseNotFound(f"release {release} was dropped as soon as it was begun; publish again")
+    return DraftRef(entry.id, entry.incarnation, writer)
 
 
 async def take_over(store: Store, release: ReleaseId) -> DraftRef:
-    """Become a draft's writer; ReleaseConflict where it is none any more, ReleaseNotFound where it was dropped."""
-    return _draft_ref(await change(store, partial(changes.renew, release=release)), release)
+    """Become a draft's writer once its lease has lapsed, which is waited for where nobody renews it.
+
+    Raises ReleaseConflict where it is no draft any more, or is being written; ReleaseNotFound where it was dropped.
+    """
+    writer, first_seen = secrets.token_hex(8), None
+    while True:
+        found = await store.catalogue()
+        entry = found.find_draft(release)
+        if entry.writer.startswith(COPIER):
+            raise ReleaseConflict(f"release {release} is a copy that was cut off; give the same `releases copy` again")
+        draft = DraftRef(entry.id, entry.incarnation, writer)
+        left_s = (entry.lease_until or 0.0) - found.now
+        if left_s <= 0 or (first_seen is not None and entry.lease_until != first_seen):
+            await change(store, partial(changes.take_over, draft=draft))
+            return draft
+        if first_seen is None:
+            first_seen = entry.lease_until
+            log.warning("release %s has a writer; if that is gone, its lease lapses in %.0f s", release, left_s)
+        await asyncio.sleep(min(left_s, DRAFT_POLL_S))
 
 
 async def write(
-    store: Store, draft: DraftRef, batches: AsyncIterable[Sequence[Row]], *, plan: Plan, finish: Finish
+    store: Store,
+    draft: DraftRef,
+    encode: Callable[[], Awaitable[EncodedRows]],
+    *,
+    finish: Finish,
+    prepare: bool = False,
 ) -> WriteResult:
-    """Write or continue a draft, under a lease, up to its commit."""
+    """Write or continue a draft, under a lease, up to its commit; with *prepare*, fit to be live at once."""
     try:
         async with _lease(store, draft) as check_lease:
-            result = await _already_written(store, draft)
-            if result is None:
-                await store.create(draft, plan)
-                result = await _put_all(store, draft, batches, check_lease, finish)
+            encoded = await encode()
+            check_lease()
+            manifest = await _claim(store, draft, encoded.plan)
+            if manifest is None:
+                result = await _put_all(store, draft, encoded.batches, check_lease, finish)
+            else:
+                result = await _compare_all(draft, manifest, encoded.batches, check_lease)
             await store.seal(draft)
             await verify(store, draft.release)
+            if prepare:
+                await store.prepare(draft.release)
             check_lease()
-            await change(store, lambda found: changes.commit(found, draft.id))
+            await change(store, lambda found: changes.commit(found, draft))
     except StoreUnavailable as error:  # what was acknowledged stays
-        raise StoreUnavailable(f"{error}; once that is corrected, continue with --resume {draft.id}") from error
+        await _end_lease(store, draft)
+        advice = (
+            "give the same command again" if draft.writer.startswith(COPIER) else f"continue with --resume {draft.id}"
+        )
+        raise StoreUnavailable(f"{error}; once that is corrected, {advice}") from error
+    except _Refused as error:  # what was written stays, for whoever wrote it
+        await _end_lease(store, draft)
+        raise ReleaseConflict(str(error)) from error
     except BaseException:
         await _abandon(store, draft)
         raise
@@ -130,12 +198,16 @@ async def rollback(store: Store) -> ReleaseId:
     return restored.id
 
 
-async def prune(store: Store, *, keep: int = 1, grace_s: float = GRACE_S) -> list[ReleaseId]:
+async def prune(
+    store: Store, *, keep: int = 1, grace_s: float = GRACE_S, keep_ready_s: float | None = None
+) -> list[ReleaseId]:
     """Erase what is no longer needed, including what an earlier prune left unfinished; return what was erased.
 
-    What is kept but no longer read, its grace having passed, is scaled down.
+    Releases that nobody has activated yet stay, or, given *keep_ready_s*, those that were begun since. What is kept but
+    no longer read, its grace having passed, is scaled down.
     """
-    marked = await change(store, lambda found: changes.prune(found, keep, grace_s))
+    present = await store.incarnations() if isinstance(store, Inventoried) else []
+    marked = await change(store, lambda found: changes.prune(found, keep, grace_s, keep_ready_s, present))
     dropped = [entry.ref for entry in marked.releases if entry.state is State.DROPPING]
     for release in dropped:
         await _drop(store, release)
@@ -149,29 +221,58 @@ async def scale_down(store: Store, release: ReleaseRef) -> None:
     """Let a release that is not live cost as little as it can, where that makes a difference to the store."""
     if not isinstance(store, ProvisionedStore):
         return
-    if (await store.catalogue()).live != release.id:
+    if (await store.catalogue()).live_ref != release:
         with suppress(ReleaseNotFound):  # nothing costs less
             await store.scale_down(release)
-    if (await store.catalogue()).live == release.id:  # somebody made it live meanwhile
+    if (await store.catalogue()).live_ref == release:  # somebody made it live meanwhile
         await store.prepare(release)
 
 
 async def change(store: Store, step: Callable[[Catalogue], Catalogue]) -> Catalogue:
-    """Apply a pure function to the catalogue by compare-and-set; a lost race is tried again on what won it."""
+    """Apply a pure function to the catalogue by compare-and-set; a lost race is tried again on what won it.
+
+    A swap that failed without a clear answer may have been made all the same, now or in a moment: then its token is
+    what the next read finds, or what the next swap loses against. *step* is not applied twice, unless others swapped in
+    between; so each step of `stores.catalogue` leaves a catalogue as it is that it was applied to.
+    """
     backoff = Backoff(*SWAP_PAUSES_S, min_jitter=0.0)
+    made = dict[str, Catalogue]()
+    unclear = list[StoreUnavailable]()
     for _ in range(SWAP_ATTEMPTS):
-        old = await store.catalogue()
+        old = await (_read_back(store, unclear[-1]) if unclear else store.catalogue())
+        if old.token in made:
+            return made[old.token]
+        if len(unclear) == UNCLEAR_SWAPS:
+            raise unclear[-1]
         new = step(old)
         if new == old:
             return old
         new = changes.succeed(old, new, token=secrets.token_hex(8), store_id=secrets.token_hex(8))
+        made[new.token] = new
         try:
             await store.swap(old, new)
         except ReleaseConflict:
             await asyncio.sleep(backoff.next_s())
-            continue
-        return new
+        except StoreUnavailable as error:
+            unclear.append(error)
+        else:
+            return new
     raise ReleaseConflict(f"the catalogue was changed by others {SWAP_ATTEMPTS} times; try again when it is quieter")
+
+
+async def _read_back(store: Store, unclear: StoreUnavailable) -> Catalogue:
+    """Read the catalogue after a swap whose outcome is unclear; raises *unclear* where that fails for SETTLE_S."""
+    backoff, loop = Backoff(0.05, 1.0), asyncio.get_running_loop()
+    give_up_at = loop.time() + SETTLE_S
+    while True:
+        try:
+            return await store.catalogue()
+        except StoreUnavailable as error:
+            if loop.time() >= give_up_at:
+                raise type(unclear)(
+                    f"{unclear}; whether the catalogue was changed is not known: see `hotplate releases list`"
+                ) from error
+        await asyncio.sleep(backoff.next_s())
 
 
 async def _begin_under_new_id(store: Store) -> DraftRef:
@@ -184,24 +285,29 @@ async def _begin_under_new_id(store: Store) -> DraftRef:
     raise ReleaseConflict("no free release id was found; does the store's clock stand still?")
 
 
-def _draft_ref(catalogue: Catalogue, release: ReleaseId) -> DraftRef:
-    ref = catalogue.find(release).ref
-    return DraftRef(ref.id, ref.incarnation, secrets.token_hex(8))
-
-
 async def _scale_up_again(store: Store, release: ReleaseRef) -> None:
     """Prepare a release once more, now that it is live: a prune may have scaled it down just before the swap."""
     if isinstance(store, ProvisionedStore):
         await store.prepare(release)
 
 
-async def _already_written(store: Store, draft: DraftRef) -> WriteResult | None:
-    """Return the result where an earlier run came as far as the manifest, the row that is written last."""
+class _Refused(ReleaseConflict):
+    """A draft may not be written: it was begun with other rows, or its writer before lives. It stays as it is."""
+
+
+async def _claim(store: Store, draft: DraftRef, plan: Plan) -> Manifest | None:
+    """Claim a draft in the store; return its manifest where an earlier run came so far, for that is put last."""
     try:
-        manifest = await load_manifest(store, draft.release)
-    except (ReleaseNotFound, ReleaseCorrupt):
+        await store.create(draft, plan)
+    except ReleaseConflict as conflict:
+        try:
+            return await load_manifest(store, draft.release)  # sealed
+        except (ReleaseNotFound, ReleaseCorrupt):  # not sealed, and so without a manifest
+            raise _Refused(str(conflict)) from conflict
+    try:
+        return await load_manifest(store, draft.release)
+    except (ReleaseNotFound, ReleaseCorrupt):  # the ordinary case: it is not written yet
         return None
-    return WriteResult(manifest, 0, manifest.rows)
 
 
 async def _put_all(
@@ -213,7 +319,7 @@ async def _put_all(
 ) -> WriteResult:
     point = await store.resume_point(draft)
     tally = Tally()
-    rows = skipped = 0
+    rows = 0
     async for batch in batches:
         check_lease()
         fresh, point = _after(point, batch)
@@ -221,11 +327,39 @@ async def _put_all(
             await store.put(draft, fresh)
         tally.add(batch)
         rows += len(fresh)
-        skipped += len(batch) - len(fresh)
         await asyncio.sleep(0)  # the lease is renewed even if neither rows nor store ever wait
     manifest = await finish(tally)
     await store.put(draft, [manifest.key_row])
-    return WriteResult(manifest, rows, skipped)
+    return WriteResult(manifest, rows, tally.rows - rows)
+
+
+async def _compare_all(
+    draft: DraftRef, manifest: Manifest, batches: AsyncIterable[Sequence[Row]], check_lease: Callable[[], None]
+) -> WriteResult:
+    """Hold rows against the manifest of what was written before; nothing is put."""
+    tally = Tally()
+    async for batch in batches:
+        check_lease()
+        tally.add(batch)
+        await asyncio.sleep(0)
+    try:
+        compare(manifest, tally)
+    except ReleaseCorrupt as error:
+        raise _Refused(
+            f"these are other lists than release {draft.id} was begun with; publish them as a new release"
+        ) from error
+    return WriteResult(manifest, 0, manifest.rows)
+
+
+async def _reported(
+    batches: AsyncIterator[list[Row]], total: int, on_progress: Callable[[int, int], None]
+) -> AsyncIterator[list[Row]]:
+    """Yield *batches*, and report how many of *total* lists are done each time that the next is wanted."""
+    done = 0
+    async for rows in batches:
+        yield rows
+        done += len(rows)
+        on_progress(min(done, total), total)  # a dictionary is a row, but not a list
 
 
 def _after(point: str | None, rows: Sequence[Row]) -> tuple[Sequence[Row], str | None]:
@@ -251,7 +385,7 @@ async def _lease(store: Store, draft: DraftRef) -> AsyncIterator[Callable[[], No
         while True:
             await asyncio.sleep(min(LEASE_S, lapses_in) / 3)
             try:
-                await change(store, lambda found: changes.renew(found, draft.id))
+                await change(store, lambda found: changes.renew(found, draft))
                 lapses_in = LEASE_S
             except StoreUnavailable:
                 lapses_in *= 2 / 3
@@ -271,108 +405,31 @@ async def _lease(store: Store, draft: DraftRef) -> AsyncIterator[Callable[[], No
         await asyncio.gather(renewal, return_exceptions=True)  # `check` raised what it raised
 
 
+async def _end_lease(store: Store, draft: DraftRef) -> None:
+    with suppress(StoreError):  # the store is away: the lease lapses by itself
+        await change(store, lambda found: changes.end_lease(found, draft))
+
+
 async def _abandon(store: Store, draft: DraftRef) -> None:
     """Give up a draft as well as can be; the cause of the failure is what the caller should see."""
     try:
-        await change(store, lambda found: changes.abandon(found, draft.id))
-        await _drop(store, draft.release)
+        try:
+            await change(store, lambda found: changes.abandon(found, draft))
+        except ReleaseNotFound:
+            await store.erase(draft.release)  # dropped by others: what was put since is nobody's
+        else:
+            await _drop(store, draft.release)
     except StoreError:
-        return  # unreachable, committed, or dropped already: the lease decides
+        return  # unreachable, committed, or another's by now: the lease decides
 
 
 async def _drop(store: Store, release: ReleaseRef) -> None:
-    """Erase a release that the catalogue calls `dropping`, and take it out of the record."""
-    await store.erase(release)
-    await change(store, lambda found: changes.forget(found, release.id))
+    """Erase a release that the catalogue calls `dropping`, and take it out of the record.
 
-
-async def copy(
-    source: Store,
-    target: Store,
-    release: ReleaseId,
-    *,
-    live: bool = True,
-    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
-) -> WriteResult:
-    """Copy *release*, check it against the source's manifest, commit it and, unless *live* is false, make it live.
-
-    A copy that was killed is continued where it was acknowledged, and one that is complete is left as it is: the answer
-    counts what was written and what existed. *on_progress* is called with (rows, rows in all). Raises ReleaseConflict
-    where *target* holds other rows under that id, ReleaseCorrupt where the source does not add up.
+    One that it calls so no longer stays: others dropped it, or the store was put back to an older copy meanwhile.
     """
-    found = await _committed(source, release)
-    manifest = await load_manifest(source, found)
-    state = _state(await target.catalogue(), release)
-    if state is State.DROPPING:
-        raise ReleaseConflict(f"release {release} is being erased in the target; prune the target and copy again")
-    if state in (None, State.DRAFT):
-        draft = await (begin if state is None else take_over)(target, release)
-
-        async def finish(tally: Tally) -> Manifest:
-            compare(manifest, tally)
-            return manifest
-
-        rows = _batches(source, found, manifest, on_progress)
-        written = await write(target, draft, rows, plan=Plan(manifest.rows, manifest.bytes), finish=finish)
-    elif await load_manifest(target, (await target.catalogue()).find(release).ref) == manifest:
-        written = WriteResult(manifest, 0, manifest.rows)
-    else:
-        raise ReleaseConflict(f"the target has another release {release}, of other rows; nothing was copied")
-    if live:
-        await activate(target, release)
-    elif written.rows:
-        await scale_down(target, (await target.catalogue()).find(release).ref)
-    return written
-
-
-async def estimate_copy(
-    source: Store, target: Store, release: ReleaseId, *, live: bool, on_progress: Callable[[int, int], None]
-) -> Estimate:
-    """Estimate `copy`; nothing is written. Raises ReleaseConflict where *target* has *release* already."""
-    try:
-        if _state(await target.catalogue(), release) not in (None, State.DRAFT):
-            raise ReleaseConflict(f"the target has release {release} already, so that a copy would write nothing")
-    except StoreUnavailable:
-        pass  # the estimate says so
-    here = cast("Store", ReaderOfLoop(source, asyncio.get_running_loop()))  # a copy only reads its source
-
-    async def run(simulated: Store) -> Manifest:
-        return (await copy(here, simulated, release, live=live, on_progress=on_progress)).manifest
-
-    return await estimate(target, run, live=live)
-
-
-async def _committed(source: Store, release: ReleaseId) -> ReleaseRef:
-    entry = (await source.catalogue()).find(release)
-    if entry.state is State.DRAFT:
-        raise ReleaseConflict(f"release {release} is still being written; copy it once it is committed")
-    return entry.ref
-
-
-async def _batches(
-    source: Store, release: ReleaseRef, manifest: Manifest, on_progress: Callable[[int, int], None]
-) -> AsyncIterator[list[Row]]:
-    """Yield the rows in the order of a scan; `meta` rows, which have batches of their own, where they stand."""
-    done, total = 0, manifest.rows
-    batch, size = list[Row](), 0
-    async for row in source.scan(release):
-        if row.key == MANIFEST:
-            continue
-        meta = row.key.startswith(META)
-        if batch and (meta or len(batch) == COPY_ROWS or size >= COPY_BYTES):
-            yield batch
-            done += len(batch)
-            on_progress(done, total)
-            batch, size = [], 0
-        if meta:
-            yield [row]
-            done += 1
-        else:
-            batch.append(row)
-            size += len(row.value)
-    yield batch
-    on_progress(total, total)
-
-
-def _state(catalogue: Catalogue, release: ReleaseId) -> State | None:
-    return next((entry.state for entry in catalogue.releases if entry.id == release), None)
+    entry = (await store.catalogue()).entry(release.incarnation)
+    if entry is None or entry.state is not State.DROPPING:
+        return
+    await store.erase(release)
+    await change(store, lambda found: changes.forget(found, release))

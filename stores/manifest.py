@@ -8,12 +8,13 @@ import orjson
 from xxhash import xxh3_128_intdigest
 
 from stores.catalogue import ReleaseId
-from stores.encoding import ENCODINGS
+from stores.encoding import ENCODINGS, NO_OFFSET, OFFSET_BYTES, Checksum
 from stores.errors import ReleaseCorrupt
 from stores.keys import MANIFEST, OVERALL, POPULAR, check_kind
 from stores.store import Row
 
-FORMAT = 1
+# Of format 1 are releases whose values have neither checksum nor offset; they are read, and copied as they are.
+FORMAT = 2
 MAX_POPULAR_LISTS = 1001
 MAX_POPULAR_BYTES = 8 << 20
 
@@ -30,20 +31,28 @@ class Tally:
     last: dict[str, str] = field(default_factory=dict)
     """The last key of each kind: a sample whose absence would show that a release was cut short."""
 
+    @property
+    def rows(self) -> int:
+        """How many rows were counted, the manifest aside."""
+        return sum(self.counts.values())
+
     def add(self, rows: Iterable[Row]) -> None:
         """Count rows in; the digest is the sum modulo 2^128 of xxh3_128(len(key) ‖ key ‖ value)."""
         kinds = dict[str, int]()
         size = digest = 0
+        prefix, last = "\0", self.last
         for key, value in rows:
+            if not key.startswith(prefix):  # seldom, for rows come sorted
+                kind = key.partition(":")[0]
+                prefix = kind + ":"
             if key == MANIFEST:
                 continue
-            kind = key.partition(":")[0]
             kinds[kind] = kinds.get(kind, 0) + 1
-            self.last[kind] = key
+            last[kind] = key
             raw = key.encode()
             size += len(raw) + len(value)
             digest += xxh3_128_intdigest(len(raw).to_bytes(4, "big") + raw + value)
-            if kind == "popular":
+            if prefix == POPULAR:
                 self.segments.append(key.removeprefix(POPULAR))
                 self.popular_bytes += len(value)
         for kind, count in kinds.items():
@@ -68,6 +77,7 @@ class Manifest:
     """Keys that a reader tries before it follows the release."""
 
     about: dict[str, Any]
+    format: int = FORMAT
 
     @property
     def rows(self) -> int:
@@ -77,7 +87,8 @@ class Manifest:
     @property
     def key_row(self) -> Row:
         """The row that carries the manifest, the last that is written."""
-        return Row(MANIFEST, orjson.dumps({"format": FORMAT} | asdict(self)))
+        record = orjson.dumps({"format": self.format} | asdict(self))
+        return Row(MANIFEST, record if self.format == 1 else Checksum(self.release).seal(MANIFEST, NO_OFFSET + record))
 
 
 def describe(release: ReleaseId, tally: Tally, *, created_at: float, encoding: str, about: dict[str, Any]) -> Manifest:
@@ -111,8 +122,9 @@ def read_manifest(release: ReleaseId, value: bytes | None) -> Manifest:
     if value is None:
         raise ReleaseCorrupt(f"release {release} has no manifest; publish it again")
     try:
-        fields = orjson.loads(value)
-        if fields["format"] != FORMAT:
+        record = value if value.startswith(b"{") else Checksum(release).open(MANIFEST, value)[OFFSET_BYTES:]
+        fields = orjson.loads(record)
+        if fields["format"] not in (1, FORMAT):
             raise ReleaseCorrupt(
                 f"release {release} has format {fields['format']!r} and this hotplate reads {FORMAT}; upgrade hotplate"
             )
@@ -126,6 +138,7 @@ def read_manifest(release: ReleaseId, value: bytes | None) -> Manifest:
             segments=tuple(fields["segments"]),
             sample=tuple(fields["sample"]),
             about=dict(fields["about"]),
+            format=fields["format"],
         )
     except (ValueError, KeyError, TypeError) as error:
         raise ReleaseCorrupt(

@@ -8,18 +8,19 @@ from dataclasses import dataclass, field, replace
 from stores.catalogue import Catalogue, DraftRef, ReleaseRef
 from stores.errors import ReleaseConflict
 from stores.keys import META
-from stores.store import LocalReader, Plan, Row, Slot, not_found, sealed
+from stores.store import Inventoried, LocalReader, Plan, Row, Slot, not_found, sealed, taken_over
 
 
 @dataclass(slots=True)
 class _Release:
+    writer: str
     rows: dict[str, bytes] = field(default_factory=dict)
     sealed: bool = False
     points: dict[int, str] = field(default_factory=dict)
     """The last key of each part."""
 
 
-class MemoryStore(LocalReader):
+class MemoryStore(LocalReader, Inventoried):
     """Holds everything in this process and loses it with it; *clock* is the store's own time."""
 
     batch = 64
@@ -32,6 +33,12 @@ class MemoryStore(LocalReader):
 
     def get(self, release: ReleaseRef, key: str) -> bytes | None:
         return self._find(release).rows.get(key)
+
+    async def warm(self, release: ReleaseRef) -> None:
+        """Nothing to bring: it is in memory."""
+
+    async def incarnations(self) -> list[str]:
+        return list(self._releases)
 
     async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
         del timeout_s  # a dict is never late
@@ -56,10 +63,13 @@ class MemoryStore(LocalReader):
 
     async def create(self, draft: DraftRef, plan: Plan) -> None:
         del plan  # a dict has room
-        self._releases.setdefault(draft.incarnation, _Release())
+        found = self._releases.setdefault(draft.incarnation, _Release(draft.writer))
+        if found.sealed:
+            raise sealed(draft)
+        found.writer = draft.writer
 
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
-        found = self._find(draft)
+        found = self._claimed(draft)
         if found.sealed:
             raise sealed(draft)
         found.rows.update(rows)
@@ -67,10 +77,11 @@ class MemoryStore(LocalReader):
             found.points[part] = max(keys)
 
     async def resume_point(self, draft: DraftRef, part: int = 0) -> str | None:
-        return self._find(draft).points.get(part)
+        return self._claimed(draft).points.get(part)
 
     async def seal(self, draft: DraftRef) -> None:
-        self._find(draft).sealed = True
+        if not self._find(draft).sealed:
+            self._claimed(draft).sealed = True
 
     async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
         rows = self._find(release).rows
@@ -89,6 +100,12 @@ class MemoryStore(LocalReader):
 
     async def erase(self, release: ReleaseRef) -> None:
         self._releases.pop(release.incarnation, None)
+
+    def _claimed(self, draft: DraftRef) -> _Release:
+        found = self._find(draft)
+        if found.writer != draft.writer:
+            raise taken_over(draft)
+        return found
 
     def _find(self, release: ReleaseRef | DraftRef) -> _Release:
         try:

@@ -7,6 +7,7 @@ backend moves opaque bytes, swaps one small catalogue by compare-and-set, and gi
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import NamedTuple, Protocol
 
 from stores.catalogue import Catalogue, DraftRef, ReleaseRef
@@ -73,6 +74,11 @@ def sealed(draft: DraftRef) -> ReleaseConflict:
     return ReleaseConflict(f"release {draft.id} is sealed; publish a new one")
 
 
+def taken_over(draft: DraftRef) -> ReleaseConflict:
+    """Return the error of a store whose draft another writer has claimed since."""
+    return ReleaseConflict(f"release {draft.id} is written by another process now, which took it over")
+
+
 async def read_one(reader: Reader, release: ReleaseRef, key: str) -> bytes | None:
     """Read one key; raises StoreError also where it alone could not be read."""
     (slot,) = await reader.get_many(release, [key])
@@ -86,22 +92,32 @@ class LocalReader(ABC):
 
     @abstractmethod
     def get(self, release: ReleaseRef, key: str) -> bytes | None:
-        """Read one key at once. Raises ReleaseNotFound where the release is gone."""
+        """Read one key at once. Raises ReleaseNotFound where the release is gone, ReleaseCorrupt for a damaged key."""
+
+    @abstractmethod
+    async def warm(self, release: ReleaseRef) -> None:
+        """Bring a release into memory, paced, so that `get` waits for no disk; called before it is served."""
 
 
 class Store(Reader, Protocol):
     """The whole contract; which publishing and operating need."""
 
     async def create(self, draft: DraftRef, plan: Plan) -> None:
-        """Make room for a draft. Raises StoreFull, with the numbers, for what cannot fit. Idempotent."""
+        """Make room for a draft and claim it for its writer. Idempotent.
+
+        Whoever claimed it before cannot write a byte from here on that a reader could see. Raises StoreFull, with the
+        numbers, for what cannot fit; ReleaseConflict for a release that was sealed, and where the writer before is
+        known to live: then nothing is changed.
+        """
         ...
 
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
         """Write rows of a draft; what was acknowledged survives the writer's death. Idempotent.
 
         Writers that share a draft write a *part* each. Rows of a part come in ascending order of key bytes, within a
-        call and from call to call; `meta` rows, which are few, may come at any time, in calls of their own. Raises
-        ReleaseNotFound where the draft was erased, ReleaseConflict where the release was sealed.
+        call and from call to call; `meta` rows, which are few, may come at any time, in calls of their own. A key has
+        one value: putting another may be refused. Raises ReleaseNotFound where the draft was erased, ReleaseConflict
+        where the release was sealed, or another writer has claimed the draft; so do `resume_point` and `seal`.
         """
         ...
 
@@ -110,7 +126,10 @@ class Store(Reader, Protocol):
         ...
 
     async def seal(self, draft: DraftRef) -> None:
-        """Make every row durable and the release immutable; called once all is written, before commit. Idempotent."""
+        """Make every row durable and the release immutable; called once all is written, before commit.
+
+        Idempotent, for whichever writer finds it sealed. The event loop goes on meanwhile, for it renews the lease.
+        """
         ...
 
     def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
@@ -122,11 +141,14 @@ class Store(Reader, Protocol):
         ...
 
     async def swap(self, old: Catalogue, new: Catalogue) -> None:
-        """Replace *old* by *new*, compared by `version`; raises ReleaseConflict where another swap came first."""
+        """Replace *old* by *new*, compared by `version`; raises ReleaseConflict where another swap came first.
+
+        Works on a full store, too. A store need not find out whether a swap whose reply was lost was made.
+        """
         ...
 
     async def erase(self, release: ReleaseRef) -> None:
-        """Remove every row, sealed or not, paced so that readers do not suffer. Idempotent."""
+        """Remove every row of an incarnation, sealed or not, paced so that readers do not suffer. Idempotent."""
         ...
 
 
@@ -138,12 +160,28 @@ class Advised(ABC):
         """Return one sentence for each flaw that could harm what is served, free of secrets. Raises StoreError."""
 
 
+class Inventoried(ABC):
+    """Derived from by a store that can say what lies in it, so that `prune` erases what no catalogue names any more."""
+
+    @abstractmethod
+    async def incarnations(self) -> list[str]:
+        """Return the incarnations of all releases and drafts that have data in the store. Raises StoreError."""
+
+
 class RoomChecked(ABC):
     """Derived from by a store that can say, without writing, whether a release fits; `--dry-run` asks it."""
 
     @abstractmethod
     async def check_room(self, draft: DraftRef, plan: Plan) -> None:
         """Raise StoreFull, with the numbers, for what cannot fit."""
+
+
+class SelfChecked(ABC):
+    """Derived from by a store that knows what bytes it sealed; `releases verify` asks it before it reads any row."""
+
+    @abstractmethod
+    async def check_integrity(self, release: ReleaseRef) -> None:
+        """Raise ReleaseCorrupt, saying where, for data whose bytes are not those that were sealed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,3 +257,33 @@ class Observer(Protocol):
 
     def failed(self, kind: str) -> None:
         """Note an attempt that failed, retried or not; *kind* is one of a few words of the store's own."""
+
+
+class Level(StrEnum):
+    """How much a finding matters."""
+
+    OK = "ok"
+    WARNING = "warning"
+    """It works today."""
+
+    ERROR = "error"
+    """Reading or publishing fails, or will."""
+
+
+class Finding(NamedTuple):
+    """One line of `hotplate store doctor`: what was looked at, and a sentence, with what to do where it is not ok."""
+
+    level: Level
+    subject: str
+    sentence: str
+
+
+class Examined(ABC):
+    """Derived from by a store that can say more of its fitness than any reader sees; `store doctor` prints it.
+
+    `Advised` is what a service asks again and again of what it serves from; this is asked by people, and may take long.
+    """
+
+    @abstractmethod
+    async def examine(self) -> list[Finding]:
+        """Look at version, rights, limits and set-up, and change nothing; free of secrets. Raises StoreError."""

@@ -1,5 +1,6 @@
 """What the URLs of stores have in common: redaction, query parameters, and secrets, which stay out of them."""
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,11 +8,42 @@ from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from stores.errors import StoreMisused
 
+SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+
+# What ends the part of a URL that may be shown; a query can hold secrets. Behind an @ it may have begun already.
+END, END_BEHIND_AT = re.compile(r"[?#]"), re.compile(r"[?#&=;]")
+
+
+def scheme_of(url: str) -> str:
+    """Return the scheme of a URL, in lower case; empty where it has none. Any text has an answer."""
+    found = SCHEME.match(url)
+    return found[1].lower() if found else ""
+
 
 def redacted(url: str) -> str:
-    """Return *url* without what may be secret: user, password and query."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" if parts.scheme else url
+    """Return *url*, or whatever stands in its place, without what may be secret.
+
+    Of what stands before its last @ only the scheme is shown, for an unescaped password may hold any character; of a
+    query nothing.
+    """
+    scheme = scheme_of(url)
+    start = f"{scheme}://" if scheme else ""
+    _, at, shown = url[len(start) :].rpartition("@")
+    return start + (END_BEHIND_AT if at else END).split(shown, maxsplit=1)[0]
+
+
+def split(url: str) -> SplitResult:
+    """Split the URL of a server into its parts; StoreMisused, free of secrets, where that cannot be done for sure."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # its text has what it complains of
+        parts = None
+    if parts is None or "@" in f"{parts.path}{parts.query}{parts.fragment}":
+        raise StoreMisused(
+            f"the URL that ends in {redacted(url)} cannot be understood: write / ? # [ ] @ and % in a user, a password "
+            f"or a parameter as %2F %3F %23 %5B %5D %40 and %25"
+        )
+    return parts
 
 
 def parameters(parts: SplitResult, known: Collection[str], shown: str) -> dict[str, str]:

@@ -3,17 +3,21 @@
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 from stores.catalogue import ReleaseRef
 from stores.compression import load_decode, read_ids
-from stores.errors import ReleaseCorrupt, StoreError
-from stores.keys import MANIFEST, OVERALL, POPULAR, USER
+from stores.encoding import Decode
+from stores.errors import ReleaseCorrupt, StoreError, StoreMisused
+from stores.keys import MANIFEST, META, OVERALL, POPULAR, USER
 from stores.manifest import Manifest, Tally, compare, read_manifest
-from stores.store import Reader, Row, Store, read_one
+from stores.store import Reader, Row, SelfChecked, Store, read_one
 
 VERIFY_CHUNK = 1000
+
+# How many damaged keys a sentence names.
+NAMED = 3
 
 # How many items of each list are compared: as many as are served by default.
 DEPTH = 10
@@ -24,19 +28,90 @@ _Entry = tuple[bytes, list[str]]
 
 
 async def verify(store: Store, release: ReleaseRef) -> Manifest:
-    """Read every row of a sealed release and compare the sums with its manifest; ReleaseCorrupt where they differ."""
+    """Read every row of a sealed release and compare the sums with its manifest.
+
+    Raises ReleaseCorrupt where they differ, which names the keys whose values are damaged, if it is those; and for
+    damage between the rows, where the store can find that.
+    """
+    if isinstance(store, SelfChecked):  # first, for what is damaged may not be fit to be walked through
+        await store.check_integrity(release)
     manifest = await load_manifest(store, release)
     tally = Tally()
+    async for chunk in _chunks(store, release):
+        try:
+            tally.add(chunk)
+        except StoreMisused as error:  # nobody misused anything: it was put with another key
+            raise ReleaseCorrupt(f"release {release.id} holds a damaged key ({error}); publish it again") from error
+    try:
+        compare(manifest, tally)
+    except ReleaseCorrupt as error:
+        decode, damaged = await load_decode(store, release, manifest), list[str]()
+        async for chunk in _chunks(store, release):
+            damaged += [row.key for row in chunk if not is_whole(row, decode)]
+        if not damaged:
+            raise
+        raise ReleaseCorrupt(f"{error}; {named(damaged)}") from error
+    return manifest
+
+
+@dataclass(frozen=True, slots=True)
+class ScrubResult:
+    """How many rows were read, and the keys of those that are damaged."""
+
+    rows: int
+    damaged: list[str]
+
+
+async def scrub(
+    store: Store,
+    release: ReleaseRef,
+    *,
+    rows_per_s: float,
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> ScrubResult:
+    """Read every row of a release at a steady rate, gentle to those who are served, and check each value by itself.
+
+    *on_progress* is called with (rows read, rows in all). Raises ReleaseCorrupt where manifest or dictionary are
+    damaged, or more than values is.
+    """
+    manifest = await load_manifest(store, release)
+    decode, loop = await load_decode(store, release, manifest), asyncio.get_running_loop()
+    began, rows, damaged = loop.time(), 0, list[str]()
+    async for chunk in _chunks(store, release, max(1, min(VERIFY_CHUNK, int(rows_per_s / 10)))):
+        damaged += [row.key for row in chunk if not is_whole(row, decode)]
+        rows += len(chunk)
+        on_progress(rows, manifest.rows + 1)
+        await asyncio.sleep(began + rows / rows_per_s - loop.time())
+    return ScrubResult(rows, damaged)
+
+
+def is_whole(row: Row, decode: Decode) -> bool:
+    """Return whether a row's value is what was stored under its key; that of format 1, whether it can be decoded."""
+    if row.key.startswith(META):
+        return True  # read, and so checked, before any other
+    try:
+        decode(row.key, row.value)
+    except ReleaseCorrupt:
+        return False
+    return True
+
+
+def named(keys: Sequence[str]) -> str:
+    """Return a sentence that names damaged keys, a few of them."""
+    listed = ", ".join(repr(key) for key in keys[:NAMED])
+    more = f" and {len(keys) - NAMED:,} more" if len(keys) > NAMED else ""
+    return f"damaged: {listed}{more}; `hotplate releases repair` heals them from another store"
+
+
+async def _chunks(store: Store, release: ReleaseRef, size: int = VERIFY_CHUNK) -> AsyncIterator[list[Row]]:
     chunk = list[Row]()
     async for row in store.scan(release):
         chunk.append(row)
-        if len(chunk) == VERIFY_CHUNK:
-            tally.add(chunk)
-            chunk.clear()
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
             await asyncio.sleep(0)  # leases are renewed meanwhile
-    tally.add(chunk)
-    compare(manifest, tally)
-    return manifest
+    yield chunk
 
 
 async def load_manifest(reader: Reader, release: ReleaseRef) -> Manifest:
@@ -44,18 +119,21 @@ async def load_manifest(reader: Reader, release: ReleaseRef) -> Manifest:
     return read_manifest(release.id, await read_one(reader, release, MANIFEST))
 
 
-async def read_present(reader: Reader, release: ReleaseRef, keys: Sequence[str]) -> list[bytes]:
-    """Read *keys* of *release*, a batch at a time, in order; ReleaseCorrupt for one that is absent, else StoreError."""
-    values = list[bytes]()
+async def read_present(
+    reader: Reader, release: ReleaseRef, keys: Sequence[str]
+) -> AsyncIterator[tuple[str, bytes | ReleaseCorrupt]]:
+    """Read *keys* of *release*, a batch at a time, in order; of a damaged one its error, which is not raised.
+
+    Raises ReleaseCorrupt for a key that is absent, and StoreError where one cannot be read.
+    """
     for start in range(0, len(keys), reader.batch):
         chunk = keys[start : start + reader.batch]
         for key, slot in zip(chunk, await reader.get_many(release, chunk), strict=True):
-            if isinstance(slot, StoreError):
-                raise slot
             if slot is None:
                 raise ReleaseCorrupt(f"release {release.id} has lost its row {key!r}; publish it again")
-            values.append(slot)
-    return values
+            if isinstance(slot, StoreError) and not isinstance(slot, ReleaseCorrupt):
+                raise slot
+            yield key, slot
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +155,9 @@ async def sample(store: Store, release: ReleaseRef, users: int, seed: int | None
     drawn = await _draw(store, release, users, random.Random(seed))  # noqa: S311 -- picks examples, guards nothing
     popular = [POPULAR + segment for segment in (OVERALL, *manifest.segments)]
     keys = popular + drawn
-    for key, value in zip(keys, await read_present(store, release, keys), strict=True):
+    async for key, value in read_present(store, release, keys):
+        if isinstance(value, ReleaseCorrupt):
+            raise value
         read_ids(Row(key, value), decode)
     return Sample(manifest, len(drawn), len(popular))
 

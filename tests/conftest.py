@@ -1,13 +1,14 @@
 """Fixtures that more than one file uses; `open_store` is the one place that knows all backends."""
 
 import secrets
+import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from stores.connect import connect
-from stores.lmdb_store import LmdbStore
+from stores.file.store import LmdbStore
 from stores.memory import MemoryStore
 from stores.store import Store
 from tests.support.clock import FakeClock
@@ -15,6 +16,9 @@ from tests.support.cosmos_account import Account, emulated_account
 from tests.support.redis_server import RedisServer, running
 from tests.support.soak import MINUTES, SEED
 from tests.support.stores import COSMOS, OpenStore
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell: children would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A distribution of its own, which `tests/stores/test_third_party.py` installs and runs.
 collect_ignore = ["third_party"]
@@ -87,3 +91,11 @@ def store(open_store: OpenStore) -> Store:
 
 def pytest_report_header() -> str:
     return f"soak: SOAK_MINUTES={MINUTES:g} SOAK_SEED={SEED}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what long tests have counted, so that a run says how much it has tried."""
+    for report in terminalreporter.stats.get("passed", []):
+        if report.user_properties:
+            counted = ", ".join(f"{name} {value}" for name, value in report.user_properties)
+            terminalreporter.write_line(f"{report.nodeid.rpartition('::')[2]}: {counted}")

@@ -1,4 +1,4 @@
-"""A small part of Azure Resource Manager: creates, scales and deletes containers for clients without a key.
+"""A small part of Azure Resource Manager: creates, lists, scales and deletes containers for clients without a key.
 
 https://learn.microsoft.com/rest/api/cosmos-db-resource-provider/sql-resources describes the resources. Changes are
 accepted with 202 and polled for, as Azure's are:
@@ -35,7 +35,7 @@ MAX_OPERATIONS = 1_000
 RESOURCE = re.compile(
     rf"(?P<id>{PREFIX}(?P<subscription>[^/]+)/resourceGroups/(?P<group>[^/]+)/providers/Microsoft\.DocumentDB"
     r"/databaseAccounts/(?P<account>[^/]+)/sqlDatabases/(?P<database>[^/]+)(?:/containers/(?P<container>[^/]+)"
-    r"(?P<throughput>/throughputSettings/default)?)?)(?:/operationResults/(?P<operation>[^/]+))?",
+    r"(?P<throughput>/throughputSettings/default)?|(?P<feed>/containers))?)(?:/operationResults/(?P<operation>[^/]+))?",
     re.IGNORECASE,
 )
 STATUS = re.compile(
@@ -63,13 +63,16 @@ class ArmResource:
     database: str
     container: str
     throughput: str
+    feed: str
+    """Not empty for all containers of the database."""
+
     operation: str
     """The change whose result is polled for; empty for the resource itself."""
 
     @property
     def kind(self) -> str:
         """Return what the path names: a database, one of its containers, or that container's throughput."""
-        return THROUGHPUT if self.throughput else CONTAINER if self.container else DATABASE
+        return THROUGHPUT if self.throughput else CONTAINER if self.container or self.feed else DATABASE
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -119,7 +122,11 @@ class ResourceManager:
         if resource is None:
             raise _arm_error(404, "InvalidResourceType", "this emulation has no such resource at ARM")
         action = ACTIONS.get(request.method)
-        if action is None or (resource.kind == THROUGHPUT and action == "delete"):
+        if (
+            action is None
+            or (resource.kind == THROUGHPUT and action == "delete")
+            or (resource.feed and action != "read")
+        ):
             raise method_not_allowed(request)
         if OPERATOR not in roles:
             raise _arm_error(
@@ -189,6 +196,11 @@ class ResourceManager:
 
     def _read(self, resource: ArmResource) -> bytes:
         account = self.service.account
+        if resource.feed:
+            names = account.database(resource.database).containers
+            return orjson.dumps(
+                {"value": [_described(f"{resource.id}/{name}", CONTAINER, names[name].to_json()) for name in names]}
+            )
         if resource.kind == THROUGHPUT:
             offer = account.offer_of(account.container(*resource.names))
             ru = offer.throughput.ru
@@ -197,8 +209,7 @@ class ResourceManager:
                 found |= {"throughput": ru // 10, "autoscaleSettings": {"maxThroughput": ru}}
         else:
             found = resources.OPERATIONS[f"read {resource.kind}"](account, None, *resource.names).to_json()
-        name, arm_type = resource.id.rpartition("/")[2], TYPES[resource.kind]
-        return orjson.dumps({"id": resource.id, "type": arm_type, "name": name, "properties": {"resource": found}})
+        return orjson.dumps(_described(resource.id, resource.kind, found))
 
     def _put(self, resource: ArmResource, body: bytes) -> None:
         account, (given, options) = self.service.account, _properties(body)
@@ -219,6 +230,11 @@ class ResourceManager:
             return
         manual, autoscale = options.get("throughput"), options.get("autoscaleSettings")
         resources.create_container(account, database, given, manual, autoscale)
+
+
+def _described(arm_id: str, kind: str, found: dict[str, Any]) -> dict[str, Any]:
+    name = arm_id.rpartition("/")[2]
+    return {"id": arm_id, "type": TYPES[kind], "name": name, "properties": {"resource": found}}
 
 
 def _properties(body: bytes) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -190,7 +190,7 @@ class Generator:
     async def _establish(self) -> None:
         try:
             async with asyncio.timeout(self._load.timeout_s):
-                await self._open_one(lambda: Connection(self, headers=bool(self._load.tally)))
+                await self._open_one(lambda: Connection(self))
         except OSError:  # a timeout is one, too
             self._recorder.refused += 1
             if self._waiting:

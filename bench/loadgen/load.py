@@ -14,6 +14,7 @@ from bench.errors import BenchFailed, BenchMisused
 from bench.loadgen.keys import Keys
 from bench.loadgen.schedule import Arrivals, constant
 from stores.http1 import ConnectionPool, RequestFailed, Response
+from stores.urls import redacted
 
 # What stands for an id in a path.
 KEY = "{key}"
@@ -241,4 +242,4 @@ def send_one(url: str, request: bytes, timeout_s: float, ca: str | None = None) 
     try:
         return asyncio.run(send())
     except RequestFailed as error:
-        raise BenchFailed(f"nothing answers at {url} ({error.kind}); is the service running?") from error
+        raise BenchFailed(f"nothing answers at {redacted(url)} ({error.kind}); is the service running?") from error

@@ -18,10 +18,10 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from bench.lists import ITEMS, Shape, key_of
 from bench.micro.publishing import publish_to
 from stores import catalogue as steps
-from stores.catalogue import Catalogue, ReleaseId, ReleaseRef
-from stores.compression import Compressor, Decompressor, train
-from stores.encoding import ItemEncoder, cut, decode
-from stores.lmdb_store import LmdbStore
+from stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef
+from stores.compression import Decompressor, Encoder, train
+from stores.encoding import HEADER_BYTES, SEPARATOR, Checksum, ItemEncoder, cut, decode, offset_of
+from stores.file.store import LmdbStore
 from stores.redis.batcher import Batcher
 from stores.redis.keys import Keys
 from stores.store import Row
@@ -31,6 +31,7 @@ LIST_LENGTH, SERVED = 20, 10
 USERS = int(os.environ.get("BENCH_USERS", "100000"))
 ROUNDS = 200
 CALLERS = 64
+RELEASE = "20261120T064200Z-7f3a"
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +77,23 @@ def bench_encode(benchmark: BenchmarkFixture) -> None:
     benchmark(encode_all)
 
 
-def bench_cut(benchmark: BenchmarkFixture, lists: list[bytes]) -> None:
-    """The first 10 of 20 items."""
-    for_each(benchmark, lambda value: cut(value, SERVED), lists)
+@pytest.mark.parametrize("value_format", [1, 2])
+def bench_seal(benchmark: BenchmarkFixture, lists: list[bytes], value_format: int) -> None:
+    """A list to its stored value: in format 1 they are the same, in format 2 offset and checksum come before it."""
+    plain = Encoder(Checksum(RELEASE), None)
+    benchmark.extra_info |= {"count": len(lists), "each": "list"}
+    benchmark(list if value_format == 1 else plain.rows, [Row("user:1", value) for value in lists])
+
+
+@pytest.mark.parametrize("value_format", [1, 2])
+def bench_cut(benchmark: BenchmarkFixture, lists: list[bytes], value_format: int) -> None:
+    """From a stored value to the first 10 of 20 items: checked, in format 2, and cut."""
+    if value_format == 1:
+        for_each(benchmark, lambda value: SEPARATOR.join(value.split(SEPARATOR, SERVED)[:SERVED]), lists)
+        return
+    checksum = Checksum(RELEASE)
+    values = [checksum.seal("user:1", offset_of(value) + value) for value in lists]
+    for_each(benchmark, lambda value: cut(checksum.open("user:1", value), SERVED), values)
 
 
 def bench_decode(benchmark: BenchmarkFixture, lists: list[bytes]) -> None:
@@ -88,14 +103,16 @@ def bench_decode(benchmark: BenchmarkFixture, lists: list[bytes]) -> None:
 
 def bench_compress(benchmark: BenchmarkFixture, lists: list[bytes], dictionary: bytes) -> None:
     """JSON to zstd, a row at a time."""
-    compressor = Compressor(dictionary)
-    for_each(benchmark, lambda value: compressor.rows([Row("user:1", value)]), lists)
+    encoder = Encoder(Checksum(RELEASE), dictionary)
+    for_each(benchmark, lambda value: encoder.rows([Row("user:1", value)]), lists)
 
 
 def bench_decompress(benchmark: BenchmarkFixture, lists: list[bytes], dictionary: bytes) -> None:
     """Back from zstd to JSON."""
-    packed = [row.value for row in Compressor(dictionary).rows([Row("user:1", value) for value in lists])]
-    for_each(benchmark, Decompressor(dictionary).decode, packed)
+    values = [
+        row.value for row in Encoder(Checksum(RELEASE), dictionary).rows([Row("user:1", value) for value in lists])
+    ]
+    for_each(benchmark, Decompressor(dictionary).decompress, [value[HEADER_BYTES:] for value in values])
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +197,7 @@ class Replying:
 
 def bench_batcher(benchmark: BenchmarkFixture) -> None:
     """64 callers of one key each, whose lookups become one command to Redis."""
-    release, keys = ReleaseRef(ReleaseId("r"), "r"), [[key_of(user)] for user in range(CALLERS)]
+    release, keys = ReleaseRef(ReleaseId("r"), "7f3a0c5e9d12"), [[key_of(user)] for user in range(CALLERS)]
     benchmark.extra_info |= {"count": CALLERS, "each": "key"}
     loop = asyncio.new_event_loop()
     batcher = Batcher(Replying(), Keys("bench"))  # type: ignore[arg-type]  # all that it uses of a connection
@@ -196,12 +213,13 @@ def bench_catalogue(benchmark: BenchmarkFixture) -> None:
     """One publish: begin, commit, activate and prune beside 50 earlier releases; and the record, written and parsed."""
     earlier = Catalogue(now=1.0)
     for release in [ReleaseId(f"r{number}") for number in range(50)]:
-        earlier = steps.activate(steps.commit(steps.begin(earlier, release), release), release)
+        draft = DraftRef(release, f"of-{release}", "writer")
+        earlier = steps.activate(steps.commit(steps.begin(earlier, draft), draft), release)
     earlier = steps.succeed(earlier, earlier, token="t", store_id="s")  # noqa: S106 -- a compare-and-set's token
-    new = ReleaseId("new")
+    new = DraftRef(ReleaseId("new"), "of-new", "writer")
 
     def publish() -> Catalogue:
-        live = steps.activate(steps.commit(steps.begin(earlier, new), new), new)
+        live = steps.activate(steps.commit(steps.begin(earlier, new), new), new.id)
         return steps.parse(steps.dump(steps.prune(live, keep=50)), now=2.0, where="memory")
 
-    assert benchmark(publish).live == new
+    assert benchmark(publish).live == new.id

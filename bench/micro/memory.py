@@ -12,7 +12,7 @@ from pathlib import Path
 from bench.lists import key_of
 from bench.micro.rounds import Figure, at_most
 from bench.report.machine import ROOT, environment
-from stores.lmdb_store import LmdbStore
+from stores.file.store import LmdbStore
 
 WORKERS = 4
 # What a worker may take to its first list, and what it may add to reach every list.

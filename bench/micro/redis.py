@@ -38,7 +38,7 @@ from bench.micro.rounds import (
 from bench.process import REDIS_MISSING, RedisServer, Server, on_core, redis_installed, redis_serving
 from stores.catalogue import ReleaseRef
 from stores.connect import connect
-from stores.lifecycle import copy
+from stores.transfer import copy
 
 ENCODINGS = ("json", "zstd")
 LIST_LENGTH = 20

@@ -19,6 +19,7 @@ from bench.process import Channel, on_core, receive, start_worker, stop_process
 from bench.report.machine import environment
 from bench.stores.setup import StoreServer, difference, first_user_rows, opened, store_server
 from stores.catalogue import ReleaseId
+from stores.compression import EncodedRows
 from stores.lifecycle import begin, write
 from stores.manifest import Manifest, Tally
 from stores.store import Plan, Row, Store
@@ -61,9 +62,9 @@ async def write_trial(store: Store, server: StoreServer, rows: Sequence[Row]) ->
     results = list[TrialResult]()
     draft = await begin(store, ReleaseId(f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"))
 
-    async def batches() -> AsyncIterator[Sequence[Row]]:
+    async def batches() -> AsyncIterator[list[Row]]:
         for start in range(0, len(rows), BATCH_ROWS):
-            yield rows[start : start + BATCH_ROWS]
+            yield list(rows[start : start + BATCH_ROWS])
 
     async def measure_and_abandon(_: Tally) -> Manifest:
         await store.seal(draft)
@@ -72,9 +73,11 @@ async def write_trial(store: Store, server: StoreServer, rows: Sequence[Row]) ->
         results.append(TrialResult(len(rows), took_s, used_s, server_used_s, stored_more))
         raise _AbandonedError  # before the manifest and the commit: the draft is dropped like that of a failed publish
 
-    plan = Plan(len(rows), sum(len(row.key) + len(row.value) for row in rows))
+    async def encoded() -> EncodedRows:  # as they were read, so that nothing but writing is measured
+        return EncodedRows(Plan(len(rows), sum(len(row.key) + len(row.value) for row in rows)), batches())
+
     try:
-        await write(store, draft, batches(), plan=plan, finish=measure_and_abandon)
+        await write(store, draft, encoded, finish=measure_and_abandon)
     except _AbandonedError:
         return results[0]
     raise BenchFailed(f"the trial release {draft.id} was committed")

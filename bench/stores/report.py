@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
-from urllib.parse import urlsplit
 
 from bench import answers
 from bench.errors import BenchMisused
@@ -21,6 +20,7 @@ from bench.stores.rounds import Settings, StoreComparison
 from bench.stores.setup import Setup, own_stores, prepared_stores
 from bench.stores.table import Column, table_lines
 from stores.cosmos.url import Throughput, parse
+from stores.urls import scheme_of
 
 DECIDING_METRIC = "p99"
 ENCODINGS = ("json", "zstd")
@@ -104,7 +104,7 @@ def parse_settings(options: StoresOptions) -> Settings:
 
 def provisioned(url: str) -> Throughput | None:
     """Return what the container of a store's live release may use; None of a store that is not metered."""
-    return parse(url).throughput if urlsplit(url).scheme.startswith("cosmos") else None
+    return parse(url).throughput if scheme_of(url).startswith("cosmos") else None
 
 
 def report(options: StoresOptions, setup: Setup, result: ComparisonResult) -> Report:

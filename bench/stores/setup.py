@@ -11,7 +11,7 @@ from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from bench.errors import BenchFailed, BenchMisused
 from bench.lists import Shape
@@ -27,13 +27,13 @@ from bench.process import (
     serving,
 )
 from stores.catalogue import ReleaseRef
-from stores.compression import compress
 from stores.connect import connect
 from stores.keys import USER
-from stores.lifecycle import copy, publish
+from stores.lifecycle import publish
 from stores.manifest import Manifest
 from stores.store import Row, Store
-from stores.urls import redacted
+from stores.transfer import copy
+from stores.urls import redacted, scheme_of
 from stores.verification import load_manifest
 
 EMULATOR = "local emulator, not Azure"
@@ -69,7 +69,7 @@ def store_server(url: str) -> StoreServer:
     The service itself reads files through a memory map, whose pages can be dropped at any time. An emulator's CPU and
     memory are no measure of what the service that it stands for uses; what it stores is as that would charge for it.
     """
-    match urlsplit(url).scheme:
+    match scheme_of(url):
         case "file":
             return StoreServer(lambda: 0.0, lambda: 0, partial(_folder_bytes, Path(url.removeprefix("file://"))))
         case "redis" | "rediss" | "unix":
@@ -133,7 +133,7 @@ UNKNOWN_SERVER = StoreServer(lambda: None, lambda: None, lambda: None)
 
 def emulator_label(url: str) -> str | None:
     """Return what to show in place of a latency where *url* names an emulator: its times are not the service's."""
-    return EMULATOR if urlsplit(url).scheme in EMULATED_SCHEMES else None
+    return EMULATOR if scheme_of(url) in EMULATED_SCHEMES else None
 
 
 def store_settings(url: str) -> dict[str, str]:
@@ -218,7 +218,7 @@ def prepared_stores(urls: Sequence[str], users: int, encoding: str, *, started_h
 
 def store_names(urls: Sequence[str]) -> list[str]:
     """Name each store as briefly as distinguishes it from the others: by its scheme, or by its URL."""
-    schemes = [f"{urlsplit(url).scheme}://" for url in urls]
+    schemes = [f"{scheme_of(url)}://" for url in urls]
     shown = schemes if len(set(schemes)) == len(urls) else [redacted(url) for url in urls]
     if len(set(shown)) < len(urls):
         shown = [f"{name} ({number})" for number, name in enumerate(shown, 1)]
@@ -262,11 +262,7 @@ async def _publish_made_up(store: Store, users: int, encoding: str) -> ReleaseRe
         for rows in shape.batches(shape.drawn()):
             yield rows
 
-    if encoding == "zstd":
-        compressed = await compress(batches(), shape.plan)
-        result = await publish(store, compressed.batches, plan=compressed.plan, about={}, encoding=encoding)
-    else:
-        result = await publish(store, batches(), plan=shape.plan, about={}, encoding=encoding)
+    result = await publish(store, batches(), plan=shape.plan, about={}, encoding=encoding)
     return (await store.catalogue()).find(result.manifest.release).ref
 
 

@@ -4,7 +4,7 @@ from math import floor
 from time import monotonic, time
 from typing import TYPE_CHECKING, Annotated
 
-from hotplate.cli.terminal import err, option, out, print_json, table
+from hotplate.cli.terminal import chosen_store, err, option, out, print_json, table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -34,9 +34,9 @@ DryRun = Annotated[
 
 def limit_ru(url: str | None, max_ru: int | None) -> str | None:
     """Return the store's URL with what may be spent there; StoreMisused where nothing is paid by request units."""
-    from stores.connect import default_url, with_max_ru
+    from stores.connect import with_max_ru
 
-    return url if max_ru is None else with_max_ru(url or default_url(), max_ru)
+    return url if max_ru is None else with_max_ru(chosen_store(url), max_ru)
 
 
 def hours_begun(began: float, seconds: float) -> int:
@@ -65,11 +65,10 @@ def monthly_usd(prices: "Prices", provisioned: "Iterable[Provisioned]") -> float
 
 def print_estimate(found: "Estimate", url: str | None, *, as_json: bool) -> None:
     """Print the estimate of a publish that would begin now."""
-    from stores.connect import default_url
     from stores.prices import load
     from stores.urls import redacted
 
-    where, began, prices = redacted(url or default_url()), time(), load()
+    where, began, prices = redacted(chosen_store(url)), time(), load()
     if as_json:
         print_json(_estimate_to_json(found, prices, where, began))
         return

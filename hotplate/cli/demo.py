@@ -2,7 +2,6 @@
 
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 from shlex import quote as quoted
 from typing import Annotated
@@ -30,13 +29,13 @@ def demo(
     """
     from offline.input.sample import sample
     from offline.pipeline import TrainSettings, train
+    from offline.scratch import temporary_folder
     from serve.process import reserve
     from serve.process import serve as run
     from serve.settings import Settings, configure_logging
 
-    with tempfile.TemporaryDirectory(prefix="hotplate-demo-") as scratch:
+    with temporary_folder("demo") as folder:
         reserve(host, port).close()  # a port in use is better reported before the training than after
-        folder = Path(scratch)
         if data is None:
             data = folder / "sample.parquet"
             sample().write_parquet(data)

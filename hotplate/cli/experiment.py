@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin,
 import typer
 
 from bench.options import HOW, Argument, Flag
-from hotplate.cli.terminal import FAILED, Json, err, option, out, print_json, require_folder, table
+from hotplate.cli.terminal import FAILED, Json, err, interruptible_loop, option, out, print_json, require_folder, table
 
 if TYPE_CHECKING:
     from bench.progress import ProgressDisplay
@@ -55,7 +55,7 @@ def add_experiment(
                 chosen = options(**(preset | values))
                 if confirm is not None:
                     confirm(chosen)
-                with progress_display(err) as display:
+                with interruptible_loop(), progress_display(err) as display:
                     made, runs = run(chosen, display)
             keep(made, runs, name)
             if as_json:

@@ -2,7 +2,6 @@
 
 import signal
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,6 +63,7 @@ def import_lists(
     Before you pay: hotplate import lists.parquet --store cosmos://ACCOUNT/DATABASE --max-ru 4000 --dry-run
     """
     from offline.list_import import ImportedLists, ImportSettings
+    from offline.scratch import temporary_folder
 
     options = PublishOptions(limit_ru(store, max_ru), encoding, activate, keep, resume, dry_run, as_json)
     columns = {"user": user_column, "item": item_column, "score": score_column, "title": title_column}
@@ -71,8 +71,8 @@ def import_lists(
     if not dry_run:
         # A store that cannot be reached is better reported now than after the sort.
         with_store(options.store, lambda opened: opened.catalogue())
-    with _exit_on_sigterm(), tempfile.TemporaryDirectory(prefix="hotplate-import-") as scratch:
-        publish_lists(lambda on_progress: ImportedLists(settings, Path(scratch), on_progress), options, lists)
+    with _exit_on_sigterm(), temporary_folder("import") as scratch:
+        publish_lists(lambda on_progress: ImportedLists(settings, scratch, on_progress), options, lists)
 
 
 @contextmanager

@@ -7,7 +7,19 @@ from typing import Annotated
 
 import typer
 
-from hotplate.cli import bench, cosmos_emulator, demo, import_lists, lookup, plan, publish, releases, serve, train
+from hotplate.cli import (
+    bench,
+    cosmos_emulator,
+    demo,
+    import_lists,
+    lookup,
+    plan,
+    publish,
+    releases,
+    serve,
+    store,
+    train,
+)
 from hotplate.cli.terminal import out, print_error
 
 app = typer.Typer(
@@ -27,6 +39,7 @@ app.command()(lookup.lookup)
 app.command()(plan.plan)
 app.command()(cosmos_emulator.cosmos_emulator)
 app.add_typer(releases.app, name="releases")
+app.add_typer(store.app, name="store")
 app.add_typer(bench.app, name="bench")
 
 
@@ -50,6 +63,10 @@ def hotplate(
 def main() -> None:
     """Run the command; an expected error ends it with one sentence and its exit code, a defect with its traceback."""
     logging.getLogger().addHandler(logging.NullHandler())  # verbs speak for themselves; `serve` sets its log up
+    waiting = logging.StreamHandler()
+    waiting.setFormatter(logging.Formatter("hotplate: %(message)s"))
+    for name in ("stores.lifecycle", "stores.transfer"):  # what a verb waits for, as for another's lease
+        logging.getLogger(name).addHandler(waiting)
     try:
         app()
     except KeyboardInterrupt:

@@ -13,6 +13,7 @@ from hotplate.cli.terminal import (
     Json,
     StageProgress,
     StoreUrl,
+    chosen_store,
     option,
     out,
     print_json,
@@ -75,9 +76,8 @@ class PublishOptions:
     def encoding_or_default(self) -> str:
         """Return the chosen encoding, or the one that suits the store."""
         from stores.compression import default_encoding
-        from stores.connect import default_url
 
-        return self.encoding or default_encoding(self.store or default_url())
+        return self.encoding or default_encoding(chosen_store(self.store))
 
 
 def publish(

@@ -1,5 +1,8 @@
-"""`hotplate releases`: list, show, activate, rollback, prune, copy, verify and diff."""
+"""`hotplate releases`: list, show, activate, rollback, prune, copy, verify, scrub, repair and diff."""
 
+import struct
+import zlib
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +14,7 @@ from hotplate.cli.publish import Keep, plan_of
 from hotplate.cli.terminal import (
     Json,
     StoreUrl,
+    chosen_store,
     err,
     option,
     out,
@@ -22,17 +26,21 @@ from hotplate.cli.terminal import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from stores.catalogue import ReleaseRef
     from stores.lifecycle import WriteResult
     from stores.manifest import Manifest
     from stores.store import Estimate, Store
-    from stores.verification import Difference
+    from stores.verification import Difference, ScrubResult
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Look after releases: list, activate, roll back, prune, copy, verify and compare them.\n\n"
+    help="Look after releases: list, activate, roll back, prune, copy, verify, repair and compare them.\n\n"
     "Example: hotplate releases list --store file:///var/lib/hotplate",
 )
+
+DAY_S = 86_400
 
 ReleaseArgument = Annotated[str, typer.Argument(metavar="RELEASE", help="An id, as `hotplate releases list` shows it.")]
 ReleaseOrLive = Annotated[
@@ -118,15 +126,25 @@ def prune(
     grace: Annotated[
         float, option("--grace", "Keep a release for this many seconds after it left service.", at_least=0)
     ] = 600,
+    keep_ready: Annotated[
+        float | None,
+        option(
+            "--keep-ready",
+            "Erase releases, too, that were begun this many days ago and that nobody has activated; by default they "
+            "stay.",
+            at_least=0,
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Erase what is no longer needed: releases past their grace, and drafts whose writer is gone.
 
-    Example: hotplate releases prune --keep 2
+    Example: hotplate releases prune --keep 2 --keep-ready 7
     """
     from stores.lifecycle import prune as erase
 
-    dropped = with_store(store, lambda opened: erase(opened, keep=keep, grace_s=grace))
+    keep_ready_s = None if keep_ready is None else keep_ready * DAY_S
+    dropped = with_store(store, lambda opened: erase(opened, keep=keep, grace_s=grace, keep_ready_s=keep_ready_s))
     sentences = "\n".join(f"erased {release}" for release in dropped) or "nothing to erase"
     _print_outcome({"erased": dropped}, sentences, as_json=as_json)
 
@@ -151,9 +169,9 @@ def copy(
 
     Before you pay: hotplate releases copy --from URL --to cosmos://ACCOUNT/DATABASE --max-ru 4000 --dry-run
     """
-    from stores.lifecycle import copy as copy_release
-    from stores.lifecycle import estimate_copy
     from stores.store import Estimate
+    from stores.transfer import copy as copy_release
+    from stores.transfer import estimate_copy
     from stores.verification import load_manifest
 
     target, spending = limit_ru(target, max_ru) or target, Spending()
@@ -212,10 +230,11 @@ def verify(
     async def check_release(opened: "Store") -> "tuple[Manifest, str, list[str]]":
         chosen = await find_release(opened, release)
         warnings = await opened.warnings() if isinstance(opened, Advised) else []
-        if sample is None:
-            manifest = await check(opened, chosen)
-            return manifest, f"is complete: {manifest.rows:,} rows, {manifest.bytes:,} bytes", warnings
-        read = await read_sample(opened, chosen, sample)
+        with _as_damage(chosen):
+            if sample is None:
+                manifest = await check(opened, chosen)
+                return manifest, f"is complete: {manifest.rows:,} rows, {manifest.bytes:,} bytes", warnings
+            read = await read_sample(opened, chosen, sample)
         return read.manifest, f"can be read: {read.users:,} users' lists, {read.popular:,} popular ones", warnings
 
     manifest, finding, warnings = with_store(store, check_release)
@@ -225,6 +244,72 @@ def verify(
     out.print(f"{manifest.release} {finding}")
     for warning in warnings:
         err.print(f"warning: {warning}")
+
+
+@app.command()
+def scrub(
+    release: ReleaseOrLive = None,
+    store: StoreUrl = None,
+    rate: Annotated[float, option("--rate", "Read this many rows a second.", at_least=1)] = 1000,
+    as_json: Json = False,
+) -> None:
+    """Read every row of a release, by default the live one, at a gentle rate, and check each value's checksum.
+
+    Damaged values are named, and the exit code is 1; `hotplate releases repair` heals them. The service does the same
+    in the background with `hotplate serve --scrub-rate`.
+
+    Example: hotplate releases scrub --store redis://localhost:6379/0 --rate 5000
+    """
+    from stores.errors import ReleaseCorrupt
+    from stores.verification import named
+    from stores.verification import scrub as read
+
+    with progress_bars() as on_progress:
+
+        async def act(opened: "Store") -> "tuple[ReleaseRef, ScrubResult]":
+            chosen = await find_release(opened, release)
+            with _as_damage(chosen):
+                return chosen, await read(opened, chosen, rows_per_s=rate, on_progress=partial(on_progress, "scrub"))
+
+        chosen, found = with_store(store, act)
+    if found.damaged:
+        raise ReleaseCorrupt(
+            f"of {found.rows:,} rows of release {chosen.id}, {len(found.damaged):,} are {named(found.damaged)}"
+        )
+    _print_outcome(
+        {"release": chosen.id, "rows": found.rows, "damaged": []},
+        f"{chosen.id} is whole: {found.rows:,} rows",
+        as_json=as_json,
+    )
+
+
+@app.command()
+def repair(
+    source: Annotated[str, option("--from", "Take the rows from the store at this URL.", metavar="URL")],
+    release: ReleaseOrLive = None,
+    store: StoreUrl = None,
+    as_json: Json = False,
+) -> None:
+    """Write a damaged release, by default the live one, anew out of another store that has it too.
+
+    It is served meanwhile, and those who serve it switch to the new rows once they are complete and checked.
+
+    Example: hotplate releases repair --from redis://localhost:6379/0 --store file:///var/lib/hotplate
+    """
+    from stores.transfer import repair as write_anew
+
+    with progress_bars() as on_progress:
+
+        async def act(opened: "Store", damaged: "Store") -> "WriteResult":
+            chosen = await find_release(damaged, release)
+            return await write_anew(damaged, opened, chosen.id, on_progress=partial(on_progress, "repair"))
+
+        done = with_stores(source, chosen_store(store), act)
+    _print_outcome(
+        {"release": done.manifest, "rows_written": done.rows},
+        f"{done.manifest.release} is repaired: {done.rows:,} rows written anew",
+        as_json=as_json,
+    )
 
 
 @app.command()
@@ -241,7 +326,9 @@ def diff(
     from stores.verification import diff as compare
 
     async def read(opened: "Store") -> "Difference":
-        return await compare(opened, await find_release(opened, first), await find_release(opened, second))
+        one, other = await find_release(opened, first), await find_release(opened, second)
+        with _as_damage(one, other):
+            return await compare(opened, one, other)
 
     found = with_store(store, read)
     if as_json:
@@ -284,6 +371,22 @@ async def find_manifest(store: "Store", release: str | None) -> "Manifest":
     from stores.verification import load_manifest
 
     return await load_manifest(store, await find_release(store, release))
+
+
+@contextmanager
+def _as_damage(*releases: "ReleaseRef") -> "Iterator[None]":
+    """Say that a release is damaged where its bytes make no sense to a codec: keys that are no text, or cut lists."""
+    from stores.errors import ReleaseCorrupt
+
+    try:
+        yield
+    except (ValueError, LookupError, zlib.error, struct.error) as error:
+        named = " or ".join(each.id for each in releases)
+        what = f"{error.object[:80]!r} is no text" if isinstance(error, UnicodeDecodeError) else error
+        raise ReleaseCorrupt(
+            f"release {named} is damaged, in what cannot even be read ({what}); publish it again, or heal it with "
+            f"`hotplate releases repair --from URL` out of another store that has it"
+        ) from error
 
 
 def _print_outcome(fields: object, sentence: str, *, as_json: bool) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from hotplate.cli.terminal import err, option
+from hotplate.cli.terminal import chosen_store, err, option
 
 Host = Annotated[str, option("--host", "Listen on this address; by default on this machine only.")]
 Port = Annotated[int, option("--port", "Listen on this port; 0 takes any free one.", at_least=0, at_most=65535)]
@@ -33,6 +33,15 @@ def serve(
     drain: Annotated[
         float, option("--drain", "Wait at a stop at most this many seconds for requests in flight.", at_least=0)
     ] = 10.0,
+    scrub_rate: Annotated[
+        float,
+        option(
+            "--scrub-rate",
+            "Read so many rows of what is served a second in the background, and check each; 0 reads none.",
+            metavar="ROWS_PER_S",
+            at_least=0,
+        ),
+    ] = 0.0,
 ) -> None:
     """Serve the live release of a store over HTTP, and follow it from release to release.
 
@@ -40,14 +49,13 @@ def serve(
     """
     from serve.process import serve as run
     from serve.settings import Settings, configure_logging
-    from stores.connect import default_url
     from stores.errors import StoreMisused
     from stores.urls import redacted
 
-    urls = tuple(store or [default_url()])
+    urls = tuple(map(chosen_store, store)) if store else (chosen_store(None),)
     if any(url.startswith("memory:") for url in urls):
         raise StoreMisused("memory:// is for tests: it is empty, and gone with the process; serve a file:// store")
     configure_logging()
-    settings = Settings(urls, host, port, workers, budget_s=budget, drain_s=drain)
+    settings = Settings(urls, host, port, workers, budget_s=budget, drain_s=drain, scrub_rows_per_s=scrub_rate)
     named = ", ".join(map(redacted, urls))
     run(settings, lambda address: err.print(f"serving {named} on {address}"))

@@ -2,7 +2,10 @@
 
 import asyncio
 import dataclasses
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -32,6 +35,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 # Reports (stage, done, total) of long work.
 StageProgress = Callable[[str, int, int], None]
+
+# What `--store` is read from where it is left out.
+STORE_VARIABLE = "HOTPLATE_STORE"
 
 # Exit codes: something failed, and the command was misused.
 FAILED, MISUSED = 1, 2
@@ -168,6 +174,22 @@ def require_folder(report: Path | None) -> None:
         raise BenchMisused(f"there is no folder {report.parent} to write the report to")
 
 
+def chosen_store(url: str | None) -> str:
+    """Return the URL that was given, or that of the default store; StoreMisused for an empty one, in a script say.
+
+    An empty variable is no less a mistake than an empty option, and typer takes it for none.
+    """
+    from stores.connect import default_url
+    from stores.errors import StoreMisused
+
+    if url == "" or (url is None and os.environ.get(STORE_VARIABLE) == ""):
+        raise StoreMisused(
+            f"the URL of the store is empty; give one with --store or {STORE_VARIABLE}, or leave both out for the "
+            f"store in your own data folder, {default_url()}"
+        )
+    return url or default_url()
+
+
 def with_store(url: str | None, act: "Callable[[Store], Awaitable[T]]", observer: "Observer | None" = None) -> T:
     """Run *act* on the store at *url*, by default the one in the user's own data folder, and close it at the end."""
 
@@ -175,7 +197,8 @@ def with_store(url: str | None, act: "Callable[[Store], Awaitable[T]]", observer
         async with _opened(url, observer) as store:
             return await act(store)
 
-    return asyncio.run(run())
+    with interruptible_loop():
+        return asyncio.run(run())
 
 
 def with_stores(
@@ -192,14 +215,29 @@ def with_stores(
         async with _opened(source, None) as first, _opened(target, observer) as second:
             return await act(first, second)
 
-    return asyncio.run(run())
+    with interruptible_loop():
+        return asyncio.run(run())
+
+
+@contextmanager
+def interruptible_loop() -> Iterator[None]:
+    """Give Ctrl-C back to Python, from which an event loop takes it over: it cancels what it runs, which cleans up."""
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 @asynccontextmanager
 async def _opened(url: str | None, observer: "Observer | None") -> "AsyncIterator[Store]":
-    from stores.connect import connect, default_url
+    from stores.connect import connect
 
-    store = connect(url or default_url(), observer)
+    store = connect(chosen_store(url), observer)
     try:
         yield store
     finally:

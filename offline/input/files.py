@@ -1,5 +1,6 @@
 """Files of rows: listed by path, recognized by name, fingerprinted, and opened as tables whose rows are complete."""
 
+import codecs
 import csv
 import re
 from collections.abc import Iterator, Sequence
@@ -25,7 +26,24 @@ _KINDS: dict[str, Kind] = {
     ".parquet": "parquet",
     ".pq": "parquet",
 }
-_COMPRESSED = (".gz", ".zst", ".zstd")
+# What a file of this name holds, and how it begins.
+_GZIP, _ZSTD = ("gzip data", b"\x1f\x8b\x08"), ("zstd data", b"\x28\xb5\x2f\xfd")
+_COMPRESSED = {".gz": _GZIP, ".zst": _ZSTD, ".zstd": _ZSTD}
+# How files begin that are often given another's name.
+_OTHER_KINDS = {
+    b"PK\x03\x04": "a ZIP archive",
+    b"PAR1": "a Parquet file",
+    b"BZh": "bzip2 data",
+    b"\xfd7zXZ\x00": "xz data",
+    b"SQLite format 3": "an SQLite database",
+    b"%PDF": "a PDF document",
+    b"\xff\xfe": "UTF-16 text",
+    b"\xfe\xff": "UTF-16 text",
+}
+_HEAD_BYTES = 4096
+# Of less, no reader sees that it is compressed.
+_MIN_COMPRESSED_BYTES = 5
+_NOT_IN_TEXT = re.compile(rb"[\x00-\x08\x0e-\x1f]")
 _CHUNK_BYTES = 1 << 20
 # What a reader's message, in lower case, means for the person who brought the file; the first part in it decides.
 _READER_ERRORS = {
@@ -36,7 +54,9 @@ _READER_ERRORS = {
     ("out of specification", "out-of-spec", "thrift", "encoded schema"): (
         "is cut in the middle or is not a Parquet file; fetch or copy it again."
     ),
-    ("corrupt", "panic", "assertion failed"): "is damaged; fetch or copy it again.",
+    ("corrupt", "panic", "assertion failed", "gzip header", "checksum", "frame"): (
+        "is damaged; fetch or copy it again."
+    ),
     # Whole lines are read by splitting at this character.
     ("more fields", "new_columns"): "holds the control character 0x01, which is no text; remove it: tr -d '\\001'.",
     ("utf-8", "utf8"): "is not UTF-8 text; convert it: iconv -f LATIN1 -t UTF-8.",
@@ -154,6 +174,7 @@ def _open_table(file: Path, delimiter: str | None) -> Table:
         if _kind(file) == "parquet":
             frame = pl.scan_parquet(file, glob=False)
             return Table(file, frame, dict(frame.collect_schema()))
+    _check_head(file)
     with _text_errors(file):
         header = _header(file)
     separator = _separator(file, header, delimiter)
@@ -175,6 +196,27 @@ def _open_table(file: Path, delimiter: str | None) -> Table:
         if quoted:
             _height(table)
     return table
+
+
+def _check_head(file: Path) -> None:
+    """Raise DataError where *file* begins neither as text nor as compressed data do, or is cut in its first bytes."""
+    with data_errors(file), file.open("rb") as stream:
+        head = stream.read(_HEAD_BYTES)
+    if head.startswith((_GZIP[1], _ZSTD[1])) and len(head) >= _MIN_COMPRESSED_BYTES:
+        return
+    kind, magic = _COMPRESSED.get(file.suffix.lower(), ("UTF-8 text", b""))
+    if magic and head[: len(magic)] == magic[: len(head)]:
+        raise DataError(f"{file} is cut in the middle: it has {len(head)} bytes; fetch or copy it again.")
+    found = next((name for begin, name in _OTHER_KINDS.items() if head.startswith(begin)), None)
+    if found is None and (b"\0" in head or (magic and _NOT_IN_TEXT.search(head))):
+        found = "data of an unknown kind"
+    if found is None and magic:
+        try:
+            codecs.getincrementaldecoder("utf-8")().decode(head)  # it may end within a character
+        except UnicodeDecodeError:
+            found = "text in another encoding than UTF-8, or data of an unknown kind"
+    if found is not None:  # text is read, whatever its name: clients decompress on the way
+        raise DataError(f"{file} is not {kind}, as its name says, but {found}; fetch it again, or name it as it is.")
 
 
 def _height(table: Table) -> int:

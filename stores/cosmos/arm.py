@@ -105,6 +105,12 @@ class ArmContainers:
             return True
         return False
 
+    async def list_containers(self) -> list[str]:
+        async def call(sql: SqlResourcesOperations) -> list[str]:
+            return [found.name or "" async for found in sql.list_sql_containers(*self._path)]
+
+        return await self._call(call)
+
     async def delete_container(self, container: str) -> None:
         async def call(sql: SqlResourcesOperations) -> None:
             await (await sql.begin_delete_sql_container(*self._path, container)).result()

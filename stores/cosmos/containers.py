@@ -47,6 +47,10 @@ class Containers(Protocol):
         """Make a container by DEFINITION; False where it was there. None: the account is serverless."""
         ...
 
+    async def list_containers(self) -> list[str]:
+        """Return the names of all containers; ContainerMissing where there is no database."""
+        ...
+
     async def delete_container(self, container: str) -> None:
         """Drop a container with all it holds, for no RU; nothing happens where there is none."""
         ...

@@ -65,6 +65,9 @@ class AccountContainers:
 
         return await self._create(create)
 
+    async def list_containers(self) -> list[str]:
+        return await self._client.containers()
+
     async def delete_container(self, container: str) -> None:
         try:
             async with self._open() as client:

@@ -114,6 +114,9 @@ class SimulatedAccount:
             self._spend(container, name, self._charges.read(item_bytes(item)), READING)
         return item
 
+    async def read_nearest(self, container: str, name: str, timeout_s: float) -> tuple[Item | None, bool]:
+        return await self.read(container, name, timeout_s), True
+
     async def read_versioned(self, container: str, name: str) -> VersionedItem:
         item = await self.read(container, name, 0.0)
         now = float(int(self._clock() + self._ahead_s))  # as the header `Date` has it
@@ -126,19 +129,14 @@ class SimulatedAccount:
         self._put(container, item)
         return self._written(container, item, self._charges.create(item_bytes(item), 0))
 
-    async def upsert(self, container: str, item: Item) -> ItemWritten:
-        before = await self._get(container, item["id"])
-        if before is None:
-            return await self.create(container, item)
-        return self._replaced(container, before, item)
-
     async def replace(self, container: str, item: Item, etag: str) -> ItemWritten:
         before = await self._get(container, item["id"])
         if before is None:
             return self._written(container, item, self._charges.not_found(strong=False), done=False)
         if before["_etag"] != etag:
             return self._written(container, item, self._charges.refused_write(item_bytes(before)), done=False)
-        return self._replaced(container, before, item)
+        self._put(container, item)
+        return self._written(container, item, self._charges.replace(item_bytes(before), item_bytes(item), 0, 0))
 
     async def account(self) -> Account:
         return Account(multiple_write_regions=False, regions=("simulated",))
@@ -158,6 +156,12 @@ class SimulatedAccount:
         self._containers[container] = _Container(throughput, throughput.ru if throughput else 0, is_new=True)
         self.makes.append(self._made(container, throughput))
         return True
+
+    async def list_containers(self) -> list[str]:
+        if not self._has_database:
+            raise ContainerMissing(f"{self._address.shown} has no database yet")
+        self._spend_on_containers(self._charges.metadata_read)
+        return list(self._containers)
 
     async def delete_container(self, container: str) -> None:
         if self._containers.pop(container, None) is not None:
@@ -229,10 +233,6 @@ class SimulatedAccount:
     def _put(self, container: str, item: Item) -> None:
         self._etags += 1
         self._spool.put(container, [(item["id"], orjson.dumps(item | {"_etag": str(self._etags), "_rid": ""}))])
-
-    def _replaced(self, container: str, before: Item, item: Item) -> ItemWritten:
-        self._put(container, item)
-        return self._written(container, item, self._charges.replace(item_bytes(before), item_bytes(item), 0, 0))
 
     def _written(self, container: str, item: Item, ru: float, *, done: bool = True) -> ItemWritten:
         self._spend(container, item["id"], ru, WRITING)

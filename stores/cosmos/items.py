@@ -35,6 +35,8 @@ STATE = "state"
 
 CONTAINER = "release-"
 INCARNATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}")
+# What is drawn for a release, and what format 1 has in its place.
+DRAWN = re.compile(r"[0-9a-f]{12}|[0-9]{8}T[0-9]{6}Z-[0-9a-f]{4}")
 
 # Of an item, by https://learn.microsoft.com/azure/cosmos-db/concepts-limits.
 MAX_ITEM_BYTES = 2 << 20
@@ -80,16 +82,16 @@ class Items(Protocol):
         """
         ...
 
+    async def read_nearest(self, container: str, name: str, timeout_s: float) -> tuple[Item | None, bool]:
+        """Read as `read` does, and return also whether the region that responded is the one that takes writes."""
+        ...
+
     async def read_versioned(self, container: str, name: str) -> VersionedItem:
         """Read an item with its version, as `read` does when fresh."""
         ...
 
     async def create(self, container: str, item: Item) -> ItemWritten:
         """Write an item; not done where its id is taken."""
-        ...
-
-    async def upsert(self, container: str, item: Item) -> ItemWritten:
-        """Write an item, in the place of one of its id where there is one."""
         ...
 
     async def replace(self, container: str, item: Item, etag: str) -> ItemWritten:

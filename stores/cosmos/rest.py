@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import orjson
 
 from stores.cosmos.errors import (
+    SESSION_NOT_AVAILABLE,
     ContainerMissing,
     CosmosUnavailable,
     MalformedResponse,
@@ -48,6 +49,12 @@ CONNECTIONS = 128
 
 # With less time left no other region is tried.
 MIN_TIMEOUT_S = 0.001
+
+# A read that its caller cuts off after this share of its time is as late as one that had all of it.
+CUT_OFF_SHARE = 0.5
+
+# When a region that lacks what we wrote has lost it, as in a failover, and is not just behind.
+SESSION_LOST_S = 10.0
 
 JSON = b"content-type: application/json\r\nprefer: return=minimal\r\n"
 UPSERT = JSON + b"x-ms-documentdb-is-upsert: True\r\n"
@@ -92,19 +99,31 @@ class RestClient:
         if fresh:
             response = await self._read_fresh(container, name, timeout_s)
             return None if response.status == 404 else self._translator.parse(lambda: item_in(response, name))
+        return (await self._read_nearest(container, name, timeout_s))[0]
+
+    async def read_nearest(self, container: str, name: str, timeout_s: float) -> tuple[Item | None, bool]:
+        item, region = await self._read_nearest(container, name, timeout_s)
+        return item, region.endpoint is self._topology.write_endpoint
+
+    async def _read_nearest(self, container: str, name: str, timeout_s: float) -> tuple[Item | None, Region]:
         loop = asyncio.get_running_loop()
         due_s = loop.time() + timeout_s
         region = self._topology.nearest
         if region is None or self._signer.needs_token():
             region = await self._topology.nearest_region(timeout_s)
             await region.endpoint.ensure_token(due_s - loop.time())
+        began_s = loop.time()
         try:
-            return await self._read_in(region, container, name, due_s)
+            return await self._read_in(region, container, name, due_s), region
         except CosmosUnavailable as error:
-            other = self._topology.fail_over(region, error.kind)
+            other = self._topology.fail_over(region, error.kind, began_s)
             if other is None or loop.time() > due_s - MIN_TIMEOUT_S:
                 raise
-        return await self._read_in(other, container, name, due_s)
+        except asyncio.CancelledError:
+            if loop.time() - began_s >= (due_s - began_s) * CUT_OFF_SHARE:
+                self._topology.fail_over(region, "timeout", began_s)
+            raise
+        return await self._read_in(other, container, name, due_s), other
 
     async def _read_in(self, region: Region, container: str, name: str, due_s: float) -> Item | None:
         endpoint = region.endpoint
@@ -145,6 +164,7 @@ class RestClient:
         )
         if response.status == 200 or self._translator.parse(lambda: is_absent(response)):
             self._translator.parse(lambda: self._translator.charge(response))
+            self._sessions.accept(container)
             return response
         raise self._error(response, container)
 
@@ -200,6 +220,22 @@ class RestClient:
         found = await endpoint.request("GET", "offers", name.lower(), f"offers/{name}/")
         return self._translator.parse(lambda: _offer(self._object(found), found))
 
+    async def containers(self) -> list[str]:
+        """Return the names of the database's containers; ContainerMissing where there is none. Raises StoreError."""
+        await self._topology.nearest_region(DEADLINE_S)
+        link = self._containers.removesuffix("/colls/")
+        names, headers = list[str](), b""
+        while True:
+            response = await self._topology.write_endpoint.request(
+                "GET", "colls", link, self._containers, headers=headers
+            )
+            listed = self._object(response).get("DocumentCollections")
+            names += self._translator.parse(partial(_names, listed))
+            more = response.header(b"x-ms-continuation")
+            if not more:
+                return names
+            headers = b"x-ms-continuation: %b\r\n" % more
+
     async def write_region(self) -> str:
         """Return the URL of the region that takes writes, where containers are made, scaled and dropped."""
         await self._topology.nearest_region(DEADLINE_S)
@@ -236,6 +272,8 @@ class RestClient:
             self._sessions.forget(container)
         elif isinstance(error, CosmosUnavailable) and error.kind == "unavailable":
             self._topology.schedule_refresh()
+            if response.header(b"x-ms-substatus") == b"%d" % SESSION_NOT_AVAILABLE:
+                self._sessions.refuse(container, asyncio.get_running_loop().time())
         return error
 
 
@@ -247,6 +285,7 @@ class SessionTokens:
 
     def __init__(self) -> None:
         self._seen = dict[str, dict[bytes, bytes]]()
+        self._refused_since = dict[str, float]()
 
     def record(self, container: str, token: bytes | None) -> None:
         """Keep the token of a write's response; of one range the furthest counts, as responses overtake each other."""
@@ -262,9 +301,22 @@ class SessionTokens:
         """Return what to send along; empty where nothing was written."""
         return b",".join(b"%b:%b" % one for one in self._seen.get(container, {}).items())
 
+    def refuse(self, container: str, now: float) -> None:
+        """Note that the write region lacks what was written; what it lacks for SESSION_LOST_S was lost, and forgotten.
+
+        A failover to a region that was behind may lose the last writes. What is there then is what there is.
+        """
+        if now - self._refused_since.setdefault(container, now) >= SESSION_LOST_S:
+            self.forget(container)
+
+    def accept(self, container: str) -> None:
+        """Note that the write region has what was written."""
+        self._refused_since.pop(container, None)
+
     def forget(self, container: str) -> None:
         """Forget a container that is gone: another of its name counts anew."""
         self._seen.pop(container, None)
+        self._refused_since.pop(container, None)
 
 
 def _order(progress: bytes) -> tuple[int, int]:
@@ -298,6 +350,19 @@ def _first_id(offers: object) -> str | None:
     name = offer.get("id") if isinstance(offer, dict) else None
     if not isinstance(name, str):
         raise MalformedResponse("an offer without id")
+    return name
+
+
+def _names(listed: object) -> list[str]:
+    if not isinstance(listed, list):
+        raise MalformedResponse("a list of containers that is none")
+    return [_name(one) for one in listed]
+
+
+def _name(listed: object) -> str:
+    name = listed.get("id") if isinstance(listed, dict) else None
+    if not isinstance(name, str):
+        raise MalformedResponse("a container without id")
     return name
 
 

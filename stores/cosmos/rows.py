@@ -1,11 +1,14 @@
 """The rows of a release: an item each, written many at a time; then the packed keys of the batch, which acknowledge it.
 
-Those batch items are numbered without gaps in a series for each part of the release, and are created, never replaced:
-so the last is found by reading a few, and two writers, one after the other or at once, lose nothing of each other.
+Rows are created, never replaced: a write that comes late changes nothing. The item `state` names the draft's writer,
+who is replaced by compare-and-set. Batch items, created too, are numbered without gaps in a series for each part of the
+release and each of its writers, so that the last is found by reading a few. Whoever takes a draft over records how far
+the series of the writer before count, and goes on in its own: what that writer acknowledges later counts for nothing.
+A row of it that was under way may still appear; only where the new rows lack its key can a reader ever see it.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from functools import partial
 
 from stores.catalogue import DraftRef, ReleaseRef
@@ -25,8 +28,9 @@ from stores.cosmos.items import (
 )
 from stores.cosmos.requests import DEADLINE_S
 from stores.cosmos.retry import Retrier, for_each
+from stores.errors import ReleaseConflict, StoreUnavailable
 from stores.keys import META, Span, bounds, merged, pack
-from stores.store import Row, not_found, sealed
+from stores.store import Row, not_found, sealed, taken_over
 
 # The two kinds of series of batches: only the first, which each part has of its own, tells where to resume.
 ROWS, METAS = "rows", "metas"
@@ -41,6 +45,9 @@ DRAFT, SEALED = "draft", "sealed"
 
 AnyRef = ReleaseRef | DraftRef
 
+# Raises ReleaseConflict where the catalogue names another writer of a draft.
+ConfirmWriter = Callable[[], Awaitable[None]]
+
 
 class ReleaseRows:
     """Writes, acknowledges and scans rows within a budget of request units; lives as long as its store."""
@@ -52,16 +59,47 @@ class ReleaseRows:
         self._last = dict[tuple[str, str], int]()
         """The number of the last batch known, by container and series."""
 
-    async def begin(self, draft: DraftRef) -> None:
-        """Mark a new container as a draft, unless it is marked already."""
+    async def claim(self, draft: DraftRef, confirm: ConfirmWriter) -> None:
+        """Become the writer of a draft: of a new container, or in the place of whoever wrote before.
+
+        *confirm* is called before somebody else is replaced. Raises ReleaseConflict where that must not be.
+        """
         container = container_of(draft)
         for known in [key for key in self._last if key[0] == container]:
             del self._last[known]  # somebody else may have erased what was there
-        await self._retrier.until_visible(partial(self._items.create, container, {"id": STATE, "state": DRAFT}))
+        state = {"id": STATE, "state": DRAFT, "writer": draft.writer}
+        done = (await self._retrier.until_visible(partial(self._items.create, container, state))).done
+        while not done:  # not done: there is one already, or somebody else changed it first
+            item, etag, _ = await self._retrier.call(partial(self._items.read_versioned, container, STATE))
+            if item is None:
+                raise not_found(draft)
+            if item["state"] != DRAFT:
+                raise sealed(draft)
+            if item.get("writer") == draft.writer:
+                return
+            if "writer" not in item:
+                raise ReleaseConflict(
+                    f"release {draft.id} was begun by an older hotplate, which alone could continue it; publish anew"
+                )
+            await confirm()
+            taken_over = _ours(item) | {
+                "writer": draft.writer,
+                "claims": item.get("claims", 0) + 1,
+                "former": await self._counted(container, item),
+            }
+            done = (await self._retrier.call(partial(self._items.replace, container, taken_over, etag))).done
 
     async def check(self, release: AnyRef) -> None:
         """Raise ReleaseNotFound where a release is not there, or not yet."""
         await self._state(release)
+
+    async def has_state(self, container: str) -> bool:
+        """Return whether a container holds a release, or a draft."""
+        try:
+            found = await self._read(container, STATE)
+        except ContainerMissing:
+            return False
+        return found is not None and found.get("state") in (DRAFT, SEALED)
 
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int) -> None:
         """Write rows of a draft, in order; raises as `Store.put` does."""
@@ -70,34 +108,41 @@ class ReleaseRows:
         state = await self._state(draft)
         if state["state"] != DRAFT:
             raise sealed(draft)
+        _check_writer(draft, state)
         try:
             if part and part not in state.get("parts", ()):
                 await self._change_state(draft, lambda old: old | {"parts": sorted({*old.get("parts", ()), part})})
-            for series, chunk in _chunks(rows, part):
-                await self._write(container_of(draft), series, chunk)
+            for kind, chunk in _chunks(rows, part):
+                await self._write(draft, _series(kind, state), chunk)
         except ContainerMissing as error:
             raise not_found(draft) from error
 
     async def resume_point(self, draft: DraftRef, part: int) -> str | None:
-        """Return the last key of the last acknowledged batch of *part*."""
-        await self._state(draft)
-        container, series = container_of(draft), _series(part)
-        last = await self._find_last(container, series)
-        return bounds(await self._packed(container, series, last))[1] if last else None
+        """Return the last key of the last acknowledged batch of *part*, whoever wrote that."""
+        state = await self._state(draft)
+        _check_writer(draft, state)
+        container, kind = container_of(draft), _rows_kind(part)
+        own = _series(kind, state)
+        counts = state.get("former", {}) | {own: await self._find_last(container, own)}
+        for claim in range(state.get("claims", 0), -1, -1):
+            series = _numbered(kind, claim)
+            if last := counts.get(series, 0):
+                return bounds(await self._packed(container, series, last))[1]
+        return None
 
     async def seal(self, draft: DraftRef) -> None:
         """Turn a draft into a release that takes no more rows."""
         try:
-            await self._change_state(draft, lambda found: found | {"state": SEALED})
+            await self._change_state(draft, lambda found: found | {"state": SEALED}, unless=SEALED)
         except ContainerMissing as error:
             raise not_found(draft) from error
 
     async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
         """Yield every row, in ascending order of key bytes: the keys of each batch, and a fresh read of each row."""
         container = container_of(release)
-        parts = (await self._state(release)).get("parts", ())
+        state = await self._state(release)
         try:
-            spans = await self._spans(container, [_series(0), *map(_series, parts), METAS])
+            spans = await self._spans(container, state)
             async for keys in merged(spans, lambda span: self._packed(container, span.source, span.place)):
                 values = dict[str, bytes]()
                 await for_each(keys, partial(self._read_row, container, values))
@@ -107,39 +152,62 @@ class ReleaseRows:
         except ContainerMissing as error:
             raise not_found(release) from error
 
-    async def _spans(self, container: str, series: Iterable[str]) -> list[Span]:
-        """Return which keys each acknowledged batch reaches over: one read a batch."""
+    async def _spans(self, container: str, state: Item) -> list[Span]:
+        """Return which keys each acknowledged batch that counts reaches over: one read a batch."""
         spans = list[Span]()
 
         async def add(name: str, number: int) -> None:
             spans.append(Span(*bounds(await self._packed(container, name, number)), name, number))
 
-        for name in series:
-            last = await self._find_last(container, name)
+        for name, last in (await self._counted(container, state)).items():
             await for_each(range(1, last + 1), partial(add, name))
         return spans
+
+    async def _counted(self, container: str, state: Item) -> dict[str, int]:
+        """Return the number of the last batch that counts of each series.
+
+        `meta` comes last: it was acknowledged before the rows that follow it, so that none of it is missed where a
+        writer goes on meanwhile.
+        """
+        counted: dict[str, int] = dict(state.get("former", {}))
+        for kind in (*map(_rows_kind, (0, *state.get("parts", ()))), METAS):
+            series = _series(kind, state)
+            counted[series] = await self._find_last(container, series)
+        return counted
 
     async def _read_row(self, container: str, values: dict[str, bytes], key: str) -> None:
         found = await self._read(container, name_of(key)) or await self._read_again(container, name_of(key))
         if found is not None:
             values[key] = value_of(found)
 
-    async def _write(self, container: str, series: str, batch: Sequence[Row]) -> None:
+    async def _write(self, draft: DraftRef, series: str, batch: Sequence[Row]) -> None:
+        container = container_of(draft)
         values = dict(batch)  # of a key given twice, the last value counts, and rows are not written in order
-        await for_each(list(values.items()), partial(self._upsert, container))
+        await for_each(list(values.items()), partial(self._create_row, draft, container))
         item = to_item(series, pack(list(values)))
         known = self._last.get((container, series))
         number = await self._find_last(container, series) if known is None else known
         done = False
-        while not done:  # not done: another writer has that number
+        while not done:  # not done: another task of this writer has that number, or an attempt whose response was lost
             number += 1
             item["id"] = batch_name(series, number)
             done = await self._send(item, partial(self._items.create, container))
             self._last[container, series] = max(number, self._last.get((container, series), 0))
 
-    async def _upsert(self, container: str, row: tuple[str, bytes]) -> None:
+    async def _create_row(self, draft: DraftRef, container: str, row: tuple[str, bytes]) -> None:
+        """Write one row; nothing is ever replaced, so what is there already is read and compared."""
         key, value = row
-        await self._send(to_item(name_of(key), value), partial(self._items.upsert, container))
+        item = to_item(name_of(key), value)
+        if await self._send(item, partial(self._items.create, container)):
+            return
+        found = await self._read(container, item["id"]) or await self._read_again(container, item["id"])
+        if found is None:
+            raise StoreUnavailable(f"the row {key!r} of release {draft.id} was written, but cannot be read")
+        if value_of(found) != value:
+            raise ReleaseConflict(
+                f"the draft {draft.id} holds another value for {key!r}: another writer, or other lists, wrote it; "
+                f"publish anew"
+            )
 
     async def _send(self, item: Item, write: Callable[[Item], Awaitable[ItemWritten]]) -> bool:
         expected_ru = self._charges.create(item_bytes(item), 0)
@@ -156,18 +224,22 @@ class ReleaseRows:
             raise not_found(release)
         return found
 
-    async def _change_state(self, draft: DraftRef, change: Callable[[Item], Item]) -> None:
-        """Replace the state by what *change* makes of it, by compare-and-set; ReleaseNotFound where there is none."""
+    async def _change_state(self, draft: DraftRef, change: Callable[[Item], Item], *, unless: str = "") -> None:
+        """Replace the state by what *change* makes of it, by compare-and-set.
+
+        Nothing happens where it is *unless* already. Raises ReleaseNotFound where there is none, ReleaseConflict where
+        the draft is another's.
+        """
         container = container_of(draft)
         done = False
         while not done:  # not done: somebody else changed it first
             item, etag, _ = await self._retrier.call(partial(self._items.read_versioned, container, STATE))
             if item is None:
                 raise not_found(draft)
-            ours = {name: value for name, value in item.items() if name[0] != "_"}
-            changed = change(ours)
-            if changed == ours:
+            if item["state"] == unless:
                 return
+            _check_writer(draft, item)
+            changed = change(_ours(item))
             done = (await self._retrier.call(partial(self._items.replace, container, changed, etag))).done
 
     async def _find_last(self, container: str, series: str) -> int:
@@ -211,14 +283,34 @@ class ReleaseRows:
         return self._charges.read(item_bytes(found))
 
 
-def _series(part: int) -> str:
+def _ours(item: Item) -> Item:
+    """Return an item without the properties of the service."""
+    return {name: value for name, value in item.items() if name[0] != "_"}
+
+
+def _check_writer(draft: DraftRef, state: Item) -> None:
+    if state.get("writer") != draft.writer:
+        raise taken_over(draft)
+
+
+def _rows_kind(part: int) -> str:
     return f"{ROWS}-{part}" if part else ROWS
 
 
+def _series(kind: str, state: Item) -> str:
+    """Return the series of the writer that the state names."""
+    return _numbered(kind, state.get("claims", 0))
+
+
+def _numbered(kind: str, claim: int) -> str:
+    """Return a series of the first writer of a draft, or of the one that took it over as the *claim*-th."""
+    return f"{kind}_{claim}" if claim else kind
+
+
 def _chunks(rows: Sequence[Row], part: int) -> Iterator[tuple[str, Sequence[Row]]]:
-    """Yield the rows of one put as they are acknowledged together, each time with its series."""
+    """Yield the rows of one put as they are acknowledged together, each time with the kind of its series."""
     meta = [row for row in rows if row.key.startswith(META)]
     others = [row for row in rows if not row.key.startswith(META)] if meta else rows
-    for series, chosen in ((_series(part), others), (METAS, meta)):
+    for kind, chosen in ((_rows_kind(part), others), (METAS, meta)):
         for start in range(0, len(chosen), BATCH_ROWS):
-            yield series, chosen[start : start + BATCH_ROWS]
+            yield kind, chosen[start : start + BATCH_ROWS]

@@ -3,20 +3,23 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 
 import orjson
 
 from stores import catalogue as catalogue_record
 from stores.catalogue import Catalogue, DraftRef, ReleaseRef
-from stores.cosmos import containers
+from stores.cosmos import containers, examination
 from stores.cosmos.charges import load
 from stores.cosmos.containers import Containers, ReadOffer, create_with_database, open_containers
 from stores.cosmos.errors import TRANSIENT, ContainerMissing, CosmosThrottled, CosmosUnavailable
 from stores.cosmos.estimate import CosmosSimulation, bill_of, typical_ru
 from stores.cosmos.items import (
     CATALOGUE,
+    CONTAINER,
     CONTROL,
+    DRAWN,
     Item,
     Items,
     ItemWritten,
@@ -31,10 +34,25 @@ from stores.cosmos.rows import ReleaseRows
 from stores.cosmos.url import MANUAL_MIN, Address, Offer, Throughput, parse
 from stores.errors import ReleaseConflict, StoreError, StoreMisused
 from stores.prices import Bill
-from stores.store import Advised, Observer, Plan, ProvisionedStore, Row, Slot, not_found
+from stores.store import (
+    Advised,
+    Examined,
+    Finding,
+    Inventoried,
+    Observer,
+    Plan,
+    ProvisionedStore,
+    Row,
+    Slot,
+    not_found,
+    taken_over,
+)
 
-# When a lookup is given up; callers bring shorter deadlines of their own.
+# When an attempt to read is given up whose caller brings no deadline; those that serve bring shorter ones.
 READ_DEADLINE_S = 1.0
+
+# When such a read is given up altogether.
+PATIENCE_S = 2 * READ_DEADLINE_S
 
 # With less time left, a lookup is not tried again.
 MIN_RETRY_S = 0.001
@@ -45,7 +63,7 @@ POLL_S = 2.0
 Version = tuple[str, int, str]
 
 
-class CosmosStore(Advised, ProvisionedStore):
+class CosmosStore(Advised, Examined, Inventoried, ProvisionedStore):
     """One database of one account; an instance belongs to one event loop and process."""
 
     # Each key is a request of its own, and so many are in flight without waiting for a connection.
@@ -80,11 +98,11 @@ class CosmosStore(Advised, ProvisionedStore):
 
     async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
         container = container_of(release)
-        within_s = READ_DEADLINE_S if timeout_s is None else timeout_s
+        within_s, attempt_s = (timeout_s, timeout_s) if timeout_s is not None else (PATIENCE_S, READ_DEADLINE_S)
         if len(keys) == 1:  # a task costs as much as a third of the read
-            slots = [await self._read_slot(container, keys[0], within_s)]
+            slots = [await self._read_slot(container, keys[0], within_s, attempt_s)]
         else:
-            slots = await asyncio.gather(*(self._read_slot(container, key, within_s) for key in keys))
+            slots = await asyncio.gather(*(self._read_slot(container, key, within_s, attempt_s) for key in keys))
         failed = 0
         for slot in slots:
             if isinstance(slot, StoreError):
@@ -95,19 +113,19 @@ class CosmosStore(Advised, ProvisionedStore):
             raise slots[0]
         return slots
 
-    async def _read_slot(self, container: str, key: str, timeout_s: float) -> Slot:
+    async def _read_slot(self, container: str, key: str, within_s: float, attempt_s: float) -> Slot:
         """Point-read one key, so that it holds up or fails no other; a failure that may pass is tried once more."""
-        give_up_at = self._clock() + timeout_s
+        give_up_at = self._clock() + within_s
         name = name_of(key)
         try:
             try:
-                item = await self._items.read(container, name, timeout_s)
+                item = await self._items.read(container, name, attempt_s)
             except (CosmosThrottled, CosmosUnavailable) as error:
                 pause_s = _retry_pause_s(error)
                 if pause_s is None or self._clock() + pause_s + MIN_RETRY_S > give_up_at:
                     return error
                 await asyncio.sleep(pause_s)
-                item = await self._items.read(container, name, give_up_at - self._clock())
+                item = await self._items.read(container, name, min(attempt_s, give_up_at - self._clock()))
             return None if item is None else value_of(item)
         except StoreError as error:
             return error
@@ -136,6 +154,9 @@ class CosmosStore(Advised, ProvisionedStore):
         live = (await self._catalogue.read()).live_ref
         return await containers.warnings(self._address, None if live is None else container_of(live), self._offer)
 
+    async def examine(self) -> list[Finding]:
+        return await examination.examine(self._address, self._items, await self.warnings())
+
     async def _offer(self, container: str) -> Offer | None:
         return await (self._read_offer or self._containers.offer)(container)
 
@@ -144,7 +165,13 @@ class CosmosStore(Advised, ProvisionedStore):
         await self._retrier.call(self._catalogue.check_single_writer)
         throughput = containers.writing_throughput(self._address)
         await self._retrier.call(partial(create_with_database, self._containers, container_of(draft), throughput))
-        await self._rows.begin(draft)
+        await self._rows.claim(draft, partial(self._confirm_writer, draft))
+
+    async def _confirm_writer(self, draft: DraftRef) -> None:
+        """Raise ReleaseConflict where the catalogue has given the draft to another writer meanwhile."""
+        entry = (await self.catalogue()).entry(draft.incarnation)
+        if entry is not None and entry.writer != draft.writer:
+            raise taken_over(draft)
 
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
         await self._rows.put(draft, rows, part)
@@ -186,8 +213,8 @@ class CosmosStore(Advised, ProvisionedStore):
             if etag is None:
                 raise _conflict()
             write = partial(self._items.replace, CONTROL, _record(new), etag)
-        if not (await self._retrier.call(write)).done and (await self.catalogue()).version != new.version:
-            raise _conflict()  # an attempt whose response was lost is no rival
+        if not (await self._retrier.call(write)).done:
+            raise _conflict()  # perhaps with an attempt of our own whose response was lost
 
     async def _create_catalogue(self, new: Catalogue) -> ItemWritten:
         create = partial(self._items.create, CONTROL, _record(new))
@@ -200,6 +227,20 @@ class CosmosStore(Advised, ProvisionedStore):
 
     async def erase(self, release: ReleaseRef) -> None:
         await self._retrier.call(partial(self._containers.delete_container, container_of(release)))
+
+    async def incarnations(self) -> list[str]:
+        """See `Inventoried`; StoreMisused where Entra ID lets nobody list: there nothing can be erased, either."""
+        try:
+            names = await self._retrier.call(self._containers.list_containers)
+        except ContainerMissing:
+            return []
+        return [name.removeprefix(CONTAINER) for name in names if await self._is_release(name)]
+
+    async def _is_release(self, container: str) -> bool:
+        """Return whether a container is a release's, by its name or by what it holds: others may have theirs here."""
+        if not container.startswith(CONTAINER):
+            return False
+        return bool(DRAWN.fullmatch(container.removeprefix(CONTAINER))) or await self._rows.has_state(container)
 
     def bill(self) -> Bill:
         return bill_of(self._address)
@@ -255,12 +296,12 @@ class _CatalogueItem:
         return found
 
     async def read_nearest(self) -> Catalogue:
-        """Read the catalogue as readers do, from the nearest region; it may be out of date."""
+        """Read the catalogue as readers do, from the nearest region, which may be behind the one that takes writes."""
         try:
-            item = await self._items.read(CONTROL, CATALOGUE, DEADLINE_S)
+            item, primary = await self._items.read_nearest(CONTROL, CATALOGUE, DEADLINE_S)
         except ContainerMissing:
-            item = None
-        return self._parse(item, self._now())
+            item, primary = None, False
+        return replace(self._parse(item, self._now()), primary=primary)
 
     def empty(self) -> Catalogue:
         """Return the catalogue of a store that nothing was published to."""
@@ -291,7 +332,7 @@ def _retry_pause_s(error: CosmosThrottled | CosmosUnavailable) -> float | None:
     """Return how long to wait before a lookup is tried again; None where that is no use."""
     if isinstance(error, CosmosThrottled):
         return error.retry_after_s
-    return 0.0 if error.kind in TRANSIENT else None
+    return 0.0 if error.kind in TRANSIENT or error.kind == "timeout" else None
 
 
 def _record(catalogue: Catalogue) -> Item:

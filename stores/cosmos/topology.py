@@ -23,6 +23,9 @@ SESSION_CONSISTENCIES = ("Strong", "BoundedStaleness", "Session")
 # So many failures in a row make a region unhealthy; a connection that cannot be made is enough by itself.
 MAX_FAILURES = 3
 
+# A read that waited for less says nothing of its region: it had no time to begin with.
+MIN_WAIT_S = 0.02
+
 
 class Location(NamedTuple):
     """A region and its URL, without a slash at its end."""
@@ -91,6 +94,12 @@ class Region:
     endpoint: Endpoint
     failures: int = 0
     """Failures since the last response."""
+
+    late_at: float = float("-inf")
+    """When a read timed out that was counted, by the event loop's clock: of those under way by then, none other is."""
+
+    responds_within_s: float = DEADLINE_S
+    """What it must do to be healthy again: what reads that timed out had waited for."""
 
     unhealthy: bool = False
     backoff: Backoff = field(default_factory=lambda: Backoff(*PROBE_PAUSE_S))
@@ -161,12 +170,22 @@ class AccountTopology:
     def record_success(self, region: Region) -> None:
         """Note that a region responded; an unhealthy one must do so after its pause to be marked healthy."""
         region.failures = 0
-        if region.unhealthy and asyncio.get_running_loop().time() >= region.probation_until:
+        if not region.unhealthy:
+            region.responds_within_s = DEADLINE_S
+        elif asyncio.get_running_loop().time() >= region.probation_until:
             self._mark_healthy(region)
 
-    def fail_over(self, region: Region, kind: Kind) -> Region | None:
-        """Note that a read failed in *region*; return another to read from, where another may do better."""
-        if kind not in TRANSIENT:
+    def fail_over(self, region: Region, kind: Kind, began_at: float) -> Region | None:
+        """Note that a read, begun at *began_at*, failed in *region*; return another where another may do better.
+
+        Of reads that time out together, one counts: a pause, be it our own, is no slow region.
+        """
+        if kind == "timeout":
+            now = asyncio.get_running_loop().time()
+            if now - began_at < MIN_WAIT_S or began_at < region.late_at:
+                return None
+            region.late_at, region.responds_within_s = now, now - began_at
+        elif kind not in TRANSIENT:
             return None
         region.failures += 1
         others = [one for one in self._readable if one is not region]
@@ -211,16 +230,19 @@ class AccountTopology:
         while region.unhealthy and region in self._readable:
             await asyncio.sleep(pause_s)
             pause_s = region.backoff.next_s()
-            try:
-                response = await region.endpoint.request("GET", "", "", "")
+            try:  # a connection may have to be made for the first
+                responses = [
+                    await region.endpoint.request("GET", "", "", "", timeout_s=timeout_s)
+                    for timeout_s in (DEADLINE_S, region.responds_within_s)
+                ]
             except StoreError:
                 continue
-            if response.status == 200:
+            if all(response.status == 200 for response in responses):
                 self._mark_healthy(region)
 
     def _mark_healthy(self, region: Region) -> None:
         if region.unhealthy and region in self._readable:
-            region.unhealthy, region.failures = False, 0
+            region.unhealthy, region.failures, region.responds_within_s = False, 0, DEADLINE_S
             region.healthy_since = asyncio.get_running_loop().time()
             self.nearest = next(one for one in self._readable if not one.unhealthy)
             log.warning(

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
 from stores.errors import StoreMisused
-from stores.urls import certificate, parameters, redacted, secret
+from stores.urls import certificate, parameters, redacted, secret, split
 
 PARTITION_RU = 10_000
 INITIAL_PARTITION_RU = 6_000
@@ -138,9 +138,10 @@ def parse(url: str, environment: Mapping[str, str] = os.environ) -> Address:
     Entra ID identifies us (`cosmos://`), or the published key of emulators is taken (`cosmos+http(s)://`). The
     subscription that goes with `resource_group=` may also come from AZURE_SUBSCRIPTION_ID.
     """
-    shown, parts = redacted(url), urlsplit(url)
-    if "@" in parts.netloc:
+    shown = redacted(url)
+    if "@" in url.partition("?")[0]:
         raise StoreMisused(f"the URL of {shown} holds a secret; give the key as {KEY} or in a file as {KEY}_FILE")
+    parts = split(url)
     given = parameters(parts, OPTIONS, shown)
     database = parts.path.removeprefix("/")
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,255}", database):
@@ -163,8 +164,8 @@ def parse(url: str, environment: Mapping[str, str] = os.environ) -> Address:
 def _endpoint(parts: SplitResult, shown: str) -> str:
     try:
         host, port = parts.hostname or "", parts.port
-    except ValueError as error:
-        raise StoreMisused(f"{shown} has no valid port") from error
+    except ValueError:
+        raise StoreMisused(f"{shown} has no valid port") from None
     if not re.fullmatch(r"[A-Za-z0-9.:-]{1,253}", host):
         raise StoreMisused(f"{shown} names no account; write cosmos://ACCOUNT/DATABASE")
     bracketed = f"[{host}]" if ":" in host else host

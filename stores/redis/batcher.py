@@ -9,9 +9,9 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from stores.catalogue import ReleaseRef
-from stores.errors import StoreError
+from stores.errors import StoreError, StoreMisused
 from stores.redis.connection import PipelinedConnection, Reconnector
-from stores.redis.keys import Keys
+from stores.redis.keys import Keys, ReleaseKeys
 from stores.store import Slot, not_found
 
 # How many keys one command carries: about half a millisecond of the server's only thread.
@@ -67,11 +67,24 @@ class Batcher:
             self._send(connection, pending)
 
     def _send(self, connection: PipelinedConnection, pending: dict[str, list[PendingRead]]) -> None:
-        for incarnation, reads in pending.items():
-            head, state = self._keys.head(incarnation), self._keys.state(incarnation)
+        for reads in pending.values():
+            keys = self._keys.release(reads[0].release)
             for batch in _batches(reads):
-                reply = connection.send_command(b"MGET", state, *[head + key for read in batch for key in read.keys])
-                reply.add_done_callback(partial(_distribute, batch))
+                _send_batch(connection, keys, batch)
+
+
+def _send_batch(connection: PipelinedConnection, keys: ReleaseKeys, batch: list[PendingRead]) -> None:
+    try:
+        names = keys.rows([key for read in batch for key in read.keys])
+    except StoreMisused as error:  # of one caller, for whom the others must not pay
+        if len(batch) == 1:
+            _fail(batch, error)
+        else:
+            for read in batch:
+                _send_batch(connection, keys, [read])
+    else:
+        reply = connection.send_command(b"MGET", keys.state, *names)
+        reply.add_done_callback(partial(_distribute, connection, batch, len(names)))
 
 
 def _batches(reads: list[PendingRead]) -> Iterator[list[PendingRead]]:
@@ -89,12 +102,17 @@ def _batches(reads: list[PendingRead]) -> Iterator[list[PendingRead]]:
         yield batch
 
 
-def _distribute(reads: list[PendingRead], reply: asyncio.Future[list[Any]]) -> None:
+def _distribute(
+    connection: PipelinedConnection, reads: list[PendingRead], names: int, reply: asyncio.Future[Any]
+) -> None:
     error = reply.exception()
     if error is not None:
         _fail(reads, error)
         return
     values = reply.result()
+    if not isinstance(values, list) or len(values) != 1 + names:
+        _fail(reads, connection.lose(f"replied to {1 + names} keys with something else than their values"))
+        return
     if values[0] is None:
         _fail(reads, not_found(reads[0].release))
         return

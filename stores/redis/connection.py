@@ -5,7 +5,7 @@ of CPU, a socket without redis-py 1.2 µs, redis-py's own client 3.5 µs; and a 
 """
 
 import asyncio
-import math
+import logging
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,6 +18,8 @@ from redis.exceptions import RedisError, ResponseError
 from stores.errors import StoreError, StoreFull, StoreMisused, StoreUnavailable
 from stores.redis.url import Address
 from stores.throttle import Backoff
+
+logger = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 1.0
 
@@ -48,14 +50,15 @@ MEANINGS: tuple[tuple[tuple[type[BaseException], ...], type[StoreError], str], .
 class PipelinedConnection:
     """An open connection, until it breaks: from then on `error` says why, and every command fails with that.
 
-    The server is given up when the oldest command has waited for *timeout_s*. *on_message* is called for each message
-    of a subscription, which is no reply to a command.
+    A reply belongs to the oldest command that has none, and nothing else says so: whatever could shift the order ends
+    the connection. The server is given up when the oldest command has waited for *timeout_s*. *on_message* is called
+    for each message of a subscription, which is no reply to a command.
     """
 
     def __init__(self, address: Address, timeout_s: float, on_message: Callable[[], None] | None = None) -> None:
         self.error: str | None = None
         self.has_replied = False
-        """Whether the server has replied to anything but the handshake."""
+        """Whether the server has replied to anything but the handshake, and nothing that it should not have."""
         self._where = address.shown
         self._connection = address.connection(CONNECT_TIMEOUT_S)
         self._timeout_s = timeout_s
@@ -72,7 +75,7 @@ class PipelinedConnection:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await self._connection.connect()  # type: ignore[no-untyped-call]  # redis-py types the rest, not this
-        except (RedisError, OSError, TimeoutError) as error:
+        except Exception as error:  # whatever it is, callers wait for this
             await self._disconnect()
             raise StoreUnavailable(str(translated(error, self._where))) from error
         except asyncio.CancelledError:
@@ -81,7 +84,7 @@ class PipelinedConnection:
         self._running = asyncio.create_task(self._run())
 
     def send_command(self, *args: str | bytes | int) -> asyncio.Future[Any]:
-        """Send a command; the future is its reply, or a StoreError.
+        """Send a command; the future is its reply, or a StoreError: StoreMisused for what cannot be encoded.
 
         What is sent within one iteration of the event loop goes out as one write.
         """
@@ -89,8 +92,13 @@ class PipelinedConnection:
         if self.error is not None:
             future.set_exception(StoreUnavailable(self.error))
             return future
+        try:  # before anything waits for a reply: that of the next command would be taken for it
+            packed = hiredis.pack_command(args)  # type: ignore[arg-type]  # its stub says a tuple of one
+        except (UnicodeEncodeError, TypeError) as error:
+            future.set_exception(StoreMisused(f"a command to {self._where} cannot be encoded: {error}"))
+            return future
+        self._outgoing.append(packed)
         self._waiting.append((future, self._loop.time()))
-        self._outgoing.append(hiredis.pack_command(args))  # type: ignore[arg-type]  # its stub says a tuple of one
         self._something_to_send.set()
         if self._timer is None:
             self._timer = self._loop.call_later(self._timeout_s, self._check_timeout)
@@ -104,27 +112,52 @@ class PipelinedConnection:
             await asyncio.gather(self._running, return_exceptions=True)
             await self._disconnect()  # again: a task that is cancelled before it began has cleaned nothing up
 
+    def lose(self, reason: str) -> StoreUnavailable:
+        """Give the connection up, as its replies cannot be trusted; return the error, which the log has, too.
+
+        *reason* goes on a sentence that begins with the server.
+        """
+        error = self._distrust(reason)
+        if self._running is not None:
+            self._running.cancel()
+        return error
+
+    def _distrust(self, reason: str) -> StoreUnavailable:
+        self.has_replied = False  # so that a server that goes on like this is not tried again all the time
+        error = f"{self._where} {reason}; the connection was given up"
+        if self.error is None:
+            logger.warning("%s", error)
+        self._fail(error)
+        return StoreUnavailable(error)
+
     async def _run(self) -> None:
-        writing = asyncio.create_task(self._write())
+        tasks = [asyncio.create_task(self._read()), asyncio.create_task(self._write())]
         try:
-            await self._read()
+            await asyncio.gather(*tasks)
         except (RedisError, OSError) as error:
             self._fail(str(translated(error, self._where)))
+        except Exception as error:  # noqa: BLE001 -- whatever it is, nobody reads or writes any more
+            self._distrust(f"could not be understood ({error!r})")
         finally:
-            writing.cancel()
-            await asyncio.gather(writing, return_exceptions=True)  # its failure is the reader's, too
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             await self._disconnect()
 
     async def _read(self) -> None:
         while True:
             try:
-                reply = await self._connection.read_response(timeout=math.inf, disconnect_on_error=False)
+                # Without a timeout. Given one, even an infinite one, it takes the kernel's ETIMEDOUT for its end, and
+                # returns None, which is a reply.
+                reply = await self._connection.read_response(disconnect_on_error=False)
             except ResponseError as error:
                 reply = translated(error, self._where)
             self.has_replied = True
-            if self._on_message is not None and isinstance(reply, list) and reply[0] == b"message":
+            if self._on_message is not None and isinstance(reply, list) and reply[:1] == [b"message"]:
                 self._on_message()
                 continue
+            if not self._waiting:
+                raise RuntimeError("a reply that nobody waits for")
             future, _ = self._waiting.popleft()
             if future.done():
                 continue  # its caller was cancelled

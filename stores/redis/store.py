@@ -4,17 +4,31 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from stores import catalogue as catalogue_record
 from stores.catalogue import Catalogue, DraftRef, ReleaseRef
 from stores.errors import ReleaseConflict, StoreError, StoreFull, StoreUnavailable
 from stores.keys import META, Span, bounds, merged, pack, unpack
+from stores.redis import examination
 from stores.redis.batcher import MAX_KEYS, Batcher
-from stores.redis.connection import PipelinedConnection, Reconnector
-from stores.redis.keys import Keys
+from stores.redis.connection import PipelinedConnection, Reconnector, translated
+from stores.redis.keys import MOVED, Keys, ReleaseKeys
 from stores.redis.url import Address, parse
-from stores.store import Advised, Plan, RoomChecked, Row, Slot, not_found, sealed
+from stores.store import (
+    Advised,
+    Examined,
+    Finding,
+    Inventoried,
+    Plan,
+    RoomChecked,
+    Row,
+    Slot,
+    not_found,
+    sealed,
+    taken_over,
+)
 from stores.throttle import AdaptiveThrottle
 
 # When a server that does not answer lookups is given up; callers bring shorter timeouts of their own.
@@ -40,18 +54,26 @@ RETRY_FOR_S, RETRY_PAUSE_S = 10.0, 0.1
 # How many packed batches are read at once, about 100 kB.
 SPANS = 64
 
-# What a row takes beside its bytes, and what the allocator makes of it: within -3 and +13 % of `used_memory` for rows
-# of 0 to 9,000 bytes on Redis 7.
+# What a row takes beside its bytes, and what the allocator makes of it: within -10 and +13 % of `used_memory` for rows
+# of 0 to 9,000 bytes on Redis 7; the allocator rounds up to its next size.
 ROW_BYTES, ALLOCATED = 80, 1.08
 
-# The two steps that must be atomic on the server; rows are not written by a script (see `_Writer`). Each deletes before
-# it sets: a script that has written is not stopped by `maxmemory`, and deleting counts as writing. A full server must
-# still be able to give a draft up, or nothing would ever free its memory.
+# The state of a release that takes no more rows; that of a draft is `draft:WRITER`.
+SEALED = b"sealed"
+
+# The steps that must be atomic on the server; rows are not written by a script (see `_Writer`). Where there may be
+# something to replace, each deletes before it sets: a script that has written is not stopped by `maxmemory`, and
+# deleting counts as writing. A full server must still be able to give a draft up, or nothing would free its memory.
 #
-# SWAP takes the keys of catalogue and channel; the expected version in three parts, and the new record. A user who may
-# not publish may swap.
+# SWAP takes the keys of the catalogue, now and in format 1; the expected version in three parts, the new record, the
+# channel, and what to leave in the place of a catalogue of format 1. A user who may not publish may swap.
 SWAP = """
 local stored = redis.call('GET', KEYS[1])
+local moves = false
+if not stored then
+    stored = redis.call('GET', KEYS[2])
+    moves = stored
+end
 local version = {store_id = '', generation = 0, token = ''}
 if stored then version = cjson.decode(stored) end
 if version.store_id ~= ARGV[1] or version.generation ~= tonumber(ARGV[2]) or version.token ~= ARGV[3] then
@@ -59,20 +81,50 @@ if version.store_id ~= ARGV[1] or version.generation ~= tonumber(ARGV[2]) or ver
 end
 redis.call('DEL', KEYS[1])
 redis.call('SET', KEYS[1], ARGV[4])
-redis.pcall('PUBLISH', KEYS[2], ARGV[2])
+if moves then redis.call('SET', KEYS[2], ARGV[6]) end
+redis.pcall('PUBLISH', ARGV[5], ARGV[2])
 return 1
 """
 
-# SEAL takes the key of a release's state.
+# CLAIM takes the set of incarnations and the keys of a release's states; the state to set, and the incarnation. It
+# returns the state before; one that is sealed stays.
+CLAIM = """
+local state = redis.call('GET', KEYS[2])
+if state == 'sealed' then return state end
+local pairs = {}
+for place = 2, #KEYS do
+    pairs[2 * place - 3] = KEYS[place]
+    pairs[2 * place - 2] = ARGV[1]
+end
+if state then redis.call('DEL', unpack(KEYS, 2)) end
+redis.call('MSET', unpack(pairs))
+redis.call('SADD', KEYS[1], ARGV[2])
+return state
+"""
+
+# SEAL takes the keys of a release's states, and the state that is expected. It returns the state before.
 SEAL = """
-if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-redis.call('DEL', KEYS[1])
-redis.call('SET', KEYS[1], 'sealed')
+local state = redis.call('GET', KEYS[1])
+if state ~= ARGV[1] then return state end
+local pairs = {}
+for place = 1, #KEYS do
+    pairs[2 * place - 1] = KEYS[place]
+    pairs[2 * place] = 'sealed'
+end
+redis.call('DEL', unpack(KEYS))
+redis.call('MSET', unpack(pairs))
+return state
+"""
+
+# FORGET takes the set of incarnations, and the first of a release's states; the incarnation. A late writer may have
+# claimed again what was erased, and must be found by the next prune.
+FORGET = """
+if redis.call('EXISTS', KEYS[2]) == 0 then redis.call('SREM', KEYS[1], ARGV[1]) end
 return 1
 """
 
 
-class RedisStore(Advised, RoomChecked):
+class RedisStore(Advised, Examined, Inventoried, RoomChecked):
     """One deployment in one database of a Redis server; an instance belongs to one event loop and process.
 
     Lookups, control and writing have a connection each, so that none waits behind another.
@@ -88,7 +140,7 @@ class RedisStore(Advised, RoomChecked):
         self._control = Reconnector(address, TIMEOUT_S)
         self._writes = Reconnector(address, TIMEOUT_S)
         self._batcher = Batcher(self._lookups, self._keys)
-        self._writer = _Writer(self._writes, self._keys)
+        self._writer = _Writer(self._writes, self._keys, address.shown)
 
     async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
         del timeout_s  # all keys of a command are answered at once; the caller's own timeout ends the wait
@@ -100,13 +152,22 @@ class RedisStore(Advised, RoomChecked):
 
     async def catalogue(self) -> Catalogue:
         connection = await self._control.connection()
-        record, (seconds, micros) = await asyncio.gather(
-            connection.send_command(b"GET", self._keys.catalogue), connection.send_command(b"TIME")
+        names = self._keys.catalogue, self._keys.catalogue_of_format_1
+        records, time_, greeting = await asyncio.gather(
+            connection.send_command(b"MGET", *names),
+            connection.send_command(b"TIME"),
+            _optional(connection.send_command(b"HELLO", 2)),
         )
-        now = int(seconds) + int(micros) / 1e6
+        try:
+            (record, of_format_1), (seconds, micros) = records, time_
+            now, primary = int(seconds) + int(micros) / 1e6, _is_primary(greeting)
+        except (TypeError, ValueError) as error:
+            raise connection.lose("replied to a read of the catalogue with something else") from error
         if record is None:
-            return Catalogue(now=now)
-        return catalogue_record.parse(record, now=now, where=self._address.shown)
+            record = of_format_1
+        if record is None:
+            return Catalogue(now=now, primary=primary)
+        return replace(catalogue_record.parse(record, now=now, where=self._address.shown), primary=primary)
 
     async def changes(self) -> AsyncIterator[Catalogue]:
         """See the contract; a subscription, on a connection of its own, says when to read, and POLL_S at the latest."""
@@ -140,35 +201,50 @@ class RedisStore(Advised, RoomChecked):
     async def warnings(self) -> list[str]:
         return (await measure(self._control)).warnings(self._address.shown)
 
+    async def examine(self) -> list[Finding]:
+        return await examination.examine(self._address, self._keys)
+
+    async def incarnations(self) -> list[str]:
+        found: list[bytes] = await self._control.execute_command(b"SMEMBERS", self._keys.incarnations)
+        return sorted(incarnation.decode() for incarnation in found)
+
     async def check_room(self, draft: DraftRef, plan: Plan) -> None:
-        (await measure(self._control)).check(plan, self._keys.head(draft.incarnation), self._address.shown)
+        (await measure(self._control)).check(plan, self._keys.release(draft), self._address.shown)
 
     async def create(self, draft: DraftRef, plan: Plan) -> None:
-        state = self._keys.state(draft.incarnation)
-        if not await self._control.execute_command(b"EXISTS", state):  # a draft that exists has written some of *plan*
+        keys = self._keys.release(draft)
+        if not await self._control.execute_command(b"EXISTS", keys.state):  # one that exists has written some of *plan*
             await self.check_room(draft, plan)
-            await self._control.execute_command(b"SET", state, b"draft", b"NX")
+        names, args = (self._keys.incarnations, *keys.states), (_state(draft), draft.incarnation)
+        before = await self._control.execute_command(b"EVAL", CLAIM, len(names), *names, *args)
+        if before == SEALED:
+            raise sealed(draft)
 
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
         await self._writer.put(draft, rows, part)
 
     async def resume_point(self, draft: DraftRef, part: int = 0) -> str | None:
-        await self._check_exists(draft.release)
-        key = await self._control.execute_command(b"HGET", self._keys.points(draft.incarnation), part)
+        keys, connection = self._keys.release(draft), await self._control.connection()
+        key, state = await asyncio.gather(
+            connection.send_command(b"HGET", keys.points, part), connection.send_command(b"GET", keys.state)
+        )
+        _check_owned(draft, state)
         return None if key is None else key.decode()
 
     async def seal(self, draft: DraftRef) -> None:
-        if not await self._control.execute_command(b"EVAL", SEAL, 1, self._keys.state(draft.incarnation)):
-            raise not_found(draft)
+        names = self._keys.release(draft).states
+        before = await self._control.execute_command(b"EVAL", SEAL, len(names), *names, _state(draft))
+        if before != SEALED:
+            _check_owned(draft, before)
 
     async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
         await self._check_exists(release)
-        head, state = self._keys.head(release.incarnation), self._keys.state(release.incarnation)
+        names = self._keys.release(release)
         async for keys in merged(await self._spans(release), self._packed):
             for start in range(0, len(keys), MAX_KEYS):
                 chunk = keys[start : start + MAX_KEYS]
-                exists, *values = await self._control.execute_command(b"MGET", state, *[head + key for key in chunk])
-                if exists is None:
+                state, *values = await self._control.execute_command(b"MGET", names.state, *names.rows(chunk))
+                if state is None:
                     raise not_found(release)
                 for key, value in zip(chunk, values, strict=True):
                     if value is not None:
@@ -178,24 +254,27 @@ class RedisStore(Advised, RoomChecked):
         await self._check_exists(release)
 
     async def swap(self, old: Catalogue, new: Catalogue) -> None:
-        names, record = (self._keys.catalogue, self._keys.changes), catalogue_record.dump(new)
-        if not await self._control.execute_command(b"EVAL", SWAP, 2, *names, *old.version, record):
+        names = self._keys.catalogue, self._keys.catalogue_of_format_1
+        args = (*old.version, catalogue_record.dump(new), self._keys.changes, MOVED)
+        if not await self._control.execute_command(b"EVAL", SWAP, len(names), *names, *args):
             raise ReleaseConflict("the catalogue was changed by somebody else first")
 
     async def erase(self, release: ReleaseRef) -> None:
-        head, throttle = self._keys.head(release.incarnation), AdaptiveThrottle(time.monotonic, max_share=ERASING_SHARE)
-        names = self._keys.state(release.incarnation), self._keys.points(release.incarnation)
-        await self._control.execute_command(b"DEL", *names)  # first: nobody reads or writes it from here on
-        for source in self._keys.lists(release.incarnation):
+        names, throttle = self._keys.release(release), AdaptiveThrottle(time.monotonic, max_share=ERASING_SHARE)
+        # First: nobody reads or writes it from here on.
+        await self._control.execute_command(b"DEL", *names.states, names.points)
+        for source in names.lists:
             while (packed := await self._control.execute_command(b"LINDEX", source, -1)) is not None:
                 keys, connection, started = unpack(packed), await self._control.connection(), time.monotonic()
-                unlinked = connection.send_command(b"UNLINK", *[head + key for key in keys])
+                unlinked = connection.send_command(b"UNLINK", *names.rows(keys))
                 # By value, not RPOP: of two who erase at once, none must take a batch off that was not unlinked.
                 await asyncio.gather(unlinked, connection.send_command(b"LREM", source, -1, packed))
                 await asyncio.sleep(throttle.pause_s(time.monotonic() - started, len(keys)))
+        index = self._keys.incarnations
+        await self._control.execute_command(b"EVAL", FORGET, 2, index, names.state, release.incarnation)
 
     async def _check_exists(self, release: ReleaseRef) -> None:
-        if not await self._control.execute_command(b"EXISTS", self._keys.state(release.incarnation)):
+        if not await self._control.execute_command(b"EXISTS", self._keys.release(release).state):
             raise not_found(release)
 
     async def _packed(self, span: Span) -> bytes | None:
@@ -205,7 +284,7 @@ class RedisStore(Advised, RoomChecked):
     async def _spans(self, release: ReleaseRef) -> list[Span]:
         """Return which keys each acknowledged batch covers: about 300 bytes for 500 rows."""
         spans = list[Span]()
-        for source in self._keys.lists(release.incarnation):
+        for source in self._keys.release(release).lists:
             start = 0
             while found := await self._control.execute_command(b"LRANGE", source, start, start + SPANS - 1):
                 spans += (Span(*bounds(packed), source, start + place) for place, packed in enumerate(found))
@@ -221,9 +300,10 @@ class _Writer:
     once more. The client pays 1.2 µs a row, all included.
     """
 
-    def __init__(self, reconnector: Reconnector, keys: Keys) -> None:
+    def __init__(self, reconnector: Reconnector, keys: Keys, where: str) -> None:
         self._reconnector = reconnector
         self._keys = keys
+        self._where = where
         self._lock = asyncio.Lock()  # a connection has one WATCH
         self._throttle = AdaptiveThrottle(time.monotonic, max_share=WRITING_SHARE)
 
@@ -231,7 +311,7 @@ class _Writer:
         """Write rows of a draft, in order; raises as `Store.put` does."""
         meta = [row for row in rows if row.key.startswith(META)]
         others = [row for row in rows if not row.key.startswith(META)] if meta else rows
-        for source, of, point in zip(self._keys.lists(draft.incarnation), (others, meta), (part, None), strict=True):
+        for source, of, point in zip(self._keys.release(draft).lists, (others, meta), (part, None), strict=True):
             for batch in _bounded(of):
                 async with self._lock:
                     await asyncio.sleep(await self._write_with_retries(draft, source, batch, point))
@@ -248,31 +328,66 @@ class _Writer:
 
     async def _write(self, draft: DraftRef, source: str, batch: Sequence[Row], part: int | None) -> float:
         """Write one batch and return the pause after it, in seconds; tried again where the state changed meanwhile."""
-        head, state = self._keys.head(draft.incarnation), self._keys.state(draft.incarnation)
+        keys = self._keys.release(draft)
         pairs = list[str | bytes]()
-        for key, value in batch:
-            pairs += (head + key, value)
+        for name, row in zip(keys.rows([row.key for row in batch]), batch, strict=True):
+            pairs += (name, row.value)
         commands: list[tuple[str | bytes | int, ...]] = [
             (b"MULTI",),
             (b"MSET", *pairs),
             (b"RPUSH", source, pack([row.key for row in batch])),
         ]
         if part is not None:
-            commands.append((b"HSET", self._keys.points(draft.incarnation), part, max(row.key for row in batch)))
+            commands.append((b"HSET", keys.points, part, max(row.key for row in batch)))
         while True:
             connection = await self._reconnector.connection()
-            _, found = await asyncio.gather(
-                connection.send_command(b"WATCH", state), connection.send_command(b"GET", state)
+            _, state = await asyncio.gather(
+                connection.send_command(b"WATCH", keys.state), connection.send_command(b"GET", keys.state)
             )
-            if found is None:
-                raise not_found(draft)
-            if found != b"draft":
-                raise sealed(draft)
+            _check_owned(draft, state)
             started = time.monotonic()
             sent = [connection.send_command(*command) for command in (*commands, (b"EXEC",))]
             *_, outcome = await asyncio.gather(*sent)
             if outcome is not None:
+                for reply in outcome:
+                    if isinstance(reply, Exception):
+                        raise translated(reply, self._where)
                 return self._throttle.pause_s(time.monotonic() - started, sum(len(row.value) for row in batch))
+
+
+def _state(draft: DraftRef) -> bytes:
+    """Return the state of a draft that is its writer's."""
+    return b"draft:" + draft.writer.encode()
+
+
+def _check_owned(draft: DraftRef, state: bytes | None) -> None:
+    """Raise what *state* says, unless that the draft is its writer's."""
+    if state is None:
+        raise not_found(draft)
+    if state == SEALED:
+        raise sealed(draft)
+    if state != _state(draft):
+        raise taken_over(draft)
+
+
+async def _optional(reply: asyncio.Future[Any]) -> Any:  # noqa: ANN401 -- a reply is whatever the command returns
+    """Return a reply, or None for one that the server refuses."""
+    try:
+        return await reply
+    except StoreError:
+        return None
+
+
+def _is_primary(greeting: object) -> bool:
+    """Return whether a reply to HELLO, names and values in turn, says so; a server that says nothing may be a replica.
+
+    No user can be forbidden HELLO, unlike INFO and ROLE.
+    """
+    if not isinstance(greeting, list):
+        return False
+    return any(
+        name == b"role" and value == b"master" for name, value in zip(greeting[::2], greeting[1::2], strict=False)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,9 +399,10 @@ class Memory:
     machine: int
     policy: str
 
-    def check(self, plan: Plan, head: str, where: str) -> None:
+    def check(self, plan: Plan, keys: ReleaseKeys, where: str) -> None:
         """Raise StoreFull, with the numbers, where *plan* does not fit into what is left."""
-        needed = int((plan.payload_bytes + plan.rows * (len(head) + ROW_BYTES)) * ALLOCATED)
+        beside = len(keys.heads[-1]) + ROW_BYTES
+        needed = int((plan.payload_bytes + (plan.rows + len(keys.heads)) * beside) * ALLOCATED)
         limit = self.maxmemory or self.machine
         if limit and self.used + needed > limit:
             raise StoreFull(

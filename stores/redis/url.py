@@ -5,12 +5,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
 
 from stores.errors import StoreMisused
-from stores.urls import certificate, parameters, redacted, secret
+from stores.urls import certificate, parameters, redacted, secret, split
 
 PORT = 6379
 PREFIX = "hotplate"
@@ -62,7 +62,7 @@ def parse(url: str, environment: Mapping[str, str] = os.environ) -> Address:
 
     A password that is not in the URL comes from HOTPLATE_REDIS_PASSWORD or the file HOTPLATE_REDIS_PASSWORD_FILE.
     """
-    shown, parts = redacted(url), urlsplit(url)
+    shown, parts = redacted(url), split(url)
     given = parameters(parts, PARAMETERS[parts.scheme], shown)
     prefix = given.get("prefix", PREFIX)
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", prefix):
@@ -77,8 +77,8 @@ def parse(url: str, environment: Mapping[str, str] = os.environ) -> Address:
     ca = certificate(given, shown)
     try:
         host, port = parts.hostname, parts.port or PORT
-    except ValueError as error:
-        raise StoreMisused(f"{shown} has no valid port") from error
+    except ValueError:  # its text has what it complains of
+        raise StoreMisused(f"{shown} has no valid port") from None
     if not host:
         raise StoreMisused(f"{shown} names no server; write redis://HOST:PORT/DB")
     db = _number(parts.path.removeprefix("/") or "0", shown)

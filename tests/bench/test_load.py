@@ -159,15 +159,18 @@ async def test_a_closed_port_ends_a_closed_loop_too() -> None:
     assert adds_up(result)
 
 
-@pytest.mark.parametrize(
-    "nonsense",
-    [b"HTTP/1.1 banana\r\n\r\n", ANSWER + b"more than was announced", ANSWER + ANSWER],
-    ids=["no status", "too long", "two answers"],
-)
-async def test_an_answer_that_is_not_one_is_malformed(nonsense: bytes) -> None:
-    async with serving(lambda transport, _: transport.write(nonsense)) as url:
+async def test_an_answer_that_is_not_one_is_malformed() -> None:
+    async with serving(lambda transport, _: transport.write(b"HTTP/1.1 banana\r\n\r\n")) as url:
         result = await drive(Load(url=url, paths=["/"], rate=100, duration_s=0.1, connections=2))
     assert result.errors == {"malformed": 10}
+
+
+@pytest.mark.parametrize("surplus", [b"more than was announced", ANSWER, ANSWER[:-1], b"\n"])
+async def test_bytes_behind_an_answer_are_counted_and_end_their_connection(surplus: bytes) -> None:
+    async with serving(lambda transport, _: transport.write(ANSWER + surplus)) as url:
+        result = await drive(Load(url=url, paths=["/"], rate=100, duration_s=0.1, connections=2))
+    assert result.errors == {}
+    assert (result.ok, result.unsolicited) == (10, 10)
 
 
 async def test_unsolicited_bytes_are_counted_and_end_their_connection() -> None:

@@ -16,11 +16,13 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import redis
 
 from offline.input.sample import sample
-from stores.lmdb_store import LmdbStore
+from stores.file.store import LmdbStore
 from tests.support.command import failed, hotplate, hotplate_process
-from tests.support.service import a_list, publish_lists
+from tests.support.redis_server import RedisServer
+from tests.support.service import a_list, publish_lists, publish_to
 from tests.support.soak import SEED, scaled
 
 
@@ -72,13 +74,39 @@ def test_the_life_of_releases_by_hand(tmp_path: Path) -> None:
 
 def test_a_damaged_release_is_found_by_verify(tmp_path: Path) -> None:
     folder = tmp_path / "store"
-    release = asyncio.run(publish_lists(folder, {f"user:{n}": a_list("x") for n in range(500)}))
-    path = folder / "releases" / f"{release}.mdb"
+    asyncio.run(publish_lists(folder, {f"user:{n}": a_list("x") for n in range(500)}))
+    (path,) = folder.glob("releases/*.mdb")
     content = path.read_bytes()
     path.write_bytes(content.replace(b"Title x", b"Title y"))
-    failed(hotplate("releases", "verify", "--store", f"file://{folder}"), "does not add up", "publish it again")
+    failed(hotplate("releases", "verify", "--store", f"file://{folder}"), " to 'user:", "publish again")
+    path.write_bytes(content.replace(b"user:250", b"user:\xff50"))
+    failed(hotplate("releases", "verify", "--store", f"file://{folder}"), "is damaged between bytes", "publish again")
     path.write_bytes(content[: len(content) // 2])
     failed(hotplate("releases", "verify", "--store", f"file://{folder}"), "was cut", "publish again")
+
+
+@pytest.mark.parametrize("damaged", [b"user:\xff300", b"uzer:0300", b"userX0300", b"user:0301"])
+def test_a_damaged_key_is_found_by_verify_and_is_no_misuse(damaged: bytes, tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    asyncio.run(publish_lists(folder, {f"user:{n:04}": a_list("x") for n in range(500)}))
+    (path,) = (folder / "releases").glob("*.mdb")
+    path.write_bytes(path.read_bytes().replace(b"user:0300", damaged))
+    failed(hotplate("releases", "verify", "--store", f"file://{folder}"), "publish", "again")
+    for verb in ("scrub", "verify"):
+        assert "Traceback" not in hotplate("releases", verb, "--store", f"file://{folder}").stderr
+
+
+@pytest.mark.parametrize("damage", ["garbage", ""])
+def test_a_damaged_list_of_keys_in_redis_is_found_by_verify(redis_server: RedisServer, damage: str) -> None:
+    prefix = f"verify{os.getpid()}{len(damage)}"
+    url = redis_server.url(prefix=prefix)
+    asyncio.run(publish_to(url, {f"user:{n:04}": a_list("x") for n in range(500)}))
+    (keys,) = redis_server.execute_command("KEYS", f"*{prefix}*@keys")
+    with redis.Redis(port=redis_server.port) as client:
+        packed = client.lindex(keys, 0)
+        assert isinstance(packed, bytes)
+        client.lset(keys, 0, packed[:-9] + damage.encode())
+    failed(hotplate("releases", "verify", "--store", url), "is damaged", "releases repair")
 
 
 BAD_DATA = {
@@ -119,6 +147,28 @@ def test_other_bad_input_is_one_sentence_too(clicks: Path, model: Path, tmp_path
     failed(hotplate("releases", "rollback", "--store", f"file://{tmp_path}/nothing"), "nothing to roll back")
     failed(hotplate("serve", "--store", "memory://"), "for tests", code=2)
     assert not out.exists()
+
+
+def test_an_empty_url_is_refused_and_is_not_the_default_store(model: Path, tmp_path: Path) -> None:
+    lists = tmp_path / "lists.csv"
+    lists.write_text("user,item,score\nbo,b,0.5\n")
+    for verb in (
+        ["publish", model],
+        ["publish", model, "--dry-run"],
+        ["publish", model, "--encoding", "json"],
+        ["publish", model, "--max-ru", "400"],
+        ["import", lists],
+        ["serve"],
+        ["lookup", "u001"],
+        ["releases", "list"],
+        ["releases", "prune"],
+    ):
+        for given, environment in ((["--store", ""], {}), ([], {"HOTPLATE_STORE": ""})):
+            done = hotplate(*verb, *given, XDG_DATA_HOME=str(tmp_path / "data"), **environment)
+            failed(done, "The URL of the store is empty", "--store", code=2)
+    for ends in (["--from", "", "--to", f"file://{tmp_path}/s"], ["--from", f"file://{tmp_path}/s", "--to", ""]):
+        failed(hotplate("releases", "copy", *ends), "is empty", code=2)
+    assert list(tmp_path.iterdir()) == [lists]
 
 
 def test_misuse_of_options_exits_with_2_and_errors_can_be_json(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ import pytest
 
 from stores.catalogue import DraftRef, State
 from stores.errors import StoreUnavailable
+from stores.file.store import LmdbStore
 from stores.lifecycle import publish
-from stores.lmdb_store import LmdbStore
 from stores.store import Plan, Row
 from tests.support.command import failed, hotplate
 from tests.support.service import a_list, publish_lists
@@ -118,6 +118,7 @@ def test_other_mistakes_are_one_sentence_too(lists: Path, tmp_path: Path) -> Non
 def many_lists(folder: Path, users: int) -> list[str]:
     """Write lists of many users into *folder*, and return the command that imports them into a store beside."""
     frame = pl.DataFrame({"user": [f"{n:06}" for n in range(users)], "item": "i", "score": 1.0})
+    folder.mkdir(exist_ok=True)
     frame.write_parquet(folder / "lists.parquet")
     (folder / "scratch").mkdir()
     return ["import", str(folder / "lists.parquet"), "--store", f"file://{folder}/store", "--json"]
@@ -140,11 +141,21 @@ def at_second_put(action: Callable[[], None]) -> Iterator[None]:
         yield
 
 
+def let_leases_lapse(store: Path) -> None:
+    """Do to the catalogue what a minute without the writers does."""
+    path = store / "catalogue.json"
+    catalogue = json.loads(path.read_text())
+    for entry in catalogue["entries"]:
+        entry["lease_until"] = None if entry["lease_until"] is None else 0.0
+    path.write_text(json.dumps(catalogue))
+
+
 def check_resume(folder: Path, arguments: list[str], users: int) -> None:
     """Hold that the only release is a draft, and that the same import with --resume makes it whole and live."""
     store = f"file://{folder}/store"
     (entry,) = json.loads(hotplate("releases", "list", "--json", "--store", store).stdout)["releases"]
     assert entry["state"] == State.DRAFT
+    let_leases_lapse(folder / "store")
     done = json.loads(hotplate(*arguments, "--resume", entry["id"]).stdout)
     assert done["release"]["release"] == entry["id"]
     assert done["release"]["counts"] == {"popular": 1, "user": users}
@@ -187,6 +198,30 @@ def test_an_import_that_is_terminated_leaves_nothing_behind(tmp_path: Path) -> N
     assert releases_of(tmp_path) == []
 
 
+def test_the_scratch_of_a_killed_import_is_removed_by_the_next_and_that_of_a_living_one_is_not(tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    arguments = many_lists(tmp_path, 100_000)
+    dead = set[Path]()
+    with started(tmp_path, arguments) as killed:
+        killed.send_signal(signal.SIGSTOP)  # between its first row and its last
+        dead = set(scratch.iterdir())
+        killed.kill()
+        killed.wait()
+        assert len(dead) == 1
+        assert list(dead.pop().rglob("*.parquet"))
+    with started(tmp_path / "other", many_lists(tmp_path / "other", 100_000), scratch) as living:
+        living.send_signal(signal.SIGSTOP)
+        (own,) = scratch.iterdir()
+        done = hotplate(
+            "import", tmp_path / "lists.parquet", "--store", f"file://{tmp_path}/third", TMPDIR=str(scratch)
+        )
+        assert done.returncode == 0, done.stderr
+        assert list(scratch.iterdir()) == [own]
+        living.send_signal(signal.SIGCONT)
+        assert living.wait(60) == 0
+    assert list(scratch.iterdir()) == []
+
+
 @pytest.mark.soak
 def test_imports_that_are_terminated_leave_nothing_behind(tmp_path: Path) -> None:
     for folder, draw in rounds(tmp_path):
@@ -208,12 +243,12 @@ def rounds(tmp_path: Path) -> Iterator[tuple[Path, random.Random]]:
 
 
 @contextmanager
-def started(folder: Path, arguments: list[str]) -> "Iterator[subprocess.Popen[bytes]]":
+def started(folder: Path, arguments: list[str], scratch: Path | None = None) -> "Iterator[subprocess.Popen[bytes]]":
     """Run an import in a process of its own; the block begins as soon as its draft is there."""
     with subprocess.Popen(
         [sys.executable, "-m", "hotplate", *arguments],
         stdout=subprocess.DEVNULL,
-        env=os.environ | {"TMPDIR": str(folder / "scratch")},
+        env=os.environ | {"TMPDIR": str(scratch or folder / "scratch")},
     ) as importer:
         while not list(folder.glob("store/releases/*")):
             assert importer.poll() is None
@@ -240,4 +275,5 @@ async def leave_a_draft(folder: Path) -> str:
 
 def test_a_draft_of_other_lists_is_not_finished(lists: Path, tmp_path: Path) -> None:
     draft = asyncio.run(leave_a_draft(tmp_path / "store"))
+    let_leases_lapse(tmp_path / "store")
     failed(hotplate("import", lists, "--resume", draft, "--store", f"file://{tmp_path}/store"), "does not add up")

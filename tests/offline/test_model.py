@@ -1,7 +1,11 @@
 """The model folder: what is saved is what is loaded, replaced as a whole, and damage is an error."""
 
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +17,7 @@ from offline.errors import DataError
 from offline.input.matrix import to_matrix
 from offline.input.sample import sample
 from offline.model import Model, load, save
+from offline.scratch import LOCK
 from offline.train.als import ALSParams, fit
 from offline.train.popularity import most_popular, popular_by_segment
 
@@ -102,6 +107,93 @@ def test_a_failure_to_write_leaves_the_old_model_and_no_draft(
         save(replace(model, metrics=None), tmp_path / "model")
     assert load(tmp_path / "model").metrics == {"k": 10}
     assert [each.name for each in tmp_path.iterdir()] == ["model"]
+
+
+SAVER = """
+import sys
+from pathlib import Path
+from offline.model import load, save
+model = load(Path(sys.argv[1]))
+print("loaded", flush=True)
+sys.stdin.readline()
+for _ in range(int(sys.argv[3])):
+    save(model, Path(sys.argv[2]))
+print("saved", flush=True)
+"""
+# Stops for good at a call of a function: while the parts are written, between the two renames, or after both.
+STOPPED = """
+import sys, time
+from itertools import count
+from unittest.mock import patch
+from pathlib import Path
+from offline.model import load, np, save
+model = load(Path(sys.argv[1]))
+owner, name, call = {"parts": (np, "savez", 1), "renames": (Path, "rename", 3), "end": (Path, "rename", 4)}[sys.argv[3]]
+original, calls = getattr(owner, name), count(1)
+def stop(*arguments, **named):
+    at = next(calls)
+    done = original(*arguments, **named) if at < call else None
+    if at == min(call, 3):
+        print("here", flush=True)
+        time.sleep(600)
+    return done
+with patch.object(owner, name, stop):
+    save(model, Path(sys.argv[2]))
+"""
+
+
+def python(program: str, *arguments: object) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("where", ["parts", "renames", "end"])
+def test_what_a_killed_writer_left_beside_is_removed_by_the_next_and_a_living_ones_is_not(
+    model: Model, tmp_path: Path, where: str
+) -> None:
+    path = tmp_path / "models" / "model"
+    save(model, tmp_path / "seed")
+    save(model, path)
+    for kill in (True, False):
+        with python(STOPPED, tmp_path / "seed", path, where) as writer:
+            try:
+                assert writer.stdout is not None
+                assert writer.stdout.readline() == "here\n"
+                left = set(path.parent.iterdir()) - {path}
+                if kill:
+                    writer.send_signal(signal.SIGKILL)
+                    writer.wait()
+                assert where == "end" or left
+                save(replace(model, metrics=None), path)
+                drafts = set(path.parent.glob(".model.new-*"))
+                assert drafts == (set() if kill else {each for each in left if ".new-" in each.name})
+            finally:
+                writer.kill()
+        assert load(path).metrics is None
+    save(model, path)
+    assert [each.name for each in path.parent.iterdir()] == ["model"]
+
+
+def test_of_two_models_that_are_saved_at_once_each_is_seen_whole_and_the_last_stays(
+    model: Model, tmp_path: Path
+) -> None:
+    save(model, tmp_path / "seed")
+    with ExitStack() as stack:
+        writers = [
+            stack.enter_context(python(SAVER, tmp_path / "seed", tmp_path / "models" / "model", 40)) for _ in range(2)
+        ]
+        for writer in writers:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == "loaded\n"
+        for writer in writers:
+            assert writer.stdin is not None
+            writer.stdin.write("\n")
+            writer.stdin.flush()
+        assert [writer.communicate(timeout=60)[0] for writer in writers] == ["saved\n", "saved\n"]
+    assert load(tmp_path / "models" / "model").metrics == {"k": 10}
+    save(model, tmp_path / "models" / "model")
+    assert [each.name for each in (tmp_path / "models").iterdir()] == ["model"]
+    assert not (tmp_path / "models" / "model" / LOCK).exists()
 
 
 def cut(path: Path) -> None:

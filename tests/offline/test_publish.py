@@ -13,7 +13,7 @@ from offline.publish import publish
 from offline.train.als import Factors
 from stores.encoding import decode
 from stores.errors import StoreFull
-from stores.lmdb_store import LmdbStore
+from stores.file.store import LmdbStore
 from stores.memory import MemoryStore
 from stores.store import Row
 from stores.verification import verify
@@ -104,7 +104,7 @@ async def test_a_ready_release_is_not_live() -> None:
 async def test_a_disk_that_is_too_small_is_reported_before_anything_is_computed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stores.lmdb_store.file_bytes", lambda _rows, _bytes: 1 << 60)
+    monkeypatch.setattr("stores.file.store.file_bytes", lambda _rows, _bytes: 1 << 60)
     store = LmdbStore(tmp_path)
     with pytest.raises(StoreFull, match="needs about"):
         await publish(ModelLists(checkerboard_model(), ListSettings()), store)

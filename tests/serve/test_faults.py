@@ -2,8 +2,6 @@
 
 import asyncio
 import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -11,7 +9,6 @@ from pathlib import Path
 import pytest
 
 import hotplate
-from stores.catalogue import State
 from stores.connect import connect
 from stores.errors import StoreFull, StoreUnavailable
 from stores.lifecycle import prune, publish
@@ -245,36 +242,3 @@ async def test_under_load_no_request_is_lost_to_a_flush_a_reset_or_a_full_store(
                 await run.until_release(await publish_to(redis.url(), lists(f"r{n + 1}")))
                 await run.until("redis")
         run.answered("redis", source="popular")
-
-
-@pytest.mark.soak
-async def test_a_publisher_is_killed_half_way(tmp_path: Path, redis: RedisServer) -> None:
-    release = await publish_to(redis.url(), lists("r0"))
-    program = f"""
-import asyncio
-from stores.connect import connect
-from stores.lifecycle import publish
-from stores.store import Plan, Row
-async def batches():
-    yield [Row("popular:", b"x")]
-    for start in range(0, 10_000_000, 1000):
-        yield [Row(f"user:{{n:08}}", b"x" * 500) for n in range(start, start + 1000)]
-asyncio.run(publish(connect({redis.url()!r}), batches(), plan=Plan(1, 1), about={{}}))
-"""
-    async with under_load(tmp_path, redis.url()) as run:
-        for _ in range(scaled(1)):
-            before = int(redis.execute_command("DBSIZE"))
-            publisher = subprocess.Popen([sys.executable, "-c", program])  # noqa: ASYNC220 -- starting one takes no time
-
-            async def is_writing(before: int = before) -> bool:
-                return int(redis.execute_command("DBSIZE")) > before + 5000
-
-            await until(is_writing, "nothing is written")
-            publisher.kill()
-            publisher.wait()
-    run.answered("redis")
-    assert set(run.seen("release")) == {release}
-    store = connect(redis.url())
-    states = [entry.state for entry in (await store.catalogue()).releases]
-    assert states == [State.LIVE] + scaled(1) * [State.DRAFT]
-    await store.close()

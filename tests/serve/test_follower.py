@@ -8,14 +8,16 @@ from dataclasses import replace
 import orjson
 import pytest
 
-from serve.follower import Follower, ServedRelease
+from serve.follower import DOUBT_POLL_S, RESTORED_S, SPREAD_S, WARM_S, Follower, ServedRelease
 from stores import lifecycle as life
-from stores.catalogue import Catalogue, ReleaseId
-from stores.errors import CatalogueUnreadable, StoreUnavailable
+from stores.catalogue import Catalogue, ReleaseId, ReleaseRef
+from stores.encoding import NO_OFFSET, OFFSET_BYTES, Checksum, offset_of
+from stores.errors import CatalogueUnreadable, ReleaseNotFound, StoreUnavailable
 from stores.keys import MANIFEST
 from stores.memory import MemoryStore
 from tests.support.clock import FakeClock
-from tests.support.remote import RemoteStore, publish
+from tests.support.remote import RemoteStore, backup, publish, restore
+from tests.support.stores import ref_of
 from tests.support.virtual import virtual
 
 
@@ -61,7 +63,8 @@ async def test_the_first_release_is_followed_as_soon_as_there_is_one(memory: Mem
         assert (follower.served, "nothing is live" in str(follower.last_error)) == (None, True)
         await until(follower, await publish(memory, "first", segments=5))
         assert follower.last_error is None
-        assert served(follower).popular == {"": b"first", **{f"s{n}": b"%d" % n for n in range(5)}}
+        lists = {segment: body[OFFSET_BYTES:] for segment, body in served(follower).popular.items()}
+        assert lists == {"": b"first", **{f"s{n}": b"%d" % n for n in range(5)}}
 
 
 @virtual
@@ -87,8 +90,9 @@ async def test_a_release_of_an_unknown_format_is_not_followed(
     async with following(remote) as follower:
         first = await followed(memory, follower)
         second = await publish(memory, "second", live=False)
-        rows = memory._releases[second].rows
-        rows[MANIFEST] = orjson.dumps(orjson.loads(rows[MANIFEST]) | change)
+        rows, checksum = memory._find(await ref_of(memory, second)).rows, Checksum(second)
+        fields = orjson.loads(checksum.open(MANIFEST, rows[MANIFEST])[OFFSET_BYTES:]) | change
+        rows[MANIFEST] = checksum.seal(MANIFEST, NO_OFFSET + orjson.dumps(fields))
         await life.activate(memory, second)
         assert "upgrade" in await until_error(follower)
         assert served(follower).id == first
@@ -105,7 +109,7 @@ async def test_a_release_that_has_lost_a_row_of_its_sample_is_not_followed(
     async with following(remote) as follower:
         first = await followed(memory, follower)
         second = await publish(memory, "second", live=False, segments=2)
-        del memory._releases[second].rows[lost]
+        del memory._find(await ref_of(memory, second)).rows[lost]
         await life.activate(memory, second)
         assert "publish it again" in await until_error(follower)
         assert served(follower).id == first
@@ -167,8 +171,8 @@ async def test_a_stale_catalogue_is_ignored(memory: MemoryStore, remote: RemoteS
         older = await memory.catalogue()
         second = await publish(memory, "second")
         await until(follower, second)
-        await follower._switch_if_newer(older)
-        await follower._switch_if_newer(Catalogue())
+        await follower._take(older)
+        await follower._take(Catalogue())
         assert served(follower).id == second
 
 
@@ -214,4 +218,324 @@ async def test_what_is_served_is_a_value(memory: MemoryStore, remote: RemoteStor
         assert served is not None
         await until(follower, await publish(memory, "second"))
         assert replace(served) == served
-        assert served.popular[""] == b"first"
+        assert served.popular[""] == offset_of(b"first") + b"first"
+
+
+async def elapsed_until(follower: Follower, release: ReleaseId) -> float:
+    """Wait, for as long as it takes, until a release is served; return how many seconds that took."""
+    clock = asyncio.get_running_loop().time
+    started = clock()
+    while served(follower).id != release:
+        await asyncio.sleep(0.1)
+        assert clock() < started + 1000
+    return clock() - started
+
+
+async def restored(memory: MemoryStore, follower: Follower, *, keeping_releases: bool) -> ReleaseId:
+    """Publish twice, and put the store back as it was between; return what is live in it."""
+    first = await followed(memory, follower)
+    copy = backup(memory)
+    await until(follower, await publish(memory, "second"))
+    restore(memory, copy, only_catalogue=keeping_releases)
+    return first
+
+
+@virtual
+async def test_a_store_restored_from_an_older_copy_without_the_release_is_followed_at_once_and_said_so_once(
+    memory: MemoryStore, remote: RemoteStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with following(remote) as follower:
+        first = await restored(memory, follower, keeping_releases=False)
+        assert await elapsed_until(follower, first) < DOUBT_POLL_S
+        assert (follower.last_error, len(follower.warnings)) == (None, 1)
+        await asyncio.sleep(100)
+    assert "restored from an older copy at generation" in follower.warnings[0]
+    assert [record.getMessage() for record in caplog.records if "restored from" in record.getMessage()] == [
+        follower.warnings[0]
+    ]
+
+
+@virtual
+async def test_an_older_catalogue_put_back_by_hand_is_followed_after_thirty_seconds_and_degraded_until_then(
+    memory: MemoryStore, remote: RemoteStore
+) -> None:
+    async with following(remote) as follower:
+        first = await restored(memory, follower, keeping_releases=True)
+        second = served(follower).id
+        await asyncio.sleep(RESTORED_S - 1)
+        assert served(follower).id == second
+        assert "if that lasts" in str(follower.last_error)
+        assert await elapsed_until(follower, first) < 1 + 2 * DOUBT_POLL_S
+        assert follower.last_error is None
+        third = await publish(memory, "third")
+        await until(follower, third)
+        assert follower.warnings == []
+
+
+@virtual
+async def test_readers_that_ran_and_readers_that_start_agree_after_a_restore(
+    memory: MemoryStore, remote: RemoteStore
+) -> None:
+    async with following(remote) as old:
+        await restored(memory, old, keeping_releases=True)
+        async with following(remote) as new:
+            await asyncio.sleep(45)
+            assert served(old) == replace(served(new), decode=served(old).decode)
+
+
+@virtual
+async def test_an_older_catalogue_that_does_not_last_is_a_stale_read_however_often_it_comes(
+    memory: MemoryStore, remote: RemoteStore
+) -> None:
+    async with following(remote) as follower:
+        await followed(memory, follower)
+        older = backup(memory)
+        second = await publish(memory, "second")
+        await until(follower, second)
+        current = backup(memory)
+        for _ in range(5):
+            restore(memory, older, only_catalogue=True)
+            await asyncio.sleep(RESTORED_S - 5)
+            restore(memory, current, only_catalogue=True)
+            await asyncio.sleep(5)
+            assert (served(follower).id, follower.last_error) == (second, None)
+
+
+@virtual
+async def test_what_a_stale_replica_says_never_counts_and_is_reported_while_nobody_else_answers(
+    memory: MemoryStore, remote: RemoteStore
+) -> None:
+    async with following(remote) as follower:
+        remote.primary = False
+        first = await restored(memory, follower, keeping_releases=False)
+        second = served(follower).id
+        await asyncio.sleep(10 * RESTORED_S)
+        assert served(follower).id == second
+        assert "only a replica answers" in str(follower.last_error)
+        remote.primary = True
+        assert await elapsed_until(follower, first) < 2 * DOUBT_POLL_S
+
+
+@virtual
+async def test_after_a_restore_a_replica_that_has_what_the_primary_lost_is_not_followed_back(
+    memory: MemoryStore, remote: RemoteStore
+) -> None:
+    async with following(remote) as follower:
+        first = await followed(memory, follower)
+        older = backup(memory)
+        await until(follower, await publish(memory, "second"))
+        lost = replace(await memory.catalogue(), primary=False)
+        restore(memory, older, only_catalogue=True)
+        await elapsed_until(follower, first)
+        await follower._take(lost)
+        assert served(follower).id == first
+        third = await publish(memory, "third")
+        await follower._take(replace(await memory.catalogue(), primary=False))
+        await until(follower, third)
+
+
+@pytest.mark.parametrize("key", ["user:4", "popular:s1"])
+@virtual
+async def test_a_release_that_is_damaged_in_places_is_followed_and_says_where(
+    memory: MemoryStore, remote: RemoteStore, key: str
+) -> None:
+    async with following(remote) as follower:
+        await followed(memory, follower)
+        second = await publish(memory, "second", live=False, segments=2)
+        memory._find(await ref_of(memory, second)).rows[key] += b"x"
+        await life.activate(memory, second)
+        await until(follower, second)
+        assert follower.warnings[0].startswith(f"damaged: {key!r}")
+        assert sorted(served(follower).popular) == (["", "s0"] if key == "popular:s1" else ["", "s0", "s1"])
+
+
+@virtual
+async def test_a_release_whose_popular_list_for_everybody_is_damaged_is_not_followed(
+    memory: MemoryStore, remote: RemoteStore
+) -> None:
+    async with following(remote) as follower:
+        first = await followed(memory, follower)
+        second = await publish(memory, "second", live=False)
+        memory._find(await ref_of(memory, second)).rows["popular:"] += b"x"
+        await life.activate(memory, second)
+        assert "'popular:' is damaged" in await until_error(follower)
+        assert served(follower).id == first
+
+
+@virtual
+async def test_a_stale_replica_beside_a_primary_that_is_current_is_not_even_an_error(
+    memory: MemoryStore, remote: RemoteStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with following(remote) as follower:
+        await followed(memory, follower)
+        older = replace(await memory.catalogue(), primary=False)
+        second = await publish(memory, "second")
+        await until(follower, second)
+        caplog.clear()
+        await follower._take(older)
+        await asyncio.sleep(1)
+        assert (served(follower).id, follower.last_error, caplog.records) == (second, None, [])
+
+
+@virtual
+async def test_a_catalogue_of_the_same_generation_with_another_token_is_followed_at_once(
+    memory: MemoryStore, remote: RemoteStore
+) -> None:
+    async with following(remote) as follower:
+        await followed(memory, follower)
+        older = backup(memory)
+        await until(follower, await publish(memory, "lost by a failover"))
+        restore(memory, older)
+        other = await publish(memory, "written after the failover")
+        await until(follower, other)
+        assert follower.last_error is None
+
+
+@virtual
+async def test_a_store_restored_to_before_its_first_release_leaves_what_is_served_and_says_so(
+    memory: MemoryStore, remote: RemoteStore
+) -> None:
+    async with following(remote) as follower:
+        await publish(memory, "never live", live=False)
+        empty = backup(memory)
+        first = await publish(memory, "first")
+        await until(follower, first)
+        restore(memory, empty)
+        await asyncio.sleep(45)
+        assert served(follower).id == first
+        assert "nothing is live" in str(follower.last_error)
+        await until(follower, await publish(memory, "second"))
+
+
+@virtual
+async def test_a_catalogue_that_vanished_is_an_error_until_it_is_back_and_un_serves_nothing(
+    memory: MemoryStore, remote: RemoteStore
+) -> None:
+    async with following(remote) as follower:
+        first = await followed(memory, follower)
+        copy = backup(memory)
+        restore(memory, MemoryStore())
+        assert "the catalogue is not in this store" in await until_error(follower)
+        await asyncio.sleep(2 * RESTORED_S)
+        assert served(follower).id == first
+        restore(memory, copy)
+        await asyncio.sleep(2 * DOUBT_POLL_S)
+        assert (served(follower).id, follower.last_error) == (first, None)
+
+
+@virtual
+async def test_a_release_that_is_gone_while_its_catalogue_says_live_is_an_error_until_it_is_back(
+    memory: MemoryStore, remote: RemoteStore
+) -> None:
+    async with following(remote) as follower:
+        first = await followed(memory, follower)
+        copy = backup(memory)
+        memory._releases.clear()
+        await follower.refresh()
+        assert f"release {first} is live, and is not in this store" in str(follower.last_error)
+        await asyncio.sleep(2 * RESTORED_S)
+        assert (served(follower).id, "is not in this store" in str(follower.last_error)) == (first, True)
+        restore(memory, copy)
+        await asyncio.sleep(2 * DOUBT_POLL_S)
+        assert follower.last_error is None
+
+
+@virtual
+async def test_whatever_a_reader_raises_the_follower_goes_on_and_names_it(
+    memory: MemoryStore, remote: RemoteStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with following(remote) as follower:
+        first = await followed(memory, follower)
+        remote.failure = RuntimeError("a page cannot be read, password=secret")
+        second = await publish(memory, "second")
+        assert "RuntimeError" in await until_error(follower)
+        await follower.refresh()
+        await asyncio.sleep(10)
+        assert (served(follower).id, "secret" in str(follower.last_error)) == (first, False)
+        assert [record.exc_info is not None for record in caplog.records if record.exc_info] == [True]
+        remote.failure = None
+        await until(follower, second)
+        assert follower.last_error is None
+
+
+@virtual
+async def test_a_slow_load_does_not_overwrite_what_was_followed_meanwhile(
+    memory: MemoryStore, remote: RemoteStore
+) -> None:
+    follower = Follower(remote)
+    await publish(memory, "first")
+    older = await memory.catalogue()
+    remote.delay_s = 10
+    slow = asyncio.create_task(follower._take(older))
+    await asyncio.sleep(1)
+    remote.delay_s = 0
+    second = await publish(memory, "second")
+    await follower.refresh()
+    await slow
+    assert served(follower).id == second
+    await follower._take(older)
+    assert served(follower).id == second
+
+
+class Warmed(MemoryStore):
+    """A store that takes a while to bring a release into memory."""
+
+    warm_s = 5.0
+    warmed = 0
+
+    async def warm(self, release: ReleaseRef) -> None:
+        if release.incarnation not in self._releases:
+            raise ReleaseNotFound("gone")
+        await asyncio.sleep(self.warm_s)
+        self.warmed += 1
+
+
+@virtual
+async def test_a_release_is_brought_into_memory_before_it_is_served_but_not_for_ever(
+    clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    store = Warmed(clock)
+    first = await publish(store, "first")
+    follower = Follower(store)
+    following = asyncio.create_task(follower.run(warm=True))
+    await asyncio.sleep(store.warm_s - 1)
+    assert (follower.ready.is_set(), follower.attempted.is_set()) == (False, False)
+    await asyncio.wait_for(follower.ready.wait(), 2)
+    assert f"release {first} was brought into memory in 5.0 s" in caplog.text
+    store.warm_s = 2 * WARM_S
+    second = await publish(store, "second")
+    await asyncio.sleep(WARM_S - 1)
+    assert served(follower).id == first
+    await asyncio.sleep(2)
+    assert (served(follower).id, store.warmed) == (second, 1)
+    assert f"release {second} is served before all of it is in memory" in caplog.text
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
+
+
+@virtual
+async def test_processes_load_a_release_of_a_remote_store_at_moments_of_their_own_but_the_first_at_once(
+    memory: MemoryStore,
+) -> None:
+    clock = asyncio.get_running_loop().time
+    await publish(memory, "first")
+    followers = [Follower(RemoteStore(memory)) for _ in range(20)]
+    started = clock()
+    tasks = [asyncio.create_task(follower.run()) for follower in followers]
+    await asyncio.gather(*(follower.ready.wait() for follower in followers))
+    assert clock() == started
+    second = await publish(memory, "second")
+    loaded_at = set[float]()
+    waiting = list(followers)
+    while waiting:
+        await asyncio.sleep(0.001)
+        for follower in list(waiting):
+            if served(follower).id == second:
+                loaded_at.add(clock())
+                waiting.remove(follower)
+    assert len(loaded_at) > 10
+    assert max(loaded_at) - started <= SPREAD_S + 0.01
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

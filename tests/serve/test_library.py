@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import hotplate
-from stores.lmdb_store import LmdbStore
+from stores.file.store import LmdbStore
 from tests.support.paths import ROOT
 from tests.support.redis_server import RedisServer
 from tests.support.service import a_list, publish_lists, publish_to

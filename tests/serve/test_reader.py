@@ -5,16 +5,18 @@ import asyncio
 import pytest
 
 from serve.breaker import FAILURES, PAUSE_S
+from serve.exposition import Exposition
 from serve.metrics import LOOKUPS
 from serve.reader import EncodedList, NotReady, TieredReader
 from serve.tiers import loop_time
 from stores import lifecycle as life
-from stores.errors import StoreUnavailable
+from stores.encoding import OFFSET_BYTES
+from stores.errors import ReleaseCorrupt, StoreUnavailable
 from stores.memory import MemoryStore
 from stores.store import Reader
 from tests.support.clock import FakeClock
-from tests.support.remote import RemoteStore, publish
-from tests.support.stores import ref
+from tests.support.remote import DamagedStore, RemoteStore, publish
+from tests.support.stores import ref_of
 from tests.support.virtual import virtual
 
 BUDGET_S = 0.1
@@ -55,7 +57,7 @@ async def over_two_releases(first: RemoteStore, second: RemoteStore, *, users: r
 
 
 def brief(answer: EncodedList) -> tuple[str, str, bytes]:
-    return answer.tier, answer.source, answer.value
+    return answer.tier, answer.source, answer.body[OFFSET_BYTES:]
 
 
 @virtual
@@ -96,12 +98,12 @@ async def test_a_release_that_is_gone_is_replaced_by_what_is_live_now(
     first = await publish(memory, "first")
     reader = await over(memory if local else remote)
     second = await publish(memory, "second")
-    await memory.erase(ref(first))
+    await memory.erase(await ref_of(memory, first))
     answer = await reader.personal("1")
-    assert (answer.served.id, answer.value) == (second, b"second for 1")
+    assert (answer.served.id, answer.body[OFFSET_BYTES:]) == (second, b"second for 1")
     many = await reader.personal_many(["1", "2", "3"])
     assert {one.served.id for one in many} == {second}
-    await memory.erase(ref(second))
+    await memory.erase(await ref_of(memory, second))
     assert brief(await reader.personal("1")) == ("tier0", "popular", b"second")
 
 
@@ -145,7 +147,7 @@ async def test_a_large_batch_has_the_time_that_it_takes_and_a_local_store_is_nev
         reader = await over(store)
         batches = await asyncio.gather(*(reader.personal_many(users) for _ in range(5)))
         assert {one.source for answers in batches for one in answers} == {"personal"}
-        assert [one.value for one in batches[0]] == [f"first for {user}".encode() for user in users]
+        assert [one.body[OFFSET_BYTES:] for one in batches[0]] == [f"first for {user}".encode() for user in users]
 
 
 @virtual
@@ -213,3 +215,69 @@ async def test_a_tier_that_never_answered_is_passed_over(remote: RemoteStore, fa
     await reader.refresh()
     assert (await reader.personal("1")).tier == "tier0"
     await life.prune(fallback.inner)
+
+
+every_damage = pytest.mark.parametrize(
+    "raising", [ReleaseCorrupt("page 7 cannot be read"), RuntimeError("MDB_CORRUPTED")], ids=["corrupt", "foreign"]
+)
+
+
+@every_damage
+@virtual
+async def test_a_damaged_key_falls_through_to_the_next_tier_others_are_served_and_it_is_said_once(
+    clock: FakeClock, fallback: RemoteStore, caplog: pytest.LogCaptureFixture, raising: Exception
+) -> None:
+    store = DamagedStore(clock)
+    await publish(store, "first")
+    await publish(fallback.inner, "second")
+    reader = await over(store, fallback)
+    store.damaged, store.raising = frozenset({"user:1"}), raising
+    assert brief(await reader.personal("1")) == ("tier1", "personal", b"second for 1")
+    assert brief(await reader.personal("2")) == ("tier0", "personal", b"first for 2")
+    many = await reader.personal_many(["0", "1", "2"])
+    assert [brief(one) for one in many] == [
+        ("tier0", "personal", b"first for 0"), ("tier0", "popular", b"first"), ("tier0", "personal", b"first for 2"),
+    ]  # fmt: skip
+    assert "is damaged in this store" in str(reader.tiers[0].error)
+    assert 'hotplate_store_corrupt_total{store="tier0"} 2.0' in Exposition(reader.metrics, reader.tiers).text().decode()
+    assert [record.levelname for record in caplog.records if record.levelname != "INFO"] == ["ERROR"]
+    store.damaged = frozenset()
+    third = await publish(store, "third")
+    await reader.refresh()
+    assert (reader.release(), reader.tiers[0].error) == (third, None)
+
+
+@every_damage
+@virtual
+async def test_a_store_alone_of_which_every_key_is_damaged_answers_popular(
+    clock: FakeClock, raising: Exception
+) -> None:
+    store = DamagedStore(clock)
+    await publish(store, "first")
+    reader = await over(store)
+    store.damaged, store.raising = frozenset({"user:1", "user:2"}), raising
+    assert brief(await reader.personal("1")) == ("tier0", "popular", b"first")
+    assert [one.source for one in await reader.personal_many(["1", "2"])] == ["popular", "popular"]
+
+
+@virtual
+async def test_a_damaged_value_of_a_remote_store_falls_through_too_and_its_circuit_stays_closed(
+    remote: RemoteStore, fallback: RemoteStore
+) -> None:
+    reader = await over_two_releases(remote, fallback)
+    remote.broken_keys, remote.broken_by = {"user:1"}, ReleaseCorrupt("a list under another key")
+    for _ in range(2 * FAILURES):
+        assert brief(await reader.personal("1")) == ("tier1", "personal", b"second for 1")
+    assert not reader.tiers[0].breaker.is_open
+    assert "a list under another key" in str(reader.tiers[0].error)
+    assert (await reader.personal("2")).tier == "tier0"
+
+
+@virtual
+async def test_whatever_a_remote_store_raises_the_next_tier_answers(remote: RemoteStore, fallback: RemoteStore) -> None:
+    reader = await over_two_releases(remote, fallback)
+    remote.failure = IndexError("pop from an empty deque")
+    for _ in range(FAILURES):
+        assert (await reader.personal("1")).tier == "tier1"
+        assert {one.tier for one in await reader.personal_many(["1", "2", "3"])} == {"tier1"}
+    assert "IndexError" in str(reader.tiers[0].error)

@@ -6,17 +6,21 @@ import orjson
 import pytest
 
 from stores import catalogue as changes
-from stores.catalogue import Catalogue, ReleaseId, dump, follows, parse
+from stores.catalogue import GRACE_S, LEASE_S, Catalogue, DraftRef, ReleaseId, State, dump, follows, parse
 from stores.errors import CatalogueUnreadable, ReleaseConflict, ReleaseNotFound
 
 A, B, C = ReleaseId("a"), ReleaseId("b"), ReleaseId("c")
 
 
+def draft(release: ReleaseId, incarnation: str = "", writer: str = "writer") -> DraftRef:
+    return DraftRef(release, incarnation or f"of-{release}", writer)
+
+
 def evolved() -> Catalogue:
     found = Catalogue(store_id="s", generation=4, token="t", now=100.0)
     for release in (A, B):
-        found = changes.activate(changes.commit(changes.begin(found, release), release), release)
-    return changes.begin(found, C)
+        found = changes.activate(changes.commit(changes.begin(found, draft(release)), draft(release)), release)
+    return changes.begin(found, draft(C))
 
 
 def test_a_catalogue_reads_back() -> None:
@@ -26,7 +30,16 @@ def test_a_catalogue_reads_back() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"live": "a"}, {"live": None}, {"generation": 0}, {"generation": "4"}, {"releases": [{}]}, {"releases": None}],
+    [
+        {"live": "a"},
+        {"live": None},
+        {"generation": 0},
+        {"generation": "4"},
+        {"entries": [{}]},
+        {"entries": None},
+        {"format": 3},
+        {"format": None},
+    ],
 )
 def test_a_record_that_contradicts_itself_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(CatalogueUnreadable, match="nowhere"):
@@ -63,8 +76,94 @@ def test_a_rollback_is_for_what_the_operator_saw() -> None:
 def test_a_draft_cannot_go_live_and_a_dropped_release_is_gone() -> None:
     with pytest.raises(ReleaseConflict, match="still being written"):
         changes.activate(evolved(), C)
-    dropping = changes.abandon(evolved(), C)
+    dropping = changes.abandon(evolved(), draft(C))
     with pytest.raises(ReleaseNotFound):
         changes.activate(dropping, C)
-    assert [entry.id for entry in changes.forget(dropping, C).releases] == [A, B]
-    assert changes.forget(dropping, B) == dropping
+    assert [entry.id for entry in changes.forget(dropping, draft(C).release).releases] == [A, B]
+    assert changes.forget(dropping, draft(B).release) == dropping
+
+
+FORMAT_1 = b"""{"store_id": "s", "generation": 3, "token": "t", "live": "a", "releases": [
+    {"id": "a", "state": "live", "created_at": 1.0, "superseded_at": null, "lease_until": null},
+    {"id": "b", "state": "draft", "created_at": 2.0, "superseded_at": null, "lease_until": 62.0}]}"""
+
+
+def test_a_record_of_format_1_is_read_and_its_releases_are_named_by_their_ids() -> None:
+    found = parse(FORMAT_1, now=100.0, where="here")
+    assert [(entry.id, entry.incarnation, entry.writer) for entry in found.releases] == [("a", "a", ""), ("b", "b", "")]
+    with pytest.raises(ReleaseConflict, match="older hotplate"):
+        changes.take_over(found, draft(B, "b"))
+    assert parse(dump(found), now=100.0, where="here") == found
+    assert "releases" not in orjson.loads(dump(found))
+
+
+def test_a_draft_has_one_writer_and_another_only_once_the_lease_has_lapsed() -> None:
+    found, other = evolved(), draft(C, writer="other")
+    with pytest.raises(ReleaseConflict, match="whose lease runs for 60 s more"):
+        changes.take_over(found, other)
+    lapsed = replace(found, now=100.0 + LEASE_S)
+    taken = changes.take_over(lapsed, other)
+    assert changes.take_over(taken, other) == taken
+    for step in (changes.renew, changes.end_lease, changes.commit, changes.abandon):
+        with pytest.raises(ReleaseConflict, match="taken over"):
+            step(taken, draft(C))
+        step(taken, other)
+    assert changes.take_over(changes.end_lease(evolved(), draft(C)), other).find_draft(C).writer == other.writer
+
+
+def test_each_step_leaves_a_catalogue_as_it_is_that_it_was_applied_to() -> None:
+    begun = evolved()
+    assert changes.begin(begun, draft(C)) == begun
+    committed = changes.commit(begun, draft(C))
+    assert changes.commit(committed, draft(C)) == committed
+    live = changes.activate(committed, C)
+    assert changes.activate(live, C) == live
+    assert changes.commit(live, draft(C)) == live
+
+
+def test_what_is_begun_beside_an_erased_release_of_its_id_is_another_incarnation() -> None:
+    dropping = changes.abandon(evolved(), draft(C))
+    again = changes.begin(dropping, draft(C, "again"))
+    ready = changes.commit(again, draft(C, "again"))
+    assert ready.find(C).incarnation == "again"
+    left = changes.forget(ready, draft(C).release)
+    assert [entry.incarnation for entry in left.releases if entry.id == C] == ["again"]
+    with pytest.raises(ReleaseConflict, match="exists already"):
+        changes.begin(ready, draft(C, "third"))
+
+
+def test_a_repair_takes_the_place_and_the_state_of_what_it_repairs() -> None:
+    for release, state in ((A, State.SUPERSEDED), (B, State.LIVE)):
+        found = evolved()
+        healed = draft(release, "healed")
+        with pytest.raises(ReleaseConflict, match="exists already"):
+            changes.begin(found, healed)
+        begun = changes.begin(found, healed, repairs=draft(release).incarnation)
+        assert begun.find(release).incarnation == draft(release).incarnation
+        done = changes.commit(begun, healed)
+        assert (done.find(release).incarnation, done.find(release).state, done.live) == ("healed", state, B)
+        damaged = done.entry(draft(release).incarnation)
+        assert damaged is not None
+        assert damaged.state is State.WITHDRAWN
+        assert changes.rollback(done, B).live == A
+        after = changes.prune(replace(done, now=done.now + GRACE_S), keep=1)
+        dropped = [entry.incarnation for entry in after.releases if entry.state is State.DROPPING]
+        assert draft(release).incarnation in dropped
+        assert "healed" not in dropped
+
+
+def test_ready_releases_stay_until_they_are_older_than_what_was_said() -> None:
+    found = changes.commit(evolved(), draft(C))
+    after = changes.activate(replace(found, now=200.0), A)
+    years_later = replace(after, now=1e9)
+    assert changes.prune(years_later).find(C).state is State.READY
+    assert changes.prune(replace(after, now=250.0), keep_ready_s=200.0).find(C).state is State.READY
+    with pytest.raises(ReleaseNotFound):
+        changes.prune(years_later, keep_ready_s=200.0).find(C)
+
+
+def test_what_no_entry_names_is_dropped_and_what_one_names_is_not() -> None:
+    found = evolved()
+    pruned = changes.prune(found, present=["of-a", "of-c", "nobody's"])
+    assert [entry.incarnation for entry in pruned.releases if entry.state is State.DROPPING] == ["nobody's"]
+    assert changes.prune(found, present=["of-a", "of-b", "of-c"]) == found

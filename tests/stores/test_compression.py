@@ -1,8 +1,9 @@
 """Encoding `zstd`: what is compressed comes back whole, damage is an error, and the service answers the same."""
 
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from unittest.mock import AsyncMock
 
 import pytest
 import zstandard
@@ -11,28 +12,38 @@ from hypothesis import strategies as st
 
 from serve.follower import Follower
 from stores import lifecycle as life
-from stores.catalogue import ReleaseId
+from stores.catalogue import DraftRef, ReleaseId
 from stores.compression import (
     DICTIONARY_BYTES,
     FEWEST_LISTS,
     MAX_LIST_BYTES,
-    Compressor,
     Decompressor,
-    compress,
+    Encoder,
+    encode_rows,
     load_decode,
     train,
 )
-from stores.encoding import Item, encode
+from stores.encoding import (
+    CHECKSUM_BYTES,
+    HEADER_BYTES,
+    NO_OFFSET,
+    OFFSET_BYTES,
+    Checksum,
+    Item,
+    encode,
+    is_empty,
+    offset_of,
+)
 from stores.errors import ReleaseCorrupt, StoreMisused
+from stores.file.store import LmdbStore
 from stores.keys import DICTIONARY
-from stores.lmdb_store import LmdbStore
 from stores.manifest import MAX_POPULAR_BYTES
 from stores.memory import MemoryStore
 from stores.store import Plan, Row, Store
 from stores.verification import load_manifest
 from tests.support.property import deepen
 from tests.support.service import a_list, running
-from tests.support.stores import OpenStore, batches, on_every_store, ref
+from tests.support.stores import OpenStore, batches, on_every_store, ref_of
 
 
 def lists(count: int, seed: int = 1) -> list[bytes]:
@@ -49,31 +60,34 @@ def rows_of(count: int) -> list[Row]:
 
 
 async def publish_compressed(store: Store, rows: Sequence[Row]) -> ReleaseId:
-    made = await compress(batches(rows, 500), Plan(len(rows), sum(len(row.value) for row in rows)))
-    manifest = (await life.publish(store, made.batches, plan=made.plan, about={}, encoding="zstd")).manifest
-    assert made.plan.rows == sum(manifest.counts.values())
-    return manifest.release
+    plan = Plan(len(rows), sum(len(row.value) for row in rows))
+    result = await life.publish(store, batches(rows, 500), plan=plan, about={}, encoding="zstd")
+    assert result.rows == len(rows) + 1
+    return result.manifest.release
 
 
+CHECKSUM = Checksum("20261120T064200Z-7f3a")
 DICTIONARIES = (b"", train(lists(1_000)))
 
 
 @given(st.binary(max_size=2_000), st.sampled_from(DICTIONARIES))
 def test_any_value_comes_back_as_it_was(value: bytes, dictionary: bytes) -> None:
-    (row,) = Compressor(dictionary).rows([Row("user:1", value)])
-    assert Decompressor(dictionary).decode(row.value) == value
-    assert bool(row.value) == bool(value)
+    (row,) = Encoder(CHECKSUM, dictionary).rows([Row("user:1", value)])
+    assert Decompressor(dictionary).decompress(row.value[HEADER_BYTES:]) == value
+    body = CHECKSUM.open("user:1", row.value)
+    assert body[:OFFSET_BYTES] == offset_of(value)
+    assert is_empty(body) == (not value)
 
 
 @settings(max_examples=30)
 @given(st.lists(st.binary(max_size=400), max_size=300))
 async def test_any_rows_come_back_as_they_were_in_their_order(values: list[bytes]) -> None:
     rows = [Row(f"user:{n:05}", value) for n, value in enumerate(values)]
-    made = await compress(batches(rows, 50), Plan(len(rows), 1))
+    made = await encode_rows(batches(rows, 50), Plan(len(rows), 1), "zstd", CHECKSUM)
     (dictionary, *rest) = [row async for batch in made.batches for row in batch]
-    decode = Decompressor(dictionary.value).decode
+    decompress = Decompressor(dictionary.value[HEADER_BYTES:]).decompress
     assert dictionary.key == DICTIONARY
-    assert [Row(key, decode(value)) for key, value in rest] == rows
+    assert [Row(key, decompress(value[HEADER_BYTES:])) for key, value in rest] == rows
 
 
 @on_every_store
@@ -81,19 +95,26 @@ async def test_the_same_rows_give_the_same_bytes_a_fifth_of_the_size(open_store:
     rows = rows_of(1_000)
     first, second = [await publish_compressed(open_store(), rows) for _ in range(2)]
     store = open_store()
-    one, other = [await load_manifest(store, ref(release)) for release in (first, second)]
-    assert (one.digest, one.counts, one.encoding) == (other.digest, {"meta": 1, "popular": 1, "user": 1_000}, "zstd")
+    refs = [await ref_of(store, release) for release in (first, second)]
+    one, other = [await load_manifest(store, ref) for ref in refs]
+    assert (one.bytes, one.counts, one.encoding) == (other.bytes, {"meta": 1, "popular": 1, "user": 1_000}, "zstd")
     assert one.bytes < sum(len(row.value) for row in rows) / 2
-    decode = await load_decode(store, ref(first), one)
-    slots = await store.get_many(ref(first), [row.key for row in rows[:50]])
-    assert [decode(slot) for slot in slots if isinstance(slot, bytes)] == [row.value for row in rows[:50]]
+    keys, bodies = [row.key for row in rows[:50]], list[list[bytes]]()
+    for ref, manifest in zip(refs, (one, other), strict=True):
+        decode, slots = await load_decode(store, ref, manifest), await store.get_many(ref, keys)
+        values = [(key, slot) for key, slot in zip(keys, slots, strict=True) if isinstance(slot, bytes)]
+        assert [decode(key, value)[OFFSET_BYTES:] for key, value in values] == [row.value for row in rows[:50]]
+        bodies.append([value[CHECKSUM_BYTES:] for _, value in values])
+    assert bodies[0] == bodies[1]
 
 
 async def test_the_room_that_is_reserved_is_near_what_is_needed() -> None:
     rows = rows_of(2_000)
     store = MemoryStore()
-    made = await compress(batches(rows, 500), Plan(len(rows), sum(len(row.key) + len(row.value) for row in rows)))
-    manifest = (await life.publish(store, made.batches, plan=made.plan, about={}, encoding="zstd")).manifest
+    plan = Plan(len(rows), sum(len(row.key) + len(row.value) for row in rows))
+    manifest = (await life.publish(store, batches(rows, 500), plan=plan, about={}, encoding="zstd")).manifest
+    made = await encode_rows(batches(rows, 500), plan, "zstd", CHECKSUM)
+    assert made.plan.rows == manifest.rows
     assert made.plan.payload_bytes == pytest.approx(manifest.bytes, rel=0.2)
 
 
@@ -101,9 +122,11 @@ async def test_the_room_that_is_reserved_is_near_what_is_needed() -> None:
 async def test_a_handful_of_lists_is_compressed_without_a_dictionary(count: int) -> None:
     store, rows = MemoryStore(), rows_of(count)
     release = await publish_compressed(store, rows)
-    assert store.get(ref(release), DICTIONARY) == b""
-    decode = await load_decode(store, ref(release), await load_manifest(store, ref(release)))
-    assert [decode(store.get(ref(release), row.key) or b"") for row in rows] == [row.value for row in rows]
+    ref = await ref_of(store, release)
+    decode = await load_decode(store, ref, await load_manifest(store, ref))
+    opened = [decode(row.key, store.get(ref, row.key) or b"")[OFFSET_BYTES:] for row in rows]
+    assert opened == [row.value for row in rows]
+    assert len(store.get(ref, DICTIONARY) or b"") == HEADER_BYTES
 
 
 def test_a_dictionary_is_small_and_meta_rows_stay_as_they_are() -> None:
@@ -111,45 +134,46 @@ def test_a_dictionary_is_small_and_meta_rows_stay_as_they_are() -> None:
     assert train([b"x" * 1_000] * (FEWEST_LISTS - 1)) == b""
     assert train([b"x"] * (DICTIONARY_BYTES - 1)) == b""
     row = Row("meta:titles", b"a" * 1_000)
-    assert Compressor(b"").rows([row]) == [row]
+    assert Encoder(CHECKSUM, b"").rows([row]) == [Row(row.key, CHECKSUM.seal(row.key, NO_OFFSET + row.value))]
 
 
 def test_a_damaged_value_is_an_error_and_never_a_crash() -> None:
-    (row,) = Compressor(DICTIONARIES[1]).rows([Row("user:1", lists(1)[0])])
-    decode, draw = Decompressor(DICTIONARIES[1]).decode, random.Random(3)
-    for value in (b"\x00", b"{}", row.value[:-1], row.value + b"x", row.value * 2, row.value[4:]):
+    (row,) = Encoder(CHECKSUM, DICTIONARIES[1]).rows([Row("user:1", lists(1)[0])])
+    payload = row.value[HEADER_BYTES:]
+    decompress, draw = Decompressor(DICTIONARIES[1]).decompress, random.Random(3)
+    for value in (b"\x00", b"{}", payload[:-1], payload + b"x", payload * 2, payload[4:]):
         with pytest.raises(ReleaseCorrupt):
-            decode(value)
+            decompress(value)
     for _ in range(2_000):
-        flipped = bytearray(row.value)
+        flipped = bytearray(payload)
         flipped[draw.randrange(len(flipped))] ^= 1 << draw.randrange(8)
         try:
-            decode(bytes(flipped))
+            decompress(bytes(flipped))
         except ReleaseCorrupt:
             continue
 
 
 def test_a_value_is_opened_with_its_own_dictionary_only() -> None:
-    (row,) = Compressor(DICTIONARIES[1]).rows([Row("user:1", lists(1)[0])])
+    (row,) = Encoder(CHECKSUM, DICTIONARIES[1]).rows([Row("user:1", lists(1)[0])])
     for other in (b"", train(lists(1_000, seed=2))):
         with pytest.raises(ReleaseCorrupt):
-            Decompressor(other).decode(row.value)
+            Decompressor(other).decompress(row.value[HEADER_BYTES:])
 
 
 def test_a_bomb_is_refused_before_it_is_opened() -> None:
-    decode = Decompressor(b"").decode
+    decompress = Decompressor(b"").decompress
     with pytest.raises(ReleaseCorrupt, match="at most"):
-        decode(zstandard.ZstdCompressor().compress(b"\x00" * (MAX_LIST_BYTES + 1)))
+        decompress(zstandard.ZstdCompressor().compress(b"\x00" * (MAX_LIST_BYTES + 1)))
     with pytest.raises(ReleaseCorrupt, match="at most"):
-        decode(zstandard.ZstdCompressor(write_content_size=False).compress(b"\x00" * (MAX_LIST_BYTES + 1)))
-    assert len(decode(zstandard.ZstdCompressor().compress(b"\x00" * MAX_LIST_BYTES))) == MAX_LIST_BYTES
+        decompress(zstandard.ZstdCompressor(write_content_size=False).compress(b"\x00" * (MAX_LIST_BYTES + 1)))
+    assert len(decompress(zstandard.ZstdCompressor().compress(b"\x00" * MAX_LIST_BYTES))) == MAX_LIST_BYTES
 
 
 def test_what_no_reader_would_open_is_not_published() -> None:
     with pytest.raises(StoreMisused, match="the list of 'user:1' has"):
-        Compressor(b"").rows([Row("user:1", b"x" * (MAX_LIST_BYTES + 1))])
+        Encoder(CHECKSUM, b"").rows([Row("user:1", b"x" * (MAX_LIST_BYTES + 1))])
     with pytest.raises(StoreMisused, match="fewer segments"):
-        Compressor(b"").rows([Row(f"popular:{n}", b"x" * (MAX_POPULAR_BYTES // 4)) for n in range(5)])
+        Encoder(CHECKSUM, b"").rows([Row(f"popular:{n}", b"x" * (MAX_POPULAR_BYTES // 4)) for n in range(5)])
 
 
 async def test_a_release_whose_dictionary_is_lost_or_damaged_is_not_followed() -> None:
@@ -159,27 +183,38 @@ async def test_a_release_whose_dictionary_is_lost_or_damaged_is_not_followed() -
     await follower.refresh()
     for damaged in (None, b"nonsense", DICTIONARIES[1][:100]):
         second = await publish_compressed(store, rows_of(500))
-        stored = store._find(ref(second)).rows
+        stored = store._find(await ref_of(store, second)).rows
         if damaged is None:
             del stored[DICTIONARY]
         else:
-            stored[DICTIONARY] = damaged
+            stored[DICTIONARY] = Checksum(second).seal(DICTIONARY, NO_OFFSET + damaged)
         await follower.refresh()
         assert follower.served is not None
         assert follower.served.id == first
         assert "dictionary" in str(follower.last_error)
 
 
-async def test_a_list_that_cannot_be_opened_is_answered_by_popular_and_counted_as_an_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("whole", [True, False])
+async def test_a_list_that_cannot_be_opened_is_answered_by_popular_and_counted_as_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, whole: bool
+) -> None:
     rows = [Row("popular:", a_list("p")), *rows_of(300)[1:]]
-    made = await compress(batches(rows, 500), Plan(len(rows), 1))
 
-    async def damaged() -> AsyncIterator[Sequence[Row]]:
-        async for batch in made.batches:
-            yield [Row(key, b"{} no frame" if key == "user:00001" else value) for key, value in batch]
+    class DamagingStore(LmdbStore):
+        """Writes nonsense in the place of one user's list, with a checksum or without."""
 
-    store = LmdbStore(tmp_path / "store")
-    await life.publish(store, damaged(), plan=made.plan, about={}, encoding="zstd")
+        async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
+            nonsense = b"0000{} no frame"
+            if whole:
+                nonsense = Checksum(draft.id).seal("user:00001", nonsense)
+            await super().put(
+                draft, [Row(key, nonsense if key == "user:00001" else value) for key, value in rows], part
+            )
+
+    store = DamagingStore(tmp_path / "store")
+    with monkeypatch.context() as patch:
+        patch.setattr(life, "verify", AsyncMock())
+        await life.publish(store, batches(rows, 500), plan=Plan(len(rows), 1), about={}, encoding="zstd")
     await store.close()
     with running(tmp_path / "store") as service:
         answer = service.get("/v1/recommendations/00001")

@@ -1,28 +1,25 @@
 """Resuming and copying: nothing that was acknowledged is written again, and what arrives is what was sent."""
 
-import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterable, Sequence
-from pathlib import Path
+from functools import partial
 
 import pytest
 
 from stores import catalogue as changes
 from stores import lifecycle as life
 from stores.catalogue import GRACE_S, LEASE_S, DraftRef, ReleaseId, State
-from stores.compression import compress
+from stores.compression import EncodedRows, encode_rows
+from stores.encoding import Checksum
 from stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreUnavailable
-from stores.lifecycle import change, copy
-from stores.lmdb_store import LmdbStore
+from stores.lifecycle import change
 from stores.manifest import Manifest, Tally, describe
 from stores.memory import MemoryStore
 from stores.store import Plan, Row, Store
+from stores.transfer import copy
 from stores.verification import diff, sample, verify
 from tests.support.clock import FakeClock
 from tests.support.service import a_list
-from tests.support.soak import scaled
-from tests.support.stores import OpenStore, batches, draft_of, on_every_store, ref, scanned
+from tests.support.stores import OpenStore, batches, lapse, on_every_store, published_rows, published_values, ref_of
 
 ROWS = [
     *(Row(f"item:{n:04}", a_list("x", "y")) for n in range(100)),
@@ -32,10 +29,10 @@ ROWS = [
 TOTAL = len(ROWS)
 
 
-async def publish(store: Store, rows: Sequence[Row] = ROWS, *, live: bool = True) -> ReleaseId:
-    return (
-        (await life.publish(store, batches(rows, 100), plan=Plan(len(rows), 1000), about={"k": 1}, live=live)).manifest
-    ).release
+async def publish(store: Store, rows: Sequence[Row] = ROWS, *, live: bool = True, encoding: str = "json") -> ReleaseId:
+    plan = Plan(len(rows), 1000)
+    result = await life.publish(store, batches(rows, 100), plan=plan, about={"k": 1}, live=live, encoding=encoding)
+    return result.manifest.release
 
 
 class Watched(MemoryStore):
@@ -75,27 +72,22 @@ async def test_a_publish_that_was_cut_off_resumes_and_rewrites_nothing(
     clock: FakeClock, calls: int, encoding: str
 ) -> None:
     store = Watched(clock)
-    plan, about = Plan(TOTAL, 1000), {"k": 1}
-
-    async def rows() -> AsyncIterator[Sequence[Row]]:
-        if encoding == "json":
-            return batches(ROWS, 100)
-        return (await compress(batches(ROWS, 100), plan)).batches
-
+    publish_in = partial(life.publish, store, plan=Plan(TOTAL, 1000), about={"k": 1}, encoding=encoding)
     store.calls_left = calls
     with pytest.raises(StoreUnavailable):
-        await life.publish(store, await rows(), plan=plan, about=about, encoding=encoding)
+        await publish_in(batches(ROWS, 100))
     store.calls_left = 1_000_000
     draft, acknowledged = await draft_in(store), set(store.puts)
+    await lapse(store)
     store.puts.clear()
-    written = await life.publish(store, resume=draft, batches=await rows(), plan=plan, about=about, encoding=encoding)
+    written = await publish_in(batches(ROWS, 100), resume=draft)
     rewritten = acknowledged & set(store.puts)
     assert not rewritten - ({"meta:dictionary"} if len(acknowledged) == 1 else set())
     assert written.rows == len([key for key in store.puts if key != "meta:manifest"])
     assert written.rows + written.skipped == TOTAL + (encoding == "zstd")
     assert written.skipped == len(acknowledged) - len(rewritten)
     assert (await store.catalogue()).live == draft
-    await verify(store, ref(draft))
+    await verify(store, await ref_of(store, draft))
 
 
 @on_every_store
@@ -117,10 +109,11 @@ async def test_every_store_resumes_after_what_it_acknowledged(open_store: OpenSt
         await life.publish(dying, cut_off(), plan=Plan(TOTAL, 1000), about={})
     await dying.close()
     draft = await draft_in(store)
+    await lapse(store)
     written = await life.publish(store, resume=draft, batches=whole(), plan=Plan(TOTAL, 1000), about={})
     assert written.skipped == (after * 100 + 1 if after else 0)
     assert written.rows == TOTAL + 1 - written.skipped
-    assert (await scanned(store, draft))[-1] == ROWS[-1]
+    assert await published_rows(store, draft) == sorted([Row("meta:dictionary", b"early"), *ROWS])
     assert (await store.catalogue()).live == draft
 
 
@@ -140,14 +133,19 @@ async def test_a_publisher_that_died_after_its_last_row_is_finished_without_a_ro
     await dying.close()
     store = open_store()
     draft = await draft_in(store)
+    other = [Row(key, a_list("z")) for key, _ in ROWS]
+    for wrong in (other, ROWS[:-1], [*ROWS, Row("user:new", a_list("z"))]):
+        with pytest.raises(ReleaseConflict, match="other lists"):
+            await life.publish(store, resume=draft, batches=batches(wrong, 100), plan=Plan(TOTAL, 1000), about={})
     written = await life.publish(store, resume=draft, batches=batches(ROWS, 100), plan=Plan(TOTAL, 1000), about={})
     assert (written.rows, written.skipped) == (0, TOTAL)
     assert (await store.catalogue()).live == draft
-    assert len(await scanned(store, draft)) == TOTAL + 1
+    assert await published_rows(store, draft) == ROWS
 
 
 async def test_resuming_with_other_rows_commits_nothing(clock: FakeClock) -> None:
     store = await interrupted(clock, 5)
+    await lapse(store)
     other = [Row(key, a_list("z")) for key, _ in ROWS]
     with pytest.raises(ReleaseCorrupt, match="does not add up"):
         await life.publish(
@@ -170,7 +168,8 @@ async def test_a_draft_is_resumed_after_its_lease_until_it_is_dropped(clock: Fak
     store = await interrupted(clock, 5)
     clock.now += LEASE_S + 1
     draft = await draft_in(store)
-    await life.take_over(store, draft)
+    taken = await life.take_over(store, draft)
+    assert (await store.catalogue()).find_draft(draft).writer == taken.writer
     assert await life.prune(store) == []
     clock.now += LEASE_S + 1
     assert await life.prune(store) == [draft]
@@ -184,21 +183,18 @@ async def test_a_draft_is_resumed_after_its_lease_until_it_is_dropped(clock: Fak
 async def test_a_copy_is_the_same_release_row_for_row(
     open_store: OpenStore, clock: FakeClock, *, outward: bool, encoding: str
 ) -> None:
-    here, there = Watched(clock), open_store()
-    source, target = (here, there) if outward else (there, here)
-    rows = batches(ROWS, 100)
-    if encoding == "zstd":
-        made = (await compress(rows, Plan(1, 1))).batches
-        release = ((await life.publish(source, made, plan=Plan(1, 1), about={}, encoding="zstd")).manifest).release
-    else:
-        release = await publish(source)
+    stores = [Watched(clock), open_store()]
+    source, target = stores if outward else reversed(stores)
+    release = await publish(source, encoding=encoding)
     progress = list[tuple[int, int]]()
     written = await copy(source, target, release, on_progress=lambda done, total: progress.append((done, total)))
     total = sum(written.manifest.counts.values())
     assert (written.rows, written.skipped, progress[-1]) == (total, 0, (total, total))
-    assert await scanned(target, release) == await scanned(source, release)
+    assert await published_values(target, release) == await published_values(source, release)
     assert (await target.catalogue()).live == release
-    assert await verify(target, ref(release)) == await verify(source, ref(release))
+    there, here = await ref_of(target, release), await ref_of(source, release)
+    assert there.incarnation != here.incarnation
+    assert await verify(target, there) == await verify(source, here)
     again = await copy(source, target, release)
     assert (again.rows, again.skipped) == (0, total)
 
@@ -224,95 +220,32 @@ async def test_what_cannot_be_copied_is_refused_with_a_sentence(clock: FakeClock
     async def finish(tally: Tally) -> Manifest:
         return describe(release, tally, created_at=0, encoding="json", about={})
 
-    await life.write(target, impostor_draft, batches(impostor, 100), plan=Plan(1, 1), finish=finish)
+    async def rows() -> EncodedRows:
+        return await encode_rows(batches(impostor, 100), Plan(1, 1), "json", Checksum(release))
+
+    await life.write(target, impostor_draft, rows, finish=finish)
     with pytest.raises(ReleaseConflict, match="another release"):
         await copy(source, target, release)
     damaged = await publish(source)
-    source._find(ref(damaged)).rows["user:00001"] = b"damaged"
+    source._find(await ref_of(source, damaged)).rows["user:00001"] = b"damaged"
     with pytest.raises(ReleaseCorrupt, match="does not add up"):
         await copy(source, target, damaged)
     assert [entry.id for entry in (await target.catalogue()).releases] == [release]
 
 
-async def test_what_is_being_erased_in_the_target_is_not_copied_before_it_is_gone(clock: FakeClock) -> None:
+async def test_what_is_being_erased_in_the_target_can_be_copied_beside_it(clock: FakeClock) -> None:
     source, target = MemoryStore(clock), MemoryStore(clock)
     release = await publish(source)
     await copy(source, target, release)
     await publish(target)
     clock.now += 2 * GRACE_S
-    await change(target, lambda found: changes.prune(found, 0))
-    with pytest.raises(ReleaseConflict, match="being erased"):
-        await copy(source, target, release)
-    await life.prune(target, keep=0)
+    marked = await change(target, lambda found: changes.prune(found, 0))
     assert (await copy(source, target, release)).skipped == 0
-
-
-COPIER = """
-import asyncio, sys
-from pathlib import Path
-from stores.catalogue import ReleaseId
-from stores.lmdb_store import LmdbStore
-from stores.lifecycle import copy
-
-async def main():
-    source, target = (LmdbStore(Path(folder)) for folder in sys.argv[1:3])
-    await copy(source, target, ReleaseId(sys.argv[3]), on_progress=lambda done, total: print(done, flush=True))
-
-asyncio.run(main())
-"""
-
-
-async def test_a_copy_that_is_killed_half_way_resumes_and_rewrites_nothing(tmp_path: Path) -> None:
-    await kill_copiers(tmp_path, users=20_000, kills=(3_000,))
-
-
-@pytest.mark.soak
-async def test_a_copy_that_is_killed_again_and_again_resumes_and_rewrites_nothing(tmp_path: Path) -> None:
-    kills = scaled(12, least=3)
-    await kill_copiers(tmp_path, users=20_000 * kills, kills=[3_000 + 20_000 * n for n in range(kills)])
-
-
-async def kill_copiers(tmp_path: Path, users: int, kills: Sequence[int]) -> None:
-    """Kill a copier after so many rows each time, and copy the rest."""
-    rows = [Row("popular:", a_list("p")), *(Row(f"user:{n:06}", a_list(str(n), "b")) for n in range(users))]
-    source = LmdbStore(tmp_path / "source")
-    release = await publish(source, rows)
-    target = CountingStore(tmp_path / "target")
-    for done in kills:
-        copier = subprocess.Popen(  # noqa: ASYNC220 -- nothing else waits while a test starts a process
-            [sys.executable, "-c", COPIER, str(source.folder), str(target.folder), release],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert copier.stdout is not None
-        reported = 0
-        for line in copier.stdout:
-            reported = int(line)
-            if reported >= done:
-                break
-        copier.send_signal(signal.SIGKILL)
-        copier.communicate()
-        assert (await target.catalogue()).find(release).state is State.DRAFT
-    point = await target.resume_point(draft_of(release))
-    assert point is not None
-    written = await copy(source, target, release)
-    assert [key for key in target.put_keys if key <= point] == ["meta:manifest"]
-    assert reported <= written.skipped < written.skipped + written.rows == len(rows)
-    assert await verify(target, ref(release)) == await verify(source, ref(release))
-    await source.close()
-    await target.close()
-
-
-class CountingStore(LmdbStore):
-    """Notes the keys that are put."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self.put_keys = list[str]()
-
-    async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
-        await super().put(draft, rows, part)
-        self.put_keys += [row.key for row in rows]
+    for entry in marked.releases:  # a pruner that was paused after it had marked them
+        if entry.state is State.DROPPING:
+            await life._drop(target, entry.ref)
+    assert (await target.catalogue()).live == release
+    await verify(target, await ref_of(target, release))
 
 
 def users(lists: dict[str, Iterable[str]]) -> list[Row]:
@@ -322,11 +255,12 @@ def users(lists: dict[str, Iterable[str]]) -> list[Row]:
 async def test_a_difference_is_counted_user_by_user(store: Store) -> None:
     first = await publish(store, users({"a": "123", "b": "12", "c": "1", "d": "12"}))
     second = await publish(store, users({"b": "12", "c": "2", "d": "21", "e": "9", "é": "8"}))
-    found = await diff(store, ref(first), ref(second))
+    refs = [await ref_of(store, release) for release in (first, second)]
+    found = await diff(store, *refs)
     assert (found.compared, found.only_first, found.only_second, found.unchanged) == (3, 1, 2, 1)
     assert found.overlap == pytest.approx((1 + 0 + 1) / 3)
     assert found.popular_share == ({10: 1.0, 100: 1.0}, {10: 1.0, 100: 1.0})
-    same = await diff(store, ref(second), ref(second))
+    same = await diff(store, refs[1], refs[1])
     assert (same.overlap, same.unchanged, same.only_first, same.only_second) == (1.0, 5, 0, 0)
 
 
@@ -335,7 +269,7 @@ async def test_only_what_is_served_is_compared_and_few_items_for_many_are_seen(c
     wide = [[str(n) for n in range(start, start + 10)] + ["tail"] for start in range(0, 200, 10)]
     first = await publish(store, users({f"{n:02}": ids for n, ids in enumerate(wide)}))
     second = await publish(store, users({f"{n:02}": [*wide[0][:10], "other"] for n in range(20)}))
-    found = await diff(store, ref(first), ref(second))
+    found = await diff(store, await ref_of(store, first), await ref_of(store, second))
     assert found.overlap == pytest.approx(1 / 20)
     assert found.popular_share == ({10: 0.05, 100: 0.5}, {10: 1.0, 100: 1.0})
 
@@ -343,20 +277,32 @@ async def test_only_what_is_served_is_compared_and_few_items_for_many_are_seen(c
 async def test_no_users_in_common_is_no_overlap_and_encodings_may_differ(clock: FakeClock) -> None:
     store = MemoryStore(clock)
     first = await publish(store, users({"a": "1"}))
-    made = (await compress(batches(users({"b": "1"}), 100), Plan(1, 1))).batches
-    second = ((await life.publish(store, made, plan=Plan(1, 1), about={}, encoding="zstd")).manifest).release
-    found = await diff(store, ref(first), ref(second))
+    second = await publish(store, users({"b": "1"}), encoding="zstd")
+    found = await diff(store, await ref_of(store, first), await ref_of(store, second))
     assert (found.overlap, found.compared, found.only_first, found.only_second) == (None, 0, 1, 1)
 
 
 async def test_a_sample_reads_random_users_and_finds_what_is_no_list(clock: FakeClock) -> None:
     store = MemoryStore(clock)
     release = await publish(store)
-    found = await sample(store, ref(release), 50, seed=1)
+    ref = await ref_of(store, release)
+    found = await sample(store, ref, 50, seed=1)
     assert (found.users, found.popular) == (50, 1)
-    assert (await sample(store, ref(release), 10_000)).users == 900
-    stored = store._find(ref(release)).rows
+    assert (await sample(store, ref, 10_000)).users == 900
+    stored = store._find(ref).rows
     for damaged in (b"{", b'{"no":"id"}', b"7"):
-        stored["user:00007"] = damaged
+        stored["user:00007"] = Checksum(release).seal("user:00007", b"0000" + damaged)
         with pytest.raises(ReleaseCorrupt, match="'user:00007' is no list"):
-            await sample(store, ref(release), 10_000)
+            await sample(store, ref, 10_000)
+
+
+async def test_a_copy_that_was_cut_off_cannot_be_finished_with_other_lists(clock: FakeClock) -> None:
+    source, target = MemoryStore(clock), Watched(clock)
+    live = await publish(source)
+    target.calls_left = 0
+    with pytest.raises(StoreUnavailable, match="give the same command again"):
+        await copy(source, target, live)
+    target.calls_left = 1_000_000
+    with pytest.raises(ReleaseConflict, match="is a copy that was cut off"):
+        await life.publish(target, resume=live, batches=batches(ROWS[:3], 100), plan=Plan(3, 100), about={})
+    assert (await copy(source, target, live)).rows == TOTAL

@@ -8,8 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stores.encoding import Item, ItemEncoder, cut, decode, encode
-from stores.errors import StoreMisused
+from stores.encoding import (
+    HEADER_BYTES,
+    NO_OFFSET,
+    Checksum,
+    Item,
+    ItemEncoder,
+    cut,
+    decode,
+    encode,
+    is_empty,
+    offset_of,
+)
+from stores.errors import ReleaseCorrupt, StoreMisused
 from tests.support.property import deepen
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
@@ -29,7 +40,38 @@ def test_decode_undoes_encode(content: list[Item]) -> None:
 
 @given(lists, st.integers(1, 40))
 def test_a_cut_is_the_first_n_items(content: list[Item], n: int) -> None:
-    assert decode(cut(encode(content), n)) == content[:n]
+    value = encode(content)
+    for offset in (offset_of(value), NO_OFFSET):
+        assert decode(cut(offset + value, n)) == content[:n]
+
+
+@given(texts, st.binary(max_size=300), st.data())
+def test_any_changed_byte_another_key_or_another_release_is_found(
+    key: str, payload: bytes, data: st.DataObject
+) -> None:
+    checksum, body = Checksum("20261120T064200Z-aaaa"), b"002a" + payload
+    value = checksum.seal(key, body)
+    assert value.isascii() == payload.isascii()
+    assert len(value) == HEADER_BYTES + len(payload)
+    assert checksum.open(key, value) == body
+    place = data.draw(st.integers(0, len(value) - 1))
+    flipped = bytearray(value)
+    flipped[place] ^= data.draw(st.integers(1, 255))
+    for damaged in (bytes(flipped), value[:place], value + b"x"):
+        with pytest.raises(ReleaseCorrupt, match="damaged"):
+            checksum.open(key, damaged)
+    for other_key, other in ((key + "x", checksum), (key, Checksum("20261120T064200Z-bbbb"))):
+        with pytest.raises(ReleaseCorrupt, match="another key"):
+            other.open(other_key, value)
+
+
+def test_a_usual_cut_that_four_digits_cannot_say_is_found_item_by_item() -> None:
+    content = [Item(id=str(n), score=1.0, title="x" * 10_000) for n in range(12)]
+    value = encode(content)
+    assert offset_of(value) == NO_OFFSET
+    assert decode(cut(NO_OFFSET + value, 10)) == content[:10]
+    assert is_empty(offset_of(b""))
+    assert cut(NO_OFFSET, 10) == b""
 
 
 @given(lists)

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from stores import lifecycle as life
+from stores.encoding import HEADER_BYTES
 from stores.errors import StoreFull
 from stores.estimate import VirtualLoop, estimate
-from stores.lifecycle import copy, estimate_copy
-from stores.lmdb_store import LmdbStore
+from stores.file.store import LmdbStore
 from stores.manifest import Manifest
 from stores.memory import MemoryStore
 from stores.store import Plan, Row, Store
+from stores.transfer import copy, estimate_copy
 from tests.support.stores import batches
 
 ROWS = [Row("popular:", b'{"id":"p"}'), *(Row(f"user:{n:04}", b"%d" % n) for n in range(500))]
@@ -33,7 +34,7 @@ async def test_rows_and_bytes_are_those_that_are_put_and_nothing_is_written(tmp_
         manifest = await publish(MemoryStore(lambda: 1.5))
         key, value = manifest.key_row
         assert (found.rows, found.fits, found.seconds, found.bill) == (len(ROWS) + 1, fits, None, None)
-        assert found.payload_bytes == PLAN.payload_bytes + len(key) + len(value)
+        assert found.payload_bytes == PLAN.payload_bytes + HEADER_BYTES * PLAN.rows + len(key) + len(value)
         assert (await store.catalogue()).releases == ()
     assert not (tmp_path / "new").exists()
 

@@ -4,10 +4,13 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator
+from itertools import pairwise
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
-from stores.http1 import ConnectionPool, RequestFailed
+from stores.http1 import Connection, ConnectionPool, RequestFailed
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Charge: 1\r\n\r\nok"
 
@@ -168,3 +171,142 @@ async def test_a_server_that_is_known_to_be_away_is_left_in_peace_and_callers_fa
     server.close()
     await server.wait_closed()
     await pool.close()
+
+
+class Wire(asyncio.Transport):
+    """A connection to nobody: what is written goes nowhere."""
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Nobody reads it."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def abort(self) -> None:
+        """Nothing is open."""
+
+
+class Recorded:
+    """A listener that sends the next request as soon as it may, and notes what becomes of each."""
+
+    def __init__(self) -> None:
+        self.connection = Connection[int](self)
+        self.sent = 0
+        self.answers = dict[int, tuple[int, bytes, bytes]]()
+        self.failures = dict[int, str]()
+        self.unsolicited: bool | None = None
+        self.connection.connection_made(Wire())
+
+    def on_ready(self, connection: Connection[int]) -> None:
+        self.sent += 1
+        connection.send(b"", self.sent)
+
+    def on_response(self, connection: Connection[int], tag: int) -> None:
+        assert tag not in self.answers
+        self.answers[tag] = connection.status, connection.head, connection.body
+
+    def on_failure(self, tag: int, kind: str) -> None:
+        self.failures[tag] = kind
+
+    def on_closed(self, connection: Connection[int], *, unsolicited: bool) -> None:
+        del connection
+        self.unsolicited = unsolicited
+
+
+def chunked(pieces: list[bytes], trailer: bytes = b"") -> bytes:
+    return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n" + trailer + b"\r\n"
+
+
+BODIES = st.binary(max_size=40) | st.sampled_from([b"\r\n", b"\n\n", b"\r\n\r\n", b"0\r\n\r\n"])
+PARTS = st.lists(BODIES.filter(bool), max_size=4)
+SURPLUS = st.sampled_from(
+    [b"\r", b"\n", b"\r\n", b"\r\n\r\n", b"H", b"0\r\n\r\n", ANSWER, ANSWER[:-1], ANSWER * 2]
+) | st.binary(min_size=1, max_size=40)
+
+
+@st.composite
+def answers(draw: st.DrawFn) -> tuple[int, bytes, bytes, bytes]:
+    """Return a status, and the head, the body and the bytes of an answer."""
+    match draw(st.sampled_from(["length", "chunks", "nothing"])):
+        case "length":
+            body = draw(BODIES)
+            head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body)
+            return 200, head, body, head + body
+        case "chunks":
+            pieces = draw(PARTS)
+            head = b"HTTP/1.1 409 No\r\nTRANSFER-encoding:  chunked\r\n\r\n"
+            return 409, head, b"".join(pieces), head + chunked(pieces, draw(st.sampled_from([b"", b"x: y\r\n"])))
+    head = b"HTTP/1.1 204 Nothing\r\n\r\n"
+    return 204, head, b"", head
+
+
+CUTS = st.lists(st.integers(0, 400), max_size=6)
+
+
+def segments(raw: bytes, cuts: list[int], *, never: int = 0) -> list[bytes]:
+    """Return bytes as a network may deliver them, cut anywhere but at *never*."""
+    places = sorted({0, len(raw), *(cut % (len(raw) + 1) for cut in cuts)} - ({never} if never else set()))
+    return [raw[start:end] for start, end in pairwise(places)]
+
+
+@given(st.lists(answers(), min_size=1, max_size=3), CUTS)
+def test_answers_are_delivered_whole_however_they_are_cut_up_and_the_connection_is_kept(
+    given_answers: list[tuple[int, bytes, bytes, bytes]], cuts: list[int]
+) -> None:
+    recorded = Recorded()
+    for _, _, _, raw in given_answers:
+        for segment in segments(raw, cuts):
+            recorded.connection.data_received(segment)
+    assert list(recorded.answers.values()) == [(status, head, body) for status, head, body, _ in given_answers]
+    assert recorded.unsolicited is None
+
+
+@given(answers(), SURPLUS, CUTS)
+@example((200, ANSWER[:-2], b"ok", ANSWER), ANSWER[:20], [])
+def test_what_nobody_asked_for_closes_the_connection_and_is_delivered_to_nobody(
+    given_answer: tuple[int, bytes, bytes, bytes], surplus: bytes, cuts: list[int]
+) -> None:
+    """Whatever comes with the end of an answer, down to one byte; the answer itself stands."""
+    recorded = Recorded()
+    status, head, body, raw = given_answer
+    for segment in segments(raw + surplus, cuts, never=len(raw)):
+        recorded.connection.data_received(segment)
+    assert recorded.answers == {1: (status, head, body)}
+    assert recorded.failures == {}
+    assert recorded.sent == 1, "no request was sent where bytes of another answer lay"
+    assert recorded.unsolicited is True
+
+
+@given(st.sampled_from([b"\r\n", b"\n"]), answers(), CUTS)
+def test_an_empty_line_before_an_answer_is_what_was_left_of_another(
+    left: bytes, given_answer: tuple[int, bytes, bytes, bytes], cuts: list[int]
+) -> None:
+    recorded = Recorded()
+    for segment in segments(left + given_answer[-1], cuts):
+        recorded.connection.data_received(segment)
+    assert recorded.failures == {1: "malformed"}
+    assert not recorded.answers
+
+
+async def test_an_answer_that_is_only_announced_is_none() -> None:
+    async with serving(b"HTTP/1.1 100 Continue\r\n\r\n", ANSWER) as (pool, _):
+        with pytest.raises(RequestFailed, match="malformed"):
+            await pool.request(REQUEST, 5)
+        assert (await pool.request(REQUEST, 5)).body == b"ok"
+
+
+async def test_a_second_answer_in_part_is_not_taken_for_the_next_ones() -> None:
+    foreign = ANSWER.replace(b"ok", b"no")
+    async with serving(ANSWER + foreign[:-1], ANSWER) as (pool, heard):
+        for _ in range(2):
+            assert (await pool.request(REQUEST, 5)).body == b"ok"
+        assert len(heard) == 2
+
+
+async def test_bytes_that_come_while_nothing_is_asked_close_their_connection() -> None:
+    async with serving(ANSWER) as (pool, _):
+        await pool.request(REQUEST, 5)
+        (idle,) = pool._idle
+        idle.data_received(b"\n")
+        assert not pool._open
+        assert (await pool.request(REQUEST, 5)).body == b"ok"

@@ -2,14 +2,25 @@
 
 import shutil
 import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, seed, settings
+from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from stores.lmdb_store import LmdbStore
-from stores.store import Store
+from serve import follower
+from stores import catalogue as changes
+from stores import lifecycle as life
+from stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef, State
+from stores.errors import StoreError
+from stores.file.store import LmdbStore
+from stores.memory import MemoryStore
+from stores.store import Plan, Row, Store
+from tests.support.interleaved import Interleaved, InterleavedOnDisk, on_cosmos, on_redis
 from tests.support.life import Life
 from tests.support.soak import SEED, scaled
 
@@ -26,13 +37,14 @@ class LifeOnDisk(Life):
         shutil.rmtree(self.folder)
 
 
-def depth(examples: int, steps: int) -> settings:
+def depth(examples: int, steps: int, **options: Any) -> settings:  # noqa: ANN401 -- handed through
     return settings(
         max_examples=examples,
         stateful_step_count=steps,
         deadline=None,
         database=None,
-        suppress_health_check=[HealthCheck.too_slow],
+        suppress_health_check=list(HealthCheck),
+        **options,
     )
 
 
@@ -43,6 +55,156 @@ def test_the_rules_hold_in_some_lives(machine: type[Life], examples: int) -> Non
 
 @pytest.mark.soak
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize(("machine", "examples"), [(Life, 2_000), (LifeOnDisk, 200)])
+@pytest.mark.parametrize(("machine", "examples"), [(Life, 500), (LifeOnDisk, 50)])
 def test_the_rules_hold_in_thousands_of_lives(machine: type[Life], examples: int) -> None:
     run_state_machine_as_test(seed(SEED)(machine), settings=depth(scaled(examples), 40))
+
+
+# Processes that take turns between any two primitives.
+
+
+@pytest.fixture
+def interleaved(request: pytest.FixtureRequest) -> type[Interleaved]:
+    """Return the machine over the store that is named, with counts of its own."""
+    if request.param == "redis":
+        return on_redis(request.getfixturevalue("redis_server"))
+    if request.param == "cosmos":
+        return on_cosmos(request.getfixturevalue("cosmos_http"))
+    over = {"memory": Interleaved, "file": InterleavedOnDisk}[request.param]
+    return type("Counted", (over,), {"histories": 0, "steps": 0})
+
+
+@pytest.mark.parametrize(
+    ("interleaved", "examples"), [("memory", 30), ("file", 3), ("redis", 3), ("cosmos", 2)], indirect=["interleaved"]
+)
+def test_the_rules_hold_between_any_two_primitives(interleaved: type[Interleaved], examples: int) -> None:
+    run_state_machine_as_test(interleaved, settings=depth(examples, 30))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    ("interleaved", "examples"),
+    [("memory", 10_000), ("file", 200), ("redis", 200), ("cosmos", 200)],
+    indirect=["interleaved"],
+)
+def test_the_rules_hold_between_any_two_primitives_in_thousands_of_histories(
+    interleaved: type[Interleaved], examples: int, record_property: Callable[[str, object], None]
+) -> None:
+    run_state_machine_as_test(seed(SEED)(interleaved), settings=depth(scaled(examples), 30))
+    record_property("histories", interleaved.histories)
+    record_property("steps", interleaved.steps)
+    assert interleaved.histories >= scaled(examples)
+    assert interleaved.steps > 20 * interleaved.histories
+
+
+# Protocols that are broken, and stores that do not keep their contract.
+
+Fault = Callable[[pytest.MonkeyPatch], None]
+
+
+def lapsed(found: Catalogue) -> Catalogue:
+    entries = (replace(one, lease_until=0.0) if one.state is State.DRAFT else one for one in found.releases)
+    return replace(found, releases=tuple(entries))
+
+
+def takes_over_under_a_lease(patch: pytest.MonkeyPatch) -> None:
+    take_over = changes.take_over
+    patch.setattr(changes, "take_over", lambda found, draft: take_over(lapsed(found), draft))
+
+
+def prunes_under_a_lease(patch: pytest.MonkeyPatch) -> None:
+    prune = changes.prune
+    patch.setattr(changes, "prune", lambda found, *rest: prune(lapsed(found), *rest))
+
+
+def prunes_without_grace(patch: pytest.MonkeyPatch) -> None:
+    prune = changes.prune
+    patch.setattr(changes, "prune", lambda found, keep, _grace_s, *rest: prune(found, keep, 0.0, *rest))
+
+
+def leaves_what_no_entry_names(patch: pytest.MonkeyPatch) -> None:
+    prune = changes.prune
+    patch.setattr(
+        changes, "prune", lambda found, keep, grace_s, ready_s, _present: prune(found, keep, grace_s, ready_s)
+    )
+
+
+def erases_what_it_marked_before_a_restore(patch: pytest.MonkeyPatch) -> None:
+    async def drop(store: Store, release: ReleaseRef) -> None:
+        await store.erase(release)
+        await life.change(store, lambda found: changes.forget(found, release))
+
+    patch.setattr(life, "_drop", drop)
+
+
+def erases_what_others_took_over(patch: pytest.MonkeyPatch) -> None:
+    async def abandon(store: Store, draft: DraftRef) -> None:
+        with suppress(StoreError):
+            await store.erase(draft.release)
+
+    patch.setattr(life, "_abandon", abandon)
+
+
+def follows_whatever_it_reads(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(follower, "follows", lambda found, _seen: found.generation > 0)
+
+
+def never_follows_a_restore(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(follower, "RESTORED_S", 1e9)
+
+
+def erases_by_id(patch: pytest.MonkeyPatch) -> None:
+    ids, create = dict[str, ReleaseId](), MemoryStore.create
+
+    async def create_noted(self: MemoryStore, draft: DraftRef, plan: Plan) -> None:
+        ids[draft.incarnation] = draft.id
+        await create(self, draft, plan)
+
+    async def erase(self: MemoryStore, release: ReleaseRef) -> None:
+        for incarnation in list(self._releases):
+            if ids.get(incarnation) == ids.get(release.incarnation):
+                del self._releases[incarnation]
+
+    patch.setattr(MemoryStore, "create", create_noted)
+    patch.setattr(MemoryStore, "erase", erase)
+
+
+def writes_whoever_claimed(patch: pytest.MonkeyPatch) -> None:
+    async def put(self: MemoryStore, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
+        found = self._find(draft)
+        found.rows.update(rows)
+        found.points[part] = rows[-1].key
+
+    patch.setattr(MemoryStore, "put", put)
+
+
+def swaps_without_comparing(patch: pytest.MonkeyPatch) -> None:
+    async def swap(self: MemoryStore, _old: Catalogue, new: Catalogue) -> None:
+        self._catalogue = new
+
+    patch.setattr(MemoryStore, "swap", swap)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        prunes_under_a_lease,
+        prunes_without_grace,
+        leaves_what_no_entry_names,
+        follows_whatever_it_reads,
+        never_follows_a_restore,
+        erases_by_id,
+        writes_whoever_claimed,
+        swaps_without_comparing,
+        pytest.param(takes_over_under_a_lease, marks=pytest.mark.soak),
+        pytest.param(erases_what_others_took_over, marks=pytest.mark.soak),
+        pytest.param(erases_what_it_marked_before_a_restore, marks=pytest.mark.soak),
+    ],
+)
+@pytest.mark.timeout(600)
+def test_histories_find_a_protocol_that(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
+    fault(monkeypatch)
+    broken = seed(1)(type("Broken", (Interleaved,), {}))
+    with pytest.raises(AssertionError):
+        run_state_machine_as_test(broken, settings=depth(5_000, 30, phases=[Phase.generate]))

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from xxhash import xxh3_128_intdigest
 
 from stores.catalogue import ReleaseId
+from stores.encoding import HEADER_BYTES
 from stores.errors import ReleaseCorrupt, StoreMisused
 from stores.manifest import MAX_POPULAR_BYTES, Manifest, Tally, compare, describe, read_manifest
 from stores.store import Row
@@ -66,16 +67,30 @@ def test_a_manifest_reads_back() -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"format": 2}, "upgrade"),
+        ({"format": 3}, "upgrade"),
         ({"encoding": "zstd-19"}, "upgrade"),
         ({"release": "other"}, "carries the manifest of"),
         ({"counts": None}, "cannot be read"),
     ],
 )
 def test_a_foreign_manifest_is_refused_with_a_reason(change: dict[str, object], sentence: str) -> None:
-    fields = orjson.loads(manifest().key_row.value) | change
+    fields = orjson.loads(manifest().key_row.value[HEADER_BYTES:]) | {"format": 1} | change
     with pytest.raises(ReleaseCorrupt, match=sentence):
         read_manifest(ID, orjson.dumps(fields))
+
+
+def test_a_manifest_of_format_1_reads_back_byte_for_byte() -> None:
+    fields = orjson.loads(manifest().key_row.value[HEADER_BYTES:]) | {"format": 1}
+    read = read_manifest(ID, orjson.dumps(fields))
+    assert read.format == 1
+    assert read.key_row.value == orjson.dumps(fields)
+
+
+def test_a_damaged_manifest_is_found() -> None:
+    value = bytearray(manifest().key_row.value)
+    value[len(value) // 2] ^= 1
+    with pytest.raises(ReleaseCorrupt, match="damaged"):
+        read_manifest(ID, bytes(value))
 
 
 @pytest.mark.parametrize("value", [None, b"", b"[]", b"{", b"{}"])

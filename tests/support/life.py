@@ -18,7 +18,7 @@ from stores.memory import MemoryStore
 from stores.store import Plan, Row, Store
 from stores.verification import verify
 from tests.support.clock import FakeClock
-from tests.support.stores import batches, draft_of, ref
+from tests.support.stores import batches, draft_of
 
 T = TypeVar("T")
 
@@ -68,7 +68,7 @@ class Life(RuleBasedStateMachine):
     @rule(target=drafts)
     def begin_and_crash_or_pause(self) -> ReleaseId:
         release = ReleaseId(f"r-{secrets.token_hex(4)}")
-        self.swap(lambda found: changes.begin(found, release))
+        self.swap(lambda found: changes.begin(found, draft_of(release)))
         self.wait(self.store.create(draft_of(release), Plan(3, 100)))
         return release
 
@@ -83,10 +83,10 @@ class Life(RuleBasedStateMachine):
     @rule(draft=drafts)
     def renew(self, draft: ReleaseId) -> None:
         if self.is_draft(draft):
-            self.swap(lambda found: changes.renew(found, draft))
+            self.swap(lambda found: changes.renew(found, draft_of(draft)))
         else:
             with pytest.raises((ReleaseNotFound, ReleaseConflict)):
-                changes.renew(self.catalogue(), draft)
+                changes.renew(self.catalogue(), draft_of(draft))
 
     @rule(draft=consumes(drafts))
     def finish(self, draft: ReleaseId) -> None:
@@ -94,7 +94,7 @@ class Life(RuleBasedStateMachine):
         was_draft = self.is_draft(draft)
         try:
             self.wait(self.write_all(draft))
-            self.swap(lambda found: changes.commit(found, draft))
+            self.swap(lambda found: changes.commit(found, draft_of(draft)))
         except (ReleaseNotFound, ReleaseConflict):
             assert not was_draft
         else:
@@ -121,7 +121,7 @@ class Life(RuleBasedStateMachine):
         after = self.catalogue()
         assert after.live == before.live
         assert [entry.id for entry in after.releases] == [
-            entry.id for entry in changes.begin(before, ReleaseId("new")).releases[:-1]
+            entry.id for entry in changes.begin(before, draft_of(ReleaseId("new"))).releases[:-1]
         ]
 
     # operators and time
@@ -161,7 +161,7 @@ class Life(RuleBasedStateMachine):
             assert entry.state is not State.LIVE
             assert entry.state is not State.DRAFT or (entry.lease_until or 0) <= self.clock.now
             with pytest.raises(ReleaseNotFound):
-                self.wait(self.store.get_many(ref(release), ["user:1"]))
+                self.wait(self.store.get_many(entry.ref, ["user:1"]))
         kept = [entry for entry in before.releases if entry.state is State.SUPERSEDED][-keep:] if keep else []
         assert not {entry.id for entry in kept} & set(dropped)
 
@@ -187,8 +187,8 @@ class Life(RuleBasedStateMachine):
     @invariant()
     def the_live_release_is_whole(self) -> None:
         found = self.catalogue()
-        if found.live is not None:
-            manifest = self.wait(verify(self.store, ref(found.live)))
+        if found.live_ref is not None:
+            manifest = self.wait(verify(self.store, found.live_ref))
             assert manifest.counts == {"popular": 1, "user": 2}
 
     @invariant()

@@ -9,7 +9,7 @@ from pathlib import Path
 from prometheus_client.parser import text_string_to_metric_families
 
 from bench.loadgen.generator import drive
-from bench.loadgen.load import Load
+from bench.loadgen.load import Check, Load
 from bench.loadgen.result import Result
 from serve.reader import EncodedList, TieredReader, open_reader
 from tests.support.service import Service, a_list, serving
@@ -191,7 +191,12 @@ class Run:
 
 @asynccontextmanager
 async def under_load(
-    logs: Path, *stores: str, paths: tuple[str, ...] = ALL, rate: int = 200, options: tuple[str, ...] = ()
+    logs: Path,
+    *stores: str,
+    paths: tuple[str, ...] = ALL,
+    rate: int = 200,
+    options: tuple[str, ...] = (),
+    check: Check = complete,
 ) -> AsyncIterator[Run]:
     """Serve *stores* under a load of *rate* requests a second that begins before the block and ends after it."""
     named = [part for url in stores for part in ("--store", url)]
@@ -204,7 +209,7 @@ async def under_load(
             rate=rate,
             duration_s=WINDOW_S,
             connections=32,
-            check=complete,
+            check=check,
             observe=("release", "source", "tier"),
         )
         loading = asyncio.create_task(run.load(load))

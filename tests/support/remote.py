@@ -2,10 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from copy import deepcopy
+from dataclasses import replace
 
 from stores import lifecycle as life
 from stores.catalogue import Catalogue, ReleaseId, ReleaseRef
-from stores.errors import PartUnavailable, StoreError, StoreUnavailable
+from stores.errors import PartUnavailable, ReleaseCorrupt, StoreError, StoreUnavailable
 from stores.memory import MemoryStore
 from stores.store import Advised, Observer, Plan, Row, Slot
 
@@ -18,8 +20,10 @@ class RemoteStore(Advised):
     def __init__(self, inner: MemoryStore) -> None:
         self.inner = inner
         self.delay_s = 0.0
-        self.failure: StoreError | None = None
+        self.failure: Exception | None = None
+        self.primary = True
         self.broken_keys = set[str]()
+        self.broken_by: StoreError = StoreUnavailable("this one could not be read")
         self.advice: list[str] | None = []
 
     async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
@@ -28,19 +32,18 @@ class RemoteStore(Advised):
         if self.failure:
             raise self.failure
         slots = await self.inner.get_many(release, keys)
-        broken = StoreUnavailable("this one could not be read")
-        return [broken if key in self.broken_keys else slot for key, slot in zip(keys, slots, strict=True)]
+        return [self.broken_by if key in self.broken_keys else slot for key, slot in zip(keys, slots, strict=True)]
 
     async def catalogue(self) -> Catalogue:
         if self.failure:
             raise self.failure
-        return await self.inner.catalogue()
+        return replace(await self.inner.catalogue(), primary=self.primary)
 
     async def changes(self) -> AsyncIterator[Catalogue]:
         if self.failure:
             raise self.failure
         async for found in self.inner.changes():
-            yield found
+            yield replace(found, primary=self.primary)
 
     async def warnings(self) -> list[str]:
         if self.advice is None:
@@ -49,6 +52,34 @@ class RemoteStore(Advised):
 
     async def close(self) -> None:
         await self.inner.close()
+
+
+class DamagedStore(MemoryStore):
+    """A store in this process in which some keys lie on pages that cannot be read."""
+
+    damaged = frozenset[str]()
+    raising: Exception = ReleaseCorrupt("page 7 cannot be read")
+
+    def get(self, release: ReleaseRef, key: str) -> bytes | None:
+        if key in self.damaged:
+            raise self.raising
+        return super().get(release, key)
+
+
+def backup(memory: MemoryStore) -> MemoryStore:
+    """Copy all that a store holds."""
+    copy = MemoryStore(memory._clock, memory._catalogue)
+    copy._releases = deepcopy(memory._releases)
+    return copy
+
+
+def restore(memory: MemoryStore, copy: MemoryStore, *, only_catalogue: bool = False) -> None:
+    """Let a store hold what a copy of it holds, as an operator does at night: no swap, and nothing else stays."""
+    memory._catalogue = copy._catalogue
+    if not only_catalogue:
+        memory._releases = deepcopy(copy._releases)
+    for watcher in memory._watchers:
+        watcher.set()
 
 
 class KeyByKeyStore(RemoteStore):

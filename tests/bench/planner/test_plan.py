@@ -150,16 +150,16 @@ def test_a_cache_keeps_reads_from_the_store() -> None:
 
 
 def test_redis_holds_the_live_the_kept_and_the_next_release() -> None:
-    # (874 + user: 5 + id 10 + prefix and release 31 + 80) * 1.08 = 1,080 bytes, a million, three times: 3.24 GB. A
+    # (877 + user: 5 + id 10 + prefix and release 28 + 80) * 1.08 = 1,080 bytes, a million, three times: 3.24 GB. A
     # fifth is reserved: B3 leaves 2.4 GB, B5 4.8.
-    held = a_plan(users=1_000_000, list_bytes=874)
+    held = a_plan(users=1_000_000, list_bytes=877)
     assert held.number("redis_row_bytes") == pytest.approx(1_080)
     assert held.number("redis_gb") == pytest.approx(3.24)
     assert held.figures["redis_size"].value == "1 of B5"
     assert held.number("redis_shards") == 2
     assert held.number("redis_cost") == pytest.approx(2 * 0.156 * 730)
-    assert a_plan(users=1_000_000, list_bytes=874, kept=0).figures["redis_size"].value == "1 of B3"  # 2.16 GB
-    many = a_plan(users=100_000_000, list_bytes=874)  # 324 GB: B100 leaves 96, so 4 of 120 GB at 0.026 a GB
+    assert a_plan(users=1_000_000, list_bytes=877, kept=0).figures["redis_size"].value == "1 of B3"  # 2.16 GB
+    many = a_plan(users=100_000_000, list_bytes=877)  # 324 GB: B100 leaves 96, so 4 of 120 GB at 0.026 a GB
     assert many.figures["redis_size"].value == "4 of B100"
     assert many.number("redis_shards") == 4 * 24
     assert many.number("redis_cost") == pytest.approx(4 * 2 * 120 * 0.026 * 730)

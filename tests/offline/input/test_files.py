@@ -1,13 +1,17 @@
 """Bad input gets one sentence that says what and where, and what to do."""
 
 import gzip
+import random
+from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
 import pytest
+import zstandard
 
 from offline.errors import DataError
 from offline.input.columns import Columns
+from offline.input.files import open_tables
 from offline.input.interactions import read_interactions
 
 GOOD = "user,item,weight\n" + "".join(f"u{at % 7},i{at % 11},{at + 1}\n" for at in range(500))
@@ -82,6 +86,45 @@ def test_damage_within_a_file(tmp_path: Path) -> None:
     assert "a.csv.gz is damaged" in error_of(write(tmp_path / "a.csv.gz", bytes(packed)))
     assert "b.csv holds the control character 0x01" in error_of(write(tmp_path / "b.csv", "user,item\na,\x01\nb,c\n"))
     assert "c.csv holds the control character 0x01" in error_of(write(tmp_path / "c.csv", "us\x01er,item\na,b\nb,c\n"))
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (random.Random(1).randbytes(5000), "data of an unknown kind"),
+        (b"\x01\x02\x03", "data of an unknown kind"),
+        (b"PK\x03\x04" + bytes(300), "a ZIP archive"),
+        (b"PAR1" + bytes(300), "a Parquet file"),
+        ("user,item\na,b\n".encode("utf-16"), "UTF-16 text"),
+        ("user,item\na,café\n".encode("latin-1"), "text in another encoding than UTF-8"),
+    ],
+)
+def test_what_is_not_compressed_though_its_name_says_so(tmp_path: Path, content: bytes, found: str) -> None:
+    for name, kind in (("a.csv.gz", "gzip data"), ("a.csv.zst", "zstd data"), ("a.tsv.ZSTD", "zstd data")):
+        message = error_of(write(tmp_path / name, content))
+        assert f"{name} is not {kind}, as its name says, but {found}" in message
+
+
+def test_what_is_no_text_though_its_name_says_so(tmp_path: Path) -> None:
+    message = error_of(write(tmp_path / "a.csv", random.Random(1).randbytes(5000)))
+    assert "a.csv is not UTF-8 text, as its name says, but data of an unknown kind" in message
+    assert "but UTF-16 text" in error_of(write(tmp_path / "b.csv", "user,item\na,b\n".encode("utf-16")))
+
+
+def test_text_that_was_decompressed_on_the_way_is_read_whatever_its_name(tmp_path: Path) -> None:
+    for name in ("a.csv.gz", "a.csv.zst"):
+        assert len(open_tables(write(tmp_path / name, "user,item\na,ü\n" * 600), None)) == 1
+
+
+@pytest.mark.parametrize(("name", "compress"), [("a.csv.gz", gzip.compress), ("a.csv.zst", zstandard.compress)])
+def test_compressed_data_that_are_cut_anywhere_or_damaged(
+    tmp_path: Path, name: str, compress: Callable[[bytes], bytes]
+) -> None:
+    whole = compress(GOOD.encode())
+    for size in (1, 2, 3, 4, 5, 9, 20, len(whole) // 2, len(whole) - 1):
+        assert f"{name} is cut in the middle" in error_of(write(tmp_path / name, whole[:size])), size
+    for size in (4, 6):
+        assert f"{name} is damaged" in error_of(write(tmp_path / name, whole[:size] + b"\xff" * 900)), size
 
 
 def test_a_kind_that_is_not_known(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from bench.cosmos_emulator.partition_keys import boundary, effective_key
 from serve.reader import TieredReader
 from stores.catalogue import ReleaseId
 from stores.connect import connect
-from stores.cosmos.items import name_of
+from stores.cosmos.items import container_of, name_of
 from stores.errors import StoreThrottled
 from stores.store import Store
 from stores.verification import verify
@@ -26,7 +26,7 @@ from tests.support.cosmos_server import signed
 from tests.support.loaded_service import USERS, Run, lists, reading, under_load, until, until_read
 from tests.support.service import a_list, publish_to
 from tests.support.soak import scaled
-from tests.support.stores import ref
+from tests.support.stores import ref_of
 
 TIER = "cosmos+http"
 # The partition that fails: the catalogue's container has only one, 0.
@@ -81,9 +81,10 @@ async def sources(reader: TieredReader, users: Sequence[int]) -> set[str]:
 
 async def hammer(store: Store, release: ReleaseId, key: str) -> None:
     """Read one key as often as its partition allows, until cancelled."""
+    found = await ref_of(store, release)
     while True:
         with suppress(StoreThrottled):
-            await store.get_many(ref(release), [key] * store.batch)
+            await store.get_many(found, [key] * store.batch)
 
 
 async def stop(task: asyncio.Task[None]) -> None:
@@ -112,19 +113,21 @@ async def test_a_hot_key_spends_what_its_partition_has_and_nothing_of_the_others
     async with reading(url, budget_s=0.5) as reader:
         hammering = asyncio.create_task(hammer(store, live, f"user:{SICK[0]}"))
 
+        container = container_of(await ref_of(store, live))
+
         async def is_hot() -> bool:
-            return cosmos_throttled(cosmos, live)[HOT] > 100
+            return cosmos_throttled(cosmos, container)[HOT] > 100
 
         await until(is_hot, "the partition has request units left")
         assert await sources(reader, WELL) == {"personal"}
         await stop(hammering)
         await until_read(reader, TIER, user=str(SICK[0]))
-    assert cosmos_throttled(cosmos, live)["0"] == 0
+    assert cosmos_throttled(cosmos, container)["0"] == 0
 
 
-def cosmos_throttled(cosmos: Account, release: ReleaseId) -> Counter[str]:
-    """Return how many requests each partition of a release's container refused."""
-    counted = {labels[1]: round(count) for labels, count in cosmos.metric(THROTTLED).items() if release in labels[0]}
+def cosmos_throttled(cosmos: Account, container: str) -> Counter[str]:
+    """Return how many requests each partition of a container refused."""
+    counted = {labels[1]: round(count) for labels, count in cosmos.metric(THROTTLED).items() if container in labels[0]}
     return Counter(counted)
 
 
@@ -203,7 +206,7 @@ async def test_under_load_a_hot_key_costs_no_other_users_lists(
         await stop(hammering)
         await run.until_personal(SICK)
     run.answered(TIER, source="popular")
-    throttled = cosmos_throttled(cosmos, live)
+    throttled = cosmos_throttled(cosmos, container_of(await ref_of(store, live)))
     assert (throttled["0"], throttled[HOT] > 100) == (0, True)
 
 

@@ -40,7 +40,6 @@ async def client(raw: ScriptedServer, observer: Counted) -> AsyncIterator[RestCl
         (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n10\r\n" + ITEM + b"\r\n" + CUT, "reset"),
         (b"HTTP/1.1 200 OK\r\n\r\n" + ITEM + CUT, "reset"),
         (b"\x16\x03\x01 not HTTP at all\r\n\r\n", "malformed"),
-        (answer(200, ITEM) + answer(200, ITEM), "malformed"),
         (answer(200, b'{"id":"a"'), "malformed"),
         (answer(200, b'[{"id":"a"}]'), "malformed"),
         (answer(200, b'{"id":"b","v":1}'), "malformed"),
@@ -255,3 +254,23 @@ def test_statuses_have_their_errors() -> None:
     assert isinstance(error_for(ErrorResponse(403, 1014, ""), "x"), StoreFull)
     lasting = {status: error_for(ErrorResponse(status, 0, ""), "x") for status in (400, 401, 403, 404, 413, 429, 503)}
     assert [status for status, error in lasting.items() if getattr(error, "permanent", False)] == [400, 401, 403, 413]
+
+
+async def test_containers_are_listed_page_by_page(raw: ScriptedServer, client: RestClient) -> None:
+    raw.responses = [
+        answer(200, b'{"DocumentCollections":[{"id":"a"},{"id":"b"}]}', b"x-ms-continuation: next#1\r\n"),
+        answer(200, b'{"DocumentCollections":[{"id":"c"}]}'),
+    ]
+    assert await client.containers() == ["a", "b", "c"]
+    assert b"x-ms-continuation: next#1\r\n" in raw.heard[-1]
+    assert raw.heard[-1].startswith(b"GET /dbs/d/colls/ HTTP/1.1\r\n")
+
+
+@pytest.mark.parametrize("body", [b"{}", b'{"DocumentCollections":{}}', b'{"DocumentCollections":[{}]}'])
+async def test_a_list_of_containers_that_is_none_is_malformed(
+    raw: ScriptedServer, client: RestClient, body: bytes
+) -> None:
+    raw.responses = [answer(200, body)]
+    with pytest.raises(CosmosUnavailable) as error:
+        await client.containers()
+    assert error.value.kind == "malformed"

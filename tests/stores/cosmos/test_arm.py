@@ -94,6 +94,7 @@ def test_the_unmodified_library_makes_scales_reads_and_drops(server: Emulator) -
         assert offer.properties.resource.autoscale_settings.max_throughput == 4000
         scaled = orjson.dumps({"properties": {"resource": {"autoscaleSettings": {"maxThroughput": 2000}}}})
         sql.begin_update_sql_container_throughput(*place, "c", BytesIO(scaled)).result()
+        assert [found.name for found in sql.list_sql_containers(*place)] == ["c"]
         sql.begin_delete_sql_container(*place, "c").result()
         with pytest.raises(HttpResponseError, match="no such container"):
             sql.get_sql_container(*place, "c")
@@ -104,12 +105,16 @@ async def test_a_container_is_made_scaled_and_dropped_with_a_token_only(server: 
     async with managing(address_of(server), Identity(server, "operator")) as containers:
         with pytest.raises(ContainerMissing):
             await containers.create_container("r", Throughput(700))
+        with pytest.raises(ContainerMissing):
+            await containers.list_containers()
         assert await containers.create_database()
+        assert await containers.list_containers() == []
         assert not await containers.create_database()
         with pytest.raises(ContainerMissing):
             await containers.offer("r")
         assert await containers.create_container("r", Throughput(700))
         assert not await containers.create_container("r", Throughput(900))
+        assert await containers.list_containers() == ["r"]
         assert await containers.offer("r") == Offer(Throughput(700), 400, pending=False)
         await containers.scale("r", Throughput(400))
         assert await containers.offer("r") == Offer(Throughput(400), 400, pending=False)

@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,15 +19,16 @@ from stores.cosmos.errors import CosmosUnavailable
 from stores.cosmos.rest import RestClient
 from stores.cosmos.store import CosmosStore, open_url
 from stores.cosmos.url import KEY, parse
-from stores.errors import StoreMisused
+from stores.encoding import OFFSET_BYTES, Checksum
+from stores.errors import StoreError, StoreMisused
 from stores.lifecycle import activate, prune, publish, rollback
-from stores.store import Plan, Row
+from stores.store import Level, Plan, Row
 from stores.verification import verify
 from tests.support.command import failed, hotplate_process
 from tests.support.cosmos_server import Emulator, emulator
 from tests.support.entra import PLACE, Identity, token_of, url_of
 from tests.support.service import a_list, serving
-from tests.support.stores import batches, ref
+from tests.support.stores import batches, ref_of
 
 ROWS = [Row("popular:", a_list("p1", "p2"))] + [Row(f"user:{n:03}", b"list of %d" % n) for n in range(100)]
 
@@ -61,6 +62,13 @@ async def release_of(store: CosmosStore, *, live: bool = True) -> ReleaseId:
     return ((await publish(store, batches(ROWS), plan=Plan(len(ROWS), 10_000), about={}, live=live)).manifest).release
 
 
+async def lists(store: CosmosStore, release: ReleaseId, keys: Sequence[str]) -> list[bytes | None]:
+    """Read lists as they were published."""
+    slots, opened = await store.get_many(await ref_of(store, release), keys), Checksum(release).open
+    read = [slot for slot in slots if not isinstance(slot, StoreError)]
+    return [None if slot is None else opened(key, slot)[OFFSET_BYTES:] for key, slot in zip(keys, read, strict=True)]
+
+
 async def test_releases_live_their_whole_life_with_tokens_only(server: Emulator) -> None:
     url = url_of(server, f"db-{secrets.token_hex(4)}", ru=1000, **PLACE)
     async with opened(server, url, "contributor,operator") as publisher:
@@ -69,14 +77,30 @@ async def test_releases_live_their_whole_life_with_tokens_only(server: Emulator)
         await activate(publisher, second)
         assert await rollback(publisher) == first
         await activate(publisher, second)
-        await verify(publisher, ref(second))
+        await verify(publisher, await ref_of(publisher, second))
         assert await publisher.warnings() == []
+        assert len(await publisher.incarnations()) == 2
         assert await prune(publisher, keep=0, grace_s=0) == [first]
+        assert await publisher.incarnations() == [(await publisher.catalogue()).releases[0].incarnation]
         assert (await publisher.catalogue()).live == second
     reading = url_of(server, parse(url, {}).database)
     async with opened(server, reading, "reader") as reader:
-        assert await reader.get_many(ref(second), ["user:007", "user:absent"]) == [b"list of 7", None]
+        assert await lists(reader, second, ["user:007", "user:absent"]) == [b"list of 7", None]
         assert await reader.warnings() == []
+
+
+async def test_the_doctor_says_what_an_identity_may_do_and_changes_nothing(server: Emulator) -> None:
+    url = url_of(server, f"db-{secrets.token_hex(4)}", **PLACE)
+    async with opened(server, url, "contributor,operator") as publisher:
+        await release_of(publisher)
+        before = await publisher.catalogue()
+        publishers = {each.subject: each for each in await publisher.examine()}
+        async with opened(server, url_of(server, parse(url, {}).database), "reader") as reader:
+            readers = {each.subject: each for each in await reader.examine()}
+        assert (await publisher.catalogue()).version == before.version
+    assert {each.level for each in publishers.values()} == {Level.OK}
+    for subject, part in (("may publish", "Cosmos DB Built-in Data Contributor"), ("containers", "resource_group=")):
+        assert (readers[subject].level, part in readers[subject].sentence) == (Level.WARNING, True), readers[subject]
 
 
 async def test_without_a_place_at_arm_publishing_is_refused_with_what_to_add(server: Emulator) -> None:
@@ -85,6 +109,8 @@ async def test_without_a_place_at_arm_publishing_is_refused_with_what_to_add(ser
         with pytest.raises(StoreMisused, match="add subscription= and resource_group= to its URL") as refused:
             await release_of(store)
         assert "HOTPLATE_COSMOS_KEY" in str(refused.value)
+        with pytest.raises(StoreMisused, match="add subscription= and resource_group= to its URL"):
+            await store.incarnations()
         assert (await store.catalogue()).releases == ()
 
 
@@ -98,7 +124,7 @@ async def test_the_error_of_an_identity_that_may_only_read_names_the_role(server
 async def test_a_key_goes_to_the_account_for_everything(server: Emulator) -> None:
     store = open_url(f"cosmos+{server.endpoint}db-{secrets.token_hex(4)}?ca={server.certificate}")
     try:
-        assert await store.get_many(ref(await release_of(store)), ["user:001"]) == [b"list of 1"]
+        assert await lists(store, await release_of(store), ["user:001"]) == [b"list of 1"]
     finally:
         await store.close()
 

@@ -13,21 +13,20 @@ from offline.model import load as load_model
 from offline.pipeline import TrainSettings, train
 from offline.train.als import ALSParams
 from stores import lifecycle as life
-from stores.compression import compress
 from stores.cosmos.charges import load
 from stores.cosmos.estimate import bill_of, typical_ru
 from stores.cosmos.items import container_of
 from stores.cosmos.url import parse
 from stores.errors import ReleaseCorrupt
 from stores.estimate import estimate
-from stores.lifecycle import copy, estimate_copy
 from stores.manifest import Manifest
 from stores.memory import MemoryStore
 from stores.prices import Provisioned
 from stores.store import Estimate, Plan, Row, Store
+from stores.transfer import copy, estimate_copy
 from tests.support.cosmos_simulation import SimulatedAccount, with_simulation
 from tests.support.paths import DATA
-from tests.support.stores import ref
+from tests.support.stores import ref_of
 
 RETAIL = DATA / "online-retail" / "online_retail.parquet"
 MS = 0.001
@@ -39,6 +38,7 @@ class Made:
 
     batches: list[Sequence[Row]]
     about: dict[str, object]
+    encoding: str = "json"
 
     @property
     def plan(self) -> Plan:
@@ -66,7 +66,9 @@ async def estimated(
 ) -> Estimate:
     async def run(simulated: Store) -> Manifest:
         about = made.about
-        result = await life.publish(simulated, made.rows(), plan=made.plan, about=about, encoding="zstd", live=live)
+        result = await life.publish(
+            simulated, made.rows(), plan=made.plan, about=about, encoding=made.encoding, live=live
+        )
         await life.prune(simulated, keep=keep)
         return result.manifest
 
@@ -79,7 +81,7 @@ async def publish(
     """Publish and prune; return the RU that the service charged, and the seconds that passed."""
     store, loop = account.store(**options), asyncio.get_running_loop()
     before_ru, began = account.spent_ru(), loop.time()
-    await life.publish(store, made.rows(), plan=made.plan, about=made.about, encoding="zstd", live=live)
+    await life.publish(store, made.rows(), plan=made.plan, about=made.about, encoding=made.encoding, live=live)
     await life.prune(store, keep=keep)
     return account.spent_ru() - before_ru, loop.time() - began
 
@@ -157,7 +159,7 @@ def test_a_copy_is_estimated_and_a_release_that_cannot_be_served_is_refused() ->
         assert there.service.account.databases == {}
         await copy(source, target, live)
         assert found.total_ru == pytest.approx(there.spent_ru(), abs=0.005)
-        assert container_of(ref(live)) in there.service.account.databases["d"].containers
+        assert container_of(await ref_of(target, live)) in there.service.account.databases["d"].containers
         await target.close()
         with pytest.raises(ReleaseCorrupt, match="no popular list"):
             await estimated(account, Made([[Row("user:1", b"x")]], {}))
@@ -175,15 +177,7 @@ def test_publishing_online_retail_at_1000_request_units_a_second_takes_what_was_
     train(settings, tmp_path / "model")
     model = load_model(tmp_path / "model")
     lists = ModelLists(model, ListSettings())
-
-    async def compressed() -> list[Sequence[Row]]:
-        async def batches() -> AsyncIterator[list[Row]]:
-            for batch in lists.batches():
-                yield batch
-
-        return [batch async for batch in (await compress(batches(), lists.plan())).batches]
-
-    made = Made(asyncio.run(compressed()), ModelLists(model, ListSettings()).about())
+    made = Made(list(lists.batches()), lists.about(), "zstd")
     found, spent_ru, seconds = held(made, 0.0, ru=2000, max_ru=1000)
     assert found.rows > 7000
     assert found.total_ru == pytest.approx(spent_ru, abs=0.005)

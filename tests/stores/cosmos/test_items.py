@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stores.catalogue import ReleaseId
+from stores.catalogue import ReleaseId, ReleaseRef
 from stores.cosmos.charges import load
 from stores.cosmos.items import (
     DEFINITION,
@@ -23,7 +23,6 @@ from stores.errors import ReleaseCorrupt, ReleaseNotFound, StoreFull, StoreMisus
 from stores.keys import KINDS, MAX_ID_BYTES
 from tests.support.clock import FakeClock
 from tests.support.cosmos_server import Direct
-from tests.support.stores import ref
 
 ids = st.text(st.characters(exclude_categories=["Cs"]), max_size=MAX_ID_BYTES).filter(
     lambda text: len(text.encode()) <= MAX_ID_BYTES
@@ -37,6 +36,17 @@ def test_every_value_comes_back_as_it_was(value: bytes) -> None:
     item = to_item("user.MQ", value)
     assert value_of(item) == value
     assert item_bytes(item) <= item_bytes({"id": "user.MQ", "b": ""}) + (len(value) + 2) // 3 * 4
+
+
+@pytest.mark.parametrize("body", [b'{"id":"1","score":2}' * 20, b"\x28\xb5\x2f\xfd" + bytes(range(256))])
+def test_what_precedes_a_body_takes_its_own_bytes_and_no_request_unit_more(body: bytes) -> None:
+    """A checksum and an offset, which are text: of a list as text, and of a compressed one, in base64."""
+    before, after = to_item("user.MQ", body), to_item("user.MQ", b"AbCd+/9_00ff" + body)
+    assert before.keys() == after.keys()
+    assert item_bytes(after) - item_bytes(before) == (12 if "t" in before else 16)
+    charges = load()
+    assert charges.create(item_bytes(after), 0) == charges.create(item_bytes(before), 0)
+    assert charges.read(item_bytes(after)) == charges.read(item_bytes(before))
 
 
 @given(keys, keys)
@@ -60,7 +70,7 @@ def test_a_key_of_no_known_kind_has_no_name(odd: str) -> None:
 @pytest.mark.parametrize("odd", ["", "a/b", "..", "-x", "a b", "é", "a\n", "x" * 201])
 def test_an_odd_release_id_is_no_container(odd: str) -> None:
     with pytest.raises(ReleaseNotFound):
-        container_of(ref(ReleaseId(odd)))
+        container_of(ReleaseRef(ReleaseId(odd), odd))
 
 
 @pytest.mark.parametrize("value", [b"", b"x" * 600, bytes(range(256)) * 8, b'{"id":"1","score":2}' * 400])

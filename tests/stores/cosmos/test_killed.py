@@ -13,7 +13,7 @@ from stores.connect import connect
 from stores.store import Plan
 from tests.support.cosmos_account import Account, Counted
 from tests.support.cosmos_simulation import ROWS, batches
-from tests.support.stores import ref
+from tests.support.stores import lapse, ref_of
 
 PUBLISHER = """
 import asyncio, sys
@@ -59,15 +59,17 @@ async def test_a_killed_publish_is_continued_where_it_was_acknowledged(cosmos_ht
     found = await store.catalogue()
     assert found.live == live
     (draft,) = [entry.id for entry in found.releases if entry.state is State.DRAFT]
+    await lapse(store)
     await store.close()
     observer = Counted()
     store = connect(url, observer)
+    await lapse(store)
     written = await life.publish(store, batches(ROWS, 70), plan=Plan(len(ROWS), 1000), about={}, resume=draft)
     assert acknowledged * 100 <= written.skipped <= (acknowledged + 1) * 100
     assert written.rows + written.skipped == len(ROWS)
     assert observer.ru < 7 * written.rows + 1.1 * len(ROWS) + 10 * 100 + 200, "rows were written twice"
     assert (await store.catalogue()).live == draft
-    assert [row.key async for row in store.scan(ref(draft)) if not row.key.startswith("meta:")] == [
+    assert [row.key async for row in store.scan(await ref_of(store, draft)) if not row.key.startswith("meta:")] == [
         row.key for row in ROWS
     ]
     await store.close()

@@ -108,10 +108,28 @@ def test_a_container_that_was_dropped_under_its_readers_is_a_release_that_is_gon
 def test_a_row_that_another_program_wrote_fails_alone() -> None:
     async def work(account: SimulatedAccount) -> None:
         store = await filled(account)
-        await store._items.upsert(container_of(ref(R)), {"id": name_of(KEYS[1]), "foreign": 1})
+        _, etag, _ = await store._items.read_versioned(container_of(ref(R)), name_of(KEYS[1]))
+        assert (await store._items.replace(container_of(ref(R)), {"id": name_of(KEYS[1]), "foreign": 1}, etag)).done
         first, second, third = await store.get_many(ref(R), KEYS[:3])
         assert (first, third) == (b"user:0", b"user:2")
         assert isinstance(second, StoreError)
         assert "was not written by hotplate" in str(second)
+
+    with_simulation(work)
+
+
+def test_a_read_without_a_deadline_is_tried_again_after_it_was_late_and_one_with_a_deadline_keeps_it() -> None:
+    async def work(account: SimulatedAccount) -> None:
+        store, loop = await filled(account), asyncio.get_running_loop()
+        account.misbehave({"kind": "slow", "delay_ms": 9000, "for_s": 0.5})
+        began = loop.time()
+        assert await store.get_many(ref(R), KEYS[:1]) == [b"user:0"]
+        assert loop.time() - began < 1.1
+        account.misbehave({"kind": "slow", "delay_ms": 9000})
+        for timeout_s, given_up_s in ((None, 2.0), (0.05, 0.05), (3.0, 3.0)):
+            began = loop.time()
+            with pytest.raises(StoreError, match="did not answer in time"):
+                await store.get_many(ref(R), KEYS[:1], timeout_s=timeout_s)
+            assert loop.time() - began == pytest.approx(given_up_s, abs=0.01)
 
     with_simulation(work)

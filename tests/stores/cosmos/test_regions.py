@@ -2,17 +2,20 @@
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 
+import orjson
 import pytest
 
 from bench.process import free_port
 from stores.cosmos.errors import CosmosUnavailable, MalformedResponse
 from stores.cosmos.rest import RestClient
-from stores.cosmos.topology import Location, account_properties
+from stores.cosmos.topology import MAX_FAILURES, Location, account_properties
 from stores.cosmos.url import parse
+from stores.http1 import RequestFailed, Response
 from tests.support.cosmos_account import Account, Counted, with_container
 from tests.support.cosmos_raw import ScriptedServer, answer, refusal, scripted
+from tests.support.virtual import VirtualLoop, in_virtual_time
 
 NAME = "user.YQ"
 ITEM = b'{"id":"user.YQ"}'
@@ -93,6 +96,142 @@ async def test_where_all_regions_fail_the_read_fails_and_the_first_that_is_back_
     async with asyncio.timeout(20):
         while isinstance((await asyncio.gather(client.read("c", NAME, 5.0), return_exceptions=True))[0], Exception):
             await asyncio.sleep(0.01)
+
+
+SLOW: dict[str, object] = {"kind": "slow", "delay_ms": 3000, "region": 1}
+
+
+async def late(client: RestClient, timeout_s: float) -> None:
+    """Read in vain, for so long."""
+    with pytest.raises(CosmosUnavailable) as error:
+        await client.read("c", NAME, timeout_s)
+    assert error.value.kind == "timeout"
+
+
+async def cut_off(client: RestClient, timeout_s: float) -> None:
+    """Read in vain until the caller's own deadline, just before the one that it named."""
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.9 * timeout_s):
+            await client.read("c", NAME, timeout_s)
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("wait", [late, cut_off])
+async def test_a_slow_region_is_left_after_a_few_reads_and_read_again_once_it_is_quick(
+    two_regions: Account,
+    client: RestClient,
+    wait: Callable[[RestClient, float], Awaitable[None]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert await client.read("c", NAME, 5.0)
+    two_regions.misbehave(SLOW)
+    for _ in range(MAX_FAILURES):
+        assert nearest(client) == EAST
+        await wait(client, 0.1)
+    for _ in range(20):
+        assert await client.read("c", NAME, 5.0)
+        assert nearest(client) == WEST
+    two_regions.misbehave()
+    await until(lambda: nearest(client) == EAST)
+    assert [record.message.partition(": ")[2] for record in caplog.records] == [
+        f"{EAST} cannot be read (timeout); reading from {WEST}",
+        f"{EAST} can be read again; reading from {EAST}",
+    ]
+
+
+async def test_one_slow_answer_is_no_reason_to_leave(
+    two_regions: Account, client: RestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(2 * MAX_FAILURES):
+        two_regions.misbehave(SLOW)
+        await late(client, 0.05)
+        two_regions.misbehave()
+        assert await client.read("c", NAME, 5.0)
+    assert not caplog.records
+
+
+class Silent:
+    """A server that takes its time over each answer."""
+
+    def __init__(self, url: str, delays_s: dict[str, float]) -> None:
+        self.port = url.rpartition(":")[2]
+        self.delays_s = delays_s
+
+    async def request(self, message: bytes, timeout_s: float) -> Response:
+        delay_s = self.delays_s.get(self.port, 0.001)
+        await asyncio.sleep(min(delay_s, timeout_s))
+        if delay_s > timeout_s:
+            raise RequestFailed("timeout", "here")
+        locations = [{"name": f"at {port}", "databaseAccountEndpoint": f"http://x:{port}"} for port in (1, 2)]
+        account = {"writableLocations": locations[1:], "readableLocations": locations}
+        body = orjson.dumps(account) if message.startswith(b"GET / ") else ITEM
+        return Response(200, b"HTTP/1.1 200 OK\r\n\r\n", body)
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+def in_two_regions(work: Callable[[RestClient, dict[str, float]], Coroutine[None, None, None]]) -> None:
+    """Run *work* in virtual time with a client of two regions, the first of which is nearest, and their delays."""
+
+    async def whole(loop: VirtualLoop) -> None:
+        delays_s = dict[str, float]()
+        client = RestClient(
+            parse("cosmos+http://x:2/d", {}), clock=loop.time, make_transport=lambda url: Silent(url, delays_s)
+        )
+        await client.account()
+        await work(client, delays_s)
+        await client.close()
+
+    in_virtual_time(whole)
+
+
+def nearest(client: RestClient) -> str:
+    assert client._topology.nearest is not None
+    return client._topology.nearest.name
+
+
+def test_reads_that_are_late_together_count_as_one_and_those_without_time_as_none() -> None:
+    async def work(client: RestClient, delays_s: dict[str, float]) -> None:
+        delays_s["1"] = 1.0
+        for _ in range(MAX_FAILURES - 1):
+            outcomes = await asyncio.gather(
+                *(client.read("c", NAME, 0.05) for _ in range(1000)), return_exceptions=True
+            )
+            assert {type(outcome) for outcome in outcomes} == {CosmosUnavailable}
+            for _ in range(100):
+                await late(client, 0.002)
+        assert nearest(client) == "at 1"
+        await late(client, 0.05)
+        assert nearest(client) == "at 2"
+
+    in_two_regions(work)
+
+
+def test_a_region_that_still_takes_too_long_is_not_read_again_however_healthy_it_looks() -> None:
+    async def work(client: RestClient, delays_s: dict[str, float]) -> None:
+        delays_s["1"] = 1.0
+        for _ in range(MAX_FAILURES):
+            await late(client, 0.05)
+        for _ in range(100):
+            await asyncio.sleep(10)
+            assert nearest(client) == "at 2"
+        delays_s.clear()
+        await asyncio.sleep(100)
+        assert nearest(client) == "at 1"
+
+    in_two_regions(work)
+
+
+def test_a_read_from_the_region_that_takes_writes_is_marked_as_such_and_no_other_is() -> None:
+    async def work(client: RestClient, delays_s: dict[str, float]) -> None:
+        assert await client.read_nearest("c", NAME, 5.0) == ({"id": NAME}, False)
+        delays_s["1"] = 1.0
+        for _ in range(MAX_FAILURES):
+            await late(client, 0.05)
+        assert await client.read_nearest("c", NAME, 5.0) == ({"id": NAME}, True)
+
+    in_two_regions(work)
 
 
 async def test_throttling_is_no_reason_to_read_elsewhere(

@@ -74,7 +74,7 @@ def test_a_publish_spends_at_the_configured_rate() -> None:
         took_s = loop.time() - began
         spent_ru = account.admitted_ru(manifest.release)
         assert took_s == pytest.approx(spent_ru / 1000 + POLL_S, abs=0.5)  # what is done one after the other
-        assert account.answers(429) <= 2
+        assert account.answers(429) <= 5
 
     with_simulation(work)
 

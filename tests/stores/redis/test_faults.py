@@ -7,23 +7,35 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import replace
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from stores import catalogue as changes
-from stores.catalogue import ReleaseId, State
-from stores.errors import ReleaseNotFound, StoreError, StoreFull, StoreUnavailable
-from stores.lifecycle import prune, publish
+from stores.catalogue import DraftRef
+from stores.errors import ReleaseConflict, ReleaseNotFound, StoreError, StoreFull, StoreUnavailable
+from stores.lifecycle import activate, prune, publish, rollback
 from stores.redis.connection import FIRST_PAUSE_S, MAX_PAUSE_S
+from stores.redis.keys import BUCKETS
 from stores.redis.store import RedisStore, open_url
 from stores.store import Plan, Row, Slot
 from stores.verification import verify
 from tests.support.proxy import Proxy, through
 from tests.support.redis_server import RedisServer, running
 from tests.support.soak import MINUTES, SEED, scaled
-from tests.support.stores import FIRST, SECOND, begin, draft_of, ref, write
+from tests.support.stores import (
+    FIRST,
+    SECOND,
+    begin,
+    draft_of,
+    lapse,
+    published_rows,
+    ref,
+    ref_of,
+    step,
+    write,
+)
 
 USERS = [Row(f"user:{n:06}", b"list of %06d" % n) for n in range(2000)]
 
@@ -179,7 +191,7 @@ async def test_a_full_server_ends_a_publish_which_gives_its_space_back(redis: Re
     assert server.execute_command("DBSIZE") == keys
     found = await redis.catalogue()
     assert [entry.id for entry in found.releases] == [live]
-    assert await redis.get_many(ref(live), ["user:000001"]) == [b"x" * 100]
+    assert Row("user:000001", b"x" * 100) in await published_rows(redis, live)
 
 
 async def test_on_a_full_server_a_draft_can_still_be_given_up(redis: RedisStore, server: RedisServer) -> None:
@@ -189,9 +201,27 @@ async def test_on_a_full_server_a_draft_can_still_be_given_up(redis: RedisStore,
     with pytest.raises(StoreFull):
         await redis.put(draft_of(FIRST), USERS)
     found = await redis.catalogue()
-    await redis.swap(found, changes.succeed(found, changes.abandon(found, FIRST), "t", "s"))
+    await redis.swap(found, changes.succeed(found, changes.abandon(found, draft_of(FIRST)), "t", "s"))
     await redis.erase(ref(FIRST))
-    assert server.execute_command("KEYS", "*") == ["test:catalogue"]
+    assert server.execute_command("KEYS", "*") == ["{test}:catalogue"]
+
+
+async def test_on_a_full_server_what_is_live_can_be_changed_and_pruned_and_nothing_new_is_written(
+    redis: RedisStore, server: RedisServer
+) -> None:
+    old, new = [(await publish(redis, lists(10), plan=Plan(11, 100), about={})).manifest.release for _ in range(2)]
+    keys = server.execute_command("DBSIZE")
+    server.execute_command("CONFIG", "SET", "maxmemory", "1")
+    assert await rollback(redis) == old
+    await activate(redis, new)
+    with pytest.raises(StoreFull, match="has a limit of"):
+        await publish(redis, lists(10), plan=Plan(11, 100), about={})
+    assert server.execute_command("DBSIZE") == keys
+    assert await prune(redis, keep=0, grace_s=0) == [old]
+    found = await redis.catalogue()
+    assert found.releases == (found.find(new),)
+    assert await redis.incarnations() == [found.releases[0].incarnation]
+    await verify(redis, found.releases[0].ref)
 
 
 async def test_a_flushed_server_has_no_release_rather_than_empty_lists(redis: RedisStore, server: RedisServer) -> None:
@@ -221,26 +251,58 @@ async def test_a_wrong_password_is_a_sentence_without_it(tmp_path: Path, user: s
         await entitled.close()
 
 
+@contextmanager
+def replica_of(server: RedisServer, folder: Path) -> Iterator[RedisServer]:
+    """Run a replica until the block ends, which begins once it has all that the primary has."""
+    folder.mkdir()
+    server.execute_command("CONFIG", "SET", "repl-diskless-sync-delay", "0")
+    with running(folder, "--replicaof", f"127.0.0.1 {server.port}") as replica:
+        deadline = time.monotonic() + 20
+        while replica.execute_command("INFO", "replication")["master_link_status"] != "up":
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        yield replica
+
+
 async def test_a_replica_given_as_the_primary_serves_and_refuses_to_be_written(
     redis: RedisStore, server: RedisServer, tmp_path: Path
 ) -> None:
     await begin(redis, FIRST)
     await write(redis, FIRST, USERS)
-    (tmp_path / "replica").mkdir()
-    server.execute_command("CONFIG", "SET", "repl-diskless-sync-delay", "0")
-    with running(tmp_path / "replica", "--replicaof", f"127.0.0.1 {server.port}") as copy:
+    with replica_of(server, tmp_path / "replica") as copy:
         replica = open_url(copy.url())
-        deadline = time.monotonic() + 20
-        while copy.execute_command("INFO", "replication")["master_link_status"] != "up":
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.05)
         await recovered(replica)
         found = await replica.catalogue()
+        assert found == await redis.catalogue()
+        assert ((await redis.catalogue()).primary, found.primary) == (True, False)
         with pytest.raises(StoreUnavailable, match="read-only replica; give the URL of the primary"):
-            await replica.swap(found, changes.succeed(found, changes.renew(found, FIRST), "t", "s"))
+            await replica.swap(found, changes.succeed(found, changes.renew(found, draft_of(FIRST)), "t", "s"))
         with pytest.raises(StoreUnavailable, match="read-only replica"):
             await replica.create(draft_of(SECOND), Plan(1, 1))
         await replica.close()
+
+
+async def test_a_failover_that_lost_swaps_is_an_older_catalogue_from_a_primary(
+    remote: RedisStore, proxy: Proxy, server: RedisServer, tmp_path: Path
+) -> None:
+    first = await begin(remote, FIRST)
+    await write(remote, FIRST, USERS)
+    with replica_of(server, tmp_path / "replica") as replica:
+        replica.execute_command("REPLICAOF", "NO", "ONE")
+        last = await begin(remote, SECOND)
+        await write(remote, SECOND, USERS[:1])
+        server.kill()
+        proxy.target = replica.port
+        proxy.reset()
+        await recovered(remote)
+        found = await remote.catalogue()
+        assert (found.version, found.primary) == (first.version, True)
+        assert (found.store_id, found.generation) == (last.store_id, last.generation - 1)
+        with pytest.raises(ReleaseNotFound):
+            await remote.get_many(ref(SECOND), [USERS[0].key])
+        with pytest.raises(ReleaseConflict):
+            await remote.swap(last, changes.succeed(last, last, "late", "s"))
+        assert await step(remote, changes.renew(found, draft_of(FIRST))) == await remote.catalogue()
 
 
 async def test_a_publish_outlives_a_reset_and_loses_and_repeats_nothing(remote: RedisStore, proxy: Proxy) -> None:
@@ -251,7 +313,7 @@ async def test_a_publish_outlives_a_reset_and_loses_and_repeats_nothing(remote: 
             yield rows
 
     manifest = (await publish(remote, interrupted(), plan=Plan(20_001, 2_000_000), about={})).manifest
-    assert (await verify(remote, ref(manifest.release))).counts == {"popular": 1, "user": 20_000}
+    assert (await verify(remote, await ref_of(remote, manifest.release))).counts == {"popular": 1, "user": 20_000}
 
 
 PUBLISHER = """
@@ -302,26 +364,18 @@ async def kill_publisher(redis: RedisStore, server: RedisServer, reached: str) -
     last = ([reached, *acknowledged.split()])[-1]
 
     (draft,) = (await redis.catalogue()).releases
-    point = await redis.resume_point(draft_of(draft.id))
+    point = await redis.resume_point(DraftRef(draft.id, draft.incarnation, draft.writer))
     assert point is not None
     assert point >= last
-    written = [Row(f"user:{n:06}", b"x" * 100) for n in range(int(point.removeprefix("user:")) + 1)]
-    assert await redis.get_many(ref(draft.id), [row.key for row in written]) == [row.value for row in written]
-    assert server.execute_command("DBSIZE") == 4 + len(written) + 1  # catalogue, state, keys, points; popular
+    written = [f"user:{n:06}" for n in range(int(point.removeprefix("user:")) + 1)]
+    values = await redis.get_many(draft.ref, written)
+    assert all(isinstance(value, bytes) and value.endswith(b"x" * 100) for value in values)
+    # Catalogue and inventory; states, keys, points; popular.
+    assert server.execute_command("DBSIZE") == 2 + BUCKETS + 2 + len(written) + 1
 
-    await lapse(redis, draft.id)
+    await lapse(redis)
     assert await prune(redis) == [draft.id]
-    assert server.execute_command("KEYS", "*") == ["test:catalogue"]
-
-
-async def lapse(store: RedisStore, release: ReleaseId) -> None:
-    """Let a draft's lease have lapsed, without the minute that it takes."""
-    found = await store.catalogue()
-    entries = tuple(
-        replace(entry, lease_until=found.now - 1) if entry.id == release and entry.state is State.DRAFT else entry
-        for entry in found.releases
-    )
-    await store.swap(found, changes.succeed(found, replace(found, releases=entries), "lapsed", "here"))
+    assert server.execute_command("KEYS", "*") == ["{test}:catalogue"]
 
 
 async def lists(users: int) -> AsyncIterator[Sequence[Row]]:

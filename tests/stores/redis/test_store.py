@@ -9,18 +9,23 @@ import pytest
 from redis import exceptions as foreign
 
 from stores import catalogue as changes
-from stores.catalogue import ReleaseId
+from stores.catalogue import DraftRef, ReleaseId
 from stores.connect import connect
 from stores.errors import ReleaseConflict, ReleaseNotFound, StoreFull, StoreMisused, StoreUnavailable
-from stores.lifecycle import prune, publish
+from stores.lifecycle import activate, prune, publish, rollback
 from stores.redis.connection import translated
+from stores.redis.keys import BUCKETS
 from stores.redis.store import MAX_ROWS, RedisStore, open_url
 from stores.store import Advised, Plan, Row
 from stores.verification import verify
+from tests.support.paths import ROOT
 from tests.support.redis_server import RedisServer
 from tests.support.stores import FIRST, SECOND, batches, begin, draft_of, ref, scanned, step, write
 
 USERS = [Row(f"user:{n:06}", b"list of %d" % n) for n in range(3500)]
+
+# The keys of a release that are neither rows nor states: those of its rows, of its `meta` rows, and its points.
+OF_RELEASE = 3
 
 
 @pytest.fixture
@@ -36,7 +41,7 @@ async def redis(redis_server: RedisServer, prefix: str) -> AsyncIterator[RedisSt
 
 
 def keys_under(server: RedisServer, prefix: str) -> list[str]:
-    found: list[str] = server.execute_command("KEYS", f"{prefix}:*")
+    found: list[str] = server.execute_command("KEYS", f"*{prefix}*")
     return found
 
 
@@ -129,10 +134,10 @@ def replace_value(row: Row) -> Row:
 
 
 async def test_large_values_travel_in_small_batches(redis: RedisStore, redis_server: RedisServer) -> None:
-    before = redis_server.calls("mset")
+    before = redis_server.calls("rpush")
     rows = [Row(f"meta:{n}", bytes(1 << 18)) for n in range(10)] + [Row("meta:large", bytes(3 << 20))]
     await write(redis, FIRST, rows)
-    assert redis_server.calls("mset") == before + 4
+    assert redis_server.calls("rpush") == before + 4
     assert {row.key: row.value for row in await scanned(redis, FIRST)} == dict(rows)
 
 
@@ -140,8 +145,8 @@ async def test_rows_have_no_expiry_and_erasing_leaves_nothing(
     redis: RedisStore, redis_server: RedisServer, prefix: str
 ) -> None:
     await write(redis, FIRST, [*USERS, Row("meta:manifest", b"{}")])
-    assert redis_server.execute_command("TTL", f"{prefix}:{FIRST}:user:000000") == -1
-    assert len(keys_under(redis_server, prefix)) == len(USERS) + 1 + 4
+    assert {redis_server.execute_command("TTL", key) for key in keys_under(redis_server, prefix)[::50]} == {-1}
+    assert len(keys_under(redis_server, prefix)) == len(USERS) + 1 + BUCKETS + OF_RELEASE + 1  # and the inventory
     await redis.erase(ref(FIRST))
     assert keys_under(redis_server, prefix) == []
 
@@ -194,7 +199,7 @@ async def test_a_change_is_announced_and_need_not_be_polled_for(
     for _ in range(3):
         upcoming = asyncio.ensure_future(anext(watched))
         await asyncio.sleep(0.02)
-        written = await step(redis, changes.renew(await redis.catalogue(), FIRST))
+        written = await step(redis, changes.renew(await redis.catalogue(), draft_of(FIRST)))
         assert await asyncio.wait_for(upcoming, 30) == written
     await watched.aclose()  # type: ignore[attr-defined]  # every backend writes it as an async generator
     await reader.close()
@@ -204,15 +209,67 @@ async def test_a_user_who_may_not_subscribe_still_sees_a_change(
     redis: RedisStore, redis_server: RedisServer, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("stores.redis.store.POLL_S", 0.02)
-    redis_server.execute_command("ACL", "SETUSER", prefix, "on", ">open", f"~{prefix}:*", "resetchannels", "+@all")
+    redis_server.execute_command("ACL", "SETUSER", prefix, "on", ">open", f"~*{prefix}*", "resetchannels", "+@all")
     limited = open_url(redis_server.url(prefix=prefix, user=f"{prefix}:open@"))
     await begin(limited, FIRST)
     watched = limited.changes()
     await anext(watched)
-    written = await step(redis, changes.renew(await redis.catalogue(), FIRST))
+    written = await step(redis, changes.renew(await redis.catalogue(), draft_of(FIRST)))
     assert await asyncio.wait_for(anext(watched), 30) == written
     await watched.aclose()  # type: ignore[attr-defined]  # every backend writes it as an async generator
     await limited.close()
+
+
+def users_of_the_guide(server: RedisServer, prefix: str) -> dict[str, str]:
+    """Make the guide's users for a prefix; return the URL of each by what it does."""
+    urls = dict[str, str]()
+    for line in (ROOT / "docs" / "redis.md").read_text().splitlines():
+        words = line.replace("SECRET", "open").replace("shop", prefix).split()
+        if words[:2] == ["ACL", "SETUSER"]:
+            server.execute_command(*words)
+            urls[words[2].rpartition("-")[2]] = server.url(prefix=prefix, user=f"{words[2]}:open@")
+    return urls
+
+
+async def test_the_guides_users_can_do_what_they_are_for_and_no_more(
+    redis_server: RedisServer, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stores.redis.store.POLL_S", 3600.0)
+    urls = users_of_the_guide(redis_server, prefix)
+    publisher, server = open_url(urls["publish"]), open_url(urls["serve"])
+    rows, plan = [Row("popular:", b"{}"), *USERS[:2]], Plan(3, 100)
+    old = (await publish(publisher, batches(rows), plan=plan, about={})).manifest.release
+    watched = server.changes()
+    assert (await anext(watched)).live == old
+    upcoming = asyncio.ensure_future(anext(watched))
+    await asyncio.sleep(0.02)
+    new = (await publish(publisher, batches(rows), plan=plan, about={})).manifest.release
+    await asyncio.wait_for(upcoming, 30)
+    await rollback(publisher)
+    await activate(publisher, new)
+    assert await prune(publisher, keep=0, grace_s=0) == [old]
+    found = await server.catalogue()
+    assert found == await publisher.catalogue()
+    assert found.primary
+    live = found.find(new)
+    assert None not in await server.get_many(live.ref, [row.key for row in rows])
+    assert await server.warnings() == []
+    draft = DraftRef(live.id, "another", "w")
+    for call in (
+        server.create(draft, plan),
+        server.put(draft, rows),
+        server.seal(draft),
+        server.swap(found, found),
+        server.erase(live.ref),
+    ):
+        with pytest.raises(StoreMisused, match="lacks a permission"):
+            await call
+    other = open_url(redis_server.url(prefix="other", user=f"{prefix}-publish:open@"))
+    with pytest.raises(StoreMisused, match="lacks a permission"):
+        await other.catalogue()
+    await watched.aclose()  # type: ignore[attr-defined]  # every backend writes it as an async generator
+    for store in (publisher, server, other):
+        await store.close()
 
 
 async def test_times_are_the_servers(redis: RedisStore, redis_server: RedisServer) -> None:
@@ -225,9 +282,11 @@ async def test_a_whole_release_is_published_verified_and_pruned(
 ) -> None:
     rows = [Row("popular:", b"{}"), *USERS[:2]]
     releases = [((await publish(redis, batches(rows), plan=Plan(3, 100), about={})).manifest).release for _ in range(3)]
-    await verify(redis, ref(releases[-1]))
+    live = (await redis.catalogue()).find(releases[-1]).ref
+    await verify(redis, live)
     assert await prune(redis, keep=0, grace_s=0) == releases[:2]
-    assert {key.split(":")[1] for key in keys_under(redis_server, prefix)} == {"catalogue", releases[-1]}
+    left = [key for key in keys_under(redis_server, prefix) if not key.startswith(f"{prefix}:{{{live.incarnation}.")]
+    assert sorted(left) == [f"{{{prefix}}}:catalogue", f"{{{prefix}}}:incarnations"]
 
 
 async def test_what_cannot_fit_is_refused_with_the_numbers(redis: RedisStore, redis_server: RedisServer) -> None:

@@ -15,6 +15,7 @@ from hotplate import (
     META,
     Catalogue,
     DraftRef,
+    Inventoried,
     LocalReader,
     Plan,
     ReleaseConflict,
@@ -36,7 +37,9 @@ LOCK_TIMEOUT_S = 5.0
 # `part` is the writer that a row came from; with its rows it also knows where to continue.
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS catalogue (only INTEGER PRIMARY KEY CHECK (only = 0), record BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS releases (incarnation TEXT PRIMARY KEY, sealed INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS releases (
+    incarnation TEXT PRIMARY KEY, writer TEXT NOT NULL, sealed INTEGER NOT NULL DEFAULT 0
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS rows (
     incarnation TEXT NOT NULL, key BLOB NOT NULL, value BLOB NOT NULL, PRIMARY KEY (incarnation, key)
 ) WITHOUT ROWID;
@@ -46,7 +49,7 @@ CREATE TABLE IF NOT EXISTS points (
 """
 
 
-class SqliteStore(LocalReader):
+class SqliteStore(LocalReader, Inventoried):
     """One file of releases; an instance lives as long as its process."""
 
     batch = 64
@@ -59,6 +62,9 @@ class SqliteStore(LocalReader):
         with self._connection() as connection:
             _state(connection, release)
             return _read(connection, release, key)
+
+    async def warm(self, release: ReleaseRef) -> None:
+        """SQLite's own cache warms as it is read."""
 
     async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
         del timeout_s  # a local file is never late
@@ -90,12 +96,16 @@ class SqliteStore(LocalReader):
     async def create(self, draft: DraftRef, plan: Plan) -> None:
         del plan  # the file grows as it must
         with self._transaction() as connection:
-            connection.execute("INSERT OR IGNORE INTO releases (incarnation) VALUES (?)", (draft.incarnation,))
+            connection.execute(
+                "INSERT INTO releases (incarnation, writer) VALUES (?, ?)"
+                " ON CONFLICT DO UPDATE SET writer = excluded.writer WHERE sealed = 0",
+                (draft.incarnation, draft.writer),
+            )
+            _claimed(connection, draft)
 
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
         with self._transaction() as connection:
-            if _state(connection, draft):
-                raise ReleaseConflict(f"release {draft.id} is sealed; publish a new one")
+            _claimed(connection, draft)
             connection.executemany(
                 "INSERT OR REPLACE INTO rows VALUES (?, ?, ?)",
                 [(draft.incarnation, row.key.encode(), row.value) for row in rows],
@@ -107,7 +117,7 @@ class SqliteStore(LocalReader):
 
     async def resume_point(self, draft: DraftRef, part: int = 0) -> str | None:
         with self._connection() as connection:
-            _state(connection, draft)
+            _claimed(connection, draft)
             found = connection.execute(
                 "SELECT key FROM points WHERE incarnation = ? AND part = ?", (draft.incarnation, part)
             ).fetchone()
@@ -115,7 +125,8 @@ class SqliteStore(LocalReader):
 
     async def seal(self, draft: DraftRef) -> None:
         with self._transaction() as connection:
-            _state(connection, draft)
+            if not _state(connection, draft):
+                _claimed(connection, draft)
             connection.execute("UPDATE releases SET sealed = 1 WHERE incarnation = ?", (draft.incarnation,))
 
     async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
@@ -139,6 +150,10 @@ class SqliteStore(LocalReader):
         with self._transaction() as connection:
             for table in ("releases", "rows", "points"):
                 connection.execute(f"DELETE FROM {table} WHERE incarnation = ?", (release.incarnation,))
+
+    async def incarnations(self) -> list[str]:
+        with self._connection() as connection:
+            return [incarnation for (incarnation,) in connection.execute("SELECT incarnation FROM releases")]
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
@@ -171,6 +186,15 @@ def _state(connection: sqlite3.Connection, release: ReleaseRef | DraftRef) -> bo
     if found is None:
         raise ReleaseNotFound(f"release {release.id} is not in this store")
     return bool(found[0])
+
+
+def _claimed(connection: sqlite3.Connection, draft: DraftRef) -> None:
+    """Raise ReleaseConflict where a release is sealed, or another writer's."""
+    if _state(connection, draft):
+        raise ReleaseConflict(f"release {draft.id} is sealed; publish a new one")
+    found = connection.execute("SELECT writer FROM releases WHERE incarnation = ?", (draft.incarnation,)).fetchone()
+    if found != (draft.writer,):
+        raise ReleaseConflict(f"release {draft.id} is written by another process now, which took it over")
 
 
 def _read(connection: sqlite3.Connection, release: ReleaseRef, key: str) -> bytes | None:

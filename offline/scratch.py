@@ -1,0 +1,120 @@
+"""Scratch folders: one process writes into each, and what a killed one left behind is removed by the next.
+
+A folder is named PREFIX, process, random; in it a file `.lock` is held (flock) as long as its owner lives, however that
+ends, so that a dead owner's folder is told from a living one's by asking for the lock.
+"""
+
+import fcntl
+import os
+import re
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+LOCK = ".lock"
+# What comes after the prefix: today's marks, and those of `tempfile`, by which scratch was named before it was locked.
+_MARK = re.compile(r"\d+-[0-9a-f]{8}|[a-z0-9_]{8}")
+# Without a lock a folder is an older version's, or its owner was killed before it held one; no write takes so long.
+_UNLOCKED_S = 86_400.0
+
+
+@contextmanager
+def scratch_folder(parent: Path, prefix: str, *, mode: int = 0o777) -> Iterator[Path]:
+    """Make a folder in *parent* that is this process's own, and remove it at the end, if it lies there still.
+
+    Folders of the same prefix whose owners are dead are removed first. Raises OSError.
+    """
+    _sweep(parent, prefix)
+    lock = None
+    while lock is None:
+        folder = parent / f"{prefix}{os.getpid()}-{secrets.token_hex(4)}"
+        folder.mkdir(mode)
+        lock = _lock(folder, required=False)
+    try:
+        yield folder
+    finally:
+        try:
+            if _is_at(lock, folder):
+                _remove(folder)
+        finally:
+            os.close(lock)
+
+
+@contextmanager
+def temporary_folder(purpose: str) -> Iterator[Path]:
+    """Make a scratch folder where temporary files go (TMPDIR), which only this user can read."""
+    with scratch_folder(Path(tempfile.gettempdir()), f"hotplate-{purpose}-", mode=0o700) as folder:
+        yield folder
+
+
+def marked(parent: Path, prefix: str) -> Iterator[Path]:
+    """Yield this user's folders in *parent* that have *prefix* and a mark."""
+    with suppress(OSError), os.scandir(parent) as entries:
+        for entry in entries:
+            named = entry.name.startswith(prefix) and _MARK.fullmatch(entry.name, len(prefix))
+            with suppress(OSError):
+                if named and entry.is_dir(follow_symlinks=False) and entry.stat().st_uid == os.getuid():
+                    yield Path(entry)
+
+
+def _sweep(parent: Path, prefix: str) -> None:
+    """Remove the folders of *prefix* whose owners are dead; what cannot be removed is left where it is."""
+    for folder in marked(parent, prefix):
+        with suppress(OSError):
+            if (folder / LOCK).exists() or folder.stat().st_mtime + _UNLOCKED_S < time.time():
+                lock = _lock(folder, required=True)
+                if lock is not None:
+                    try:
+                        _remove(folder)
+                    finally:
+                        os.close(lock)
+            else:
+                folder.rmdir()  # only where it is empty: its owner, should it live, makes another
+
+
+def _lock(folder: Path, *, required: bool) -> int | None:
+    """Take the lock of *folder*, which ends with the descriptor; None where somebody else has it, or swept the folder.
+
+    Where files cannot be locked (some network mounts) an owner goes on without, and nobody's folder is swept.
+    """
+    try:
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except OSError:
+        if required:
+            os.close(descriptor)
+            raise
+    if not _is_at(descriptor, folder):
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _is_at(lock: int, folder: Path) -> bool:
+    """Return whether *lock* is the one that lies in *folder* now."""
+    try:
+        there, held = (folder / LOCK).stat(), os.fstat(lock)
+    except FileNotFoundError:
+        return False
+    return (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino)
+
+
+def _remove(folder: Path) -> None:
+    """Remove *folder*, its lock last, so that whoever is killed meanwhile leaves what the next one sweeps."""
+    for each in folder.iterdir():
+        if each.is_dir() and not each.is_symlink():
+            shutil.rmtree(each, ignore_errors=True)
+        elif each.name != LOCK:
+            each.unlink(missing_ok=True)
+    (folder / LOCK).unlink(missing_ok=True)
+    folder.rmdir()

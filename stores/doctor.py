@@ -1,0 +1,162 @@
+"""The doctor: is a store fit to be served from and published to? What any can be asked, beside its own findings."""
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from statistics import median
+
+from stores.catalogue import LEASE_S, Catalogue, DraftRef, Release, ReleaseId, State
+from stores.errors import StoreError, StoreFull
+from stores.manifest import Manifest
+from stores.store import Advised, Examined, Finding, Inventoried, Level, Plan, RoomChecked, Store
+from stores.verification import load_manifest
+
+# How far the store's clock may be from ours.
+MAX_SKEW_S = 2.0
+READS = 20
+# What the service spends on the reads of a request, by default.
+BUDGET_S = 0.05
+# How many left-overs are named.
+NAMED = 5
+
+
+async def examine(store: Store, clock: Callable[[], float] = time.time) -> list[Finding]:
+    """Look at everything, change nothing, and return what was found; never raises StoreError. *clock* is ours."""
+    findings = [Finding(Level.OK, "version", f"hotplate {version('hotplate')}"), *await _own_findings(store)]
+    before = clock()
+    try:
+        catalogue = await store.catalogue()
+    except StoreError as error:
+        if not any(str(error) in each.sentence for each in findings):
+            findings.append(Finding(Level.ERROR, "catalogue", str(error)))
+        return findings
+    findings += [_clock(catalogue, before, clock()), _formats(catalogue)]
+    findings += await _live(store, catalogue)
+    return findings + await _left_over(store, catalogue)
+
+
+async def _own_findings(store: Store) -> list[Finding]:
+    try:
+        if isinstance(store, Examined):
+            return await store.examine()
+        if isinstance(store, Advised):
+            return [Finding(Level.WARNING, "set-up", sentence) for sentence in await store.warnings()]
+    except StoreError as error:
+        return [Finding(Level.ERROR, "set-up", f"it cannot be examined: {error}")]
+    return []
+
+
+def _clock(catalogue: Catalogue, before: float, after: float) -> Finding:
+    ahead_s = catalogue.now - (before + after) / 2
+    if abs(ahead_s) <= MAX_SKEW_S + (after - before) / 2:
+        return Finding(Level.OK, "clock", f"it differs from ours by {abs(ahead_s):.1f} s")
+    return Finding(
+        Level.WARNING,
+        "clock",
+        f"it is {abs(ahead_s):,.1f} s {'ahead of' if ahead_s > 0 else 'behind'} ours, and leases and grace go by it; "
+        f"set both by NTP",
+    )
+
+
+def _formats(catalogue: Catalogue) -> Finding:
+    old = [entry.id for entry in catalogue.releases if entry.ref.incarnation == entry.id]
+    if catalogue.generation == 0:
+        return Finding(Level.OK, "catalogue", "there is none yet; the first publish makes it")
+    sentence = f"generation {catalogue.generation:,}, {_count(len(catalogue.releases), 'release')}"
+    if old:
+        sentence += f", of which {len(old)} in format 1, which is read and no longer written"
+    return Finding(Level.OK, "catalogue", sentence)
+
+
+async def _live(store: Store, catalogue: Catalogue) -> list[Finding]:
+    """Return what is live and since when, how quickly it is read, and whether another one has room beside it."""
+    live = next((entry for entry in catalogue.releases if entry.state is State.LIVE), None)
+    if live is None:
+        sentence = "nothing is live, so a service has nothing to answer with; publish, or activate a release"
+        return [Finding(Level.WARNING, "live", sentence)]
+    try:
+        manifest = await load_manifest(store, live.ref)
+        reads = await _reads(store, live, manifest)
+    except StoreError as error:
+        sentence = f"{live.id} is live and cannot be read: {error}; `hotplate releases verify` says more"
+        return [Finding(Level.ERROR, "live", sentence)]
+    sentence = f"{live.id}, {_since(catalogue, live)}: {manifest.rows:,} rows, {manifest.bytes / 1e6:,.1f} MB"
+    return [Finding(Level.OK, "live", sentence), reads, *await _room(store, manifest)]
+
+
+def _since(catalogue: Catalogue, live: Release) -> str:
+    left = [entry.superseded_at for entry in catalogue.releases if entry.superseded_at is not None]
+    if left:  # what left service last made way for it
+        return f"live since {_time(max(left))}"
+    return f"begun {_time(live.created_at)}"
+
+
+async def _reads(store: Store, live: Release, manifest: Manifest) -> Finding:
+    """Read the sample of the live release again and again, a key at a time; raises StoreError."""
+    keys = manifest.sample
+    taken = list[float]()
+    for number in range(READS if keys else 0):
+        started = time.perf_counter()
+        (slot,) = await store.get_many(live.ref, [keys[number % len(keys)]])
+        taken.append(time.perf_counter() - started)
+        if isinstance(slot, StoreError):
+            raise slot
+        if slot is None:
+            sentence = f"{live.id} has lost its row {keys[number % len(keys)]!r}; publish it again"
+            return Finding(Level.ERROR, "reading", sentence)
+    if not taken:
+        return Finding(Level.OK, "reading", f"{live.id} names no sample to read")
+    figures = f"{READS} point reads: median {median(taken) * 1e3:,.2f} ms, worst {max(taken) * 1e3:,.2f} ms"
+    if max(taken) <= BUDGET_S:
+        return Finding(Level.OK, "reading", figures)
+    sentence = f"{figures}, and the service spends {BUDGET_S * 1e3:.0f} ms on a request; serve from nearer to the store"
+    return Finding(Level.WARNING, "reading", f"{sentence}, or with more --budget")
+
+
+async def _room(store: Store, manifest: Manifest) -> list[Finding]:
+    if not isinstance(store, RoomChecked):
+        return []
+    draft = DraftRef(ReleaseId(manifest.release), "0" * 12, "")
+    try:
+        await store.check_room(draft, Plan(manifest.rows, manifest.bytes))
+    except StoreFull as error:
+        return [Finding(Level.WARNING, "room", f"none for another release like the live one: {error}")]
+    except StoreError as error:
+        return [Finding(Level.WARNING, "room", f"it is not known whether another release fits: {error}")]
+    return [Finding(Level.OK, "room", "enough for another release like the live one")]
+
+
+async def _left_over(store: Store, catalogue: Catalogue) -> list[Finding]:
+    """Return what nobody needs any more, and what is under way."""
+    findings = list[Finding]()
+    for entry in catalogue.releases:
+        if entry.state is State.DROPPING:
+            sentence = f"{entry.id} is being erased, or was to be; `hotplate releases prune` finishes that"
+            findings.append(Finding(Level.WARNING, "left over", sentence))
+        elif entry.state is State.DRAFT:
+            lapsed_s = catalogue.now - (entry.lease_until or 0.0)
+            if lapsed_s < 0:
+                findings.append(Finding(Level.OK, "left over", f"nothing; {entry.id} is being written"))
+                continue
+            sentence = f"the writer of the draft {entry.id} was last heard of {lapsed_s + LEASE_S:,.0f} s ago; "
+            advice = "go on with --resume, or let `hotplate releases prune` erase it"
+            findings.append(Finding(Level.WARNING, "left over", sentence + advice))
+    known = {entry.ref.incarnation for entry in catalogue.releases}
+    try:
+        found = await store.incarnations() if isinstance(store, Inventoried) else []
+    except StoreError as error:
+        return [*findings, Finding(Level.WARNING, "left over", f"what lies in the store cannot be listed: {error}")]
+    if strangers := [name for name in found if name not in known]:
+        named = ", ".join(strangers[:NAMED]) + (f" and {len(strangers) - NAMED} more" if strangers[NAMED:] else "")
+        sentence = f"the data of {named}, which no catalogue names; `hotplate releases prune` erases them"
+        findings.append(Finding(Level.WARNING, "left over", sentence))
+    return findings or [Finding(Level.OK, "left over", "nothing")]
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
+def _time(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}Z"

@@ -1,0 +1,268 @@
+"""Backups of a `file://` store, taken and put back while it is served and published to.
+
+A backup is a folder, and itself a store that can be read: the sealed releases, each checked after it was copied, and a
+catalogue of them. It is there complete or not at all, and so is what is put back.
+"""
+
+import asyncio
+import fcntl
+import glob
+import os
+import secrets
+import shutil
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from stores.catalogue import Catalogue, Release, ReleaseId, State
+from stores.errors import (
+    CatalogueUnreadable,
+    ReleaseConflict,
+    ReleaseCorrupt,
+    ReleaseNotFound,
+    StoreFull,
+    StoreMisused,
+)
+from stores.file.catalogue import CatalogueFile
+from stores.file.draft import flush_folder
+from stores.file.release import READ_CHUNK, check_whole, translated
+from stores.file.store import LmdbStore
+
+# Called with (bytes copied, bytes in all).
+OnProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class BackupResult:
+    """What a backup holds, or what was put back: its releases, in the catalogue's order, and the bytes copied."""
+
+    live: ReleaseId | None
+    releases: tuple[ReleaseId, ...]
+    copied_bytes: int
+
+
+async def backup(store: LmdbStore, target: Path, on_progress: OnProgress = lambda _done, _total: None) -> BackupResult:
+    """Copy all releases that are complete, and the catalogue, into a new folder.
+
+    A release that is pruned meanwhile is in the backup; a draft never is. Raises StoreMisused where *target* holds
+    anything, ReleaseCorrupt where a release is damaged, StoreFull with the numbers.
+    """
+    _check_new(target)
+    async with _held(store) as (found, files):
+        with _scratch(target.parent, target.name) as scratch:
+            wanted = [(files[entry.incarnation], _release_path(scratch, entry.incarnation)) for entry in found.releases]
+            copied = await _copy_all(wanted, scratch, on_progress)
+            await asyncio.to_thread(CatalogueFile(scratch).replace, replace(found, token=secrets.token_hex(8)))
+            with translated(target):
+                scratch.rename(target)
+                flush_folder(target.parent)
+    return BackupResult(found.live, tuple(entry.id for entry in found.releases), copied)
+
+
+async def restore(
+    source: Path,
+    store: LmdbStore,
+    on_progress: OnProgress = lambda _done, _total: None,
+    *,
+    over: bool = False,
+) -> BackupResult:
+    """Put a backup back, into a store that is empty, or, where *over* says so, over one that may be in use.
+
+    What the backup calls live is live then, and workers follow at once: the catalogue gets a generation that none of
+    them has seen. Releases that the backup lacks are withdrawn, so that a prune erases them once their grace has
+    passed; drafts go on. What is copied gets new incarnations, which nobody can be erasing.
+
+    Raises ReleaseConflict where there is something to lose and *over* is not said, or where a prune came between,
+    ReleaseCorrupt where the backup is damaged, StoreFull with the numbers.
+    """
+    catalogue = CatalogueFile(store.folder)
+    present = _present(catalogue, store.clock())
+    if present.generation and not over:
+        raise ReleaseConflict(f"{store.folder} holds a store already; restore into an empty folder, or say over it")
+    async with _held(LmdbStore(source, store.clock)) as (found, files):
+        reused = [entry for entry in found.releases if await _is_there(store.folder, present, entry)]
+        entries = [entry if entry in reused else replace(entry, incarnation=_fresh(entry)) for entry in found.releases]
+        with _scratch(store.folder, "restored") as scratch:
+            wanted = [
+                (files[old.incarnation], _release_path(scratch, new.incarnation))
+                for old, new in zip(found.releases, entries, strict=True)
+                if old not in reused
+            ]
+            copied = await _copy_all(wanted, scratch, on_progress)
+            restored = replace(found, releases=tuple(entries))
+            await asyncio.to_thread(_put_in_place, catalogue, restored, reused, [path for _, path in wanted])
+    return BackupResult(found.live, tuple(entry.id for entry in found.releases), copied)
+
+
+def _check_new(target: Path) -> None:
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise StoreMisused(f"{target} is there already; name a folder that is new, or empty")
+
+
+def _put_in_place(
+    catalogue: CatalogueFile, restored: Catalogue, reused: Sequence[Release], copied: Sequence[Path]
+) -> None:
+    """Give the files their names, and then the catalogue its new record, under its lock."""
+    releases = catalogue.folder / "releases"
+    with catalogue.locked(), translated(releases):
+        present = _present(catalogue, restored.now)
+        for entry in restored.releases:
+            there = present.entry(entry.incarnation)
+            if there is None and entry not in reused:
+                continue
+            if there is None or there.state in (State.DRAFT, State.DROPPING):
+                raise ReleaseConflict(f"release {entry.id} is being pruned; restore again once that is done")
+        releases.mkdir(exist_ok=True)
+        for path in copied:
+            path.rename(releases / path.name)
+        flush_folder(releases)
+        catalogue.replace(_merged(present, restored))
+
+
+def _merged(present: Catalogue, restored: Catalogue) -> Catalogue:
+    """Return the restored catalogue as the successor of what there is, whose other releases it withdraws."""
+    incarnations = {entry.incarnation for entry in restored.releases}
+    others = [
+        replace(entry, state=State.WITHDRAWN, superseded_at=restored.now)
+        if entry.state in (State.LIVE, State.SUPERSEDED)
+        else entry
+        for entry in present.releases
+        if entry.incarnation not in incarnations
+    ]
+    return replace(
+        restored,
+        generation=max(present.generation, restored.generation) + 1,
+        token=secrets.token_hex(8),
+        releases=(*others, *restored.releases),
+    )
+
+
+def _present(catalogue: CatalogueFile, now: float) -> Catalogue:
+    """Return the catalogue that is to be replaced; one that cannot be read is like none."""
+    try:
+        return catalogue.read(now)
+    except CatalogueUnreadable:
+        return Catalogue()
+
+
+async def _is_there(folder: Path, present: Catalogue, entry: Release) -> bool:
+    """Return whether a store has a release of the backup already, whole, so that it need not be copied."""
+    there = present.entry(entry.incarnation)
+    if there is None or there.state in (State.DRAFT, State.DROPPING):
+        return False
+    try:
+        await check_whole(_release_path(folder, entry.incarnation))
+    except (ReleaseCorrupt, ReleaseNotFound):
+        return False
+    return True
+
+
+def _fresh(entry: Release) -> str:
+    """Draw an incarnation; a file of format 1 is known by its name, and keeps it."""
+    return entry.incarnation if entry.incarnation == entry.id else secrets.token_hex(6)
+
+
+@asynccontextmanager
+async def _held(store: LmdbStore) -> AsyncIterator[tuple[Catalogue, dict[str, int]]]:
+    """Open the files of all complete releases, so that none can go; yield a catalogue of just those, and them."""
+    before = None
+    while True:
+        found = await store.catalogue()
+        if not found.generation:
+            raise ReleaseNotFound(f"{store.folder} holds no store; nothing was ever published there")
+        complete = tuple(entry for entry in found.releases if entry.state not in (State.DRAFT, State.DROPPING))
+        with ExitStack() as opened:
+            try:
+                files = {entry.incarnation: _open(store.folder, entry, opened) for entry in complete}
+            except ReleaseNotFound:
+                if found == before:
+                    raise  # it was not pruned meanwhile: it is gone
+                before = found
+                continue
+            yield replace(found, releases=complete), files
+            return
+
+
+def _open(folder: Path, entry: Release, opened: ExitStack) -> int:
+    path = _release_path(folder, entry.incarnation)
+    with translated(path):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    opened.callback(os.close, descriptor)
+    return descriptor
+
+
+async def _copy_all(wanted: Sequence[tuple[int, Path]], scratch: Path, on_progress: OnProgress) -> int:
+    """Copy open files to paths in a folder, and check each; return how many bytes they have."""
+    total, done = sum(os.fstat(source).st_size for source, _ in wanted), 0
+    with translated(scratch):
+        free = shutil.disk_usage(scratch).free
+        if total > free:
+            raise StoreFull(
+                f"the releases take {total / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free beside {scratch}; "
+                f"free some space, or choose another disk"
+            )
+        (scratch / "releases").mkdir()
+    for source, path in wanted:
+        with translated(path):
+            target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            try:
+                place = 0
+                while copied := await asyncio.to_thread(_copy_piece, source, target, place):
+                    place += copied
+                    on_progress(done + place, total)
+                await asyncio.to_thread(os.fsync, target)
+            finally:
+                os.close(target)
+        done += place
+        await check_whole(path)
+    with translated(scratch):
+        flush_folder(scratch / "releases")
+    return total
+
+
+def _copy_piece(source: int, target: int, place: int) -> int:
+    piece = os.pread(source, READ_CHUNK, place)
+    written = 0
+    while written < len(piece):
+        written += os.pwrite(target, piece[written:], place + written)
+    return written
+
+
+@contextmanager
+def _scratch(folder: Path, name: str) -> Iterator[Path]:
+    """Make a folder beside what is to be made, locked while its owner lives; sweep those whose owners died."""
+    with translated(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(f".{glob.escape(name)}.new-*"):
+            with suppress(FileNotFoundError), _locked(left) as mine:
+                if mine:
+                    shutil.rmtree(left, ignore_errors=True)
+        scratch = folder / f".{name}.new-{secrets.token_hex(6)}"
+        scratch.mkdir()
+    with _locked(scratch) as mine:
+        if not mine or not scratch.exists():
+            raise ReleaseConflict(f"another process sweeps {folder} just now; try again")
+        try:
+            yield scratch
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Lock a folder; yield whether that was possible, for another process may hold it."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
+
+
+def _release_path(folder: Path, incarnation: str) -> Path:
+    return folder / "releases" / f"{incarnation}.mdb"

@@ -1,0 +1,361 @@
+"""A release being written: an LMDB file, and beside it the lock of its one writer.
+
+    INCARNATION.draft    the rows so far
+    INCARNATION.lock     locked (flock) for the writer's whole life; says the process and the writer's token
+
+The lock belongs to the process that holds it, stopped or not: nobody else writes before it ends. An eraser asks nobody,
+and takes the draft's names away; a writer that goes on later finds that its file has lost its name, and gives it up.
+"""
+
+import errno
+import fcntl
+import math
+import os
+import resource
+import shutil
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple, NoReturn, TypeVar
+
+import lmdb
+
+from stores.catalogue import DraftRef
+from stores.errors import ReleaseConflict, StoreFull
+from stores.file import block_sums
+from stores.file.release import translated
+from stores.keys import MANIFEST, META
+from stores.store import Row, not_found, sealed, taken_over
+
+T = TypeVar("T")
+
+FIRST_MAP_BYTES = 1 << 30
+
+# LMDB keeps at least two rows on a page; a larger value gets whole pages of its own.
+PAGE_BYTES, PAGE_HEADER, NODE_HEADER = 4096, 16, 10
+MAX_NODE_BYTES = (PAGE_BYTES - PAGE_HEADER) // 2 - 4
+
+# Before the number of a part: where a draft keeps the part's resume point, ahead of all rows, until it is sealed.
+POINT = b"\x00point:"
+
+# What is asked of the file system, beyond the rows, when it is to say why it refused them.
+PROBE_BYTES = 1 << 20
+
+
+class DraftFile:
+    """A draft that this process holds the lock of; lives until it is sealed, erased or closed.
+
+    Each `put` is a transaction, so a killed writer leaves a file that can be continued; the disk is flushed once, when
+    the draft is sealed. What takes long (`seal`, `close`) may be called in a thread: one call goes on at a time.
+    """
+
+    def __init__(self, path: Path, draft: DraftRef, lock: int, *, needed: int) -> None:
+        """Open the file of a draft whose *lock* was taken, expected to take *needed* bytes; use `open_draft`."""
+        self.path = path
+        self.writer = draft.writer
+        self._draft = draft
+        self._lock = lock
+        self._needed = needed
+        self._busy = threading.Lock()
+        self._env = lmdb.open(str(path), subdir=False, sync=False, lock=False, map_size=FIRST_MAP_BYTES, max_dbs=0)
+        self._inode = path.stat().st_ino
+        self.closed = False
+
+    def hand_over(self, draft: DraftRef) -> None:
+        """Let another writer of this process go on."""
+        with self._busy:
+            self._check_name()
+            self.writer = draft.writer
+            _sign(self._lock, draft)
+
+    def put(self, rows: Sequence[Row], part: int) -> None:
+        """Write rows of a part in one transaction; in ascending order of key bytes it costs an append."""
+        pairs = [(key.encode(), value) for key, value in rows]
+        if not pairs:
+            return
+        with self._busy:
+            self._check_name()
+            try:
+                self._growing(lambda: self._write(pairs, part))
+            except (OSError, lmdb.Error) as error:
+                self._refuse(error, sum(len(key) + len(value) for key, value in pairs))
+
+    def resume_point(self, part: int) -> str | None:
+        """Return the last key of a part that is no `meta` row; of all rows, where a writer was killed as it sealed."""
+        with self._busy:
+            self._check_name()
+            with translated(self.path), self._env.begin() as txn:
+                point = txn.get(POINT + b"%d" % part)
+                if point is None and txn.get(MANIFEST.encode()) is not None:  # `seal` had removed the points
+                    keys = txn.cursor().iterprev(values=False)
+                    point = next((key for key in keys if not key.startswith(META.encode())), None)
+                return None if point is None else point.decode()
+
+    def seal(self, path: Path) -> None:
+        """Write the sums of the file behind it, flush it to the disk, and rename it to *path*. Takes long."""
+        with self._busy:
+            self._check_name()
+            try:
+                self._growing(self._remove_points)
+                size = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
+                self._env.close()
+                self._finish(size, path)
+            except (OSError, lmdb.Error) as error:
+                self._refuse(error, block_sums.overhead(self._needed))
+            finally:
+                self._give_up()
+
+    def close(self) -> None:
+        """Close the file, as it is, and let go of the lock; waits for what a thread does with it."""
+        with self._busy:
+            self._give_up()
+
+    def _finish(self, size: int, path: Path) -> None:
+        with self.path.open("r+b", buffering=0) as file:
+            if os.fstat(file.fileno()).st_ino != self._inode:
+                raise not_found(self._draft)
+            block_sums.append(file.fileno(), size)
+            os.fsync(file.fileno())
+        self.path.rename(path)
+        flush_folder(path.parent)
+        lock_path(self.path).unlink(missing_ok=True)
+
+    def _give_up(self) -> None:
+        if not self.closed:
+            self.closed = True
+            self._env.close()
+            _unlock(self._lock)
+
+    def _check_name(self) -> None:
+        """Raise ReleaseNotFound, and give the space of the draft back, once it was erased by somebody else."""
+        with suppress(FileNotFoundError):
+            if not self.closed and self.path.stat().st_ino == self._inode:
+                return
+        self._give_up()
+        raise not_found(self._draft)
+
+    def _growing(self, work: Callable[[], T]) -> T:
+        while True:
+            try:
+                return work()
+            except lmdb.MapFullError:
+                self._env.set_mapsize(self._env.info()["map_size"] * 2)
+
+    def _write(self, pairs: list[tuple[bytes, bytes]], part: int) -> None:
+        with self._env.begin(write=True) as txn:
+            cursor = txn.cursor()
+            last = cursor.key() if cursor.last() else b""
+            ascending = pairs[0][0] > last
+            _, added = cursor.putmulti(pairs, append=ascending)
+            if ascending and added == len(pairs):
+                point = pairs[-1][0]
+            else:
+                if ascending:
+                    cursor.putmulti(pairs)  # not in order after all: LMDB skips what it cannot append
+                point = max(key for key, _ in pairs)
+            if not pairs[0][0].startswith(META.encode()):  # which have calls of their own
+                txn.put(POINT + b"%d" % part, point)
+
+    def _remove_points(self) -> None:
+        with self._env.begin(write=True) as txn, txn.cursor() as cursor:
+            while cursor.set_range(POINT) and cursor.key().startswith(POINT):
+                cursor.delete()
+
+    def _refuse(self, error: OSError | lmdb.Error, more: int) -> NoReturn:
+        """Raise what the failure of a write means; LMDB calls it an I/O error, whatever it was."""
+        code = self._reason(error, more)
+        if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            written = self.path.stat().st_size if self.path.exists() else 0
+            self._give_up()
+            self.path.unlink(missing_ok=True)
+            lock_path(self.path).unlink(missing_ok=True)
+            free = shutil.disk_usage(self.path.parent).free
+            raise StoreFull(
+                _no_room(self.path.parent, code, max(self._needed, written + more), written, free)
+            ) from error
+        with translated(self.path):
+            raise error
+        raise AssertionError  # `translated` lets nothing pass
+
+    def _reason(self, error: OSError | lmdb.Error, more: int) -> int | None:
+        """Return the number of the error, asked of the file system once more where LMDB has hidden it."""
+        if isinstance(error, lmdb.DiskError):
+            return errno.ENOSPC
+        code = getattr(error, "errno", None) or getattr(error, "code", None)
+        if code != errno.EIO and not (isinstance(error, lmdb.Error) and "Input/output error" in str(error)):
+            return code
+        try:
+            with self.path.open("r+b", buffering=0) as file:
+                os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, more + PROBE_BYTES)
+        except OSError as refused:
+            return refused.errno
+        return code
+
+
+def open_draft(path: Path, sealed_path: Path, draft: DraftRef, *, needed: int | None) -> DraftFile:
+    """Take the lock of a draft for its writer, and open its file; it is made where the bytes *needed* are given.
+
+    ReleaseConflict where another process holds it, where another writer took it over, or where it was sealed;
+    ReleaseNotFound where it is to be there and is not.
+    """
+
+    def check_state() -> None:
+        if sealed_path.exists():
+            raise sealed(draft)
+        if needed is None and not path.exists():
+            raise not_found(draft)
+
+    if needed is None:
+        check_state()  # before a lock is made
+    with translated(path):
+        lock = _lock(lock_path(path), draft)
+        try:
+            check_state()
+            if needed is None:
+                _check_writer(lock, draft)
+            else:
+                _claim(path, lock, draft)
+            return _open(path, draft, lock, needed or 0)
+        except BaseException:
+            if not path.exists():
+                lock_path(path).unlink(missing_ok=True)
+            _unlock(lock)
+            raise
+
+
+def _claim(path: Path, lock: int, draft: DraftRef) -> None:
+    """Sign for a draft; one from before the machine was started is begun anew, for it was never flushed."""
+    if _signed(lock).boot not in ("", _boot()):
+        path.unlink(missing_ok=True)
+    _sign(lock, draft)
+
+
+def _open(path: Path, draft: DraftRef, lock: int, needed: int) -> DraftFile:
+    """Open a draft; one that is new and cannot be written is not left behind."""
+    began = path.exists()
+    try:
+        return DraftFile(path, draft, lock, needed=needed)
+    except BaseException:
+        if not began:
+            path.unlink(missing_ok=True)
+        raise
+
+
+def check_room(folder: Path, needed: int, written: int = 0) -> None:
+    """Raise StoreFull, with the numbers, where a release of *needed* bytes, some *written*, does not fit."""
+    existing = next(place for place in (folder, *folder.parents) if place.is_dir())
+    with translated(existing):
+        free = shutil.disk_usage(existing).free
+    if needed - written > free:
+        raise StoreFull(_no_room(folder, errno.ENOSPC, needed, written, free))
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if limit != resource.RLIM_INFINITY and needed > limit:
+        raise StoreFull(_no_room(folder, errno.EFBIG, needed, written, free))
+
+
+def file_bytes(rows: int, payload_bytes: int) -> int:
+    """Estimate the size of a release file, from above: rows of the mean size, packed into LMDB's pages, and sums."""
+    if rows == 0:
+        return block_sums.HEAD_BYTES + block_sums.overhead(block_sums.HEAD_BYTES)
+    node = payload_bytes / rows + NODE_HEADER
+    if node > MAX_NODE_BYTES:
+        row_bytes = math.ceil((node + PAGE_HEADER) / PAGE_BYTES) * PAGE_BYTES + 64.0
+    else:
+        row_bytes = PAGE_BYTES / ((PAGE_BYTES - PAGE_HEADER) // node)
+    branches = 1.03
+    size = 16 * PAGE_BYTES + int(rows * row_bytes * branches)
+    return size + block_sums.overhead(size)
+
+
+def lock_path(draft: Path) -> Path:
+    """Where the lock of a draft's one writer is."""
+    return draft.with_suffix(".lock")
+
+
+def flush_folder(folder: Path) -> None:
+    """Make renames inside *folder* survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(path: Path, draft: DraftRef) -> int:
+    """Lock the file at *path*, made where it is not there; ReleaseConflict, naming the process, where another has."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(FileNotFoundError):
+                if os.fstat(descriptor).st_ino == path.stat().st_ino:
+                    return descriptor
+        except BlockingIOError as error:
+            holder = _signed(descriptor).process or "unknown"
+            os.close(descriptor)
+            raise ReleaseConflict(
+                f"release {draft.id} is being written by process {holder}, running or stopped, which holds {path}; "
+                f"wait for it, or end it"
+            ) from error
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # it was erased, or sealed, meanwhile
+
+
+def _unlock(descriptor: int) -> None:
+    """Let go of a lock, also where a child of this process still has the descriptor."""
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
+
+
+class _Signature(NamedTuple):
+    """Who holds a lock, or did: the process, the writer's token, and when the machine was started."""
+
+    process: str
+    writer: str
+    boot: str
+
+
+def _sign(lock: int, draft: DraftRef) -> None:
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{os.getpid()} {draft.writer} {_boot()}\n".encode(), 0)
+
+
+def _signed(lock: int) -> _Signature:
+    process, _, rest = os.pread(lock, 200, 0).decode(errors="replace").strip().partition(" ")
+    writer, _, boot = rest.partition(" ")
+    return _Signature(process, writer, boot)
+
+
+def _boot() -> str:
+    """Return what names this run of the machine, where the system says so."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _check_writer(lock: int, draft: DraftRef) -> None:
+    if _signed(lock).writer not in ("", draft.writer):
+        raise taken_over(draft)
+
+
+def _no_room(folder: Path, code: int, needed: int, written: int, free: int) -> str:
+    """Say what is missing for a release, in one sentence."""
+    if code == errno.EFBIG:
+        limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+        return (
+            f"the release needs about {_megabytes(needed)} in one file of {folder}, and this process may write files "
+            f"of {_megabytes(limit)} (ulimit -f); raise the limit and publish again"
+        )
+    quota = ", of which a quota allows less" if code == errno.EDQUOT else ""
+    return (
+        f"the release needs about {_megabytes(needed)} in {folder}, of which {_megabytes(written)} were written, and "
+        f"{_megabytes(free)} are free{quota}; free some space, prune old releases, or publish shorter lists"
+    )
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB"

@@ -1,0 +1,176 @@
+"""LMDB's pages read by hand, trusting nothing on them: what a file says of itself, and lookups in a damaged one.
+
+LMDB follows a length or an offset wherever it points; on a damaged page that may be beyond the end of the file, which
+ends the process. Here every page is read by itself, and what does not fit on it is an error. The layout is that of
+LMDB 0.9, in the byte order of the machine.
+"""
+
+import os
+import struct
+import sys
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from typing import NamedTuple
+
+import lmdb
+
+from stores.file.block_sums import BLOCK_BYTES
+from stores.keys import KINDS
+
+LEAST_PAGE_BYTES = 4096
+
+# A meta page: the header of a page, then magic, version, address and size of the map; the database of free pages, whose
+# first field is the size of a page; the database of rows, which ends with the page of its root; the last page in use,
+# and the transaction that wrote all this.
+_META = struct.Struct("=16xII16xI44x40xQQQ")
+_META_MAGIC = 0xBEEFC0DE
+
+# The header of a page, of which only its kind and the end of its list of nodes matter here.
+_HEADER = struct.Struct("=10xHH2x")
+_BRANCH, _LEAF, _OVERFLOW = 1, 2, 4
+
+# A node: the length of its value (on a branch the page below it, the flags being its highest bits), flags, the key's
+# length.
+_NODE = struct.Struct("=HHHH")
+_VALUE_ON_PAGES_OF_ITS_OWN = 1
+
+_NO_PAGE = (1 << 64) - 1
+
+# Far more than any tree of LMDB has.
+_MAX_DEPTH = 32
+
+
+class Meta(NamedTuple):
+    """What the newer of a file's two meta pages says."""
+
+    page_bytes: int
+    root: int
+    size: int
+    """Of the file, in bytes, up to the end of the last page in use."""
+
+
+def read_meta(file: int) -> Meta | None:
+    """Read the meta pages of an open file; None where one of them is none."""
+    meta, newest, page_bytes = None, -1, 0
+    for _ in range(2):
+        page = os.pread(file, _META.size, page_bytes)
+        if len(page) < _META.size:
+            return None
+        magic, _, page_bytes, root, last_page, transaction = _META.unpack(page)
+        if magic != _META_MAGIC or page_bytes < LEAST_PAGE_BYTES:
+            return None
+        if transaction > newest:
+            newest, meta = transaction, Meta(page_bytes, root, (last_page + 1) * page_bytes)
+    return meta
+
+
+def keys_between(file: int, start: int, end: int) -> list[str]:
+    """Return the keys that can be made out on damaged leaves, sorted."""
+    found = list[str]()
+    for place in range(start, end, LEAST_PAGE_BYTES):
+        with suppress(lmdb.CorruptedError):
+            page = _Page(os.pread(file, LEAST_PAGE_BYTES, place))
+            if page.kind == _LEAF:
+                for index in range(page.count):
+                    with suppress(UnicodeDecodeError, lmdb.CorruptedError):
+                        found.append(page.key(index).decode())
+    return sorted(key for key in found if key.partition(":")[0] in KINDS)
+
+
+class DamagedFile:
+    """Looks keys up in an open file of which some blocks are damaged; lives as long as the file is open."""
+
+    def __init__(self, file: int, meta: Meta, damaged: Collection[int]) -> None:
+        self._file = file
+        self._meta = meta
+        self._damaged = frozenset(damaged)
+
+    def get(self, key: bytes) -> bytes | None:
+        """Read one key. lmdb.CorruptedError where the way to it is damaged, so that it may be there or not.
+
+        A value of a damaged block is returned: it carries a checksum of its own.
+        """
+        number, doubtful = self._meta.root, False
+        for _ in range(_MAX_DEPTH):
+            if number == _NO_PAGE:
+                return None
+            page = _Page(self._read(number, self._meta.page_bytes))
+            doubtful |= number * self._meta.page_bytes // BLOCK_BYTES in self._damaged
+            if page.kind == _BRANCH:
+                number = page.child(page.last_up_to(key, first=1) or 0)
+            elif page.kind == _LEAF:
+                index = page.last_up_to(key, first=0)
+                if index is not None and page.key(index) == key:
+                    return page.value(index, self._read_overflow)
+                if doubtful:
+                    raise lmdb.CorruptedError("it is absent from a damaged page")
+                return None
+            else:
+                break
+        raise lmdb.CorruptedError("a page is of no kind that it could be")
+
+    def _read(self, number: int, size: int, skip: int = 0) -> bytes:
+        place = number * self._meta.page_bytes + skip
+        if place + size > self._meta.size:
+            raise lmdb.CorruptedError("a damaged page points beyond the end of the file")
+        return os.pread(self._file, size, place)
+
+    def _read_overflow(self, number: int, size: int) -> bytes:
+        kind, _ = _HEADER.unpack(self._read(number, _HEADER.size))
+        if kind != _OVERFLOW:
+            raise lmdb.CorruptedError("a page is of no kind that it could be")
+        return self._read(number, size, _HEADER.size)
+
+
+class _Page:
+    """One page of a tree."""
+
+    def __init__(self, data: bytes) -> None:
+        if len(data) < _HEADER.size:
+            raise lmdb.CorruptedError("a page lies beyond the end of the file")
+        self._data = data
+        self.kind, end = _HEADER.unpack_from(data)
+        self.count = (min(end, len(data)) - _HEADER.size) // 2
+
+    def key(self, index: int) -> bytes:
+        node = self._node(index)
+        size = _NODE.unpack_from(self._data, node)[3]
+        return self._cut(node + _NODE.size, size)
+
+    def child(self, index: int) -> int:
+        low, high, highest, _ = _NODE.unpack_from(self._data, self._node(index))
+        return int(low | high << 16 | highest << 32)
+
+    def value(self, index: int, read_overflow: Callable[[int, int], bytes]) -> bytes:
+        node = self._node(index)
+        low, high, flags, key_size = _NODE.unpack_from(self._data, node)
+        start, size = node + _NODE.size + key_size, low | high << 16
+        if flags & _VALUE_ON_PAGES_OF_ITS_OWN:
+            return read_overflow(int.from_bytes(self._cut(start, 8), sys.byteorder), size)
+        return self._cut(start, size)
+
+    def last_up_to(self, key: bytes, *, first: int) -> int | None:
+        """Return the last node, from the *first* on, whose key is not above *key*; a branch's first has no key."""
+        low, high = first, self.count
+        while low < high:
+            middle = (low + high) // 2
+            if self.key(middle) <= key:
+                low = middle + 1
+            else:
+                high = middle
+        return low - 1 if low > first else None
+
+    def _node(self, index: int) -> int:
+        """Return where a node begins, whose head is on the page."""
+        if not 0 <= index < self.count:
+            raise lmdb.CorruptedError("a page has no nodes")
+        place = _HEADER.size + 2 * index
+        node = int.from_bytes(self._data[place : place + 2], sys.byteorder)
+        if node + _NODE.size > len(self._data):
+            raise lmdb.CorruptedError("a node lies beyond its page")
+        return node
+
+    def _cut(self, start: int, size: int) -> bytes:
+        if start + size > len(self._data):
+            raise lmdb.CorruptedError("a key or a value ends beyond its page")
+        return self._data[start : start + size]

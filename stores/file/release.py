@@ -1,0 +1,240 @@
+"""A sealed release: one LMDB file, mapped read-only, and shared by all stores of a process.
+
+Reading past the end of a truncated file kills the process (SIGBUS), and walking over a damaged page may: the size is
+checked before a file is mapped, and the sums of all of it before it is scanned. A single read of a damaged page is an
+error of that key, after which the file's one read transaction is begun anew, for LMDB lets a failed one read nothing.
+"""
+
+import asyncio
+import errno
+import logging
+import os
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import lmdb
+
+from stores.errors import ReleaseCorrupt, ReleaseNotFound, StoreError, StoreFull, StoreUnavailable
+from stores.file import block_sums
+from stores.file.pages import LEAST_PAGE_BYTES, DamagedFile, keys_between, read_meta
+from stores.store import Row, Slot
+
+log = logging.getLogger(__name__)
+
+# How a read fails, where a page is damaged or the disk is.
+FAILURES = (lmdb.Error, MemoryError, OSError)
+
+# LMDB's own limit; no id that passes `check_id` comes near it.
+MAX_KEY_BYTES = 511
+
+# How long a file that was found whole may be scanned without another look at all of it.
+CHECK_HOLDS_S = 60.0
+
+READ_CHUNK = 1 << 22
+
+# Format 1 named files by the release's id, and gave them no sums.
+_FORMAT_1 = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{4}")
+
+
+class ReleaseFile:
+    """A sealed release, mapped; lives until its last user closes it, for LMDB maps a file once a process."""
+
+    _open: dict[tuple[int, int], "ReleaseFile"] = {}  # noqa: RUF012 -- by device and inode; the one map a process may have
+
+    def __init__(self, path: Path, identity: tuple[int, int]) -> None:
+        """Map *path*; use `open`, which shares what is mapped already."""
+        self.path = path
+        self._identity = identity
+        self._users = 0
+        self._found_whole_at = float("-inf")
+        self._damaged: int | None = None
+        check_size(path)
+        with translated(path):
+            self._env = lmdb.open(
+                str(path), subdir=False, readonly=True, lock=False, readahead=False, max_dbs=0, max_spare_txns=2
+            )
+            self._txn = self._env.begin()
+        self.read: Callable[[bytes], bytes | None] = self._txn.get
+        """Read one key, by LMDB's own call, bound once; its errors are `failed`'s to judge."""
+
+    @classmethod
+    def open(cls, path: Path) -> "ReleaseFile":
+        """Map the file, or share the map that this process has of it; each open wants a `close`."""
+        with translated(path):
+            status = path.stat()
+        identity = status.st_dev, status.st_ino
+        file = cls._open.get(identity)
+        if file is None:
+            file = cls._open[identity] = cls(path, identity)
+        file._users += 1
+        return file
+
+    def failed(self, key: str, error: Exception) -> StoreError:
+        """Return what the error of a read means, and make the next read possible."""
+        if isinstance(error, lmdb.BadValsizeError):
+            return StoreError(f"the key {key[:64]!r} is empty or longer than {MAX_KEY_BYTES} bytes")
+        if self._damaged is None:
+            with translated(self.path):
+                self._txn.abort()
+                self._txn = self._env.begin()
+            self.read = self._txn.get
+        return ReleaseCorrupt(
+            f"{key!r} cannot be read from {self.path} ({error}); `hotplate releases verify` checks all of it, and "
+            f"`hotplate releases repair` heals it from another store; or publish again"
+        )
+
+    def slot(self, key: str) -> Slot:
+        """Read one key, as the slot of a batch."""
+        try:
+            return self.read(key.encode())
+        except FAILURES as error:
+            return self.failed(key, error)
+
+    async def check(self) -> None:
+        """Compare every block with its sum, in a thread; ReleaseCorrupt, saying where, for one that was changed."""
+        await check_whole(self.path)
+        self._found_whole_at = time.monotonic()
+
+    async def warm(self) -> None:
+        """Read all of the file into memory; from then on one that is damaged is read with care, and more slowly.
+
+        What LMDB makes of a damaged page may end the process. Said once in the log, for its keys may fail.
+        """
+        with opened(self.path) as file:
+            try:
+                damaged = [number async for number in damaged_blocks(self.path, file)]
+            except ReleaseCorrupt as error:
+                log.warning("%s; what it serves may be whole", error)
+                return
+            meta = read_meta(file)
+            if damaged and meta is not None and self._damaged is None and self._users:
+                log.warning("%s is damaged in %d blocks of 64 KiB; some keys cannot be read", self.path, len(damaged))
+                self._damaged = os.dup(file)
+                self.read = DamagedFile(self._damaged, meta, damaged).get
+
+    async def check_before_scan(self) -> None:
+        """As `check`, unless the file was found whole a moment ago."""
+        if time.monotonic() > self._found_whole_at + CHECK_HOLDS_S:
+            await self.check()
+
+    def close(self) -> None:
+        """Unmap the file when its last user in this process is done with it."""
+        self._users -= 1
+        if self._users == 0:
+            del self._open[self._identity]
+            self._txn.abort()
+            self._env.close()
+            if self._damaged is not None:
+                os.close(self._damaged)
+
+    def rows(self) -> Iterator[Row]:
+        """Yield all rows in ascending order of key bytes; only after `check_before_scan`."""
+        last = b""
+        try:
+            with self._env.begin() as txn:
+                for key, value in txn.cursor():
+                    if key <= last:
+                        raise ReleaseCorrupt(f"{self.path} is damaged: {key!r} stands after {last!r}; publish again")
+                    last = key
+                    yield Row(key.decode(), value)
+        except UnicodeDecodeError as error:
+            raise ReleaseCorrupt(f"{self.path} is damaged: its key {last!r} is no text; publish again") from error
+        except FAILURES as error:
+            raise ReleaseCorrupt(f"{self.path} is damaged after the key {last!r} ({error}); publish again") from error
+
+
+def check_size(path: Path) -> None:
+    """Look whether a sealed file may be mapped: ReleaseCorrupt for one that was cut, or is none.
+
+    Reads its sums and first pages. Damaged sums alone are not held against it: what it serves may well be whole.
+    """
+    with translated(path), path.open("rb", buffering=0) as file:
+        found = os.fstat(file.fileno()).st_size
+        if sums := block_sums.read(file.fileno()):
+            block_sums.check_head(file.fileno(), sums, str(path))
+        meta = read_meta(file.fileno())
+    if meta is None:
+        raise ReleaseCorrupt(f"{path} is not a release file, or it was cut; publish again")
+    whole = meta.size + block_sums.overhead(meta.size)
+    without_sums = _FORMAT_1.fullmatch(path.stem) and found >= meta.size and found % LEAST_PAGE_BYTES == 0
+    if found != whole and not without_sums:
+        raise ReleaseCorrupt(f"{path} was cut: it has {found} of {whole} bytes; publish again")
+
+
+async def check_whole(path: Path) -> None:
+    """Compare every block of a sealed file with its sum; ReleaseCorrupt, saying where, for one that was changed."""
+    with opened(path) as file:
+        async for number in damaged_blocks(path, file):
+            start = number * block_sums.BLOCK_BYTES
+            keys = keys_between(file, start, start + block_sums.BLOCK_BYTES)
+            there = f", where {keys[0]!r} to {keys[-1]!r} are" if keys else ""
+            raise ReleaseCorrupt(
+                f"{path} is damaged between bytes {start} and {start + block_sums.BLOCK_BYTES}{there}; "
+                f"`hotplate releases repair` heals it from another store; or publish again, and look at the disk"
+            )
+
+
+async def damaged_blocks(path: Path, file: int) -> AsyncIterator[int]:
+    """Read an open file, and yield the number of each block that was changed since it was sealed; maps nothing.
+
+    It is read in threads, at half speed: whoever is served meanwhile goes first. A file of format 1 has no sums: of
+    that, only the size is checked. Raises ReleaseCorrupt for other files without sums.
+    """
+    await asyncio.to_thread(check_size, path)
+    sums = block_sums.read(file)
+    if sums is None:
+        if not _FORMAT_1.fullmatch(path.stem):
+            raise ReleaseCorrupt(f"the checksums at the end of {path} are damaged or cut off; publish again")
+        return
+    for start in range(0, sums.size, block_sums.STRIDE_BYTES):
+        began = time.monotonic()
+        with translated(path):
+            damaged = await asyncio.to_thread(block_sums.find_damage, file, sums, start)
+        for number in damaged:
+            yield number
+        await asyncio.sleep(time.monotonic() - began)
+
+
+async def read_through(path: Path) -> None:
+    """Read a file, in threads, into the page cache that all processes share."""
+    with opened(path) as file:
+        place, buffer = 0, bytearray(READ_CHUNK)
+        while True:
+            with translated(path):
+                piece = await asyncio.to_thread(os.preadv, file, [buffer], place)
+            if not piece:
+                return
+            place += piece
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[int]:
+    """Open a file to read it; yield its descriptor."""
+    with translated(path):
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield file
+    finally:
+        os.close(file)
+
+
+@contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Turn what LMDB and the file system raise into the errors of the contract, naming *path*."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise ReleaseNotFound(f"{path} does not exist; was the release pruned?") from error
+    except (lmdb.DiskError, lmdb.MapFullError) as error:
+        raise StoreFull(f"no space left to write {path}; free some and publish again") from error
+    except (lmdb.InvalidError, lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.VersionMismatchError) as error:
+        raise ReleaseCorrupt(f"{path} is not a release file ({error}); publish again") from error
+    except (lmdb.BadValsizeError, lmdb.BadTxnError) as error:
+        raise StoreError(f"a key of {path} is empty or longer than {MAX_KEY_BYTES} bytes") from error
+    except (OSError, lmdb.Error) as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreFull(f"no space left to write {path}; free some and publish again") from error
+        raise StoreUnavailable(f"{path} cannot be used: {error}") from error

@@ -1,0 +1,224 @@
+"""The embedded store, `file://`: one LMDB file a release in a folder, shared by all processes of one machine.
+
+DIR/catalogue.json              swapped by lock, write, fsync, rename, fsync of the folder (`stores.file.catalogue`)
+DIR/releases/INCARNATION.mdb    a sealed release (`stores.file.release`)
+DIR/releases/INCARNATION.draft  while it is written, with the lock of its writer, INCARNATION.lock (`stores.file.draft`)
+
+A draft is sealed by a rename, and a sealed file is only ever mapped read-only or unlinked, so a reader that has it
+mapped keeps it whole. What can wait for the disk runs in threads: leases are renewed meanwhile.
+"""
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+
+from stores.catalogue import Catalogue, DraftRef, ReleaseRef
+from stores.errors import ReleaseCorrupt, ReleaseNotFound, StoreMisused
+from stores.file import examination
+from stores.file.catalogue import CatalogueFile
+from stores.file.draft import DraftFile, check_room, file_bytes, lock_path, open_draft
+from stores.file.release import FAILURES, ReleaseFile, check_size, read_through, translated
+from stores.store import (
+    Examined,
+    Finding,
+    Inventoried,
+    LocalReader,
+    Plan,
+    RoomChecked,
+    Row,
+    SelfChecked,
+    Slot,
+    taken_over,
+)
+from stores.urls import redacted
+
+# How soon a changed catalogue is seen: to read one small file costs a few microseconds.
+POLL_S = 0.1
+
+
+class LmdbStore(LocalReader, RoomChecked, SelfChecked, Examined, Inventoried):
+    """A folder of releases on a local disk; an instance lives as long as its process, and never crosses a fork."""
+
+    batch = 64
+
+    def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
+        self.folder = folder
+        self.clock = clock
+        self._catalogue = CatalogueFile(folder)
+        self._releases = folder / "releases"
+        self._files = dict[str, ReleaseFile]()
+        self._drafts = dict[str, DraftFile]()
+
+    def get(self, release: ReleaseRef, key: str) -> bytes | None:
+        file = self._files.get(release.incarnation) or self._open(release)
+        try:
+            return file.read(key.encode())
+        except FAILURES as error:
+            raise file.failed(key, error) from error
+
+    async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
+        del timeout_s  # a map is never late
+        file = self._files.get(release.incarnation) or self._open(release)
+        read = file.read
+        try:
+            return [read(key.encode()) for key in keys]
+        except FAILURES as error:
+            file.failed("", error)
+            return [file.slot(key) for key in keys]
+
+    async def catalogue(self) -> Catalogue:
+        return self._current(self._catalogue.record())
+
+    async def changes(self) -> AsyncIterator[Catalogue]:
+        seen = None
+        while True:
+            record = self._catalogue.record()
+            if record != seen or record is None:
+                seen = record
+                yield self._current(record)
+            await asyncio.sleep(POLL_S)
+
+    async def close(self) -> None:
+        for draft in self._drafts.values():
+            await asyncio.to_thread(draft.close)
+        for file in self._files.values():
+            file.close()
+        self._drafts.clear()
+        self._files.clear()
+
+    async def examine(self) -> list[Finding]:
+        return examination.examine(self.folder)
+
+    async def check_room(self, draft: DraftRef, plan: Plan) -> None:
+        del draft
+        check_room(self._releases, file_bytes(plan.rows, plan.payload_bytes))
+
+    async def create(self, draft: DraftRef, plan: Plan) -> None:
+        found = self._drafts.get(draft.incarnation)
+        if found is not None and not found.closed:
+            found.hand_over(draft)
+            return
+        path = self._draft_path(draft)
+        with translated(self._releases):
+            self._releases.mkdir(parents=True, exist_ok=True)
+        self._catalogue.make_spare()  # a swap that was killed may have left none
+        with translated(path):
+            written = path.stat().st_size if path.exists() else 0
+        needed = file_bytes(plan.rows, plan.payload_bytes)
+        check_room(self._releases, needed, written)
+        self._drafts[draft.incarnation] = open_draft(path, self._sealed_path(draft), draft, needed=needed)
+
+    async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
+        self._claimed(draft).put(rows, part)
+
+    async def resume_point(self, draft: DraftRef, part: int = 0) -> str | None:
+        return self._claimed(draft).resume_point(part)
+
+    async def seal(self, draft: DraftRef) -> None:
+        path = self._sealed_path(draft)
+        if path.exists():  # by this writer, or by one that ended before it could commit
+            return
+        await asyncio.to_thread(self._claimed(draft).seal, path)
+        self._drafts.pop(draft.incarnation, None)
+
+    async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
+        file = self._files.get(release.incarnation) or self._open(release)
+        await file.check_before_scan()
+        for row in file.rows():
+            yield row
+
+    async def check_integrity(self, release: ReleaseRef) -> None:
+        await (self._files.get(release.incarnation) or self._open(release)).check()
+
+    async def prepare(self, release: ReleaseRef) -> None:
+        await read_through(self._sealed_path(release))
+
+    async def warm(self, release: ReleaseRef) -> None:
+        await (self._files.get(release.incarnation) or self._open(release)).warm()
+
+    async def swap(self, old: Catalogue, new: Catalogue) -> None:
+        await asyncio.to_thread(self._catalogue.swap, old, new)
+
+    async def erase(self, release: ReleaseRef) -> None:
+        if draft := self._drafts.pop(release.incarnation, None):
+            await asyncio.to_thread(draft.close)
+        if file := self._files.pop(release.incarnation, None):
+            file.close()
+        await asyncio.to_thread(self._remove, release)
+
+    async def incarnations(self) -> list[str]:
+        with translated(self._releases):
+            names = [path.stem for path in self._releases.iterdir()] if self._releases.is_dir() else []
+        return sorted({name for name in names if _INCARNATION.fullmatch(name)})
+
+    def _current(self, record: bytes | None) -> Catalogue:
+        found = self._catalogue.parse(record, self.clock())
+        known = {entry.incarnation for entry in found.releases}
+        for incarnation in self._files.keys() - known if found.generation else ():
+            self._files.pop(incarnation).close()  # pruned: a map kept open would keep its disk space, too
+        return found
+
+    def _claimed(self, draft: DraftRef) -> DraftFile:
+        """Return the file of a draft that is this writer's, opened where an earlier handle has left it."""
+        found = self._drafts.get(draft.incarnation)
+        if found is None or found.closed:
+            found = open_draft(self._draft_path(draft), self._sealed_path(draft), draft, needed=None)
+            self._drafts[draft.incarnation] = found
+        if found.writer != draft.writer:
+            raise taken_over(draft)
+        return found
+
+    def _remove(self, release: ReleaseRef) -> None:
+        """Unlink all files of a release; the draft before what a late `seal` would make of it."""
+        draft = self._draft_path(release)
+        format_1_lock = draft.with_name(draft.name + "-lock")
+        with translated(draft):
+            for path in (draft, self._sealed_path(release), lock_path(draft), format_1_lock):
+                path.unlink(missing_ok=True)
+
+    def _open(self, release: ReleaseRef) -> ReleaseFile:
+        file = self._files[release.incarnation] = ReleaseFile.open(self._sealed_path(release))
+        return file
+
+    def _sealed_path(self, release: ReleaseRef | DraftRef) -> Path:
+        return self._releases / f"{_checked(release.incarnation)}.mdb"
+
+    def _draft_path(self, release: ReleaseRef | DraftRef) -> Path:
+        return self._releases / f"{_checked(release.incarnation)}.draft"
+
+
+def damaged_files(folder: Path) -> list[Path]:
+    """Return the sealed files of a store that must not be mapped, for they were cut or are none.
+
+    Maps nothing, and reads some KB of each, so that a process which watches over others may call it often.
+    """
+    damaged = list[Path]()
+    for path in sorted((folder / "releases").glob("*.mdb")):
+        try:
+            check_size(path)
+        except ReleaseNotFound:
+            continue  # pruned meanwhile
+        except ReleaseCorrupt:
+            damaged.append(path)
+    return damaged
+
+
+_INCARNATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def _checked(incarnation: str) -> str:
+    if not _INCARNATION.fullmatch(incarnation):
+        raise ReleaseNotFound(f"{incarnation!r} is not a release id; they look like 20261120T064200Z-7f3a")
+    return incarnation
+
+
+def open_url(url: str) -> LmdbStore:
+    """Open `file:///FOLDER`; the folder is made by the first publish."""
+    folder = url.removeprefix("file://")
+    if not folder.startswith("/"):
+        raise StoreMisused(
+            f"{redacted(url)} names no absolute folder; write three slashes, as in file:///var/lib/hotplate"
+        )
+    return LmdbStore(Path(folder))

@@ -1,0 +1,180 @@
+"""What `hotplate store doctor` finds out about a Redis server, without changing anything in it."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+from stores.errors import StoreError, StoreMisused, StoreUnavailable
+from stores.redis.connection import PipelinedConnection
+from stores.redis.keys import Keys
+from stores.redis.url import Address
+from stores.store import Finding, Level
+
+TIMEOUT_S = 5.0
+
+# The oldest server that the tests run against.
+OLDEST = (7, 0)
+
+# From here on an operator should know that memory is short.
+MUCH_USED = 0.9
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+async def examine(address: Address, keys: Keys) -> list[Finding]:
+    """Ask the server, on connections of its own; raises StoreError where it cannot be reached."""
+    async with _connected(address) as connection:
+        writing = await _writing(connection, keys)
+    async with _connected(address) as connection:
+        rights = [await _reading(connection, keys), writing, _transport(address)]
+        try:
+            info: bytes = await connection.send_command(b"INFO")
+        except StoreMisused as error:
+            return [*rights, Finding(Level.WARNING, "server", f"it may not be asked about itself: {error}")]
+        fields = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
+        persistence = _persistence(fields, await _save_points(connection))
+    return [_server(fields), _role(fields), *rights, _memory(fields), _eviction(fields), persistence]
+
+
+@asynccontextmanager
+async def _connected(address: Address) -> AsyncIterator[PipelinedConnection]:
+    connection = PipelinedConnection(address, TIMEOUT_S)
+    await connection.open()
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def _reading(connection: PipelinedConnection, keys: Keys) -> Finding:
+    try:
+        await connection.send_command(b"MGET", keys.catalogue, f"{keys.prefix}:doctor")
+        await connection.send_command(b"TIME")
+    except StoreMisused as error:
+        sentence = f"no: {error}; docs/redis.md has the rights of a user that serves"
+        return Finding(Level.ERROR, "may read", sentence)
+    return Finding(Level.OK, "may read", "yes")
+
+
+async def _writing(connection: PipelinedConnection, keys: Keys) -> Finding:
+    """Queue what a publish sends, and discard it: rights, role and memory are checked when it is queued."""
+    row, catalogue = f"{keys.prefix}:doctor", keys.catalogue
+    commands: dict[str, tuple[str | bytes | int, ...]] = {
+        "SET": (catalogue, b""), "DEL": (row,), "UNLINK": (row,), "RPUSH": (row, b""), "LREM": (row, 1, b""),
+        "HSET": (row, b"0", b""), "EVAL": (b"return 1", 1, row), "MSET": (row, b""), "PUBLISH": (keys.changes, b""),
+    }  # fmt: skip
+    try:
+        await connection.send_command(b"WATCH", row)
+        await connection.send_command(b"MULTI")
+    except StoreMisused as error:  # then nothing more is sent: it would be done
+        return Finding(Level.WARNING, "may publish", f"no, as is right for a service: {error}")
+    sent = [connection.send_command(name, *arguments) for name, arguments in commands.items()]
+    replies = await asyncio.gather(*sent, connection.send_command(b"DISCARD"), return_exceptions=True)
+    refused = {name: reply for name, reply in zip(commands, replies, strict=False) if isinstance(reply, StoreError)}
+    others = [str(error) for error in refused.values() if not isinstance(error, StoreMisused)]
+    if others:  # a replica, or a server that is full or cannot save: not about rights
+        return Finding(Level.WARNING, "may publish", f"no: {others[0]}")
+    if refused.keys() - {"PUBLISH"}:
+        return Finding(
+            Level.WARNING,
+            "may publish",
+            f"no: this user may not {', '.join(refused)}, as is right for a service; docs/redis.md has the rights of "
+            f"one that publishes",
+        )
+    if refused:
+        sentence = f"yes, but services see a change after a second only; give this user +publish and &{keys.changes}"
+        return Finding(Level.WARNING, "may publish", sentence)
+    return Finding(Level.OK, "may publish", "yes")
+
+
+async def _save_points(connection: PipelinedConnection) -> str | None:
+    """Return when the server saves to its disk; empty for never, None where that may not be asked."""
+    try:
+        found: list[bytes] = await connection.send_command(b"CONFIG", b"GET", b"save")
+    except (StoreMisused, StoreUnavailable):  # managed services rename CONFIG
+        return None
+    return found[1].decode() if len(found) > 1 else None
+
+
+def _server(fields: Mapping[str, str]) -> Finding:
+    name = "Valkey" if "valkey_version" in fields else "Redis"
+    stated = fields.get("valkey_version") or fields.get("redis_version", "of an unknown version")
+    parts = tuple(int(part) for part in fields.get("redis_version", "").split(".")[:2] if part.isdigit())
+    sentence = f"{name} {stated}, {fields.get('redis_mode', 'standalone')}"
+    if parts and parts < OLDEST:
+        return Finding(Level.WARNING, "server", f"{sentence}, older than what is tested; upgrade to 7")
+    return Finding(Level.OK, "server", sentence)
+
+
+def _role(fields: Mapping[str, str]) -> Finding:
+    if fields.get("role", "master") == "master":
+        return Finding(Level.OK, "role", f"primary, {fields.get('connected_slaves', '0')} replicas")
+    if fields.get("master_link_status") != "up":
+        sentence = "a replica that has lost its primary, so that it shows what was; mend the replication"
+        return Finding(Level.ERROR, "role", sentence)
+    return Finding(Level.WARNING, "role", "a replica: serve from it, and publish to its primary")
+
+
+def _memory(fields: Mapping[str, str]) -> Finding:
+    used, limit = int(fields.get("used_memory", 0)), int(fields.get("maxmemory", 0))
+    machine = int(fields.get("total_system_memory", 0))
+    if limit == 0:
+        of_machine = f" of the {machine / 1e6:,.0f} MB of its machine" if machine else ""
+        return Finding(Level.OK, "memory", f"{used / 1e6:,.1f} MB used{of_machine}; maxmemory is not set")
+    sentence = f"{used / 1e6:,.1f} MB used of {limit / 1e6:,.1f} MB"
+    if used >= limit * MUCH_USED:
+        return Finding(Level.WARNING, "memory", f"{sentence}; raise maxmemory, or prune old releases")
+    return Finding(Level.OK, "memory", sentence)
+
+
+def _eviction(fields: Mapping[str, str]) -> Finding:
+    policy, limited = fields.get("maxmemory_policy", "noeviction"), int(fields.get("maxmemory", 0)) > 0
+    if not policy.startswith("allkeys-"):  # `volatile-*` cannot touch lists, for they have no expiry
+        return Finding(Level.OK, "eviction", f"{policy}: no list is ever dropped")
+    sentence = f"{policy} drops lists in silence once memory is short; set maxmemory-policy to noeviction"
+    if limited:
+        return Finding(Level.ERROR, "eviction", sentence)
+    return Finding(Level.WARNING, "eviction", f"{sentence}, before maxmemory is set")
+
+
+def _persistence(fields: Mapping[str, str], save_points: str | None) -> Finding:
+    failed = [
+        name
+        for name in ("rdb_last_bgsave_status", "aof_last_write_status", "aof_last_bgrewrite_status")
+        if fields.get(name, "ok") != "ok"
+    ]
+    if failed:
+        sentence = (
+            f"the last save failed ({', '.join(failed)}), and the server may refuse to write; see its log and disk"
+        )
+        return Finding(Level.ERROR, "persistence", sentence)
+    if fields.get("aof_enabled") == "1":
+        return Finding(Level.OK, "persistence", "appendonly: every change is on its disk within a second")
+    if save_points == "":
+        return Finding(
+            Level.WARNING,
+            "persistence",
+            "none: a restart loses all releases, and services answer popular lists until the next publish; set "
+            "appendonly yes, or save",
+        )
+    age_s = max(0.0, time.time() - int(fields.get("rdb_last_save_time", 0)))
+    when = "" if save_points is None else f" by {save_points}"
+    changes = int(fields.get("rdb_changes_since_last_save", 0))
+    return Finding(
+        Level.OK, "persistence", f"snapshots{when}; the last {age_s:,.0f} s ago, {changes:,} changes since then"
+    )
+
+
+def _transport(address: Address) -> Finding:
+    if address.tls:
+        return Finding(Level.OK, "transport", "TLS, with a certificate that is verified")
+    if address.path:
+        return Finding(Level.OK, "transport", "a socket on this machine")
+    if address.host in LOOPBACK or address.host.startswith("127."):
+        return Finding(Level.OK, "transport", "not encrypted, within this machine")
+    if address.password is None:
+        return Finding(
+            Level.WARNING, "transport", "not encrypted and without a password; use rediss:// and an ACL user"
+        )
+    return Finding(Level.WARNING, "transport", "the password crosses the network unencrypted; use rediss://")

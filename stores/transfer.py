@@ -1,0 +1,179 @@
+"""Releases from one store to another: copied under the same id, row for row, or repaired in place by such a copy."""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from functools import partial
+from typing import cast
+
+from stores import catalogue as changes
+from stores.catalogue import Catalogue, DraftRef, Release, ReleaseId, ReleaseRef, State
+from stores.compression import EncodedRows
+from stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreUnavailable
+from stores.estimate import ReaderOfLoop, estimate
+from stores.keys import MANIFEST, META
+from stores.lifecycle import COPIER, DRAFT_POLL_S, WriteResult, activate, begin, change, scale_down, write
+from stores.manifest import Manifest, Tally, compare
+from stores.store import Estimate, Plan, Row, Store
+from stores.verification import load_manifest
+
+log = logging.getLogger(__name__)
+
+# How much of a release is copied at once.
+COPY_ROWS, COPY_BYTES = 1000, 4 << 20
+
+
+async def copy(
+    source: Store,
+    target: Store,
+    release: ReleaseId,
+    *,
+    live: bool = True,
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> WriteResult:
+    """Copy *release*, check it against the source's manifest, commit it and, unless *live* is false, make it live.
+
+    A copy that was killed is continued where it was acknowledged, one that another process is making is waited for, and
+    one that is complete is left as it is: the answer counts what was written and what existed. *on_progress* is called
+    with (rows, rows in all). Raises ReleaseConflict where *target* holds other rows under that id, ReleaseCorrupt where
+    the source does not add up.
+    """
+    found = await _committed(source, release)
+    manifest = await load_manifest(source, found)
+    draft = await _draft_of_copy(target, release)
+    if draft is not None:
+        written = await _write_copy(source, found, manifest, target, draft, on_progress=on_progress)
+    elif await load_manifest(target, (await target.catalogue()).find(release).ref) == manifest:
+        written = WriteResult(manifest, 0, manifest.rows)
+    else:
+        raise ReleaseConflict(f"the target has another release {release}, of other rows; nothing was copied")
+    if live:
+        await activate(target, release)
+    elif written.rows:
+        await scale_down(target, (await target.catalogue()).find(release).ref)
+    return written
+
+
+async def repair(
+    store: Store,
+    source: Store,
+    release: ReleaseId,
+    *,
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> WriteResult:
+    """Write the rows of a damaged release anew, out of another store that has it too; it is served meanwhile.
+
+    The new incarnation takes the place of the damaged one, which is pruned once its grace has passed; readers switch to
+    it within a refresh. Raises ReleaseConflict where *source* has other rows under that id.
+    """
+    damaged = await _committed(store, release)
+    found = await _committed(source, release)
+    manifest = await load_manifest(source, found)
+    with suppress(ReleaseNotFound, ReleaseCorrupt):
+        if await load_manifest(store, damaged) != manifest:
+            raise ReleaseConflict(f"the source has another release {release}, of other rows; nothing was repaired")
+    draft = await begin(store, release, repairs=damaged.incarnation, copies=True)
+    written = await _write_copy(source, found, manifest, store, draft, on_progress=on_progress, prepare=True)
+    await scale_down(store, draft.release)
+    return written
+
+
+async def _draft_of_copy(target: Store, release: ReleaseId) -> DraftRef | None:
+    """Begin a draft, or become the writer of one whose lease has lapsed; None where the release is there."""
+    waiting = False
+    while True:
+        found = await target.catalogue()
+        entry = _entry(found, release)
+        if entry is not None and entry.state is not State.DRAFT:
+            return None
+        try:
+            if entry is None or entry.incarnation == entry.id:  # a draft of format 1 is begun anew once it has lapsed
+                return await begin(target, release, copies=True)
+            draft = DraftRef(entry.id, entry.incarnation, COPIER + secrets.token_hex(8))
+            await change(target, partial(changes.take_over, draft=draft))
+        except ReleaseConflict:
+            if not waiting:
+                log.warning("release %s is being copied by another process; waiting for it", release)
+                waiting = True
+            await asyncio.sleep(DRAFT_POLL_S)
+        else:
+            return draft
+
+
+async def _write_copy(
+    source: Store,
+    found: ReleaseRef,
+    manifest: Manifest,
+    target: Store,
+    draft: DraftRef,
+    *,
+    on_progress: Callable[[int, int], None],
+    prepare: bool = False,
+) -> WriteResult:
+    async def finish(tally: Tally) -> Manifest:
+        compare(manifest, tally)
+        return manifest
+
+    async def read() -> EncodedRows:
+        return EncodedRows(Plan(manifest.rows, manifest.bytes), _batches(source, found, manifest, on_progress))
+
+    return await write(target, draft, read, finish=finish, prepare=prepare)
+
+
+async def estimate_copy(
+    source: Store, target: Store, release: ReleaseId, *, live: bool, on_progress: Callable[[int, int], None]
+) -> Estimate:
+    """Estimate `copy`; nothing is written. Raises ReleaseConflict where *target* has *release* already."""
+    try:
+        entry = _entry(await target.catalogue(), release)
+        if entry is not None and entry.state is not State.DRAFT:
+            raise ReleaseConflict(f"the target has release {release} already, so that a copy would write nothing")
+    except StoreUnavailable:
+        pass  # the estimate says so
+    here = cast("Store", ReaderOfLoop(source, asyncio.get_running_loop()))  # a copy only reads its source
+
+    async def run(simulated: Store) -> Manifest:
+        return (await copy(here, simulated, release, live=live, on_progress=on_progress)).manifest
+
+    return await estimate(target, run, live=live)
+
+
+async def _committed(source: Store, release: ReleaseId) -> ReleaseRef:
+    entry = (await source.catalogue()).find(release)
+    if entry.state is State.DRAFT:
+        raise ReleaseConflict(f"release {release} is still being written; copy it once it is committed")
+    return entry.ref
+
+
+async def _batches(
+    source: Store, release: ReleaseRef, manifest: Manifest, on_progress: Callable[[int, int], None]
+) -> AsyncIterator[list[Row]]:
+    """Yield the rows in the order of a scan; `meta` rows, which have batches of their own, where they stand."""
+    done, total = 0, manifest.rows
+    batch, size = list[Row](), 0
+    async for row in source.scan(release):
+        if row.key == MANIFEST:
+            continue
+        meta = row.key.startswith(META)
+        if batch and (meta or len(batch) == COPY_ROWS or size >= COPY_BYTES):
+            yield batch
+            done += len(batch)
+            on_progress(done, total)
+            batch, size = [], 0
+        if meta:
+            yield [row]
+            done += 1
+        else:
+            batch.append(row)
+            size += len(row.value)
+    yield batch
+    on_progress(total, total)
+
+
+def _entry(catalogue: Catalogue, release: ReleaseId) -> Release | None:
+    try:
+        return catalogue.find(release)
+    except ReleaseNotFound:
+        return None

@@ -1,0 +1,83 @@
+"""`--resume` beside a lease that runs: it says what it waits for, and leaves a draft alone whose writer lives."""
+
+import asyncio
+import secrets
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from stores import lifecycle as life
+from stores.catalogue import ReleaseId
+from stores.connect import connect
+from stores.store import Plan, Row
+from tests.support.service import a_list
+from tests.support.stores import lapse
+
+if TYPE_CHECKING:
+    from tests.support.redis_server import RedisServer
+
+
+@pytest.fixture(params=["file", "redis"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "file":
+        return f"file://{tmp_path / 'store'}"
+    server: RedisServer = request.getfixturevalue("redis_server")
+    return server.url(prefix=secrets.token_hex(4))
+
+
+def resume(url: str, release: str, folder: Path) -> subprocess.Popen[str]:
+    lists = folder / "lists.csv"
+    lists.write_text("user,item,score\nal,a,0.5\nbo,b,0.5\n")
+    command = [sys.executable, "-m", "hotplate", "import", str(lists), "--store", url, "--resume", release]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+async def first_line(resumed: subprocess.Popen[str]) -> str:
+    assert resumed.stderr is not None
+    return await asyncio.to_thread(resumed.stderr.readline)
+
+
+async def test_a_resume_says_that_it_waits_for_a_lease_and_goes_on_once_that_has_lapsed(
+    url: str, tmp_path: Path
+) -> None:
+    store = connect(url)
+    draft = await life.begin(store, ReleaseId("20261120T064200Z-7f3a"))
+    resumed = resume(url, draft.id, tmp_path)
+    waiting = f"hotplate: release {draft.id} has a writer; if that is gone, its lease lapses in "
+    assert (await first_line(resumed)).startswith(waiting)
+    assert (await store.catalogue()).find_draft(draft.id).writer == draft.writer
+    await lapse(store)
+    _, said = await asyncio.to_thread(resumed.communicate, timeout=60)
+    assert (resumed.returncode, said) == (0, "")
+    assert (await store.catalogue()).live == draft.id
+    await store.close()
+
+
+async def test_a_resume_is_refused_once_a_living_writer_has_renewed_its_lease(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(life, "LEASE_S", 0.3)  # how often it is renewed; it runs for as long as ever
+    store, has_begun, may_end = connect(url), asyncio.Event(), asyncio.Event()
+
+    async def rows() -> AsyncIterator[Sequence[Row]]:
+        yield [Row("popular:", a_list("p"))]
+        has_begun.set()
+        await may_end.wait()
+        yield [Row("user:al", a_list("a"))]
+
+    publishing = asyncio.create_task(life.publish(store, rows(), plan=Plan(2, 200), about={}))
+    await has_begun.wait()
+    (draft,) = (await store.catalogue()).releases
+    resumed = resume(url, draft.id, tmp_path)
+    assert f"release {draft.id} has a writer" in await first_line(resumed)
+    _, said = await asyncio.to_thread(resumed.communicate, timeout=60)
+    assert resumed.returncode == 1
+    assert said.startswith(f"hotplate: Release {draft.id} is being written by another process, whose lease runs for ")
+    assert said.count("\n") == 1
+    may_end.set()
+    assert (await publishing).manifest.release == draft.id == (await store.catalogue()).live
+    await store.close()

@@ -1,0 +1,61 @@
+"""The verbs of `hotplate store`, end to end."""
+
+import asyncio
+import json
+from pathlib import Path
+
+from tests.support.command import failed, hotplate
+from tests.support.service import a_list, publish_lists
+
+
+def test_the_doctor_prints_a_line_for_each_finding_and_exits_by_the_errors(tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    release = asyncio.run(publish_lists(folder, {"user:1": a_list("a")}))
+    done = hotplate("store", "doctor", "--store", f"file://{folder}")
+    assert (done.returncode, done.stderr) == (0, "")
+    where, *lines, summary = done.stdout.splitlines()
+    assert (where, summary) == (f"file://{folder}", "0 errors, 0 warnings")
+    assert all(line.startswith("ok ") for line in lines)
+    assert any(release in line for line in lines)
+    (folder / "catalogue.json").write_text("{")
+    done = hotplate("store", "doctor", "--json", "--store", f"file://{folder}")
+    assert (done.returncode, done.stderr) == (1, "")
+    printed = json.loads(done.stdout)
+    assert (printed["store"], printed["fit"]) == (f"file://{folder}", False)
+    assert [each["subject"] for each in printed["findings"] if each["level"] == "error"] == ["catalogue"]
+
+
+def test_the_doctor_says_without_a_traceback_that_a_store_is_away_and_never_shows_a_password(tmp_path: Path) -> None:
+    done = hotplate("store", "doctor", "--store", "redis://user:secret@127.0.0.1:1/0")
+    assert done.returncode == 1
+    assert "error" in done.stdout
+    assert "redis://127.0.0.1:1/0 cannot be reached" in done.stdout
+    assert "secret" not in done.stdout + done.stderr
+    failed(hotplate("store", "doctor", "--store", "nowhere://"), "is not the URL of a store", code=2)
+    assert "warning" in hotplate("store", "doctor", "--store", f"file://{tmp_path}/none").stdout
+
+
+def test_a_store_is_backed_up_and_put_back(tmp_path: Path) -> None:
+    store, copied = f"file://{tmp_path}/store", tmp_path / "copied"
+    first = asyncio.run(publish_lists(tmp_path / "store", {"user:1": a_list("a")}))
+    done = json.loads(hotplate("store", "backup", copied, "--store", store, "--json").stdout)
+    assert (done["live"], done["releases"]) == (first, [first])
+    assert "is complete" in hotplate("releases", "verify", "--store", f"file://{copied}").stdout
+    second = asyncio.run(publish_lists(tmp_path / "store", {"user:1": a_list("b")}))
+    failed(hotplate("store", "restore", copied, "--store", store), "holds a store already")
+    printed = hotplate("store", "restore", copied, "--over", "--store", store).stdout
+    assert f"{first} is live in it" in printed
+    listed = json.loads(hotplate("releases", "list", "--json", "--store", store).stdout)
+    assert (listed["live"], second in {entry["id"] for entry in listed["releases"]}) == (first, True)
+    done = json.loads(hotplate("store", "restore", copied, "--json", "--store", f"file://{tmp_path}/other").stdout)
+    assert done["live"] == first
+
+
+def test_a_backup_of_another_store_or_into_what_is_there_is_refused(tmp_path: Path) -> None:
+    asyncio.run(publish_lists(tmp_path / "store", {"user:1": a_list("a")}))
+    store = f"file://{tmp_path}/store"
+    (tmp_path / "mine").write_text("mine")
+    failed(hotplate("store", "backup", tmp_path, "--store", store), "is there already", code=2)
+    failed(hotplate("store", "backup", tmp_path / "new", "--store", "memory://"), "file:// stores", code=2)
+    failed(hotplate("store", "backup", tmp_path / "new", "--store", f"file://{tmp_path}/none"), "nothing was ever")
+    failed(hotplate("store", "restore", tmp_path / "none", "--store", f"file://{tmp_path}/new"), "nothing was ever")

@@ -1,0 +1,85 @@
+"""Scratch folders: a living owner's is never touched, a killed one's is removed by the next."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from offline.scratch import LOCK, scratch_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+OWNER = """
+import sys, time
+from pathlib import Path
+from offline.scratch import scratch_folder
+with scratch_folder(Path(sys.argv[1]), "lists-") as folder:
+    (folder / "part").mkdir()
+    (folder / "part" / "rows").write_text("some")
+    print(folder, flush=True)
+    time.sleep(600)
+"""
+
+
+@contextmanager
+def owner(parent: Path) -> "Iterator[tuple[subprocess.Popen[str], Path]]":
+    """Run a process that owns a folder in *parent*, and give both."""
+    with subprocess.Popen([sys.executable, "-c", OWNER, str(parent)], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield process, Path(process.stdout.readline().strip())
+        finally:
+            process.kill()
+
+
+def test_a_killed_owners_folder_is_removed_by_the_next_and_a_living_ones_is_not(tmp_path: Path) -> None:
+    with owner(tmp_path) as (killed, dead), owner(tmp_path) as (_, living):
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
+        assert dead.exists()
+        with scratch_folder(tmp_path, "lists-") as own:
+            assert set(tmp_path.iterdir()) == {living, own}
+            with scratch_folder(tmp_path, "lists-") as another:
+                assert set(tmp_path.iterdir()) == {living, own, another}
+        assert (living / "part" / "rows").read_text() == "some"
+        assert set(tmp_path.iterdir()) == {living}
+
+
+def test_what_was_never_locked_is_removed_when_it_is_empty_or_old(tmp_path: Path) -> None:
+    for name in ("lists-1-0123abcd", "lists-2-0123abcd", "lists-ab_cd123"):
+        (tmp_path / name).mkdir()
+    for name in ("lists-2-0123abcd", "lists-ab_cd123"):
+        (tmp_path / name / "rows").touch()
+    os.utime(tmp_path / "lists-ab_cd123", (time.time() - 90_000,) * 2)
+    with scratch_folder(tmp_path, "lists-") as own:
+        assert {each.name for each in tmp_path.iterdir()} == {"lists-2-0123abcd", own.name}
+
+
+def test_what_others_named_is_never_touched(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("lists-mine", "lists-", "lists-1-0123abcd.bak", "other-1-0123abcd"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / LOCK).touch()
+    (tmp_path / "lists-3-0123abcd").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "lists-4-0123abcd").touch()
+    before = set(tmp_path.iterdir())
+    with scratch_folder(tmp_path, "lists-"):
+        pass
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_where_files_cannot_be_locked_nothing_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("offline.scratch.fcntl.flock", fail)
+    with scratch_folder(tmp_path, "lists-") as first, scratch_folder(tmp_path, "lists-") as second:
+        assert set(tmp_path.iterdir()) == {first, second}
+    assert list(tmp_path.iterdir()) == []

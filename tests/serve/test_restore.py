@@ -1,0 +1,294 @@
+"""Stores put back from an older copy while they are served: all readers follow what is there, and go on answering."""
+
+import asyncio
+import secrets
+import shutil
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import pytest
+
+from serve.follower import RESTORED_S
+from serve.reader import TieredReader
+from stores.connect import connect
+from stores.cosmos.control import AccountContainers
+from stores.cosmos.items import CATALOGUE, CONTROL, container_of
+from stores.cosmos.rest import RestClient
+from tests.support.cosmos_account import Account
+from tests.support.loaded_service import WAIT_S, lists, reading, until
+from tests.support.proxy import through
+from tests.support.redis_server import RedisServer
+from tests.support.redis_server import running as redis_running
+from tests.support.service import Service, publish_to, running
+from tests.support.virtual import virtual
+
+# What the operator's rule allows: 30 s of lower reads, and the polls around them.
+FOLLOWED_WITHIN_S = 45.0
+
+Restore = Callable[[], Awaitable[object]]
+
+
+@contextmanager
+def requested(service: Service) -> Iterator[list[str]]:
+    """Request a list and the readiness time and again until the block ends, none of which may fail; yield releases."""
+    over, releases, failures = threading.Event(), list[str](), list[object]()
+
+    def request() -> None:
+        while not over.wait(0.01):
+            for path in ("/v1/recommendations/1", "/readyz"):
+                answer = service.get(path)
+                if answer.status != 200 or (path != "/readyz" and not answer.json["items"]):
+                    failures.append((answer.status, answer.body))
+                releases.append(answer.json["release"])
+
+    thread = threading.Thread(target=request)
+    thread.start()
+    try:
+        yield releases
+    finally:
+        over.set()
+        thread.join()
+    assert not failures, failures[:3]
+
+
+async def until_all(readers: list[TieredReader], release: str, within_s: float) -> None:
+    """Wait until each reader answers a list of its own out of *release*; none ever fails meanwhile."""
+    async with asyncio.timeout(within_s):
+        while True:
+            answers = [await reader.personal("1") for reader in readers]
+            assert all(answer.body for answer in answers)
+            if {(answer.served.id, answer.source) for answer in answers} == {(release, "personal")}:
+                return
+            await asyncio.sleep(0.02)
+
+
+async def until_ready(service: Service, release: str) -> None:
+    """Wait until forty requests in a row, which reach every worker, are answered out of *release*, and all is ready."""
+
+    async def is_so() -> bool:
+        paths = ["/v1/recommendations/1"] * 40 + ["/readyz"]
+        answers = [(await asyncio.to_thread(service.get, path)).json for path in paths]
+        return {answer.get("release") for answer in answers} == {release} and answers[-1]["status"] == "ready"
+
+    await until(is_so, f"{release} is not served by all")
+
+
+async def test_workers_follow_a_folder_put_back_from_an_older_copy_and_agree_with_those_that_start_later(
+    tmp_path: Path,
+) -> None:
+    store, copy = tmp_path / "store", tmp_path / "copy"
+    first = await publish_to(f"file://{store}", lists("r1"))
+    shutil.copytree(store, copy)
+    second = await publish_to(f"file://{store}", lists("r2"))
+    with running(store, "--workers", "2") as service:
+        await until_ready(service, second)
+        with requested(service) as releases:
+            shutil.rmtree(store)
+            shutil.copytree(copy, store)
+            await until_ready(service, first)
+        assert set(releases) <= {first, second}
+        with running(store) as later:
+            await until_ready(later, first)
+        assert service.log.read_text().count("the store was restored from an older copy") == 2  # once a worker
+        third = await publish_to(f"file://{store}", lists("r3"))
+        await until_ready(service, third)
+    assert '"level":"error"' not in service.log.read_text()
+
+
+async def test_a_deleted_folder_is_degraded_and_its_popular_lists_are_served_on(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    release = await publish_to(f"file://{store}", lists("r1"))
+    with running(store, "--workers", "2") as service:
+        await until_ready(service, release)
+        shutil.rmtree(store)
+
+        async def is_degraded() -> bool:
+            states = [(await asyncio.to_thread(service.get, "/readyz")).json["status"] for _ in range(20)]
+            return set(states) == {"degraded"}
+
+        await until(is_degraded, "not every worker is degraded, of which no list was requested")
+        with requested(service) as releases:
+            for _ in range(100):
+                await asyncio.to_thread(service.get, "/v1/recommendations/1")
+            assert await is_degraded()
+        assert set(releases) == {release}
+        detail = service.get("/readyz").json["tiers"][0]["detail"]
+        assert "the catalogue is not in this store" in detail
+        await until_ready(service, await publish_to(f"file://{store}", lists("r2")))
+
+
+@pytest.mark.parametrize("keeping_releases", [True, False], ids=["catalogue alone", "whole folder"])
+@virtual
+async def test_a_catalogue_file_put_back_is_followed_within_the_time_of_the_rule(
+    tmp_path: Path, *, keeping_releases: bool
+) -> None:
+    store, copy = tmp_path / "store", tmp_path / "copy"
+    first = await publish_to(f"file://{store}", lists("r1"))
+    shutil.copytree(store, copy)
+    second = await publish_to(f"file://{store}", lists("r2"))
+    async with reading(f"file://{store}") as one, reading(f"file://{store}") as other:
+        await until_all([one, other], second, WAIT_S)
+        if not keeping_releases:
+            shutil.rmtree(store / "releases")
+            shutil.copytree(copy / "releases", store / "releases")
+        shutil.copy(copy / "catalogue.json", store / "catalogue.json")
+        if keeping_releases:
+            await asyncio.sleep(RESTORED_S - 2)
+            assert {one.release(), other.release()} == {second}
+            assert "if that lasts" in str(one.tiers[0].error)
+        await until_all([one, other], first, FOLLOWED_WITHIN_S)
+        async with reading(f"file://{store}") as later:
+            await until_all([later], first, WAIT_S)
+        assert [tier.error for reader in (one, other) for tier in reader.tiers] == [None, None]
+
+
+@virtual
+async def test_a_catalogue_file_of_the_same_generation_with_another_token_is_followed_at_once(tmp_path: Path) -> None:
+    store, copy = tmp_path / "store", tmp_path / "copy"
+    await publish_to(f"file://{store}", lists("r1"))
+    shutil.copytree(store, copy)
+    await publish_to(f"file://{store}", lists("r2"))
+    elsewhere = await publish_to(f"file://{copy}", lists("r3"))
+    async with reading(f"file://{store}") as reader:
+        shutil.copytree(copy, store, dirs_exist_ok=True)
+        await until_all([reader], elsewhere, 5)
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[RedisServer]:
+    """A server of the test's own."""
+    folder = tmp_path / "redis"
+    folder.mkdir()
+    with redis_running(folder) as server:
+        yield server
+
+
+async def test_a_redis_started_again_with_an_older_dump_is_followed(redis: RedisServer) -> None:
+    first = await publish_to(redis.url(), lists("r1"))
+    redis.execute_command("SAVE")
+    second = await publish_to(redis.url(), lists("r2"))
+    async with reading(redis.url()) as one, reading(redis.url()) as other:
+        await until_all([one, other], second, WAIT_S)
+        redis.kill()
+        await asyncio.to_thread(redis.start)
+        await until_all([one, other], first, FOLLOWED_WITHIN_S)
+        assert "restored from an older copy" in one.tiers[0].follower.warnings[0]
+        async with reading(redis.url()) as later:
+            await until_all([later], first, WAIT_S)
+
+
+async def test_a_replica_with_older_data_is_ignored_until_it_is_promoted(tmp_path: Path, redis: RedisServer) -> None:
+    first = await publish_to(redis.url(), lists("r1"))
+    redis.execute_command("CONFIG", "SET", "repl-diskless-sync-delay", "0")
+    folder = tmp_path / "replica"
+    folder.mkdir()
+    with redis_running(folder, "--replicaof", "127.0.0.1", str(redis.port)) as replica:
+
+        async def is_linked() -> bool:
+            return bool(replica.execute_command("INFO", "replication")["master_link_status"] == "up")
+
+        await until(is_linked, "the replica has no link")
+        replica.execute_command("REPLICAOF", "127.0.0.1", "1")  # it keeps what it has, and hears of nothing new
+        second = await publish_to(redis.url(), lists("r2"))
+        async with through(redis.port) as proxy:
+            url = redis.url().replace(str(redis.port), str(proxy.port))
+            async with reading(url) as reader:
+                await until_all([reader], second, WAIT_S)
+                redis.kill()
+                proxy.target = replica.port
+                proxy.reset()
+
+                async def is_said() -> bool:
+                    return "only a replica answers" in str(reader.tiers[0].follower.last_error)
+
+                await until(is_said, "nobody says that a replica answers")
+                assert reader.release() == second
+                replica.execute_command("REPLICAOF", "NO", "ONE")
+                await until_all([reader], first, FOLLOWED_WITHIN_S)
+
+
+async def test_a_database_of_cosmos_put_back_is_followed(cosmos_http: Account) -> None:
+    url = cosmos_http.url(secrets.token_hex(4), ru="30000")
+    first = await publish_to(url, lists("r1"))
+    async with put_back(cosmos_http, url) as restore:
+        second = await publish_to(url, lists("r2"))
+        async with reading(url) as one, reading(url) as other:
+            await until_all([one, other], second, WAIT_S)
+            await restore()
+            await until_all([one, other], first, FOLLOWED_WITHIN_S)
+
+
+@asynccontextmanager
+async def put_back(account: Account, url: str, *, only_catalogue: bool = False) -> AsyncIterator[Restore]:
+    """Remember the catalogue of a database; yield what puts it back, and removes what is live then."""
+    address = account.address(url.partition("?")[0].rpartition("/")[2])
+    client = RestClient(address)
+    item, _, _ = await client.read_versioned(CONTROL, CATALOGUE)
+    assert item is not None
+    kept = {name: value for name, value in item.items() if not name.startswith("_")}
+
+    async def restore() -> None:
+        store = connect(url)
+        live = (await store.catalogue()).live_ref
+        await store.close()
+        assert live is not None
+        await client.upsert(CONTROL, kept)
+        if not only_catalogue:
+            await AccountContainers(address, client).delete_container(container_of(live))
+
+    try:
+        yield restore
+    finally:
+        await client.close()
+
+
+async def followed_after_the_rule(url: str, restore: Restore, first: str) -> None:
+    """Put a catalogue back under two readers: both follow it after 30 s of real time, and within 45."""
+    second = await publish_to(url, lists("r2"))
+    async with reading(url) as one, reading(url) as other:
+        await until_all([one, other], second, WAIT_S)
+        await restore()
+        await asyncio.sleep(RESTORED_S / 2)
+        assert {one.release(), other.release()} == {second}
+        await until_all([one, other], first, FOLLOWED_WITHIN_S)
+
+
+@pytest.mark.soak
+async def test_a_catalogue_of_redis_put_back_by_hand_is_followed_by_the_rule(redis: RedisServer) -> None:
+    first = await publish_to(redis.url(), lists("r1"))
+    (key,) = redis.execute_command("KEYS", "*catalogue*")
+    record = redis.execute_command("GET", key)
+
+    async def restore() -> None:
+        redis.execute_command("SET", key, record)
+
+    await followed_after_the_rule(redis.url(), restore, first)
+
+
+@pytest.mark.soak
+async def test_a_catalogue_of_cosmos_put_back_by_hand_is_followed_by_the_rule(cosmos_http: Account) -> None:
+    url = cosmos_http.url(secrets.token_hex(4), ru="30000")
+    first = await publish_to(url, lists("r1"))
+    async with put_back(cosmos_http, url, only_catalogue=True) as restore:
+        await followed_after_the_rule(url, restore, first)
+
+
+@pytest.mark.soak
+async def test_a_folder_over_which_an_older_copy_was_laid_is_followed_by_the_rule_under_requests(
+    tmp_path: Path,
+) -> None:
+    store, copy = tmp_path / "store", tmp_path / "copy"
+    first = await publish_to(f"file://{store}", lists("r1"))
+    shutil.copytree(store, copy)
+    with running(store, "--workers", "2") as service:
+        await until_ready(service, first)
+        second = await publish_to(f"file://{store}", lists("r2"))
+        await until_ready(service, second)
+        with requested(service) as releases:
+            shutil.copytree(copy, store, dirs_exist_ok=True)  # in place, with the first release mapped
+            async with asyncio.timeout(FOLLOWED_WITHIN_S):
+                while set(releases[-100:]) != {first}:
+                    await asyncio.sleep(0.1)
+        await until_ready(service, first)

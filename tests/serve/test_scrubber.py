@@ -1,0 +1,118 @@
+"""Reading what is served in the background: at its rate, over and over; damage is said before anybody requests it."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from serve.exposition import Exposition
+from serve.reader import TieredReader
+from serve.scrubber import PAUSE_S, Scrubber
+from stores.memory import MemoryStore
+from tests.support.remote import RemoteStore, publish
+from tests.support.service import Service, a_list, publish_lists, running
+from tests.support.virtual import virtual
+
+ROWS_PER_S = 10.0
+
+
+def counted(text: str, name: str) -> float | None:
+    """Return the one value of a metric, where it is there."""
+    samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
+    return next((sample.value for sample in samples if sample.name == name), None)
+
+
+def found(reader: TieredReader, name: str) -> float | None:
+    return counted(Exposition(reader.metrics, reader.tiers).text().decode(), name)
+
+
+@asynccontextmanager
+async def scrubbed(memory: MemoryStore) -> AsyncIterator[TieredReader]:
+    """Read a store as if it were far away, and scrub it, until the block ends."""
+    async with TieredReader({"far": RemoteStore(memory)}) as reader:
+        await reader.wait_until_ready(10)
+        task = asyncio.create_task(Scrubber(reader.tiers, {"far": memory}, reader.metrics, ROWS_PER_S).run())
+        yield reader
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def flip(memory: MemoryStore, key: str) -> None:
+    """Flip one bit of a value in every release."""
+    for release in memory._releases.values():
+        release.rows[key] = release.rows[key][:-1] + bytes([release.rows[key][-1] ^ 1])
+
+
+@virtual
+async def test_rows_are_read_at_the_rate_and_damage_is_said_before_anybody_requests_it(memory: MemoryStore) -> None:
+    await publish(memory, "first", users=range(100))
+    async with scrubbed(memory) as reader:
+        assert found(reader, "hotplate_scrub_rows_total") is None or found(reader, "hotplate_scrub_rows_total") == 0
+        await asyncio.sleep(5)
+        rows = found(reader, "hotplate_scrub_rows_total")
+        assert rows is not None
+        assert 5 * ROWS_PER_S - 1 <= rows <= 5 * ROWS_PER_S + 1
+        assert reader.tiers[0].error is None
+        flip(memory, "user:99")
+        await asyncio.sleep(10)
+        assert found(reader, "hotplate_scrub_damaged") == 1
+        assert "user:99" in str(reader.tiers[0].error)
+        assert found(reader, "hotplate_store_corrupt_total") == 0
+
+
+@virtual
+async def test_a_release_that_is_not_served_any_more_is_not_read_to_its_end_and_the_next_one_is(
+    memory: MemoryStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    await publish(memory, "first", users=range(1000))
+    flip(memory, "user:900")
+    async with scrubbed(memory) as reader:
+        await asyncio.sleep(5)
+        await publish(memory, "second", users=range(10))
+        await asyncio.sleep(5 + 3 * PAUSE_S)
+        assert found(reader, "hotplate_scrub_damaged") == 0
+        assert (found(reader, "hotplate_scrub_pass_seconds") or 0) + 1 >= 1
+        assert reader.tiers[0].error is None
+    assert "ERROR" not in {record.levelname for record in caplog.records}
+
+
+@virtual
+async def test_whatever_a_store_raises_scrubbing_goes_on(memory: MemoryStore) -> None:
+    await publish(memory, "first", users=range(10))
+    async with scrubbed(memory) as reader:
+        releases, memory._releases = memory._releases, {}
+        await asyncio.sleep(5)
+        memory._releases = None  # type: ignore[assignment]  # a defect
+        await asyncio.sleep(5)
+        memory._releases = releases
+        await asyncio.sleep(5)
+        assert (found(reader, "hotplate_scrub_rows_total") or 0) > 10
+
+
+def until_counted(service: Service, name: str, least: float) -> None:
+    deadline = time.monotonic() + 20
+    while (counted(service.get("/metrics").body.decode(), name) or 0) < least:
+        assert time.monotonic() < deadline, f"{name} is not {least}"
+        time.sleep(0.05)
+
+
+def test_a_flipped_bit_in_a_file_is_found_in_the_background_and_degrades_its_worker(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    release = asyncio.run(publish_lists(store, {f"user:{n}": a_list(f"item-of-{n}") for n in range(50)}))
+    with running(store, "--scrub-rate", "1000", "--workers", "2") as service:
+        until_counted(service, "hotplate_scrub_rows_total", 100)
+        (path,) = (store / "releases").glob("*.mdb")
+        at = path.read_bytes().index(b'item-of-7"')
+        with path.open("r+b") as file:
+            file.seek(at)
+            file.write(b"I")
+        until_counted(service, "hotplate_scrub_damaged", 1)
+        answers = [service.get(f"/v1/recommendations/{n}").json for n in range(50)]
+        assert [n for n, answer in enumerate(answers) if answer["source"] == "popular"] == [7]
+        assert {answer["release"] for answer in answers} == {release}
+        assert "user:7" in service.log.read_text()
+        assert service.stop() == 0

@@ -1,0 +1,54 @@
+"""What the doctor finds out about an account: of the emulator, by key and by identity."""
+
+import secrets
+
+from bench.cosmos_emulator.auth import WELL_KNOWN_KEY
+from stores.connect import connect
+from stores.cosmos import examination
+from stores.cosmos.url import parse
+from stores.doctor import examine
+from stores.store import Finding, Level
+from tests.support.cosmos_account import Account
+from tests.support.service import a_list, publish_to
+
+
+async def look(url: str) -> dict[str, Finding]:
+    store = connect(url)
+    try:
+        return {each.subject: each for each in await examine(store)}
+    finally:
+        await store.close()
+
+
+async def test_a_sound_account_has_no_warning_and_is_not_changed(account: Account) -> None:
+    url = account.url(secrets.token_hex(4))
+    empty = await look(url)
+    assert (empty["may publish"].level, "is empty" in empty["may publish"].sentence) == (Level.OK, True)
+    await publish_to(url, {"user:1": a_list("a")})
+    found, again = await look(url), await look(url)
+    assert [each for each in found.values() if each.level != Level.OK] == []
+    assert found["may publish"].sentence == "yes"
+    assert found["catalogue"] == again["catalogue"]
+    assert "read in" in found["server"].sentence
+    assert "400 RU/s" in found["throughput"].sentence
+
+
+async def test_throughput_that_falls_short_is_warned_of(account: Account) -> None:
+    database = secrets.token_hex(4)
+    await publish_to(account.url(database), {"user:1": a_list("a")})
+    found = (await look(account.url(database, ru="1000")))["throughput"]
+    assert (found.level, "activate the release again" in found.sentence) == (Level.WARNING, True)
+
+
+def test_an_unencrypted_account_elsewhere_is_warned_of() -> None:
+    for url, level in (
+        ("cosmos+http://cache.example:8081/shop", Level.WARNING),
+        ("cosmos+http://127.0.0.1:8081/shop", Level.OK),
+        ("cosmos+https://cache.example:8081/shop", Level.OK),
+    ):
+        assert examination._transport(parse(url, {"HOTPLATE_COSMOS_KEY": WELL_KNOWN_KEY})).level == level
+
+
+def test_who_cannot_make_containers_is_told_how() -> None:
+    found = examination._control(parse("cosmos://account/shop", {}))
+    assert (found.level, "resource_group=" in found.sentence) == (Level.WARNING, True)

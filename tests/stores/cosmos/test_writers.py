@@ -1,0 +1,209 @@
+"""Who may write a draft on Cosmos DB: one writer at a time, and what comes late from another changes nothing."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+
+import pytest
+
+from stores import catalogue as changes
+from stores import lifecycle as life
+from stores.catalogue import DraftRef, ReleaseId
+from stores.cosmos.items import STATE, Item, ItemWritten, container_of
+from stores.cosmos.store import CosmosStore
+from stores.errors import ReleaseConflict
+from stores.store import Plan, Row
+from tests.support.cosmos_simulation import SimulatedAccount, with_simulation
+from tests.support.stores import begin, draft_of, lapse, ref
+
+R = ReleaseId("20261120T064200Z-aaaa")
+FIRST, SECOND, THIRD = (draft_of(R, writer) for writer in ("one", "two", "three"))
+ROWS = [Row(f"user:{n:04}", b"%d" % n) for n in range(100)]
+PLAN = Plan(100, 1000)
+
+
+class Held:
+    """The items of an account, whose writes wait for `go`: they are on their way."""
+
+    def __init__(self, store: CosmosStore) -> None:
+        self._items = store._items
+        self.go = asyncio.Event()
+        self.waiting = 0
+        store._rows._items = self  # type: ignore[assignment]  # whatever is not held is passed on
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._items, name)
+
+    async def create(self, container: str, item: Item) -> ItemWritten:
+        self.waiting += 1
+        await self.go.wait()
+        return await self._items.create(container, item)
+
+
+async def put_and_hold(store: CosmosStore, draft: DraftRef, rows: Sequence[Row]) -> tuple[Held, asyncio.Task[None]]:
+    held = Held(store)
+    putting = asyncio.create_task(store.put(draft, rows))
+    while held.waiting < len(rows):
+        await asyncio.sleep(0.001)
+    return held, putting
+
+
+async def scanned(account: SimulatedAccount) -> list[Row]:
+    return [row async for row in account.store(ru=4000).scan(ref(R))]
+
+
+def test_rows_of_a_former_writer_that_come_late_change_nothing_that_the_new_one_wrote() -> None:
+    async def work(account: SimulatedAccount) -> None:
+        late, new = account.store(ru=4000), account.store(ru=4000)
+        await late.create(FIRST, PLAN)
+        await late.put(FIRST, ROWS[:10])
+        held, putting = await put_and_hold(late, FIRST, [Row(key, b"late") for key, _ in ROWS[10:20]])
+        await new.create(SECOND, PLAN)
+        assert await new.resume_point(SECOND) == ROWS[9].key
+        await new.put(SECOND, ROWS[10:])
+        await new.seal(SECOND)
+        held.go.set()
+        with pytest.raises(ReleaseConflict, match="holds another value for 'user:0010'"):
+            await putting
+        assert await scanned(account) == ROWS
+        assert await new.get_many(ref(R), [row.key for row in ROWS]) == [row.value for row in ROWS]
+
+    with_simulation(work)
+
+
+def test_a_batch_that_a_former_writer_acknowledges_late_does_not_count() -> None:
+    async def work(account: SimulatedAccount) -> None:
+        late, new = account.store(ru=4000), account.store(ru=4000)
+        await late.create(FIRST, PLAN)
+        await late.put(FIRST, ROWS[:10])
+        foreign = [Row(f"user:{n:04}x", b"late") for n in range(5)]
+        held, putting = await put_and_hold(late, FIRST, [*ROWS[10:12], *foreign])
+        await new.create(SECOND, PLAN)
+        held.go.set()
+        await putting
+        assert await new.resume_point(SECOND) == ROWS[9].key
+        await new.put(SECOND, ROWS[10:])
+        await new.seal(SECOND)
+        assert await scanned(account) == ROWS
+        # What the docs say: a late row of a key that the new rows lack is there.
+        assert await new.get_many(ref(R), [foreign[0].key]) == [b"late"]
+
+    with_simulation(work)
+
+
+def test_whoever_lost_a_draft_neither_puts_nor_seals_nor_resumes() -> None:
+    async def work(account: SimulatedAccount) -> None:
+        late, new = account.store(ru=4000), account.store(ru=4000)
+        await late.create(FIRST, PLAN)
+        await late.put(FIRST, ROWS[:10])
+        await new.create(SECOND, PLAN)
+        refused: list[Callable[[], Awaitable[object]]] = [
+            partial(late.put, FIRST, ROWS[10:]),
+            partial(late.put, FIRST, ROWS, 1),
+            partial(late.seal, FIRST),
+            partial(late.resume_point, FIRST),
+        ]
+        for act in refused:
+            with pytest.raises(ReleaseConflict, match="by another process now"):
+                await act()
+        await new.put(SECOND, ROWS[10:])
+        await new.seal(SECOND)
+        await new.seal(SECOND)
+        for store, draft in ((late, FIRST), (late, THIRD), (new, SECOND)):
+            await store.seal(draft)
+            with pytest.raises(ReleaseConflict, match="is sealed"):
+                await store.create(draft, PLAN)
+        assert await scanned(account) == ROWS
+
+    with_simulation(work)
+
+
+def test_what_each_of_several_writers_acknowledged_counts_and_is_not_put_again() -> None:
+    async def work(account: SimulatedAccount) -> None:
+        dictionary, odd = Row("meta:dictionary", b"early"), [Row(f"user:{n:04}+", b"odd") for n in range(30)]
+        done = 0
+        for draft in (FIRST, SECOND, THIRD):
+            store = account.store(ru=4000)
+            await store.create(draft, PLAN)
+            await store.create(draft, PLAN)
+            assert await store.resume_point(draft) == (ROWS[done - 1].key if done else None)
+            assert await store.resume_point(draft, 1) == (odd[done - 1].key if done else None)
+            if not done:
+                await store.put(draft, [dictionary])
+            for start in (done, done + 5):
+                await store.put(draft, ROWS[start : start + 5])
+                await store.put(draft, odd[start : start + 5], 1)
+            done += 10
+        await store.put(draft, ROWS[done:])
+        await store.seal(draft)
+        assert await scanned(account) == sorted([dictionary, *ROWS, *odd])
+        assert account.answers(409, "create item") == 5, "the state, for each `create` but the first"
+
+    with_simulation(work)
+
+
+def test_a_row_whose_answer_was_lost_is_compared_and_other_bytes_are_a_conflict() -> None:
+    async def work(account: SimulatedAccount) -> None:
+        store = account.store(ru=4000)
+        await store.create(FIRST, PLAN)
+        account.misbehave({"kind": "reset", "operation": "create item", "share": 0.5})
+        await store.put(FIRST, ROWS)
+        account.misbehave()
+        reads = account.answers(200, "read item")
+        await store.put(FIRST, [Row("user:new", b"")])
+        assert account.answers(200, "read item") - reads == 1, "of the state: rows are read only where they are there"
+        await store.put(FIRST, ROWS[50:60])
+        with pytest.raises(ReleaseConflict, match="another writer, or other lists, wrote it; publish anew"):
+            await store.put(FIRST, [Row(ROWS[7].key, b"other")])
+        await store.seal(FIRST)
+        assert await scanned(account) == [*ROWS, Row("user:new", b"")]
+
+    with_simulation(work)
+
+
+def test_of_two_that_take_a_draft_over_at_once_one_becomes_its_writer() -> None:
+    async def work(account: SimulatedAccount) -> None:
+        await account.store(ru=4000).create(FIRST, PLAN)
+        stores = [account.store(ru=4000) for _ in range(2)]
+        await asyncio.gather(*(store.create(draft, PLAN) for store, draft in zip(stores, (SECOND, THIRD), strict=True)))
+        outcomes = await asyncio.gather(
+            *(store.put(draft, ROWS) for store, draft in zip(stores, (SECOND, THIRD), strict=True)),
+            return_exceptions=True,
+        )
+        assert sorted(type(outcome).__name__ for outcome in outcomes) == ["NoneType", "ReleaseConflict"]
+
+    with_simulation(work)
+
+
+def test_a_draft_that_an_older_hotplate_began_is_not_continued() -> None:
+    async def work(account: SimulatedAccount) -> None:
+        store = account.store(ru=4000)
+        await store.create(FIRST, PLAN)
+        _, etag, _ = await store._items.read_versioned(container_of(FIRST), STATE)
+        assert (await store._items.replace(container_of(FIRST), {"id": STATE, "state": "draft"}, etag)).done
+        with pytest.raises(ReleaseConflict, match="begun by an older hotplate, which alone could continue it"):
+            await store.create(SECOND, PLAN)
+        with pytest.raises(ReleaseConflict):
+            await store.put(SECOND, ROWS)
+
+    with_simulation(work)
+
+
+def test_a_writer_that_was_paused_before_it_claimed_its_draft_displaces_nobody() -> None:
+    async def work(account: SimulatedAccount) -> None:
+        paused, new = account.store(ru=4000), account.store(ru=4000)
+        await begin(paused, R)
+        first = draft_of(R)
+        await new.create(first, PLAN)
+        second = first._replace(writer="two")
+        await lapse(new)
+        await life.change(new, lambda found: changes.take_over(found, second))
+        await new.create(second, PLAN)
+        for late in (first, first._replace(writer="nobody")):
+            with pytest.raises(ReleaseConflict, match="by another process now"):
+                await paused.create(late, PLAN)
+        await new.put(second, ROWS)
+        await new.seal(second)
+        assert await scanned(account) == ROWS
+
+    with_simulation(work)

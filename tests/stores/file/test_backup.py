@@ -1,0 +1,335 @@
+"""Backups are consistent whatever goes on, complete or absent; what is put back is followed at once."""
+
+import asyncio
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TypeVar
+
+import pytest
+
+from stores.catalogue import LEASE_S, ReleaseId, State, follows
+from stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreFull, StoreMisused
+from stores.file import backup as backups
+from stores.file.backup import backup, restore
+from stores.file.store import LmdbStore
+from stores.lifecycle import activate, begin, prune, publish, rollback
+from stores.store import Plan, Row
+from stores.verification import verify
+from tests.support.clock import FakeClock
+from tests.support.stores import batches, published_rows, ref_of
+
+T = TypeVar("T")
+
+PLAN = Plan(200, 20_000)
+
+
+def rows(word: str) -> list[Row]:
+    return [Row("popular:", b"{}"), *(Row(f"user:{n:03}", word.encode() * 20) for n in range(199))]
+
+
+async def published(store: LmdbStore, word: str, *, live: bool = True) -> ReleaseId:
+    return (await publish(store, batches(rows(word), 50), plan=PLAN, about={}, live=live)).manifest.release
+
+
+async def states(store: LmdbStore) -> dict[ReleaseId, str]:
+    return {entry.id: entry.state.value for entry in (await store.catalogue()).releases}
+
+
+@pytest.fixture
+async def store(tmp_path: Path, clock: FakeClock) -> AsyncIterator[LmdbStore]:
+    opened = LmdbStore(tmp_path / "store", clock)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    return tmp_path / "backups" / "monday"
+
+
+async def verified(folder: Path) -> LmdbStore:
+    """Open a store of which every release adds up."""
+    found = LmdbStore(folder)
+    for entry in (await found.catalogue()).releases:
+        await verify(found, entry.ref)
+    return found
+
+
+async def test_a_backup_is_a_store_of_all_that_is_complete(store: LmdbStore, target: Path) -> None:
+    first, second = await published(store, "first"), await published(store, "second")
+    third = await published(store, "third", live=False)
+    await begin(store, ReleaseId("20261120T064200Z-aaaa"))
+    progress = list[tuple[int, int]]()
+    result = await backup(store, target, lambda *done: progress.append(done))
+    assert (result.live, result.releases) == (second, (first, second, third))
+    assert progress[-1] == (result.copied_bytes, result.copied_bytes)
+    found = await verified(target)
+    assert await states(found) == {first: "superseded", second: "live", third: "ready"}
+    assert await published_rows(found, second) == rows("second")
+    await activate(found, third)
+    assert await rollback(found) == second
+    assert await rollback(found) == first
+    await found.close()
+    assert [path.name for path in target.parent.iterdir()] == ["monday"]
+
+
+async def test_a_backup_is_consistent_while_releases_come_and_go(store: LmdbStore, target: Path) -> None:
+    lists = {await published(store, "0"): "0"}
+
+    async def churn() -> None:
+        for number in range(1, 12):
+            lists[await published(store, str(number))] = str(number)
+            await prune(store, keep=0, grace_s=0.0)
+
+    churning, number = asyncio.create_task(churn()), 0
+    while not churning.done():
+        number += 1
+        await backup(store, target.with_name(f"{number}"))
+    await churning
+    for folder in target.parent.iterdir():
+        found = await verified(folder)
+        live = (await found.catalogue()).live
+        assert live is not None
+        assert await published_rows(found, live) == rows(lists[live])
+        await found.close()
+    assert number > 1
+
+
+async def test_a_release_that_is_pruned_while_it_is_copied_is_in_the_backup(store: LmdbStore, target: Path) -> None:
+    first, second = await published(store, "first"), await published(store, "second")
+    pruning = list[asyncio.Task[list[ReleaseId]]]()
+
+    def on_progress(_done: int, _total: int) -> None:
+        if not pruning:
+            pruning.append(asyncio.create_task(prune(store, keep=0, grace_s=0.0)))
+
+    await backup(store, target, on_progress)
+    assert await pruning[0] == [first]
+    found = await verified(target)
+    assert await states(found) == {first: "superseded", second: "live"}
+    await found.close()
+
+
+async def test_a_backup_of_what_is_damaged_or_gone_or_absent_leaves_nothing(store: LmdbStore, target: Path) -> None:
+    with pytest.raises(ReleaseNotFound, match="holds no store"):
+        await backup(store, target)
+    release = await ref_of(store, await published(store, "first"))
+    path = store.folder / "releases" / f"{release.incarnation}.mdb"
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"first", b"farst"))
+    with pytest.raises(ReleaseCorrupt, match="damaged between bytes"):
+        await backup(store, target)
+    path.unlink()
+    with pytest.raises(ReleaseNotFound, match=release.incarnation):
+        await backup(store, target)
+    assert list(target.parent.iterdir()) == []
+
+
+async def test_a_folder_with_something_in_it_is_no_target(store: LmdbStore, target: Path) -> None:
+    await published(store, "first")
+    target.mkdir(parents=True)
+    await backup(store, target)
+    with pytest.raises(StoreMisused, match="name a folder that is new, or empty"):
+        await backup(store, target)
+
+
+async def test_a_disk_without_room_is_refused_with_the_numbers(
+    store: LmdbStore, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await published(store, "first")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+    with pytest.raises(StoreFull, match=r"take 0 MB and 0 MB are free beside"):
+        await backup(store, target)
+    assert list(target.parent.iterdir()) == []
+
+
+KILLED = """
+import asyncio, sys
+from pathlib import Path
+from stores.file.backup import backup
+from stores.file.store import LmdbStore
+
+def on_progress(done, total):
+    print(done, flush=True)
+    sys.stdin.readline()
+
+asyncio.run(backup(LmdbStore(Path(sys.argv[1])), Path(sys.argv[2]), on_progress))
+"""
+
+
+async def test_a_backup_that_was_killed_is_absent_and_its_remains_are_swept_by_the_next(
+    store: LmdbStore, target: Path
+) -> None:
+    await published(store, "first")
+    processes = [
+        subprocess.Popen(  # noqa: ASYNC220 -- nothing else waits while a test starts a process
+            [sys.executable, "-c", KILLED, str(store.folder), str(target)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        for _ in range(2)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+    dead, living = processes
+    dead.send_signal(signal.SIGKILL)
+    dead.communicate()
+    assert not target.exists()
+    assert len(list(target.parent.iterdir())) == 2
+    other = target.with_name("tuesday")
+    await backup(store, other)
+    assert len(list(target.parent.glob(".monday.new-*"))) == 2, "only the next of that name sweeps"
+    with pytest.raises(StoreMisused):
+        await backup(store, other)
+    await backup(store, target)
+    assert len(list(target.parent.glob(".monday.new-*"))) == 1, "whose owner lives"
+    living.communicate(b"\n" * 9)
+    assert sorted(path.name for path in target.parent.iterdir()) == ["monday", "tuesday"]
+    await (await verified(target)).close()
+
+
+async def test_a_backup_is_put_back_into_an_empty_folder(store: LmdbStore, target: Path, tmp_path: Path) -> None:
+    first, second = await published(store, "first"), await published(store, "second")
+    await backup(store, target)
+    elsewhere = LmdbStore(tmp_path / "elsewhere")
+    result = await restore(target, elsewhere)
+    assert result.live == second
+    found = await verified(elsewhere.folder)
+    assert await states(found) == {first: "superseded", second: "live"}
+    assert (await found.catalogue()).store_id == (await store.catalogue()).store_id
+    assert sorted(path.name for path in elsewhere.folder.iterdir() if path.name[0] == ".") == []
+    await found.close()
+    with pytest.raises(ReleaseConflict, match="or say over it"):
+        await restore(target, elsewhere)
+    with pytest.raises(ReleaseNotFound, match="holds no store"):
+        await restore(tmp_path / "nowhere", elsewhere, over=True)
+
+
+async def test_a_backup_that_is_put_back_over_a_store_in_use_is_followed_at_once(
+    store: LmdbStore, target: Path, clock: FakeClock
+) -> None:
+    first, second = await published(store, "first"), await published(store, "second")
+    await backup(store, target)
+    third = await published(store, "third")
+    draft = await begin(store, ReleaseId("20261120T064200Z-aaaa"))
+    worker = LmdbStore(store.folder, clock)
+    watched = worker.changes()
+    seen = await anext(watched)
+    assert seen.live == third
+    value = worker.get(await ref_of(worker, third), "user:001")
+
+    result = await restore(target, store, over=True)
+    assert (result.live, result.copied_bytes) == (second, 0)
+    found = await anext(watched)
+    assert follows(found, seen)
+    assert found.live == second
+    assert await states(store) == {
+        draft.id: "draft", third: "withdrawn", first: "superseded", second: "live",
+    }  # fmt: skip
+    assert worker.get(await ref_of(worker, third), "user:001") == value
+    assert await published_rows(worker, second) == rows("second")
+    assert await rollback(store) == first
+    await activate(store, second)
+    clock.now += LEASE_S + 10_000
+    assert set(await prune(store)) == {draft.id, third}
+    await worker.close()
+
+
+async def test_what_is_being_pruned_is_put_back_under_another_incarnation(
+    store: LmdbStore, target: Path, clock: FakeClock
+) -> None:
+    first = await published(store, "first")
+    old = await ref_of(store, first)
+    await backup(store, target)
+    second = await published(store, "second")
+    clock.now += 10_000
+
+    async def stop(*_: object) -> None:
+        raise ReleaseConflict("stopped between marking and erasing")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stores.lifecycle._drop", stop)
+        with pytest.raises(ReleaseConflict, match="stopped"):
+            await prune(store, keep=0)
+    assert (await restore(target, store, over=True)).copied_bytes > 0
+    await store.erase(old)
+    assert await published_rows(store, first) == rows("first")
+    assert (await states(store))[second] == "withdrawn"
+    clock.now += 10_000
+    assert set(await prune(store, keep=0)) == {first, second}
+    assert [(entry.id, entry.state) for entry in (await store.catalogue()).releases] == [(first, State.LIVE)]
+    assert await published_rows(store, first) == rows("first")
+
+
+async def test_a_damaged_release_is_healed_by_putting_the_backup_back(store: LmdbStore, target: Path) -> None:
+    first = await published(store, "first")
+    await backup(store, target)
+    release = await ref_of(store, first)
+    path = store.folder / "releases" / f"{release.incarnation}.mdb"
+    path.write_bytes(path.read_bytes().replace(b"first", b"farst"))
+    assert (await restore(target, store, over=True)).copied_bytes > 0
+    assert await published_rows(store, first) == rows("first")
+    await verify(store, await ref_of(store, first))
+
+
+async def test_an_unreadable_catalogue_is_replaced(store: LmdbStore, target: Path) -> None:
+    first = await published(store, "first")
+    await backup(store, target)
+    (store.folder / "catalogue.json").write_text("{")
+    await restore(target, store, over=True)
+    assert await published_rows(store, first) == rows("first")
+
+
+async def test_a_prune_that_comes_between_is_a_sentence_and_changes_nothing(
+    store: LmdbStore, target: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await published(store, "first")
+    await backup(store, target)
+    second = await published(store, "second")
+    clock.now += 10_000
+    put_in_place = asyncio.to_thread
+
+    async def after_a_prune(work: Callable[..., T], *arguments: object) -> T:
+        if work is backups._put_in_place:
+            monkeypatch.undo()
+            await prune(store, keep=0)
+        return await put_in_place(work, *arguments)
+
+    monkeypatch.setattr(asyncio, "to_thread", after_a_prune)
+    with pytest.raises(ReleaseConflict, match="restore again"):
+        await restore(target, store, over=True)
+    assert await states(store) == {second: "live"}
+    await restore(target, store, over=True)
+    assert await published_rows(store, second) == rows("second")
+
+
+async def test_a_restore_that_ends_before_its_last_step_changes_nothing_that_is_read(
+    store: LmdbStore, target: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await published(store, "first")
+    await backup(store, target)
+    path = store.folder / "releases" / f"{(await ref_of(store, first)).incarnation}.mdb"
+    second = await published(store, "second")
+    path.write_bytes(path.read_bytes().replace(b"first", b"farst"))  # so that it has to be copied
+    before = await store.catalogue()
+
+    def end(*_: object) -> None:
+        raise StoreFull("ended")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("stores.file.catalogue.CatalogueFile.replace", end)
+        with pytest.raises(StoreFull, match="ended"):
+            await restore(target, store, over=True)
+    assert await store.catalogue() == before
+    assert await published_rows(store, second) == rows("second")
+    assert len(await store.incarnations()) == 3
+    clock.now += 10_000
+    await prune(store)
+    assert set(await store.incarnations()) == {entry.incarnation for entry in before.releases}
+    assert not list(store.folder.glob(".restored.new-*"))

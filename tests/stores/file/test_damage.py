@@ -1,0 +1,337 @@
+"""Damaged files: what is whole is served, what is not is an error, and no changed byte stays unseen."""
+
+import asyncio
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from stores.catalogue import DraftRef, ReleaseId, ReleaseRef
+from stores.errors import ReleaseCorrupt, ReleaseNotFound
+from stores.file import block_sums
+from stores.file.store import LmdbStore, damaged_files
+from stores.lifecycle import publish
+from stores.store import LocalReader, Plan, Row, SelfChecked
+from stores.verification import verify
+from tests.support.soak import SEED, scaled
+from tests.support.stores import batches, ref_of
+
+DRAFT = DraftRef(ReleaseId("20261120T064200Z-aaaa"), "0123456789ab", "writer")
+RELEASE = DRAFT.release
+PAGE = 4096
+PLAN = Plan(2001, 100_000)
+KEYS = [f"user:{n:06}" for n in range(2000)]
+
+
+async def sealed(folder: Path, keys: list[str] = KEYS, large: int = 0) -> Path:
+    """Write a release of small values, and *large* values that take pages of their own; return its file."""
+    store = LmdbStore(folder)
+    rows = [Row(key, key.encode() * (800 if n < large else 8)) for n, key in enumerate(keys)]
+    await store.create(DRAFT, Plan(len(rows), 100_000))
+    await store.put(DRAFT, rows)
+    await store.seal(DRAFT)
+    await store.close()
+    return folder / "releases" / f"{DRAFT.incarnation}.mdb"
+
+
+def flip(path: Path, offset: int, change: int = 0xFF) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        (byte,) = file.read(1)
+        file.seek(offset)
+        file.write(bytes([byte ^ change]))
+
+
+def spoil_page_of(path: Path, key: str) -> None:
+    """Make the page that holds *key* one of no known kind."""
+    flags = path.read_bytes().index(key.encode()) // PAGE * PAGE + 10
+    flip(path, flags)
+    flip(path, flags + 1)
+
+
+async def test_a_damaged_page_fails_its_own_keys_only(tmp_path: Path) -> None:
+    spoil_page_of(await sealed(tmp_path), KEYS[1000])
+    store = LmdbStore(tmp_path)
+    assert isinstance(store, LocalReader)
+    with pytest.raises(ReleaseCorrupt, match=r"user:001000.*hotplate releases verify"):
+        store.get(RELEASE, KEYS[1000])
+    assert store.get(RELEASE, KEYS[0]) == KEYS[0].encode() * 8
+    slots = await store.get_many(RELEASE, KEYS)
+    failed = [key for key, slot in zip(KEYS, slots, strict=True) if isinstance(slot, ReleaseCorrupt)]
+    assert KEYS[1000] in failed
+    assert len(failed) < 100
+    for key, slot in zip(KEYS, slots, strict=True):
+        assert key in failed or slot == key.encode() * 8
+    assert store.get(RELEASE, KEYS[1999]) == KEYS[1999].encode() * 8
+    await store.close()
+
+
+async def test_a_damaged_file_that_was_warmed_serves_all_keys_but_those_of_its_damaged_pages(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spoil_page_of(await sealed(tmp_path, large=20), KEYS[1000])
+    store = LmdbStore(tmp_path)
+    for _ in range(2):
+        await store.warm(RELEASE)
+    assert caplog.text.count("is damaged in 1 blocks") == 1
+    for _ in range(2):
+        slots = await store.get_many(RELEASE, KEYS)
+        failed = [key for key, slot in zip(KEYS, slots, strict=True) if isinstance(slot, ReleaseCorrupt)]
+        assert KEYS[1000] in failed
+        assert len(failed) < 100
+        for n, (key, slot) in enumerate(zip(KEYS, slots, strict=True)):
+            assert key in failed or slot == key.encode() * (800 if n < 20 else 8)
+    assert await store.get_many(RELEASE, ["a", "user:", "user:999999"]) == [None, None, None]
+    with pytest.raises(ReleaseCorrupt, match="user:001000"):
+        store.get(RELEASE, KEYS[1000])
+    await store.close()
+
+
+async def test_pages_read_by_hand_hold_what_lmdb_finds_on_them(tmp_path: Path) -> None:
+    draw = random.Random(SEED)
+    keys = sorted({f"user:{draw.randrange(1 << 40)}" + "é" * draw.randrange(60) for _ in range(6000)}, key=str.encode)
+    path = await sealed(tmp_path, keys, large=50)
+    flip(path, path.read_bytes().index(keys[0].encode() * 8))
+    store, careful = LmdbStore(tmp_path), LmdbStore(tmp_path)
+    absent = [key + "x" for key in keys]
+    found = await store.get_many(RELEASE, keys + absent)
+    await careful.warm(RELEASE)
+    for key, slot, expected in zip(keys + absent, await careful.get_many(RELEASE, keys + absent), found, strict=True):
+        assert slot == expected or (expected is None and isinstance(slot, ReleaseCorrupt)), key
+    await store.close()
+    await careful.close()
+
+
+async def test_a_scan_and_a_check_of_a_damaged_file_say_where(tmp_path: Path) -> None:
+    path = await sealed(tmp_path)
+    flip(path, path.read_bytes().index(b"user:001000") + 20)
+    store = LmdbStore(tmp_path)
+    with pytest.raises(ReleaseCorrupt) as caught:
+        await store.check_integrity(RELEASE)
+    said = re.search(
+        r"0123456789ab\.mdb is damaged between bytes \d+ and \d+, where '(.*)' to '(.*)' are; .*repair.*publish again",
+        str(caught.value),
+    )
+    assert said
+    assert said[1] < "user:001000" < said[2]
+    with pytest.raises(ReleaseCorrupt, match="damaged between"):
+        async for _ in store.scan(RELEASE):
+            pass
+    await store.close()
+
+
+async def test_any_one_byte_that_is_changed_is_found(tmp_path: Path) -> None:
+    path = await sealed(tmp_path, large=20)
+    draw = random.Random(SEED)
+    size = path.stat().st_size
+    headers = [page + draw.randrange(40) for page in range(0, size - 40, PAGE)]
+    await find_each(tmp_path, path, [*headers, *(draw.randrange(size) for _ in range(200))], draw)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+async def test_any_byte_of_a_small_file_that_is_changed_is_found(tmp_path: Path) -> None:
+    path = await sealed(tmp_path, KEYS[:300], large=2)
+    every = range(path.stat().st_size)
+    draw = random.Random(SEED)
+    await find_each(tmp_path, path, sorted(draw.sample(every, min(len(every), scaled(len(every))))), draw)
+
+
+async def find_each(folder: Path, path: Path, offsets: list[int], draw: random.Random) -> None:
+    store: SelfChecked = LmdbStore(folder)
+    await store.check_integrity(RELEASE)
+    for offset in offsets:
+        change = 1 << draw.randrange(8) if draw.random() < 0.5 else draw.randrange(1, 256)
+        flip(path, offset, change)
+        for reader in (store, LmdbStore(folder)):
+            assert await is_damaged(reader), f"byte {offset} of {path.stat().st_size}, changed by {change:#x}"
+        flip(path, offset, change)
+    await store.check_integrity(RELEASE)
+
+
+async def is_damaged(store: SelfChecked) -> bool:
+    try:
+        await store.check_integrity(RELEASE)
+    except ReleaseCorrupt:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("seed", range(10))
+async def test_a_block_of_anything_at_all_is_damage_and_its_keys_are_made_out_as_well_as_can_be(
+    tmp_path: Path, seed: int
+) -> None:
+    path = await sealed(tmp_path)
+    noise = bytearray(random.Random(SEED + seed).randbytes(block_sums.BLOCK_BYTES))
+    for page in range(0, len(noise), PAGE):
+        noise[page + 10 : page + 12] = b"\2\0"  # every page claims to be a leaf
+    data = path.read_bytes()
+    path.write_bytes(data[: block_sums.BLOCK_BYTES] + noise + data[2 * block_sums.BLOCK_BYTES :])
+    assert await is_damaged(LmdbStore(tmp_path))
+
+
+async def test_two_blocks_that_changed_places_are_found(tmp_path: Path) -> None:
+    path = await sealed(tmp_path, large=200)
+    data = path.read_bytes()
+    size = block_sums.BLOCK_BYTES
+    path.write_bytes(data[:size] + data[2 * size : 3 * size] + data[size : 2 * size] + data[3 * size :])
+    with pytest.raises(ReleaseCorrupt, match="damaged"):
+        await LmdbStore(tmp_path).check_integrity(RELEASE)
+
+
+async def without_sums(folder: Path) -> tuple[ReleaseRef, Path]:
+    """Make a file as format 1 wrote it: named by the id, and with no sums."""
+    path = await sealed(folder)
+    with path.open("rb") as file:
+        sums = block_sums.read(file.fileno())
+    assert sums is not None
+    os.truncate(path, sums.size)
+    return ReleaseRef(RELEASE.id, RELEASE.id), path.rename(path.with_stem(RELEASE.id))
+
+
+async def test_a_key_that_is_no_text_is_damage_also_where_there_are_no_sums(tmp_path: Path) -> None:
+    release, path = await without_sums(tmp_path)
+    store = LmdbStore(tmp_path)
+    assert len([row async for row in store.scan(release)]) == len(KEYS)
+    await store.close()
+    flip(path, path.read_bytes().index(b"user:000500") + 5, 0xCF)
+    store = LmdbStore(tmp_path)
+    with pytest.raises(ReleaseCorrupt, match=r"its key b'user:\\xff00500' is no text"):
+        async for _ in store.scan(release):
+            pass
+    await store.close()
+
+
+async def test_keys_out_of_order_are_damage_also_where_there_are_no_sums(tmp_path: Path) -> None:
+    release, path = await without_sums(tmp_path)
+    flip(path, path.read_bytes().index(b"user:000500") + 5, 8)
+    store = LmdbStore(tmp_path)
+    with pytest.raises(ReleaseCorrupt, match=r"b'user:000501' stands after b'user:800500'"):
+        async for _ in store.scan(release):
+            pass
+    await store.close()
+
+
+async def test_a_spoiled_page_ends_a_scan_with_the_last_good_key_also_where_there_are_no_sums(tmp_path: Path) -> None:
+    release, path = await without_sums(tmp_path)
+    spoil_page_of(path, KEYS[1000])
+    store = LmdbStore(tmp_path)
+    with pytest.raises(ReleaseCorrupt, match=r"is damaged.*b'user:000"):
+        async for _ in store.scan(release):
+            pass
+    await store.close()
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        pytest.param(lambda path: os.truncate(path, 0), id="emptied"),
+        pytest.param(lambda path: os.truncate(path, 100), id="cut to 100 bytes"),
+        pytest.param(lambda path: os.truncate(path, path.stat().st_size // 2), id="cut by half"),
+        pytest.param(lambda path: os.truncate(path, path.stat().st_size // PAGE * PAGE), id="cut to its pages"),
+        pytest.param(lambda path: os.truncate(path, path.stat().st_size - 1), id="cut by one byte"),
+        pytest.param(lambda path: os.truncate(path, path.stat().st_size + PAGE), id="longer"),
+        pytest.param(lambda path: path.write_bytes(b"x" * 100_000), id="another file"),
+        pytest.param(lambda path: flip(path, 40), id="a damaged first page"),
+    ],
+)
+async def test_files_that_must_not_be_mapped_are_known_without_mapping_them(
+    tmp_path: Path, harm: Callable[[Path], object]
+) -> None:
+    path = await sealed(tmp_path)
+    shutil.copy(path, path.with_stem("ba9876543210"))
+    assert damaged_files(tmp_path) == []
+    harm(path)
+    assert damaged_files(tmp_path) == [path]
+    with pytest.raises(ReleaseCorrupt):
+        LmdbStore(tmp_path).get(RELEASE, KEYS[0])
+    path.unlink()
+    assert damaged_files(tmp_path) == []
+    assert damaged_files(tmp_path / "nowhere") == []
+
+
+async def test_damaged_sums_are_no_reason_not_to_serve_what_is_whole(tmp_path: Path) -> None:
+    path = await sealed(tmp_path)
+    flip(path, path.stat().st_size - 3)
+    store = LmdbStore(tmp_path)
+    assert store.get(RELEASE, KEYS[7]) == KEYS[7].encode() * 8
+    assert damaged_files(tmp_path) == []
+    with pytest.raises(ReleaseCorrupt, match="the checksums at the end"):
+        await store.check_integrity(RELEASE)
+    await store.close()
+
+
+async def test_a_release_is_warmed_without_a_read_of_any_row(tmp_path: Path) -> None:
+    await sealed(tmp_path)
+    store = LmdbStore(tmp_path)
+    await store.warm(RELEASE)
+    with pytest.raises(ReleaseNotFound):
+        await store.warm(RELEASE._replace(incarnation="ffffffffffff"))
+    await store.close()
+
+
+async def test_a_release_that_was_published_and_then_damaged_is_refused_by_verify_wherever_it_is(
+    tmp_path: Path,
+) -> None:
+    store = LmdbStore(tmp_path)
+    rows = [Row("popular:", b"{}"), *(Row(key, b'{"id":"a","score":1}') for key in KEYS)]
+    release = await ref_of(store, (await publish(store, batches(rows, 500), plan=PLAN, about={})).manifest.release)
+    await store.close()
+    path = tmp_path / "releases" / f"{release.incarnation}.mdb"
+    data, draw = path.read_bytes(), random.Random(SEED)
+    places = [data.index(text) for text in (b"user:000500", b"meta:manifest", b'{"id":"a"', b'"digest"')]
+    for offset in [*places, *(draw.randrange(len(data)) for _ in range(40))]:
+        flip(path, offset)
+        store = LmdbStore(tmp_path)
+        with pytest.raises(ReleaseCorrupt, match="publish"):
+            await verify(store, release)
+        await store.close()
+        flip(path, offset)
+    assert (await verify(store, release)).counts["user"] == len(KEYS)
+    await store.close()
+
+
+READER = """
+import asyncio, random, sys
+from pathlib import Path
+from stores.catalogue import ReleaseRef
+from stores.errors import ReleaseCorrupt
+from stores.file.store import LmdbStore
+
+async def main(folder, release, changes, seed):
+    path, draw = folder / "releases" / f"{release.incarnation}.mdb", random.Random(seed)
+    keys, data = [f"user:{n:06}" for n in range(2000)], path.read_bytes()
+    for _ in range(changes):
+        page = draw.randrange(len(data) // 4096) * 4096
+        offset = page + draw.randrange(64 if draw.random() < 0.7 else 4096)
+        with path.open("r+b") as file:
+            file.seek(offset)
+            file.write(bytes([data[offset] ^ draw.randrange(1, 256)]))
+        print(offset, flush=True)
+        store = LmdbStore(folder)
+        try:
+            await store.warm(release)
+            await store.get_many(release, keys)
+        except ReleaseCorrupt:
+            pass  # the first pages, without which nothing is mapped
+        await store.close()
+        with path.open("r+b") as file:
+            file.seek(offset)
+            file.write(data[offset : offset + 1])
+
+asyncio.run(main(Path(sys.argv[1]), ReleaseRef(*sys.argv[2:4]), *map(int, sys.argv[4:])))
+"""
+
+
+@pytest.mark.parametrize("changes", [60, pytest.param(scaled(4_000), id="soak", marks=pytest.mark.soak)])
+async def test_reading_a_damaged_file_that_was_warmed_ends_no_process(tmp_path: Path, changes: int) -> None:
+    await sealed(tmp_path, large=20)
+    reader = [sys.executable, "-c", READER, str(tmp_path), *RELEASE, str(changes), str(SEED)]
+    done = await asyncio.to_thread(subprocess.run, reader, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"byte {done.stdout.split()[-1]}: {done.stderr}"

@@ -1,0 +1,144 @@
+"""A full disk: said in a sentence with the numbers, the draft's space given back, and every swap goes on working."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from stores.catalogue import LEASE_S, State
+from stores.errors import StoreFull
+from stores.file.store import LmdbStore
+from stores.lifecycle import activate, prune, publish, rollback
+from stores.store import Plan, Row
+from stores.verification import verify
+from tests.support.clock import FakeClock
+from tests.support.stores import batches
+
+DISK_BYTES = 4_000_000
+SMALL = [Row("popular:", b"{}"), *(Row(f"user:{n:06}", b"x" * 500) for n in range(1000))]
+LARGE = [Row("popular:", b"{}"), *(Row(f"user:{n:06}", b"x" * 500) for n in range(10_000))]
+UNDERSTATED = Plan(10, 5000)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """Mount a file system of 4 MB, in memory."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "hotplate-test", str(place)]
+    mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if mounted.returncode != 0:
+        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def free(disk: Path) -> int:
+    status = os.statvfs(disk)
+    return status.f_bavail * status.f_frsize
+
+
+def fill(disk: Path) -> Path:
+    """Take all that is free, to the last page."""
+    filler = disk / "filler"
+    with filler.open("ab", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    assert free(disk) == 0
+    return filler
+
+
+async def test_a_disk_that_runs_full_is_a_sentence_with_the_numbers_and_nothing_is_left(disk: Path) -> None:
+    store = LmdbStore(disk)
+    first = (await publish(store, batches(SMALL, 100), plan=UNDERSTATED, about={})).manifest
+    before = free(disk)
+    for rows in (100, 2000):
+        with pytest.raises(
+            StoreFull, match=r"needs about \d MB in \S+, of which \d MB were written, and \d MB are free;"
+        ):
+            await publish(store, batches(LARGE, rows), plan=UNDERSTATED, about={})
+        assert free(disk) >= before - 65_536
+        assert [entry.id for entry in (await store.catalogue()).releases] == [first.release]
+    await publish(store, batches(SMALL, 100), plan=UNDERSTATED, about={})
+    await store.close()
+
+
+async def test_on_a_full_disk_activate_rollback_begin_and_prune_work(disk: Path, clock: FakeClock) -> None:
+    store = LmdbStore(disk, clock)
+    first, second, third = [
+        (await publish(store, batches(SMALL, 100), plan=UNDERSTATED, about={})).manifest.release for _ in range(3)
+    ]
+    filler = fill(disk)
+    for _ in range(3):
+        assert await rollback(store) == second
+        await activate(store, third)
+        with pytest.raises(StoreFull, match=r"and 0 MB are free"):
+            await publish(store, batches(SMALL, 100), plan=UNDERSTATED, about={})
+    clock.now += LEASE_S + 10_000
+    assert await prune(store) == [first]
+    filler.unlink()
+    found = await store.catalogue()
+    assert {entry.id: entry.state for entry in found.releases} == {second: State.SUPERSEDED, third: State.LIVE}
+    assert found.live_ref is not None
+    assert await verify(store, found.live_ref)
+    await store.close()
+
+
+async def test_the_room_for_the_next_catalogue_is_taken_again_once_there_is_some(disk: Path) -> None:
+    store = LmdbStore(disk)
+    first, second = [
+        (await publish(store, batches(SMALL, 100), plan=UNDERSTATED, about={})).manifest.release for _ in range(2)
+    ]
+    spare = disk / "catalogue.spare"
+    spare.unlink()
+    fill(disk)
+    with pytest.raises(StoreFull, match=r"no space left to write \S+catalogue\.spare"):
+        await rollback(store)
+    assert (await store.catalogue()).live == second
+    (disk / "filler").unlink()
+    assert await rollback(store) == first
+    assert spare.stat().st_blocks * 512 >= 65_536
+    fill(disk)
+    await activate(store, second)
+    await store.close()
+
+
+LIMITED = """
+import asyncio, resource, sys
+from pathlib import Path
+from stores.errors import StoreFull
+from stores.lifecycle import publish
+from stores.file.store import LmdbStore
+from stores.store import Plan, Row
+
+async def batches():
+    yield [Row("popular:", b"{}")]
+    for start in range(0, 10_000, 100):
+        yield [Row(f"user:{n:06}", b"x" * 500) for n in range(start, start + 100)]
+
+async def main():
+    store = LmdbStore(Path(sys.argv[1]))
+    try:
+        await publish(store, batches(), plan=Plan(*map(int, sys.argv[2:])), about={})
+    except StoreFull as error:
+        print(error)
+    assert (await store.catalogue()).releases == ()
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("plan", [(10, 5000), (10_001, 5_120_000)], ids=["found on the way", "known beforehand"])
+async def test_a_limit_of_the_size_of_files_is_a_sentence_and_nothing_is_left(
+    tmp_path: Path, plan: tuple[int, int]
+) -> None:
+    command = [sys.executable, "-c", LIMITED, str(tmp_path), *map(str, plan)]
+    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False)
+    assert "this process may write files of 2 MB (ulimit -f); raise the limit" in done.stdout, done.stderr
+    assert (done.returncode, list((tmp_path / "releases").glob("*"))) == (0, [])

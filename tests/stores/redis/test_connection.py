@@ -1,0 +1,260 @@
+"""A reply reaches its own caller or nobody: on a real server, and on one that replies what none should."""
+
+import asyncio
+import errno
+import logging
+import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import hiredis
+import pytest
+from redis.asyncio.connection import Connection
+
+from stores.catalogue import ReleaseRef
+from stores.errors import StoreMisused, StoreUnavailable
+from stores.redis.connection import PipelinedConnection, Reconnector
+from stores.redis.store import RedisStore, open_url
+from stores.redis.url import parse
+from stores.store import Plan, Row
+from tests.support.redis_server import RedisServer
+from tests.support.stores import FIRST, draft_of, ref, write
+
+ALICE, BOB = Row("user:alice", b"alice's list"), Row("user:bob", b"bob's list")
+UNENCODABLE = "user:\ud800"
+
+# Generous: what is asserted is that it happens.
+SOON_S = 30.0
+
+
+@pytest.fixture
+async def redis(redis_server: RedisServer) -> AsyncIterator[RedisStore]:
+    store = open_url(redis_server.url(prefix=secrets.token_hex(4)))
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+async def connection(redis_server: RedisServer) -> AsyncIterator[PipelinedConnection]:
+    opened = PipelinedConnection(parse(redis_server.url()), 60.0)
+    await opened.open()
+    yield opened
+    await opened.close()
+
+
+async def test_a_key_that_cannot_be_encoded_gives_nobody_the_list_of_another(redis: RedisStore) -> None:
+    await write(redis, FIRST, [ALICE, BOB])
+    async with asyncio.timeout(SOON_S):
+        reads = (redis.get_many(ref(FIRST), [key]) for key in (UNENCODABLE, ALICE.key))
+        bad, alice = await asyncio.gather(*reads, return_exceptions=True)
+        bob = await redis.get_many(ref(FIRST), [BOB.key])
+    assert isinstance(bad, StoreMisused)
+    assert (alice, bob) == ([ALICE.value], [BOB.value])
+
+
+async def test_a_command_that_cannot_be_encoded_is_never_waited_for(connection: PipelinedConnection) -> None:
+    async with asyncio.timeout(SOON_S):
+        replies = [connection.send_command(b"ECHO", text) for text in (UNENCODABLE, "mine")]
+        bad, echoed = await asyncio.gather(*replies, return_exceptions=True)
+    assert isinstance(bad, StoreMisused)
+    assert echoed == b"mine"
+
+
+async def test_a_row_whose_key_cannot_be_encoded_is_refused_and_the_next_put_succeeds(redis: RedisStore) -> None:
+    await redis.create(draft_of(FIRST), Plan(2, 100))
+    with pytest.raises(StoreMisused):
+        await redis.put(draft_of(FIRST), [Row(UNENCODABLE, b"x")])
+    await redis.put(draft_of(FIRST), [BOB])
+    assert await redis.get_many(ref(FIRST), [BOB.key]) == [BOB.value]
+
+
+def break_off(connection: PipelinedConnection) -> None:
+    """Let the kernel give the peer up, as it does when keepalives or retransmissions are not acknowledged."""
+    reader = connection._connection._reader
+    assert reader is not None
+    reader.set_exception(TimeoutError(errno.ETIMEDOUT, "Connection timed out"))
+
+
+async def test_a_connection_that_the_kernel_gave_up_is_no_reply(connection: PipelinedConnection) -> None:
+    waiting = connection.send_command(b"BLPOP", secrets.token_hex(8), 0)
+    await connection_is_reading(connection)
+    break_off(connection)
+    with pytest.raises(StoreUnavailable, match="in time"):
+        await asyncio.wait_for(waiting, SOON_S)
+    assert connection.error is not None
+
+
+async def test_a_subscription_that_the_kernel_gave_up_is_made_again(redis_server: RedisServer) -> None:
+    changed, channel = asyncio.Event(), secrets.token_hex(8)
+    subscription = Reconnector(parse(redis_server.url()), 60.0, on_message=changed.set)
+    first = await subscription.connection()
+    await first.send_command(b"SUBSCRIBE", channel)
+    break_off(first)
+    async with asyncio.timeout(SOON_S):
+        while subscription.current is first:
+            await asyncio.sleep(0.01)
+        await (await subscription.connection()).send_command(b"SUBSCRIBE", channel)
+        redis_server.execute_command("PUBLISH", channel, "1")
+        await changed.wait()
+    await subscription.close()
+
+
+async def test_whatever_fails_in_a_connection_ends_it_and_is_logged(
+    redis_server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise IndexError("a mistake of ours")
+
+    channel = secrets.token_hex(8)
+    subscription = Reconnector(parse(redis_server.url()), 60.0, on_message=fail)
+    first = await subscription.connection()
+    await first.send_command(b"SUBSCRIBE", channel)
+    with caplog.at_level(logging.WARNING, "stores.redis"):
+        redis_server.execute_command("PUBLISH", channel, "1")
+        async with asyncio.timeout(SOON_S):
+            while first.error is None:
+                await asyncio.sleep(0.01)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "a mistake of ours" in caplog.text
+    with pytest.raises(StoreUnavailable, match="a mistake of ours"):
+        await first.send_command(b"PING")
+    assert subscription.current is None
+    await subscription.close()
+
+
+async def test_whatever_fails_while_connecting_is_an_error_to_those_who_wait(
+    redis: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(_self: Connection) -> None:
+        raise IndexError("a mistake of the client's")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Connection, "connect", fail)
+        async with asyncio.timeout(SOON_S):
+            for call in (redis.catalogue(), redis.get_many(ref(FIRST), [ALICE.key])):
+                with pytest.raises(StoreUnavailable, match="a mistake of the client's"):
+                    await call
+    async with asyncio.timeout(SOON_S):
+        while True:
+            try:
+                await redis.catalogue()
+                break
+            except StoreUnavailable:
+                await asyncio.sleep(0.01)
+
+
+async def connection_is_reading(connection: PipelinedConnection) -> None:
+    """Wait until all that was to be sent was taken over by the kernel."""
+    while connection._outgoing:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.01)
+
+
+class ScriptedServer:
+    """A server whose replies the test makes up; each connection is a handshake, then *reply* to each command."""
+
+    def __init__(self, reply: Callable[[list[bytes]], bytes]) -> None:
+        self.reply = reply
+        self.accepted = 0
+        self.port = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.accepted += 1
+        commands = hiredis.Reader(notEnoughData=Ellipsis)
+        while data := await reader.read(1 << 16):
+            commands.feed(data)
+            while (command := commands.gets()) is not Ellipsis:
+                writer.write(b"+OK\r\n" if command[0] in (b"CLIENT", b"SELECT") else self.reply(command))
+        writer.close()
+
+
+@asynccontextmanager
+async def scripted(reply: Callable[[list[bytes]], bytes]) -> AsyncIterator[ScriptedServer]:
+    made = ScriptedServer(reply)
+    server = await asyncio.start_server(made.serve, "127.0.0.1", 0)
+    made.port = server.sockets[0].getsockname()[1]
+    async with server:
+        yield made
+
+
+def bulk(*values: bytes) -> bytes:
+    return b"*%d\r\n" % len(values) + b"".join(b"$%d\r\n%b\r\n" % (len(value), value) for value in values)
+
+
+def well(command: list[bytes]) -> bytes:
+    """Reply to an MGET with the end of each key."""
+    return bulk(*(key.rpartition(b":")[2] for key in command[1:]))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        pytest.param(lambda command: bulk(*command[2:]), id="one value too few"),
+        pytest.param(lambda command: bulk(*command), id="one value too many"),
+        pytest.param(lambda _command: b":1\r\n", id="a number"),
+        pytest.param(lambda _command: b"$-1\r\n", id="nothing"),
+        pytest.param(lambda command: b"+OK\r\n" + well(command), id="the reply to something else first"),
+    ],
+)
+async def test_a_reply_that_is_not_what_was_sent_for_reaches_nobody_and_ends_the_connection(
+    wrong: Callable[[list[bytes]], bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with scripted(wrong) as server, asyncio.timeout(SOON_S):
+        store, release = open_url(f"redis://127.0.0.1:{server.port}/0"), ReleaseRef(FIRST, "0123456789ab")
+        reads = await asyncio.gather(
+            *(store.get_many(release, [f"user:{n}"]) for n in range(5)), return_exceptions=True
+        )
+        assert {type(found) for found in reads} == {StoreUnavailable}
+        server.reply = well
+        while True:
+            try:
+                found = await store.get_many(release, ["user:7", "user:8"])
+                break
+            except StoreUnavailable:
+                await asyncio.sleep(0.01)
+        await store.close()
+    assert found == [b"7", b"8"]
+    assert server.accepted == 2
+    assert len(caplog.records) == 1
+
+
+async def test_a_reply_after_the_last_that_was_waited_for_ends_the_connection() -> None:
+    async with scripted(lambda command: well(command) + b"+OK\r\n") as server, asyncio.timeout(SOON_S):
+        store, release = open_url(f"redis://127.0.0.1:{server.port}/0"), ReleaseRef(FIRST, "0123456789ab")
+        assert await store.get_many(release, ["user:1"]) == [b"1"]
+        while store._lookups.current is not None:
+            await asyncio.sleep(0.01)
+        await store.close()
+
+
+async def test_a_catalogue_is_not_made_of_the_replies_to_something_else() -> None:
+    replies = {b"MGET": b"+OK\r\n*2\r\n$-1\r\n$-1\r\n", b"TIME": bulk(b"1795202475", b"0"), b"HELLO": b"*0\r\n"}
+    async with scripted(lambda command: replies[command[0]]) as server, asyncio.timeout(SOON_S):
+        store = open_url(f"redis://127.0.0.1:{server.port}/0")
+        with pytest.raises(StoreUnavailable, match="something else"):
+            await store.catalogue()
+        assert store._control.current is None
+        await store.close()
+
+
+@pytest.mark.parametrize(
+    ("greeting", "primary"),
+    [
+        (bulk(b"server", b"redis", b"role", b"master"), True),
+        (bulk(b"server", b"redis", b"role", b"replica"), False),
+        (bulk(b"server", b"role", b"proto", b"master"), False),
+        (bulk(b"server", b"redis", b"role"), False),
+        (b"-ERR unknown command\r\n", False),
+        (b"-NOPERM this user has no permissions\r\n", False),
+        (b"+OK\r\n", False),
+    ],
+)
+async def test_a_server_that_does_not_say_that_it_is_a_primary_counts_as_a_replica(
+    greeting: bytes, *, primary: bool
+) -> None:
+    replies = {b"MGET": b"*2\r\n$-1\r\n$-1\r\n", b"TIME": bulk(b"1795202475", b"500000"), b"HELLO": greeting}
+    async with scripted(lambda command: replies[command[0]]) as server, asyncio.timeout(SOON_S):
+        store = open_url(f"redis://127.0.0.1:{server.port}/0")
+        found = await store.catalogue()
+        await store.close()
+    assert (found.generation, found.now, found.primary) == (0, 1795202475.5, primary)

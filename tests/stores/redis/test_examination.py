@@ -1,0 +1,166 @@
+"""What the doctor finds out about real Redis servers, and that it leaves no trace there."""
+
+import asyncio
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from stores import lifecycle as life
+from stores.connect import connect
+from stores.doctor import examine
+from stores.redis import examination
+from stores.redis.url import parse
+from stores.store import Finding, Level, Plan, Row
+from tests.support.paths import ROOT
+from tests.support.redis_server import RedisServer, running
+from tests.support.service import a_list, publish_to
+
+
+async def look(url: str) -> dict[str, Finding]:
+    """Examine the store at *url*; by subject."""
+    store = connect(url)
+    try:
+        return {each.subject: each for each in await examine(store)}
+    finally:
+        await store.close()
+
+
+@pytest.fixture
+def prefix() -> str:
+    return secrets.token_hex(4)
+
+
+async def test_a_sound_server_leaves_one_warning_for_want_of_persistence(
+    redis_server: RedisServer, prefix: str
+) -> None:
+    url = redis_server.url(prefix=prefix)
+    await publish_to(url, {"user:1": a_list("a")})
+    before = sorted(redis_server.execute_command("KEYS", f"*{prefix}*")), redis_server.calls("set")
+    found = await look(url)
+    assert [each.subject for each in found.values() if each.level != Level.OK] == ["persistence"]
+    assert "appendonly" in found["persistence"].sentence
+    assert found["server"].sentence.startswith(("Redis", "Valkey"))
+    assert found["may publish"].sentence == "yes"
+    assert (sorted(redis_server.execute_command("KEYS", f"*{prefix}*")), redis_server.calls("set")) == before
+
+
+async def test_tls_and_sockets_are_told_from_a_port(redis_server: RedisServer, prefix: str) -> None:
+    for scheme, sentence in (("rediss", "TLS"), ("unix", "a socket"), ("redis", "within this machine")):
+        found = (await look(redis_server.url(scheme, prefix)))["transport"]
+        assert (found.level, sentence in found.sentence) == (Level.OK, True)
+
+
+@pytest.mark.parametrize(
+    ("url", "level", "part"),
+    [
+        ("redis://u:secret@cache.example:6379/0", Level.WARNING, "the password crosses the network unencrypted"),
+        ("redis://cache.example:6379/0", Level.WARNING, "without a password"),
+        ("redis://u:secret@127.0.0.1:6379/0", Level.OK, "within this machine"),
+        ("rediss://u:secret@cache.example:6379/0", Level.OK, "TLS"),
+    ],
+)
+def test_a_password_that_crosses_a_network_unencrypted_is_warned_of(url: str, level: Level, part: str) -> None:
+    found = examination._transport(parse(url, {}))
+    assert (found.level, part in found.sentence) == (level, True)
+    assert "secret" not in found.sentence
+
+
+async def test_eviction_a_full_memory_and_persistence_are_told_as_the_server_is_set(
+    tmp_path: Path, prefix: str
+) -> None:
+    with running(tmp_path, "--maxmemory", "40mb", "--maxmemory-policy", "allkeys-lru", "--save", "60 1") as server:
+        url = server.url(prefix=prefix)
+        await publish_to(url, {"user:1": a_list("a")})
+        found = await look(url)
+        assert found["eviction"].level == Level.ERROR
+        assert "set maxmemory-policy to noeviction" in found["eviction"].sentence
+        assert (found["memory"].level, "of 40.0 MB" in found["memory"].sentence) == (Level.OK, False)
+        assert (found["persistence"].level, "60 1" in found["persistence"].sentence) == (Level.OK, True)
+        assert found["room"].level == Level.OK
+        server.execute_command("CONFIG", "SET", "maxmemory-policy", "noeviction")
+        server.execute_command("CONFIG", "SET", "appendonly", "yes")
+        server.execute_command("CONFIG", "SET", "maxmemory", "1mb")
+        found = await look(url)
+        assert found["eviction"].level == Level.OK
+        assert "appendonly" in found["persistence"].sentence
+        for subject, part in (
+            ("memory", "raise maxmemory"),
+            ("may publish", "maxmemory"),
+            ("room", "none for another release"),
+        ):
+            assert (found[subject].level, part in found[subject].sentence) == (Level.WARNING, True), found[subject]
+        assert found["may read"].level == Level.OK
+
+
+async def test_a_save_that_failed_is_an_error(tmp_path: Path, prefix: str) -> None:
+    with running(tmp_path, "--save", "3600 1000") as server:
+        (tmp_path / "dump.rdb").mkdir()  # which no file can take the place of
+        server.execute_command("BGSAVE")
+        deadline = time.monotonic() + 20
+        while server.execute_command("INFO", "persistence")["rdb_last_bgsave_status"] == "ok":
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.02)
+        found = (await look(server.url(prefix=prefix)))["persistence"]
+        assert (found.level, "the last save failed" in found.sentence) == (Level.ERROR, True)
+
+
+async def test_users_learn_what_they_may_not(tmp_path: Path, prefix: str) -> None:
+    documented = re.findall(r"ACL SETUSER shop-(\w+) on >SECRET (.*)", (ROOT / "docs" / "redis.md").read_text())
+    rights = {user: granted.replace("shop", prefix).split() for user, granted in documented}
+    rights["silent"] = [right for right in rights["publish"] if right[0] != "&"]
+    rights["stranger"] = ["+@connection", "resetchannels"]
+    with running(tmp_path) as server:
+        await publish_to(server.url(prefix=prefix), {"user:1": a_list("a")})
+        seen = dict[str, dict[str, Finding]]()
+        for user, granted in rights.items():
+            server.execute_command("ACL", "SETUSER", user, "on", ">SECRET", *granted)
+            seen[user] = await look(server.url(prefix=prefix, user=f"{user}:SECRET@"))
+    assert {subject for subject, found in seen["publish"].items() if found.level != Level.OK} == set()
+    assert seen["publish"]["may publish"].sentence == "yes"
+    assert seen["serve"]["may read"].level == seen["serve"]["live"].level == Level.OK
+    assert seen["serve"]["may publish"].level == Level.WARNING
+    assert "right for a service" in seen["serve"]["may publish"].sentence
+    assert Level.ERROR not in {each.level for each in seen["serve"].values()}
+    assert "after a second only" in seen["silent"]["may publish"].sentence
+    assert seen["stranger"]["may read"].level == Level.ERROR
+    assert "may not be asked" in seen["stranger"]["server"].sentence
+    assert all("SECRET" not in each.sentence for found in seen.values() for each in found.values())
+
+
+async def test_a_replica_serves_and_is_not_published_to(tmp_path: Path, prefix: str) -> None:
+    for name in ("primary", "replica"):
+        (tmp_path / name).mkdir()
+    with running(tmp_path / "primary") as primary:
+        await publish_to(primary.url(prefix=prefix), {"user:1": a_list("a")})
+        with running(tmp_path / "replica", "--replicaof", f"127.0.0.1 {primary.port}") as replica:
+            deadline = time.monotonic() + 20
+            while replica.execute_command("INFO", "replication")["master_link_status"] != "up":
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.05)
+            found = await look(replica.url(prefix=prefix))
+            assert (found["role"].level, found["may publish"].level) == (Level.WARNING, Level.WARNING)
+            assert "replica" in found["may publish"].sentence
+            assert found["live"].level == Level.OK
+            primary.kill()
+            while replica.execute_command("INFO", "replication")["master_link_status"] == "up":
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.05)
+            assert (await look(replica.url(prefix=prefix)))["role"].level == Level.ERROR
+
+
+async def test_a_draft_whose_writer_is_gone_is_left_over(redis_server: RedisServer, prefix: str) -> None:
+    url = redis_server.url(prefix=prefix)
+    store = connect(url)
+
+    async def batches() -> AsyncIterator[Sequence[Row]]:
+        yield [Row("popular:", a_list("p"))]
+        found = (await look(url))["left over"]
+        assert (found.level, "is being written" in found.sentence) == (Level.OK, True)
+
+    await life.publish(store, batches(), plan=Plan(1, 100), about={})
+    assert (await look(url))["left over"].sentence == "nothing"
+    await store.close()

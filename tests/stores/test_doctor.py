@@ -1,0 +1,203 @@
+"""The doctor on every store: what it finds, and that it changes nothing."""
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from stores import lifecycle as life
+from stores.catalogue import DraftRef, ReleaseId, State
+from stores.doctor import examine
+from stores.errors import StoreFull, StoreUnavailable
+from stores.file.store import LmdbStore
+from stores.memory import MemoryStore
+from stores.store import Finding, Inventoried, Level, Plan, RoomChecked, Row, Slot, Store
+from tests.support.clock import FakeClock
+from tests.support.remote import RemoteStore
+from tests.support.service import a_list
+from tests.support.stores import OpenStore
+
+ROWS = [Row("popular:", a_list("p1")), Row("user:1", a_list("a", "b"))]
+
+
+async def publish(store: Store, *, live: bool = True) -> ReleaseId:
+    async def batches() -> AsyncIterator[Sequence[Row]]:
+        yield ROWS
+
+    return (await life.publish(store, batches(), plan=Plan(2, 1_000), about={}, live=live)).manifest.release
+
+
+async def one(store: object, subject: str, clock: Callable[[], float] = time.time) -> tuple[Level, str]:
+    findings = await examine(cast("Store", store), clock)  # the doctor only reads, which is all that some of them offer
+    (found,) = [each for each in findings if each.subject == subject]
+    return found.level, found.sentence
+
+
+async def test_a_store_that_nothing_was_published_to_has_nothing_live_and_no_error(open_store: OpenStore) -> None:
+    store = open_store()
+    findings = await examine(store)
+    assert [each.level for each in findings if each.subject == "live"] == [Level.WARNING]
+    assert Level.ERROR not in {each.level for each in findings}, findings
+    assert (await store.catalogue()).generation == 0, "it changed something"
+
+
+async def test_a_sound_store_has_no_error_and_what_is_live_is_read(open_store: OpenStore) -> None:
+    store = open_store()
+    first, second = await publish(store), await publish(store)
+    before = await store.catalogue()
+    findings = await examine(store)
+    by_subject = {each.subject: each for each in findings}
+    assert Level.ERROR not in {each.level for each in findings}, findings
+    assert by_subject["live"].sentence.startswith(f"{second}, live since ")
+    assert "20 point reads: median" in by_subject["reading"].sentence
+    assert by_subject["left over"] == Finding(Level.OK, "left over", "nothing")
+    assert "hotplate" in by_subject["version"].sentence
+    after = await store.catalogue()
+    assert (after.version, after.releases) == (before.version, before.releases)
+    assert {entry.id for entry in after.releases} == {first, second}
+
+
+async def test_the_clock_of_a_store_is_compared_with_ours(clock: FakeClock) -> None:
+    store = MemoryStore(clock)
+    now = clock()
+    assert (await one(store, "clock", lambda: now))[0] == Level.OK
+    assert (await one(store, "clock", lambda: now - 1.5))[0] == Level.OK
+    for ours, sentence in ((now - 3.0, "3.0 s ahead of ours"), (now + 40.0, "40.0 s behind ours")):
+        level, said = await one(store, "clock", lambda ours=ours: ours)  # type: ignore[misc]  # mypy infers no lambda's default
+        assert (level, sentence in said, "NTP" in said) == (Level.WARNING, True, True)
+
+
+async def test_what_was_left_over_is_named_with_what_to_do(clock: FakeClock, tmp_path: Path) -> None:
+    store = LmdbStore(tmp_path, clock)
+    live = await publish(store)
+    draft = (await life.begin(store, ReleaseId("20260101T000000Z-0001"))).id
+    assert (await one(store, "left over"))[0] == Level.OK
+    clock.now += 61
+    level, sentence = await one(store, "left over")
+    assert (level, draft in sentence, "--resume" in sentence) == (Level.WARNING, True, True)
+    catalogue = await store.catalogue()
+    dropping = tuple(
+        replace(entry, state=State.DROPPING) if entry.id == draft else entry for entry in catalogue.releases
+    )
+    await store.swap(catalogue, replace(catalogue, generation=catalogue.generation + 1, token="t", releases=dropping))
+    level, sentence = await one(store, "left over")
+    assert (level, "hotplate releases prune" in sentence) == (Level.WARNING, True)
+    assert live in (await one(store, "live"))[1]
+    await store.close()
+
+
+async def test_data_that_no_catalogue_names_are_listed(open_store: OpenStore) -> None:
+    store = open_store()
+    if not isinstance(store, Inventoried):
+        pytest.skip("this store cannot say what lies in it")
+    live = await publish(store)
+    draft = DraftRef(ReleaseId("20250101T000000Z-0000"), "0123456789ab", "someone")
+    await store.create(draft, Plan(1, 100))
+    level, sentence = await one(store, "left over")
+    assert (level, "0123456789ab" in sentence, "prune" in sentence, live in sentence) == (
+        Level.WARNING, True, True, False,
+    )  # fmt: skip
+
+
+class Listed(MemoryStore, Inventoried):
+    """Holds data that its catalogue does not know."""
+
+    def __init__(self, strangers: list[str]) -> None:
+        super().__init__()
+        self._strangers = strangers
+
+    async def incarnations(self) -> list[str]:
+        return self._strangers + [entry.ref.incarnation for entry in (await self.catalogue()).releases]
+
+
+async def test_of_much_data_that_no_catalogue_names_some_are_named_and_the_rest_is_counted() -> None:
+    store = Listed([f"{number:012x}" for number in range(7)])
+    await publish(store)
+    level, sentence = await one(store, "left over")
+    assert level == Level.WARNING
+    assert "000000000004 and 2 more" in sentence
+
+
+class Full(MemoryStore, RoomChecked):
+    async def check_room(self, draft: DraftRef, plan: Plan) -> None:
+        raise StoreFull(f"{draft.id} needs {plan.rows} rows")
+
+
+async def test_a_store_without_room_for_another_release_is_warned_of() -> None:
+    store = Full()
+    await publish(store)
+    level, sentence = await one(store, "room")
+    assert (level, "needs 2 rows" in sentence) == (Level.WARNING, True)
+
+
+async def test_a_store_that_cannot_be_read_is_one_error_and_no_exception() -> None:
+    store = RemoteStore(MemoryStore())
+    store.failure = StoreUnavailable("the cable is cut")
+    findings = await examine(cast("Store", store))
+    assert [each.sentence for each in findings if each.level == Level.ERROR] == ["the cable is cut"]
+
+
+class Damaged(MemoryStore):
+    """Has lost every row but the manifest."""
+
+    async def get_many(self, release: object, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
+        slots = await super().get_many(release, keys, timeout_s=timeout_s)  # type: ignore[arg-type]  # a release
+        return [slot if key.startswith("meta:") else None for key, slot in zip(keys, slots, strict=True)]
+
+
+async def test_a_live_release_that_has_lost_its_sample_is_an_error() -> None:
+    store = Damaged()
+    release = await publish(store)
+    level, sentence = await one(store, "reading")
+    assert (level, f"{release} has lost its row 'popular:'" in sentence) == (Level.ERROR, True)
+
+
+async def test_advice_of_a_store_of_somebody_elses_is_shown() -> None:
+    store = RemoteStore(MemoryStore())
+    store.advice = ["its disk is slow"]
+    assert await one(store, "set-up") == (Level.WARNING, "its disk is slow")
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that any user may enter."""
+    path = Path(tempfile.mkdtemp(dir="/tmp"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+async def test_a_folder_that_may_only_be_read_serves_and_one_that_may_not_even_be_read_is_an_error(
+    open_folder: Path,
+) -> None:
+    store = LmdbStore(open_folder / "store")
+    await publish(store)
+    os.seteuid(65534)
+    try:
+        level, sentence = await one(store, "may publish")
+        assert (level, "right for a service" in sentence, str(open_folder) in sentence) == (Level.WARNING, True, True)
+        assert await one(store, "may read") == (Level.OK, "yes")
+    finally:
+        os.seteuid(0)
+    assert await one(store, "may publish") == (Level.OK, "yes")
+    (open_folder / "store" / "catalogue.json").chmod(0o600)
+    os.seteuid(65534)
+    try:
+        level, sentence = await one(store, "may read")
+        assert (level, "catalogue.json" in sentence) == (Level.ERROR, True)
+    finally:
+        os.seteuid(0)
+    await store.close()
+
+
+async def test_a_folder_on_a_network_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stores.file.examination._kind", lambda _: "nfs4")
+    level, sentence = await one(LmdbStore(tmp_path), "file system")
+    assert (level, "local disk" in sentence) == (Level.WARNING, True)

@@ -1,0 +1,227 @@
+"""Damage is found value by value, named, and healed from another store under the same id; leftovers are swept."""
+
+import asyncio
+from collections.abc import Sequence
+from itertools import pairwise
+
+import pytest
+
+from stores import catalogue as changes
+from stores import lifecycle as life
+from stores.catalogue import GRACE_S, LEASE_S, DraftRef, ReleaseId, State
+from stores.encoding import OFFSET_BYTES, Checksum
+from stores.errors import ReleaseConflict, ReleaseCorrupt
+from stores.memory import MemoryStore
+from stores.store import Inventoried, Plan, Row, Store
+from stores.transfer import copy, repair
+from stores.verification import scrub, verify
+from tests.support.clock import FakeClock
+from tests.support.service import a_list
+from tests.support.stores import OpenStore, batches, lapse, on_every_store, published_rows, ref_of
+from tests.support.virtual import virtual
+
+ROWS = [Row("popular:", a_list("p")), *(Row(f"user:{n:03}", a_list(str(n))) for n in range(200))]
+
+
+async def publish(store: Store, rows: list[Row] = ROWS, *, live: bool = True) -> ReleaseId:
+    plan = Plan(len(rows), 10_000)
+    return (await life.publish(store, batches(rows, 50), plan=plan, about={}, live=live)).manifest.release
+
+
+async def damaged(store: MemoryStore, release: ReleaseId, *keys: str) -> None:
+    """Change one bit of some values."""
+    rows = store._find(await ref_of(store, release)).rows
+    for key in keys:
+        value = bytearray(rows[key])
+        value[len(value) // 2] ^= 4
+        rows[key] = bytes(value)
+
+
+async def test_verify_and_scrub_name_the_keys_that_are_damaged() -> None:
+    store = MemoryStore()
+    live = await publish(store)
+    ref = await ref_of(store, live)
+    assert (await scrub(store, ref, rows_per_s=1e6)).damaged == []
+    await damaged(store, live, *(f"user:{n:03}" for n in range(5)))
+    found = await scrub(store, ref, rows_per_s=1e6)
+    assert (found.rows, found.damaged) == (len(ROWS) + 1, [f"user:{n:03}" for n in range(5)])
+    with pytest.raises(ReleaseCorrupt, match=r"damaged: 'user:000', 'user:001', 'user:002' and 2 more"):
+        await verify(store, ref)
+
+
+async def test_a_value_that_lies_under_another_key_is_found() -> None:
+    store = MemoryStore()
+    live = await publish(store)
+    rows = store._find(await ref_of(store, live)).rows
+    rows["user:001"], rows["user:002"] = rows["user:002"], rows["user:001"]
+    found = await scrub(store, await ref_of(store, live), rows_per_s=1e6)
+    assert found.damaged == ["user:001", "user:002"]
+
+
+@virtual
+async def test_a_scrub_keeps_its_rate() -> None:
+    store = MemoryStore()
+    live = await publish(store)
+    loop, done = asyncio.get_running_loop(), list[int]()
+    began = loop.time()
+    await scrub(store, await ref_of(store, live), rows_per_s=50, on_progress=lambda rows, _: done.append(rows))
+    assert loop.time() - began == pytest.approx((len(ROWS) + 1) / 50)
+    assert done[-1] == len(ROWS) + 1
+    assert max(after - before for before, after in pairwise(done)) <= 5
+
+
+@on_every_store
+async def test_a_release_is_repaired_in_its_place_and_served_meanwhile(open_store: OpenStore) -> None:
+    store, source = open_store(), MemoryStore()
+    first = await publish(store)
+    second = await publish(store, ROWS[:100])
+    for release in (first, second):
+        await copy(store, source, release)
+        before = await ref_of(store, release)
+        written = await repair(store, source, release)
+        after = await ref_of(store, release)
+        assert written.rows == written.manifest.rows
+        assert before.incarnation != after.incarnation
+        assert await published_rows(store, release) == (ROWS if release == first else ROWS[:100])
+        assert (await store.catalogue()).live == second
+    states = [(entry.id, entry.state) for entry in (await store.catalogue()).releases]
+    assert states == [
+        (first, State.WITHDRAWN), (first, State.SUPERSEDED), (second, State.WITHDRAWN), (second, State.LIVE),
+    ]  # fmt: skip
+    assert await life.rollback(store) == first
+    assert await life.prune(store, grace_s=0.0) == [first, second, second]
+    assert await published_rows(store, first) == ROWS
+
+
+async def test_a_repair_can_be_repeated_within_the_grace_of_the_first(clock: FakeClock) -> None:
+    store, source = MemoryStore(clock), MemoryStore(clock)
+    live = await publish(store)
+    await copy(store, source, live)
+    for _ in range(3):
+        await repair(store, source, live)
+    assert [entry.state for entry in (await store.catalogue()).releases] == [State.WITHDRAWN] * 3 + [State.LIVE]
+    assert await published_rows(store, live) == ROWS
+
+
+async def test_what_heals_a_release_must_be_that_release() -> None:
+    store, source = MemoryStore(), MemoryStore()
+    live = await publish(store)
+    draft = await life.begin(source, live)
+    await life._abandon(source, draft)
+    other = await publish(source, ROWS[:3])
+    with pytest.raises(Exception, match="is not in this store"):
+        await repair(store, source, live)
+    rows = source._releases.pop((await ref_of(source, other)).incarnation)
+    impostor = await life.begin(source, live)
+    source._releases[impostor.incarnation] = rows
+    rows.writer = impostor.writer
+    await life.change(source, lambda found: changes.commit(found, impostor))
+    with pytest.raises((ReleaseConflict, ReleaseCorrupt)):
+        await repair(store, source, live)
+    assert [entry.state for entry in (await store.catalogue()).releases] == [State.LIVE]
+
+
+async def test_a_repair_that_fails_leaves_the_damaged_release_as_it_was(clock: FakeClock) -> None:
+    store, source = MemoryStore(clock), MemoryStore(clock)
+    live = await publish(store)
+    await copy(store, source, live)
+    before = await ref_of(store, live)
+    await damaged(source, live, "user:150")
+    with pytest.raises(ReleaseCorrupt, match="does not add up"):
+        await repair(store, source, live)
+    assert await ref_of(store, live) == before
+    assert await store.incarnations() == [before.incarnation]
+
+
+@on_every_store
+async def test_what_a_writer_left_that_lost_its_draft_is_pruned(open_store: OpenStore) -> None:
+    store, late = open_store(), open_store()
+    if not isinstance(store, Inventoried):
+        pytest.skip("this store does not say what lies in it")
+    live = await publish(store)
+    draft = await life.begin(late, ReleaseId("20261120T064200Z-1a7e"))
+    await lapse(store)
+    assert await life.prune(store) == [draft.id]
+    await late.create(draft, Plan(1, 100))  # it was paused between the catalogue and the data
+    await late.close()
+    assert sorted(await store.incarnations()) == sorted([draft.incarnation, (await ref_of(store, live)).incarnation])
+    assert await life.prune(store) == [f"unknown-{draft.incarnation}"]
+    assert await store.incarnations() == [(await ref_of(store, live)).incarnation]
+    assert len((await store.catalogue()).releases) == 1
+
+
+@on_every_store
+async def test_a_release_that_was_copied_back_survives_a_pruner_that_was_paused(open_store: OpenStore) -> None:
+    store, source = open_store(), MemoryStore()
+    first = await publish(store)
+    await copy(store, source, first)
+    await publish(store, ROWS[:3])
+    marked = await life.change(store, lambda found: changes.prune(found, 0, 0.0))
+    (doomed,) = [entry for entry in marked.releases if entry.state is State.DROPPING]
+    await life.prune(store, keep=0, grace_s=0.0)  # by another, while the first is paused
+    await copy(source, store, first)
+    await life._drop(store, doomed.ref)
+    assert (await store.catalogue()).live == first
+    assert await published_rows(store, first) == ROWS
+
+
+async def test_a_ready_release_outlives_others_until_told_otherwise(clock: FakeClock) -> None:
+    store = MemoryStore(clock)
+    ready = await publish(store, live=False)
+    for _ in range(3):
+        clock.now += 10 * GRACE_S
+        await publish(store)
+    pruned = await life.prune(store)
+    assert ready not in pruned
+    assert len(pruned) == 1
+    assert await life.prune(store, keep_ready_s=40 * GRACE_S) == []
+    assert await life.prune(store, keep_ready_s=30 * GRACE_S) == [ready]
+
+
+@virtual
+async def test_a_draft_is_taken_over_once_its_lease_has_lapsed_and_not_while_it_is_renewed() -> None:
+    loop = asyncio.get_running_loop()
+    store = MemoryStore(loop.time)
+    draft = await life.begin(store, ReleaseId("20261120T064200Z-aaaa"))
+    began = loop.time()
+    taken = await life.take_over(store, draft.id)
+    assert loop.time() - began == pytest.approx(LEASE_S)
+    assert (taken.incarnation, taken.writer == draft.writer) == (draft.incarnation, False)
+
+    async def keep() -> None:
+        while True:
+            await asyncio.sleep(LEASE_S / 3)
+            await life.change(store, lambda found: changes.renew(found, taken))
+
+    keeping = asyncio.create_task(keep())
+    with pytest.raises(ReleaseConflict, match="is being written by another process"):
+        await life.take_over(store, draft.id)
+    keeping.cancel()
+
+
+@virtual
+async def test_of_two_copies_at_once_one_writes_and_the_other_waits_for_it() -> None:
+    clock = asyncio.get_running_loop().time
+    source, target = MemoryStore(clock), Slow(clock)
+    live = await publish(source)
+    results = await asyncio.gather(*(copy(source, target, live) for _ in range(3)))
+    assert sorted(result.rows for result in results) == [0, 0, len(ROWS)]
+    assert (await target.catalogue()).live == live
+    assert len(await target.incarnations()) == 1
+
+
+class Slow(MemoryStore):
+    """Takes its time for each put."""
+
+    async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
+        await asyncio.sleep(30)
+        await super().put(draft, rows, part)
+
+
+async def test_a_value_of_another_release_is_no_value_of_this_one() -> None:
+    store = MemoryStore()
+    first, second = await publish(store), await publish(store)
+    one, other = [store._find(await ref_of(store, release)).rows for release in (first, second)]
+    assert Checksum(first).open("user:001", one["user:001"])[OFFSET_BYTES:] == a_list("1")
+    one["user:001"] = other["user:001"]
+    assert (await scrub(store, await ref_of(store, first), rows_per_s=1e6)).damaged == ["user:001"]

@@ -1,0 +1,151 @@
+"""A swap whose reply was lost is made once, whoever asks again; one that cannot be made says so."""
+
+import pytest
+
+from stores import catalogue as changes
+from stores import lifecycle as life
+from stores.catalogue import LEASE_S, Catalogue, ReleaseId, State
+from stores.errors import ReleaseConflict, StoreUnavailable
+from stores.memory import MemoryStore
+from stores.store import Plan, Row, Store
+from tests.support.clock import FakeClock
+from tests.support.service import a_list
+from tests.support.stores import OpenStore, batches, on_every_store
+from tests.support.virtual import virtual
+
+ROWS = [Row("popular:", a_list("p")), Row("user:1", a_list("a"))]
+
+
+async def publish(store: Store) -> ReleaseId:
+    return (await life.publish(store, batches(ROWS), plan=Plan(2, 100), about={})).manifest.release
+
+
+class Lossy:
+    """Loses the replies of some swaps of a store: made, but reported as unknown; or never made, where *requests*."""
+
+    def __init__(self, store: Store, monkeypatch: pytest.MonkeyPatch, *, requests: bool = False) -> None:
+        self.swaps = 0
+        self.lose = set[int]()
+        self._swap = store.swap
+        self._requests = requests
+        monkeypatch.setattr(store, "swap", self.swap)
+
+    async def swap(self, old: Catalogue, new: Catalogue) -> None:
+        self.swaps += 1
+        lost = self.swaps in self.lose
+        if not (lost and self._requests):
+            await self._swap(old, new)
+        if lost:
+            raise StoreUnavailable("the reply was lost")
+
+
+@on_every_store
+async def test_a_rollback_whose_reply_was_lost_is_made_once(
+    open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store()
+    _, second, _ = [await publish(store) for _ in range(3)]
+    lossy = Lossy(store, monkeypatch)
+    lossy.lose = {1}
+    assert await life.rollback(store) == second
+    assert (await store.catalogue()).live == second
+    assert lossy.swaps == 1
+
+
+@on_every_store
+@pytest.mark.parametrize("lost", [1, 2, 3])
+async def test_a_publish_with_a_lost_reply_ends_as_any_other(
+    open_store: OpenStore, monkeypatch: pytest.MonkeyPatch, lost: int
+) -> None:
+    store = open_store()
+    lossy = Lossy(store, monkeypatch)
+    lossy.lose = {lost}  # of begin, commit and activate
+    live = await publish(store)
+    found = await store.catalogue()
+    assert [(entry.id, entry.state) for entry in found.releases] == [(live, State.LIVE)]
+    assert lossy.swaps == 3
+
+
+@on_every_store
+async def test_a_request_that_was_lost_is_made_again(open_store: OpenStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store()
+    first, _ = [await publish(store) for _ in range(2)]
+    Lossy(store, monkeypatch, requests=True).lose = {1}
+    assert await life.rollback(store) == first
+    assert (await store.catalogue()).live == first
+
+
+@virtual
+async def test_a_store_that_reads_but_cannot_swap_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = MemoryStore()
+    await publish(store)
+    live = await publish(store)
+    Lossy(store, monkeypatch, requests=True).lose = set(range(100))
+    with pytest.raises(StoreUnavailable, match="the reply was lost"):
+        await life.rollback(store)
+    assert (await store.catalogue()).live == live
+
+
+@virtual
+async def test_a_store_that_is_gone_after_a_swap_says_that_the_outcome_is_not_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = MemoryStore()
+    await publish(store)
+    await publish(store)
+
+    async def gone(*_: object) -> None:
+        raise StoreUnavailable("the server is gone")
+
+    found = await store.catalogue()
+
+    async def swap_and_go(old: Catalogue, new: Catalogue) -> None:
+        monkeypatch.setattr(store, "catalogue", gone)
+        await gone(old, new)
+
+    monkeypatch.setattr(store, "swap", swap_and_go)
+    with pytest.raises(StoreUnavailable, match="is not known: see `hotplate releases list`"):
+        await life.rollback(store)
+    monkeypatch.undo()
+    assert await store.catalogue() == found
+
+
+async def test_a_rollback_that_was_made_and_overtaken_is_not_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = MemoryStore()
+    first, second, third = [await publish(store) for _ in range(3)]
+    swap = store.swap
+
+    async def overtaken(old: Catalogue, new: Catalogue) -> None:
+        await swap(old, new)
+        monkeypatch.setattr(store, "swap", swap)
+        await life.change(store, lambda found: changes.prune(found, 0, 0.0))
+        raise StoreUnavailable("the reply was lost")
+
+    monkeypatch.setattr(store, "swap", overtaken)
+    with pytest.raises(ReleaseConflict, match=f"{third} is no longer live"):
+        await life.rollback(store)
+    assert (await store.catalogue()).live == second
+    assert first != second
+
+
+async def test_a_begin_that_was_made_and_dropped_before_its_reply_begins_another_incarnation(
+    monkeypatch: pytest.MonkeyPatch, clock: FakeClock
+) -> None:
+    store = MemoryStore(clock)
+    swap, marked = store.swap, list[Catalogue]()
+
+    async def paused(old: Catalogue, new: Catalogue) -> None:
+        await swap(old, new)
+        monkeypatch.setattr(store, "swap", swap)
+        clock.now += LEASE_S + 1
+        marked.append(await life.change(store, changes.prune))  # and is to erase it
+        raise StoreUnavailable("the reply was lost")
+
+    monkeypatch.setattr(store, "swap", paused)
+    live = await publish(store)
+    (doomed,) = marked[0].releases
+    await life._drop(store, doomed.ref)
+    found = await store.catalogue()
+    assert [(entry.id, entry.state) for entry in found.releases] == [(live, State.LIVE)]
+    assert found.releases[0].incarnation != doomed.incarnation
+    assert len(await store.incarnations()) == 1

@@ -1,0 +1,103 @@
+"""What is shown of a store's URL, whoever wrote it and however wrongly: nothing that could be a secret."""
+
+import traceback
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from stores.connect import connect, with_max_ru
+from stores.errors import StoreError, StoreMisused
+from stores.urls import redacted, scheme_of, split
+from tests.support.command import hotplate
+
+SCHEMES = ("redis", "rediss", "unix", "cosmos", "cosmos+http", "cosmos+https", "file", "postgres", "REDIS", "")
+SEPARATORS = ("://", ":", ":/", "//", ":///", "")
+# Digits and marks in which nothing else of a sentence or a URL of these tests is written.
+# None makes a scheme of what it begins with, which is shown.
+SECRETS = (
+    st.text(st.sampled_from("789§µ/?#[]@:%&=;\\ ℀\n\u200b"), max_size=12)
+    .map(lambda text: f"789{text}987")
+    .filter(lambda secret: "://" not in secret)
+)
+HOSTS = st.sampled_from(("host", "host:6370", "host/0", "[::1]:6370/db", "", "host:x/0?prefix=a", "?ca=b", "a/b#c"))
+
+
+@given(st.sampled_from(SCHEMES), st.sampled_from(SEPARATORS), SECRETS, HOSTS)
+@example("redis", "://", "987/?987", "host:6370/0")
+@example("redis", "://", "987#987", "host:6370/0")
+@example("redis", "://", "[987", "host:6370/0")
+@example("cosmos", "://", "987℀987", "host/db")
+def test_nothing_before_the_last_at_is_shown_but_the_scheme(
+    scheme: str, separator: str, secret: str, host: str
+) -> None:
+    url = f"{scheme}{separator}{secret}@{host}"
+    start = f"{scheme.lower()}://" if separator.startswith("://") and scheme else ""
+    assert redacted(url).startswith(start)
+    shown = redacted(url).removeprefix(start)
+    assert host.startswith(shown)
+    assert "789" not in redacted(url)
+
+
+@given(st.text(max_size=60), st.text(max_size=20))
+def test_any_text_at_all_can_be_shown(before: str, behind: str) -> None:
+    shown = redacted(f"{before}@{behind}")
+    assert shown.removeprefix(f"{scheme_of(before)}://" if scheme_of(before) else "") in behind
+    assert "?" not in redacted(before)
+
+
+@given(st.sampled_from(SCHEMES), st.sampled_from(SEPARATORS), SECRETS, HOSTS)
+@example("redis", "://", "u:987/?987", "host:6370/0")
+@example("redis", "://", ":987/987", "host:6370/0")
+@example("redis", "://", ":987?987&b", "host:6370/0")
+@example("rediss", "://", ":987#987", "host:6370/0")
+@example("redis", "://", ":[987", "host:6370/0")
+@example("redis", "://", ":987℀987", "host:6370/0")
+@example("unix", "://", "987", "/run/redis.sock")
+@example("cosmos", "://", ":987/987==", "account/db")
+@example("cosmos+http", "://", "987", "host/db?ru=b")
+@example("cosmos", "://", "acc/db?ru=987", "x")
+def test_no_error_of_opening_a_store_shows_a_secret(scheme: str, separator: str, secret: str, host: str) -> None:
+    """Nor does its traceback, with all causes."""
+    url = f"{scheme}{separator}{secret}@{host}"
+    for act in (lambda: connect(url), lambda: with_max_ru(url, 100)):
+        try:
+            act()
+        except StoreError as error:
+            seen = "".join(traceback.format_exception(error))
+            assert "789" not in seen
+            assert "987" not in seen
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://cache:6379/0", "redis://cache:6379/0"),
+        ("redis://u:p@cache:6379/0?prefix=a", "redis://cache:6379/0"),
+        ("redis://:pa/ss@cache/0", "redis://cache/0"),
+        ("redis://:pa?ss@cache/0", "redis://cache/0"),
+        ("redis://h/0?x=pa@ss&token=t", "redis://ss"),
+        ("u:p@cache", "cache"),
+        ("file:///var/lib/hotplate", "file:///var/lib/hotplate"),
+        ("/var/lib/hotplate", "/var/lib/hotplate"),
+    ],
+)
+def test_what_can_do_no_harm_is_shown(url: str, shown: str) -> None:
+    assert redacted(url) == shown
+
+
+def test_a_secret_that_is_not_escaped_is_refused_with_how_to_write_it() -> None:
+    for url in ("redis://:a/b@cache/0", "redis://:a?b@cache/0", "redis://:a#b@cache/0", "redis://:a[b@cache/0"):
+        with pytest.raises(StoreMisused, match=r"ends in redis://cache/0 cannot be understood: write / \? # .* as %2F"):
+            connect(url)
+    assert split("redis://:a%2Fb@cache/0").password == "a%2Fb"
+
+
+@pytest.mark.parametrize("secret", ["789/987", "789?987", "789#987", "[789987", "789@987"])
+@pytest.mark.parametrize("verb", [("releases", "list"), ("releases", "prune"), ("serve",)])
+def test_the_command_says_what_is_wrong_without_the_secret(verb: tuple[str, ...], secret: str) -> None:
+    done = hotplate(*verb, "--store", f"redis://:{secret}@127.0.0.1:1/x")
+    assert done.returncode
+    assert "Traceback" not in done.stderr
+    for part in ("789", "987"):
+        assert part not in done.stdout + done.stderr

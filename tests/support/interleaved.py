@@ -1,0 +1,704 @@
+"""The life of releases as processes that take turns between any two primitives of the store; a test runs it over each.
+
+Two publishers, an operator, a pruner and two readers, one of which may be behind a stale replica, are the real code.
+Hypothesis decides who goes on, whose request or reply is lost, who dies, how long all of them are paused, and when the
+store is put back to an earlier copy: as a whole, or its catalogue alone.
+
+What a restore takes from a release is no fault of whoever reads it afterwards. Until it is pruned, it is `excused` from
+being whole where it was written or erased at that moment, and `lost` where its data was not in the copy.
+"""
+
+import asyncio
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, TypeVar, cast
+
+import orjson
+import pytest
+import redis
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from serve.follower import Follower, ServedRelease
+from stores import lifecycle as life
+from stores import transfer
+from stores.catalogue import GRACE_S, LEASE_S, Catalogue, DraftRef, Release, ReleaseId, ReleaseRef, State, follows
+from stores.connect import connect
+from stores.encoding import OFFSET_BYTES, Item, encode
+from stores.errors import ReleaseCorrupt, ReleaseNotFound, StoreError
+from stores.file.store import LmdbStore
+from stores.keys import OVERALL
+from stores.memory import MemoryStore
+from stores.store import Inventoried, Plan, Row, Slot, Store
+from stores.verification import verify
+from tests.support.cosmos_account import Account
+from tests.support.redis_server import RedisServer
+from tests.support.stepwise import EPOCH_S, Process, Stepped, StepwiseLoop
+
+T = TypeVar("T")
+
+KEYS = ["popular:", "user:1", "user:2"]
+PLAN = Plan(len(KEYS), 300)
+
+# Within which time readers follow whatever happened to the store.
+FOLLOWED_S = 45.0
+
+# Who takes turns next, a byte each: who, how many primitives begin or end, and whether the last that waits comes first.
+TURNS = st.binary(min_size=2, max_size=8)
+STEPS = (1, 1, 2, 2, 3, 5, 8, 13, 21, 60)
+
+# What a publisher may do, may have done before, and the operator may do.
+PUBLISHES = ("publish", "publish ready", "resume", "resume", "resume with other lists", "copy", "copy", "repair")
+PAST = ("publish", "publish ready", "killed", "paused", *PUBLISHES[2:], "grace passes", "a copy is made")
+OPERATIONS = ("activate", "activate", "rollback")
+
+
+def rows_of(content: str) -> list[Row]:
+    """Return lists that are told from those of any other release, and from one another."""
+    return [Row(key, encode([Item(id=f"{content} {key}", score=1.0)])) for key in KEYS]
+
+
+async def batches_of(content: str) -> AsyncIterator[Sequence[Row]]:
+    rows = rows_of(content)
+    yield rows[:2]
+    yield rows[2:]
+
+
+def content_of(key: str, body: bytes) -> str:
+    """Return which publish an opened list is of; fails for a list of another key."""
+    content, _, of = orjson.loads(body[OFFSET_BYTES:])["id"].partition(" ")
+    assert of == key, f"the list of {of!r} was read for {key!r}"
+    return str(content)
+
+
+class Source(MemoryStore):
+    """What copies and repairs are made from: two releases, the same in all histories."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: EPOCH_S)
+        self.contents = dict[ReleaseId, str]()
+        asyncio.run(self._fill())
+
+    async def _fill(self) -> None:
+        for content in ("s0", "s1"):
+            done = await life.publish(self, batches_of(content), plan=PLAN, about={})
+            self.contents[done.manifest.release] = content
+
+
+class Replica(MemoryStore):
+    """A server that follows the store by fits and starts: its catalogue and sealed releases as they once were."""
+
+    async def catalogue(self) -> Catalogue:
+        return replace(await super().catalogue(), primary=False)
+
+    async def catch_up(self, store: Store) -> None:
+        found = await store.catalogue()
+        wanted = {entry.incarnation: entry.ref for entry in found.releases if entry.state is not State.DRAFT}
+        for gone in self._releases.keys() - wanted.keys():
+            del self._releases[gone]
+        for incarnation, release in wanted.items():
+            try:
+                rows = [row async for row in store.scan(release)]
+            except StoreError:
+                self._releases.pop(incarnation, None)
+            else:
+                await self.create(draft := DraftRef(*release, writer="replica"), PLAN)
+                await self.put(draft, rows)
+        self._catalogue = found
+
+
+class Interleaved(RuleBasedStateMachine):
+    """Over the store in a dict; other stores say how they are opened, copied and put back."""
+
+    histories = steps = 0
+    """How many there were, in all."""
+
+    publishing, readers_at, operator, pruner = (0, 1), (2, 3), 4, 5
+    """Who is who among `processes`."""
+
+    refuses_late_writers = True
+    """Whether the store refuses all that whoever has lost a draft puts, rather than what would change it."""
+
+    source: Source | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        type(self).histories += 1
+        self.patch = pytest.MonkeyPatch()
+        drawn = itertools.count(1)
+        counted = SimpleNamespace(token_hex=lambda n: f"{next(drawn):0{2 * n}x}"[-2 * n :])
+        for module in (life, transfer):  # so that a history can be repeated
+            self.patch.setattr(module, "secrets", counted)
+        if Interleaved.source is None:
+            Interleaved.source = Source()
+        self.loop = StepwiseLoop()
+        self.store = self.open()
+        self.contents = itertools.count(1)
+        self.replica = Replica(self.clock)
+        self.truth = Catalogue()
+        """The catalogue as it was swapped or put back last."""
+        self.content = dict[str, str]()
+        """Which publish an incarnation's lists are of, once it was read."""
+        self.begun = dict[str, str]()
+        """Which publish an incarnation was begun for."""
+        self.owners = dict[str, Process]()
+        """Who drew a writer's token."""
+        self.bereft = set[Process]()
+        """Whose draft others have dropped or taken over, once its lease had lapsed."""
+        self.claims = dict[str, Process]()
+        """Who claimed an incarnation in the store last."""
+        self.flips = dict[Process, int]()
+        """How often a process has changed what is live, since it started what it does."""
+        self.left_live_at = dict[str, float]()
+        self.committed = list[Release]()
+        """What is still to be looked at after a step."""
+        self.erased, self.lost, self.excused = set[str](), set[str](), set[str]()
+        self.saved = list[tuple[Catalogue, Any]]()
+        self.restored_at = -1.0
+        self.wrong = list[str]()
+        self.followers = dict[int, Follower]()
+        self.seen = dict[int, Catalogue | None]()
+        self.intends = dict[Process, str]()
+        """What a publisher does."""
+        self.publishes = dict[Process, str]()
+        """Which lists a publisher publishes."""
+        self.processes = [self.process() for _ in range(6)]
+        for reader in self.readers_at:
+            self.start_reader(reader)
+
+    # What differs from store to store.
+
+    def open(self) -> Store:
+        """Open a handle; the first is the test's own."""
+        return MemoryStore(self.clock) if not hasattr(self, "store") else self.store
+
+    async def save(self) -> Any:  # noqa: ANN401 -- each store has copies of its own kind
+        assert isinstance(self.store, MemoryStore)
+        return deepcopy(self.store._releases)
+
+    async def put_back(self, saved: Any) -> None:  # noqa: ANN401 -- as above
+        """Put the data back to a copy; the catalogue follows."""
+        assert isinstance(self.store, MemoryStore)
+        self.store._releases = deepcopy(saved)
+
+    async def close(self) -> None:
+        """Close all handles, for good."""
+        for process in self.processes:
+            await process.handle.close()
+        await self.store.close()
+
+    # Processes
+
+    def clock(self) -> float:
+        return EPOCH_S + self.loop.time()
+
+    def process(self) -> Process:
+        return Process(self.loop, self.open(), self)
+
+    def start_reader(self, reader: int) -> None:
+        process = self.processes[reader]
+        follower = Follower(process.store)
+        self.followers[reader], self.seen[reader] = follower, None
+        process.start(follower.run())
+
+    def finish(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run what waits for nothing but the store, as that in a dict never does."""
+        while True:
+            try:
+                work.send(None)
+            except StopIteration as done:
+                return done.value  # type: ignore[no-any-return]  # untyped by its nature
+
+    @initialize(past=st.lists(st.sampled_from(PAST), max_size=5), stops=st.integers(1, 48), goes_on=st.integers(1, 48))
+    def something_is_live(self, past: list[str], stops: int, goes_on: int) -> None:
+        """Live through a past in which a publisher stopped, and its heir is amid what it left, after so many steps."""
+        publisher = self.processes[0]
+        for what in ("publish", *past):
+            if what == "grace passes":
+                self.loop.advance(GRACE_S)
+            elif what == "a copy is made":
+                self.make_copy()
+            elif what in ("killed", "paused"):
+                self.stop_amid_publish(stops)
+                if what == "killed":
+                    self.kill(1)
+            elif what.startswith("resume"):
+                self.run_to_end(publisher)
+                self.stop_amid_publish(stops)
+                self.publish(publisher, what, 0)
+                for _ in range(goes_on):
+                    if publisher.is_waiting:
+                        publisher.step()
+            else:
+                self.run_to_end(publisher)
+                self.publish(publisher, what, 0)
+                self.run_to_end(publisher)
+            self.look()
+        self.make_copy()
+
+    def run_to_end(self, process: Process) -> None:
+        process.run_to_end()
+        self.look()
+
+    def stop_amid_publish(self, stops_after: int) -> None:
+        """Start a publisher, or let it go on, and pause it until its lease has lapsed."""
+        process = self.processes[1]
+        if not process.tasks:
+            self.publish(process, "publish", 0)
+        for _ in range(stops_after):
+            if process.is_waiting:
+                process.step()
+        self.loop.advance(LEASE_S)
+
+    @rule(publisher=st.sampled_from(publishing), what=st.sampled_from(PUBLISHES), which=st.integers(0, 3), turns=TURNS)
+    def a_publisher_starts(self, publisher: int, what: str, which: int, turns: bytes) -> None:
+        self.go_on(turns)
+        if not self.processes[publisher].tasks:
+            self.publish(self.processes[publisher], what, which)
+
+    def publish(self, process: Process, what: str, which: int) -> None:
+        assert self.source is not None
+        store, content = process.store, f"c{next(self.contents)}"
+        drafts = [entry for entry in self.truth.releases if entry.state is State.DRAFT]
+        copied = list(self.source.contents)[which % 2]
+        if what.startswith("resume") and not drafts:
+            what = "publish"
+        self.intends[process], self.publishes[process] = what, content
+        if what.startswith("resume"):
+            draft = drafts[which % len(drafts)]
+            if what == "resume":
+                content = self.begun.get(draft.incarnation, content)
+            process.start(life.publish(store, batches_of(content), plan=PLAN, about={}, resume=draft.id))
+        elif what == "copy":
+            process.start(transfer.copy(self.source, store, copied))
+        elif what == "repair":
+            process.start(transfer.repair(store, self.source, copied))
+        else:
+            process.start(life.publish(store, batches_of(content), plan=PLAN, about={}, live=what == "publish"))
+
+    @rule(what=st.sampled_from(OPERATIONS), which=st.integers(0, 5), turns=TURNS)
+    def the_operator_starts(self, what: str, which: int, turns: bytes) -> None:
+        self.go_on(turns)
+        process = self.processes[self.operator]
+        if process.tasks:
+            return
+        if what == "rollback":
+            process.start(life.rollback(process.store))
+        elif self.truth.releases:
+            entry = self.truth.releases[which % len(self.truth.releases)]
+            process.start(life.activate(process.store, entry.id))
+
+    @rule(keep=st.sampled_from([1, 1, 0]), keep_ready_s=st.sampled_from([None, None, GRACE_S]), turns=TURNS)
+    def the_pruner_starts(self, keep: int, keep_ready_s: float | None, turns: bytes) -> None:
+        self.go_on(turns)
+        process = self.processes[self.pruner]
+        if not process.tasks:
+            process.start(life.prune(process.store, keep=keep, keep_ready_s=keep_ready_s))
+
+    @rule(reader=st.sampled_from(readers_at), turns=TURNS)
+    def a_reader_is_requested(self, reader: int, turns: bytes) -> None:
+        self.go_on(turns)
+        process, follower = self.processes[reader], self.followers[reader]
+        if follower.served is not None and len(process.tasks) == 1:
+            process.start(self.request(process, follower, follower.served))
+
+    async def request(self, process: Process, follower: Follower, served: ServedRelease) -> None:
+        """Read all lists as a tier does: from what is served, or from what is live once that is gone."""
+        try:
+            slots = await process.store.get_many(served.ref, KEYS)
+        except ReleaseNotFound:
+            served = await follower.refresh() or served
+            slots = await process.store.get_many(served.ref, KEYS)
+        self.check_lists(served, slots)
+
+    @rule(turns=TURNS)
+    def all_go_on(self, turns: bytes) -> None:
+        self.go_on(turns)
+
+    def go_on(self, turns: bytes) -> None:
+        for byte in turns:
+            order, who = divmod(byte, 6)
+            last, steps = divmod(order, len(STEPS))
+            process = self.processes[who]
+            for _ in range(STEPS[steps]):
+                if not process.is_waiting:
+                    break
+                process.step(last=last == 1)
+                self.look()
+
+    # Faults
+
+    @rule(who=st.integers(0, 5), turns=TURNS)
+    def a_request_or_a_reply_is_lost(self, who: int, turns: bytes) -> None:
+        self.go_on(turns)
+        if self.processes[who].is_waiting:
+            self.processes[who].step(lost=True)
+            self.look()
+
+    @rule(who=st.integers(0, 5), turns=TURNS)
+    def one_is_killed(self, who: int, turns: bytes) -> None:
+        self.go_on(turns)
+        self.kill(who)
+
+    def kill(self, who: int) -> None:
+        self.processes[who].kill()
+        self.finish(self.processes[who].handle.close())
+        self.processes[who] = self.process()
+        if who in self.readers_at:
+            self.start_reader(who)
+        self.look()
+
+    @rule(
+        seconds=st.sampled_from([1.0, LEASE_S / 2, LEASE_S, GRACE_S]), running=st.sets(st.integers(0, 5)), turns=TURNS
+    )
+    def time_passes(self, seconds: float, running: set[int], turns: bytes) -> None:
+        self.go_on(turns)
+        if running:
+            first, *others = (self.processes[who] for who in sorted(running))
+            first.run(seconds, *others)
+        else:
+            self.loop.advance(seconds)
+        self.look()
+
+    @rule(turns=TURNS)
+    def a_copy_is_made(self, turns: bytes) -> None:
+        self.go_on(turns)
+        self.make_copy()
+
+    def make_copy(self) -> None:
+        if self.truth.generation:
+            self.saved = [*self.saved[-2:], (self.truth, self.finish(self.save()))]
+
+    @precondition(lambda self: self.saved)
+    @rule(which=st.integers(0, 2), whole=st.booleans(), turns=TURNS)
+    def the_store_is_put_back(self, which: int, *, whole: bool, turns: bytes) -> None:
+        self.go_on(turns)
+        catalogue, data = self.saved[which % len(self.saved)]
+        self.finish(self.restore(catalogue, data if whole else None))
+        self.look()
+
+    async def restore(self, catalogue: Catalogue, data: Any) -> None:  # noqa: ANN401 -- as above
+        if data is not None:
+            await self.put_back(data)
+        await self.store.swap(await self.store.catalogue(), catalogue)
+        self.truth, self.restored_at = catalogue, self.loop.time()
+        for process in self.processes:
+            process.has_read = False
+        self.left_live_at.clear()
+        self.claims.clear()
+        self.lost, self.excused = set(), set()
+        for entry in catalogue.releases:
+            try:
+                await verify(self.store, entry.ref)
+            except StoreError:
+                self.lost.add(entry.incarnation)
+            if entry.state in (State.DRAFT, State.DROPPING):
+                self.excused.add(entry.incarnation)
+        if isinstance(self.store, Inventoried):
+            present = await self.store.incarnations()
+            self.excused |= {one for one in present if catalogue.entry(one) is None}
+        self.notify(self.store)
+
+    @rule(turns=TURNS)
+    def the_replica_catches_up(self, turns: bytes) -> None:
+        self.go_on(turns)
+        self.finish(self.replica.catch_up(self.store))
+        self.notify(self.replica)
+
+    @rule(turns=TURNS)
+    def the_second_reader_is_led_to_a_replica_or_back(self, turns: bytes) -> None:
+        self.go_on(turns)
+        self.lead_second_reader()
+
+    def lead_second_reader(self) -> None:
+        handle = self.stepped(self.readers_at[1])
+        handle.reads = self.processes[self.readers_at[1]].handle if handle.reads is self.replica else self.replica
+        handle.changed.set()
+        self.loop.settle()
+
+    @rule(turns=TURNS)
+    def readers_run_until_they_must_have_followed(self, turns: bytes) -> None:
+        self.go_on(turns)
+        self.run_readers()
+
+    def run_readers(self) -> None:
+        first, second = (self.processes[reader] for reader in self.readers_at)
+        first.run(FOLLOWED_S, second)
+        self.look()
+        for reader in self.readers_at:
+            if self.stepped(reader).reads is not self.replica:
+                self.check_followed(reader)
+
+    def stepped(self, who: int) -> Stepped:
+        return self.processes[who].store
+
+    def notify(self, where: Store) -> None:
+        for process in self.processes:
+            if (process.store.reads is self.replica) == (where is self.replica):
+                process.store.changed.set()
+
+    # What must hold, at the moment that it happens
+
+    def erasing(self, process: Process, release: ReleaseRef) -> None:
+        entry = self.truth.entry(release.incarnation)
+        left = self.left_live_at.get(release.incarnation)
+        if entry is not None and entry.state is not State.DROPPING:
+            if process.has_read:
+                self.wrong.append(f"{release} was erased, which is {entry.state}")
+            else:  # between its last look at the catalogue and now, the store was put back
+                self.lost.add(release.incarnation)
+        elif left is not None and self.clock() < left + GRACE_S:
+            self.wrong.append(f"{release} was erased within its grace")
+        self.erased.add(release.incarnation)
+
+    def claimed(self, process: Process, draft: DraftRef) -> None:
+        self.claims[draft.incarnation] = process
+
+    def put(self, process: Process, draft: DraftRef) -> None:
+        if self.refuses_late_writers and self.claims.get(draft.incarnation, process) is not process:
+            self.wrong.append(f"{draft} was written after another had claimed it")
+
+    def swapped(self, process: Process, old: Catalogue, new: Catalogue) -> None:
+        if old.version != self.truth.version:
+            self.wrong.append(f"a swap was made from {old.version}, when {self.truth.version} was there")
+        if new.generation != old.generation + 1:
+            self.wrong.append(f"generation {new.generation} followed {old.generation}")
+        if old.live_ref != new.live_ref:
+            self.note_live(process, old, new)
+        if sum(entry.state is State.LIVE for entry in new.releases) > 1:
+            self.wrong.append("two releases are live")
+        for entry in new.releases:
+            before = old.entry(entry.incarnation)
+            if before is None:
+                if entry.state is State.DRAFT:
+                    self.owners[entry.writer] = process
+                    self.begun[entry.incarnation] = self.intended(process, entry.id)
+            elif before.state is State.DRAFT:
+                self.check_draft(process, before, entry)
+            elif before.state is State.LIVE and entry.state is State.DROPPING:
+                self.wrong.append(f"{entry.id} was dropped while it was live")
+        self.truth = new
+        self.notify(self.store)
+
+    def note_live(self, process: Process, old: Catalogue, new: Catalogue) -> None:
+        self.flips[process] = self.flips.get(process, 0) + 1
+        if self.flips[process] > 1:
+            self.wrong.append("one request changed twice what is live")
+        retired = None if old.live_ref is None else new.entry(old.live_ref.incarnation)
+        if retired is not None and retired.superseded_at is not None:  # when the catalogue was read for the swap
+            self.left_live_at[retired.incarnation] = retired.superseded_at
+        if new.live_ref is not None:
+            self.left_live_at.pop(new.live_ref.incarnation, None)
+
+    def intended(self, process: Process, release: ReleaseId) -> str:
+        assert self.source is not None
+        return self.source.contents.get(release) or self.publishes[process]
+
+    def check_draft(self, process: Process, before: Release, after: Release) -> None:
+        """Only a draft's writer changes it, but for whom its lease has lapsed."""
+        lapsed = (before.lease_until or 0.0) <= self.clock()
+        owner = self.owners.get(before.writer)
+        is_taken, is_dropped = after.writer != before.writer, after.state is State.DROPPING
+        if owner is not process and (is_taken or after.state is not State.DRAFT):
+            if owner is not None:
+                self.bereft.add(owner)
+            if not lapsed or not (is_taken or is_dropped):
+                self.wrong.append(f"{after.id} was taken over, or made {after.state}, by another than its writer")
+        if is_taken:
+            self.owners[after.writer] = process
+        if after.state not in (State.DRAFT, State.DROPPING):
+            self.committed.append(after)
+
+    # What must hold after every step
+
+    def look(self) -> None:
+        """Look at what was done, and at what readers read."""
+        type(self).steps += 1
+        for process in self.processes:
+            for error in process.ended():
+                self.flips.pop(process, None)
+                self.check_end(process, error)
+        while self.committed:
+            self.check_committed(self.committed.pop())
+        for reader, follower in self.followers.items():
+            self.check_reader(reader, follower)
+        assert not self.wrong, self.wrong
+
+    def check_end(self, process: Process, error: BaseException | None) -> None:
+        if error is not None and not isinstance(error, StoreError):
+            raise AssertionError("a process ended by a defect") from error
+        if isinstance(error, ReleaseCorrupt) and self.restored_at < 0 and process not in self.bereft:
+            assert self.intends.get(process) == "resume with other lists", error
+
+    def check_committed(self, entry: Release) -> None:
+        """Of a release that was committed, every list is there, and all are of one publish."""
+        if entry.incarnation not in self.excused | self.lost:
+            self.finish(verify(self.store, entry.ref))
+
+    def check_reader(self, reader: int, follower: Follower) -> None:
+        seen, before = follower._seen, self.seen[reader]
+        if seen is not before:
+            if before is not None:
+                assert seen is not None
+                restored = seen.primary and self.restored_at >= 0
+                assert follows(seen, before) or restored, "a stale catalogue was followed"
+            self.seen[reader] = seen
+        if follower.served is None:
+            assert seen is None or seen.live is None, "what was served is served no more"
+            return
+        try:
+            slots = self.finish(self.stepped(reader).reads.get_many(follower.served.ref, KEYS))
+        except ReleaseNotFound:
+            incarnation = follower.served.ref.incarnation
+            is_replica = self.stepped(reader).reads is self.replica
+            assert is_replica or incarnation in self.erased | self.lost or self.restored_at >= 0
+            slots = []
+        self.check_lists(follower.served, slots)
+
+    def check_lists(self, served: ServedRelease, slots: Sequence[Slot]) -> None:
+        """Each list is the one that was published under its key in this very release."""
+        bodies = {"popular:": served.popular[OVERALL]}
+        incarnation = served.ref.incarnation
+        for key, slot in zip(KEYS[: len(slots)], slots, strict=True):
+            assert slot is not None or incarnation in self.excused | self.lost, f"{key} is missing in {served.ref}"
+            if isinstance(slot, bytes):
+                bodies[key] = served.decode(key, slot)
+        assert self.source is not None
+        for key, body in bodies.items():
+            content = content_of(key, body)
+            expected = self.source.contents.get(served.id) or self.content.setdefault(incarnation, content)
+            assert content == expected, f"{served.ref} gave a list of {content} and not of {expected}"
+
+    def check_followed(self, reader: int) -> None:
+        follower, live = self.followers[reader], self.truth.live_ref
+        if live is None or live.incarnation in self.lost | self.excused:
+            return
+        assert follower.served is not None, follower.last_error
+        assert follower.served.ref == live, follower.last_error
+        assert follower._seen is not None
+        assert follower._seen.version == self.truth.version
+
+    # At the end
+
+    def teardown(self) -> None:
+        try:
+            if not self.wrong:
+                self.end_clean()
+        finally:
+            for process in self.processes:
+                process.kill()
+            self.finish(self.close())
+            self.loop.close()
+            self.patch.undo()
+
+    def end_clean(self) -> None:
+        """All but the readers stop, a last prune cleans up, and a new release is published and followed."""
+        for who in range(len(self.processes)):
+            if who not in self.readers_at:
+                self.kill(who)
+        self.loop.advance(LEASE_S + GRACE_S)
+        pruner = self.processes[self.pruner]
+        pruner.start(life.prune(pruner.store))
+        self.run_to_end(pruner)
+        states = [entry.state for entry in self.truth.releases]
+        assert {State.DRAFT, State.DROPPING, State.WITHDRAWN}.isdisjoint(states), states
+        assert states.count(State.SUPERSEDED) <= 1
+        if isinstance(self.store, Inventoried):
+            present = set(self.finish(self.store.incarnations()))
+            known = {entry.incarnation for entry in self.truth.releases}
+            assert known - self.lost <= present <= known
+        publisher = self.processes[0]
+        self.publish(publisher, "publish", 0)
+        self.run_to_end(publisher)
+        second = self.stepped(self.readers_at[1])
+        if second.reads is self.replica:
+            self.lead_second_reader()
+        self.run_readers()
+        assert self.followers[self.readers_at[0]].served is not None
+
+
+class InterleavedOnDisk(Interleaved):
+    """Over files, each process with a handle of its own."""
+
+    def open(self) -> Store:
+        if not hasattr(self, "store"):
+            self.folder = Path(tempfile.mkdtemp())
+        return LmdbStore(self.folder / "store", self.clock)
+
+    def finish(self, work: Coroutine[Any, Any, T]) -> T:
+        return self.loop.finish(work)
+
+    async def save(self) -> Path:
+        copy = Path(tempfile.mkdtemp(dir=self.folder))
+        shutil.copytree(self.folder / "store", copy, dirs_exist_ok=True)
+        return copy
+
+    async def put_back(self, saved: Path) -> None:
+        shutil.rmtree(self.folder / "store")
+        shutil.copytree(saved, self.folder / "store")
+
+    async def close(self) -> None:
+        await super().close()
+        shutil.rmtree(self.folder)
+
+
+def on_redis(server: RedisServer) -> type[Interleaved]:
+    """Over a Redis server; each history has a prefix of its own."""
+    client = redis.Redis(port=server.port)
+
+    class InterleavedOnRedis(Interleaved):
+        def open(self) -> Store:
+            if not hasattr(self, "store"):
+                self.prefix = os.urandom(4).hex()
+            return connect(server.url("redis", self.prefix))
+
+        def finish(self, work: Coroutine[Any, Any, T]) -> T:
+            return self.loop.finish(work)
+
+        async def save(self) -> dict[bytes, bytes]:
+            keys = cast("list[bytes]", client.keys(f"*{self.prefix}*"))  # the client decodes nothing
+            with client.pipeline() as pipeline:
+                for key in keys:
+                    pipeline.dump(key)
+                return dict(zip(keys, pipeline.execute(), strict=True))
+
+        async def put_back(self, saved: dict[bytes, bytes]) -> None:
+            with client.pipeline() as pipeline:
+                for key in client.keys(f"*{self.prefix}*"):
+                    pipeline.delete(key)
+                for key, value in saved.items():
+                    pipeline.restore(key, 0, value)
+                pipeline.execute()
+
+        async def close(self) -> None:
+            await super().close()
+            await self.put_back({})
+
+    return InterleavedOnRedis
+
+
+def on_cosmos(account: Account) -> type[Interleaved]:
+    """Over an emulated account; each history has a database of its own, of which only the catalogue is put back."""
+
+    class InterleavedOnCosmos(Interleaved):
+        refuses_late_writers = False
+
+        def open(self) -> Store:
+            if not hasattr(self, "store"):
+                self.database = os.urandom(4).hex()
+            return connect(account.url(self.database, ru="30000"))
+
+        def finish(self, work: Coroutine[Any, Any, T]) -> T:
+            return self.loop.finish(work)
+
+        async def save(self) -> None:
+            """Nothing: an account is restored as another account."""
+
+    return InterleavedOnCosmos

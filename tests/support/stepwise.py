@@ -1,0 +1,270 @@
+"""Processes over one store that take their steps when they are told to: each primitive waits before and after.
+
+A process is a task of the real code with a handle of its own on the store. Whoever drives it lets its next primitive
+begin, or its reply arrive, or lets either get lost, or ends it for ever. Time stands still but for `advance`.
+"""
+
+import asyncio
+import selectors
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from dataclasses import replace
+from typing import Any, Protocol, TypeVar
+
+from stores.catalogue import Catalogue, DraftRef, ReleaseRef
+from stores.errors import StoreError, StoreUnavailable
+from stores.store import Inventoried, Plan, Reader, Row, Slot, Store
+
+T = TypeVar("T")
+
+# What the store's clock said when the loop's said nought.
+EPOCH_S = 1_790_000_000.0
+
+
+# While the real store works, timers below SHORT_S are pauses between its polls, of which PAUSE_S is enough; above, they
+# are deadlines, and real.
+SHORT_S, PAUSE_S = 0.25, 0.002
+
+
+class StepwiseLoop(asyncio.SelectorEventLoop):
+    """An event loop that returns when nothing is left to do at this time; real I/O is waited for while `working`."""
+
+    def __init__(self) -> None:
+        self.working = 0
+        """How many primitives are under way in the real store."""
+        self.now_s = 1_000.0
+        self.next_in_s: float | None = None
+        """In how many seconds the next timer is due, as of when the loop had nothing left to do."""
+        super().__init__(_StepwiseSelector(self))
+
+    def time(self) -> float:
+        return self.now_s
+
+    def settle(self) -> None:
+        """Do all that can be done now."""
+        self.run_forever()
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass, and do what becomes due meanwhile."""
+        until = self.now_s + seconds
+        self.settle()
+        while self.next_in_s is not None and self.now_s + self.next_in_s <= until:
+            self.now_s += self.next_in_s
+            self.settle()
+        self.now_s = until
+        self.settle()
+
+    def finish(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run what waits for nothing but the real store."""
+        self.working += 1
+        try:
+            return self.run_until_complete(work)
+        finally:
+            self.working -= 1
+
+
+class _StepwiseSelector(selectors.SelectSelector):
+    def __init__(self, loop: StepwiseLoop) -> None:
+        super().__init__()
+        self._loop = loop
+
+    def select(self, timeout: float | None = None) -> Any:  # noqa: ANN401 -- what the base class gives is private
+        if self._loop.working:
+            found = super().select(PAUSE_S if timeout and timeout < SHORT_S else timeout)
+            if timeout and not found:
+                self._loop.now_s += timeout
+            return found
+        if timeout is None or timeout > 0:
+            self._loop.next_in_s = timeout
+            self._loop.stop()
+        return super().select(0) if len(self.get_map()) > 1 else []  # beside the loop's own pipe
+
+
+class Watch(Protocol):
+    """Is shown what processes do to the store, at the moment that it is done."""
+
+    def claimed(self, process: "Process", draft: DraftRef) -> None: ...
+    def put(self, process: "Process", draft: DraftRef) -> None: ...
+    def erasing(self, process: "Process", release: ReleaseRef) -> None: ...
+    def swapped(self, process: "Process", old: Catalogue, new: Catalogue) -> None: ...
+
+
+class Process:
+    """A process with a handle on the store; ends with its last task, or when it is killed."""
+
+    def __init__(self, loop: StepwiseLoop, store: Store, watch: Watch) -> None:
+        self.loop = loop
+        self.watch = watch
+        self.handle = store
+        kind = _SteppedInventoried if isinstance(store, Inventoried) else Stepped
+        self.store = kind(self, store)
+        self.free = False
+        """Whether it runs without being told to."""
+        self.killed = False
+        self.has_read = True
+        """Whether it has read the catalogue since the store was last restored."""
+        self.tasks = list[asyncio.Task[Any]]()
+        self._gates = list[asyncio.Future[None]]()
+
+    def start(self, work: Coroutine[Any, Any, Any]) -> None:
+        self.tasks.append(self.loop.create_task(work))
+        self.loop.settle()
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a primitive, or its reply, waits to be let go."""
+        return any(not gate.done() for gate in self._gates)
+
+    def step(self, *, last: bool = False, lost: bool = False) -> None:
+        """Let a primitive begin or its reply arrive: the first one that waits, or the last; or let it be lost."""
+        gate = self._gates.pop(-1 if last else 0)
+        if lost:
+            gate.set_exception(StoreUnavailable("the network went away"))
+        else:
+            gate.set_result(None)
+        self.loop.settle()
+
+    def run(self, seconds: float, *others: "Process") -> None:
+        """Let this process and *others* run for some time."""
+        running = (self, *others)
+        for one in running:
+            one.free = True
+            while one._gates:
+                one.step()
+        self.loop.advance(seconds)
+        for one in running:
+            one.free = False
+
+    def run_to_end(self) -> None:
+        """Let this process run until its tasks are done, whatever time that takes."""
+        while not all(task.done() for task in self.tasks):
+            self.run(1.0)
+
+    def ended(self) -> list[BaseException | None]:
+        """Take out the tasks that are done, and return what they raised."""
+        done = [task for task in self.tasks if task.done()]
+        self.tasks = [task for task in self.tasks if not task.done()]
+        return [asyncio.CancelledError() if task.cancelled() else task.exception() for task in done]
+
+    def kill(self) -> None:
+        """End it for ever: nothing that it still does reaches the store."""
+        self.killed = True
+        for task in self.tasks:
+            task.cancel()
+        self.loop.settle()
+        for gate in self._gates:
+            gate.cancel()
+        self.loop.settle()
+        assert all(isinstance(error, StoreError | asyncio.CancelledError | None) for error in self.ended())
+        assert not self.tasks
+
+    async def pause(self) -> None:
+        """Wait to be told to go on; raises what is to be lost."""
+        if self.killed:
+            raise asyncio.CancelledError
+        if self.free:
+            return
+        gate = self.loop.create_future()
+        self._gates.append(gate)
+        try:
+            await gate
+        finally:
+            if gate in self._gates:
+                self._gates.remove(gate)
+
+
+class Stepped:
+    """A process's handle on the store; each primitive waits before it is done, and before its reply arrives."""
+
+    def __init__(self, process: Process, store: Store) -> None:
+        self.batch = store.batch
+        self.reads: Reader = store
+        """Where the catalogue and rows are read: the store itself, or a replica of it."""
+        self.changed = asyncio.Event()
+        """Set when there is something new where the catalogue is read."""
+        self._process = process
+        self._store = store
+
+    async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
+        del timeout_s
+        return await self._do(lambda: self.reads.get_many(release, keys))
+
+    async def catalogue(self) -> Catalogue:
+        async def read() -> Catalogue:
+            self._process.has_read = True
+            return replace(await self.reads.catalogue(), now=EPOCH_S + self._process.loop.time())
+
+        return await self._do(read)
+
+    async def changes(self) -> AsyncIterator[Catalogue]:
+        while True:
+            self.changed.clear()
+            yield await self.catalogue()
+            await self.changed.wait()
+
+    async def close(self) -> None:
+        """Left to whoever opened the store."""
+
+    async def create(self, draft: DraftRef, plan: Plan) -> None:
+        async def create() -> None:
+            await self._store.create(draft, plan)
+            self._process.watch.claimed(self._process, draft)
+
+        await self._do(create)
+
+    async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
+        async def put() -> None:
+            await self._store.put(draft, rows, part)
+            self._process.watch.put(self._process, draft)
+
+        await self._do(put)
+
+    async def resume_point(self, draft: DraftRef, part: int = 0) -> str | None:
+        return await self._do(lambda: self._store.resume_point(draft, part))
+
+    async def seal(self, draft: DraftRef) -> None:
+        await self._do(lambda: self._store.seal(draft))
+
+    async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
+        rows = self._store.scan(release)
+        while (row := await self._do(lambda: anext(rows, None))) is not None:
+            yield row
+
+    async def prepare(self, release: ReleaseRef) -> None:
+        await self._do(lambda: self._store.prepare(release))
+
+    async def swap(self, old: Catalogue, new: Catalogue) -> None:
+        async def swap() -> None:
+            await self._store.swap(old, new)
+            self._process.watch.swapped(self._process, old, new)
+
+        await self._do(swap)
+
+    async def erase(self, release: ReleaseRef) -> None:
+        async def erase() -> None:
+            self._process.watch.erasing(self._process, release)
+            await self._store.erase(release)
+
+        await self._do(erase)
+
+    async def _do(self, primitive: Callable[[], Awaitable[T]]) -> T:
+        process = self._process
+        await process.pause()
+        process.loop.working += 1
+        try:
+            reply = await primitive()
+        except StoreError:
+            process.loop.working -= 1
+            await process.pause()
+            raise
+        except BaseException:
+            process.loop.working -= 1
+            raise
+        process.loop.working -= 1
+        await process.pause()
+        return reply
+
+
+class _SteppedInventoried(Stepped, Inventoried):
+    async def incarnations(self) -> list[str]:
+        assert isinstance(self._store, Inventoried)
+        return await self._do(self._store.incarnations)
