@@ -9,7 +9,7 @@ import logging
 import random
 from dataclasses import dataclass
 
-from stores.catalogue import Catalogue, ReleaseId, ReleaseRef, follows
+from stores.catalogue import Catalogue, Release, ReleaseId, ReleaseRef, follows
 from stores.compression import load_decode
 from stores.encoding import Decode, is_empty
 from stores.errors import ReleaseCorrupt, ReleaseNotFound, StoreError
@@ -27,8 +27,8 @@ LOG_EVERY_S = 60.0
 RETRY_S = (0.1, 5.0)
 # For how long every read of the primary must be older than what is followed, before the store counts as restored.
 RESTORED_S = 30.0
-# How often the catalogue is read while the store is in doubt.
-DOUBT_POLL_S = 2.0
+# How often the catalogue is read while it is older than what is followed, or the release that is served is gone.
+STALE_POLL_S = 2.0
 # Over how long processes spread their loads of a release that goes live for all of them at once in a remote store.
 SPREAD_S = 0.5
 # How long a release is brought into memory at most, before it is served all the same.
@@ -40,6 +40,9 @@ class ServedRelease:
     """One release as it is served; immutable, so a request that holds one never mixes two."""
 
     ref: ReleaseRef
+    writer: str
+    """Who finished it. A store that is put back to when it was a draft may have it finished anew, with other lists."""
+
     manifest: Manifest
     popular: dict[str, bytes]
     """Popular lists by segment, as opened bodies; `OVERALL` is always there, and none is empty."""
@@ -85,8 +88,10 @@ class Follower:
         self._seen: Catalogue | None = None
         self._switching = asyncio.Lock()
         """Held while a release is loaded: what comes meanwhile is compared with what was followed in the end."""
-        self._doubtful = asyncio.Event()
-        """Set while the store is not what was followed; it is then read every DOUBT_POLL_S."""
+        self._taken = 0
+        """How many catalogues were taken: one that was requested before the last of them may be older than that."""
+        self._stale = asyncio.Event()
+        """Set while the store is not what was followed; it is then read every STALE_POLL_S."""
         self._older_since: float | None = None
         self._restored: list[str] = []
         self._advice: list[str] = []
@@ -104,7 +109,7 @@ class Follower:
         """Follow until cancelled, whatever the store raises; *warm* a release of a store in this process first."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._follow_changes(warm=warm))
-            group.create_task(self._settle_doubts())
+            group.create_task(self._poll_while_stale())
 
     async def refresh(self) -> ServedRelease | None:
         """Read the catalogue at once, because a release was not found; callers at the same time share one read."""
@@ -128,17 +133,21 @@ class Follower:
                 self.attempted.set()
             await asyncio.sleep(backoff.next_s())
 
-    async def _settle_doubts(self) -> None:
-        """Read the catalogue of a doubtful store time and again, until it is followed or is again what was followed."""
+    async def _poll_while_stale(self) -> None:
+        """Read the catalogue of a stale store time and again, until it is followed or is again what was followed."""
         while True:
-            await self._doubtful.wait()
+            await self._stale.wait()
             await self._refresh()
-            if self._doubtful.is_set():
-                await asyncio.sleep(DOUBT_POLL_S)
+            if self._stale.is_set():
+                await asyncio.sleep(STALE_POLL_S)
 
     async def _refresh(self) -> None:
         try:
-            await self._take(await self._reader.catalogue(), doubting=True)
+            while True:
+                taken = self._taken
+                found = await self._reader.catalogue()
+                if await self._take(found, requested_after=taken):
+                    return
         except Exception as error:  # noqa: BLE001 -- nothing that a reader does may end the following, or a request
             self._report(error)
 
@@ -147,42 +156,48 @@ class Follower:
 
     async def _prepare(self, catalogue: Catalogue, *, warm: bool) -> None:
         """Let chance decide which process is the first to load what all are to follow, or bring it into memory."""
-        live = catalogue.live_ref
+        live = catalogue.live_entry
         if live is None or not self._is_new(live) or not follows(catalogue, self._seen):
             return
         if isinstance(self._reader, LocalReader):
             if warm:
-                await _warm(self._reader, live)
+                await _warm(self._reader, live.ref)
         elif self.served is not None:
             await asyncio.sleep(random.uniform(0, SPREAD_S))  # noqa: S311 -- spreads processes, guards nothing
 
-    async def _take(self, found: Catalogue, *, doubting: bool = False) -> None:
-        """Follow *found* where it is newer, and doubt the store where it is older; an error leaves all as it was.
+    async def _take(self, found: Catalogue, *, requested_after: int | None = None) -> bool:
+        """Follow *found* where it is newer, or where the store turns out to be restored; an error leaves all as it was.
 
-        *doubting* says that the store itself was read because something was amiss: then also whether the release that
-        is served is still there.
+        *requested_after* is given where something was amiss and so the catalogue was requested, after so many had been
+        taken. If others were taken since, it may be older than those: then nothing is done, and False returned. If not,
+        whether the release that is served is still there is looked at, too.
         """
+        requested = requested_after is not None
         async with self._switching:
+            if requested and requested_after != self._taken:
+                return False
+            self._taken += 1
             seen = self._seen
             if self._restored and seen is not None and not found.primary and found.generation > seen.generation:
-                self._doubtful.set()  # a replica may still have what the primary has lost: ask that
+                self._stale.set()  # a replica may still have what the primary has lost: ask that
             elif follows(found, seen):
                 await self._follow(found)
                 self._set_error(_nothing_live() if found.live is None else None)
             elif seen is None:
                 self._set_error(_nothing_live())
             elif found.generation < seen.generation:
-                await self._doubt(found, seen, doubting=doubting)
-            elif (doubting or self._doubtful.is_set()) and (gone := await self._live_gone(found)):
-                self._doubtful.set()
+                await self._take_older(found, seen, requested=requested)
+            elif (requested or self._stale.is_set()) and (gone := await self._live_gone(found)):
+                self._stale.set()
                 self._set_error(gone)
             else:
-                self._settle()
+                self._note_current()
                 self._set_error(_nothing_live() if found.live is None else None)
+        return True
 
     async def _follow(self, found: Catalogue) -> None:
         """Switch to what *found* says is live, once it is loaded."""
-        live = found.live_ref
+        live = found.live_entry
         is_new = live is not None and self._is_new(live)
         if live is not None and is_new:
             self.served = await _load(self._reader, live)
@@ -192,17 +207,17 @@ class Follower:
                 log.warning("release %s is %s", live.id, named(self.served.damaged))
         self._seen = found
         self._restored = []
-        self._settle()
+        self._note_current()
         if is_new:
             await self._read_advice()
 
-    async def _doubt(self, found: Catalogue, seen: Catalogue, *, doubting: bool) -> None:
+    async def _take_older(self, found: Catalogue, seen: Catalogue, *, requested: bool) -> None:
         """Take a catalogue of a lower generation: ignore it, or follow it where the store was restored.
 
         It was restored where the release that is followed is gone, or every read of the primary was lower for
         RESTORED_S. What a replica says counts neither for nor against it.
         """
-        self._doubtful.set()
+        self._stale.set()
         now = asyncio.get_running_loop().time()
         if found.primary and found.generation == 0:
             self._older_since = None
@@ -223,7 +238,7 @@ class Follower:
                         f"followed; it is taken for restored, and followed, if that lasts for {RESTORED_S:.0f} s"
                     )
                 )
-        elif doubting:
+        elif requested:
             self._set_error(
                 _CatalogueOlder(
                     f"only a replica answers, with generation {found.generation} of the catalogue where "
@@ -243,12 +258,12 @@ class Follower:
         if found.live is None:
             self._set_error(_nothing_live())
 
-    def _settle(self) -> None:
+    def _note_current(self) -> None:
         self._older_since = None
-        self._doubtful.clear()
+        self._stale.clear()
 
-    def _is_new(self, live: ReleaseRef) -> bool:
-        return self.served is None or self.served.ref != live
+    def _is_new(self, live: Release) -> bool:
+        return self.served is None or (self.served.ref, self.served.writer) != (live.ref, live.writer)
 
     async def _is_gone(self) -> bool:
         """Return whether the release that is served is surely not in the store any more."""
@@ -326,11 +341,12 @@ async def _warm(reader: LocalReader, release: ReleaseRef) -> None:
         log.info("release %s was brought into memory in %.1f s", release.id, clock() - started)
 
 
-async def _load(reader: Reader, release: ReleaseRef) -> ServedRelease:
+async def _load(reader: Reader, live: Release) -> ServedRelease:
     """Read a release's manifest, dictionary, popular lists and sample; raises StoreError for an incomplete one.
 
     One that is damaged here and there is served all the same, but for a popular list for everybody, which it must have.
     """
+    release = live.ref
     manifest = await load_manifest(reader, release)
     decode = await load_decode(reader, release, manifest)
     keys = [POPULAR + segment for segment in (OVERALL, *manifest.segments)]
@@ -354,4 +370,4 @@ async def _load(reader: Reader, release: ReleaseRef) -> ServedRelease:
         )
     if OVERALL not in popular:
         raise ReleaseCorrupt(f"release {release.id} has an empty popular list for everybody; it is not followed")
-    return ServedRelease(release, manifest, popular, decode, tuple(damaged))
+    return ServedRelease(release, live.writer, manifest, popular, decode, tuple(damaged))

@@ -109,12 +109,17 @@ class Catalogue:
     @property
     def live(self) -> ReleaseId | None:
         """The release that readers follow."""
-        return None if (ref := self.live_ref) is None else ref.id
+        return None if (entry := self.live_entry) is None else entry.id
 
     @property
     def live_ref(self) -> ReleaseRef | None:
         """The release that readers follow, as stores are given it."""
-        return next((release.ref for release in self.releases if release.state is State.LIVE), None)
+        return None if (entry := self.live_entry) is None else entry.ref
+
+    @property
+    def live_entry(self) -> Release | None:
+        """What is recorded of the release that readers follow."""
+        return next((entry for entry in self.releases if entry.state is State.LIVE), None)
 
     def find(self, release: ReleaseId) -> Release:
         """Return the entry that an id stands for: what was committed last, or else the draft.

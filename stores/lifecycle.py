@@ -180,7 +180,7 @@ async def activate(store: Store, release: ReleaseId) -> None:
     """Make a committed release live, once the store has prepared it."""
     ref = (await store.catalogue()).find(release).ref
     await store.prepare(ref)
-    await change(store, lambda found: changes.activate(found, release))
+    await change(store, lambda found: changes.activate(found, release), repeatable=False)
     await _scale_up_again(store, ref)
 
 
@@ -193,7 +193,8 @@ async def rollback(store: Store) -> ReleaseId:
     target = changes.rollback(seen, expected).live_ref
     if target is not None:
         await store.prepare(target)
-    restored = (await change(store, lambda found: changes.rollback(found, expected))).releases[-1].ref
+    changed = await change(store, lambda found: changes.rollback(found, expected), repeatable=False)
+    restored = changed.releases[-1].ref
     await _scale_up_again(store, restored)
     return restored.id
 
@@ -228,16 +229,18 @@ async def scale_down(store: Store, release: ReleaseRef) -> None:
         await store.prepare(release)
 
 
-async def change(store: Store, step: Callable[[Catalogue], Catalogue]) -> Catalogue:
+async def change(store: Store, step: Callable[[Catalogue], Catalogue], *, repeatable: bool = True) -> Catalogue:
     """Apply a pure function to the catalogue by compare-and-set; a lost race is tried again on what won it.
 
     A swap that failed without a clear answer may have been made all the same, now or in a moment: then its token is
-    what the next read finds, or what the next swap loses against. *step* is not applied twice, unless others swapped in
-    between; so each step of `stores.catalogue` leaves a catalogue as it is that it was applied to.
+    what the next read finds, or what the next swap loses against. Where others swapped meanwhile, that cannot be seen,
+    and *step* is applied again, as each leaves a catalogue as it is that it was applied to. One that is not
+    *repeatable*, for it would undo what others did since, raises StoreUnavailable instead.
     """
     backoff = Backoff(*SWAP_PAUSES_S, min_jitter=0.0)
     made = dict[str, Catalogue]()
     unclear = list[StoreUnavailable]()
+    unclear_from = ""
     for _ in range(SWAP_ATTEMPTS):
         old = await (_read_back(store, unclear[-1]) if unclear else store.catalogue())
         if old.token in made:
@@ -247,6 +250,8 @@ async def change(store: Store, step: Callable[[Catalogue], Catalogue]) -> Catalo
         new = step(old)
         if new == old:
             return old
+        if unclear and not repeatable and old.token != unclear_from:
+            raise _unknown(unclear[-1])
         new = changes.succeed(old, new, token=secrets.token_hex(8), store_id=secrets.token_hex(8))
         made[new.token] = new
         try:
@@ -255,6 +260,7 @@ async def change(store: Store, step: Callable[[Catalogue], Catalogue]) -> Catalo
             await asyncio.sleep(backoff.next_s())
         except StoreUnavailable as error:
             unclear.append(error)
+            unclear_from = old.token
         else:
             return new
     raise ReleaseConflict(f"the catalogue was changed by others {SWAP_ATTEMPTS} times; try again when it is quieter")
@@ -269,10 +275,12 @@ async def _read_back(store: Store, unclear: StoreUnavailable) -> Catalogue:
             return await store.catalogue()
         except StoreUnavailable as error:
             if loop.time() >= give_up_at:
-                raise type(unclear)(
-                    f"{unclear}; whether the catalogue was changed is not known: see `hotplate releases list`"
-                ) from error
+                raise _unknown(unclear) from error
         await asyncio.sleep(backoff.next_s())
+
+
+def _unknown(unclear: StoreUnavailable) -> StoreUnavailable:
+    return StoreUnavailable(f"{unclear}; whether the catalogue was changed is not known: see `hotplate releases list`")
 
 
 async def _begin_under_new_id(store: Store) -> DraftRef:

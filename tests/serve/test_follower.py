@@ -8,7 +8,7 @@ from dataclasses import replace
 import orjson
 import pytest
 
-from serve.follower import DOUBT_POLL_S, RESTORED_S, SPREAD_S, WARM_S, Follower, ServedRelease
+from serve.follower import STALE_POLL_S, RESTORED_S, SPREAD_S, WARM_S, Follower, ServedRelease
 from stores import lifecycle as life
 from stores.catalogue import Catalogue, ReleaseId, ReleaseRef
 from stores.encoding import NO_OFFSET, OFFSET_BYTES, Checksum, offset_of
@@ -17,7 +17,7 @@ from stores.keys import MANIFEST
 from stores.memory import MemoryStore
 from tests.support.clock import FakeClock
 from tests.support.remote import RemoteStore, backup, publish, restore
-from tests.support.stores import ref_of
+from tests.support.stores import lapse, ref_of
 from tests.support.virtual import virtual
 
 
@@ -211,6 +211,48 @@ async def test_callers_that_find_a_release_gone_share_one_read_of_the_catalogue(
 
 
 @virtual
+async def test_a_catalogue_that_was_requested_before_a_newer_one_came_is_read_again(
+    memory: MemoryStore, remote: RemoteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with following(remote) as follower:
+        first = await followed(memory, follower)
+        copy = backup(memory)
+        await until(follower, await publish(memory, "second"))
+        read, delays_s = remote.catalogue, [1.0]
+
+        async def delayed() -> Catalogue:
+            found = await read()
+            await asyncio.sleep(delays_s.pop() if delays_s else 0.0)
+            return found
+
+        monkeypatch.setattr(remote, "catalogue", delayed)
+        late = asyncio.create_task(follower.refresh())
+        await asyncio.sleep(0.5)
+        restore(memory, copy, only_catalogue=True)
+        await late
+        assert "if that lasts" in str(follower.last_error)
+        assert await elapsed_until(follower, first) < RESTORED_S + STALE_POLL_S
+
+
+@virtual
+async def test_a_draft_that_came_back_by_a_restore_and_was_finished_with_other_lists_is_another_release(
+    memory: MemoryStore, remote: RemoteStore
+) -> None:
+    async with following(remote) as follower:
+        await followed(memory, follower)
+        draft = await life.begin(memory, ReleaseId("twice"))
+        await lapse(memory)
+        copy = backup(memory)
+        await until(follower, await publish(memory, "once", resume=draft.id))
+        once = served(follower)
+        restore(memory, copy)
+        await publish(memory, "again", resume=draft.id)
+        await asyncio.sleep(RESTORED_S + 2 * STALE_POLL_S)
+        assert (once.ref, once.popular[""]) == (served(follower).ref, offset_of(b"once") + b"once")
+        assert served(follower).popular[""] == offset_of(b"again") + b"again"
+
+
+@virtual
 async def test_what_is_served_is_a_value(memory: MemoryStore, remote: RemoteStore) -> None:
     async with following(remote) as follower:
         await until(follower, await publish(memory, "first"))
@@ -246,7 +288,7 @@ async def test_a_store_restored_from_an_older_copy_without_the_release_is_follow
 ) -> None:
     async with following(remote) as follower:
         first = await restored(memory, follower, keeping_releases=False)
-        assert await elapsed_until(follower, first) < DOUBT_POLL_S
+        assert await elapsed_until(follower, first) < STALE_POLL_S
         assert (follower.last_error, len(follower.warnings)) == (None, 1)
         await asyncio.sleep(100)
     assert "restored from an older copy at generation" in follower.warnings[0]
@@ -265,7 +307,7 @@ async def test_an_older_catalogue_put_back_by_hand_is_followed_after_thirty_seco
         await asyncio.sleep(RESTORED_S - 1)
         assert served(follower).id == second
         assert "if that lasts" in str(follower.last_error)
-        assert await elapsed_until(follower, first) < 1 + 2 * DOUBT_POLL_S
+        assert await elapsed_until(follower, first) < 1 + 2 * STALE_POLL_S
         assert follower.last_error is None
         third = await publish(memory, "third")
         await until(follower, third)
@@ -313,7 +355,7 @@ async def test_what_a_stale_replica_says_never_counts_and_is_reported_while_nobo
         assert served(follower).id == second
         assert "only a replica answers" in str(follower.last_error)
         remote.primary = True
-        assert await elapsed_until(follower, first) < 2 * DOUBT_POLL_S
+        assert await elapsed_until(follower, first) < 2 * STALE_POLL_S
 
 
 @virtual
@@ -419,7 +461,7 @@ async def test_a_catalogue_that_vanished_is_an_error_until_it_is_back_and_un_ser
         await asyncio.sleep(2 * RESTORED_S)
         assert served(follower).id == first
         restore(memory, copy)
-        await asyncio.sleep(2 * DOUBT_POLL_S)
+        await asyncio.sleep(2 * STALE_POLL_S)
         assert (served(follower).id, follower.last_error) == (first, None)
 
 
@@ -436,7 +478,7 @@ async def test_a_release_that_is_gone_while_its_catalogue_says_live_is_an_error_
         await asyncio.sleep(2 * RESTORED_S)
         assert (served(follower).id, "is not in this store" in str(follower.last_error)) == (first, True)
         restore(memory, copy)
-        await asyncio.sleep(2 * DOUBT_POLL_S)
+        await asyncio.sleep(2 * STALE_POLL_S)
         assert follower.last_error is None
 
 

@@ -128,6 +128,27 @@ async def test_a_rollback_that_was_made_and_overtaken_is_not_made_again(monkeypa
     assert first != second
 
 
+async def test_an_activation_that_was_made_and_overtaken_does_not_undo_what_overtook_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = MemoryStore()
+    first, second, third = [await publish(store) for _ in range(3)]
+    swap = store.swap
+
+    async def overtaken(old: Catalogue, new: Catalogue) -> None:
+        await swap(old, new)
+        monkeypatch.setattr(store, "swap", swap)
+        await life.activate(store, second)
+        raise StoreUnavailable("the reply was lost")
+
+    monkeypatch.setattr(store, "swap", overtaken)
+    with pytest.raises(StoreUnavailable, match="is not known: see `hotplate releases list`"):
+        await life.activate(store, first)
+    found = await store.catalogue()
+    assert [entry.id for entry in found.releases] == [third, first, second]
+    assert found.live == second
+
+
 async def test_a_begin_that_was_made_and_dropped_before_its_reply_begins_another_incarnation(
     monkeypatch: pytest.MonkeyPatch, clock: FakeClock
 ) -> None:

@@ -144,8 +144,8 @@ class Interleaved(RuleBasedStateMachine):
         self.replica = Replica(self.clock)
         self.truth = Catalogue()
         """The catalogue as it was swapped or put back last."""
-        self.content = dict[str, str]()
-        """Which publish an incarnation's lists are of, once it was read."""
+        self.content = dict[tuple[str, str], str]()
+        """Which publish the lists of an incarnation are of that a writer finished, once they were read."""
         self.begun = dict[str, str]()
         """Which publish an incarnation was begun for."""
         self.owners = dict[str, Process]()
@@ -571,17 +571,21 @@ class Interleaved(RuleBasedStateMachine):
             if isinstance(slot, bytes):
                 bodies[key] = served.decode(key, slot)
         assert self.source is not None
+        entry = self.truth.entry(incarnation)
+        if entry is not None and entry.writer != served.writer:
+            return  # finished by another writer since a restore: other lists, until this reader follows
         for key, body in bodies.items():
             content = content_of(key, body)
-            expected = self.source.contents.get(served.id) or self.content.setdefault(incarnation, content)
+            written = incarnation, served.writer
+            expected = self.source.contents.get(served.id) or self.content.setdefault(written, content)
             assert content == expected, f"{served.ref} gave a list of {content} and not of {expected}"
 
     def check_followed(self, reader: int) -> None:
-        follower, live = self.followers[reader], self.truth.live_ref
+        follower, live = self.followers[reader], self.truth.live_entry
         if live is None or live.incarnation in self.lost | self.excused:
             return
         assert follower.served is not None, follower.last_error
-        assert follower.served.ref == live, follower.last_error
+        assert (follower.served.ref, follower.served.writer) == (live.ref, live.writer), follower.last_error
         assert follower._seen is not None
         assert follower._seen.version == self.truth.version
 

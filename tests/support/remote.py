@@ -107,7 +107,13 @@ class KeyByKeyStore(RemoteStore):
 
 
 async def publish(
-    store: MemoryStore, name: str, *, live: bool = True, segments: int = 0, users: range = range(5)
+    store: MemoryStore,
+    name: str,
+    *,
+    live: bool = True,
+    segments: int = 0,
+    users: range = range(5),
+    resume: ReleaseId | None = None,
 ) -> ReleaseId:
     """Publish a list for each of *users*, and popular ones, all of which name the release *name*."""
 
@@ -115,4 +121,5 @@ async def publish(
         yield [Row("popular:", name.encode())] + [Row(f"popular:s{n}", b"%d" % n) for n in range(segments)]
         yield [Row(f"user:{n}", f"{name} for {n}".encode()) for n in users]
 
-    return (await life.publish(store, batches(), plan=Plan(6, 100), about={}, live=live)).manifest.release
+    written = await life.publish(store, batches(), plan=Plan(6, 100), about={}, live=live, resume=resume)
+    return written.manifest.release
