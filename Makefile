@@ -35,7 +35,7 @@ lock: .venv/dev ## resolve the requirements anew (needs uv)
 	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --no-annotate --python-version 3.11 \
 	    pyproject.toml --extra offline --group build -o requirements/demo.lock
 	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --no-annotate --python-version 3.11 \
-	    pyproject.toml --extra offline --extra redis --extra cosmos --extra bench --group build --group dev \
+	    pyproject.toml --extra offline --extra redis --extra cosmos --extra arrow --extra oidc --extra bench --group build --group dev \
 	    --constraint requirements/demo.lock -o requirements/dev.lock
 
 .venv/bin/python:
