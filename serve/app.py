@@ -42,7 +42,6 @@ class Routes:
                 Route("/v1/popular", {"GET": handlers.popular}),
                 Route("/livez", {"GET": handlers.live}),
                 Route("/readyz", {"GET": handlers.ready}),
-                Route("/metrics", {"GET": handlers.metrics}),
             )
         }
         self._fixed["/health/live"] = self._fixed["/livez"]

@@ -7,7 +7,8 @@ older copy: processes that start later see nothing else, so those that run follo
 import asyncio
 import logging
 import random
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 
 from stores.catalogue import Catalogue, Release, ReleaseId, ReleaseRef, follows
 from stores.compression import load_decode
@@ -53,6 +54,9 @@ class ServedRelease:
     damaged: tuple[str, ...] = ()
     """What was found damaged when it was loaded."""
 
+    lookups: list[int] = field(default_factory=lambda: [0, 0, 0], compare=False)
+    """How many of its lists were a hit, a miss, an error; beside the release, for it is counted for each list."""
+
     @property
     def id(self) -> ReleaseId:
         """The id that answers name."""
@@ -93,6 +97,8 @@ class Follower:
         self._stale = asyncio.Event()
         """Set while the store is not what was followed; it is then read every STALE_POLL_S."""
         self._older_since: float | None = None
+        self._current = False
+        self._current_at = time.monotonic()
         self._restored: list[str] = []
         self._advice: list[str] = []
         self._refreshing: asyncio.Task[None] | None = None
@@ -104,6 +110,11 @@ class Follower:
         """What could harm what is served, as of the catalogue that is followed: in the store's set-up, or its past."""
         damaged = () if self.served is None else self.served.damaged
         return [*self._restored, *self._advice, *([named(damaged)] if damaged else [])]
+
+    @property
+    def catalogue_age_s(self) -> float:
+        """How long ago the store's catalogue was known to be what is followed; 0 as long as its reads succeed."""
+        return 0.0 if self._current else time.monotonic() - self._current_at
 
     async def run(self, *, warm: bool = False) -> None:
         """Follow until cancelled, whatever the store raises; *warm* a release of a store in this process first."""
@@ -184,11 +195,13 @@ class Follower:
                 await self._follow(found)
                 self._set_error(_nothing_live() if found.live is None else None)
             elif seen is None:
+                self._current = True
                 self._set_error(_nothing_live())
             elif found.generation < seen.generation:
                 await self._take_older(found, seen, requested=requested)
             elif (requested or self._stale.is_set()) and (gone := await self._live_gone(found)):
                 self._stale.set()
+                self._note_outdated()
                 self._set_error(gone)
             else:
                 self._note_current()
@@ -218,6 +231,7 @@ class Follower:
         RESTORED_S. What a replica says counts neither for nor against it.
         """
         self._stale.set()
+        self._note_outdated()
         now = asyncio.get_running_loop().time()
         if found.primary and found.generation == 0:
             self._older_since = None
@@ -260,7 +274,12 @@ class Follower:
 
     def _note_current(self) -> None:
         self._older_since = None
+        self._current = True
         self._stale.clear()
+
+    def _note_outdated(self) -> None:
+        if self._current:
+            self._current, self._current_at = False, time.monotonic()
 
     def _is_new(self, live: Release) -> bool:
         return self.served is None or (self.served.ref, self.served.writer) != (live.ref, live.writer)
@@ -301,6 +320,7 @@ class Follower:
 
     def _report(self, error: Exception) -> None:
         """Take in what a reader raised; where that is no StoreError, it is a defect, and its traceback is logged."""
+        self._note_outdated()
         if isinstance(error, StoreError):
             self._set_error(error)
         else:

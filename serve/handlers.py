@@ -6,13 +6,11 @@ from urllib.parse import parse_qsl, unquote_to_bytes
 
 import orjson
 from aiohttp import web
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from xxhash import xxh3_64_hexdigest
 
-from serve.exposition import Exposition
 from serve.problems import Problem, bad_parameter
 from serve.reader import DEFAULT_N, EncodedList, TieredReader
-from serve.tiers import Tier
+from serve.states import ANSWERING, DRAINING, status_of
 from stores.encoding import cut
 from stores.errors import StoreMisused
 from stores.keys import OVERALL, check_id
@@ -33,7 +31,6 @@ class Handlers:
 
     def __init__(self, reader: TieredReader) -> None:
         self._reader = reader
-        self._exposition = Exposition(reader.metrics, reader.tiers)
         self.draining = False
 
     async def recommend(self, request: web.BaseRequest, raw_id: str, raw_query: str) -> web.Response:
@@ -75,19 +72,9 @@ class Handlers:
         return _status(200, {"status": "alive"})
 
     async def ready(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
-        """`GET /readyz`: ready means "can answer"; what is wrong all the same is said as `degraded`."""
-        if self.draining:
-            return _status(503, {"status": "draining"})
-        tiers = [_state(tier) for tier in self._reader.tiers]
-        serving = [tier["release"] for tier in tiers if tier["release"]]
-        if not serving:
-            return _status(503, {"status": "not ready", "tiers": tiers})
-        status = "degraded" if any(tier["detail"] for tier in tiers) else "ready"
-        return _status(200, {"status": status, "release": serving[0], "tiers": tiers})
-
-    async def metrics(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
-        """`GET /metrics`: Prometheus text, summed over all workers."""
-        return web.Response(body=self._exposition.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        """`GET /readyz`: ready means "can answer"; what is wrong all the same is for operators to read."""
+        status = DRAINING if self.draining else status_of(self._reader.tiers)
+        return _status(200 if status in ANSWERING else 503, {"status": status})
 
 
 def _list(encoded: EncodedList, n: int) -> bytes:
@@ -97,14 +84,6 @@ def _list(encoded: EncodedList, n: int) -> bytes:
         encoded.tier.encode(),
         cut(encoded.body, n),
     )
-
-
-def _state(tier: Tier) -> dict[str, object]:
-    served, error = tier.follower.served, tier.error
-    if served is None:
-        error = error or "the live release is being loaded"
-    state: dict[str, object] = {"tier": tier.name, "release": served and served.id, "detail": error}
-    return state | {"warnings": tier.follower.warnings} if tier.follower.warnings else state
 
 
 def _answer(request: web.BaseRequest, encoded: EncodedList, body: bytes, cache: str) -> web.Response:

@@ -15,7 +15,7 @@ BUCKETS_S = (
 OTHER = "other"
 ROUTES = (
     "/v1/recommendations/{user}", "/v1/recommendations", "/v1/similar/{item}", "/v1/popular",
-    "/livez", "/readyz", "/metrics", OTHER,
+    "/livez", "/readyz", OTHER,
 )  # fmt: skip
 METHODS = ("GET", "POST", "HEAD", OTHER)
 CODES = ("200", "304", "400", "404", "405", "408", "411", "413", "414", "415", "431", "500", "503", "504", OTHER)
@@ -23,6 +23,7 @@ OPERATIONS = ("get", "get_many")
 OUTCOMES = ("ok", "gone", "error")
 SOURCES = ("personal", "similar", "popular")
 LOOKUP_OUTCOMES = ("hit", "miss", "error")
+HIT, MISS, ERROR = range(len(LOOKUP_OUTCOMES))
 THROTTLED, REQUEST_UNITS = "throttled", "request units"
 # How an attempt of a store can fail, beside being throttled; a word that is none of these counts as the last.
 FAILURES = (

@@ -1,7 +1,7 @@
-"""The processes of a service: a parent that holds the port and replaces dead workers, and what a worker does.
+"""The processes of a service: a parent that holds the ports, and the workers and the admin process that it replaces.
 
-A worker is one event loop with a reader and a server, from start to a graceful end. One alone has a parent, too: what
-kills a process that maps files, as a file that was cut under the map does, must not end the service.
+A worker that is alone has a parent, too: what kills a process that maps files, as a file that was cut under the map
+does, must not end the service. The parent has neither a loop nor threads, so that it can fork at any time.
 """
 
 import asyncio
@@ -13,20 +13,20 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import uvloop
 
-from serve.app import Dispatcher, Server
+from serve.admin import Authorize, administer, is_loopback
 from serve.metrics import Metrics
-from serve.reader import NotReady, TieredReader, open_reader
-from serve.scrubber import Scrubber
 from serve.settings import Settings
+from serve.states import SharedStates
 from serve.tiers import tier_names
+from serve.worker import PATIENCE_S, WATCHED, Inheritance, work
 from stores.connect import connect
 from stores.errors import StoreError
 from stores.file.store import damaged_files, open_url
@@ -34,13 +34,6 @@ from stores.throttle import Backoff
 
 log = logging.getLogger(__name__)
 
-BACKLOG = 1024
-# How long a stopping worker lets idle keep-alive clients come once more, to be answered with `Connection: close`.
-LINGER_S = 0.5
-# How long a worker that replaces one of several waits for a release before it listens, as others answer meanwhile.
-PATIENCE_S = 10.0
-# How long a worker whose parent was killed goes on answering what it accepted; it listens no more.
-ORPHAN_DRAIN_S = 0.5
 # How long a port is waited for that workers of a parent which was killed just now still hold.
 PORT_WAIT_S = 1.5
 PORT_POLL_S = 0.02
@@ -50,7 +43,6 @@ HEALTHY_S = 5.0
 RESTART_S = (0.1, 5.0)
 # How much longer than its drain a worker is waited for before it is killed.
 KILL_AFTER_S = 5.0
-WATCHED = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT}
 # What ends a process that reads a mapped file which was cut or is damaged.
 FATAL = {-signal.SIGBUS, -signal.SIGSEGV, -signal.SIGABRT}
 
@@ -60,69 +52,79 @@ class CannotListen(OSError):
 
 
 @dataclass(slots=True)
-class _Worker:
+class _Child:
     number: int
     started: float
 
 
-def serve(settings: Settings, announce: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or SIGINT; *announce* is called once with the URL, when the first worker answers there.
+def serve(settings: Settings, announce: Callable[[str, str], None], *, authorize: Authorize | None = None) -> None:
+    """Serve until SIGTERM or SIGINT.
 
-    Raises CannotListen, or StoreMisused for a store that cannot be opened.
+    *announce* is called once, when the first worker answers, with its URL and that of the admin listener. *authorize*
+    decides who is an operator; without it, the admin listener is refused anywhere but on this machine. Raises
+    CannotListen, or StoreMisused for a store that cannot be opened.
     """
-    for url in settings.stores:
+    for url in (*settings.stores, *([settings.admin_store] if settings.admin_store else [])):
         connect(url)  # a wrong URL is better known here than in every worker
     listener = reserve(settings.host, settings.port)
-    port = listener.getsockname()[1]
-    metrics = Metrics(settings.workers, tier_names(settings.stores))
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    announce_here = partial(announce, f"http://{host}:{port}")
-    _Supervisor(settings, listener, metrics, announce_here).run()
+    admin = reserve(settings.admin_host, settings.admin_port, "admin-", shared=False)
+    if authorize is None and not is_loopback(admin.getsockname()[0]):
+        raise CannotListen(
+            f"{settings.admin_host} is not on this machine alone, and everybody who reaches the admin listener may use "
+            "it; give --admin-host an address of loopback, as 127.0.0.1"
+        )
+    admin.listen()
+    announce_here = partial(announce, _url(settings.host, listener), _url(settings.admin_host, admin))
+    _Supervisor(settings, listener, admin, announce_here, authorize).run()
 
 
-def reserve(host: str, port: int) -> socket.socket:
+def _url(host: str, listener: socket.socket) -> str:
+    return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+
+
+def reserve(host: str, port: int, options: str = "", *, shared: bool = True) -> socket.socket:
     """Bind a socket whose port further workers of this service can share (SO_REUSEPORT); it does not listen yet.
 
+    One that is not *shared* is bound alone. *options* is what the options' names begin with in what an error says.
     Raises CannotListen, for a port in use once it has been for PORT_WAIT_S.
     """
     deadline = time.monotonic() + PORT_WAIT_S
     while True:
         try:
-            return _reserve(host, port)
+            return _reserve(host, port, shared=shared)
         except (OSError, UnicodeError) as error:
             if getattr(error, "errno", None) != errno.EADDRINUSE or time.monotonic() > deadline:
-                raise CannotListen(_why_not(error, host, port)) from error
+                raise CannotListen(_why_not(error, host, port, options)) from error
         time.sleep(PORT_POLL_S)
 
 
-def _reserve(host: str, port: int) -> socket.socket:
+def _reserve(host: str, port: int, *, shared: bool) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    if port:
-        with socket.socket(family) as alone:  # without SO_REUSEPORT, so that another service's port is not shared
-            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            alone.bind((host, port))
-    return _bind(family, host, port)
+    if port and shared:
+        _bind(family, host, port, shared=False).close()  # so that another service's port is not shared
+    return _bind(family, host, port, shared=shared)
 
 
-def _why_not(error: OSError | UnicodeError, host: str, port: int) -> str:
+def _why_not(error: OSError | UnicodeError, host: str, port: int, options: str = "") -> str:
+    here = f"give --{options}host an address of this machine, as 127.0.0.1 or 0.0.0.0"
     if isinstance(error, socket.gaierror | UnicodeError):
-        return f"the host {host!r} cannot be resolved; give --host an address of this machine, as 127.0.0.1 or 0.0.0.0"
+        return f"the host {host!r} cannot be resolved; {here}"
     start = f"{host} port {port} cannot be listened on: {error.strerror}"
     match error.errno:
         case errno.EADDRINUSE:
-            return f"{start}; choose another with --port"
+            return f"{start}; choose another with --{options}port"
         case errno.EADDRNOTAVAIL:
-            return f"{start}; give --host an address of this machine, as 127.0.0.1 or 0.0.0.0"
+            return f"{start}; {here}"
         case errno.EACCES:
-            return f"{start}; choose a port from 1024 on with --port, or grant the right to bind this one"
-    return f"{start}; check --host and --port"
+            return f"{start}; choose a port from 1024 on with --{options}port, or grant the right to bind this one"
+    return f"{start}; check --{options}host and --{options}port"
 
 
-def _bind(family: int, host: str, port: int) -> socket.socket:
+def _bind(family: int, host: str, port: int, *, shared: bool) -> socket.socket:
     listener = socket.socket(family)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
         listener.bind((host, port))
     except BaseException:
         listener.close()
@@ -130,31 +132,46 @@ def _bind(family: int, host: str, port: int) -> socket.socket:
     return listener
 
 
-def _run(worker: Coroutine[None, None, None]) -> None:
+def _run(child: Coroutine[None, None, None]) -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(worker)
+        runner.run(child)
 
 
 class _Supervisor:
-    """Lives as long as the service; forks before it ever has a loop or a thread, so that forking is safe."""
+    """Lives as long as the service; forks before it ever has a loop or a thread, so that forking is safe.
 
-    def __init__(self, settings: Settings, held: socket.socket, metrics: Metrics, announce: Callable[[], None]) -> None:
+    Its children have numbers: the workers from 0 on, and after them the admin process.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        held: socket.socket,
+        admin: socket.socket,
+        announce: Callable[[], None],
+        authorize: Authorize | None,
+    ) -> None:
         self._settings = settings
         self._held = held
-        self._metrics = metrics
+        self._admin = admin
+        self._states = SharedStates(settings.workers, len(settings.stores))
         self._announce: Callable[[], None] | None = announce
-        self._workers = dict[int, _Worker]()
-        self._due = dict.fromkeys(range(settings.workers), 0.0)
-        self._backoffs = [Backoff(*RESTART_S) for _ in range(settings.workers)]
+        self._authorize = authorize
+        self._admin_number = settings.workers
+        self._children = dict[int, _Child]()
+        self._due = dict.fromkeys(range(settings.workers + 1), 0.0)
+        self._backoffs = [Backoff(*RESTART_S) for _ in self._due]
         self._cut = set[Path]()
         self._started = set[int]()
         # Nobody writes to it: where its writing end is gone, so is this process, however it ended.
-        self._lifeline, self._lifeline_held = os.pipe()
+        lifeline, self._lifeline_held = os.pipe()
+        metrics = Metrics(settings.workers, tier_names(settings.stores))
+        self._inheritance = Inheritance(settings, metrics, self._states, lifeline)
 
     def run(self) -> None:
-        """Keep every worker running until SIGTERM or SIGINT, then stop them."""
+        """Keep every child running until SIGTERM or SIGINT, then stop them."""
         signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
-        gc.freeze()  # shared with the workers, page by page, as long as none of them writes to it
+        gc.freeze()  # shared with the children, page by page, as long as none of them writes to it
         while True:
             for number, due in list(self._due.items()):
                 if due <= time.monotonic():
@@ -168,8 +185,11 @@ class _Supervisor:
 
     def _start(self, number: int) -> None:
         host, port = self._held.getsockname()[:2]
-        listener = _bind(self._held.family, host, port)
-        announce, self._announce = self._announce, None  # the first worker's to say, once
+        is_admin = number == self._admin_number
+        listener = self._admin if is_admin else _bind(self._held.family, host, port, shared=True)
+        announce = None
+        if not is_admin:
+            announce, self._announce = self._announce, None  # the first worker's to say, once
         patience_s = PATIENCE_S if number in self._started and self._settings.workers > 1 else 0.0
         self._started.add(number)
         pid = os.fork()
@@ -178,38 +198,36 @@ class _Supervisor:
             try:
                 os.close(self._lifeline_held)
                 self._held.close()
-                self._metrics.use_slot(number)
-                _run(
-                    work(
-                        self._settings,
-                        listener,
-                        self._metrics,
-                        self._lifeline,
-                        announce,
-                        patience_s=patience_s,
-                        scrubs=number == 0,
-                    )
-                )
+                _name_process(self._name(number))
+                if is_admin:
+                    _run(administer(self._inheritance, listener, self._authorize))
+                else:
+                    self._admin.close()
+                    _run(work(self._inheritance, number, listener, announce, patience_s=patience_s))
                 code = 0
             except BaseException:  # whatever it is, it must not go on as a second parent
-                log.exception("worker %d failed", number)
+                log.exception("%s failed", self._name(number))
             finally:
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(code)
-        listener.close()
+        if not is_admin:
+            listener.close()
         del self._due[number]
-        self._workers[pid] = _Worker(number, time.monotonic())
+        self._children[pid] = _Child(number, time.monotonic())
+
+    def _name(self, number: int) -> str:
+        return "admin process" if number == self._admin_number else f"worker {number}"
 
     def _replace_dead(self) -> None:
-        for worker, code in self._ended():
-            backoff, pause_s = self._backoffs[worker.number], 0.0
-            if time.monotonic() - worker.started < HEALTHY_S:
+        for child, code in self._ended():
+            backoff, pause_s = self._backoffs[child.number], 0.0
+            if time.monotonic() - child.started < HEALTHY_S:
                 pause_s = backoff.next_s()
             else:
                 backoff.reset()
-            self._due[worker.number] = time.monotonic() + pause_s
-            log.warning("worker %d ended with %d; another starts in %.1f s", worker.number, code, pause_s)
+            self._due[child.number] = time.monotonic() + pause_s
+            log.warning("%s ended with %d; another starts in %.1f s", self._name(child.number), code, pause_s)
             if code in FATAL:
                 self._report_cut_files()
 
@@ -226,115 +244,46 @@ class _Supervisor:
                     log.error("%s is not whole any more, and is not read again; restore it, or publish again", path)
                 self._cut |= cut
 
-    def _ended(self) -> Iterator[tuple[_Worker, int]]:
-        """Yield every worker that ended since the last call, with its exit code (a signal is negative)."""
-        while self._workers:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-            if pid == 0:
-                return
-            yield self._workers.pop(pid), os.waitstatus_to_exitcode(status)
+    def _ended(self) -> Iterator[tuple[_Child, int]]:
+        """Yield every child that ended since the last call, with its exit code (a signal is negative).
+
+        As the first process of a container it is also given children that it did not start, and buries them.
+        """
+        with suppress(ChildProcessError):  # there are none any more
+            while True:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if pid == 0:
+                    return
+                child = self._children.pop(pid, None)
+                if child is None:
+                    continue
+                if child.number != self._admin_number:
+                    self._states.clear(child.number)
+                yield child, os.waitstatus_to_exitcode(status)
 
     def _stop(self) -> None:
-        """Pass the stop on, wait for the drain, and kill what does not end."""
-        self._signal(signal.SIGTERM)
+        """Pass the stop on, wait for the drain, and kill what does not end; the admin process outlives the workers."""
+        self._signal(signal.SIGTERM, workers=True)
         deadline = time.monotonic() + self._settings.drain_s + KILL_AFTER_S
-        while self._workers and time.monotonic() < deadline:
+        while self._children and time.monotonic() < deadline:
+            if all(child.number == self._admin_number for child in self._children.values()):
+                self._signal(signal.SIGTERM, workers=False)
             caught = signal.sigtimedwait(WATCHED, 0.5)
             if caught is not None and caught.si_signo != signal.SIGCHLD:
                 break  # the second signal: stop at once
-            for worker, code in self._ended():
-                log.info("worker %d ended with %d", worker.number, code)
-        self._signal(signal.SIGKILL)
+            for child, code in self._ended():
+                log.info("%s ended with %d", self._name(child.number), code)
+        for workers in (True, False):
+            self._signal(signal.SIGKILL, workers=workers)
 
-    def _signal(self, number: signal.Signals) -> None:
-        for pid in self._workers:
-            os.kill(pid, number)
-
-
-async def work(
-    settings: Settings,
-    listener: socket.socket,
-    metrics: Metrics,
-    lifeline: int,
-    announce: Callable[[], None] | None = None,
-    *,
-    patience_s: float = 0.0,
-    scrubs: bool = False,
-) -> None:
-    """Serve until SIGTERM or SIGINT; then finish what was accepted and return.
-
-    The same at once, within ORPHAN_DRAIN_S, when *lifeline*, the reading end of a pipe that the parent holds open, has
-    ended. It listens once it has tried to read its stores, and, for *patience_s* at most, has a release to serve; then
-    *announce* is called. One that *scrubs* also reads what is served in the background, where the settings say so.
-    """
-    reader = open_reader(settings.stores, budget_s=settings.budget_s, metrics=metrics)
-    reader.warm = True
-    dispatcher = Dispatcher(reader)
-    server = Server(dispatcher)
-    stop, orphaned = asyncio.Event(), asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def end_alone() -> None:
-        loop.remove_reader(lifeline)
-        orphaned.set()
-        stop.set()
-
-    loop.add_reader(lifeline, end_alone)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)  # the parent blocks them; one that came meanwhile is taken now
-    async with reader, _scrubbing(settings, reader, rows_per_s=settings.scrub_rows_per_s if scrubs else 0.0):
-        for task in reader.following:
-            task.add_done_callback(lambda _: stop.set())  # it ends only by a defect: better replaced than stale
-        stopping = asyncio.create_task(stop.wait())
-        preparing = asyncio.create_task(_prepared(reader, patience_s))
-        await asyncio.wait((stopping, preparing), return_when=asyncio.FIRST_COMPLETED)
-        preparing.cancel()
-        listening = await loop.create_server(server, sock=listener, backlog=BACKLOG)
-        if announce is not None:
-            announce()
-        gc.collect()
-        gc.freeze()  # what is here now stays: full collections need not walk it
-        await stopping
-
-        dispatcher.drain()
-        await asyncio.sleep(0)  # connections that were complete before the stop are taken in
-        listening.close()
-        if orphaned.is_set():
-            log.warning("the parent of this worker is gone; it ends, too")
-        else:
-            await _linger(server)
-        server.pre_shutdown()
-        await server.shutdown(min(settings.drain_s, ORPHAN_DRAIN_S) if orphaned.is_set() else settings.drain_s)
-        for task in reader.following:
-            if task.done():
-                task.result()
+    def _signal(self, number: signal.Signals, *, workers: bool) -> None:
+        """Signal the workers, or else the admin process."""
+        for pid, child in self._children.items():
+            if workers == (child.number != self._admin_number):
+                os.kill(pid, number)
 
 
-async def _prepared(reader: TieredReader, patience_s: float) -> None:
-    await reader.wait_until_attempted()
-    with suppress(NotReady):
-        await reader.wait_until_ready(patience_s)
-
-
-@asynccontextmanager
-async def _scrubbing(settings: Settings, reader: TieredReader, *, rows_per_s: float) -> AsyncIterator[None]:
-    """Read what is served in the background until the block ends; at 0 rows a second nothing is read."""
-    if rows_per_s == 0:
-        yield
-        return
-    names = (tier.name for tier in reader.tiers)
-    stores = {name: connect(url) for name, url in zip(names, settings.stores, strict=True)}
-    task = asyncio.create_task(Scrubber(reader.tiers, stores, reader.metrics, rows_per_s).run())
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
-async def _linger(server: Server) -> None:
-    """Wait until every keep-alive client has closed as requested, LINGER_S at most."""
-    deadline = asyncio.get_running_loop().time() + LINGER_S
-    while server.connections and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 -- aiohttp has no event for the end of its last connection
-        await asyncio.sleep(0.01)
+def _name_process(name: str) -> None:
+    """Let `ps` and `top` show which child a process is; of the name, 15 characters."""
+    with suppress(OSError):
+        Path("/proc/self/comm").write_text(f"hp {name}")

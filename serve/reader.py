@@ -8,7 +8,8 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from serve.follower import ServedRelease
-from serve.metrics import Metrics
+from serve.metrics import ERROR, HIT, MISS, Metrics
+from serve.states import Reporter
 from serve.tiers import StoreObserver, Tier, loop_time, tier_names
 from stores.catalogue import ReleaseId
 from stores.connect import connect
@@ -130,6 +131,7 @@ class TieredReader:
         first = self._first()
         for _ in users:
             self.metrics.count_lookup("popular", "error")
+        first.served.lookups[ERROR] += len(users)
         return [first] * len(users)
 
     async def _read_one(self, key: str, source: str, segment: str) -> EncodedList:
@@ -157,6 +159,7 @@ class TieredReader:
             return self._fallback(*missed, None, segment)
         first = self._first(segment)
         self.metrics.count_lookup("popular", "error")
+        first.served.lookups[ERROR] += 1
         return first
 
     def _share_s(self, index: int, deadline: float) -> float:
@@ -166,11 +169,14 @@ class TieredReader:
     def _hit(self, tier: Tier, served: ServedRelease, slot: Slot, source: str) -> EncodedList | None:
         if isinstance(slot, bytes) and not is_empty(slot):
             self.metrics.count_lookup(source, "hit")
+            served.lookups[HIT] += 1
             return EncodedList(tier.name, served, source, slot)
         return None
 
     def _fallback(self, tier: Tier, served: ServedRelease, slot: Slot, segment: str = OVERALL) -> EncodedList:
-        self.metrics.count_lookup("popular", "error" if isinstance(slot, StoreError) else "miss")
+        failed = isinstance(slot, StoreError)
+        self.metrics.count_lookup("popular", "error" if failed else "miss")
+        served.lookups[ERROR if failed else MISS] += 1
         return _popular(tier, served, segment)
 
     def _first(self, segment: str = OVERALL) -> EncodedList:
@@ -215,6 +221,7 @@ class Lists:
     def __init__(self, reader: TieredReader, timeout_s: float = READY_S) -> None:
         self.reader = reader
         self._timeout_s = timeout_s
+        self._reporter = Reporter(reader.tiers)
 
     async def __aenter__(self) -> Self:
         await self.reader.__aenter__()
@@ -246,6 +253,12 @@ class Lists:
     def popular(self, n: int = DEFAULT_N, *, segment: str = OVERALL) -> Recommendations:
         """Return the popular list of *segment*, or the one for everybody; from memory, so nothing is awaited."""
         return _recommendations(self.reader.popular(segment), n)
+
+    def prometheus_text(self) -> bytes:
+        """Return what the service has on `/metrics`, of this process; serve it where only operators read."""
+        from serve.exposition import Exposition  # noqa: PLC0415 -- loads prometheus_client, which not everybody needs
+
+        return Exposition(self.reader.metrics, lambda: [self._reporter.state()]).text()
 
 
 def open_lists(*urls: str, budget_s: float = BUDGET_S, timeout_s: float = READY_S) -> Lists:

@@ -26,6 +26,13 @@ class Settings:
     drain_s: float = 10.0
     """How long a stopping worker goes on answering what it accepted."""
 
+    admin_host: str = "127.0.0.1"
+    admin_port: int = 8090
+    """Where operators read and act; one listener for all workers, on this machine only by default."""
+
+    admin_store: str | None = None
+    """The URL of the store whose releases operators may change over HTTP, with the right to write; None for none."""
+
     scrub_rows_per_s: float = 0.0
     """How many rows of what is served are read and checked in the background; 0 for none."""
 

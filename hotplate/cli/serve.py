@@ -33,6 +33,22 @@ def serve(
     drain: Annotated[
         float, option("--drain", "Wait at a stop at most this many seconds for requests in flight.", at_least=0)
     ] = 10.0,
+    admin_host: Annotated[
+        str,
+        option("--admin-host", "Let operators reach metrics and releases on this address; by default this machine."),
+    ] = "127.0.0.1",
+    admin_port: Annotated[
+        int, option("--admin-port", "The port for operators; 0 takes any free one.", at_least=0, at_most=65535)
+    ] = 8090,
+    admin_store: Annotated[
+        str | None,
+        option(
+            "--admin-store",
+            "Let operators activate and roll back releases of the store at this URL, with the right to write.",
+            metavar="URL",
+            show_default=False,
+        ),
+    ] = None,
     scrub_rate: Annotated[
         float,
         option(
@@ -56,6 +72,21 @@ def serve(
     if any(url.startswith("memory:") for url in urls):
         raise StoreMisused("memory:// is for tests: it is empty, and gone with the process; serve a file:// store")
     configure_logging()
-    settings = Settings(urls, host, port, workers, budget_s=budget, drain_s=drain, scrub_rows_per_s=scrub_rate)
+    settings = Settings(
+        urls,
+        host,
+        port,
+        workers,
+        budget_s=budget,
+        drain_s=drain,
+        admin_host=admin_host,
+        admin_port=admin_port,
+        admin_store=admin_store,
+        scrub_rows_per_s=scrub_rate,
+    )
     named = ", ".join(map(redacted, urls))
-    run(settings, lambda address: err.print(f"serving {named} on {address}"))
+
+    def announce(address: str, admin: str) -> None:
+        err.print(f"serving {named} on {address}\nfor operators: {admin}")
+
+    run(settings, announce)

@@ -34,19 +34,40 @@ class Answer:
 class Service:
     process: subprocess.Popen[bytes]
     port: int
+    admin_port: int
     log: Path
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def admin_url(self) -> str:
+        return f"http://127.0.0.1:{self.admin_port}"
+
     def workers(self) -> list[int]:
-        """Return the processes of a service that has several workers."""
+        """Return the processes of the workers."""
+        return [pid for pid in self.processes() if "admin" not in Path(f"/proc/{pid}/comm").read_text()]
+
+    def processes(self) -> list[int]:
+        """Return the processes of the workers and the admin process."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         return [int(pid) for pid in children.read_text().split()]
 
     def request(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        return self._request(self.port, method, path, body, headers)
+
+    def admin(self, path: str, method: str = "GET", **headers: str) -> Answer:
+        """Request something of the admin listener."""
+        return self._request(self.admin_port, method, path, None, headers)
+
+    def states(self) -> list[Any]:
+        """Return what each worker says of itself."""
+        states: list[Any] = self.admin("/readyz").json["workers"]
+        return states
+
+    def _request(self, port: int, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
         try:
             connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
             response = connection.getresponse()
@@ -75,12 +96,12 @@ def serving(logs: Path, *options: str) -> Iterator[Service]:
     log = logs / f"serve-{time.monotonic_ns()}.log"
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            [sys.executable, "-m", "hotplate", "serve", "--port", "0", *options],
+            [sys.executable, "-m", "hotplate", "serve", "--port", "0", "--admin-port", "0", *options],
             stderr=stream,
             stdout=subprocess.DEVNULL,
         )
     try:
-        yield Service(process, _port(process, log), log)
+        yield Service(process, *_ports(process, log), log)
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
@@ -92,11 +113,12 @@ def serving(logs: Path, *options: str) -> Iterator[Service]:
             raise
 
 
-def _port(process: subprocess.Popen[bytes], log: Path) -> int:
+def _ports(process: subprocess.Popen[bytes], log: Path) -> tuple[int, int]:
+    url = r"http://127\.0\.0\.1:(\d+)"
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        if found := re.search(r"serving .* on http://127\.0\.0\.1:(\d+)", log.read_text()):
-            return int(found[1])
+        if found := re.search(rf"serving .* on {url}\s+for operators: {url}", log.read_text()):
+            return int(found[1]), int(found[2])
         assert process.poll() is None, log.read_text()
         time.sleep(0.01)
     raise AssertionError(f"the service did not come up: {log.read_text()}")

@@ -1,0 +1,150 @@
+"""What a worker does: one event loop with a reader and a server, from its start to a graceful end."""
+
+import asyncio
+import gc
+import logging
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+
+from serve.app import Dispatcher, Server
+from serve.metrics import Metrics
+from serve.reader import NotReady, TieredReader, open_reader
+from serve.scrubber import Scrubber
+from serve.settings import Settings
+from serve.states import DRAINING, STARTING, Reporter, SharedStates, WorkerState, status_of
+from stores.connect import connect
+
+log = logging.getLogger(__name__)
+
+BACKLOG = 1024
+# How long a stopping worker lets idle keep-alive clients come once more, to be answered with `Connection: close`.
+LINGER_S = 0.5
+# How long a worker that replaces one of several waits for a release before it listens, as others answer meanwhile.
+PATIENCE_S = 10.0
+# How long a worker whose parent was killed goes on answering what it accepted; it listens no more.
+ORPHAN_DRAIN_S = 0.5
+# The signals of a service: the parent blocks them, so a child takes them once it has its handlers.
+WATCHED = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT}
+
+
+@dataclass(frozen=True, slots=True)
+class Inheritance:
+    """What a process of the service has of its parent."""
+
+    settings: Settings
+    metrics: Metrics
+    states: SharedStates
+    lifeline: int
+    """The reading end of a pipe that the parent holds open as long as it lives."""
+
+
+async def work(
+    inherited: Inheritance,
+    number: int,
+    listener: socket.socket,
+    announce: Callable[[], None] | None = None,
+    *,
+    patience_s: float = 0.0,
+) -> None:
+    """Serve until SIGTERM or SIGINT; then finish what was accepted and return.
+
+    The same at once, within ORPHAN_DRAIN_S, when the parent is gone. It listens once it has tried to read its stores,
+    and, for *patience_s* at most, has a release to serve; then *announce* is called. The first worker also reads what
+    is served in the background, where the settings say so.
+    """
+    settings = inherited.settings
+    inherited.metrics.use_slot(number)
+    reader = open_reader(settings.stores, budget_s=settings.budget_s, metrics=inherited.metrics)
+    reader.warm = True
+    dispatcher = Dispatcher(reader)
+    server = Server(dispatcher)
+    stop, orphaned = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def end_alone() -> None:
+        loop.remove_reader(inherited.lifeline)
+        orphaned.set()
+        stop.set()
+
+    loop.add_reader(inherited.lifeline, end_alone)
+    for caught in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(caught, stop.set)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)  # the parent blocks them; one that came meanwhile is taken now
+    reporter = Reporter(reader.tiers)
+    reporter.status = lambda: STARTING
+    write = partial(inherited.states.write, number)
+    scrub_rows_per_s = settings.scrub_rows_per_s if number == 0 else 0.0
+    async with reader, _reporting(reporter, write), _scrubbing(settings, reader, rows_per_s=scrub_rows_per_s):
+        for task in reader.following:
+            task.add_done_callback(lambda _: stop.set())  # it ends only by a defect: better replaced than stale
+        stopping = asyncio.create_task(stop.wait())
+        preparing = asyncio.create_task(_prepared(reader, patience_s))
+        await asyncio.wait((stopping, preparing), return_when=asyncio.FIRST_COMPLETED)
+        preparing.cancel()
+        listening = await loop.create_server(server, sock=listener, backlog=BACKLOG)
+        reporter.status = lambda: DRAINING if dispatcher.draining else status_of(reader.tiers)
+        reporter.connections = lambda: len(server.connections)
+        write(reporter.state())
+        if announce is not None:
+            announce()
+        gc.collect()
+        gc.freeze()  # what is here now stays: full collections need not walk it
+        await stopping
+
+        dispatcher.drain()
+        write(reporter.state())
+        await asyncio.sleep(0)  # connections that were complete before the stop are taken in
+        listening.close()
+        if orphaned.is_set():
+            log.warning("the parent of this worker is gone; it ends, too")
+        else:
+            await _linger(server)
+        server.pre_shutdown()
+        await server.shutdown(min(settings.drain_s, ORPHAN_DRAIN_S) if orphaned.is_set() else settings.drain_s)
+        for task in reader.following:
+            if task.done():
+                task.result()
+
+
+async def _prepared(reader: TieredReader, patience_s: float) -> None:
+    await reader.wait_until_attempted()
+    with suppress(NotReady):
+        await reader.wait_until_ready(patience_s)
+
+
+@asynccontextmanager
+async def _reporting(reporter: Reporter, write: Callable[[WorkerState], None]) -> AsyncIterator[None]:
+    """Write the worker's state time and again until the block ends."""
+    task = asyncio.create_task(reporter.run(write))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@asynccontextmanager
+async def _scrubbing(settings: Settings, reader: TieredReader, *, rows_per_s: float) -> AsyncIterator[None]:
+    """Read what is served in the background until the block ends; at 0 rows a second nothing is read."""
+    if rows_per_s == 0:
+        yield
+        return
+    names = (tier.name for tier in reader.tiers)
+    stores = {name: connect(url) for name, url in zip(names, settings.stores, strict=True)}
+    task = asyncio.create_task(Scrubber(reader.tiers, stores, reader.metrics, rows_per_s).run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _linger(server: Server) -> None:
+    """Wait until every keep-alive client has closed as requested, LINGER_S at most."""
+    deadline = asyncio.get_running_loop().time() + LINGER_S
+    while server.connections and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 -- aiohttp has no event for the end of its last connection
+        await asyncio.sleep(0.01)
