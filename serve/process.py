@@ -5,7 +5,6 @@ does, must not end the service. The parent has neither a loop nor threads, so th
 """
 
 import asyncio
-import errno
 import gc
 import logging
 import os
@@ -22,6 +21,7 @@ from pathlib import Path
 import uvloop
 
 from serve.admin import Authorize, administer, is_loopback
+from serve.listeners import CannotListen, reserve, share
 from serve.metrics import Metrics
 from serve.settings import Settings
 from serve.states import SharedStates
@@ -34,9 +34,6 @@ from stores.throttle import Backoff
 
 log = logging.getLogger(__name__)
 
-# How long a port is waited for that workers of a parent which was killed just now still hold.
-PORT_WAIT_S = 1.5
-PORT_POLL_S = 0.02
 # A worker that lived for so long did not die of its start.
 HEALTHY_S = 5.0
 # The first and the longest pause before a worker that died of its start is replaced.
@@ -45,10 +42,6 @@ RESTART_S = (0.1, 5.0)
 KILL_AFTER_S = 5.0
 # What ends a process that reads a mapped file which was cut or is damaged.
 FATAL = {-signal.SIGBUS, -signal.SIGSEGV, -signal.SIGABRT}
-
-
-class CannotListen(OSError):
-    """The address cannot be listened on; the text says why, and what to do."""
 
 
 @dataclass(slots=True)
@@ -82,56 +75,6 @@ def _url(host: str, listener: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
 
 
-def reserve(host: str, port: int, options: str = "", *, shared: bool = True) -> socket.socket:
-    """Bind a socket whose port further workers of this service can share (SO_REUSEPORT); it does not listen yet.
-
-    One that is not *shared* is bound alone. *options* is what the options' names begin with in what an error says.
-    Raises CannotListen, for a port in use once it has been for PORT_WAIT_S.
-    """
-    deadline = time.monotonic() + PORT_WAIT_S
-    while True:
-        try:
-            return _reserve(host, port, shared=shared)
-        except (OSError, UnicodeError) as error:
-            if getattr(error, "errno", None) != errno.EADDRINUSE or time.monotonic() > deadline:
-                raise CannotListen(_why_not(error, host, port, options)) from error
-        time.sleep(PORT_POLL_S)
-
-
-def _reserve(host: str, port: int, *, shared: bool) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    if port and shared:
-        _bind(family, host, port, shared=False).close()  # so that another service's port is not shared
-    return _bind(family, host, port, shared=shared)
-
-
-def _why_not(error: OSError | UnicodeError, host: str, port: int, options: str = "") -> str:
-    here = f"give --{options}host an address of this machine, as 127.0.0.1 or 0.0.0.0"
-    if isinstance(error, socket.gaierror | UnicodeError):
-        return f"the host {host!r} cannot be resolved; {here}"
-    start = f"{host} port {port} cannot be listened on: {error.strerror}"
-    match error.errno:
-        case errno.EADDRINUSE:
-            return f"{start}; choose another with --{options}port"
-        case errno.EADDRNOTAVAIL:
-            return f"{start}; {here}"
-        case errno.EACCES:
-            return f"{start}; choose a port from 1024 on with --{options}port, or grant the right to bind this one"
-    return f"{start}; check --{options}host and --{options}port"
-
-
-def _bind(family: int, host: str, port: int, *, shared: bool) -> socket.socket:
-    listener = socket.socket(family)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
-        listener.bind((host, port))
-    except BaseException:
-        listener.close()
-        raise
-    return listener
-
-
 def _run(child: Coroutine[None, None, None]) -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(child)
@@ -159,7 +102,7 @@ class _Supervisor:
         self._authorize = authorize
         self._admin_number = settings.workers
         self._children = dict[int, _Child]()
-        self._due = dict.fromkeys(range(settings.workers + 1), 0.0)
+        self._due = dict.fromkeys((self._admin_number, *range(settings.workers)), 0.0)
         self._backoffs = [Backoff(*RESTART_S) for _ in self._due]
         self._cut = set[Path]()
         self._started = set[int]()
@@ -181,12 +124,11 @@ class _Supervisor:
             if caught is not None and caught.si_signo != signal.SIGCHLD:
                 break
             self._replace_dead()
-        self._stop()
+        self._stop(signal.Signals(caught.si_signo))
 
     def _start(self, number: int) -> None:
-        host, port = self._held.getsockname()[:2]
         is_admin = number == self._admin_number
-        listener = self._admin if is_admin else _bind(self._held.family, host, port, shared=True)
+        listener = self._admin if is_admin else share(self._held)
         announce = None
         if not is_admin:
             announce, self._announce = self._announce, None  # the first worker's to say, once
@@ -261,10 +203,11 @@ class _Supervisor:
                     self._states.clear(child.number)
                 yield child, os.waitstatus_to_exitcode(status)
 
-    def _stop(self) -> None:
+    def _stop(self, caught_first: signal.Signals) -> None:
         """Pass the stop on, wait for the drain, and kill what does not end; the admin process outlives the workers."""
-        self._signal(signal.SIGTERM, workers=True)
-        deadline = time.monotonic() + self._settings.drain_s + KILL_AFTER_S
+        self._signal(caught_first, workers=True)
+        delay_s = self._settings.drain_delay_s if caught_first is signal.SIGTERM else 0.0
+        deadline = time.monotonic() + delay_s + self._settings.drain_s + KILL_AFTER_S
         while self._children and time.monotonic() < deadline:
             if all(child.number == self._admin_number for child in self._children.values()):
                 self._signal(signal.SIGTERM, workers=False)

@@ -23,6 +23,10 @@ class Settings:
     budget_s: float = BUDGET_S
     """What one request may spend on reads, all stores together."""
 
+    drain_delay_s: float = 5.0
+    """How long a service that is stopped by SIGTERM goes on accepting while it says that it is not ready: until whoever
+    sends it requests has noticed."""
+
     drain_s: float = 10.0
     """How long a stopping worker goes on answering what it accepted."""
 

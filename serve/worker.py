@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from serve.app import Dispatcher, Server
+from serve.listeners import accept_the_last
 from serve.metrics import Metrics
 from serve.reader import NotReady, TieredReader, open_reader
 from serve.scrubber import Scrubber
@@ -42,6 +43,30 @@ class Inheritance:
     """The reading end of a pipe that the parent holds open as long as it lives."""
 
 
+class _Stop:
+    """Whether a worker is to stop, and how: takes the signals of the running loop, and the end of the parent."""
+
+    def __init__(self, lifeline: int) -> None:
+        self.requested, self.at_once = asyncio.Event(), asyncio.Event()
+        self.orphaned = False
+        self._lifeline = lifeline
+        loop = asyncio.get_running_loop()
+        loop.add_reader(lifeline, self._end_alone)
+        loop.add_signal_handler(signal.SIGTERM, self.requested.set)
+        loop.add_signal_handler(signal.SIGINT, self.request_at_once)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)  # one that came meanwhile is taken now
+
+    def request_at_once(self, _: object = None) -> None:
+        """Stop without the delay in which others would notice."""
+        self.at_once.set()
+        self.requested.set()
+
+    def _end_alone(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._lifeline)
+        self.orphaned = True
+        self.request_at_once()
+
+
 async def work(
     inherited: Inheritance,
     number: int,
@@ -52,9 +77,10 @@ async def work(
 ) -> None:
     """Serve until SIGTERM or SIGINT; then finish what was accepted and return.
 
-    The same at once, within ORPHAN_DRAIN_S, when the parent is gone. It listens once it has tried to read its stores,
-    and, for *patience_s* at most, has a release to serve; then *announce* is called. The first worker also reads what
-    is served in the background, where the settings say so.
+    After SIGTERM it goes on accepting for a while, though it is not ready; after SIGINT it does not. When the parent is
+    gone, all ends within ORPHAN_DRAIN_S. It listens once it has tried to read its stores, and, for *patience_s* at
+    most, has a release to serve; then *announce* is called. The first worker also reads what is served in the
+    background, where the settings say so.
     """
     settings = inherited.settings
     inherited.metrics.use_slot(number)
@@ -62,30 +88,19 @@ async def work(
     reader.warm = True
     dispatcher = Dispatcher(reader)
     server = Server(dispatcher)
-    stop, orphaned = asyncio.Event(), asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def end_alone() -> None:
-        loop.remove_reader(inherited.lifeline)
-        orphaned.set()
-        stop.set()
-
-    loop.add_reader(inherited.lifeline, end_alone)
-    for caught in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(caught, stop.set)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)  # the parent blocks them; one that came meanwhile is taken now
+    stop = _Stop(inherited.lifeline)
     reporter = Reporter(reader.tiers)
     reporter.status = lambda: STARTING
     write = partial(inherited.states.write, number)
     scrub_rows_per_s = settings.scrub_rows_per_s if number == 0 else 0.0
     async with reader, _reporting(reporter, write), _scrubbing(settings, reader, rows_per_s=scrub_rows_per_s):
         for task in reader.following:
-            task.add_done_callback(lambda _: stop.set())  # it ends only by a defect: better replaced than stale
-        stopping = asyncio.create_task(stop.wait())
+            task.add_done_callback(stop.request_at_once)  # it ends only by a defect: better replaced than stale
+        stopping = asyncio.create_task(stop.requested.wait())
         preparing = asyncio.create_task(_prepared(reader, patience_s))
         await asyncio.wait((stopping, preparing), return_when=asyncio.FIRST_COMPLETED)
         preparing.cancel()
-        listening = await loop.create_server(server, sock=listener, backlog=BACKLOG)
+        listening = await asyncio.get_running_loop().create_server(server, sock=listener, backlog=BACKLOG)
         reporter.status = lambda: DRAINING if dispatcher.draining else status_of(reader.tiers)
         reporter.connections = lambda: len(server.connections)
         write(reporter.state())
@@ -97,14 +112,16 @@ async def work(
 
         dispatcher.drain()
         write(reporter.state())
-        await asyncio.sleep(0)  # connections that were complete before the stop are taken in
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.at_once.wait(), settings.drain_delay_s)
+        await accept_the_last(listener)
         listening.close()
-        if orphaned.is_set():
+        if stop.orphaned:
             log.warning("the parent of this worker is gone; it ends, too")
         else:
             await _linger(server)
         server.pre_shutdown()
-        await server.shutdown(min(settings.drain_s, ORPHAN_DRAIN_S) if orphaned.is_set() else settings.drain_s)
+        await server.shutdown(min(settings.drain_s, ORPHAN_DRAIN_S) if stop.orphaned else settings.drain_s)
         for task in reader.following:
             if task.done():
                 task.result()

@@ -30,7 +30,7 @@ def demo(
     from offline.input.sample import sample
     from offline.pipeline import TrainSettings, train
     from offline.scratch import temporary_folder
-    from serve.process import reserve
+    from serve.listeners import reserve
     from serve.process import serve as run
     from serve.settings import Settings, configure_logging
 

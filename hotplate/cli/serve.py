@@ -30,6 +30,15 @@ def serve(
     budget: Annotated[
         float, option("--budget", "Spend at most this many seconds on the reads of one request.", at_least=0.001)
     ] = 0.05,
+    drain_delay: Annotated[
+        float,
+        option(
+            "--drain-delay",
+            "After SIGTERM, go on answering for this many seconds while /readyz says 503, so that load balancers send "
+            "their requests elsewhere before the port closes; Ctrl-C skips it.",
+            at_least=0,
+        ),
+    ] = 5.0,
     drain: Annotated[
         float, option("--drain", "Wait at a stop at most this many seconds for requests in flight.", at_least=0)
     ] = 10.0,
@@ -78,6 +87,7 @@ def serve(
         port,
         workers,
         budget_s=budget,
+        drain_delay_s=drain_delay,
         drain_s=drain,
         admin_host=admin_host,
         admin_port=admin_port,
@@ -87,6 +97,6 @@ def serve(
     named = ", ".join(map(redacted, urls))
 
     def announce(address: str, admin: str) -> None:
-        err.print(f"serving {named} on {address}\nfor operators: {admin}")
+        err.print(f"serving {named} on {address}, and for operators on {admin}")
 
     run(settings, announce)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from hotplate.cli.terminal import print_error
-from serve.process import CannotListen, _why_not, reserve
+from serve.listeners import CannotListen, _why_not, reserve
 from stores.catalogue import ReleaseId
 from stores.file.store import LmdbStore
 from tests.support.service import Service, a_list, publish_lists, running, serving

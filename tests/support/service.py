@@ -18,6 +18,10 @@ from stores.encoding import Item, encode
 from stores.lifecycle import publish
 from stores.store import Plan, Row
 
+LAUNCHER = (sys.executable, "-m", "hotplate", "serve")
+# What options can override: any free ports, and a stop without a delay.
+DEFAULTS = ("--port", "0", "--admin-port", "0", "--drain-delay", "0")
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -47,7 +51,7 @@ class Service:
 
     def workers(self) -> list[int]:
         """Return the processes of the workers."""
-        return [pid for pid in self.processes() if "admin" not in Path(f"/proc/{pid}/comm").read_text()]
+        return [pid for pid in self.processes() if "worker" in _name_of(pid)]
 
     def processes(self) -> list[int]:
         """Return the processes of the workers and the admin process."""
@@ -84,22 +88,18 @@ class Service:
 
 
 @contextmanager
-def running(folder: Path, *options: str) -> Iterator[Service]:
+def running(folder: Path, *options: str, launcher: Sequence[str] = LAUNCHER) -> Iterator[Service]:
     """Run `hotplate serve` on the store in *folder* and any free port, until the block ends."""
-    with serving(folder.parent, "--store", f"file://{folder}", *options) as service:
+    with serving(folder.parent, "--store", f"file://{folder}", *options, launcher=launcher) as service:
         yield service
 
 
 @contextmanager
-def serving(logs: Path, *options: str) -> Iterator[Service]:
+def serving(logs: Path, *options: str, launcher: Sequence[str] = LAUNCHER) -> Iterator[Service]:
     """Run `hotplate serve` with *options* on any free port, until the block ends; its log goes to the folder *logs*."""
     log = logs / f"serve-{time.monotonic_ns()}.log"
     with log.open("wb") as stream:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "hotplate", "serve", "--port", "0", "--admin-port", "0", *options],
-            stderr=stream,
-            stdout=subprocess.DEVNULL,
-        )
+        process = subprocess.Popen([*launcher, *DEFAULTS, *options], stderr=stream, stdout=subprocess.DEVNULL)
     try:
         yield Service(process, *_ports(process, log), log)
     finally:
@@ -113,11 +113,18 @@ def serving(logs: Path, *options: str) -> Iterator[Service]:
             raise
 
 
+def _name_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text()
+    except OSError:  # it has just ended
+        return ""
+
+
 def _ports(process: subprocess.Popen[bytes], log: Path) -> tuple[int, int]:
     url = r"http://127\.0\.0\.1:(\d+)"
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        if found := re.search(rf"serving .* on {url}\s+for operators: {url}", log.read_text()):
+        if found := re.search(rf"serving .* on {url}, and for operators on {url}", log.read_text()):
             return int(found[1]), int(found[2])
         assert process.poll() is None, log.read_text()
         time.sleep(0.01)
