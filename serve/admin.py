@@ -214,8 +214,7 @@ def _only_own_pages(host: str) -> Any:  # noqa: ANN401 -- aiohttp marks middlewa
 
     @web.middleware
     async def refuse_others(request: web.Request, handler: Handler) -> web.StreamResponse:
-        name = urlsplit(f"//{request.headers.get('Host', '')}").hostname
-        if is_loopback(host) and name not in names:
+        if is_loopback(host) and _host_named(request) not in names:
             raise Problem(421, "wrong-host", "the Host header names neither the address of this listener nor localhost")
         origin = request.headers.get("Origin")
         if request.method not in ("GET", "HEAD") and origin not in (None, f"{request.scheme}://{request.host}"):
@@ -223,6 +222,13 @@ def _only_own_pages(host: str) -> Any:  # noqa: ANN401 -- aiohttp marks middlewa
         return await handler(request)
 
     return refuse_others
+
+
+def _host_named(request: web.Request) -> str | None:
+    try:
+        return urlsplit(f"//{request.headers.get('Host', '')}").hostname
+    except ValueError:  # it is no host at all
+        return None
 
 
 def _authorized(authorize: Authorize) -> Any:  # noqa: ANN401 -- as above
