@@ -11,6 +11,7 @@ from typing import Any
 
 from aiohttp import web
 
+from serve.access_log import AccessLog
 from serve.handlers import Handler, Handlers
 from serve.metrics import OTHER
 from serve.problems import Problem, internal_error, not_ready
@@ -74,8 +75,9 @@ def _handler(route: Route | None, method: str) -> Handler:
 class Dispatcher:
     """Answers requests by their raw path: finds the handler, names and times the request; one for each worker."""
 
-    def __init__(self, reader: TieredReader) -> None:
+    def __init__(self, reader: TieredReader, access_log: AccessLog | None = None) -> None:
         self.handlers = Handlers(reader)
+        self._access_log = access_log
         self.metrics = reader.metrics
         self.draining = False
         self._routes = Routes(self.handlers)
@@ -113,9 +115,10 @@ class Dispatcher:
         response.headers["Server-Timing"] = f"app;dur={took_s * 1000:.3f}"
         if self.draining:
             response.force_close()
-        self.metrics.observe_request(
-            OTHER if route is None else route.template, request.method, response.status, took_s
-        )
+        template = OTHER if route is None else route.template
+        self.metrics.observe_request(template, request.method, response.status, took_s)
+        if self._access_log is not None:
+            self._access_log.observe(request, response, template, request_id, took_s)
         return response
 
 

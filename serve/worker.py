@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
+from serve.access_log import open_access_log
 from serve.app import Dispatcher, Server
 from serve.listeners import accept_the_last
 from serve.metrics import Metrics
@@ -86,7 +87,7 @@ async def work(
     inherited.metrics.use_slot(number)
     reader = open_reader(settings.stores, budget_s=settings.budget_s, metrics=inherited.metrics)
     reader.warm = True
-    dispatcher = Dispatcher(reader)
+    dispatcher = Dispatcher(reader, open_access_log(settings))
     server = Server(dispatcher)
     stop = _Stop(inherited.lifeline)
     reporter = Reporter(reader.tiers)

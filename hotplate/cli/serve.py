@@ -58,6 +58,25 @@ def serve(
             show_default=False,
         ),
     ] = None,
+    access_log: Annotated[
+        float,
+        option(
+            "--access-log",
+            "Log this share of all requests, as JSON lines without ids, keys and queries; 0 logs none, 1 all.",
+            metavar="SHARE",
+            at_least=0,
+            at_most=1,
+        ),
+    ] = 0.0,
+    slow_request_ms: Annotated[
+        float | None,
+        option(
+            "--slow-request-ms",
+            "Log each request, at most 10 a second of each worker, that took this many milliseconds or more.",
+            at_least=0,
+            show_default=False,
+        ),
+    ] = None,
     scrub_rate: Annotated[
         float,
         option(
@@ -92,6 +111,8 @@ def serve(
         admin_host=admin_host,
         admin_port=admin_port,
         admin_store=admin_store,
+        access_log_share=access_log,
+        slow_request_s=None if slow_request_ms is None else slow_request_ms / 1000,
         scrub_rows_per_s=scrub_rate,
     )
     named = ", ".join(map(redacted, urls))
