@@ -9,7 +9,6 @@ import ipaddress
 import logging
 import signal
 import socket
-import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 from urllib.parse import urlsplit
@@ -157,7 +156,7 @@ class _Admin:
 
 
 def _status(state: WorkerState | None) -> str:
-    if state is None or time.time() - state.reported_at > SILENT_S:
+    if state is None or state.silent_s > SILENT_S:
         return "silent"
     return state.status
 
@@ -175,7 +174,7 @@ def _worker(number: int, state: WorkerState | None) -> dict[str, object]:
         "status": _status(state),
         "pid": state.pid,
         "release": next((tier.release for tier in state.tiers if tier.release), None),
-        "reported_s_ago": round(max(0.0, time.time() - state.reported_at), 3),
+        "reported_s_ago": round(state.silent_s, 3),
         "tiers": tiers,
     }
 

@@ -143,17 +143,15 @@ def _worker_families(states: Sequence[WorkerState | None]) -> Iterator[Metric]:
     lookups = CounterMetricFamily(
         "hotplate_release_lookups", "Lists looked up in a release.", labels=("worker", "release", "outcome")
     )
-    now = time.time()
     for number, state in enumerate(states):
         worker = (str(number),)
-        silent_s = None if state is None else now - state.reported_at
-        is_up = silent_s is not None and silent_s < SILENT_S
+        is_up = state is not None and state.silent_s < SILENT_S
         up.add_metric(worker, is_up)
         degraded.add_metric(worker, state is None or not is_up or state.status in (DEGRADED, NOT_READY))
-        if state is None or silent_s is None:
+        if state is None:
             continue
         started.add_metric(worker, state.started_at)
-        lag.add_metric(worker, max(state.lag_s, silent_s - 2 * REPORT_S))
+        lag.add_metric(worker, max(state.lag_s, state.silent_s - 2 * REPORT_S))
         connections.add_metric(worker, state.connections)
         for release, counts in state.lookups.items():
             for outcome, count in zip(LOOKUP_OUTCOMES, counts, strict=True):
@@ -196,10 +194,9 @@ def _tier_families(states: Sequence[WorkerState | None]) -> Iterator[Metric]:
         labels=WORKER_STORE,
     )
     now = time.time()
-    for number, tier, reported_at in _tiers(states):
+    for number, tier, silent_s in _tiers(states):
         labels = (number, tier.tier)
         breaker.add_metric(labels, tier.breaker_open)
-        silent_s = now - reported_at
         catalogue.add_metric(labels, tier.catalogue_age_s + (silent_s if silent_s > SILENT_S else 0.0))
         if tier.release is not None and tier.written_at is not None:
             info.add_metric((*labels, tier.release), 1)
@@ -208,8 +205,8 @@ def _tier_families(states: Sequence[WorkerState | None]) -> Iterator[Metric]:
 
 
 def _tiers(states: Sequence[WorkerState | None]) -> Iterator[tuple[str, TierState, float]]:
-    """Yield each tier of each worker, with the worker's number, and when it reported."""
+    """Yield each tier of each worker, with the worker's number, and for how long that has said nothing."""
     for number, state in enumerate(states):
         if state is not None:
             for tier in state.tiers:
-                yield str(number), tier, state.reported_at
+                yield str(number), tier, state.silent_s

@@ -49,18 +49,25 @@ class TierState(msgspec.Struct, frozen=True):
 
 
 class WorkerState(msgspec.Struct, frozen=True):
-    """One worker; times are by the clock of this machine."""
+    """One worker."""
 
     pid: int
     status: str
     started_at: float
+    """As Unix time."""
     reported_at: float
+    """By the monotonic clock, which all processes of a machine share."""
     lag_s: float
     """How late the loop came to its timers since the last report, at worst."""
     connections: int
     tiers: list[TierState]
     lookups: dict[str, list[int]]
     """By release, how many lists were a hit, a miss and an error."""
+
+    @property
+    def silent_s(self) -> float:
+        """For how long the worker has said nothing."""
+        return max(0.0, time.monotonic() - self.reported_at)
 
 
 class SharedStates:
@@ -132,7 +139,7 @@ class Reporter:
             pid=os.getpid(),
             status=self.status(),
             started_at=self._started_at,
-            reported_at=time.time(),
+            reported_at=time.monotonic(),
             lag_s=lag_s,
             connections=self.connections(),
             tiers=[_tier_state(tier) for tier in self._tiers],
