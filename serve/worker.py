@@ -101,6 +101,8 @@ async def work(
         preparing = asyncio.create_task(_prepared(reader, patience_s))
         await asyncio.wait((stopping, preparing), return_when=asyncio.FIRST_COMPLETED)
         preparing.cancel()
+        if stop.requested.is_set():
+            return  # nobody has connected yet
         listening = await asyncio.get_running_loop().create_server(server, sock=listener, backlog=BACKLOG)
         reporter.status = lambda: DRAINING if dispatcher.draining else status_of(reader.tiers)
         reporter.connections = lambda: len(server.connections)
