@@ -247,8 +247,7 @@ async def _problems(request: web.Request, handler: Handler) -> web.StreamRespons
     except Problem as problem:
         response = problem.response()
     except web.HTTPException as refused:
-        headers = {"Allow": refused.headers["Allow"]} if "Allow" in refused.headers else {}
-        response = Problem(refused.status, "bad-request", refused.reason.lower(), headers).response()
+        response = _routing_problem(refused).response()
     except StoreError as error:
         response = _store_problem(error).response()
     except Exception:
@@ -257,6 +256,17 @@ async def _problems(request: web.Request, handler: Handler) -> web.StreamRespons
     response.headers["Server"] = "hotplate"
     response.headers.setdefault("Cache-Control", "no-store")
     return response
+
+
+def _routing_problem(refused: web.HTTPException) -> Problem:
+    """Word what aiohttp's router, or its limit of a body, refused."""
+    match refused:
+        case web.HTTPNotFound():
+            return Problem(404, "no-such-route", "the admin listener has no route of this path")
+        case web.HTTPMethodNotAllowed():
+            allowed = refused.headers["Allow"]
+            return Problem(405, "no-such-method", f"this route takes {allowed}", {"Allow": allowed})
+    return Problem(refused.status, "bad-request", refused.reason.lower())
 
 
 def _store_problem(error: StoreError) -> Problem:

@@ -179,8 +179,8 @@ def test_operators_activate_and_roll_back_and_see_it_in_the_catalogue(service: S
     [
         ("POST", "/v1/releases/20990101T000000Z-0000/activate", 404, "no-such-release"),
         ("POST", "/v1/releases/%00%ff/activate", 404, "no-such-release"),
-        ("GET", "/v1/releases/rollback", 405, "bad-request"),
-        ("GET", "/v1/recommendations/42", 404, "bad-request"),
+        ("GET", "/v1/releases/rollback", 405, "no-such-method"),
+        ("GET", "/v1/recommendations/42", 404, "no-such-route"),
     ],
 )
 def test_what_cannot_be_done_is_a_problem(service: Service, method: str, path: str, status: int, name: str) -> None:

@@ -141,6 +141,7 @@ def test_a_service_whose_parent_was_killed_can_be_started_again_at_once(folder: 
         with reserve("127.0.0.1", service.port) as again:
             again.listen()
             socket.create_connection(("127.0.0.1", service.port), timeout=20).close()
+        reserve("127.0.0.1", service.admin_port, shared=False).close()
         connected.close()
         service.process.wait()
 
