@@ -190,7 +190,7 @@ def _tier_families(states: Sequence[WorkerState | None]) -> Iterator[Metric]:
     )
     catalogue = GaugeMetricFamily(
         "hotplate_catalogue_age_seconds",
-        "Time since a store's catalogue was last known to be what is followed; 0 while its reads succeed.",
+        "Time since a store's catalogue was last read and known to be what is followed.",
         labels=WORKER_STORE,
     )
     now = time.time()

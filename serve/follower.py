@@ -16,7 +16,7 @@ from stores.encoding import Decode, is_empty
 from stores.errors import ReleaseCorrupt, ReleaseNotFound, StoreError
 from stores.keys import MANIFEST, META, OVERALL, POPULAR
 from stores.manifest import MAX_POPULAR_BYTES, Manifest
-from stores.store import Advised, LocalReader, Reader, read_one
+from stores.store import Advised, LocalReader, Polled, Reader, read_one
 from stores.throttle import Backoff
 from stores.verification import load_manifest, named, read_present
 
@@ -113,8 +113,11 @@ class Follower:
 
     @property
     def catalogue_age_s(self) -> float:
-        """How long ago the store's catalogue was known to be what is followed; 0 as long as its reads succeed."""
-        return 0.0 if self._current else time.monotonic() - self._current_at
+        """How long ago the store was last read and what is followed known to be what it has."""
+        now = time.monotonic()
+        current_at = now if self._current else self._current_at
+        polled_at = self._reader.polled_at if isinstance(self._reader, Polled) else None
+        return now - (current_at if polled_at is None else min(current_at, polled_at))
 
     async def run(self, *, warm: bool = False) -> None:
         """Follow until cancelled, whatever the store raises; *warm* a release of a store in this process first."""

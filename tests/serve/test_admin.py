@@ -134,7 +134,7 @@ def test_a_worker_that_is_stuck_cannot_hide(folder: Path) -> None:
 
 def test_a_catalogue_that_cannot_be_read_grows_old_in_the_metrics_of_each_worker(folder: Path) -> None:
     with running(folder, "--workers", "2") as service:
-        until(lambda: set(metric(service, "hotplate_catalogue_age_seconds").values()) == {0.0})
+        until(lambda: max(metric(service, "hotplate_catalogue_age_seconds").values()) < 3)
         record = folder / "catalogue.json"
         good = record.read_bytes()
 
@@ -143,10 +143,10 @@ def test_a_catalogue_that_cannot_be_read_grows_old_in_the_metrics_of_each_worker
             record.with_suffix(".new").rename(record)
 
         replace(b"{")
-        until(lambda: min(metric(service, "hotplate_catalogue_age_seconds").values()) > 1)
+        until(lambda: min(metric(service, "hotplate_catalogue_age_seconds").values()) > 3)
         until(lambda: set(metric(service, "hotplate_degraded").values()) == {1.0})
         replace(good)
-        until(lambda: set(metric(service, "hotplate_catalogue_age_seconds").values()) == {0.0})
+        until(lambda: max(metric(service, "hotplate_catalogue_age_seconds").values()) < 3)
 
 
 def test_an_admin_process_that_dies_is_replaced_and_no_worker_notices(folder: Path) -> None:
