@@ -27,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 class Balancer:
-    """Sends requests in turn to every service that said it is ready when it was last probed."""
+    """Sends requests in turn, over connections that it keeps, to all that said they are ready when last probed."""
 
     def __init__(self, *services: Service) -> None:
         self.services = list(services)
@@ -41,14 +41,23 @@ class Balancer:
 
     def send(self) -> None:
         turn = 0
+        connections = dict[int, http.client.HTTPConnection]()
         while not self.over.wait(0.002):
             turn += 1
             ready = self.ready
+            port = ready[turn % len(ready)].port
+            connection = connections.setdefault(port, http.client.HTTPConnection("127.0.0.1", port, timeout=20))
             try:
-                outcome = str(ready[turn % len(ready)].get(PATH).status)
+                connection.request("GET", PATH)
+                response = connection.getresponse()
+                response.read()
+                outcome = str(response.status)
             except (OSError, http.client.HTTPException) as error:
+                connection.close()
                 outcome = type(error).__name__
             self.outcomes[outcome] += 1
+        for connection in connections.values():
+            connection.close()
 
 
 def _is_ready(service: Service) -> bool:
@@ -92,11 +101,13 @@ def test_a_rolling_restart_behind_a_load_balancer_refuses_no_request(folder: Pat
 
 def test_a_draining_service_says_so_and_goes_on_answering_until_an_interrupt(folder: Path) -> None:
     with running(folder, "--workers", "2", "--drain-delay", "600") as service:
-        service.process.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + 20
-        while {state["status"] for state in service.states()} != {"draining"}:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        for status in ("ready", "draining"):
+            while {state["status"] for state in service.states()} != {status}:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            if status == "ready":
+                service.process.send_signal(signal.SIGTERM)
         for _ in range(20):
             ready = service.get("/readyz")
             assert (ready.status, ready.json) == (503, {"status": "draining"})
