@@ -31,6 +31,11 @@ class ReleaseRef(NamedTuple):
     id: ReleaseId
     incarnation: str
 
+    @property
+    def is_format_1(self) -> bool:
+        """Whether it is of format 1, whose data is named by the id; it is read and erased, and no longer written."""
+        return self.incarnation == self.id
+
 
 class DraftRef(NamedTuple):
     """A draft and who may write it."""
@@ -71,7 +76,7 @@ class Release:
 
     id: ReleaseId
     incarnation: str
-    """Names the physical data. That of format 1 is named by the id, so that the two are the same."""
+    """Names the physical data."""
 
     state: State
     created_at: float
@@ -202,7 +207,7 @@ def take_over(catalogue: Catalogue, draft: DraftRef) -> Catalogue:
         raise ReleaseConflict(f"release {draft.id} is no draft any more; `hotplate releases list` shows what it is")
     if entry.writer == draft.writer:
         return catalogue  # a swap whose reply was lost
-    if entry.incarnation == entry.id:
+    if entry.ref.is_format_1:
         raise ReleaseConflict(f"release {draft.id} was begun by an older hotplate, in format 1; publish again")
     left_s = (entry.lease_until or 0.0) - catalogue.now
     if left_s > 0:

@@ -159,7 +159,7 @@ async def _is_there(folder: Path, present: Catalogue, entry: Release) -> bool:
 
 def _fresh(entry: Release) -> str:
     """Draw an incarnation; a file of format 1 is known by its name, and keeps it."""
-    return entry.incarnation if entry.incarnation == entry.id else secrets.token_hex(6)
+    return entry.incarnation if entry.ref.is_format_1 else secrets.token_hex(6)
 
 
 @asynccontextmanager
