@@ -10,6 +10,7 @@ from stores.redis.connection import PipelinedConnection
 from stores.redis.keys import Keys
 from stores.redis.url import Address
 from stores.store import Finding, Level
+from stores.urls import LOOPBACK
 
 TIMEOUT_S = 5.0
 
@@ -18,8 +19,6 @@ OLDEST = (7, 0)
 
 # From here on an operator should know that memory is short.
 MUCH_USED = 0.9
-
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 async def examine(address: Address, keys: Keys) -> list[Finding]:
