@@ -163,16 +163,14 @@ def follows(found: Catalogue, seen: Catalogue | None) -> bool:
 
 
 def begin(catalogue: Catalogue, draft: DraftRef, *, repairs: str | None = None) -> Catalogue:
-    """Add a draft with a lease; drafts whose lease has lapsed start to be dropped.
+    """Add a draft with a lease, unless its writer has one; drafts whose lease has lapsed start to be dropped.
 
-    Raises ReleaseConflict where its id is taken, but for the incarnation that it *repairs*: of that, `commit` takes the
-    place.
+    The incarnation is one that was never begun, at each attempt another: that of one whose reply was lost may have been
+    begun, and may be erased by now. Raises ReleaseConflict where its id is taken, but for the incarnation that it
+    *repairs*: of that, `commit` takes the place.
     """
-    known = catalogue.entry(draft.incarnation)
-    if known is not None and known.state is State.DRAFT and known.writer == draft.writer:
-        return catalogue  # a swap whose reply was lost
-    if known is not None:
-        raise ReleaseConflict(f"release {draft.id} was dropped, for its writer's lease had lapsed; publish again")
+    if any((one.id, one.writer, one.state) == (draft.id, draft.writer, State.DRAFT) for one in catalogue.releases):
+        return catalogue  # a swap whose reply was lost, of another incarnation
     remaining = _lapsed_dropped(catalogue)
     harmless = {State.DROPPING} if repairs is None else {State.DROPPING, State.WITHDRAWN}
     if any(
