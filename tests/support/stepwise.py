@@ -1,4 +1,4 @@
-"""Processes over one store that take their steps when they are told to: each primitive waits before and after.
+"""Processes over one store that take their steps when a test lets them: each primitive waits before and after.
 
 A process is a task of the real code with a handle of its own on the store. Whoever drives it lets its next primitive
 begin, or its reply arrive, or lets either get lost, or ends it for ever. Time stands still but for `advance`.
@@ -98,7 +98,7 @@ class Process:
         kind = _SteppedInventoried if isinstance(store, Inventoried) else Stepped
         self.store = kind(self, store)
         self.free = False
-        """Whether it runs without being told to."""
+        """Whether it runs without waiting to be let go."""
         self.killed = False
         self.has_read = True
         """Whether it has read the catalogue since the store was last restored."""
@@ -158,7 +158,7 @@ class Process:
         assert not self.tasks
 
     async def pause(self) -> None:
-        """Wait to be told to go on; raises what is to be lost."""
+        """Wait to be let go on; raises what is to be lost."""
         if self.killed:
             raise asyncio.CancelledError
         if self.free:
