@@ -16,9 +16,11 @@ import tempfile
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar, cast
+from urllib.parse import urlsplit
 
 import orjson
 import pytest
@@ -31,16 +33,20 @@ from stores import lifecycle as life
 from stores import transfer
 from stores.catalogue import GRACE_S, LEASE_S, Catalogue, DraftRef, Release, ReleaseId, ReleaseRef, State, follows
 from stores.connect import connect
+from stores.cosmos.containers import open_containers
+from stores.cosmos.rest import RestClient
+from stores.cosmos.store import CosmosStore
 from stores.encoding import OFFSET_BYTES, Item, encode
 from stores.errors import ReleaseCorrupt, ReleaseNotFound, StoreError
 from stores.file.store import LmdbStore
+from stores.http1 import ConnectionPool
 from stores.keys import OVERALL
 from stores.memory import MemoryStore
 from stores.store import Inventoried, Plan, Row, Slot, Store
 from stores.verification import verify
 from tests.support.cosmos_account import Account
 from tests.support.redis_server import RedisServer
-from tests.support.stepwise import EPOCH_S, Process, Stepped, StepwiseLoop
+from tests.support.stepwise import EPOCH_S, AwaitedTransport, Process, Stepped, StepwiseLoop
 
 T = TypeVar("T")
 
@@ -697,7 +703,13 @@ def on_cosmos(account: Account) -> type[Interleaved]:
         def open(self) -> Store:
             if not hasattr(self, "store"):
                 self.database = os.urandom(4).hex()
-            return connect(account.url(self.database, ru="30000"))
+            address = account.address(self.database, ru="30000")
+            client = RestClient(address, make_transport=self.network)
+            return CosmosStore(address, client, partial(open_containers, address, client), client.offer)
+
+        def network(self, url: str) -> AwaitedTransport:
+            parts = urlsplit(url)
+            return AwaitedTransport(self.loop, ConnectionPool(str(parts.hostname), parts.port or 80))
 
         def finish(self, work: Coroutine[Any, Any, T]) -> T:
             return self.loop.finish(work)
