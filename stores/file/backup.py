@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 from stores.catalogue import Catalogue, Release, ReleaseId, State
 from stores.errors import (
@@ -26,6 +27,8 @@ from stores.file.catalogue import CatalogueFile
 from stores.file.release import READ_CHUNK, check_whole, translated
 from stores.file.store import LmdbStore
 from stores.folders import LOCK, flush, scratch_folder
+
+T = TypeVar("T")
 
 # Called with (bytes copied, bytes in all).
 OnProgress = Callable[[int, int], None]
@@ -51,7 +54,7 @@ async def backup(store: LmdbStore, target: Path, on_progress: OnProgress = lambd
         with _scratch(target.parent, target.name) as scratch:
             wanted = [(files[entry.incarnation], _release_path(scratch, entry.incarnation)) for entry in found.releases]
             copied = await _copy_all(wanted, scratch, on_progress)
-            await asyncio.to_thread(CatalogueFile(scratch).replace, replace(found, token=secrets.token_hex(8)))
+            await _in_thread(CatalogueFile(scratch).replace, replace(found, token=secrets.token_hex(8)))
             with translated(target):
                 scratch.rename(target)
                 (target / LOCK).unlink(missing_ok=True)
@@ -90,7 +93,7 @@ async def restore(
             ]
             copied = await _copy_all(wanted, scratch, on_progress)
             restored = replace(found, releases=tuple(entries))
-            await asyncio.to_thread(_put_in_place, catalogue, restored, reused, [path for _, path in wanted])
+            await _in_thread(_put_in_place, catalogue, restored, reused, [path for _, path in wanted])
     return BackupResult(found.live, tuple(entry.id for entry in found.releases), copied)
 
 
@@ -207,10 +210,10 @@ async def _copy_all(wanted: Sequence[tuple[int, Path]], scratch: Path, on_progre
             target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
             try:
                 place = 0
-                while copied := await asyncio.to_thread(_copy_piece, source, target, place):
+                while copied := await _in_thread(_copy_piece, source, target, place):
                     place += copied
                     on_progress(done + place, total)
-                await asyncio.to_thread(os.fsync, target)
+                await _in_thread(os.fsync, target)
             finally:
                 os.close(target)
         done += place
@@ -218,6 +221,16 @@ async def _copy_all(wanted: Sequence[tuple[int, Path]], scratch: Path, on_progre
     with translated(scratch):
         flush(scratch / "releases")
     return total
+
+
+async def _in_thread(work: Callable[..., T], *arguments: Any) -> T:  # noqa: ANN401 -- whatever *work* takes
+    """Do work in a thread, and see it end where the caller is interrupted: what it writes to is taken away then."""
+    working = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        await asyncio.gather(working, return_exceptions=True)
+        raise
 
 
 def _copy_piece(source: int, target: int, place: int) -> int:
