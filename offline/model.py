@@ -97,9 +97,17 @@ def check_target(path: Path) -> None:
     """Raise DataError unless a model may be written to *path*: nothing is there, an empty folder, or another model."""
     if not path.exists() and not path.is_symlink():
         return
-    if not path.is_dir():
+    try:
+        names = {each.name for each in path.iterdir()}  # at once, for another writer may put its model there meanwhile
+    except FileNotFoundError:
+        if not path.is_symlink():
+            return
+        names = None
+    except NotADirectoryError:
+        names = None
+    if names is None:
         raise DataError(f"{path} is not a folder; name another folder for the model.")
-    if any(path.iterdir()) and not (path / _DESCRIPTION).is_file():
+    if names and _DESCRIPTION not in names:
         raise DataError(f"The folder {path} holds other things than a model; name another folder for it.")
 
 
