@@ -395,6 +395,7 @@ class Interleaved(RuleBasedStateMachine):
             process.has_read = False
         self.left_live_at.clear()
         self.claims.clear()
+        self.flips.clear()
         self.lost, self.excused = set(), set()
         for entry in catalogue.releases:
             try:
@@ -541,7 +542,7 @@ class Interleaved(RuleBasedStateMachine):
 
     def check_committed(self, entry: Release) -> None:
         """Of a release that was committed, every list is there, and all are of one publish."""
-        if entry.incarnation not in self.excused | self.lost:
+        if entry.incarnation not in self.excused | self.lost | self.erased:
             self.finish(verify(self.store, entry.ref))
 
     def check_reader(self, reader: int, follower: Follower) -> None:
