@@ -95,18 +95,12 @@ def _put_in_place(draft: Path, path: Path, old: Path) -> None:
 
 def check_target(path: Path) -> None:
     """Raise DataError unless a model may be written to *path*: nothing is there, an empty folder, or another model."""
-    if not path.exists() and not path.is_symlink():
-        return
     try:
         names = {each.name for each in path.iterdir()}  # at once, for another writer may put its model there meanwhile
-    except FileNotFoundError:
-        if not path.is_symlink():
-            return
-        names = None
-    except NotADirectoryError:
-        names = None
-    if names is None:
-        raise DataError(f"{path} is not a folder; name another folder for the model.")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if path.is_symlink() or path.is_file():
+            raise DataError(f"{path} is not a folder; name another folder for the model.") from error
+        return
     if names and _DESCRIPTION not in names:
         raise DataError(f"The folder {path} holds other things than a model; name another folder for it.")
 
