@@ -8,7 +8,7 @@ from dataclasses import replace
 import orjson
 import pytest
 
-from serve.follower import STALE_POLL_S, RESTORED_S, SPREAD_S, WARM_S, Follower, ServedRelease
+from serve.follower import RESTORED_S, SPREAD_S, STALE_POLL_S, WARM_S, Follower, ServedRelease
 from stores import lifecycle as life
 from stores.catalogue import Catalogue, ReleaseId, ReleaseRef
 from stores.encoding import NO_OFFSET, OFFSET_BYTES, Checksum, offset_of
