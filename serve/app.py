@@ -11,7 +11,9 @@ from typing import Any
 
 from aiohttp import web
 
+from serve.auth import Guard
 from serve.handlers import Handler, Handlers
+from serve.keys import ADMIN, READ
 from serve.metrics import OTHER
 from serve.problems import Problem, internal_error, not_ready
 from serve.reader import Lists, NotReady, TieredReader
@@ -29,6 +31,11 @@ class Route:
 
     template: str
     methods: dict[str, Handler]
+    scope: str | None = READ
+    """What a caller's key must allow; None for what everybody may see."""
+
+    busy_status: int = 429
+    """What a caller gets whose rate is used up; 503 where callers take 429 for the end."""
 
 
 class Routes:
@@ -40,9 +47,9 @@ class Routes:
             for route in (
                 Route("/v1/recommendations", {"POST": handlers.recommend_many}),
                 Route("/v1/popular", {"GET": handlers.popular}),
-                Route("/livez", {"GET": handlers.live}),
-                Route("/readyz", {"GET": handlers.ready}),
-                Route("/metrics", {"GET": handlers.metrics}),
+                Route("/livez", {"GET": handlers.live}, scope=None),
+                Route("/readyz", {"GET": handlers.ready}, scope=None),
+                Route("/metrics", {"GET": handlers.metrics}, scope=ADMIN),
             )
         }
         self._fixed["/health/live"] = self._fixed["/livez"]
@@ -72,11 +79,21 @@ def _handler(route: Route | None, method: str) -> Handler:
     return handler
 
 
+def _keep_from_shared_caches(response: web.Response) -> None:
+    """Let what took a key be kept by its caller alone: a cache in between would hand it to anybody."""
+    cache = response.headers.get("Cache-Control", "")
+    if cache.startswith("public"):
+        response.headers["Cache-Control"] = cache.replace("public", "private", 1)
+
+
 class Dispatcher:
     """Answers requests by their raw path: finds the handler, names and times the request; one for each worker."""
 
-    def __init__(self, reader: TieredReader) -> None:
+    def __init__(self, reader: TieredReader, guard: Guard | None = None) -> None:
+        """Take the reader, and who may call; without a guard everybody may do everything."""
         self.handlers = Handlers(reader)
+        self._guard = guard or Guard()
+        self.handlers.warnings = self._guard.warnings
         self.metrics = reader.metrics
         self.draining = False
         self._routes = Routes(self.handlers)
@@ -100,7 +117,11 @@ class Dispatcher:
         route, raw_id = self._routes.find(path)
         request_id = self.request_id(request)
         try:
+            if route is not None and route.scope is not None:
+                self._guard.admit(request.headers, route.scope, route.busy_status)
             response = await _handler(route, request.method)(request, raw_id, query)
+            if self._guard.reads_take_a_key and route is not None and route.scope is not None:
+                _keep_from_shared_caches(response)
         except Problem as problem:
             response = problem.response()
         except NotReady as error:
@@ -173,7 +194,8 @@ def mount(app: web.Application, prefix: str, lists: Lists) -> None:
     """Let *app* answer all routes of the service below *prefix*, from lists that are not open yet.
 
     The application opens *lists* when it starts, waits a moment for its stores, and closes them when it stops; its own
-    handlers may use them meanwhile. As long as no release is served, requests get 503.
+    handlers may use them meanwhile. As long as no release is served, requests get 503. Who may call is the
+    application's own to say, as by a middleware: no key is asked for here, and `/metrics` is among the routes.
     """
     lists.reader.warm = True
     dispatcher = Dispatcher(lists.reader)

@@ -35,6 +35,8 @@ class Handlers:
         self._reader = reader
         self._exposition = Exposition(reader.metrics, reader.tiers)
         self.draining = False
+        self.warnings: Callable[[], list[str]] = list
+        """What is wrong beside the stores, as a file of keys that cannot be read any more."""
 
     async def recommend(self, request: web.BaseRequest, raw_id: str, raw_query: str) -> web.Response:
         """`GET /v1/recommendations/{user}?n=&segment=`."""
@@ -83,7 +85,9 @@ class Handlers:
         if not serving:
             return _status(503, {"status": "not ready", "tiers": tiers})
         status = "degraded" if any(tier["detail"] for tier in tiers) else "ready"
-        return _status(200, {"status": status, "release": serving[0], "tiers": tiers})
+        state: dict[str, object] = {"status": status, "release": serving[0], "tiers": tiers}
+        warnings = self.warnings()
+        return _status(200, state | {"warnings": warnings} if warnings else state)
 
     async def metrics(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
         """`GET /metrics`: Prometheus text, summed over all workers."""

@@ -1,0 +1,163 @@
+"""Who may send a request: from its headers to a client, its scopes, and what is left of its rate.
+
+A key comes as `X-API-Key` or as `Authorization: Bearer`, never in a URL. It is looked up by its SHA-256, so that the
+time of an answer says nothing of the keys that exist.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from hmac import compare_digest
+from ipaddress import ip_address
+from math import ceil
+from pathlib import Path
+
+from multidict import istr
+
+from serve.errors import ServiceMisused
+from serve.keys import READ, SCOPES, digest_of, load
+from serve.problems import Problem
+from serve.rates import Bucket, SharedRates
+from serve.settings import Settings
+from serve.watched import WatchedFiles, follow
+
+API_KEY, AUTHORIZATION = istr("X-API-Key"), istr("Authorization")
+BEARER = "bearer "
+REALM = 'Bearer realm="hotplate"'
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sent a request, and what it may do; lives until the keys are loaded again."""
+
+    name: str
+    scopes: frozenset[str]
+    digest: bytes = b""
+    bucket: Bucket | None = None
+
+
+class Guard:
+    """Lets requests in, or refuses them; made before the workers, and followed by each of them for itself."""
+
+    def __init__(
+        self, keys: Path | None = None, *, workers: int = 1, anonymous: frozenset[str] = frozenset(SCOPES)
+    ) -> None:
+        """Take the file of keys, and the scopes of callers without one; raises KeysUnreadable."""
+        self._anonymous = Caller("anonymous", anonymous)
+        self.reads_take_a_key = READ not in anonymous
+        self._checks_keys = keys is not None
+        self._rates = SharedRates(workers)
+        self._callers = dict[bytes, Caller]()
+        self.watched = [WatchedFiles([keys], partial(self._load, keys))] if keys else []
+
+    def _load(self, keys: Path) -> None:
+        clients = load(keys)
+        buckets = self._rates.buckets(clients)
+        self._callers = {
+            digest: Caller(client.name, frozenset(client.scopes), digest, buckets.get(client.name))
+            for client in clients
+            for digest in client.digests()
+        }
+
+    def warnings(self) -> list[str]:
+        """Return what is wrong with the files as they are now."""
+        return [each.warning for each in self.watched if each.warning is not None]
+
+    def admit(self, headers: Mapping[str, str], scope: str, busy_status: int = 429) -> Caller:
+        """Return who sent a request for something that takes *scope*.
+
+        Raises a Problem: 401 without a key or with an unknown one, 403 where it lacks the scope, *busy_status* where
+        the client's rate is used up.
+        """
+        caller = self._caller(headers)
+        if scope not in caller.scopes:
+            raise _no_credentials() if caller is self._anonymous else _missing_scope(scope)
+        if caller.bucket is not None:
+            wait_s = caller.bucket.take()
+            if wait_s > 0:
+                raise Problem(
+                    busy_status,
+                    "rate-limited",
+                    "this client has sent all the requests that it may for now",
+                    {"Retry-After": str(ceil(wait_s))},
+                )
+        return caller
+
+    def _caller(self, headers: Mapping[str, str]) -> Caller:
+        if not self._checks_keys:
+            return self._anonymous
+        key = headers.get(API_KEY)
+        if key is None:
+            key = _bearer(headers)
+            if key is None:
+                return self._anonymous
+        digest = digest_of(key)
+        caller = self._callers.get(digest)
+        if caller is None or not compare_digest(caller.digest, digest):
+            raise _unknown_key()
+        return caller
+
+    @asynccontextmanager
+    async def following(self) -> AsyncIterator[None]:
+        """Take changes of the files up until the block ends."""
+        task = asyncio.create_task(follow(self.watched))
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+def guard_of(settings: Settings) -> Guard:
+    """Make the guard that the settings ask for.
+
+    Whoever reaches loopback is on this machine and may do everything, as long as there are no keys. Raises
+    ServiceMisused for a service that would face others without anybody having said who may call it.
+    """
+    if settings.keys is not None:
+        anonymous = frozenset({READ} if settings.anonymous else ())
+    elif settings.anonymous:
+        anonymous = frozenset({READ})
+    elif is_loopback(settings.host):
+        anonymous = frozenset(SCOPES)
+    else:
+        raise ServiceMisused(
+            f"{settings.host} can be reached from other machines: give --keys FILE to say who may call the service "
+            "(hotplate keys create makes one), or --anonymous to let everybody read"
+        )
+    return Guard(settings.keys, workers=settings.workers, anonymous=anonymous)
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether an address can be reached from this machine only; a name other than localhost counts as not."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _bearer(headers: Mapping[str, str]) -> str | None:
+    """Return what stands behind `Authorization: Bearer`; another scheme is none of ours, a proxy's perhaps."""
+    given = headers.get(AUTHORIZATION)
+    if given is None or given[: len(BEARER)].lower() != BEARER:
+        return None
+    return given[len(BEARER) :].strip()
+
+
+def _no_credentials() -> Problem:
+    detail = "this takes a key; send it as X-API-Key or as Authorization: Bearer"
+    return Problem(401, "no-key", detail, {"WWW-Authenticate": REALM})
+
+
+def _unknown_key() -> Problem:
+    detail = "the key is not known; it may have been revoked"
+    return Problem(401, "unknown-key", detail, {"WWW-Authenticate": f'{REALM}, error="invalid_token"'})
+
+
+def _missing_scope(scope: str) -> Problem:
+    challenge = f'{REALM}, error="insufficient_scope", scope="{scope}"'
+    return Problem(
+        403, "missing-scope", f"this takes the scope {scope}, which the key lacks", {"WWW-Authenticate": challenge}
+    )
