@@ -106,15 +106,15 @@ class Bucket:
             self._shared.unlock(self._cell)
 
     def _refill(self, now: float) -> float:
-        """Take what the bucket has, a batch and the credit at most, and the request's own token from it."""
+        """Take a token for the request, pay the credit, and take a batch with them where the bucket has so many."""
         full_at = max(now, self._shared.full_at[self._cell])
         there = self._capacity - (full_at - now) * self._rate
-        needed = 1 - self._held
-        if there < needed:
-            wait_s = (needed - there) / self._rate
+        if there < 1:
+            wait_s = (1 - there) / self._rate
             self._refused_until = now + wait_s
             return wait_s
-        taken = min(needed - 1 + self._batch, int(there))
+        owed = 1 - self._held
+        taken = max(owed, min(owed - 1 + self._batch, int(there)))
         self._shared.full_at[self._cell] = full_at + taken / self._rate
         self._held += taken - 1
         return 0.0
