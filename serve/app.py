@@ -34,9 +34,6 @@ class Route:
     scope: str | None = READ
     """What a caller's key must allow; None for what everybody may see."""
 
-    busy_status: int = 429
-    """What a caller gets whose rate is used up; 503 where callers take 429 for the end."""
-
 
 class Routes:
     """Which path reaches which route: paths without an id, and paths that end in one."""
@@ -93,7 +90,6 @@ class Dispatcher:
         """Take the reader, and who may call; without a guard everybody may do everything."""
         self.handlers = Handlers(reader)
         self._guard = guard or Guard()
-        self.handlers.warnings = self._guard.warnings
         self.metrics = reader.metrics
         self.draining = False
         self._routes = Routes(self.handlers)
@@ -118,7 +114,7 @@ class Dispatcher:
         request_id = self.request_id(request)
         try:
             if route is not None and route.scope is not None:
-                self._guard.admit(request.headers, route.scope, route.busy_status)
+                self._guard.admit(request.headers, route.scope)
             response = await _handler(route, request.method)(request, raw_id, query)
             if self._guard.reads_take_a_key and route is not None and route.scope is not None:
                 _keep_from_shared_caches(response)

@@ -4,9 +4,7 @@ A key comes as `X-API-Key` or as `Authorization: Bearer`, never in a URL. It is 
 time of an answer says nothing of the keys that exist.
 """
 
-import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from hmac import compare_digest
@@ -21,7 +19,7 @@ from serve.keys import READ, SCOPES, digest_of, load
 from serve.problems import Problem
 from serve.rates import Bucket, SharedRates
 from serve.settings import Settings
-from serve.watched import WatchedFiles, follow
+from serve.watched import WatchedFiles
 
 API_KEY, AUTHORIZATION = istr("X-API-Key"), istr("Authorization")
 BEARER = "bearer "
@@ -61,15 +59,11 @@ class Guard:
             for digest in client.digests()
         }
 
-    def warnings(self) -> list[str]:
-        """Return what is wrong with the files as they are now."""
-        return [each.warning for each in self.watched if each.warning is not None]
-
-    def admit(self, headers: Mapping[str, str], scope: str, busy_status: int = 429) -> Caller:
+    def admit(self, headers: Mapping[str, str], scope: str) -> Caller:
         """Return who sent a request for something that takes *scope*.
 
-        Raises a Problem: 401 without a key or with an unknown one, 403 where it lacks the scope, *busy_status* where
-        the client's rate is used up.
+        Raises a Problem: 401 without a key or with an unknown one, 403 where it lacks the scope, 429 where the client's
+        rate is used up.
         """
         caller = self._caller(headers)
         if scope not in caller.scopes:
@@ -78,7 +72,7 @@ class Guard:
             wait_s = caller.bucket.take()
             if wait_s > 0:
                 raise Problem(
-                    busy_status,
+                    429,
                     "rate-limited",
                     "this client has sent all the requests that it may for now",
                     {"Retry-After": str(ceil(wait_s))},
@@ -98,16 +92,6 @@ class Guard:
         if caller is None or not compare_digest(caller.digest, digest):
             raise _unknown_key()
         return caller
-
-    @asynccontextmanager
-    async def following(self) -> AsyncIterator[None]:
-        """Take changes of the files up until the block ends."""
-        task = asyncio.create_task(follow(self.watched))
-        try:
-            yield
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
 
 
 def guard_of(settings: Settings) -> Guard:

@@ -28,6 +28,8 @@ from serve.reader import NotReady, TieredReader, open_reader
 from serve.scrubber import Scrubber
 from serve.settings import Settings
 from serve.tiers import tier_names
+from serve.tls import HANDSHAKE_S, Certificate, certificate_of
+from serve.watched import following
 from stores.connect import connect
 from stores.errors import StoreError
 from stores.file.store import damaged_files, open_url
@@ -73,13 +75,13 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     """
     for url in settings.stores:
         connect(url)  # a wrong URL is better known here than in every worker
-    guard = guard_of(settings)
+    guard, certificate = guard_of(settings), certificate_of(settings)
     listener = reserve(settings.host, settings.port)
     port = listener.getsockname()[1]
     metrics = Metrics(settings.workers, tier_names(settings.stores))
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    announce_here = partial(announce, f"http://{host}:{port}")
-    _Supervisor(settings, guard, listener, metrics, announce_here).run()
+    announce_here = partial(announce, f"{'http' if certificate is None else 'https'}://{host}:{port}")
+    _Supervisor(settings, guard, listener, metrics, announce_here, certificate=certificate).run()
 
 
 def reserve(host: str, port: int) -> socket.socket:
@@ -147,9 +149,12 @@ class _Supervisor:
         held: socket.socket,
         metrics: Metrics,
         announce: Callable[[], None],
+        *,
+        certificate: Certificate | None,
     ) -> None:
         self._settings = settings
         self._guard = guard
+        self._certificate = certificate
         self._held = held
         self._metrics = metrics
         self._announce: Callable[[], None] | None = announce
@@ -196,6 +201,7 @@ class _Supervisor:
                         listener,
                         self._metrics,
                         self._lifeline,
+                        certificate=self._certificate,
                         announce=announce,
                         patience_s=patience_s,
                         scrubs=number == 0,
@@ -269,6 +275,7 @@ async def work(
     metrics: Metrics,
     lifeline: int,
     *,
+    certificate: Certificate | None = None,
     announce: Callable[[], None] | None = None,
     patience_s: float = 0.0,
     scrubs: bool = False,
@@ -282,6 +289,7 @@ async def work(
     reader = open_reader(settings.stores, budget_s=settings.budget_s, metrics=metrics)
     reader.warm = True
     dispatcher = Dispatcher(reader, guard)
+    dispatcher.handlers.watched = [*guard.watched, *([certificate.watched] if certificate else [])]
     server = Server(dispatcher)
     stop, orphaned = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -296,14 +304,24 @@ async def work(
         loop.add_signal_handler(number, stop.set)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)  # the parent blocks them; one that came meanwhile is taken now
     scrub_rows_per_s = settings.scrub_rows_per_s if scrubs else 0.0
-    async with reader, guard.following(), _scrubbing(settings, reader, rows_per_s=scrub_rows_per_s):
+    async with (
+        reader,
+        following(dispatcher.handlers.watched),
+        _scrubbing(settings, reader, rows_per_s=scrub_rows_per_s),
+    ):
         for task in reader.following:
             task.add_done_callback(lambda _: stop.set())  # it ends only by a defect: better replaced than stale
         stopping = asyncio.create_task(stop.wait())
         preparing = asyncio.create_task(_prepared(reader, patience_s))
         await asyncio.wait((stopping, preparing), return_when=asyncio.FIRST_COMPLETED)
         preparing.cancel()
-        listening = await loop.create_server(server, sock=listener, backlog=BACKLOG)
+        listening = await loop.create_server(
+            server,
+            sock=listener,
+            backlog=BACKLOG,
+            ssl=certificate.context if certificate else None,
+            ssl_handshake_timeout=HANDSHAKE_S if certificate else None,
+        )
         if announce is not None:
             announce()
         gc.collect()

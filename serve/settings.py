@@ -36,6 +36,10 @@ class Settings:
     anonymous: bool = False
     """Whether callers without a key may read, wherever they come from."""
 
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    """A certificate chain and its key; without them the service speaks plain HTTP."""
+
 
 class JsonLines(logging.Formatter):
     """One JSON object a line, for whatever collects a container's output."""

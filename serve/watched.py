@@ -6,7 +6,8 @@ leads elsewhere, as Kubernetes swaps a mounted secret, is seen alike.
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from serve.errors import ServiceMisused
@@ -24,6 +25,7 @@ class WatchedFiles:
         """Load now; *load* puts into use what the files hold, or raises ServiceMisused and changes nothing."""
         self.warning: str | None = None
         """What is wrong with the version that is there now."""
+        self.name = str(paths[0])
         self._paths = paths
         self._load = load
         self._failed: Signature | None = None
@@ -38,7 +40,7 @@ class WatchedFiles:
         seen = self._signature()
         if seen == self._loaded:
             if self.warning is not None:
-                log.info("%s is as it was when it was loaded", self._paths[0])
+                log.info("%s is as it was when it was loaded", self.name)
             self.warning = self._failed = None
             return
         try:
@@ -50,18 +52,31 @@ class WatchedFiles:
             self._failed = seen
         else:
             self._loaded, self.warning, self._failed = seen, None, None
-            log.info("loaded %s again, for it has changed", self._paths[0])
+            log.info("loaded %s again, for it has changed", self.name)
 
     def _signature(self) -> Signature:
         return tuple(map(_signature_of, self._paths))
 
 
-async def follow(watched: Sequence[WatchedFiles]) -> None:
-    """Poll files until cancelled."""
+@asynccontextmanager
+async def following(watched: Sequence[WatchedFiles]) -> AsyncIterator[None]:
+    """Take changes of files up until the block ends."""
+    task = asyncio.create_task(_follow(watched))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _follow(watched: Sequence[WatchedFiles]) -> None:
     while True:
         await asyncio.sleep(POLL_S)
         for each in watched:
-            each.poll()
+            try:
+                each.poll()
+            except Exception:  # a defect in one must not keep the others from being followed
+                log.exception("%s was not loaded again", each.name)
 
 
 def _signature_of(path: Path) -> tuple[int, int, int, int] | None:

@@ -92,6 +92,6 @@ def bench_admit(benchmark: BenchmarkFixture, tmp_path: Path, with_a: str) -> Non
 
     def admit_all() -> None:
         for _ in USERS:
-            guard.admit(headers, READ, 429)
+            guard.admit(headers, READ)
 
     benchmark(admit_all)

@@ -56,6 +56,17 @@ def serve(
     anonymous: Annotated[
         bool, option("--anonymous", "Let callers without a key read, also from other machines.")
     ] = False,
+    tls_cert: Annotated[
+        Path | None,
+        option(
+            "--tls-cert",
+            "Speak TLS, with the certificate chain in this PEM file; a renewed one is taken up without a restart.",
+            metavar="FILE",
+        ),
+    ] = None,
+    tls_key: Annotated[
+        Path | None, option("--tls-key", "The key of the certificate, in PEM without a password.", metavar="FILE")
+    ] = None,
 ) -> None:
     """Serve the live release of a store over HTTP, and follow it from release to release.
 
@@ -83,6 +94,8 @@ def serve(
         scrub_rows_per_s=scrub_rate,
         keys=keys,
         anonymous=anonymous,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
     )
     named = ", ".join(map(redacted, urls))
     run(settings, lambda address: err.print(f"serving {named} on {address}"))
