@@ -114,7 +114,7 @@ class Dispatcher:
         request_id = self.request_id(request)
         try:
             if route is not None and route.scope is not None:
-                self._guard.admit(request.headers, route.scope)
+                await self._guard.admit(request.headers, route.scope)
             response = await _handler(route, request.method)(request, raw_id, query)
             if self._guard.reads_take_a_key and route is not None and route.scope is not None:
                 _keep_from_shared_caches(response)

@@ -11,6 +11,7 @@ from hmac import compare_digest
 from ipaddress import ip_address
 from math import ceil
 from pathlib import Path
+from typing import Protocol
 
 from multidict import istr
 
@@ -36,16 +37,30 @@ class Caller:
     bucket: Bucket | None = None
 
 
+class Tokens(Protocol):
+    """Verifies tokens of somebody else's, as `serve.oidc.TokenVerifier` does."""
+
+    async def caller(self, token: str, digest: bytes) -> Caller:
+        """Return who sent a token, known by its *digest*; raises a Problem where it is no good."""
+        ...
+
+
 class Guard:
     """Lets requests in, or refuses them; made before the workers, and followed by each of them for itself."""
 
     def __init__(
-        self, keys: Path | None = None, *, workers: int = 1, anonymous: frozenset[str] = frozenset(SCOPES)
+        self,
+        keys: Path | None = None,
+        *,
+        workers: int = 1,
+        anonymous: frozenset[str] = frozenset(SCOPES),
+        tokens: Tokens | None = None,
     ) -> None:
-        """Take the file of keys, and the scopes of callers without one; raises KeysUnreadable."""
+        """Take the file of keys, who verifies tokens, and the scopes of callers with neither; raises KeysUnreadable."""
         self._anonymous = Caller("anonymous", anonymous)
         self.reads_take_a_key = READ not in anonymous
-        self._checks_keys = keys is not None
+        self._checks = keys is not None or tokens is not None
+        self._tokens = tokens
         self._rates = SharedRates(workers)
         self._callers = dict[bytes, Caller]()
         self.watched = [WatchedFiles([keys], partial(self._load, keys))] if keys else []
@@ -59,13 +74,13 @@ class Guard:
             for digest in client.digests()
         }
 
-    def admit(self, headers: Mapping[str, str], scope: str) -> Caller:
+    async def admit(self, headers: Mapping[str, str], scope: str) -> Caller:
         """Return who sent a request for something that takes *scope*.
 
         Raises a Problem: 401 without a key or with an unknown one, 403 where it lacks the scope, 429 where the client's
         rate is used up.
         """
-        caller = self._caller(headers)
+        caller = await self._caller(headers)
         if scope not in caller.scopes:
             raise _no_credentials() if caller is self._anonymous else _missing_scope(scope)
         if caller.bucket is not None:
@@ -79,28 +94,30 @@ class Guard:
                 )
         return caller
 
-    def _caller(self, headers: Mapping[str, str]) -> Caller:
-        if not self._checks_keys:
+    async def _caller(self, headers: Mapping[str, str]) -> Caller:
+        if not self._checks:
             return self._anonymous
-        key = headers.get(API_KEY)
-        if key is None:
-            key = _bearer(headers)
-            if key is None:
+        credential = headers.get(API_KEY)
+        if credential is None:
+            credential = _bearer(headers)
+            if credential is None:
                 return self._anonymous
-        digest = digest_of(key)
+        digest = digest_of(credential)
         caller = self._callers.get(digest)
-        if caller is None or not compare_digest(caller.digest, digest):
-            raise _unknown_key()
-        return caller
+        if caller is not None and compare_digest(caller.digest, digest):
+            return caller
+        if self._tokens is not None and credential.count(".") == 2:
+            return await self._tokens.caller(credential, digest)
+        raise refused_credential("unknown-key", "the key is not known; it may have been revoked")
 
 
-def guard_of(settings: Settings) -> Guard:
-    """Make the guard that the settings ask for.
+def guard_of(settings: Settings, tokens: Tokens | None) -> Guard:
+    """Make the guard that the settings ask for, with *tokens* to verify those of an issuer.
 
-    Whoever reaches loopback is on this machine and may do everything, as long as there are no keys. Raises
+    Whoever reaches loopback is on this machine and may do everything, as long as nobody needs a key. Raises
     ServiceMisused for a service that would face others without anybody having said who may call it.
     """
-    if settings.keys is not None:
+    if settings.keys is not None or tokens is not None:
         anonymous = frozenset({READ} if settings.anonymous else ())
     elif settings.anonymous:
         anonymous = frozenset({READ})
@@ -111,7 +128,7 @@ def guard_of(settings: Settings) -> Guard:
             f"{settings.host} can be reached from other machines: give --keys FILE to say who may call the service "
             "(hotplate keys create makes one), or --anonymous to let everybody read"
         )
-    return Guard(settings.keys, workers=settings.workers, anonymous=anonymous)
+    return Guard(settings.keys, workers=settings.workers, anonymous=anonymous, tokens=tokens)
 
 
 def is_loopback(host: str) -> bool:
@@ -135,9 +152,9 @@ def _no_credentials() -> Problem:
     return Problem(401, "no-key", detail, {"WWW-Authenticate": REALM})
 
 
-def _unknown_key() -> Problem:
-    detail = "the key is not known; it may have been revoked"
-    return Problem(401, "unknown-key", detail, {"WWW-Authenticate": f'{REALM}, error="invalid_token"'})
+def refused_credential(name: str, detail: str) -> Problem:
+    """Refuse a key or a token that is there, but no good; *name* is the problem's."""
+    return Problem(401, name, detail, {"WWW-Authenticate": f'{REALM}, error="invalid_token"'})
 
 
 def _missing_scope(scope: str) -> Problem:

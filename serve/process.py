@@ -24,6 +24,7 @@ import uvloop
 from serve.app import Dispatcher, Server
 from serve.auth import Guard, guard_of
 from serve.metrics import Metrics
+from serve.oidc import verifier_of
 from serve.reader import NotReady, TieredReader, open_reader
 from serve.scrubber import Scrubber
 from serve.settings import Settings
@@ -75,7 +76,8 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     """
     for url in settings.stores:
         connect(url)  # a wrong URL is better known here than in every worker
-    guard, certificate = guard_of(settings), certificate_of(settings)
+    guard = guard_of(settings, verifier_of(settings.oidc_issuer, settings.oidc_audience))
+    certificate = certificate_of(settings)
     listener = reserve(settings.host, settings.port)
     port = listener.getsockname()[1]
     metrics = Metrics(settings.workers, tier_names(settings.stores))

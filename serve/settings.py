@@ -40,6 +40,10 @@ class Settings:
     tls_key: Path | None = None
     """A certificate chain and its key; without them the service speaks plain HTTP."""
 
+    oidc_issuer: str | None = None
+    oidc_audience: str | None = None
+    """Whose tokens are taken beside keys, and what they must be for."""
+
 
 class JsonLines(logging.Formatter):
     """One JSON object a line, for whatever collects a container's output."""

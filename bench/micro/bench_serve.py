@@ -82,16 +82,10 @@ def bench_library(benchmark: BenchmarkFixture, runner: asyncio.Runner, lists: Li
 
 
 @pytest.mark.parametrize("with_a", ["loopback", "key", "rate"])
-def bench_admit(benchmark: BenchmarkFixture, tmp_path: Path, with_a: str) -> None:
+def bench_admit(benchmark: BenchmarkFixture, runner: asyncio.Runner, tmp_path: Path, with_a: str) -> None:
     """Who may call: on loopback without keys, with a key, and with a key of a rate that four workers share."""
     rate = 1e8 if with_a == "rate" else None
     key = create(tmp_path / "keys.json", "web", ["read"], rate).key
     guard = Guard(None if with_a == "loopback" else tmp_path / "keys.json", workers=4)
     headers = make_mocked_request("GET", path_of(0), {"Host": "x", "Accept": "*/*", "X-API-Key": key}).headers
-    benchmark.extra_info |= {"count": COUNT, "each": "request"}
-
-    def admit_all() -> None:
-        for _ in USERS:
-            guard.admit(headers, READ)
-
-    benchmark(admit_all)
+    for_each_user(benchmark, runner, lambda _: guard.admit(headers, READ))

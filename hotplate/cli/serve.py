@@ -67,6 +67,13 @@ def serve(
     tls_key: Annotated[
         Path | None, option("--tls-key", "The key of the certificate, in PEM without a password.", metavar="FILE")
     ] = None,
+    oidc_issuer: Annotated[
+        str | None,
+        option("--oidc-issuer", "Let in who has a token of this OpenID Connect issuer, as Entra ID.", metavar="URL"),
+    ] = None,
+    oidc_audience: Annotated[
+        str | None, option("--oidc-audience", "What the issuer's tokens for this service are for.", metavar="AUDIENCE")
+    ] = None,
 ) -> None:
     """Serve the live release of a store over HTTP, and follow it from release to release.
 
@@ -96,6 +103,8 @@ def serve(
         anonymous=anonymous,
         tls_cert=tls_cert,
         tls_key=tls_key,
+        oidc_issuer=oidc_issuer,
+        oidc_audience=oidc_audience,
     )
     named = ", ".join(map(redacted, urls))
     run(settings, lambda address: err.print(f"serving {named} on {address}"))

@@ -180,21 +180,21 @@ def test_new_clients_get_the_places_of_those_that_are_gone() -> None:
         assert all(again[each.name].take() > 0.0 for each in clients)
 
 
-def test_a_refusal_says_when_to_come_again(tmp_path: Path) -> None:
+async def test_a_refusal_says_when_to_come_again(tmp_path: Path) -> None:
     keys = tmp_path / "keys.json"
     key = create(keys, "slow", ["read"], 0.25).key
     guard = Guard(keys, anonymous=frozenset())
-    assert guard.admit({"X-API-Key": key}, "read").name == "slow"
+    assert (await guard.admit({"X-API-Key": key}, "read")).name == "slow"
     with pytest.raises(Problem) as caught:
-        guard.admit({"X-API-Key": key}, "read")
+        await guard.admit({"X-API-Key": key}, "read")
     assert (caught.value.status, caught.value.name) == (429, "rate-limited")
     assert 1 <= int(caught.value.headers["Retry-After"]) <= 4
 
 
-def test_both_keys_of_a_client_share_its_rate(tmp_path: Path) -> None:
+async def test_both_keys_of_a_client_share_its_rate(tmp_path: Path) -> None:
     keys = tmp_path / "keys.json"
     primary, secondary = (create(keys, "slow", scopes, rate).key for scopes, rate in ((["read"], 0.1), ([], None)))
     guard = Guard(keys, anonymous=frozenset())
-    guard.admit({"X-API-Key": primary}, "read")
+    await guard.admit({"X-API-Key": primary}, "read")
     with pytest.raises(Problem, match="all the requests"):
-        guard.admit({"X-API-Key": secondary}, "read")
+        await guard.admit({"X-API-Key": secondary}, "read")
