@@ -19,7 +19,7 @@ from serve.rates import SharedRates
 from tests.support.service import a_list, publish_lists, running
 
 RATE = 400.0
-SECONDS = 3.0
+SECONDS = 2.5
 
 
 def client(name: str, rate: float | None = RATE) -> Client:
@@ -72,7 +72,7 @@ def test_a_rate_holds_over_four_workers_and_uneven_connections_within_a_twentiet
         ]
         for thread in threads:
             thread.start()
-        time.sleep(1.5 + SECONDS)
+        time.sleep(1.0 + SECONDS)
         share = count.share()
         stop.set()
         for thread in threads:
@@ -92,11 +92,11 @@ def forked(work: Callable[[], None]) -> int:
     return pid
 
 
-@pytest.mark.parametrize("rate", [10.0, 1_000.0, 20_000.0])
+@pytest.mark.parametrize("rate", [10.0, 5_000.0])
 def test_a_rate_holds_over_processes_that_take_as_fast_as_they_can(rate: float) -> None:
     """One hardly ever, one now and then, two without a pause: as workers with few and many connections do."""
     shared = SharedRates(4)
-    seconds = 2.0 if rate > 10 else 4.0
+    seconds = 2.0
     reading, writing = os.pipe()
     start = time.monotonic() + 0.2
 
