@@ -61,13 +61,12 @@ class Guard:
         self.reads_take_a_key = READ not in anonymous
         self._checks = keys is not None or tokens is not None
         self._tokens = tokens
-        self._rates = SharedRates(workers)
         self._callers = dict[bytes, Caller]()
-        self.watched = [WatchedFiles([keys], partial(self._load, keys))] if keys else []
+        self.watched = [WatchedFiles([keys], partial(self._load, keys, SharedRates(workers)))] if keys else []
 
-    def _load(self, keys: Path) -> None:
+    def _load(self, keys: Path, rates: SharedRates) -> None:
         clients = load(keys)
-        buckets = self._rates.buckets(clients)
+        buckets = rates.buckets(clients)
         self._callers = {
             digest: Caller(client.name, frozenset(client.scopes), digest, buckets.get(client.name))
             for client in clients
@@ -119,10 +118,10 @@ def guard_of(settings: Settings, tokens: Tokens | None) -> Guard:
     """
     if settings.keys is not None or tokens is not None:
         anonymous = frozenset({READ} if settings.anonymous else ())
-    elif settings.anonymous:
-        anonymous = frozenset({READ})
     elif is_loopback(settings.host):
         anonymous = frozenset(SCOPES)
+    elif settings.anonymous:
+        anonymous = frozenset({READ})
     else:
         raise ServiceMisused(
             f"{settings.host} can be reached from other machines: give --keys FILE to say who may call the service "
