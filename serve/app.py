@@ -11,9 +11,8 @@ from typing import Any
 
 from aiohttp import web
 
-from serve.auth import Guard
+from serve.auth import Guard, scope_of
 from serve.handlers import Handler, Handlers
-from serve.keys import ADMIN, READ
 from serve.metrics import OTHER
 from serve.problems import Problem, internal_error, not_ready
 from serve.reader import Lists, NotReady, TieredReader
@@ -31,8 +30,6 @@ class Route:
 
     template: str
     methods: dict[str, Handler]
-    scope: str | None = READ
-    """What a caller's key must allow; None for what everybody may see."""
 
 
 class Routes:
@@ -44,9 +41,9 @@ class Routes:
             for route in (
                 Route("/v1/recommendations", {"POST": handlers.recommend_many}),
                 Route("/v1/popular", {"GET": handlers.popular}),
-                Route("/livez", {"GET": handlers.live}, scope=None),
-                Route("/readyz", {"GET": handlers.ready}, scope=None),
-                Route("/metrics", {"GET": handlers.metrics}, scope=ADMIN),
+                Route("/livez", {"GET": handlers.live}),
+                Route("/readyz", {"GET": handlers.ready}),
+                Route("/metrics", {"GET": handlers.metrics}),
             )
         }
         self._fixed["/health/live"] = self._fixed["/livez"]
@@ -113,10 +110,11 @@ class Dispatcher:
         route, raw_id = self._routes.find(path)
         request_id = self.request_id(request)
         try:
-            if route is not None and route.scope is not None:
-                await self._guard.admit(request.headers, route.scope)
+            scope = scope_of(route.template) if route is not None else None
+            if scope is not None:
+                await self._guard.admit(request.headers, scope)
             response = await _handler(route, request.method)(request, raw_id, query)
-            if self._guard.reads_take_a_key and route is not None and route.scope is not None:
+            if scope is not None and self._guard.reads_take_a_key:
                 _keep_from_shared_caches(response)
         except Problem as problem:
             response = problem.response()

@@ -16,7 +16,7 @@ from typing import Protocol
 from multidict import istr
 
 from serve.errors import ServiceMisused
-from serve.keys import READ, SCOPES, digest_of, load
+from serve.keys import ADMIN, READ, SCOPES, digest_of, load
 from serve.problems import Problem
 from serve.rates import Bucket, SharedRates
 from serve.settings import Settings
@@ -25,6 +25,16 @@ from serve.watched import WatchedFiles
 API_KEY, AUTHORIZATION = istr("X-API-Key"), istr("Authorization")
 BEARER = "bearer "
 REALM = 'Bearer realm="hotplate"'
+# What a route takes, by its template: probes and descriptions nothing, and what is not named here `read`.
+SCOPES_BY_ROUTE: dict[str, str | None] = {
+    "/": None,
+    "/livez": None,
+    "/readyz": None,
+    "/docs": None,
+    "/openapi.json": None,
+    "/swagger.json": None,
+    "/metrics": ADMIN,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +118,11 @@ class Guard:
         if self._tokens is not None and credential.count(".") == 2:
             return await self._tokens.caller(credential, digest)
         raise refused_credential("unknown-key", "the key is not known; it may have been revoked")
+
+
+def scope_of(template: str) -> str | None:
+    """Return the scope that a route takes; None for what everybody may see."""
+    return SCOPES_BY_ROUTE.get(template, READ)
 
 
 def guard_of(settings: Settings, tokens: Tokens | None) -> Guard:
