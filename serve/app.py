@@ -10,6 +10,7 @@ from time import perf_counter
 from typing import Any
 
 from aiohttp import web
+from aiohttp.hdrs import CACHE_CONTROL
 
 from serve.auth import Guard, scope_of
 from serve.handlers import Handler, Handlers
@@ -75,9 +76,9 @@ def _handler(route: Route | None, method: str) -> Handler:
 
 def _keep_from_shared_caches(response: web.Response) -> None:
     """Let what took a key be kept by its caller alone: a cache in between would hand it to anybody."""
-    cache = response.headers.get("Cache-Control", "")
+    cache = response.headers.get(CACHE_CONTROL, "")
     if cache.startswith("public"):
-        response.headers["Cache-Control"] = cache.replace("public", "private", 1)
+        response.headers[CACHE_CONTROL] = cache.replace("public", "private", 1)
 
 
 class Dispatcher:

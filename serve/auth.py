@@ -89,7 +89,16 @@ class Guard:
         Raises a Problem: 401 without a key or with an unknown one, 403 where it lacks the scope, 429 where the client's
         rate is used up.
         """
-        caller = await self._caller(headers)
+        credential = _credential(headers) if self._checks else None
+        if credential is None:
+            caller = self._anonymous
+        else:
+            digest = digest_of(credential)
+            known = self._callers.get(digest)
+            if known is not None and compare_digest(known.digest, digest):
+                caller = known
+            else:
+                caller = await self._foreign(credential, digest)
         if scope not in caller.scopes:
             raise _no_credentials() if caller is self._anonymous else _missing_scope(scope)
         if caller.bucket is not None:
@@ -103,18 +112,8 @@ class Guard:
                 )
         return caller
 
-    async def _caller(self, headers: Mapping[str, str]) -> Caller:
-        if not self._checks:
-            return self._anonymous
-        credential = headers.get(API_KEY)
-        if credential is None:
-            credential = _bearer(headers)
-            if credential is None:
-                return self._anonymous
-        digest = digest_of(credential)
-        caller = self._callers.get(digest)
-        if caller is not None and compare_digest(caller.digest, digest):
-            return caller
+    async def _foreign(self, credential: str, digest: bytes) -> Caller:
+        """Return who sent what is none of our keys, a token perhaps."""
         if self._tokens is not None and credential.count(".") == 2:
             return await self._tokens.caller(credential, digest)
         raise refused_credential("unknown-key", "the key is not known; it may have been revoked")
@@ -153,8 +152,11 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _bearer(headers: Mapping[str, str]) -> str | None:
-    """Return what stands behind `Authorization: Bearer`; another scheme is none of ours, a proxy's perhaps."""
+def _credential(headers: Mapping[str, str]) -> str | None:
+    """Return the key or token of a request; an `Authorization` of another scheme is none, but a proxy's perhaps."""
+    key = headers.get(API_KEY)
+    if key is not None:
+        return key
     given = headers.get(AUTHORIZATION)
     if given is None or given[: len(BEARER)].lower() != BEARER:
         return None
