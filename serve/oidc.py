@@ -28,8 +28,8 @@ ALGORITHMS = ("RS256", "ES256")
 # How far the issuer's clock may be from ours.
 LEEWAY_S = 30
 FETCH_S = 5.0
-# How often the issuer is asked for its keys at most, whatever tokens come, and how long they are good for unasked.
-REFRESH_S, FRESH_S = 30.0, 3600.0
+# How often the issuer is asked for keys at most, whatever tokens come, and while there are none; how long they last.
+REFRESH_S, RETRY_S, FRESH_S = 30.0, 5.0, 3600.0
 MAX_DOCUMENT_BYTES = 1 << 20
 # How many verified tokens are remembered.
 MAX_VERDICTS = 10_000
@@ -109,22 +109,23 @@ class TokenVerifier:
         if identifier in self._keys:
             return self._keys[identifier]
         if not self._keys:
-            raise Problem(
-                503, "issuer-unavailable", "tokens cannot be verified: the issuer does not answer", {"Retry-After": "5"}
-            )
+            detail = "tokens cannot be verified yet: the keys of their issuer could not be fetched"
+            raise Problem(503, "issuer-unavailable", detail, {"Retry-After": f"{RETRY_S:.0f}"})
         raise _refused("the token is signed by a key that its issuer does not publish")
 
     async def _refresh(self) -> None:
-        """Fetch the keys, REFRESH_S after the last time at the earliest; what cannot be fetched keeps the old ones."""
+        """Fetch the keys, some time after the last try at the earliest; what cannot be fetched keeps the old ones."""
         async with self._fetching:
-            if time.monotonic() < self._tried_at + REFRESH_S:
+            if time.monotonic() < self._tried_at + (REFRESH_S if self._keys else RETRY_S):
                 return
             self._tried_at = time.monotonic()
             try:
                 keys = await self._fetch()
             except IssuerUnreadable as error:
                 if self._failure != str(error):
-                    log.warning("the keys of the issuer %s: %s; those from before stay in use", self._issuer, error)
+                    log.warning(
+                        "the keys of the issuer %s: %s; what was fetched before stays in use", self._issuer, error
+                    )
                 self._failure = str(error)
                 return
             self._fetched_at, self._failure = time.monotonic(), None
