@@ -18,7 +18,7 @@ from serve.problems import Problem
 from serve.rates import SharedRates
 from tests.support.service import a_list, publish_lists, running
 
-RATE = 400.0
+RATE = 200.0
 SECONDS = 2.5
 
 
