@@ -16,9 +16,8 @@ import serve.oidc
 from serve.auth import Guard
 from serve.errors import ServiceMisused
 from serve.keys import ADMIN, READ, create
-from serve.oidc import TokenVerifier
+from serve.oidc import TokenVerifier, verifier_of
 from serve.problems import Problem
-from tests.support.command import failed, hotplate_process
 from tests.support.issuer import AUDIENCE, Issuer, rsa_key, running_issuer
 from tests.support.service import a_list, publish_lists, running
 
@@ -218,4 +217,5 @@ def test_a_service_takes_keys_and_tokens_side_by_side(issuer: Issuer, tmp_path: 
         log = service.log.read_text()
     assert good not in log
     assert bad not in log
-    failed(hotplate_process("serve", *tokens[:2], "--store", f"file://{store}"), "give both --oidc-issuer", code=2)
+    with pytest.raises(ServiceMisused, match="give both --oidc-issuer"):
+        verifier_of(issuer.url, None)

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 import serve.auth
-from serve.auth import Guard, is_loopback
+from serve.auth import Guard, guard_of, is_loopback
+from serve.errors import ServiceMisused
 from serve.keys import create, digest_of
 from serve.problems import Problem
+from serve.settings import Settings
 from tests.support.command import failed, hotplate_process
 from tests.support.service import Answer, Service, a_list, publish_lists, running
 
@@ -142,8 +144,15 @@ def test_an_anonymous_caller_may_read_where_that_was_asked_for_and_no_more(folde
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.invalid"])
 def test_a_service_that_others_reach_does_not_start_without_a_word_on_who_may_call(folder: Path, host: str) -> None:
-    done = hotplate_process("serve", "--store", f"file://{folder}", "--host", host, "--port", "0")
-    failed(done, f"{host} can be reached from other machines", "--keys FILE", "--anonymous", code=2)
+    with pytest.raises(ServiceMisused, match=f"{host} can be reached from other machines") as caught:
+        guard_of(Settings((f"file://{folder}",), host), None)
+    assert "--keys FILE" in str(caught.value)
+    assert "--anonymous" in str(caught.value)
+
+
+def test_a_refusal_to_start_is_one_sentence_and_misuse(folder: Path) -> None:
+    done = hotplate_process("serve", "--store", f"file://{folder}", "--host", "0.0.0.0", "--port", "0")
+    failed(done, "0.0.0.0 can be reached from other machines", code=2)
 
 
 @pytest.mark.parametrize(
