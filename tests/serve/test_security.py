@@ -14,7 +14,7 @@ import pytest
 import serve.auth
 from serve.auth import Guard, guard_of, is_loopback
 from serve.errors import ServiceMisused
-from serve.keys import create, digest_of
+from serve.keys import SCOPES, create, digest_of
 from serve.problems import Problem
 from serve.settings import Settings
 from tests.support.command import failed, hotplate_process
@@ -133,13 +133,23 @@ def test_what_is_answered_to_a_client_with_a_key_is_not_for_shared_caches(keyed:
 
 
 def test_an_anonymous_caller_may_read_where_that_was_asked_for_and_no_more(folder: Path, keyed: Keyed) -> None:
-    for options in ((), ("--keys", str(folder.parent / "keys.json"))):
-        with running(folder, "--host", "0.0.0.0", "--anonymous", *options) as service:
-            assert service.get(USER).status == 200
-            refused(service.get("/metrics"), 401, "no-key")
-            if options:
-                refused(service.get(USER, X_API_Key=WRONG), 401, "unknown-key")
-                assert service.get("/metrics", X_API_Key=keyed.admin).status == 200
+    keys = str(folder.parent / "keys.json")
+    with running(folder, "--host", "0.0.0.0", "--anonymous", "--keys", keys) as service:
+        assert service.get(USER).status == 200
+        assert service.get("/v1/popular").headers["cache-control"] == "public, max-age=60"
+        refused(service.get("/metrics"), 401, "no-key")
+        refused(service.get(USER, X_API_Key=WRONG), 401, "unknown-key")
+        assert service.get("/metrics", X_API_Key=keyed.admin).status == 200
+
+
+async def test_without_keys_everybody_on_this_machine_may_do_everything_and_others_what_was_asked_for() -> None:
+    here, everywhere = Settings(("file:///x",), "127.0.0.1"), Settings(("file:///x",), "0.0.0.0", anonymous=True)
+    for scope in SCOPES:
+        await guard_of(here, None).admit({}, scope)
+    await guard_of(everywhere, None).admit({}, "read")
+    for scope in ("events", "admin"):
+        with pytest.raises(Problem, match="takes a key"):
+            await guard_of(everywhere, None).admit({}, scope)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.invalid"])
@@ -167,9 +177,10 @@ def test_loopback_is_known_for_sure_or_not_taken_for_it(host: str, loopback: boo
 
 
 def test_a_service_does_not_start_on_keys_that_it_cannot_read(folder: Path, tmp_path: Path) -> None:
-    command = ("serve", "--store", f"file://{folder}", "--port", "0")
-    failed(hotplate_process(*command, "--keys", tmp_path / "none.json"), "none.json cannot be read", code=2)
-    failed(hotplate_process(*command, HOTPLATE_KEYS=""), "HOTPLATE_KEYS is empty", code=2)
+    with pytest.raises(ServiceMisused, match=r"none\.json cannot be read"):
+        guard_of(Settings((f"file://{folder}",), keys=tmp_path / "none.json"), None)
+    done = hotplate_process("serve", "--store", f"file://{folder}", "--port", "0", HOTPLATE_KEYS="")
+    failed(done, "HOTPLATE_KEYS is empty", code=2)
 
 
 @pytest.mark.parametrize("odd", ["a\\nb", "a\tb", "x" * 129, '"}{"', "\x1b[2J", "é", "a b", "%0a"])
