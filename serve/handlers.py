@@ -13,6 +13,7 @@ from serve.exposition import Exposition
 from serve.problems import Problem, bad_parameter
 from serve.reader import DEFAULT_N, EncodedList, TieredReader
 from serve.tiers import Tier
+from serve.watched import WatchedFiles
 from stores.encoding import cut
 from stores.errors import StoreMisused
 from stores.keys import OVERALL, check_id
@@ -35,6 +36,8 @@ class Handlers:
         self._reader = reader
         self._exposition = Exposition(reader.metrics, reader.tiers)
         self.draining = False
+        self.watched = list[WatchedFiles]()
+        """Files that the worker follows; what is wrong with one is a warning, for its last good version is in use."""
 
     async def recommend(self, request: web.BaseRequest, raw_id: str, raw_query: str) -> web.Response:
         """`GET /v1/recommendations/{user}?n=&segment=`."""
@@ -83,7 +86,9 @@ class Handlers:
         if not serving:
             return _status(503, {"status": "not ready", "tiers": tiers})
         status = "degraded" if any(tier["detail"] for tier in tiers) else "ready"
-        return _status(200, {"status": status, "release": serving[0], "tiers": tiers})
+        state: dict[str, object] = {"status": status, "release": serving[0], "tiers": tiers}
+        warnings = [each.warning for each in self.watched if each.warning]
+        return _status(200, state | {"warnings": warnings} if warnings else state)
 
     async def metrics(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
         """`GET /metrics`: Prometheus text, summed over all workers."""

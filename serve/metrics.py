@@ -18,7 +18,26 @@ ROUTES = (
     "/livez", "/readyz", "/metrics", OTHER,
 )  # fmt: skip
 METHODS = ("GET", "POST", "HEAD", OTHER)
-CODES = ("200", "304", "400", "404", "405", "408", "411", "413", "414", "415", "431", "500", "503", "504", OTHER)
+CODES = (
+    "200",
+    "304",
+    "400",
+    "401",
+    "403",
+    "404",
+    "405",
+    "408",
+    "411",
+    "413",
+    "414",
+    "415",
+    "429",
+    "431",
+    "500",
+    "503",
+    "504",
+    OTHER,
+)
 OPERATIONS = ("get", "get_many")
 OUTCOMES = ("ok", "gone", "error")
 SOURCES = ("personal", "similar", "popular")

@@ -46,7 +46,7 @@ def demo(
         publish(folder / "model", store=url)
         user, item = report.model.matrix.user_ids[0], report.model.matrix.item_ids[0]
         configure_logging()
-        run(Settings((url,), host, port), lambda address: _print_examples(address, url, user, item))
+        run(Settings((url,), host, port, anonymous=True), lambda address: _print_examples(address, url, user, item))
 
 
 def _print_examples(address: str, store: str, user: str, item: str) -> None:

@@ -95,7 +95,7 @@ def serving(logs: Path, *options: str) -> Iterator[Service]:
 def _port(process: subprocess.Popen[bytes], log: Path) -> int:
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        if found := re.search(r"serving .* on http://127\.0\.0\.1:(\d+)", log.read_text()):
+        if found := re.search(r"serving .* on https?://[0-9.]+:(\d+)", log.read_text()):
             return int(found[1])
         assert process.poll() is None, log.read_text()
         time.sleep(0.01)
