@@ -148,13 +148,15 @@ def follows(found: Catalogue, seen: Catalogue | None) -> bool:
     """Return whether a reader that has *seen* one catalogue should follow the one it *found*.
 
     Newer, rewritten after a failover (same generation, another token), or of a store made anew: yes. A stale read
-    (lower generation of the same store) or an empty catalogue never un-serves anything: no.
+    (lower generation of the same store) or an empty catalogue never un-serves anything: no. Nor is what a replica says
+    of the same generation followed, once the primary has said otherwise.
     """
     if found.generation == 0:
         return False
     if seen is None or found.store_id != seen.store_id or found.generation > seen.generation:
         return True
-    return found.generation == seen.generation and found.token != seen.token
+    rewritten = found.generation == seen.generation and found.token != seen.token
+    return rewritten and (found.primary or not seen.primary)
 
 
 def begin(catalogue: Catalogue, draft: DraftRef, *, repairs: str | None = None) -> Catalogue:

@@ -154,6 +154,8 @@ class Interleaved(RuleBasedStateMachine):
         """Whose draft others have dropped or taken over, once its lease had lapsed."""
         self.claims = dict[str, Process]()
         """Who claimed an incarnation in the store last."""
+        self.writers = dict[str, str]()
+        """With which token it was claimed last."""
         self.flips = dict[Process, int]()
         """How often a process has changed what is live, since it started what it does."""
         self.left_live_at = dict[str, float]()
@@ -393,6 +395,7 @@ class Interleaved(RuleBasedStateMachine):
             process.has_read = False
         self.left_live_at.clear()
         self.claims.clear()
+        self.flips.clear()
         self.lost, self.excused = set(), set()
         for entry in catalogue.releases:
             try:
@@ -459,7 +462,7 @@ class Interleaved(RuleBasedStateMachine):
         self.erased.add(release.incarnation)
 
     def claimed(self, process: Process, draft: DraftRef) -> None:
-        self.claims[draft.incarnation] = process
+        self.claims[draft.incarnation], self.writers[draft.incarnation] = process, draft.writer
 
     def put(self, process: Process, draft: DraftRef) -> None:
         if self.refuses_late_writers and self.claims.get(draft.incarnation, process) is not process:
@@ -539,7 +542,7 @@ class Interleaved(RuleBasedStateMachine):
 
     def check_committed(self, entry: Release) -> None:
         """Of a release that was committed, every list is there, and all are of one publish."""
-        if entry.incarnation not in self.excused | self.lost:
+        if entry.incarnation not in self.excused | self.lost | self.erased:
             self.finish(verify(self.store, entry.ref))
 
     def check_reader(self, reader: int, follower: Follower) -> None:
@@ -571,9 +574,8 @@ class Interleaved(RuleBasedStateMachine):
             if isinstance(slot, bytes):
                 bodies[key] = served.decode(key, slot)
         assert self.source is not None
-        entry = self.truth.entry(incarnation)
-        if entry is not None and entry.writer != served.writer:
-            return  # finished by another writer since a restore: other lists, until this reader follows
+        if self.restored_at >= 0 and self.writers.get(incarnation) != served.writer:
+            return  # written by another since a restore: other lists, until this reader follows
         for key, body in bodies.items():
             content = content_of(key, body)
             written = incarnation, served.writer
