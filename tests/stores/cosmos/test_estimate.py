@@ -162,7 +162,7 @@ def test_a_copy_is_estimated_and_a_release_that_cannot_be_served_is_refused() ->
         assert container_of(await ref_of(target, live)) in there.service.account.databases["d"].containers
         await target.close()
         with pytest.raises(ReleaseCorrupt, match="no popular list"):
-            await estimated(account, Made([[Row("user:1", b"x")]], {}))
+            await estimated(account, Made([as_bodies([Row("user:1", b"x")])], {}))
 
     with_simulation(work)
 
