@@ -241,7 +241,7 @@ class Follower:
         elif requested:
             self._set_error(
                 _CatalogueOlder(
-                    f"only a replica answers, with another catalogue, of generation {found.generation}, than the one of "
+                    f"only a replica answers, with another catalogue, of generation {found.generation}, than that of "
                     f"{seen.generation} that is followed; it lags, or the store was restored: serve the primary to know"
                 )
             )

@@ -31,6 +31,7 @@ from stores.connect import connect
 from stores.errors import StoreError
 from stores.file.store import damaged_files, open_url
 from stores.throttle import Backoff
+from stores.urls import scheme_of
 
 log = logging.getLogger(__name__)
 
@@ -216,7 +217,7 @@ class _Supervisor:
     def _report_cut_files(self) -> None:
         """Say which files of releases are not whole, each once: a worker refuses them when it starts."""
         for url in self._settings.stores:
-            if url.startswith("file:"):
+            if scheme_of(url) == "file":
                 try:
                     cut = set(damaged_files(open_url(url).folder)) - self._cut
                 except (OSError, StoreError):

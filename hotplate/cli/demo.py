@@ -29,10 +29,10 @@ def demo(
     """
     from offline.input.sample import sample
     from offline.pipeline import TrainSettings, train
-    from offline.scratch import temporary_folder
     from serve.process import reserve
     from serve.process import serve as run
     from serve.settings import Settings, configure_logging
+    from stores.folders import temporary_folder
 
     with temporary_folder("demo") as folder:
         reserve(host, port).close()  # a port in use is better reported before the training than after

@@ -26,6 +26,7 @@ from stores.catalogue import DraftRef
 from stores.errors import ReleaseConflict, StoreFull
 from stores.file import block_sums
 from stores.file.release import translated
+from stores.folders import flush
 from stores.keys import MANIFEST, META
 from stores.store import Row, not_found, sealed, taken_over
 
@@ -121,7 +122,7 @@ class DraftFile:
             block_sums.append(file.fileno(), size)
             os.fsync(file.fileno())
         self.path.rename(path)
-        flush_folder(path.parent)
+        flush(path.parent)
         lock_path(self.path).unlink(missing_ok=True)
 
     def _give_up(self) -> None:
@@ -274,15 +275,6 @@ def file_bytes(rows: int, payload_bytes: int) -> int:
 def lock_path(draft: Path) -> Path:
     """Where the lock of a draft's one writer is."""
     return draft.with_suffix(".lock")
-
-
-def flush_folder(folder: Path) -> None:
-    """Make renames inside *folder* survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _lock(path: Path, draft: DraftRef) -> int:
