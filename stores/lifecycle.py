@@ -70,13 +70,14 @@ async def publish(
 ) -> WriteResult:
     """Write a whole release, check that it adds up, commit it and, unless *live* is false, make it live.
 
-    *batches* are rows of lists (`stores.encoding`), as *plan* counts them; they are stored in *encoding*. Readers see
-    nothing before the last step. A failure or an interrupt gives the draft up at once; a killed process, or a store
-    that is away, leaves a draft that *resume* continues, given the same rows anew, until the next `prune` after its
-    lease has lapsed: what was acknowledged is not put again. *about* goes into the manifest. *on_progress* is called
-    with (lists written, lists in all).
+    *batches* are rows of bodies, as `stores.encoding` makes them of lists, and `meta` rows of any bytes; *plan* counts
+    keys and lists. They are stored in *encoding*. Readers see nothing before the last step. A failure or an interrupt
+    gives the draft up at once; a killed process, or a store that is away, leaves a draft that *resume* continues, given
+    the same rows anew, until the next `prune` after its lease has lapsed: what was acknowledged is not put again.
+    *about* goes into the manifest. *on_progress* is called with (lists written, lists in all).
 
-    Raises ReleaseConflict where *resume* is no draft, has a writer, or was begun with other rows.
+    Raises ReleaseConflict where *resume* is no draft, has a writer, or was begun with other rows; StoreMisused for a
+    value that is no body.
     """
 
     async def finish(tally: Tally) -> Manifest:

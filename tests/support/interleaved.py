@@ -67,7 +67,7 @@ OPERATIONS = ("activate", "activate", "rollback")
 
 
 def rows_of(content: str) -> list[Row]:
-    """Return lists that differ from those of any other release, and from one another."""
+    """Return bodies that differ from those of any other release, and from one another."""
     return [Row(key, encode([Item(id=f"{content} {key}", score=1.0)])) for key in KEYS]
 
 
