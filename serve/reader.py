@@ -5,7 +5,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 from serve.follower import ServedRelease
 from serve.metrics import Metrics
@@ -29,6 +29,9 @@ FIRST_READ_S = 2.0
 READY_S = 10.0
 # How many items a list is cut to.
 DEFAULT_N = 10
+
+# What came of looking a list up: it was there, there is none, or it could not be read.
+Status = Literal["ok", "unknown", "error"]
 
 
 class NotReady(StoreError):
