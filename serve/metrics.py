@@ -17,8 +17,11 @@ ROUTES = (
     "/v1/recommendations/{user}", "/v1/recommendations", "/v1/similar/{item}", "/v1/popular",
     "/livez", "/readyz", "/metrics", OTHER,
 )  # fmt: skip
-METHODS = ("GET", "POST", "HEAD", OTHER)
-CODES = ("200", "304", "400", "404", "405", "408", "411", "413", "414", "415", "431", "500", "503", "504", OTHER)
+METHODS = ("GET", "POST", "HEAD", "OPTIONS", OTHER)
+CODES = (
+    "200", "204", "304", "400", "404", "405", "406", "408", "411", "413", "414", "415", "431", "500", "503", "504",
+    OTHER,
+)  # fmt: skip
 OPERATIONS = ("get", "get_many")
 OUTCOMES = ("ok", "gone", "error")
 SOURCES = ("personal", "similar", "popular")
