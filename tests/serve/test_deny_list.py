@@ -14,8 +14,10 @@ from serve.deny_list import MAX_BYTES, DenyList, DenyListFile, DenyListInvalid, 
 from serve.reader import TieredReader
 from stores.encoding import NO_OFFSET, OFFSET_BYTES, decode, encode_id, offset_of
 from stores.memory import MemoryStore
+from tests.support.loaded_service import ALL, USERS, lists, under_load
 from tests.support.remote import RemoteStore, publish
 from tests.support.service import Answer, Service, a_list, publish_lists, running
+from tests.support.soak import scaled
 
 LISTS = {f"user:{user}": a_list(*map(str, range(20))) for user in ("1", "2", "a b", 'quo"te')}
 LISTS |= {"item:7": a_list("1", "2", "x"), "popular:": a_list("1", "p1", "p2")}
@@ -194,8 +196,26 @@ async def test_denied_users_are_not_read_from_a_store_over_the_network(
 
 async def test_lists_that_a_program_opens_may_have_a_deny_list(tmp_path: Path, denied: Path) -> None:
     await publish_lists(tmp_path / "store", LISTS)
-    async with hotplate.open(f"file://{tmp_path / 'store'}") as lists:
-        lists.reader.deny_list = DenyListFile(denied)
-        assert [item["id"] for item in (await lists.personal("1", 3)).items] == ["0", "2", "3"]
-        assert (await lists.personal("2")).source == "popular"
-        assert [item["id"] for item in lists.popular().items] == ["p1", "p2"]
+    async with hotplate.open(f"file://{tmp_path / 'store'}") as opened:
+        opened.reader.deny_list = DenyListFile(denied)
+        assert [item["id"] for item in (await opened.personal("1", 3)).items] == ["0", "2", "3"]
+        assert (await opened.personal("2")).source == "popular"
+        assert [item["id"] for item in opened.popular().items] == ["p1", "p2"]
+
+
+@pytest.mark.soak
+async def test_reloads_and_flips_under_load_lose_not_one_request(tmp_path: Path, denied: Path) -> None:
+    folder = tmp_path / "store"
+    await publish_lists(folder, lists("r0"))
+    options = ("--workers", "2", "--deny-list", str(denied))
+    async with under_load(tmp_path, f"file://{folder}", paths=ALL, rate=400, options=options) as run:
+        for number in range(1, scaled(6, least=3)):
+            replace(denied, f"item:b\nuser:{number}\n")
+            await run.until_release(await publish_lists(folder, lists(f"r{number}")))
+            await run.windows(3)  # each worker has read both
+            replace(denied, "broken\n")
+            for user in [number, USERS - 1] * 10:
+                answer = await run.get(f"/v1/recommendations/{user}")
+                assert answer["source"] == ("popular" if user == number else "personal")
+                assert '"b"' not in json.dumps(answer)
+    run.answered("file", source="popular")
