@@ -242,6 +242,8 @@ def _status(status: int, fields: dict[str, object]) -> web.Response:
 
 
 async def _body(request: web.BaseRequest) -> bytes:
+    if request.headers.get(hdrs.CONTENT_ENCODING, "identity") != "identity":  # a small one may be a gigabyte unpacked
+        raise Problem(415, "encoded-body", "a body is sent as it is, without Content-Encoding")
     try:
         body = await request.read()
     except web.HTTPRequestEntityTooLarge:
