@@ -160,7 +160,13 @@ class TieredReader:
                 served, slots = await tier.read(served, keys, self._share_s(index, deadline))
             except StoreError:
                 continue
-            lists = [self._hit(tier, served, slot, "personal") or self._fallback(tier, served, slot) for slot in slots]
+            lists = [
+                EncodedList(tier.name, served, "personal", slot)
+                if isinstance(slot, bytes) and not is_empty(slot)
+                else self._fallback(tier, served, slot)
+                for slot in slots
+            ]
+            self.metrics.count_lookup("personal", "hit", sum(one.status == "ok" for one in lists))
             return lists, _popular(tier, served, OVERALL, "unknown")
         first = self._first(status="error")
         for _ in users:
