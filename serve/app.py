@@ -4,7 +4,7 @@ import itertools
 import logging
 import re
 import secrets
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -13,6 +13,7 @@ from aiohttp import web
 from aiohttp.hdrs import CACHE_CONTROL
 
 from serve.auth import Guard, scope_of
+from serve.cors import Cors
 from serve.handlers import Handler, Handlers
 from serve.metrics import OTHER
 from serve.problems import Problem, internal_error, not_ready
@@ -84,13 +85,14 @@ def _keep_from_shared_caches(response: web.Response) -> None:
 class Dispatcher:
     """Answers requests by their raw path: finds the handler, names and times the request; one for each worker."""
 
-    def __init__(self, reader: TieredReader, guard: Guard | None = None) -> None:
+    def __init__(self, reader: TieredReader, guard: Guard | None = None, *, cors_origins: Sequence[str] = ()) -> None:
         """Take the reader, and who may call; without a guard everybody may do everything."""
         self.handlers = Handlers(reader)
         self._guard = guard or Guard()
         self.metrics = reader.metrics
         self.draining = False
         self._routes = Routes(self.handlers)
+        self._cors = Cors(cors_origins)
         self._id_prefix = secrets.token_hex(6)
         self._id_count = itertools.count(1)
 
@@ -111,12 +113,14 @@ class Dispatcher:
         route, raw_id = self._routes.find(path)
         request_id = self.request_id(request)
         try:
-            scope = scope_of(route.template) if route is not None else None
-            if scope is not None:
-                await self._guard.admit(request.headers, scope)
-            response = await _handler(route, request.method)(request, raw_id, query)
-            if scope is not None and self._guard.reads_take_a_key:
-                _keep_from_shared_caches(response)
+            response = self._cors.preflight(request, route.methods) if self._cors and route is not None else None
+            if response is None:
+                scope = scope_of(route.template) if route is not None else None
+                if scope is not None:
+                    await self._guard.admit(request.headers, scope)
+                response = await _handler(route, request.method)(request, raw_id, query)
+                if scope is not None and self._guard.reads_take_a_key:
+                    _keep_from_shared_caches(response)
         except Problem as problem:
             response = problem.response()
         except NotReady as error:
@@ -128,6 +132,8 @@ class Dispatcher:
         response.headers["Server"] = "hotplate"
         response.headers["X-Request-Id"] = request_id
         response.headers["Server-Timing"] = f"app;dur={took_s * 1000:.3f}"
+        if self._cors:
+            self._cors.admit(request, response)
         if self.draining:
             response.force_close()
         self.metrics.observe_request(

@@ -17,27 +17,11 @@ ROUTES = (
     "/v1/recommendations/{user}", "/v1/recommendations", "/v1/similar/{item}", "/v1/popular",
     "/livez", "/readyz", "/metrics", OTHER,
 )  # fmt: skip
-METHODS = ("GET", "POST", "HEAD", OTHER)
+METHODS = ("GET", "POST", "HEAD", "OPTIONS", OTHER)
 CODES = (
-    "200",
-    "304",
-    "400",
-    "401",
-    "403",
-    "404",
-    "405",
-    "408",
-    "411",
-    "413",
-    "414",
-    "415",
-    "429",
-    "431",
-    "500",
-    "503",
-    "504",
-    OTHER,
-)
+    "200", "204", "304", "400", "401", "403", "404", "405", "406", "408", "411", "413", "414", "415", "429", "431",
+    "500", "503", "504", OTHER,
+)  # fmt: skip
 OPERATIONS = ("get", "get_many")
 OUTCOMES = ("ok", "gone", "error")
 SOURCES = ("personal", "similar", "popular")
@@ -95,9 +79,9 @@ class Metrics:
         """Count one call of a tier's store."""
         self._observe(self.store[tier, operation, outcome], seconds)
 
-    def count_lookup(self, source: str, outcome: str) -> None:
-        """Count one list: where it came from, and whether it is what was requested."""
-        self._own[LOOKUPS[source, outcome]] += 1
+    def count_lookup(self, source: str, outcome: str, lists: int = 1) -> None:
+        """Count lists: where they came from, and whether they are what was requested."""
+        self._own[LOOKUPS[source, outcome]] += lists
 
     def count_attempt(self, tier: str, what: str, amount: float = 1.0) -> None:
         """Count one attempt of a tier's store, or add the request units that it cost."""

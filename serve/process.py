@@ -23,6 +23,8 @@ import uvloop
 
 from serve.app import Dispatcher, Server
 from serve.auth import Guard, guard_of
+from serve.cors import Cors
+from serve.deny_list import DenyListFile
 from serve.metrics import Metrics
 from serve.oidc import verifier_of
 from serve.reader import NotReady, TieredReader, open_reader
@@ -73,8 +75,11 @@ class _Worker:
 def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     """Serve until SIGTERM or SIGINT; *announce* is called once with the URL, when the first worker answers there.
 
-    Raises CannotListen, StoreMisused for a store that cannot be opened, or ServiceMisused for settings that cannot be.
+    Raises CannotListen, StoreMisused for a store or a deny-list that cannot be opened, or ServiceMisused for settings
+    that cannot be.
     """
+    Cors(settings.cors_origins)
+    deny_list = DenyListFile(settings.deny_list)
     for url in settings.stores:
         connect(url)  # a wrong URL is better known here than in every worker
     guard = guard_of(settings, verifier_of(settings.oidc_issuer, settings.oidc_audience))
@@ -84,7 +89,10 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     metrics = Metrics(settings.workers, tier_names(settings.stores))
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     announce_here = partial(announce, f"{'http' if certificate is None else 'https'}://{host}:{port}")
-    _Supervisor(settings, guard, listener, metrics, announce_here, certificate=certificate).run()
+    supervisor = _Supervisor(
+        settings, guard, listener, metrics, announce_here, deny_list=deny_list, certificate=certificate
+    )
+    supervisor.run()
 
 
 def reserve(host: str, port: int) -> socket.socket:
@@ -153,6 +161,7 @@ class _Supervisor:
         metrics: Metrics,
         announce: Callable[[], None],
         *,
+        deny_list: DenyListFile,
         certificate: Certificate | None,
     ) -> None:
         self._settings = settings
@@ -160,6 +169,7 @@ class _Supervisor:
         self._certificate = certificate
         self._held = held
         self._metrics = metrics
+        self._deny_list = deny_list
         self._announce: Callable[[], None] | None = announce
         self._workers = dict[int, _Worker]()
         self._due = dict.fromkeys(range(settings.workers), 0.0)
@@ -182,6 +192,7 @@ class _Supervisor:
             if caught is not None and caught.si_signo != signal.SIGCHLD:
                 break
             self._replace_dead()
+            self._deny_list.refresh()  # what a new worker holds on to where the file is broken by then
         self._stop()
 
     def _start(self, number: int) -> None:
@@ -206,6 +217,7 @@ class _Supervisor:
                         self._lifeline,
                         certificate=self._certificate,
                         announce=announce,
+                        deny_list=self._deny_list,
                         patience_s=patience_s,
                         scrubs=number == 0,
                     )
@@ -280,6 +292,7 @@ async def work(
     *,
     certificate: Certificate | None = None,
     announce: Callable[[], None] | None = None,
+    deny_list: DenyListFile | None = None,
     patience_s: float = 0.0,
     scrubs: bool = False,
 ) -> None:
@@ -289,9 +302,9 @@ async def work(
     ended. It listens once it has tried to read its stores, and, for *patience_s* at most, has a release to serve; then
     *announce* is called. One that *scrubs* also reads what is served in the background, where the settings say so.
     """
-    reader = open_reader(settings.stores, budget_s=settings.budget_s, metrics=metrics)
+    reader = open_reader(settings.stores, budget_s=settings.budget_s, metrics=metrics, deny_list=deny_list)
     reader.warm = True
-    dispatcher = Dispatcher(reader, guard)
+    dispatcher = Dispatcher(reader, guard, cors_origins=settings.cors_origins)
     dispatcher.handlers.watched = [*guard.watched, *([certificate.watched] if certificate else [])]
     server = Server(dispatcher)
     stop, orphaned = asyncio.Event(), asyncio.Event()
@@ -310,6 +323,7 @@ async def work(
     async with (
         reader,
         following(dispatcher.handlers.watched),
+        _watching(reader.deny_list),
         _scrubbing(settings, reader, rows_per_s=scrub_rows_per_s),
     ):
         for task in reader.following:
@@ -349,6 +363,17 @@ async def _prepared(reader: TieredReader, patience_s: float) -> None:
     await reader.wait_until_attempted()
     with suppress(NotReady):
         await reader.wait_until_ready(patience_s)
+
+
+@asynccontextmanager
+async def _watching(deny_list: DenyListFile) -> AsyncIterator[None]:
+    """Read the deny-list whenever its file changes, until the block ends."""
+    task = asyncio.create_task(deny_list.watch())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 @asynccontextmanager

@@ -43,6 +43,11 @@ class Settings:
     oidc_issuer: str | None = None
     oidc_audience: str | None = None
     """Whose tokens are taken beside keys, and what they must be for."""
+    deny_list: Path | None = None
+    """The file of the items that no answer shows, and of the users who are answered as unknown."""
+
+    cors_origins: tuple[str, ...] = ()
+    """Which web pages of other origins may call the service."""
 
 
 class JsonLines(logging.Formatter):

@@ -74,6 +74,23 @@ def serve(
     oidc_audience: Annotated[
         str | None, option("--oidc-audience", "What the issuer's tokens for this service are for.", metavar="AUDIENCE")
     ] = None,
+    deny_list: Annotated[
+        Path | None,
+        option(
+            "--deny-list",
+            "Show none of the items of this file, and answer its users as unknown: lines of item:ID and user:ID. "
+            "It is read again when it changes.",
+            metavar="FILE",
+        ),
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        option(
+            "--cors-origin",
+            "Let web pages of this origin call the service, as https://shop.example; it may be given several times.",
+            metavar="URL",
+        ),
+    ] = None,
 ) -> None:
     """Serve the live release of a store over HTTP, and follow it from release to release.
 
@@ -105,6 +122,8 @@ def serve(
         tls_key=tls_key,
         oidc_issuer=oidc_issuer,
         oidc_audience=oidc_audience,
+        deny_list=deny_list,
+        cors_origins=tuple(cors_origin or ()),
     )
     named = ", ".join(map(redacted, urls))
     run(settings, lambda address: err.print(f"serving {named} on {address}"))
