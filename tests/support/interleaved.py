@@ -161,7 +161,7 @@ class Interleaved(RuleBasedStateMachine):
         self.claims = dict[str, Process]()
         """Who claimed an incarnation in the store last."""
         self.writers = dict[str, str]()
-        """With which token it was claimed last."""
+        """With which token it was claimed or written last."""
         self.flips = dict[Process, int]()
         """How often a process has changed what is live, since it started what it does."""
         self.left_live_at = dict[str, float]()
@@ -475,6 +475,7 @@ class Interleaved(RuleBasedStateMachine):
     def put(self, process: Process, draft: DraftRef) -> None:
         if self.refuses_late_writers and self.claims.get(draft.incarnation, process) is not process:
             self.wrong.append(f"{draft} was written after another had claimed it")
+        self.writers[draft.incarnation] = draft.writer
 
     def swapped(self, process: Process, old: Catalogue, new: Catalogue) -> None:
         if old.version != self.truth.version:
@@ -582,7 +583,7 @@ class Interleaved(RuleBasedStateMachine):
             if isinstance(slot, bytes):
                 bodies[key] = served.decode(key, slot)
         assert self.source is not None
-        if self.restored_at >= 0 and self.writers.get(incarnation) != served.writer:
+        if incarnation in self.excused or (self.restored_at >= 0 and self.writers.get(incarnation) != served.writer):
             return  # written by another since a restore: other lists, until this reader follows
         for key, body in bodies.items():
             content = content_of(key, body)
