@@ -30,7 +30,14 @@ class AccessLog:
         self._left_out = 0
 
     def observe(
-        self, request: web.BaseRequest, response: web.StreamResponse, route: str, request_id: str, took_s: float
+        self,
+        request: web.BaseRequest,
+        response: web.StreamResponse,
+        route: str,
+        request_id: str,
+        took_s: float,
+        *,
+        client: str | None,
     ) -> None:
         """Write a line on a request that was answered, where it is due."""
         is_slow = took_s >= self._slow_s and self._may_write_slow()
@@ -49,7 +56,6 @@ class AccessLog:
             "bytes": response.content_length,
             "request_id": request_id,
         }
-        client = request.get("client")  # set by whatever knows the callers by name
         if client is not None:
             fields["client"] = client
         if is_slow and self._left_out:

@@ -5,7 +5,6 @@ so that neither a scrape nor an activation costs a worker anything.
 """
 
 import asyncio
-import ipaddress
 import logging
 import signal
 import socket
@@ -17,10 +16,13 @@ import orjson
 from aiohttp import web
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from serve.auth import is_loopback
 from serve.exposition import Exposition
+from serve.keys import ADMIN
 from serve.problems import Problem, internal_error
 from serve.states import ANSWERING, DEGRADED, NOT_READY, READY, SILENT_S, WorkerState
 from serve.tiers import tier_names
+from serve.watched import following
 from serve.worker import WATCHED, Inheritance
 from stores.catalogue import Catalogue, ReleaseId
 from stores.connect import connect
@@ -42,29 +44,41 @@ LOCAL_NAMES = {"localhost", "127.0.0.1", "::1"}
 MAX_BODY_BYTES = 1 << 16
 
 
-async def administer(inherited: Inheritance, listener: socket.socket, authorize: Authorize | None) -> None:
-    """Answer operators until SIGTERM, or until the parent is gone; *authorize*, where given, decides who is one."""
+async def administer(inherited: Inheritance, listener: socket.socket, lifeline: int) -> None:
+    """Answer operators until SIGTERM, or until the parent, which holds *lifeline* open, is gone.
+
+    Beyond loopback it takes keys of the scope admin, and speaks TLS where the service has a certificate.
+    """
+    host, guard = listener.getsockname()[0], inherited.guard
+    is_local = is_loopback(host)
+
+    async def authorize(request: web.BaseRequest) -> None:
+        await guard.admit(request.headers, ADMIN)
+
+    certificate = None if is_local else inherited.certificate
+    watched = [] if is_local else [*guard.watched, *([certificate.watched] if certificate else [])]
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    loop.add_reader(inherited.lifeline, stop.set)
+    loop.add_reader(lifeline, stop.set)
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     loop.add_signal_handler(signal.SIGINT, lambda: None)  # a terminal's, for all processes: it outlives the workers
     signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
     runner = web.AppRunner(
-        application(inherited, listener.getsockname()[0], authorize),
+        _application(inherited, host, None if is_local else authorize),
         access_log=None,
         handle_signals=False,
         shutdown_timeout=STOP_S,
     )
     await runner.setup()
     try:
-        await web.SockSite(runner, listener).start()
-        await stop.wait()
+        async with following(watched):
+            await web.SockSite(runner, listener, ssl_context=certificate.context if certificate else None).start()
+            await stop.wait()
     finally:
         await runner.cleanup()
 
 
-def application(inherited: Inheritance, host: str, authorize: Authorize | None) -> web.Application:
+def _application(inherited: Inheritance, host: str, authorize: Authorize | None) -> web.Application:
     """Build the application of a listener that is bound to the address *host*."""
     admin = _Admin(inherited)
     app = web.Application(
@@ -78,11 +92,6 @@ def application(inherited: Inheritance, host: str, authorize: Authorize | None) 
     app.router.add_post("/v1/releases/rollback", admin.rollback)
     app.router.add_post("/v1/releases/{release}/activate", admin.activate)
     return app
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a listener bound to this address is reached from this machine only."""
-    return ipaddress.ip_address(host.partition("%")[0]).is_loopback
 
 
 class _Admin:
@@ -176,7 +185,7 @@ def _worker(number: int, state: WorkerState | None) -> dict[str, object]:
         "release": next((tier.release for tier in state.tiers if tier.release), None),
         "reported_s_ago": round(state.silent_s, 3),
         "tiers": tiers,
-    }
+    } | ({"warnings": state.warnings} if state.warnings else {})
 
 
 async def _read_catalogue(url: str) -> dict[str, object]:

@@ -20,17 +20,24 @@ from pathlib import Path
 
 import uvloop
 
-from serve.admin import Authorize, administer, is_loopback
-from serve.listeners import CannotListen, reserve, share
+from serve.admin import administer
+from serve.auth import guard_of, is_loopback
+from serve.cors import Cors
+from serve.deny_list import DenyListFile
+from serve.errors import ServiceMisused
+from serve.listeners import reserve, share
 from serve.metrics import Metrics
+from serve.oidc import verifier_of
 from serve.settings import Settings
 from serve.states import SharedStates
 from serve.tiers import tier_names
+from serve.tls import Certificate, certificate_of
 from serve.worker import PATIENCE_S, WATCHED, Inheritance, work
 from stores.connect import connect
 from stores.errors import StoreError
 from stores.file.store import damaged_files, open_url
 from stores.throttle import Backoff
+from stores.urls import scheme_of
 
 log = logging.getLogger(__name__)
 
@@ -50,29 +57,43 @@ class _Child:
     started: float
 
 
-def serve(settings: Settings, announce: Callable[[str, str], None], *, authorize: Authorize | None = None) -> None:
+def serve(settings: Settings, announce: Callable[[str, str], None]) -> None:
     """Serve until SIGTERM or SIGINT.
 
-    *announce* is called once, when the first worker answers, with its URL and that of the admin listener. *authorize*
-    decides who is an operator; without it, the admin listener is refused anywhere but on this machine. Raises
-    CannotListen, or StoreMisused for a store that cannot be opened.
+    *announce* is called once, when the first worker answers, with its URL and that of the admin listener. Raises
+    CannotListen, StoreMisused for a store or a deny-list that cannot be opened, or ServiceMisused for settings that
+    cannot be.
     """
+    Cors(settings.cors_origins)
+    deny_list = DenyListFile(settings.deny_list)
     for url in (*settings.stores, *([settings.admin_store] if settings.admin_store else [])):
         connect(url)  # a wrong URL is better known here than in every worker
+    guard = guard_of(settings, verifier_of(settings.oidc_issuer, settings.oidc_audience))
+    certificate = certificate_of(settings)
     listener = reserve(settings.host, settings.port)
     admin = reserve(settings.admin_host, settings.admin_port, "admin-", shared=False)
-    if authorize is None and not is_loopback(admin.getsockname()[0]):
-        raise CannotListen(
-            f"{settings.admin_host} is not on this machine alone, and everybody who reaches the admin listener may use "
-            "it; give --admin-host an address of loopback, as 127.0.0.1"
+    if not is_loopback(admin.getsockname()[0]) and settings.keys is None and settings.oidc_issuer is None:
+        raise ServiceMisused(
+            f"{settings.admin_host} can be reached from other machines: give --keys FILE to say who is an operator "
+            "(hotplate keys create --scope admin makes one), or --admin-host an address of loopback, as 127.0.0.1"
         )
     admin.listen()
-    announce_here = partial(announce, _url(settings.host, listener), _url(settings.admin_host, admin))
-    _Supervisor(settings, listener, admin, announce_here, authorize).run()
+    admin_certificate = None if is_loopback(admin.getsockname()[0]) else certificate
+    urls = _url(settings.host, listener, certificate), _url(settings.admin_host, admin, admin_certificate)
+    inherited = Inheritance(
+        settings,
+        guard,
+        certificate,
+        deny_list,
+        Metrics(settings.workers, tier_names(settings.stores)),
+        SharedStates(settings.workers, len(settings.stores)),
+    )
+    _Supervisor(inherited, listener, admin, partial(announce, *urls)).run()
 
 
-def _url(host: str, listener: socket.socket) -> str:
-    return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+def _url(host: str, listener: socket.socket, certificate: Certificate | None) -> str:
+    scheme, host = "http" if certificate is None else "https", f"[{host}]" if ":" in host else host
+    return f"{scheme}://{host}:{listener.getsockname()[1]}"
 
 
 def _run(child: Coroutine[None, None, None]) -> None:
@@ -87,19 +108,13 @@ class _Supervisor:
     """
 
     def __init__(
-        self,
-        settings: Settings,
-        held: socket.socket,
-        admin: socket.socket,
-        announce: Callable[[], None],
-        authorize: Authorize | None,
+        self, inherited: Inheritance, held: socket.socket, admin: socket.socket, announce: Callable[[], None]
     ) -> None:
-        self._settings = settings
+        self._inherited = inherited
+        self._settings = settings = inherited.settings
         self._held = held
         self._admin = admin
-        self._states = SharedStates(settings.workers, len(settings.stores))
         self._announce: Callable[[], None] | None = announce
-        self._authorize = authorize
         self._admin_number = settings.workers
         self._children = dict[int, _Child]()
         self._due = dict.fromkeys((self._admin_number, *range(settings.workers)), 0.0)
@@ -107,9 +122,7 @@ class _Supervisor:
         self._cut = set[Path]()
         self._started = set[int]()
         # Nobody writes to it: where its writing end is gone, so is this process, however it ended.
-        lifeline, self._lifeline_held = os.pipe()
-        metrics = Metrics(settings.workers, tier_names(settings.stores))
-        self._inheritance = Inheritance(settings, metrics, self._states, lifeline)
+        self._lifeline, self._lifeline_held = os.pipe()
 
     def run(self) -> None:
         """Keep every child running until SIGTERM or SIGINT, then stop them."""
@@ -124,6 +137,7 @@ class _Supervisor:
             if caught is not None and caught.si_signo != signal.SIGCHLD:
                 break
             self._replace_dead()
+            self._inherited.deny_list.refresh()  # what a new worker holds on to where the file is broken by then
         self._stop(signal.Signals(caught.si_signo))
 
     def _start(self, number: int) -> None:
@@ -142,10 +156,10 @@ class _Supervisor:
                 self._held.close()
                 _name_process(self._name(number))
                 if is_admin:
-                    _run(administer(self._inheritance, listener, self._authorize))
+                    _run(administer(self._inherited, listener, self._lifeline))
                 else:
                     self._admin.close()
-                    _run(work(self._inheritance, number, listener, announce, patience_s=patience_s))
+                    _run(work(self._inherited, number, listener, self._lifeline, announce, patience_s=patience_s))
                 code = 0
             except BaseException:  # whatever it is, it must not go on as a second parent
                 log.exception("%s failed", self._name(number))
@@ -176,7 +190,7 @@ class _Supervisor:
     def _report_cut_files(self) -> None:
         """Say which files of releases are not whole, each once: a worker refuses them when it starts."""
         for url in self._settings.stores:
-            if url.startswith("file:"):
+            if scheme_of(url) == "file":
                 try:
                     cut = set(damaged_files(open_url(url).folder)) - self._cut
                 except (OSError, StoreError):
@@ -200,7 +214,7 @@ class _Supervisor:
                 if child is None:
                     continue
                 if child.number != self._admin_number:
-                    self._states.clear(child.number)
+                    self._inherited.states.clear(child.number)
                 yield child, os.waitstatus_to_exitcode(status)
 
     def _stop(self, caught_first: signal.Signals) -> None:

@@ -30,7 +30,7 @@ RELEASES = 4
 DETAIL_CHARS, WARNING_CHARS, WARNINGS = 500, 400, 4
 
 _HEAD = Struct("<QQ")  # bytes of the state, and their checksum
-_CELL_BYTES, _CELL_BYTES_PER_TIER = 4096, 12_288
+_CELL_BYTES, _CELL_BYTES_PER_TIER = 12_288, 12_288
 _READS = 10
 
 
@@ -60,6 +60,8 @@ class WorkerState(msgspec.Struct, frozen=True):
     lag_s: float
     """How late the loop came to its timers since the last report, at worst."""
     connections: int
+    warnings: list[str]
+    """What is wrong with files whose last good version is in use."""
     tiers: list[TierState]
     lookups: dict[str, list[int]]
     """By release, how many lists were a hit, a miss and an error."""
@@ -120,6 +122,7 @@ class Reporter:
         self._counted = dict[tuple[str, str, str], tuple[str, list[int]]]()
         self.status: Callable[[], str] = lambda: status_of(tiers)
         self.connections: Callable[[], int] = lambda: 0
+        self.warnings: Callable[[], list[str]] = list
 
     async def run(self, write: Callable[[WorkerState], None]) -> None:
         """Write the state with *write* until cancelled."""
@@ -142,6 +145,7 @@ class Reporter:
             reported_at=time.monotonic(),
             lag_s=lag_s,
             connections=self.connections(),
+            warnings=[warning[:WARNING_CHARS] for warning in self.warnings()[:WARNINGS]],
             tiers=[_tier_state(tier) for tier in self._tiers],
             lookups=self._lookups(),
         )

@@ -12,12 +12,16 @@ from functools import partial
 
 from serve.access_log import open_access_log
 from serve.app import Dispatcher, Server
+from serve.auth import Guard
+from serve.deny_list import DenyListFile
 from serve.listeners import accept_the_last
 from serve.metrics import Metrics
 from serve.reader import NotReady, TieredReader, open_reader
 from serve.scrubber import Scrubber
 from serve.settings import Settings
-from serve.states import DRAINING, STARTING, Reporter, SharedStates, WorkerState, status_of
+from serve.states import STARTING, Reporter, SharedStates, WorkerState
+from serve.tls import HANDSHAKE_S, Certificate
+from serve.watched import following
 from stores.connect import connect
 
 log = logging.getLogger(__name__)
@@ -38,10 +42,11 @@ class Inheritance:
     """What a process of the service has of its parent."""
 
     settings: Settings
+    guard: Guard
+    certificate: Certificate | None
+    deny_list: DenyListFile
     metrics: Metrics
     states: SharedStates
-    lifeline: int
-    """The reading end of a pipe that the parent holds open as long as it lives."""
 
 
 class _Stop:
@@ -72,29 +77,41 @@ async def work(
     inherited: Inheritance,
     number: int,
     listener: socket.socket,
+    lifeline: int,
     announce: Callable[[], None] | None = None,
     *,
     patience_s: float = 0.0,
 ) -> None:
     """Serve until SIGTERM or SIGINT; then finish what was accepted and return.
 
-    After SIGTERM it goes on accepting for a while, though it is not ready; after SIGINT it does not. When the parent is
-    gone, all ends within ORPHAN_DRAIN_S. It listens once it has tried to read its stores, and, for *patience_s* at
-    most, has a release to serve; then *announce* is called. The first worker also reads what is served in the
-    background, where the settings say so.
+    After SIGTERM it goes on accepting for a while, though it is not ready; after SIGINT it does not. When the parent,
+    which holds *lifeline* open, is gone, all ends within ORPHAN_DRAIN_S. It listens once it has tried to read its
+    stores, and, for *patience_s* at most, has a release to serve; then *announce* is called. The first worker also
+    reads what is served in the background, where the settings say so.
     """
-    settings = inherited.settings
+    settings, guard, certificate = inherited.settings, inherited.guard, inherited.certificate
     inherited.metrics.use_slot(number)
-    reader = open_reader(settings.stores, budget_s=settings.budget_s, metrics=inherited.metrics)
+    reader = open_reader(
+        settings.stores, budget_s=settings.budget_s, metrics=inherited.metrics, deny_list=inherited.deny_list
+    )
     reader.warm = True
-    dispatcher = Dispatcher(reader, open_access_log(settings))
+    dispatcher = Dispatcher(reader, guard, cors_origins=settings.cors_origins, access_log=open_access_log(settings))
+    handlers = dispatcher.handlers
+    handlers.watched = [*guard.watched, *([certificate.watched] if certificate else [])]
     server = Server(dispatcher)
-    stop = _Stop(inherited.lifeline)
+    stop = _Stop(lifeline)
     reporter = Reporter(reader.tiers)
     reporter.status = lambda: STARTING
+    reporter.warnings = lambda: handlers.warnings
     write = partial(inherited.states.write, number)
     scrub_rows_per_s = settings.scrub_rows_per_s if number == 0 else 0.0
-    async with reader, _reporting(reporter, write), _scrubbing(settings, reader, rows_per_s=scrub_rows_per_s):
+    async with (
+        reader,
+        following(handlers.watched),
+        _watching(reader.deny_list),
+        _reporting(reporter, write),
+        _scrubbing(settings, reader, rows_per_s=scrub_rows_per_s),
+    ):
         for task in reader.following:
             task.add_done_callback(stop.request_at_once)  # it ends only by a defect: better replaced than stale
         stopping = asyncio.create_task(stop.requested.wait())
@@ -103,8 +120,14 @@ async def work(
         preparing.cancel()
         if stop.requested.is_set():
             return  # nobody has connected yet
-        listening = await asyncio.get_running_loop().create_server(server, sock=listener, backlog=BACKLOG)
-        reporter.status = lambda: DRAINING if dispatcher.draining else status_of(reader.tiers)
+        listening = await asyncio.get_running_loop().create_server(
+            server,
+            sock=listener,
+            backlog=BACKLOG,
+            ssl=certificate.context if certificate else None,
+            ssl_handshake_timeout=HANDSHAKE_S if certificate else None,
+        )
+        reporter.status = lambda: handlers.status
         reporter.connections = lambda: len(server.connections)
         write(reporter.state())
         if announce is not None:
@@ -134,6 +157,17 @@ async def _prepared(reader: TieredReader, patience_s: float) -> None:
     await reader.wait_until_attempted()
     with suppress(NotReady):
         await reader.wait_until_ready(patience_s)
+
+
+@asynccontextmanager
+async def _watching(deny_list: DenyListFile) -> AsyncIterator[None]:
+    """Read the deny-list whenever its file changes, until the block ends."""
+    task = asyncio.create_task(deny_list.watch())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 @asynccontextmanager

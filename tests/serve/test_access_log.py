@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from serve.access_log import SLOW_LINES_PER_S
+from serve.keys import create
 from tests.support.service import Service, a_list, publish_lists, running
 
 
@@ -32,22 +33,26 @@ def until_logged(service: Service, count: int) -> list[dict[str, Any]]:
 
 
 def test_every_request_is_one_line_without_ids_keys_and_queries_where_all_are_requested(folder: Path) -> None:
-    with running(folder, "--access-log", "1") as service:
-        key = {"Authorization": "Bearer secret-key", "X_API_Key": "secret-key"}
+    keys = folder.parent / "keys.json"
+    secret = create(keys, "web", ["read"]).key
+    with running(folder, "--access-log", "1", "--keys", str(keys)) as service:
+        key = {"Authorization": f"Bearer {secret}", "X_API_Key": secret}
         answer = service.get("/v1/recommendations/secret-user?n=1&segment=secret-segment", X_Request_Id="r-1", **key)
         service.request("POST", "/v1/recommendations", b'{"users": ["secret-user"]}', **key)
-        service.get("/secret-path")
-        service.request("PURGE", "/v1/popular")
+        service.get("/secret-path", **key)
+        service.request("PURGE", "/v1/popular", **key)
         lines = until_logged(service, 4)
         assert len(lines) == 4
-        assert "secret" not in service.log.read_text()
+        log = service.log.read_text()
+        assert "secret" not in log
+        assert secret not in log
     first = lines[0]
     assert first.keys() == {
         "time", "level", "logger", "process", "message", "method", "route", "status", "duration_ms", "bytes",
-        "request_id",
+        "request_id", "client",
     }  # fmt: skip
     assert (first["method"], first["route"], first["status"]) == ("GET", "/v1/recommendations/{user}", 200)
-    assert (first["request_id"], first["bytes"], first["message"]) == ("r-1", len(answer.body), "request")
+    assert (first["request_id"], first["bytes"], first["client"]) == ("r-1", len(answer.body), "web")
     assert 0 < first["duration_ms"] < 60_000
     others = [(line["method"], line["route"], line["status"]) for line in lines[1:]]
     assert others == [("POST", "/v1/recommendations", 200), ("GET", "other", 404), ("other", "/v1/popular", 405)]

