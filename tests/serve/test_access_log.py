@@ -40,7 +40,7 @@ def test_every_request_is_one_line_without_ids_keys_and_queries_where_all_are_re
         answer = service.get("/v1/recommendations/secret-user?n=1&segment=secret-segment", X_Request_Id="r-1", **key)
         service.request("POST", "/v1/recommendations", b'{"users": ["secret-user"]}', **key)
         service.get("/secret-path", **key)
-        service.request("PURGE", "/v1/popular", **key)
+        service.request("PURGE", "/v1/popular", None, **key)
         lines = until_logged(service, 4)
         assert len(lines) == 4
         log = service.log.read_text()
