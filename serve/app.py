@@ -15,6 +15,7 @@ from serve.handlers import Handler, Handlers
 from serve.metrics import OTHER
 from serve.problems import Problem, internal_error, not_ready
 from serve.reader import Lists, NotReady, TieredReader
+from serve.scoring import Scoring, refusal
 
 log = logging.getLogger(__name__)
 
@@ -29,12 +30,14 @@ class Route:
 
     template: str
     methods: dict[str, Handler]
+    scoring: bool = False
+    """Whether its callers follow the scoring contract, and back off on 503 only."""
 
 
 class Routes:
     """Which path reaches which route: paths without an id, and paths that end in one."""
 
-    def __init__(self, handlers: Handlers) -> None:
+    def __init__(self, handlers: Handlers, scoring: Scoring) -> None:
         self._fixed = {
             route.template: route
             for route in (
@@ -43,6 +46,9 @@ class Routes:
                 Route("/livez", {"GET": handlers.live}),
                 Route("/readyz", {"GET": handlers.ready}),
                 Route("/metrics", {"GET": handlers.metrics}),
+                Route("/score", {"POST": scoring.score}, scoring=True),
+                Route("/swagger.json", {"GET": scoring.swagger}, scoring=True),
+                Route("/", {"GET": scoring.healthy}, scoring=True),
             )
         }
         self._fixed["/health/live"] = self._fixed["/livez"]
@@ -79,7 +85,7 @@ class Dispatcher:
         self.handlers = Handlers(reader)
         self.metrics = reader.metrics
         self.draining = False
-        self._routes = Routes(self.handlers)
+        self._routes = Routes(self.handlers, Scoring(reader))
         self._id_prefix = secrets.token_hex(6)
         self._id_count = itertools.count(1)
 
@@ -101,10 +107,9 @@ class Dispatcher:
         request_id = self.request_id(request)
         try:
             response = await _handler(route, request.method)(request, raw_id, query)
-        except Problem as problem:
-            response = problem.response()
-        except NotReady as error:
-            response = not_ready(str(error)).response()
+        except (Problem, NotReady) as error:
+            problem = error if isinstance(error, Problem) else not_ready(str(error))
+            response = (refusal(problem) if route is not None and route.scoring else problem).response()
         except Exception:
             log.exception("request %s failed", request_id)
             response = internal_error(request_id).response()
