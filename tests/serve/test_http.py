@@ -176,7 +176,7 @@ def test_a_body_that_is_too_large_is_refused(service: Service) -> None:
 
 
 def test_other_paths_and_methods_are_problems_too(service: Service) -> None:
-    refused(service.get("/"), 404, "no-such-route")
+    refused(service.get("/nothing"), 404, "no-such-route")
     refused(service.get("/v2/popular"), 404, "no-such-route")
     answer = service.request("DELETE", "/v1/popular")
     refused(answer, 405, "no-such-method")
