@@ -13,6 +13,7 @@ from aiohttp import web
 
 from serve.handlers import Handler, Handlers
 from serve.metrics import OTHER
+from serve.openapi import Documents
 from serve.problems import Problem, internal_error, not_ready
 from serve.reader import Lists, NotReady, TieredReader
 from serve.scoring import Scoring, refusal
@@ -37,7 +38,7 @@ class Route:
 class Routes:
     """Which path reaches which route: paths without an id, and paths that end in one."""
 
-    def __init__(self, handlers: Handlers, scoring: Scoring) -> None:
+    def __init__(self, handlers: Handlers, scoring: Scoring, documents: Documents) -> None:
         self._fixed = {
             route.template: route
             for route in (
@@ -49,12 +50,15 @@ class Routes:
                 Route("/score", {"POST": scoring.score}, scoring=True),
                 Route("/swagger.json", {"GET": scoring.swagger}, scoring=True),
                 Route("/", {"GET": scoring.healthy}, scoring=True),
+                Route("/openapi.json", {"GET": documents.openapi}),
+                Route("/docs", {"GET": documents.page}),
             )
         }
         self._fixed["/health/live"] = self._fixed["/livez"]
         self._fixed["/health/ready"] = self._fixed["/readyz"]
         self._with_id = {
             "/v1/recommendations": Route("/v1/recommendations/{user}", {"GET": handlers.recommend}),
+            "/docs": Route("/docs", {"GET": documents.file}),
             "/v1/similar": Route("/v1/similar/{item}", {"GET": handlers.similar}),
         }
 
@@ -85,7 +89,7 @@ class Dispatcher:
         self.handlers = Handlers(reader)
         self.metrics = reader.metrics
         self.draining = False
-        self._routes = Routes(self.handlers, Scoring(reader))
+        self._routes = Routes(self.handlers, Scoring(reader), Documents(takes_key=False))
         self._id_prefix = secrets.token_hex(6)
         self._id_count = itertools.count(1)
 

@@ -169,7 +169,9 @@ class Operation:
     method: str
     path: str
     summary: str
-    answer: type[Struct]
+    answer: Any
+    """The type of its answer."""
+
     statuses: tuple[int, ...]
     """All that it may answer; 200 with `answer`, 304 with nothing, any other with a problem."""
 

@@ -20,6 +20,7 @@ from serve.reader import DEFAULT_N, EncodedList, TieredReader
 from stores.errors import StoreMisused
 from stores.keys import check_id
 
+SCORE_EXAMPLE = {"data": [{"user": "42", "n": 10}, {"user": "43", "n": 10}]}
 # How many rows are answered before other requests get their turn: half a millisecond.
 ROWS_AT_ONCE = 256
 # What passes by itself: too slow, too many, too busy, not there yet.
@@ -44,7 +45,18 @@ class ScoreColumns(ScoreRow, array_like=True, frozen=True):
 class ScoreBody(Struct, frozen=True):
     """The body of `POST /score`; a row is an object, a list, or the user alone, and every value may be a string."""
 
-    data: Annotated[list[Raw], Meta(max_length=MAX_USERS)]
+    data: Annotated[
+        list[
+            Annotated[
+                Raw,
+                Meta(
+                    description="A row: an object with `user` and `n`, a list of the same, or the user alone. What is "
+                    "none of these is no error: its element of the answer says so."
+                ),
+            ]
+        ],
+        Meta(max_length=MAX_USERS),
+    ]
 
 
 class Score(Struct, frozen=True):
@@ -175,7 +187,6 @@ _TITLE, _VERSION = "hotplate", "1"  # the version of the signature, not of the p
 _BEARER = {"type": "apiKey", "name": "Authorization", "in": "header", "description": "For example: Bearer abc123"}
 _UP, _SCORED = "The service is up.", "One element for each row, in order."
 _FAILED = "The service could not answer. After 503, and only then, come again later."
-_INPUT_EXAMPLE = {"data": [{"user": "42", "n": 10}, {"user": "43", "n": 10}]}
 _OUTPUT_EXAMPLE = [
     {
         "user": "42",
@@ -267,7 +278,7 @@ def _definitions() -> dict[str, Any]:
             "type": "object",
             "properties": {"data": rows},
             "required": ["data"],
-            "example": _INPUT_EXAMPLE,
+            "example": SCORE_EXAMPLE,
         },
         "ServiceOutput": {"type": "array", "items": _simple(score, parts), "example": _OUTPUT_EXAMPLE},
         "ErrorResponse": _simple(error, parts),

@@ -1,0 +1,44 @@
+"""The OpenAPI document holds: a real service answers whatever it allows, and refuses whatever it does not."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.paths import ROOT
+from tests.support.service import Service, a_list, publish_lists, running
+from tests.support.soak import SEED, scaled
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("openapi") / "store"
+    lists = {f"user:{user}": a_list(*map(str, range(20))) for user in ("42", "0", "a/b", "é")}
+    lists |= {"item:42": a_list("7", "8"), "popular:France": a_list("vin", "pain")}
+    asyncio.run(publish_lists(folder, lists))
+    with running(folder) as running_service:
+        yield running_service
+
+
+def explore(service: Service, folder: Path, examples: int, seed: int) -> None:
+    """Have schemathesis try every route, with sense and with nonsense, and hold each answer to the document."""
+    command = [sys.executable, "-m", "schemathesis.cli", "run", f"{service.url}/openapi.json", "--checks", "all"]
+    command += ["--max-examples", str(examples), "--seed", str(seed), "--continue-on-failure", "--no-color"]
+    settings = os.environ | {"SCHEMATHESIS_HOOKS": "tests.support.schemathesis_hooks", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=folder, env=settings, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert '"level":"error"' not in service.log.read_text()
+
+
+def test_schemathesis_finds_nothing(service: Service, tmp_path: Path) -> None:
+    explore(service, tmp_path, 15, 1)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_schemathesis_finds_nothing_with_more_examples(service: Service, tmp_path: Path) -> None:
+    explore(service, tmp_path, scaled(200, least=50), SEED)
