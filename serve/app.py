@@ -4,13 +4,14 @@ import itertools
 import logging
 import re
 import secrets
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
 from aiohttp import web
 
+from serve.cors import Cors
 from serve.handlers import Handler, Handlers
 from serve.metrics import OTHER
 from serve.openapi import Documents
@@ -85,11 +86,12 @@ def _handler(route: Route | None, method: str) -> Handler:
 class Dispatcher:
     """Answers requests by their raw path: finds the handler, names and times the request; one for each worker."""
 
-    def __init__(self, reader: TieredReader) -> None:
+    def __init__(self, reader: TieredReader, cors_origins: Sequence[str] = ()) -> None:
         self.handlers = Handlers(reader)
         self.metrics = reader.metrics
         self.draining = False
         self._routes = Routes(self.handlers, Scoring(reader), Documents(takes_key=False))
+        self._cors = Cors(cors_origins)
         self._id_prefix = secrets.token_hex(6)
         self._id_count = itertools.count(1)
 
@@ -110,7 +112,8 @@ class Dispatcher:
         route, raw_id = self._routes.find(path)
         request_id = self.request_id(request)
         try:
-            response = await _handler(route, request.method)(request, raw_id, query)
+            preflight = self._cors.preflight(request, route.methods) if self._cors and route is not None else None
+            response = preflight or await _handler(route, request.method)(request, raw_id, query)
         except (Problem, NotReady) as error:
             problem = error if isinstance(error, Problem) else not_ready(str(error))
             response = (refusal(problem) if route is not None and route.scoring else problem).response()
@@ -121,6 +124,8 @@ class Dispatcher:
         response.headers["Server"] = "hotplate"
         response.headers["X-Request-Id"] = request_id
         response.headers["Server-Timing"] = f"app;dur={took_s * 1000:.3f}"
+        if self._cors:
+            self._cors.admit(request, response)
         if self.draining:
             response.force_close()
         self.metrics.observe_request(

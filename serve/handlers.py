@@ -1,15 +1,31 @@
 """The routes' handlers: each reads its parameters, gets its list from the reader, and builds the response's bytes."""
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
 import orjson
-from aiohttp import web
+from aiohttp import hdrs, web
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from xxhash import xxh3_64_hexdigest
 
 from serve.exposition import Exposition
+from serve.formats import (
+    CONTENT_TYPES,
+    Compressor,
+    compressor,
+    content_coding,
+    encode_batch,
+    encode_list,
+    load,
+    media_type,
+)
 from serve.parameters import (
+    ALL_FIELDS,
+    BATCH_MEDIA,
+    JSON,
+    LIST_MEDIA,
     MAX_BODY_BYTES,
+    BatchBody,
     ListQuery,
     NoQuery,
     QueryParser,
@@ -20,16 +36,25 @@ from serve.parameters import (
 from serve.problems import Problem
 from serve.reader import EncodedList, TieredReader
 from serve.tiers import Tier
-from stores.encoding import cut
+from stores.encoding import encode_id, without_titles
 
 PRIVATE = "private, no-cache"
 # What is the same for everybody may be kept by a CDN; a release that goes live is seen a minute later there.
 SHARED = "public, max-age=60"
+# What stands in for the list that was requested, as long as that is not there.
+NO_STORE = "no-store"
+
+# An answer for many is made in pieces of so many items, between which other requests are served: a millisecond or two.
+PIECE_ITEMS = 1280
+# One with more bytes is sent while it is made; one with fewer is not worth compressing, or to leave the loop for it.
+STREAM_BYTES, COMPRESS_BYTES, THREAD_BYTES = 256 << 10, 1 << 10, 16 << 10
 
 PERSONAL = QueryParser(SegmentQuery, "GET /v1/recommendations/{user}")
 BATCH = QueryParser(NoQuery, "POST /v1/recommendations")
 SIMILAR = QueryParser(ListQuery, "GET /v1/similar/{item}")
 POPULAR = QueryParser(SegmentQuery, "GET /v1/popular")
+
+_NOTHING = frozenset[bytes]()
 
 Handler = Callable[[web.BaseRequest, str, str], Awaitable[web.Response]]
 
@@ -43,37 +68,41 @@ class Handlers:
         self.draining = False
 
     async def recommend(self, request: web.BaseRequest, raw_id: str, raw_query: str) -> web.Response:
-        """`GET /v1/recommendations/{user}?n=&segment=`."""
+        """`GET /v1/recommendations/{user}?n=&exclude=&fields=&segment=`."""
         user, query = parse_id(raw_id, "user"), PERSONAL.parse(raw_query)
         encoded = await self._reader.personal(user, query.segment)
-        return _answer(request, encoded, b'{"user":%b,%b' % (orjson.dumps(user), _list(encoded, query.n)), PRIVATE)
+        cache = PRIVATE if encoded.source == "personal" else NO_STORE
+        return self._answer(request, b'"user":%b,' % orjson.dumps(user), encoded, query, cache)
 
     async def recommend_many(self, request: web.BaseRequest, _: str, raw_query: str) -> web.Response:
-        """`POST /v1/recommendations` with `{"users": […], "n": 10}`."""
+        """`POST /v1/recommendations` with `{"users": […], "n": 10, "exclude": […], "fields": "id,score"}`."""
         BATCH.parse(raw_query)
+        media = media_type(request.headers.get(hdrs.ACCEPT), BATCH_MEDIA)
+        await load(media)
         batch = parse_batch(await _body(request))
         answers = await self._reader.personal_many(batch.users)
-        results = b",\n".join(
-            b'{"user":%b,%b' % (orjson.dumps(user), _list(encoded, batch.n))
-            for user, encoded in zip(batch.users, answers, strict=True)
-        )
         release = answers[0].served.id if answers else self._reader.release()
-        return web.Response(
-            body=b'{"release":"%b","results":[%b]}' % (release.encode(), results),
-            headers={"Content-Type": "application/json", "Cache-Control": PRIVATE, "X-Hotplate-Release": release},
+        pieces = encode_batch(
+            media, release, batch.fields.split(","), len(answers), self._results(batch, answers, release.encode())
         )
+        headers = {
+            "Content-Type": CONTENT_TYPES.get(media, media),
+            "Cache-Control": NO_STORE,
+            "X-Hotplate-Release": release,
+        }
+        return await _in_pieces(pieces, headers, content_coding(request.headers.get(hdrs.ACCEPT_ENCODING)))
 
     async def similar(self, request: web.BaseRequest, raw_id: str, raw_query: str) -> web.Response:
-        """`GET /v1/similar/{item}?n=`."""
+        """`GET /v1/similar/{item}?n=&exclude=&fields=`."""
         item, query = parse_id(raw_id, "item"), SIMILAR.parse(raw_query)
         encoded = await self._reader.similar(item)
-        return _answer(request, encoded, b'{"item":%b,%b' % (orjson.dumps(item), _list(encoded, query.n)), SHARED)
+        cache = SHARED if encoded.source == "similar" else NO_STORE
+        return self._answer(request, b'"item":%b,' % orjson.dumps(item), encoded, query, cache)
 
     async def popular(self, request: web.BaseRequest, __: str, raw_query: str) -> web.Response:
-        """`GET /v1/popular?n=&segment=`."""
+        """`GET /v1/popular?n=&exclude=&fields=&segment=`."""
         query = POPULAR.parse(raw_query)
-        encoded = self._reader.popular(query.segment)
-        return _answer(request, encoded, b"{" + _list(encoded, query.n), SHARED)
+        return self._answer(request, b"", self._reader.popular(query.segment), query, SHARED)
 
     async def live(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
         """`GET /livez`: the process answers; no store is read."""
@@ -87,21 +116,116 @@ class Handlers:
         serving = [tier["release"] for tier in tiers if tier["release"]]
         if not serving:
             return _status(503, {"status": "not ready", "tiers": tiers})
-        status = "degraded" if any(tier["detail"] for tier in tiers) else "ready"
-        return _status(200, {"status": status, "release": serving[0], "tiers": tiers})
+        warning = self._reader.deny_list.error
+        status = "degraded" if warning or any(tier["detail"] for tier in tiers) else "ready"
+        body: dict[str, object] = {"status": status, "release": serving[0], "tiers": tiers}
+        return _status(200, body | {"warnings": [warning]} if warning else body)
 
     async def metrics(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
         """`GET /metrics`: Prometheus text, summed over all workers."""
         return web.Response(body=self._exposition.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
+    def _items(self, encoded: EncodedList, n: int, excluded: frozenset[bytes], fields: str) -> bytes:
+        """Return the items that a request gets of a list."""
+        items = self._reader.cut(encoded, n, excluded)
+        return items if fields == ALL_FIELDS else without_titles(items, scores=fields == "id,score")
 
-def _list(encoded: EncodedList, n: int) -> bytes:
-    return b'"release":"%b","source":"%b","tier":"%b","items":[%b]}' % (
-        encoded.served.id.encode(),
-        encoded.source.encode(),
-        encoded.tier.encode(),
-        cut(encoded.body, n),
-    )
+    def _answer(
+        self,
+        request: web.BaseRequest,
+        subject: bytes,
+        encoded: EncodedList,
+        query: ListQuery | SegmentQuery,
+        cache: str,
+    ) -> web.Response:
+        """Answer with a list, or with 304 where the caller says that it has just these bytes."""
+        body = b'{%b"release":"%b","source":"%b","tier":"%b","items":[%b]}' % (
+            subject,
+            encoded.served.id.encode(),
+            encoded.source.encode(),
+            encoded.tier.encode(),
+            self._items(encoded, query.n, _excluded(query.exclude), query.fields),
+        )
+        media = media_type(request.headers.get(hdrs.ACCEPT), LIST_MEDIA)
+        headers = {
+            "Content-Type": media,
+            "Cache-Control": cache,
+            "X-Hotplate-Release": encoded.served.id,
+            "Vary": "Accept",
+        }
+        if media != JSON:
+            body = encode_list(media, query.fields.split(","), body)
+            headers["Content-Type"] = CONTENT_TYPES.get(media, media)
+            headers["X-Hotplate-Source"] = encoded.source  # CSV has no other place for it
+        headers["ETag"] = etag = f'"{xxh3_64_hexdigest(body)}"'
+        known = request.headers.get(hdrs.IF_NONE_MATCH)
+        if known is not None and (
+            known.strip() == "*" or etag in (tag.strip().removeprefix("W/") for tag in known.split(","))
+        ):
+            del headers["Content-Type"]
+            return web.Response(status=304, headers=headers)
+        return web.Response(body=body, headers=headers)
+
+    def _results(self, batch: BatchBody, answers: Sequence[EncodedList], release: bytes) -> Iterator[list[bytes]]:
+        """Yield the results of a batch as JSON, in pieces that take a millisecond or two to make."""
+        size, excluded = max(1, PIECE_ITEMS // batch.n), _excluded(batch.exclude)
+        popular = dict[str, bytes]()
+        """The results of those without a list of their own, apart from their ids: these are the same."""
+        for start in range(0, len(answers), size):
+            piece = list[bytes]()
+            for user, encoded in zip(batch.users[start : start + size], answers[start : start + size], strict=True):
+                result = popular.get(encoded.status)
+                if result is None:
+                    result = b'"status":"%b","release":"%b","source":"%b","tier":"%b","items":[%b]}' % (
+                        encoded.status.encode(),
+                        release,
+                        encoded.source.encode(),
+                        encoded.tier.encode(),
+                        self._items(encoded, batch.n, excluded, batch.fields),
+                    )
+                    if encoded.status != "ok":
+                        popular[encoded.status] = result
+                piece.append(b'{"user":%b,%b' % (orjson.dumps(user), result))
+            yield piece
+
+
+def _excluded(ids: Sequence[str]) -> frozenset[bytes]:
+    return frozenset(map(encode_id, ids)) if ids else _NOTHING
+
+
+async def _in_pieces(pieces: Iterator[bytes], headers: dict[str, str], coding: str | None) -> web.Response:
+    """Answer with *pieces*, each made when others had their turn; where they are many, they are sent while made."""
+    made = bytearray()
+    for piece in pieces:
+        made += piece
+        if len(made) > STREAM_BYTES:
+            if coding is not None:
+                headers["Content-Encoding"] = coding
+            compress = None if coding is None else compressor(coding)
+            return web.Response(body=_stream(bytes(made), pieces, compress), headers=headers)
+        await asyncio.sleep(0)
+    body = bytes(made)
+    if coding is not None and len(body) > COMPRESS_BYTES:
+        headers["Content-Encoding"] = coding
+        compress = compressor(coding)
+        body = await _compressed(compress, body) + compress.flush()
+    return web.Response(body=body, headers=headers)
+
+
+async def _stream(made: bytes, pieces: Iterator[bytes], compress: Compressor | None) -> AsyncIterator[bytes]:
+    """Yield an answer of which *made* is ready, compressed or as it is."""
+    yield made if compress is None else await _compressed(compress, made)
+    for piece in pieces:
+        await asyncio.sleep(0)
+        yield piece if compress is None else await _compressed(compress, piece)
+    if compress is not None:
+        yield compress.flush()
+
+
+async def _compressed(compress: Compressor, data: bytes) -> bytes:
+    if len(data) > THREAD_BYTES:
+        return await asyncio.to_thread(compress.compress, data)
+    return compress.compress(data)
 
 
 def _state(tier: Tier) -> dict[str, object]:
@@ -110,24 +234,6 @@ def _state(tier: Tier) -> dict[str, object]:
         error = error or "the live release is being loaded"
     state: dict[str, object] = {"tier": tier.name, "release": served and served.id, "detail": error}
     return state | {"warnings": tier.follower.warnings} if tier.follower.warnings else state
-
-
-def _answer(request: web.BaseRequest, encoded: EncodedList, body: bytes, cache: str) -> web.Response:
-    """Answer with *body*, or with 304 where the caller says that it has just these bytes."""
-    etag = f'"{xxh3_64_hexdigest(body)}"'
-    headers = {
-        "Content-Type": "application/json",
-        "Cache-Control": cache,
-        "ETag": etag,
-        "X-Hotplate-Release": encoded.served.id,
-    }
-    known = request.headers.get("If-None-Match")
-    if known is not None and (
-        known.strip() == "*" or etag in (tag.strip().removeprefix("W/") for tag in known.split(","))
-    ):
-        del headers["Content-Type"]
-        return web.Response(status=304, headers=headers)
-    return web.Response(body=body, headers=headers)
 
 
 def _status(status: int, fields: dict[str, object]) -> web.Response:

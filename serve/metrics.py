@@ -18,8 +18,11 @@ ROUTES = (
     "/score", "/swagger.json", "/", "/openapi.json", "/docs",
     "/livez", "/readyz", "/metrics", OTHER,
 )  # fmt: skip
-METHODS = ("GET", "POST", "HEAD", OTHER)
-CODES = ("200", "304", "400", "404", "405", "408", "411", "413", "414", "415", "431", "500", "503", "504", OTHER)
+METHODS = ("GET", "POST", "HEAD", "OPTIONS", OTHER)
+CODES = (
+    "200", "204", "304", "400", "404", "405", "406", "408", "411", "413", "414", "415", "431", "500", "503", "504",
+    OTHER,
+)  # fmt: skip
 OPERATIONS = ("get", "get_many")
 OUTCOMES = ("ok", "gone", "error")
 SOURCES = ("personal", "similar", "popular")

@@ -312,7 +312,7 @@ def _refusal(error: msgspec.ValidationError, struct: type[Struct], given: object
     if place[2] is not None and isinstance(kind, inspect.VarTupleType):
         name, kind, value = f"{name}[{place[2]}]", kind.item_type, value[int(place[2])]
     if isinstance(value, list | tuple):
-        return bad_parameter(f"{name} must be {_bound(kind)}, not {len(value)}; send several requests")
+        return bad_parameter(f"{name} must be {_bound(kind)}, not {len(value)}")
     shown = msgspec.json.encode(value[:SHOWN_CHARS] if isinstance(value, str) else value).decode()[: SHOWN_CHARS + 2]
     return bad_parameter(f"{name} must be {_bound(kind)}, not {shown}")
 

@@ -22,6 +22,8 @@ from pathlib import Path
 import uvloop
 
 from serve.app import Dispatcher, Server
+from serve.cors import Cors
+from serve.deny_list import DenyListFile
 from serve.metrics import Metrics
 from serve.reader import NotReady, TieredReader, open_reader
 from serve.scrubber import Scrubber
@@ -68,8 +70,10 @@ class _Worker:
 def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     """Serve until SIGTERM or SIGINT; *announce* is called once with the URL, when the first worker answers there.
 
-    Raises CannotListen, or StoreMisused for a store that cannot be opened.
+    Raises CannotListen, or StoreMisused for a store or a deny-list that cannot be opened, or what is no origin.
     """
+    Cors(settings.cors_origins)
+    deny_list = DenyListFile(settings.deny_list)
     for url in settings.stores:
         connect(url)  # a wrong URL is better known here than in every worker
     listener = reserve(settings.host, settings.port)
@@ -77,7 +81,7 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     metrics = Metrics(settings.workers, tier_names(settings.stores))
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     announce_here = partial(announce, f"http://{host}:{port}")
-    _Supervisor(settings, listener, metrics, announce_here).run()
+    _Supervisor(settings, listener, metrics, deny_list, announce_here).run()
 
 
 def reserve(host: str, port: int) -> socket.socket:
@@ -138,10 +142,18 @@ def _run(worker: Coroutine[None, None, None]) -> None:
 class _Supervisor:
     """Lives as long as the service; forks before it ever has a loop or a thread, so that forking is safe."""
 
-    def __init__(self, settings: Settings, held: socket.socket, metrics: Metrics, announce: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        held: socket.socket,
+        metrics: Metrics,
+        deny_list: DenyListFile,
+        announce: Callable[[], None],
+    ) -> None:
         self._settings = settings
         self._held = held
         self._metrics = metrics
+        self._deny_list = deny_list
         self._announce: Callable[[], None] | None = announce
         self._workers = dict[int, _Worker]()
         self._due = dict.fromkeys(range(settings.workers), 0.0)
@@ -164,6 +176,7 @@ class _Supervisor:
             if caught is not None and caught.si_signo != signal.SIGCHLD:
                 break
             self._replace_dead()
+            self._deny_list.refresh()  # what a new worker holds on to where the file is broken by then
         self._stop()
 
     def _start(self, number: int) -> None:
@@ -186,6 +199,7 @@ class _Supervisor:
                         self._metrics,
                         self._lifeline,
                         announce,
+                        deny_list=self._deny_list,
                         patience_s=patience_s,
                         scrubs=number == 0,
                     )
@@ -258,6 +272,7 @@ async def work(
     lifeline: int,
     announce: Callable[[], None] | None = None,
     *,
+    deny_list: DenyListFile | None = None,
     patience_s: float = 0.0,
     scrubs: bool = False,
 ) -> None:
@@ -267,9 +282,9 @@ async def work(
     ended. It listens once it has tried to read its stores, and, for *patience_s* at most, has a release to serve; then
     *announce* is called. One that *scrubs* also reads what is served in the background, where the settings say so.
     """
-    reader = open_reader(settings.stores, budget_s=settings.budget_s, metrics=metrics)
+    reader = open_reader(settings.stores, budget_s=settings.budget_s, metrics=metrics, deny_list=deny_list)
     reader.warm = True
-    dispatcher = Dispatcher(reader)
+    dispatcher = Dispatcher(reader, settings.cors_origins)
     server = Server(dispatcher)
     stop, orphaned = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -283,7 +298,11 @@ async def work(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)  # the parent blocks them; one that came meanwhile is taken now
-    async with reader, _scrubbing(settings, reader, rows_per_s=settings.scrub_rows_per_s if scrubs else 0.0):
+    async with (
+        reader,
+        _watching(reader.deny_list),
+        _scrubbing(settings, reader, rows_per_s=settings.scrub_rows_per_s if scrubs else 0.0),
+    ):
         for task in reader.following:
             task.add_done_callback(lambda _: stop.set())  # it ends only by a defect: better replaced than stale
         stopping = asyncio.create_task(stop.wait())
@@ -315,6 +334,17 @@ async def _prepared(reader: TieredReader, patience_s: float) -> None:
     await reader.wait_until_attempted()
     with suppress(NotReady):
         await reader.wait_until_ready(patience_s)
+
+
+@asynccontextmanager
+async def _watching(deny_list: DenyListFile) -> AsyncIterator[None]:
+    """Read the deny-list whenever its file changes, until the block ends."""
+    task = asyncio.create_task(deny_list.watch())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 @asynccontextmanager

@@ -5,24 +5,25 @@ off and retries on 503, and ends its job on any other error: so all that waiting
 makes no sense spoils its own element only. `GET /swagger.json` tells the caller the signature, `GET /` the health.
 """
 
-import asyncio
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
 import orjson
-from aiohttp import web
+from aiohttp import hdrs, web
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
-from serve.handlers import _body, _list
+from serve.formats import content_coding
+from serve.handlers import NO_STORE, _body, _in_pieces
 from serve.parameters import JSON, MAX_BATCH_ITEMS, MAX_USERS, Count, Id, Item, QueryParser
 from serve.problems import Problem, bad_parameter
 from serve.reader import DEFAULT_N, EncodedList, TieredReader
-from stores.errors import StoreMisused
+from stores.errors import StoreMisused, StoreUnavailable
 from stores.keys import check_id
 
 SCORE_EXAMPLE = {"data": [{"user": "42", "n": 10}, {"user": "43", "n": 10}]}
-# How many rows are answered before other requests get their turn: half a millisecond.
-ROWS_AT_ONCE = 256
+# How many rows are answered before other requests get their turn.
+ROWS_A_PIECE = 256
 # What passes by itself: too slow, too many, too busy, not there yet.
 TRANSIENT = frozenset({408, 425, 429, 502, 503, 504})
 
@@ -110,17 +111,14 @@ class Scoring:
         rows = _rows_in(await _body(request))
         release = self._reader.release()  # where there is none the caller comes back, whatever its rows are
         users = [str(row.user) for row in rows if isinstance(row, ScoreRow)]
-        answers = iter(zip(users, await self._reader.personal_many(users), strict=True))
-        elements = list[bytes]()
-        for start in range(0, len(rows), ROWS_AT_ONCE):
-            if start:
-                await asyncio.sleep(0)
-            elements += [
-                _element(*next(answers), row.n or DEFAULT_N) if isinstance(row, ScoreRow) else row
-                for row in rows[start : start + ROWS_AT_ONCE]
-            ]
-        headers = {"Content-Type": JSON, "Cache-Control": "no-store", "X-Hotplate-Release": release}
-        return web.Response(body=b"[%b]" % b",\n".join(elements), headers=headers)
+        try:
+            answers = await self._reader.personal_many(users, must_read=True)
+        except StoreUnavailable as error:
+            raise Problem(503, "store-unavailable", str(error)) from error
+        release = answers[0].served.id if answers else release
+        headers = {"Content-Type": JSON, "Cache-Control": NO_STORE, "X-Hotplate-Release": release}
+        coding = content_coding(request.headers.get(hdrs.ACCEPT_ENCODING))
+        return await _in_pieces(self._pieces(rows, zip(users, answers, strict=True)), headers, coding)
 
     async def swagger(self, request: web.BaseRequest, _: str, raw_query: str) -> web.Response:
         """`GET /swagger.json?version=`."""
@@ -131,7 +129,27 @@ class Scoring:
 
     async def healthy(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
         """`GET /`: the process answers, with the word that the callers expect."""
-        return web.Response(text="Healthy", headers={"Cache-Control": "no-store"})
+        return web.Response(text="Healthy", headers={"Cache-Control": NO_STORE})
+
+    def _pieces(self, rows: Sequence[ScoreRow | bytes], answers: Iterator[tuple[str, EncodedList]]) -> Iterator[bytes]:
+        """Yield the answer in pieces that take half a millisecond to make."""
+        for start in range(0, len(rows), ROWS_A_PIECE):
+            elements = [
+                self._element(*next(answers), row.n or DEFAULT_N) if isinstance(row, ScoreRow) else row
+                for row in rows[start : start + ROWS_A_PIECE]
+            ]
+            yield (b",\n" if start else b"[") + b",\n".join(elements)
+        yield b"]" if rows else b"[]"
+
+    def _element(self, user: str, encoded: EncodedList, n: int) -> bytes:
+        return b'{"user":%b,"status":"%b","release":"%b","source":"%b","tier":"%b","items":[%b]}' % (
+            orjson.dumps(user),
+            encoded.status.encode(),
+            encoded.served.id.encode(),
+            encoded.source.encode(),
+            encoded.tier.encode(),
+            self._reader.cut(encoded, n),
+        )
 
 
 def refusal(problem: Problem) -> Problem:
@@ -175,11 +193,6 @@ def _row_of(raw: Raw) -> ScoreRow | bytes:
             f"the row makes no sense: {error}"
         )
     return row
-
-
-def _element(user: str, encoded: EncodedList, n: int) -> bytes:
-    status = b"ok" if encoded.source == "personal" else b"unknown"
-    return b'{"user":%b,"status":"%b",%b' % (orjson.dumps(user), status, _list(encoded, n))
 
 
 # What both versions of the signature say alike.

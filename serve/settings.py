@@ -4,6 +4,7 @@ import logging
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import orjson
 
@@ -28,6 +29,12 @@ class Settings:
 
     scrub_rows_per_s: float = 0.0
     """How many rows of what is served are read and checked in the background; 0 for none."""
+
+    deny_list: Path | None = None
+    """The file of the items that no answer shows, and of the users who are answered as unknown."""
+
+    cors_origins: tuple[str, ...] = ()
+    """Which web pages of other origins may call the service."""
 
 
 class JsonLines(logging.Formatter):

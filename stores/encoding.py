@@ -13,8 +13,9 @@ byte for byte. The offset says where the tenth item ends, so that the usual cut 
 neither.
 """
 
+import re
 from binascii import b2a_base64
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import TypedDict
 
 import orjson
@@ -34,6 +35,10 @@ USUAL_CUT = 10
 # Of a list whose first items are longer than four digits can say, and of what is no list.
 NO_OFFSET = b"0000"
 _MAX_OFFSET = 0xFFFF
+
+# An item up to its title: within one, every quote is escaped, so that `{"id":` begins an item and nothing else.
+_ID = re.compile(rb'\{"id":("[^"\\]*(?:\\.[^"\\]*)*")')
+_ID_AND_SCORE = re.compile(_ID.pattern + rb'(,"score":[^,}]*)?')
 
 # From a stored value to its opened body, given its key; raises ReleaseCorrupt.
 Decode = Callable[[str, bytes], bytes]
@@ -95,6 +100,30 @@ def cut(body: bytes, n: int) -> bytes:
         return body[OFFSET_BYTES : OFFSET_BYTES + end]
     lines = body[OFFSET_BYTES:].split(SEPARATOR, n)
     return SEPARATOR.join(lines[:n])
+
+
+def cut_without(body: bytes, n: int, *left_out: Container[bytes]) -> bytes:
+    """Return the first *n* items of an opened body's list whose ids, by `encode_id`, are nowhere left out."""
+    lines = list[bytes]()
+    for line in body[OFFSET_BYTES:].split(SEPARATOR):
+        if len(lines) == n:
+            break
+        found = _ID.match(line)
+        if found and not any(found[1] in ids for ids in left_out):
+            lines.append(line)
+    return SEPARATOR.join(lines)
+
+
+def without_titles(items: bytes, *, scores: bool) -> bytes:
+    """Return a list with the ids of its items, and their scores where they are wanted, too."""
+    return SEPARATOR.join(
+        [b'{"id":%b%b}' % (one, score if scores else b"") for one, score in _ID_AND_SCORE.findall(items)]
+    )
+
+
+def encode_id(identifier: str) -> bytes:
+    """Return an id as it stands in a list."""
+    return orjson.dumps(identifier)
 
 
 def is_empty(body: bytes) -> bool:

@@ -4,18 +4,24 @@ A round serves 1,000 users: its time in µs is the ns of one request.
 """
 
 import asyncio
+import json
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import StreamReader
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.payload import Payload
 from aiohttp.test_utils import make_mocked_request
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.lists import Shape, key_of
 from bench.micro.publishing import publish_to
 from bench.micro.rounds import path_of
+from serve.deny_list import DenyListFile
 from serve.handlers import Handlers
+from serve.parameters import ARROW
 from serve.reader import Lists, open_lists
 from stores.keys import USER
 
@@ -72,6 +78,36 @@ def bench_render(benchmark: BenchmarkFixture, runner: asyncio.Runner, lists: Lis
     """The lookup, and the response with the first 10 items; neither parsing nor sending."""
     handlers, request = Handlers(lists.reader), make_mocked_request("GET", path_of(0))
     for_each_user(benchmark, runner, lambda user: handlers.recommend(request, user, "n=10"))
+
+
+@pytest.mark.parametrize("denied", [1, 10_000])
+def bench_render_with_deny_list(
+    benchmark: BenchmarkFixture, runner: asyncio.Runner, lists: Lists, denied: int, tmp_path: Path
+) -> None:
+    """The same, beside a deny-list with nothing on it that a list has."""
+    file = tmp_path / "denied"
+    file.write_text("".join(f"item:x{number}\nuser:x{number}\n" for number in range(denied)))
+    lists.reader.deny_list = DenyListFile(file)
+    bench_render(benchmark, runner, lists)
+
+
+@pytest.mark.parametrize("media", ["application/json", "text/csv", "application/msgpack", ARROW])
+def bench_batch(benchmark: BenchmarkFixture, runner: asyncio.Runner, lists: Lists, media: str) -> None:
+    """All users in one request, from its body to the bytes of its answer; neither parsing of HTTP nor sending."""
+    benchmark.extra_info |= {"count": COUNT, "each": "user"}
+    handlers, body = Handlers(lists.reader), json.dumps({"users": USERS, "n": 10}).encode()
+
+    async def serve_all() -> None:
+        loop = asyncio.get_running_loop()
+        payload = StreamReader(BaseProtocol(loop), 1 << 16, loop=loop)
+        payload.feed_data(body)
+        payload.feed_eof()
+        request = make_mocked_request("POST", "/v1/recommendations", {"Accept": media}, payload=payload)
+        response = await handlers.recommend_many(request, "", "")
+        if isinstance(response.body, Payload):  # it is made while it is sent
+            await response.body.as_bytes()
+
+    benchmark(lambda: runner.run(serve_all()))
 
 
 def bench_library(benchmark: BenchmarkFixture, runner: asyncio.Runner, lists: Lists) -> None:

@@ -1,5 +1,6 @@
 """`hotplate serve`: the HTTP service."""
 
+from pathlib import Path
 from typing import Annotated
 
 from hotplate.cli.terminal import chosen_store, err, option
@@ -42,6 +43,23 @@ def serve(
             at_least=0,
         ),
     ] = 0.0,
+    deny_list: Annotated[
+        Path | None,
+        option(
+            "--deny-list",
+            "Show none of the items of this file, and answer its users as unknown: lines of item:ID and user:ID. "
+            "It is read again when it changes.",
+            metavar="FILE",
+        ),
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        option(
+            "--cors-origin",
+            "Let web pages of this origin call the service, as https://shop.example; it may be given several times.",
+            metavar="URL",
+        ),
+    ] = None,
 ) -> None:
     """Serve the live release of a store over HTTP, and follow it from release to release.
 
@@ -56,6 +74,16 @@ def serve(
     if any(url.startswith("memory:") for url in urls):
         raise StoreMisused("memory:// is for tests: it is empty, and gone with the process; serve a file:// store")
     configure_logging()
-    settings = Settings(urls, host, port, workers, budget_s=budget, drain_s=drain, scrub_rows_per_s=scrub_rate)
+    settings = Settings(
+        urls,
+        host,
+        port,
+        workers,
+        budget_s=budget,
+        drain_s=drain,
+        scrub_rows_per_s=scrub_rate,
+        deny_list=deny_list,
+        cors_origins=tuple(cors_origin or ()),
+    )
     named = ", ".join(map(redacted, urls))
     run(settings, lambda address: err.print(f"serving {named} on {address}"))
