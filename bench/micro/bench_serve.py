@@ -20,9 +20,10 @@ from bench.lists import Shape, key_of
 from bench.micro.publishing import publish_to
 from bench.micro.rounds import path_of
 from serve.deny_list import DenyListFile
-from serve.handlers import Handlers
+from serve.handlers import Handler, Handlers
 from serve.parameters import ARROW
 from serve.reader import Lists, open_lists
+from serve.scoring import Scoring
 from stores.keys import USER
 
 COUNT = 1_000
@@ -91,23 +92,37 @@ def bench_render_with_deny_list(
     bench_render(benchmark, runner, lists)
 
 
-@pytest.mark.parametrize("media", ["application/json", "text/csv", "application/msgpack", ARROW])
-def bench_batch(benchmark: BenchmarkFixture, runner: asyncio.Runner, lists: Lists, media: str) -> None:
-    """All users in one request, from its body to the bytes of its answer; neither parsing of HTTP nor sending."""
+def for_batch(
+    benchmark: BenchmarkFixture, runner: asyncio.Runner, handler: Handler, path: str, batch: object, accept: str = "*/*"
+) -> None:
+    """Benchmark all users in one request, from its body to the bytes of its answer; neither parsing of HTTP nor sending."""
     benchmark.extra_info |= {"count": COUNT, "each": "user"}
-    handlers, body = Handlers(lists.reader), json.dumps({"users": USERS, "n": 10}).encode()
+    body = json.dumps(batch).encode()
 
     async def serve_all() -> None:
         loop = asyncio.get_running_loop()
         payload = StreamReader(BaseProtocol(loop), 1 << 16, loop=loop)
         payload.feed_data(body)
         payload.feed_eof()
-        request = make_mocked_request("POST", "/v1/recommendations", {"Accept": media}, payload=payload)
-        response = await handlers.recommend_many(request, "", "")
+        response = await handler(make_mocked_request("POST", path, {"Accept": accept}, payload=payload), "", "")
         if isinstance(response.body, Payload):  # it is made while it is sent
             await response.body.as_bytes()
 
     benchmark(lambda: runner.run(serve_all()))
+
+
+@pytest.mark.parametrize("media", ["application/json", "text/csv", "application/msgpack", ARROW])
+def bench_batch(benchmark: BenchmarkFixture, runner: asyncio.Runner, lists: Lists, media: str) -> None:
+    """The lists of many users, in each form."""
+    handler = Handlers(lists.reader).recommend_many
+    for_batch(benchmark, runner, handler, "/v1/recommendations", {"users": USERS, "n": 10}, media)
+
+
+@pytest.mark.parametrize("form", ["records", "lists"])
+def bench_score(benchmark: BenchmarkFixture, runner: asyncio.Runner, lists: Lists, form: str) -> None:
+    """The same, as a Stream Analytics job requests them: every value is a string."""
+    rows = [{"user": user, "n": "10"} if form == "records" else [user, "10"] for user in USERS]
+    for_batch(benchmark, runner, Scoring(lists.reader).score, "/score", {"data": rows})
 
 
 def bench_library(benchmark: BenchmarkFixture, runner: asyncio.Runner, lists: Lists) -> None:
