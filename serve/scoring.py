@@ -14,7 +14,7 @@ from aiohttp import hdrs, web
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from serve.formats import content_coding
-from serve.handlers import NO_STORE, _body, _in_pieces
+from serve.handlers import NO_STORE, in_pieces, read_body
 from serve.parameters import JSON, MAX_BATCH_ITEMS, MAX_USERS, Count, Id, Item, QueryParser
 from serve.problems import Problem, bad_parameter
 from serve.reader import DEFAULT_N, EncodedList, TieredReader
@@ -108,7 +108,7 @@ class Scoring:
 
     async def score(self, request: web.BaseRequest, _: str, __: str) -> web.Response:
         """`POST /score` with `{"data": [ROW, …]}`."""
-        rows = _rows_in(await _body(request))
+        rows = _rows_in(await read_body(request))
         release = self._reader.release()  # where there is none the caller comes back, whatever its rows are
         users = [str(row.user) for row in rows if isinstance(row, ScoreRow)]
         try:
@@ -118,7 +118,7 @@ class Scoring:
         release = answers[0].served.id if answers else release
         headers = {"Content-Type": JSON, "Cache-Control": NO_STORE, "X-Hotplate-Release": release}
         coding = content_coding(request.headers.get(hdrs.ACCEPT_ENCODING))
-        return await _in_pieces(self._pieces(rows, zip(users, answers, strict=True)), headers, coding)
+        return await in_pieces(self._pieces(rows, zip(users, answers, strict=True)), headers, coding)
 
     async def swagger(self, request: web.BaseRequest, _: str, raw_query: str) -> web.Response:
         """`GET /swagger.json?version=`."""

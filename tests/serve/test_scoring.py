@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from aiohttp import ClientSession, web
 import hotplate
 from serve.problems import Problem
 from serve.scoring import Score, refusal
-from tests.support.scoring_client import Endpoint, JobFailed, Row, ScoringJob, discover
-from tests.support.service import Answer, Service, a_list, publish_lists, running
+from tests.support.redis_server import running as running_redis
+from tests.support.scoring_client import PARALLEL, Endpoint, JobFailed, Row, ScoringJob, discover
+from tests.support.service import Answer, Service, a_list, publish_lists, publish_to, running, serving
 
 KNOWN = 4_000
 ROWS: list[Row] = [(str(user), 1 + user % 10) for user in range(KNOWN + 1_000)]
@@ -168,6 +170,34 @@ async def test_a_job_outlasts_a_store_without_a_release(tmp_path: Path) -> None:
             await asyncio.sleep(0.01)
         await publish_lists(tmp_path / "store", lists())
         check(await running_job, rows)
+
+
+async def test_a_job_outlasts_a_store_that_stops_to_answer(tmp_path: Path) -> None:
+    with running_redis(tmp_path) as server:
+        await publish_to(server.url(), lists())
+        with serving(tmp_path, "--store", server.url()) as service:
+            job = ScoringJob(Endpoint(f"{service.url}/score", f"{service.url}/", takes_records=True), 50)
+            check(await job.run(ROWS), ROWS)
+            server.send_signal(signal.SIGSTOP)
+            try:
+                refused_meanwhile = service.request("POST", "/score", b'{"data": ["7"]}')
+                assert (refused_meanwhile.status, refused_meanwhile.headers["retry-after"]) == (503, "1")
+                running_job = asyncio.create_task(job.run(ROWS))
+                while job.retries < PARALLEL:
+                    await asyncio.sleep(0.01)
+            finally:
+                server.send_signal(signal.SIGCONT)
+            check(await running_job, ROWS)
+
+
+async def test_a_job_does_not_wait_for_lists_that_are_damaged(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    await publish_lists(store, {f"user:{user}": a_list("damaged list") for user in ("7", "8")})
+    for file in store.rglob("*.mdb"):
+        file.write_bytes(file.read_bytes().replace(b"damaged list", b"DAMAGED LIST"))
+    with running(store) as service:
+        elements = scored(service, ["7", "8"])
+    assert [(one["status"], one["source"]) for one in elements] == [("error", "popular")] * 2
 
 
 async def test_misuse_ends_a_job_at_once(service: Service) -> None:
