@@ -57,6 +57,7 @@ STATUSES = {
     403: "The key may not do this.",
     406: "None of the forms in `Accept` can be answered.",
     413: "The body is too large.",
+    415: "The body is encoded, or not in the form that is taken.",
     429: "The client has sent as many requests as it may.",
     503: "Nothing can be answered for now: there is no release yet, or there is too much to do.",
 }

@@ -247,7 +247,11 @@ def parse_batch(body: bytes) -> BatchBody:
         try:
             batch = msgspec.json.decode(body, type=BatchBody)
         except msgspec.ValidationError as error:
-            raise _refusal(error, BatchBody, msgspec.json.decode(body), "POST /v1/recommendations") from None
+            given = msgspec.json.decode(body)
+            n = given.get("n") if isinstance(given, dict) else None
+            if isinstance(n, float) and n.is_integer() and 0 < n <= MAX_N:  # in JSON, 10.0 is a whole number, too
+                return parse_batch(msgspec.json.encode(given | {"n": int(n)}))
+            raise _refusal(error, BatchBody, given, "POST /v1/recommendations") from None
     except (ValueError, RecursionError) as error:
         raise bad_parameter(f"the body is not JSON: {error}") from None
     _check_ids(batch.users, "users")

@@ -93,9 +93,9 @@ def bench_render_with_deny_list(
 
 
 def for_batch(
-    benchmark: BenchmarkFixture, runner: asyncio.Runner, handler: Handler, path: str, batch: object, accept: str = "*/*"
+    benchmark: BenchmarkFixture, runner: asyncio.Runner, handler: Handler, batch: object, *, accept: str = "*/*"
 ) -> None:
-    """Benchmark all users in one request, from its body to the bytes of its answer; neither parsing of HTTP nor sending."""
+    """Benchmark all users in one request, from its body to its answer's bytes; neither parsing of HTTP nor sending."""
     benchmark.extra_info |= {"count": COUNT, "each": "user"}
     body = json.dumps(batch).encode()
 
@@ -104,7 +104,7 @@ def for_batch(
         payload = StreamReader(BaseProtocol(loop), 1 << 16, loop=loop)
         payload.feed_data(body)
         payload.feed_eof()
-        response = await handler(make_mocked_request("POST", path, {"Accept": accept}, payload=payload), "", "")
+        response = await handler(make_mocked_request("POST", "/", {"Accept": accept}, payload=payload), "", "")
         if isinstance(response.body, Payload):  # it is made while it is sent
             await response.body.as_bytes()
 
@@ -115,14 +115,14 @@ def for_batch(
 def bench_batch(benchmark: BenchmarkFixture, runner: asyncio.Runner, lists: Lists, media: str) -> None:
     """The lists of many users, in each form."""
     handler = Handlers(lists.reader).recommend_many
-    for_batch(benchmark, runner, handler, "/v1/recommendations", {"users": USERS, "n": 10}, media)
+    for_batch(benchmark, runner, handler, {"users": USERS, "n": 10}, accept=media)
 
 
 @pytest.mark.parametrize("form", ["records", "lists"])
 def bench_score(benchmark: BenchmarkFixture, runner: asyncio.Runner, lists: Lists, form: str) -> None:
     """The same, as a Stream Analytics job requests them: every value is a string."""
     rows = [{"user": user, "n": "10"} if form == "records" else [user, "10"] for user in USERS]
-    for_batch(benchmark, runner, Scoring(lists.reader).score, "/score", {"data": rows})
+    for_batch(benchmark, runner, Scoring(lists.reader).score, {"data": rows})
 
 
 def bench_library(benchmark: BenchmarkFixture, runner: asyncio.Runner, lists: Lists) -> None:
