@@ -242,7 +242,9 @@ def _status(status: int, fields: dict[str, object]) -> web.Response:
 
 
 async def read_body(request: web.BaseRequest) -> bytes:
-    """Return the body of a request; a Problem where it is too large."""
+    """Return the body of a request; a Problem where it is too large, or compressed."""
+    if request.headers.get(hdrs.CONTENT_ENCODING, "identity") != "identity":  # a small one may be a gigabyte unpacked
+        raise Problem(415, "encoded-body", "a body is sent as it is, without Content-Encoding")
     try:
         body = await request.read()
     except web.HTTPRequestEntityTooLarge:

@@ -57,7 +57,7 @@ STATUSES = {
     403: "The key may not do this.",
     406: "None of the forms in `Accept` can be answered.",
     413: "The body is too large.",
-    415: "The body is encoded, or not in the form that is taken.",
+    415: "The body is compressed; send it as it is.",
     429: "The client has sent as many requests as it may.",
     503: "Nothing can be answered for now: there is no release yet, or there is too much to do.",
 }
@@ -88,7 +88,7 @@ class ProblemAnswer(Struct, frozen=True):
 SCORING = (
     Operation(
         "POST", "/score", "Score a batch, as an Azure Machine Learning endpoint does",
-        list[Score], (200, 400, 413, 503), (JSON,), body=ScoreBody,
+        list[Score], (200, 400, 413, 415, 503), (JSON,), body=ScoreBody,
     ),
     Operation("GET", "/swagger.json", "The signature of scoring", Schema, (200, 400), (JSON,), query=SwaggerQuery),
     Operation("GET", "/", "Whether the service is up", str, (200,), (TEXT,)),

@@ -193,7 +193,7 @@ OPERATIONS = (
     ),
     Operation(
         "POST", "/v1/recommendations", "The lists of many users",
-        BatchAnswer, (200, 400, 406, 413, 503), BATCH_MEDIA, body=BatchBody,
+        BatchAnswer, (200, 400, 406, 413, 415, 503), BATCH_MEDIA, body=BatchBody,
     ),
     Operation(
         "GET", "/v1/similar/{item}", "Similar items; for an unknown item the popular list",
@@ -298,10 +298,13 @@ def _ids_in(raw: str, name: str) -> Iterator[str]:
     way is yielded, for more had better be left out than too little.
     """
     for piece in raw.split(","):
-        if identifier := _decoded(piece, name):
+        identifier = _decoded(piece, name)
+        if "," in identifier:
+            yield from filter(None, identifier.split(","))
+            if len(identifier.encode()) > MAX_ID_BYTES:
+                continue  # so it cannot be an id
+        if identifier:
             yield identifier
-            if "," in identifier:
-                yield from filter(None, identifier.split(","))
 
 
 def _refusal(error: msgspec.ValidationError, struct: type[Struct], given: object, route: str) -> Problem:

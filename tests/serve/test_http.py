@@ -1,6 +1,7 @@
 """The service as its callers see it: a real process, a real store, every route, every refusal."""
 
 import asyncio
+import gzip
 import re
 import socket
 from collections.abc import Iterator
@@ -173,6 +174,19 @@ def test_a_body_that_cannot_be_meant_is_refused(service: Service, body: bytes, s
 def test_a_body_that_is_too_large_is_refused(service: Service) -> None:
     answer = service.request("POST", "/v1/recommendations", b" " * ((1 << 20) + 1))
     assert "1048576 bytes" in refused(answer, 413, "body-too-large")
+
+
+def test_a_body_that_is_compressed_is_refused(service: Service) -> None:
+    body = gzip.compress(b'{"users": ["42"]}')
+    answer = service.request("POST", "/v1/recommendations", body, Content_Encoding="gzip")
+    assert "without Content-Encoding" in refused(answer, 415, "encoded-body")
+
+
+def test_an_answer_in_pieces_reaches_a_client_of_http_1_0_whole(service: Service) -> None:
+    body = b'{"users": [' + b",".join([b'"42"'] * 2000) + b"]}"
+    head = b"POST /v1/recommendations HTTP/1.0\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+    answer = raw(service, head + body)
+    assert len(answer.json["results"]) == 2000
 
 
 def test_other_paths_and_methods_are_problems_too(service: Service) -> None:
