@@ -83,6 +83,11 @@ def _handler(route: Route | None, method: str) -> Handler:
     return handler
 
 
+def _refused(route: Route | None, problem: Problem) -> web.Response:
+    """Answer with a problem, in the way of the route's callers."""
+    return (refusal(problem) if route is not None and route.scoring else problem).response()
+
+
 class Dispatcher:
     """Answers requests by their raw path: finds the handler, names and times the request; one for each worker."""
 
@@ -115,11 +120,10 @@ class Dispatcher:
             preflight = self._cors.preflight(request, route.methods) if self._cors and route is not None else None
             response = preflight or await _handler(route, request.method)(request, raw_id, query)
         except (Problem, NotReady) as error:
-            problem = error if isinstance(error, Problem) else not_ready(str(error))
-            response = (refusal(problem) if route is not None and route.scoring else problem).response()
+            response = _refused(route, error if isinstance(error, Problem) else not_ready(str(error)))
         except Exception:
             log.exception("request %s failed", request_id)
-            response = internal_error(request_id).response()
+            response = _refused(route, internal_error(request_id))
         took_s = perf_counter() - started
         response.headers["Server"] = "hotplate"
         response.headers["X-Request-Id"] = request_id

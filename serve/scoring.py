@@ -6,6 +6,7 @@ makes no sense spoils its own element only. `GET /swagger.json` tells the caller
 """
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -290,6 +291,7 @@ def openapi_3(prefix: str) -> dict[str, Any]:
     }
 
 
+@cache
 def _definitions() -> dict[str, Any]:
     """Describe input and output by their types; rows are records, for that is the form that the example decides on."""
     (row, score, error), parts = msgspec.json.schema_components([ScoreRow, Score, ScoreError])

@@ -17,6 +17,7 @@ from serve.scoring import Score, refusal
 from tests.support.redis_server import running as running_redis
 from tests.support.scoring_client import PARALLEL, Endpoint, JobFailed, Row, ScoringJob, discover
 from tests.support.service import Answer, Service, a_list, publish_lists, publish_to, running, serving
+from tests.support.soak import scaled
 
 KNOWN = 4_000
 ROWS: list[Row] = [(str(user), 1 + user % 10) for user in range(KNOWN + 1_000)]
@@ -188,6 +189,19 @@ async def test_a_job_outlasts_a_store_that_stops_to_answer(tmp_path: Path) -> No
             finally:
                 server.send_signal(signal.SIGCONT)
             check(await running_job, ROWS)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+async def test_a_job_loses_no_answer_while_releases_flip(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    await publish_lists(store, lists())
+    with running(store, "--workers", "2") as service:
+        job = ScoringJob(Endpoint(f"{service.url}/score", f"{service.url}/", takes_records=True), 200)
+        for _ in range(scaled(40, least=3)):
+            elements, _ = await asyncio.gather(job.run(ROWS * 4), publish_lists(store, lists()))
+            check(elements, ROWS * 4)
+        assert job.retries == 0
 
 
 async def test_a_job_does_not_wait_for_lists_that_are_damaged(tmp_path: Path) -> None:

@@ -106,6 +106,7 @@ class ScoringJob:
                 self.latencies_s.append(asyncio.get_running_loop().time() - started)
                 assert isinstance(answer, list)
                 assert len(answer) == len(data)
+                assert len({element["release"] for element in answer if "release" in element}) <= 1
                 return answer
             assert (answer["status_code"], bool(answer["message"])) == (status, True)
             if status != 503:
