@@ -35,7 +35,7 @@ def explore(service: Service, folder: Path, examples: int, seed: int) -> None:
 
 
 def test_schemathesis_finds_nothing(service: Service, tmp_path: Path) -> None:
-    explore(service, tmp_path, 8, 1)
+    explore(service, tmp_path, 20, 1)
 
 
 @pytest.mark.soak
