@@ -169,24 +169,24 @@ class Handlers:
     def _results(self, batch: BatchBody, answers: Sequence[EncodedList], release: bytes) -> Iterator[list[bytes]]:
         """Yield the results of a batch as JSON, in pieces that take a millisecond or two to make."""
         size, excluded = max(1, PIECE_ITEMS // batch.n), _excluded(batch.exclude)
-        popular = dict[str, bytes]()
-        """The results of those without a list of their own, apart from their ids: these are the same."""
+        rests = dict[str, bytes]()
+        """By status, what is the same for all: what comes before the items, and of the popular list these, too."""
         for start in range(0, len(answers), size):
             piece = list[bytes]()
             for user, encoded in zip(batch.users[start : start + size], answers[start : start + size], strict=True):
-                result = popular.get(encoded.status)
-                if result is None:
-                    result = b'"status":"%b","release":"%b","source":"%b","tier":"%b","items":[%b]}' % (
-                        encoded.status.encode(),
-                        release,
-                        encoded.source.encode(),
-                        encoded.tier.encode(),
-                        self._items(encoded, batch.n, excluded, batch.fields),
-                    )
-                    if encoded.status != "ok":
-                        popular[encoded.status] = result
-                piece.append(b'{"user":%b,%b' % (orjson.dumps(user), result))
+                rest, is_own = rests.get(encoded.status), encoded.status == "ok"
+                items = self._items(encoded, batch.n, excluded, batch.fields) if is_own or rest is None else b""
+                if rest is None:
+                    rest = result_head(encoded, release) + (b"" if is_own else items)
+                    rests[encoded.status] = rest
+                piece.append(b'{"user":%b,%b%b]}' % (orjson.dumps(user), rest, items if is_own else b""))
             yield piece
+
+
+def result_head(encoded: EncodedList, release: bytes) -> bytes:
+    """Return what a result says between its user and its items."""
+    status, source, tier = encoded.status.encode(), encoded.source.encode(), encoded.tier.encode()
+    return b'"status":"%b","release":"%b","source":"%b","tier":"%b","items":[' % (status, release, source, tier)
 
 
 def _excluded(ids: Sequence[str]) -> frozenset[bytes]:

@@ -80,9 +80,9 @@ class Metrics:
         """Count one call of a tier's store."""
         self._observe(self.store[tier, operation, outcome], seconds)
 
-    def count_lookup(self, source: str, outcome: str) -> None:
-        """Count one list: where it came from, and whether it is what was requested."""
-        self._own[LOOKUPS[source, outcome]] += 1
+    def count_lookup(self, source: str, outcome: str, lists: int = 1) -> None:
+        """Count lists: where they came from, and whether they are what was requested."""
+        self._own[LOOKUPS[source, outcome]] += lists
 
     def count_attempt(self, tier: str, what: str, amount: float = 1.0) -> None:
         """Count one attempt of a tier's store, or add the request units that it cost."""

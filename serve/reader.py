@@ -167,7 +167,13 @@ class TieredReader:
             except StoreError as error:
                 failure = error
                 continue
-            lists = [self._hit(tier, served, slot, "personal") or self._fallback(tier, served, slot) for slot in slots]
+            lists = [
+                EncodedList(tier.name, served, "personal", slot)
+                if isinstance(slot, bytes) and not is_empty(slot)
+                else self._fallback(tier, served, slot)
+                for slot in slots
+            ]
+            self.metrics.count_lookup("personal", "hit", sum(one.status == "ok" for one in lists))
             return lists, _popular(tier, served, OVERALL, "unknown")
         first = self._first(status="error")
         if must_read and failure is not None:
