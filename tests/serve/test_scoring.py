@@ -191,6 +191,15 @@ async def test_a_job_outlasts_a_store_that_stops_to_answer(tmp_path: Path) -> No
             check(await running_job, ROWS)
 
 
+def test_what_is_denied_is_not_scored(folder: Path, tmp_path: Path) -> None:
+    denied = tmp_path / "denied"
+    denied.write_text("user:7\nitem:8-0\n")
+    with running(folder, "--deny-list", str(denied)) as service:
+        of_user, of_item = scored(service, [["7", 2], ["8", 2]])
+    assert (of_user["status"], of_user["source"]) == ("unknown", "popular")
+    assert [item["id"] for item in of_item["items"]] == ["8-1", "8-2"]
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 async def test_a_job_loses_no_answer_while_releases_flip(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import asyncio
 import itertools
 import json
 import os
-import shutil
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,14 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytest
 from aiohttp import ClientSession, ClientWebSocketResponse, WSMsgType
 
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-    "--remote-debugging-port=0",
-)  # fmt: skip
+from tests.support.page import FLAGS, chromium
 
 
 @dataclass(slots=True)
@@ -70,15 +64,10 @@ class Page:
 @asynccontextmanager
 async def opened(url: str, folder: Path) -> AsyncIterator[Page]:
     """Open *url* in headless Chromium, whose profile is kept in *folder*, until the block ends."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        if "chromium" in os.environ.get("HOTPLATE_REQUIRE", "").split(","):
-            pytest.fail("chromium is not here, and HOTPLATE_REQUIRE wants it")
-        pytest.skip("chromium is not here")
     profile = folder / "profile"
     with (folder / "chromium.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
-            chromium, *FLAGS, f"--user-data-dir={profile}", "about:blank",
+            chromium(), *FLAGS, "--remote-debugging-port=0", f"--user-data-dir={profile}", "about:blank",
             stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
     try:
