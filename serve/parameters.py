@@ -284,20 +284,21 @@ def _decoded(raw: str, what: str) -> str:
 def _value(name: str, raw: str, kind: inspect.Type) -> object:
     """Return a query's value as its type wants it, or as text where it cannot be meant."""
     if isinstance(kind, inspect.VarTupleType):
-        return tuple(dict.fromkeys(_ids_in(raw, name)))
+        given = raw.split(",")  # too many are refused even where some are empty, or the same
+        return tuple(dict.fromkeys(_ids_in(given, name))) if len(given) <= MAX_EXCLUDED else tuple(given)
     value = _decoded(raw, name)
     if isinstance(kind, inspect.IntType) and value.isascii() and value.isdecimal() and len(value) <= 9:
         return int(value)
     return value
 
 
-def _ids_in(raw: str, name: str) -> Iterator[str]:
+def _ids_in(pieces: Sequence[str], name: str) -> Iterator[str]:
     """Yield the ids of a list with commas.
 
     An encoded comma may be an id's own, or between ids, as many clients encode a whole value: what it may mean either
     way is yielded, for more had better be left out than too little.
     """
-    for piece in raw.split(","):
+    for piece in pieces:
         identifier = _decoded(piece, name)
         if "," in identifier:
             yield from filter(None, identifier.split(","))

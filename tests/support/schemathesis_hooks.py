@@ -13,7 +13,8 @@ from stores.keys import MAX_ID_BYTES
 def fits(value: object) -> bool:
     """Return whether no string has too many bytes, which it may have without having too many characters."""
     if isinstance(value, str):
-        return len(value) > MAX_ID_BYTES or len(value.encode(errors="replace")) <= MAX_ID_BYTES
+        ids = [value, *value.split(",")]  # a list comes out of a query as one string
+        return all(len(one) > MAX_ID_BYTES or len(one.encode(errors="replace")) <= MAX_ID_BYTES for one in ids)
     if isinstance(value, Mapping):
         return all(map(fits, value.values()))
     return not isinstance(value, list) or all(map(fits, value))
