@@ -10,7 +10,9 @@ from time import perf_counter
 from typing import Any
 
 from aiohttp import web
+from aiohttp.hdrs import CACHE_CONTROL
 
+from serve.auth import Guard, scope_of
 from serve.cors import Cors
 from serve.handlers import Handler, Handlers
 from serve.metrics import OTHER
@@ -88,14 +90,24 @@ def _refused(route: Route | None, problem: Problem) -> web.Response:
     return (refusal(problem) if route is not None and route.scoring else problem).response()
 
 
+def _keep_from_shared_caches(response: web.Response) -> None:
+    """Let what took a key be kept by its caller alone: a cache in between would hand it to anybody."""
+    cache = response.headers.get(CACHE_CONTROL, "")
+    if cache.startswith("public"):
+        response.headers[CACHE_CONTROL] = cache.replace("public", "private", 1)
+
+
 class Dispatcher:
     """Answers requests by their raw path: finds the handler, names and times the request; one for each worker."""
 
-    def __init__(self, reader: TieredReader, cors_origins: Sequence[str] = ()) -> None:
+    def __init__(self, reader: TieredReader, guard: Guard | None = None, *, cors_origins: Sequence[str] = ()) -> None:
+        """Take the reader, and who may call; without a guard everybody may do everything."""
         self.handlers = Handlers(reader)
+        self._guard = guard or Guard()
         self.metrics = reader.metrics
         self.draining = False
-        self._routes = Routes(self.handlers, Scoring(reader), Documents(takes_key=False))
+        documents = Documents(takes_key=self._guard.reads_take_a_key)
+        self._routes = Routes(self.handlers, Scoring(reader), documents)
         self._cors = Cors(cors_origins)
         self._id_prefix = secrets.token_hex(6)
         self._id_count = itertools.count(1)
@@ -117,8 +129,14 @@ class Dispatcher:
         route, raw_id = self._routes.find(path)
         request_id = self.request_id(request)
         try:
-            preflight = self._cors.preflight(request, route.methods) if self._cors and route is not None else None
-            response = preflight or await _handler(route, request.method)(request, raw_id, query)
+            response = self._cors.preflight(request, route.methods) if self._cors and route is not None else None
+            if response is None:
+                scope = scope_of(route.template) if route is not None else None
+                if scope is not None:
+                    await self._guard.admit(request.headers, scope)
+                response = await _handler(route, request.method)(request, raw_id, query)
+                if scope is not None and self._guard.reads_take_a_key:
+                    _keep_from_shared_caches(response)
         except (Problem, NotReady) as error:
             response = _refused(route, error if isinstance(error, Problem) else not_ready(str(error)))
         except Exception:
@@ -191,7 +209,8 @@ def mount(app: web.Application, prefix: str, lists: Lists) -> None:
     """Let *app* answer all routes of the service below *prefix*, from lists that are not open yet.
 
     The application opens *lists* when it starts, waits a moment for its stores, and closes them when it stops; its own
-    handlers may use them meanwhile. As long as no release is served, requests get 503.
+    handlers may use them meanwhile. As long as no release is served, requests get 503. Who may call is the
+    application's own to say, as by a middleware: no key is asked for here, and `/metrics` is among the routes.
     """
     lists.reader.warm = True
     dispatcher = Dispatcher(lists.reader)

@@ -36,6 +36,7 @@ from serve.parameters import (
 from serve.problems import Problem
 from serve.reader import EncodedList, TieredReader
 from serve.tiers import Tier
+from serve.watched import WatchedFiles
 from stores.encoding import encode_id, without_titles
 
 PRIVATE = "private, no-cache"
@@ -66,6 +67,8 @@ class Handlers:
         self._reader = reader
         self._exposition = Exposition(reader.metrics, reader.tiers)
         self.draining = False
+        self.watched = list[WatchedFiles]()
+        """Files that the worker follows; what is wrong with one is a warning, for its last good version is in use."""
 
     async def recommend(self, request: web.BaseRequest, raw_id: str, raw_query: str) -> web.Response:
         """`GET /v1/recommendations/{user}?n=&exclude=&fields=&segment=`."""
@@ -116,10 +119,12 @@ class Handlers:
         serving = [tier["release"] for tier in tiers if tier["release"]]
         if not serving:
             return _status(503, {"status": "not ready", "tiers": tiers})
-        warning = self._reader.deny_list.error
-        status = "degraded" if warning or any(tier["detail"] for tier in tiers) else "ready"
-        body: dict[str, object] = {"status": status, "release": serving[0], "tiers": tiers}
-        return _status(200, body | {"warnings": [warning]} if warning else body)
+        warnings = [each.warning for each in self.watched if each.warning]
+        denied = self._reader.deny_list.error
+        status = "degraded" if denied or any(tier["detail"] for tier in tiers) else "ready"
+        warnings += [denied] if denied else []
+        state: dict[str, object] = {"status": status, "release": serving[0], "tiers": tiers}
+        return _status(200, state | {"warnings": warnings} if warnings else state)
 
     async def metrics(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
         """`GET /metrics`: Prometheus text, summed over all workers."""

@@ -5,12 +5,13 @@ cannot occur inside an item: to cut is to split, to serve whole is to copy.
 
     stored value    CHECKSUM ‖ OFFSET ‖ payload     8 and 4 ASCII characters, outside of any compression
     body            OFFSET ‖ payload                what the checksum covers, together with the key
-    opened body     OFFSET ‖ list                   what `cut` takes
+    opened body     OFFSET ‖ list                   what is published, and what `cut` takes
 
 The checksum is 48 bits of xxh3_64(key ‖ body), in base64, seeded by the release's id: a list that is damaged, or was
 read under another key or out of another release, is recognised as such wherever it is stored, and copies stay equal
-byte for byte. The offset says where the tenth item ends, so that the usual cut is a slice. Values of format 1 had
-neither.
+byte for byte. The offset says where the tenth item ends, so that the usual cut is a slice: four hex digits, which
+whoever encodes a list knows without looking for it, so that lists are bodies on their way into a store. Values of
+format 1 had neither.
 """
 
 import re
@@ -67,24 +68,37 @@ class ItemEncoder:
         self._tails = [b"}" if title is None else b',"title":%b}' % orjson.dumps(title) for title in titles]
 
     def encode(self, items: Iterable[int], scores: list[float]) -> bytes:
-        """Encode one list: item indices, and their finite scores, best first. An empty list is empty bytes."""
+        """Encode one list to its body: item indices, and their finite scores, best first."""
         if not scores:
-            return b""
+            return NO_OFFSET
         heads, tails = self._heads, self._tails
         numbers = orjson.dumps(scores)[1:-1].split(b",")
         if b"null" in numbers:
             raise StoreMisused("a score is not a finite number; leave such items out of the list")
-        return SEPARATOR.join([heads[item] + number + tails[item] for item, number in zip(items, numbers, strict=True)])
+        return _join([heads[item] + number + tails[item] for item, number in zip(items, numbers, strict=True)])
 
 
 def encode(items: Iterable[Item]) -> bytes:
-    """Encode a list item by item; the plain way, for a few lists."""
+    """Encode a list item by item to its body; the plain way, for a few lists."""
     lines = list[bytes]()
     for item in items:
         line = orjson.dumps({name: item[name] for name in ("id", "score", "title") if name in item})
         if b'"score":null' in line:
             raise StoreMisused(f"the score of item {item['id']!r} is not a finite number")
         lines.append(line)
+    return _join(lines)
+
+
+def body_of(value: bytes) -> bytes:
+    """Return the body of a list that was encoded without its offset; 0.9 µs for 20 items."""
+    return _join(value.split(SEPARATOR))
+
+
+def _join(lines: list[bytes]) -> bytes:
+    """Join encoded items to a body: the first ten by themselves, for where they end is the offset."""
+    usual = SEPARATOR.join(lines[:USUAL_CUT])
+    offset = b"%04x" % len(usual) if len(usual) <= _MAX_OFFSET else NO_OFFSET
+    lines[:USUAL_CUT] = [offset + usual]
     return SEPARATOR.join(lines)
 
 
@@ -129,14 +143,6 @@ def encode_id(identifier: str) -> bytes:
 def is_empty(body: bytes) -> bool:
     """Return whether an opened body's list has no items."""
     return len(body) == OFFSET_BYTES
-
-
-def offset_of(value: bytes) -> bytes:
-    """Return the offset of a list's usual cut, as a body begins with it; 0.6 µs for 20 items."""
-    end, lines = len(value), value.split(SEPARATOR, USUAL_CUT)
-    if len(lines) > USUAL_CUT:
-        end -= len(lines[USUAL_CUT]) + len(SEPARATOR)
-    return b"%04x" % end if end <= _MAX_OFFSET else NO_OFFSET
 
 
 class Checksum:

@@ -19,8 +19,10 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from bench.lists import Shape, key_of
 from bench.micro.publishing import publish_to
 from bench.micro.rounds import path_of
+from serve.auth import Guard
 from serve.deny_list import DenyListFile
 from serve.handlers import Handler, Handlers
+from serve.keys import READ, create
 from serve.parameters import BATCH_MEDIA, JSON
 from serve.reader import Lists, open_lists
 from serve.scoring import Scoring
@@ -134,3 +136,13 @@ def bench_score(benchmark: BenchmarkFixture, runner: asyncio.Runner, lists: List
 def bench_library(benchmark: BenchmarkFixture, runner: asyncio.Runner, lists: Lists) -> None:
     """The lookup as a library gives it: the first 10 items as objects."""
     for_each_user(benchmark, runner, lambda user: lists.personal(user, n=10))
+
+
+@pytest.mark.parametrize("with_a", ["loopback", "key", "rate"])
+def bench_admit(benchmark: BenchmarkFixture, runner: asyncio.Runner, tmp_path: Path, with_a: str) -> None:
+    """Who may call: on loopback without keys, with a key, and with a key of a rate that four workers share."""
+    rate = 1e8 if with_a == "rate" else None
+    key = create(tmp_path / "keys.json", "web", ["read"], rate).key
+    guard = Guard(None if with_a == "loopback" else tmp_path / "keys.json", workers=4)
+    headers = make_mocked_request("GET", path_of(0), {"Host": "x", "Accept": "*/*", "X-API-Key": key}).headers
+    for_each_user(benchmark, runner, lambda _: guard.admit(headers, READ))

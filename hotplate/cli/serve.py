@@ -1,5 +1,6 @@
 """`hotplate serve`: the HTTP service."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -43,6 +44,36 @@ def serve(
             at_least=0,
         ),
     ] = 0.0,
+    keys: Annotated[
+        Path | None,
+        option(
+            "--keys",
+            "Let in who has a key in this file (hotplate keys create makes one); changes are taken up without a "
+            "restart. Without it, everybody on this machine may call.",
+            metavar="FILE",
+        ),
+    ] = None,
+    anonymous: Annotated[
+        bool, option("--anonymous", "Let callers without a key read, also from other machines.")
+    ] = False,
+    tls_cert: Annotated[
+        Path | None,
+        option(
+            "--tls-cert",
+            "Speak TLS, with the certificate chain in this PEM file; a renewed one is taken up without a restart.",
+            metavar="FILE",
+        ),
+    ] = None,
+    tls_key: Annotated[
+        Path | None, option("--tls-key", "The key of the certificate, in PEM without a password.", metavar="FILE")
+    ] = None,
+    oidc_issuer: Annotated[
+        str | None,
+        option("--oidc-issuer", "Let in who has a token of this OpenID Connect issuer, as Entra ID.", metavar="URL"),
+    ] = None,
+    oidc_audience: Annotated[
+        str | None, option("--oidc-audience", "What the issuer's tokens for this service are for.", metavar="AUDIENCE")
+    ] = None,
     deny_list: Annotated[
         Path | None,
         option(
@@ -65,6 +96,7 @@ def serve(
 
     Example: hotplate serve --store redis://cache:6379/0 --store file:///var/lib/hotplate --workers 2
     """
+    from serve.errors import ServiceMisused
     from serve.process import serve as run
     from serve.settings import Settings, configure_logging
     from stores.errors import StoreMisused
@@ -73,6 +105,8 @@ def serve(
     urls = tuple(map(chosen_store, store)) if store else (chosen_store(None),)
     if any(url.startswith("memory:") for url in urls):
         raise StoreMisused("memory:// is for tests: it is empty, and gone with the process; serve a file:// store")
+    if keys is None and os.environ.get("HOTPLATE_KEYS") == "":
+        raise ServiceMisused("HOTPLATE_KEYS is empty; name the file of keys, or unset it to serve without keys")
     configure_logging()
     settings = Settings(
         urls,
@@ -82,6 +116,12 @@ def serve(
         budget_s=budget,
         drain_s=drain,
         scrub_rows_per_s=scrub_rate,
+        keys=keys,
+        anonymous=anonymous,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        oidc_issuer=oidc_issuer,
+        oidc_audience=oidc_audience,
         deny_list=deny_list,
         cors_origins=tuple(cors_origin or ()),
     )

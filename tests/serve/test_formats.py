@@ -19,7 +19,6 @@ import zstandard
 from serve.formats import content_coding, media_type
 from serve.parameters import ARROW, BATCH_MEDIA, CSV, JSON, LIST_MEDIA, MSGPACK
 from serve.problems import Problem
-from stores.encoding import Item, encode
 from tests.support.paths import ROOT
 from tests.support.service import Answer, Service, a_list, publish_lists, running
 
@@ -27,7 +26,7 @@ pa: Any = import_module("pyarrow")  # it comes without types
 
 ODD = ["a,b", 'quo"te', "\\", "é", "😀", "two\r\nlines", "\n", "'", "=1+1", "\x00"]
 MANY = [str(number) for number in range(2000)]
-LISTS = {"user:42": a_list(*ODD), "user:bare": encode([Item(id="x", score=0.1)]), "item:7": a_list("x")}
+LISTS = {"user:42": a_list(*ODD), "user:bare": b'{"id":"x","score":0.1}', "item:7": a_list("x")}
 LISTS |= {f"user:{user}": a_list(*(f"{user}-{rank}" for rank in range(10))) for user in MANY[100:]}
 
 

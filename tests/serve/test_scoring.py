@@ -12,6 +12,7 @@ import pytest
 from aiohttp import ClientSession, web
 
 import hotplate
+from serve.keys import create
 from serve.problems import Problem
 from serve.scoring import Score, refusal
 from tests.support.redis_server import running as running_redis
@@ -211,6 +212,20 @@ async def test_a_job_loses_no_answer_while_releases_flip(tmp_path: Path) -> None
             elements, _ = await asyncio.gather(job.run(ROWS * 4), publish_lists(store, lists()))
             check(elements, ROWS * 4)
         assert job.retries == 0
+
+
+async def test_a_job_outlasts_its_rate_and_ends_where_its_key_is_not_known(folder: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.json"
+    key = create(keys, "job", ["read"], 40).key
+    with running(folder, "--keys", str(keys)) as service:
+        async with ClientSession() as session:
+            endpoint = await discover(session, service.url)  # takes no key
+        job = ScoringJob(endpoint, 50, key)
+        check(await job.run(ROWS), ROWS)
+        assert job.retries > 0
+        with pytest.raises(ExceptionGroup) as raised:
+            await ScoringJob(endpoint, 50, "another").run(ROWS[:50])
+        assert raised.group_contains(JobFailed, match="401: ")
 
 
 async def test_a_job_does_not_wait_for_lists_that_are_damaged(tmp_path: Path) -> None:
