@@ -17,8 +17,10 @@ from serve.auth import Caller, Guard, scope_of
 from serve.cors import Cors
 from serve.handlers import Handler, Handlers
 from serve.metrics import OTHER
+from serve.openapi import Documents
 from serve.problems import Problem, internal_error, not_ready
 from serve.reader import Lists, NotReady, TieredReader
+from serve.scoring import Scoring, refusal
 
 log = logging.getLogger(__name__)
 
@@ -33,12 +35,14 @@ class Route:
 
     template: str
     methods: dict[str, Handler]
+    scoring: bool = False
+    """Whether its callers follow the scoring contract, and back off on 503 only."""
 
 
 class Routes:
     """Which path reaches which route: paths without an id, and paths that end in one."""
 
-    def __init__(self, handlers: Handlers) -> None:
+    def __init__(self, handlers: Handlers, scoring: Scoring, documents: Documents) -> None:
         self._fixed = {
             route.template: route
             for route in (
@@ -46,12 +50,18 @@ class Routes:
                 Route("/v1/popular", {"GET": handlers.popular}),
                 Route("/livez", {"GET": handlers.live}),
                 Route("/readyz", {"GET": handlers.ready}),
+                Route("/score", {"POST": scoring.score}, scoring=True),
+                Route("/swagger.json", {"GET": scoring.swagger}, scoring=True),
+                Route("/", {"GET": scoring.healthy}, scoring=True),
+                Route("/openapi.json", {"GET": documents.openapi}),
+                Route("/docs", {"GET": documents.page}),
             )
         }
         self._fixed["/health/live"] = self._fixed["/livez"]
         self._fixed["/health/ready"] = self._fixed["/readyz"]
         self._with_id = {
             "/v1/recommendations": Route("/v1/recommendations/{user}", {"GET": handlers.recommend}),
+            "/docs": Route("/docs", {"GET": documents.file}),
             "/v1/similar": Route("/v1/similar/{item}", {"GET": handlers.similar}),
         }
 
@@ -73,6 +83,11 @@ def _handler(route: Route | None, method: str) -> Handler:
         allowed = ", ".join(sorted(route.methods) + (["HEAD"] if "GET" in route.methods else []))
         raise Problem(405, "no-such-method", f"{route.template} takes {allowed}", {"Allow": allowed})
     return handler
+
+
+def _refused(route: Route | None, problem: Problem) -> web.Response:
+    """Answer with a problem, in the way of the route's callers."""
+    return (refusal(problem) if route is not None and route.scoring else problem).response()
 
 
 def _keep_from_shared_caches(response: web.Response) -> None:
@@ -99,7 +114,8 @@ class Dispatcher:
         self._access_log = access_log
         self.metrics = reader.metrics
         self.draining = False
-        self._routes = Routes(self.handlers)
+        documents = Documents(takes_key=self._guard.reads_take_a_key)
+        self._routes = Routes(self.handlers, Scoring(reader), documents)
         self._cors = Cors(cors_origins)
         self._id_prefix = secrets.token_hex(6)
         self._id_count = itertools.count(1)
@@ -130,13 +146,11 @@ class Dispatcher:
                 response = await _handler(route, request.method)(request, raw_id, query)
                 if scope is not None and self._guard.reads_take_a_key:
                     _keep_from_shared_caches(response)
-        except Problem as problem:
-            response = problem.response()
-        except NotReady as error:
-            response = not_ready(str(error)).response()
+        except (Problem, NotReady) as error:
+            response = _refused(route, error if isinstance(error, Problem) else not_ready(str(error)))
         except Exception:
             log.exception("request %s failed", request_id)
-            response = internal_error(request_id).response()
+            response = _refused(route, internal_error(request_id))
         took_s = perf_counter() - started
         response.headers["Server"] = "hotplate"
         response.headers["X-Request-Id"] = request_id
