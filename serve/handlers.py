@@ -119,13 +119,12 @@ class Handlers:
         if self.draining:
             return DRAINING
         status = status_of(self._reader.tiers)
-        return DEGRADED if status == READY and self._reader.deny_list.error else status
+        return DEGRADED if status == READY and self.warnings else status
 
     @property
     def warnings(self) -> list[str]:
         """What is wrong with files whose last good version is in use."""
-        denied = self._reader.deny_list.error
-        return [*(each.warning for each in self.watched if each.warning), *([denied] if denied else [])]
+        return [each.warning for each in self.watched if each.warning]
 
     def _items(self, encoded: EncodedList, n: int, excluded: frozenset[bytes], fields: str) -> bytes:
         """Return the items that a request gets of a list."""

@@ -137,7 +137,8 @@ class _Supervisor:
             if caught is not None and caught.si_signo != signal.SIGCHLD:
                 break
             self._replace_dead()
-            self._inherited.deny_list.refresh()  # what a new worker holds on to where the file is broken by then
+            for each in self._inherited.watched:
+                each.poll()  # a new worker begins with what the others use, though the file may be broken by then
         self._stop(signal.Signals(caught.si_signo))
 
     def _start(self, number: int) -> None:

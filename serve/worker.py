@@ -21,7 +21,7 @@ from serve.scrubber import Scrubber
 from serve.settings import Settings
 from serve.states import STARTING, Reporter, SharedStates, WorkerState
 from serve.tls import HANDSHAKE_S, Certificate
-from serve.watched import following
+from serve.watched import WatchedFiles, following
 from stores.connect import connect
 
 log = logging.getLogger(__name__)
@@ -47,6 +47,12 @@ class Inheritance:
     deny_list: DenyListFile
     metrics: Metrics
     states: SharedStates
+
+    @property
+    def watched(self) -> list[WatchedFiles]:
+        """The files that are loaded again when they change."""
+        certificate = [self.certificate.watched] if self.certificate else []
+        return [*self.guard.watched, *certificate, *self.deny_list.watched]
 
 
 class _Stop:
@@ -97,7 +103,7 @@ async def work(
     reader.warm = True
     dispatcher = Dispatcher(reader, guard, cors_origins=settings.cors_origins, access_log=open_access_log(settings))
     handlers = dispatcher.handlers
-    handlers.watched = [*guard.watched, *([certificate.watched] if certificate else [])]
+    handlers.watched = inherited.watched
     server = Server(dispatcher)
     stop = _Stop(lifeline)
     reporter = Reporter(reader.tiers)
@@ -108,7 +114,6 @@ async def work(
     async with (
         reader,
         following(handlers.watched),
-        _watching(reader.deny_list),
         _reporting(reporter, write),
         _scrubbing(settings, reader, rows_per_s=scrub_rows_per_s),
     ):
@@ -157,17 +162,6 @@ async def _prepared(reader: TieredReader, patience_s: float) -> None:
     await reader.wait_until_attempted()
     with suppress(NotReady):
         await reader.wait_until_ready(patience_s)
-
-
-@asynccontextmanager
-async def _watching(deny_list: DenyListFile) -> AsyncIterator[None]:
-    """Read the deny-list whenever its file changes, until the block ends."""
-    task = asyncio.create_task(deny_list.watch())
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 @asynccontextmanager
