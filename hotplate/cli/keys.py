@@ -49,7 +49,7 @@ def create(
     """Make a key for a client and print it: this once, for the file holds its SHA-256 only.
 
     A client that exists gets a second key. To rotate: create, give the client the new key, then revoke the primary. A
-    running service takes a change up within a second.
+    running service takes a change up within two seconds.
 
     Example: hotplate keys create web --scope read --rate 500 --keys /etc/hotplate/keys.json
     """
@@ -108,7 +108,7 @@ def revoke(
 ) -> None:
     """Take back one key of a client, or, without --primary and --secondary, all that it has.
 
-    A running service refuses it within a second.
+    A running service refuses it within two seconds.
 
     Example: hotplate keys revoke web --primary --keys /etc/hotplate/keys.json
     """
