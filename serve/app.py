@@ -183,6 +183,7 @@ class Server(web.Server):
             access_log=None,  # type: ignore[arg-type]  # aiohttp tests it for truth, and types it as always there
             keepalive_timeout=KEEPALIVE_S,
             max_line_size=MAX_LINE_BYTES,
+            auto_decompress=False,  # what is small on the wire may be large in memory
         )
 
     def _answer(self, request: web.BaseRequest) -> Awaitable[web.Response]:
