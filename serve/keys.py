@@ -7,7 +7,6 @@ A client has at most two keys at a time, so that it can change from one to the o
 replaced as a whole, under a lock, and only its owner may read it.
 """
 
-import fcntl
 import os
 import re
 import secrets
@@ -22,6 +21,7 @@ from pathlib import Path
 import msgspec
 
 from serve.errors import KeysUnreadable, ServiceMisused
+from stores.folders import flush, take_lock
 
 SCOPES = (READ, EVENTS, ADMIN) = "read", "events", "admin"
 FORMAT = 1
@@ -201,17 +201,8 @@ def _changing(path: Path) -> Iterator[dict[str, Client]]:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    deadline = time.monotonic() + LOCK_TIMEOUT_S
+    descriptor = take_lock(path, 0o600, LOCK_TIMEOUT_S)
     try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"{path} was held for {LOCK_TIMEOUT_S:g} s; is a process stuck?") from error
-                time.sleep(0.01)
         yield
     finally:
         os.close(descriptor)
@@ -227,8 +218,4 @@ def _write(path: Path, text: bytes) -> None:
         file.flush()
         os.fsync(descriptor)
     new.rename(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    flush(path.parent)

@@ -21,6 +21,8 @@ LOCK = ".lock"
 _MARK = re.compile(r"\d+-[0-9a-f]{8}|[a-z0-9_]{8}")
 # Without a lock a folder is an older version's, or its owner was killed before it held one; no write takes so long.
 _UNLOCKED_S = 86_400.0
+# How often a lock that another process holds is tried again.
+_LOCK_POLL_S = 0.002
 
 
 @contextmanager
@@ -60,6 +62,28 @@ def marked(parent: Path, prefix: str) -> Iterator[Path]:
             with suppress(OSError):
                 if named and entry.is_dir(follow_symlinks=False) and entry.stat().st_uid == os.getuid():
                     yield Path(entry)
+
+
+def take_lock(path: Path, mode: int, timeout_s: float) -> int:
+    """Take the lock of a file (flock), which is made where there is none; it ends with the descriptor that is returned.
+
+    Blocks; raises TimeoutError where another process has held it for so long.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode)
+    deadline = time.monotonic() + timeout_s
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"{path} was held for {timeout_s:g} s; is a process stuck?") from error
+                time.sleep(_LOCK_POLL_S)
+            else:
+                return descriptor
+    except BaseException:
+        os.close(descriptor)
+        raise
 
 
 def flush(path: Path) -> None:

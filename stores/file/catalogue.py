@@ -6,9 +6,7 @@ catalogue.spare    the next one's place on the disk, taken in advance: written o
 """
 
 import errno
-import fcntl
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,7 +15,7 @@ from stores import catalogue as catalogue_record
 from stores.catalogue import Catalogue
 from stores.errors import ReleaseConflict, StoreUnavailable
 from stores.file.release import translated
-from stores.folders import flush
+from stores.folders import flush, take_lock
 
 LOCK_TIMEOUT_S = 5.0
 
@@ -82,19 +80,11 @@ class CatalogueFile:
         with translated(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         with translated(path):
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        deadline = time.monotonic() + LOCK_TIMEOUT_S
+            try:
+                descriptor = take_lock(path, 0o644, LOCK_TIMEOUT_S)
+            except TimeoutError as error:
+                raise StoreUnavailable(str(error)) from error
         try:
-            while True:
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError as error:
-                    if time.monotonic() > deadline:
-                        raise StoreUnavailable(
-                            f"{path} was held for {LOCK_TIMEOUT_S:g} s; is a process stuck?"
-                        ) from error
-                    time.sleep(0.002)
             yield
         finally:
             os.close(descriptor)

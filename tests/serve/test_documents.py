@@ -11,7 +11,7 @@ from aiohttp import ClientSession, web
 import hotplate
 from serve.openapi import document
 from tests.support.browser import opened
-from tests.support.service import Service, a_list, publish_lists, running
+from tests.support.service import Service, a_list, publish_lists, running, running_app
 
 FILES = {
     "/docs/swagger-ui-bundle.js": "text/javascript",
@@ -122,15 +122,8 @@ def test_no_other_file_is_served(service: Service, path: str) -> None:
 async def test_inside_another_application_the_document_says_so(folder: Path) -> None:
     app = web.Application()
     hotplate.mount(app, "/recs", hotplate.open(f"file://{folder}"))
-    runner = web.AppRunner(app)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        url = "http://{}:{}/recs".format(*runner.addresses[0])
-        async with ClientSession() as session:
-            async with session.get(f"{url}/openapi.json") as response:
-                assert (await response.json())["servers"] == [{"url": "/recs"}]
-            async with session.get(f"{url}/docs/start.js") as response:
-                assert response.status == 200
-    finally:
-        await runner.cleanup()
+    async with running_app(app) as origin, ClientSession() as session:
+        async with session.get(f"{origin}/recs/openapi.json") as response:
+            assert (await response.json())["servers"] == [{"url": "/recs"}]
+        async with session.get(f"{origin}/recs/docs/start.js") as response:
+            assert response.status == 200

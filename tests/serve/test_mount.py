@@ -2,8 +2,6 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,24 +13,10 @@ from yarl import URL
 
 import hotplate
 from tests.support.paths import ROOT
-from tests.support.service import a_list, publish_lists
+from tests.support.service import a_list, publish_lists, running_app
 
 LISTS = {f"user:{user}": a_list("a", "b", "c") for user in ("42", "a/b", "%FF", "..", "😀", "?n=1")}
 LISTS |= {"item:x/y": a_list("b", "c")}
-
-
-@asynccontextmanager
-async def running(app: web.Application) -> AsyncIterator[str]:
-    """Run an application on any free port of loopback; yield its URL."""
-    runner = web.AppRunner(app)
-    await runner.setup()
-    try:
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        host, port = runner.addresses[0][:2]
-        yield f"http://{host}:{port}"
-    finally:
-        await runner.cleanup()
 
 
 async def get(url: str, method: str = "GET", **options: Any) -> tuple[int, Any]:  # noqa: ANN401 -- JSON, or text
@@ -46,7 +30,7 @@ async def test_every_route_of_the_service_answers_below_the_prefix(tmp_path: Pat
     app = web.Application()
     lists = hotplate.open(f"file://{tmp_path}")
     hotplate.mount(app, "/recs", lists)
-    async with running(app) as url:
+    async with running_app(app) as url:
         for user in ("42", "a/b", "%FF", "..", "😀", "?n=1"):
             status, body = await get(f"{url}/recs/v1/recommendations/{quote(user, safe='')}?n=2")
             assert (status, body["user"], body["source"], body["release"]) == (200, user, "personal", release)
@@ -67,7 +51,7 @@ async def test_refusals_below_the_prefix_are_problems_and_outside_of_it_the_appl
     await publish_lists(tmp_path, LISTS)
     app = web.Application(client_max_size=8 << 20)
     hotplate.mount(app, "/a/recs", hotplate.open(f"file://{tmp_path}"))
-    async with running(app) as url:
+    async with running_app(app) as url:
         for path, status, name in (
             ("/v1/recommendations/42?n=0", 400, "bad-parameter"),
             ("/v1/recommendations/%FF", 400, "bad-parameter"),
@@ -86,7 +70,7 @@ async def test_an_application_starts_without_a_release_and_answers_once_there_is
     app = web.Application()
     lists = hotplate.open(f"file://{tmp_path}")
     hotplate.mount(app, "/recs", lists)
-    async with running(app) as url:
+    async with running_app(app) as url:
         status, body = await get(f"{url}/recs/v1/recommendations/42")
         assert (status, body["type"]) == (503, "urn:hotplate:problem:not-ready")
         assert (await get(f"{url}/recs/readyz"))[0] == 503
@@ -108,6 +92,6 @@ async def test_the_example_answers_both_its_own_route_and_the_services(tmp_path:
     assert "file:///var/lib/hotplate" in example
     names: dict[str, Any] = {"__name__": "example"}
     exec(example.replace("/var/lib/hotplate", str(tmp_path)), names)  # the test is that it runs as it stands
-    async with running(names["application"]()) as url:
+    async with running_app(names["application"]()) as url:
         assert await get(f"{url}/?user=42") == (200, {"for you": ["a", "b", "c"]})
         assert (await get(f"{url}/recs/v1/recommendations/42"))[1]["source"] == "personal"

@@ -134,11 +134,11 @@ def test_tokens_that_a_quiet_worker_holds_cost_the_others_next_to_nothing() -> N
 def test_a_worker_that_is_killed_while_it_holds_the_lock_blocks_nobody(rate: float) -> None:
     shared = SharedRates(2)
     bucket = shared.buckets([client("web", rate)])["web"]
-    locked, told = os.pipe()
+    locked, locking = os.pipe()
 
     def hold() -> None:
         assert shared.try_lock(0)
-        os.write(told, b"x")
+        os.write(locking, b"x")
         time.sleep(60)
 
     pid = forked(hold)
@@ -152,7 +152,7 @@ def test_a_worker_that_is_killed_while_it_holds_the_lock_blocks_nobody(rate: flo
     os.waitpid(pid, 0)
     assert bucket.take() == 0.0
     os.close(locked)
-    os.close(told)
+    os.close(locking)
 
 
 def test_each_client_has_its_own_bucket_and_workers_agree_on_it_in_whatever_order_they_load() -> None:

@@ -17,7 +17,7 @@ from serve.problems import Problem
 from serve.scoring import Score, refusal
 from tests.support.redis_server import running as running_redis
 from tests.support.scoring_client import PARALLEL, Endpoint, JobFailed, Row, ScoringJob, discover
-from tests.support.service import Answer, Service, a_list, publish_lists, publish_to, running, serving
+from tests.support.service import Answer, Service, a_list, publish_lists, publish_to, running, running_app, serving
 from tests.support.soak import scaled
 
 KNOWN = 4_000
@@ -275,14 +275,8 @@ def test_the_service_says_that_it_is_healthy(service: Service) -> None:
 async def test_a_job_finds_the_routes_inside_another_application(folder: Path) -> None:
     app = web.Application()
     hotplate.mount(app, "/recs", hotplate.open(f"file://{folder}"))
-    runner = web.AppRunner(app)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        origin = "http://{}:{}".format(*runner.addresses[0])
+    async with running_app(app) as origin:
         async with ClientSession() as session:
             endpoint = await discover(session, origin, "/recs/swagger.json")
             assert await endpoint.is_healthy(session)
         check(await ScoringJob(endpoint, 200).run(ROWS), ROWS)
-    finally:
-        await runner.cleanup()

@@ -64,7 +64,7 @@ async def discover(session: ClientSession, origin: str, path: str = "/swagger.js
 
 @dataclass(slots=True)
 class ScoringJob:
-    """Sends rows in batches, some at once, until each has its answer; counts how often it was told to come back."""
+    """Sends rows in batches, some at once, until each has its answer; counts how often it got 503."""
 
     endpoint: Endpoint
     batch: int

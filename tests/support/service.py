@@ -8,10 +8,12 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from aiohttp import web
 
 from stores.connect import connect
 from stores.encoding import OFFSET_BYTES, Item, encode
@@ -130,6 +132,20 @@ def _ports(process: subprocess.Popen[bytes], log: Path) -> tuple[int, int]:
         assert process.poll() is None, log.read_text()
         time.sleep(0.01)
     raise AssertionError(f"the service did not come up: {log.read_text()}")
+
+
+@asynccontextmanager
+async def running_app(app: web.Application) -> AsyncIterator[str]:
+    """Run an application on any free port of loopback; yield its URL."""
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        host, port = runner.addresses[0][:2]
+        yield f"http://{host}:{port}"
+    finally:
+        await runner.cleanup()
 
 
 def a_list(*ids: str) -> bytes:
