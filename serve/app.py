@@ -1,16 +1,17 @@
-"""The service as an HTTP server of its own, and as a part of another aiohttp application."""
+"""The service as routes: which request reaches which handler, here and as a part of another application."""
 
 import itertools
 import logging
 import re
 import secrets
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
-from typing import Any
 
 from aiohttp import web
 
+from serve.admission import ClientGone
 from serve.handlers import Handler, Handlers
 from serve.metrics import OTHER
 from serve.problems import Problem, internal_error, not_ready
@@ -18,9 +19,13 @@ from serve.reader import Lists, NotReady, TieredReader
 
 log = logging.getLogger(__name__)
 
-KEEPALIVE_S = 75.0
-MAX_LINE_BYTES = 8190
+# Nobody was there to be answered; the code that proxies log for it.
+CLIENT_GONE = 499
 REQUEST_ID = re.compile(r"[A-Za-z0-9._~+/=:-]{1,128}")
+
+
+# Does the work of a request once its body was read and its turn has come. Raises Problem and ClientGone.
+Gate = Callable[[web.BaseRequest, Callable[[], Awaitable[web.Response]]], Awaitable[web.Response]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +84,8 @@ class Dispatcher:
         self.handlers = Handlers(reader)
         self.metrics = reader.metrics
         self.draining = False
+        self.gate: Gate | None = None
+        """What a POST has to pass before its handler; None where the application around the service has its own."""
         self._routes = Routes(self.handlers)
         self._id_prefix = secrets.token_hex(6)
         self._id_count = itertools.count(1)
@@ -92,7 +99,25 @@ class Dispatcher:
         given = request.headers.get("X-Request-Id")
         if given is not None and REQUEST_ID.fullmatch(given):
             return given
+        return self.new_request_id()
+
+    def new_request_id(self) -> str:
+        """Make an id for a request."""
         return f"{self._id_prefix}{next(self._id_count):08x}"
+
+    def refuse(self, request: web.BaseRequest, problem: Problem) -> web.Response:
+        """Answer a request that is refused before it has a route, and close its connection."""
+        response = problem.response()
+        response.headers["Server"] = "hotplate"
+        response.headers["X-Request-Id"] = self.request_id(request)
+        response.force_close()
+        self.metrics.observe_request(OTHER, OTHER, response.status, 0.0)
+        return response
+
+    def gone(self) -> web.Response:
+        """Count a request whose client hung up before it had a route; the answer reaches nobody."""
+        self.metrics.observe_request(OTHER, OTHER, CLIENT_GONE, 0.0)
+        return web.Response(status=CLIENT_GONE)
 
     async def answer(self, request: web.BaseRequest, path: str, query: str) -> web.Response:
         """Answer a request for a raw path and query."""
@@ -100,9 +125,15 @@ class Dispatcher:
         route, raw_id = self._routes.find(path)
         request_id = self.request_id(request)
         try:
-            response = await _handler(route, request.method)(request, raw_id, query)
+            handler = _handler(route, request.method)
+            if self.gate is not None and request.method == "POST":
+                response = await self.gate(request, partial(handler, request, raw_id, query))
+            else:
+                response = await handler(request, raw_id, query)
         except Problem as problem:
             response = problem.response()
+        except ClientGone:
+            response = web.Response(status=CLIENT_GONE)  # it reaches nobody
         except NotReady as error:
             response = not_ready(str(error)).response()
         except Exception:
@@ -117,55 +148,6 @@ class Dispatcher:
         self.metrics.observe_request(
             OTHER if route is None else route.template, request.method, response.status, took_s
         )
-        return response
-
-
-class Server(web.Server):
-    """aiohttp's low-level server without its router and middlewares: the hot path pays for neither."""
-
-    def __init__(self, dispatcher: Dispatcher) -> None:
-        super().__init__(self._answer)
-        self.dispatcher = dispatcher
-
-    def __call__(self) -> web.RequestHandler:
-        """Make the protocol of one connection."""
-        return _Connection(
-            self,
-            loop=self._loop,
-            access_log=None,  # type: ignore[arg-type]  # aiohttp tests it for truth, and types it as always there
-            keepalive_timeout=KEEPALIVE_S,
-            max_line_size=MAX_LINE_BYTES,
-        )
-
-    def _answer(self, request: web.BaseRequest) -> Awaitable[web.Response]:
-        path, _, query = request.raw_path.partition("?")
-        if path[:1] != "/":
-            path = request.rel_url.raw_path  # the absolute form, which proxies use
-        return self.dispatcher.answer(request, path, query)
-
-
-class _Connection(web.RequestHandler):
-    """One connection; what aiohttp's parser refuses is answered as a problem, too."""
-
-    def handle_error(
-        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
-    ) -> web.StreamResponse:
-        server: Any = self._manager
-        dispatcher: Dispatcher = server.dispatcher
-        if request.writer.output_size > 0:
-            raise ConnectionError("the answer had begun; it cannot become an error any more") from exc
-        request_id = dispatcher.request_id(request)
-        if status >= 500:
-            log.error("request %s failed", request_id, exc_info=exc)
-            problem = internal_error(request_id)
-        else:
-            reason = (message or "it is not HTTP/1.1").strip().partition("\n")[0].partition(":")[0][:200]
-            problem = Problem(status, "bad-request", f"the request cannot be read: {reason}")
-        response = problem.response()
-        response.headers["Server"] = "hotplate"
-        response.headers["X-Request-Id"] = request_id
-        response.force_close()
-        dispatcher.metrics.observe_request(OTHER, OTHER, response.status, 0.0)
         return response
 
 

@@ -21,7 +21,9 @@ from pathlib import Path
 
 import uvloop
 
-from serve.app import Dispatcher, Server
+from serve.app import Dispatcher
+from serve.front import Server
+from serve.listener import raise_descriptor_limit
 from serve.metrics import Metrics
 from serve.reader import NotReady, TieredReader, open_reader
 from serve.scrubber import Scrubber
@@ -72,6 +74,7 @@ def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     """
     for url in settings.stores:
         connect(url)  # a wrong URL is better known here than in every worker
+    raise_descriptor_limit()
     listener = reserve(settings.host, settings.port)
     port = listener.getsockname()[1]
     metrics = Metrics(settings.workers, tier_names(settings.stores))
@@ -270,7 +273,7 @@ async def work(
     reader = open_reader(settings.stores, budget_s=settings.budget_s, metrics=metrics)
     reader.warm = True
     dispatcher = Dispatcher(reader)
-    server = Server(dispatcher)
+    server = Server(dispatcher, settings.limits)
     stop, orphaned = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -290,7 +293,7 @@ async def work(
         preparing = asyncio.create_task(_prepared(reader, patience_s))
         await asyncio.wait((stopping, preparing), return_when=asyncio.FIRST_COMPLETED)
         preparing.cancel()
-        listening = await loop.create_server(server, sock=listener, backlog=BACKLOG)
+        listening = server.listen(listener, BACKLOG)
         if announce is not None:
             announce()
         gc.collect()

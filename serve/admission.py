@@ -1,0 +1,168 @@
+"""Admission by queueing delay: what a worker takes on, and what it refuses while refusing still helps.
+
+Two delays are measured, in each worker for itself: how late a timer of the event loop comes, which is how long whatever
+is ready has to wait, and how long a batch waits inside the process for its turn.
+"""
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable
+from time import monotonic, process_time
+from typing import NamedTuple, TypeVar
+
+from serve.problems import Problem, overloaded
+
+T = TypeVar("T")
+
+TICK_S = 0.02
+# A batch may wait INTERVAL_S for its turn; TARGET_S where batches have waited for that long without a pause. So a burst
+# is answered, and a queue that only adds to every latency is not kept (the controlled delay of CoDel).
+INTERVAL_S = 0.1
+TARGET_S = 0.02
+# How late the loop may be before fewer batches run at once, and how many do. More than one, for a store's answers are
+# waited for; and one more at each tick that finds the loop on time and batches waiting.
+BATCH_LATE_S = 0.01
+FEWEST, MOST = 2, 64
+# The most batches that wait, whatever their time.
+MOST_WAITING = 256
+# How late the loop may be, on average over some ticks, before single reads are shed; and by how much the share that is
+# shed changes with each second over it, and with each second that the lateness grew by (the controller of PIE).
+READ_LATE_S = 0.015
+READ_GAIN, READ_GROWTH_GAIN = 0.8, 4.0
+MOST_SHED = 0.95
+# From this share on batches are shed altogether: they go before single reads.
+NO_BATCHES = 0.1
+# A loop that is late although this process did little was kept waiting by others; to shed would not help.
+BUSY_SHARE = 0.25
+
+
+class ClientGone(Exception):
+    """The caller hung up before its request was whole, or before its turn came; nobody is to be answered."""
+
+
+class _Waiting(NamedTuple):
+    since: float
+    turn: asyncio.Future[None]
+
+
+class Admission:
+    """Decides for one worker; lives as long as it, on its loop. *count* is called with the reason of each refusal."""
+
+    def __init__(self, count: Callable[[str], None]) -> None:
+        self.shed_share = 0.0
+        """The part of single reads that is refused now."""
+        self.late_s = 0.0
+        """How late the loop is, on average over some ticks."""
+        self._count = count
+        self._limit = FEWEST
+        self._running = 0
+        self._waiting = deque[_Waiting]()
+        self._waiting_since = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._ticked, self._cpu_s = monotonic(), process_time()
+
+    def start(self) -> None:
+        """Measure from now on."""
+        self._ticked, self._cpu_s = monotonic(), process_time()
+        self._timer = asyncio.get_running_loop().call_later(TICK_S, self._tick)
+
+    def stop(self) -> None:
+        """Measure no more; nothing is shed any more for its delay."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self.shed_share = 0.0
+
+    def sheds_read(self) -> bool:
+        """Return whether a single read is to be refused; worth calling while `shed_share` is above zero."""
+        if random.random() >= self.shed_share:  # noqa: S311 -- to spread refusals, nothing secret
+            return False
+        self._count("read_delay")
+        return True
+
+    def check_deadline(self, deadline: float) -> None:
+        """Refuse what its caller waits for no longer, by `time.monotonic`."""
+        if monotonic() > deadline:
+            raise self._refused("deadline", "the time that X-Request-Timeout-Ms gives has passed")
+
+    async def batch(self, work: Callable[[], Awaitable[T]], *, deadline: float, is_gone: Callable[[], bool]) -> T:
+        """Do the work of a batch when its turn comes.
+
+        Raises Problem where it would wait for too long or past its *deadline*, and ClientGone.
+        """
+        await self._turn()
+        try:
+            if is_gone():
+                self._count("gone")
+                raise ClientGone
+            self.check_deadline(deadline)
+            return await work()
+        finally:
+            self._running -= 1
+            self._hand_on()
+
+    async def _turn(self) -> None:
+        """Wait until one more batch may run, and count it as running."""
+        if self._running < self._limit and not self._waiting and self.shed_share < NO_BATCHES:
+            self._running += 1
+            return
+        now = monotonic()
+        if not self._waiting:
+            self._waiting_since = now
+        full = len(self._waiting) >= (self._limit if self._allowed_s(now) == TARGET_S else MOST_WAITING)
+        if full or self.shed_share >= NO_BATCHES:
+            raise self._late()
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Waiting(now, turn))
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
+                self._running -= 1
+            raise
+
+    def _hand_on(self) -> None:
+        """Give free turns to those that wait, the oldest first, and refuse those that have waited for too long."""
+        now = monotonic()
+        allowed_s = self._allowed_s(now)
+        while self._waiting and (self._waiting[0].since + allowed_s < now or self._running < self._limit):
+            since, turn = self._waiting.popleft()
+            if turn.done():
+                continue  # its caller's task was cancelled
+            if since + allowed_s < now:
+                turn.set_exception(self._late())
+            else:
+                self._running += 1
+                turn.set_result(None)
+
+    def _allowed_s(self, now: float) -> float:
+        """Return how long a batch may wait."""
+        return TARGET_S if self._waiting and now - self._waiting_since > INTERVAL_S else INTERVAL_S
+
+    def _late(self) -> Problem:
+        return self._refused("batch_delay", "more batches come than can be answered in time")
+
+    def _refused(self, reason: str, detail: str) -> Problem:
+        self._count(reason)
+        return overloaded(detail)
+
+    def _tick(self) -> None:
+        """Look how late the loop is, and adapt to it."""
+        now, cpu_s = monotonic(), process_time()
+        self._timer = asyncio.get_running_loop().call_later(TICK_S, self._tick)
+        took_s = now - self._ticked
+        busy = cpu_s - self._cpu_s > BUSY_SHARE * took_s
+        self._ticked, self._cpu_s = now, cpu_s
+        late_s = max(0.0, took_s - TICK_S) if busy else 0.0
+        self._adapt_reads(late_s)
+        if late_s > BATCH_LATE_S:
+            self._limit = max(FEWEST, self._limit * 3 // 4)
+        elif self._waiting:
+            self._limit = min(MOST, self._limit + 1)
+        self._hand_on()
+
+    def _adapt_reads(self, late_s: float) -> None:
+        before_s = self.late_s
+        self.late_s += (late_s - before_s) / 4
+        share = self.shed_share + READ_GAIN * (self.late_s - READ_LATE_S) + READ_GROWTH_GAIN * (self.late_s - before_s)
+        self.shed_share = min(MOST_SHED, share) if share > 0 else 0.0
