@@ -20,19 +20,19 @@ TICK_S = 0.02
 # is answered, and a queue that only adds to every latency is not kept (the controlled delay of CoDel).
 INTERVAL_S = 0.1
 TARGET_S = 0.02
-# How late the loop may be before fewer batches run at once, and how many do. More than one, for a store's answers are
-# waited for; and one more at each tick that finds the loop on time and batches waiting.
+# How late the loop may be before fewer batches run at once, and how many do: one where they keep the loop busy, and one
+# more at each tick that finds the loop on time and batches waiting, as where these wait for a store.
 BATCH_LATE_S = 0.01
-FEWEST, MOST = 2, 64
+FEWEST, MOST = 1, 64
 # The most batches that wait, whatever their time.
 MOST_WAITING = 256
-# How late the loop may be, on average over some ticks, before single reads are shed; and by how much the share that is
-# shed changes with each second over it, and with each second that the lateness grew by (the controller of PIE).
-READ_LATE_S = 0.015
-READ_GAIN, READ_GROWTH_GAIN = 0.8, 4.0
-MOST_SHED = 0.95
-# From this share on batches are shed altogether: they go before single reads.
-NO_BATCHES = 0.1
+# How late the loop may be, on average over some ticks, and how the pressure to shed changes at each tick: by so much
+# for each second over that, and for each second that the lateness grew by (the controller of PIE).
+LATE_S = 0.015
+GAIN, GROWTH_GAIN = 0.8, 4.0
+# The pressure from which on no batch begins; that from which on single reads are shed, too, by what it is above this;
+# and the most that it can be.
+NO_BATCHES, SOME_READS, MOST_PRESSURE = 0.25, 0.5, 1.45
 # A loop that is late although this process did little was kept waiting by others; to shed would not help.
 BUSY_SHARE = 0.25
 
@@ -52,8 +52,8 @@ class Admission:
     def __init__(self, count: Callable[[str], None]) -> None:
         self.shed_share = 0.0
         """The part of single reads that is refused now."""
-        self.late_s = 0.0
-        """How late the loop is, on average over some ticks."""
+        self._late_s = 0.0
+        self._pressure = 0.0
         self._count = count
         self._limit = FEWEST
         self._running = 0
@@ -71,7 +71,7 @@ class Admission:
         """Measure no more; nothing is shed any more for its delay."""
         if self._timer is not None:
             self._timer.cancel()
-        self.shed_share = 0.0
+        self._pressure = self.shed_share = 0.0
 
     def sheds_read(self) -> bool:
         """Return whether a single read is to be refused; worth calling while `shed_share` is above zero."""
@@ -103,14 +103,14 @@ class Admission:
 
     async def _turn(self) -> None:
         """Wait until one more batch may run, and count it as running."""
-        if self._running < self._limit and not self._waiting and self.shed_share < NO_BATCHES:
+        if self._running < self._limit and not self._waiting and self._pressure < NO_BATCHES:
             self._running += 1
             return
         now = monotonic()
         if not self._waiting:
             self._waiting_since = now
         full = len(self._waiting) >= (self._limit if self._allowed_s(now) == TARGET_S else MOST_WAITING)
-        if full or self.shed_share >= NO_BATCHES:
+        if full or self._pressure >= NO_BATCHES:
             raise self._late()
         turn = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiting(now, turn))
@@ -154,15 +154,13 @@ class Admission:
         busy = cpu_s - self._cpu_s > BUSY_SHARE * took_s
         self._ticked, self._cpu_s = now, cpu_s
         late_s = max(0.0, took_s - TICK_S) if busy else 0.0
-        self._adapt_reads(late_s)
+        before_s = self._late_s
+        self._late_s += (late_s - before_s) / 4
+        change = GAIN * (self._late_s - LATE_S) + GROWTH_GAIN * (self._late_s - before_s)
+        self._pressure = min(MOST_PRESSURE, max(0.0, self._pressure + change))
+        self.shed_share = max(0.0, self._pressure - SOME_READS)
         if late_s > BATCH_LATE_S:
             self._limit = max(FEWEST, self._limit * 3 // 4)
         elif self._waiting:
             self._limit = min(MOST, self._limit + 1)
         self._hand_on()
-
-    def _adapt_reads(self, late_s: float) -> None:
-        before_s = self.late_s
-        self.late_s += (late_s - before_s) / 4
-        share = self.shed_share + READ_GAIN * (self.late_s - READ_LATE_S) + READ_GROWTH_GAIN * (self.late_s - before_s)
-        self.shed_share = min(MOST_SHED, share) if share > 0 else 0.0

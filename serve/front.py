@@ -11,6 +11,7 @@ import socket
 import ssl
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
 from ipaddress import ip_address, ip_network
@@ -32,6 +33,8 @@ from serve.settings import Limits
 log = logging.getLogger(__name__)
 
 MAX_LINE_BYTES = 8190
+# What is not counted where it comes at once.
+SMALL = 4096
 # Each tick of the sweep looks over one of so many slices of the connections, each of them once a second.
 SLICES, TICK_S = 10, 0.1
 # How many connections beyond the limits are heard all the same, each for so long: they may be a probe's.
@@ -66,8 +69,9 @@ class Server(web.Server):
         self.metrics = dispatcher.metrics
         self.admission = Admission(self.metrics.count_shed)
         self.bytes_in_flight = 0
-        """Bodies that are being read, and answers that clients have not taken."""
+        """What came of requests that are not answered yet, apart from small ones, and what clients have not taken."""
         self._room = min(self.limits.connections, room_for_connections())
+        self._room_for_refused = min(REFUSED_AT_ONCE, 1 + self._room // 8)
         self._trusted = [ip_network(network) for network in self.limits.trusted_proxies]
         self._slices = [set[Connection]() for _ in range(SLICES)]
         self._refused = dict[Connection, float]()
@@ -103,18 +107,36 @@ class Server(web.Server):
         if self._timer is not None:
             self._timer.cancel()
 
-    def _take(self, tls: ssl.SSLContext | None, accepted: socket.socket, address: str, refusal: str) -> None:
+    def _take(self, tls: ssl.SSLContext | None, accepted: socket.socket, address: str, *, is_last: bool) -> None:
         """Serve an accepted connection, or hear only whether it is a probe's where there are too many."""
-        if not refusal and self.open_connections + len(self._accepting) >= self._room:
+        refusal = ""
+        if is_last:
+            refusal = "descriptors"
+        elif self.open_connections + len(self._accepting) >= self._room:
             refusal = "connections"
-        elif not refusal and self._addresses[address] >= self.limits.per_address and not self._is_proxy(address):
+        elif self._addresses[address] >= self.limits.per_address and not self._is_proxy(address):
             refusal = "address"
-        if refusal and len(self._refused) >= REFUSED_AT_ONCE:
-            next(iter(self._refused)).transport.abort()
+        full = is_last or len(self._refused) + len(self._accepting) >= self._room_for_refused
+        if refusal and full and not self._is_probe(accepted, refusal):
+            return
         connection = Connection(self, address, refusal)
         task = self._loop.create_task(self._loop.connect_accepted_socket(lambda: connection, accepted, ssl=tls))
         self._accepting.add(task)
         task.add_done_callback(self._accepted)
+
+    def _is_probe(self, accepted: socket.socket, refusal: str) -> bool:
+        """Return whether a connection for which there is no room is a probe's; any other is refused here and now."""
+        accepted.setblocking(False)
+        try:
+            if PROBE.match(accepted.recv(MAX_LINE_BYTES, socket.MSG_PEEK)):
+                return True
+            accepted.recv(1 << 20)  # what is closed with bytes unread is reset, and its answer may be lost
+        except OSError:
+            pass  # nothing has come yet
+        with accepted, suppress(OSError):
+            self.metrics.count_shed(refusal)
+            accepted.send(_raw(_crowded(), self.dispatcher.new_request_id(), "Connection: close\r\n"))
+        return False
 
     def _accepted(self, task: "asyncio.Task[object]") -> None:
         self._accepting.discard(task)
@@ -161,7 +183,7 @@ class Server(web.Server):
         path, _, query = request.raw_path.partition("?")
         if path[:1] != "/":
             path = request.rel_url.raw_path  # the absolute form, which proxies use
-        plain = request.version is HttpVersion11 and not request.protocol.writing_paused
+        plain = request._version is HttpVersion11 and not request.protocol.writing_paused  # noqa: SLF001 -- `version` keeps its first value
         if plain and TIMEOUT not in request.headers:
             return self.dispatcher.answer(request, path, query)
         return self._answer_unusual(request, path, query)
@@ -170,7 +192,7 @@ class Server(web.Server):
         """Answer what may be too late, or of another version, or comes before its client has read the last answer."""
         protocol = cast("Handler", request.protocol)
         try:
-            if request.version not in (HttpVersion11, HttpVersion10):
+            if request._version not in (HttpVersion11, HttpVersion10):  # noqa: SLF001 -- as in `_answer`
                 return self.dispatcher.refuse(request, _wrong_version(request))
             await protocol._drain_helper()  # noqa: SLF001 -- aiohttp has no other way to wait for it
             if request.method != "POST":  # a POST's is looked at when its turn comes
@@ -186,18 +208,19 @@ class Server(web.Server):
         deadline = _deadline(request)
         if request.headers.get("Content-Encoding", "identity").strip().lower() != "identity":
             raise Problem(415, "encoded-body", "a body is sent as it is, without Content-Encoding", CLOSE)
-        size = MAX_BODY_BYTES if request.content_length is None else request.content_length
-        if size > MAX_BODY_BYTES:
+        if request.content_length is not None and request.content_length > MAX_BODY_BYTES:
             raise _too_large()
-        if self.bytes_in_flight + size > self.limits.bytes_in_flight:
-            self.metrics.count_shed("bytes")
-            raise overloaded("bodies and answers that are not read take all the memory that there is for them")
-        self.bytes_in_flight += size
-        try:
-            await _read_body(request)
-            return await self.admission.batch(work, deadline=deadline, is_gone=lambda: request.transport is None)
-        finally:
-            self.bytes_in_flight -= size
+        if self.bytes_in_flight > self.limits.bytes_in_flight:
+            raise self.no_room()
+        await _read_body(request)
+        return await self.admission.batch(work, deadline=deadline, is_gone=lambda: request.transport is None)
+
+    def no_room(self) -> Problem:
+        """Count a body for which there is no memory; how to refuse it."""
+        self.metrics.count_shed("bytes")
+        problem = overloaded("bodies and answers that are not read take all the memory that there is for them")
+        problem.headers |= CLOSE  # what is left of the body is not read
+        return problem
 
 
 class Handler(web.RequestHandler):
@@ -226,6 +249,7 @@ class Handler(web.RequestHandler):
     ) -> web.StreamResponse:
         """Answer what cannot be read, or failed outside of any handler."""
         server = cast("Server", self._manager)
+        request._version = HttpVersion11  # noqa: SLF001 -- aiohttp's stand-in for what cannot be read says 1.0
         if request.writer.output_size > 0:
             raise ConnectionError("the answer had begun; it cannot become an error any more") from exc
         if status >= 500:
@@ -262,7 +286,8 @@ class Connection(asyncio.Protocol):
     """One connection: counts and times what comes, and feeds it to aiohttp, from the first byte on."""
 
     __slots__ = (
-        "_admission", "_header_bytes", "_queued", "_server", "_since", "_stalled",
+        "_admission", "_header_bytes",
+        "_held", "_queued", "_server", "_since", "_stalled",
         "address", "handler", "refusal", "transport",
     )  # fmt: skip
 
@@ -276,6 +301,7 @@ class Connection(asyncio.Protocol):
         self._admission = server.admission
         self._since = monotonic()
         self._header_bytes = 0
+        self._held = 0
         self._queued = 0
         self._stalled = 0.0
 
@@ -286,8 +312,8 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End."""
-        self._server.bytes_in_flight -= self._queued
-        self._queued = 0
+        self._server.bytes_in_flight -= self._queued + self._held
+        self._queued = self._held = 0
         self._server.closed(self)
         if self.handler is not None:
             self.handler.connection_lost(exc)
@@ -303,22 +329,43 @@ class Connection(asyncio.Protocol):
             if handler is None:
                 return
         elif handler._waiter is None or handler._messages:  # noqa: SLF001 -- `between_requests`, on the hot path
+            self._hold(len(data))
             handler.feed_body(data)
             return
         if not self._header_bytes:
             handler.received = self._since = monotonic()
+            if self._held:
+                self._hold(-self._held)
             if self._admission.shed_share and self._shed(data):
                 return
-        if len(data) > self._server.limits.header_bytes and END not in data[: self._server.limits.header_bytes + 4]:
-            self._refuse(_large_header(), "large_header")
+        if len(data) > SMALL and self._is_too_large(data):
             return
         handler.data_received(data)
         if handler._messages:  # noqa: SLF001 -- the header is whole
             self._header_bytes = 0
         else:
             self._header_bytes += len(data)
-            if self._header_bytes > self._server.limits.header_bytes:
-                self._refuse(_large_header(), "large_header")
+            self._is_too_large(b"")
+
+    def _is_too_large(self, data: bytes) -> bool:
+        """Refuse a header that is too large with what comes now; count what comes with a header."""
+        self._hold(len(data))
+        limit = self._server.limits.header_bytes
+        if self._header_bytes <= limit and (len(data) <= limit or END in data[: limit + len(END)]):
+            return False
+        self._refuse(Problem(431, "large-header", "the header of the request is too large"), "large_header")
+        return True
+
+    def _hold(self, count: int) -> None:
+        """Count bytes that are kept until their request is answered; refuse or cut where there is no room for them."""
+        self._held += count
+        self._server.bytes_in_flight += count
+        if count > 0 and self._server.bytes_in_flight > self._server.limits.bytes_in_flight:
+            if self.handler is not None and self.handler.awaits_body:
+                self.handler.end_body(self._server.no_room())
+            elif self._queued:  # what comes behind an answer that is not read
+                self._server.metrics.count_shed("slow_reader")
+                self.transport.abort()
 
     def _begin(self, data: bytes) -> Handler | None:
         """Bring in aiohttp for the first bytes, unless this connection is refused."""
@@ -327,7 +374,7 @@ class Connection(asyncio.Protocol):
         if self.refusal and not (PROBE.match(data) and data.endswith(END)):
             if not self._header_bytes:  # refused already
                 self._header_bytes = 1
-                self._refuse(overloaded("there are more connections than can be served"), self.refusal)
+                self._refuse(_crowded(), self.refusal)
             return None
         self.handler = handler = Handler(self._server, self._server._loop)  # noqa: SLF001 -- aiohttp's
         handler.connection_made(self.transport)
@@ -396,6 +443,8 @@ class Connection(asyncio.Protocol):
                 self._refuse(late, "slow_header")
             elif age_s > limits.idle_s:
                 self.transport.close()
+            elif self._held:
+                self._hold(-self._held)
 
     def _check_reader(self, now: float) -> None:
         """Cut a client that takes nothing of its answers; soon, where such answers fill half of their room."""
@@ -432,14 +481,14 @@ def _deadline(request: web.BaseRequest) -> float:
 
 
 def _wrong_version(request: web.BaseRequest) -> Problem:
-    major, minor = request.version
+    major, minor = request._version  # noqa: SLF001 -- as in `_answer`
     request._version = HttpVersion11  # noqa: SLF001 -- the answer's version is ours, not the caller's
     status, name = (505, "version-not-supported") if major else (400, "bad-request")
     return Problem(status, name, f"HTTP/1.1 and HTTP/1.0 are spoken here, not HTTP/{major}.{minor}", CLOSE)
 
 
-def _large_header() -> Problem:
-    return Problem(431, "large-header", "the header of the request is too large")
+def _crowded() -> Problem:
+    return overloaded("there are more connections than can be served")
 
 
 def _too_large() -> Problem:

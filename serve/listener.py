@@ -1,7 +1,7 @@
 """Accepting connections by ourselves, so that nobody is reset where a process cannot open another file.
 
-An event loop's own server closes what it cannot accept. Here it stays in the kernel's queue for a moment, one
-connection at a time is answered with a descriptor that is kept for that, and all is well once others have closed.
+An event loop's own server resets what it cannot accept. Here a descriptor is kept, with which probes are answered and
+others refused, one by one, until connections can be accepted again.
 """
 
 import asyncio
@@ -10,7 +10,10 @@ import logging
 import os
 import resource
 import socket
-from collections.abc import Callable
+from contextlib import suppress
+from math import inf
+from time import monotonic
+from typing import Protocol
 
 log = logging.getLogger(__name__)
 
@@ -22,8 +25,17 @@ EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 # Descriptors that a worker needs beside its connections: its stores', its log's, its loop's.
 RESERVED = 64
 
-# Takes an accepted connection and the address of its other end; the reason why it is to be refused, or "" for none.
-Take = Callable[[socket.socket, str, str], None]
+# How many descriptors are kept for probes: several, for what reads the store's files needs one now and then, too.
+SPARE = 8
+# A lack that comes and goes is logged no more often.
+LOG_EVERY_S = 60.0
+
+
+class Take(Protocol):
+    """Who serves what is accepted."""
+
+    def __call__(self, accepted: socket.socket, address: str, *, is_last: bool) -> None:
+        """Take a connection and the address of its other end; *is_last*: it has the last descriptor."""
 
 
 def raise_descriptor_limit() -> None:
@@ -47,8 +59,9 @@ class Listener:
         self._take = take
         self._loop = asyncio.get_running_loop()
         self._paused: asyncio.TimerHandle | None = None
-        self._spare = _open_spare()
-        self._logged = False
+        self._spare = list[int]()
+        self._open_spare()
+        self._logged_at = -inf
         self._loop.add_reader(listening.fileno(), self._accept)
 
     def close(self) -> None:
@@ -68,7 +81,7 @@ class Listener:
             if not self._accept_one():
                 return
 
-    def _accept_one(self, refusal: str = "") -> bool:
+    def _accept_one(self, *, is_last: bool = False) -> bool:
         """Take one connection; False where there is none, or no descriptor for it."""
         try:
             connection, address = self._socket.accept()
@@ -79,46 +92,42 @@ class Listener:
         except OSError as error:
             if error.errno not in EXHAUSTED:
                 raise
-            if not refusal:
+            if not is_last:
                 self._exhausted(error)
             return False
-        self._take(connection, address[0], refusal)
+        self._take(connection, address[0], is_last=is_last)
         return True
 
     def _exhausted(self, error: OSError) -> None:
-        """Answer one connection with the descriptor that is kept for this, and accept no others for a moment."""
-        if not self._logged:
-            self._logged = True
-            log.warning("connections cannot be accepted: %s; they wait, and health is still answered", error.strerror)
+        """Have what waits answered with the descriptor that is kept for this, and accept nothing else for a moment."""
+        if monotonic() - self._logged_at > LOG_EVERY_S:
+            self._logged_at = monotonic()
+            log.warning("connections are refused, but for probes: %s; raise `ulimit -n`", error.strerror)
         self._close_spare()
-        self._accept_one("descriptors")
-        self._pause()
-
-    def _pause(self) -> None:
+        for _ in range(AT_ONCE):
+            if not self._accept_one(is_last=True):
+                break
         self._loop.remove_reader(self._socket.fileno())
+        self._resume_later()
+
+    def _resume_later(self) -> None:
         self._paused = self._loop.call_later(PAUSE_S, self._resume)
 
     def _resume(self) -> None:
-        """Accept again, once there is a descriptor to keep; one that is answered meanwhile has it."""
+        """Accept again, once there is a descriptor to keep; a probe that is being answered may have it."""
         self._paused = None
-        if self._spare is None:
-            self._spare = _open_spare()
-        if self._spare is None:
-            self._pause()
-            return
-        if self._logged and self._accept_one():
-            self._logged = False
-            log.info("connections are accepted again")
-        self._loop.add_reader(self._socket.fileno(), self._accept)
+        self._open_spare()
+        if self._spare:
+            self._loop.add_reader(self._socket.fileno(), self._accept)
+        else:
+            self._resume_later()
+
+    def _open_spare(self) -> None:
+        """Keep as many descriptors as are to be kept, or as there are."""
+        with suppress(OSError):
+            while len(self._spare) < SPARE:
+                self._spare.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
 
     def _close_spare(self) -> None:
-        if self._spare is not None:
-            os.close(self._spare)
-            self._spare = None
-
-
-def _open_spare() -> int | None:
-    try:
-        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
+        while self._spare:
+            os.close(self._spare.pop())

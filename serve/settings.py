@@ -39,7 +39,7 @@ class Limits:
     """The whole header of one request."""
 
     bytes_in_flight: int = 256 << 20
-    """Bodies that are being read, and answers that their clients have not taken yet; over it, bodies are refused."""
+    """Bodies that are not answered, and answers that their clients have not taken; over it, bodies are refused."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.support.service import Answer, Service, a_list, publish_lists, running
+from tests.support.service import Answer, Service, a_list, parse_answer, publish_lists, running
 
 ODD_IDS = [
     "a/b",
@@ -65,10 +65,7 @@ def raw(service: Service, *parts: bytes) -> Answer:
         received = b""
         while chunk := connection.recv(65536):
             received += chunk
-    head, _, body = received.partition(b"\r\n\r\n")
-    status, *lines = head.decode().split("\r\n")
-    headers = dict(line.lower().split(": ", 1) for line in lines)
-    return Answer(int(status.split()[1]), headers, body)
+    return parse_answer(received)
 
 
 def test_a_known_user_gets_the_personal_list_cut_to_ten(service: Service, release: tuple[Path, str]) -> None:

@@ -30,6 +30,14 @@ class Answer:
         return json.loads(self.body)
 
 
+def parse_answer(received: bytes) -> Answer:
+    """Read one whole answer as it came over a socket."""
+    head, _, body = received.partition(b"\r\n\r\n")
+    status, *lines = head.decode().split("\r\n")
+    assert status.startswith("HTTP/1.1 "), status
+    return Answer(int(status.split()[1]), dict(line.lower().split(": ", 1) for line in lines), body)
+
+
 @dataclass(slots=True)
 class Service:
     process: subprocess.Popen[bytes]
@@ -72,13 +80,16 @@ def running(folder: Path, *options: str) -> Iterator[Service]:
 @contextmanager
 def serving(logs: Path, *options: str) -> Iterator[Service]:
     """Run `hotplate serve` with *options* on any free port, until the block ends; its log goes to the folder *logs*."""
+    with started(logs, [sys.executable, "-m", "hotplate", "serve", "--port", "0", *options]) as service:
+        yield service
+
+
+@contextmanager
+def started(logs: Path, command: Sequence[str]) -> Iterator[Service]:
+    """Run a command that serves, and says where, until the block ends; its log goes to the folder *logs*."""
     log = logs / f"serve-{time.monotonic_ns()}.log"
     with log.open("wb") as stream:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "hotplate", "serve", "--port", "0", *options],
-            stderr=stream,
-            stdout=subprocess.DEVNULL,
-        )
+        process = subprocess.Popen(command, stderr=stream, stdout=subprocess.DEVNULL)
     try:
         yield Service(process, _port(process, log), log)
     finally:
@@ -95,7 +106,7 @@ def serving(logs: Path, *options: str) -> Iterator[Service]:
 def _port(process: subprocess.Popen[bytes], log: Path) -> int:
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        if found := re.search(r"serving .* on http://127\.0\.0\.1:(\d+)", log.read_text()):
+        if found := re.search(r"serving .*on http://127\.0\.0\.1:(\d+)", log.read_text()):
             return int(found[1])
         assert process.poll() is None, log.read_text()
         time.sleep(0.01)
