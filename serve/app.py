@@ -10,6 +10,7 @@ from functools import partial
 from time import perf_counter
 
 from aiohttp import web
+from multidict import istr
 
 from serve.admission import ClientGone
 from serve.handlers import Handler, Handlers
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 
 # Nobody was there to be answered; the code that proxies log for it.
 CLIENT_GONE = 499
+GIVEN_ID = istr("X-Request-Id")  # found faster than a str
 REQUEST_ID = re.compile(r"[A-Za-z0-9._~+/=:-]{1,128}")
 
 
@@ -96,7 +98,7 @@ class Dispatcher:
 
     def request_id(self, request: web.BaseRequest) -> str:
         """Return the caller's id of a request, or make one; an odd or long one would end in logs and headers."""
-        given = request.headers.get("X-Request-Id")
+        given = request.headers.get(GIVEN_ID)
         if given is not None and REQUEST_ID.fullmatch(given):
             return given
         return self.new_request_id()

@@ -22,6 +22,7 @@ from typing import cast
 from aiohttp import HttpVersion11, web
 from aiohttp.helpers import rfc822_formatted_time
 from aiohttp.http import HttpVersion10
+from multidict import istr
 
 from serve.admission import Admission, ClientGone
 from serve.app import Dispatcher
@@ -45,7 +46,7 @@ WRITE_STEP, HURRIED_WRITE_S = 65_536, 1.0
 LINGER_S = 2.0
 # How long a caller may say that it waits.
 MOST_TIMEOUT_S = 60.0
-TIMEOUT = "X-Request-Timeout-Ms"
+TIMEOUT = istr("X-Request-Timeout-Ms")
 # What operators request is never shed.
 PROBE = re.compile(rb"(?:GET|HEAD) /(?:livez|readyz|health/live|health/ready|metrics)[? ]")
 # Reads that may be shed without parsing: a whole header, in which nothing says that there is more to the request.
@@ -183,8 +184,9 @@ class Server(web.Server):
         path, _, query = request.raw_path.partition("?")
         if path[:1] != "/":
             path = request.rel_url.raw_path  # the absolute form, which proxies use
-        plain = request._version is HttpVersion11 and not request.protocol.writing_paused  # noqa: SLF001 -- `version` keeps its first value
-        if plain and TIMEOUT not in request.headers:
+        # Its own fields, as this is the hot path; and `version`, once read, keeps its value.
+        is_usual = request._version is HttpVersion11 and not request._protocol._paused  # noqa: SLF001 -- as above
+        if is_usual and TIMEOUT not in request._headers:  # noqa: SLF001 -- as above
             return self.dispatcher.answer(request, path, query)
         return self._answer_unusual(request, path, query)
 
