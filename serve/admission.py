@@ -1,14 +1,16 @@
 """Admission by queueing delay: what a worker takes on, and what it refuses while refusing still helps.
 
-Two delays are measured, in each worker for itself: how late a timer of the event loop comes, which is how long whatever
-is ready has to wait, and how long a batch waits inside the process for its turn.
+Delays are measured, by each worker for itself: how late a timer of the event loop comes, which is how long what is
+ready has to wait; and how long requests wait inside the process, for their handler and, as batches, for their turn.
 """
 
 import asyncio
 import random
+import resource
 from collections import deque
 from collections.abc import Awaitable, Callable
-from time import monotonic, process_time
+from math import inf
+from time import monotonic
 from typing import NamedTuple, TypeVar
 
 from serve.problems import Problem, overloaded
@@ -16,8 +18,8 @@ from serve.problems import Problem, overloaded
 T = TypeVar("T")
 
 TICK_S = 0.02
-# A batch may wait INTERVAL_S for its turn; TARGET_S where batches have waited for that long without a pause. So a burst
-# is answered, and a queue that only adds to every latency is not kept (the controlled delay of CoDel).
+# A batch may wait INTERVAL_S for its turn; TARGET_S where batches have waited for that long without a pause, or one was
+# refused since. So a burst is answered, and a queue that only adds to every latency is not kept (as by CoDel).
 INTERVAL_S = 0.1
 TARGET_S = 0.02
 # How late the loop may be before fewer batches run at once, and how many do: one where they keep the loop busy, and one
@@ -26,15 +28,20 @@ BATCH_LATE_S = 0.01
 FEWEST, MOST = 1, 64
 # The most batches that wait, whatever their time.
 MOST_WAITING = 256
-# How late the loop may be, on average over some ticks, and how the pressure to shed changes at each tick: by so much
-# for each second over that, and for each second that the lateness grew by (the controller of PIE).
-LATE_S = 0.015
-GAIN, GROWTH_GAIN = 0.8, 4.0
+# How much delay there may be, on average over some ticks, and how the pressure to shed changes at each tick: by so much
+# for each second over that, and for each second that the delay grew by (the controller of PIE).
+LATE_S = 0.03
+GAIN, GROWTH_GAIN = 2.0, 4.0
 # The pressure from which on no batch begins; that from which on single reads are shed, too, by what it is above this;
 # and the most that it can be.
-NO_BATCHES, SOME_READS, MOST_PRESSURE = 0.25, 0.5, 1.45
-# A loop that is late although this process did little was kept waiting by others; to shed would not help.
-BUSY_SHARE = 0.25
+NO_BATCHES, SOME_READS, MOST_PRESSURE = 0.1, 0.2, 1.15
+# Where fewer requests came since the last tick, it is not they that make the loop late.
+MANY = 16
+
+
+def _sleeps() -> int:
+    """Return how often this thread has gone to sleep; where a busy loop does, no queue stands, however late it was."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
 
 
 class ClientGone(Exception):
@@ -47,24 +54,32 @@ class _Waiting(NamedTuple):
 
 
 class Admission:
-    """Decides for one worker; lives as long as it, on its loop. *count* is called with the reason of each refusal."""
+    """Decides for one worker; lives as long as it, on its loop.
 
-    def __init__(self, count: Callable[[str], None]) -> None:
+    *count* is called with the reason of each refusal, *requests* returns how many requests have reached their handlers.
+    """
+
+    def __init__(self, count: Callable[[str], None], requests: Callable[[], int]) -> None:
         self.shed_share = 0.0
         """The part of single reads that is refused now."""
-        self._late_s = 0.0
+        self.least_wait_s = 0.0
+        """The least time from a request's arrival to its handler, of those since the last tick."""
+        self._delay_s = 0.0
         self._pressure = 0.0
         self._count = count
+        self._requests = requests
+        self._seen = self._shed = self._sleeps = 0
         self._limit = FEWEST
         self._running = 0
         self._waiting = deque[_Waiting]()
         self._waiting_since = 0.0
+        self._late_at = -inf
         self._timer: asyncio.TimerHandle | None = None
-        self._ticked, self._cpu_s = monotonic(), process_time()
+        self._ticked = monotonic()
 
     def start(self) -> None:
         """Measure from now on."""
-        self._ticked, self._cpu_s = monotonic(), process_time()
+        self._ticked = monotonic()
         self._timer = asyncio.get_running_loop().call_later(TICK_S, self._tick)
 
     def stop(self) -> None:
@@ -77,6 +92,7 @@ class Admission:
         """Return whether a single read is to be refused; worth calling while `shed_share` is above zero."""
         if random.random() >= self.shed_share:  # noqa: S311 -- to spread refusals, nothing secret
             return False
+        self._shed += 1
         self._count("read_delay")
         return True
 
@@ -137,9 +153,11 @@ class Admission:
 
     def _allowed_s(self, now: float) -> float:
         """Return how long a batch may wait."""
-        return TARGET_S if self._waiting and now - self._waiting_since > INTERVAL_S else INTERVAL_S
+        stands = self._waiting and now - self._waiting_since > INTERVAL_S
+        return TARGET_S if stands or now - self._late_at < INTERVAL_S else INTERVAL_S
 
     def _late(self) -> Problem:
+        self._late_at = monotonic()
         return self._refused("batch_delay", "more batches come than can be answered in time")
 
     def _refused(self, reason: str, detail: str) -> Problem:
@@ -148,15 +166,16 @@ class Admission:
 
     def _tick(self) -> None:
         """Look how late the loop is, and adapt to it."""
-        now, cpu_s = monotonic(), process_time()
+        now, seen = monotonic(), self._requests() + self._shed
         self._timer = asyncio.get_running_loop().call_later(TICK_S, self._tick)
-        took_s = now - self._ticked
-        busy = cpu_s - self._cpu_s > BUSY_SHARE * took_s
-        self._ticked, self._cpu_s = now, cpu_s
-        late_s = max(0.0, took_s - TICK_S) if busy else 0.0
-        before_s = self._late_s
-        self._late_s += (late_s - before_s) / 4
-        change = GAIN * (self._late_s - LATE_S) + GROWTH_GAIN * (self._late_s - before_s)
+        late_s = max(0.0, now - self._ticked - TICK_S)
+        sleeps = _sleeps()
+        stands = sleeps == self._sleeps and seen - self._seen >= MANY
+        delay_s = max(late_s, self.least_wait_s if self.least_wait_s < inf else 0.0) if stands else 0.0
+        self._ticked, self._seen, self._sleeps, self.least_wait_s = now, seen, sleeps, inf
+        before_s = self._delay_s
+        self._delay_s += (delay_s - before_s) / 4
+        change = GAIN * (self._delay_s - LATE_S) + GROWTH_GAIN * (self._delay_s - before_s)
         self._pressure = min(MOST_PRESSURE, max(0.0, self._pressure + change))
         self.shed_share = max(0.0, self._pressure - SOME_READS)
         if late_s > BATCH_LATE_S:

@@ -68,7 +68,7 @@ class Server(web.Server):
         dispatcher.gate = self._admit
         self.limits = limits or Limits()
         self.metrics = dispatcher.metrics
-        self.admission = Admission(self.metrics.count_shed)
+        self.admission = Admission(self.metrics.count_shed, lambda: self.requests_count)
         self.bytes_in_flight = 0
         """What came of requests that are not answered yet, apart from small ones, and what clients have not taken."""
         self._room = min(self.limits.connections, room_for_connections())
@@ -184,8 +184,12 @@ class Server(web.Server):
         path, _, query = request.raw_path.partition("?")
         if path[:1] != "/":
             path = request.rel_url.raw_path  # the absolute form, which proxies use
+        protocol = cast("Handler", request._protocol)  # noqa: SLF001 -- as below
+        waited_s = monotonic() - protocol.received
+        if waited_s < self.admission.least_wait_s:  # noqa: PLR1730 -- `min` takes twice as long
+            self.admission.least_wait_s = waited_s
         # Its own fields, as this is the hot path; and `version`, once read, keeps its value.
-        is_usual = request._version is HttpVersion11 and not request._protocol._paused  # noqa: SLF001 -- as above
+        is_usual = request._version is HttpVersion11 and not protocol._paused  # noqa: SLF001 -- as above
         if is_usual and TIMEOUT not in request._headers:  # noqa: SLF001 -- as above
             return self.dispatcher.answer(request, path, query)
         return self._answer_unusual(request, path, query)
@@ -241,7 +245,7 @@ class Handler(web.RequestHandler):
             auto_decompress=False,  # what is small on the wire may be large in memory
         )
         self.received = 0.0
-        """When the first byte of the newest request came, by `time.monotonic`."""
+        """When the header of the newest request came, by `time.monotonic`."""
 
     def _process_keepalive(self) -> None:
         """Leave idle connections to the sweep."""
@@ -334,8 +338,9 @@ class Connection(asyncio.Protocol):
             self._hold(len(data))
             handler.feed_body(data)
             return
+        handler.received = now = monotonic()
         if not self._header_bytes:
-            handler.received = self._since = monotonic()
+            self._since = now
             if self._held:
                 self._hold(-self._held)
             if self._admission.shed_share and self._shed(data):
