@@ -42,13 +42,26 @@ def serve(
             at_least=0,
         ),
     ] = 0.0,
+    max_connections: Annotated[
+        int, option("--max-connections", "Keep at most so many connections open in each worker.", at_least=1)
+    ] = 10_000,
+    trusted_proxy: Annotated[
+        list[str] | None,
+        option(
+            "--trusted-proxy",
+            "Let the addresses in this network open any number of connections, as a proxy or a load balancer must; "
+            "may be repeated. Every other address has at most a fifth of them.",
+            metavar="CIDR",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Serve the live release of a store over HTTP, and follow it from release to release.
 
     Example: hotplate serve --store redis://cache:6379/0 --store file:///var/lib/hotplate --workers 2
     """
     from serve.process import serve as run
-    from serve.settings import Settings, configure_logging
+    from serve.settings import Limits, Settings, configure_logging
     from stores.errors import StoreMisused
     from stores.urls import redacted
 
@@ -56,6 +69,25 @@ def serve(
     if any(url.startswith("memory:") for url in urls):
         raise StoreMisused("memory:// is for tests: it is empty, and gone with the process; serve a file:// store")
     configure_logging()
-    settings = Settings(urls, host, port, workers, budget_s=budget, drain_s=drain, scrub_rows_per_s=scrub_rate)
+    limits = Limits(
+        connections=max_connections, per_address=max(1, max_connections // 5), trusted_proxies=networks(trusted_proxy)
+    )
+    settings = Settings(
+        urls, host, port, workers, budget_s=budget, drain_s=drain, scrub_rows_per_s=scrub_rate, limits=limits
+    )
     named = ", ".join(map(redacted, urls))
     run(settings, lambda address: err.print(f"serving {named} on {address}"))
+
+
+def networks(given: list[str] | None) -> tuple[str, ...]:
+    """Check networks, as 10.0.0.0/8; raises StoreMisused for what is none."""
+    from ipaddress import ip_network
+
+    from stores.errors import StoreMisused
+
+    for network in given or ():
+        try:
+            ip_network(network)
+        except ValueError as error:
+            raise StoreMisused(f"--trusted-proxy takes a network, as 10.0.0.0/8: {error}") from None
+    return tuple(given or ())
