@@ -22,7 +22,7 @@ class Shape:
 
     @property
     def value_bytes(self) -> int:
-        """Bytes of one value; all are the same."""
+        """Bytes of one list; all are the same."""
         item_bytes = len('{"id":"1234","score":0.1234}') + (self.title_chars and len(',"title":""') + self.title_chars)
         return item_bytes * self.items + 2 * (self.items - 1)
 
@@ -32,7 +32,7 @@ class Shape:
         return Plan(self.users + 1, (self.users + 1) * (self.value_bytes + len(key_of(0))))
 
     def values(self) -> list[bytes]:
-        """Encode the values that the rows share."""
+        """Encode the lists that the rows share, to bodies."""
         ids = [str(1000 + item) for item in range(ITEMS)]
         titles = [f"{item:0{self.title_chars}d}" if self.title_chars else None for item in range(ITEMS)]
         encoder = ItemEncoder(ids, titles)
@@ -43,7 +43,7 @@ class Shape:
         ]
 
     def drawn(self) -> list[bytes]:
-        """Draw the values as a model gives them, so that they compress as real lists do; all have about `value_bytes`.
+        """Draw bodies as of a model's lists, so that they compress as real ones do; each list has about `value_bytes`.
 
         Different items by a Zipf law, popular ones in more of the lists, and scores of four digits, best first.
         """

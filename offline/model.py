@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,9 +17,9 @@ from scipy.sparse import csr_matrix
 
 from offline.errors import DataError
 from offline.input.matrix import Matrix
-from offline.scratch import LOCK, marked, scratch_folder
 from offline.train.als import ALSParams, Factors
 from offline.train.popularity import Popular
+from stores.folders import LOCK, flush, marked, scratch_folder
 
 # Of the folder; changes when an older hotplate could not read it.
 FORMAT = 1
@@ -87,7 +86,7 @@ def _put_in_place(draft: Path, path: Path, old: Path) -> None:
             shutil.rmtree(old, ignore_errors=True)
             with suppress(FileNotFoundError):
                 path.rename(old)
-        _sync(path.parent)
+        flush(path.parent)
     except BaseException:
         with suppress(OSError):  # there is none, or another model came to lie there
             old.rename(path)
@@ -96,11 +95,13 @@ def _put_in_place(draft: Path, path: Path, old: Path) -> None:
 
 def check_target(path: Path) -> None:
     """Raise DataError unless a model may be written to *path*: nothing is there, an empty folder, or another model."""
-    if not path.exists() and not path.is_symlink():
+    try:
+        names = {each.name for each in path.iterdir()}  # at once, for another writer may put its model there meanwhile
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if path.is_symlink() or path.is_file():
+            raise DataError(f"{path} is not a folder; name another folder for the model.") from error
         return
-    if not path.is_dir():
-        raise DataError(f"{path} is not a folder; name another folder for the model.")
-    if any(path.iterdir()) and not (path / _DESCRIPTION).is_file():
+    if names and _DESCRIPTION not in names:
         raise DataError(f"The folder {path} holds other things than a model; name another folder for it.")
 
 
@@ -167,16 +168,8 @@ def _write(model: Model, folder: Path) -> None:
     }
     (folder / _DESCRIPTION).write_text(json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     for file in folder.iterdir():
-        _sync(file)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        flush(file)
+    flush(folder)
 
 
 def _popular_frame(model: Model) -> pl.DataFrame:

@@ -24,7 +24,7 @@ class ListSource(Protocol):
         ...
 
     def batches(self) -> Iterator[list[Row]]:
-        """Yield all rows in ascending order of key bytes, a few thousand at a time."""
+        """Yield all rows, of bodies, in ascending order of key bytes, a few thousand at a time."""
         ...
 
 

@@ -24,7 +24,7 @@ INTERVAL_S = 0.1
 TARGET_S = 0.02
 # How late the loop may be before fewer batches run at once, and how many do: one where they keep the loop busy, and one
 # more at each tick that finds the loop on time and batches waiting, as where these wait for a store.
-BATCH_LATE_S = 0.01
+BATCH_LATE_S = 0.004
 FEWEST, MOST = 1, 64
 # The most batches that wait, whatever their time.
 MOST_WAITING = 256

@@ -4,15 +4,18 @@ import itertools
 import logging
 import re
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
 
 from aiohttp import web
+from aiohttp.hdrs import CACHE_CONTROL
 from multidict import istr
 
 from serve.admission import ClientGone
+from serve.auth import Guard, scope_of
+from serve.cors import Cors
 from serve.handlers import Handler, Handlers
 from serve.metrics import OTHER
 from serve.problems import Problem, internal_error, not_ready
@@ -79,16 +82,26 @@ def _handler(route: Route | None, method: str) -> Handler:
     return handler
 
 
+def _keep_from_shared_caches(response: web.Response) -> None:
+    """Let what took a key be kept by its caller alone: a cache in between would hand it to anybody."""
+    cache = response.headers.get(CACHE_CONTROL, "")
+    if cache.startswith("public"):
+        response.headers[CACHE_CONTROL] = cache.replace("public", "private", 1)
+
+
 class Dispatcher:
     """Answers requests by their raw path: finds the handler, names and times the request; one for each worker."""
 
-    def __init__(self, reader: TieredReader) -> None:
+    def __init__(self, reader: TieredReader, guard: Guard | None = None, *, cors_origins: Sequence[str] = ()) -> None:
+        """Take the reader, and who may call; without a guard everybody may do everything."""
         self.handlers = Handlers(reader)
+        self._guard = guard or Guard()
         self.metrics = reader.metrics
         self.draining = False
         self.gate: Gate | None = None
         """What a POST has to pass before its handler; None where the application around the service has its own."""
         self._routes = Routes(self.handlers)
+        self._cors = Cors(cors_origins)
         self._id_prefix = secrets.token_hex(6)
         self._id_count = itertools.count(1)
 
@@ -127,11 +140,15 @@ class Dispatcher:
         route, raw_id = self._routes.find(path)
         request_id = self.request_id(request)
         try:
-            handler = _handler(route, request.method)
-            if self.gate is not None and request.method == "POST":
-                response = await self.gate(request, partial(handler, request, raw_id, query))
-            else:
-                response = await handler(request, raw_id, query)
+            response = self._cors.preflight(request, route.methods) if self._cors and route is not None else None
+            if response is None:
+                scope = scope_of(route.template) if route is not None else None
+                if scope is not None:
+                    await self._guard.admit(request.headers, scope)
+                work = partial(_handler(route, request.method), request, raw_id, query)
+                response = await (self.gate(request, work) if self.gate and request.method == "POST" else work())
+                if scope is not None and self._guard.reads_take_a_key:
+                    _keep_from_shared_caches(response)
         except Problem as problem:
             response = problem.response()
         except ClientGone:
@@ -145,6 +162,8 @@ class Dispatcher:
         response.headers["Server"] = "hotplate"
         response.headers["X-Request-Id"] = request_id
         response.headers["Server-Timing"] = f"app;dur={took_s * 1000:.3f}"
+        if self._cors:
+            self._cors.admit(request, response)
         if self.draining:
             response.force_close()
         self.metrics.observe_request(
@@ -157,7 +176,8 @@ def mount(app: web.Application, prefix: str, lists: Lists) -> None:
     """Let *app* answer all routes of the service below *prefix*, from lists that are not open yet.
 
     The application opens *lists* when it starts, waits a moment for its stores, and closes them when it stops; its own
-    handlers may use them meanwhile. As long as no release is served, requests get 503.
+    handlers may use them meanwhile. As long as no release is served, requests get 503. Who may call is the
+    application's own to say, as by a middleware: no key is asked for here, and `/metrics` is among the routes.
     """
     lists.reader.warm = True
     dispatcher = Dispatcher(lists.reader)

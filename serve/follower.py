@@ -185,7 +185,7 @@ class Follower:
                 self._set_error(_nothing_live() if found.live is None else None)
             elif seen is None:
                 self._set_error(_nothing_live())
-            elif found.generation < seen.generation:
+            elif found.version != seen.version:
                 await self._take_older(found, seen, requested=requested)
             elif (requested or self._stale.is_set()) and (gone := await self._live_gone(found)):
                 self._stale.set()
@@ -212,7 +212,7 @@ class Follower:
             await self._read_advice()
 
     async def _take_older(self, found: Catalogue, seen: Catalogue, *, requested: bool) -> None:
-        """Take a catalogue of a lower generation: ignore it, or follow it where the store was restored.
+        """Take a catalogue that is older, or is a replica's: ignore it, or follow it where the store was restored.
 
         It was restored where the release that is followed is gone, or every read of the primary was lower for
         RESTORED_S. What a replica says counts neither for nor against it.
@@ -241,8 +241,8 @@ class Follower:
         elif requested:
             self._set_error(
                 _CatalogueOlder(
-                    f"only a replica answers, with generation {found.generation} of the catalogue where "
-                    f"{seen.generation} is followed; it lags, or the store was restored: serve the primary to know"
+                    f"only a replica answers, with another catalogue, of generation {found.generation}, than that of "
+                    f"{seen.generation} that is followed; it lags, or the store was restored: serve the primary to know"
                 )
             )
 

@@ -13,23 +13,31 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
-from http import HTTPStatus
 from ipaddress import ip_address, ip_network
-from math import inf
 from time import monotonic
 from typing import cast
 
 from aiohttp import HttpVersion11, web
-from aiohttp.helpers import rfc822_formatted_time
 from aiohttp.http import HttpVersion10
-from multidict import istr
 
-from serve.admission import Admission, ClientGone
+from serve.admission import Admission
 from serve.app import Dispatcher
-from serve.handlers import MAX_BODY_BYTES
 from serve.listener import Listener, room_for_connections
-from serve.problems import CONTENT_TYPE, Problem, internal_error, overloaded
+from serve.messages import (
+    CLOSE,
+    TIMEOUT,
+    crowded,
+    deadline_of,
+    raw_answer,
+    read_body,
+    too_large,
+    unreadable,
+    wrong_version,
+)
+from serve.parameters import MAX_BODY_BYTES
+from serve.problems import Problem, internal_error, overloaded
 from serve.settings import Limits
+from serve.tls import HANDSHAKE_S
 
 log = logging.getLogger(__name__)
 
@@ -44,9 +52,6 @@ REFUSED_AT_ONCE, REFUSED_S = 64, 1.0
 WRITE_STEP, HURRIED_WRITE_S = 65_536, 1.0
 # How long the body of a request that was answered already is still read, so that its sender sees the answer.
 LINGER_S = 2.0
-# How long a caller may say that it waits.
-MOST_TIMEOUT_S = 60.0
-TIMEOUT = istr("X-Request-Timeout-Ms")
 # What operators request is never shed.
 PROBE = re.compile(rb"(?:GET|HEAD) /(?:livez|readyz|health/live|health/ready|metrics)[? ]")
 # Reads that may be shed without parsing: a whole header, in which nothing says that there is more to the request.
@@ -54,7 +59,6 @@ READS = {b"recommendations": "/v1/recommendations/{user}", b"similar": "/v1/simi
 READ = re.compile(rb"GET /v1/(recommendations|similar|popular)[/? ][^\r\n ]* ?HTTP/1\.1\r\n")
 MORE = re.compile(rb"content-length|transfer-encoding|upgrade|expect|connection:[ \t]*close", re.IGNORECASE)
 END = b"\r\n\r\n"
-CLOSE = {"Connection": "close"}
 
 Work = Callable[[], Awaitable[web.Response]]
 
@@ -121,7 +125,11 @@ class Server(web.Server):
         if refusal and full and not self._is_probe(accepted, refusal):
             return
         connection = Connection(self, address, refusal)
-        task = self._loop.create_task(self._loop.connect_accepted_socket(lambda: connection, accepted, ssl=tls))
+        task = self._loop.create_task(
+            self._loop.connect_accepted_socket(
+                lambda: connection, accepted, ssl=tls, ssl_handshake_timeout=HANDSHAKE_S if tls else None
+            )
+        )
         self._accepting.add(task)
         task.add_done_callback(self._accepted)
 
@@ -136,7 +144,7 @@ class Server(web.Server):
             pass  # nothing has come yet
         with accepted, suppress(OSError):
             self.metrics.count_shed(refusal)
-            accepted.send(_raw(_crowded(), self.dispatcher.new_request_id(), "Connection: close\r\n"))
+            accepted.send(raw_answer(crowded(), self.dispatcher.new_request_id(), "Connection: close\r\n"))
         return False
 
     def _accepted(self, task: "asyncio.Task[object]") -> None:
@@ -199,10 +207,10 @@ class Server(web.Server):
         protocol = cast("Handler", request.protocol)
         try:
             if request._version not in (HttpVersion11, HttpVersion10):  # noqa: SLF001 -- as in `_answer`
-                return self.dispatcher.refuse(request, _wrong_version(request))
+                return self.dispatcher.refuse(request, wrong_version(request))
             await protocol._drain_helper()  # noqa: SLF001 -- aiohttp has no other way to wait for it
             if request.method != "POST":  # a POST's is looked at when its turn comes
-                self.admission.check_deadline(_deadline(request))
+                self.admission.check_deadline(deadline_of(request, cast("Handler", request.protocol).received))
         except ConnectionError:
             return self.dispatcher.gone()
         except Problem as problem:
@@ -211,14 +219,14 @@ class Server(web.Server):
 
     async def _admit(self, request: web.BaseRequest, work: Work) -> web.Response:
         """Read a body inside all limits, wait for the turn of its work, and do it."""
-        deadline = _deadline(request)
+        deadline = deadline_of(request, cast("Handler", request.protocol).received)
         if request.headers.get("Content-Encoding", "identity").strip().lower() != "identity":
             raise Problem(415, "encoded-body", "a body is sent as it is, without Content-Encoding", CLOSE)
         if request.content_length is not None and request.content_length > MAX_BODY_BYTES:
-            raise _too_large()
+            raise too_large()
         if self.bytes_in_flight > self.limits.bytes_in_flight:
             raise self.no_room()
-        await _read_body(request)
+        await read_body(request)
         return await self.admission.batch(work, deadline=deadline, is_gone=lambda: request.transport is None)
 
     def no_room(self) -> Problem:
@@ -262,7 +270,7 @@ class Handler(web.RequestHandler):
             request_id = server.dispatcher.request_id(request)
             log.error("request %s failed", request_id, exc_info=exc)
             return server.dispatcher.refuse(request, internal_error(request_id))
-        return server.dispatcher.refuse(request, _unreadable(status, message))
+        return server.dispatcher.refuse(request, unreadable(status, message))
 
     @property
     def between_requests(self) -> bool:
@@ -273,7 +281,7 @@ class Handler(web.RequestHandler):
         """Feed what is not the beginning of a request; a body that is no body is refused while it is awaited."""
         self.data_received(data)
         if self._messages and (error := getattr(self._messages[-1][0], "message", None)) is not None:
-            self.end_body(_unreadable(400, error))  # it would come after the answer to the request that has this body
+            self.end_body(unreadable(400, error))  # it would come after the answer to the request that has this body
 
     @property
     def awaits_body(self) -> bool:
@@ -381,7 +389,7 @@ class Connection(asyncio.Protocol):
         if self.refusal and not (PROBE.match(data) and data.endswith(END)):
             if not self._header_bytes:  # refused already
                 self._header_bytes = 1
-                self._refuse(_crowded(), self.refusal)
+                self._refuse(crowded(), self.refusal)
             return None
         self.handler = handler = Handler(self._server, self._server._loop)  # noqa: SLF001 -- aiohttp's
         handler.connection_made(self.transport)
@@ -399,7 +407,7 @@ class Connection(asyncio.Protocol):
         if not self._admission.sheds_read():
             return False
         problem = overloaded("more is requested than can be answered in time")
-        self.transport.write(_raw(problem, self._server.dispatcher.new_request_id(), ""))
+        self.transport.write(raw_answer(problem, self._server.dispatcher.new_request_id(), ""))
         self._server.metrics.observe_request(READS[read[1]], "GET", 503, 0.0)
         return True
 
@@ -407,7 +415,7 @@ class Connection(asyncio.Protocol):
         """Say why this connection is closed, and close it once its client has had the time to read that."""
         self._server.metrics.count_shed(reason)
         self._server.metrics.observe_request("other", "other", problem.status, 0.0)
-        self.transport.write(_raw(problem, self._server.dispatcher.new_request_id(), "Connection: close\r\n"))
+        self.transport.write(raw_answer(problem, self._server.dispatcher.new_request_id(), "Connection: close\r\n"))
         if self.handler is not None:
             self.handler.close()  # what comes from now on is not looked at
         if self.transport.can_write_eof():
@@ -464,59 +472,3 @@ class Connection(asyncio.Protocol):
         elif now - self._stalled > (min(HURRIED_WRITE_S, limits.write_s) if crowded else limits.write_s):
             self._server.metrics.count_shed("slow_reader")
             self.transport.abort()
-
-
-def _raw(problem: Problem, request_id: str, more: str) -> bytes:
-    """Write a problem as a whole answer."""
-    lines = "".join(f"{name}: {value}\r\n" for name, value in problem.headers.items() if name != "Connection")
-    body = problem.body
-    return (
-        f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}\r\n"
-        f"Content-Type: {CONTENT_TYPE}\r\nContent-Length: {len(body)}\r\nServer: hotplate\r\n"
-        f"X-Request-Id: {request_id}\r\nDate: {rfc822_formatted_time()}\r\n{more}{lines}\r\n"
-    ).encode() + body
-
-
-def _deadline(request: web.BaseRequest) -> float:
-    """Return when the caller stops to wait, by `time.monotonic`; inf where it does not say."""
-    given = request.headers.get(TIMEOUT)
-    if given is None:
-        return inf
-    if not (given.isascii() and given.isdecimal() and len(given) <= 9):
-        raise Problem(400, "bad-parameter", f"{TIMEOUT} must be a whole number of milliseconds, not {given[:40]!r}")
-    return cast("Handler", request.protocol).received + min(int(given) / 1000, MOST_TIMEOUT_S)
-
-
-def _wrong_version(request: web.BaseRequest) -> Problem:
-    major, minor = request._version  # noqa: SLF001 -- as in `_answer`
-    request._version = HttpVersion11  # noqa: SLF001 -- the answer's version is ours, not the caller's
-    status, name = (505, "version-not-supported") if major else (400, "bad-request")
-    return Problem(status, name, f"HTTP/1.1 and HTTP/1.0 are spoken here, not HTTP/{major}.{minor}", CLOSE)
-
-
-def _crowded() -> Problem:
-    return overloaded("there are more connections than can be served")
-
-
-def _too_large() -> Problem:
-    detail = f"a body has at most {MAX_BODY_BYTES} bytes; send several requests"
-    return Problem(413, "body-too-large", detail, CLOSE)
-
-
-def _unreadable(status: int, message: str | None) -> Problem:
-    reason = (message or "it is not HTTP/1.1").strip().partition("\n")[0].partition(":")[0][:200]
-    return Problem(status, "bad-request", f"the request cannot be read: {reason}", CLOSE)
-
-
-async def _read_body(request: web.BaseRequest) -> None:
-    """Read a body into its request; raises Problem, and ClientGone where it ends before its end."""
-    if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
-        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-    try:
-        await request.read()
-    except web.HTTPRequestEntityTooLarge:
-        raise _too_large() from None
-    except web.RequestPayloadError as error:
-        raise _unreadable(400, str(error)) from None
-    except ConnectionError:
-        raise ClientGone from None

@@ -1,29 +1,61 @@
 """The routes' handlers: each reads its parameters, gets its list from the reader, and builds the response's bytes."""
 
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
-from urllib.parse import parse_qsl, unquote_to_bytes
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
 import orjson
-from aiohttp import web
+from aiohttp import hdrs, web
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from xxhash import xxh3_64_hexdigest
 
 from serve.exposition import Exposition
-from serve.problems import Problem, bad_parameter
-from serve.reader import DEFAULT_N, EncodedList, TieredReader
+from serve.formats import (
+    CONTENT_TYPES,
+    Compressor,
+    compressor,
+    content_coding,
+    encode_batch,
+    encode_list,
+    load,
+    media_type,
+)
+from serve.parameters import (
+    ALL_FIELDS,
+    BATCH_MEDIA,
+    JSON,
+    LIST_MEDIA,
+    MAX_BODY_BYTES,
+    BatchBody,
+    ListQuery,
+    NoQuery,
+    QueryParser,
+    SegmentQuery,
+    parse_batch,
+    parse_id,
+)
+from serve.problems import Problem
+from serve.reader import EncodedList, TieredReader
 from serve.tiers import Tier
-from stores.encoding import cut
-from stores.errors import StoreMisused
-from stores.keys import OVERALL, check_id
+from serve.watched import WatchedFiles
+from stores.encoding import encode_id, without_titles
 
-MAX_N = 1000
-# How many users one POST may name.
-MAX_USERS = 2000
-MAX_BODY_BYTES = 1 << 20
 PRIVATE = "private, no-cache"
 # What is the same for everybody may be kept by a CDN; a release that goes live is seen a minute later there.
 SHARED = "public, max-age=60"
+# What stands in for the list that was requested, as long as that is not there.
+NO_STORE = "no-store"
+
+# An answer for many is made in pieces of so many items, between which other requests are served: a millisecond or two.
+PIECE_ITEMS = 1280
+# One with more bytes is sent while it is made; one with fewer is not worth compressing, or to leave the loop for it.
+STREAM_BYTES, COMPRESS_BYTES, THREAD_BYTES = 256 << 10, 1 << 10, 16 << 10
+
+PERSONAL = QueryParser(SegmentQuery, "GET /v1/recommendations/{user}")
+BATCH = QueryParser(NoQuery, "POST /v1/recommendations")
+SIMILAR = QueryParser(ListQuery, "GET /v1/similar/{item}")
+POPULAR = QueryParser(SegmentQuery, "GET /v1/popular")
+
+_NOTHING = frozenset[bytes]()
 
 Handler = Callable[[web.BaseRequest, str, str], Awaitable[web.Response]]
 
@@ -35,40 +67,45 @@ class Handlers:
         self._reader = reader
         self._exposition = Exposition(reader.metrics, reader.tiers)
         self.draining = False
+        self.watched = list[WatchedFiles]()
+        """Files that the worker follows; what is wrong with one is a warning, for its last good version is in use."""
 
     async def recommend(self, request: web.BaseRequest, raw_id: str, raw_query: str) -> web.Response:
-        """`GET /v1/recommendations/{user}?n=&segment=`."""
-        user, query = _path_id(raw_id, "user"), _query_of(raw_query)
-        n = _count_in(query)
-        encoded = await self._reader.personal(user, query.get("segment", OVERALL))
-        return _answer(request, encoded, b'{"user":%b,%b' % (orjson.dumps(user), _list(encoded, n)), PRIVATE)
+        """`GET /v1/recommendations/{user}?n=&exclude=&fields=&segment=`."""
+        user, query = parse_id(raw_id, "user"), PERSONAL.parse(raw_query)
+        encoded = await self._reader.personal(user, query.segment)
+        cache = PRIVATE if encoded.source == "personal" else NO_STORE
+        return self._answer(request, b'"user":%b,' % orjson.dumps(user), encoded, query, cache)
 
-    async def recommend_many(self, request: web.BaseRequest, _: str, __: str) -> web.Response:
-        """`POST /v1/recommendations` with `{"users": […], "n": 10}`."""
-        users, n = _batch_in(await _body(request))
-        answers = await self._reader.personal_many(users)
-        results = b",\n".join(
-            b'{"user":%b,%b' % (orjson.dumps(user), _list(encoded, n))
-            for user, encoded in zip(users, answers, strict=True)
-        )
+    async def recommend_many(self, request: web.BaseRequest, _: str, raw_query: str) -> web.Response:
+        """`POST /v1/recommendations` with `{"users": […], "n": 10, "exclude": […], "fields": "id,score"}`."""
+        BATCH.parse(raw_query)
+        media = media_type(request.headers.get(hdrs.ACCEPT), BATCH_MEDIA)
+        await load(media)
+        batch = parse_batch(await _body(request))
+        answers = await self._reader.personal_many(batch.users)
         release = answers[0].served.id if answers else self._reader.release()
-        return web.Response(
-            body=b'{"release":"%b","results":[%b]}' % (release.encode(), results),
-            headers={"Content-Type": "application/json", "Cache-Control": PRIVATE, "X-Hotplate-Release": release},
+        pieces = encode_batch(
+            media, release, batch.fields.split(","), len(answers), self._results(batch, answers, release.encode())
         )
+        headers = {
+            "Content-Type": CONTENT_TYPES.get(media, media),
+            "Cache-Control": NO_STORE,
+            "X-Hotplate-Release": release,
+        }
+        return await _in_pieces(pieces, headers, content_coding(request.headers.get(hdrs.ACCEPT_ENCODING)))
 
     async def similar(self, request: web.BaseRequest, raw_id: str, raw_query: str) -> web.Response:
-        """`GET /v1/similar/{item}?n=`."""
-        item, n = _path_id(raw_id, "item"), _count_in(_query_of(raw_query))
+        """`GET /v1/similar/{item}?n=&exclude=&fields=`."""
+        item, query = parse_id(raw_id, "item"), SIMILAR.parse(raw_query)
         encoded = await self._reader.similar(item)
-        return _answer(request, encoded, b'{"item":%b,%b' % (orjson.dumps(item), _list(encoded, n)), SHARED)
+        cache = SHARED if encoded.source == "similar" else NO_STORE
+        return self._answer(request, b'"item":%b,' % orjson.dumps(item), encoded, query, cache)
 
     async def popular(self, request: web.BaseRequest, __: str, raw_query: str) -> web.Response:
-        """`GET /v1/popular?n=&segment=`."""
-        query = _query_of(raw_query)
-        n = _count_in(query)
-        encoded = self._reader.popular(query.get("segment", OVERALL))
-        return _answer(request, encoded, b"{" + _list(encoded, n), SHARED)
+        """`GET /v1/popular?n=&exclude=&fields=&segment=`."""
+        query = POPULAR.parse(raw_query)
+        return self._answer(request, b"", self._reader.popular(query.segment), query, SHARED)
 
     async def live(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
         """`GET /livez`: the process answers; no store is read."""
@@ -82,21 +119,118 @@ class Handlers:
         serving = [tier["release"] for tier in tiers if tier["release"]]
         if not serving:
             return _status(503, {"status": "not ready", "tiers": tiers})
-        status = "degraded" if any(tier["detail"] for tier in tiers) else "ready"
-        return _status(200, {"status": status, "release": serving[0], "tiers": tiers})
+        warnings = [each.warning for each in self.watched if each.warning]
+        denied = self._reader.deny_list.error
+        status = "degraded" if denied or any(tier["detail"] for tier in tiers) else "ready"
+        warnings += [denied] if denied else []
+        state: dict[str, object] = {"status": status, "release": serving[0], "tiers": tiers}
+        return _status(200, state | {"warnings": warnings} if warnings else state)
 
     async def metrics(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
         """`GET /metrics`: Prometheus text, summed over all workers."""
         return web.Response(body=self._exposition.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
+    def _items(self, encoded: EncodedList, n: int, excluded: frozenset[bytes], fields: str) -> bytes:
+        """Return the items that a request gets of a list."""
+        items = self._reader.cut(encoded, n, excluded)
+        return items if fields == ALL_FIELDS else without_titles(items, scores=fields == "id,score")
 
-def _list(encoded: EncodedList, n: int) -> bytes:
-    return b'"release":"%b","source":"%b","tier":"%b","items":[%b]}' % (
-        encoded.served.id.encode(),
-        encoded.source.encode(),
-        encoded.tier.encode(),
-        cut(encoded.body, n),
-    )
+    def _answer(
+        self,
+        request: web.BaseRequest,
+        subject: bytes,
+        encoded: EncodedList,
+        query: ListQuery | SegmentQuery,
+        cache: str,
+    ) -> web.Response:
+        """Answer with a list, or with 304 where the caller says that it has just these bytes."""
+        body = b'{%b"release":"%b","source":"%b","tier":"%b","items":[%b]}' % (
+            subject,
+            encoded.served.id.encode(),
+            encoded.source.encode(),
+            encoded.tier.encode(),
+            self._items(encoded, query.n, _excluded(query.exclude), query.fields),
+        )
+        media = media_type(request.headers.get(hdrs.ACCEPT), LIST_MEDIA)
+        headers = {
+            "Content-Type": media,
+            "Cache-Control": cache,
+            "X-Hotplate-Release": encoded.served.id,
+            "Vary": "Accept",
+        }
+        if media != JSON:
+            body = encode_list(media, query.fields.split(","), body)
+            headers["Content-Type"] = CONTENT_TYPES.get(media, media)
+            headers["X-Hotplate-Source"] = encoded.source  # CSV has no other place for it
+        headers["ETag"] = etag = f'"{xxh3_64_hexdigest(body)}"'
+        known = request.headers.get(hdrs.IF_NONE_MATCH)
+        if known is not None and (
+            known.strip() == "*" or etag in (tag.strip().removeprefix("W/") for tag in known.split(","))
+        ):
+            del headers["Content-Type"]
+            return web.Response(status=304, headers=headers)
+        return web.Response(body=body, headers=headers)
+
+    def _results(self, batch: BatchBody, answers: Sequence[EncodedList], release: bytes) -> Iterator[list[bytes]]:
+        """Yield the results of a batch as JSON, in pieces that take a millisecond or two to make."""
+        size, excluded = max(1, PIECE_ITEMS // batch.n), _excluded(batch.exclude)
+        rests = dict[str, bytes]()
+        """By status, what is the same for all: what comes before the items, and of the popular list these, too."""
+        for start in range(0, len(answers), size):
+            piece = list[bytes]()
+            for user, encoded in zip(batch.users[start : start + size], answers[start : start + size], strict=True):
+                rest, is_own = rests.get(encoded.status), encoded.status == "ok"
+                items = self._items(encoded, batch.n, excluded, batch.fields) if is_own or rest is None else b""
+                if rest is None:
+                    rest = _result_head(encoded, release) + (b"" if is_own else items)
+                    rests[encoded.status] = rest
+                piece.append(b'{"user":%b,%b%b]}' % (orjson.dumps(user), rest, items if is_own else b""))
+            yield piece
+
+
+def _result_head(encoded: EncodedList, release: bytes) -> bytes:
+    """Return what a result says between its user and its items."""
+    status, source, tier = encoded.status.encode(), encoded.source.encode(), encoded.tier.encode()
+    return b'"status":"%b","release":"%b","source":"%b","tier":"%b","items":[' % (status, release, source, tier)
+
+
+def _excluded(ids: Sequence[str]) -> frozenset[bytes]:
+    return frozenset(map(encode_id, ids)) if ids else _NOTHING
+
+
+async def _in_pieces(pieces: Iterator[bytes], headers: dict[str, str], coding: str | None) -> web.Response:
+    """Answer with *pieces*, each made when others had their turn; where they are many, they are sent while made."""
+    made = bytearray()
+    for piece in pieces:
+        made += piece
+        if len(made) > STREAM_BYTES:
+            if coding is not None:
+                headers["Content-Encoding"] = coding
+            compress = None if coding is None else compressor(coding)
+            return web.Response(body=_stream(bytes(made), pieces, compress), headers=headers)
+        await asyncio.sleep(0)
+    body = bytes(made)
+    if coding is not None and len(body) > COMPRESS_BYTES:
+        headers["Content-Encoding"] = coding
+        compress = compressor(coding)
+        body = await _compressed(compress, body) + compress.flush()
+    return web.Response(body=body, headers=headers)
+
+
+async def _stream(made: bytes, pieces: Iterator[bytes], compress: Compressor | None) -> AsyncIterator[bytes]:
+    """Yield an answer of which *made* is ready, compressed or as it is."""
+    yield made if compress is None else await _compressed(compress, made)
+    for piece in pieces:
+        await asyncio.sleep(0)
+        yield piece if compress is None else await _compressed(compress, piece)
+    if compress is not None:
+        yield compress.flush()
+
+
+async def _compressed(compress: Compressor, data: bytes) -> bytes:
+    if len(data) > THREAD_BYTES:
+        return await asyncio.to_thread(compress.compress, data)
+    return compress.compress(data)
 
 
 def _state(tier: Tier) -> dict[str, object]:
@@ -107,30 +241,14 @@ def _state(tier: Tier) -> dict[str, object]:
     return state | {"warnings": tier.follower.warnings} if tier.follower.warnings else state
 
 
-def _answer(request: web.BaseRequest, encoded: EncodedList, body: bytes, cache: str) -> web.Response:
-    """Answer with *body*, or with 304 where the caller says that it has just these bytes."""
-    etag = f'"{xxh3_64_hexdigest(body)}"'
-    headers = {
-        "Content-Type": "application/json",
-        "Cache-Control": cache,
-        "ETag": etag,
-        "X-Hotplate-Release": encoded.served.id,
-    }
-    known = request.headers.get("If-None-Match")
-    if known is not None and (
-        known.strip() == "*" or etag in (tag.strip().removeprefix("W/") for tag in known.split(","))
-    ):
-        del headers["Content-Type"]
-        return web.Response(status=304, headers=headers)
-    return web.Response(body=body, headers=headers)
-
-
 def _status(status: int, fields: dict[str, object]) -> web.Response:
     headers = {"Content-Type": "application/json", "Cache-Control": "no-store"}
     return web.Response(status=status, body=orjson.dumps(fields), headers=headers)
 
 
 async def _body(request: web.BaseRequest) -> bytes:
+    if request.headers.get(hdrs.CONTENT_ENCODING, "identity") != "identity":  # a small one may be a gigabyte unpacked
+        raise Problem(415, "encoded-body", "a body is sent as it is, without Content-Encoding")
     try:
         body = await request.read()
     except web.HTTPRequestEntityTooLarge:
@@ -138,61 +256,3 @@ async def _body(request: web.BaseRequest) -> bytes:
     if body is None or len(body) > MAX_BODY_BYTES:  # an application around the service may let more through
         raise Problem(413, "body-too-large", f"a body has at most {MAX_BODY_BYTES} bytes; send several requests")
     return body
-
-
-def _path_id(raw: str, what: str) -> str:
-    """Decode one percent-encoded path segment into an id; *what* names it in the sentence of a refusal."""
-    if "%" in raw:
-        try:
-            raw = unquote_to_bytes(raw).decode()
-        except UnicodeError:
-            raise bad_parameter(f"the {what} id in the path is not percent-encoded UTF-8") from None
-    return _checked(raw, f"the {what} id in the path")
-
-
-def _query_of(raw: str) -> Mapping[str, str]:
-    """Parse a query string; of a name given twice the first counts."""
-    if not raw:
-        return {}
-    try:
-        pairs = parse_qsl(raw, keep_blank_values=True, errors="strict", max_num_fields=20)
-    except ValueError:
-        raise bad_parameter("the query is not percent-encoded UTF-8 of at most 20 fields") from None
-    return dict(reversed(pairs))
-
-
-def _count_in(query: Mapping[str, str]) -> int:
-    """Read `n`, 1 … MAX_N."""
-    given = query.get("n")
-    if given is None:
-        return DEFAULT_N
-    if not (given.isascii() and given.isdecimal() and len(given) <= 9 and 1 <= int(given) <= MAX_N):
-        raise bad_parameter(f"n must be a whole number from 1 to {MAX_N}, not {given[:40]!r}")
-    return int(given)
-
-
-def _batch_in(body: bytes) -> tuple[list[str], int]:
-    """Read `{"users": […], "n": …}`: the users, in order, and n."""
-    try:
-        fields: Any = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise bad_parameter(f"the body is not JSON: {error}") from None
-    if not isinstance(fields, dict) or not isinstance(fields.get("users"), list):
-        raise bad_parameter('the body must be an object with a list of users, as {"users": ["42"], "n": 10}')
-    users, n = fields["users"], fields.get("n", DEFAULT_N)
-    if len(users) > MAX_USERS:
-        raise bad_parameter(f"one request names at most {MAX_USERS} users, not {len(users)}; send several requests")
-    if type(n) is not int or not 1 <= n <= MAX_N:
-        raise bad_parameter(f"n must be a whole number from 1 to {MAX_N}, not {str(n)[:40]!r}")
-    for index, user in enumerate(users):
-        if not isinstance(user, str):
-            raise bad_parameter(f"users[{index}] is not a string")
-        _checked(user, f"users[{index}]")
-    return users, n
-
-
-def _checked(identifier: str, what: str) -> str:
-    try:
-        return check_id(identifier)
-    except StoreMisused as error:
-        raise bad_parameter(f"{what} cannot be used: {error}") from None

@@ -17,10 +17,10 @@ ROUTES = (
     "/v1/recommendations/{user}", "/v1/recommendations", "/v1/similar/{item}", "/v1/popular",
     "/livez", "/readyz", "/metrics", OTHER,
 )  # fmt: skip
-METHODS = ("GET", "POST", "HEAD", OTHER)
+METHODS = ("GET", "POST", "HEAD", "OPTIONS", OTHER)
 CODES = (
-    "200", "304", "400", "404", "405", "408", "411", "413", "414", "415", "431", "499", "500", "503", "504",
-    "505", OTHER,
+    "200", "204", "304", "400", "401", "403", "404", "405", "406", "408", "411", "413", "414", "415", "429", "431",
+    "499", "500", "503", "504", "505", OTHER,
 )  # fmt: skip
 # Why work or a connection is refused or cut before it is done, so that the rest is done in time.
 SHED = (
@@ -86,9 +86,9 @@ class Metrics:
         """Count one call of a tier's store."""
         self._observe(self.store[tier, operation, outcome], seconds)
 
-    def count_lookup(self, source: str, outcome: str) -> None:
-        """Count one list: where it came from, and whether it is what was requested."""
-        self._own[LOOKUPS[source, outcome]] += 1
+    def count_lookup(self, source: str, outcome: str, lists: int = 1) -> None:
+        """Count lists: where they came from, and whether they are what was requested."""
+        self._own[LOOKUPS[source, outcome]] += lists
 
     def count_attempt(self, tier: str, what: str, amount: float = 1.0) -> None:
         """Count one attempt of a tier's store, or add the request units that it cost."""

@@ -22,17 +22,24 @@ from pathlib import Path
 import uvloop
 
 from serve.app import Dispatcher
+from serve.auth import Guard, guard_of
+from serve.cors import Cors
+from serve.deny_list import DenyListFile
 from serve.front import Server
 from serve.listener import raise_descriptor_limit
 from serve.metrics import Metrics
+from serve.oidc import verifier_of
 from serve.reader import NotReady, TieredReader, open_reader
 from serve.scrubber import Scrubber
 from serve.settings import Settings
 from serve.tiers import tier_names
+from serve.tls import Certificate, certificate_of
+from serve.watched import following
 from stores.connect import connect
 from stores.errors import StoreError
 from stores.file.store import damaged_files, open_url
 from stores.throttle import Backoff
+from stores.urls import scheme_of
 
 log = logging.getLogger(__name__)
 
@@ -70,17 +77,25 @@ class _Worker:
 def serve(settings: Settings, announce: Callable[[str], None]) -> None:
     """Serve until SIGTERM or SIGINT; *announce* is called once with the URL, when the first worker answers there.
 
-    Raises CannotListen, or StoreMisused for a store that cannot be opened.
+    Raises CannotListen, StoreMisused for a store or a deny-list that cannot be opened, or ServiceMisused for settings
+    that cannot be.
     """
+    Cors(settings.cors_origins)
+    deny_list = DenyListFile(settings.deny_list)
     for url in settings.stores:
         connect(url)  # a wrong URL is better known here than in every worker
     raise_descriptor_limit()
+    guard = guard_of(settings, verifier_of(settings.oidc_issuer, settings.oidc_audience))
+    certificate = certificate_of(settings)
     listener = reserve(settings.host, settings.port)
     port = listener.getsockname()[1]
     metrics = Metrics(settings.workers, tier_names(settings.stores))
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    announce_here = partial(announce, f"http://{host}:{port}")
-    _Supervisor(settings, listener, metrics, announce_here).run()
+    announce_here = partial(announce, f"{'http' if certificate is None else 'https'}://{host}:{port}")
+    supervisor = _Supervisor(
+        settings, guard, listener, metrics, announce_here, deny_list=deny_list, certificate=certificate
+    )
+    supervisor.run()
 
 
 def reserve(host: str, port: int) -> socket.socket:
@@ -141,10 +156,23 @@ def _run(worker: Coroutine[None, None, None]) -> None:
 class _Supervisor:
     """Lives as long as the service; forks before it ever has a loop or a thread, so that forking is safe."""
 
-    def __init__(self, settings: Settings, held: socket.socket, metrics: Metrics, announce: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        guard: Guard,
+        held: socket.socket,
+        metrics: Metrics,
+        announce: Callable[[], None],
+        *,
+        deny_list: DenyListFile,
+        certificate: Certificate | None,
+    ) -> None:
         self._settings = settings
+        self._guard = guard
+        self._certificate = certificate
         self._held = held
         self._metrics = metrics
+        self._deny_list = deny_list
         self._announce: Callable[[], None] | None = announce
         self._workers = dict[int, _Worker]()
         self._due = dict.fromkeys(range(settings.workers), 0.0)
@@ -167,6 +195,7 @@ class _Supervisor:
             if caught is not None and caught.si_signo != signal.SIGCHLD:
                 break
             self._replace_dead()
+            self._deny_list.refresh()  # what a new worker holds on to where the file is broken by then
         self._stop()
 
     def _start(self, number: int) -> None:
@@ -185,10 +214,13 @@ class _Supervisor:
                 _run(
                     work(
                         self._settings,
+                        self._guard,
                         listener,
                         self._metrics,
                         self._lifeline,
-                        announce,
+                        certificate=self._certificate,
+                        announce=announce,
+                        deny_list=self._deny_list,
                         patience_s=patience_s,
                         scrubs=number == 0,
                     )
@@ -219,7 +251,7 @@ class _Supervisor:
     def _report_cut_files(self) -> None:
         """Say which files of releases are not whole, each once: a worker refuses them when it starts."""
         for url in self._settings.stores:
-            if url.startswith("file:"):
+            if scheme_of(url) == "file":
                 try:
                     cut = set(damaged_files(open_url(url).folder)) - self._cut
                 except (OSError, StoreError):
@@ -256,11 +288,14 @@ class _Supervisor:
 
 async def work(
     settings: Settings,
+    guard: Guard,
     listener: socket.socket,
     metrics: Metrics,
     lifeline: int,
-    announce: Callable[[], None] | None = None,
     *,
+    certificate: Certificate | None = None,
+    announce: Callable[[], None] | None = None,
+    deny_list: DenyListFile | None = None,
     patience_s: float = 0.0,
     scrubs: bool = False,
 ) -> None:
@@ -270,9 +305,10 @@ async def work(
     ended. It listens once it has tried to read its stores, and, for *patience_s* at most, has a release to serve; then
     *announce* is called. One that *scrubs* also reads what is served in the background, where the settings say so.
     """
-    reader = open_reader(settings.stores, budget_s=settings.budget_s, metrics=metrics)
+    reader = open_reader(settings.stores, budget_s=settings.budget_s, metrics=metrics, deny_list=deny_list)
     reader.warm = True
-    dispatcher = Dispatcher(reader)
+    dispatcher = Dispatcher(reader, guard, cors_origins=settings.cors_origins)
+    dispatcher.handlers.watched = [*guard.watched, *([certificate.watched] if certificate else [])]
     server = Server(dispatcher, settings.limits)
     stop, orphaned = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -286,14 +322,20 @@ async def work(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)  # the parent blocks them; one that came meanwhile is taken now
-    async with reader, _scrubbing(settings, reader, rows_per_s=settings.scrub_rows_per_s if scrubs else 0.0):
+    scrub_rows_per_s = settings.scrub_rows_per_s if scrubs else 0.0
+    async with (
+        reader,
+        following(dispatcher.handlers.watched),
+        _watching(reader.deny_list),
+        _scrubbing(settings, reader, rows_per_s=scrub_rows_per_s),
+    ):
         for task in reader.following:
             task.add_done_callback(lambda _: stop.set())  # it ends only by a defect: better replaced than stale
         stopping = asyncio.create_task(stop.wait())
         preparing = asyncio.create_task(_prepared(reader, patience_s))
         await asyncio.wait((stopping, preparing), return_when=asyncio.FIRST_COMPLETED)
         preparing.cancel()
-        listening = server.listen(listener, BACKLOG)
+        listening = server.listen(listener, BACKLOG, certificate.context if certificate else None)
         if announce is not None:
             announce()
         gc.collect()
@@ -318,6 +360,17 @@ async def _prepared(reader: TieredReader, patience_s: float) -> None:
     await reader.wait_until_attempted()
     with suppress(NotReady):
         await reader.wait_until_ready(patience_s)
+
+
+@asynccontextmanager
+async def _watching(deny_list: DenyListFile) -> AsyncIterator[None]:
+    """Read the deny-list whenever its file changes, until the block ends."""
+    task = asyncio.create_task(deny_list.watch())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 @asynccontextmanager

@@ -5,14 +5,15 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
+from serve.deny_list import DenyListFile
 from serve.follower import ServedRelease
 from serve.metrics import Metrics
 from serve.tiers import StoreObserver, Tier, loop_time, tier_names
 from stores.catalogue import ReleaseId
 from stores.connect import connect
-from stores.encoding import Item, cut, decode, is_empty
+from stores.encoding import Item, decode, is_empty
 from stores.errors import ReleaseCorrupt, StoreError, StoreMisused
 from stores.keys import ITEM, OVERALL, USER, check_id
 from stores.store import Reader, Slot
@@ -30,6 +31,9 @@ READY_S = 10.0
 # How many items a list is cut to.
 DEFAULT_N = 10
 
+# What came of looking a list up: it was there, there is none, or it could not be read.
+Status = Literal["ok", "unknown", "error"]
+
 
 class NotReady(StoreError):
     """No tier has served a release yet; the text says what is wrong."""
@@ -42,7 +46,9 @@ class EncodedList(NamedTuple):
     served: ServedRelease
     source: str
     body: bytes
-    """Opened, as `stores.encoding.cut` takes it."""
+    """Opened, as `TieredReader.cut` takes it."""
+
+    status: Status = "ok"
 
 
 class TieredReader:
@@ -54,10 +60,16 @@ class TieredReader:
     """
 
     def __init__(
-        self, stores: Mapping[str, Reader], *, budget_s: float = BUDGET_S, metrics: Metrics | None = None
+        self,
+        stores: Mapping[str, Reader],
+        *,
+        budget_s: float = BUDGET_S,
+        metrics: Metrics | None = None,
+        deny_list: DenyListFile | None = None,
     ) -> None:
-        """Take the stores by the names of their tiers, and the counters that all workers share."""
+        """Take the stores by the names of their tiers, the counters that all workers share, and what is denied."""
         self.metrics = metrics or Metrics(1, list(stores))
+        self.deny_list = deny_list or DenyListFile()
         self.tiers = [Tier(name, store, self.metrics) for name, store in stores.items()]
         self.following = list[asyncio.Task[None]]()
         """The tasks that follow the live releases; one of them ends only by a defect."""
@@ -102,7 +114,10 @@ class TieredReader:
         return self._first().served.id
 
     async def personal(self, user: str, segment: str = OVERALL) -> EncodedList:
-        """Read one user's list; where there is none, the popular list of *segment*."""
+        """Read one user's list; where there is none, or the user is denied, the popular list of *segment*."""
+        if user in self.deny_list.current.users:
+            self.metrics.count_lookup("popular", "miss")
+            return self._first(segment, "unknown")
         return await self._read_one(USER + user, "personal", segment)
 
     async def similar(self, item: str) -> EncodedList:
@@ -114,10 +129,29 @@ class TieredReader:
         self.metrics.count_lookup("popular", "hit")
         return self._first(segment)
 
+    def cut(self, encoded: EncodedList, n: int, excluded: frozenset[bytes] = frozenset()) -> bytes:
+        """Return the first *n* items of a list that are neither denied nor *excluded*, by ids of `encode_id`."""
+        return self.deny_list.current.cut(encoded.body, n, excluded)
+
     async def personal_many(self, users: Sequence[str]) -> list[EncodedList]:
-        """Read the lists of many users in one release, in order: the first tier that can be read answers for all."""
-        keys = [USER + user for user in users]
+        """Read the lists of many users in one release, in order: the first tier that can be read answers for all.
+
+        A user who is named twice is read once, and one who is denied is not read.
+        """
+        denied = self.deny_list.current.users
+        wanted = [user for user in dict.fromkeys(users) if user not in denied]
         deadline = loop_time() + self._budget_s + BUDGET_S_PER_USER * len(users)
+        found, unknown = await self._read_many(wanted, deadline)
+        if len(wanted) == len(users):
+            return found
+        by_user = dict(zip(wanted, found, strict=True))
+        return [by_user.get(user, unknown) for user in users]
+
+    async def _read_many(self, users: Sequence[str], deadline: float) -> tuple[list[EncodedList], EncodedList]:
+        """Return the lists of users in one release, and what an unknown user gets in that."""
+        if not users:
+            return [], self._first(status="unknown")
+        keys = [USER + user for user in users]
         for index, tier in enumerate(self.tiers):
             served = tier.follower.served
             if served is None:
@@ -126,11 +160,18 @@ class TieredReader:
                 served, slots = await tier.read(served, keys, self._share_s(index, deadline))
             except StoreError:
                 continue
-            return [self._hit(tier, served, slot, "personal") or self._fallback(tier, served, slot) for slot in slots]
-        first = self._first()
+            lists = [
+                EncodedList(tier.name, served, "personal", slot)
+                if isinstance(slot, bytes) and not is_empty(slot)
+                else self._fallback(tier, served, slot)
+                for slot in slots
+            ]
+            self.metrics.count_lookup("personal", "hit", sum(one.status == "ok" for one in lists))
+            return lists, _popular(tier, served, OVERALL, "unknown")
+        first = self._first(status="error")
         for _ in users:
             self.metrics.count_lookup("popular", "error")
-        return [first] * len(users)
+        return [first] * len(users), first._replace(status="unknown")
 
     async def _read_one(self, key: str, source: str, segment: str) -> EncodedList:
         deadline: float | None = None
@@ -155,7 +196,7 @@ class TieredReader:
                 missed = missed or (tier, served)
         if missed is not None:
             return self._fallback(*missed, None, segment)
-        first = self._first(segment)
+        first = self._first(segment, "error")
         self.metrics.count_lookup("popular", "error")
         return first
 
@@ -170,19 +211,26 @@ class TieredReader:
         return None
 
     def _fallback(self, tier: Tier, served: ServedRelease, slot: Slot, segment: str = OVERALL) -> EncodedList:
-        self.metrics.count_lookup("popular", "error" if isinstance(slot, StoreError) else "miss")
-        return _popular(tier, served, segment)
+        failed = isinstance(slot, StoreError)
+        self.metrics.count_lookup("popular", "error" if failed else "miss")
+        return _popular(tier, served, segment, "error" if failed else "unknown")
 
-    def _first(self, segment: str = OVERALL) -> EncodedList:
+    def _first(self, segment: str = OVERALL, status: Status = "ok") -> EncodedList:
         """Return the popular list of the first tier that serves a release, from memory."""
         for tier in self.tiers:
             if tier.follower.served is not None:
-                return _popular(tier, tier.follower.served, segment)
+                return _popular(tier, tier.follower.served, segment, status)
         errors = "; ".join(tier.error for tier in self.tiers if tier.error)
         raise NotReady(errors or "the live release is being loaded; try again in a second")
 
 
-def open_reader(urls: Sequence[str], *, budget_s: float = BUDGET_S, metrics: Metrics | None = None) -> TieredReader:
+def open_reader(
+    urls: Sequence[str],
+    *,
+    budget_s: float = BUDGET_S,
+    metrics: Metrics | None = None,
+    deny_list: DenyListFile | None = None,
+) -> TieredReader:
     """Connect to the stores at *urls*, the first to be read first; nothing is read before the reader is entered.
 
     Raises StoreMisused for what is not the URL of a store.
@@ -190,7 +238,7 @@ def open_reader(urls: Sequence[str], *, budget_s: float = BUDGET_S, metrics: Met
     names = tier_names(urls)
     metrics = metrics or Metrics(1, names)
     stores = {name: connect(url, StoreObserver(name, metrics)) for name, url in zip(names, urls, strict=True)}
-    return TieredReader(stores, budget_s=budget_s, metrics=metrics)
+    return TieredReader(stores, budget_s=budget_s, metrics=metrics, deny_list=deny_list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,20 +280,26 @@ class Lists:
 
     async def personal(self, user: str, n: int = DEFAULT_N, *, segment: str = OVERALL) -> Recommendations:
         """Return a user's list; without one, the popular list of *segment*, or the one for everybody."""
-        return _recommendations(await self.reader.personal(check_id(user), segment), n)
+        return self._decoded(await self.reader.personal(check_id(user), segment), n)
 
     async def personal_many(self, users: Sequence[str], n: int = DEFAULT_N) -> list[Recommendations]:
         """Return the lists of many users, in order, all of one release."""
         found = await self.reader.personal_many([check_id(user) for user in users])
-        return [_recommendations(one, n) for one in found]
+        return [self._decoded(one, n) for one in found]
 
     async def similar(self, item: str, n: int = DEFAULT_N) -> Recommendations:
         """Return the items that are like *item*; for an item that is not known, the popular list."""
-        return _recommendations(await self.reader.similar(check_id(item)), n)
+        return self._decoded(await self.reader.similar(check_id(item)), n)
 
     def popular(self, n: int = DEFAULT_N, *, segment: str = OVERALL) -> Recommendations:
         """Return the popular list of *segment*, or the one for everybody; from memory, so nothing is awaited."""
-        return _recommendations(self.reader.popular(segment), n)
+        return self._decoded(self.reader.popular(segment), n)
+
+    def _decoded(self, encoded: EncodedList, n: int) -> Recommendations:
+        if n < 1:
+            raise StoreMisused(f"n is how many items to return, at least 1, not {n}")
+        items = decode(self.reader.cut(encoded, n))
+        return Recommendations(items, encoded.source, encoded.served.id, encoded.tier)
 
 
 def open_lists(*urls: str, budget_s: float = BUDGET_S, timeout_s: float = READY_S) -> Lists:
@@ -260,14 +314,8 @@ def open_lists(*urls: str, budget_s: float = BUDGET_S, timeout_s: float = READY_
     return Lists(open_reader(urls, budget_s=budget_s), timeout_s)
 
 
-def _popular(tier: Tier, served: ServedRelease, segment: str) -> EncodedList:
-    return EncodedList(tier.name, served, "popular", served.popular.get(segment) or served.popular[OVERALL])
-
-
-def _recommendations(encoded: EncodedList, n: int) -> Recommendations:
-    if n < 1:
-        raise StoreMisused(f"n is how many items to return, at least 1, not {n}")
-    return Recommendations(decode(cut(encoded.body, n)), encoded.source, encoded.served.id, encoded.tier)
+def _popular(tier: Tier, served: ServedRelease, segment: str, status: Status) -> EncodedList:
+    return EncodedList(tier.name, served, "popular", served.popular.get(segment) or served.popular[OVERALL], status)
 
 
 async def _wait(events: Sequence[asyncio.Event], timeout_s: float, return_when: str) -> None:

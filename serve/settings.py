@@ -4,6 +4,7 @@ import logging
 import sys
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import orjson
 
@@ -60,6 +61,25 @@ class Settings:
 
     scrub_rows_per_s: float = 0.0
     """How many rows of what is served are read and checked in the background; 0 for none."""
+
+    keys: Path | None = None
+    """The file of clients and their keys; without one nobody is asked for any."""
+
+    anonymous: bool = False
+    """Whether callers without a key may read, wherever they come from."""
+
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    """A certificate chain and its key; without them the service speaks plain HTTP."""
+
+    oidc_issuer: str | None = None
+    oidc_audience: str | None = None
+    """Whose tokens are taken beside keys, and what they must be for."""
+    deny_list: Path | None = None
+    """The file of the items that no answer shows, and of the users who are answered as unknown."""
+
+    cors_origins: tuple[str, ...] = ()
+    """Which web pages of other origins may call the service."""
 
     limits: Limits = field(default_factory=Limits)
 

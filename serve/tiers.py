@@ -10,6 +10,7 @@ from typing import NamedTuple
 from serve.breaker import FAILURES, FAILURES_OF_PARTS, Breaker
 from serve.follower import Follower, ServedRelease
 from serve.metrics import REQUEST_UNITS, Metrics
+from stores.catalogue import ReleaseRef
 from stores.deadlines import TaskDeadlines
 from stores.errors import PartUnavailable, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreUnavailable
 from stores.store import LocalReader, Reader, Slot
@@ -48,6 +49,13 @@ class ReadResult(NamedTuple):
     slots: list[Slot]
 
 
+class _Damage(NamedTuple):
+    """The first damage that was found in a release."""
+
+    of: ReleaseRef
+    sentence: str
+
+
 class StoreObserver:
     """Counts what the attempts of one tier's store come to, in the shared counters."""
 
@@ -76,8 +84,7 @@ class Tier:
         self._metrics = metrics
         self._deadlines = TaskDeadlines()
         self._fails_by_part = False
-        self._damaged = ""
-        self._damage = ""
+        self._damage: _Damage | None = None
         self._open_because = ""
         self._logged_at = float("-inf")
         self._open_is_logged = False
@@ -88,8 +95,8 @@ class Tier:
         served, error = self.follower.served, self.follower.last_error
         if error is None and self.breaker.is_open:
             return self._open_because
-        if error is None and served is not None and served.ref.incarnation == self._damaged:
-            return self._damage
+        if error is None and served is not None and self._damage is not None and self._damage.of == served.ref:
+            return self._damage.sentence
         return error
 
     async def close(self) -> None:
@@ -175,10 +182,9 @@ class Tier:
 
     def report_damage(self, served: ServedRelease, error: ReleaseCorrupt, cause: Exception | None = None) -> None:
         """Take note of damage in a release: the first is logged, and `error` says it until another one is served."""
-        if self._damaged != served.ref.incarnation:
-            self._damaged = served.ref.incarnation
-            self._damage = f"release {served.id} is damaged in this store: {error}"
-            log.error("%s: %s", self.name, self._damage, exc_info=cause)
+        if self._damage is None or self._damage.of != served.ref:
+            self._damage = _Damage(served.ref, f"release {served.id} is damaged in this store: {error}")
+            log.error("%s: %s", self.name, self._damage.sentence, exc_info=cause)
 
     def _count_damage(self, served: ServedRelease, error: ReleaseCorrupt, cause: Exception | None = None) -> None:
         """Take note of a value that was to be answered, and is damaged."""

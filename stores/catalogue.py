@@ -31,6 +31,11 @@ class ReleaseRef(NamedTuple):
     id: ReleaseId
     incarnation: str
 
+    @property
+    def is_format_1(self) -> bool:
+        """Whether it is of format 1, whose data is named by the id; it is read and erased, and no longer written."""
+        return self.incarnation == self.id
+
 
 class DraftRef(NamedTuple):
     """A draft and who may write it."""
@@ -71,7 +76,7 @@ class Release:
 
     id: ReleaseId
     incarnation: str
-    """Names the physical data. That of format 1 is named by the id, so that the two are the same."""
+    """Names the physical data."""
 
     state: State
     created_at: float
@@ -148,26 +153,26 @@ def follows(found: Catalogue, seen: Catalogue | None) -> bool:
     """Return whether a reader that has *seen* one catalogue should follow the one it *found*.
 
     Newer, rewritten after a failover (same generation, another token), or of a store made anew: yes. A stale read
-    (lower generation of the same store) or an empty catalogue never un-serves anything: no.
+    (lower generation of the same store) or an empty catalogue never un-serves anything: no. Nor is what a replica says
+    of the same generation followed, once the primary has said otherwise.
     """
     if found.generation == 0:
         return False
     if seen is None or found.store_id != seen.store_id or found.generation > seen.generation:
         return True
-    return found.generation == seen.generation and found.token != seen.token
+    rewritten = found.generation == seen.generation and found.token != seen.token
+    return rewritten and (found.primary or not seen.primary)
 
 
 def begin(catalogue: Catalogue, draft: DraftRef, *, repairs: str | None = None) -> Catalogue:
-    """Add a draft with a lease; drafts whose lease has lapsed start to be dropped.
+    """Add a draft with a lease, unless its writer has one; drafts whose lease has lapsed start to be dropped.
 
-    Raises ReleaseConflict where its id is taken, but for the incarnation that it *repairs*: of that, `commit` takes the
-    place.
+    The incarnation is one that was never begun, at each attempt another: that of one whose reply was lost may have been
+    begun, and may be erased by now. Raises ReleaseConflict where its id is taken, but for the incarnation that it
+    *repairs*: of that, `commit` takes the place.
     """
-    known = catalogue.entry(draft.incarnation)
-    if known is not None and known.state is State.DRAFT and known.writer == draft.writer:
-        return catalogue  # a swap whose reply was lost
-    if known is not None:
-        raise ReleaseConflict(f"release {draft.id} was dropped, for its writer's lease had lapsed; publish again")
+    if any((one.id, one.writer, one.state) == (draft.id, draft.writer, State.DRAFT) for one in catalogue.releases):
+        return catalogue  # a swap whose reply was lost, of another incarnation
     remaining = _lapsed_dropped(catalogue)
     harmless = {State.DROPPING} if repairs is None else {State.DROPPING, State.WITHDRAWN}
     if any(
@@ -202,7 +207,7 @@ def take_over(catalogue: Catalogue, draft: DraftRef) -> Catalogue:
         raise ReleaseConflict(f"release {draft.id} is no draft any more; `hotplate releases list` shows what it is")
     if entry.writer == draft.writer:
         return catalogue  # a swap whose reply was lost
-    if entry.incarnation == entry.id:
+    if entry.ref.is_format_1:
         raise ReleaseConflict(f"release {draft.id} was begun by an older hotplate, in format 1; publish again")
     left_s = (entry.lease_until or 0.0) - catalogue.now
     if left_s > 0:

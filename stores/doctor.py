@@ -60,7 +60,7 @@ def _clock(catalogue: Catalogue, before: float, after: float) -> Finding:
 
 
 def _formats(catalogue: Catalogue) -> Finding:
-    old = [entry.id for entry in catalogue.releases if entry.ref.incarnation == entry.id]
+    old = [entry.id for entry in catalogue.releases if entry.ref.is_format_1]
     if catalogue.generation == 0:
         return Finding(Level.OK, "catalogue", "there is none yet; the first publish makes it")
     sentence = f"generation {catalogue.generation:,}, {_count(len(catalogue.releases), 'release')}"

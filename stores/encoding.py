@@ -5,16 +5,18 @@ cannot occur inside an item: to cut is to split, to serve whole is to copy.
 
     stored value    CHECKSUM ‖ OFFSET ‖ payload     8 and 4 ASCII characters, outside of any compression
     body            OFFSET ‖ payload                what the checksum covers, together with the key
-    opened body     OFFSET ‖ list                   what `cut` takes
+    opened body     OFFSET ‖ list                   what is published, and what `cut` takes
 
 The checksum is 48 bits of xxh3_64(key ‖ body), in base64, seeded by the release's id: a list that is damaged, or was
 read under another key or out of another release, is recognised as such wherever it is stored, and copies stay equal
-byte for byte. The offset says where the tenth item ends, so that the usual cut is a slice. Values of format 1 had
-neither.
+byte for byte. The offset says where the tenth item ends, so that the usual cut is a slice: four hex digits, which
+whoever encodes a list knows without looking for it, so that lists are bodies on their way into a store. Values of
+format 1 had neither.
 """
 
+import re
 from binascii import b2a_base64
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import TypedDict
 
 import orjson
@@ -34,6 +36,10 @@ USUAL_CUT = 10
 # Of a list whose first items are longer than four digits can say, and of what is no list.
 NO_OFFSET = b"0000"
 _MAX_OFFSET = 0xFFFF
+
+# An item up to its title: within one, every quote is escaped, so that `{"id":` begins an item and nothing else.
+_ID = re.compile(rb'\{"id":("[^"\\]*(?:\\.[^"\\]*)*")')
+_ID_AND_SCORE = re.compile(_ID.pattern + rb'(,"score":[^,}]*)?')
 
 # From a stored value to its opened body, given its key; raises ReleaseCorrupt.
 Decode = Callable[[str, bytes], bytes]
@@ -62,24 +68,37 @@ class ItemEncoder:
         self._tails = [b"}" if title is None else b',"title":%b}' % orjson.dumps(title) for title in titles]
 
     def encode(self, items: Iterable[int], scores: list[float]) -> bytes:
-        """Encode one list: item indices, and their finite scores, best first. An empty list is empty bytes."""
+        """Encode one list to its body: item indices, and their finite scores, best first."""
         if not scores:
-            return b""
+            return NO_OFFSET
         heads, tails = self._heads, self._tails
         numbers = orjson.dumps(scores)[1:-1].split(b",")
         if b"null" in numbers:
             raise StoreMisused("a score is not a finite number; leave such items out of the list")
-        return SEPARATOR.join([heads[item] + number + tails[item] for item, number in zip(items, numbers, strict=True)])
+        return _join([heads[item] + number + tails[item] for item, number in zip(items, numbers, strict=True)])
 
 
 def encode(items: Iterable[Item]) -> bytes:
-    """Encode a list item by item; the plain way, for a few lists."""
+    """Encode a list item by item to its body; the plain way, for a few lists."""
     lines = list[bytes]()
     for item in items:
         line = orjson.dumps({name: item[name] for name in ("id", "score", "title") if name in item})
         if b'"score":null' in line:
             raise StoreMisused(f"the score of item {item['id']!r} is not a finite number")
         lines.append(line)
+    return _join(lines)
+
+
+def body_of(value: bytes) -> bytes:
+    """Return the body of a list that was encoded without its offset; 0.9 µs for 20 items."""
+    return _join(value.split(SEPARATOR))
+
+
+def _join(lines: list[bytes]) -> bytes:
+    """Join encoded items to a body: the first ten by themselves, for where they end is the offset."""
+    usual = SEPARATOR.join(lines[:USUAL_CUT])
+    offset = b"%04x" % len(usual) if len(usual) <= _MAX_OFFSET else NO_OFFSET
+    lines[:USUAL_CUT] = [offset + usual]
     return SEPARATOR.join(lines)
 
 
@@ -97,17 +116,33 @@ def cut(body: bytes, n: int) -> bytes:
     return SEPARATOR.join(lines[:n])
 
 
+def cut_without(body: bytes, n: int, *left_out: Container[bytes]) -> bytes:
+    """Return the first *n* items of an opened body's list whose ids, by `encode_id`, are nowhere left out."""
+    lines = list[bytes]()
+    for line in body[OFFSET_BYTES:].split(SEPARATOR):
+        if len(lines) == n:
+            break
+        found = _ID.match(line)
+        if found and not any(found[1] in ids for ids in left_out):
+            lines.append(line)
+    return SEPARATOR.join(lines)
+
+
+def without_titles(items: bytes, *, scores: bool) -> bytes:
+    """Return a list with the ids of its items, and their scores where they are wanted, too."""
+    return SEPARATOR.join(
+        [b'{"id":%b%b}' % (one, score if scores else b"") for one, score in _ID_AND_SCORE.findall(items)]
+    )
+
+
+def encode_id(identifier: str) -> bytes:
+    """Return an id as it stands in a list."""
+    return orjson.dumps(identifier)
+
+
 def is_empty(body: bytes) -> bool:
     """Return whether an opened body's list has no items."""
     return len(body) == OFFSET_BYTES
-
-
-def offset_of(value: bytes) -> bytes:
-    """Return the offset of a list's usual cut, as a body begins with it; 0.6 µs for 20 items."""
-    end, lines = len(value), value.split(SEPARATOR, USUAL_CUT)
-    if len(lines) > USUAL_CUT:
-        end -= len(lines[USUAL_CUT]) + len(SEPARATOR)
-    return b"%04x" % end if end <= _MAX_OFFSET else NO_OFFSET
 
 
 class Checksum:

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from stores import catalogue as changes
-from stores.catalogue import GRACE_S, LEASE_S, Catalogue, DraftRef, Release, ReleaseId, ReleaseRef, State
+from stores.catalogue import GRACE_S, LEASE_S, Catalogue, DraftRef, ReleaseId, ReleaseRef, State
 from stores.compression import EncodedRows, encode_rows
 from stores.encoding import Checksum
 from stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreUnavailable
@@ -70,13 +70,14 @@ async def publish(
 ) -> WriteResult:
     """Write a whole release, check that it adds up, commit it and, unless *live* is false, make it live.
 
-    *batches* are rows of lists (`stores.encoding`), as *plan* counts them; they are stored in *encoding*. Readers see
-    nothing before the last step. A failure or an interrupt gives the draft up at once; a killed process, or a store
-    that is away, leaves a draft that *resume* continues, given the same rows anew, until the next `prune` after its
-    lease has lapsed: what was acknowledged is not put again. *about* goes into the manifest. *on_progress* is called
-    with (lists written, lists in all).
+    *batches* are rows of bodies, as `stores.encoding` makes them of lists, and `meta` rows of any bytes; *plan* counts
+    keys and lists. They are stored in *encoding*. Readers see nothing before the last step. A failure or an interrupt
+    gives the draft up at once; a killed process, or a store that is away, leaves a draft that *resume* continues, given
+    the same rows anew, until the next `prune` after its lease has lapsed: what was acknowledged is not put again.
+    *about* goes into the manifest. *on_progress* is called with (lists written, lists in all).
 
-    Raises ReleaseConflict where *resume* is no draft, has a writer, or was begun with other rows.
+    Raises ReleaseConflict where *resume* is no draft, has a writer, or was begun with other rows; StoreMisused for a
+    value that is no body.
     """
 
     async def finish(tally: Tally) -> Manifest:
@@ -100,18 +101,10 @@ async def begin(store: Store, release: ReleaseId, *, repairs: str | None = None,
     """Begin a draft under an id that was given elsewhere; ReleaseConflict where the store has that id already."""
     writer = (COPIER if copies else "") + secrets.token_hex(8)
 
-    def begun(found: Catalogue) -> Release | None:
-        return next((one for one in found.releases if one.writer == writer and one.state is State.DRAFT), None)
-
     def step(found: Catalogue) -> Catalogue:
-        if begun(found) is not None:
-            return found  # a swap whose reply was lost
-        # Each attempt draws an incarnation: one whose reply was lost may have been begun, and may be erased by now.
         return changes.begin(found, DraftRef(release, secrets.token_hex(6), writer), repairs=repairs)
 
-    entry = begun(await change(store, step))
-    if entry is None:
-        raise ReleaseNotFound(f"release {release} was dropped as soon as it was begun; publish again")
+    entry = (await change(store, step)).find_draft(release)
     return DraftRef(entry.id, entry.incarnation, writer)
 
 

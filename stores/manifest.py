@@ -1,6 +1,6 @@
 """The manifest: a release's description of itself, with the sums by which its rows are known to be complete."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ from xxhash import xxh3_128_intdigest
 from stores.catalogue import ReleaseId
 from stores.encoding import ENCODINGS, NO_OFFSET, OFFSET_BYTES, Checksum
 from stores.errors import ReleaseCorrupt
-from stores.keys import MANIFEST, OVERALL, POPULAR, check_kind
+from stores.keys import MANIFEST, META, OVERALL, POPULAR, check_kind
 from stores.store import Row
 
 # Of format 1 are releases whose values have neither checksum nor offset; they are read, and copied as they are.
@@ -36,30 +36,44 @@ class Tally:
         """How many rows were counted, the manifest aside."""
         return sum(self.counts.values())
 
-    def add(self, rows: Iterable[Row]) -> None:
-        """Count rows in; the digest is the sum modulo 2^128 of xxh3_128(len(key) ‖ key ‖ value)."""
-        kinds = dict[str, int]()
-        size = digest = 0
-        prefix, last = "\0", self.last
+    def add(self, rows: Sequence[Row]) -> None:
+        """Count rows in, the manifest aside; StoreMisused for a key of no kind.
+
+        The digest is the sum modulo 2^128 of xxh3_128(len(key) ‖ key ‖ value), the length in 4 bytes.
+        """
+        if not rows:
+            return
+        first, last = min(rows).key, max(rows).key
+        prefix = first[: first.find(":") + 1]
+        if prefix and last.startswith(prefix):  # the usual case: and so does any key between them
+            self._add(prefix[:-1], rows)
+            return
+        by_kind = dict[str, list[Row]]()
+        for row in rows:
+            by_kind.setdefault(row.key.partition(":")[0], []).append(row)
+        for kind, of_kind in by_kind.items():
+            self._add(kind, of_kind)
+
+    def _add(self, kind: str, rows: Sequence[Row]) -> None:
+        if check_kind(kind) + ":" == META:
+            rows = [row for row in rows if row.key != MANIFEST]
+        size = digest = length = 0
+        length_bytes = b""
         for key, value in rows:
-            if not key.startswith(prefix):  # seldom, for rows come sorted
-                kind = key.partition(":")[0]
-                prefix = kind + ":"
-            if key == MANIFEST:
-                continue
-            kinds[kind] = kinds.get(kind, 0) + 1
-            last[kind] = key
             raw = key.encode()
-            size += len(raw) + len(value)
-            digest += xxh3_128_intdigest(len(raw).to_bytes(4, "big") + raw + value)
-            if prefix == POPULAR:
-                self.segments.append(key.removeprefix(POPULAR))
-                self.popular_bytes += len(value)
-        for kind, count in kinds.items():
-            check_kind(kind)
-            self.counts[kind] = self.counts.get(kind, 0) + count
+            if len(raw) != length:  # keys of a kind are mostly of one length
+                length = len(raw)
+                length_bytes = length.to_bytes(4, "big")
+            size += length + len(value)
+            digest += xxh3_128_intdigest(b"".join((length_bytes, raw, value)))
         self.bytes += size
         self.digest = (self.digest + digest) % (1 << 128)
+        if rows:
+            self.counts[kind] = self.counts.get(kind, 0) + len(rows)
+            self.last[kind] = rows[-1].key
+        if kind + ":" == POPULAR:
+            self.segments += [key.removeprefix(POPULAR) for key, _ in rows]
+            self.popular_bytes += sum(len(value) for _, value in rows)
 
 
 @dataclass(frozen=True, slots=True)

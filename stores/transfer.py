@@ -89,7 +89,7 @@ async def _draft_of_copy(target: Store, release: ReleaseId) -> DraftRef | None:
         if entry is not None and entry.state is not State.DRAFT:
             return None
         try:
-            if entry is None or entry.incarnation == entry.id:  # a draft of format 1 is begun anew once it has lapsed
+            if entry is None or entry.ref.is_format_1:  # a draft of format 1 is begun anew once it has lapsed
                 return await begin(target, release, copies=True)
             draft = DraftRef(entry.id, entry.incarnation, COPIER + secrets.token_hex(8))
             await change(target, partial(changes.take_over, draft=draft))

@@ -14,6 +14,10 @@ SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 END, END_BEHIND_AT = re.compile(r"[?#]"), re.compile(r"[?#&=;]")
 
 
+# The hosts that are this machine.
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
 def scheme_of(url: str) -> str:
     """Return the scheme of a URL, in lower case; empty where it has none. Any text has an answer."""
     found = SCHEME.match(url)

@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "bench/micro": {"stores", "offline", "serve", "hotplate"},
     "hotplate": {"stores", "offline", "serve", "bench"},
 }
-HEAVY = {"numpy", "scipy", "implicit", "polars", "azure", "redis", "matplotlib"}
+HEAVY = {"numpy", "scipy", "implicit", "polars", "azure", "redis", "matplotlib", "jwt"}
 
 
 def modules_of(folder: str) -> list[Path]:

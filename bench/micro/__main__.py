@@ -49,10 +49,11 @@ def measure_in_process(effort: Effort) -> list[Outcome]:
 
 def benchmark_figure(result: dict[str, Any]) -> Figure:
     """Name one benchmark by its function and parameters; its time is that of one of the things that a round does."""
-    count = result["extra_info"].get("count", 1)
+    extra = result["extra_info"]
+    count, goal = extra.get("count", 1), at_most(extra["goal"]) if "goal" in extra else None
     name = result["name"].removeprefix("bench_").replace("_", " ")
     values = [result["stats"][key] * 1e6 / count for key in ("q1", "median", "q3")]
-    return Figure(f"in process, {name}: CPU", f"µs/{result['extra_info'].get('each', 'call')}", values)
+    return Figure(f"in process, {name}: CPU", f"µs/{extra.get('each', 'call')}", values, goal)
 
 
 def get_beside_dict(results: dict[str, dict[str, Any]]) -> Figure:

@@ -4,23 +4,33 @@ A round serves 1,000 users: its time in µs is the ns of one request.
 """
 
 import asyncio
+import json
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import StreamReader, web
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.payload import Payload
 from aiohttp.test_utils import make_mocked_request
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.lists import Shape, key_of
 from bench.micro.publishing import publish_to
 from bench.micro.rounds import path_of
+from serve.auth import Guard
+from serve.deny_list import DenyListFile
 from serve.handlers import Handlers
+from serve.keys import READ, create
+from serve.parameters import BATCH_MEDIA, JSON
 from serve.reader import Lists, open_lists
 from stores.keys import USER
 
 COUNT = 1_000
 LIST_LENGTH = 20
+# What one user of a batch of a thousand may cost, in JSON.
+BATCH_US = 4
 USERS = [key_of(user).removeprefix(USER) for user in range(COUNT)]
 
 
@@ -74,6 +84,50 @@ def bench_render(benchmark: BenchmarkFixture, runner: asyncio.Runner, lists: Lis
     for_each_user(benchmark, runner, lambda user: handlers.recommend(request, user, "n=10"))
 
 
+@pytest.mark.parametrize("denied", [1, 10_000])
+def bench_render_with_deny_list(
+    benchmark: BenchmarkFixture, runner: asyncio.Runner, lists: Lists, denied: int, tmp_path: Path
+) -> None:
+    """The same, beside a deny-list with nothing on it that a list has."""
+    file = tmp_path / "denied"
+    file.write_text("".join(f"item:x{number}\nuser:x{number}\n" for number in range(denied)))
+    lists.reader.deny_list = DenyListFile(file)
+    bench_render(benchmark, runner, lists)
+
+
+@pytest.mark.parametrize("media", BATCH_MEDIA)
+def bench_batch(benchmark: BenchmarkFixture, runner: asyncio.Runner, lists: Lists, media: str) -> None:
+    """All users in one request, from its body to the bytes of its answer; neither parsing of HTTP nor sending."""
+    benchmark.extra_info |= {"count": COUNT, "each": "user"} | ({"goal": BATCH_US} if media == JSON else {})
+    handlers, body = Handlers(lists.reader), json.dumps({"users": USERS, "n": 10}).encode()
+
+    async def made() -> web.Request:
+        loop = asyncio.get_running_loop()
+        payload = StreamReader(BaseProtocol(loop), 1 << 16, loop=loop)
+        payload.feed_data(body)
+        payload.feed_eof()
+        return make_mocked_request("POST", "/v1/recommendations", {"Accept": media}, payload=payload)
+
+    request = runner.run(made())  # it keeps what is read of it, and is read again in every round
+
+    async def serve_all() -> None:
+        response = await handlers.recommend_many(request, "", "")
+        if isinstance(response.body, Payload):  # it is made while it is sent
+            await response.body.as_bytes()
+
+    benchmark(lambda: runner.run(serve_all()))
+
+
 def bench_library(benchmark: BenchmarkFixture, runner: asyncio.Runner, lists: Lists) -> None:
     """The lookup as a library gives it: the first 10 items as objects."""
     for_each_user(benchmark, runner, lambda user: lists.personal(user, n=10))
+
+
+@pytest.mark.parametrize("with_a", ["loopback", "key", "rate"])
+def bench_admit(benchmark: BenchmarkFixture, runner: asyncio.Runner, tmp_path: Path, with_a: str) -> None:
+    """Who may call: on loopback without keys, with a key, and with a key of a rate that four workers share."""
+    rate = 1e8 if with_a == "rate" else None
+    key = create(tmp_path / "keys.json", "web", ["read"], rate).key
+    guard = Guard(None if with_a == "loopback" else tmp_path / "keys.json", workers=4)
+    headers = make_mocked_request("GET", path_of(0), {"Host": "x", "Accept": "*/*", "X-API-Key": key}).headers
+    for_each_user(benchmark, runner, lambda _: guard.admit(headers, READ))

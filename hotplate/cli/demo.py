@@ -29,10 +29,10 @@ def demo(
     """
     from offline.input.sample import sample
     from offline.pipeline import TrainSettings, train
-    from offline.scratch import temporary_folder
     from serve.process import reserve
     from serve.process import serve as run
     from serve.settings import Settings, configure_logging
+    from stores.folders import temporary_folder
 
     with temporary_folder("demo") as folder:
         reserve(host, port).close()  # a port in use is better reported before the training than after
@@ -46,7 +46,7 @@ def demo(
         publish(folder / "model", store=url)
         user, item = report.model.matrix.user_ids[0], report.model.matrix.item_ids[0]
         configure_logging()
-        run(Settings((url,), host, port), lambda address: _print_examples(address, url, user, item))
+        run(Settings((url,), host, port, anonymous=True), lambda address: _print_examples(address, url, user, item))
 
 
 def _print_examples(address: str, store: str, user: str, item: str) -> None:

@@ -63,7 +63,7 @@ def import_lists(
     Before you pay: hotplate import lists.parquet --store cosmos://ACCOUNT/DATABASE --max-ru 4000 --dry-run
     """
     from offline.list_import import ImportedLists, ImportSettings
-    from offline.scratch import temporary_folder
+    from stores.folders import temporary_folder
 
     options = PublishOptions(limit_ru(store, max_ru), encoding, activate, keep, resume, dry_run, as_json)
     columns = {"user": user_column, "item": item_column, "score": score_column, "title": title_column}

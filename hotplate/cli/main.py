@@ -12,6 +12,7 @@ from hotplate.cli import (
     cosmos_emulator,
     demo,
     import_lists,
+    keys,
     lookup,
     plan,
     publish,
@@ -40,6 +41,7 @@ app.command()(plan.plan)
 app.command()(cosmos_emulator.cosmos_emulator)
 app.add_typer(releases.app, name="releases")
 app.add_typer(store.app, name="store")
+app.add_typer(keys.app, name="keys")
 app.add_typer(bench.app, name="bench")
 
 

@@ -1,5 +1,7 @@
 """`hotplate serve`: the HTTP service."""
 
+import os
+from pathlib import Path
 from typing import Annotated
 
 from hotplate.cli.terminal import chosen_store, err, option
@@ -42,6 +44,53 @@ def serve(
             at_least=0,
         ),
     ] = 0.0,
+    keys: Annotated[
+        Path | None,
+        option(
+            "--keys",
+            "Let in who has a key in this file (hotplate keys create makes one); changes are taken up without a "
+            "restart. Without it, everybody on this machine may call.",
+            metavar="FILE",
+        ),
+    ] = None,
+    anonymous: Annotated[
+        bool, option("--anonymous", "Let callers without a key read, also from other machines.")
+    ] = False,
+    tls_cert: Annotated[
+        Path | None,
+        option(
+            "--tls-cert",
+            "Speak TLS, with the certificate chain in this PEM file; a renewed one is taken up without a restart.",
+            metavar="FILE",
+        ),
+    ] = None,
+    tls_key: Annotated[
+        Path | None, option("--tls-key", "The key of the certificate, in PEM without a password.", metavar="FILE")
+    ] = None,
+    oidc_issuer: Annotated[
+        str | None,
+        option("--oidc-issuer", "Let in who has a token of this OpenID Connect issuer, as Entra ID.", metavar="URL"),
+    ] = None,
+    oidc_audience: Annotated[
+        str | None, option("--oidc-audience", "What the issuer's tokens for this service are for.", metavar="AUDIENCE")
+    ] = None,
+    deny_list: Annotated[
+        Path | None,
+        option(
+            "--deny-list",
+            "Show none of the items of this file, and answer its users as unknown: lines of item:ID and user:ID. "
+            "It is read again when it changes.",
+            metavar="FILE",
+        ),
+    ] = None,
+    cors_origin: Annotated[
+        list[str] | None,
+        option(
+            "--cors-origin",
+            "Let web pages of this origin call the service, as https://shop.example; it may be given several times.",
+            metavar="URL",
+        ),
+    ] = None,
     max_connections: Annotated[
         int, option("--max-connections", "Keep at most so many connections open in each worker.", at_least=1)
     ] = 10_000,
@@ -60,6 +109,7 @@ def serve(
 
     Example: hotplate serve --store redis://cache:6379/0 --store file:///var/lib/hotplate --workers 2
     """
+    from serve.errors import ServiceMisused
     from serve.process import serve as run
     from serve.settings import Limits, Settings, configure_logging
     from stores.errors import StoreMisused
@@ -68,12 +118,29 @@ def serve(
     urls = tuple(map(chosen_store, store)) if store else (chosen_store(None),)
     if any(url.startswith("memory:") for url in urls):
         raise StoreMisused("memory:// is for tests: it is empty, and gone with the process; serve a file:// store")
+    if keys is None and os.environ.get("HOTPLATE_KEYS") == "":
+        raise ServiceMisused("HOTPLATE_KEYS is empty; name the file of keys, or unset it to serve without keys")
     configure_logging()
     limits = Limits(
         connections=max_connections, per_address=max(1, max_connections // 5), trusted_proxies=networks(trusted_proxy)
     )
     settings = Settings(
-        urls, host, port, workers, budget_s=budget, drain_s=drain, scrub_rows_per_s=scrub_rate, limits=limits
+        urls,
+        host,
+        port,
+        workers,
+        budget_s=budget,
+        drain_s=drain,
+        scrub_rows_per_s=scrub_rate,
+        keys=keys,
+        anonymous=anonymous,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        oidc_issuer=oidc_issuer,
+        oidc_audience=oidc_audience,
+        deny_list=deny_list,
+        cors_origins=tuple(cors_origin or ()),
+        limits=limits,
     )
     named = ", ".join(map(redacted, urls))
     run(settings, lambda address: err.print(f"serving {named} on {address}"))

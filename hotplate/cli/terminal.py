@@ -45,7 +45,7 @@ FAILED, MISUSED = 1, 2
 EXTRAS = {
     "implicit": "offline", "numpy": "offline", "polars": "offline", "scipy": "offline", "threadpoolctl": "offline",
     "httptools": "bench", "hdrh": "bench", "matplotlib": "bench",
-    "redis": "redis", "azure": "cosmos",
+    "redis": "redis", "azure": "cosmos", "jwt": "oidc",
 }  # fmt: skip
 
 
@@ -259,10 +259,11 @@ def _sentence(error: BaseException) -> tuple[str, int]:
     """Return the sentence and exit code of an expected error; anything else is a defect, and raised."""
     from bench.errors import BenchFailed, BenchMisused
     from offline.errors import DataError, SettingError
+    from serve.errors import ServiceMisused
     from stores.errors import StoreError, StoreMisused
     from stores.prices import PricesUnreadable
 
-    if isinstance(error, StoreMisused | SettingError | BenchMisused | PricesUnreadable):
+    if isinstance(error, StoreMisused | ServiceMisused | SettingError | BenchMisused | PricesUnreadable):
         return str(error), MISUSED
     if isinstance(error, StoreError | DataError | BenchFailed):
         return str(error), FAILED

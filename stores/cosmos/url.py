@@ -14,7 +14,7 @@ from typing import NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
 from stores.errors import StoreMisused
-from stores.urls import certificate, parameters, redacted, secret, split
+from stores.urls import LOOPBACK, certificate, parameters, redacted, secret, split
 
 PARTITION_RU = 10_000
 INITIAL_PARTITION_RU = 6_000
@@ -80,7 +80,6 @@ SUBSCRIPTION = "AZURE_SUBSCRIPTION_ID"
 EMULATOR_KEY = "C2y6yDjf5/R+ob0N8A7Cgv30VRDJIWEHLM+4QDU5DE2nQ9nDuVTqobD4b8mGGyPMbIZnqyMsEcaGQy67XIw/Jw=="
 
 HOST = ".documents.azure.com"
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 OPTIONS = {"ru", "max_ru", "consistency", "region", "ca", "subscription", "resource_group"}
 # What a URL may say, and what the service calls it.
 CONSISTENCIES = {

@@ -5,15 +5,14 @@ catalogue of them. It is there complete or not at all, and so is what is put bac
 """
 
 import asyncio
-import fcntl
-import glob
 import os
 import secrets
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 from stores.catalogue import Catalogue, Release, ReleaseId, State
 from stores.errors import (
@@ -25,9 +24,11 @@ from stores.errors import (
     StoreMisused,
 )
 from stores.file.catalogue import CatalogueFile
-from stores.file.draft import flush_folder
 from stores.file.release import READ_CHUNK, check_whole, translated
 from stores.file.store import LmdbStore
+from stores.folders import LOCK, flush, scratch_folder
+
+T = TypeVar("T")
 
 # Called with (bytes copied, bytes in all).
 OnProgress = Callable[[int, int], None]
@@ -53,10 +54,11 @@ async def backup(store: LmdbStore, target: Path, on_progress: OnProgress = lambd
         with _scratch(target.parent, target.name) as scratch:
             wanted = [(files[entry.incarnation], _release_path(scratch, entry.incarnation)) for entry in found.releases]
             copied = await _copy_all(wanted, scratch, on_progress)
-            await asyncio.to_thread(CatalogueFile(scratch).replace, replace(found, token=secrets.token_hex(8)))
+            await _in_thread(CatalogueFile(scratch).replace, replace(found, token=secrets.token_hex(8)))
             with translated(target):
                 scratch.rename(target)
-                flush_folder(target.parent)
+                (target / LOCK).unlink(missing_ok=True)
+                flush(target.parent)
     return BackupResult(found.live, tuple(entry.id for entry in found.releases), copied)
 
 
@@ -91,7 +93,7 @@ async def restore(
             ]
             copied = await _copy_all(wanted, scratch, on_progress)
             restored = replace(found, releases=tuple(entries))
-            await asyncio.to_thread(_put_in_place, catalogue, restored, reused, [path for _, path in wanted])
+            await _in_thread(_put_in_place, catalogue, restored, reused, [path for _, path in wanted])
     return BackupResult(found.live, tuple(entry.id for entry in found.releases), copied)
 
 
@@ -116,7 +118,7 @@ def _put_in_place(
         releases.mkdir(exist_ok=True)
         for path in copied:
             path.rename(releases / path.name)
-        flush_folder(releases)
+        flush(releases)
         catalogue.replace(_merged(present, restored))
 
 
@@ -160,7 +162,7 @@ async def _is_there(folder: Path, present: Catalogue, entry: Release) -> bool:
 
 def _fresh(entry: Release) -> str:
     """Draw an incarnation; a file of format 1 is known by its name, and keeps it."""
-    return entry.incarnation if entry.incarnation == entry.id else secrets.token_hex(6)
+    return entry.incarnation if entry.ref.is_format_1 else secrets.token_hex(6)
 
 
 @asynccontextmanager
@@ -208,17 +210,27 @@ async def _copy_all(wanted: Sequence[tuple[int, Path]], scratch: Path, on_progre
             target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
             try:
                 place = 0
-                while copied := await asyncio.to_thread(_copy_piece, source, target, place):
+                while copied := await _in_thread(_copy_piece, source, target, place):
                     place += copied
                     on_progress(done + place, total)
-                await asyncio.to_thread(os.fsync, target)
+                await _in_thread(os.fsync, target)
             finally:
                 os.close(target)
         done += place
         await check_whole(path)
     with translated(scratch):
-        flush_folder(scratch / "releases")
+        flush(scratch / "releases")
     return total
+
+
+async def _in_thread(work: Callable[..., T], *arguments: Any) -> T:  # noqa: ANN401 -- whatever *work* takes
+    """Do work in a thread, and see it end where the caller is interrupted: what it writes to is taken away then."""
+    working = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        await asyncio.gather(working, return_exceptions=True)
+        raise
 
 
 def _copy_piece(source: int, target: int, place: int) -> int:
@@ -231,37 +243,12 @@ def _copy_piece(source: int, target: int, place: int) -> int:
 
 @contextmanager
 def _scratch(folder: Path, name: str) -> Iterator[Path]:
-    """Make a folder beside what is to be made, locked while its owner lives; sweep those whose owners died."""
-    with translated(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(f".{glob.escape(name)}.new-*"):
-            with suppress(FileNotFoundError), _locked(left) as mine:
-                if mine:
-                    shutil.rmtree(left, ignore_errors=True)
-        scratch = folder / f".{name}.new-{secrets.token_hex(6)}"
-        scratch.mkdir()
-    with _locked(scratch) as mine:
-        if not mine or not scratch.exists():
-            raise ReleaseConflict(f"another process sweeps {folder} just now; try again")
-        try:
-            yield scratch
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[bool]:
-    """Lock a folder; yield whether that was possible, for another process may hold it."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(descriptor)
+    """Make a scratch folder beside what is to be made."""
+    with ExitStack() as stack:
+        with translated(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            scratch = stack.enter_context(scratch_folder(folder, f".{name}.new-"))
+        yield scratch
 
 
 def _release_path(folder: Path, incarnation: str) -> Path:

@@ -16,8 +16,8 @@ from pathlib import Path
 from stores import catalogue as catalogue_record
 from stores.catalogue import Catalogue
 from stores.errors import ReleaseConflict, StoreUnavailable
-from stores.file.draft import flush_folder
 from stores.file.release import translated
+from stores.folders import flush
 
 LOCK_TIMEOUT_S = 5.0
 
@@ -72,7 +72,7 @@ class CatalogueFile:
                 self._spare.unlink(missing_ok=True)  # a file system that writes nothing in place
                 self._write(record)
             self._spare.rename(self.path)
-            flush_folder(self.folder)
+            flush(self.folder)
         self.make_spare()
 
     @contextmanager

@@ -90,19 +90,19 @@ class DamagedFile:
 
         A value of a damaged block is returned: it carries a checksum of its own.
         """
-        number, doubtful = self._meta.root, False
+        number, passed_damage = self._meta.root, False
         for _ in range(_MAX_DEPTH):
             if number == _NO_PAGE:
                 return None
             page = _Page(self._read(number, self._meta.page_bytes))
-            doubtful |= number * self._meta.page_bytes // BLOCK_BYTES in self._damaged
+            passed_damage |= number * self._meta.page_bytes // BLOCK_BYTES in self._damaged
             if page.kind == _BRANCH:
                 number = page.child(page.last_up_to(key, first=1) or 0)
             elif page.kind == _LEAF:
                 index = page.last_up_to(key, first=0)
                 if index is not None and page.key(index) == key:
                     return page.value(index, self._read_overflow)
-                if doubtful:
+                if passed_damage:
                     raise lmdb.CorruptedError("it is absent from a damaged page")
                 return None
             else:

@@ -132,14 +132,14 @@ class ReleaseFile:
 
     def rows(self) -> Iterator[Row]:
         """Yield all rows in ascending order of key bytes; only after `check_before_scan`."""
-        last = b""
+        last, new = b"", tuple.__new__  # as Row(key, value), which is a call of Python for each
         try:
             with self._env.begin() as txn:
                 for key, value in txn.cursor():
                     if key <= last:
                         raise ReleaseCorrupt(f"{self.path} is damaged: {key!r} stands after {last!r}; publish again")
                     last = key
-                    yield Row(key.decode(), value)
+                    yield new(Row, (key.decode(), value))
         except UnicodeDecodeError as error:
             raise ReleaseCorrupt(f"{self.path} is damaged: its key {last!r} is no text; publish again") from error
         except FAILURES as error:

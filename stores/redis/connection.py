@@ -19,7 +19,7 @@ from stores.errors import StoreError, StoreFull, StoreMisused, StoreUnavailable
 from stores.redis.url import Address
 from stores.throttle import Backoff
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 1.0
 
@@ -126,7 +126,7 @@ class PipelinedConnection:
         self.has_replied = False  # so that a server that goes on like this is not tried again all the time
         error = f"{self._where} {reason}; the connection was given up"
         if self.error is None:
-            logger.warning("%s", error)
+            log.warning("%s", error)
         self._fail(error)
         return StoreUnavailable(error)
 

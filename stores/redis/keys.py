@@ -107,7 +107,7 @@ class Keys:
             return known
         if len(self._releases) >= KEPT:
             del self._releases[next(iter(self._releases))]
-        if incarnation == release.id:
+        if ReleaseRef(release.id, incarnation).is_format_1:
             found = ReleaseKeys((f"{self.prefix}:{incarnation}:",))
         else:
             found = ReleaseKeys(tuple(f"{self.prefix}:{{{incarnation}.{bucket}}}:" for bucket in range(BUCKETS)))

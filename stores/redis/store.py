@@ -4,17 +4,17 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from stores import catalogue as catalogue_record
 from stores.catalogue import Catalogue, DraftRef, ReleaseRef
-from stores.errors import ReleaseConflict, StoreError, StoreFull, StoreUnavailable
+from stores.errors import ReleaseConflict, StoreError, StoreUnavailable
 from stores.keys import META, Span, bounds, merged, pack, unpack
 from stores.redis import examination
 from stores.redis.batcher import MAX_KEYS, Batcher
 from stores.redis.connection import PipelinedConnection, Reconnector, translated
-from stores.redis.keys import MOVED, Keys, ReleaseKeys
+from stores.redis.keys import MOVED, Keys
 from stores.redis.url import Address, parse
 from stores.store import (
     Advised,
@@ -53,10 +53,6 @@ RETRY_FOR_S, RETRY_PAUSE_S = 10.0, 0.1
 
 # How many packed batches are read at once, about 100 kB.
 SPANS = 64
-
-# What a row takes beside its bytes, and what the allocator makes of it: within -10 and +13 % of `used_memory` for rows
-# of 0 to 9,000 bytes on Redis 7; the allocator rounds up to its next size.
-ROW_BYTES, ALLOCATED = 80, 1.08
 
 # The state of a release that takes no more rows; that of a draft is `draft:WRITER`.
 SEALED = b"sealed"
@@ -199,7 +195,7 @@ class RedisStore(Advised, Examined, Inventoried, RoomChecked):
         await self._batcher.close()
 
     async def warnings(self) -> list[str]:
-        return (await measure(self._control)).warnings(self._address.shown)
+        return (await examination.measure(self._control)).warnings(self._address.shown)
 
     async def examine(self) -> list[Finding]:
         return await examination.examine(self._address, self._keys)
@@ -209,7 +205,7 @@ class RedisStore(Advised, Examined, Inventoried, RoomChecked):
         return sorted(incarnation.decode() for incarnation in found)
 
     async def check_room(self, draft: DraftRef, plan: Plan) -> None:
-        (await measure(self._control)).check(plan, self._keys.release(draft), self._address.shown)
+        (await examination.measure(self._control)).check(plan, self._keys.release(draft), self._address.shown)
 
     async def create(self, draft: DraftRef, plan: Plan) -> None:
         keys = self._keys.release(draft)
@@ -387,47 +383,6 @@ def _is_primary(greeting: object) -> bool:
         return False
     return any(
         name == b"role" and value == b"master" for name, value in zip(greeting[::2], greeting[1::2], strict=False)
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """A server's memory, in bytes: what it uses, its own limit (0: none), and what its machine has (0: unknown)."""
-
-    used: int
-    maxmemory: int
-    machine: int
-    policy: str
-
-    def check(self, plan: Plan, keys: ReleaseKeys, where: str) -> None:
-        """Raise StoreFull, with the numbers, where *plan* does not fit into what is left."""
-        beside = len(keys.heads[-1]) + ROW_BYTES
-        needed = int((plan.payload_bytes + (plan.rows + len(keys.heads)) * beside) * ALLOCATED)
-        limit = self.maxmemory or self.machine
-        if limit and self.used + needed > limit:
-            raise StoreFull(
-                f"the release needs about {needed / 1e6:,.1f} MB in {where}, which has a limit of "
-                f"{limit / 1e6:,.1f} MB and uses {self.used / 1e6:,.1f} MB; raise maxmemory, prune old releases, "
-                f"or publish shorter lists"
-            )
-
-    def warnings(self, where: str) -> list[str]:
-        """Return a sentence where lists could vanish. `volatile-*` cannot touch them, for they have no expiry."""
-        if not self.maxmemory or not self.policy.startswith("allkeys-"):
-            return []
-        sentence = f"{where} has the eviction policy {self.policy}, which drops lists in silence once memory is short"
-        return [f"{sentence}; set maxmemory-policy to noeviction"]
-
-
-async def measure(reconnector: Reconnector) -> Memory:
-    """Read it from the server, in one command; raises StoreError."""
-    found: bytes = await reconnector.execute_command(b"INFO", b"memory")
-    fields = dict(line.split(":", 1) for line in found.decode().splitlines() if ":" in line)
-    return Memory(
-        used=int(fields["used_memory"]),
-        maxmemory=int(fields.get("maxmemory", 0)),
-        machine=int(fields.get("total_system_memory", 0)),
-        policy=fields.get("maxmemory_policy", "noeviction"),
     )
 
 

@@ -22,6 +22,7 @@ from offline.input.sample import sample
 from stores.file.store import LmdbStore
 from tests.support.command import failed, hotplate, hotplate_process
 from tests.support.redis_server import RedisServer
+from tests.support.redis_server import running as redis_running
 from tests.support.service import a_list, publish_lists, publish_to
 from tests.support.soak import SEED, scaled
 
@@ -107,6 +108,24 @@ def test_a_damaged_list_of_keys_in_redis_is_found_by_verify(redis_server: RedisS
         assert isinstance(packed, bytes)
         client.lset(keys, 0, packed[:-9] + damage.encode())
     failed(hotplate("releases", "verify", "--store", url), "is damaged", "releases repair")
+
+
+def test_a_scrub_of_a_redis_that_is_killed_ends_with_a_sentence(tmp_path: Path) -> None:
+    with redis_running(tmp_path) as server:
+        asyncio.run(publish_to(server.url(), {f"user:{n:04}": a_list("x") for n in range(5_000)}))
+        command = [sys.executable, "-m", "hotplate", "releases", "scrub", "--rate", "500", "--store", server.url()]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as scrub:
+            before = server.calls("mget")
+            while server.calls("mget") < before + 4:  # of the catalogue, and of some rows
+                assert scrub.poll() is None
+                time.sleep(0.01)
+            server.kill()
+            output, errors = scrub.communicate(timeout=60)
+    failed(
+        subprocess.CompletedProcess(command, scrub.returncode, output, errors),
+        "redis://127.0.0.1:",
+        "cannot be reached",
+    )
 
 
 BAD_DATA = {

@@ -25,6 +25,7 @@ from stores.store import Plan, Row
 from tests.support.command import failed, hotplate
 from tests.support.service import a_list, publish_lists
 from tests.support.soak import SEED, scaled
+from tests.support.stores import as_bodies
 
 
 def lines(*rows: str) -> str:
@@ -262,7 +263,7 @@ def releases_of(folder: Path) -> Any:  # noqa: ANN401 -- JSON
 
 async def leave_a_draft(folder: Path) -> str:
     async def batches() -> AsyncIterator[Sequence[Row]]:
-        yield [Row("popular:", a_list("x"))]
+        yield as_bodies([Row("popular:", a_list("x"))])
         raise StoreUnavailable("the network went away")
 
     store = LmdbStore(folder)

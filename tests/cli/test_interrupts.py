@@ -1,7 +1,9 @@
 """Ctrl-C, however early: the command ends without a word, with 130, or with 0 where it was done or serves already."""
 
+import asyncio
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import pytest
 from offline.input.sample import sample
 from tests.support.command import hotplate
 from tests.support.paths import ROOT
+from tests.support.service import a_list, publish_lists
 from tests.support.soak import SEED, scaled
 
 LATEST_S = 0.5
@@ -65,3 +68,41 @@ def test_interrupts_at_many_instants_are_quiet(verb: int, model: Path, tmp_path:
     draw = random.Random(SEED)
     for _ in range(scaled(60)):
         check_interrupt(verbs(model, tmp_path)[verb], draw.uniform(0, LATEST_S))
+
+
+@pytest.mark.parametrize(
+    ("verb", "begun"),
+    [(["store", "restore"], ".restored.new-*/releases/*.mdb"), (["releases", "repair", "--from"], "releases/*.draft")],
+    ids=["restore", "repair"],
+)
+def test_an_interrupted_restore_or_repair_leaves_nothing_half_made(verb: list[str], begun: str, tmp_path: Path) -> None:
+    source, store = tmp_path / "source", tmp_path / "store"
+    asyncio.run(publish_lists(source, {f"user:{n:05}": a_list("x" * 4_000) for n in range(8_000)}))
+    if verb[0] == "releases":
+        shutil.copytree(source, store)
+        verb = [*verb, f"file://{source}"]
+    else:
+        verb = [*verb, str(source)]
+    before = listed(store)
+    with subprocess.Popen(
+        [sys.executable, "-m", "hotplate", *verb, "--store", f"file://{store}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    ) as process:
+        while not list(store.glob(begun)):
+            assert process.poll() is None
+            time.sleep(0.001)
+        os.killpg(process.pid, signal.SIGINT)
+        said, _ = process.communicate(timeout=60)
+    if process.returncode == 0:
+        return  # it was done just then
+    assert (process.returncode, said) == (130, b"")
+    assert listed(store) == before
+    assert hotplate(*verb, "--store", f"file://{store}").returncode == 0
+
+
+def listed(store: Path) -> set[str]:
+    """Return what lies in a store, but for what any writer leaves to the next."""
+    files = {str(path.relative_to(store)) for path in store.rglob("*")}
+    return files - {"catalogue.lock", "catalogue.spare"}

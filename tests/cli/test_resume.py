@@ -15,7 +15,7 @@ from stores.catalogue import ReleaseId
 from stores.connect import connect
 from stores.store import Plan, Row
 from tests.support.service import a_list
-from tests.support.stores import lapse
+from tests.support.stores import as_bodies, lapse
 
 if TYPE_CHECKING:
     from tests.support.redis_server import RedisServer
@@ -64,10 +64,10 @@ async def test_a_resume_is_refused_once_a_living_writer_has_renewed_its_lease(
     store, has_begun, may_end = connect(url), asyncio.Event(), asyncio.Event()
 
     async def rows() -> AsyncIterator[Sequence[Row]]:
-        yield [Row("popular:", a_list("p"))]
+        yield as_bodies([Row("popular:", a_list("p"))])
         has_begun.set()
         await may_end.wait()
-        yield [Row("user:al", a_list("a"))]
+        yield as_bodies([Row("user:al", a_list("a"))])
 
     publishing = asyncio.create_task(life.publish(store, rows(), plan=Plan(2, 200), about={}))
     await has_begun.wait()

@@ -18,7 +18,7 @@ from offline.list_import import ImportedLists, ImportSettings
 from offline.lists import ListSettings, ModelLists
 from offline.publish import publish
 from stores.catalogue import DraftRef
-from stores.encoding import decode
+from stores.encoding import OFFSET_BYTES, decode
 from stores.errors import StoreUnavailable
 from stores.memory import MemoryStore
 from stores.store import Row
@@ -38,7 +38,7 @@ def imported(folder: Path, lists: Path, **others: object) -> ImportedLists:
 def rows_of(made: ImportedLists) -> dict[str, list[tuple[str, float]]]:
     rows = [row for batch in made.batches() for row in batch]
     assert [row.key.encode() for row in rows] == sorted(row.key.encode() for row in rows)
-    return {row.key: [(item["id"], item["score"]) for item in decode(row.value)] for row in rows}
+    return {row.key: [(item["id"], item["score"]) for item in decode(row.value[OFFSET_BYTES:])] for row in rows}
 
 
 def expected(rows: list[tuple[str, str, float]], length: int) -> dict[str, list[tuple[str, float]]]:
@@ -158,7 +158,7 @@ def test_popular_similar_and_titles_come_from_files_of_their_own(tmp_path: Path)
         "popular:fr": [("b", 7.0)],
         "user:u": [("b", 2.0), ("a", 1.0)],
     }
-    values = {row.key: decode(row.value) for batch in made.batches() for row in batch}
+    values = {row.key: decode(row.value[OFFSET_BYTES:]) for batch in made.batches() for row in batch}
     assert [item.get("title") for item in values["item:a"]] == ["A C", None]
     (tmp_path / "popular.csv").write_text("segment,item,score\nfr,b,7\n")
     made = imported(tmp_path, tmp_path / "lists.csv", popular=tmp_path / "popular.csv")

@@ -17,9 +17,9 @@ from offline.errors import DataError
 from offline.input.matrix import to_matrix
 from offline.input.sample import sample
 from offline.model import Model, load, save
-from offline.scratch import LOCK
 from offline.train.als import ALSParams, fit
 from offline.train.popularity import most_popular, popular_by_segment
+from stores.folders import LOCK
 
 PARAMS = ALSParams(factors=4, iterations=2)
 

@@ -11,7 +11,7 @@ from offline.lists import ListSettings, ModelLists
 from offline.model import Model
 from offline.publish import publish
 from offline.train.als import Factors
-from stores.encoding import decode
+from stores.encoding import OFFSET_BYTES, decode
 from stores.errors import StoreFull
 from stores.file.store import LmdbStore
 from stores.memory import MemoryStore
@@ -24,7 +24,7 @@ def rows_of(model: Model, **settings: object) -> dict[str, bytes]:
     rows = [row for batch in ModelLists(model, ListSettings(**settings)).batches() for row in batch]  # type: ignore[arg-type]  # as the test says
     assert [row.key.encode() for row in rows] == sorted(row.key.encode() for row in rows)
     assert all(isinstance(row, Row) for row in rows)
-    return dict(rows)
+    return {key: body[OFFSET_BYTES:] for key, body in rows}
 
 
 def test_each_user_gets_the_withheld_item_first_and_nothing_that_is_known_already() -> None:

@@ -120,7 +120,7 @@ def test_a_turn_is_not_lost_with_a_task_that_is_cancelled() -> None:
 def test_too_many_batches_are_refused_while_reads_and_probes_are_answered(tmp_path: Path) -> None:
     store = tmp_path / "store"
     asyncio.run(publish_lists(store, {f"user:{n}": a_list(*map(str, range(20))) for n in range(50)}))
-    batch = b'{"users": [' + b",".join(b'"%d"' % (n % 50) for n in range(2000)) + b'], "n": 20}'
+    batch = b'{"users": [' + b",".join(b'"%d"' % (n % 50) for n in range(1000)) + b'], "n": 20}'
     statuses, over = Counter[int](), threading.Event()
 
     with limited(store) as service:

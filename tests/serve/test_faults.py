@@ -19,6 +19,7 @@ from tests.support.redis_server import RedisServer
 from tests.support.redis_server import running as redis_running
 from tests.support.service import a_list, publish_to, serving
 from tests.support.soak import scaled
+from tests.support.stores import as_bodies
 
 
 @pytest.fixture
@@ -116,9 +117,9 @@ async def test_a_redis_that_is_emptied_leaves_popular_lists_until_the_next_publi
 
 
 async def too_much() -> AsyncIterator[list[Row]]:
-    yield [Row("popular:", a_list("p"))]
+    yield as_bodies([Row("popular:", a_list("p"))])
     for start in range(0, 200_000, 1000):
-        yield [Row(f"user:{n:06}", b"x" * 1000) for n in range(start, start + 1000)]
+        yield as_bodies([Row(f"user:{n:06}", b"x" * 1000) for n in range(start, start + 1000)])
 
 
 async def fill(redis: RedisServer) -> None:

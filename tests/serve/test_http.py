@@ -1,6 +1,7 @@
 """The service as its callers see it: a real process, a real store, every route, every refusal."""
 
 import asyncio
+import gzip
 import re
 import socket
 from collections.abc import Iterator
@@ -148,8 +149,14 @@ def test_many_users_are_answered_in_order(service: Service, release: tuple[Path,
         (b"{", "not JSON"),
         (b"\xff", "not JSON"),
         (b"[]", "list of users"),
-        (b'{"users": "42"}', "list of users"),
-        (b'{"users": [42]}', r"users\[0\] is not a string"),
+        (b"{}", "list of users"),
+        (b'{"users": "42"}', 'users must be a list of at most 2000 ids, not "42"'),
+        (b'{"users": [42]}', r"users\[0\] must be a string of 1 to 256 bytes of UTF-8, not 42"),
+        (b'{"users": ["\xc3\xa9' + b"\xc3\xa9" * 128 + b'"]}', r"users\[0\].*256 bytes.*258"),
+        (b'{"users": [], "user": 1}', "'user' is no parameter of POST /v1/recommendations; it has users, n, exclude"),
+        (b'{"users": [' + b"[" * 100_000, "at most|not JSON|must be"),
+        (b'{"users": ["1"], "n": 1000, "exclude": [' + b",".join([b'"1"'] * 201) + b"]}", "at most 200 ids, not 201"),
+        (b'{"users": [' + b",".join([b'"1"'] * 21) + b'], "n": 1000}', "at most 20000 items.*21 times 1000"),
         (b'{"users": ["1", ""]}', r"users\[1\].*256 bytes"),
         (b'{"users": ["\\ud800"]}', "JSON|Unicode"),
         (b'{"users": [], "n": 0}', "from 1 to 1000"),
@@ -164,6 +171,19 @@ def test_a_body_that_cannot_be_meant_is_refused(service: Service, body: bytes, s
 def test_a_body_that_is_too_large_is_refused(service: Service) -> None:
     answer = service.request("POST", "/v1/recommendations", b" " * ((1 << 20) + 1))
     assert "1048576 bytes" in refused(answer, 413, "body-too-large")
+
+
+def test_a_body_that_is_compressed_is_refused(service: Service) -> None:
+    body = gzip.compress(b'{"users": ["42"]}')
+    answer = service.request("POST", "/v1/recommendations", body, Content_Encoding="gzip")
+    assert "without Content-Encoding" in refused(answer, 415, "encoded-body")
+
+
+def test_an_answer_in_pieces_reaches_a_client_of_http_1_0_whole(service: Service) -> None:
+    body = b'{"users": [' + b",".join([b'"42"'] * 2000) + b"]}"
+    head = b"POST /v1/recommendations HTTP/1.0\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+    answer = raw(service, head + body)
+    assert len(answer.json["results"]) == 2000
 
 
 def test_other_paths_and_methods_are_problems_too(service: Service) -> None:

@@ -57,6 +57,8 @@ def test_readers_follow_newer_rewritten_and_restored_catalogues_only() -> None:
     assert follows(seen, None)
     assert follows(replace(seen, generation=5), seen)
     assert follows(replace(seen, token="after-failover"), seen)
+    assert not follows(replace(seen, token="not-there-yet", primary=False), seen)
+    assert follows(replace(seen, token="on-its-way"), replace(seen, primary=False))
     assert follows(replace(seen, store_id="anew", generation=1), seen)
     assert not follows(seen, seen)
     assert not follows(replace(seen, generation=3, token="older"), seen)

@@ -1,6 +1,7 @@
 """Encoding `zstd`: what is compressed comes back whole, damage is an error, and the service answers the same."""
 
 import random
+from base64 import b64encode
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from unittest.mock import AsyncMock
@@ -9,6 +10,7 @@ import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from xxhash import xxh3_64_digest, xxh3_64_intdigest
 
 from serve.follower import Follower
 from stores import lifecycle as life
@@ -30,9 +32,9 @@ from stores.encoding import (
     OFFSET_BYTES,
     Checksum,
     Item,
+    body_of,
     encode,
     is_empty,
-    offset_of,
 )
 from stores.errors import ReleaseCorrupt, StoreMisused
 from stores.file.store import LmdbStore
@@ -43,13 +45,15 @@ from stores.store import Plan, Row, Store
 from stores.verification import load_manifest
 from tests.support.property import deepen
 from tests.support.service import a_list, running
-from tests.support.stores import OpenStore, batches, on_every_store, ref_of
+from tests.support.stores import OpenStore, as_bodies, batches, on_every_store, ref_of
 
 
 def lists(count: int, seed: int = 1) -> list[bytes]:
     draw = random.Random(seed)
     return [
-        encode(Item(id=str(draw.randrange(2_000)), score=round(draw.random(), 6), title="A title") for _ in range(10))
+        encode(Item(id=str(draw.randrange(2_000)), score=round(draw.random(), 6), title="A title") for _ in range(10))[
+            OFFSET_BYTES:
+        ]
         for _ in range(count)
     ]
 
@@ -72,10 +76,10 @@ DICTIONARIES = (b"", train(lists(1_000)))
 
 @given(st.binary(max_size=2_000), st.sampled_from(DICTIONARIES))
 def test_any_value_comes_back_as_it_was(value: bytes, dictionary: bytes) -> None:
-    (row,) = Encoder(CHECKSUM, dictionary).rows([Row("user:1", value)])
+    (row,) = Encoder(CHECKSUM, dictionary).rows([Row("user:1", body_of(value))])
     assert Decompressor(dictionary).decompress(row.value[HEADER_BYTES:]) == value
     body = CHECKSUM.open("user:1", row.value)
-    assert body[:OFFSET_BYTES] == offset_of(value)
+    assert body[:OFFSET_BYTES] == body_of(value)[:OFFSET_BYTES]
     assert is_empty(body) == (not value)
 
 
@@ -138,7 +142,7 @@ def test_a_dictionary_is_small_and_meta_rows_stay_as_they_are() -> None:
 
 
 def test_a_damaged_value_is_an_error_and_never_a_crash() -> None:
-    (row,) = Encoder(CHECKSUM, DICTIONARIES[1]).rows([Row("user:1", lists(1)[0])])
+    (row,) = Encoder(CHECKSUM, DICTIONARIES[1]).rows([Row("user:1", body_of(lists(1)[0]))])
     payload = row.value[HEADER_BYTES:]
     decompress, draw = Decompressor(DICTIONARIES[1]).decompress, random.Random(3)
     for value in (b"\x00", b"{}", payload[:-1], payload + b"x", payload * 2, payload[4:]):
@@ -154,7 +158,7 @@ def test_a_damaged_value_is_an_error_and_never_a_crash() -> None:
 
 
 def test_a_value_is_opened_with_its_own_dictionary_only() -> None:
-    (row,) = Encoder(CHECKSUM, DICTIONARIES[1]).rows([Row("user:1", lists(1)[0])])
+    (row,) = Encoder(CHECKSUM, DICTIONARIES[1]).rows([Row("user:1", body_of(lists(1)[0]))])
     for other in (b"", train(lists(1_000, seed=2))):
         with pytest.raises(ReleaseCorrupt):
             Decompressor(other).decompress(row.value[HEADER_BYTES:])
@@ -169,11 +173,34 @@ def test_a_bomb_is_refused_before_it_is_opened() -> None:
     assert len(decompress(zstandard.ZstdCompressor().compress(b"\x00" * MAX_LIST_BYTES))) == MAX_LIST_BYTES
 
 
-def test_what_no_reader_would_open_is_not_published() -> None:
+@pytest.mark.parametrize("dictionary", [None, b""])
+def test_what_no_reader_would_open_is_not_published(dictionary: bytes | None) -> None:
     with pytest.raises(StoreMisused, match="the list of 'user:1' has"):
-        Encoder(CHECKSUM, b"").rows([Row("user:1", b"x" * (MAX_LIST_BYTES + 1))])
+        Encoder(CHECKSUM, dictionary).rows([Row("user:1", b"0000" + b"x" * (MAX_LIST_BYTES + 1))])
     with pytest.raises(StoreMisused, match="fewer segments"):
-        Encoder(CHECKSUM, b"").rows([Row(f"popular:{n}", b"x" * (MAX_POPULAR_BYTES // 4)) for n in range(5)])
+        Encoder(CHECKSUM, dictionary).rows(
+            [Row(f"popular:{n}", b"0000" + b"x" * (MAX_POPULAR_BYTES // 4)) for n in range(5)]
+        )
+
+
+@pytest.mark.parametrize("dictionary", [None, *DICTIONARIES])
+@pytest.mark.parametrize("key", ["user:1", "item:1", "popular:"])
+@pytest.mark.parametrize("value", [b"", b"000", a_list("a"), a_list("a", "b")])
+def test_what_is_no_body_is_not_published(key: str, value: bytes, dictionary: bytes | None) -> None:
+    with pytest.raises(StoreMisused, match=f"the value of '{key}' is no body"):
+        Encoder(CHECKSUM, dictionary).rows([Row("user:0", body_of(b"")), Row(key, value)])
+
+
+@given(st.lists(st.tuples(st.sampled_from(["user:", "item:", "popular:", "meta:"]), st.binary(max_size=900))))
+def test_a_stored_value_is_the_checksum_of_key_and_body_and_the_body(values: list[tuple[str, bytes]]) -> None:
+    rows = [Row(f"{kind}{n}", b"{" + value) for n, (kind, value) in enumerate(values)]
+    seed = xxh3_64_intdigest(b"20261120T064200Z-7f3a")
+    expected = list[Row]()
+    for key, value in rows:
+        end = 0 if key.startswith("meta:") else len(b",\n".join(value.split(b",\n")[:10]))
+        body = b"%04x" % end + value
+        expected.append(Row(key, b64encode(xxh3_64_digest(key.encode() + body, seed)[:6]) + body))
+    assert Encoder(CHECKSUM, None).rows(as_bodies(rows)) == expected
 
 
 async def test_a_release_whose_dictionary_is_lost_or_damaged_is_not_followed() -> None:

@@ -21,14 +21,14 @@ from stores.store import Finding, Inventoried, Level, Plan, RoomChecked, Row, Sl
 from tests.support.clock import FakeClock
 from tests.support.remote import RemoteStore
 from tests.support.service import a_list
-from tests.support.stores import OpenStore
+from tests.support.stores import OpenStore, as_bodies
 
 ROWS = [Row("popular:", a_list("p1")), Row("user:1", a_list("a", "b"))]
 
 
 async def publish(store: Store, *, live: bool = True) -> ReleaseId:
     async def batches() -> AsyncIterator[Sequence[Row]]:
-        yield ROWS
+        yield as_bodies(ROWS)
 
     return (await life.publish(store, batches(), plan=Plan(2, 1_000), about={}, live=live)).manifest.release
 

@@ -16,7 +16,7 @@ from stores.manifest import Manifest
 from stores.memory import MemoryStore
 from stores.store import Plan, Row, Store
 from stores.transfer import copy, estimate_copy
-from tests.support.stores import batches
+from tests.support.stores import as_bodies, batches
 
 ROWS = [Row("popular:", b'{"id":"p"}'), *(Row(f"user:{n:04}", b"%d" % n) for n in range(500))]
 PLAN = Plan(len(ROWS), sum(len(key) + len(value) for key, value in ROWS))
@@ -111,7 +111,7 @@ async def test_rows_come_back_from_the_simulation_in_the_order_of_their_keys() -
     async def out_of_order(store: Store) -> Manifest:
         async def rows() -> AsyncIterator[Sequence[Row]]:
             yield [Row("meta:dictionary", b"d")]
-            yield ROWS
+            yield as_bodies(ROWS)
 
         manifest = (await life.publish(store, rows(), plan=PLAN, about={})).manifest
         live = (await store.catalogue()).live_ref

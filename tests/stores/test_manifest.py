@@ -1,5 +1,6 @@
 """Manifests and the sums that hold a release together."""
 
+from collections import Counter
 from collections.abc import Callable
 
 import orjson
@@ -44,6 +45,29 @@ def test_sums_do_not_depend_on_order_or_partition(one: list[Row], other: list[Ro
 def test_the_digest_is_the_one_that_the_design_states() -> None:
     key, value = b"user:1", b"list"
     assert tally([Row("user:1", b"list")]).digest == xxh3_128_intdigest(b"\x00\x00\x00\x06" + key + value)
+
+
+keys = st.builds("{}:{}".format, st.sampled_from(["item", "meta", "popular", "user"]), st.text(max_size=9))
+
+
+@given(st.lists(st.builds(Row, keys, st.binary()), max_size=30))
+def test_rows_of_any_kinds_in_any_order_are_counted_by_kind(content: list[Row]) -> None:
+    sums = tally([*content, Row("meta:manifest", b"{}")])
+    counted = [Row(key, value) for key, value in content if key != "meta:manifest"]
+    assert sums.counts == Counter(key.partition(":")[0] for key, _ in counted)
+    assert sums.last == {key.partition(":")[0]: key for key, _ in counted}
+    assert sums.bytes == sum(len(key.encode()) + len(value) for key, value in counted)
+    assert sums.segments == [key.removeprefix("popular:") for key, _ in counted if key.startswith("popular:")]
+    raw = [(key.encode(), value) for key, value in counted]
+    digests = [xxh3_128_intdigest(len(key).to_bytes(4, "big") + key + value) for key, value in raw]
+    assert sums.digest == sum(digests) % (1 << 128)
+
+
+@pytest.mark.parametrize("key", ["", "user!x:1", "users:1", "titles:1"])
+def test_a_key_of_no_kind_is_found_among_others(key: str) -> None:
+    for content in ([Row(key, b"x")], [Row("user:1", b""), Row(key, b"x")], [Row("item:1", b""), Row(key, b"x")]):
+        with pytest.raises(StoreMisused, match="no kind of key"):
+            tally(content)
 
 
 @given(st.sampled_from(["user:1", "user:2"]), st.binary(min_size=1))

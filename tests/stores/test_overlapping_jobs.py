@@ -26,6 +26,7 @@ PLAN = Plan(len(ROWS), 2_500_000)
 JOB = """
 import asyncio, json, sys
 from pathlib import Path
+from stores.encoding import body_of
 from stores.errors import StoreError
 from stores.lifecycle import publish
 from stores.transfer import copy
@@ -33,9 +34,9 @@ from stores.file.store import LmdbStore
 from stores.store import Plan, Row
 
 async def batches():
-    yield [Row("popular:", b"{}")]
+    yield [Row("popular:", body_of(b"{}"))]
     for start in range(0, 20_000, 100):
-        yield [Row(f"user:{n:06}", b"x" * 100) for n in range(start, start + 100)]
+        yield [Row(f"user:{n:06}", body_of(b"x" * 100)) for n in range(start, start + 100)]
         print(json.dumps(["wrote", start]), flush=True)
 
 async def main(job, store, *arguments):

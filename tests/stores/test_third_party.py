@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from stores.store import Row
 from tests.support.paths import ROOT
 from tests.support.service import a_list
+from tests.support.stores import as_bodies
 
 EXAMPLE = ROOT / "tests" / "third_party" / "hotplate-store-sqlite"
 
@@ -53,10 +55,11 @@ def test_the_command_finds_it_by_its_url(installed: Path, tmp_path: Path) -> Non
     empty = run(installed, "-m", "hotplate", "releases", "list", "--store", url)
     assert (empty.returncode, empty.stderr) == (0, "")
     assert "no releases yet" in empty.stdout
+    lists = [Row("popular:", a_list("p")), Row("user:1", a_list("a"))]
     program = (
         "import asyncio; from stores.connect import connect; from stores.lifecycle import publish;"
         "from stores.store import Plan, Row\n"
-        f"async def rows():\n    yield [Row('popular:', {a_list('p')!r}), Row('user:1', {a_list('a')!r})]\n"
+        f"async def rows():\n    yield {as_bodies(lists)!r}\n"
         f"asyncio.run(publish(connect({url!r}), rows(), plan=Plan(2, 100), about={{}}))"
     )
     assert run(installed, "-c", program).returncode == 0

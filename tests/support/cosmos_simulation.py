@@ -21,7 +21,7 @@ from stores.cosmos.store import CosmosStore
 from stores.cosmos.url import Offer, Throughput, parse
 from stores.http1 import RequestFailed, Response
 from stores.store import Observer, Row
-from tests.support.stores import ref
+from tests.support.stores import as_bodies, ref
 from tests.support.virtual import in_virtual_time
 
 T = TypeVar("T")
@@ -194,4 +194,4 @@ def with_simulation(work: Callable[[SimulatedAccount], Coroutine[Any, Any, T]]) 
 
 async def batches(rows: Sequence[Row], size: int = 500) -> AsyncIterator[Sequence[Row]]:
     for start in range(0, len(rows), size):
-        yield rows[start : start + size]
+        yield as_bodies(rows[start : start + size])

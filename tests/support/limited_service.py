@@ -81,6 +81,7 @@ def answer_and_end(connection: socket.socket) -> Answer | None:
     received = b""
     while chunk := connection.recv(65_536):
         received += chunk
+    assert received[:9] in {b"HTTP/1.1 ", b""}, received
     return parse_answer(received) if received else None
 
 

@@ -384,7 +384,7 @@ def _failed(writer: Process, error: StoreError) -> Process:
 def _step(writer: Process, name: str) -> Callable[[Catalogue], Catalogue]:
     draft = DraftRef(BACK, writer.incarnation, name)
     steps: dict[str, Callable[[Catalogue], Catalogue]] = {
-        "begin": lambda found: found if _has_begun(found, name) else changes.begin(found, draft),
+        "begin": lambda found: changes.begin(found, draft),
         "take over": lambda found: changes.take_over(found, draft),
         "commit": lambda found: changes.commit(found, draft),
         "activate": lambda found: changes.activate(found, BACK),

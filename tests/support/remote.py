@@ -10,6 +10,7 @@ from stores.catalogue import Catalogue, ReleaseId, ReleaseRef
 from stores.errors import PartUnavailable, ReleaseCorrupt, StoreError, StoreUnavailable
 from stores.memory import MemoryStore
 from stores.store import Advised, Observer, Plan, Row, Slot
+from tests.support.stores import as_bodies
 
 
 class RemoteStore(Advised):
@@ -118,8 +119,9 @@ async def publish(
     """Publish a list for each of *users*, and popular ones, all of which name the release *name*."""
 
     async def batches() -> AsyncIterator[Sequence[Row]]:
-        yield [Row("popular:", name.encode())] + [Row(f"popular:s{n}", b"%d" % n) for n in range(segments)]
-        yield [Row(f"user:{n}", f"{name} for {n}".encode()) for n in users]
+        popular = [Row("popular:", name.encode())] + [Row(f"popular:s{n}", b"%d" % n) for n in range(segments)]
+        yield as_bodies(popular)
+        yield as_bodies([Row(f"user:{n}", f"{name} for {n}".encode()) for n in users])
 
     written = await life.publish(store, batches(), plan=Plan(6, 100), about={}, live=live, resume=resume)
     return written.manifest.release

@@ -1,4 +1,4 @@
-"""Processes over one store that take their steps when they are told to: each primitive waits before and after.
+"""Processes over one store that take their steps when a test lets them: each primitive waits before and after.
 
 A process is a task of the real code with a handle of its own on the store. Whoever drives it lets its next primitive
 begin, or its reply arrive, or lets either get lost, or ends it for ever. Time stands still but for `advance`.
@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 from stores.catalogue import Catalogue, DraftRef, ReleaseRef
 from stores.errors import StoreError, StoreUnavailable
+from stores.http1 import Response, Transport
 from stores.store import Inventoried, Plan, Reader, Row, Slot, Store
 
 T = TypeVar("T")
@@ -20,17 +21,26 @@ T = TypeVar("T")
 EPOCH_S = 1_790_000_000.0
 
 
+# How long the network may take, in real time, before time passes all the same.
+PATIENCE_S = 20.0
+
 # While the real store works, timers below SHORT_S are pauses between its polls, of which PAUSE_S is enough; above, they
 # are deadlines, and real.
 SHORT_S, PAUSE_S = 0.25, 0.002
 
 
 class StepwiseLoop(asyncio.SelectorEventLoop):
-    """An event loop that returns when nothing is left to do at this time; real I/O is waited for while `working`."""
+    """An event loop that returns when nothing is left to do at this time; real I/O is waited for while `working`.
+
+    While a request is `in_flight`, or a connection is being opened, no time passes: a deadline that came by a jump in
+    time would be a failure of the network which no test asked for, and which the same history has not the next time.
+    """
 
     def __init__(self) -> None:
         self.working = 0
         """How many primitives are under way in the real store."""
+        self.in_flight = 0
+        """How many requests are, be they of a primitive or of a store's own in the background."""
         self.now_s = 1_000.0
         self.next_in_s: float | None = None
         """In how many seconds the next timer is due, as of when the loop had nothing left to do."""
@@ -68,6 +78,9 @@ class _StepwiseSelector(selectors.SelectSelector):
         self._loop = loop
 
     def select(self, timeout: float | None = None) -> Any:  # noqa: ANN401 -- what the base class gives is private
+        opening = any(key.events & selectors.EVENT_WRITE for key in self.get_map().values())
+        if timeout != 0 and (opening or self._loop.in_flight) and (found := super().select(PATIENCE_S)):
+            return found
         if self._loop.working:
             found = super().select(PAUSE_S if timeout and timeout < SHORT_S else timeout)
             if timeout and not found:
@@ -77,6 +90,24 @@ class _StepwiseSelector(selectors.SelectSelector):
             self._loop.next_in_s = timeout
             self._loop.stop()
         return super().select(0) if len(self.get_map()) > 1 else []  # beside the loop's own pipe
+
+
+class AwaitedTransport:
+    """The network of a store on a stepwise loop, which waits for the responses."""
+
+    def __init__(self, loop: StepwiseLoop, network: Transport) -> None:
+        self._loop = loop
+        self._network = network
+
+    async def request(self, message: bytes, timeout_s: float) -> Response:
+        self._loop.in_flight += 1
+        try:
+            return await self._network.request(message, timeout_s)
+        finally:
+            self._loop.in_flight -= 1
+
+    async def close(self) -> None:
+        await self._network.close()
 
 
 class Watch(Protocol):
@@ -98,7 +129,7 @@ class Process:
         kind = _SteppedInventoried if isinstance(store, Inventoried) else Stepped
         self.store = kind(self, store)
         self.free = False
-        """Whether it runs without being told to."""
+        """Whether it runs without waiting to be let go."""
         self.killed = False
         self.has_read = True
         """Whether it has read the catalogue since the store was last restored."""
@@ -158,7 +189,7 @@ class Process:
         assert not self.tasks
 
     async def pause(self) -> None:
-        """Wait to be told to go on; raises what is to be lost."""
+        """Wait to be let go on; raises what is to be lost."""
         if self.killed:
             raise asyncio.CancelledError
         if self.free:

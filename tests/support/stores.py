@@ -7,13 +7,14 @@ import pytest
 
 from hotplate.testing import FIRST, SECOND, OpenStore, begin, draft_of, ref, scanned, step, write
 from stores.catalogue import Catalogue, ReleaseId, ReleaseRef, State
-from stores.encoding import OFFSET_BYTES, Checksum
+from stores.encoding import OFFSET_BYTES, Checksum, body_of
+from stores.keys import META
 from stores.lifecycle import change
 from stores.store import Row, Store
 from stores.verification import load_manifest
 
 __all__ = (
-    "COSMOS", "FIRST", "SECOND", "OpenStore", "batches", "begin", "draft_of", "lapse", "on_every_store",
+    "COSMOS", "FIRST", "SECOND", "OpenStore", "as_bodies", "batches", "begin", "draft_of", "lapse", "on_every_store",
     "published_rows", "published_values", "ref", "ref_of", "scanned", "step", "write",
 )  # fmt: skip
 
@@ -25,10 +26,15 @@ on_every_store = pytest.mark.parametrize(
 )
 
 
+def as_bodies(rows: Sequence[Row]) -> list[Row]:
+    """Return rows of lists as a publish takes them; `meta` rows as they are."""
+    return [Row(key, value if key.startswith(META) else body_of(value)) for key, value in rows]
+
+
 async def batches(rows: Sequence[Row], size: int = 1) -> AsyncIterator[Sequence[Row]]:
-    """Yield rows as a publish takes them."""
+    """Yield rows of lists as a publish takes them."""
     for start in range(0, len(rows), size):
-        yield rows[start : start + size]
+        yield as_bodies(rows[start : start + size])
 
 
 async def ref_of(store: Store, release: ReleaseId) -> ReleaseRef:

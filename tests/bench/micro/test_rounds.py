@@ -24,7 +24,7 @@ from bench.micro.rounds import (
 )
 from bench.process import free_port, serving
 from bench.report import machine
-from stores.encoding import decode
+from stores.encoding import OFFSET_BYTES, decode
 from stores.file.store import LmdbStore
 
 
@@ -108,13 +108,15 @@ def test_a_server_that_does_not_start_is_an_error_with_its_own_words() -> None:
 @pytest.mark.parametrize("shape", [Shape(10, items=1), Shape(10, items=20), Shape(10, items=20, title_chars=84)])
 def test_a_shape_has_the_bytes_of_its_values_and_rows(shape: Shape) -> None:
     values = shape.values()
-    assert {len(value) for value in values} == {shape.value_bytes}
+    assert {len(value) - OFFSET_BYTES for value in values} == {shape.value_bytes}
     assert len(set(values)) == DISTINCT
     rows = [row for batch in shape.batches(values) for row in batch]
     assert len(rows) == shape.plan.rows
-    assert sum(len(row.key) + len(row.value) for row in rows) == pytest.approx(shape.plan.payload_bytes, abs=13)
+    assert sum(len(key) + len(value) - OFFSET_BYTES for key, value in rows) == pytest.approx(
+        shape.plan.payload_bytes, abs=13
+    )
     assert [row.key for row in rows] == sorted(row.key for row in rows)
-    items = decode(rows[-1].value)
+    items = decode(rows[-1].value[OFFSET_BYTES:])
     assert len(items) == shape.items
     assert all(len(item.get("title", "")) == shape.title_chars for item in items)
 
@@ -124,7 +126,7 @@ def test_drawn_lists_are_as_long_as_the_shape_states_and_as_different_as_real_on
     drawn = shape.drawn()
     assert len(set(drawn)) == DISTINCT
     assert sum(map(len, drawn)) / DISTINCT == pytest.approx(shape.value_bytes, rel=0.02)
-    for items in map(decode, drawn[:50]):
+    for items in (decode(body[OFFSET_BYTES:]) for body in drawn[:50]):
         assert len({item["id"] for item in items}) == shape.items
         assert [item["score"] for item in items] == sorted((item["score"] for item in items), reverse=True)
 

@@ -259,8 +259,8 @@ def test_an_item_is_as_large_as_the_store_makes_it(encoding: str, titles: int) -
 
 
 def test_what_redis_keeps_beside_a_row_is_the_stores_own_figure() -> None:
-    redis_store = pytest.importorskip("stores.redis.store")
-    assert (REDIS_ROW_BYTES, REDIS_ALLOCATED) == (redis_store.ROW_BYTES, redis_store.ALLOCATED)
+    redis = pytest.importorskip("stores.redis.examination")
+    assert (REDIS_ROW_BYTES, REDIS_ALLOCATED) == (redis.ROW_BYTES, redis.ALLOCATED)
 
 
 def test_a_cache_of_users_who_are_all_alike_keeps_its_share() -> None:

@@ -26,7 +26,7 @@ from stores.store import Estimate, Plan, Row, Store
 from stores.transfer import copy, estimate_copy
 from tests.support.cosmos_simulation import SimulatedAccount, with_simulation
 from tests.support.paths import DATA
-from tests.support.stores import ref_of
+from tests.support.stores import as_bodies, ref_of
 
 RETAIL = DATA / "online-retail" / "online_retail.parquet"
 MS = 0.001
@@ -57,7 +57,7 @@ def made_up(users: int = 1200, seed: int = 1) -> Made:
         Row("popular:", b'{"id":"1"}'),
         *(Row(f"user:{n:05}", draw.randbytes(draw.randrange(40, 900))) for n in range(users)),
     ]
-    batches = [rows[start : start + 1300] for start in range(0, len(rows), 1300)]
+    batches = [as_bodies(rows[start : start + 1300]) for start in range(0, len(rows), 1300)]
     return Made([[Row("meta:dictionary", draw.randbytes(32 << 10))], *batches], {"data": "x" * 1500})
 
 
@@ -162,7 +162,7 @@ def test_a_copy_is_estimated_and_a_release_that_cannot_be_served_is_refused() ->
         assert container_of(await ref_of(target, live)) in there.service.account.databases["d"].containers
         await target.close()
         with pytest.raises(ReleaseCorrupt, match="no popular list"):
-            await estimated(account, Made([[Row("user:1", b"x")]], {}))
+            await estimated(account, Made([as_bodies([Row("user:1", b"x")])], {}))
 
     with_simulation(work)
 

@@ -39,7 +39,8 @@ async def filled(account: SimulatedAccount) -> CosmosStore:
 
 
 def a_list(user: object, release: str) -> bytes:
-    return encode(Item(id=f"{user}-{release}-{n}", score=round(1 / (n + 1), 3), title="T") for n in range(12))
+    items = [Item(id=f"{user}-{release}-{n}", score=round(1 / (n + 1), 3), title="T") for n in range(12)]
+    return encode(items)[OFFSET_BYTES:]
 
 
 async def served(store: CosmosStore, release: ReleaseId, keys: list[str]) -> list[bytes]:

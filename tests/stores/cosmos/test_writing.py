@@ -56,7 +56,7 @@ async def publish_under(fault: dict[str, object], rows: list[Row], account: Simu
     async def until_it_fails() -> AsyncIterator[Sequence[Row]]:
         async for batch in batches(rows, 100):
             yield batch
-            if batch[0] == rows[100]:
+            if batch[0].key == rows[100].key:
                 account.misbehave(fault)
 
     store = account.store(ru=4000)

@@ -1,14 +1,16 @@
 """Backups are consistent whatever goes on, complete or absent; what is put back is followed at once."""
 
 import asyncio
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
@@ -333,3 +335,34 @@ async def test_a_restore_that_ends_before_its_last_step_changes_nothing_that_is_
     await prune(store)
     assert set(await store.incarnations()) == {entry.incarnation for entry in before.releases}
     assert not list(store.folder.glob(".restored.new-*"))
+
+
+async def test_an_interrupted_restore_ends_after_the_thread_that_writes_for_it_and_leaves_nothing_behind(
+    store: LmdbStore, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await published(store, "first")
+    await backup(store, target)
+    writing, goes_on = asyncio.Event(), threading.Event()
+    loop, pwrite = asyncio.get_running_loop(), os.pwrite
+
+    def paused(*arguments: Any) -> int:  # noqa: ANN401 -- handed through
+        loop.call_soon_threadsafe(writing.set)
+        goes_on.wait()
+        return pwrite(*arguments)
+
+    monkeypatch.setattr(os, "pwrite", paused)
+    elsewhere = LmdbStore(tmp_path / "elsewhere")
+    restoring = asyncio.create_task(restore(target, elsewhere))
+    await writing.wait()
+    restoring.cancel()
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert not restoring.done()
+    (scratch,) = elsewhere.folder.iterdir()
+    assert list((scratch / "releases").iterdir()), "the thread's file is still there"
+    goes_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await restoring
+    assert list(elsewhere.folder.iterdir()) == []
+    await restore(target, elsewhere)
+    await (await verified(elsewhere.folder)).close()

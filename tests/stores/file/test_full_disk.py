@@ -112,14 +112,15 @@ LIMITED = """
 import asyncio, resource, sys
 from pathlib import Path
 from stores.errors import StoreFull
+from stores.encoding import body_of
 from stores.lifecycle import publish
 from stores.file.store import LmdbStore
 from stores.store import Plan, Row
 
 async def batches():
-    yield [Row("popular:", b"{}")]
+    yield [Row("popular:", body_of(b"{}"))]
     for start in range(0, 10_000, 100):
-        yield [Row(f"user:{n:06}", b"x" * 500) for n in range(start, start + 100)]
+        yield [Row(f"user:{n:06}", body_of(b"x" * 500)) for n in range(start, start + 100)]
 
 async def main():
     store = LmdbStore(Path(sys.argv[1]))

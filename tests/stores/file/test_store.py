@@ -21,7 +21,7 @@ from stores.memory import MemoryStore
 from stores.store import Plan, Row
 from stores.urls import redacted
 from tests.support.clock import FakeClock
-from tests.support.stores import batches, ref_of
+from tests.support.stores import as_bodies, batches, ref_of
 
 ROWS = [Row("popular:", b"{}"), *(Row(f"user:{n:06}", b"x" * 500) for n in range(5000))]
 PLAN = Plan(len(ROWS), 3_000_000)
@@ -97,7 +97,7 @@ async def test_a_full_disk_is_refused_beforehand_with_the_numbers(
 @pytest.mark.parametrize("size", [10, 100, 300, 560, 600, 1200, 1500, 2000, 2100, 2500, 5000])
 async def test_the_estimated_size_of_a_file_suffices_and_is_not_far_off(tmp_path: Path, size: int) -> None:
     async def at_once() -> AsyncIterator[list[Row]]:
-        yield rows
+        yield as_bodies(rows)
 
     store = LmdbStore(tmp_path)
     rows = [Row("popular:", b"{}"), *(Row(f"user:{n:06}", b"x" * size) for n in range(5000))]

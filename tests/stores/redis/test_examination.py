@@ -18,6 +18,7 @@ from stores.store import Finding, Level, Plan, Row
 from tests.support.paths import ROOT
 from tests.support.redis_server import RedisServer, running
 from tests.support.service import a_list, publish_to
+from tests.support.stores import as_bodies
 
 
 async def look(url: str) -> dict[str, Finding]:
@@ -157,7 +158,7 @@ async def test_a_draft_whose_writer_is_gone_is_left_over(redis_server: RedisServ
     store = connect(url)
 
     async def batches() -> AsyncIterator[Sequence[Row]]:
-        yield [Row("popular:", a_list("p"))]
+        yield as_bodies([Row("popular:", a_list("p"))])
         found = (await look(url))["left over"]
         assert (found.level, "is being written" in found.sentence) == (Level.OK, True)
 

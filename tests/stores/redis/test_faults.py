@@ -27,6 +27,7 @@ from tests.support.soak import MINUTES, SEED, scaled
 from tests.support.stores import (
     FIRST,
     SECOND,
+    as_bodies,
     begin,
     draft_of,
     lapse,
@@ -319,13 +320,14 @@ async def test_a_publish_outlives_a_reset_and_loses_and_repeats_nothing(remote: 
 PUBLISHER = """
 import asyncio, sys
 from stores.connect import connect
+from stores.encoding import body_of
 from stores.lifecycle import publish
 from stores.store import Plan, Row
 
 async def batches():
-    yield [Row("popular:", b"{}")]
+    yield [Row("popular:", body_of(b"{}"))]
     for start in range(0, 50_000, 500):
-        yield [Row(f"user:{n:06}", b"x" * 100) for n in range(start, start + 500)]
+        yield [Row(f"user:{n:06}", body_of(b"x" * 100)) for n in range(start, start + 500)]
         print(f"user:{start + 499:06}", flush=True)
         await asyncio.sleep(0.002)
 
@@ -379,9 +381,9 @@ async def kill_publisher(redis: RedisStore, server: RedisServer, reached: str) -
 
 
 async def lists(users: int) -> AsyncIterator[Sequence[Row]]:
-    yield [Row("popular:", b"{}")]
+    yield as_bodies([Row("popular:", b"{}")])
     for start in range(0, users, 500):
-        yield [Row(f"user:{n:06}", b"x" * 100) for n in range(start, min(start + 500, users))]
+        yield as_bodies([Row(f"user:{n:06}", b"x" * 100) for n in range(start, min(start + 500, users))])
 
 
 @pytest.mark.soak

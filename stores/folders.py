@@ -1,7 +1,8 @@
 """Scratch folders: one process writes into each, and what a killed one left behind is removed by the next.
 
 A folder is named PREFIX, process, random; in it a file `.lock` is held (flock) as long as its owner lives, however that
-ends, so that a dead owner's folder is told from a living one's by asking for the lock.
+ends: whoever gets the lock knows that the owner is dead. A folder may be renamed to where it is wanted, which leaves
+the `.lock` in it to be removed.
 """
 
 import fcntl
@@ -59,6 +60,15 @@ def marked(parent: Path, prefix: str) -> Iterator[Path]:
             with suppress(OSError):
                 if named and entry.is_dir(follow_symlinks=False) and entry.stat().st_uid == os.getuid():
                     yield Path(entry)
+
+
+def flush(path: Path) -> None:
+    """Make what a file holds, or the renames inside a folder, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _sweep(parent: Path, prefix: str) -> None:

@@ -1,0 +1,125 @@
+"""`hotplate keys`: who may call the service: create, list, revoke."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hotplate.cli.terminal import Json, err, option, out, print_json, table
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Say who may call the service, and how often.\n\n"
+    "Example: hotplate keys create web --scope read --keys keys.json",
+)
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The client's name: letters, digits, dot, dash, underline.")]
+KeysFile = Annotated[
+    Path, option("--keys", "The file of keys, as `hotplate serve --keys` reads it.", metavar="FILE", show_default=False)
+]
+
+
+@app.command()
+def create(
+    name: Name,
+    keys: KeysFile,
+    scope: Annotated[
+        list[str] | None,
+        option(
+            "--scope",
+            "What a new client may do: read, events or admin; may be given several times.",
+            prefix="KEYS_",
+            metavar="SCOPE",
+            show_default=False,
+        ),
+    ] = None,
+    rate: Annotated[
+        float | None,
+        option(
+            "--rate",
+            "How many requests a second a new client may send; by default as many as it likes.",
+            prefix="KEYS_",
+            metavar="N",
+            at_least=0.001,
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a key for a client and print it: this once, for the file holds its SHA-256 only.
+
+    A client that exists gets a second key. To rotate: create, give the client the new key, then revoke the primary. A
+    running service takes a change up within a second.
+
+    Example: hotplate keys create web --scope read --rate 500 --keys /etc/hotplate/keys.json
+    """
+    from serve.keys import create as create_key
+
+    made = create_key(keys, name, scope or [], rate)
+    if as_json:
+        print_json(made)
+        return
+    out.print(made.key)
+    err.print(f"This is the {made.kind} key of {made.client}. Keep it now: it cannot be shown again.")
+
+
+@app.command("list")
+def list_clients(keys: KeysFile, as_json: Json = False) -> None:
+    """List the clients, what they may do, and when their keys were made; the keys themselves are not there to show.
+
+    Example: hotplate keys list --keys /etc/hotplate/keys.json
+    """
+    from serve.keys import StoredKey, load
+
+    def day(key: StoredKey | None) -> str:
+        return "" if key is None else time.strftime("%Y-%m-%d", time.gmtime(key.created_at))
+
+    clients = load(keys)
+    if as_json:
+        print_json(
+            [
+                {
+                    "name": client.name,
+                    "scopes": client.scopes,
+                    "rate": client.rate,
+                    "primary_created_at": client.primary and client.primary.created_at,
+                    "secondary_created_at": client.secondary and client.secondary.created_at,
+                }
+                for client in clients
+            ]
+        )
+        return
+    rows = [
+        (client.name, ", ".join(client.scopes), client.rate, day(client.primary), day(client.secondary))
+        for client in clients
+    ]
+    out.print(table(("client", "scopes", "requests/s", "primary", "secondary"), rows))
+
+
+@app.command()
+def revoke(
+    name: Name,
+    keys: KeysFile,
+    primary: Annotated[
+        bool, option("--primary", "Revoke the primary key only; the secondary takes its place.", env=False)
+    ] = False,
+    secondary: Annotated[bool, option("--secondary", "Revoke the secondary key only.", env=False)] = False,
+    as_json: Json = False,
+) -> None:
+    """Take back one key of a client, or, without --primary and --secondary, all that it has.
+
+    A running service refuses it within a second.
+
+    Example: hotplate keys revoke web --primary --keys /etc/hotplate/keys.json
+    """
+    from serve.keys import revoke as revoke_key
+
+    kinds = {"primary": primary, "secondary": secondary}
+    kind = None if primary == secondary else next(kind for kind, chosen in kinds.items() if chosen)
+    left = revoke_key(keys, name, kind)
+    if as_json:
+        print_json({"name": name, "revoked": kind or "all", "keys_left": 0 if left is None else len(left.digests())})
+    else:
+        out.print(f"revoked the {kind} key of {name}" if kind else f"revoked {name}")
+        if left is None and kind:
+            out.print(f"{name} had no other, and is gone")

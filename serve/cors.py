@@ -1,0 +1,62 @@
+"""CORS: which web pages of other origins may call the service; keys travel in headers, never as cookies."""
+
+from collections.abc import Iterable, Sequence
+from urllib.parse import urlsplit
+
+from aiohttp import hdrs, web
+
+from stores.errors import StoreMisused
+
+# What a page may send and read beyond what every page may.
+REQUEST_HEADERS = "Authorization, Content-Type, If-None-Match, X-API-Key, X-Request-Id, X-Request-Timeout-Ms"
+EXPOSED_HEADERS = "ETag, Retry-After, Server-Timing, X-Hotplate-Release, X-Hotplate-Source, X-Request-Id"
+# For how long a browser need not ask again.
+MAX_AGE_S = 600
+
+
+class Cors:
+    """The origins that are let in; lives as long as its worker."""
+
+    def __init__(self, origins: Sequence[str]) -> None:
+        """Take origins as browsers send them, `https://shop.example`; raises StoreMisused for anything else."""
+        for origin in origins:
+            if not _is_origin(origin):
+                raise StoreMisused(f"{origin!r} is no origin; give scheme, host and port, as https://shop.example")
+        self._origins = frozenset(origins)
+
+    def __bool__(self) -> bool:
+        return bool(self._origins)
+
+    def preflight(self, request: web.BaseRequest, methods: Iterable[str]) -> web.Response | None:
+        """Answer a browser that asks whether a page may send what it wants to; None if that is no such question."""
+        if (
+            request.method != hdrs.METH_OPTIONS
+            or request.headers.get(hdrs.ORIGIN) not in self._origins
+            or hdrs.ACCESS_CONTROL_REQUEST_METHOD not in request.headers
+        ):
+            return None
+        headers = {
+            "Access-Control-Allow-Methods": ", ".join(methods),
+            "Access-Control-Allow-Headers": REQUEST_HEADERS,
+            "Access-Control-Max-Age": str(MAX_AGE_S),
+        }
+        return web.Response(status=204, headers=headers)
+
+    def admit(self, request: web.BaseRequest, response: web.Response) -> None:
+        """Let the page of a listed origin read an answer, and caches know that this depends on the origin."""
+        vary = response.headers.get(hdrs.VARY)
+        response.headers[hdrs.VARY] = "Origin" if vary is None else f"{vary}, Origin"
+        origin = request.headers.get(hdrs.ORIGIN)
+        if origin in self._origins:
+            response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = origin
+            response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = EXPOSED_HEADERS
+
+
+def _is_origin(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        parts.port  # noqa: B018 -- raises where it is no number
+    except ValueError:
+        return False
+    is_plain = parts.hostname is not None and text == f"{parts.scheme}://{parts.netloc}".lower()
+    return is_plain and parts.scheme in {"http", "https"} and "@" not in parts.netloc and text.isascii()

@@ -1,0 +1,13 @@
+"""The errors of a service that its operator must correct; each sentence says how.
+
+ServiceMisused              options or files that cannot be what was meant: the service does not start
+└── KeysUnreadable          a file of keys that cannot be read or understood
+"""
+
+
+class ServiceMisused(Exception):
+    """Options that contradict each other, or a file that they name and that cannot be used."""
+
+
+class KeysUnreadable(ServiceMisused):
+    """The file of keys is not there, or not one that this version understands."""

@@ -1,0 +1,234 @@
+"""The file of clients and their keys: of each key it holds the SHA-256 only, so that whoever reads it can be nobody.
+
+    {"format": 1, "clients": [{"name": "web", "scopes": ["read"], "rate": 100.0,
+                               "primary": {"sha256": "…", "created_at": 1790000000}, "secondary": null}]}
+
+A client has at most two keys at a time, so that it can change from one to the other without a pause. The file is
+replaced as a whole, under a lock, and only its owner may read it.
+"""
+
+import fcntl
+import os
+import re
+import secrets
+import time
+from base64 import urlsafe_b64encode
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import msgspec
+
+from serve.errors import KeysUnreadable, ServiceMisused
+
+SCOPES = (READ, EVENTS, ADMIN) = "read", "events", "admin"
+FORMAT = 1
+# What a key begins with, so that people and secret scanners know one when they see it.
+PREFIX = "hp_"
+KEY_BYTES = 32
+# How many clients one file may name.
+MAX_CLIENTS = 1000
+MAX_FILE_BYTES = 1 << 20
+LOCK_TIMEOUT_S = 5.0
+# Names end in logs and in tables; this is what can stand there as it is.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class StoredKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is known of one key."""
+
+    sha256: str
+    created_at: int
+    """Seconds since 1970."""
+
+
+class Client(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Somebody who may call the service, with the keys that say so."""
+
+    name: str
+    scopes: tuple[str, ...]
+    rate: float | None = None
+    """Requests a second, over all workers; None for as many as it likes."""
+
+    primary: StoredKey | None = None
+    secondary: StoredKey | None = None
+
+    def digests(self) -> list[bytes]:
+        """Return the SHA-256 of each of its keys."""
+        return [bytes.fromhex(key.sha256) for key in (self.primary, self.secondary) if key is not None]
+
+
+class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    format: int
+    clients: tuple[Client, ...]
+
+
+class _Version(msgspec.Struct, frozen=True):
+    format: int
+
+
+def digest_of(key: str) -> bytes:
+    """Return what a key is known by; any text of a header has an answer."""
+    return sha256(key.encode("utf-8", "surrogateescape")).digest()
+
+
+def load(path: Path) -> tuple[Client, ...]:
+    """Read the clients in the file at *path*; raises KeysUnreadable, whose text never quotes the file."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        hint = "; make it with: hotplate keys create NAME --scope read" if isinstance(error, FileNotFoundError) else ""
+        raise KeysUnreadable(f"the keys in {path} cannot be read: {error.strerror}{hint}") from error
+    try:
+        return _parse(text)
+    except (ValueError, msgspec.MsgspecError) as error:
+        raise KeysUnreadable(f"the keys in {path} cannot be used: {error}") from None
+
+
+def _parse(text: bytes) -> tuple[Client, ...]:
+    if len(text) > MAX_FILE_BYTES:
+        raise ValueError(f"it has more than {MAX_FILE_BYTES} bytes")
+    version = msgspec.json.decode(text, type=_Version).format
+    if version != FORMAT:
+        raise ValueError(f"its format is {version}, and this version reads {FORMAT}")
+    clients = msgspec.json.decode(text, type=_File).clients
+    _check(clients)
+    return clients
+
+
+def _check(clients: Sequence[Client]) -> None:
+    """Raise ValueError for clients that cannot be."""
+    if len(clients) > MAX_CLIENTS:
+        raise ValueError(f"it names {len(clients)} clients, and {MAX_CLIENTS} are the most")
+    if len({client.name for client in clients}) < len(clients):
+        raise ValueError("it names a client twice")
+    for index, client in enumerate(clients):
+        if not NAME.fullmatch(client.name):
+            raise ValueError(f"client {index} has no plain name")
+        if not client.scopes or not set(client.scopes) <= set(SCOPES):
+            raise ValueError(f"the scopes of {client.name} are not of {', '.join(SCOPES)}")
+        if client.rate is not None and not 0 < client.rate <= 1e9:
+            raise ValueError(f"the rate of {client.name} is not a number of requests a second above 0")
+        for key in (client.primary, client.secondary):
+            if key is not None and not SHA256.fullmatch(key.sha256):
+                raise ValueError(f"a key of {client.name} is not the SHA-256 of one, in 64 hexadecimal digits")
+    digests = [digest for client in clients for digest in client.digests()]
+    if len(set(digests)) < len(digests):
+        raise ValueError("it has a key twice")
+
+
+@dataclass(frozen=True, slots=True)
+class CreatedKey:
+    """A key that was made just now, the only time that it is seen."""
+
+    key: str
+    client: str
+    kind: str
+    """`primary` or `secondary`."""
+
+
+def create(path: Path, name: str, scopes: Sequence[str], rate: float | None = None) -> CreatedKey:
+    """Give the client *name* a key, a second one where it has one; a new client gets *scopes* and *rate* with it.
+
+    Raises ServiceMisused for a name or a scope that cannot be, for a client with two keys, and for scopes or a rate
+    that an existing client does not have.
+    """
+    if not NAME.fullmatch(name):
+        raise ServiceMisused("a client's name is 1 to 64 letters, digits, dots, dashes and underlines")
+    if strange := set(scopes) - set(SCOPES):
+        raise ServiceMisused(f"{min(strange)!r} is no scope; there are {', '.join(SCOPES)}")
+    key = PREFIX + urlsafe_b64encode(secrets.token_bytes(KEY_BYTES)).rstrip(b"=").decode()
+    stored = StoredKey(digest_of(key).hex(), int(time.time()))
+    with _changing(path) as clients:
+        known = clients.get(name)
+        if known is None:
+            made, kind = Client(name, tuple(sorted(set(scopes), key=SCOPES.index)), rate, stored), "primary"
+            if not scopes:
+                raise ServiceMisused(f"the client {name} is new; say what it may do, as --scope read")
+        elif (scopes and set(scopes) != set(known.scopes)) or rate not in (None, known.rate):
+            raise ServiceMisused(
+                f"the client {name} exists with another scope or rate; revoke it first, or leave both out"
+            )
+        elif known.secondary is not None:
+            raise ServiceMisused(
+                f"the client {name} has two keys; revoke the old one: hotplate keys revoke {name} --primary"
+            )
+        else:
+            made, kind = msgspec.structs.replace(known, secondary=stored), "secondary"
+        clients[name] = made
+    return CreatedKey(key, name, kind)
+
+
+def revoke(path: Path, name: str, kind: str | None = None) -> Client | None:
+    """Take back one key of a client, `primary` or `secondary`, or all that it has; return what is left of it.
+
+    A secondary key becomes the primary where that is revoked. Raises ServiceMisused where there is no such key.
+    """
+    with _changing(path) as clients:
+        known = clients.pop(name, None)
+        if known is None:
+            raise ServiceMisused(f"no client is named {name}; hotplate keys list names them")
+        if kind is None:
+            return None
+        if getattr(known, kind) is None:
+            raise ServiceMisused(f"the client {name} has no {kind} key")
+        left = known.secondary if kind == "primary" else known.primary
+        if left is None:
+            return None
+        clients[name] = msgspec.structs.replace(known, primary=left, secondary=None)
+        return clients[name]
+
+
+@contextmanager
+def _changing(path: Path) -> Iterator[dict[str, Client]]:
+    """Yield the clients by name, to be changed; written when the block ends well, by one process at a time."""
+    path = Path(os.path.realpath(path))  # a link goes on pointing to it
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(path.with_name(path.name + ".lock")):
+        clients = {client.name: client for client in load(path)} if path.exists() else {}
+        yield clients
+        changed = tuple(clients.values())
+        try:
+            _check(changed)
+        except ValueError as error:
+            raise ServiceMisused(f"{path} cannot be written: {error}") from None
+        _write(path, msgspec.json.format(msgspec.json.encode(_File(FORMAT, changed)), indent=2) + b"\n")
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline = time.monotonic() + LOCK_TIMEOUT_S
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"{path} was held for {LOCK_TIMEOUT_S:g} s; is a process stuck?") from error
+                time.sleep(0.01)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _write(path: Path, text: bytes) -> None:
+    """Replace the file as a whole, and be sure that it stays."""
+    new = path.with_name(path.name + ".new")
+    new.unlink(missing_ok=True)  # left by a process that was killed, perhaps with other rights
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "wb") as file:  # noqa: PTH123 -- of a descriptor, whose mode is right from the start
+        file.write(text)
+        file.flush()
+        os.fsync(descriptor)
+    new.rename(path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

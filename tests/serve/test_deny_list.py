@@ -1,0 +1,221 @@
+"""The deny-list: it holds for every answer, from the moment that its file says so, and whatever becomes of that."""
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import hotplate
+from serve.deny_list import MAX_BYTES, DenyList, DenyListFile, DenyListInvalid, parse
+from serve.reader import TieredReader
+from stores.encoding import NO_OFFSET, OFFSET_BYTES, body_of, decode, encode_id
+from stores.memory import MemoryStore
+from tests.support.loaded_service import ALL, USERS, lists, under_load
+from tests.support.remote import RemoteStore, publish
+from tests.support.service import Answer, Service, a_list, publish_lists, running
+from tests.support.soak import scaled
+
+LISTS = {f"user:{user}": a_list(*map(str, range(20))) for user in ("1", "2", "a b", 'quo"te')}
+LISTS |= {"item:7": a_list("1", "2", "x"), "popular:": a_list("1", "p1", "p2")}
+
+
+@pytest.fixture
+def denied(tmp_path: Path) -> Path:
+    path = tmp_path / "denied.txt"
+    path.write_text("# by request\nitem:1\n\nuser:2\n")
+    return path
+
+
+@pytest.fixture
+def service(tmp_path: Path, denied: Path) -> Iterator[Service]:
+    asyncio.run(publish_lists(tmp_path / "store", LISTS))
+    with running(tmp_path / "store", "--deny-list", str(denied)) as running_service:
+        yield running_service
+
+
+def ids(answer: Answer) -> list[str]:
+    assert answer.status == 200, answer.body
+    return [item["id"] for item in answer.json["items"]]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def replace(path: Path, text: str) -> None:
+    beside = path.with_suffix(".new")
+    beside.write_text(text)
+    beside.replace(path)
+
+
+def test_denied_items_appear_in_no_answer_and_denied_users_are_unknown(service: Service) -> None:
+    assert ids(service.get("/v1/recommendations/1")) == ["0", *map(str, range(2, 11))]
+    assert ids(service.get("/v1/recommendations/1?n=3&exclude=0")) == ["2", "3", "4"]
+    assert ids(service.get("/v1/similar/7")) == ["2", "x"]
+    assert ids(service.get("/v1/popular?fields=id")) == ["p1", "p2"]
+    answer = service.get("/v1/recommendations/2")
+    assert (ids(answer), answer.json["source"], answer.headers["cache-control"]) == (
+        ["p1", "p2"],
+        "popular",
+        "no-store",
+    )
+    many = service.request("POST", "/v1/recommendations", json.dumps({"users": ["2", "1", "2"], "n": 2}).encode())
+    assert [(one["status"], [item["id"] for item in one["items"]]) for one in many.json["results"]] == [
+        ("unknown", ["p1", "p2"]),
+        ("ok", ["0", "2"]),
+        ("unknown", ["p1", "p2"]),
+    ]
+    only = service.request("POST", "/v1/recommendations", b'{"users": ["2"]}').json["results"]
+    assert [one["source"] for one in only] == ["popular"]
+
+
+def test_a_changed_file_is_followed_and_a_broken_one_is_not_but_reported(service: Service, denied: Path) -> None:
+    replace(denied, "item:0\nuser:1\n")
+    wait_until(lambda: service.get("/v1/recommendations/1").json["source"] == "popular")
+    assert ids(service.get("/v1/recommendations/2?n=2")) == ["1", "2"]
+    assert service.get("/readyz").json["status"] == "ready"
+
+    replace(denied, "item:0\nuser:secret-person\nuser\n")
+    wait_until(lambda: service.get("/readyz").json["status"] == "degraded")
+    (warning,) = service.get("/readyz").json["warnings"]
+    assert "line 3 is no entry; an entry is item:ID or user:ID" in warning
+    assert service.get("/v1/recommendations/1").json["source"] == "popular"
+
+    denied.unlink()
+    wait_until(lambda: "No such file" in service.get("/readyz").json["warnings"][0])
+    assert ids(service.get("/v1/recommendations/2?n=2")) == ["1", "2"]
+
+    replace(denied, "")
+    wait_until(lambda: service.get("/readyz").json["status"] == "ready")
+    assert ids(service.get("/v1/recommendations/1?n=2")) == ["0", "1"]
+    log = service.log.read_text()
+    assert "secret-person" not in log
+    worker = f'"process":{service.workers()[0]}'
+    assert len([line for line in log.splitlines() if "line 3" in line and worker in line]) == 1
+
+
+def test_a_worker_that_starts_anew_holds_on_to_what_the_file_said_before_it_broke(
+    service: Service, denied: Path
+) -> None:
+    replace(denied, "user:1\n")
+    wait_until(lambda: service.get("/v1/recommendations/1").json["source"] == "popular")
+    wait_until(lambda: service.log.read_text().count("0 items and 1 users") >= 2)  # the parent has read it, too
+    replace(denied, "broken\n")
+    wait_until(lambda: service.get("/readyz").json["status"] == "degraded")
+    (worker,) = service.workers()
+    os.kill(worker, 9)
+    wait_until(lambda: service.workers() not in ([worker], []))
+    wait_until(lambda: answers(service))
+    assert service.get("/v1/recommendations/1").json["source"] == "popular"
+
+
+def answers(service: Service) -> bool:
+    try:
+        return service.get("/readyz").status == 200
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("content", ["item:1\nitems:2\n", None])
+def test_a_file_that_cannot_be_used_stops_the_start_with_a_sentence(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "denied.txt"
+    if content is not None:
+        path.write_text(content)
+    reason = "cannot be read: No such file" if content is None else "line 2 is no entry"
+    with pytest.raises(AssertionError, match=reason):  # noqa: SIM117 -- the start fails
+        with running(tmp_path / "store", "--deny-list", str(path)):
+            pass
+
+
+def test_ids_are_understood_as_they_are_written() -> None:
+    text = '\ufeff# comment\r\nitem: a b \r\nuser:#1\nuser:x:y\nitem:"quo\\"te"\nitem:quo"te2\nuser:"\\n "\n'
+    found = parse(text.encode())
+    assert found.users == {"#1", "x:y", "\n "}
+    assert found.items == {encode_id(one) for one in ("a b", 'quo"te', 'quo"te2')}
+
+
+@pytest.mark.parametrize("line", [b"item:", b"user", b"Item:1", b"\xff", b"item:" + b"x" * 257, b'item:"x', b'user:""'])
+def test_a_line_that_is_no_entry_is_named(line: bytes) -> None:
+    with pytest.raises(DenyListInvalid, match="line 2 is no entry") as raised:
+        parse(b"item:1\n" + line + b"\n")
+    assert "xxx" not in str(raised.value)
+
+
+def test_a_file_that_is_too_large_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "denied.txt"
+    with path.open("wb") as file:
+        file.truncate(MAX_BYTES + 1)
+    with pytest.raises(DenyListInvalid, match="more than 16777216 bytes"):
+        DenyListFile(path)
+
+
+def test_a_file_is_read_once_it_is_no_longer_written_to(tmp_path: Path) -> None:
+    path = tmp_path / "denied.txt"
+    path.write_text("user:1\n")
+    watched = DenyListFile(path)
+    path.write_text("")
+    watched.refresh()
+    assert watched.current.users == {"1"}
+    path.write_text("user:1\nuser:2\n")
+    watched.refresh()
+    assert watched.current.users == {"1"}
+    watched.refresh()
+    assert watched.current.users == {"1", "2"}
+
+
+@pytest.mark.parametrize("identifier", ["1", 'quo"te', 'quo"', "\\", "é", "a,b", "},\n{"])
+def test_any_item_can_be_denied_and_none_beside_it(identifier: str) -> None:
+    others = ["11", "quo", 'quo"te2', 'quo\\"te', "e"]
+    listed = a_list(*others[:3], identifier, *others[3:])
+    denied = parse(b"item:" + encode_id(identifier))
+    for body in (NO_OFFSET + listed, body_of(listed)):
+        assert [item["id"] for item in decode(denied.cut(body, 10))] == others
+        assert DenyList().cut(body, 10) == body[OFFSET_BYTES:]
+
+
+async def test_denied_users_are_not_read_from_a_store_over_the_network(
+    memory: MemoryStore, remote: RemoteStore, tmp_path: Path
+) -> None:
+    path = tmp_path / "denied.txt"
+    path.write_text("user:1\n")
+    await publish(memory, "first")
+    reader = TieredReader({"remote": remote}, deny_list=DenyListFile(path))
+    async with reader:
+        await reader.wait_until_ready(10)
+        assert (await reader.personal("1")).source == "popular"
+        assert (await reader.personal("2")).source == "personal"
+        assert [one.status for one in await reader.personal_many(["1", "2", "1"])] == ["unknown", "ok", "unknown"]
+
+
+async def test_lists_that_a_program_opens_may_have_a_deny_list(tmp_path: Path, denied: Path) -> None:
+    await publish_lists(tmp_path / "store", LISTS)
+    async with hotplate.open(f"file://{tmp_path / 'store'}") as opened:
+        opened.reader.deny_list = DenyListFile(denied)
+        assert [item["id"] for item in (await opened.personal("1", 3)).items] == ["0", "2", "3"]
+        assert (await opened.personal("2")).source == "popular"
+        assert [item["id"] for item in opened.popular().items] == ["p1", "p2"]
+
+
+@pytest.mark.soak
+async def test_reloads_and_flips_under_load_lose_not_one_request(tmp_path: Path, denied: Path) -> None:
+    folder = tmp_path / "store"
+    await publish_lists(folder, lists("r0"))
+    options = ("--workers", "2", "--deny-list", str(denied))
+    async with under_load(tmp_path, f"file://{folder}", paths=ALL, rate=400, options=options) as run:
+        for number in range(1, scaled(6, least=3)):
+            replace(denied, f"item:b\nuser:{number}\n")
+            await run.until_release(await publish_lists(folder, lists(f"r{number}")))
+            await run.windows(3)  # each worker has read both
+            replace(denied, "broken\n")
+            for user in [number, USERS - 1] * 10:
+                answer = await run.get(f"/v1/recommendations/{user}")
+                assert answer["source"] == ("popular" if user == number else "personal")
+                assert '"b"' not in json.dumps(answer)
+    run.answered("file", source="popular")

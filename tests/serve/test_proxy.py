@@ -1,0 +1,108 @@
+"""The example of a proxy in the documentation works as it stands: HTTP/2 and TLS outside, kept connections inside."""
+
+import json
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from bench.process import free_port
+from tests.support.paths import ROOT
+from tests.support.service import Service, a_list, publish_lists, running
+
+EXAMPLE = ROOT / "docs" / "examples" / "nginx.conf"
+
+pytestmark = pytest.mark.skipif(
+    not all(map(shutil.which, ("nginx", "curl", "openssl"))), reason="nginx, curl or openssl is not on the PATH"
+)
+
+
+@contextmanager
+def proxied(service: Service, folder: Path) -> Iterator[int]:
+    """Run nginx with the example, its port and files exchanged for ones of this test; yields the port."""
+    port = free_port()
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
+            *("-days", "1", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"),
+            *("-keyout", str(folder / "tls.key"), "-out", str(folder / "tls.crt")),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    example = EXAMPLE.read_text()
+    for stated, used in {
+        "127.0.0.1:8080": f"127.0.0.1:{service.port}",
+        "listen 8443": f"listen 127.0.0.1:{port}",
+        "/etc/hotplate": str(folder),
+    }.items():
+        assert stated in example
+        example = example.replace(stated, used)
+    temporary = "".join(
+        f"{kind}_temp_path {folder}/{kind}; " for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    (folder / "nginx.conf").write_text(
+        f"pid {folder}/nginx.pid; daemon off; worker_processes 1; error_log {folder}/error.log;\n"
+        f"events {{}}\nhttp {{ access_log off; {temporary}\n{example}\n}}\n"
+    )
+    process = subprocess.Popen(["nginx", "-p", str(folder), "-c", str(folder / "nginx.conf")], stderr=subprocess.PIPE)
+    try:
+        wait_until_open(port, process)
+        yield port
+    finally:
+        process.terminate()
+        process.communicate(timeout=20)
+
+
+def wait_until_open(port: int, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()[1]
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.02)
+    raise AssertionError("nginx did not listen")
+
+
+def curl(folder: Path, port: int, path: str, *options: str) -> tuple[str, int, bytes]:
+    """Request by HTTP/2 where it is offered; return the version, the status and the body."""
+    ran = subprocess.run(
+        [
+            *("curl", "--silent", "--show-error", "--http2", "--cacert", str(folder / "tls.crt"), *options),
+            *("--resolve", f"localhost:{port}:127.0.0.1", "--write-out", "\n%{http_version} %{http_code}"),
+            f"https://localhost:{port}{path}",
+        ],
+        check=True,
+        capture_output=True,
+        timeout=30,
+    )
+    body, _, summary = ran.stdout.rpartition(b"\n")
+    version, code = summary.decode().split()
+    return version, int(code), body
+
+
+async def test_the_example_of_a_proxy_speaks_http_2_outside_and_keeps_its_connections_inside(tmp_path: Path) -> None:
+    await publish_lists(tmp_path / "store", {"user:1": a_list("a", "b")})
+    with running(tmp_path / "store") as service, proxied(service, tmp_path) as port:
+        version, status, body = curl(tmp_path, port, "/v1/recommendations/1?n=1")
+        assert (version, status) == ("2", 200)
+        assert [item["id"] for item in json.loads(body)["items"]] == ["a"]
+        batch = ("--data", '{"users": ["1", "2"]}', "--header", "content-type: application/json")
+        version, status, body = curl(tmp_path, port, "/v1/recommendations", *batch)
+        assert (version, status) == ("2", 200)
+        assert [one["source"] for one in json.loads(body)["results"]] == ["personal", "popular"]
+        assert curl(tmp_path, port, "/readyz")[1] == 200
+        assert curl(tmp_path, port, "/metrics")[1] == 404, "what is for operators is not passed on"
+
+
+async def test_behind_the_proxy_the_error_of_a_service_that_is_away_is_the_proxys(tmp_path: Path) -> None:
+    await publish_lists(tmp_path / "store", {})
+    with running(tmp_path / "store") as service, proxied(service, tmp_path) as port:
+        assert curl(tmp_path, port, "/v1/popular")[1] == 200
+        service.stop()
+        assert curl(tmp_path, port, "/v1/popular")[1] == 502
