@@ -35,7 +35,7 @@ GAIN, GROWTH_GAIN = 2.0, 4.0
 # The pressure from which on no batch begins; that from which on single reads are shed, too, by what it is above this;
 # and the most that it can be.
 NO_BATCHES, SOME_READS, MOST_PRESSURE = 0.1, 0.2, 1.15
-# Where fewer requests came since the last tick, it is not they that make the loop late.
+# Where fewer reads came since the last tick, it is not they that make the loop late.
 MANY = 16
 
 
@@ -54,21 +54,19 @@ class _Waiting(NamedTuple):
 
 
 class Admission:
-    """Decides for one worker; lives as long as it, on its loop.
+    """Decides for one worker; lives as long as it, on its loop. *count* is called with the reason of each refusal."""
 
-    *count* is called with the reason of each refusal, *requests* returns how many requests have reached their handlers.
-    """
-
-    def __init__(self, count: Callable[[str], None], requests: Callable[[], int]) -> None:
+    def __init__(self, count: Callable[[str], None]) -> None:
         self.shed_share = 0.0
         """The part of single reads that is refused now."""
         self.least_wait_s = 0.0
-        """The least time from a request's arrival to its handler, of those since the last tick."""
+        """The least time from a read's arrival to its handler, of the reads since the last tick."""
+        self.reads = 0
+        """How many reads came since the last tick."""
         self._delay_s = 0.0
         self._pressure = 0.0
         self._count = count
-        self._requests = requests
-        self._seen = self._shed = self._sleeps = 0
+        self._sleeps = 0
         self._limit = FEWEST
         self._running = 0
         self._waiting = deque[_Waiting]()
@@ -92,7 +90,7 @@ class Admission:
         """Return whether a single read is to be refused; worth calling while `shed_share` is above zero."""
         if random.random() >= self.shed_share:  # noqa: S311 -- to spread refusals, nothing secret
             return False
-        self._shed += 1
+        self.reads += 1
         self._count("read_delay")
         return True
 
@@ -166,13 +164,12 @@ class Admission:
 
     def _tick(self) -> None:
         """Look how late the loop is, and adapt to it."""
-        now, seen = monotonic(), self._requests() + self._shed
+        now, sleeps = monotonic(), _sleeps()
         self._timer = asyncio.get_running_loop().call_later(TICK_S, self._tick)
         late_s = max(0.0, now - self._ticked - TICK_S)
-        sleeps = _sleeps()
-        stands = sleeps == self._sleeps and seen - self._seen >= MANY
+        stands = sleeps == self._sleeps and self.reads >= MANY
         delay_s = max(late_s, self.least_wait_s if self.least_wait_s < inf else 0.0) if stands else 0.0
-        self._ticked, self._seen, self._sleeps, self.least_wait_s = now, seen, sleeps, inf
+        self._ticked, self._sleeps, self.reads, self.least_wait_s = now, sleeps, 0, inf
         before_s = self._delay_s
         self._delay_s += (delay_s - before_s) / 4
         change = GAIN * (self._delay_s - LATE_S) + GROWTH_GAIN * (self._delay_s - before_s)

@@ -72,7 +72,7 @@ class Server(web.Server):
         dispatcher.gate = self._admit
         self.limits = limits or Limits()
         self.metrics = dispatcher.metrics
-        self.admission = Admission(self.metrics.count_shed, lambda: self.requests_count)
+        self.admission = Admission(self.metrics.count_shed)
         self.bytes_in_flight = 0
         """What came of requests that are not answered yet, apart from small ones, and what clients have not taken."""
         self._room = min(self.limits.connections, room_for_connections())
@@ -193,9 +193,11 @@ class Server(web.Server):
         if path[:1] != "/":
             path = request.rel_url.raw_path  # the absolute form, which proxies use
         protocol = cast("Handler", request._protocol)  # noqa: SLF001 -- as below
-        waited_s = monotonic() - protocol.received
-        if waited_s < self.admission.least_wait_s:  # noqa: PLR1730 -- `min` takes twice as long
-            self.admission.least_wait_s = waited_s
+        if request._method == "GET":  # noqa: SLF001 -- as below
+            admission, waited_s = self.admission, monotonic() - protocol.received
+            admission.reads += 1
+            if waited_s < admission.least_wait_s:  # noqa: PLR1730 -- `min` takes twice as long
+                admission.least_wait_s = waited_s
         # Its own fields, as this is the hot path; and `version`, once read, keeps its value.
         is_usual = request._version is HttpVersion11 and not protocol._paused  # noqa: SLF001 -- as above
         if is_usual and TIMEOUT not in request._headers:  # noqa: SLF001 -- as above

@@ -22,7 +22,7 @@ class Gate:
 
     def __init__(self) -> None:
         self.counted = Counter[str]()
-        self.admission = Admission(lambda reason: self.counted.update([reason]), lambda: 0)
+        self.admission = Admission(lambda reason: self.counted.update([reason]))
         self.begun = list[str]()
         self.end = asyncio.Event()
 
