@@ -123,8 +123,7 @@ class Admission:
         now = monotonic()
         if not self._waiting:
             self._waiting_since = now
-        full = len(self._waiting) >= (self._limit if self._allowed_s(now) == TARGET_S else MOST_WAITING)
-        if full or self._pressure >= NO_BATCHES:
+        if len(self._waiting) >= MOST_WAITING or self._pressure >= NO_BATCHES:
             raise self._late()
         turn = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiting(now, turn))

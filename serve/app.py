@@ -18,8 +18,10 @@ from serve.auth import Guard, scope_of
 from serve.cors import Cors
 from serve.handlers import Handler, Handlers
 from serve.metrics import OTHER
+from serve.openapi import Documents
 from serve.problems import Problem, internal_error, not_ready
 from serve.reader import Lists, NotReady, TieredReader
+from serve.scoring import Scoring, refusal
 
 log = logging.getLogger(__name__)
 
@@ -39,12 +41,14 @@ class Route:
 
     template: str
     methods: dict[str, Handler]
+    scoring: bool = False
+    """Whether its callers follow the scoring contract, and back off on 503 only."""
 
 
 class Routes:
     """Which path reaches which route: paths without an id, and paths that end in one."""
 
-    def __init__(self, handlers: Handlers) -> None:
+    def __init__(self, handlers: Handlers, scoring: Scoring, documents: Documents) -> None:
         self._fixed = {
             route.template: route
             for route in (
@@ -53,12 +57,18 @@ class Routes:
                 Route("/livez", {"GET": handlers.live}),
                 Route("/readyz", {"GET": handlers.ready}),
                 Route("/metrics", {"GET": handlers.metrics}),
+                Route("/score", {"POST": scoring.score}, scoring=True),
+                Route("/swagger.json", {"GET": scoring.swagger}, scoring=True),
+                Route("/", {"GET": scoring.healthy}, scoring=True),
+                Route("/openapi.json", {"GET": documents.openapi}),
+                Route("/docs", {"GET": documents.page}),
             )
         }
         self._fixed["/health/live"] = self._fixed["/livez"]
         self._fixed["/health/ready"] = self._fixed["/readyz"]
         self._with_id = {
             "/v1/recommendations": Route("/v1/recommendations/{user}", {"GET": handlers.recommend}),
+            "/docs": Route("/docs", {"GET": documents.file}),
             "/v1/similar": Route("/v1/similar/{item}", {"GET": handlers.similar}),
         }
 
@@ -82,6 +92,11 @@ def _handler(route: Route | None, method: str) -> Handler:
     return handler
 
 
+def _refused(route: Route | None, problem: Problem) -> web.Response:
+    """Answer with a problem, in the way of the route's callers."""
+    return (refusal(problem) if route is not None and route.scoring else problem).response()
+
+
 def _keep_from_shared_caches(response: web.Response) -> None:
     """Let what took a key be kept by its caller alone: a cache in between would hand it to anybody."""
     cache = response.headers.get(CACHE_CONTROL, "")
@@ -100,7 +115,8 @@ class Dispatcher:
         self.draining = False
         self.gate: Gate | None = None
         """What a POST has to pass before its handler; None where the application around the service has its own."""
-        self._routes = Routes(self.handlers)
+        documents = Documents(takes_key=self._guard.reads_take_a_key)
+        self._routes = Routes(self.handlers, Scoring(reader), documents)
         self._cors = Cors(cors_origins)
         self._id_prefix = secrets.token_hex(6)
         self._id_count = itertools.count(1)
@@ -149,15 +165,13 @@ class Dispatcher:
                 response = await (self.gate(request, work) if self.gate and request.method == "POST" else work())
                 if scope is not None and self._guard.reads_take_a_key:
                     _keep_from_shared_caches(response)
-        except Problem as problem:
-            response = problem.response()
+        except (Problem, NotReady) as error:
+            response = _refused(route, error if isinstance(error, Problem) else not_ready(str(error)))
         except ClientGone:
             response = web.Response(status=CLIENT_GONE)  # it reaches nobody
-        except NotReady as error:
-            response = not_ready(str(error)).response()
         except Exception:
             log.exception("request %s failed", request_id)
-            response = internal_error(request_id).response()
+            response = _refused(route, internal_error(request_id))
         took_s = perf_counter() - started
         response.headers["Server"] = "hotplate"
         response.headers["X-Request-Id"] = request_id

@@ -186,7 +186,9 @@ class Follower:
             elif seen is None:
                 self._set_error(_nothing_live())
             elif found.version != seen.version:
-                await self._take_older(found, seen, requested=requested)
+                self._stale.set()
+                if requested:  # any other may be older than what came before it
+                    await self._take_older(found, seen)
             elif (requested or self._stale.is_set()) and (gone := await self._live_gone(found)):
                 self._stale.set()
                 self._set_error(gone)
@@ -211,13 +213,12 @@ class Follower:
         if is_new:
             await self._read_advice()
 
-    async def _take_older(self, found: Catalogue, seen: Catalogue, *, requested: bool) -> None:
+    async def _take_older(self, found: Catalogue, seen: Catalogue) -> None:
         """Take a catalogue that is older, or is a replica's: ignore it, or follow it where the store was restored.
 
         It was restored where the release that is followed is gone, or every read of the primary was lower for
         RESTORED_S. What a replica says counts neither for nor against it.
         """
-        self._stale.set()
         now = asyncio.get_running_loop().time()
         if found.primary and found.generation == 0:
             self._older_since = None
@@ -238,7 +239,7 @@ class Follower:
                         f"followed; it is taken for restored, and followed, if that lasts for {RESTORED_S:.0f} s"
                     )
                 )
-        elif requested:
+        else:
             self._set_error(
                 _CatalogueOlder(
                     f"only a replica answers, with another catalogue, of generation {found.generation}, than that of "

@@ -53,7 +53,7 @@ WRITE_STEP, HURRIED_WRITE_S = 65_536, 1.0
 # How long the body of a request that was answered already is still read, so that its sender sees the answer.
 LINGER_S = 2.0
 # What operators request is never shed.
-PROBE = re.compile(rb"(?:GET|HEAD) /(?:livez|readyz|health/live|health/ready|metrics)[? ]")
+PROBE = re.compile(rb"(?:GET|HEAD) /(?:livez|readyz|health/live|health/ready|metrics)?[? ]")
 # Reads that may be shed without parsing: a whole header, in which nothing says that there is more to the request.
 READS = {b"recommendations": "/v1/recommendations/{user}", b"similar": "/v1/similar/{item}", b"popular": "/v1/popular"}
 READ = re.compile(rb"GET /v1/(recommendations|similar|popular)[/? ][^\r\n ]* ?HTTP/1\.1\r\n")

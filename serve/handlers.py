@@ -82,7 +82,7 @@ class Handlers:
         BATCH.parse(raw_query)
         media = media_type(request.headers.get(hdrs.ACCEPT), BATCH_MEDIA)
         await load(media)
-        batch = parse_batch(await _body(request))
+        batch = parse_batch(await read_body(request))
         answers = await self._reader.personal_many(batch.users)
         release = answers[0].served.id if answers else self._reader.release()
         pieces = encode_batch(
@@ -93,7 +93,7 @@ class Handlers:
             "Cache-Control": NO_STORE,
             "X-Hotplate-Release": release,
         }
-        return await _in_pieces(pieces, headers, content_coding(request.headers.get(hdrs.ACCEPT_ENCODING)))
+        return await in_pieces(pieces, headers, content_coding(request.headers.get(hdrs.ACCEPT_ENCODING)))
 
     async def similar(self, request: web.BaseRequest, raw_id: str, raw_query: str) -> web.Response:
         """`GET /v1/similar/{item}?n=&exclude=&fields=`."""
@@ -182,13 +182,13 @@ class Handlers:
                 rest, is_own = rests.get(encoded.status), encoded.status == "ok"
                 items = self._items(encoded, batch.n, excluded, batch.fields) if is_own or rest is None else b""
                 if rest is None:
-                    rest = _result_head(encoded, release) + (b"" if is_own else items)
+                    rest = result_head(encoded, release) + (b"" if is_own else items)
                     rests[encoded.status] = rest
                 piece.append(b'{"user":%b,%b%b]}' % (orjson.dumps(user), rest, items if is_own else b""))
             yield piece
 
 
-def _result_head(encoded: EncodedList, release: bytes) -> bytes:
+def result_head(encoded: EncodedList, release: bytes) -> bytes:
     """Return what a result says between its user and its items."""
     status, source, tier = encoded.status.encode(), encoded.source.encode(), encoded.tier.encode()
     return b'"status":"%b","release":"%b","source":"%b","tier":"%b","items":[' % (status, release, source, tier)
@@ -198,7 +198,7 @@ def _excluded(ids: Sequence[str]) -> frozenset[bytes]:
     return frozenset(map(encode_id, ids)) if ids else _NOTHING
 
 
-async def _in_pieces(pieces: Iterator[bytes], headers: dict[str, str], coding: str | None) -> web.Response:
+async def in_pieces(pieces: Iterator[bytes], headers: dict[str, str], coding: str | None) -> web.Response:
     """Answer with *pieces*, each made when others had their turn; where they are many, they are sent while made."""
     made = bytearray()
     for piece in pieces:
@@ -246,7 +246,8 @@ def _status(status: int, fields: dict[str, object]) -> web.Response:
     return web.Response(status=status, body=orjson.dumps(fields), headers=headers)
 
 
-async def _body(request: web.BaseRequest) -> bytes:
+async def read_body(request: web.BaseRequest) -> bytes:
+    """Return the body of a request; a Problem where it is too large, or compressed."""
     if request.headers.get(hdrs.CONTENT_ENCODING, "identity") != "identity":  # a small one may be a gigabyte unpacked
         raise Problem(415, "encoded-body", "a body is sent as it is, without Content-Encoding")
     try:

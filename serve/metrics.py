@@ -15,6 +15,7 @@ BUCKETS_S = (
 OTHER = "other"
 ROUTES = (
     "/v1/recommendations/{user}", "/v1/recommendations", "/v1/similar/{item}", "/v1/popular",
+    "/score", "/swagger.json", "/", "/openapi.json", "/docs",
     "/livez", "/readyz", "/metrics", OTHER,
 )  # fmt: skip
 METHODS = ("GET", "POST", "HEAD", "OPTIONS", OTHER)

@@ -169,7 +169,9 @@ class Operation:
     method: str
     path: str
     summary: str
-    answer: type[Struct]
+    answer: Any
+    """The type of its answer."""
+
     statuses: tuple[int, ...]
     """All that it may answer; 200 with `answer`, 304 with nothing, any other with a problem."""
 
@@ -245,7 +247,11 @@ def parse_batch(body: bytes) -> BatchBody:
         try:
             batch = msgspec.json.decode(body, type=BatchBody)
         except msgspec.ValidationError as error:
-            raise _refusal(error, BatchBody, msgspec.json.decode(body), "POST /v1/recommendations") from None
+            given = msgspec.json.decode(body)
+            n = given.get("n") if isinstance(given, dict) else None
+            if isinstance(n, float) and n.is_integer() and 0 < n <= MAX_N:  # in JSON, 10.0 is a whole number, too
+                return parse_batch(msgspec.json.encode(given | {"n": int(n)}))
+            raise _refusal(error, BatchBody, given, "POST /v1/recommendations") from None
     except (ValueError, RecursionError) as error:
         raise bad_parameter(f"the body is not JSON: {error}") from None
     _check_ids(batch.users, "users")
@@ -278,20 +284,21 @@ def _decoded(raw: str, what: str) -> str:
 def _value(name: str, raw: str, kind: inspect.Type) -> object:
     """Return a query's value as its type wants it, or as text where it cannot be meant."""
     if isinstance(kind, inspect.VarTupleType):
-        return tuple(dict.fromkeys(_ids_in(raw, name)))
+        given = raw.split(",")  # too many are refused even where some are empty, or the same
+        return tuple(dict.fromkeys(_ids_in(given, name))) if len(given) <= MAX_EXCLUDED else tuple(given)
     value = _decoded(raw, name)
     if isinstance(kind, inspect.IntType) and value.isascii() and value.isdecimal() and len(value) <= 9:
         return int(value)
     return value
 
 
-def _ids_in(raw: str, name: str) -> Iterator[str]:
+def _ids_in(pieces: Sequence[str], name: str) -> Iterator[str]:
     """Yield the ids of a list with commas.
 
     An encoded comma may be an id's own, or between ids, as many clients encode a whole value: what it may mean either
     way is yielded, for more had better be left out than too little.
     """
-    for piece in raw.split(","):
+    for piece in pieces:
         identifier = _decoded(piece, name)
         if "," in identifier:
             yield from filter(None, identifier.split(","))

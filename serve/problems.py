@@ -11,14 +11,25 @@ RETRY_AFTER_S = (1, 4)
 
 
 class Problem(Exception):
-    """Ends a request with an error; *name* makes the stable type `urn:hotplate:problem:NAME`."""
+    """Ends a request with an error; *name* makes the stable type `urn:hotplate:problem:NAME`.
 
-    def __init__(self, status: int, name: str, detail: str, headers: dict[str, str] | None = None) -> None:
+    *members* are fields of the body beyond the standard's, which some routes' callers read.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        name: str,
+        detail: str,
+        headers: dict[str, str] | None = None,
+        members: dict[str, object] | None = None,
+    ) -> None:
         super().__init__(detail)
         self.status = status
         self.name = name
         self.detail = detail
         self.headers = headers or {}
+        self.members = members or {}
 
     @property
     def body(self) -> bytes:
@@ -28,6 +39,7 @@ class Problem(Exception):
             "title": self.name.replace("-", " ").capitalize(),
             "status": self.status,
             "detail": self.detail,
+            **self.members,
         }
         return orjson.dumps(fields)
 

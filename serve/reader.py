@@ -14,7 +14,7 @@ from serve.tiers import StoreObserver, Tier, loop_time, tier_names
 from stores.catalogue import ReleaseId
 from stores.connect import connect
 from stores.encoding import Item, decode, is_empty
-from stores.errors import ReleaseCorrupt, StoreError, StoreMisused
+from stores.errors import ReleaseCorrupt, StoreError, StoreMisused, StoreUnavailable
 from stores.keys import ITEM, OVERALL, USER, check_id
 from stores.store import Reader, Slot
 
@@ -133,32 +133,39 @@ class TieredReader:
         """Return the first *n* items of a list that are neither denied nor *excluded*, by ids of `encode_id`."""
         return self.deny_list.current.cut(encoded.body, n, excluded)
 
-    async def personal_many(self, users: Sequence[str]) -> list[EncodedList]:
+    async def personal_many(self, users: Sequence[str], *, must_read: bool = False) -> list[EncodedList]:
         """Read the lists of many users in one release, in order: the first tier that can be read answers for all.
 
-        A user who is named twice is read once, and one who is denied is not read.
+        A user who is named twice is read once, and one who is denied is not read. Where no tier can be read, all get
+        the popular list, or, with *must_read*, StoreUnavailable is raised: for callers that would rather come again.
         """
         denied = self.deny_list.current.users
         wanted = [user for user in dict.fromkeys(users) if user not in denied]
         deadline = loop_time() + self._budget_s + BUDGET_S_PER_USER * len(users)
-        found, unknown = await self._read_many(wanted, deadline)
+        found, unknown = await self._read_many(wanted, deadline, must_read=must_read)
         if len(wanted) == len(users):
             return found
         by_user = dict(zip(wanted, found, strict=True))
         return [by_user.get(user, unknown) for user in users]
 
-    async def _read_many(self, users: Sequence[str], deadline: float) -> tuple[list[EncodedList], EncodedList]:
+    async def _read_many(
+        self, users: Sequence[str], deadline: float, *, must_read: bool
+    ) -> tuple[list[EncodedList], EncodedList]:
         """Return the lists of users in one release, and what an unknown user gets in that."""
         if not users:
             return [], self._first(status="unknown")
         keys = [USER + user for user in users]
+        failure: StoreError | None = None
         for index, tier in enumerate(self.tiers):
             served = tier.follower.served
             if served is None:
                 continue
             try:
                 served, slots = await tier.read(served, keys, self._share_s(index, deadline))
-            except StoreError:
+            except ReleaseCorrupt:
+                continue  # it does not pass by itself, so that nobody need come again for it
+            except StoreError as error:
+                failure = error
                 continue
             lists = [
                 EncodedList(tier.name, served, "personal", slot)
@@ -169,6 +176,8 @@ class TieredReader:
             self.metrics.count_lookup("personal", "hit", sum(one.status == "ok" for one in lists))
             return lists, _popular(tier, served, OVERALL, "unknown")
         first = self._first(status="error")
+        if must_read and failure is not None:
+            raise StoreUnavailable("no store can be read for now") from failure
         for _ in users:
             self.metrics.count_lookup("popular", "error")
         return [first] * len(users), first._replace(status="unknown")

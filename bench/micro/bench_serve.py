@@ -21,10 +21,11 @@ from bench.micro.publishing import publish_to
 from bench.micro.rounds import path_of
 from serve.auth import Guard
 from serve.deny_list import DenyListFile
-from serve.handlers import Handlers
+from serve.handlers import Handler, Handlers
 from serve.keys import READ, create
 from serve.parameters import BATCH_MEDIA, JSON
 from serve.reader import Lists, open_lists
+from serve.scoring import Scoring
 from stores.keys import USER
 
 COUNT = 1_000
@@ -95,27 +96,41 @@ def bench_render_with_deny_list(
     bench_render(benchmark, runner, lists)
 
 
-@pytest.mark.parametrize("media", BATCH_MEDIA)
-def bench_batch(benchmark: BenchmarkFixture, runner: asyncio.Runner, lists: Lists, media: str) -> None:
-    """All users in one request, from its body to the bytes of its answer; neither parsing of HTTP nor sending."""
+def for_batch(
+    benchmark: BenchmarkFixture, runner: asyncio.Runner, handler: Handler, batch: object, *, media: str = JSON
+) -> None:
+    """Benchmark all users in one request, from its body to its answer's bytes; neither parsing of HTTP nor sending."""
     benchmark.extra_info |= {"count": COUNT, "each": "user"} | ({"goal": BATCH_US} if media == JSON else {})
-    handlers, body = Handlers(lists.reader), json.dumps({"users": USERS, "n": 10}).encode()
+    body = json.dumps(batch).encode()
 
     async def made() -> web.Request:
         loop = asyncio.get_running_loop()
         payload = StreamReader(BaseProtocol(loop), 1 << 16, loop=loop)
         payload.feed_data(body)
         payload.feed_eof()
-        return make_mocked_request("POST", "/v1/recommendations", {"Accept": media}, payload=payload)
+        return make_mocked_request("POST", "/", {"Accept": media}, payload=payload)
 
     request = runner.run(made())  # it keeps what is read of it, and is read again in every round
 
     async def serve_all() -> None:
-        response = await handlers.recommend_many(request, "", "")
+        response = await handler(request, "", "")
         if isinstance(response.body, Payload):  # it is made while it is sent
             await response.body.as_bytes()
 
     benchmark(lambda: runner.run(serve_all()))
+
+
+@pytest.mark.parametrize("media", BATCH_MEDIA)
+def bench_batch(benchmark: BenchmarkFixture, runner: asyncio.Runner, lists: Lists, media: str) -> None:
+    """The lists of many users, in each form."""
+    for_batch(benchmark, runner, Handlers(lists.reader).recommend_many, {"users": USERS, "n": 10}, media=media)
+
+
+@pytest.mark.parametrize("form", ["records", "lists"])
+def bench_score(benchmark: BenchmarkFixture, runner: asyncio.Runner, lists: Lists, form: str) -> None:
+    """The same, as a Stream Analytics job requests them: every value is a string."""
+    rows = [{"user": user, "n": "10"} if form == "records" else [user, "10"] for user in USERS]
+    for_batch(benchmark, runner, Scoring(lists.reader).score, {"data": rows})
 
 
 def bench_library(benchmark: BenchmarkFixture, runner: asyncio.Runner, lists: Lists) -> None:

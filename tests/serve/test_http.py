@@ -187,7 +187,7 @@ def test_an_answer_in_pieces_reaches_a_client_of_http_1_0_whole(service: Service
 
 
 def test_other_paths_and_methods_are_problems_too(service: Service) -> None:
-    refused(service.get("/"), 404, "no-such-route")
+    refused(service.get("/nothing"), 404, "no-such-route")
     refused(service.get("/v2/popular"), 404, "no-such-route")
     answer = service.request("DELETE", "/v1/popular")
     refused(answer, 405, "no-such-method")

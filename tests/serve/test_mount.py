@@ -68,7 +68,7 @@ async def test_refusals_below_the_prefix_are_problems_and_outside_of_it_the_appl
             ("/v1/recommendations/42?n=0", 400, "bad-parameter"),
             ("/v1/recommendations/%FF", 400, "bad-parameter"),
             ("/v1/recommendations/a/b", 404, "no-such-route"),
-            ("/", 404, "no-such-route"),
+            ("/nothing", 404, "no-such-route"),
         ):
             assert (await get(f"{url}/a/recs{path}"))[0] == status
             assert (await get(f"{url}/a/recs{path}"))[1]["type"] == f"urn:hotplate:problem:{name}"

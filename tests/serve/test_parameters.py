@@ -90,6 +90,7 @@ def test_any_body_is_understood_or_refused(body: bytes) -> None:
         ("fields=title", "fields must be one of 'id', 'id,score', 'id,score,title', not \"title\""),
         ("segment=" + "x" * 257, f'segment must be a string of at most 256 bytes of UTF-8, not "{"x" * 40}"'),
         ("exclude=" + ",".join(map(str, range(201))), "exclude must be a list of at most 200 ids, not 201"),
+        ("exclude=" + "," * 200, "exclude must be a list of at most 200 ids, not 201"),
         ("exclude=a," + "%C3%A9" * 129,
          "exclude[1] cannot be used: an id has 1 to 256 bytes of UTF-8; this one has 258"),
         ("exclude=%FF", "exclude in the query is not percent-encoded UTF-8"),

@@ -1,0 +1,97 @@
+"""A page in a real browser, driven by the DevTools protocol: what it requests, what it complains of, what it shows."""
+
+import asyncio
+import itertools
+import json
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from aiohttp import ClientSession, ClientWebSocketResponse, WSMsgType
+
+from tests.support.page import FLAGS, chromium
+
+
+@dataclass(slots=True)
+class Page:
+    socket: ClientWebSocketResponse
+    requested: list[str] = field(default_factory=list)
+    """The addresses that the page requested."""
+
+    complaints: list[str] = field(default_factory=list)
+    """What the browser logged: errors, and what a policy forbade."""
+
+    numbers: "itertools.count[int]" = field(default_factory=itertools.count)
+    replies: dict[int, asyncio.Future[dict[str, Any]]] = field(default_factory=dict)
+
+    async def call(self, method: str, **parameters: object) -> dict[str, Any]:
+        number = next(self.numbers)
+        self.replies[number] = asyncio.get_running_loop().create_future()
+        await self.socket.send_str(json.dumps({"id": number, "method": method, "params": parameters}))
+        async with asyncio.timeout(30):
+            return await self.replies[number]
+
+    async def evaluate(self, expression: str) -> Any:  # noqa: ANN401 -- whatever JavaScript gives
+        reply = await self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in reply, reply
+        return reply["result"].get("value")
+
+    async def until(self, expression: str) -> Any:  # noqa: ANN401 -- whatever JavaScript gives
+        """Wait until an expression is true, and return its value."""
+        async with asyncio.timeout(60):
+            while not (value := await self.evaluate(expression)):
+                await asyncio.sleep(0.05)
+        return value
+
+    async def listen(self) -> None:
+        async for message in self.socket:
+            assert message.type is WSMsgType.TEXT
+            event = json.loads(message.data)
+            if "id" in event:
+                self.replies.pop(event["id"]).set_result(event.get("result", event))
+            elif event["method"] == "Network.requestWillBeSent":
+                self.requested.append(event["params"]["request"]["url"])
+            elif event["method"] == "Log.entryAdded":
+                self.complaints.append(event["params"]["entry"]["text"])
+            elif event["method"] == "Runtime.exceptionThrown":
+                self.complaints.append(str(event["params"]["exceptionDetails"]))
+
+
+@asynccontextmanager
+async def opened(url: str, folder: Path) -> AsyncIterator[Page]:
+    """Open *url* in headless Chromium, whose profile is kept in *folder*, until the block ends."""
+    profile = folder / "profile"
+    with (folder / "chromium.log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(
+            chromium(), *FLAGS, "--remote-debugging-port=0", f"--user-data-dir={profile}", "about:blank",
+            stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+    try:
+        port = await _debugging_port(profile / "DevToolsActivePort")
+        async with ClientSession() as session:
+            async with session.get(f"http://127.0.0.1:{port}/json/list") as response:
+                target = next(one for one in await response.json() if one["type"] == "page")
+            async with session.ws_connect(target["webSocketDebuggerUrl"], max_msg_size=0) as socket:
+                page = Page(socket)
+                listening = asyncio.create_task(page.listen())
+                for domain in ("Network", "Log", "Runtime", "Page"):
+                    await page.call(f"{domain}.enable")
+                await page.call("Page.navigate", url=url)
+                yield page
+                listening.cancel()
+                await asyncio.gather(listening, return_exceptions=True)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)  # with all the processes that it started
+        await process.wait()
+
+
+async def _debugging_port(file: Path) -> int:
+    """Return the port that the browser writes down once it listens."""
+    async with asyncio.timeout(60):
+        while not (file.exists() and (lines := file.read_text().splitlines())):
+            await asyncio.sleep(0.05)
+    return int(lines[0])
