@@ -13,7 +13,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -55,6 +55,8 @@ class Server:
 
     url: str
     group: int
+    admin_url: str = ""
+    """Of the service, where it has its metrics."""
 
     def cpu_s(self) -> float:
         """Add up the CPU time, user and system, of all its processes; in steps of 10 ms."""
@@ -150,6 +152,15 @@ def serving(
     url = f"{scheme}://127.0.0.1:{port}"
     with _running(command, environment() | dict(settings or {}), lambda: _answers(url + path), core) as process:
         yield Server(url, process.pid)
+
+
+@contextmanager
+def service_serving(command: Sequence[str], path: str, settings: Mapping[str, str] | None = None) -> Iterator[Server]:
+    """Run *command*, a `hotplate serve`, with one worker on free ports of loopback, as `serving` does."""
+    port, admin_port = free_port(), free_port()
+    options = ["--port", str(port), "--admin-port", str(admin_port), "--workers", "1", "--drain-delay", "0"]
+    with serving([*command, *options], port, path, settings) as server:
+        yield replace(server, admin_url=f"http://127.0.0.1:{admin_port}")
 
 
 @contextmanager

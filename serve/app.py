@@ -13,8 +13,9 @@ from aiohttp import web
 from aiohttp.hdrs import CACHE_CONTROL
 from multidict import istr
 
+from serve.access_log import AccessLog
 from serve.admission import ClientGone
-from serve.auth import Guard, scope_of
+from serve.auth import Caller, Guard, scope_of
 from serve.cors import Cors
 from serve.handlers import Handler, Handlers
 from serve.metrics import OTHER
@@ -56,7 +57,6 @@ class Routes:
                 Route("/v1/popular", {"GET": handlers.popular}),
                 Route("/livez", {"GET": handlers.live}),
                 Route("/readyz", {"GET": handlers.ready}),
-                Route("/metrics", {"GET": handlers.metrics}),
                 Route("/score", {"POST": scoring.score}, scoring=True),
                 Route("/swagger.json", {"GET": scoring.swagger}, scoring=True),
                 Route("/", {"GET": scoring.healthy}, scoring=True),
@@ -107,10 +107,18 @@ def _keep_from_shared_caches(response: web.Response) -> None:
 class Dispatcher:
     """Answers requests by their raw path: finds the handler, names and times the request; one for each worker."""
 
-    def __init__(self, reader: TieredReader, guard: Guard | None = None, *, cors_origins: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        reader: TieredReader,
+        guard: Guard | None = None,
+        *,
+        cors_origins: Sequence[str] = (),
+        access_log: AccessLog | None = None,
+    ) -> None:
         """Take the reader, and who may call; without a guard everybody may do everything."""
         self.handlers = Handlers(reader)
         self._guard = guard or Guard()
+        self._access_log = access_log
         self.metrics = reader.metrics
         self.draining = False
         self.gate: Gate | None = None
@@ -155,12 +163,13 @@ class Dispatcher:
         started = perf_counter()
         route, raw_id = self._routes.find(path)
         request_id = self.request_id(request)
+        caller: Caller | None = None
         try:
             response = self._cors.preflight(request, route.methods) if self._cors and route is not None else None
             if response is None:
                 scope = scope_of(route.template) if route is not None else None
                 if scope is not None:
-                    await self._guard.admit(request.headers, scope)
+                    caller = await self._guard.admit(request.headers, scope)
                 work = partial(_handler(route, request.method), request, raw_id, query)
                 response = await (self.gate(request, work) if self.gate and request.method == "POST" else work())
                 if scope is not None and self._guard.reads_take_a_key:
@@ -180,9 +189,12 @@ class Dispatcher:
             self._cors.admit(request, response)
         if self.draining:
             response.force_close()
-        self.metrics.observe_request(
-            OTHER if route is None else route.template, request.method, response.status, took_s
-        )
+        template = OTHER if route is None else route.template
+        self.metrics.observe_request(template, request.method, response.status, took_s)
+        if self._access_log is not None:
+            self._access_log.observe(
+                request, response, template, request_id, took_s, client=None if caller is None else caller.name
+            )
         return response
 
 

@@ -16,7 +16,7 @@ from typing import Protocol
 from multidict import istr
 
 from serve.errors import ServiceMisused
-from serve.keys import ADMIN, READ, SCOPES, digest_of, load
+from serve.keys import READ, SCOPES, digest_of, load
 from serve.problems import Problem
 from serve.rates import Bucket, SharedRates
 from serve.settings import Settings
@@ -33,7 +33,6 @@ SCOPES_BY_ROUTE: dict[str, str | None] = {
     "/docs": None,
     "/openapi.json": None,
     "/swagger.json": None,
-    "/metrics": ADMIN,
 }
 
 

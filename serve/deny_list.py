@@ -4,22 +4,19 @@ One entry a line, `item:ID` or `user:ID`; blank lines and those that begin with 
 not its own; an id with such, or one that begins with a quote, is written as a JSON string.
 """
 
-import asyncio
-import logging
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import orjson
 
+from serve.errors import ServiceMisused
+from serve.watched import WatchedFiles
 from stores.encoding import cut, cut_without, encode_id
 from stores.errors import StoreMisused
 from stores.keys import ITEM, USER, check_id
 
-log = logging.getLogger(__name__)
-
-# How often the file is looked at; it is read once it has been the same twice, as some programs write it bit by bit.
-POLL_S = 0.5
 MAX_BYTES = 16 << 20
 
 # The ids of a list up to their first quote, escaped or not: a quick look that finds all that are denied, and at times
@@ -27,7 +24,7 @@ MAX_BYTES = 16 << 20
 _starts = re.compile(rb'\{"id":"([^"]*)').findall
 
 
-class DenyListInvalid(StoreMisused):
+class DenyListInvalid(ServiceMisused):
     """The file of a deny-list cannot be used; the text names the line, but no id, for those may be personal."""
 
 
@@ -78,59 +75,18 @@ class DenyListFile:
     def __init__(self, path: Path | None = None) -> None:
         """Read the file; without one nothing is denied. Raises DenyListInvalid."""
         self.current = DenyList()
-        self.error: str | None = None
-        """What is wrong with the file now, in a sentence; what it said before is held on to."""
-        self._path = path
-        self._read: object = None
-        self._seen: object = None
-        if path is not None:
-            try:
-                self._read = _signature(path)
-                self.current = _load(path)
-            except OSError as error:
-                raise DenyListInvalid(f"the deny-list {path} cannot be read: {error.strerror}") from None
+        self.watched = [] if path is None else [WatchedFiles([path], partial(self._load, path))]
 
-    async def watch(self) -> None:
-        """Look at the file until cancelled."""
-        while self._path is not None:
-            await asyncio.to_thread(self.refresh)
-            await asyncio.sleep(POLL_S)
-
-    def refresh(self) -> None:
-        """Read the file if it is another than was read, and the same as at the last call."""
-        if self._path is None:
-            return
-        try:
-            found = _signature(self._path)
-            if found == self._read or found != self._seen:
-                self._seen = found
-                return
-            current = _load(self._path)
-        except OSError as error:
-            self._read = None  # should the same file come back, it is read, and is no error any more
-            self._fail(f"the deny-list {self._path} cannot be read: {error.strerror}")
-        except DenyListInvalid as error:
-            self._read = found
-            self._fail(str(error))
-        else:
-            self.current, self._read, self.error = current, found, None
-            log.info("the deny-list has %d items and %d users", len(current.items), len(current.users))
-
-    def _fail(self, error: str) -> None:
-        if error != self.error:
-            log.warning("%s; what it said before holds on", error)
-        self.error = error
+    def _load(self, path: Path) -> None:
+        self.current = _read(path)
 
 
-def _signature(path: Path) -> tuple[int, int, int]:
-    """Return what changes when a file is replaced or written to."""
-    found = path.stat()
-    return found.st_ino, found.st_mtime_ns, found.st_size
-
-
-def _load(path: Path) -> DenyList:
-    with path.open("rb") as file:
-        content = file.read(MAX_BYTES + 1)
+def _read(path: Path) -> DenyList:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise DenyListInvalid(f"the deny-list {path} cannot be read: {error.strerror}") from None
     if len(content) > MAX_BYTES:
         raise DenyListInvalid(f"the deny-list {path} has more than {MAX_BYTES} bytes")
     try:

@@ -1,7 +1,8 @@
-"""The counters of all workers as Prometheus text, rendered by whichever worker gets the scrape."""
+"""The counters of all workers, and what each of them says of itself, as Prometheus text."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -11,6 +12,7 @@ from prometheus_client.registry import Collector
 from serve.metrics import (
     BUCKETS_S,
     HISTOGRAM_CELLS,
+    LOOKUP_OUTCOMES,
     LOOKUPS,
     REQUEST_UNITS,
     REQUESTS,
@@ -20,15 +22,18 @@ from serve.metrics import (
     THROTTLED,
     Metrics,
 )
-from serve.tiers import Tier
+from serve.states import DEGRADED, NOT_READY, REPORT_S, SILENT_S, TierState, WorkerState
+
+WORKER_STORE = ("worker", "store")
 
 
 class Exposition(Collector):
-    """Renders the counters, and what the answering worker serves, as Prometheus text."""
+    """Renders the shared counters, and the states of all workers, as Prometheus text."""
 
-    def __init__(self, metrics: Metrics, tiers: Sequence[Tier]) -> None:
+    def __init__(self, metrics: Metrics, states: Callable[[], Sequence[WorkerState | None]]) -> None:
+        """Take the counters, and what returns the workers' states by number, None for one that has none."""
         self._metrics = metrics
-        self._tiers = tiers
+        self._states = states
         self._registry = CollectorRegistry()
         self._registry.register(self)
 
@@ -69,7 +74,10 @@ class Exposition(Collector):
         yield shed
         yield from self._scrub()
         yield from self._attempts()
-        yield from self._release()
+        states = self._states()
+        yield from _worker_families(states)
+        yield from _process_families(states)
+        yield from _tier_families(states)
 
     def _scrub(self) -> Iterator[Metric]:
         """Yield what reading in the background came to, of the stores of which anything was read."""
@@ -124,22 +132,87 @@ class Exposition(Collector):
                 family.add_metric(values, list(zip(bounds, cumulative, strict=True)), seconds)
         return family
 
-    def _release(self) -> Iterator[Metric]:
-        info = GaugeMetricFamily(
-            "hotplate_release_info", "1 for a release that is served.", labels=("store", "release")
-        )
-        age = GaugeMetricFamily(
-            "hotplate_release_age_seconds", "Time since the served release was written.", labels=("store",)
-        )
-        breaker = GaugeMetricFamily(
-            "hotplate_breaker_open", "1 while a store gets no requests because it keeps failing.", labels=("store",)
-        )
-        degraded = GaugeMetricFamily("hotplate_degraded", "1 while answers come from less than all stores.")
-        for tier in self._tiers:
-            breaker.add_metric((tier.name,), tier.breaker.is_open)
-            served = tier.follower.served
-            if served is not None:
-                info.add_metric((tier.name, served.id), 1)
-                age.add_metric((tier.name,), max(0.0, time.time() - served.manifest.created_at))
-        degraded.add_metric((), any(tier.error for tier in self._tiers))
-        yield from (info, age, breaker, degraded)
+
+def _worker_families(states: Sequence[WorkerState | None]) -> Iterator[Metric]:
+    """Yield what is so of each worker as a whole; one that is silent is not up, and degrades the service."""
+    up = GaugeMetricFamily("hotplate_worker_up", "1 for a worker that reported just now.", labels=("worker",))
+    degraded = GaugeMetricFamily(
+        "hotplate_degraded", "1 while a worker answers from less than all stores, or not at all.", labels=("worker",)
+    )
+    started = GaugeMetricFamily(
+        "hotplate_worker_start_time_seconds", "When a worker started, as Unix time.", labels=("worker",)
+    )
+    lag = GaugeMetricFamily(
+        "hotplate_worker_loop_lag_seconds", "How late a worker's event loop was, at worst.", labels=("worker",)
+    )
+    connections = GaugeMetricFamily("hotplate_worker_connections", "Open connections of clients.", labels=("worker",))
+    lookups = CounterMetricFamily(
+        "hotplate_release_lookups", "Lists looked up in a release.", labels=("worker", "release", "outcome")
+    )
+    for number, state in enumerate(states):
+        worker = (str(number),)
+        is_up = state is not None and state.silent_s < SILENT_S
+        up.add_metric(worker, is_up)
+        degraded.add_metric(worker, state is None or not is_up or state.status in (DEGRADED, NOT_READY))
+        if state is None:
+            continue
+        started.add_metric(worker, state.started_at)
+        lag.add_metric(worker, max(state.lag_s, state.silent_s - 2 * REPORT_S))
+        connections.add_metric(worker, state.connections)
+        for release, counts in state.lookups.items():
+            for outcome, count in zip(LOOKUP_OUTCOMES, counts, strict=True):
+                lookups.add_metric((*worker, release, outcome), count)
+    yield from (up, degraded, started, lag, connections, lookups)
+
+
+def _process_families(states: Sequence[WorkerState | None]) -> Iterator[Metric]:
+    """Yield what the system knows of each worker, which costs the worker itself nothing."""
+    used = GaugeMetricFamily("hotplate_worker_open_fds", "Open file descriptors of a worker.", labels=("worker",))
+    limit = GaugeMetricFamily("hotplate_worker_max_fds", "How many it may have open.", labels=("worker",))
+    for number, state in enumerate(states):
+        if state is None:
+            continue
+        process = Path(f"/proc/{state.pid}")
+        try:
+            count = sum(1 for _ in (process / "fd").iterdir())
+            limits = (process / "limits").read_text().partition("Max open files")[2].split()
+        except OSError:
+            continue  # it has just ended, or the system has no /proc
+        used.add_metric((str(number),), count)
+        limit.add_metric((str(number),), float("inf") if limits[0] == "unlimited" else float(limits[0]))
+    yield from (used, limit)
+
+
+def _tier_families(states: Sequence[WorkerState | None]) -> Iterator[Metric]:
+    """Yield what each worker serves of each store, and how it stands with the store."""
+    info = GaugeMetricFamily(
+        "hotplate_release_info", "1 for a release that is served.", labels=(*WORKER_STORE, "release")
+    )
+    age = GaugeMetricFamily(
+        "hotplate_release_age_seconds", "Time since the served release was written.", labels=WORKER_STORE
+    )
+    breaker = GaugeMetricFamily(
+        "hotplate_breaker_open", "1 while a store gets no requests because it keeps failing.", labels=WORKER_STORE
+    )
+    catalogue = GaugeMetricFamily(
+        "hotplate_catalogue_age_seconds",
+        "Time since a store's catalogue was last read and known to be what is followed.",
+        labels=WORKER_STORE,
+    )
+    now = time.time()
+    for number, tier, silent_s in _tiers(states):
+        labels = (number, tier.tier)
+        breaker.add_metric(labels, tier.breaker_open)
+        catalogue.add_metric(labels, tier.catalogue_age_s + (silent_s if silent_s > SILENT_S else 0.0))
+        if tier.release is not None and tier.written_at is not None:
+            info.add_metric((*labels, tier.release), 1)
+            age.add_metric(labels, max(0.0, now - tier.written_at))
+    yield from (info, age, breaker, catalogue)
+
+
+def _tiers(states: Sequence[WorkerState | None]) -> Iterator[tuple[str, TierState, float]]:
+    """Yield each tier of each worker, with the worker's number, and for how long that has said nothing."""
+    for number, state in enumerate(states):
+        if state is not None:
+            for tier in state.tiers:
+                yield str(number), tier, state.silent_s

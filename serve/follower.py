@@ -7,7 +7,8 @@ older copy: processes that start later see nothing else, so those that run follo
 import asyncio
 import logging
 import random
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 
 from stores.catalogue import Catalogue, Release, ReleaseId, ReleaseRef, follows
 from stores.compression import load_decode
@@ -15,7 +16,7 @@ from stores.encoding import Decode, is_empty
 from stores.errors import ReleaseCorrupt, ReleaseNotFound, StoreError
 from stores.keys import MANIFEST, META, OVERALL, POPULAR
 from stores.manifest import MAX_POPULAR_BYTES, Manifest
-from stores.store import Advised, LocalReader, Reader, read_one
+from stores.store import Advised, LocalReader, Polled, Reader, read_one
 from stores.throttle import Backoff
 from stores.verification import load_manifest, named, read_present
 
@@ -52,6 +53,9 @@ class ServedRelease:
 
     damaged: tuple[str, ...] = ()
     """What was found damaged when it was loaded."""
+
+    lookups: list[int] = field(default_factory=lambda: [0, 0, 0], compare=False)
+    """How many of its lists were a hit, a miss, an error; beside the release, for it is counted for each list."""
 
     @property
     def id(self) -> ReleaseId:
@@ -93,6 +97,8 @@ class Follower:
         self._stale = asyncio.Event()
         """Set while the store is not what was followed; it is then read every STALE_POLL_S."""
         self._older_since: float | None = None
+        self._current = False
+        self._current_at = time.monotonic()
         self._restored: list[str] = []
         self._advice: list[str] = []
         self._refreshing: asyncio.Task[None] | None = None
@@ -104,6 +110,14 @@ class Follower:
         """What could harm what is served, as of the catalogue that is followed: in the store's set-up, or its past."""
         damaged = () if self.served is None else self.served.damaged
         return [*self._restored, *self._advice, *([named(damaged)] if damaged else [])]
+
+    @property
+    def catalogue_age_s(self) -> float:
+        """How long ago the store was last read and what is followed known to be what it has."""
+        now = time.monotonic()
+        current_at = now if self._current else self._current_at
+        polled_at = self._reader.polled_at if isinstance(self._reader, Polled) else None
+        return now - (current_at if polled_at is None else min(current_at, polled_at))
 
     async def run(self, *, warm: bool = False) -> None:
         """Follow until cancelled, whatever the store raises; *warm* a release of a store in this process first."""
@@ -184,6 +198,7 @@ class Follower:
                 await self._follow(found)
                 self._set_error(_nothing_live() if found.live is None else None)
             elif seen is None:
+                self._current = True
                 self._set_error(_nothing_live())
             elif found.version != seen.version:
                 self._stale.set()
@@ -191,6 +206,7 @@ class Follower:
                     await self._take_older(found, seen)
             elif (requested or self._stale.is_set()) and (gone := await self._live_gone(found)):
                 self._stale.set()
+                self._note_outdated()
                 self._set_error(gone)
             else:
                 self._note_current()
@@ -219,6 +235,7 @@ class Follower:
         It was restored where the release that is followed is gone, or every read of the primary was lower for
         RESTORED_S. What a replica says counts neither for nor against it.
         """
+        self._note_outdated()
         now = asyncio.get_running_loop().time()
         if found.primary and found.generation == 0:
             self._older_since = None
@@ -261,7 +278,12 @@ class Follower:
 
     def _note_current(self) -> None:
         self._older_since = None
+        self._current = True
         self._stale.clear()
+
+    def _note_outdated(self) -> None:
+        if self._current:
+            self._current, self._current_at = False, time.monotonic()
 
     def _is_new(self, live: Release) -> bool:
         return self.served is None or (self.served.ref, self.served.writer) != (live.ref, live.writer)
@@ -302,6 +324,7 @@ class Follower:
 
     def _report(self, error: Exception) -> None:
         """Take in what a reader raised; where that is no StoreError, it is a defect, and its traceback is logged."""
+        self._note_outdated()
         if isinstance(error, StoreError):
             self._set_error(error)
         else:

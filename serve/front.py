@@ -20,9 +20,9 @@ from typing import cast
 from aiohttp import HttpVersion11, web
 from aiohttp.http import HttpVersion10
 
+from serve.acceptor import Acceptor, room_for_connections
 from serve.admission import Admission
 from serve.app import Dispatcher
-from serve.listener import Listener, room_for_connections
 from serve.messages import (
     CLOSE,
     TIMEOUT,
@@ -53,7 +53,7 @@ WRITE_STEP, HURRIED_WRITE_S = 65_536, 1.0
 # How long the body of a request that was answered already is still read, so that its sender sees the answer.
 LINGER_S = 2.0
 # What operators request is never shed.
-PROBE = re.compile(rb"(?:GET|HEAD) /(?:livez|readyz|health/live|health/ready|metrics)?[? ]")
+PROBE = re.compile(rb"(?:GET|HEAD) /(?:livez|readyz|health/live|health/ready)?[? ]")
 # Reads that may be shed without parsing: a whole header, in which nothing says that there is more to the request.
 READS = {b"recommendations": "/v1/recommendations/{user}", b"similar": "/v1/similar/{item}", b"popular": "/v1/popular"}
 READ = re.compile(rb"GET /v1/(recommendations|similar|popular)[/? ][^\r\n ]* ?HTTP/1\.1\r\n")
@@ -85,12 +85,12 @@ class Server(web.Server):
         self._ticks = 0
         self._timer: asyncio.TimerHandle | None = None
 
-    def listen(self, listening: socket.socket, backlog: int, tls: ssl.SSLContext | None = None) -> Listener:
+    def listen(self, listening: socket.socket, backlog: int, tls: ssl.SSLContext | None = None) -> Acceptor:
         """Serve what connects to a bound socket, until the listener is closed."""
         listening.listen(backlog)
         self.admission.start()
         self._tick()
-        return Listener(listening, partial(self._take, tls))
+        return Acceptor(listening, partial(self._take, tls))
 
     @property
     def open_connections(self) -> int:

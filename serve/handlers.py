@@ -5,10 +5,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 
 import orjson
 from aiohttp import hdrs, web
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from xxhash import xxh3_64_hexdigest
 
-from serve.exposition import Exposition
 from serve.formats import (
     CONTENT_TYPES,
     Compressor,
@@ -35,7 +33,7 @@ from serve.parameters import (
 )
 from serve.problems import Problem
 from serve.reader import EncodedList, TieredReader
-from serve.tiers import Tier
+from serve.states import ANSWERING, DEGRADED, DRAINING, READY, status_of
 from serve.watched import WatchedFiles
 from stores.encoding import encode_id, without_titles
 
@@ -65,7 +63,6 @@ class Handlers:
 
     def __init__(self, reader: TieredReader) -> None:
         self._reader = reader
-        self._exposition = Exposition(reader.metrics, reader.tiers)
         self.draining = False
         self.watched = list[WatchedFiles]()
         """Files that the worker follows; what is wrong with one is a warning, for its last good version is in use."""
@@ -112,23 +109,22 @@ class Handlers:
         return _status(200, {"status": "alive"})
 
     async def ready(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
-        """`GET /readyz`: ready means "can answer"; what is wrong all the same is said as `degraded`."""
-        if self.draining:
-            return _status(503, {"status": "draining"})
-        tiers = [_state(tier) for tier in self._reader.tiers]
-        serving = [tier["release"] for tier in tiers if tier["release"]]
-        if not serving:
-            return _status(503, {"status": "not ready", "tiers": tiers})
-        warnings = [each.warning for each in self.watched if each.warning]
-        denied = self._reader.deny_list.error
-        status = "degraded" if denied or any(tier["detail"] for tier in tiers) else "ready"
-        warnings += [denied] if denied else []
-        state: dict[str, object] = {"status": status, "release": serving[0], "tiers": tiers}
-        return _status(200, state | {"warnings": warnings} if warnings else state)
+        """`GET /readyz`: ready means "can answer"; what is wrong all the same is for operators to read."""
+        status = self.status
+        return _status(200 if status in ANSWERING else 503, {"status": status})
 
-    async def metrics(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
-        """`GET /metrics`: Prometheus text, summed over all workers."""
-        return web.Response(body=self._exposition.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    @property
+    def status(self) -> str:
+        """What the worker is able to."""
+        if self.draining:
+            return DRAINING
+        status = status_of(self._reader.tiers)
+        return DEGRADED if status == READY and self.warnings else status
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is wrong with files whose last good version is in use."""
+        return [each.warning for each in self.watched if each.warning]
 
     def _items(self, encoded: EncodedList, n: int, excluded: frozenset[bytes], fields: str) -> bytes:
         """Return the items that a request gets of a list."""
@@ -231,14 +227,6 @@ async def _compressed(compress: Compressor, data: bytes) -> bytes:
     if len(data) > THREAD_BYTES:
         return await asyncio.to_thread(compress.compress, data)
     return compress.compress(data)
-
-
-def _state(tier: Tier) -> dict[str, object]:
-    served, error = tier.follower.served, tier.error
-    if served is None:
-        error = error or "the live release is being loaded"
-    state: dict[str, object] = {"tier": tier.name, "release": served and served.id, "detail": error}
-    return state | {"warnings": tier.follower.warnings} if tier.follower.warnings else state
 
 
 def _status(status: int, fields: dict[str, object]) -> web.Response:

@@ -16,7 +16,7 @@ OTHER = "other"
 ROUTES = (
     "/v1/recommendations/{user}", "/v1/recommendations", "/v1/similar/{item}", "/v1/popular",
     "/score", "/swagger.json", "/", "/openapi.json", "/docs",
-    "/livez", "/readyz", "/metrics", OTHER,
+    "/livez", "/readyz", OTHER,
 )  # fmt: skip
 METHODS = ("GET", "POST", "HEAD", "OPTIONS", OTHER)
 CODES = (
@@ -32,6 +32,7 @@ OPERATIONS = ("get", "get_many")
 OUTCOMES = ("ok", "gone", "error")
 SOURCES = ("personal", "similar", "popular")
 LOOKUP_OUTCOMES = ("hit", "miss", "error")
+HIT, MISS, ERROR = range(len(LOOKUP_OUTCOMES))
 THROTTLED, REQUEST_UNITS = "throttled", "request units"
 # How an attempt of a store can fail, beside being throttled; a word that is none of these counts as the last.
 FAILURES = (

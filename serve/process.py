@@ -1,11 +1,10 @@
-"""The processes of a service: a parent that holds the port and replaces dead workers, and what a worker does.
+"""The processes of a service: a parent that holds the ports, and the workers and the admin process that it replaces.
 
-A worker is one event loop with a reader and a server, from start to a graceful end. One alone has a parent, too: what
-kills a process that maps files, as a file that was cut under the map does, must not end the service.
+A worker that is alone has a parent, too: what kills a process that maps files, as a file that was cut under the map
+does, must not end the service. The parent has neither a loop nor threads, so that it can fork at any time.
 """
 
 import asyncio
-import errno
 import gc
 import logging
 import os
@@ -13,28 +12,28 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import uvloop
 
-from serve.app import Dispatcher
-from serve.auth import Guard, guard_of
+from serve.acceptor import raise_descriptor_limit
+from serve.admin import administer
+from serve.auth import guard_of, is_loopback
 from serve.cors import Cors
 from serve.deny_list import DenyListFile
-from serve.front import Server
-from serve.listener import raise_descriptor_limit
+from serve.errors import ServiceMisused
+from serve.listeners import reserve, share
 from serve.metrics import Metrics
 from serve.oidc import verifier_of
-from serve.reader import NotReady, TieredReader, open_reader
-from serve.scrubber import Scrubber
 from serve.settings import Settings
+from serve.states import SharedStates
 from serve.tiers import tier_names
 from serve.tls import Certificate, certificate_of
-from serve.watched import following
+from serve.worker import PATIENCE_S, WATCHED, Inheritance, work
 from stores.connect import connect
 from stores.errors import StoreError
 from stores.file.store import damaged_files, open_url
@@ -43,149 +42,94 @@ from stores.urls import scheme_of
 
 log = logging.getLogger(__name__)
 
-BACKLOG = 1024
-# How long a stopping worker lets idle keep-alive clients come once more, to be answered with `Connection: close`.
-LINGER_S = 0.5
-# How long a worker that replaces one of several waits for a release before it listens, as others answer meanwhile.
-PATIENCE_S = 10.0
-# How long a worker whose parent was killed goes on answering what it accepted; it listens no more.
-ORPHAN_DRAIN_S = 0.5
-# How long a port is waited for that workers of a parent which was killed just now still hold.
-PORT_WAIT_S = 1.5
-PORT_POLL_S = 0.02
 # A worker that lived for so long did not die of its start.
 HEALTHY_S = 5.0
 # The first and the longest pause before a worker that died of its start is replaced.
 RESTART_S = (0.1, 5.0)
 # How much longer than its drain a worker is waited for before it is killed.
 KILL_AFTER_S = 5.0
-WATCHED = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT}
 # What ends a process that reads a mapped file which was cut or is damaged.
 FATAL = {-signal.SIGBUS, -signal.SIGSEGV, -signal.SIGABRT}
 
 
-class CannotListen(OSError):
-    """The address cannot be listened on; the text says why, and what to do."""
-
-
 @dataclass(slots=True)
-class _Worker:
+class _Child:
     number: int
     started: float
 
 
-def serve(settings: Settings, announce: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or SIGINT; *announce* is called once with the URL, when the first worker answers there.
+def serve(settings: Settings, announce: Callable[[str, str], None]) -> None:
+    """Serve until SIGTERM or SIGINT.
 
-    Raises CannotListen, StoreMisused for a store or a deny-list that cannot be opened, or ServiceMisused for settings
-    that cannot be.
+    *announce* is called once, when the first worker answers, with its URL and that of the admin listener. Raises
+    CannotListen, StoreMisused for a store or a deny-list that cannot be opened, or ServiceMisused for settings that
+    cannot be.
     """
     Cors(settings.cors_origins)
     deny_list = DenyListFile(settings.deny_list)
-    for url in settings.stores:
+    for url in (*settings.stores, *([settings.admin_store] if settings.admin_store else [])):
         connect(url)  # a wrong URL is better known here than in every worker
     raise_descriptor_limit()
     guard = guard_of(settings, verifier_of(settings.oidc_issuer, settings.oidc_audience))
     certificate = certificate_of(settings)
     listener = reserve(settings.host, settings.port)
-    port = listener.getsockname()[1]
-    metrics = Metrics(settings.workers, tier_names(settings.stores))
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    announce_here = partial(announce, f"{'http' if certificate is None else 'https'}://{host}:{port}")
-    supervisor = _Supervisor(
-        settings, guard, listener, metrics, announce_here, deny_list=deny_list, certificate=certificate
+    admin = reserve(settings.admin_host, settings.admin_port, "admin-", shared=False)
+    if not is_loopback(admin.getsockname()[0]) and settings.keys is None and settings.oidc_issuer is None:
+        raise ServiceMisused(
+            f"{settings.admin_host} can be reached from other machines: give --keys FILE to say who is an operator "
+            "(hotplate keys create --scope admin makes one), or --admin-host an address of loopback, as 127.0.0.1"
+        )
+    admin.listen()
+    admin_certificate = None if is_loopback(admin.getsockname()[0]) else certificate
+    urls = _url(settings.host, listener, certificate), _url(settings.admin_host, admin, admin_certificate)
+    inherited = Inheritance(
+        settings,
+        guard,
+        certificate,
+        deny_list,
+        Metrics(settings.workers, tier_names(settings.stores)),
+        SharedStates(settings.workers, len(settings.stores)),
     )
-    supervisor.run()
+    _Supervisor(inherited, listener, admin, partial(announce, *urls)).run()
 
 
-def reserve(host: str, port: int) -> socket.socket:
-    """Bind a socket whose port further workers of this service can share (SO_REUSEPORT); it does not listen yet.
-
-    Raises CannotListen, for a port in use once it has been for PORT_WAIT_S.
-    """
-    deadline = time.monotonic() + PORT_WAIT_S
-    while True:
-        try:
-            return _reserve(host, port)
-        except (OSError, UnicodeError) as error:
-            if getattr(error, "errno", None) != errno.EADDRINUSE or time.monotonic() > deadline:
-                raise CannotListen(_why_not(error, host, port)) from error
-        time.sleep(PORT_POLL_S)
+def _url(host: str, listener: socket.socket, certificate: Certificate | None) -> str:
+    scheme, host = "http" if certificate is None else "https", f"[{host}]" if ":" in host else host
+    return f"{scheme}://{host}:{listener.getsockname()[1]}"
 
 
-def _reserve(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    if port:
-        with socket.socket(family) as alone:  # without SO_REUSEPORT, so that another service's port is not shared
-            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            alone.bind((host, port))
-    return _bind(family, host, port)
-
-
-def _why_not(error: OSError | UnicodeError, host: str, port: int) -> str:
-    if isinstance(error, socket.gaierror | UnicodeError):
-        return f"the host {host!r} cannot be resolved; give --host an address of this machine, as 127.0.0.1 or 0.0.0.0"
-    start = f"{host} port {port} cannot be listened on: {error.strerror}"
-    match error.errno:
-        case errno.EADDRINUSE:
-            return f"{start}; choose another with --port"
-        case errno.EADDRNOTAVAIL:
-            return f"{start}; give --host an address of this machine, as 127.0.0.1 or 0.0.0.0"
-        case errno.EACCES:
-            return f"{start}; choose a port from 1024 on with --port, or grant the right to bind this one"
-    return f"{start}; check --host and --port"
-
-
-def _bind(family: int, host: str, port: int) -> socket.socket:
-    listener = socket.socket(family)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        listener.bind((host, port))
-    except BaseException:
-        listener.close()
-        raise
-    return listener
-
-
-def _run(worker: Coroutine[None, None, None]) -> None:
+def _run(child: Coroutine[None, None, None]) -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(worker)
+        runner.run(child)
 
 
 class _Supervisor:
-    """Lives as long as the service; forks before it ever has a loop or a thread, so that forking is safe."""
+    """Lives as long as the service; forks before it ever has a loop or a thread, so that forking is safe.
+
+    Its children have numbers: the workers from 0 on, and after them the admin process.
+    """
 
     def __init__(
-        self,
-        settings: Settings,
-        guard: Guard,
-        held: socket.socket,
-        metrics: Metrics,
-        announce: Callable[[], None],
-        *,
-        deny_list: DenyListFile,
-        certificate: Certificate | None,
+        self, inherited: Inheritance, held: socket.socket, admin: socket.socket, announce: Callable[[], None]
     ) -> None:
-        self._settings = settings
-        self._guard = guard
-        self._certificate = certificate
+        self._inherited = inherited
+        self._settings = settings = inherited.settings
         self._held = held
-        self._metrics = metrics
-        self._deny_list = deny_list
+        self._admin = admin
         self._announce: Callable[[], None] | None = announce
-        self._workers = dict[int, _Worker]()
-        self._due = dict.fromkeys(range(settings.workers), 0.0)
-        self._backoffs = [Backoff(*RESTART_S) for _ in range(settings.workers)]
+        self._admin_number = settings.workers
+        self._children = dict[int, _Child]()
+        self._due = dict.fromkeys((self._admin_number, *range(settings.workers)), 0.0)
+        self._backoffs = [Backoff(*RESTART_S) for _ in self._due]
         self._cut = set[Path]()
         self._started = set[int]()
         # Nobody writes to it: where its writing end is gone, so is this process, however it ended.
         self._lifeline, self._lifeline_held = os.pipe()
 
     def run(self) -> None:
-        """Keep every worker running until SIGTERM or SIGINT, then stop them."""
+        """Keep every child running until SIGTERM or SIGINT, then stop them."""
         signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
-        gc.freeze()  # shared with the workers, page by page, as long as none of them writes to it
+        gc.freeze()  # shared with the children, page by page, as long as none of them writes to it
         while True:
             for number, due in list(self._due.items()):
                 if due <= time.monotonic():
@@ -195,13 +139,16 @@ class _Supervisor:
             if caught is not None and caught.si_signo != signal.SIGCHLD:
                 break
             self._replace_dead()
-            self._deny_list.refresh()  # what a new worker holds on to where the file is broken by then
-        self._stop()
+            for each in self._inherited.watched:
+                each.poll()  # a new worker begins with what the others use, though the file may be broken by then
+        self._stop(signal.Signals(caught.si_signo))
 
     def _start(self, number: int) -> None:
-        host, port = self._held.getsockname()[:2]
-        listener = _bind(self._held.family, host, port)
-        announce, self._announce = self._announce, None  # the first worker's to say, once
+        is_admin = number == self._admin_number
+        listener = self._admin if is_admin else share(self._held)
+        announce = None
+        if not is_admin:
+            announce, self._announce = self._announce, None  # the first worker's to say, once
         patience_s = PATIENCE_S if number in self._started and self._settings.workers > 1 else 0.0
         self._started.add(number)
         pid = os.fork()
@@ -210,41 +157,36 @@ class _Supervisor:
             try:
                 os.close(self._lifeline_held)
                 self._held.close()
-                self._metrics.use_slot(number)
-                _run(
-                    work(
-                        self._settings,
-                        self._guard,
-                        listener,
-                        self._metrics,
-                        self._lifeline,
-                        certificate=self._certificate,
-                        announce=announce,
-                        deny_list=self._deny_list,
-                        patience_s=patience_s,
-                        scrubs=number == 0,
-                    )
-                )
+                _name_process(self._name(number))
+                if is_admin:
+                    _run(administer(self._inherited, listener, self._lifeline))
+                else:
+                    self._admin.close()
+                    _run(work(self._inherited, number, listener, self._lifeline, announce, patience_s=patience_s))
                 code = 0
             except BaseException:  # whatever it is, it must not go on as a second parent
-                log.exception("worker %d failed", number)
+                log.exception("%s failed", self._name(number))
             finally:
                 sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(code)
-        listener.close()
+        if not is_admin:
+            listener.close()
         del self._due[number]
-        self._workers[pid] = _Worker(number, time.monotonic())
+        self._children[pid] = _Child(number, time.monotonic())
+
+    def _name(self, number: int) -> str:
+        return "admin process" if number == self._admin_number else f"worker {number}"
 
     def _replace_dead(self) -> None:
-        for worker, code in self._ended():
-            backoff, pause_s = self._backoffs[worker.number], 0.0
-            if time.monotonic() - worker.started < HEALTHY_S:
+        for child, code in self._ended():
+            backoff, pause_s = self._backoffs[child.number], 0.0
+            if time.monotonic() - child.started < HEALTHY_S:
                 pause_s = backoff.next_s()
             else:
                 backoff.reset()
-            self._due[worker.number] = time.monotonic() + pause_s
-            log.warning("worker %d ended with %d; another starts in %.1f s", worker.number, code, pause_s)
+            self._due[child.number] = time.monotonic() + pause_s
+            log.warning("%s ended with %d; another starts in %.1f s", self._name(child.number), code, pause_s)
             if code in FATAL:
                 self._report_cut_files()
 
@@ -261,136 +203,47 @@ class _Supervisor:
                     log.error("%s is not whole any more, and is not read again; restore it, or publish again", path)
                 self._cut |= cut
 
-    def _ended(self) -> Iterator[tuple[_Worker, int]]:
-        """Yield every worker that ended since the last call, with its exit code (a signal is negative)."""
-        while self._workers:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-            if pid == 0:
-                return
-            yield self._workers.pop(pid), os.waitstatus_to_exitcode(status)
+    def _ended(self) -> Iterator[tuple[_Child, int]]:
+        """Yield every child that ended since the last call, with its exit code (a signal is negative).
 
-    def _stop(self) -> None:
-        """Pass the stop on, wait for the drain, and kill what does not end."""
-        self._signal(signal.SIGTERM)
-        deadline = time.monotonic() + self._settings.drain_s + KILL_AFTER_S
-        while self._workers and time.monotonic() < deadline:
+        As the first process of a container it is also given children that it did not start, and buries them.
+        """
+        with suppress(ChildProcessError):  # there are none any more
+            while True:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if pid == 0:
+                    return
+                child = self._children.pop(pid, None)
+                if child is None:
+                    continue
+                if child.number != self._admin_number:
+                    self._inherited.states.clear(child.number)
+                yield child, os.waitstatus_to_exitcode(status)
+
+    def _stop(self, caught_first: signal.Signals) -> None:
+        """Pass the stop on, wait for the drain, and kill what does not end; the admin process outlives the workers."""
+        self._signal(caught_first, workers=True)
+        delay_s = self._settings.drain_delay_s if caught_first is signal.SIGTERM else 0.0
+        deadline = time.monotonic() + delay_s + self._settings.drain_s + KILL_AFTER_S
+        while self._children and time.monotonic() < deadline:
+            if all(child.number == self._admin_number for child in self._children.values()):
+                self._signal(signal.SIGTERM, workers=False)
             caught = signal.sigtimedwait(WATCHED, 0.5)
             if caught is not None and caught.si_signo != signal.SIGCHLD:
                 break  # the second signal: stop at once
-            for worker, code in self._ended():
-                log.info("worker %d ended with %d", worker.number, code)
-        self._signal(signal.SIGKILL)
+            for child, code in self._ended():
+                log.info("%s ended with %d", self._name(child.number), code)
+        for workers in (True, False):
+            self._signal(signal.SIGKILL, workers=workers)
 
-    def _signal(self, number: signal.Signals) -> None:
-        for pid in self._workers:
-            os.kill(pid, number)
-
-
-async def work(
-    settings: Settings,
-    guard: Guard,
-    listener: socket.socket,
-    metrics: Metrics,
-    lifeline: int,
-    *,
-    certificate: Certificate | None = None,
-    announce: Callable[[], None] | None = None,
-    deny_list: DenyListFile | None = None,
-    patience_s: float = 0.0,
-    scrubs: bool = False,
-) -> None:
-    """Serve until SIGTERM or SIGINT; then finish what was accepted and return.
-
-    The same at once, within ORPHAN_DRAIN_S, when *lifeline*, the reading end of a pipe that the parent holds open, has
-    ended. It listens once it has tried to read its stores, and, for *patience_s* at most, has a release to serve; then
-    *announce* is called. One that *scrubs* also reads what is served in the background, where the settings say so.
-    """
-    reader = open_reader(settings.stores, budget_s=settings.budget_s, metrics=metrics, deny_list=deny_list)
-    reader.warm = True
-    dispatcher = Dispatcher(reader, guard, cors_origins=settings.cors_origins)
-    dispatcher.handlers.watched = [*guard.watched, *([certificate.watched] if certificate else [])]
-    server = Server(dispatcher, settings.limits)
-    stop, orphaned = asyncio.Event(), asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def end_alone() -> None:
-        loop.remove_reader(lifeline)
-        orphaned.set()
-        stop.set()
-
-    loop.add_reader(lifeline, end_alone)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)  # the parent blocks them; one that came meanwhile is taken now
-    scrub_rows_per_s = settings.scrub_rows_per_s if scrubs else 0.0
-    async with (
-        reader,
-        following(dispatcher.handlers.watched),
-        _watching(reader.deny_list),
-        _scrubbing(settings, reader, rows_per_s=scrub_rows_per_s),
-    ):
-        for task in reader.following:
-            task.add_done_callback(lambda _: stop.set())  # it ends only by a defect: better replaced than stale
-        stopping = asyncio.create_task(stop.wait())
-        preparing = asyncio.create_task(_prepared(reader, patience_s))
-        await asyncio.wait((stopping, preparing), return_when=asyncio.FIRST_COMPLETED)
-        preparing.cancel()
-        listening = server.listen(listener, BACKLOG, certificate.context if certificate else None)
-        if announce is not None:
-            announce()
-        gc.collect()
-        gc.freeze()  # what is here now stays: full collections need not walk it
-        await stopping
-
-        dispatcher.drain()
-        await asyncio.sleep(0)  # connections that were complete before the stop are taken in
-        listening.close()
-        if orphaned.is_set():
-            log.warning("the parent of this worker is gone; it ends, too")
-        else:
-            await _linger(server)
-        server.pre_shutdown()
-        await server.shutdown(min(settings.drain_s, ORPHAN_DRAIN_S) if orphaned.is_set() else settings.drain_s)
-        for task in reader.following:
-            if task.done():
-                task.result()
+    def _signal(self, number: signal.Signals, *, workers: bool) -> None:
+        """Signal the workers, or else the admin process."""
+        for pid, child in self._children.items():
+            if workers == (child.number != self._admin_number):
+                os.kill(pid, number)
 
 
-async def _prepared(reader: TieredReader, patience_s: float) -> None:
-    await reader.wait_until_attempted()
-    with suppress(NotReady):
-        await reader.wait_until_ready(patience_s)
-
-
-@asynccontextmanager
-async def _watching(deny_list: DenyListFile) -> AsyncIterator[None]:
-    """Read the deny-list whenever its file changes, until the block ends."""
-    task = asyncio.create_task(deny_list.watch())
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
-@asynccontextmanager
-async def _scrubbing(settings: Settings, reader: TieredReader, *, rows_per_s: float) -> AsyncIterator[None]:
-    """Read what is served in the background until the block ends; at 0 rows a second nothing is read."""
-    if rows_per_s == 0:
-        yield
-        return
-    names = (tier.name for tier in reader.tiers)
-    stores = {name: connect(url) for name, url in zip(names, settings.stores, strict=True)}
-    task = asyncio.create_task(Scrubber(reader.tiers, stores, reader.metrics, rows_per_s).run())
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
-async def _linger(server: Server) -> None:
-    """Wait until every keep-alive client has closed as requested, LINGER_S at most."""
-    deadline = asyncio.get_running_loop().time() + LINGER_S
-    while server.connections and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 -- aiohttp has no event for the end of its last connection
-        await asyncio.sleep(0.01)
+def _name_process(name: str) -> None:
+    """Let `ps` and `top` show which child a process is; of the name, 15 characters."""
+    with suppress(OSError):
+        Path("/proc/self/comm").write_text(f"hp {name}")

@@ -9,7 +9,8 @@ from typing import Literal, NamedTuple, Self
 
 from serve.deny_list import DenyListFile
 from serve.follower import ServedRelease
-from serve.metrics import Metrics
+from serve.metrics import ERROR, HIT, MISS, Metrics
+from serve.states import Reporter
 from serve.tiers import StoreObserver, Tier, loop_time, tier_names
 from stores.catalogue import ReleaseId
 from stores.connect import connect
@@ -173,13 +174,16 @@ class TieredReader:
                 else self._fallback(tier, served, slot)
                 for slot in slots
             ]
-            self.metrics.count_lookup("personal", "hit", sum(one.status == "ok" for one in lists))
+            hits = sum(one.status == "ok" for one in lists)
+            self.metrics.count_lookup("personal", "hit", hits)
+            served.lookups[HIT] += hits
             return lists, _popular(tier, served, OVERALL, "unknown")
         first = self._first(status="error")
         if must_read and failure is not None:
             raise StoreUnavailable("no store can be read for now") from failure
         for _ in users:
             self.metrics.count_lookup("popular", "error")
+        first.served.lookups[ERROR] += len(users)
         return [first] * len(users), first._replace(status="unknown")
 
     async def _read_one(self, key: str, source: str, segment: str) -> EncodedList:
@@ -207,6 +211,7 @@ class TieredReader:
             return self._fallback(*missed, None, segment)
         first = self._first(segment, "error")
         self.metrics.count_lookup("popular", "error")
+        first.served.lookups[ERROR] += 1
         return first
 
     def _share_s(self, index: int, deadline: float) -> float:
@@ -216,12 +221,14 @@ class TieredReader:
     def _hit(self, tier: Tier, served: ServedRelease, slot: Slot, source: str) -> EncodedList | None:
         if isinstance(slot, bytes) and not is_empty(slot):
             self.metrics.count_lookup(source, "hit")
+            served.lookups[HIT] += 1
             return EncodedList(tier.name, served, source, slot)
         return None
 
     def _fallback(self, tier: Tier, served: ServedRelease, slot: Slot, segment: str = OVERALL) -> EncodedList:
         failed = isinstance(slot, StoreError)
         self.metrics.count_lookup("popular", "error" if failed else "miss")
+        served.lookups[ERROR if failed else MISS] += 1
         return _popular(tier, served, segment, "error" if failed else "unknown")
 
     def _first(self, segment: str = OVERALL, status: Status = "ok") -> EncodedList:
@@ -272,6 +279,7 @@ class Lists:
     def __init__(self, reader: TieredReader, timeout_s: float = READY_S) -> None:
         self.reader = reader
         self._timeout_s = timeout_s
+        self._reporter = Reporter(reader.tiers)
 
     async def __aenter__(self) -> Self:
         await self.reader.__aenter__()
@@ -309,6 +317,12 @@ class Lists:
             raise StoreMisused(f"n is how many items to return, at least 1, not {n}")
         items = decode(self.reader.cut(encoded, n))
         return Recommendations(items, encoded.source, encoded.served.id, encoded.tier)
+
+    def prometheus_text(self) -> bytes:
+        """Return what the service has on `/metrics`, of this process; serve it where only operators read."""
+        from serve.exposition import Exposition  # noqa: PLC0415 -- loads prometheus_client, which not everybody needs
+
+        return Exposition(self.reader.metrics, lambda: [self._reporter.state()]).text()
 
 
 def open_lists(*urls: str, budget_s: float = BUDGET_S, timeout_s: float = READY_S) -> Lists:

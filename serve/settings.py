@@ -56,8 +56,25 @@ class Settings:
     budget_s: float = BUDGET_S
     """What one request may spend on reads, all stores together."""
 
+    drain_delay_s: float = 5.0
+    """How long a service that is stopped by SIGTERM goes on accepting while it says that it is not ready: until whoever
+    sends it requests has noticed."""
+
     drain_s: float = 10.0
     """How long a stopping worker goes on answering what it accepted."""
+
+    admin_host: str = "127.0.0.1"
+    admin_port: int = 8090
+    """Where operators read and act; one listener for all workers, on this machine only by default."""
+
+    admin_store: str | None = None
+    """The URL of the store whose releases operators may change over HTTP, with the right to write; None for none."""
+
+    access_log_share: float = 0.0
+    """The share of requests that are logged, 0 … 1."""
+
+    slow_request_s: float | None = None
+    """How long a request takes to be logged whatever the share; None to log none for that."""
 
     scrub_rows_per_s: float = 0.0
     """How many rows of what is served are read and checked in the background; 0 for none."""
@@ -84,14 +101,19 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
 
 
+def timestamp(time_s: float) -> str:
+    """Write a Unix time as lines of a log have it: UTC, to the millisecond."""
+    whole_s, ms = divmod(int(time_s * 1000), 1000)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole_s))}.{ms:03}Z"
+
+
 class JsonLines(logging.Formatter):
     """One JSON object a line, for whatever collects a container's output."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Render a record."""
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         fields: dict[str, object] = {
-            "time": f"{stamp}.{int(record.msecs):03}Z",
+            "time": timestamp(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
             "process": record.process,

@@ -1,6 +1,6 @@
-"""Files that are loaded again when they change, without a restart: keys, certificates, and what else an operator keeps.
+"""Files that are loaded again when they change, without a restart: keys, certificates, a deny-list.
 
-They are looked at once a second, by name: a file that is replaced, written over, or reached through a link that now
+They are looked at twice a second, by name: a file that is replaced, written over, or reached through a link that now
 leads elsewhere, as Kubernetes swaps a mounted secret, is seen alike.
 """
 
@@ -14,7 +14,7 @@ from serve.errors import ServiceMisused
 
 log = logging.getLogger(__name__)
 
-POLL_S = 1.0
+POLL_S = 0.5
 Signature = tuple[tuple[int, int, int, int] | None, ...]
 
 
@@ -29,30 +29,33 @@ class WatchedFiles:
         self._paths = paths
         self._load = load
         self._failed: Signature | None = None
-        self._loaded = self._signature()
+        self._loaded = self._seen = self._signature()
         load()
 
-    def poll(self) -> None:
-        """Look at the files, and load them where they have changed.
+    def poll(self, *, quiet: bool = False) -> None:
+        """Look at the files, and load them where they have changed, once they are no longer being written to.
 
-        What fails once may be half written; it is logged when it still fails a poll later, and once only.
+        A worker is *quiet* about it, as its parent logs the same.
         """
-        seen = self._signature()
-        if seen == self._loaded:
+        info, warning = (logging.DEBUG, logging.DEBUG) if quiet else (logging.INFO, logging.WARNING)
+        before, self._seen = self._seen, self._signature()
+        if self._seen == self._loaded:
             if self.warning is not None:
-                log.info("%s is as it was when it was loaded", self.name)
+                log.log(info, "%s is as it was when it was loaded", self.name)
             self.warning = self._failed = None
+            return
+        if self._seen != before or self._seen == self._failed:
             return
         try:
             self._load()
         except ServiceMisused as error:
-            if seen == self._failed and self.warning != str(error):
+            self._failed = self._seen
+            if self.warning != str(error):
                 self.warning = str(error)
-                log.warning("%s; what was loaded before stays in use", error)
-            self._failed = seen
+                log.log(warning, "%s; what was loaded before stays in use", error)
         else:
-            self._loaded, self.warning, self._failed = seen, None, None
-            log.info("loaded %s again, for it has changed", self.name)
+            self._loaded, self.warning, self._failed = self._seen, None, None
+            log.log(info, "loaded %s again, for it has changed", self.name)
 
     def _signature(self) -> Signature:
         return tuple(map(_signature_of, self._paths))
@@ -74,7 +77,7 @@ async def _follow(watched: Sequence[WatchedFiles]) -> None:
         await asyncio.sleep(POLL_S)
         for each in watched:
             try:
-                each.poll()
+                await asyncio.to_thread(each.poll, quiet=True)  # a large one, or a slow disk, holds up no request
             except Exception:  # a defect in one must not keep the others from being followed
                 log.exception("%s was not loaded again", each.name)
 

@@ -160,6 +160,13 @@ class Advised(ABC):
         """Return one sentence for each flaw that could harm what is served, free of secrets. Raises StoreError."""
 
 
+class Polled:
+    """Derived from by a store that reads its catalogue time and again for `changes`, and notes when it last could."""
+
+    polled_at: float | None = None
+    """When the catalogue was last read for `changes`, by the monotonic clock, whether it had changed or not."""
+
+
 class Inventoried(ABC):
     """Derived from by a store that can say what lies in it, so that `prune` erases what no catalogue names any more."""
 

@@ -16,7 +16,7 @@ import numpy as np
 from bench.lists import key_of
 from bench.loadgen.generator import run
 from bench.loadgen.load import Load
-from bench.process import Server, free_port, serving
+from bench.process import Server, service_serving
 from stores.keys import USER
 
 T = TypeVar("T")
@@ -199,9 +199,7 @@ def path_of(user: int) -> str:
 @contextmanager
 def hotplate_serving(store: str) -> Iterator[Server]:
     """Serve the store at this URL with one worker on the first core; it is up once the first user's list is served."""
-    port = free_port()
-    command = [*HOTPLATE, "serve", "--store", store, "--port", str(port), "--workers", "1"]
-    with serving(command, port, path_of(0)) as server:
+    with service_serving([*HOTPLATE, "serve", "--store", store], path_of(0)) as server:
         yield server
 
 

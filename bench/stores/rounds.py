@@ -205,10 +205,10 @@ class StoreComparison:
         return Load(url=one.service.url, requests=requests, duration_s=duration_s, observe=("source",))
 
     def _read(self, pool: WorkerPool, one: Candidate, load: Load) -> ServiceRun:
-        charged, service_s, server_s = request_units(one.service.url), one.service.cpu_s(), one.server.cpu_s()
+        charged, service_s, server_s = request_units(one.service.admin_url), one.service.cpu_s(), one.server.cpu_s()
         result = pool.run(load, self._display.update)
         server_after_s, service_after_s = one.server.cpu_s(), one.service.cpu_s()
-        charged_after = request_units(one.service.url)
+        charged_after = request_units(one.service.admin_url)
         self._samples[one.name] += result.samples
         self._interrupted = self._interrupted or result.interrupted
         units = None
@@ -246,10 +246,10 @@ class StoreComparison:
         return StoreResult(one, tuple(self._rounds[one.name]), memory, checked, self._capacities.get(one.name))
 
 
-def request_units(url: str) -> RequestUnits | None:
+def request_units(admin_url: str) -> RequestUnits | None:
     """Read from a service's metrics what its reads were charged so far; None where its store charges nothing."""
-    charged = read_metrics(f"{url}/metrics", CHARGED)
-    return RequestUnits(sum(charged), sum(read_metrics(f"{url}/metrics", THROTTLED))) if charged else None
+    charged = read_metrics(f"{admin_url}/metrics", CHARGED)
+    return RequestUnits(sum(charged), sum(read_metrics(f"{admin_url}/metrics", THROTTLED))) if charged else None
 
 
 def look_up(

@@ -20,11 +20,10 @@ from bench.process import (
     REDIS_MISSING,
     Server,
     emulator_serving,
-    free_port,
     read_metrics,
     redis_installed,
     redis_serving,
-    serving,
+    service_serving,
 )
 from stores.catalogue import ReleaseRef
 from stores.connect import connect
@@ -209,9 +208,8 @@ def prepared_stores(urls: Sequence[str], users: int, encoding: str, *, started_h
     with ExitStack() as stack:
         candidates = list[Candidate]()
         for name, url in zip(store_names(urls), urls, strict=True):
-            port = free_port()
-            command = [sys.executable, "-m", "hotplate", "serve", "--port", str(port), "--workers", "1"]
-            service = stack.enter_context(serving(command, port, first, store_settings(url)))
+            command = [sys.executable, "-m", "hotplate", "serve"]
+            service = stack.enter_context(service_serving(command, first, store_settings(url)))
             candidates.append(Candidate(name, url, service, store_server(url)))
         yield Setup(tuple(candidates), manifest, tuple(ids), started_here)
 

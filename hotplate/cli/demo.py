@@ -29,7 +29,7 @@ def demo(
     """
     from offline.input.sample import sample
     from offline.pipeline import TrainSettings, train
-    from serve.process import reserve
+    from serve.listeners import reserve
     from serve.process import serve as run
     from serve.settings import Settings, configure_logging
     from stores.folders import temporary_folder
@@ -46,14 +46,16 @@ def demo(
         publish(folder / "model", store=url)
         user, item = report.model.matrix.user_ids[0], report.model.matrix.item_ids[0]
         configure_logging()
-        run(Settings((url,), host, port, anonymous=True), lambda address: _print_examples(address, url, user, item))
+        settings = Settings((url,), host, port, admin_port=0, admin_store=url, anonymous=True)
+        run(settings, lambda address, admin: _print_examples(address, admin, url, user, item))
 
 
-def _print_examples(address: str, store: str, user: str, item: str) -> None:
+def _print_examples(address: str, admin: str, store: str, user: str, item: str) -> None:
     paths = (f"recommendations/{quote(user, safe='')}?n=5", f"similar/{quote(item, safe='')}?n=5", "popular?n=5")
     out.print(f"\nhotplate is ready on {address}. Try, in another terminal:\n")
     for path in paths:
         out.print(f"  curl '{address}/v1/{path}'")
     command = "hotplate" if shutil.which("hotplate") else sys.argv[0]
     out.print(f"  {command} lookup {quoted(user)} --store {quoted(store)}")
-    out.print("\nCtrl-C stops it and removes everything.")
+    out.print(f"\nMetrics are on {admin}/metrics, the releases on {admin}/v1/releases.")
+    out.print("Ctrl-C stops it and removes everything.")

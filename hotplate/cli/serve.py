@@ -32,9 +32,53 @@ def serve(
     budget: Annotated[
         float, option("--budget", "Spend at most this many seconds on the reads of one request.", at_least=0.001)
     ] = 0.05,
+    drain_delay: Annotated[
+        float,
+        option(
+            "--drain-delay",
+            "After SIGTERM, go on answering for this many seconds while /readyz says 503, so that load balancers send "
+            "their requests elsewhere before the port closes; Ctrl-C skips it.",
+            at_least=0,
+        ),
+    ] = 5.0,
     drain: Annotated[
         float, option("--drain", "Wait at a stop at most this many seconds for requests in flight.", at_least=0)
     ] = 10.0,
+    admin_host: Annotated[
+        str,
+        option("--admin-host", "Let operators reach metrics and releases on this address; by default this machine."),
+    ] = "127.0.0.1",
+    admin_port: Annotated[
+        int, option("--admin-port", "The port for operators; 0 takes any free one.", at_least=0, at_most=65535)
+    ] = 8090,
+    admin_store: Annotated[
+        str | None,
+        option(
+            "--admin-store",
+            "Let operators activate and roll back releases of the store at this URL, with the right to write.",
+            metavar="URL",
+            show_default=False,
+        ),
+    ] = None,
+    access_log: Annotated[
+        float,
+        option(
+            "--access-log",
+            "Log this share of all requests, as JSON lines without ids, keys and queries; 0 logs none, 1 all.",
+            metavar="SHARE",
+            at_least=0,
+            at_most=1,
+        ),
+    ] = 0.0,
+    slow_request_ms: Annotated[
+        float | None,
+        option(
+            "--slow-request-ms",
+            "Log each request, at most 10 a second of each worker, that took this many milliseconds or more.",
+            at_least=0,
+            show_default=False,
+        ),
+    ] = None,
     scrub_rate: Annotated[
         float,
         option(
@@ -130,7 +174,13 @@ def serve(
         port,
         workers,
         budget_s=budget,
+        drain_delay_s=drain_delay,
         drain_s=drain,
+        admin_host=admin_host,
+        admin_port=admin_port,
+        admin_store=admin_store,
+        access_log_share=access_log,
+        slow_request_s=None if slow_request_ms is None else slow_request_ms / 1000,
         scrub_rows_per_s=scrub_rate,
         keys=keys,
         anonymous=anonymous,
@@ -143,7 +193,11 @@ def serve(
         limits=limits,
     )
     named = ", ".join(map(redacted, urls))
-    run(settings, lambda address: err.print(f"serving {named} on {address}"))
+
+    def announce(address: str, admin: str) -> None:
+        err.print(f"serving {named} on {address}, and for operators on {admin}")
+
+    run(settings, announce)
 
 
 def networks(given: list[str] | None) -> tuple[str, ...]:

@@ -41,6 +41,7 @@ from stores.store import (
     Inventoried,
     Observer,
     Plan,
+    Polled,
     ProvisionedStore,
     Row,
     Slot,
@@ -63,7 +64,7 @@ POLL_S = 2.0
 Version = tuple[str, int, str]
 
 
-class CosmosStore(Advised, Examined, Inventoried, ProvisionedStore):
+class CosmosStore(Advised, Examined, Inventoried, Polled, ProvisionedStore):
     """One database of one account; an instance belongs to one event loop and process."""
 
     # Each key is a request of its own, and so many are in flight without waiting for a connection.
@@ -138,6 +139,7 @@ class CosmosStore(Advised, Examined, Inventoried, ProvisionedStore):
         seen: Version | None = None
         while True:
             found = await self._retrier.call(self._catalogue.read_nearest, at_most_s=POLL_S)
+            self.polled_at = time.monotonic()
             if found.version != seen:
                 seen = found.version
                 yield found

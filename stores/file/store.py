@@ -26,6 +26,7 @@ from stores.store import (
     Inventoried,
     LocalReader,
     Plan,
+    Polled,
     RoomChecked,
     Row,
     SelfChecked,
@@ -38,7 +39,7 @@ from stores.urls import redacted
 POLL_S = 0.1
 
 
-class LmdbStore(LocalReader, RoomChecked, SelfChecked, Examined, Inventoried):
+class LmdbStore(LocalReader, RoomChecked, SelfChecked, Examined, Inventoried, Polled):
     """A folder of releases on a local disk; an instance lives as long as its process, and never crosses a fork."""
 
     batch = 64
@@ -75,6 +76,7 @@ class LmdbStore(LocalReader, RoomChecked, SelfChecked, Examined, Inventoried):
         seen = None
         while True:
             record = self._catalogue.record()
+            self.polled_at = time.monotonic()
             if record != seen or record is None:
                 seen = record
                 yield self._current(record)

@@ -22,6 +22,7 @@ from stores.store import (
     Finding,
     Inventoried,
     Plan,
+    Polled,
     RoomChecked,
     Row,
     Slot,
@@ -120,7 +121,7 @@ return 1
 """
 
 
-class RedisStore(Advised, Examined, Inventoried, RoomChecked):
+class RedisStore(Advised, Examined, Inventoried, Polled, RoomChecked):
     """One deployment in one database of a Redis server; an instance belongs to one event loop and process.
 
     Lookups, control and writing have a connection each, so that none waits behind another.
@@ -180,6 +181,7 @@ class RedisStore(Advised, Examined, Inventoried, RoomChecked):
                         await connection.send_command(b"SUBSCRIBE", self._keys.changes)
                         subscribed = connection
                 found = await self.catalogue()
+                self.polled_at = time.monotonic()
                 if seen is None or found.version != seen.version:
                     seen = found
                     yield found

@@ -50,7 +50,7 @@ def verbs(model: Path, folder: Path) -> list[list[str]]:
     return [
         ["--help"],
         ["publish", str(model), "--store", store],
-        ["serve", "--port", "0", "--store", store],
+        ["serve", "--port", "0", "--admin-port", "0", "--store", store],
         ["releases", "list", "--store", store],
     ]
 

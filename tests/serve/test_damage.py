@@ -17,7 +17,7 @@ from stores.lifecycle import activate
 from tests.support.cosmos_account import Account
 from tests.support.loaded_service import USERS, lists, reading, until
 from tests.support.redis_server import RedisServer
-from tests.support.service import Service, a_list, publish_lists, publish_to, serving
+from tests.support.service import a_list, publish_lists, publish_to, serving
 from tests.support.stores import ref_of
 
 PAGE = 4096
@@ -44,10 +44,6 @@ def spoil_page_of(path: Path, key: str) -> None:
                 file.write(bytes(byte ^ 0xFF for byte in LEAF))
 
 
-def workers_of(service: Service) -> set[str]:
-    return set(Path(f"/proc/{service.process.pid}/task/{service.process.pid}/children").read_text().split())
-
-
 @pytest.mark.parametrize("others", [0, 1], ids=["alone", "with another tier"])
 async def test_a_page_that_cannot_be_read_costs_its_own_lists_only(tmp_path: Path, others: int) -> None:
     release = await publish_lists(tmp_path / "store", MANY)
@@ -56,7 +52,7 @@ async def test_a_page_that_cannot_be_read_costs_its_own_lists_only(tmp_path: Pat
     urls = [f"file://{tmp_path}/{name}" for name in ("store", "other")][: 1 + others]
     named = [part for url in urls for part in ("--store", url)]
     with serving(tmp_path, *named) as service:
-        before = workers_of(service)
+        before = service.workers()
         spoil_page_of(path, "user:0500")
         answers = {key: service.get(f"/v1/recommendations/{key.removeprefix('user:')}") for key in MANY}
         assert {answer.status for answer in answers.values()} == {200}
@@ -67,15 +63,20 @@ async def test_a_page_that_cannot_be_read_costs_its_own_lists_only(tmp_path: Pat
         assert {origins[key] for key in lost} == {("file-2", "personal") if others else ("file", "popular")}
         ready = service.get("/readyz")
         assert (ready.status, ready.json["status"]) == (200, "degraded")
-        assert "is damaged in this store" in ready.json["tiers"][0]["detail"]
-        assert f'hotplate_store_corrupt_total{{store="file"}} {len(lost)}.0' in service.get("/metrics").body.decode()
+
+        async def is_told() -> bool:
+            (state,) = await asyncio.to_thread(service.states)
+            return "is damaged in this store" in str(state["tiers"][0]["detail"])
+
+        await until(is_told, "operators do not read of the damage")
+        assert f'hotplate_store_corrupt_total{{store="file"}} {len(lost)}.0' in service.admin("/metrics").body.decode()
         assert service.log.read_text().count('"level":"error"') == 1
-        assert workers_of(service) == before
+        assert service.workers() == before
         second = await publish_lists(tmp_path / "store", MANY)
 
         async def is_whole() -> bool:
-            states = (await asyncio.to_thread(service.get, "/readyz")).json
-            return (states["status"], states["release"]) == ("ready", second)
+            (state,) = await asyncio.to_thread(service.states)
+            return (state["status"], state["release"]) == ("ready", second)
 
         await until(is_whole, "the next release is not followed")
 
@@ -86,7 +87,7 @@ async def test_a_page_that_cannot_be_read_under_the_manifest_ends_no_worker(tmp_
     release = await publish_lists(store, MANY, live=False)
     await publish_lists(other, MANY)
     with serving(tmp_path, "--store", f"file://{store}", "--store", f"file://{other}", "--workers", "2") as service:
-        before = workers_of(service)
+        before = service.workers()
         spoil_page_of(await file_of(store, release), MANIFEST)
         opened = LmdbStore(store)
         await activate(opened, ReleaseId(release))
@@ -98,7 +99,7 @@ async def test_a_page_that_cannot_be_read_under_the_manifest_ends_no_worker(tmp_
 
         await until(is_said, "not every worker says that it cannot follow")
         assert service.get("/v1/recommendations/0001").json["source"] == "personal"
-        assert workers_of(service) == before
+        assert service.workers() == before
 
 
 async def swap_in_file(folder: Path, release: str) -> None:

@@ -4,12 +4,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from serve.exposition import Exposition
 from serve.metrics import BUCKETS_S, ROUTES, STORE_START, Metrics
+from serve.states import Reporter
 from serve.tiers import Tier
 from stores.memory import MemoryStore
 
 
 def families(metrics: Metrics) -> dict[str, list[tuple[dict[str, str], float]]]:
-    text = Exposition(metrics, [Tier("memory", MemoryStore(), metrics)]).text().decode()
+    reporter = Reporter([Tier("memory", MemoryStore(), metrics)])
+    text = Exposition(metrics, lambda: [reporter.state(), None]).text().decode()
     return {
         sample.name: [(other.labels, other.value) for other in family.samples if other.name == sample.name]
         for family in text_string_to_metric_families(text)
@@ -55,10 +57,11 @@ def test_any_method_and_status_is_counted_without_a_new_series_each() -> None:
 
 
 def test_a_slot_is_small() -> None:
-    assert STORE_START * 8 < 250_000
+    assert STORE_START * 8 < 300_000
 
 
 def test_without_a_release_there_is_none_in_the_text_and_nothing_breaks() -> None:
     found = families(Metrics(1, ["memory"]))
     assert "hotplate_release_info" not in found
-    assert found["hotplate_degraded"] == [({}, 0.0)]
+    assert found["hotplate_degraded"] == [({"worker": "0"}, 1.0), ({"worker": "1"}, 1.0)]
+    assert found["hotplate_worker_up"] == [({"worker": "0"}, 1.0), ({"worker": "1"}, 0.0)]

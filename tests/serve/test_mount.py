@@ -44,7 +44,8 @@ async def get(url: str, method: str = "GET", **options: Any) -> tuple[int, Any]:
 async def test_every_route_of_the_service_answers_below_the_prefix(tmp_path: Path) -> None:
     release = await publish_lists(tmp_path, LISTS)
     app = web.Application()
-    hotplate.mount(app, "/recs", hotplate.open(f"file://{tmp_path}"))
+    lists = hotplate.open(f"file://{tmp_path}")
+    hotplate.mount(app, "/recs", lists)
     async with running(app) as url:
         for user in ("42", "a/b", "%FF", "..", "😀", "?n=1"):
             status, body = await get(f"{url}/recs/v1/recommendations/{quote(user, safe='')}?n=2")
@@ -56,7 +57,10 @@ async def test_every_route_of_the_service_answers_below_the_prefix(tmp_path: Pat
         assert (await get(f"{url}/recs/v1/popular"))[1]["source"] == "popular"
         assert await get(f"{url}/recs/livez") == (200, {"status": "alive"})
         assert (await get(f"{url}/recs/health/ready"))[1]["status"] == (await get(f"{url}/recs/readyz"))[1]["status"]
-        assert 'hotplate_lookups_total{outcome="hit",source="personal"} 7.0' in (await get(f"{url}/recs/metrics"))[1]
+        assert (await get(f"{url}/recs/metrics"))[0] == 404
+        counted = lists.prometheus_text().decode()
+        assert 'hotplate_lookups_total{outcome="hit",source="personal"} 7.0' in counted
+        assert f'hotplate_release_lookups_total{{outcome="miss",release="{release}",worker="0"}} 1.0' in counted
 
 
 async def test_refusals_below_the_prefix_are_problems_and_outside_of_it_the_applications_own(tmp_path: Path) -> None:

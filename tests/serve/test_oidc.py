@@ -208,12 +208,12 @@ def test_a_service_takes_keys_and_tokens_side_by_side(issuer: Issuer, tmp_path: 
     with running(store, "--host", "0.0.0.0", *tokens) as service:
         assert service.get(USER).status == 401
         assert service.get(USER, Authorization=f"Bearer {good}").status == 200
-    with running(store, "--keys", str(keys), *tokens) as service:
+    with running(store, "--keys", str(keys), "--admin-host", "0.0.0.0", *tokens) as service:
         assert service.get(USER).status == 401
         assert service.get(USER, X_API_Key=key).status == 200
         assert service.get(USER, Authorization=f"Bearer {good}").status == 200
         assert service.get(USER, Authorization=f"Bearer {bad}").json["type"] == "urn:hotplate:problem:invalid-token"
-        assert service.get("/metrics", Authorization=f"Bearer {good}").status == 403
+        assert service.admin("/metrics", Authorization=f"Bearer {good}").status == 403
         log = service.log.read_text()
     assert good not in log
     assert bad not in log

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from hotplate.cli.terminal import print_error
-from serve.process import CannotListen, _why_not, reserve
+from serve.listeners import CannotListen, _why_not, reserve
 from stores.catalogue import ReleaseId
 from stores.file.store import LmdbStore
 from tests.support.service import Service, a_list, publish_lists, running, serving
@@ -63,7 +63,7 @@ def test_a_worker_that_dies_is_replaced_and_the_metrics_stay(folder: Path) -> No
         while len(set(service.workers()) - set(before)) < 2:
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        text = service.get("/metrics").body.decode()
+        text = service.admin("/metrics").body.decode()
         assert 'hotplate_lookups_total{outcome="hit",source="personal"} 10.0' in text
         assert "ended with -9" in service.log.read_text()
         assert service.stop() == 0
@@ -141,6 +141,7 @@ def test_a_service_whose_parent_was_killed_can_be_started_again_at_once(folder: 
         with reserve("127.0.0.1", service.port) as again:
             again.listen()
             socket.create_connection(("127.0.0.1", service.port), timeout=20).close()
+        reserve("127.0.0.1", service.admin_port, shared=False).close()
         connected.close()
         service.process.wait()
 
@@ -201,7 +202,9 @@ def test_a_store_whose_catalogue_breaks_is_degraded_and_goes_on_serving(folder: 
             time.sleep(0.02)
         assert ready.status == 200
         assert service.get("/v1/recommendations/42").json["source"] == "personal"
-        assert b"hotplate_degraded 1.0" in service.get("/metrics").body
+        while b'hotplate_degraded{worker="0"} 1.0' not in service.admin("/metrics").body:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
         replace(record, good)
         while service.get("/readyz").json["status"] != "ready":
             assert time.monotonic() < deadline
@@ -277,7 +280,7 @@ def test_a_file_that_is_cut_in_the_only_store_is_not_ready_with_the_reason_until
         cut(store, release)
         until_answered(service, f"/v1/recommendations/{USERS - 1:04}", title="Not ready")
         deadline = time.monotonic() + 20
-        while "was cut" not in service.get("/readyz").json["tiers"][0]["detail"]:  # the worker has just begun
+        while "was cut" not in str(service.states()):  # the worker has just begun
             assert time.monotonic() < deadline
             time.sleep(0.02)
         (worker,) = service.workers()

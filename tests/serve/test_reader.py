@@ -5,9 +5,8 @@ import asyncio
 import pytest
 
 from serve.breaker import FAILURES, PAUSE_S
-from serve.exposition import Exposition
 from serve.metrics import LOOKUPS
-from serve.reader import EncodedList, NotReady, TieredReader
+from serve.reader import EncodedList, Lists, NotReady, TieredReader
 from serve.tiers import loop_time
 from stores import lifecycle as life
 from stores.encoding import OFFSET_BYTES
@@ -239,7 +238,7 @@ async def test_a_damaged_key_falls_through_to_the_next_tier_others_are_served_an
         ("tier0", "personal", b"first for 0"), ("tier0", "popular", b"first"), ("tier0", "personal", b"first for 2"),
     ]  # fmt: skip
     assert "is damaged in this store" in str(reader.tiers[0].error)
-    assert 'hotplate_store_corrupt_total{store="tier0"} 2.0' in Exposition(reader.metrics, reader.tiers).text().decode()
+    assert 'hotplate_store_corrupt_total{store="tier0"} 2.0' in Lists(reader).prometheus_text().decode()
     assert [record.levelname for record in caplog.records if record.levelname != "INFO"] == ["ERROR"]
     store.damaged = frozenset()
     third = await publish(store, "third")

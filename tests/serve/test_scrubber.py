@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from serve.exposition import Exposition
-from serve.reader import TieredReader
+from serve.reader import Lists, TieredReader
 from serve.scrubber import PAUSE_S, Scrubber
 from stores.memory import MemoryStore
 from tests.support.remote import RemoteStore, publish
@@ -27,7 +26,7 @@ def counted(text: str, name: str) -> float | None:
 
 
 def found(reader: TieredReader, name: str) -> float | None:
-    return counted(Exposition(reader.metrics, reader.tiers).text().decode(), name)
+    return counted(Lists(reader).prometheus_text().decode(), name)
 
 
 @asynccontextmanager
@@ -95,7 +94,7 @@ async def test_whatever_a_store_raises_scrubbing_goes_on(memory: MemoryStore) ->
 
 def until_counted(service: Service, name: str, least: float) -> None:
     deadline = time.monotonic() + 20
-    while (counted(service.get("/metrics").body.decode(), name) or 0) < least:
+    while (counted(service.admin("/metrics").body.decode(), name) or 0) < least:
         assert time.monotonic() < deadline, f"{name} is not {least}"
         time.sleep(0.05)
 

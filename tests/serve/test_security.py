@@ -45,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def keyed(folder: Path) -> Iterator[Keyed]:
     keys = folder.parent / "keys.json"
     made = [create(keys, name, [name]).key for name in ("read", "admin")]
-    with running(folder, "--keys", str(keys)) as service:
+    with running(folder, "--keys", str(keys), "--admin-host", "0.0.0.0") as service:
         yield Keyed(service, *made)
 
 
@@ -56,8 +56,9 @@ def refused(answer: Answer, status: int, problem: str) -> str:
 
 
 def test_a_request_without_a_key_is_refused_with_a_challenge(keyed: Keyed) -> None:
-    for path in (USER, "/v1/similar/x", "/v1/popular", "/metrics"):
-        assert refused(keyed.service.get(path), 401, "no-key") == 'Bearer realm="hotplate"'
+    answers = [keyed.service.get(path) for path in (USER, "/v1/similar/x", "/v1/popular")]
+    for answer in (*answers, keyed.service.admin("/metrics"), keyed.service.admin("/v1/releases/rollback", "POST")):
+        assert refused(answer, 401, "no-key") == 'Bearer realm="hotplate"'
     assert refused(keyed.service.request("POST", "/v1/recommendations", b'{"users": []}'), 401, "no-key")
     assert refused(keyed.service.request("DELETE", "/v1/popular"), 401, "no-key")
     assert refused(keyed.service.get(USER, Authorization="Basic aHA6eA=="), 401, "no-key")
@@ -100,11 +101,11 @@ async def test_a_key_is_found_by_its_hash_alone_and_compared_in_constant_time(tm
 
 
 def test_a_key_of_another_scope_is_refused_with_the_scope_that_is_missing(keyed: Keyed) -> None:
-    answer = keyed.service.get("/metrics", X_API_Key=keyed.read)
+    answer = keyed.service.admin("/metrics", X_API_Key=keyed.read)
     assert refused(answer, 403, "missing-scope").endswith('error="insufficient_scope", scope="admin"')
     assert "the scope admin" in answer.json["detail"]
     assert 'scope="read"' in refused(keyed.service.get(USER, X_API_Key=keyed.admin), 403, "missing-scope")
-    assert keyed.service.get("/metrics", X_API_Key=keyed.admin).status == 200
+    assert keyed.service.admin("/metrics", X_API_Key=keyed.admin).status == 200
 
 
 @pytest.mark.parametrize(
@@ -134,12 +135,13 @@ def test_what_is_answered_to_a_client_with_a_key_is_not_for_shared_caches(keyed:
 
 def test_an_anonymous_caller_may_read_where_that_was_asked_for_and_no_more(folder: Path, keyed: Keyed) -> None:
     keys = str(folder.parent / "keys.json")
-    with running(folder, "--host", "0.0.0.0", "--anonymous", "--keys", keys) as service:
+    everywhere = ("--host", "0.0.0.0", "--admin-host", "0.0.0.0")
+    with running(folder, *everywhere, "--anonymous", "--keys", keys) as service:
         assert service.get(USER).status == 200
         assert service.get("/v1/popular").headers["cache-control"] == "public, max-age=60"
-        refused(service.get("/metrics"), 401, "no-key")
+        refused(service.admin("/metrics"), 401, "no-key")
         refused(service.get(USER, X_API_Key=WRONG), 401, "unknown-key")
-        assert service.get("/metrics", X_API_Key=keyed.admin).status == 200
+        assert service.admin("/metrics", X_API_Key=keyed.admin).status == 200
 
 
 async def test_without_keys_everybody_on_this_machine_may_do_everything_and_others_what_was_asked_for() -> None:

@@ -79,7 +79,7 @@ def test_each_user_of_a_batch_has_a_status_and_those_named_twice_two_answers(ser
 
 
 def lookups(service: Service) -> float:
-    text = service.get("/metrics").body.decode()
+    text = service.admin("/metrics").body.decode()
     return float(text.partition('hotplate_lookups_total{outcome="hit",source="personal"} ')[2].partition("\n")[0])
 
 

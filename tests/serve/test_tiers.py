@@ -5,8 +5,7 @@ import asyncio
 import pytest
 
 from serve.breaker import FAILURES, FAILURES_OF_PARTS
-from serve.exposition import Exposition
-from serve.reader import TieredReader
+from serve.reader import Lists, TieredReader
 from serve.tiers import LOG_EVERY_S, StoreObserver, Tier, tier_names
 from stores.errors import ReleaseNotFound, StoreThrottled
 from stores.memory import MemoryStore
@@ -32,7 +31,7 @@ async def opened(store: RemoteStore) -> tuple[TieredReader, Tier]:
 
 
 def exposed(reader: TieredReader) -> str:
-    return Exposition(reader.metrics, reader.tiers).text().decode()
+    return Lists(reader).prometheus_text().decode()
 
 
 @virtual

@@ -248,7 +248,7 @@ async def test_a_list_that_cannot_be_opened_is_answered_by_popular_and_counted_a
         assert (answer.status, answer.json["source"], answer.json["items"][0]["id"]) == (200, "popular", "p")
         many = service.request("POST", "/v1/recommendations", b'{"users":["00000","00001","nobody"]}').json["results"]
         assert [one["source"] for one in many] == ["personal", "popular", "popular"]
-        counted = service.get("/metrics").body.decode()
+        counted = service.admin("/metrics").body.decode()
         assert 'hotplate_lookups_total{outcome="error",source="popular"} 2.0' in counted
 
 

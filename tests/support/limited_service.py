@@ -27,8 +27,8 @@ MB = 1 << 20
 @contextmanager
 def limited(store: Path, *, files: int | None = None, **limits: object) -> Iterator[Service]:
     """Serve the store in a folder within *limits*, until the block ends."""
-    told = json.dumps({"store": f"file://{store}", "files": files, "limits": limits})
-    with started(store.parent, [sys.executable, "-m", "tests.support.limited_service", told]) as service:
+    options = json.dumps({"store": f"file://{store}", "files": files, "limits": limits})
+    with started(store.parent, [sys.executable, "-m", "tests.support.limited_service", options]) as service:
         yield service
 
 
@@ -51,7 +51,7 @@ def shed(service: Service, reason: str) -> float:
 
 def counted(service: Service, name: str, **labels: str) -> float:
     """Add up what `/metrics` counts under *name*, of all series with these labels."""
-    families = text_string_to_metric_families(service.get("/metrics").body.decode())
+    families = text_string_to_metric_families(service.admin("/metrics").body.decode())
     samples = (sample for family in families for sample in family.samples if sample.name == name)
     return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
 
@@ -95,13 +95,14 @@ def main() -> None:
     from serve.process import serve  # noqa: PLC0415 -- only the command serves
     from serve.settings import Limits, Settings, configure_logging  # noqa: PLC0415 -- only the command serves
 
-    told = json.loads(sys.argv[1])
+    options = json.loads(sys.argv[1])
     configure_logging()
-    if told["files"]:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (told["files"], told["files"]))
-    limits = Limits(**told["limits"])
-    settings = Settings((told["store"],), port=0, limits=limits)
-    serve(settings, lambda address: logging.getLogger(__name__).info("serving on %s", address))
+    if options["files"]:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (options["files"], options["files"]))
+    limits = Limits(**options["limits"])
+    settings = Settings((options["store"],), port=0, admin_port=0, drain_delay_s=0.0, limits=limits)
+    said = "serving a store on %s, and for operators on %s"
+    serve(settings, lambda address, admin: logging.getLogger(__name__).info(said, address, admin))
 
 
 if __name__ == "__main__":

@@ -134,10 +134,11 @@ class Run:
         details = list[str]()
 
         async def is_so() -> bool:
-            ready = await asyncio.to_thread(self.service.get, "/readyz")
-            assert ready.status == 200
-            details[:] = [tier["detail"] for tier in ready.json["tiers"] if tier["detail"]]
-            return bool(ready.json["status"] == status)
+            assert (await asyncio.to_thread(self.service.get, "/readyz")).status == 200
+            ready = (await asyncio.to_thread(self.service.admin, "/readyz")).json
+            tiers = [tier for worker in ready["workers"] for tier in worker["tiers"]]
+            details[:] = [tier["detail"] for tier in tiers if tier["detail"]]
+            return bool(ready["status"] == status)
 
         await until(is_so, f"the status is not {status}")
         return "; ".join(details)
@@ -174,7 +175,7 @@ class Run:
 
     async def counts(self, name: str, label: str) -> dict[str, float]:
         """Return what `/metrics` counts by one label, added up over all others."""
-        text = (await asyncio.to_thread(self.service.get, "/metrics")).body.decode()
+        text = (await asyncio.to_thread(self.service.admin, "/metrics")).body.decode()
         found = defaultdict[str, float](float)
         for family in text_string_to_metric_families(text):
             for sample in family.samples:

@@ -19,6 +19,10 @@ from stores.lifecycle import publish
 from stores.store import Plan, Row
 from tests.support.stores import as_bodies
 
+LAUNCHER = (sys.executable, "-m", "hotplate", "serve")
+# What options can override: any free ports, and a stop without a delay.
+DEFAULTS = ("--port", "0", "--admin-port", "0", "--drain-delay", "0")
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -42,19 +46,40 @@ def parse_answer(received: bytes) -> Answer:
 class Service:
     process: subprocess.Popen[bytes]
     port: int
+    admin_port: int
     log: Path
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def admin_url(self) -> str:
+        return f"http://127.0.0.1:{self.admin_port}"
+
     def workers(self) -> list[int]:
-        """Return the processes of a service that has several workers."""
+        """Return the processes of the workers."""
+        return [pid for pid in self.processes() if "worker" in _name_of(pid)]
+
+    def processes(self) -> list[int]:
+        """Return the processes of the workers and the admin process."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         return [int(pid) for pid in children.read_text().split()]
 
     def request(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        return self._request(self.port, method, path, body, headers)
+
+    def admin(self, path: str, method: str = "GET", **headers: str) -> Answer:
+        """Request something of the admin listener."""
+        return self._request(self.admin_port, method, path, None, headers)
+
+    def states(self) -> list[Any]:
+        """Return what each worker says of itself."""
+        states: list[Any] = self.admin("/readyz").json["workers"]
+        return states
+
+    def _request(self, port: int, method: str, path: str, body: bytes | None, headers: dict[str, str]) -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
         try:
             connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
             response = connection.getresponse()
@@ -71,16 +96,16 @@ class Service:
 
 
 @contextmanager
-def running(folder: Path, *options: str) -> Iterator[Service]:
+def running(folder: Path, *options: str, launcher: Sequence[str] = LAUNCHER) -> Iterator[Service]:
     """Run `hotplate serve` on the store in *folder* and any free port, until the block ends."""
-    with serving(folder.parent, "--store", f"file://{folder}", *options) as service:
+    with serving(folder.parent, "--store", f"file://{folder}", *options, launcher=launcher) as service:
         yield service
 
 
 @contextmanager
-def serving(logs: Path, *options: str) -> Iterator[Service]:
+def serving(logs: Path, *options: str, launcher: Sequence[str] = LAUNCHER) -> Iterator[Service]:
     """Run `hotplate serve` with *options* on any free port, until the block ends; its log goes to the folder *logs*."""
-    with started(logs, [sys.executable, "-m", "hotplate", "serve", "--port", "0", *options]) as service:
+    with started(logs, [*launcher, *DEFAULTS, *options]) as service:
         yield service
 
 
@@ -91,7 +116,7 @@ def started(logs: Path, command: Sequence[str]) -> Iterator[Service]:
     with log.open("wb") as stream:
         process = subprocess.Popen(command, stderr=stream, stdout=subprocess.DEVNULL)
     try:
-        yield Service(process, _port(process, log), log)
+        yield Service(process, *_ports(process, log), log)
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
@@ -103,11 +128,19 @@ def started(logs: Path, command: Sequence[str]) -> Iterator[Service]:
             raise
 
 
-def _port(process: subprocess.Popen[bytes], log: Path) -> int:
+def _name_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text()
+    except OSError:  # it has just ended
+        return ""
+
+
+def _ports(process: subprocess.Popen[bytes], log: Path) -> tuple[int, int]:
+    url = r"https?://[0-9.]+:(\d+)"
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        if found := re.search(r"serving .*on https?://[0-9.]+:(\d+)", log.read_text()):
-            return int(found[1])
+        if found := re.search(rf"serving .* on {url}, and for operators on {url}", log.read_text()):
+            return int(found[1]), int(found[2])
         assert process.poll() is None, log.read_text()
         time.sleep(0.01)
     raise AssertionError(f"the service did not come up: {log.read_text()}")

@@ -16,9 +16,8 @@ import pytest
 from azure.core.credentials import AccessToken
 
 import hotplate
-from serve.exposition import Exposition
 from serve.metrics import Metrics
-from serve.reader import TieredReader
+from serve.reader import Lists, TieredReader
 from serve.tiers import StoreObserver
 from stores.cosmos.containers import open_containers
 from stores.cosmos.requests import TOKEN_PAUSE_S
@@ -185,7 +184,7 @@ async def lose_and_find_its_token(reader: TieredReader, identity: ShortLived, cl
     (tier,) = reader.tiers
     assert tier.error is not None
     assert "gives no token" in tier.error
-    text = Exposition(reader.metrics, [tier]).text().decode()
+    text = Lists(reader).prometheus_text().decode()
     kinds = 'hotplate_store_failures_total{kind="unauthorized",store="cosmos+http"}'
     assert f"{kinds} 5" in text, "as many as open the circuit"
     identity.error = ""

@@ -50,7 +50,7 @@ def room_for_connections() -> int:
     return max(allowed // 2, allowed - RESERVED)
 
 
-class Listener:
+class Acceptor:
     """Accepts on one listening socket; lives on the running loop until it is closed."""
 
     def __init__(self, listening: socket.socket, take: Take) -> None:

@@ -1,0 +1,190 @@
+"""What each worker says of itself, once a second, in shared memory: where operators read it, whichever worker is sick.
+
+Each worker writes one cell of fixed size, and nobody else writes there while it lives. A reader checks the checksum of
+what it copied, so that it never sees half of one state and half of the next.
+"""
+
+import asyncio
+import mmap
+import os
+import time
+from collections.abc import Callable, Sequence
+from struct import Struct
+
+import msgspec
+from xxhash import xxh3_64_intdigest
+
+from serve.tiers import Tier
+
+STARTING, READY, DEGRADED, NOT_READY, DRAINING = "starting", "ready", "degraded", "not ready", "draining"
+# With these a worker can answer.
+ANSWERING = (READY, DEGRADED)
+REPORT_S = 1.0
+# How often in between the lateness of the loop is measured.
+SAMPLES = 4
+# A worker that has said nothing for so long is stuck, or gone.
+SILENT_S = 5.0
+# How many releases a worker's lookups are counted for: what it serves, and what it served before.
+RELEASES = 4
+# What of a tier's sentences is kept, in characters.
+DETAIL_CHARS, WARNING_CHARS, WARNINGS = 500, 400, 4
+
+_HEAD = Struct("<QQ")  # bytes of the state, and their checksum
+_CELL_BYTES, _CELL_BYTES_PER_TIER = 12_288, 12_288
+_READS = 10
+
+
+class TierState(msgspec.Struct, frozen=True):
+    """One tier of a worker: what it serves of that store, and what is wrong."""
+
+    tier: str
+    release: str | None
+    detail: str | None
+    warnings: list[str]
+    breaker_open: bool
+    written_at: float | None
+    """When the release was written, by the store's clock."""
+    catalogue_age_s: float
+    """How long ago the catalogue was known to be what is followed."""
+
+
+class WorkerState(msgspec.Struct, frozen=True):
+    """One worker."""
+
+    pid: int
+    status: str
+    started_at: float
+    """As Unix time."""
+    reported_at: float
+    """By the monotonic clock, which all processes of a machine share."""
+    lag_s: float
+    """How late the loop came to its timers since the last report, at worst."""
+    connections: int
+    warnings: list[str]
+    """What is wrong with files whose last good version is in use."""
+    tiers: list[TierState]
+    lookups: dict[str, list[int]]
+    """By release, how many lists were a hit, a miss and an error."""
+
+    @property
+    def silent_s(self) -> float:
+        """For how long the worker has said nothing."""
+        return max(0.0, time.monotonic() - self.reported_at)
+
+
+class SharedStates:
+    """The cells of all workers; made before they are, as long as the service."""
+
+    def __init__(self, workers: int, tiers: int) -> None:
+        self.workers = workers
+        self._bytes = _CELL_BYTES + tiers * _CELL_BYTES_PER_TIER
+        self._map = mmap.mmap(-1, workers * self._bytes)
+        self._decoder = msgspec.msgpack.Decoder(WorkerState)
+
+    def write(self, worker: int, state: WorkerState) -> None:
+        """Write a worker's cell; without its tiers where these, against all bounds, do not fit."""
+        payload = msgspec.msgpack.encode(state)
+        if len(payload) > self._bytes - _HEAD.size:
+            payload = msgspec.msgpack.encode(msgspec.structs.replace(state, tiers=[], lookups={}))
+        start = worker * self._bytes
+        cell = _HEAD.pack(len(payload), xxh3_64_intdigest(payload)) + payload
+        self._map[start : start + len(cell)] = cell
+
+    def clear(self, worker: int) -> None:
+        """Forget what a worker said, because it is dead."""
+        start = worker * self._bytes
+        self._map[start : start + _HEAD.size] = bytes(_HEAD.size)
+
+    def read(self, worker: int) -> WorkerState | None:
+        """Return what a worker said last; None for one that has said nothing yet."""
+        start = worker * self._bytes
+        for _ in range(_READS):
+            cell = self._map[start : start + self._bytes]
+            length, checksum = _HEAD.unpack_from(cell)
+            payload = cell[_HEAD.size : _HEAD.size + length]
+            if length == 0:
+                return None
+            if xxh3_64_intdigest(payload) == checksum:
+                return self._decoder.decode(payload)
+        return None
+
+    def all(self) -> list[WorkerState | None]:
+        """Return what every worker said last, by number."""
+        return [self.read(number) for number in range(self.workers)]
+
+
+class Reporter:
+    """Knows the state of its worker, and writes it every REPORT_S; lives as long as the worker, on its loop."""
+
+    def __init__(self, tiers: Sequence[Tier]) -> None:
+        self._tiers = tiers
+        self._started_at = time.time()
+        self._counted = dict[tuple[str, str, str], tuple[str, list[int]]]()
+        self.status: Callable[[], str] = lambda: status_of(tiers)
+        self.connections: Callable[[], int] = lambda: 0
+        self.warnings: Callable[[], list[str]] = list
+
+    async def run(self, write: Callable[[WorkerState], None]) -> None:
+        """Write the state with *write* until cancelled."""
+        clock = asyncio.get_running_loop().time
+        lag_s = 0.0
+        while True:
+            write(self.state(lag_s))
+            lag_s = 0.0
+            for _ in range(SAMPLES):
+                due = clock() + REPORT_S / SAMPLES
+                await asyncio.sleep(REPORT_S / SAMPLES)
+                lag_s = max(lag_s, clock() - due)
+
+    def state(self, lag_s: float = 0.0) -> WorkerState:
+        """Describe the worker as it is now."""
+        return WorkerState(
+            pid=os.getpid(),
+            status=self.status(),
+            started_at=self._started_at,
+            reported_at=time.monotonic(),
+            lag_s=lag_s,
+            connections=self.connections(),
+            warnings=[warning[:WARNING_CHARS] for warning in self.warnings()[:WARNINGS]],
+            tiers=[_tier_state(tier) for tier in self._tiers],
+            lookups=self._lookups(),
+        )
+
+    def _lookups(self) -> dict[str, list[int]]:
+        """Return the counts of the releases that are served, and of those that were lately."""
+        for tier in self._tiers:
+            served = tier.follower.served
+            if served is not None:
+                key = tier.name, served.ref.incarnation, served.writer
+                self._counted.pop(key, None)
+                self._counted[key] = served.id, served.lookups  # the newest last
+        for key in list(self._counted)[: -RELEASES * len(self._tiers)]:
+            del self._counted[key]
+        counts = dict[str, list[int]]()
+        for release, lookups in self._counted.values():
+            known = counts.get(release, [0] * len(lookups))
+            counts[release] = [a + b for a, b in zip(known, lookups, strict=True)]
+        return counts
+
+
+def status_of(tiers: Sequence[Tier]) -> str:
+    """Return what these tiers together are able to: ready means "can answer", degraded that something is wrong."""
+    if not any(tier.follower.served for tier in tiers):
+        return NOT_READY
+    whole = all(tier.follower.served and tier.error is None for tier in tiers)
+    return READY if whole else DEGRADED
+
+
+def _tier_state(tier: Tier) -> TierState:
+    served, error = tier.follower.served, tier.error
+    if served is None:
+        error = error or "the live release is being loaded"
+    return TierState(
+        tier=tier.name,
+        release=None if served is None else served.id,
+        detail=error and error[:DETAIL_CHARS],
+        warnings=[warning[:WARNING_CHARS] for warning in tier.follower.warnings[:WARNINGS]],
+        breaker_open=tier.breaker.is_open,
+        written_at=None if served is None else served.manifest.created_at,
+        catalogue_age_s=tier.follower.catalogue_age_s,
+    )

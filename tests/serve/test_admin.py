@@ -1,0 +1,241 @@
+"""The admin listener: what operators read of all workers, what they may change, and who is refused."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from serve.metrics import METHODS
+from tests.support.service import LAUNCHER, Service, a_list, publish_lists, running
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    asyncio.run(publish_lists(tmp_path / "store", {"user:42": a_list("a", "b")}))
+    return tmp_path / "store"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("admin") / "store"
+
+
+@pytest.fixture(scope="module")
+def releases(store: Path) -> list[str]:
+    """Two releases, the second of which is live."""
+    return [asyncio.run(publish_lists(store, {"user:42": a_list(mark, "b")})) for mark in "ab"]
+
+
+@pytest.fixture(scope="module")
+def service(store: Path, releases: list[str]) -> Iterator[Service]:
+    assert len(releases) == 2
+    with running(store, "--workers", "2", "--admin-store", f"file://{store}") as service:
+        until(lambda: service.admin("/readyz").json["status"] == "ready")
+        yield service
+
+
+def until(is_so: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 30
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def metric(service: Service, name: str, **labels: str) -> dict[str, float]:
+    """Return a metric's value by worker."""
+    text = service.admin("/metrics").body.decode()
+    return {
+        sample.labels["worker"]: sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    }
+
+
+def test_operators_read_what_each_worker_serves(service: Service, releases: list[str]) -> None:
+    ready = service.admin("/readyz")
+    assert (ready.status, ready.json["status"], len(ready.json["workers"])) == (200, "ready", 2)
+    for number, state in enumerate(ready.json["workers"]):
+        assert (state["worker"], state["status"]) == (number, "ready")
+        assert state["pid"] in service.workers()
+        assert [tier["tier"] for tier in state["tiers"]] == ["file"]
+    assert {state["release"] for state in ready.json["workers"]} <= set(releases)
+    assert service.admin("/livez").json == {"status": "alive"}
+
+
+def test_every_worker_is_seen_in_the_metrics(service: Service) -> None:
+    for _ in range(20):
+        service.get("/v1/recommendations/42")
+        service.get("/v1/recommendations/nobody")
+    both = {"0", "1"}
+    for name in (
+        "hotplate_release_info", "hotplate_release_age_seconds", "hotplate_breaker_open", "hotplate_degraded",
+        "hotplate_catalogue_age_seconds", "hotplate_worker_loop_lag_seconds", "hotplate_worker_connections",
+        "hotplate_worker_start_time_seconds",
+    ):  # fmt: skip
+        assert metric(service, name).keys() == both, name
+    assert set(metric(service, "hotplate_worker_up").values()) == {1.0}
+    assert all(0 < fds < 100 for fds in metric(service, "hotplate_worker_open_fds").values())
+    assert all(limit >= 100 for limit in metric(service, "hotplate_worker_max_fds").values())
+    with socket.create_connection(("127.0.0.1", service.port)):
+        until(lambda: sum(metric(service, "hotplate_worker_connections").values()) >= 1)
+
+    def counted(outcome: str) -> float:
+        return sum(metric(service, "hotplate_release_lookups_total", outcome=outcome).values())
+
+    until(lambda: counted("hit") >= 20 and counted("miss") >= 20)
+
+
+def test_methods_that_nobody_knows_add_no_series(service: Service) -> None:
+    refused = {"PURGE": 405, "PROPFIND": 405, "M-SEARCH": 405, "BREW": 400, "x" * 500: 400}
+    for method, status in refused.items():
+        assert service.request(method, "/v1/popular").status == status
+    text = service.admin("/metrics").body.decode()
+    methods = {
+        sample.labels["method"]
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if "method" in sample.labels
+    }
+    assert methods <= {*METHODS}
+    assert 'code="405",method="other",route="/v1/popular"' in text
+    assert 'code="400",method="other",route="other"' in text
+
+
+def test_a_worker_that_is_stuck_cannot_hide(folder: Path) -> None:
+    with running(folder, "--workers", "2") as service:
+        until(lambda: service.admin("/readyz").json["status"] == "ready")
+        stuck = service.states()[1]["pid"]
+        os.kill(stuck, signal.SIGSTOP)
+        try:
+            until(lambda: metric(service, "hotplate_worker_up") == {"0": 1.0, "1": 0.0})
+            assert metric(service, "hotplate_degraded") == {"0": 0.0, "1": 1.0}
+            assert metric(service, "hotplate_worker_loop_lag_seconds")["1"] > 1
+            ready = service.admin("/readyz")
+            assert (ready.status, ready.json["status"]) == (200, "degraded")
+            assert [state["status"] for state in ready.json["workers"]] == ["ready", "silent"]
+        finally:
+            os.kill(stuck, signal.SIGCONT)
+        until(lambda: metric(service, "hotplate_worker_up") == {"0": 1.0, "1": 1.0})
+
+
+def test_a_catalogue_that_cannot_be_read_grows_old_in_the_metrics_of_each_worker(folder: Path) -> None:
+    with running(folder, "--workers", "2") as service:
+        until(lambda: max(metric(service, "hotplate_catalogue_age_seconds").values()) < 3)
+        record = folder / "catalogue.json"
+        good = record.read_bytes()
+
+        def replace(content: bytes) -> None:
+            record.with_suffix(".new").write_bytes(content)
+            record.with_suffix(".new").rename(record)
+
+        replace(b"{")
+        until(lambda: min(metric(service, "hotplate_catalogue_age_seconds").values()) > 3)
+        until(lambda: set(metric(service, "hotplate_degraded").values()) == {1.0})
+        replace(good)
+        until(lambda: max(metric(service, "hotplate_catalogue_age_seconds").values()) < 3)
+
+
+def test_an_admin_process_that_dies_is_replaced_and_no_worker_notices(folder: Path) -> None:
+    with running(folder) as service:
+        workers = service.workers()
+        (admin,) = set(service.processes()) - set(workers)
+        os.kill(admin, signal.SIGKILL)
+        until(lambda: len(set(service.processes()) - {admin}) == 2)
+        assert service.admin("/livez").status == 200  # waited for it in the queue of the listener
+        assert service.workers() == workers
+        assert "admin process ended with -9" in service.log.read_text()
+        assert service.stop() == 0
+
+
+def test_operators_activate_and_roll_back_and_see_it_in_the_catalogue(service: Service, releases: list[str]) -> None:
+    first, second = releases
+    assert service.admin(f"/v1/releases/{first}/activate", "POST").json == {"live": first}
+    (tier,) = service.admin("/v1/releases").json["tiers"]
+    assert (tier["tier"], tier["live"]) == ("file", first)
+    assert {entry["release"]: entry["state"] for entry in tier["releases"]} == {first: "live", second: "superseded"}
+    until(lambda: {state["release"] for state in service.states()} == {first})
+    back = service.admin("/v1/releases/rollback", "POST")
+    assert (back.status, back.json) == (200, {"live": second})
+    until(lambda: {state["release"] for state in service.states()} == {second})
+    assert f"an operator activated release {first}" in service.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "name"),
+    [
+        ("POST", "/v1/releases/20990101T000000Z-0000/activate", 404, "no-such-release"),
+        ("POST", "/v1/releases/%00%ff/activate", 404, "no-such-release"),
+        ("GET", "/v1/releases/rollback", 405, "no-such-method"),
+        ("GET", "/v1/recommendations/42", 404, "no-such-route"),
+    ],
+)
+def test_what_cannot_be_done_is_a_problem(service: Service, method: str, path: str, status: int, name: str) -> None:
+    answer = service.admin(path, method)
+    assert (answer.status, answer.json["type"]) == (status, f"urn:hotplate:problem:{name}")
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+def test_without_a_store_to_write_to_releases_are_read_and_not_changed(folder: Path) -> None:
+    with running(folder) as service:
+        (tier,) = service.admin("/v1/releases").json["tiers"]
+        (entry,) = tier["releases"]
+        for path in (f"/v1/releases/{entry['release']}/activate", "/v1/releases/rollback"):
+            answer = service.admin(path, "POST")
+            assert (answer.status, answer.json["type"]) == (403, "urn:hotplate:problem:no-admin-store")
+            assert "--admin-store" in answer.json["detail"]
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8090", "127.0.0.1.evil.example", "", "[", "10.0.0.1"])
+def test_a_name_that_a_page_made_point_here_is_refused(service: Service, host: str) -> None:
+    for method, path in (("GET", "/metrics"), ("GET", "/v1/releases"), ("POST", "/v1/releases/rollback")):
+        answer = service.admin(path, method, Host=host)
+        assert (answer.status, answer.json["type"]) == (421, "urn:hotplate:problem:wrong-host")
+
+
+def test_the_names_of_this_machine_are_taken(service: Service) -> None:
+    for host in ("localhost", "localhost:1", "127.0.0.1:8090", "[::1]:8090"):
+        assert service.admin("/livez", Host=host).status == 200
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost", "http://127.0.0.1:1", ""])
+def test_a_page_of_another_site_changes_nothing(service: Service, releases: list[str], origin: str) -> None:
+    before = service.admin("/v1/releases").json
+    for path in (f"/v1/releases/{releases[0]}/activate", "/v1/releases/rollback"):
+        answer = service.admin(path, "POST", Origin=origin)
+        assert (answer.status, answer.json["type"]) == (403, "urn:hotplate:problem:wrong-origin")
+    assert service.admin("/v1/releases").json == before
+    own = service.admin(f"/v1/releases/{releases[1]}/activate", "POST", Origin=service.admin_url)
+    assert own.status == 200
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--admin-port", "{taken}"), "choose another with --admin-port"),
+        (("--admin-host", "0.0.0.0"), "--admin-host an address of loopback"),
+        (("--admin-host", "192.0.2.1"), "give --admin-host an address of this machine"),
+        (("--admin-store", "nosuch://x"), "nosuch"),
+    ],
+)
+def test_an_admin_listener_that_cannot_be_is_one_sentence(folder: Path, options: list[str], sentence: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        given = [option.replace("{taken}", port) for option in options]
+        done = subprocess.run(
+            [*LAUNCHER, "--port", "0", "--admin-port", "0", "--store", f"file://{folder}", *given],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode in {1, 2}
+    assert sentence in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,179 @@
+"""A stop that nobody notices: no request is refused while others learn of it, no connection reset at the end."""
+
+import asyncio
+import http.client
+import signal
+import socket
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support.service import Service, a_list, publish_lists, running
+
+PROBE_S = 0.1
+PATH = "/v1/recommendations/42"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    asyncio.run(publish_lists(tmp_path / "store", {"user:42": a_list("a", "b")}))
+    return tmp_path / "store"
+
+
+class Balancer:
+    """Sends requests in turn, over connections that it keeps, to all that said they are ready when last probed."""
+
+    def __init__(self, *services: Service) -> None:
+        self.services = list(services)
+        self.ready = list(services)
+        self.outcomes = Counter[str]()
+        self.over = threading.Event()
+
+    def probe(self) -> None:
+        while not self.over.wait(PROBE_S):
+            self.ready = [service for service in self.services if _is_ready(service)]
+
+    def send(self) -> None:
+        turn = 0
+        connections = dict[int, http.client.HTTPConnection]()
+        while not self.over.wait(0.002):
+            turn += 1
+            ready = self.ready
+            port = ready[turn % len(ready)].port
+            connection = connections.setdefault(port, http.client.HTTPConnection("127.0.0.1", port, timeout=20))
+            try:
+                connection.request("GET", PATH)
+                response = connection.getresponse()
+                response.read()
+                outcome = str(response.status)
+            except (OSError, http.client.HTTPException) as error:
+                connection.close()
+                outcome = type(error).__name__
+            self.outcomes[outcome] += 1
+        for connection in connections.values():
+            connection.close()
+
+
+def _is_ready(service: Service) -> bool:
+    try:
+        return service.get("/readyz").status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+
+
+@contextmanager
+def balanced(*services: Service) -> Iterator[Balancer]:
+    balancer = Balancer(*services)
+    threads = [threading.Thread(target=balancer.probe), *(threading.Thread(target=balancer.send) for _ in range(3))]
+    for thread in threads:
+        thread.start()
+    try:
+        yield balancer
+    finally:
+        balancer.over.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_a_rolling_restart_behind_a_load_balancer_refuses_no_request(folder: Path) -> None:
+    options = ("--workers", "2", "--drain-delay", "1.5")
+    with running(folder, *options) as first, running(folder, *options) as second, balanced(first, second) as balancer:
+        time.sleep(0.3)
+        first.process.send_signal(signal.SIGTERM)
+        with running(folder, *options) as third:
+            balancer.services.append(third)
+            assert first.process.wait(timeout=30) == 0
+            second.process.send_signal(signal.SIGTERM)
+            assert second.process.wait(timeout=30) == 0
+            deadline = time.monotonic() + 20
+            while balancer.ready != [third]:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            balancer.over.set()
+    assert set(balancer.outcomes) == {"200"}, balancer.outcomes
+
+
+def test_a_draining_service_says_so_and_goes_on_answering_until_an_interrupt(folder: Path) -> None:
+    with running(folder, "--workers", "2", "--drain-delay", "600") as service:
+        deadline = time.monotonic() + 20
+        for status in ("ready", "draining"):
+            while {state["status"] for state in service.states()} != {status}:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            if status == "ready":
+                service.process.send_signal(signal.SIGTERM)
+        for _ in range(20):
+            ready = service.get("/readyz")
+            assert (ready.status, ready.json) == (503, {"status": "draining"})
+            answer = service.get(PATH)
+            assert (answer.status, answer.headers["connection"]) == (200, "close")
+        assert (service.get("/livez").status, service.admin("/readyz").status) == (200, 503)
+        service.process.kill()  # its workers end with it; the delay is not theirs to wait for
+        service.process.wait()
+
+
+def test_an_interrupt_stops_a_service_without_the_delay(folder: Path) -> None:
+    with running(folder, "--workers", "2", "--drain-delay", "600") as service:
+        service.process.send_signal(signal.SIGINT)
+        assert service.process.wait(timeout=30) == 0
+
+
+def _connect_until_refused(port: int, outcomes: Counter[str]) -> None:
+    while True:
+        try:
+            connection = socket.create_connection(("127.0.0.1", port), timeout=20)
+        except ConnectionRefusedError:
+            return
+        with connection:
+            try:
+                connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                outcomes["answered" if connection.recv(65536).startswith(b"HTTP/1.1 200") else "empty"] += 1
+            except OSError as error:
+                outcomes[type(error).__name__] += 1
+
+
+@pytest.mark.parametrize("workers", ["1", "3"])
+def test_no_connection_that_was_made_is_reset_when_the_port_closes(folder: Path, workers: str) -> None:
+    with running(folder, "--workers", workers) as service:
+        outcomes = Counter[str]()
+        threads = [threading.Thread(target=_connect_until_refused, args=(service.port, outcomes)) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        while outcomes["answered"] < 100:
+            time.sleep(0.01)
+        service.process.send_signal(signal.SIGTERM)
+        for thread in threads:
+            thread.join()
+    assert set(outcomes) == {"answered"}, outcomes
+
+
+ADOPTING = """
+import ctypes, os, subprocess, sys
+PR_SET_CHILD_SUBREAPER = 36
+assert ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+if (orphan := os.fork()) == 0:
+    # A process between this one and its own child ends at once, so that the child is this one's to bury.
+    if os.fork() == 0:
+        os.execvp("sleep", ["sleep", "0.5"])
+    os._exit(0)
+os.execv(sys.executable, [sys.executable, "-m", "hotplate", "serve", *sys.argv[1:]])
+"""
+
+
+def test_a_parent_that_is_given_children_it_did_not_start_buries_them_and_serves_on(folder: Path) -> None:
+    with running(folder, "--workers", "2", launcher=(sys.executable, "-c", ADOPTING)) as service:
+        before = service.workers()
+        assert len(before) == 2
+        deadline = time.monotonic() + 20
+        while len(service.processes()) > 3:  # the workers and the admin process; zombies count, too
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert service.get(PATH).status == 200
+        assert service.workers() == before
+        assert service.stop() == 0
