@@ -4,7 +4,7 @@ A key comes as `X-API-Key` or as `Authorization: Bearer`, never in a URL. It is 
 time of an answer says nothing of the keys that exist.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from hmac import compare_digest
@@ -73,14 +73,19 @@ class Guard:
         self._callers = dict[bytes, Caller]()
         self.watched = [WatchedFiles([keys], partial(self._load, keys, SharedRates(workers)))] if keys else []
 
-    def _load(self, keys: Path, rates: SharedRates) -> None:
+    def _load(self, keys: Path, rates: SharedRates) -> Callable[[], None]:
         clients = load(keys)
         buckets = rates.buckets(clients)
-        self._callers = {
+        callers = {
             digest: Caller(client.name, frozenset(client.scopes), digest, buckets.get(client.name))
             for client in clients
             for digest in client.digests()
         }
+
+        def use() -> None:
+            self._callers = callers
+
+        return use
 
     async def admit(self, headers: Mapping[str, str], scope: str) -> Caller:
         """Return who sent a request for something that takes *scope*.

@@ -5,6 +5,7 @@ not its own; an id with such, or one that begins with a quote, is written as a J
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -77,8 +78,13 @@ class DenyListFile:
         self.current = DenyList()
         self.watched = [] if path is None else [WatchedFiles([path], partial(self._load, path))]
 
-    def _load(self, path: Path) -> None:
-        self.current = _read(path)
+    def _load(self, path: Path) -> Callable[[], None]:
+        read = _read(path)
+
+        def use() -> None:
+            self.current = read
+
+        return use
 
 
 def _read(path: Path) -> DenyList:

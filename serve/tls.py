@@ -2,6 +2,8 @@
 
 import os
 import ssl
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from serve.errors import ServiceMisused
@@ -23,8 +25,11 @@ class Certificate:
         """TLS 1.2 and later; new connections get the certificate that was loaded last."""
         self.watched = WatchedFiles([certificate, key], self._load)
 
-    def _load(self) -> None:
-        """Put the files into use; both are read once, so that what was tried is what is used."""
+    def _load(self) -> Callable[[], None]:
+        """Read the files, and try them; both are read once, so that what was tried is what is used.
+
+        A context must not change while a handshake begins with it: that is put off to the event loop's own thread.
+        """
         try:
             # The key's file comes first: one that holds a certificate as well must not lend its key to the other's.
             pem = self._key.read_bytes() + b"\n" + self._certificate.read_bytes()
@@ -32,13 +37,13 @@ class Certificate:
             raise ServiceMisused(f"the certificate cannot be read: {error.filename}: {error.strerror}") from error
         try:
             _use(_new_context(), pem)  # one that fails half-way leaves a context without a key
-            _use(self.context, pem)
         except (ssl.SSLError, ValueError) as error:
             reason = getattr(error, "reason", None) or "it cannot be parsed"
             raise ServiceMisused(
                 f"{self._certificate} and {self._key} are not a certificate and its key, in PEM without a password: "
                 f"{reason}"
             ) from None
+        return partial(_use, self.context, pem)
 
 
 def certificate_of(settings: Settings) -> Certificate | None:

@@ -5,6 +5,7 @@ import json
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -203,7 +204,7 @@ def test_what_is_wrong_with_a_file_is_said_once_and_not_while_it_is_being_writte
 ) -> None:
     create(keys, "web", ["read"])
     good, loaded = keys.read_bytes(), list[int]()
-    watched = WatchedFiles([keys], lambda: loaded.append(len(load(keys))))
+    watched = WatchedFiles([keys], lambda: partial(loaded.append, len(load(keys))))
     for size in (20, 50, 90):
         keys.write_bytes(good[:size])
         watched.poll()
