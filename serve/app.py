@@ -1,18 +1,20 @@
-"""The service as an HTTP server of its own, and as a part of another aiohttp application."""
+"""The service as routes: which request reaches which handler, here and as a part of another application."""
 
 import itertools
 import logging
 import re
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
-from typing import Any
 
 from aiohttp import web
 from aiohttp.hdrs import CACHE_CONTROL
+from multidict import istr
 
 from serve.access_log import AccessLog
+from serve.admission import ClientGone
 from serve.auth import Caller, Guard, scope_of
 from serve.cors import Cors
 from serve.handlers import Handler, Handlers
@@ -24,9 +26,14 @@ from serve.scoring import Scoring, refusal
 
 log = logging.getLogger(__name__)
 
-KEEPALIVE_S = 75.0
-MAX_LINE_BYTES = 8190
+# Nobody was there to be answered; the code that proxies log for it.
+CLIENT_GONE = 499
+GIVEN_ID = istr("X-Request-Id")  # found faster than a str
 REQUEST_ID = re.compile(r"[A-Za-z0-9._~+/=:-]{1,128}")
+
+
+# Does the work of a request once its body was read and its turn has come. Raises Problem and ClientGone.
+Gate = Callable[[web.BaseRequest, Callable[[], Awaitable[web.Response]]], Awaitable[web.Response]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +121,8 @@ class Dispatcher:
         self._access_log = access_log
         self.metrics = reader.metrics
         self.draining = False
+        self.gate: Gate | None = None
+        """What a POST has to pass before its handler; None where the application around the service has its own."""
         documents = Documents(takes_key=self._guard.reads_take_a_key)
         self._routes = Routes(self.handlers, Scoring(reader), documents)
         self._cors = Cors(cors_origins)
@@ -126,10 +135,28 @@ class Dispatcher:
 
     def request_id(self, request: web.BaseRequest) -> str:
         """Return the caller's id of a request, or make one; an odd or long one would end in logs and headers."""
-        given = request.headers.get("X-Request-Id")
+        given = request.headers.get(GIVEN_ID)
         if given is not None and REQUEST_ID.fullmatch(given):
             return given
+        return self.new_request_id()
+
+    def new_request_id(self) -> str:
+        """Make an id for a request."""
         return f"{self._id_prefix}{next(self._id_count):08x}"
+
+    def refuse(self, request: web.BaseRequest, problem: Problem) -> web.Response:
+        """Answer a request that is refused before it has a route, and close its connection."""
+        response = problem.response()
+        response.headers["Server"] = "hotplate"
+        response.headers["X-Request-Id"] = self.request_id(request)
+        response.force_close()
+        self.metrics.observe_request(OTHER, OTHER, response.status, 0.0)
+        return response
+
+    def gone(self) -> web.Response:
+        """Count a request whose client hung up before it had a route; the answer reaches nobody."""
+        self.metrics.observe_request(OTHER, OTHER, CLIENT_GONE, 0.0)
+        return web.Response(status=CLIENT_GONE)
 
     async def answer(self, request: web.BaseRequest, path: str, query: str) -> web.Response:
         """Answer a request for a raw path and query."""
@@ -143,11 +170,14 @@ class Dispatcher:
                 scope = scope_of(route.template) if route is not None else None
                 if scope is not None:
                     caller = await self._guard.admit(request.headers, scope)
-                response = await _handler(route, request.method)(request, raw_id, query)
+                work = partial(_handler(route, request.method), request, raw_id, query)
+                response = await (self.gate(request, work) if self.gate and request.method == "POST" else work())
                 if scope is not None and self._guard.reads_take_a_key:
                     _keep_from_shared_caches(response)
         except (Problem, NotReady) as error:
             response = _refused(route, error if isinstance(error, Problem) else not_ready(str(error)))
+        except ClientGone:
+            response = web.Response(status=CLIENT_GONE)  # it reaches nobody
         except Exception:
             log.exception("request %s failed", request_id)
             response = _refused(route, internal_error(request_id))
@@ -165,56 +195,6 @@ class Dispatcher:
             self._access_log.observe(
                 request, response, template, request_id, took_s, client=None if caller is None else caller.name
             )
-        return response
-
-
-class Server(web.Server):
-    """aiohttp's low-level server without its router and middlewares: the hot path pays for neither."""
-
-    def __init__(self, dispatcher: Dispatcher) -> None:
-        super().__init__(self._answer)
-        self.dispatcher = dispatcher
-
-    def __call__(self) -> web.RequestHandler:
-        """Make the protocol of one connection."""
-        return _Connection(
-            self,
-            loop=self._loop,
-            access_log=None,  # type: ignore[arg-type]  # aiohttp tests it for truth, and types it as always there
-            keepalive_timeout=KEEPALIVE_S,
-            max_line_size=MAX_LINE_BYTES,
-            auto_decompress=False,  # what is small on the wire may be large in memory
-        )
-
-    def _answer(self, request: web.BaseRequest) -> Awaitable[web.Response]:
-        path, _, query = request.raw_path.partition("?")
-        if path[:1] != "/":
-            path = request.rel_url.raw_path  # the absolute form, which proxies use
-        return self.dispatcher.answer(request, path, query)
-
-
-class _Connection(web.RequestHandler):
-    """One connection; what aiohttp's parser refuses is answered as a problem, too."""
-
-    def handle_error(
-        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
-    ) -> web.StreamResponse:
-        server: Any = self._manager
-        dispatcher: Dispatcher = server.dispatcher
-        if request.writer.output_size > 0:
-            raise ConnectionError("the answer had begun; it cannot become an error any more") from exc
-        request_id = dispatcher.request_id(request)
-        if status >= 500:
-            log.error("request %s failed", request_id, exc_info=exc)
-            problem = internal_error(request_id)
-        else:
-            reason = (message or "it is not HTTP/1.1").strip().partition("\n")[0].partition(":")[0][:200]
-            problem = Problem(status, "bad-request", f"the request cannot be read: {reason}")
-        response = problem.response()
-        response.headers["Server"] = "hotplate"
-        response.headers["X-Request-Id"] = request_id
-        response.force_close()
-        dispatcher.metrics.observe_request(OTHER, OTHER, response.status, 0.0)
         return response
 
 

@@ -66,6 +66,12 @@ class Exposition(Collector):
         for tier, cell in self._metrics.corrupt.items():
             corrupt.add_metric((tier,), self._metrics.total(cell)[0])
         yield corrupt
+        shed = CounterMetricFamily(
+            "hotplate_shed", "Requests and connections refused or cut so that others are served.", labels=("reason",)
+        )
+        for reason, cell in self._metrics.shed.items():
+            shed.add_metric((reason,), self._metrics.total(cell)[0])
+        yield shed
         yield from self._scrub()
         yield from self._attempts()
         states = self._states()

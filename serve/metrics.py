@@ -23,6 +23,11 @@ CODES = (
     "200", "204", "304", "400", "401", "403", "404", "405", "406", "408", "411", "413", "414", "415", "429", "431",
     "499", "500", "503", "504", "505", OTHER,
 )  # fmt: skip
+# Why work or a connection is refused or cut before it is done, so that the rest is done in time.
+SHED = (
+    "connections", "address", "descriptors", "bytes", "slow_header", "large_header", "slow_body", "slow_reader",
+    "batch_delay", "read_delay", "deadline", "gone",
+)  # fmt: skip
 OPERATIONS = ("get", "get_many")
 OUTCOMES = ("ok", "gone", "error")
 SOURCES = ("personal", "similar", "popular")
@@ -59,7 +64,9 @@ class Metrics:
         self.corrupt = {tier: corrupt_start + n for n, tier in enumerate(tiers)}
         scrub_start = corrupt_start + len(self.corrupt)
         self.scrub = {labels: scrub_start + n for n, labels in enumerate(product(tiers, SCRUB))}
-        self._slot_cells = scrub_start + len(self.scrub)
+        shed_start = scrub_start + len(self.scrub)
+        self.shed = {reason: shed_start + n for n, reason in enumerate(SHED)}
+        self._slot_cells = shed_start + len(self.shed)
         self._cells = memoryview(mmap.mmap(-1, workers * self._slot_cells * 8)).cast("d")
         self._workers = workers
         self.use_slot(0)
@@ -97,6 +104,10 @@ class Metrics:
     def count_scrubbed(self, tier: str, rows: int) -> None:
         """Count rows of a tier's release that were read in the background."""
         self._own[self.scrub[tier, SCRUBBED_ROWS]] += rows
+
+    def count_shed(self, reason: str) -> None:
+        """Count one request or connection that was refused or cut; *reason* is one of SHED."""
+        self._own[self.shed[reason]] += 1
 
     def set_scrub(self, tier: str, damaged: int, seconds: float) -> None:
         """Set what the last pass over a tier's release found; one worker does that, so the sum is its value."""

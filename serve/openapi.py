@@ -59,6 +59,7 @@ STATUSES = {
     413: "The body is too large.",
     415: "The body is compressed; send it as it is.",
     429: "The client has sent as many requests as it may.",
+    431: "The path, the query and the headers are too large together.",
     503: "Nothing can be answered for now: there is no release yet, or there is too much to do.",
 }
 KEYS: Schema = {
@@ -194,7 +195,7 @@ def _operation(one: Operation, schemas: _Schemas) -> Schema:
 
 
 def _responses(one: Operation, schemas: _Schemas) -> Schema:
-    statuses = (*one.statuses, *((401, 403) if one.path in KEYED else ()), *((429,) if one in OPERATIONS else ()))
+    statuses = (*one.statuses, *((401, 403) if one.path in KEYED else ()), *((429,) if one in OPERATIONS else ()), 431)
     answer = {media: {"schema": schemas.of(one.answer)} if media in {JSON, TEXT} else {} for media in one.media}
     answered = {200, 503} if one.answer is StatusAnswer else {200}
     return {

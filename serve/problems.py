@@ -1,9 +1,13 @@
 """Errors as callers see them: problem+json (RFC 9457), each with a stable type."""
 
+import random
+
 import orjson
 from aiohttp import web
 
 CONTENT_TYPE = "application/problem+json"
+# Callers that were refused together come back spread over so many seconds.
+RETRY_AFTER_S = (1, 4)
 
 
 class Problem(Exception):
@@ -27,18 +31,26 @@ class Problem(Exception):
         self.headers = headers or {}
         self.members = members or {}
 
-    def response(self) -> web.Response:
-        """Render the problem."""
-        body = {
+    @property
+    def body(self) -> bytes:
+        """The problem as JSON."""
+        fields = {
             "type": f"urn:hotplate:problem:{self.name}",
             "title": self.name.replace("-", " ").capitalize(),
             "status": self.status,
             "detail": self.detail,
             **self.members,
         }
-        return web.Response(
-            status=self.status, body=orjson.dumps(body), headers={"Content-Type": CONTENT_TYPE, **self.headers}
+        return orjson.dumps(fields)
+
+    def response(self) -> web.Response:
+        """Render the problem."""
+        response = web.Response(
+            status=self.status, body=self.body, headers={"Content-Type": CONTENT_TYPE, **self.headers}
         )
+        if "Connection" in self.headers:
+            response.force_close()
+        return response
 
 
 def bad_parameter(detail: str) -> Problem:
@@ -49,6 +61,12 @@ def bad_parameter(detail: str) -> Problem:
 def not_ready(detail: str) -> Problem:
     """Say that nothing can be answered yet; callers should come back in a second."""
     return Problem(503, "not-ready", detail, {"Retry-After": "1"})
+
+
+def overloaded(detail: str) -> Problem:
+    """Refuse what cannot be done in time; callers should come back in a few seconds, not all at once."""
+    pause_s = random.randint(*RETRY_AFTER_S)  # noqa: S311 -- to spread retries, nothing secret
+    return Problem(503, "overloaded", detail, {"Retry-After": str(pause_s)})
 
 
 def internal_error(request_id: str) -> Problem:

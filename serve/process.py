@@ -20,6 +20,7 @@ from pathlib import Path
 
 import uvloop
 
+from serve.acceptor import raise_descriptor_limit
 from serve.admin import administer
 from serve.auth import guard_of, is_loopback
 from serve.cors import Cors
@@ -68,6 +69,7 @@ def serve(settings: Settings, announce: Callable[[str, str], None]) -> None:
     deny_list = DenyListFile(settings.deny_list)
     for url in (*settings.stores, *([settings.admin_store] if settings.admin_store else [])):
         connect(url)  # a wrong URL is better known here than in every worker
+    raise_descriptor_limit()
     guard = guard_of(settings, verifier_of(settings.oidc_issuer, settings.oidc_audience))
     certificate = certificate_of(settings)
     listener = reserve(settings.host, settings.port)

@@ -3,12 +3,44 @@
 import logging
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import orjson
 
 from serve.reader import BUDGET_S
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the connections of one worker may take; times are in seconds."""
+
+    connections: int = 10_000
+    """How many are open at once; fewer where the process may not open so many files."""
+
+    per_address: int = 2_000
+    """How many are open at once of one address, unless it is a trusted proxy's."""
+
+    trusted_proxies: tuple[str, ...] = ()
+    """Networks, as 10.0.0.0/8, whose addresses stand for many clients."""
+
+    idle_s: float = 75.0
+    """From the last request, or from the connection's beginning, to its first byte after that."""
+
+    header_s: float = 10.0
+    """From a request's first byte to the end of its header."""
+
+    body_s: float = 30.0
+    """From a request's first byte to the end of its body."""
+
+    write_s: float = 10.0
+    """For the client to take the next WRITE_STEP bytes of what is ready for it."""
+
+    header_bytes: int = 16_384
+    """The whole header of one request."""
+
+    bytes_in_flight: int = 256 << 20
+    """Bodies that are not answered, and answers that their clients have not taken; over it, bodies are refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +97,8 @@ class Settings:
 
     cors_origins: tuple[str, ...] = ()
     """Which web pages of other origins may call the service."""
+
+    limits: Limits = field(default_factory=Limits)
 
 
 def timestamp(time_s: float) -> str:

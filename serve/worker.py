@@ -11,16 +11,17 @@ from dataclasses import dataclass
 from functools import partial
 
 from serve.access_log import open_access_log
-from serve.app import Dispatcher, Server
+from serve.app import Dispatcher
 from serve.auth import Guard
 from serve.deny_list import DenyListFile
+from serve.front import Server
 from serve.listeners import accept_the_last
 from serve.metrics import Metrics
 from serve.reader import NotReady, TieredReader, open_reader
 from serve.scrubber import Scrubber
 from serve.settings import Settings
 from serve.states import STARTING, Reporter, SharedStates, WorkerState
-from serve.tls import HANDSHAKE_S, Certificate
+from serve.tls import Certificate
 from serve.watched import WatchedFiles, following
 from stores.connect import connect
 
@@ -104,7 +105,7 @@ async def work(
     dispatcher = Dispatcher(reader, guard, cors_origins=settings.cors_origins, access_log=open_access_log(settings))
     handlers = dispatcher.handlers
     handlers.watched = inherited.watched
-    server = Server(dispatcher)
+    server = Server(dispatcher, settings.limits)
     stop = _Stop(lifeline)
     reporter = Reporter(reader.tiers)
     reporter.status = lambda: STARTING
@@ -125,15 +126,9 @@ async def work(
         preparing.cancel()
         if stop.requested.is_set():
             return  # nobody has connected yet
-        listening = await asyncio.get_running_loop().create_server(
-            server,
-            sock=listener,
-            backlog=BACKLOG,
-            ssl=certificate.context if certificate else None,
-            ssl_handshake_timeout=HANDSHAKE_S if certificate else None,
-        )
+        listening = server.listen(listener, BACKLOG, certificate.context if certificate else None)
         reporter.status = lambda: handlers.status
-        reporter.connections = lambda: len(server.connections)
+        reporter.connections = lambda: server.open_connections
         write(reporter.state())
         if announce is not None:
             announce()

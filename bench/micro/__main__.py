@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bench.micro import cosmos, generator, http_peer, publishing, redis
+from bench.micro import cosmos, generator, http_peer, overload, publishing, redis
 from bench.micro.rounds import Effort, Figure, Outcome, Unmeasured, at_most
 from bench.report import machine
 
@@ -71,6 +71,7 @@ BENCHMARKS: dict[str, Measure] = {
     "redis_reads": redis.measure_reads,
     "redis_publishing": redis.measure_publishing,
     "retail": publishing.measure_retail,
+    "overload": overload.measure,
     "generator": generator.measure,
     "cosmos_emulator": cosmos.measure_emulator,
     "cosmos_reads": cosmos.measure_reads,

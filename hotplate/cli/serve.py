@@ -135,6 +135,19 @@ def serve(
             metavar="URL",
         ),
     ] = None,
+    max_connections: Annotated[
+        int, option("--max-connections", "Keep at most so many connections open in each worker.", at_least=1)
+    ] = 10_000,
+    trusted_proxy: Annotated[
+        list[str] | None,
+        option(
+            "--trusted-proxy",
+            "Let the addresses in this network open any number of connections, as a proxy or a load balancer must; "
+            "may be repeated. Every other address has at most a fifth of them.",
+            metavar="CIDR",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Serve the live release of a store over HTTP, and follow it from release to release.
 
@@ -142,7 +155,7 @@ def serve(
     """
     from serve.errors import ServiceMisused
     from serve.process import serve as run
-    from serve.settings import Settings, configure_logging
+    from serve.settings import Limits, Settings, configure_logging
     from stores.errors import StoreMisused
     from stores.urls import redacted
 
@@ -152,6 +165,9 @@ def serve(
     if keys is None and os.environ.get("HOTPLATE_KEYS") == "":
         raise ServiceMisused("HOTPLATE_KEYS is empty; name the file of keys, or unset it to serve without keys")
     configure_logging()
+    limits = Limits(
+        connections=max_connections, per_address=max(1, max_connections // 5), trusted_proxies=networks(trusted_proxy)
+    )
     settings = Settings(
         urls,
         host,
@@ -174,6 +190,7 @@ def serve(
         oidc_audience=oidc_audience,
         deny_list=deny_list,
         cors_origins=tuple(cors_origin or ()),
+        limits=limits,
     )
     named = ", ".join(map(redacted, urls))
 
@@ -181,3 +198,17 @@ def serve(
         err.print(f"serving {named} on {address}, and for operators on {admin}")
 
     run(settings, announce)
+
+
+def networks(given: list[str] | None) -> tuple[str, ...]:
+    """Check networks, as 10.0.0.0/8; raises StoreMisused for what is none."""
+    from ipaddress import ip_network
+
+    from stores.errors import StoreMisused
+
+    for network in given or ():
+        try:
+            ip_network(network)
+        except ValueError as error:
+            raise StoreMisused(f"--trusted-proxy takes a network, as 10.0.0.0/8: {error}") from None
+    return tuple(given or ())

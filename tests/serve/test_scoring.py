@@ -80,7 +80,6 @@ async def test_a_job_gets_every_answer_in_order_whatever_its_batches(service: Se
     rows = ROWS * (batch // 250 or 1)  # so that as many batches are under way as a job sends at once
     job = ScoringJob(endpoint, batch)
     check(await job.run(rows), rows)
-    assert job.retries == 0
 
 
 @pytest.mark.parametrize(
@@ -211,7 +210,6 @@ async def test_a_job_loses_no_answer_while_releases_flip(tmp_path: Path) -> None
         for _ in range(scaled(40, least=3)):
             elements, _ = await asyncio.gather(job.run(ROWS * 4), publish_lists(store, lists()))
             check(elements, ROWS * 4)
-        assert job.retries == 0
 
 
 async def test_a_job_outlasts_its_rate_and_ends_where_its_key_is_not_known(folder: Path, tmp_path: Path) -> None:

@@ -37,6 +37,13 @@ class Answer:
         return json.loads(self.body)
 
 
+def parse_answer(received: bytes) -> Answer:
+    """Read one whole answer as it came over a socket."""
+    head, _, body = received.partition(b"\r\n\r\n")
+    status, *lines = head.decode().split("\r\n")
+    return Answer(int(status.split()[1]), dict(line.lower().split(": ", 1) for line in lines), body)
+
+
 @dataclass(slots=True)
 class Service:
     process: subprocess.Popen[bytes]
@@ -100,9 +107,16 @@ def running(folder: Path, *options: str, launcher: Sequence[str] = LAUNCHER) -> 
 @contextmanager
 def serving(logs: Path, *options: str, launcher: Sequence[str] = LAUNCHER) -> Iterator[Service]:
     """Run `hotplate serve` with *options* on any free port, until the block ends; its log goes to the folder *logs*."""
+    with started(logs, [*launcher, *DEFAULTS, *options]) as service:
+        yield service
+
+
+@contextmanager
+def started(logs: Path, command: Sequence[str]) -> Iterator[Service]:
+    """Run a command that serves, and says where, until the block ends; its log goes to the folder *logs*."""
     log = logs / f"serve-{time.monotonic_ns()}.log"
     with log.open("wb") as stream:
-        process = subprocess.Popen([*launcher, *DEFAULTS, *options], stderr=stream, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(command, stderr=stream, stdout=subprocess.DEVNULL)
     try:
         yield Service(process, *_ports(process, log), log)
     finally:

@@ -1,0 +1,109 @@
+"""A service with limits that tests can reach, and raw sockets that reach them.
+
+As a command (`python -m tests.support.limited_service JSON`) it serves what the JSON says: the store, and any field of
+the limits; also how many files the service may open.
+"""
+
+import json
+import logging
+import re
+import resource
+import socket
+import struct
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.support.service import Answer, Service, parse_answer, started
+
+WAIT_S = 30.0
+MB = 1 << 20
+
+
+@contextmanager
+def limited(store: Path, *, files: int | None = None, **limits: object) -> Iterator[Service]:
+    """Serve the store in a folder within *limits*, until the block ends."""
+    options = json.dumps({"store": f"file://{store}", "files": files, "limits": limits})
+    with started(store.parent, [sys.executable, "-m", "tests.support.limited_service", options]) as service:
+        yield service
+
+
+def worker_of(service: Service) -> int:
+    """Return the process of a service's one worker."""
+    (worker,) = service.workers()
+    return worker
+
+
+def memory_mb(service: Service) -> float:
+    """Return the memory of the worker that is its own; the pages of the release's file can be dropped."""
+    lines = Path(f"/proc/{worker_of(service)}/status").read_text()
+    return sum(int(kb) for kb in re.findall(r"Rss(?:Anon|Shmem):\s+(\d+) kB", lines)) / 1024
+
+
+def shed(service: Service, reason: str) -> float:
+    """Return how much was shed for a reason."""
+    return counted(service, "hotplate_shed_total", reason=reason)
+
+
+def counted(service: Service, name: str, **labels: str) -> float:
+    """Add up what `/metrics` counts under *name*, of all series with these labels."""
+    families = text_string_to_metric_families(service.admin("/metrics").body.decode())
+    samples = (sample for family in families for sample in family.samples if sample.name == name)
+    return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
+
+
+def until(is_so: Callable[[], object], what: str) -> None:
+    """Wait until a condition holds; *what* says in a failure what did not come about."""
+    deadline = time.monotonic() + WAIT_S
+    while not is_so():
+        assert time.monotonic() < deadline, f"in {WAIT_S:.0f} s, {what}"
+        time.sleep(0.02)
+
+
+@contextmanager
+def sockets(service: Service, count: int = 1) -> Iterator[list[socket.socket]]:
+    """Open so many connections; they are reset at the end of the block, so that no port is left waiting."""
+    with ExitStack() as stack:
+        opened = list[socket.socket]()
+        for _ in range(count):
+            one = stack.enter_context(socket.create_connection(("127.0.0.1", service.port), timeout=WAIT_S))
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            opened.append(one)
+        yield opened
+
+
+def answer_and_end(connection: socket.socket) -> Answer | None:
+    """Read until the service closes; the answer that it gave before, None where it said nothing."""
+    received = b""
+    while chunk := connection.recv(65_536):
+        received += chunk
+    assert received[:9] in {b"HTTP/1.1 ", b""}, received
+    return parse_answer(received) if received else None
+
+
+def allow_files(count: int) -> None:
+    """Let this process open fewer, or more, files."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(count, most), most))
+
+
+def main() -> None:
+    from serve.process import serve  # noqa: PLC0415 -- only the command serves
+    from serve.settings import Limits, Settings, configure_logging  # noqa: PLC0415 -- only the command serves
+
+    options = json.loads(sys.argv[1])
+    configure_logging()
+    if options["files"]:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (options["files"], options["files"]))
+    limits = Limits(**options["limits"])
+    settings = Settings((options["store"],), port=0, admin_port=0, drain_delay_s=0.0, limits=limits)
+    said = "serving a store on %s, and for operators on %s"
+    serve(settings, lambda address, admin: logging.getLogger(__name__).info(said, address, admin))
+
+
+if __name__ == "__main__":
+    main()
