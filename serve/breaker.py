@@ -49,6 +49,10 @@ class Breaker:
         self._retry_at = None
         self._probing = False
 
+    def undecided(self) -> None:
+        """Take note of a request that ended before anything could be said of the store: another may probe it."""
+        self._probing = False
+
     def failed(self, threshold: int = FAILURES) -> None:
         """Count a failure; open the breaker where *threshold* came in a row, or the probe failed."""
         self._failures += 1

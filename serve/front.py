@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from ipaddress import ip_address, ip_network
+from math import inf
 from time import monotonic
 from typing import cast
 
@@ -57,8 +58,10 @@ PROBE = re.compile(rb"(?:GET|HEAD) /(?:livez|readyz|health/live|health/ready)?[?
 # Reads that may be shed without parsing: a whole header, in which nothing says that there is more to the request.
 READS = {b"recommendations": "/v1/recommendations/{user}", b"similar": "/v1/similar/{item}", b"popular": "/v1/popular"}
 READ = re.compile(rb"GET /v1/(recommendations|similar|popular)[/? ][^\r\n ]* ?HTTP/1\.1\r\n")
-MORE = re.compile(rb"content-length|transfer-encoding|upgrade|expect|connection:[ \t]*close", re.IGNORECASE)
+MORE = (b"content-length", b"transfer-encoding", b"upgrade", b"expect", b"close")
 END = b"\r\n\r\n"
+# Stands for the id of a request.
+ID = "{id}"
 
 Work = Callable[[], Awaitable[web.Response]]
 
@@ -81,6 +84,7 @@ class Server(web.Server):
         self._slices = [set[Connection]() for _ in range(SLICES)]
         self._refused = dict[Connection, float]()
         self._addresses = Counter[str]()
+        self._refusal = (inf, b"", b"")
         self._accepting = set[asyncio.Task[object]]()
         self._ticks = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -193,11 +197,6 @@ class Server(web.Server):
         if path[:1] != "/":
             path = request.rel_url.raw_path  # the absolute form, which proxies use
         protocol = cast("Handler", request._protocol)  # noqa: SLF001 -- as below
-        if request._method == "GET":  # noqa: SLF001 -- as below
-            admission, waited_s = self.admission, monotonic() - protocol.received
-            admission.reads += 1
-            if waited_s < admission.least_wait_s:  # noqa: PLR1730 -- `min` takes twice as long
-                admission.least_wait_s = waited_s
         # Its own fields, as this is the hot path; and `version`, once read, keeps its value.
         is_usual = request._version is HttpVersion11 and not protocol._paused  # noqa: SLF001 -- as above
         if is_usual and TIMEOUT not in request._headers:  # noqa: SLF001 -- as above
@@ -230,6 +229,15 @@ class Server(web.Server):
             raise self.no_room()
         await read_body(request)
         return await self.admission.batch(work, deadline=deadline, is_gone=lambda: request.transport is None)
+
+    def read_refusal(self) -> bytes:
+        """Write the answer to a single read that is refused; anew once a tick, as what is refused must cost little."""
+        if self._refusal[0] != self.admission.no_reads_from:
+            problem = overloaded("more is requested than can be answered in time")
+            before, after = raw_answer(problem, ID, "").split(ID.encode())
+            self._refusal = self.admission.no_reads_from, before, after
+        _, before, after = self._refusal
+        return before + self.dispatcher.new_request_id().encode() + after
 
     def no_room(self) -> Problem:
         """Count a body for which there is no memory; how to refuse it."""
@@ -353,7 +361,7 @@ class Connection(asyncio.Protocol):
             self._since = now
             if self._held:
                 self._hold(-self._held)
-            if self._admission.shed_share and self._shed(data):
+            if now > self._admission.no_reads_from and self._shed(data, now):
                 return
         if len(data) > SMALL and self._is_too_large(data):
             return
@@ -401,15 +409,17 @@ class Connection(asyncio.Protocol):
             return None
         return handler
 
-    def _shed(self, data: bytes) -> bool:
+    def _shed(self, data: bytes, now: float) -> bool:
         """Refuse a single read without parsing, where the worker is late; False for what must be looked at."""
         read = READ.match(data)
-        if read is None or self._queued or data.find(END) != len(data) - len(END) or MORE.search(data):
+        if read is None or self._queued or data.find(END) != len(data) - len(END):
             return False
-        if not self._admission.sheds_read():
-            return False
-        problem = overloaded("more is requested than can be answered in time")
-        self.transport.write(raw_answer(problem, self._server.dispatcher.new_request_id(), ""))
+        header = data.lower()
+        for word in MORE:
+            if word in header:
+                return False
+        self._admission.count_refused_read(now)
+        self.transport.write(self._server.read_refusal())
         self._server.metrics.observe_request(READS[read[1]], "GET", 503, 0.0)
         return True
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 
 import orjson
 from aiohttp import hdrs, web
@@ -194,6 +195,33 @@ def _excluded(ids: Sequence[str]) -> frozenset[bytes]:
     return frozenset(map(encode_id, ids)) if ids else _NOTHING
 
 
+class StreamedResponse(web.Response):
+    """An answer of which *made* is ready, and the rest is made while it is sent, compressed or as it is.
+
+    A piece is made inside of *turn*, and outside of it waits for its reader, who so holds up nobody.
+    """
+
+    def __init__(
+        self, made: bytes, pieces: Iterator[bytes], compress: Compressor | None, headers: dict[str, str]
+    ) -> None:
+        super().__init__(body=self._stream(made, pieces, compress), headers=headers)
+        self.turn: Callable[[], AbstractAsyncContextManager[None]] = nullcontext
+
+    async def _stream(self, made: bytes, pieces: Iterator[bytes], compress: Compressor | None) -> AsyncIterator[bytes]:
+        yield made if compress is None else await _compressed(compress, made)
+        while True:
+            async with self.turn():
+                await asyncio.sleep(0)
+                piece = next(pieces, None)
+                if piece is not None and compress is not None:
+                    piece = await _compressed(compress, piece)
+            if piece is None:
+                break
+            yield piece
+        if compress is not None:
+            yield compress.flush()
+
+
 async def in_pieces(pieces: Iterator[bytes], headers: dict[str, str], coding: str | None) -> web.Response:
     """Answer with *pieces*, each made when others had their turn; where they are many, they are sent while made."""
     made = bytearray()
@@ -203,7 +231,7 @@ async def in_pieces(pieces: Iterator[bytes], headers: dict[str, str], coding: st
             if coding is not None:
                 headers["Content-Encoding"] = coding
             compress = None if coding is None else compressor(coding)
-            return web.Response(body=_stream(bytes(made), pieces, compress), headers=headers)
+            return StreamedResponse(bytes(made), pieces, compress, headers)
         await asyncio.sleep(0)
     body = bytes(made)
     if coding is not None and len(body) > COMPRESS_BYTES:
@@ -211,16 +239,6 @@ async def in_pieces(pieces: Iterator[bytes], headers: dict[str, str], coding: st
         compress = compressor(coding)
         body = await _compressed(compress, body) + compress.flush()
     return web.Response(body=body, headers=headers)
-
-
-async def _stream(made: bytes, pieces: Iterator[bytes], compress: Compressor | None) -> AsyncIterator[bytes]:
-    """Yield an answer of which *made* is ready, compressed or as it is."""
-    yield made if compress is None else await _compressed(compress, made)
-    for piece in pieces:
-        await asyncio.sleep(0)
-        yield piece if compress is None else await _compressed(compress, piece)
-    if compress is not None:
-        yield compress.flush()
 
 
 async def _compressed(compress: Compressor, data: bytes) -> bytes:

@@ -2,8 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from math import inf
 from types import TracebackType
 from typing import Literal, NamedTuple, Self
 
@@ -36,6 +39,21 @@ DEFAULT_N = 10
 Status = Literal["ok", "unknown", "error"]
 
 
+# Until when the caller of the request at hand has its lists read, by `loop_time`. Few callers say it, and those who do
+# not shall pay nothing for it, as they would for an argument of every call down to here.
+_read_by = ContextVar("_read_by", default=inf)
+
+
+@contextmanager
+def read_within(timeout_s: float) -> Iterator[None]:
+    """Have reads of this block end in *timeout_s*, where their budget is not less."""
+    token = _read_by.set(loop_time() + timeout_s)
+    try:
+        yield
+    finally:
+        _read_by.reset(token)
+
+
 class NotReady(StoreError):
     """No tier has served a release yet; the text says what is wrong."""
 
@@ -50,6 +68,13 @@ class EncodedList(NamedTuple):
     """Opened, as `TieredReader.cut` takes it."""
 
     status: Status = "ok"
+
+
+class _Deadline(NamedTuple):
+    """Until when a request reads, by `loop_time`; *hurried*: as its caller waits for less than the budget."""
+
+    at: float
+    hurried: bool
 
 
 class TieredReader:
@@ -142,7 +167,7 @@ class TieredReader:
         """
         denied = self.deny_list.current.users
         wanted = [user for user in dict.fromkeys(users) if user not in denied]
-        deadline = loop_time() + self._budget_s + BUDGET_S_PER_USER * len(users)
+        deadline = self._deadline(BUDGET_S_PER_USER * len(users))
         found, unknown = await self._read_many(wanted, deadline, must_read=must_read)
         if len(wanted) == len(users):
             return found
@@ -150,7 +175,7 @@ class TieredReader:
         return [by_user.get(user, unknown) for user in users]
 
     async def _read_many(
-        self, users: Sequence[str], deadline: float, *, must_read: bool
+        self, users: Sequence[str], deadline: _Deadline, *, must_read: bool
     ) -> tuple[list[EncodedList], EncodedList]:
         """Return the lists of users in one release, and what an unknown user gets in that."""
         if not users:
@@ -162,7 +187,9 @@ class TieredReader:
             if served is None:
                 continue
             try:
-                served, slots = await tier.read(served, keys, self._share_s(index, deadline))
+                served, slots = await tier.read(
+                    served, keys, self._share_s(index, deadline.at), hurried=deadline.hurried
+                )
             except ReleaseCorrupt:
                 continue  # it does not pass by itself, so that nobody need come again for it
             except StoreError as error:
@@ -187,7 +214,7 @@ class TieredReader:
         return [first] * len(users), first._replace(status="unknown")
 
     async def _read_one(self, key: str, source: str, segment: str) -> EncodedList:
-        deadline: float | None = None
+        deadline: _Deadline | None = None
         missed: tuple[Tier, ServedRelease] | None = None
         tried: tuple[ReleaseId, ...] = ()
         for index, tier in enumerate(self.tiers):
@@ -197,9 +224,11 @@ class TieredReader:
             slot = tier.get(served, key)
             if isinstance(slot, StoreError) and not isinstance(slot, ReleaseCorrupt):
                 if deadline is None:
-                    deadline = loop_time() + self._budget_s
+                    deadline = self._deadline()
                 try:
-                    served, (slot,) = await tier.read(served, [key], self._share_s(index, deadline))
+                    served, (slot,) = await tier.read(
+                        served, [key], self._share_s(index, deadline.at), hurried=deadline.hurried
+                    )
                 except StoreError:
                     continue
             if hit := self._hit(tier, served, slot, source):
@@ -213,6 +242,10 @@ class TieredReader:
         self.metrics.count_lookup("popular", "error")
         first.served.lookups[ERROR] += 1
         return first
+
+    def _deadline(self, more_s: float = 0.0) -> _Deadline:
+        at, caller = loop_time() + self._budget_s + more_s, _read_by.get()
+        return _Deadline(min(at, caller), hurried=caller < at)
 
     def _share_s(self, index: int, deadline: float) -> float:
         """Return what the tier at *index* may take, in seconds: what is left, shared with the tiers after it."""

@@ -118,11 +118,14 @@ class Tier:
         self._metrics.observe_store(self.name, "get", "ok", perf_counter() - started)
         return value if value is None else self._decoded(served, key, value)
 
-    async def read(self, served: ServedRelease, keys: Sequence[str], timeout_s: float) -> ReadResult:
+    async def read(
+        self, served: ServedRelease, keys: Sequence[str], timeout_s: float, *, hurried: bool = False
+    ) -> ReadResult:
         """Read *keys* in *served*, or, where that release is gone, in what is live now.
 
         Raises StoreError when nothing could be read in time, or when the circuit is open. A store in this process is
-        not late but busy with us, so it has no deadline.
+        not late but busy with us, so it has no deadline. *hurried*: the time is less than a store may take, so that
+        a failure says nothing of it.
         """
         if self._local is not None:
             with suppress(ReleaseNotFound):
@@ -136,16 +139,16 @@ class Tier:
             # Where the store fails by part, this is so, too: ours came before its own, as this loop was busy.
             kind = PartUnavailable if self._fails_by_part else StoreUnavailable
             late = kind(f"{self.name} did not answer in {timeout_s * 1000:.0f} ms")
-            self._failed(late)
+            self._failed(late, hurried=hurried)
             raise late from None
         except (StoreError, asyncio.CancelledError) as error:
-            self._failed(error)
+            self._failed(error, hurried=hurried)
             if isinstance(error, ReleaseCorrupt):
                 self._count_damage(served, error)
             raise
         except Exception as error:
             defect = StoreUnavailable(f"{self.name} failed with {type(error).__name__}; the log says where")
-            self._failed(defect, cause=error)
+            self._failed(defect, hurried=hurried, cause=error)
             raise defect from error
         if self._open_is_logged:
             self._open_is_logged = False
@@ -153,8 +156,11 @@ class Tier:
         self.breaker.succeeded()
         return result
 
-    def _failed(self, error: BaseException, cause: Exception | None = None) -> None:
+    def _failed(self, error: BaseException, *, hurried: bool, cause: Exception | None = None) -> None:
         """Report a failure to the breaker; a store that reads key by key may have failed this key only."""
+        if hurried:
+            self.breaker.undecided()
+            return
         was_open = self.breaker.is_open
         by_part = isinstance(error, PartUnavailable)
         self._fails_by_part = self._fails_by_part or by_part
