@@ -226,7 +226,7 @@ def test_without_descriptors_health_is_answered_and_all_is_well_afterwards(store
 
 
 def test_a_service_with_few_descriptors_keeps_some_for_itself(store: Path) -> None:
-    with limited(store, files=80) as service, sockets(service, 70):
+    with limited(store, files=128) as service, sockets(service, 120):
         assert service.get("/readyz").status == 200
         assert "connections are refused" not in service.log.read_text()
 
