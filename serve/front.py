@@ -246,8 +246,10 @@ class Server(web.Server):
         protocol = cast("Handler", request.protocol)
         try:
             deadline = await self._read(request, protocol)
-        except Problem:
-            protocol.discard_body()
+        except Problem as problem:
+            if protocol.awaits_body:
+                protocol.discard_body()
+                problem.headers |= CLOSE
             raise
         return await self.admission.batch(work, deadline=deadline, is_gone=lambda: request.transport is None)
 
@@ -336,7 +338,7 @@ class Handler(web.RequestHandler):
 
     def discard_body(self) -> None:
         """Take what is left of the current request's body for nothing; once it is answered, the connection lingers."""
-        if self._current_request is not None and self.awaits_body:
+        if self._current_request is not None:
             self._force_close = True  # `data_received` looks at nothing more, and the end of the task closes nothing
             self._current_request.content.feed_eof()
             if self._task_handler is not None:

@@ -306,6 +306,22 @@ def test_a_body_whose_length_says_too_much_is_refused_before_it_is_sent(service:
     assert said(service, POST + b"Transfer-Encoding: chunked\r\n\r\n", chunk * 17, b"0\r\n\r\n").status == 413
 
 
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        ("/v1/recommendations", {}, 413),
+        ("/v1/recommendations", {"Content_Encoding": "gzip"}, 415),
+        ("/v1/recommendations", {"X_Request_Timeout_Ms": "soon"}, 400),
+        ("/livez", {}, 405),
+    ],
+)
+def test_who_sends_all_of_a_body_before_reading_sees_why_it_is_refused(
+    service: Service, path: str, headers: dict[str, str], status: int
+) -> None:
+    for _ in range(5):
+        assert service.request("POST", path, b" " * (8 * MB), **headers).status == status
+
+
 def test_a_client_that_waits_for_leave_to_send_its_body_gets_it(service: Service) -> None:
     with sockets(service) as (connection,):
         body = b'{"users": ["1"]}'
