@@ -23,8 +23,10 @@ from aiohttp.http import HttpVersion10
 from serve.acceptor import Acceptor, room_for_connections
 from serve.admission import Admission
 from serve.app import Dispatcher
+from serve.handlers import StreamedResponse
 from serve.messages import (
     CLOSE,
+    READ_SHARE,
     TIMEOUT,
     crowded,
     deadline_of,
@@ -36,6 +38,7 @@ from serve.messages import (
 )
 from serve.parameters import MAX_BODY_BYTES
 from serve.problems import Problem, internal_error, overloaded
+from serve.reader import read_within
 from serve.settings import Limits
 from serve.tls import HANDSHAKE_S
 
@@ -227,18 +230,20 @@ class Server(web.Server):
 
     async def _answer_unusual(self, request: web.BaseRequest, path: str, query: str) -> web.Response:
         """Answer what may be too late, or of another version, or comes before its client has read the last answer."""
-        protocol = cast("Handler", request.protocol)
+        protocol, deadline = cast("Handler", request.protocol), inf
         try:
             if request._version not in (HttpVersion11, HttpVersion10):  # noqa: SLF001 -- as in `_answer`
                 return self.dispatcher.refuse(request, wrong_version(request))
             await protocol._drain_helper()  # noqa: SLF001 -- aiohttp has no other way to wait for it
             if request.method != "POST":  # a POST's is looked at when its turn comes
-                self.admission.check_deadline(deadline_of(request, cast("Handler", request.protocol).received))
+                deadline = deadline_of(request, protocol.received)
+                self.admission.check_deadline(deadline)
         except ConnectionError:
             return self.dispatcher.gone()
         except Problem as problem:
             return self.dispatcher.refuse(request, problem)
-        return await self.dispatcher.answer(request, path, query)
+        with read_within(READ_SHARE * (deadline - monotonic())):
+            return await self.dispatcher.answer(request, path, query)
 
     async def _admit(self, request: web.BaseRequest, work: Work) -> web.Response:
         """Read a body inside all limits, wait for the turn of its work, and do it."""
@@ -250,7 +255,15 @@ class Server(web.Server):
                 protocol.discard_body()
                 problem.headers |= CLOSE
             raise
-        return await self.admission.batch(work, deadline=deadline, is_gone=lambda: request.transport is None)
+
+        async def timed() -> web.Response:
+            with read_within(READ_SHARE * (deadline - monotonic())):
+                return await work()
+
+        response = await self.admission.batch(timed, deadline=deadline, is_gone=lambda: request.transport is None)
+        if isinstance(response, StreamedResponse):
+            response.turn = self.admission.resumed
+        return response
 
     async def _read(self, request: web.BaseRequest, protocol: "Handler") -> float:
         """Read a body inside all limits, and return until when its caller waits."""

@@ -14,6 +14,8 @@ from serve.problems import CONTENT_TYPE, Problem, overloaded
 # How long a caller may say that it waits.
 MOST_TIMEOUT_S = 60.0
 TIMEOUT = istr("X-Request-Timeout-Ms")
+# The part of that in which lists are read; in the rest they become an answer, and that reaches its caller.
+READ_SHARE = 0.9
 CLOSE = {"Connection": "close"}
 
 

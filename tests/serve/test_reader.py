@@ -6,7 +6,7 @@ import pytest
 
 from serve.breaker import FAILURES, PAUSE_S
 from serve.metrics import LOOKUPS
-from serve.reader import EncodedList, Lists, NotReady, TieredReader
+from serve.reader import EncodedList, Lists, NotReady, TieredReader, read_within
 from serve.tiers import loop_time
 from stores import lifecycle as life
 from stores.encoding import OFFSET_BYTES
@@ -87,6 +87,45 @@ async def test_a_slow_or_failing_store_is_answered_by_popular_inside_the_budget(
     assert reader.counted("popular", "error") == 3
     assert reader.counted("popular", "miss") == 1
     assert reader.counted("personal", "hit") == 3
+
+
+@virtual
+async def test_a_caller_that_waits_for_less_than_the_budget_is_answered_in_its_time_and_opens_no_circuit(
+    memory: MemoryStore, remote: RemoteStore
+) -> None:
+    await publish(memory, "first")
+    reader = await over(remote)
+    remote.delay_s = BUDGET_S / 2
+    for _ in range(2 * FAILURES):
+        started = loop_time()
+        with read_within(BUDGET_S / 4):
+            assert (await reader.personal("1")).source == "popular"
+            assert [one.status for one in await reader.personal_many(["1", "2"])] == ["error", "error"]
+        assert loop_time() - started < BUDGET_S  # two answers, each in a quarter of the budget
+    with read_within(60):
+        assert (await reader.personal("1")).source == "personal"
+    remote.delay_s = 30
+    for _ in range(FAILURES):
+        with read_within(60):
+            assert (await reader.personal("1")).source == "popular"
+    assert reader.tiers[0].breaker.is_open
+
+
+@virtual
+async def test_a_probe_whose_caller_could_not_wait_leaves_the_next_one_to_probe(
+    memory: MemoryStore, remote: RemoteStore
+) -> None:
+    await publish(memory, "first")
+    reader = await over(remote)
+    remote.failure = StoreUnavailable("gone")
+    for _ in range(FAILURES):
+        await reader.personal("1")
+    remote.failure, remote.delay_s = None, BUDGET_S / 2
+    await asyncio.sleep(PAUSE_S[0])
+    with read_within(BUDGET_S / 4):
+        assert (await reader.personal("1")).source == "popular"
+    assert reader.tiers[0].breaker.is_open
+    assert (await reader.personal("1")).source == "personal"
 
 
 @pytest.mark.parametrize("local", [True, False])
