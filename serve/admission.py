@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 # How often the loop is measured, and how late it may be. What waits is served within about twice this, so that 1,000
 # connections, each with a request that waits, still carry 100,000 requests/s.
-TICK_S = 0.002
+TICK_S = 0.005
 # A delay that passes within INTERVAL_S is a burst, and is answered; one that stands for longer only adds to every
 # latency (as by CoDel). Then batches may wait for TARGET_S, until none was refused for as long.
 INTERVAL_S = 0.1
@@ -184,7 +184,9 @@ class Admission:
             self._limit = min(MOST, self._limit + 1)
         self._measure_again(now, cpu_s)
         stands = now - self._on_time_at > INTERVAL_S or now - self._read_refused_at < INTERVAL_S
-        self.no_reads_from = self._due if stands else inf
+        # One late tick under a queue is answered by nothing until the loop is on time again: a pool of connections that
+        # are all waiting hides at its other end what else is queued there.
+        self.no_reads_from = inf if not stands else now if self._is_late else self._due
         self._hand_on()
 
     def _measure_again(self, now: float, cpu_s: float) -> None:

@@ -19,6 +19,7 @@ from typing import cast
 
 from aiohttp import HttpVersion11, web
 from aiohttp.http import HttpVersion10
+from aiohttp.streams import EMPTY_PAYLOAD
 
 from serve.acceptor import Acceptor, room_for_connections
 from serve.admission import Admission
@@ -222,6 +223,7 @@ class Server(web.Server):
         if path[:1] != "/":
             path = request.rel_url.raw_path  # the absolute form, which proxies use
         protocol = cast("Handler", request._protocol)  # noqa: SLF001 -- as below
+        protocol.bodyless = request._payload is EMPTY_PAYLOAD  # noqa: SLF001 -- as below
         # Its own fields, as this is the hot path; and `version`, once read, keeps its value.
         is_usual = request._version is HttpVersion11 and not protocol._paused  # noqa: SLF001 -- as above
         if is_usual and TIMEOUT not in request._headers:  # noqa: SLF001 -- as above
@@ -297,7 +299,7 @@ class Server(web.Server):
 class Handler(web.RequestHandler):
     """aiohttp's protocol behind a `Connection`; what its parser refuses is answered as a problem, too."""
 
-    __slots__ = ("_linger", "received")
+    __slots__ = ("_linger", "bodyless", "received")
 
     def __init__(self, server: Server, loop: asyncio.AbstractEventLoop, linger: Callable[[], None]) -> None:
         super().__init__(
@@ -312,6 +314,8 @@ class Handler(web.RequestHandler):
         self._linger = linger
         self.received = 0.0
         """When the header of the newest request came, by `time.monotonic`."""
+        self.bodyless = False
+        """Whether the newest request is being answered, or was, and has no body."""
 
     def _process_keepalive(self) -> None:
         """Leave idle connections to the sweep."""
@@ -329,6 +333,11 @@ class Handler(web.RequestHandler):
             log.error("request %s failed", request_id, exc_info=exc)
             return server.dispatcher.refuse(request, internal_error(request_id))
         return server.dispatcher.refuse(request, unreadable(status, message))
+
+    @property
+    def has_answered(self) -> bool:
+        """Whether the next byte begins a request although aiohttp does not wait for it yet, as in a long turn."""
+        return self.bodyless and not self._request_in_progress
 
     @property
     def between_requests(self) -> bool:
@@ -415,12 +424,13 @@ class Connection(asyncio.Protocol):
             handler = self._begin(data)
             if handler is None:
                 return
-        elif handler._waiter is None or handler._messages:  # noqa: SLF001 -- `between_requests`, on the hot path
+        elif handler._messages or (handler._waiter is None and not handler.has_answered):  # noqa: SLF001 -- `between_requests`, on the hot path
             if handler.keeps:
                 self._hold(len(data))
             handler.feed_body(data)
             return
         handler.received = now = monotonic()
+        handler.bodyless = False
         if not self._header_bytes:
             self._since = now
             if self._held:
