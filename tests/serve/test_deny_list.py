@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -168,6 +169,26 @@ def test_a_file_is_read_once_it_is_no_longer_written_to(tmp_path: Path) -> None:
     assert deny_list.current.users == {"1"}
     watched.poll()
     assert deny_list.current.users == {"1", "2"}
+
+
+def test_a_config_map_that_kubernetes_swaps_under_its_links_is_read_again(tmp_path: Path) -> None:
+    def swap(version: str, text: str) -> None:
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "denied.txt").write_text(text)
+        (tmp_path / "..data_tmp").symlink_to(version)
+        (tmp_path / "..data_tmp").rename(tmp_path / "..data")
+
+    swap("..2026_11_20", "user:1\n")
+    (tmp_path / "denied.txt").symlink_to("..data/denied.txt")
+    deny_list = DenyListFile(tmp_path / "denied.txt")
+    (watched,) = deny_list.watched
+    assert deny_list.current.users == {"1"}
+    swap("..2026_11_21", "user:2\n")  # as long as before, so that its size tells nothing
+    shutil.rmtree(tmp_path / "..2026_11_20")
+    watched.poll()
+    watched.poll()
+    assert deny_list.current.users == {"2"}
+    assert watched.warning is None
 
 
 @pytest.mark.parametrize("identifier", ["1", 'quo"te', 'quo"', "\\", "é", "a,b", "},\n{"])
