@@ -134,27 +134,30 @@ class TieredReader:
         """Return the first *n* items of a list that are neither denied nor *excluded*, by ids of `encode_id`."""
         return self.deny_list.current.cut(encoded.body, n, excluded)
 
-    async def personal_many(self, users: Sequence[str], *, must_read: bool = False) -> list[EncodedList]:
+    async def personal_many(
+        self, users: Sequence[str], segment: str = OVERALL, *, must_read: bool = False
+    ) -> list[EncodedList]:
         """Read the lists of many users in one release, in order: the first tier that can be read answers for all.
 
         A user who is named twice is read once, and one who is denied is not read. Where no tier can be read, all get
-        the popular list, or, with *must_read*, StoreUnavailable is raised: for callers that would rather come again.
+        the popular list of *segment*, or, with *must_read*, StoreUnavailable is raised: for callers that would rather
+        come again.
         """
         denied = self.deny_list.current.users
         wanted = [user for user in dict.fromkeys(users) if user not in denied]
         deadline = loop_time() + self._budget_s + BUDGET_S_PER_USER * len(users)
-        found, unknown = await self._read_many(wanted, deadline, must_read=must_read)
+        found, unknown = await self._read_many(wanted, segment, deadline, must_read=must_read)
         if len(wanted) == len(users):
             return found
         by_user = dict(zip(wanted, found, strict=True))
         return [by_user.get(user, unknown) for user in users]
 
     async def _read_many(
-        self, users: Sequence[str], deadline: float, *, must_read: bool
+        self, users: Sequence[str], segment: str, deadline: float, *, must_read: bool
     ) -> tuple[list[EncodedList], EncodedList]:
         """Return the lists of users in one release, and what an unknown user gets in that."""
         if not users:
-            return [], self._first(status="unknown")
+            return [], self._first(segment, "unknown")
         keys = [USER + user for user in users]
         failure: StoreError | None = None
         for index, tier in enumerate(self.tiers):
@@ -171,14 +174,14 @@ class TieredReader:
             lists = [
                 EncodedList(tier.name, served, "personal", slot)
                 if isinstance(slot, bytes) and not is_empty(slot)
-                else self._fallback(tier, served, slot)
+                else self._fallback(tier, served, slot, segment)
                 for slot in slots
             ]
             hits = sum(one.status == "ok" for one in lists)
             self.metrics.count_lookup("personal", "hit", hits)
             served.lookups[HIT] += hits
-            return lists, _popular(tier, served, OVERALL, "unknown")
-        first = self._first(status="error")
+            return lists, _popular(tier, served, segment, "unknown")
+        first = self._first(segment, "error")
         if must_read and failure is not None:
             raise StoreUnavailable("no store can be read for now") from failure
         for _ in users:
@@ -225,7 +228,7 @@ class TieredReader:
             return EncodedList(tier.name, served, source, slot)
         return None
 
-    def _fallback(self, tier: Tier, served: ServedRelease, slot: Slot, segment: str = OVERALL) -> EncodedList:
+    def _fallback(self, tier: Tier, served: ServedRelease, slot: Slot, segment: str) -> EncodedList:
         failed = isinstance(slot, StoreError)
         self.metrics.count_lookup("popular", "error" if failed else "miss")
         served.lookups[ERROR if failed else MISS] += 1
@@ -299,9 +302,11 @@ class Lists:
         """Return a user's list; without one, the popular list of *segment*, or the one for everybody."""
         return self._decoded(await self.reader.personal(check_id(user), segment), n)
 
-    async def personal_many(self, users: Sequence[str], n: int = DEFAULT_N) -> list[Recommendations]:
-        """Return the lists of many users, in order, all of one release."""
-        found = await self.reader.personal_many([check_id(user) for user in users])
+    async def personal_many(
+        self, users: Sequence[str], n: int = DEFAULT_N, *, segment: str = OVERALL
+    ) -> list[Recommendations]:
+        """Return the lists of many users, in order, all of one release; as `personal` for each."""
+        found = await self.reader.personal_many([check_id(user) for user in users], segment)
         return [self._decoded(one, n) for one in found]
 
     async def similar(self, item: str, n: int = DEFAULT_N) -> Recommendations:

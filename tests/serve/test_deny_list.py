@@ -21,7 +21,7 @@ from tests.support.service import Answer, Service, a_list, publish_lists, runnin
 from tests.support.soak import scaled
 
 LISTS = {f"user:{user}": a_list(*map(str, range(20))) for user in ("1", "2", "a b", 'quo"te')}
-LISTS |= {"item:7": a_list("1", "2", "x"), "popular:": a_list("1", "p1", "p2")}
+LISTS |= {"item:7": a_list("1", "2", "x"), "popular:": a_list("1", "p1", "p2"), "popular:vip": a_list("v1")}
 
 
 @pytest.fixture
@@ -73,8 +73,8 @@ def test_denied_items_appear_in_no_answer_and_denied_users_are_unknown(service: 
         ("ok", ["0", "2"]),
         ("unknown", ["p1", "p2"]),
     ]
-    only = service.request("POST", "/v1/recommendations", b'{"users": ["2"]}').json["results"]
-    assert [one["source"] for one in only] == ["popular"]
+    only = service.request("POST", "/v1/recommendations", b'{"users": ["2"], "segment": "vip"}').json["results"]
+    assert [(one["source"], one["items"][0]["id"]) for one in only] == [("popular", "v1")]
 
 
 def test_a_changed_file_is_followed_and_a_broken_one_is_not_but_reported(service: Service, denied: Path) -> None:
