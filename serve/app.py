@@ -32,6 +32,8 @@ GIVEN_ID = istr("X-Request-Id")  # found faster than a str
 REQUEST_ID = re.compile(r"[A-Za-z0-9._~+/=:-]{1,128}")
 
 
+# Counts the connection of a request as one of its caller's. Raises Problem where there are too many.
+Claim = Callable[[web.BaseRequest, str], None]
 # Does the work of a request once its body was read and its turn has come. Raises Problem and ClientGone.
 Gate = Callable[[web.BaseRequest, Callable[[], Awaitable[web.Response]]], Awaitable[web.Response]]
 
@@ -92,8 +94,11 @@ def _handler(route: Route | None, method: str) -> Handler:
     return handler
 
 
-def _refused(route: Route | None, problem: Problem) -> web.Response:
-    """Answer with a problem, in the way of the route's callers."""
+def _refused(route: Route | None, error: Problem | NotReady | ClientGone) -> web.Response:
+    """Answer with what ended a request, in the way of the route's callers."""
+    if isinstance(error, ClientGone):
+        return web.Response(status=CLIENT_GONE)  # it reaches nobody
+    problem = error if isinstance(error, Problem) else not_ready(str(error))
     return (refusal(problem) if route is not None and route.scoring else problem).response()
 
 
@@ -123,11 +128,18 @@ class Dispatcher:
         self.draining = False
         self.gate: Gate | None = None
         """What a POST has to pass before its handler; None where the application around the service has its own."""
+        self.claim: Claim | None = None
+        """What the connection of a request with a key is counted by; None where there are no keys."""
         documents = Documents(takes_key=self._guard.reads_take_a_key)
         self._routes = Routes(self.handlers, Scoring(reader), documents)
         self._cors = Cors(cors_origins)
         self._id_prefix = secrets.token_hex(6)
         self._id_count = itertools.count(1)
+
+    @property
+    def knows_clients(self) -> bool:
+        """Whether callers have keys or tokens, so that it is known whose requests are whose."""
+        return self._guard.knows_clients
 
     def drain(self) -> None:
         """Be not ready from now on, and have every client close its connection."""
@@ -170,14 +182,14 @@ class Dispatcher:
                 scope = scope_of(route.template) if route is not None else None
                 if scope is not None:
                     caller = await self._guard.admit(request.headers, scope)
+                    if self.claim is not None and caller is not self._guard.anonymous:
+                        self.claim(request, caller.name)
                 work = partial(_handler(route, request.method), request, raw_id, query)
                 response = await (self.gate(request, work) if self.gate and request.method == "POST" else work())
                 if scope is not None and self._guard.reads_take_a_key:
                     _keep_from_shared_caches(response)
-        except (Problem, NotReady) as error:
-            response = _refused(route, error if isinstance(error, Problem) else not_ready(str(error)))
-        except ClientGone:
-            response = web.Response(status=CLIENT_GONE)  # it reaches nobody
+        except (Problem, NotReady, ClientGone) as error:
+            response = _refused(route, error)
         except Exception:
             log.exception("request %s failed", request_id)
             response = _refused(route, internal_error(request_id))

@@ -15,7 +15,7 @@ from contextlib import suppress
 from functools import partial
 from ipaddress import ip_address, ip_network
 from time import monotonic
-from typing import cast
+from typing import Any, cast
 
 from aiohttp import HttpVersion11, web
 from aiohttp.http import HttpVersion10
@@ -70,6 +70,7 @@ class Server(web.Server):
         super().__init__(self._answer)
         self.dispatcher = dispatcher
         dispatcher.gate = self._admit
+        dispatcher.claim = self._claim if dispatcher.knows_clients else None
         self.limits = limits or Limits()
         self.metrics = dispatcher.metrics
         self.admission = Admission(self.metrics.count_shed)
@@ -81,6 +82,7 @@ class Server(web.Server):
         self._slices = [set[Connection]() for _ in range(SLICES)]
         self._refused = dict[Connection, float]()
         self._addresses = Counter[str]()
+        self._clients = Counter[str]()
         self._accepting = set[asyncio.Task[object]]()
         self._ticks = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -155,6 +157,27 @@ class Server(web.Server):
     def _is_proxy(self, address: str) -> bool:
         return any(ip_address(address.partition("%")[0]) in network for network in self._trusted)
 
+    def _claim(self, request: web.BaseRequest, client: str) -> None:
+        """Count a connection as the client's whose request it brought last; raises Problem where that has too many."""
+        handler: Any = request._protocol  # noqa: SLF001 -- as in `_answer`
+        if handler.client == client or handler.transport is None:  # the latter of a connection that is lost already
+            return
+        if self._clients[client] >= self.limits.per_client:
+            self.metrics.count_shed("client")
+            detail = "this client has as many connections open as it may; send requests on those"
+            raise Problem(429, "too-many-connections", detail, CLOSE | {"Retry-After": "1"})
+        self._disclaim(handler)
+        handler.client = client
+        self._clients[client] += 1
+
+    def _disclaim(self, handler: "Handler") -> None:
+        """Count a connection as nobody's."""
+        if handler.client:
+            self._clients[handler.client] -= 1
+            if not self._clients[handler.client]:
+                del self._clients[handler.client]
+            handler.client = ""
+
     def opened(self, connection: "Connection") -> None:
         """Note a connection."""
         self._addresses[connection.address] += 1
@@ -168,6 +191,8 @@ class Server(web.Server):
         self._addresses[connection.address] -= 1
         if not self._addresses[connection.address]:
             del self._addresses[connection.address]
+        if connection.handler is not None:
+            self._disclaim(connection.handler)
         self._refused.pop(connection, None)
         for slice_ in self._slices:
             slice_.discard(connection)
@@ -242,7 +267,7 @@ class Server(web.Server):
 class Handler(web.RequestHandler):
     """aiohttp's protocol behind a `Connection`; what its parser refuses is answered as a problem, too."""
 
-    __slots__ = ("received",)
+    __slots__ = ("client", "received")
 
     def __init__(self, server: Server, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(
@@ -254,6 +279,8 @@ class Handler(web.RequestHandler):
             lingering_time=LINGER_S,
             auto_decompress=False,  # what is small on the wire may be large in memory
         )
+        self.client = ""
+        """Whose key or token the newest request had; "" as long as there was none."""
         self.received = 0.0
         """When the header of the newest request came, by `time.monotonic`."""
 
