@@ -23,6 +23,7 @@ from serve.openapi import Documents
 from serve.problems import Problem, internal_error, not_ready
 from serve.reader import Lists, NotReady, TieredReader
 from serve.scoring import Scoring, refusal
+from serve.watched import following
 
 log = logging.getLogger(__name__)
 
@@ -210,15 +211,18 @@ class Dispatcher:
         return response
 
 
-def mount(app: web.Application, prefix: str, lists: Lists) -> None:
+def mount(app: web.Application, prefix: str, lists: Lists, *, cors_origins: Sequence[str] = ()) -> None:
     """Let *app* answer all routes of the service below *prefix*, from lists that are not open yet.
 
     The application opens *lists* when it starts, waits a moment for its stores, and closes them when it stops; its own
-    handlers may use them meanwhile. As long as no release is served, requests get 503. Who may call is the
-    application's own to say, as by a middleware: no key is asked for here, and `/metrics` is among the routes.
+    handlers may use them meanwhile. As long as no release is served, requests get 503. Web pages of *cors_origins* may
+    call the routes; raises StoreMisused for what is no origin. Who may call, and how much at once, is the application's
+    own to say, as by a middleware: no key is asked for here, and nothing is shed.
     """
     lists.reader.warm = True
-    dispatcher = Dispatcher(lists.reader)
+    watched = lists.reader.deny_list.watched
+    dispatcher = Dispatcher(lists.reader, cors_origins=cors_origins)
+    dispatcher.handlers.watched = watched
 
     async def answer(request: web.Request) -> web.Response:
         resource = request.match_info.route.resource
@@ -227,7 +231,7 @@ def mount(app: web.Application, prefix: str, lists: Lists) -> None:
         return await dispatcher.answer(request, path, request.rel_url.raw_query_string)
 
     async def lifespan(_: web.Application) -> AsyncIterator[None]:
-        async with lists.reader:
+        async with lists.reader, following(watched):
             await lists.reader.wait_until_attempted()
             yield
 

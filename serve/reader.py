@@ -3,15 +3,18 @@
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Literal, NamedTuple, Self
 
-from serve.deny_list import DenyListFile
+from serve.deny_list import DenyListFile, DenyListInvalid
 from serve.follower import ServedRelease
 from serve.metrics import ERROR, HIT, MISS, Metrics
 from serve.states import Reporter
 from serve.tiers import StoreObserver, Tier, loop_time, tier_names
+from serve.watched import following
 from stores.catalogue import ReleaseId
 from stores.connect import connect
 from stores.encoding import Item, decode, is_empty
@@ -275,28 +278,29 @@ class Recommendations:
 class Lists:
     """The lists of the live release, for use in another program: what the service answers, without HTTP.
 
-    As a context manager it waits until a release is served, follows the live release until the block ends, and closes
-    the stores. Every method raises NotReady before, and StoreMisused for an id or a count that cannot be.
+    As a context manager it waits until a release is served, follows the live release and the deny-list until the block
+    ends, and closes the stores. Every method raises NotReady before, and StoreMisused for an id or a count that cannot
+    be.
     """
 
     def __init__(self, reader: TieredReader, timeout_s: float = READY_S) -> None:
         self.reader = reader
         self._timeout_s = timeout_s
         self._reporter = Reporter(reader.tiers)
+        self._entered = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        await self.reader.__aenter__()
-        try:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self.reader)
+            await stack.enter_async_context(following(self.reader.deny_list.watched))
             await self.reader.wait_until_ready(self._timeout_s)
-        except BaseException:
-            await self.reader.__aexit__(None, None, None)
-            raise
+            self._entered = stack.pop_all()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.reader.__aexit__(kind, error, trace)
+        await self._entered.__aexit__(kind, error, trace)
 
     async def personal(self, user: str, n: int = DEFAULT_N, *, segment: str = OVERALL) -> Recommendations:
         """Return a user's list; without one, the popular list of *segment*, or the one for everybody."""
@@ -330,16 +334,23 @@ class Lists:
         return Exposition(self.reader.metrics, lambda: [self._reporter.state()]).text()
 
 
-def open_lists(*urls: str, budget_s: float = BUDGET_S, timeout_s: float = READY_S) -> Lists:
+def open_lists(
+    *urls: str, budget_s: float = BUDGET_S, timeout_s: float = READY_S, deny_list: str | Path | None = None
+) -> Lists:
     """Open the lists in the stores at *urls*; each further store answers when those before it cannot.
 
-    *budget_s* is what one call may spend on reads. Use it as `async with hotplate.open(url) as lists:`, which raises
-    NotReady, and says what is wrong, where no store has a live release within *timeout_s*. Raises StoreMisused for what
-    is not the URL of a store.
+    *budget_s* is what one call may spend on reads. *deny_list* is the file of the items that no list shows, and of the
+    users who are answered as unknown; it is read now, and again when it changes. Use it as `async with
+    hotplate.open(url) as lists:`, which raises NotReady, and says what is wrong, where no store has a live release
+    within *timeout_s*. Raises StoreMisused for what is not the URL of a store, or no deny-list.
     """
     if not urls:
         raise StoreMisused("no store is named; give its URL, as file:///var/lib/hotplate")
-    return Lists(open_reader(urls, budget_s=budget_s), timeout_s)
+    try:
+        denied = DenyListFile(None if deny_list is None else Path(deny_list))
+    except DenyListInvalid as error:
+        raise StoreMisused(str(error)) from error  # what a program catches is a StoreError
+    return Lists(open_reader(urls, budget_s=budget_s, deny_list=denied), timeout_s)
 
 
 def _popular(tier: Tier, served: ServedRelease, segment: str, status: Status) -> EncodedList:

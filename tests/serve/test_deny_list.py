@@ -217,11 +217,17 @@ async def test_denied_users_are_not_read_from_a_store_over_the_network(
 
 async def test_lists_that_a_program_opens_may_have_a_deny_list(tmp_path: Path, denied: Path) -> None:
     await publish_lists(tmp_path / "store", LISTS)
-    async with hotplate.open(f"file://{tmp_path / 'store'}") as opened:
-        opened.reader.deny_list = DenyListFile(denied)
+    async with hotplate.open(f"file://{tmp_path / 'store'}", deny_list=denied) as opened:
         assert [item["id"] for item in (await opened.personal("1", 3)).items] == ["0", "2", "3"]
         assert (await opened.personal("2")).source == "popular"
         assert [item["id"] for item in opened.popular().items] == ["p1", "p2"]
+        replace(denied, "item:p1\n")
+        async with asyncio.timeout(20):
+            while (await opened.personal("2")).source == "popular":
+                await asyncio.sleep(0.02)
+        assert [item["id"] for item in opened.popular().items] == ["1", "p2"]
+    with pytest.raises(hotplate.StoreMisused, match="cannot be read"):
+        hotplate.open(f"file://{tmp_path / 'store'}", deny_list=tmp_path / "none.txt")
 
 
 @pytest.mark.soak
