@@ -84,7 +84,7 @@ class Routes:
         return self._with_id.get(stem), raw_id
 
 
-def _handler(route: Route | None, method: str) -> Handler:
+def handler_of(route: Route | None, method: str) -> Handler:
     """Return the handler of *method*; raises a Problem where there is no such route or method."""
     if route is None:
         raise Problem(404, "no-such-route", "no route has this path; an id in a path writes / as %2F")
@@ -108,6 +108,25 @@ def _keep_from_shared_caches(response: web.Response) -> None:
     cache = response.headers.get(CACHE_CONTROL, "")
     if cache.startswith("public"):
         response.headers[CACHE_CONTROL] = cache.replace("public", "private", 1)
+
+
+class RequestIds:
+    """Names requests, in answers and in the log; one for each process that answers."""
+
+    def __init__(self) -> None:
+        self._prefix = secrets.token_hex(6)
+        self._count = itertools.count(1)
+
+    def of(self, request: web.BaseRequest) -> str:
+        """Return the caller's id of a request, or make one; an odd or long one would end in logs and headers."""
+        given = request.headers.get(GIVEN_ID)
+        if given is not None and REQUEST_ID.fullmatch(given):
+            return given
+        return self.new()
+
+    def new(self) -> str:
+        """Make an id for a request."""
+        return f"{self._prefix}{next(self._count):08x}"
 
 
 class Dispatcher:
@@ -134,48 +153,17 @@ class Dispatcher:
         documents = Documents(takes_key=self._guard.reads_take_a_key)
         self._routes = Routes(self.handlers, Scoring(reader), documents)
         self._cors = Cors(cors_origins)
-        self._id_prefix = secrets.token_hex(6)
-        self._id_count = itertools.count(1)
-
-    @property
-    def knows_clients(self) -> bool:
-        """Whether callers have keys or tokens, so that it is known whose requests are whose."""
-        return self._guard.knows_clients
+        self.request_ids = RequestIds()
 
     def drain(self) -> None:
         """Be not ready from now on, and have every client close its connection."""
         self.draining = self.handlers.draining = True
 
-    def request_id(self, request: web.BaseRequest) -> str:
-        """Return the caller's id of a request, or make one; an odd or long one would end in logs and headers."""
-        given = request.headers.get(GIVEN_ID)
-        if given is not None and REQUEST_ID.fullmatch(given):
-            return given
-        return self.new_request_id()
-
-    def new_request_id(self) -> str:
-        """Make an id for a request."""
-        return f"{self._id_prefix}{next(self._id_count):08x}"
-
-    def refuse(self, request: web.BaseRequest, problem: Problem) -> web.Response:
-        """Answer a request that is refused before it has a route, and close its connection."""
-        response = problem.response()
-        response.headers["Server"] = "hotplate"
-        response.headers["X-Request-Id"] = self.request_id(request)
-        response.force_close()
-        self.metrics.observe_request(OTHER, OTHER, response.status, 0.0)
-        return response
-
-    def gone(self) -> web.Response:
-        """Count a request whose client hung up before it had a route; the answer reaches nobody."""
-        self.metrics.observe_request(OTHER, OTHER, CLIENT_GONE, 0.0)
-        return web.Response(status=CLIENT_GONE)
-
     async def answer(self, request: web.BaseRequest, path: str, query: str) -> web.Response:
         """Answer a request for a raw path and query."""
         started = perf_counter()
         route, raw_id = self._routes.find(path)
-        request_id = self.request_id(request)
+        request_id = self.request_ids.of(request)
         caller: Caller | None = None
         try:
             response = self._cors.preflight(request, route.methods) if self._cors and route is not None else None
@@ -185,7 +173,7 @@ class Dispatcher:
                     caller = await self._guard.admit(request.headers, scope)
                     if self.claim is not None and caller is not self._guard.anonymous:
                         self.claim(request, caller.name)
-                work = partial(_handler(route, request.method), request, raw_id, query)
+                work = partial(handler_of(route, request.method), request, raw_id, query)
                 response = await (self.gate(request, work) if self.gate and request.method == "POST" else work())
                 if scope is not None and self._guard.reads_take_a_key:
                     _keep_from_shared_caches(response)

@@ -15,14 +15,14 @@ from contextlib import suppress
 from functools import partial
 from ipaddress import ip_address, ip_network
 from time import monotonic
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from aiohttp import HttpVersion11, web
 from aiohttp.http import HttpVersion10
 
 from serve.acceptor import Acceptor, room_for_connections
 from serve.admission import Admission
-from serve.app import Dispatcher
+from serve.app import CLIENT_GONE, RequestIds
 from serve.messages import (
     CLOSE,
     TIMEOUT,
@@ -34,6 +34,7 @@ from serve.messages import (
     unreadable,
     wrong_version,
 )
+from serve.metrics import OTHER, Metrics
 from serve.parameters import MAX_BODY_BYTES
 from serve.problems import Problem, internal_error, overloaded
 from serve.settings import Limits
@@ -63,14 +64,23 @@ END = b"\r\n\r\n"
 Work = Callable[[], Awaitable[web.Response]]
 
 
+class Responder(Protocol):
+    """Answers the requests of a server's connections, as `serve.app.Dispatcher` does."""
+
+    metrics: Metrics
+    request_ids: RequestIds
+
+    async def answer(self, request: web.BaseRequest, path: str, query: str) -> web.Response:
+        """Answer a request for a raw path and query, whatever becomes of it."""
+        ...
+
+
 class Server(web.Server):
     """aiohttp's low-level server, without its router and middlewares, behind connections that are held to limits."""
 
-    def __init__(self, dispatcher: Dispatcher, limits: Limits | None = None) -> None:
+    def __init__(self, dispatcher: Responder, limits: Limits | None = None) -> None:
         super().__init__(self._answer)
         self.dispatcher = dispatcher
-        dispatcher.gate = self._admit
-        dispatcher.claim = self._claim if dispatcher.knows_clients else None
         self.limits = limits or Limits()
         self.metrics = dispatcher.metrics
         self.admission = Admission(self.metrics.count_shed)
@@ -146,7 +156,7 @@ class Server(web.Server):
             pass  # nothing has come yet
         with accepted, suppress(OSError):
             self.metrics.count_shed(refusal)
-            accepted.send(raw_answer(crowded(), self.dispatcher.new_request_id(), "Connection: close\r\n"))
+            accepted.send(raw_answer(crowded(), self.dispatcher.request_ids.new(), "Connection: close\r\n"))
         return False
 
     def _accepted(self, task: "asyncio.Task[object]") -> None:
@@ -157,7 +167,7 @@ class Server(web.Server):
     def _is_proxy(self, address: str) -> bool:
         return any(ip_address(address.partition("%")[0]) in network for network in self._trusted)
 
-    def _claim(self, request: web.BaseRequest, client: str) -> None:
+    def claim(self, request: web.BaseRequest, client: str) -> None:
         """Count a connection as the client's whose request it brought last; raises Problem where that has too many."""
         handler: Any = request._protocol  # noqa: SLF001 -- as in `_answer`
         if handler.client == client or handler.transport is None:  # the latter of a connection that is lost already
@@ -234,17 +244,27 @@ class Server(web.Server):
         protocol = cast("Handler", request.protocol)
         try:
             if request._version not in (HttpVersion11, HttpVersion10):  # noqa: SLF001 -- as in `_answer`
-                return self.dispatcher.refuse(request, wrong_version(request))
+                return self.refuse(request, wrong_version(request))
             await protocol._drain_helper()  # noqa: SLF001 -- aiohttp has no other way to wait for it
             if request.method != "POST":  # a POST's is looked at when its turn comes
                 self.admission.check_deadline(deadline_of(request, cast("Handler", request.protocol).received))
         except ConnectionError:
-            return self.dispatcher.gone()
+            self.metrics.observe_request(OTHER, OTHER, CLIENT_GONE, 0.0)
+            return web.Response(status=CLIENT_GONE)  # it reaches nobody
         except Problem as problem:
-            return self.dispatcher.refuse(request, problem)
+            return self.refuse(request, problem)
         return await self.dispatcher.answer(request, path, query)
 
-    async def _admit(self, request: web.BaseRequest, work: Work) -> web.Response:
+    def refuse(self, request: web.BaseRequest, problem: Problem) -> web.Response:
+        """Answer a request that is refused before it has a route, and close its connection."""
+        response = problem.response()
+        response.headers["Server"] = "hotplate"
+        response.headers["X-Request-Id"] = self.dispatcher.request_ids.of(request)
+        response.force_close()
+        self.metrics.observe_request(OTHER, OTHER, response.status, 0.0)
+        return response
+
+    async def admit(self, request: web.BaseRequest, work: Work) -> web.Response:
         """Read a body inside all limits, wait for the turn of its work, and do it."""
         deadline = deadline_of(request, cast("Handler", request.protocol).received)
         if request.headers.get("Content-Encoding", "identity").strip().lower() != "identity":
@@ -296,10 +316,10 @@ class Handler(web.RequestHandler):
         if request.writer.output_size > 0:
             raise ConnectionError("the answer had begun; it cannot become an error any more") from exc
         if status >= 500:
-            request_id = server.dispatcher.request_id(request)
+            request_id = server.dispatcher.request_ids.of(request)
             log.error("request %s failed", request_id, exc_info=exc)
-            return server.dispatcher.refuse(request, internal_error(request_id))
-        return server.dispatcher.refuse(request, unreadable(status, message))
+            return server.refuse(request, internal_error(request_id))
+        return server.refuse(request, unreadable(status, message))
 
     @property
     def between_requests(self) -> bool:
@@ -436,15 +456,15 @@ class Connection(asyncio.Protocol):
         if not self._admission.sheds_read():
             return False
         problem = overloaded("more is requested than can be answered in time")
-        self.transport.write(raw_answer(problem, self._server.dispatcher.new_request_id(), ""))
+        self.transport.write(raw_answer(problem, self._server.dispatcher.request_ids.new(), ""))
         self._server.metrics.observe_request(READS[read[1]], "GET", 503, 0.0)
         return True
 
     def _refuse(self, problem: Problem, reason: str) -> None:
         """Say why this connection is closed, and close it once its client has had the time to read that."""
         self._server.metrics.count_shed(reason)
-        self._server.metrics.observe_request("other", "other", problem.status, 0.0)
-        self.transport.write(raw_answer(problem, self._server.dispatcher.new_request_id(), "Connection: close\r\n"))
+        self._server.metrics.observe_request(OTHER, OTHER, problem.status, 0.0)
+        self.transport.write(raw_answer(problem, self._server.dispatcher.request_ids.new(), "Connection: close\r\n"))
         if self.handler is not None:
             self.handler.close()  # what comes from now on is not looked at
         if self.transport.can_write_eof():

@@ -7,7 +7,7 @@ import resource
 import select
 import socket
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +220,34 @@ def test_one_client_has_only_its_part_of_the_connections_whichever_of_its_keys_t
         assert said(service, request(first)).status == 429
         held[5].close()
         until(lambda: service.get("/v1/popular", X_API_Key=first.decode()).status == 200, "no place is given back")
+
+
+def test_the_admin_listener_holds_its_connections_to_limits_of_its_own(service: Service) -> None:
+    def said_by_admin(sent: bytes, port: int = service.admin_port) -> Answer | None:
+        with socket.create_connection(("127.0.0.1", port), timeout=WAIT_S) as connection:
+            connection.sendall(sent)
+            return answer_and_end(connection)
+
+    slow, large = (
+        said_by_admin(b"GET /livez HTTP/1.1\r\nHos"),
+        said_by_admin(b"GET /livez HTTP/1.1\r\nX: " + b"y" * 20_000),
+    )
+    both = said_by_admin(
+        b"POST /v1/releases/rollback HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+    )
+    assert slow is not None
+    assert large is not None
+    assert both is not None
+    assert [one.status for one in (slow, large, both)] == [408, 431, 400]
+    assert said_by_admin(b"") is None, "an idle one is closed without a word"
+    with ExitStack() as stack:
+        held = [stack.enter_context(socket.create_connection(("127.0.0.1", service.admin_port))) for _ in range(64)]
+        assert service.admin("/livez").status == service.admin("/readyz").status == 200
+        assert service.admin("/metrics").status == 503
+        assert service.get("/v1/popular").status == 200
+        assert len(held) == 64
+    until(lambda: service.admin("/metrics").status == 200, "it does not recover")
 
 
 def many_connections(store: Path, count: int, most_mb: float) -> None:
