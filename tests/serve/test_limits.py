@@ -286,7 +286,7 @@ def test_without_descriptors_health_is_answered_and_all_is_well_afterwards(store
 
 
 def test_a_service_with_few_descriptors_keeps_some_for_itself(store: Path) -> None:
-    with limited(store, files=80) as service, sockets(service, 70):
+    with limited(store, files=128) as service, sockets(service, 120):
         assert service.get("/readyz").status == 200
         assert "connections are refused" not in service.log.read_text()
 
@@ -364,6 +364,22 @@ def test_a_body_whose_length_says_too_much_is_refused_before_it_is_sent(service:
     assert said(service, POST + b"Content-Length: 99999999999\r\n\r\n").status == 413
     chunk = b"10000\r\n" + b" " * 65_536 + b"\r\n"
     assert said(service, POST + b"Transfer-Encoding: chunked\r\n\r\n", chunk * 17, b"0\r\n\r\n").status == 413
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        ("/v1/recommendations", {}, 413),
+        ("/v1/recommendations", {"Content_Encoding": "gzip"}, 415),
+        ("/v1/recommendations", {"X_Request_Timeout_Ms": "soon"}, 400),
+        ("/livez", {}, 405),
+    ],
+)
+def test_who_sends_all_of_a_body_before_reading_sees_why_it_is_refused(
+    service: Service, path: str, headers: dict[str, str], status: int
+) -> None:
+    for _ in range(5):
+        assert service.request("POST", path, b" " * (8 * MB), **headers).status == status
 
 
 def test_a_client_that_waits_for_leave_to_send_its_body_gets_it(service: Service) -> None:
