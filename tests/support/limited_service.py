@@ -85,10 +85,12 @@ def answer_and_end(connection: socket.socket) -> Answer | None:
     return parse_answer(received) if received else None
 
 
-def allow_files(count: int) -> None:
-    """Let this process open fewer, or more, files."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(count, most), most))
+def allow_files(count: int) -> bool:
+    """Let this process open so many files, or more; False where it may not."""
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most >= count > now:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (count, most))
+    return most >= count
 
 
 def main() -> None:
