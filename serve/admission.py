@@ -17,8 +17,7 @@ from serve.problems import Problem, overloaded
 
 T = TypeVar("T")
 
-# How often the loop is measured, and how late it may be. What waits is served within about twice this, so that 1,000
-# connections, each with a request that waits, still carry 100,000 requests/s.
+# How often the loop is measured, and how late it may be: a tenth of the time that the reads of a request may take.
 TICK_S = 0.005
 # A delay that passes within INTERVAL_S is a burst, and is answered; one that stands for longer only adds to every
 # latency (as by CoDel). Then batches may wait for TARGET_S, until none was refused for as long.
@@ -45,8 +44,8 @@ class Admission:
 
     def __init__(self, count: Callable[[str], None]) -> None:
         self.no_reads_from = inf
-        """From when on a single read is refused, by `time.monotonic`: once the loop is late again, where a queue
-        stands; inf where none does."""
+        """From when on single reads are refused, by `time.monotonic`: as soon as the loop is late where a queue stands,
+        inf where none does."""
         self._count = count
         self._limit = FEWEST
         self._running = 0
@@ -184,8 +183,7 @@ class Admission:
             self._limit = min(MOST, self._limit + 1)
         self._measure_again(now, cpu_s)
         stands = now - self._on_time_at > INTERVAL_S or now - self._read_refused_at < INTERVAL_S
-        # One late tick under a queue is answered by nothing until the loop is on time again: a pool of connections that
-        # are all waiting hides at its other end what else is queued there.
+        # While it is late none is taken: behind connections that all wait, their client may have queued even more.
         self.no_reads_from = inf if not stands else now if self._is_late else self._due
         self._hand_on()
 

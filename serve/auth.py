@@ -66,9 +66,9 @@ class Guard:
         tokens: Tokens | None = None,
     ) -> None:
         """Take the file of keys, who verifies tokens, and the scopes of callers with neither; raises KeysUnreadable."""
-        self._anonymous = Caller("anonymous", anonymous)
+        self.anonymous = Caller("anonymous", anonymous)
         self.reads_take_a_key = READ not in anonymous
-        self._checks = keys is not None or tokens is not None
+        self.knows_clients = keys is not None or tokens is not None
         self._tokens = tokens
         self._callers = dict[bytes, Caller]()
         self.watched = [WatchedFiles([keys], partial(self._load, keys, SharedRates(workers)))] if keys else []
@@ -93,9 +93,9 @@ class Guard:
         Raises a Problem: 401 without a key or with an unknown one, 403 where it lacks the scope, 429 where the client's
         rate is used up.
         """
-        credential = _credential(headers) if self._checks else None
+        credential = _credential(headers) if self.knows_clients else None
         if credential is None:
-            caller = self._anonymous
+            caller = self.anonymous
         else:
             digest = digest_of(credential)
             known = self._callers.get(digest)
@@ -104,7 +104,7 @@ class Guard:
             else:
                 caller = await self._foreign(credential, digest)
         if scope not in caller.scopes:
-            raise _no_credentials() if caller is self._anonymous else _missing_scope(scope)
+            raise _no_credentials() if caller is self.anonymous else _missing_scope(scope)
         if caller.bucket is not None:
             wait_s = caller.bucket.take()
             if wait_s > 0:

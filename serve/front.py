@@ -15,7 +15,7 @@ from functools import partial
 from ipaddress import ip_address, ip_network
 from math import inf
 from time import monotonic
-from typing import cast
+from typing import Any, Protocol, cast
 
 from aiohttp import HttpVersion11, web
 from aiohttp.http import HttpVersion10
@@ -23,7 +23,7 @@ from aiohttp.streams import EMPTY_PAYLOAD
 
 from serve.acceptor import Acceptor, room_for_connections
 from serve.admission import Admission
-from serve.app import Dispatcher
+from serve.app import CLIENT_GONE, RequestIds
 from serve.handlers import StreamedResponse
 from serve.messages import (
     CLOSE,
@@ -37,6 +37,7 @@ from serve.messages import (
     unreadable,
     wrong_version,
 )
+from serve.metrics import OTHER, Metrics
 from serve.parameters import MAX_BODY_BYTES
 from serve.problems import Problem, internal_error, overloaded
 from serve.reader import read_within
@@ -70,13 +71,23 @@ ID = "{id}"
 Work = Callable[[], Awaitable[web.Response]]
 
 
+class Responder(Protocol):
+    """Answers the requests of a server's connections, as `serve.app.Dispatcher` does."""
+
+    metrics: Metrics
+    request_ids: RequestIds
+
+    async def answer(self, request: web.BaseRequest, path: str, query: str) -> web.Response:
+        """Answer a request for a raw path and query, whatever becomes of it."""
+        ...
+
+
 class Server(web.Server):
     """aiohttp's low-level server, without its router and middlewares, behind connections that are held to limits."""
 
-    def __init__(self, dispatcher: Dispatcher, limits: Limits | None = None) -> None:
+    def __init__(self, dispatcher: Responder, limits: Limits | None = None) -> None:
         super().__init__(self._answer)
         self.dispatcher = dispatcher
-        dispatcher.gate = self._admit
         self.limits = limits or Limits()
         self.metrics = dispatcher.metrics
         self.admission = Admission(self.metrics.count_shed)
@@ -91,6 +102,7 @@ class Server(web.Server):
         self._refused = dict[Connection, float]()
         self._addresses = Counter[str]()
         self._refusal = (inf, b"", b"")
+        self._clients = Counter[str]()
         self._accepting = set[asyncio.Task[object]]()
         self._ticks = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -162,7 +174,7 @@ class Server(web.Server):
             if is_plain and not PROBE.match(accepted.recv(MAX_LINE_BYTES, socket.MSG_PEEK)):
                 self.metrics.count_shed(refusal)
                 accepted.recv(1 << 20)  # what is closed with bytes unread is reset, and its answer may be lost
-                accepted.send(raw_answer(crowded(), self.dispatcher.new_request_id(), "Connection: close\r\n"))
+                accepted.send(raw_answer(crowded(), self.dispatcher.request_ids.new(), "Connection: close\r\n"))
                 return False
         except BlockingIOError:
             pass  # nothing has come yet
@@ -185,6 +197,27 @@ class Server(web.Server):
     def _is_proxy(self, address: str) -> bool:
         return any(ip_address(address.partition("%")[0]) in network for network in self._trusted)
 
+    def claim(self, request: web.BaseRequest, client: str) -> None:
+        """Count a connection as the client's whose request it brought last; raises Problem where that has too many."""
+        handler: Any = request._protocol  # noqa: SLF001 -- as in `_answer`
+        if handler.client == client or handler.transport is None:  # the latter of a connection that is lost already
+            return
+        if self._clients[client] >= self.limits.per_client:
+            self.metrics.count_shed("client")
+            detail = "this client has as many connections open as it may; send requests on those"
+            raise Problem(429, "too-many-connections", detail, CLOSE | {"Retry-After": "1"})
+        self._disclaim(handler)
+        handler.client = client
+        self._clients[client] += 1
+
+    def _disclaim(self, handler: "Handler") -> None:
+        """Count a connection as nobody's."""
+        if handler.client:
+            self._clients[handler.client] -= 1
+            if not self._clients[handler.client]:
+                del self._clients[handler.client]
+            handler.client = ""
+
     def opened(self, connection: "Connection") -> None:
         """Have a connection swept from now on."""
         if not connection.refusal:
@@ -198,6 +231,8 @@ class Server(web.Server):
         self._addresses[connection.address] -= 1
         if not self._addresses[connection.address]:
             del self._addresses[connection.address]
+        if connection.handler is not None:
+            self._disclaim(connection.handler)
         self._refused.pop(connection, None)
         for slice_ in self._slices:
             slice_.discard(connection)
@@ -235,19 +270,29 @@ class Server(web.Server):
         protocol, deadline = cast("Handler", request.protocol), inf
         try:
             if request._version not in (HttpVersion11, HttpVersion10):  # noqa: SLF001 -- as in `_answer`
-                return self.dispatcher.refuse(request, wrong_version(request))
+                return self.refuse(request, wrong_version(request))
             await protocol._drain_helper()  # noqa: SLF001 -- aiohttp has no other way to wait for it
             if request.method != "POST":  # a POST's is looked at when its turn comes
                 deadline = deadline_of(request, protocol.received)
                 self.admission.check_deadline(deadline)
         except ConnectionError:
-            return self.dispatcher.gone()
+            self.metrics.observe_request(OTHER, OTHER, CLIENT_GONE, 0.0)
+            return web.Response(status=CLIENT_GONE)  # it reaches nobody
         except Problem as problem:
-            return self.dispatcher.refuse(request, problem)
+            return self.refuse(request, problem)
         with read_within(READ_SHARE * (deadline - monotonic())):
             return await self.dispatcher.answer(request, path, query)
 
-    async def _admit(self, request: web.BaseRequest, work: Work) -> web.Response:
+    def refuse(self, request: web.BaseRequest, problem: Problem) -> web.Response:
+        """Answer a request that is refused before it has a route, and close its connection."""
+        response = problem.response()
+        response.headers["Server"] = "hotplate"
+        response.headers["X-Request-Id"] = self.dispatcher.request_ids.of(request)
+        response.force_close()
+        self.metrics.observe_request(OTHER, OTHER, response.status, 0.0)
+        return response
+
+    async def admit(self, request: web.BaseRequest, work: Work) -> web.Response:
         """Read a body inside all limits, wait for the turn of its work, and do it."""
         protocol = cast("Handler", request.protocol)
         try:
@@ -286,7 +331,7 @@ class Server(web.Server):
             before, after = raw_answer(problem, ID, "").split(ID.encode())
             self._refusal = self.admission.no_reads_from, before, after
         _, before, after = self._refusal
-        return before + self.dispatcher.new_request_id().encode() + after
+        return before + self.dispatcher.request_ids.new().encode() + after
 
     def no_room(self) -> Problem:
         """Count a body for which there is no memory; how to refuse it."""
@@ -299,7 +344,7 @@ class Server(web.Server):
 class Handler(web.RequestHandler):
     """aiohttp's protocol behind a `Connection`; what its parser refuses is answered as a problem, too."""
 
-    __slots__ = ("_linger", "bodyless", "received")
+    __slots__ = ("_linger", "bodyless", "client", "received")
 
     def __init__(self, server: Server, loop: asyncio.AbstractEventLoop, linger: Callable[[], None]) -> None:
         super().__init__(
@@ -311,6 +356,8 @@ class Handler(web.RequestHandler):
             lingering_time=LINGER_S,
             auto_decompress=False,  # what is small on the wire may be large in memory
         )
+        self.client = ""
+        """Whose key or token the newest request had; "" as long as there was none."""
         self._linger = linger
         self.received = 0.0
         """When the header of the newest request came, by `time.monotonic`."""
@@ -329,10 +376,10 @@ class Handler(web.RequestHandler):
         if request.writer.output_size > 0:
             raise ConnectionError("the answer had begun; it cannot become an error any more") from exc
         if status >= 500:
-            request_id = server.dispatcher.request_id(request)
+            request_id = server.dispatcher.request_ids.of(request)
             log.error("request %s failed", request_id, exc_info=exc)
-            return server.dispatcher.refuse(request, internal_error(request_id))
-        return server.dispatcher.refuse(request, unreadable(status, message))
+            return server.refuse(request, internal_error(request_id))
+        return server.refuse(request, unreadable(status, message))
 
     @property
     def has_answered(self) -> bool:
@@ -500,8 +547,8 @@ class Connection(asyncio.Protocol):
     def _refuse(self, problem: Problem, reason: str) -> None:
         """Say why this connection is closed, and close it once its client has had the time to read that."""
         self._server.metrics.count_shed(reason)
-        self._server.metrics.observe_request("other", "other", problem.status, 0.0)
-        self.transport.write(raw_answer(problem, self._server.dispatcher.new_request_id(), "Connection: close\r\n"))
+        self._server.metrics.observe_request(OTHER, OTHER, problem.status, 0.0)
+        self.transport.write(raw_answer(problem, self._server.dispatcher.request_ids.new(), "Connection: close\r\n"))
         if self.handler is not None:
             self.handler.close()  # what comes from now on is not looked at
         self._linger()

@@ -106,6 +106,8 @@ async def work(
     handlers = dispatcher.handlers
     handlers.watched = inherited.watched
     server = Server(dispatcher, settings.limits)
+    dispatcher.gate = server.admit
+    dispatcher.claim = server.claim if guard.knows_clients else None
     stop = _Stop(lifeline)
     reporter = Reporter(reader.tiers)
     reporter.status = lambda: STARTING

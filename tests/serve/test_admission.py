@@ -191,7 +191,9 @@ def test_lists_are_read_for_no_longer_than_their_caller_waits(clock: FakeClock) 
             await reader.wait_until_ready(WAIT_S)
             store.delay_s = 120
             listening = socket.create_server(("127.0.0.1", 0))
-            server = Server(Dispatcher(reader))
+            dispatcher = Dispatcher(reader)
+            server = Server(dispatcher)
+            dispatcher.gate = server.admit
             stack.push_async_callback(server.shutdown, 1)
             stack.callback(server.listen(listening, 8).close)
             session = await stack.enter_async_context(ClientSession(headers={"X-Request-Timeout-Ms": "500"}))

@@ -7,12 +7,13 @@ import resource
 import select
 import socket
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from serve.keys import create
 from tests.support.limited_service import (
     MB,
     WAIT_S,
@@ -205,6 +206,72 @@ def test_one_address_has_only_its_part_of_the_connections(store: Path) -> None:
         assert shed(service, "address") >= 1
     with limited(store, per_address=5, trusted_proxies=["127.0.0.0/8"]) as service, sockets(service, 5):
         assert service.get("/v1/popular").status == 200
+
+
+def test_one_client_has_only_its_part_of_the_connections_whichever_of_its_keys_they_use(
+    store: Path, tmp_path: Path
+) -> None:
+    keys = tmp_path / "keys.json"
+    first, second, other = (create(keys, name, ["read"]).key.encode() for name in ("web", "web", "mail"))
+
+    def request(key: bytes, path: bytes = b"/v1/popular", method: bytes = b"GET") -> bytes:
+        return method + b" " + path + b" HTTP/1.1\r\nHost: x\r\nX-API-Key: " + key + b"\r\nContent-Length: 0\r\n\r\n"
+
+    def answers(connection: socket.socket, sent: bytes) -> bool:
+        connection.sendall(sent)
+        return connection.recv(65_536).startswith(b"HTTP/1.1 200 ")
+
+    with limited(store, keys=keys, per_client=3) as service, sockets(service, 6) as held:
+        assert all(answers(held[n], request(first if n else second)) for n in (0, 1, 2, 0))
+        refused = said(service, request(first))
+        assert (refused.status, refused.json["type"]) == (429, "urn:hotplate:problem:too-many-connections")
+        assert refused.headers["retry-after"] == "1"
+        assert said(service, request(first, b"/score", b"POST")).status == 503
+        assert said(service, request(second)).status == 429
+        assert shed(service, "client") == 3
+        assert answers(held[0], request(second)), "those that are open go on"
+        assert answers(held[3], request(other)), "other clients have a part of their own"
+        assert answers(held[4], GET), "and so have those without a key"
+        assert answers(held[0], request(other)), "a connection is the client's of its latest request"
+        assert answers(held[5], request(first))
+        assert said(service, request(first)).status == 429
+        held[5].close()
+        until(lambda: service.get("/v1/popular", X_API_Key=first.decode()).status == 200, "no place is given back")
+
+
+def said_by_admin(service: Service, sent: bytes) -> Answer | None:
+    with socket.create_connection(("127.0.0.1", service.admin_port), timeout=WAIT_S) as connection:
+        connection.sendall(sent)
+        return answer_and_end(connection)
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"GET /livez HTTP/1.1\r\nHos", 408),
+        (b"GET /livez HTTP/1.1\r\nX: " + b"y" * 20_000, 431),
+        (
+            b"POST /v1/releases/rollback HTTP/1.1\r\nContent-Length: 0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            400,
+        ),
+        (b"GET /livez HTTP/2.0\r\nHost: localhost\r\n\r\n", 505),
+    ],
+)
+def test_the_admin_listener_refuses_what_a_worker_refuses(service: Service, sent: bytes, status: int) -> None:
+    answer = said_by_admin(service, sent)
+    assert answer is not None
+    assert (answer.status, answer.headers["connection"]) == (status, "close")
+
+
+def test_the_admin_listener_closes_what_is_idle_and_never_refuses_a_probe(service: Service, store: Path) -> None:
+    assert said_by_admin(service, b"") is None
+    with limited(store) as other, ExitStack() as stack:
+        held = [stack.enter_context(socket.create_connection(("127.0.0.1", other.admin_port))) for _ in range(64)]
+        assert other.admin("/livez").status == other.admin("/readyz").status == 200
+        assert other.admin("/metrics").status == 503
+        assert other.get("/v1/popular").status == 200
+        held[0].close()
+        until(lambda: other.admin("/metrics").status == 200, "a free place is not given away")
 
 
 @pytest.mark.parametrize(("count", "most_mb"), [(2_000, 120), (10_000, 200)])
