@@ -114,13 +114,14 @@ class Admission:
 
     async def _begin(self) -> None:
         """Wait until one more batch may run, and count it as running."""
-        if self._running < self._limit and not self._waiting and not self._is_late:
+        stands = self.no_reads_from < inf
+        if self._running < self._limit and not self._waiting and not self._is_late and not stands:
             self._running += 1
             return
         now = monotonic()
         if not self._waiting:
             self._waiting_since = now
-        if len(self._waiting) >= MOST_WAITING or self.no_reads_from < inf:
+        if len(self._waiting) >= MOST_WAITING or stands:
             raise self._late()
         turn = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiting(now, turn))
