@@ -86,7 +86,8 @@ def measure(effort: Effort) -> list[Outcome]:
 def overloaded(server: Server, kind: Kind, effort: Effort) -> tuple[list[Outcome], list[Point]]:
     """Offer one kind of request at growing rates, the last for long, and see whether all is well afterwards."""
     load = replace(kind.load, url=server.url, duration_s=effort.round_s)
-    capacity = run(replace(load, connections=kind.saturated_by)).ok_rate
+    # The most of some rounds: what others of the machine take from one is no capacity that the service lacks.
+    capacity = max(run(replace(load, connections=kind.saturated_by)).ok_rate for _ in range(effort.rounds))
     unloaded = offer(server, load, capacity * LIGHT)
     points = [unloaded, *(offer(server, load, capacity * factor) for factor in kind.factors[:-1])]
     long = replace(load, duration_s=effort.round_s * ROUNDS_LONG)
