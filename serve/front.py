@@ -192,7 +192,7 @@ class Server(web.Server):
         path, _, query = request.raw_path.partition("?")
         if path[:1] != "/":
             path = request.rel_url.raw_path  # the absolute form, which proxies use
-        protocol = cast("Handler", request._protocol)  # noqa: SLF001 -- as below
+        protocol: Handler = request._protocol  # type: ignore[assignment]  # noqa: SLF001 -- as below
         if request._method == "GET":  # noqa: SLF001 -- as below
             admission, waited_s = self.admission, monotonic() - protocol.received
             admission.reads += 1
