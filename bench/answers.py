@@ -56,11 +56,13 @@ async def check_answers(url: str, samples: Sequence[Sample]) -> CheckResult:
 
 
 async def check_samples(store: Reader, samples: Sequence[Sample]) -> CheckResult:
-    """Compare every list in *samples* with the one that *store* holds."""
+    """Compare every list in *samples* with the one that *store* holds; a refusal has none, and counts as an error."""
     wrong = list[str]()
     compared = fallback = 0
     by_release = dict[str, list[ReceivedList]]()
     for sample in samples:
+        if sample.status >= 400:
+            continue
         try:
             for received in received_lists(sample):
                 by_release.setdefault(received.result["release"], []).append(received)
@@ -95,6 +97,10 @@ def received_lists(sample: Sample) -> Iterator[ReceivedList]:
     response = orjson.loads(sample.body)
     if method == "POST":
         request = orjson.loads(body)
+        if "data" in request:  # of scoring
+            for row, result in zip(request["data"], response, strict=True):
+                yield ReceivedList(row["user"], row["n"], result)
+            return
         for user, result in zip(request["users"], response["results"], strict=True):
             yield ReceivedList(user, request["n"], result)
     else:

@@ -41,8 +41,8 @@ class Plan:
     """What is to be measured: `load`, `rounds` times, after a warm-up that is not counted.
 
     With an `objective` the highest rate inside it is looked for first, from the load's own rate on, and the rounds are
-    made at that. With `batches`, POSTs for so many of the `keys` each are made instead, 20 at a time. With a `store`
-    the responses that the load keeps as samples are compared with what that holds.
+    made at that. With `batches`, POSTs for so many of the `keys` each are made instead, 20 at a time, to be scored
+    where `score` is set. With a `store` the responses that the load keeps as samples are compared with what that holds.
     """
 
     load: Load
@@ -51,6 +51,7 @@ class Plan:
     processes: int = 1
     objective: Objective | None = None
     batches: Sequence[int] = ()
+    score: bool = False
     keys: Keys | None = None
     store: str | None = None
     configuration: Mapping[str, Any]
@@ -63,6 +64,8 @@ def make_plan(options: HttpOptions) -> Plan:
     )
     _only_one({"--keys-file": options.keys_file, "--users": options.users})
     _only_one({"--find-max": options.find_max or None, "--batch": options.batch, "--closed": options.closed or None})
+    if options.score and not options.batch:
+        raise BenchMisused("--score says where batches go: give their sizes, as --batch 50,200,500,1000,2000")
     if options.repeat < 1 or options.processes < 1 or options.backlog < 1:
         raise BenchMisused("--repeat, --processes and --backlog must be 1 or more")
     arrivals = parse_arrivals(options)
@@ -90,6 +93,7 @@ def make_plan(options: HttpOptions) -> Plan:
         processes=options.processes,
         objective=parse_objective(options.slo) if options.find_max else None,
         batches=_sizes(options.batch) if options.batch else (),
+        score=options.score,
         keys=keys,
         store=options.store,
         configuration=options.to_json(),
@@ -265,7 +269,7 @@ class _Measurement:
         for size in plan.batches:
             if self.interrupted:
                 return
-            requests = Posts(plan.keys, size)
+            requests = Posts(plan.keys, size, score=plan.score)
             load = replace(plan.load, requests=requests, rate=None, arrivals=None, connections=PARALLEL)
             self._swept.append(batch_point(size, self._run_and_keep(f"batch {size}", load)))
 

@@ -68,6 +68,7 @@ class HttpOptions:
     batch: Annotated[
         str | None, Flag("POST for so many users at once, 20 requests at a time, as 1,50,200,1000.", WHAT)
     ] = None
+    score: Annotated[bool, Flag("With --batch: POST to /score, as Stream Analytics jobs do.", WHAT)] = False
     find_max: Annotated[bool, Flag("Look for the highest rate inside --slo, from --rate on.", HOW)] = False
     slo: Annotated[str, Flag("The objective of --find-max.", HOW)] = "p99=5ms,errors=0.1%"
     repeat: Annotated[int, Flag("The number of rounds. 3 or more give intervals that can be compared.", HOW)] = 1

@@ -34,8 +34,11 @@ LOG_EVERY_S = 60.0
 class Take(Protocol):
     """Who serves what is accepted."""
 
-    def __call__(self, accepted: socket.socket, address: str, *, is_last: bool) -> None:
-        """Take a connection and the address of its other end; *is_last*: it has the last descriptor."""
+    def __call__(self, accepted: socket.socket, address: str, *, is_last: bool) -> bool:
+        """Take a connection and the address of its other end; *is_last*: it has one of the last descriptors.
+
+        Returns whether another can be taken before the loop turns.
+        """
 
 
 def raise_descriptor_limit() -> None:
@@ -82,7 +85,7 @@ class Acceptor:
                 return
 
     def _accept_one(self, *, is_last: bool = False) -> bool:
-        """Take one connection; False where there is none, or no descriptor for it."""
+        """Take one connection; False where that was the last for now, for want of one, of room or of a descriptor."""
         try:
             connection, address = self._socket.accept()
         except (BlockingIOError, InterruptedError):
@@ -95,8 +98,7 @@ class Acceptor:
             if not is_last:
                 self._exhausted(error)
             return False
-        self._take(connection, address[0], is_last=is_last)
-        return True
+        return self._take(connection, address[0], is_last=is_last)
 
     def _exhausted(self, error: OSError) -> None:
         """Have what waits answered with the descriptor that is kept for this, and accept nothing else for a moment."""

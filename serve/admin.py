@@ -1,29 +1,37 @@
 """The admin listener: what operators read of all workers, and do to releases; a process beside the workers.
 
 It reads the workers' counters and states from shared memory, and opens stores of its own for what is requested of them,
-so that neither a scrape nor an activation costs a worker anything.
+so that neither a scrape nor an activation costs a worker anything. Its connections are held to limits as theirs are.
 """
 
 import asyncio
 import logging
+import re
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import orjson
 from aiohttp import web
+from msgspec import Struct
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from serve.auth import is_loopback
+from serve.app import RequestIds, Route, handler_of
+from serve.auth import Guard, is_loopback
 from serve.exposition import Exposition
+from serve.front import Server
 from serve.keys import ADMIN
+from serve.metrics import Metrics
+from serve.parameters import QueryParser
 from serve.problems import Problem, internal_error
 from serve.states import ANSWERING, DEGRADED, NOT_READY, READY, SILENT_S, WorkerState
 from serve.tiers import tier_names
 from serve.watched import following
-from serve.worker import WATCHED, Inheritance
+from serve.worker import BACKLOG, WATCHED, Inheritance
 from stores.catalogue import Catalogue, ReleaseId
 from stores.connect import connect
 from stores.errors import ReleaseConflict, ReleaseNotFound, StoreError, StoreMisused
@@ -32,16 +40,24 @@ from stores.store import Store
 
 log = logging.getLogger(__name__)
 
-# Decides whether a request may be answered: raises a Problem of 401 or 403 where not.
-Authorize = Callable[[web.BaseRequest], Awaitable[None]]
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
 # How long a tier's catalogue is waited for.
 CATALOGUE_S = 5.0
 # How long a request in progress is waited for when the service stops.
 STOP_S = 2.0
 LOCAL_NAMES = {"localhost", "127.0.0.1", "::1"}
-MAX_BODY_BYTES = 1 << 16
+# How many connections are open at once: of operators, their tools, and what scrapes. All else is as for the workers.
+CONNECTIONS = 64
+ACTIVATE = re.compile("/v1/releases/([^/]+)/activate")
+
+
+class RollbackQuery(Struct, frozen=True):
+    """The query of `POST /v1/releases/rollback`."""
+
+    if_live: str = ""
+    """The release to leave: where it is not live, nothing is done, so that the request may be repeated."""
+
+
+ROLLBACK = QueryParser(RollbackQuery, "POST /v1/releases/rollback")
 
 
 async def administer(inherited: Inheritance, listener: socket.socket, lifeline: int) -> None:
@@ -49,65 +65,86 @@ async def administer(inherited: Inheritance, listener: socket.socket, lifeline: 
 
     Beyond loopback it takes keys of the scope admin, and speaks TLS where the service has a certificate.
     """
-    host, guard = listener.getsockname()[0], inherited.guard
+    host = listener.getsockname()[0]
     is_local = is_loopback(host)
-
-    async def authorize(request: web.BaseRequest) -> None:
-        await guard.admit(request.headers, ADMIN)
-
+    guard = None if is_local else inherited.guard
     certificate = None if is_local else inherited.certificate
-    watched = [] if is_local else [*guard.watched, *([certificate.watched] if certificate else [])]
+    watched = [*(guard.watched if guard else []), *([certificate.watched] if certificate else [])]
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_reader(lifeline, stop.set)
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     loop.add_signal_handler(signal.SIGINT, lambda: None)  # a terminal's, for all processes: it outlives the workers
     signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
-    runner = web.AppRunner(
-        _application(inherited, host, None if is_local else authorize),
-        access_log=None,
-        handle_signals=False,
-        shutdown_timeout=STOP_S,
-    )
-    await runner.setup()
-    try:
-        async with following(watched):
-            await web.SockSite(runner, listener, ssl_context=certificate.context if certificate else None).start()
-            await stop.wait()
-    finally:
-        await runner.cleanup()
-
-
-def _application(inherited: Inheritance, host: str, authorize: Authorize | None) -> web.Application:
-    """Build the application of a listener that is bound to the address *host*."""
-    admin = _Admin(inherited)
-    app = web.Application(
-        middlewares=[_problems, _only_own_pages(host), *([_authorized(authorize)] if authorize else [])],
-        client_max_size=MAX_BODY_BYTES,
-    )
-    app.router.add_get("/livez", admin.live)
-    app.router.add_get("/readyz", admin.ready)
-    app.router.add_get("/metrics", admin.metrics)
-    app.router.add_get("/v1/releases", admin.releases)
-    app.router.add_post("/v1/releases/rollback", admin.rollback)
-    app.router.add_post("/v1/releases/{release}/activate", admin.activate)
-    return app
+    limits = replace(inherited.settings.limits, connections=CONNECTIONS, per_address=CONNECTIONS)
+    server = Server(_Admin(inherited, host, guard), limits)
+    async with following(watched):
+        listening = server.listen(listener, BACKLOG, certificate.context if certificate else None)
+        await stop.wait()
+        listening.close()
+        server.pre_shutdown()
+        await server.shutdown(STOP_S)
 
 
 class _Admin:
-    """The handlers of the admin listener."""
+    """Answers what operators request; lives as long as the admin process."""
 
-    def __init__(self, inherited: Inheritance) -> None:
+    def __init__(self, inherited: Inheritance, host: str, guard: Guard | None) -> None:
+        """Take the address that is listened on, and, beyond loopback, who says which caller is an operator."""
+        self.metrics = Metrics(1, ())  # of its own, and shown to nobody: in a worker's slot nobody else counts
+        self.request_ids = RequestIds()
+        self._host, self._guard = host, guard
         self._settings = inherited.settings
         self._states = inherited.states
         self._exposition = Exposition(inherited.metrics, inherited.states.all)
         self._acting = asyncio.Lock()
+        self._activate = Route("/v1/releases/{id}/activate", {"POST": self.activate})
+        self._routes = {
+            route.template: route
+            for route in (
+                Route("/livez", {"GET": self.live}),
+                Route("/readyz", {"GET": self.ready}),
+                Route("/metrics", {"GET": self.metrics_text}),
+                Route("/v1/releases", {"GET": self.releases}),
+                Route("/v1/releases/rollback", {"POST": self.rollback}),
+            )
+        }
 
-    async def live(self, _: web.Request) -> web.Response:
+    async def answer(self, request: web.BaseRequest, path: str, query: str) -> web.Response:
+        """Answer a request for a raw path and query; every error as a problem."""
+        request_id = self.request_ids.of(request)
+        activated = ACTIVATE.fullmatch(path)
+        route = self._activate if activated else self._routes.get(path)
+        try:
+            self._refuse_other_pages(request)
+            if self._guard is not None:
+                await self._guard.admit(request.headers, ADMIN)
+            response = await handler_of(route, request.method)(request, activated[1] if activated else "", query)
+        except Problem as problem:
+            response = problem.response()
+        except StoreError as error:
+            response = _store_problem(error).response()
+        except Exception:
+            log.exception("request %s of an operator failed", request_id)
+            response = internal_error(request_id).response()
+        response.headers["Server"] = "hotplate"
+        response.headers["X-Request-Id"] = request_id
+        response.headers.setdefault("Cache-Control", "no-store")
+        return response
+
+    def _refuse_other_pages(self, request: web.BaseRequest) -> None:
+        """Refuse what a page of another site has a browser send, whether or not by a DNS name of its own for us."""
+        if is_loopback(self._host) and _host_named(request) not in LOCAL_NAMES | {self._host}:
+            raise Problem(421, "wrong-host", "the Host header names neither the address of this listener nor localhost")
+        origin = request.headers.get("Origin")
+        if request.method not in ("GET", "HEAD") and origin not in (None, f"{request.scheme}://{request.host}"):
+            raise Problem(403, "wrong-origin", "the Origin header names another site; this is for its own pages only")
+
+    async def live(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
         """`GET /livez`: the admin process answers."""
         return _json({"status": "alive"})
 
-    async def ready(self, _: web.Request) -> web.Response:
+    async def ready(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
         """`GET /readyz`: what each worker serves, and what is wrong with it."""
         states = self._states.all()
         statuses = {_status(state) for state in states}
@@ -118,20 +155,20 @@ class _Admin:
         workers = [_worker(number, state) for number, state in enumerate(states)]
         return _json({"status": status, "workers": workers}, 200 if status in ANSWERING else 503)
 
-    async def metrics(self, _: web.Request) -> web.Response:
+    async def metrics_text(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
         """`GET /metrics`: Prometheus text, of all workers."""
         return web.Response(body=self._exposition.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
-    async def releases(self, _: web.Request) -> web.Response:
+    async def releases(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
         """`GET /v1/releases`: the catalogue of each tier's store, read now."""
         urls = self._settings.stores
         found = await asyncio.gather(*map(_read_catalogue, urls))
         tiers = [{"tier": name, **fields} for name, fields in zip(tier_names(urls), found, strict=True)]
         return _json({"tiers": tiers})
 
-    async def activate(self, request: web.Request) -> web.Response:
+    async def activate(self, _: web.BaseRequest, raw_id: str, __: str) -> web.Response:
         """`POST /v1/releases/{id}/activate`: make a committed release live."""
-        release = ReleaseId(request.match_info["release"])
+        release = ReleaseId(unquote(raw_id))
 
         async def act(store: Store) -> ReleaseId:
             await activate(store, release)
@@ -139,9 +176,10 @@ class _Admin:
 
         return await self._change(act, "activated")
 
-    async def rollback(self, _: web.Request) -> web.Response:
-        """`POST /v1/releases/rollback`: make the release before the live one live again."""
-        return await self._change(rollback, "rolled back to")
+    async def rollback(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:
+        """`POST /v1/releases/rollback?if_live=`: make the release before the live one live again."""
+        if_live = ROLLBACK.parse(raw_query).if_live
+        return await self._change(partial(rollback, if_live=ReleaseId(if_live) if if_live else None), "rolled back to")
 
     async def _change(self, act: Callable[[Store], Coroutine[Any, Any, ReleaseId]], what: str) -> web.Response:
         """Change the catalogue of the admin store, one change at a time."""
@@ -216,66 +254,11 @@ def _catalogue(found: Catalogue) -> dict[str, object]:
     return {"live": found.live, "generation": found.generation, "releases": releases}
 
 
-def _only_own_pages(host: str) -> Any:  # noqa: ANN401 -- aiohttp marks middlewares with a type of its own
-    """Refuse what a page of another site has a browser send, whether it names us by a DNS name of its own or not."""
-    names = LOCAL_NAMES | {host}
-
-    @web.middleware
-    async def refuse_others(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if is_loopback(host) and _host_named(request) not in names:
-            raise Problem(421, "wrong-host", "the Host header names neither the address of this listener nor localhost")
-        origin = request.headers.get("Origin")
-        if request.method not in ("GET", "HEAD") and origin not in (None, f"{request.scheme}://{request.host}"):
-            raise Problem(403, "wrong-origin", "the Origin header names another site; this is for its own pages only")
-        return await handler(request)
-
-    return refuse_others
-
-
-def _host_named(request: web.Request) -> str | None:
+def _host_named(request: web.BaseRequest) -> str | None:
     try:
         return urlsplit(f"//{request.headers.get('Host', '')}").hostname
     except ValueError:  # it is no host at all
         return None
-
-
-def _authorized(authorize: Authorize) -> Any:  # noqa: ANN401 -- as above
-    @web.middleware
-    async def refuse_strangers(request: web.Request, handler: Handler) -> web.StreamResponse:
-        await authorize(request)
-        return await handler(request)
-
-    return refuse_strangers
-
-
-@web.middleware
-async def _problems(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer every error as a problem."""
-    try:
-        response = await handler(request)
-    except Problem as problem:
-        response = problem.response()
-    except web.HTTPException as refused:
-        response = _routing_problem(refused).response()
-    except StoreError as error:
-        response = _store_problem(error).response()
-    except Exception:
-        log.exception("a request of an operator failed")
-        response = internal_error("of the admin listener").response()
-    response.headers["Server"] = "hotplate"
-    response.headers.setdefault("Cache-Control", "no-store")
-    return response
-
-
-def _routing_problem(refused: web.HTTPException) -> Problem:
-    """Word what aiohttp's router, or its limit of a body, refused."""
-    match refused:
-        case web.HTTPNotFound():
-            return Problem(404, "no-such-route", "the admin listener has no route of this path")
-        case web.HTTPMethodNotAllowed():
-            allowed = refused.headers["Allow"]
-            return Problem(405, "no-such-method", f"this route takes {allowed}", {"Allow": allowed})
-    return Problem(refused.status, "bad-request", refused.reason.lower())
 
 
 def _store_problem(error: StoreError) -> Problem:

@@ -22,6 +22,7 @@ from serve.openapi import Documents
 from serve.problems import Problem, internal_error, not_ready
 from serve.reader import Lists, NotReady, TieredReader
 from serve.scoring import Scoring, refusal
+from serve.watched import following
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,8 @@ GIVEN_ID = istr("X-Request-Id")  # found faster than a str
 REQUEST_ID = re.compile(r"[A-Za-z0-9._~+/=:-]{1,128}")
 
 
+# Counts the connection of a request as one of its caller's. Raises Problem where there are too many.
+Claim = Callable[[web.BaseRequest, str], None]
 # Does the work of a request once its body was read and its turn has come. Raises Problem and ClientGone.
 Gate = Callable[[web.BaseRequest, Callable[[], Awaitable[web.Response]]], Awaitable[web.Response]]
 
@@ -80,7 +83,7 @@ class Routes:
         return self._with_id.get(stem), raw_id
 
 
-def _handler(route: Route | None, method: str) -> Handler:
+def handler_of(route: Route | None, method: str) -> Handler:
     """Return the handler of *method*; raises a Problem where there is no such route or method."""
     if route is None:
         raise Problem(404, "no-such-route", "no route has this path; an id in a path writes / as %2F")
@@ -91,9 +94,31 @@ def _handler(route: Route | None, method: str) -> Handler:
     return handler
 
 
-def _refused(route: Route | None, problem: Problem) -> web.Response:
-    """Answer with a problem, in the way of the route's callers."""
+def _refused(route: Route | None, error: Problem | NotReady | ClientGone) -> web.Response:
+    """Answer with what ended a request, in the way of the route's callers."""
+    if isinstance(error, ClientGone):
+        return web.Response(status=CLIENT_GONE)  # it reaches nobody
+    problem = error if isinstance(error, Problem) else not_ready(str(error))
     return (refusal(problem) if route is not None and route.scoring else problem).response()
+
+
+class RequestIds:
+    """Names requests, in answers and in the log; one for each process that answers."""
+
+    def __init__(self) -> None:
+        self._prefix = secrets.token_hex(6)
+        self._count = itertools.count(1)
+
+    def of(self, request: web.BaseRequest) -> str:
+        """Return the caller's id of a request, or make one; an odd or long one would end in logs and headers."""
+        given = request.headers.get(GIVEN_ID)
+        if given is not None and REQUEST_ID.fullmatch(given):
+            return given
+        return self.new()
+
+    def new(self) -> str:
+        """Make an id for a request."""
+        return f"{self._prefix}{next(self._count):08x}"
 
 
 class Dispatcher:
@@ -115,44 +140,20 @@ class Dispatcher:
         self.draining = False
         self.gate: Gate | None = None
         """What a POST has to pass before its handler; None where the application around the service has its own."""
+        self.claim: Claim | None = None
+        """What the connection of a request with a key is counted by; None where there are no keys."""
         documents = Documents(takes_key=self._guard.reads_take_a_key)
         self._routes = Routes(self.handlers, Scoring(reader), documents)
         self._cors = Cors(cors_origins) if cors_origins else None
-        self._id_prefix = secrets.token_hex(6)
-        self._id_count = itertools.count(1)
+        self.request_ids = RequestIds()
 
     def drain(self) -> None:
         """Be not ready from now on, and have every client close its connection."""
         self.draining = self.handlers.draining = True
 
-    def request_id(self, request: web.BaseRequest) -> str:
-        """Return the caller's id of a request, or make one; an odd or long one would end in logs and headers."""
-        given = request.headers.get(GIVEN_ID)
-        if given is not None and REQUEST_ID.fullmatch(given):
-            return given
-        return self.new_request_id()
-
-    def new_request_id(self) -> str:
-        """Make an id for a request."""
-        return f"{self._id_prefix}{next(self._id_count):08x}"
-
-    def refuse(self, request: web.BaseRequest, problem: Problem) -> web.Response:
-        """Answer a request that is refused before it has a route, and close its connection."""
-        response = problem.response()
-        response.headers["Server"] = "hotplate"
-        response.headers["X-Request-Id"] = self.request_id(request)
-        response.force_close()
-        self.metrics.observe_request(OTHER, OTHER, response.status, 0.0)
-        return response
-
-    def gone(self) -> web.Response:
-        """Count a request whose client hung up before it had a route; the answer reaches nobody."""
-        self.metrics.observe_request(OTHER, OTHER, CLIENT_GONE, 0.0)
-        return web.Response(status=CLIENT_GONE)
-
     def _work(self, route: Route | None, request: web.BaseRequest, raw_id: str, query: str) -> Awaitable[web.Response]:
         """Have the handler do its work, behind the gate where there is one for it."""
-        handler = _handler(route, request.method)
+        handler = handler_of(route, request.method)
         if self.gate is not None and request.method == "POST":
             return self.gate(request, partial(handler, request, raw_id, query))
         return handler(request, raw_id, query)
@@ -161,7 +162,7 @@ class Dispatcher:
         """Answer a request for a raw path and query."""
         started = perf_counter()
         route, raw_id = self._routes.find(path)
-        request_id = self.request_id(request)
+        request_id = self.request_ids.of(request)
         caller: Caller | None = None
         try:
             response = None
@@ -171,11 +172,11 @@ class Dispatcher:
                 scope = scope_of(route.template) if route is not None else None
                 if scope is not None:
                     caller = await self._guard.admit(request.headers, scope)
+                    if self.claim is not None and caller is not self._guard.anonymous:
+                        self.claim(request, caller.name)
                 response = await self._work(route, request, raw_id, query)
-        except (Problem, NotReady) as error:
-            response = _refused(route, error if isinstance(error, Problem) else not_ready(str(error)))
-        except ClientGone:
-            response = web.Response(status=CLIENT_GONE)  # it reaches nobody
+        except (Problem, NotReady, ClientGone) as error:
+            response = _refused(route, error)
         except Exception:
             log.exception("request %s failed", request_id)
             response = _refused(route, internal_error(request_id))
@@ -197,15 +198,18 @@ class Dispatcher:
         return response
 
 
-def mount(app: web.Application, prefix: str, lists: Lists) -> None:
+def mount(app: web.Application, prefix: str, lists: Lists, *, cors_origins: Sequence[str] = ()) -> None:
     """Let *app* answer all routes of the service below *prefix*, from lists that are not open yet.
 
     The application opens *lists* when it starts, waits a moment for its stores, and closes them when it stops; its own
-    handlers may use them meanwhile. As long as no release is served, requests get 503. Who may call is the
-    application's own to say, as by a middleware: no key is asked for here, and `/metrics` is among the routes.
+    handlers may use them meanwhile. As long as no release is served, requests get 503. Web pages of *cors_origins* may
+    call the routes; raises StoreMisused for what is no origin. Who may call, and how much at once, is the application's
+    own to say, as by a middleware: no key is asked for here, and nothing is shed.
     """
     lists.reader.warm = True
-    dispatcher = Dispatcher(lists.reader)
+    watched = lists.reader.deny_list.watched
+    dispatcher = Dispatcher(lists.reader, cors_origins=cors_origins)
+    dispatcher.handlers.watched = watched
 
     async def answer(request: web.Request) -> web.Response:
         resource = request.match_info.route.resource
@@ -214,7 +218,7 @@ def mount(app: web.Application, prefix: str, lists: Lists) -> None:
         return await dispatcher.answer(request, path, request.rel_url.raw_query_string)
 
     async def lifespan(_: web.Application) -> AsyncIterator[None]:
-        async with lists.reader:
+        async with lists.reader, following(watched):
             await lists.reader.wait_until_attempted()
             yield
 

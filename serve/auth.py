@@ -67,9 +67,9 @@ class Guard:
         tokens: Tokens | None = None,
     ) -> None:
         """Take the file of keys, who verifies tokens, and the scopes of callers with neither; raises KeysUnreadable."""
-        self._anonymous = Caller("anonymous", anonymous)
+        self.anonymous = Caller("anonymous", anonymous)
         self.reads_take_a_key = READ not in anonymous
-        self._checks = keys is not None or tokens is not None
+        self.knows_clients = keys is not None or tokens is not None
         self._tokens = tokens
         self._callers = dict[bytes, Caller]()
         self._seen = dict[str, Caller]()
@@ -96,12 +96,12 @@ class Guard:
         Raises a Problem: 401 without a key or with an unknown one, 403 where it lacks the scope, 429 where the client's
         rate is used up.
         """
-        caller = self._anonymous
-        credential = _credential(headers) if self._checks else None
+        caller = self.anonymous
+        credential = _credential(headers) if self.knows_clients else None
         if credential is not None:
             caller = self._seen.get(credential) or await self._caller(credential)
         if scope not in caller.scopes:
-            raise _no_credentials() if caller is self._anonymous else _missing_scope(scope)
+            raise _no_credentials() if caller is self.anonymous else _missing_scope(scope)
         if caller.bucket is not None:
             wait_s = caller.bucket.take()
             if wait_s > 0:

@@ -11,18 +11,17 @@ import socket
 import ssl
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from functools import partial
 from ipaddress import ip_address, ip_network
 from time import monotonic
-from typing import cast
+from typing import Any, Protocol, cast
 
 from aiohttp import HttpVersion11, web
 from aiohttp.http import HttpVersion10
 
 from serve.acceptor import Acceptor, room_for_connections
 from serve.admission import Admission
-from serve.app import Dispatcher
+from serve.app import CLIENT_GONE, RequestIds
 from serve.messages import (
     CLOSE,
     TIMEOUT,
@@ -34,6 +33,7 @@ from serve.messages import (
     unreadable,
     wrong_version,
 )
+from serve.metrics import OTHER, Metrics
 from serve.parameters import MAX_BODY_BYTES
 from serve.problems import Problem, internal_error, overloaded
 from serve.settings import Limits
@@ -46,12 +46,13 @@ MAX_LINE_BYTES = 8190
 SMALL = 4096
 # Each tick of the sweep looks over one of so many slices of the connections, each of them once a second.
 SLICES, TICK_S = 10, 0.1
-# How many connections beyond the limits are heard all the same, each for so long: they may be a probe's.
-REFUSED_AT_ONCE, REFUSED_S = 64, 1.0
+# How many connections beyond the limits are heard all the same, as they may be a probe's; each for so long, or for less
+# where it has one of the last descriptors.
+HEARD_AT_ONCE, HEARD_S, HEARD_BRIEFLY_S = 16, 1.0, 0.1
+# For how long what still comes of a refused request is read, so that its client sees why: else it would be reset.
+LINGER_S = 1.0
 # What a slow reader must take in `Limits.write_s`, and how long it has for it where answers fill half of their room.
 WRITE_STEP, HURRIED_WRITE_S = 65_536, 1.0
-# How long the body of a request that was answered already is still read, so that its sender sees the answer.
-LINGER_S = 2.0
 # What operators request is never shed.
 PROBE = re.compile(rb"(?:GET|HEAD) /(?:livez|readyz|health/live|health/ready)?[? ]")
 # Reads that may be shed without parsing: a whole header, in which nothing says that there is more to the request.
@@ -63,24 +64,37 @@ END = b"\r\n\r\n"
 Work = Callable[[], Awaitable[web.Response]]
 
 
+class Responder(Protocol):
+    """Answers the requests of a server's connections, as `serve.app.Dispatcher` does."""
+
+    metrics: Metrics
+    request_ids: RequestIds
+
+    async def answer(self, request: web.BaseRequest, path: str, query: str) -> web.Response:
+        """Answer a request for a raw path and query, whatever becomes of it."""
+        ...
+
+
 class Server(web.Server):
     """aiohttp's low-level server, without its router and middlewares, behind connections that are held to limits."""
 
-    def __init__(self, dispatcher: Dispatcher, limits: Limits | None = None) -> None:
+    def __init__(self, dispatcher: Responder, limits: Limits | None = None) -> None:
         super().__init__(self._answer)
         self.dispatcher = dispatcher
-        dispatcher.gate = self._admit
         self.limits = limits or Limits()
         self.metrics = dispatcher.metrics
         self.admission = Admission(self.metrics.count_shed)
         self.bytes_in_flight = 0
         """What came of requests that are not answered yet, apart from small ones, and what clients have not taken."""
         self._room = min(self.limits.connections, room_for_connections())
-        self._room_for_refused = min(REFUSED_AT_ONCE, 1 + self._room // 8)
+        self._room_for_heard = min(HEARD_AT_ONCE, 4 + self._room // 8)
         self._trusted = [ip_network(network) for network in self.limits.trusted_proxies]
+        # Every connection from its accept on; those among them that are swept; and until when the refused are heard.
+        self._open = set[Connection]()
         self._slices = [set[Connection]() for _ in range(SLICES)]
         self._refused = dict[Connection, float]()
         self._addresses = Counter[str]()
+        self._clients = Counter[str]()
         self._accepting = set[asyncio.Task[object]]()
         self._ticks = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -95,7 +109,7 @@ class Server(web.Server):
     @property
     def open_connections(self) -> int:
         """How many connections are open."""
-        return len(self._refused) + sum(map(len, self._slices))
+        return len(self._open)
 
     def pre_shutdown(self) -> None:
         """Close what is idle, and have the others close after the request in flight."""
@@ -112,62 +126,105 @@ class Server(web.Server):
         if self._timer is not None:
             self._timer.cancel()
 
-    def _take(self, tls: ssl.SSLContext | None, accepted: socket.socket, address: str, *, is_last: bool) -> None:
-        """Serve an accepted connection, or hear only whether it is a probe's where there are too many."""
+    def _take(self, tls: ssl.SSLContext | None, accepted: socket.socket, address: str, *, is_last: bool) -> bool:
+        """Serve an accepted connection, or hear only whether it is a probe's where there are too many.
+
+        False where the loop has to turn before there is room to hear another.
+        """
         refusal = ""
         if is_last:
             refusal = "descriptors"
-        elif self.open_connections + len(self._accepting) >= self._room:
+        elif len(self._open) >= self._room:
             refusal = "connections"
         elif self._addresses[address] >= self.limits.per_address and not self._is_proxy(address):
             refusal = "address"
-        full = is_last or len(self._refused) + len(self._accepting) >= self._room_for_refused
-        if refusal and full and not self._is_probe(accepted, refusal):
-            return
+        is_full = is_last or len(self._refused) >= self._room_for_heard
+        if refusal and is_full and not self._hears(accepted, refusal, is_plain=tls is None):
+            accepted.close()
+            return True
         connection = Connection(self, address, refusal)
+        self._open.add(connection)
+        self._addresses[address] += 1
+        if refusal:
+            self._refused[connection] = monotonic() + (HEARD_BRIEFLY_S if is_last else HEARD_S)
         task = self._loop.create_task(
             self._loop.connect_accepted_socket(
                 lambda: connection, accepted, ssl=tls, ssl_handshake_timeout=HANDSHAKE_S if tls else None
             )
         )
         self._accepting.add(task)
-        task.add_done_callback(self._accepted)
+        task.add_done_callback(partial(self._accepted, connection))
+        return is_last or not refusal
 
-    def _is_probe(self, accepted: socket.socket, refusal: str) -> bool:
-        """Return whether a connection for which there is no room is a probe's; any other is refused here and now."""
+    def _hears(self, accepted: socket.socket, refusal: str, *, is_plain: bool) -> bool:
+        """Return whether a connection for which there is no room is heard: a probe's, or who has said nothing yet.
+
+        Whoever has said what is no probe is refused here and now; who is heard takes the place of the first in line.
+        """
         accepted.setblocking(False)
         try:
-            if PROBE.match(accepted.recv(MAX_LINE_BYTES, socket.MSG_PEEK)):
-                return True
-            accepted.recv(1 << 20)  # what is closed with bytes unread is reset, and its answer may be lost
-        except OSError:
+            if is_plain and not PROBE.match(accepted.recv(MAX_LINE_BYTES, socket.MSG_PEEK)):
+                self.metrics.count_shed(refusal)
+                accepted.recv(1 << 20)  # what is closed with bytes unread is reset, and its answer may be lost
+                accepted.send(raw_answer(crowded(), self.dispatcher.request_ids.new(), "Connection: close\r\n"))
+                return False
+        except BlockingIOError:
             pass  # nothing has come yet
-        with accepted, suppress(OSError):
-            self.metrics.count_shed(refusal)
-            accepted.send(raw_answer(crowded(), self.dispatcher.new_request_id(), "Connection: close\r\n"))
-        return False
+        except OSError:
+            return False
+        if len(self._refused) >= self._room_for_heard:
+            first = next(iter(self._refused))
+            if not first.is_open:
+                return False  # the line is of handshakes
+            del self._refused[first]
+            first.turn_away()
+        return True
 
-    def _accepted(self, task: "asyncio.Task[object]") -> None:
+    def _accepted(self, connection: "Connection", task: "asyncio.Task[object]") -> None:
         self._accepting.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.debug("a connection could not be served", exc_info=error)  # as when its handshake failed
+            self.closed(connection)
 
     def _is_proxy(self, address: str) -> bool:
         return any(ip_address(address.partition("%")[0]) in network for network in self._trusted)
 
+    def claim(self, request: web.BaseRequest, client: str) -> None:
+        """Count a connection as the client's whose request it brought last; raises Problem where that has too many."""
+        handler: Any = request._protocol  # noqa: SLF001 -- as in `_answer`
+        if handler.client == client or handler.transport is None:  # the latter of a connection that is lost already
+            return
+        if self._clients[client] >= self.limits.per_client:
+            self.metrics.count_shed("client")
+            detail = "this client has as many connections open as it may; send requests on those"
+            raise Problem(429, "too-many-connections", detail, CLOSE | {"Retry-After": "1"})
+        self._disclaim(handler)
+        handler.client = client
+        self._clients[client] += 1
+
+    def _disclaim(self, handler: "Handler") -> None:
+        """Count a connection as nobody's."""
+        if handler.client:
+            self._clients[handler.client] -= 1
+            if not self._clients[handler.client]:
+                del self._clients[handler.client]
+            handler.client = ""
+
     def opened(self, connection: "Connection") -> None:
-        """Note a connection."""
-        self._addresses[connection.address] += 1
-        if connection.refusal:
-            self._refused[connection] = monotonic()
-        else:
+        """Have a connection swept from now on."""
+        if not connection.refusal:
             min(self._slices, key=len).add(connection)
 
     def closed(self, connection: "Connection") -> None:
         """Forget a connection."""
+        if connection not in self._open:
+            return
+        self._open.discard(connection)
         self._addresses[connection.address] -= 1
         if not self._addresses[connection.address]:
             del self._addresses[connection.address]
+        if connection.handler is not None:
+            self._disclaim(connection.handler)
         self._refused.pop(connection, None)
         for slice_ in self._slices:
             slice_.discard(connection)
@@ -176,7 +233,7 @@ class Server(web.Server):
         """Close a connection a little later, so that its client can read why."""
         for slice_ in self._slices:
             slice_.discard(connection)
-        self._refused.setdefault(connection, monotonic())
+        self._refused.setdefault(connection, monotonic() + LINGER_S)
 
     def _tick(self) -> None:
         self._timer = self._loop.call_later(TICK_S, self._tick)
@@ -184,9 +241,9 @@ class Server(web.Server):
         now = monotonic()
         for connection in list(self._slices[self._ticks % SLICES]):
             connection.check(now)
-        for connection, since in list(self._refused.items()):
-            if now - since > REFUSED_S:
-                connection.transport.close()
+        for connection, until in list(self._refused.items()):
+            if now > until and connection.is_open:
+                connection.turn_away()
 
     def _answer(self, request: web.BaseRequest) -> Awaitable[web.Response]:
         path, _, query = request.raw_path.partition("?")
@@ -209,19 +266,41 @@ class Server(web.Server):
         protocol = cast("Handler", request.protocol)
         try:
             if request._version not in (HttpVersion11, HttpVersion10):  # noqa: SLF001 -- as in `_answer`
-                return self.dispatcher.refuse(request, wrong_version(request))
+                return self.refuse(request, wrong_version(request))
             await protocol._drain_helper()  # noqa: SLF001 -- aiohttp has no other way to wait for it
             if request.method != "POST":  # a POST's is looked at when its turn comes
                 self.admission.check_deadline(deadline_of(request, cast("Handler", request.protocol).received))
         except ConnectionError:
-            return self.dispatcher.gone()
+            self.metrics.observe_request(OTHER, OTHER, CLIENT_GONE, 0.0)
+            return web.Response(status=CLIENT_GONE)  # it reaches nobody
         except Problem as problem:
-            return self.dispatcher.refuse(request, problem)
+            return self.refuse(request, problem)
         return await self.dispatcher.answer(request, path, query)
 
-    async def _admit(self, request: web.BaseRequest, work: Work) -> web.Response:
+    def refuse(self, request: web.BaseRequest, problem: Problem) -> web.Response:
+        """Answer a request that is refused before it has a route, and close its connection."""
+        response = problem.response()
+        response.headers["Server"] = "hotplate"
+        response.headers["X-Request-Id"] = self.dispatcher.request_ids.of(request)
+        response.force_close()
+        self.metrics.observe_request(OTHER, OTHER, response.status, 0.0)
+        return response
+
+    async def admit(self, request: web.BaseRequest, work: Work) -> web.Response:
         """Read a body inside all limits, wait for the turn of its work, and do it."""
-        deadline = deadline_of(request, cast("Handler", request.protocol).received)
+        protocol = cast("Handler", request.protocol)
+        try:
+            deadline = await self._read(request, protocol)
+        except Problem as problem:
+            if protocol.awaits_body:
+                protocol.discard_body()
+                problem.headers |= CLOSE
+            raise
+        return await self.admission.batch(work, deadline=deadline, is_gone=lambda: request.transport is None)
+
+    async def _read(self, request: web.BaseRequest, protocol: "Handler") -> float:
+        """Read a body inside all limits, and return until when its caller waits."""
+        deadline = deadline_of(request, protocol.received)
         if request.headers.get("Content-Encoding", "identity").strip().lower() != "identity":
             raise Problem(415, "encoded-body", "a body is sent as it is, without Content-Encoding", CLOSE)
         if request.content_length is not None and request.content_length > MAX_BODY_BYTES:
@@ -229,7 +308,7 @@ class Server(web.Server):
         if self.bytes_in_flight > self.limits.bytes_in_flight:
             raise self.no_room()
         await read_body(request)
-        return await self.admission.batch(work, deadline=deadline, is_gone=lambda: request.transport is None)
+        return deadline
 
     def no_room(self) -> Problem:
         """Count a body for which there is no memory; how to refuse it."""
@@ -242,9 +321,9 @@ class Server(web.Server):
 class Handler(web.RequestHandler):
     """aiohttp's protocol behind a `Connection`; what its parser refuses is answered as a problem, too."""
 
-    __slots__ = ("received",)
+    __slots__ = ("_linger", "client", "received")
 
-    def __init__(self, server: Server, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, server: Server, loop: asyncio.AbstractEventLoop, linger: Callable[[], None]) -> None:
         super().__init__(
             server,
             loop=loop,
@@ -254,6 +333,9 @@ class Handler(web.RequestHandler):
             lingering_time=LINGER_S,
             auto_decompress=False,  # what is small on the wire may be large in memory
         )
+        self.client = ""
+        """Whose key or token the newest request had; "" as long as there was none."""
+        self._linger = linger
         self.received = 0.0
         """When the header of the newest request came, by `time.monotonic`."""
 
@@ -269,10 +351,10 @@ class Handler(web.RequestHandler):
         if request.writer.output_size > 0:
             raise ConnectionError("the answer had begun; it cannot become an error any more") from exc
         if status >= 500:
-            request_id = server.dispatcher.request_id(request)
+            request_id = server.dispatcher.request_ids.of(request)
             log.error("request %s failed", request_id, exc_info=exc)
-            return server.dispatcher.refuse(request, internal_error(request_id))
-        return server.dispatcher.refuse(request, unreadable(status, message))
+            return server.refuse(request, internal_error(request_id))
+        return server.refuse(request, unreadable(status, message))
 
     @property
     def between_requests(self) -> bool:
@@ -290,12 +372,24 @@ class Handler(web.RequestHandler):
         """Whether a request is being answered whose body is not whole."""
         return self._current_request is not None and not self._current_request.content.is_eof()
 
+    @property
+    def keeps(self) -> bool:
+        """Whether what comes now is kept until a request is answered, not read to be thrown away."""
+        return not self._force_close and (self._current_request is not None or bool(self._messages))
+
     def end_body(self, problem: Problem) -> None:
-        """Have whoever awaits the body of the current request get *problem* instead."""
+        """Have whoever awaits the body of the current request get *problem* instead, unless it is whole."""
+        if self._current_request is not None and self.awaits_body:
+            self._current_request.content.set_exception(problem)
+            self.discard_body()
+
+    def discard_body(self) -> None:
+        """Take what is left of the current request's body for nothing; once it is answered, the connection lingers."""
         if self._current_request is not None:
-            content = self._current_request.content
-            content.set_exception(problem)
-            content.feed_eof()
+            self._force_close = True  # `data_received` looks at nothing more, and the end of the task closes nothing
+            self._current_request.content.feed_eof()
+            if self._task_handler is not None:
+                self._task_handler.add_done_callback(lambda _: self._linger())
 
 
 class Connection(asyncio.Protocol):
@@ -304,7 +398,7 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_admission", "_header_bytes",
         "_held", "_queued", "_server", "_since", "_stalled",
-        "address", "handler", "refusal", "transport",
+        "address", "handler", "is_open", "refusal", "transport",
     )  # fmt: skip
 
     def __init__(self, server: Server, address: str, refusal: str) -> None:
@@ -312,6 +406,8 @@ class Connection(asyncio.Protocol):
         self.refusal = refusal
         """Why it is beyond a limit, so that only a probe is answered; "" for the others."""
         self.handler: Handler | None = None
+        self.is_open = False
+        """Whether its `transport` is there: with TLS once the handshake is done."""
         self.transport: asyncio.Transport
         self._server = server
         self._admission = server.admission
@@ -324,6 +420,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
         self.transport = cast("asyncio.Transport", transport)
+        self.is_open = True
         self._server.opened(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -345,7 +442,8 @@ class Connection(asyncio.Protocol):
             if handler is None:
                 return
         elif handler._waiter is None or handler._messages:  # noqa: SLF001 -- `between_requests`, on the hot path
-            self._hold(len(data))
+            if handler.keeps:
+                self._hold(len(data))
             handler.feed_body(data)
             return
         handler.received = now = monotonic()
@@ -393,7 +491,7 @@ class Connection(asyncio.Protocol):
                 self._header_bytes = 1
                 self._refuse(crowded(), self.refusal)
             return None
-        self.handler = handler = Handler(self._server, self._server._loop)  # noqa: SLF001 -- aiohttp's
+        self.handler = handler = Handler(self._server, self._server._loop, self._linger)  # noqa: SLF001 -- aiohttp's
         handler.connection_made(self.transport)
         if self.refusal:
             handler.data_received(data)
@@ -409,18 +507,28 @@ class Connection(asyncio.Protocol):
         if not self._admission.sheds_read():
             return False
         problem = overloaded("more is requested than can be answered in time")
-        self.transport.write(raw_answer(problem, self._server.dispatcher.new_request_id(), ""))
+        self.transport.write(raw_answer(problem, self._server.dispatcher.request_ids.new(), ""))
         self._server.metrics.observe_request(READS[read[1]], "GET", 503, 0.0)
         return True
 
     def _refuse(self, problem: Problem, reason: str) -> None:
         """Say why this connection is closed, and close it once its client has had the time to read that."""
         self._server.metrics.count_shed(reason)
-        self._server.metrics.observe_request("other", "other", problem.status, 0.0)
-        self.transport.write(raw_answer(problem, self._server.dispatcher.new_request_id(), "Connection: close\r\n"))
+        self._server.metrics.observe_request(OTHER, OTHER, problem.status, 0.0)
+        self.transport.write(raw_answer(problem, self._server.dispatcher.request_ids.new(), "Connection: close\r\n"))
         if self.handler is not None:
             self.handler.close()  # what comes from now on is not looked at
-        if self.transport.can_write_eof():
+        self._linger()
+
+    def turn_away(self) -> None:
+        """Close a refused connection, whose client has said nothing or has had the time to read the answer."""
+        if self.handler is None and not self._header_bytes:
+            self._server.metrics.count_shed(self.refusal)
+        self.transport.abort()
+
+    def _linger(self) -> None:
+        """Say that nothing more comes, and close once the client has had the time to read what came."""
+        if self.transport.can_write_eof() and not self.transport.is_closing():
             self.transport.write_eof()
             self._server.linger(self)
         else:

@@ -79,12 +79,12 @@ class Handlers:
         return self._answer(request, b'"user":%b,' % orjson.dumps(user), encoded, query, cache)
 
     async def recommend_many(self, request: web.BaseRequest, _: str, raw_query: str) -> web.Response:
-        """`POST /v1/recommendations` with `{"users": […], "n": 10, "exclude": […], "fields": "id,score"}`."""
+        """`POST /v1/recommendations` with `{"users": […], "n": 10, "exclude": […], "fields": "id", "segment": "…"}`."""
         BATCH.parse(raw_query)
         media = media_type(request.headers.get(hdrs.ACCEPT), BATCH_MEDIA)
         await load(media)
         batch = parse_batch(await read_body(request))
-        answers = await self._reader.personal_many(batch.users)
+        answers = await self._reader.personal_many(batch.users, batch.segment)
         release = answers[0].served.id if answers else self._reader.release()
         pieces = encode_batch(
             media, release, batch.fields.split(","), len(answers), self._results(batch, answers, release.encode())

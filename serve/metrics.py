@@ -25,8 +25,8 @@ CODES = (
 )  # fmt: skip
 # Why work or a connection is refused or cut before it is done, so that the rest is done in time.
 SHED = (
-    "connections", "address", "descriptors", "bytes", "slow_header", "large_header", "slow_body", "slow_reader",
-    "batch_delay", "read_delay", "deadline", "gone",
+    "connections", "address", "client", "descriptors", "bytes", "slow_header", "large_header", "slow_body",
+    "slow_reader", "batch_delay", "read_delay", "deadline", "gone",
 )  # fmt: skip
 OPERATIONS = ("get", "get_many")
 OUTCOMES = ("ok", "gone", "error")

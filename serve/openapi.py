@@ -58,7 +58,7 @@ STATUSES = {
     406: "None of the forms in `Accept` can be answered.",
     413: "The body is too large.",
     415: "The body is compressed; send it as it is.",
-    429: "The client has sent as many requests as it may.",
+    429: "The client has sent as many requests, or has as many connections open, as it may.",
     431: "The path, the query and the headers are too large together.",
     503: "Nothing can be answered for now: there is no release yet, or there is too much to do.",
 }

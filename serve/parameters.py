@@ -90,6 +90,7 @@ class BatchBody(Struct, frozen=True, forbid_unknown_fields=True):
     n: Count = DEFAULT_N
     exclude: Excluded = ()
     fields: Fields = ALL_FIELDS
+    segment: Segment = OVERALL
 
 
 class Item(Struct, frozen=True):

@@ -3,15 +3,18 @@
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Literal, NamedTuple, Self
 
-from serve.deny_list import DenyListFile
+from serve.deny_list import DenyListFile, DenyListInvalid
 from serve.follower import ServedRelease
 from serve.metrics import ERROR, HIT, MISS, Metrics
 from serve.states import Reporter
 from serve.tiers import StoreObserver, Tier, loop_time, tier_names
+from serve.watched import following
 from stores.catalogue import ReleaseId
 from stores.connect import connect
 from stores.encoding import Item, decode, is_empty
@@ -134,27 +137,30 @@ class TieredReader:
         """Return the first *n* items of a list that are neither denied nor *excluded*, by ids of `encode_id`."""
         return self.deny_list.current.cut(encoded.body, n, excluded)
 
-    async def personal_many(self, users: Sequence[str], *, must_read: bool = False) -> list[EncodedList]:
+    async def personal_many(
+        self, users: Sequence[str], segment: str = OVERALL, *, must_read: bool = False
+    ) -> list[EncodedList]:
         """Read the lists of many users in one release, in order: the first tier that can be read answers for all.
 
         A user who is named twice is read once, and one who is denied is not read. Where no tier can be read, all get
-        the popular list, or, with *must_read*, StoreUnavailable is raised: for callers that would rather come again.
+        the popular list of *segment*, or, with *must_read*, StoreUnavailable is raised: for callers that would rather
+        come again.
         """
         denied = self.deny_list.current.users
         wanted = [user for user in dict.fromkeys(users) if user not in denied]
         deadline = loop_time() + self._budget_s + BUDGET_S_PER_USER * len(users)
-        found, unknown = await self._read_many(wanted, deadline, must_read=must_read)
+        found, unknown = await self._read_many(wanted, segment, deadline, must_read=must_read)
         if len(wanted) == len(users):
             return found
         by_user = dict(zip(wanted, found, strict=True))
         return [by_user.get(user, unknown) for user in users]
 
     async def _read_many(
-        self, users: Sequence[str], deadline: float, *, must_read: bool
+        self, users: Sequence[str], segment: str, deadline: float, *, must_read: bool
     ) -> tuple[list[EncodedList], EncodedList]:
         """Return the lists of users in one release, and what an unknown user gets in that."""
         if not users:
-            return [], self._first(status="unknown")
+            return [], self._first(segment, "unknown")
         keys = [USER + user for user in users]
         failure: StoreError | None = None
         for index, tier in enumerate(self.tiers):
@@ -171,14 +177,14 @@ class TieredReader:
             lists = [
                 EncodedList(tier.name, served, "personal", slot)
                 if isinstance(slot, bytes) and not is_empty(slot)
-                else self._fallback(tier, served, slot)
+                else self._fallback(tier, served, slot, segment)
                 for slot in slots
             ]
             hits = sum(one.status == "ok" for one in lists)
             self.metrics.count_lookup("personal", "hit", hits)
             served.lookups[HIT] += hits
-            return lists, _popular(tier, served, OVERALL, "unknown")
-        first = self._first(status="error")
+            return lists, _popular(tier, served, segment, "unknown")
+        first = self._first(segment, "error")
         if must_read and failure is not None:
             raise StoreUnavailable("no store can be read for now") from failure
         for _ in users:
@@ -225,7 +231,7 @@ class TieredReader:
             return EncodedList(tier.name, served, source, slot)
         return None
 
-    def _fallback(self, tier: Tier, served: ServedRelease, slot: Slot, segment: str = OVERALL) -> EncodedList:
+    def _fallback(self, tier: Tier, served: ServedRelease, slot: Slot, segment: str) -> EncodedList:
         failed = isinstance(slot, StoreError)
         self.metrics.count_lookup("popular", "error" if failed else "miss")
         served.lookups[ERROR if failed else MISS] += 1
@@ -272,36 +278,39 @@ class Recommendations:
 class Lists:
     """The lists of the live release, for use in another program: what the service answers, without HTTP.
 
-    As a context manager it waits until a release is served, follows the live release until the block ends, and closes
-    the stores. Every method raises NotReady before, and StoreMisused for an id or a count that cannot be.
+    As a context manager it waits until a release is served, follows the live release and the deny-list until the block
+    ends, and closes the stores. Every method raises NotReady before, and StoreMisused for an id or a count that cannot
+    be.
     """
 
     def __init__(self, reader: TieredReader, timeout_s: float = READY_S) -> None:
         self.reader = reader
         self._timeout_s = timeout_s
         self._reporter = Reporter(reader.tiers)
+        self._entered = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        await self.reader.__aenter__()
-        try:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self.reader)
+            await stack.enter_async_context(following(self.reader.deny_list.watched))
             await self.reader.wait_until_ready(self._timeout_s)
-        except BaseException:
-            await self.reader.__aexit__(None, None, None)
-            raise
+            self._entered = stack.pop_all()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.reader.__aexit__(kind, error, trace)
+        await self._entered.__aexit__(kind, error, trace)
 
     async def personal(self, user: str, n: int = DEFAULT_N, *, segment: str = OVERALL) -> Recommendations:
         """Return a user's list; without one, the popular list of *segment*, or the one for everybody."""
         return self._decoded(await self.reader.personal(check_id(user), segment), n)
 
-    async def personal_many(self, users: Sequence[str], n: int = DEFAULT_N) -> list[Recommendations]:
-        """Return the lists of many users, in order, all of one release."""
-        found = await self.reader.personal_many([check_id(user) for user in users])
+    async def personal_many(
+        self, users: Sequence[str], n: int = DEFAULT_N, *, segment: str = OVERALL
+    ) -> list[Recommendations]:
+        """Return the lists of many users, in order, all of one release; as `personal` for each."""
+        found = await self.reader.personal_many([check_id(user) for user in users], segment)
         return [self._decoded(one, n) for one in found]
 
     async def similar(self, item: str, n: int = DEFAULT_N) -> Recommendations:
@@ -325,16 +334,23 @@ class Lists:
         return Exposition(self.reader.metrics, lambda: [self._reporter.state()]).text()
 
 
-def open_lists(*urls: str, budget_s: float = BUDGET_S, timeout_s: float = READY_S) -> Lists:
+def open_lists(
+    *urls: str, budget_s: float = BUDGET_S, timeout_s: float = READY_S, deny_list: str | Path | None = None
+) -> Lists:
     """Open the lists in the stores at *urls*; each further store answers when those before it cannot.
 
-    *budget_s* is what one call may spend on reads. Use it as `async with hotplate.open(url) as lists:`, which raises
-    NotReady, and says what is wrong, where no store has a live release within *timeout_s*. Raises StoreMisused for what
-    is not the URL of a store.
+    *budget_s* is what one call may spend on reads. *deny_list* is the file of the items that no list shows, and of the
+    users who are answered as unknown; it is read now, and again when it changes. Use it as `async with
+    hotplate.open(url) as lists:`, which raises NotReady, and says what is wrong, where no store has a live release
+    within *timeout_s*. Raises StoreMisused for what is not the URL of a store, or no deny-list.
     """
     if not urls:
         raise StoreMisused("no store is named; give its URL, as file:///var/lib/hotplate")
-    return Lists(open_reader(urls, budget_s=budget_s), timeout_s)
+    try:
+        denied = DenyListFile(None if deny_list is None else Path(deny_list))
+    except DenyListInvalid as error:
+        raise StoreMisused(str(error)) from error  # what a program catches is a StoreError
+    return Lists(open_reader(urls, budget_s=budget_s, deny_list=denied), timeout_s)
 
 
 def _popular(tier: Tier, served: ServedRelease, segment: str, status: Status) -> EncodedList:

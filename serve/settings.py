@@ -21,6 +21,9 @@ class Limits:
     per_address: int = 2_000
     """How many are open at once of one address, unless it is a trusted proxy's."""
 
+    per_client: int = 2_000
+    """How many are open at once whose latest request had a key of one client, or a token of one."""
+
     trusted_proxies: tuple[str, ...] = ()
     """Networks, as 10.0.0.0/8, whose addresses stand for many clients."""
 

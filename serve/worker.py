@@ -106,6 +106,8 @@ async def work(
     handlers = dispatcher.handlers
     handlers.watched = inherited.watched
     server = Server(dispatcher, settings.limits)
+    dispatcher.gate = server.admit
+    dispatcher.claim = server.claim if guard.knows_clients else None
     stop = _Stop(lifeline)
     reporter = Reporter(reader.tiers)
     reporter.status = lambda: STARTING
@@ -189,5 +191,5 @@ async def _scrubbing(settings: Settings, reader: TieredReader, *, rows_per_s: fl
 async def _linger(server: Server) -> None:
     """Wait until every keep-alive client has closed as requested, LINGER_S at most."""
     deadline = asyncio.get_running_loop().time() + LINGER_S
-    while server.connections and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 -- aiohttp has no event for the end of its last connection
+    while server.open_connections and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 -- there is no event for the end of the last connection
         await asyncio.sleep(0.01)

@@ -177,12 +177,15 @@ async def activate(store: Store, release: ReleaseId) -> None:
     await _scale_up_again(store, ref)
 
 
-async def rollback(store: Store) -> ReleaseId:
-    """Make the release that was live before the live one live again, and return it. No data moves."""
+async def rollback(store: Store, if_live: ReleaseId | None = None) -> ReleaseId:
+    """Make the release that was live before the live one live again, and return it. No data moves.
+
+    Raises ReleaseConflict where *if_live* is given and is not live, as when the same was done before.
+    """
     seen = await store.catalogue()
     if seen.live is None:
         raise ReleaseNotFound("nothing is live in this store, so there is nothing to roll back")
-    expected = seen.live
+    expected = if_live or seen.live
     target = changes.rollback(seen, expected).live_ref
     if target is not None:
         await store.prepare(target)

@@ -19,7 +19,7 @@ from stores.urls import redacted
 # What stands for an id in a path.
 KEY = "{key}"
 
-BATCH_PATH = "/v1/recommendations"
+BATCH_PATH, SCORE_PATH = "/v1/recommendations", "/score"
 
 T = TypeVar("T")
 
@@ -77,11 +77,12 @@ class Gets:
 
 @dataclass(frozen=True, slots=True)
 class Posts:
-    """POSTs for `batch` users each."""
+    """POSTs for `batch` users each; with `score` as callers of Azure ML send them."""
 
     keys: Keys
     batch: int
     n: int = 10
+    score: bool = False
 
     def __post_init__(self) -> None:
         """Refuse an empty batch."""
@@ -90,11 +91,13 @@ class Posts:
 
     def rendered(self, host: str, headers: Mapping[str, str]) -> Iterator[bytes]:
         """See `Requests`."""
-        drawn = iter(self.keys)
+        drawn, path = iter(self.keys), SCORE_PATH if self.score else BATCH_PATH
         while True:
-            body = orjson.dumps({"users": list(itertools.islice(drawn, self.batch)), "n": self.n})
+            users = list(itertools.islice(drawn, self.batch))
+            rows = {"data": [{"user": user, "n": self.n} for user in users]}
+            body = orjson.dumps(rows if self.score else {"users": users, "n": self.n})
             fields = {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}
-            yield f"POST {BATCH_PATH}".encode() + _tail(host, fields) + body
+            yield f"POST {path}".encode() + _tail(host, fields) + body
 
 
 def for_part(value: T, part: int) -> T:

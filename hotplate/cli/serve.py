@@ -143,7 +143,7 @@ def serve(
         option(
             "--trusted-proxy",
             "Let the addresses in this network open any number of connections, as a proxy or a load balancer must; "
-            "may be repeated. Every other address has at most a fifth of them.",
+            "may be repeated. Every other address has at most a fifth of them, and so has every key.",
             metavar="CIDR",
             show_default=False,
         ),
@@ -165,8 +165,9 @@ def serve(
     if keys is None and os.environ.get("HOTPLATE_KEYS") == "":
         raise ServiceMisused("HOTPLATE_KEYS is empty; name the file of keys, or unset it to serve without keys")
     configure_logging()
+    part = max(1, max_connections // 5)
     limits = Limits(
-        connections=max_connections, per_address=max(1, max_connections // 5), trusted_proxies=networks(trusted_proxy)
+        connections=max_connections, per_address=part, per_client=part, trusted_proxies=networks(trusted_proxy)
     )
     settings = Settings(
         urls,

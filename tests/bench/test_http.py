@@ -103,6 +103,21 @@ def test_a_search_and_a_sweep_report_their_knees(service: Service, tmp_path: Pat
     assert "By size of batch" in (tmp_path / "report.html").read_text()
 
 
+def test_batches_to_be_scored_are_measured_and_compared_as_others_are(
+    service: Service, store: Path, tmp_path: Path
+) -> None:
+    done = bench(
+        "http", service.url, "--store", f"file://{store}", "--batch", "1,20", "--score", "--duration", "0.5s",
+        "--warmup", "0s", "--out", tmp_path / "report",
+    )  # fmt: skip
+    assert "knee: " in done.stdout, done.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [point["at"] for point in report["sweep"]["points"]] == [1, 20]
+    assert all(point["error_share"] == point["popular"] == 0 for point in report["sweep"]["points"])
+    assert report["checked"]["wrong"] == 0 < report["checked"]["compared"]
+    assert 'route="/score"' in service.admin("/metrics").body.decode()
+
+
 def test_ctrl_c_gives_the_report_so_far(service: Service, tmp_path: Path) -> None:
     command = ["bench", "http", service.url, "--users", "9", "--rate", "100", "--duration", "60s", "--warmup", "0s"]
     with subprocess.Popen(
@@ -209,6 +224,7 @@ async def test_wrong_lists_and_fallbacks_are_counted_apart(store: Path) -> None:
         sample("2", right, "personal"),
         sample("1", right[:1], "personal"),
         Sample(b"GET /v1/recommendations/1 HTTP/1.1\r\n\r\n", 200, b"oops"),
+        Sample(b"GET /v1/recommendations/1 HTTP/1.1\r\n\r\n", 503, b'{"status": 503}'),
     ]
     found = await check_samples(opened, samples)
     assert (found.compared, found.wrong, found.fallback) == (6, 3, 1)

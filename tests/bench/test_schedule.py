@@ -86,6 +86,9 @@ def test_requests_go_over_the_wire_whole() -> None:
     assert body == '{"users":["a/b ü","a/b ü"],"n":3}'.encode()
     assert f"Content-Length: {len(body)}".encode() in head
     assert head.startswith(b"POST /v1/recommendations HTTP/1.1\r\nHost: h\r\n")
+    (scored,) = itertools.islice(Posts(keys, 1, n=3, score=True).rendered("h", {}), 1)
+    assert scored.startswith(b"POST /score HTTP/1.1\r\n")
+    assert scored.endswith('\r\n\r\n{"data":[{"user":"a/b ü","n":3}]}'.encode())
 
 
 @pytest.mark.parametrize(
@@ -137,6 +140,7 @@ def test_a_plan_keeps_no_secret(tmp_path: Path) -> None:
         ({"find_max": True, "slo": "errors=200%"}, "more than the whole"),
         ({"batch": "1,x"}, "whole numbers"),
         ({"batch": "0"}, "one user or more"),
+        ({"score": True}, "--score says where batches go"),
         ({"users": None}, "--users N"),
         ({"users": 0}, "no key"),
         ({"zipf": -1.0}, "exponent"),

@@ -168,6 +168,22 @@ def test_operators_activate_and_roll_back_and_see_it_in_the_catalogue(service: S
     assert f"an operator activated release {first}" in service.log.read_text()
 
 
+def test_a_rollback_that_names_what_it_leaves_may_be_repeated(service: Service, releases: list[str]) -> None:
+    first, second = releases
+    for release in releases:
+        service.admin(f"/v1/releases/{release}/activate", "POST")
+    path = f"/v1/releases/rollback?if_live={second}"
+    assert service.admin(path, "POST").json == {"live": first}
+    again = service.admin(path, "POST")
+    assert (again.status, again.json["type"]) == (409, "urn:hotplate:problem:conflict")
+    assert f"release {second} is no longer live" in again.json["detail"]
+    misspelt = service.admin(f"/v1/releases/rollback?live={first}", "POST")
+    assert (misspelt.status, misspelt.json["type"]) == (400, "urn:hotplate:problem:bad-parameter")
+    (tier,) = service.admin("/v1/releases").json["tiers"]
+    assert tier["live"] == first
+    service.admin(f"/v1/releases/{second}/activate", "POST")
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status", "name"),
     [

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from tests.support.service import Answer, Service, a_list, publish_lists, runnin
 from tests.support.soak import scaled
 
 LISTS = {f"user:{user}": a_list(*map(str, range(20))) for user in ("1", "2", "a b", 'quo"te')}
-LISTS |= {"item:7": a_list("1", "2", "x"), "popular:": a_list("1", "p1", "p2")}
+LISTS |= {"item:7": a_list("1", "2", "x"), "popular:": a_list("1", "p1", "p2"), "popular:vip": a_list("v1")}
 
 
 @pytest.fixture
@@ -72,8 +73,8 @@ def test_denied_items_appear_in_no_answer_and_denied_users_are_unknown(service: 
         ("ok", ["0", "2"]),
         ("unknown", ["p1", "p2"]),
     ]
-    only = service.request("POST", "/v1/recommendations", b'{"users": ["2"]}').json["results"]
-    assert [one["source"] for one in only] == ["popular"]
+    only = service.request("POST", "/v1/recommendations", b'{"users": ["2"], "segment": "vip"}').json["results"]
+    assert [(one["source"], one["items"][0]["id"]) for one in only] == [("popular", "v1")]
 
 
 def test_a_changed_file_is_followed_and_a_broken_one_is_not_but_reported(service: Service, denied: Path) -> None:
@@ -170,6 +171,26 @@ def test_a_file_is_read_once_it_is_no_longer_written_to(tmp_path: Path) -> None:
     assert deny_list.current.users == {"1", "2"}
 
 
+def test_a_config_map_that_kubernetes_swaps_under_its_links_is_read_again(tmp_path: Path) -> None:
+    def swap(version: str, text: str) -> None:
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "denied.txt").write_text(text)
+        (tmp_path / "..data_tmp").symlink_to(version)
+        (tmp_path / "..data_tmp").rename(tmp_path / "..data")
+
+    swap("..2026_11_20", "user:1\n")
+    (tmp_path / "denied.txt").symlink_to("..data/denied.txt")
+    deny_list = DenyListFile(tmp_path / "denied.txt")
+    (watched,) = deny_list.watched
+    assert deny_list.current.users == {"1"}
+    swap("..2026_11_21", "user:2\n")  # as long as before, so that its size tells nothing
+    shutil.rmtree(tmp_path / "..2026_11_20")
+    watched.poll()
+    watched.poll()
+    assert deny_list.current.users == {"2"}
+    assert watched.warning is None
+
+
 @pytest.mark.parametrize("identifier", ["1", 'quo"te', 'quo"', "\\", "é", "a,b", "},\n{"])
 def test_any_item_can_be_denied_and_none_beside_it(identifier: str) -> None:
     others = ["11", "quo", 'quo"te2', 'quo\\"te', "e"]
@@ -196,11 +217,17 @@ async def test_denied_users_are_not_read_from_a_store_over_the_network(
 
 async def test_lists_that_a_program_opens_may_have_a_deny_list(tmp_path: Path, denied: Path) -> None:
     await publish_lists(tmp_path / "store", LISTS)
-    async with hotplate.open(f"file://{tmp_path / 'store'}") as opened:
-        opened.reader.deny_list = DenyListFile(denied)
+    async with hotplate.open(f"file://{tmp_path / 'store'}", deny_list=denied) as opened:
         assert [item["id"] for item in (await opened.personal("1", 3)).items] == ["0", "2", "3"]
         assert (await opened.personal("2")).source == "popular"
         assert [item["id"] for item in opened.popular().items] == ["p1", "p2"]
+        replace(denied, "item:p1\n")
+        async with asyncio.timeout(20):
+            while (await opened.personal("2")).source == "popular":
+                await asyncio.sleep(0.02)
+        assert [item["id"] for item in opened.popular().items] == ["1", "p2"]
+    with pytest.raises(hotplate.StoreMisused, match="cannot be read"):
+        hotplate.open(f"file://{tmp_path / 'store'}", deny_list=tmp_path / "none.txt")
 
 
 @pytest.mark.soak

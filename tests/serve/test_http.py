@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import json
 import re
 import socket
 from collections.abc import Iterator
@@ -142,6 +143,19 @@ def test_many_users_are_answered_in_order(service: Service, release: tuple[Path,
     assert len(service.request("POST", "/v1/recommendations", many).json["results"]) == 2000
 
 
+@pytest.mark.parametrize(("segment", "first"), [("France", "vin"), ("Atlantis", "p1"), ("", "p1")])
+def test_those_of_many_who_have_no_list_get_the_popular_one_of_the_segment(
+    service: Service, segment: str, first: str
+) -> None:
+    body = json.dumps({"users": ["nobody", "42", "empty"], "n": 1, "segment": segment}).encode()
+    results = service.request("POST", "/v1/recommendations", body).json["results"]
+    assert [(one["source"], one["items"][0]["id"]) for one in results] == [
+        ("popular", first),
+        ("personal", "0"),
+        ("popular", first),
+    ]
+
+
 @pytest.mark.parametrize(
     ("body", "sentence"),
     [
@@ -153,7 +167,11 @@ def test_many_users_are_answered_in_order(service: Service, release: tuple[Path,
         (b'{"users": "42"}', 'users must be a list of at most 2000 ids, not "42"'),
         (b'{"users": [42]}', r"users\[0\] must be a string of 1 to 256 bytes of UTF-8, not 42"),
         (b'{"users": ["\xc3\xa9' + b"\xc3\xa9" * 128 + b'"]}', r"users\[0\].*256 bytes.*258"),
-        (b'{"users": [], "user": 1}', "'user' is no parameter of POST /v1/recommendations; it has users, n, exclude"),
+        (
+            b'{"users": [], "user": 1}',
+            "'user' is no parameter of POST /v1/recommendations; it has users, n, .* segment",
+        ),
+        (b'{"users": [], "segment": 1}', "segment must be a string of at most 256 bytes of UTF-8, not 1"),
         (b'{"users": [' + b"[" * 100_000, "at most|not JSON|must be"),
         (b'{"users": ["1"], "n": 1000, "exclude": [' + b",".join([b'"1"'] * 201) + b"]}", "at most 200 ids, not 201"),
         (b'{"users": [' + b",".join([b'"1"'] * 21) + b'], "n": 1000}', "at most 20000 items.*21 times 1000"),

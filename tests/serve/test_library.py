@@ -70,6 +70,8 @@ async def test_lists_are_decoded_cut_and_name_where_they_came_from(tmp_path: Pat
             (["a"], "personal"),
             (["p1"], "popular"),
         ]
+        (one,) = await lists.personal_many(["nobody"], segment="France")
+        assert ids(one) == ["vin", "pain"]
         for wrong in (lists.personal("x" * 257), lists.similar(""), lists.personal("42", n=0)):
             with pytest.raises(hotplate.StoreMisused):
                 await wrong

@@ -7,12 +7,13 @@ import resource
 import select
 import socket
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from serve.keys import create
 from tests.support.limited_service import (
     MB,
     WAIT_S,
@@ -27,7 +28,6 @@ from tests.support.limited_service import (
     worker_of,
 )
 from tests.support.service import Answer, Service, a_list, publish_lists
-from tests.support.soak import scaled
 
 # What a worker may have in any of these tests: it starts with about 60 MB, and holds little for anybody.
 MOST_MB = 200.0
@@ -155,6 +155,24 @@ def test_many_that_never_read_neither_fill_the_memory_nor_starve_the_others(serv
         until(lambda: service.request("POST", "/v1/recommendations", batch).status == 200, "no batch is answered")
 
 
+def test_the_largest_batches_cost_little_memory_and_larger_ones_are_refused(service: Service) -> None:
+    def batch(users: int, n: int) -> bytes:
+        return post(json.dumps({"users": ["1"] * users, "n": n}).encode())
+
+    with sockets(service, 20) as callers:
+        for connection in callers:
+            connection.sendall(batch(1000, 20))
+        for connection in callers:
+            received = b""
+            while not received.endswith(b"]}\r\n0\r\n\r\n"):
+                received += connection.recv(1 << 20)
+            assert received.startswith(b"HTTP/1.1 200 ")
+    for users, n in ((2001, 1), (1000, 21), (21, 1000)):
+        with sockets(service) as (connection,):
+            connection.sendall(batch(users, n))
+            assert connection.recv(65_536).startswith(b"HTTP/1.1 400 ")
+
+
 def test_bodies_beyond_the_room_for_them_are_refused_with_503(store: Path) -> None:
     with limited(store, bytes_in_flight=2 * MB) as service, sockets(service, 4) as senders:
         for connection in senders:
@@ -190,24 +208,83 @@ def test_one_address_has_only_its_part_of_the_connections(store: Path) -> None:
         assert service.get("/v1/popular").status == 200
 
 
-def many_connections(store: Path, count: int, most_mb: float) -> None:
-    allow_files(count + 500)
-    with limited(store, per_address=count + 100) as service, sockets(service, count) as held:
-        until(lambda: counted(service, "process_open") >= 0 and service.get("/readyz").status == 200, "it is not ready")
+def test_one_client_has_only_its_part_of_the_connections_whichever_of_its_keys_they_use(
+    store: Path, tmp_path: Path
+) -> None:
+    keys = tmp_path / "keys.json"
+    first, second, other = (create(keys, name, ["read"]).key.encode() for name in ("web", "web", "mail"))
+
+    def request(key: bytes, path: bytes = b"/v1/popular", method: bytes = b"GET") -> bytes:
+        return method + b" " + path + b" HTTP/1.1\r\nHost: x\r\nX-API-Key: " + key + b"\r\nContent-Length: 0\r\n\r\n"
+
+    def answers(connection: socket.socket, sent: bytes) -> bool:
+        connection.sendall(sent)
+        return connection.recv(65_536).startswith(b"HTTP/1.1 200 ")
+
+    with limited(store, keys=keys, per_client=3) as service, sockets(service, 6) as held:
+        assert all(answers(held[n], request(first if n else second)) for n in (0, 1, 2, 0))
+        refused = said(service, request(first))
+        assert (refused.status, refused.json["type"]) == (429, "urn:hotplate:problem:too-many-connections")
+        assert refused.headers["retry-after"] == "1"
+        assert said(service, request(first, b"/score", b"POST")).status == 503
+        assert said(service, request(second)).status == 429
+        assert shed(service, "client") == 3
+        assert answers(held[0], request(second)), "those that are open go on"
+        assert answers(held[3], request(other)), "other clients have a part of their own"
+        assert answers(held[4], GET), "and so have those without a key"
+        assert answers(held[0], request(other)), "a connection is the client's of its latest request"
+        assert answers(held[5], request(first))
+        assert said(service, request(first)).status == 429
+        held[5].close()
+        until(lambda: service.get("/v1/popular", X_API_Key=first.decode()).status == 200, "no place is given back")
+
+
+def said_by_admin(service: Service, sent: bytes) -> Answer | None:
+    with socket.create_connection(("127.0.0.1", service.admin_port), timeout=WAIT_S) as connection:
+        connection.sendall(sent)
+        return answer_and_end(connection)
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"GET /livez HTTP/1.1\r\nHos", 408),
+        (b"GET /livez HTTP/1.1\r\nX: " + b"y" * 20_000, 431),
+        (
+            b"POST /v1/releases/rollback HTTP/1.1\r\nContent-Length: 0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            400,
+        ),
+        (b"GET /livez HTTP/2.0\r\nHost: localhost\r\n\r\n", 505),
+    ],
+)
+def test_the_admin_listener_refuses_what_a_worker_refuses(service: Service, sent: bytes, status: int) -> None:
+    answer = said_by_admin(service, sent)
+    assert answer is not None
+    assert (answer.status, answer.headers["connection"]) == (status, "close")
+
+
+def test_the_admin_listener_closes_what_is_idle_and_never_refuses_a_probe(service: Service, store: Path) -> None:
+    assert said_by_admin(service, b"") is None
+    with limited(store) as other, ExitStack() as stack:
+        held = [stack.enter_context(socket.create_connection(("127.0.0.1", other.admin_port))) for _ in range(64)]
+        assert other.admin("/livez").status == other.admin("/readyz").status == 200
+        assert other.admin("/metrics").status == 503
+        assert other.get("/v1/popular").status == 200
+        held[0].close()
+        until(lambda: other.admin("/metrics").status == 200, "a free place is not given away")
+
+
+@pytest.mark.parametrize(("count", "most_mb"), [(2_000, 120), (10_000, 200)])
+def test_thousands_of_connections_are_served(store: Path, count: int, most_mb: float) -> None:
+    if not allow_files(count + 500):
+        pytest.skip(f"no process here may open {count + 500} files")
+    with limited(store, per_address=count) as service, sockets(service, count) as held:
+        until(lambda: service.get("/readyz").status == 200, "it is not ready")
         for connection in held:
             connection.sendall(GET)
         for connection in held:
             assert connection.recv(65_536).startswith(b"HTTP/1.1 200 ")
         assert memory_mb(service) < most_mb
-
-
-def test_two_thousand_connections_are_served(store: Path) -> None:
-    many_connections(store, 2_000, 120)
-
-
-@pytest.mark.soak
-def test_ten_thousand_connections_are_served(store: Path) -> None:
-    many_connections(store, scaled(9_000, least=9_000), 300)
 
 
 def test_without_descriptors_health_is_answered_and_all_is_well_afterwards(store: Path) -> None:
@@ -226,7 +303,7 @@ def test_without_descriptors_health_is_answered_and_all_is_well_afterwards(store
 
 
 def test_a_service_with_few_descriptors_keeps_some_for_itself(store: Path) -> None:
-    with limited(store, files=80) as service, sockets(service, 70):
+    with limited(store, files=128) as service, sockets(service, 120):
         assert service.get("/readyz").status == 200
         assert "connections are refused" not in service.log.read_text()
 
@@ -304,6 +381,22 @@ def test_a_body_whose_length_says_too_much_is_refused_before_it_is_sent(service:
     assert said(service, POST + b"Content-Length: 99999999999\r\n\r\n").status == 413
     chunk = b"10000\r\n" + b" " * 65_536 + b"\r\n"
     assert said(service, POST + b"Transfer-Encoding: chunked\r\n\r\n", chunk * 17, b"0\r\n\r\n").status == 413
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        ("/v1/recommendations", {}, 413),
+        ("/v1/recommendations", {"Content_Encoding": "gzip"}, 415),
+        ("/v1/recommendations", {"X_Request_Timeout_Ms": "soon"}, 400),
+        ("/livez", {}, 405),
+    ],
+)
+def test_who_sends_all_of_a_body_before_reading_sees_why_it_is_refused(
+    service: Service, path: str, headers: dict[str, str], status: int
+) -> None:
+    for _ in range(5):
+        assert service.request("POST", path, b" " * (8 * MB), **headers).status == status
 
 
 def test_a_client_that_waits_for_leave_to_send_its_body_gets_it(service: Service) -> None:

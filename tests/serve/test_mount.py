@@ -86,6 +86,30 @@ async def test_an_application_starts_without_a_release_and_answers_once_there_is
     assert not lists.reader.following
 
 
+async def test_a_deny_list_and_web_pages_of_other_origins_are_as_in_the_service(tmp_path: Path) -> None:
+    await publish_lists(tmp_path / "store", LISTS)
+    denied, shop, app = tmp_path / "denied.txt", "https://shop.example", web.Application()
+    denied.write_text("item:a\n")
+    hotplate.mount(app, "/recs", hotplate.open(f"file://{tmp_path}/store", deny_list=denied), cors_origins=[shop])
+    async with running_app(app) as url, ClientSession() as session:
+        path = f"{url}/recs/v1/recommendations/42"
+        assert [item["id"] for item in (await get(path))[1]["items"]] == ["b", "c"]
+        denied.write_text("user:42\n")
+        async with asyncio.timeout(20):
+            while (await get(path))[1]["source"] == "personal":
+                await asyncio.sleep(0.02)
+        denied.write_text("broken\n")
+        async with asyncio.timeout(20):
+            while (await get(f"{url}/recs/readyz"))[1]["status"] != "degraded":
+                await asyncio.sleep(0.02)
+        asks = {"Origin": shop, "Access-Control-Request-Method": "GET"}
+        async with session.options(path, headers=asks) as preflight, session.get(path, headers=asks) as answer:
+            assert (preflight.status, preflight.headers["Access-Control-Allow-Methods"]) == (204, "GET")
+            assert answer.headers["Access-Control-Allow-Origin"] == shop
+    with pytest.raises(hotplate.StoreMisused, match="no origin"):
+        hotplate.mount(web.Application(), "/recs", hotplate.open(f"file://{tmp_path}"), cors_origins=["shop"])
+
+
 async def test_the_example_answers_both_its_own_route_and_the_services(tmp_path: Path) -> None:
     await publish_lists(tmp_path, LISTS)
     example = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "library.md").read_text(), re.DOTALL)[1]

@@ -122,11 +122,36 @@ def test_a_key_in_a_body_or_a_cookie_is_no_key(keyed: Keyed) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/livez/../v1/popular", "/livez%2f..%2fv1%2fpopular", "//v1/popular", "/v1/popular%00", "/v1/./popular"]
-)
+    "path",
+    [
+        "/livez/../v1/popular", "/livez%2f..%2fv1%2fpopular", "//v1/popular", "/v1/popular%00", "/v1/./popular",
+        "/livez/%2e%2e/v1/popular", "/livez/%c0%ae%c0%ae/v1/popular", "/livez%00/v1/popular", "/livez;/../v1/popular",
+        "/livez\\..\\v1\\popular", "/%76%31/popular", "/V1/popular", "/v1/popular/", "/docs/../v1/popular",
+    ],
+)  # fmt: skip
 def test_no_spelling_of_a_path_goes_around_the_key(keyed: Keyed, path: str) -> None:
     assert keyed.service.get(path).status in (400, 401, 404)
     assert b"p1" not in keyed.service.get(path).body
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../keys.json", "..%2fkeys.json", "..%2f..%2f..%2fetc%2fpasswd", "%2fetc%2fpasswd", "%2e%2e%2fswagger-ui.css",
+     "swagger-ui.css%00", "%c0%ae%c0%ae%c0%afkeys.json", "x" * 4000],
+)  # fmt: skip
+def test_no_spelling_of_a_name_leads_out_of_the_files_of_the_docs(keyed: Keyed, name: str) -> None:
+    assert keyed.service.get(f"/docs/{name}").status == 404
+
+
+def test_a_line_end_in_an_id_or_a_parameter_becomes_no_header(keyed: Keyed) -> None:
+    split = "x%0d%0aSet-Cookie:%20a=b%0d%0a%0d%0aHTTP/1.1%20200%20OK"
+    paths = (USER, "/v1/similar/", "/v1/popular?segment=", "/v1/popular?fields=", "/v1/popular?", "/", "/docs/")
+    for path in (f"{path}{split}" for path in paths):
+        for headers in ({}, {"Accept": "text/csv"}):
+            answer = keyed.service.get(path, X_API_Key=keyed.read, **headers)
+            assert answer.status in (200, 400, 404)
+            assert "set-cookie" not in answer.headers
+            assert not any("a=b" in value for value in answer.headers.values())
 
 
 def test_what_is_answered_to_a_client_with_a_key_is_not_for_shared_caches(keyed: Keyed) -> None:

@@ -1,7 +1,7 @@
 """A service with limits that tests can reach, and raw sockets that reach them.
 
 As a command (`python -m tests.support.limited_service JSON`) it serves what the JSON says: the store, and any field of
-the limits; also how many files the service may open.
+the limits; also how many files the service may open, and who may call it.
 """
 
 import json
@@ -25,9 +25,9 @@ MB = 1 << 20
 
 
 @contextmanager
-def limited(store: Path, *, files: int | None = None, **limits: object) -> Iterator[Service]:
-    """Serve the store in a folder within *limits*, until the block ends."""
-    options = json.dumps({"store": f"file://{store}", "files": files, "limits": limits})
+def limited(store: Path, *, files: int | None = None, keys: Path | None = None, **limits: object) -> Iterator[Service]:
+    """Serve the store in a folder within *limits*, until the block ends; with *keys*, anonymous callers may read."""
+    options = json.dumps({"store": f"file://{store}", "files": files, "keys": keys and str(keys), "limits": limits})
     with started(store.parent, [sys.executable, "-m", "tests.support.limited_service", options]) as service:
         yield service
 
@@ -85,10 +85,12 @@ def answer_and_end(connection: socket.socket) -> Answer | None:
     return parse_answer(received) if received else None
 
 
-def allow_files(count: int) -> None:
-    """Let this process open fewer, or more, files."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(count, most), most))
+def allow_files(count: int) -> bool:
+    """Let this process open so many files, or more; False where it may not."""
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most >= count > now:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (count, most))
+    return most >= count
 
 
 def main() -> None:
@@ -100,7 +102,16 @@ def main() -> None:
     if options["files"]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (options["files"], options["files"]))
     limits = Limits(**options["limits"])
-    settings = Settings((options["store"],), port=0, admin_port=0, drain_delay_s=0.0, limits=limits)
+    keys = Path(options["keys"]) if options["keys"] else None
+    settings = Settings(
+        (options["store"],),
+        port=0,
+        admin_port=0,
+        drain_delay_s=0.0,
+        keys=keys,
+        anonymous=keys is not None,
+        limits=limits,
+    )
     said = "serving a store on %s, and for operators on %s"
     serve(settings, lambda address, admin: logging.getLogger(__name__).info(said, address, admin))
 
