@@ -10,7 +10,6 @@ from functools import partial
 from time import perf_counter
 
 from aiohttp import web
-from aiohttp.hdrs import CACHE_CONTROL
 from multidict import istr
 
 from serve.access_log import AccessLog
@@ -103,13 +102,6 @@ def _refused(route: Route | None, error: Problem | NotReady | ClientGone) -> web
     return (refusal(problem) if route is not None and route.scoring else problem).response()
 
 
-def _keep_from_shared_caches(response: web.Response) -> None:
-    """Let what took a key be kept by its caller alone: a cache in between would hand it to anybody."""
-    cache = response.headers.get(CACHE_CONTROL, "")
-    if cache.startswith("public"):
-        response.headers[CACHE_CONTROL] = cache.replace("public", "private", 1)
-
-
 class RequestIds:
     """Names requests, in answers and in the log; one for each process that answers."""
 
@@ -141,8 +133,8 @@ class Dispatcher:
         access_log: AccessLog | None = None,
     ) -> None:
         """Take the reader, and who may call; without a guard everybody may do everything."""
-        self.handlers = Handlers(reader)
         self._guard = guard or Guard()
+        self.handlers = Handlers(reader, take_a_key=self._guard.reads_take_a_key)
         self._access_log = access_log
         self.metrics = reader.metrics
         self.draining = False
@@ -152,12 +144,19 @@ class Dispatcher:
         """What the connection of a request with a key is counted by; None where there are no keys."""
         documents = Documents(takes_key=self._guard.reads_take_a_key)
         self._routes = Routes(self.handlers, Scoring(reader), documents)
-        self._cors = Cors(cors_origins)
+        self._cors = Cors(cors_origins) if cors_origins else None
         self.request_ids = RequestIds()
 
     def drain(self) -> None:
         """Be not ready from now on, and have every client close its connection."""
         self.draining = self.handlers.draining = True
+
+    def _work(self, route: Route | None, request: web.BaseRequest, raw_id: str, query: str) -> Awaitable[web.Response]:
+        """Have the handler do its work, behind the gate where there is one for it."""
+        handler = handler_of(route, request.method)
+        if self.gate is not None and request.method == "POST":
+            return self.gate(request, partial(handler, request, raw_id, query))
+        return handler(request, raw_id, query)
 
     async def answer(self, request: web.BaseRequest, path: str, query: str) -> web.Response:
         """Answer a request for a raw path and query."""
@@ -166,17 +165,16 @@ class Dispatcher:
         request_id = self.request_ids.of(request)
         caller: Caller | None = None
         try:
-            response = self._cors.preflight(request, route.methods) if self._cors and route is not None else None
+            response = None
+            if self._cors is not None and route is not None:
+                response = self._cors.preflight(request, route.methods)
             if response is None:
                 scope = scope_of(route.template) if route is not None else None
                 if scope is not None:
                     caller = await self._guard.admit(request.headers, scope)
                     if self.claim is not None and caller is not self._guard.anonymous:
                         self.claim(request, caller.name)
-                work = partial(handler_of(route, request.method), request, raw_id, query)
-                response = await (self.gate(request, work) if self.gate and request.method == "POST" else work())
-                if scope is not None and self._guard.reads_take_a_key:
-                    _keep_from_shared_caches(response)
+                response = await self._work(route, request, raw_id, query)
         except (Problem, NotReady, ClientGone) as error:
             response = _refused(route, error)
         except Exception:
@@ -186,15 +184,16 @@ class Dispatcher:
         response.headers["Server"] = "hotplate"
         response.headers["X-Request-Id"] = request_id
         response.headers["Server-Timing"] = f"app;dur={took_s * 1000:.3f}"
-        if self._cors:
+        if self._cors is not None:
             self._cors.admit(request, response)
         if self.draining:
             response.force_close()
         template = OTHER if route is None else route.template
         self.metrics.observe_request(template, request.method, response.status, took_s)
-        if self._access_log is not None:
-            self._access_log.observe(
-                request, response, template, request_id, took_s, client=None if caller is None else caller.name
+        if self._access_log is not None and (level := self._access_log.level_of(took_s)) is not None:
+            client = None if caller is None else caller.name
+            self._access_log.write(
+                level, request, response, template, request_id=request_id, took_s=took_s, client=client
             )
         return response
 

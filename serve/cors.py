@@ -24,9 +24,6 @@ class Cors:
                 raise StoreMisused(f"{origin!r} is no origin; give scheme, host and port, as https://shop.example")
         self._origins = frozenset(origins)
 
-    def __bool__(self) -> bool:
-        return bool(self._origins)
-
     def preflight(self, request: web.BaseRequest, methods: Iterable[str]) -> web.Response | None:
         """Answer a browser that asks whether a page may send what it wants to; None if that is no such question."""
         if (

@@ -257,7 +257,7 @@ class Server(web.Server):
         path, _, query = request.raw_path.partition("?")
         if path[:1] != "/":
             path = request.rel_url.raw_path  # the absolute form, which proxies use
-        protocol = cast("Handler", request._protocol)  # noqa: SLF001 -- as below
+        protocol: Handler = request._protocol  # type: ignore[assignment]  # noqa: SLF001 -- as below
         protocol.bodyless = request._payload is EMPTY_PAYLOAD  # noqa: SLF001 -- as below
         # Its own fields, as this is the hot path; and `version`, once read, keeps its value.
         is_usual = request._version is HttpVersion11 and not protocol._paused  # noqa: SLF001 -- as above

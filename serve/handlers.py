@@ -41,6 +41,8 @@ from stores.encoding import encode_id, without_titles
 PRIVATE = "private, no-cache"
 # What is the same for everybody may be kept by a CDN; a release that goes live is seen a minute later there.
 SHARED = "public, max-age=60"
+# The same where it takes a key: kept by its caller alone, as a cache in between would hand it to anybody.
+UNSHARED = "private, max-age=60"
 # What stands in for the list that was requested, as long as that is not there.
 NO_STORE = "no-store"
 
@@ -62,8 +64,10 @@ Handler = Callable[[web.BaseRequest, str, str], Awaitable[web.Response]]
 class Handlers:
     """All handlers of one worker; each takes the request, the path's id (still encoded) and the query."""
 
-    def __init__(self, reader: TieredReader) -> None:
+    def __init__(self, reader: TieredReader, *, take_a_key: bool = False) -> None:
+        """Take the reader, and whether nobody reads without a key."""
         self._reader = reader
+        self._shared = UNSHARED if take_a_key else SHARED
         self.draining = False
         self.watched = list[WatchedFiles]()
         """Files that the worker follows; what is wrong with one is a warning, for its last good version is in use."""
@@ -97,13 +101,13 @@ class Handlers:
         """`GET /v1/similar/{item}?n=&exclude=&fields=`."""
         item, query = parse_id(raw_id, "item"), SIMILAR.parse(raw_query)
         encoded = await self._reader.similar(item)
-        cache = SHARED if encoded.source == "similar" else NO_STORE
+        cache = self._shared if encoded.source == "similar" else NO_STORE
         return self._answer(request, b'"item":%b,' % orjson.dumps(item), encoded, query, cache)
 
     async def popular(self, request: web.BaseRequest, __: str, raw_query: str) -> web.Response:
         """`GET /v1/popular?n=&exclude=&fields=&segment=`."""
         query = POPULAR.parse(raw_query)
-        return self._answer(request, b"", self._reader.popular(query.segment), query, SHARED)
+        return self._answer(request, b"", self._reader.popular(query.segment), query, self._shared)
 
     async def live(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
         """`GET /livez`: the process answers; no store is read."""
