@@ -8,7 +8,7 @@ TYPE_CHECKING = (
     False  # type checkers know it by name; `typing` would delay the command, and whoever imports nothing else
 )
 if TYPE_CHECKING:
-    from serve.app import mount
+    from serve.api.app import mount
     from serve.reader import Lists, NotReady, Recommendations
     from serve.reader import open_lists as open  # noqa: A004 -- as webbrowser.open: it is always hotplate.open
     from stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef
@@ -90,7 +90,7 @@ __all__ = [
 
 # The module of each public name, and what it is called there where that differs.
 _HOMES = {
-    "serve.app": ("mount",),
+    "serve.api.app": ("mount",),
     "serve.reader": ("Lists", "NotReady", "Recommendations", "open"),
     "stores.catalogue": ("Catalogue", "DraftRef", "ReleaseId", "ReleaseRef", "dump_catalogue", "parse_catalogue"),
     "stores.connect": ("connect",),

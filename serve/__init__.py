@@ -1,1 +1,1 @@
-"""The HTTP service: a reader over tiers of stores, its routes, processes and metrics. Never imports the offline job."""
+"""Lists out of tiers of stores, and the HTTP service that answers with them. Never imports the offline job."""

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, Self
 from serve.deny_list import DenyListFile, DenyListInvalid
 from serve.follower import ServedRelease
 from serve.metrics import ERROR, HIT, MISS, Metrics
-from serve.states import Reporter
+from serve.processes.states import Reporter
 from serve.tiers import StoreObserver, Tier, loop_time, tier_names
 from serve.watched import following
 from stores.catalogue import ReleaseId
@@ -361,7 +361,7 @@ class Lists:
 
     def prometheus_text(self) -> bytes:
         """Return what the service has on `/metrics`, of this process; serve it where only operators read."""
-        from serve.exposition import Exposition  # noqa: PLC0415 -- loads prometheus_client, which not everybody needs
+        from serve.processes.exposition import Exposition  # noqa: PLC0415 -- loads prometheus_client, which not everybody needs
 
         return Exposition(self.reader.metrics, lambda: [self._reporter.state()]).text()
 

@@ -19,13 +19,13 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from bench.lists import Shape, key_of
 from bench.micro.publishing import publish_to
 from bench.micro.rounds import path_of
-from serve.auth import Guard
+from serve.access.auth import Guard
+from serve.access.keys import READ, create
+from serve.api.handlers import Handler, Handlers
+from serve.api.parameters import BATCH_MEDIA, JSON
+from serve.api.scoring import Scoring
 from serve.deny_list import DenyListFile
-from serve.handlers import Handler, Handlers
-from serve.keys import READ, create
-from serve.parameters import BATCH_MEDIA, JSON
 from serve.reader import Lists, open_lists
-from serve.scoring import Scoring
 from stores.keys import USER
 
 COUNT = 1_000

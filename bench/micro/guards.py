@@ -31,12 +31,12 @@ from bench.micro.rounds import (
     path_of,
 )
 from bench.process import on_core
-from serve.access_log import AccessLog
-from serve.app import Dispatcher
-from serve.auth import Guard
+from serve.access.auth import Guard
+from serve.access.keys import create
+from serve.api.app import Dispatcher
+from serve.connections.protocol import Connection, Server
 from serve.deny_list import DenyListFile
-from serve.front import Connection, Server
-from serve.keys import create
+from serve.processes.access_log import AccessLog
 from serve.reader import open_reader
 
 SERVED = Shape(1_000, items=20, title_chars=17)

@@ -29,8 +29,8 @@ def demo(
     """
     from offline.input.sample import sample
     from offline.pipeline import TrainSettings, train
-    from serve.listeners import reserve
-    from serve.process import serve as run
+    from serve.connections.listeners import reserve
+    from serve.processes.supervisor import serve as run
     from serve.settings import Settings, configure_logging
     from stores.folders import temporary_folder
 

@@ -154,7 +154,7 @@ def serve(
     Example: hotplate serve --store redis://cache:6379/0 --store file:///var/lib/hotplate --workers 2
     """
     from serve.errors import ServiceMisused
-    from serve.process import serve as run
+    from serve.processes.supervisor import serve as run
     from serve.settings import Limits, Settings, configure_logging
     from stores.errors import StoreMisused
     from stores.urls import redacted

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import pytest
 
-from serve.cors import Cors
+from serve.api.cors import Cors
 from stores.errors import StoreMisused
 from tests.support.service import Answer, Service, a_list, publish_lists, running
 

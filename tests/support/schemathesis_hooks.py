@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import schemathesis
 
-from serve.parameters import MAX_BATCH_ITEMS, MAX_BODY_BYTES
+from serve.api.parameters import MAX_BATCH_ITEMS, MAX_BODY_BYTES
 from serve.settings import Limits
 from stores.keys import MAX_ID_BYTES
 

@@ -1,0 +1,1 @@
+"""Who may call: clients and their keys, tokens of an issuer, rates, and TLS."""

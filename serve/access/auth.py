@@ -1,0 +1,186 @@
+"""Who may send a request: from its headers to a client, its scopes, and what is left of its rate.
+
+A key comes as `X-API-Key` or as `Authorization: Bearer`, never in a URL. It is looked up by its SHA-256, so that the
+time of an answer says nothing of the keys that exist. One that was good is found without that from then on, by Python's
+own hash of text, which no part of a key comes near to.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from hmac import compare_digest
+from ipaddress import ip_address
+from math import ceil
+from pathlib import Path
+from typing import Protocol
+
+from multidict import istr
+
+from serve.access.keys import READ, SCOPES, digest_of, load
+from serve.access.rates import Bucket, SharedRates
+from serve.api.problems import Problem
+from serve.errors import ServiceMisused
+from serve.settings import Settings
+from serve.watched import WatchedFiles
+
+API_KEY, AUTHORIZATION = istr("X-API-Key"), istr("Authorization")
+BEARER = "bearer "
+REALM = 'Bearer realm="hotplate"'
+# What a route takes, by its template: probes and descriptions nothing, and what is not named here `read`.
+SCOPES_BY_ROUTE: dict[str, str | None] = {
+    "/": None,
+    "/livez": None,
+    "/readyz": None,
+    "/docs": None,
+    "/openapi.json": None,
+    "/swagger.json": None,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sent a request, and what it may do; lives until the keys are loaded again."""
+
+    name: str
+    scopes: frozenset[str]
+    digest: bytes = b""
+    bucket: Bucket | None = None
+
+
+class Tokens(Protocol):
+    """Verifies tokens of somebody else's, as `serve.access.oidc.TokenVerifier` does."""
+
+    async def caller(self, token: str, digest: bytes) -> Caller:
+        """Return who sent a token, known by its *digest*; raises a Problem where it is no good."""
+        ...
+
+
+class Guard:
+    """Lets requests in, or refuses them; made before the workers, and followed by each of them for itself."""
+
+    def __init__(
+        self,
+        keys: Path | None = None,
+        *,
+        workers: int = 1,
+        anonymous: frozenset[str] = frozenset(SCOPES),
+        tokens: Tokens | None = None,
+    ) -> None:
+        """Take the file of keys, who verifies tokens, and the scopes of callers with neither; raises KeysUnreadable."""
+        self.anonymous = Caller("anonymous", anonymous)
+        self.reads_take_a_key = READ not in anonymous
+        self.knows_clients = keys is not None or tokens is not None
+        self._tokens = tokens
+        self._callers = dict[bytes, Caller]()
+        self._seen = dict[str, Caller]()
+        """Callers by their keys, as these come: to hash one takes longer than all the rest. Never what is no key."""
+        self.watched = [WatchedFiles([keys], partial(self._load, keys, SharedRates(workers)))] if keys else []
+
+    def _load(self, keys: Path, rates: SharedRates) -> Callable[[], None]:
+        clients = load(keys)
+        buckets = rates.buckets(clients)
+        callers = {
+            digest: Caller(client.name, frozenset(client.scopes), digest, buckets.get(client.name))
+            for client in clients
+            for digest in client.digests()
+        }
+
+        def use() -> None:
+            self._callers, self._seen = callers, {}
+
+        return use
+
+    async def admit(self, headers: Mapping[str, str], scope: str) -> Caller:
+        """Return who sent a request for something that takes *scope*.
+
+        Raises a Problem: 401 without a key or with an unknown one, 403 where it lacks the scope, 429 where the client's
+        rate is used up.
+        """
+        caller = self.anonymous
+        credential = _credential(headers) if self.knows_clients else None
+        if credential is not None:
+            caller = self._seen.get(credential) or await self._caller(credential)
+        if scope not in caller.scopes:
+            raise _no_credentials() if caller is self.anonymous else _missing_scope(scope)
+        if caller.bucket is not None:
+            wait_s = caller.bucket.take()
+            if wait_s > 0:
+                raise Problem(
+                    429,
+                    "rate-limited",
+                    "this client has sent all the requests that it may for now",
+                    {"Retry-After": str(ceil(wait_s))},
+                )
+        return caller
+
+    async def _caller(self, credential: str) -> Caller:
+        """Return who sent a key of ours, or what is none, a token perhaps."""
+        digest = digest_of(credential)
+        known = self._callers.get(digest)
+        if known is not None and compare_digest(known.digest, digest):
+            self._seen[credential] = known
+            return known
+        if self._tokens is not None and credential.count(".") == 2:
+            return await self._tokens.caller(credential, digest)
+        raise refused_credential("unknown-key", "the key is not known; it may have been revoked")
+
+
+def scope_of(template: str) -> str | None:
+    """Return the scope that a route takes; None for what everybody may see."""
+    return SCOPES_BY_ROUTE.get(template, READ)
+
+
+def guard_of(settings: Settings, tokens: Tokens | None) -> Guard:
+    """Make the guard that the settings ask for, with *tokens* to verify those of an issuer.
+
+    Whoever reaches loopback is on this machine and may do everything, as long as nobody needs a key. Raises
+    ServiceMisused for a service that would face others without anybody having said who may call it.
+    """
+    if settings.keys is not None or tokens is not None:
+        anonymous = frozenset({READ} if settings.anonymous else ())
+    elif is_loopback(settings.host):
+        anonymous = frozenset(SCOPES)
+    elif settings.anonymous:
+        anonymous = frozenset({READ})
+    else:
+        raise ServiceMisused(
+            f"{settings.host} can be reached from other machines: give --keys FILE to say who may call the service "
+            "(hotplate keys create makes one), or --anonymous to let everybody read"
+        )
+    return Guard(settings.keys, workers=settings.workers, anonymous=anonymous, tokens=tokens)
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether an address can be reached from this machine only; a name other than localhost counts as not."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _credential(headers: Mapping[str, str]) -> str | None:
+    """Return the key or token of a request; an `Authorization` of another scheme is none, but a proxy's perhaps."""
+    key = headers.get(API_KEY)
+    if key is not None:
+        return key
+    given = headers.get(AUTHORIZATION)
+    if given is None or given[: len(BEARER)].lower() != BEARER:
+        return None
+    return given[len(BEARER) :].strip()
+
+
+def _no_credentials() -> Problem:
+    detail = "this takes a key; send it as X-API-Key or as Authorization: Bearer"
+    return Problem(401, "no-key", detail, {"WWW-Authenticate": REALM})
+
+
+def refused_credential(name: str, detail: str) -> Problem:
+    """Refuse a key or a token that is there, but no good; *name* is the problem's."""
+    return Problem(401, name, detail, {"WWW-Authenticate": f'{REALM}, error="invalid_token"'})
+
+
+def _missing_scope(scope: str) -> Problem:
+    challenge = f'{REALM}, error="insufficient_scope", scope="{scope}"'
+    return Problem(
+        403, "missing-scope", f"this takes the scope {scope}, which the key lacks", {"WWW-Authenticate": challenge}
+    )

@@ -1,0 +1,195 @@
+"""Tokens of an OpenID Connect issuer, such as Entra ID, beside keys: who issued one, for whom, until when.
+
+The issuer's public keys are fetched when a token needs one that is not there, and again once an hour; a token that was
+verified once is looked up by its SHA-256 until it expires.
+"""
+
+import asyncio
+import logging
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
+
+import orjson
+from aiohttp import ClientError, ClientSession, ClientTimeout
+
+from serve.access.auth import Caller, is_loopback, refused_credential
+from serve.access.keys import NAME, SCOPES
+from serve.api.problems import Problem
+from serve.errors import ServiceMisused
+
+if TYPE_CHECKING:
+    from jwt import PyJWK
+
+log = logging.getLogger(__name__)
+
+ALGORITHMS = ("RS256", "ES256")
+# How far the issuer's clock may be from ours.
+LEEWAY_S = 30
+FETCH_S = 5.0
+# How often the issuer is asked for keys at most, whatever tokens come, and while there are none; how long they last.
+REFRESH_S, RETRY_S, FRESH_S = 30.0, 5.0, 3600.0
+MAX_DOCUMENT_BYTES = 1 << 20
+# How many verified tokens are remembered.
+MAX_VERDICTS = 10_000
+
+
+class IssuerUnreadable(Exception):
+    """The issuer's keys could not be fetched, or are not what they should be."""
+
+
+class _Verdict(NamedTuple):
+    caller: Caller
+    until: float
+
+
+class TokenVerifier:
+    """Tells who sent a token of one issuer; made before the workers, with keys and verdicts of each one's own."""
+
+    def __init__(self, issuer: str, audience: str) -> None:
+        """Take the issuer's URL, as tokens name it; raises ServiceMisused for one that cannot be trusted."""
+        import jwt  # noqa: F401, PLC0415 -- an extra: its absence is to be known at the start
+
+        if not _is_trusted(issuer):
+            raise ServiceMisused(f"the issuer {issuer!r} must be an https:// URL; http:// is for tests on loopback")
+        if not audience:
+            raise ServiceMisused("the audience is empty; give --oidc-audience what tokens for this service name")
+        self._issuer = issuer
+        self._audience = audience
+        self._keys: dict[str, PyJWK] = {}
+        self._fetched_at = self._tried_at = float("-inf")
+        self._failure: str | None = None
+        self._fetching = asyncio.Lock()
+        self._verdicts = dict[bytes, _Verdict]()
+
+    async def caller(self, token: str, digest: bytes) -> Caller:
+        """Return who sent a token, known by its *digest*; raises a Problem of 401, or of 503 without the issuer."""
+        verdict = self._verdicts.get(digest)
+        if verdict is not None and time.time() < verdict.until:
+            return verdict.caller
+        verdict = _verdict_on(await self._claims(token))
+        if len(self._verdicts) >= MAX_VERDICTS:
+            del self._verdicts[next(iter(self._verdicts))]
+        self._verdicts.pop(digest, None)  # to be the newest, which is dropped last
+        self._verdicts[digest] = verdict
+        return verdict.caller
+
+    async def _claims(self, token: str) -> dict[str, Any]:
+        import jwt  # noqa: PLC0415 -- an extra, which `serve` goes without
+
+        try:
+            header = jwt.get_unverified_header(token)
+            key = await self._key(str(header.get("kid")))
+            return jwt.decode(
+                token,
+                key.key,
+                algorithms=ALGORITHMS,
+                audience=self._audience,
+                issuer=self._issuer,
+                leeway=LEEWAY_S,
+                options={"require": ["exp", "iss", "aud"]},
+            )
+        except jwt.ExpiredSignatureError:
+            raise _refused("the token has expired") from None
+        except jwt.ImmatureSignatureError:
+            raise _refused("the token is not valid yet") from None
+        except jwt.InvalidAudienceError:
+            raise _refused("the token is for another audience") from None
+        except jwt.InvalidIssuerError:
+            raise _refused("the token is from another issuer") from None
+        except (jwt.PyJWTError, TypeError, ValueError):  # the latter of keys that do not fit the algorithm
+            raise _refused("the token is no valid one for this service") from None
+
+    async def _key(self, identifier: str) -> "PyJWK":
+        """Return the issuer's key of this id, after a look at the issuer where it is not known, or not fresh."""
+        is_fresh = time.monotonic() < self._fetched_at + FRESH_S
+        if identifier not in self._keys or not (is_fresh or self._fetching.locked()):
+            await self._refresh()
+        if identifier in self._keys:
+            return self._keys[identifier]
+        if not self._keys:
+            detail = "tokens cannot be verified yet: the keys of their issuer could not be fetched"
+            raise Problem(503, "issuer-unavailable", detail, {"Retry-After": f"{RETRY_S:.0f}"})
+        raise _refused("the token is signed by a key that its issuer does not publish")
+
+    async def _refresh(self) -> None:
+        """Fetch the keys, some time after the last try at the earliest; what cannot be fetched keeps the old ones."""
+        async with self._fetching:
+            if time.monotonic() < self._tried_at + (REFRESH_S if self._keys else RETRY_S):
+                return
+            self._tried_at = time.monotonic()
+            try:
+                keys = await self._fetch()
+            except IssuerUnreadable as error:
+                if self._failure != str(error):
+                    log.warning(
+                        "the keys of the issuer %s: %s; what was fetched before stays in use", self._issuer, error
+                    )
+                self._failure = str(error)
+                return
+            self._fetched_at, self._failure = time.monotonic(), None
+            if self._keys.keys() - keys.keys():
+                self._verdicts.clear()  # some were signed by a key that is withdrawn
+            self._keys = keys
+
+    async def _fetch(self) -> "dict[str, PyJWK]":
+        import jwt  # noqa: PLC0415 -- as above
+
+        try:
+            async with asyncio.timeout(FETCH_S), ClientSession(timeout=ClientTimeout(total=FETCH_S)) as session:
+                document = await _get(session, self._issuer.rstrip("/") + "/.well-known/openid-configuration")
+                if document.get("issuer") != self._issuer:
+                    raise IssuerUnreadable("its configuration names another issuer")
+                keys = await _get(session, str(document.get("jwks_uri")))
+            found = jwt.PyJWKSet.from_dict(keys).keys
+        except (TimeoutError, ClientError, ValueError, jwt.PyJWTError) as error:
+            raise IssuerUnreadable(f"they cannot be fetched ({type(error).__name__})") from error
+        return {key.key_id: key for key in found if key.key_id and key.key_type in ("RSA", "EC")}
+
+
+def verifier_of(issuer: str | None, audience: str | None) -> TokenVerifier | None:
+    """Make the verifier that the settings ask for; None for none. Raises ServiceMisused."""
+    if issuer is None and audience is None:
+        return None
+    if issuer is None or audience is None:
+        raise ServiceMisused("tokens take an issuer and an audience: give both --oidc-issuer and --oidc-audience")
+    return TokenVerifier(issuer, audience)
+
+
+async def _get(session: ClientSession, url: str) -> dict[str, Any]:
+    if not _is_trusted(url):
+        raise IssuerUnreadable("its configuration names keys that are not at an https:// URL")
+    async with session.get(url, allow_redirects=False, raise_for_status=True) as response:
+        body = b""
+        async for chunk in response.content.iter_chunked(65_536):
+            body += chunk
+            if len(body) > MAX_DOCUMENT_BYTES:
+                raise IssuerUnreadable(f"a document has more than {MAX_DOCUMENT_BYTES} bytes")
+    document = orjson.loads(body)
+    if not isinstance(document, dict):
+        raise IssuerUnreadable("a document is not a JSON object")
+    return document
+
+
+def _refused(detail: str) -> Problem:
+    return refused_credential("invalid-token", detail)
+
+
+def _is_trusted(url: str) -> bool:
+    with suppress(ValueError):
+        parts = urlsplit(url)
+        return bool(parts.hostname) and (
+            parts.scheme == "https" or (parts.scheme == "http" and is_loopback(str(parts.hostname)))
+        )
+    return False
+
+
+def _verdict_on(claims: dict[str, Any]) -> _Verdict:
+    """Return whom verified claims name, and what they allow: `scp` of people, `roles` of applications."""
+    scopes = claims.get("scp", "")
+    roles = claims.get("roles", [])
+    granted = {*(scopes.split() if isinstance(scopes, str) else ()), *(roles if isinstance(roles, list) else ())}
+    name = next((claims[each] for each in ("azp", "appid", "client_id") if each in claims), "")
+    known = isinstance(name, str) and NAME.fullmatch(name)
+    return _Verdict(Caller(name if known else "token", frozenset(SCOPES) & granted), float(claims["exp"]) + LEEWAY_S)

@@ -1,0 +1,232 @@
+"""The service as routes: which request reaches which handler, here and as a part of another application."""
+
+import itertools
+import logging
+import re
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from time import perf_counter
+
+from aiohttp import web
+from multidict import istr
+
+from serve.access.auth import Caller, Guard, scope_of
+from serve.api.cors import Cors
+from serve.api.handlers import Handler, Handlers
+from serve.api.openapi import Documents
+from serve.api.problems import Problem, internal_error, not_ready
+from serve.api.scoring import Scoring, refusal
+from serve.connections.admission import ClientGone
+from serve.metrics import OTHER
+from serve.processes.access_log import AccessLog
+from serve.reader import Lists, NotReady, TieredReader
+from serve.watched import following
+
+log = logging.getLogger(__name__)
+
+# Nobody was there to be answered; the code that proxies log for it.
+CLIENT_GONE = 499
+GIVEN_ID = istr("X-Request-Id")  # found faster than a str
+REQUEST_ID = re.compile(r"[A-Za-z0-9._~+/=:-]{1,128}")
+
+
+# Counts the connection of a request as one of its caller's. Raises Problem where there are too many.
+Claim = Callable[[web.BaseRequest, str], None]
+# Does the work of a request once its body was read and its turn has come. Raises Problem and ClientGone.
+Gate = Callable[[web.BaseRequest, Callable[[], Awaitable[web.Response]]], Awaitable[web.Response]]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One path template, as metrics name it, and its handlers by method."""
+
+    template: str
+    methods: dict[str, Handler]
+    scoring: bool = False
+    """Whether its callers follow the scoring contract, and back off on 503 only."""
+
+
+class Routes:
+    """Which path reaches which route: paths without an id, and paths that end in one."""
+
+    def __init__(self, handlers: Handlers, scoring: Scoring, documents: Documents) -> None:
+        self._fixed = {
+            route.template: route
+            for route in (
+                Route("/v1/recommendations", {"POST": handlers.recommend_many}),
+                Route("/v1/popular", {"GET": handlers.popular}),
+                Route("/livez", {"GET": handlers.live}),
+                Route("/readyz", {"GET": handlers.ready}),
+                Route("/score", {"POST": scoring.score}, scoring=True),
+                Route("/swagger.json", {"GET": scoring.swagger}, scoring=True),
+                Route("/", {"GET": scoring.healthy}, scoring=True),
+                Route("/openapi.json", {"GET": documents.openapi}),
+                Route("/docs", {"GET": documents.page}),
+            )
+        }
+        self._fixed["/health/live"] = self._fixed["/livez"]
+        self._fixed["/health/ready"] = self._fixed["/readyz"]
+        self._with_id = {
+            "/v1/recommendations": Route("/v1/recommendations/{user}", {"GET": handlers.recommend}),
+            "/docs": Route("/docs", {"GET": documents.file}),
+            "/v1/similar": Route("/v1/similar/{item}", {"GET": handlers.similar}),
+        }
+
+    def find(self, path: str) -> tuple[Route | None, str]:
+        """Return the route of a raw path, and the id that the path ends in, still encoded."""
+        route = self._fixed.get(path)
+        if route is not None:
+            return route, ""
+        stem, _, raw_id = path.rpartition("/")
+        return self._with_id.get(stem), raw_id
+
+
+def handler_of(route: Route | None, method: str) -> Handler:
+    """Return the handler of *method*; raises a Problem where there is no such route or method."""
+    if route is None:
+        raise Problem(404, "no-such-route", "no route has this path; an id in a path writes / as %2F")
+    handler = route.methods.get("GET" if method == "HEAD" else method)
+    if handler is None:
+        allowed = ", ".join(sorted(route.methods) + (["HEAD"] if "GET" in route.methods else []))
+        raise Problem(405, "no-such-method", f"{route.template} takes {allowed}", {"Allow": allowed})
+    return handler
+
+
+def _refused(route: Route | None, error: Problem | NotReady | ClientGone) -> web.Response:
+    """Answer with what ended a request, in the way of the route's callers."""
+    if isinstance(error, ClientGone):
+        return web.Response(status=CLIENT_GONE)  # it reaches nobody
+    problem = error if isinstance(error, Problem) else not_ready(str(error))
+    return (refusal(problem) if route is not None and route.scoring else problem).response()
+
+
+class RequestIds:
+    """Names requests, in answers and in the log; one for each process that answers."""
+
+    def __init__(self) -> None:
+        self._prefix = secrets.token_hex(6)
+        self._count = itertools.count(1)
+
+    def of(self, request: web.BaseRequest) -> str:
+        """Return the caller's id of a request, or make one; an odd or long one would end in logs and headers."""
+        given = request.headers.get(GIVEN_ID)
+        if given is not None and REQUEST_ID.fullmatch(given):
+            return given
+        return self.new()
+
+    def new(self) -> str:
+        """Make an id for a request."""
+        return f"{self._prefix}{next(self._count):08x}"
+
+
+class Dispatcher:
+    """Answers requests by their raw path: finds the handler, names and times the request; one for each worker."""
+
+    def __init__(
+        self,
+        reader: TieredReader,
+        guard: Guard | None = None,
+        *,
+        cors_origins: Sequence[str] = (),
+        access_log: AccessLog | None = None,
+    ) -> None:
+        """Take the reader, and who may call; without a guard everybody may do everything."""
+        self._guard = guard or Guard()
+        self.handlers = Handlers(reader, take_a_key=self._guard.reads_take_a_key)
+        self._access_log = access_log
+        self.metrics = reader.metrics
+        self.draining = False
+        self.gate: Gate | None = None
+        """What a POST has to pass before its handler; None where the application around the service has its own."""
+        self.claim: Claim | None = None
+        """What the connection of a request with a key is counted by; None where there are no keys."""
+        documents = Documents(takes_key=self._guard.reads_take_a_key)
+        self._routes = Routes(self.handlers, Scoring(reader), documents)
+        self._cors = Cors(cors_origins) if cors_origins else None
+        self.request_ids = RequestIds()
+
+    def drain(self) -> None:
+        """Be not ready from now on, and have every client close its connection."""
+        self.draining = self.handlers.draining = True
+
+    def _work(self, route: Route | None, request: web.BaseRequest, raw_id: str, query: str) -> Awaitable[web.Response]:
+        """Have the handler do its work, behind the gate where there is one for it."""
+        handler = handler_of(route, request.method)
+        if self.gate is not None and request.method == "POST":
+            return self.gate(request, partial(handler, request, raw_id, query))
+        return handler(request, raw_id, query)
+
+    async def answer(self, request: web.BaseRequest, path: str, query: str) -> web.Response:
+        """Answer a request for a raw path and query."""
+        started = perf_counter()
+        route, raw_id = self._routes.find(path)
+        request_id = self.request_ids.of(request)
+        caller: Caller | None = None
+        try:
+            response = None
+            if self._cors is not None and route is not None:
+                response = self._cors.preflight(request, route.methods)
+            if response is None:
+                scope = scope_of(route.template) if route is not None else None
+                if scope is not None:
+                    caller = await self._guard.admit(request.headers, scope)
+                    if self.claim is not None and caller is not self._guard.anonymous:
+                        self.claim(request, caller.name)
+                response = await self._work(route, request, raw_id, query)
+        except (Problem, NotReady, ClientGone) as error:
+            response = _refused(route, error)
+        except Exception:
+            log.exception("request %s failed", request_id)
+            response = _refused(route, internal_error(request_id))
+        took_s = perf_counter() - started
+        response.headers["Server"] = "hotplate"
+        response.headers["X-Request-Id"] = request_id
+        response.headers["Server-Timing"] = f"app;dur={took_s * 1000:.3f}"
+        if self._cors is not None:
+            self._cors.admit(request, response)
+        if self.draining:
+            response.force_close()
+        template = OTHER if route is None else route.template
+        self.metrics.observe_request(template, request.method, response.status, took_s)
+        if self._access_log is not None and (level := self._access_log.level_of(took_s)) is not None:
+            client = None if caller is None else caller.name
+            self._access_log.write(
+                level, request, response, template, request_id=request_id, took_s=took_s, client=client
+            )
+        return response
+
+
+def mount(app: web.Application, prefix: str, lists: Lists, *, cors_origins: Sequence[str] = ()) -> None:
+    """Let *app* answer all routes of the service below *prefix*, from lists that are not open yet.
+
+    The application opens *lists* when it starts, waits a moment for its stores, and closes them when it stops; its own
+    handlers may use them meanwhile. As long as no release is served, requests get 503. Web pages of *cors_origins* may
+    call the routes; raises StoreMisused for what is no origin. Who may call, and how much at once, is the application's
+    own to say, as by a middleware: no key is asked for here, and nothing is shed.
+    """
+    lists.reader.warm = True
+    watched = lists.reader.deny_list.watched
+    dispatcher = Dispatcher(lists.reader, cors_origins=cors_origins)
+    dispatcher.handlers.watched = watched
+
+    async def answer(request: web.Request) -> web.Response:
+        resource = request.match_info.route.resource
+        depth = 0 if resource is None else resource.canonical.count("/")  # the prefix is as the caller encoded it
+        path = "/" + request.rel_url.raw_path.split("/", depth)[-1]
+        return await dispatcher.answer(request, path, request.rel_url.raw_query_string)
+
+    async def lifespan(_: web.Application) -> AsyncIterator[None]:
+        async with lists.reader, following(watched):
+            await lists.reader.wait_until_attempted()
+            yield
+
+    async def drain(_: web.Application) -> None:
+        dispatcher.drain()
+
+    service = web.Application()
+    service.router.add_route("*", "/{path:.*}", answer)
+    service.cleanup_ctx.append(lifespan)
+    service.on_shutdown.append(drain)
+    app.add_subapp(prefix, service)

@@ -1,0 +1,233 @@
+"""What the service says of itself: its OpenAPI document, made from the types that validate, and a page to try it on."""
+
+import re
+from importlib.metadata import version
+from typing import Any
+
+import msgspec
+import openapi_ui_bundles
+import orjson
+from aiohttp import web
+from msgspec import Struct
+from xxhash import xxh3_64_hexdigest
+
+from serve.api.parameters import JSON, OPERATIONS, BatchBody, Id, NoQuery, Operation, QueryParser
+from serve.api.problems import CONTENT_TYPE, Problem
+from serve.api.scoring import SCORE_EXAMPLE, Score, ScoreBody, SwaggerQuery
+
+Schema = dict[str, Any]
+
+HTML, TEXT, SCRIPT, STYLE, PNG = "text/html", "text/plain", "text/javascript", "text/css", "image/png"
+# The page runs what this service serves, requests nothing elsewhere, and is shown inside no other page.
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+# Its addresses are relative, for the service may stand below a prefix.
+PAGE = b"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>hotplate</title>
+<link rel="stylesheet" href="docs/swagger-ui.css">
+<link rel="icon" type="image/png" href="docs/favicon-32x32.png">
+</head>
+<body>
+<div id="page"></div>
+<script src="docs/swagger-ui-bundle.js"></script>
+<script src="docs/start.js"></script>
+</body>
+</html>
+"""
+START = b'SwaggerUIBundle({url: "openapi.json", dom_id: "#page", deepLinking: true, validatorUrl: null});\n'
+BUNDLED = {"swagger-ui-bundle.js": SCRIPT, "swagger-ui.css": STYLE, "favicon-32x32.png": PNG}
+# The files of the page are kept by browsers for a week: they change with the program only.
+ALWAYS_ASKED, KEPT = "no-cache", "public, max-age=604800"
+
+SCHEMAS, RESPONSES = "#/components/schemas/", "#/components/responses/"
+DESCRIPTION = """\
+Precomputed recommendations, out of one release at a time. No answer is empty: whoever is unknown gets the popular list.
+
+Errors are problems (RFC 9457) with a stable `type`. Every `GET` is a `HEAD`, too.\
+"""
+STATUSES = {
+    304: "What the caller has is still right (`If-None-Match`).",
+    400: "The request makes no sense; `detail` says why.",
+    401: "A key is needed, or the one given is not known.",
+    403: "The key may not do this.",
+    406: "None of the forms in `Accept` can be answered.",
+    413: "The body is too large.",
+    415: "The body is compressed; send it as it is.",
+    429: "The client has sent as many requests, or has as many connections open, as it may.",
+    431: "The path, the query and the headers are too large together.",
+    503: "Nothing can be answered for now: there is no release yet, or there is too much to do.",
+}
+KEYS: Schema = {
+    "Key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+    "Bearer": {"type": "http", "scheme": "bearer"},
+}
+OPENAPI, DOCS = QueryParser(NoQuery, "GET /openapi.json"), QueryParser(NoQuery, "GET /docs")
+EXAMPLES: dict[object, object] = {BatchBody: {"users": ["42", "43"], "n": 3}, ScoreBody: SCORE_EXAMPLE}
+
+
+class StatusAnswer(Struct, frozen=True):
+    """Whether the process lives, or can answer."""
+
+    status: str
+
+
+class ProblemAnswer(Struct, frozen=True):
+    """Why there is no answer; the scoring routes add `status_code` and `message`."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+
+
+# The routes that answer no lists.
+SCORING = (
+    Operation(
+        "POST", "/score", "Score a batch, as an Azure Machine Learning endpoint does",
+        list[Score], (200, 400, 413, 415, 503), (JSON,), body=ScoreBody,
+    ),
+    Operation("GET", "/swagger.json", "The signature of scoring", Schema, (200, 400), (JSON,), query=SwaggerQuery),
+    Operation("GET", "/", "Whether the service is up", str, (200,), (TEXT,)),
+)  # fmt: skip
+SERVICE = (
+    Operation("GET", "/livez", "Whether the process lives", StatusAnswer, (200,), (JSON,)),
+    Operation("GET", "/readyz", "Whether the service can answer", StatusAnswer, (200, 503), (JSON,)),
+    Operation("GET", "/openapi.json", "This document", Schema, (200, 304, 400), (JSON,)),
+    Operation("GET", "/docs", "This document as a page, to try it on", str, (200, 304, 400), (HTML,)),
+)
+TAGS = {"Lists": OPERATIONS, "Scoring": SCORING, "Service": SERVICE}
+# What takes a key where keys are in use; all else is everybody's.
+KEYED = frozenset({*(one.path for one in OPERATIONS), "/score"})
+
+
+class Documents:
+    """The handlers of the document and its page, for one worker."""
+
+    def __init__(self, *, takes_key: bool) -> None:
+        self._takes_key = takes_key
+        self._files = {"start.js": START}
+        self._document: Schema = {}
+
+    async def openapi(self, request: web.BaseRequest, _: str, raw_query: str) -> web.Response:
+        """`GET /openapi.json`."""
+        OPENAPI.parse(raw_query)
+        self._document = self._document or document(takes_key=self._takes_key)
+        prefix = request.rel_url.raw_path.removesuffix("/openapi.json")  # within another application there is one
+        body = orjson.dumps(self._document | {"servers": [{"url": prefix or "/"}]})
+        return _unless_known(request, body, JSON, ALWAYS_ASKED)
+
+    async def page(self, request: web.BaseRequest, _: str, raw_query: str) -> web.Response:
+        """`GET /docs`."""
+        DOCS.parse(raw_query)
+        response = _unless_known(request, PAGE, f"{HTML}; charset=utf-8", ALWAYS_ASKED)
+        response.headers["Content-Security-Policy"] = PAGE_POLICY
+        response.headers["Referrer-Policy"] = "no-referrer"
+        return response
+
+    async def file(self, request: web.BaseRequest, name: str, _: str) -> web.Response:
+        """`GET /docs/{file}`: what the page consists of."""
+        if name not in self._files:
+            if name not in BUNDLED:
+                raise Problem(404, "no-such-route", "the page has no such file")
+            self._files[name] = (openapi_ui_bundles.swagger_ui.static_path / name).read_bytes()
+        return _unless_known(request, self._files[name], BUNDLED.get(name, SCRIPT), KEPT)
+
+
+def document(*, takes_key: bool) -> Schema:
+    """Describe all routes in OpenAPI 3.1, but for where they stand; *takes_key* where nobody reads without one."""
+    schemas = _Schemas()
+    paths = dict[str, Schema]()
+    for tag, operations in TAGS.items():
+        for one in operations:
+            described = _operation(one, schemas) | {"tags": [tag]}
+            if one.path not in KEYED:
+                described["security"] = []
+            paths.setdefault(one.path, {})[one.method.lower()] = described
+    problem = {CONTENT_TYPE: {"schema": schemas.of(ProblemAnswer)}}
+    later = {"Retry-After": {"description": "After how many seconds to try again.", "schema": {"type": "integer"}}}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "hotplate", "version": version("hotplate"), "description": DESCRIPTION},
+        "tags": [{"name": tag} for tag in TAGS],
+        "security": [{name: []} for name in KEYS] if takes_key else [{}, *({name: []} for name in KEYS)],
+        "paths": paths,
+        "components": {
+            "schemas": schemas.components,
+            "securitySchemes": KEYS,
+            "responses": {
+                str(status): {"description": text}
+                | ({"content": problem} if status >= 400 else {})
+                | ({"headers": later} if status in {429, 503} else {})
+                for status, text in STATUSES.items()
+            },
+        },
+    }
+
+
+class _Schemas:
+    """The schemas of types, each of which is described once; lives as long as a document is made."""
+
+    def __init__(self) -> None:
+        self.components = dict[str, Schema]()
+
+    def of(self, kind: object) -> Schema:
+        """Return the schema of a type, which may refer to components."""
+        (schema,), components = msgspec.json.schema_components([kind], ref_template=SCHEMAS + "{name}")
+        self.components |= components
+        return schema
+
+
+def _operation(one: Operation, schemas: _Schemas) -> Schema:
+    """Describe one method of one route."""
+    name = "_".join([one.method.lower(), *re.findall(r"\w+", one.path)])
+    described: Schema = {"operationId": name, "summary": one.summary, "responses": _responses(one, schemas)}
+    if parameters := [*_path_parameters(one, schemas), *_query_parameters(one)]:
+        described["parameters"] = parameters
+    if one.body is not None:
+        content = {"schema": schemas.of(one.body), "example": EXAMPLES[one.body]}
+        described["requestBody"] = {"required": True, "content": {JSON: content}}
+    return described
+
+
+def _responses(one: Operation, schemas: _Schemas) -> Schema:
+    statuses = (*one.statuses, *((401, 403) if one.path in KEYED else ()), *((429,) if one in OPERATIONS else ()), 431)
+    answer = {media: {"schema": schemas.of(one.answer)} if media in {JSON, TEXT} else {} for media in one.media}
+    answered = {200, 503} if one.answer is StatusAnswer else {200}
+    return {
+        str(status): {"description": one.summary, "content": answer}
+        if status in answered
+        else {"$ref": f"{RESPONSES}{status}"}
+        for status in sorted(statuses)
+    }
+
+
+def _path_parameters(one: Operation, schemas: _Schemas) -> list[Schema]:
+    if one.path_parameter is None:
+        return []
+    return [
+        {"name": one.path_parameter, "in": "path", "required": True, "schema": schemas.of(Id), "example": "42"},
+    ]
+
+
+def _query_parameters(one: Operation) -> list[Schema]:
+    """Describe the query of a route by its type: one parameter for each field."""
+    (_,), components = msgspec.json.schema_components([one.query])
+    return [
+        {"name": name, "in": "query", "description": schema.pop("description"), "schema": schema}
+        | ({"style": "form", "explode": False} if schema.get("type") == "array" else {})
+        for name, schema in components[one.query.__name__]["properties"].items()
+    ]
+
+
+def _unless_known(request: web.BaseRequest, body: bytes, media: str, cache: str) -> web.Response:
+    """Answer with *body*, or with 304 where the caller has just these bytes."""
+    etag = f'"{xxh3_64_hexdigest(body)}"'
+    headers = {"Cache-Control": cache, "ETag": etag, "X-Content-Type-Options": "nosniff"}
+    if etag in request.headers.get("If-None-Match", ""):
+        return web.Response(status=304, headers=headers)
+    return web.Response(body=body, headers={"Content-Type": media, **headers})

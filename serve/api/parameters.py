@@ -1,0 +1,370 @@
+"""What each route of the API takes and answers, as types: they validate requests, and OpenAPI is generated from them.
+
+Answers are written as bytes elsewhere; their types here describe them.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Annotated, Any, Generic, Literal, TypeVar
+from urllib.parse import unquote_to_bytes
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType, inspect
+
+from serve.api.problems import Problem, bad_parameter
+from serve.reader import DEFAULT_N, Status
+from stores.errors import StoreMisused
+from stores.keys import MAX_ID_BYTES, OVERALL, check_id
+
+MAX_N = 1000
+# How many users one POST may name, and how many items it may request for all of them.
+MAX_USERS, MAX_BATCH_ITEMS = 2000, 20_000
+MAX_EXCLUDED = 200
+MAX_BODY_BYTES = 1 << 20
+
+JSON, CSV, MSGPACK, ARROW = "application/json", "text/csv", "application/msgpack", "application/vnd.apache.arrow.stream"
+# The forms that a single list and the lists of a batch are answered in, the first where the caller does not mind.
+LIST_MEDIA = (JSON, MSGPACK, CSV)
+BATCH_MEDIA = (*LIST_MEDIA, ARROW)
+
+# How much of a wrong value its refusal repeats.
+SHOWN_CHARS = 40
+# How many fields a query may have, and which queries are remembered: most requests have one of a few.
+MAX_FIELDS, REMEMBERED, REMEMBERED_CHARS = 20, 1024, 64
+
+AnyStruct = TypeVar("AnyStruct", bound=Struct)
+
+Id = Annotated[
+    str,
+    Meta(min_length=1, max_length=MAX_ID_BYTES, description=f"An id: 1 to {MAX_ID_BYTES} bytes of UTF-8."),
+]
+Count = Annotated[
+    int, Meta(ge=1, le=MAX_N, description="How many items to return; a list that is shorter is answered whole.")
+]
+Excluded = Annotated[
+    tuple[Annotated[str, Meta(max_length=MAX_ID_BYTES)], ...],
+    Meta(
+        max_length=MAX_EXCLUDED,
+        description="Ids of items to leave out. The list is filled up to n from what is stored. In a query they are "
+        "separated by commas; a comma of an id itself is written %2C.",
+    ),
+]
+Segment = Annotated[
+    str,
+    Meta(max_length=MAX_ID_BYTES, description="Which popular list to answer where the user has no list of their own."),
+]
+Fields = Annotated[
+    Literal["id", "id,score", "id,score,title"],
+    Meta(description="Which fields of the items to return; by default all that are stored."),
+]
+ALL_FIELDS: Literal["id,score,title"] = "id,score,title"
+
+
+class ListQuery(Struct, frozen=True):
+    """The query of `GET /v1/similar/{item}`."""
+
+    n: Count = DEFAULT_N
+    exclude: Excluded = ()
+    fields: Fields = ALL_FIELDS
+
+
+class SegmentQuery(Struct, frozen=True):
+    """The query of `GET /v1/recommendations/{user}` and `GET /v1/popular`."""
+
+    n: Count = DEFAULT_N
+    exclude: Excluded = ()
+    fields: Fields = ALL_FIELDS
+    segment: Segment = OVERALL
+
+
+class NoQuery(Struct, frozen=True):
+    """The query of a route that takes none."""
+
+
+class BatchBody(Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of `POST /v1/recommendations`."""
+
+    users: Annotated[tuple[Id, ...], Meta(max_length=MAX_USERS, description="The users, in the order of the answers.")]
+    n: Count = DEFAULT_N
+    exclude: Excluded = ()
+    fields: Fields = ALL_FIELDS
+    segment: Segment = OVERALL
+
+
+class Item(Struct, frozen=True):
+    """One item of a list; `fields` leaves out its score and title, and not every item has a title."""
+
+    id: Id
+    score: float | UnsetType = UNSET
+    title: str | UnsetType = UNSET
+
+
+Release = Annotated[str, Meta(description="The id of the release that the list is of.")]
+Tier = Annotated[str, Meta(description="The store that the list was read from.")]
+Source = Annotated[
+    Literal["personal", "similar", "popular"],
+    Meta(description="What the list is; `popular` where there is none of the user's or item's own."),
+]
+UserStatus = Annotated[
+    Status,
+    Meta(
+        description="`ok`: the user's own list; `unknown`: the user has none; `error`: it could not be read. Users of "
+        "the last two get the popular list."
+    ),
+]
+
+
+class PersonalAnswer(Struct, frozen=True):
+    """A user's list."""
+
+    user: Id
+    release: Release
+    source: Source
+    tier: Tier
+    items: list[Item]
+
+
+class SimilarAnswer(Struct, frozen=True):
+    """The items that are like one item."""
+
+    item: Id
+    release: Release
+    source: Source
+    tier: Tier
+    items: list[Item]
+
+
+class PopularAnswer(Struct, frozen=True):
+    """A popular list."""
+
+    release: Release
+    source: Source
+    tier: Tier
+    items: list[Item]
+
+
+class UserResult(Struct, frozen=True):
+    """One user's list in the answer for many."""
+
+    user: Id
+    status: UserStatus
+    release: Release
+    source: Source
+    tier: Tier
+    items: list[Item]
+
+
+class BatchAnswer(Struct, frozen=True):
+    """The lists of many users, in the order of the request, all of one release."""
+
+    release: Release
+    results: list[UserResult]
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One method of one route: what it takes and what it answers."""
+
+    method: str
+    path: str
+    summary: str
+    answer: Any
+    """The type of its answer."""
+
+    statuses: tuple[int, ...]
+    """All that it may answer; 200 with `answer`, 304 with nothing, any other with a problem."""
+
+    media: tuple[str, ...]
+    """The forms of its answer, the first by default."""
+
+    path_parameter: str | None = None
+    """The name of the id that the path ends in."""
+
+    query: type[Struct] = field(default=NoQuery)
+    body: type[Struct] | None = None
+
+
+_READ = (200, 304, 400, 406, 503)
+OPERATIONS = (
+    Operation(
+        "GET", "/v1/recommendations/{user}", "A user's list; for an unknown user the popular list",
+        PersonalAnswer, _READ, LIST_MEDIA, "user", SegmentQuery,
+    ),
+    Operation(
+        "POST", "/v1/recommendations", "The lists of many users",
+        BatchAnswer, (200, 400, 406, 413, 415, 503), BATCH_MEDIA, body=BatchBody,
+    ),
+    Operation(
+        "GET", "/v1/similar/{item}", "Similar items; for an unknown item the popular list",
+        SimilarAnswer, _READ, LIST_MEDIA, "item", ListQuery,
+    ),
+    Operation("GET", "/v1/popular", "The popular list", PopularAnswer, _READ, LIST_MEDIA, query=SegmentQuery),
+)  # fmt: skip
+
+
+class QueryParser(Generic[AnyStruct]):
+    """Reads the query strings of one route into its type; lives as long as the process."""
+
+    def __init__(self, query: type[AnyStruct], route: str) -> None:
+        """Take the type, and the route as refusals name it."""
+        self._query = query
+        self._route = route
+        self._types = {one.name: one.type for one in _fields_of(query)}
+        self._default = query()
+        self._remembered: Callable[[str], AnyStruct] = lru_cache(REMEMBERED)(self._parse)
+
+    def parse(self, raw: str) -> AnyStruct:
+        """Return the parameters of a raw query; a Problem names one that is unknown, given twice or out of bounds."""
+        if not raw:
+            return self._default
+        return self._remembered(raw) if len(raw) <= REMEMBERED_CHARS else self._parse(raw)
+
+    def _parse(self, raw: str) -> AnyStruct:
+        values = dict[str, object]()
+        pairs = [pair for pair in raw.split("&") if pair]
+        if len(pairs) > MAX_FIELDS:
+            raise bad_parameter(f"a query has at most {MAX_FIELDS} parameters, not {len(pairs)}")
+        for pair in pairs:
+            raw_name, _, raw_value = pair.partition("=")
+            name = _decoded(raw_name, "the name of a parameter")
+            if name not in self._types:
+                raise _unknown(name, self._route, self._types)
+            if name in values:
+                raise bad_parameter(f"{name} is given twice; give it once")
+            values[name] = _value(name, raw_value, self._types[name])
+        try:
+            query = msgspec.convert(values, self._query)
+        except msgspec.ValidationError as error:
+            raise _refusal(error, self._query, values, self._route) from None
+        _check_ids(getattr(query, "exclude", ()), "exclude")
+        return query
+
+
+def parse_batch(body: bytes) -> BatchBody:
+    """Read the body of a request for many users; a Problem says what is wrong with it."""
+    try:
+        try:
+            batch = msgspec.json.decode(body, type=BatchBody)
+        except msgspec.ValidationError as error:
+            given = msgspec.json.decode(body)
+            n = given.get("n") if isinstance(given, dict) else None
+            if isinstance(n, float) and n.is_integer() and 0 < n <= MAX_N:  # in JSON, 10.0 is a whole number, too
+                return parse_batch(msgspec.json.encode(given | {"n": int(n)}))
+            raise _refusal(error, BatchBody, given, "POST /v1/recommendations") from None
+    except (ValueError, RecursionError) as error:
+        raise bad_parameter(f"the body is not JSON: {error}") from None
+    _check_ids(batch.users, "users")
+    _check_ids(batch.exclude, "exclude")
+    if len(batch.users) * batch.n > MAX_BATCH_ITEMS:
+        raise bad_parameter(
+            f"one request gets at most {MAX_BATCH_ITEMS} items, users times n, not {len(batch.users)} times {batch.n}; "
+            f"send several requests"
+        )
+    return batch
+
+
+def parse_id(raw: str, name: str) -> str:
+    """Decode the percent-encoded path segment that is the id *name*."""
+    if "%" in raw:
+        try:
+            raw = unquote_to_bytes(raw).decode()
+        except UnicodeError:
+            raise bad_parameter(f"the {name} id in the path is not percent-encoded UTF-8") from None
+    return _checked(raw, f"the {name} id in the path")
+
+
+def _decoded(raw: str, what: str) -> str:
+    try:
+        return unquote_to_bytes(raw.replace("+", " ")).decode()
+    except UnicodeError:
+        raise bad_parameter(f"{what} in the query is not percent-encoded UTF-8") from None
+
+
+def _value(name: str, raw: str, kind: inspect.Type) -> object:
+    """Return a query's value as its type wants it, or as text where it cannot be meant."""
+    if isinstance(kind, inspect.VarTupleType):
+        given = raw.split(",")  # too many are refused even where some are empty, or the same
+        return tuple(dict.fromkeys(_ids_in(given, name))) if len(given) <= MAX_EXCLUDED else tuple(given)
+    value = _decoded(raw, name)
+    if isinstance(kind, inspect.IntType) and value.isascii() and value.isdecimal() and len(value) <= 9:
+        return int(value)
+    return value
+
+
+def _ids_in(pieces: Sequence[str], name: str) -> Iterator[str]:
+    """Yield the ids of a list with commas.
+
+    An encoded comma may be an id's own, or between ids, as many clients encode a whole value: what it may mean either
+    way is yielded, for more had better be left out than too little.
+    """
+    for piece in pieces:
+        identifier = _decoded(piece, name)
+        if "," in identifier:
+            yield from filter(None, identifier.split(","))
+            if len(identifier.encode()) > MAX_ID_BYTES:
+                continue  # so it cannot be an id
+        if identifier:
+            yield identifier
+
+
+def _refusal(error: msgspec.ValidationError, struct: type[Struct], given: object, route: str) -> Problem:
+    """Say in a sentence what a value is, and must be."""
+    fields = {one.name: one.type for one in _fields_of(struct)}
+    if unknown := re.search("unknown field `(.*)`", str(error), re.DOTALL):
+        return _unknown(unknown[1], route, fields)
+    place = re.search(r"at `\$\.(\w+)(?:\[(\d+)\])?", str(error))
+    if place is None or not isinstance(given, dict):
+        return bad_parameter('the body must be an object with a list of users, as {"users": ["42"], "n": 10}')
+    name, kind, value = place[1], fields[place[1]], given[place[1]]
+    if place[2] is not None and isinstance(kind, inspect.VarTupleType):
+        name, kind, value = f"{name}[{place[2]}]", kind.item_type, value[int(place[2])]
+    if isinstance(value, list | tuple):
+        return bad_parameter(f"{name} must be {_bound(kind)}, not {len(value)}")
+    shown = msgspec.json.encode(value[:SHOWN_CHARS] if isinstance(value, str) else value).decode()[: SHOWN_CHARS + 2]
+    return bad_parameter(f"{name} must be {_bound(kind)}, not {shown}")
+
+
+def _bound(kind: inspect.Type) -> str:
+    """Say what values a type has."""
+    match kind:
+        case inspect.Metadata():
+            return _bound(kind.type)
+        case inspect.IntType():
+            return f"a whole number from {kind.ge} to {kind.le}"
+        case inspect.LiteralType():
+            return f"one of {', '.join(map(repr, kind.values))}"
+        case inspect.VarTupleType():
+            return f"a list of at most {kind.max_length} ids"
+        case inspect.StrType(min_length=1):
+            return f"a string of 1 to {MAX_ID_BYTES} bytes of UTF-8"
+    return f"a string of at most {MAX_ID_BYTES} bytes of UTF-8"
+
+
+def _unknown(name: str, route: str, names: dict[str, inspect.Type]) -> Problem:
+    takes = f"it has {', '.join(names)}" if names else "it has none in its query"
+    return bad_parameter(f"{name[:SHOWN_CHARS]!r} is no parameter of {route}; {takes}")
+
+
+def _fields_of(struct: type[Struct]) -> list[inspect.Field]:
+    """Return the fields of a type, without the descriptions around their types."""
+    info: Any = inspect.type_info(struct)
+    return [
+        msgspec.structs.replace(one, type=one.type.type) if isinstance(one.type, inspect.Metadata) else one
+        for one in info.fields
+    ]
+
+
+def _check_ids(ids: Sequence[str], name: str) -> None:
+    """Refuse ids that have too many bytes, as the type counts characters."""
+    for index, identifier in enumerate(ids):
+        if len(identifier) * 4 > MAX_ID_BYTES:
+            _checked(identifier, f"{name}[{index}]")
+
+
+def _checked(identifier: str, what: str) -> str:
+    try:
+        return check_id(identifier)
+    except StoreMisused as error:
+        raise bad_parameter(f"{what} cannot be used: {error}") from None

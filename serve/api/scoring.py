@@ -1,0 +1,315 @@
+"""Scoring as an Azure Machine Learning endpoint does it: what Stream Analytics jobs and the Azure ML SDK call.
+
+`POST /score` takes `{"data": [ROW, …]}` and answers a list with one element for each row, in order. The caller backs
+off and retries on 503, and ends its job on any other error: so all that waiting would mend is 503 here, and a row that
+makes no sense spoils its own element only. `GET /swagger.json` tells the caller the signature, `GET /` the health.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import Annotated, Any, Literal
+
+import msgspec
+import orjson
+from aiohttp import hdrs, web
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+
+from serve.api.formats import content_coding
+from serve.api.handlers import NO_STORE, in_pieces, read_body, result_head
+from serve.api.parameters import JSON, MAX_BATCH_ITEMS, MAX_USERS, Count, Id, Item, QueryParser
+from serve.api.problems import Problem, bad_parameter
+from serve.reader import DEFAULT_N, EncodedList, TieredReader
+from stores.errors import StoreMisused, StoreUnavailable
+from stores.keys import MAX_ID_BYTES, check_id
+
+SCORE_EXAMPLE = {"data": [{"user": "42", "n": 10}, {"user": "43", "n": 10}]}
+# How many rows are answered before other requests get their turn.
+ROWS_A_PIECE = 256
+# What passes by itself: too slow, too many, too busy, not there yet.
+TRANSIENT = frozenset({408, 425, 429, 502, 503, 504})
+
+_OBJECT, _ARRAY = ord("{"), ord("[")
+
+User = Id | Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+
+
+class ScoreRow(Struct, frozen=True):
+    """A user, and how many items; other columns of the caller's row are passed over."""
+
+    user: User
+    n: Count | None = None
+
+
+class ScoreColumns(ScoreRow, array_like=True, frozen=True):
+    """The same by position: the user, and how many items."""
+
+
+class ScoreBody(Struct, frozen=True):
+    """The body of `POST /score`; a row is an object, a list, or the user alone, and every value may be a string."""
+
+    data: Annotated[
+        list[
+            Annotated[
+                Raw,
+                Meta(
+                    description="A row: an object with `user` and `n`, a list of the same, or the user alone. What is "
+                    "none of these is no error: its element of the answer says so."
+                ),
+            ]
+        ],
+        Meta(max_length=MAX_USERS),
+    ]
+
+
+class Score(Struct, frozen=True):
+    """The element of the answer for one row."""
+
+    user: str | None
+    status: Annotated[
+        Literal["ok", "unknown", "error", "invalid"],
+        Meta(
+            description="`ok`: the user's own list; `unknown`: the user has none; `error`: it could not be read. Users "
+            "of the last two get the popular list. `invalid`: the row makes no sense, and `error` says why."
+        ),
+    ]
+    items: list[Item]
+    source: str | UnsetType = UNSET
+    release: str | UnsetType = UNSET
+    tier: str | UnsetType = UNSET
+    error: str | UnsetType = UNSET
+
+
+class ScoreError(Struct, frozen=True):
+    """Why there is no answer, for any row: the members of a problem that these routes' callers read."""
+
+    status_code: int
+    message: str
+
+
+class SwaggerQuery(Struct, frozen=True):
+    """The query of `GET /swagger.json`."""
+
+    version: Annotated[
+        Literal["2", "2.0", "3", "3.0"], Meta(description="Swagger 2.0, by default, or OpenAPI 3.0.")
+    ] = "2"
+
+
+_SWAGGER = QueryParser(SwaggerQuery, "GET /swagger.json")
+_decode_body = msgspec.json.Decoder(ScoreBody).decode
+_decode_row = msgspec.json.Decoder(ScoreRow, strict=False).decode
+_decode_columns = msgspec.json.Decoder(ScoreColumns, strict=False).decode
+_decode_user = msgspec.json.Decoder[str | int](User).decode
+
+
+class Scoring:
+    """The handlers of the scoring routes, for one worker; each takes the request, nothing, and the query."""
+
+    def __init__(self, reader: TieredReader) -> None:
+        self._reader = reader
+
+    async def score(self, request: web.BaseRequest, _: str, __: str) -> web.Response:
+        """`POST /score` with `{"data": [ROW, …]}`."""
+        rows = _rows_in(await read_body(request))
+        release = self._reader.release()  # where there is none the caller comes back, whatever its rows are
+        users = [str(row.user) for row in rows if isinstance(row, ScoreRow)]
+        try:
+            answers = await self._reader.personal_many(users, must_read=True)
+        except StoreUnavailable as error:
+            raise Problem(503, "store-unavailable", str(error)) from error
+        release = answers[0].served.id if answers else release
+        headers = {"Content-Type": JSON, "Cache-Control": NO_STORE, "X-Hotplate-Release": release}
+        coding = content_coding(request.headers.get(hdrs.ACCEPT_ENCODING))
+        return await in_pieces(self._pieces(rows, zip(users, answers, strict=True)), headers, coding)
+
+    async def swagger(self, request: web.BaseRequest, _: str, raw_query: str) -> web.Response:
+        """`GET /swagger.json?version=`."""
+        version = _SWAGGER.parse(raw_query).version
+        prefix = request.rel_url.raw_path.removesuffix("/swagger.json")  # within another application there is one
+        signature = (swagger_2 if version in {"2", "2.0"} else openapi_3)(prefix)
+        return web.Response(body=orjson.dumps(signature), headers={"Content-Type": JSON, "Cache-Control": "no-cache"})
+
+    async def healthy(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
+        """`GET /`: the process answers, with the word that the callers expect."""
+        return web.Response(text="Healthy", headers={"Cache-Control": NO_STORE})
+
+    def _pieces(self, rows: Sequence[ScoreRow | bytes], answers: Iterator[tuple[str, EncodedList]]) -> Iterator[bytes]:
+        """Yield the answer in pieces that take half a millisecond to make."""
+        cut, heads = self._reader.cut, dict[str, bytes]()
+        """By status, what comes before the items, which is the same for all, as they are of one release."""
+        for start in range(0, len(rows), ROWS_A_PIECE):
+            elements = list[bytes]()
+            for row in rows[start : start + ROWS_A_PIECE]:
+                if isinstance(row, bytes):
+                    elements.append(row)
+                    continue
+                user, encoded = next(answers)
+                head = heads.get(encoded.status)
+                if head is None:
+                    head = heads[encoded.status] = result_head(encoded, encoded.served.id.encode())
+                elements.append(b'{"user":%b,%b%b]}' % (orjson.dumps(user), head, cut(encoded, row.n or DEFAULT_N)))
+            yield (b",\n" if start else b"[") + b",\n".join(elements)
+        yield b"]" if rows else b"[]"
+
+
+def refusal(problem: Problem) -> Problem:
+    """Return *problem* as a scoring route says it: what waiting would mend is 503, whatever it is elsewhere."""
+    status, headers = problem.status, problem.headers
+    if status in TRANSIENT:
+        status, headers = 503, {"Retry-After": "1", **headers}
+    members = msgspec.structs.asdict(ScoreError(status, problem.detail))
+    return Problem(status, problem.name, problem.detail, headers, members)
+
+
+def _rows_in(body: bytes) -> list[ScoreRow | bytes]:
+    """Read the rows of a request; in place of one that makes no sense stands its element of the answer."""
+    try:
+        data = _decode_body(body).data
+    except (ValueError, RecursionError) as error:
+        raise bad_parameter(
+            f'the body must have a list of at most {MAX_USERS} rows, as {{"data": [{{"user": "42"}}]}}: {error}'
+        ) from None
+    rows = [_row_of(raw) for raw in data]
+    wanted = sum(row.n or DEFAULT_N for row in rows if isinstance(row, ScoreRow))
+    if wanted > MAX_BATCH_ITEMS:
+        raise bad_parameter(
+            f"one request gets at most {MAX_BATCH_ITEMS} items, all rows together, not {wanted}; send smaller batches"
+        )
+    return rows
+
+
+def _row_of(raw: Raw) -> ScoreRow | bytes:
+    try:
+        first = memoryview(raw)[0]
+        if first == _OBJECT:
+            row = _decode_row(raw)
+        elif first == _ARRAY:
+            row = _decode_columns(raw)
+        else:
+            row = ScoreRow(_decode_user(raw))
+        if len(user := str(row.user)) * 4 > MAX_ID_BYTES:  # else it cannot have too many
+            check_id(user)
+    except (ValueError, RecursionError, StoreMisused) as error:
+        return b'{"user":null,"status":"invalid","items":[],"error":%b}' % orjson.dumps(
+            f"the row makes no sense: {error}"
+        )
+    return row
+
+
+# What both versions of the signature say alike.
+_TITLE, _VERSION = "hotplate", "1"  # the version of the signature, not of the program
+_BEARER = {"type": "apiKey", "name": "Authorization", "in": "header", "description": "For example: Bearer abc123"}
+_UP, _SCORED = "The service is up.", "One element for each row, in order."
+_FAILED = "The service could not answer. After 503, and only then, come again later."
+_OUTPUT_EXAMPLE = [
+    {
+        "user": "42",
+        "status": "ok",
+        "items": [{"id": "1", "score": 0.9, "title": "One"}],
+        "source": "personal",
+        "release": "20261120T064200Z-7f3a",
+        "tier": "file",
+    }
+]
+
+
+def swagger_2(prefix: str) -> dict[str, Any]:
+    """Return the signature of the routes below *prefix* in Swagger 2.0, in the words of Azure ML's own servers."""
+    failed = {"description": _FAILED, "schema": {"$ref": "#/definitions/ErrorResponse"}}
+    up = {"description": _UP, "schema": {"type": "string"}, "examples": {"text/plain": "Healthy"}}
+    scored = {"description": _SCORED, "schema": {"$ref": "#/definitions/ServiceOutput"}}
+    payload = {
+        "name": "serviceInputPayload",
+        "in": "body",
+        "required": True,
+        "description": "The rows to score.",
+        "schema": {"$ref": "#/definitions/ServiceInput"},
+    }
+    return {
+        "swagger": "2.0",
+        "info": {"title": _TITLE, "version": _VERSION},
+        "consumes": [JSON],
+        "produces": [JSON],
+        "securityDefinitions": {"Bearer": _BEARER},
+        "paths": {
+            f"{prefix}/": {
+                "get": {
+                    "operationId": "ServiceHealthCheck",
+                    "produces": ["text/plain"],
+                    "responses": {"200": up, "default": failed},
+                }
+            },
+            f"{prefix}/score": {
+                "post": {
+                    "operationId": "RunMLService",
+                    "description": "Score the rows of a batch.",
+                    "security": [{"Bearer": []}],
+                    "parameters": [payload],
+                    "responses": {"200": scored, "default": failed},
+                }
+            },
+        },
+        "definitions": _definitions(),
+    }
+
+
+def openapi_3(prefix: str) -> dict[str, Any]:
+    """Return the same in OpenAPI 3.0."""
+
+    def content(media: str, schema: dict[str, Any]) -> dict[str, Any]:
+        return {"content": {media: {"schema": schema}}}
+
+    def defined(name: str) -> dict[str, Any]:
+        return content(JSON, {"$ref": f"#/components/schemas/{name}"})
+
+    failed = {"description": _FAILED, **defined("ErrorResponse")}
+    up = {"description": _UP, **content("text/plain", {"type": "string", "example": "Healthy"})}
+    return {
+        "openapi": "3.0.3",
+        "info": {"title": _TITLE, "version": _VERSION},
+        "paths": {
+            f"{prefix}/": {"get": {"operationId": "ServiceHealthCheck", "responses": {"200": up, "default": failed}}},
+            f"{prefix}/score": {
+                "post": {
+                    "operationId": "RunMLService",
+                    "description": "Score the rows of a batch.",
+                    "security": [{"Bearer": []}],
+                    "requestBody": {"required": True, **defined("ServiceInput")},
+                    "responses": {"200": {"description": _SCORED, **defined("ServiceOutput")}, "default": failed},
+                }
+            },
+        },
+        "components": {"schemas": _definitions(), "securitySchemes": {"Bearer": _BEARER}},
+    }
+
+
+@cache
+def _definitions() -> dict[str, Any]:
+    """Describe input and output by their types; rows are records, for that is the form that the example decides on."""
+    (row, score, error), parts = msgspec.json.schema_components([ScoreRow, Score, ScoreError])
+    rows = {"type": "array", "maxItems": MAX_USERS, "items": _simple(row, parts)}
+    return {
+        "ServiceInput": {
+            "type": "object",
+            "properties": {"data": rows},
+            "required": ["data"],
+            "example": SCORE_EXAMPLE,
+        },
+        "ServiceOutput": {"type": "array", "items": _simple(score, parts), "example": _OUTPUT_EXAMPLE},
+        "ErrorResponse": _simple(error, parts),
+    }
+
+
+def _simple(schema: Any, parts: dict[str, Any]) -> Any:  # noqa: ANN401 -- a schema is JSON, and so are its parts
+    """Return a schema whole in itself, with the first type where there are several: neither version knows more."""
+    if isinstance(schema, list):
+        return [_simple(one, parts) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _simple(parts[schema["$ref"].rpartition("/")[2]], parts)
+    if "anyOf" in schema:
+        return _simple(schema["anyOf"][0], parts)
+    words = {"type": "string"} if "enum" in schema else {}
+    return words | {
+        name: _simple(part, parts) for name, part in schema.items() if name != "title" or isinstance(part, dict)
+    }

@@ -1,0 +1,195 @@
+"""What a worker does: one event loop with a reader and a server, from its start to a graceful end."""
+
+import asyncio
+import gc
+import logging
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+
+from serve.access.auth import Guard
+from serve.access.tls import Certificate
+from serve.api.app import Dispatcher
+from serve.connections.listeners import accept_the_last
+from serve.connections.protocol import Server
+from serve.deny_list import DenyListFile
+from serve.metrics import Metrics
+from serve.processes.access_log import open_access_log
+from serve.processes.states import STARTING, Reporter, SharedStates, WorkerState
+from serve.reader import NotReady, TieredReader, open_reader
+from serve.scrubber import Scrubber
+from serve.settings import Settings
+from serve.watched import WatchedFiles, following
+from stores.connect import connect
+
+log = logging.getLogger(__name__)
+
+BACKLOG = 1024
+# How long a stopping worker lets idle keep-alive clients come once more, to be answered with `Connection: close`.
+LINGER_S = 0.5
+# How long a worker that replaces one of several waits for a release before it listens, as others answer meanwhile.
+PATIENCE_S = 10.0
+# How long a worker whose parent was killed goes on answering what it accepted; it listens no more.
+ORPHAN_DRAIN_S = 0.5
+# The signals of a service: the parent blocks them, so a child takes them once it has its handlers.
+WATCHED = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT}
+
+
+@dataclass(frozen=True, slots=True)
+class Inheritance:
+    """What a process of the service has of its parent."""
+
+    settings: Settings
+    guard: Guard
+    certificate: Certificate | None
+    deny_list: DenyListFile
+    metrics: Metrics
+    states: SharedStates
+
+    @property
+    def watched(self) -> list[WatchedFiles]:
+        """The files that are loaded again when they change."""
+        certificate = [self.certificate.watched] if self.certificate else []
+        return [*self.guard.watched, *certificate, *self.deny_list.watched]
+
+
+class _Stop:
+    """Whether a worker is to stop, and how: takes the signals of the running loop, and the end of the parent."""
+
+    def __init__(self, lifeline: int) -> None:
+        self.requested, self.at_once = asyncio.Event(), asyncio.Event()
+        self.orphaned = False
+        self._lifeline = lifeline
+        loop = asyncio.get_running_loop()
+        loop.add_reader(lifeline, self._end_alone)
+        loop.add_signal_handler(signal.SIGTERM, self.requested.set)
+        loop.add_signal_handler(signal.SIGINT, self.request_at_once)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)  # one that came meanwhile is taken now
+
+    def request_at_once(self, _: object = None) -> None:
+        """Stop without the delay in which others would notice."""
+        self.at_once.set()
+        self.requested.set()
+
+    def _end_alone(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._lifeline)
+        self.orphaned = True
+        self.request_at_once()
+
+
+async def work(
+    inherited: Inheritance,
+    number: int,
+    listener: socket.socket,
+    lifeline: int,
+    announce: Callable[[], None] | None = None,
+    *,
+    patience_s: float = 0.0,
+) -> None:
+    """Serve until SIGTERM or SIGINT; then finish what was accepted and return.
+
+    After SIGTERM it goes on accepting for a while, though it is not ready; after SIGINT it does not. When the parent,
+    which holds *lifeline* open, is gone, all ends within ORPHAN_DRAIN_S. It listens once it has tried to read its
+    stores, and, for *patience_s* at most, has a release to serve; then *announce* is called. The first worker also
+    reads what is served in the background, where the settings say so.
+    """
+    settings, guard, certificate = inherited.settings, inherited.guard, inherited.certificate
+    inherited.metrics.use_slot(number)
+    reader = open_reader(
+        settings.stores, budget_s=settings.budget_s, metrics=inherited.metrics, deny_list=inherited.deny_list
+    )
+    reader.warm = True
+    dispatcher = Dispatcher(reader, guard, cors_origins=settings.cors_origins, access_log=open_access_log(settings))
+    handlers = dispatcher.handlers
+    handlers.watched = inherited.watched
+    server = Server(dispatcher, settings.limits)
+    dispatcher.gate = server.admit
+    dispatcher.claim = server.claim if guard.knows_clients else None
+    stop = _Stop(lifeline)
+    reporter = Reporter(reader.tiers)
+    reporter.status = lambda: STARTING
+    reporter.warnings = lambda: handlers.warnings
+    write = partial(inherited.states.write, number)
+    scrub_rows_per_s = settings.scrub_rows_per_s if number == 0 else 0.0
+    async with (
+        reader,
+        following(handlers.watched),
+        _reporting(reporter, write),
+        _scrubbing(settings, reader, rows_per_s=scrub_rows_per_s),
+    ):
+        for task in reader.following:
+            task.add_done_callback(stop.request_at_once)  # it ends only by a defect: better replaced than stale
+        stopping = asyncio.create_task(stop.requested.wait())
+        preparing = asyncio.create_task(_prepared(reader, patience_s))
+        await asyncio.wait((stopping, preparing), return_when=asyncio.FIRST_COMPLETED)
+        preparing.cancel()
+        if stop.requested.is_set():
+            return  # nobody has connected yet
+        listening = server.listen(listener, BACKLOG, certificate.context if certificate else None)
+        reporter.status = lambda: handlers.status
+        reporter.connections = lambda: server.open_connections
+        write(reporter.state())
+        if announce is not None:
+            announce()
+        gc.collect()
+        gc.freeze()  # what is here now stays: full collections need not walk it
+        await stopping
+
+        dispatcher.drain()
+        write(reporter.state())
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.at_once.wait(), settings.drain_delay_s)
+        await accept_the_last(listener)
+        listening.close()
+        if stop.orphaned:
+            log.warning("the parent of this worker is gone; it ends, too")
+        else:
+            await _linger(server)
+        server.pre_shutdown()
+        await server.shutdown(min(settings.drain_s, ORPHAN_DRAIN_S) if stop.orphaned else settings.drain_s)
+        for task in reader.following:
+            if task.done():
+                task.result()
+
+
+async def _prepared(reader: TieredReader, patience_s: float) -> None:
+    await reader.wait_until_attempted()
+    with suppress(NotReady):
+        await reader.wait_until_ready(patience_s)
+
+
+@asynccontextmanager
+async def _reporting(reporter: Reporter, write: Callable[[WorkerState], None]) -> AsyncIterator[None]:
+    """Write the worker's state time and again until the block ends."""
+    task = asyncio.create_task(reporter.run(write))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@asynccontextmanager
+async def _scrubbing(settings: Settings, reader: TieredReader, *, rows_per_s: float) -> AsyncIterator[None]:
+    """Read what is served in the background until the block ends; at 0 rows a second nothing is read."""
+    if rows_per_s == 0:
+        yield
+        return
+    names = (tier.name for tier in reader.tiers)
+    stores = {name: connect(url) for name, url in zip(names, settings.stores, strict=True)}
+    task = asyncio.create_task(Scrubber(reader.tiers, stores, reader.metrics, rows_per_s).run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _linger(server: Server) -> None:
+    """Wait until every keep-alive client has closed as requested, LINGER_S at most."""
+    deadline = asyncio.get_running_loop().time() + LINGER_S
+    while server.open_connections and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 -- there is no event for the end of the last connection
+        await asyncio.sleep(0.01)

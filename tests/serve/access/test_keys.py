@@ -1,0 +1,225 @@
+"""The file of keys, by the command that changes it and by the services that follow it."""
+
+import asyncio
+import json
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from serve.access.keys import MAX_CLIENTS, create, load
+from serve.errors import KeysUnreadable, ServiceMisused
+from serve.watched import WatchedFiles
+from tests.support.command import failed, hotplate, hotplate_process
+from tests.support.service import Service, a_list, publish_lists, running
+
+USER = "/v1/recommendations/42"
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Path:
+    return tmp_path / "keys.json"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = tmp_path_factory.mktemp("keys") / "store"
+    asyncio.run(publish_lists(store, {"user:42": a_list("a", "b")}))
+    return store
+
+
+def until(service: Service, status: int, key: str) -> None:
+    """Wait until the service answers *status* to a key."""
+    deadline = time.monotonic() + 20
+    while service.get(USER, X_API_Key=key).status != status:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_key_is_printed_once_and_only_its_hash_is_kept(keys: Path) -> None:
+    done = hotplate("keys", "create", "web", "--scope", "read", "--rate", "5", "--keys", keys)
+    key = done.stdout.strip()
+    assert re.fullmatch(r"hp_[A-Za-z0-9_-]{43}", key)
+    assert key not in done.stderr
+    text = keys.read_text()
+    assert key not in text
+    assert json.loads(text)["clients"][0]["primary"]["sha256"] == sha256(key.encode()).hexdigest()
+    assert keys.stat().st_mode & 0o777 == 0o600
+    listed = hotplate("keys", "list", HOTPLATE_KEYS=str(keys)).stdout
+    assert "web" in listed
+    assert json.loads(text)["clients"][0]["primary"]["sha256"] not in listed
+    again = hotplate("keys", "create", "web", "--keys", keys).stdout.strip()
+    assert again != key
+
+
+def test_a_client_has_two_keys_at_most_and_the_second_takes_the_place_of_a_revoked_first(keys: Path) -> None:
+    command = ("--keys", keys)
+    first, second = (
+        json.loads(hotplate("keys", "create", "web", *scope, *command, "--json").stdout)
+        for scope in (("--scope", "read"), ())
+    )
+    assert [first["kind"], second["kind"]] == ["primary", "secondary"]
+    failed(hotplate("keys", "create", "web", *command), "has two keys; revoke the old one", code=2)
+    assert hotplate("keys", "revoke", "web", "--primary", *command).stdout == "revoked the primary key of web\n"
+    (left,) = load(keys)
+    assert left.primary is not None
+    assert left.primary.sha256 == sha256(second["key"].encode()).hexdigest()
+    assert left.secondary is None
+    failed(hotplate("keys", "revoke", "web", "--secondary", *command), "has no secondary key", code=2)
+    assert hotplate("keys", "revoke", "web", *command).stdout == "revoked web\n"
+    assert load(keys) == ()
+    failed(hotplate("keys", "revoke", "web", *command), "No client is named web", code=2)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a\nb", "a\r\nX-Evil: 1", "../x", "é", "a" * 65, "-x\x00"])
+def test_a_name_that_could_break_a_header_or_a_log_is_refused(keys: Path, name: str) -> None:
+    with pytest.raises(ServiceMisused, match="name is 1 to 64 letters"):
+        create(keys, name, ["read"])
+    assert not keys.exists()
+
+
+def test_misuse_is_one_sentence(keys: Path) -> None:
+    failed(hotplate("keys", "create", "web", "--keys", keys), "say what it may do", code=2)
+    failed(hotplate("keys", "create", "web", "--scope", "all", "--keys", keys), "'all' is no scope", code=2)
+    failed(hotplate("keys", "list", "--keys", keys), "hotplate keys create", code=2)
+    create(keys, "web", ["read"])
+    failed(hotplate("keys", "create", "web", "--scope", "admin", "--keys", keys), "another scope or rate", code=2)
+
+
+def test_processes_that_change_the_file_at_once_lose_nothing(keys: Path) -> None:
+    def make(index: int) -> int:
+        options = ("--scope", "read", "--keys", keys)
+        return hotplate_process("keys", "create", f"client-{index}", *options).returncode
+
+    with ThreadPoolExecutor(4) as threads:
+        assert set(threads.map(make, range(4))) == {0}
+    assert {client.name for client in load(keys)} == {f"client-{index}" for index in range(4)}
+    assert {path.name for path in keys.parent.iterdir()} == {"keys.json", "keys.json.lock"}
+
+
+def test_a_link_to_the_file_stays_a_link(keys: Path, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    keys.symlink_to(tmp_path / "real" / "keys.json")
+    create(keys, "web", ["read"])
+    assert keys.is_symlink()
+    assert len(load(keys)) == 1
+
+
+def a_file(*clients: dict[str, object], **fields: object) -> str:
+    return json.dumps({"format": 1, "clients": clients, **fields})
+
+
+def a_client(name: str, digest: str = "0" * 64, **fields: object) -> dict[str, object]:
+    return {"name": name, "scopes": ["read"], "primary": {"sha256": digest, "created_at": 1}, **fields}
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "cannot be used"),
+        ("[]", "cannot be used"),
+        (a_file(format=2), "its format is 2, and this version reads 1"),
+        (a_file(more=1), "unknown field"),
+        (a_file(a_client("a"), a_client("a", "1" * 64)), "a client twice"),
+        (a_file(a_client("a"), a_client("b")), "a key twice"),
+        (a_file(a_client("a", scopes=["write"])), "the scopes of a are not of"),
+        (a_file(a_client("a", "hp_secret")), "a key of a is not the SHA-256"),
+        (a_file(a_client("a\n")), "client 0 has no plain name"),
+        (a_file(a_client("a", rate=0)), "the rate of a"),
+        (" " * (1 << 20) + a_file(), "more than"),
+    ],
+)
+def test_a_file_that_is_not_one_of_keys_is_refused_without_being_quoted(keys: Path, text: str, sentence: str) -> None:
+    keys.write_text(text)
+    with pytest.raises(KeysUnreadable, match=sentence) as caught:
+        load(keys)
+    assert "hp_secret" not in str(caught.value)
+
+
+def test_a_file_has_a_bounded_number_of_clients(keys: Path) -> None:
+    keys.write_text(a_file(*(a_client(f"c{n}", f"{n:064x}") for n in range(MAX_CLIENTS))))
+    assert len(load(keys)) == MAX_CLIENTS
+    with pytest.raises(ServiceMisused, match=f"{MAX_CLIENTS} are the most"):
+        create(keys, "one-more", ["read"])
+
+
+def test_keys_are_rotated_without_a_restart_and_without_a_refused_request(folder: Path, keys: Path) -> None:
+    old = create(keys, "web", ["read"]).key
+    with running(folder, "--keys", str(keys), "--workers", "2") as service:
+        assert service.get(USER, X_API_Key=old).status == 200
+        new = create(keys, "web", []).key
+        until(service, 200, new)
+        for _ in range(20):
+            assert service.get(USER, X_API_Key=old).status == 200
+        hotplate("keys", "revoke", "web", "--primary", "--keys", keys)
+        until(service, 401, old)
+        deadline = time.monotonic() + 20
+        refusals = 0
+        while refusals < 20:  # in a row: the other worker has seen it, too
+            assert time.monotonic() < deadline
+            refusals = refusals + 1 if service.get(USER, X_API_Key=old).status == 401 else 0
+        assert service.get(USER, X_API_Key=new).status == 200
+
+
+def test_a_mounted_secret_is_followed_through_the_swap_of_its_link(folder: Path, tmp_path: Path) -> None:
+    mount = tmp_path / "secret"
+    versions = [mount / f"..version-{n}" for n in range(2)]
+    made = [create(version / "keys.json", "web", ["read"]).key for version in versions]
+    (mount / "..data").symlink_to(versions[0].name)
+    (mount / "keys.json").symlink_to("..data/keys.json")
+    with running(folder, "--keys", str(mount / "keys.json")) as service:
+        assert service.get(USER, X_API_Key=made[0]).status == 200
+        (mount / "..new").symlink_to(versions[1].name)
+        (mount / "..new").rename(mount / "..data")
+        until(service, 200, made[1])
+        assert service.get(USER, X_API_Key=made[0]).status == 401
+
+
+def test_a_broken_version_keeps_the_old_one_and_is_logged_once_and_shown(folder: Path, keys: Path) -> None:
+    key = create(keys, "web", ["read"]).key
+    good = keys.read_bytes()
+    with running(folder, "--keys", str(keys)) as service:
+        keys.write_bytes(good[:50])
+        deadline = time.monotonic() + 20
+        while "warnings" not in service.states()[0] or "cannot be used" not in service.log.read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        ready = service.get("/readyz")
+        assert (ready.status, ready.json["status"]) == (200, "degraded")
+        assert "cannot be used" in service.states()[0]["warnings"][0]
+        assert service.get(USER, X_API_Key=key).status == 200
+        keys.write_bytes(good)
+        while "warnings" in service.states()[0]:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert service.log.read_text().count("cannot be used") == 1
+
+
+def test_what_is_wrong_with_a_file_is_said_once_and_not_while_it_is_being_written(
+    keys: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    create(keys, "web", ["read"])
+    good, loaded = keys.read_bytes(), list[int]()
+    watched = WatchedFiles([keys], lambda: partial(loaded.append, len(load(keys))))
+    for size in (20, 50, 90):
+        keys.write_bytes(good[:size])
+        watched.poll()
+    assert watched.warning is None
+    for _ in range(3):
+        watched.poll()
+    assert "cannot be used" in str(watched.warning)
+    keys.unlink()
+    for _ in range(3):
+        watched.poll()
+    assert "cannot be read" in str(watched.warning)
+    assert loaded == [1]
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
+    create(keys, "web", ["read"])
+    for _ in range(2):
+        watched.poll()
+    assert watched.warning is None
+    assert loaded == [1, 1]

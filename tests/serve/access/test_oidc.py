@@ -1,0 +1,221 @@
+"""Tokens of an issuer: which are taken, which are refused and why, and how seldom the issuer is asked."""
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+
+import serve.access.oidc
+from serve.access.auth import Guard
+from serve.access.keys import ADMIN, READ, create
+from serve.access.oidc import TokenVerifier, verifier_of
+from serve.api.problems import Problem
+from serve.errors import ServiceMisused
+from tests.support.issuer import AUDIENCE, Issuer, rsa_key, running_issuer
+from tests.support.service import a_list, publish_lists, running
+
+USER = "/v1/recommendations/42"
+
+
+@pytest.fixture
+def issuer() -> Iterator[Issuer]:
+    with running_issuer() as running_one:
+        yield running_one
+
+
+@pytest.fixture
+def guard(issuer: Issuer) -> Guard:
+    return Guard(anonymous=frozenset(), tokens=TokenVerifier(issuer.url, AUDIENCE))
+
+
+async def refusal(guard: Guard, token: str, scope: str = READ) -> Problem:
+    with pytest.raises(Problem) as caught:
+        await guard.admit({"Authorization": f"Bearer {token}"}, scope)
+    assert token not in caught.value.detail
+    return caught.value
+
+
+async def admitted(guard: Guard, token: str, scope: str = READ) -> bool:
+    await guard.admit({"Authorization": f"Bearer {token}"}, scope)
+    return True
+
+
+async def test_a_token_may_do_what_its_scopes_and_roles_say(issuer: Issuer, guard: Guard) -> None:
+    assert await admitted(guard, issuer.token())
+    assert await admitted(guard, issuer.token(aud=["other", AUDIENCE]))
+    both = issuer.token(scp="openid read", roles=["admin", "Owner"])
+    assert await admitted(guard, both)
+    assert await admitted(guard, both, ADMIN)
+    for claims in ({"scp": None}, {"scp": "reader"}, {"scp": ["read"]}, {"scp": None, "roles": "read"}, {"scp": 1}):
+        assert (await refusal(guard, issuer.token(**claims))).status == 403
+    assert "the scope admin" in (await refusal(guard, issuer.token(), ADMIN)).detail
+
+
+async def test_an_issuer_may_sign_with_an_elliptic_curve(issuer: Issuer, guard: Guard) -> None:
+    issuer.keys["curve"] = ec.generate_private_key(ec.SECP256R1())
+    assert await admitted(guard, issuer.token("curve"))
+
+
+async def test_a_token_that_is_expired_early_or_for_somebody_else_is_refused_with_its_reason(
+    issuer: Issuer, guard: Guard
+) -> None:
+    now = int(time.time())
+    for sentence, claims in (
+        ("the token has expired", {"exp": now - 31}),
+        ("the token is not valid yet", {"nbf": now + 60}),
+        ("another audience", {"aud": "api://other"}),
+        ("another issuer", {"iss": f"{issuer.url}/"}),
+        ("no valid one", {"exp": None}),
+        ("no valid one", {"aud": None}),
+        ("no valid one", {"iss": None}),
+        ("no valid one", {"exp": "soon"}),
+    ):
+        problem = await refusal(guard, issuer.token(**claims))
+        assert (problem.status, problem.name) == (401, "invalid-token")
+        assert sentence in problem.detail
+        assert "invalid_token" in problem.headers["WWW-Authenticate"]
+
+
+def part(value: object) -> str:
+    return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=").decode()
+
+
+async def test_a_forged_token_is_refused(issuer: Issuer, guard: Guard) -> None:
+    good = issuer.token()
+    _, payload, signature = good.split(".")
+    public = issuer.document("/keys")
+    header = part({"alg": "HS256", "kid": "first"})
+    by_public_key = hmac.new(public, f"{header}.{payload}".encode(), hashlib.sha256).digest()
+    for token in (
+        issuer.token(key=rsa_key()),
+        issuer.token(key=ec.generate_private_key(ec.SECP256R1())),
+        f"{part({'alg': 'none', 'kid': 'first'})}.{payload}.",
+        f"{part({'alg': 'RS256', 'kid': 'first'})}.{payload}.{signature[:-4]}AAAA",
+        f"{good.split('.')[0]}.{part({'scp': 'admin', 'exp': 9e9, 'iss': issuer.url, 'aud': AUDIENCE})}.{signature}",
+        f"{header}.{payload}.{base64.urlsafe_b64encode(by_public_key).decode().rstrip('=')}",
+        "a.b.c",
+        "..",
+        f"{part([])}.{payload}.{signature}",
+        f"{part({'alg': 'RS256', 'kid': ['first']})}.{payload}.{signature}",
+        f"{part({'alg': 'RS256'})}.{payload}.{signature}",
+        f"{part({'alg': 'RS256', 'kid': 'first', 'crit': ['x']})}.{payload}.{signature}",
+    ):
+        assert (await refusal(guard, token)).status == 401
+    assert (await refusal(guard, "no-token-at-all")).name == "unknown-key"
+
+
+async def test_the_issuer_is_asked_once_for_its_keys_however_many_tokens_come_at_once(
+    issuer: Issuer, guard: Guard
+) -> None:
+    issuer.pause_s = 0.2
+    await asyncio.gather(*(admitted(guard, issuer.token(sub=str(n))) for n in range(20)))
+    stranger = rsa_key()
+    for n in range(20):
+        assert "does not publish" in (await refusal(guard, issuer.token(f"kid-{n}", key=stranger))).detail
+    assert issuer.fetched == ["/.well-known/openid-configuration", "/keys"]
+
+
+async def test_a_new_key_of_the_issuer_is_taken_up_and_a_withdrawn_one_forgotten(
+    issuer: Issuer, guard: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = issuer.token()
+    assert await admitted(guard, old)
+    issuer.keys = {"second": rsa_key()}
+    assert await admitted(guard, old)
+    assert (await refusal(guard, issuer.token("second"))).status == 401  # the issuer was asked just now
+    monkeypatch.setattr(serve.access.oidc, "REFRESH_S", 0.0)
+    assert await admitted(guard, issuer.token("second"))
+    assert "does not publish" in (await refusal(guard, old)).detail
+
+
+async def test_an_issuer_that_fails_costs_503_at_first_and_later_nothing(
+    issuer: Issuer, guard: Guard, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(serve.access.oidc, "REFRESH_S", 0.0)
+    monkeypatch.setattr(serve.access.oidc, "RETRY_S", 0.0)
+    good = issuer.document("/keys")
+    path = "/.well-known/openid-configuration"
+    for wrong in (
+        {path: b""},
+        {path: b"[]"},
+        {path: b"{"},
+        {path: b'{"issuer": "https://else.where", "jwks_uri": "https://else.where/keys"}'},
+        {path: json.dumps({"issuer": issuer.url, "jwks_uri": "http://192.0.2.1/keys"}).encode()},
+        {path: json.dumps({"issuer": issuer.url, "jwks_uri": "file:///etc/passwd"}).encode()},
+        {path: json.dumps({"issuer": issuer.url}).encode()},
+        {"/keys": b'{"keys": []}'},
+        {"/keys": b" " * (2 << 20)},
+    ):
+        issuer.documents = wrong
+        problem = await refusal(guard, issuer.token())
+        assert (problem.status, problem.name) == (503, "issuer-unavailable")
+    issuer.documents = {"/keys": good}
+    assert await admitted(guard, issuer.token())
+    issuer.documents = {path: b""}
+    monkeypatch.setattr(serve.access.oidc, "FRESH_S", 0.0)
+    caplog.clear()
+    for n in range(3):
+        assert await admitted(guard, issuer.token(sub=str(n)))
+    assert len(caplog.records) == 1
+
+
+async def test_an_issuer_that_never_answers_is_waited_for_a_moment_only(
+    issuer: Issuer, guard: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve.access.oidc, "FETCH_S", 0.1)
+    issuer.pause_s = 1.0
+    problem = await refusal(guard, issuer.token())
+    assert (problem.status, problem.headers["Retry-After"]) == (503, "5")
+
+
+async def test_a_verdict_is_remembered_until_the_token_expires_and_their_number_is_bounded(
+    issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve.access.oidc, "MAX_VERDICTS", 3)
+    monkeypatch.setattr(serve.access.oidc, "LEEWAY_S", 0)
+    verifier = TokenVerifier(issuer.url, AUDIENCE)
+    guard = Guard(anonymous=frozenset(), tokens=verifier)
+    for n in range(10):
+        assert await admitted(guard, issuer.token(sub=str(n)))
+    assert len(verifier._verdicts) == 3
+    short = issuer.token(exp=int(time.time()) + 2)
+    assert await admitted(guard, short)
+    await asyncio.sleep(2.1)
+    assert (await refusal(guard, short)).detail == "the token has expired"
+
+
+@pytest.mark.parametrize(
+    "issuer_url", ["http://example.com", "ftp://x", "example.com", "https://", "http://127.0.0.1.x"]
+)
+def test_an_issuer_that_cannot_be_trusted_stops_the_start(issuer_url: str) -> None:
+    with pytest.raises(ServiceMisused, match="must be an https:// URL"):
+        TokenVerifier(issuer_url, AUDIENCE)
+
+
+def test_a_service_takes_keys_and_tokens_side_by_side(issuer: Issuer, tmp_path: Path) -> None:
+    store, keys = tmp_path / "store", tmp_path / "keys.json"
+    asyncio.run(publish_lists(store, {"user:42": a_list("a", "b")}))
+    key = create(keys, "web", ["read"]).key
+    tokens = ("--oidc-issuer", issuer.url, "--oidc-audience", AUDIENCE)
+    good, bad = issuer.token(), issuer.token(aud="api://other")
+    with running(store, "--host", "0.0.0.0", *tokens) as service:
+        assert service.get(USER).status == 401
+        assert service.get(USER, Authorization=f"Bearer {good}").status == 200
+    with running(store, "--keys", str(keys), "--admin-host", "0.0.0.0", *tokens) as service:
+        assert service.get(USER).status == 401
+        assert service.get(USER, X_API_Key=key).status == 200
+        assert service.get(USER, Authorization=f"Bearer {good}").status == 200
+        assert service.get(USER, Authorization=f"Bearer {bad}").json["type"] == "urn:hotplate:problem:invalid-token"
+        assert service.admin("/metrics", Authorization=f"Bearer {good}").status == 403
+        log = service.log.read_text()
+    assert good not in log
+    assert bad not in log
+    with pytest.raises(ServiceMisused, match="give both --oidc-issuer"):
+        verifier_of(issuer.url, None)

@@ -1,0 +1,255 @@
+"""What strangers, and clients that overstep, get from the service; and that no key ever ends where it may be read."""
+
+import asyncio
+import hmac
+import json
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+import serve.access.auth
+from serve.access.auth import Guard, guard_of, is_loopback
+from serve.access.keys import SCOPES, create, digest_of
+from serve.api.problems import Problem
+from serve.errors import ServiceMisused
+from serve.settings import Settings
+from tests.support.command import failed, hotplate_process
+from tests.support.service import Answer, Service, a_list, publish_lists, running
+
+USER = "/v1/recommendations/42"
+PROBES = ("/livez", "/readyz", "/health/live", "/health/ready")
+WRONG = "hp_" + "A" * 43
+
+
+@dataclass(frozen=True, slots=True)
+class Keyed:
+    """A service that takes keys, one for each scope."""
+
+    service: Service
+    read: str
+    admin: str
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = tmp_path_factory.mktemp("security") / "store"
+    asyncio.run(publish_lists(store, {"user:42": a_list("a", "b")}))
+    return store
+
+
+@pytest.fixture(scope="module")
+def keyed(folder: Path) -> Iterator[Keyed]:
+    keys = folder.parent / "keys.json"
+    made = [create(keys, name, [name]).key for name in ("read", "admin")]
+    with running(folder, "--keys", str(keys), "--admin-host", "0.0.0.0") as service:
+        yield Keyed(service, *made)
+
+
+def refused(answer: Answer, status: int, problem: str) -> str:
+    assert (answer.status, answer.headers["content-type"]) == (status, "application/problem+json")
+    assert answer.json["type"] == f"urn:hotplate:problem:{problem}"
+    return answer.headers["www-authenticate"]
+
+
+def test_a_request_without_a_key_is_refused_with_a_challenge(keyed: Keyed) -> None:
+    answers = [keyed.service.get(path) for path in (USER, "/v1/similar/x", "/v1/popular")]
+    for answer in (*answers, keyed.service.admin("/metrics"), keyed.service.admin("/v1/releases/rollback", "POST")):
+        assert refused(answer, 401, "no-key") == 'Bearer realm="hotplate"'
+    assert refused(keyed.service.request("POST", "/v1/recommendations", b'{"users": []}'), 401, "no-key")
+    assert refused(keyed.service.request("DELETE", "/v1/popular"), 401, "no-key")
+    assert refused(keyed.service.get(USER, Authorization="Basic aHA6eA=="), 401, "no-key")
+
+
+def test_probes_need_no_key(keyed: Keyed) -> None:
+    for path in PROBES:
+        assert keyed.service.get(path).status == 200
+        assert keyed.service.get(path, X_API_Key=WRONG).status == 200
+
+
+def test_a_key_is_taken_from_either_header(keyed: Keyed) -> None:
+    assert keyed.service.get(USER, X_API_Key=keyed.read).status == 200
+    for scheme in ("Bearer", "bearer", "BEARER "):
+        assert keyed.service.get(USER, Authorization=f"{scheme} {keyed.read}").status == 200
+
+
+@pytest.mark.parametrize("key", [WRONG, "x", "hp_", "é", "\xff" * 40, "a" * 5000, "0" * 64, "null", "' OR 1=1 --", "*"])
+def test_a_wrong_key_is_refused(keyed: Keyed, key: str) -> None:
+    assert "invalid_token" in refused(keyed.service.get(USER, X_API_Key=key), 401, "unknown-key")
+    assert "invalid_token" in refused(keyed.service.get(USER, Authorization=f"Bearer {key}"), 401, "unknown-key")
+
+
+def test_a_key_that_is_nearly_right_is_wrong_and_so_is_its_hash(keyed: Keyed, folder: Path) -> None:
+    stored = json.loads((folder.parent / "keys.json").read_text())["clients"][0]["primary"]["sha256"]
+    swapped = keyed.read[:-1] + ("A" if keyed.read[-1] != "A" else "B")
+    for key in (keyed.read[:-1], keyed.read + "A", keyed.read.swapcase(), swapped, stored, f"{keyed.read}\t,"):
+        refused(keyed.service.get(USER, X_API_Key=key), 401, "unknown-key")
+
+
+async def test_a_key_is_found_by_its_hash_alone_and_compared_in_constant_time(tmp_path: Path) -> None:
+    key = create(tmp_path / "keys.json", "web", ["read"]).key
+    guard = Guard(tmp_path / "keys.json", anonymous=frozenset())
+    assert (await guard.admit({"X-API-Key": key}, "read")).name == "web"
+    assert list(guard._callers) == [sha256(key.encode()).digest()]
+    assert vars(serve.access.auth)["compare_digest"] is hmac.compare_digest
+    guard._callers[digest_of(WRONG)] = guard._callers[digest_of(key)]  # as if two hashes met in the table
+    with pytest.raises(Problem, match="not known"):
+        await guard.admit({"X-API-Key": WRONG}, "read")
+
+
+def test_a_key_of_another_scope_is_refused_with_the_scope_that_is_missing(keyed: Keyed) -> None:
+    answer = keyed.service.admin("/metrics", X_API_Key=keyed.read)
+    assert refused(answer, 403, "missing-scope").endswith('error="insufficient_scope", scope="admin"')
+    assert "the scope admin" in answer.json["detail"]
+    assert 'scope="read"' in refused(keyed.service.get(USER, X_API_Key=keyed.admin), 403, "missing-scope")
+    assert keyed.service.admin("/metrics", X_API_Key=keyed.admin).status == 200
+
+
+@pytest.mark.parametrize(
+    "name", ["key", "api_key", "apikey", "api-key", "X-API-Key", "access_token", "subscription-key"]
+)
+def test_a_key_in_a_query_is_no_key(keyed: Keyed, name: str) -> None:
+    refused(keyed.service.get(f"{USER}?{name}={keyed.read}"), 401, "no-key")
+
+
+def test_a_key_in_a_body_or_a_cookie_is_no_key(keyed: Keyed) -> None:
+    body = json.dumps({"users": ["42"], "key": keyed.read, "access_token": keyed.read}).encode()
+    refused(keyed.service.request("POST", "/v1/recommendations", body), 401, "no-key")
+    refused(keyed.service.get(USER, Cookie=f"X-API-Key={keyed.read}"), 401, "no-key")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/livez/../v1/popular", "/livez%2f..%2fv1%2fpopular", "//v1/popular", "/v1/popular%00", "/v1/./popular",
+        "/livez/%2e%2e/v1/popular", "/livez/%c0%ae%c0%ae/v1/popular", "/livez%00/v1/popular", "/livez;/../v1/popular",
+        "/livez\\..\\v1\\popular", "/%76%31/popular", "/V1/popular", "/v1/popular/", "/docs/../v1/popular",
+    ],
+)  # fmt: skip
+def test_no_spelling_of_a_path_goes_around_the_key(keyed: Keyed, path: str) -> None:
+    assert keyed.service.get(path).status in (400, 401, 404)
+    assert b"p1" not in keyed.service.get(path).body
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../keys.json", "..%2fkeys.json", "..%2f..%2f..%2fetc%2fpasswd", "%2fetc%2fpasswd", "%2e%2e%2fswagger-ui.css",
+     "swagger-ui.css%00", "%c0%ae%c0%ae%c0%afkeys.json", "x" * 4000],
+)  # fmt: skip
+def test_no_spelling_of_a_name_leads_out_of_the_files_of_the_docs(keyed: Keyed, name: str) -> None:
+    assert keyed.service.get(f"/docs/{name}").status == 404
+
+
+def test_a_line_end_in_an_id_or_a_parameter_becomes_no_header(keyed: Keyed) -> None:
+    split = "x%0d%0aSet-Cookie:%20a=b%0d%0a%0d%0aHTTP/1.1%20200%20OK"
+    paths = (USER, "/v1/similar/", "/v1/popular?segment=", "/v1/popular?fields=", "/v1/popular?", "/", "/docs/")
+    for path in (f"{path}{split}" for path in paths):
+        for headers in ({}, {"Accept": "text/csv"}):
+            answer = keyed.service.get(path, X_API_Key=keyed.read, **headers)
+            assert answer.status in (200, 400, 404)
+            assert "set-cookie" not in answer.headers
+            assert not any("a=b" in value for value in answer.headers.values())
+
+
+def test_what_is_answered_to_a_client_with_a_key_is_not_for_shared_caches(keyed: Keyed) -> None:
+    assert keyed.service.get("/v1/popular", X_API_Key=keyed.read).headers["cache-control"] == "private, max-age=60"
+
+
+def test_an_anonymous_caller_may_read_where_that_was_asked_for_and_no_more(folder: Path, keyed: Keyed) -> None:
+    keys = str(folder.parent / "keys.json")
+    everywhere = ("--host", "0.0.0.0", "--admin-host", "0.0.0.0")
+    with running(folder, *everywhere, "--anonymous", "--keys", keys) as service:
+        assert service.get(USER).status == 200
+        assert service.get("/v1/popular").headers["cache-control"] == "public, max-age=60"
+        refused(service.admin("/metrics"), 401, "no-key")
+        refused(service.get(USER, X_API_Key=WRONG), 401, "unknown-key")
+        assert service.admin("/metrics", X_API_Key=keyed.admin).status == 200
+
+
+async def test_without_keys_everybody_on_this_machine_may_do_everything_and_others_what_was_asked_for() -> None:
+    here, everywhere = Settings(("file:///x",), "127.0.0.1"), Settings(("file:///x",), "0.0.0.0", anonymous=True)
+    for scope in SCOPES:
+        await guard_of(here, None).admit({}, scope)
+    await guard_of(everywhere, None).admit({}, "read")
+    for scope in ("events", "admin"):
+        with pytest.raises(Problem, match="takes a key"):
+            await guard_of(everywhere, None).admit({}, scope)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.invalid"])
+def test_a_service_that_others_reach_does_not_start_without_a_word_on_who_may_call(folder: Path, host: str) -> None:
+    with pytest.raises(ServiceMisused, match=f"{host} can be reached from other machines") as caught:
+        guard_of(Settings((f"file://{folder}",), host), None)
+    assert "--keys FILE" in str(caught.value)
+    assert "--anonymous" in str(caught.value)
+
+
+def test_a_refusal_to_start_is_one_sentence_and_misuse(folder: Path) -> None:
+    done = hotplate_process("serve", "--store", f"file://{folder}", "--host", "0.0.0.0", "--port", "0")
+    failed(done, "0.0.0.0 can be reached from other machines", code=2)
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        ("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("localhost", True), ("0.0.0.0", False),
+        ("::", False), ("10.0.0.1", False), ("", False), ("localhost.example", False), ("127.0.0.1.nip.io", False),
+    ],
+)  # fmt: skip
+def test_loopback_is_known_for_sure_or_not_taken_for_it(host: str, loopback: bool) -> None:  # noqa: FBT001 -- a table
+    assert is_loopback(host) is loopback
+
+
+def test_a_service_does_not_start_on_keys_that_it_cannot_read(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ServiceMisused, match=r"none\.json cannot be read"):
+        guard_of(Settings((f"file://{folder}",), keys=tmp_path / "none.json"), None)
+    done = hotplate_process("serve", "--store", f"file://{folder}", "--port", "0", HOTPLATE_KEYS="")
+    failed(done, "HOTPLATE_KEYS is empty", code=2)
+
+
+@pytest.mark.parametrize("odd", ["a\\nb", "a\tb", "x" * 129, '"}{"', "\x1b[2J", "é", "a b", "%0a"])
+def test_an_odd_request_id_ends_neither_in_a_header_nor_in_the_log(keyed: Keyed, odd: str) -> None:
+    answer = keyed.service.get(USER, X_API_Key=keyed.read, X_Request_Id=odd)
+    assert answer.status in (200, 400)  # what is no header value at all is not HTTP
+    assert answer.headers["x-request-id"] != odd
+    assert len(answer.headers["x-request-id"]) <= 40
+
+
+def exchanged(service: Service, request: bytes) -> bytes:
+    """Send bytes as they are and read what comes until the connection closes."""
+    with socket.create_connection(("127.0.0.1", service.port), timeout=10) as connection:
+        connection.sendall(request)
+        received = b""
+        while chunk := connection.recv(65536):
+            received += chunk
+        return received
+
+
+def test_every_line_of_the_log_is_one_object_whatever_was_requested_and_holds_no_key(
+    folder: Path, tmp_path: Path
+) -> None:
+    keys = tmp_path / "keys.json"
+    good, gone = (create(keys, name, ["read"]).key for name in ("web", "gone"))
+    secrets = [good, gone, WRONG, "in-a-query-secret"]
+    answers = list[bytes]()
+    with running(folder, "--keys", str(keys)) as service:
+        for key in (good, gone, WRONG):
+            for headers in ({"X_API_Key": key}, {"Authorization": f"Bearer {key}"}):
+                for path in (USER, "/metrics", "/nowhere", "/v1/popular?n=0", f"{USER}?key=in-a-query-secret"):
+                    answer = service.get(path, **headers)
+                    answers += [answer.body, str(answer.headers).encode()]
+            line = b"GET /v1/popular HTTP/1.1\r\nHost: x\r\nX-API-Key: %b\r\nConnection: close\r\n" % key.encode()
+            answers.append(exchanged(service, line + b"bad header\r\n\r\n"))
+            answers.append(exchanged(service, line + b'X-Request-Id: a\r {"level":"error"}\r\n\r\n'))
+            answers.append(exchanged(service, line.replace(b"popular", b"popular%0a{%22level%22:1}") + b"\r\n"))
+        keys.write_text(keys.read_text()[:-20])
+        created = [path.read_bytes() for path in tmp_path.iterdir()]
+        assert service.stop() == 0
+        log = service.log.read_bytes()
+    for line in log.splitlines():
+        assert line.startswith(b"serving ") or isinstance(json.loads(line), dict)
+    everything = b"\n".join([log, *answers, *created])
+    assert [secret for secret in secrets if secret.encode() in everything] == []

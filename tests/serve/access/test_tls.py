@@ -1,0 +1,149 @@
+"""TLS on the service's port, by a real client, while the certificate is renewed."""
+
+import asyncio
+import http.client
+import shutil
+import ssl
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from serve.access.tls import Certificate
+from serve.errors import ServiceMisused
+from tests.support.command import failed, hotplate_process
+from tests.support.redis_server import certify
+from tests.support.service import Service, a_list, publish_lists, running
+
+USER = "/v1/recommendations/42"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = tmp_path_factory.mktemp("tls") / "store"
+    asyncio.run(publish_lists(store, {"user:42": a_list("a", "b")}))
+    return store
+
+
+def certified(folder: Path) -> Path:
+    folder.mkdir()
+    certify(folder)
+    return folder
+
+
+def options(folder: Path) -> tuple[str, ...]:
+    return "--tls-cert", str(folder / "server.pem"), "--tls-key", str(folder / "server.key")
+
+
+def get(service: Service, authority: Path | None = None) -> tuple[int, bytes | None]:
+    """Request a list over a new connection; return the status and the certificate that was shown."""
+    context = ssl.create_default_context(cafile=authority)
+    if authority is None:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    connection = http.client.HTTPSConnection("127.0.0.1", service.port, timeout=20, context=context)
+    try:
+        connection.request("GET", USER)
+        shown = connection.sock.getpeercert(binary_form=True)
+        return connection.getresponse().status, shown
+    finally:
+        connection.close()
+
+
+def der(folder: Path) -> bytes:
+    return ssl.PEM_cert_to_DER_cert((folder / "server.pem").read_text())
+
+
+def test_a_client_that_trusts_the_authority_is_served_over_tls_and_nobody_over_plain_http(
+    folder: Path, tmp_path: Path
+) -> None:
+    pair = certified(tmp_path / "pair")
+    with running(folder, *options(pair)) as service:
+        assert " on https://127.0.0.1:" in service.log.read_text()
+        assert get(service, pair / "ca.pem") == (200, der(pair))
+        with pytest.raises((http.client.HTTPException, OSError)):
+            service.get(USER)
+        old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        old.check_hostname, old.verify_mode = False, ssl.CERT_NONE
+        with pytest.warns(DeprecationWarning, match="TLSv1_1"):
+            old.maximum_version = ssl.TLSVersion.TLSv1_1
+        connection = http.client.HTTPSConnection("127.0.0.1", service.port, timeout=20, context=old)
+        with pytest.raises(ssl.SSLError):
+            connection.connect()
+        assert service.stop() == 0
+
+
+def test_a_renewed_certificate_is_shown_to_new_clients_and_no_request_fails_meanwhile(
+    folder: Path, tmp_path: Path
+) -> None:
+    first, second = certified(tmp_path / "first"), certified(tmp_path / "second")
+    (tmp_path / "live").symlink_to(first)
+    stop, statuses, errors = threading.Event(), set[int](), list[Exception]()
+
+    def request_all(service: Service) -> None:
+        while not stop.is_set():
+            try:
+                statuses.add(get(service)[0])
+            except OSError as error:
+                errors.append(error)
+
+    with running(folder, *options(tmp_path / "live"), "--workers", "2") as service:
+        kept = http.client.HTTPSConnection(
+            "127.0.0.1", service.port, timeout=20, context=ssl.create_default_context(cafile=first / "ca.pem")
+        )
+        kept.connect()
+        threads = [threading.Thread(target=request_all, args=(service,)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        (tmp_path / "new").symlink_to(second)
+        (tmp_path / "new").rename(tmp_path / "live")
+        deadline, seen = time.monotonic() + 20, 0
+        while seen < 20:  # in a row: both workers have taken it up
+            assert time.monotonic() < deadline
+            seen = seen + 1 if get(service)[1] == der(second) else 0
+        stop.set()
+        for thread in threads:
+            thread.join()
+        kept.request("GET", USER)  # over the connection that was opened before
+        assert kept.getresponse().status == 200
+        kept.close()
+        assert get(service, second / "ca.pem") == (200, der(second))
+        with pytest.raises(ssl.SSLCertVerificationError):
+            get(service, first / "ca.pem")
+    assert (statuses, errors) == ({200}, [])
+
+
+def test_a_broken_pair_keeps_the_one_before_and_is_logged_once_and_shown(folder: Path, tmp_path: Path) -> None:
+    pair, other = certified(tmp_path / "pair"), certified(tmp_path / "other")
+    first = der(pair)
+    authority = Path(shutil.copy(pair / "ca.pem", tmp_path / "ca.pem"))
+    with running(folder, *options(pair)) as service:
+        shutil.copy(other / "server.pem", pair / "server.pem")
+        deadline = time.monotonic() + 20
+        while "are not a certificate and its key" not in service.log.read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert get(service, authority) == (200, first)
+        shutil.copy(other / "server.key", pair / "server.key")
+        while get(service)[1] != der(other):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        log = service.log.read_text()
+        assert log.count("are not a certificate and its key") == 1
+        assert "PRIVATE KEY" not in log
+
+
+def test_what_is_no_certificate_with_its_key_stops_the_start(folder: Path, tmp_path: Path) -> None:
+    pair, other = certified(tmp_path / "pair"), certified(tmp_path / "other")
+    command = ("serve", "--store", f"file://{folder}", "--port", "0")
+    failed(hotplate_process(*command, "--tls-cert", pair / "server.pem"), "both --tls-cert", code=2)
+    with pytest.raises(ServiceMisused, match=r"server\.key: No such file"):
+        Certificate(pair / "server.pem", tmp_path / "server.key")
+    (tmp_path / "empty").touch()
+    for certificate, key in (
+        (pair / "server.pem", other / "server.key"),
+        (tmp_path / "empty", tmp_path / "empty"),
+    ):
+        with pytest.raises(ServiceMisused, match="are not a certificate and its key") as caught:
+            Certificate(certificate, key)
+        assert "BEGIN" not in str(caught.value)

@@ -1,0 +1,131 @@
+"""What requests may say: every parameter within its bounds is understood, and every other is refused with its name."""
+
+import json
+from contextlib import suppress
+from urllib.parse import quote, urlencode
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from serve.api.parameters import (
+    OPERATIONS,
+    REMEMBERED_CHARS,
+    ListQuery,
+    NoQuery,
+    QueryParser,
+    SegmentQuery,
+    parse_batch,
+)
+from serve.api.problems import Problem
+
+PARSER = QueryParser(SegmentQuery, "GET /v1/popular")
+IDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=64)
+NAMES = st.sampled_from(["users", "n", "exclude", "fields", "x"])
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3),
+)
+EXAMPLES = settings(max_examples=60, deadline=None)
+FIELDS = st.sampled_from(["id", "id,score", "id,score,title"])
+
+
+def refusal(raw: str) -> str:
+    with pytest.raises(Problem) as raised:
+        PARSER.parse(raw)
+    assert raised.value.status == 400
+    return raised.value.detail
+
+
+@EXAMPLES
+@given(n=st.integers(1, 1000), exclude=st.lists(IDS, max_size=5), fields=FIELDS, segment=IDS)
+@example(n=1, exclude=["a,b", "%2C", "+", "a b", "&", "="], fields="id", segment="?&=+%")
+def test_whatever_is_encoded_properly_is_understood(n: int, exclude: list[str], fields: str, segment: str) -> None:
+    ids = ",".join(quote(one, safe="") for one in exclude)
+    query = PARSER.parse(f"exclude={ids}&n={n}&fields={fields}&segment={quote(segment, safe='')}")
+    assert (query.n, query.fields, query.segment) == (n, fields, segment)
+    assert set(exclude) <= set(query.exclude)
+    with_commas = {one for one in exclude if "," in one}
+    assert set(query.exclude) == set(exclude) | {part for one in with_commas for part in one.split(",") if part}
+
+
+@EXAMPLES
+@given(st.lists(IDS.filter(lambda one: "," not in one), max_size=5))
+@example([str(number) for number in range(1000, 1200)])
+def test_it_makes_no_difference_whether_the_commas_between_ids_are_encoded(ids: list[str]) -> None:
+    query = PARSER.parse(urlencode({"exclude": ",".join(ids)}))
+    assert set(query.exclude) - {",".join(ids)} == set(ids) - {",".join(ids)}
+    assert set(ids) <= set(query.exclude)
+
+
+@EXAMPLES
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=300))
+@example("n=1&n=1")
+@example("%FF=1")
+@example("exclude=%FF")
+@example("n=%F0%9F")
+@example("&".join(f"{n}=" for n in range(30)))
+def test_any_query_is_understood_or_refused(raw: str) -> None:
+    with suppress(Problem):
+        assert 1 <= PARSER.parse(raw).n <= 1000
+
+
+@EXAMPLES
+@given(st.binary(max_size=200) | VALUES.map(lambda value: json.dumps(value).encode()))
+def test_any_body_is_understood_or_refused(body: bytes) -> None:
+    with suppress(Problem):
+        assert 1 <= parse_batch(body).n <= 1000
+
+
+@pytest.mark.parametrize(
+    ("raw", "sentence"),
+    [
+        ("n=0", "n must be a whole number from 1 to 1000, not 0"),
+        ("n=ten", 'n must be a whole number from 1 to 1000, not "ten"'),
+        ("n=1.0", 'n must be a whole number from 1 to 1000, not "1.0"'),
+        ("n=" + "9" * 100, f'n must be a whole number from 1 to 1000, not "{"9" * 40}"'),
+        ("k=3", "'k' is no parameter of GET /v1/popular; it has n, exclude, fields, segment"),
+        ("n=3&n=3", "n is given twice; give it once"),
+        ("exclude=a&exclude=b", "exclude is given twice; give it once"),
+        ("fields=title", "fields must be one of 'id', 'id,score', 'id,score,title', not \"title\""),
+        ("segment=" + "x" * 257, f'segment must be a string of at most 256 bytes of UTF-8, not "{"x" * 40}"'),
+        ("exclude=" + ",".join(map(str, range(201))), "exclude must be a list of at most 200 ids, not 201"),
+        ("exclude=" + "," * 200, "exclude must be a list of at most 200 ids, not 201"),
+        ("exclude=a," + "%C3%A9" * 129,
+         "exclude[1] cannot be used: an id has 1 to 256 bytes of UTF-8; this one has 258"),
+        ("exclude=%FF", "exclude in the query is not percent-encoded UTF-8"),
+    ],
+)  # fmt: skip
+def test_a_refusal_names_the_parameter_its_value_and_its_bound(raw: str, sentence: str) -> None:
+    assert refusal(raw) == sentence
+
+
+def test_an_empty_query_and_an_empty_exclusion_exclude_nothing() -> None:
+    assert PARSER.parse("") == PARSER.parse("&exclude=&") == SegmentQuery()
+
+
+def test_a_route_refuses_the_parameters_of_others() -> None:
+    with pytest.raises(
+        Problem, match=r"'segment' is no parameter of GET /v1/similar/\{item\}; it has n, exclude, fiel"
+    ):
+        QueryParser(ListQuery, "GET /v1/similar/{item}").parse("segment=x")
+    with pytest.raises(Problem, match="'n' is no parameter of POST /v1/recommendations; it has none in its query"):
+        QueryParser(NoQuery, "POST /v1/recommendations").parse("n=3")
+
+
+def test_long_queries_are_not_remembered_and_short_ones_within_a_bound() -> None:
+    assert PARSER.parse("n=3") is PARSER.parse("n=3")
+    long = f"segment={'x' * REMEMBERED_CHARS}"
+    assert PARSER.parse(long) == PARSER.parse(long)
+    assert PARSER.parse(long) is not PARSER.parse(long)
+
+
+def test_every_operation_names_what_it_takes_and_answers() -> None:
+    assert {(one.method, one.path) for one in OPERATIONS} == {
+        ("GET", "/v1/recommendations/{user}"),
+        ("POST", "/v1/recommendations"),
+        ("GET", "/v1/similar/{item}"),
+        ("GET", "/v1/popular"),
+    }
+    for one in OPERATIONS:
+        assert one.path.endswith(f"/{{{one.path_parameter}}}") == (one.path_parameter is not None)

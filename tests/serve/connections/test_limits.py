@@ -1,0 +1,417 @@
+"""Every limit of a connection, reached with a raw socket; the memory of the worker stays under a bound in each."""
+
+import asyncio
+import gzip
+import json
+import resource
+import select
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serve.access.keys import create
+from tests.support.limited_service import (
+    MB,
+    WAIT_S,
+    allow_files,
+    answer_and_end,
+    counted,
+    limited,
+    memory_mb,
+    shed,
+    sockets,
+    until,
+    worker_of,
+)
+from tests.support.service import Answer, Service, a_list, publish_lists
+
+# What a worker may have in any of these tests: it starts with about 60 MB, and holds little for anybody.
+MOST_MB = 200.0
+USERS = 200
+GET = b"GET /v1/recommendations/1 HTTP/1.1\r\nHost: x\r\n\r\n"
+POST = b"POST /v1/recommendations HTTP/1.1\r\nHost: x\r\n"
+# A batch whose answer is more than a MB.
+BATCH = json.dumps({"users": [str(n % USERS) for n in range(1000)], "n": 20}).encode()
+SHORT: Any = {"idle_s": 1.0, "header_s": 0.5, "body_s": 0.5, "write_s": 0.5, "bytes_in_flight": 16 * MB}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("limits") / "store"
+    ids = [f"a long id of an item, number {n}" for n in range(20)]
+    asyncio.run(publish_lists(folder, {f"user:{n}": a_list(*ids) for n in range(USERS)}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def service(store: Path) -> Iterator[Service]:
+    with limited(store, **SHORT) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def memory(service: Service) -> Iterator[None]:
+    """Hold every test to the bound."""
+    yield
+    assert memory_mb(service) < MOST_MB
+
+
+def post(body: bytes, *headers: str) -> bytes:
+    lines = "".join(f"{header}\r\n" for header in (f"Content-Length: {len(body)}", *headers))
+    return POST + lines.encode() + b"\r\n" + body
+
+
+def said(service: Service, *parts: bytes) -> Answer:
+    """Send bytes on a connection of their own; the answer after which the service closes it."""
+    with sockets(service) as (connection,):
+        for part in parts:
+            connection.sendall(part)
+        answer = answer_and_end(connection)
+    assert answer is not None
+    assert answer.headers["connection"] == "close"
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.headers["x-request-id"]
+    assert answer.json["status"] == answer.status
+    return answer
+
+
+def test_a_header_that_does_not_end_in_time_is_answered_408(service: Service) -> None:
+    before = shed(service, "slow_header")
+    assert said(service, b"GET /v1/popular HTTP/1.1\r\nHos").json["type"] == "urn:hotplate:problem:slow-header"
+    with sockets(service) as (connection,):  # the second header of a connection, in pieces that are in time themselves
+        connection.sendall(GET)
+        assert connection.recv(65_536).startswith(b"HTTP/1.1 200 ")
+        with suppress(OSError):
+            for n in range(200):
+                connection.sendall(b"GET /v1/popular HTTP/1.1\r\nX: " if n == 0 else b"x")
+                connection.settimeout(0.05)
+                with suppress(TimeoutError):
+                    assert b" 408 " in connection.recv(65_536)
+                    break
+    assert shed(service, "slow_header") == before + 2
+
+
+def test_a_header_that_is_too_large_is_answered_431_in_one_piece_or_in_many(service: Service) -> None:
+    large = b"GET /v1/popular HTTP/1.1\r\nHost: x\r\n" + b"".join(b"X-%d: %s\r\n" % (n, b"y" * 1000) for n in range(20))
+    assert said(service, large + b"\r\n").status == 431
+    assert said(service, *(large[at : at + 3000] for at in range(0, 18_000, 3000))).status == 431
+
+
+def test_a_body_that_does_not_come_is_answered_408_and_holds_nobody_up(service: Service) -> None:
+    before = shed(service, "slow_body")
+    with sockets(service, 20) as slow:
+        for connection in slow:
+            connection.sendall(POST + b'Content-Length: 100\r\n\r\n{"users"')
+        assert service.request("POST", "/v1/recommendations", b'{"users": ["1"]}').status == 200
+        for connection in slow:
+            answer = answer_and_end(connection)
+            assert answer is not None
+            assert (answer.status, answer.headers["connection"]) == (408, "close")
+    assert shed(service, "slow_body") == before + 20
+
+
+def test_a_reader_that_never_reads_is_cut(service: Service) -> None:
+    before = shed(service, "slow_reader")
+    whole = 20 * len(service.request("POST", "/v1/recommendations", BATCH).body)
+    with sockets(service) as (connection,):
+        connection.sendall(post(BATCH) * 20)
+        until(lambda: shed(service, "slow_reader") == before + 1, "the reader is not cut")
+        with suppress(ConnectionResetError):
+            assert len(connection.recv(2 * whole, socket.MSG_WAITALL)) < whole
+
+
+def test_a_reader_that_is_slow_but_reads_gets_its_answer(service: Service) -> None:
+    with sockets(service) as (connection,):
+        connection.sendall(post(BATCH, "Connection: close"))
+        received = b""
+        while chunk := connection.recv(40_000):
+            received += chunk
+        assert received.endswith(b"]}\r\n0\r\n\r\n")
+
+
+def test_an_idle_connection_is_closed_without_a_word(service: Service) -> None:
+    with sockets(service, 2) as (silent, used):
+        used.sendall(GET)
+        assert used.recv(65_536).startswith(b"HTTP/1.1 200 ")
+        assert silent.recv(1) == used.recv(1) == b""
+
+
+def test_many_that_never_read_neither_fill_the_memory_nor_starve_the_others(service: Service) -> None:
+    before = shed(service, "slow_reader")
+    with sockets(service, 100) as never:
+        for connection in never:
+            connection.setblocking(False)
+            with suppress(BlockingIOError):
+                connection.send(post(BATCH) * 20)
+        for _ in range(30):
+            assert service.get("/readyz").status == service.get("/v1/recommendations/1").status == 200
+            assert memory_mb(service) < MOST_MB
+        until(lambda: shed(service, "slow_reader") > before, "they are not cut")
+        batch = b'{"users": ["1"]}'
+        until(lambda: service.request("POST", "/v1/recommendations", batch).status == 200, "no batch is answered")
+
+
+def test_the_largest_batches_cost_little_memory_and_larger_ones_are_refused(service: Service) -> None:
+    def batch(users: int, n: int) -> bytes:
+        return post(json.dumps({"users": ["1"] * users, "n": n}).encode())
+
+    with sockets(service, 20) as callers:
+        for connection in callers:
+            connection.sendall(batch(1000, 20))
+        for connection in callers:
+            received = b""
+            while not received.endswith(b"]}\r\n0\r\n\r\n"):
+                received += connection.recv(1 << 20)
+            assert received.startswith(b"HTTP/1.1 200 ")
+    for users, n in ((2001, 1), (1000, 21), (21, 1000)):
+        with sockets(service) as (connection,):
+            connection.sendall(batch(users, n))
+            assert connection.recv(65_536).startswith(b"HTTP/1.1 400 ")
+
+
+def test_bodies_beyond_the_room_for_them_are_refused_with_503(store: Path) -> None:
+    with limited(store, bytes_in_flight=2 * MB) as service, sockets(service, 4) as senders:
+        for connection in senders:
+            connection.sendall(POST + b"Content-Length: 1000000\r\n\r\n" + b" " * 700_000)
+        refused, _, _ = select.select(senders, [], [], WAIT_S)
+        answer = answer_and_end(refused[0])
+        assert answer is not None
+        assert (answer.status, answer.json["type"]) == (503, "urn:hotplate:problem:overloaded")
+        assert 1 <= int(answer.headers["retry-after"]) <= 4
+        assert shed(service, "bytes") >= 1
+        until(
+            lambda: service.request("POST", "/v1/recommendations", b'{"users": ["1"]}').status == 200, "no room again"
+        )
+
+
+def test_beyond_the_most_connections_a_probe_is_answered_and_others_get_503(store: Path) -> None:
+    with limited(store, connections=20) as service, sockets(service, 20) as held:
+        until(lambda: service.get("/v1/popular").status == 503, "none is refused")
+        assert said(service, GET).json["type"] == "urn:hotplate:problem:overloaded"
+        assert service.get("/readyz").status == service.get("/livez").status == 200
+        assert shed(service, "connections") >= 2
+        held[0].sendall(GET)
+        assert held[0].recv(65_536).startswith(b"HTTP/1.1 200 ")
+        held[1].close()
+        until(lambda: service.get("/v1/popular").status == 200, "a free place is not given away")
+
+
+def test_one_address_has_only_its_part_of_the_connections(store: Path) -> None:
+    with limited(store, per_address=5) as service, sockets(service, 5):
+        until(lambda: service.get("/v1/popular").status == 503, "none is refused")
+        assert shed(service, "address") >= 1
+    with limited(store, per_address=5, trusted_proxies=["127.0.0.0/8"]) as service, sockets(service, 5):
+        assert service.get("/v1/popular").status == 200
+
+
+def test_one_client_has_only_its_part_of_the_connections_whichever_of_its_keys_they_use(
+    store: Path, tmp_path: Path
+) -> None:
+    keys = tmp_path / "keys.json"
+    first, second, other = (create(keys, name, ["read"]).key.encode() for name in ("web", "web", "mail"))
+
+    def request(key: bytes, path: bytes = b"/v1/popular", method: bytes = b"GET") -> bytes:
+        return method + b" " + path + b" HTTP/1.1\r\nHost: x\r\nX-API-Key: " + key + b"\r\nContent-Length: 0\r\n\r\n"
+
+    def answers(connection: socket.socket, sent: bytes) -> bool:
+        connection.sendall(sent)
+        return connection.recv(65_536).startswith(b"HTTP/1.1 200 ")
+
+    with limited(store, keys=keys, per_client=3) as service, sockets(service, 6) as held:
+        assert all(answers(held[n], request(first if n else second)) for n in (0, 1, 2, 0))
+        refused = said(service, request(first))
+        assert (refused.status, refused.json["type"]) == (429, "urn:hotplate:problem:too-many-connections")
+        assert refused.headers["retry-after"] == "1"
+        assert said(service, request(first, b"/score", b"POST")).status == 503
+        assert said(service, request(second)).status == 429
+        assert shed(service, "client") == 3
+        assert answers(held[0], request(second)), "those that are open go on"
+        assert answers(held[3], request(other)), "other clients have a part of their own"
+        assert answers(held[4], GET), "and so have those without a key"
+        assert answers(held[0], request(other)), "a connection is the client's of its latest request"
+        assert answers(held[5], request(first))
+        assert said(service, request(first)).status == 429
+        held[5].close()
+        until(lambda: service.get("/v1/popular", X_API_Key=first.decode()).status == 200, "no place is given back")
+
+
+def said_by_admin(service: Service, sent: bytes) -> Answer | None:
+    with socket.create_connection(("127.0.0.1", service.admin_port), timeout=WAIT_S) as connection:
+        connection.sendall(sent)
+        return answer_and_end(connection)
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"GET /livez HTTP/1.1\r\nHos", 408),
+        (b"GET /livez HTTP/1.1\r\nX: " + b"y" * 20_000, 431),
+        (
+            b"POST /v1/releases/rollback HTTP/1.1\r\nContent-Length: 0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            400,
+        ),
+        (b"GET /livez HTTP/2.0\r\nHost: localhost\r\n\r\n", 505),
+    ],
+)
+def test_the_admin_listener_refuses_what_a_worker_refuses(service: Service, sent: bytes, status: int) -> None:
+    answer = said_by_admin(service, sent)
+    assert answer is not None
+    assert (answer.status, answer.headers["connection"]) == (status, "close")
+
+
+def test_the_admin_listener_closes_what_is_idle_and_never_refuses_a_probe(service: Service, store: Path) -> None:
+    assert said_by_admin(service, b"") is None
+    with limited(store) as other, ExitStack() as stack:
+        held = [stack.enter_context(socket.create_connection(("127.0.0.1", other.admin_port))) for _ in range(64)]
+        assert other.admin("/livez").status == other.admin("/readyz").status == 200
+        assert other.admin("/metrics").status == 503
+        assert other.get("/v1/popular").status == 200
+        held[0].close()
+        until(lambda: other.admin("/metrics").status == 200, "a free place is not given away")
+
+
+@pytest.mark.parametrize(("count", "most_mb"), [(2_000, 120), (10_000, 200)])
+def test_thousands_of_connections_are_served(store: Path, count: int, most_mb: float) -> None:
+    if not allow_files(count + 500):
+        pytest.skip(f"no process here may open {count + 500} files")
+    with limited(store, per_address=count) as service, sockets(service, count) as held:
+        until(lambda: service.get("/readyz").status == 200, "it is not ready")
+        for connection in held:
+            connection.sendall(GET)
+        for connection in held:
+            assert connection.recv(65_536).startswith(b"HTTP/1.1 200 ")
+        assert memory_mb(service) < most_mb
+
+
+def test_without_descriptors_health_is_answered_and_all_is_well_afterwards(store: Path) -> None:
+    with limited(store) as service:
+        worker = worker_of(service)
+        fds = Path(f"/proc/{worker}/fd")
+        _, most = resource.prlimit(worker, resource.RLIMIT_NOFILE)
+        resource.prlimit(worker, resource.RLIMIT_NOFILE, (len(list(fds.iterdir())) + 10, most))
+        with sockets(service, 60):
+            for _ in range(5):
+                assert service.get("/readyz").status == 200
+            assert service.log.read_text().count("connections are refused") == 1
+        until(lambda: service.get("/v1/popular").status == 200, "it does not recover")
+        assert shed(service, "descriptors") >= 1
+        assert memory_mb(service) < MOST_MB
+
+
+def test_a_service_with_few_descriptors_keeps_some_for_itself(store: Path) -> None:
+    with limited(store, files=128) as service, sockets(service, 120):
+        assert service.get("/readyz").status == 200
+        assert "connections are refused" not in service.log.read_text()
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd", "x-unknown", "gzip, identity"])
+def test_an_encoded_body_is_refused_before_it_grows(service: Service, coding: str) -> None:
+    bomb = gzip.compress(b"a" * (50 * MB))
+    answer = said(service, post(bomb, f"Content-Encoding: {coding}"))
+    assert (answer.status, answer.json["type"]) == (415, "urn:hotplate:problem:encoded-body")
+
+
+def test_a_client_that_hangs_up_inside_its_body_is_a_499_and_no_word_in_the_log(service: Service) -> None:
+    def hung_up() -> float:
+        return counted(service, "hotplate_http_request_duration_seconds_count", code="499")
+
+    before, log = hung_up(), service.log.read_text()
+    for half_closed in (True, False):
+        with sockets(service) as (connection,):
+            connection.sendall(POST + b'Content-Length: 100\r\n\r\n{"users"')
+            if half_closed:
+                connection.shutdown(socket.SHUT_WR)
+                assert connection.recv(1) == b""
+    until(lambda: hung_up() == before + 2, "it is not counted")
+    assert service.log.read_text() == log
+
+
+@pytest.mark.parametrize(
+    ("version", "status"),
+    [(b" HTTP/2.0", 505), (b" HTTP/0.9", 400), (b"", 400), (b" HTTP/1.2", 400), (b" HTTP/3", 400)],
+)
+def test_other_versions_get_an_answer_in_ours(service: Service, version: bytes, status: int) -> None:
+    assert said(service, b"GET /v1/popular" + version + b"\r\nHost: x\r\n\r\n").status == status
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"Content-Length: 5\r\nTransfer-Encoding: chunked",
+        b"Transfer-Encoding: chunked\r\nContent-Length: 5",
+        b"Content-Length: 5\r\nContent-Length: 5",
+        b"Content-Length: 5\r\nContent-Length: 6",
+        b"Content-Length: 5, 5",
+        b"Content-Length: +5",
+        b"Content-Length : 5",
+        b"Content-Length:\r\n 5",
+        b"X: a\r\n Content-Length: 5",
+        b"X: a\r\n\tContent-Length: 5",
+        b"Transfer-Encoding: xchunked",
+        b"Transfer-Encoding: chunked, identity",
+        b"Transfer-Encoding : chunked",
+        b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+        b"X: a\nTransfer-Encoding: chunked",
+        b"X: a\rTransfer-Encoding: chunked",
+        b"X: a\x00b",
+    ],
+)
+def test_what_two_servers_could_read_in_two_ways_is_refused_and_closed(service: Service, header: bytes) -> None:
+    smuggled = b"0\r\n\r\nGET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+    assert said(service, POST + header + b"\r\n\r\n" + smuggled).status == 400
+
+
+def test_a_chunk_that_is_none_ends_the_request_with_400(service: Service) -> None:
+    chunked = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+    assert said(service, chunked + b"zz\r\n").status == 400
+    with sockets(service) as (connection,):
+        connection.sendall(chunked + b"1\r\n{\r\n")
+        assert service.get("/livez").status == 200
+        connection.sendall(b"zz\r\n")
+        answer = answer_and_end(connection)
+        assert answer is not None
+        assert answer.status == 400
+
+
+def test_a_body_whose_length_says_too_much_is_refused_before_it_is_sent(service: Service) -> None:
+    assert said(service, POST + b"Content-Length: 99999999999\r\n\r\n").status == 413
+    chunk = b"10000\r\n" + b" " * 65_536 + b"\r\n"
+    assert said(service, POST + b"Transfer-Encoding: chunked\r\n\r\n", chunk * 17, b"0\r\n\r\n").status == 413
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        ("/v1/recommendations", {}, 413),
+        ("/v1/recommendations", {"Content_Encoding": "gzip"}, 415),
+        ("/v1/recommendations", {"X_Request_Timeout_Ms": "soon"}, 400),
+        ("/livez", {}, 405),
+    ],
+)
+def test_who_sends_all_of_a_body_before_reading_sees_why_it_is_refused(
+    service: Service, path: str, headers: dict[str, str], status: int
+) -> None:
+    for _ in range(5):
+        assert service.request("POST", path, b" " * (8 * MB), **headers).status == status
+
+
+def test_a_client_that_waits_for_leave_to_send_its_body_gets_it(service: Service) -> None:
+    with sockets(service) as (connection,):
+        body = b'{"users": ["1"]}'
+        connection.sendall(POST + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(body))
+        assert connection.recv(65_536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(body)
+        assert connection.recv(65_536).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_deadline_that_has_passed_is_not_worked_for(service: Service) -> None:
+    body = b'{"users": ["1"]}'
+    for status, given in ((200, "1000"), (503, "0"), (400, "soon")):
+        assert service.get("/v1/popular", X_Request_Timeout_Ms=given).status == status
+        answer = service.request("POST", "/v1/recommendations", body, X_Request_Timeout_Ms=given)
+        assert answer.status == status
+    assert shed(service, "deadline") >= 2

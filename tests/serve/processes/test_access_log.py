@@ -1,0 +1,89 @@
+"""The access log: off unless requested, and never a place where ids, keys or queries end up."""
+
+import asyncio
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serve.access.keys import create
+from serve.processes.access_log import SLOW_LINES_PER_S
+from tests.support.service import Service, a_list, publish_lists, running
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    asyncio.run(publish_lists(tmp_path / "store", {"user:secret-user": a_list("a", "b")}))
+    return tmp_path / "store"
+
+
+def accesses(service: Service) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in service.log.read_text().splitlines() if line.startswith("{")]
+    return [line for line in lines if line["logger"] == "access"]
+
+
+def until_logged(service: Service, count: int) -> list[dict[str, Any]]:
+    deadline = time.monotonic() + 20
+    while len(found := accesses(service)) < count:
+        assert time.monotonic() < deadline, found
+        time.sleep(0.02)
+    return found
+
+
+def test_every_request_is_one_line_without_ids_keys_and_queries_where_all_are_requested(folder: Path) -> None:
+    keys = folder.parent / "keys.json"
+    secret = create(keys, "web", ["read"]).key
+    with running(folder, "--access-log", "1", "--keys", str(keys)) as service:
+        key = {"Authorization": f"Bearer {secret}", "X_API_Key": secret}
+        answer = service.get("/v1/recommendations/secret-user?n=1&segment=secret-segment", X_Request_Id="r-1", **key)
+        service.request("POST", "/v1/recommendations", b'{"users": ["secret-user"]}', **key)
+        service.get("/secret-path", **key)
+        service.request("PURGE", "/v1/popular", None, **key)
+        lines = until_logged(service, 4)
+        assert len(lines) == 4
+        log = service.log.read_text()
+        assert "secret" not in log
+        assert secret not in log
+    first = lines[0]
+    assert first.keys() == {
+        "time", "level", "logger", "process", "message", "method", "route", "status", "duration_ms", "bytes",
+        "request_id", "client",
+    }  # fmt: skip
+    assert (first["method"], first["route"], first["status"]) == ("GET", "/v1/recommendations/{user}", 200)
+    assert (first["request_id"], first["bytes"], first["client"]) == ("r-1", len(answer.body), "web")
+    assert 0 < first["duration_ms"] < 60_000
+    others = [(line["method"], line["route"], line["status"]) for line in lines[1:]]
+    assert others == [("POST", "/v1/recommendations", 200), ("GET", "other", 404), ("other", "/v1/popular", 405)]
+
+
+def test_nothing_is_logged_of_requests_by_default(folder: Path) -> None:
+    with running(folder) as service:
+        assert service.get("/v1/popular").status == 200
+        service.stop()
+        assert accesses(service) == []
+
+
+def test_a_share_of_requests_is_logged(folder: Path) -> None:
+    with running(folder, "--access-log", "0.3") as service:
+        for _ in range(300):
+            service.get("/livez")
+        service.stop()
+        assert 40 < len(accesses(service)) < 160
+
+
+def test_slow_requests_are_logged_and_not_more_of_them_than_help(folder: Path) -> None:
+    with running(folder, "--slow-request-ms", "0") as service:
+        started = time.monotonic()
+        sent = 0
+        while time.monotonic() < started + 2.5 or sent < 100:
+            service.get("/livez")
+            sent += 1
+        seconds = time.monotonic() - started
+        service.stop()
+        lines = accesses(service)
+        assert {(line["message"], line["level"]) for line in lines} == {("slow request", "warning")}
+        assert len(lines) <= SLOW_LINES_PER_S * (seconds + 2)
+        left_out = sum(line.get("slow_requests_left_out", 0) for line in lines)
+        assert 0 < left_out <= sent - len(lines)
