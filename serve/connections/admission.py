@@ -17,12 +17,17 @@ from serve.api.problems import Problem, overloaded
 
 T = TypeVar("T")
 
-# How often the loop is measured, and how late it may be: a tenth of the time that the reads of a request may take.
+# How often the loop is measured, how late it may be, and how much work it takes on from one tick to the next where a
+# queue stands: a tenth of the time that the reads of a request may take.
 TICK_S = 0.005
+# What part of the newest measurement goes into what a read is thought to cost.
+NEWEST = 0.25
+# What a read costs at the least, as long as nothing is known.
+LEAST_READ_S = 1e-5
 # A delay that passes within INTERVAL_S is a burst, and is answered; one that stands for longer only adds to every
 # latency (as by CoDel). Then batches may wait for TARGET_S, until none was refused for as long.
 INTERVAL_S = 0.1
-TARGET_S = 0.02
+TARGET_S = 0.015
 # How many batches run at once: one where they keep the loop busy, and one more at each tick in which it worked for less
 # than half of the time although batches wait, as where those that run wait for a store.
 FEWEST, MOST, IDLE_SHARE = 1, 64, 0.5
@@ -40,13 +45,20 @@ class _Waiting(NamedTuple):
 
 
 class Admission:
-    """Decides for one worker; lives as long as it, on its loop. *count* is called with the reason of each refusal."""
+    """Decides for one worker; lives as long as it, on its loop."""
 
-    def __init__(self, count: Callable[[str], None]) -> None:
-        self.no_reads_from = inf
-        """From when on single reads are refused, by `time.monotonic`: as soon as the loop is late where a queue stands,
-        inf where none does."""
+    def __init__(self, count: Callable[[str], None], count_requests: Callable[[], int]) -> None:
+        """Take what is called with the reason of each refusal, and what says how many requests have begun so far."""
+        self.reads_left = inf
+        """How many single reads may begin before the next tick: what fits into it, by what they cost, where a queue
+        stands; inf where none does."""
+        self.ticks = 0
+        """How often the loop was measured."""
         self._count = count
+        self._count_requests = count_requests
+        self._requests = 0
+        self._read_s = 0.0
+        self._has_batches = False
         self._limit = FEWEST
         self._running = 0
         self._waiting = deque[_Waiting]()
@@ -67,12 +79,16 @@ class Admission:
         """Measure no more; nothing is shed any more for its delay."""
         if self._timer is not None:
             self._timer.cancel()
-        self.no_reads_from, self._is_late = inf, False
+        self.reads_left, self._is_late = inf, False
 
-    def count_refused_read(self, now: float) -> None:
-        """Count a single read that is refused."""
+    def admits_read(self, now: float) -> bool:
+        """Take on one more single read, or count it as refused; worth calling while `reads_left` is less than inf."""
+        if self.reads_left >= 1:
+            self.reads_left -= 1
+            return True
         self._read_refused_at = now
         self._count("read_delay")
+        return False
 
     def check_deadline(self, deadline: float) -> None:
         """Refuse what its caller waits for no longer, by `time.monotonic`."""
@@ -98,7 +114,7 @@ class Admission:
     async def resumed(self) -> AsyncIterator[None]:
         """Do more of a batch that has begun: it waits for a turn, before all that have not, and is never refused."""
         if self._running < self._limit:
-            self._running += 1
+            self._run()
         else:
             turn = asyncio.get_running_loop().create_future()
             self._begun.append(turn)
@@ -108,15 +124,19 @@ class Admission:
         finally:
             self._end()
 
+    def _run(self) -> None:
+        self._running += 1
+        self._has_batches = True
+
     def _end(self) -> None:
         self._running -= 1
         self._hand_on()
 
     async def _begin(self) -> None:
         """Wait until one more batch may run, and count it as running."""
-        stands = self.no_reads_from < inf
+        stands = self.reads_left < inf
         if self._running < self._limit and not self._waiting and not self._is_late and not stands:
-            self._running += 1
+            self._run()
             return
         now = monotonic()
         if not self._waiting:
@@ -155,7 +175,7 @@ class Admission:
 
     def _give(self, turn: asyncio.Future[None]) -> None:
         if not turn.done():  # as where its caller's task was cancelled
-            self._running += 1
+            self._run()
             turn.set_result(None)
 
     def _allowed_s(self, now: float) -> float:
@@ -182,11 +202,20 @@ class Admission:
             self._limit = max(FEWEST, self._limit * 3 // 4)
         elif self._waiting:
             self._limit = min(MOST, self._limit + 1)
+        self.ticks += 1
         self._measure_again(now, cpu_s)
+        self._learn_cost(worked_s)
         stands = now - self._on_time_at > INTERVAL_S or now - self._read_refused_at < INTERVAL_S
-        # While it is late none is taken: behind connections that all wait, their client may have queued even more.
-        self.no_reads_from = inf if not stands else now if self._is_late else self._due
+        self.reads_left = TICK_S / max(self._read_s, LEAST_READ_S) if stands else inf
         self._hand_on()
+
+    def _learn_cost(self, worked_s: float) -> None:
+        """Adapt what a read costs to a tick without batches; what refusals took is a part of that."""
+        requests = self._count_requests()
+        begun, self._requests = requests - self._requests, requests
+        if begun and not self._has_batches:
+            self._read_s += (worked_s / begun - self._read_s) * (NEWEST if self._read_s else 1.0)
+        self._has_batches = self._running > 0
 
     def _measure_again(self, now: float, cpu_s: float) -> None:
         self._due, self._cpu_s = now + TICK_S, cpu_s

@@ -90,7 +90,7 @@ class Server(web.Server):
         self.dispatcher = dispatcher
         self.limits = limits or Limits()
         self.metrics = dispatcher.metrics
-        self.admission = Admission(self.metrics.count_shed)
+        self.admission = Admission(self.metrics.count_shed, lambda: self.requests_count)
         self.bytes_in_flight = 0
         """What came of requests that are not answered yet, apart from small ones, and what clients have not taken."""
         self._room = min(self.limits.connections, room_for_connections())
@@ -101,7 +101,7 @@ class Server(web.Server):
         self._slices = [set[Connection]() for _ in range(SLICES)]
         self._refused = dict[Connection, float]()
         self._addresses = Counter[str]()
-        self._refusal = (inf, b"", b"")
+        self._refusal = (-1, b"", b"")
         self._clients = Counter[str]()
         self._accepting = set[asyncio.Task[object]]()
         self._ticks = 0
@@ -326,10 +326,10 @@ class Server(web.Server):
 
     def read_refusal(self) -> bytes:
         """Write the answer to a single read that is refused; anew once a tick, as what is refused must cost little."""
-        if self._refusal[0] != self.admission.no_reads_from:
+        if self._refusal[0] != self.admission.ticks:
             problem = overloaded("more is requested than can be answered in time")
             before, after = raw_answer(problem, ID, "").split(ID.encode())
-            self._refusal = self.admission.no_reads_from, before, after
+            self._refusal = self.admission.ticks, before, after
         _, before, after = self._refusal
         return before + self.dispatcher.request_ids.new().encode() + after
 
@@ -482,7 +482,7 @@ class Connection(asyncio.Protocol):
             self._since = now
             if self._held:
                 self._hold(-self._held)
-            if now > self._admission.no_reads_from and self._shed(data, now):
+            if self._admission.reads_left < inf and self._shed(data, now):
                 return
         if len(data) > SMALL and self._is_too_large(data):
             return
@@ -531,7 +531,7 @@ class Connection(asyncio.Protocol):
         return handler
 
     def _shed(self, data: bytes, now: float) -> bool:
-        """Refuse a single read without parsing, where the worker is late; False for what must be looked at."""
+        """Refuse a single read without parsing, where there is no room for more; False for what is to be answered."""
         read = READ.match(data)
         if read is None or self._queued or data.find(END) != len(data) - len(END):
             return False
@@ -539,7 +539,8 @@ class Connection(asyncio.Protocol):
         for word in MORE:
             if word in header:
                 return False
-        self._admission.count_refused_read(now)
+        if self._admission.admits_read(now):
+            return False
         self.transport.write(self._server.read_refusal())
         self._server.metrics.observe_request(READS[read[1]], "GET", 503, 0.0)
         return True

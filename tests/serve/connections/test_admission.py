@@ -32,7 +32,8 @@ class Gate:
 
     def __init__(self) -> None:
         self.counted = Counter[str]()
-        self.admission = Admission(lambda reason: self.counted.update([reason]))
+        self.requests = 0
+        self.admission = Admission(lambda reason: self.counted.update([reason]), lambda: self.requests)
         self.begun = list[str]()
         self.end = asyncio.Event()
 
@@ -157,12 +158,17 @@ def work_for(seconds: float) -> None:
 def test_a_loop_that_has_more_to_do_than_it_can_refuses_reads_until_that_is_over() -> None:
     async def test(gate: Gate) -> None:
         async with asyncio.timeout(30):
-            while gate.admission.no_reads_from == inf:
+            while gate.admission.reads_left == inf:
+                gate.requests += 20
                 work_for(0.02)
                 await asyncio.sleep(0)
+            assert 1 < gate.admission.reads_left < 20, "as many as fit into a tick, at a millisecond for each"
+            while gate.admission.admits_read(monotonic()):
+                pass
+            assert gate.counted == {"read_delay": 1}
             with pytest.raises(Problem, match="more batches"):
                 await gate.batch("refused before any read is")
-            while gate.admission.no_reads_from < inf:
+            while gate.admission.reads_left < inf:
                 await asyncio.sleep(0.01)
         gate.end.set()
         assert await gate.batch("next") == "next"
@@ -175,7 +181,7 @@ def test_a_loop_that_gets_no_time_of_the_processor_refuses_nothing() -> None:
         for _ in range(20):
             time.sleep(0.02)  # noqa: ASYNC251 -- the loop is to be late, as where others have the core
             await asyncio.sleep(0)
-            assert gate.admission.no_reads_from == inf
+            assert gate.admission.reads_left == inf
         gate.end.set()
         assert await gate.batch("next") == "next"
 
