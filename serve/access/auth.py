@@ -73,7 +73,8 @@ class Guard:
         self._tokens = tokens
         self._callers = dict[bytes, Caller]()
         self._seen = dict[str, Caller]()
-        """Callers by their keys, as these come: to hash one takes longer than all the rest. Never what is no key."""
+        """Callers by their keys, as these come: to hash one takes longer than all the rest. Never what is no key; and
+        who guesses learns nothing from the time of a look-up, as the hash of a dict is seeded for each process."""
         self.watched = [WatchedFiles([keys], partial(self._load, keys, SharedRates(workers)))] if keys else []
 
     def _load(self, keys: Path, rates: SharedRates) -> Callable[[], None]:
