@@ -206,7 +206,7 @@ class Admission:
         self._measure_again(now, cpu_s)
         self._learn_cost(worked_s)
         stands = now - self._on_time_at > INTERVAL_S or now - self._read_refused_at < INTERVAL_S
-        self.reads_left = TICK_S / max(self._read_s, LEAST_READ_S) if stands else inf
+        self.reads_left = max(1.0, TICK_S / max(self._read_s, LEAST_READ_S)) if stands else inf
         self._hand_on()
 
     def _learn_cost(self, worked_s: float) -> None:
