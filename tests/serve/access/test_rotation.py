@@ -102,7 +102,7 @@ def until_all(callers: Callers, key: str, status: int) -> None:
 def test_keys_certificates_and_releases_change_under_load_without_one_failed_request_and_leave_no_secret(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    store, keys, left, rounds = tmp_path / "store", tmp_path / "keys.json", tmp_path / "left", scaled(24)
+    store, keys, left, rounds = tmp_path / "store", tmp_path / "keys.json", tmp_path / "left", scaled(12)
     for folder in ("redis", "left", "pair-0", "pair-1"):
         (tmp_path / folder).mkdir()
     for number in range(2):

@@ -354,7 +354,7 @@ async def test_publishers_killed_at_many_instants_can_be_continued_or_cleaned_up
     redis: RedisStore, server: RedisServer
 ) -> None:
     draw = random.Random(SEED)
-    for _ in range(scaled(20)):
+    for _ in range(scaled(10)):
         await kill_publisher(redis, server, f"user:{draw.randrange(99) * 500 + 499:06}")
 
 
