@@ -2,7 +2,7 @@
 
 A key comes as `X-API-Key` or as `Authorization: Bearer`, never in a URL. It is looked up by its SHA-256, so that the
 time of an answer says nothing of the keys that exist. One that was good is found without that from then on, by Python's
-own hash of text, which no part of a key comes near to.
+own hash of text, which is seeded anew in each process and tells nothing of a part of a key.
 """
 
 from collections.abc import Callable, Mapping
@@ -73,8 +73,7 @@ class Guard:
         self._tokens = tokens
         self._callers = dict[bytes, Caller]()
         self._seen = dict[str, Caller]()
-        """Callers by their keys, as these come: to hash one takes longer than all the rest. Never what is no key; and
-        who guesses learns nothing from the time of a look-up, as the hash of a dict is seeded for each process."""
+        """Callers by their keys, as these come: to hash one takes longer than all the rest. Never what is no key."""
         self.watched = [WatchedFiles([keys], partial(self._load, keys, SharedRates(workers)))] if keys else []
 
     def _load(self, keys: Path, rates: SharedRates) -> Callable[[], None]:

@@ -48,24 +48,26 @@ class Route:
     """Whether its callers follow the scoring contract, and back off on 503 only."""
 
 
+def by_template(*routes: Route) -> dict[str, Route]:
+    """Return routes by their templates."""
+    return {route.template: route for route in routes}
+
+
 class Routes:
     """Which path reaches which route: paths without an id, and paths that end in one."""
 
     def __init__(self, handlers: Handlers, scoring: Scoring, documents: Documents) -> None:
-        self._fixed = {
-            route.template: route
-            for route in (
-                Route("/v1/recommendations", {"POST": handlers.recommend_many}),
-                Route("/v1/popular", {"GET": handlers.popular}),
-                Route("/livez", {"GET": handlers.live}),
-                Route("/readyz", {"GET": handlers.ready}),
-                Route("/score", {"POST": scoring.score}, scoring=True),
-                Route("/swagger.json", {"GET": scoring.swagger}, scoring=True),
-                Route("/", {"GET": scoring.healthy}, scoring=True),
-                Route("/openapi.json", {"GET": documents.openapi}),
-                Route("/docs", {"GET": documents.page}),
-            )
-        }
+        self._fixed = by_template(
+            Route("/v1/recommendations", {"POST": handlers.recommend_many}),
+            Route("/v1/popular", {"GET": handlers.popular}),
+            Route("/livez", {"GET": handlers.live}),
+            Route("/readyz", {"GET": handlers.ready}),
+            Route("/score", {"POST": scoring.score}, scoring=True),
+            Route("/swagger.json", {"GET": scoring.swagger}, scoring=True),
+            Route("/", {"GET": scoring.healthy}, scoring=True),
+            Route("/openapi.json", {"GET": documents.openapi}),
+            Route("/docs", {"GET": documents.page}),
+        )
         self._fixed["/health/live"] = self._fixed["/livez"]
         self._fixed["/health/ready"] = self._fixed["/readyz"]
         self._with_id = {

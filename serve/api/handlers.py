@@ -256,14 +256,29 @@ def _status(status: int, fields: dict[str, object]) -> web.Response:
     return web.Response(status=status, body=orjson.dumps(fields), headers=headers)
 
 
+def is_encoded(request: web.BaseRequest) -> bool:
+    """Return whether a body is compressed: a small one may be a gigabyte unpacked."""
+    return request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity"
+
+
+def encoded_body() -> Problem:
+    """Refuse a body that is compressed."""
+    return Problem(415, "encoded-body", "a body is sent as it is, without Content-Encoding")
+
+
+def too_large() -> Problem:
+    """Refuse a body before it is read, or where it turns out to be too large."""
+    return Problem(413, "body-too-large", f"a body has at most {MAX_BODY_BYTES} bytes; send several requests")
+
+
 async def read_body(request: web.BaseRequest) -> bytes:
     """Return the body of a request; a Problem where it is too large, or compressed."""
-    if request.headers.get(hdrs.CONTENT_ENCODING, "identity") != "identity":  # a small one may be a gigabyte unpacked
-        raise Problem(415, "encoded-body", "a body is sent as it is, without Content-Encoding")
+    if is_encoded(request):
+        raise encoded_body()
     try:
         body = await request.read()
     except web.HTTPRequestEntityTooLarge:
-        body = None
-    if body is None or len(body) > MAX_BODY_BYTES:  # an application around the service may let more through
-        raise Problem(413, "body-too-large", f"a body has at most {MAX_BODY_BYTES} bytes; send several requests")
+        raise too_large() from None
+    if len(body) > MAX_BODY_BYTES:  # an application around the service may let more through
+        raise too_large()
     return body

@@ -7,7 +7,7 @@ from aiohttp import HttpVersion11, web
 from aiohttp.helpers import rfc822_formatted_time
 from multidict import istr
 
-from serve.api.parameters import MAX_BODY_BYTES
+from serve.api.handlers import too_large
 from serve.api.problems import CONTENT_TYPE, Problem, overloaded
 from serve.connections.admission import ClientGone
 
@@ -53,10 +53,10 @@ def crowded() -> Problem:
     return overloaded("there are more connections than can be served")
 
 
-def too_large() -> Problem:
-    """Refuse a body before it is read, or where it turns out to be too large."""
-    detail = f"a body has at most {MAX_BODY_BYTES} bytes; send several requests"
-    return Problem(413, "body-too-large", detail, CLOSE)
+def closing(problem: Problem) -> Problem:
+    """Have the connection of a problem closed, as where what is left of the body is not read."""
+    problem.headers |= CLOSE
+    return problem
 
 
 def unreadable(status: int, message: str | None) -> Problem:
@@ -72,7 +72,7 @@ async def read_body(request: web.BaseRequest) -> None:
     try:
         await request.read()
     except web.HTTPRequestEntityTooLarge:
-        raise too_large() from None
+        raise closing(too_large()) from None
     except web.RequestPayloadError as error:
         raise unreadable(400, str(error)) from None
     except ConnectionError:

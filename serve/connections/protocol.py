@@ -23,7 +23,7 @@ from aiohttp.streams import EMPTY_PAYLOAD
 
 from serve.access.tls import HANDSHAKE_S
 from serve.api.app import CLIENT_GONE, RequestIds
-from serve.api.handlers import StreamedResponse
+from serve.api.handlers import StreamedResponse, encoded_body, is_encoded, too_large
 from serve.api.parameters import MAX_BODY_BYTES
 from serve.api.problems import Problem, internal_error, overloaded
 from serve.connections.acceptor import Acceptor, room_for_connections
@@ -32,11 +32,11 @@ from serve.connections.messages import (
     CLOSE,
     READ_SHARE,
     TIMEOUT,
+    closing,
     crowded,
     deadline_of,
     raw_answer,
     read_body,
-    too_large,
     unreadable,
     wrong_version,
 )
@@ -213,9 +213,7 @@ class Server(web.Server):
     def _disclaim(self, handler: "Handler") -> None:
         """Count a connection as nobody's."""
         if handler.client:
-            self._clients[handler.client] -= 1
-            if not self._clients[handler.client]:
-                del self._clients[handler.client]
+            _uncount(self._clients, handler.client)
             handler.client = ""
 
     def opened(self, connection: "Connection") -> None:
@@ -228,9 +226,7 @@ class Server(web.Server):
         if connection not in self._open:
             return
         self._open.discard(connection)
-        self._addresses[connection.address] -= 1
-        if not self._addresses[connection.address]:
-            del self._addresses[connection.address]
+        _uncount(self._addresses, connection.address)
         if connection.handler is not None:
             self._disclaim(connection.handler)
         self._refused.pop(connection, None)
@@ -300,7 +296,7 @@ class Server(web.Server):
         except Problem as problem:
             if protocol.awaits_body:
                 protocol.discard_body()
-                problem.headers |= CLOSE
+                closing(problem)
             raise
 
         async def timed() -> web.Response:
@@ -315,10 +311,10 @@ class Server(web.Server):
     async def _read(self, request: web.BaseRequest, protocol: "Handler") -> float:
         """Read a body inside all limits, and return until when its caller waits."""
         deadline = deadline_of(request, protocol.received)
-        if request.headers.get("Content-Encoding", "identity").strip().lower() != "identity":
-            raise Problem(415, "encoded-body", "a body is sent as it is, without Content-Encoding", CLOSE)
+        if is_encoded(request):
+            raise closing(encoded_body())
         if request.content_length is not None and request.content_length > MAX_BODY_BYTES:
-            raise too_large()
+            raise closing(too_large())
         if self.bytes_in_flight > self.limits.bytes_in_flight:
             raise self.no_room()
         await read_body(request)
@@ -336,9 +332,14 @@ class Server(web.Server):
     def no_room(self) -> Problem:
         """Count a body for which there is no memory; how to refuse it."""
         self.metrics.count_shed("bytes")
-        problem = overloaded("bodies and answers that are not read take all the memory that there is for them")
-        problem.headers |= CLOSE  # what is left of the body is not read
-        return problem
+        return closing(overloaded("bodies and answers that are not read take all the memory that there is for them"))
+
+
+def _uncount(counts: Counter[str], name: str) -> None:
+    """Take one away, and forget who has none."""
+    counts[name] -= 1
+    if not counts[name]:
+        del counts[name]
 
 
 class Handler(web.RequestHandler):

@@ -22,7 +22,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from serve.access.auth import Guard, is_loopback
 from serve.access.keys import ADMIN
-from serve.api.app import RequestIds, Route, handler_of
+from serve.api.app import RequestIds, Route, by_template, handler_of
 from serve.api.parameters import QueryParser
 from serve.api.problems import Problem, internal_error
 from serve.connections.protocol import Server
@@ -99,16 +99,13 @@ class _Admin:
         self._exposition = Exposition(inherited.metrics, inherited.states.all)
         self._acting = asyncio.Lock()
         self._activate = Route("/v1/releases/{id}/activate", {"POST": self.activate})
-        self._routes = {
-            route.template: route
-            for route in (
-                Route("/livez", {"GET": self.live}),
-                Route("/readyz", {"GET": self.ready}),
-                Route("/metrics", {"GET": self.metrics_text}),
-                Route("/v1/releases", {"GET": self.releases}),
-                Route("/v1/releases/rollback", {"POST": self.rollback}),
-            )
-        }
+        self._routes = by_template(
+            Route("/livez", {"GET": self.live}),
+            Route("/readyz", {"GET": self.ready}),
+            Route("/metrics", {"GET": self.metrics_text}),
+            Route("/v1/releases", {"GET": self.releases}),
+            Route("/v1/releases/rollback", {"POST": self.rollback}),
+        )
 
     async def answer(self, request: web.BaseRequest, path: str, query: str) -> web.Response:
         """Answer a request for a raw path and query; every error as a problem."""

@@ -48,6 +48,16 @@ async def over(*stores: Reader) -> Counting:
     return reader
 
 
+async def over_a_failed_one(memory: MemoryStore, remote: RemoteStore) -> Counting:
+    """Return a reader of a store that has a release and failed so often that its circuit is open; it still fails."""
+    await publish(memory, "first")
+    reader = await over(remote)
+    remote.failure = StoreUnavailable("gone")
+    for _ in range(FAILURES):
+        await reader.personal("1")
+    return reader
+
+
 async def over_two_releases(first: RemoteStore, second: RemoteStore, *, users: range = range(5)) -> Counting:
     """Publish a release into each of two tiers, the second for *users*, and return a reader of both."""
     await publish(first.inner, "first")
@@ -115,11 +125,7 @@ async def test_a_caller_that_waits_for_less_than_the_budget_is_answered_in_its_t
 async def test_a_probe_whose_caller_could_not_wait_leaves_the_next_one_to_probe(
     memory: MemoryStore, remote: RemoteStore
 ) -> None:
-    await publish(memory, "first")
-    reader = await over(remote)
-    remote.failure = StoreUnavailable("gone")
-    for _ in range(FAILURES):
-        await reader.personal("1")
+    reader = await over_a_failed_one(memory, remote)
     remote.failure, remote.delay_s = None, BUDGET_S / 2
     await asyncio.sleep(PAUSE_S[0])
     with read_within(BUDGET_S / 4):
@@ -221,11 +227,7 @@ async def test_a_store_that_keeps_failing_gets_no_requests_until_it_is_well(
 async def test_a_probe_that_is_cancelled_does_not_keep_the_breaker_open_for_ever(
     memory: MemoryStore, remote: RemoteStore
 ) -> None:
-    await publish(memory, "first")
-    reader = await over(remote)
-    remote.failure = StoreUnavailable("gone")
-    for _ in range(FAILURES):
-        await reader.personal("1")
+    reader = await over_a_failed_one(memory, remote)
     remote.failure, remote.delay_s = None, 30
     breaker = reader.tiers[0].breaker
     async with asyncio.timeout(5):
