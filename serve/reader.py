@@ -148,6 +148,25 @@ class TieredReader:
             return self._first(segment, "unknown")
         return await self._read_one(USER + user, "personal", segment)
 
+    @property
+    def is_at_hand(self) -> bool:
+        """Whether lists are read at once: the one tier is a store in this process, and serves a release."""
+        return len(self.tiers) == 1 and self.tiers[0].is_local and self.tiers[0].follower.served is not None
+
+    def personal_at_hand(self, user: str) -> EncodedList | None:
+        """Return what `personal` does, from the one tier that is at hand; None where that has to be awaited."""
+        (tier,) = self.tiers
+        served = tier.follower.served
+        if served is None:
+            return None
+        if user in self.deny_list.current.users:
+            self.metrics.count_lookup("popular", "miss")
+            return _popular(tier, served, OVERALL, "unknown")
+        slot = tier.get(served, USER + user)
+        if isinstance(slot, StoreError) and not isinstance(slot, ReleaseCorrupt):
+            return None
+        return self._hit(tier, served, slot, "personal") or self._fallback(tier, served, slot, OVERALL)
+
     async def similar(self, item: str) -> EncodedList:
         """Read the items that are like *item*; where there are none, the popular list."""
         return await self._read_one(ITEM + item, "similar", OVERALL)

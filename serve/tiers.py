@@ -103,6 +103,11 @@ class Tier:
         """Close the store."""
         await self._reader.close()
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the store is in this process, and read at once."""
+        return self._local is not None
+
     def get(self, served: ServedRelease, key: str) -> Slot:
         """Read one key at once where the store is in this process.
 

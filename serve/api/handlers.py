@@ -145,13 +145,7 @@ class Handlers:
         cache: str,
     ) -> web.Response:
         """Answer with a list, or with 304 where the caller says that it has just these bytes."""
-        body = b'{%b"release":"%b","source":"%b","tier":"%b","items":[%b]}' % (
-            subject,
-            encoded.served.id.encode(),
-            encoded.source.encode(),
-            encoded.tier.encode(),
-            self._items(encoded, query.n, _excluded(query.exclude), query.fields),
-        )
+        body = list_body(subject, encoded, self._items(encoded, query.n, _excluded(query.exclude), query.fields))
         media = media_type(request.headers.get(hdrs.ACCEPT), LIST_MEDIA)
         headers = {
             "Content-Type": media,
@@ -187,6 +181,12 @@ class Handlers:
                     rests[encoded.status] = rest
                 piece.append(b'{"user":%b,%b%b]}' % (orjson.dumps(user), rest, items if is_own else b""))
             yield piece
+
+
+def list_body(subject: bytes, encoded: EncodedList, items: bytes) -> bytes:
+    """Return an answer of one list as JSON; *subject* is what it says first, as `"user":"42",`."""
+    release, source, tier = encoded.served.id.encode(), encoded.source.encode(), encoded.tier.encode()
+    return b'{%b"release":"%b","source":"%b","tier":"%b","items":[%b]}' % (subject, release, source, tier, items)
 
 
 def result_head(encoded: EncodedList, release: bytes) -> bytes:

@@ -13,6 +13,7 @@ from functools import partial
 from serve.access.auth import Guard
 from serve.access.tls import Certificate
 from serve.api.app import Dispatcher
+from serve.connections.lane import Lane
 from serve.connections.listeners import accept_the_last
 from serve.connections.protocol import Server
 from serve.deny_list import DenyListFile
@@ -107,6 +108,8 @@ async def work(
     handlers.watched = inherited.watched
     server = Server(dispatcher, settings.limits)
     dispatcher.gate = server.admit
+    if settings.fast_lane:
+        server.lane = Lane(dispatcher)
     dispatcher.claim = server.claim if guard.knows_clients else None
     stop = _Stop(lifeline)
     reporter = Reporter(reader.tiers)
