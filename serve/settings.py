@@ -101,6 +101,9 @@ class Settings:
     cors_origins: tuple[str, ...] = ()
     """Which web pages of other origins may call the service."""
 
+    fast_lane: bool = True
+    """Whether the plainest requests are answered without aiohttp."""
+
     limits: Limits = field(default_factory=Limits)
 
 

@@ -135,6 +135,9 @@ def serve(
             metavar="URL",
         ),
     ] = None,
+    no_fast_lane: Annotated[
+        bool, option("--no-fast-lane", "Have aiohttp answer the plainest requests, too, which takes longer.")
+    ] = False,
     max_connections: Annotated[
         int, option("--max-connections", "Keep at most so many connections open in each worker.", at_least=1)
     ] = 10_000,
@@ -191,6 +194,7 @@ def serve(
         oidc_audience=oidc_audience,
         deny_list=deny_list,
         cors_origins=tuple(cors_origin or ()),
+        fast_lane=not no_fast_lane,
         limits=limits,
     )
     named = ", ".join(map(redacted, urls))

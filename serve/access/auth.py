@@ -113,6 +113,13 @@ class Guard:
                 )
         return caller
 
+    def known(self, credential: str | None, client: str) -> Caller | None:
+        """Return who sent a request on a connection of *client*; None where that takes more than a look."""
+        if credential is None or not self.knows_clients:
+            return self.anonymous
+        caller = self._seen.get(credential)
+        return caller if caller is not None and caller.name == client else None
+
     async def _caller(self, credential: str) -> Caller:
         """Return who sent a key of ours, or what is none, a token perhaps."""
         digest = digest_of(credential)
@@ -161,9 +168,11 @@ def is_loopback(host: str) -> bool:
 def _credential(headers: Mapping[str, str]) -> str | None:
     """Return the key or token of a request; an `Authorization` of another scheme is none, but a proxy's perhaps."""
     key = headers.get(API_KEY)
-    if key is not None:
-        return key
-    given = headers.get(AUTHORIZATION)
+    return key if key is not None else bearer(headers.get(AUTHORIZATION))
+
+
+def bearer(given: str | None) -> str | None:
+    """Return the key or token of an `Authorization`; None where it is of another scheme."""
     if given is None or given[: len(BEARER)].lower() != BEARER:
         return None
     return given[len(BEARER) :].strip()

@@ -28,6 +28,7 @@ from serve.api.parameters import MAX_BODY_BYTES
 from serve.api.problems import Problem, internal_error, overloaded
 from serve.connections.acceptor import Acceptor, room_for_connections
 from serve.connections.admission import Admission
+from serve.connections.lane import LATER, Lane
 from serve.connections.messages import (
     CLOSE,
     READ_SHARE,
@@ -90,6 +91,10 @@ class Server(web.Server):
         self.dispatcher = dispatcher
         self.limits = limits or Limits()
         self.metrics = dispatcher.metrics
+        self.lane: Lane | None = None
+        """What answers the plainest requests without aiohttp; None where none does."""
+        self.awaiting = 0
+        """How many requests the lane answers once a store was read."""
         self.admission = Admission(self.metrics.count_shed, lambda: self.requests_count)
         self.bytes_in_flight = 0
         """What came of requests that are not answered yet, apart from small ones, and what clients have not taken."""
@@ -427,8 +432,8 @@ class Connection(asyncio.Protocol):
     """One connection: counts and times what comes, and feeds it to aiohttp, from the first byte on."""
 
     __slots__ = (
-        "_admission", "_header_bytes",
-        "_held", "_queued", "_server", "_since", "_stalled",
+        "_admission", "_awaits", "_behind", "_header_bytes",
+        "_held", "_lane", "_queued", "_server", "_since", "_stalled",
         "address", "handler", "is_open", "refusal", "transport",
     )  # fmt: skip
 
@@ -442,7 +447,10 @@ class Connection(asyncio.Protocol):
         self.transport: asyncio.Transport
         self._server = server
         self._admission = server.admission
+        self._lane = server.lane
         self._since = monotonic()
+        self._awaits = False
+        self._behind = b""
         self._header_bytes = 0
         self._held = 0
         self._queued = 0
@@ -467,24 +475,26 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take what the client sends."""
+        if self._awaits:  # the next request begins when this one is answered
+            self._behind += data
+            self.transport.pause_reading()
+            self._hold(len(data))
+            return
         handler = self.handler
-        if handler is None:
-            handler = self._begin(data)
-            if handler is None:
-                return
-        elif handler._messages or (handler._waiter is None and not handler.has_answered):  # noqa: SLF001 -- `between_requests`, on the hot path
+        if handler is not None and (handler._messages or (handler._waiter is None and not handler.has_answered)):  # noqa: SLF001 -- `between_requests`, on the hot path
             if handler.keeps:
                 self._hold(len(data))
             handler.feed_body(data)
             return
-        handler.received = now = monotonic()
-        handler.bodyless = False
-        if not self._header_bytes:
-            self._since = now
-            if self._held:
-                self._hold(-self._held)
-            if self._admission.reads_left < inf and self._shed(data, now):
+        now = monotonic()
+        if not self._header_bytes and not self.refusal and self._is_over(data, now):
+            return
+        if handler is None:
+            handler = self._begin(data)
+            if handler is None:
                 return
+        handler.received = now
+        handler.bodyless = False
         if len(data) > SMALL and self._is_too_large(data):
             return
         handler.data_received(data)
@@ -493,6 +503,44 @@ class Connection(asyncio.Protocol):
         else:
             self._header_bytes += len(data)
             self._is_too_large(b"")
+
+    def _is_over(self, data: bytes, now: float) -> bool:
+        """Begin with a request; whether it is also at its end, as it was shed, or answered in the fast lane."""
+        self._since = now
+        if self._held:
+            self._hold(-self._held)
+        if self._admission.reads_left < inf and self._shed(data, now):
+            return True
+        return self._lane is not None and self._answered_by(self._lane, self.handler, data)
+
+    def _answered_by(self, lane: Lane, handler: Handler | None, data: bytes) -> bool:
+        """Let the fast lane answer, where nothing is between the last answer's end and these bytes."""
+        if self._queued or self.transport.is_closing():
+            return False
+        if handler is not None and (handler._waiter is None or handler._close or handler._force_close):  # noqa: SLF001 -- whether aiohttp awaits a request
+            return False
+        answer = lane.answer(data, "" if handler is None else handler.client, self._deliver)
+        if answer is None:
+            return False
+        self._server.requests_count += 1
+        if answer is LATER:
+            self._awaits = True
+            self._server.awaiting += 1
+        else:
+            self.transport.write(answer)
+        return True
+
+    def _deliver(self, answer: bytes) -> None:
+        """Send the answer of the fast lane to a request, and look at what came meanwhile."""
+        self._awaits = False
+        self._server.awaiting -= 1
+        if self.transport.is_closing():
+            return
+        self.transport.write(answer)
+        if self._behind:
+            behind, self._behind = self._behind, b""
+            self.transport.resume_reading()
+            self.data_received(behind)
 
     def _is_too_large(self, data: bytes) -> bool:
         """Refuse a header that is too large with what comes now; count what comes with a header."""
@@ -510,7 +558,7 @@ class Connection(asyncio.Protocol):
         if count > 0 and self._server.bytes_in_flight > self._server.limits.bytes_in_flight:
             if self.handler is not None and self.handler.awaits_body:
                 self.handler.end_body(self._server.no_room())
-            elif self._queued:  # what comes behind an answer that is not read
+            elif self._queued or self._awaits:  # what comes behind an answer that is not read, or not there
                 self._server.metrics.count_shed("slow_reader")
                 self.transport.abort()
 

@@ -7,7 +7,6 @@ import time
 from typing import Literal
 
 import orjson
-from aiohttp import web
 
 from serve.metrics import METHODS, OTHER
 from serve.settings import Settings, timestamp
@@ -42,12 +41,13 @@ class AccessLog:
     def write(
         self,
         level: Level,
-        request: web.BaseRequest,
-        response: web.StreamResponse,
         route: str,
-        *,
-        request_id: str,
+        method: str,
+        status: int,
         took_s: float,
+        *,
+        size: int | None,
+        request_id: str,
         client: str | None,
     ) -> None:
         """Write a line on a request that was answered."""
@@ -58,11 +58,11 @@ class AccessLog:
             "logger": "access",
             "process": os.getpid(),
             "message": "slow request" if is_slow else "request",
-            "method": request.method if request.method in METHODS else OTHER,
+            "method": method if method in METHODS else OTHER,
             "route": route,
-            "status": response.status,
+            "status": status,
             "duration_ms": round(took_s * 1000, 3),
-            "bytes": response.content_length,
+            "bytes": size,
             "request_id": request_id,
         }
         if client is not None:
