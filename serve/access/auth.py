@@ -113,12 +113,17 @@ class Guard:
                 )
         return caller
 
-    def known(self, credential: str | None, client: str) -> Caller | None:
-        """Return who sent a request on a connection of *client*; None where that takes more than a look."""
-        if credential is None or not self.knows_clients:
-            return self.anonymous
-        caller = self._seen.get(credential)
-        return caller if caller is not None and caller.name == client else None
+    def admit_known(self, credential: str | None, client: str) -> Caller | None:
+        """Return who sent a read on a connection of *client*; None where to let it in takes more than a look."""
+        caller = self.anonymous
+        if credential is not None and self.knows_clients:
+            known = self._seen.get(credential)
+            if known is None or known.name != client:
+                return None
+            caller = known
+        if READ not in caller.scopes or (caller.bucket is not None and caller.bucket.take() > 0):
+            return None
+        return caller
 
     async def _caller(self, credential: str) -> Caller:
         """Return who sent a key of ours, or what is none, a token perhaps."""

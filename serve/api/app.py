@@ -139,7 +139,7 @@ class Dispatcher:
         self.reader = reader
         self.guard = guard or Guard()
         self.handlers = Handlers(reader, take_a_key=self.guard.reads_take_a_key)
-        self._access_log = access_log
+        self.access_log = access_log
         self.metrics = reader.metrics
         self.draining = False
         self.gate: Gate | None = None
@@ -193,34 +193,18 @@ class Dispatcher:
         if self.draining:
             response.force_close()
         template = OTHER if route is None else route.template
-        self.observe(
-            template,
-            request.method,
-            response.status,
-            took_s,
-            size=response.content_length,
-            request_id=request_id,
-            client=None if caller is None else caller.name,
-        )
-        return response
-
-    def observe(
-        self,
-        route: str,
-        method: str,
-        status: int,
-        took_s: float,
-        *,
-        size: int | None,
-        request_id: str,
-        client: str | None,
-    ) -> None:
-        """Count a request that was answered, and log it where that is due."""
-        self.metrics.observe_request(route, method, status, took_s)
-        if self._access_log is not None and (level := self._access_log.level_of(took_s)) is not None:
-            self._access_log.write(
-                level, route, method, status, took_s, size=size, request_id=request_id, client=client
+        self.metrics.observe_request(template, request.method, response.status, took_s)
+        if self.access_log is not None:
+            self.access_log.note(
+                template,
+                request.method,
+                response.status,
+                took_s,
+                size=response.content_length,
+                request_id=request_id,
+                client=None if caller is None else caller.name,
             )
+        return response
 
 
 def mount(app: web.Application, prefix: str, lists: Lists, *, cors_origins: Sequence[str] = ()) -> None:

@@ -17,20 +17,20 @@ untouched, on the same connection and in order. Why nothing is taken that aiohtt
 
 import re
 from collections.abc import Callable
-from functools import partial
-from time import perf_counter
+from math import inf
+from time import monotonic, time
 from typing import NamedTuple
 
 from aiohttp.helpers import rfc822_formatted_time
 from xxhash import xxh3_64_hexdigest
 
 from serve.access.auth import bearer
-from serve.access.keys import READ
 from serve.api.app import Dispatcher, is_request_id
 from serve.api.formats import media_type
 from serve.api.handlers import NO_STORE, PRIVATE, is_known, list_head
-from serve.api.parameters import JSON, LIST_MEDIA, MAX_N
+from serve.api.parameters import JSON, LIST_MEDIA
 from serve.api.problems import Problem
+from serve.metrics import request_cell
 from serve.reader import DEFAULT_N, EncodedList, NotReady
 from stores.catalogue import ReleaseId
 from stores.keys import ITEM, OVERALL, USER
@@ -44,7 +44,7 @@ LATER = b""
 END = b"\r\n\r\n"
 
 _line = re.compile(
-    rb"GET /v1/(?:(recommendations|similar)/([A-Za-z0-9_~.:@-]{1,128})|popular)(?:\?n=([1-9][0-9]{0,3}))? HTTP/1\.1\r\n"
+    rb"GET /v1/(?:(recommendations|similar)/([A-Za-z0-9_~.:@-]{1,128})|popular)(?:\?n=([1-9][0-9]{0,2}))? HTTP/1\.1\r\n"
 ).match
 _value = re.compile(rb"[ \t]?([\x21-\x7e](?:[\x20-\x7e]{0,1022}[\x21-\x7e])?)").fullmatch
 
@@ -86,6 +86,15 @@ class _Kind(NamedTuple):
     cache: str
     """The Cache-Control of a list from that source; one that stands in for it is not stored."""
 
+    ok_cell: int
+    known_cell: int
+    """Where answers are counted, with 200 and with 304."""
+
+
+def _kind(route: str, source: str, key: str, subject: bytes, cache: str) -> _Kind:
+    cells = request_cell(route, "GET", 200), request_cell(route, "GET", 304)
+    return _Kind(route, source, key, subject, cache, *cells)
+
 
 class _Frame(NamedTuple):
     """How answers of one kind begin, up to their ETag, and what stands in a body between its subject and its items."""
@@ -95,9 +104,9 @@ class _Frame(NamedTuple):
     middle: bytes
 
 
-# A request that the lane answers: when it came; its kind; its row's key, "" for the popular list, which is in memory;
-# the subject of its answer; how many items; its headers; who sent it. Plain, as a tuple is made in a tenth of the time.
-_Taken = tuple[float, _Kind, str, bytes, int, _Headers, str]
+# A request that the lane answers: when it came; its kind; the subject of its answer; how many items; its headers; who
+# sent it. Plain, as a tuple is made in a tenth of the time.
+_Request = tuple[float, _Kind, bytes, int, _Headers, str]
 
 
 class Lane:
@@ -107,38 +116,26 @@ class Lane:
         """Take what answers everything else."""
         self._dispatcher = dispatcher
         self._reader = dispatcher.reader
+        self._denied = dispatcher.reader.deny_list
+        self._observe = dispatcher.metrics.observe
+        self._access_log = dispatcher.access_log
         shared = dispatcher.handlers.shared
         self._kinds = {
-            b"recommendations": _Kind("/v1/recommendations/{user}", "personal", USER, b'"user":"%b",', PRIVATE),
-            b"similar": _Kind("/v1/similar/{item}", "similar", ITEM, b'"item":"%b",', shared),
-            None: _Kind("/v1/popular", "popular", "", b"", shared),
+            b"recommendations": _kind("/v1/recommendations/{user}", "personal", USER, b'"user":"%b",', PRIVATE),
+            b"similar": _kind("/v1/similar/{item}", "similar", ITEM, b'"item":"%b",', shared),
+            None: _kind("/v1/popular", "popular", "", b"", shared),
         }
+        self._date, self._date_until = "", -inf
         self._vary = "Accept, Origin" if dispatcher.cors else "Accept"
         self._blocks = dict[bytes, _Headers]()
         self._lines = dict[bytes, int]()
         self._frames = dict[tuple[str, ReleaseId, str, str], _Frame]()
 
-    def answer(self, data: bytes, client: str, deliver: Callable[[bytes], None]) -> bytes | None:
-        """Return the whole answer to what came on a connection of *client*; None for what is not the lane's.
+    def answer(self, data: bytes, now: float, client: str, deliver: Callable[[bytes], None]) -> bytes | None:
+        """Return the whole answer to what came *now* on a connection of *client*; None for what is not the lane's.
 
         LATER where a store is to be read before: then *deliver* is called with the answer, in a later turn of the loop.
         """
-        taken = self._taken(data, client)
-        if taken is None:
-            return None
-        kind, key = taken[1], taken[2]
-        try:
-            encoded = self._reader.at_hand(key, kind.source) if key else self._reader.popular()
-        except NotReady:
-            return None
-        if encoded is None:
-            self._reader.request(key, kind.source, OVERALL, partial(self._deliver, taken, deliver))
-            return LATER
-        return self._made(taken, encoded)
-
-    def _taken(self, data: bytes, client: str) -> _Taken | None:
-        """Return what is requested, and by whom; None for what is not the lane's."""
-        started = perf_counter()
         line = _line(data)
         if line is None:
             return None
@@ -146,45 +143,60 @@ class Lane:
         headers = self._blocks.get(block) or self._read(block)
         if headers is None or self._dispatcher.draining:
             return None
+        caller = self._dispatcher.guard.admit_known(headers[0], client)
+        if caller is None:
+            return None
         name, raw_id, digits = line.groups()
-        n = DEFAULT_N if digits is None else int(digits)
-        caller = self._dispatcher.guard.known(headers[0], client)
-        if n > MAX_N or caller is None or READ not in caller.scopes:
+        kind, n = self._kinds[name], DEFAULT_N if digits is None else int(digits)
+        request = now, kind, kind.subject if raw_id is None else kind.subject % raw_id, n, headers, caller.name
+        try:
+            if raw_id is None:
+                return self._made(request, self._reader.popular())
+            return self._answered(request, kind.key + raw_id.decode(), deliver)
+        except NotReady:
             return None
-        if caller.bucket is not None and caller.bucket.take() > 0:
-            return None
-        kind = self._kinds[name]
-        if name is None:
-            return started, kind, "", b"", n, headers, caller.name
-        return started, kind, kind.key + raw_id.decode(), kind.subject % raw_id, n, headers, caller.name
 
-    def _deliver(self, taken: _Taken, deliver: Callable[[bytes], None], encoded: EncodedList) -> None:
-        deliver(self._made(taken, encoded))
+    def _answered(self, request: _Request, key: str, deliver: Callable[[bytes], None]) -> bytes:
+        """Return the answer from a row, where that is at hand, or LATER."""
+        source = request[1].source
+        encoded = self._reader.at_hand(key, source)
+        if encoded is not None:
+            return self._made(request, encoded)
+        self._reader.request(key, source, OVERALL, lambda read: deliver(self._made(request, read)))
+        return LATER
 
-    def _made(self, taken: _Taken, encoded: EncodedList) -> bytes:
+    def _made(self, request: _Request, encoded: EncodedList) -> bytes:
         """Return the answer to a request with a list."""
-        started, kind, _, subject, n, (_, given_id, known), client = taken
-        dispatcher, frame = self._dispatcher, self._frame(kind, encoded)
-        body = b"".join((b"{", subject, frame.middle, self._reader.cut(encoded, n), b"]}"))
+        started, kind, subject, n, (_, given_id, known), client = request
+        frame = self._frames.get((kind.source, encoded.served.id, encoded.source, encoded.tier))
+        if frame is None:
+            frame = self._frame(kind, encoded)
+        body = b"".join((b"{", subject, frame.middle, self._denied.current.cut(encoded.body, n), b"]}"))
         etag, size = xxh3_64_hexdigest(body), len(body)
-        request_id = given_id or dispatcher.request_ids.new()
-        status, head, length = 200, frame.head, f"Content-Length: {size}\r\n"
+        request_id = given_id or self._dispatcher.request_ids.new()
+        status, cell, head, length = 200, kind.ok_cell, frame.head, f"Content-Length: {size}\r\n"
         if known is not None and is_known(f'"{etag}"', known):
-            status, head, length, body, size = 304, frame.not_modified, "", b"", 0
-        took_s = perf_counter() - started
-        dispatcher.observe(kind.route, "GET", status, took_s, size=size, request_id=request_id, client=client)
+            status, cell, head, length, body, size = 304, kind.known_cell, frame.not_modified, "", b"", 0
+        now = monotonic()
+        if now >= self._date_until:
+            self._renew_date(now)
+        took_s = now - started
+        self._observe(cell, took_s)
+        if self._access_log is not None:
+            self._access_log.note(kind.route, "GET", status, took_s, size=size, request_id=request_id, client=client)
         lines = (
             f'{etag}"\r\nServer: hotplate\r\nX-Request-Id: {request_id}\r\n'
-            f"Server-Timing: app;dur={took_s * 1000:.3f}\r\n{length}Date: {rfc822_formatted_time()}\r\n\r\n"
+            f"Server-Timing: app;dur={took_s * 1000:.3f}\r\n{length}Date: {self._date}\r\n\r\n"
         )
         return b"".join((head, lines.encode(), body))
+
+    def _renew_date(self, now: float) -> None:
+        """Write the date anew, and note when its second ends."""
+        self._date, self._date_until = rfc822_formatted_time(), now + 1 - time() % 1
 
     def _frame(self, kind: _Kind, encoded: EncodedList) -> _Frame:
         """Return what answers with lists of one source and release have in common."""
         release, source, tier = encoded.served.id, encoded.source, encoded.tier
-        frame = self._frames.get((kind.source, release, source, tier))
-        if frame is not None:
-            return frame
         if len(self._frames) >= FRAMES:
             self._frames.clear()
         cache = kind.cache if source == kind.source else NO_STORE

@@ -505,21 +505,21 @@ class Connection(asyncio.Protocol):
             self._is_too_large(b"")
 
     def _is_over(self, data: bytes, now: float) -> bool:
-        """Begin with a request; whether it is also at its end, as it was shed, or answered in the fast lane."""
+        """Begin with a request; whether it is also at its end, as it was shed, or is the fast lane's to answer."""
         self._since = now
         if self._held:
             self._hold(-self._held)
         if self._admission.reads_left < inf and self._shed(data, now):
             return True
-        return self._lane is not None and self._answered_by(self._lane, self.handler, data)
-
-    def _answered_by(self, lane: Lane, handler: Handler | None, data: bytes) -> bool:
-        """Let the fast lane answer, where nothing is between the last answer's end and these bytes."""
-        if self._queued or self.transport.is_closing():
+        lane, handler = self._lane, self.handler
+        if lane is None or self._queued:
             return False
-        if handler is not None and (handler._waiter is None or handler._close or handler._force_close):  # noqa: SLF001 -- whether aiohttp awaits a request
-            return False
-        answer = lane.answer(data, "" if handler is None else handler.client, self._deliver)
+        client = ""
+        if handler is not None:
+            if handler._waiter is None or handler._close or handler._force_close:  # noqa: SLF001 -- whether aiohttp awaits a request
+                return False
+            client = handler.client
+        answer = lane.answer(data, now, client, self._deliver)
         if answer is None:
             return False
         self._server.requests_count += 1

@@ -121,7 +121,7 @@ def test_whatever_comes_is_answered_as_aiohttp_answers_it(pair: Pair, same: Call
 
     def check(drawn: list[bytes]) -> None:
         same(*drawn)
-        taken.append(any(lane.answer(piece, "", ignore) is not None for piece in drawn))
+        taken.append(any(lane.answer(piece, 0, "", ignore) is not None for piece in drawn))
 
     explore(check, examples, drawn=pieces())
     assert sum(taken) > examples / 20, "most of what was drawn is not the lane's"
@@ -137,7 +137,7 @@ def test_a_request_that_is_cut_at_any_byte_is_answered_the_same(same: Callable[.
 def test_the_plainest_requests_are_the_lanes(pair: Pair) -> None:
     lane = Lane(pair.dispatchers[1])
     for request in (GET, REAL, GET.replace(b"/1 ", b"/nobody ")):
-        answer = lane.answer(request, "", ignore)
+        answer = lane.answer(request, 0, "", ignore)
         assert answer is not None
         assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
     more = [
@@ -145,7 +145,7 @@ def test_the_plainest_requests_are_the_lanes(pair: Pair) -> None:
         "Connection: close", "Origin: null", "X-Request-Timeout-Ms: 5", "Range: bytes=0-1", "X-Other: a",
     ]  # fmt: skip
     for line in more:
-        assert lane.answer(GET.replace(HOST, HOST + line.encode() + b"\r\n"), "", ignore) is None
+        assert lane.answer(GET.replace(HOST, HOST + line.encode() + b"\r\n"), 0, "", ignore) is None
 
 
 def test_keys_rates_the_deny_list_and_origins_hold_on_the_lane(store: Path, tmp_path: Path) -> None:
