@@ -17,8 +17,8 @@ from math import inf
 from time import monotonic
 from typing import Any, Protocol, cast
 
-from aiohttp import HttpVersion11, web
-from aiohttp.http import HttpVersion10
+from aiohttp import HttpVersion11, hdrs, web
+from aiohttp.http import HttpVersion10, RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD
 
 from serve.access.tls import HANDSHAKE_S
@@ -397,6 +397,18 @@ class Handler(web.RequestHandler):
         """Whether the next byte begins a request."""
         return self._waiter is not None and not self._messages
 
+    def left_after(self, data: bytes) -> int:
+        """Return how many bytes of the request whose header ended in *data* are still to come; -1 if that is not sure.
+
+        What the parser holds of a next request is not to be seen from outside: so nothing may have come of one.
+        """
+        (message, payload), *more = self._messages
+        end = data.find(END) + len(END)
+        if more or end < len(END) or not isinstance(message, RawRequestMessage) or message.upgrade:
+            return -1
+        length = 0 if payload is EMPTY_PAYLOAD else int(message.headers.get(hdrs.CONTENT_LENGTH, "-1"))
+        return max(-1, length - (len(data) - end))
+
     def feed_body(self, data: bytes) -> None:
         """Feed what is not the beginning of a request; a body that is no body is refused while it is awaited."""
         self.data_received(data)
@@ -433,7 +445,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_admission", "_awaits", "_behind", "_header_bytes",
-        "_held", "_lane", "_queued", "_server", "_since", "_stalled",
+        "_held", "_lane", "_left", "_queued", "_server", "_since", "_stalled",
         "address", "handler", "is_open", "refusal", "transport",
     )  # fmt: skip
 
@@ -452,6 +464,9 @@ class Connection(asyncio.Protocol):
         self._awaits = False
         self._behind = b""
         self._header_bytes = 0
+        self._left = 0
+        """How many bytes of what aiohttp reads are still to come; 0 between requests, and -1 from where that is not
+        sure on: only where the next byte surely begins a request is it looked at here."""
         self._held = 0
         self._queued = 0
         self._stalled = 0.0
@@ -475,24 +490,26 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take what the client sends."""
+        handler = self.handler
         if self._awaits:  # the next request begins when this one is answered
             self._behind += data
             self.transport.pause_reading()
             self._hold(len(data))
-            return
-        handler = self.handler
-        if handler is not None and (handler._messages or (handler._waiter is None and not handler.has_answered)):  # noqa: SLF001 -- `between_requests`, on the hot path
+        elif handler is not None and (handler._messages or (handler._waiter is None and not handler.has_answered)):  # noqa: SLF001 -- `between_requests`, on the hot path
             if handler.keeps:
                 self._hold(len(data))
+            self._left = max(-1, self._left - len(data))
             handler.feed_body(data)
-            return
-        now = monotonic()
-        if not self._header_bytes and not self.refusal and self._is_over(data, now):
-            return
+        else:
+            now = monotonic()
+            if self._header_bytes or self.refusal or not self._is_over(data, now):
+                self._feed_header(data, now)
+
+    def _feed_header(self, data: bytes, now: float) -> None:
+        """Feed aiohttp what begins a request, or goes on with its header."""
+        handler = self.handler or self._begin(data)
         if handler is None:
-            handler = self._begin(data)
-            if handler is None:
-                return
+            return
         handler.received = now
         handler.bodyless = False
         if len(data) > SMALL and self._is_too_large(data):
@@ -500,6 +517,7 @@ class Connection(asyncio.Protocol):
         handler.data_received(data)
         if handler._messages:  # noqa: SLF001 -- the header is whole
             self._header_bytes = 0
+            self._left = handler.left_after(data)
         else:
             self._header_bytes += len(data)
             self._is_too_large(b"")
@@ -509,10 +527,12 @@ class Connection(asyncio.Protocol):
         self._since = now
         if self._held:
             self._hold(-self._held)
+        if self._left or self._queued:
+            return False
         if self._admission.reads_left < inf and self._shed(data, now):
             return True
         lane, handler = self._lane, self.handler
-        if lane is None or self._queued:
+        if lane is None:
             return False
         client = ""
         if handler is not None:
@@ -582,7 +602,7 @@ class Connection(asyncio.Protocol):
     def _shed(self, data: bytes, now: float) -> bool:
         """Refuse a single read without parsing, where there is no room for more; False for what is to be answered."""
         read = READ.match(data)
-        if read is None or self._queued or data.find(END) != len(data) - len(END):
+        if read is None or data.find(END) != len(data) - len(END):
             return False
         header = data.lower()
         for word in MORE:

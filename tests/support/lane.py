@@ -12,19 +12,73 @@ from typing import Self
 from serve.access.auth import Guard
 from serve.api.app import Dispatcher
 from serve.connections.lane import Lane
-from serve.connections.protocol import Server
+from serve.connections.protocol import Connection, Server
 from serve.deny_list import DenyListFile
-from serve.reader import open_reader
+from serve.reader import TieredReader, open_reader
 
 LAST = b"GET /livez HTTP/1.1\r\nHost: last\r\nConnection: close\r\n\r\n"
 # What differs from one answer to the next, and is no server's choice.
 VARYING = re.compile(rb"(?m)^(?:Date: |Server-Timing: app;dur=)[^\r]*|^X-Request-Id: [0-9a-f]{20}(?=\r)")
+# In how many turns of the loop a piece is read, and all is answered.
+TURNS, LAST_TURNS = 6, 60
 # How long nothing comes before a server is taken to wait for more; and to be sure of that, on a busy machine.
 QUIET_S, SURELY_QUIET_S = 0.02, 1.0
 
 
+class MemoryTransport(asyncio.Transport):
+    """A connection's other end in memory: keeps what is written, and gives what is fed to it when it is read."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__({"peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2)})
+        self.written = bytearray()
+        self.closed = False
+        self._connection = connection
+        self._reading = True
+        self._unread = bytearray()
+
+    def feed(self, data: bytes) -> None:
+        """Let the server read *data*, as soon as it reads."""
+        self._unread += data
+        if self._reading and self._unread and not self.closed:
+            came, self._unread = bytes(self._unread), bytearray()
+            self._connection.data_received(came)
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if not self.closed:
+            self.written += data
+
+    def pause_reading(self) -> None:
+        self._reading = False
+
+    def resume_reading(self) -> None:
+        self._reading = True
+        asyncio.get_running_loop().call_soon(self.feed, b"")
+
+    def is_reading(self) -> bool:
+        return self._reading
+
+    def close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            asyncio.get_running_loop().call_soon(self._connection.connection_lost, None)
+
+    abort = close
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        self.closed = True  # the client closes then, too
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+
 class Pair:
-    """A context manager: *lane* and *plain* are servers on loopback, alike but for the lane."""
+    """A context manager: *lane* and *plain* are servers on loopback and in memory, alike but for the lane."""
 
     def __init__(
         self, store: Path, *, keys: Path | None = None, deny_list: Path | None = None, origins: Sequence[str] = ()
@@ -34,13 +88,14 @@ class Pair:
         self._origins = origins
         self._stack = AsyncExitStack()
         self.dispatchers = list[Dispatcher]()
-        self.lane_port = self.plain_port = 0
+        self.lane: Server
+        self.plain: Server
 
     async def __aenter__(self) -> Self:
         await self._stack.enter_async_context(self.reader)
         await self.reader.wait_until_ready(30)
-        self.plain_port = self._serve(fast=False)
-        self.lane_port = self._serve(fast=True)
+        self.plain = self._server(self.reader, fast=False)
+        self.lane = self._server(self.reader, fast=True)
         return self
 
     async def __aexit__(
@@ -48,33 +103,65 @@ class Pair:
     ) -> None:
         await self._stack.aclose()
 
-    def _serve(self, *, fast: bool) -> int:
-        dispatcher = Dispatcher(self.reader, self._guard, cors_origins=self._origins)
+    def _server(self, reader: TieredReader, *, fast: bool) -> Server:
+        dispatcher = Dispatcher(reader, self._guard, cors_origins=self._origins)
         self.dispatchers.append(dispatcher)
         server = Server(dispatcher)
         dispatcher.gate = server.admit
         dispatcher.claim = server.claim if self._guard.knows_clients else None
         if fast:
             server.lane = Lane(dispatcher)
-        listening = socket.create_server(("127.0.0.1", 0))
         self._stack.push_async_callback(server.shutdown, 1)
+        return server
+
+    def listen(self, server: Server) -> int:
+        """Have one of the servers listen; return its port."""
+        listening = socket.create_server(("127.0.0.1", 0))
         self._stack.callback(server.listen(listening, 128).close)
         port: int = listening.getsockname()[1]
         return port
 
     async def differ(self, *pieces: bytes) -> str | None:
         """Send the same pieces to both servers, and after them a request that ends it; say how the answers differ."""
-        for quiet_s in (QUIET_S, SURELY_QUIET_S):
-            with_lane, without = await asyncio.gather(
-                exchange(self.lane_port, pieces, quiet_s), exchange(self.plain_port, pieces, quiet_s)
-            )
+        for turns in (LAST_TURNS, 20 * LAST_TURNS):  # again where a thread, as of a codec, may have been late
+            with_lane, without = await exchange(self.lane, pieces, turns), await exchange(self.plain, pieces, turns)
             if with_lane == without:
                 return None
-        return f"{pieces!r}\nwith the lane: {with_lane!r}\nwithout:       {without!r}"
+        return _difference(pieces, with_lane, without)
 
 
-async def exchange(port: int, pieces: Sequence[bytes], quiet_s: float = QUIET_S) -> bytes:
+async def exchange(server: Server, pieces: Sequence[bytes], turns: int = LAST_TURNS) -> bytes:
     """Send *pieces* one by one, each when the one before it was read; all that comes back, but for what varies."""
+    connection = Connection(server, "127.0.0.1", "")
+    transport = MemoryTransport(connection)
+    connection.connection_made(transport)
+    for piece in (*pieces, LAST):
+        transport.feed(piece)
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
+    for _ in range(turns):
+        if transport.closed:
+            break
+        await asyncio.sleep(0)
+    end = b"" if transport.closed else b"(waits)"
+    transport.close()
+    await asyncio.sleep(0)
+    return VARYING.sub(b"", bytes(transport.written)) + end
+
+
+async def differ_by_socket(lane_port: int, plain_port: int, *pieces: bytes) -> str | None:
+    """As `Pair.differ`, over sockets of this machine."""
+    for quiet_s in (QUIET_S, SURELY_QUIET_S):
+        with_lane, without = await asyncio.gather(
+            exchange_by_socket(lane_port, pieces, quiet_s), exchange_by_socket(plain_port, pieces, quiet_s)
+        )
+        if with_lane == without:
+            return None
+    return _difference(pieces, with_lane, without)
+
+
+async def exchange_by_socket(port: int, pieces: Sequence[bytes], quiet_s: float = QUIET_S) -> bytes:
+    """As `exchange`, over a socket."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     received = b""
     try:
@@ -96,3 +183,7 @@ async def exchange(port: int, pieces: Sequence[bytes], quiet_s: float = QUIET_S)
     finally:
         writer.close()
     return VARYING.sub(b"", received)
+
+
+def _difference(pieces: Sequence[bytes], with_lane: bytes, without: bytes) -> str:
+    return f"{pieces!r}\nwith the lane: {with_lane!r}\nwithout:       {without!r}"
