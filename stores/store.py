@@ -99,6 +99,13 @@ class LocalReader(ABC):
         """Bring a release into memory, paced, so that `get` waits for no disk; called before it is served."""
 
 
+class PointReader:
+    """Derived from by a reader of which each key is a request of its own, so that a call with many saves it nothing.
+
+    Then a key that is slow need not hold up those of others, which are read by calls of their own.
+    """
+
+
 class Store(Reader, Protocol):
     """The whole contract; which publishing and operating need."""
 
