@@ -192,25 +192,6 @@ class TieredReader:
         """Read one user's list; where there is none, or the user is denied, the popular list of *segment*."""
         return await self._read_one(USER + user, "personal", segment)
 
-    def at_hand(self, key: str, source: str, segment: str = OVERALL) -> EncodedList | None:
-        """Return the list of a row's *key* where that takes no wait; None where it takes `request`."""
-        if key.startswith(USER) and key[len(USER) :] in self.deny_list.current.users:
-            self.metrics.count_lookup("popular", "miss")
-            return self._first(segment, "unknown")
-        tier = self.tiers[0]
-        served = tier.follower.served
-        if len(self.tiers) > 1 or served is None:
-            return None
-        slot = tier.get(served, key)
-        if isinstance(slot, StoreError) and not isinstance(slot, ReleaseCorrupt):
-            return None
-        return self._hit(tier, served, slot, source) or self._fallback(tier, served, slot, segment)
-
-    def request(self, key: str, source: str, segment: str, deliver: Callable[[EncodedList], None]) -> None:
-        """Read a row's *key*, and call *deliver* once, in a later turn of the loop."""
-        task = asyncio.create_task(self._read_one(key, source, segment))
-        task.add_done_callback(lambda done: deliver(done.result()))
-
     async def similar(self, item: str) -> EncodedList:
         """Read the items that are like *item*; where there are none, the popular list."""
         return await self._read_one(ITEM + item, "similar", OVERALL)
