@@ -13,8 +13,7 @@ from serve.access.auth import Guard
 from serve.api.app import Dispatcher
 from serve.connections.lane import Lane
 from serve.connections.protocol import Connection, Server
-from serve.deny_list import DenyListFile
-from serve.reader import TieredReader, open_reader
+from serve.reader import TieredReader
 
 LAST = b"GET /livez HTTP/1.1\r\nHost: last\r\nConnection: close\r\n\r\n"
 # What differs from one answer to the next, and is no server's choice.
@@ -71,19 +70,17 @@ class MemoryTransport(asyncio.Transport):
         return True
 
     def write_eof(self) -> None:
-        self.closed = True  # the client closes then, too
+        self.close()  # as the client does, then
 
     def get_write_buffer_size(self) -> int:
         return 0
 
 
 class Pair:
-    """A context manager: *lane* and *plain* are servers on loopback and in memory, alike but for the lane."""
+    """A context manager: *lane* and *plain* are servers, alike but for the lane, over a reader that it enters."""
 
-    def __init__(
-        self, store: Path, *, keys: Path | None = None, deny_list: Path | None = None, origins: Sequence[str] = ()
-    ) -> None:
-        self.reader = open_reader([f"file://{store}"], deny_list=DenyListFile(deny_list))
+    def __init__(self, reader: TieredReader, *, keys: Path | None = None, origins: Sequence[str] = ()) -> None:
+        self._reader = reader
         self._guard = Guard(keys, anonymous=frozenset() if keys else frozenset({"read"}))
         self._origins = origins
         self._stack = AsyncExitStack()
@@ -92,10 +89,10 @@ class Pair:
         self.plain: Server
 
     async def __aenter__(self) -> Self:
-        await self._stack.enter_async_context(self.reader)
-        await self.reader.wait_until_ready(30)
-        self.plain = self._server(self.reader, fast=False)
-        self.lane = self._server(self.reader, fast=True)
+        await self._stack.enter_async_context(self._reader)
+        await self._reader.wait_until_ready(30)
+        self.plain = self._server(fast=False)
+        self.lane = self._server(fast=True)
         return self
 
     async def __aexit__(
@@ -103,8 +100,8 @@ class Pair:
     ) -> None:
         await self._stack.aclose()
 
-    def _server(self, reader: TieredReader, *, fast: bool) -> Server:
-        dispatcher = Dispatcher(reader, self._guard, cors_origins=self._origins)
+    def _server(self, *, fast: bool) -> Server:
+        dispatcher = Dispatcher(self._reader, self._guard, cors_origins=self._origins)
         self.dispatchers.append(dispatcher)
         server = Server(dispatcher)
         dispatcher.gate = server.admit
