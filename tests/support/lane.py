@@ -13,6 +13,7 @@ from serve.access.auth import Guard
 from serve.api.app import Dispatcher
 from serve.connections.lane import Lane
 from serve.connections.protocol import Connection, Server
+from serve.processes.access_log import AccessLog
 from serve.reader import TieredReader
 
 LAST = b"GET /livez HTTP/1.1\r\nHost: last\r\nConnection: close\r\n\r\n"
@@ -79,8 +80,16 @@ class MemoryTransport(asyncio.Transport):
 class Pair:
     """A context manager: *lane* and *plain* are servers, alike but for the lane, over a reader that it enters."""
 
-    def __init__(self, reader: TieredReader, *, keys: Path | None = None, origins: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        reader: TieredReader,
+        *,
+        keys: Path | None = None,
+        origins: Sequence[str] = (),
+        access_log: AccessLog | None = None,
+    ) -> None:
         self._reader = reader
+        self._access_log = access_log
         self._guard = Guard(keys, anonymous=frozenset() if keys else frozenset({"read"}))
         self._origins = origins
         self._stack = AsyncExitStack()
@@ -101,7 +110,7 @@ class Pair:
         await self._stack.aclose()
 
     def _server(self, *, fast: bool) -> Server:
-        dispatcher = Dispatcher(self._reader, self._guard, cors_origins=self._origins)
+        dispatcher = Dispatcher(self._reader, self._guard, cors_origins=self._origins, access_log=self._access_log)
         self.dispatchers.append(dispatcher)
         server = Server(dispatcher)
         dispatcher.gate = server.admit

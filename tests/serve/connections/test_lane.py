@@ -9,8 +9,10 @@ import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from math import inf
 from pathlib import Path
 
+import orjson
 import pytest
 from hypothesis import strategies as st
 
@@ -19,6 +21,7 @@ from serve.api.app import Dispatcher
 from serve.connections.lane import FRAMES, REMEMBERED, Lane
 from serve.connections.protocol import Connection
 from serve.deny_list import DenyListFile
+from serve.processes.access_log import AccessLog
 from serve.reader import TieredReader
 from stores.catalogue import ReleaseRef
 from stores.lifecycle import publish
@@ -27,7 +30,7 @@ from stores.store import Plan, Row, Slot
 from tests.support.lane import MemoryTransport, Pair, differ_by_socket, exchange
 from tests.support.property import depths, explore
 from tests.support.remote import RemoteStore
-from tests.support.requests import GET, HOST, REAL, pieces
+from tests.support.requests import CORPUS, GET, HOST, REAL, pieces
 from tests.support.service import a_list
 from tests.support.soak import SEED
 from tests.support.stores import as_bodies
@@ -114,7 +117,7 @@ def test_whatever_comes_is_answered_as_aiohttp_answers_it(
     assert sum(taken) > len(taken) / 20, "most of what was drawn is not the lane's"
 
 
-@depths(2_000, 100_000)
+@depths(2_000, 50_000)
 def test_requests_at_random_are_answered_as_aiohttp_answers_them(
     same: Callable[..., None], known: list[bytes], examples: int
 ) -> None:
@@ -123,7 +126,7 @@ def test_requests_at_random_are_answered_as_aiohttp_answers_them(
         same(*pieces(drawn, known))
 
 
-@depths(100, 2_000)
+@depths(100, 1_000)
 def test_over_sockets_it_is_the_same(runner: asyncio.Runner, pair: Pair, known: list[bytes], examples: int) -> None:
     async def test() -> None:
         drawn, ports = random.Random(SEED), (pair.listen(pair.lane), pair.listen(pair.plain))
@@ -132,6 +135,18 @@ def test_over_sockets_it_is_the_same(runner: asyncio.Runner, pair: Pair, known: 
             assert difference is None, difference
 
     runner.run(test())
+
+
+@pytest.mark.parametrize("number", range(len(CORPUS)))
+def test_what_servers_are_known_to_read_in_two_ways_is_answered_the_same(
+    same: Callable[..., None], number: int
+) -> None:
+    whole = CORPUS[number]
+    same(whole)
+    same(whole, GET)
+    same(GET, whole, REAL)
+    for at in range(1, len(whole)):
+        same(whole[:at], whole[at:])
 
 
 @pytest.mark.parametrize("request_", [GET, REAL])
@@ -198,6 +213,22 @@ def test_a_worker_that_drains_answers_as_aiohttp_does() -> None:
             assert b"Connection: close" in await exchange(pair.lane, [GET])
 
     asyncio.run(test())
+
+
+def test_what_the_lane_answers_is_logged_as_what_aiohttp_answers(
+    runner: asyncio.Runner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def test() -> None:
+        async with Pair(await reader_of(MemoryStore()), access_log=AccessLog(1.0, inf)) as pair:
+            await exchange(pair.lane, [REAL])
+            await exchange(pair.plain, [REAL])
+
+    runner.run(test())
+    of_lane, _, of_plain, _ = map(orjson.loads, capsys.readouterr().err.splitlines())
+    for varying in ("time", "duration_ms"):
+        del of_lane[varying], of_plain[varying]
+    assert of_lane == of_plain
+    assert of_lane["request_id"] == "page-17/2"
 
 
 def test_before_a_release_is_served_nothing_is_the_lanes() -> None:
@@ -315,7 +346,7 @@ def test_a_client_that_hangs_up_meanwhile_gets_nothing_and_harms_nobody() -> Non
 def test_these_tests_reach_every_line_and_branch_of_the_lane(tmp_path: Path) -> None:
     module, data, report = inspect.getfile(Lane), tmp_path / "data", tmp_path / "report.json"
     coverage = [sys.executable, "-m", "coverage"]
-    tests = ["-m", "pytest", "-q", "-m", "not soak", "-p", "no:cacheprovider", __file__]
+    tests = ["-m", "pytest", "-q", "-m", "not soak", "-k", "not whatever_comes", "-p", "no:cacheprovider", __file__]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     run = [*coverage, "run", "--branch", f"--include={module}", f"--data-file={data}", *tests]
     subprocess.run(run, check=True, env=environment, timeout=300)
