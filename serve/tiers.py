@@ -12,7 +12,7 @@ from serve.follower import Follower, ServedRelease
 from serve.metrics import REQUEST_UNITS, Metrics
 from stores.catalogue import ReleaseRef
 from stores.deadlines import TaskDeadlines
-from stores.errors import PartUnavailable, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreUnavailable
+from stores.errors import NotInMemory, PartUnavailable, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreUnavailable
 from stores.store import LocalReader, PointReader, Reader, Slot
 from stores.urls import scheme_of
 
@@ -85,6 +85,7 @@ class Tier:
         self.keys_a_call = 1 if isinstance(reader, PointReader) else reader.batch
         """How many keys of different requests are read by one call: no more than wait for each other anyway."""
         self._metrics = metrics
+        self._got = metrics.store[name, "get", "ok"]
         self._deadlines = TaskDeadlines()
         self._fails_by_part = False
         self._damage: _Damage | None = None
@@ -123,7 +124,7 @@ class Tier:
     def _get(self, reader: LocalReader, served: ServedRelease, key: str) -> bytes | None:
         started = perf_counter()
         value = reader.get(served.ref, key)
-        self._metrics.observe_store(self.name, "get", "ok", perf_counter() - started)
+        self._metrics.observe(self._got, perf_counter() - started)
         return value if value is None else served.decode(key, value)
 
     async def read(
@@ -132,12 +133,12 @@ class Tier:
         """Read *keys* in *served*, or, where that release is gone, in what is live now.
 
         Raises StoreError when nothing could be read in time, or when the circuit is open. A store in this process is
-        not late but busy with us, so it has no deadline. *hurried*: the time is less than a store may take, so that
-        a failure says nothing of it.
+        not late but busy with us, so it has no deadline, unless its disk has to be waited for. *hurried*: the time is
+        less than a store may take, so that a failure says nothing of it.
         """
         if self._local is not None:
             with suppress(ReleaseNotFound):
-                return await self._read_local(self._local, served, keys)
+                return await self._read_local(self._local, served, keys, loop_time() + timeout_s)
         if not self.breaker.allows():
             raise StoreUnavailable(f"the circuit of {self.name} is open")
         deadline = loop_time() + timeout_s
@@ -215,7 +216,9 @@ class Tier:
         except Exception as error:  # noqa: BLE001 -- what cannot be decoded must not become a 500
             return self._unreadable(served, error)
 
-    async def _read_local(self, reader: LocalReader, served: ServedRelease, keys: Sequence[str]) -> ReadResult:
+    async def _read_local(
+        self, reader: LocalReader, served: ServedRelease, keys: Sequence[str], deadline: float
+    ) -> ReadResult:
         slots = list[Slot]()
         for start in range(0, len(keys), KEYS_AT_ONCE):
             started = perf_counter()
@@ -224,8 +227,11 @@ class Tier:
                 values = [reader.get(served.ref, key) for key in some]
             except ReleaseNotFound:
                 raise
-            except Exception:  # noqa: BLE001 -- one of them cannot be read, so each is read by itself
-                slots += [self._slot(reader, served, key) for key in some]
+            except Exception as error:  # noqa: BLE001 -- one of them cannot be read, so each is read by itself
+                each = [] if isinstance(error, NotInMemory) else [self._slot(reader, served, key) for key in some]
+                if not each or any(isinstance(slot, NotInMemory) for slot in each):
+                    each = await self._read_batch(served, some, deadline)  # which waits for the disk
+                slots += each
             else:
                 slots += [self._decoded(served, key, value) for key, value in zip(some, values, strict=True)]
                 self._metrics.observe_store(self.name, "get_many", "ok", perf_counter() - started)

@@ -88,6 +88,14 @@ def serve(
             at_least=0,
         ),
     ] = 0.0,
+    lock_memory: Annotated[
+        bool,
+        option(
+            "--lock-memory",
+            "Lock what is served of a file:// store in memory, so that nothing else on the machine can evict it; each "
+            "worker must be allowed to (ulimit -l).",
+        ),
+    ] = False,
     keys: Annotated[
         Path | None,
         option(
@@ -186,6 +194,7 @@ def serve(
         access_log_share=access_log,
         slow_request_s=None if slow_request_ms is None else slow_request_ms / 1000,
         scrub_rows_per_s=scrub_rate,
+        lock_memory=lock_memory,
         keys=keys,
         anonymous=anonymous,
         tls_cert=tls_cert,

@@ -103,6 +103,8 @@ async def work(
         settings.stores, budget_s=settings.budget_s, metrics=inherited.metrics, deny_list=inherited.deny_list
     )
     reader.warm = True
+    for tier in reader.tiers:
+        tier.follower.lock_memory = settings.lock_memory
     dispatcher = Dispatcher(reader, guard, cors_origins=settings.cors_origins, access_log=open_access_log(settings))
     handlers = dispatcher.handlers
     handlers.watched = inherited.watched
