@@ -165,10 +165,12 @@ def serving(
 
 
 @contextmanager
-def service_serving(command: Sequence[str], path: str, settings: Mapping[str, str] | None = None) -> Iterator[Server]:
-    """Run *command*, a `hotplate serve`, with one worker on free ports of loopback, as `serving` does."""
+def service_serving(
+    command: Sequence[str], path: str, settings: Mapping[str, str] | None = None, *, workers: int = 1
+) -> Iterator[Server]:
+    """Run *command*, a `hotplate serve`, on free ports of loopback, as `serving` does."""
     port, admin_port = free_port(), free_port()
-    options = ["--port", str(port), "--admin-port", str(admin_port), "--workers", "1", "--drain-delay", "0"]
+    options = ["--port", str(port), "--admin-port", str(admin_port), "--workers", str(workers), "--drain-delay", "0"]
     with serving([*command, *options], port, path, settings) as server:
         yield replace(server, admin_url=f"http://127.0.0.1:{admin_port}")
 

@@ -56,6 +56,9 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 8080
     workers: int = 1
+    pin_workers: bool = False
+    """Whether each worker keeps to a CPU of its own, of those that the service may use."""
+
     budget_s: float = BUDGET_S
     """What one request may spend on reads, all stores together."""
 

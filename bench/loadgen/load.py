@@ -56,10 +56,11 @@ class Paths:
 
 @dataclass(frozen=True, slots=True)
 class Gets:
-    """GETs of one path, in which `{key}` is the id that was drawn."""
+    """GETs of one path, in which `{key}` is the id that was drawn; each has the next of the `varying` headers, too."""
 
     path: str
     keys: Keys
+    varying: Sequence[Mapping[str, str]] = ()
 
     def __post_init__(self) -> None:
         """Refuse what is no path with a {key} in it."""
@@ -70,8 +71,9 @@ class Gets:
     def rendered(self, host: str, headers: Mapping[str, str]) -> Iterator[bytes]:
         """See `Requests`."""
         before, _, after = self.path.partition(KEY)
-        head, tail = f"GET {before}".encode(), after.encode() + _tail(host, headers)
-        for key in self.keys:
+        head = f"GET {before}".encode()
+        tails = [after.encode() + _tail(host, {**headers, **changing}) for changing in self.varying or ({},)]
+        for key, tail in zip(self.keys, itertools.cycle(tails), strict=False):
             yield head + quote(key, safe="").encode() + tail
 
 

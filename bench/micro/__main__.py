@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bench.micro import cosmos, generator, guards, http_peer, overload, publishing, redis
+from bench.micro import cosmos, generator, guards, hot_path, http_peer, overload, publishing, redis
 from bench.micro.rounds import Effort, Figure, Outcome, Unmeasured, at_most
 from bench.report import machine
 
@@ -67,6 +67,7 @@ BENCHMARKS: dict[str, Measure] = {
     "in_process": measure_in_process,
     "http_peer": http_peer.measure,
     "guards": guards.measure,
+    "hot_path": hot_path.measure,
     "files": publishing.measure_files,
     "redis_service": redis.measure_service,
     "redis_reads": redis.measure_reads,

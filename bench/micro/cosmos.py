@@ -214,6 +214,8 @@ def read_by(client: Client, seconds: float, *, aligned: bool = False) -> tuple[S
 # The service over Cosmos DB beside the same lists out of files
 
 SERVICE_RU = 100_000
+# What a request may take of the service's CPU, its read by plain HTTP included.
+CPU_US_PER_GET = 30
 # Few enough that responses are not late on a quiet machine.
 CONNECTIONS = 32
 FILES, PLAIN, SECURE = "file://", "cosmos+http://", "cosmos+https://"
@@ -247,7 +249,8 @@ def service_figures(taken: Mapping[str, Sequence[Reads]]) -> Iterator[Figure]:
     """Name the figures of each store, and what Cosmos DB takes beyond files, round by round."""
     samples = {name: [one.sample for one in reads] for name, reads in taken.items()}
     for name, reads in taken.items():
-        yield from figures(f"GET, {name}", samples[name], each="request")
+        cpu_goal = at_most(CPU_US_PER_GET) if name == PLAIN else None
+        yield from figures(f"GET, {name}", samples[name], each="request", cpu_goal=cpu_goal)
         yield from late_figures(f"GET, {name}", reads)
     for name in (PLAIN, SECURE):
         yield cpu_difference(f"GET, {name} - {FILES}", samples[name], samples[FILES])

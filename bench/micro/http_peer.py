@@ -7,7 +7,8 @@ import argparse
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import uvloop
@@ -43,12 +44,17 @@ def measure(effort: Effort) -> list[Outcome]:
     with tempfile.TemporaryDirectory() as folder:
         store = f"file://{folder}/store"
         publish_to(store, SERVED, SERVED.values())
-        port = free_port()
-        with hotplate_serving(store) as hotplate:
-            copy_of = ["--port", str(port), "--like", hotplate.url]
-            plain = [sys.executable, "-m", "bench.micro.http_peer", *copy_of]
-            with serving(plain, port, PATHS[0]) as peer, on_core(1):
-                return compare(hotplate, peer, PATHS, effort)
+        with hotplate_serving(store) as hotplate, peer_serving(hotplate) as peer, on_core(1):
+            return compare(hotplate, peer, PATHS, effort)
+
+
+@contextmanager
+def peer_serving(like: Server) -> Iterator[Server]:
+    """Run the peer on the first core, with copies of the responses for PATHS."""
+    port = free_port()
+    command = [sys.executable, "-m", "bench.micro.http_peer", "--port", str(port), "--like", like.url]
+    with serving(command, port, PATHS[0]) as peer:
+        yield peer
 
 
 def compare(hotplate: Server, peer: Server, paths: Sequence[str], effort: Effort) -> list[Outcome]:

@@ -56,11 +56,11 @@ def share(folder: Path, users: int) -> tuple[list[float], list[Memory]]:
         for worker in workers:
             stack.callback(worker.kill)
             step_ms(worker)
-        before = [memory_of(worker) for worker in workers]
+        before = [memory_of(worker.pid) for worker in workers]
         open_ms = [step_ms(start(worker)) for worker in workers]
         for worker in [start(worker) for worker in workers]:
             step_ms(worker)
-        after = [memory_of(worker) for worker in workers]
+        after = [memory_of(worker.pid) for worker in workers]
     return open_ms, [{kind: a[kind] - b[kind] for kind in KINDS} for a, b in zip(after, before, strict=True)]
 
 
@@ -80,9 +80,9 @@ def step_ms(worker: Process) -> float:
     return float(line)
 
 
-def memory_of(worker: Process) -> Memory:
-    """Return what a worker has now, in MB (10^6 bytes)."""
-    return parse_memory(Path(f"/proc/{worker.pid}/smaps_rollup").read_text())
+def memory_of(pid: int) -> Memory:
+    """Return what a process has now, in MB (10^6 bytes)."""
+    return parse_memory(Path(f"/proc/{pid}/smaps_rollup").read_text())
 
 
 def parse_memory(rollup: str) -> Memory:

@@ -16,6 +16,7 @@ import numpy as np
 from bench.lists import key_of
 from bench.loadgen.generator import run
 from bench.loadgen.load import Load
+from bench.loadgen.result import Result
 from bench.process import Server, service_serving
 from stores.keys import USER
 
@@ -197,19 +198,16 @@ def path_of(user: int) -> str:
 
 
 @contextmanager
-def hotplate_serving(store: str) -> Iterator[Server]:
-    """Serve the store at this URL with one worker on the first core; it is up once the first user's list is served."""
-    with service_serving([*HOTPLATE, "serve", "--store", store], path_of(0)) as server:
+def hotplate_serving(store: str, *options: str, workers: int = 1) -> Iterator[Server]:
+    """Serve the store at this URL on the first core; it is up once the first user's list is served."""
+    with service_serving([*HOTPLATE, "serve", "--store", store, *options], path_of(0), workers=workers) as server:
         yield server
 
 
 def read(
     server: Server, paths: Sequence[str], duration_s: float, *, rate: float | None = None, connections: int = 64
 ) -> Reads:
-    """Send GETs of *paths* in turn at *rate* requests/s, or without a rate as many as the server takes.
-
-    Raises RuntimeError for a single error, because errors are cheap.
-    """
+    """Send GETs of *paths* in turn at *rate* requests/s, or without a rate as many as the server takes."""
     load = Load(
         url=server.url,
         paths=paths,
@@ -219,17 +217,23 @@ def read(
         headers=HEADERS,
         observe=("source",),
     )
-    before_s = server.cpu_s()
-    result = run(load)
-    if result.errors or not result.ok:
-        raise RuntimeError(f"{server.url} gave {result.ok} responses and errors: {dict(result.errors)}")
+    result, sample = run_at(server, load)
     p50_s, p99_s = np.percentile(np.asarray(result.latencies_s), (50, 99))
     return Reads(
-        Sample(result.ok_rate, (server.cpu_s() - before_s) * 1e6 / result.ok),
+        sample,
         p50_us=float(p50_s) * 1e6,
         p99_us=float(p99_s) * 1e6,
         popular=result.seen["source"].get("popular", 0) / result.ok,
     )
+
+
+def run_at(server: Server, load: Load) -> tuple[Result, Sample]:
+    """Run a load, and count the server's CPU. Raises RuntimeError for a single error, because errors are cheap."""
+    before_s = server.cpu_s()
+    result = run(load)
+    if result.errors or not result.ok:
+        raise RuntimeError(f"{server.url} gave {result.ok} responses and errors: {dict(result.errors)}")
+    return result, Sample(result.ok_rate, (server.cpu_s() - before_s) * 1e6 / result.ok)
 
 
 def late_figures(what: str, reads: Sequence[Reads]) -> list[Figure]:

@@ -29,6 +29,14 @@ def serve(
             "--workers", "Share the port among this many processes; best one for each core.", at_least=1, at_most=256
         ),
     ] = 1,
+    pin_workers: Annotated[
+        bool,
+        option(
+            "--pin-workers",
+            "Keep each worker on a CPU of its own, of those that the service may use; for machines and pods that have "
+            "these CPUs to themselves.",
+        ),
+    ] = False,
     budget: Annotated[
         float, option("--budget", "Spend at most this many seconds on the reads of one request.", at_least=0.001)
     ] = 0.05,
@@ -185,6 +193,7 @@ def serve(
         host,
         port,
         workers,
+        pin_workers=pin_workers,
         budget_s=budget,
         drain_delay_s=drain_delay,
         drain_s=drain,

@@ -20,6 +20,8 @@ T = TypeVar("T")
 # How often the loop is measured, how late it may be, and how much work it takes on from one tick to the next where a
 # queue stands: a tenth of the time that the reads of a request may take.
 TICK_S = 0.005
+# How often it is measured while nothing comes, so that what does nothing takes no time of others on its core.
+IDLE_TICK_S = 0.05
 # What part of the newest measurement goes into what a read is thought to cost.
 NEWEST = 0.25
 # What a read costs at the least, as long as nothing is known.
@@ -66,6 +68,7 @@ class Admission:
         self._waiting_since = 0.0
         self._refused_at = -inf
         self._timer: asyncio.TimerHandle | None = None
+        self._pause_s = TICK_S
         self._due = self._on_time_at = self._read_refused_at = -inf
         self._cpu_s = 0.0
         self._is_late = False
@@ -73,12 +76,13 @@ class Admission:
     def start(self) -> None:
         """Measure from now on."""
         self._on_time_at = monotonic()
-        self._measure_again(self._on_time_at, thread_time())
+        self._measure_again(self._on_time_at, thread_time(), TICK_S)
 
     def stop(self) -> None:
         """Measure no more; nothing is shed any more for its delay."""
         if self._timer is not None:
             self._timer.cancel()
+            self._pause_s = TICK_S
         self.reads_left, self._is_late = inf, False
 
     def admits_read(self, now: float) -> bool:
@@ -127,6 +131,9 @@ class Admission:
     def _run(self) -> None:
         self._running += 1
         self._has_batches = True
+        if self._pause_s > TICK_S and self._timer is not None:
+            self._timer.cancel()  # of a tick that is far, as nothing came until now
+            self._measure_again(monotonic(), thread_time(), TICK_S)
 
     def _end(self) -> None:
         self._running -= 1
@@ -198,25 +205,31 @@ class Admission:
         self._is_late = min(late_s, worked_s) > TICK_S
         if not self._is_late:
             self._on_time_at = now
-        if worked_s > IDLE_SHARE * (TICK_S + late_s):
+        elif self._pause_s > TICK_S:
+            self._on_time_at = self._due - TICK_S  # nothing was late as long as nothing came
+        if worked_s > IDLE_SHARE * (self._pause_s + late_s):
             self._limit = max(FEWEST, self._limit * 3 // 4)
         elif self._waiting:
             self._limit = min(MOST, self._limit + 1)
         self.ticks += 1
-        self._measure_again(now, cpu_s)
-        self._learn_cost(worked_s)
+        is_idle = not self._learn_cost(worked_s) and not self._running and not self._waiting
         stands = now - self._on_time_at > INTERVAL_S or now - self._read_refused_at < INTERVAL_S
         self.reads_left = max(1.0, TICK_S / max(self._read_s, LEAST_READ_S)) if stands else inf
+        self._measure_again(now, cpu_s, IDLE_TICK_S if is_idle and not stands else TICK_S)
         self._hand_on()
 
-    def _learn_cost(self, worked_s: float) -> None:
-        """Adapt what a read costs to a tick without batches; what refusals took is a part of that."""
+    def _learn_cost(self, worked_s: float) -> int:
+        """Adapt what a read costs to a tick without batches; what refusals took is a part of that.
+
+        Returns how many requests began in the tick.
+        """
         requests = self._count_requests()
         begun, self._requests = requests - self._requests, requests
         if begun and not self._has_batches:
             self._read_s += (worked_s / begun - self._read_s) * (NEWEST if self._read_s else 1.0)
         self._has_batches = self._running > 0
+        return begun
 
-    def _measure_again(self, now: float, cpu_s: float) -> None:
-        self._due, self._cpu_s = now + TICK_S, cpu_s
-        self._timer = asyncio.get_running_loop().call_later(TICK_S, self._tick)
+    def _measure_again(self, now: float, cpu_s: float, pause_s: float) -> None:
+        self._due, self._cpu_s, self._pause_s = now + pause_s, cpu_s, pause_s
+        self._timer = asyncio.get_running_loop().call_later(pause_s, self._tick)

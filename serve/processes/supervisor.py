@@ -71,6 +71,7 @@ def serve(settings: Settings, announce: Callable[[str, str], None]) -> None:
         connect(url)  # a wrong URL is better known here than in every worker
     if settings.lock_memory:
         _check_lockable(settings.stores)
+    cpus = cpus_of_workers(settings)
     raise_descriptor_limit()
     guard = guard_of(settings, verifier_of(settings.oidc_issuer, settings.oidc_audience))
     certificate = certificate_of(settings)
@@ -92,7 +93,25 @@ def serve(settings: Settings, announce: Callable[[str, str], None]) -> None:
         Metrics(settings.workers, tier_names(settings.stores)),
         SharedStates(settings.workers, len(settings.stores)),
     )
-    _Supervisor(inherited, listener, admin, partial(announce, *urls)).run()
+    _Supervisor(inherited, listener, admin, cpus, partial(announce, *urls)).run()
+
+
+def cpus_of_workers(settings: Settings) -> list[set[int]]:
+    """Return the CPU of each worker, of those that this process may use; nothing where they are not pinned.
+
+    Raises ServiceMisused for more pinned workers than CPUs, and where a process cannot be pinned at all.
+    """
+    if not settings.pin_workers:
+        return []
+    if not hasattr(os, "sched_getaffinity"):
+        raise ServiceMisused("--pin-workers needs Linux; leave it out")
+    usable = sorted(os.sched_getaffinity(0))
+    if settings.workers > len(usable):
+        raise ServiceMisused(
+            f"--pin-workers gives each worker a CPU of its own, and there are {len(usable)} for {settings.workers} "
+            f"workers; give at most --workers {len(usable)}"
+        )
+    return [{cpu} for cpu in usable[: settings.workers]]
 
 
 def _url(host: str, listener: socket.socket, certificate: Certificate | None) -> str:
@@ -121,12 +140,18 @@ class _Supervisor:
     """
 
     def __init__(
-        self, inherited: Inheritance, held: socket.socket, admin: socket.socket, announce: Callable[[], None]
+        self,
+        inherited: Inheritance,
+        held: socket.socket,
+        admin: socket.socket,
+        cpus: Sequence[set[int]],
+        announce: Callable[[], None],
     ) -> None:
         self._inherited = inherited
         self._settings = settings = inherited.settings
         self._held = held
         self._admin = admin
+        self._cpus = cpus
         self._announce: Callable[[], None] | None = announce
         self._admin_number = settings.workers
         self._children = dict[int, _Child]()
@@ -168,6 +193,8 @@ class _Supervisor:
             try:
                 os.close(self._lifeline_held)
                 self._held.close()
+                if self._cpus and not is_admin:
+                    os.sched_setaffinity(0, self._cpus[number])
                 _name_process(self._name(number))
                 if is_admin:
                     _run(administer(self._inherited, listener, self._lifeline))

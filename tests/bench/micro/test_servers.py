@@ -15,7 +15,7 @@ from aiohttp import web
 from bench.loadgen.generator import run
 from bench.loadgen.load import Load
 from bench.loadgen.result import Result
-from bench.micro import cosmos, generator, http_peer, publishing, redis
+from bench.micro import c_peers, cosmos, generator, hot_path, http_peer, publishing, redis
 from bench.micro.rounds import ROUTE, Effort, Figure, Outcome, Reads, Sample, Unmeasured
 from bench.process import free_port, redis_serving, serving
 from tests.support.soak import scaled
@@ -103,6 +103,72 @@ def test_the_service_is_measured_beside_its_peer(temporary: Path) -> None:
     assert str(compared.goal) == "≥ 0.75"
     assert compared.met is (compared.median >= 0.75)
     assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.soak
+@needs_redis
+def test_the_hot_path_is_measured_beside_what_is_installed(temporary: Path) -> None:
+    outcomes = hot_path.measure(SOAKED)
+    measured = {one.name: one for one in outcomes if isinstance(one, Figure)}
+    assert {program for program in ("nginx", "webdis", "wrk") if c_peers.missing(program) is None} == {
+        program for program in ("nginx", "webdis", "wrk") if any(program in name for name in measured)
+    }
+    assert not any(one.failed for one in outcomes if isinstance(one, Unmeasured))
+    assert all(value > 0 for figure in measured.values() for value in figure.values if "lag" not in figure.name)
+    goals = {name.removeprefix("hot path").strip(", "): str(one.goal) for name, one in measured.items() if one.goal}
+    assert (
+        goals.items()
+        >= {
+            "changing headers, hotplate / aiohttp: rate": "≥ 3",
+            "at half of its capacity, p99.9: with a flip / without": "≤ 2",
+            "two workers on one core / one: CPU": "≤ 1.1",
+        }.items()
+    )
+    assert list(temporary.iterdir()) == []
+
+
+def test_without_what_is_written_in_c_there_are_reasons_and_the_rest_of_the_figures(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(c_peers, "path_of", lambda _: None)
+    sample = Sample(100.0, 10.0)
+    taken = {f"{name}, {what}": [sample] for name in ("hotplate", "aiohttp") for what in hot_path.LOADS}
+    outcomes = [*hot_path.saturated_figures(taken), *hot_path.measure_redis(SMALL)]
+    reasons = {one.name: one.reason for one in outcomes if isinstance(one, Unmeasured) and not one.failed}
+    assert len(reasons) == len(hot_path.LOADS) + 2
+    assert all("apt-get install" in reason for reason in reasons.values())
+    figures = {one.name: one for one in outcomes if isinstance(one, Figure)}
+    assert figures["hot path, changing headers, hotplate / aiohttp: rate"].met is False
+
+
+def test_headers_that_change_are_sent_in_turn_and_the_keys_go_on() -> None:
+    load = hot_path.loads_of(SMALL, {"X-API-Key": "k"})[hot_path.CHANGING]
+    requests = [bytes(request) for _, request in zip(range(10), load.rendered(), strict=False)]
+    assert len({request.partition(b"traceparent: ")[2][:55] for request in requests}) == 10
+    assert len({request.partition(b" HTTP/1.1")[0] for request in requests}) > 1
+    assert all(request.count(b"\r\nX-API-Key: k\r\n") == 1 for request in requests)
+
+
+@pytest.mark.skipif(c_peers.missing("nginx") is not None, reason="no nginx on this machine")
+def test_nginx_gives_the_response_that_it_was_given() -> None:
+    body = b'{"user":"1","items":[]}'
+    with c_peers.nginx_serving(body, RESPONSE_HEADERS) as nginx:
+        given, headers = http_peer.fetch(nginx.url)
+        assert given == body
+        assert {name: headers[name] for name in RESPONSE_HEADERS} == RESPONSE_HEADERS
+    with pytest.raises(ValueError, match="more than text"), c_peers.nginx_serving(b"$uri", RESPONSE_HEADERS):
+        pass
+
+
+@pytest.mark.skipif(c_peers.missing("wrk") is not None, reason="no wrk on this machine")
+def test_wrk_sends_the_requests_that_it_is_given_and_its_errors_are_ours() -> None:
+    port, request = free_port(), b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n"
+    with serving([sys.executable, "-m", "bench.micro.generator", "--port", str(port)], port, "/") as one:
+        count, duration_s = c_peers.run_wrk(one.url, [request], 0.1)
+        assert duration_s == 1
+        assert count > 1
+    with pytest.raises(RuntimeError, match="unable to connect"):
+        c_peers.run_wrk(one.url, [request], 0.1)
 
 
 @pytest.mark.soak
@@ -239,6 +305,8 @@ def test_what_cosmos_takes_beyond_files_is_taken_round_by_round() -> None:
     assert figures["GET, cosmos+http:// - file://: CPU"] == [20.0, 30.0]
     assert figures["GET, cosmos+https:// - file://: CPU"] == [30.0, 40.0]
     assert figures["GET, cosmos+http://: rate"] == [10_000, 9_000]
+    goals = {figure.name: str(figure.goal) for figure in cosmos.service_figures(taken) if figure.goal}
+    assert goals == {"GET, cosmos+http://: CPU": "≤ 30"}
 
 
 @pytest.mark.soak

@@ -17,7 +17,7 @@ from aiohttp import ClientSession
 
 from serve.api.app import Dispatcher
 from serve.api.problems import Problem
-from serve.connections.admission import Admission, ClientGone
+from serve.connections.admission import IDLE_TICK_S, TICK_S, Admission, ClientGone
 from serve.connections.protocol import Server
 from serve.reader import TieredReader
 from stores.memory import MemoryStore
@@ -56,6 +56,35 @@ class Gate:
                 self.begun.append(name)
 
         return asyncio.create_task(resumed())
+
+
+async def test_the_loop_is_measured_seldom_until_something_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, gate, pauses = asyncio.get_running_loop(), Gate(), list[float]()
+    call_later = loop.call_later
+
+    def recording(pause_s: float, callback: Callable[..., object]) -> asyncio.TimerHandle:
+        pauses.append(pause_s)
+        return call_later(pause_s, callback)
+
+    monkeypatch.setattr(loop, "call_later", recording)
+    gate.admission.start()
+    while pauses[-1] != IDLE_TICK_S:
+        await asyncio.sleep(0)
+    gate.requests += 1
+    while pauses[-1] != TICK_S:
+        await asyncio.sleep(0)
+    while pauses[-1] != IDLE_TICK_S:
+        await asyncio.sleep(0)
+    batch = gate.batch("a")
+    while not gate.begun:
+        await asyncio.sleep(0)
+    assert pauses[-1] == TICK_S
+    gate.end.set()
+    assert await batch == "a"
+    gate.admission.stop()
+    count = len(pauses)
+    await gate.batch("b")
+    assert len(pauses) == count
 
 
 def measured(test: Callable[[Gate], Coroutine[Any, Any, None]]) -> None:

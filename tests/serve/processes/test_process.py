@@ -14,6 +14,9 @@ import pytest
 
 from hotplate.cli.terminal import print_error
 from serve.connections.listeners import CannotListen, _why_not, reserve
+from serve.errors import ServiceMisused
+from serve.processes.supervisor import serve
+from serve.settings import Settings
 from stores.catalogue import ReleaseId
 from stores.file.store import LmdbStore
 from tests.support.service import Service, a_list, publish_lists, running, serving
@@ -67,6 +70,37 @@ def test_a_worker_that_dies_is_replaced_and_the_metrics_stay(folder: Path) -> No
         assert 'hotplate_lookups_total{outcome="hit",source="personal"} 10.0' in text
         assert "ended with -9" in service.log.read_text()
         assert service.stop() == 0
+
+
+def test_pinned_workers_have_a_cpu_each_also_those_that_replace_others(folder: Path) -> None:
+    usable = sorted(os.sched_getaffinity(0))
+    count = min(2, len(usable))
+
+    def wait_until_pinned(service: Service, *, without: int = 0) -> list[int]:
+        deadline = time.monotonic() + 20
+        while True:
+            with suppress(ProcessLookupError):  # of one that ended just now
+                cpus = {pid: os.sched_getaffinity(pid) for pid in service.workers()}
+                if without not in cpus and sorted(cpus.values(), key=min) == [{cpu} for cpu in usable[:count]]:
+                    return list(cpus)
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    with running(folder, "--workers", str(count), "--pin-workers") as service:
+        killed = wait_until_pinned(service)[0]
+        os.kill(killed, signal.SIGKILL)
+        wait_until_pinned(service, without=killed)
+        (admin,) = set(service.processes()) - set(service.workers())
+        assert os.sched_getaffinity(admin) == set(usable)
+    with running(folder) as service:
+        assert os.sched_getaffinity(service.workers()[0]) == set(usable)
+
+
+def test_more_pinned_workers_than_cpus_are_refused_with_what_to_do(folder: Path) -> None:
+    usable = len(os.sched_getaffinity(0))
+    settings = Settings((f"file://{folder}",), workers=usable + 1, pin_workers=True)
+    with pytest.raises(ServiceMisused, match=f"at most --workers {usable}"):
+        serve(settings, lambda _url, _admin: None)
 
 
 def test_a_worker_that_replaces_another_answers_nothing_before_it_has_a_release(folder: Path) -> None:
