@@ -354,3 +354,26 @@ def test_these_tests_reach_every_line_and_branch_of_the_lane(tmp_path: Path) -> 
     (found,) = json.loads(report.read_text())["files"].values()
     assert found["missing_lines"] == found["missing_branches"] == []
     assert found["summary"]["num_branches"] > 20
+
+
+@pytest.mark.soak
+def test_without_the_lane_the_service_passes_the_tests_of_what_the_lane_answers(tmp_path: Path) -> None:
+    folder = Path(__file__).parents[1]
+    some = ["api/test_http.py", "access/test_security.py", "access/test_rates.py", "processes/test_metrics.py",
+            "processes/test_access_log.py", "test_selection.py", "test_deny_list.py"]  # fmt: skip
+    tests = [str(folder / name) for name in some]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-m",
+        "not soak",
+        "-p",
+        "no:cacheprovider",
+        f"--basetemp={tmp_path}/t",
+    ]
+    settings = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    settings["HOTPLATE_NO_FAST_LANE"] = "1"
+    run = subprocess.run([*command, *tests], env=settings, timeout=600, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout[-3000:]
