@@ -32,8 +32,9 @@ class Deadlines(Generic[Item]):
         return due
 
     def _end(self, tick: int) -> None:
-        for item in self._due.pop(tick):
-            self._expire(item)
+        due = self._due.pop(tick)
+        while due:  # *expire* may discard others, and the item itself
+            self._expire(due.pop())
 
 
 class TaskDeadlines:

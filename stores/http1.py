@@ -9,6 +9,7 @@ import asyncio
 import re
 import ssl
 from collections import deque
+from collections.abc import Callable
 from typing import Generic, Literal, NamedTuple, Protocol, TypeVar, cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
@@ -263,7 +264,64 @@ class Transport(Protocol):
         ...
 
 
-Pending = asyncio.Future[Response]
+class Pending(asyncio.Future[Response]):
+    """The response to one request; whoever cancels it waits for it no longer, and it is dropped when it comes."""
+
+    __slots__ = ("connection", "due", "idle_s", "listener", "pool")
+
+    due: "set[Pending]"
+    """Where its deadline is kept."""
+
+    def __init__(self, pool: "ConnectionPool", loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop=loop)
+        self.pool = pool
+        self.connection: Connection[Pending] | None = None
+        """The one that carries the request, once there is one."""
+
+        self.idle_s = 0.0
+        """How long that had been idle."""
+
+        self.listener: Callable[[asyncio.Future[Response]], None] | None = None
+        """Called when it is done, not cancelled: at once, where a callback would cost another turn of the loop."""
+
+    def succeed(self, response: Response) -> None:
+        """Set the response."""
+        self.set_result(response)
+        self._end()
+
+    def fail(self, failure: RequestFailed) -> None:
+        """Set why there is none."""
+        self.set_exception(failure)
+        self._end()
+
+    def _end(self) -> None:
+        self.due.discard(self)
+        listener, self.listener = self.listener, None  # which may know us: a cycle would keep the response for long
+        if listener is not None:
+            listener(self)
+
+    def cancel(self, msg: object = None) -> bool:
+        if not super().cancel(msg):
+            return False
+        self.due.discard(self)
+        self.listener = None
+        self.pool.abandon(self)
+        return True
+
+
+def start(transport: Transport, message: bytes, timeout_s: float) -> asyncio.Future[Response]:
+    """Begin what `Transport.request` does, without a task where the transport needs none."""
+    if isinstance(transport, ConnectionPool):
+        return transport.start(message, timeout_s)
+    return asyncio.ensure_future(transport.request(message, timeout_s))
+
+
+def when_done(response: asyncio.Future[Response], listener: Callable[[asyncio.Future[Response]], None]) -> None:
+    """Have *listener* called, once, with what `start` has returned when that is done; it must not raise."""
+    if isinstance(response, Pending) and not response.done():
+        response.listener = listener
+    else:
+        response.add_done_callback(listener)
 
 
 class ConnectionPool:
@@ -288,36 +346,27 @@ class ConnectionPool:
         self._closed = False
 
     async def request(self, message: bytes, timeout_s: float) -> Response:
-        """Send the bytes of one request and wait for its response; RequestFailed where there is none in *timeout_s*.
+        """See `Transport`; nothing is sent twice: only the caller knows whether that would do harm."""
+        return await self.start(message, timeout_s)
 
-        A response that is not waited for any more is dropped when it comes. Nothing is sent twice: only the caller
-        knows whether that would do harm.
-        """
+    def start(self, message: bytes, timeout_s: float) -> Pending:
+        """Send a request as `request` does, and return what its response, or RequestFailed, will come to."""
         loop = asyncio.get_running_loop()
         now = loop.time()
-        pending: Pending = loop.create_future()
-        due = self._deadlines.add(pending, now + timeout_s)
-        kept, idle_s = None, 0.0
-        try:
-            if self._idle:
-                kept = self._idle.pop()
-                idle_s, kept.sent_at = now - kept.sent_at, now
-                kept.send(message, pending)
-            else:
-                self._waiting.append((message, pending))
-                self._go_on(now)
-            return await pending
-        except RequestFailed as failure:
-            self._abandon(pending)
-            if kept is not None and idle_s > STALE_S and failure.kind == "reset" and not kept.head:
-                failure.stale = True
-                self._drop_idle(now - STALE_S)  # these have probably ended, too
-            raise
-        except BaseException:
-            self._abandon(pending)
-            raise
-        finally:
-            due.discard(pending)
+        pending = Pending(self, loop)
+        pending.due = self._deadlines.add(pending, now + timeout_s)
+        if self._idle:
+            connection = self._idle.pop()
+            pending.idle_s = now - connection.sent_at
+            self._send(connection, message, pending, now)
+        else:
+            self._waiting.append((message, pending))
+            self._go_on(now)
+        return pending
+
+    def _send(self, connection: Connection[Pending], message: bytes, pending: Pending, now: float) -> None:
+        pending.connection, connection.sent_at = connection, now
+        connection.send(message, pending)
 
     async def close(self) -> None:
         """Close every connection; what is in flight fails as `reset`, and what comes after as `connect`."""
@@ -335,14 +384,13 @@ class ConnectionPool:
     def _expire(self, pending: Pending) -> None:
         """Fail a request that should have had its response by now."""
         if not pending.done():
-            pending.set_exception(RequestFailed("timeout", self._host))
+            pending.fail(RequestFailed("timeout", self._host))
+            self.abandon(pending)
 
-    def _abandon(self, pending: Pending) -> None:
+    def abandon(self, pending: Pending) -> None:
         """Keep the connection of a request that nobody waits for from others until its response has come."""
-        if not pending.cancel() and not pending.cancelled():
-            pending.exception()  # seen, even where the caller was cancelled in the same turn
-        connection = next((one for one in self._open if one.tag is pending), None)
-        if connection is None:
+        connection = pending.connection
+        if connection is None or connection.tag is not pending:
             return
         if len(self._late) >= self._size * LATE_SHARE:
             connection.fail("timeout")
@@ -395,7 +443,7 @@ class ConnectionPool:
             if not pending.done():
                 failure = RequestFailed(kind, self._host)
                 failure.__cause__ = cause
-                pending.set_exception(failure)
+                pending.fail(failure)
 
     def _sweep_idle(self) -> None:
         loop = asyncio.get_running_loop()
@@ -415,10 +463,9 @@ class ConnectionPool:
                 return
         self._open.add(connection)
         while self._waiting:
-            request, pending = self._waiting.popleft()
+            message, pending = self._waiting.popleft()
             if not pending.done():
-                connection.sent_at = asyncio.get_running_loop().time()
-                connection.send(request, pending)
+                self._send(connection, message, pending, asyncio.get_running_loop().time())
                 return
         self._idle.append(connection)
 
@@ -427,11 +474,16 @@ class ConnectionPool:
             self._failing = False
             self._backoff.reset()
         if not tag.done():
-            tag.set_result(Response(connection.status, connection.head, connection.body))
+            tag.succeed(Response(connection.status, connection.head, connection.body))
 
     def on_failure(self, tag: Pending, kind: Kind) -> None:
-        if not tag.done():
-            tag.set_exception(RequestFailed(kind, self._host))
+        connection = tag.connection
+        if tag.done() or connection is None:
+            return
+        stale = kind == "reset" and tag.idle_s > STALE_S and not connection.head
+        if stale:
+            self._drop_idle(connection.sent_at - STALE_S)  # these have probably ended, too
+        tag.fail(RequestFailed(kind, self._host, stale=stale))
 
     def on_closed(self, connection: Connection[Pending], *, unsolicited: bool) -> None:
         del unsolicited  # whatever it sent, it carries no request of ours

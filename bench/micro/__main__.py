@@ -77,6 +77,7 @@ BENCHMARKS: dict[str, Measure] = {
     "generator": generator.measure,
     "cosmos_emulator": cosmos.measure_emulator,
     "cosmos_reads": cosmos.measure_reads,
+    "cosmos_lookups": cosmos.measure_lookups,
     "cosmos_service": cosmos.measure_service,
     "cosmos_publishing": cosmos.measure_publishing,
 }

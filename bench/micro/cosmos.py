@@ -24,6 +24,7 @@ from azure.cosmos.aio import CosmosClient
 from azure.cosmos.documents import ConnectionPolicy
 
 from bench.cosmos_emulator.auth import WELL_KNOWN_KEY
+from bench.lists import Shape, key_of
 from bench.micro.http_peer import PATHS, SERVED
 from bench.micro.publishing import DATA, RECIPE, publish_to
 from bench.micro.rounds import (
@@ -48,6 +49,7 @@ from bench.micro.rounds import (
 from bench.micro.spent import run
 from bench.process import emulator_serving, on_core
 from stores.cosmos.rest import RestClient
+from stores.cosmos.store import open_url
 from stores.cosmos.url import parse
 from stores.errors import StoreThrottled
 
@@ -207,6 +209,61 @@ def read_by(client: Client, seconds: float, *, aligned: bool = False) -> tuple[S
             with watch.running():
                 await asyncio.gather(*(reader(first) for first in range(IN_FLIGHT)))
         return watch.sample(done), done
+
+    return uvloop.run(timed())
+
+
+# Lookups by the store, as the service makes them: those of one turn of the event loop are one call
+
+LOOKED_UP = Shape(256, items=20, title_chars=17)
+BATCHES = (1, 8, 32)
+# Opens connections.
+WARM_UP_S = 0.2
+
+
+def measure_lookups(effort: Effort) -> list[Outcome]:
+    """Look lists up in calls of 1, 8 and 32 keys, 32 keys in flight at a time."""
+    with emulator_serving(core=0) as server, on_core(1):
+        url = f"cosmos+{server.url}/{DATABASE}?ru={PLENTY_RU}"
+        publish_to(url, LOOKED_UP, LOOKED_UP.values())
+        variants = {str(batch): partial(looked_up, url, batch, effort.round_s) for batch in BATCHES}
+        taken = interleave(variants, effort.rounds)
+    return [
+        figure
+        for batch, samples in taken.items()
+        for figure in figures(f"cosmos lookups by {batch}", samples, each="key")
+    ]
+
+
+def looked_up(url: str, batch: int, seconds: float) -> Sample:
+    """Look up for so many seconds, in calls of *batch* keys. RuntimeError where a list is missing."""
+
+    async def timed() -> Sample:
+        store, done, watch = open_url(url, ChargeSum()), 0, Stopwatch()
+        live = (await store.catalogue()).live_ref
+        if live is None:
+            raise RuntimeError(f"{url} has no live release")
+        keys = [key_of(user) for user in range(LOOKED_UP.users)]
+        calls = itertools.cycle([keys[start : start + batch] for start in range(0, len(keys), batch)])
+
+        async def look_up(until: float) -> None:
+            nonlocal done
+            while time.perf_counter() < until:
+                if not all(
+                    isinstance(slot, bytes) for slot in await store.get_many(live, next(calls), timeout_s=TIMEOUT_S)
+                ):
+                    raise RuntimeError("a list is missing")
+                done += batch
+
+        async def look_all_up(until: float) -> None:
+            await asyncio.gather(*(look_up(until) for _ in range(max(BATCHES) // batch)))
+
+        await look_all_up(time.perf_counter() + WARM_UP_S)
+        done = 0
+        with watch.running():
+            await look_all_up(time.perf_counter() + seconds)
+        await store.close()
+        return watch.sample(done)
 
     return uvloop.run(timed())
 

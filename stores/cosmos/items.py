@@ -4,6 +4,7 @@ A row's id, which is its partition key, is `KIND.` and its ID in base64url: lett
 else in a container has a name without a dot. A value is text where it is valid UTF-8 and shorter so, else base64.
 """
 
+import asyncio
 import re
 from base64 import urlsafe_b64encode
 from binascii import Error as NotBase64
@@ -16,6 +17,7 @@ import orjson
 from stores.catalogue import DraftRef, ReleaseRef
 from stores.cosmos.charges import SYSTEM_BYTES
 from stores.errors import ReleaseCorrupt, ReleaseNotFound, StoreFull
+from stores.http1 import Response
 from stores.keys import check_kind
 
 Item = dict[str, Any]
@@ -67,6 +69,25 @@ class Account(NamedTuple):
     """Those that can be read, in the order in which lookups try them."""
 
 
+class StartedRead(Protocol):
+    """A point read under way. Most end with `take`, which costs no task; `finish` is for what takes more than that."""
+
+    response: asyncio.Future[Response]
+    """Done when there is something to take, or to finish."""
+
+    def take(self) -> Item | None:
+        """Return what the response brought; raises whatever it likes, and has done nothing, where that is no item."""
+        ...
+
+    async def finish(self) -> Item | None:
+        """Return what `Items.read` would, or raise; to be called instead, or after `take` has raised."""
+        ...
+
+    def cut_off(self) -> None:
+        """Give up: its caller waits for it no longer."""
+        ...
+
+
 class Items(Protocol):
     """The items of one database: `RestClient`, or the simulated account of a dry run.
 
@@ -80,6 +101,10 @@ class Items(Protocol):
 
         *fresh* is for publishers: it sees what this client wrote, from the region that takes writes.
         """
+        ...
+
+    def start_read(self, container: str, name: str, timeout_s: float) -> StartedRead | None:
+        """Begin what `read` does; None where it must wait for something else first."""
         ...
 
     async def read_nearest(self, container: str, name: str, timeout_s: float) -> tuple[Item | None, bool]:

@@ -9,6 +9,7 @@ import asyncio
 import ssl
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -41,7 +42,7 @@ from stores.cosmos.requests import (
 from stores.cosmos.topology import AccountTopology, Region
 from stores.cosmos.url import Address, Offer, Throughput, minimum_ru
 from stores.errors import StoreError, StoreMisused
-from stores.http1 import ConnectionPool, Response, Transport
+from stores.http1 import ConnectionPool, Response, Transport, start
 from stores.store import Observer
 
 # At most, to one endpoint: enough for 2,500 reads/s from a continent away, at 50 ms each.
@@ -105,6 +106,29 @@ class RestClient:
         item, region = await self._read_nearest(container, name, timeout_s)
         return item, region.endpoint is self._topology.write_endpoint
 
+    def start_read(self, container: str, name: str, timeout_s: float) -> "_Read | None":
+        region = self._topology.nearest
+        if region is None or self._signer.needs_token():
+            return None
+        return self._start(region, container, name, asyncio.get_running_loop().time() + timeout_s)
+
+    def _start(self, region: Region, container: str, name: str, due_s: float) -> "_Read":
+        began_s = asyncio.get_running_loop().time()
+        endpoint = region.endpoint
+        response = start(endpoint.transport, endpoint.requests.point_read(container, name), due_s - began_s)
+        return _Read(self, container, name, region, began_s, due_s, response)
+
+    def take(self, read: "_Read") -> Item | None:
+        """See `StartedRead`; raises RequestFailed or MalformedResponse where `finish_read` knows better."""
+        response = read.response.result()
+        item = item_in(response, read.name) if response.status == 200 else None
+        if item is None and not is_absent(response):
+            raise MalformedResponse("no item")
+        self._translator.charge(response)
+        if read.region.failures:
+            self._topology.record_success(read.region)
+        return item
+
     async def _read_nearest(self, container: str, name: str, timeout_s: float) -> tuple[Item | None, Region]:
         loop = asyncio.get_running_loop()
         due_s = loop.time() + timeout_s
@@ -112,23 +136,38 @@ class RestClient:
         if region is None or self._signer.needs_token():
             region = await self._topology.nearest_region(timeout_s)
             await region.endpoint.ensure_token(due_s - loop.time())
-        began_s = loop.time()
+        return await self.finish_read(self._start(region, container, name, due_s))
+
+    async def finish_read(self, read: "_Read") -> tuple[Item | None, Region]:
+        """Await a read's response, and read in another region where this one is sick; return also who responded."""
+        loop = asyncio.get_running_loop()
         try:
-            return await self._read_in(region, container, name, due_s), region
+            return await self._read_in(read.region, read.container, read.name, read.due_s, read.response), read.region
         except CosmosUnavailable as error:
-            other = self._topology.fail_over(region, error.kind, began_s)
-            if other is None or loop.time() > due_s - MIN_TIMEOUT_S:
+            other = self._topology.fail_over(read.region, error.kind, read.began_s)
+            if other is None or loop.time() > read.due_s - MIN_TIMEOUT_S:
                 raise
         except asyncio.CancelledError:
-            if loop.time() - began_s >= (due_s - began_s) * CUT_OFF_SHARE:
-                self._topology.fail_over(region, "timeout", began_s)
+            self.note_cut_off(read)
             raise
-        return await self._read_in(other, container, name, due_s), other
+        return await self._read_in(other, read.container, read.name, read.due_s), other
 
-    async def _read_in(self, region: Region, container: str, name: str, due_s: float) -> Item | None:
+    def note_cut_off(self, read: "_Read") -> None:
+        """Count a read that was cut off against its region, where it had had most of its time."""
+        if asyncio.get_running_loop().time() - read.began_s >= (read.due_s - read.began_s) * CUT_OFF_SHARE:
+            self._topology.fail_over(read.region, "timeout", read.began_s)
+
+    async def _read_in(
+        self,
+        region: Region,
+        container: str,
+        name: str,
+        due_s: float,
+        first: asyncio.Future[Response] | None = None,
+    ) -> Item | None:
         endpoint = region.endpoint
         build = partial(endpoint.requests.point_read, container, name)
-        response = await endpoint.send(build, due_s, retry_stale=True)
+        response = await endpoint.send(build, due_s, retry_stale=True, first=first)
         if response.status == 401 and await endpoint.renew_token(response, due_s):
             response = await endpoint.send(build, due_s)
         try:
@@ -275,6 +314,29 @@ class RestClient:
             if response.header(b"x-ms-substatus") == b"%d" % SESSION_NOT_AVAILABLE:
                 self._sessions.refuse(container, asyncio.get_running_loop().time())
         return error
+
+
+@dataclass(slots=True)
+class _Read:
+    """A point read in the nearest region, and when it began and ends by the loop's clock; see `StartedRead`."""
+
+    client: RestClient
+    container: str
+    name: str
+    region: Region
+    began_s: float
+    due_s: float
+    response: asyncio.Future[Response]
+
+    def take(self) -> Item | None:
+        return self.client.take(self)
+
+    async def finish(self) -> Item | None:
+        return (await self.client.finish_read(self))[0]
+
+    def cut_off(self) -> None:
+        if self.response.cancel():
+            self.client.note_cut_off(self)
 
 
 class SessionTokens:

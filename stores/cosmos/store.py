@@ -23,6 +23,7 @@ from stores.cosmos.items import (
     Item,
     Items,
     ItemWritten,
+    StartedRead,
     container_of,
     name_of,
     value_of,
@@ -33,6 +34,7 @@ from stores.cosmos.retry import RateLimiter, Retrier
 from stores.cosmos.rows import ReleaseRows
 from stores.cosmos.url import MANUAL_MIN, Address, Offer, Throughput, parse
 from stores.errors import ReleaseConflict, StoreError, StoreMisused
+from stores.http1 import Response, when_done
 from stores.prices import Bill
 from stores.store import (
     Advised,
@@ -101,10 +103,11 @@ class CosmosStore(Advised, Examined, Inventoried, PointReader, Polled, Provision
     async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
         container = container_of(release)
         within_s, attempt_s = (timeout_s, timeout_s) if timeout_s is not None else (PATIENCE_S, READ_DEADLINE_S)
-        if len(keys) == 1:  # a task costs as much as a third of the read
-            slots = [await self._read_slot(container, keys[0], within_s, attempt_s)]
+        names = [name_of(key) for key in keys]
+        if len(keys) == 1:  # with nobody beside it, it may as well be awaited
+            slots = [await self._read_slot(container, names[0], self._clock() + within_s, attempt_s)]
         else:
-            slots = await asyncio.gather(*(self._read_slot(container, key, within_s, attempt_s) for key in keys))
+            slots = await self._read_slots(container, names, self._clock() + within_s, attempt_s)
         failed = 0
         for slot in slots:
             if isinstance(slot, StoreError):
@@ -115,22 +118,42 @@ class CosmosStore(Advised, Examined, Inventoried, PointReader, Polled, Provision
             raise slots[0]
         return slots
 
-    async def _read_slot(self, container: str, key: str, within_s: float, attempt_s: float) -> Slot:
+    async def _read_slots(
+        self, container: str, names: Sequence[str], give_up_at: float, attempt_s: float
+    ) -> list[Slot]:
+        """Point-read several keys side by side, without a task for those that one response is enough for."""
+
+        def read_on(name: str, read: StartedRead | None) -> asyncio.Task[Slot]:
+            return asyncio.create_task(self._read_slot(container, name, give_up_at, attempt_s, read))
+
+        lookup = _Lookup(len(names), read_on)
+        try:
+            for place, name in enumerate(names):
+                try:
+                    lookup.add(place, name, self._items.start_read(container, name, attempt_s))
+                except StoreError as error:
+                    lookup.slots[place] = error
+            return await lookup.result()
+        except BaseException:
+            lookup.cut_off()
+            raise
+
+    async def _read_slot(
+        self, container: str, name: str, give_up_at: float, attempt_s: float, first: StartedRead | None = None
+    ) -> Slot:
         """Point-read one key, so that it holds up or fails no other; a failure that may pass is tried once more."""
-        give_up_at = self._clock() + within_s
-        name = name_of(key)
         try:
             try:
-                item = await self._items.read(container, name, attempt_s)
+                item = await (self._items.read(container, name, attempt_s) if first is None else first.finish())
             except (CosmosThrottled, CosmosUnavailable) as error:
                 pause_s = _retry_pause_s(error)
                 if pause_s is None or self._clock() + pause_s + MIN_RETRY_S > give_up_at:
                     return error
                 await asyncio.sleep(pause_s)
                 item = await self._items.read(container, name, min(attempt_s, give_up_at - self._clock()))
-            return None if item is None else value_of(item)
         except StoreError as error:
             return error
+        return _slot_of(item)
 
     async def catalogue(self) -> Catalogue:
         return await self._retrier.call(self._catalogue.read)
@@ -262,6 +285,58 @@ class CosmosStore(Advised, Examined, Inventoried, PointReader, Polled, Provision
         return CosmosSimulation(self._address, self._charges, found, error, CosmosStore)
 
 
+class _Lookup:
+    """Point reads of one call. Most take one response, and no task, which would cost as much as all else but sending.
+
+    A read that takes more goes on by *read_on*, in a task of its own, as soon as that shows: no key holds up another.
+    """
+
+    def __init__(self, count: int, read_on: Callable[[str, StartedRead | None], asyncio.Task[Slot]]) -> None:
+        self.slots: list[Slot] = [None] * count
+        self._read_on = read_on
+        self._reads = list[StartedRead]()
+        self._tasks = dict[int, asyncio.Task[Slot]]()
+        self._missing = 0
+        self._complete: asyncio.Future[None] | None = None
+
+    def add(self, place: int, name: str, read: StartedRead | None) -> None:
+        """Await one read more; one that could not be started begins in its task."""
+        if read is None:
+            self._tasks[place] = self._read_on(name, None)
+            return
+        self._reads.append(read)
+        self._missing += 1
+        when_done(read.response, partial(self._take, place, name, read))
+
+    def _take(self, place: int, name: str, read: StartedRead, response: asyncio.Future[Response]) -> None:
+        if response.cancelled():
+            return
+        try:
+            self.slots[place] = _slot_of(read.take())
+        except Exception:  # noqa: BLE001 -- whatever it is, the task meets it again, and treats or raises it
+            self._tasks[place] = self._read_on(name, read)
+        self._missing -= 1
+        if not self._missing and self._complete is not None and not self._complete.done():
+            self._complete.set_result(None)
+
+    async def result(self) -> list[Slot]:
+        """Return a slot for each read, once all are there."""
+        if self._missing:
+            self._complete = asyncio.get_running_loop().create_future()
+            await self._complete
+        if self._tasks:
+            for place, slot in zip(self._tasks, await asyncio.gather(*self._tasks.values()), strict=True):
+                self.slots[place] = slot
+        return self.slots
+
+    def cut_off(self) -> None:
+        """Give up what is not there yet."""
+        for read in self._reads:
+            read.cut_off()
+        for task in self._tasks.values():
+            task.cancel()
+
+
 class _CatalogueItem:
     """The catalogue as one item of a small container of its own; lives as long as its store."""
 
@@ -329,6 +404,13 @@ def open_url(url: str, observer: Observer | None = None) -> CosmosStore:
     client = RestClient(address, observer)
     read_offer = client.offer if address.key is not None and address.arm is None else None
     return CosmosStore(address, client, partial(open_containers, address, client), read_offer)
+
+
+def _slot_of(item: Item | None) -> Slot:
+    try:
+        return None if item is None else value_of(item)
+    except StoreError as error:
+        return error
 
 
 def _retry_pause_s(error: CosmosThrottled | CosmosUnavailable) -> float | None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from stores.http1 import Connection, ConnectionPool, RequestFailed
+from stores.http1 import Connection, ConnectionPool, RequestFailed, Response, start, when_done
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Charge: 1\r\n\r\nok"
 
@@ -96,6 +96,32 @@ async def test_a_caller_that_gives_up_leaves_no_answer_for_the_next() -> None:
             await asyncio.wait_for(pool.request(REQUEST, 5), 0.05)
         assert not pool._open
         assert (await pool.request(REQUEST, 5)).body == b"ok"
+
+
+async def test_requests_that_are_late_in_the_same_tick_all_fail_and_each_reports_once() -> None:
+    failed = list[asyncio.Future[Response]]()
+    async with serving(b"") as (pool, _):
+        requests = [start(pool, REQUEST, 0.02) for _ in range(5)]
+        for request in requests:
+            when_done(request, failed.append)
+        for request in requests:
+            with pytest.raises(RequestFailed, match="timeout"):
+                await request
+        assert len(failed) == len(set(failed)) == 5
+
+
+async def test_a_request_that_is_cancelled_is_not_listened_to_and_its_answer_met_by_nobody() -> None:
+    heard_of = list[asyncio.Future[Response]]()
+    async with serving(b"", ANSWER) as (pool, heard):
+        request = start(pool, REQUEST, 5)
+        when_done(request, heard_of.append)
+        while not heard:
+            await asyncio.sleep(0.001)
+        assert request.cancel()
+        assert not request.cancel()
+        assert len(pool._late) == 1
+        assert (await pool.request(REQUEST, 5)).body == b"ok"
+        assert not heard_of
 
 
 async def test_closing_fails_what_is_in_flight() -> None:

@@ -292,6 +292,12 @@ def test_every_client_of_cosmos_reads_and_ours_costs_less() -> None:
     assert measured["cosmos reads, hotplate / azure-cosmos as it comes: CPU"].median < 1
 
 
+def test_lookups_in_cosmos_have_their_figures_by_how_many_keys_a_call_has() -> None:
+    measured = named(cosmos.measure_lookups(SMALL))
+    assert [name for name in measured if name.endswith("CPU")] == [f"cosmos lookups by {n}: CPU" for n in (1, 8, 32)]
+    assert all(value > 0 for figure in measured.values() for value in figure.values)
+
+
 def test_what_cosmos_takes_beyond_files_is_taken_round_by_round() -> None:
     def reads(rate_per_s: float, cpu_us: float) -> Reads:
         return Reads(Sample(rate_per_s, cpu_us), p50_us=1.0, p99_us=1.0, popular=0.0)

@@ -133,3 +133,33 @@ def test_a_read_without_a_deadline_is_tried_again_after_it_was_late_and_one_with
             assert loop.time() - began == pytest.approx(given_up_s, abs=0.01)
 
     with_simulation(work)
+
+
+def test_a_throttled_key_is_read_once_more_while_another_is_still_waited_for() -> None:
+    async def work(account: SimulatedAccount) -> None:
+        store, loop = await filled(account, ru=10_000), asyncio.get_running_loop()
+        account.misbehave(
+            {"kind": "slow", "delay_ms": 10_000, "partition": "0", "operation": READ},
+            {"kind": "throttle", "for_s": 0.01, "retry_after_ms": 20, "operation": READ},
+        )
+        began = loop.time()
+        slots = await store.get_many(ref(R), KEYS, timeout_s=0.05)
+        assert loop.time() - began <= 0.0501
+        for key, slot in zip(KEYS, slots, strict=True):
+            if partition_of(account, key) == "1":
+                assert slot == key.encode()
+
+    with_simulation(work)
+
+
+def test_what_is_cut_off_leaves_nothing_under_way() -> None:
+    async def work(account: SimulatedAccount) -> None:
+        store = await filled(account)
+        account.misbehave({"kind": "throttle", "share": 0.5, "retry_after_ms": 20, "operation": READ})
+        before = asyncio.all_tasks()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(store.get_many(ref(R), KEYS, timeout_s=5.0), 0.01)
+        await asyncio.sleep(0)
+        assert asyncio.all_tasks() == before
+
+    with_simulation(work)
