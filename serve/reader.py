@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, Self
 from serve.deny_list import DenyListFile, DenyListInvalid
 from serve.follower import ServedRelease
 from serve.lookups import Deadline, Lookups, Origin
-from serve.metrics import ERROR, HIT, MISS, Metrics
+from serve.metrics import CACHE_SHARED, ERROR, HIT, MISS, Metrics
 from serve.processes.states import Reporter
 from serve.tiers import StoreObserver, Tier, loop_time, tier_names
 from serve.watched import following
@@ -24,7 +24,7 @@ from stores.connect import connect
 from stores.encoding import Item, decode, is_empty
 from stores.errors import ReleaseCorrupt, StoreError, StoreMisused, StoreUnavailable
 from stores.keys import ITEM, OVERALL, USER, check_id
-from stores.store import Reader, Slot
+from stores.store import LocalReader, Reader, Slot
 
 log = logging.getLogger(__name__)
 
@@ -101,11 +101,17 @@ class TieredReader:
         budget_s: float = BUDGET_S,
         metrics: Metrics | None = None,
         deny_list: DenyListFile | None = None,
+        cache_bytes: int = 0,
     ) -> None:
-        """Take the stores by the names of their tiers, the counters that all workers share, and what is denied."""
+        """Take the stores by the names of their tiers, the counters that all workers share, and what is denied.
+
+        The stores that are not in this process have a cache of *cache_bytes*, in equal parts.
+        """
         self.metrics = metrics or Metrics(1, list(stores))
         self.deny_list = deny_list or DenyListFile()
-        self.tiers = [Tier(name, store, self.metrics) for name, store in stores.items()]
+        remote = sum(not isinstance(store, LocalReader) for store in stores.values())
+        part = cache_bytes // max(1, remote)
+        self.tiers = [Tier(name, store, self.metrics, part) for name, store in stores.items()]
         self.following = list[asyncio.Task[None]]()
         """The tasks that follow the live releases; one of them ends only by a defect."""
         self.warm = False
@@ -236,7 +242,7 @@ class TieredReader:
             if served is None:
                 continue
             try:
-                served, slots = await tier.read(
+                served, slots = await tier.read_through(
                     served, keys, deadline.share_s(len(self.tiers) - index), hurried=deadline.hurried
                 )
             except ReleaseCorrupt:
@@ -277,6 +283,8 @@ class TieredReader:
 
     def _settle(self, waiters: Sequence[_Waiter], origin: Origin | None, body: bytes | None) -> None:
         """Hand a list to those who wait for it; see `Lookups`."""
+        if len(waiters) > 1 and origin is not None:
+            self.metrics.count_cached(origin[0].name, CACHE_SHARED, len(waiters) - 1)
         for source, segment, deliver in waiters:
             if origin is None:
                 found = self._first(segment, "error")
@@ -319,6 +327,7 @@ def open_reader(
     budget_s: float = BUDGET_S,
     metrics: Metrics | None = None,
     deny_list: DenyListFile | None = None,
+    cache_bytes: int = 0,
 ) -> TieredReader:
     """Connect to the stores at *urls*, the first to be read first; nothing is read before the reader is entered.
 
@@ -327,7 +336,7 @@ def open_reader(
     names = tier_names(urls)
     metrics = metrics or Metrics(1, names)
     stores = {name: connect(url, StoreObserver(name, metrics)) for name, url in zip(names, urls, strict=True)}
-    return TieredReader(stores, budget_s=budget_s, metrics=metrics, deny_list=deny_list)
+    return TieredReader(stores, budget_s=budget_s, metrics=metrics, deny_list=deny_list, cache_bytes=cache_bytes)
 
 
 @dataclass(frozen=True, slots=True)

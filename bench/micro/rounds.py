@@ -198,8 +198,11 @@ def path_of(user: int) -> str:
 
 @contextmanager
 def hotplate_serving(store: str) -> Iterator[Server]:
-    """Serve the store at this URL with one worker on the first core; it is up once the first user's list is served."""
-    with service_serving([*HOTPLATE, "serve", "--store", store], path_of(0)) as server:
+    """Serve the store at this URL with one worker on the first core; it is up once the first user's list is served.
+
+    Without a cache: what is measured reads the store, as the others beside it do.
+    """
+    with service_serving([*HOTPLATE, "serve", "--store", store, "--cache-mb", "0"], path_of(0)) as server:
         yield server
 
 
