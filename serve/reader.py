@@ -78,12 +78,9 @@ class EncodedList(NamedTuple):
 Deliver = Callable[[EncodedList], None]
 
 
-class _Waiter(NamedTuple):
-    """Who waits for a list: what it is a list of, whose popular one is in its place, and where it goes."""
-
-    source: str
-    segment: str
-    deliver: Deliver
+# Who waits for a list: what it is to be called, whose popular one is in its place, and where it goes. As there is one
+# for each lookup, it is a plain tuple.
+_Waiter = tuple[str, str, Deliver]
 
 
 class TieredReader:
@@ -192,7 +189,7 @@ class TieredReader:
         For what is not `at_hand`, which raises where nothing can be. What cannot be read is the popular list of
         *segment*, with the status `error`.
         """
-        self._lookups.add(key, _Waiter(source, segment, deliver))
+        self._lookups.add(key, (source, segment, deliver))
 
     async def personal(self, user: str, segment: str = OVERALL) -> EncodedList:
         """Read one user's list; where there is none, or the user is denied, the popular list of *segment*."""
@@ -273,7 +270,7 @@ class TieredReader:
         if found is not None:
             return found
         future: asyncio.Future[EncodedList] = asyncio.get_running_loop().create_future()
-        waiter = _Waiter(source, segment, partial(_resolve, future))
+        waiter = source, segment, partial(_resolve, future)
         deadline = self._deadline()
         if deadline.hurried:
             await self._lookups.read(key, waiter, deadline)

@@ -233,15 +233,20 @@ class Tier:
         self._metrics.count_corrupt(self.name)
         self.report_damage(served, error, cause)
 
-    def _decoded(self, served: ServedRelease, key: str, slot: Slot) -> Slot:
-        if not isinstance(slot, bytes):
-            if isinstance(slot, ReleaseCorrupt):
-                self._count_damage(served, slot)
-            return slot
-        try:
-            return served.decode(key, slot)
-        except Exception as error:  # noqa: BLE001 -- what cannot be decoded must not become a 500
-            return self._unreadable(served, error)
+    def _decoded(self, served: ServedRelease, keys: Sequence[str], slots: Sequence[Slot]) -> list[Slot]:
+        """Decode slots in one loop, as a call for each takes as long again as the decoding."""
+        decode, decoded = served.decode, list[Slot]()
+        for key, slot in zip(keys, slots, strict=True):
+            if isinstance(slot, bytes):
+                try:
+                    decoded.append(decode(key, slot))
+                except Exception as error:  # noqa: BLE001 -- what cannot be decoded must not become a 500
+                    decoded.append(self._unreadable(served, error))
+            else:
+                if isinstance(slot, ReleaseCorrupt):
+                    self._count_damage(served, slot)
+                decoded.append(slot)
+        return decoded
 
     async def _read_local(self, reader: LocalReader, served: ServedRelease, keys: Sequence[str]) -> ReadResult:
         slots = list[Slot]()
@@ -255,7 +260,7 @@ class Tier:
             except Exception:  # noqa: BLE001 -- one of them cannot be read, so each is read by itself
                 slots += [self._slot(reader, served, key) for key in some]
             else:
-                slots += [self._decoded(served, key, value) for key, value in zip(some, values, strict=True)]
+                slots += self._decoded(served, some, values)
                 self._metrics.observe_store(self.name, "get_many", "ok", perf_counter() - started)
             if start + KEYS_AT_ONCE < len(keys):
                 await asyncio.sleep(0)  # others are served in between
@@ -306,7 +311,7 @@ class Tier:
             raise
         finally:
             self._metrics.observe_store(self.name, "get_many", outcome, perf_counter() - started)
-        slots = [self._decoded(served, key, slot) for key, slot in zip(keys, slots, strict=True)]
+        slots = self._decoded(served, keys, slots)
         if self._cache is not None:
             self._cache.put(served, keys, slots)
             self._metrics.count_cached(self.name, CACHE_MISS, len(keys))
