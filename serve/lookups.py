@@ -151,7 +151,7 @@ class Lookups(Generic[Waiter]):
         served = tier.follower.served
         if served is None:
             return keys
-        missed = [key for key in keys if batch.has_missed(key, served)] if batch.missed else []
+        missed = {key for key in keys if batch.has_missed(key, served)} if batch.missed else set[str]()
         wanted = [key for key in keys if key not in missed] if missed else keys
         if not wanted:
             return keys
@@ -167,7 +167,7 @@ class Lookups(Generic[Waiter]):
         waiting, settle, rest = batch.waiting, self._settle, list[str]()
         for key, slot in zip(keys, slots, strict=True):
             if isinstance(slot, bytes) and not is_empty(slot):
-                settle(waiting.pop(key), origin, slot)
+                settle(waiting.pop(key, ()), origin, slot)
             else:
                 rest.append(key)
                 if not isinstance(slot, StoreError):

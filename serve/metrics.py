@@ -30,6 +30,8 @@ SHED = (
 )  # fmt: skip
 OPERATIONS = ("get", "get_many")
 OUTCOMES = ("ok", "gone", "error")
+# What a lookup found in the cache of a store: its list, a read of it on its way, or nothing.
+CACHED = (CACHE_HIT, CACHE_SHARED, CACHE_MISS) = "hit", "shared", "miss"
 SOURCES = ("personal", "similar", "popular")
 LOOKUP_OUTCOMES = ("hit", "miss", "error")
 HIT, MISS, ERROR = range(len(LOOKUP_OUTCOMES))
@@ -76,7 +78,9 @@ class Metrics:
         self.scrub = {labels: scrub_start + n for n, labels in enumerate(product(tiers, SCRUB))}
         shed_start = scrub_start + len(self.scrub)
         self.shed = {reason: shed_start + n for n, reason in enumerate(SHED)}
-        self._slot_cells = shed_start + len(self.shed)
+        cached_start = shed_start + len(self.shed)
+        self.cached = {labels: cached_start + n for n, labels in enumerate(product(tiers, CACHED))}
+        self._slot_cells = cached_start + len(self.cached)
         self._cells = memoryview(mmap.mmap(-1, workers * self._slot_cells * 8)).cast("d")
         self._workers = workers
         self.use_slot(0)
@@ -102,6 +106,10 @@ class Metrics:
     def count_lookup(self, source: str, outcome: str, lists: int = 1) -> None:
         """Count lists: where they came from, and whether they are what was requested."""
         self._own[LOOKUPS[source, outcome]] += lists
+
+    def count_cached(self, tier: str, outcome: str, lists: int = 1) -> None:
+        """Count lookups that could be answered without a read of a tier's store; *outcome* is one of CACHED."""
+        self._own[self.cached[tier, outcome]] += lists
 
     def count_attempt(self, tier: str, what: str, amount: float = 1.0) -> None:
         """Count one attempt of a tier's store, or add the request units that it cost."""

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, Self
 from serve.deny_list import DenyListFile, DenyListInvalid
 from serve.follower import ServedRelease
 from serve.lookups import Deadline, Lookups, Origin
-from serve.metrics import ERROR, HIT, MISS, Metrics
+from serve.metrics import CACHE_SHARED, ERROR, HIT, MISS, Metrics
 from serve.processes.states import Reporter
 from serve.tiers import StoreObserver, Tier, loop_time, tier_names
 from serve.watched import following
@@ -24,7 +24,7 @@ from stores.connect import connect
 from stores.encoding import Item, decode, is_empty
 from stores.errors import ReleaseCorrupt, StoreError, StoreMisused, StoreUnavailable
 from stores.keys import ITEM, OVERALL, USER, check_id
-from stores.store import Reader, Slot
+from stores.store import LocalReader, Reader, Slot
 
 log = logging.getLogger(__name__)
 
@@ -78,12 +78,9 @@ class EncodedList(NamedTuple):
 Deliver = Callable[[EncodedList], None]
 
 
-class _Waiter(NamedTuple):
-    """Who waits for a list: what it is a list of, whose popular one is in its place, and where it goes."""
-
-    source: str
-    segment: str
-    deliver: Deliver
+# Who waits for a list: what it is to be called, whose popular one is in its place, and where it goes. As there is one
+# for each lookup, it is a plain tuple.
+_Waiter = tuple[str, str, Deliver]
 
 
 class TieredReader:
@@ -101,11 +98,17 @@ class TieredReader:
         budget_s: float = BUDGET_S,
         metrics: Metrics | None = None,
         deny_list: DenyListFile | None = None,
+        cache_bytes: int = 0,
     ) -> None:
-        """Take the stores by the names of their tiers, the counters that all workers share, and what is denied."""
+        """Take the stores by the names of their tiers, the counters that all workers share, and what is denied.
+
+        The stores that are not in this process have a cache of *cache_bytes*, in equal parts.
+        """
         self.metrics = metrics or Metrics(1, list(stores))
         self.deny_list = deny_list or DenyListFile()
-        self.tiers = [Tier(name, store, self.metrics) for name, store in stores.items()]
+        remote = sum(not isinstance(store, LocalReader) for store in stores.values())
+        part = cache_bytes // max(1, remote)
+        self.tiers = [Tier(name, store, self.metrics, part) for name, store in stores.items()]
         self.following = list[asyncio.Task[None]]()
         """The tasks that follow the live releases; one of them ends only by a defect."""
         self.warm = False
@@ -186,7 +189,7 @@ class TieredReader:
         For what is not `at_hand`, which raises where nothing can be. What cannot be read is the popular list of
         *segment*, with the status `error`.
         """
-        self._lookups.add(key, _Waiter(source, segment, deliver))
+        self._lookups.add(key, (source, segment, deliver))
 
     async def personal(self, user: str, segment: str = OVERALL) -> EncodedList:
         """Read one user's list; where there is none, or the user is denied, the popular list of *segment*."""
@@ -236,7 +239,7 @@ class TieredReader:
             if served is None:
                 continue
             try:
-                served, slots = await tier.read(
+                served, slots = await tier.read_through(
                     served, keys, deadline.share_s(len(self.tiers) - index), hurried=deadline.hurried
                 )
             except ReleaseCorrupt:
@@ -267,7 +270,7 @@ class TieredReader:
         if found is not None:
             return found
         future: asyncio.Future[EncodedList] = asyncio.get_running_loop().create_future()
-        waiter = _Waiter(source, segment, partial(_resolve, future))
+        waiter = source, segment, partial(_resolve, future)
         deadline = self._deadline()
         if deadline.hurried:
             await self._lookups.read(key, waiter, deadline)
@@ -277,6 +280,8 @@ class TieredReader:
 
     def _settle(self, waiters: Sequence[_Waiter], origin: Origin | None, body: bytes | None) -> None:
         """Hand a list to those who wait for it; see `Lookups`."""
+        if len(waiters) > 1 and origin is not None:
+            self.metrics.count_cached(origin[0].name, CACHE_SHARED, len(waiters) - 1)
         for source, segment, deliver in waiters:
             if origin is None:
                 found = self._first(segment, "error")
@@ -319,6 +324,7 @@ def open_reader(
     budget_s: float = BUDGET_S,
     metrics: Metrics | None = None,
     deny_list: DenyListFile | None = None,
+    cache_bytes: int = 0,
 ) -> TieredReader:
     """Connect to the stores at *urls*, the first to be read first; nothing is read before the reader is entered.
 
@@ -327,7 +333,7 @@ def open_reader(
     names = tier_names(urls)
     metrics = metrics or Metrics(1, names)
     stores = {name: connect(url, StoreObserver(name, metrics)) for name, url in zip(names, urls, strict=True)}
-    return TieredReader(stores, budget_s=budget_s, metrics=metrics, deny_list=deny_list)
+    return TieredReader(stores, budget_s=budget_s, metrics=metrics, deny_list=deny_list, cache_bytes=cache_bytes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,9 @@ class Settings:
     budget_s: float = BUDGET_S
     """What one request may spend on reads, all stores together."""
 
+    cache_bytes: int = 64 << 20
+    """What each worker keeps of the lists that it read from stores over a network; 0 for nothing."""
+
     drain_delay_s: float = 5.0
     """How long a service that is stopped by SIGTERM goes on accepting while it says that it is not ready: until whoever
     sends it requests has noticed."""

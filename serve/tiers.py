@@ -8,8 +8,9 @@ from time import perf_counter
 from typing import NamedTuple
 
 from serve.breaker import FAILURES, FAILURES_OF_PARTS, Breaker
+from serve.cache import NOT_CACHED, Cache
 from serve.follower import Follower, ServedRelease
-from serve.metrics import REQUEST_UNITS, Metrics
+from serve.metrics import CACHE_HIT, CACHE_MISS, REQUEST_UNITS, Metrics
 from stores.catalogue import ReleaseRef
 from stores.deadlines import TaskDeadlines
 from stores.errors import NotInMemory, PartUnavailable, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreUnavailable
@@ -25,7 +26,6 @@ STORE_SHARE = 0.9
 # A circuit that opens time and again, as that of a store with too little throughput does, is logged no more often.
 LOG_EVERY_S = 60.0
 
-_NOT_LOCAL = StoreError("the store is not in this process")
 _UNREADABLE = StoreError("the value cannot be read")
 
 
@@ -76,7 +76,8 @@ class StoreObserver:
 class Tier:
     """One store of a service, by the name that answers give; lives as long as its worker, on one loop."""
 
-    def __init__(self, name: str, reader: Reader, metrics: Metrics) -> None:
+    def __init__(self, name: str, reader: Reader, metrics: Metrics, cache_bytes: int = 0) -> None:
+        """Keep at most *cache_bytes* of the lists of a store that is not in this process."""
         self.name = name
         self.follower = Follower(reader)
         self.breaker = Breaker(loop_time)
@@ -84,6 +85,7 @@ class Tier:
         self._local = reader if isinstance(reader, LocalReader) else None
         self.keys_a_call = 1 if isinstance(reader, PointReader) else reader.batch
         """How many keys of different requests are read by one call: no more than wait for each other anyway."""
+        self._cache = Cache(cache_bytes, loop_time) if cache_bytes and self._local is None else None
         self._metrics = metrics
         self._got = metrics.store[name, "get", "ok"]
         self._deadlines = TaskDeadlines()
@@ -103,17 +105,27 @@ class Tier:
             return self._damage.sentence
         return error
 
+    @property
+    def cache_bytes(self) -> int | None:
+        """How much of the store is in the cache; None where there is no cache."""
+        return None if self._cache is None else self._cache.bytes
+
     async def close(self) -> None:
         """Close the store."""
         await self._reader.close()
 
     def get(self, served: ServedRelease, key: str) -> Slot:
-        """Read one key at once where the store is in this process; a StoreError where it takes a `read`.
+        """Read one key at once, of a store in this process or out of the cache; a StoreError where it takes a `read`.
 
         That says what is wrong with a key that is damaged, and counts it.
         """
         if self._local is None:
-            return _NOT_LOCAL
+            if self._cache is None:
+                return NOT_CACHED
+            slot = self._cache.get(served, key)
+            if slot is not NOT_CACHED:
+                self._metrics.count_cached(self.name, CACHE_HIT)
+            return slot
         try:
             return self._get(self._local, served, key)
         except StoreError as error:
@@ -126,6 +138,22 @@ class Tier:
         value = reader.get(served.ref, key)
         self._metrics.observe(self._got, perf_counter() - started)
         return value if value is None else served.decode(key, value)
+
+    async def read_through(
+        self, served: ServedRelease, keys: Sequence[str], timeout_s: float, *, hurried: bool = False
+    ) -> ReadResult:
+        """Read *keys* as `read` does, but for those that the cache has of the same release."""
+        if self._cache is None:
+            return await self.read(served, keys, timeout_s, hurried=hurried)
+        slots = [self.get(served, key) for key in keys]
+        missing = [place for place, slot in enumerate(slots) if slot is NOT_CACHED]
+        if missing:
+            result = await self.read(served, [keys[place] for place in missing], timeout_s, hurried=hurried)
+            if result.served is not served:
+                return await self.read(result.served, keys, timeout_s, hurried=hurried)
+            for place, slot in zip(missing, result.slots, strict=True):
+                slots[place] = slot
+        return ReadResult(served, slots)
 
     async def read(
         self, served: ServedRelease, keys: Sequence[str], timeout_s: float, *, hurried: bool = False
@@ -206,15 +234,20 @@ class Tier:
         self._metrics.count_corrupt(self.name)
         self.report_damage(served, error, cause)
 
-    def _decoded(self, served: ServedRelease, key: str, slot: Slot) -> Slot:
-        if not isinstance(slot, bytes):
-            if isinstance(slot, ReleaseCorrupt):
-                self._count_damage(served, slot)
-            return slot
-        try:
-            return served.decode(key, slot)
-        except Exception as error:  # noqa: BLE001 -- what cannot be decoded must not become a 500
-            return self._unreadable(served, error)
+    def _decoded(self, served: ServedRelease, keys: Sequence[str], slots: Sequence[Slot]) -> list[Slot]:
+        """Decode slots in one loop, as a call for each takes as long again as the decoding."""
+        decode, decoded = served.decode, list[Slot]()
+        for key, slot in zip(keys, slots, strict=True):
+            if isinstance(slot, bytes):
+                try:
+                    decoded.append(decode(key, slot))
+                except Exception as error:  # noqa: BLE001 -- what cannot be decoded must not become a 500
+                    decoded.append(self._unreadable(served, error))
+            else:
+                if isinstance(slot, ReleaseCorrupt):
+                    self._count_damage(served, slot)
+                decoded.append(slot)
+        return decoded
 
     async def _read_local(
         self, reader: LocalReader, served: ServedRelease, keys: Sequence[str], deadline: float
@@ -233,7 +266,7 @@ class Tier:
                     each = await self._read_batch(served, some, deadline)  # which waits for the disk
                 slots += each
             else:
-                slots += [self._decoded(served, key, value) for key, value in zip(some, values, strict=True)]
+                slots += self._decoded(served, some, values)
                 self._metrics.observe_store(self.name, "get_many", "ok", perf_counter() - started)
             if start + KEYS_AT_ONCE < len(keys):
                 await asyncio.sleep(0)  # others are served in between
@@ -284,4 +317,8 @@ class Tier:
             raise
         finally:
             self._metrics.observe_store(self.name, "get_many", outcome, perf_counter() - started)
-        return [self._decoded(served, key, slot) for key, slot in zip(keys, slots, strict=True)]
+        slots = self._decoded(served, keys, slots)
+        if self._cache is not None:
+            self._cache.put(served, keys, slots)
+            self._metrics.count_cached(self.name, CACHE_MISS, len(keys))
+        return slots

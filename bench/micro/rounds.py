@@ -199,8 +199,12 @@ def path_of(user: int) -> str:
 
 @contextmanager
 def hotplate_serving(store: str, *options: str, workers: int = 1) -> Iterator[Server]:
-    """Serve the store at this URL on the first core; it is up once the first user's list is served."""
-    with service_serving([*HOTPLATE, "serve", "--store", store, *options], path_of(0), workers=workers) as server:
+    """Serve the store at this URL on the first core; it is up once the first user's list is served.
+
+    Without a cache: what is measured reads the store, as the others beside it do.
+    """
+    command = [*HOTPLATE, "serve", "--store", store, "--cache-mb", "0", *options]
+    with service_serving(command, path_of(0), workers=workers) as server:
         yield server
 
 

@@ -87,7 +87,9 @@ class Inputs:
     zipf: float | None = _load(
         "", "exponent of the Zipf law by which users come, as 0.9; 0: all alike", None, "all alike", high=3
     )
-    cache_entries: int = _load("lists", "that each process keeps", 0, "no in-process cache")
+    cache_entries: int = _load(
+        "lists", "that the cache of each process keeps", 0, "none is counted on; 64 MB, the default, keep some 60,000"
+    )
     hit_rate: float | None = _load("share", "of lookups that never reach the store", None)
     hot_share: float | None = _input("share", "of requests for the one hottest user", None)
     regions: int = _load("regions", "that each hold all data", 1, low=1, high=60)

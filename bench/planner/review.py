@@ -210,7 +210,7 @@ def _list_changes(inputs: Inputs) -> Iterator[Change]:
         yield "no titles in the lists", "the caller looks them up", {"title_chars": 0.0}
     if inputs.cache_entries == 0 and inputs.hit_rate is None and inputs.zipf:
         entries = min(CACHED_MOST, max(1, int(inputs.users * CACHED_SHARE)))
-        drawback = "memory in each pod; hotplate serve has none so far"
+        drawback = "memory in each pod: --cache-mb of hotplate serve"
         yield f"an in-process cache of {entries:,} lists", drawback, {"cache_entries": entries}
 
 

@@ -208,7 +208,7 @@ def prepared_stores(urls: Sequence[str], users: int, encoding: str, *, started_h
     with ExitStack() as stack:
         candidates = list[Candidate]()
         for name, url in zip(store_names(urls), urls, strict=True):
-            command = [sys.executable, "-m", "hotplate", "serve"]
+            command = [sys.executable, "-m", "hotplate", "serve", "--cache-mb", "0"]  # or the store would not be read
             service = stack.enter_context(service_serving(command, first, store_settings(url)))
             candidates.append(Candidate(name, url, service, store_server(url)))
         yield Setup(tuple(candidates), manifest, tuple(ids), started_here)

@@ -40,6 +40,15 @@ def serve(
     budget: Annotated[
         float, option("--budget", "Spend at most this many seconds on the reads of one request.", at_least=0.001)
     ] = 0.05,
+    cache_mb: Annotated[
+        int,
+        option(
+            "--cache-mb",
+            "Keep so many MB of the lists that were read over a network in each worker, so that a hot one costs the "
+            "store one read; 0 keeps none. A store in files has no need of it.",
+            at_least=0,
+        ),
+    ] = 64,
     drain_delay: Annotated[
         float,
         option(
@@ -195,6 +204,7 @@ def serve(
         workers,
         pin_workers=pin_workers,
         budget_s=budget,
+        cache_bytes=cache_mb << 20,
         drain_delay_s=drain_delay,
         drain_s=drain,
         admin_host=admin_host,

@@ -68,6 +68,17 @@ class Exposition(Collector):
         for tier, cell in self._metrics.corrupt.items():
             corrupt.add_metric((tier,), self._metrics.total(cell)[0])
         yield corrupt
+        cached = CounterMetricFamily(
+            "hotplate_cache_requests",
+            "Lookups in a store's cache: found, answered by a read that was on its way, or read.",
+            labels=("store", "outcome"),
+        )
+        counts = {labels: self._metrics.total(cell)[0] for labels, cell in self._metrics.cached.items()}
+        with_a_cache = {store for (store, _), count in counts.items() if count}
+        for labels, count in counts.items():
+            if labels[0] in with_a_cache:
+                cached.add_metric(labels, count)
+        yield cached
         shed = CounterMetricFamily(
             "hotplate_shed", "Requests and connections refused or cut so that others are served.", labels=("reason",)
         )
@@ -208,15 +219,18 @@ def _tier_families(states: Sequence[WorkerState | None]) -> Iterator[Metric]:
         "Time since a store's catalogue was last read and known to be what is followed.",
         labels=WORKER_STORE,
     )
+    cache = GaugeMetricFamily("hotplate_cache_bytes", "What a worker's cache of a store takes.", labels=WORKER_STORE)
     now = time.time()
     for number, tier, silent_s in _tiers(states):
         labels = (number, tier.tier)
+        if tier.cache_bytes is not None:
+            cache.add_metric(labels, tier.cache_bytes)
         breaker.add_metric(labels, tier.breaker_open)
         catalogue.add_metric(labels, tier.catalogue_age_s + (silent_s if silent_s > SILENT_S else 0.0))
         if tier.release is not None and tier.written_at is not None:
             info.add_metric((*labels, tier.release), 1)
             age.add_metric(labels, max(0.0, now - tier.written_at))
-    yield from (info, age, breaker, catalogue)
+    yield from (info, age, breaker, catalogue, cache)
 
 
 def _tiers(states: Sequence[WorkerState | None]) -> Iterator[tuple[str, TierState, float]]:

@@ -46,6 +46,8 @@ class TierState(msgspec.Struct, frozen=True):
     """When the release was written, by the store's clock."""
     catalogue_age_s: float
     """How long ago the catalogue was known to be what is followed."""
+    cache_bytes: int | None = None
+    """How much of the store is in the worker's cache; None where it has none."""
 
 
 class WorkerState(msgspec.Struct, frozen=True):
@@ -187,4 +189,5 @@ def _tier_state(tier: Tier) -> TierState:
         breaker_open=tier.breaker.is_open,
         written_at=None if served is None else served.manifest.created_at,
         catalogue_age_s=tier.follower.catalogue_age_s,
+        cache_bytes=tier.cache_bytes,
     )

@@ -100,7 +100,11 @@ async def work(
     settings, guard, certificate = inherited.settings, inherited.guard, inherited.certificate
     inherited.metrics.use_slot(number)
     reader = open_reader(
-        settings.stores, budget_s=settings.budget_s, metrics=inherited.metrics, deny_list=inherited.deny_list
+        settings.stores,
+        budget_s=settings.budget_s,
+        metrics=inherited.metrics,
+        deny_list=inherited.deny_list,
+        cache_bytes=settings.cache_bytes,
     )
     reader.warm = True
     for tier in reader.tiers:

@@ -22,8 +22,8 @@ from stores.store import Plan, Row
 from tests.support.stores import as_bodies
 
 LAUNCHER = (sys.executable, "-m", "hotplate", "serve")
-# What options can override: any free ports, and a stop without a delay.
-DEFAULTS = ("--port", "0", "--admin-port", "0", "--drain-delay", "0")
+# What options can override: any free ports, a stop without a delay, and each answer out of a store.
+DEFAULTS = ("--port", "0", "--admin-port", "0", "--drain-delay", "0", "--cache-mb", "0")
 
 
 @dataclass(frozen=True, slots=True)

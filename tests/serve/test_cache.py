@@ -1,0 +1,239 @@
+"""The cache of lists: no more bytes than it may hold, no other list than was read, and nothing from before a flip."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+import hypothesis.strategies as st
+import pytest
+
+from serve.cache import ABSENT_S, ENTRY_BYTES, NOT_CACHED, SHARDS, Cache
+from serve.deny_list import DenyListFile
+from serve.metrics import LOOKUPS
+from serve.reader import EncodedList, TieredReader
+from stores.catalogue import ReleaseRef
+from stores.encoding import OFFSET_BYTES
+from stores.errors import StoreUnavailable
+from stores.memory import MemoryStore
+from stores.store import Reader, Slot
+from tests.support.clock import FakeClock
+from tests.support.loaded_service import until
+from tests.support.property import depths, explore
+from tests.support.redis_server import RedisServer
+from tests.support.remote import RemoteStore, publish
+from tests.support.service import a_list, publish_to, serving
+from tests.support.stores import ref_of
+from tests.support.virtual import virtual
+
+MAX_BYTES = 1 << 20
+# The bytes of one generation of a shard: no list that takes more is kept.
+GENERATION = MAX_BYTES // (2 * SHARDS)
+
+KEYS = st.integers(0, 400).map(lambda n: f"user:{n}")
+PUT = st.tuples(st.just("put"), KEYS, st.none() | st.integers(0, 2 * GENERATION))
+GET = st.tuples(st.just("get"), KEYS, st.none())
+FLIP = st.tuples(st.just("flip"), KEYS, st.none())
+WAIT = st.tuples(st.just("wait"), KEYS, st.none())
+STEPS = st.lists(st.one_of(*(4 * [PUT]), *(4 * [GET]), FLIP, WAIT), max_size=300)
+
+
+@depths(100, 5_000)
+def test_it_gives_what_was_put_since_the_flip_or_nothing_and_holds_no_more_than_it_may(examples: int) -> None:
+    def check(steps: list[tuple[str, str, int | None]]) -> None:
+        clock = FakeClock()
+        cache, release, number = Cache(MAX_BYTES, clock), object(), 0
+        known = dict[str, tuple[bytes | None, float]]()
+        for step, key, size in steps:
+            if step == "put":
+                number += 1
+                value = None if size is None else b"%07d" % number + bytes(size)
+                cache.get(release, key)
+                cache.put(release, [key], [value])
+                known[key] = value, clock() + ABSENT_S
+                fits = len(key) + len(value or b"") + ENTRY_BYTES <= GENERATION
+                assert cache.get(release, key) == (value if fits else NOT_CACHED)
+            elif step == "get":
+                found = cache.get(release, key)
+                if found is not NOT_CACHED:
+                    value, until = known[key]
+                    assert found == value
+                    assert value is not None or clock() < until
+            elif step == "flip":
+                gone, release = release, object()
+                known.clear()
+                assert cache.get(release, key) is NOT_CACHED
+                cache.put(gone, [key], [b"a read of the release before"])
+                assert cache.get(release, key) is NOT_CACHED
+            else:
+                clock.now += ABSENT_S / 2
+            assert cache.bytes <= MAX_BYTES
+
+    explore(check, examples, steps=STEPS)
+
+
+def test_what_is_used_stays_however_much_comes_in_once() -> None:
+    cache, release = Cache(MAX_BYTES, FakeClock()), object()
+    cache.get(release, "user:hot")
+    cache.put(release, ["user:hot"], [b"hot"])
+    for n in range(20_000):
+        cache.put(release, [f"user:{n}"], [b"cold" * 100])
+        assert cache.get(release, "user:hot") == b"hot"
+    assert MAX_BYTES / 2 < cache.bytes <= MAX_BYTES
+
+
+def test_errors_are_not_kept() -> None:
+    cache, release = Cache(MAX_BYTES, FakeClock()), object()
+    cache.get(release, "user:1")
+    cache.put(release, ["user:1"], [StoreUnavailable("not now")])
+    assert cache.get(release, "user:1") is NOT_CACHED
+
+
+class CountingStore(RemoteStore):
+    """A remote store that counts the reads of lists."""
+
+    batch = 100
+    reads = 0
+
+    async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
+        self.reads += sum(key.startswith("user:") for key in keys)
+        return await super().get_many(release, keys, timeout_s=timeout_s)
+
+
+async def over(**stores: Reader) -> TieredReader:
+    """Return a reader with a cache of stores, of which each was only read to follow what is live in it."""
+    reader = TieredReader(stores, cache_bytes=len(stores) * MAX_BYTES)
+    await follow(reader, *stores.values())
+    return reader
+
+
+async def follow(reader: TieredReader, *stores: Reader) -> None:
+    for tier in reader.tiers:
+        await tier.follower.refresh()
+    for store in stores:
+        if isinstance(store, CountingStore):
+            store.reads = 0
+
+
+@pytest.fixture
+def store(clock: FakeClock) -> CountingStore:
+    return CountingStore(MemoryStore(clock))
+
+
+def text(answer: EncodedList) -> str:
+    return answer.body[OFFSET_BYTES:].decode()
+
+
+@virtual
+async def test_a_hot_key_under_concurrent_load_costs_the_store_one_read(store: CountingStore) -> None:
+    await publish(store.inner, "first")
+    reader = await over(remote=store)
+    store.delay_s = 0.01
+    for _ in range(20):
+        answers = await asyncio.gather(*(reader.personal("1") for _ in range(50)))
+        assert {text(one) for one in answers} == {"first for 1"}
+    assert store.reads == 1
+    cached = {labels[1]: reader.metrics.total(cell)[0] for labels, cell in reader.metrics.cached.items()}
+    assert cached == {"miss": 1, "shared": 49, "hit": 19 * 50}
+    assert reader.metrics.total(LOOKUPS["personal", "hit"])[0] == 20 * 50
+
+
+@virtual
+async def test_a_flip_empties_the_cache(store: CountingStore) -> None:
+    await publish(store.inner, "first")
+    reader = await over(remote=store)
+    assert [text(await reader.personal("1")) for _ in range(2)] == ["first for 1"] * 2
+    second = await publish(store.inner, "second")
+    await follow(reader, store)
+    answers = [await reader.personal("1") for _ in range(2)]
+    assert {(one.served.id, text(one)) for one in answers} == {(second, "second for 1")}
+    assert store.reads == 1
+
+
+@virtual
+async def test_what_is_cached_is_served_while_the_store_is_away_and_the_rest_falls_through(
+    store: CountingStore, clock: FakeClock
+) -> None:
+    await publish(store.inner, "first", users=range(3))
+    local = MemoryStore(clock)
+    await publish(local, "second", users=range(5))
+    reader = await over(remote=store, local=local)
+    assert text(await reader.personal("1")) == "first for 1"
+    store.failure = StoreUnavailable("gone")
+    answers = await asyncio.gather(*(reader.personal(user) for user in ("1", "2")))
+    assert [(one.tier, text(one)) for one in answers] == [("remote", "first for 1"), ("local", "second for 2")]
+
+
+@virtual
+async def test_an_absent_key_is_read_again_after_a_while_and_falls_through_meanwhile(
+    store: CountingStore, clock: FakeClock
+) -> None:
+    await publish(store.inner, "first")
+    other = CountingStore(MemoryStore(clock))
+    await publish(other.inner, "second", users=range(9))
+    reader = await over(one=store, other=other)
+    for _ in range(3):
+        assert text(await reader.personal("8")) == "second for 8"
+        assert (await reader.personal("nobody")).status == "unknown"
+    assert (store.reads, other.reads) == (2, 2)
+    await asyncio.sleep(ABSENT_S)
+    await reader.personal("nobody")
+    assert (store.reads, other.reads) == (3, 3)
+
+
+@virtual
+async def test_a_batch_reads_only_what_the_cache_lacks_and_is_of_one_release(store: CountingStore) -> None:
+    first = await publish(store.inner, "first")
+    reader = await over(remote=store)
+    await reader.personal_many(["0", "1"])
+    store.broken_keys = {"user:4"}
+    many = await reader.personal_many(["0", "1", "2", "nobody", "4"])
+    assert [one.status for one in many] == ["ok", "ok", "ok", "unknown", "error"]
+    assert store.reads == 5
+    await reader.personal_many(["1", "0", "nobody"])
+    assert store.reads == 5
+    store.broken_keys = set()
+    second = await publish(store.inner, "second")
+    await store.inner.erase(await ref_of(store.inner, first))
+    many = await reader.personal_many(["0", "3"])
+    assert [(one.served.id, text(one)) for one in many] == [(second, "second for 0"), (second, "second for 3")]
+
+
+@virtual
+async def test_who_is_denied_is_answered_before_the_cache_and_items_are_left_out_after_it(
+    store: CountingStore, tmp_path: Path
+) -> None:
+    await publish(store.inner, "first")
+    reader = await over(remote=store)
+    assert (await reader.personal("1")).source == "personal"
+    denied = tmp_path / "denied.txt"
+    denied.write_text("user:1\n")
+    reader.deny_list = DenyListFile(denied)
+    assert (await reader.personal("1")).source == "popular"
+
+
+@virtual
+async def test_a_store_in_this_process_has_no_cache_and_those_over_a_network_share_theirs(
+    store: CountingStore, clock: FakeClock
+) -> None:
+    stores: dict[str, Reader] = {"a": store, "file": MemoryStore(clock), "b": CountingStore(MemoryStore(clock))}
+    reader = TieredReader(stores, cache_bytes=MAX_BYTES)
+    assert [tier.cache_bytes for tier in reader.tiers] == [0, None, 0]
+    assert [tier.cache_bytes for tier in TieredReader(stores).tiers] == [None] * 3
+
+
+async def test_a_service_shows_what_its_cache_spares_the_store(tmp_path: Path, redis_server: RedisServer) -> None:
+    url = redis_server.url(prefix="cached")
+    await publish_to(url, {"user:1": a_list("a", "b"), "popular:": a_list("p")})
+    with serving(tmp_path, "--store", url, "--cache-mb", "1") as service:
+        for _ in range(10):
+            assert service.get("/v1/recommendations/1").json["source"] == "personal"
+
+        def metrics() -> str:
+            return service.admin("/metrics").body.decode()
+
+        async def is_shown() -> bool:
+            return 'hotplate_cache_bytes{store="redis",worker="0"}' in metrics().replace(".0\n", "\n")
+
+        await until(is_shown, "the cache is not in the metrics")
+        assert 'hotplate_cache_requests_total{outcome="miss",store="redis"} 1.0' in metrics()
+        assert 'hotplate_cache_requests_total{outcome="hit",store="redis"} 9.0' in metrics()
