@@ -16,7 +16,7 @@ from stores.encoding import Decode, is_empty
 from stores.errors import ReleaseCorrupt, ReleaseNotFound, StoreError
 from stores.keys import MANIFEST, META, OVERALL, POPULAR
 from stores.manifest import MAX_POPULAR_BYTES, Manifest
-from stores.store import Advised, LocalReader, Polled, Reader, read_one
+from stores.store import Advised, LocalReader, Lockable, Polled, Reader, read_one
 from stores.throttle import Backoff
 from stores.verification import load_manifest, named, read_present
 
@@ -33,7 +33,7 @@ STALE_POLL_S = 2.0
 # Over how long processes spread their loads of a release that goes live for all of them at once in a remote store.
 SPREAD_S = 0.5
 # How long a release is brought into memory at most, before it is served all the same.
-WARM_S = 30.0
+WARM_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +88,8 @@ class Follower:
         """Set once the store has been read for the first time, with whatever outcome."""
         self.ready = asyncio.Event()
         """Set once a release is served."""
+        self.lock_memory = False
+        """Whether what is served of a store in this process is locked in memory; set before it is followed."""
         self._reader = reader
         self._seen: Catalogue | None = None
         self._switching = asyncio.Lock()
@@ -100,6 +102,7 @@ class Follower:
         self._current = False
         self._current_at = time.monotonic()
         self._restored: list[str] = []
+        self._unlocked: list[str] = []
         self._advice: list[str] = []
         self._refreshing: asyncio.Task[None] | None = None
         self._logged: type[StoreError] | None = None
@@ -109,7 +112,7 @@ class Follower:
     def warnings(self) -> list[str]:
         """What could harm what is served, as of the catalogue that is followed: in the store's set-up, or its past."""
         damaged = () if self.served is None else self.served.damaged
-        return [*self._restored, *self._advice, *([named(damaged)] if damaged else [])]
+        return [*self._restored, *self._unlocked, *self._advice, *([named(damaged)] if damaged else [])]
 
     @property
     def catalogue_age_s(self) -> float:
@@ -176,6 +179,8 @@ class Follower:
         if isinstance(self._reader, LocalReader):
             if warm:
                 await _warm(self._reader, live.ref)
+            if self.lock_memory and isinstance(self._reader, Lockable):
+                self._unlocked = await _lock(self._reader, live.ref)
         elif self.served is not None:
             await asyncio.sleep(random.uniform(0, SPREAD_S))  # noqa: S311 -- spreads processes, guards nothing
 
@@ -363,6 +368,17 @@ async def _warm(reader: LocalReader, release: ReleaseRef) -> None:
         log.warning("release %s is served before all of it is in memory: %.0f s were too short", release.id, WARM_S)
     else:
         log.info("release %s was brought into memory in %.1f s", release.id, clock() - started)
+
+
+async def _lock(reader: Lockable, release: ReleaseRef) -> list[str]:
+    """Lock a release in memory; return, in a sentence, why that was not possible: it is served all the same."""
+    try:
+        await reader.lock(release)
+    except StoreError as error:
+        sentence = f"release {release.id} is not locked in memory: {error}"
+        log.warning("%s", sentence)
+        return [sentence]
+    return []
 
 
 async def _load(reader: Reader, live: Release) -> ServedRelease:

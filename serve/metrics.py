@@ -49,6 +49,16 @@ REQUESTS = {labels: len(LOOKUPS) + n * HISTOGRAM_CELLS for n, labels in enumerat
 STORE_START = len(LOOKUPS) + len(REQUESTS) * HISTOGRAM_CELLS
 
 
+def request_cell(route: str, method: str, status: int) -> int:
+    """Return where the histogram of requests with these labels begins."""
+    code = str(status)
+    cell = REQUESTS.get((route, method, code))
+    if cell is None:
+        known = method if method in METHODS else OTHER, code if code in CODES else OTHER
+        cell = REQUESTS[(route, *known)]
+    return cell
+
+
 class Metrics:
     """The shared counters, and the slot in which one worker counts; made before the workers, as long as the service."""
 
@@ -77,16 +87,17 @@ class Metrics:
 
     def observe_request(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count one answered request, whatever its status."""
-        code = str(status)
-        cell = REQUESTS.get((route, method, code))
-        if cell is None:
-            known = method if method in METHODS else OTHER, code if code in CODES else OTHER
-            cell = REQUESTS[(route, *known)]
-        self._observe(cell, seconds)
+        self.observe(request_cell(route, method, status), seconds)
 
     def observe_store(self, tier: str, operation: str, outcome: str, seconds: float) -> None:
         """Count one call of a tier's store."""
-        self._observe(self.store[tier, operation, outcome], seconds)
+        self.observe(self.store[tier, operation, outcome], seconds)
+
+    def observe(self, cell: int, seconds: float) -> None:
+        """Count a time in the histogram that begins at *cell*; by itself for callers who look that up once."""
+        own = self._own
+        own[cell + bisect_left(BUCKETS_S, seconds)] += 1
+        own[cell + HISTOGRAM_CELLS - 1] += seconds
 
     def count_lookup(self, source: str, outcome: str, lists: int = 1) -> None:
         """Count lists: where they came from, and whether they are what was requested."""
@@ -113,11 +124,6 @@ class Metrics:
         """Set what the last pass over a tier's release found; one worker does that, so the sum is its value."""
         self._own[self.scrub[tier, SCRUB_DAMAGED]] = damaged
         self._own[self.scrub[tier, SCRUB_SECONDS]] = seconds
-
-    def _observe(self, cell: int, seconds: float) -> None:
-        own = self._own
-        own[cell + bisect_left(BUCKETS_S, seconds)] += 1
-        own[cell + HISTOGRAM_CELLS - 1] += seconds
 
     def total(self, cell: int, cells: int = 1) -> list[float]:
         """Add up *cells* numbers from *cell* on, over all workers."""

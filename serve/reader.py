@@ -2,10 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +14,7 @@ from typing import Literal, NamedTuple, Self
 
 from serve.deny_list import DenyListFile, DenyListInvalid
 from serve.follower import ServedRelease
+from serve.lookups import Deadline, Lookups, Origin
 from serve.metrics import ERROR, HIT, MISS, Metrics
 from serve.processes.states import Reporter
 from serve.tiers import StoreObserver, Tier, loop_time, tier_names
@@ -72,11 +74,16 @@ class EncodedList(NamedTuple):
     status: Status = "ok"
 
 
-class _Deadline(NamedTuple):
-    """Until when a request reads, by `loop_time`; *hurried*: as its caller waits for less than the budget."""
+# Takes the list that was requested, or what there is in its place.
+Deliver = Callable[[EncodedList], None]
 
-    at: float
-    hurried: bool
+
+class _Waiter(NamedTuple):
+    """Who waits for a list: what it is a list of, whose popular one is in its place, and where it goes."""
+
+    source: str
+    segment: str
+    deliver: Deliver
 
 
 class TieredReader:
@@ -105,6 +112,7 @@ class TieredReader:
         """Whether releases of stores in this process are brought into memory before they are served; a service, which
         has many requests to hold up, sets it before the stores are entered."""
         self._budget_s = budget_s
+        self._lookups = Lookups[_Waiter](self.tiers, budget_s, self._settle)
 
     async def __aenter__(self) -> Self:
         if self.following:
@@ -122,6 +130,7 @@ class TieredReader:
             task.cancel()
         await asyncio.gather(*self.following, return_exceptions=True)
         self.following.clear()
+        await self._lookups.close()
         for tier in self.tiers:
             await tier.close()
 
@@ -141,11 +150,46 @@ class TieredReader:
         """Return the release of the first tier that serves one; raises NotReady where none does yet."""
         return self._first().served.id
 
-    async def personal(self, user: str, segment: str = OVERALL) -> EncodedList:
-        """Read one user's list; where there is none, or the user is denied, the popular list of *segment*."""
-        if user in self.deny_list.current.users:
+    def at_hand(self, key: str, source: str, segment: str = OVERALL) -> EncodedList | None:
+        """Return the list of a row's *key* where that takes no wait, or the popular list where there surely is none.
+
+        That is so where the store is in this process, and for a user who is denied. None where it takes a `request`;
+        then nothing is counted. *source* is what the list is to be called. Raises NotReady where no tier serves a
+        release yet.
+        """
+        denied = self.deny_list.current.users
+        if denied and key.startswith(USER) and key[len(USER) :] in denied:
             self.metrics.count_lookup("popular", "miss")
             return self._first(segment, "unknown")
+        missed: Origin | None = None
+        tried: tuple[ReleaseId, ...] = ()
+        for tier in self.tiers:
+            served = tier.follower.served
+            if served is None or (tried and served.id in tried):
+                continue
+            slot = tier.get(served, key)
+            if isinstance(slot, StoreError):
+                return None
+            if slot is not None and not is_empty(slot):
+                self.metrics.count_lookup(source, "hit")
+                served.lookups[HIT] += 1
+                return EncodedList(tier.name, served, source, slot)
+            tried = (*tried, served.id)
+            missed = missed or (tier, served)
+        if missed is None:
+            return self._first(segment)  # which raises
+        return self._fallback(*missed, None, segment)
+
+    def request(self, key: str, source: str, segment: str, deliver: Deliver) -> None:
+        """Read a row's *key* with all others of this turn of the loop, and call *deliver* once, in a later turn.
+
+        For what is not `at_hand`, which raises where nothing can be. What cannot be read is the popular list of
+        *segment*, with the status `error`.
+        """
+        self._lookups.add(key, _Waiter(source, segment, deliver))
+
+    async def personal(self, user: str, segment: str = OVERALL) -> EncodedList:
+        """Read one user's list; where there is none, or the user is denied, the popular list of *segment*."""
         return await self._read_one(USER + user, "personal", segment)
 
     async def similar(self, item: str) -> EncodedList:
@@ -180,7 +224,7 @@ class TieredReader:
         return [by_user.get(user, unknown) for user in users]
 
     async def _read_many(
-        self, users: Sequence[str], segment: str, deadline: _Deadline, *, must_read: bool
+        self, users: Sequence[str], segment: str, deadline: Deadline, *, must_read: bool
     ) -> tuple[list[EncodedList], EncodedList]:
         """Return the lists of users in one release, and what an unknown user gets in that."""
         if not users:
@@ -193,7 +237,7 @@ class TieredReader:
                 continue
             try:
                 served, slots = await tier.read(
-                    served, keys, self._share_s(index, deadline.at), hurried=deadline.hurried
+                    served, keys, deadline.share_s(len(self.tiers) - index), hurried=deadline.hurried
                 )
             except ReleaseCorrupt:
                 continue  # it does not pass by itself, so that nobody need come again for it
@@ -219,49 +263,40 @@ class TieredReader:
         return [first] * len(users), first._replace(status="unknown")
 
     async def _read_one(self, key: str, source: str, segment: str) -> EncodedList:
-        deadline: _Deadline | None = None
-        missed: tuple[Tier, ServedRelease] | None = None
-        tried: tuple[ReleaseId, ...] = ()
-        for index, tier in enumerate(self.tiers):
-            served = tier.follower.served
-            if served is None or served.id in tried:
-                continue
-            slot = tier.get(served, key)
-            if isinstance(slot, StoreError) and not isinstance(slot, ReleaseCorrupt):
-                if deadline is None:
-                    deadline = self._deadline()
-                try:
-                    served, (slot,) = await tier.read(
-                        served, [key], self._share_s(index, deadline.at), hurried=deadline.hurried
-                    )
-                except StoreError:
-                    continue
-            if hit := self._hit(tier, served, slot, source):
-                return hit
-            if not isinstance(slot, StoreError):
-                tried = (*tried, served.id)
-                missed = missed or (tier, served)
-        if missed is not None:
-            return self._fallback(*missed, None, segment)
-        first = self._first(segment, "error")
-        self.metrics.count_lookup("popular", "error")
-        first.served.lookups[ERROR] += 1
-        return first
+        found = self.at_hand(key, source, segment)
+        if found is not None:
+            return found
+        future: asyncio.Future[EncodedList] = asyncio.get_running_loop().create_future()
+        waiter = _Waiter(source, segment, partial(_resolve, future))
+        deadline = self._deadline()
+        if deadline.hurried:
+            await self._lookups.read(key, waiter, deadline)
+        else:
+            self._lookups.add(key, waiter)
+        return await future
 
-    def _deadline(self, more_s: float = 0.0) -> _Deadline:
+    def _settle(self, waiters: Sequence[_Waiter], origin: Origin | None, body: bytes | None) -> None:
+        """Hand a list to those who wait for it; see `Lookups`."""
+        for source, segment, deliver in waiters:
+            if origin is None:
+                found = self._first(segment, "error")
+                self.metrics.count_lookup("popular", "error")
+                found.served.lookups[ERROR] += 1
+            elif body is None:
+                found = self._fallback(*origin, None, segment)
+            else:
+                tier, served = origin
+                self.metrics.count_lookup(source, "hit")
+                served.lookups[HIT] += 1
+                found = EncodedList(tier.name, served, source, body)
+            try:
+                deliver(found)
+            except Exception:  # others wait, too
+                log.exception("a list cannot be delivered")
+
+    def _deadline(self, more_s: float = 0.0) -> Deadline:
         at, caller = loop_time() + self._budget_s + more_s, _read_by.get()
-        return _Deadline(min(at, caller), hurried=caller < at)
-
-    def _share_s(self, index: int, deadline: float) -> float:
-        """Return what the tier at *index* may take, in seconds: what is left, shared with the tiers after it."""
-        return max(0.0, deadline - loop_time()) / (len(self.tiers) - index)
-
-    def _hit(self, tier: Tier, served: ServedRelease, slot: Slot, source: str) -> EncodedList | None:
-        if isinstance(slot, bytes) and not is_empty(slot):
-            self.metrics.count_lookup(source, "hit")
-            served.lookups[HIT] += 1
-            return EncodedList(tier.name, served, source, slot)
-        return None
+        return Deadline(min(at, caller), hurried=caller < at)
 
     def _fallback(self, tier: Tier, served: ServedRelease, slot: Slot, segment: str) -> EncodedList:
         failed = isinstance(slot, StoreError)
@@ -383,6 +418,11 @@ def open_lists(
     except DenyListInvalid as error:
         raise StoreMisused(str(error)) from error  # what a program catches is a StoreError
     return Lists(open_reader(urls, budget_s=budget_s, deny_list=denied), timeout_s)
+
+
+def _resolve(future: asyncio.Future[EncodedList], found: EncodedList) -> None:
+    if not future.done():  # nobody waits any more where it is
+        future.set_result(found)
 
 
 def _popular(tier: Tier, served: ServedRelease, segment: str, status: Status) -> EncodedList:

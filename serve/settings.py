@@ -85,6 +85,9 @@ class Settings:
     scrub_rows_per_s: float = 0.0
     """How many rows of what is served are read and checked in the background; 0 for none."""
 
+    lock_memory: bool = False
+    """Whether the release that is served of a store of files is locked in memory."""
+
     keys: Path | None = None
     """The file of clients and their keys; without one nobody is asked for any."""
 
@@ -103,6 +106,9 @@ class Settings:
 
     cors_origins: tuple[str, ...] = ()
     """Which web pages of other origins may call the service."""
+
+    fast_lane: bool = True
+    """Whether the plainest requests are answered without aiohttp."""
 
     limits: Limits = field(default_factory=Limits)
 

@@ -12,8 +12,8 @@ from serve.follower import Follower, ServedRelease
 from serve.metrics import REQUEST_UNITS, Metrics
 from stores.catalogue import ReleaseRef
 from stores.deadlines import TaskDeadlines
-from stores.errors import PartUnavailable, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreUnavailable
-from stores.store import LocalReader, Reader, Slot
+from stores.errors import NotInMemory, PartUnavailable, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreUnavailable
+from stores.store import LocalReader, PointReader, Reader, Slot
 from stores.urls import scheme_of
 
 log = logging.getLogger(__name__)
@@ -26,6 +26,7 @@ STORE_SHARE = 0.9
 LOG_EVERY_S = 60.0
 
 _NOT_LOCAL = StoreError("the store is not in this process")
+_UNREADABLE = StoreError("the value cannot be read")
 
 
 def loop_time() -> float:
@@ -81,7 +82,10 @@ class Tier:
         self.breaker = Breaker(loop_time)
         self._reader = reader
         self._local = reader if isinstance(reader, LocalReader) else None
+        self.keys_a_call = 1 if isinstance(reader, PointReader) else reader.batch
+        """How many keys of different requests are read by one call: no more than wait for each other anyway."""
         self._metrics = metrics
+        self._got = metrics.store[name, "get", "ok"]
         self._deadlines = TaskDeadlines()
         self._fails_by_part = False
         self._damage: _Damage | None = None
@@ -104,19 +108,24 @@ class Tier:
         await self._reader.close()
 
     def get(self, served: ServedRelease, key: str) -> Slot:
-        """Read one key at once where the store is in this process.
+        """Read one key at once where the store is in this process; a StoreError where it takes a `read`.
 
-        A ReleaseCorrupt where its value cannot be read here, any other StoreError where it takes a `read`.
+        That says what is wrong with a key that is damaged, and counts it.
         """
         if self._local is None:
             return _NOT_LOCAL
-        started = perf_counter()
         try:
-            value = self._local.get(served.ref, key)
-        except Exception as error:  # noqa: BLE001 -- a page that cannot be read must not become a 500
-            return self._unreadable(served, error)
-        self._metrics.observe_store(self.name, "get", "ok", perf_counter() - started)
-        return value if value is None else self._decoded(served, key, value)
+            return self._get(self._local, served, key)
+        except StoreError as error:
+            return error
+        except Exception:  # noqa: BLE001 -- a page that cannot be read must not become a 500
+            return _UNREADABLE
+
+    def _get(self, reader: LocalReader, served: ServedRelease, key: str) -> bytes | None:
+        started = perf_counter()
+        value = reader.get(served.ref, key)
+        self._metrics.observe(self._got, perf_counter() - started)
+        return value if value is None else served.decode(key, value)
 
     async def read(
         self, served: ServedRelease, keys: Sequence[str], timeout_s: float, *, hurried: bool = False
@@ -124,12 +133,12 @@ class Tier:
         """Read *keys* in *served*, or, where that release is gone, in what is live now.
 
         Raises StoreError when nothing could be read in time, or when the circuit is open. A store in this process is
-        not late but busy with us, so it has no deadline. *hurried*: the time is less than a store may take, so that
-        a failure says nothing of it.
+        not late but busy with us, so it has no deadline, unless its disk has to be waited for. *hurried*: the time is
+        less than a store may take, so that a failure says nothing of it.
         """
         if self._local is not None:
             with suppress(ReleaseNotFound):
-                return await self._read_local(self._local, served, keys)
+                return await self._read_local(self._local, served, keys, loop_time() + timeout_s)
         if not self.breaker.allows():
             raise StoreUnavailable(f"the circuit of {self.name} is open")
         deadline = loop_time() + timeout_s
@@ -207,7 +216,9 @@ class Tier:
         except Exception as error:  # noqa: BLE001 -- what cannot be decoded must not become a 500
             return self._unreadable(served, error)
 
-    async def _read_local(self, reader: LocalReader, served: ServedRelease, keys: Sequence[str]) -> ReadResult:
+    async def _read_local(
+        self, reader: LocalReader, served: ServedRelease, keys: Sequence[str], deadline: float
+    ) -> ReadResult:
         slots = list[Slot]()
         for start in range(0, len(keys), KEYS_AT_ONCE):
             started = perf_counter()
@@ -216,8 +227,11 @@ class Tier:
                 values = [reader.get(served.ref, key) for key in some]
             except ReleaseNotFound:
                 raise
-            except Exception:  # noqa: BLE001 -- one of them cannot be read, so each is read by itself
-                slots += [self.get(served, key) for key in some]
+            except Exception as error:  # noqa: BLE001 -- one of them cannot be read, so each is read by itself
+                each = [] if isinstance(error, NotInMemory) else [self._slot(reader, served, key) for key in some]
+                if not each or any(isinstance(slot, NotInMemory) for slot in each):
+                    each = await self._read_batch(served, some, deadline)  # which waits for the disk
+                slots += each
             else:
                 slots += [self._decoded(served, key, value) for key, value in zip(some, values, strict=True)]
                 self._metrics.observe_store(self.name, "get_many", "ok", perf_counter() - started)
@@ -226,6 +240,12 @@ class Tier:
         if slots and isinstance(slots[0], StoreError) and all(isinstance(slot, StoreError) for slot in slots):
             raise slots[0]
         return ReadResult(served, slots)
+
+    def _slot(self, reader: LocalReader, served: ServedRelease, key: str) -> Slot:
+        try:
+            return self._get(reader, served, key)
+        except Exception as error:  # noqa: BLE001 -- a page that cannot be read must not become a 500
+            return self._unreadable(served, error)
 
     async def _read_live(self, served: ServedRelease, keys: Sequence[str], deadline: float) -> ReadResult:
         read = self._read_batch if len(keys) <= self._reader.batch else self._read_batches

@@ -8,6 +8,7 @@ StoreError
 ├── StoreMisused            a wrong URL, a wrong argument, a missing extra
 ├── CatalogueUnreadable     the control record exists and cannot be understood
 ├── ReleaseNotFound         no such release, or no longer
+├── NotInMemory             what a local store was to read at once is on its disk: read it with `get_many`
 ├── ReleaseConflict         somebody else changed the catalogue first, or the release's state forbids it
 └── ReleaseCorrupt          the rows do not add up to what the manifest says
 """
@@ -47,6 +48,10 @@ class CatalogueUnreadable(StoreError):
 
 class ReleaseNotFound(StoreError):
     """The store holds no such release, or holds it no longer."""
+
+
+class NotInMemory(StoreError):
+    """What a local store was to read at once is on its disk; `get_many` waits for that, and holds nobody else up."""
 
 
 class ReleaseConflict(StoreError):

@@ -92,11 +92,30 @@ class LocalReader(ABC):
 
     @abstractmethod
     def get(self, release: ReleaseRef, key: str) -> bytes | None:
-        """Read one key at once. Raises ReleaseNotFound where the release is gone, ReleaseCorrupt for a damaged key."""
+        """Read one key at once.
+
+        Raises ReleaseNotFound where the release is gone, ReleaseCorrupt for a damaged key, and NotInMemory for one that
+        would have to be waited for, as `get_many` can.
+        """
 
     @abstractmethod
     async def warm(self, release: ReleaseRef) -> None:
         """Bring a release into memory, paced, so that `get` waits for no disk; called before it is served."""
+
+
+class PointReader:
+    """Derived from by a reader of which each key is a request of its own, so that a call with many saves it nothing.
+
+    Then a key that is slow need not hold up those of others, which are read by calls of their own.
+    """
+
+
+class Lockable(ABC):
+    """Derived from by a local reader that can keep a release in memory whatever else the machine reads."""
+
+    @abstractmethod
+    async def lock(self, release: ReleaseRef) -> None:
+        """Keep *release*, and no other, in memory, until it is pruned or this is closed. Raises StoreError."""
 
 
 class Store(Reader, Protocol):

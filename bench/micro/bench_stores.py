@@ -1,4 +1,4 @@
-"""What a list costs on its way into a store and out of it, and what the catalogue and the batcher cost.
+"""What a list costs on its way into a store and out of it, and what the catalogue costs.
 
 A round works on 1,000 lists or keys, unless its docstring says otherwise: its time in µs is the ns of one of them.
 BENCH_USERS sets how many users the release has that is read.
@@ -22,15 +22,12 @@ from stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef
 from stores.compression import Decompressor, Encoder, train
 from stores.encoding import HEADER_BYTES, OFFSET_BYTES, SEPARATOR, Checksum, ItemEncoder, body_of, cut, decode
 from stores.file.store import LmdbStore
-from stores.redis.batcher import Batcher
-from stores.redis.keys import Keys
 from stores.store import Row
 
 COUNT = 1_000
 LIST_LENGTH, SERVED = 20, 10
 USERS = int(os.environ.get("BENCH_USERS", "100000"))
 ROUNDS = 200
-CALLERS = 64
 RELEASE = "20261120T064200Z-7f3a"
 
 
@@ -180,33 +177,6 @@ def bench_get_many(benchmark: BenchmarkFixture, embedded: Embedded) -> None:
         loop.run_until_complete(get_all(keys))
 
     read_rounds(benchmark, run)
-    loop.close()
-
-
-class Replying:
-    """A connection to a Redis that replies at once; lives as long as one benchmark."""
-
-    def __init__(self) -> None:
-        self.current = self
-
-    def send_command(self, *parts: object) -> "asyncio.Future[list[bytes]]":
-        """Reply to an MGET."""
-        reply = asyncio.get_running_loop().create_future()
-        reply.set_result([b"sealed"] * (len(parts) - 1))
-        return reply
-
-
-def bench_batcher(benchmark: BenchmarkFixture) -> None:
-    """64 callers of one key each, whose lookups become one command to Redis."""
-    release, keys = ReleaseRef(ReleaseId("r"), "7f3a0c5e9d12"), [[key_of(user)] for user in range(CALLERS)]
-    benchmark.extra_info |= {"count": CALLERS, "each": "key"}
-    loop = asyncio.new_event_loop()
-    batcher = Batcher(Replying(), Keys("bench"))  # type: ignore[arg-type]  # all that it uses of a connection
-
-    async def read_all() -> None:
-        await asyncio.gather(*(batcher.read(release, one) for one in keys))
-
-    benchmark(lambda: loop.run_until_complete(read_all()))
     loop.close()
 
 

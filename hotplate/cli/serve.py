@@ -96,6 +96,14 @@ def serve(
             at_least=0,
         ),
     ] = 0.0,
+    lock_memory: Annotated[
+        bool,
+        option(
+            "--lock-memory",
+            "Lock what is served of a file:// store in memory, so that nothing else on the machine can evict it; each "
+            "worker must be allowed to (ulimit -l).",
+        ),
+    ] = False,
     keys: Annotated[
         Path | None,
         option(
@@ -143,6 +151,9 @@ def serve(
             metavar="URL",
         ),
     ] = None,
+    no_fast_lane: Annotated[
+        bool, option("--no-fast-lane", "Have aiohttp answer the plainest requests, too, which takes longer.")
+    ] = False,
     max_connections: Annotated[
         int, option("--max-connections", "Keep at most so many connections open in each worker.", at_least=1)
     ] = 10_000,
@@ -192,6 +203,7 @@ def serve(
         access_log_share=access_log,
         slow_request_s=None if slow_request_ms is None else slow_request_ms / 1000,
         scrub_rows_per_s=scrub_rate,
+        lock_memory=lock_memory,
         keys=keys,
         anonymous=anonymous,
         tls_cert=tls_cert,
@@ -200,6 +212,7 @@ def serve(
         oidc_audience=oidc_audience,
         deny_list=deny_list,
         cors_origins=tuple(cors_origin or ()),
+        fast_lane=not no_fast_lane,
         limits=limits,
     )
     named = ", ".join(map(redacted, urls))

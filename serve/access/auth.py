@@ -113,6 +113,18 @@ class Guard:
                 )
         return caller
 
+    def admit_known(self, credential: str | None, client: str) -> Caller | None:
+        """Return who sent a read on a connection of *client*; None where to let it in takes more than a look."""
+        caller = self.anonymous
+        if credential is not None and self.knows_clients:
+            known = self._seen.get(credential)
+            if known is None or known.name != client:
+                return None
+            caller = known
+        if READ not in caller.scopes or (caller.bucket is not None and caller.bucket.take() > 0):
+            return None
+        return caller
+
     async def _caller(self, credential: str) -> Caller:
         """Return who sent a key of ours, or what is none, a token perhaps."""
         digest = digest_of(credential)
@@ -161,9 +173,11 @@ def is_loopback(host: str) -> bool:
 def _credential(headers: Mapping[str, str]) -> str | None:
     """Return the key or token of a request; an `Authorization` of another scheme is none, but a proxy's perhaps."""
     key = headers.get(API_KEY)
-    if key is not None:
-        return key
-    given = headers.get(AUTHORIZATION)
+    return key if key is not None else bearer(headers.get(AUTHORIZATION))
+
+
+def bearer(given: str | None) -> str | None:
+    """Return the key or token of an `Authorization`; None where it is of another scheme."""
     if given is None or given[: len(BEARER)].lower() != BEARER:
         return None
     return given[len(BEARER) :].strip()

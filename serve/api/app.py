@@ -29,7 +29,8 @@ log = logging.getLogger(__name__)
 # Nobody was there to be answered; the code that proxies log for it.
 CLIENT_GONE = 499
 GIVEN_ID = istr("X-Request-Id")  # found faster than a str
-REQUEST_ID = re.compile(r"[A-Za-z0-9._~+/=:-]{1,128}")
+# Anything else would end in logs and headers.
+is_request_id = re.compile(r"[A-Za-z0-9._~+/=:-]{1,128}").fullmatch
 
 
 # Counts the connection of a request as one of its caller's. Raises Problem where there are too many.
@@ -114,7 +115,7 @@ class RequestIds:
     def of(self, request: web.BaseRequest) -> str:
         """Return the caller's id of a request, or make one; an odd or long one would end in logs and headers."""
         given = request.headers.get(GIVEN_ID)
-        if given is not None and REQUEST_ID.fullmatch(given):
+        if given is not None and is_request_id(given):
             return given
         return self.new()
 
@@ -135,18 +136,19 @@ class Dispatcher:
         access_log: AccessLog | None = None,
     ) -> None:
         """Take the reader, and who may call; without a guard everybody may do everything."""
-        self._guard = guard or Guard()
-        self.handlers = Handlers(reader, take_a_key=self._guard.reads_take_a_key)
-        self._access_log = access_log
+        self.reader = reader
+        self.guard = guard or Guard()
+        self.handlers = Handlers(reader, take_a_key=self.guard.reads_take_a_key)
+        self.access_log = access_log
         self.metrics = reader.metrics
         self.draining = False
         self.gate: Gate | None = None
         """What a POST has to pass before its handler; None where the application around the service has its own."""
         self.claim: Claim | None = None
         """What the connection of a request with a key is counted by; None where there are no keys."""
-        documents = Documents(takes_key=self._guard.reads_take_a_key)
+        documents = Documents(takes_key=self.guard.reads_take_a_key)
         self._routes = Routes(self.handlers, Scoring(reader), documents)
-        self._cors = Cors(cors_origins) if cors_origins else None
+        self.cors = Cors(cors_origins) if cors_origins else None
         self.request_ids = RequestIds()
 
     def drain(self) -> None:
@@ -168,13 +170,13 @@ class Dispatcher:
         caller: Caller | None = None
         try:
             response = None
-            if self._cors is not None and route is not None:
-                response = self._cors.preflight(request, route.methods)
+            if self.cors is not None and route is not None:
+                response = self.cors.preflight(request, route.methods)
             if response is None:
                 scope = scope_of(route.template) if route is not None else None
                 if scope is not None:
-                    caller = await self._guard.admit(request.headers, scope)
-                    if self.claim is not None and caller is not self._guard.anonymous:
+                    caller = await self.guard.admit(request.headers, scope)
+                    if self.claim is not None and caller is not self.guard.anonymous:
                         self.claim(request, caller.name)
                 response = await self._work(route, request, raw_id, query)
         except (Problem, NotReady, ClientGone) as error:
@@ -186,16 +188,21 @@ class Dispatcher:
         response.headers["Server"] = "hotplate"
         response.headers["X-Request-Id"] = request_id
         response.headers["Server-Timing"] = f"app;dur={took_s * 1000:.3f}"
-        if self._cors is not None:
-            self._cors.admit(request, response)
+        if self.cors is not None:
+            self.cors.admit(request, response)
         if self.draining:
             response.force_close()
         template = OTHER if route is None else route.template
         self.metrics.observe_request(template, request.method, response.status, took_s)
-        if self._access_log is not None and (level := self._access_log.level_of(took_s)) is not None:
-            client = None if caller is None else caller.name
-            self._access_log.write(
-                level, request, response, template, request_id=request_id, took_s=took_s, client=client
+        if self.access_log is not None:
+            self.access_log.note(
+                template,
+                request.method,
+                response.status,
+                took_s,
+                size=response.content_length,
+                request_id=request_id,
+                client=None if caller is None else caller.name,
             )
         return response
 

@@ -67,7 +67,8 @@ class Handlers:
     def __init__(self, reader: TieredReader, *, take_a_key: bool = False) -> None:
         """Take the reader, and whether nobody reads without a key."""
         self._reader = reader
-        self._shared = UNSHARED if take_a_key else SHARED
+        self.shared = UNSHARED if take_a_key else SHARED
+        """The Cache-Control of lists that are the same for everybody."""
         self.draining = False
         self.watched = list[WatchedFiles]()
         """Files that the worker follows; what is wrong with one is a warning, for its last good version is in use."""
@@ -101,13 +102,13 @@ class Handlers:
         """`GET /v1/similar/{item}?n=&exclude=&fields=`."""
         item, query = parse_id(raw_id, "item"), SIMILAR.parse(raw_query)
         encoded = await self._reader.similar(item)
-        cache = self._shared if encoded.source == "similar" else NO_STORE
+        cache = self.shared if encoded.source == "similar" else NO_STORE
         return self._answer(request, b'"item":%b,' % orjson.dumps(item), encoded, query, cache)
 
     async def popular(self, request: web.BaseRequest, __: str, raw_query: str) -> web.Response:
         """`GET /v1/popular?n=&exclude=&fields=&segment=`."""
         query = POPULAR.parse(raw_query)
-        return self._answer(request, b"", self._reader.popular(query.segment), query, self._shared)
+        return self._answer(request, b"", self._reader.popular(query.segment), query, self.shared)
 
     async def live(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
         """`GET /livez`: the process answers; no store is read."""
@@ -145,13 +146,8 @@ class Handlers:
         cache: str,
     ) -> web.Response:
         """Answer with a list, or with 304 where the caller says that it has just these bytes."""
-        body = b'{%b"release":"%b","source":"%b","tier":"%b","items":[%b]}' % (
-            subject,
-            encoded.served.id.encode(),
-            encoded.source.encode(),
-            encoded.tier.encode(),
-            self._items(encoded, query.n, _excluded(query.exclude), query.fields),
-        )
+        items = self._items(encoded, query.n, _excluded(query.exclude), query.fields)
+        body = b"{%b%b%b]}" % (subject, list_head(encoded), items)
         media = media_type(request.headers.get(hdrs.ACCEPT), LIST_MEDIA)
         headers = {
             "Content-Type": media,
@@ -165,9 +161,7 @@ class Handlers:
             headers["X-Hotplate-Source"] = encoded.source  # CSV has no other place for it
         headers["ETag"] = etag = f'"{xxh3_64_hexdigest(body)}"'
         known = request.headers.get(hdrs.IF_NONE_MATCH)
-        if known is not None and (
-            known.strip() == "*" or etag in (tag.strip().removeprefix("W/") for tag in known.split(","))
-        ):
+        if known is not None and is_known(etag, known):
             del headers["Content-Type"]
             return web.Response(status=304, headers=headers)
         return web.Response(body=body, headers=headers)
@@ -187,6 +181,17 @@ class Handlers:
                     rests[encoded.status] = rest
                 piece.append(b'{"user":%b,%b%b]}' % (orjson.dumps(user), rest, items if is_own else b""))
             yield piece
+
+
+def list_head(encoded: EncodedList) -> bytes:
+    """Return what an answer of one list says between its subject and its items."""
+    release, source, tier = encoded.served.id.encode(), encoded.source.encode(), encoded.tier.encode()
+    return b'"release":"%b","source":"%b","tier":"%b","items":[' % (release, source, tier)
+
+
+def is_known(etag: str, known: str) -> bool:
+    """Return whether an `If-None-Match` names the entity tag of an answer."""
+    return known.strip() == "*" or etag in (tag.strip().removeprefix("W/") for tag in known.split(","))
 
 
 def result_head(encoded: EncodedList, release: bytes) -> bytes:

@@ -17,8 +17,8 @@ from math import inf
 from time import monotonic
 from typing import Any, Protocol, cast
 
-from aiohttp import HttpVersion11, web
-from aiohttp.http import HttpVersion10
+from aiohttp import HttpVersion11, hdrs, web
+from aiohttp.http import HttpVersion10, RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD
 
 from serve.access.tls import HANDSHAKE_S
@@ -28,6 +28,7 @@ from serve.api.parameters import MAX_BODY_BYTES
 from serve.api.problems import Problem, internal_error, overloaded
 from serve.connections.acceptor import Acceptor, room_for_connections
 from serve.connections.admission import Admission
+from serve.connections.lane import LATER, Lane
 from serve.connections.messages import (
     CLOSE,
     READ_SHARE,
@@ -90,6 +91,10 @@ class Server(web.Server):
         self.dispatcher = dispatcher
         self.limits = limits or Limits()
         self.metrics = dispatcher.metrics
+        self.lane: Lane | None = None
+        """What answers the plainest requests without aiohttp; None where none does."""
+        self.awaiting = 0
+        """How many requests the lane answers once a store was read."""
         self.admission = Admission(self.metrics.count_shed, lambda: self.requests_count)
         self.bytes_in_flight = 0
         """What came of requests that are not answered yet, apart from small ones, and what clients have not taken."""
@@ -392,6 +397,18 @@ class Handler(web.RequestHandler):
         """Whether the next byte begins a request."""
         return self._waiter is not None and not self._messages
 
+    def left_after(self, data: bytes) -> int:
+        """Return how many bytes of the request whose header ended in *data* are still to come; -1 if that is not sure.
+
+        What the parser holds of a next request is not to be seen from outside: so nothing may have come of one.
+        """
+        (message, payload), *more = self._messages
+        end = data.find(END) + len(END)
+        if more or end < len(END) or not isinstance(message, RawRequestMessage) or message.upgrade:
+            return -1
+        length = 0 if payload is EMPTY_PAYLOAD else int(message.headers.get(hdrs.CONTENT_LENGTH, "-1"))
+        return max(-1, length - (len(data) - end))
+
     def feed_body(self, data: bytes) -> None:
         """Feed what is not the beginning of a request; a body that is no body is refused while it is awaited."""
         self.data_received(data)
@@ -427,8 +444,8 @@ class Connection(asyncio.Protocol):
     """One connection: counts and times what comes, and feeds it to aiohttp, from the first byte on."""
 
     __slots__ = (
-        "_admission", "_header_bytes",
-        "_held", "_queued", "_server", "_since", "_stalled",
+        "_admission", "_awaits", "_behind", "_header_bytes",
+        "_held", "_lane", "_left", "_queued", "_server", "_since", "_stalled",
         "address", "handler", "is_open", "refusal", "transport",
     )  # fmt: skip
 
@@ -442,8 +459,14 @@ class Connection(asyncio.Protocol):
         self.transport: asyncio.Transport
         self._server = server
         self._admission = server.admission
+        self._lane = server.lane
         self._since = monotonic()
+        self._awaits = False
+        self._behind = b""
         self._header_bytes = 0
+        self._left = 0
+        """How many bytes of what aiohttp reads are still to come; 0 between requests, and -1 from where that is not
+        sure on: only where the next byte surely begins a request is it looked at here."""
         self._held = 0
         self._queued = 0
         self._stalled = 0.0
@@ -468,31 +491,76 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take what the client sends."""
         handler = self.handler
-        if handler is None:
-            handler = self._begin(data)
-            if handler is None:
-                return
-        elif handler._messages or (handler._waiter is None and not handler.has_answered):  # noqa: SLF001 -- `between_requests`, on the hot path
+        if self._awaits:  # the next request begins when this one is answered
+            self._behind += data
+            self.transport.pause_reading()
+            self._hold(len(data))
+        elif handler is not None and (handler._messages or (handler._waiter is None and not handler.has_answered)):  # noqa: SLF001 -- `between_requests`, on the hot path
             if handler.keeps:
                 self._hold(len(data))
+            self._left = max(-1, self._left - len(data))
             handler.feed_body(data)
+        else:
+            now = monotonic()
+            if self._header_bytes or self.refusal or not self._is_over(data, now):
+                self._feed_header(data, now)
+
+    def _feed_header(self, data: bytes, now: float) -> None:
+        """Feed aiohttp what begins a request, or goes on with its header."""
+        handler = self.handler or self._begin(data)
+        if handler is None:
             return
-        handler.received = now = monotonic()
+        handler.received = now
         handler.bodyless = False
-        if not self._header_bytes:
-            self._since = now
-            if self._held:
-                self._hold(-self._held)
-            if self._admission.reads_left < inf and self._shed(data, now):
-                return
         if len(data) > SMALL and self._is_too_large(data):
             return
         handler.data_received(data)
         if handler._messages:  # noqa: SLF001 -- the header is whole
             self._header_bytes = 0
+            self._left = handler.left_after(data)
         else:
             self._header_bytes += len(data)
             self._is_too_large(b"")
+
+    def _is_over(self, data: bytes, now: float) -> bool:
+        """Begin with a request; whether it is also at its end, as it was shed, or is the fast lane's to answer."""
+        self._since = now
+        if self._held:
+            self._hold(-self._held)
+        if self._left or self._queued:
+            return False
+        if self._admission.reads_left < inf and self._shed(data, now):
+            return True
+        lane, handler = self._lane, self.handler
+        if lane is None:
+            return False
+        client = ""
+        if handler is not None:
+            if handler._waiter is None or handler._close or handler._force_close:  # noqa: SLF001 -- whether aiohttp awaits a request
+                return False
+            client = handler.client
+        answer = lane.answer(data, now, client, self._deliver)
+        if answer is None:
+            return False
+        self._server.requests_count += 1
+        if answer is LATER:
+            self._awaits = True
+            self._server.awaiting += 1
+        else:
+            self.transport.write(answer)
+        return True
+
+    def _deliver(self, answer: bytes) -> None:
+        """Send the answer of the fast lane to a request, and look at what came meanwhile."""
+        self._awaits = False
+        self._server.awaiting -= 1
+        if self.transport.is_closing():
+            return
+        self.transport.write(answer)
+        if self._behind:
+            behind, self._behind = self._behind, b""
+            self.transport.resume_reading()
+            self.data_received(behind)
 
     def _is_too_large(self, data: bytes) -> bool:
         """Refuse a header that is too large with what comes now; count what comes with a header."""
@@ -510,7 +578,7 @@ class Connection(asyncio.Protocol):
         if count > 0 and self._server.bytes_in_flight > self._server.limits.bytes_in_flight:
             if self.handler is not None and self.handler.awaits_body:
                 self.handler.end_body(self._server.no_room())
-            elif self._queued:  # what comes behind an answer that is not read
+            elif self._queued or self._awaits:  # what comes behind an answer that is not read, or not there
                 self._server.metrics.count_shed("slow_reader")
                 self.transport.abort()
 
@@ -534,7 +602,7 @@ class Connection(asyncio.Protocol):
     def _shed(self, data: bytes, now: float) -> bool:
         """Refuse a single read without parsing, where there is no room for more; False for what is to be answered."""
         read = READ.match(data)
-        if read is None or self._queued or data.find(END) != len(data) - len(END):
+        if read is None or data.find(END) != len(data) - len(END):
             return False
         header = data.lower()
         for word in MORE:

@@ -4,19 +4,14 @@ import os
 import random
 import sys
 import time
-from typing import Literal
 
 import orjson
-from aiohttp import web
 
 from serve.metrics import METHODS, OTHER
 from serve.settings import Settings, timestamp
 
 # Where everything is slow, so many lines a second say it as well as all.
 SLOW_LINES_PER_S = 10
-
-# A warning where the request took long.
-Level = Literal["info", "warning"]
 
 
 class AccessLog:
@@ -33,36 +28,32 @@ class AccessLog:
         self._slow_lines = 0
         self._left_out = 0
 
-    def level_of(self, took_s: float) -> Level | None:
-        """Return the level of the line that is due on a request, which took so long; None where none is."""
-        if took_s >= self._slow_s and self._may_write_slow():
-            return "warning"
-        return "info" if random.random() < self._share else None  # noqa: S311 -- draws a sample, guards nothing
-
-    def write(
+    def note(
         self,
-        level: Level,
-        request: web.BaseRequest,
-        response: web.StreamResponse,
         route: str,
-        *,
-        request_id: str,
+        method: str,
+        status: int,
         took_s: float,
+        *,
+        size: int | None,
+        request_id: str,
         client: str | None,
     ) -> None:
-        """Write a line on a request that was answered."""
-        is_slow = level == "warning"
+        """Write a line on a request that was answered, where one is due."""
+        is_slow = took_s >= self._slow_s and self._may_write_slow()
+        if not is_slow and random.random() >= self._share:  # noqa: S311 -- draws a sample, guards nothing
+            return
         fields: dict[str, object] = {
             "time": timestamp(time.time()),
-            "level": level,
+            "level": "warning" if is_slow else "info",
             "logger": "access",
             "process": os.getpid(),
             "message": "slow request" if is_slow else "request",
-            "method": request.method if request.method in METHODS else OTHER,
+            "method": method if method in METHODS else OTHER,
             "route": route,
-            "status": response.status,
+            "status": status,
             "duration_ms": round(took_s * 1000, 3),
-            "bytes": response.content_length,
+            "bytes": size,
             "request_id": request_id,
         }
         if client is not None:

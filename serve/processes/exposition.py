@@ -25,6 +25,8 @@ from serve.metrics import (
 from serve.processes.states import DEGRADED, NOT_READY, REPORT_S, SILENT_S, TierState, WorkerState
 
 WORKER_STORE = ("worker", "store")
+# Where /proc/PID/stat has them, counted after the name of the process.
+_MAJOR_FAULTS = 9
 
 
 class Exposition(Collector):
@@ -169,6 +171,11 @@ def _process_families(states: Sequence[WorkerState | None]) -> Iterator[Metric]:
     """Yield what the system knows of each worker, which costs the worker itself nothing."""
     used = GaugeMetricFamily("hotplate_worker_open_fds", "Open file descriptors of a worker.", labels=("worker",))
     limit = GaugeMetricFamily("hotplate_worker_max_fds", "How many it may have open.", labels=("worker",))
+    faults = CounterMetricFamily(
+        "hotplate_worker_major_page_faults",
+        "How often a worker stood still for a page that was read from a disk.",
+        labels=("worker",),
+    )
     for number, state in enumerate(states):
         if state is None:
             continue
@@ -176,11 +183,13 @@ def _process_families(states: Sequence[WorkerState | None]) -> Iterator[Metric]:
         try:
             count = sum(1 for _ in (process / "fd").iterdir())
             limits = (process / "limits").read_text().partition("Max open files")[2].split()
+            after_name = (process / "stat").read_text().rpartition(")")[2].split()
         except OSError:
             continue  # it has just ended, or the system has no /proc
         used.add_metric((str(number),), count)
         limit.add_metric((str(number),), float("inf") if limits[0] == "unlimited" else float(limits[0]))
-    yield from (used, limit)
+        faults.add_metric((str(number),), int(after_name[_MAJOR_FAULTS]))
+    yield from (used, limit, faults)
 
 
 def _tier_families(states: Sequence[WorkerState | None]) -> Iterator[Metric]:

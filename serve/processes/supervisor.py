@@ -36,7 +36,7 @@ from serve.settings import Settings
 from serve.tiers import tier_names
 from stores.connect import connect
 from stores.errors import StoreError
-from stores.file.store import damaged_files, open_url
+from stores.file.store import check_live_lockable, damaged_files, open_url
 from stores.throttle import Backoff
 from stores.urls import scheme_of
 
@@ -69,6 +69,8 @@ def serve(settings: Settings, announce: Callable[[str, str], None]) -> None:
     deny_list = DenyListFile(settings.deny_list)
     for url in (*settings.stores, *([settings.admin_store] if settings.admin_store else [])):
         connect(url)  # a wrong URL is better known here than in every worker
+    if settings.lock_memory:
+        _check_lockable(settings.stores)
     cpus = cpus_of_workers(settings)
     raise_descriptor_limit()
     guard = guard_of(settings, verifier_of(settings.oidc_issuer, settings.oidc_audience))
@@ -115,6 +117,15 @@ def cpus_of_workers(settings: Settings) -> list[set[int]]:
 def _url(host: str, listener: socket.socket, certificate: Certificate | None) -> str:
     scheme, host = "http" if certificate is None else "https", f"[{host}]" if ":" in host else host
     return f"{scheme}://{host}:{listener.getsockname()[1]}"
+
+
+def _check_lockable(stores: Sequence[str]) -> None:
+    """Look whether what is live can be locked in memory; what goes live later is served unlocked where it cannot."""
+    folders = [open_url(url).folder for url in stores if scheme_of(url) == "file"]
+    if not folders:
+        raise ServiceMisused("--lock-memory is for file:// stores, and none is served; leave it out")
+    for folder in folders:
+        check_live_lockable(folder)
 
 
 def _run(child: Coroutine[None, None, None]) -> None:

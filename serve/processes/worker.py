@@ -13,6 +13,7 @@ from functools import partial
 from serve.access.auth import Guard
 from serve.access.tls import Certificate
 from serve.api.app import Dispatcher
+from serve.connections.lane import Lane
 from serve.connections.listeners import accept_the_last
 from serve.connections.protocol import Server
 from serve.deny_list import DenyListFile
@@ -102,11 +103,15 @@ async def work(
         settings.stores, budget_s=settings.budget_s, metrics=inherited.metrics, deny_list=inherited.deny_list
     )
     reader.warm = True
+    for tier in reader.tiers:
+        tier.follower.lock_memory = settings.lock_memory
     dispatcher = Dispatcher(reader, guard, cors_origins=settings.cors_origins, access_log=open_access_log(settings))
     handlers = dispatcher.handlers
     handlers.watched = inherited.watched
     server = Server(dispatcher, settings.limits)
     dispatcher.gate = server.admit
+    if settings.fast_lane:
+        server.lane = Lane(dispatcher)
     dispatcher.claim = server.claim if guard.knows_clients else None
     stop = _Stop(lifeline)
     reporter = Reporter(reader.tiers)
@@ -147,7 +152,7 @@ async def work(
         if stop.orphaned:
             log.warning("the parent of this worker is gone; it ends, too")
         else:
-            await _linger(server)
+            await _linger(server, settings.drain_s)
         server.pre_shutdown()
         await server.shutdown(min(settings.drain_s, ORPHAN_DRAIN_S) if stop.orphaned else settings.drain_s)
         for task in reader.following:
@@ -188,8 +193,9 @@ async def _scrubbing(settings: Settings, reader: TieredReader, *, rows_per_s: fl
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def _linger(server: Server) -> None:
-    """Wait until every keep-alive client has closed as requested, LINGER_S at most."""
-    deadline = asyncio.get_running_loop().time() + LINGER_S
-    while server.open_connections and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 -- there is no event for the end of the last connection
+async def _linger(server: Server, drain_s: float) -> None:
+    """Wait until every keep-alive client has closed as requested, LINGER_S at most, and until the lane has answered."""
+    now = asyncio.get_running_loop().time
+    started = now()
+    while (server.open_connections and now() < started + LINGER_S) or (server.awaiting and now() < started + drain_s):  # noqa: ASYNC110 -- there is no event for the end of the last connection
         await asyncio.sleep(0.01)

@@ -41,6 +41,7 @@ from stores.store import (
     Inventoried,
     Observer,
     Plan,
+    PointReader,
     Polled,
     ProvisionedStore,
     Row,
@@ -64,7 +65,7 @@ POLL_S = 2.0
 Version = tuple[str, int, str]
 
 
-class CosmosStore(Advised, Examined, Inventoried, Polled, ProvisionedStore):
+class CosmosStore(Advised, Examined, Inventoried, PointReader, Polled, ProvisionedStore):
     """One database of one account; an instance belongs to one event loop and process."""
 
     # Each key is a request of its own, and so many are in flight without waiting for a connection.

@@ -1,8 +1,9 @@
-"""LMDB's pages read by hand, trusting nothing on them: what a file says of itself, and lookups in a damaged one.
+"""LMDB's pages read by hand: what a file says of itself, and lookups where LMDB's own would harm others.
 
 LMDB follows a length or an offset wherever it points; on a damaged page that may be beyond the end of the file, which
-ends the process. Here every page is read by itself, and what does not fit on it is an error. The layout is that of
-LMDB 0.9, in the byte order of the machine.
+ends the process. And where a page is not in memory, whoever touches it waits for the disk, and with it all of its event
+loop. Here every page is read by itself, what does not fit on it is an error, and what is not in memory can be, too.
+The layout is that of LMDB 0.9, in the byte order of the machine.
 """
 
 import os
@@ -10,10 +11,12 @@ import struct
 import sys
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, Protocol
 
 import lmdb
 
+from stores.errors import NotInMemory
 from stores.file.block_sums import BLOCK_BYTES
 from stores.keys import KINDS
 
@@ -32,6 +35,7 @@ _BRANCH, _LEAF, _OVERFLOW = 1, 2, 4
 # A node: the length of its value (on a branch the page below it, the flags being its highest bits), flags, the key's
 # length.
 _NODE = struct.Struct("=HHHH")
+_NUMBER = struct.Struct("=H")
 _VALUE_ON_PAGES_OF_ITS_OWN = 1
 
 _NO_PAGE = (1 << 64) - 1
@@ -77,31 +81,50 @@ def keys_between(file: int, start: int, end: int) -> list[str]:
     return sorted(key for key in found if key.partition(":")[0] in KINDS)
 
 
-class DamagedFile:
-    """Looks keys up in an open file of which some blocks are damaged; lives as long as the file is open."""
+class PagedFile:
+    """Looks keys up in an open file page by page, some blocks of which are damaged; lives as long as the file is open.
 
-    def __init__(self, file: int, meta: Meta, damaged: Collection[int]) -> None:
+    It maps nothing, so it can say beforehand that a read would wait for the disk, which a map cannot.
+    """
+
+    def __init__(self, file: int, meta: Meta, damaged: Collection[int] = ()) -> None:
         self._file = file
         self._meta = meta
         self._damaged = frozenset(damaged)
+        self.absent = 0
+        """How many keys `get_at_once` did not find in memory."""
+        self.can_look = _can_look(file)
+        """Whether the system says without waiting whether a page is in memory."""
 
     def get(self, key: bytes) -> bytes | None:
         """Read one key. lmdb.CorruptedError where the way to it is damaged, so that it may be there or not.
 
         A value of a damaged block is returned: it carries a checksum of its own.
         """
-        number, passed_damage = self._meta.root, False
+        return self._get(key, self._read)
+
+    def get_at_once(self, key: bytes) -> bytes | None:
+        """As `get`, but NotInMemory rather than to wait for the disk, which has then begun to read."""
+        try:
+            return self._get(key, self._read_at_once if self.can_look else self._read)
+        except BlockingIOError:
+            self.absent += 1
+            raise NotInMemory("the value is on the disk, and not in memory") from None
+
+    def _get(self, key: bytes, read: "_Read") -> bytes | None:
+        number, passed_damage, page_bytes = self._meta.root, False, self._meta.page_bytes
         for _ in range(_MAX_DEPTH):
             if number == _NO_PAGE:
                 return None
-            page = _Page(self._read(number, self._meta.page_bytes))
-            passed_damage |= number * self._meta.page_bytes // BLOCK_BYTES in self._damaged
+            page = _Page(read(number, page_bytes))
+            if self._damaged and number * page_bytes // BLOCK_BYTES in self._damaged:
+                passed_damage = True
             if page.kind == _BRANCH:
                 number = page.child(page.last_up_to(key, first=1) or 0)
             elif page.kind == _LEAF:
                 index = page.last_up_to(key, first=0)
                 if index is not None and page.key(index) == key:
-                    return page.value(index, self._read_overflow)
+                    return page.value(index, partial(self._read_overflow, read))
                 if passed_damage:
                     raise lmdb.CorruptedError("it is absent from a damaged page")
                 return None
@@ -110,25 +133,52 @@ class DamagedFile:
         raise lmdb.CorruptedError("a page is of no kind that it could be")
 
     def _read(self, number: int, size: int, skip: int = 0) -> bytes:
+        return os.pread(self._file, size, self._place(number, size, skip))
+
+    def _read_at_once(self, number: int, size: int, skip: int = 0) -> bytes:
+        """Read what is in memory; BlockingIOError for what is not."""
+        buffer = bytearray(size)
+        if os.preadv(self._file, [buffer], self._place(number, size, skip), os.RWF_NOWAIT) < size:
+            raise BlockingIOError
+        return bytes(buffer)
+
+    def _place(self, number: int, size: int, skip: int) -> int:
         place = number * self._meta.page_bytes + skip
         if place + size > self._meta.size:
             raise lmdb.CorruptedError("a damaged page points beyond the end of the file")
-        return os.pread(self._file, size, place)
+        return place
 
-    def _read_overflow(self, number: int, size: int) -> bytes:
-        kind, _ = _HEADER.unpack(self._read(number, _HEADER.size))
+    def _read_overflow(self, read: "_Read", number: int, size: int) -> bytes:
+        kind, _ = _HEADER.unpack(read(number, _HEADER.size))
         if kind != _OVERFLOW:
             raise lmdb.CorruptedError("a page is of no kind that it could be")
-        return self._read(number, size, _HEADER.size)
+        return read(number, size, _HEADER.size)
+
+
+class _Read(Protocol):
+    """Reads *size* bytes of a page, after the first *skip*."""
+
+    def __call__(self, number: int, size: int, skip: int = 0) -> bytes: ...
+
+
+def _can_look(file: int) -> bool:
+    try:
+        os.preadv(file, [bytearray(1)], 0, os.RWF_NOWAIT)
+    except BlockingIOError:
+        return True
+    except (AttributeError, OSError):  # neither every system nor every file system has it
+        return False
+    return True
 
 
 class _Page:
     """One page of a tree."""
 
     def __init__(self, data: bytes) -> None:
-        if len(data) < _HEADER.size:
+        if len(data) < _HEADER.size or len(data) % _NUMBER.size:
             raise lmdb.CorruptedError("a page lies beyond the end of the file")
         self._data = data
+        self._numbers = memoryview(data).cast("H")
         self.kind, end = _HEADER.unpack_from(data)
         self.count = (min(end, len(data)) - _HEADER.size) // 2
 
@@ -151,21 +201,29 @@ class _Page:
 
     def last_up_to(self, key: bytes, *, first: int) -> int | None:
         """Return the last node, from the *first* on, whose key is not above *key*; a branch's first has no key."""
-        low, high = first, self.count
-        while low < high:
-            middle = (low + high) // 2
-            if self.key(middle) <= key:
-                low = middle + 1
-            else:
-                high = middle
+        data, numbers, low, high = self._data, self._numbers, first, self.count
+        try:
+            while low < high:
+                middle = (low + high) // 2
+                # As `self.key(middle)`, which would take most of the time of a lookup.
+                node = numbers[_HEADER.size // 2 + middle]
+                start = node + _NODE.size
+                end = start + numbers[start // 2 - 1]
+                if end > len(data):
+                    raise lmdb.CorruptedError("a key ends beyond its page")
+                if data[start:end] <= key:
+                    low = middle + 1
+                else:
+                    high = middle
+        except IndexError:
+            raise lmdb.CorruptedError("a node lies beyond its page") from None
         return low - 1 if low > first else None
 
     def _node(self, index: int) -> int:
         """Return where a node begins, whose head is on the page."""
         if not 0 <= index < self.count:
             raise lmdb.CorruptedError("a page has no nodes")
-        place = _HEADER.size + 2 * index
-        node = int.from_bytes(self._data[place : place + 2], sys.byteorder)
+        node: int = _NUMBER.unpack_from(self._data, _HEADER.size + 2 * index)[0]
         if node + _NODE.size > len(self._data):
             raise lmdb.CorruptedError("a node lies beyond its page")
         return node

@@ -3,6 +3,10 @@
 Reading past the end of a truncated file kills the process (SIGBUS), and walking over a damaged page may: the size is
 checked before a file is mapped, and the sums of all of it before it is scanned. A single read of a damaged page is an
 error of that key, after which the file's one read transaction is begun anew, for LMDB lets a failed one read nothing.
+
+Reading a page that is not in memory stops the thread until the disk has it, and with the thread all that its event loop
+has to do. Where that happens, a file is read with care for a while: page by page, without waiting, and what is not in
+memory by a thread of the file's own. That thread maps and touches nothing, and unmaps the file after its last read.
 """
 
 import asyncio
@@ -11,18 +15,24 @@ import logging
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from math import inf
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import lmdb
 
-from stores.errors import ReleaseCorrupt, ReleaseNotFound, StoreError, StoreFull, StoreUnavailable
-from stores.file import block_sums
-from stores.file.pages import LEAST_PAGE_BYTES, DamagedFile, keys_between, read_meta
+from stores.errors import NotInMemory, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreFull, StoreUnavailable
+from stores.file import block_sums, memory
+from stores.file.pages import LEAST_PAGE_BYTES, Meta, PagedFile, keys_between, read_meta
 from stores.store import Row, Slot
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+P = ParamSpec("P")
 
 # How a read fails, where a page is damaged or the disk is.
 FAILURES = (lmdb.Error, MemoryError, OSError)
@@ -35,6 +45,11 @@ CHECK_HOLDS_S = 60.0
 
 READ_CHUNK = 1 << 22
 
+# For how long nothing may be absent from memory before a file is read without care again.
+CALM_S = 10.0
+# How much of a map is populated, locked or released in one go, during which no other thread can map anything.
+MAP_CHUNK = 1 << 22
+
 # Format 1 named files by the release's id, and gave them no sums.
 _FORMAT_1 = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{4}")
 
@@ -43,6 +58,7 @@ class ReleaseFile:
     """A sealed release, mapped; lives until its last user closes it, for LMDB maps a file once a process."""
 
     _open: dict[tuple[int, int], "ReleaseFile"] = {}  # noqa: RUF012 -- by device and inode; the one map a process may have
+    _closing: dict[tuple[int, int], Future[None]] = {}  # noqa: RUF012 -- those that their threads are to unmap
 
     def __init__(self, path: Path, identity: tuple[int, int]) -> None:
         """Map *path*; use `open`, which shares what is mapped already."""
@@ -50,15 +66,20 @@ class ReleaseFile:
         self._identity = identity
         self._users = 0
         self._found_whole_at = float("-inf")
-        self._damaged: int | None = None
-        check_size(path)
+        self._meta = check_size(path)
         with translated(path):
             self._env = lmdb.open(
                 str(path), subdir=False, readonly=True, lock=False, readahead=False, max_dbs=0, max_spare_txns=2
             )
             self._txn = self._env.begin()
+            self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_RANDOM)
+        self._pages = PagedFile(self._file, self._meta)
+        self._thread = ThreadPoolExecutor(1, "release")
+        self._damaged = self._careful = False
+        self._absent, self._absent_at = 0, 0.0
         self.read: Callable[[bytes], bytes | None] = self._txn.get
-        """Read one key, by LMDB's own call, bound once; its errors are `failed`'s to judge."""
+        """Read one key, by LMDB's own call, bound once; its errors are `failed`'s to judge, but for NotInMemory."""
 
     @classmethod
     def open(cls, path: Path) -> "ReleaseFile":
@@ -66,6 +87,8 @@ class ReleaseFile:
         with translated(path):
             status = path.stat()
         identity = status.st_dev, status.st_ino
+        if closing := cls._closing.get(identity):
+            closing.result()
         file = cls._open.get(identity)
         if file is None:
             file = cls._open[identity] = cls(path, identity)
@@ -76,22 +99,71 @@ class ReleaseFile:
         """Return what the error of a read means, and make the next read possible."""
         if isinstance(error, lmdb.BadValsizeError):
             return StoreError(f"the key {key[:64]!r} is empty or longer than {MAX_KEY_BYTES} bytes")
-        if self._damaged is None:
+        if not (self._damaged or self._careful):
             with translated(self.path):
                 self._txn.abort()
                 self._txn = self._env.begin()
-            self.read = self._txn.get
+            self._choose_read()
+        return self._corrupt(key, error)
+
+    def _corrupt(self, key: str, error: Exception) -> ReleaseCorrupt:
         return ReleaseCorrupt(
             f"{key!r} cannot be read from {self.path} ({error}); `hotplate releases verify` checks all of it, and "
             f"`hotplate releases repair` heals it from another store; or publish again"
         )
 
     def slot(self, key: str) -> Slot:
-        """Read one key, as the slot of a batch."""
+        """Read one key at once, as the slot of a batch; NotInMemory is a slot, too."""
         try:
             return self.read(key.encode())
+        except NotInMemory as error:
+            return error
         except FAILURES as error:
             return self.failed(key, error)
+
+    async def from_disk(self, keys: Sequence[str], timeout_s: float | None) -> list[Slot]:
+        """Read keys in the file's thread, which waits for the disk; in *timeout_s* or not at all."""
+        read = asyncio.wrap_future(self._thread.submit(self._read_all, keys))
+        try:
+            await asyncio.wait([read], timeout=timeout_s)
+            if read.done():
+                return read.result()
+        finally:
+            read.cancel()
+        return [StoreUnavailable(f"the disk did not read {self.path} in time")] * len(keys)
+
+    def _read_all(self, keys: Sequence[str]) -> list[Slot]:
+        return [self._paged_slot(key) for key in keys]
+
+    def _paged_slot(self, key: str) -> Slot:
+        try:
+            return self._pages.get(key.encode())
+        except OSError as error:
+            return StoreUnavailable(f"{self.path} cannot be read: {error}")
+        except lmdb.Error as error:
+            return self._corrupt(key, error)
+
+    def read_with_care(self) -> None:
+        """Read no page that is not in memory on the caller's thread, until nothing was absent for CALM_S."""
+        if self._pages.can_look:
+            self._absent_at = time.monotonic()
+            if not self._careful:
+                self._careful = True
+                self._choose_read()
+
+    def observe(self) -> None:
+        """Go back to reading without care where all that was read of late was in memory; called time and again."""
+        if not self._careful:
+            return
+        now = time.monotonic()
+        if self._pages.absent != self._absent:
+            self._absent, self._absent_at = self._pages.absent, now
+        elif now > self._absent_at + CALM_S:
+            self._careful = False
+            self._choose_read()
+
+    def _choose_read(self) -> None:
+        self.read = self._pages.get_at_once if self._damaged or self._careful else self._txn.get
 
     async def check(self) -> None:
         """Compare every block with its sum, in a thread; ReleaseCorrupt, saying where, for one that was changed."""
@@ -99,21 +171,63 @@ class ReleaseFile:
         self._found_whole_at = time.monotonic()
 
     async def warm(self) -> None:
-        """Read all of the file into memory; from then on one that is damaged is read with care, and more slowly.
+        """Read the file into memory, as much of it as can stay there; from then on a damaged one is read with care.
 
-        What LMDB makes of a damaged page may end the process. Said once in the log, for its keys may fail.
+        What LMDB makes of a damaged page may end the process. Said once in the log, for its keys may fail. Where not
+        all was read, as where this is cancelled, the rest is read with care, too.
         """
-        with opened(self.path) as file:
-            try:
-                damaged = [number async for number in damaged_blocks(self.path, file)]
-            except ReleaseCorrupt as error:
-                log.warning("%s; what it serves may be whole", error)
-                return
-            meta = read_meta(file)
-            if damaged and meta is not None and self._damaged is None and self._users:
+        room = memory.room_bytes()
+        whole, damaged = False, list[int]()
+        try:
+            with opened(self.path) as file:
+                async for number in damaged_blocks(self.path, file, room):
+                    damaged.append(number)
+            if self._meta.size <= room:
+                with suppress(OSError):
+                    await self._each_chunk(memory.populate, paced=True)
+                whole = True
+            else:
+                log.warning(
+                    "%s has %.0f MB, and of files, %.0f MB fit into memory: the rest is read from the disk when it is "
+                    "requested", self.path, self._meta.size / 1e6, room / 1e6
+                )  # fmt: skip
+        except ReleaseCorrupt as error:
+            log.warning("%s; what it serves may be whole", error)
+        finally:
+            if not whole:
+                self.read_with_care()
+            if damaged and not self._damaged:
                 log.warning("%s is damaged in %d blocks of 64 KiB; some keys cannot be read", self.path, len(damaged))
-                self._damaged = os.dup(file)
-                self.read = DamagedFile(self._damaged, meta, damaged).get
+                self._damaged, self._pages = True, PagedFile(self._file, self._meta, damaged)
+                self._choose_read()
+
+    async def lock(self) -> None:
+        """Keep the file in memory until `unlock`, or until it is closed. Raises StoreUnavailable, saying why not."""
+        memory.check_lockable(self._meta.size, str(self.path))
+        try:
+            await self._each_chunk(memory.lock)
+        except OSError as error:
+            await self.unlock()
+            raise StoreUnavailable(f"{self.path} cannot be locked in memory: {error}") from error
+
+    async def unlock(self) -> None:
+        """Let the file be evicted from memory again."""
+        await self._each_chunk(memory.unlock)
+
+    async def _each_chunk(self, work: Callable[[int, int], None], *, paced: bool = False) -> None:
+        """Do something to all of the map, part by part in the file's thread; OSError where that raises it."""
+        address = await self._in_thread(memory.mapped_at, self.path, self._identity[1])
+        for start in range(0, self._meta.size, MAP_CHUNK):
+            began = time.monotonic()
+            await self._in_thread(work, address + start, min(MAP_CHUNK, self._meta.size - start))
+            if paced:
+                await asyncio.sleep(time.monotonic() - began)
+
+    async def _in_thread(self, work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
+        """Run *work* in the file's thread, after what was requested of that before."""
+        if not self._users:
+            raise ReleaseNotFound(f"{self.path} was closed; was the release pruned?")
+        return await asyncio.wrap_future(self._thread.submit(work, *given, **named))
 
     async def check_before_scan(self) -> None:
         """As `check`, unless the file was found whole a moment ago."""
@@ -121,14 +235,27 @@ class ReleaseFile:
             await self.check()
 
     def close(self) -> None:
-        """Unmap the file when its last user in this process is done with it."""
+        """Unmap the file when its last user in this process is done with it, in its thread: a large one takes long."""
         self._users -= 1
         if self._users == 0:
             del self._open[self._identity]
-            self._txn.abort()
-            self._env.close()
-            if self._damaged is not None:
-                os.close(self._damaged)
+            closing = self._closing[self._identity] = self._thread.submit(self._unmap)
+            closing.add_done_callback(lambda _: self._closing.pop(self._identity, None))
+            self._thread.shutdown(wait=False)
+
+    async def closed(self) -> None:
+        """Wait until a file that was closed is unmapped."""
+        if closing := self._closing.get(self._identity):
+            await asyncio.shield(asyncio.wrap_future(closing))
+
+    def _unmap(self) -> None:
+        with suppress(OSError):
+            address = memory.mapped_at(self.path, self._identity[1])
+            for start in range(0, self._meta.size, MAP_CHUNK):
+                memory.release(address + start, min(MAP_CHUNK, self._meta.size - start))
+        self._txn.abort()
+        self._env.close()
+        os.close(self._file)
 
     def rows(self) -> Iterator[Row]:
         """Yield all rows in ascending order of key bytes; only after `check_before_scan`."""
@@ -146,8 +273,8 @@ class ReleaseFile:
             raise ReleaseCorrupt(f"{self.path} is damaged after the key {last!r} ({error}); publish again") from error
 
 
-def check_size(path: Path) -> None:
-    """Look whether a sealed file may be mapped: ReleaseCorrupt for one that was cut, or is none.
+def check_size(path: Path) -> Meta:
+    """Return what a sealed file that may be mapped says of itself; ReleaseCorrupt for one that was cut, or is none.
 
     Reads its sums and first pages. Damaged sums alone are not held against it: what it serves may well be whole.
     """
@@ -162,6 +289,7 @@ def check_size(path: Path) -> None:
     without_sums = _FORMAT_1.fullmatch(path.stem) and found >= meta.size and found % LEAST_PAGE_BYTES == 0
     if found != whole and not without_sums:
         raise ReleaseCorrupt(f"{path} was cut: it has {found} of {whole} bytes; publish again")
+    return meta
 
 
 async def check_whole(path: Path) -> None:
@@ -177,11 +305,11 @@ async def check_whole(path: Path) -> None:
             )
 
 
-async def damaged_blocks(path: Path, file: int) -> AsyncIterator[int]:
+async def damaged_blocks(path: Path, file: int, up_to: float = inf) -> AsyncIterator[int]:
     """Read an open file, and yield the number of each block that was changed since it was sealed; maps nothing.
 
-    It is read in threads, at half speed: whoever is served meanwhile goes first. A file of format 1 has no sums: of
-    that, only the size is checked. Raises ReleaseCorrupt for other files without sums.
+    It is read in threads, at half speed, *up_to* a place: whoever is served meanwhile goes first. A file of format 1
+    has no sums: of that, only the size is checked. Raises ReleaseCorrupt for other files without sums.
     """
     await asyncio.to_thread(check_size, path)
     sums = block_sums.read(file)
@@ -189,7 +317,7 @@ async def damaged_blocks(path: Path, file: int) -> AsyncIterator[int]:
         if not _FORMAT_1.fullmatch(path.stem):
             raise ReleaseCorrupt(f"the checksums at the end of {path} are damaged or cut off; publish again")
         return
-    for start in range(0, sums.size, block_sums.STRIDE_BYTES):
+    for start in range(0, int(min(sums.size, up_to)), block_sums.STRIDE_BYTES):
         began = time.monotonic()
         with translated(path):
             damaged = await asyncio.to_thread(block_sums.find_damage, file, sums, start)

@@ -15,8 +15,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 from stores.catalogue import Catalogue, DraftRef, ReleaseRef
-from stores.errors import ReleaseCorrupt, ReleaseNotFound, StoreMisused
-from stores.file import examination
+from stores.errors import NotInMemory, ReleaseCorrupt, ReleaseNotFound, StoreMisused, StoreUnavailable
+from stores.file import examination, memory
 from stores.file.catalogue import CatalogueFile
 from stores.file.draft import DraftFile, check_room, file_bytes, lock_path, open_draft
 from stores.file.release import FAILURES, ReleaseFile, check_size, read_through, translated
@@ -25,6 +25,7 @@ from stores.store import (
     Finding,
     Inventoried,
     LocalReader,
+    Lockable,
     Plan,
     Polled,
     RoomChecked,
@@ -39,7 +40,7 @@ from stores.urls import redacted
 POLL_S = 0.1
 
 
-class LmdbStore(LocalReader, RoomChecked, SelfChecked, Examined, Inventoried, Polled):
+class LmdbStore(LocalReader, Lockable, RoomChecked, SelfChecked, Examined, Inventoried, Polled):
     """A folder of releases on a local disk; an instance lives as long as its process, and never crosses a fork."""
 
     batch = 64
@@ -51,6 +52,7 @@ class LmdbStore(LocalReader, RoomChecked, SelfChecked, Examined, Inventoried, Po
         self._releases = folder / "releases"
         self._files = dict[str, ReleaseFile]()
         self._drafts = dict[str, DraftFile]()
+        self._faults = memory.major_faults()
 
     def get(self, release: ReleaseRef, key: str) -> bytes | None:
         file = self._files.get(release.incarnation) or self._open(release)
@@ -60,14 +62,18 @@ class LmdbStore(LocalReader, RoomChecked, SelfChecked, Examined, Inventoried, Po
             raise file.failed(key, error) from error
 
     async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
-        del timeout_s  # a map is never late
         file = self._files.get(release.incarnation) or self._open(release)
         read = file.read
         try:
             return [read(key.encode()) for key in keys]
+        except NotInMemory:
+            return await file.from_disk(keys, timeout_s)
         except FAILURES as error:
             file.failed("", error)
-            return [file.slot(key) for key in keys]
+        slots = [file.slot(key) for key in keys]
+        if any(isinstance(slot, NotInMemory) for slot in slots):
+            return await file.from_disk(keys, timeout_s)
+        return slots
 
     async def catalogue(self) -> Catalogue:
         return self._current(self._catalogue.record())
@@ -77,6 +83,7 @@ class LmdbStore(LocalReader, RoomChecked, SelfChecked, Examined, Inventoried, Po
         while True:
             record = self._catalogue.record()
             self.polled_at = time.monotonic()
+            self._observe_faults()
             if record != seen or record is None:
                 seen = record
                 yield self._current(record)
@@ -85,10 +92,13 @@ class LmdbStore(LocalReader, RoomChecked, SelfChecked, Examined, Inventoried, Po
     async def close(self) -> None:
         for draft in self._drafts.values():
             await asyncio.to_thread(draft.close)
-        for file in self._files.values():
-            file.close()
+        files = list(self._files.values())
         self._drafts.clear()
         self._files.clear()
+        for file in files:
+            file.close()
+        for file in files:
+            await file.closed()
 
     async def examine(self) -> list[Finding]:
         return examination.examine(self.folder)
@@ -135,10 +145,19 @@ class LmdbStore(LocalReader, RoomChecked, SelfChecked, Examined, Inventoried, Po
         await (self._files.get(release.incarnation) or self._open(release)).check()
 
     async def prepare(self, release: ReleaseRef) -> None:
-        await read_through(self._sealed_path(release))
+        path = self._sealed_path(release)
+        with translated(path):
+            fits = path.stat().st_size <= memory.room_bytes()
+        if fits:
+            await read_through(path)
 
     async def warm(self, release: ReleaseRef) -> None:
         await (self._files.get(release.incarnation) or self._open(release)).warm()
+
+    async def lock(self, release: ReleaseRef) -> None:
+        for incarnation in self._files.keys() - {release.incarnation}:
+            await self._files[incarnation].unlock()
+        await (self._files.get(release.incarnation) or self._open(release)).lock()
 
     async def swap(self, old: Catalogue, new: Catalogue) -> None:
         await asyncio.to_thread(self._catalogue.swap, old, new)
@@ -161,6 +180,15 @@ class LmdbStore(LocalReader, RoomChecked, SelfChecked, Examined, Inventoried, Po
         for incarnation in self._files.keys() - known if found.generation else ():
             self._files.pop(incarnation).close()  # pruned: a map kept open would keep its disk space, too
         return found
+
+    def _observe_faults(self) -> None:
+        """Read all files with care where a page of one of them, as it seems, was waited for on this thread."""
+        faults = memory.major_faults()
+        for file in self._files.values():
+            if faults > self._faults:
+                file.read_with_care()
+            file.observe()
+        self._faults = faults
 
     def _claimed(self, draft: DraftRef) -> DraftFile:
         """Return the file of a draft that is this writer's, opened where an earlier handle has left it."""
@@ -205,6 +233,17 @@ def damaged_files(folder: Path) -> list[Path]:
         except ReleaseCorrupt:
             damaged.append(path)
     return damaged
+
+
+def check_live_lockable(folder: Path) -> None:
+    """Raise StoreMisused, with the numbers, where the live release of a store can surely not be locked in memory."""
+    live = CatalogueFile(folder).read(time.time()).live_ref
+    if live is not None:
+        path = folder / "releases" / f"{live.incarnation}.mdb"
+        try:
+            memory.check_lockable(check_size(path).size, f"release {live.id} in {folder}")
+        except StoreUnavailable as error:
+            raise StoreMisused(str(error)) from error
 
 
 _INCARNATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

@@ -9,7 +9,7 @@ from stores import lifecycle as life
 from stores.catalogue import Catalogue, ReleaseId, ReleaseRef
 from stores.errors import PartUnavailable, ReleaseCorrupt, StoreError, StoreUnavailable
 from stores.memory import MemoryStore
-from stores.store import Advised, Observer, Plan, Row, Slot
+from stores.store import Advised, Observer, Plan, PointReader, Row, Slot
 from tests.support.stores import as_bodies
 
 
@@ -83,7 +83,7 @@ def restore(memory: MemoryStore, copy: MemoryStore, *, only_catalogue: bool = Fa
         watcher.set()
 
 
-class KeyByKeyStore(RemoteStore):
+class KeyByKeyStore(PointReader, RemoteStore):
     """A remote store that reads each key by itself, reports that to an observer, and names what is too slow."""
 
     def __init__(self, inner: MemoryStore) -> None:

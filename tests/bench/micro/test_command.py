@@ -16,8 +16,8 @@ def test_the_suite_in_process_gives_its_figures() -> None:
     assert len(named) == len(measured)
     for part in (
         "encode", "seal[1]", "seal[2]", "cut[1]", "cut[2]", "decode", "compress", "decompress", "get", "get many",
-        "lookup[zstd]", "render[json]",
-        "batcher", "catalogue", "matrix", "als", "recommend", "metrics", "evaluate",
+        "lookup[zstd]", "render[json]", "turn[json]",
+        "catalogue", "matrix", "als", "recommend", "metrics", "evaluate",
     ):  # fmt: skip
         assert named[f"in process, {part}: CPU"].median > 0
     assert str(named["in process, get / get of a dict: CPU"].goal) == "≤ 3"

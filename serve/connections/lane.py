@@ -1,0 +1,260 @@
+"""The fast lane: the plainest requests, GETs of one list, from the bytes that came to those of the answer.
+
+It takes what it can be sure of and nothing else; for all the rest `answer` gives None, and aiohttp sees the same bytes,
+untouched, on the same connection and in order. Why nothing is taken that aiohttp would refuse, or read otherwise:
+
+- The bytes are one whole request: they begin where a request begins, and their first empty line is their end. So
+  nothing follows that could be read as another's.
+- The request line has one form: GET, a path whose id needs no decoding, at most `?n=`, HTTP/1.1.
+- Each header is one of a list, there at most once, with a value of visible ASCII. On the list is nothing that announces
+  a body (Content-Length, Transfer-Encoding, Expect, Trailer, TE), changes the protocol (Upgrade, and of Connection all
+  but keep-alive), or requests an answer of another kind (Range, Origin, X-Request-Timeout-Ms). What a folded line, a
+  bare line end or a space before the colon leave as a name is not on it.
+- What is remembered of headers is what their bytes alone say. Keys, rates, the deny-list, the live release and whether
+  the worker drains are looked at for each request, in the same objects that aiohttp's way looks at. A connection that
+  brings a key is its client's by aiohttp's word only.
+"""
+
+import re
+from collections.abc import Callable
+from math import inf
+from time import monotonic, time
+from typing import NamedTuple
+
+from aiohttp.helpers import rfc822_formatted_time
+from xxhash import xxh3_64_hexdigest
+
+from serve.access.auth import bearer
+from serve.api.app import Dispatcher, is_request_id
+from serve.api.formats import media_type
+from serve.api.handlers import NO_STORE, PRIVATE, is_known, list_head
+from serve.api.parameters import JSON, LIST_MEDIA
+from serve.api.problems import Problem
+from serve.metrics import request_cell
+from serve.reader import DEFAULT_N, EncodedList, NotReady
+from stores.catalogue import ReleaseId
+from stores.keys import ITEM, OVERALL, USER
+
+MAX_BYTES = 4096
+# How many header blocks, and lines of headers, are remembered that are the same in request after request; and how many
+# ways to begin an answer, which are the same for all lists of a release.
+REMEMBERED, FRAMES = 1024, 64
+# An answer that comes later.
+LATER = b""
+END = b"\r\n\r\n"
+
+_line = re.compile(
+    rb"GET /v1/(?:(recommendations|similar)/([A-Za-z0-9_~.:@-]{1,128})|popular)(?:\?n=([1-9][0-9]{0,2}))? HTTP/1\.1\r\n"
+).match
+_value = re.compile(rb"[ \t]?([\x21-\x7e](?:[\x20-\x7e]{0,1022}[\x21-\x7e])?)").fullmatch
+
+# Who calls, how the request is named, and which answer is known; what a client sends with each request; what differs
+# from one to the next.
+NAMES = ("X-API-Key", "Authorization", "X-Request-Id", "If-None-Match")
+CONSTANT = (
+    "Host", "Accept", "Connection", "User-Agent", "Accept-Encoding", "Accept-Language", "Cache-Control", "Pragma",
+    "Content-Type", "DNT", "Referer", "Priority", "Sec-GPC", "Sec-Fetch-Dest", "Sec-Fetch-Mode", "Sec-Fetch-Site",
+    "Sec-Fetch-User", "Sec-CH-UA", "Sec-CH-UA-Mobile", "Sec-CH-UA-Platform", "X-Scheme", "X-Forwarded-Scheme",
+    "X-Forwarded-Proto", "X-Forwarded-Host", "X-Forwarded-Port", "X-Envoy-Internal", "X-Envoy-Attempt-Count",
+)  # fmt: skip
+CHANGING = (
+    "traceparent", "tracestate", "baggage", "b3", "X-B3-TraceId", "X-B3-SpanId", "X-B3-ParentSpanId", "X-B3-Sampled",
+    "X-Amzn-Trace-Id", "X-Cloud-Trace-Context", "X-Forwarded-For", "X-Original-Forwarded-For", "X-Real-IP",
+    "X-Forwarded-Client-Cert", "X-Envoy-Expected-Rq-Timeout-Ms", "Via", "Forwarded", "Cookie",
+)  # fmt: skip
+# A bit for each, by its name as it is mostly written.
+_BITS = {name: 1 << n for n, name in enumerate((*NAMES, *CONSTANT, *CHANGING))}
+BITS = {way.encode(): bit for name, bit in _BITS.items() for way in (name, name.lower(), name.title())}
+API_KEY, AUTHORIZATION, REQUEST_ID, KNOWN, HOST, ACCEPT, CONNECTION = (_BITS[one] for one in (*NAMES, *CONSTANT[:3]))
+IS_READ = API_KEY | AUTHORIZATION | REQUEST_ID | KNOWN
+IS_CONSTANT = sum(_BITS[name] for name in CONSTANT)
+# The bits of what says the same in each request of a client.
+IS_REMEMBERED = IS_CONSTANT | API_KEY | AUTHORIZATION
+
+
+# What the headers of a request say: its key or token, its id, and the answers that its caller has.
+_Headers = tuple[str | None, str | None, str | None]
+
+
+class _Kind(NamedTuple):
+    """What a path is of: a route, as metrics name it, and the lists of a source, and how their keys begin."""
+
+    route: str
+    source: str
+    key: str
+    subject: bytes
+    cache: str
+    """The Cache-Control of a list from that source; one that stands in for it is not stored."""
+
+    ok_cell: int
+    known_cell: int
+    """Where answers are counted, with 200 and with 304."""
+
+
+def _kind(route: str, source: str, key: str, subject: bytes, cache: str) -> _Kind:
+    cells = request_cell(route, "GET", 200), request_cell(route, "GET", 304)
+    return _Kind(route, source, key, subject, cache, *cells)
+
+
+class _Frame(NamedTuple):
+    """How answers of one kind begin, up to their ETag, and what stands in a body between its subject and its items."""
+
+    head: bytes
+    not_modified: bytes
+    middle: bytes
+
+
+# A request that the lane answers: when it came; its kind; the subject of its answer; how many items; its headers; who
+# sent it. Plain, as a tuple is made in a tenth of the time.
+_Request = tuple[float, _Kind, bytes, int, _Headers, str]
+
+
+class Lane:
+    """Answers what it can of one worker's requests, on its loop; lives as long as the worker."""
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        """Take what answers everything else."""
+        self._dispatcher = dispatcher
+        self._reader = dispatcher.reader
+        self._denied = dispatcher.reader.deny_list
+        self._observe = dispatcher.metrics.observe
+        self._access_log = dispatcher.access_log
+        shared = dispatcher.handlers.shared
+        self._kinds = {
+            b"recommendations": _kind("/v1/recommendations/{user}", "personal", USER, b'"user":"%b",', PRIVATE),
+            b"similar": _kind("/v1/similar/{item}", "similar", ITEM, b'"item":"%b",', shared),
+            None: _kind("/v1/popular", "popular", "", b"", shared),
+        }
+        self._date, self._date_until = "", -inf
+        self._vary = "Accept, Origin" if dispatcher.cors else "Accept"
+        self._blocks = dict[bytes, _Headers]()
+        self._lines = dict[bytes, int]()
+        self._frames = dict[tuple[str, ReleaseId, str, str], _Frame]()
+
+    def answer(self, data: bytes, now: float, client: str, deliver: Callable[[bytes], None]) -> bytes | None:
+        """Return the whole answer to what came *now* on a connection of *client*; None for what is not the lane's.
+
+        LATER where a store is to be read before: then *deliver* is called with the answer, in a later turn of the loop.
+        """
+        line = _line(data)
+        if line is None:
+            return None
+        block = data[line.end() :]
+        headers = self._blocks.get(block) or self._read(block)
+        if headers is None or self._dispatcher.draining:
+            return None
+        caller = self._dispatcher.guard.admit_known(headers[0], client)
+        if caller is None:
+            return None
+        name, raw_id, digits = line.groups()
+        kind, n = self._kinds[name], DEFAULT_N if digits is None else int(digits)
+        request = now, kind, kind.subject if raw_id is None else kind.subject % raw_id, n, headers, caller.name
+        try:
+            if raw_id is None:
+                return self._made(request, self._reader.popular())
+            return self._answered(request, kind.key + raw_id.decode(), deliver)
+        except NotReady:
+            return None
+
+    def _answered(self, request: _Request, key: str, deliver: Callable[[bytes], None]) -> bytes:
+        """Return the answer from a row, where that is at hand, or LATER."""
+        source = request[1].source
+        encoded = self._reader.at_hand(key, source)
+        if encoded is not None:
+            return self._made(request, encoded)
+        self._reader.request(key, source, OVERALL, lambda read: deliver(self._made(request, read)))
+        return LATER
+
+    def _made(self, request: _Request, encoded: EncodedList) -> bytes:
+        """Return the answer to a request with a list."""
+        started, kind, subject, n, (_, given_id, known), client = request
+        frame = self._frames.get((kind.source, encoded.served.id, encoded.source, encoded.tier))
+        if frame is None:
+            frame = self._frame(kind, encoded)
+        body = b"".join((b"{", subject, frame.middle, self._denied.current.cut(encoded.body, n), b"]}"))
+        etag, size = xxh3_64_hexdigest(body), len(body)
+        request_id = given_id or self._dispatcher.request_ids.new()
+        status, cell, head, length = 200, kind.ok_cell, frame.head, f"Content-Length: {size}\r\n"
+        if known is not None and is_known(f'"{etag}"', known):
+            status, cell, head, length, body, size = 304, kind.known_cell, frame.not_modified, "", b"", 0
+        now = monotonic()
+        if now >= self._date_until:
+            self._renew_date(now)
+        took_s = now - started
+        self._observe(cell, took_s)
+        if self._access_log is not None:
+            self._access_log.note(kind.route, "GET", status, took_s, size=size, request_id=request_id, client=client)
+        lines = (
+            f'{etag}"\r\nServer: hotplate\r\nX-Request-Id: {request_id}\r\n'
+            f"Server-Timing: app;dur={took_s * 1000:.3f}\r\n{length}Date: {self._date}\r\n\r\n"
+        )
+        return b"".join((head, lines.encode(), body))
+
+    def _renew_date(self, now: float) -> None:
+        """Write the date anew, and note when its second ends."""
+        self._date, self._date_until = rfc822_formatted_time(), now + 1 - time() % 1
+
+    def _frame(self, kind: _Kind, encoded: EncodedList) -> _Frame:
+        """Return what answers with lists of one source and release have in common."""
+        release, source, tier = encoded.served.id, encoded.source, encoded.tier
+        if len(self._frames) >= FRAMES:
+            self._frames.clear()
+        cache = kind.cache if source == kind.source else NO_STORE
+        lines = f'Cache-Control: {cache}\r\nX-Hotplate-Release: {release}\r\nVary: {self._vary}\r\nETag: "'
+        self._frames[kind.source, release, source, tier] = frame = _Frame(
+            f"HTTP/1.1 200 OK\r\nContent-Type: {JSON}\r\n{lines}".encode(),
+            f"HTTP/1.1 304 Not Modified\r\n{lines}".encode(),
+            list_head(encoded),
+        )
+        return frame
+
+    def _read(self, block: bytes) -> _Headers | None:
+        """Return what the headers of a request say; None where one is not the lane's to judge."""
+        if len(block) > MAX_BYTES or block.find(END) != len(block) - len(END):
+            return None
+        seen, values = 0, dict[int, str]()
+        for line in block[: -len(END)].split(b"\r\n"):
+            bit = self._lines.get(line) or self._judge(line, values)
+            if not bit or seen & bit:
+                return None
+            seen |= bit
+        if not seen & HOST:
+            return None
+        key, request_id = values.get(API_KEY), values.get(REQUEST_ID)
+        if request_id is not None and not is_request_id(request_id):
+            request_id = None
+        credential = key if key is not None else bearer(values.get(AUTHORIZATION))
+        headers = credential, request_id, values.get(KNOWN)
+        if not seen & ~IS_REMEMBERED:
+            if len(self._blocks) >= REMEMBERED:
+                self._blocks.clear()
+            self._blocks[block] = headers
+        return headers
+
+    def _judge(self, line: bytes, values: dict[int, str]) -> int:
+        """Return the bit of a header, and note what it says where that matters; 0 where it is not the lane's."""
+        name, _, given = line.partition(b":")
+        bit, value = BITS.get(name, 0), _value(given)
+        if value is None:
+            return 0
+        if bit & IS_CONSTANT:
+            if not _is_harmless(bit, value[1].decode()):
+                return 0
+            if len(self._lines) >= REMEMBERED:
+                self._lines.clear()
+            self._lines[line] = bit
+        elif bit & IS_READ:
+            values[bit] = value[1].decode()
+        return bit
+
+
+def _is_harmless(bit: int, value: str) -> bool:
+    """Return whether a header leaves the answer what it is."""
+    if bit == CONNECTION:
+        return value.lower() == "keep-alive"
+    if bit == ACCEPT:
+        try:
+            return media_type(value, LIST_MEDIA) == JSON
+        except Problem:
+            return False
+    return True

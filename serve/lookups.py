@@ -1,0 +1,175 @@
+"""Lookups of single keys: all of one turn of the event loop, from all connections, are read together, tier by tier.
+
+A turn costs one task, one deadline and one call of the store, however many requests it has. Whoever waits for a key
+that is being read already waits for the same read.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from serve.follower import ServedRelease
+from serve.tiers import Tier, loop_time
+from stores.encoding import is_empty
+from stores.errors import StoreError
+from stores.store import Slot
+
+log = logging.getLogger(__name__)
+
+Waiter = TypeVar("Waiter")
+
+# Hands those who wait for a key what was read of it: the value, None where it is in no tier, or the error where none
+# could be read; with the tier and the release that say so, and without those where it is an error.
+Origin = tuple[Tier, ServedRelease]
+Settle = Callable[[Sequence[Waiter], Origin | None, bytes | None], None]
+
+
+class Deadline(NamedTuple):
+    """Until when a request reads, by `loop_time`; *hurried*: as its caller waits for less than the budget."""
+
+    at: float
+    hurried: bool
+
+    def share_s(self, tiers: int) -> float:
+        """Return what the next of so many tiers may take, in seconds: what is left, shared with those after it."""
+        return max(0.0, self.at - loop_time()) / tiers
+
+
+@dataclass(slots=True)
+class _Batch(Generic[Waiter]):
+    """Keys that are read together, or were, before tiers of other sizes had them read in parts."""
+
+    waiting: dict[str, list[Waiter]]
+    """Who waits, by key; a key leaves it once it is settled."""
+
+    deadline: Deadline
+    missed: dict[str, list[Origin]] = field(default_factory=dict)
+    """The tiers that have no list of a key, with their releases."""
+
+    def has_missed(self, key: str, served: ServedRelease) -> bool:
+        """Return whether a tier with the release of *served* has no list of *key*."""
+        return any(other.id == served.id for _, other in self.missed.get(key, ()))
+
+
+class Lookups(Generic[Waiter]):
+    """Reads keys for whoever waits for them; lives as long as its reader, on one loop.
+
+    The first tier to return a list in its share of the budget wins, and its lists are handed out at once. What failed
+    in one tier is read in the next; after a tier that has no such list only those with another release are read.
+    """
+
+    def __init__(self, tiers: Sequence[Tier], budget_s: float, settle: Settle[Waiter]) -> None:
+        self._tiers = tiers
+        self._budget_s = budget_s
+        self._settle = settle
+        self._turn = list[str]()
+        """The keys of this turn that nobody waited for."""
+
+        self._waiting = dict[str, list[Waiter]]()
+        self._served = list[ServedRelease | None]()
+        """The releases that the reads which may be joined are of."""
+
+        self._reads = set[asyncio.Task[None]]()
+
+    def add(self, key: str, waiter: Waiter) -> None:
+        """Read *key* with all others of this turn, or share the read that is on its way; *waiter* is settled later."""
+        if not self._turn:
+            served = [tier.follower.served for tier in self._tiers]
+            if served != self._served:
+                self._served, self._waiting = served, {}  # who comes after a flip gets nothing from before it
+        if (waiters := self._waiting.get(key)) is not None:
+            waiters.append(waiter)
+            return
+        self._waiting[key] = [waiter]
+        if not self._turn:
+            self._spawn(self._read_turn())
+        self._turn.append(key)
+
+    async def read(self, key: str, waiter: Waiter, deadline: Deadline) -> None:
+        """Read one key by itself, for a caller with a deadline of its own, and settle its waiter."""
+        await self._read(_Batch({key: [waiter]}, deadline), [key], 0)
+
+    async def close(self) -> None:
+        """Wait for what is being read, which ends with the budget."""
+        while self._reads:
+            await asyncio.wait(self._reads)
+
+    async def _read_turn(self) -> None:
+        keys, self._turn = self._turn, []
+        batch = _Batch(self._waiting, Deadline(loop_time() + self._budget_s, hurried=False))
+        size = self._tiers[0].keys_a_call
+        self._start(batch, keys[size:], 0)
+        await self._read(batch, keys[:size], 0)
+
+    def _start(self, batch: _Batch[Waiter], keys: Sequence[str], index: int) -> None:
+        """Read keys from the tier at *index* on, in as many calls as that tier takes, at the same time."""
+        size = self._tiers[index].keys_a_call if index < len(self._tiers) else max(1, len(keys))
+        for start in range(0, len(keys), size):
+            self._spawn(self._read(batch, keys[start : start + size], index))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._reads.add(task)
+        task.add_done_callback(self._reads.discard)
+
+    async def _read(self, batch: _Batch[Waiter], keys: Sequence[str], index: int) -> None:
+        """Read keys in one tier after the other, and settle all of them, whatever happens."""
+        try:
+            for place in range(index, len(self._tiers)):
+                tier = self._tiers[place]
+                if place:  # whether the first has it at hand was seen before it came here
+                    keys = self._take_at_hand(batch, keys, tier)
+                if len(keys) > tier.keys_a_call:
+                    self._start(batch, keys, place)
+                    keys = ()
+                elif len(keys) > 1 and tier.breaker.is_open:
+                    self._start(batch, keys[1:], place + 1)  # one of them is enough to probe a store
+                    keys = keys[:1]
+                if not keys:
+                    return
+                keys = await self._read_tier(batch, keys, place)
+        except Exception:
+            log.exception("a lookup failed")
+        finally:
+            for key in keys:
+                if waiters := batch.waiting.pop(key, None):
+                    missed = batch.missed.get(key)
+                    self._settle(waiters, missed[0] if missed else None, None)
+
+    def _take_at_hand(self, batch: _Batch[Waiter], keys: Sequence[str], tier: Tier) -> Sequence[str]:
+        """Settle what a tier has without a wait, and return the other keys."""
+        served = tier.follower.served
+        if served is None:
+            return keys
+        return self._take(batch, (tier, served), keys, [tier.get(served, key) for key in keys])
+
+    async def _read_tier(self, batch: _Batch[Waiter], keys: Sequence[str], index: int) -> Sequence[str]:
+        """Read keys in one tier, settle those that it has, and return the other keys."""
+        tier = self._tiers[index]
+        served = tier.follower.served
+        if served is None:
+            return keys
+        missed = [key for key in keys if batch.has_missed(key, served)] if batch.missed else []
+        wanted = [key for key in keys if key not in missed] if missed else keys
+        if not wanted:
+            return keys
+        timeout_s = batch.deadline.share_s(len(self._tiers) - index)
+        try:
+            served, slots = await tier.read(served, wanted, timeout_s, hurried=batch.deadline.hurried)
+        except StoreError:
+            return keys
+        return [*missed, *self._take(batch, (tier, served), wanted, slots)]
+
+    def _take(self, batch: _Batch[Waiter], origin: Origin, keys: Sequence[str], slots: Sequence[Slot]) -> Sequence[str]:
+        """Settle the lists among *slots*, note what the tier does not have, and return the keys without a list."""
+        waiting, settle, rest = batch.waiting, self._settle, list[str]()
+        for key, slot in zip(keys, slots, strict=True):
+            if isinstance(slot, bytes) and not is_empty(slot):
+                settle(waiting.pop(key), origin, slot)
+            else:
+                rest.append(key)
+                if not isinstance(slot, StoreError):
+                    batch.missed.setdefault(key, []).append(origin)
+        return rest

@@ -1,0 +1,147 @@
+"""What of a mapped file is in memory: how much of it can be, and bringing, locking and releasing a part of its map.
+
+LMDB does not say where it mapped a file, so the system is asked. All of it is advice: where a system or a kernel lacks
+something, reads are slower and nothing else changes.
+"""
+
+import ctypes
+import errno
+import mmap
+import os
+import resource
+from math import inf
+from pathlib import Path
+
+from stores.errors import StoreUnavailable
+
+# Of the room that there is, what may be taken: the rest is for whatever grows meanwhile.
+SHARE_OF_ROOM = 0.9
+
+# From Linux's mman.h and capability.h.
+_POPULATE_READ, _LOCK_ON_FAULT = 22, 1
+_CAP_IPC_LOCK = 14
+
+_PROC, _CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+
+_libc = ctypes.CDLL(None, use_errno=True)
+for _name in ("madvise", "munlock", "mlock2"):
+    if _function := getattr(_libc, _name, None):
+        _function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *([] if _name == "munlock" else [ctypes.c_int])]
+
+
+def mapped_at(path: Path, inode: int) -> int:
+    """Return the address at which this process has mapped a file; OSError where it has not, or nobody can say."""
+    whole_path = str(path.resolve())
+    for line in (_PROC / "self" / "maps").read_text().splitlines():
+        address, _, offset, _, number, *name = line.split(maxsplit=5)
+        # Layered file systems show numbers of the layer below, and a file that was unlinked has a longer name.
+        if name and path.name in name[0] and (int(number) == inode or name[0] == whole_path) and int(offset, 16) == 0:
+            return int(address.partition("-")[0], 16)
+    raise OSError(errno.ENOENT, f"{path} is not among the maps of this process")
+
+
+def populate(address: int, size: int) -> None:
+    """Enter the pages of a part of a map that are in memory into the page table, so that no read has to."""
+    _libc.madvise(address, size, _POPULATE_READ)
+
+
+def release(address: int, size: int) -> None:
+    """Take a part of a map out of the page table, and unlock it; to unmap it is then quick."""
+    _libc.munlock(address, size)
+    _libc.madvise(address, size, mmap.MADV_DONTNEED)
+
+
+def lock(address: int, size: int) -> None:
+    """Keep a part of a map in memory from when it is next read, or from now on. Raises OSError."""
+    if _libc.mlock2(address, size, _LOCK_ON_FAULT):
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error))
+
+
+def unlock(address: int, size: int) -> None:
+    """Let a part of a map be evicted again."""
+    _libc.munlock(address, size)
+
+
+def major_faults() -> int:
+    """Return how often this thread has waited for a page to be read from a disk."""
+    return resource.getrusage(getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)).ru_majflt
+
+
+def room_bytes(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> float:
+    """Return how many bytes of files this process can have in memory; inf where the system does not say.
+
+    That is what the machine has available, and what the process's cgroups have left: what they hold of files counts as
+    left, for it can be evicted.
+    """
+    room = _numbers(proc / "meminfo").get("MemAvailable", inf) * 1024
+    for group in _groups(proc, cgroups):
+        stat = _numbers(group / "memory.stat")
+        files = stat.get("active_file", 0) + stat.get("inactive_file", 0)
+        room = min(room, _number(group / "memory.max") - _number(group / "memory.current") + files)
+    return max(0.0, room * SHARE_OF_ROOM)
+
+
+def check_lockable(size: int, what: str, proc: Path = _PROC, cgroups: Path = _CGROUPS) -> None:
+    """Raise StoreUnavailable, with the numbers, where *size* bytes can surely not be locked in memory.
+
+    The soft limit is raised to the hard one first.
+    """
+    if not hasattr(_libc, "mlock2"):
+        raise StoreUnavailable("this system cannot lock the pages of a file in memory as they are read; Linux can")
+    memory = min([_numbers(proc / "meminfo").get("MemTotal", inf) * 1024,
+                  *(_number(group / "memory.max") for group in _groups(proc, cgroups))])  # fmt: skip
+    if size > memory * SHARE_OF_ROOM:
+        raise StoreUnavailable(
+            f"{what} has {_mb(size)}, which cannot be kept in {_mb(memory)} of memory; give the process more, publish "
+            f"with --encoding zstd, or leave --lock-memory out"
+        )
+    soft, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (hard, hard))
+    if hard != resource.RLIM_INFINITY and size > hard and not _may_lock_all(proc):
+        raise StoreUnavailable(
+            f"{what} has {_mb(size)}, and a process may lock {_mb(hard)} here (RLIMIT_MEMLOCK); raise that by "
+            f"`ulimit -l`, LimitMEMLOCK= of systemd or the capability IPC_LOCK, or leave --lock-memory out"
+        )
+
+
+def _may_lock_all(proc: Path) -> bool:
+    for line in (proc / "self" / "status").read_text().splitlines():
+        if line.startswith("CapEff:"):
+            return bool(int(line.split()[1], 16) >> _CAP_IPC_LOCK & 1)
+    return False
+
+
+def _groups(proc: Path, cgroups: Path) -> list[Path]:
+    """Return the folders of the process's cgroup (of version 2) and of those around it."""
+    try:
+        lines = (proc / "self" / "cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    inner = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), None)
+    if inner is None:
+        return []
+    folder = cgroups / inner
+    return [each for each in (folder, *folder.parents) if each.is_relative_to(cgroups)]
+
+
+def _number(path: Path) -> float:
+    """Read the limit or the use of a cgroup; a limit that is not there is none."""
+    try:
+        text = path.read_text().strip()
+    except OSError:
+        return inf if path.name == "memory.max" else 0.0
+    return inf if text == "max" else float(text)
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return {}
+    return {words[0].rstrip(":"): int(words[1]) for words in map(str.split, lines) if len(words) > 1}
+
+
+def _mb(size: float) -> str:
+    return f"{size / 1e6:,.0f} MB"

@@ -1,0 +1,356 @@
+"""The fast lane beside aiohttp: the same bytes get the same answer, whichever of the two has given it."""
+
+import asyncio
+import inspect
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from math import inf
+from pathlib import Path
+
+import orjson
+import pytest
+from hypothesis import strategies as st
+
+from serve.access.keys import create
+from serve.api.app import Dispatcher
+from serve.connections.lane import FRAMES, REMEMBERED, Lane
+from serve.connections.protocol import Connection
+from serve.deny_list import DenyListFile
+from serve.processes.access_log import AccessLog
+from serve.reader import TieredReader
+from stores.catalogue import ReleaseRef
+from stores.lifecycle import publish
+from stores.memory import MemoryStore
+from stores.store import Plan, Row, Slot
+from tests.support.lane import MemoryTransport, Pair, differ_by_socket, exchange
+from tests.support.property import depths, explore
+from tests.support.remote import RemoteStore
+from tests.support.requests import CORPUS, GET, HOST, REAL, pieces
+from tests.support.service import a_list
+from tests.support.soak import SEED
+from tests.support.stores import as_bodies
+
+
+def ignore(answer: bytes) -> None:
+    """Take an answer for nothing."""
+
+
+LISTS = {f"user:{n}": a_list(*(f"{n}-{m}" for m in range(20))) for n in range(5)} | {
+    "user:..": a_list("dots"), "user:empty": b"", "user:a b": a_list("b"), "user:a.b@c:d~e_f-g": a_list("c"),
+    "item:1": a_list("2", "3"), "popular:": a_list(*map(str, range(15))),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[asyncio.Runner]:
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@pytest.fixture(scope="module", params=["at hand", "awaited"])
+def pair(request: pytest.FixtureRequest, runner: asyncio.Runner) -> Iterator[Pair]:
+    pair = Pair(runner.run(reader_of(MemoryStore(), awaited=request.param == "awaited")))
+    runner.run(pair.__aenter__())
+    yield pair
+    runner.run(pair.__aexit__(None, None, None))
+
+
+async def reader_of(store: MemoryStore, *, awaited: bool = False, denied: Path | None = None) -> TieredReader:
+    """Publish LISTS and return a reader of them: at hand, or as if the store were over a network."""
+
+    async def rows() -> AsyncIterator[Sequence[Row]]:
+        yield as_bodies(sorted(Row(key, value) for key, value in LISTS.items()))
+
+    await publish(store, rows(), plan=Plan(len(LISTS), 10_000), about={})
+    return TieredReader({"store": RemoteStore(store) if awaited else store}, deny_list=DenyListFile(denied))
+
+
+@pytest.fixture
+def same(runner: asyncio.Runner, pair: Pair) -> Callable[..., None]:
+    def check(*pieces: bytes) -> None:
+        difference = runner.run(pair.differ(*pieces))
+        assert difference is None, difference
+
+    return check
+
+
+def lane_of(pair: Pair) -> Lane:
+    assert pair.lane.lane is not None
+    return pair.lane.lane
+
+
+@pytest.fixture
+def takes(runner: asyncio.Runner, pair: Pair) -> Callable[[bytes], bool]:
+    """Tell whether bytes are the lane's."""
+
+    async def answer(data: bytes) -> bytes | None:
+        return lane_of(pair).answer(data, 0, "", ignore)
+
+    return lambda data: runner.run(answer(data)) is not None
+
+
+@pytest.fixture(scope="module")
+def known(runner: asyncio.Runner, pair: Pair) -> list[bytes]:
+    """Requests of a caller who has the answer already."""
+    answer = runner.run(exchange(pair.plain, [GET]))
+    (etag,) = re.findall(rb"ETag: (.*)\r", answer)
+    names = (b"If-None-Match: %b", b'If-None-Match: "x", W/%b', b"If-None-Match: *", b"If-None-Match: x%b")
+    return [GET.replace(HOST, HOST + (name % etag if b"%b" in name else name) + b"\r\n") for name in names]
+
+
+def test_whatever_comes_is_answered_as_aiohttp_answers_it(
+    takes: Callable[[bytes], bool], same: Callable[..., None], known: list[bytes]
+) -> None:
+    taken = list[bool]()
+
+    def check(drawn: random.Random) -> None:
+        some = pieces(drawn, known)
+        same(*some)
+        taken.append(any(map(takes, some)))
+
+    explore(check, 2_000, drawn=st.randoms(use_true_random=False))
+    assert sum(taken) > len(taken) / 20, "most of what was drawn is not the lane's"
+
+
+@depths(2_000, 50_000)
+def test_requests_at_random_are_answered_as_aiohttp_answers_them(
+    same: Callable[..., None], known: list[bytes], examples: int
+) -> None:
+    drawn = random.Random(SEED)
+    for _ in range(examples):
+        same(*pieces(drawn, known))
+
+
+@depths(100, 1_000)
+def test_over_sockets_it_is_the_same(runner: asyncio.Runner, pair: Pair, known: list[bytes], examples: int) -> None:
+    async def test() -> None:
+        drawn, ports = random.Random(SEED), (pair.listen(pair.lane), pair.listen(pair.plain))
+        for _ in range(examples):
+            difference = await differ_by_socket(*ports, *pieces(drawn, known))
+            assert difference is None, difference
+
+    runner.run(test())
+
+
+@pytest.mark.parametrize("number", range(len(CORPUS)))
+def test_what_servers_are_known_to_read_in_two_ways_is_answered_the_same(
+    same: Callable[..., None], number: int
+) -> None:
+    whole = CORPUS[number]
+    same(whole)
+    same(whole, GET)
+    same(GET, whole, REAL)
+    for at in range(1, len(whole)):
+        same(whole[:at], whole[at:])
+
+
+@pytest.mark.parametrize("request_", [GET, REAL])
+def test_a_request_that_is_cut_at_any_byte_is_answered_the_same(same: Callable[..., None], request_: bytes) -> None:
+    for at in range(1, len(request_)):
+        same(request_[:at], request_[at:])
+    same(request_, request_, request_ + request_, GET + request_[:50], request_[50:])
+
+
+def test_the_plainest_requests_are_the_lanes(
+    runner: asyncio.Runner, pair: Pair, takes: Callable[[bytes], bool], known: list[bytes]
+) -> None:
+    similar, popular = GET.replace(b"recommendations", b"similar"), GET.replace(b"recommendations/1", b"popular?n=2")
+    for request in (GET, REAL, GET.replace(b"/1 ", b"/nobody "), similar, popular, *known):
+        assert takes(request)
+        status = b"HTTP/1.1 304 " if request in known[:3] else b"HTTP/1.1 200 "
+        assert runner.run(exchange(pair.lane, [request])).startswith(status)
+    more = [
+        "Content-Length: 0", "Transfer-Encoding: chunked", "Expect: 100-continue", "Upgrade: h2c", "TE: x", "X: y",
+        "Connection: close", "Origin: null", "X-Request-Timeout-Ms: 5", "Range: bytes=0-1", "X-Other: a",
+    ]  # fmt: skip
+    for line in more:
+        assert not takes(GET.replace(HOST, HOST + line.encode() + b"\r\n"))
+
+
+@pytest.mark.parametrize("awaited", [False, True])
+def test_keys_rates_the_deny_list_and_origins_hold_on_the_lane(tmp_path: Path, awaited: bool) -> None:  # noqa: FBT001 -- pytest gives it by name
+    keys, denied = tmp_path / "keys.json", tmp_path / "denied"
+    good, slow = create(keys, "web", ["read"]).key, create(keys, "slow", ["read"], 1e-3).key
+    other = create(keys, "operator", ["admin"]).key
+    denied.write_text("item:1-0\nuser:2\n")
+
+    def get(*lines: str, user: int = 1) -> bytes:
+        return "\r\n".join((f"GET /v1/recommendations/{user} HTTP/1.1", "Host: x", *lines, "", "")).encode()
+
+    key, origin = f"X-API-Key: {good}", "Origin: https://shop.example"
+    bearer, operator = f"Authorization: Bearer {good}", f"X-API-Key: {other}"
+    callers = [
+        [], [key], [f"x-api-key: {good}"], ["X-API-Key: wrong"], [bearer], ["Authorization: Basic x"],
+        [operator], [operator, bearer], [key, key], [key, bearer], [key, origin],
+    ]  # fmt: skip
+
+    async def test() -> None:
+        reader = await reader_of(MemoryStore(), awaited=awaited, denied=denied)
+        async with Pair(reader, keys=keys, origins=["https://shop.example"]) as pair:
+            for first in (get(), get(key)):
+                for lines in callers:
+                    for user in (1, 2, 3):
+                        difference = await pair.differ(first, get(*lines, user=user))
+                        assert difference is None, difference
+            answers = await exchange(pair.lane, [get(f"X-API-Key: {slow}")] * 3)
+            assert [answers.count(b"HTTP/1.1 %d " % status) for status in (200, 429)] == [2, 2]  # the last is /livez
+
+    asyncio.run(test())
+
+
+def test_a_worker_that_drains_answers_as_aiohttp_does() -> None:
+    async def test() -> None:
+        async with Pair(await reader_of(MemoryStore())) as pair:
+            for dispatcher in pair.dispatchers:
+                dispatcher.drain()
+            difference = await pair.differ(GET, GET)
+            assert difference is None, difference
+            assert b"Connection: close" in await exchange(pair.lane, [GET])
+
+    asyncio.run(test())
+
+
+def test_what_the_lane_answers_is_logged_as_what_aiohttp_answers(
+    runner: asyncio.Runner, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def test() -> None:
+        async with Pair(await reader_of(MemoryStore()), access_log=AccessLog(1.0, inf)) as pair:
+            await exchange(pair.lane, [REAL])
+            await exchange(pair.plain, [REAL])
+
+    runner.run(test())
+    of_lane, _, of_plain, _ = map(orjson.loads, capsys.readouterr().err.splitlines())
+    for varying in ("time", "duration_ms"):
+        del of_lane[varying], of_plain[varying]
+    assert of_lane == of_plain
+    assert of_lane["request_id"] == "page-17/2"
+
+
+def test_before_a_release_is_served_nothing_is_the_lanes() -> None:
+    async def test() -> None:
+        lane = Lane(Dispatcher(TieredReader({"store": MemoryStore()})))
+        assert lane.answer(GET, 0, "", ignore) is None
+
+    asyncio.run(test())
+
+
+def test_what_is_remembered_is_bounded(pair: Pair, takes: Callable[[bytes], bool]) -> None:
+    for n in range(2 * REMEMBERED):
+        assert takes(GET.replace(b"shop", b"shop%d" % n))
+    assert len(lane_of(pair)._blocks) <= REMEMBERED
+    assert len(lane_of(pair)._lines) <= REMEMBERED
+
+
+def test_frames_of_old_releases_are_forgotten(runner: asyncio.Runner) -> None:
+    async def test() -> None:
+        store = MemoryStore()
+        reader = await reader_of(store)
+        async with Pair(reader) as pair:
+            for _ in range(FRAMES + 2):
+                answer = await exchange(pair.lane, [GET])
+                assert reader.release().encode() in answer
+                before = reader.release()
+                await reader_of(store)
+                while reader.release() == before:
+                    await asyncio.sleep(0)
+            assert len(lane_of(pair)._frames) <= FRAMES
+
+    runner.run(test())
+
+
+async def waiting(pair: Pair, gate: asyncio.Event, *pieces: bytes) -> tuple[Connection, MemoryTransport]:
+    """Send pieces on a new connection while its first request waits for a store that answers once the gate is open."""
+    connection = Connection(pair.lane, "127.0.0.1", "")
+    transport = MemoryTransport(connection)
+    connection.connection_made(transport)
+    for piece in pieces:
+        transport.feed(piece)
+        await asyncio.sleep(0)
+    assert pair.lane.awaiting == 1
+    assert not transport.written
+    assert not gate.is_set()
+    return connection, transport
+
+
+class GatedStore(RemoteStore):
+    """Answers when it may."""
+
+    def __init__(self, inner: MemoryStore) -> None:
+        super().__init__(inner)
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
+        await self.gate.wait()
+        return await super().get_many(release, keys, timeout_s=timeout_s)
+
+
+def test_what_comes_while_a_store_is_read_is_answered_after_it_and_bounded() -> None:
+    async def test() -> None:
+        memory = MemoryStore()
+        await reader_of(memory)
+        store = GatedStore(memory)
+        async with Pair(TieredReader({"store": store}, budget_s=60)) as pair:
+            store.gate.clear()
+            _, transport = await waiting(pair, store.gate, GET, GET.replace(b"/1 ", b"/2 "), REAL)
+            assert not transport.is_reading()
+            held = pair.lane.bytes_in_flight
+            assert held > 0
+            await cut_with_too_much_behind(pair, store.gate)
+            store.gate.set()
+            while pair.lane.awaiting or not transport.is_reading():
+                await asyncio.sleep(0)
+            for _ in range(20):
+                await asyncio.sleep(0)
+            users = re.findall(rb'"user":"(\d)"', bytes(transport.written))
+            assert users == [b"1", b"2", b"2"]
+            assert pair.lane.bytes_in_flight < held
+
+    async def cut_with_too_much_behind(pair: Pair, gate: asyncio.Event) -> None:
+        connection = Connection(pair.lane, "127.0.0.1", "")
+        transport = MemoryTransport(connection)
+        connection.connection_made(transport)
+        transport.feed(GET)
+        pair.lane.bytes_in_flight += pair.lane.limits.bytes_in_flight
+        transport.feed(GET)
+        pair.lane.bytes_in_flight -= pair.lane.limits.bytes_in_flight
+        assert transport.is_closing()
+        assert not gate.is_set()
+
+    asyncio.run(test())
+
+
+def test_a_client_that_hangs_up_meanwhile_gets_nothing_and_harms_nobody() -> None:
+    async def test() -> None:
+        memory = MemoryStore()
+        await reader_of(memory)
+        store = GatedStore(memory)
+        async with Pair(TieredReader({"store": store}, budget_s=60)) as pair:
+            store.gate.clear()
+            _, transport = await waiting(pair, store.gate, GET)
+            transport.close()
+            store.gate.set()
+            while pair.lane.awaiting:
+                await asyncio.sleep(0)
+            assert not transport.written
+
+    asyncio.run(test())
+
+
+@pytest.mark.soak
+def test_these_tests_reach_every_line_and_branch_of_the_lane(tmp_path: Path) -> None:
+    module, data, report = inspect.getfile(Lane), tmp_path / "data", tmp_path / "report.json"
+    coverage = [sys.executable, "-m", "coverage"]
+    tests = ["-m", "pytest", "-q", "-m", "not soak", "-k", "not whatever_comes", "-p", "no:cacheprovider", __file__]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    run = [*coverage, "run", "--branch", f"--include={module}", f"--data-file={data}", *tests]
+    subprocess.run(run, check=True, env=environment, timeout=300)
+    subprocess.run([*coverage, "json", f"--data-file={data}", "-o", report], check=True, env=environment)
+    (found,) = json.loads(report.read_text())["files"].values()
+    assert found["missing_lines"] == found["missing_branches"] == []
+    assert found["summary"]["num_branches"] > 20

@@ -1,0 +1,195 @@
+"""Two servers over one reader, one with the fast lane and one without, and what each answers to the same bytes."""
+
+import asyncio
+import re
+import socket
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from serve.access.auth import Guard
+from serve.api.app import Dispatcher
+from serve.connections.lane import Lane
+from serve.connections.protocol import Connection, Server
+from serve.processes.access_log import AccessLog
+from serve.reader import TieredReader
+
+LAST = b"GET /livez HTTP/1.1\r\nHost: last\r\nConnection: close\r\n\r\n"
+# What differs from one answer to the next, and is no server's choice.
+VARYING = re.compile(rb"(?m)^(?:Date: |Server-Timing: app;dur=)[^\r]*|^X-Request-Id: [0-9a-f]{20}(?=\r)")
+# In how many turns of the loop a piece is read, and all is answered.
+TURNS, LAST_TURNS = 6, 60
+# How long nothing comes before a server is taken to wait for more; and to be sure of that, on a busy machine.
+QUIET_S, SURELY_QUIET_S = 0.02, 1.0
+
+
+class MemoryTransport(asyncio.Transport):
+    """A connection's other end in memory: keeps what is written, and gives what is fed to it when it is read."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__({"peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2)})
+        self.written = bytearray()
+        self.closed = False
+        self._connection = connection
+        self._reading = True
+        self._unread = bytearray()
+
+    def feed(self, data: bytes) -> None:
+        """Let the server read *data*, as soon as it reads."""
+        self._unread += data
+        if self._reading and self._unread and not self.closed:
+            came, self._unread = bytes(self._unread), bytearray()
+            self._connection.data_received(came)
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if not self.closed:
+            self.written += data
+
+    def pause_reading(self) -> None:
+        self._reading = False
+
+    def resume_reading(self) -> None:
+        self._reading = True
+        asyncio.get_running_loop().call_soon(self.feed, b"")
+
+    def is_reading(self) -> bool:
+        return self._reading
+
+    def close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            asyncio.get_running_loop().call_soon(self._connection.connection_lost, None)
+
+    abort = close
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        self.close()  # as the client does, then
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+
+class Pair:
+    """A context manager: *lane* and *plain* are servers, alike but for the lane, over a reader that it enters."""
+
+    def __init__(
+        self,
+        reader: TieredReader,
+        *,
+        keys: Path | None = None,
+        origins: Sequence[str] = (),
+        access_log: AccessLog | None = None,
+    ) -> None:
+        self._reader = reader
+        self._access_log = access_log
+        self._guard = Guard(keys, anonymous=frozenset() if keys else frozenset({"read"}))
+        self._origins = origins
+        self._stack = AsyncExitStack()
+        self.dispatchers = list[Dispatcher]()
+        self.lane: Server
+        self.plain: Server
+
+    async def __aenter__(self) -> Self:
+        await self._stack.enter_async_context(self._reader)
+        await self._reader.wait_until_ready(30)
+        self.plain = self._server(fast=False)
+        self.lane = self._server(fast=True)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    def _server(self, *, fast: bool) -> Server:
+        dispatcher = Dispatcher(self._reader, self._guard, cors_origins=self._origins, access_log=self._access_log)
+        self.dispatchers.append(dispatcher)
+        server = Server(dispatcher)
+        dispatcher.gate = server.admit
+        dispatcher.claim = server.claim if self._guard.knows_clients else None
+        if fast:
+            server.lane = Lane(dispatcher)
+        self._stack.push_async_callback(server.shutdown, 1)
+        return server
+
+    def listen(self, server: Server) -> int:
+        """Have one of the servers listen; return its port."""
+        listening = socket.create_server(("127.0.0.1", 0))
+        self._stack.callback(server.listen(listening, 128).close)
+        port: int = listening.getsockname()[1]
+        return port
+
+    async def differ(self, *pieces: bytes) -> str | None:
+        """Send the same pieces to both servers, and after them a request that ends it; say how the answers differ."""
+        for turns in (LAST_TURNS, 20 * LAST_TURNS):  # again where a thread, as of a codec, may have been late
+            with_lane, without = await exchange(self.lane, pieces, turns), await exchange(self.plain, pieces, turns)
+            if with_lane == without:
+                return None
+        return _difference(pieces, with_lane, without)
+
+
+async def exchange(server: Server, pieces: Sequence[bytes], turns: int = LAST_TURNS) -> bytes:
+    """Send *pieces* one by one, each when the one before it was read; all that comes back, but for what varies."""
+    connection = Connection(server, "127.0.0.1", "")
+    transport = MemoryTransport(connection)
+    connection.connection_made(transport)
+    for piece in (*pieces, LAST):
+        transport.feed(piece)
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
+    for _ in range(turns):
+        if transport.closed:
+            break
+        await asyncio.sleep(0)
+    end = b"" if transport.closed else b"(waits)"
+    transport.close()
+    await asyncio.sleep(0)
+    return VARYING.sub(b"", bytes(transport.written)) + end
+
+
+async def differ_by_socket(lane_port: int, plain_port: int, *pieces: bytes) -> str | None:
+    """As `Pair.differ`, over sockets of this machine."""
+    for quiet_s in (QUIET_S, SURELY_QUIET_S):
+        with_lane, without = await asyncio.gather(
+            exchange_by_socket(lane_port, pieces, quiet_s), exchange_by_socket(plain_port, pieces, quiet_s)
+        )
+        if with_lane == without:
+            return None
+    return _difference(pieces, with_lane, without)
+
+
+async def exchange_by_socket(port: int, pieces: Sequence[bytes], quiet_s: float = QUIET_S) -> bytes:
+    """As `exchange`, over a socket."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    received = b""
+    try:
+        for piece in (*pieces, LAST):
+            writer.write(piece)
+            for _ in range(8):  # turns of the loop, on which the servers are, too
+                await asyncio.sleep(0)
+        while True:
+            try:
+                async with asyncio.timeout(quiet_s):
+                    came = await reader.read(1 << 16)
+            except TimeoutError:
+                break  # it waits for more
+            if not came:
+                break
+            received += came
+    except ConnectionError:
+        received += b"(reset)"
+    finally:
+        writer.close()
+    return VARYING.sub(b"", received)
+
+
+def _difference(pieces: Sequence[bytes], with_lane: bytes, without: bytes) -> str:
+    return f"{pieces!r}\nwith the lane: {with_lane!r}\nwithout:       {without!r}"
