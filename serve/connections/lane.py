@@ -156,6 +156,11 @@ class Lane:
         except NotReady:
             return None
 
+    def route_of(self, data: bytes) -> str | None:
+        """Return the route of a request of the lane's whose headers are remembered: it takes a look and no more."""
+        line = _line(data)
+        return None if line is None or data[line.end() :] not in self._blocks else self._kinds[line[1]].route
+
     def _answered(self, request: _Request, key: str, deliver: Callable[[bytes], None]) -> bytes:
         """Return the answer from a row, where that is at hand, or LATER."""
         source = request[1].source

@@ -347,6 +347,15 @@ def _uncount(counts: Counter[str], name: str) -> None:
         del counts[name]
 
 
+def _route_of_read(data: bytes) -> str | None:
+    """Return the route of a single read that is whole; None for all else, and where there may be more to it."""
+    read = READ.match(data)
+    if read is None or data.find(END) != len(data) - len(END):
+        return None
+    header = data.lower()
+    return None if any(word in header for word in MORE) else READS[read[1]]
+
+
 class Handler(web.RequestHandler):
     """aiohttp's protocol behind a `Connection`; what its parser refuses is answered as a problem, too."""
 
@@ -601,17 +610,11 @@ class Connection(asyncio.Protocol):
 
     def _shed(self, data: bytes, now: float) -> bool:
         """Refuse a single read without parsing, where there is no room for more; False for what is to be answered."""
-        read = READ.match(data)
-        if read is None or data.find(END) != len(data) - len(END):
-            return False
-        header = data.lower()
-        for word in MORE:
-            if word in header:
-                return False
-        if self._admission.admits_read(now):
+        route = (self._lane and self._lane.route_of(data)) or _route_of_read(data)
+        if route is None or self._admission.admits_read(now):
             return False
         self.transport.write(self._server.read_refusal())
-        self._server.metrics.observe_request(READS[read[1]], "GET", 503, 0.0)
+        self._server.metrics.observe_request(route, "GET", 503, 0.0)
         return True
 
     def _refuse(self, problem: Problem, reason: str) -> None:
