@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from bench.errors import BenchMisused
 
-BLOCK = 4096
+# Keys drawn at a time, as due times are in `schedule`.
+BLOCK = 256
 Positions = NDArray[np.int64]
 
 

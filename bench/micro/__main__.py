@@ -139,7 +139,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     default = Effort()
     parser = argparse.ArgumentParser(prog="python -m bench.micro", description="Measure the figures of hotplate.")
     parser.add_argument("--only", choices=list(BENCHMARKS), action="append", help="run this one; may be repeated")
-    parser.add_argument("--short", action="store_true", help="take less than 2 minutes; goals are for the usual form")
+    parser.add_argument("--short", action="store_true", help="take about 3 minutes; goals are for the usual form")
     parser.add_argument("--rounds", type=int, help=f"rounds per figure ({default.rounds}; with --short {SHORT.rounds})")
     parser.add_argument(
         "--users", type=int, help=f"users of a release ({default.users:,}; with --short {SHORT.users:,})"

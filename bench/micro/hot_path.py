@@ -21,12 +21,13 @@ from statistics import median
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+import numpy as np
 from redis import Redis
 
 from bench.lists import Shape, key_of
 from bench.loadgen.keys import Keys, Uniform
 from bench.loadgen.load import Gets, Load
-from bench.loadgen.result import Spread
+from bench.loadgen.result import Spread, spread
 from bench.loadgen.schedule import constant
 from bench.micro import http_peer, memory
 from bench.micro.c_peers import missing, nginx_serving, run_wrk, webdis_serving
@@ -79,6 +80,10 @@ P99_OF_NGINX, FLIP_P999, TWO_WORKERS_CPU, WORKER_MB = 1.25, 2, 1.1, 60
 AGREEMENT = 0.1
 # A flip needs some time to be seen, for the release is read into memory first.
 FLIP_S = 3.0
+# How long an open loop runs before it counts: the first of the seconds that a result has.
+WARMUP_S = 1.0
+# So that a wait is measured, however long, and no request is dropped or given up for it.
+ANY_BACKLOG, ANY_WAIT_S = 10_000_000, 60.0
 OTHERS_S = 5.0
 PLAIN = "plain:"
 LOADS = SAME, CHANGING = "the same headers", "changing headers"
@@ -244,12 +249,18 @@ def by_wrk(server: Server, load: Load) -> Sample:
 
 
 def at_rate(server: Server, load: Load, rate: float) -> Pace:
-    """Request at a rate, as independent users come; RuntimeError where requests were not sent."""
-    arrivals = constant(rate, load.duration_s, seed=1)
-    result, sample = run_at(server, replace(load, url=server.url, arrivals=arrivals, spin=True))
-    latency, lag = result.latency, result.lag
-    if latency is None or lag is None or result.dropped:
-        raise RuntimeError(f"{result.dropped} of {result.due} requests could not be sent to {server.url}")
+    """Request at a rate, as independent users come; whatever the server does, all that is due waits to be sent.
+
+    The first second is left out, in which each connection sends its first request: that costs more than all others.
+    """
+    duration_s = load.duration_s + WARMUP_S
+    load = replace(load, url=server.url, duration_s=duration_s, spin=True, backlog=ANY_BACKLOG, timeout_s=ANY_WAIT_S)
+    result, sample = run_at(server, replace(load, arrivals=constant(rate, load.duration_s, seed=1)))
+    first, *others = result.seconds
+    latency = spread(np.concatenate([second.latencies_s for second in others])) if others else None
+    lag = spread(result.lags_s[first.due :])
+    if latency is None or lag is None:
+        raise RuntimeError(f"{server.url} answered nothing after the first second")
     return Pace(sample, latency, lag)
 
 
@@ -285,7 +296,7 @@ def flipped(service: Server, load: Load, rate: float, releases: Sequence[str], e
 
         def with_flip() -> Pace:
             others.reverse()  # the one that is live was published last
-            flip.send((load.duration_s / 4, f"{service.admin_url}/v1/releases/{others[-1]}/activate"))
+            flip.send((WARMUP_S + load.duration_s / 4, f"{service.admin_url}/v1/releases/{others[-1]}/activate"))
             pace = at_rate(service, load, rate)
             receive(flip, "what activates releases ended")
             if (serves := released(service)) != others[-1]:
