@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bench.micro import cosmos, generator, guards, http_peer, overload, publishing, redis
+from bench.micro import cold, cosmos, generator, guards, http_peer, overload, publishing, redis
 from bench.micro.rounds import Effort, Figure, Outcome, Unmeasured, at_most
 from bench.report import machine
 
@@ -68,6 +68,7 @@ BENCHMARKS: dict[str, Measure] = {
     "http_peer": http_peer.measure,
     "guards": guards.measure,
     "files": publishing.measure_files,
+    "cold": cold.measure,
     "redis_service": redis.measure_service,
     "redis_reads": redis.measure_reads,
     "redis_publishing": redis.measure_publishing,
