@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from stores.encoding import Item
     from stores.errors import (
         CatalogueUnreadable,
+        NotInMemory,
         PartUnavailable,
         ReleaseConflict,
         ReleaseCorrupt,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
         Inventoried,
         Level,
         LocalReader,
+        Lockable,
         Observer,
         Plan,
         Reader,
@@ -60,6 +62,8 @@ __all__ = [
     "Level",
     "Lists",
     "LocalReader",
+    "Lockable",
+    "NotInMemory",
     "NotReady",
     "Observer",
     "PartUnavailable",
@@ -103,6 +107,7 @@ _HOMES = {
         "Inventoried",
         "Level",
         "LocalReader",
+        "Lockable",
         "Observer",
         "Plan",
         "Reader",

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bench.micro import cosmos, generator, guards, hot_path, http_peer, overload, publishing, redis
+from bench.micro import cold, cosmos, generator, guards, hot_path, http_peer, overload, publishing, redis
 from bench.micro.rounds import Effort, Figure, Outcome, Unmeasured, at_most
 from bench.report import machine
 
@@ -69,6 +69,7 @@ BENCHMARKS: dict[str, Measure] = {
     "guards": guards.measure,
     "hot_path": hot_path.measure,
     "files": publishing.measure_files,
+    "cold": cold.measure,
     "redis_service": redis.measure_service,
     "redis_reads": redis.measure_reads,
     "redis_publishing": redis.measure_publishing,

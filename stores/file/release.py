@@ -5,8 +5,9 @@ checked before a file is mapped, and the sums of all of it before it is scanned.
 error of that key, after which the file's one read transaction is begun anew, for LMDB lets a failed one read nothing.
 
 Reading a page that is not in memory stops the thread until the disk has it, and with the thread all that its event loop
-has to do. Where that happens, a file is read with care for a while: page by page, without waiting, and what is not in
-memory by a thread of the file's own. That thread maps and touches nothing, and unmaps the file after its last read.
+has to do. Where that happens, a file is read with care for a while: before LMDB reads a key, its page is looked for in
+memory, and what is not there is begun to be read, and looked for again, or read by a thread of the file's own. That
+thread touches no map, and unmaps the file after its last read.
 """
 
 import asyncio
@@ -47,6 +48,10 @@ READ_CHUNK = 1 << 22
 
 # For how long nothing may be absent from memory before a file is read without care again.
 CALM_S = 10.0
+# After which pauses it is looked again for what the disk has begun to read: a look costs less than a thread does. A
+# disk that has not read it by then is waited for by a thread, and so is one that has more than a few keys to read.
+LOOK_AGAIN_S = (0.001, 0.002, 0.004)
+FEW_KEYS = 8
 # How much of a map is populated, locked or released in one go, during which no other thread can map anything.
 MAP_CHUNK = 1 << 22
 
@@ -99,7 +104,7 @@ class ReleaseFile:
         """Return what the error of a read means, and make the next read possible."""
         if isinstance(error, lmdb.BadValsizeError):
             return StoreError(f"the key {key[:64]!r} is empty or longer than {MAX_KEY_BYTES} bytes")
-        if not (self._damaged or self._careful):
+        if not self._damaged:
             with translated(self.path):
                 self._txn.abort()
                 self._txn = self._env.begin()
@@ -121,16 +126,33 @@ class ReleaseFile:
         except FAILURES as error:
             return self.failed(key, error)
 
-    async def from_disk(self, keys: Sequence[str], timeout_s: float | None) -> list[Slot]:
-        """Read keys in the file's thread, which waits for the disk; in *timeout_s* or not at all."""
-        read = asyncio.wrap_future(self._thread.submit(self._read_all, keys))
+    async def read_absent(self, keys: Sequence[str], timeout_s: float | None) -> list[Slot]:
+        """Read keys of which some were not in memory, and hold nobody up meanwhile; in *timeout_s* or not at all."""
+        started = time.monotonic()
+        with self._held():
+            for pause_s in LOOK_AGAIN_S if len(keys) <= FEW_KEYS else ():
+                await asyncio.sleep(pause_s)
+                slots = [self.slot(key) for key in keys]
+                if not any(isinstance(slot, NotInMemory) for slot in slots):
+                    return slots
+            read = asyncio.wrap_future(self._thread.submit(self._read_all, keys))
         try:
-            await asyncio.wait([read], timeout=timeout_s)
+            left_s = None if timeout_s is None else max(0.0, started + timeout_s - time.monotonic())
+            await asyncio.wait([read], timeout=left_s)
             if read.done():
                 return read.result()
         finally:
             read.cancel()
         return [StoreUnavailable(f"the disk did not read {self.path} in time")] * len(keys)
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """Keep the file mapped until the block ends, whoever closes it meanwhile."""
+        self._users += 1
+        try:
+            yield
+        finally:
+            self.close()
 
     def _read_all(self, keys: Sequence[str]) -> list[Slot]:
         return [self._paged_slot(key) for key in keys]
@@ -161,9 +183,17 @@ class ReleaseFile:
         elif now > self._absent_at + CALM_S:
             self._careful = False
             self._choose_read()
+            self._pages.forget()
 
     def _choose_read(self) -> None:
-        self.read = self._pages.get_at_once if self._damaged or self._careful else self._txn.get
+        if self._damaged:
+            self.read = self._pages.get_at_once
+        else:
+            self.read = self._get_with_care if self._careful else self._txn.get
+
+    def _get_with_care(self, key: bytes) -> bytes | None:
+        self._pages.look(key)
+        return self._txn.get(key)
 
     async def check(self) -> None:
         """Compare every block with its sum, in a thread; ReleaseCorrupt, saying where, for one that was changed."""

@@ -67,12 +67,12 @@ class LmdbStore(LocalReader, Lockable, RoomChecked, SelfChecked, Examined, Inven
         try:
             return [read(key.encode()) for key in keys]
         except NotInMemory:
-            return await file.from_disk(keys, timeout_s)
+            return await file.read_absent(keys, timeout_s)
         except FAILURES as error:
             file.failed("", error)
         slots = [file.slot(key) for key in keys]
         if any(isinstance(slot, NotInMemory) for slot in slots):
-            return await file.from_disk(keys, timeout_s)
+            return await file.read_absent(keys, timeout_s)
         return slots
 
     async def catalogue(self) -> Catalogue:

@@ -15,6 +15,7 @@ from stores.encoding import NO_OFFSET, OFFSET_BYTES, Checksum, body_of
 from stores.errors import CatalogueUnreadable, ReleaseNotFound, StoreUnavailable
 from stores.keys import MANIFEST
 from stores.memory import MemoryStore
+from stores.store import Lockable
 from tests.support.clock import FakeClock
 from tests.support.remote import RemoteStore, backup, publish, restore
 from tests.support.stores import lapse, ref_of
@@ -517,6 +518,35 @@ async def test_a_slow_load_does_not_overwrite_what_was_followed_meanwhile(
     assert served(follower).id == second
     await follower._take(older)
     assert served(follower).id == second
+
+
+class Locked(MemoryStore, Lockable):
+    """A store that can lock some releases in memory."""
+
+    large: ReleaseId | None = None
+
+    async def lock(self, release: ReleaseRef) -> None:
+        if release.id == self.large:
+            raise StoreUnavailable("it is too large")
+
+
+@virtual
+async def test_a_release_that_cannot_be_locked_in_memory_is_served_with_a_warning_until_the_next(
+    clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Locked(clock)
+    follower = Follower(store)
+    follower.lock_memory = True
+    store.large = await publish(store, "first")
+    following = asyncio.create_task(follower.run())
+    await asyncio.wait_for(follower.ready.wait(), 2)
+    assert follower.warnings == [f"release {store.large} is not locked in memory: it is too large"]
+    assert "is not locked in memory" in caplog.text
+    second = await publish(store, "second")
+    await until(follower, second)
+    assert follower.warnings == []
+    following.cancel()
+    await asyncio.gather(following, return_exceptions=True)
 
 
 class Warmed(MemoryStore):

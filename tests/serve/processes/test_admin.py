@@ -84,6 +84,7 @@ def test_every_worker_is_seen_in_the_metrics(service: Service) -> None:
     assert set(metric(service, "hotplate_worker_up").values()) == {1.0}
     assert all(0 < fds < 100 for fds in metric(service, "hotplate_worker_open_fds").values())
     assert all(limit >= 100 for limit in metric(service, "hotplate_worker_max_fds").values())
+    assert metric(service, "hotplate_worker_major_page_faults_total").keys() == both
     with socket.create_connection(("127.0.0.1", service.port)):
         until(lambda: sum(metric(service, "hotplate_worker_connections").values()) >= 1)
 

@@ -139,6 +139,18 @@ async def test_damaged_pages_fail_their_own_keys_only_when_they_are_read_from_th
     await cold.store.close()
 
 
+async def test_a_disk_that_takes_long_is_waited_for_by_a_thread(
+    cold: Published, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(release_module, "LOOK_AGAIN_S", ())
+    file, before = cold.careful(), faults()
+    for start in range(0, USERS, 5):
+        assert await cold.store.get_many(cold.ref, KEYS[start : start + 5]) == cold.values[start : start + 5]
+    assert faults() == before
+    file.close()
+    await cold.store.close()
+
+
 async def test_a_file_that_is_gone_is_read_on_from_the_disk(cold: Published) -> None:
     file = cold.careful()
     assert await cold.store.get_many(cold.ref, [KEYS[1]]) == [cold.values[1]]
@@ -157,6 +169,7 @@ async def test_a_file_is_unmapped_after_the_last_read_of_its_thread(cold: Publis
         file.close()
         await store.close()
         assert [slot for (slot,) in await asyncio.gather(*reads)] == cold.values[number::37]
+        await file.closed()
         assert str(cold.path) not in Path("/proc/self/maps").read_text()
 
 
