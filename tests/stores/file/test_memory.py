@@ -142,7 +142,7 @@ async def test_damaged_pages_fail_their_own_keys_only_when_they_are_read_from_th
 async def test_a_disk_that_takes_long_is_waited_for_by_a_thread(
     cold: Published, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(release_module, "LOOK_AGAIN_S", ())
+    monkeypatch.setattr(release_module, "FEW_KEYS", 0)
     file, before = cold.careful(), faults()
     for start in range(0, USERS, 5):
         assert await cold.store.get_many(cold.ref, KEYS[start : start + 5]) == cold.values[start : start + 5]
