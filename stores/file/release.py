@@ -48,9 +48,9 @@ READ_CHUNK = 1 << 22
 
 # For how long nothing may be absent from memory before a file is read without care again.
 CALM_S = 10.0
-# After which pauses it is looked again for what the disk has begun to read: a look costs less than a thread does. A
-# disk that has not read it by then is waited for by a thread, and so is one that has more than a few keys to read.
-LOOK_AGAIN_S = (0.001, 0.002, 0.004)
+# When it is looked again for what the disk has begun to read: a look costs less than a thread does. A disk that has not
+# read it by then is waited for by a thread, and so is one that has more than so many keys to read.
+LOOK_AGAIN_S = 0.001
 FEW_KEYS = 8
 # How much of a map is populated, locked or released in one go, during which no other thread can map anything.
 MAP_CHUNK = 1 << 22
@@ -130,8 +130,8 @@ class ReleaseFile:
         """Read keys of which some were not in memory, and hold nobody up meanwhile; in *timeout_s* or not at all."""
         started = time.monotonic()
         with self._held():
-            for pause_s in LOOK_AGAIN_S if len(keys) <= FEW_KEYS else ():
-                await asyncio.sleep(pause_s)
+            if len(keys) <= FEW_KEYS:
+                await asyncio.sleep(LOOK_AGAIN_S)
                 slots = [self.slot(key) for key in keys]
                 if not any(isinstance(slot, NotInMemory) for slot in slots):
                     return slots

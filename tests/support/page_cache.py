@@ -9,7 +9,7 @@ PAGE = 4096
 
 
 def absent_pages(path: Path) -> int:
-    """Return how many pages of a file are not in memory."""
+    """Return how many pages of a file are not in memory; to look for one has the disk begin to read it."""
     file = os.open(path, os.O_RDONLY)
     try:
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
