@@ -119,7 +119,7 @@ class StoresOptions:
     find_max: Annotated[bool, Flag("After the rounds, look for the highest rate inside --slo.", HOW)] = False
     slo: Annotated[str, Flag("The objective of --find-max.", HOW)] = "p99=60ms,errors=0.1%"
     repeat: Annotated[
-        int, Flag("The number of valid rounds; 3 or more give intervals. Invalid ones are repeated, up to 7.", HOW)
+        int, Flag("The number of valid rounds; 3 or more give intervals. Invalid ones are repeated, up to 2.", HOW)
     ] = 10
     warmup: Annotated[str, Flag("Load on each store before the first round, which is not counted.", HOW)] = "2s"
     cpu_hour: Annotated[float | None, Flag("The price of an hour of CPU, to price a million reads.", HOW)] = None

@@ -1,5 +1,6 @@
 """How much a service can take: an objective, the highest rate inside it, and the best size of a batch."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol, TypeVar
@@ -27,8 +28,8 @@ class Objective:
     throttled: float | None = None
 
     def broken(self, result: Result) -> list[str]:
-        """Return a sentence for each bound that *result* breaks; none where it keeps all."""
-        histogram = Histogram.of(result.latencies_s)
+        """Return a sentence for each bound that *result* breaks, even from when requests were sent."""
+        histogram = Histogram.of(result.sent_latencies_s)
         violations, refused = [], 0.0
         if self.throttled is not None:
             refused = result.statuses.get(TOO_MANY_REQUESTS, 0) / max(1, result.due)
@@ -42,6 +43,17 @@ class Objective:
             if found_us > bound_us:
                 violations.append(f"{name} {format_us(found_us)}, bound {format_us(bound_us)}")
         return violations
+
+    def doubts(self, result: Result) -> list[str]:
+        """Return a sentence for each latency that breaks its bound from when due, and keeps it from when sent."""
+        most, least = Histogram.of(result.latencies_s), Histogram.of(result.sent_latencies_s)
+        doubted = list[str]()
+        for name, bound_us in self.latency_us.items():
+            (most_us,), (least_us,) = (each.percentiles_us([PERCENTS[name]]) for each in (most, least))
+            if least_us <= bound_us < most_us:
+                between = f"{name} is between {format_us(least_us)} and {format_us(most_us)}"
+                doubted.append(f"{between}, bound {format_us(bound_us)}; {result.disturbance}")
+        return doubted
 
     def __str__(self) -> str:
         bounds = [f"{name} ≤ {format_us(bound)}" for name, bound in self.latency_us.items()]
@@ -142,11 +154,8 @@ class Point:
         return asdict(self) | {"inside": self.inside}
 
 
-def disturbances(result: Result, late_us: float) -> Iterator[str]:
-    """Yield why a run measured its generator, whose lag may be *late_us* at p99.
-
-    `Result.invalid_reasons` allows a millisecond, which is right for latencies of some; far higher bounds allow more.
-    """
+def disturbances(result: Result, late_us: float = math.inf) -> Iterator[str]:
+    """Yield why a run did not offer its rate: too few requests were sent, or more than *late_us* too late at p99."""
     if result.sent < SENT_BOUND * result.due:
         yield f"the generator sent {result.sent:,} of {result.due:,} requests that were due"
     lag_us = Histogram.of(result.lags_s).percentiles_us((99,))[0]
@@ -154,8 +163,8 @@ def disturbances(result: Result, late_us: float) -> Iterator[str]:
         yield f"the generator was late: p99 {format_us(lag_us)}"
 
 
-def point(at: float, result: Result, *, broken: Sequence[str] = ()) -> Point:
-    """Sum up a run of a search."""
+def point(at: float, result: Result, *, doubts: Sequence[str] = (), broken: Sequence[str] = ()) -> Point:
+    """Sum up a run of a search; its latencies are those from when requests were due."""
     sources = result.seen.get("source", {})
     p50, p90, p99, p999 = Histogram.of(result.latencies_s).percentiles_us((50, 90, 99, 99.9))
     return Point(
@@ -167,7 +176,7 @@ def point(at: float, result: Result, *, broken: Sequence[str] = ()) -> Point:
         p999_us=p999,
         error_share=result.error_share,
         popular=sources.get("popular", 0) / max(1, sum(sources.values())),
-        invalid_reasons=STOPPED if result.interrupted else tuple(result.invalid_reasons),
+        invalid_reasons=STOPPED if result.interrupted else (*result.invalid_reasons, *doubts),
         broken=tuple(broken),
     )
 
@@ -183,7 +192,7 @@ def find_max(measure: Measure, objective: Objective, start: float) -> Iterator[P
 
     def attempt(rate: float) -> Point:
         result = measure(rate)
-        return point(rate, result, broken=objective.broken(result))
+        return point(rate, result, doubts=objective.doubts(result), broken=objective.broken(result))
 
     return search(attempt, start)
 

@@ -7,25 +7,31 @@ import random
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import uvloop
 
+from bench.loadgen.absence import AWAY_S, Absence, ProcessUsage, measure_usage
 from bench.loadgen.load import Load
 from bench.loadgen.recorder import Progress, Recorder
-from bench.loadgen.result import COUNTED, SUMMED, ProcessUsage, Result
+from bench.loadgen.result import COUNTED, SUMMED, Result
 from bench.loadgen.schedule import LOOP_TICK_S, Pacer, sleep_until_due, spin_until_due
 from stores.http1 import Connection, Kind
 
 # How often requests are checked for those out of time.
 SWEEP_S = 0.02
 
-# Nanoseconds on a core, and waited for one, of the thread that runs the loop.
-SCHEDSTAT = Path("/proc/self/schedstat")
 
-# When a request was due, by the generator's clock, and its bytes.
-Sent = tuple[float, bytes]
+class Due(NamedTuple):
+    """A request that is to be answered: when it was due, when the generator came to it, and its mark of absences."""
+
+    due_s: float
+    came_s: float
+    mark_s: float
+
+
+# Of a request, and its bytes.
+Sent = tuple[Due, bytes]
 
 LoadConnection = Connection[Sent]
 Clock = Callable[[], float]
@@ -62,13 +68,14 @@ class Generator:
         self._next_s: float | None = next(self._dues, None)
         self._open: set[LoadConnection] = set()
         self._idle: deque[LoadConnection] = deque()
-        self._waiting: deque[float] = deque()
+        self._waiting: deque[Due] = deque()
         self._opening: set[asyncio.Task[None]] = set()
         self._stopped = asyncio.Event()
         self._error: Exception | None = None
         self._start_s = self._end_s = self._last_sent_s = 0.0
         self._next_mark_s = float("inf")
         self._rng = random.Random(1)  # noqa: S311 -- pauses that are the same in every run, nothing secret
+        self._absence = Absence()
         self._tls = load.tls()
         self._recorder = Recorder(load.observe, load.sample_every, load.tally)
 
@@ -82,10 +89,9 @@ class Generator:
             with collector_off():
                 self._start_s = self._clock() if begin is None else await begin()
                 self._next_mark_s = self._start_s + 1
-                before_s, started_s = cpu_and_wait_s(), self._clock()
+                end = measure_usage(self._clock)
                 await self._traffic()
-                now_s = cpu_and_wait_s()
-                usage = ProcessUsage(now_s[0] - before_s[0], now_s[1] - before_s[1], self._clock() - started_s)
+                usage = end()
         finally:
             await self._finish(sweep)
         if self._error:
@@ -132,28 +138,31 @@ class Generator:
     def _offer_due(self) -> float | None:
         """Offer all requests that are due by now; return when the next one is."""
         while self._next_s is not None and not self._error:
-            due_s = self._start_s + self._next_s
-            if due_s > self._clock():
+            due_s, now_s = self._start_s + self._next_s, self._clock()
+            if due_s > now_s:
                 return due_s
+            self._absence.note(due_s, now_s, idle=len(self._idle) == len(self._open))
+            self._absence.seen_at_s = now_s
             self._next_s = next(self._dues, None)
-            self._offer(due_s)
+            self._offer(due_s, now_s)
             self._recorder.late((self._last_sent_s if self._last_sent_s > due_s else self._clock()) - due_s)
         return None
 
-    def _offer(self, due_s: float) -> None:
+    def _offer(self, due_s: float, now_s: float) -> None:
         self._recorder.due += 1
+        due = Due(due_s, now_s, self._absence.mark(now_s))
         if self._idle:
-            self._send(self._idle.popleft(), due_s)
+            self._send(self._idle.popleft(), due)
         elif len(self._waiting) < self._load.backlog:
-            self._waiting.append(due_s)
+            self._waiting.append(due)
             self._connect_if_short()
         else:
             self._recorder.dropped += 1
 
-    def _send(self, connection: LoadConnection, due_s: float) -> None:
+    def _send(self, connection: LoadConnection, due: Due) -> None:
         self._recorder.sent += 1
         request = next(self._requests)
-        connection.send(request, (due_s, request))
+        connection.send(request, (due, request))
         self._last_sent_s = self._clock()
 
     async def _sweep(self) -> None:
@@ -164,11 +173,11 @@ class Generator:
                 self._next_mark_s += 1
                 self._recorder.mark()
             oldest_s = now_s - self._load.timeout_s
-            while self._waiting and self._waiting[0] < oldest_s:
+            while self._waiting and self._waiting[0].due_s < oldest_s:
                 self._waiting.popleft()
                 self._failed("timeout")
             for connection in list(self._open):
-                if connection.tag is not None and connection.tag[0] < oldest_s:
+                if connection.tag is not None and connection.tag[0].due_s < oldest_s:
                     connection.fail("timeout")
 
     def _connect_if_short(self) -> None:
@@ -212,8 +221,11 @@ class Generator:
 
     def on_response(self, connection: LoadConnection, tag: Sent) -> None:
         """See `stores.http1.ConnectionListener`."""
-        due_s, request = tag
-        latency_s = self._clock() - due_s
+        due, request = tag
+        now_s = self._clock()
+        if self._next_s is not None and now_s - self._start_s - self._next_s > AWAY_S:
+            self._absence.note(self._start_s + self._next_s, now_s)
+        self._absence.seen_at_s = now_s
         status, body = connection.status, connection.body
         self._recorder.seen(request, status, body)
         if self._load.tally:
@@ -224,7 +236,8 @@ class Generator:
             self._error = error
             kind = "check"
         if kind is None:
-            self._recorder.good(latency_s)
+            sent_s = now_s - due.came_s - self._absence.since(due.mark_s)
+            self._recorder.good(now_s - due.due_s, max(0.0, sent_s))
             self._again()
         else:
             self._failed(kind)
@@ -261,7 +274,7 @@ class Generator:
 
     def _offer_one(self) -> None:
         if not self._error and (now_s := self._clock()) < self._end_s:
-            self._offer(now_s)
+            self._offer(now_s, now_s)
 
     def _result(self, usage: ProcessUsage) -> Result:
         load, recorder = self._load, self._recorder
@@ -278,6 +291,7 @@ class Generator:
             interrupted=self._stopped.is_set(),
             seen=recorder.values,
             usage=(usage,),
+            stolen=usage.stolen,
             samples=tuple(recorder.samples),
             seconds=recorder.seconds(),
             lags_s=recorder.lags_s,
@@ -292,12 +306,6 @@ async def drive(load: Load) -> Result:
 def run(load: Load) -> Result:
     """Run *load* on an event loop of its own; blocks until it is over."""
     return uvloop.run(drive(load))
-
-
-def cpu_and_wait_s() -> tuple[float, float]:
-    """Return the CPU time of this process so far, and how long its main thread waited for a core (0 where unknown)."""
-    waited_s = int(SCHEDSTAT.read_text().split()[1]) / 1e9 if SCHEDSTAT.exists() else 0.0
-    return time.process_time(), waited_s
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What one run of the load generator found, and whether it is valid."""
+"""What one run of the load generator found: latencies between two bounds, and whether these say anything."""
 
 import itertools
 from collections import Counter
@@ -9,11 +9,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.loadgen.absence import AWAY_S, ProcessUsage
 from bench.loadgen.histogram import Histogram, Times
 from bench.loadgen.recorder import Sample, Second
+from bench.report.text import DIFFERENT, format_us
 
-# A run is invalid above this lag at p99, below this share of sent requests, or above this share of a core.
-LAG_BOUND_US, SENT_BOUND, CPU_BOUND = 1_000.0, 0.99, 0.95
+# A run is invalid below this share of sent requests, or above this share of a core.
+SENT_BOUND, CPU_BOUND = 0.99, 0.95
+
+# These percentiles say nothing any more where they are so many times as long from when due as from when sent.
+DECIDING, APART = (50.0, 90.0, 99.0), 10.0
+
+# From this lag at p99 on, latencies of some milliseconds are not to be read without their lower bound.
+LAG_BOUND_US = 1_000.0
+
+# From these shares on, of the CPU, of the time and of a core, one is named as what made the generator late.
+STOLEN, WAITED, BUSY = 0.005, 0.005, 0.8
 
 PERCENTS = (50.0, 90.0, 99.0, 99.9, 99.99, 100.0)
 
@@ -44,21 +55,14 @@ def spread(times_s: Times, histogram: Histogram | None = None) -> Spread | None:
     return Spread(round(mean_us, 1), *(histogram or Histogram.of(times_s)).percentiles_us(PERCENTS))
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessUsage:
-    """What one generator process used for a run: CPU time, waiting for a core (on Linux), and the time it took."""
-
-    cpu_s: float
-    waited_s: float
-    wall_s: float
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
     """One run: `due` = `ok` + all `errors` + `dropped`; latencies are those of the answers that were ok.
 
-    Open loop: a latency runs from when the request was due by the plan, whether or not a connection was free then.
-    Closed loop: from the moment it was sent, which hides every wait; only the rate of such a run is worth quoting.
+    Open loop: a latency runs from when the request was due by the plan, whether or not a connection was free then; and
+    from when it was sent, or would have been had one been free, without what kept the generator away until it read the
+    response. The server's own lies between the two. Closed loop: from the moment it was sent, which hides every wait;
+    only the rate of such a run is worth quoting.
     """
 
     url: str
@@ -81,6 +85,9 @@ class Result:
     unsolicited: int
     seen: Mapping[str, Mapping[str, int]]
     usage: tuple[ProcessUsage, ...]
+    stolen: float | None
+    """Of the time of the cores that were used, the share that the host gave to other machines; None where unknown."""
+
     samples: tuple[Sample, ...] = field(repr=False)
     seconds: tuple[Second, ...] = field(repr=False, compare=False)
     lags_s: NDArray[np.float32] = field(repr=False, compare=False)
@@ -94,6 +101,11 @@ class Result:
     def latencies_s(self) -> NDArray[np.float32]:
         """How long each good answer took."""
         return np.concatenate([second.latencies_s for second in self.seconds])
+
+    @property
+    def sent_latencies_s(self) -> NDArray[np.float32]:
+        """How long each good answer took at least, from when it was sent; in the order of `latencies_s`."""
+        return np.concatenate([second.sent_latencies_s for second in self.seconds])
 
     @property
     def ok(self) -> int:
@@ -131,19 +143,42 @@ class Result:
         return None if self.requested_rate is None else spread(self.lags_s)
 
     @property
+    def disturbance(self) -> str:
+        """How late the generator was, and what made it so, with its figure; empty where it was on time."""
+        lag = self.lag
+        if lag is None or lag.p99 <= AWAY_S * 1e6:
+            return ""
+        timed = [each for each in self.usage if each.wall_s]
+        waited = max((each.waited_s / each.wall_s for each in timed), default=0.0)
+        if self.stolen is not None and self.stolen >= STOLEN:
+            why = f"{self.stolen:.1%} of the CPU was stolen by the host"
+        elif waited >= WAITED:
+            why = f"it waited for a core {waited:.1%} of the time"
+        elif self._busy >= BUSY:
+            why = f"it used {self._busy:.0%} of a core"
+        else:
+            why = "by what else the machine did"
+        return f"the generator was late, {format_us(lag.p99)} at p99: {why}"
+
+    @property
+    def _busy(self) -> float:
+        return max((each.cpu_s / each.wall_s for each in self.usage if each.wall_s), default=0.0)
+
+    @property
     def invalid_reasons(self) -> list[str]:
-        """Why this run does not measure what it should measure; empty for a valid run."""
-        busy = max((each.cpu_s / each.wall_s for each in self.usage if each.wall_s), default=0.0)
+        """Why this run measures nothing of the server, not even between bounds; empty for a valid run."""
         if self.requested_rate is None:
+            busy = self._busy
             full = f"the generator had no CPU to spare ({busy:.0%} of a core): this is its limit, not the server's"
             return [full] if busy > CPU_BOUND else []
         found = []
-        lag = self.lag
-        if lag is not None and lag.p99 > LAG_BOUND_US:
-            waited = max((each.waited_s / each.wall_s for each in self.usage if each.wall_s), default=0.0)
+        most_us, least_us = (
+            Histogram.of(each).percentiles_us(DECIDING) for each in (self.latencies_s, self.sent_latencies_s)
+        )
+        if self.disturbance and all(most > APART * least for most, least in zip(most_us, least_us, strict=True)):
             found.append(
-                f"the generator was late: lag p99 {lag.p99:.0f} µs, bound {LAG_BOUND_US:.0f} µs "
-                f"(it used {busy:.0%} of a core, and waited for one {waited:.0%} of the time)"
+                f"not even its p99 is known: between {format_us(least_us[-1])} and {format_us(most_us[-1])}; "
+                f"{self.disturbance}"
             )
         if self.sent < SENT_BOUND * self.due:
             found.append(f"sent {self.sent} of the {self.due} requests that were due; {self.dropped} were dropped")
@@ -157,9 +192,11 @@ class Result:
     def to_json(self) -> dict[str, Any]:
         """Return all of it but single times as plain values; the times as HDR histograms."""
         latencies, lags = Histogram.of(self.latencies_s), Histogram.of(self.lags_s)
+        sent_latencies = Histogram.of(self.sent_latencies_s)
         left_out = {"samples", "seconds", "lags_s", "usage", "statuses", "tallied"}
         plain = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in left_out}
         latency = spread(self.latencies_s, latencies)
+        sent_latency = spread(self.sent_latencies_s, sent_latencies)
         lag = None if self.requested_rate is None else spread(self.lags_s, lags)
         return plain | {
             "mode": self.mode,
@@ -172,10 +209,13 @@ class Result:
             "cpu_us_per_request": self.cpu_us_per_request,
             "usage": [asdict(each) for each in self.usage],
             "latency_us": latency and asdict(latency),
+            "sent_latency_us": sent_latency and asdict(sent_latency),
             "lag_us": lag and asdict(lag),
+            "disturbance": self.disturbance,
             "valid": self.valid,
             "invalid_reasons": self.invalid_reasons,
             "histogram": latencies.encoded,
+            "sent_histogram": sent_latencies.encoded,
             "lag_histogram": lags.encoded,
             "seconds": [_second_to_json(second) for second in self.seconds],
         }
@@ -183,19 +223,27 @@ class Result:
 
 def run_text(facts: Mapping[str, Any]) -> str:
     """Write one run, given as the values of `Result.to_json`, as a few lines for a person."""
-    rate = facts["requested_rate"]
+    rate, sent = facts["requested_rate"], facts["sent_latency_us"]
     pace = "as fast as answers come" if rate is None else f"{rate:.0f} requests/s requested"
     lines = [
         f"{facts['url']}  {facts['mode']}, {pace}, {facts['connections']} connections, {facts['duration_s']:.2f} s",
         "sent {sent} ({sent_rate:.0f}/s)  ok {ok} ({ok_rate:.0f}/s)  dropped {dropped}".format(**facts),
         f"errors {_counts(facts['errors'])}  status {_counts(facts['statuses'])}",
         f"latency  {_times(facts['latency_us'])}",
+        *([f"  sent   {_times(sent)}", facts["disturbance"]] if differ(facts["latency_us"], sent) else []),
         f"lag      {_times(facts['lag_us'])}",
         "connections opened {opened}, refused {refused}, with unsolicited bytes {unsolicited}".format(**facts),
         f"generator {facts['cpu_us_per_request']:.1f} µs CPU/request{', spinning' if facts['spin'] else ''}",
     ]
     lines += [f"{name}: {_counts(values)}" for name, values in facts["seen"].items()]
     return "\n".join(lines + [f"INVALID: {reason}" for reason in facts["invalid_reasons"]])
+
+
+def differ(most_us: Mapping[str, float] | None, least_us: Mapping[str, float] | None) -> bool:
+    """Return whether a percentile's bounds are so far apart that both are worth showing."""
+    if most_us is None or least_us is None:
+        return False
+    return any(most_us[name] > DIFFERENT * least_us[name] for name in ("p50", "p90", "p99", "p999"))
 
 
 def merged(results: Sequence[Result]) -> Result:
@@ -213,6 +261,7 @@ def merged(results: Sequence[Result]) -> Result:
         interrupted=any(each.interrupted for each in results),
         seen={name: _summed(each.seen[name] for each in results) for name in first.seen},
         usage=tuple(itertools.chain.from_iterable(each.usage for each in results)),
+        stolen=max((each.stolen for each in results if each.stolen is not None), default=None),
         samples=tuple(itertools.chain.from_iterable(each.samples for each in results)),
         seconds=_side_by_side([each.seconds for each in results]),
         lags_s=np.concatenate([each.lags_s for each in results]),
@@ -224,7 +273,10 @@ def _side_by_side(parts: Sequence[Sequence[Second]]) -> tuple[Second, ...]:
     for same in itertools.zip_longest(*parts):
         here = [second for second in same if second is not None]
         counts: dict[str, Any] = {name: sum(getattr(second, name) for second in here) for name in OF_A_SECOND}
-        merged_seconds.append(Second(**counts, latencies_s=np.concatenate([second.latencies_s for second in here])))
+        latencies_s, sent_latencies_s = (
+            np.concatenate([getattr(second, name) for second in here]) for name in ("latencies_s", "sent_latencies_s")
+        )
+        merged_seconds.append(Second(**counts, latencies_s=latencies_s, sent_latencies_s=sent_latencies_s))
     return tuple(merged_seconds)
 
 

@@ -31,6 +31,41 @@ class Interval:
         return not self.low <= 0 <= self.high
 
 
+# So much more or less does not matter to whoever chooses between two.
+MATTERS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A relative change by both bounds of a latency, from when requests were due and from when they were sent.
+
+    What has one value only, as a rate, has it for both bounds.
+    """
+
+    due: Interval
+    sent: Interval
+
+    @property
+    def low(self) -> float:
+        """The lowest that it may be."""
+        return min(self.due.low, self.sent.low)
+
+    @property
+    def high(self) -> float:
+        """The highest that it may be."""
+        return max(self.due.high, self.sent.high)
+
+    @property
+    def real(self) -> bool:
+        """Whether both bounds show a change, and in the same direction."""
+        return self.low > 0 or self.high < 0
+
+    @property
+    def negligible(self) -> bool:
+        """Whether neither bound allows for a change that matters."""
+        return self.low >= 1 / (1 + MATTERS) - 1 and self.high <= MATTERS
+
+
 def interval(values: Sequence[float]) -> Interval | None:
     """Return the 95 % t-interval of independent *values*; None for fewer than two."""
     if len(values) < 2:

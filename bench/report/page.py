@@ -10,10 +10,11 @@ from bench.loadgen.capacity import PERCENTS
 from bench.loadgen.histogram import ENOUGH_SAMPLES, Histogram, log_of
 from bench.loadgen.result import Result
 from bench.report import plots
-from bench.report.report import ERRORS, RATE, WHILE_WRITTEN, Report, Series
+from bench.report.report import ERRORS, RATE, WHILE_WRITTEN, Report, Series, counted
 from bench.report.text import (
     caution,
     escaped,
+    format_bounds,
     format_us,
     grouped_table,
     html_paragraphs,
@@ -48,8 +49,10 @@ CAPACITIES = (
     "is reached."
 )
 LIMITS = f"""
-Latency is what the client sees, its own reading and the network's way included; how late the generator itself was
-stands under lag. Answers that were errors have no latency here, so look at errors and percentiles together.
+Latency is what the client sees, its own reading and the network's way included. Where the generator was late itself,
+two times stand with "to" between them: from when requests were sent, without what kept the generator away, and from
+when they were due. The truth lies between the two. Answers that were errors have no latency here, so look at errors and
+percentiles together.
 
 Histograms hold 3 digits from 1 µs to 60 s. A percentile with fewer than {ENOUGH_SAMPLES} samples beyond it is
 marked, as it is an anecdote.
@@ -92,7 +95,7 @@ def _comparison(compared: Mapping[str, Any]) -> list[str]:
     """Lay out a comparison of stores, group by group, and what follows from it."""
     notes = html_paragraphs(compared["notes"])
     parts = [section("The comparison", grouped_table(compared["stores"], compared["lines"]) + notes, COMPARED)]
-    if sentences := [*compared["verdicts"], *compared["left_out"]]:
+    if sentences := [*compared["verdicts"], *counted(compared["left_out"])]:
         parts.append(section("Which differences are real", html_paragraphs(sentences)))
     if searches := [each for each in compared["capacity"] if each["points"]]:
         endings = html_paragraphs(f"{each['ending']}." for each in searches)
@@ -106,7 +109,7 @@ def _comparison(compared: Mapping[str, Any]) -> list[str]:
 
 def _verdict(report: Report) -> str:
     rounds = [each for series in report.series for each in series.rounds]
-    reasons = [*report.invalid_reasons, *report.failures]
+    reasons = [*counted(report.invalid_reasons), *report.failures]
     if report.interrupted:
         reasons.append("it was stopped before its end")
     if reasons:
@@ -117,13 +120,14 @@ def _verdict(report: Report) -> str:
     lags = [each.facts["lag_us"]["p99"] for each in rounds if each.facts["lag_us"]]
     lag = f" Its lag was at most {format_us(max(lags))} at p99." if lags else ""
     left_out = len(report.extra.get("comparison", {}).get("left_out", []))
-    which = f"every round that counts; left out, as it did not: {left_out}" if left_out else "every round"
-    return f'<div class="verdict"><strong>Valid.</strong> The generator kept its schedule in {which}.{lag}</div>'
+    which = f"every round that counts; left out, as they did not: {left_out}" if left_out else "every round"
+    return f'<div class="verdict"><strong>Valid.</strong> The load was offered as planned in {which}.{lag}</div>'
 
 
 def _tiles(shown: Series) -> str:
     summary, errors = shown.summary, fmean(shown.values(ERRORS))
-    headlines = [(format_us(summary[name]["pooled"]), name) for name in HEADLINES]
+    pooled = ((name, summary[name]["sent"]["pooled"], summary[name]["pooled"]) for name in HEADLINES)
+    headlines = [(format_bounds(least_us, most_us), name) for name, least_us, most_us in pooled]
     failed = f"{errors:.3%}".replace("0.000%", "none")
     return tiles([*headlines, (f"{summary[RATE]['mean']:,.0f}/s", "good answers"), (failed, "errors and drops")])
 
@@ -136,7 +140,7 @@ def _percentiles(shown: Series) -> str:
         found = summary[name]
         note = "" if found["enough_samples"] else f"fewer than {ENOUGH_SAMPLES} samples beyond it"
         spread = [format_us(found["mean"]), _between(found)] if several else []
-        rows.append([name, format_us(found["pooled"]), *spread, note])
+        rows.append([name, format_bounds(found["sent"]["pooled"], found["pooled"]), *spread, note])
     rows.append(["mean", format_us(pooled.mean_us), *(["", ""] if several else []), "says little about latencies"])
     headings = ["", "all rounds", *(["mean of rounds", "95 % interval"] if several else []), ""]
     return section(

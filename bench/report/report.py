@@ -1,6 +1,7 @@
 """What a measurement leaves behind: one JSON object with all results, the machine and the raw histograms."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,28 +25,38 @@ METRICS = (*PERCENTS, RATE)
 WHILE_WRITTEN = ", while lists are written"
 
 # Fields of a round that only the file holds.
-LONG_FIELDS = {"histogram", "lag_histogram", "seconds"}
+LONG_FIELDS = {"histogram", "sent_histogram", "lag_histogram", "seconds"}
+
+# What of a complaint differs from one round to the next.
+NUMBERS = re.compile(r"\d[\d.,]*")
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One run of a series: the values of `Result.to_json`, and its histogram."""
+    """One run of a series: the values of `Result.to_json`, and its histograms."""
 
     facts: Mapping[str, Any]
     histogram: Histogram
+    sent_histogram: Histogram | None = None
+    """From when requests were sent; None of older reports, whose valid rounds were never much later than planned."""
 
     @property
     def valid(self) -> bool:
         """Whether it measured the service, and not the generator."""
         return not self.facts["invalid_reasons"]
 
-    def value(self, metric: str) -> float:
-        """Return one of METRICS, or the share of errors."""
+    @property
+    def lower(self) -> Histogram:
+        """The lower bound of the latencies."""
+        return self.sent_histogram or self.histogram
+
+    def value(self, metric: str, *, sent: bool = False) -> float:
+        """Return one of METRICS, or the share of errors; latencies from when due, or from when *sent*."""
         if metric == RATE:
             return float(self.facts["ok_rate"])
         if metric == ERRORS:
             return float(self.facts["error_share"])
-        return self.histogram.percentiles_us([PERCENTS[metric]])[0]
+        return (self.lower if sent else self.histogram).percentiles_us([PERCENTS[metric]])[0]
 
 
 @dataclass(frozen=True)
@@ -69,29 +80,38 @@ class Series:
             for reason in each.facts["invalid_reasons"]
         ]
 
-    def values(self, metric: str) -> list[float]:
-        """Return one metric, round by round."""
-        return [each.value(metric) for each in self.rounds]
+    @cached_property
+    def lower(self) -> Histogram:
+        """All rounds together, by the lower bound of their latencies."""
+        return Histogram.merged(each.lower for each in self.rounds)
+
+    def values(self, metric: str, *, sent: bool = False) -> list[float]:
+        """Return one metric, round by round; latencies from when due, or from when *sent*."""
+        return [each.value(metric, sent=sent) for each in self.rounds]
 
     @cached_property
     def summary(self) -> dict[str, Any]:
         """Each metric over all rounds, and of two rounds or more the 95 % interval of its mean over rounds.
 
-        Of latencies the mean is the geometric one.
+        Of latencies the mean is the geometric one; they have their lower bound as `sent`.
         """
         summary = dict[str, Any]()
-        pooled = self.histogram
         for metric in METRICS:
-            values = self.values(metric)
-            found = interval(values) if metric == RATE else geometric(values)
-            summary[metric] = {
-                "pooled": None if metric == RATE else pooled.percentiles_us([PERCENTS[metric]])[0],
-                "mean": found.mean if found else sum(values) / len(values),
-                "low": found and found.low,
-                "high": found and found.high,
-                "enough_samples": metric in (RATE, "max") or pooled.has_enough_samples(PERCENTS[metric]),
-            }
+            enough = metric in (RATE, "max") or self.histogram.has_enough_samples(PERCENTS[metric])
+            summary[metric] = self._summed(metric, sent=False) | {"enough_samples": enough}
+            if metric != RATE:
+                summary[metric]["sent"] = self._summed(metric, sent=True)
         return summary
+
+    def _summed(self, metric: str, *, sent: bool) -> dict[str, Any]:
+        values, pooled = self.values(metric, sent=sent), self.lower if sent else self.histogram
+        found = interval(values) if metric == RATE else geometric(values)
+        return {
+            "pooled": None if metric == RATE else pooled.percentiles_us([PERCENTS[metric]])[0],
+            "mean": found.mean if found else sum(values) / len(values),
+            "low": found and found.low,
+            "high": found and found.high,
+        }
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain values."""
@@ -106,7 +126,21 @@ class Series:
 
 def series(name: str, results: Iterable[Result]) -> Series:
     """Make a series of the results of its rounds."""
-    return Series(name, tuple(Round(each.to_json(), Histogram.of(each.latencies_s)) for each in results))
+    return Series(
+        name,
+        tuple(
+            Round(each.to_json(), Histogram.of(each.latencies_s), Histogram.of(each.sent_latencies_s))
+            for each in results
+        ),
+    )
+
+
+def counted(reasons: Iterable[str]) -> list[str]:
+    """Join complaints that differ in their numbers only, or in whom they are of, into the first and a count."""
+    alike = dict[str, list[str]]()
+    for each in reasons:
+        alike.setdefault(NUMBERS.sub("#", each.partition(": ")[2] or each), []).append(each)
+    return [first + (f" (and {len(more)} more like it)" if more else "") for first, *more in alike.values()]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,7 +206,7 @@ def read(path: Path) -> Report:
             series=tuple(
                 Series(
                     each["name"],
-                    tuple(Round(one, Histogram.decoded(one["histogram"])) for one in each["rounds"]),
+                    tuple(_read_round(one) for one in each["rounds"]),
                 )
                 for each in facts["series"]
             ),
@@ -183,3 +217,8 @@ def read(path: Path) -> Report:
         )
     except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise BenchMisused(f"{path} is no report of hotplate bench ({error!r})") from error
+
+
+def _read_round(facts: Mapping[str, Any]) -> Round:
+    sent = facts.get("sent_histogram")
+    return Round(facts, Histogram.decoded(facts["histogram"]), sent and Histogram.decoded(sent))

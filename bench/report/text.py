@@ -15,6 +15,9 @@ from bench.errors import BenchMisused
 
 TEMPLATE = Path(__file__).with_name("page.html")
 SECONDS = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+# From so many times on, both bounds of a latency are shown.
+DIFFERENT = 1.1
+
 THOUSANDS = {"": 1.0, "k": 1e3, "M": 1e6}
 NUMBER = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(\S*)\s*")
 NONE, UNKNOWN = "none", "not known"
@@ -22,11 +25,12 @@ NONE, UNKNOWN = "none", "not known"
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of a grouped table: a figure, with a cell for each subject."""
+    """One line of a grouped table: a figure, with a cell for each subject, and what it says of them."""
 
     group: str
     name: str
     cells: tuple[str, ...]
+    verdict: str = ""
 
 
 def parse_seconds(text: str) -> float:
@@ -68,6 +72,13 @@ def format_short_us(us: float | None) -> str:
     if us == 0:
         return NONE
     return f"{_three_digits(us)} µs" if us < 1000 else format_us(us)
+
+
+def format_bounds(least_us: float, most_us: float) -> str:
+    """Write a time that lies between two, or the longer one alone where they differ by little."""
+    if most_us <= DIFFERENT * least_us:
+        return format_us(most_us)
+    return f"{format_us(least_us)} to {format_us(most_us)}"
 
 
 def format_interval(mean_us: float, low_us: float | None, high_us: float | None) -> str:
@@ -158,12 +169,21 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]], numbers: Itera
 
 
 def grouped_table(names: Sequence[str], lines: Sequence[Mapping[str, Any]]) -> str:
-    """Make one table of lines, given as plain values, so that the columns of all groups are aligned."""
+    """Make one table of lines, given as plain values, so that the columns of all groups are aligned.
+
+    The last column is for verdicts, where any line has one.
+    """
+    judged = any(line.get("verdict") for line in lines)
+
+    def row(line: Mapping[str, Any]) -> str:
+        verdict = f"<td>{escaped(line['verdict'])}</td>" if judged else ""
+        return f"<tr><td>{escaped(line['name'])}</td>{_cells('td', line['cells'])}{verdict}</tr>"
+
     bodies = list[str]()
     for group, members in groupby(lines, key=lambda line: str(line["group"])):
-        rows = "".join(f"<tr><td>{escaped(line['name'])}</td>{_cells('td', line['cells'])}</tr>" for line in members)
-        bodies.append(f'<tbody><tr><th colspan="{len(names) + 1}">{escaped(group)}</th></tr>{rows}</tbody>')
-    head = f"<thead><tr><th></th>{_cells('th', names)}</tr></thead>"
+        rows = "".join(map(row, members))
+        bodies.append(f'<tbody><tr><th colspan="{len(names) + 1 + judged}">{escaped(group)}</th></tr>{rows}</tbody>')
+    head = f"<thead><tr><th></th>{_cells('th', names)}{'<th>verdict</th>' * judged}</tr></thead>"
     return f'<div class="scroll"><table class="grouped">{head}{"".join(bodies)}</table></div>'
 
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from math import ceil, floor
 from typing import Protocol
@@ -13,13 +13,13 @@ from bench.loadgen.capacity import TOO_MANY_REQUESTS, TRIES, Objective, disturba
 from bench.loadgen.histogram import Histogram
 from bench.loadgen.keys import InTurn, Keys
 from bench.loadgen.load import Load, Requests
-from bench.loadgen.result import LAG_BOUND_US, Result
+from bench.loadgen.result import Result
 from bench.loadgen.workers import OnProgress, WorkerPool
 from bench.options import SweepOptions
 from bench.planner.demand import predict_ru
 from bench.process import on_core
 from bench.progress import ProgressDisplay
-from bench.report.text import format_us, parse_rate, parse_seconds
+from bench.report.text import parse_rate, parse_seconds
 from bench.ru.report import LABEL, RU, Effect, Level, SweepResult, Trial, highest
 from bench.ru.sandbox import AccountSandbox, Items, emulator_sandbox, sandbox
 from bench.ru.scenarios import (
@@ -190,12 +190,10 @@ def assess(rate: float, wire_rate: float, result: Result, objective: Objective, 
     lag_p99_us = Histogram.of(result.lags_s).percentiles_us((99,))[0]
     good_ru = sum(ru for status, ru in result.tallied.items() if status < 400)
     throttled = result.statuses.get(TOO_MANY_REQUESTS, 0) / max(1, result.due)
-    reasons, violations = list(disturbances(result, SHIFTED_US)), objective.broken(result)
+    reasons = [*disturbances(result, SHIFTED_US), *objective.doubts(result)]
+    violations = objective.broken(result)
     if saturated_s:
         reasons.append(f"the emulator had no CPU to spare for {saturated_s:.0f} s")
-    if violations and lag_p99_us > LAG_BOUND_US and not replace(objective, latency_us={}).broken(result):
-        reasons.append(f"the generator was late (p99 {format_us(lag_p99_us)}), and latencies with it")
-        violations = []
     return Trial(
         rate=rate,
         ok_rate=result.ok_rate * rate / wire_rate,

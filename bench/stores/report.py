@@ -11,7 +11,7 @@ from bench.loadgen.capacity import parse_objective
 from bench.loadgen.keys import Uniform, Zipf
 from bench.options import StoresOptions
 from bench.progress import ProgressDisplay
-from bench.report.comparison import MIN_PAIRS, compare
+from bench.report.comparison import FASTER, MIN_PAIRS, judge_latency
 from bench.report.report import WHILE_WRITTEN, Report, Series, series
 from bench.report.text import paragraphs, parse_rate, parse_seconds
 from bench.stores import reference
@@ -49,7 +49,10 @@ from whose core was full, or from refused reads.
 RU are all that Cosmos DB's responses reported to the service: of lookups, and of its reads of the catalogue.
 """
 FEW_SAMPLES = "* marks a percentile with fewer than 10 samples beyond it in all rounds together."
-WITH_LAG = "** marks a p99 that the generator's own lag, above 1 ms at p99, is part of."
+BOUNDS = (
+    "Two times with 'to' between them are bounds: from when requests were sent, and from when they were due; the "
+    "generator was late, and the truth lies between. A verdict is right 95 times in 100: of twenty, one may be wrong."
+)
 LOOPBACK = (
     "The stores were started on this machine: no network, no TLS, no replica, and a Redis that keeps nothing on disk. "
     "A network adds its round trip to every read of a remote store, and nothing to one of files; give the URLs of real "
@@ -142,7 +145,7 @@ def report(options: StoresOptions, setup: Setup, result: ComparisonResult) -> Re
                 "lines": [asdict(line) for line in table_lines(columns, setup.manifest, options)] if kept else [],
                 "verdicts": verdicts([each.reads for each in shown]),
                 "left_out": left_out,
-                "notes": [FEW_SAMPLES, *([WITH_LAG] if options.find_max else [])],
+                "notes": [FEW_SAMPLES, BOUNDS],
                 "method": _method(options, setup, emulated=len(shown) < len(columns)),
                 "capacity": [_raw_capacity(each) for each in result.stores if each.capacity],
             },
@@ -163,24 +166,12 @@ def _method(options: StoresOptions, setup: Setup, *, emulated: bool) -> list[str
 
 
 def verdicts(reads: Sequence[Series]) -> list[str]:
-    """Say of each store but the first whether its p99 through the service really differs from the first one's."""
-    sentences = list[str]()
-    for other in reads[1:]:
-        first = reads[0]
-        pairs = zip(first.rounds, other.rounds, strict=True)
-        if sum(one.valid and two.valid for one, two in pairs) < MIN_PAIRS:
-            sentences.append(
-                f"{MIN_PAIRS} valid rounds or more are needed to say whether {first.name} and {other.name} differ"
-            )
-            continue
-        change = compare(first, other, DECIDING_METRIC).deciding.interval
-        amount = f"{abs(change.mean):.0%} {'longer' if change.mean > 0 else 'shorter'}"
-        real = "a real difference" if change.real else "no real difference: the interval holds 0"
-        sentences.append(
-            f"{DECIDING_METRIC} is {amount} through {other.name} than {first.name} "
-            f"(95 % interval {change.low:+.0%} to {change.high:+.0%}): {real}"
-        )
-    return sentences
+    """Say of each store but the first whether its p99 through the service differs from the first one's."""
+    return [
+        f"{DECIDING_METRIC} through {reads[0].name} and {other.name}: "
+        + judge_latency(reads[0], other, DECIDING_METRIC).sentence(reads[0].name, other.name, FASTER)
+        for other in reads[1:]
+    ]
 
 
 def _valid_rounds(result: ComparisonResult, enough: int) -> tuple[list[int], list[str]]:
@@ -231,6 +222,8 @@ def _raw_round(one: RoundResult) -> Mapping[str, Any]:
         "service_cpu_us": one.reads.service_cpu_us,
         "server_cpu_us": one.reads.server_cpu_us,
         "ru_s": one.reads.ru_s,
+        "stolen": one.reads.result.stolen,
+        "disturbance": one.reads.result.disturbance,
         "invalid_reasons": one.invalid_reasons,
         "trial": one.publishing and asdict(one.publishing.trial),
         "lists_per_s_meanwhile": one.publishing and one.publishing.lists_per_s,

@@ -7,15 +7,12 @@ from typing import NamedTuple
 
 from bench.answers import CheckResult
 from bench.loadgen.capacity import PERCENTS, Objective, Point, disturbances, point
-from bench.loadgen.result import LAG_BOUND_US, Result
+from bench.loadgen.result import Result
 from bench.stores.publication import TrialResult
 from bench.stores.setup import Candidate
 
 # From this share of popular lists on, users do not get the lists that they have: outside the objective.
 POPULAR_BOUND = 0.01
-
-# How late the generator may be at p99, as a share of the objective's lowest latency bound.
-LATE_SHARE = 0.1
 
 # From this share of a core on, the core is called the limit; what is left of it, others use.
 FULL_CORE = 0.8
@@ -23,6 +20,7 @@ FULL_CORE = 0.8
 # An attempt that was outside for no reason that can be seen is repeated: the machine may have had other work.
 NO_FULL_CORE = "no core was full"
 STOPPED = "it was stopped"
+THE_GENERATOR = "the load generator"
 
 LATENCY_NAMES = re.compile("|".join(map(re.escape, PERCENTS)))
 
@@ -135,7 +133,7 @@ class Capacity:
         ended, run = self.first_outside
         if any(reason.startswith(NO_FULL_CORE) for reason in ended.invalid_reasons):
             return NO_FULL_CORE
-        return "the load generator" if ended.unclear else limit_of(run)
+        return THE_GENERATOR if ended.unclear else limit_of(run)
 
     def ending(self, *, emulated: bool) -> str:
         """Describe how the search ended; of an emulator without its latencies."""
@@ -181,11 +179,8 @@ class ComparisonResult(NamedTuple):
 
 def capacity_point(rate: float, run: ServiceRun, objective: Objective) -> Point:
     """Sum up an attempt, and hold it against the objective; whose fault it was is decided by whose core was full."""
-    late_us = max(LAG_BOUND_US, min(objective.latency_us.values(), default=0.0) * LATE_SHARE)
-    invalid_reasons = list(disturbances(run.result, late_us))
+    invalid_reasons = [*disturbances(run.result), *objective.doubts(run.result)]
     broken = objective.broken(run.result)
-    if invalid_reasons and not replace(objective, latency_us={}).broken(run.result):
-        broken = []  # a late generator spoils latencies, and nothing else
     made = point(rate, run.result)
     if made.popular > POPULAR_BOUND:
         broken.append(f"{made.popular:.1%} got the popular list instead of their own, bound {POPULAR_BOUND:.0%}")

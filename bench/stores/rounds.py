@@ -16,6 +16,7 @@ import uvloop
 
 from bench.answers import check_answers
 from bench.errors import BenchFailed
+from bench.loadgen.absence import measure_stolen
 from bench.loadgen.capacity import Objective, Point, search
 from bench.loadgen.keys import Draw, Keys
 from bench.loadgen.load import Gets, Load
@@ -50,8 +51,11 @@ BATCHES_DRAWN = 2_000
 TRIAL_LISTS = 50_000
 LOOK_UP_S = 0.4
 
-# For each invalid round another one is made, at most so many.
-MOST_EXTRA_ROUNDS = 7
+# For each invalid round another one is made, at most so many: what disturbs three of them disturbs the next, too.
+MOST_EXTRA_ROUNDS = 2
+
+# The cores in use: the services have the first, the load generator has the second.
+CORES = 2
 
 WARMUP_CALLS = 50
 
@@ -131,7 +135,7 @@ class StoreComparison:
 
     def _run_rounds(self, pool: WorkerPool, publishers: Mapping[str, TrialPublisher]) -> None:
         rounds = self._settings.options.repeat
-        most, valid, made = rounds + min(MOST_EXTRA_ROUNDS, 2 * rounds), 0, 0
+        most, valid, made = rounds + MOST_EXTRA_ROUNDS, 0, 0
         while valid < rounds and made < most and not self._interrupted:
             made += 1
             valid += self._run_round(f"round {made}, {valid} of {rounds} valid", made, pool, publishers)
@@ -206,7 +210,9 @@ class StoreComparison:
 
     def _read(self, pool: WorkerPool, one: Candidate, load: Load) -> ServiceRun:
         charged, service_s, server_s = request_units(one.service.admin_url), one.service.cpu_s(), one.server.cpu_s()
+        stolen = measure_stolen(CORES)
         result = pool.run(load, self._display.update)
+        result = replace(result, stolen=stolen())
         server_after_s, service_after_s = one.server.cpu_s(), one.service.cpu_s()
         charged_after = request_units(one.service.admin_url)
         self._samples[one.name] += result.samples

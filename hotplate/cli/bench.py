@@ -149,7 +149,8 @@ def _print_verdict(verdict: "Verdict") -> None:
             f"{value:,.0f}/s" if each.metric == "rate" else format_us(value) for value in (each.before, each.after)
         ]
         change = f"{each.interval.mean:+.1%}", f"{each.interval.low:+.1%} … {each.interval.high:+.1%}"
-        rows.append((each.metric, *values, *change, "decides" if each.metric == verdict.decides else ""))
-    out.print(table(("", "A", "B", "change", "95 % interval (t)", ""), rows))
+        decides = "decides: " if each.metric == verdict.decides else ""
+        rows.append((each.metric, *values, *change, decides + each.verdict))
+    out.print(table(("", "A", "B", "change", "95 % interval (t)", "verdict"), rows))
     left_out = f" ({verdict.left_out} left out, as invalid)" if verdict.left_out else ""
     out.print(f"{verdict.pairs} pairs of rounds{left_out}; {verdict.sentence}")

@@ -117,6 +117,8 @@ def bench_errors() -> Iterator[None]:
 
 def print_report(report: "Report") -> None:
     """Print a report for a person: its comparison, or its runs, and what was found besides."""
+    from bench.report.report import counted
+
     if compared := report.extra.get("comparison"):
         _print_comparison(compared)
     elif swept := report.extra.get("ru"):
@@ -128,22 +130,23 @@ def print_report(report: "Report") -> None:
         out.print(f"{checked['compared']} lists compared with the store's: {wrong}")
         for example in checked["examples"]:
             out.print(f"  {example}")
-    for reason in (*(report.invalid_reasons if compared else ()), *report.failures):
+    for reason in (*(counted(report.invalid_reasons) if compared else ()), *report.failures):
         out.print(f"INVALID: {reason}")
     if report.interrupted:
         out.print("stopped before its end")
 
 
 def _print_comparison(compared: Mapping[str, Any]) -> None:
+    from bench.report.report import counted
+
     group, rows = "", list[tuple[str, ...]]()
     for line in compared["lines"]:
         if line["group"] != group:
             group = line["group"]
-            rows.append((group, *("" for _ in compared["stores"])))
-        rows.append((f"  {line['name']}", *line["cells"]))
-    out.print(table(("", *compared["stores"]), rows))
-    left_out = compared["left_out"]
-    sentences = [f"{len(left_out)} rounds do not count; the first: {left_out[0]}"] if left_out else []
+            rows.append((group, *("" for _ in compared["stores"]), ""))
+        rows.append((f"  {line['name']}", *line["cells"], line["verdict"]))
+    out.print(table(("", *compared["stores"], "verdict"), rows))
+    sentences = counted(compared["left_out"])
     endings = (each["ending"] for each in compared["capacity"])
     for sentence in (*compared["notes"], *compared["verdicts"], *endings, *sentences):
         out.print(sentence)

@@ -15,7 +15,7 @@ from bench.loadgen.capacity import Objective, Point, find_max, highest, knee
 from bench.loadgen.histogram import HIGHEST_US, Histogram, log_of
 from bench.loadgen.load import Load
 from bench.loadgen.result import Result
-from bench.report.comparison import compare, sole_series
+from bench.report.comparison import compare, judge_shares, sole_series
 from bench.report.intervals import change, geometric, interval, quantile
 from bench.report.report import Report, Round, Series, read
 from tests.support.virtual import simulate
@@ -121,8 +121,46 @@ def test_a_real_difference_is_a_regression_only_for_the_worse() -> None:
     assert not better.regression
     assert "an improvement" in better.sentence
     same = compare(a_series(base), a_series([12.0, 9.5, 11.0, 10.0]))
-    assert "no real difference" in same.sentence
+    assert same.sentence.startswith("cannot tell, because rounds differ by more (-")
     assert same.to_json()["regression"] is False
+
+
+def bounded(due_ms: list[float], sent_ms: list[float], stolen: float = 0.0) -> Series:
+    """Make rounds whose p99 lies between two bounds, as the generator was late."""
+    late = {
+        "disturbance": "the generator was late, 9 ms at p99: by neighbours",
+        "lag_us": {"p99": 9e3},
+        "stolen": stolen,
+    }
+    pairs = zip(a_series(due_ms).rounds, a_series(sent_ms).rounds, strict=True)
+    return Series("x", tuple(Round({**due.facts, **late}, due.histogram, sent.histogram) for due, sent in pairs))
+
+
+def test_only_what_holds_by_both_bounds_is_a_difference() -> None:
+    base = a_series([10, 11, 12, 10.5])
+    late = compare(base, bounded([20, 23, 24, 20], [10.1, 11, 12.1, 10.4]))
+    assert not late.regression
+    assert late.sentence.startswith("cannot tell, because the generator was late, 9 ms at p99: by neighbours (")
+    assert late.deciding.interval.low > 0.5  # from when they were due it would be one
+    held = compare(base, bounded([20, 23, 24, 20], [15, 17, 18, 15]))
+    assert held.regression
+    assert held.deciding.verdict.startswith("A is faster: B takes 42% to ")
+    assert held.to_json()["changes"][0]["sent"]["low"] > 0.3
+
+
+def test_where_rounds_differ_stolen_cpu_is_named() -> None:
+    rounds = [12.0, 9.5, 11.0, 10.0]
+    found = compare(a_series([10.0, 12.0, 9.0, 11.0]), bounded(rounds, rounds, stolen=0.012))
+    assert "1.2% of the CPU was stolen by the host" in found.deciding.verdict
+
+
+def test_shares_that_may_be_zero_are_compared_by_their_plain_differences() -> None:
+    names, none = ("A", "B"), [0.0, 0.0, 0.0]
+    assert judge_shares(names, none, none) == "no difference that matters"
+    assert judge_shares(names, none, [0.02, 0.021, 0.02]).startswith("A has fewer, by 1.")
+    assert judge_shares(names, [0.02, 0.021, 0.02], none).startswith("B has fewer, by 1.")
+    assert judge_shares(names, none, [0.0, 0.1, 0.0]).startswith("cannot tell, because rounds differ by more (-")
+    assert judge_shares(names, none, none[:2]).startswith("cannot tell, because only 2 of 3 rounds count")
 
 
 def test_more_errors_are_a_regression_however_fast_the_others_were() -> None:
@@ -155,6 +193,10 @@ def test_pairs_with_an_invalid_round_are_left_out() -> None:
         compare(Series("x", before.rounds[1:]), Series("x", late.rounds[1:]))
 
 
+def _with_bounds(one: Round) -> Round:
+    return replace(one, facts={**one.facts, "sent_histogram": one.lower.encoded})
+
+
 def test_a_report_is_read_back_and_anything_else_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     made = Report(kind="http", configuration={"url": "u"}, series=(a_series([1, 2, 3]),))
@@ -162,6 +204,10 @@ def test_a_report_is_read_back_and_anything_else_is_refused(tmp_path: Path) -> N
     again = read(path)
     assert again.series[0].values("p99") == a_series([1, 2, 3]).values("p99")
     assert again.configuration == {"url": "u"}
+    assert again.series[0].values("p99", sent=True) == again.series[0].values("p99")  # older ones have one bound
+    late = Series("x", tuple(_with_bounds(each) for each in bounded([3], [2]).rounds))
+    path.write_text(json.dumps(Report(kind="http", configuration={}, series=(late,)).to_json()))
+    assert read(path).series[0].values("p99", sent=True) == late.values("p99", sent=True) != late.values("p99")
     for text in ("{}", "[]", "nonsense", '{"format": 9}'):
         path.write_text(text)
         with pytest.raises(BenchMisused, match=r"report\.json"):

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from aiohttp import web
 
+from bench.loadgen.absence import Absence, measure_stolen, measure_usage
 from bench.loadgen.generator import drive
 from bench.loadgen.load import Load
 from bench.loadgen.result import Result, run_text
@@ -251,13 +253,25 @@ async def test_spinning_sends_the_same_requests() -> None:
     assert result.ok == result.due == 100
 
 
-async def test_a_late_generator_declares_its_run_invalid() -> None:
+async def test_a_late_generator_gives_bounds_and_an_invalid_run_only_where_these_say_nothing() -> None:
     async with serving(answer) as url:
         result = await drive(Load(url=url, paths=["/"], rate=100, duration_s=0.1))
-    late = replace(result, lags_s=np.full(100, 0.002, np.float32))
-    assert not late.valid
-    assert "late" in late.to_json()["invalid_reasons"][0]
-    assert "INVALID" in run_text(late.to_json())
+    (second,) = result.seconds
+    late = replace(
+        result,
+        lags_s=np.full(10, 0.002, np.float32),
+        seconds=(replace(second, latencies_s=np.full(10, 0.003), sent_latencies_s=np.full(10, 0.001)),),
+        stolen=0.012,
+    )
+    assert late.valid
+    assert late.disturbance == "the generator was late, 2 ms at p99: 1.2% of the CPU was stolen by the host"
+    facts = late.to_json()
+    assert (facts["latency_us"]["p50"], facts["sent_latency_us"]["p50"]) == pytest.approx((3000, 1000), rel=0.001)
+    assert "stolen" in run_text(facts)
+    assert "INVALID" not in run_text(facts)
+    lost = replace(late, seconds=(replace(late.seconds[0], sent_latencies_s=np.full(10, 0.0001)),))
+    assert lost.invalid_reasons[0].startswith("not even its p99 is known: between 100 µs and 3 ms")
+    assert "INVALID" in run_text(lost.to_json())
 
 
 @pytest.mark.parametrize(
@@ -277,3 +291,28 @@ def test_what_cannot_be_run_is_refused_with_a_sentence(wrong: dict[str, Any], wo
     good: dict[str, Any] = {"url": "http://127.0.0.1:1", "paths": ["/"], "rate": 1.0, "duration_s": 1.0}
     with pytest.raises(ValueError, match=word):
         Load(**(good | wrong))
+
+
+def test_absences_add_up_once_and_last_until_what_piled_up_is_dealt_with() -> None:
+    absence = Absence()
+    assert absence.since(absence.mark(1.0)) == 0
+    for due_s in (1.0, 1.001, 1.002):  # all of which it came to at 1.01
+        absence.note(due_s, 1.01)
+    mark_s = absence.mark(1.0101)
+    assert absence.since(mark_s) == pytest.approx(0.012)  # away since it was last seen, 2 ms before at most
+    absence.note(1.02, 1.02, idle=True)
+    assert absence.since(absence.mark(1.0201)) == 0
+    assert absence.since(mark_s) == pytest.approx(0.012)
+    absence.seen_at_s = 1.0295
+    absence.note(1.03, 1.04)
+    assert absence.since(mark_s) == pytest.approx(0.0225)
+
+
+def test_the_machine_says_what_was_stolen_and_what_the_generator_used() -> None:
+    stolen, usage = measure_stolen(1), measure_usage(time.monotonic)
+    sum(range(100_000))
+    found = usage()
+    assert found.cpu_s > 0
+    assert found.wall_s > 0
+    for share in (stolen(), found.stolen):
+        assert share is None or 0 <= share <= 1

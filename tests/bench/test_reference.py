@@ -133,9 +133,12 @@ def test_it_is_named_what_ended_the_search() -> None:
     assert throttled.limit == "the container's RU/s"
     assert "100 ms" not in throttled.ending(emulated=True)  # the time of an emulator
     assert throttled.ending(emulated=True).endswith("9 reads refused with 429")
-    lags_s = replace(inside.result, lags_s=inside.result.lags_s + 0.02)
-    late = capacity_of(a_store("a", "file:///a", good, (400, replace(inside, result=lags_s))))
+    seconds = tuple(replace(each, latencies_s=each.latencies_s + 0.1) for each in inside.result.seconds)
+    due_late = replace(inside.result, seconds=seconds, lags_s=inside.result.lags_s + 0.1)
+    late = capacity_of(a_store("a", "file:///a", good, (400, replace(inside, result=due_late))))
     assert late.limit == "the load generator"
+    assert "p99 is between 2 ms and 102 ms, bound 60 ms" in late.ending(emulated=False)
+    assert "102 ms" not in late.ending(emulated=True)
     idle = capacity_of(a_store("a", "file:///a", good, (400, a_run(slow, 0.3))))
     assert idle.limit == "no core was full"
     assert "100 ms" not in idle.ending(emulated=True)

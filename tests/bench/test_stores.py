@@ -17,7 +17,7 @@ from bench.options import StoresOptions
 from bench.process import Server, redis_serving
 from bench.report import text
 from bench.report.page import page
-from bench.report.report import Report, read
+from bench.report.report import Report, counted, read
 from bench.stores.publication import TrialResult, write_trial
 from bench.stores.report import report
 from bench.stores.results import (
@@ -124,7 +124,7 @@ def test_two_stores_are_compared_by_the_same_release_users_and_schedule(tmp_path
     assert len(releases(filled)) == 1
     assert facts["comparison"]["stores"] == [f"file://{tmp_path}/filled", empty]
     assert {line["group"] for line in facts["comparison"]["lines"]} == {
-        "Through the service", "CPU a request", "Memory, and room in the store",
+        "Through the service", "What disturbed a round", "CPU a request", "Memory, and room in the store",
     }  # fmt: skip
     assert facts["checked"]["compared"] > 0
     assert facts["checked"]["wrong"] == 0
@@ -269,7 +269,9 @@ def test_an_emulators_times_are_nowhere_in_the_report() -> None:
     assert {("Through the service", "p99"), ("Without a service, 1 key a call", "a call, median")} <= timed
     assert {("Publishing", "lists/s"), ("Publishing", "p99 of reads meanwhile")} <= timed
     assert found["CPU a request", "service"][1] == "50 µs"
-    assert not any("µs" in row[1] or "ms" in row[1] for key, row in found.items() if key[0] != "CPU a request")
+    ours = {"CPU a request", "What disturbed a round"}
+    assert not any("µs" in row[1] or "ms" in row[1] for key, row in found.items() if key[0] not in ours)
+    assert {line["verdict"] for line in made.extra["comparison"]["lines"]} == {""}  # one store is shown
     assert [each.name for each in made.series] == ["file://", "file://, while lists are written"]
     assert "none of its times are shown" in page(made)
 
@@ -294,25 +296,60 @@ def test_a_round_that_is_invalid_for_one_store_counts_for_none() -> None:
     assert sentence.startswith("round 2 is left out: redis://")
     assert [len(each.rounds) for each in made.series[:2]] == [2, 2]
     assert not made.invalid_reasons
-    assert "every round that counts; left out, as it did not: 1." in page(made)
+    assert "every round that counts; left out, as they did not: 1." in page(made)
     bad = summary(store_result("a", "file:///a", [good, good]), store_result("b", "redis://b", [late, late]))
     assert bad.invalid_reasons
     assert bad.extra["comparison"]["left_out"] == []
 
 
-def test_only_a_difference_beyond_chance_is_called_real() -> None:
-    def verdict(first: list[float], second: list[float]) -> str:
-        made = summary(
-            store_result("a", "file:///a", list(map(a_run, first))),
-            store_result("b", "redis://b", list(map(a_run, second))),
-        )
-        (sentence,) = made.extra["comparison"]["verdicts"]
-        return str(sentence)
+def judged(first: list[Result], second: list[Result]) -> dict[tuple[str, str], str]:
+    made = summary(store_result("a", "file:///a", first), store_result("b", "redis://b", second))
+    return {(line["group"], line["name"]): line["verdict"] for line in made.extra["comparison"]["lines"]}
 
-    assert "100% longer through b than a" in (sentence := verdict([0.002, 0.0021, 0.002], [0.004, 0.0042, 0.004]))
-    assert sentence.endswith("a real difference")
-    assert "no real difference" in verdict([0.002, 0.004, 0.003], [0.004, 0.002, 0.0031])
-    assert "3 valid rounds or more" in verdict([0.002], [0.004])
+
+def verdict_on_p50(first: list[float], second: list[float]) -> str:
+    return judged(list(map(a_run, first)), list(map(a_run, second)))["Through the service", "p50"]
+
+
+def test_only_a_difference_beyond_chance_is_called_one() -> None:
+    slower = [0.004, 0.0042, 0.004]
+    assert verdict_on_p50([0.002, 0.0021, 0.002], slower) == "a is faster: b takes 2 to 2 times as long"
+    assert verdict_on_p50(slower, [0.002, 0.0021, 0.002]) == "b is faster: a takes 2 to 2 times as long"
+    assert verdict_on_p50([0.002, 0.0021, 0.002], [0.00202, 0.00209, 0.00203]).startswith(
+        "no difference that matters ("
+    )
+    assert verdict_on_p50([0.002, 0.004, 0.003], [0.004, 0.002, 0.0031]).startswith(
+        "cannot tell, because rounds differ by more ("
+    )
+
+
+def test_too_few_rounds_are_complained_of_once() -> None:
+    one = store_result("a", "file:///a", [a_run(0.002)])
+    made = summary(one, store_result("b", "redis://b", [a_run(0.004)]))
+    assert {line["verdict"] for line in made.extra["comparison"]["lines"]} == {""}
+    (sentence,) = made.extra["comparison"]["verdicts"]
+    assert "cannot tell, because 3 rounds or more show what is chance, and there are 1" in sentence
+
+
+def test_each_figure_ends_with_a_verdict_or_with_why_there_is_none() -> None:
+    found = judged([a_run(each) for each in (0.002, 0.0021, 0.002)], [a_run(each) for each in (0.004, 0.0042, 0.004)])
+    unjudged = {name for (_, name), verdict in found.items() if not verdict}
+    assert unjudged == {
+        "CPU stolen by the host", "generator: waited for its core", "generator: its core taken away",
+        "generator: late, at p99", "load generator", "the store's server", "keys and values a list",
+    }  # fmt: skip
+    assert found["Through the service", "p99.99"] == "cannot tell, because fewer than 10 answers lie beyond it"
+    assert found["Through the service", "good answers/s"].startswith("no difference that matters")
+    assert found["Through the service", "errors and drops"] == "no difference that matters"
+    assert found["CPU a request", "service"].startswith("no difference that matters")
+    assert found["Memory, and room in the store", "service, files aside"] == "cannot tell, because it was measured once"
+    assert found["Publishing", "lists/s"].startswith("no difference that matters")
+
+
+def test_twenty_like_complaints_are_one_with_a_count() -> None:
+    late = [f"{name}, round {number}: sent {number} of 9" for name in ("a", "b") for number in range(10)]
+    assert counted(late) == ["a, round 0: sent 0 of 9 (and 19 more like it)"]
+    assert counted(["round 1: late", "round 2: dropped"]) == ["round 1: late", "round 2: dropped"]
 
 
 def test_cells_are_short() -> None:

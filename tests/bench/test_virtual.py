@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from bench.loadgen.load import Load
+from bench.loadgen.result import Result
 from bench.loadgen.schedule import constant
 from tests.support.virtual import VirtualLoop, simulate
 
@@ -55,18 +56,41 @@ def test_few_connections_charge_the_wait_for_one_to_the_server() -> None:
     assert result.valid
 
 
-def test_a_generator_that_is_starved_of_its_core_reports_an_invalid_run() -> None:
+def starved(every_s: float) -> Result:
     def thief(loop: VirtualLoop) -> None:
         loop.advance(0.02)  # 20 ms in which the process did not run
-        loop.call_later(1.0, thief, loop)
+        loop.call_later(every_s, thief, loop)
 
     load = Load(url=URL, paths=["/"], arrivals=constant(1000, 10), duration_s=10)
-    robbed = simulate(load, lambda arrival_s: arrival_s + SERVICE_S, at_start=thief)
-    assert not robbed.valid
+    return simulate(load, lambda arrival_s: arrival_s + SERVICE_S, at_start=thief)
+
+
+def test_a_generator_that_is_starved_of_its_core_finds_the_servers_latency_between_its_bounds() -> None:
+    robbed = starved(1.0)
+    assert robbed.valid
+    assert robbed.latency is not None
     assert robbed.lag is not None
     assert robbed.lag.p99 > 1_000
-    assert "late" in robbed.invalid_reasons[0]
-    assert simulate(load, lambda arrival_s: arrival_s + SERVICE_S).valid
+    assert "the generator was late" in robbed.disturbance
+    assert robbed.latency.p99 > 2 * SERVICE_S * 1e6  # by the plan: the server's and the generator's
+    least = np.percentile(robbed.sent_latencies_s, (50, 90, 99))
+    assert (least <= SERVICE_S * 1.001).all()
+    assert least == pytest.approx(SERVICE_S, rel=0.001)
+    assert (robbed.sent_latencies_s <= robbed.latencies_s).all()
+
+
+def test_a_generator_that_hardly_ever_has_its_core_reports_an_invalid_run() -> None:
+    hopeless = starved(0.002)
+    assert not hopeless.valid
+    assert "not even its p99 is known" in hopeless.invalid_reasons[0]
+
+
+def test_a_generator_with_a_core_of_its_own_has_one_figure() -> None:
+    load = Load(url=URL, paths=["/"], arrivals=constant(1000, 10), duration_s=10)
+    found = simulate(load, lambda arrival_s: arrival_s + SERVICE_S)
+    assert found.valid
+    assert found.disturbance == ""
+    assert found.sent_latencies_s == pytest.approx(found.latencies_s, abs=1e-6)
 
 
 def test_a_run_is_reported_second_by_second() -> None:

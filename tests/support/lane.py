@@ -129,15 +129,18 @@ class Pair:
 
     async def differ(self, *pieces: bytes) -> str | None:
         """Send the same pieces to both servers, and after them a request that ends it; say how the answers differ."""
-        for turns in (LAST_TURNS, 20 * LAST_TURNS):  # again where a thread, as of a codec, may have been late
-            with_lane, without = await exchange(self.lane, pieces, turns), await exchange(self.plain, pieces, turns)
+        for pause_s in (0.0, 0.01):  # again with time, where a thread or a batch's turn may have been waited for
+            with_lane, without = await exchange(self.lane, pieces, pause_s), await exchange(self.plain, pieces, pause_s)
             if with_lane == without:
                 return None
         return _difference(pieces, with_lane, without)
 
 
-async def exchange(server: Server, pieces: Sequence[bytes], turns: int = LAST_TURNS) -> bytes:
-    """Send *pieces* one by one, each when the one before it was read; all that comes back, but for what varies."""
+async def exchange(server: Server, pieces: Sequence[bytes], pause_s: float = 0.0) -> bytes:
+    """Send *pieces* one by one, each when the one before it was read; all that comes back, but for what varies.
+
+    *pause_s* is how long each turn of the loop takes in which an answer is waited for.
+    """
     connection = Connection(server, "127.0.0.1", "")
     transport = MemoryTransport(connection)
     connection.connection_made(transport)
@@ -145,10 +148,10 @@ async def exchange(server: Server, pieces: Sequence[bytes], turns: int = LAST_TU
         transport.feed(piece)
         for _ in range(TURNS):
             await asyncio.sleep(0)
-    for _ in range(turns):
+    for _ in range(LAST_TURNS):
         if transport.closed:
             break
-        await asyncio.sleep(0)
+        await asyncio.sleep(pause_s)
     end = b"" if transport.closed else b"(waits)"
     transport.close()
     await asyncio.sleep(0)

@@ -212,7 +212,16 @@ def test_the_generator_is_measured_against_servers_of_its_own(monkeypatch: pytes
     outcomes = generator.measure(SOAKED)
     figures = {one.name: one for one in outcomes if isinstance(one, Figure)}
     assert figures["server that stalls, open loop: p99 / arithmetic"].median > 0.5
-    assert any(isinstance(one, Unmeasured) and "neither is installed" in one.reason for one in outcomes)
+    assert any(isinstance(one, Unmeasured) and one.reason == "no wrk on the PATH" for one in outcomes)
+
+
+def test_the_rate_beside_wrks_is_held_to_a_tenth(monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = {generator.OURS: [Sample(108.0, 1.0)], generator.WRK: [Sample(100.0, 1.0)]}
+    monkeypatch.setattr(generator, "each_saturates", lambda *_: samples)
+    found = named(generator.beside_tools(generator.SERVICE, "http://h/p", SMALL))
+    apart = found["closed loop, the service, hotplate bench and wrk: apart"]
+    assert apart.median == pytest.approx(0.08)
+    assert apart.met
 
 
 def test_another_generator_is_known_by_what_it_prints() -> None:
