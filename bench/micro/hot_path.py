@@ -124,7 +124,6 @@ def measure_files(effort: Effort) -> list[Outcome]:
         loads = loads_of(effort, {"Accept": "application/json", "User-Agent": "shop/1.0", "X-API-Key": key})
         options = ("--keys", str(keys), "--anonymous", "--admin-store", store)
         service = stack.enter_context(hotplate_serving(store, *options))
-        pair = stack.enter_context(hotplate_serving(store, *options, workers=2))
         servers = {"hotplate": service, "aiohttp": stack.enter_context(peer_serving(service))}
         if missing("nginx") is None:
             servers["nginx"] = stack.enter_context(nginx_serving(*fetch(service.url + path_of(0))))
@@ -135,6 +134,9 @@ def measure_files(effort: Effort) -> list[Outcome]:
             rate = median(one.rate_per_s for one in taken[f"hotplate, {CHANGING}"]) / 2
             outcomes += paced(servers, loads[CHANGING], rate, effort)
             outcomes += flipped(service, loads[CHANGING], rate, releases, effort)
+            pair = stack.enter_context(
+                hotplate_serving(store, *options, workers=2)
+            )  # now, as it would follow flips, too
             outcomes += two_workers(service, pair, loads[CHANGING], effort)
         taken_mb = [*worker_memory(service), *worker_memory(pair)]
     name = f"memory of a worker beyond the shared map, {effort.users:,} users"

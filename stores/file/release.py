@@ -46,6 +46,10 @@ CHECK_HOLDS_S = 60.0
 
 READ_CHUNK = 1 << 22
 
+# How much longer than it works a release rests that is brought into memory: workers at half of what they can take have
+# to go on as before on the same core. What it waits for the disk is no work.
+WARM_REST = 4.0
+
 # For how long nothing may be absent from memory before a file is read without care again.
 CALM_S = 10.0
 # When it is looked again for what the disk has begun to read: a look costs less than a thread does. A disk that has not
@@ -210,11 +214,11 @@ class ReleaseFile:
         whole, damaged = False, list[int]()
         try:
             with opened(self.path) as file:
-                async for number in damaged_blocks(self.path, file, room):
+                async for number in damaged_blocks(self.path, file, room, WARM_REST):
                     damaged.append(number)
             if self._meta.size <= room:
                 with suppress(OSError):
-                    await self._each_chunk(memory.populate, paced=True)
+                    await self._each_chunk(memory.populate, WARM_REST)
                 whole = True
             else:
                 log.warning(
@@ -244,14 +248,12 @@ class ReleaseFile:
         """Let the file be evicted from memory again."""
         await self._each_chunk(memory.unlock)
 
-    async def _each_chunk(self, work: Callable[[int, int], None], *, paced: bool = False) -> None:
+    async def _each_chunk(self, work: Callable[[int, int], None], rest: float = 0.0) -> None:
         """Do something to all of the map, part by part in the file's thread; OSError where that raises it."""
         address = await self._in_thread(memory.mapped_at, self.path, self._identity[1])
         for start in range(0, self._meta.size, MAP_CHUNK):
-            began = time.monotonic()
-            await self._in_thread(work, address + start, min(MAP_CHUNK, self._meta.size - start))
-            if paced:
-                await asyncio.sleep(time.monotonic() - began)
+            _, cpu_s = await self._in_thread(_timed, work, address + start, min(MAP_CHUNK, self._meta.size - start))
+            await asyncio.sleep(rest * cpu_s)
 
     async def _in_thread(self, work: Callable[P, T], *given: P.args, **named: P.kwargs) -> T:
         """Run *work* in the file's thread, after what was requested of that before."""
@@ -335,11 +337,12 @@ async def check_whole(path: Path) -> None:
             )
 
 
-async def damaged_blocks(path: Path, file: int, up_to: float = inf) -> AsyncIterator[int]:
+async def damaged_blocks(path: Path, file: int, up_to: float = inf, rest: float = 1.0) -> AsyncIterator[int]:
     """Read an open file, and yield the number of each block that was changed since it was sealed; maps nothing.
 
-    It is read in threads, at half speed, *up_to* a place: whoever is served meanwhile goes first. A file of format 1
-    has no sums: of that, only the size is checked. Raises ReleaseCorrupt for other files without sums.
+    It is read in threads, *up_to* a place, with *rest* times as long a pause after each piece as that took of CPU:
+    whoever is served meanwhile goes first. A file of format 1 has no sums: of that, only the size is checked. Raises
+    ReleaseCorrupt for other files without sums.
     """
     await asyncio.to_thread(check_size, path)
     sums = block_sums.read(file)
@@ -348,24 +351,31 @@ async def damaged_blocks(path: Path, file: int, up_to: float = inf) -> AsyncIter
             raise ReleaseCorrupt(f"the checksums at the end of {path} are damaged or cut off; publish again")
         return
     for start in range(0, int(min(sums.size, up_to)), block_sums.STRIDE_BYTES):
-        began = time.monotonic()
         with translated(path):
-            damaged = await asyncio.to_thread(block_sums.find_damage, file, sums, start)
+            damaged, cpu_s = await asyncio.to_thread(_timed, block_sums.find_damage, file, sums, start)
         for number in damaged:
             yield number
-        await asyncio.sleep(time.monotonic() - began)
+        await asyncio.sleep(rest * cpu_s)
+
+
+def _timed(work: Callable[P, T], *given: P.args, **named: P.kwargs) -> tuple[T, float]:
+    """Return what *work* returns, and the CPU that it took of this thread, in seconds."""
+    began = time.thread_time()
+    result = work(*given, **named)
+    return result, time.thread_time() - began
 
 
 async def read_through(path: Path) -> None:
-    """Read a file, in threads, into the page cache that all processes share."""
+    """Read a file, in threads and at half speed, into the page cache that all processes share."""
     with opened(path) as file:
         place, buffer = 0, bytearray(READ_CHUNK)
         while True:
             with translated(path):
-                piece = await asyncio.to_thread(os.preadv, file, [buffer], place)
+                piece, cpu_s = await asyncio.to_thread(_timed, os.preadv, file, [buffer], place)
             if not piece:
                 return
             place += piece
+            await asyncio.sleep(cpu_s)
 
 
 @contextmanager

@@ -27,24 +27,28 @@ def client(name: str, rate: float | None = RATE) -> Client:
 
 
 class Counted:
-    """What some callers got together, counted from the moment at which the client's first burst was used up."""
+    """What some callers got together, counted from when the client's first burst was used up."""
 
     def __init__(self, rate: float) -> None:
         self._rate = rate
         self._lock = threading.Lock()
         self._started: float | None = None
-        self.admitted = 0
+        self.admitted = self.refused = 0
+
+    def start(self) -> None:
+        with self._lock:
+            self._started = time.monotonic()
+            assert self.refused, "no caller was ever refused"
+            self.admitted = 0
 
     def add(self, *, admitted: bool) -> None:
         with self._lock:
-            if self._started is not None:
-                self.admitted += admitted
-            elif not admitted:
-                self._started = time.monotonic()
+            self.admitted += admitted
+            self.refused += not admitted
 
     def share(self) -> float:
         """Return what was admitted as a share of what the rate allows."""
-        assert self._started is not None, "no caller was ever refused"
+        assert self._started is not None
         return self.admitted / (self._rate * (time.monotonic() - self._started))
 
 
@@ -72,7 +76,9 @@ def test_a_rate_holds_over_four_workers_and_uneven_connections_within_a_twentiet
         ]
         for thread in threads:
             thread.start()
-        time.sleep(1.0 + SECONDS)
+        time.sleep(1.0)  # in which the first burst is used up
+        count.start()
+        time.sleep(SECONDS)
         share = count.share()
         stop.set()
         for thread in threads:

@@ -113,7 +113,7 @@ def test_whatever_comes_is_answered_as_aiohttp_answers_it(
         same(*some)
         taken.append(any(map(takes, some)))
 
-    explore(check, 2_000, drawn=st.randoms(use_true_random=False))
+    explore(check, 1_000, drawn=st.randoms(use_true_random=False))
     assert sum(taken) > len(taken) / 20, "most of what was drawn is not the lane's"
 
 
@@ -346,7 +346,18 @@ def test_a_client_that_hangs_up_meanwhile_gets_nothing_and_harms_nobody() -> Non
 def test_these_tests_reach_every_line_and_branch_of_the_lane(tmp_path: Path) -> None:
     module, data, report = inspect.getfile(Lane), tmp_path / "data", tmp_path / "report.json"
     coverage = [sys.executable, "-m", "coverage"]
-    tests = ["-m", "pytest", "-q", "-m", "not soak", "-k", "not whatever_comes", "-p", "no:cacheprovider", __file__]
+    tests = [
+        "-m",
+        "pytest",
+        "-q",
+        "-m",
+        "not soak",
+        "-k",
+        "not whatever_comes and not sockets",
+        "-p",
+        "no:cacheprovider",
+        __file__,
+    ]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     run = [*coverage, "run", "--branch", f"--include={module}", f"--data-file={data}", *tests]
     subprocess.run(run, check=True, env=environment, timeout=300)
@@ -359,8 +370,7 @@ def test_these_tests_reach_every_line_and_branch_of_the_lane(tmp_path: Path) -> 
 @pytest.mark.soak
 def test_without_the_lane_the_service_passes_the_tests_of_what_the_lane_answers(tmp_path: Path) -> None:
     folder = Path(__file__).parents[1]
-    some = ["api/test_http.py", "access/test_security.py", "access/test_rates.py", "processes/test_metrics.py",
-            "processes/test_access_log.py", "test_selection.py", "test_deny_list.py"]  # fmt: skip
+    some = ["api/test_http.py", "access/test_security.py", "processes/test_access_log.py", "test_selection.py"]
     tests = [str(folder / name) for name in some]
     command = [
         sys.executable,
