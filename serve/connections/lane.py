@@ -128,7 +128,7 @@ class Lane:
         self._date, self._date_until = "", -inf
         self._vary = "Accept, Origin" if dispatcher.cors else "Accept"
         self._blocks = dict[bytes, _Headers]()
-        self._lines = dict[bytes, int]()
+        self._lines = dict[bytes, tuple[int, str | None]]()
         self._frames = dict[tuple[str, ReleaseId, str, str], _Frame]()
 
     def answer(self, data: bytes, now: float, client: str, deliver: Callable[[bytes], None]) -> bytes | None:
@@ -219,10 +219,13 @@ class Lane:
             return None
         seen, values = 0, dict[int, str]()
         for line in block[: -len(END)].split(b"\r\n"):
-            bit = self._lines.get(line) or self._judge(line, values)
-            if not bit or seen & bit:
+            found = self._lines.get(line) or self._judge(line)
+            if found is None or seen & found[0]:
                 return None
+            bit, value = found
             seen |= bit
+            if value is not None:
+                values[bit] = value
         if not seen & HOST:
             return None
         key, request_id = values.get(API_KEY), values.get(REQUEST_ID)
@@ -236,21 +239,20 @@ class Lane:
             self._blocks[block] = headers
         return headers
 
-    def _judge(self, line: bytes, values: dict[int, str]) -> int:
-        """Return the bit of a header, and note what it says where that matters; 0 where it is not the lane's."""
+    def _judge(self, line: bytes) -> tuple[int, str | None] | None:
+        """Return the bit of a header, and what it says where that matters; None where it is not the lane's."""
         name, _, given = line.partition(b":")
         bit, value = BITS.get(name, 0), _value(given)
-        if value is None:
-            return 0
-        if bit & IS_CONSTANT:
-            if not _is_harmless(bit, value[1].decode()):
-                return 0
+        if not bit or value is None:
+            return None
+        found = bit, value[1].decode() if bit & IS_READ else None
+        if bit & IS_REMEMBERED:
+            if bit & IS_CONSTANT and not _is_harmless(bit, value[1].decode()):
+                return None
             if len(self._lines) >= REMEMBERED:
                 self._lines.clear()
-            self._lines[line] = bit
-        elif bit & IS_READ:
-            values[bit] = value[1].decode()
-        return bit
+            self._lines[line] = found
+        return found
 
 
 def _is_harmless(bit: int, value: str) -> bool:

@@ -85,6 +85,7 @@ CORPUS = [
     b"GET /v1/recommendations/1\xc2\xa0 HTTP/1.1\r\nHost: a\r\n\r\n" + GET,
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + GET,
     b"\x16\x03\x01\x02\x00" + GET,
+    b"GET /v1/recommendations/1 HTTP/1.1\r\nAccept: */*\r\n\r\n",
     GET + b"GET ",
     GET + GET[:-1],
     GET[:-2] + b"X-Request-Id: not an id\r\n\r\n",

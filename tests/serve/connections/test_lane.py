@@ -231,6 +231,20 @@ def test_what_the_lane_answers_is_logged_as_what_aiohttp_answers(
     assert of_lane["request_id"] == "page-17/2"
 
 
+def test_under_overload_the_lanes_requests_are_refused_as_others_are(runner: asyncio.Runner, pair: Pair) -> None:
+    runner.run(exchange(pair.lane, [GET]))
+    pair.lane.admission.reads_left = 0.0
+    try:
+        for request in (GET, REAL, GET.replace(HOST, HOST + b"X-Other: a\r\n")):
+            answer = runner.run(exchange(pair.lane, [request]))
+            assert answer.startswith(b"HTTP/1.1 503 ")
+            assert b'{"status":"alive"}' in answer
+        assert lane_of(pair).route_of(GET) == "/v1/recommendations/{user}"
+        assert lane_of(pair).route_of(GET.replace(b"GET", b"PUT")) is None
+    finally:
+        pair.lane.admission.reads_left = inf
+
+
 def test_before_a_release_is_served_nothing_is_the_lanes() -> None:
     async def test() -> None:
         lane = Lane(Dispatcher(TieredReader({"store": MemoryStore()})))
