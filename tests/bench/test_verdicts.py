@@ -102,7 +102,7 @@ PAIRS = {
 }
 
 # What the fast suite takes of them, and where a difference is to be seen, and not only nothing wrong to be said.
-SOME = "equal, nobody late", "slower, neighbours", "equal, one robbed", "slower, the other robbed"
+SOME = "slower, neighbours", "equal, one robbed"
 SEEN = "slower, neighbours"
 
 
@@ -120,7 +120,7 @@ def counted(name: str, seeds: range) -> tuple[int, int, int]:
 
 
 def test_verdicts_are_right_or_none_however_late_the_generator_is() -> None:
-    found = {name: counted(name, range(2)) for name in SOME}
+    found = {name: counted(name, range(1)) for name in SOME}
     made = sum(map(sum, found.values()))
     assert sum(wrong for _, wrong, _ in found.values()) <= (1 - RIGHT) * made, found
     assert found["equal, one robbed"][1] == 0

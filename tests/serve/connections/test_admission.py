@@ -231,7 +231,7 @@ def test_lists_are_read_for_no_longer_than_their_caller_waits(clock: FakeClock) 
             dispatcher.gate = server.admit
             stack.push_async_callback(server.shutdown, 1)
             stack.callback(server.listen(listening, 8).close)
-            session = await stack.enter_async_context(ClientSession(headers={"X-Request-Timeout-Ms": "2000"}))
+            session = await stack.enter_async_context(ClientSession(headers={"X-Request-Timeout-Ms": "1000"}))
             url = f"http://127.0.0.1:{listening.getsockname()[1]}/v1/recommendations"
             async with asyncio.timeout(WAIT_S):
                 async with session.get(f"{url}/1") as response:

@@ -69,6 +69,7 @@ async def lists(store: CosmosStore, release: ReleaseId, keys: Sequence[str]) -> 
     return [None if slot is None else opened(key, slot)[OFFSET_BYTES:] for key, slot in zip(keys, read, strict=True)]
 
 
+@pytest.mark.soak
 async def test_releases_live_their_whole_life_with_tokens_only(server: Emulator) -> None:
     url = url_of(server, f"db-{secrets.token_hex(4)}", ru=1000, **PLACE)
     async with opened(server, url, "contributor,operator") as publisher:
