@@ -17,9 +17,12 @@ from serve.api.problems import Problem, overloaded
 
 T = TypeVar("T")
 
-# How often the loop is measured, how late it may be, and how much work it takes on from one tick to the next where a
-# queue stands: a tenth of the time that the reads of a request may take.
+# How often the loop is measured, and how late it may be where a batch is to begin.
 TICK_S = 0.005
+# How late it may be before single reads are refused, and how much work it then takes on from one tick to the next: what
+# the reads of a request may take. Less would refuse callers who each wait for one answer before they send the next: a
+# thousand of them are 13 ms of work, and to refuse one takes two thirds of what it takes to answer.
+READ_LATE_S = 0.05
 # How often it is measured while nothing comes, so that what does nothing takes no time of others on its core.
 IDLE_TICK_S = 0.05
 # What part of the newest measurement goes into what a read is thought to cost.
@@ -202,8 +205,9 @@ class Admission:
         """Look how late the loop is and how much it worked, and adapt to it."""
         now, cpu_s = monotonic(), thread_time()
         late_s, worked_s = now - self._due, cpu_s - self._cpu_s
-        self._is_late = min(late_s, worked_s) > TICK_S
-        if not self._is_late:
+        own_s = min(late_s, worked_s)
+        self._is_late = own_s > TICK_S
+        if own_s <= READ_LATE_S:
             self._on_time_at = now
         elif self._pause_s > TICK_S:
             self._on_time_at = self._due - TICK_S  # nothing was late as long as nothing came
@@ -214,7 +218,7 @@ class Admission:
         self.ticks += 1
         is_idle = not self._learn_cost(worked_s) and not self._running and not self._waiting
         stands = now - self._on_time_at > INTERVAL_S or now - self._read_refused_at < INTERVAL_S
-        self.reads_left = max(1.0, TICK_S / max(self._read_s, LEAST_READ_S)) if stands else inf
+        self.reads_left = max(1.0, READ_LATE_S / max(self._read_s, LEAST_READ_S)) if stands else inf
         self._measure_again(now, cpu_s, IDLE_TICK_S if is_idle and not stands else TICK_S)
         self._hand_on()
 

@@ -188,10 +188,10 @@ def test_a_loop_that_has_more_to_do_than_it_can_refuses_reads_until_that_is_over
     async def test(gate: Gate) -> None:
         async with asyncio.timeout(30):
             while gate.admission.reads_left == inf:
-                gate.requests += 20
-                work_for(0.02)
+                gate.requests += 80
+                work_for(0.08)
                 await asyncio.sleep(0)
-            assert 1 < gate.admission.reads_left < 20, "as many as fit into a tick, at a millisecond for each"
+            assert 1 < gate.admission.reads_left < 80, "as many as fit into 50 ms, at a millisecond for each"
             while gate.admission.admits_read(monotonic()):
                 pass
             assert gate.counted == {"read_delay": 1}
@@ -205,10 +205,20 @@ def test_a_loop_that_has_more_to_do_than_it_can_refuses_reads_until_that_is_over
     measured(test)
 
 
-def test_a_loop_that_gets_no_time_of_the_processor_refuses_nothing() -> None:
+def test_turns_that_are_long_as_many_callers_wait_for_one_answer_each_refuse_no_read() -> None:
     async def test(gate: Gate) -> None:
         for _ in range(20):
-            time.sleep(0.02)  # noqa: ASYNC251 -- the loop is to be late, as where others have the core
+            work_for(0.02)
+            await asyncio.sleep(0)
+            assert gate.admission.reads_left == inf
+
+    measured(test)
+
+
+def test_a_loop_that_gets_no_time_of_the_processor_refuses_nothing() -> None:
+    async def test(gate: Gate) -> None:
+        for _ in range(5):
+            time.sleep(0.08)  # noqa: ASYNC251 -- the loop is to be late, as where others have the core
             await asyncio.sleep(0)
             assert gate.admission.reads_left == inf
         gate.end.set()
