@@ -52,8 +52,16 @@ class _Waiting(NamedTuple):
 class Admission:
     """Decides for one worker; lives as long as it, on its loop."""
 
-    def __init__(self, count: Callable[[str], None], count_requests: Callable[[], int]) -> None:
-        """Take what is called with the reason of each refusal, and what says how many requests have begun so far."""
+    def __init__(
+        self,
+        count: Callable[[str], None],
+        count_requests: Callable[[], int],
+        count_connections: Callable[[], int],
+    ) -> None:
+        """Take what is called with the reason of each refusal, and what says how many requests have begun so far.
+
+        *count_connections* gives how many connections there are.
+        """
         self.reads_left = inf
         """How many single reads may begin before the next tick: what fits into it, by what they cost, where a queue
         stands; inf where none does."""
@@ -61,7 +69,9 @@ class Admission:
         """How often the loop was measured."""
         self._count = count
         self._count_requests = count_requests
+        self._count_connections = count_connections
         self._requests = 0
+        self._refused_reads = 0
         self._read_s = 0.0
         self._has_batches = False
         self._limit = FEWEST
@@ -94,6 +104,7 @@ class Admission:
             self.reads_left -= 1
             return True
         self._read_refused_at = now
+        self._refused_reads += 1
         self._count("read_delay")
         return False
 
@@ -207,7 +218,12 @@ class Admission:
         late_s, worked_s = now - self._due, cpu_s - self._cpu_s
         own_s = min(late_s, worked_s)
         self._is_late = own_s > TICK_S
-        if own_s <= READ_LATE_S:
+        begun = self._learn_cost(worked_s)
+        # Where all of a thousand connections are ready, libuv looks for more dozens of times before it sees its timers:
+        # whoever waits for one answer at a time then waited for one round of the connections only.
+        rounds = (begun + self._refused_reads) / max(1, self._count_connections())
+        self._refused_reads = 0
+        if own_s / max(1.0, rounds) <= READ_LATE_S:
             self._on_time_at = now
         elif self._pause_s > TICK_S:
             self._on_time_at = self._due - TICK_S  # nothing was late as long as nothing came
@@ -216,7 +232,7 @@ class Admission:
         elif self._waiting:
             self._limit = min(MOST, self._limit + 1)
         self.ticks += 1
-        is_idle = not self._learn_cost(worked_s) and not self._running and not self._waiting
+        is_idle = not begun and not self._running and not self._waiting
         stands = now - self._on_time_at > INTERVAL_S or now - self._read_refused_at < INTERVAL_S
         self.reads_left = max(1.0, READ_LATE_S / max(self._read_s, LEAST_READ_S)) if stands else inf
         self._measure_again(now, cpu_s, IDLE_TICK_S if is_idle and not stands else TICK_S)

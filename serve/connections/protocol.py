@@ -95,7 +95,7 @@ class Server(web.Server):
         """What answers the plainest requests without aiohttp; None where none does."""
         self.awaiting = 0
         """How many requests the lane answers once a store was read."""
-        self.admission = Admission(self.metrics.count_shed, lambda: self.requests_count)
+        self.admission = Admission(self.metrics.count_shed, lambda: self.requests_count, lambda: len(self._open))
         self.bytes_in_flight = 0
         """What came of requests that are not answered yet, apart from small ones, and what clients have not taken."""
         self._room = min(self.limits.connections, room_for_connections())

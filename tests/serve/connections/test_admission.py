@@ -33,7 +33,10 @@ class Gate:
     def __init__(self) -> None:
         self.counted = Counter[str]()
         self.requests = 0
-        self.admission = Admission(lambda reason: self.counted.update([reason]), lambda: self.requests)
+        self.connections = 10_000
+        self.admission = Admission(
+            lambda reason: self.counted.update([reason]), lambda: self.requests, lambda: self.connections
+        )
         self.begun = list[str]()
         self.end = asyncio.Event()
 
@@ -209,6 +212,18 @@ def test_turns_that_are_long_as_many_callers_wait_for_one_answer_each_refuse_no_
     async def test(gate: Gate) -> None:
         for _ in range(20):
             work_for(0.02)
+            await asyncio.sleep(0)
+            assert gate.admission.reads_left == inf
+
+    measured(test)
+
+
+def test_a_turn_that_went_round_all_connections_many_times_was_long_for_none_of_them() -> None:
+    async def test(gate: Gate) -> None:
+        gate.connections = 10
+        for _ in range(4):
+            gate.requests += 80
+            work_for(0.08)
             await asyncio.sleep(0)
             assert gate.admission.reads_left == inf
 
