@@ -46,8 +46,8 @@ CHECK_HOLDS_S = 60.0
 
 READ_CHUNK = 1 << 22
 
-# How much longer than it works a release rests that is brought into memory: workers at half of what they can take have
-# to go on as before on the same core. What it waits for the disk is no work.
+# How much longer than it works a release rests that is brought into memory while another is served: workers at half of
+# what they can take have to go on as before on the same core. What it waits for the disk is no work.
 WARM_REST = 4.0
 
 # For how long nothing may be absent from memory before a file is read without care again.
@@ -204,8 +204,10 @@ class ReleaseFile:
         await check_whole(self.path)
         self._found_whole_at = time.monotonic()
 
-    async def warm(self) -> None:
+    async def warm(self, rest: float = 1.0) -> None:
         """Read the file into memory, as much of it as can stay there; from then on a damaged one is read with care.
+
+        It rests *rest* times as long as it works, by its CPU time.
 
         What LMDB makes of a damaged page may end the process. Said once in the log, for its keys may fail. Where not
         all was read, as where this is cancelled, the rest is read with care, too.
@@ -214,11 +216,11 @@ class ReleaseFile:
         whole, damaged = False, list[int]()
         try:
             with opened(self.path) as file:
-                async for number in damaged_blocks(self.path, file, room, WARM_REST):
+                async for number in damaged_blocks(self.path, file, room, rest):
                     damaged.append(number)
             if self._meta.size <= room:
                 with suppress(OSError):
-                    await self._each_chunk(memory.populate, WARM_REST)
+                    await self._each_chunk(memory.populate, rest)
                 whole = True
             else:
                 log.warning(

@@ -19,7 +19,7 @@ from stores.errors import NotInMemory, ReleaseCorrupt, ReleaseNotFound, StoreMis
 from stores.file import examination, memory
 from stores.file.catalogue import CatalogueFile
 from stores.file.draft import DraftFile, check_room, file_bytes, lock_path, open_draft
-from stores.file.release import FAILURES, ReleaseFile, check_size, read_through, translated
+from stores.file.release import FAILURES, WARM_REST, ReleaseFile, check_size, read_through, translated
 from stores.store import (
     Examined,
     Finding,
@@ -152,7 +152,8 @@ class LmdbStore(LocalReader, Lockable, RoomChecked, SelfChecked, Examined, Inven
             await read_through(path)
 
     async def warm(self, release: ReleaseRef) -> None:
-        await (self._files.get(release.incarnation) or self._open(release)).warm()
+        file = self._files.get(release.incarnation) or self._open(release)
+        await file.warm(WARM_REST if len(self._files) > 1 else 1.0)
 
     async def lock(self, release: ReleaseRef) -> None:
         for incarnation in self._files.keys() - {release.incarnation}:
