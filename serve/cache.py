@@ -14,7 +14,7 @@ ABSENT_S = 10.0
 # What an entry takes beside its key's and its value's text: two objects, and their places in a dict.
 ENTRY_BYTES = 150
 # Lists are dropped by half of a shard at once, and a shard is emptied when it is first written to after a flip: with so
-# many shards, 0.3 µs for each list make no pause that a caller would see.
+# many shards, 0.3 µs for each list make pauses of a millisecond at most.
 SHARDS = 128
 
 # What there is of a key that is not in the cache.
@@ -62,7 +62,7 @@ class _Shard:
 class Cache:
     """The lists that were used last of the release that is served; lives as long as its tier.
 
-    A hit takes 0.4 µs. What was not used while as much again came in as the cache holds at most, is dropped.
+    A hit takes 0.4 to 0.5 µs. What was not used while as much again came in as the cache holds at most, is dropped.
     """
 
     def __init__(self, max_bytes: int, clock: Callable[[], float]) -> None:

@@ -20,9 +20,9 @@ log = logging.getLogger(__name__)
 
 Waiter = TypeVar("Waiter")
 
-# Hands those who wait for a key what was read of it: the value, None where it is in no tier, or the error where none
-# could be read; with the tier and the release that say so, and without those where it is an error.
 Origin = tuple[Tier, ServedRelease]
+# Hands those who wait for a key what was read of it: a list, and the tier and release that it is of; None for a list
+# where that release has none; None for both where no tier could be read.
 Settle = Callable[[Sequence[Waiter], Origin | None, bytes | None], None]
 
 

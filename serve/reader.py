@@ -174,9 +174,7 @@ class TieredReader:
             if isinstance(slot, StoreError):
                 return None
             if slot is not None and not is_empty(slot):
-                self.metrics.count_lookup(source, "hit")
-                served.lookups[HIT] += 1
-                return EncodedList(tier.name, served, source, slot)
+                return self._hit(tier, served, source, slot)
             tried = (*tried, served.id)
             missed = missed or (tier, served)
         if missed is None:
@@ -290,10 +288,7 @@ class TieredReader:
             elif body is None:
                 found = self._fallback(*origin, None, segment)
             else:
-                tier, served = origin
-                self.metrics.count_lookup(source, "hit")
-                served.lookups[HIT] += 1
-                found = EncodedList(tier.name, served, source, body)
+                found = self._hit(*origin, source, body)
             try:
                 deliver(found)
             except Exception:  # others wait, too
@@ -302,6 +297,11 @@ class TieredReader:
     def _deadline(self, more_s: float = 0.0) -> Deadline:
         at, caller = loop_time() + self._budget_s + more_s, _read_by.get()
         return Deadline(min(at, caller), hurried=caller < at)
+
+    def _hit(self, tier: Tier, served: ServedRelease, source: str, body: bytes) -> EncodedList:
+        self.metrics.count_lookup(source, "hit")
+        served.lookups[HIT] += 1
+        return EncodedList(tier.name, served, source, body)
 
     def _fallback(self, tier: Tier, served: ServedRelease, slot: Slot, segment: str) -> EncodedList:
         failed = isinstance(slot, StoreError)

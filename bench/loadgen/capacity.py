@@ -44,7 +44,7 @@ class Objective:
                 violations.append(f"{name} {format_us(found_us)}, bound {format_us(bound_us)}")
         return violations
 
-    def doubts(self, result: Result) -> list[str]:
+    def invalid_reasons(self, result: Result) -> list[str]:
         """Return a sentence for each latency that breaks its bound from when due, and keeps it from when sent."""
         most, least = Histogram.of(result.latencies_s), Histogram.of(result.sent_latencies_s)
         doubted = list[str]()
@@ -163,7 +163,7 @@ def disturbances(result: Result, late_us: float = math.inf) -> Iterator[str]:
         yield f"the generator was late: p99 {format_us(lag_us)}"
 
 
-def point(at: float, result: Result, *, doubts: Sequence[str] = (), broken: Sequence[str] = ()) -> Point:
+def point(at: float, result: Result, *, invalid_reasons: Sequence[str] = (), broken: Sequence[str] = ()) -> Point:
     """Sum up a run of a search; its latencies are those from when requests were due."""
     sources = result.seen.get("source", {})
     p50, p90, p99, p999 = Histogram.of(result.latencies_s).percentiles_us((50, 90, 99, 99.9))
@@ -176,7 +176,7 @@ def point(at: float, result: Result, *, doubts: Sequence[str] = (), broken: Sequ
         p999_us=p999,
         error_share=result.error_share,
         popular=sources.get("popular", 0) / max(1, sum(sources.values())),
-        invalid_reasons=STOPPED if result.interrupted else (*result.invalid_reasons, *doubts),
+        invalid_reasons=STOPPED if result.interrupted else (*result.invalid_reasons, *invalid_reasons),
         broken=tuple(broken),
     )
 
@@ -192,7 +192,7 @@ def find_max(measure: Measure, objective: Objective, start: float) -> Iterator[P
 
     def attempt(rate: float) -> Point:
         result = measure(rate)
-        return point(rate, result, doubts=objective.doubts(result), broken=objective.broken(result))
+        return point(rate, result, invalid_reasons=objective.invalid_reasons(result), broken=objective.broken(result))
 
     return search(attempt, start)
 

@@ -140,7 +140,7 @@ def measure_larger(effort: Effort) -> list[Outcome]:
     return [
         Figure(f"{name}: open to first answer, file cached", "ms", cached, at_most(OPEN_MS)),
         Figure(f"{name}: open to first answer, nothing cached", "ms", [through["open_ms"]]),
-        Figure(f"{name}: warm-up from the disk, at half speed", "s", [through["warm_s"]]),
+        Figure(f"{name}: warm-up from the disk", "s", [through["warm_s"]]),
         Figure(f"{name}: major page faults when all is read after it", "faults", [through["faults"]], at_most(0)),
         Figure(f"{name}: CPU of the longest {READS} reads after it", "ms", [through["longest_ms"]], at_most(STALL_MS)),
         Figure(f"{name}: memory of the process's own when all was read", "MB", [through["own_mb"]], at_most(ADDED_MB)),

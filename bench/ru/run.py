@@ -190,7 +190,7 @@ def assess(rate: float, wire_rate: float, result: Result, objective: Objective, 
     lag_p99_us = Histogram.of(result.lags_s).percentiles_us((99,))[0]
     good_ru = sum(ru for status, ru in result.tallied.items() if status < 400)
     throttled = result.statuses.get(TOO_MANY_REQUESTS, 0) / max(1, result.due)
-    reasons = [*disturbances(result, SHIFTED_US), *objective.doubts(result)]
+    reasons = [*disturbances(result, SHIFTED_US), *objective.invalid_reasons(result)]
     violations = objective.broken(result)
     if saturated_s:
         reasons.append(f"the emulator had no CPU to spare for {saturated_s:.0f} s")

@@ -179,7 +179,7 @@ class ComparisonResult(NamedTuple):
 
 def capacity_point(rate: float, run: ServiceRun, objective: Objective) -> Point:
     """Sum up an attempt, and hold it against the objective; whose fault it was is decided by whose core was full."""
-    invalid_reasons = [*disturbances(run.result), *objective.doubts(run.result)]
+    invalid_reasons = [*disturbances(run.result), *objective.invalid_reasons(run.result)]
     broken = objective.broken(run.result)
     made = point(rate, run.result)
     if made.popular > POPULAR_BOUND:

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
 from math import inf
 from pathlib import Path
 
@@ -305,13 +306,20 @@ class GatedStore(RemoteStore):
         return await super().get_many(release, keys, timeout_s=timeout_s)
 
 
+@asynccontextmanager
+async def gated() -> AsyncIterator[tuple[Pair, GatedStore]]:
+    """Give two servers over a store whose gate is closed."""
+    memory = MemoryStore()
+    await reader_of(memory)
+    store = GatedStore(memory)
+    async with Pair(TieredReader({"store": store}, budget_s=60)) as pair:
+        store.gate.clear()
+        yield pair, store
+
+
 def test_what_comes_while_a_store_is_read_is_answered_after_it_and_bounded() -> None:
     async def test() -> None:
-        memory = MemoryStore()
-        await reader_of(memory)
-        store = GatedStore(memory)
-        async with Pair(TieredReader({"store": store}, budget_s=60)) as pair:
-            store.gate.clear()
+        async with gated() as (pair, store):
             _, transport = await waiting(pair, store.gate, GET, GET.replace(b"/1 ", b"/2 "), REAL)
             assert not transport.is_reading()
             held = pair.lane.bytes_in_flight
@@ -342,11 +350,7 @@ def test_what_comes_while_a_store_is_read_is_answered_after_it_and_bounded() -> 
 
 def test_a_client_that_hangs_up_meanwhile_gets_nothing_and_harms_nobody() -> None:
     async def test() -> None:
-        memory = MemoryStore()
-        await reader_of(memory)
-        store = GatedStore(memory)
-        async with Pair(TieredReader({"store": store}, budget_s=60)) as pair:
-            store.gate.clear()
+        async with gated() as (pair, store):
             _, transport = await waiting(pair, store.gate, GET)
             transport.close()
             store.gate.set()
@@ -355,6 +359,11 @@ def test_a_client_that_hangs_up_meanwhile_gets_nothing_and_harms_nobody() -> Non
             assert not transport.written
 
     asyncio.run(test())
+
+
+def without_pytest() -> dict[str, str]:
+    """Return the environment without what a pytest around another would have it do."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
 
 
 @pytest.mark.soak
@@ -373,7 +382,7 @@ def test_these_tests_reach_every_line_and_branch_of_the_lane(tmp_path: Path) -> 
         "no:cacheprovider",
         __file__,
     ]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment = without_pytest()
     run = [*coverage, "run", "--branch", f"--include={module}", f"--data-file={data}", *tests]
     subprocess.run(run, check=True, env=environment, timeout=300)
     subprocess.run([*coverage, "json", f"--data-file={data}", "-o", report], check=True, env=environment)
@@ -398,7 +407,6 @@ def test_without_the_lane_the_service_passes_the_tests_of_what_the_lane_answers(
         "no:cacheprovider",
         f"--basetemp={tmp_path}/t",
     ]
-    settings = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    settings["HOTPLATE_NO_FAST_LANE"] = "1"
+    settings = without_pytest() | {"HOTPLATE_NO_FAST_LANE": "1"}
     run = subprocess.run([*command, *tests], env=settings, timeout=600, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout[-3000:]
