@@ -37,6 +37,7 @@ class Model:
     metrics   an Evaluation as JSON, or None when there was none
     data      where the interactions came from: rows, left_out, fingerprint, time_range and whatever else describes them
     titles    by item id, as far as they are known
+    tuning    the Search that found the parameters as JSON, or None when there was none
     """
 
     ranker: Ranker
@@ -48,6 +49,7 @@ class Model:
     metrics: dict[str, Any] | None
     data: dict[str, Any]
     created_at: datetime
+    tuning: dict[str, Any] | None = None
 
 
 def save(model: Model, path: Path) -> None:
@@ -136,6 +138,7 @@ def load(path: Path) -> Model:
             metrics=description["metrics"],
             data=description["data"],
             created_at=datetime.fromisoformat(description["created_at"]),
+            tuning=description.get("tuning"),
         )
 
 
@@ -156,6 +159,7 @@ def _write(model: Model, folder: Path) -> None:
         "created_at": model.created_at.astimezone(UTC).isoformat(timespec="seconds"),
         "params": asdict(model.params),
         "metrics": model.metrics,
+        "tuning": model.tuning,
         "data": model.data,
         "matrix": {name: getattr(matrix, name) for name in ("users_left_out", "items_left_out", "pairs_left_out")},
         "users": len(matrix.user_ids),

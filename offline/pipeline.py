@@ -9,22 +9,24 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from offline.evaluate.evaluation import Evaluation, evaluate
-from offline.evaluate.splits import SplitOptions
+from offline.evaluate.evaluation import BASELINES, Evaluation, evaluate
+from offline.evaluate.splits import SplitOptions, split
 from offline.input.columns import Columns
 from offline.input.interactions import Interactions, Weighting, read_interactions
-from offline.input.matrix import to_matrix
+from offline.input.matrix import Matrix, to_matrix
 from offline.model import Model, check_target, save
 from offline.train.als import ALSParams
-from offline.train.engine import Params, engine_of, fit
+from offline.train.engine import Params, as_options, described, engine_of, fit
 from offline.train.popularity import most_popular, popular_by_segment
+from offline.train.tuning import Search, TuneOptions, tune
 
 Progress = Callable[[str, int, int], None]
+Notice = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
-    """The options of a training; lives as long as the command."""
+    """The options of a training; lives as long as the command. With *tuning*, *params* are the defaults of a search."""
 
     path: Path
     columns: Columns = field(default_factory=Columns)
@@ -38,6 +40,7 @@ class TrainSettings:
     split: SplitOptions | None = field(default_factory=SplitOptions)
     k: int = 10
     params: Params = field(default_factory=ALSParams)
+    tuning: TuneOptions | None = None
     popular_length: int = 100
 
 
@@ -46,14 +49,31 @@ class TrainReport:
     """
     What a training did: *evaluation* is None when there was none, and then *note* says why.
 
-    *model* is the one that was saved; *seconds* are wall time by stage.
+    Likewise *search*, the one for the parameters, and *tuning_note*. *model* is the one that was saved; *seconds* are
+    wall time by stage.
     """
 
     out: Path
     model: Model
     evaluation: Evaluation | None
     note: str | None
+    search: Search | None
+    tuning_note: str | None
     seconds: dict[str, float]
+
+    @property
+    def warning(self) -> str | None:
+        """Say which baseline ranks better than the model on the test, and how to get it; None where none does."""
+        if self.evaluation is None or not self.evaluation.baselines:
+            return None
+        model, k = self.evaluation.model, self.evaluation.k
+        best = max(self.evaluation.baselines, key=lambda each: each.metrics.ndcg)
+        if best.metrics.ndcg <= model.metrics.ndcg:
+            return None
+        return (
+            f"{described(best.params)} ranks better than this model on the test: nDCG@{k} {best.metrics.ndcg:.4f} "
+            f"against {model.metrics.ndcg:.4f}; train with {as_options(best.params)}"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return everything but the model's numbers as plain JSON values."""
@@ -72,18 +92,24 @@ class TrainReport:
             "engine": engine_of(self.model.params),
             "params": asdict(self.model.params),
             "evaluation": self.evaluation.to_json() if self.evaluation else None,
+            "warning": self.warning,
             "note": self.note,
+            "tuning": self.model.tuning,
+            "tuning_note": self.tuning_note,
             "seconds": {stage: round(seconds, 3) for stage, seconds in self.seconds.items()},
         }
 
 
-def train(settings: TrainSettings, out: Path, on_progress: Progress | None = None) -> TrainReport:
+def train(
+    settings: TrainSettings, out: Path, on_progress: Progress | None = None, on_notice: Notice = lambda _text: None
+) -> TrainReport:
     """
     Train on the interactions that *settings* name and write the model folder *out*, replacing a model that is there.
 
-    *on_progress* is called with (stage, done, total): read, matrix, evaluate, fit, save, in this order; within evaluate
-    and fit once per iteration. Raises DataError when the data, the settings or *out* cannot be used; nothing is
-    written then.
+    *on_progress* is called with (stage, done, total): read, matrix, tune, evaluate, fit, save, in this order; within
+    tune once per trial, within evaluate and fit once per iteration; *on_notice* with a sentence on what a search will
+    cost. A search that was stopped goes on the next time: its trials lie beside *out* until the model is saved. Raises
+    DataError when the data, the settings or *out* cannot be used; no model is written then.
     """
     report: Progress = on_progress or (lambda _stage, _done, _total: None)
     check_target(out)
@@ -104,26 +130,62 @@ def train(settings: TrainSettings, out: Path, on_progress: Progress | None = Non
         segments = {}
         if interactions.segments is not None:
             segments = popular_by_segment(interactions.segments, matrix.item_ids, settings.popular_length)
+    journal = out.resolve().with_name(f".{out.resolve().name}.trials.jsonl")
+    search, tuning_note = None, "The parameters were not searched, as they were named or --no-tune was given."
+    if settings.tuning is not None:
+        with _stage("tune", seconds, report):
+            search, tuning_note = _search(matrix, settings, journal, report, on_notice)
+    params = search.trials[search.best].params if search else settings.params
     evaluation, note = None, "No evaluation was requested."
     if settings.split is not None:
         with _stage("evaluate", seconds, report):
             evaluation = evaluate(
                 matrix,
-                settings.params,
+                params,
                 settings.split,
                 k=settings.k,
+                baselines=[search.trials[each].params for each in search.best_of_each] if search else BASELINES,
                 on_iteration=partial(report, "evaluate"),
             )
         note = f"{matrix.user_items.nnz} pairs are too few to hold some back, so there was no evaluation."
     with _stage("fit", seconds, report):
-        ranker = fit(matrix.user_items, settings.params, partial(report, "fit"))
+        ranker = fit(matrix.user_items, params, partial(report, "fit"))
     metrics = evaluation.to_json() if evaluation else None
     data = _description(interactions, settings)
     titles = {item: interactions.titles[item] for item in matrix.item_ids if item in interactions.titles}
-    model = Model(ranker, matrix, titles, popular, segments, settings.params, metrics, data, datetime.now(UTC))
+    tuning = search.to_json() if search else None
+    model = Model(ranker, matrix, titles, popular, segments, params, metrics, data, datetime.now(UTC), tuning)
     with _stage("save", seconds, report):
         save(model, out)
-    return TrainReport(out, model, evaluation, None if evaluation else note, seconds)
+        journal.unlink(missing_ok=True)
+    return TrainReport(
+        out, model, evaluation, None if evaluation else note, search, None if search else tuning_note, seconds
+    )
+
+
+def _search(
+    matrix: Matrix, settings: TrainSettings, journal: Path, report: Progress, on_notice: Notice
+) -> tuple[Search | None, str]:
+    """Search for parameters on what the evaluation learns from, never on its test; or say why there was no search."""
+    assert settings.tuning is not None  # noqa: S101 -- `train` has looked
+    pairs, most = int(matrix.user_items.nnz), settings.tuning.max_pairs
+    if most is not None and pairs >= most:
+        return None, f"{pairs:,} pairs are too many to search for parameters unless asked; --tune 0 does."
+    user_items, times = matrix.user_items, matrix.times
+    if settings.split is not None:
+        user_items, times = split(user_items, times, settings.split)[:2]
+    search = tune(
+        user_items,
+        times,
+        settings.split or SplitOptions(),
+        settings.tuning,
+        k=settings.k,
+        defaults=settings.params if isinstance(settings.params, ALSParams) else None,
+        journal=journal,
+        on_trial=partial(report, "tune"),
+        on_notice=on_notice,
+    )
+    return search, f"{pairs:,} pairs are too few to hold some back, so the parameters were not searched."
 
 
 def _description(interactions: Interactions, settings: TrainSettings) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """`hotplate train`: from interactions to a model folder."""
 
-from dataclasses import asdict
+from collections.abc import Iterable
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -11,6 +12,7 @@ from hotplate.cli.terminal import (
     Json,
     Titles,
     column_option,
+    err,
     option,
     out,
     print_json,
@@ -22,6 +24,8 @@ from hotplate.cli.terminal import (
 if TYPE_CHECKING:
     from offline.evaluate.evaluation import EngineResult, Evaluation
     from offline.pipeline import TrainReport
+    from offline.train.engine import Engine, Params
+    from offline.train.tuning import Search, TuneOptions
 
 
 def train(
@@ -80,12 +84,39 @@ def train(
     ] = 0.25,
     last: Annotated[int, option("--last", "Hold back so many pairs of each user, with leave-last.", at_least=1)] = 1,
     k: Annotated[int, option("-k", "Compute metrics on lists of this length.", at_least=1)] = 10,
-    factors: Annotated[int, option("--factors", "Learn this many factors of each user and item.")] = 256,
+    engine: Annotated[
+        Literal["als", "neighbours", "popularity"] | None,
+        option("--engine", "Train this engine; by default the best that the search finds, and ALS with --no-tune."),
+    ] = None,
+    factors: Annotated[
+        int | None, option("--factors", "Learn this many factors of each user and item; 256 with --no-tune.")
+    ] = None,
     regularization: Annotated[
-        float, option("--regularization", "Regularize ALS by this much, against overfitting.")
-    ] = 30.0,
-    alpha: Annotated[float, option("--alpha", "Give each unit of weight this much confidence.")] = 4.0,
-    iterations: Annotated[int, option("--iterations", "Run this many iterations of ALS.")] = 15,
+        float | None, option("--regularization", "Regularize ALS by this much, against overfitting; 30 with --no-tune.")
+    ] = None,
+    alpha: Annotated[
+        float | None, option("--alpha", "Give each unit of weight this much confidence; 4 with --no-tune.")
+    ] = None,
+    iterations: Annotated[int | None, option("--iterations", "Run this many iterations of ALS; by default 15.")] = None,
+    neighbours: Annotated[
+        int | None, option("--neighbours", "Let so many items speak for another, itself among them; 10 with --no-tune.")
+    ] = None,
+    neighbour_weighting: Annotated[
+        Literal["tfidf", "bm25", "cosine"] | None,
+        option(
+            "--neighbour-weighting", "Compare items by the users that they share, weighed so; tfidf with --no-tune."
+        ),
+    ] = None,
+    tune: Annotated[
+        int | None,
+        option("--tune", "Search whatever the size, and go on at random around the best so many times.", at_least=0),
+    ] = None,
+    no_tune: Annotated[
+        bool, option("--no-tune", "Take the defaults, or the parameters named, instead of searching for better ones.")
+    ] = False,
+    grid: Annotated[
+        Path | None, option("--grid", "Search the cells of this TOML or JSON file instead of the usual ones.")
+    ] = None,
     seed: Annotated[int, option("--seed", "Draw the split and the start of the fit with this seed.")] = 42,
     as_json: Json = False,
 ) -> None:
@@ -98,10 +129,25 @@ def train(
     from offline.input.filters import parse_event_weights
     from offline.pipeline import TrainSettings
     from offline.pipeline import train as train_model
-    from offline.train.als import ALSParams
 
     columns = Columns(
         user_column, item_column, weight_column, time_column, title_column, segment_column, event_column, count_column
+    )
+    named: dict[str, Any] = {
+        "factors": factors,
+        "regularization": regularization,
+        "alpha": alpha,
+        "iterations": iterations,
+        "neighbours": neighbours,
+        "weighting": neighbour_weighting,
+    }
+    params, tuning = _choice(
+        engine,
+        {name: value for name, value in named.items() if value is not None},
+        seed,
+        tune,
+        no_tune=no_tune,
+        grid=grid,
     )
     settings = TrainSettings(
         path=data,
@@ -115,19 +161,57 @@ def train(
         min_per_item=min_per_item,
         split=None if split == "none" else SplitOptions(split, test_share, last, seed),
         k=k,
-        params=ALSParams(factors, regularization, alpha, iterations, seed),
+        params=params,
+        tuning=tuning,
     )
     with progress_bars() as on_progress:
-        report = train_model(settings, model, on_progress)
+        report = train_model(settings, model, on_progress, err.print)
     if as_json:
         print_json(report.to_json())
     else:
         print_report(report)
 
 
+def _choice(
+    engine: "Engine | None", named: dict[str, Any], seed: int, tune: int | None, *, no_tune: bool, grid: Path | None
+) -> "tuple[Params, TuneOptions | None]":
+    """Return the parameters, and what is searched for better ones: nothing, where any are *named*."""
+    from offline.errors import SettingError
+    from offline.train.als import ALSParams
+    from offline.train.cells import read_grid
+    from offline.train.engine import PARAMS
+    from offline.train.tuning import TuneOptions
+
+    searched = tune is not None or grid is not None
+    if no_tune and searched:
+        raise SettingError("Both --no-tune and --tune or --grid are given; give one of them.")
+    if named and searched:
+        raise SettingError(
+            f"{_flags(named)} cannot be given where parameters are searched; leave out --tune and --grid."
+        )
+    engine = engine or ("neighbours" if named.keys() & {"neighbours", "weighting"} else None)
+    kind = PARAMS[engine or "als"]
+    if strange := named.keys() - {field.name for field in fields(kind)}:
+        raise SettingError(f"{_flags(strange)} is no parameter of the engine {engine or 'als'}.")
+    params = kind(**named | ({"seed": seed} if kind is ALSParams else {}))
+    if no_tune or named or engine == "popularity":
+        return params, None
+    if not searched:
+        return params, TuneOptions(engine=engine)
+    cells = () if grid is None else read_grid(grid, ALSParams(seed=seed))
+    return params, TuneOptions(cells, engine, tune or 0, max_pairs=None)
+
+
+def _flags(names: Iterable[str]) -> str:
+    flags = {"weighting": "neighbour-weighting"}
+    return " and ".join(f"--{flags.get(name, name)}" for name in sorted(names))
+
+
 def print_report(report: "TrainReport") -> None:
     """Print what a training read, left out and achieved."""
     facts = report.to_json()
+    if report.warning:
+        out.print(report.warning)
     print_rows_read(facts["data"]["rows"], facts["data"]["source"], facts["data"]["left_out"])
     for what in ("users", "items", "pairs"):
         if facts[f"{what}_left_out"]:
@@ -135,6 +219,10 @@ def print_report(report: "TrainReport") -> None:
     out.print(
         f"{facts['users']:,} users, {facts['items']:,} items, {facts['pairs']:,} pairs, {facts['titles']:,} titles"
     )
+    if report.search is None:
+        out.print(report.tuning_note or "")
+    else:
+        _print_search(report.search, facts["seconds"]["tune"])
     if report.evaluation is None:
         out.print(report.note or "")
     else:
@@ -159,10 +247,16 @@ def _print_evaluation(evaluation: "Evaluation") -> None:
     if tested.users_with_lists < tested.users:
         missing = tested.users - tested.users_with_lists
         out.print(f"{missing:,} of {tested.users:,} users have no list, and are served the popular one")
-    best = max(evaluation.baselines, key=lambda each: each.metrics.ndcg, default=evaluation.model)
-    if evaluation.model.metrics.ndcg < best.metrics.ndcg:
-        out.print(f"the baseline {best.engine} ranks better than the model: {_described(best)}")
 
 
-def _described(result: "EngineResult") -> str:
-    return ", ".join(f"{name} {value}" for name, value in asdict(result.params).items()) or "nothing to choose"
+def _print_search(search: "Search", seconds: float) -> None:
+    """Print what a search found, beside the defaults, and what it took."""
+    from offline.train.engine import described
+
+    best, leader, usual = search.trials[search.best], search.trials[search.leader], search.usual
+    found = [f"{described(best.params)}: nDCG@{search.k} {best.ndcg:.4f} on the inner split"]
+    if leader is not best:
+        found.append(f"as good as {described(leader.params)} with {leader.ndcg:.4f}, and simpler")
+    if usual is not None and usual is not best:
+        found.append(f"the defaults {usual.ndcg:.4f}")
+    out.print("; ".join([*found, f"{len(search.trials)} trials, {seconds:.0f} s"]))

@@ -18,7 +18,7 @@ Params: TypeAlias = ALSParams | NeighbourParams | PopularityParams
 # True for each item that may be recommended; None where all may.
 Allowed: TypeAlias = npt.NDArray[np.bool_] | None
 
-_PARAMS: dict[Engine, type[Params]] = {
+PARAMS: dict[Engine, type[Params]] = {
     "als": ALSParams,
     "neighbours": NeighbourParams,
     "popularity": PopularityParams,
@@ -54,14 +54,38 @@ class Ranker(Protocol):
 
 def engine_of(params: Params) -> Engine:
     """Return the engine whose parameters these are."""
-    return next(engine for engine, kind in _PARAMS.items() if isinstance(params, kind))
+    return next(engine for engine, kind in PARAMS.items() if isinstance(params, kind))
+
+
+def described(params: Params) -> str:
+    """Return the engine and what was chosen of it: `neighbours (tfidf, 5)`."""
+    match params:
+        case ALSParams():
+            chosen = f" ({params.factors} factors, regularization {params.regularization:g}, alpha {params.alpha:g})"
+        case NeighbourParams():
+            chosen = f" ({params.weighting}, {params.neighbours})"
+        case _:
+            chosen = ""
+    return engine_of(params) + chosen
+
+
+def as_options(params: Params) -> str:
+    """Return the options of the command that choose *params*."""
+    match params:
+        case ALSParams():
+            chosen = f" --factors {params.factors} --regularization {params.regularization:g} --alpha {params.alpha:g}"
+        case NeighbourParams():
+            chosen = f" --neighbours {params.neighbours} --neighbour-weighting {params.weighting}"
+        case _:
+            chosen = ""
+    return f"--engine {engine_of(params)}{chosen}"
 
 
 def params_from(engine: str, values: dict[str, Any]) -> Params:
     """Return the parameters of *engine* that a model or a file says; raises DataError for an engine that is unknown."""
-    kind = {str(name): kind for name, kind in _PARAMS.items()}.get(engine)
+    kind = {str(name): kind for name, kind in PARAMS.items()}.get(engine)
     if kind is None:
-        raise DataError(f"The engine {engine!r} is not known; this hotplate has {', '.join(_PARAMS)}.")
+        raise DataError(f"The engine {engine!r} is not known; this hotplate has {', '.join(PARAMS)}.")
     return kind(**values)
 
 

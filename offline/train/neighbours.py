@@ -26,7 +26,7 @@ class NeighbourParams:
     """How items are compared, and by how many *neighbours* (the item itself among them) one speaks for others."""
 
     weighting: NeighbourWeighting = "tfidf"
-    neighbours: int = 20
+    neighbours: int = 10
 
     def __post_init__(self) -> None:
         if self.weighting not in _RECOMMENDERS:

@@ -1,0 +1,322 @@
+"""The search for an engine and its parameters: cells are compared on an inner split of what may be learnt from."""
+
+import json
+import math
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from hashlib import blake2b
+from importlib.metadata import version
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from offline.errors import DataError, require_at_least
+from offline.evaluate.evaluation import recommend_all
+from offline.evaluate.splits import Parts, SplitOptions, Times, split
+from offline.input.matrix import Floats, Indices, UserItems
+from offline.train.als import ALSParams
+from offline.train.cells import beyond, default_cells, draw
+from offline.train.engine import Engine, Params, engine_of, fit, params_from
+from offline.train.neighbours import NeighbourParams
+
+# Above so many pairs a search takes minutes to hours, which nobody should wait for who did not ask for it.
+MAX_PAIRS = 1_000_000
+# As many iterations rank cells as the full number does, in half of the time.
+_EXPLORING = 8
+# So many standard errors of their difference apart, two trials are no longer a tie.
+_SURE = 1.96
+_SIMPLEST_FIRST: tuple[Engine, ...] = ("popularity", "neighbours", "als")
+_EXTENSIONS = 3
+
+Report = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class TuneOptions:
+    """
+    What is searched.
+
+    cells      are tried first; () for those that were good on real data, and more where the best lies at their edge
+    engine     limits these to one engine
+    draws      so many more are drawn at random around the best
+    max_pairs  data with more are not searched; None searches whatever their size
+    """
+
+    cells: tuple[Params, ...] = ()
+    engine: Engine | None = None
+    draws: int = 0
+    max_pairs: int | None = MAX_PAIRS
+
+    def __post_init__(self) -> None:
+        require_at_least("tune", self.draws, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """
+    How well one cell ranks: the mean *ndcg* of the users with its standard error *se*, and each user's in *values*.
+
+    *iterations* of ALS are fewer than the fit of a model makes. A cell that cannot be fitted has an ndcg of 0.
+    """
+
+    params: Params
+    iterations: int | None
+    seconds: float
+    values: Floats
+
+    @property
+    def ndcg(self) -> float:
+        """The mean over the users that have test items."""
+        return float(self.values.mean(dtype=np.float64))
+
+    @property
+    def se(self) -> float:
+        """The standard error of the mean."""
+        return _standard_error(self.values)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what a model keeps of it."""
+        return {
+            "engine": engine_of(self.params),
+            "params": asdict(self.params),
+            "iterations": self.iterations,
+            "ndcg": round(self.ndcg, 6),
+            "se": round(self.se, 6),
+            "seconds": round(self.seconds, 3),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """
+    All *trials* on one inner *split*, at lists of *k*; *defaults* are those that the search started from.
+
+    Its properties number the trials: *leader* has the highest nDCG; *best* is what is recommended, which is of a
+    simpler engine where the users of the split leave it open which of the two is better.
+    """
+
+    split: SplitOptions
+    k: int
+    trials: tuple[Trial, ...]
+    defaults: ALSParams
+
+    @property
+    def leader(self) -> int:
+        """The number of the trial with the highest nDCG."""
+        return _highest(self.trials, range(len(self.trials)))
+
+    @property
+    def best(self) -> int:
+        """The number of the trial of the simplest engine that ties with the leader."""
+        leader = self.trials[self.leader]
+        return next(number for number in self.best_of_each if _ties(leader, self.trials[number]))
+
+    @property
+    def best_of_each(self) -> tuple[int, ...]:
+        """The number of the best trial of each engine that was tried, the simplest engine first."""
+        return _best_of_each(self.trials)
+
+    @property
+    def usual(self) -> Trial | None:
+        """The trial of the defaults, if it was made."""
+        return next((trial for trial in self.trials if trial.params == self.defaults), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what a model keeps of it."""
+        return {
+            "objective": f"ndcg@{self.k}",
+            "split": asdict(self.split),
+            "trials": [trial.to_json() for trial in self.trials],
+            "best": self.best,
+        }
+
+
+def tune(
+    user_items: UserItems,
+    times: Times,
+    options: SplitOptions,
+    tuning: TuneOptions,
+    *,
+    k: int = 10,
+    defaults: ALSParams | None = None,
+    journal: Path | None = None,
+    on_trial: Report = lambda _done, _total: None,
+    on_notice: Callable[[str], None] = lambda _text: None,
+) -> Search | None:
+    """
+    Compare cells on a split of *user_items*, the part that may be learnt from, of the kind that *options* say.
+
+    *times* are those of the pairs. Trials are appended to the file *journal*, and those that it holds of the same data
+    and split are not made again. *defaults* say the iterations and the seed of ALS. *on_trial* is called with (done,
+    total), whose total grows where the best cell lies at an edge; *on_notice* with what it is going to cost. Returns
+    None where there are too few pairs to hold some back. Raises DataError where the journal cannot be written.
+    """
+    defaults = defaults or ALSParams()
+    inner = replace(options, seed=(options.seed + 1) % 2**32)  # else the same numbers would hold back twice
+    parts = split(user_items, times, inner)
+    if parts.train.nnz == 0 or parts.test.nnz == 0:
+        return None
+    known, items = _Journal(journal, _digest(user_items, times, inner, k)), parts.train.shape[1]
+    cells = list(tuning.cells or default_cells(defaults, items, tuning.engine))
+    trials: list[Trial] = []
+
+    def run(waiting: Sequence[Params], draws: int) -> None:
+        for at, params in enumerate(waiting, 1):
+            trials.append(known.find(params) or known.keep(_trial(parts, params, k)))
+            on_trial(len(trials), len(trials) + len(waiting) - at + draws)
+            if len(trials) == 1:
+                on_notice(_estimate(trials[0], cells, tuning.draws, inner))
+
+    on_trial(0, len(cells) + tuning.draws)
+    run(cells, tuning.draws)
+    for _ in range(0 if tuning.cells else _EXTENSIONS):
+        run(beyond(_ranked(trials), items), tuning.draws)
+    for number in range(tuning.draws):
+        drawn = draw(_ranked(trials), np.random.default_rng([inner.seed, number]), items)
+        run([] if drawn is None else [drawn], tuning.draws - number - 1)
+    return Search(inner, k, tuple(trials), defaults)
+
+
+def _trial(parts: Parts, params: Params, k: int) -> Trial:
+    """Learn with fewer iterations, and measure each user."""
+    start = perf_counter()
+    explored = params
+    if isinstance(params, ALSParams):
+        explored = replace(params, iterations=min(_EXPLORING, params.iterations))
+    iterations = explored.iterations if isinstance(explored, ALSParams) else None
+    try:
+        ranker = fit(parts.train, explored)
+        if parts.seen is not parts.train:
+            ranker = ranker.fold_in(parts.seen)
+        values = _ndcg(recommend_all(ranker, parts, k), parts.test)
+    except DataError:  # with such parameters the factors grow beyond all bounds
+        values = np.zeros(int((np.diff(parts.test.indptr) > 0).sum()), dtype=np.float32)
+    return Trial(params, iterations, perf_counter() - start, values)
+
+
+def _ndcg(lists: Indices, test: UserItems) -> Floats:
+    """Return the nDCG of each user who has test items; see `RankingMetrics`."""
+    liked = np.diff(test.indptr)
+    users = np.flatnonzero(liked)
+    member = np.asarray(test[users[:, None], lists[users]].todense()) > 0
+    discounts = 1 / np.log2(np.arange(2, lists.shape[1] + 2))
+    ideal = np.cumsum(discounts)[np.minimum(liked[users], lists.shape[1]) - 1]
+    return np.asarray((member & (lists[users] >= 0)) @ discounts / ideal, dtype=np.float32)
+
+
+def _best_of_each(trials: Sequence[Trial]) -> tuple[int, ...]:
+    """
+    Return the number of the best trial of each engine that was tried, the simplest engine first.
+
+    Of the trials of one engine that tie with its highest, it is one with the fewest factors or neighbours.
+    """
+    found = []
+    for engine in _SIMPLEST_FIRST:
+        numbers = [number for number, trial in enumerate(trials) if engine_of(trial.params) == engine]
+        if numbers:
+            highest = trials[_highest(trials, numbers)]
+            close = [number for number in numbers if _ties(highest, trials[number])]
+            found.append(min(close, key=lambda number: (_size(trials[number].params), -trials[number].ndcg)))
+    return tuple(found)
+
+
+def _highest(trials: Sequence[Trial], numbers: Iterable[int]) -> int:
+    return max(numbers, key=lambda number: trials[number].ndcg)
+
+
+def _ranked(trials: Sequence[Trial]) -> list[Params]:
+    """Return what was tried: the best of each engine first, and both they and the others by their nDCG."""
+    first = _best_of_each(trials)
+    numbers = sorted(range(len(trials)), key=lambda number: (number not in first, -trials[number].ndcg))
+    return [trials[number].params for number in numbers]
+
+
+def _size(params: Params) -> int:
+    match params:
+        case ALSParams():
+            return params.factors
+        case NeighbourParams():
+            return params.neighbours
+        case _:
+            return 0
+
+
+def _ties(leader: Trial, other: Trial) -> bool:
+    """Tell whether the users of the split leave it open which of the two is better."""
+    differences = leader.values - other.values
+    return float(differences.mean(dtype=np.float64)) <= _SURE * _standard_error(differences)
+
+
+def _standard_error(values: Floats) -> float:
+    return float(values.std(dtype=np.float64) / math.sqrt(len(values)))
+
+
+def _estimate(first: Trial, cells: Sequence[Params], draws: int, inner: SplitOptions) -> str:
+    """Say what a search will cost, by what its first trial took and how much dearer the others are."""
+    weights = [_cost(params) for params in cells]
+    seconds = first.seconds * (sum(weights) + draws * max(weights)) / weights[0]
+    return (
+        f"searching {len(cells) + draws} cells on an inner {inner.kind} split takes about {seconds:.0f} s, and longer "
+        "where the best lies at their edge; --no-tune skips it"
+    )
+
+
+def _cost(params: Params) -> float:
+    """Return what a trial takes, in those of 256 factors; measured."""
+    if isinstance(params, ALSParams):
+        return float((params.factors / 256) ** 1.4)
+    return 0.2 if isinstance(params, NeighbourParams) else 0.1
+
+
+class _Journal:
+    """The trials of a search, as lines of JSON, so that one that was stopped goes on; others' are passed by."""
+
+    def __init__(self, path: Path | None, key: str) -> None:
+        self._path = path
+        self._key = key
+        self._trials: dict[Params, Trial] = dict(self._read())
+
+    def find(self, params: Params) -> Trial | None:
+        return self._trials.get(params)
+
+    def keep(self, trial: Trial) -> Trial:
+        """Append *trial* and return it."""
+        if self._path is not None:
+            values = b64encode(trial.values.astype("<f4").tobytes()).decode()
+            line = json.dumps({"key": self._key, **trial.to_json(), "values": values}) + "\n"
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                with self._path.open("a") as file:
+                    file.write(line)
+            except OSError as error:
+                raise DataError(f"The trials cannot be written to {self._path}: {error.strerror or error}.") from error
+        return trial
+
+    def _read(self) -> Iterator[tuple[Params, Trial]]:
+        try:
+            lines = [] if self._path is None else self._path.read_text().splitlines()
+        except (OSError, UnicodeDecodeError):
+            return
+        for line in lines:
+            try:
+                found = json.loads(line)
+                if found["key"] != self._key:
+                    continue
+                params = params_from(found["engine"], found["params"])
+                values = np.frombuffer(b64decode(found["values"]), dtype="<f4")
+                yield params, Trial(params, found["iterations"], found["seconds"], values)
+            except (ValueError, KeyError, TypeError, DataError):
+                continue  # the line that was being written when the search was killed
+
+
+def _digest(user_items: UserItems, times: Times, inner: SplitOptions, k: int) -> str:
+    """Name the data, the split and the versions that the trials belong to."""
+    versions = [version(name) for name in ("hotplate", "implicit", "numpy", "scipy")]
+    digest = blake2b(repr((user_items.shape, inner, k, _EXPLORING, versions)).encode(), digest_size=16)
+    for array in (user_items.indptr, user_items.indices, user_items.data, times):
+        if array is not None:
+            digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
