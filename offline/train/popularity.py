@@ -76,6 +76,7 @@ class Popularity:
         allowed: npt.NDArray[np.bool_] | None = None,  # noqa: ARG002 -- there is nothing to leave out
     ) -> tuple[Indices, Floats]:
         """Return no similar items, for popularity compares none; see `Ranker`."""
+        require_at_least("The length of a list", n)
         shape = len(items), min(n, len(self.counts) - 1)
         return np.full(shape, -1, dtype=np.int32), np.zeros(shape, dtype=np.float32)
 

@@ -5,7 +5,6 @@ import warnings
 import numpy as np
 import pytest
 from implicit.cpu.als import AlternatingLeastSquares
-from scipy.sparse import csr_matrix
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # published without types
 
 from offline.errors import DataError, SettingError
@@ -26,22 +25,6 @@ def factors() -> Factors:
     return fit(checkerboard(SIZE), PARAMS)
 
 
-def test_each_user_of_a_checkerboard_is_recommended_the_item_withheld(factors: Factors) -> None:
-    items, scores = factors.recommend(checkerboard(SIZE), everyone(), 1)
-    assert items[:, 0].tolist() == list(range(SIZE))
-    assert (scores > 0.5).all()
-    assert items.dtype == np.int32
-    assert scores.dtype == np.float32
-
-
-def test_seen_items_come_back_only_when_they_are_kept(factors: Factors) -> None:
-    seen = checkerboard(SIZE)
-    items, _ = factors.recommend(seen, everyone(), SIZE // 2)
-    assert not any(seen[user, item] for user, row in enumerate(items) for item in row if item >= 0)
-    items, _ = factors.recommend(seen, everyone(), SIZE // 2, keep_seen=True)
-    assert all((row % 2 == user % 2).all() for user, row in enumerate(items))
-
-
 def test_lists_end_where_a_user_has_everything_or_there_are_no_more_items(factors: Factors) -> None:
     items, scores = factors.recommend(checkerboard(SIZE), everyone(), 1000)
     assert items.shape == (SIZE, SIZE)
@@ -50,26 +33,6 @@ def test_lists_end_where_a_user_has_everything_or_there_are_no_more_items(factor
     assert (items[:, SIZE - liked :] == -1).all()
     assert (scores[:, SIZE - liked :] == 0).all()
     assert all(len(set(row[row >= 0])) == SIZE - liked for row in items)
-
-
-def test_a_user_without_interactions_gets_nothing_rather_than_anything() -> None:
-    board = checkerboard(SIZE).tolil()
-    board[3] = 0
-    user_items = csr_matrix(board)
-    for keep_seen in (False, True):
-        items, scores = fit(user_items, PARAMS).recommend(user_items, everyone(), 5, keep_seen=keep_seen)
-        assert (items[3] == -1).all()
-        assert (scores[3] == 0).all()
-        assert (items[2] >= 0).all()
-
-
-def test_any_users_in_any_order_get_their_own_lists(factors: Factors) -> None:
-    every, _ = factors.recommend(checkerboard(SIZE), everyone(), 4)
-    users = np.array([9, 3, 3, 40], dtype=np.int32)
-    some, _ = factors.recommend(checkerboard(SIZE), users, 4)
-    assert (some == every[users]).all()
-    none, _ = factors.recommend(checkerboard(SIZE), users[:0], 4)
-    assert none.shape == (0, 4)
 
 
 def test_many_users_are_ranked_in_batches(monkeypatch: pytest.MonkeyPatch, factors: Factors) -> None:
@@ -141,19 +104,6 @@ def test_a_fit_warns_of_nothing() -> None:
 def test_parameters_that_make_no_sense_are_refused_by_name(name: str, value: float) -> None:
     with pytest.raises(SettingError, match=f"{name} is {value}"):
         ALSParams(**{name: value})  # type: ignore[arg-type]  # the wrong value is the point
-
-
-def test_a_matrix_that_cannot_be_factorized_is_refused() -> None:
-    board = checkerboard(SIZE)
-    with pytest.raises(TypeError, match="csr_matrix"):
-        fit(board.tocsc(), PARAMS)
-    with pytest.raises(DataError, match="learning needs two"):
-        fit(board[:1], PARAMS)
-    for value in (float("nan"), float("inf"), 0.0, -1.0):
-        bad = board.copy()
-        bad.data[5] = value
-        with pytest.raises(DataError, match="not finite and above zero"):
-            fit(bad, PARAMS)
 
 
 def test_factors_that_are_not_finite_are_an_error_with_advice() -> None:

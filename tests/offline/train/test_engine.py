@@ -1,0 +1,156 @@
+"""What every engine promises: on a checkerboard, whose right recommendations can be proved, and on its edges."""
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_matrix
+
+from offline.errors import DataError, SettingError
+from offline.input.matrix import Indices, UserItems
+from offline.train.als import ALSParams
+from offline.train.engine import Params, Ranker, as_options, described, engine_of, fit, params_from
+from offline.train.neighbours import NeighbourParams
+from offline.train.popularity import PopularityParams
+from tests.support.interactions import checkerboard
+
+SIZE = 50
+ALS = ALSParams(factors=3, regularization=0.1, alpha=1.0, seed=23)
+PERSONAL: list[Params] = [ALS, *(NeighbourParams(weighting, SIZE) for weighting in ("tfidf", "bm25", "cosine"))]
+ENGINES: list[Params] = [*PERSONAL, PopularityParams()]
+
+
+@pytest.fixture(scope="module")
+def board() -> UserItems:
+    return checkerboard(SIZE)
+
+
+@pytest.fixture(scope="module", params=ENGINES, ids=described)
+def ranker(request: pytest.FixtureRequest, board: UserItems) -> Ranker:
+    return fit(board, request.param)
+
+
+@pytest.fixture(scope="module", params=PERSONAL, ids=described)
+def personal(request: pytest.FixtureRequest, board: UserItems) -> Ranker:
+    return fit(board, request.param)
+
+
+def everyone() -> Indices:
+    return np.arange(SIZE, dtype=np.int32)
+
+
+def test_each_user_of_a_checkerboard_is_recommended_the_item_withheld(personal: Ranker, board: UserItems) -> None:
+    items, scores = personal.recommend(board, everyone(), 1)
+    assert items[:, 0].tolist() == list(range(SIZE))
+    assert (scores > 0).all()
+    assert items.dtype == np.int32
+    assert scores.dtype == np.float32
+
+
+def test_similar_items_are_of_the_same_colour_and_never_the_item_itself(personal: Ranker) -> None:
+    items, scores = personal.similar_items(everyone(), SIZE // 2 - 1)
+    assert items.shape == (SIZE, SIZE // 2 - 1)
+    for item, row in enumerate(items):
+        assert item not in row
+        assert (row % 2 == item % 2).all()
+        assert len(set(row)) == len(row)
+    assert (np.diff(scores, axis=1) <= 0).all()
+
+
+def test_seen_items_come_back_only_when_they_are_kept(ranker: Ranker, board: UserItems) -> None:
+    items, _ = ranker.recommend(board, everyone(), SIZE // 2)
+    assert not any(board[user, item] for user, row in enumerate(items) for item in row if item >= 0)
+    items, _ = ranker.recommend(board, everyone(), SIZE, keep_seen=True)
+    assert all(set(board[user].indices) <= set(row) for user, row in enumerate(items))
+
+
+def test_only_what_is_allowed_is_recommended_and_lists_are_as_long_as_that_lets_them(
+    ranker: Ranker, board: UserItems
+) -> None:
+    allowed = np.isin(everyone(), [3, 8, 9, 14])
+    items, scores = ranker.recommend(board, everyone(), 4, allowed=allowed)
+    assert set(items.ravel()) <= {-1, 3, 8, 9, 14}
+    assert set(items[0]) & {3, 9} or set(items[0]) == {-1}, "an even user has 8 and 14"
+    assert (scores[items < 0] == 0).all()
+    similar, _ = ranker.similar_items(everyone(), 4, allowed=allowed)
+    assert set(similar.ravel()) <= {-1, 3, 8, 9, 14}
+    assert not (similar == everyone()[:, None]).any()
+
+
+def test_lists_end_with_the_items_and_name_each_once(ranker: Ranker, board: UserItems) -> None:
+    items, scores = ranker.recommend(board, everyone(), 1000)
+    assert items.shape == (SIZE, SIZE)
+    assert ranker.similar_items(everyone(), 1000)[0].shape == (SIZE, SIZE - 1)
+    for row, row_scores in zip(items, scores, strict=True):
+        length = int((row >= 0).sum())
+        assert len(set(row[:length])) == length <= SIZE - (SIZE // 2 - 1)
+        assert (row[length:] == -1).all()
+        assert (row_scores[length:] == 0).all()
+        assert (np.diff(row_scores[:length]) <= 0).all()
+
+
+def test_users_without_interactions_get_nothing_and_all_others_something(ranker: Ranker, board: UserItems) -> None:
+    rows = board.tolil()
+    rows[3] = 0
+    user_items = csr_matrix(rows)
+    for keep_seen in (False, True):
+        items, scores = ranker.recommend(user_items, everyone(), 5, keep_seen=keep_seen)
+        assert (items[3] == -1).all()
+        assert (scores[3] == 0).all()
+        assert (items[2, 0] >= 0).all()
+
+
+def test_any_users_in_any_order_get_their_own_lists(ranker: Ranker, board: UserItems) -> None:
+    every, _ = ranker.recommend(board, everyone(), 4)
+    users = np.array([9, 3, 3, 40], dtype=np.int32)
+    assert (ranker.recommend(board, users, 4)[0] == every[users]).all()
+    assert ranker.recommend(board, users[:0], 4)[0].shape == (0, 4)
+
+
+def test_users_who_were_not_learnt_from_are_folded_in_by_what_they_have(personal: Ranker, board: UserItems) -> None:
+    strangers = csr_matrix(board[[7, 20]])
+    items, _ = personal.fold_in(strangers).recommend(strangers, np.arange(2, dtype=np.int32), 1)
+    assert items[:, 0].tolist() == [7, 20]
+
+
+@pytest.mark.parametrize("params", ENGINES, ids=described)
+def test_learning_twice_gives_the_same_lists(params: Params, board: UserItems) -> None:
+    one, two = (fit(board, params).recommend(board, everyone(), 9) for _ in range(2))
+    assert np.array_equal(one[0], two[0])
+    assert np.array_equal(one[1], two[1])
+
+
+@pytest.mark.parametrize("params", ENGINES, ids=described)
+def test_a_matrix_that_cannot_be_learnt_from_is_refused(params: Params, board: UserItems) -> None:
+    with pytest.raises(TypeError, match="csr_matrix"):
+        fit(board.tocsc(), params)
+    with pytest.raises(DataError, match="learning needs two"):
+        fit(board[:1], params)
+    for value in (float("nan"), float("inf"), 0.0, -1.0):
+        bad = board.copy()
+        bad.data[5] = value
+        with pytest.raises(DataError, match="not finite and above zero"):
+            fit(bad, params)
+
+
+def test_a_list_of_no_items_is_refused(ranker: Ranker, board: UserItems) -> None:
+    with pytest.raises(SettingError, match="length of a list is 0"):
+        ranker.recommend(board, everyone(), 0)
+    with pytest.raises(SettingError, match="length of a list is 0"):
+        ranker.similar_items(everyone(), 0)
+
+
+def test_popularity_ranks_alike_for_everybody_and_knows_no_similar_items(board: UserItems) -> None:
+    popularity = fit(csr_matrix(np.triu(np.ones((4, 4), dtype=np.float32))), PopularityParams())
+    nothing_seen = csr_matrix(np.eye(4, dtype=np.float32))
+    assert popularity.recommend(nothing_seen, np.arange(4, dtype=np.int32), 2)[0].tolist() == [
+        [3, 2], [3, 2], [3, 1], [2, 1]
+    ]  # fmt: skip
+    assert (fit(board, PopularityParams()).similar_items(everyone(), 3)[0] == -1).all()
+
+
+@pytest.mark.parametrize("params", ENGINES, ids=described)
+def test_parameters_are_found_again_by_what_a_model_says(params: Params) -> None:
+    values = {name: getattr(params, name) for name in params.__slots__}
+    assert params_from(engine_of(params), values) == params
+    assert as_options(params).startswith(f"--engine {engine_of(params)}")
+    with pytest.raises(DataError, match="'svd' is not known"):
+        params_from("svd", {})

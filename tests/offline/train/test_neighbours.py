@@ -1,0 +1,58 @@
+"""Neighbours: the same lists as implicit's own, and what it stumbles over."""
+
+import warnings
+
+import numpy as np
+import pytest
+from implicit.nearest_neighbours import BM25Recommender, CosineRecommender, TFIDFRecommender
+from implicit.utils import ParameterWarning
+from scipy.sparse import csr_matrix
+
+from offline.errors import SettingError
+from offline.train.neighbours import NeighbourParams, NeighbourWeighting, fit
+
+IMPLICIT = {"tfidf": TFIDFRecommender, "bm25": BM25Recommender, "cosine": CosineRecommender}
+USERS = np.arange(40, dtype=np.int32)
+
+
+@pytest.mark.parametrize("weighting", ["tfidf", "bm25", "cosine"])
+@pytest.mark.parametrize("neighbours", [3, 30])
+def test_lists_are_those_of_implicit(weighting: NeighbourWeighting, neighbours: int) -> None:
+    generator = np.random.default_rng(5)
+    weights = generator.random((40, 30)) * (generator.random((40, 30)) < 0.3)
+    user_items = csr_matrix(weights.astype(np.float32))
+    theirs = IMPLICIT[weighting](K=neighbours)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ParameterWarning)
+        theirs.fit(user_items, show_progress=False)
+    for keep_seen in (False, True):
+        wanted, wanted_scores = theirs.recommend(USERS, user_items, N=8, filter_already_liked_items=not keep_seen)
+        items, scores = fit(user_items, NeighbourParams(weighting, neighbours)).recommend(
+            user_items, USERS, 8, keep_seen=keep_seen
+        )
+        present = wanted_scores > 0  # it lists what it leaves out at the end, with a score of 0
+        assert np.array_equal(items >= 0, present)
+        assert (items[present] == wanted[present]).all()
+        assert np.allclose(scores[present], wanted_scores[present], rtol=1e-5)
+
+
+def test_lists_of_similar_items_are_longer_than_the_neighbours_that_speak() -> None:
+    user_items = csr_matrix((np.random.default_rng(5).random((40, 30)) < 0.5).astype(np.float32))
+    items, _ = fit(user_items, NeighbourParams(neighbours=2)).similar_items(np.arange(30, dtype=np.int32), 20)
+    assert (items >= 0).all()
+
+
+def test_an_item_that_everybody_has_speaks_for_none_and_breaks_nothing() -> None:
+    user_items = csr_matrix(np.array([[1, 1, 0], [1, 0, 1], [1, 1, 1]], dtype=np.float32))
+    for weighting in ("tfidf", "bm25", "cosine"):
+        ranker = fit(user_items, NeighbourParams(weighting, 3))
+        assert np.isfinite(ranker.similarity.data).all()
+        _, scores = ranker.recommend(user_items, np.arange(3, dtype=np.int32), 3)
+        assert np.isfinite(scores).all()
+
+
+def test_choices_that_make_no_sense_are_refused_by_name() -> None:
+    with pytest.raises(SettingError, match="weighting is 'lift'; it must be one of tfidf, bm25, cosine"):
+        NeighbourParams("lift")  # type: ignore[arg-type]  # the wrong value is the point
+    with pytest.raises(SettingError, match="neighbours is 1; it must be at least 2"):
+        NeighbourParams(neighbours=1)
