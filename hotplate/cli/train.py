@@ -185,6 +185,8 @@ def _choice(
     searched = tune is not None or grid is not None
     if no_tune and searched:
         raise SettingError("Both --no-tune and --tune or --grid are given; give one of them.")
+    if engine == "popularity" and searched:
+        raise SettingError("popularity has no parameters to search; leave out --tune and --grid.")
     if named and searched:
         raise SettingError(
             f"{_flags(named)} cannot be given where parameters are searched; leave out --tune and --grid."

@@ -55,7 +55,9 @@ class Neighbours:
         if user_items.shape[1] != self.similarity.shape[0]:
             raise ValueError(f"user_items is {user_items.shape}, but there are neighbours for other items")
         n = min(n, user_items.shape[1])
-        similarity = self._speaking if allowed is None else csr_matrix(self._speaking @ diags_array(allowed.astype(np.float64)))
+        similarity = self._speaking
+        if allowed is not None:
+            similarity = csr_matrix(similarity @ diags_array(allowed.astype(np.float64)))
         similarity.eliminate_zeros()
         scorer = NearestNeighboursScorer(similarity)
         items = np.full((len(users), n), -1, dtype=np.int32)

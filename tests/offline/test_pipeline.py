@@ -6,11 +6,15 @@ from pathlib import Path
 import pytest
 
 from offline.errors import DataError
-from offline.evaluate.splits import SplitKind, SplitOptions
+from offline.evaluate.splits import SplitKind, SplitOptions, split
 from offline.input.sample import sample
 from offline.model import load
 from offline.pipeline import TrainSettings, train
 from offline.train.als import ALSParams
+from offline.train.engine import Params
+from offline.train.neighbours import NeighbourParams
+from offline.train.popularity import PopularityParams
+from offline.train.tuning import TuneOptions, tune
 
 PARAMS = ALSParams(factors=16, iterations=5)
 
@@ -65,3 +69,68 @@ def test_bad_data_leave_the_model_that_is_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds other things than a model"):
         train(TrainSettings(tmp_path / "a.csv"), tmp_path)
     assert load(tmp_path / "model").params == PARAMS
+
+
+CELLS: tuple[Params, ...] = (PARAMS, NeighbourParams(neighbours=30), PopularityParams())
+
+
+def test_a_search_never_touches_the_test_and_the_model_keeps_its_trials(tmp_path: Path) -> None:
+    sample(150, 60).write_csv(tmp_path / "sample.csv")
+    reports: list[tuple[str, int, int]] = []
+    settings = TrainSettings(tmp_path / "sample.csv", tuning=TuneOptions(CELLS))
+    report = train(settings, tmp_path / "model", lambda *step: reports.append(step))
+    model = load(tmp_path / "model")
+    parts = split(model.matrix.user_items, model.matrix.times, SplitOptions())
+    alone = tune(parts.train, parts.train_times, SplitOptions(), TuneOptions(CELLS))
+    assert alone is not None
+    assert model.tuning is not None
+    found = [{**trial, "seconds": 0} for trial in model.tuning["trials"]]
+    assert found == [{**trial, "seconds": 0} for trial in alone.to_json()["trials"]]
+    assert model.params == CELLS[model.tuning["best"]]
+    assert report.evaluation is not None
+    assert {each.params for each in (report.evaluation.model, *report.evaluation.baselines)} == set(CELLS)
+    facts = json.loads(json.dumps(report.to_json()))
+    assert facts["tuning"] == model.tuning
+    assert facts["tuning_note"] is None
+    assert ("tune", 3, 3) in reports
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["model", "sample.csv"]
+
+
+def test_a_search_that_was_stopped_leaves_its_trials_beside_the_model_that_is_to_be(tmp_path: Path) -> None:
+    sample(50, 20).write_csv(tmp_path / "sample.csv")
+    settings = TrainSettings(tmp_path / "sample.csv", tuning=TuneOptions(CELLS), split=None)
+
+    def stop(stage: str, done: int, _total: int) -> None:
+        if (stage, done) == ("tune", 2):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, tmp_path / "model", stop)
+    assert len((tmp_path / ".model.trials.jsonl").read_text().splitlines()) == 2
+    report = train(settings, tmp_path / "model")
+    assert report.search is not None
+    assert not (tmp_path / ".model.trials.jsonl").exists()
+
+
+def test_large_data_are_not_searched_unless_asked_and_small_ones_cannot_be(tmp_path: Path) -> None:
+    sample(50, 20).write_csv(tmp_path / "a.csv")
+    large = TrainSettings(tmp_path / "a.csv", params=PARAMS, tuning=TuneOptions(CELLS, max_pairs=100), split=None)
+    report = train(large, tmp_path / "model")
+    assert report.search is None
+    assert "too many to search for parameters" in str(report.tuning_note)
+    (tmp_path / "b.csv").write_text("user,item\nu,i\nv,j\n")
+    few = TrainSettings(tmp_path / "b.csv", params=PARAMS, tuning=TuneOptions(CELLS), split=None)
+    report = train(few, tmp_path / "model")
+    assert "too few to hold some back" in str(report.tuning_note)
+    assert report.model.params == PARAMS
+    assert load(tmp_path / "model").tuning is None
+
+
+def test_a_baseline_that_ranks_better_than_the_model_is_a_warning_with_the_way_to_get_it(tmp_path: Path) -> None:
+    sample(150, 60).write_csv(tmp_path / "a.csv")
+    weak = ALSParams(factors=1, regularization=1e6, iterations=1)
+    warning = train(TrainSettings(tmp_path / "a.csv", params=weak), tmp_path / "model").to_json()["warning"]
+    assert " ranks better than this model on the test: nDCG@10 0." in warning
+    assert "; train with --engine " in warning
+    strong = train(TrainSettings(tmp_path / "a.csv", params=NeighbourParams(neighbours=30)), tmp_path / "model")
+    assert strong.warning is None

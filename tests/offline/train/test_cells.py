@@ -1,0 +1,107 @@
+"""The cells of a search: those that are new, those within bounds, and those that a file names."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from offline.errors import DataError, SettingError
+from offline.train.als import ALSParams
+from offline.train.cells import beyond, default_cells, draw, read_grid
+from offline.train.engine import Engine, Params, engine_of
+from offline.train.neighbours import NeighbourParams
+from offline.train.popularity import PopularityParams
+
+ALS = ALSParams()
+
+
+def als(factors: int, regularization: float, alpha: float) -> ALSParams:
+    return ALSParams(factors, regularization, alpha)
+
+
+@pytest.mark.parametrize("engine", ["als", "neighbours", "popularity", None])
+def test_the_usual_cells_are_few_and_of_the_engine_wanted(engine: Engine | None) -> None:
+    cells = default_cells(ALS, 5000, engine)
+    assert len(set(cells)) == len(cells) <= 12
+    assert {engine_of(cell) for cell in cells} == ({engine} if engine else {"als", "neighbours", "popularity"})
+    if engine == "als":
+        assert cells[0] == ALS
+        assert max(cell.factors for cell in cells if isinstance(cell, ALSParams)) == 512
+
+
+def test_few_items_need_neither_many_factors_nor_many_neighbours() -> None:
+    cells = default_cells(ALSParams(factors=8), 12)
+    assert all(cell.factors <= 12 for cell in cells if isinstance(cell, ALSParams))
+    assert all(cell.neighbours <= 12 for cell in cells if isinstance(cell, NeighbourParams))
+    assert NeighbourParams(neighbours=5) in default_cells(ALS, 3)
+
+
+def test_the_grid_goes_on_where_the_best_is_at_its_edge() -> None:
+    assert beyond([als(128, 150, 20), als(256, 30, 4)], 900) == [als(256, 150, 20), als(128, 300, 40)]
+    assert beyond([als(512, 10, 1.3), als(256, 30, 4)], 900) == [als(512, 5, 0.65)]
+    assert beyond([als(512, 60, 6), als(128, 150, 20), als(128, 10, 1.3)], 900) == []
+    assert beyond([als(16, 60, 6), als(128, 150, 20), als(128, 10, 1.3)], 20) == []
+    five, twenty, many = (NeighbourParams(neighbours=number) for number in (5, 20, 100))
+    assert beyond([many, five, twenty], 300) == [NeighbourParams(neighbours=300)]
+    assert beyond([five, many], 300) == [NeighbourParams(neighbours=2)]
+    assert beyond([twenty, five, many], 300) == []
+    assert beyond([PopularityParams()], 300) == []
+
+
+@given(st.integers(0, 2**32), st.integers(2, 5000))
+def test_a_draw_is_new_within_bounds_and_the_same_for_the_same_seed(seed: int, items: int) -> None:
+    ranked: list[Params] = [PopularityParams(), NeighbourParams(neighbours=2), ALS]
+    drawn = draw(ranked, np.random.default_rng(seed), items)
+    assert drawn == draw(ranked, np.random.default_rng(seed), items)
+    assert drawn is not None
+    assert drawn not in ranked
+    if isinstance(drawn, ALSParams):
+        assert 128 <= drawn.factors <= 512
+        assert 5 <= drawn.regularization <= 180
+        assert 1.3 <= drawn.alpha <= 12
+        assert drawn.iterations == ALS.iterations
+    else:
+        assert isinstance(drawn, NeighbourParams)
+        assert 2 <= drawn.neighbours <= 6
+
+
+def test_where_nothing_can_be_drawn_there_is_none() -> None:
+    assert draw([PopularityParams()], np.random.default_rng(1), 10) is None
+    every = [NeighbourParams(weighting, 2) for weighting in ("tfidf", "bm25", "cosine")]
+    assert draw(every, np.random.default_rng(1), 2) is None
+
+
+def test_a_grid_is_read_from_json_and_toml(tmp_path: Path) -> None:
+    cells = [{"factors": 64, "alpha": 2}, {"engine": "neighbours", "weighting": "cosine"}, {"engine": "popularity"}]
+    (tmp_path / "a.json").write_text(json.dumps(cells))
+    wanted = (ALSParams(64, 30.0, 2, 15, 7), NeighbourParams("cosine"), PopularityParams())
+    assert read_grid(tmp_path / "a.json", ALSParams(seed=7)) == wanted
+    (tmp_path / "a.toml").write_text(
+        '[[cell]]\nfactors=64\nalpha=2\n[[cell]]\nengine="neighbours"\nweighting="cosine"\n[[cell]]\nengine="popularity"'
+    )
+    assert read_grid(tmp_path / "a.toml", ALSParams(seed=7)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ('[{"engine": "svd"}]', "Cell 1 of .* has the engine 'svd'; choose one of als, neighbours, popularity"),
+        ('[{"engine": ["als"]}]', "Cell 1 of .* has the engine"),
+        ('[{}, {"factor": 3}]', "Cell 2 of .* has 'factor', and als has only factors, regularization"),
+        ('[{"engine": "popularity", "factors": 3}]', "has 'factors', and popularity has only no parameters"),
+        ('[{"factors": "64"}]', "Cell 1 of .* has factors = '64'; it must be of type int"),
+        ('[{"factors": true}]', "has factors = True"),
+        ('[{"factors": 0}]', "Cell 1 of .*: factors is 0; it must be at least 1"),
+        ("[3]", "Cell 1 of .* is not a table"),
+        ("[]", "names no cells"),
+        ("{}", "names no cells"),
+        ("[{", "is neither JSON nor TOML"),
+    ],
+)
+def test_a_grid_that_makes_no_sense_is_one_sentence(content: str, sentence: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises((DataError, SettingError), match=sentence):
+        read_grid(tmp_path / "a.json", ALS)

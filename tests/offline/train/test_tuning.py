@@ -1,0 +1,190 @@
+"""The search: on data whose best cell is known, what it may see, what it keeps, and which of equals it recommends."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_matrix
+
+from offline.errors import DataError, SettingError
+from offline.evaluate.evaluation import evaluate_engine
+from offline.evaluate.splits import SplitKind, SplitOptions, split
+from offline.input.matrix import Matrix, to_matrix
+from offline.input.sample import sample
+from offline.train.als import ALSParams
+from offline.train.engine import Params, fit
+from offline.train.neighbours import NeighbourParams
+from offline.train.popularity import PopularityParams
+from offline.train.tuning import Search, Trial, TuneOptions, tune
+
+SMALL = ALSParams(factors=8, iterations=3)
+WEAK = replace(SMALL, factors=1, regularization=1e6)
+CELLS: tuple[Params, ...] = (WEAK, SMALL, NeighbourParams(neighbours=20), PopularityParams())
+
+
+@pytest.fixture(scope="module")
+def matrix() -> Matrix:
+    return to_matrix(sample(80, 40))
+
+
+def search(matrix: Matrix, options: SplitOptions | None = None, **settings: object) -> Search:
+    tuning = settings.pop("tuning", TuneOptions(CELLS))
+    found = tune(matrix.user_items, matrix.times, options or SplitOptions(), tuning, **settings)  # type: ignore[arg-type]  # as the test says
+    assert found is not None
+    return found
+
+
+def trial(params: Params, *values: float) -> Trial:
+    return Trial(params, None, 1.0, np.array(values, dtype=np.float32))
+
+
+def ranked(*trials: Trial) -> Search:
+    return Search(SplitOptions(), 10, trials, ALSParams())
+
+
+@pytest.mark.parametrize("kind", ["by-item", "by-user-time", "held-out-users"])
+def test_trials_are_measured_as_an_evaluation_measures(kind: SplitKind, matrix: Matrix) -> None:
+    options = SplitOptions(kind, seed=7)
+    found = search(matrix, options, k=5)
+    assert found.split == replace(options, seed=8)
+    assert [trial.params for trial in found.trials] == list(CELLS)
+    assert [trial.iterations for trial in found.trials] == [3, 3, None, None]
+    parts = split(matrix.user_items, matrix.times, found.split)
+    for each in found.trials:
+        assert each.ndcg == pytest.approx(evaluate_engine(parts, each.params, 5).metrics.ndcg, abs=1e-6)
+        assert each.se == pytest.approx(float(np.std(each.values)) / len(each.values) ** 0.5, rel=1e-4)
+    assert found.trials[0].ndcg < found.trials[1].ndcg
+
+
+def test_exploring_takes_fewer_iterations_than_the_model_will(matrix: Matrix) -> None:
+    found = search(matrix, tuning=TuneOptions((replace(SMALL, iterations=30),)))
+    assert found.trials[0].iterations == 8
+    assert found.trials[found.best].params == replace(SMALL, iterations=30)
+    assert found.to_json()["trials"][0]["params"]["iterations"] == 30
+
+
+def test_the_usual_cells_start_from_the_defaults_and_go_on_beyond_their_edge(matrix: Matrix) -> None:
+    reports: list[tuple[int, int]] = []
+    notices: list[str] = []
+    found = search(
+        matrix,
+        tuning=TuneOptions(),
+        defaults=replace(SMALL, seed=5),
+        on_trial=lambda done, total: reports.append((done, total)),
+        on_notice=notices.append,
+    )
+    assert found.usual is found.trials[0]
+    assert found.usual.params == replace(SMALL, seed=5)
+    tried = [trial.params for trial in found.trials]
+    assert len(set(tried)) == len(tried) > reports[0][1]
+    assert {params.seed for params in tried if isinstance(params, ALSParams)} == {5}
+    assert reports[0][0] == 0
+    assert reports[-1] == (len(tried), len(tried))
+    assert [done for done, _ in reports] == list(range(len(tried) + 1))
+    assert len(notices) == 1
+    assert notices[0].startswith(f"searching {reports[0][1]} cells on an inner by-item split takes about ")
+
+
+def test_draws_go_on_around_the_best_and_are_the_same_again(matrix: Matrix) -> None:
+    found = search(matrix, tuning=TuneOptions(CELLS, draws=2))
+    assert len(found.trials) == len(CELLS) + 2
+    again = search(matrix, tuning=TuneOptions(CELLS, draws=2))
+    assert [each.params for each in again.trials] == [each.params for each in found.trials]
+    assert [each.ndcg for each in again.trials] == [each.ndcg for each in found.trials]
+
+
+def test_a_search_that_was_stopped_goes_on_where_it_was(
+    matrix: Matrix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = tmp_path / "new" / ".model.trials.jsonl"
+    options = TuneOptions(CELLS, draws=2)
+    whole = search(matrix, tuning=options)
+
+    def stop(done: int, _total: int) -> None:
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        search(matrix, tuning=options, journal=journal, on_trial=stop)
+    journal.write_text(journal.read_text() + '{"key": "cut')
+    monkeypatch.setattr("offline.train.tuning.fit", fit_of(whole.trials[5:]))
+    resumed = search(matrix, tuning=options, journal=journal)
+    assert [each.params for each in resumed.trials] == [each.params for each in whole.trials]
+    assert all(
+        np.array_equal(one.values, other.values) for one, other in zip(resumed.trials, whole.trials, strict=True)
+    )
+    assert resumed.best == whole.best
+
+
+def fit_of(allowed: Sequence[Trial]) -> object:
+    left = [each.params for each in allowed]
+
+    def only(user_items: object, params: Params) -> object:
+        assert params == left.pop(0), "a trial was made again"
+        return fit(user_items, params)
+
+    return only
+
+
+def test_trials_of_other_data_or_another_split_are_made_again(matrix: Matrix, tmp_path: Path) -> None:
+    journal = tmp_path / "trials"
+    tuning = TuneOptions((PopularityParams(),))
+    search(matrix, tuning=tuning, journal=journal)
+    search(matrix, tuning=tuning, journal=journal)
+    assert len(journal.read_text().splitlines()) == 1
+    search(matrix, tuning=tuning, journal=journal, k=3)
+    search(matrix, SplitOptions("random"), tuning=tuning, journal=journal)
+    search(matrix, SplitOptions(seed=1), tuning=tuning, journal=journal)
+    heavier = replace(matrix, user_items=2 * matrix.user_items)
+    search(heavier, tuning=tuning, journal=journal)
+    keys = [json.loads(line)["key"] for line in journal.read_text().splitlines()]
+    assert len(set(keys)) == len(keys) == 5
+    journal.unlink()
+    journal.mkdir()
+    with pytest.raises(DataError, match="trials cannot be written"):
+        search(matrix, tuning=tuning, journal=journal)
+
+
+def test_of_engines_that_tie_the_simplest_is_recommended() -> None:
+    als, neighbours, popular = trial(SMALL, 0.5, 0.4, 0.6), trial(CELLS[2], 0.4, 0.5, 0.5), trial(CELLS[3], 0, 0, 0.1)
+    assert ranked(als, popular, neighbours).best == 2
+    assert ranked(als, popular, neighbours).leader == 0
+    ahead = trial(SMALL, 0.7, 0.8, 0.81)
+    assert ranked(ahead, popular, neighbours).best == 0
+    assert ranked(ahead, trial(CELLS[3], 0.69, 0.81, 0.8), neighbours).best == 1
+    assert ranked(ahead, popular, neighbours).best_of_each == (1, 2, 0)
+    assert ranked(popular).best == 0
+
+
+def test_of_trials_of_one_engine_that_tie_the_one_with_the_fewest_factors_is_recommended() -> None:
+    large, small = replace(SMALL, factors=64), replace(SMALL, factors=16)
+    assert ranked(trial(large, 0.5, 0.6), trial(small, 0.51, 0.58), trial(SMALL, 0.1, 0.1)).best == 1
+    assert ranked(trial(large, 0.5, 0.6), trial(small, 0.4, 0.5)).best == 0
+
+
+def test_a_cell_that_cannot_be_fitted_ranks_last_and_stops_nothing(matrix: Matrix) -> None:
+    heavy = replace(matrix, user_items=1e37 * matrix.user_items)
+    found = search(heavy, tuning=TuneOptions((SMALL, PopularityParams())))
+    assert found.trials[0].ndcg == 0
+    assert found.trials[found.best].params == PopularityParams()
+
+
+def test_a_model_keeps_all_trials_as_json(matrix: Matrix) -> None:
+    found = search(matrix)
+    facts = json.loads(json.dumps(found.to_json()))
+    assert set(facts) == {"objective", "split", "trials", "best"}
+    assert facts["objective"] == "ndcg@10"
+    assert facts["split"]["kind"] == "by-item"
+    assert set(facts["trials"][0]) == {"engine", "params", "iterations", "ndcg", "se", "seconds"}
+    assert [each["engine"] for each in facts["trials"]] == ["als", "als", "neighbours", "popularity"]
+    assert facts["best"] == found.best
+
+
+def test_too_few_pairs_are_not_searched_and_a_negative_number_of_draws_is_refused() -> None:
+    few = csr_matrix(np.eye(3, dtype=np.float32))
+    assert tune(few, None, SplitOptions(), TuneOptions()) is None
+    with pytest.raises(SettingError, match="tune is -1"):
+        TuneOptions(draws=-1)
