@@ -73,7 +73,7 @@ class Gate:
 
 
 class Measured(NamedTuple):
-    """What was measured for one gate; of what could not be, why, and whether that is as good."""
+    """What was measured for one gate; of what could not be, why, and whether the gate passes all the same."""
 
     value: float | None
     note: str = ""
