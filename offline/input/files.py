@@ -39,6 +39,7 @@ _READER_ERRORS = {
     ("out of specification", "out-of-spec", "thrift", "encoded schema"): (
         "is cut in the middle or is not a Parquet file; fetch or copy it again."
     ),
+    ("invalidnumber",): "holds a number that is too large or none of JSON; write it as a text.",
     ("corrupt", "panic", "assertion failed", "gzip header", "checksum", "frame"): (
         "is damaged; fetch or copy it again."
     ),

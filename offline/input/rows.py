@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from offline.errors import DataError
-from offline.input.columns import MAX_ID_BYTES, choose_columns
+from offline.input.columns import MAX_ID_BYTES, choose_columns, is_numbered
 from offline.input.files import Format, data_errors, find_files
 from offline.input.tables import Table, open_tables, with_whole_numbers
 
@@ -104,7 +104,8 @@ def read_titles(path: Path, named: Mapping[str, str | None], form: Format) -> di
     source = str(path)
     tables = open_tables(find_files(path), form, source)
     schema = tables[0].schema
-    roles = {"item": named.get("item") if named.get("item") in schema else None, "title": named.get("title")}
+    item = named.get("item") if named.get("item") in schema and not is_numbered(list(schema)) else None
+    roles = {"item": item, "title": named.get("title")}
     columns = choose_columns(roles, list(schema), source, guessed=roles, required=list(roles))
     tables, _ = with_whole_numbers(tables, [columns["item"]])
     texts = (table.frame.select(**{role: table.text(columns[role]) for role in roles}) for table in tables)
