@@ -11,7 +11,8 @@ from typing import Any
 
 from offline.evaluate.evaluation import BASELINES, Evaluation, evaluate
 from offline.evaluate.splits import SplitOptions, split
-from offline.input.columns import Columns
+from offline.input.columns import NULL_VALUES, Columns
+from offline.input.files import Format, named_paths
 from offline.input.interactions import Interactions, Weighting, read_interactions
 from offline.input.matrix import Matrix, to_matrix
 from offline.model import Model, check_target, save
@@ -26,11 +27,18 @@ Notice = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
-    """The options of a training; lives as long as the command. With *tuning*, *params* are the defaults of a search."""
+    """
+    The options of a training, whose data lie at *path* and in the files *more*; lives as long as the command.
+
+    With *tuning*, *params* are the defaults of a search.
+    """
 
     path: Path
+    more: Sequence[Path] = ()
     columns: Columns = field(default_factory=Columns)
     delimiter: str | None = None
+    header: bool | None = None
+    null_values: Sequence[str] = NULL_VALUES
     event_weights: Mapping[str, float] | None = None
     where: Sequence[str] = ()
     weighting: Weighting = "sum"
@@ -38,6 +46,7 @@ class TrainSettings:
     min_per_user: int = 1
     min_per_item: int = 1
     split: SplitOptions | None = field(default_factory=SplitOptions)
+    seeds: int = 1
     k: int = 10
     params: Params = field(default_factory=ALSParams)
     tuning: TuneOptions | None = None
@@ -64,15 +73,17 @@ class TrainReport:
     @property
     def warning(self) -> str | None:
         """Say which baseline ranks better than the model on the test, and how to get it; None where none does."""
-        if self.evaluation is None or not self.evaluation.baselines:
+        evaluation = self.evaluation
+        if evaluation is None or not evaluation.baselines:
             return None
-        model, k = self.evaluation.model, self.evaluation.k
-        best = max(self.evaluation.baselines, key=lambda each: each.metrics.ndcg)
-        if best.metrics.ndcg <= model.metrics.ndcg:
+        lead, best = min(zip(evaluation.leads, evaluation.baselines, strict=True), key=lambda pair: pair[0].ndcg)
+        if lead.ndcg >= 0:
             return None
+        certain = lead.interval is not None and lead.interval[1] < 0
         return (
-            f"{described(best.params)} ranks better than this model on the test: nDCG@{k} {best.metrics.ndcg:.4f} "
-            f"against {model.metrics.ndcg:.4f}; train with {as_options(best.params)}"
+            f"{described(best.params)} ranks better than this model on the test: nDCG@{evaluation.k} "
+            f"{best.metrics.ndcg:.4f} against {evaluation.model.metrics.ndcg:.4f}"
+            f"{'' if certain else ', too little to be certain'}; train with {as_options(best.params)}"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -117,8 +128,9 @@ def train(
     with _stage("read", seconds, report):
         interactions = read_interactions(
             settings.path,
+            *settings.more,
             columns=settings.columns,
-            delimiter=settings.delimiter,
+            form=Format(settings.delimiter, settings.header, settings.null_values),
             event_weights=settings.event_weights,
             where=settings.where,
             titles=settings.titles,
@@ -144,10 +156,14 @@ def train(
                 params,
                 settings.split,
                 k=settings.k,
+                seeds=settings.seeds,
                 baselines=[search.trials[each].params for each in search.best_of_each] if search else BASELINES,
                 on_iteration=partial(report, "evaluate"),
             )
-        note = f"{matrix.user_items.nnz} pairs are too few to hold some back, so there was no evaluation."
+        note = (
+            f"The split {settings.split.kind} of {matrix.user_items.nnz:,} pairs leaves none to learn from, or none to "
+            "test on, so there was no evaluation."
+        )
     with _stage("fit", seconds, report):
         ranker = fit(matrix.user_items, params, partial(report, "fit"))
     metrics = evaluation.to_json() if evaluation else None
@@ -192,13 +208,14 @@ def _description(interactions: Interactions, settings: TrainSettings) -> dict[st
     """Return what the model folder says about its data, so that the same training can be run again."""
     times = interactions.time_range
     return {
-        "source": str(settings.path),
+        "source": named_paths([settings.path, *settings.more]),
         "titles": None if settings.titles is None else str(settings.titles),
         "rows": interactions.rows,
         "left_out": interactions.left_out,
         "fingerprint": interactions.fingerprint,
         "time_range": None if times is None else [time.isoformat() for time in times],
         "columns": asdict(interactions.columns),
+        "notes": interactions.notes,
         "where": list(settings.where),
         "event_weights": None if settings.event_weights is None else dict(settings.event_weights),
         "weighting": settings.weighting,

@@ -1,6 +1,6 @@
 """`hotplate train`: from interactions to a model folder."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -22,7 +22,7 @@ from hotplate.cli.terminal import (
 )
 
 if TYPE_CHECKING:
-    from offline.evaluate.evaluation import EngineResult, Evaluation
+    from offline.evaluate.evaluation import Evaluation
     from offline.pipeline import TrainReport
     from offline.train.engine import Engine, Params
     from offline.train.tuning import Search, TuneOptions
@@ -30,9 +30,11 @@ if TYPE_CHECKING:
 
 def train(
     data: Annotated[
-        Path,
+        list[Path],
         typer.Argument(
-            metavar="DATA", help="A CSV, TSV or Parquet file (.gz and .zst too), or a folder of files of one kind."
+            metavar="DATA",
+            help="CSV, TSV, JSON lines (all three .gz and .zst too) or Parquet files, or folders of files of one kind; "
+            "- is standard input.",
         ),
     ],
     model: Annotated[Path, typer.Option("--out", envvar="HOTPLATE_MODEL", help="Write the model to this folder.")],
@@ -69,6 +71,17 @@ def train(
         ),
     ] = None,
     delimiter: Delimiter = None,
+    no_header: Annotated[
+        bool, option("--no-header", "Take the first row for data; columns are then named by number.")
+    ] = False,
+    null_values: Annotated[
+        str | None,
+        option(
+            "--null-values",
+            "Take these texts for missing values, as blanks are, instead of NULL,null,NaN,nan,None.",
+            metavar="A,B",
+        ),
+    ] = None,
     min_per_user: Annotated[int, option("--min-per-user", "Leave out users with fewer items.", at_least=1)] = 1,
     min_per_item: Annotated[int, option("--min-per-item", "Leave out items with fewer users.", at_least=1)] = 1,
     split: Annotated[
@@ -83,6 +96,15 @@ def train(
         float, option("--test-share", "Hold back this share of the data (or of the users) for the test.")
     ] = 0.25,
     last: Annotated[int, option("--last", "Hold back so many pairs of each user, with leave-last.", at_least=1)] = 1,
+    seeds: Annotated[
+        int,
+        option(
+            "--seeds",
+            "Evaluate on this many splits, drawn by --seed and the seeds after it, and report means with intervals; "
+            "each takes a fit.",
+            at_least=1,
+        ),
+    ] = 1,
     k: Annotated[int, option("-k", "Compute metrics on lists of this length.", at_least=1)] = 10,
     engine: Annotated[
         Literal["als", "neighbours", "popularity"] | None,
@@ -125,7 +147,7 @@ def train(
     Example: hotplate train clicks.csv.gz --event-weights view=1,buy=5 --min-per-user 5 --out model
     """
     from offline.evaluate.splits import SplitOptions
-    from offline.input.columns import Columns
+    from offline.input.columns import NULL_VALUES, Columns
     from offline.input.filters import parse_event_weights
     from offline.pipeline import TrainSettings
     from offline.pipeline import train as train_model
@@ -150,9 +172,12 @@ def train(
         grid=grid,
     )
     settings = TrainSettings(
-        path=data,
+        path=data[0],
+        more=data[1:],
         columns=columns,
         delimiter=delimiter,
+        header=False if no_header else None,
+        null_values=NULL_VALUES if null_values is None else null_values.split(","),
         event_weights=parse_event_weights(event_weights) if event_weights else None,
         where=where or (),
         weighting=weighting,
@@ -160,6 +185,7 @@ def train(
         min_per_user=min_per_user,
         min_per_item=min_per_item,
         split=None if split == "none" else SplitOptions(split, test_share, last, seed),
+        seeds=seeds,
         k=k,
         params=params,
         tuning=tuning,
@@ -215,6 +241,8 @@ def print_report(report: "TrainReport") -> None:
     if report.warning:
         out.print(report.warning)
     print_rows_read(facts["data"]["rows"], facts["data"]["source"], facts["data"]["left_out"])
+    for note in facts["data"]["notes"]:
+        out.print(f"  note: {note}")
     for what in ("users", "items", "pairs"):
         if facts[f"{what}_left_out"]:
             out.print(f"  {facts[f'{what}_left_out']:,} {what} left out: fewer than the minimum per user or per item")
@@ -234,21 +262,39 @@ def print_report(report: "TrainReport") -> None:
 
 
 def _print_evaluation(evaluation: "Evaluation") -> None:
-    shown: list[tuple[str, EngineResult]] = [("model", evaluation.model)]
-    shown += [(each.engine, each) for each in evaluation.baselines]
-    names = [name for name, value in asdict(evaluation.model.metrics).items() if isinstance(value, float)]
-    held_back = f"{evaluation.test_pairs:,} pairs held back"
-    out.print(f"{evaluation.split.kind} split, {held_back}, measured at {evaluation.k}:")
-    rows = [
-        (who + suffix, *(f"{asdict(metrics)[name]:.4f}" for name in names))
-        for who, each in shown
-        for suffix, metrics in (("", each.metrics), (", as served", each.as_served))
-    ]
-    out.print(table(("", *names), rows))
+    shown = [evaluation.model, *evaluation.baselines]
     tested = evaluation.model.metrics
+    kind = "given test data" if evaluation.split is None else f"{evaluation.split.kind} split"
+    kind += f", {evaluation.seeds} seeds" if evaluation.seeds > 1 else ""
+    out.print(
+        f"{kind}: {evaluation.test_pairs:,} pairs of {tested.users:,} users held back, "
+        f"measured at {evaluation.k} (± half of the 95 % interval)"
+    )
+    if evaluation.cold_pairs:
+        out.print(f"  {evaluation.cold_pairs:,} of the pairs are of items that nobody has in what was learnt from")
+    headings = ("", "model", *(each.engine for each in evaluation.baselines))
+    measured = [(each.values(), each.intervals) for each in shown]
+    out.print(table(headings, _metric_rows(measured)))
     if tested.users_with_lists < tested.users:
         missing = tested.users - tested.users_with_lists
-        out.print(f"{missing:,} of {tested.users:,} users have no list, and are served the popular one")
+        out.print(f"{missing:,} of {tested.users:,} users have no list, and are served the popular one; as served:")
+        served = [(asdict(each.as_served), each.intervals_as_served) for each in shown]
+        out.print(table(headings, _metric_rows(served)))
+
+
+def _metric_rows(
+    measured: "Sequence[tuple[Mapping[str, float], Mapping[str, tuple[float, float]]]]",
+) -> "Iterator[tuple[str, ...]]":
+    """Yield a row for each metric, with a column for each engine."""
+    for name, value in measured[0][0].items():
+        if isinstance(value, float):
+            yield name, *(_with_interval(values.get(name), intervals.get(name)) for values, intervals in measured)
+
+
+def _with_interval(value: float | None, interval: tuple[float, float] | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4f}" if interval is None else f"{value:.4f} ± {(interval[1] - interval[0]) / 2:.4f}"
 
 
 def _print_search(search: "Search", seconds: float) -> None:

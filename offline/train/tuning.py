@@ -15,8 +15,9 @@ import numpy as np
 
 from offline.errors import DataError, require_at_least
 from offline.evaluate.evaluation import recommend_all
+from offline.evaluate.metrics import measure_users
 from offline.evaluate.splits import Parts, SplitOptions, Times, split
-from offline.input.matrix import Floats, Indices, UserItems
+from offline.input.matrix import Floats, UserItems
 from offline.train.als import ALSParams
 from offline.train.cells import beyond, default_cells, draw
 from offline.train.engine import Engine, Params, engine_of, fit, params_from
@@ -191,20 +192,10 @@ def _trial(parts: Parts, params: Params, k: int) -> Trial:
         ranker = fit(parts.train, explored)
         if parts.seen is not parts.train:
             ranker = ranker.fold_in(parts.seen)
-        values = _ndcg(recommend_all(ranker, parts, k), parts.test)
+        values = measure_users(recommend_all(ranker, parts, k), parts.test).values["ndcg"].astype(np.float32)
     except DataError:  # with such parameters the factors grow beyond all bounds
         values = np.zeros(int((np.diff(parts.test.indptr) > 0).sum()), dtype=np.float32)
     return Trial(params, iterations, perf_counter() - start, values)
-
-
-def _ndcg(lists: Indices, test: UserItems) -> Floats:
-    """Return the nDCG of each user who has test items; see `RankingMetrics`."""
-    liked = np.diff(test.indptr)
-    users = np.flatnonzero(liked)
-    member = np.asarray(test[users[:, None], lists[users]].todense()) > 0
-    discounts = 1 / np.log2(np.arange(2, lists.shape[1] + 2))
-    ideal = np.cumsum(discounts)[np.minimum(liked[users], lists.shape[1]) - 1]
-    return np.asarray((member & (lists[users] >= 0)) @ discounts / ideal, dtype=np.float32)
 
 
 def _best_of_each(trials: Sequence[Trial]) -> tuple[int, ...]:

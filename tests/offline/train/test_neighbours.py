@@ -56,3 +56,13 @@ def test_choices_that_make_no_sense_are_refused_by_name() -> None:
         NeighbourParams("lift")  # type: ignore[arg-type]  # the wrong value is the point
     with pytest.raises(SettingError, match="neighbours is 1; it must be at least 2"):
         NeighbourParams(neighbours=1)
+
+
+def test_a_list_that_is_longer_than_there_are_items_to_recommend_ends_early() -> None:
+    user_items = csr_matrix((np.random.default_rng(1).random((20, 8)) < 0.6).astype(np.float32))
+    lists, scores = fit(user_items, NeighbourParams(neighbours=8)).recommend(user_items, USERS[:20], 8)
+    for user, (items, values) in enumerate(zip(lists, scores, strict=True)):
+        has = set(user_items[user].indices.tolist())
+        assert not has & set(items.tolist()), "a user is recommended what they have"
+        assert np.count_nonzero(items >= 0) <= 8 - len(has)
+        assert ((items >= 0) == (values > 0)).all()
