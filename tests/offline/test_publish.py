@@ -1,5 +1,6 @@
 """From a model to a release: whose lists, in which order, of which length, and what the rows say."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,11 @@ from scipy.sparse import csr_matrix
 from offline.errors import SettingError
 from offline.input.matrix import Matrix
 from offline.lists import ListSettings, ModelLists
-from offline.model import Model
+from offline.model import Model, load, save
 from offline.publish import publish
+from offline.train.engine import Params, fit
+from offline.train.neighbours import NeighbourParams
+from offline.train.popularity import PopularityParams
 from stores.encoding import OFFSET_BYTES, decode
 from stores.errors import StoreFull
 from stores.file.store import LmdbStore
@@ -92,6 +96,21 @@ async def test_a_published_model_adds_up_and_records_where_it_comes_from() -> No
     assert reports[-1] == (42, 42)
     assert (await store.catalogue()).live == manifest.release
     assert manifest.bytes <= lists.plan().payload_bytes <= 4 * manifest.bytes
+
+
+@pytest.mark.parametrize(("params", "similar"), [(NeighbourParams(neighbours=20), 20), (PopularityParams(), 0)])
+async def test_a_model_of_any_engine_is_saved_loaded_and_published(
+    params: Params, similar: int, tmp_path: Path
+) -> None:
+    board = checkerboard_model()
+    model = replace(board, ranker=fit(board.matrix.user_items, params), params=params, tuning={"best": 0})
+    save(model, tmp_path / "model")
+    loaded = load(tmp_path / "model")
+    assert (loaded.params, loaded.tuning) == (params, {"best": 0})
+    assert rows_of(loaded) == rows_of(model)
+    store = MemoryStore()
+    manifest = (await publish(ModelLists(loaded, ListSettings()), store)).manifest
+    assert manifest.counts == {"popular": 2, "user": 20} | ({"item": similar} if similar else {})
 
 
 async def test_a_ready_release_is_not_live() -> None:
