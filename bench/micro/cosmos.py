@@ -328,7 +328,7 @@ def measure_publishing(effort: Effort) -> list[Outcome]:
         return [Unmeasured("cosmos_publishing", f"the data set is not at {RETAIL}")]
     with tempfile.TemporaryDirectory() as folder, emulator_serving(core=0) as server:
         model = Path(folder) / "model"
-        run([*HOTPLATE, "train", str(RETAIL), *RETAIL_OPTIONS, "--out", str(model)])
+        run([*HOTPLATE, "train", str(RETAIL), *RETAIL_OPTIONS, "--no-tune", "--out", str(model)])
         pairs = [
             publish_both(model, f"cosmos+{server.url}/round{number}", MAX_RU)
             for number in range(min(effort.rounds, MOST_PUBLISHES))

@@ -20,8 +20,8 @@ from offline.train.popularity import PopularityParams
 _ALS = ((128, 60.0, 6.0), (128, 150.0, 20.0), (128, 10.0, 1.3), (512, 30.0, 6.0))
 _NEIGHBOURS: tuple[tuple[NeighbourWeighting, tuple[int, ...]], ...] = (("tfidf", (5, 10, 20, 100)), ("bm25", (5, 100)))
 _FEWEST = 5
-# Twice the factors take two to three times as long; a search goes no further by itself.
-_MOST_FACTORS = 512
+# Twice the factors take two to three times as long; a search goes no further by itself than to those of the defaults.
+_MOST_FACTORS = 256
 # Similarities of more pairs of items than this are not worth their memory.
 _MOST_SIMILARITIES = 10_000_000
 # What random draws keep to, and how often one is tried until it is new.

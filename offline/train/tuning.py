@@ -21,7 +21,7 @@ from offline.input.matrix import Floats, UserItems
 from offline.train.als import ALSParams
 from offline.train.cells import beyond, default_cells, draw
 from offline.train.engine import Engine, Params, engine_of, fit, params_from
-from offline.train.neighbours import NeighbourParams
+from offline.train.neighbours import NeighbourParams, NeighbourWeighting
 
 # Above so many pairs a search takes minutes to hours, which nobody should wait for who did not ask for it.
 MAX_PAIRS = 1_000_000
@@ -30,6 +30,7 @@ _EXPLORING = 8
 # So many standard errors of their difference apart, two trials are no longer a tie.
 _SURE = 1.96
 _SIMPLEST_FIRST: tuple[Engine, ...] = ("popularity", "neighbours", "als")
+_PLAINEST_FIRST: tuple[NeighbourWeighting, ...] = ("cosine", "tfidf", "bm25")
 _EXTENSIONS = 3
 
 Report = Callable[[int, int], None]
@@ -225,14 +226,15 @@ def _ranked(trials: Sequence[Trial]) -> list[Params]:
     return [trials[number].params for number in numbers]
 
 
-def _size(params: Params) -> int:
+def _size(params: Params) -> tuple[int, int]:
+    """Return by what trials of one engine are ordered that tie, the simplest first."""
     match params:
         case ALSParams():
-            return params.factors
+            return params.factors, 0
         case NeighbourParams():
-            return params.neighbours
+            return params.neighbours, _PLAINEST_FIRST.index(params.weighting)
         case _:
-            return 0
+            return 0, 0
 
 
 def _ties(leader: Trial, other: Trial) -> bool:

@@ -6,11 +6,15 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from offline.evaluate.evaluation import evaluate
-from offline.evaluate.metrics import measure
+from offline.evaluate.metrics import RankingMetrics, measure
+from offline.evaluate.splits import SplitOptions, split
 from offline.input.columns import Columns
 from offline.input.interactions import read_interactions
 from offline.input.matrix import Matrix, UserItems, to_matrix
-from offline.train.als import ALSParams, fit
+from offline.train.als import ALSParams
+from offline.train.engine import Params, described, fit
+from offline.train.neighbours import NeighbourParams
+from offline.train.tuning import Search, TuneOptions, tune
 from tests.support.paths import DATA
 
 RETAIL = DATA / "online-retail" / "online_retail.parquet"
@@ -67,11 +71,32 @@ def test_the_recipe_for_movie_tweetings_gives_its_matrix_and_beats_popularity(mo
 @movies_are_here
 def test_movie_tweetings_reach_their_figures_on_the_reference_draw(movies: Matrix) -> None:
     train, test = reference_split(movies)
-    users = np.arange(len(movies.user_ids), dtype=np.int32)
-    lists, _ = fit(train, ALSParams(factors=64, regularization=150, alpha=20)).recommend(train, users, 10)
-    metrics = measure(lists, test)
-    assert metrics.ndcg >= 0.174
-    assert metrics.recall >= 0.220
+    search = found(train)
+    assert described(search.trials[search.best].params).startswith("als (")
+    tuned = ranked(train, test, search.trials[search.best].params)
+    assert tuned.ndcg >= 0.174
+    assert tuned.recall >= 0.220
+    assert ranked(train, test, ALSParams()).ndcg >= 0.159
+
+
+@retail_is_here
+def test_online_retail_reaches_its_figures_with_neighbours_and_without_a_search(retail: Matrix) -> None:
+    train, _, _, test = split(retail.user_items, retail.times, SplitOptions())
+    search = found(train)
+    assert search.trials[search.best].params == NeighbourParams("tfidf", 5)
+    assert ranked(train, test, search.trials[search.best].params).ndcg >= 0.295
+    assert ranked(train, test, ALSParams()).ndcg >= 0.280
+
+
+def found(train: UserItems) -> Search:
+    search = tune(train, None, SplitOptions(), TuneOptions())
+    assert search is not None
+    return search
+
+
+def ranked(train: UserItems, test: UserItems, params: Params) -> RankingMetrics:
+    lists, _ = fit(train, params).recommend(train, np.arange(train.shape[0], dtype=np.int32), 10)
+    return measure(lists, test)
 
 
 def reference_split(movies: Matrix) -> tuple[UserItems, UserItems]:

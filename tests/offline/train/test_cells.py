@@ -41,7 +41,7 @@ def test_few_items_need_neither_many_factors_nor_many_neighbours() -> None:
 
 def test_the_grid_goes_on_where_the_best_is_at_its_edge() -> None:
     assert beyond([als(128, 150, 20), als(256, 30, 4)], 900) == [als(256, 150, 20), als(128, 300, 40)]
-    assert beyond([als(512, 10, 1.3), als(256, 30, 4)], 900) == [als(512, 5, 0.65)]
+    assert beyond([als(256, 10, 1.3), als(256, 30, 4)], 900) == [als(256, 5, 0.65)]
     assert beyond([als(512, 60, 6), als(128, 150, 20), als(128, 10, 1.3)], 900) == []
     assert beyond([als(16, 60, 6), als(128, 150, 20), als(128, 10, 1.3)], 20) == []
     five, twenty, many = (NeighbourParams(neighbours=number) for number in (5, 20, 100))
