@@ -69,9 +69,14 @@ def train(
         ),
     ] = None,
     delimiter: Delimiter = None,
-    no_header: Annotated[
-        bool, option("--no-header", "Take the first row for data; columns are then named by number.")
-    ] = False,
+    header: Annotated[
+        bool | None,
+        option(
+            "--header/--no-header",
+            "Take the first row for names of columns, or for data: columns are then named by number, as in "
+            "--user-column 2. By default it is data where a number or a date is in it.",
+        ),
+    ] = None,
     null_values: Annotated[
         str | None,
         option(
@@ -141,7 +146,7 @@ def train(
         more=data[1:],
         columns=columns,
         delimiter=delimiter,
-        header=False if no_header else None,
+        header=header,
         null_values=NULL_VALUES if null_values is None else null_values.split(","),
         event_weights=parse_event_weights(event_weights) if event_weights else None,
         where=where or (),

@@ -48,7 +48,7 @@ def rating_note(available: Sequence[str]) -> str | None:
 
 def event_note(tables: Sequence[Table]) -> str | None:
     """Say which kinds of events there are, with their rows, where each row weighs the same."""
-    name = usual_column("event", list(tables[0].schema))
+    name = usual_column("event", [name for name, dtype in tables[0].schema.items() if not dtype.is_nested()])
     if name is None or tables[0].frame.select(name).head(_HEAD_ROWS).collect().n_unique() > _MAX_EVENTS:
         return None
     rows = pl.concat(table.frame.select(event=table.text(name)) for table in tables).drop_nulls()
