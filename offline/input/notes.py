@@ -56,7 +56,7 @@ def event_note(tables: Sequence[Table]) -> str | None:
         counted = rows.group_by("event").len().sort("len", "event", descending=[True, False]).collect()
     if not 2 <= counted.height <= _MAX_EVENTS:
         return None
-    events = ", ".join(f"{event} ({count:,} rows)" for event, count in counted.iter_rows())
+    events = ", ".join(f"{event} ({count:,})" for event, count in counted.iter_rows())
     weights = ",".join(f"{event}={number}" for number, event in enumerate(counted.get_column("event"), start=1))
     return f"the column {name!r} holds events that weigh the same: {events}; weigh them by --event-weights {weights}"
 
