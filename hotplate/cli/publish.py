@@ -14,6 +14,7 @@ from hotplate.cli.terminal import (
     StageProgress,
     StoreUrl,
     chosen_store,
+    interruptible,
     option,
     out,
     print_json,
@@ -126,7 +127,7 @@ def publish_lists(
     encoding, resume = options.encoding_or_default(), ReleaseId(options.resume) if options.resume else None
     spending, stage = Spending(), "dry run" if options.dry_run else "publish"
     with progress_bars(spending.progress) as on_progress:
-        lists, report = read(on_progress), partial(on_progress, stage)
+        lists, report = interruptible(lambda: read(on_progress)), partial(on_progress, stage)
         started = perf_counter()
 
         async def act(opened: "Store") -> "tuple[WriteResult, float, list[ReleaseId]]":
