@@ -9,8 +9,8 @@ import numpy as np
 
 from offline.errors import SettingError
 from offline.input.matrix import Floats, Indices
-from offline.model import ENGINE, Model
-from offline.train.als import recommend, similar_items
+from offline.model import Model
+from offline.train.engine import engine_of
 from stores.encoding import ItemEncoder
 from stores.keys import ITEM, OVERALL, POPULAR, USER
 from stores.store import Plan, Row
@@ -64,7 +64,7 @@ class ModelLists:
         model = self._model
         return {
             "hotplate": version("hotplate"),
-            "engine": ENGINE,
+            "engine": engine_of(model.params),
             "trained_at": model.created_at.isoformat(),
             "data": model.data.get("fingerprint"),
             "params": asdict(model.params),
@@ -78,10 +78,10 @@ class ModelLists:
         model, length = self._model, self._settings.length
         matrix = model.matrix
         for batch in _ranges(len(matrix.item_ids)):
-            yield self._rows(ITEM, matrix.item_ids, batch, *similar_items(model.factors, batch, length))
+            yield self._rows(ITEM, matrix.item_ids, batch, *model.ranker.similar_items(batch, length))
         yield self._popular()
         for batch in _ranges(len(matrix.user_ids)):
-            ranked = recommend(model.factors, matrix.user_items, batch, length, keep_seen=self._settings.keep_seen)
+            ranked = model.ranker.recommend(matrix.user_items, batch, length, keep_seen=self._settings.keep_seen)
             yield self._rows(USER, matrix.user_ids, batch, *ranked)
 
     def _rows(self, kind: str, ids: Sequence[str], batch: Indices, items: Indices, scores: Floats) -> list[Row]:

@@ -18,12 +18,13 @@ from scipy.sparse import csr_matrix
 from offline.errors import DataError
 from offline.input.matrix import Matrix
 from offline.train.als import ALSParams, Factors
-from offline.train.popularity import Popular
+from offline.train.engine import Params, Ranker, engine_of, params_from
+from offline.train.neighbours import NeighbourParams, Neighbours
+from offline.train.popularity import Popular, Popularity
 from stores.folders import LOCK, flush, marked, scratch_folder
 
 # Of the folder; changes when an older hotplate could not read it.
-FORMAT = 1
-ENGINE = "implicit-als-cpu"
+FORMAT = 2
 _DESCRIPTION = "model.json"
 _LIBRARIES = ("implicit", "numpy", "polars", "scipy")
 
@@ -31,19 +32,19 @@ _LIBRARIES = ("implicit", "numpy", "polars", "scipy")
 @dataclass(frozen=True, slots=True)
 class Model:
     """
-    Factors, what they were trained on, and how good they are; lives from training or loading to the end of the command.
+    What an engine learnt, from what, and how good it is; lives from training or loading to the end of the command.
 
     metrics   an Evaluation as JSON, or None when there was none
     data      where the interactions came from: rows, left_out, fingerprint, time_range and whatever else describes them
     titles    by item id, as far as they are known
     """
 
-    factors: Factors
+    ranker: Ranker
     matrix: Matrix
     titles: dict[str, str]
     popular: Popular
     segments: dict[str, Popular]
-    params: ALSParams
+    params: Params
     metrics: dict[str, Any] | None
     data: dict[str, Any]
     created_at: datetime
@@ -114,28 +115,24 @@ def load(path: Path) -> Model:
                 raise DataError(
                     f"{path / name} is cut or changed: it should have {size:,} bytes; train or copy it again."
                 )
-        factors = Factors(
-            np.load(path / "user_factors.npy", allow_pickle=False),
-            np.load(path / "item_factors.npy", allow_pickle=False),
-        )
+        params = params_from(description["engine"], description["params"])
         items = pl.read_parquet(path / "items.parquet", glob=False)
         item_ids = items.get_column("item").to_list()
         user_ids = pl.read_parquet(path / "users.parquet", glob=False).get_column("user").to_list()
         with np.load(path / "user_items.npz", allow_pickle=False) as parts:
-            user_items = csr_matrix(
-                (parts["data"], parts["indices"], parts["indptr"]), shape=(len(user_ids), len(item_ids))
-            )
-        if user_items.shape != (len(factors.user_factors), len(factors.item_factors)):
-            raise DataError(f"The parts of the model {path} do not belong together; train it again.")
+            shape = len(user_ids), len(item_ids)
+            user_items = csr_matrix((parts["data"], parts["indices"], parts["indptr"]), shape=shape)
+            times = parts.get("times")
+        ranker = _read_ranker(path, params, shape)
         lists = _read_popular(path)
         named = items.drop_nulls("title")
         return Model(
-            factors=factors,
-            matrix=Matrix(user_ids, item_ids, user_items, **description["matrix"]),
+            ranker=ranker,
+            matrix=Matrix(user_ids, item_ids, user_items, times, **description["matrix"]),
             titles=dict(zip(named.get_column("item"), named.get_column("title"), strict=True)),
             popular=lists.pop(None),
             segments={str(segment): popular for segment, popular in lists.items()},
-            params=ALSParams(**description["params"]),
+            params=params,
             metrics=description["metrics"],
             data=description["data"],
             created_at=datetime.fromisoformat(description["created_at"]),
@@ -143,18 +140,19 @@ def load(path: Path) -> Model:
 
 
 def _write(model: Model, folder: Path) -> None:
-    matrix, factors = model.matrix, model.factors
-    np.save(folder / "user_factors.npy", factors.user_factors, allow_pickle=False)
-    np.save(folder / "item_factors.npy", factors.item_factors, allow_pickle=False)
+    matrix = model.matrix
+    _write_ranker(model.ranker, folder)
     pl.DataFrame({"user": matrix.user_ids}).write_parquet(folder / "users.parquet")
     titles = pl.Series("title", [model.titles.get(item) for item in matrix.item_ids], dtype=pl.String)
     pl.DataFrame({"item": matrix.item_ids, "title": titles}).write_parquet(folder / "items.parquet")
     parts = {name: getattr(matrix.user_items, name) for name in ("data", "indices", "indptr")}
+    if matrix.times is not None:
+        parts["times"] = matrix.times
     np.savez(folder / "user_items.npz", allow_pickle=False, **parts)
     _popular_frame(model).write_parquet(folder / "popular.parquet")
     description = {
         "format": FORMAT,
-        "engine": ENGINE,
+        "engine": engine_of(model.params),
         "created_at": model.created_at.astimezone(UTC).isoformat(timespec="seconds"),
         "params": asdict(model.params),
         "metrics": model.metrics,
@@ -170,6 +168,46 @@ def _write(model: Model, folder: Path) -> None:
     for file in folder.iterdir():
         flush(file)
     flush(folder)
+
+
+def _write_ranker(ranker: Ranker, folder: Path) -> None:
+    match ranker:
+        case Factors():
+            np.save(folder / "user_factors.npy", ranker.user_factors, allow_pickle=False)
+            np.save(folder / "item_factors.npy", ranker.item_factors, allow_pickle=False)
+        case Neighbours():
+            parts = {name: getattr(ranker.similarity, name) for name in ("data", "indices", "indptr")}
+            np.savez(folder / "similarity.npz", allow_pickle=False, **parts)
+        case Popularity():
+            np.save(folder / "counts.npy", ranker.counts, allow_pickle=False)
+        case _:
+            raise TypeError(f"a model cannot keep a {type(ranker).__name__}")
+
+
+def _read_ranker(path: Path, params: Params, shape: tuple[int, int]) -> Ranker:
+    """Read what the engine of *params* learnt, of *shape* (users, items)."""
+    if isinstance(params, ALSParams):
+        factors = Factors(
+            np.load(path / "user_factors.npy", allow_pickle=False),
+            np.load(path / "item_factors.npy", allow_pickle=False),
+            params,
+        )
+        _require_shape(path, (len(factors.user_factors), len(factors.item_factors)), shape)
+        return factors
+    if isinstance(params, NeighbourParams):
+        with np.load(path / "similarity.npz", allow_pickle=False) as parts:
+            rows = len(parts["indptr"]) - 1
+            _require_shape(path, (shape[0], rows), shape)
+            similarity = csr_matrix((parts["data"], parts["indices"], parts["indptr"]), shape=(rows, rows))
+        return Neighbours(similarity, params)
+    counts = np.load(path / "counts.npy", allow_pickle=False)
+    _require_shape(path, (shape[0], len(counts)), shape)
+    return Popularity(counts)
+
+
+def _require_shape(path: Path, found: tuple[int, int], shape: tuple[int, int]) -> None:
+    if found != shape:
+        raise DataError(f"The parts of the model {path} do not belong together; train it again.")
 
 
 def _popular_frame(model: Model) -> pl.DataFrame:

@@ -7,14 +7,16 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any
 
-from offline.evaluate import Evaluation, Split, evaluate
+from offline.evaluate.evaluation import Evaluation, evaluate
+from offline.evaluate.splits import SplitOptions
 from offline.input.columns import Columns
 from offline.input.interactions import Interactions, Weighting, read_interactions
 from offline.input.matrix import to_matrix
 from offline.model import Model, check_target, save
-from offline.train.als import ALSParams, fit
+from offline.train.als import ALSParams
+from offline.train.engine import Params, engine_of, fit
 from offline.train.popularity import most_popular, popular_by_segment
 
 Progress = Callable[[str, int, int], None]
@@ -33,10 +35,9 @@ class TrainSettings:
     titles: Path | None = None
     min_per_user: int = 1
     min_per_item: int = 1
-    split: Split | Literal["none"] = "stratified"
-    test_share: float = 0.25
+    split: SplitOptions | None = field(default_factory=SplitOptions)
     k: int = 10
-    params: ALSParams = field(default_factory=ALSParams)
+    params: Params = field(default_factory=ALSParams)
     popular_length: int = 100
 
 
@@ -68,8 +69,9 @@ class TrainReport:
             "pairs_left_out": matrix.pairs_left_out,
             "titles": len(self.model.titles),
             "segments": len(self.model.segments),
+            "engine": engine_of(self.model.params),
             "params": asdict(self.model.params),
-            "evaluation": asdict(self.evaluation) if self.evaluation else None,
+            "evaluation": self.evaluation.to_json() if self.evaluation else None,
             "note": self.note,
             "seconds": {stage: round(seconds, 3) for stage, seconds in self.seconds.items()},
         }
@@ -103,23 +105,22 @@ def train(settings: TrainSettings, out: Path, on_progress: Progress | None = Non
         if interactions.segments is not None:
             segments = popular_by_segment(interactions.segments, matrix.item_ids, settings.popular_length)
     evaluation, note = None, "No evaluation was requested."
-    if settings.split != "none":
+    if settings.split is not None:
         with _stage("evaluate", seconds, report):
             evaluation = evaluate(
                 matrix,
                 settings.params,
-                split=settings.split,
-                test_share=settings.test_share,
+                settings.split,
                 k=settings.k,
                 on_iteration=partial(report, "evaluate"),
             )
         note = f"{matrix.user_items.nnz} pairs are too few to hold some back, so there was no evaluation."
     with _stage("fit", seconds, report):
-        factors = fit(matrix.user_items, settings.params, partial(report, "fit"))
-    metrics = asdict(evaluation) if evaluation else None
+        ranker = fit(matrix.user_items, settings.params, partial(report, "fit"))
+    metrics = evaluation.to_json() if evaluation else None
     data = _description(interactions, settings)
     titles = {item: interactions.titles[item] for item in matrix.item_ids if item in interactions.titles}
-    model = Model(factors, matrix, titles, popular, segments, settings.params, metrics, data, datetime.now(UTC))
+    model = Model(ranker, matrix, titles, popular, segments, settings.params, metrics, data, datetime.now(UTC))
     with _stage("save", seconds, report):
         save(model, out)
     return TrainReport(out, model, evaluation, None if evaluation else note, seconds)

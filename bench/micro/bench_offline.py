@@ -11,9 +11,10 @@ import polars as pl
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from offline.evaluate import evaluate, measure
+from offline.evaluate.evaluation import evaluate
+from offline.evaluate.metrics import measure
 from offline.input.matrix import Matrix, to_matrix
-from offline.train.als import ALSParams, Factors, fit, recommend
+from offline.train.als import ALSParams, Factors, fit
 
 USERS = min(max(int(os.environ.get("BENCH_USERS", "100000")) // 10, 100), 20_000)
 ITEMS = 9_000
@@ -56,22 +57,22 @@ def bench_matrix(benchmark: BenchmarkFixture, pairs: pl.DataFrame) -> None:
 
 
 def bench_als(benchmark: BenchmarkFixture, matrix: Matrix) -> None:
-    """A fit of 64 factors with one iteration, and the exact factors of users at its end."""
+    """A fit of 64 factors with one iteration, and the last factors of users at its end."""
     once_a_round(benchmark, lambda: fit(matrix.user_items, ONE_ITERATION))
 
 
 def bench_recommend(benchmark: BenchmarkFixture, matrix: Matrix, factors: Factors) -> None:
     """The top 20 for everybody."""
     everybody = np.arange(len(matrix.user_ids), dtype=np.int32)
-    once_a_round(benchmark, lambda: recommend(factors, matrix.user_items, everybody, LIST_LENGTH))
+    once_a_round(benchmark, lambda: factors.recommend(matrix.user_items, everybody, LIST_LENGTH))
 
 
 def bench_metrics(benchmark: BenchmarkFixture, matrix: Matrix, factors: Factors) -> None:
     """Ranking metrics of the lists of everybody."""
-    lists, _ = recommend(factors, matrix.user_items, np.arange(len(matrix.user_ids), dtype=np.int32), LIST_LENGTH)
+    lists, _ = factors.recommend(matrix.user_items, np.arange(len(matrix.user_ids), dtype=np.int32), LIST_LENGTH)
     once_a_round(benchmark, lambda: measure(lists, matrix.user_items))
 
 
 def bench_evaluate(benchmark: BenchmarkFixture, matrix: Matrix) -> None:
-    """A whole evaluation: split, fit, lists and metrics, and those of popularity beside them."""
+    """A whole evaluation: split, fit, lists and metrics, and those of the baselines beside them."""
     once_a_round(benchmark, lambda: evaluate(matrix, ONE_ITERATION))

@@ -21,7 +21,7 @@ from hotplate.cli.terminal import (
 )
 
 if TYPE_CHECKING:
-    from offline.evaluate import Evaluation
+    from offline.evaluate.evaluation import EngineResult, Evaluation
     from offline.pipeline import TrainReport
 
 
@@ -69,12 +69,19 @@ def train(
     min_per_user: Annotated[int, option("--min-per-user", "Leave out users with fewer items.", at_least=1)] = 1,
     min_per_item: Annotated[int, option("--min-per-item", "Leave out items with fewer users.", at_least=1)] = 1,
     split: Annotated[
-        Literal["stratified", "random", "none"],
-        option("--split", "Choose test data by item, at random, or not at all, which leaves the evaluation out."),
-    ] = "stratified",
-    test_share: Annotated[float, option("--test-share", "Hold back this share of the data for the test.")] = 0.25,
+        Literal["by-item", "by-user", "random", "by-time", "by-user-time", "leave-last", "held-out-users", "none"],
+        option(
+            "--split",
+            "Hold test data back of each item or user at random, of all pairs at random, the last in time of all or of "
+            "each user, each user's --last pairs, or users who are not learnt from; or none, for no evaluation.",
+        ),
+    ] = "by-item",
+    test_share: Annotated[
+        float, option("--test-share", "Hold back this share of the data (or of the users) for the test.")
+    ] = 0.25,
+    last: Annotated[int, option("--last", "Hold back so many pairs of each user, with leave-last.", at_least=1)] = 1,
     k: Annotated[int, option("-k", "Compute metrics on lists of this length.", at_least=1)] = 10,
-    factors: Annotated[int, option("--factors", "Learn this many factors of each user and item.")] = 128,
+    factors: Annotated[int, option("--factors", "Learn this many factors of each user and item.")] = 256,
     regularization: Annotated[
         float, option("--regularization", "Regularize ALS by this much, against overfitting.")
     ] = 30.0,
@@ -87,6 +94,7 @@ def train(
 
     Example: hotplate train clicks.csv.gz --event-weights view=1,buy=5 --min-per-user 5 --out model
     """
+    from offline.evaluate.splits import SplitOptions
     from offline.input.columns import Columns
     from offline.input.filters import parse_event_weights
     from offline.pipeline import TrainSettings
@@ -106,8 +114,7 @@ def train(
         titles=titles,
         min_per_user=min_per_user,
         min_per_item=min_per_item,
-        split=split,
-        test_share=test_share,
+        split=None if split == "none" else SplitOptions(split, test_share, last, seed),
         k=k,
         params=ALSParams(factors, regularization, alpha, iterations, seed),
     )
@@ -138,14 +145,25 @@ def print_report(report: "TrainReport") -> None:
 
 
 def _print_evaluation(evaluation: "Evaluation") -> None:
-    metrics = {"model": asdict(evaluation.model), "popularity": asdict(evaluation.popularity)}
-    names = [name for name, value in metrics["model"].items() if isinstance(value, float)]
+    shown: list[tuple[str, EngineResult]] = [("model", evaluation.model)]
+    shown += [(each.engine, each) for each in evaluation.baselines]
+    names = [name for name, value in asdict(evaluation.model.metrics).items() if isinstance(value, float)]
     held_back = f"{evaluation.test_pairs:,} pairs held back"
-    out.print(f"{evaluation.split} split, {held_back}, measured at {evaluation.model.k}:")
-    rows = [(who, *(f"{values[name]:.4f}" for name in names)) for who, values in metrics.items()]
+    out.print(f"{evaluation.split.kind} split, {held_back}, measured at {evaluation.k}:")
+    rows = [
+        (who + suffix, *(f"{asdict(metrics)[name]:.4f}" for name in names))
+        for who, each in shown
+        for suffix, metrics in (("", each.metrics), (", as served", each.as_served))
+    ]
     out.print(table(("", *names), rows))
-    if evaluation.model.ndcg < evaluation.popularity.ndcg:
-        out.print(
-            "the model ranks below plain popularity here: try --weighting binary, --min-per-user 5 "
-            "--min-per-item 5, or more --regularization together with more --alpha (150 and 20, say)"
-        )
+    tested = evaluation.model.metrics
+    if tested.users_with_lists < tested.users:
+        missing = tested.users - tested.users_with_lists
+        out.print(f"{missing:,} of {tested.users:,} users have no list, and are served the popular one")
+    best = max(evaluation.baselines, key=lambda each: each.metrics.ndcg, default=evaluation.model)
+    if evaluation.model.metrics.ndcg < best.metrics.ndcg:
+        out.print(f"the baseline {best.engine} ranks better than the model: {_described(best)}")
+
+
+def _described(result: "EngineResult") -> str:
+    return ", ".join(f"{name} {value}" for name, value in asdict(result.params).items()) or "nothing to choose"

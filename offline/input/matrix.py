@@ -14,6 +14,8 @@ from offline.errors import DataError, require_at_least
 UserItems = Any
 Indices = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
+# Before all others.
+NO_TIME = int(np.iinfo(np.int64).min)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +23,15 @@ class Matrix:
     """
     The interactions that count, and whose they are; row r is user_ids[r], column c is item_ids[c].
 
-    Ids ascend by their UTF-8 bytes, as publishing needs them. Lives from reading to the end of the job.
+    Ids ascend by their UTF-8 bytes, as publishing needs them. *times*, where the data have any, are those of the pairs,
+    in the order of user_items.data: µs since 1970, NO_TIME where a pair has none. Lives from reading to the end of the
+    job.
     """
 
     user_ids: list[str]
     item_ids: list[str]
     user_items: UserItems
+    times: npt.NDArray[np.int64] | None = None
     users_left_out: int = 0
     items_left_out: int = 0
     pairs_left_out: int = 0
@@ -34,7 +39,7 @@ class Matrix:
 
 def to_matrix(pairs: pl.DataFrame, min_per_user: int = 1, min_per_item: int = 1) -> Matrix:
     """
-    Build the matrix of *pairs* [user, item, weight], one row per pair, in any order.
+    Build the matrix of *pairs* [user, item, weight, and perhaps time], one row per pair, in any order.
 
     Users with fewer than *min_per_user* items and items with fewer than *min_per_item* users are left out, again and
     again until none is (the k-core). Raises DataError when nothing is left or a weight does not fit, SettingError for
@@ -63,16 +68,37 @@ def to_matrix(pairs: pl.DataFrame, min_per_user: int = 1, min_per_item: int = 1)
             raise DataError(
                 f"There is only one {what}, {ids[0]!r}; recommending needs at least two users and two items."
             )
-    user_items = csr_matrix((weights, (rows, columns)), shape=(len(user_ids), len(item_ids)), dtype=np.float32)
-    user_items.sum_duplicates()
+    shape = len(user_ids), len(item_ids)
+    places = csr_matrix((np.arange(len(rows), dtype=np.int64), (rows, columns)), shape=shape)
+    places.sort_indices()
+    order = places.data
+    user_items = csr_matrix((weights[order], places.indices, places.indptr), shape=shape)
+    user_items.has_canonical_format = True
+    times = None
+    if "time" in pairs.columns:
+        times = pairs.get_column("time").to_physical().fill_null(NO_TIME).to_numpy()[kept][order]
     return Matrix(
         user_ids,
         item_ids,
         user_items,
+        times,
         users_left_out=len(users) - len(user_ids),
         items_left_out=len(items) - len(item_ids),
         pairs_left_out=pairs.height - int(user_items.nnz),
     )
+
+
+def check_user_items(user_items: UserItems) -> None:
+    """Raise DataError for a matrix that no engine can learn from, TypeError for what is no such matrix."""
+    if not isinstance(user_items, csr_matrix) or user_items.dtype != np.float32:
+        raise TypeError("user_items must be a scipy csr_matrix of float32")
+    users, items = user_items.shape
+    if users < 2 or items < 2 or user_items.nnz == 0:
+        raise DataError(
+            f"There are {users} users, {items} items and {user_items.nnz} pairs; learning needs two of each."
+        )
+    if not (user_items.has_canonical_format and np.isfinite(user_items.data).all() and (user_items.data > 0).all()):
+        raise DataError("The matrix holds a pair twice, or a weight that is not finite and above zero; build it anew.")
 
 
 def _encoded(ids: pl.Series) -> tuple[pl.Series, Indices]:

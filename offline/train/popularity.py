@@ -4,13 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from offline.errors import DataError, require_at_least
-from offline.input.matrix import Floats, Indices, Matrix
+from offline.input.matrix import Floats, Indices, Matrix, UserItems, check_user_items
 
 # The service keeps every popular list in memory.
 MAX_SEGMENTS = 1000
+_RANKED_AT_ONCE = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +21,73 @@ class Popular:
 
     items: Indices
     scores: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class PopularityParams:
+    """Popularity has nothing to choose."""
+
+
+@dataclass(frozen=True, slots=True)
+class Popularity:
+    """The model: *counts* [items], of each item the number of users that have it."""
+
+    counts: Floats
+
+    def recommend(
+        self,
+        user_items: UserItems,
+        users: Indices,
+        n: int,
+        *,
+        keep_seen: bool = False,
+        allowed: npt.NDArray[np.bool_] | None = None,
+    ) -> tuple[Indices, Floats]:
+        """Rank items by the number of their users, ties in the order of their ids; see `Ranker`."""
+        require_at_least("The length of a list", n)
+        n = min(n, len(self.counts))
+        # Items that nobody has are no recommendation.
+        candidates = self.counts > 0 if allowed is None else (self.counts > 0) & allowed
+        order = np.lexsort((np.arange(len(self.counts)), -self.counts))
+        order = order[candidates[order]].astype(np.int32)
+        place = np.full(len(self.counts), len(order), dtype=np.int64)
+        place[order] = np.arange(len(order))
+        items = np.full((len(users), n), -1, dtype=np.int32)
+        for start in range(0, len(users), _RANKED_AT_ONCE):
+            rows = user_items[users[start : start + _RANKED_AT_ONCE]]
+            has = np.diff(rows.indptr)
+            # Nobody needs more than n items beyond those seen.
+            depth = min(len(order), n + (0 if keep_seen else int(has.max(initial=0))))
+            passed = np.zeros((rows.shape[0], depth), dtype=np.bool_)
+            if not keep_seen:
+                seen, owner = place[rows.indices], np.repeat(np.arange(rows.shape[0]), has)
+                passed[owner[seen < depth], seen[seen < depth]] = True
+            passed[has == 0] = True
+            first = np.argsort(passed, axis=1, kind="stable")[:, :n]
+            ranked = np.where(np.take_along_axis(passed, first, axis=1), -1, order[first])
+            items[start : start + _RANKED_AT_ONCE, : ranked.shape[1]] = ranked
+        return items, np.where(items < 0, np.float32(0), self.counts[items])
+
+    def similar_items(
+        self,
+        items: Indices,
+        n: int,
+        *,
+        allowed: npt.NDArray[np.bool_] | None = None,  # noqa: ARG002 -- there is nothing to leave out
+    ) -> tuple[Indices, Floats]:
+        """Return no similar items, for popularity compares none; see `Ranker`."""
+        shape = len(items), min(n, len(self.counts) - 1)
+        return np.full(shape, -1, dtype=np.int32), np.zeros(shape, dtype=np.float32)
+
+    def fold_in(self, user_items: UserItems) -> "Popularity":  # noqa: ARG002 -- it is the same for everybody
+        """Return itself: only what is left out depends on a user."""
+        return self
+
+
+def fit(user_items: UserItems) -> Popularity:
+    """Count the users of each item; raises DataError for a matrix that cannot be learnt from."""
+    check_user_items(user_items)
+    return Popularity(np.bincount(user_items.indices, minlength=user_items.shape[1]).astype(np.float32))
 
 
 def most_popular(matrix: Matrix, n: int) -> Popular:

@@ -1,9 +1,7 @@
 """Evaluation: splits are disjoint and of the share that was requested, and metrics are what their definitions say."""
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
 
 import implicit.evaluation
 import numpy as np
@@ -15,9 +13,10 @@ from scipy.sparse import csr_matrix
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # published without types
 
 from offline.errors import SettingError
-from offline.evaluate import measure, split_pairs
+from offline.evaluate.metrics import measure
+from offline.evaluate.splits import SplitKind, SplitOptions, split
 from offline.input.matrix import UserItems
-from offline.train.als import Factors, recommend
+from offline.train.als import Factors
 from tests.support.soak import scaled
 
 
@@ -90,12 +89,12 @@ def test_thousands_of_metrics_are_what_their_definitions_say(case: Case) -> None
 def test_ndcg_and_map_at_k_are_those_of_implicit() -> None:
     rng = np.random.default_rng(7)
     whole = csr_matrix((rng.random((60, 40)) < 0.3).astype(np.float32))
-    train, test = split_pairs(whole, 0.3, seed=1, by="all")
+    train, _, _, test = split(whole, None, SplitOptions("random", 0.3, seed=1))
     with threadpool_limits(1, "blas"):
         model = AlternatingLeastSquares(factors=4, random_state=1)
         model.fit(train, show_progress=False)
         wanted = implicit.evaluation.ranking_metrics_at_k(model, train, test, K=10, show_progress=False)
-    lists, _ = recommend(Factors(model.user_factors, model.item_factors), train, np.arange(60, dtype=np.int32), 10)
+    lists, _ = Factors(model.user_factors, model.item_factors).recommend(train, np.arange(60, dtype=np.int32), 10)
     metrics = measure(lists, test)
     assert metrics.ndcg == pytest.approx(wanted["ndcg"])
     assert metrics.map_at_k == pytest.approx(wanted["map"])
@@ -106,12 +105,6 @@ def test_no_user_with_test_items_is_the_callers_mistake() -> None:
         measure(np.zeros((2, 3), dtype=np.int32), csr_matrix((2, 4), dtype=np.float32))
 
 
-Splitter = Callable[[UserItems, float, int], tuple[UserItems, UserItems]]
-
-
-by_user, random_split = partial(split_pairs, by="user"), partial(split_pairs, by="all")
-
-
 @st.composite
 def matrices(draw: st.DrawFn) -> UserItems:
     shape = draw(st.tuples(st.integers(2, 12), st.integers(2, 12)))
@@ -119,56 +112,57 @@ def matrices(draw: st.DrawFn) -> UserItems:
     return csr_matrix(np.array(cells, dtype=np.float32).reshape(shape))
 
 
-def check_split(split: Splitter, user_items: UserItems, test_share: float, seed: int) -> None:
-    train, test = split(user_items, test_share, seed)
+def check_split(kind: SplitKind, user_items: UserItems, test_share: float, seed: int) -> None:
+    train, _, _, test = split(user_items, None, SplitOptions(kind, test_share, seed=seed))
     assert train.shape == test.shape == user_items.shape
     assert train.multiply(test).nnz == 0
     assert (train + test != user_items).nnz == 0
     assert train.nnz + test.nnz == user_items.nnz
-    again, _ = split(user_items, test_share, seed)
+    again = split(user_items, None, SplitOptions(kind, test_share, seed=seed)).train
     assert (again != train).nnz == 0
     assert train.has_canonical_format
     assert test.dtype == np.float32
 
 
-@pytest.mark.parametrize("split", [random_split, split_pairs, by_user])
+@pytest.mark.parametrize("kind", ["random", "by-item", "by-user"])
 @settings(deadline=None)  # a busy machine is no failure
 @given(matrices(), st.floats(0.05, 0.95), st.integers(0, 2**32 - 1))
 def test_train_and_test_are_disjoint_and_together_the_whole(
-    split: Splitter, user_items: UserItems, test_share: float, seed: int
+    kind: SplitKind, user_items: UserItems, test_share: float, seed: int
 ) -> None:
-    check_split(split, user_items, test_share, seed)
+    check_split(kind, user_items, test_share, seed)
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("split", [random_split, split_pairs, by_user])
+@pytest.mark.parametrize("kind", ["random", "by-item", "by-user"])
 @settings(deadline=None, max_examples=scaled(800))
 @given(matrices(), st.floats(0.05, 0.95), st.integers(0, 2**32 - 1))
 def test_thousands_of_splits_are_disjoint_and_together_the_whole(
-    split: Splitter, user_items: UserItems, test_share: float, seed: int
+    kind: SplitKind, user_items: UserItems, test_share: float, seed: int
 ) -> None:
-    check_split(split, user_items, test_share, seed)
+    check_split(kind, user_items, test_share, seed)
 
 
 @settings(deadline=None)  # a busy machine is no failure
 @given(matrices(), st.floats(0.05, 0.95), st.integers(0, 2**32 - 1))
 def test_each_group_is_split_by_the_share(user_items: UserItems, test_share: float, seed: int) -> None:
-    for axis, split in ((0, split_pairs), (1, by_user)):
-        train, _ = split(user_items, test_share, seed)
+    axes: tuple[tuple[int, SplitKind], ...] = ((0, "by-item"), (1, "by-user"))
+    for axis, kind in axes:
+        train = split(user_items, None, SplitOptions(kind, test_share, seed=seed)).train
         wanted = np.round((1 - test_share) * user_items.getnnz(axis=axis))
         assert (train.getnnz(axis=axis) == wanted).all()
-    train, _ = random_split(user_items, test_share, seed)
+    train = split(user_items, None, SplitOptions("random", test_share, seed=seed)).train
     assert train.nnz == round((1 - test_share) * user_items.nnz)
 
 
 def test_another_seed_splits_otherwise() -> None:
     user_items = csr_matrix(np.ones((30, 30), dtype=np.float32))
-    one, _ = split_pairs(user_items, 0.25, 1)
-    two, _ = split_pairs(user_items, 0.25, 2)
+    one = split(user_items, None, SplitOptions(seed=1)).train
+    two = split(user_items, None, SplitOptions(seed=2)).train
     assert (one != two).nnz > 0
 
 
 @pytest.mark.parametrize("test_share", [0.0, 1.0, -1.0, 2.0, float("nan")])
 def test_a_share_that_leaves_nothing_is_refused(test_share: float) -> None:
     with pytest.raises(SettingError, match="test share"):
-        random_split(csr_matrix(np.eye(3, dtype=np.float32)), test_share, 1)
+        SplitOptions("random", test_share)

@@ -17,7 +17,7 @@ from offline.errors import DataError
 from offline.input.matrix import to_matrix
 from offline.input.sample import sample
 from offline.model import Model, load, save
-from offline.train.als import ALSParams, fit
+from offline.train.als import ALSParams, Factors, fit
 from offline.train.popularity import most_popular, popular_by_segment
 from stores.folders import LOCK
 
@@ -29,7 +29,7 @@ def model() -> Model:
     frame = sample(50, 20)
     matrix = to_matrix(frame)
     return Model(
-        factors=fit(matrix.user_items, PARAMS),
+        ranker=fit(matrix.user_items, PARAMS),
         matrix=matrix,
         titles={matrix.item_ids[0]: "Ünter / % 'quoted'"},
         popular=most_popular(matrix, 10),
@@ -46,12 +46,17 @@ def model() -> Model:
 def test_what_is_saved_is_what_is_loaded(model: Model, tmp_path: Path) -> None:
     save(model, tmp_path / "deep" / "model")
     loaded = load(tmp_path / "deep" / "model")
-    assert np.array_equal(loaded.factors.user_factors, model.factors.user_factors)
-    assert np.array_equal(loaded.factors.item_factors, model.factors.item_factors)
-    assert loaded.factors.item_factors.dtype == np.float32
+    assert isinstance(loaded.ranker, Factors)
+    assert isinstance(model.ranker, Factors)
+    assert np.array_equal(loaded.ranker.user_factors, model.ranker.user_factors)
+    assert np.array_equal(loaded.ranker.item_factors, model.ranker.item_factors)
+    assert loaded.ranker.item_factors.dtype == np.float32
+    assert loaded.matrix.times is not None
+    assert model.matrix.times is not None
+    assert np.array_equal(loaded.matrix.times, model.matrix.times)
     assert (loaded.matrix.user_items != model.matrix.user_items).nnz == 0
     assert loaded.matrix.user_items.has_canonical_format
-    assert replace(loaded.matrix, user_items=None) == replace(model.matrix, user_items=None)
+    assert replace(loaded.matrix, user_items=None, times=None) == replace(model.matrix, user_items=None, times=None)
     assert loaded.popular.items.tolist() == model.popular.items.tolist()
     assert loaded.popular.scores.tolist() == model.popular.scores.tolist()
     assert list(loaded.segments) == list(model.segments) == ["east", "north", "south", "west"]
@@ -72,8 +77,8 @@ def test_a_model_is_replaced_as_a_whole_and_nothing_is_left_beside_it(model: Mod
 def test_the_folder_describes_itself(model: Model, tmp_path: Path) -> None:
     save(model, tmp_path / "model")
     description = json.loads((tmp_path / "model" / "model.json").read_text())
-    assert description["format"] == 1
-    assert description["engine"] == "implicit-als-cpu"
+    assert description["format"] == 2
+    assert description["engine"] == "als"
     assert description["params"] == {"factors": 4, "regularization": 30.0, "alpha": 4.0, "iterations": 2, "seed": 42}
     assert set(description["versions"]) == {"hotplate", "implicit", "numpy", "polars", "scipy"}
     assert description["users"] == 50
@@ -218,7 +223,7 @@ def test_a_model_with_a_part_cut_or_missing_is_refused(
 def test_parts_of_two_models_are_an_error(model: Model, tmp_path: Path) -> None:
     save(model, tmp_path / "model")
     file = tmp_path / "model" / "model.json"
-    np.save(tmp_path / "model" / "user_factors.npy", model.factors.user_factors[:-1])
+    np.save(tmp_path / "model" / "user_factors.npy", np.zeros((49, 4), dtype=np.float32))
     description = json.loads(file.read_text())
     description["files"]["user_factors.npy"] = (tmp_path / "model" / "user_factors.npy").stat().st_size
     file.write_text(json.dumps(description))
@@ -228,7 +233,7 @@ def test_parts_of_two_models_are_an_error(model: Model, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
-    [('{"format": 2}', "has the format 2"), ("[]", "has the format None"), ('{"for', "is incomplete or damaged")],
+    [('{"format": 1}', "has the format 1"), ("[]", "has the format None"), ('{"for', "is incomplete or damaged")],
 )
 def test_a_model_of_another_format_is_refused(content: str, sentence: str, tmp_path: Path) -> None:
     (tmp_path / "model.json").write_text(content)

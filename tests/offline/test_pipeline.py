@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from offline.errors import DataError
+from offline.evaluate.splits import SplitKind, SplitOptions
 from offline.input.sample import sample
 from offline.model import load
 from offline.pipeline import TrainSettings, train
@@ -25,7 +26,7 @@ def test_a_training_leaves_a_model_and_reports_what_it_did(tmp_path: Path) -> No
     assert ("fit", 5, 5) in reports
     assert report.note is None
     assert report.evaluation is not None
-    assert report.evaluation.model.ndcg > report.evaluation.popularity.ndcg
+    assert report.evaluation.model.metrics.ndcg > report.evaluation.baselines[0].metrics.ndcg
     facts = json.loads(json.dumps(report.to_json()))
     assert facts["users"] == 400
     assert facts["evaluation"]["model"]["k"] == 10
@@ -41,16 +42,16 @@ def test_a_training_leaves_a_model_and_reports_what_it_did(tmp_path: Path) -> No
 
 def test_no_evaluation_is_made_when_none_is_requested(tmp_path: Path) -> None:
     sample(50, 20).write_parquet(tmp_path / "sample.parquet")
-    report = train(TrainSettings(tmp_path / "sample.parquet", split="none", params=PARAMS), tmp_path / "model")
+    report = train(TrainSettings(tmp_path / "sample.parquet", split=None, params=PARAMS), tmp_path / "model")
     assert report.evaluation is None
     assert report.note == "No evaluation was requested."
     assert load(tmp_path / "model").metrics is None
 
 
-@pytest.mark.parametrize("split", ["random", "stratified"])
-def test_data_too_few_for_an_evaluation_still_make_a_model(split: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("split", ["random", "by-item"])
+def test_data_too_few_for_an_evaluation_still_make_a_model(split: SplitKind, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("user,item\nu,i\nv,j\n")
-    settings = TrainSettings(tmp_path / "a.csv", split=split, params=PARAMS)  # type: ignore[arg-type]  # one of the literals
+    settings = TrainSettings(tmp_path / "a.csv", split=SplitOptions(split), params=PARAMS)
     report = train(settings, tmp_path / "model")
     assert report.evaluation is not None or "too few" in str(report.note)
     assert load(tmp_path / "model").matrix.user_ids == ["u", "v"]
@@ -58,7 +59,7 @@ def test_data_too_few_for_an_evaluation_still_make_a_model(split: str, tmp_path:
 
 def test_bad_data_leave_the_model_that_is_there(tmp_path: Path) -> None:
     sample(50, 20).write_csv(tmp_path / "a.csv")
-    train(TrainSettings(tmp_path / "a.csv", split="none", params=PARAMS), tmp_path / "model")
+    train(TrainSettings(tmp_path / "a.csv", split=None, params=PARAMS), tmp_path / "model")
     with pytest.raises(DataError, match="Nothing is left"):
         train(TrainSettings(tmp_path / "a.csv", where=["weight>99"]), tmp_path / "model")
     with pytest.raises(DataError, match="holds other things than a model"):

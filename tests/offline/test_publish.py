@@ -10,7 +10,6 @@ from offline.input.matrix import Matrix
 from offline.lists import ListSettings, ModelLists
 from offline.model import Model
 from offline.publish import publish
-from offline.train.als import Factors
 from stores.encoding import OFFSET_BYTES, decode
 from stores.errors import StoreFull
 from stores.file.store import LmdbStore
@@ -65,10 +64,10 @@ def test_a_user_for_whom_nothing_is_left_has_no_row_and_gets_the_popular_list() 
     model = checkerboard_model()
     everything = model.matrix.user_items.toarray()
     everything[2] = 1
-    matrix = Matrix(model.matrix.user_ids, model.matrix.item_ids, csr_matrix(everything), 0, 0, 0)
+    matrix = Matrix(model.matrix.user_ids, model.matrix.item_ids, csr_matrix(everything))
     rows = rows_of(
         Model(
-            Factors(model.factors.user_factors, model.factors.item_factors),
+            model.ranker,
             matrix, {}, model.popular, {}, model.params, None, {}, model.created_at,
         )
     )  # fmt: skip

@@ -5,11 +5,12 @@ import polars as pl
 import pytest
 from scipy.sparse import csr_matrix
 
-from offline.evaluate import evaluate, measure
+from offline.evaluate.evaluation import evaluate
+from offline.evaluate.metrics import measure
 from offline.input.columns import Columns
 from offline.input.interactions import read_interactions
 from offline.input.matrix import Matrix, UserItems, to_matrix
-from offline.train.als import ALSParams, fit, recommend
+from offline.train.als import ALSParams, fit
 from tests.support.paths import DATA
 
 RETAIL = DATA / "online-retail" / "online_retail.parquet"
@@ -47,11 +48,11 @@ def test_the_recipe_for_online_retail_gives_its_matrix_and_quality(retail: Matri
     assert retail.user_items.nnz == 264_510
     evaluation = evaluate(retail, ALSParams(factors=128, regularization=30, alpha=4))
     assert evaluation is not None
-    assert evaluation.model.ndcg >= 0.260
-    assert evaluation.model.map >= 0.098
-    assert evaluation.model.precision >= 0.195
-    assert evaluation.model.recall >= 0.177
-    assert evaluation.model.ndcg >= 1.5 * evaluation.popularity.ndcg
+    assert evaluation.model.metrics.ndcg >= 0.260
+    assert evaluation.model.metrics.map >= 0.098
+    assert evaluation.model.metrics.precision >= 0.195
+    assert evaluation.model.metrics.recall >= 0.177
+    assert evaluation.model.metrics.ndcg >= 1.5 * evaluation.baselines[0].metrics.ndcg
 
 
 @movies_are_here
@@ -60,14 +61,14 @@ def test_the_recipe_for_movie_tweetings_gives_its_matrix_and_beats_popularity(mo
     assert movies.user_items.nnz == 68_055
     evaluation = evaluate(movies, ALSParams(factors=64, regularization=150, alpha=20))
     assert evaluation is not None
-    assert evaluation.model.ndcg >= 1.2 * evaluation.popularity.ndcg
+    assert evaluation.model.metrics.ndcg >= 1.2 * evaluation.baselines[0].metrics.ndcg
 
 
 @movies_are_here
 def test_movie_tweetings_reach_their_figures_on_the_reference_draw(movies: Matrix) -> None:
     train, test = reference_split(movies)
     users = np.arange(len(movies.user_ids), dtype=np.int32)
-    lists, _ = recommend(fit(train, ALSParams(factors=64, regularization=150, alpha=20)), train, users, 10)
+    lists, _ = fit(train, ALSParams(factors=64, regularization=150, alpha=20)).recommend(train, users, 10)
     metrics = measure(lists, test)
     assert metrics.ndcg >= 0.174
     assert metrics.recall >= 0.220

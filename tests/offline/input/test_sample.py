@@ -3,7 +3,7 @@
 import pytest
 
 from offline.errors import SettingError
-from offline.evaluate import evaluate
+from offline.evaluate.evaluation import evaluate
 from offline.input.matrix import to_matrix
 from offline.input.sample import sample
 from offline.train.als import ALSParams
@@ -40,7 +40,7 @@ def test_more_items_than_names_still_have_titles_of_their_own() -> None:
 def test_personal_lists_beat_the_popular_one_on_a_sample() -> None:
     evaluation = evaluate(to_matrix(sample()), ALSParams(factors=32))
     assert evaluation is not None
-    assert evaluation.model.ndcg >= 1.5 * evaluation.popularity.ndcg
+    assert evaluation.model.metrics.ndcg >= 1.5 * evaluation.baselines[0].metrics.ndcg
 
 
 @pytest.mark.parametrize(("users", "items"), [(9, 100), (100, 9)])

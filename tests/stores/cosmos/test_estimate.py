@@ -171,7 +171,7 @@ def test_a_copy_is_estimated_and_a_release_that_cannot_be_served_is_refused() ->
 @pytest.mark.skipif(not RETAIL.exists(), reason=f"{RETAIL} is not on this machine")
 def test_publishing_online_retail_at_1000_request_units_a_second_takes_what_was_estimated(tmp_path: Path) -> None:
     settings = TrainSettings(
-        RETAIL, where=["quantity>0", "unit_price>0", r"stock_code~^\d{5}"], split="none",
+        RETAIL, where=["quantity>0", "unit_price>0", r"stock_code~^\d{5}"], split=None,
         params=ALSParams(factors=16, iterations=2), min_per_user=5, min_per_item=5,
     )  # fmt: skip
     train(settings, tmp_path / "model")

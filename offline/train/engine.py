@@ -1,0 +1,80 @@
+"""Engines: what can be learnt from a matrix, and what ranks items for users once it is."""
+
+from collections.abc import Callable
+from typing import Any, Literal, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from offline.errors import DataError
+from offline.input.matrix import Floats, Indices, UserItems
+from offline.train import als, neighbours, popularity
+from offline.train.als import ALSParams
+from offline.train.neighbours import NeighbourParams
+from offline.train.popularity import PopularityParams
+
+Engine = Literal["als", "neighbours", "popularity"]
+Params: TypeAlias = ALSParams | NeighbourParams | PopularityParams
+# True for each item that may be recommended; None where all may.
+Allowed: TypeAlias = npt.NDArray[np.bool_] | None
+
+_PARAMS: dict[Engine, type[Params]] = {
+    "als": ALSParams,
+    "neighbours": NeighbourParams,
+    "popularity": PopularityParams,
+}
+
+
+class Ranker(Protocol):
+    """What an engine has learnt; rows of users and columns of items are those of the matrix that it learnt from."""
+
+    def recommend(
+        self, user_items: UserItems, users: Indices, n: int, *, keep_seen: bool = False, allowed: Allowed = None
+    ) -> tuple[Indices, Floats]:
+        """
+        Return (items, scores), both [len(users), min(n, number of items)], best first, for the rows *users*.
+
+        What a user has in *user_items* is left out unless *keep_seen*. Where a user has no more items to get, and
+        throughout for users with no interactions, the item is -1 and the score 0. Runs on all cores, best with
+        thousands of users.
+        """
+        ...
+
+    def similar_items(self, items: Indices, n: int, *, allowed: Allowed = None) -> tuple[Indices, Floats]:
+        """Return (items, scores), both [len(items), min(n, number of items - 1)], most similar first, without itself.
+
+        Where an item has no more that are like it, the item is -1 and the score 0.
+        """
+        ...
+
+    def fold_in(self, user_items: UserItems) -> "Ranker":
+        """Return a ranker for users that were not learnt from, by the items that they have; one row for each."""
+        ...
+
+
+def engine_of(params: Params) -> Engine:
+    """Return the engine whose parameters these are."""
+    return next(engine for engine, kind in _PARAMS.items() if isinstance(params, kind))
+
+
+def params_from(engine: str, values: dict[str, Any]) -> Params:
+    """Return the parameters of *engine* that a model or a file says; raises DataError for an engine that is unknown."""
+    kind = {str(name): kind for name, kind in _PARAMS.items()}.get(engine)
+    if kind is None:
+        raise DataError(f"The engine {engine!r} is not known; this hotplate has {', '.join(_PARAMS)}.")
+    return kind(**values)
+
+
+def fit(user_items: UserItems, params: Params, on_iteration: Callable[[int, int], None] | None = None) -> Ranker:
+    """
+    Learn from *user_items* (float32 csr_matrix, canonical, above zero) on all cores.
+
+    *on_iteration* is called with (done, total). Raises DataError for a matrix that cannot be learnt from.
+    """
+    if isinstance(params, ALSParams):
+        return als.fit(user_items, params, on_iteration)
+    ranker: Ranker
+    ranker = neighbours.fit(user_items, params) if isinstance(params, NeighbourParams) else popularity.fit(user_items)
+    if on_iteration is not None:
+        on_iteration(1, 1)
+    return ranker

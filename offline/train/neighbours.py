@@ -1,0 +1,120 @@
+"""Item neighbours: items that the same users have, weighed by TF-IDF, BM25 or cosine, and the lists that they give."""
+
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from implicit._nearest_neighbours import NearestNeighboursScorer
+from implicit.nearest_neighbours import BM25Recommender, CosineRecommender, TFIDFRecommender
+from implicit.utils import ParameterWarning
+from scipy.sparse import csr_matrix, diags_array
+
+from offline.errors import SettingError, require_at_least
+from offline.input.matrix import Floats, Indices, UserItems, check_user_items
+
+NeighbourWeighting = Literal["tfidf", "bm25", "cosine"]
+_RECOMMENDERS = {"tfidf": TFIDFRecommender, "bm25": BM25Recommender, "cosine": CosineRecommender}
+# So many are kept of each item for lists of similar items, even where fewer make the lists of users better.
+_KEPT = 101
+
+
+@dataclass(frozen=True, slots=True)
+class NeighbourParams:
+    """How items are compared, and by how many *neighbours* (the item itself among them) one speaks for others."""
+
+    weighting: NeighbourWeighting = "tfidf"
+    neighbours: int = 20
+
+    def __post_init__(self) -> None:
+        if self.weighting not in _RECOMMENDERS:
+            raise SettingError(f"weighting is {self.weighting!r}; it must be one of {', '.join(_RECOMMENDERS)}.")
+        require_at_least("neighbours", self.neighbours, 2)
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The model: *similarity* [items, items], float64 csr, of each item the most similar ones, itself among them."""
+
+    similarity: Any
+    params: NeighbourParams
+
+    def recommend(
+        self,
+        user_items: UserItems,
+        users: Indices,
+        n: int,
+        *,
+        keep_seen: bool = False,
+        allowed: npt.NDArray[np.bool_] | None = None,
+    ) -> tuple[Indices, Floats]:
+        """Rank items by the sum of their similarities to those that a user has; see `Ranker`."""
+        require_at_least("The length of a list", n)
+        if user_items.shape[1] != self.similarity.shape[0]:
+            raise ValueError(f"user_items is {user_items.shape}, but there are neighbours for other items")
+        n = min(n, user_items.shape[1])
+        similarity = self._speaking if allowed is None else csr_matrix(self._speaking @ diags_array(allowed))
+        similarity.eliminate_zeros()
+        scorer = NearestNeighboursScorer(similarity)
+        items = np.full((len(users), n), -1, dtype=np.int32)
+        scores = np.zeros((len(users), n), dtype=np.float32)
+        for place, user in enumerate(users.tolist()):
+            row = slice(user_items.indptr[user], user_items.indptr[user + 1])
+            own, weights = user_items.indices[row], user_items.data[row].astype(np.float64)
+            bounds = np.array([0, len(own)], dtype=np.int32)
+            ids, values = scorer.recommend(bounds, own, weights, K=n, remove_own_likes=not keep_seen)
+            # Of equal scores the scorer gives any order.
+            best = np.lexsort((ids, -values))[:n]
+            items[place, : len(best)], scores[place, : len(best)] = ids[best], values[best]
+        return items, scores
+
+    def similar_items(
+        self, items: Indices, n: int, *, allowed: npt.NDArray[np.bool_] | None = None
+    ) -> tuple[Indices, Floats]:
+        """Return the neighbours of *items*; see `Ranker`."""
+        require_at_least("The length of a list", n)
+        n = min(n, self.similarity.shape[0] - 1)
+        similar = np.full((len(items), n), -1, dtype=np.int32)
+        scores = np.zeros((len(items), n), dtype=np.float32)
+        for place, item in enumerate(items.tolist()):
+            row = slice(self.similarity.indptr[item], self.similarity.indptr[item + 1])
+            ids, values = self.similarity.indices[row], self.similarity.data[row]
+            kept = (ids != item) & (values > 0) & (True if allowed is None else allowed[ids])
+            ids, values = ids[kept], values[kept]
+            best = np.lexsort((ids, -values))[:n]
+            similar[place, : len(best)], scores[place, : len(best)] = ids[best], values[best]
+        return similar, scores
+
+    def fold_in(self, user_items: UserItems) -> "Neighbours":  # noqa: ARG002 -- lists come of the items alone
+        """Return itself: what a user has is all that a list is made of."""
+        return self
+
+    @cached_property
+    def _speaking(self) -> Any:  # noqa: ANN401 -- scipy publishes no types
+        """The similarities of the nearest neighbours alone."""
+        return nearest(self.similarity, self.params.neighbours)
+
+
+def fit(user_items: UserItems, params: NeighbourParams) -> Neighbours:
+    """Compare all items of *user_items* on all cores; raises DataError for a matrix that cannot be learnt from."""
+    check_user_items(user_items)
+    recommender = _RECOMMENDERS[params.weighting](K=min(max(params.neighbours, _KEPT), user_items.shape[1]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ParameterWarning)  # it converts a matrix of its own making
+        recommender.fit(user_items, show_progress=False)
+    similarity = recommender.similarity
+    # A weight of an item that all users have is 0, and 0 / 0 is no number.
+    similarity.data[~np.isfinite(similarity.data)] = 0
+    similarity.eliminate_zeros()
+    return Neighbours(similarity, params)
+
+
+def nearest(similarity: Any, neighbours: int) -> Any:  # noqa: ANN401 -- scipy publishes no types
+    """Return *similarity* with the *neighbours* highest of each row, the lower index first among equals."""
+    rows = np.repeat(np.arange(similarity.shape[0]), np.diff(similarity.indptr))
+    order = np.lexsort((similarity.indices, -similarity.data, rows))
+    rank = np.arange(similarity.nnz) - similarity.indptr[:-1][rows]
+    kept = order[rank < neighbours]
+    return csr_matrix((similarity.data[kept], (rows[kept], similarity.indices[kept])), shape=similarity.shape)
