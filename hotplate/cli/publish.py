@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from hotplate.cli.costs import DryRun, MaxRu, Spending, limit_ru, print_estimate
+from hotplate.cli.models import RegistryUrl, in_registry, is_reference
 from hotplate.cli.terminal import (
     Json,
     StageProgress,
@@ -82,8 +83,15 @@ class PublishOptions:
 
 
 def publish(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder, as `hotplate train` writes it.")],
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL",
+            help="A model folder, as `hotplate train` writes it, or NAME@VERSION or NAME@STAGE of the registry.",
+        ),
+    ],
     store: StoreUrl = None,
+    registry: RegistryUrl = None,
     list_length: ListLength = 20,
     keep_seen: Annotated[
         bool,
@@ -107,15 +115,25 @@ def publish(
     """
     from offline.lists import ListSettings, ModelLists
     from offline.model import load
+    from stores.folders import temporary_folder
 
     options = PublishOptions(limit_ru(store, max_ru), encoding, activate, keep, resume, dry_run, as_json)
-    publish_lists(lambda _: ModelLists(load(model), ListSettings(list_length, keep_seen)), options)
+    settings = ListSettings(list_length, keep_seen)
+    if not is_reference(model):
+        publish_lists(lambda _: ModelLists(load(model), settings), options)
+        return
+    with temporary_folder("model") as scratch:
+        entry = in_registry(registry, lambda opened: opened.pull(str(model), scratch / "model"))
+        result = publish_lists(lambda _: ModelLists(load(scratch / "model"), settings), options)
+    if result is not None:
+        release, url = result.manifest.release, chosen_store(store)
+        in_registry(registry, lambda opened: opened.record_release(entry.reference, url, release))
 
 
 def publish_lists(
     read: "Callable[[StageProgress], ListSource]", options: PublishOptions, imported: Path | None = None
-) -> None:
-    """Publish the lists that *read* returns, erase what is no longer needed, and print that; or estimate it.
+) -> "WriteResult | None":
+    """Publish the lists that *read* returns, erase what is no longer needed, and print that; or estimate it: None.
 
     *imported* is the path of the lists, where they were not computed here; the rows that were read there are counted.
     """
@@ -148,8 +166,9 @@ def publish_lists(
             result, seconds, erased = with_store(options.store, watch_and_act, spending)
     if options.dry_run:
         print_estimate(estimated, options.store, as_json=options.as_json)
-    else:
-        _print_release(result, seconds, erased, spending, options, imported)
+        return None
+    _print_release(result, seconds, erased, spending, options, imported)
+    return result
 
 
 def _print_release(

@@ -48,6 +48,7 @@ INTERRUPT_POLL_S, CLEAN_UP_S = 0.1, 0.5
 FAILED, MISUSED = 1, 2
 # Which extra brings which module.
 EXTRAS = {
+    "fsspec": "offline",
     "implicit": "offline", "numpy": "offline", "polars": "offline", "scipy": "offline", "threadpoolctl": "offline",
     "httptools": "bench", "hdrh": "bench", "matplotlib": "bench",
     "redis": "redis", "azure": "cosmos", "jwt": "oidc",
