@@ -2,19 +2,19 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from offline.evaluate.evaluation import BASELINES, Evaluation, evaluate
-from offline.evaluate.splits import SplitOptions, split
+from offline.evaluate.evaluation import BASELINES, Evaluation, evaluate, evaluate_parts
+from offline.evaluate.splits import Parts, SplitOptions, split
 from offline.input.columns import NULL_VALUES, Columns
 from offline.input.files import Format, named_paths
 from offline.input.interactions import Interactions, Weighting, read_interactions
-from offline.input.matrix import Matrix, to_matrix
+from offline.input.matrix import KnownPairs, Matrix, known_pairs, to_matrix
 from offline.model import Model, check_target, save
 from offline.train.als import ALSParams
 from offline.train.engine import Params, as_options, described, engine_of, fit
@@ -30,7 +30,7 @@ class TrainSettings:
     """
     The options of a training, whose data lie at *path* and in the files *more*; lives as long as the command.
 
-    With *tuning*, *params* are the defaults of a search.
+    With files of their own for the *test* there is no split. With *tuning*, *params* are the defaults of a search.
     """
 
     path: Path
@@ -51,6 +51,35 @@ class TrainSettings:
     params: Params = field(default_factory=ALSParams)
     tuning: TuneOptions | None = None
     popular_length: int = 100
+    test: Sequence[Path] = ()
+
+    @property
+    def form(self) -> Format:
+        """How the files are read where they do not say it themselves."""
+        return Format(self.delimiter, self.header, self.null_values)
+
+
+@dataclass(frozen=True, slots=True)
+class OwnTest:
+    """Test data from files of their own: what was read, and which pairs of it can be tested on."""
+
+    source: str
+    read: Interactions
+    known: KnownPairs
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what the model folder says of them as plain JSON values."""
+        return {
+            "source": self.source,
+            "rows": self.read.rows,
+            "left_out": self.read.left_out,
+            "fingerprint": self.read.fingerprint,
+            "notes": self.read.notes,
+            "pairs": int(self.known.user_items.nnz),
+            "pairs_left_out": self.known.left_out,
+            "unknown_users": self.known.unknown_users,
+            "unknown_items": self.known.unknown_items,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +159,7 @@ def train(
             settings.path,
             *settings.more,
             columns=settings.columns,
-            form=Format(settings.delimiter, settings.header, settings.null_values),
+            form=settings.form,
             event_weights=settings.event_weights,
             where=settings.where,
             titles=settings.titles,
@@ -148,26 +177,17 @@ def train(
         with _stage("tune", seconds, report):
             search, tuning_note = _search(matrix, settings, journal, report, on_notice)
     params = search.trials[search.best].params if search else settings.params
-    evaluation, note = None, "No evaluation was requested."
-    if settings.split is not None:
+    test, evaluation, note = None, None, "No evaluation was requested."
+    if settings.test or settings.split is not None:
         with _stage("evaluate", seconds, report):
-            evaluation = evaluate(
-                matrix,
-                params,
-                settings.split,
-                k=settings.k,
-                seeds=settings.seeds,
-                baselines=[search.trials[each].params for each in search.best_of_each] if search else BASELINES,
-                on_iteration=partial(report, "evaluate"),
+            test = _read_test(interactions, matrix, settings) if settings.test else None
+            evaluation, note = _evaluate(
+                matrix, test, params, search, settings, on_iteration=partial(report, "evaluate")
             )
-        note = (
-            f"The split {settings.split.kind} of {matrix.user_items.nnz:,} pairs leaves none to learn from, or none to "
-            "test on, so there was no evaluation."
-        )
     with _stage("fit", seconds, report):
         ranker = fit(matrix.user_items, params, partial(report, "fit"))
     metrics = evaluation.to_json() if evaluation else None
-    data = _description(interactions, settings)
+    data = _description(interactions, settings) | {"test": None if test is None else test.to_json()}
     titles = {item: interactions.titles[item] for item in matrix.item_ids if item in interactions.titles}
     tuning = search.to_json() if search else None
     model = Model(ranker, matrix, titles, popular, segments, params, metrics, data, datetime.now(UTC), tuning)
@@ -188,7 +208,7 @@ def _search(
     if most is not None and pairs >= most:
         return None, f"{pairs:,} pairs are too many to search for parameters unless asked; --tune 0 does."
     user_items, times = matrix.user_items, matrix.times
-    if settings.split is not None:
+    if settings.split is not None and not settings.test:
         user_items, times = split(user_items, times, settings.split)[:2]
     search = tune(
         user_items,
@@ -202,6 +222,54 @@ def _search(
         on_notice=on_notice,
     )
     return search, f"{pairs:,} pairs are too few to hold some back, so the parameters were not searched."
+
+
+def _evaluate(
+    matrix: Matrix,
+    test: OwnTest | None,
+    params: Params,
+    search: Search | None,
+    settings: TrainSettings,
+    *,
+    on_iteration: Callable[[int, int], None],
+) -> tuple[Evaluation | None, str]:
+    """Evaluate on the test files or a split, beside the best of each engine that was tried; or say why not."""
+    baselines = [search.trials[each].params for each in search.best_of_each] if search else BASELINES
+    k = settings.k
+    if test is not None:
+        note = f"No pair of {test.source} can be tested on, so there was no evaluation."
+        if not test.known.user_items.nnz:
+            return None, note
+        parts = Parts(matrix.user_items, matrix.times, matrix.user_items, test.known.user_items)
+        return evaluate_parts(parts, params, k=k, baselines=baselines, on_iteration=on_iteration), note
+    assert settings.split is not None  # noqa: S101 -- `train` has looked
+    note = (
+        f"The split {settings.split.kind} of {matrix.user_items.nnz:,} pairs leaves none to learn from, or none to "
+        "test on, so there was no evaluation."
+    )
+    evaluation = evaluate(
+        matrix,
+        params,
+        settings.split,
+        k=k,
+        seeds=settings.seeds,
+        baselines=baselines,
+        on_iteration=on_iteration,
+    )
+    return evaluation, note
+
+
+def _read_test(interactions: Interactions, matrix: Matrix, settings: TrainSettings) -> OwnTest:
+    """Read the test files by the columns of the data."""
+    read = read_interactions(
+        *settings.test,
+        columns=replace(interactions.columns, title=None, segment=None),
+        form=settings.form,
+        event_weights=settings.event_weights,
+        where=settings.where,
+        weighting=settings.weighting,
+    )
+    return OwnTest(named_paths(settings.test), read, known_pairs(read.pairs, matrix))
 
 
 def _description(interactions: Interactions, settings: TrainSettings) -> dict[str, Any]:
