@@ -29,6 +29,8 @@ MAX_PAIRS = 1_000_000
 _EXPLORING = 8
 # So many standard errors of their difference apart, two trials are no longer a tie.
 _SURE = 1.96
+# Of one engine, fewer factors or neighbours are worth this share of the nDCG, even where few users leave more open.
+_WORTH = 0.01
 _SIMPLEST_FIRST: tuple[Engine, ...] = ("popularity", "neighbours", "als")
 _PLAINEST_FIRST: tuple[NeighbourWeighting, ...] = ("cosine", "tfidf", "bm25")
 _EXTENSIONS = 3
@@ -203,14 +205,16 @@ def _best_of_each(trials: Sequence[Trial]) -> tuple[int, ...]:
     """
     Return the number of the best trial of each engine that was tried, the simplest engine first.
 
-    Of the trials of one engine that tie with its highest, it is one with the fewest factors or neighbours.
+    Of the trials of one engine that tie with its highest and are hardly worse, it is one with the fewest factors or
+    neighbours.
     """
     found = []
     for engine in _SIMPLEST_FIRST:
         numbers = [number for number, trial in enumerate(trials) if engine_of(trial.params) == engine]
         if numbers:
             highest = trials[_highest(trials, numbers)]
-            close = [number for number in numbers if _ties(highest, trials[number])]
+            least = (1 - _WORTH) * highest.ndcg
+            close = [each for each in numbers if trials[each].ndcg >= least and _ties(highest, trials[each])]
             found.append(min(close, key=lambda number: (_size(trials[number].params), -trials[number].ndcg)))
     return tuple(found)
 

@@ -163,6 +163,7 @@ def test_of_trials_of_one_engine_that_tie_the_one_with_the_fewest_factors_is_rec
     large, small = replace(SMALL, factors=64), replace(SMALL, factors=16)
     assert ranked(trial(large, 0.5, 0.6), trial(small, 0.51, 0.58), trial(SMALL, 0.1, 0.1)).best == 1
     assert ranked(trial(large, 0.5, 0.6), trial(small, 0.4, 0.5)).best == 0
+    assert ranked(trial(large, 0.5, 0.6), trial(small, 0.6, 0.4)).best == 0, "it ties, but costs 9 % of the quality"
     bm25, tfidf = NeighbourParams("bm25", 5), NeighbourParams("tfidf", 5)
     assert ranked(trial(bm25, 0.5, 0.6), trial(tfidf, 0.51, 0.58)).best == 1
 
