@@ -234,7 +234,8 @@ def _evaluate(
     on_iteration: Callable[[int, int], None],
 ) -> tuple[Evaluation | None, str]:
     """Evaluate on the test files or a split, beside the best of each engine that was tried; or say why not."""
-    baselines = [search.trials[each].params for each in search.best_of_each] if search else BASELINES
+    best = [search.trials[each].params for each in search.best_of_each] if search else []
+    baselines = list({engine_of(each): each for each in (*BASELINES, *best)}.values())
     k = settings.k
     if test is not None:
         note = f"No pair of {test.source} can be tested on, so there was no evaluation."

@@ -33,6 +33,7 @@ def test_parameters_are_searched_unless_any_is_named(clicks: Path, tmp_path: Pat
     facts = json.loads(done.stdout)
     assert facts["engine"] == "neighbours"
     assert {trial["engine"] for trial in facts["tuning"]["trials"]} == {"neighbours"}
+    assert set(facts["evaluation"]["baselines"]) == {"popularity"}
     assert done.stderr.startswith("searching ")
     assert "--no-tune skips it" in done.stderr
     for named in (["--no-tune", "--engine", "neighbours"], ["--neighbours", "5"], ["--engine", "popularity"]):
