@@ -55,9 +55,10 @@ def expected(rows: list[tuple[str, str, float]], length: int) -> dict[str, list[
     return {"popular:": [(item, float(count)) for item, count in popular], **lists}
 
 
-def check_import(rows: list[tuple[str, str, float]], length: int, partition_rows: int) -> None:
+def check_import(rows: list[tuple[str, str, float]], length: int, partition_rows: int, key_bits: int = 63) -> None:
     with tempfile.TemporaryDirectory() as scratch, pytest.MonkeyPatch.context() as patch:
         patch.setattr(external_sort, "PARTITION_ROWS", partition_rows)
+        patch.setattr(external_sort, "_KEY_BITS", key_bits)
         folder = Path(scratch)
         frame = pl.DataFrame(rows, schema=["user", "item", "score"], orient="row")
         frame.write_parquet(folder / "lists.parquet")
@@ -67,11 +68,11 @@ def check_import(rows: list[tuple[str, str, float]], length: int, partition_rows
 
 
 @settings(max_examples=25, deadline=None)
-@given(scored_rows, st.integers(1, 5), st.integers(1, 20))
+@given(scored_rows, st.integers(1, 5), st.integers(1, 20), st.sampled_from([63, 5]))
 def test_rows_in_any_order_become_the_expected_lists(
-    rows: list[tuple[str, str, float]], length: int, partition_rows: int
+    rows: list[tuple[str, str, float]], length: int, partition_rows: int, key_bits: int
 ) -> None:
-    check_import(rows, length, partition_rows)
+    check_import(rows, length, partition_rows, key_bits)
 
 
 @pytest.mark.soak
