@@ -21,9 +21,9 @@ Numbers = npt.NDArray[np.uint32]
 PARTITION_ROWS = 1_000_000
 # More would be too many small files; beyond this many, partitions hold more rows instead.
 MAX_PARTITIONS = 250
-# Bytes on disk, at most, for what is computed: an owner, and what a row has besides its owner's bytes.
+# Bytes on disk, at most, per byte of owners and of what a row has besides: offsets and padding.
 DISK_FACTOR = 1.05
-_ROW_BYTES = 32
+_ROW_BYTES = 30
 # What is in a partition's folder once it is sorted.
 _LISTS, _ITEMS = "lists.arrow", "items.arrow"
 # How many bits the rows' order may take to be sorted as one number, int64.
@@ -35,19 +35,19 @@ class ScoredRows:
     """
     The rows of one file, or folder, of lists, to be scanned as often as needed.
 
-    frame      [owner: str, item: str, score: f64, finite, and title: str, if there is such a column], kept rows only
-    rows       how many there were, those left out among them
-    kept       how many were not left out
-    left_out   how many rows were left out, by reason; zeros not listed
-    id_bytes   bytes of all owners and items of the rows that are kept
-    owners     owners of rows sampled at even distances, ascending, with repetitions
+    frame        [owner: str, item: str, score: f64, finite, and title: str, if there is such a column], kept rows only
+    rows         how many there were, those left out among them
+    kept         how many were not left out
+    left_out     how many rows were left out, by reason; zeros not listed
+    owner_bytes  bytes of the owners of all rows that are kept
+    owners       owners of rows sampled at even distances, ascending, with repetitions
     """
 
     frame: pl.LazyFrame
     rows: int
     kept: int
     left_out: dict[str, int]
-    id_bytes: int
+    owner_bytes: int
     owners: pl.Series
 
 
@@ -105,7 +105,7 @@ class SortedLists:
                 lists, items = pl.read_ipc(partition / _LISTS), pl.read_ipc(partition / _ITEMS)
             yield RankedLists(
                 lists.get_column("owner").to_list(),
-                lists.get_column("length").to_numpy(),
+                lists.get_column("length").to_numpy().astype(np.int64),
                 items.get_column("item").to_numpy(),
                 items.get_column("score").to_numpy(),
             )
@@ -159,7 +159,8 @@ def rank_rows(rows: pl.DataFrame, order: ItemOrder, length: int) -> tuple[Ranked
     owner = rows.get_column("owner").cast(pl.Enum(names)).to_physical().to_numpy()
     # Negated, so that the best is first; from zero, as there is one zero only then.
     losses, loss = np.unique(0.0 - rows.get_column("score").to_numpy(), return_inverse=True)
-    owner, loss, item = _sorted((owner, len(names)), (loss, len(losses)), (order.ranks[rows["item"]], len(order.ranks)))
+    item = order.ranks[rows.get_column("item").to_numpy()]
+    owner, loss, item = _sorted((owner, len(names)), (loss, len(losses)), (item, len(order.ranks)))
     again = _repeated(owner, item, len(order.ranks))
     if repeated := int(again.sum()):
         owner, loss, item = owner[~again], loss[~again], item[~again]
@@ -205,7 +206,7 @@ def _repeated(owner: npt.NDArray[np.int64], item: npt.NDArray[np.int64], items: 
 
 def _write(lists: RankedLists, partition: Path) -> None:
     partition.mkdir()
-    pl.DataFrame({"owner": lists.owners, "length": lists.lengths}).write_ipc(partition / _LISTS)
+    pl.DataFrame({"owner": lists.owners, "length": lists.lengths.astype(np.uint16)}).write_ipc(partition / _LISTS)
     pl.DataFrame({"item": lists.items, "score": lists.scores}).write_ipc(partition / _ITEMS)
 
 
@@ -219,34 +220,29 @@ def _bounds(scored: ScoredRows) -> pl.Series:
 def _partition(scored: ScoredRows, numbers: ItemNumbers, bounds: pl.Series, folder: Path) -> Iterator[int]:
     """Write each row into the folder of its partition; yield how many rows are written."""
     buffer, done = list[pl.DataFrame](), 0
-
-    def spill() -> int:
-        rows = pl.concat(buffer)
-        buffer.clear()
-        return _spill(rows.with_columns(numbers.number(rows.get_column("item"))), bounds, folder, done)
-
     with _disk_errors(folder):
         for batch in scored.frame.select("owner", "item", "score").collect_batches(maintain_order=False):
             buffer.append(batch)
             if sum(frame.height for frame in buffer) >= PARTITION_ROWS:
-                done += spill()
+                done += _spill(pl.concat(buffer), numbers, bounds, folder, f"{done}.arrow")
+                buffer.clear()
                 yield done
         if buffer:
-            yield done + spill()
+            yield done + _spill(pl.concat(buffer), numbers, bounds, folder, f"{done}.arrow")
 
 
-def _spill(rows: pl.DataFrame, bounds: pl.Series, folder: Path, name: int) -> int:
+def _spill(rows: pl.DataFrame, numbers: ItemNumbers, bounds: pl.Series, folder: Path, name: str) -> int:
     # Computed here, for inside a query it would not stream: the whole file would be in memory.
     partition = bounds.search_sorted(rows.get_column("owner"), side="right")
-    parts = rows.with_columns(partition=partition).partition_by("partition", as_dict=True, include_key=False)
-    for (number,), part in parts.items():
+    numbered = rows.with_columns(numbers.number(rows.get_column("item")), partition=partition)
+    for (number,), part in numbered.partition_by("partition", as_dict=True, include_key=False).items():
         (folder / str(number)).mkdir(exist_ok=True)
-        part.write_ipc(folder / str(number) / f"{name}.arrow")
+        part.write_ipc(folder / str(number) / name)
     return rows.height
 
 
 def _check_free_space(scored: ScoredRows, folder: Path) -> None:
-    needed = int((scored.id_bytes + scored.kept * _ROW_BYTES) * DISK_FACTOR)
+    needed = int((scored.owner_bytes + scored.kept * _ROW_BYTES) * DISK_FACTOR)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DataError(

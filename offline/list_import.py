@@ -123,13 +123,13 @@ def read_scored(
     guessed = (owner, item, "score", "title")
     columns = choose_columns(named, list(tables[0].schema), str(path), guessed=guessed, required=required)
     rows = Rows(tables, [_shape(table, columns, owner, item) for table in tables])
-    id_bytes = (pl.col("owner").str.len_bytes().cast(pl.Int64) + pl.col("item").str.len_bytes()).sum()
-    survey = rows.survey(path, "score", columns["score"], id_bytes.alias("id_bytes"), advice="mend the rows")
+    owner_bytes = pl.col("owner").str.len_bytes().cast(pl.Int64).sum().alias("owner_bytes")
+    survey = rows.survey(path, "score", columns["score"], owner_bytes, advice="mend the rows")
     sampled = rows.kept.filter(pl.col("row") % -(-survey.rows // _SAMPLED_OWNERS) == 0).select("owner")
     with data_errors(path):
         owners = sampled.collect(engine="streaming").to_series().sort()
     kept = rows.kept.drop("row")
-    return ScoredRows(kept, survey.rows, survey.kept["rows"], survey.left_out, survey.kept["id_bytes"], owners)
+    return ScoredRows(kept, survey.rows, survey.kept["rows"], survey.left_out, survey.kept["owner_bytes"], owners)
 
 
 def _shape(table: Table, columns: Mapping[str, str], owner: str, item: str) -> TableShape:
