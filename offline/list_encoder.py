@@ -37,13 +37,13 @@ class RankedLists:
     Lists one after another, each best first.
 
     owners    whose they are
-    lengths   how many items each has, int64 [lists]
+    lengths   how many items each has [lists]
     items     their numbers, integers from 0 [sum of lengths]
     scores    float64 [sum of lengths]
     """
 
     owners: Sequence[str]
-    lengths: npt.NDArray[np.int64]
+    lengths: npt.NDArray[Any]
     items: npt.NDArray[Any]
     scores: npt.NDArray[np.float64]
 

@@ -13,9 +13,11 @@ import polars as pl
 from offline.errors import DataError
 from offline.external_sort import ItemNumbers, ScoredRows, SortedLists, rank_rows, sort_lists
 from offline.input.columns import choose_columns, number_of
-from offline.input.files import Table, data_errors, find_files, fingerprint, open_tables
-from offline.input.rows import Rows, TableShape, id_reasons, item_titles, text_column
+from offline.input.files import Format, data_errors, find_files, fingerprint
+from offline.input.rows import Rows, TableShape, id_reasons, item_titles, read_titles
+from offline.input.tables import Table, open_tables, with_whole_numbers
 from offline.list_encoder import ListEncoder, RankedLists, check_length
+from offline.measurement import Items, Observe, ignore
 from stores.keys import ITEM, OVERALL, POPULAR, USER
 from stores.manifest import MAX_POPULAR_LISTS
 from stores.store import Plan, Row
@@ -66,9 +68,13 @@ class ImportedLists:
         self.rows, self.left_out = scored.rows, dict(scored.left_out)
         if self._users.duplicates:
             self.left_out["named twice"] = self._users.duplicates
-        titles = item_titles(scored.frame, settings.lists, settings.titles, settings.columns, settings.delimiter)
+        if settings.titles is None:
+            titles = item_titles(scored.frame, str(settings.lists))
+        else:
+            titles = read_titles(settings.titles, settings.columns, Format(settings.delimiter))
         self._items = numbers.ids()
         self._titles = [titles.get(item) for item in self._items] if titles else [None] * len(self._items)
+        self._catalogue = len(titles.keys() | set(self._items))
         self._encoder = ListEncoder(self._items.to_list(), self._titles)
 
     def plan(self) -> Plan:
@@ -92,15 +98,23 @@ class ImportedLists:
             "left_out": self.left_out,
         }
 
-    def batches(self) -> Iterator[list[Row]]:
-        """Yield all rows in ascending order of key bytes, a few thousand at a time."""
-        for kind, partitions in (
-            (ITEM, self._similar.read() if self._similar is not None else ()),
-            (POPULAR, [self._popular]),
-            (USER, self._users.read()),
-        ):
-            for lists in partitions:
-                yield from (self._encoder.rows(kind, batch) for batch in lists.batches(_BATCH))
+    def items(self) -> Items:
+        """Return all items; the catalogue is what all the files name, and not known where there are only the lists."""
+        overall = next(self._popular.batches(1))  # ahead of the segments, whose names are longer than its own
+        given = (self._settings.similar, self._settings.popular, self._settings.titles)
+        return Items(self._items.to_list(), overall.items, self._catalogue if any(given) else None)
+
+    def batches(self, observe: Observe = ignore) -> Iterator[list[Row]]:
+        """Yield all rows in ascending order of key bytes, a few thousand at a time; those of users are observed."""
+        for lists in self._similar.read() if self._similar is not None else ():
+            yield from self._rows(ITEM, lists)
+        yield from self._rows(POPULAR, self._popular)
+        for lists in self._users.read():
+            observe(lists.owners, lists.items, lists.lengths)
+            yield from self._rows(USER, lists)
+
+    def _rows(self, kind: str, lists: RankedLists) -> Iterator[list[Row]]:
+        return (self._encoder.rows(kind, batch) for batch in lists.batches(_BATCH))
 
     def _read(self, path: Path | None, owner: str, item: str) -> ScoredRows | None:
         if path is None:
@@ -118,17 +132,20 @@ def read_scored(
     without an owner or an item are left out. Raises DataError for what cannot be read, for a score that is not a finite
     number, and where nothing is left.
     """
-    tables = open_tables(path, delimiter)
+    tables = open_tables(find_files(path), Format(delimiter), str(path))
     required = [role for role in (owner, item, "score") if role != "segment"]
     guessed = (owner, item, "score", "title")
     columns = choose_columns(named, list(tables[0].schema), str(path), guessed=guessed, required=required)
+    tables, _ = with_whole_numbers(tables, [columns[role] for role in (owner, item) if role in columns])
     rows = Rows(tables, [_shape(table, columns, owner, item) for table in tables])
     owner_bytes = pl.col("owner").str.len_bytes().cast(pl.Int64).sum().alias("owner_bytes")
-    survey = rows.survey(path, "score", columns["score"], owner_bytes, advice="mend the rows")
-    sampled = rows.kept.filter(pl.col("row") % -(-survey.rows // _SAMPLED_OWNERS) == 0).select("owner")
+    survey = rows.survey(str(path), "score", columns["score"], owner_bytes, advice="mend the rows")
+    sampled = rows.kept.filter(pl.col("row") % -(-survey.rows // _SAMPLED_OWNERS) == 0).select(
+        pl.col("owner").fill_null("")
+    )
     with data_errors(path):
         owners = sampled.collect(engine="streaming").to_series().sort()
-    kept = rows.kept.drop("row")
+    kept = rows.kept.drop("row").with_columns(pl.col("owner").fill_null(""))
     return ScoredRows(kept, survey.rows, survey.kept["rows"], survey.left_out, survey.kept["owner_bytes"], owners)
 
 
@@ -138,12 +155,12 @@ def _shape(table: Table, columns: Mapping[str, str], owner: str, item: str) -> T
     # The digits of a float32 are those that it is written with, rather than those of the double that is nearest.
     is_float32 = table.schema[name] == pl.Float32
     score = pl.col(name).cast(pl.String).cast(pl.Float64) if is_float32 else number_of(name, table.schema[name])
-    ids = {"owner": text_column(table, columns.get(owner)), "item": text_column(table, columns[item])}
-    values = [*(text.fill_null("").alias(name) for name, text in ids.items()), score.alias("score")]
+    values = [table.text(columns.get(owner)).alias("owner"), table.text(columns[item]).alias("item")]
+    values.append(score.alias("score"))
     if "title" in columns:
-        values.append(text_column(table, columns["title"]).alias("title"))
-    left_out = id_reasons({owner: ids["owner"], item: ids["item"]})
-    return TableShape(values, left_out, ~score.is_finite().fill_null(value=False))
+        values.append(table.text(columns["title"]).alias("title"))
+    left_out = id_reasons({owner: "owner", item: "item"})
+    return TableShape(values, left_out, ~pl.col("score").is_finite().fill_null(value=False))
 
 
 def _popular(scored: ScoredRows | None, users: SortedLists, numbers: ItemNumbers, length: int) -> RankedLists:

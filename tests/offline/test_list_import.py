@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from offline import external_sort
 from offline.errors import DataError, SettingError
+from offline.input.columns import NULL_VALUES
 from offline.list_import import ImportedLists, ImportSettings
 from offline.lists import ListSettings, ModelLists
 from offline.publish import publish
@@ -26,7 +27,9 @@ from stores.verification import verify
 from tests.support.interactions import checkerboard_model
 from tests.support.soak import SEED, scaled
 
-ids = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=4).filter(lambda text: text.strip())
+ids = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=4).filter(
+    lambda text: text.strip() not in ("", *NULL_VALUES)
+)
 scored_rows = st.lists(st.tuples(ids, ids, st.floats(allow_nan=False, allow_infinity=False)), min_size=1, max_size=60)
 
 
@@ -243,3 +246,11 @@ async def test_a_model_is_ranked_again_and_its_draft_finished(monkeypatch: pytes
     assert (result.manifest.release, result.skipped) == (draft.id, 10 if encoding == "json" else 6)
     assert (await store.catalogue()).live == draft.id
     await verify(store, draft.ref)
+
+
+def test_ids_are_read_as_a_training_reads_them(tmp_path: Path) -> None:
+    rows = "17850.0,i,1\n12.0,i,2\nNULL,i,3\n,i,4\n"
+    (tmp_path / "lists.csv").write_text("user,item,score\n" + rows)
+    made = imported(tmp_path, tmp_path / "lists.csv")
+    assert set(rows_of(made)) == {"popular:", "user:12", "user:17850"}
+    assert made.left_out == {"no user": 2}
