@@ -94,6 +94,11 @@ def _put_in_place(draft: Path, path: Path, old: Path) -> None:
         raise
 
 
+def is_model(path: Path) -> bool:
+    """Return whether *path* is a model folder, whole or not."""
+    return (path / _DESCRIPTION).is_file()
+
+
 def check_target(path: Path) -> None:
     """Raise DataError unless a model may be written to *path*: nothing is there, an empty folder, or another model."""
     try:
@@ -108,7 +113,7 @@ def check_target(path: Path) -> None:
 
 def load(path: Path) -> Model:
     """Read the model folder *path*; raises DataError when it is missing, cut, of another format or not a model."""
-    description = _description(path)
+    description = describe(path)
     with _load_errors(path):
         for name, size in description["files"].items():
             if (path / name).stat().st_size != size:
@@ -230,10 +235,11 @@ def _read_popular(path: Path) -> dict[str | None, Popular]:
     }
 
 
-def _description(path: Path) -> dict[str, Any]:
+def describe(path: Path) -> dict[str, Any]:
+    """Read what the model folder *path* says of itself, its model.json; raises DataError as `load` does."""
     if not path.is_dir():
         raise DataError(f"There is no model folder {path}; hotplate train DATA --out {path} makes one.")
-    if not (path / _DESCRIPTION).is_file():
+    if not is_model(path):
         raise DataError(f"The folder {path} is not a model: it has no {_DESCRIPTION}.")
     with _load_errors(path):
         description = json.loads((path / _DESCRIPTION).read_text())
