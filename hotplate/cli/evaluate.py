@@ -16,6 +16,7 @@ from hotplate.cli.terminal import (
     out,
     print_json,
     print_rows_read,
+    require_folder,
     table,
     with_store,
 )
@@ -26,9 +27,10 @@ if TYPE_CHECKING:
     import polars as pl
     from rich.table import Table
 
-    from offline.evaluate.candidate import Candidate
+    from offline.evaluate.candidate import Candidate, LiveRelease
     from offline.evaluate.comparison import Comparison
     from offline.evaluate.list_evaluation import Evaluator, ListEvaluation, Measured
+    from offline.evaluate.report import ReadLive
     from stores.store import Store
 
 
@@ -99,6 +101,37 @@ def lists(
     else:
         print_rows_read(evaluator.truth.rows, truth, evaluator.truth.left_out)
         _print_evaluation(found)
+
+
+@app.command()
+def report(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder, as `hotplate train` writes it.")],
+    page: Annotated[Path, typer.Option("--out", help="Write the page to this file.")] = Path("evaluation.html"),
+    store: Annotated[
+        str | None, option("--store", "Compare with what is live in the store at this URL, too.", metavar="URL")
+    ] = None,
+    as_json: Annotated[bool, option("--json", "Print what the page says as one JSON object, and write none.")] = False,
+) -> None:
+    """Lay out how good a model is as one HTML file: beside its baselines and what is live, with sample lists.
+
+    The file holds all that it shows. Its first line says whether a baseline is better.
+
+    Example: hotplate evaluate report model --out report.html --store file:///var/lib/hotplate
+    """
+    from offline.evaluate.report import gather
+
+    if as_json:
+        print_json(gather(model, _live_reader(store)))
+        return
+    from bench.report.evaluation import write_page
+
+    require_folder(page)
+    facts = gather(model, _live_reader(store))
+    write_page(facts, page)
+    out.print(f"{facts['verdict']['sentence']}.")
+    for remark in facts["verdict"]["remarks"]:
+        out.print(remark)
+    out.print(f"report written to {page}")
 
 
 @app.command()
@@ -188,12 +221,23 @@ def _candidate(
     return from_files(path, pairs, k, named, delimiter)
 
 
+def _live_reader(url: str | None) -> "ReadLive | None":
+    """Return what reads the live release of a store; None where no store was named."""
+    if url is None:
+        return None
+    from offline.evaluate.candidate import read_live
+
+    def read(users: "Sequence[str]", k: int) -> "LiveRelease | None":
+        return with_store(url, lambda opened: read_live(opened, users, k))
+
+    return read
+
+
 def _compare_models(first: str, second: str) -> "Comparison":
     from offline.evaluate.comparison import compare_records
     from offline.model import describe
 
-    records = [describe(Path(each))["metrics"] for each in (first, second)]
-    return compare_records((first, second), *records)
+    return compare_records((first, second), describe(Path(first)), describe(Path(second)))
 
 
 def _print_evaluation(found: "ListEvaluation") -> None:

@@ -1,8 +1,9 @@
 """Candidates: lists for the users of a truth, of whatever origin: files, a model, or a release of a store."""
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -44,6 +45,15 @@ class Candidate:
     predictions: pl.DataFrame
     popular: pl.Series | None = None
     history: Matrix | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LiveRelease:
+    """What is live in a store: its id, what its manifest says of its origin, and the items of users' lists, by user."""
+
+    id: str
+    about: Mapping[str, Any]
+    lists: Mapping[str, Sequence[str]]
 
 
 def from_files(
@@ -108,20 +118,38 @@ async def from_release(reader: Reader, release: ReleaseRef, origin: str, pairs: 
     Raises ReleaseCorrupt for a damaged list, and StoreError where one cannot be read.
     """
     decode = await load_decode(reader, release, await load_manifest(reader, release))
-    users = pairs.get_column("user").unique().sort().to_list()
-    columns: dict[str, list[str | float]] = {name: [] for name in _SCHEMA}
-    for start in range(0, len(users), reader.batch):
-        keys = [USER + user for user in users[start : start + reader.batch]]
-        for key, slot in zip(keys, await reader.get_many(release, keys), strict=True):
-            items = _items(key, slot, decode)
-            columns["user"] += [key.removeprefix(USER)] * len(items)
-            columns["item"] += [item["id"] for item in items]
-            columns["score"] += [item["score"] for item in items]
+    columns: dict[str, list[Any]] = {name: [] for name in _SCHEMA}
+    async for user, items in _read_lists(reader, release, decode, pairs.get_column("user").unique().sort().to_list()):
+        columns["user"] += [user] * len(items)
+        columns["item"] += [item["id"] for item in items]
+        columns["score"] += [item["score"] for item in items]
     (slot,) = await reader.get_many(release, [POPULAR + OVERALL])
+    popular = [item["id"] for item in _items(POPULAR + OVERALL, slot, decode)]
     whole = pl.DataFrame(columns, schema=_SCHEMA)
     lists = whole.group_by("user", maintain_order=True).head(k)
-    popular = pl.Series("item", [item["id"] for item in _items(POPULAR + OVERALL, slot, decode)], dtype=pl.String)
-    return Candidate(origin, lists, _predictions(whole, pairs), popular)
+    return Candidate(origin, lists, _predictions(whole, pairs), pl.Series("item", popular, dtype=pl.String))
+
+
+async def read_live(reader: Reader, users: Sequence[str], k: int) -> LiveRelease | None:
+    """Read *k* items of the lists of *users* in the live release; None where nothing is live. Raises as above."""
+    release = (await reader.catalogue()).live_ref
+    if release is None:
+        return None
+    manifest = await load_manifest(reader, release)
+    decode = await load_decode(reader, release, manifest)
+    found = _read_lists(reader, release, decode, users)
+    lists = {user: [item["id"] for item in items[:k]] async for user, items in found if items}
+    return LiveRelease(release.id, manifest.about, lists)
+
+
+async def _read_lists(
+    reader: Reader, release: ReleaseRef, decode: Decode, users: Sequence[str]
+) -> AsyncIterator[tuple[str, list[encoding.Item]]]:
+    for start in range(0, len(users), reader.batch):
+        chunk = users[start : start + reader.batch]
+        slots = await reader.get_many(release, [USER + user for user in chunk])
+        for user, slot in zip(chunk, slots, strict=True):
+            yield user, _items(USER + user, slot, decode)
 
 
 def _items(key: str, slot: Slot, decode: Decode) -> list[encoding.Item]:

@@ -79,20 +79,24 @@ def compare_users(names: tuple[str, str], a: UserMetrics, b: UserMetrics) -> Com
     return Comparison(*names, a.k, len(a.users), paired=True, changes=changes)
 
 
-def compare_records(names: tuple[str, str], a: Mapping[str, Any] | None, b: Mapping[str, Any] | None) -> Comparison:
+def compare_records(names: tuple[str, str], a: Mapping[str, Any], b: Mapping[str, Any]) -> Comparison:
     """
-    Compare two evaluations as model folders keep them; those of the same users are not known any more.
+    Compare the evaluations in what two model folders say of themselves; the users of each are not known any more.
 
     Raises DataError where one has none, or they are of different tests, whose metrics cannot be compared.
     """
-    for name, record in zip(names, (a, b), strict=True):
-        if not record or "model" not in record:
+    for name, each in zip(names, (a, b), strict=True):
+        if "model" not in (each["metrics"] or {}):
             raise DataError(f"The model {name} was trained without an evaluation; give --truth to hold both against.")
-    before, after = dict(a or {}), dict(b or {})
-    for what in ("split", "k", "test_pairs"):
-        if before[what] != after[what]:
+    before, after = a["metrics"], b["metrics"]
+    tests = [
+        {"data": each["data"].get("fingerprint")} | {what: each["metrics"][what] for what in ("split", "k")}
+        for each in (a, b)
+    ]
+    for what, one in tests[0].items():
+        if one != tests[1][what]:
             raise DataError(
-                f"The two models were not evaluated on the same test ({what}: {before[what]} and {after[what]}); give "
+                f"The two models were not evaluated on the same test ({what}: {one} and {tests[1][what]}); give "
                 "--truth to hold both against."
             )
     changes = tuple(
@@ -103,5 +107,5 @@ def compare_records(names: tuple[str, str], a: Mapping[str, Any] | None, b: Mapp
 
 def _of_separate(metric: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> Interval | None:
     """Return all differences that two intervals leave open."""
-    first, second = (each["model"].get("intervals", {}).get(metric) for each in (a, b))
+    first, second = (each.get("intervals", {}).get(metric) for each in (a, b))
     return None if first is None or second is None else (second[0] - first[1], second[1] - first[0])

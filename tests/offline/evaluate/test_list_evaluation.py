@@ -133,8 +133,10 @@ def test_the_same_lists_differ_by_nothing_and_better_ones_by_more(tmp_path: Path
 
 
 def test_records_of_two_tests_are_not_compared() -> None:
-    record = {"split": {"kind": "random"}, "k": 10, "test_pairs": 5, "model": {}}
-    with pytest.raises(DataError, match="not evaluated on the same test"):
-        compare_records(("a", "b"), record, record | {"k": 20})
+    record = {"split": {"kind": "random"}, "k": 10, "model": {}}
+    model = {"metrics": record, "data": {"fingerprint": "f"}}
+    for other in ({"metrics": record | {"k": 20}}, {"data": {"fingerprint": "g"}}):
+        with pytest.raises(DataError, match="not evaluated on the same test"):
+            compare_records(("a", "b"), model, model | other)
     with pytest.raises(DataError, match="model b was trained without an evaluation"):
-        compare_records(("a", "b"), record, None)
+        compare_records(("a", "b"), model, model | {"metrics": None})
