@@ -36,6 +36,7 @@ class TrainSettings:
     min_per_user: int = 1
     min_per_item: int = 1
     split: SplitOptions | None = field(default_factory=SplitOptions)
+    seeds: int = 1
     k: int = 10
     params: Params = field(default_factory=ALSParams)
     popular_length: int = 100
@@ -112,9 +113,13 @@ def train(settings: TrainSettings, out: Path, on_progress: Progress | None = Non
                 settings.params,
                 settings.split,
                 k=settings.k,
+                seeds=settings.seeds,
                 on_iteration=partial(report, "evaluate"),
             )
-        note = f"{matrix.user_items.nnz} pairs are too few to hold some back, so there was no evaluation."
+        note = (
+            f"The split {settings.split.kind} of {matrix.user_items.nnz:,} pairs leaves none to learn from, or none to "
+            "test on, so there was no evaluation."
+        )
     with _stage("fit", seconds, report):
         ranker = fit(matrix.user_items, settings.params, partial(report, "fit"))
     metrics = evaluation.to_json() if evaluation else None

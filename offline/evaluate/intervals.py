@@ -1,6 +1,7 @@
 """Intervals of 95 %: of means over users, by the bootstrap, and of means over several splits, by Student's t."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -8,6 +9,7 @@ from scipy.special import stdtrit
 
 Interval = tuple[float, float]
 Values = npt.NDArray[np.float64]
+Name = TypeVar("Name", bound=Hashable)
 RESAMPLES = 1000
 _TAILS = (0.025, 0.975)
 _AT_ONCE = 100
@@ -44,7 +46,7 @@ def percentiles(resampled: Values) -> Interval | None:
     return float(low), float(high)
 
 
-def bootstrap(values: Mapping[str, Values], seed: int = 42, resamples: int = RESAMPLES) -> dict[str, Interval]:
+def bootstrap(values: Mapping[Name, Values], seed: int = 42, resamples: int = RESAMPLES) -> dict[Name, Interval]:
     """
     Return for each metric of *values* (by name, [users], NaN for users that do not count) the interval of its mean.
 

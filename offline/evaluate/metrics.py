@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_matrix, diags_array
 
-from offline.evaluate.splits import Mask, Parts
+from offline.evaluate.splits import Mask, Parts, pair_keys
 from offline.input.matrix import Floats, Indices, UserItems
 from offline.train.engine import Ranker
 
@@ -74,7 +74,6 @@ class ListMetrics:
 
 
 RANKING = tuple(field.name for field in fields(RankingMetrics) if field.type is float)
-PER_LIST = ("diversity", "novelty", "popular_share")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,11 +138,9 @@ def _hits(recommended: Indices, test: UserItems, users: Indices) -> Mask:
     """Return [users, k]: whether the item at that rank of the list is among the user's test items."""
     if test.nnz == 0:
         return np.zeros((len(users), recommended.shape[1]), dtype=np.bool_)
-    items = test.shape[1]
-    owners = np.repeat(np.arange(test.shape[0], dtype=np.int64), np.diff(test.indptr))
-    keys = np.sort(owners * items + test.indices)
+    keys = np.sort(pair_keys(test))
     lists = recommended[users]
-    wanted = users.astype(np.int64)[:, None] * items + lists
+    wanted = users.astype(np.int64)[:, None] * test.shape[1] + lists
     places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
     hits: Mask = (lists >= 0) & (keys[places] == wanted)
     return hits
