@@ -27,8 +27,8 @@ LONG_TAIL = (
 REACHED = "How many different items stand in the first so many places of all lists."
 TRIALS = "Each cell that the search tried, on a split within what was learnt from; the test was not touched."
 SAMPLES = (
-    "At even distances from the least to the most active user. History: the latest first, or the heaviest where there "
-    "are no times."
+    "From the least to the most active user. Of histories the latest come first, or the heaviest where there are no "
+    "times."
 )
 METHOD = """
 Metrics are averages over users who have something held back; who has no list counts with zeros. As served, who has no
@@ -167,7 +167,7 @@ def _tuning(tuning: Facts) -> str:
 def _samples(samples: Sequence[Facts]) -> str:
     parts = []
     for each in samples:
-        columns = [map(_item, each["history"]), (f"{_item(one)} · {one['score']:.3g}" for one in each["list"])]
+        columns = [map(_item, each["history"]), map(_item, each["list"])]
         headings = [f"history, of {each['activity']:,}", "list"]
         if each["live"] is not None:
             headings.append("live list")

@@ -20,6 +20,7 @@ from hotplate.cli.terminal import (
     table,
     with_store,
 )
+from hotplate.cli.train import metric_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -52,6 +53,8 @@ app = typer.Typer(
     "Example: hotplate evaluate lists.parquet test.csv --train train.csv",
 )
 
+# As `hotplate train` prints metrics.
+HALF = "(± half of the 95 % interval)"
 ORIGIN = (
     "Rows of user, item and score as `import` reads them, a model folder, or the URL of a store, with #RELEASE at its "
     "end for another than the live one."
@@ -243,7 +246,7 @@ def _compare_models(first: str, second: str) -> "Comparison":
 def _print_evaluation(found: "ListEvaluation") -> None:
     ranking = found.ranking.metrics
     missing = ranking.users - ranking.users_with_lists
-    out.print(f"{found.pairs:,} pairs of {ranking.users:,} users, measured at {ranking.k}:")
+    out.print(f"{found.pairs:,} pairs of {ranking.users:,} users, measured at {ranking.k} {HALF}:")
     shown = {"lists": found.ranking, "lists, as served": found.as_served, "popularity": found.popularity}
     out.print(_metrics_table({name: each for name, each in shown.items() if each is not None}))
     if missing:
@@ -259,18 +262,11 @@ def _print_evaluation(found: "ListEvaluation") -> None:
 
 
 def _metrics_table(shown: "Mapping[str, Measured[Any]]") -> "Table":
-    """Make a table of metrics, each with its interval, and the columns *shown*."""
+    """Make a table of metrics with the columns *shown*."""
     from dataclasses import asdict
 
-    by_name = {name: asdict(each.metrics) for name, each in shown.items()}
-    metrics = [metric for metric, value in next(iter(by_name.values())).items() if isinstance(value, float)]
-
-    def cell(name: str, metric: str) -> str:
-        interval = shown[name].intervals.get(metric)
-        value = f"{by_name[name][metric]:.4f}"
-        return value if interval is None else f"{value} ({interval[0]:.3f}…{interval[1]:.3f})"
-
-    return table(("", *shown), [(metric, *(cell(name, metric) for name in shown)) for metric in metrics])
+    measured = [(asdict(each.metrics), each.intervals) for each in shown.values()]
+    return table(("", *shown), metric_rows(measured))
 
 
 def _print_comparison(found: "Comparison") -> None:

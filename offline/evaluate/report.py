@@ -88,11 +88,14 @@ def _split_in_words(record: Mapping[str, Any]) -> str:
 
 
 def _spread(model: Model) -> Indices:
-    """Return a few users at even distances from the least to the most active."""
+    """Return a few users from the least to the most active one, by the logarithm of how many items they have."""
     activity = np.diff(model.matrix.user_items.indptr)
     order = np.argsort(activity, kind="stable")
-    places = np.linspace(0, len(order) - 1, min(_SHOWN_USERS, len(order))).round().astype(np.int64)
-    return order[places].astype(np.int32)
+    least, most = max(1, activity.min()), max(1, activity.max())
+    places = np.searchsorted(activity[order], np.geomspace(least, most, _SHOWN_USERS))
+    others = np.linspace(0, len(order) - 1, 2 * _SHOWN_USERS).round().astype(np.int64)
+    chosen = list(dict.fromkeys([*np.minimum(places, len(order) - 1).tolist(), *others.tolist()]))[:_SHOWN_USERS]
+    return order[sorted(chosen)].astype(np.int32)
 
 
 def _sampled(count: int, shown: Indices) -> Indices:
