@@ -214,7 +214,7 @@ def _described(params: Facts) -> str:
 
 def _subject(subject: Facts) -> str:
     if subject["role"] == "live":
-        return ", ".join(each for each in ("live", subject["note"]) if each)
+        return "live, otherwise drawn" if subject["note"] else "live"
     return f"{subject['name']} ({'this model' if subject['role'] == 'model' else 'baseline'})"
 
 

@@ -12,6 +12,7 @@ from offline.evaluate.intervals import bootstrap
 from offline.evaluate.metrics import measure_lists
 from offline.evaluate.verdict import live_subject, subjects_of, verdict_on
 from offline.input.matrix import Floats, Indices
+from offline.measurement import common
 from offline.model import Model, describe, load
 
 FORMAT = 1
@@ -112,10 +113,9 @@ def _overlap(model: Model, live: LiveRelease, users: Indices, items: Indices) ->
     """Return how many items the lists have in common with those that are live: of the longer of a user's two lists."""
     ids, shares = model.matrix.item_ids, list[float]()
     for user, row in zip(users.tolist(), items, strict=True):
-        before = live.lists.get(model.matrix.user_ids[user])
-        now = {ids[item] for item in row[row >= 0].tolist()}
-        if before and now:
-            shares.append(len(now & set(before)) / max(len(now), len(before)))
+        now = [ids[item] for item in row[row >= 0].tolist()]
+        if now and (before := live.lists.get(model.matrix.user_ids[user])):
+            shares.append(common(now, before))
     overlap = float(np.mean(shares)) if shares else None
     return {"release": live.id, "users": len(shares), "overlap": overlap}
 

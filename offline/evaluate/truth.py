@@ -2,14 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 import polars as pl
 
 from offline.input.columns import choose_columns, number_of
-from offline.input.files import Table, data_errors, open_tables
+from offline.input.files import Format, data_errors, find_files
 from offline.input.matrix import Matrix, to_matrix
-from offline.input.rows import Rows, TableShape, id_reasons, text_column
+from offline.input.rows import Rows, TableShape, id_reasons
+from offline.input.tables import Table, open_tables, with_whole_numbers
 
 _ROLES = ("user", "item")
 
@@ -42,10 +44,11 @@ def read_truth(path: Path, named: Mapping[str, str | None], delimiter: str | Non
     only where it is named, and is the mean of a pair's rows. Raises DataError for what cannot be read, for a rating
     that is not a finite number, and where nothing is left.
     """
-    tables = open_tables(path, delimiter)
+    tables = open_tables(find_files(path), Format(delimiter), str(path))
     columns = choose_columns(named, list(tables[0].schema), str(path), guessed=_ROLES, required=_ROLES)
+    tables, _ = with_whole_numbers(tables, [columns[role] for role in _ROLES])
     rows = Rows(tables, [_shape(table, columns) for table in tables])
-    survey = rows.survey(path, "rating", columns.get("rating"), advice="mend the rows")
+    survey = rows.survey(str(path), "rating", columns.get("rating"), advice="mend the rows")
     ratings = [pl.col("rating").mean()] if "rating" in columns else []
     with data_errors(path):
         pairs = rows.kept.group_by(_ROLES).agg(ratings).sort(_ROLES).collect(engine="streaming")
@@ -58,12 +61,12 @@ def read_history(path: Path, named: Mapping[str, str | None], delimiter: str | N
 
 
 def _shape(table: Table, columns: Mapping[str, str]) -> TableShape:
-    ids = {role: text_column(table, columns[role]) for role in _ROLES}
-    values, left_out, invalid = [text.alias(role) for role, text in ids.items()], id_reasons(ids), pl.lit(value=False)
+    values = [table.text(columns[role]).alias(role) for role in _ROLES]
+    left_out, invalid = id_reasons({role: role for role in _ROLES}), pl.lit(value=False)
     if "rating" in columns:
-        name = columns["rating"]
-        rating = number_of(name, table.schema[name])
-        values.append(rating.alias("rating"))
-        left_out["no rating"] = text_column(table, name).is_null()
-        invalid = ~rating.is_finite().fill_null(value=False)
+        name, rating = columns["rating"], pl.col("rating")
+        number = number_of(name, table.schema[name]).fill_null(inf).fill_nan(None)
+        values.append(pl.when(~table.is_absent(name)).then(number).alias("rating"))
+        left_out["no rating"] = rating.is_null()
+        invalid = rating.is_infinite()
     return TableShape(values, left_out, invalid)

@@ -55,10 +55,16 @@ def subjects_of(record: Mapping[str, Any] | None) -> list[Subject]:
 def live_subject(record: Mapping[str, Any], live: str, about: Mapping[str, Any], fingerprint: str) -> Subject | None:
     """Return the live release as its manifest has it; None where it was measured in another way than *record*."""
     before = about.get("metrics") or {}
-    if "model" not in before or any(before.get(what) != record[what] for what in ("split", "k")):
+    if "model" not in before or _protocol(before) != _protocol(record):
         return None
-    note = "" if about.get("data") == fingerprint else "of other data"
-    return _subject(live, "live", before, before["model"], note)
+    same = about.get("data") == fingerprint and before.get("split") == record["split"]
+    return _subject(live, "live", before, before["model"], "" if same else "of another draw or other data")
+
+
+def _protocol(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what two evaluations have in common that can be compared: whatever their seed is."""
+    split = {name: value for name, value in (record.get("split") or {}).items() if name != "seed"}
+    return split, record.get("k")
 
 
 def _subject(name: str, role: Role, record: Mapping[str, Any], metrics: Mapping[str, Any], note: str = "") -> Subject:
@@ -146,7 +152,11 @@ def _chance(other: Subject, model: Subject, k: int) -> str:
 def _beside_live(live: Subject, model: Subject, k: int) -> str:
     before, now = _decisive(live), _decisive(model)
     change = "better than" if now > before else "worse than" if now < before else "as good as"
-    limits = ", on the same kind of split of other data" if live.note else ", on the same split of the same data"
+    limits = (
+        ", on the same kind of split, by another draw or of other data"
+        if live.note
+        else ", on the same split of the same data"
+    )
     return f"The model is {change} the live release {live.name}: nDCG@{k} {now:.4f} after {before:.4f}{limits}."
 
 

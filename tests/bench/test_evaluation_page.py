@@ -39,8 +39,9 @@ def test_the_page_holds_all_that_it_needs_and_titles_are_text(facts: dict[str, A
 
 
 def test_its_first_line_is_the_verdict(facts: dict[str, Any]) -> None:
-    assert f"<h1>{facts['verdict']['sentence']}.</h1>" in page(facts)
-    assert 'class="verdict bad"' not in page(facts)
+    text = page(facts)
+    assert f"<h1>{facts['verdict']['sentence']}.</h1>" in text
+    assert 'class="verdict bad"' not in text
     beaten = {"sentence": "Popularity ranks better than this <als> model", "good": False, "remarks": ()}
     text = page(facts | {"verdict": beaten})
     assert "<h1>Popularity ranks better than this &lt;als&gt; model.</h1>" in text
