@@ -84,7 +84,7 @@ def _split_in_words(record: Mapping[str, Any]) -> str:
         f"{model['users']:,} users, {model['users_with_lists']:,} of whom had a list."
     )
     if record.get("seeds", 1) > 1:
-        counts += f" All of that was done {record['seeds']} times, with other draws; figures are means."
+        counts += f" That was done {record['seeds']} times: figures are means, and intervals are of those draws."
     return " ".join([words, counts, _FLATTERS] if split["kind"] in _AT_RANDOM else [words, counts])
 
 

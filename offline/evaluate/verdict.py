@@ -94,21 +94,43 @@ def verdict_on(subjects: Sequence[Subject], k: int) -> Verdict:
     model, *others = subjects
     live = [each for each in others if each.role == "live"]
     baselines = sorted((each for each in others if each.role == "baseline"), key=_decisive, reverse=True)
-    own, named = f"nDCG@{k} {_decisive(model):.4f}", f"this {model.name} model"
-    figures = ", ".join(f"{_decisive(each):.4f} ({each.name})" for each in baselines)
     ahead = [each for each in baselines if _is_ahead(each, model)]
-    if not baselines:
-        sentence = f"{named.capitalize()} has {own}, and was compared with no baseline"
-    elif ahead:
-        who = " and ".join(each.name for each in ahead)
-        verb = "ranks" if len(ahead) == 1 else "rank"
-        sentence = f"{who.capitalize()} {verb} better than {named}: {own} against {figures}{_as_served(ahead, model)}"
-    else:
-        sentence = f"{named.capitalize()} ranks better than {_listed(baselines)}: {own} against {figures}"
-        sentence += _behind(baselines, model)
     remarks = [_chance(each, model, k) for each in baselines] + [_beside_live(each, model, k) for each in live]
-    good = bool(baselines) and not ahead and not any(_is_ahead(each, model) for each in live if not each.note)
-    return Verdict(sentence, good, tuple(remark for remark in remarks if remark))
+    good = (
+        all(_decisive(each) < _decisive(model) for each in baselines)
+        and not ahead
+        and not any(_is_ahead(each, model) for each in live if not each.note)
+    )
+    sentence = _beaten(ahead, baselines, model, k) if ahead else _unbeaten(baselines, model, k)
+    return Verdict(sentence, bool(baselines) and good, tuple(remark for remark in remarks if remark))
+
+
+def _beaten(ahead: Sequence[Subject], baselines: Sequence[Subject], model: Subject, k: int) -> str:
+    who, verb = _listed(ahead).capitalize(), "ranks" if len(ahead) == 1 else "rank"
+    if any(_decisive(each) > _decisive(model) for each in ahead):
+        return f"{who} {verb} better than this {model.name} model: {_figures(baselines, model, k)}"
+    served = ", ".join(f"{each.as_served[DECISIVE]:.4f} ({each.name})" for each in ahead)
+    figures = f"nDCG@{k} as served {model.as_served[DECISIVE]:.4f} against {served}"
+    return f"{who} {verb} better, as served, than this {model.name} model: {figures}"
+
+
+def _unbeaten(baselines: Sequence[Subject], model: Subject, k: int) -> str:
+    """Say that no baseline decides against the model, and in which metrics one is ahead nonetheless."""
+    if not baselines:
+        return f"This {model.name} model has nDCG@{k} {_decisive(model):.4f}, and was compared with no baseline"
+    equal = [each for each in baselines if _decisive(each) == _decisive(model)]
+    better = f"no better than {_listed(equal)}" if equal else f"better than {_listed(baselines)}"
+    sentence, others = f"This {model.name} model ranks {better}: {_figures(baselines, model, k)}", list[str]()
+    for each in baselines:
+        names = [name for name in (*RANKING, "auc") if each.metrics.get(name, 0.0) > model.metrics.get(name, 0.0)]
+        if names:
+            others.append(f"{each.name} is ahead in {', '.join(names)}")
+    return f"{sentence}; but {' and '.join(others)}" if others else sentence
+
+
+def _figures(baselines: Sequence[Subject], model: Subject, k: int) -> str:
+    others = ", ".join(f"{_decisive(each):.4f} ({each.name})" for each in baselines)
+    return f"nDCG@{k} {_decisive(model):.4f} against {others}"
 
 
 def _decisive(subject: Subject) -> float:
@@ -116,27 +138,9 @@ def _decisive(subject: Subject) -> float:
 
 
 def _is_ahead(other: Subject, model: Subject) -> bool:
-    """Return whether the other is better by what decides, plain or as served; equals are no worse than simple."""
+    """Return whether the other is better by what decides, plain or as served."""
     served = other.as_served.get(DECISIVE, 0.0) > model.as_served.get(DECISIVE, 0.0)
     return _decisive(other) > _decisive(model) or served
-
-
-def _as_served(ahead: Sequence[Subject], model: Subject) -> str:
-    """Give the figures as served, where only those say who is ahead."""
-    if any(_decisive(each) > _decisive(model) for each in ahead):
-        return ""
-    figures = ", ".join(f"{each.as_served[DECISIVE]:.4f} ({each.name})" for each in ahead)
-    return f"; as served {model.as_served[DECISIVE]:.4f} against {figures}"
-
-
-def _behind(baselines: Sequence[Subject], model: Subject) -> str:
-    """Name the metrics in which a baseline is ahead nonetheless."""
-    found = []
-    for each in baselines:
-        names = [name for name in RANKING if each.metrics.get(name, 0.0) > model.metrics.get(name, 0.0)]
-        if names:
-            found.append(f"{each.name} is ahead in {', '.join(names)}")
-    return f"; but {' and '.join(found)}" if found else ""
 
 
 def _chance(other: Subject, model: Subject, k: int) -> str:

@@ -49,10 +49,13 @@ def test_no_baseline_is_ahead_without_being_named_in_the_first_line(
 ) -> None:
     verdict = verdict_on(subjects_of(record(model, served, baselines)), 10)
     ahead = {name for name, (plain, as_served) in baselines.items() if plain > model or as_served > served}
-    assert verdict.good == (bool(baselines) and not ahead)
+    equal = {name for name, (plain, _) in baselines.items() if plain == model}
+    assert verdict.good == (bool(baselines) and not ahead and not equal)
     if ahead:
-        named = verdict.sentence.partition(" better than ")[0].lower()
+        named = verdict.sentence.partition(" better")[0].lower()
         assert {name for name in baselines if name in named} == ahead
+    elif equal:
+        assert "ranks no better than" in verdict.sentence
 
 
 def test_a_baseline_that_leads_in_another_metric_is_named_too() -> None:
