@@ -12,6 +12,7 @@ from hotplate.cli.terminal import (
     Delimiter,
     Json,
     column_option,
+    interruptible,
     option,
     out,
     print_json,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from offline.evaluate.comparison import Comparison
     from offline.evaluate.list_evaluation import Evaluator, ListEvaluation, Measured
     from offline.evaluate.report import ReadLive
+    from offline.evaluate.truth import Truth
     from stores.store import Store
 
 
@@ -97,12 +99,17 @@ def lists(
     """
     named = {"user": user_column, "item": item_column}
     scored = named | {"score": score_column}
-    evaluator, (candidate,) = _hold(truth, [origin], train, k, named | {"rating": rating_column}, scored, delimiter)
-    found = evaluator.evaluate(candidate)
+
+    def work() -> "tuple[Truth, ListEvaluation]":
+        rated = named | {"rating": rating_column}
+        evaluator, (candidate,) = _hold(truth, [origin], train, k, rated, scored, delimiter)
+        return evaluator.truth, evaluator.evaluate(candidate)
+
+    choices, found = interruptible(work)
     if as_json:
         print_json(found.to_json())
     else:
-        print_rows_read(evaluator.truth.rows, truth, evaluator.truth.left_out)
+        print_rows_read(choices.rows, truth, choices.left_out)
         _print_evaluation(found)
 
 
@@ -124,12 +131,12 @@ def report(
     from offline.evaluate.report import gather
 
     if as_json:
-        print_json(gather(model, _live_reader(store)))
+        print_json(interruptible(lambda: gather(model, _live_reader(store))))
         return
     from bench.report.evaluation import write_page
 
     require_folder(page)
-    facts = gather(model, _live_reader(store))
+    facts = interruptible(lambda: gather(model, _live_reader(store)))
     write_page(facts, page)
     out.print(f"{facts['verdict']['sentence']}.")
     for remark in facts["verdict"]["remarks"]:
@@ -165,16 +172,19 @@ def compare(
 
     Example: hotplate evaluate compare model-a model-b
     """
-    if truth is None:
-        found = _compare_models(first, second)
-    else:
+    named = {"user": user_column, "item": item_column}
+    scored = named | {"score": score_column}
+
+    def work() -> "Comparison":
+        if truth is None:
+            return _compare_models(first, second)
         from offline.evaluate.comparison import compare_users
 
-        named = {"user": user_column, "item": item_column}
-        scored = named | {"score": score_column}
         evaluator, (one, other) = _hold(truth, [first, second], None, k, named, scored, delimiter)
         users = evaluator.measure_users(one), evaluator.measure_users(other)
-        found = compare_users((one.origin, other.origin), *users)
+        return compare_users((one.origin, other.origin), *users)
+
+    found = interruptible(work)
     if as_json:
         print_json(found.to_json())
     else:
