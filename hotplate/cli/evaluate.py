@@ -247,9 +247,15 @@ def _live_reader(url: str | None) -> "ReadLive | None":
 
 
 def _compare_models(first: str, second: str) -> "Comparison":
+    from offline.errors import SettingError
     from offline.evaluate.comparison import compare_records
-    from offline.model import describe
+    from offline.model import describe, is_model
 
+    for each in (first, second):
+        if not is_model(Path(each)):
+            raise SettingError(
+                f"{each} is no model folder, so that it has no evaluation; give --truth for a comparison."
+            )
     return compare_records((first, second), describe(Path(first)), describe(Path(second)))
 
 

@@ -65,5 +65,5 @@ def test_what_cannot_be_measured_is_one_sentence(folder: Path) -> None:
     other.write_text("user,item\nstranger,i1\n")
     failed(hotplate("evaluate", folder / "good.csv", other), "None of the 1 users of the truth has a list")
     failed(hotplate("evaluate", folder / "none.csv", other), "does not exist")
-    failed(hotplate("evaluate", "compare", folder / "a", folder / "b"), "There is no model folder")
+    failed(hotplate("evaluate", "compare", folder / "good.csv", folder / "b"), "give --truth", code=2)
     failed(hotplate("evaluate", "report", folder / "a", "--out", folder / "no" / "x.html"), "no folder", code=2)
