@@ -87,11 +87,8 @@ def from_model(model: Model, origin: str, pairs: pl.DataFrame, k: int) -> Candid
     matrix = model.matrix
     known = pl.DataFrame({"user": matrix.user_ids, "row": np.arange(len(matrix.user_ids), dtype=np.int32)})
     users = pairs.select("user").unique().join(known, on="user").sort("row")
-    rows, ids, frames = (
-        users.get_column("row").to_numpy(),
-        pl.Series("item", matrix.item_ids, dtype=pl.String),
-        list[pl.DataFrame](),
-    )
+    rows, ids = users.get_column("row").to_numpy(), pl.Series("item", matrix.item_ids, dtype=pl.String)
+    frames = [pl.DataFrame(schema=_SCHEMA)]
     for start in range(0, len(rows), _RANKED_AT_ONCE):
         batch = rows[start : start + _RANKED_AT_ONCE]
         items, scores = model.ranker.recommend(matrix.user_items, batch, k)

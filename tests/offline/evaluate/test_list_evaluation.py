@@ -75,6 +75,7 @@ async def test_a_model_and_its_release_have_the_same_figures() -> None:
     await publish(ModelLists(model, ListSettings(5)), store, encoding="zstd")
     release = (await store.catalogue()).live_ref
     assert release is not None
+    assert from_model(model, "model", pairs.filter(pl.col("user") == "stranger"), 5).lists.is_empty()
     computed = from_model(model, "model", pairs, 5)
     served = await from_release(store, release, "store", pairs, 5)
     assert served.lists.select("user", "item").equals(computed.lists.select("user", "item"))
