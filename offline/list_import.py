@@ -7,14 +7,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from offline.errors import DataError
 from offline.external_sort import ScoredRows, SortedLists, sort_lists, top_items
 from offline.input.columns import choose_columns, number_of
-from offline.input.files import Table, data_errors, find_files, fingerprint, open_tables
-from offline.input.rows import Rows, TableShape, id_reasons, item_titles, text_column
+from offline.input.files import Format, data_errors, find_files, fingerprint
+from offline.input.rows import Rows, TableShape, id_reasons, item_titles, read_titles
+from offline.input.tables import Table, open_tables, with_whole_numbers
 from offline.lists import check_length
+from offline.measurement import Items, Observe, ignore
 from offline.train.popularity import MAX_SEGMENTS
 from stores.encoding import ItemEncoder
 from stores.keys import ITEM, OVERALL, POPULAR, USER
@@ -64,11 +67,15 @@ class ImportedLists:
         self.rows, self.left_out = scored.rows, dict(scored.left_out)
         if self._users.duplicates:
             self.left_out["named twice"] = self._users.duplicates
-        titles = item_titles(scored.frame, settings.lists, settings.titles, settings.columns, settings.delimiter)
+        if settings.titles is None:
+            titles = item_titles(scored.frame, str(settings.lists))
+        else:
+            titles = read_titles(settings.titles, settings.columns, Format(settings.delimiter))
         self._items = _items(self._users, self._similar, self._popular)
         ids = self._items.get_column("item").to_list()
         self._item_titles = [titles.get(item) for item in ids]
         self._encoder = ItemEncoder(ids, self._item_titles)
+        self._catalogue = len(titles.keys() | set(ids))
 
     def plan(self) -> Plan:
         """Return the rows and their bytes: exact but for the digits of scores."""
@@ -95,20 +102,29 @@ class ImportedLists:
             "left_out": self.left_out,
         }
 
-    def batches(self) -> Iterator[list[Row]]:
-        """Yield all rows in ascending order of key bytes, a few thousand at a time."""
+    def items(self) -> Items:
+        """Return all items; the catalogue is what all the files name, and not known where there are only the lists."""
+        overall = self._popular.filter(pl.col("owner") == OVERALL).join(self._items, on="item", maintain_order="left")
+        popular = overall.get_column("number").to_numpy().astype(np.int32)
+        given = (self._settings.similar, self._settings.popular, self._settings.titles)
+        return Items(self._items.get_column("item").to_list(), popular, self._catalogue if any(given) else None)
+
+    def batches(self, observe: Observe = ignore) -> Iterator[list[Row]]:
+        """Yield all rows in ascending order of key bytes, a few thousand at a time; those of users are observed."""
         for partition in self._similar.partitions if self._similar is not None else ():
             yield from self._rows(ITEM, pl.read_parquet(partition))
         yield from self._rows(POPULAR, self._popular)
         for partition in self._users.partitions:
-            yield from self._rows(USER, pl.read_parquet(partition))
+            yield from self._rows(USER, pl.read_parquet(partition), observe)
 
-    def _rows(self, kind: str, lists: pl.DataFrame) -> Iterator[list[Row]]:
+    def _rows(self, kind: str, lists: pl.DataFrame, observe: Observe = ignore) -> Iterator[list[Row]]:
         numbered = lists.join(self._items, on="item", how="left", maintain_order="left")
         numbers, scores = numbered.get_column("number").to_list(), numbered.get_column("score").to_list()
         encode, rows, start = self._encoder.encode, list[Row](), 0
         runs = numbered.get_column("owner").rle().struct
-        for owner, count in zip(runs.field("value").to_list(), runs.field("len").to_list(), strict=True):
+        owners = runs.field("value").to_list()
+        observe(owners, numbered.get_column("number").to_numpy(), runs.field("len").to_numpy())
+        for owner, count in zip(owners, runs.field("len").to_list(), strict=True):
             end = start + count
             rows.append(Row(kind + owner, encode(numbers[start:end], scores[start:end])))
             start = end
@@ -134,17 +150,20 @@ def read_scored(
     without an owner or an item are left out. Raises DataError for what cannot be read, for a score that is not a finite
     number, and where nothing is left.
     """
-    tables = open_tables(path, delimiter)
+    tables = open_tables(find_files(path), Format(delimiter), str(path))
     required = [role for role in (owner, item, "score") if role != "segment"]
     guessed = (owner, item, "score", "title")
     columns = choose_columns(named, list(tables[0].schema), str(path), guessed=guessed, required=required)
+    tables, _ = with_whole_numbers(tables, [columns[role] for role in (owner, item) if role in columns])
     rows = Rows(tables, [_shape(table, columns, owner, item) for table in tables])
     id_bytes = (pl.col("owner").str.len_bytes().cast(pl.Int64) + pl.col("item").str.len_bytes()).sum()
-    survey = rows.survey(path, "score", columns["score"], id_bytes.alias("id_bytes"), advice="mend the rows")
-    sampled = rows.kept.filter(pl.col("row") % -(-survey.rows // _SAMPLED_OWNERS) == 0).select("owner")
+    survey = rows.survey(str(path), "score", columns["score"], id_bytes.alias("id_bytes"), advice="mend the rows")
+    sampled = rows.kept.filter(pl.col("row") % -(-survey.rows // _SAMPLED_OWNERS) == 0).select(
+        pl.col("owner").fill_null("")
+    )
     with data_errors(path):
         owners = sampled.collect(engine="streaming").to_series().sort()
-    kept = rows.kept.drop("row")
+    kept = rows.kept.drop("row").with_columns(pl.col("owner").fill_null(""))
     return ScoredRows(kept, survey.rows, survey.kept["rows"], survey.left_out, survey.kept["id_bytes"], owners)
 
 
@@ -154,12 +173,12 @@ def _shape(table: Table, columns: Mapping[str, str], owner: str, item: str) -> T
     # The digits of a float32 are those that it is written with, rather than those of the double that is nearest.
     is_float32 = table.schema[name] == pl.Float32
     score = pl.col(name).cast(pl.String).cast(pl.Float64) if is_float32 else number_of(name, table.schema[name])
-    ids = {"owner": text_column(table, columns.get(owner)), "item": text_column(table, columns[item])}
-    values = [*(text.fill_null("").alias(name) for name, text in ids.items()), score.alias("score")]
+    values = [table.text(columns.get(owner)).alias("owner"), table.text(columns[item]).alias("item")]
+    values.append(score.alias("score"))
     if "title" in columns:
-        values.append(text_column(table, columns["title"]).alias("title"))
-    left_out = id_reasons({owner: ids["owner"], item: ids["item"]})
-    return TableShape(values, left_out, ~score.is_finite().fill_null(value=False))
+        values.append(table.text(columns["title"]).alias("title"))
+    left_out = id_reasons({owner: "owner", item: "item"})
+    return TableShape(values, left_out, ~pl.col("score").is_finite().fill_null(value=False))
 
 
 def _popular(scored: ScoredRows | None, users: SortedLists, length: int) -> pl.DataFrame:

@@ -9,6 +9,7 @@ import numpy as np
 
 from offline.errors import SettingError
 from offline.input.matrix import Floats, Indices
+from offline.measurement import Items, Observe, ignore
 from offline.model import Model
 from offline.train.engine import engine_of
 from stores.encoding import ItemEncoder
@@ -73,16 +74,23 @@ class ModelLists:
             "keep_seen": self._settings.keep_seen,
         }
 
-    def batches(self) -> Iterator[list[Row]]:
-        """Yield all rows in ascending order of key bytes, a few thousand at a time."""
+    def items(self) -> Items:
+        """Return the model's items."""
+        ids = self._model.matrix.item_ids
+        return Items(ids, self._model.popular.items, len(ids))
+
+    def batches(self, observe: Observe = ignore) -> Iterator[list[Row]]:
+        """Yield all rows in ascending order of key bytes, a few thousand at a time; those of users are observed."""
         model, length = self._model, self._settings.length
         matrix = model.matrix
         for batch in _ranges(len(matrix.item_ids)):
             yield self._rows(ITEM, matrix.item_ids, batch, *model.ranker.similar_items(batch, length))
         yield self._popular()
         for batch in _ranges(len(matrix.user_ids)):
-            ranked = model.ranker.recommend(matrix.user_items, batch, length, keep_seen=self._settings.keep_seen)
-            yield self._rows(USER, matrix.user_ids, batch, *ranked)
+            items, scores = model.ranker.recommend(matrix.user_items, batch, length, keep_seen=self._settings.keep_seen)
+            listed = items >= 0
+            observe([matrix.user_ids[user] for user in batch.tolist()], items[listed], listed.sum(axis=1))
+            yield self._rows(USER, matrix.user_ids, batch, items, scores)
 
     def _rows(self, kind: str, ids: Sequence[str], batch: Indices, items: Indices, scores: Floats) -> list[Row]:
         lengths = (items >= 0).sum(axis=1).tolist()

@@ -28,9 +28,11 @@ if TYPE_CHECKING:
 
 def train(
     data: Annotated[
-        Path,
+        list[Path],
         typer.Argument(
-            metavar="DATA", help="A CSV, TSV or Parquet file (.gz and .zst too), or a folder of files of one kind."
+            metavar="DATA",
+            help="CSV, TSV, JSON lines (all three .gz and .zst too) or Parquet files, or folders of files of one kind; "
+            "- is standard input.",
         ),
     ],
     model: Annotated[Path, typer.Option("--out", envvar="HOTPLATE_MODEL", help="Write the model to this folder.")],
@@ -67,6 +69,17 @@ def train(
         ),
     ] = None,
     delimiter: Delimiter = None,
+    no_header: Annotated[
+        bool, option("--no-header", "Take the first row for data; columns are then named by number.")
+    ] = False,
+    null_values: Annotated[
+        str | None,
+        option(
+            "--null-values",
+            "Take these texts for missing values, as blanks are, instead of NULL,null,NaN,nan,None.",
+            metavar="A,B",
+        ),
+    ] = None,
     min_per_user: Annotated[int, option("--min-per-user", "Leave out users with fewer items.", at_least=1)] = 1,
     min_per_item: Annotated[int, option("--min-per-item", "Leave out items with fewer users.", at_least=1)] = 1,
     split: Annotated[
@@ -105,7 +118,7 @@ def train(
     Example: hotplate train clicks.csv.gz --event-weights view=1,buy=5 --min-per-user 5 --out model
     """
     from offline.evaluate.splits import SplitOptions
-    from offline.input.columns import Columns
+    from offline.input.columns import NULL_VALUES, Columns
     from offline.input.filters import parse_event_weights
     from offline.pipeline import TrainSettings
     from offline.pipeline import train as train_model
@@ -115,9 +128,12 @@ def train(
         user_column, item_column, weight_column, time_column, title_column, segment_column, event_column, count_column
     )
     settings = TrainSettings(
-        path=data,
+        path=data[0],
+        more=data[1:],
         columns=columns,
         delimiter=delimiter,
+        header=False if no_header else None,
+        null_values=NULL_VALUES if null_values is None else null_values.split(","),
         event_weights=parse_event_weights(event_weights) if event_weights else None,
         where=where or (),
         weighting=weighting,
@@ -141,6 +157,8 @@ def print_report(report: "TrainReport") -> None:
     """Print what a training read, left out and achieved."""
     facts = report.to_json()
     print_rows_read(facts["data"]["rows"], facts["data"]["source"], facts["data"]["left_out"])
+    for note in facts["data"]["notes"]:
+        out.print(f"  note: {note}")
     for what in ("users", "items", "pairs"):
         if facts[f"{what}_left_out"]:
             out.print(f"  {facts[f'{what}_left_out']:,} {what} left out: fewer than the minimum per user or per item")
