@@ -10,6 +10,7 @@ from time import perf_counter
 from typing import Any
 
 from offline.evaluate.evaluation import Evaluation, evaluate
+from offline.evaluate.segments import by_column
 from offline.evaluate.splits import SplitOptions
 from offline.input.columns import NULL_VALUES, Columns
 from offline.input.files import Format, named_paths
@@ -110,6 +111,9 @@ def train(settings: TrainSettings, out: Path, on_progress: Progress | None = Non
         segments = {}
         if interactions.segments is not None:
             segments = popular_by_segment(interactions.segments, matrix.item_ids, settings.popular_length)
+        groups = {}
+        if interactions.memberships is not None:
+            groups = {"segment": by_column(interactions.memberships, matrix.user_ids)}
     evaluation, note = None, "No evaluation was requested."
     if settings.split is not None:
         with _stage("evaluate", seconds, report):
@@ -119,6 +123,7 @@ def train(settings: TrainSettings, out: Path, on_progress: Progress | None = Non
                 settings.split,
                 k=settings.k,
                 seeds=settings.seeds,
+                segments=groups,
                 on_iteration=partial(report, "evaluate"),
             )
         note = (

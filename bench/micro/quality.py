@@ -164,7 +164,7 @@ def described(report: dict[str, Any]) -> str:
 
 
 def reference_split(matrix: Matrix, ratings: Path) -> Parts:
-    """Split MovieTweetings as the reference does: by one number of the old generator a row of the file, within items."""
+    """Split MovieTweetings as the reference does: one number of the old generator a row of the file."""
     rows = pl.read_csv(ratings, infer_schema=False).select(
         user=pl.col("user_id").replace_strict({id_: at for at, id_ in enumerate(matrix.user_ids)}, default=None),
         item=pl.col("movie_id").replace_strict({id_: at for at, id_ in enumerate(matrix.item_ids)}, default=None),
