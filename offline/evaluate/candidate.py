@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from offline.external_sort import top_items
 from offline.input.files import data_errors
 from offline.input.matrix import Matrix
 from offline.list_import import read_scored
@@ -67,19 +66,25 @@ def from_files(
     """
     scored = read_scored(path, named, delimiter=delimiter).frame.select("owner", "item", "score")
     wanted = pairs.select(owner="user", item="item").lazy()
-    best = pl.col("score").max()
     held, lists = list[pl.DataFrame](), scored.clear().collect()
     with data_errors(path):
         for batch in scored.join(wanted, on="owner", how="semi").collect_batches(maintain_order=False):
             held.append(batch)
             if sum(map(len, held)) >= _HELD_ROWS:
-                lists = top_items(pl.concat([lists, *held]).group_by("owner", "item").agg(best), k)
+                lists = _best(pl.concat([lists, *held]), k)
                 held.clear()
-        lists = top_items(pl.concat([lists, *held]).group_by("owner", "item").agg(best), k)
-        matched = scored.join(wanted, on=["owner", "item"], how="semi").group_by("owner", "item").agg(best)
-        predictions = matched.collect(engine="streaming")
+        lists = _best(pl.concat([lists, *held]), k)
+        matched = scored.join(wanted, on=["owner", "item"], how="semi").group_by("owner", "item")
+        predictions = matched.agg(pl.col("score").max()).collect(engine="streaming")
     as_user = {"owner": "user"}
     return Candidate(str(path), lists.rename(as_user), predictions.rename(as_user))
+
+
+def _best(rows: pl.DataFrame, k: int) -> pl.DataFrame:
+    """Sort [owner, item, score] by owner, then highest score, then item, and keep *k* items for each owner."""
+    once = rows.group_by("owner", "item").agg(pl.col("score").max())
+    ordered = once.sort("owner", "score", "item", descending=[False, True, False])
+    return ordered.group_by("owner", maintain_order=True).head(k)
 
 
 def from_model(model: Model, origin: str, pairs: pl.DataFrame, k: int) -> Candidate:
