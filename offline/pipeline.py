@@ -9,7 +9,9 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from offline.errors import SettingError
 from offline.evaluate.evaluation import BASELINES, Evaluation, evaluate, evaluate_parts
+from offline.evaluate.segments import Segments, by_column
 from offline.evaluate.splits import Parts, SplitOptions, split
 from offline.input.columns import NULL_VALUES, Columns
 from offline.input.files import Format, named_paths
@@ -153,6 +155,8 @@ def train(
     """
     report: Progress = on_progress or (lambda _stage, _done, _total: None)
     check_target(out)
+    if settings.test and settings.seeds > 1:
+        raise SettingError("Several seeds are of splits that are drawn, but test data are given; leave out --seeds.")
     seconds: dict[str, float] = {}
     with _stage("read", seconds, report):
         interactions = read_interactions(
@@ -171,6 +175,9 @@ def train(
         segments = {}
         if interactions.segments is not None:
             segments = popular_by_segment(interactions.segments, matrix.item_ids, settings.popular_length)
+        groups = {}
+        if interactions.memberships is not None:
+            groups = {"segment": by_column(interactions.memberships, matrix.user_ids)}
     journal = out.resolve().with_name(f".{out.resolve().name}.trials.jsonl")
     search, tuning_note = None, "The parameters were not searched, as they were named or --no-tune was given."
     if settings.tuning is not None:
@@ -182,7 +189,7 @@ def train(
         with _stage("evaluate", seconds, report):
             test = _read_test(interactions, matrix, settings) if settings.test else None
             evaluation, note = _evaluate(
-                matrix, test, params, search, settings, on_iteration=partial(report, "evaluate")
+                matrix, test, params, search, settings, segments=groups, on_iteration=partial(report, "evaluate")
             )
     with _stage("fit", seconds, report):
         ranker = fit(matrix.user_items, params, partial(report, "fit"))
@@ -231,6 +238,7 @@ def _evaluate(
     search: Search | None,
     settings: TrainSettings,
     *,
+    segments: Segments,
     on_iteration: Callable[[int, int], None],
 ) -> tuple[Evaluation | None, str]:
     """Evaluate on the test files or a split, beside the best of each engine that was tried; or say why not."""
@@ -241,23 +249,27 @@ def _evaluate(
         note = f"No pair of {test.source} can be tested on, so there was no evaluation."
         if not test.known.user_items.nnz:
             return None, note
-        parts = Parts(matrix.user_items, matrix.times, matrix.user_items, test.known.user_items)
-        return evaluate_parts(parts, params, k=k, baselines=baselines, on_iteration=on_iteration), note
+        parts = Parts.of(matrix.user_items, test.known.user_items, matrix.times)
+        evaluation = evaluate_parts(
+            parts, params, k=k, baselines=baselines, segments=segments, on_iteration=on_iteration
+        )
+        return evaluation, note
     assert settings.split is not None  # noqa: S101 -- `train` has looked
     note = (
         f"The split {settings.split.kind} of {matrix.user_items.nnz:,} pairs leaves none to learn from, or none to "
         "test on, so there was no evaluation."
     )
-    evaluation = evaluate(
+    drawn = evaluate(
         matrix,
         params,
         settings.split,
         k=k,
         seeds=settings.seeds,
         baselines=baselines,
+        segments=segments,
         on_iteration=on_iteration,
     )
-    return evaluation, note
+    return drawn, note
 
 
 def _read_test(interactions: Interactions, matrix: Matrix, settings: TrainSettings) -> OwnTest:

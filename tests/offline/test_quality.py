@@ -1,18 +1,15 @@
 """Quality on real data: the recipes give the known matrices, and the parameters reach the known figures."""
 
-import numpy as np
-import polars as pl
 import pytest
-from scipy.sparse import csr_matrix
 
-from offline.evaluate.evaluation import evaluate
-from offline.evaluate.metrics import RankingMetrics, measure
-from offline.evaluate.splits import SplitOptions, split
+from bench.micro.quality import reference_split
+from offline.evaluate.evaluation import evaluate, evaluate_engine
+from offline.evaluate.splits import Parts, SplitOptions, split
 from offline.input.columns import Columns
 from offline.input.interactions import read_interactions
-from offline.input.matrix import Matrix, UserItems, to_matrix
+from offline.input.matrix import Matrix, to_matrix
 from offline.train.als import ALSParams
-from offline.train.engine import Params, described, fit
+from offline.train.engine import described
 from offline.train.neighbours import NeighbourParams
 from offline.train.tuning import Search, TuneOptions, tune
 from tests.support.paths import DATA
@@ -70,51 +67,25 @@ def test_the_recipe_for_movie_tweetings_gives_its_matrix_and_beats_popularity(mo
 
 @movies_are_here
 def test_movie_tweetings_reach_their_figures_on_the_reference_draw(movies: Matrix) -> None:
-    train, test = reference_split(movies)
-    search = found(train)
+    parts = reference_split(movies, MOVIES / "ratings.csv.gz")
+    search = found(parts)
     assert described(search.trials[search.best].params).startswith("als (")
-    tuned = ranked(train, test, search.trials[search.best].params)
+    tuned = evaluate_engine(parts, search.trials[search.best].params, 10).metrics
     assert tuned.ndcg >= 0.174
     assert tuned.recall >= 0.220
-    assert ranked(train, test, ALSParams()).ndcg >= 0.159
+    assert evaluate_engine(parts, ALSParams(), 10).metrics.ndcg >= 0.159
 
 
 @retail_is_here
 def test_online_retail_reaches_its_figures_with_neighbours_and_without_a_search(retail: Matrix) -> None:
-    train, _, _, test = split(retail.user_items, retail.times, SplitOptions())
-    search = found(train)
+    parts = split(retail.user_items, retail.times, SplitOptions())
+    search = found(parts)
     assert search.trials[search.best].params == NeighbourParams("tfidf", 5)
-    assert ranked(train, test, search.trials[search.best].params).ndcg >= 0.295
-    assert ranked(train, test, ALSParams()).ndcg >= 0.280
+    assert evaluate_engine(parts, search.trials[search.best].params, 10).metrics.ndcg >= 0.295
+    assert evaluate_engine(parts, ALSParams(), 10).metrics.ndcg >= 0.280
 
 
-def found(train: UserItems) -> Search:
-    search = tune(train, None, SplitOptions(), TuneOptions())
+def found(parts: Parts) -> Search:
+    search = tune(parts.train, parts.train_times, SplitOptions(), TuneOptions())
     assert search is not None
     return search
-
-
-def ranked(train: UserItems, test: UserItems, params: Params) -> RankingMetrics:
-    lists, _ = fit(train, params).recommend(train, np.arange(train.shape[0], dtype=np.int32), 10)
-    return measure(lists, test)
-
-
-def reference_split(movies: Matrix) -> tuple[UserItems, UserItems]:
-    """Split as the reference does: one number of the old generator per row in the order of the file, ranked by item."""
-    rows = pl.read_csv(MOVIES / "ratings.csv.gz", infer_schema=False).select(
-        user=pl.col("user_id").replace_strict({id_: at for at, id_ in enumerate(movies.user_ids)}, default=None),
-        item=pl.col("movie_id").replace_strict({id_: at for at, id_ in enumerate(movies.item_ids)}, default=None),
-    )
-    rows = rows.drop_nulls()
-    draw = np.random.RandomState(42).random_sample(rows.height)
-    rows = rows.with_columns(draw=draw).with_columns(rank=pl.col("draw").rank("ordinal").over("item"))
-    train = pl.col("rank") <= (0.75 * pl.len().over("item")).round(mode="half_to_even")
-    halves = (rows.filter(train), rows.filter(~train))
-    first, second = (
-        csr_matrix(
-            (np.ones(half.height, dtype=np.float32), (half.get_column("user"), half.get_column("item"))),
-            shape=movies.user_items.shape,
-        )
-        for half in halves
-    )
-    return first, second
