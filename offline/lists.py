@@ -1,7 +1,7 @@
 """The lists of a model as rows: top-N for users, similar items, popular lists; in the order of their keys."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
 
@@ -10,9 +10,10 @@ import numpy as np
 from offline.errors import SettingError
 from offline.input.matrix import Floats, Indices
 from offline.model import Model
+from offline.rules import RuledLists, Rules
 from offline.train.engine import engine_of
 from stores.encoding import ItemEncoder
-from stores.keys import ITEM, OVERALL, POPULAR, USER
+from stores.keys import ITEM, POPULAR, USER
 from stores.store import Plan, Row
 
 # The longest list that the service answers.
@@ -25,10 +26,11 @@ _SCORE_BYTES = 8
 
 @dataclass(frozen=True, slots=True)
 class ListSettings:
-    """How long lists are, and whether a user's list may contain items that the user has already."""
+    """How long lists are, whether a user's may contain items that the user has already, and what rules they obey."""
 
     length: int = 20
     keep_seen: bool = False
+    rules: Rules = field(default_factory=Rules)
 
     def __post_init__(self) -> None:
         check_length(self.length)
@@ -49,6 +51,7 @@ class ModelLists:
         ids = model.matrix.item_ids
         self._titles = [model.titles.get(item) for item in ids]
         self._encoder = ItemEncoder(ids, self._titles)
+        self._ruled = RuledLists(model, settings.rules, settings.length, keep_seen=settings.keep_seen)
 
     def plan(self) -> Plan:
         """Estimate the rows from the mean size of an item; a user or item without candidates gets no list."""
@@ -71,18 +74,17 @@ class ModelLists:
             "metrics": model.metrics,
             "list_length": self._settings.length,
             "keep_seen": self._settings.keep_seen,
+            "rules": self._ruled.about(),
         }
 
     def batches(self) -> Iterator[list[Row]]:
         """Yield all rows in ascending order of key bytes, a few thousand at a time."""
-        model, length = self._model, self._settings.length
-        matrix = model.matrix
-        for batch in _ranges(len(matrix.item_ids)):
-            yield self._rows(ITEM, matrix.item_ids, batch, *model.ranker.similar_items(batch, length))
+        matrix, ruled = self._model.matrix, self._ruled
+        for batch in _batches(np.arange(len(matrix.item_ids), dtype=np.int32)):
+            yield self._rows(ITEM, matrix.item_ids, batch, *ruled.similar(batch))
         yield self._popular()
-        for batch in _ranges(len(matrix.user_ids)):
-            ranked = model.ranker.recommend(matrix.user_items, batch, length, keep_seen=self._settings.keep_seen)
-            yield self._rows(USER, matrix.user_ids, batch, *ranked)
+        for batch in _batches(ruled.users()):
+            yield self._rows(USER, matrix.user_ids, batch, *ruled.personal(batch))
 
     def _rows(self, kind: str, ids: Sequence[str], batch: Indices, items: Indices, scores: Floats) -> list[Row]:
         lengths = (items >= 0).sum(axis=1).tolist()
@@ -97,13 +99,12 @@ class ModelLists:
         ]
 
     def _popular(self) -> list[Row]:
-        lists = {OVERALL: self._model.popular, **self._model.segments}
         return [
             Row(POPULAR + segment, self._encoder.encode(popular.items.tolist(), popular.scores.tolist()))
-            for segment, popular in sorted(lists.items())
+            for segment, popular in sorted(self._ruled.popular().items())
         ]
 
 
-def _ranges(count: int) -> Iterator[Indices]:
-    for start in range(0, count, _BATCH):
-        yield np.arange(start, min(start + _BATCH, count), dtype=np.int32)
+def _batches(rows: Indices) -> Iterator[Indices]:
+    for start in range(0, len(rows), _BATCH):
+        yield rows[start : start + _BATCH]

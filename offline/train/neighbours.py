@@ -55,7 +55,9 @@ class Neighbours:
         if user_items.shape[1] != self.similarity.shape[0]:
             raise ValueError(f"user_items is {user_items.shape}, but there are neighbours for other items")
         n = min(n, user_items.shape[1])
-        similarity = self._speaking if allowed is None else csr_matrix(self._speaking @ diags_array(allowed))
+        similarity = (
+            self._speaking if allowed is None else csr_matrix(self._speaking @ diags_array(allowed.astype(np.float64)))
+        )
         similarity.eliminate_zeros()
         scorer = NearestNeighboursScorer(similarity)
         items = np.full((len(users), n), -1, dtype=np.int32)
@@ -65,7 +67,8 @@ class Neighbours:
             own, weights = user_items.indices[row], user_items.data[row].astype(np.float64)
             bounds = np.array([0, len(own)], dtype=np.int32)
             ids, values = scorer.recommend(bounds, own, weights, K=n, remove_own_likes=not keep_seen)
-            # Of equal scores the scorer gives any order.
+            # What a user has comes back with a score of 0, and equal scores in any order.
+            ids, values = ids[values > 0], values[values > 0]
             best = np.lexsort((ids, -values))[:n]
             items[place, : len(best)], scores[place, : len(best)] = ids[best], values[best]
         return items, scores
