@@ -1,0 +1,245 @@
+"""A scheduled run: the folder that says how far it has come, and the draft by which a store has one run at a time.
+
+    DIR/.lock        locked (flock) for as long as a process works here
+    DIR/state.json   the run that was begun last, replaced at each step
+    DIR/model-ID     what it has trained; once it is there, it is not trained again
+
+Everything else that a run has done is in the store's catalogue, under the id that the run chose for its release. So a
+run that was killed goes on where it was, and ends in the same release.
+"""
+
+import asyncio
+import json
+import os
+import secrets
+import shutil
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from offline.errors import DataError
+from stores import catalogue as changes
+from stores.catalogue import Catalogue, DraftRef, Release, ReleaseId, State
+from stores.connect import connect
+from stores.errors import ReleaseConflict, ReleaseNotFound, StoreError
+from stores.folders import LOCK, flush, take_lock
+from stores.lifecycle import RUNNER, change, lease
+from stores.store import Store
+
+FORMAT = 1
+_STATE = "state.json"
+_MODEL = "model-"
+_CHUNK_BYTES = 1 << 20
+# How often a store is looked at in which another run has a draft.
+_WAIT_POLL_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """
+    What is recorded of one run; a value, made anew by each step.
+
+    options   a digest of everything that it was given
+    inputs    a digest of the files that it reads
+    release   what it writes, chosen before anything is written
+    seconds   wall time by step, of all attempts together
+    outcome   how it ended, None until then; *summary* is what it printed
+    """
+
+    id: str
+    options: str
+    inputs: str
+    release: ReleaseId
+    seconds: dict[str, float] = field(default_factory=dict)
+    outcome: str | None = None
+    summary: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What the folder says: the last run, if there is one, and when one last succeeded, in seconds since 1970."""
+
+    run: Run | None = None
+    succeeded_at: float | None = None
+
+
+class RunFolder:
+    """The work folder of a pipeline, which is this process's alone; lives as long as the attempt."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self) -> History:
+        """Return what is recorded; nothing for a folder that is new, DataError for a record that cannot be read."""
+        state = self._path / _STATE
+        try:
+            fields = json.loads(state.read_bytes())
+            if fields["format"] != FORMAT:
+                raise DataError(f"{state} has the format {fields['format']!r}, and this hotplate reads {FORMAT}.")
+            return History(None if fields["run"] is None else Run(**fields["run"]), fields["succeeded_at"])
+        except FileNotFoundError:
+            return History()
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{state} cannot be read ({error}); remove it, and the run begins anew.") from error
+
+    def write(self, history: History) -> None:
+        """Record *history* in the place of what was recorded, so that after a power cut one of the two is there."""
+        new = self._path / f".{_STATE}.new"
+        new.write_text(json.dumps({"format": FORMAT, **asdict(history)}, indent=2) + "\n")
+        flush(new)
+        new.replace(self._path / _STATE)
+        flush(self._path)
+
+    def model(self, run: Run) -> Path:
+        """Return where the model of *run* is, or will be."""
+        return self._path / f"{_MODEL}{run.id}"
+
+    def has_model(self, run: Run) -> bool:
+        """Return whether the model of *run* is complete."""
+        return (self.model(run) / "model.json").is_file()
+
+    def sweep(self, run: Run) -> None:
+        """Remove the models of other runs."""
+        for folder in self._path.glob(f"{_MODEL}*"):
+            if folder != self.model(run):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def opened(path: Path, wait_s: float = 0.0) -> Iterator[RunFolder]:
+    """Lock the work folder *path*, which is made where there is none; DataError where another has it for *wait_s*."""
+    lock = None
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = take_lock(path / LOCK, 0o600, wait_s)
+        yield RunFolder(path)
+    except TimeoutError as error:
+        raise DataError(f"Another run works in {path}; wait for its end, or give --wait SECONDS.") from error
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def digest(paths: Sequence[Path]) -> str:
+    """Return a digest (32 hex digits) of all files at *paths* and in the folders there; DataError for what is not."""
+    found = xxhash.xxh3_128()
+    for path in paths:
+        files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
+        for file in files:
+            try:
+                with file.open("rb") as stream:
+                    found.update(f"{file}\0{file.stat().st_size}\0".encode())
+                    while chunk := stream.read(_CHUNK_BYTES):
+                        found.update(chunk)
+            except OSError as error:
+                raise DataError(f"{file} cannot be read: {error.strerror}.") from error
+    return found.hexdigest()
+
+
+async def claim(store: Store, run: Run, wait_s: float = 0.0) -> DraftRef | None:
+    """
+    Become the writer of the release of *run*: begin it, or go on with the draft that an earlier attempt has left.
+
+    None where it is committed. The folder's lock says that no earlier attempt lives, so that its lease is not waited
+    for. Raises ReleaseConflict where another run has a draft under a lease for *wait_s*.
+    """
+    loop = asyncio.get_running_loop()
+    give_up_at = loop.time() + wait_s
+    writer = f"{_writer(run)}{secrets.token_hex(4)}"
+
+    def step(found: Catalogue) -> Catalogue:
+        _check_others(found, run)
+        entry = written(found, run)
+        if entry is None:
+            return changes.begin(found, DraftRef(run.release, secrets.token_hex(6), writer))
+        if entry.state is not State.DRAFT or entry.writer == writer:
+            return found
+        if entry.writer.startswith(_writer(run)):
+            found = changes.end_lease(found, DraftRef(entry.id, entry.incarnation, entry.writer))
+        return changes.take_over(found, DraftRef(entry.id, entry.incarnation, writer))
+
+    while True:
+        try:
+            entry = written(await change(store, step), run)
+        except ReleaseConflict:
+            if loop.time() >= give_up_at:
+                raise
+            await asyncio.sleep(min(_WAIT_POLL_S, give_up_at - loop.time()))
+        else:
+            is_draft = entry is not None and entry.state is State.DRAFT
+            return DraftRef(entry.id, entry.incarnation, writer) if entry is not None and is_draft else None
+
+
+def written(found: Catalogue, run: Run) -> Release | None:
+    """Return what the catalogue has of the release of *run*; ReleaseConflict where its id is somebody else's."""
+    try:
+        entry = found.find(run.release)
+    except ReleaseNotFound:
+        return None
+    if not entry.writer.startswith(RUNNER):
+        raise ReleaseConflict(f"release {run.release} was written by somebody else than run {run.id}")
+    return entry
+
+
+async def give_up(store: Store, run: Run) -> None:
+    """Have the draft of a run that nobody will go on with be dropped, where it has left one."""
+
+    def step(found: Catalogue) -> Catalogue:
+        entry = written(found, run)
+        if entry is None or entry.state is not State.DRAFT:
+            return found
+        return changes.abandon(found, DraftRef(entry.id, entry.incarnation, entry.writer))
+
+    await change(store, step)
+
+
+@contextmanager
+def held(url: str, draft: DraftRef | None) -> Iterator[None]:
+    """
+    Renew the lease of *draft* in a thread while this one is at other work.
+
+    A lease that is lost all the same, as where the store is away for long, shows when the draft is claimed again.
+    """
+    if draft is None:
+        yield
+        return
+    done = threading.Event()
+
+    async def keep() -> None:
+        store = connect(url)
+        try:
+            async with lease(store, draft):
+                await asyncio.to_thread(done.wait)
+        finally:
+            with suppress(StoreError):
+                await store.close()
+
+    thread = threading.Thread(target=lambda: asyncio.run(keep()), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _writer(run: Run) -> str:
+    """Return how the tokens of all attempts of *run* begin."""
+    return f"{RUNNER}{run.id}-"
+
+
+def _check_others(found: Catalogue, run: Run) -> None:
+    """Raise ReleaseConflict where another run has a draft under a lease."""
+    for entry in found.releases:
+        left_s = (entry.lease_until or 0.0) - found.now
+        is_run = entry.state is State.DRAFT and entry.writer.startswith(RUNNER)
+        if is_run and left_s > 0 and not entry.writer.startswith(_writer(run)):
+            raise ReleaseConflict(
+                f"another run is writing release {entry.id} in this store, and its lease runs for {left_s:.0f} s more; "
+                "wait for its end, or give --wait SECONDS"
+            )
