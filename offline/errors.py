@@ -2,7 +2,13 @@
 
 DataError                the input cannot be used
 └── SettingError         an option makes no sense, whatever the data are (misuse)
+GateFailed               the lists were written, and are not good enough to go live
 """
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stores.lifecycle import WriteResult
 
 
 class DataError(Exception):
@@ -11,6 +17,17 @@ class DataError(Exception):
 
 class SettingError(DataError):
     """Raised for a filter, event weight or parameter that makes no sense; its message names it and the value."""
+
+
+class GateFailed(Exception):
+    """Raised where gates keep a release from going live; its message says which, with their numbers.
+
+    *result* is what was written and is ready, or would have been, in a dry run.
+    """
+
+    def __init__(self, message: str, result: "WriteResult") -> None:
+        super().__init__(message)
+        self.result = result
 
 
 def require_at_least(name: str, value: int, least: int = 1) -> None:

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from offline.errors import DataError
@@ -15,6 +16,7 @@ from offline.input.columns import choose_columns, number_of
 from offline.input.files import Table, data_errors, find_files, fingerprint, open_tables
 from offline.input.rows import Rows, TableShape, id_reasons, item_titles, text_column
 from offline.lists import check_length
+from offline.measurement import Items, Observe, ignore
 from offline.train.popularity import MAX_SEGMENTS
 from stores.encoding import ItemEncoder
 from stores.keys import ITEM, OVERALL, POPULAR, USER
@@ -69,6 +71,7 @@ class ImportedLists:
         ids = self._items.get_column("item").to_list()
         self._item_titles = [titles.get(item) for item in ids]
         self._encoder = ItemEncoder(ids, self._item_titles)
+        self._catalogue = len(titles.keys() | set(ids))
 
     def plan(self) -> Plan:
         """Return the rows and their bytes: exact but for the digits of scores."""
@@ -95,20 +98,29 @@ class ImportedLists:
             "left_out": self.left_out,
         }
 
-    def batches(self) -> Iterator[list[Row]]:
-        """Yield all rows in ascending order of key bytes, a few thousand at a time."""
+    def items(self) -> Items:
+        """Return all items; the catalogue is what all the files name, and not known where there are only the lists."""
+        overall = self._popular.filter(pl.col("owner") == OVERALL).join(self._items, on="item", maintain_order="left")
+        popular = overall.get_column("number").to_numpy().astype(np.int32)
+        given = (self._settings.similar, self._settings.popular, self._settings.titles)
+        return Items(self._items.get_column("item").to_list(), popular, self._catalogue if any(given) else None)
+
+    def batches(self, observe: Observe = ignore) -> Iterator[list[Row]]:
+        """Yield all rows in ascending order of key bytes, a few thousand at a time; those of users are observed."""
         for partition in self._similar.partitions if self._similar is not None else ():
             yield from self._rows(ITEM, pl.read_parquet(partition))
         yield from self._rows(POPULAR, self._popular)
         for partition in self._users.partitions:
-            yield from self._rows(USER, pl.read_parquet(partition))
+            yield from self._rows(USER, pl.read_parquet(partition), observe)
 
-    def _rows(self, kind: str, lists: pl.DataFrame) -> Iterator[list[Row]]:
+    def _rows(self, kind: str, lists: pl.DataFrame, observe: Observe = ignore) -> Iterator[list[Row]]:
         numbered = lists.join(self._items, on="item", how="left", maintain_order="left")
         numbers, scores = numbered.get_column("number").to_list(), numbered.get_column("score").to_list()
         encode, rows, start = self._encoder.encode, list[Row](), 0
         runs = numbered.get_column("owner").rle().struct
-        for owner, count in zip(runs.field("value").to_list(), runs.field("len").to_list(), strict=True):
+        owners = runs.field("value").to_list()
+        observe(owners, numbered.get_column("number").to_numpy(), runs.field("len").to_numpy())
+        for owner, count in zip(owners, runs.field("len").to_list(), strict=True):
             end = start + count
             rows.append(Row(kind + owner, encode(numbers[start:end], scores[start:end])))
             start = end

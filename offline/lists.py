@@ -9,11 +9,12 @@ import numpy as np
 
 from offline.errors import SettingError
 from offline.input.matrix import Floats, Indices
+from offline.measurement import Items, Observe, ignore
 from offline.model import Model
 from offline.rules import RuledLists, Rules
 from offline.train.engine import engine_of
 from stores.encoding import ItemEncoder
-from stores.keys import ITEM, POPULAR, USER
+from stores.keys import ITEM, OVERALL, POPULAR, USER
 from stores.store import Plan, Row
 
 # The longest list that the service answers.
@@ -52,6 +53,7 @@ class ModelLists:
         self._titles = [model.titles.get(item) for item in ids]
         self._encoder = ItemEncoder(ids, self._titles)
         self._ruled = RuledLists(model, settings.rules, settings.length, keep_seen=settings.keep_seen)
+        self._popular = self._ruled.popular()
 
     def plan(self) -> Plan:
         """Estimate the rows from the mean size of an item; a user or item without candidates gets no list."""
@@ -77,14 +79,21 @@ class ModelLists:
             "rules": self._ruled.about(),
         }
 
-    def batches(self) -> Iterator[list[Row]]:
-        """Yield all rows in ascending order of key bytes, a few thousand at a time."""
-        matrix, ruled = self._model.matrix, self._ruled
-        for batch in _batches(np.arange(len(matrix.item_ids), dtype=np.int32)):
-            yield self._rows(ITEM, matrix.item_ids, batch, *ruled.similar(batch))
-        yield self._popular()
-        for batch in _batches(ruled.users()):
-            yield self._rows(USER, matrix.user_ids, batch, *ruled.personal(batch))
+    def items(self) -> Items:
+        """Return the model's items, of which the catalogue is what may be recommended."""
+        return Items(self._model.matrix.item_ids, self._popular[OVERALL].items, self._ruled.catalogue)
+
+    def batches(self, observe: Observe = ignore) -> Iterator[list[Row]]:
+        """Yield all rows in ascending order of key bytes, a few thousand at a time; those of users are observed."""
+        matrix = self._model.matrix
+        for batch in _ranges(len(matrix.item_ids)):
+            yield self._rows(ITEM, matrix.item_ids, batch, *self._ruled.similar(batch))
+        yield self._popular_rows()
+        for batch in _ranges(len(matrix.user_ids)):
+            items, scores = self._ruled.personal(batch)
+            listed = items >= 0
+            observe([matrix.user_ids[user] for user in batch.tolist()], items[listed], listed.sum(axis=1))
+            yield self._rows(USER, matrix.user_ids, batch, items, scores)
 
     def _rows(self, kind: str, ids: Sequence[str], batch: Indices, items: Indices, scores: Floats) -> list[Row]:
         lengths = (items >= 0).sum(axis=1).tolist()
@@ -98,13 +107,13 @@ class ModelLists:
             if length
         ]
 
-    def _popular(self) -> list[Row]:
+    def _popular_rows(self) -> list[Row]:
         return [
             Row(POPULAR + segment, self._encoder.encode(popular.items.tolist(), popular.scores.tolist()))
-            for segment, popular in sorted(self._ruled.popular().items())
+            for segment, popular in sorted(self._popular.items())
         ]
 
 
-def _batches(rows: Indices) -> Iterator[Indices]:
-    for start in range(0, len(rows), _BATCH):
-        yield rows[start : start + _BATCH]
+def _ranges(count: int) -> Iterator[Indices]:
+    for start in range(0, count, _BATCH):
+        yield np.arange(start, min(start + _BATCH, count), dtype=np.int32)

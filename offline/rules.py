@@ -69,26 +69,32 @@ class RuledLists:
         self._length = length
         self._keep_seen = keep_seen
         ids = model.matrix.item_ids
-        self.allowed = _allowed(rules, ids)
+        self._allowed = _allowed(rules, ids)
         self._categories = None if rules.max_per_category is None else _codes(rules.categories, ids)
+        self._history = np.diff(model.matrix.user_items.indptr)
         counts = np.bincount(model.matrix.user_items.indices, minlength=len(ids)).astype(np.float32)
         self._popularity = Popularity(counts)
-        if self.allowed is not None and not (self.allowed & (counts > 0)).any():
+        if self._allowed is not None and not (self._allowed & (counts > 0)).any():
             raise DataError(f"None of the {len(ids):,} items of the model may be recommended; see the rules.")
 
-    def users(self) -> Indices:
-        """Return the rows of the users who get a list."""
-        history = np.diff(self._model.matrix.user_items.indptr)
-        return np.flatnonzero(history >= self._rules.min_history).astype(np.int32)
+    @property
+    def catalogue(self) -> int:
+        """How many items may be recommended."""
+        return len(self._model.matrix.item_ids) if self._allowed is None else int(self._allowed.sum())
 
     def personal(self, users: Indices) -> Ranked:
-        """Return the lists of the rows *users*."""
-        return self._capped(self._recommend, users)
+        """Return the lists of the rows *users*; of those with too short a history they are empty."""
+        width = min(self._length, len(self._model.matrix.item_ids))
+        items = np.full((len(users), width), -1, dtype=np.int32)
+        scores = np.zeros((len(users), width), dtype=np.float32)
+        enough = self._history[users] >= self._rules.min_history
+        items[enough], scores[enough] = self._capped(self._recommend, users[enough])
+        return items, scores
 
     def similar(self, items: Indices) -> Ranked:
         """Return what is similar to the columns *items*; it is not filled up, for what is popular is not similar."""
         rank = self._model.ranker.similar_items
-        return self._capped(lambda batch, depth: rank(batch, depth, allowed=self.allowed), items)
+        return self._capped(lambda batch, depth: rank(batch, depth, allowed=self._allowed), items)
 
     def popular(self) -> dict[str, Popular]:
         """
@@ -119,19 +125,19 @@ class RuledLists:
             without = len(known - rules.categories.keys())
             facts["categories"] = {"max": rules.max_per_category, "items_without": without}
         if rules.min_history > 1:
-            facts["min_history"] = {"items": rules.min_history, "users_without": self._users_without()}
+            facts["min_history"] = {
+                "items": rules.min_history,
+                "users_without": int((self._history < rules.min_history).sum()),
+            }
         return facts
-
-    def _users_without(self) -> int:
-        return len(self._model.matrix.user_ids) - len(self.users())
 
     def _recommend(self, users: Indices, depth: int) -> Ranked:
         matrix, options = self._model.matrix, {"keep_seen": self._keep_seen}
-        items, scores = self._model.ranker.recommend(matrix.user_items, users, depth, allowed=self.allowed, **options)
+        items, scores = self._model.ranker.recommend(matrix.user_items, users, depth, allowed=self._allowed, **options)
         short = np.flatnonzero(items[:, -1] < 0)
         if self._rules.shorten and len(short):
             filler, _ = self._popularity.recommend(
-                matrix.user_items, users[short], depth, allowed=self.allowed, **options
+                matrix.user_items, users[short], depth, allowed=self._allowed, **options
             )
             items[short], scores[short] = filled((items[short], scores[short]), filler)
         return items, scores
@@ -157,7 +163,7 @@ class RuledLists:
         return items, scores
 
     def _shortened(self, popular: Popular) -> Popular:
-        kept = np.ones(len(popular.items), dtype=np.bool_) if self.allowed is None else self.allowed[popular.items]
+        kept = np.ones(len(popular.items), dtype=np.bool_) if self._allowed is None else self._allowed[popular.items]
         left = Popular(popular.items[kept], popular.scores[kept])
         if self._categories is None or self._rules.max_per_category is None:
             return left

@@ -50,6 +50,12 @@ SWAP_PAUSES_S = (0.001, 0.1)
 # Makes the manifest of a release from the sums over all of its rows.
 Finish = Callable[[Tally], Awaitable[Manifest]]
 
+# What a manifest says of its release's origin, or what returns it once all rows are written.
+About = dict[str, Any] | Callable[[], Awaitable[dict[str, Any]]]
+
+# Whether a release that was committed goes live, or what decides it then.
+GoesLive = bool | Callable[[Manifest], Awaitable[bool]]
+
 
 @dataclass(frozen=True, slots=True)
 class WriteResult:
@@ -65,9 +71,9 @@ async def publish(
     batches: AsyncIterable[Sequence[Row]],
     *,
     plan: Plan,
-    about: dict[str, Any],
+    about: About,
     encoding: str = "json",
-    live: bool = True,
+    live: GoesLive = True,
     resume: ReleaseId | DraftRef | None = None,
     on_progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> WriteResult:
@@ -78,15 +84,17 @@ async def publish(
     gives the draft up at once; a killed process, or a store that is away, leaves a draft that *resume* continues, given
     the same rows anew, until the next `prune` after its lease has lapsed: what was acknowledged is not put again. With
     a draft to *resume* the caller is its writer; a run's is left by an interrupt, too.
-    *about* goes into the manifest. *on_progress* is called with (lists written, lists in all).
+    *about* goes into the manifest; it is not asked for where a resumed draft has its manifest already. *on_progress* is
+    called with (lists written, lists in all).
 
     Raises ReleaseConflict where *resume* is no draft, has a writer, or was begun with other rows; StoreMisused for a
     value that is no body.
     """
 
     async def finish(tally: Tally) -> Manifest:
+        origin = about if isinstance(about, dict) else await about()
         created_at = (await store.catalogue()).now
-        return describe(draft.id, tally, created_at=created_at, encoding=encoding, about=about)
+        return describe(draft.id, tally, created_at=created_at, encoding=encoding, about=origin)
 
     async def encode() -> EncodedRows:
         encoded = await encode_rows(batches, plan, encoding, Checksum(draft.id))
@@ -100,7 +108,7 @@ async def publish(
         case _:
             draft = await take_over(store, resume)
     result = await write(store, draft, encode, finish=finish)
-    if live:
+    if live if isinstance(live, bool) else await live(result.manifest):
         await activate(store, draft.id)
     else:
         await scale_down(store, draft.release)

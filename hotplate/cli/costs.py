@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from hotplate.cli.terminal import chosen_store, err, option, out, print_json, table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from stores.prices import Bill, Prices, Provisioned
     from stores.store import Estimate, Plan, Store
@@ -63,14 +63,16 @@ def monthly_usd(prices: "Prices", provisioned: "Iterable[Provisioned]") -> float
     return hourly_usd(prices, provisioned) * HOURS_A_MONTH
 
 
-def print_estimate(found: "Estimate", url: str | None, *, as_json: bool) -> None:
-    """Print the estimate of a publish that would begin now."""
+def print_estimate(
+    found: "Estimate", url: str | None, *, as_json: bool, more: "Mapping[str, object] | None" = None
+) -> None:
+    """Print the estimate of a publish that would begin now; *more* is added to what is printed as JSON."""
     from stores.prices import load
     from stores.urls import redacted
 
     where, began, prices = redacted(chosen_store(url)), time(), load()
     if as_json:
-        print_json(_estimate_to_json(found, prices, where, began))
+        print_json(_estimate_to_json(found, prices, where, began) | dict(more or {}))
         return
     fits = ", which fit" if found.fits else ""
     out.print(f"dry run, nothing is written: {found.rows:,} rows, {found.payload_bytes / 1e6:,.1f} MB{fits}")

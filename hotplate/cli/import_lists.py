@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hotplate.cli.costs import DryRun, MaxRu, limit_ru
-from hotplate.cli.publish import Activate, ChosenEncoding, Keep, ListLength, PublishOptions, Resume, publish_lists
+from hotplate.cli.publish import (
+    Activate,
+    ChosenEncoding,
+    Force,
+    GateBounds,
+    GatesFile,
+    Keep,
+    ListLength,
+    PublishOptions,
+    Resume,
+    publish_lists,
+)
 from hotplate.cli.terminal import Delimiter, Json, StoreUrl, Titles, column_option, option, with_store
 
 if TYPE_CHECKING:
@@ -50,22 +61,28 @@ def import_lists(
     activate: Activate = True,
     keep: Keep = 1,
     resume: Resume = None,
+    gates: GatesFile = None,
+    gate: GateBounds = None,
+    force: Force = False,
     max_ru: MaxRu = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Publish lists that you have already: rows of user, item and score, in any order, as many as the disk holds.
 
-    Rows are sorted in a temporary folder (TMPDIR); each user's list keeps the highest scores.
+    Rows are sorted in a temporary folder (TMPDIR); each user's list keeps the highest scores. Exits with 3 where a gate
+    keeps the release from going live.
 
     Example: hotplate import lists.parquet --titles titles.csv --store file:///var/lib/hotplate
 
     Before you pay: hotplate import lists.parquet --store cosmos://ACCOUNT/DATABASE --max-ru 4000 --dry-run
     """
+    from offline.gates import read_gates
     from offline.list_import import ImportedLists, ImportSettings
     from stores.folders import temporary_folder
 
-    options = PublishOptions(limit_ru(store, max_ru), encoding, activate, keep, resume, dry_run, as_json)
+    bounds = read_gates(gates, gate or ())
+    options = PublishOptions(limit_ru(store, max_ru), encoding, activate, keep, resume, bounds, force, dry_run, as_json)
     columns = {"user": user_column, "item": item_column, "score": score_column, "title": title_column}
     settings = ImportSettings(lists, popular, similar, titles, columns, delimiter, list_length)
     if not dry_run:

@@ -1,10 +1,11 @@
 """`hotplate publish`: from a model folder to a live release; and what it has in common with `hotplate import`."""
 
+import asyncio
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
@@ -19,17 +20,20 @@ from hotplate.cli.terminal import (
     print_json,
     print_rows_read,
     progress_bars,
+    table,
     with_store,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from offline.publish import ListSource
+    from offline.errors import GateFailed
+    from offline.gates import Gate, Verdict
+    from offline.publish import ListSource, Progress
     from stores.catalogue import ReleaseId
     from stores.lifecycle import WriteResult
     from stores.manifest import Manifest
-    from stores.store import Plan, Store
+    from stores.store import Estimate, Plan, Reader, Store
 
 
 Encoding = Literal["json", "zstd"]
@@ -53,6 +57,22 @@ Resume = Annotated[
         env=False,
     ),
 ]
+GatesFile = Annotated[
+    Path | None,
+    option("--gates", "Let the release go live only if it holds the bounds of this TOML file.", metavar="FILE"),
+]
+GateBounds = Annotated[
+    list[str] | None,
+    option(
+        "--gate",
+        "Let the release go live only if it holds this bound: ndcg=0.2, drop.ndcg=0.05, coverage=0.3, overlap=0.2. "
+        "It may be given several times, and comes before the file's.",
+        metavar="NAME=BOUND",
+    ),
+]
+Force = Annotated[
+    bool, option("--force", "Make the release live even if a gate fails; the release records that.", env=False)
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +84,8 @@ class PublishOptions:
     activate: bool
     keep: int
     resume: str | None
+    gates: "tuple[Gate, ...]"
+    force: bool
     dry_run: bool
     as_json: bool
 
@@ -92,22 +114,28 @@ def publish(
     activate: Activate = True,
     keep: Keep = 1,
     resume: Resume = None,
+    gates: GatesFile = None,
+    gate: GateBounds = None,
+    force: Force = False,
     max_ru: MaxRu = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Compute every list of a model and publish them as one release; readers see all of it, or nothing.
 
-    Releases that are no longer needed are erased afterwards.
+    Releases that are no longer needed are erased afterwards. Exits with 3 where a gate keeps the release from going
+    live.
 
     Example: hotplate publish model --store file:///var/lib/hotplate
 
     Before you pay: hotplate publish model --store cosmos://ACCOUNT/DATABASE --max-ru 4000 --dry-run
     """
+    from offline.gates import read_gates
     from offline.lists import ListSettings, ModelLists
     from offline.model import load
 
-    options = PublishOptions(limit_ru(store, max_ru), encoding, activate, keep, resume, dry_run, as_json)
+    bounds = read_gates(gates, gate or ())
+    options = PublishOptions(limit_ru(store, max_ru), encoding, activate, keep, resume, bounds, force, dry_run, as_json)
     publish_lists(lambda _: ModelLists(load(model), ListSettings(list_length, keep_seen)), options)
 
 
@@ -117,73 +145,148 @@ def publish_lists(
     """Publish the lists that *read* returns, erase what is no longer needed, and print that; or estimate it.
 
     *imported* is the path of the lists, where they were not computed here; the rows that were read there are counted.
+    Raises GateFailed once a release is printed that gates keep from going live.
     """
-    from offline.publish import publish as write
-    from stores.catalogue import ReleaseId
-    from stores.estimate import estimate
-    from stores.lifecycle import prune
-
-    encoding, resume = options.encoding_or_default(), ReleaseId(options.resume) if options.resume else None
     spending, stage = Spending(), "dry run" if options.dry_run else "publish"
     with progress_bars(spending.progress) as on_progress:
         lists, report = read(on_progress), partial(on_progress, stage)
-        started = perf_counter()
-
-        async def act(opened: "Store") -> "tuple[WriteResult, float, list[ReleaseId]]":
-            live = options.activate
-            result = await write(lists, opened, encoding=encoding, live=live, resume=resume, on_progress=report)
-            return result, perf_counter() - started, await prune(opened, keep=options.keep)
-
-        async def simulate(opened: "Store") -> "Manifest":
-            return (await act(opened))[0].manifest
-
-        async def watch_and_act(opened: "Store") -> "tuple[WriteResult, float, list[ReleaseId]]":
-            spending.watch(opened, lists.plan(), quiet=options.as_json)
-            return await act(opened)
-
         if options.dry_run:
-            estimated = with_store(options.store, lambda opened: estimate(opened, simulate, live=options.activate))
+            estimated, simulated = with_store(options.store, partial(_estimate, lists, options, report))
         else:
-            result, seconds, erased = with_store(options.store, watch_and_act, spending)
+            written = with_store(options.store, partial(_watch, lists, options, report, spending), spending)
     if options.dry_run:
-        print_estimate(estimated, options.store, as_json=options.as_json)
-    else:
-        _print_release(result, seconds, erased, spending, options, imported)
+        _print_dry_run(estimated, simulated, options)
+        return
+    _print_release(written, spending, options, imported)
+    if written.refused is not None:
+        raise written.refused
 
 
-def _print_release(
-    result: "WriteResult",
-    seconds: float,
-    erased: "list[ReleaseId]",
-    spending: Spending,
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """What one publish did: *refused* is why it is not live, where gates said no; *erased* came after."""
+
+    result: "WriteResult"
+    seconds: float
+    erased: "list[ReleaseId]"
+    refused: "GateFailed | None" = None
+
+
+async def _watch(
+    lists: "ListSource", options: PublishOptions, report: "Progress", spending: Spending, store: "Store"
+) -> _Written:
+    """Write, and count what that costs."""
+    spending.watch(store, lists.plan(), quiet=options.as_json)
+    return await _write(lists, options, report, store)
+
+
+async def _write(
+    lists: "ListSource",
     options: PublishOptions,
-    imported: Path | None,
-) -> None:
-    """Print what was written, what was erased afterwards, and what it cost."""
-    manifest = result.manifest
+    report: "Progress",
+    store: "Store",
+    live_in: "Reader | None" = None,
+) -> _Written:
+    """Write all lists, and erase what is no longer needed; nothing is refused in a dry run."""
+    from offline.errors import GateFailed
+    from offline.publish import publish as write
+    from stores.catalogue import ReleaseId
+    from stores.lifecycle import prune
+
+    started = perf_counter()
+    try:
+        result = await write(
+            lists,
+            store,
+            encoding=options.encoding_or_default(),
+            live=options.activate,
+            resume=ReleaseId(options.resume) if options.resume else None,
+            gates=options.gates,
+            force=options.force or options.dry_run,
+            live_in=live_in,
+            on_progress=report,
+        )
+    except GateFailed as refused:
+        return _Written(refused.result, perf_counter() - started, [], refused)
+    return _Written(result, perf_counter() - started, await prune(store, keep=options.keep))
+
+
+async def _estimate(
+    lists: "ListSource", options: PublishOptions, report: "Progress", store: "Store"
+) -> "tuple[Estimate, WriteResult]":
+    """Write to a simulation of *store*; what is live is read from the store itself."""
+    from stores.estimate import ReaderOfLoop, estimate
+
+    live_in = cast("Reader", ReaderOfLoop(store, asyncio.get_running_loop()))  # gates only read lists
+    simulated: list[WriteResult] = []
+
+    async def simulate(simulation: "Store") -> "Manifest":
+        simulated.append((await _write(lists, options, report, simulation, live_in)).result)
+        return simulated[-1].manifest
+
+    return await estimate(store, simulate, live=options.activate), simulated[-1]
+
+
+def _print_dry_run(estimated: "Estimate", simulated: "WriteResult", options: PublishOptions) -> None:
+    """Print an estimate, and what the gates say; GateFailed where they would keep the release from going live."""
+    from offline.errors import GateFailed
+    from offline.gates import failures, recorded
+
+    _, verdicts = recorded(simulated.manifest)
+    more = {"gates": verdicts} if verdicts else {}
+    print_estimate(estimated, options.store, as_json=options.as_json, more=more)
+    if not options.as_json:
+        _print_gates(verdicts, forced=options.force)
+    if not options.force and (failed := failures(verdicts)):
+        raise GateFailed(f"{failed}; this is a dry run, and nothing was written", simulated)
+
+
+def _print_release(written: _Written, spending: Spending, options: PublishOptions, imported: Path | None) -> None:
+    """Print what was written, what gates said, what was erased afterwards, and what it cost."""
+    from offline.gates import recorded
+
+    manifest, live = written.result.manifest, options.activate and written.refused is None
     rows_read, left_out = manifest.about.get("rows", 0), manifest.about.get("left_out", {})
+    forced, verdicts = recorded(manifest)
     if options.as_json:
         facts = {
             "release": manifest,
-            "live": options.activate,
-            "seconds": round(seconds, 3),
-            "rows_written_before": result.skipped,
-            "erased": erased,
+            "live": live,
+            "seconds": round(written.seconds, 3),
+            "rows_written_before": written.result.skipped,
+            "erased": written.erased,
         }
         origin = {} if imported is None else {"rows": rows_read, "left_out": left_out}
-        print_json(origin | facts | spending.to_json())
+        print_json(origin | facts | ({"gates": verdicts} if verdicts else {}) | spending.to_json())
         return
     if imported is not None:
         print_rows_read(rows_read, imported, left_out)
     counts = ", ".join(f"{count:,} {kind}" for kind, count in manifest.counts.items() if kind != "meta")
-    state = "live" if options.activate else "ready"
     size = f"{manifest.bytes / 1e6:,.1f} MB"
-    out.print(f"release {manifest.release} is {state}: {counts} lists, {size}, in {seconds:.1f} s")
-    if result.skipped:
-        out.print(f"{result.skipped:,} rows had been written before and were not written again")
-    for release in erased:
+    state = "live" if live else "ready"
+    out.print(f"release {manifest.release} is {state}: {counts} lists, {size}, in {written.seconds:.1f} s")
+    if written.result.skipped:
+        out.print(f"{written.result.skipped:,} rows had been written before and were not written again")
+    _print_gates(verdicts, forced=forced)
+    for release in written.erased:
         out.print(f"erased {release}, which is no longer needed")
     spending.print_totals(plan_of(manifest))
+
+
+def _print_gates(verdicts: "list[Verdict]", *, forced: bool) -> None:
+    """Print a line for each gate; nothing where there were none."""
+    rows = [
+        (
+            verdict.gate,
+            "" if verdict.measured is None else f"{verdict.measured:.4g}",
+            f"{'≤' if verdict.at_most else '≥'} {verdict.bound:.4g}",
+            "passed" if verdict.passed else "forced" if forced else "failed",
+            verdict.note,
+        )
+        for verdict in verdicts
+    ]
+    if rows:
+        out.print(table(("gate", "measured", "bound", "", ""), rows))
 
 
 def plan_of(manifest: "Manifest") -> "Plan":

@@ -39,8 +39,8 @@ StageProgress = Callable[[str, int, int], None]
 # What `--store` is read from where it is left out.
 STORE_VARIABLE = "HOTPLATE_STORE"
 
-# Exit codes: something failed, and the command was misused.
-FAILED, MISUSED = 1, 2
+# Exit codes: something failed, the command was misused, and a gate said no.
+FAILED, MISUSED, REFUSED = 1, 2, 3
 # Which extra brings which module.
 EXTRAS = {
     "implicit": "offline", "numpy": "offline", "polars": "offline", "scipy": "offline", "threadpoolctl": "offline",
@@ -258,13 +258,15 @@ class _TextColumn(ProgressColumn):
 def _sentence(error: BaseException) -> tuple[str, int]:
     """Return the sentence and exit code of an expected error; anything else is a defect, and raised."""
     from bench.errors import BenchFailed, BenchMisused
-    from offline.errors import DataError, SettingError
+    from offline.errors import DataError, GateFailed, SettingError
     from serve.errors import ServiceMisused
     from stores.errors import StoreError, StoreMisused
     from stores.prices import PricesUnreadable
 
     if isinstance(error, StoreMisused | ServiceMisused | SettingError | BenchMisused | PricesUnreadable):
         return str(error), MISUSED
+    if isinstance(error, GateFailed):
+        return str(error), REFUSED
     if isinstance(error, StoreError | DataError | BenchFailed):
         return str(error), FAILED
     if isinstance(error, ModuleNotFoundError) and (missing := (error.name or "").partition(".")[0]) in EXTRAS:

@@ -1,0 +1,326 @@
+"""Gates: bounds that lists must hold before they go live, and what is said of each.
+
+    NAME                        a floor on a metric of the model's evaluation: `ndcg`, `as_served.ndcg`
+    drop.NAME                   the largest relative loss of a metric, against the live release
+    coverage                    the least share of the catalogue that is in at least one user's list
+    users_with_lists            the least share of users who have a list
+    shortest_list               the least length of the lists that there are
+    overlap, overlap@N          the least mean share of a user's first N items in common with the live release
+    popular_share, …@N          the largest share of all slots for the first N items of the overall popular list
+
+N is 10 unless it is given. A metric of which less is better has a ceiling in the place of the floor. `model.NAME` is
+the metric NAME, too, where a gate has that name.
+"""
+
+import math
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from difflib import get_close_matches
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from offline.errors import SettingError
+from offline.lists import MAX_LENGTH
+from offline.measurement import Measurement, overlaps
+from stores.catalogue import ReleaseRef
+from stores.errors import ReleaseCorrupt, ReleaseNotFound
+from stores.manifest import Manifest
+from stores.store import Reader
+from stores.verification import DEPTH, load_manifest
+
+# Metrics of errors: less is better.
+_ERRORS = ("rmse", "mae")
+
+# Tables of an evaluation that hold no metrics of the model.
+_NO_METRICS = ("split", "params", "baselines")
+
+
+class Subject(StrEnum):
+    """What a gate looks at."""
+
+    METRIC = "metric"
+    DROP = "drop"
+    COVERAGE = "coverage"
+    USERS = "users_with_lists"
+    SHORTEST = "shortest_list"
+    OVERLAP = "overlap"
+    POPULAR = "popular_share"
+
+
+_OF_LISTS = (Subject.COVERAGE, Subject.USERS, Subject.SHORTEST, Subject.OVERLAP, Subject.POPULAR)
+_AGAINST_LIVE = (Subject.DROP, Subject.OVERLAP)
+_AT_A_DEPTH = re.compile(rf"({Subject.OVERLAP}|{Subject.POPULAR})(?:@(\d{{1,4}}))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """One bound: *name* is how it is written, *metric* and *depth* (N) what some subjects are of."""
+
+    name: str
+    bound: float
+    subject: Subject
+    metric: str = ""
+    depth: int = 0
+
+    @property
+    def at_most(self) -> bool:
+        """Whether what is measured may not be above the bound, rather than below it."""
+        is_error = self.subject is Subject.METRIC and self.metric.rpartition(".")[2] in _ERRORS
+        return is_error or self.subject in (Subject.DROP, Subject.POPULAR)
+
+
+class Measured(NamedTuple):
+    """What was measured for one gate; of what could not be, why, and whether that is as good."""
+
+    value: float | None
+    note: str = ""
+    passes: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What one gate says; kept in the manifest. *measured* is None where it could not be, and *note* says why."""
+
+    gate: str
+    measured: float | None
+    bound: float
+    at_most: bool
+    passed: bool
+    note: str = ""
+
+    def __str__(self) -> str:
+        """Return the measured number and the bound as part of a sentence."""
+        if self.measured is None:
+            return f"gate {self.gate}: {'passed' if self.passed else 'it cannot be judged'}, as {self.note}"
+        measured, bound = f"{self.measured:.4g}", f"{self.bound:.4g}"
+        if measured == bound and self.measured != self.bound:
+            measured, bound = str(self.measured), str(self.bound)
+        side = ("not above" if self.at_most else "not below") if self.passed else "above" if self.at_most else "below"
+        return f"gate {self.gate}: {measured} is {side} {bound}{f' ({self.note})' if self.note else ''}"
+
+
+def read_gates(path: Path | None, given: Sequence[str] = ()) -> tuple[Gate, ...]:
+    """
+    Return the gates of the TOML file *path* and those *given* as NAME=BOUND, which come before the file's.
+
+    Raises SettingError for what is no gate, or has no bound that makes sense.
+    """
+    gates = [] if path is None else [*parse_gates(_read_toml(path), str(path))]
+    for text in given:
+        name, _, bound = text.partition("=")
+        try:
+            gates += parse_gates({name.strip(): float(bound)}, "--gate")
+        except ValueError as error:
+            raise SettingError(f"--gate: {text!r} is not NAME=BOUND, such as coverage=0.3.") from error
+    return tuple({gate.name: gate for gate in gates}.values())
+
+
+def parse_gates(table: Mapping[str, object], where: str) -> tuple[Gate, ...]:
+    """Return the gates of a table of names and bounds, as of a TOML file; *where* it stands is in each SettingError."""
+    return tuple(_parse(name, bound, where) for name, bound in _flat(table))
+
+
+def check(gates: Sequence[Gate], metrics: Mapping[str, Any] | None, *, knows_catalogue: bool) -> None:
+    """
+    Raise SettingError for a gate that could never be judged: on a metric that is not in the evaluation *metrics*.
+
+    Names the nearest that is known. Coverage needs a catalogue.
+    """
+    known = _numbers(metrics)
+    for gate in gates:
+        if gate.subject is Subject.COVERAGE and not knows_catalogue:
+            raise SettingError(
+                "Gate coverage: how many items there are is not known; name them all with --titles, or leave it out."
+            )
+        if gate.metric and _value(known, gate.metric) is None:
+            names = [*_OF_LISTS, *(f"{Subject.DROP}.{name}" for name in _short(known)), *_short(known)]
+            lacking = "" if known else "; these lists have no evaluation, of whose metrics other gates would be"
+            raise SettingError(f"There is no gate {gate.name} ({gate.bound:g}); {_nearest(gate.name, names)}{lacking}.")
+
+
+def judge(measured: Mapping[str, Measured], gates: Sequence[Gate]) -> list[Verdict]:
+    """Return what each gate says of what was measured for its name."""
+    verdicts = list[Verdict]()
+    for gate in gates:
+        value, note, passed = measured[gate.name]
+        if value is not None:
+            passed = value <= gate.bound if gate.at_most else value >= gate.bound
+        verdicts.append(Verdict(gate.name, value, gate.bound, gate.at_most, passed, note))
+    return verdicts
+
+
+async def measure(
+    gates: Sequence[Gate],
+    metrics: Mapping[str, Any] | None,
+    lists: Measurement,
+    reader: Reader,
+    live: ReleaseRef | None,
+) -> dict[str, Measured]:
+    """
+    Return what is measured for each gate: of the evaluation *metrics*, of *lists*, and against *live* in *reader*.
+
+    Where nothing is live, what would be compared with it passes; a live release that cannot be used fails it. Raises
+    StoreError where it cannot be read now.
+    """
+    compared = [gate for gate in gates if gate.subject in _AGAINST_LIVE]
+    measured = {gate.name: _of_release(gate, metrics, lists) for gate in gates if gate not in compared}
+    if live is None:
+        return measured | {gate.name: Measured(None, "nothing is live yet", passes=True) for gate in compared}
+    try:
+        return measured | (await _against(compared, metrics, lists, reader, live) if compared else {})
+    except (ReleaseCorrupt, ReleaseNotFound) as error:
+        note = f"the live release {live.id} cannot be read ({error})"
+        return measured | {gate.name: Measured(None, note) for gate in compared}
+
+
+def depth_of(gates: Sequence[Gate]) -> int:
+    """Return how many items of each list are compared with the live release's, at most; 0 for none."""
+    return max((gate.depth for gate in gates if gate.subject is Subject.OVERLAP), default=0)
+
+
+def failures(verdicts: Sequence[Verdict]) -> str:
+    """Name the gates that failed, with what was measured, as part of a sentence."""
+    return "; ".join(str(verdict) for verdict in verdicts if not verdict.passed)
+
+
+def record(verdicts: Sequence[Verdict], live: ReleaseRef | None, *, forced: bool) -> dict[str, Any]:
+    """Return what the manifest says of the gates."""
+    against = None if live is None else live.id
+    return {"forced": forced, "against": against, "verdicts": [asdict(verdict) for verdict in verdicts]}
+
+
+def recorded(manifest: Manifest) -> tuple[bool, list[Verdict]]:
+    """Return whether a release was forced, and what its gates said; nothing where it had none."""
+    found = manifest.about.get("gates", {"forced": False, "verdicts": []})
+    return found["forced"], [Verdict(**verdict) for verdict in found["verdicts"]]
+
+
+def _of_release(gate: Gate, metrics: Mapping[str, Any] | None, lists: Measurement) -> Measured:
+    """Measure a gate that needs no other release."""
+    if gate.subject is Subject.METRIC:
+        return Measured(_value(_numbers(metrics), gate.metric))
+    if lists.shortest is None:
+        return Measured(None, "no user has a list")
+    if gate.subject is Subject.COVERAGE:
+        return Measured(lists.coverage)
+    if gate.subject is Subject.USERS:
+        return Measured(lists.users_with_lists / lists.users)
+    if gate.subject is Subject.SHORTEST:
+        return Measured(lists.shortest)
+    return Measured(lists.popular_share(gate.depth))
+
+
+async def _against(
+    gates: Sequence[Gate], metrics: Mapping[str, Any] | None, lists: Measurement, reader: Reader, live: ReleaseRef
+) -> dict[str, Measured]:
+    """Measure gates that compare with the live release."""
+    manifest = await load_manifest(reader, live)
+    measured = {}
+    if depths := [gate.depth for gate in gates if gate.subject is Subject.OVERLAP]:
+        sample = lists.sample()
+        users, shares = await overlaps(reader, live, manifest, sample, depths)
+        none = f"none of {len(sample):,} users with a list has one in the live release {live.id}"
+        for gate in gates:
+            if gate.subject is Subject.OVERLAP:
+                note = f"of {users:,} users, with {live.id}"
+                measured[gate.name] = Measured(shares[gate.depth], note) if users else Measured(None, none)
+    for gate in gates:
+        if gate.subject is Subject.DROP:
+            measured[gate.name] = _drop(gate.metric, metrics or {}, manifest)
+    return measured
+
+
+def _drop(metric: str, metrics: Mapping[str, Any], live: Manifest) -> Measured:
+    """Return the relative loss of a metric, below 0 where it got better."""
+    before_metrics = live.about.get("metrics") or {}
+    now, before = (_value(_numbers(each), metric) for each in (metrics, before_metrics))
+    if now is None or before is None:
+        return Measured(None, f"the live release {live.release} was published without {metric}")
+    for (name, mine), theirs in zip(_protocol(metrics).items(), _protocol(before_metrics).values(), strict=True):
+        if mine != theirs:
+            difference = f"{name} was {theirs!r} and is {mine!r}"
+            return Measured(None, f"the live release {live.release} was evaluated differently: {difference}")
+    lost = now - before if metric.rpartition(".")[2] in _ERRORS else before - now
+    relative = lost / abs(before) if before else float(lost > 0)
+    return Measured(relative, f"{now:.4g} after {before:.4g} in {live.release}")
+
+
+def _parse(name: str, bound: object, where: str) -> Gate:
+    if isinstance(bound, bool) or not isinstance(bound, int | float) or not math.isfinite(bound):
+        raise SettingError(f"{where}: the bound of {name} is {bound!r}; it must be a number.")
+    gate = _gate(name, bound, where)
+    if gate.subject is Subject.SHORTEST:
+        low, high = 1, MAX_LENGTH
+    else:
+        low, high = 0, 1
+    if gate.subject is not Subject.METRIC and not low <= bound <= high:
+        raise SettingError(f"{where}: the bound of {name} is {bound}; it must lie between {low} and {high}.")
+    return gate
+
+
+def _gate(name: str, bound: float, where: str) -> Gate:
+    first, _, rest = name.partition(".")
+    if first == Subject.DROP and rest:
+        return Gate(name, bound, Subject.DROP, metric=rest)
+    if found := _AT_A_DEPTH.fullmatch(name):
+        depth = int(found[2] or DEPTH)
+        if not 1 <= depth <= MAX_LENGTH:
+            raise SettingError(f"{where}: {name} is of {depth} items; it must be of 1 to {MAX_LENGTH}.")
+        return Gate(f"{found[1]}@{depth}", bound, Subject(found[1]), depth=depth)
+    if name in (Subject.COVERAGE, Subject.USERS, Subject.SHORTEST):
+        return Gate(name, bound, Subject(name))
+    return Gate(name, bound, Subject.METRIC, metric=name)
+
+
+def _flat(table: Mapping[str, object], before: str = "") -> Iterator[tuple[str, object]]:
+    """Yield what is in a table and those within it, by dotted names."""
+    for name, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{name}.")
+        else:
+            yield before + name, value
+
+
+def _protocol(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what two evaluations have in common whose metrics can be compared; the seed makes no difference."""
+    split = metrics.get("split")
+    if isinstance(split, Mapping):
+        split = {name: value for name, value in split.items() if name != "seed"}
+    return {"split": split, "k": metrics.get("k")}
+
+
+def _numbers(metrics: Mapping[str, Any] | None) -> dict[str, float]:
+    """Return the metrics of an evaluation by dotted names, `model.ndcg` say."""
+    tables = {
+        name: value for name, value in (metrics or {}).items() if isinstance(value, Mapping) and name not in _NO_METRICS
+    }
+    return {
+        name: float(value)
+        for name, value in _flat(tables)
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    }
+
+
+def _value(numbers: Mapping[str, float], metric: str) -> float | None:
+    return numbers.get(f"model.{metric}", numbers.get(metric))
+
+
+def _short(numbers: Mapping[str, float]) -> list[str]:
+    return [name.removeprefix("model.") for name in numbers]
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    close = get_close_matches(name, known, 1, cutoff=0.5)
+    return f"the nearest is {close[0]}" if close else f"known are {', '.join(known)}"
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise SettingError(f"{path}: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingError(f"{path} is not TOML: {error}.") from error

@@ -1,0 +1,139 @@
+"""What is measured of users' lists: their items, while they are published, and how they differ from the live ones."""
+
+from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
+from typing import NamedTuple
+
+import numpy as np
+from xxhash import xxh3_64_intdigest
+
+from offline.input.matrix import Indices
+from stores.catalogue import ReleaseRef
+from stores.compression import load_decode, read_ids
+from stores.encoding import Decode
+from stores.errors import ReleaseCorrupt, StoreError
+from stores.keys import USER
+from stores.manifest import Manifest
+from stores.store import Reader, Row, Slot
+
+# So many users are compared with the live release: the mean is then known to within 0.01.
+SAMPLED_USERS = 10_000
+
+# Is called with users, the numbers of the items of all their lists, one list after the other, and the lists' lengths.
+Observe = Callable[[Sequence[str], Indices, Indices], None]
+
+
+def ignore(_users: Sequence[str], _items: Indices, _lengths: Indices) -> None:
+    """Observe nothing."""
+
+
+class Items(NamedTuple):
+    """The items that lists are made of; *popular* are the numbers of those of the overall popular list, best first.
+
+    *catalogue* is how many there are that could be recommended, None where that is not known.
+    """
+
+    ids: Sequence[str]
+    popular: Indices
+    catalogue: int | None
+
+
+class Measurement:
+    """Counts over the users' lists of one release, and a sample of them; lives as long as its publish."""
+
+    def __init__(self, items: Items, depth: int = 0) -> None:
+        """Begin with no lists; the first *depth* items of those in the sample are kept."""
+        self.users = 0
+        self.users_with_lists = 0
+        self.shortest: int | None = None
+        """The length of the shortest list that has items."""
+
+        self._items = items
+        self._times = np.zeros(len(items.ids), dtype=np.int64)
+        self._depth = depth
+        self._sampled = list[tuple[int, str, Indices]]()
+        self._below = 1 << 64
+
+    def add(self, users: Sequence[str], items: Indices, lengths: Indices) -> None:
+        """Count lists in: see `Observe`. A user without a list has one of no items."""
+        self._times += np.bincount(items, minlength=len(self._times))
+        self.users += len(users)
+        present = lengths[lengths > 0]
+        if not len(present):
+            return
+        self.users_with_lists += len(present)
+        shortest = int(present.min())
+        self.shortest = shortest if self.shortest is None else min(shortest, self.shortest)
+        if self._depth:
+            self._sample(users, items, lengths)
+
+    @property
+    def coverage(self) -> float:
+        """Which share of the catalogue is in any list."""
+        return float(np.count_nonzero(self._times) / (self._items.catalogue or 1))
+
+    def popular_share(self, first: int) -> float:
+        """Return the share of all slots that go to the *first* items of the overall popular list."""
+        return float(self._times[self._items.popular[:first]].sum() / (self._times.sum() or 1))
+
+    def sample(self) -> dict[str, list[str]]:
+        """Return the first items of the lists of some users, who are the same for the same users."""
+        self._trim()
+        ids = self._items.ids
+        return {user: [ids[item] for item in items.tolist()] for _, user, items in self._sampled}
+
+    def _sample(self, users: Sequence[str], items: Indices, lengths: Indices) -> None:
+        """Keep those users whose hashes are the lowest: a sample of all of them, however many will come."""
+        hashes = np.fromiter((xxh3_64_intdigest(user.encode()) for user in users), dtype=np.uint64, count=len(users))
+        ends = np.cumsum(lengths)
+        for index in np.flatnonzero((hashes <= np.uint64(self._below - 1)) & (lengths > 0)).tolist():
+            start = int(ends[index] - lengths[index])
+            kept = items[start : min(start + self._depth, int(ends[index]))].copy()
+            self._sampled.append((int(hashes[index]), users[index], kept))
+        if len(self._sampled) >= 2 * SAMPLED_USERS:
+            self._trim()
+
+    def _trim(self) -> None:
+        self._sampled.sort(key=itemgetter(0))
+        if len(self._sampled) > SAMPLED_USERS:
+            del self._sampled[SAMPLED_USERS:]
+            self._below = self._sampled[-1][0]
+
+
+async def overlaps(
+    reader: Reader, release: ReleaseRef, manifest: Manifest, lists: Mapping[str, Sequence[str]], depths: Sequence[int]
+) -> tuple[int, dict[int, float]]:
+    """
+    Return how many users of *lists* have a list in *release*, too, and by depth the mean share of items in common.
+
+    The share is of the longer of the two lists, cut to that depth, so that lists which shrank count. A damaged list is
+    passed over. Raises ReleaseCorrupt where more is damaged, and StoreError where lists cannot be read.
+    """
+    decode, users = await load_decode(reader, release, manifest), list(lists)
+    compared, shared = 0, dict.fromkeys(depths, 0.0)
+    for start in range(0, len(users), reader.batch):
+        chunk = users[start : start + reader.batch]
+        slots = await reader.get_many(release, [USER + user for user in chunk])
+        for user, slot in zip(chunk, slots, strict=True):
+            there = _read(user, slot, decode)
+            if there is not None:
+                compared += 1
+                for depth in shared:
+                    shared[depth] += _common(lists[user][:depth], there[:depth])
+    return compared, {depth: total / (compared or 1) for depth, total in shared.items()}
+
+
+def _read(user: str, slot: Slot, decode: Decode) -> list[str] | None:
+    """Return the items of a list; None for one that is absent or damaged."""
+    if slot is None:
+        return None
+    try:
+        if isinstance(slot, StoreError):
+            raise slot
+        return read_ids(Row(USER + user, slot), decode)
+    except ReleaseCorrupt:
+        return None
+
+
+def _common(one: Sequence[str], other: Sequence[str]) -> float:
+    return len(set(one) & set(other)) / (max(len(one), len(other)) or 1)

@@ -1,0 +1,80 @@
+"""Gates as people meet them: exit code 3, the table, the dry run, and what is live afterwards."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from offline.input.sample import sample
+from offline.model import load, save
+from offline.train.als import Factors
+from tests.support.command import failed, hotplate
+from tests.support.paths import ROOT
+
+GATES = ROOT / "docs" / "examples" / "gates.toml"
+
+
+def models(folder: Path) -> tuple[Path, Path]:
+    """Train a model on sample data, and spoil another: what was learnt of one item is used for another."""
+    good, spoilt = folder / "good", folder / "spoilt"
+    sample(users=300, items=150).write_csv(folder / "clicks.csv")
+    trained = hotplate("train", folder / "clicks.csv", "--out", good, "--factors", "16", "--iterations", "5")
+    assert trained.returncode == 0, trained.stderr
+    model = load(good)
+    assert isinstance(model.ranker, Factors)
+    shuffled = np.random.default_rng(0).permutation(model.ranker.item_factors)
+    save(replace(model, ranker=replace(model.ranker, item_factors=shuffled)), spoilt)
+    return good, spoilt
+
+
+def live_in(store: str) -> str:
+    return str(json.loads(hotplate("releases", "list", "--json", "--store", store).stdout)["live"])
+
+
+def test_a_spoilt_model_exits_with_3_and_does_not_go_live_unless_it_is_forced(tmp_path: Path) -> None:
+    good, spoilt = models(tmp_path)
+    store = f"file://{tmp_path}/store"
+    first = hotplate("publish", good, "--store", store, "--gates", GATES).stdout
+    assert "nothing is live yet" in first
+    live = live_in(store)
+    publish = ("publish", spoilt, "--store", store, "--gates", GATES)
+    dry = hotplate(*publish, "--dry-run")
+    failed(dry, "Gate overlap@10: ", " is below 0.2 (of 300 users, with ", "this is a dry run", code=3)
+    assert "which fit" in dry.stdout
+    assert json.loads(hotplate(*publish, "--dry-run", "--json").stdout)["gates"][4]["passed"] is False
+    done = hotplate(*publish, "--json")
+    failed(done, '"kind":"GateFailed"', f"{live} still is", "hotplate releases activate ", code=3)
+    facts = json.loads(done.stdout)
+    assert facts["live"] is False
+    found = {each["gate"]: (each["bound"], each["passed"]) for each in facts["gates"]}
+    assert found == {
+        "drop.ndcg": (0.1, True),
+        "coverage": (0.1, True),
+        "users_with_lists": (0.95, True),
+        "shortest_list": (5, True),
+        "overlap@10": (0.2, False),
+        "popular_share@10": (0.7, True),
+    }
+    assert all(isinstance(each["measured"], float | int) for each in facts["gates"])
+    assert live_in(store) == live
+    forced = hotplate(*publish, "--force")
+    assert forced.returncode == 0, forced.stderr
+    assert "is live" in forced.stdout
+    assert " forced " in forced.stdout
+    assert live_in(store) not in (live, facts["release"]["release"])
+
+
+def test_imported_lists_pass_gates_too_and_have_no_metrics(tmp_path: Path) -> None:
+    lists, store = tmp_path / "lists.csv", f"file://{tmp_path}/store"
+    lists.write_text("user,item,score\nal,a,2\nal,b,1\nbo,a,1\n")
+    assert hotplate("import", lists, "--store", store, "--gate", "overlap=0.5").returncode == 0
+    live = live_in(store)
+    lists.write_text("user,item,score\nal,c,2\nal,b,1\nbo,d,1\n")
+    refused = hotplate("import", lists, "--store", store, "--gate", "overlap=0.5", "--gate", "shortest_list=2")
+    failed(refused, "Gate overlap@10: 0.25 is below 0.5", "; gate shortest_list: 1 is below 2; release", code=3)
+    assert "is ready" in refused.stdout
+    assert live_in(store) == live
+    failed(hotplate("import", lists, "--store", store, "--gate", "ndcg=0.1"), "have no evaluation", code=2)
+    failed(hotplate("import", lists, "--store", store, "--gate", "coverage=0.1"), "--titles", code=2)
+    failed(hotplate("import", lists, "--store", store, "--gate", "overlap=2"), "between 0 and 1", code=2)

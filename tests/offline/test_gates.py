@@ -1,0 +1,353 @@
+"""Gates: what is measured of lists, what is said of it, and that lists which are not good enough do not go live."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from offline.errors import GateFailed, SettingError
+from offline.gates import Measured, check, judge, parse_gates, read_gates, recorded
+from offline.list_import import ImportedLists, ImportSettings
+from offline.lists import ListSettings, ModelLists
+from offline.measurement import Items, Measurement, overlaps
+from offline.model import Model
+from offline.publish import publish
+from offline.train.als import Factors
+from stores.catalogue import State
+from stores.errors import ReleaseCorrupt, StoreUnavailable
+from stores.memory import MemoryStore
+from stores.store import Slot, Store
+from stores.verification import diff, load_manifest
+from tests.support.interactions import checkerboard_model
+from tests.support.stores import lapse, ref_of
+
+METRICS = {
+    "split": {"kind": "by-item", "seed": 1},
+    "k": 10,
+    "model": {"k": 10, "ndcg": 0.5},
+    "as_served": {"ndcg": 0.4},
+}
+# Lists of item numbers, of eight items, by user; the order within each is the ranking.
+LISTS = st.lists(st.lists(st.integers(0, 7), max_size=6, unique=True), max_size=20)
+
+
+@cache
+def model() -> Model:
+    """A good model, of which METRICS are the metrics."""
+    return replace(checkerboard_model(), metrics=METRICS)
+
+
+def spoilt() -> Model:
+    """The same, but what was learnt of one item is used for another."""
+    good = model()
+    assert isinstance(good.ranker, Factors)
+    return replace(good, ranker=replace(good.ranker, item_factors=np.roll(good.ranker.item_factors, 1, axis=0)))
+
+
+def source(of: Model, length: int = 5) -> ModelLists:
+    return ModelLists(of, ListSettings(length))
+
+
+def gates(**bounds: object) -> tuple[Any, ...]:
+    return parse_gates({name.replace("__", "."): bound for name, bound in bounds.items()}, "test")
+
+
+# what is measured
+
+
+def measured(lists: Sequence[Sequence[int]], cuts: int, depth: int = 0) -> Measurement:
+    """Measure lists of users who are named by their numbers, a few at a time."""
+    found = Measurement(Items([f"i{item}" for item in range(8)], np.array([2, 5], dtype=np.int32), 10), depth)
+    for start in range(0, len(lists), cuts):
+        part = lists[start : start + cuts]
+        items = np.array([item for each in part for item in each], dtype=np.int32)
+        lengths = np.array([len(each) for each in part], dtype=np.int32)
+        found.add([f"u{start + index}" for index in range(len(part))], items, lengths)
+    return found
+
+
+@given(LISTS, st.integers(1, 5))
+def test_counts_are_those_of_the_lists_however_they_come(lists: list[list[int]], cuts: int) -> None:
+    found = measured(lists, cuts, depth=3)
+    slots = [item for each in lists for item in each]
+    assert (found.users, found.users_with_lists) == (len(lists), sum(map(bool, lists)))
+    assert found.shortest == min((len(each) for each in lists if each), default=None)
+    assert found.coverage == len(set(slots)) / 10
+    assert found.popular_share(1) == slots.count(2) / max(len(slots), 1)
+    assert found.popular_share(9) == (slots.count(2) + slots.count(5)) / max(len(slots), 1)
+    expected = {f"u{user}": [f"i{item}" for item in each[:3]] for user, each in enumerate(lists) if each}
+    assert found.sample() == expected
+
+
+@given(LISTS, st.integers(1, 5), st.integers(1, 20))
+def test_the_same_users_are_sampled_however_they_come(lists: list[list[int]], cuts: int, others: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("offline.measurement.SAMPLED_USERS", 4)
+        one, other = (measured(lists, each, depth=3).sample() for each in (cuts, others))
+    assert one == other
+    assert len(one) == min(4, sum(map(bool, lists)))
+
+
+async def test_the_overlap_of_two_models_is_what_diff_says_of_their_releases() -> None:
+    store = MemoryStore()
+    first, second = [(await publish(source(each), store)).manifest for each in (model(), spoilt())]
+    refs = [await ref_of(store, each.release) for each in (first, second)]
+    lists = Measurement(source(spoilt()).items(), 10)
+    list(source(spoilt()).batches(lists.add))
+    users, shares = await overlaps(store, refs[0], first, lists.sample(), [10])
+    expected = await diff(store, *refs)
+    assert users == expected.compared == 20
+    assert shares[10] == pytest.approx(expected.overlap)
+
+
+def test_items_that_no_list_names_count_in_an_import_once_a_file_names_them(tmp_path: Path) -> None:
+    (tmp_path / "lists.csv").write_text("user,item,score\na,x,2\na,y,1\nb,x,1\n")
+    (tmp_path / "titles.csv").write_text("item,title\nx,X\nz,Z\n")
+    catalogues = []
+    for number, titles in enumerate((None, tmp_path / "titles.csv")):
+        (tmp_path / f"{number}").mkdir()
+        made = ImportedLists(
+            ImportSettings(tmp_path / "lists.csv", titles=titles), tmp_path / f"{number}", lambda *_: None
+        )
+        found = Measurement(made.items(), 1)
+        list(made.batches(found.add))
+        assert (found.users, found.users_with_lists, found.shortest) == (2, 2, 1)
+        assert found.popular_share(1) == 2 / 3
+        assert found.sample() == {"a": ["x"], "b": ["x"]}
+        catalogues.append(made.items().catalogue)
+    assert catalogues == [None, 3]
+
+
+# what is said of it
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_a_bound_is_held_by_what_equals_it_or_is_on_its_good_side(value: float, bound: float) -> None:
+    bounds = gates(coverage=bound, popular_share=bound)
+    floor, ceiling = judge({"coverage": Measured(value), "popular_share@10": Measured(value)}, bounds)
+    assert (floor.passed, ceiling.passed) == (value >= bound, value <= bound)
+    assert (" is below " in str(floor)) == (value < bound)
+    assert (" is above " in str(ceiling)) == (value > bound)
+
+
+def test_a_sentence_shows_a_difference_even_where_it_is_small() -> None:
+    (verdict,) = judge({"coverage": Measured(0.29999999)}, gates(coverage=0.3))
+    assert str(verdict) == "gate coverage: 0.29999999 is below 0.3"
+
+
+def test_errors_have_ceilings_in_the_place_of_floors() -> None:
+    (verdict,) = judge({"rating.rmse": Measured(0.9)}, gates(rating__rmse=0.8))
+    assert str(verdict) == "gate rating.rmse: 0.9 is above 0.8"
+
+
+@pytest.mark.parametrize(
+    ("table", "part"),
+    [
+        ({"coverage": 1.5}, "gates.toml: the bound of coverage is 1.5; it must lie between 0 and 1"),
+        ({"drop": {"ndcg": -0.1}}, "the bound of drop.ndcg is -0.1"),
+        ({"shortest_list": 0}, "between 1 and 1000"),
+        ({"ndcg": math.nan}, "the bound of ndcg is nan; it must be a number"),
+        ({"as_served": {"ndcg": math.inf}}, "the bound of as_served.ndcg is inf"),
+        ({"overlap": "0.2"}, "the bound of overlap is '0.2'"),
+        ({"overlap": True}, "the bound of overlap is True"),
+        ({"overlap@0": 0.2}, "overlap@0 is of 0 items"),
+        ({"popular_share@1001": 0.2}, "1 to 1000"),
+    ],
+)
+def test_a_bound_that_makes_no_sense_is_a_sentence_that_names_it(table: dict[str, object], part: str) -> None:
+    with pytest.raises(SettingError, match=part):
+        parse_gates(table, "gates.toml")
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("coverge", r"There is no gate coverge \(0.5\); the nearest is coverage"),
+        ("ndgc", "the nearest is ndcg"),
+        ("as_served.recal", "the nearest is as_served.ndcg"),
+        ("drop.ndgc", "the nearest is drop.ndcg"),
+        ("overlap@", "the nearest is overlap"),
+        ("q", "known are coverage, users_with_lists"),
+    ],
+)
+def test_a_gate_that_there_is_not_is_named_with_the_nearest(name: str, part: str) -> None:
+    with pytest.raises(SettingError, match=part):
+        check(parse_gates({name: 0.5}, "test"), METRICS, knows_catalogue=True)
+
+
+def test_a_gate_of_an_evaluation_or_a_catalogue_that_there_is_not_is_named_too() -> None:
+    with pytest.raises(SettingError, match=r"no gate ndcg .* have no evaluation"):
+        check(gates(ndcg=0.1), None, knows_catalogue=True)
+    with pytest.raises(SettingError, match="coverage: how many items there are is not known"):
+        check(gates(coverage=0.1), METRICS, knows_catalogue=False)
+
+
+def test_bounds_of_the_command_come_before_those_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "gates.toml"
+    path.write_text('ndcg = 0.2\n"overlap@20" = 0.3\ndrop.as_served.ndcg = 0.1\n')
+    found = {gate.name: gate.bound for gate in read_gates(path, ["ndcg=0.3", "overlap = 0.4"])}
+    assert found == {"ndcg": 0.3, "overlap@20": 0.3, "drop.as_served.ndcg": 0.1, "overlap@10": 0.4}
+    path.write_text("ndcg 0.2")
+    with pytest.raises(SettingError, match="is not TOML"):
+        read_gates(path)
+    with pytest.raises(SettingError, match=r"absent\.toml: No such file"):
+        read_gates(tmp_path / "absent.toml")
+    with pytest.raises(SettingError, match="'ndcg' is not NAME=BOUND"):
+        read_gates(None, ["ndcg"])
+
+
+# what goes live
+
+
+@pytest.mark.parametrize("open_store", ["memory", "file", "redis"], indirect=True)
+async def test_a_spoilt_model_is_written_and_stays_out_while_the_good_one_stays_live(store: Store) -> None:
+    bounds = gates(drop__ndcg=0.1, coverage=0.1, users_with_lists=0.95, overlap=0.2)
+    good = (await publish(source(model(), 1), store, gates=bounds, encoding="zstd")).manifest
+    assert all(verdict.passed for verdict in recorded(good)[1])
+    with pytest.raises(GateFailed) as failed:
+        await publish(source(spoilt(), 1), store, gates=bounds)
+    written = failed.value.result.manifest.release
+    assert str(failed.value) == (
+        f"gate overlap@10: 0 is below 0.2 (of 20 users, with {good.release}); release {written} was written and is "
+        f"not live, and {good.release} still is; publish again with --force, or activate it by hand: "
+        f"hotplate releases activate {written}"
+    )
+    found = await store.catalogue()
+    assert found.live == good.release
+    assert found.find(written).state is State.READY
+    kept = (await load_manifest(store, await ref_of(store, written))).about["gates"]
+    assert (kept["forced"], kept["against"]) == (False, good.release)
+    assert [each["gate"] for each in kept["verdicts"] if not each["passed"]] == ["overlap@10"]
+    forced = (await publish(source(spoilt(), 1), store, gates=bounds, force=True)).manifest
+    assert (await store.catalogue()).live == forced.release
+    was_forced, verdicts = recorded(await load_manifest(store, await ref_of(store, forced.release)))
+    assert was_forced
+    assert [verdict.gate for verdict in verdicts if not verdict.passed] == ["overlap@10"]
+
+
+async def test_all_gates_that_fail_are_named_and_nothing_live_is_nothing_to_compare_with() -> None:
+    store = MemoryStore()
+    bounds = gates(ndcg=0.6, as_served__ndcg=0.4, drop__ndcg=0.1, shortest_list=6, overlap=1, popular_share=0)
+    with pytest.raises(GateFailed) as failed:
+        await publish(source(model()), store, gates=bounds)
+    assert str(failed.value).startswith(
+        "gate ndcg: 0.5 is below 0.6; gate shortest_list: 5 is below 6; gate popular_share@10: 0.3 is above 0; release "
+    )
+    assert (await store.catalogue()).live is None
+    notes = {verdict.gate: verdict.note for verdict in recorded(failed.value.result.manifest)[1] if verdict.passed}
+    assert notes == {"as_served.ndcg": "", "drop.ndcg": "nothing is live yet", "overlap@10": "nothing is live yet"}
+
+
+@pytest.mark.parametrize(
+    ("now", "says"),
+    [
+        ({"model": {"ndcg": 0.48}}, ""),
+        ({"model": {"ndcg": 0.6}}, ""),
+        ({"split": {"kind": "by-item", "seed": 2}}, ""),
+        ({"model": {"ndcg": 0.4}}, "gate drop.ndcg: 0.2 is above 0.05 (0.4 after 0.5 in "),
+        ({"k": 20}, "evaluated differently: k was 10 and is 20;"),
+        ({"split": {"kind": "by-time", "seed": 1}}, "evaluated differently: split was "),
+    ],
+)
+async def test_a_metric_may_drop_by_its_bound_where_both_were_measured_alike(now: dict[str, Any], says: str) -> None:
+    store = MemoryStore()
+    await publish(source(model()), store)
+    later = source(replace(model(), metrics=METRICS | now))
+    if not says:
+        await publish(later, store, gates=gates(drop__ndcg=0.05))
+        return
+    with pytest.raises(GateFailed) as failed:
+        await publish(later, store, gates=gates(drop__ndcg=0.05))
+    assert says in str(failed.value)
+
+
+async def test_a_live_release_that_cannot_be_compared_with_fails_its_gates(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = MemoryStore()
+    live = (await publish(source(replace(model(), metrics=None)), store)).manifest.release
+    with pytest.raises(GateFailed, match=f"gate drop.ndcg: it cannot be judged, as the live release {live} was publ"):
+        await publish(source(model()), store, gates=gates(drop__ndcg=0.05))
+    others = model()
+    named_anew = replace(others.matrix, user_ids=[f"x{user}" for user in others.matrix.user_ids])
+    with pytest.raises(GateFailed, match="none of 20 users with a list has one in the live release"):
+        await publish(source(replace(others, matrix=named_anew)), store, gates=gates(overlap=0.1))
+
+    async def damaged(*_: object, **__: object) -> object:
+        raise ReleaseCorrupt("its manifest is damaged")
+
+    monkeypatch.setattr("offline.gates.load_manifest", damaged)
+    with pytest.raises(GateFailed, match=f"the live release {live} cannot be read \\(its manifest is damaged\\)"):
+        await publish(source(others), store, gates=gates(overlap=0.1))
+
+
+async def test_a_damaged_list_of_the_live_release_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = MemoryStore()
+    await publish(source(model()), store)
+    read = store.get_many
+
+    async def damage_one(*arguments: Any, **options: Any) -> list[Slot]:  # noqa: ANN401 -- handed through
+        slots = await read(*arguments, **options)
+        return [ReleaseCorrupt("a block"), b"damaged", *slots[2:]] if len(slots) == 20 else slots
+
+    monkeypatch.setattr(store, "get_many", damage_one)
+    result = await publish(source(model()), store, gates=gates(overlap=1))
+    assert recorded(result.manifest)[1][0].note.startswith("of 18 users")
+
+
+async def test_what_is_resumed_is_judged_by_all_of_its_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("offline.lists._BATCH", 5)
+    store, bounds = MemoryStore(), gates(users_with_lists=1, coverage=1, overlap=0.9)
+    await publish(source(model()), store)
+    put, left = store.put, 7
+
+    async def put_some(*arguments: Any, **options: Any) -> None:  # noqa: ANN401 -- handed through
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise StoreUnavailable("the store went away")
+        await put(*arguments, **options)
+
+    monkeypatch.setattr(store, "put", put_some)
+    with pytest.raises(StoreUnavailable):
+        await publish(source(model()), store, gates=bounds)
+    draft = (await store.catalogue()).releases[-1].id
+    result = await publish(source(model()), store, gates=bounds, resume=draft)
+    assert result.skipped > 20
+    assert [verdict.measured for verdict in recorded(result.manifest)[1]] == [1, 1, 1]
+
+
+async def test_a_draft_that_lacked_nothing_but_its_seal_is_judged_and_forced_only_if_it_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store, bounds = MemoryStore(), gates(shortest_list=6)
+
+    async def unavailable(_: object) -> None:
+        raise StoreUnavailable("the store went away")
+
+    for begun_with_force in (False, True):
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "seal", unavailable)
+            with pytest.raises(StoreUnavailable):
+                await publish(source(model()), store, gates=bounds, force=begun_with_force)
+        draft = (await store.catalogue()).releases[-1].id
+        await lapse(store)
+        if not begun_with_force:
+            with pytest.raises(GateFailed, match="gate shortest_list: 5 is below 6"):
+                await publish(source(model()), store, gates=bounds, force=True, resume=draft)
+            assert (await store.catalogue()).live is None
+        else:
+            await publish(source(model()), store, gates=bounds, force=True, resume=draft)
+            assert (await store.catalogue()).live == draft
+
+
+async def test_gates_that_make_no_sense_stop_a_publish_before_anything_is_written() -> None:
+    store = MemoryStore()
+    with pytest.raises(SettingError, match="nearest is ndcg"):
+        await publish(source(model()), store, gates=gates(ndgc=0.5))
+    assert (await store.catalogue()).releases == ()
