@@ -2,13 +2,18 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
 from offline.errors import DataError, SettingError, require_at_least
+from offline.input.columns import choose_columns
+from offline.input.files import data_errors, open_tables
 from offline.input.matrix import Floats, Indices
+from offline.input.rows import text_column
 from offline.model import Model
 from offline.train.engine import Allowed
 from offline.train.popularity import Popular, Popularity, most_popular
@@ -52,6 +57,23 @@ class Rules:
     def shorten(self) -> bool:
         """Whether there is a rule by which lists lose items."""
         return self.available is not None or bool(self.excluded) or self.max_per_category is not None
+
+
+def read_rules(
+    available: Path | None,
+    exclude: Path | None,
+    categories: Path | None,
+    max_per_category: int | None,
+    min_history: int,
+) -> Rules:
+    """Return rules, the ids and categories of items read from files; DataError where one cannot be read."""
+    return Rules(
+        None if available is None else frozenset(_read_items(available)),
+        frozenset() if exclude is None else frozenset(_read_items(exclude)),
+        {} if categories is None else _read_categories(categories),
+        max_per_category,
+        min_history,
+    )
 
 
 class RuledLists:
@@ -204,6 +226,31 @@ def _first(kinds: Indices, most: int) -> npt.NDArray[np.bool_]:
     first = np.empty(kinds.shape, dtype=np.bool_)
     np.put_along_axis(first, order, (nth < most) | (ordered < 0), axis=1)
     return first
+
+
+def _read_items(path: Path) -> list[str]:
+    """Return the ids that a file names: one a line in a .txt file, those of the item column in all others."""
+    if path.suffix.lower() != ".txt":
+        return _read_columns(path, "item").get_column("item").to_list()
+    with data_errors(path):
+        return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+
+
+def _read_categories(path: Path) -> dict[str, str]:
+    frame = _read_columns(path, "item", "category").unique()
+    twice = frame.filter(pl.col("item").is_duplicated())
+    if twice.height:
+        raise DataError(f"{path} has item {twice.get_column('item')[0]!r} in two categories; keep one for each item.")
+    return dict(frame.iter_rows())
+
+
+def _read_columns(path: Path, *roles: str) -> pl.DataFrame:
+    """Return the columns of the files at *path* that are named like *roles*, rows that lack one left out."""
+    tables = open_tables(path, None)
+    columns = choose_columns({}, list(tables[0].schema), str(path), guessed=roles, required=roles)
+    with data_errors(path):
+        frames = [table.frame.select(**{role: text_column(table, columns[role]) for role in roles}) for table in tables]
+        return pl.concat(frames).drop_nulls().collect(engine="streaming")
 
 
 def _allowed(rules: Rules, ids: list[str]) -> Allowed:
