@@ -16,8 +16,10 @@ import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
 from pathlib import Path
+from time import perf_counter, time
 from typing import Any
 
 import xxhash
@@ -39,6 +41,13 @@ _CHUNK_BYTES = 1 << 20
 _WAIT_POLL_S = 1.0
 
 
+class Outcome(StrEnum):
+    """How a run ended: its release is as it should be, or a gate keeps it from going live."""
+
+    PUBLISHED = "published"
+    REFUSED = "refused"
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """
@@ -48,7 +57,7 @@ class Run:
     inputs    a digest of the files that it reads
     release   what it writes, chosen before anything is written
     seconds   wall time by step, of all attempts together
-    outcome   how it ended, None until then; *summary* is what it printed
+    outcome   None until it has ended; *summary* is what it printed then
     """
 
     id: str
@@ -56,57 +65,74 @@ class Run:
     inputs: str
     release: ReleaseId
     seconds: dict[str, float] = field(default_factory=dict)
-    outcome: str | None = None
+    outcome: Outcome | None = None
     summary: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class History:
-    """What the folder says: the last run, if there is one, and when one last succeeded, in seconds since 1970."""
-
-    run: Run | None = None
-    succeeded_at: float | None = None
-
-
 class RunFolder:
-    """The work folder of a pipeline, which is this process's alone; lives as long as the attempt."""
+    """The work folder of a pipeline, which is this process's alone; lives as long as the attempt.
+
+    DataError where its record cannot be read.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self.last, self.succeeded_at = _read(path / _STATE)
+        """The run that was begun last, and when one last succeeded, in seconds since 1970."""
 
-    def read(self) -> History:
-        """Return what is recorded; nothing for a folder that is new, DataError for a record that cannot be read."""
-        state = self._path / _STATE
-        try:
-            fields = json.loads(state.read_bytes())
-            if fields["format"] != FORMAT:
-                raise DataError(f"{state} has the format {fields['format']!r}, and this hotplate reads {FORMAT}.")
-            return History(None if fields["run"] is None else Run(**fields["run"]), fields["succeeded_at"])
-        except FileNotFoundError:
-            return History()
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{state} cannot be read ({error}); remove it, and the run begins anew.") from error
+    @property
+    def model(self) -> Path:
+        """Where the model of the last run is, or will be."""
+        return self._path / f"{_MODEL}{self.run.id}"
 
-    def write(self, history: History) -> None:
-        """Record *history* in the place of what was recorded, so that after a power cut one of the two is there."""
+    @property
+    def has_model(self) -> bool:
+        """Whether the model of the last run is complete."""
+        return (self.model / "model.json").is_file()
+
+    @property
+    def run(self) -> Run:
+        """The last run, where it is known that there is one."""
+        if self.last is None:
+            raise ValueError("no run was begun")
+        return self.last
+
+    def begin(self, run: Run) -> None:
+        """Record a new run; what was trained before the last one is removed."""
+        self._sweep()
+        self.record(run)
+
+    def record(self, run: Run) -> None:
+        """Replace what is recorded, so that after a power cut either is there."""
+        self.last = run
         new = self._path / f".{_STATE}.new"
-        new.write_text(json.dumps({"format": FORMAT, **asdict(history)}, indent=2) + "\n")
+        fields = {"format": FORMAT, "run": asdict(run), "succeeded_at": self.succeeded_at}
+        new.write_text(json.dumps(fields, indent=2) + "\n")
         flush(new)
         new.replace(self._path / _STATE)
         flush(self._path)
 
-    def model(self, run: Run) -> Path:
-        """Return where the model of *run* is, or will be."""
-        return self._path / f"{_MODEL}{run.id}"
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Record how long a step of the last run took, together with what it took before it was cut off."""
+        started = perf_counter()
+        try:
+            yield
+        finally:
+            seconds = self.run.seconds.get(name, 0.0) + perf_counter() - started
+            self.record(replace(self.run, seconds=self.run.seconds | {name: round(seconds, 3)}))
 
-    def has_model(self, run: Run) -> bool:
-        """Return whether the model of *run* is complete."""
-        return (self.model(run) / "model.json").is_file()
+    def finish(self, outcome: Outcome, summary: dict[str, Any]) -> None:
+        """Record how the last run ended, and remove the models of those before it."""
+        if outcome is Outcome.PUBLISHED:
+            self.succeeded_at = time()
+        self.record(replace(self.run, outcome=outcome, summary=summary))
+        self._sweep()
 
-    def sweep(self, run: Run) -> None:
-        """Remove the models of other runs."""
-        for folder in self._path.glob(f"{_MODEL}*"):
-            if folder != self.model(run):
+    def _sweep(self) -> None:
+        """Remove all models but that of the last run, and what was left of any that was being written."""
+        for folder in [*self._path.glob(f"{_MODEL}*"), *self._path.glob(f".{_MODEL}*")]:
+            if self.last is None or folder != self.model:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -139,6 +165,21 @@ def digest(paths: Sequence[Path]) -> str:
             except OSError as error:
                 raise DataError(f"{file} cannot be read: {error.strerror}.") from error
     return found.hexdigest()
+
+
+def _read(state: Path) -> tuple[Run | None, float | None]:
+    try:
+        fields = json.loads(state.read_bytes())
+        if fields["format"] != FORMAT:
+            raise DataError(
+                f"{state} has the format {fields['format']!r}, and this hotplate reads {FORMAT}; remove it."
+            )
+        run = Run(**fields["run"])
+        return replace(run, outcome=None if run.outcome is None else Outcome(run.outcome)), fields["succeeded_at"]
+    except FileNotFoundError:
+        return None, None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{state} cannot be read ({error}); remove it, and a run begins anew.") from error
 
 
 async def claim(store: Store, run: Run, wait_s: float = 0.0) -> DraftRef | None:
