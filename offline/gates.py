@@ -31,8 +31,8 @@ from stores.manifest import Manifest
 from stores.store import Reader
 from stores.verification import DEPTH, load_manifest
 
-# Metrics of errors: less is better.
-_ERRORS = ("rmse", "mae")
+# Metrics of which less is better.
+_LESS_IS_BETTER = ("rmse", "mae", "gini", "popular_share")
 
 # Tables of an evaluation that hold no metrics of the model.
 _NO_METRICS = ("split", "params", "baselines")
@@ -68,12 +68,12 @@ class Gate:
     @property
     def at_most(self) -> bool:
         """Whether what is measured may not be above the bound, rather than below it."""
-        is_error = self.subject is Subject.METRIC and self.metric.rpartition(".")[2] in _ERRORS
-        return is_error or self.subject in (Subject.DROP, Subject.POPULAR)
+        is_ceiling = self.subject is Subject.METRIC and _is_better_below(self.metric)
+        return is_ceiling or self.subject in (Subject.DROP, Subject.POPULAR)
 
 
 class Measured(NamedTuple):
-    """What was measured for one gate; of what could not be, why, and whether that is as good."""
+    """What was measured for one gate; of what could not be, why, and whether the gate passes all the same."""
 
     value: float | None
     note: str = ""
@@ -243,9 +243,13 @@ def _drop(metric: str, metrics: Mapping[str, Any], live: Manifest) -> Measured:
         if mine != theirs:
             difference = f"{name} was {theirs!r} and is {mine!r}"
             return Measured(None, f"the live release {live.release} was evaluated differently: {difference}")
-    lost = now - before if metric.rpartition(".")[2] in _ERRORS else before - now
+    lost = now - before if _is_better_below(metric) else before - now
     relative = lost / abs(before) if before else float(lost > 0)
     return Measured(relative, f"{now:.4g} after {before:.4g} in {live.release}")
+
+
+def _is_better_below(metric: str) -> bool:
+    return metric.rpartition(".")[2] in _LESS_IS_BETTER
 
 
 def _parse(name: str, bound: object, where: str) -> Gate:

@@ -13,8 +13,9 @@ import polars as pl
 from offline.errors import DataError
 from offline.external_sort import ScoredRows, SortedLists, sort_lists, top_items
 from offline.input.columns import choose_columns, number_of
-from offline.input.files import Table, data_errors, find_files, fingerprint, open_tables
-from offline.input.rows import Rows, TableShape, id_reasons, item_titles, text_column
+from offline.input.files import Format, data_errors, find_files, fingerprint
+from offline.input.rows import Rows, TableShape, id_reasons, item_titles, read_titles
+from offline.input.tables import Table, open_tables, with_whole_numbers
 from offline.lists import check_length
 from offline.measurement import Items, Observe, ignore
 from offline.train.popularity import MAX_SEGMENTS
@@ -66,7 +67,10 @@ class ImportedLists:
         self.rows, self.left_out = scored.rows, dict(scored.left_out)
         if self._users.duplicates:
             self.left_out["named twice"] = self._users.duplicates
-        titles = item_titles(scored.frame, settings.lists, settings.titles, settings.columns, settings.delimiter)
+        if settings.titles is None:
+            titles = item_titles(scored.frame, str(settings.lists))
+        else:
+            titles = read_titles(settings.titles, settings.columns, Format(settings.delimiter))
         self._items = _items(self._users, self._similar, self._popular)
         ids = self._items.get_column("item").to_list()
         self._item_titles = [titles.get(item) for item in ids]
@@ -146,17 +150,20 @@ def read_scored(
     without an owner or an item are left out. Raises DataError for what cannot be read, for a score that is not a finite
     number, and where nothing is left.
     """
-    tables = open_tables(path, delimiter)
+    tables = open_tables(find_files(path), Format(delimiter), str(path))
     required = [role for role in (owner, item, "score") if role != "segment"]
     guessed = (owner, item, "score", "title")
     columns = choose_columns(named, list(tables[0].schema), str(path), guessed=guessed, required=required)
+    tables, _ = with_whole_numbers(tables, [columns[role] for role in (owner, item) if role in columns])
     rows = Rows(tables, [_shape(table, columns, owner, item) for table in tables])
     id_bytes = (pl.col("owner").str.len_bytes().cast(pl.Int64) + pl.col("item").str.len_bytes()).sum()
-    survey = rows.survey(path, "score", columns["score"], id_bytes.alias("id_bytes"), advice="mend the rows")
-    sampled = rows.kept.filter(pl.col("row") % -(-survey.rows // _SAMPLED_OWNERS) == 0).select("owner")
+    survey = rows.survey(str(path), "score", columns["score"], id_bytes.alias("id_bytes"), advice="mend the rows")
+    sampled = rows.kept.filter(pl.col("row") % -(-survey.rows // _SAMPLED_OWNERS) == 0).select(
+        pl.col("owner").fill_null("")
+    )
     with data_errors(path):
         owners = sampled.collect(engine="streaming").to_series().sort()
-    kept = rows.kept.drop("row")
+    kept = rows.kept.drop("row").with_columns(pl.col("owner").fill_null(""))
     return ScoredRows(kept, survey.rows, survey.kept["rows"], survey.left_out, survey.kept["id_bytes"], owners)
 
 
@@ -166,12 +173,12 @@ def _shape(table: Table, columns: Mapping[str, str], owner: str, item: str) -> T
     # The digits of a float32 are those that it is written with, rather than those of the double that is nearest.
     is_float32 = table.schema[name] == pl.Float32
     score = pl.col(name).cast(pl.String).cast(pl.Float64) if is_float32 else number_of(name, table.schema[name])
-    ids = {"owner": text_column(table, columns.get(owner)), "item": text_column(table, columns[item])}
-    values = [*(text.fill_null("").alias(name) for name, text in ids.items()), score.alias("score")]
+    values = [table.text(columns.get(owner)).alias("owner"), table.text(columns[item]).alias("item")]
+    values.append(score.alias("score"))
     if "title" in columns:
-        values.append(text_column(table, columns["title"]).alias("title"))
-    left_out = id_reasons({owner: ids["owner"], item: ids["item"]})
-    return TableShape(values, left_out, ~score.is_finite().fill_null(value=False))
+        values.append(table.text(columns["title"]).alias("title"))
+    left_out = id_reasons({owner: "owner", item: "item"})
+    return TableShape(values, left_out, ~pl.col("score").is_finite().fill_null(value=False))
 
 
 def _popular(scored: ScoredRows | None, users: SortedLists, length: int) -> pl.DataFrame:

@@ -11,7 +11,8 @@ from typing import Any
 
 from offline.evaluate.evaluation import Evaluation, evaluate
 from offline.evaluate.splits import SplitOptions
-from offline.input.columns import Columns
+from offline.input.columns import NULL_VALUES, Columns
+from offline.input.files import Format, named_paths
 from offline.input.interactions import Interactions, Weighting, read_interactions
 from offline.input.matrix import to_matrix
 from offline.model import Model, check_target, save
@@ -24,11 +25,14 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
-    """The options of a training; lives as long as the command."""
+    """The options of a training, whose data lie at *path* and in the files *more*; lives as long as the command."""
 
     path: Path
+    more: Sequence[Path] = ()
     columns: Columns = field(default_factory=Columns)
     delimiter: str | None = None
+    header: bool | None = None
+    null_values: Sequence[str] = NULL_VALUES
     event_weights: Mapping[str, float] | None = None
     where: Sequence[str] = ()
     weighting: Weighting = "sum"
@@ -36,6 +40,7 @@ class TrainSettings:
     min_per_user: int = 1
     min_per_item: int = 1
     split: SplitOptions | None = field(default_factory=SplitOptions)
+    seeds: int = 1
     k: int = 10
     params: Params = field(default_factory=ALSParams)
     popular_length: int = 100
@@ -91,8 +96,9 @@ def train(settings: TrainSettings, out: Path, on_progress: Progress | None = Non
     with _stage("read", seconds, report):
         interactions = read_interactions(
             settings.path,
+            *settings.more,
             columns=settings.columns,
-            delimiter=settings.delimiter,
+            form=Format(settings.delimiter, settings.header, settings.null_values),
             event_weights=settings.event_weights,
             where=settings.where,
             titles=settings.titles,
@@ -112,9 +118,13 @@ def train(settings: TrainSettings, out: Path, on_progress: Progress | None = Non
                 settings.params,
                 settings.split,
                 k=settings.k,
+                seeds=settings.seeds,
                 on_iteration=partial(report, "evaluate"),
             )
-        note = f"{matrix.user_items.nnz} pairs are too few to hold some back, so there was no evaluation."
+        note = (
+            f"The split {settings.split.kind} of {matrix.user_items.nnz:,} pairs leaves none to learn from, or none to "
+            "test on, so there was no evaluation."
+        )
     with _stage("fit", seconds, report):
         ranker = fit(matrix.user_items, settings.params, partial(report, "fit"))
     metrics = evaluation.to_json() if evaluation else None
@@ -130,13 +140,14 @@ def _description(interactions: Interactions, settings: TrainSettings) -> dict[st
     """Return what the model folder says about its data, so that the same training can be run again."""
     times = interactions.time_range
     return {
-        "source": str(settings.path),
+        "source": named_paths([settings.path, *settings.more]),
         "titles": None if settings.titles is None else str(settings.titles),
         "rows": interactions.rows,
         "left_out": interactions.left_out,
         "fingerprint": interactions.fingerprint,
         "time_range": None if times is None else [time.isoformat() for time in times],
         "columns": asdict(interactions.columns),
+        "notes": interactions.notes,
         "where": list(settings.where),
         "event_weights": None if settings.event_weights is None else dict(settings.event_weights),
         "weighting": settings.weighting,

@@ -11,9 +11,9 @@ import polars as pl
 
 from offline.errors import DataError, SettingError, require_at_least
 from offline.input.columns import choose_columns
-from offline.input.files import data_errors, open_tables
+from offline.input.files import Format, data_errors, find_files
 from offline.input.matrix import Floats, Indices
-from offline.input.rows import text_column
+from offline.input.tables import open_tables, with_whole_numbers
 from offline.model import Model
 from offline.train.engine import Allowed
 from offline.train.popularity import Popular, Popularity, most_popular
@@ -232,7 +232,7 @@ def _read_items(path: Path) -> list[str]:
     """Return the ids that a file names: one a line in a .txt file, those of the item column in all others."""
     if path.suffix.lower() != ".txt":
         return _read_columns(path, "item").get_column("item").to_list()
-    with data_errors(path):
+    with data_errors(str(path)):
         return [line.strip() for line in path.read_text().splitlines() if line.strip()]
 
 
@@ -246,11 +246,12 @@ def _read_categories(path: Path) -> dict[str, str]:
 
 def _read_columns(path: Path, *roles: str) -> pl.DataFrame:
     """Return the columns of the files at *path* that are named like *roles*, rows that lack one left out."""
-    tables = open_tables(path, None)
+    tables = open_tables(find_files(path), Format(), str(path))
     columns = choose_columns({}, list(tables[0].schema), str(path), guessed=roles, required=roles)
-    with data_errors(path):
-        frames = [table.frame.select(**{role: text_column(table, columns[role]) for role in roles}) for table in tables]
-        return pl.concat(frames).drop_nulls().collect(engine="streaming")
+    tables, _ = with_whole_numbers(tables, [columns["item"]])
+    texts = (table.frame.select(**{role: table.text(columns[role]) for role in roles}) for table in tables)
+    with data_errors(str(path)):
+        return pl.concat(texts).drop_nulls().collect(engine="streaming")
 
 
 def _allowed(rules: Rules, ids: list[str]) -> Allowed:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bench.micro import cold, cosmos, generator, guards, hot_path, http_peer, overload, publishing, redis
+from bench.micro import cold, cosmos, generator, guards, hot_path, http_peer, overload, publishing, redis, training
 from bench.micro.rounds import Effort, Figure, Outcome, Unmeasured, at_most
 from bench.report import machine
 
@@ -22,7 +22,7 @@ Measure = Callable[[Effort], list[Outcome]]
 
 SHORT = Effort(rounds=1, users=50_000, round_s=0.5)
 # Benchmarks whose size is given by their data; --short leaves them out.
-LONG = {"retail", "cosmos_publishing"}
+LONG = {"retail", "log", "cosmos_publishing"}
 # Columns where there is no terminal that would set them.
 PRINTED_WIDTH = 180
 # How much longer a read of the embedded store may take than one of a dict.
@@ -73,7 +73,8 @@ BENCHMARKS: dict[str, Measure] = {
     "redis_service": redis.measure_service,
     "redis_reads": redis.measure_reads,
     "redis_publishing": redis.measure_publishing,
-    "retail": publishing.measure_retail,
+    "retail": training.measure_retail,
+    "log": training.measure_log,
     "overload": overload.measure,
     "generator": generator.measure,
     "cosmos_emulator": cosmos.measure_emulator,

@@ -26,7 +26,7 @@ from azure.cosmos.documents import ConnectionPolicy
 from bench.cosmos_emulator.auth import WELL_KNOWN_KEY
 from bench.lists import Shape, key_of
 from bench.micro.http_peer import PATHS, SERVED
-from bench.micro.publishing import DATA, RECIPE, publish_to
+from bench.micro.publishing import publish_to
 from bench.micro.rounds import (
     HOTPLATE,
     Effort,
@@ -47,6 +47,7 @@ from bench.micro.rounds import (
     read,
 )
 from bench.micro.spent import run
+from bench.micro.training_data import RETAIL, RETAIL_OPTIONS
 from bench.process import emulator_serving, on_core
 from stores.cosmos.rest import RestClient
 from stores.cosmos.store import open_url
@@ -323,11 +324,11 @@ MOST_PUBLISHES = 2
 
 def measure_publishing(effort: Effort) -> list[Outcome]:
     """Train on Online Retail once, and publish it with and without --dry-run, each time into an empty database."""
-    if not DATA.exists():
-        return [Unmeasured("cosmos_publishing", f"the data set is not at {DATA}")]
+    if not RETAIL.exists():
+        return [Unmeasured("cosmos_publishing", f"the data set is not at {RETAIL}")]
     with tempfile.TemporaryDirectory() as folder, emulator_serving(core=0) as server:
         model = Path(folder) / "model"
-        run([*HOTPLATE, "train", str(DATA), *RECIPE, "--out", str(model)])
+        run([*HOTPLATE, "train", str(RETAIL), *RETAIL_OPTIONS, "--out", str(model)])
         pairs = [
             publish_both(model, f"cosmos+{server.url}/round{number}", MAX_RU)
             for number in range(min(effort.rounds, MOST_PUBLISHES))

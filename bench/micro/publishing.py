@@ -1,10 +1,9 @@
-"""Publishing: what it costs a list, what stays on disk, and Online Retail from its file to a live release."""
+"""Publishing: what it costs a list, and what stays on disk."""
 
 import asyncio
-import itertools
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,6 @@ from pathlib import Path
 from bench.lists import Shape
 from bench.micro import memory
 from bench.micro.rounds import (
-    HOTPLATE,
     Effort,
     Figure,
     Outcome,
@@ -23,8 +21,6 @@ from bench.micro.rounds import (
     figures,
     interleave,
 )
-from bench.micro.spent import Spent, run
-from bench.report.machine import ROOT
 from stores.catalogue import ReleaseRef
 from stores.compression import encode_rows
 from stores.connect import connect
@@ -39,13 +35,6 @@ ROOM = 2.0
 CPU_US_PER_LIST = 5
 FILE_RATIO = 1.2
 UP_TO_BYTES = 600
-
-DATA = ROOT.parent / "shared" / "data" / "online-retail" / "online_retail.parquet"
-RECIPE = (
-    *("--where", "quantity>0", "--where", "unit_price>0", "--where", r"stock_code~^\d{5}"),
-    *("--count-column", "invoice_no", "--min-per-user", "5", "--min-per-item", "5"),
-)
-RETAIL_WALL_S, RETAIL_PEAK_MB = 60, 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,33 +149,3 @@ def publishing_figures(shape: Shape, name: str, taken: Sequence[tuple[Published,
         *figures(f"{what}, making of rows not counted", samples, each="list", cpu_goal=cpu_goal),
         Figure(f"{what}: file / keys and values", "ratio", [file_ratio for _, file_ratio in taken], size_goal),
     ]
-
-
-def measure_retail(effort: Effort) -> list[Outcome]:
-    """Train on Online Retail by its recipe and publish, in turn, each time into a store of its own."""
-    if not DATA.exists():
-        return [Unmeasured("retail", f"the data set is not at {DATA}")]
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made)
-        model, stores = folder / "model", (folder / f"store-{number}" for number in itertools.count())
-        publishing = [*HOTPLATE, "publish", str(model), "--store"]
-        variants: dict[str, Callable[[], Spent]] = {
-            "train": lambda: run([*HOTPLATE, "train", str(DATA), *RECIPE, "--out", str(model)]),
-            "publish": lambda: run([*publishing, f"file://{next(stores)}"]),
-        }
-        taken = interleave(variants, effort.rounds)
-    return [*retail_figures(taken["train"], taken["publish"])]
-
-
-def retail_figures(trained: Sequence[Spent], published: Sequence[Spent]) -> Iterator[Figure]:
-    """Name each command, and both together: their times added up, the larger of their peaks."""
-    both = [
-        Spent(first.wall_s + second.wall_s, first.cpu_s + second.cpu_s, max(first.peak_mb, second.peak_mb))
-        for first, second in zip(trained, published, strict=True)
-    ]
-    for name, spent in {"train": trained, "publish": published, "train + publish": both}.items():
-        what = f"Online Retail, {name}"
-        wall_goal, peak_goal = (at_most(RETAIL_WALL_S), at_most(RETAIL_PEAK_MB)) if spent is both else (None, None)
-        yield Figure(f"{what}: wall time", "s", [one.wall_s for one in spent], wall_goal)
-        yield Figure(f"{what}: CPU", "s", [one.cpu_s for one in spent])
-        yield Figure(f"{what}: peak memory", "MB", [one.peak_mb for one in spent], peak_goal)

@@ -20,15 +20,19 @@ from hotplate.cli.terminal import (
 )
 
 if TYPE_CHECKING:
-    from offline.evaluate.evaluation import EngineResult, Evaluation
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from offline.evaluate.evaluation import EngineResult, Evaluation, Lead
     from offline.pipeline import TrainReport
 
 
 def train(
     data: Annotated[
-        Path,
+        list[Path],
         typer.Argument(
-            metavar="DATA", help="A CSV, TSV or Parquet file (.gz and .zst too), or a folder of files of one kind."
+            metavar="DATA",
+            help="CSV, TSV, JSON lines (all three .gz and .zst too) or Parquet files, or folders of files of one kind; "
+            "- is standard input.",
         ),
     ],
     model: Annotated[Path, typer.Option("--out", envvar="HOTPLATE_MODEL", help="Write the model to this folder.")],
@@ -65,6 +69,17 @@ def train(
         ),
     ] = None,
     delimiter: Delimiter = None,
+    no_header: Annotated[
+        bool, option("--no-header", "Take the first row for data; columns are then named by number.")
+    ] = False,
+    null_values: Annotated[
+        str | None,
+        option(
+            "--null-values",
+            "Take these texts for missing values, as blanks are, instead of NULL,null,NaN,nan,None.",
+            metavar="A,B",
+        ),
+    ] = None,
     min_per_user: Annotated[int, option("--min-per-user", "Leave out users with fewer items.", at_least=1)] = 1,
     min_per_item: Annotated[int, option("--min-per-item", "Leave out items with fewer users.", at_least=1)] = 1,
     split: Annotated[
@@ -79,6 +94,15 @@ def train(
         float, option("--test-share", "Hold back this share of the data (or of the users) for the test.")
     ] = 0.25,
     last: Annotated[int, option("--last", "Hold back so many pairs of each user, with leave-last.", at_least=1)] = 1,
+    seeds: Annotated[
+        int,
+        option(
+            "--seeds",
+            "Evaluate on this many splits, drawn by --seed and the seeds after it, and report means with intervals; "
+            "each takes a fit.",
+            at_least=1,
+        ),
+    ] = 1,
     k: Annotated[int, option("-k", "Compute metrics on lists of this length.", at_least=1)] = 10,
     factors: Annotated[int, option("--factors", "Learn this many factors of each user and item.")] = 256,
     regularization: Annotated[
@@ -94,7 +118,7 @@ def train(
     Example: hotplate train clicks.csv.gz --event-weights view=1,buy=5 --min-per-user 5 --out model
     """
     from offline.evaluate.splits import SplitOptions
-    from offline.input.columns import Columns
+    from offline.input.columns import NULL_VALUES, Columns
     from offline.input.filters import parse_event_weights
     from offline.pipeline import TrainSettings
     from offline.pipeline import train as train_model
@@ -104,9 +128,12 @@ def train(
         user_column, item_column, weight_column, time_column, title_column, segment_column, event_column, count_column
     )
     settings = TrainSettings(
-        path=data,
+        path=data[0],
+        more=data[1:],
         columns=columns,
         delimiter=delimiter,
+        header=False if no_header else None,
+        null_values=NULL_VALUES if null_values is None else null_values.split(","),
         event_weights=parse_event_weights(event_weights) if event_weights else None,
         where=where or (),
         weighting=weighting,
@@ -114,6 +141,7 @@ def train(
         min_per_user=min_per_user,
         min_per_item=min_per_item,
         split=None if split == "none" else SplitOptions(split, test_share, last, seed),
+        seeds=seeds,
         k=k,
         params=ALSParams(factors, regularization, alpha, iterations, seed),
     )
@@ -129,6 +157,8 @@ def print_report(report: "TrainReport") -> None:
     """Print what a training read, left out and achieved."""
     facts = report.to_json()
     print_rows_read(facts["data"]["rows"], facts["data"]["source"], facts["data"]["left_out"])
+    for note in facts["data"]["notes"]:
+        out.print(f"  note: {note}")
     for what in ("users", "items", "pairs"):
         if facts[f"{what}_left_out"]:
             out.print(f"  {facts[f'{what}_left_out']:,} {what} left out: fewer than the minimum per user or per item")
@@ -144,24 +174,50 @@ def print_report(report: "TrainReport") -> None:
 
 
 def _print_evaluation(evaluation: "Evaluation") -> None:
-    shown: list[tuple[str, EngineResult]] = [("model", evaluation.model)]
-    shown += [(each.engine, each) for each in evaluation.baselines]
-    names = [name for name, value in asdict(evaluation.model.metrics).items() if isinstance(value, float)]
-    held_back = f"{evaluation.test_pairs:,} pairs held back"
-    out.print(f"{evaluation.split.kind} split, {held_back}, measured at {evaluation.k}:")
-    rows = [
-        (who + suffix, *(f"{asdict(metrics)[name]:.4f}" for name in names))
-        for who, each in shown
-        for suffix, metrics in (("", each.metrics), (", as served", each.as_served))
-    ]
-    out.print(table(("", *names), rows))
+    shown = [evaluation.model, *evaluation.baselines]
     tested = evaluation.model.metrics
+    kind = "given test data" if evaluation.split is None else f"{evaluation.split.kind} split"
+    kind += f", {evaluation.seeds} seeds" if evaluation.seeds > 1 else ""
+    out.print(
+        f"{kind}: {evaluation.test_pairs:,} pairs of {tested.users:,} users held back, "
+        f"measured at {evaluation.k} (± half of the 95 % interval)"
+    )
+    if evaluation.cold_pairs:
+        out.print(f"  {evaluation.cold_pairs:,} of the pairs are of items that nobody has in what was learnt from")
+    headings = ("", "model", *(each.engine for each in evaluation.baselines))
+    measured = [(each.values(), each.intervals) for each in shown]
+    out.print(table(headings, _metric_rows(measured)))
     if tested.users_with_lists < tested.users:
         missing = tested.users - tested.users_with_lists
-        out.print(f"{missing:,} of {tested.users:,} users have no list, and are served the popular one")
-    best = max(evaluation.baselines, key=lambda each: each.metrics.ndcg, default=evaluation.model)
-    if evaluation.model.metrics.ndcg < best.metrics.ndcg:
-        out.print(f"the baseline {best.engine} ranks better than the model: {_described(best)}")
+        out.print(f"{missing:,} of {tested.users:,} users have no list, and are served the popular one; as served:")
+        served = [(asdict(each.as_served), each.intervals_as_served) for each in shown]
+        out.print(table(headings, _metric_rows(served)))
+    for each, lead in zip(evaluation.baselines, evaluation.leads, strict=True):
+        if lead.ndcg < 0:
+            out.print(f"the baseline {each.engine} ranks better than the model: {_described(each)}{_by(lead)}")
+
+
+def _by(lead: "Lead") -> str:
+    if lead.interval is None:
+        return ""
+    low, high = lead.interval
+    certainty = "but by less than is certain" if high >= 0 else "for certain"
+    return f"; by {-lead.ndcg:.4f} nDCG ({-high:.4f} to {-low:.4f}), {certainty}"
+
+
+def _metric_rows(
+    measured: "Sequence[tuple[Mapping[str, float], Mapping[str, tuple[float, float]]]]",
+) -> "Iterator[tuple[str, ...]]":
+    """Yield a row for each metric, with a column for each engine."""
+    for name, value in measured[0][0].items():
+        if isinstance(value, float):
+            yield name, *(_with_interval(values.get(name), intervals.get(name)) for values, intervals in measured)
+
+
+def _with_interval(value: float | None, interval: tuple[float, float] | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4f}" if interval is None else f"{value:.4f} ± {(interval[1] - interval[0]) / 2:.4f}"
 
 
 def _described(result: "EngineResult") -> str:

@@ -1,61 +1,146 @@
 """Evaluation: models are learnt from one part of the data, and their lists are measured on the other part."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from offline.errors import require_at_least
-from offline.evaluate.metrics import RankingMetrics, measure
-from offline.evaluate.splits import Parts, SplitOptions, split
+from offline.errors import SettingError, require_at_least
+from offline.evaluate.intervals import Interval, bootstrap, of_runs
+from offline.evaluate.metrics import (
+    RANKING,
+    ListMetrics,
+    RankingMetrics,
+    UserMetrics,
+    Values,
+    mean_of,
+    measure,
+    measure_auc,
+    measure_lists,
+    measure_users,
+)
+from offline.evaluate.splits import IN_TIME, Mask, Parts, SplitOptions, split
 from offline.input.matrix import Indices, Matrix
 from offline.train.engine import Engine, Params, Ranker, engine_of, fit
 from offline.train.neighbours import NeighbourParams
 from offline.train.popularity import PopularityParams
 
 BASELINES: tuple[Params, ...] = (PopularityParams(), NeighbourParams())
+# By what users are grouped (a column, say), then by the name of the group, the rows of its users.
+Segments = Mapping[str, Mapping[str, Indices]]
+_QUARTILES = (0.25, 0.5, 0.75)
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentResult:
+    """What one group of users gets, as served; *interval* is that of its nDCG, if it has users enough."""
+
+    by: str
+    name: str
+    metrics: RankingMetrics
+    interval: Interval | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain JSON values."""
+        intervals = {} if self.interval is None else {"ndcg": self.interval}
+        return {"by": self.by, "name": self.name, **asdict(self.metrics), "intervals": intervals}
 
 
 @dataclass(frozen=True, slots=True)
 class EngineResult:
-    """What one engine achieved; *as_served* are the metrics where those without a list get the popular one."""
+    """
+    What one engine achieved; *as_served* are the metrics where those without a list get the popular one.
+
+    The rest is there where details were requested: *lists* and *auc* (None where nobody can be ranked), 95 % intervals
+    by the names of metrics, groups of users, and *per_user* (of a single split), from which engines can be compared.
+    """
 
     engine: Engine
     params: Params
     metrics: RankingMetrics
     as_served: RankingMetrics
+    lists: ListMetrics | None = None
+    auc: float | None = None
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
+    intervals_as_served: Mapping[str, Interval] = field(default_factory=dict)
+    segments: tuple[SegmentResult, ...] = ()
+    per_user: UserMetrics | None = None
+
+    def values(self) -> dict[str, float]:
+        """Return all metrics by their names, those as they come without the popular list."""
+        found = {name: getattr(self.metrics, name) for name in RANKING}
+        found |= {} if self.auc is None else {"auc": self.auc}
+        return found | ({} if self.lists is None else asdict(self.lists))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what was measured as plain JSON values, under the names of the metrics."""
+        return {
+            **asdict(self.metrics),
+            **({} if self.lists is None else {"auc": self.auc, **asdict(self.lists)}),
+        }
+
+    def details_to_json(self) -> dict[str, Any]:
+        """Return what stands beside the metrics as plain JSON values."""
+        return {
+            "as_served": {**asdict(self.as_served), "intervals": dict(self.intervals_as_served)},
+            "intervals": dict(self.intervals),
+            "segments": [each.to_json() for each in self.segments],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Lead:
+    """By how much the model's nDCG is above a baseline's; *interval* is of the difference, user by user."""
+
+    ndcg: float
+    interval: Interval | None
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What a model and its baselines achieved on one split; kept in the model folder as JSON."""
+    """
+    What a model and its baselines achieved; kept in the model folder as JSON.
 
-    split: SplitOptions
+    *split* is None where the test data were given. Of several *seeds* the metrics are means over their splits, and
+    intervals are Student's t over those; of one, intervals are the bootstrap's over users. *cold_pairs* of the test
+    are of items that nobody has in train, which no engine can find. *leads* are in the order of *baselines*.
+    """
+
+    split: SplitOptions | None
     k: int
     train_pairs: int
     test_pairs: int
     model: EngineResult
     baselines: tuple[EngineResult, ...]
+    seeds: int = 1
+    cold_pairs: int = 0
+    leads: tuple[Lead, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON values; the model's metrics stand under `model` by their names."""
+        baselines = zip(self.baselines, self.leads, strict=True)
         return {
-            "split": asdict(self.split),
+            "split": {"kind": "given"} if self.split is None else asdict(self.split),
+            "seeds": self.seeds,
+            "intervals_over": "users" if self.seeds == 1 else "seeds",
             "k": self.k,
             "train_pairs": self.train_pairs,
             "test_pairs": self.test_pairs,
+            "cold_pairs": self.cold_pairs,
             "engine": self.model.engine,
             "params": asdict(self.model.params),
-            "model": asdict(self.model.metrics),
-            "as_served": asdict(self.model.as_served),
+            "model": self.model.to_json(),
+            **self.model.details_to_json(),
             "baselines": {
                 each.engine: {
                     "params": asdict(each.params),
-                    **asdict(each.metrics),
-                    "as_served": asdict(each.as_served),
+                    **each.to_json(),
+                    **each.details_to_json(),
+                    "model_leads_by": asdict(lead),
                 }
-                for each in self.baselines
+                for each, lead in baselines
             },
         }
 
@@ -66,35 +151,85 @@ def evaluate(
     options: SplitOptions | None = None,
     *,
     k: int = 10,
+    seeds: int = 1,
     baselines: Sequence[Params] = BASELINES,
+    segments: Segments | None = None,
     on_iteration: Callable[[int, int], None] | None = None,
 ) -> Evaluation | None:
     """
     Learn from the train part, recommend *k* items that a user does not have there, and measure them on the test part.
 
-    Baselines with the engine of the model are left out. Returns None where there are too few pairs for both parts to
-    hold any.
+    With several *seeds*, that is done for as many splits, drawn by the seed of *options* and those that follow it.
+    Baselines with the engine of the model are left out. Returns None where a split leaves a part without pairs; raises
+    SettingError for several seeds of a split that is not drawn.
     """
-    require_at_least("k", k)
     options = options or SplitOptions()
-    parts = split(matrix.user_items, matrix.times, options)
-    if parts.train.nnz == 0 or parts.test.nnz == 0:
-        return None
-    model = evaluate_engine(parts, params, k, on_iteration)
-    others = tuple(evaluate_engine(parts, each, k) for each in baselines if engine_of(each) != model.engine)
-    return Evaluation(options, k, int(parts.train.nnz), int(parts.test.nnz), model, others)
+    require_at_least("k", k)
+    require_at_least("seeds", seeds)
+    if seeds > 1 and options.kind in IN_TIME:
+        raise SettingError(
+            f"The split {options.kind} is the same for every seed; leave out --seeds or split at random."
+        )
+    runs: list[Evaluation] = []
+    for run in range(seeds):
+        drawn = replace(options, seed=options.seed + run)
+        parts = split(matrix.user_items, matrix.times, drawn)
+        if parts.train.nnz == 0 or parts.test.nnz == 0:
+            return None
+        report = None if on_iteration is None else partial(_report_run, on_iteration, run, seeds)
+        made = evaluate_parts(parts, params, k=k, baselines=baselines, segments=segments, on_iteration=report)
+        runs.append(replace(made, split=drawn))
+    return runs[0] if seeds == 1 else _mean(runs)
+
+
+def _report_run(on_iteration: Callable[[int, int], None], run: int, runs: int, done: int, total: int) -> None:
+    on_iteration(run * total + done, runs * total)
+
+
+def evaluate_parts(
+    parts: Parts,
+    params: Params,
+    *,
+    k: int = 10,
+    baselines: Sequence[Params] = BASELINES,
+    segments: Segments | None = None,
+    on_iteration: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Evaluate on *parts* that were split already, or read from files of their own; both must hold pairs."""
+    groups = {"items": _by_activity(parts), **(segments or {})}
+    model = evaluate_engine(parts, params, k, on_iteration, segments=groups)
+    others = [each for each in baselines if engine_of(each) != model.engine]
+    results = tuple(evaluate_engine(parts, each, k, segments=groups) for each in others)
+    known = np.bincount(parts.train.indices, minlength=parts.train.shape[1]) > 0
+    return Evaluation(
+        split=None,
+        k=k,
+        train_pairs=int(parts.train.nnz),
+        test_pairs=int(parts.test.nnz),
+        model=model,
+        baselines=results,
+        cold_pairs=int(np.count_nonzero(~known[parts.test.indices])),
+        leads=tuple(_lead(model, each) for each in results),
+    )
 
 
 def evaluate_engine(
-    parts: Parts, params: Params, k: int, on_iteration: Callable[[int, int], None] | None = None
+    parts: Parts,
+    params: Params,
+    k: int,
+    on_iteration: Callable[[int, int], None] | None = None,
+    *,
+    segments: Segments | None = None,
 ) -> EngineResult:
-    """Learn from the train part of one split, and measure the lists on its test part."""
+    """Learn from the train part of one split, and measure the lists on its test part; in detail with *segments*."""
     ranker = fit(parts.train, params, on_iteration)
     if parts.seen is not parts.train:
         ranker = ranker.fold_in(parts.seen)
     lists = recommend_all(ranker, parts, k)
-    plain, served = measure(lists, parts.test), measure(as_served(lists, parts), parts.test)
-    return EngineResult(engine_of(params), params, plain, served)
+    if segments is not None:
+        return _detailed(params, ranker, lists, parts, segments)
+    served = measure(as_served(lists, parts), parts.test)
+    return EngineResult(engine_of(params), params, measure(lists, parts.test), served)
 
 
 def recommend_all(ranker: Ranker, parts: Parts, k: int) -> Indices:
@@ -116,3 +251,107 @@ def as_served(lists: Indices, parts: Parts) -> Indices:
     served = lists.copy()
     served[(lists < 0).all(axis=1), : len(popular)] = popular
     return served
+
+
+def _detailed(params: Params, ranker: Ranker, lists: Indices, parts: Parts, segments: Segments) -> EngineResult:
+    plain, served = measure_users(lists, parts.test), measure_users(as_served(lists, parts), parts.test)
+    of_lists, per_list = measure_lists(lists[plain.users], parts.train)
+    auc = measure_auc(ranker, parts)
+    groups = _members(segments, plain)
+    # One call draws the same users for everything.
+    columns: dict[tuple[str, ...], Values] = {("plain", name): values for name, values in plain.values.items()}
+    columns |= {("plain", name): values for name, values in {"auc": auc, **per_list}.items()}
+    columns |= {("served", name): values for name, values in served.values.items()}
+    columns |= {("segment", *group): np.where(of, served.values["ndcg"], np.nan) for group, of in groups.items()}
+    intervals = bootstrap(columns)
+    results = tuple(
+        SegmentResult(*group, served.mean(of), intervals.get(("segment", *group))) for group, of in groups.items()
+    )
+    return EngineResult(
+        engine_of(params),
+        params,
+        plain.mean(),
+        served.mean(),
+        of_lists,
+        mean_of(auc),
+        {name[1]: interval for name, interval in intervals.items() if name[0] == "plain"},
+        {name[1]: interval for name, interval in intervals.items() if name[0] == "served"},
+        results,
+        plain,
+    )
+
+
+def _by_activity(parts: Parts) -> dict[str, Indices]:
+    """Group users who are tested and have items to be recommended by, in quarters by how many they have."""
+    counts = np.where(np.diff(parts.test.indptr) > 0, np.diff(parts.seen.indptr), 0)
+    users = np.flatnonzero(counts).astype(np.int32)
+    if not len(users):
+        return {}
+    bounds = np.unique(np.quantile(counts[users], _QUARTILES, method="inverted_cdf"))
+    quarter = np.searchsorted(bounds, counts[users])
+    groups = [users[quarter == each] for each in range(len(bounds) + 1)]
+    return {_span(counts[members]): members for members in groups if len(members)}
+
+
+def _span(counts: Indices) -> str:
+    low, high = int(counts.min()), int(counts.max())
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def _members(segments: Segments, tested: UserMetrics) -> dict[tuple[str, str], Mask]:
+    """Return which of the *tested* users are in each group that has any, and who has no list."""
+    groups: dict[tuple[str, str], Mask] = {
+        (by, name): np.isin(tested.users, users) for by, named in segments.items() for name, users in named.items()
+    }
+    groups["list", "none"] = ~tested.with_list
+    return {group: of for group, of in groups.items() if of.any()}
+
+
+def _lead(model: EngineResult, other: EngineResult) -> Lead:
+    assert model.per_user is not None  # noqa: S101 -- both were measured in detail
+    assert other.per_user is not None  # noqa: S101 -- as above
+    difference = model.per_user.values["ndcg"] - other.per_user.values["ndcg"]
+    return Lead(float(difference.mean()), bootstrap({"ndcg": difference}).get("ndcg"))
+
+
+def _mean(runs: Sequence[Evaluation]) -> Evaluation:
+    """Return the means of several splits, with the intervals that they leave."""
+    of_leads = [[run.leads[place].ndcg for run in runs] for place in range(len(runs[0].leads))]
+    first, count = runs[0], len(runs)
+    return replace(
+        first,
+        train_pairs=round(sum(run.train_pairs for run in runs) / count),
+        test_pairs=round(sum(run.test_pairs for run in runs) / count),
+        cold_pairs=round(sum(run.cold_pairs for run in runs) / count),
+        model=_mean_result([run.model for run in runs]),
+        baselines=tuple(_mean_result(results) for results in zip(*(run.baselines for run in runs), strict=True)),
+        seeds=count,
+        leads=tuple(Lead(float(np.mean(leads)), of_runs(leads)) for leads in of_leads),
+    )
+
+
+def _mean_result(results: Sequence[EngineResult]) -> EngineResult:
+    found = [result.values() for result in results]
+    names = [name for name in found[0] if all(name in values for values in found)]
+    columns = {name: [values[name] for values in found] for name in names}
+    served = {name: [getattr(result.as_served, name) for result in results] for name in RANKING}
+    means = {name: float(np.mean(values)) for name, values in columns.items()}
+    return replace(
+        results[0],
+        metrics=_mean_metrics([result.metrics for result in results]),
+        as_served=_mean_metrics([result.as_served for result in results]),
+        lists=ListMetrics(**{each.name: means[each.name] for each in fields(ListMetrics)}),
+        auc=means.get("auc"),
+        intervals={name: of_runs(values) for name, values in columns.items()},
+        intervals_as_served={name: of_runs(values) for name, values in served.items()},
+        # Groups and users of one draw are not those of another.
+        segments=(),
+        per_user=None,
+    )
+
+
+def _mean_metrics(runs: Sequence[RankingMetrics]) -> RankingMetrics:
+    values: dict[str, Any] = {name: float(np.mean([getattr(run, name) for run in runs])) for name in RANKING}
+    for name in ("users", "users_with_lists"):
+        values[name] = round(sum(getattr(run, name) for run in runs) / len(runs))
+    return RankingMetrics(k=runs[0].k, **values)

@@ -1,11 +1,26 @@
-"""Metrics of lists: how well they rank what was held back, averaged over users."""
+"""Metrics of lists: how well they rank what was held back, of each user and on average, and what else they are like."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import csr_matrix, diags_array
 
-from offline.input.matrix import Indices, UserItems
+from offline.evaluate.splits import Mask, Parts, pair_keys
+from offline.input.matrix import Floats, Indices, UserItems
+from offline.train.engine import Ranker
+
+Values = npt.NDArray[np.float64]
+# What costs more than a sort is measured of so many users, drawn at random; their intervals say what that leaves open.
+_SAMPLED_USERS = 1000
+# Ranking all items takes half a millisecond of a user and some thousands of items.
+_RANKED_USERS = 500
+_RANKED_SCORES = 2_000_000
+_SEED = 42
+_LISTS_AT_ONCE = 256
+# Head items have so much of all interactions in train (Abdollahpouri et al., UMAP 2021).
+_HEAD_SHARE = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,21 +30,74 @@ class RankingMetrics:
 
     *users_with_lists* of them had at least one recommendation. All are binary: an item is liked or not.
 
-    precision   hits / k
-    recall      hits / test items
-    map         the sum of the precisions at the hits / test items
-    map_at_k    the same / min(k, test items)
-    ndcg        discounted hits / those of the ideal list, which has min(k, test items) hits
+    precision    hits / k
+    recall       hits / test items
+    recall_at_k  hits / min(k, test items)
+    map          the sum of the precisions at the hits / test items
+    map_at_k     the same / min(k, test items)
+    ndcg         discounted hits / those of the ideal list, which has min(k, test items) hits
+    mrr          1 / the rank of the first hit
+    hit_rate     1 where there is a hit
     """
 
     k: int
     precision: float
     recall: float
+    recall_at_k: float
     map: float
     map_at_k: float
     ndcg: float
+    mrr: float
+    hit_rate: float
     users: int
     users_with_lists: int
+
+
+@dataclass(frozen=True, slots=True)
+class ListMetrics:
+    """
+    What lists are like, whether they hit or not; users without a list are left out, and all is 0 where nobody has one.
+
+    coverage       the share of all items that are in any list
+    gini           how unequally the places of all lists are shared among all items: 0 evenly, 1 all to one
+    diversity      of two items of a list, 1 - the cosine of their users in train, on average (Ziegler et al., WWW 2005)
+    novelty        -log2 of the share of users that have an item in train (Vargas and Castells, RecSys 2011)
+    popular_share  the share of places that head items have: the most popular ones, which have a fifth of all train
+                   interactions, so that it is 0.2 where lists are as popular as histories are
+    """
+
+    coverage: float
+    gini: float
+    diversity: float
+    novelty: float
+    popular_share: float
+
+
+RANKING = tuple(field.name for field in fields(RankingMetrics) if field.type is float)
+
+
+@dataclass(frozen=True, slots=True)
+class UserMetrics:
+    """
+    Of each of the *users* (rows) that have test items, every metric of `RankingMetrics` by its name, [users].
+
+    Means over them are the metrics; differences of two engines' are paired, as long as the test is the same.
+    """
+
+    k: int
+    users: Indices
+    with_list: Mask
+    values: Mapping[str, Values]
+
+    def mean(self, of: Mask | None = None) -> RankingMetrics:
+        """Return the averages, over those users for which *of* [users] is true; raises ValueError for none."""
+        chosen = np.ones(len(self.users), dtype=np.bool_) if of is None else of
+        if not chosen.any():
+            raise ValueError("no user has test items")
+        means = {name: float(values[chosen].mean()) for name, values in self.values.items()}
+        return RankingMetrics(
+            k=self.k, users=int(chosen.sum()), users_with_lists=int(self.with_list[chosen].sum()), **means
+        )
 
 
 def measure(recommended: Indices, test: UserItems) -> RankingMetrics:
@@ -38,35 +106,163 @@ def measure(recommended: Indices, test: UserItems) -> RankingMetrics:
 
     Both have one row per user, in one order. Raises ValueError when no user has test items.
     """
+    return measure_users(recommended, test).mean()
+
+
+def measure_users(recommended: Indices, test: UserItems) -> UserMetrics:
+    """Measure as `measure` does, but each user alone."""
     k = recommended.shape[1]
-    liked = np.diff(test.indptr)
-    evaluated = liked > 0
-    if not evaluated.any():
-        raise ValueError("no user has test items")
-    hits = _hits(recommended, test)[evaluated]
-    liked = liked[evaluated]
+    users = np.flatnonzero(np.diff(test.indptr)).astype(np.int32)
+    liked = np.diff(test.indptr)[users]
+    hits = _hits(recommended, test, users)
     ranks = np.arange(1, k + 1)
+    found = hits.sum(axis=1)
     possible = np.minimum(liked, k)
     precisions_at_hits = ((np.cumsum(hits, axis=1) / ranks) * hits).sum(axis=1)
     discounts = 1 / np.log2(ranks + 1)
-    ideal = np.cumsum(discounts)[possible - 1]
-    return RankingMetrics(
-        k=k,
-        precision=float((hits.sum(axis=1) / k).mean()),
-        recall=float((hits.sum(axis=1) / liked).mean()),
-        map=float((precisions_at_hits / liked).mean()),
-        map_at_k=float((precisions_at_hits / possible).mean()),
-        ndcg=float(((hits * discounts).sum(axis=1) / ideal).mean()),
-        users=int(evaluated.sum()),
-        users_with_lists=int((recommended[evaluated] >= 0).any(axis=1).sum()),
-    )
+    values = {
+        "precision": found / k,
+        "recall": found / liked,
+        "recall_at_k": found / possible,
+        "map": precisions_at_hits / liked,
+        "map_at_k": precisions_at_hits / possible,
+        "ndcg": (hits * discounts).sum(axis=1) / np.cumsum(discounts)[possible - 1],
+        "mrr": (hits / ranks).max(axis=1),
+        "hit_rate": (found > 0).astype(np.float64),
+    }
+    with_list: Mask = np.any(recommended[users] >= 0, axis=1)
+    return UserMetrics(k, users, with_list, values)
 
 
-def _hits(recommended: Indices, test: UserItems) -> npt.NDArray[np.bool_]:
+def _hits(recommended: Indices, test: UserItems, users: Indices) -> Mask:
     """Return [users, k]: whether the item at that rank of the list is among the user's test items."""
-    users, items = test.shape
-    keys = np.sort(test.tocoo().row.astype(np.int64) * items + test.indices)
-    wanted = np.arange(users, dtype=np.int64)[:, None] * items + recommended
+    if test.nnz == 0:
+        return np.zeros((len(users), recommended.shape[1]), dtype=np.bool_)
+    keys = np.sort(pair_keys(test))
+    lists = recommended[users]
+    wanted = users.astype(np.int64)[:, None] * test.shape[1] + lists
     places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    hits: npt.NDArray[np.bool_] = (recommended >= 0) & (keys[places] == wanted)
+    hits: Mask = (lists >= 0) & (keys[places] == wanted)
     return hits
+
+
+def measure_lists(lists: Indices, train: UserItems) -> tuple[ListMetrics, dict[str, Values]]:
+    """
+    Measure *lists* [lists, k], -1 where one ends, by the interactions *train* [users, items] that they were made from.
+
+    The second value has those metrics that single lists have, by their names, [lists], NaN where there is none: no
+    list, or of diversity less than two items, or a list that was not drawn, for it is measured of 1,000.
+    """
+    counts = np.bincount(train.indices, minlength=train.shape[1])
+    places = np.bincount(lists[lists >= 0], minlength=train.shape[1])
+    at = np.maximum(lists, 0)
+    # An item that nobody has is as new as one that a single user has.
+    information = -np.log2(np.maximum(counts, 1) / max(1, np.count_nonzero(np.diff(train.indptr))))
+    per_list = {
+        "diversity": _diversity(lists, train, counts),
+        "novelty": _mean_of_list(information[at], lists >= 0),
+        "popular_share": _mean_of_list(_head(counts)[at], lists >= 0),
+    }
+    means = {name: mean_of(values) or 0.0 for name, values in per_list.items()}
+    return ListMetrics(float((places > 0).mean()), _gini(places), **means), per_list
+
+
+def mean_of(values: Values) -> float | None:
+    """Return the mean of those of *values* that are numbers, or None where none is."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else None
+
+
+def _mean_of_list(values: npt.NDArray[np.float64] | Mask, present: Mask) -> Values:
+    length = present.sum(axis=1)
+    total: Values = np.where(present, values, 0).sum(axis=1, dtype=np.float64)
+    return np.where(length > 0, total / np.maximum(length, 1), np.nan)
+
+
+def _head(counts: npt.NDArray[np.int64]) -> Mask:
+    """Tell which items are the most popular ones, as many as it takes for their share of all interactions."""
+    order = np.lexsort((np.arange(len(counts)), -counts))
+    before = np.cumsum(counts[order]) - counts[order]
+    head = np.zeros(len(counts), dtype=np.bool_)
+    head[order] = before < _HEAD_SHARE * counts.sum()
+    return head
+
+
+def _gini(places: npt.NDArray[np.int64]) -> float:
+    """Return the Gini coefficient of how many places each item has."""
+    total, items = int(places.sum()), len(places)
+    if total == 0:
+        return 0.0
+    ranks = np.arange(1, items + 1)
+    return float(((2 * ranks - items - 1) * np.sort(places)).sum() / (items * total))
+
+
+def _diversity(lists: Indices, train: UserItems, counts: npt.NDArray[np.int64]) -> Values:
+    """Return 1 - the mean cosine over all pairs of a list, of a sample of lists with two items or more."""
+    lengths = (lists >= 0).sum(axis=1)
+    drawn = _sample(np.flatnonzero(lengths >= 2), _SAMPLED_USERS)
+    norms = np.sqrt(np.maximum(counts, 1))
+    # Rows are items, each a vector of length 1 of the users that have it.
+    vectors = csr_matrix(diags_array(1 / norms) @ _binary(train).T)
+    lengths_squared = (counts > 0).astype(np.float64)
+    found = np.full(len(lists), np.nan)
+    for start in range(0, len(drawn), _LISTS_AT_ONCE):
+        batch = drawn[start : start + _LISTS_AT_ONCE]
+        members = lists[batch]
+        of_list, items = np.nonzero(members >= 0)[0], members[members >= 0]
+        chosen = csr_matrix((np.ones(len(items)), (of_list, items)), shape=(len(batch), len(counts)))
+        sums = chosen @ vectors
+        # The square of a sum of vectors has each pair's product twice, and each vector's square once.
+        squared = np.asarray(sums.multiply(sums).sum(axis=1)).ravel() - chosen @ lengths_squared
+        found[batch] = 1 - squared / (lengths[batch] * (lengths[batch] - 1))
+    return found
+
+
+def _binary(train: UserItems) -> UserItems:
+    return csr_matrix((np.ones(train.nnz), train.indices, train.indptr), shape=train.shape)
+
+
+def _sample(candidates: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
+    if len(candidates) <= count:
+        return candidates
+    return np.sort(np.random.default_rng(_SEED).permutation(candidates)[:count])
+
+
+def measure_auc(ranker: Ranker, parts: Parts) -> Values:
+    """
+    Return of users that have test items (in order) the area under the ROC curve, NaN for those who were not drawn.
+
+    It is the share of pairs of a test item and an item that the user has neither in *seen* nor in *test* in which the
+    test item ranks higher; ties count half, and what an engine does not rank is tied below all else. At most 500
+    users are ranked, and where there are more than 4,000 items fewer, down to 100.
+    """
+    tested = np.flatnonzero(np.diff(parts.test.indptr))
+    items = parts.test.shape[1]
+    places = _sample(np.arange(len(tested)), min(_RANKED_USERS, max(100, _RANKED_SCORES // items)))
+    found = np.full(len(tested), np.nan)
+    for start in range(0, len(places), _LISTS_AT_ONCE):
+        batch = places[start : start + _LISTS_AT_ONCE]
+        users = tested[batch].astype(np.int32)
+        ranked, scores = ranker.recommend(parts.seen, users, items)
+        for place, user, row, row_scores in zip(batch, users, ranked, scores, strict=True):
+            wanted = parts.test.indices[parts.test.indptr[user] : parts.test.indptr[user + 1]]
+            candidates = items - int(parts.seen.indptr[user + 1] - parts.seen.indptr[user])
+            found[place] = _area(row[row >= 0], row_scores[row >= 0], wanted, candidates)
+    return found
+
+
+def _area(ranked: Indices, scores: Floats, wanted: Indices, candidates: int) -> float:
+    """Return the area for one user, whose *ranked* items, best first, are some of the *candidates*."""
+    others = candidates - len(wanted)
+    if others == 0:
+        return np.nan
+    unranked = candidates - len(ranked)
+    ascending = np.concatenate((np.full(unranked, -np.inf), scores[::-1].astype(np.float64)))
+    of_wanted = np.sort(scores[np.isin(ranked, wanted)].astype(np.float64))
+    of_wanted = np.concatenate((np.full(len(wanted) - len(of_wanted), -np.inf), of_wanted))
+    # How many rank below each test item, ties counted half, less the test items among them.
+    below, or_tied, wanted_below, wanted_or_tied = (
+        np.searchsorted(of, of_wanted, side) for of in (ascending, of_wanted) for side in ("left", "right")
+    )
+    in_order = (below + or_tied - wanted_below - wanted_or_tied).sum() / 2
+    return float(in_order / (len(wanted) * others))

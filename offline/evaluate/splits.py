@@ -28,11 +28,15 @@ class SplitOptions:
 
     by-item, by-user  of each item (or user) *test_share*, at random
     random            of all pairs *test_share*, at random
-    by-time           the last *test_share* of all pairs: a cut at one moment
+    by-time           the last *test_share* of all pairs: a cut at one moment, which may leave less where many pairs
+                      have the time of the cut
     by-user-time      of each user the last *test_share*
     leave-last        of each user who has more, the *last* pairs
     held-out-users    of *test_share* of the users, who are not learnt from, a fifth of the items; the rest is folded in
                       (strong generalisation: Liang et al., WWW 2018)
+
+    Shares are rounded within each group, half to even. A pair without a time counts as the first of all. Only those at
+    random depend on the *seed*; in time, pairs of one time are in the order of their items.
     """
 
     kind: SplitKind = "by-item"
@@ -62,6 +66,18 @@ class Parts(NamedTuple):
     seen: UserItems
     test: UserItems
 
+    @classmethod
+    def of(cls, train: UserItems, test: UserItems, times: Times = None) -> "Parts":
+        """
+        Return parts that were made elsewhere: canonical csr matrices of one shape, *times* those of the train pairs.
+
+        What a user has in train is never recommended, so that such pairs are left out of the test. Raises ValueError
+        for matrices of two shapes.
+        """
+        if train.shape != test.shape:
+            raise ValueError(f"train is {train.shape}, but test is {test.shape}")
+        return cls(train, times, train, part(test, ~np.isin(pair_keys(test), pair_keys(train))))
+
 
 def split(user_items: UserItems, times: Times, options: SplitOptions) -> Parts:
     """
@@ -73,12 +89,18 @@ def split(user_items: UserItems, times: Times, options: SplitOptions) -> Parts:
         raise DataError(
             f"The split {options.kind} needs times, and the data have none; name their column with --time-column."
         )
-    rows = np.repeat(np.arange(user_items.shape[0], dtype=np.int64), np.diff(user_items.indptr))
+    rows = _rows(user_items)
     if options.kind == "held-out-users":
         return _hold_out_users(user_items, rows, times, options)
     held_back = _held_back(user_items, rows, times, options)
     train = part(user_items, ~held_back)
     return Parts(train, None if times is None else times[~held_back], train, part(user_items, held_back))
+
+
+def pair_keys(user_items: UserItems) -> npt.NDArray[np.int64]:
+    """Return one number for each pair, by which it is known in any matrix of this shape."""
+    keys: npt.NDArray[np.int64] = _rows(user_items) * user_items.shape[1] + user_items.indices
+    return keys
 
 
 def part(user_items: UserItems, kept: Mask) -> UserItems:
@@ -87,6 +109,10 @@ def part(user_items: UserItems, kept: Mask) -> UserItems:
     made = csr_matrix((user_items.data[kept], user_items.indices[kept], ends), shape=user_items.shape)
     made.has_canonical_format = True
     return made
+
+
+def _rows(user_items: UserItems) -> npt.NDArray[np.int64]:
+    return np.repeat(np.arange(user_items.shape[0], dtype=np.int64), np.diff(user_items.indptr))
 
 
 def _held_back(user_items: UserItems, rows: npt.NDArray[np.int64], times: Times, options: SplitOptions) -> Mask:

@@ -1,7 +1,10 @@
 """The columns of a file: which one holds the user, the item or the weight, and how to read ids, numbers or times."""
 
+import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from difflib import get_close_matches
 
 import polars as pl
@@ -10,6 +13,8 @@ from offline.errors import DataError
 
 # Longer ids are refused by the stores.
 MAX_ID_BYTES = 256
+# What tools write where a value is missing. NA is an id in too many data sets, Namibia's country code for one.
+NULL_VALUES = ("NULL", "null", "NaN", "nan", "None")
 # The first that reads a value of the column is the column's.
 _TIME_FORMATS = (
     "%Y-%m-%dT%H:%M:%S%.fZ",
@@ -39,7 +44,8 @@ _COMMON_NAMES = {
         "item itemid iid movie movieid product productid stockcode sku asin parentasin track trackid article "
         "articleid song songid artist artistid book bookid isbn video videoid content contentid"
     ),
-    "weight": "weight rating count plays playcount score strength",
+    "weight": "weight count plays playcount score strength",
+    "rating": "rating ratings stars",
     "time": (
         "time timestamp ts date datetime invoicedate orderdate purchasedate eventtime eventdate createdat ratedat"
     ),
@@ -53,6 +59,11 @@ _COMMON_NAMES = {
     "category": "category categoryid categoryname genre department group",
     "event": "event eventtype eventname action behavior behaviour type",
 }
+# Of columns that have no names.
+_NUMBERED = "column_"
+_DATE = re.compile(r"\d{4}-\d\d-\d\d|\d\d?/\d\d?/\d{4}")
+# From 1990 to 2100: a smaller number of a column without a name is more likely something else.
+_PLAUSIBLE_TIMES = (datetime(1990, 1, 1), datetime(2100, 1, 1))  # noqa: DTZ001 -- times are naive UTC throughout
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +82,13 @@ class Columns:
 
 def find_column(name: str, available: Sequence[str], role: str, source: str) -> str:
     """
-    Return the column that *name* means: itself, or the only one that differs from it in case.
+    Return the column that *name* means: itself, the only one that differs from it in case, or the one of that number.
 
     Raises DataError, which lists the columns of *source* and the closest match, when there is none.
     """
     if name in available:
         return name
-    same = [column for column in available if column.casefold() == name.casefold()]
+    same = [column for column in available if column.casefold() in (name.casefold(), f"{_NUMBERED}{name}")]
     if len(same) == 1:
         return same[0]
     close = get_close_matches(name.casefold(), [column.casefold() for column in available], n=1)
@@ -91,22 +102,25 @@ def choose_columns(
     source: str,
     *,
     guessed: Iterable[str],
-    required: Iterable[str],
+    required: Sequence[str],
 ) -> dict[str, str]:
     """
     Return the columns by role: those *named*, checked against *available*, and those *guessed*, where a name fits.
 
-    A role that is a key of *named* has an option on the command line. Raises DataError when a named column is missing,
-    when one column is named for both user and item, and when no column fits a *required* role.
+    A role that is a key of *named* has an option on the command line. Columns that have no names of their own are taken
+    in turn for the *required* roles. Raises DataError when a named column is missing, when one column is named for both
+    user and item, and when no column fits a *required* role.
     """
     chosen = {role: find_column(name, available, role, source) for role, name in named.items() if name is not None}
     if "user" in chosen and chosen["user"] == chosen.get("item"):
         raise DataError(f"The column {chosen['user']!r} of {source} is named for both the user and the item; name two.")
+    if is_numbered(available):
+        free = [column for column in numbered(len(available)) if column in available and column not in chosen.values()]
+        chosen |= zip((role for role in required if role not in chosen), free, strict=False)
     for role in guessed:
-        free = {_plain(column): column for column in reversed(available) if column not in chosen.values()}
-        fitting = [free[name] for name in _COMMON_NAMES[role].split() if name in free]
-        if role not in chosen and fitting:
-            chosen[role] = fitting[0]
+        fitting = usual_column(role, [column for column in available if column not in chosen.values()])
+        if role not in chosen and fitting is not None:
+            chosen[role] = fitting
     for role in required:
         if role not in chosen:
             option = f" or give --{role}-column" if role in named else ""
@@ -117,9 +131,49 @@ def choose_columns(
     return chosen
 
 
-def text_of(name: str, dtype: pl.DataType, source: str) -> pl.Expr:
+def usual_column(role: str, available: Sequence[str]) -> str | None:
+    """Return the column of *available* whose name is the most usual for the *role*, None where no name fits."""
+    plain = {_plain(column): column for column in reversed(available)}
+    return next((plain[name] for name in _COMMON_NAMES[role].split() if name in plain), None)
+
+
+def numbered(count: int) -> list[str]:
+    """Return the names of *count* columns that have none of their own."""
+    return [f"{_NUMBERED}{number}" for number in range(1, count + 1)]
+
+
+def is_numbered(available: Sequence[str]) -> bool:
+    """Return whether the columns have no names of their own."""
+    return numbered(1)[0] in available
+
+
+def is_data(fields: Sequence[str]) -> bool:
+    """Return whether a first row with these *fields* is data: one is a number or a date, none a column's usual name."""
+    usual = {name for names in _COMMON_NAMES.values() for name in names.split()}
+    values = [field for field in fields if _number(field) is not None or _DATE.match(field.strip())]
+    return bool(values) and not any(_plain(field) in usual for field in fields)
+
+
+def is_absent(name: str, dtype: pl.DataType, null_values: Sequence[str] = ()) -> pl.Expr:
+    """Return whether the value of the column is missing: null, NaN, blank or one of *null_values*; never null."""
+    column = pl.col(name)
+    if dtype.is_numeric():
+        absent = column.is_null()
+        if dtype.is_float():
+            absent |= column.is_nan()
+        numbers = [number for number in map(_number, null_values) if number is not None]
+        return absent | column.cast(pl.Float64).is_in(numbers) if numbers else absent
+    if dtype.is_temporal() or dtype == pl.Boolean:
+        return column.is_null()
+    text = column.cast(pl.String)
+    # What is blank begins with a space or less; to strip every text would take as long as to read it.
+    blank = pl.when(text < "!").then(text).str.strip_chars() == ""
+    return text.is_null() | blank.fill_null(value=False) | text.is_in(list(null_values))
+
+
+def text_of(name: str, dtype: pl.DataType, source: str, null_values: Sequence[str] = ()) -> pl.Expr:
     """
-    Return the column as text: text as it is, whole numbers without a decimal point, empty text as null.
+    Return the column as text: text as it is, whole numbers without a decimal point, null where the value is missing.
 
     Floats that are whole numbers become whole too: a nullable integer often comes as 17850.0, and means 17850.
     Raises DataError for columns of lists, structs or bytes.
@@ -129,15 +183,12 @@ def text_of(name: str, dtype: pl.DataType, source: str) -> pl.Expr:
         raise DataError(
             f"The column {name!r} of {source} holds {dtype}, which is neither an id nor a text; name another."
         )
+    text = column.cast(pl.String)
     if dtype.is_float():
         # Beyond 2**53 a float no longer holds every whole number, so it is no id; its own text is kept.
         whole = column.is_finite() & (column == column.floor()) & (column.abs() < 2**53)
-        text = (
-            pl.when(whole).then(column.cast(pl.Int64, strict=False).cast(pl.String)).otherwise(column.cast(pl.String))
-        )
-        return pl.when(column.is_not_nan()).then(text)
-    text = column.cast(pl.String)
-    return pl.when(text != "").then(text)
+        text = pl.when(whole).then(column.cast(pl.Int64, strict=False).cast(pl.String)).otherwise(text)
+    return pl.when(~is_absent(name, dtype, null_values)).then(text)
 
 
 def number_of(name: str, dtype: pl.DataType) -> pl.Expr:
@@ -167,13 +218,31 @@ def time_of(name: str, dtype: pl.DataType, sample: str | None) -> pl.Expr | None
     if dtype != pl.String or sample is None:
         return None
     text = column.str.strip_chars()
-    if pl.Series([sample.strip()]).cast(pl.Float64, strict=False)[0] is not None:
+    if _number(sample) is not None:
         return _from_epoch(text.cast(pl.Float64, strict=False))
     for layout in _TIME_FORMATS:
         if pl.Series([sample.strip()]).str.to_datetime(layout, strict=False)[0] is not None:
             time = text.str.to_datetime(layout, time_unit="us", strict=False)
             return time.dt.replace_time_zone(None) if layout.endswith("%#z") else time
     return None
+
+
+def is_time(text: str) -> bool:
+    """Return whether *text* is a time of our days, so that a column without a name may be one of times."""
+    time = time_of("text", pl.String(), text)
+    if time is None:
+        return False
+    moment = pl.DataFrame({"text": [text]}).select(time).item()
+    return moment is not None and _PLAUSIBLE_TIMES[0] < moment < _PLAUSIBLE_TIMES[1]
+
+
+def _number(text: str) -> float | None:
+    """Return the number that *text* is for polars, too, or None."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) and "_" not in text else None
 
 
 def _plain(name: str) -> str:

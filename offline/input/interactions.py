@@ -1,18 +1,29 @@
 """Interactions read from files: one weight per user and item, with everything left out counted."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from math import inf
 from pathlib import Path
 from typing import Literal
 
 import polars as pl
 
 from offline.errors import DataError, SettingError
-from offline.input.columns import MAX_ID_BYTES, Columns, choose_columns, number_of, time_of
-from offline.input.files import Table, data_errors, find_files, fingerprint, open_tables
+from offline.input.columns import (
+    MAX_ID_BYTES,
+    Columns,
+    choose_columns,
+    is_numbered,
+    is_time,
+    number_of,
+    time_of,
+)
+from offline.input.files import Format, data_errors, find_files, fingerprint, input_files, named_paths
 from offline.input.filters import Filter, parse_filter
-from offline.input.rows import Rows, Survey, TableShape, id_reasons, item_titles, text_column
+from offline.input.notes import event_note, header_note, rating_note, similar_ids_note, whole_numbers_note
+from offline.input.rows import Rows, Survey, TableShape, id_reasons, item_titles, read_titles
+from offline.input.tables import Table, open_tables, with_whole_numbers
 
 Weighting = Literal["sum", "binary", "log"]
 
@@ -30,6 +41,7 @@ class Interactions:
     fingerprint  a digest of all files that were read
     time_range   the first and last time of the rows kept, or None
     columns      the columns that were used, named or guessed
+    notes        sentences for who brought the data: what was found and not used, or read otherwise than it is written
     """
 
     pairs: pl.DataFrame
@@ -40,53 +52,81 @@ class Interactions:
     fingerprint: str
     time_range: tuple[datetime, datetime] | None
     columns: Columns
+    notes: list[str]
 
 
 def read_interactions(
-    path: Path,
-    *,
+    *paths: Path,
     columns: Columns | None = None,
-    delimiter: str | None = None,
+    form: Format | None = None,
     event_weights: Mapping[str, float] | None = None,
     where: Sequence[str] = (),
     titles: Path | None = None,
     weighting: Weighting = "sum",
 ) -> Interactions:
     """
-    Read the file, or the folder of files of one kind, at *path*.
+    Read the files, or the folders of files of one kind, at *paths*, all of the same columns; `-` is standard input.
 
     A row weighs what its weight column says, or its event by *event_weights*, or else 1; the rows of a user and an item
     are added up. With `columns.count` their weight is the number of different values in that column instead. Then
-    *weighting* makes it 1 (binary) or 1 + ln(weight) (log); binary reads no weight column unless one is named.
+    *weighting* makes it 1 (binary) or 1 + ln(weight) (log); binary reads no weight column unless one is named. Ratings
+    are no weights unless they are named as such.
 
     Raises DataError when anything cannot be read or nothing is left, SettingError for a filter that makes no sense.
     """
     filters = [parse_filter(text) for text in where]
-    named = columns or Columns()
+    named, form, source = columns or Columns(), form or Format(), named_paths(paths)
     _check_roles(named, event_weights)
-    tables = open_tables(path, delimiter)
-    guessed = _guessed_roles(named, event_weights, titles, weighting)
+    with input_files(paths) as files:
+        tables = open_tables(files, form, source)
+        chosen = _choose(
+            tables[0], source, named, _guessed_roles(named, event_weights, titles, weighting), event_weights
+        )
+        tables, whole = with_whole_numbers(tables, [str(chosen.user), str(chosen.item)])
+        rows = Rows(tables, _shapes(tables, chosen, filters, event_weights))
+        bounds = (
+            () if chosen.time is None else (pl.col("time").min().alias("first"), pl.col("time").max().alias("last"))
+        )
+        survey = rows.survey(source, "weight", chosen.weight, *bounds, advice="loosen the filters or mend the rows")
+        with data_errors(source):
+            pairs = _pairs(rows.kept, chosen, weighting)
+            segments = _segments(rows.kept, source) if chosen.segment else None
+        _check_size(pairs, source)
+        named_titles = {"item": chosen.item, "title": named.title}
+        return Interactions(
+            pairs,
+            item_titles(rows.kept, source) if titles is None else read_titles(titles, named_titles, form),
+            segments,
+            survey.rows,
+            survey.left_out,
+            fingerprint(files + (find_files(titles) if titles is not None else [])),
+            _time_range(survey, chosen, named, source),
+            chosen,
+            _notes(tables, chosen, whole, pairs, is_weighed=event_weights is not None or weighting == "binary"),
+        )
+
+
+def _notes(
+    tables: Sequence[Table], columns: Columns, whole: Sequence[str], pairs: pl.DataFrame, *, is_weighed: bool
+) -> list[str]:
+    notes = [header_note(tables, columns), whole_numbers_note(whole)]
+    if not is_weighed and columns.weight is None and columns.count is None:
+        notes += [rating_note(list(tables[0].schema)), event_note(tables)]
+    notes += [similar_ids_note(role, pairs.get_column(role)) for role in ("user", "item")]
+    return [note for note in notes if note is not None]
+
+
+def _choose(
+    table: Table, source: str, named: Columns, guessed: Sequence[str], event_weights: Mapping[str, float] | None
+) -> Columns:
     required = ("user", "item") if event_weights is None else ("user", "item", "event")
-    schema = list(tables[0].schema)
-    chosen = Columns(**choose_columns(asdict(named), schema, str(path), guessed=guessed, required=required))
-    time_sample = _time_sample(tables, chosen)
-    rows = Rows(tables, [_shape(table, chosen, filters, event_weights, time_sample) for table in tables])
-    bounds = () if chosen.time is None else (pl.col("time").min().alias("first"), pl.col("time").max().alias("last"))
-    survey = rows.survey(path, "weight", chosen.weight, *bounds, advice="loosen the filters or mend the rows")
-    with data_errors(path):
-        pairs = _pairs(rows.kept, chosen, weighting)
-        segments = _segments(rows.kept, path) if chosen.segment else None
-    _check_size(pairs, path)
-    return Interactions(
-        pairs,
-        item_titles(rows.kept, path, titles, {"item": chosen.item, "title": named.title}, delimiter),
-        segments,
-        survey.rows,
-        survey.left_out,
-        fingerprint(find_files(path) + (find_files(titles) if titles is not None else [])),
-        _time_range(survey, chosen, named, path),
-        chosen,
-    )
+    available = list(table.schema)
+    chosen = Columns(**choose_columns(asdict(named), available, source, guessed=guessed, required=required))
+    if chosen.time is None and is_numbered(available):
+        free = [name for name in available if name not in asdict(chosen).values()]
+        times = [name for name in free if is_time(table.first_text(name) or "")]
+        return replace(chosen, time=times[-1]) if times else chosen
+    return chosen
 
 
 def _check_roles(named: Columns, event_weights: Mapping[str, float] | None) -> None:
@@ -115,64 +155,69 @@ def _guessed_roles(
     return roles
 
 
+def _shapes(
+    tables: Sequence[Table],
+    columns: Columns,
+    filters: Sequence[Filter],
+    event_weights: Mapping[str, float] | None,
+) -> list[TableShape]:
+    times = [_time(table, columns) for table in tables]
+    # A guessed column in which no file has times is passed over.
+    has_times = any(time is not None for time in times)
+    return [
+        _shape(table, columns, filters, event_weights, time, has_times=has_times)
+        for table, time in zip(tables, times, strict=True)
+    ]
+
+
 def _shape(
     table: Table,
     columns: Columns,
     filters: Sequence[Filter],
     event_weights: Mapping[str, float] | None,
-    time_sample: str | None,
+    time: pl.Expr | None,
+    *,
+    has_times: bool,
 ) -> TableShape:
     """Return how *table* is read: user, item, weight and, where there is such a column, the rest."""
-    weight, no_weight, invalid = _weight(table, columns, event_weights)
-    values = [weight.alias("weight")]
+    weight, no_weight = _weight(table, columns, event_weights)
+    values, left_out = [weight.alias("weight")], id_reasons({"user": "user", "item": "item"})
     for role in ("user", "item", "title", "segment", "count"):
         name = getattr(columns, role)
         if name is not None:
-            values.append(text_column(table, name).alias(role))
-    if columns.time is not None:
-        time = time_of(columns.time, table.schema[columns.time], time_sample)
-        values.append((pl.lit(None, dtype=pl.Datetime("us")) if time is None else time).alias("time"))
-    return TableShape(values, _left_out(table, columns, filters) | no_weight, invalid)
-
-
-def _left_out(table: Table, columns: Columns, filters: Sequence[Filter]) -> dict[str, pl.Expr]:
-    """Return the reasons to leave a row out, in the order in which they are tried, each with its condition."""
-    left_out = {f"where {each.text}": ~each.expression(table.schema, str(table.file)) for each in filters}
-    left_out |= id_reasons({"user": text_column(table, columns.user), "item": text_column(table, columns.item)})
+            values.append(table.text(name).alias(role))
     if columns.count is not None:
-        left_out[f"no {columns.count}"] = text_column(table, columns.count).is_null()
-    return left_out
+        left_out[f"no {columns.count}"] = pl.col("count").is_null()
+    left_out |= no_weight
+    if columns.time is not None:
+        moment = pl.lit(None, dtype=pl.Datetime("us")) if time is None else time
+        values += [moment.alias("time"), table.is_absent(columns.time).alias("timeless")]
+        if has_times:
+            left_out["time in another format than the first"] = pl.col("time").is_null() & ~pl.col("timeless")
+    where = {each.text: each.expression(table.schema, str(table.file)) for each in filters}
+    return TableShape(values, left_out, pl.col("weight").is_infinite(), where)
 
 
 def _weight(
     table: Table, columns: Columns, event_weights: Mapping[str, float] | None
-) -> tuple[pl.Expr, dict[str, pl.Expr], pl.Expr]:
-    """Return what a row weighs, the reasons to leave it out for that, and when its weight is not a number."""
-    never = pl.lit(value=False)
+) -> tuple[pl.Expr, dict[str, pl.Expr]]:
+    """Return what a row weighs, infinite where that is no number, and the reasons to leave it out for that."""
     if event_weights is not None:
-        event = text_column(table, columns.event)
-        value = event.replace_strict(event_weights, default=None, return_dtype=pl.Float64)
-        return value, {"unknown event": value.is_null()}, never
+        value = table.text(columns.event).replace_strict(event_weights, default=None, return_dtype=pl.Float64)
+        return value, {"unknown event": pl.col("weight").is_null()}
     if columns.weight is None:
-        return pl.lit(1.0), {}, never
-    column, dtype = pl.col(columns.weight), table.schema[columns.weight]
-    value = number_of(columns.weight, dtype)
-    absent = column.is_null() | (column.str.strip_chars() == "") if dtype == pl.String else column.is_null()
-    left_out = {"no weight": absent, "weight zero or less": (value <= 0) & value.is_finite()}
-    return value, left_out, ~value.is_finite().fill_null(value=False)
+        return pl.lit(1.0), {}
+    number = number_of(columns.weight, table.schema[columns.weight]).fill_null(inf)
+    value = pl.when(~table.is_absent(columns.weight)).then(number.fill_nan(None))
+    weight = pl.col("weight")
+    return value, {"no weight": weight.is_null(), "weight zero or less": (weight <= 0) & weight.is_finite()}
 
 
-def _time_sample(tables: Sequence[Table], columns: Columns) -> str | None:
-    """Return the first text in the time column, which shows its format."""
-    if columns.time is None or tables[0].schema[columns.time] != pl.String:
+def _time(table: Table, columns: Columns) -> pl.Expr | None:
+    """Return the times of *table*; its first one shows their format. None where there are none."""
+    if columns.time is None:
         return None
-    for table in tables:
-        column = pl.col(columns.time)
-        with data_errors(table.file):
-            first = table.frame.select(column).filter(column.str.strip_chars() != "").head(1).collect()
-        if first.height:
-            return str(first.item())
-    return None
+    return time_of(columns.time, table.schema[columns.time], table.first_text(columns.time))
 
 
 def _pairs(kept: pl.LazyFrame, columns: Columns, weighting: Weighting) -> pl.DataFrame:
@@ -189,32 +234,34 @@ def _pairs(kept: pl.LazyFrame, columns: Columns, weighting: Weighting) -> pl.Dat
     return pairs
 
 
-def _segments(kept: pl.LazyFrame, path: Path) -> pl.DataFrame:
+def _segments(kept: pl.LazyFrame, source: str) -> pl.DataFrame:
     longest = kept.select(pl.col("segment").str.len_bytes().max()).collect(engine="streaming").item()
     if longest is not None and longest > MAX_ID_BYTES:
-        raise DataError(f"The segment column of {path} holds a value of {longest:,} bytes; name one with short values.")
+        raise DataError(
+            f"The segment column of {source} holds a value of {longest:,} bytes; name one with short values."
+        )
     users = pl.col("user").n_unique().cast(pl.Float64).alias("weight")
     present = kept.filter(pl.col("segment").is_not_null())
     return present.group_by("segment", "item").agg(users).sort("segment", "item").collect(engine="streaming")
 
 
-def _check_size(pairs: pl.DataFrame, path: Path) -> None:
+def _check_size(pairs: pl.DataFrame, source: str) -> None:
     for what in ("user", "item"):
         ids = pairs.get_column(what)
         if (ids == ids[0]).all():
             raise DataError(
-                f"{path} has only one {what}, {ids[0]!r}, in the rows that are kept; recommending needs at least two; "
-                f"see that the {what} column is the right one."
+                f"{source} has only one {what}, {ids[0]!r}, in the rows that are kept; recommending needs at least "
+                f"two; see that the {what} column is the right one."
             )
 
 
-def _time_range(survey: Survey, chosen: Columns, named: Columns, path: Path) -> tuple[datetime, datetime] | None:
+def _time_range(survey: Survey, chosen: Columns, named: Columns, source: str) -> tuple[datetime, datetime] | None:
     if chosen.time is None:
         return None
     first, last = survey.kept["first"], survey.kept["last"]
     if first is None and named.time is not None:
         raise DataError(
-            f"The column {named.time!r} of {path} holds no times that can be read; "
+            f"The column {named.time!r} of {source} holds no times that can be read; "
             "write 2026-11-20T08:00:00Z, or seconds since 1970."
         )
     return None if first is None else (first, last)

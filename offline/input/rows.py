@@ -1,24 +1,33 @@
 """Rows of all files in one shape, checked, and counted by the reason to leave them out; and the titles of items."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from offline.errors import DataError
-from offline.input.columns import MAX_ID_BYTES, choose_columns, text_of
-from offline.input.files import Table, data_errors, open_tables
+from offline.input.columns import MAX_ID_BYTES, choose_columns, is_numbered
+from offline.input.files import Format, data_errors, find_files
+from offline.input.tables import Table, open_tables, with_whole_numbers
 
 
 @dataclass(frozen=True, slots=True)
 class TableShape:
-    """How the rows of one table are read: their values, why one is left out, and when the number of one is invalid."""
+    """
+    How the rows of one table are read.
+
+    values    what a row becomes: expressions over the columns of the table, each with an alias
+    where     the conditions that a row must meet, over the columns of the table, none of them ever null, by their text
+    left_out  why a row is left out: conditions over the values, in the order in which they are tried
+    invalid   when the number of a row is invalid: a condition over the values
+    """
 
     values: Sequence[pl.Expr]
     left_out: Mapping[str, pl.Expr]
     invalid: pl.Expr
+    where: Mapping[str, pl.Expr] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +45,7 @@ class Rows:
     def __init__(self, tables: Sequence[Table], shapes: Sequence[TableShape]) -> None:
         """Take tables with their shapes, one each, all with the same reasons to leave a row out, in the same order."""
         self._tables = tables
-        self._reasons = list(shapes[0].left_out)
+        self._reasons = [*(f"where {text}" for text in shapes[0].where), *shapes[0].left_out]
         self._all = pl.concat(
             _shaped(number, table, shape) for number, (table, shape) in enumerate(zip(tables, shapes, strict=True))
         )
@@ -46,7 +55,7 @@ class Rows:
         """The rows that are not left out: their values, and `row`, their number within their file from 0."""
         return self._all.filter(pl.col("reason") == 0).drop("file", "reason", "invalid")
 
-    def survey(self, source: Path, role: str, column: str | None, *aggregates: pl.Expr, advice: str) -> Survey:
+    def survey(self, source: str, role: str, column: str | None, *aggregates: pl.Expr, advice: str) -> Survey:
         """
         Read all rows once and count them; *aggregates* are computed over the rows that are kept.
 
@@ -71,44 +80,46 @@ class Rows:
         file, row = self._all.filter("invalid").select("file", "row").head(1).collect().row(0)
         table = self._tables[file]
         value = table.frame.slice(row, 1).select(column).collect().item()
+        place = f"{table.file}, row {row + table.first_row}, column {column!r}"
         return DataError(
-            f"{table.file}, row {row + 2}, column {column!r}: the {role} {value!r} is not a finite number; "
+            f"{place}: the {role} {value!r} is not a finite number; "
             f"mend the row, remove it, or name another {role} column."
         )
 
 
-def text_column(table: Table, name: str | None) -> pl.Expr:
-    """Return the column as text, nulls where there is no such column; raises DataError as `text_of` does."""
-    return pl.lit(None, dtype=pl.String) if name is None else text_of(name, table.schema[name], str(table.file))
-
-
-def id_reasons(ids: Mapping[str, pl.Expr]) -> dict[str, pl.Expr]:
-    """Return the reasons to leave a row out for its *ids*, texts by role; a segment may be absent, for that is all."""
-    absent = {f"no {role}": text.is_null() for role, text in ids.items() if role != "segment"}
-    sizes = {f"{role} id over {MAX_ID_BYTES} bytes": text.str.len_bytes() for role, text in ids.items()}
+def id_reasons(ids: Mapping[str, str]) -> dict[str, pl.Expr]:
+    """Return the reasons to leave a row out for its *ids*, values by role; a segment may be absent, for that is all."""
+    absent = {f"no {role}": pl.col(value).is_null() for role, value in ids.items() if role != "segment"}
+    sizes = {f"{role} id over {MAX_ID_BYTES} bytes": pl.col(value).str.len_bytes() for role, value in ids.items()}
     return absent | {reason: size > MAX_ID_BYTES for reason, size in sizes.items()}
 
 
-def item_titles(
-    rows: pl.LazyFrame, source: Path, titles: Path | None, named: Mapping[str, str | None], delimiter: str | None
-) -> dict[str, str]:
+def read_titles(path: Path, named: Mapping[str, str | None], form: Format) -> dict[str, str]:
     """
-    Return titles by item: those of the file (or folder) *titles*, or else of *rows* [item, and perhaps title].
+    Return titles by item as the file, or folder, at *path* says, of several as `item_titles` does.
 
-    Of several titles the most frequent counts, the first by alphabet among equals. *named* are the columns of *titles*
-    by role: that of the item need not be there, and is guessed then, as both are where no name is given. Raises
-    DataError when either is missing or the file cannot be read.
+    *named* are its columns by role: that of the item need not be there, and is guessed then, as both are where no name
+    is given. Raises DataError when either is missing or the file cannot be read.
     """
-    if titles is not None:
-        tables, source = open_tables(titles, delimiter), titles
-        schema = tables[0].schema
-        roles = {"item": named.get("item") if named.get("item") in schema else None, "title": named.get("title")}
-        columns = choose_columns(roles, list(schema), str(titles), guessed=roles, required=roles)
-        rows = pl.concat(
-            table.frame.select(**{role: text_column(table, columns[role]) for role in roles}).drop_nulls()
-            for table in tables
-        )
-    elif "title" not in rows.collect_schema():
+    source = str(path)
+    tables = open_tables(find_files(path), form, source)
+    schema = tables[0].schema
+    item = named.get("item") if named.get("item") in schema and not is_numbered(list(schema)) else None
+    roles = {"item": item, "title": named.get("title")}
+    columns = choose_columns(roles, list(schema), source, guessed=roles, required=list(roles))
+    tables, _ = with_whole_numbers(tables, [columns["item"]])
+    texts = (table.frame.select(**{role: table.text(columns[role]) for role in roles}) for table in tables)
+    return item_titles(pl.concat(texts).drop_nulls(), source)
+
+
+def item_titles(rows: pl.LazyFrame, source: str) -> dict[str, str]:
+    """
+    Return titles by item, of *rows* [item, and perhaps title].
+
+    Of several titles the most frequent counts, the first by alphabet among equals. Raises DataError when a file cannot
+    be read.
+    """
+    if "title" not in rows.collect_schema():
         return {}
     title = pl.col("title").str.strip_chars()
     with data_errors(source):
@@ -119,14 +130,11 @@ def item_titles(
 
 
 def _shaped(number: int, table: Table, shape: TableShape) -> pl.LazyFrame:
-    numbered = [
-        pl.when(condition).then(pl.lit(index)) for index, condition in enumerate(shape.left_out.values(), start=1)
-    ]
-    reason = pl.coalesce(*numbered, pl.lit(0)).cast(pl.UInt8)
-    return table.frame.with_row_index("row").select(
-        pl.lit(number).alias("file"),
-        pl.col("row"),
-        reason.alias("reason"),
-        (shape.invalid & (reason == 0)).alias("invalid"),
-        *shape.values,
-    )
+    met = [condition.alias(f"met {index}") for index, condition in enumerate(shape.where.values())]
+    # In two steps, so that what a value is made of is not computed again for each condition.
+    rows = table.frame.with_row_index("row").select("row", *met, *shape.values)
+    conditions = [*(~pl.col(f"met {index}") for index in range(len(met))), *shape.left_out.values()]
+    numbered = [pl.when(condition).then(pl.lit(index)) for index, condition in enumerate(conditions, start=1)]
+    rows = rows.with_columns(file=pl.lit(number), reason=pl.coalesce(*numbered, pl.lit(0)).cast(pl.UInt8))
+    invalid = (shape.invalid & (pl.col("reason") == 0)).alias("invalid")
+    return rows.select("file", "row", "reason", invalid, *(value.meta.output_name() for value in shape.values))

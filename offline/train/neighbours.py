@@ -67,8 +67,9 @@ class Neighbours:
             own, weights = user_items.indices[row], user_items.data[row].astype(np.float64)
             bounds = np.array([0, len(own)], dtype=np.int32)
             ids, values = scorer.recommend(bounds, own, weights, K=n, remove_own_likes=not keep_seen)
-            # What a user has comes back with a score of 0, and equal scores in any order.
+            # What a user has is not left out by the scorer, but scored 0.
             ids, values = ids[values > 0], values[values > 0]
+            # Of equal scores the scorer gives any order.
             best = np.lexsort((ids, -values))[:n]
             items[place, : len(best)], scores[place, : len(best)] = ids[best], values[best]
         return items, scores

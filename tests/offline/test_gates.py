@@ -142,9 +142,11 @@ def test_a_sentence_shows_a_difference_even_where_it_is_small() -> None:
     assert str(verdict) == "gate coverage: 0.29999999 is below 0.3"
 
 
-def test_errors_have_ceilings_in_the_place_of_floors() -> None:
-    (verdict,) = judge({"rating.rmse": Measured(0.9)}, gates(rating__rmse=0.8))
-    assert str(verdict) == "gate rating.rmse: 0.9 is above 0.8"
+def test_metrics_of_which_less_is_better_have_ceilings_in_the_place_of_floors() -> None:
+    bounds = gates(rating__rmse=0.8, model__popular_share=0.5)
+    error, share = judge({"rating.rmse": Measured(0.9), "model.popular_share": Measured(0.4)}, bounds)
+    assert str(error) == "gate rating.rmse: 0.9 is above 0.8"
+    assert share.passed
 
 
 @pytest.mark.parametrize(
@@ -250,6 +252,7 @@ async def test_all_gates_that_fail_are_named_and_nothing_live_is_nothing_to_comp
     [
         ({"model": {"ndcg": 0.48}}, ""),
         ({"model": {"ndcg": 0.6}}, ""),
+        ({"model": {"ndcg": 0.0}}, "gate drop.ndcg: 1 is above 0.05"),
         ({"split": {"kind": "by-item", "seed": 2}}, ""),
         ({"model": {"ndcg": 0.4}}, "gate drop.ndcg: 0.2 is above 0.05 (0.4 after 0.5 in "),
         ({"k": 20}, "evaluated differently: k was 10 and is 20;"),

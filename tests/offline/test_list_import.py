@@ -242,3 +242,11 @@ async def test_a_model_is_ranked_again_and_its_draft_finished(monkeypatch: pytes
     assert (result.manifest.release, result.skipped) == (draft.id, 10 if encoding == "json" else 6)
     assert (await store.catalogue()).live == draft.id
     await verify(store, draft.ref)
+
+
+def test_ids_are_read_as_a_training_reads_them(tmp_path: Path) -> None:
+    rows = "17850.0,i,1\n12.0,i,2\nNULL,i,3\n,i,4\n"
+    (tmp_path / "lists.csv").write_text("user,item,score\n" + rows)
+    made = imported(tmp_path, tmp_path / "lists.csv")
+    assert set(rows_of(made)) == {"popular:", "user:12", "user:17850"}
+    assert made.left_out == {"no user": 2}

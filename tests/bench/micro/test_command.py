@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bench.micro import __main__ as command
-from bench.micro import publishing
+from bench.micro import training
 from bench.micro.rounds import Effort, Figure, Outcome, at_most
 
 
@@ -33,8 +33,8 @@ def test_a_benchmark_that_fails_leaves_the_others_their_figures(
     def give(effort: Effort) -> list[Outcome]:
         return [Figure("size", "MB", [float(effort.users)], at_most(1))]
 
-    monkeypatch.setattr(publishing, "DATA", tmp_path / "none.parquet")
-    benchmarks = {"http_peer": fail, "files": give, "retail": publishing.measure_retail}
+    monkeypatch.setattr(training, "RETAIL", tmp_path / "none.parquet")
+    benchmarks = {"http_peer": fail, "files": give, "retail": training.measure_retail}
     monkeypatch.setattr(command, "BENCHMARKS", benchmarks)
     written = tmp_path / "results.json"
     assert command.main(["--rounds", "2", "--users", "7", "--out", str(written)]) == 1

@@ -12,7 +12,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from offline.errors import SettingError
-from offline.input.columns import Columns
+from offline.input.columns import NULL_VALUES, Columns
+from offline.input.files import Format
 from offline.input.interactions import Interactions, read_interactions
 from tests.support.soak import scaled
 
@@ -20,7 +21,7 @@ ROWS = pl.DataFrame(
     {
         "user_id": ["007", "007", "ann", "ann", "ann"],
         "item_id": ["a b", "é/%", "a b", "a b", "é/%"],
-        "rating": [1.0, 2.0, 3.0, 0.5, 4.0],
+        "plays": [1.0, 2.0, 3.0, 0.5, 4.0],
         "ts": [1_700_000_300, 1_700_000_100, 1_700_000_200, 1_700_000_000, 1_700_000_400],
         "title": ["Ay", "Ee", "Ay", "Ay, again", " Ee "],
         "segment": ["x", "x", "y", "y", "y"],
@@ -80,11 +81,14 @@ def test_the_same_rows_in_every_format_give_the_same_interactions(fmt: str, tmp_
     assert interactions.segments is not None
     assert interactions.segments.rows() == [("x", "a b", 1.0), ("x", "é/%", 1.0), ("y", "a b", 1.0), ("y", "é/%", 1.0)]
     assert len(interactions.fingerprint) == 32
-    assert interactions.columns == Columns("user_id", "item_id", "rating", "ts", "title", "segment")
+    assert interactions.columns == Columns("user_id", "item_id", "plays", "ts", "title", "segment")
+    assert interactions.notes == []
 
 
 letters = st.characters(codec="utf-8", exclude_categories=["Cc"], include_characters="\n\t")
-some_ids = st.text(letters, min_size=1, max_size=6) | st.sampled_from(['"', ",", '",', '"\n"', "a\nb", " ", "0", "1.0"])
+some_ids = (
+    st.text(letters, min_size=1, max_size=6) | st.sampled_from(['"', ",", '",', '"\n"', "a\nb", "0", "1.50"])
+).filter(lambda text: text.strip() not in {"", *NULL_VALUES})
 
 
 some_weights = st.dictionaries(st.tuples(some_ids, some_ids), st.integers(1, 99), min_size=2)
@@ -114,18 +118,109 @@ def test_hundreds_of_ids_survive_any_delimiter(weights: dict[tuple[str, str], in
 
 def test_an_explicit_delimiter_wins_over_the_guess(tmp_path: Path) -> None:
     file = write(tmp_path / "a.csv", "user,x^item\nu1,y^i1\nu2,y^i2\n")
-    interactions = read_interactions(file, columns=Columns(user="user,x", item="item"), delimiter="^")
+    interactions = read_interactions(file, columns=Columns(user="user,x", item="item"), form=Format(delimiter="^"))
     assert pairs_of(interactions) == [("u1,y", "i1", 1.0), ("u2,y", "i2", 1.0)]
 
 
 def test_ids_are_kept_as_they_are_and_whole_floats_lose_their_point(tmp_path: Path) -> None:
-    text = write(tmp_path / "a.csv", "user,item\n 007 ,1.0\n7,NaN\nNULL,1e3\n")
-    assert pairs_of(read_interactions(text)) == [(" 007 ", "1.0", 1), ("7", "NaN", 1), ("NULL", "1e3", 1)]
+    text = write(tmp_path / "a.csv", "user,item\n 007 ,1.0\n7,NA\n1.5,1e3\n")
+    assert pairs_of(read_interactions(text)) == [(" 007 ", "1.0", 1), ("1.5", "1e3", 1), ("7", "NA", 1)]
     frame = pl.DataFrame({"user": [17850.0, None, 12.5, math.nan], "item": pl.Series([1, 2, 3, 4], dtype=pl.UInt16)})
     frame.write_parquet(tmp_path / "a.parquet")
     interactions = read_interactions(tmp_path / "a.parquet")
     assert pairs_of(interactions) == [("12.5", "3", 1.0), ("17850", "1", 1.0)]
     assert interactions.left_out == {"no user": 2}
+
+
+def test_a_whole_number_that_pandas_wrote_as_a_float_is_the_same_user_in_every_file(tmp_path: Path) -> None:
+    floats = write(tmp_path / "a.csv", "user,item\n,1\n17850.0,1\n12.0,2\n")
+    whole = write(tmp_path / "b.csv", "item,user\n3,17850\n")
+    pl.DataFrame({"user": [17850.0, None], "item": [4, 4]}).write_parquet(tmp_path / "c.parquet")
+    lines = write(tmp_path / "d.jsonl", '{"user": 17850.0, "item": 5}\n')
+    interactions = read_interactions(floats, whole, tmp_path / "c.parquet", lines)
+    assert set(interactions.pairs.get_column("user")) == {"17850", "12"}
+    assert interactions.pairs.height == 5
+    assert interactions.left_out == {"no user": 2}
+    assert any("the ids in user are whole numbers that are written as 17850.0" in note for note in interactions.notes)
+
+
+@pytest.mark.parametrize("other", ["1.5", "007", "1.00", "A.0"])
+def test_versions_and_codes_that_end_in_a_zero_stay_as_they_are(other: str, tmp_path: Path) -> None:
+    interactions = read_interactions(write(tmp_path / "a.csv", f"user,item\n1.0,x\n2.0,y\n{other},y\n"))
+    assert set(interactions.pairs.get_column("user")) == {"1.0", "2.0", other}
+    assert interactions.notes == []
+
+
+def test_titles_meet_the_items_that_are_written_as_floats_in_either_file(tmp_path: Path) -> None:
+    floats = write(tmp_path / "a.csv", "user,item\nu,1.0\nv,2.0\n")
+    whole = write(tmp_path / "b.csv", "user,item\nu,1\nv,2\n")
+    named, named_floats = "item,title\n1,one\n2,two\n", "item,title\n1.0,one\n2.0,two\n"
+    for rows, titles in ((floats, named), (whole, named_floats)):
+        read = read_interactions(rows, titles=write(tmp_path / "titles.csv", titles))
+        assert read.titles == {"1": "one", "2": "two"}
+        assert set(read.pairs.get_column("item")) == {"1", "2"}
+
+
+def test_missing_values_are_no_users_items_or_weights(tmp_path: Path) -> None:
+    rows = "u,i,1\nv,j,2\nNULL,i,1\nnan,i,1\n  ,i,1\nu,None,1\nu,NaN,1\nu,i,null\nu,i,NaN\nu,NA,1\n"
+    file = write(tmp_path / "a.csv", "user,item,weight\n" + rows)
+    read = read_interactions(file)
+    assert pairs_of(read) == [("u", "NA", 1.0), ("u", "i", 1.0), ("v", "j", 2.0)]
+    assert read.left_out == {"no user": 3, "no item": 2, "no weight": 2}
+    read = read_interactions(file, form=Format(null_values=["NA", "v", "null"]))
+    assert set(read.pairs.get_column("user")) == {"u", "NULL", "nan"}
+    assert read.left_out == {"no user": 2, "no item": 1, "no weight": 2}, "NaN is no number, whatever else is missing"
+
+
+def test_missing_numbers_in_parquet_files_are_left_out(tmp_path: Path) -> None:
+    frame = pl.DataFrame({"user": [1, 2, -1], "item": [1.0, 2.0, 3.0], "weight": [1.0, 2.0, 3.0]})
+    nan = pl.DataFrame({"user": [1, 2], "item": [math.nan, 2.0], "weight": [1.0, math.nan]})
+    pl.concat([frame, nan]).write_parquet(tmp_path / "a.parquet")
+    read = read_interactions(tmp_path / "a.parquet", form=Format(null_values=["-1"]))
+    assert read.left_out == {"no user": 1, "no item": 1, "no weight": 1}
+    assert pairs_of(read) == [("1", "1", 1.0), ("2", "2", 2.0)]
+
+
+def test_a_rating_is_a_weight_only_where_it_is_named_as_one(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.csv", "user,item,rating\nu,i,5\nv,j,1\nv,i,3\n")
+    read = read_interactions(file)
+    assert pairs_of(read) == [("u", "i", 1.0), ("v", "i", 1.0), ("v", "j", 1.0)]
+    assert read.columns.weight is None
+    (note,) = read.notes
+    assert "the column 'rating' holds ratings" in note
+    assert note.endswith("--weight-column rating would use it")
+    read = read_interactions(file, columns=Columns(weight="rating"))
+    assert pairs_of(read) == [("u", "i", 5.0), ("v", "i", 3.0), ("v", "j", 1.0)]
+    assert read.notes == []
+
+
+def test_events_that_could_be_weighed_are_mentioned(tmp_path: Path) -> None:
+    rows = "u,i,view\nu,j,view\nv,i,buy\nv,j,view\n"
+    file = write(tmp_path / "a.csv", "user,item,event_type\n" + rows)
+    (note,) = read_interactions(file).notes
+    assert "the column 'event_type' holds events that weigh the same: view (3 rows), buy (1 rows)" in note
+    assert note.endswith("--event-weights view=1,buy=2")
+    assert read_interactions(file, event_weights={"view": 1, "buy": 5}).notes == []
+    file = write(tmp_path / "b.csv", "user,item,type\n" + "".join(f"u{at % 5},i{at},{at}\n" for at in range(30)))
+    assert read_interactions(file).notes == []
+
+
+def test_ids_that_differ_in_case_or_white_space_are_kept_apart_and_reported(tmp_path: Path) -> None:
+    read = read_interactions(write(tmp_path / "a.csv", "user,item\nAnn,85099B\nann,85099b\n ann,x\nbob,x\n"))
+    assert set(read.pairs.get_column("user")) == {"Ann", "ann", " ann", "bob"}
+    assert len(read.notes) == 2
+    assert read.notes[0].startswith(
+        "3 user ids differ from another in case or in white space around them only, such as"
+    )
+    assert "such as '85099B' and '85099b'; they are kept apart" in read.notes[1]
+
+
+def test_times_in_another_format_than_the_first_are_counted_and_left_out(tmp_path: Path) -> None:
+    rows = "u,i,2026-01-01\nu,j,01/02/2026\nv,i,\nv,j,NULL\nw,j,2026-01-03\nw,i,soon\n"
+    read = read_interactions(write(tmp_path / "a.csv", "user,item,time\n" + rows))
+    assert read.left_out == {"time in another format than the first": 2}
+    assert read.pairs.get_column("time").null_count() == 2
+    assert read.time_range == (datetime(2026, 1, 1), datetime(2026, 1, 3))  # noqa: DTZ001 -- naive UTC
 
 
 def test_categories_booleans_and_dates_can_be_ids(tmp_path: Path) -> None:

@@ -1,0 +1,60 @@
+"""Training and publishing beside the plainest calls of implicit that learn and compute the same."""
+
+import itertools
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from bench.micro.rounds import HOTPLATE, Effort, Figure, Outcome, Unmeasured, at_most, interleave, ratio
+from bench.micro.spent import Spent, run
+from bench.micro.training_data import RETAIL, RETAIL_OPTIONS, write_log
+
+# Interactions of the log for each user of a release: a million make a log of ten million.
+LOG_PER_USER = 10
+# What both sides learn of the log; more would make the part that is equal on both sides larger.
+LOG_FACTORS, RETAIL_FACTORS = 64, 256
+CPU_RATIO, PEAK_RATIO = 1.15, 1.1
+
+
+def measure_retail(effort: Effort) -> list[Outcome]:
+    """Train on Online Retail by its recipe, and publish."""
+    if not RETAIL.exists():
+        return [Unmeasured("retail", f"the data set is not at {RETAIL}")]
+    return [*_beside_bare("Online Retail", RETAIL, RETAIL_OPTIONS, RETAIL_FACTORS, effort.rounds)]
+
+
+def measure_log(effort: Effort) -> list[Outcome]:
+    """Train on a log that is made here, and publish."""
+    with tempfile.TemporaryDirectory() as folder:
+        file, size = Path(folder) / "log.parquet", LOG_PER_USER * effort.users
+        write_log(file, size)
+        return [
+            *_beside_bare(f"a log of {size / 1e6:g} M", file, ("--weighting", "binary"), LOG_FACTORS, effort.rounds)
+        ]
+
+
+def _beside_bare(what: str, data: Path, options: Sequence[str], factors: int, rounds: int) -> Iterator[Figure]:
+    """Run both sides in turn, hotplate's release each time into a store of its own."""
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        model, stores = folder / "model", (folder / f"store-{number}" for number in itertools.count())
+        training = [*HOTPLATE, "train", str(data), *options, "--factors", str(factors)]
+        variants: dict[str, Callable[[], Spent]] = {
+            "train": lambda: run([*training, "--out", str(model)]),
+            "publish": lambda: run([*HOTPLATE, "publish", str(model), "--store", f"file://{next(stores)}"]),
+            "bare": lambda: run([sys.executable, "-m", "bench.micro.bare_training", str(data), str(factors)]),
+        }
+        taken = interleave(variants, rounds)
+    both = [
+        Spent(first.wall_s + second.wall_s, first.cpu_s + second.cpu_s, max(first.peak_mb, second.peak_mb))
+        for first, second in zip(taken["train"], taken["publish"], strict=True)
+    ]
+    for name, spent in {**taken, "train + publish": both}.items():
+        yield Figure(f"{what}, {name}: wall time", "s", [one.wall_s for one in spent])
+        yield Figure(f"{what}, {name}: CPU", "s", [one.cpu_s for one in spent])
+        yield Figure(f"{what}, {name}: peak memory", "MB", [one.peak_mb for one in spent])
+    ours, bare = f"{what}, train + publish / bare", taken["bare"]
+    yield ratio(f"{ours}: CPU", [one.cpu_s for one in both], [one.cpu_s for one in bare], goal=at_most(CPU_RATIO))
+    peaks = [one.peak_mb for one in both], [one.peak_mb for one in bare]
+    yield ratio(f"{ours}: peak memory", *peaks, goal=at_most(PEAK_RATIO))

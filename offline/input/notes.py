@@ -1,0 +1,75 @@
+"""Notes: what was found in the input and not used, or read otherwise than it is written, in a sentence each."""
+
+from collections.abc import Sequence
+
+import polars as pl
+
+from offline.input.columns import Columns, is_numbered, usual_column
+from offline.input.files import data_errors
+from offline.input.tables import Table
+
+# Of a column with more values the values are hardly kinds of events.
+_MAX_EVENTS = 20
+_HEAD_ROWS = 1000
+
+
+def header_note(tables: Sequence[Table], columns: Columns) -> str | None:
+    """Say which columns are taken for what where they have no names."""
+    available = list(tables[0].schema)
+    if not is_numbered(available):
+        return None
+    roles = {"user": columns.user, "item": columns.item, "weight": columns.weight, "time": columns.time}
+    taken = ", ".join(f"{name} as the {role}" for role, name in roles.items() if name is not None)
+    left = [name for name in available if name not in roles.values()]
+    unused = f", and {', '.join(left)} {'are' if len(left) > 1 else 'is'} not used" if left else ""
+    return (
+        f"{tables[0].file} has no header: {taken}{unused}; name others by number, as in --user-column 2, or give a "
+        "file with a header"
+    )
+
+
+def whole_numbers_note(columns: Sequence[str]) -> str | None:
+    """Say of which columns the ids are read without the .0 that they are written with."""
+    if not columns:
+        return None
+    return f"the ids in {' and '.join(columns)} are whole numbers that are written as 17850.0; they are read as 17850"
+
+
+def rating_note(available: Sequence[str]) -> str | None:
+    """Say that a column of ratings is not used."""
+    name = usual_column("rating", available)
+    if name is None:
+        return None
+    return (
+        f"the column {name!r} holds ratings, which say how much an item was liked, not how sure it is that it was "
+        f"chosen, and is not used as the weight; --weight-column {name} would use it"
+    )
+
+
+def event_note(tables: Sequence[Table]) -> str | None:
+    """Say which kinds of events there are, with their rows, where each row weighs the same."""
+    name = usual_column("event", list(tables[0].schema))
+    if name is None or tables[0].frame.select(name).head(_HEAD_ROWS).collect().n_unique() > _MAX_EVENTS:
+        return None
+    rows = pl.concat(table.frame.select(event=table.text(name)) for table in tables).drop_nulls()
+    with data_errors(tables[0].file):
+        counted = rows.group_by("event").len().sort("len", "event", descending=[True, False]).collect()
+    if not 2 <= counted.height <= _MAX_EVENTS:
+        return None
+    events = ", ".join(f"{event} ({count:,} rows)" for event, count in counted.iter_rows())
+    weights = ",".join(f"{event}={number}" for number, event in enumerate(counted.get_column("event"), start=1))
+    return f"the column {name!r} holds events that weigh the same: {events}; weigh them by --event-weights {weights}"
+
+
+def similar_ids_note(role: str, ids: pl.Series) -> str | None:
+    """Say how many of *ids*, with repetitions, differ from another in nothing but case or white space around them."""
+    distinct = ids.unique()
+    frame = pl.DataFrame({"id": distinct, "plain": distinct.str.strip_chars().str.to_lowercase()})
+    if frame.get_column("plain").n_unique() == frame.height:
+        return None
+    similar = frame.filter(pl.len().over("plain") > 1).sort("plain", "id")
+    first, second = similar.get_column("id").head(2)
+    return (
+        f"{similar.height:,} {role} ids differ from another in case or in white space around them only, such as "
+        f"{first!r} and {second!r}; they are kept apart"
+    )

@@ -1,0 +1,156 @@
+"""Evaluation: what is reported is what the lists of each engine give, with intervals, groups of users and seeds."""
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_matrix
+
+from offline.errors import SettingError
+from offline.evaluate.evaluation import (
+    as_served,
+    evaluate,
+    evaluate_engine,
+    evaluate_parts,
+    recommend_all,
+)
+from offline.evaluate.intervals import of_runs
+from offline.evaluate.metrics import measure
+from offline.evaluate.splits import Parts, SplitKind, SplitOptions, split
+from offline.input.matrix import Matrix, UserItems
+from offline.train.als import ALSParams
+from offline.train.engine import fit
+from offline.train.popularity import PopularityParams
+
+PARAMS = ALSParams(factors=4, iterations=3)
+
+
+def board(users: int = 60, items: int = 30, seed: int = 1) -> UserItems:
+    """Return a checkerboard with gaps: users like items of their own parity."""
+    rng = np.random.default_rng(seed)
+    same = (np.arange(users)[:, None] + np.arange(items)) % 2 == 0
+    return csr_matrix((same & (rng.random((users, items)) < 0.7)).astype(np.float32))
+
+
+def matrix_of(user_items: UserItems) -> Matrix:
+    users, items = ([f"{what}{at:04}" for at in range(size)] for what, size in zip("ui", user_items.shape, strict=True))
+    times = np.random.default_rng(2).integers(0, 10**9, user_items.nnz)
+    return Matrix(users, items, user_items, times)
+
+
+def test_a_report_holds_each_engine_with_intervals_groups_and_leads() -> None:
+    matrix = matrix_of(board())
+    found = evaluate(matrix, PARAMS, SplitOptions("by-user", 0.3), k=5)
+    assert found is not None
+    parts = split(matrix.user_items, matrix.times, SplitOptions("by-user", 0.3))
+    for result in (found.model, *found.baselines):
+        assert result.metrics == evaluate_engine(parts, result.params, 5).metrics
+        low, high = result.intervals["ndcg"]
+        assert low <= result.metrics.ndcg <= high
+        assert {"auc", "diversity", "mrr"} <= result.intervals.keys()
+        of_groups = [each for each in result.segments if each.by == "items"]
+        assert sum(each.metrics.users for each in of_groups) == result.metrics.users
+        mean = sum(each.metrics.ndcg * each.metrics.users for each in of_groups) / result.metrics.users
+        assert mean == pytest.approx(result.as_served.ndcg)
+    for result, lead in zip(found.baselines, found.leads, strict=True):
+        assert lead.ndcg == pytest.approx(found.model.metrics.ndcg - result.metrics.ndcg)
+        assert lead.interval is not None
+        assert lead.interval[0] <= lead.ndcg <= lead.interval[1]
+    assert [each.engine for each in found.baselines] == ["popularity", "neighbours"]
+
+
+def test_the_json_of_a_report_has_all_metrics_under_their_names() -> None:
+    found = evaluate(matrix_of(board()), PARAMS, k=5)
+    assert found is not None
+    facts = json.loads(json.dumps(found.to_json()))
+    assert facts["model"]["ndcg"] == found.model.metrics.ndcg
+    assert facts["model"]["auc"] == found.model.auc
+    assert found.model.lists is not None
+    assert facts["model"]["coverage"] == found.model.lists.coverage
+    assert facts["as_served"]["ndcg"] == found.model.as_served.ndcg
+    assert facts["intervals"]["ndcg"] == list(found.model.intervals["ndcg"])
+    assert facts["intervals_over"] == "users"
+    assert facts["split"] == asdict(SplitOptions())
+    popular = facts["baselines"]["popularity"]
+    assert popular["ndcg"] == found.baselines[0].metrics.ndcg
+    assert popular["as_served"]["intervals"].keys() == {*asdict(found.model.as_served)} - {
+        "k",
+        "users",
+        "users_with_lists",
+    }
+    assert popular["model_leads_by"]["ndcg"] == found.leads[0].ndcg
+
+
+def test_several_seeds_give_means_and_the_intervals_of_students_t() -> None:
+    matrix, steps = matrix_of(board()), []
+    found = evaluate(matrix, PARAMS, SplitOptions(seed=7), k=5, seeds=3, on_iteration=lambda *step: steps.append(step))
+    assert found is not None
+    runs = [evaluate(matrix, PARAMS, SplitOptions(seed=seed), k=5) for seed in (7, 8, 9)]
+    for name in ("ndcg", "recall_at_k", "coverage", "auc"):
+        values = [run.model.values()[name] for run in runs if run is not None]
+        assert found.model.values()[name] == pytest.approx(np.mean(values))
+        assert found.model.intervals[name] == pytest.approx(of_runs(values))
+    assert found.seeds == 3
+    assert found.to_json()["intervals_over"] == "seeds"
+    leads = [run.leads[1].ndcg for run in runs if run is not None]
+    assert found.leads[1].interval == pytest.approx(of_runs(leads))
+    assert steps == [(done, 9) for done in range(1, 10)]
+
+
+def test_several_seeds_of_a_split_in_time_are_refused() -> None:
+    with pytest.raises(SettingError, match="by-time is the same for every seed; leave out --seeds"):
+        evaluate(matrix_of(board()), PARAMS, SplitOptions("by-time"), seeds=2)
+
+
+@pytest.mark.parametrize("kind", ["by-time", "held-out-users"])
+def test_a_split_that_leaves_a_part_empty_is_no_evaluation(kind: SplitKind) -> None:
+    few = csr_matrix(np.eye(4, dtype=np.float32))
+    matrix = Matrix(list("abcd"), list("wxyz"), few, np.zeros(4, dtype=np.int64))
+    assert evaluate(matrix, PARAMS, SplitOptions(kind)) is None
+
+
+def test_users_without_a_list_are_counted_with_zeros_and_are_served_the_popular_list() -> None:
+    whole = board().toarray()
+    cold = np.arange(60)[:, None] < 10
+    train, test = csr_matrix(np.where(cold, 0, whole)), csr_matrix(np.where(cold, whole, 0))
+    parts = Parts.of(train, test)
+    found = evaluate_parts(parts, PARAMS, k=5)
+    assert found.split is None
+    assert found.to_json()["split"] == {"kind": "given"}
+    assert found.model.metrics.users == 10
+    assert found.model.metrics.users_with_lists == 0
+    assert found.model.metrics.ndcg == 0
+    assert found.model.as_served == found.baselines[0].as_served
+    assert found.model.as_served.ndcg > 0
+    assert found.model.auc == 0.5, "nobody can be ranked"
+    assert [(each.by, each.name, each.metrics.users) for each in found.model.segments] == [("list", "none", 10)]
+    popular = np.argsort(-train.getnnz(axis=0), kind="stable")[:5]
+    lists = as_served(recommend_all(fit(train, PARAMS), parts, 5), parts)
+    assert lists[0].tolist() == popular.tolist()
+    assert measure(lists, parts.test) == found.model.as_served
+
+
+def test_pairs_of_items_that_nobody_has_are_counted() -> None:
+    train, test = board().toarray(), np.zeros((60, 30), dtype=np.float32)
+    train[:, 3] = train[0, 4] = 0
+    test[:7, 3] = test[0, 4] = 1
+    parts = Parts.of(csr_matrix(train), csr_matrix(test))
+    assert evaluate_parts(parts, PopularityParams(), k=5).cold_pairs == 7
+
+
+def test_groups_of_users_are_quarters_by_their_items_and_those_that_are_given() -> None:
+    counts = np.repeat([1, 2, 4, 8], 5)
+    train = csr_matrix((np.arange(12) < counts[:, None]).astype(np.float32))
+    test = csr_matrix((np.arange(12) == 11).astype(np.float32) * np.ones((20, 1), dtype=np.float32))
+    given = {"country": {"France": np.arange(3, dtype=np.int32), "nowhere": np.array([], dtype=np.int32)}}
+    found = evaluate_parts(Parts.of(train, test), PopularityParams(), k=3, segments=given)
+    groups = [(each.by, each.name, each.metrics.users) for each in found.model.segments]
+    assert groups == [
+        ("items", "1", 5),
+        ("items", "2", 5),
+        ("items", "4", 5),
+        ("items", "8", 5),
+        ("country", "France", 3),
+        ("list", "none", 5),  # those who have all that anybody has
+    ]

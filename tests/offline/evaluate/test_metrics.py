@@ -1,0 +1,269 @@
+"""Metrics: what their definitions say, and what independent implementations of them give."""
+
+import itertools
+import math
+from collections import Counter
+from dataclasses import asdict, dataclass
+
+import implicit.evaluation
+import numpy as np
+import numpy.typing as npt
+import pytest
+import pytrec_eval
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from implicit.cpu.als import AlternatingLeastSquares
+from scipy.sparse import csr_matrix
+from sklearn.metrics import roc_auc_score  # type: ignore[import-untyped]  # published without types
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # published without types
+
+from offline.evaluate.metrics import RANKING, mean_of, measure, measure_auc, measure_lists, measure_users
+from offline.evaluate.splits import Parts, SplitOptions, split
+from offline.input.matrix import Floats, Indices, UserItems
+from offline.train.als import Factors
+from offline.train.popularity import fit
+from tests.support.soak import scaled
+
+Case = tuple[list[list[int]], list[set[int]], int, int]
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    """Draw lists, what is liked, k, and the number of items."""
+    items, k, users = draw(st.integers(2, 9)), draw(st.integers(1, 9)), draw(st.integers(1, 6))
+    lists = draw(
+        st.lists(
+            st.lists(st.integers(0, items - 1), unique=True, max_size=k).map(lambda row: row + [-1] * (k - len(row))),
+            min_size=users,
+            max_size=users,
+        )
+    )
+    liked = draw(st.lists(st.sets(st.integers(0, items - 1)), min_size=users, max_size=users).filter(any))
+    return lists, liked, k, items
+
+
+def matrix_of(liked: list[set[int]], items: int) -> UserItems:
+    made = np.zeros((len(liked), items), dtype=np.float32)
+    for user, wanted in enumerate(liked):
+        made[user, list(wanted)] = 1
+    return csr_matrix(made)
+
+
+def by_definition(recommended: list[list[int]], liked: list[set[int]], k: int) -> dict[str, list[float]]:
+    rows = []
+    for items, wanted in zip(recommended, liked, strict=True):
+        if not wanted:
+            continue
+        hits = [item in wanted for item in items]
+        at_hits = sum(sum(hits[: rank + 1]) / (rank + 1) for rank, hit in enumerate(hits) if hit)
+        gain = sum(1 / math.log(rank + 2) for rank, hit in enumerate(hits) if hit)
+        ideal = sum(1 / math.log(rank + 2) for rank in range(min(k, len(wanted))))
+        rows.append(
+            {
+                "precision": sum(hits) / k,
+                "recall": sum(hits) / len(wanted),
+                "recall_at_k": sum(hits) / min(k, len(wanted)),
+                "map": at_hits / len(wanted),
+                "map_at_k": at_hits / min(k, len(wanted)),
+                "ndcg": gain / ideal,
+                "mrr": 1 / (hits.index(True) + 1) if any(hits) else 0,
+                "hit_rate": float(any(hits)),
+            }
+        )
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def check_metrics(case: Case) -> None:
+    lists, liked, k, items = case
+    recommended, test = np.array(lists, dtype=np.int32).reshape(len(liked), k), matrix_of(liked, items)
+    metrics, users = measure(recommended, test), measure_users(recommended, test)
+    expected = by_definition(lists, liked, k)
+    assert set(expected) == set(RANKING) == set(users.values)
+    for name, values in expected.items():
+        assert users.values[name].tolist() == pytest.approx(values, rel=1e-12)
+        assert asdict(metrics)[name] == pytest.approx(np.mean(values), rel=1e-12)
+    assert metrics.k == k
+    assert metrics.users == sum(map(bool, liked))
+    assert metrics.users_with_lists == sum(
+        bool(wanted) and max(row) >= 0 for row, wanted in zip(lists, liked, strict=True)
+    )
+
+
+@settings(deadline=None)  # a busy machine is no failure
+@given(cases())
+def test_the_metrics_are_what_their_definitions_say(case: Case) -> None:
+    check_metrics(case)
+
+
+@pytest.mark.soak
+@settings(deadline=None, max_examples=scaled(1000))
+@given(cases())
+def test_thousands_of_metrics_are_what_their_definitions_say(case: Case) -> None:
+    check_metrics(case)
+
+
+def random_case(users: int, items: int, k: int, seed: int) -> tuple[Indices, UserItems]:
+    """Draw lists of up to k items, some empty, and test items for most users."""
+    rng = np.random.default_rng(seed)
+    lists = np.array([rng.permutation(items)[:k] for _ in range(users)], dtype=np.int32)
+    lists[np.arange(k) >= rng.integers(0, k + 1, users)[:, None]] = -1
+    liked = rng.random((users, items)) < rng.random((users, 1)) * 0.5
+    return lists, csr_matrix(liked.astype(np.float32))
+
+
+@pytest.mark.parametrize("k", [1, 5, 12])
+def test_ranking_metrics_are_those_of_trec_eval(k: int) -> None:
+    lists, test = random_case(80, 30, k, seed=k)
+    users = measure_users(lists, test)
+    truth = {str(user): {str(item): 1 for item in test[user].indices} for user in users.users}
+    # A run needs something of each user: what nobody likes is no hit.
+    run = {
+        str(user): {"no such item": 0.0}
+        | {str(item): float(k - rank) for rank, item in enumerate(lists[user]) if item >= 0}
+        for user in users.users
+    }
+    names = {
+        "precision": f"P_{k}",
+        "recall": f"recall_{k}",
+        "map": f"map_cut_{k}",
+        "ndcg": f"ndcg_cut_{k}",
+        "mrr": "recip_rank",
+        "hit_rate": f"success_{k}",
+    }
+    cuts = {f"{name}.{k}" for name in ("P", "recall", "map_cut", "ndcg_cut", "success")}
+    found = pytrec_eval.RelevanceEvaluator(truth, cuts | {"recip_rank"}).evaluate(run)
+    for ours, theirs in names.items():
+        expected = [found[str(user)][theirs] for user in users.users]
+        assert users.values[ours] == pytest.approx(expected, rel=1e-12)
+
+
+def test_ndcg_and_map_at_k_are_those_of_implicit() -> None:
+    rng = np.random.default_rng(7)
+    whole = csr_matrix((rng.random((60, 40)) < 0.3).astype(np.float32))
+    train, _, _, test = split(whole, None, SplitOptions("random", 0.3, seed=1))
+    with threadpool_limits(1, "blas"):
+        model = AlternatingLeastSquares(factors=4, random_state=1)
+        model.fit(train, show_progress=False)
+        wanted = implicit.evaluation.ranking_metrics_at_k(model, train, test, K=10, show_progress=False)
+    lists, _ = Factors(model.user_factors, model.item_factors).recommend(train, np.arange(60, dtype=np.int32), 10)
+    metrics = measure(lists, test)
+    assert metrics.ndcg == pytest.approx(wanted["ndcg"])
+    assert metrics.map_at_k == pytest.approx(wanted["map"])
+
+
+def test_no_user_with_test_items_is_the_callers_mistake() -> None:
+    with pytest.raises(ValueError, match="no user has test items"):
+        measure(np.zeros((2, 3), dtype=np.int32), csr_matrix((2, 4), dtype=np.float32))
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A ranker that gives each user the *scores* [users, items], where they are above zero."""
+
+    scores: Floats
+
+    def recommend(
+        self,
+        user_items: UserItems,
+        users: Indices,
+        n: int,
+        *,
+        keep_seen: bool = False,
+        allowed: npt.NDArray[np.bool_] | None = None,
+    ) -> tuple[Indices, Floats]:
+        assert not keep_seen
+        assert allowed is None
+        scores = np.where(user_items[users].toarray() > 0, 0, self.scores[users])
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :n].astype(np.int32)
+        best = np.take_along_axis(scores, order, axis=1)
+        return np.where(best > 0, order, -1), best
+
+    def similar_items(
+        self, items: Indices, n: int, *, allowed: npt.NDArray[np.bool_] | None = None
+    ) -> tuple[Indices, Floats]:
+        raise NotImplementedError
+
+    def fold_in(self, user_items: UserItems) -> "Scored":
+        raise NotImplementedError
+
+
+def test_auc_is_that_of_scikit_learn_with_ties_and_with_items_that_are_not_ranked() -> None:
+    rng = np.random.default_rng(3)
+    # Few different scores make ties, and those of 0 are not ranked.
+    scores = rng.integers(0, 5, (50, 25)).astype(np.float32)
+    parts = split(csr_matrix((rng.random((50, 25)) < 0.3).astype(np.float32)), None, SplitOptions("random", 0.4))
+    found = measure_auc(Scored(scores), parts)
+    tested = np.flatnonzero(parts.test.getnnz(axis=1))
+    assert len(found) == len(tested)
+    for user, area in zip(tested, found, strict=True):
+        candidates = parts.seen[user].toarray()[0] == 0
+        liked = parts.test[user].toarray()[0] > 0
+        assert area == pytest.approx(roc_auc_score(liked[candidates], scores[user][candidates]), rel=1e-12)
+
+
+def test_auc_is_of_no_user_who_has_all_items_and_of_a_sample_of_many() -> None:
+    everything = csr_matrix(np.array([[1, 0], [0, 1]], dtype=np.float32))
+    rest = csr_matrix(np.array([[0, 1], [0, 0]], dtype=np.float32))
+    found = measure_auc(fit(everything), Parts(everything, None, everything, rest))
+    assert mean_of(found) is None
+    many = split(csr_matrix(np.ones((1500, 5), dtype=np.float32)), None, SplitOptions("by-user", 0.2))
+    found = measure_auc(fit(many.train), many)
+    assert len(found) == 1500
+    assert np.isnan(found).all(), "they have all items"
+    half = split(csr_matrix(np.tile([1, 1, 0, 0], (1500, 1)).astype(np.float32)), None, SplitOptions("by-user", 0.5))
+    found = measure_auc(fit(half.train), half)
+    assert np.count_nonzero(~np.isnan(found)) == 500
+    again = measure_auc(fit(half.train), half)
+    assert np.array_equal(found, again, equal_nan=True)
+
+
+def lists_by_definition(lists: list[list[int]], has: list[set[int]], items: int) -> dict[str, float]:
+    """Return what the docstring of `ListMetrics` says, in plain words."""
+    users_of = {item: {user for user, own in enumerate(has) if item in own} for item in range(items)}
+    pairs = sum(map(len, users_of.values()))
+    head: set[int] = set()
+    for item in sorted(users_of, key=lambda each: (-len(users_of[each]), each)):
+        if sum(len(users_of[each]) for each in head) >= 0.2 * pairs:
+            break
+        head.add(item)
+    made = [[item for item in each if item >= 0] for each in lists]
+    places = Counter(itertools.chain.from_iterable(made))
+    apart = [abs(places[one] - places[other]) for one in range(items) for other in range(items)]
+
+    def distance(one: int, other: int) -> float:
+        common = len(users_of[one] & users_of[other])
+        return 1 - common / math.sqrt(len(users_of[one]) * len(users_of[other])) if common else 1.0
+
+    def mean(values: list[float]) -> float:
+        return sum(values) / len(values) if values else 0.0
+
+    diversity = [mean([distance(*two) for two in itertools.combinations(each, 2)]) for each in made if len(each) > 1]
+    with_items = sum(map(bool, has))
+    novelty = [mean([-math.log2(max(1, len(users_of[item])) / with_items) for item in each]) for each in made if each]
+    popular = [mean([float(item in head) for item in each]) for each in made if each]
+    return {
+        "coverage": len(places) / items,
+        "gini": sum(apart) / (2 * items * places.total()) if places else 0.0,
+        "diversity": mean(diversity),
+        "novelty": mean(novelty),
+        "popular_share": mean(popular),
+    }
+
+
+@settings(deadline=None)  # a busy machine is no failure
+@given(cases(), st.lists(st.sets(st.integers(0, 8), max_size=6), min_size=1, max_size=8).filter(any))
+def test_what_lists_are_like_is_what_the_definitions_say(case: Case, histories: list[set[int]]) -> None:
+    lists, _, k, items = case
+    has = [{item for item in own if item < items} | {0} for own in histories]
+    found, per_list = measure_lists(np.array(lists, dtype=np.int32).reshape(len(lists), k), matrix_of(has, items))
+    assert asdict(found) == pytest.approx(lists_by_definition(lists, has, items), abs=1e-9)
+    for name, values in per_list.items():
+        assert (mean_of(values) or 0) == pytest.approx(asdict(found)[name])
+
+
+def test_diversity_is_measured_of_a_sample_of_many_lists() -> None:
+    lists, train = random_case(1200, 30, 5, seed=2)
+    lists[:, :2] = [0, 1]
+    _, per_list = measure_lists(lists, train)
+    assert np.count_nonzero(~np.isnan(per_list["diversity"])) == 1000
+    assert not np.isnan(per_list["novelty"]).any()

@@ -1,0 +1,209 @@
+"""Splits: nothing is lost and nothing twice, shares are kept, and no future is in what is learnt from."""
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.sparse import csr_matrix
+
+from offline.errors import DataError, SettingError
+from offline.evaluate.splits import IN_TIME, SPLIT_KINDS, Parts, SplitKind, SplitOptions, pair_keys, split
+from offline.input.matrix import NO_TIME, UserItems
+from tests.support.soak import scaled
+
+Times = npt.NDArray[np.int64]
+Case = tuple[UserItems, Times, float, int]
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    """Draw a matrix, times of its pairs with ties and gaps, a share and a seed."""
+    shape = draw(st.tuples(st.integers(2, 12), st.integers(2, 12)))
+    cells = draw(st.lists(st.sampled_from([0.0, 0.5, 3.0]), min_size=shape[0] * shape[1], max_size=shape[0] * shape[1]))
+    user_items = csr_matrix(np.array(cells, dtype=np.float32).reshape(shape))
+    moment = st.one_of(st.integers(0, 5), st.integers(-(10**15), 10**15), st.just(NO_TIME))
+    times = draw(st.lists(moment, min_size=user_items.nnz, max_size=user_items.nnz))
+    return user_items, np.array(times, dtype=np.int64), draw(st.floats(0.05, 0.95)), draw(st.integers(0, 2**32 - 1))
+
+
+def weights(matrix: UserItems) -> dict[int, float]:
+    """Return the pairs of *matrix* with their weights."""
+    return dict(zip(pair_keys(matrix).tolist(), matrix.data.tolist(), strict=True))
+
+
+def check_nothing_is_lost(kind: SplitKind, case: Case) -> None:
+    user_items, times, test_share, seed = case
+    options = SplitOptions(kind, test_share, seed=seed)
+    parts = split(user_items, times, options)
+    learnt, test, seen = weights(parts.train), weights(parts.test), weights(parts.seen)
+    folded = {} if parts.seen is parts.train else seen
+    assert len(learnt) + len(test) + len(folded) == user_items.nnz
+    assert learnt | test | folded == weights(user_items)
+    assert not seen.keys() & test.keys(), "a user is recommended what they have"
+    assert (kind == "held-out-users") == (parts.seen is not parts.train)
+    assert parts.train_times is not None
+    when = dict(zip(pair_keys(user_items).tolist(), times.tolist(), strict=True))
+    assert parts.train_times.tolist() == [when[pair] for pair in pair_keys(parts.train).tolist()]
+    for made in (parts.train, parts.seen, parts.test):
+        assert made.shape == user_items.shape
+        assert made.dtype == np.float32
+        assert made.has_canonical_format
+    again = split(user_items, times, options)
+    assert weights(again.test) == test
+    assert weights(again.train) == learnt
+
+
+@pytest.mark.parametrize("kind", SPLIT_KINDS)
+@settings(deadline=None, max_examples=40)  # a busy machine is no failure
+@given(cases())
+def test_no_pair_is_lost_and_none_is_twice(kind: SplitKind, case: Case) -> None:
+    check_nothing_is_lost(kind, case)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", SPLIT_KINDS)
+@settings(deadline=None, max_examples=scaled(250))
+@given(cases())
+def test_no_pair_of_thousands_of_splits_is_lost(kind: SplitKind, case: Case) -> None:
+    check_nothing_is_lost(kind, case)
+
+
+@settings(deadline=None, max_examples=60)
+@given(cases())
+def test_each_group_is_split_by_the_share(case: Case) -> None:
+    user_items, times, test_share, seed = case
+
+    def train_of(kind: SplitKind) -> UserItems:
+        return split(user_items, times, SplitOptions(kind, test_share, seed=seed)).train
+
+    groups: tuple[tuple[SplitKind, int], ...] = (("by-item", 0), ("by-user", 1), ("by-user-time", 1))
+    for kind, axis in groups:
+        wanted = np.round((1 - test_share) * user_items.getnnz(axis=axis))
+        assert (train_of(kind).getnnz(axis=axis) == wanted).all()
+    assert train_of("random").nnz == round((1 - test_share) * user_items.nnz)
+
+
+def times_of(part: UserItems, user_items: UserItems, times: Times) -> Times:
+    return times[np.isin(pair_keys(user_items), pair_keys(part))]
+
+
+@settings(deadline=None, max_examples=60)
+@given(cases())
+def test_a_cut_in_time_has_no_future_in_what_is_learnt_from(case: Case) -> None:
+    user_items, times, test_share, _ = case
+    parts = split(user_items, times, SplitOptions("by-time", test_share))
+    before, after = (times_of(part, user_items, times) for part in (parts.train, parts.test))
+    if len(before) and len(after):
+        assert before.max() < after.min()
+    # Only pairs of the moment of the cut may make the test smaller than its share.
+    wanted = user_items.nnz - max(1, round((1 - test_share) * user_items.nnz))
+    assert len(after) <= max(0, wanted)
+    if len(after) < wanted:
+        assert np.count_nonzero(before == before.max()) > wanted - len(after)
+
+
+def users_in_time(parts: Parts, user_items: UserItems, times: Times) -> list[tuple[list[tuple[int, int]], int]]:
+    """Return for each user the (time, item) of all pairs in order, and how many of them are tested."""
+    found = []
+    for user in range(user_items.shape[0]):
+        row = slice(user_items.indptr[user], user_items.indptr[user + 1])
+        pairs = sorted(zip(times[row].tolist(), user_items.indices[row].tolist(), strict=True))
+        tested = set(parts.test[user].indices.tolist())
+        assert {item for _, item in pairs[len(pairs) - len(tested) :]} == tested, "not the last ones"
+        found.append((pairs, len(tested)))
+    return found
+
+
+@settings(deadline=None, max_examples=60)
+@given(cases(), st.integers(1, 4))
+def test_the_last_pairs_of_each_user_are_held_back_and_ties_go_by_the_item(case: Case, last: int) -> None:
+    user_items, times, test_share, _ = case
+    share = split(user_items, times, SplitOptions("by-user-time", test_share))
+    for pairs, tested in users_in_time(share, user_items, times):
+        assert tested == len(pairs) - round((1 - test_share) * len(pairs))
+    few = split(user_items, times, SplitOptions("leave-last", last=last))
+    for pairs, tested in users_in_time(few, user_items, times):
+        assert tested == (last if len(pairs) > last else 0)
+
+
+@settings(deadline=None, max_examples=60)
+@given(cases())
+def test_held_out_users_are_not_learnt_from_and_keep_four_fifths(case: Case) -> None:
+    user_items, times, test_share, seed = case
+    parts = split(user_items, times, SplitOptions("held-out-users", test_share, seed=seed))
+    counts, held_out = np.diff(user_items.indptr), np.diff(parts.seen.indptr) > 0
+    learnt = parts.train.getnnz(axis=0) > 0
+    assert held_out.sum() == min(round(test_share * np.count_nonzero(counts)), np.count_nonzero(counts >= 5))
+    assert (counts[held_out] >= 5).all()
+    assert parts.train[np.flatnonzero(held_out)].nnz == 0
+    assert (np.diff(parts.train.indptr)[~held_out] == counts[~held_out]).all()
+    assert learnt[parts.test.indices].all(), "what nobody else has cannot be recommended"
+    target = np.diff(parts.test.indptr)
+    assert (target[held_out] <= np.floor(0.2 * counts[held_out])).all()
+    if learnt.all():
+        assert (target[held_out] == np.floor(0.2 * counts[held_out])).all()
+
+
+@pytest.mark.parametrize("kind", SPLIT_KINDS)
+def test_another_seed_splits_otherwise_unless_time_decides(kind: SplitKind) -> None:
+    user_items = csr_matrix(np.ones((30, 30), dtype=np.float32))
+    times = np.arange(900, dtype=np.int64)[::-1].copy()
+    one, two = (weights(split(user_items, times, SplitOptions(kind, seed=seed)).test) for seed in (1, 2))
+    assert (one == two) == (kind in IN_TIME)
+
+
+@pytest.mark.parametrize("kind", SPLIT_KINDS)
+def test_nothing_to_split_and_one_pair_make_parts_that_may_be_empty(kind: SplitKind) -> None:
+    nothing = csr_matrix((3, 4), dtype=np.float32)
+    parts = split(nothing, np.empty(0, dtype=np.int64), SplitOptions(kind))
+    assert parts.train.nnz == parts.seen.nnz == parts.test.nnz == 0
+    single = csr_matrix(([1], ([1], [2])), shape=(3, 4), dtype=np.float32)
+    parts = split(single, np.array([5]), SplitOptions(kind))
+    assert parts.train.nnz + parts.test.nnz == 1
+
+
+@pytest.mark.parametrize("kind", sorted(IN_TIME))
+def test_a_split_in_time_of_pairs_without_times_is_refused(kind: SplitKind) -> None:
+    with pytest.raises(DataError, match="needs times, and the data have none; name their column with --time-column"):
+        split(csr_matrix(np.ones((3, 3), dtype=np.float32)), None, SplitOptions(kind))
+
+
+def test_pairs_without_a_time_are_the_first() -> None:
+    user_items = csr_matrix(np.ones((2, 4), dtype=np.float32))
+    times = np.array([7, NO_TIME, 9, 8, NO_TIME, NO_TIME, 3, NO_TIME])
+    by_time = split(user_items, times, SplitOptions("by-time", 0.25))
+    assert pair_keys(by_time.test).tolist() == [2, 3]
+    last = split(user_items, times, SplitOptions("leave-last"))
+    assert pair_keys(last.test).tolist() == [2, 6]
+
+
+def test_pairs_all_of_one_time_are_all_learnt_from_by_a_cut_in_time() -> None:
+    parts = split(csr_matrix(np.ones((3, 3), dtype=np.float32)), np.full(9, 5), SplitOptions("by-time"))
+    assert (parts.train.nnz, parts.test.nnz) == (9, 0)
+
+
+def test_given_parts_test_nothing_that_is_learnt_from() -> None:
+    train = csr_matrix(np.array([[1, 0, 2], [0, 1, 0]], dtype=np.float32))
+    test = csr_matrix(np.array([[1, 3, 0], [0, 1, 1]], dtype=np.float32))
+    parts = Parts.of(train, test)
+    assert parts.seen is parts.train
+    assert weights(parts.test) == {1: 3.0, 5: 1.0}
+    with pytest.raises(ValueError, match=r"train is \(2, 3\), but test is \(2, 2\)"):
+        Parts.of(train, test[:, :2])
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: SplitOptions("by-day"), "The split 'by-day' is not known; choose one of by-item, by-user,"),  # type: ignore[arg-type]  # as a file could say
+        (lambda: SplitOptions("leave-last", last=0), "last"),
+        *((lambda share=share: SplitOptions("random", share), "test share") for share in (0.0, 1.0, -1.0, 2.0)),
+        (lambda: SplitOptions("random", float("nan")), "test share"),
+    ],
+)
+def test_options_that_make_no_split_are_refused(make: Callable[[], SplitOptions], sentence: str) -> None:
+    with pytest.raises(SettingError, match=sentence):
+        make()

@@ -1,0 +1,190 @@
+"""Kinds of input: files with and without a header, JSON lines, folders by key, several at once and standard input."""
+
+import gzip
+import io
+import json
+import sys
+from datetime import datetime
+from pathlib import Path
+
+import polars as pl
+import pytest
+import zstandard
+
+from offline.errors import DataError, SettingError
+from offline.input.columns import Columns
+from offline.input.files import Format
+from offline.input.interactions import Interactions, read_interactions
+
+MOVIES = [(196, 242, 3, 881250949), (186, 302, 3, 891717742), (196, 377, 1, 878887116), (22, 242, 2, 880606923)]
+TIMES = (datetime(1997, 11, 7, 7, 18, 36), datetime(1998, 4, 4, 19, 22, 22))  # noqa: DTZ001 -- naive UTC
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def pairs_of(read: Interactions) -> list[tuple[str, str, float]]:
+    return read.pairs.select("user", "item", "weight").sort("user", "item").rows()
+
+
+def lines_of(separator: str) -> str:
+    return "".join(separator.join(map(str, row)) + "\n" for row in MOVIES)
+
+
+EXPECTED = sorted((str(user), str(item), 1.0) for user, item, _, _ in MOVIES)
+
+
+@pytest.mark.parametrize(
+    ("name", "separator"), [("u.data", "\t"), ("ratings.dat", "::"), ("a.csv", ","), ("b.txt", "|")]
+)
+def test_rows_without_a_header_are_user_item_rating_and_time(name: str, separator: str, tmp_path: Path) -> None:
+    read = read_interactions(write(tmp_path / name, lines_of(separator)))
+    assert pairs_of(read) == EXPECTED
+    assert read.rows == 4
+    assert read.time_range == TIMES
+    assert read.columns == Columns("column_1", "column_2", None, "column_4")
+    (note,) = read.notes
+    assert f"{name} has no header: column_1 as the user, column_2 as the item, column_4 as the time, and" in note
+
+
+def test_columns_without_names_are_named_by_number(tmp_path: Path) -> None:
+    file = write(
+        tmp_path / "ratings.csv",
+        "A2SU,0013,1.0,1353369600\nA1VX,0013,4.0,1355443200\nA2SU,0014,2.0,1\nA1VX,0015,2.0,x\n",
+    )
+    read = read_interactions(file, columns=Columns(user="2", item="1", weight="3"), where=["3>=2"])
+    assert pairs_of(read) == [("0013", "A1VX", 4.0), ("0014", "A2SU", 2.0)]
+    assert read.left_out == {"where 3>=2": 1, "time in another format than the first": 1}
+
+
+def test_a_first_row_is_taken_for_data_where_one_says_so(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.csv", "ann,tea\nann,milk\nbob,tea\n")
+    with pytest.raises(DataError, match="looks like the user"):
+        read_interactions(file)
+    assert read_interactions(file, form=Format(header=False)).rows == 3
+    file = write(tmp_path / "b.csv", "user,2024\nann,tea\nbob,milk\n")
+    assert read_interactions(file, columns=Columns(item="2024")).rows == 2
+
+
+def test_a_file_of_recbole_names_its_types(tmp_path: Path) -> None:
+    header = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
+    read = read_interactions(write(tmp_path / "ml.inter", header + lines_of("\t")))
+    assert pairs_of(read) == EXPECTED
+    assert read.columns == Columns("user_id", "item_id", None, "timestamp")
+    assert read.time_range == TIMES
+    assert "the column 'rating' holds ratings" in read.notes[0]
+
+
+def test_titles_are_read_from_a_file_without_a_header(tmp_path: Path) -> None:
+    titles = write(
+        tmp_path / "movies.dat", "242::Kolya (1996)::Comedy|Drama|War\n302::L.A. Confidential (1997)::Crime\n"
+    )
+    read = read_interactions(write(tmp_path / "ratings.dat", lines_of("::")), titles=titles)
+    assert read.titles == {"242": "Kolya (1996)", "302": "L.A. Confidential (1997)"}
+
+
+def test_rows_of_several_characters_between_fields_are_checked(tmp_path: Path) -> None:
+    file = write(tmp_path / "ratings.dat", '1::2::"3\n1::3\n')
+    with pytest.raises(DataError, match=r"ratings.dat, row 2: too few fields, 2 where the first row has 3"):
+        read_interactions(file)
+
+
+LINES = [
+    {"user": 1, "item": "a", "weight": 2, "nested": {"x": 1}},
+    {"item": "b", "user": "x", "weight": 2.5},
+    {"user": None, "item": "c", "weight": 1},
+    {"user": "1", "item": "a", "late": True},
+    {"user": "1", "item": "b", "weight": 1},
+]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.ndjson", "a.json", "a.jsonl.gz", "a.jsonl.zst", "a.txt"])
+def test_objects_on_lines_are_rows(name: str, tmp_path: Path) -> None:
+    content = "\n".join(map(json.dumps, LINES)).encode()
+    if name.endswith(".gz"):
+        content = gzip.compress(content)
+    if name.endswith(".zst"):
+        content = zstandard.compress(content)
+    read = read_interactions(write(tmp_path / name, content))
+    assert pairs_of(read) == [("1", "a", 2.0), ("1", "b", 1.0), ("x", "b", 2.5)]
+    assert read.left_out == {"no user": 1, "no weight": 1}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"user": 1, "item": 2}\n{"user": 2, "item"\n', "a.jsonl, row 2: not a JSON object"),
+        ('{"user": 1, "item": 2}\n[1, 2]\n', "a.jsonl, row 2: not a JSON object"),
+        ('[{"user": 1, "item": 2}]', "a.jsonl is one JSON array"),
+        ('{"user": [1], "item": 2}\n{"user": [2], "item": 3}\n', "The column 'user' of"),
+        ('{"user": 1, "item": 2, "weight": "x"}\n{"user": 1, "item": 2}\n', "a.jsonl, row 1, column 'weight'"),
+        ('{"user": 1, "item": 1e400}\n', "a.jsonl holds a number that is too large"),
+    ],
+)
+def test_lines_that_are_no_objects_or_do_not_fit(content: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as raised:
+        read_interactions(write(tmp_path / "a.jsonl", content))
+    assert message in str(raised.value)
+
+
+def test_folders_named_by_key_and_value_are_columns(tmp_path: Path) -> None:
+    frame = pl.DataFrame({"user": ["u", "v"], "item": ["i", "j"]})
+    for day in ("date=2026-01-01", "date=2026-01-02", "date=__HIVE_DEFAULT_PARTITION__"):
+        for country in ("country=C%C3%B4te", "country=FR"):
+            folder = tmp_path / "log" / day / country
+            folder.mkdir(parents=True)
+            frame.write_parquet(folder / "part-0000.parquet")
+            write(folder / ".part-0000.parquet.crc", b"crc")
+    write(tmp_path / "log" / "_SUCCESS", b"")
+    write(tmp_path / "log" / "part.crc", b"crc")
+    read = read_interactions(tmp_path / "log", columns=Columns(segment="country"))
+    assert read.rows == 12
+    assert read.time_range == (datetime(2026, 1, 1), datetime(2026, 1, 2))  # noqa: DTZ001 -- naive UTC
+    assert read.segments is not None
+    assert set(read.segments.get_column("segment")) == {"Côte", "FR"}
+    assert read_interactions(tmp_path / "log", where=["date=2026-01-02"]).left_out == {"where date=2026-01-02": 8}
+
+
+def test_several_files_of_several_kinds_are_read_as_one(tmp_path: Path) -> None:
+    first = write(tmp_path / "a.csv", "user,item\nu,i\nv,j\n")
+    second = write(tmp_path / "b.jsonl", '{"item": "j", "user": "u"}\n')
+    pl.DataFrame({"item": ["i"], "user": ["v"]}).write_parquet(tmp_path / "c.parquet")
+    read = read_interactions(first, second, tmp_path / "c.parquet")
+    assert [(user, item) for user, item, _ in pairs_of(read)] == [("u", "i"), ("u", "j"), ("v", "i"), ("v", "j")]
+    assert read.fingerprint != read_interactions(first, second).fingerprint
+    with pytest.raises(SettingError, match=r"a\.csv is given twice"):
+        read_interactions(first, tmp_path / ".." / tmp_path.name / "a.csv")
+    with pytest.raises(
+        DataError, match=r"b.tsv has the columns user, thing, but .*a.csv has user, item; files that are"
+    ):
+        read_interactions(first, write(tmp_path / "b.tsv", "user\tthing\nu\ti\n"))
+    with pytest.raises(DataError, match=r"Nothing is left of the 4 rows of .*a.csv and 2 others"):
+        read_interactions(first, second, tmp_path / "c.parquet", where=["user=x"])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"user,item\nu,i\nv,j\n",
+        b'{"user": "u", "item": "i"}\n{"user": "v", "item": "j"}\n',
+        gzip.compress(b"user;item\nu;i\nv;j\n"),
+    ],
+)
+def test_standard_input_is_read_whatever_it_is(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    assert pairs_of(read_interactions(Path("-"))) == [("u", "i", 1.0), ("v", "j", 1.0)]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_standard_input_lacks_is_said_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"user,item\nu,i,x\n")))
+    with pytest.raises(DataError, match="standard input, row 2: too many fields"):
+        read_interactions(Path("-"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    with pytest.raises(DataError, match="standard input is empty"):
+        read_interactions(Path("-"))
