@@ -132,7 +132,9 @@ class RunFolder:
     def _sweep(self) -> None:
         """Remove all models but that of the last run, and what was left of any that was being written."""
         for folder in [*self._path.glob(f"{_MODEL}*"), *self._path.glob(f".{_MODEL}*")]:
-            if self.last is None or folder != self.model:
+            if folder.is_file():
+                folder.unlink()
+            elif self.last is None or folder != self.model:
                 shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -166,7 +166,7 @@ def _read_job(pipeline: PipelineFile) -> _Job:
     gates = tuple({gate.name: gate for gate in (*given, *bounds)}.values())
     url = chosen_store(limit_ru(published["store"], published["max_ru"]))
     inputs = [*_paths(trained.values()), *_paths(published.values())]
-    if Path("-") in inputs or any(path.name == "-" for path in inputs):
+    if any(path.name == "-" for path in inputs):
         raise SettingError(f"{pipeline.path}: a run reads files, for it may read them again; standard input is none.")
     options = orjson.dumps([trained, published, gates, url], default=str, option=orjson.OPT_SORT_KEYS)
     return _Job(pipeline.name, url, trained, published, gates, inputs, xxhash.xxh3_128_hexdigest(options))
@@ -248,9 +248,16 @@ class _Attempt:
 
     def _publish(self, folder: "RunFolder", draft: "DraftRef | None") -> "Manifest":
         """Write the release, and make it live if gates let it; one that was written before is not written again."""
+        from offline.run import give_up
+        from stores.errors import ReleaseConflict
+
         if draft is None:
             return self._with_store(partial(self._activate, folder.run))
-        written = publish.write_lists(lambda _: self._job.lists(folder.model), self._job.publish_options(draft))
+        try:
+            written = publish.write_lists(lambda _: self._job.lists(folder.model), self._job.publish_options(draft))
+        except ReleaseConflict:  # begun with other lists, by another version say: the next attempt begins it anew
+            self._with_store(lambda store: give_up(store, folder.run))
+            raise
         return written.result.manifest
 
     async def _activate(self, run: "Run", store: "Store") -> "Manifest":

@@ -24,6 +24,7 @@ from hotplate.cli.terminal import with_store
 from offline.input.sample import sample
 from offline.run import Run, claim, opened
 from stores.catalogue import Catalogue, ReleaseId
+from stores.errors import StoreUnavailable
 from tests.support.command import failed, hotplate
 from tests.support.soak import SEED, scaled
 
@@ -91,6 +92,12 @@ def test_a_run_publishes_once_for_each_state_of_its_data_and_options(url: str, t
     assert summary_of(hotplate("run", pipeline))["gates"][0]["passed"]
 
 
+def spoil(model: Path) -> None:
+    """Give the items of a model one another's factors."""
+    path = model / "item_factors.npy"
+    np.save(path, np.random.default_rng(1).permutation(np.load(path)))
+
+
 def test_a_spoilt_model_is_stopped_by_a_gate_and_what_is_live_stays(
     folder_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,8 +107,7 @@ def test_a_spoilt_model_is_stopped_by_a_gate_and_what_is_live_stays(
         data.write((tmp_path / "clicks.csv").read_text().splitlines()[1] + "\n")
     with monkeypatch.context() as patch:
         patch.setattr("hotplate.cli.publish.write_lists", interrupt)
-        path = Path(summary_of(hotplate("run", pipeline))["model"]) / "item_factors.npy"
-    np.save(path, np.random.default_rng(1).permutation(np.load(path)))
+        spoil(Path(summary_of(hotplate("run", pipeline))["model"]))
     refused = hotplate("run", pipeline)
     summary = summary_of(refused)
     assert (refused.returncode, summary["outcome"], summary["gates"][0]["passed"]) == (3, "refused", False)
@@ -144,6 +150,24 @@ def test_a_run_that_was_cut_off_ends_in_the_same_release_with_the_model_that_it_
     found = catalogue_of(folder_url)
     assert [(entry.id, entry.state) for entry in found.releases] == [(left["release"], "live")]
     assert trained(tmp_path) == models or not models
+
+
+def test_a_draft_that_was_begun_with_other_lists_is_given_up_and_begun_anew(
+    folder_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(*_: object) -> None:
+        raise StoreUnavailable("the store is away")
+
+    pipeline = write_pipeline(tmp_path, folder_url)
+    with monkeypatch.context() as patch:
+        patch.setattr("stores.lifecycle.verify", away)
+        cut_off = hotplate("run", pipeline)
+    left = summary_of(cut_off)
+    assert (cut_off.returncode, "give the same command again" in left["error"]) == (1, True)
+    spoil(Path(left["model"]))
+    assert "these are other lists than" in summary_of(hotplate("run", pipeline))["error"]
+    done = summary_of(hotplate("run", pipeline))
+    assert (done["outcome"], done["release"]) == ("published", left["release"])
 
 
 def test_a_run_that_was_cut_off_before_its_data_changed_leaves_nothing_behind(

@@ -1,6 +1,7 @@
 """Business rules: what they leave in lists, in which order, and what fills those that they have shortened."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from offline.errors import DataError, SettingError
 from offline.input.matrix import Indices
 from offline.lists import ListSettings, ModelLists
 from offline.model import Model
-from offline.rules import RuledLists, Rules, capped, cut, filled
+from offline.rules import RuledLists, Rules, capped, cut, filled, read_rules
 from offline.train.neighbours import NeighbourParams
 from offline.train.neighbours import fit as fit_neighbours
 from stores.encoding import OFFSET_BYTES, decode
@@ -153,3 +154,24 @@ def test_rules_that_leave_nothing_or_make_no_sense_are_a_sentence() -> None:
         Rules(max_per_category=2)
     with pytest.raises(SettingError, match="min-history"):
         Rules(min_history=0)
+
+
+def test_rules_are_read_from_lines_of_ids_and_from_tables(tmp_path: Path) -> None:
+    lines, rows = tmp_path / "items.txt", tmp_path / "catalogue.csv"
+    lines.write_text("a\n\n  b c \n")
+    rows.write_text("Stock Code,Category,price\n17.0,x,1\n18.0,,2\n19.0,y,\n")
+    rules = read_rules(rows, lines, rows, 2, 3)
+    assert rules == Rules(frozenset({"17", "18", "19"}), frozenset({"a", "b c"}), {"17": "x", "19": "y"}, 2, 3)
+    assert read_rules(None, None, None, None, 1) == Rules()
+
+
+def test_files_of_rules_that_cannot_be_used_are_a_sentence(tmp_path: Path) -> None:
+    rows = tmp_path / "catalogue.csv"
+    rows.write_text("item,category\ni,x\nj,x\ni,y\n")
+    with pytest.raises(DataError, match="has item 'i' in two categories"):
+        read_rules(None, None, rows, 1, 1)
+    rows.write_text("item,colour\ni,x\n")
+    with pytest.raises(DataError, match="looks like the category"):
+        read_rules(None, None, rows, 1, 1)
+    with pytest.raises(DataError, match=r"gone\.txt"):
+        read_rules(tmp_path / "gone.txt", None, None, None, 1)
