@@ -20,6 +20,9 @@ def main() -> None:
 
         try:
             run()
+        except SystemExit as end:
+            _leave_threads_behind(end)
+            raise
         finally:
             if signal.getsignal(signal.SIGINT) is _interrupt:
                 signal.signal(signal.SIGINT, _end)
@@ -34,6 +37,18 @@ def _interrupt(_number: int, frame: "FrameType | None") -> None:
             os._exit(INTERRUPTED)
         frame = frame.f_back
     raise KeyboardInterrupt
+
+
+def _leave_threads_behind(end: SystemExit) -> None:
+    """End at once where a daemon thread is at work: to come back from C while Python shuts down would abort it."""
+    import sys  # noqa: PLC0415 -- as above
+    import threading  # noqa: PLC0415 -- as above
+
+    if any(thread.daemon for thread in threading.enumerate()):
+        try:
+            sys.stdout.flush()
+        finally:
+            os._exit(end.code if isinstance(end.code, int) else 0)
 
 
 def _end(_number: int, _frame: "FrameType | None") -> None:

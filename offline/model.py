@@ -51,8 +51,15 @@ class Model:
 
 
 def save(model: Model, path: Path) -> None:
+    """Write *model* as the folder *path*; raises DataError as `replaced_folder` does."""
+    with replaced_folder(path) as draft:
+        _write(model, draft)
+
+
+@contextmanager
+def replaced_folder(path: Path) -> Iterator[Path]:
     """
-    Write *model* as the folder *path*: into a sibling first, renamed when it is complete, so that no half is ever seen.
+    Yield a sibling of the folder *path* for a model, renamed when it is complete, so that no half is ever seen.
 
     A model that lies there is replaced; of two that are written at once the later one stays. A crash between the two
     renames leaves the one that was there beside, as .NAME.old-*; the next that is saved removes it. Raises DataError
@@ -64,7 +71,7 @@ def save(model: Model, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with scratch_folder(path.parent, new) as draft:
-            _write(model, draft)
+            yield draft
             _put_in_place(draft, path, path.with_name(old + draft.name.removeprefix(new)))
             (path / LOCK).unlink(missing_ok=True)
     except OSError as error:
@@ -108,13 +115,8 @@ def check_target(path: Path) -> None:
 
 def load(path: Path) -> Model:
     """Read the model folder *path*; raises DataError when it is missing, cut, of another format or not a model."""
-    description = _description(path)
+    description = describe(path)
     with _load_errors(path):
-        for name, size in description["files"].items():
-            if (path / name).stat().st_size != size:
-                raise DataError(
-                    f"{path / name} is cut or changed: it should have {size:,} bytes; train or copy it again."
-                )
         params = params_from(description["engine"], description["params"])
         items = pl.read_parquet(path / "items.parquet", glob=False)
         item_ids = items.get_column("item").to_list()
@@ -137,6 +139,26 @@ def load(path: Path) -> Model:
             data=description["data"],
             created_at=datetime.fromisoformat(description["created_at"]),
         )
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Return what the model folder *path* says of itself, its model.json; raises DataError as `load` does."""
+    if not path.is_dir():
+        raise DataError(f"There is no model folder {path}; hotplate train DATA --out {path} makes one.")
+    if not (path / _DESCRIPTION).is_file():
+        raise DataError(f"The folder {path} is not a model: it has no {_DESCRIPTION}.")
+    with _load_errors(path):
+        description = json.loads((path / _DESCRIPTION).read_text())
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        other = description.get("format") if isinstance(description, dict) else None
+        raise DataError(f"The model {path} has the format {other!r}, and this hotplate reads {FORMAT}; train it again.")
+    with _load_errors(path):
+        for name, size in description["files"].items():
+            if (path / name).stat().st_size != size:
+                raise DataError(
+                    f"{path / name} is cut or changed: it should have {size:,} bytes; train or copy it again."
+                )
+    return description
 
 
 def _write(model: Model, folder: Path) -> None:
@@ -228,19 +250,6 @@ def _read_popular(path: Path) -> dict[str | None, Popular]:
         segment: Popular(group.get_column("item").to_numpy(), group.get_column("score").to_numpy())
         for (segment,), group in frame.group_by(["segment"], maintain_order=True)
     }
-
-
-def _description(path: Path) -> dict[str, Any]:
-    if not path.is_dir():
-        raise DataError(f"There is no model folder {path}; hotplate train DATA --out {path} makes one.")
-    if not (path / _DESCRIPTION).is_file():
-        raise DataError(f"The folder {path} is not a model: it has no {_DESCRIPTION}.")
-    with _load_errors(path):
-        description = json.loads((path / _DESCRIPTION).read_text())
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        other = description.get("format") if isinstance(description, dict) else None
-        raise DataError(f"The model {path} has the format {other!r}, and this hotplate reads {FORMAT}; train it again.")
-    return description
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from offline.errors import GateFailed
 from offline.gates import Gate, Verdict, check, depth_of, failures, judge, measure, record, recorded
 from offline.measurement import Items, Measurement, Observe
+from offline.threads import DaemonThreads
 from stores import lifecycle
 from stores.catalogue import DraftRef, ReleaseId, ReleaseRef
 from stores.lifecycle import WriteResult
@@ -119,15 +120,16 @@ class _Review:
 
 
 async def prefetched(batches: Iterator[list[Row]]) -> AsyncIterator[list[Row]]:
-    """Yield *batches*; the next is computed in a thread meanwhile."""
+    """Yield *batches*; the next is computed in a thread meanwhile, which is left behind where it is not wanted."""
+    threads, loop = DaemonThreads(), asyncio.get_running_loop()
 
     def compute() -> list[Row] | None:
         return next(batches, None)
 
-    upcoming = asyncio.create_task(asyncio.to_thread(compute))
+    upcoming = loop.run_in_executor(threads, compute)
     try:
         while (rows := await upcoming) is not None:
-            upcoming = asyncio.create_task(asyncio.to_thread(compute))
+            upcoming = loop.run_in_executor(threads, compute)
             yield rows
     finally:
-        await asyncio.gather(upcoming, return_exceptions=True)  # a thread cannot be cancelled, only waited for
+        upcoming.cancel()

@@ -34,7 +34,7 @@ def scratch_folder(parent: Path, prefix: str, *, mode: int = 0o777) -> Iterator[
     _sweep(parent, prefix)
     lock = None
     while lock is None:
-        folder = parent / f"{prefix}{os.getpid()}-{secrets.token_hex(4)}"
+        folder = _new(parent, prefix)
         folder.mkdir(mode)
         lock = _lock(folder, required=False)
     try:
@@ -42,7 +42,8 @@ def scratch_folder(parent: Path, prefix: str, *, mode: int = 0o777) -> Iterator[
     finally:
         try:
             if _is_at(lock, folder):
-                _remove(folder)
+                # A thread that was left behind, in the middle of a long write, finds it no more.
+                _remove(folder.rename(_new(parent, prefix)))
         finally:
             os.close(lock)
 
@@ -93,6 +94,10 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _new(parent: Path, prefix: str) -> Path:
+    return parent / f"{prefix}{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def _sweep(parent: Path, prefix: str) -> None:

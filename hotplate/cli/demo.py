@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from hotplate.cli.publish import publish
 from hotplate.cli.serve import Host, Port
-from hotplate.cli.terminal import option, out, progress_bars
+from hotplate.cli.terminal import interruptible, option, out, progress_bars
 from hotplate.cli.train import print_report
 
 
@@ -40,7 +40,7 @@ def demo(
             data = folder / "sample.parquet"
             sample().write_parquet(data)
         with progress_bars() as on_progress:
-            report = train(TrainSettings(path=data), folder / "model", on_progress)
+            report = interruptible(lambda: train(TrainSettings(path=data), folder / "model", on_progress))
         print_report(report)
         url = f"file://{folder / 'store'}"
         publish(folder / "model", store=url)

@@ -14,6 +14,7 @@ from hotplate.cli import (
     import_lists,
     keys,
     lookup,
+    models,
     plan,
     publish,
     releases,
@@ -41,6 +42,7 @@ app.command()(serve.serve)
 app.command()(lookup.lookup)
 app.command()(plan.plan)
 app.command()(cosmos_emulator.cosmos_emulator)
+app.add_typer(models.app, name="models")
 app.add_typer(releases.app, name="releases")
 app.add_typer(store.app, name="store")
 app.add_typer(keys.app, name="keys")

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 
 from hotplate.cli.costs import DryRun, MaxRu, Spending, limit_ru, print_estimate
+from hotplate.cli.models import RegistryUrl, in_registry, is_reference
 from hotplate.cli.terminal import (
     Json,
     StageProgress,
     StoreUrl,
     chosen_store,
+    interruptible,
     option,
     out,
     print_json,
@@ -121,8 +123,15 @@ class PublishOptions:
 
 
 def publish(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder, as `hotplate train` writes it.")],
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL",
+            help="A model folder, as `hotplate train` writes it, or NAME@VERSION or NAME@STAGE of the registry.",
+        ),
+    ],
     store: StoreUrl = None,
+    registry: RegistryUrl = None,
     list_length: ListLength = 20,
     keep_seen: Annotated[
         bool,
@@ -157,27 +166,43 @@ def publish(
     from offline.lists import ListSettings, ModelLists
     from offline.model import load
     from offline.rules import read_rules
+    from stores.folders import temporary_folder
 
     bounds = read_gates(gates, gate or ())
     options = PublishOptions(limit_ru(store, max_ru), encoding, activate, keep, resume, bounds, force, dry_run, as_json)
     rules = read_rules(available, exclude, categories, max_per_category, min_history)
-    publish_lists(lambda _: ModelLists(load(model), ListSettings(list_length, keep_seen, rules)), options)
+    settings = ListSettings(list_length, keep_seen, rules)
+    if not is_reference(model):
+        publish_lists(lambda _: ModelLists(load(model), settings), options)
+        return
+
+    def record(release: "ReleaseId") -> None:
+        in_registry(registry, lambda opened: opened.record_release(entry.reference, chosen_store(store), release))
+
+    with temporary_folder("model") as scratch:
+        entry = in_registry(registry, lambda opened: opened.pull(str(model), scratch / "model"))
+        publish_lists(lambda _: ModelLists(load(scratch / "model"), settings), options, on_written=record)
 
 
 def publish_lists(
-    read: "Callable[[StageProgress], ListSource]", options: PublishOptions, imported: Path | None = None
+    read: "Callable[[StageProgress], ListSource]",
+    options: PublishOptions,
+    imported: Path | None = None,
+    on_written: "Callable[[ReleaseId], None]" = lambda _: None,
 ) -> None:
     """Publish the lists that *read* returns as `write_lists` does, or estimate it.
 
-    Raises GateFailed once a release is printed that gates keep from going live.
+    *on_written* is called with the release, be it live or not. Raises GateFailed once a release is printed that gates
+    keep from going live.
     """
     if not options.dry_run:
         written = write_lists(read, options, imported)
+        on_written(written.result.manifest.release)
         if written.refused is not None:
             raise written.refused
         return
     with progress_bars() as on_progress:
-        lists, report = read(on_progress), partial(on_progress, "dry run")
+        lists, report = interruptible(lambda: read(on_progress)), partial(on_progress, "dry run")
         estimated, simulated = with_store(options.store, partial(_estimate, lists, options, report))
     _print_dry_run(estimated, simulated, options)
 
@@ -191,7 +216,7 @@ def write_lists(
     """
     spending = Spending()
     with progress_bars(spending.progress) as on_progress:
-        lists, report = read(on_progress), partial(on_progress, "publish")
+        lists, report = interruptible(lambda: read(on_progress)), partial(on_progress, "publish")
         written = with_store(options.store, partial(_watch, lists, options, report, spending), spending)
     _print_release(written, spending, options, imported)
     return written

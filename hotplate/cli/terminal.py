@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import wait
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -39,10 +40,15 @@ StageProgress = Callable[[str, int, int], None]
 # What `--store` is read from where it is left out.
 STORE_VARIABLE = "HOTPLATE_STORE"
 
+# How often Ctrl-C is looked for, which not every system brings to the thread that waits; and how long work that was
+# interrupted may clean up: the command has a second to end.
+INTERRUPT_POLL_S, CLEAN_UP_S = 0.1, 0.5
+
 # Exit codes: something failed, the command was misused, and a gate said no.
 FAILED, MISUSED, REFUSED = 1, 2, 3
 # Which extra brings which module.
 EXTRAS = {
+    "fsspec": "offline",
     "implicit": "offline", "numpy": "offline", "polars": "offline", "scipy": "offline", "threadpoolctl": "offline",
     "httptools": "bench", "hdrh": "bench", "matplotlib": "bench",
     "redis": "redis", "azure": "cosmos", "jwt": "oidc",
@@ -227,6 +233,28 @@ def with_stores(
 
     with interruptible_loop():
         return asyncio.run(run())
+
+
+def interruptible(work: Callable[[], T]) -> T:
+    """Do *work* in a thread and return its result, so that Ctrl-C is heard while it is in a long call of C.
+
+    Interrupted, it ends at its next line of Python and cleans up; if that takes too long, it is left to end with the
+    process. What it writes has to be such that the next run removes it.
+    """
+    from offline.threads import DaemonThreads
+
+    if threading.current_thread() is not threading.main_thread():
+        return work()
+    threads = DaemonThreads()
+    working = threads.submit(work)
+    try:
+        while not wait([working], INTERRUPT_POLL_S).done:
+            pass  # a signal that came to another thread is handled now
+        return working.result()
+    finally:
+        if not working.done():
+            threads.interrupt()
+            wait([working], CLEAN_UP_S)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from hotplate.cli.terminal import (
     Json,
     Titles,
     column_option,
+    interruptible,
     option,
     out,
     print_json,
@@ -155,7 +156,7 @@ def train(
         params=ALSParams(factors, regularization, alpha, iterations, seed),
     )
     with progress_bars() as on_progress:
-        report = train_model(settings, model, on_progress)
+        report = interruptible(lambda: train_model(settings, model, on_progress))
     if as_json:
         print_json(report.to_json())
     else:

@@ -7,12 +7,16 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from hotplate.cli.terminal import interruptible
 from offline.input.sample import sample
+from stores.folders import scratch_folder
 from tests.support.command import hotplate
 from tests.support.paths import ROOT
 from tests.support.service import a_list, publish_lists
@@ -68,6 +72,56 @@ def test_interrupts_at_many_instants_are_quiet(verb: int, model: Path, tmp_path:
     draw = random.Random(SEED)
     for _ in range(scaled(60)):
         check_interrupt(verbs(model, tmp_path)[verb], draw.uniform(0, LATEST_S))
+
+
+def test_an_interrupted_training_ends_while_the_solver_runs(tmp_path: Path) -> None:
+    data = tmp_path / "clicks.csv"
+    sample(users=300, items=300).write_csv(data)
+    # So many factors that each half of an iteration is one call of C that takes half a minute.
+    arguments = ["train", str(data), "--out", str(tmp_path / "model"), "--factors", "8192", "--split", "none"]
+    with subprocess.Popen([sys.executable, "-m", "hotplate", *arguments], stderr=subprocess.PIPE) as process:
+        of_process = Path(f"/proc/{process.pid}")
+        while "/implicit/cpu/_als" not in (of_process / "maps").read_text():
+            time.sleep(0.01)
+        loaded_s = cpu_s(of_process)
+        while cpu_s(of_process) < loaded_s + 1:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=15)
+    assert (process.returncode, errors) == (130, b"")
+    assert list(tmp_path.iterdir()) == [data]
+
+
+def cpu_s(of_process: Path) -> float:
+    fields = (of_process / "stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_interrupted_work_cleans_up_and_a_call_of_c_is_left_behind(tmp_path: Path) -> None:
+    held = threading.Lock()
+    held.acquire()
+
+    def work(go_on: Callable[[], object]) -> None:
+        with scratch_folder(tmp_path, "work-"):
+            os.kill(os.getpid(), signal.SIGINT)
+            go_on()
+
+    def in_python() -> None:
+        while True:
+            time.sleep(0.001)
+
+    with pytest.raises(KeyboardInterrupt):
+        interruptible(lambda: work(in_python))
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(KeyboardInterrupt):
+        interruptible(lambda: work(held.acquire))
+    held.release()
+
+
+def test_work_in_a_thread_returns_and_raises_as_it_would_here() -> None:
+    assert interruptible(lambda: 42) == 42
+    with pytest.raises(ZeroDivisionError):
+        interruptible(lambda: 1 // 0)
 
 
 @pytest.mark.parametrize(

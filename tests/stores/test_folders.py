@@ -1,9 +1,11 @@
 """Scratch folders: a living owner's is never touched, a killed one's is removed by the next."""
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,3 +85,22 @@ def test_where_files_cannot_be_locked_nothing_is_swept(tmp_path: Path, monkeypat
     with scratch_folder(tmp_path, "lists-") as first, scratch_folder(tmp_path, "lists-") as second:
         assert set(tmp_path.iterdir()) == {first, second}
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_thread_that_still_writes_neither_keeps_a_folder_nor_makes_another(tmp_path: Path) -> None:
+    ended = threading.Event()
+
+    def write(folder: Path) -> None:
+        for number in itertools.count():
+            try:
+                (folder / str(number)).mkdir()
+            except FileNotFoundError:
+                ended.set()
+                return
+
+    for _ in range(5):
+        with scratch_folder(tmp_path, "lists-") as folder:
+            threading.Thread(target=write, args=(folder,)).start()
+        assert ended.wait(60)
+        ended.clear()
+        assert list(tmp_path.iterdir()) == []

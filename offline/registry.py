@@ -1,0 +1,381 @@
+"""The registry: models by name and version, what they were made of, and what became of them, as files anybody can read.
+
+    NAME/VERSION/model/…          the model folder as it is
+    NAME/VERSION/entry.json       what it was made of; written last, so that a version without it is no version
+    NAME/VERSION/claim.json       who took the number, and since when
+    NAME/changes/00000001.json    tags, stages and releases that came later, one a file, in order
+
+Nothing is ever overwritten. What takes a number, of a version or a change, is the exclusive creation of a file.
+"""
+
+import errno
+import json
+import os
+import platform
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from offline.errors import DataError, SettingError
+from offline.model import describe, replaced_folder
+from stores.catalogue import ReleaseId
+from stores.connect import default_url
+from stores.folders import LOCK, flush
+from stores.urls import redacted, scheme_of
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_STAGE = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,99}")
+_ENTRY = re.compile(r"([^/]+)/([1-9]\d*)/entry\.json")
+_CLAIM = re.compile(r"[^/]+/([1-9]\d*)/claim\.json")
+_CHANGE = re.compile(r"[^/]+/changes/(\d{8})\.json")
+# No upload of a model takes so long: a number that was taken before, and has no entry, is a dead writer's.
+_CLAIM_LASTS = timedelta(days=1)
+# How file systems say that they know no links, as network mounts may.
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+# What is taken over from the description of a model.
+_ORIGIN = ("engine", "created_at", "params", "metrics", "data", "users", "items", "pairs", "versions")
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """A release that was published from a model: its id, the URL of its store without secrets, and when."""
+
+    id: str
+    store: str
+    published_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """
+    One version of a model; lives as long as the command.
+
+    origin   of the model's own description: engine, created_at, params, metrics, data (with its fingerprint), users,
+             items, pairs, versions of libraries; and, of the registration, python, commit (or None) and folder
+    """
+
+    name: str
+    version: int
+    registered_at: str
+    origin: dict[str, Any]
+    tags: dict[str, str]
+    stages: tuple[str, ...] = ()
+    releases: tuple[Release, ...] = ()
+
+    @property
+    def reference(self) -> str:
+        """What this version is called everywhere: NAME@VERSION."""
+        return f"{self.name}@{self.version}"
+
+
+def default_registry() -> str:
+    """Return the URL of the registry in the user's own data folder, beside the default store."""
+    return f"{default_url()}-models"
+
+
+class Registry:
+    """The models in one folder, or at any URL that fsspec knows; lives as long as the command."""
+
+    def __init__(self, url: str | None = None) -> None:
+        """Open the registry at *url*; raises SettingError for one that cannot be opened, or needs a package more."""
+        self._url = url or default_registry()
+        self.shown = redacted(self._url)
+        try:
+            self._files, root = fsspec.core.url_to_fs(self._url)
+        except ImportError as error:
+            raise SettingError(
+                f"{scheme_of(self._url)}:// needs a package that is not installed ({error}); install it with pip"
+            ) from error
+        except ValueError as error:
+            raise SettingError(f"{self.shown} is not a URL of a registry; its scheme is not known") from error
+        self._root = root.rstrip("/")
+        self._is_local = isinstance(self._files, LocalFileSystem)
+
+    def entries(self, name: str | None = None) -> list[Entry]:
+        """Return all versions, or those of *name*, in order; DataError where there is none of that name."""
+        if name is not None:
+            _require(_NAME, "name of a model", name)
+        paths = self._paths(name)
+        found = self._read([path for path in paths if _ENTRY.fullmatch(path)])
+        changes = self._read(sorted(path for path in paths if _CHANGE.fullmatch(path)))
+        entries = [_apply(_entry(content), changes) for content in found.values()]
+        if name is not None and not entries:
+            known = sorted({entry.name for entry in self.entries()})
+            raise DataError(f"There is no model {name} in {self.shown}; {_listed('models', known)}")
+        return sorted(entries, key=lambda entry: (entry.name, entry.version))
+
+    def find(self, reference: str) -> Entry:
+        """Return the version that NAME@VERSION or NAME@STAGE names, or the last one of NAME; DataError without one."""
+        name, at, which = reference.partition("@")
+        entries = self.entries(name)
+        if not at:
+            return entries[-1]
+        for entry in entries:
+            if which == str(entry.version) or which in entry.stages:
+                return entry
+        versions = [str(entry.version) for entry in entries]
+        stages = sorted(stage for entry in entries for stage in entry.stages)
+        raise DataError(
+            f"{name} has no version or stage {which!r} in {self.shown}; "
+            f"{_listed('versions', versions)}, {_listed('stages', stages)}"
+        )
+
+    def register(
+        self, model: Path, name: str, tags: Mapping[str, str] | None = None, stage: str | None = None
+    ) -> Entry:
+        """Copy the model folder as the next version of *name*, and return it; what killed writers left is removed.
+
+        Raises DataError for what is not a whole model, SettingError for a name, tag or stage that cannot be one.
+        """
+        _require(_NAME, "name of a model", name)
+        _require_change(tags or {}, stage)
+        described = describe(model)
+        files = [each for each in sorted(model.rglob("*")) if each.is_file() and each.name != LOCK]
+        self._remove_leftovers(name)
+        version, claim = self._claim(name)
+        folder = f"{name}/{version}"
+        for file in files:
+            self._upload(file, f"{folder}/model/{file.relative_to(model).as_posix()}")
+        if self._read([f"{folder}/claim.json"]).get(f"{folder}/claim.json") != claim:
+            raise DataError(f"The registration of {name}@{version} took longer than a day, and was removed; repeat it.")
+        content = {
+            "name": name,
+            "version": version,
+            "registered_at": _now().isoformat(timespec="seconds"),
+            "origin": {key: described.get(key) for key in _ORIGIN}
+            | {"python": platform.python_version(), "commit": _commit(), "folder": str(model.absolute())},
+            "tags": dict(tags or {}),
+            "files": {file.relative_to(model).as_posix(): file.stat().st_size for file in files},
+        }
+        self._create(f"{folder}/entry.json", content)
+        return self.change(f"{name}@{version}", stage=stage) if stage else _entry(content)
+
+    def change(self, reference: str, tags: Mapping[str, str] | None = None, stage: str | None = None) -> Entry:
+        """Add *tags* to a version, and give it a *stage*, which is taken from the version that has it; return it."""
+        _require_change(tags or {}, stage)
+        entry = self.find(reference)
+        if tags:
+            self._append(entry, {"tags": dict(tags)})
+        if stage:
+            self._append(entry, {"stage": stage})
+        return self.find(entry.reference)
+
+    def record_release(self, reference: str, store: str, release: ReleaseId) -> None:
+        """Record that *release* was published from a version to the store at the URL *store*, of which no secret stays.
+
+        Called again with the same it changes nothing.
+        """
+        entry = self.find(reference)
+        published = {"id": str(release), "store": redacted(store)}
+        if not any(published == {"id": each.id, "store": each.store} for each in entry.releases):
+            self._append(entry, {"release": published})
+
+    def pull(self, reference: str, out: Path) -> Entry:
+        """Copy a version's model to the folder *out*, which replaces a model that is there; DataError if cut."""
+        entry = self.find(reference)
+        folder = f"{entry.name}/{entry.version}"
+        sizes = self._read([f"{folder}/entry.json"])[f"{folder}/entry.json"]["files"]
+        with replaced_folder(out) as draft:
+            for name, size in sizes.items():
+                target = draft / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with self._errors(entry.reference):
+                    self._files.get_file(self._full(f"{folder}/model/{name}"), str(target))
+                if target.stat().st_size != size:
+                    raise DataError(f"{name} of {entry.reference} in {self.shown} is cut: it had {size:,} bytes")
+        return entry
+
+    def _claim(self, name: str) -> tuple[int, dict[str, Any]]:
+        """Take the next number of *name* from all others who want it."""
+        claim = {
+            "token": secrets.token_hex(8),
+            "host": socket.gethostname(),
+            "process": os.getpid(),
+            "since": _now().isoformat(timespec="seconds"),
+        }
+        taken = [int(match[1]) for match in map(_CLAIM.fullmatch, self._paths(name)) if match]
+        version = max(taken, default=0) + 1
+        while not self._create(f"{name}/{version}/claim.json", claim):
+            version += 1
+        return version, claim
+
+    def _append(self, entry: Entry, change: dict[str, Any]) -> None:
+        taken = [int(match[1]) for match in map(_CHANGE.fullmatch, self._paths(entry.name)) if match]
+        content = {"version": entry.version, "at": _now().isoformat(timespec="seconds"), **change}
+        number = max(taken, default=0) + 1
+        while not self._create(f"{entry.name}/changes/{number:08}.json", content):
+            number += 1
+
+    def _remove_leftovers(self, name: str) -> None:
+        """Remove the versions of *name* whose writers died before they were complete."""
+        paths = set(self._paths(name))
+        claims = [path for path in paths if _CLAIM.fullmatch(path)]
+        unfinished = [path for path in claims if f"{path.removesuffix('claim.json')}entry.json" not in paths]
+        for path, claim in self._read(unfinished).items():
+            if _is_dead(claim):
+                with self._errors(path):
+                    found = set(self._files.find(self._full(path.removesuffix("/claim.json")))) - {self._full(path)}
+                    for leftover in (*found, self._full(path)):  # the claim last, for whoever is killed in between
+                        self._files.rm_file(leftover)
+
+    def _paths(self, name: str | None) -> list[str]:
+        """Return entries, claims and changes, as they are now, relative to the root."""
+        folder, depth = (self._root, 3) if name is None else (f"{self._root}/{name}", 2)
+        with self._errors(name or "its root"):
+            self._files.invalidate_cache()
+            found = self._files.find(folder, maxdepth=depth)
+        return [path[len(self._root) + 1 :] for path in found]
+
+    def _read(self, paths: list[str]) -> dict[str, dict[str, Any]]:
+        """Return the JSON of each path; one that is being written just now, or was cut with its writer, is left out."""
+        contents = dict[str, dict[str, Any]]()
+        with self._errors(paths[0] if paths else ""):
+            # All at once, where the file system can, and unlike `cat` without a meaning for brackets and stars.
+            texts = self._files.cat_ranges([self._full(path) for path in paths], None, None) if paths else []
+            for path, text in zip(paths, texts, strict=True):
+                if isinstance(text, Exception):
+                    raise text
+                with suppress(ValueError):
+                    contents[path] = json.loads(text)
+        return contents
+
+    def _create(self, path: str, content: dict[str, Any]) -> bool:
+        """Write *content* to a new file; return whether there was none."""
+        text = (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+        full = self._full(path)
+        with self._errors(path):
+            try:
+                if self._is_local:
+                    _create_file(Path(full), text)
+                else:
+                    with self._files.open(full, "xb") as file:
+                        file.write(text)
+            except FileExistsError:
+                return False
+        return True
+
+    def _upload(self, file: Path, path: str) -> None:
+        full = self._full(path)
+        with self._errors(path):
+            if self._is_local:
+                Path(full).parent.mkdir(parents=True, exist_ok=True)
+            self._files.put_file(str(file), full)
+            if self._is_local:
+                flush(Path(full))
+
+    def _full(self, path: str) -> str:
+        return f"{self._root}/{path}"
+
+    @contextmanager
+    def _errors(self, path: str) -> Iterator[None]:
+        """Name what a file system, anybody's, could not do; its own words may hold the secrets of its URL."""
+        try:
+            yield
+        except FileExistsError:
+            raise
+        except Exception as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
+            raise DataError(f"The registry {self.shown} failed at {path}: {reason}") from error
+
+
+def _apply(entry: Entry, changes: Mapping[str, dict[str, Any]]) -> Entry:
+    """Return *entry* with what came later; *changes* by path, in order."""
+    tags, stages, releases = dict(entry.tags), set[str](), list[Release]()
+    for path, change in changes.items():
+        if not path.startswith(f"{entry.name}/"):
+            continue
+        own = change["version"] == entry.version
+        if stage := change.get("stage"):
+            stages = stages | {stage} if own else stages - {stage}
+        elif own and "tags" in change:
+            tags |= change["tags"]
+        elif own and "release" in change:
+            releases.append(Release(**change["release"], published_at=change["at"]))
+    return replace(entry, tags=tags, stages=tuple(sorted(stages)), releases=tuple(releases))
+
+
+def _entry(content: dict[str, Any]) -> Entry:
+    return Entry(
+        content["name"], content["version"], content["registered_at"], content["origin"], dict(content["tags"])
+    )
+
+
+def _create_file(path: Path, text: bytes) -> None:
+    """Make a file that nobody ever sees half of; FileExistsError where there is one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    try:
+        draft.write_bytes(text)
+        flush(draft)
+        try:
+            os.link(draft, path)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            with path.open("xb") as file:
+                file.write(text)
+        flush(path.parent)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _is_dead(claim: Mapping[str, Any]) -> bool:
+    """Return whether the writer of a version died: its process is gone from this host, or it is long overdue."""
+    if datetime.fromisoformat(claim["since"]) + _CLAIM_LASTS < _now():
+        return True
+    if claim["host"] != socket.gethostname():
+        return False
+    try:
+        os.kill(claim["process"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # it is another user's
+        return False
+    return False
+
+
+def _commit() -> str | None:
+    """Return the commit of the working directory, with -dirty where files were changed; None where there is none."""
+    git = shutil.which("git")
+    if git is None:
+        return None
+    command = [git, "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603 -- ours alone
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _require_change(tags: Mapping[str, str], stage: str | None) -> None:
+    for key in tags:
+        _require(_NAME, "name of a tag", key)
+    if stage is not None:
+        _require(_STAGE, "name of a stage", stage)
+
+
+def _require(pattern: re.Pattern[str], what: str, name: str) -> None:
+    if not pattern.fullmatch(name):
+        start = "a letter" if pattern is _STAGE else "a letter or digit"
+        raise SettingError(
+            f"{name!r} cannot be the {what}; use up to 100 letters, digits, dots, dashes and underscores, {start} first"
+        )
+
+
+def _listed(what: str, names: list[str]) -> str:
+    return f"{what}: {', '.join(names)}" if names else f"it has no {what}"
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

@@ -1,0 +1,43 @@
+"""Threads that nobody has to wait for: a long call of C, as of a solver, can be neither stopped nor hurried."""
+
+import ctypes
+import threading
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class DaemonThreads(Executor):
+    """Makes each call in a daemon thread of its own; lives as long as whoever wants the results.
+
+    Python waits at its end for the threads of a ThreadPoolExecutor, and so does `asyncio.run`; for these neither does.
+    """
+
+    def __init__(self) -> None:
+        self._running = set[int]()
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:  # noqa: ANN401 -- the base class says so
+        """Call *fn* in a new thread; the future cannot be cancelled."""
+        future = Future[T]()
+        future.set_running_or_notify_cancel()
+
+        def work() -> None:
+            self._running.add(threading.get_ident())
+            try:
+                result = fn(*args, **kwargs)
+            except BaseException as error:  # noqa: BLE001 -- raised where the result is read
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+            finally:
+                self._running.discard(threading.get_ident())
+
+        threading.Thread(target=work, daemon=True).start()
+        return future
+
+    def interrupt(self) -> None:
+        """Raise SystemExit in the threads that are at work, each at its next line of Python, so that it cleans up."""
+        for thread in tuple(self._running):
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(SystemExit))
