@@ -4,9 +4,9 @@ import secrets
 import signal
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from time import time
@@ -16,18 +16,14 @@ import orjson
 import typer
 import xxhash
 
-from hotplate.cli import publish, train
-from hotplate.cli.costs import limit_ru
-from hotplate.cli.pipeline import PipelineFile, read_pipeline
-from hotplate.cli.terminal import REFUSED, chosen_store, err, option, out, table, text_on_stderr, with_store
+from hotplate.cli import models, publish, train
+from hotplate.cli.pipeline import Job, command_of, paths_in, read_job, read_pipeline
+from hotplate.cli.terminal import REFUSED, err, option, out, table, text_on_stderr, with_store
 
 if TYPE_CHECKING:
     from types import FrameType
 
-    from typer.core import TyperCommand
-
-    from offline.gates import Gate
-    from offline.publish import ListSource
+    from offline.registry import Registry
     from offline.run import Run, RunFolder
     from stores.catalogue import DraftRef, ReleaseId
     from stores.manifest import Manifest
@@ -37,9 +33,7 @@ T = TypeVar("T")
 
 DAY_S = 86_400
 PREFIX = "RUN_"
-# What a run decides itself, and a pipeline has no say in.
-_OF_TRAIN: dict[str, Any] = {"model": Path(), "as_json": False}
-_OF_PUBLISH: dict[str, Any] = {"model": Path(), "resume": None, "dry_run": False, "as_json": False}
+# Options of `hotplate run` that its own table may not have.
 _OF_RUN = ("pipeline", "check")
 
 
@@ -51,7 +45,7 @@ def _take_defaults(context: typer.Context, path: Path) -> Path:
         pipeline = read_pipeline(path)
         context.default_map = {
             name: str(pipeline.anchored(Path(value))) if name in ("work", "textfile") else value
-            for name, value in pipeline.values("run", _command_of(run), _OF_RUN).items()
+            for name, value in pipeline.values("run", command_of(run), _OF_RUN).items()
         }
     return path
 
@@ -61,7 +55,7 @@ def run(
         Path,
         typer.Argument(
             metavar="PIPELINE",
-            help="A TOML file with the tables [train], [publish], [gates] and [run], each with a verb's options.",
+            help="A TOML file of tables: [train], [publish], [gates], [registry] and [run].",
             callback=_take_defaults,
             is_eager=True,
         ),
@@ -102,7 +96,9 @@ def run(
 
     Example: hotplate run nightly.toml
     """
-    job = _read_job(read_pipeline(pipeline))
+    file = read_pipeline(pipeline)
+    file.values("run", command_of(run), _OF_RUN)
+    job = read_job(file)
     folder = work or _default_folder(pipeline)
     if check:
         _print_steps(job, folder)
@@ -115,67 +111,10 @@ def run(
         raise typer.Exit(REFUSED)
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """What a pipeline file says, parsed; *inputs* are the files that it reads, *options* a digest of the rest."""
-
-    name: str
-    url: str
-    training: Mapping[str, Any]
-    publishing: Mapping[str, Any]
-    gates: "tuple[Gate, ...]"
-    inputs: list[Path]
-    options: str
-
-    def lists(self, model: Path) -> "ListSource":
-        """Return the lists of *model*."""
-        from offline.lists import ListSettings, ModelLists
-        from offline.model import load
-        from offline.rules import read_rules
-
-        given = self.publishing
-        names = ("available", "exclude", "categories", "max_per_category", "min_history")
-        rules = read_rules(*(given[name] for name in names))
-        return ModelLists(load(model), ListSettings(given["list_length"], given["keep_seen"], rules))
-
-    def publish_options(self, draft: "DraftRef") -> publish.PublishOptions:
-        """Return the options of a publish that writes *draft*."""
-        given = self.publishing
-        return publish.PublishOptions(
-            store=self.url,
-            encoding=given["encoding"],
-            activate=given["activate"],
-            keep=given["keep"],
-            resume=draft,
-            gates=self.gates,
-            force=given["force"],
-            dry_run=False,
-            as_json=False,
-        )
-
-
-def _read_job(pipeline: PipelineFile) -> _Job:
-    from offline.errors import SettingError
-    from offline.gates import parse_gates, read_gates
-
-    pipeline.values("run", _command_of(run), _OF_RUN)
-    trained = pipeline.parameters("train", _command_of(train.train), _OF_TRAIN)
-    published = pipeline.parameters("publish", _command_of(publish.publish), _OF_PUBLISH)
-    bounds = parse_gates(pipeline.tables["gates"], f"{pipeline.path}, [gates]")
-    given = read_gates(published["gates"], published["gate"] or ())
-    gates = tuple({gate.name: gate for gate in (*given, *bounds)}.values())
-    url = chosen_store(limit_ru(published["store"], published["max_ru"]))
-    inputs = [*_paths(trained.values()), *_paths(published.values())]
-    if any(path.name == "-" for path in inputs):
-        raise SettingError(f"{pipeline.path}: a run reads files, for it may read them again; standard input is none.")
-    options = orjson.dumps([trained, published, gates, url], default=str, option=orjson.OPT_SORT_KEYS)
-    return _Job(pipeline.name, url, trained, published, gates, inputs, xxhash.xxh3_128_hexdigest(options))
-
-
 class _Attempt:
     """One attempt to bring a run to its end; *summary* is what is known of it. Lives as long as the command."""
 
-    def __init__(self, job: _Job, wait_s: float, keep_ready_s: float) -> None:
+    def __init__(self, job: Job, wait_s: float, keep_ready_s: float) -> None:
         self.summary: dict[str, Any] = {"pipeline": job.name, "outcome": "failed"}
         self._job = job
         self._wait_s = wait_s
@@ -214,8 +153,7 @@ class _Attempt:
         return Run(secrets.token_hex(4), self._job.options, inputs, await new_id(store))
 
     def _finish(self, folder: "RunFolder") -> None:
-        from offline.gates import failures, recorded
-        from offline.run import Outcome, held
+        from offline.run import held
 
         job, run = self._job, folder.run
         self.summary |= {"run": run.id, "release": run.release, "model": str(folder.model), "inputs": run.inputs}
@@ -224,26 +162,19 @@ class _Attempt:
             with folder.step("train"), held(job.url, draft):
                 train.train(**{**job.training, "model": folder.model})
             draft = self._claim(run)
+        if job.registering is not None:
+            with folder.step("register"):
+                self.summary["registered"] = models.in_registry(
+                    job.registering["registry"], partial(self._register, job.registering, folder)
+                )
         with folder.step("publish"):
             manifest = self._publish(folder, draft)
         with folder.step("prune"):
             erased = self._with_store(self._prune)
-        forced, verdicts = recorded(manifest)
-        refused = not forced and not all(verdict.passed for verdict in verdicts)
-        summary = self.summary | {
-            "outcome": Outcome.REFUSED if refused else Outcome.PUBLISHED,
-            "metrics": _metrics(manifest),
-            "gates": [asdict(verdict) for verdict in verdicts],
-            "lists": manifest.counts,
-            "erased": erased,
-            "seconds": folder.run.seconds,
-        }
-        if refused:
-            summary["error"] = (
-                f"{failures(verdicts)}; release {run.release} was written and is not live; to make it so all the same: "
-                f"hotplate releases activate {run.release}"
-            )
-        folder.finish(Outcome(summary["outcome"]), summary)
+        if job.registering is not None:
+            models.in_registry(job.registering["registry"], partial(self._record, job.registering, manifest))
+        summary = self.summary | _result(manifest) | {"erased": erased, "seconds": folder.run.seconds}
+        folder.finish(summary["outcome"], summary)
         self.summary |= summary
 
     def _publish(self, folder: "RunFolder", draft: "DraftRef | None") -> "Manifest":
@@ -260,18 +191,30 @@ class _Attempt:
             raise
         return written.result.manifest
 
+    def _register(self, given: "Mapping[str, Any]", folder: "RunFolder", registry: "Registry") -> str:
+        """Add the model to a registry, unless an earlier attempt did, and return NAME@VERSION."""
+        name, run = given["name"], folder.run
+        for entry in registry.entries():
+            if (entry.name, entry.tags.get("run")) == (name, run.id):
+                return entry.reference
+        return registry.register(folder.model, name, models.parse_tags(given["tag"] or []) | {"run": run.id}).reference
+
+    def _record(self, given: "Mapping[str, Any]", manifest: "Manifest", registry: "Registry") -> None:
+        """Record the release of the registered model, and its stage if gates have let it through."""
+        reference, stage = self.summary["registered"], given["stage"]
+        registry.record_release(reference, self._job.url, manifest.release)
+        if stage is not None and not _refusal(manifest) and stage not in registry.find(reference).stages:
+            registry.change(reference, stage=stage)
+
     async def _activate(self, run: "Run", store: "Store") -> "Manifest":
         """Make a release live that was committed when the run was cut off; what became of it since is let be."""
-        from offline.gates import recorded
         from stores.catalogue import State
         from stores.lifecycle import activate
         from stores.verification import load_manifest
 
         entry = (await store.catalogue()).find(run.release)
         manifest = await load_manifest(store, entry.ref)
-        forced, verdicts = recorded(manifest)
-        may_be_live = self._job.publishing["activate"] and (forced or all(verdict.passed for verdict in verdicts))
-        if entry.state is State.READY and may_be_live:
+        if entry.state is State.READY and self._job.publishing["activate"] and not _refusal(manifest):
             await activate(store, run.release)
         return manifest
 
@@ -295,22 +238,31 @@ async def _has_lists(last: "Run", store: "Store") -> bool:
     return found.live is not None or any(entry.id == last.release for entry in found.releases)
 
 
-def _metrics(manifest: "Manifest") -> dict[str, float]:
+def _result(manifest: "Manifest") -> dict[str, Any]:
+    """Return what a release is worth, as the summary says it."""
+    from offline.gates import recorded
+    from offline.run import Outcome
+
     measured = (manifest.about.get("metrics") or {}).get("model", {})
-    return {name: value for name, value in measured.items() if isinstance(value, int | float)}
+    found: dict[str, Any] = {
+        "outcome": Outcome.PUBLISHED,
+        "metrics": {name: value for name, value in measured.items() if isinstance(value, int | float)},
+        "gates": [asdict(verdict) for verdict in recorded(manifest)[1]],
+        "lists": manifest.counts,
+    }
+    if sentence := _refusal(manifest):
+        found |= {"outcome": Outcome.REFUSED, "error": sentence}
+    return found
 
 
-def _paths(values: Iterable[Any]) -> list[Path]:
-    """Return the paths among parameters, and in lists of them."""
-    flat = (each for value in values for each in (value if isinstance(value, list | tuple) else [value]))
-    return [each for each in flat if isinstance(each, Path) and each != Path()]
+def _refusal(manifest: "Manifest") -> str:
+    """Say why gates keep a release from going live; nothing where they do not."""
+    from offline.gates import failures, recorded
 
-
-def _command_of(verb: Callable[..., None]) -> "TyperCommand":
-    """Return the parser of a verb."""
-    alone = typer.Typer(add_completion=False)
-    alone.command()(verb)
-    return typer.main.get_command(alone)  # type: ignore[return-value]  # of one verb it makes a command, and no group
+    forced, verdicts = recorded(manifest)
+    failed = "" if forced else failures(verdicts)
+    by_hand = f"to make it so all the same: hotplate releases activate {manifest.release}"
+    return failed and f"{failed}; release {manifest.release} was written and is not live; {by_hand}"
 
 
 def _default_folder(pipeline: Path) -> Path:
@@ -321,13 +273,14 @@ def _default_folder(pipeline: Path) -> Path:
     return Path(default_url().removeprefix("file://")).with_name("hotplate-runs") / f"{pipeline.stem}-{place}"
 
 
-def _print_steps(job: _Job, folder: Path) -> None:
+def _print_steps(job: Job, folder: Path) -> None:
     from stores.urls import redacted
 
     bounds = ", ".join(f"{gate.name} {'≤' if gate.at_most else '≥'} {gate.bound:g}" for gate in job.gates)
     publishes = f"lists of {job.publishing['list_length']} to {redacted(job.url)}"
     steps = [
-        ("train", f"{', '.join(str(path) for path in _paths(job.training.values()))}, in {folder}"),
+        ("train", f"{', '.join(str(path) for path in paths_in(job.training.values()))}, in {folder}"),
+        *([] if job.registering is None else [("register", f"as the next version of {job.registering['name']}")]),
         ("publish", publishes),
         ("gates", bounds or "none"),
         ("activate", "once all gates hold" if job.publishing["activate"] else "never: it is left to be done by hand"),
