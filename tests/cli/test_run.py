@@ -23,7 +23,7 @@ from hotplate.cli.main import main
 from hotplate.cli.terminal import with_store
 from offline.input.sample import sample
 from offline.registry import Registry
-from offline.run import Run, claim, opened
+from offline.run import Run, claim, held, opened
 from stores.catalogue import Catalogue, ReleaseId
 from stores.errors import StoreUnavailable
 from tests.support.command import failed, hotplate
@@ -220,6 +220,16 @@ def test_a_store_has_one_run_at_a_time(url: str, tmp_path: Path) -> None:
     with opened(tmp_path / "work"):
         refused = hotplate("run", pipeline)
     assert "Another run works in " in refused.stderr
+
+
+def test_the_lease_of_a_run_is_renewed_while_it_trains(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stores.lifecycle.LEASE_S", 0.03)  # how often it is renewed; it runs for as long as ever
+    run = Run("mine", "", "", ReleaseId("20261120T064200Z-7f3a"))
+    draft = with_store(url, lambda store: claim(store, run))
+    (begun,) = catalogue_of(url).releases
+    with held(url, draft):
+        while catalogue_of(url).releases[0].lease_until == begun.lease_until:
+            time.sleep(0.01)
 
 
 @pytest.mark.parametrize(
