@@ -8,6 +8,10 @@ TYPE_CHECKING = (
     False  # type checkers know it by name; `typing` would delay the command, and whoever imports nothing else
 )
 if TYPE_CHECKING:
+    from offline.errors import DataError
+    from offline.export import to_implicit
+    from offline.model import Model
+    from offline.model import load as load_model
     from serve.api.app import mount
     from serve.reader import Lists, NotReady, Recommendations
     from serve.reader import open_lists as open  # noqa: A004 -- as webbrowser.open: it is always hotplate.open
@@ -54,6 +58,7 @@ __all__ = [
     "Advised",
     "Catalogue",
     "CatalogueUnreadable",
+    "DataError",
     "DraftRef",
     "Examined",
     "Finding",
@@ -63,6 +68,7 @@ __all__ = [
     "Lists",
     "LocalReader",
     "Lockable",
+    "Model",
     "NotInMemory",
     "NotReady",
     "Observer",
@@ -87,13 +93,18 @@ __all__ = [
     "__version__",
     "connect",
     "dump_catalogue",
+    "load_model",
     "mount",
     "open",
     "parse_catalogue",
+    "to_implicit",
 ]
 
 # The module of each public name, and what it is called there where that differs.
 _HOMES = {
+    "offline.errors": ("DataError",),
+    "offline.export": ("to_implicit",),
+    "offline.model": ("Model", "load_model"),
     "serve.api.app": ("mount",),
     "serve.reader": ("Lists", "NotReady", "Recommendations", "open"),
     "stores.catalogue": ("Catalogue", "DraftRef", "ReleaseId", "ReleaseRef", "dump_catalogue", "parse_catalogue"),
@@ -117,7 +128,7 @@ _HOMES = {
         "Store",
     ),
 }
-_KNOWN_AS = {"dump_catalogue": "dump", "open": "open_lists", "parse_catalogue": "parse"}
+_KNOWN_AS = {"dump_catalogue": "dump", "load_model": "load", "open": "open_lists", "parse_catalogue": "parse"}
 
 
 if not TYPE_CHECKING:  # so that type checkers see the imports above, and no other names

@@ -2,19 +2,19 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from offline.evaluate.evaluation import Evaluation, evaluate
-from offline.evaluate.splits import SplitOptions
+from offline.evaluate.evaluation import Evaluation, evaluate, evaluate_parts
+from offline.evaluate.splits import Parts, SplitOptions
 from offline.input.columns import NULL_VALUES, Columns
 from offline.input.files import Format, named_paths
 from offline.input.interactions import Interactions, Weighting, read_interactions
-from offline.input.matrix import to_matrix
+from offline.input.matrix import KnownPairs, Matrix, known_pairs, to_matrix
 from offline.model import Model, check_target, save
 from offline.train.als import ALSParams
 from offline.train.engine import Params, engine_of, fit
@@ -25,7 +25,11 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
-    """The options of a training, whose data lie at *path* and in the files *more*; lives as long as the command."""
+    """
+    The options of a training, whose data lie at *path* and in the files *more*; lives as long as the command.
+
+    With files of their own for the *test* there is no split.
+    """
 
     path: Path
     more: Sequence[Path] = ()
@@ -45,6 +49,35 @@ class TrainSettings:
     k: int = 10
     params: Params = field(default_factory=ALSParams)
     popular_length: int = 100
+    test: Sequence[Path] = ()
+
+    @property
+    def form(self) -> Format:
+        """How the files are read where they do not say it themselves."""
+        return Format(self.delimiter, self.header, self.null_values)
+
+
+@dataclass(frozen=True, slots=True)
+class OwnTest:
+    """Test data from files of their own: what was read, and which pairs of it can be tested on."""
+
+    source: str
+    read: Interactions
+    known: KnownPairs
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what the model folder says of them as plain JSON values."""
+        return {
+            "source": self.source,
+            "rows": self.read.rows,
+            "left_out": self.read.left_out,
+            "fingerprint": self.read.fingerprint,
+            "notes": self.read.notes,
+            "pairs": int(self.known.user_items.nnz),
+            "pairs_left_out": self.known.left_out,
+            "unknown_users": self.known.unknown_users,
+            "unknown_items": self.known.unknown_items,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +132,7 @@ def train(settings: TrainSettings, out: Path, on_progress: Progress | None = Non
             settings.path,
             *settings.more,
             columns=settings.columns,
-            form=Format(settings.delimiter, settings.header, settings.null_values),
+            form=settings.form,
             event_weights=settings.event_weights,
             where=settings.where,
             titles=settings.titles,
@@ -113,7 +146,17 @@ def train(settings: TrainSettings, out: Path, on_progress: Progress | None = Non
         if interactions.segments is not None:
             segments = popular_by_segment(interactions.segments, matrix.item_ids, settings.popular_length)
     evaluation, note = None, "No evaluation was requested."
-    if settings.split is not None:
+    test = None
+    if settings.test:
+        with _stage("evaluate", seconds, report):
+            test = _read_test(interactions, matrix, settings)
+            if test.known.user_items.nnz:
+                parts = Parts(matrix.user_items, matrix.times, matrix.user_items, test.known.user_items)
+                evaluation = evaluate_parts(
+                    parts, settings.params, k=settings.k, on_iteration=partial(report, "evaluate")
+                )
+        note = f"No pair of {named_paths(settings.test)} can be tested on, so there was no evaluation."
+    elif settings.split is not None:
         with _stage("evaluate", seconds, report):
             evaluation = evaluate(
                 matrix,
@@ -130,12 +173,25 @@ def train(settings: TrainSettings, out: Path, on_progress: Progress | None = Non
     with _stage("fit", seconds, report):
         ranker = fit(matrix.user_items, settings.params, partial(report, "fit"))
     metrics = evaluation.to_json() if evaluation else None
-    data = _description(interactions, settings)
+    data = _description(interactions, settings) | {"test": None if test is None else test.to_json()}
     titles = {item: interactions.titles[item] for item in matrix.item_ids if item in interactions.titles}
     model = Model(ranker, matrix, titles, popular, segments, settings.params, metrics, data, datetime.now(UTC))
     with _stage("save", seconds, report):
         save(model, out)
     return TrainReport(out, model, evaluation, None if evaluation else note, seconds)
+
+
+def _read_test(interactions: Interactions, matrix: Matrix, settings: TrainSettings) -> OwnTest:
+    """Read the test files by the columns of the data."""
+    read = read_interactions(
+        *settings.test,
+        columns=replace(interactions.columns, title=None, segment=None),
+        form=settings.form,
+        event_weights=settings.event_weights,
+        where=settings.where,
+        weighting=settings.weighting,
+    )
+    return OwnTest(named_paths(settings.test), read, known_pairs(read.pairs, matrix))
 
 
 def _description(interactions: Interactions, settings: TrainSettings) -> dict[str, Any]:

@@ -16,7 +16,7 @@ class DaemonThreads(Executor):
     """
 
     def __init__(self) -> None:
-        self._running = set[int]()
+        self._running = set[threading.Thread]()
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:  # noqa: ANN401 -- the base class says so
         """Call *fn* in a new thread; the future cannot be cancelled."""
@@ -24,7 +24,6 @@ class DaemonThreads(Executor):
         future.set_running_or_notify_cancel()
 
         def work() -> None:
-            self._running.add(threading.get_ident())
             try:
                 result = fn(*args, **kwargs)
             except BaseException as error:  # noqa: BLE001 -- raised where the result is read
@@ -32,12 +31,20 @@ class DaemonThreads(Executor):
             else:
                 future.set_result(result)
             finally:
-                self._running.discard(threading.get_ident())
+                self._running.discard(thread)
 
-        threading.Thread(target=work, daemon=True).start()
+        thread = threading.Thread(target=work, daemon=True)
+        self._running.add(thread)  # before it runs, for this thread may be interrupted while it starts
+        thread.start()
         return future
 
-    def interrupt(self) -> None:
-        """Raise SystemExit in the threads that are at work, each at its next line of Python, so that it cleans up."""
-        for thread in tuple(self._running):
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(SystemExit))
+    def interrupt(self, timeout_s: float) -> None:
+        """Raise SystemExit in the threads that are at work, each at its next line of Python, and let them clean up.
+
+        Each is waited for, but for *timeout_s* only: one that is in a long call of C is left behind.
+        """
+        alive = [thread for thread in tuple(self._running) if thread.is_alive()]
+        for thread in alive:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
+        for thread in alive:
+            thread.join(timeout_s)

@@ -246,15 +246,14 @@ def interruptible(work: Callable[[], T]) -> T:
     if threading.current_thread() is not threading.main_thread():
         return work()
     threads = DaemonThreads()
-    working = threads.submit(work)
     try:
+        working = threads.submit(work)
         while not wait([working], INTERRUPT_POLL_S).done:
             pass  # a signal that came to another thread is handled now
         return working.result()
-    finally:
-        if not working.done():
-            threads.interrupt()
-            wait([working], CLEAN_UP_S)
+    except BaseException:
+        threads.interrupt(CLEAN_UP_S)
+        raise
 
 
 @contextmanager

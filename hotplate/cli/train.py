@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -78,9 +78,14 @@ def train(
         ),
     ] = None,
     delimiter: Delimiter = None,
-    no_header: Annotated[
-        bool, option("--no-header", "Take the first row for data; columns are then named by number.")
-    ] = False,
+    header: Annotated[
+        bool | None,
+        option(
+            "--header/--no-header",
+            "Take the first row for names of columns, or for data: columns are then named by number, as in "
+            "--user-column 2. By default it is data where a number or a date is in it.",
+        ),
+    ] = None,
     null_values: Annotated[
         str | None,
         option(
@@ -99,6 +104,15 @@ def train(
             "each user, each user's --last pairs, or users who are not learnt from; or none, for no evaluation.",
         ),
     ] = "by-item",
+    test: Annotated[
+        list[Path] | None,
+        option(
+            "--test",
+            "Test on this file instead of a part of the data; it is read by the same columns. It may be given several "
+            "times.",
+            metavar="FILE",
+        ),
+    ] = None,
     test_share: Annotated[
         float, option("--test-share", "Hold back this share of the data (or of the users) for the test.")
     ] = 0.25,
@@ -141,7 +155,7 @@ def train(
         more=data[1:],
         columns=columns,
         delimiter=delimiter,
-        header=False if no_header else None,
+        header=header,
         null_values=NULL_VALUES if null_values is None else null_values.split(","),
         event_weights=parse_event_weights(event_weights) if event_weights else None,
         where=where or (),
@@ -153,6 +167,7 @@ def train(
         split=None if split == "none" else SplitOptions(split, test_share, last, seed),
         seeds=seeds,
         k=k,
+        test=test or (),
         params=ALSParams(factors, regularization, alpha, iterations, seed),
     )
     with progress_bars() as on_progress:
@@ -175,12 +190,22 @@ def print_report(report: "TrainReport") -> None:
     out.print(
         f"{facts['users']:,} users, {facts['items']:,} items, {facts['pairs']:,} pairs, {facts['titles']:,} titles"
     )
+    if facts["data"]["test"] is not None:
+        _print_test(facts["data"]["test"])
     if report.evaluation is None:
         out.print(report.note or "")
     else:
         _print_evaluation(report.evaluation)
     took = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in facts["seconds"].items())
     out.print(f"model written to {report.out} ({took})")
+
+
+def _print_test(test: "Mapping[str, Any]") -> None:
+    print_rows_read(test["rows"], test["source"], test["left_out"])
+    for note in test["notes"]:
+        out.print(f"  note: {note}")
+    for reason, count in test["pairs_left_out"].items():
+        out.print(f"  {count:,} pairs left out: {reason}")
 
 
 def _print_evaluation(evaluation: "Evaluation") -> None:

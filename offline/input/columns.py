@@ -163,7 +163,7 @@ def is_absent(name: str, dtype: pl.DataType, null_values: Sequence[str] = ()) ->
             absent |= column.is_nan()
         numbers = [number for number in map(_number, null_values) if number is not None]
         return absent | column.cast(pl.Float64).is_in(numbers) if numbers else absent
-    if dtype.is_temporal() or dtype == pl.Boolean:
+    if not isinstance(dtype, pl.String | pl.Categorical | pl.Enum):
         return column.is_null()
     text = column.cast(pl.String)
     # What is blank begins with a space or less; to strip every text would take as long as to read it.

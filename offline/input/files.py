@@ -58,9 +58,14 @@ class DataFile:
     kind: Kind
     keys: Mapping[str, str | None] = field(default_factory=dict)
 
+    @property
+    def is_standard_input(self) -> bool:
+        """Whether this is a copy of standard input."""
+        return self.path.name == STANDARD_INPUT.name
+
     def __str__(self) -> str:
         """Return how messages name the file."""
-        return "standard input" if self.path.name == STANDARD_INPUT.name else str(self.path)
+        return "standard input" if self.is_standard_input else str(self.path)
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,6 +88,49 @@ def to_matrix(pairs: pl.DataFrame, min_per_user: int = 1, min_per_item: int = 1)
     )
 
 
+@dataclass(frozen=True, slots=True)
+class KnownPairs:
+    """Pairs from elsewhere, test data say, whose users and items a matrix has; *user_items* is of its shape."""
+
+    user_items: UserItems
+    unknown_users: int
+    unknown_items: int
+    left_out: dict[str, int]
+
+
+def known_pairs(pairs: pl.DataFrame, matrix: Matrix) -> KnownPairs:
+    """
+    Place *pairs* [user, item, weight], one row per pair, in rows and columns of *matrix*.
+
+    Pairs of a user or an item that it lacks are left out, and those that it has, for lists never repeat what a user
+    has; *left_out* counts pairs by the first of these reasons, zeros not listed.
+    """
+    rows, columns = (
+        _places(pairs.get_column("user"), matrix.user_ids),
+        _places(pairs.get_column("item"), matrix.item_ids),
+    )
+    users_known, items_known = rows >= 0, columns >= 0
+    known = users_known & items_known
+    own = np.repeat(np.arange(len(matrix.user_ids), dtype=np.int64), np.diff(matrix.user_items.indptr))
+    width = len(matrix.item_ids)
+    seen = known & np.isin(rows * width + columns, own * width + matrix.user_items.indices)
+    kept = known & ~seen
+    weights = pairs.get_column("weight").to_numpy()[kept].astype(np.float32)
+    user_items = csr_matrix((weights, (rows[kept], columns[kept])), shape=matrix.user_items.shape)
+    user_items.sum_duplicates()
+    counts = {
+        "unknown user": np.count_nonzero(~users_known),
+        "unknown item": np.count_nonzero(users_known & ~items_known),
+        "pair that is learnt from": np.count_nonzero(seen),
+    }
+    return KnownPairs(
+        user_items,
+        pairs.get_column("user").filter(pl.Series(~users_known)).n_unique(),
+        pairs.get_column("item").filter(pl.Series(~items_known)).n_unique(),
+        {reason: int(count) for reason, count in counts.items() if count},
+    )
+
+
 def check_user_items(user_items: UserItems) -> None:
     """Raise DataError for a matrix that no engine can learn from, TypeError for what is no such matrix."""
     if not isinstance(user_items, csr_matrix) or user_items.dtype != np.float32:
@@ -105,6 +148,13 @@ def _encoded(ids: pl.Series) -> tuple[pl.Series, Indices]:
     """Return the distinct ids in ascending order, and for each of *ids* its index among them."""
     distinct = ids.unique().sort()
     return distinct, ids.cast(pl.Enum(distinct)).to_physical().to_numpy().astype(np.int32)
+
+
+def _places(ids: pl.Series, known: list[str]) -> npt.NDArray[np.int64]:
+    """Return where each of *ids* stands among those that are *known*, -1 where it is none of them."""
+    numbered = pl.DataFrame({"id": known}).with_row_index("place")
+    places = ids.rename("id").to_frame().join(numbered, on="id", how="left", maintain_order="left").get_column("place")
+    return places.cast(pl.Int64).fill_null(-1).to_numpy()
 
 
 def _core(users: Indices, items: Indices, min_per_user: int, min_per_item: int) -> npt.NDArray[np.bool_]:

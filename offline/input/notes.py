@@ -48,7 +48,7 @@ def rating_note(available: Sequence[str]) -> str | None:
 
 def event_note(tables: Sequence[Table]) -> str | None:
     """Say which kinds of events there are, with their rows, where each row weighs the same."""
-    name = usual_column("event", list(tables[0].schema))
+    name = usual_column("event", [name for name, dtype in tables[0].schema.items() if not dtype.is_nested()])
     if name is None or tables[0].frame.select(name).head(_HEAD_ROWS).collect().n_unique() > _MAX_EVENTS:
         return None
     rows = pl.concat(table.frame.select(event=table.text(name)) for table in tables).drop_nulls()
@@ -56,7 +56,7 @@ def event_note(tables: Sequence[Table]) -> str | None:
         counted = rows.group_by("event").len().sort("len", "event", descending=[True, False]).collect()
     if not 2 <= counted.height <= _MAX_EVENTS:
         return None
-    events = ", ".join(f"{event} ({count:,} rows)" for event, count in counted.iter_rows())
+    events = ", ".join(f"{event} ({count:,})" for event, count in counted.iter_rows())
     weights = ",".join(f"{event}={number}" for number, event in enumerate(counted.get_column("event"), start=1))
     return f"the column {name!r} holds events that weigh the same: {events}; weigh them by --event-weights {weights}"
 

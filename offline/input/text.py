@@ -147,7 +147,8 @@ def _check_head(file: DataFile) -> None:
         except UnicodeDecodeError:
             found = "text in another encoding than UTF-8, or data of an unknown kind"
     if found is not None:  # text is read, whatever its name: clients decompress on the way
-        raise DataError(f"{file} is not {kind}, as its name says, but {found}; fetch it again, or name it as it is.")
+        says = "" if file.is_standard_input else ", as its name says,"
+        raise DataError(f"{file} is not {kind}{says} but {found}; fetch it again, or name it as it is.")
 
 
 def _lines(file: Path, encoding: CsvEncoding = "utf8") -> pl.LazyFrame:

@@ -10,6 +10,7 @@ from offline.errors import DataError
 from offline.input.matrix import Floats, Indices, UserItems
 from offline.train import als, neighbours, popularity
 from offline.train.als import ALSParams
+from offline.train.memory import check_memory, needed_bytes
 from offline.train.neighbours import NeighbourParams
 from offline.train.popularity import PopularityParams
 
@@ -69,9 +70,12 @@ def fit(user_items: UserItems, params: Params, on_iteration: Callable[[int, int]
     """
     Learn from *user_items* (float32 csr_matrix, canonical, above zero) on all cores.
 
-    *on_iteration* is called with (done, total). Raises DataError for a matrix that cannot be learnt from.
+    *on_iteration* is called with (done, total). Raises DataError for a matrix that cannot be learnt from, and where the
+    memory that it takes is not there.
     """
     if isinstance(params, ALSParams):
+        users, items = user_items.shape
+        check_memory(needed_bytes(user_items.nnz, users, items, params.factors))
         return als.fit(user_items, params, on_iteration)
     ranker: Ranker
     ranker = neighbours.fit(user_items, params) if isinstance(params, NeighbourParams) else popularity.fit(user_items)

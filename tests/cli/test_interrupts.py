@@ -112,7 +112,10 @@ def test_interrupted_work_cleans_up_and_a_call_of_c_is_left_behind(tmp_path: Pat
 
     with pytest.raises(KeyboardInterrupt):
         interruptible(lambda: work(in_python))
-    assert list(tmp_path.iterdir()) == []
+    deadline = time.monotonic() + 60
+    while list(tmp_path.iterdir()):  # as a rule it is empty by now, but a busy machine may be slower than that
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     with pytest.raises(KeyboardInterrupt):
         interruptible(lambda: work(held.acquire))
     held.release()

@@ -199,7 +199,7 @@ def test_events_that_could_be_weighed_are_mentioned(tmp_path: Path) -> None:
     rows = "u,i,view\nu,j,view\nv,i,buy\nv,j,view\n"
     file = write(tmp_path / "a.csv", "user,item,event_type\n" + rows)
     (note,) = read_interactions(file).notes
-    assert "the column 'event_type' holds events that weigh the same: view (3 rows), buy (1 rows)" in note
+    assert "the column 'event_type' holds events that weigh the same: view (3), buy (1)" in note
     assert note.endswith("--event-weights view=1,buy=2")
     assert read_interactions(file, event_weights={"view": 1, "buy": 5}).notes == []
     file = write(tmp_path / "b.csv", "user,item,type\n" + "".join(f"u{at % 5},i{at},{at}\n" for at in range(30)))

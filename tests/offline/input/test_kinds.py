@@ -67,6 +67,9 @@ def test_a_first_row_is_taken_for_data_where_one_says_so(tmp_path: Path) -> None
     assert read_interactions(file, form=Format(header=False)).rows == 3
     file = write(tmp_path / "b.csv", "user,2024\nann,tea\nbob,milk\n")
     assert read_interactions(file, columns=Columns(item="2024")).rows == 2
+    file = write(tmp_path / "c.csv", "0,1\nann,tea\nbob,milk\n")
+    assert read_interactions(file).rows == 3
+    assert read_interactions(file, columns=Columns(user="0", item="1"), form=Format(header=True)).rows == 2
 
 
 def test_a_file_of_recbole_names_its_types(tmp_path: Path) -> None:
@@ -92,8 +95,9 @@ def test_rows_of_several_characters_between_fields_are_checked(tmp_path: Path) -
         read_interactions(file)
 
 
+# A usual name for events that holds something else.
 LINES = [
-    {"user": 1, "item": "a", "weight": 2, "nested": {"x": 1}},
+    {"user": 1, "item": "a", "weight": 2, "type": {"x": 1}},
     {"item": "b", "user": "x", "weight": 2.5},
     {"user": None, "item": "c", "weight": 1},
     {"user": "1", "item": "a", "late": True},
@@ -172,6 +176,7 @@ def test_several_files_of_several_kinds_are_read_as_one(tmp_path: Path) -> None:
         b'{"user": "u", "item": "i"}\n{"user": "v", "item": "j"}\n',
         gzip.compress(b"user;item\nu;i\nv;j\n"),
     ],
+    ids=["csv", "json", "gzip"],
 )
 def test_standard_input_is_read_whatever_it_is(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
@@ -184,6 +189,9 @@ def test_standard_input_is_read_whatever_it_is(content: bytes, tmp_path: Path, m
 def test_what_standard_input_lacks_is_said_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"user,item\nu,i,x\n")))
     with pytest.raises(DataError, match="standard input, row 2: too many fields"):
+        read_interactions(Path("-"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"PK\x03\x04\0\0")))
+    with pytest.raises(DataError, match="standard input is not UTF-8 text but a ZIP archive"):
         read_interactions(Path("-"))
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
     with pytest.raises(DataError, match="standard input is empty"):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offline.errors import DataError, SettingError
-from offline.input.matrix import to_matrix
+from offline.input.matrix import known_pairs, to_matrix
 from tests.support.soak import scaled
 
 
@@ -88,3 +88,31 @@ def test_nothing_left_and_one_left_are_errors() -> None:
 def test_a_weight_beyond_32_bits_is_refused(weight: float) -> None:
     with pytest.raises(DataError, match="32-bit"):
         to_matrix(frame({("u", "i"): weight, ("v", "j"): 1}))
+
+
+@settings(deadline=None)  # a busy machine is no failure
+@given(some_pairs, some_pairs)
+def test_pairs_from_elsewhere_are_placed_or_counted(
+    pairs: dict[tuple[str, str], float], others: dict[tuple[str, str], float]
+) -> None:
+    users, items = {user for user, _ in pairs}, {item for _, item in pairs}
+    if len(users) < 2 or len(items) < 2:
+        return
+    matrix = to_matrix(frame(pairs))
+    known = known_pairs(frame(others), matrix)
+    coo = known.user_items.tocoo()
+    placed = {
+        (matrix.user_ids[row], matrix.item_ids[column]): weight
+        for row, column, weight in zip(coo.row, coo.col, coo.data, strict=True)
+    }
+    assert placed == {
+        pair: np.float32(weight)
+        for pair, weight in others.items()
+        if pair[0] in users and pair[1] in items and pair not in pairs
+    }
+    assert known.user_items.shape == matrix.user_items.shape
+    assert known.user_items.has_canonical_format
+    assert known.user_items.dtype == np.float32
+    assert sum(known.left_out.values()) == len(others) - len(placed)
+    assert known.unknown_users == len({user for user, _ in others} - users)
+    assert known.unknown_items == len({item for _, item in others} - items)

@@ -1,0 +1,52 @@
+"""Models as objects of the library that learnt them, for programs that go on with implicit itself."""
+
+import numpy as np
+from implicit._nearest_neighbours import NearestNeighboursScorer
+from implicit.cpu.als import AlternatingLeastSquares
+from implicit.nearest_neighbours import BM25Recommender, CosineRecommender, ItemItemRecommender, TFIDFRecommender
+from implicit.recommender_base import RecommenderBase
+
+from offline.errors import DataError
+from offline.model import Model
+from offline.train.als import Factors
+from offline.train.neighbours import Neighbours, nearest
+
+# Without their `fit`, all that distinguishes them is how they were fitted.
+_RECOMMENDERS = {"tfidf": TFIDFRecommender, "bm25": BM25Recommender, "cosine": CosineRecommender}
+
+
+def to_implicit(model: Model) -> RecommenderBase:
+    """
+    Return a fitted model of implicit that recommends what *model* does; its arrays are copies.
+
+    Factors become an `implicit.cpu.als.AlternatingLeastSquares`, neighbours the class of their weighting in
+    `implicit.nearest_neighbours`. Users and items are rows and columns of `model.matrix.user_items`; neighbours need it
+    as float64. Raises DataError for popularity, which implicit does not have.
+    """
+    match model.ranker:
+        case Factors():
+            return _factors(model.ranker)
+        case Neighbours():
+            return _neighbours(model.ranker)
+    raise DataError("implicit has no model of popularity; the counts of a popularity model are `model.ranker.counts`.")
+
+
+def _factors(ranker: Factors) -> AlternatingLeastSquares:
+    params = ranker.params
+    made = AlternatingLeastSquares(
+        factors=params.factors,
+        regularization=params.regularization,
+        alpha=params.alpha,
+        iterations=params.iterations,
+        random_state=params.seed,
+    )
+    made.user_factors, made.item_factors = ranker.user_factors.copy(), ranker.item_factors.copy()
+    return made
+
+
+def _neighbours(ranker: Neighbours) -> ItemItemRecommender:
+    params = ranker.params
+    made = _RECOMMENDERS[params.weighting](K=params.neighbours)
+    made.similarity = nearest(ranker.similarity, params.neighbours).astype(np.float64)
+    made.scorer = NearestNeighboursScorer(made.similarity)
+    return made
