@@ -141,16 +141,15 @@ class RunFolder:
 @contextmanager
 def opened(path: Path, wait_s: float = 0.0) -> Iterator[RunFolder]:
     """Lock the work folder *path*, which is made where there is none; DataError where another has it for *wait_s*."""
-    lock = None
+    path.mkdir(parents=True, exist_ok=True)
     try:
-        path.mkdir(parents=True, exist_ok=True)
         lock = take_lock(path / LOCK, 0o600, wait_s)
-        yield RunFolder(path)
     except TimeoutError as error:
         raise DataError(f"Another run works in {path}; wait for its end, or give --wait SECONDS.") from error
+    try:
+        yield RunFolder(path)
     finally:
-        if lock is not None:
-            os.close(lock)
+        os.close(lock)
 
 
 def digest(paths: Sequence[Path]) -> str:
@@ -197,7 +196,7 @@ async def claim(store: Store, run: Run, wait_s: float = 0.0) -> DraftRef | None:
 
     def step(found: Catalogue) -> Catalogue:
         _check_others(found, run)
-        entry = written(found, run)
+        entry = entry_of(found, run)
         if entry is None:
             return changes.begin(found, DraftRef(run.release, secrets.token_hex(6), writer))
         if entry.state is not State.DRAFT or entry.writer == writer:
@@ -208,7 +207,7 @@ async def claim(store: Store, run: Run, wait_s: float = 0.0) -> DraftRef | None:
 
     while True:
         try:
-            entry = written(await change(store, step), run)
+            entry = entry_of(await change(store, step), run)
         except ReleaseConflict:
             if loop.time() >= give_up_at:
                 raise
@@ -218,7 +217,7 @@ async def claim(store: Store, run: Run, wait_s: float = 0.0) -> DraftRef | None:
             return DraftRef(entry.id, entry.incarnation, writer) if entry is not None and is_draft else None
 
 
-def written(found: Catalogue, run: Run) -> Release | None:
+def entry_of(found: Catalogue, run: Run) -> Release | None:
     """Return what the catalogue has of the release of *run*; ReleaseConflict where its id is somebody else's."""
     try:
         entry = found.find(run.release)
@@ -233,7 +232,7 @@ async def give_up(store: Store, run: Run) -> None:
     """Have the draft of a run that nobody will go on with be dropped, where it has left one."""
 
     def step(found: Catalogue) -> Catalogue:
-        entry = written(found, run)
+        entry = entry_of(found, run)
         if entry is None or entry.state is not State.DRAFT:
             return found
         return changes.abandon(found, DraftRef(entry.id, entry.incarnation, entry.writer))
