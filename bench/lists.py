@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stores.encoding import ItemEncoder
+from stores.encoding import Item, encode
 from stores.keys import OVERALL, POPULAR, USER
 from stores.store import Plan, Row
 
@@ -33,12 +33,9 @@ class Shape:
 
     def values(self) -> list[bytes]:
         """Encode the lists that the rows share, to bodies."""
-        ids = [str(1000 + item) for item in range(ITEMS)]
-        titles = [f"{item:0{self.title_chars}d}" if self.title_chars else None for item in range(ITEMS)]
-        encoder = ItemEncoder(ids, titles)
         scores = [round(0.9999 - rank / 100, 4) for rank in range(self.items)]
         return [
-            encoder.encode([(first * 7 + rank) % ITEMS for rank in range(self.items)], scores)
+            encode(_item((first * 7 + rank) % ITEMS, scores[rank], self.title_chars) for rank in range(self.items))
             for first in range(DISTINCT)
         ]
 
@@ -48,13 +45,15 @@ class Shape:
         Different items by a Zipf law, popular ones in more of the lists, and scores of four digits, best first.
         """
         rng = np.random.default_rng(0)
-        encoder = ItemEncoder([str(1000 + item) for item in range(ITEMS)], [None] * ITEMS)
         weights = 1 / np.arange(10, ITEMS + 10)
         weights /= weights.sum()
         return [
-            encoder.encode(
-                rng.choice(ITEMS, self.items, replace=False, p=weights).tolist(),
-                np.sort(rng.uniform(0.1, 1.0, self.items).round(4))[::-1].tolist(),
+            encode(
+                map(
+                    _item,
+                    rng.choice(ITEMS, self.items, replace=False, p=weights).tolist(),
+                    np.sort(rng.uniform(0.1, 1.0, self.items).round(4))[::-1].tolist(),
+                )
             )
             for _ in range(DISTINCT)
         ]
@@ -65,6 +64,11 @@ class Shape:
         for start in range(0, self.users, BATCH):
             numbers = range(start, min(start + BATCH, self.users))
             yield [Row(key_of(number), values[number % DISTINCT]) for number in numbers]
+
+
+def _item(number: int, score: float, title_chars: int = 0) -> Item:
+    item = Item(id=str(1000 + number), score=score)
+    return Item(**item, title=f"{number:0{title_chars}d}") if title_chars else item
 
 
 def key_of(user: int) -> str:

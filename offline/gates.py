@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from offline.errors import SettingError
-from offline.lists import MAX_LENGTH
+from offline.list_encoder import MAX_LENGTH
 from offline.measurement import Measurement, overlaps
 from stores.catalogue import ReleaseRef
 from stores.errors import ReleaseCorrupt, ReleaseNotFound

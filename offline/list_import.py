@@ -11,16 +11,15 @@ import numpy as np
 import polars as pl
 
 from offline.errors import DataError
-from offline.external_sort import ScoredRows, SortedLists, sort_lists, top_items
+from offline.external_sort import ItemNumbers, ScoredRows, SortedLists, rank_rows, sort_lists
 from offline.input.columns import choose_columns, number_of
 from offline.input.files import Format, data_errors, find_files, fingerprint
 from offline.input.rows import Rows, TableShape, id_reasons, item_titles, read_titles
 from offline.input.tables import Table, open_tables, with_whole_numbers
-from offline.lists import check_length
+from offline.list_encoder import ListEncoder, RankedLists, check_length
 from offline.measurement import Items, Observe, ignore
-from offline.train.popularity import MAX_SEGMENTS
-from stores.encoding import ItemEncoder
 from stores.keys import ITEM, OVERALL, POPULAR, USER
+from stores.manifest import MAX_POPULAR_LISTS
 from stores.store import Plan, Row
 
 POPULAR_LENGTH = 100
@@ -59,11 +58,13 @@ class ImportedLists:
         scored = read_scored(settings.lists, settings.columns, delimiter=settings.delimiter)
         similar = self._read(settings.similar, owner="item", item="other")
         popular = self._read(settings.popular, owner="segment", item="item")
-        self._users = sort_lists(scored, settings.length, folder / "users", partial(on_progress, "sort"))
+        numbers = ItemNumbers()
+        self._users = sort_lists(scored, numbers, settings.length, folder / "users", partial(on_progress, "sort"))
         self._similar = None
         if similar is not None:
-            self._similar = sort_lists(similar, settings.length, folder / "similar", partial(on_progress, "similar"))
-        self._popular = _popular(popular, self._users, max(settings.length, POPULAR_LENGTH))
+            report = partial(on_progress, "similar")
+            self._similar = sort_lists(similar, numbers, settings.length, folder / "similar", report)
+        self._popular = _popular(popular, self._users, numbers, max(settings.length, POPULAR_LENGTH))
         self.rows, self.left_out = scored.rows, dict(scored.left_out)
         if self._users.duplicates:
             self.left_out["named twice"] = self._users.duplicates
@@ -71,24 +72,19 @@ class ImportedLists:
             titles = item_titles(scored.frame, str(settings.lists))
         else:
             titles = read_titles(settings.titles, settings.columns, Format(settings.delimiter))
-        self._items = _items(self._users, self._similar, self._popular)
-        ids = self._items.get_column("item").to_list()
-        self._item_titles = [titles.get(item) for item in ids]
-        self._encoder = ItemEncoder(ids, self._item_titles)
-        self._catalogue = len(titles.keys() | set(ids))
+        self._items = numbers.ids()
+        self._titles = [titles.get(item) for item in self._items] if titles else [None] * len(self._items)
+        self._catalogue = len(titles.keys() | set(self._items))
+        self._encoder = ListEncoder(self._items.to_list(), self._titles)
 
     def plan(self) -> Plan:
         """Return the rows and their bytes: exact but for the digits of scores."""
-        titles = pl.Series([len((title or "").encode()) for title in self._item_titles])
-        sizes = self._items.select("item", bytes=pl.col("item").str.len_bytes() + titles + _SCORE_BYTES + _FRAME_BYTES)
+        titles = np.array([len((title or "").encode()) for title in self._titles])
+        sizes = self._items.str.len_bytes().to_numpy() + titles + _SCORE_BYTES + _FRAME_BYTES
         sorted_lists = [self._users] if self._similar is None else [self._users, self._similar]
-        payload = sum(
-            int((joined.get_column("bytes") * joined.get_column("lists")).sum())
-            for joined in (lists.items.join(sizes, on="item") for lists in sorted_lists)
-        )
-        rows = sum(lists.owners for lists in sorted_lists) + self._popular.get_column("owner").n_unique()
-        longest = int(sizes.get_column("bytes").max() or 0)  # type: ignore[arg-type]  # bytes are integers
-        return Plan(rows, payload + self._popular.height * longest + rows * 32)
+        payload = sum(int(sizes[: len(lists.in_lists)] @ lists.in_lists) for lists in sorted_lists)
+        rows = sum(lists.owners for lists in sorted_lists) + len(self._popular.owners)
+        return Plan(rows, payload + len(self._popular.items) * int(sizes.max()) + rows * 32)
 
     def about(self) -> dict[str, Any]:
         """Return what the manifest says of the release's origin."""
@@ -104,35 +100,21 @@ class ImportedLists:
 
     def items(self) -> Items:
         """Return all items; the catalogue is what all the files name, and not known where there are only the lists."""
-        overall = self._popular.filter(pl.col("owner") == OVERALL).join(self._items, on="item", maintain_order="left")
-        popular = overall.get_column("number").to_numpy().astype(np.int32)
+        overall = next(self._popular.batches(1))  # ahead of the segments, whose names are longer than its own
         given = (self._settings.similar, self._settings.popular, self._settings.titles)
-        return Items(self._items.get_column("item").to_list(), popular, self._catalogue if any(given) else None)
+        return Items(self._items.to_list(), overall.items, self._catalogue if any(given) else None)
 
     def batches(self, observe: Observe = ignore) -> Iterator[list[Row]]:
         """Yield all rows in ascending order of key bytes, a few thousand at a time; those of users are observed."""
-        for partition in self._similar.partitions if self._similar is not None else ():
-            yield from self._rows(ITEM, pl.read_parquet(partition))
+        for lists in self._similar.read() if self._similar is not None else ():
+            yield from self._rows(ITEM, lists)
         yield from self._rows(POPULAR, self._popular)
-        for partition in self._users.partitions:
-            yield from self._rows(USER, pl.read_parquet(partition), observe)
+        for lists in self._users.read():
+            observe(lists.owners, lists.items, lists.lengths)
+            yield from self._rows(USER, lists)
 
-    def _rows(self, kind: str, lists: pl.DataFrame, observe: Observe = ignore) -> Iterator[list[Row]]:
-        numbered = lists.join(self._items, on="item", how="left", maintain_order="left")
-        numbers, scores = numbered.get_column("number").to_list(), numbered.get_column("score").to_list()
-        encode, rows, start = self._encoder.encode, list[Row](), 0
-        runs = numbered.get_column("owner").rle().struct
-        owners = runs.field("value").to_list()
-        observe(owners, numbered.get_column("number").to_numpy(), runs.field("len").to_numpy())
-        for owner, count in zip(owners, runs.field("len").to_list(), strict=True):
-            end = start + count
-            rows.append(Row(kind + owner, encode(numbers[start:end], scores[start:end])))
-            start = end
-            if len(rows) == _BATCH:
-                yield rows
-                rows = []
-        if rows:
-            yield rows
+    def _rows(self, kind: str, lists: RankedLists) -> Iterator[list[Row]]:
+        return (self._encoder.rows(kind, batch) for batch in lists.batches(_BATCH))
 
     def _read(self, path: Path | None, owner: str, item: str) -> ScoredRows | None:
         if path is None:
@@ -156,15 +138,15 @@ def read_scored(
     columns = choose_columns(named, list(tables[0].schema), str(path), guessed=guessed, required=required)
     tables, _ = with_whole_numbers(tables, [columns[role] for role in (owner, item) if role in columns])
     rows = Rows(tables, [_shape(table, columns, owner, item) for table in tables])
-    id_bytes = (pl.col("owner").str.len_bytes().cast(pl.Int64) + pl.col("item").str.len_bytes()).sum()
-    survey = rows.survey(str(path), "score", columns["score"], id_bytes.alias("id_bytes"), advice="mend the rows")
+    owner_bytes = pl.col("owner").str.len_bytes().cast(pl.Int64).sum().alias("owner_bytes")
+    survey = rows.survey(str(path), "score", columns["score"], owner_bytes, advice="mend the rows")
     sampled = rows.kept.filter(pl.col("row") % -(-survey.rows // _SAMPLED_OWNERS) == 0).select(
         pl.col("owner").fill_null("")
     )
     with data_errors(path):
         owners = sampled.collect(engine="streaming").to_series().sort()
     kept = rows.kept.drop("row").with_columns(pl.col("owner").fill_null(""))
-    return ScoredRows(kept, survey.rows, survey.kept["rows"], survey.left_out, survey.kept["id_bytes"], owners)
+    return ScoredRows(kept, survey.rows, survey.kept["rows"], survey.left_out, survey.kept["owner_bytes"], owners)
 
 
 def _shape(table: Table, columns: Mapping[str, str], owner: str, item: str) -> TableShape:
@@ -181,25 +163,19 @@ def _shape(table: Table, columns: Mapping[str, str], owner: str, item: str) -> T
     return TableShape(values, left_out, ~pl.col("score").is_finite().fill_null(value=False))
 
 
-def _popular(scored: ScoredRows | None, users: SortedLists, length: int) -> pl.DataFrame:
-    """Return [owner, item, score]: the lists of *scored*, by segment, and the overall one, counted if it has none."""
-    counted = users.items.head(length).select(
-        owner=pl.lit(OVERALL), item="item", score=pl.col("lists").cast(pl.Float64)
+def _popular(scored: ScoredRows | None, users: SortedLists, numbers: ItemNumbers, length: int) -> RankedLists:
+    """Return the lists of *scored*, by segment, and the overall one: that of the items in most lists if it has none."""
+    counted = pl.DataFrame(
+        {"item": numbers.ids().head(len(users.in_lists)), "score": users.in_lists.astype(np.float64)}
     )
-    if scored is None:
-        return counted
-    rows = scored.frame.select("owner", "item", "score").collect(engine="streaming")
-    segments = rows.get_column("owner").n_unique()
-    if segments > MAX_SEGMENTS:
-        raise DataError(f"The popular lists are of {segments:,} segments; at most {MAX_SEGMENTS:,} can have one each.")
-    best = rows.group_by("owner", "item").agg(pl.col("score").max())
-    lists = top_items(best, length).select("owner", "item", "score")
-    return lists if (lists.get_column("owner") == OVERALL).any() else pl.concat([counted, lists])
-
-
-def _items(users: SortedLists, similar: SortedLists | None, popular: pl.DataFrame) -> pl.DataFrame:
-    """Return [item, number]: every item of any list, numbered."""
-    items = [users.items.select("item"), popular.select("item")]
-    if similar is not None:
-        items.append(similar.items.select("item"))
-    return pl.concat(items).unique().sort("item").with_row_index("number").select("item", "number")
+    rows = counted.filter(pl.col("score") > 0).select(owner=pl.lit(OVERALL), item="item", score="score")
+    if scored is not None:
+        given = scored.frame.select("owner", "item", "score").collect(engine="streaming")
+        segments = given.get_column("owner").n_unique()
+        if segments >= MAX_POPULAR_LISTS:
+            raise DataError(
+                f"The popular lists are of {segments:,} segments; at most {MAX_POPULAR_LISTS - 1:,} can have one each."
+            )
+        rows = given if (given.get_column("owner") == OVERALL).any() else pl.concat([rows, given])
+    numbered = rows.with_columns(numbers.number(rows.get_column("item")))
+    return rank_rows(numbered, numbers.order(), length)[0]

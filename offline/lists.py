@@ -1,24 +1,21 @@
 """The lists of a model as rows: top-N for users, similar items, popular lists; in the order of their keys."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 
-from offline.errors import SettingError
 from offline.input.matrix import Floats, Indices
+from offline.list_encoder import ListEncoder, RankedLists, check_length
 from offline.measurement import Items, Observe, ignore
 from offline.model import Model
 from offline.rules import RuledLists, Rules
 from offline.train.engine import engine_of
-from stores.encoding import ItemEncoder
 from stores.keys import ITEM, OVERALL, POPULAR, USER
 from stores.store import Plan, Row
 
-# The longest list that the service answers.
-MAX_LENGTH = 1000
 _BATCH = 4096
 # Six decimals distinguish about what float32 does, in half the bytes.
 _DECIMALS = 6
@@ -37,12 +34,6 @@ class ListSettings:
         check_length(self.length)
 
 
-def check_length(length: int) -> None:
-    """Raise SettingError unless lists can be of this length."""
-    if not 1 <= length <= MAX_LENGTH:
-        raise SettingError(f"The list length is {length}; it must lie between 1 and {MAX_LENGTH}.")
-
-
 class ModelLists:
     """All lists of one model, computed and encoded batch by batch; a ListSource that lives as long as one publish."""
 
@@ -51,7 +42,7 @@ class ModelLists:
         self._settings = settings
         ids = model.matrix.item_ids
         self._titles = [model.titles.get(item) for item in ids]
-        self._encoder = ItemEncoder(ids, self._titles)
+        self._encoder = ListEncoder(ids, self._titles)
         self._ruled = RuledLists(model, settings.rules, settings.length, keep_seen=settings.keep_seen)
         self._popular = self._ruled.popular()
 
@@ -87,31 +78,34 @@ class ModelLists:
         """Yield all rows in ascending order of key bytes, a few thousand at a time; those of users are observed."""
         matrix = self._model.matrix
         for batch in _ranges(len(matrix.item_ids)):
-            yield self._rows(ITEM, matrix.item_ids, batch, *self._ruled.similar(batch))
+            yield from self._rows(ITEM, matrix.item_ids, batch, *self._ruled.similar(batch))
         yield self._popular_rows()
         for batch in _ranges(len(matrix.user_ids)):
             items, scores = self._ruled.personal(batch)
             listed = items >= 0
             observe([matrix.user_ids[user] for user in batch.tolist()], items[listed], listed.sum(axis=1))
-            yield self._rows(USER, matrix.user_ids, batch, items, scores)
+            yield from self._rows(USER, matrix.user_ids, batch, items, scores)
 
-    def _rows(self, kind: str, ids: Sequence[str], batch: Indices, items: Indices, scores: Floats) -> list[Row]:
-        lengths = (items >= 0).sum(axis=1).tolist()
-        rounded = np.round(scores.astype(np.float64), _DECIMALS).tolist()
-        encode = self._encoder.encode
-        return [
-            Row(kind + ids[index], encode(ranked[:length], ranked_scores[:length]))
-            for index, length, ranked, ranked_scores in zip(
-                batch.tolist(), lengths, items.tolist(), rounded, strict=True
-            )
-            if length
-        ]
+    def _rows(self, kind: str, ids: list[str], batch: Indices, items: Indices, scores: Floats) -> Iterator[list[Row]]:
+        present = items >= 0
+        lengths = present.sum(axis=1)
+        lists = RankedLists(
+            owners=[ids[index] for index in batch[lengths > 0].tolist()],
+            lengths=lengths[lengths > 0],
+            items=items[present],
+            scores=scores[present].astype(np.float64).round(_DECIMALS),
+        )
+        return (self._encoder.rows(kind, part) for part in lists.batches(_BATCH))
 
     def _popular_rows(self) -> list[Row]:
-        return [
-            Row(POPULAR + segment, self._encoder.encode(popular.items.tolist(), popular.scores.tolist()))
-            for segment, popular in sorted(self._popular.items())
-        ]
+        segments, ranked = zip(*sorted(self._popular.items()), strict=True)
+        lists = RankedLists(
+            owners=segments,
+            lengths=np.array([len(popular.items) for popular in ranked]),
+            items=np.concatenate([popular.items for popular in ranked]),
+            scores=np.concatenate([popular.scores for popular in ranked]).astype(np.float64),
+        )
+        return self._encoder.rows(POPULAR, lists)
 
 
 def _ranges(count: int) -> Iterator[Indices]:

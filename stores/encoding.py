@@ -16,7 +16,7 @@ format 1 had neither.
 
 import re
 from binascii import b2a_base64
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable
 from typing import TypedDict
 
 import orjson
@@ -35,7 +35,8 @@ USUAL_CUT = 10
 
 # Of a list whose first items are longer than four digits can say, and of what is no list.
 NO_OFFSET = b"0000"
-_MAX_OFFSET = 0xFFFF
+# The most that they can say.
+MAX_OFFSET = 0xFFFF
 
 # An item up to its title: within one, every quote is escaped, so that `{"id":` begins an item and nothing else.
 _ID = re.compile(rb'\{"id":("[^"\\]*(?:\\.[^"\\]*)*")')
@@ -54,28 +55,6 @@ class Item(TypedDict, total=False):
     id: str
     score: float
     title: str
-
-
-class ItemEncoder:
-    """Encodes ranked lists over a fixed set of items; lives as long as one publish.
-
-    Each item's constant bytes are made once, so that a list costs a join rather than a serialiser's walk.
-    """
-
-    def __init__(self, ids: Sequence[str], titles: Sequence[str | None]) -> None:
-        """Take the items in index order, each with its title or None."""
-        self._heads = [b'{"id":%b,"score":' % orjson.dumps(identifier) for identifier in ids]
-        self._tails = [b"}" if title is None else b',"title":%b}' % orjson.dumps(title) for title in titles]
-
-    def encode(self, items: Iterable[int], scores: list[float]) -> bytes:
-        """Encode one list to its body: item indices, and their finite scores, best first."""
-        if not scores:
-            return NO_OFFSET
-        heads, tails = self._heads, self._tails
-        numbers = orjson.dumps(scores)[1:-1].split(b",")
-        if b"null" in numbers:
-            raise StoreMisused("a score is not a finite number; leave such items out of the list")
-        return _join([heads[item] + number + tails[item] for item, number in zip(items, numbers, strict=True)])
 
 
 def encode(items: Iterable[Item]) -> bytes:
@@ -97,7 +76,7 @@ def body_of(value: bytes) -> bytes:
 def _join(lines: list[bytes]) -> bytes:
     """Join encoded items to a body: the first ten by themselves, for where they end is the offset."""
     usual = SEPARATOR.join(lines[:USUAL_CUT])
-    offset = b"%04x" % len(usual) if len(usual) <= _MAX_OFFSET else NO_OFFSET
+    offset = b"%04x" % len(usual) if len(usual) <= MAX_OFFSET else NO_OFFSET
     lines[:USUAL_CUT] = [offset + usual]
     return SEPARATOR.join(lines)
 

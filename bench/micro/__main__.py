@@ -14,7 +14,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bench.micro import cold, cosmos, generator, guards, hot_path, http_peer, overload, publishing, redis, training
+from bench.micro import (
+    cold,
+    cosmos,
+    generator,
+    guards,
+    hot_path,
+    http_peer,
+    importing,
+    overload,
+    publishing,
+    redis,
+    training,
+)
 from bench.micro.rounds import Effort, Figure, Outcome, Unmeasured, at_most
 from bench.report import machine
 
@@ -73,6 +85,7 @@ BENCHMARKS: dict[str, Measure] = {
     "redis_service": redis.measure_service,
     "redis_reads": redis.measure_reads,
     "redis_publishing": redis.measure_publishing,
+    "import": importing.measure,
     "retail": training.measure_retail,
     "log": training.measure_log,
     "overload": overload.measure,

@@ -1,4 +1,4 @@
-"""What the offline job costs: the matrix, an iteration of ALS, the lists of all users, the metrics.
+"""What the offline job costs: the matrix, an iteration of ALS, the lists of all users, their bytes, the metrics.
 
 BENCH_USERS sets the size: a tenth of it, 20,000 users at most. ALS and ranking take all cores.
 """
@@ -14,12 +14,14 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from offline.evaluate.evaluation import evaluate
 from offline.evaluate.metrics import measure
 from offline.input.matrix import Matrix, to_matrix
+from offline.list_encoder import ListEncoder, RankedLists
 from offline.train.als import ALSParams, Factors, fit
+from stores.keys import USER
 
 USERS = min(max(int(os.environ.get("BENCH_USERS", "100000")) // 10, 100), 20_000)
 ITEMS = 9_000
 EACH_LIKES = 30
-LIST_LENGTH = 20
+LIST_LENGTH, BATCH = 20, 4_096
 ONE_ITERATION = ALSParams(factors=64, iterations=1)
 
 
@@ -76,3 +78,17 @@ def bench_metrics(benchmark: BenchmarkFixture, matrix: Matrix, factors: Factors)
 def bench_evaluate(benchmark: BenchmarkFixture, matrix: Matrix) -> None:
     """A whole evaluation: split, fit, lists and metrics, and those of the baselines beside them."""
     once_a_round(benchmark, lambda: evaluate(matrix, ONE_ITERATION))
+
+
+def bench_encode(benchmark: BenchmarkFixture) -> None:
+    """Ranked lists, without titles, to rows of JSON."""
+    draw = np.random.default_rng(0)
+    encoder = ListEncoder([str(1000 + item) for item in range(ITEMS)], [None] * ITEMS)
+    lists = RankedLists(
+        owners=[f"{user:08d}" for user in range(USERS)],
+        lengths=np.full(USERS, LIST_LENGTH),
+        items=draw.integers(ITEMS, size=USERS * LIST_LENGTH),
+        scores=np.tile((0.9999 - np.arange(LIST_LENGTH) / 100).round(4), USERS),
+    )
+    benchmark.extra_info |= {"count": USERS, "each": "list"}
+    benchmark(lambda: [encoder.rows(USER, batch) for batch in lists.batches(BATCH)])

@@ -11,16 +11,15 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import cast
 
-import numpy as np
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from bench.lists import ITEMS, Shape, key_of
+from bench.lists import Shape, key_of
 from bench.micro.publishing import publish_to
 from stores import catalogue as steps
 from stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef
 from stores.compression import Decompressor, Encoder, train
-from stores.encoding import HEADER_BYTES, OFFSET_BYTES, SEPARATOR, Checksum, ItemEncoder, body_of, cut, decode
+from stores.encoding import HEADER_BYTES, OFFSET_BYTES, SEPARATOR, Checksum, body_of, cut, decode
 from stores.file.store import LmdbStore
 from stores.store import Row
 
@@ -58,20 +57,6 @@ def for_each(benchmark: BenchmarkFixture, work: Callable[[bytes], object], value
             work(value)
 
     benchmark(work_on_all)
-
-
-def bench_encode(benchmark: BenchmarkFixture) -> None:
-    """20 items, without titles, to JSON."""
-    encoder = ItemEncoder([str(1000 + item) for item in range(ITEMS)], [None] * ITEMS)
-    picked = np.random.default_rng(0).integers(ITEMS, size=(COUNT, LIST_LENGTH)).tolist()
-    scores = [round(0.9999 - place / 100, 4) for place in range(LIST_LENGTH)]
-    benchmark.extra_info |= {"count": COUNT, "each": "list"}
-
-    def encode_all() -> None:
-        for items in picked:
-            encoder.encode(items, scores)
-
-    benchmark(encode_all)
 
 
 @pytest.mark.parametrize("value_format", [1, 2])

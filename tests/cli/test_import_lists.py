@@ -209,7 +209,7 @@ def test_the_scratch_of_a_killed_import_is_removed_by_the_next_and_that_of_a_liv
         killed.kill()
         killed.wait()
         assert len(dead) == 1
-        assert list(dead.pop().rglob("*.parquet"))
+        assert list(dead.pop().rglob("*.arrow"))
     with started(tmp_path / "other", many_lists(tmp_path / "other", 100_000), scratch) as living:
         living.send_signal(signal.SIGSTOP)
         (own,) = scratch.iterdir()

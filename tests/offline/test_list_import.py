@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from offline import external_sort
 from offline.errors import DataError, SettingError
+from offline.input.columns import NULL_VALUES
 from offline.list_import import ImportedLists, ImportSettings
 from offline.lists import ListSettings, ModelLists
 from offline.publish import publish
@@ -26,7 +27,9 @@ from stores.verification import verify
 from tests.support.interactions import checkerboard_model
 from tests.support.soak import SEED, scaled
 
-ids = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=4).filter(lambda text: text.strip())
+ids = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=4).filter(
+    lambda text: text.strip() not in ("", *NULL_VALUES)
+)
 scored_rows = st.lists(st.tuples(ids, ids, st.floats(allow_nan=False, allow_infinity=False)), min_size=1, max_size=60)
 
 
@@ -55,9 +58,10 @@ def expected(rows: list[tuple[str, str, float]], length: int) -> dict[str, list[
     return {"popular:": [(item, float(count)) for item, count in popular], **lists}
 
 
-def check_import(rows: list[tuple[str, str, float]], length: int, partition_rows: int) -> None:
+def check_import(rows: list[tuple[str, str, float]], length: int, partition_rows: int, key_bits: int = 63) -> None:
     with tempfile.TemporaryDirectory() as scratch, pytest.MonkeyPatch.context() as patch:
         patch.setattr(external_sort, "PARTITION_ROWS", partition_rows)
+        patch.setattr(external_sort, "_KEY_BITS", key_bits)
         folder = Path(scratch)
         frame = pl.DataFrame(rows, schema=["user", "item", "score"], orient="row")
         frame.write_parquet(folder / "lists.parquet")
@@ -67,11 +71,11 @@ def check_import(rows: list[tuple[str, str, float]], length: int, partition_rows
 
 
 @settings(max_examples=25, deadline=None)
-@given(scored_rows, st.integers(1, 5), st.integers(1, 20))
+@given(scored_rows, st.integers(1, 5), st.integers(1, 20), st.sampled_from([63, 5]))
 def test_rows_in_any_order_become_the_expected_lists(
-    rows: list[tuple[str, str, float]], length: int, partition_rows: int
+    rows: list[tuple[str, str, float]], length: int, partition_rows: int, key_bits: int
 ) -> None:
-    check_import(rows, length, partition_rows)
+    check_import(rows, length, partition_rows, key_bits)
 
 
 @pytest.mark.soak

@@ -14,7 +14,6 @@ from stores.encoding import (
     OFFSET_BYTES,
     Checksum,
     Item,
-    ItemEncoder,
     body_of,
     cut,
     decode,
@@ -50,10 +49,7 @@ def test_a_cut_is_the_first_n_items(content: list[Item], n: int) -> None:
 def test_a_body_is_a_list_behind_the_length_of_its_first_ten_items(content: list[Item]) -> None:
     lines = [orjson.dumps(item) for item in content]
     value, usual = b",\n".join(lines), b",\n".join(lines[:10])
-    fast = ItemEncoder([item["id"] for item in content], [item.get("title") for item in content])
-    expected = b"%04x" % len(usual) + value
-    assert fast.encode(range(len(content)), [item["score"] for item in content]) == expected
-    assert encode(content) == body_of(value) == expected
+    assert encode(content) == body_of(value) == b"%04x" % len(usual) + value
 
 
 @given(texts, st.binary(max_size=300), st.data())
@@ -82,7 +78,6 @@ def test_a_usual_cut_that_four_digits_cannot_say_is_found_item_by_item() -> None
     assert body[:OFFSET_BYTES] == NO_OFFSET
     assert decode(cut(body, 10)) == content[:10]
     assert is_empty(encode([]))
-    assert is_empty(ItemEncoder([], []).encode([], []))
     assert cut(NO_OFFSET, 10) == b""
 
 
@@ -95,13 +90,6 @@ def test_a_line_is_one_item_whatever_its_title_holds() -> None:
 def test_a_score_that_json_cannot_say_is_refused(score: float) -> None:
     with pytest.raises(StoreMisused, match="finite"):
         encode([Item(id="a", score=score)])
-    with pytest.raises(StoreMisused, match="finite"):
-        ItemEncoder(["a"], [None]).encode([0], [score])
-
-
-def test_items_and_scores_of_different_length_are_refused() -> None:
-    with pytest.raises(ValueError, match="zip"):
-        ItemEncoder(["a", "b"], [None, None]).encode([0, 1], [1.0])
 
 
 @pytest.mark.soak

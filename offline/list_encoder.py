@@ -1,0 +1,121 @@
+"""Ranked lists as flat arrays, and as rows of a release: thousands are encoded at once, by columns."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+import polars as pl
+
+from offline.errors import SettingError
+from stores.encoding import MAX_OFFSET, SEPARATOR, USUAL_CUT
+from stores.errors import StoreMisused
+from stores.store import Row
+
+# The longest list that the service answers.
+MAX_LENGTH = 1000
+
+# How many items are encoded at once, unless a single list has more: bounds the memory, and stays in the cache.
+_ITEMS_AT_ONCE = 1 << 17
+
+_SEPARATOR = SEPARATOR.decode()
+_HEX_DIGITS = np.frombuffer(b"0123456789abcdef", dtype=np.uint8)
+_HEX_SHIFTS = np.array([12, 8, 4, 0])
+
+
+def check_length(length: int) -> None:
+    """Raise SettingError unless lists can be of this length."""
+    if not 1 <= length <= MAX_LENGTH:
+        raise SettingError(f"The list length is {length}; it must lie between 1 and {MAX_LENGTH}.")
+
+
+@dataclass(frozen=True, slots=True)
+class RankedLists:
+    """
+    Lists one after another, each best first.
+
+    owners    whose they are
+    lengths   how many items each has [lists]
+    items     their numbers, integers from 0 [sum of lengths]
+    scores    float64 [sum of lengths]
+    """
+
+    owners: Sequence[str]
+    lengths: npt.NDArray[Any]
+    items: npt.NDArray[Any]
+    scores: npt.NDArray[np.float64]
+
+    def batches(self, most: int) -> Iterator["RankedLists"]:
+        """Yield them in order, *most* at a time, and fewer where they are long."""
+        ends = np.concatenate([[0], np.cumsum(self.lengths)])
+        start = 0
+        while start < len(self.owners):
+            fitting = int(np.searchsorted(ends, ends[start] + _ITEMS_AT_ONCE, side="right")) - 1
+            stop = min(start + most, max(fitting, start + 1), len(self.owners))
+            span = slice(ends[start], ends[stop])
+            yield RankedLists(self.owners[start:stop], self.lengths[start:stop], self.items[span], self.scores[span])
+            start = stop
+
+
+class ListEncoder:
+    """Encodes ranked lists over a fixed set of items; lives as long as one publish.
+
+    Each item's constant bytes are made once, and a batch of lists is one text, joined out of columns and cut.
+    """
+
+    def __init__(self, ids: Sequence[str], titles: Sequence[str | None]) -> None:
+        """Take the items in the order of their numbers, each with its title or None."""
+        self._heads = _texts(b'{"id":%b,"score":' % orjson.dumps(identifier) for identifier in ids)
+        self._tails: pl.Series | None = None
+        if any(title is not None for title in titles):
+            self._tails = _texts(
+                (b"}" if title is None else b',"title":%b}' % orjson.dumps(title)) + SEPARATOR for title in titles
+            )
+
+    def rows(self, kind: str, lists: RankedLists) -> list[Row]:
+        """Return a row of each list, its key of *kind* and its body as `stores.encoding` says.
+
+        Raises StoreMisused for a score that is not finite.
+        """
+        new = tuple.__new__  # as Row(key, value), which is a call of Python for each
+        return [new(Row, (kind + owner, body)) for owner, body in zip(lists.owners, self._bodies(lists), strict=True)]
+
+    def _bodies(self, lists: RankedLists) -> list[bytes]:
+        lines = self._lines(lists.items, lists.scores)
+        # Where each item begins, and the last ends: with a separator, which the last of a list goes without.
+        begins = np.concatenate([[0], np.cumsum(lines.str.len_bytes().to_numpy(), dtype=np.int64)])
+        lasts = np.cumsum(lists.lengths)
+        firsts = lasts - lists.lengths
+        starts = begins[firsts]
+        ends = np.maximum(begins[lasts] - len(SEPARATOR), starts)
+        usual = np.maximum(begins[np.minimum(firsts + USUAL_CUT, lasts)] - len(SEPARATOR), starts) - starts
+        text = lines.str.join("").cast(pl.Binary).item()
+        return [
+            offset + text[start:end]
+            for offset, start, end in zip(_hex(usual), starts.tolist(), ends.tolist(), strict=True)
+        ]
+
+    def _lines(self, items: npt.NDArray[Any], scores: npt.NDArray[np.float64]) -> pl.Series:
+        """Return the bytes of each item with a separator behind it."""
+        if not np.isfinite(scores).all():
+            raise StoreMisused("a score is not a finite number; leave such items out of the list")
+        if not len(scores):
+            return pl.Series(dtype=pl.String)
+        # By the writer of JSON itself, so that the digits are what it would write in a list.
+        numbers = orjson.dumps(np.ascontiguousarray(scores), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].decode()
+        heads = self._heads.gather(items)
+        tails = pl.lit("}" + _SEPARATOR) if self._tails is None else self._tails.gather(items)
+        return pl.select(pl.concat_str(heads, pl.Series([numbers]).str.split(",").explode(), tails)).to_series()
+
+
+def _texts(encoded: Iterator[bytes]) -> pl.Series:
+    return pl.Series([each.decode() for each in encoded], dtype=pl.String)
+
+
+def _hex(offsets: npt.NDArray[np.int64]) -> list[bytes]:
+    """Return the offsets as four hex digits; zeros for what is longer than they can say."""
+    said = np.where(offsets <= MAX_OFFSET, offsets, 0)
+    digits: list[bytes] = _HEX_DIGITS[(said[:, None] >> _HEX_SHIFTS) & 15].view("S4").ravel().tolist()
+    return digits
