@@ -250,24 +250,31 @@ def held(url: str, draft: DraftRef | None) -> Iterator[None]:
     if draft is None:
         yield
         return
-    done = threading.Event()
+    loop, done = asyncio.new_event_loop(), asyncio.Event()
 
     async def keep() -> None:
         store = connect(url)
         try:
             async with lease(store, draft):
-                await asyncio.to_thread(done.wait)
+                await done.wait()
         finally:
             with suppress(StoreError):
                 await store.close()
 
-    thread = threading.Thread(target=lambda: asyncio.run(keep()), daemon=True)
-    thread.start()
+    def work() -> None:
+        try:
+            loop.run_until_complete(keep())
+        finally:
+            loop.close()
+
+    thread = threading.Thread(target=work, daemon=True)
     try:
+        thread.start()
         yield
     finally:
-        done.set()
-        thread.join()
+        with suppress(RuntimeError):  # the thread has ended by itself, or an interrupt kept it from starting
+            loop.call_soon_threadsafe(done.set)
+            thread.join()
 
 
 def _writer(run: Run) -> str:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from hotplate.cli.main import main
+from hotplate.__main__ import main
 from hotplate.cli.terminal import with_store
 from offline.input.sample import sample
 from offline.registry import Registry
