@@ -6,7 +6,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Two workers, each with servers of its own; one that has nothing left to do takes tests over from the other.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal --benchmark-disable
 
-.PHONY: help demo test soak check bench lock clean
+.PHONY: help demo test soak check bench quality lock clean
 
 help: ## list the verbs
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
@@ -30,6 +30,9 @@ check: .venv/dev ## lint, format and types
 
 bench: .venv/dev ## the figures, printed and written to bench-results.json
 	$(BIN)/python -m bench.micro
+
+quality: .venv/dev ## how good the lists are, on both data sets and every split, printed and written into the docs
+	$(BIN)/python -m bench.micro.quality
 
 lock: .venv/dev ## resolve the requirements anew (needs uv)
 	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --no-annotate --python-version 3.11 \

@@ -119,7 +119,7 @@ async def overlaps(
             if there is not None:
                 compared += 1
                 for depth in shared:
-                    shared[depth] += _common(lists[user][:depth], there[:depth])
+                    shared[depth] += common(lists[user][:depth], there[:depth])
     return compared, {depth: total / (compared or 1) for depth, total in shared.items()}
 
 
@@ -135,5 +135,6 @@ def _read(user: str, slot: Slot, open_value: Decode, depth: int) -> list[str] | 
         return None
 
 
-def _common(one: Sequence[str], other: Sequence[str]) -> float:
+def common(one: Sequence[str], other: Sequence[str]) -> float:
+    """Return the share of items, of the longer of two lists, that both have; 0 where neither has any."""
     return len(set(one) & set(other)) / (max(len(one), len(other)) or 1)

@@ -101,6 +101,11 @@ def _put_in_place(draft: Path, path: Path, old: Path) -> None:
         raise
 
 
+def is_model(path: Path) -> bool:
+    """Return whether *path* is a model folder, whole or not."""
+    return (path / _DESCRIPTION).is_file()
+
+
 def check_target(path: Path) -> None:
     """Raise DataError unless a model may be written to *path*: nothing is there, an empty folder, or another model."""
     try:

@@ -9,7 +9,9 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from offline.errors import SettingError
 from offline.evaluate.evaluation import Evaluation, evaluate, evaluate_parts
+from offline.evaluate.segments import by_column
 from offline.evaluate.splits import Parts, SplitOptions
 from offline.input.columns import NULL_VALUES, Columns
 from offline.input.files import Format, named_paths
@@ -126,6 +128,8 @@ def train(settings: TrainSettings, out: Path, on_progress: Progress | None = Non
     """
     report: Progress = on_progress or (lambda _stage, _done, _total: None)
     check_target(out)
+    if settings.test and settings.seeds > 1:
+        raise SettingError("Several seeds are of splits that are drawn, but test data are given; leave out --seeds.")
     seconds: dict[str, float] = {}
     with _stage("read", seconds, report):
         interactions = read_interactions(
@@ -145,15 +149,21 @@ def train(settings: TrainSettings, out: Path, on_progress: Progress | None = Non
         segments = {}
         if interactions.segments is not None:
             segments = popular_by_segment(interactions.segments, matrix.item_ids, settings.popular_length)
+        groups = {}
+        if interactions.memberships is not None:
+            groups = {"segment": by_column(interactions.memberships, matrix.user_ids)}
     evaluation, note = None, "No evaluation was requested."
     test = None
     if settings.test:
         with _stage("evaluate", seconds, report):
             test = _read_test(interactions, matrix, settings)
             if test.known.user_items.nnz:
-                parts = Parts(matrix.user_items, matrix.times, matrix.user_items, test.known.user_items)
                 evaluation = evaluate_parts(
-                    parts, settings.params, k=settings.k, on_iteration=partial(report, "evaluate")
+                    Parts.of(matrix.user_items, test.known.user_items, matrix.times),
+                    settings.params,
+                    k=settings.k,
+                    segments=groups,
+                    on_iteration=partial(report, "evaluate"),
                 )
         note = f"No pair of {named_paths(settings.test)} can be tested on, so there was no evaluation."
     elif settings.split is not None:
@@ -164,6 +174,7 @@ def train(settings: TrainSettings, out: Path, on_progress: Progress | None = Non
                 settings.split,
                 k=settings.k,
                 seeds=settings.seeds,
+                segments=groups,
                 on_iteration=partial(report, "evaluate"),
             )
         note = (

@@ -11,6 +11,7 @@ from hotplate.cli import (
     bench,
     cosmos_emulator,
     demo,
+    evaluate,
     import_lists,
     keys,
     lookup,
@@ -42,6 +43,7 @@ app.command()(serve.serve)
 app.command()(lookup.lookup)
 app.command()(plan.plan)
 app.command()(cosmos_emulator.cosmos_emulator)
+app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(models.app, name="models")
 app.add_typer(releases.app, name="releases")
 app.add_typer(store.app, name="store")

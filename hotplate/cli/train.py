@@ -221,12 +221,12 @@ def _print_evaluation(evaluation: "Evaluation") -> None:
         out.print(f"  {evaluation.cold_pairs:,} of the pairs are of items that nobody has in what was learnt from")
     headings = ("", "model", *(each.engine for each in evaluation.baselines))
     measured = [(each.values(), each.intervals) for each in shown]
-    out.print(table(headings, _metric_rows(measured)))
+    out.print(table(headings, metric_rows(measured)))
     if tested.users_with_lists < tested.users:
         missing = tested.users - tested.users_with_lists
         out.print(f"{missing:,} of {tested.users:,} users have no list, and are served the popular one; as served:")
         served = [(asdict(each.as_served), each.intervals_as_served) for each in shown]
-        out.print(table(headings, _metric_rows(served)))
+        out.print(table(headings, metric_rows(served)))
     for each, lead in zip(evaluation.baselines, evaluation.leads, strict=True):
         if lead.ndcg < 0:
             out.print(f"the baseline {each.engine} ranks better than the model: {_described(each)}{_by(lead)}")
@@ -240,7 +240,7 @@ def _by(lead: "Lead") -> str:
     return f"; by {-lead.ndcg:.4f} nDCG ({-high:.4f} to {-low:.4f}), {certainty}"
 
 
-def _metric_rows(
+def metric_rows(
     measured: "Sequence[tuple[Mapping[str, float], Mapping[str, tuple[float, float]]]]",
 ) -> "Iterator[tuple[str, ...]]":
     """Yield a row for each metric, with a column for each engine."""

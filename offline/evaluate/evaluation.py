@@ -21,6 +21,7 @@ from offline.evaluate.metrics import (
     measure_lists,
     measure_users,
 )
+from offline.evaluate.segments import Segments, by_activity
 from offline.evaluate.splits import IN_TIME, Mask, Parts, SplitOptions, split
 from offline.input.matrix import Indices, Matrix
 from offline.train.engine import Engine, Params, Ranker, engine_of, fit
@@ -28,9 +29,6 @@ from offline.train.neighbours import NeighbourParams
 from offline.train.popularity import PopularityParams
 
 BASELINES: tuple[Params, ...] = (PopularityParams(), NeighbourParams())
-# By what users are grouped (a column, say), then by the name of the group, the rows of its users.
-Segments = Mapping[str, Mapping[str, Indices]]
-_QUARTILES = (0.25, 0.5, 0.75)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +194,7 @@ def evaluate_parts(
     on_iteration: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Evaluate on *parts* that were split already, or read from files of their own; both must hold pairs."""
-    groups = {"items": _by_activity(parts), **(segments or {})}
+    groups = {"items": by_activity(parts), **(segments or {})}
     model = evaluate_engine(parts, params, k, on_iteration, segments=groups)
     others = [each for each in baselines if engine_of(each) != model.engine]
     results = tuple(evaluate_engine(parts, each, k, segments=groups) for each in others)
@@ -279,23 +277,6 @@ def _detailed(params: Params, ranker: Ranker, lists: Indices, parts: Parts, segm
         results,
         plain,
     )
-
-
-def _by_activity(parts: Parts) -> dict[str, Indices]:
-    """Group users who are tested and have items to be recommended by, in quarters by how many they have."""
-    counts = np.where(np.diff(parts.test.indptr) > 0, np.diff(parts.seen.indptr), 0)
-    users = np.flatnonzero(counts).astype(np.int32)
-    if not len(users):
-        return {}
-    bounds = np.unique(np.quantile(counts[users], _QUARTILES, method="inverted_cdf"))
-    quarter = np.searchsorted(bounds, counts[users])
-    groups = [users[quarter == each] for each in range(len(bounds) + 1)]
-    return {_span(counts[members]): members for members in groups if len(members)}
-
-
-def _span(counts: Indices) -> str:
-    low, high = int(counts.min()), int(counts.max())
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def _members(segments: Segments, tested: UserMetrics) -> dict[tuple[str, str], Mask]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csr_matrix, diags_array
+from scipy.sparse import csr_matrix
 
 from offline.evaluate.splits import Mask, Parts, pair_keys
 from offline.input.matrix import Floats, Indices, UserItems
@@ -18,7 +18,7 @@ _SAMPLED_USERS = 1000
 _RANKED_USERS = 500
 _RANKED_SCORES = 2_000_000
 _SEED = 42
-_LISTS_AT_ONCE = 256
+_LISTS_AT_ONCE = 128
 # Head items have so much of all interactions in train (Abdollahpouri et al., UMAP 2021).
 _HEAD_SHARE = 0.2
 
@@ -202,24 +202,19 @@ def _diversity(lists: Indices, train: UserItems, counts: npt.NDArray[np.int64]) 
     lengths = (lists >= 0).sum(axis=1)
     drawn = _sample(np.flatnonzero(lengths >= 2), _SAMPLED_USERS)
     norms = np.sqrt(np.maximum(counts, 1))
-    # Rows are items, each a vector of length 1 of the users that have it.
-    vectors = csr_matrix(diags_array(1 / norms) @ _binary(train).T)
-    lengths_squared = (counts > 0).astype(np.float64)
+    has = csr_matrix((np.ones(train.nnz, dtype=np.float32), train.indices, train.indptr), shape=train.shape)
     found = np.full(len(lists), np.nan)
     for start in range(0, len(drawn), _LISTS_AT_ONCE):
         batch = drawn[start : start + _LISTS_AT_ONCE]
         members = lists[batch]
         of_list, items = np.nonzero(members >= 0)[0], members[members >= 0]
-        chosen = csr_matrix((np.ones(len(items)), (of_list, items)), shape=(len(batch), len(counts)))
-        sums = chosen @ vectors
+        # An item is a vector of length 1 of the users that have it; these are the sums of a list's, users by lists.
+        sums = has @ csr_matrix((1 / norms[items], (items, of_list)), shape=(len(counts), len(batch)))
+        sums.data **= 2
         # The square of a sum of vectors has each pair's product twice, and each vector's square once.
-        squared = np.asarray(sums.multiply(sums).sum(axis=1)).ravel() - chosen @ lengths_squared
-        found[batch] = 1 - squared / (lengths[batch] * (lengths[batch] - 1))
+        products = np.asarray(sums.sum(axis=0)).ravel() - np.bincount(of_list, counts[items] > 0, len(batch))
+        found[batch] = 1 - products / (lengths[batch] * (lengths[batch] - 1))
     return found
-
-
-def _binary(train: UserItems) -> UserItems:
-    return csr_matrix((np.ones(train.nnz), train.indices, train.indptr), shape=train.shape)
 
 
 def _sample(candidates: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:

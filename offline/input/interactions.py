@@ -39,6 +39,7 @@ class Interactions:
     pairs        [user: str, item: str, weight: f64 > 0, and time: datetime (naive UTC), if there is one], in no order
     titles       by item, as far as they are known
     segments     [segment, item, weight: f64, the number of users of the segment that have the item], or None
+    memberships  [user, segment]: of each user the segment that most rows name, the first of equals, or None
     rows         how many there were, those left out among them
     left_out     how many rows were left out, by reason, in the order in which the reasons are tried; zeros not listed
     fingerprint  a digest of all files that were read
@@ -50,6 +51,7 @@ class Interactions:
     pairs: pl.DataFrame
     titles: dict[str, str]
     segments: pl.DataFrame | None
+    memberships: pl.DataFrame | None
     rows: int
     left_out: dict[str, int]
     fingerprint: str
@@ -98,12 +100,14 @@ def read_interactions(
             decay = None if half_life is None else _decay(survey, half_life, source)
             pairs = _pairs(rows.kept, chosen, weighting, decay)
             segments = _segments(rows.kept, source) if chosen.segment else None
+            memberships = _memberships(rows.kept) if chosen.segment else None
         _check_size(pairs, source)
         named_titles = {"item": chosen.item, "title": named.title}
         return Interactions(
             pairs,
             item_titles(rows.kept, source) if titles is None else read_titles(titles, named_titles, form),
             segments,
+            memberships,
             survey.rows,
             survey.left_out,
             fingerprint(files + (find_files(titles) if titles is not None else [])),
@@ -268,6 +272,12 @@ def _segments(kept: pl.LazyFrame, source: str) -> pl.DataFrame:
     users = pl.col("user").n_unique().cast(pl.Float64).alias("weight")
     present = kept.filter(pl.col("segment").is_not_null())
     return present.group_by("segment", "item").agg(users).sort("segment", "item").collect(engine="streaming")
+
+
+def _memberships(kept: pl.LazyFrame) -> pl.DataFrame:
+    named = kept.filter(pl.col("segment").is_not_null()).group_by("user", "segment").len().collect(engine="streaming")
+    ranked = named.sort("user", "len", "segment", descending=[False, True, False])
+    return ranked.unique("user", keep="first", maintain_order=True).drop("len")
 
 
 def _check_size(pairs: pl.DataFrame, source: str) -> None:

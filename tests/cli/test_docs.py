@@ -13,6 +13,7 @@ from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
 from bench.micro.__main__ import parse
+from hotplate.cli.evaluate import ListsFirst
 from hotplate.cli.main import app
 from tests.support.paths import ROOT
 
@@ -63,6 +64,8 @@ def check(words: list[str], *, complete: bool) -> None:
 
 def parse_verb(command: TyperCommand | TyperGroup, words: list[str], *, complete: bool) -> None:
     while isinstance(command, TyperGroup) and words:
+        if words[0] not in command.commands and isinstance(command, ListsFirst):
+            words = [command.default, *words]
         name, *words = words
         assert name in command.commands, f"no verb {name}"
         command = command.commands[name]  # type: ignore[assignment]  # typer makes commands and groups of its own only

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from offline.errors import DataError
+from offline.errors import DataError, SettingError
 from offline.evaluate.splits import SplitKind, SplitOptions
 from offline.input.sample import sample
 from offline.model import load
@@ -28,6 +28,8 @@ def test_a_training_leaves_a_model_and_reports_what_it_did(tmp_path: Path) -> No
     assert report.evaluation is not None
     assert report.evaluation.model.metrics.ndcg > report.evaluation.baselines[0].metrics.ndcg
     facts = json.loads(json.dumps(report.to_json()))
+    groups = [(each["by"], each["name"]) for each in facts["evaluation"]["segments"]]
+    assert sorted(name for by, name in groups if by == "segment") == ["east", "north", "south", "west"]
     assert facts["users"] == 400
     assert facts["evaluation"]["model"]["k"] == 10
     assert set(facts["seconds"]) == {"read", "matrix", "evaluate", "fit", "save"}
@@ -65,3 +67,9 @@ def test_bad_data_leave_the_model_that_is_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds other things than a model"):
         train(TrainSettings(tmp_path / "a.csv"), tmp_path)
     assert load(tmp_path / "model").params == PARAMS
+
+
+def test_seeds_of_test_data_that_are_given_are_refused(tmp_path: Path) -> None:
+    settings = TrainSettings(tmp_path / "a.csv", test=[tmp_path / "b.csv"], seeds=2)
+    with pytest.raises(SettingError, match="leave out --seeds"):
+        train(settings, tmp_path / "model")

@@ -1,16 +1,13 @@
 """Quality on real data: the recipes give the known matrices, and the parameters reach the known figures."""
 
-import numpy as np
-import polars as pl
 import pytest
-from scipy.sparse import csr_matrix
 
-from offline.evaluate.evaluation import evaluate
-from offline.evaluate.metrics import measure
+from bench.micro.quality import reference_split
+from offline.evaluate.evaluation import evaluate, evaluate_engine
 from offline.input.columns import Columns
 from offline.input.interactions import read_interactions
-from offline.input.matrix import Matrix, UserItems, to_matrix
-from offline.train.als import ALSParams, fit
+from offline.input.matrix import Matrix, to_matrix
+from offline.train.als import ALSParams
 from tests.support.paths import DATA
 
 RETAIL = DATA / "online-retail" / "online_retail.parquet"
@@ -66,30 +63,7 @@ def test_the_recipe_for_movie_tweetings_gives_its_matrix_and_beats_popularity(mo
 
 @movies_are_here
 def test_movie_tweetings_reach_their_figures_on_the_reference_draw(movies: Matrix) -> None:
-    train, test = reference_split(movies)
-    users = np.arange(len(movies.user_ids), dtype=np.int32)
-    lists, _ = fit(train, ALSParams(factors=64, regularization=150, alpha=20)).recommend(train, users, 10)
-    metrics = measure(lists, test)
+    parts = reference_split(movies, MOVIES / "ratings.csv.gz")
+    metrics = evaluate_engine(parts, ALSParams(factors=64, regularization=150, alpha=20), 10).metrics
     assert metrics.ndcg >= 0.174
     assert metrics.recall >= 0.220
-
-
-def reference_split(movies: Matrix) -> tuple[UserItems, UserItems]:
-    """Split as the reference does: one number of the old generator per row in the order of the file, ranked by item."""
-    rows = pl.read_csv(MOVIES / "ratings.csv.gz", infer_schema=False).select(
-        user=pl.col("user_id").replace_strict({id_: at for at, id_ in enumerate(movies.user_ids)}, default=None),
-        item=pl.col("movie_id").replace_strict({id_: at for at, id_ in enumerate(movies.item_ids)}, default=None),
-    )
-    rows = rows.drop_nulls()
-    draw = np.random.RandomState(42).random_sample(rows.height)
-    rows = rows.with_columns(draw=draw).with_columns(rank=pl.col("draw").rank("ordinal").over("item"))
-    train = pl.col("rank") <= (0.75 * pl.len().over("item")).round(mode="half_to_even")
-    halves = (rows.filter(train), rows.filter(~train))
-    first, second = (
-        csr_matrix(
-            (np.ones(half.height, dtype=np.float32), (half.get_column("user"), half.get_column("item"))),
-            shape=movies.user_items.shape,
-        )
-        for half in halves
-    )
-    return first, second

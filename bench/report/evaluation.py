@@ -1,0 +1,239 @@
+"""The report of a model's evaluation as one HTML file that loads nothing else; the first line is the verdict."""
+
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from bench.report import plots, text
+from bench.report.text import caution, escaped, grouped_table, html_paragraphs, section, table, tiles, whole_page
+
+Facts = Mapping[str, Any]
+
+# Names of metrics as people write them; others are shown as they are.
+NAMES = {
+    "ndcg": "nDCG", "map": "MAP", "map_at_k": "MAP, of k at most", "recall_at_k": "recall, of k at most",
+    "mrr": "MRR", "hit_rate": "hit rate", "auc": "AUC", "gini": "Gini coefficient",
+    "popular_share": "share of popular items",
+}  # fmt: skip
+RANKING = ("ndcg", "precision", "recall", "map", "mrr", "hit_rate")
+LONGEST = 80
+HALF = "± is half of the 95 % interval."
+SEGMENTS = f"nDCG as served, by how many items users had, by who has a list, and by columns that were named. {HALF}"
+LONG_TAIL = (
+    "Items from the most popular one to the rarest. The share of all interactions that the first so many have, and the "
+    "share of all places in lists: where the second line is above the first, lists are more popular than histories are."
+)
+REACHED = "How many different items stand in the first so many places of all lists."
+TRIALS = "Each cell that the search tried, on a split within what was learnt from; the test was not touched."
+SAMPLES = (
+    "From the least to the most active user. Of histories the latest come first, or the heaviest where there are no "
+    "times."
+)
+METHOD = """
+Metrics are averages over users who have something held back; who has no list counts with zeros. As served, who has no
+list gets the popular one, as from the service. An item is liked or not, and nothing between.
+
+A 95 % interval is of chance in who was drawn as a user: those who were tested are drawn anew, with replacement, a
+thousand times. It says nothing of another split, another month or another catalogue.
+
+What is held back is what users chose of what they were shown; a list that would have been better may have hit less of
+it.
+"""
+
+
+def page(facts: Facts) -> str:
+    """Lay out the whole file, of what `offline.evaluate.report` gathers."""
+    verdict = facts["verdict"]
+    described = facts["description"]
+    parts = [_verdict(verdict), _tiles(facts)]
+    if facts["subjects"]:
+        parts += [_metrics(facts), _segments(facts["subjects"])]
+    parts += [_catalogue(facts["catalogue"])]
+    if facts["live"]:
+        parts.append(_live(facts["live"]))
+    if (facts["tuning"] or {}).get("trials"):
+        parts.append(_tuning(facts["tuning"]))
+    parts += [_samples(facts["samples"]), _data(facts)]
+    parts.append(section("What is measured, and what is not", html_paragraphs(text.paragraphs(METHOD))))
+    below = f"hotplate evaluate report {facts['model']} · trained {described['created_at']}"
+    return whole_page(f"{verdict['sentence']}.", below, parts)
+
+
+def write_page(facts: Facts, path: Path) -> None:
+    """Write the page, whole or not at all."""
+    text.write(path, page(facts))
+
+
+def _verdict(verdict: Facts) -> str:
+    if not verdict["good"]:
+        return caution("Look out:", verdict["remarks"] or [f"{verdict['sentence']}."])
+    remarks = "".join(f"<p>{escaped(remark)}</p>" for remark in verdict["remarks"])
+    return f'<div class="verdict"><strong>Better than every baseline.</strong>{remarks}</div>'
+
+
+def _tiles(facts: Facts) -> str:
+    shown: list[tuple[str, str]] = []
+    if facts["subjects"]:
+        metrics = facts["subjects"][0]["metrics"]
+        shown = [(f"{metrics[name]:.3f}", f"{_name(name)} at {facts['k']}") for name in ("ndcg", "recall")]
+    catalogue = facts["catalogue"]
+    without = catalogue["users_without_list"] / max(1, catalogue["users"])
+    shown += [
+        (f"{catalogue['metrics']['coverage']:.1%}", "of all items are in a list"),
+        (f"{without:.1%}".replace("0.0%", "none" if not without else "0.0%"), "of the users have no list"),
+    ]
+    if (facts["live"] or {}).get("overlap") is not None:
+        shown.append((f"{facts['live']['overlap']:.0%}", "of a list is as in the live one"))
+    return tiles(shown)
+
+
+def _metrics(facts: Facts) -> str:
+    subjects, k = facts["subjects"], facts["k"]
+    lines: list[Facts] = []
+    for group, metrics, intervals in (
+        ("own lists", "metrics", "intervals"),
+        ("as served", "as_served", "served_intervals"),
+    ):
+        for name in dict.fromkeys(name for each in subjects for name in each[metrics]):
+            cells = [_with_interval(each[metrics].get(name), each[intervals].get(name)) for each in subjects]
+            lines.append({"group": f"{group}, at {k}", "name": _name(name), "cells": cells})
+    heading = [_subject(each) for each in subjects]
+    shown = [name for name in RANKING if name in subjects[0]["metrics"]]
+    drawn = plots.metric_intervals(dict(zip(heading, subjects, strict=True)), {name: _name(name) for name in shown})
+    return section("Metrics", drawn + grouped_table(heading, lines), f"{facts['split']} {HALF}")
+
+
+def _segments(subjects: Sequence[Facts]) -> str:
+    found = {(each["by"], each["name"]): each["users"] for each in subjects[0]["segments"]}
+    if not found:
+        return ""
+    cells = [{(each["by"], each["name"]): each for each in subject["segments"]} for subject in subjects]
+    lines = [
+        {
+            "group": f"by {by}",
+            "name": f"{_clean(name)} ({users:,} users)",
+            "cells": [
+                _with_interval(of[by, name]["ndcg"], of[by, name]["intervals"].get("ndcg")) if (by, name) in of else ""
+                for of in cells
+            ],
+        }
+        for (by, name), users in found.items()
+    ]
+    return section("Segments", grouped_table([_subject(each) for each in subjects], lines), SEGMENTS)
+
+
+def _catalogue(catalogue: Facts) -> str:
+    intervals = catalogue["metrics"]["intervals"]
+    rows = [
+        [_name(name), _with_interval(value, intervals.get(name))]
+        for name, value in catalogue["metrics"].items()
+        if isinstance(value, float)
+    ]
+    of = f"Of the lists of {catalogue['users']:,} users, over {catalogue['items']:,} items."
+    parts = [
+        section("The long tail", plots.long_tail(catalogue), LONG_TAIL),
+        section("Coverage", plots.reached(catalogue) + table(["", ""], rows, (1,)), f"{REACHED} {of} {HALF}"),
+    ]
+    return "".join(parts)
+
+
+def _live(live: Facts) -> str:
+    if live["overlap"] is None:
+        words = "None of the users has a list in both."
+    else:
+        words = (
+            f"{live['overlap']:.1%} of the items of a user's list are in the live one, too: the mean over "
+            f"{live['users']:,} users, of the longer of the two lists."
+        )
+    return section(f"Beside the live release {live['release']}", html_paragraphs([words]))
+
+
+def _tuning(tuning: Facts) -> str:
+    best = tuning["trials"][tuning["best"]]
+    ordered = sorted(tuning["trials"], key=lambda each: -each["ndcg"])
+    rows = [
+        [
+            each["engine"], _described(each["params"]), str(each["iterations"]),
+            f"{each['ndcg']:.4f} ± {each['se']:.4f}", f"{each['seconds']:.1f} s",
+        ]
+        for each in ordered
+    ]  # fmt: skip
+    lead = f"{TRIALS} The best: {best['engine']}, {_described(best['params'])}."
+    shown = table(["engine", "parameters", "iterations", "nDCG, one standard error", "took"], rows, (2, 3, 4))
+    return section("The search for parameters", plots.trials(tuning["trials"]) + shown, lead)
+
+
+def _samples(samples: Sequence[Facts]) -> str:
+    parts = []
+    for each in samples:
+        columns = [map(_item, each["history"]), map(_item, each["list"])]
+        headings = [f"history, of {each['activity']:,}", "list"]
+        if each["live"] is not None:
+            headings.append("live list")
+            columns.append(map(_item, each["live"]))
+        rows = [list(row) for row in zip_longest(*columns, fillvalue="")]
+        parts.append(f"<p><strong>{escaped(_clean(each['user']))}</strong></p>{table(headings, rows)}")
+    return section("Sample lists", "".join(parts), SAMPLES)
+
+
+def _data(facts: Facts) -> str:
+    described = facts["description"]
+    data, versions = described["data"], described["versions"]
+    left_out = ", ".join(f"{count:,} {reason}" for reason, count in data.get("left_out", {}).items())
+    shown = {
+        "source": data.get("source"),
+        "rows": f"{data['rows']:,}" if "rows" in data else None,
+        "left out": left_out or "nothing",
+        "users, items, pairs": ", ".join(f"{described[name]:,}" for name in ("users", "items", "pairs")),
+        "from, to": None if not data.get("time_range") else " to ".join(data["time_range"]),
+        "fingerprint": data.get("fingerprint"),
+        "engine": described["engine"],
+        "parameters": _described(described["params"]),
+        **{name: _plain(value) for name, value in data.items() if name not in _SHOWN_DATA},
+        "versions": _described(versions),
+    }
+    rows = [[name.replace("_", " "), _clean(value, 400)] for name, value in shown.items() if value]
+    return section("Data, parameters and versions", table(["", ""], rows))
+
+
+_SHOWN_DATA = frozenset({"source", "rows", "left_out", "time_range", "fingerprint"})
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, Mapping):
+        return _described({name: one for name, one in value.items() if one is not None})
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(map(str, value))
+    return "" if value is None else str(value)
+
+
+def _described(params: Facts) -> str:
+    return ", ".join(f"{name} {value}" for name, value in params.items()) or "nothing to choose"
+
+
+def _subject(subject: Facts) -> str:
+    if subject["role"] == "live":
+        return "live, otherwise drawn" if subject["note"] else "live"
+    return f"{subject['name']} ({'this model' if subject['role'] == 'model' else 'baseline'})"
+
+
+def _name(metric: str) -> str:
+    return NAMES.get(metric, metric.replace("_", " "))
+
+
+def _with_interval(value: float | None, interval: Sequence[float] | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4f}" if interval is None else f"{value:.4f} ± {(interval[1] - interval[0]) / 2:.4f}"
+
+
+def _item(item: Facts) -> str:
+    identifier = _clean(item["id"], 40)
+    return f"{_clean(item['title'])} ({identifier})" if item["title"] else identifier
+
+
+def _clean(value: str, longest: int = LONGEST) -> str:
+    """Return a text of a user's data so that it cannot disturb the page: no control characters, and not too long."""
+    shown = "".join(letter if letter.isprintable() else "\ufffd" for letter in value)
+    return shown if len(shown) <= longest else f"{shown[: longest - 1]}…"

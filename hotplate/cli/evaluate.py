@@ -1,0 +1,296 @@
+"""`hotplate evaluate`: measure any lists, lay out a model's report, and compare two."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from hotplate.cli.releases import find_release
+from hotplate.cli.terminal import (
+    FAILED,
+    Delimiter,
+    Json,
+    column_option,
+    interruptible,
+    option,
+    out,
+    print_json,
+    print_rows_read,
+    require_folder,
+    table,
+    with_store,
+)
+from hotplate.cli.train import metric_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import polars as pl
+    from rich.table import Table
+
+    from offline.evaluate.candidate import Candidate, LiveRelease
+    from offline.evaluate.comparison import Comparison
+    from offline.evaluate.list_evaluation import Evaluator, ListEvaluation, Measured
+    from offline.evaluate.report import ReadLive
+    from offline.evaluate.truth import Truth
+    from stores.store import Store
+
+
+class ListsFirst(TyperGroup):
+    """A group of verbs of which `lists` may be left out: what is no verb is its first argument."""
+
+    default = "lists"
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 -- of a type that typer keeps private
+        """Put the verb that was left out in its place."""
+        named = not args or args[0] in self.commands or args[0] == "--help"
+        return super().parse_args(ctx, args if named else [self.default, *args])
+
+
+app = typer.Typer(
+    cls=ListsFirst,
+    no_args_is_help=True,
+    help="Measure any lists against what users chose, lay out a model's report, and compare two.\n\n"
+    "Example: hotplate evaluate lists.parquet test.csv --train train.csv",
+)
+
+# As `hotplate train` prints metrics.
+HALF = "(± half of the 95 % interval)"
+ORIGIN = (
+    "Rows of user, item and score as `import` reads them, a model folder, or the URL of a store, with #RELEASE at its "
+    "end for another than the live one."
+)
+Train = Annotated[
+    Path | None,
+    option(
+        "--train",
+        "Read what users had before from this file of user and item: then popularity is measured beside the lists, and "
+        "what of the catalogue they hold. A model knows its own.",
+    ),
+]
+K = Annotated[int, option("-k", "Measure so many items of each list.", at_least=1, at_most=1000)]
+UserColumn = Annotated[str | None, column_option("user")]
+ItemColumn = Annotated[str | None, column_option("item")]
+ScoreColumn = Annotated[str | None, column_option("score")]
+
+
+@app.command()
+def lists(
+    origin: Annotated[str, typer.Argument(metavar="LISTS", help=ORIGIN)],
+    truth: Annotated[Path, typer.Argument(metavar="TRUTH", help="A file, or a folder, of user and item: the choices.")],
+    train: Train = None,
+    k: K = 10,
+    rating_column: Annotated[
+        str | None,
+        column_option("rating", "scores are then measured as predictions of it, too, where a pair has both"),
+    ] = None,
+    user_column: UserColumn = None,
+    item_column: ItemColumn = None,
+    score_column: ScoreColumn = None,
+    delimiter: Delimiter = None,
+    as_json: Json = False,
+) -> None:
+    """Measure any lists against what users chose; `lists` itself may be left out.
+
+    Example: hotplate evaluate lists.parquet test.csv --train train.csv
+
+    Example: hotplate evaluate file:///var/lib/hotplate test.csv -k 20
+    """
+    named = {"user": user_column, "item": item_column}
+    scored = named | {"score": score_column}
+
+    def work() -> "tuple[Truth, ListEvaluation]":
+        rated = named | {"rating": rating_column}
+        evaluator, (candidate,) = _hold(truth, [origin], train, k, rated, scored, delimiter)
+        return evaluator.truth, evaluator.evaluate(candidate)
+
+    choices, found = interruptible(work)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        print_rows_read(choices.rows, truth, choices.left_out)
+        _print_evaluation(found)
+
+
+@app.command()
+def report(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder, as `hotplate train` writes it.")],
+    page: Annotated[Path, typer.Option("--out", help="Write the page to this file.")] = Path("evaluation.html"),
+    store: Annotated[
+        str | None, option("--store", "Compare with what is live in the store at this URL, too.", metavar="URL")
+    ] = None,
+    as_json: Annotated[bool, option("--json", "Print what the page says as one JSON object, and write none.")] = False,
+) -> None:
+    """Lay out how good a model is as one HTML file: beside its baselines and what is live, with sample lists.
+
+    The file holds all that it shows. Its first line says whether a baseline is better.
+
+    Example: hotplate evaluate report model --out report.html --store file:///var/lib/hotplate
+    """
+    from offline.evaluate.report import gather
+
+    if as_json:
+        print_json(interruptible(lambda: gather(model, _live_reader(store))))
+        return
+    from bench.report.evaluation import write_page
+
+    require_folder(page)
+    facts = interruptible(lambda: gather(model, _live_reader(store)))
+    write_page(facts, page)
+    out.print(f"{facts['verdict']['sentence']}.")
+    for remark in facts["verdict"]["remarks"]:
+        out.print(remark)
+    out.print(f"report written to {page}")
+
+
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(metavar="A", help=f"What may be worse: {ORIGIN}")],
+    second: Annotated[str, typer.Argument(metavar="B", help="What may be better, likewise.")],
+    truth: Annotated[
+        Path | None,
+        option(
+            "--truth",
+            "Hold the lists of both against this file of user and item. Without it, the evaluations of two models are "
+            "compared as they were recorded.",
+        ),
+    ] = None,
+    k: K = 10,
+    user_column: UserColumn = None,
+    item_column: ItemColumn = None,
+    score_column: ScoreColumn = None,
+    delimiter: Delimiter = None,
+    as_json: Json = False,
+) -> None:
+    """Say whether B is better than A, or whether chance may be all of it. Exits 1 where B is worse.
+
+    With --truth, each user's lists are compared with each other, and users are resampled; that tells smaller
+    differences apart than two separate evaluations do.
+
+    Example: hotplate evaluate compare old.parquet new.parquet --truth test.csv
+
+    Example: hotplate evaluate compare model-a model-b
+    """
+    named = {"user": user_column, "item": item_column}
+    scored = named | {"score": score_column}
+
+    def work() -> "Comparison":
+        if truth is None:
+            return _compare_models(first, second)
+        from offline.evaluate.comparison import compare_users
+
+        evaluator, (one, other) = _hold(truth, [first, second], None, k, named, scored, delimiter)
+        users = evaluator.measure_users(one), evaluator.measure_users(other)
+        return compare_users((one.origin, other.origin), *users)
+
+    found = interruptible(work)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        _print_comparison(found)
+    raise typer.Exit(FAILED if found.verdict == "worse" else 0)
+
+
+def _hold(
+    truth: Path,
+    origins: "Sequence[str]",
+    train: Path | None,
+    k: int,
+    named: "Mapping[str, str | None]",
+    scored: "Mapping[str, str | None]",
+    delimiter: str | None,
+) -> "tuple[Evaluator, list[Candidate]]":
+    """Read a truth, the lists of *origins* for its users, and what these had before: *train*, or what a model knows."""
+    from offline.evaluate.list_evaluation import Evaluator
+    from offline.evaluate.truth import read_history, read_truth
+
+    choices = read_truth(truth, named, delimiter)
+    candidates = [_candidate(origin, choices.pairs, k, scored, delimiter) for origin in origins]
+    histories = [each.history for each in candidates if each.history is not None]
+    if train is not None:
+        histories = [read_history(train, {role: named[role] for role in ("user", "item")}, delimiter)]
+    return Evaluator(choices, candidates, k, histories[0] if histories else None), candidates
+
+
+def _candidate(
+    origin: str, pairs: "pl.DataFrame", k: int, named: "Mapping[str, str | None]", delimiter: str | None
+) -> "Candidate":
+    from offline.evaluate.candidate import from_files, from_model, from_release
+    from offline.model import is_model, load
+    from stores.urls import redacted
+
+    if "://" in origin:
+        url, _, release = origin.partition("#")
+
+        async def read(opened: "Store") -> "Candidate":
+            found = await find_release(opened, release or None)
+            return await from_release(opened, found, f"{redacted(url)}#{found.id}", pairs, k)
+
+        return with_store(url, read)
+    path = Path(origin)
+    if is_model(path):
+        return from_model(load(path), origin, pairs, k)
+    return from_files(path, pairs, k, named, delimiter)
+
+
+def _live_reader(url: str | None) -> "ReadLive | None":
+    """Return what reads the live release of a store; None where no store was named."""
+    if url is None:
+        return None
+    from offline.evaluate.candidate import read_live
+
+    def read(users: "Sequence[str]", k: int) -> "LiveRelease | None":
+        return with_store(url, lambda opened: read_live(opened, users, k))
+
+    return read
+
+
+def _compare_models(first: str, second: str) -> "Comparison":
+    from offline.errors import SettingError
+    from offline.evaluate.comparison import compare_records
+    from offline.model import describe, is_model
+
+    for each in (first, second):
+        if not is_model(Path(each)):
+            raise SettingError(
+                f"{each} is no model folder, so that it has no evaluation; give --truth for a comparison."
+            )
+    return compare_records((first, second), describe(Path(first)), describe(Path(second)))
+
+
+def _print_evaluation(found: "ListEvaluation") -> None:
+    ranking = found.ranking.metrics
+    missing = ranking.users - ranking.users_with_lists
+    out.print(f"{found.pairs:,} pairs of {ranking.users:,} users, measured at {ranking.k} {HALF}:")
+    shown = {"lists": found.ranking, "lists, as served": found.as_served, "popularity": found.popularity}
+    out.print(_metrics_table({name: each for name, each in shown.items() if each is not None}))
+    if missing:
+        out.print(f"{missing:,} of {ranking.users:,} users have no list{' of their own' if found.as_served else ''}")
+    if found.seen_pairs:
+        out.print(f"{found.seen_pairs:,} of the pairs are of items that the user had before")
+    for name, each in (("what the lists are like", found.variety), (f"{found.predicted:,} ratings", found.rating)):
+        if each is not None:
+            out.print(f"{name}:")
+            out.print(_metrics_table({"lists": each}))
+    if found.popularity is not None and found.popularity.metrics.ndcg > ranking.ndcg:
+        out.print("the popular items rank better than the lists")
+
+
+def _metrics_table(shown: "Mapping[str, Measured[Any]]") -> "Table":
+    """Make a table of metrics with the columns *shown*."""
+    from dataclasses import asdict
+
+    measured = [(asdict(each.metrics), each.intervals) for each in shown.values()]
+    return table(("", *shown), metric_rows(measured))
+
+
+def _print_comparison(found: "Comparison") -> None:
+    how = "the same users" if found.paired else "separate evaluations, whose intervals leave more open"
+    out.print(f"{found.users:,} users, measured at {found.k}, {how}:")
+    rows = []
+    for each in found.changes:
+        interval = "" if each.interval is None else f" ({each.interval[0]:+.4f}…{each.interval[1]:+.4f})"
+        rows.append((each.metric, f"{each.a:.4f}", f"{each.b:.4f}", f"{each.b - each.a:+.4f}{interval}", each.verdict))
+    out.print(table(("", "A", "B", "B - A (95 %)", "B is"), rows))
+    out.print(found.sentence)

@@ -1,0 +1,167 @@
+"""Candidates: lists for the users of a truth, of whatever origin: files, a model, or a release of a store."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from offline.input.files import data_errors
+from offline.input.matrix import Matrix
+from offline.list_import import read_scored
+from offline.model import Model
+from stores import encoding
+from stores.catalogue import ReleaseRef
+from stores.compression import load_decode
+from stores.encoding import OFFSET_BYTES, Decode
+from stores.errors import ReleaseCorrupt, StoreError
+from stores.keys import OVERALL, POPULAR, USER
+from stores.store import Reader, Slot
+from stores.verification import load_manifest
+
+# Rows of files that are held before all but the best of each user are dropped.
+_HELD_ROWS = 2_000_000
+_RANKED_AT_ONCE = 4096
+_SCHEMA = {"user": pl.String, "item": pl.String, "score": pl.Float64}
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """
+    Lists that are evaluated; lives as long as that.
+
+    origin       what people call them
+    lists        [user, item, score], at most k rows a user, who stand together, best first; users of the truth only
+    predictions  [user, item, score], for as many pairs of the truth as there are scores
+    popular      the items that users without a list are served, best first; None where that is not known
+    history      what users had before, where the origin knows it
+    """
+
+    origin: str
+    lists: pl.DataFrame
+    predictions: pl.DataFrame
+    popular: pl.Series | None = None
+    history: Matrix | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LiveRelease:
+    """What is live in a store: its id, what its manifest says of its origin, and the items of users' lists, by user."""
+
+    id: str
+    about: Mapping[str, Any]
+    lists: Mapping[str, Sequence[str]]
+
+
+def from_files(
+    path: Path, pairs: pl.DataFrame, k: int, named: Mapping[str, str | None], delimiter: str | None = None
+) -> Candidate:
+    """
+    Read rows of user, item and score, as `import` does; of an item that a user has twice, the higher score counts.
+
+    *pairs* [user, item] are those of the truth: memory grows with them, and not with the file. Equal scores are in the
+    order of the item ids. Raises DataError as `read_scored` does.
+    """
+    scored = read_scored(path, named, delimiter=delimiter).frame.select("owner", "item", "score")
+    wanted = pairs.select(owner="user", item="item").lazy()
+    held, lists = list[pl.DataFrame](), scored.clear().collect()
+    with data_errors(path):
+        for batch in scored.join(wanted, on="owner", how="semi").collect_batches(maintain_order=False):
+            held.append(batch)
+            if sum(map(len, held)) >= _HELD_ROWS:
+                lists = _best(pl.concat([lists, *held]), k)
+                held.clear()
+        lists = _best(pl.concat([lists, *held]), k)
+        matched = scored.join(wanted, on=["owner", "item"], how="semi").group_by("owner", "item")
+        predictions = matched.agg(pl.col("score").max()).collect(engine="streaming")
+    as_user = {"owner": "user"}
+    return Candidate(str(path), lists.rename(as_user), predictions.rename(as_user))
+
+
+def _best(rows: pl.DataFrame, k: int) -> pl.DataFrame:
+    """Sort [owner, item, score] by owner, then highest score, then item, and keep *k* items for each owner."""
+    once = rows.group_by("owner", "item").agg(pl.col("score").max())
+    ordered = once.sort("owner", "score", "item", descending=[False, True, False])
+    return ordered.group_by("owner", maintain_order=True).head(k)
+
+
+def from_model(model: Model, origin: str, pairs: pl.DataFrame, k: int) -> Candidate:
+    """Compute the lists of a model, without what users had already; those that it does not know have none."""
+    matrix = model.matrix
+    known = pl.DataFrame({"user": matrix.user_ids, "row": np.arange(len(matrix.user_ids), dtype=np.int32)})
+    users = pairs.select("user").unique().join(known, on="user").sort("row")
+    rows, ids = users.get_column("row").to_numpy(), pl.Series("item", matrix.item_ids, dtype=pl.String)
+    frames = [pl.DataFrame(schema=_SCHEMA)]
+    for start in range(0, len(rows), _RANKED_AT_ONCE):
+        batch = rows[start : start + _RANKED_AT_ONCE]
+        items, scores = model.ranker.recommend(matrix.user_items, batch, k)
+        listed = items >= 0
+        owners = users.get_column("user")[start : start + _RANKED_AT_ONCE]
+        frames.append(
+            pl.DataFrame(
+                {
+                    "user": owners.gather(np.nonzero(listed)[0]),
+                    "item": ids.gather(items[listed]),
+                    "score": scores[listed].astype(np.float64),
+                }
+            )
+        )
+    lists = pl.concat(frames)
+    popular = ids.gather(model.popular.items)
+    return Candidate(origin, lists, _predictions(lists, pairs), popular, matrix)
+
+
+async def from_release(reader: Reader, release: ReleaseRef, origin: str, pairs: pl.DataFrame, k: int) -> Candidate:
+    """
+    Read the lists of a release, one lookup for each user of *pairs*, and the popular list for everybody.
+
+    Raises ReleaseCorrupt for a damaged list, and StoreError where one cannot be read.
+    """
+    decode = await load_decode(reader, release, await load_manifest(reader, release))
+    columns: dict[str, list[Any]] = {name: [] for name in _SCHEMA}
+    async for user, items in _read_lists(reader, release, decode, pairs.get_column("user").unique().sort().to_list()):
+        columns["user"] += [user] * len(items)
+        columns["item"] += [item["id"] for item in items]
+        columns["score"] += [item["score"] for item in items]
+    (slot,) = await reader.get_many(release, [POPULAR + OVERALL])
+    popular = [item["id"] for item in _items(POPULAR + OVERALL, slot, decode)]
+    whole = pl.DataFrame(columns, schema=_SCHEMA)
+    lists = whole.group_by("user", maintain_order=True).head(k)
+    return Candidate(origin, lists, _predictions(whole, pairs), pl.Series("item", popular, dtype=pl.String))
+
+
+async def read_live(reader: Reader, users: Sequence[str], k: int) -> LiveRelease | None:
+    """Read *k* items of the lists of *users* in the live release; None where nothing is live. Raises as above."""
+    release = (await reader.catalogue()).live_ref
+    if release is None:
+        return None
+    manifest = await load_manifest(reader, release)
+    decode = await load_decode(reader, release, manifest)
+    found = _read_lists(reader, release, decode, users)
+    lists = {user: [item["id"] for item in items[:k]] async for user, items in found if items}
+    return LiveRelease(release.id, manifest.about, lists)
+
+
+async def _read_lists(
+    reader: Reader, release: ReleaseRef, decode: Decode, users: Sequence[str]
+) -> AsyncIterator[tuple[str, list[encoding.Item]]]:
+    for start in range(0, len(users), reader.batch):
+        chunk = users[start : start + reader.batch]
+        slots = await reader.get_many(release, [USER + user for user in chunk])
+        for user, slot in zip(chunk, slots, strict=True):
+            yield user, _items(USER + user, slot, decode)
+
+
+def _items(key: str, slot: Slot, decode: Decode) -> list[encoding.Item]:
+    if isinstance(slot, StoreError):
+        raise slot
+    try:
+        return [] if slot is None else encoding.decode(decode(key, slot)[OFFSET_BYTES:])
+    except ValueError as error:
+        raise ReleaseCorrupt(f"the row {key!r} is no list ({error}); publish the release again") from error
+
+
+def _predictions(lists: pl.DataFrame, pairs: pl.DataFrame) -> pl.DataFrame:
+    return lists.join(pairs, on=["user", "item"], how="semi")

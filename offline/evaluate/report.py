@@ -1,0 +1,166 @@
+"""The report of one model, as plain values: how good it is beside the baselines and what is live, and what it lists."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from offline.evaluate.candidate import LiveRelease
+from offline.evaluate.intervals import bootstrap
+from offline.evaluate.metrics import measure_lists
+from offline.evaluate.verdict import live_subject, subjects_of, verdict_on
+from offline.input.matrix import Floats, Indices
+from offline.measurement import common
+from offline.model import Model, describe, load
+
+FORMAT = 1
+# Of so many users lists are computed for the report; more would hardly change what it says of them.
+_SAMPLED_USERS = 10_000
+_SHOWN_USERS = 10
+_SHOWN_HISTORY = 20
+_POINTS = 120
+_SPLITS = {
+    "by-item": "Of each item's pairs of user and item, {test_share:.0%} were held back, drawn at random.",
+    "by-user": "Of each user's items, {test_share:.0%} were held back, drawn at random.",
+    "random": "Of all pairs of user and item, {test_share:.0%} were held back, drawn at random.",
+    "by-time": "The last {test_share:.0%} of all pairs of user and item were held back, cut at one moment.",
+    "by-user-time": "Of each user's items, the last {test_share:.0%} were held back.",
+    "leave-last": "Of each user who has more, the last {last} were held back.",
+    "held-out-users": "Of all users, {test_share:.0%} were not learnt from. A fifth of the items of each was held "
+    "back, and their lists were made from the others.",
+    "given": "What was learnt from and what was held back were given as files of their own.",
+}
+_AT_RANDOM = frozenset({"by-item", "by-user", "random"})
+_FLATTERS = "Draws at random let a model learn from what came after its test, which flatters it."
+
+
+# Reads so many items of the lists of these users in the live release; None where nothing is live.
+ReadLive = Callable[[Sequence[str], int], LiveRelease | None]
+
+
+def gather(path: Path, read_live: ReadLive | None = None) -> dict[str, Any]:
+    """
+    Return what the report of the model folder *path* says, as plain JSON values; the same for the same model.
+
+    *read_live* is left out where there is no store to compare with. Raises DataError as `load` does.
+    """
+    model, description = load(path), describe(path)
+    record = model.metrics if model.metrics and "model" in model.metrics else None
+    k = record["k"] if record else 10
+    shown = _spread(model)
+    users = _sampled(len(model.matrix.user_ids), shown)
+    items, scores = model.ranker.recommend(model.matrix.user_items, users, k)
+    live = None if read_live is None else read_live([model.matrix.user_ids[user] for user in users.tolist()], k)
+    subjects = subjects_of(record)
+    if record and live is not None:
+        before = live_subject(record, live.id, live.about, description["data"].get("fingerprint"))
+        subjects += [before] if before else []
+    return {
+        "format": FORMAT,
+        "model": str(path),
+        "k": k,
+        "verdict": asdict(verdict_on(subjects, k)),
+        "split": None if record is None else _split_in_words(record),
+        "subjects": [asdict(subject) for subject in subjects],
+        "live": None if live is None else _overlap(model, live, users, items),
+        "catalogue": _catalogue(model, items),
+        "tuning": description.get("tuning"),
+        "samples": [_sample(model, live, user, items[at], scores[at]) for user, at in _places(users, shown)],
+        "description": {name: description[name] for name in sorted(description) if name not in _ELSEWHERE},
+    }
+
+
+# Of the model's description what is shown by itself, and what only reading it needs.
+_ELSEWHERE = frozenset({"metrics", "tuning", "files", "format"})
+
+
+def _split_in_words(record: Mapping[str, Any]) -> str:
+    split, model = record["split"], record["model"]
+    words = _SPLITS.get(split["kind"], f"The split was {split['kind']}.").format(**split)
+    counts = (
+        f"The model was learnt from {record['train_pairs']:,} pairs and tested on {record['test_pairs']:,} of "
+        f"{model['users']:,} users, {model['users_with_lists']:,} of whom had a list."
+    )
+    if record.get("seeds", 1) > 1:
+        counts += f" That was done {record['seeds']} times: figures are means, and intervals are of those draws."
+    return " ".join([words, counts, _FLATTERS] if split["kind"] in _AT_RANDOM else [words, counts])
+
+
+def _spread(model: Model) -> Indices:
+    """Return a few users from the least to the most active one, by the logarithm of how many items they have."""
+    activity = np.diff(model.matrix.user_items.indptr)
+    order = np.argsort(activity, kind="stable")
+    least, most = max(1, activity.min()), max(1, activity.max())
+    places = np.searchsorted(activity[order], np.geomspace(least, most, _SHOWN_USERS))
+    others = np.linspace(0, len(order) - 1, 2 * _SHOWN_USERS).round().astype(np.int64)
+    chosen = list(dict.fromkeys([*np.minimum(places, len(order) - 1).tolist(), *others.tolist()]))[:_SHOWN_USERS]
+    return order[sorted(chosen)].astype(np.int32)
+
+
+def _sampled(count: int, shown: Indices) -> Indices:
+    """Return rows at even distances, of all *count* where there are not many, and those that are shown."""
+    even = np.linspace(0, count - 1, min(_SAMPLED_USERS, count)).round().astype(np.int32)
+    return np.union1d(even, shown).astype(np.int32)
+
+
+def _places(users: Indices, shown: Indices) -> list[tuple[int, int]]:
+    return list(zip(shown.tolist(), np.searchsorted(users, shown).tolist(), strict=True))
+
+
+def _overlap(model: Model, live: LiveRelease, users: Indices, items: Indices) -> dict[str, Any]:
+    """Return how many items the lists have in common with those that are live: of the longer of a user's two lists."""
+    ids, shares = model.matrix.item_ids, list[float]()
+    for user, row in zip(users.tolist(), items, strict=True):
+        now = [ids[item] for item in row[row >= 0].tolist()]
+        if now and (before := live.lists.get(model.matrix.user_ids[user])):
+            shares.append(common(now, before))
+    overlap = float(np.mean(shares)) if shares else None
+    return {"release": live.id, "users": len(shares), "overlap": overlap}
+
+
+def _catalogue(model: Model, items: Indices) -> dict[str, Any]:
+    """Return what of the catalogue the lists *items* [users, k] hold, from the most popular item to the rarest."""
+    train = model.matrix.user_items
+    metrics, per_list = measure_lists(items, train)
+    history = np.bincount(train.indices, minlength=train.shape[1])
+    listed = np.bincount(items[items >= 0], minlength=train.shape[1])
+    order = np.argsort(-history, kind="stable")
+    ranks = np.unique(np.geomspace(1, len(order), _POINTS).round().astype(np.int64))
+    shares = (np.cumsum(counts[order])[ranks - 1] / max(1, counts.sum()) for counts in (history, listed))
+    reached = [len(np.unique(items[:, :depth][items[:, :depth] >= 0])) for depth in range(1, items.shape[1] + 1)]
+    return {
+        "users": len(items),
+        "users_without_list": int((items < 0).all(axis=1).sum()),
+        "items": len(order),
+        "metrics": asdict(metrics) | {"intervals": bootstrap(per_list)},
+        "ranks": ranks.tolist(),
+        "history": next(shares).tolist(),
+        "lists": next(shares).tolist(),
+        "reached": reached,
+    }
+
+
+def _sample(model: Model, live: LiveRelease | None, user: int, items: Indices, scores: Floats) -> dict[str, Any]:
+    """Return the history of one user, the latest or the heaviest first, and the list beside it."""
+    matrix = model.matrix
+    begin, end = matrix.user_items.indptr[user : user + 2].tolist()
+    by = matrix.user_items.data if matrix.times is None else matrix.times
+    latest = begin + np.argsort(-by[begin:end].astype(np.float64), kind="stable")[:_SHOWN_HISTORY]
+    identifier = matrix.user_ids[user]
+
+    def named(item: str) -> dict[str, Any]:
+        return {"id": item, "title": model.titles.get(item)}
+
+    return {
+        "user": identifier,
+        "activity": end - begin,
+        "history": [named(matrix.item_ids[item]) for item in matrix.user_items.indices[latest].tolist()],
+        "list": [
+            named(matrix.item_ids[item]) | {"score": float(score)}
+            for item, score in zip(items.tolist(), scores.tolist(), strict=True)
+            if item >= 0
+        ],
+        "live": None if live is None else [named(item) for item in live.lists.get(identifier, ())],
+    }

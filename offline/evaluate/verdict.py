@@ -1,0 +1,172 @@
+"""The verdict on a model beside its baselines and what is live, in the words of the first line of its report."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from offline.evaluate.comparison import DECISIVE
+from offline.evaluate.metrics import RANKING
+
+Role = Literal["model", "baseline", "live"]
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """
+    Who was measured, as an evaluation recorded it.
+
+    metrics     by name, of its own lists
+    as_served   likewise, where users without a list get the popular one
+    intervals   of 95 %, by the names of the first; those of the others are *served_intervals*
+    segments    what groups of users get, as the evaluation has it
+    lead        of the model's nDCG over this one's: the interval, user by user; None where it is not known
+    note        what limits the comparison with the others
+    """
+
+    name: str
+    role: Role
+    params: Mapping[str, Any]
+    metrics: Mapping[str, float]
+    as_served: Mapping[str, float]
+    intervals: Mapping[str, Sequence[float]]
+    served_intervals: Mapping[str, Sequence[float]]
+    segments: Sequence[Mapping[str, Any]]
+    lead: Sequence[float] | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One sentence, whether the model is the best of all, and what else has to be known of that."""
+
+    sentence: str
+    good: bool
+    remarks: tuple[str, ...]
+
+
+def subjects_of(record: Mapping[str, Any] | None) -> list[Subject]:
+    """Return the model and its baselines as the *record* of an evaluation has them; nobody without one."""
+    if record is None:
+        return []
+    baselines = [_subject(name, "baseline", found, found) for name, found in record["baselines"].items()]
+    return [_subject(record["engine"], "model", record, record["model"]), *baselines]
+
+
+def live_subject(record: Mapping[str, Any], live: str, about: Mapping[str, Any], fingerprint: str) -> Subject | None:
+    """Return the live release as its manifest has it; None where it was measured in another way than *record*."""
+    before = about.get("metrics") or {}
+    if "model" not in before or _protocol(before) != _protocol(record):
+        return None
+    same = about.get("data") == fingerprint and before.get("split") == record["split"]
+    return _subject(live, "live", before, before["model"], "" if same else "of another draw or other data")
+
+
+def _protocol(record: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what two evaluations have in common that can be compared: whatever their seed is."""
+    split = {name: value for name, value in (record.get("split") or {}).items() if name != "seed"}
+    return split, record.get("k")
+
+
+def _subject(name: str, role: Role, record: Mapping[str, Any], metrics: Mapping[str, Any], note: str = "") -> Subject:
+    served = record.get("as_served", {})
+    return Subject(
+        name=name,
+        role=role,
+        params=record.get("params", {}),
+        metrics=_floats(metrics),
+        as_served=_floats(served),
+        intervals=record.get("intervals", {}),
+        served_intervals=served.get("intervals", {}),
+        segments=record.get("segments", ()),
+        lead=record.get("model_leads_by", {}).get("interval"),
+        note=note,
+    )
+
+
+def verdict_on(subjects: Sequence[Subject], k: int) -> Verdict:
+    """
+    Say whether the model ranks better than all others, by nDCG, plain and as served.
+
+    Whatever baseline is ahead in any metric is named in the sentence.
+    """
+    if not subjects:
+        return Verdict("Nobody knows how good this model is: it was trained without an evaluation", False, ())
+    model, *others = subjects
+    live = [each for each in others if each.role == "live"]
+    baselines = sorted((each for each in others if each.role == "baseline"), key=_decisive, reverse=True)
+    ahead = [each for each in baselines if _is_ahead(each, model)]
+    remarks = [_chance(each, model, k) for each in baselines] + [_beside_live(each, model, k) for each in live]
+    good = (
+        all(_decisive(each) < _decisive(model) for each in baselines)
+        and not ahead
+        and not any(_is_ahead(each, model) for each in live if not each.note)
+    )
+    sentence = _beaten(ahead, baselines, model, k) if ahead else _unbeaten(baselines, model, k)
+    return Verdict(sentence, bool(baselines) and good, tuple(remark for remark in remarks if remark))
+
+
+def _beaten(ahead: Sequence[Subject], baselines: Sequence[Subject], model: Subject, k: int) -> str:
+    who, verb = _listed(ahead).capitalize(), "ranks" if len(ahead) == 1 else "rank"
+    if any(_decisive(each) > _decisive(model) for each in ahead):
+        return f"{who} {verb} better than this {model.name} model: {_figures(baselines, model, k)}"
+    served = ", ".join(f"{each.as_served[DECISIVE]:.4f} ({each.name})" for each in ahead)
+    figures = f"nDCG@{k} as served {model.as_served[DECISIVE]:.4f} against {served}"
+    return f"{who} {verb} better, as served, than this {model.name} model: {figures}"
+
+
+def _unbeaten(baselines: Sequence[Subject], model: Subject, k: int) -> str:
+    """Say that no baseline decides against the model, and in which metrics one is ahead nonetheless."""
+    if not baselines:
+        return f"This {model.name} model has nDCG@{k} {_decisive(model):.4f}, and was compared with no baseline"
+    equal = [each for each in baselines if _decisive(each) == _decisive(model)]
+    better = f"no better than {_listed(equal)}" if equal else f"better than {_listed(baselines)}"
+    sentence, others = f"This {model.name} model ranks {better}: {_figures(baselines, model, k)}", list[str]()
+    for each in baselines:
+        names = [name for name in (*RANKING, "auc") if each.metrics.get(name, 0.0) > model.metrics.get(name, 0.0)]
+        if names:
+            others.append(f"{each.name} is ahead in {', '.join(names)}")
+    return f"{sentence}; but {' and '.join(others)}" if others else sentence
+
+
+def _figures(baselines: Sequence[Subject], model: Subject, k: int) -> str:
+    others = ", ".join(f"{_decisive(each):.4f} ({each.name})" for each in baselines)
+    return f"nDCG@{k} {_decisive(model):.4f} against {others}"
+
+
+def _decisive(subject: Subject) -> float:
+    return subject.metrics[DECISIVE]
+
+
+def _is_ahead(other: Subject, model: Subject) -> bool:
+    """Return whether the other is better by what decides, plain or as served."""
+    served = other.as_served.get(DECISIVE, 0.0) > model.as_served.get(DECISIVE, 0.0)
+    return _decisive(other) > _decisive(model) or served
+
+
+def _chance(other: Subject, model: Subject, k: int) -> str:
+    """Say how sure the difference is, where that is known."""
+    if other.lead is None:
+        return ""
+    low, high = other.lead
+    lead = f"nDCG@{k} {_decisive(model) - _decisive(other):+.4f} (95 %: {low:+.4f} to {high:+.4f})"
+    sure = "" if low > 0 or high < 0 else "; chance may be all of that"
+    return f"The model beside {other.name}: {lead}{sure}."
+
+
+def _beside_live(live: Subject, model: Subject, k: int) -> str:
+    before, now = _decisive(live), _decisive(model)
+    change = "better than" if now > before else "worse than" if now < before else "as good as"
+    limits = (
+        ", on the same kind of split, by another draw or of other data"
+        if live.note
+        else ", on the same split of the same data"
+    )
+    return f"The model is {change} the live release {live.name}: nDCG@{k} {now:.4f} after {before:.4f}{limits}."
+
+
+def _listed(baselines: Sequence[Subject]) -> str:
+    return " and ".join(each.name for each in baselines)
+
+
+def _floats(found: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in found.items() if isinstance(value, float)}

@@ -1,0 +1,143 @@
+"""Lists of any origin against a truth: figures that can be counted by hand, the same from files, models and stores."""
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from offline.errors import DataError
+from offline.evaluate import candidate as candidates
+from offline.evaluate.candidate import Candidate, from_files, from_model, from_release
+from offline.evaluate.comparison import compare_records, compare_users
+from offline.evaluate.list_evaluation import Evaluator
+from offline.evaluate.truth import Truth, read_history, read_truth
+from offline.lists import ListSettings, ModelLists
+from offline.publish import publish
+from stores.memory import MemoryStore
+from tests.support.clock import FakeClock
+from tests.support.interactions import checkerboard_model
+
+TRUTH = "user,item,rating\na,x,5\na,y,1\nb,y,3\nc,z,2\n"
+LISTS = "user,item,score\nb,x,2\nb,y,1\na,x,4.5\na,q,9\nstranger,x,1\na,x,4\n"
+HISTORY = "user,item\na,q\nb,x\nd,x\nd,q\ne,x\nc,z\n"
+
+
+def written(folder: Path, **texts: str) -> list[Path]:
+    for name, text in texts.items():
+        (folder / f"{name}.csv").write_text(text)
+    return [folder / f"{name}.csv" for name in texts]
+
+
+def held(folder: Path, k: int = 2) -> tuple[Evaluator, Candidate]:
+    truth, lists, train = written(folder, truth=TRUTH, lists=LISTS, train=HISTORY)
+    found = read_truth(truth, {"rating": "rating"})
+    made = from_files(lists, found.pairs, k, {})
+    return Evaluator(found, [made], k, read_history(train, {})), made
+
+
+def test_lists_from_files_are_measured_as_counted_by_hand(tmp_path: Path) -> None:
+    evaluator, lists = held(tmp_path)
+    found = evaluator.evaluate(lists)
+    assert lists.lists.rows() == [("a", "q", 9.0), ("a", "x", 4.5), ("b", "x", 2.0), ("b", "y", 1.0)]
+    ranking = found.ranking.metrics
+    assert (ranking.users, ranking.users_with_lists, found.pairs, found.seen_pairs) == (3, 2, 4, 1)
+    assert ranking.precision == pytest.approx((1 / 2 + 1 / 2 + 0) / 3)
+    assert ranking.recall == pytest.approx((1 / 2 + 1 + 0) / 3)
+    assert found.as_served is not None
+    assert found.as_served.metrics.users_with_lists == 3
+    assert found.as_served.metrics.precision == ranking.precision  # q and x are popular, and c chose z
+    assert found.popularity is not None
+    assert found.popularity.metrics.hit_rate == pytest.approx(1 / 3)  # a has q already, and gets x
+    assert found.rating is not None
+    assert found.predicted == 2
+    assert found.rating.metrics.mae == pytest.approx((0.5 + 2) / 2)
+    assert found.variety is not None
+    assert found.variety.metrics.coverage == pytest.approx(3 / 4)
+    assert found.ranking.intervals["recall"][0] <= ranking.recall <= found.ranking.intervals["recall"][1]
+
+
+def test_of_a_file_only_the_best_rows_are_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = pl.DataFrame({"user": [f"u{n % 7}" for n in range(500)], "item": [f"i{n % 93}" for n in range(500)]})
+    path = tmp_path / "lists.parquet"
+    rows.with_columns(score=(pl.int_range(500) * 7919) % 101).write_parquet(path)
+    pairs = pl.DataFrame({"user": ["u1", "u2", "nobody"], "item": ["i1", "i2", "i3"]})
+    at_once = from_files(path, pairs, 5, {}).lists
+    monkeypatch.setattr(candidates, "_HELD_ROWS", 1)
+    assert from_files(path, pairs, 5, {}).lists.equals(at_once)
+    assert at_once.height == 10
+
+
+async def test_a_model_and_its_release_have_the_same_figures() -> None:
+    model = checkerboard_model(8)
+    ids = model.matrix.user_ids
+    pairs = pl.DataFrame({"user": [*ids, "stranger"], "item": [*(f"i{one}" for one in ids), "in1"]})
+    store = MemoryStore(FakeClock())
+    await publish(ModelLists(model, ListSettings(5)), store, encoding="zstd")
+    release = (await store.catalogue()).live_ref
+    assert release is not None
+    assert from_model(model, "model", pairs.filter(pl.col("user") == "stranger"), 5).lists.is_empty()
+    computed = from_model(model, "model", pairs, 5)
+    served = await from_release(store, release, "store", pairs, 5)
+    assert served.lists.select("user", "item").equals(computed.lists.select("user", "item"))
+    evaluator = Evaluator(Truth(pairs, len(pairs), {}), [computed, served], 5, computed.history)
+    one, other = evaluator.evaluate(computed), evaluator.evaluate(served)
+    assert one.ranking == other.ranking
+    assert one.as_served == other.as_served
+    assert one.ranking.metrics.hit_rate == pytest.approx(8 / 9)
+    assert one.ranking.metrics.users_with_lists == 8
+    assert (
+        evaluator.measure_users(computed).values["ndcg"].tolist()
+        == evaluator.measure_users(served).values["ndcg"].tolist()
+    )
+
+
+def test_users_that_two_files_name_differently_are_an_error(tmp_path: Path) -> None:
+    truth, lists = written(tmp_path, truth="user,item\nA,x\n", lists=LISTS)
+    found = read_truth(truth, {})
+    made = from_files(lists, found.pairs, 2, {})
+    with pytest.raises(DataError, match=r"None of the 1 users of the truth has a list in .*lists\.csv"):
+        Evaluator(found, [made], 2, None).evaluate(made)
+
+
+def test_ratings_without_a_single_score_are_an_error(tmp_path: Path) -> None:
+    truth, lists = written(tmp_path, truth="user,item,stars\na,y,1\n", lists=LISTS)
+    found = read_truth(truth, {"rating": "stars"})
+    made = from_files(lists, found.pairs, 2, {})
+    with pytest.raises(DataError, match="None of the 1 pairs of the truth has a score"):
+        Evaluator(found, [made], 2, None).evaluate(made)
+
+
+def test_a_truth_is_read_with_what_is_left_out_counted(tmp_path: Path) -> None:
+    (path,) = written(tmp_path, truth="user,item,rating\na,x,5\na,x,2\n,x,1\na,,1\nb,x,\n")
+    found = read_truth(path, {"rating": "rating"})
+    assert found.pairs.rows() == [("a", "x", 3.5)]
+    assert found.rows == 5
+    assert found.left_out == {"no user": 1, "no item": 1, "no rating": 1}
+    assert read_truth(path, {}).pairs.columns == ["user", "item"]
+    path.write_text("user,item,rating\na,x,good\n")
+    with pytest.raises(DataError, match="row 2, column 'rating': the rating 'good' is not a finite number"):
+        read_truth(path, {"rating": "rating"})
+
+
+def test_the_same_lists_differ_by_nothing_and_better_ones_by_more(tmp_path: Path) -> None:
+    evaluator, lists = held(tmp_path)
+    users = evaluator.measure_users(lists)
+    assert compare_users(("a", "b"), users, users).verdict == "cannot tell"
+    pairs = pl.DataFrame({"user": [f"u{n}" for n in range(50)], "item": ["x"] * 50})
+    good = Candidate("good", pairs.with_columns(score=pl.lit(1.0)), pairs.clear())
+    bad = Candidate("bad", pairs.with_columns(item=pl.lit("y"), score=pl.lit(1.0)), pairs.clear())
+    evaluator = Evaluator(Truth(pairs, 50, {}), [good, bad], 1, None)
+    measured = evaluator.measure_users(good), evaluator.measure_users(bad)
+    found = compare_users(("good", "bad"), *measured)
+    assert found.sentence == "bad is worse than good: nDCG@1 -1.0000 (95 %: -1.0000 to -1.0000)"
+    assert compare_users(("bad", "good"), *measured[::-1]).verdict == "better"
+
+
+def test_records_of_two_tests_are_not_compared() -> None:
+    record = {"split": {"kind": "random"}, "k": 10, "model": {}}
+    model = {"metrics": record, "data": {"fingerprint": "f"}}
+    for other in ({"metrics": record | {"k": 20}}, {"data": {"fingerprint": "g"}}):
+        with pytest.raises(DataError, match="not evaluated on the same test"):
+            compare_records(("a", "b"), model, model | other)
+    with pytest.raises(DataError, match="model b was trained without an evaluation"):
+        compare_records(("a", "b"), model, model | {"metrics": None})

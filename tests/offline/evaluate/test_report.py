@@ -1,0 +1,118 @@
+"""The report as values: its first line names whoever is ahead, and it is the same for the same model."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from offline.evaluate.candidate import read_live
+from offline.evaluate.metrics import RANKING
+from offline.evaluate.report import gather
+from offline.evaluate.verdict import live_subject, subjects_of, verdict_on
+from offline.lists import ListSettings, ModelLists
+from offline.model import load
+from offline.publish import publish
+from stores.memory import MemoryStore
+from tests.support.clock import FakeClock
+from tests.support.evaluated import evaluated_model
+
+SHARES = st.sampled_from([0.1, 0.2, 0.3])
+
+
+def record(model: float, served: float, baselines: dict[str, tuple[float, float]], **more: float) -> dict[str, Any]:
+    """What an evaluation records of engines whose metrics are all the same, plain and as served."""
+
+    def metrics(value: float) -> dict[str, Any]:
+        return dict.fromkeys(RANKING, value)
+
+    return {
+        "split": {"kind": "random"},
+        "k": 10,
+        "engine": "als",
+        "params": {},
+        "model": metrics(model) | more,
+        "as_served": metrics(served),
+        "baselines": {
+            name: metrics(plain) | {"params": {}, "as_served": metrics(as_served)}
+            for name, (plain, as_served) in baselines.items()
+        },
+    }
+
+
+@given(SHARES, SHARES, st.dictionaries(st.sampled_from(["popularity", "neighbours"]), st.tuples(SHARES, SHARES)))
+def test_no_baseline_is_ahead_without_being_named_in_the_first_line(
+    model: float, served: float, baselines: dict[str, tuple[float, float]]
+) -> None:
+    verdict = verdict_on(subjects_of(record(model, served, baselines)), 10)
+    ahead = {name for name, (plain, as_served) in baselines.items() if plain > model or as_served > served}
+    equal = {name for name, (plain, _) in baselines.items() if plain == model}
+    assert verdict.good == (bool(baselines) and not ahead and not equal)
+    if ahead:
+        named = verdict.sentence.partition(" better")[0].lower()
+        assert {name for name in baselines if name in named} == ahead
+    elif equal:
+        assert "ranks no better than" in verdict.sentence
+
+
+def test_a_baseline_that_leads_in_another_metric_is_named_too() -> None:
+    found = record(0.3, 0.3, {"popularity": (0.2, 0.2)}, recall=0.1)
+    verdict = verdict_on(subjects_of(found), 10)
+    assert verdict.good
+    assert verdict.sentence == (
+        "This als model ranks better than popularity: nDCG@10 0.3000 against 0.2000 (popularity); but popularity is "
+        "ahead in recall"
+    )
+    found["baselines"]["popularity"]["model_leads_by"] = {"ndcg": 0.1, "interval": [-0.01, 0.2]}
+    assert "chance may be all of that" in verdict_on(subjects_of(found), 10).remarks[0]
+
+
+def test_the_live_release_counts_where_it_was_measured_alike() -> None:
+    found, before = record(0.2, 0.2, {"popularity": (0.1, 0.1)}), record(0.3, 0.3, {})
+    live = live_subject(found, "r1", {"metrics": before, "data": "abc"}, "abc")
+    assert live is not None
+    verdict = verdict_on([*subjects_of(found), live], 10)
+    assert not verdict.good
+    assert "worse than the live release r1: nDCG@10 0.2000 after 0.3000" in verdict.remarks[-1]
+    assert verdict_on([*subjects_of(found), replace(live, note="of other data")], 10).good
+    assert live_subject(found, "r1", {"metrics": before | {"k": 20}, "data": "abc"}, "abc") is None
+    assert live_subject(found, "r1", {"engine": "import"}, "abc") is None
+
+
+def test_nothing_is_said_of_a_model_without_an_evaluation() -> None:
+    assert not verdict_on(subjects_of(None), 10).good
+
+
+async def test_a_report_is_plain_values_and_the_same_each_time(tmp_path: Path) -> None:
+    path = evaluated_model(tmp_path)
+    store = MemoryStore(FakeClock())
+    users = load(path).matrix.user_ids
+    assert await read_live(store, users, 5) is None
+    await publish(ModelLists(load(path), ListSettings(5)), store)
+    live = await read_live(store, users, 5)
+    facts = gather(path, lambda _users, _k: live)
+    assert json.dumps(facts) == json.dumps(gather(path, lambda _users, _k: live))
+    assert facts["verdict"]["sentence"].startswith("This neighbours model ranks better than")
+    assert facts["live"] == {"release": live.id if live else None, "users": 20, "overlap": 1.0}
+    assert [each["role"] for each in facts["subjects"]] == ["model", "baseline", "live"]
+    assert "Of each user's items, 30% were held back" in facts["split"]
+    assert len(facts["samples"]) == 10
+    for sample in facts["samples"]:
+        assert len(sample["history"]) == sample["activity"] == 9
+        assert [one["id"] for one in sample["list"]] == [one["id"] for one in sample["live"]]
+        assert not {one["id"] for one in sample["list"]} & {one["id"] for one in sample["history"]}
+    catalogue = facts["catalogue"]
+    assert (catalogue["users"], catalogue["items"], catalogue["users_without_list"]) == (20, 20, 0)
+    assert catalogue["history"][-1] == catalogue["lists"][-1] == pytest.approx(1)
+
+
+def test_the_users_that_are_shown_go_from_the_least_to_the_most_active(tmp_path: Path) -> None:
+    facts = gather(evaluated_model(tmp_path, uneven=True))
+    activity = [each["activity"] for each in facts["samples"]]
+    assert activity == sorted(activity)
+    assert (activity[0], activity[-1]) == (1, 8)
+    assert len({each["user"] for each in facts["samples"]}) == 10
+    assert facts["live"] is None

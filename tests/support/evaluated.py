@@ -1,0 +1,40 @@
+"""A model with an evaluation and hostile titles, for the tests of its report."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from offline.evaluate.evaluation import evaluate
+from offline.evaluate.splits import SplitOptions
+from offline.input.matrix import Matrix
+from offline.model import Model, save
+from offline.train import neighbours
+from offline.train.neighbours import NeighbourParams
+from offline.train.popularity import PopularityParams, most_popular
+from tests.support.interactions import checkerboard
+
+HOSTILE = "</td><script>alert(1)</script>\x1b[31m\u202e" + "long " * 50
+
+
+def evaluated_model(folder: Path, *, uneven: bool = False) -> Path:
+    """Save a model of a checkerboard of 20 items below *folder*; *uneven* takes some from most users."""
+    user_items, params = checkerboard(20), NeighbourParams()
+    for row in range(20 if uneven else 0):
+        user_items.data[user_items.indptr[row] + 1 + row % 8 : user_items.indptr[row + 1]] = 0
+    user_items.eliminate_zeros()
+    ids = [f"n{n:02}" for n in range(20)]
+    matrix = Matrix(ids, [f"i{one}" for one in ids], user_items)
+    evaluation = evaluate(matrix, params, SplitOptions("by-user", 0.3), k=5, baselines=[PopularityParams()])
+    assert evaluation is not None
+    model = Model(
+        ranker=neighbours.fit(user_items, params),
+        matrix=matrix,
+        titles={item: f"{item} {HOSTILE}" for item in matrix.item_ids[::2]},
+        popular=most_popular(matrix, 5),
+        segments={},
+        params=params,
+        metrics=evaluation.to_json(),
+        data={"rows": 1234, "source": "<b>data</b>.csv", "left_out": {"no user": 3}, "fingerprint": "abc"},
+        created_at=datetime(2026, 11, 20, tzinfo=UTC),
+    )
+    save(model, folder / "model")
+    return folder / "model"
