@@ -128,10 +128,8 @@ def interrupt(*_: object, **__: object) -> None:
     "point",
     [
         "offline.pipeline.train",
-        "hotplate.cli.publish.write_lists",
         "stores.lifecycle.verify",
         "stores.lifecycle.activate",
-        "stores.lifecycle.prune",
         "offline.run.RunFolder.finish",
     ],
 )
