@@ -1,7 +1,7 @@
 """The lists of a model as rows: top-N for users, similar items, popular lists; in the order of their keys."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
 
@@ -11,6 +11,7 @@ from offline.input.matrix import Floats, Indices
 from offline.list_encoder import ListEncoder, RankedLists, check_length
 from offline.measurement import Items, Observe, ignore
 from offline.model import Model
+from offline.rules import RuledLists, Rules
 from offline.train.engine import engine_of
 from stores.keys import ITEM, OVERALL, POPULAR, USER
 from stores.store import Plan, Row
@@ -23,10 +24,11 @@ _SCORE_BYTES = 8
 
 @dataclass(frozen=True, slots=True)
 class ListSettings:
-    """How long lists are, and whether a user's list may contain items that the user has already."""
+    """How long lists are, whether a user's may contain items that the user has already, and what rules they obey."""
 
     length: int = 20
     keep_seen: bool = False
+    rules: Rules = field(default_factory=Rules)
 
     def __post_init__(self) -> None:
         check_length(self.length)
@@ -41,6 +43,8 @@ class ModelLists:
         ids = model.matrix.item_ids
         self._titles = [model.titles.get(item) for item in ids]
         self._encoder = ListEncoder(ids, self._titles)
+        self._ruled = RuledLists(model, settings.rules, settings.length, keep_seen=settings.keep_seen)
+        self._popular = self._ruled.popular()
 
     def plan(self) -> Plan:
         """Estimate the rows from the mean size of an item; a user or item without candidates gets no list."""
@@ -63,22 +67,21 @@ class ModelLists:
             "metrics": model.metrics,
             "list_length": self._settings.length,
             "keep_seen": self._settings.keep_seen,
+            "rules": self._ruled.about(),
         }
 
     def items(self) -> Items:
-        """Return the model's items."""
-        ids = self._model.matrix.item_ids
-        return Items(ids, self._model.popular.items, len(ids))
+        """Return the model's items, of which the catalogue is what may be recommended."""
+        return Items(self._model.matrix.item_ids, self._popular[OVERALL].items, self._ruled.catalogue)
 
     def batches(self, observe: Observe = ignore) -> Iterator[list[Row]]:
         """Yield all rows in ascending order of key bytes, a few thousand at a time; those of users are observed."""
-        model, length = self._model, self._settings.length
-        matrix = model.matrix
+        matrix = self._model.matrix
         for batch in _ranges(len(matrix.item_ids)):
-            yield from self._rows(ITEM, matrix.item_ids, batch, *model.ranker.similar_items(batch, length))
-        yield self._popular()
+            yield from self._rows(ITEM, matrix.item_ids, batch, *self._ruled.similar(batch))
+        yield self._popular_rows()
         for batch in _ranges(len(matrix.user_ids)):
-            items, scores = model.ranker.recommend(matrix.user_items, batch, length, keep_seen=self._settings.keep_seen)
+            items, scores = self._ruled.personal(batch)
             listed = items >= 0
             observe([matrix.user_ids[user] for user in batch.tolist()], items[listed], listed.sum(axis=1))
             yield from self._rows(USER, matrix.user_ids, batch, items, scores)
@@ -94,8 +97,8 @@ class ModelLists:
         )
         return (self._encoder.rows(kind, part) for part in lists.batches(_BATCH))
 
-    def _popular(self) -> list[Row]:
-        segments, ranked = zip(*sorted({OVERALL: self._model.popular, **self._model.segments}.items()), strict=True)
+    def _popular_rows(self) -> list[Row]:
+        segments, ranked = zip(*sorted(self._popular.items()), strict=True)
         lists = RankedLists(
             owners=segments,
             lengths=np.array([len(popular.items) for popular in ranked]),

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -44,6 +44,7 @@ class TrainSettings:
     event_weights: Mapping[str, float] | None = None
     where: Sequence[str] = ()
     weighting: Weighting = "sum"
+    half_life: timedelta | None = None
     titles: Path | None = None
     min_per_user: int = 1
     min_per_item: int = 1
@@ -168,6 +169,7 @@ def train(
             where=settings.where,
             titles=settings.titles,
             weighting=settings.weighting,
+            half_life=settings.half_life,
         )
     with _stage("matrix", seconds, report):
         matrix = to_matrix(interactions.pairs, settings.min_per_user, settings.min_per_item)
@@ -300,6 +302,7 @@ def _description(interactions: Interactions, settings: TrainSettings) -> dict[st
         "where": list(settings.where),
         "event_weights": None if settings.event_weights is None else dict(settings.event_weights),
         "weighting": settings.weighting,
+        "half_life_s": None if settings.half_life is None else settings.half_life.total_seconds(),
         "min_per_user": settings.min_per_user,
         "min_per_item": settings.min_per_item,
     }

@@ -10,7 +10,7 @@ from offline.gates import Gate, Verdict, check, depth_of, failures, judge, measu
 from offline.measurement import Items, Measurement, Observe
 from offline.threads import DaemonThreads
 from stores import lifecycle
-from stores.catalogue import ReleaseId, ReleaseRef
+from stores.catalogue import DraftRef, ReleaseId, ReleaseRef
 from stores.lifecycle import WriteResult
 from stores.manifest import Manifest
 from stores.store import Plan, Reader, Row, Store
@@ -47,7 +47,7 @@ async def publish(
     *,
     encoding: str = "json",
     live: bool = True,
-    resume: ReleaseId | None = None,
+    resume: ReleaseId | DraftRef | None = None,
     gates: Sequence[Gate] = (),
     force: bool = False,
     live_in: Reader | None = None,
@@ -56,11 +56,11 @@ async def publish(
     """
     Write all lists of *source* as one release of *store*, and make it live unless *live* is false.
 
-    With *resume*, continue that draft, which must be of the same lists and encoding. *on_progress* is called with
-    (lists written, lists in all). Where one of *gates* fails, the release stays ready, unless *force* is given; the
-    manifest keeps what they said. They compare with what is live in *store*, which is read in *live_in*, if that is
-    given. Raises SettingError, before anything is written, for gates that cannot be judged; GateFailed where one of
-    them failed; StoreError as `stores.lifecycle.publish` does.
+    With *resume*, continue that draft, which must be of the same lists and encoding, as its writer where a DraftRef is
+    given. *on_progress* is called with (lists written, lists in all). Where one of *gates* fails, the release stays
+    ready, unless *force* is given; the manifest keeps what they said. They compare with what is live in *store*, which
+    is read in *live_in*, if that is given. Raises SettingError, before anything is written, for gates that cannot be
+    judged; GateFailed where one of them failed; StoreError as `stores.lifecycle.publish` does.
     """
     write = partial(
         lifecycle.publish, store, plan=source.plan(), encoding=encoding, resume=resume, on_progress=on_progress

@@ -38,6 +38,9 @@ SETTLE_S = 5.0
 # How the tokens of writers begin that copy: their drafts hold the rows of another store, and nobody else's.
 COPIER = "copy-"
 
+# How the tokens of scheduled runs begin: a store has one at a time, and each goes on with its own draft.
+RUNNER = "run-"
+
 # How often a draft that somebody else writes is looked at.
 DRAFT_POLL_S = 1.0
 
@@ -71,7 +74,7 @@ async def publish(
     about: About,
     encoding: str = "json",
     live: GoesLive = True,
-    resume: ReleaseId | None = None,
+    resume: ReleaseId | DraftRef | None = None,
     on_progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> WriteResult:
     """Write a whole release, check that it adds up, commit it and, unless *live* is false, make it live.
@@ -79,7 +82,8 @@ async def publish(
     *batches* are rows of bodies, as `stores.encoding` makes them of lists, and `meta` rows of any bytes; *plan* counts
     keys and lists. They are stored in *encoding*. Readers see nothing before the last step. A failure or an interrupt
     gives the draft up at once; a killed process, or a store that is away, leaves a draft that *resume* continues, given
-    the same rows anew, until the next `prune` after its lease has lapsed: what was acknowledged is not put again.
+    the same rows anew, until the next `prune` after its lease has lapsed: what was acknowledged is not put again. With
+    a draft to *resume* the caller is its writer; a run's is left by an interrupt, too.
     *about* goes into the manifest; it is not asked for where a resumed draft has its manifest already. *on_progress* is
     called with (lists written, lists in all).
 
@@ -96,7 +100,13 @@ async def publish(
         encoded = await encode_rows(batches, plan, encoding, Checksum(draft.id))
         return replace(encoded, batches=_reported(encoded.batches, plan.rows, on_progress))
 
-    draft = await _begin_under_new_id(store) if resume is None else await take_over(store, resume)
+    match resume:
+        case None:
+            draft = await _begin_under_new_id(store)
+        case DraftRef():
+            draft = resume
+        case _:
+            draft = await take_over(store, resume)
     result = await write(store, draft, encode, finish=finish)
     if live if isinstance(live, bool) else await live(result.manifest):
         await activate(store, draft.id)
@@ -148,7 +158,7 @@ async def write(
 ) -> WriteResult:
     """Write or continue a draft, under a lease, up to its commit; with *prepare*, fit to be live at once."""
     try:
-        async with _lease(store, draft) as check_lease:
+        async with lease(store, draft) as check_lease:
             encoded = await encode()
             check_lease()
             manifest = await _claim(store, draft, encoded.plan)
@@ -164,15 +174,15 @@ async def write(
             await change(store, lambda found: changes.commit(found, draft))
     except StoreUnavailable as error:  # what was acknowledged stays
         await _end_lease(store, draft)
-        advice = (
-            "give the same command again" if draft.writer.startswith(COPIER) else f"continue with --resume {draft.id}"
-        )
+        again = draft.writer.startswith((COPIER, RUNNER))
+        advice = "give the same command again" if again else f"continue with --resume {draft.id}"
         raise StoreUnavailable(f"{error}; once that is corrected, {advice}") from error
     except _Refused as error:  # what was written stays, for whoever wrote it
         await _end_lease(store, draft)
         raise ReleaseConflict(str(error)) from error
-    except BaseException:
-        await _abandon(store, draft)
+    except BaseException as error:
+        if not (isinstance(error, asyncio.CancelledError) and draft.writer.startswith(RUNNER)):
+            await _abandon(store, draft)
         raise
     return result
 
@@ -287,11 +297,16 @@ def _unknown(unclear: StoreUnavailable) -> StoreUnavailable:
     return StoreUnavailable(f"{unclear}; whether the catalogue was changed is not known: see `hotplate releases list`")
 
 
+async def new_id(store: Store) -> ReleaseId:
+    """Return an id for a release that is begun now, by the store's clock."""
+    started = datetime.fromtimestamp((await store.catalogue()).now, UTC)
+    return ReleaseId(f"{started:%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}")
+
+
 async def _begin_under_new_id(store: Store) -> DraftRef:
     for _ in range(SWAP_ATTEMPTS):
-        started = datetime.fromtimestamp((await store.catalogue()).now, UTC)
         try:
-            return await begin(store, ReleaseId(f"{started:%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"))
+            return await begin(store, await new_id(store))
         except ReleaseConflict:
             continue  # the same second and the same four digits: draw again
     raise ReleaseConflict("no free release id was found; does the store's clock stand still?")
@@ -389,7 +404,7 @@ def _after(point: str | None, rows: Sequence[Row]) -> tuple[Sequence[Row], str |
 
 
 @asynccontextmanager
-async def _lease(store: Store, draft: DraftRef) -> AsyncIterator[Callable[[], None]]:
+async def lease(store: Store, draft: DraftRef) -> AsyncIterator[Callable[[], None]]:
     """Renew a draft's lease in the background; the yielded function raises once the draft is gone or taken over."""
 
     async def renew() -> None:

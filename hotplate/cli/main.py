@@ -19,6 +19,7 @@ from hotplate.cli import (
     plan,
     publish,
     releases,
+    run,
     serve,
     store,
     train,
@@ -36,6 +37,7 @@ app = typer.Typer(
 app.command()(demo.demo)
 app.command()(train.train)
 app.command()(publish.publish)
+app.command()(run.run)
 app.command("import")(import_lists.import_lists)
 app.command()(serve.serve)
 app.command()(lookup.lookup)

@@ -55,7 +55,7 @@ def register(
 
     Example: hotplate models register model shop --tag owner=search --stage staging
     """
-    tags = _parse_tags(tag or [])
+    tags = parse_tags(tag or [])
     _show(in_registry(registry, lambda opened: opened.register(model, name, tags, stage)), as_json=as_json)
 
 
@@ -106,7 +106,7 @@ def tag(
 
     if not tags and stage is None:
         raise SettingError("there is nothing to change; give tags, as approved=yes, or --stage")
-    parsed = _parse_tags(tags or [])
+    parsed = parse_tags(tags or [])
     _show(in_registry(registry, lambda opened: opened.change(model, parsed, stage)), as_json=as_json)
 
 
@@ -144,7 +144,8 @@ def is_reference(model: Path) -> bool:
     return "@" in str(model) and not model.exists()
 
 
-def _parse_tags(given: list[str]) -> dict[str, str]:
+def parse_tags(given: list[str]) -> dict[str, str]:
+    """Read tags as KEY=VALUE; SettingError for what is none."""
     from offline.errors import SettingError
 
     tags = dict[str, str]()

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from offline.errors import GateFailed
     from offline.gates import Gate, Verdict
     from offline.publish import ListSource, Progress
-    from stores.catalogue import ReleaseId
+    from stores.catalogue import DraftRef, ReleaseId
     from stores.lifecycle import WriteResult
     from stores.manifest import Manifest
     from stores.store import Estimate, Plan, Reader, Store
@@ -75,6 +75,24 @@ GateBounds = Annotated[
 Force = Annotated[
     bool, option("--force", "Make the release live even if a gate fails; the release records that.", env=False)
 ]
+Available = Annotated[
+    Path | None, option("--available", "Recommend only items that this file names, a catalogue say.", metavar="FILE")
+]
+Exclude = Annotated[Path | None, option("--exclude", "Never recommend items that this file names.", metavar="FILE")]
+Categories = Annotated[
+    Path | None,
+    option("--categories", "Read the categories of items from this file of item and category.", metavar="FILE"),
+]
+MaxPerCategory = Annotated[
+    int | None,
+    option("--max-per-category", "Keep at most this many items of a category in each list.", at_least=1),
+]
+MinHistory = Annotated[
+    int,
+    option(
+        "--min-history", "Give users with fewer items than this no list of their own, but the popular one.", at_least=1
+    ),
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +103,7 @@ class PublishOptions:
     encoding: Encoding | None
     activate: bool
     keep: int
-    resume: str | None
+    resume: "str | DraftRef | None"
     gates: "tuple[Gate, ...]"
     force: bool
     dry_run: bool
@@ -119,6 +137,11 @@ def publish(
         bool,
         option("--keep-seen/--no-keep-seen", "Let a user's list contain items that the user has already."),
     ] = False,
+    available: Available = None,
+    exclude: Exclude = None,
+    categories: Categories = None,
+    max_per_category: MaxPerCategory = None,
+    min_history: MinHistory = 1,
     encoding: ChosenEncoding = None,
     activate: Activate = True,
     keep: Keep = 1,
@@ -142,11 +165,13 @@ def publish(
     from offline.gates import read_gates
     from offline.lists import ListSettings, ModelLists
     from offline.model import load
+    from offline.rules import read_rules
     from stores.folders import temporary_folder
 
     bounds = read_gates(gates, gate or ())
     options = PublishOptions(limit_ru(store, max_ru), encoding, activate, keep, resume, bounds, force, dry_run, as_json)
-    settings = ListSettings(list_length, keep_seen)
+    rules = read_rules(available, exclude, categories, max_per_category, min_history)
+    settings = ListSettings(list_length, keep_seen, rules)
     if not is_reference(model):
         publish_lists(lambda _: ModelLists(load(model), settings), options)
         return
@@ -165,30 +190,40 @@ def publish_lists(
     imported: Path | None = None,
     on_written: "Callable[[ReleaseId], None]" = lambda _: None,
 ) -> None:
-    """Publish the lists that *read* returns, erase what is no longer needed, and print that; or estimate it.
+    """Publish the lists that *read* returns as `write_lists` does, or estimate it.
 
-    *imported* is the path of the lists, where they were not computed here; the rows that were read there are counted.
     *on_written* is called with the release, be it live or not. Raises GateFailed once a release is printed that gates
     keep from going live.
     """
-    spending, stage = Spending(), "dry run" if options.dry_run else "publish"
-    with progress_bars(spending.progress) as on_progress:
-        lists, report = interruptible(lambda: read(on_progress)), partial(on_progress, stage)
-        if options.dry_run:
-            estimated, simulated = with_store(options.store, partial(_estimate, lists, options, report))
-        else:
-            written = with_store(options.store, partial(_watch, lists, options, report, spending), spending)
-    if options.dry_run:
-        _print_dry_run(estimated, simulated, options)
+    if not options.dry_run:
+        written = write_lists(read, options, imported)
+        on_written(written.result.manifest.release)
+        if written.refused is not None:
+            raise written.refused
         return
+    with progress_bars() as on_progress:
+        lists, report = interruptible(lambda: read(on_progress)), partial(on_progress, "dry run")
+        estimated, simulated = with_store(options.store, partial(_estimate, lists, options, report))
+    _print_dry_run(estimated, simulated, options)
+
+
+def write_lists(
+    read: "Callable[[StageProgress], ListSource]", options: PublishOptions, imported: Path | None = None
+) -> "Written":
+    """Publish the lists that *read* returns, erase what is no longer needed, and print that.
+
+    *imported* is the path of the lists, where they were not computed here; the rows that were read there are counted.
+    """
+    spending = Spending()
+    with progress_bars(spending.progress) as on_progress:
+        lists, report = interruptible(lambda: read(on_progress)), partial(on_progress, "publish")
+        written = with_store(options.store, partial(_watch, lists, options, report, spending), spending)
     _print_release(written, spending, options, imported)
-    on_written(written.result.manifest.release)
-    if written.refused is not None:
-        raise written.refused
+    return written
 
 
 @dataclass(frozen=True, slots=True)
-class _Written:
+class Written:
     """What one publish did: *refused* is why it is not live, where gates said no; *erased* came after."""
 
     result: "WriteResult"
@@ -199,7 +234,7 @@ class _Written:
 
 async def _watch(
     lists: "ListSource", options: PublishOptions, report: "Progress", spending: Spending, store: "Store"
-) -> _Written:
+) -> Written:
     """Write, and count what that costs."""
     spending.watch(store, lists.plan(), quiet=options.as_json)
     return await _write(lists, options, report, store)
@@ -211,7 +246,7 @@ async def _write(
     report: "Progress",
     store: "Store",
     live_in: "Reader | None" = None,
-) -> _Written:
+) -> Written:
     """Write all lists, and erase what is no longer needed; nothing is refused in a dry run."""
     from offline.errors import GateFailed
     from offline.publish import publish as write
@@ -225,15 +260,15 @@ async def _write(
             store,
             encoding=options.encoding_or_default(),
             live=options.activate,
-            resume=ReleaseId(options.resume) if options.resume else None,
+            resume=ReleaseId(options.resume) if isinstance(options.resume, str) else options.resume,
             gates=options.gates,
             force=options.force or options.dry_run,
             live_in=live_in,
             on_progress=report,
         )
     except GateFailed as refused:
-        return _Written(refused.result, perf_counter() - started, [], refused)
-    return _Written(result, perf_counter() - started, await prune(store, keep=options.keep))
+        return Written(refused.result, perf_counter() - started, [], refused)
+    return Written(result, perf_counter() - started, await prune(store, keep=options.keep))
 
 
 async def _estimate(
@@ -266,7 +301,7 @@ def _print_dry_run(estimated: "Estimate", simulated: "WriteResult", options: Pub
         raise GateFailed(f"{failed}; this is a dry run, and nothing was written", simulated)
 
 
-def _print_release(written: _Written, spending: Spending, options: PublishOptions, imported: Path | None) -> None:
+def _print_release(written: Written, spending: Spending, options: PublishOptions, imported: Path | None) -> None:
     """Print what was written, what gates said, what was erased afterwards, and what it cost."""
     from offline.gates import recorded
 
@@ -292,10 +327,18 @@ def _print_release(written: _Written, spending: Spending, options: PublishOption
     out.print(f"release {manifest.release} is {state}: {counts} lists, {size}, in {written.seconds:.1f} s")
     if written.result.skipped:
         out.print(f"{written.result.skipped:,} rows had been written before and were not written again")
+    _print_rules(manifest.about.get("rules", {}))
     _print_gates(verdicts, forced=forced)
     for release in written.erased:
         out.print(f"erased {release}, which is no longer needed")
     spending.print_totals(plan_of(manifest))
+
+
+def _print_rules(rules: "dict[str, dict[str, int]]") -> None:
+    """Print what business rules left out, and what they name that the model lacks; nothing where there were none."""
+    for name, facts in rules.items():
+        counts = ", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in facts.items())
+        out.print(f"  {name.replace('_', ' ')}: {counts}")
 
 
 def _print_gates(verdicts: "list[Verdict]", *, forced: bool) -> None:

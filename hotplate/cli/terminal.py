@@ -143,6 +143,16 @@ def print_error(error: BaseException, *, as_json: bool) -> int:
 
 
 @contextmanager
+def text_on_stderr() -> Iterator[None]:
+    """Print text on standard error meanwhile, where standard output is for something else."""
+    out.stderr = True
+    try:
+        yield
+    finally:
+        out.stderr = False
+
+
+@contextmanager
 def progress_bars(status: Callable[[], str] = str) -> Iterator[StageProgress]:
     """
     Yield a function that reports progress: each stage gets a line on a terminal, and nothing is printed elsewhere.

@@ -62,6 +62,14 @@ def train(
         Literal["sum", "binary", "log"],
         option("--weighting", "Weigh a user and an item by the sum of their rows, by 1, or by 1 + ln of the sum."),
     ] = "sum",
+    half_life: Annotated[
+        str | None,
+        option(
+            "--half-life",
+            "Halve the weight of a row for each 30d, 12h or 8w that it is older than the newest.",
+            metavar="TIME",
+        ),
+    ] = None,
     where: Annotated[
         list[str] | None,
         option(
@@ -163,7 +171,7 @@ def train(
     """
     from offline.evaluate.splits import SplitOptions
     from offline.input.columns import NULL_VALUES, Columns
-    from offline.input.filters import parse_event_weights
+    from offline.input.filters import parse_event_weights, parse_half_life
     from offline.pipeline import TrainSettings
     from offline.pipeline import train as train_model
 
@@ -196,6 +204,7 @@ def train(
         event_weights=parse_event_weights(event_weights) if event_weights else None,
         where=where or (),
         weighting=weighting,
+        half_life=None if half_life is None else parse_half_life(half_life),
         titles=titles,
         min_per_user=min_per_user,
         min_per_item=min_per_item,

@@ -56,6 +56,7 @@ _COMMON_NAMES = {
         "other otheritem otheritemid otherid similar similaritem similaritemid similarid related relateditem "
         "relateditemid neighbour neighbouritem neighbor neighboritem recommended recommendeditem"
     ),
+    "category": "category categoryid categoryname genre department group",
     "event": "event eventtype eventname action behavior behaviour type",
 }
 # Of columns that have no names.

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 
 import polars as pl
 
@@ -70,6 +71,15 @@ def parse_filter(text: str) -> Filter:
     elif operator not in {"=", "!="} and _as_number(value) is None and not value[:1].isdigit():
         raise SettingError(f"The filter {text!r} compares with {value!r}, which is neither a number nor a date.")
     return Filter(text, parts["column"], operator, value)
+
+
+def parse_half_life(text: str) -> timedelta:
+    """Read a half-life as `30d`, `12h` or `8w`; raises SettingError for what is none."""
+    units = {"h": "hours", "d": "days", "w": "weeks"}
+    number = _as_number(text[:-1])
+    if number is None or not 0 < number < 1e6 or text[-1:] not in units:
+        raise SettingError(f"The half-life {text!r} is none; write 30d, 12h or 8w.")
+    return timedelta(**{units[text[-1]]: number})
 
 
 def parse_event_weights(text: str) -> dict[str, float]:

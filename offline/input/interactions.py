@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from math import inf
 from pathlib import Path
 from typing import Literal
@@ -26,6 +26,9 @@ from offline.input.rows import Rows, Survey, TableShape, id_reasons, item_titles
 from offline.input.tables import Table, open_tables, with_whole_numbers
 
 Weighting = Literal["sum", "binary", "log"]
+
+# However old it is, a row keeps a thousandth of its weight; nothing would be no interaction any more.
+_MAX_HALVINGS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,7 @@ def read_interactions(
     where: Sequence[str] = (),
     titles: Path | None = None,
     weighting: Weighting = "sum",
+    half_life: timedelta | None = None,
 ) -> Interactions:
     """
     Read the files, or the folders of files of one kind, at *paths*, all of the same columns; `-` is standard input.
@@ -72,7 +76,9 @@ def read_interactions(
     A row weighs what its weight column says, or its event by *event_weights*, or else 1; the rows of a user and an item
     are added up. With `columns.count` their weight is the number of different values in that column instead. Then
     *weighting* makes it 1 (binary) or 1 + ln(weight) (log); binary reads no weight column unless one is named. Ratings
-    are no weights unless they are named as such.
+    are no weights unless they are named as such. With *half_life* the weight of a row is halved for each that it is
+    older than the newest, one without a time as much as the oldest; where rows are not added up, that of a user and an
+    item, by their last time.
 
     Raises DataError when anything cannot be read or nothing is left, SettingError for a filter that makes no sense.
     """
@@ -91,7 +97,8 @@ def read_interactions(
         )
         survey = rows.survey(source, "weight", chosen.weight, *bounds, advice="loosen the filters or mend the rows")
         with data_errors(source):
-            pairs = _pairs(rows.kept, chosen, weighting)
+            decay = None if half_life is None else _decay(survey, half_life, source)
+            pairs = _pairs(rows.kept, chosen, weighting, decay)
             segments = _segments(rows.kept, source) if chosen.segment else None
             memberships = _memberships(rows.kept) if chosen.segment else None
         _check_size(pairs, source)
@@ -224,17 +231,35 @@ def _time(table: Table, columns: Columns) -> pl.Expr | None:
     return time_of(columns.time, table.schema[columns.time], table.first_text(columns.time))
 
 
-def _pairs(kept: pl.LazyFrame, columns: Columns, weighting: Weighting) -> pl.DataFrame:
-    weight = pl.col("weight").sum() if columns.count is None else pl.col("count").n_unique().cast(pl.Float64)
+def _decay(survey: Survey, half_life: timedelta, source: str) -> pl.Expr:
+    """Return the share of its weight that a row keeps, by its age against the newest."""
+    newest, oldest = survey.kept.get("last"), survey.kept.get("first")
+    if newest is None or oldest is None:
+        raise DataError(
+            f"{source} has no times, which a half-life needs; name their column with --time-column, or leave it out."
+        )
+    age = pl.lit(newest, pl.Datetime("us")) - pl.col("time").fill_null(oldest)
+    halvings = age.dt.total_microseconds() / (half_life / timedelta(microseconds=1))
+    return pl.lit(0.5).pow(halvings.clip(upper_bound=_MAX_HALVINGS))
+
+
+def _pairs(kept: pl.LazyFrame, columns: Columns, weighting: Weighting, decay: pl.Expr | None) -> pl.DataFrame:
+    is_sum = columns.count is None and weighting == "sum"
+    of_row = pl.col("weight") if decay is None or not is_sum else pl.col("weight") * decay
+    weight = of_row.sum() if columns.count is None else pl.col("count").n_unique().cast(pl.Float64)
     aggregates = [weight.alias("weight")]
     if columns.time is not None:
         aggregates.append(pl.col("time").min())
+    if decay is not None and not is_sum:
+        aggregates.append(decay.max().alias("decay"))
     pairs = kept.group_by("user", "item").agg(aggregates).collect(engine="streaming")
     if weighting == "binary":
-        return pairs.with_columns(weight=pl.lit(1.0))
-    if weighting == "log":
+        pairs = pairs.with_columns(weight=pl.lit(1.0))
+    elif weighting == "log":
         # Weights below 1 (fractions of a rating, say) would turn to nothing and less.
-        return pairs.with_columns(weight=1 + pl.col("weight").clip(lower_bound=1).log())
+        pairs = pairs.with_columns(weight=1 + pl.col("weight").clip(lower_bound=1).log())
+    if "decay" in pairs.columns:
+        return pairs.with_columns(weight=pl.col("weight") * pl.col("decay")).drop("decay")
     return pairs
 
 

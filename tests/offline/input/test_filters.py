@@ -1,12 +1,14 @@
 """Filters and event weights: a filter keeps exactly the rows that meet it, and nonsense is refused by name."""
 
+from datetime import timedelta
+
 import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offline.errors import DataError, SettingError
-from offline.input.filters import Filter, parse_event_weights, parse_filter
+from offline.input.filters import Filter, parse_event_weights, parse_filter, parse_half_life
 
 FRAME = pl.DataFrame(
     {
@@ -106,3 +108,17 @@ def test_event_weights_that_make_no_sense_are_refused(text: str) -> None:
 def test_an_event_with_two_weights_is_refused() -> None:
     with pytest.raises(SettingError, match="'view' has two weights"):
         parse_event_weights("view=1,view=2")
+
+
+def test_a_half_life_is_a_number_of_hours_days_or_weeks() -> None:
+    assert [parse_half_life(text) for text in ("30d", "1.5h", "8w")] == [
+        timedelta(days=30),
+        timedelta(hours=1.5),
+        timedelta(weeks=8),
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "30", "d", "0d", "-1d", "nand", "30 y", "1e9w"])
+def test_a_half_life_that_is_none_is_a_sentence(text: str) -> None:
+    with pytest.raises(SettingError, match="write 30d, 12h or 8w"):
+        parse_half_life(text)

@@ -2,16 +2,17 @@
 
 import gzip
 import math
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 import polars as pl
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from offline.errors import SettingError
+from offline.errors import DataError, SettingError
 from offline.input.columns import NULL_VALUES, Columns
 from offline.input.files import Format
 from offline.input.interactions import Interactions, read_interactions
@@ -340,3 +341,26 @@ def test_two_sources_of_weights_are_a_misuse(tmp_path: Path) -> None:
         read_interactions(file, columns=Columns(weight="weight"), event_weights={"view": 1})
     with pytest.raises(SettingError, match="The event column 'event' needs event weights"):
         read_interactions(file, columns=Columns(event="event"))
+
+
+@pytest.mark.parametrize(
+    ("weighting", "weights"),
+    [("sum", [0.5, 0.25, 3 / 4 + 0.5 / 16, 4.0]), ("binary", [0.5, 1 / 8, 1 / 4, 1.0])],
+)
+def test_a_weight_is_halved_for_each_half_life_that_a_row_is_older_than_the_newest(
+    weighting: Literal["sum", "binary"], weights: list[float], tmp_path: Path
+) -> None:
+    half_life = timedelta(seconds=100)
+    found = read_interactions(written(tmp_path, "csv"), weighting=weighting, half_life=half_life)
+    assert [weight for _, _, weight in pairs_of(found)] == pytest.approx(weights)
+    aged = read_interactions(tmp_path / "rows.csv", weighting=weighting, half_life=timedelta(seconds=1))
+    assert min(weight for _, _, weight in pairs_of(aged)) >= 0.5**10, "what is old is still an interaction"
+
+
+def test_a_half_life_needs_times_and_rows_without_one_are_as_old_as_the_oldest(tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.csv", "user,item,ts\nu,i,1700000100\nv,j,1700000000\nu,j,\n")
+    found = read_interactions(file, half_life=timedelta(seconds=100))
+    assert pairs_of(found) == [("u", "i", 1.0), ("u", "j", 0.5), ("v", "j", 0.5)]
+    file = write(tmp_path / "timeless.csv", "user,item\nu,i\nv,j\n")
+    with pytest.raises(DataError, match="has no times, which a half-life needs; name their column with --time-column"):
+        read_interactions(file, half_life=timedelta(days=1))

@@ -1,0 +1,208 @@
+"""A pipeline file: TOML tables whose keys are the options of the verbs, read by the verbs' own parsers."""
+
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import typer
+import xxhash
+
+from hotplate.cli import models, publish, train
+from hotplate.cli.costs import limit_ru
+from hotplate.cli.terminal import chosen_store
+
+if TYPE_CHECKING:
+    from typer.core import TyperCommand
+
+    from offline.gates import Gate
+    from offline.publish import ListSource
+    from stores.catalogue import DraftRef
+
+# What a run decides itself, and a pipeline has no say in.
+_OF_TRAIN: dict[str, Any] = {"model": Path(), "as_json": False}
+_OF_PUBLISH: dict[str, Any] = {
+    "model": Path(), "registry": None, "resume": None, "dry_run": False, "as_json": False,
+}  # fmt: skip
+_OF_REGISTER: dict[str, Any] = {"model": Path(), "as_json": False}
+TABLES = ("train", "publish", "gates", "registry", "run")
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineFile:
+    """A pipeline as it is written: its tables by name, empty where one is left out."""
+
+    path: Path
+    tables: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def name(self) -> str:
+        """What the pipeline is called in metrics and folders."""
+        return self.path.stem
+
+    def parameters(self, table: str, command: "TyperCommand", taken: Mapping[str, Any]) -> dict[str, Any]:
+        """
+        Return the parameters of the verb *command* as its parser makes them of a table.
+
+        Keys are options without their dashes, and arguments by name. What the environment says comes before the file,
+        and *taken* before both: these parameters may not be in the file. Paths are meant from the folder of the file.
+        Raises SettingError for a key that the verb lacks, and for a value that its parser refuses.
+        """
+        from typer.exceptions import TyperException
+
+        from offline.errors import SettingError
+
+        values = self.values(table, command, taken)
+        try:
+            context = command.make_context(table, [], default_map={**values, **taken})
+        except TyperException as error:
+            raise SettingError(f"{self.path}, [{table}]: {error.format_message().rstrip('.')}.") from error
+        parsed = dict(context.params)
+        for name in values:
+            source = context.get_parameter_source(name)
+            if source is not None and source.name == "DEFAULT_MAP":  # else the environment said it
+                parsed[name] = self.anchored(parsed[name])
+        return parsed | dict(taken)
+
+    def values(self, table: str, command: "TyperCommand", taken: Iterable[str]) -> dict[str, Any]:
+        """Return the values of a table by parameter of *command*, as texts; SettingError for a key that is unknown."""
+        from offline.errors import SettingError
+
+        known = {key: one for key, one in _keys(command).items() if one.name not in set(taken)}
+        values = dict[str, Any]()
+        for key, value in self.tables[table].items():
+            plain = key.replace("-", "_")
+            if plain not in known:
+                close = get_close_matches(plain, known, n=1)
+                hint = f"did you mean {close[0]}?" if close else f"it may have {', '.join(known)}."
+                raise SettingError(f"{self.path}, [{table}] has no key {key}; {hint}")
+            values[known[plain].name] = _as_typed(value, known[plain])
+        return values
+
+    def anchored(self, value: Any) -> Any:  # noqa: ANN401 -- whatever the parser makes
+        """Return a path, or each of a list of them, as it is meant from the folder of the file."""
+        if isinstance(value, list | tuple):
+            return [self.anchored(each) for each in value]
+        return self.path.absolute().parent / value if isinstance(value, Path) else value
+
+
+def read_pipeline(path: Path) -> PipelineFile:
+    """Read a pipeline file; SettingError for what is no TOML, or has other tables than a pipeline's."""
+    from offline.errors import SettingError
+
+    try:
+        tables = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise SettingError(f"The pipeline {path} cannot be read: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingError(f"The pipeline {path} is not TOML: {error}.") from error
+    for name, table in tables.items():
+        if name not in TABLES or not isinstance(table, dict):
+            close = get_close_matches(name, TABLES, n=1)
+            hint = f"did you mean [{close[0]}]?" if close else f"it may have [{'], ['.join(TABLES)}]."
+            raise SettingError(f"The pipeline {path} has no table [{name}]; {hint}")
+    return PipelineFile(path, {name: tables.get(name, {}) for name in TABLES})
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """
+    What a pipeline is to do: the parameters of verbs by name, and the gates.
+
+    *registering* is None where there is no [registry]; *inputs* are the files that are read, *options* a digest of the
+    rest. Lives as long as the command.
+    """
+
+    name: str
+    url: str
+    training: Mapping[str, Any]
+    publishing: Mapping[str, Any]
+    registering: Mapping[str, Any] | None
+    gates: "tuple[Gate, ...]"
+    inputs: list[Path]
+    options: str
+
+    def lists(self, model: Path) -> "ListSource":
+        """Return the lists of *model*."""
+        from offline.lists import ListSettings, ModelLists
+        from offline.model import load
+        from offline.rules import read_rules
+
+        given = self.publishing
+        names = ("available", "exclude", "categories", "max_per_category", "min_history")
+        rules = read_rules(*(given[name] for name in names))
+        return ModelLists(load(model), ListSettings(given["list_length"], given["keep_seen"], rules))
+
+    def publish_options(self, draft: "DraftRef") -> publish.PublishOptions:
+        """Return the options of a publish that writes *draft*."""
+        given = self.publishing
+        return publish.PublishOptions(
+            store=self.url,
+            encoding=given["encoding"],
+            activate=given["activate"],
+            keep=given["keep"],
+            resume=draft,
+            gates=self.gates,
+            force=given["force"],
+            dry_run=False,
+            as_json=False,
+        )
+
+
+def read_job(pipeline: PipelineFile) -> Job:
+    """Return what a file says to do; SettingError for what makes no sense."""
+    from offline.errors import SettingError
+    from offline.gates import parse_gates, read_gates
+
+    trained = pipeline.parameters("train", command_of(train.train), _OF_TRAIN)
+    published = pipeline.parameters("publish", command_of(publish.publish), _OF_PUBLISH)
+    registered = None
+    if pipeline.tables["registry"]:
+        registered = pipeline.parameters("registry", command_of(models.register), _OF_REGISTER)
+        models.parse_tags(registered["tag"] or [])
+        if registered["registry"] is not None and "://" not in registered["registry"]:
+            registered["registry"] = str(pipeline.anchored(Path(registered["registry"])))
+    bounds = parse_gates(pipeline.tables["gates"], f"{pipeline.path}, [gates]")
+    given = read_gates(published["gates"], published["gate"] or ())
+    gates = tuple({gate.name: gate for gate in (*given, *bounds)}.values())
+    url = chosen_store(limit_ru(published["store"], published["max_ru"]))
+    inputs = [*paths_in(trained.values()), *paths_in(published.values())]
+    if any(path.name == "-" for path in inputs):
+        raise SettingError(f"{pipeline.path}: a run reads files, for it may read them again; standard input is none.")
+    options = orjson.dumps([trained, published, registered, gates, url], default=str, option=orjson.OPT_SORT_KEYS)
+    digest = xxhash.xxh3_128_hexdigest(options)
+    return Job(pipeline.name, url, trained, published, registered, gates, inputs, digest)
+
+
+def paths_in(values: Iterable[Any]) -> list[Path]:
+    """Return the paths among parameters, and in lists of them."""
+    flat = (each for value in values for each in (value if isinstance(value, list | tuple) else [value]))
+    return [each for each in flat if isinstance(each, Path) and each != Path()]
+
+
+def command_of(verb: Callable[..., None]) -> "TyperCommand":
+    """Return the parser of a verb."""
+    alone = typer.Typer(add_completion=False)
+    alone.command()(verb)
+    return typer.main.get_command(alone)  # type: ignore[return-value]  # of one verb it makes a command, and no group
+
+
+def _keys(command: "TyperCommand") -> dict[str, Any]:
+    """Return the parameters of a verb by what they are called in a file."""
+    longest = {max(one.opts, key=len).lstrip("-").replace("-", "_"): one for one in command.params}
+    return {key: one for key, one in longest.items() if key != "help"}
+
+
+def _as_typed(value: Any, parameter: Any) -> Any:  # noqa: ANN401 -- whatever TOML holds, and typer's own
+    """Return a value as it would be typed: `view=1,buy=5` for a table; yes or no for a flag; a list for what is one."""
+    if isinstance(value, dict):
+        value = ",".join(f"{key}={each}" for key, each in value.items())
+    if isinstance(value, bool) and getattr(parameter, "is_flag", False):
+        return value
+    if isinstance(value, list):
+        return [str(each) for each in value]
+    is_many = parameter.nargs == -1 or getattr(parameter, "multiple", False)
+    return [str(value)] if is_many else str(value)

@@ -1,0 +1,270 @@
+"""Business rules: which items lists may hold, how many of one category, who gets a list, and what fills a short one."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from offline.errors import DataError, SettingError, require_at_least
+from offline.input.columns import choose_columns
+from offline.input.files import Format, data_errors, find_files
+from offline.input.matrix import Floats, Indices
+from offline.input.tables import open_tables, with_whole_numbers
+from offline.model import Model
+from offline.train.engine import Allowed
+from offline.train.popularity import Popular, Popularity, most_popular
+from stores.keys import OVERALL
+
+# The first depth of a ranking under a cap, in lists; those that are still short are ranked so many times deeper again.
+_FIRST_DEPTH, _DEEPER = 2, 4
+# How many ranked items are held at once, which bounds the memory that deep rankings take.
+_CELLS = 1 << 22
+# Of an item without a category there may be any number.
+_NO_CATEGORY = -1
+
+Ranked = tuple[Indices, Floats]
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """
+    What lists must hold to besides being good; raises SettingError for what makes no sense. Lives as the command does.
+
+    available         the ids of the only items that may be recommended; None for all
+    excluded          the ids of items that may not be
+    categories        of items by id, each at most *max_per_category* times in a list
+    min_history       users with fewer interactions get no list, and are served the popular one
+    """
+
+    available: frozenset[str] | None = None
+    excluded: frozenset[str] = frozenset()
+    categories: Mapping[str, str] = field(default_factory=dict)
+    max_per_category: int | None = None
+    min_history: int = 1
+
+    def __post_init__(self) -> None:
+        require_at_least("min-history", self.min_history)
+        if self.max_per_category is not None:
+            require_at_least("max-per-category", self.max_per_category)
+        if (self.max_per_category is None) != (not self.categories):
+            raise SettingError("A cap needs both: --categories FILE with those of items, and --max-per-category N.")
+
+    @property
+    def shorten(self) -> bool:
+        """Whether there is a rule by which lists lose items."""
+        return self.available is not None or bool(self.excluded) or self.max_per_category is not None
+
+
+def read_rules(
+    available: Path | None,
+    exclude: Path | None,
+    categories: Path | None,
+    max_per_category: int | None,
+    min_history: int,
+) -> Rules:
+    """Return rules, the ids and categories of items read from files; DataError where one cannot be read."""
+    return Rules(
+        None if available is None else frozenset(_read_items(available)),
+        frozenset() if exclude is None else frozenset(_read_items(exclude)),
+        {} if categories is None else _read_categories(categories),
+        max_per_category,
+        min_history,
+    )
+
+
+class RuledLists:
+    """
+    Ranks the items of one model under rules: arrays [rows, length], best first, -1 with a score of 0 at the end.
+
+    Where rules leave a user's list shorter than it should be, it is filled up with the most popular items that the
+    rules allow and that the user has not; their score is 0, or that of the last item before them if it is lower.
+    Raises DataError where no item is left. Lives as long as one publish.
+    """
+
+    def __init__(self, model: Model, rules: Rules, length: int, *, keep_seen: bool) -> None:
+        self._model = model
+        self._rules = rules
+        self._length = length
+        self._keep_seen = keep_seen
+        ids = model.matrix.item_ids
+        self._allowed = _allowed(rules, ids)
+        self._categories = None if rules.max_per_category is None else _codes(rules.categories, ids)
+        self._history = np.diff(model.matrix.user_items.indptr)
+        counts = np.bincount(model.matrix.user_items.indices, minlength=len(ids)).astype(np.float32)
+        self._popularity = Popularity(counts)
+        if self._allowed is not None and not (self._allowed & (counts > 0)).any():
+            raise DataError(f"None of the {len(ids):,} items of the model may be recommended; see the rules.")
+
+    @property
+    def catalogue(self) -> int:
+        """How many items may be recommended."""
+        return len(self._model.matrix.item_ids) if self._allowed is None else int(self._allowed.sum())
+
+    def personal(self, users: Indices) -> Ranked:
+        """Return the lists of the rows *users*; of those with too short a history they are empty."""
+        width = min(self._length, len(self._model.matrix.item_ids))
+        items = np.full((len(users), width), -1, dtype=np.int32)
+        scores = np.zeros((len(users), width), dtype=np.float32)
+        enough = self._history[users] >= self._rules.min_history
+        items[enough], scores[enough] = self._capped(self._recommend, users[enough])
+        return items, scores
+
+    def similar(self, items: Indices) -> Ranked:
+        """Return what is similar to the columns *items*; it is not filled up, for what is popular is not similar."""
+        rank = self._model.ranker.similar_items
+        return self._capped(lambda batch, depth: rank(batch, depth, allowed=self._allowed), items)
+
+    def popular(self) -> dict[str, Popular]:
+        """
+        Return the popular lists by segment, the overall one, too, each as long as the model's where items suffice.
+
+        A segment's is filled up with what is popular overall, with a score of 0.
+        """
+        model = self._model
+        if not self._rules.shorten:
+            return {OVERALL: model.popular, **model.segments}
+        overall = self._shortened(most_popular(model.matrix, len(model.matrix.item_ids)))
+        lists = {OVERALL: _cut(overall, len(model.popular.items))}
+        for segment, popular in model.segments.items():
+            filler = overall.items[~np.isin(overall.items, popular.items)]
+            items = np.concatenate([popular.items, filler])
+            scores = np.concatenate([popular.scores, np.zeros(len(filler), dtype=np.float32)])
+            lists[segment] = _cut(self._shortened(Popular(items, scores)), len(popular.items))
+        return lists
+
+    def about(self) -> dict[str, Any]:
+        """Return what the manifest says of the rules; *unknown* are items that they name and the model lacks."""
+        rules, known = self._rules, set(self._model.matrix.item_ids)
+        facts: dict[str, Any] = {}
+        for name, ids in (("available", rules.available), ("excluded", rules.excluded)):
+            if ids:
+                facts[name] = {"items": len(ids), "unknown": len(ids - known)}
+        if rules.max_per_category is not None:
+            without = len(known - rules.categories.keys())
+            facts["categories"] = {"max": rules.max_per_category, "items_without": without}
+        if rules.min_history > 1:
+            facts["min_history"] = {
+                "items": rules.min_history,
+                "users_without": int((self._history < rules.min_history).sum()),
+            }
+        return facts
+
+    def _recommend(self, users: Indices, depth: int) -> Ranked:
+        matrix, options = self._model.matrix, {"keep_seen": self._keep_seen}
+        items, scores = self._model.ranker.recommend(matrix.user_items, users, depth, allowed=self._allowed, **options)
+        short = np.flatnonzero(items[:, -1] < 0)
+        if self._rules.shorten and len(short):
+            filler, _ = self._popularity.recommend(
+                matrix.user_items, users[short], depth, allowed=self._allowed, **options
+            )
+            items[short], scores[short] = filled((items[short], scores[short]), filler)
+        return items, scores
+
+    def _capped(self, rank: Callable[[Indices, int], Ranked], rows: Indices) -> Ranked:
+        """Rank deeper and deeper, until each list is full under the cap or all items were ranked."""
+        most, total = self._rules.max_per_category, len(self._model.matrix.item_ids)
+        if self._categories is None or most is None:
+            return rank(rows, self._length)
+        width = min(self._length, total)
+        items = np.full((len(rows), width), -1, dtype=np.int32)
+        scores = np.zeros((len(rows), width), dtype=np.float32)
+        pending, depth = np.arange(len(rows)), self._length * _FIRST_DEPTH
+        while len(pending):
+            short = []
+            for places in np.array_split(pending, -(-len(pending) * min(depth, total) // _CELLS)):
+                ranked = rank(rows[places], depth)
+                found, values = cut(*ranked, capped(ranked[0], self._categories, most), width)
+                items[places, : found.shape[1]], scores[places, : found.shape[1]] = found, values
+                short.append(places[(items[places, -1] < 0) & (ranked[0][:, -1] >= 0)])
+            pending = np.concatenate(short) if depth < total else pending[:0]
+            depth *= _DEEPER
+        return items, scores
+
+    def _shortened(self, popular: Popular) -> Popular:
+        kept = np.ones(len(popular.items), dtype=np.bool_) if self._allowed is None else self._allowed[popular.items]
+        left = Popular(popular.items[kept], popular.scores[kept])
+        if self._categories is None or self._rules.max_per_category is None:
+            return left
+        kept = capped(left.items[None, :], self._categories, self._rules.max_per_category)[0]
+        return Popular(left.items[kept], left.scores[kept])
+
+
+def capped(items: Indices, categories: Indices, most: int) -> npt.NDArray[np.bool_]:
+    """Return which of *items* [rows, depth], best first, stay if at most *most* of a category do; -1 never does."""
+    return (items >= 0) & _first(np.where(items >= 0, categories[items], _NO_CATEGORY), most)
+
+
+def cut(items: Indices, scores: Floats, kept: npt.NDArray[np.bool_], n: int) -> Ranked:
+    """Return the first *n* of each row that are *kept*, in their order, and -1 with a score of 0 after them."""
+    order = np.argsort(~kept, axis=1, kind="stable")[:, :n]
+    kept = np.take_along_axis(kept, order, axis=1)
+    best, values = np.take_along_axis(items, order, axis=1), np.take_along_axis(scores, order, axis=1)
+    return np.where(kept, best, np.int32(-1)), np.where(kept, values, np.float32(0))
+
+
+def filled(ranked: Ranked, filler: Indices) -> Ranked:
+    """Return *ranked*, each row filled up with what it lacks of its row of *filler*, no score above those before it."""
+    items, scores = ranked
+    lowest = scores.min(axis=1, where=items >= 0, initial=0)
+    everything = np.concatenate([items, filler], axis=1)
+    values = np.concatenate([scores, np.broadcast_to(lowest[:, None], filler.shape)], axis=1)
+    return cut(everything, values, (everything >= 0) & _first(everything, 1), items.shape[1])
+
+
+def _first(kinds: Indices, most: int) -> npt.NDArray[np.bool_]:
+    """Return which places of each row are among the first *most* of their kind; all of a kind below 0 are."""
+    order = np.argsort(kinds, axis=1, kind="stable")
+    ordered = np.take_along_axis(kinds, order, axis=1)
+    places = np.arange(kinds.shape[1])
+    begins = np.ones(kinds.shape, dtype=np.bool_)
+    begins[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    nth = places - np.maximum.accumulate(np.where(begins, places, 0), axis=1)
+    first = np.empty(kinds.shape, dtype=np.bool_)
+    np.put_along_axis(first, order, (nth < most) | (ordered < 0), axis=1)
+    return first
+
+
+def _read_items(path: Path) -> list[str]:
+    """Return the ids that a file names: one a line in a .txt file, those of the item column in all others."""
+    if path.suffix.lower() != ".txt":
+        return _read_columns(path, "item").get_column("item").to_list()
+    with data_errors(str(path)):
+        return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+
+
+def _read_categories(path: Path) -> dict[str, str]:
+    frame = _read_columns(path, "item", "category").unique()
+    twice = frame.filter(pl.col("item").is_duplicated())
+    if twice.height:
+        raise DataError(f"{path} has item {twice.get_column('item')[0]!r} in two categories; keep one for each item.")
+    return dict(frame.iter_rows())
+
+
+def _read_columns(path: Path, *roles: str) -> pl.DataFrame:
+    """Return the columns of the files at *path* that are named like *roles*, rows that lack one left out."""
+    tables = open_tables(find_files(path), Format(), str(path))
+    columns = choose_columns({}, list(tables[0].schema), str(path), guessed=roles, required=roles)
+    tables, _ = with_whole_numbers(tables, [columns["item"]])
+    texts = (table.frame.select(**{role: table.text(columns[role]) for role in roles}) for table in tables)
+    with data_errors(str(path)):
+        return pl.concat(texts).drop_nulls().collect(engine="streaming")
+
+
+def _allowed(rules: Rules, ids: list[str]) -> Allowed:
+    if rules.available is None and not rules.excluded:
+        return None
+    available = np.array([rules.available is None or item in rules.available for item in ids], dtype=np.bool_)
+    return available & np.array([item not in rules.excluded for item in ids], dtype=np.bool_)
+
+
+def _codes(categories: Mapping[str, str], ids: list[str]) -> Indices:
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(categories.values()))}
+    return np.array([numbers.get(categories.get(item, ""), _NO_CATEGORY) for item in ids], dtype=np.int32)
+
+
+def _cut(popular: Popular, n: int) -> Popular:
+    return Popular(popular.items[:n], popular.scores[:n])

@@ -1,0 +1,354 @@
+"""`hotplate run`: from data to a live release, once for each state of the data, and resumed wherever it is cut off."""
+
+import json
+import multiprocessing
+import os
+import random
+import secrets
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from hotplate.__main__ import main
+from hotplate.cli.terminal import with_store
+from offline.input.sample import sample
+from offline.registry import Registry
+from offline.run import Run, claim, held, opened
+from stores.catalogue import Catalogue, ReleaseId
+from stores.errors import StoreUnavailable
+from tests.support.command import failed, hotplate
+from tests.support.soak import SEED, scaled
+
+if TYPE_CHECKING:
+    from tests.support.redis_server import RedisServer
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["hotplate.cli.main", "offline.pipeline", "offline.publish", "stores.redis.store"])
+
+
+@pytest.fixture(params=["file", "redis"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "file":
+        return f"file://{tmp_path / 'store'}"
+    server: RedisServer = request.getfixturevalue("redis_server")
+    return server.url(prefix=secrets.token_hex(4))
+
+
+@pytest.fixture
+def folder_url(tmp_path: Path) -> str:
+    return f"file://{tmp_path / 'store'}"
+
+
+def write_data(folder: Path, seed: int = 42) -> None:
+    sample(users=40, items=20, seed=seed).write_csv(folder / "clicks.csv")
+
+
+def write_pipeline(folder: Path, url: str, more: str = "") -> Path:
+    """Write a pipeline of few and small steps, and its data, where there are none."""
+    if not (folder / "clicks.csv").exists():
+        write_data(folder)
+    train = 'data = "clicks.csv"\nfactors = 8\niterations = 2\nsplit = "none"'
+    text = f'[train]\n{train}\n\n[publish]\nstore = "{url}"\nlist_length = 5\n\n[run]\nwork = "work"\n{more}\n'
+    (folder / "nightly.toml").write_text(text)
+    return folder / "nightly.toml"
+
+
+def summary_of(done: CompletedProcess[str]) -> dict[str, Any]:
+    assert done.stdout.count("\n") == 1, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def catalogue_of(url: str) -> Catalogue:
+    return with_store(url, lambda store: store.catalogue())
+
+
+def trained(folder: Path) -> list[bytes]:
+    return [path.read_bytes() for path in (folder / "work").glob("model-*/model.json")]
+
+
+def test_a_run_publishes_once_for_each_state_of_its_data_and_options(url: str, tmp_path: Path) -> None:
+    pipeline = write_pipeline(tmp_path, url)
+    first = summary_of(hotplate("run", pipeline))
+    assert (first["outcome"], catalogue_of(url).live) == ("published", first["release"])
+    assert set(first["seconds"]) == {"train", "publish", "prune"}
+    again = summary_of(hotplate("run", pipeline))
+    assert (again["outcome"], again["release"]) == ("unchanged", first["release"])
+    write_data(tmp_path, seed=7)
+    second = summary_of(hotplate("run", pipeline))
+    assert (second["outcome"], catalogue_of(url).live) == ("published", second["release"])
+    assert second["release"] != first["release"]
+    assert len(trained(tmp_path)) == 1
+    write_pipeline(tmp_path, url, "[gates]\ncoverage = 0.1")
+    assert summary_of(hotplate("run", pipeline))["gates"][0]["passed"]
+
+
+def spoil(model: Path) -> None:
+    """Give the items of a model one another's factors."""
+    path = model / "item_factors.npy"
+    np.save(path, np.random.default_rng(1).permutation(np.load(path)))
+
+
+def test_a_spoilt_model_is_stopped_by_a_gate_and_what_is_live_stays(
+    folder_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = write_pipeline(tmp_path, folder_url, "[gates]\noverlap = 0.75")
+    live = summary_of(hotplate("run", pipeline))["release"]
+    with (tmp_path / "clicks.csv").open("a") as data:
+        data.write((tmp_path / "clicks.csv").read_text().splitlines()[1] + "\n")
+    with monkeypatch.context() as patch:
+        patch.setattr("hotplate.cli.publish.write_lists", interrupt)
+        spoil(Path(summary_of(hotplate("run", pipeline))["model"]))
+    refused = hotplate("run", pipeline)
+    summary = summary_of(refused)
+    assert (refused.returncode, summary["outcome"], summary["gates"][0]["passed"]) == (3, "refused", False)
+    assert f"gate overlap@10: {summary['gates'][0]['measured']:.4g} is below 0.75" in refused.stderr.splitlines()[-1]
+    assert summary["release"] in refused.stderr.splitlines()[-1]
+    assert catalogue_of(folder_url).live == live
+    again = hotplate("run", pipeline)
+    assert (again.returncode, summary_of(again)["release"]) == (3, summary["release"])
+    assert hotplate("releases", "activate", summary["release"], "--store", folder_url).returncode == 0
+
+
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        "offline.pipeline.train",
+        "stores.lifecycle.verify",
+        "stores.lifecycle.activate",
+        "offline.run.RunFolder.finish",
+    ],
+)
+def test_a_run_that_was_cut_off_ends_in_the_same_release_with_the_model_that_it_had(
+    point: str, folder_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = write_pipeline(tmp_path, folder_url)
+    with monkeypatch.context() as patch:
+        patch.setattr(point, interrupt)
+        cut_off = hotplate("run", pipeline)
+    assert cut_off.returncode == 130
+    left = summary_of(cut_off)
+    assert left["outcome"] == "interrupted"
+    models = trained(tmp_path)
+    done = summary_of(hotplate("run", pipeline))
+    assert (done["outcome"], done["release"], done["run"]) == ("published", left["release"], left["run"])
+    found = catalogue_of(folder_url)
+    assert [(entry.id, entry.state) for entry in found.releases] == [(left["release"], "live")]
+    assert trained(tmp_path) == models or not models
+
+
+def test_a_draft_that_was_begun_with_other_lists_is_given_up_and_begun_anew(
+    folder_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(*_: object) -> None:
+        raise StoreUnavailable("the store is away")
+
+    pipeline = write_pipeline(tmp_path, folder_url)
+    with monkeypatch.context() as patch:
+        patch.setattr("stores.lifecycle.verify", away)
+        cut_off = hotplate("run", pipeline)
+    left = summary_of(cut_off)
+    assert (cut_off.returncode, "give the same command again" in left["error"]) == (1, True)
+    spoil(Path(left["model"]))
+    assert "these are other lists than" in summary_of(hotplate("run", pipeline))["error"]
+    done = summary_of(hotplate("run", pipeline))
+    assert (done["outcome"], done["release"]) == ("published", left["release"])
+
+
+def test_a_run_that_was_cut_off_before_its_data_changed_leaves_nothing_behind(
+    folder_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = write_pipeline(tmp_path, folder_url)
+    with monkeypatch.context() as patch:
+        patch.setattr("hotplate.cli.publish.write_lists", interrupt)
+        left = summary_of(hotplate("run", pipeline))
+    write_data(tmp_path, seed=7)
+    done = summary_of(hotplate("run", pipeline))
+    assert done["release"] != left["release"]
+    assert [entry.id for entry in catalogue_of(folder_url).releases] == [done["release"]]
+    assert len(trained(tmp_path)) == 1
+
+
+def test_a_model_is_registered_once_and_has_its_stage_only_when_gates_have_let_it_through(
+    folder_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registered = '[registry]\nname = "shop"\nregistry = "models"\nstage = "production"\ntag = "owner=search"'
+    pipeline = write_pipeline(tmp_path, folder_url, registered)
+    with monkeypatch.context() as patch:
+        patch.setattr("offline.registry.Registry.record_release", interrupt)
+        assert hotplate("run", pipeline).returncode == 130
+    done = summary_of(hotplate("run", pipeline))
+    write_pipeline(tmp_path, folder_url, registered + "\n[gates]\ncoverage = 1.0")
+    assert summary_of(hotplate("run", pipeline))["outcome"] == "refused"
+    first, second = Registry(str(tmp_path / "models")).entries("shop")
+    assert first.reference == done["registered"]
+    assert [release.id for release in first.releases] == [done["release"]]
+    assert first.tags == {"owner": "search", "run": done["run"]}
+    assert (first.stages, second.stages, len(second.releases)) == (("production",), (), 1)
+
+
+def test_a_store_that_was_made_anew_is_filled_again(folder_url: str, tmp_path: Path) -> None:
+    pipeline = write_pipeline(tmp_path, folder_url)
+    assert hotplate("run", pipeline).returncode == 0
+    (tmp_path / "store").rename(tmp_path / "gone")
+    assert summary_of(hotplate("run", pipeline))["outcome"] == "published"
+
+
+def test_a_store_has_one_run_at_a_time(url: str, tmp_path: Path) -> None:
+    pipeline = write_pipeline(tmp_path, url)
+    other = Run("other", "", "", ReleaseId("20261120T064200Z-7f3a"))
+    with_store(url, lambda store: claim(store, other))
+    refused = hotplate("run", pipeline, "--wait", "0.01")
+    assert (refused.returncode, summary_of(refused)["outcome"]) == (1, "failed")
+    assert "Another run is writing release 20261120T064200Z-7f3a in this store" in refused.stderr
+    with opened(tmp_path / "work"):
+        refused = hotplate("run", pipeline)
+    assert "Another run works in " in refused.stderr
+
+
+def test_the_lease_of_a_run_is_renewed_while_it_trains(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stores.lifecycle.LEASE_S", 0.03)  # how often it is renewed; it runs for as long as ever
+    run = Run("mine", "", "", ReleaseId("20261120T064200Z-7f3a"))
+    draft = with_store(url, lambda store: claim(store, run))
+    (begun,) = catalogue_of(url).releases
+    with held(url, draft):
+        while catalogue_of(url).releases[0].lease_until == begun.lease_until:
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ("[trian]", "no table [trian]; did you mean [train]?"),
+        ("[gates]\ncoverage = 2", "coverage is 2; it must lie between 0 and 1"),
+        ("wiat = 3", "[run] has no key wiat; did you mean wait?"),
+        ('wait = "long"', "'--wait'"),
+        ("[publish", "is not TOML"),
+        ('[registry]\nname = "shop"\nstge = "x"', "[registry] has no key stge; did you mean stage?"),
+        ("[registry]\nstage = 'x'", "Missing argument 'NAME'"),
+    ],
+)
+def test_a_pipeline_that_makes_no_sense_is_a_sentence(
+    more: str, sentence: str, folder_url: str, tmp_path: Path
+) -> None:
+    done = hotplate("run", write_pipeline(tmp_path, folder_url, more))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert sentence in done.stderr
+
+
+def test_keys_are_the_options_of_the_verbs_and_are_checked_by_them(folder_url: str, tmp_path: Path) -> None:
+    pipeline = write_pipeline(tmp_path, folder_url)
+    text = pipeline.read_text()
+    pipeline.write_text(text.replace("[train]", "[train]\nmin_per_usr = 3"))
+    failed(hotplate("run", pipeline), "[train] has no key min_per_usr; did you mean min_per_user?", code=2)
+    pipeline.write_text(text.replace("[train]", "[train]\nmin-per-user = 0"))
+    failed(hotplate("run", pipeline), "[train]", "--min-per-user", code=2)
+    pipeline.write_text(text.replace("[train]", "[train]\nout = 'model'"))
+    failed(hotplate("run", pipeline), "[train] has no key out", code=2)
+    pipeline.write_text(text.replace("[train]", "[train]\nwhere = 'n>0'\nevent_weights = {view = 1, buy = 5}"))
+    checked = hotplate("run", pipeline, "--check")
+    assert (checked.returncode, str(tmp_path / "clicks.csv") in checked.stdout) == (0, True)
+    assert not (tmp_path / "work").exists()
+
+
+def test_metrics_are_written_and_pushed_and_a_gateway_that_is_away_fails_no_run(
+    folder_url: str, tmp_path: Path
+) -> None:
+    pushed = dict[str, bytes]()
+
+    class Gateway(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            pushed[self.path] = self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Print nothing."""
+
+    pipeline = write_pipeline(tmp_path, folder_url, 'textfile = "run.prom"')
+    with HTTPServer(("127.0.0.1", 0), Gateway) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        gateway = f"http://127.0.0.1:{server.server_port}"
+        done = hotplate("run", pipeline, "--push", gateway)
+    assert done.returncode == 0
+    text = (tmp_path / "run.prom").read_text()
+    assert 'hotplate_run_outcome{outcome="published",pipeline="nightly"} 1.0' in text
+    assert 'hotplate_run_duration_seconds{pipeline="nightly",step="train"}' in text
+    succeeded = [line for line in text.splitlines() if line.startswith("hotplate_run_last_success_timestamp_seconds{")]
+    assert {path: body.decode() for path, body in pushed.items()} == {
+        "/metrics/job/hotplate_run/pipeline/nightly": text
+    }
+    (tmp_path / "clicks.csv").write_text("user,item\nonly,one\n")
+    away = hotplate("run", pipeline, "--push", gateway)
+    assert (away.returncode, f"the metrics could not be sent to {gateway}" in away.stderr) == (1, True)
+    text = (tmp_path / "run.prom").read_text()
+    assert 'hotplate_run_outcome{outcome="failed",pipeline="nightly"} 1.0' in text
+    assert succeeded[0] in text.splitlines()
+
+
+def _run(pipeline: str, output: str) -> None:
+    """Be the command in a process of its own."""
+    os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT), 1)
+    os.dup2(1, 2)
+    sys.argv = ["hotplate", "run", pipeline]
+    main()
+
+
+def stopped(pipeline: Path, after_s: float, number: signal.Signals) -> int | None:
+    """Run a pipeline, send it a signal *after_s* from its first step, and return how it ended."""
+    process = _context.Process(target=_run, args=(str(pipeline), str(pipeline.with_name("output"))))
+    process.start()
+    while process.is_alive() and not pipeline.with_name("work").exists():
+        time.sleep(0.001)
+    time.sleep(after_s)  # no condition can be waited for: it is any instant
+    with suppress(ProcessLookupError):
+        os.kill(process.pid or 0, number)
+    process.join(60)
+    return process.exitcode
+
+
+def killed(pipeline: Path, after_s: float) -> None:
+    assert stopped(pipeline, after_s, signal.SIGKILL) in (0, -signal.SIGKILL)
+
+
+def terminated(pipeline: Path, after_s: float) -> None:
+    assert stopped(pipeline, after_s, signal.SIGTERM) in (0, 130, -signal.SIGTERM)  # the last: before it had begun
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    ("url", "stop", "times"), [("file", killed, 20), ("redis", killed, 8), ("file", terminated, 4)], indirect=["url"]
+)
+def test_runs_that_end_at_random_instants_resume_to_the_same_release(
+    stop: Callable[[Path, float], None], times: int, url: str, tmp_path: Path
+) -> None:
+    draw = random.Random(SEED)
+    for attempt in range(scaled(times)):
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        own = f"file://{folder / 'store'}" if url.startswith("file:") else f"{url}{attempt}"
+        pipeline = write_pipeline(folder, own)
+        stop(pipeline, draw.uniform(0, 0.4))
+        state = folder / "work" / "state.json"
+        left = json.loads(state.read_text())["run"]["release"] if state.exists() else None
+        models = trained(folder)
+        done = hotplate("run", pipeline)
+        assert done.returncode == 0, done.stderr
+        release = summary_of(done)["release"]
+        assert left in (None, release)
+        assert [(entry.id, entry.state) for entry in catalogue_of(own).releases] == [(release, "live")]
+        assert trained(folder) == models or not models

@@ -1,0 +1,177 @@
+"""Business rules: what they leave in lists, in which order, and what fills those that they have shortened."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy.sparse import csr_matrix
+
+from offline.errors import DataError, SettingError
+from offline.input.matrix import Indices
+from offline.lists import ListSettings, ModelLists
+from offline.model import Model
+from offline.rules import RuledLists, Rules, capped, cut, filled, read_rules
+from offline.train.neighbours import NeighbourParams
+from offline.train.neighbours import fit as fit_neighbours
+from stores.encoding import OFFSET_BYTES, decode
+from tests.support.interactions import checkerboard_model
+
+SIZE = 20
+MODEL = checkerboard_model(SIZE)
+IDS = MODEL.matrix.item_ids
+
+
+def lists_of(rules: Rules, model: Model = MODEL, **settings: object) -> dict[str, list[str]]:
+    rows = (
+        row
+        for batch in ModelLists(model, ListSettings(rules=rules, **settings)).batches()  # type: ignore[arg-type]  # as the test says
+        for row in batch
+    )
+    return {key: [item["id"] for item in decode(body[OFFSET_BYTES:])] for key, body in rows}
+
+
+def parity(item: str) -> str:
+    return "even" if IDS.index(item) % 2 == 0 else "odd"
+
+
+def neighbours_model() -> Model:
+    """A model whose users get few items: those of their own parity that they lack."""
+    params = NeighbourParams(neighbours=2)
+    return replace(MODEL, ranker=fit_neighbours(MODEL.matrix.user_items, params), params=params)
+
+
+@st.composite
+def rankings(draw: st.DrawFn) -> tuple[Indices, Indices, int]:
+    """Rows of different items, best first and -1 after them; the categories of all items, -1 for none; and a cap."""
+    items = draw(st.integers(1, 12))
+    rows = [
+        draw(st.lists(st.integers(0, items - 1), unique=True, max_size=items)) for _ in range(draw(st.integers(1, 4)))
+    ]
+    ranked = np.array([[*row, *[-1] * (items - len(row))] for row in rows], dtype=np.int32)
+    return ranked, draw(arrays(np.int32, items, elements=st.integers(-1, 3))), draw(st.integers(1, 4))
+
+
+@given(rankings(), st.integers(1, 12))
+def test_a_cap_keeps_the_best_of_each_category_in_their_order(
+    ranking: tuple[Indices, Indices, int], length: int
+) -> None:
+    items, categories, most = ranking
+    scores = -np.arange(items.size, dtype=np.float32).reshape(items.shape)
+    found, values = cut(items, scores, capped(items, categories, most), length)
+    for row, left, ranked, kept in zip(items, found, scores, values, strict=True):
+        expected, counts = list[int](), dict[int, int]()
+        for item in row[row >= 0].tolist():
+            counts[categories[item]] = counts.get(categories[item], 0) + 1
+            if categories[item] < 0 or counts[categories[item]] <= most:
+                expected.append(item)
+        assert left[left >= 0].tolist() == expected[:length]
+        assert kept[left >= 0].tolist() == [ranked[row.tolist().index(item)] for item in expected[:length]]
+        assert (kept[left < 0] == 0).all()
+
+
+@given(rankings(), rankings())
+def test_a_list_is_filled_up_with_what_it_lacks_and_scores_never_rise(
+    ranking: tuple[Indices, Indices, int], other: tuple[Indices, Indices, int]
+) -> None:
+    rows = min(len(ranking[0]), len(other[0]))
+    items, filler = ranking[0][:rows], other[0][:rows]
+    scores = np.where(items >= 0, 2.0 - np.arange(items.shape[1], dtype=np.float32), 0).astype(np.float32)
+    found, values = filled((items, scores), filler)
+    for row, more, left, kept in zip(items, filler, found, values, strict=True):
+        expected = [*row[row >= 0].tolist(), *[one for one in more[more >= 0].tolist() if one not in row]]
+        assert left[left >= 0].tolist() == expected[: items.shape[1]]
+        assert (np.diff(kept[left >= 0]) <= 0).all()
+
+
+def test_only_available_items_are_in_any_list_and_all_of_what_is_left_is() -> None:
+    available = frozenset(IDS[:8]) | {"gone"}
+    lists = lists_of(Rules(available=available, excluded=frozenset({IDS[0], "never"})), length=5)
+    left = set(IDS[1:8])
+    assert {item for items in lists.values() for item in items} == left
+    for index, user in enumerate(MODEL.matrix.user_ids):
+        has = {IDS[item] for item in MODEL.matrix.user_items[index].indices}
+        assert set(lists[f"user:{user}"]) <= left - has
+        assert len(lists[f"user:{user}"]) == min(5, len(left - has))
+    assert lists["popular:"] == [one for one in sorted(IDS) if one in left][:5]
+
+
+def test_a_cap_holds_in_every_list_and_lists_are_filled_up_from_further_down() -> None:
+    lists = lists_of(Rules(categories={item: parity(item) for item in IDS}, max_per_category=2), length=4)
+    for user in MODEL.matrix.user_ids:
+        found = lists[f"user:{user}"]
+        own = parity(f"i{user}")
+        # The one that the user lacks comes first, and of the other parity as many as may.
+        assert [parity(item) for item in found] == [own, *[{"even": "odd", "odd": "even"}[own]] * 2]
+    for item in IDS:
+        found = [parity(one) for one in lists.get(f"item:{item}", [])]
+        assert max(found.count("even"), found.count("odd")) <= 2
+    assert [parity(item) for item in lists["popular:"]].count("even") == 2
+
+
+def test_lists_that_rules_shorten_are_filled_from_the_popular_list_without_what_a_user_has() -> None:
+    model = neighbours_model()
+    rules = Rules(excluded=frozenset(IDS[:2]))
+    short, full = lists_of(Rules(), model, length=6), lists_of(rules, model, length=6)
+    assert min(len(short.get(f"user:{user}", ())) for user in model.matrix.user_ids) < 6
+    for index, user in enumerate(model.matrix.user_ids):
+        has = {IDS[item] for item in model.matrix.user_items[index].indices}
+        found = full[f"user:{user}"]
+        assert len(found) == len(set(found)) == 6
+        assert not set(found) & (has | set(IDS[:2]))
+
+
+def test_a_user_with_a_short_history_gets_no_list() -> None:
+    everything = MODEL.matrix.user_items.tolil()
+    everything[3] = 0
+    everything[3, 5] = 1
+    model = replace(MODEL, matrix=replace(MODEL.matrix, user_items=csr_matrix(everything)))
+    users = {key for key in lists_of(Rules(min_history=2), model) if key.startswith("user:")}
+    assert users == {f"user:{user}" for index, user in enumerate(MODEL.matrix.user_ids) if index != 3}
+
+
+def test_a_segment_whose_items_may_not_be_recommended_gets_what_is_popular_overall() -> None:
+    assert lists_of(Rules(excluded=frozenset({IDS[3]})))["popular:North & South"] == ["in0"]
+
+
+def test_the_manifest_says_the_rules_and_what_they_name_in_vain() -> None:
+    rules = Rules(frozenset({*IDS, "gone"}), frozenset({"never"}), {IDS[0]: "x"}, 3, 2)
+    assert RuledLists(MODEL, rules, 5, keep_seen=False).about() == {
+        "available": {"items": SIZE + 1, "unknown": 1},
+        "excluded": {"items": 1, "unknown": 1},
+        "categories": {"max": 3, "items_without": SIZE - 1},
+        "min_history": {"items": 2, "users_without": 0},
+    }
+
+
+def test_rules_that_leave_nothing_or_make_no_sense_are_a_sentence() -> None:
+    with pytest.raises(DataError, match="None of the 20 items of the model may be recommended"):
+        lists_of(Rules(available=frozenset({"gone"})))
+    with pytest.raises(SettingError, match="A cap needs both"):
+        Rules(max_per_category=2)
+    with pytest.raises(SettingError, match="min-history"):
+        Rules(min_history=0)
+
+
+def test_rules_are_read_from_lines_of_ids_and_from_tables(tmp_path: Path) -> None:
+    lines, rows = tmp_path / "items.txt", tmp_path / "catalogue.csv"
+    lines.write_text("a\n\n  b c \n")
+    rows.write_text("Stock Code,Category,price\n17.0,x,1\n18.0,,2\n19.0,y,\n")
+    rules = read_rules(rows, lines, rows, 2, 3)
+    assert rules == Rules(frozenset({"17", "18", "19"}), frozenset({"a", "b c"}), {"17": "x", "19": "y"}, 2, 3)
+    assert read_rules(None, None, None, None, 1) == Rules()
+
+
+def test_files_of_rules_that_cannot_be_used_are_a_sentence(tmp_path: Path) -> None:
+    rows = tmp_path / "catalogue.csv"
+    rows.write_text("item,category\ni,x\nj,x\ni,y\n")
+    with pytest.raises(DataError, match="has item 'i' in two categories"):
+        read_rules(None, None, rows, 1, 1)
+    rows.write_text("item,colour\ni,x\n")
+    with pytest.raises(DataError, match="looks like the category"):
+        read_rules(None, None, rows, 1, 1)
+    with pytest.raises(DataError, match=r"gone\.txt"):
+        read_rules(tmp_path / "gone.txt", None, None, None, 1)
