@@ -29,8 +29,9 @@ MAX_PAIRS = 1_000_000
 _EXPLORING = 8
 # So many standard errors of their difference apart, two trials are no longer a tie.
 _SURE = 1.96
-# Of one engine, fewer factors or neighbours are worth this share of the nDCG, even where few users leave more open.
-_WORTH = 0.01
+# What a simpler engine, and what fewer factors or neighbours of one engine are worth at most, as shares of the nDCG: few
+# users leave more open.
+_SIMPLER_WORTH, _SMALLER_WORTH = 0.02, 0.01
 _SIMPLEST_FIRST: tuple[Engine, ...] = ("popularity", "neighbours", "als")
 _PLAINEST_FIRST: tuple[NeighbourWeighting, ...] = ("cosine", "tfidf", "bm25")
 _EXTENSIONS = 3
@@ -116,7 +117,7 @@ class Search:
     def best(self) -> int:
         """The number of the trial of the simplest engine that ties with the leader."""
         leader = self.trials[self.leader]
-        return next(number for number in self.best_of_each if _ties(leader, self.trials[number]))
+        return next(number for number in self.best_of_each if _ties(leader, self.trials[number], _SIMPLER_WORTH))
 
     @property
     def best_of_each(self) -> tuple[int, ...]:
@@ -213,8 +214,7 @@ def _best_of_each(trials: Sequence[Trial]) -> tuple[int, ...]:
         numbers = [number for number, trial in enumerate(trials) if engine_of(trial.params) == engine]
         if numbers:
             highest = trials[_highest(trials, numbers)]
-            least = (1 - _WORTH) * highest.ndcg
-            close = [each for each in numbers if trials[each].ndcg >= least and _ties(highest, trials[each])]
+            close = [each for each in numbers if _ties(highest, trials[each], _SMALLER_WORTH)]
             found.append(min(close, key=lambda number: (_size(trials[number].params), -trials[number].ndcg)))
     return tuple(found)
 
@@ -241,10 +241,11 @@ def _size(params: Params) -> tuple[int, int]:
             return 0, 0
 
 
-def _ties(leader: Trial, other: Trial) -> bool:
-    """Tell whether the users of the split leave it open which of the two is better."""
+def _ties(leader: Trial, other: Trial, worth: float) -> bool:
+    """Tell whether the users of the split leave it open which is better, and *other* is worse by *worth* at most."""
     differences = leader.values - other.values
-    return float(differences.mean(dtype=np.float64)) <= _SURE * _standard_error(differences)
+    is_open = float(differences.mean(dtype=np.float64)) <= _SURE * _standard_error(differences)
+    return is_open and other.ndcg >= (1 - worth) * leader.ndcg
 
 
 def _standard_error(values: Floats) -> float:
