@@ -3,8 +3,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-# Two workers, each with servers of its own; one that has nothing left to do takes tests over from the other.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal --benchmark-disable
+# Workers have servers of their own; one that has nothing left to do takes tests over from another. The fast tests wait
+# for half of their time, so that there are more workers than cores.
+PYTEST := $(BIN)/python -m pytest --dist worksteal --benchmark-disable
 
 .PHONY: help demo test soak check bench quality lock clean
 
@@ -16,12 +17,12 @@ demo: .venv/demo ## data, training, a release and a running service
 
 test: check ## every check and the fast tests
 	@.ci/debian-packages
-	$(PYTEST) -m "not soak"
+	$(PYTEST) -n 3 -m "not soak"
 
 soak: .venv/dev ## the long tests: SOAK_MINUTES=10 of load, faults, kills and random cases
 	@.ci/debian-packages
 	@SOAK_SEED=$${SOAK_SEED:-$$($(BIN)/python -c 'import random; print(random.randrange(1, 1 << 31))')}; export SOAK_SEED; set -x; \
-	    $(PYTEST) -m soak --timeout 900 --hypothesis-seed $$SOAK_SEED
+	    $(PYTEST) -n 2 -m soak --timeout 900 --hypothesis-seed $$SOAK_SEED
 
 check: .venv/dev ## lint, format and types
 	$(BIN)/ruff check .

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -173,6 +173,7 @@ def train(
         )
     with _stage("matrix", seconds, report):
         matrix = to_matrix(interactions.pairs, settings.min_per_user, settings.min_per_item)
+        interactions = replace(interactions, pairs=interactions.pairs.clear())  # the matrix has them now
         popular = most_popular(matrix, settings.popular_length)
         segments = {}
         if interactions.segments is not None:

@@ -12,8 +12,8 @@ from bench.micro.training_data import RETAIL, RETAIL_OPTIONS, write_log
 
 # Interactions of the log for each user of a release: a million make a log of ten million.
 LOG_PER_USER = 10
-# What both sides learn of the log; more would make the part that is equal on both sides larger.
-LOG_FACTORS, RETAIL_FACTORS = 64, 256
+# The defaults, which bare calls have to be given.
+FACTORS = 256
 CPU_RATIO, PEAK_RATIO = 1.15, 1.1
 
 
@@ -21,7 +21,7 @@ def measure_retail(effort: Effort) -> list[Outcome]:
     """Train on Online Retail by its recipe, and publish."""
     if not RETAIL.exists():
         return [Unmeasured("retail", f"the data set is not at {RETAIL}")]
-    return [*_beside_bare("Online Retail", RETAIL, RETAIL_OPTIONS, RETAIL_FACTORS, effort.rounds)]
+    return [*_beside_bare("Online Retail", RETAIL, RETAIL_OPTIONS, effort.rounds)]
 
 
 def measure_log(effort: Effort) -> list[Outcome]:
@@ -29,21 +29,19 @@ def measure_log(effort: Effort) -> list[Outcome]:
     with tempfile.TemporaryDirectory() as folder:
         file, size = Path(folder) / "log.parquet", LOG_PER_USER * effort.users
         write_log(file, size)
-        return [
-            *_beside_bare(f"a log of {size / 1e6:g} M", file, ("--weighting", "binary"), LOG_FACTORS, effort.rounds)
-        ]
+        return [*_beside_bare(f"a log of {size / 1e6:g} M", file, ("--weighting", "binary"), effort.rounds)]
 
 
-def _beside_bare(what: str, data: Path, options: Sequence[str], factors: int, rounds: int) -> Iterator[Figure]:
+def _beside_bare(what: str, data: Path, options: Sequence[str], rounds: int) -> Iterator[Figure]:
     """Run both sides in turn, hotplate's release each time into a store of its own."""
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         model, stores = folder / "model", (folder / f"store-{number}" for number in itertools.count())
-        training = [*HOTPLATE, "train", str(data), *options, "--factors", str(factors)]
+        training = [*HOTPLATE, "train", str(data), *options, "--no-tune"]
         variants: dict[str, Callable[[], Spent]] = {
             "train": lambda: run([*training, "--out", str(model)]),
             "publish": lambda: run([*HOTPLATE, "publish", str(model), "--store", f"file://{next(stores)}"]),
-            "bare": lambda: run([sys.executable, "-m", "bench.micro.bare_training", str(data), str(factors)]),
+            "bare": lambda: run([sys.executable, "-m", "bench.micro.bare_training", str(data), str(FACTORS)]),
         }
         taken = interleave(variants, rounds)
     both = [

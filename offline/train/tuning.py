@@ -29,8 +29,8 @@ MAX_PAIRS = 1_000_000
 _EXPLORING = 8
 # So many standard errors of their difference apart, two trials are no longer a tie.
 _SURE = 1.96
-# What a simpler engine, and what fewer factors or neighbours of one engine are worth at most, as shares of the nDCG: few
-# users leave more open.
+# What a simpler engine, and what fewer factors or neighbours of one engine are worth at most, as shares of the nDCG:
+# few users leave more open.
 _SIMPLER_WORTH, _SMALLER_WORTH = 0.02, 0.01
 _SIMPLEST_FIRST: tuple[Engine, ...] = ("popularity", "neighbours", "als")
 _PLAINEST_FIRST: tuple[NeighbourWeighting, ...] = ("cosine", "tfidf", "bm25")

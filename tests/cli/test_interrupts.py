@@ -62,18 +62,19 @@ def verbs(model: Path, folder: Path) -> list[list[str]]:
 @pytest.mark.parametrize("verb", range(4), ids=["help", "publish", "serve", "list"])
 def test_an_interrupt_is_quiet_however_early(verb: int, model: Path, tmp_path: Path) -> None:
     draw = random.Random(SEED)
-    for moment in range(8):
-        check_interrupt(verbs(model, tmp_path)[verb], (moment + draw.random()) / 8 * LATEST_S)
+    for moment in range(5):
+        check_interrupt(verbs(model, tmp_path)[verb], (moment + draw.random()) / 5 * LATEST_S)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("verb", range(4), ids=["help", "publish", "serve", "list"])
 def test_interrupts_at_many_instants_are_quiet(verb: int, model: Path, tmp_path: Path) -> None:
     draw = random.Random(SEED)
-    for _ in range(scaled(60)):
+    for _ in range(scaled(25)):
         check_interrupt(verbs(model, tmp_path)[verb], draw.uniform(0, LATEST_S))
 
 
+@pytest.mark.soak
 def test_an_interrupted_training_ends_while_the_solver_runs(tmp_path: Path) -> None:
     data = tmp_path / "clicks.csv"
     sample(users=300, items=300).write_csv(data)

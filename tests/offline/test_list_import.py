@@ -70,7 +70,7 @@ def check_import(rows: list[tuple[str, str, float]], length: int, partition_rows
         assert made.plan().rows == len(expected(rows, length))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(scored_rows, st.integers(1, 5), st.integers(1, 20), st.sampled_from([63, 5]))
 def test_rows_in_any_order_become_the_expected_lists(
     rows: list[tuple[str, str, float]], length: int, partition_rows: int, key_bits: int
@@ -79,7 +79,7 @@ def test_rows_in_any_order_become_the_expected_lists(
 
 
 @pytest.mark.soak
-@settings(max_examples=scaled(400), deadline=None)
+@settings(max_examples=scaled(200), deadline=None)
 @given(scored_rows, st.integers(1, 5), st.integers(1, 20))
 def test_hundreds_of_files_of_rows_become_the_expected_lists(
     rows: list[tuple[str, str, float]], length: int, partition_rows: int

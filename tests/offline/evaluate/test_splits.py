@@ -57,7 +57,7 @@ def check_nothing_is_lost(kind: SplitKind, case: Case) -> None:
 
 
 @pytest.mark.parametrize("kind", SPLIT_KINDS)
-@settings(deadline=None, max_examples=40)  # a busy machine is no failure
+@settings(deadline=None, max_examples=20)  # a busy machine is no failure
 @given(cases())
 def test_no_pair_is_lost_and_none_is_twice(kind: SplitKind, case: Case) -> None:
     check_nothing_is_lost(kind, case)
@@ -71,7 +71,7 @@ def test_no_pair_of_thousands_of_splits_is_lost(kind: SplitKind, case: Case) -> 
     check_nothing_is_lost(kind, case)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(cases())
 def test_each_group_is_split_by_the_share(case: Case) -> None:
     user_items, times, test_share, seed = case
@@ -90,7 +90,7 @@ def times_of(part: UserItems, user_items: UserItems, times: Times) -> Times:
     return times[np.isin(pair_keys(user_items), pair_keys(part))]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(cases())
 def test_a_cut_in_time_has_no_future_in_what_is_learnt_from(case: Case) -> None:
     user_items, times, test_share, _ = case
@@ -117,7 +117,7 @@ def users_in_time(parts: Parts, user_items: UserItems, times: Times) -> list[tup
     return found
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(cases(), st.integers(1, 4))
 def test_the_last_pairs_of_each_user_are_held_back_and_ties_go_by_the_item(case: Case, last: int) -> None:
     user_items, times, test_share, _ = case
@@ -129,7 +129,7 @@ def test_the_last_pairs_of_each_user_are_held_back_and_ties_go_by_the_item(case:
         assert tested == (last if len(pairs) > last else 0)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(cases())
 def test_held_out_users_are_not_learnt_from_and_keep_four_fifths(case: Case) -> None:
     user_items, times, test_share, seed = case
