@@ -277,7 +277,7 @@ def test_publishes_that_are_interrupted_leave_nothing(tmp_path: Path) -> None:
     sample(users=30_000, items=500).select(pl.col("user"), pl.col("item")).write_parquet(data)
     trained = hotplate("train", data, "--out", model, "--split", "none", "--iterations", "1", "--factors", "8")
     assert trained.returncode == 0
-    for round_ in range(scaled(4)):
+    for round_ in range(scaled(3)):
         store = tmp_path / str(round_)
         command = ["publish", str(model), "--store", f"file://{store}", "--list-length", "200"]
         publish = subprocess.Popen([sys.executable, "-m", "hotplate", *command], stderr=subprocess.PIPE)

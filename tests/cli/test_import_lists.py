@@ -237,7 +237,7 @@ def test_imports_that_are_terminated_leave_nothing_behind(tmp_path: Path) -> Non
 def rounds(tmp_path: Path) -> Iterator[tuple[Path, random.Random]]:
     """Yield an empty folder for each round of a soak, and what draws its moment."""
     draw = random.Random(SEED)
-    for number in range(scaled(5)):
+    for number in range(scaled(3)):
         folder = tmp_path / str(number)
         folder.mkdir()
         yield folder, draw

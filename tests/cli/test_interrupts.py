@@ -70,7 +70,7 @@ def test_an_interrupt_is_quiet_however_early(verb: int, model: Path, tmp_path: P
 @pytest.mark.parametrize("verb", range(4), ids=["help", "publish", "serve", "list"])
 def test_interrupts_at_many_instants_are_quiet(verb: int, model: Path, tmp_path: Path) -> None:
     draw = random.Random(SEED)
-    for _ in range(scaled(25)):
+    for _ in range(scaled(12)):
         check_interrupt(verbs(model, tmp_path)[verb], draw.uniform(0, LATEST_S))
 
 

@@ -331,7 +331,7 @@ def terminated(pipeline: Path, after_s: float) -> None:
 
 @pytest.mark.soak
 @pytest.mark.parametrize(
-    ("url", "stop", "times"), [("file", killed, 20), ("redis", killed, 8), ("file", terminated, 4)], indirect=["url"]
+    ("url", "stop", "times"), [("file", killed, 20), ("redis", killed, 5), ("file", terminated, 4)], indirect=["url"]
 )
 def test_runs_that_end_at_random_instants_resume_to_the_same_release(
     stop: Callable[[Path, float], None], times: int, url: str, tmp_path: Path

@@ -82,7 +82,7 @@ async def outcome(job: subprocess.Popen[str]) -> list[object]:
     return result
 
 
-@pytest.mark.parametrize("rounds", [2, pytest.param(scaled(24), id="soak", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("rounds", [2, pytest.param(scaled(10), id="soak", marks=pytest.mark.soak)])
 async def test_of_two_copies_of_one_release_at_once_one_writes_and_both_end_well(
     tmp_path: Path, start: Start, rounds: int
 ) -> None:

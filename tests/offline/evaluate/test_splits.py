@@ -65,9 +65,9 @@ def test_no_pair_is_lost_and_none_is_twice(kind: SplitKind, case: Case) -> None:
 
 @pytest.mark.soak
 @pytest.mark.parametrize("kind", SPLIT_KINDS)
-@settings(deadline=None, max_examples=scaled(250))
+@settings(deadline=None, max_examples=scaled(120))
 @given(cases())
-def test_no_pair_of_thousands_of_splits_is_lost(kind: SplitKind, case: Case) -> None:
+def test_no_pair_of_hundreds_of_splits_is_lost(kind: SplitKind, case: Case) -> None:
     check_nothing_is_lost(kind, case)
 
 

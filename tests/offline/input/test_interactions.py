@@ -111,7 +111,7 @@ def test_any_id_survives_any_delimiter(weights: dict[tuple[str, str], int], sepa
 
 
 @pytest.mark.soak
-@settings(deadline=None, max_examples=scaled(200))
+@settings(deadline=None, max_examples=scaled(100))
 @given(some_weights, st.sampled_from(",;\t|"))
 def test_hundreds_of_ids_survive_any_delimiter(weights: dict[tuple[str, str], int], separator: str) -> None:
     check_round_trip(weights, separator)

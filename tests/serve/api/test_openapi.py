@@ -51,4 +51,4 @@ def test_schemathesis_finds_nothing(keyed: Keyed, tmp_path: Path) -> None:
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 def test_schemathesis_finds_nothing_with_more_examples(keyed: Keyed, tmp_path: Path) -> None:
-    explore(keyed, tmp_path, scaled(200, least=50), SEED)
+    explore(keyed, tmp_path, scaled(120, least=50), SEED)

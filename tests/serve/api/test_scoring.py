@@ -207,7 +207,7 @@ async def test_a_job_loses_no_answer_while_releases_flip(tmp_path: Path) -> None
     await publish_lists(store, lists())
     with running(store, "--workers", "2") as service:
         job = ScoringJob(Endpoint(f"{service.url}/score", f"{service.url}/", takes_records=True), 200)
-        for _ in range(scaled(40, least=3)):
+        for _ in range(scaled(15, least=3)):
             elements, _ = await asyncio.gather(job.run(ROWS * 4), publish_lists(store, lists()))
             check(elements, ROWS * 4)
 

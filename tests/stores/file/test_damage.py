@@ -329,7 +329,7 @@ asyncio.run(main(Path(sys.argv[1]), ReleaseRef(*sys.argv[2:4]), *map(int, sys.ar
 """
 
 
-@pytest.mark.parametrize("changes", [60, pytest.param(scaled(1_500), id="soak", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("changes", [60, pytest.param(scaled(900), id="soak", marks=pytest.mark.soak)])
 async def test_reading_a_damaged_file_that_was_warmed_ends_no_process(tmp_path: Path, changes: int) -> None:
     await sealed(tmp_path, large=20)
     reader = [sys.executable, "-c", READER, str(tmp_path), *RELEASE, str(changes), str(SEED)]

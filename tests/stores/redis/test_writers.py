@@ -90,7 +90,7 @@ async def test_from_a_takeover_on_a_writer_that_never_pauses_changes_nothing(
 async def test_at_whatever_instant_a_writer_is_replaced_it_changes_nothing_from_then_on(
     second: RedisStore, redis_server: RedisServer, prefix: str
 ) -> None:
-    await take_over_often(second, redis_server, prefix, rounds=scaled(1500, least=50))
+    await take_over_often(second, redis_server, prefix, rounds=scaled(400, least=50))
 
 
 async def take_over_often(second: RedisStore, server: RedisServer, prefix: str, *, rounds: int) -> None:
