@@ -7,17 +7,17 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # for half of their time, so that there are more workers than cores.
 PYTEST := $(BIN)/python -m pytest --dist worksteal --benchmark-disable
 
-.PHONY: help demo test soak check bench quality lock clean
+.PHONY: help demo test soak check k8s-check bench quality lock clean
 
 help: ## list the verbs
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
 
 demo: .venv/demo ## data, training, a release and a running service
 	$(BIN)/hotplate demo
 
 test: check ## every check and the fast tests
 	@.ci/debian-packages
-	$(PYTEST) -n 3 -m "not soak"
+	$(PYTEST) -n 3 -m "not soak and not k8s"
 
 soak: .venv/dev ## the long tests: SOAK_MINUTES=10 of load, faults, kills and random cases
 	@.ci/debian-packages
@@ -28,6 +28,9 @@ check: .venv/dev ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+k8s-check: .venv/k8s ## manifests, images, alerts and dashboards: built, validated against schemas and tried
+	$(PYTEST) -n 2 -m k8s tests/k8s
 
 bench: .venv/dev ## the figures, printed and written to bench-results.json
 	$(BIN)/python -m bench.micro
@@ -41,6 +44,8 @@ lock: .venv/dev ## resolve the requirements anew (needs uv)
 	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --no-annotate --python-version 3.11 \
 	    pyproject.toml --extra offline --extra redis --extra cosmos --extra arrow --extra oidc --extra bench --group build --group dev \
 	    --constraint requirements/demo.lock -o requirements/dev.lock
+	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --no-annotate --python-version 3.11 \
+	    pyproject.toml --group k8s --constraint requirements/dev.lock -o requirements/k8s.lock
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("hotplate needs Python 3.11 or newer; this is %s. Try: make PYTHON=python3.12 demo" % sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
@@ -57,6 +62,12 @@ lock: .venv/dev ## resolve the requirements anew (needs uv)
 	@$(PIP_INSTALL) --require-hashes -r requirements/dev.lock
 	@$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
 	@touch .venv/demo $@
+
+.venv/k8s: requirements/k8s.lock .ci/k8s-tools | .venv/dev
+	@echo "Installing what the checks of k8s/ need (a minute on a first run) ..."
+	@$(PIP_INSTALL) --require-hashes -r requirements/k8s.lock
+	@.ci/k8s-tools .venv/bin
+	@touch $@
 
 clean: ## remove the environment, caches and results
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks bench-results.json

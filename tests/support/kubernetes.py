@@ -1,0 +1,40 @@
+"""What kustomize builds of k8s/, as the objects that a cluster would be given, and the tools that look at them."""
+
+import functools
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+K8S = Path(__file__).parents[2] / "k8s"
+Object = dict[str, Any]
+"""One Kubernetes object, as its YAML says it."""
+
+
+def tool(name: str) -> str:
+    """Return the path of an executable beside this Python or on the PATH; skips, or fails where it is required."""
+    found = shutil.which(name, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if found is None:
+        reason = f"{name} is not here (make k8s-check brings it where it can)"
+        if name in os.environ.get("HOTPLATE_REQUIRE", "").split(","):
+            pytest.fail(f"HOTPLATE_REQUIRE says {name}: {reason}")
+        pytest.skip(reason)
+    return found
+
+
+@functools.cache
+def build(folder: str) -> str:
+    """Return the YAML that kustomize builds of a folder below k8s/, as `overlays/dev`."""
+    done = subprocess.run([tool("kustomize"), "build", str(K8S / folder)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def built(folder: str) -> list[Object]:
+    """Return the objects that kustomize builds of a folder below k8s/; each caller gets objects of its own."""
+    return [found for found in yaml.safe_load_all(build(folder)) if found]
