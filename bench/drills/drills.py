@@ -31,24 +31,46 @@ Fault = Callable[[Instance], AbstractAsyncContextManager[None]]
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A metric that has to rise while a fault lasts, which an alert can be made of; summed over all workers."""
+    """A metric that has to rise while a fault lasts, so that an alert can be made of it; summed over all workers."""
+
+    says: str
+    """What its rise says, in a word or two."""
 
     name: str
     labels: Mapping[str, str] = field(default_factory=dict)
-    """Beside others; `{tier}` stands for the disturbed tier, `{older}` for the release that was restored."""
+    """Beside others; `{tier}` stands for the disturbed tier, `{older}` for the release in its snapshot."""
+
+    by: float = 0.0
+    """By more than how much it rises."""
 
     kind: str | None = None
     """The only kind of store that has it."""
 
+    alone: bool = False
+    """Whether it rises only where no other tier has the lists."""
+
+    def in_instance(self, instance: Instance) -> bool:
+        """Return whether it is to rise in an instance."""
+        kind = instance.first.name.partition("+")[0]
+        return self.kind in (None, kind) and not (self.alone and len(instance.tiers) > 1)
+
     def labels_in(self, instance: Instance) -> dict[str, str]:
-        """Return its labels as a running instance has them."""
+        """Return its labels as an instance has them."""
         names = {"tier": instance.first.name, "older": instance.older}
         return {label: value.format(**names) for label, value in self.labels.items()}
 
 
-DEGRADED = Metric("hotplate_degraded")
-CIRCUIT_OPEN = Metric("hotplate_breaker_open", {"store": "{tier}"})
-FAILED_READS = Metric("hotplate_store_operation_duration_seconds_count", {"store": "{tier}", "outcome": "error"})
+OF_TIER = {"store": "{tier}"}
+DEGRADED = Metric("degraded", "hotplate_degraded")
+CIRCUIT_OPEN = Metric("circuit open", "hotplate_breaker_open", OF_TIER)
+FAILED_READS = Metric("failed reads", "hotplate_store_operation_duration_seconds_count", OF_TIER | {"outcome": "error"})
+# What callers did not get; another tier makes up for it.
+UNREAD_LISTS = Metric("unread lists", "hotplate_lookups_total", {"outcome": "error"}, alone=True)
+OUTAGE = (FAILED_READS, UNREAD_LISTS, CIRCUIT_OPEN, DEGRADED)
+
+
+def _failures(kind: str) -> Metric:
+    return Metric(kind, "hotplate_store_failures_total", OF_TIER | {"kind": kind}, kind="cosmos")
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,64 +238,44 @@ async def _restored(instance: Instance) -> AsyncIterator[None]:
 
 
 DRILLS = (
+    Drill("latency", f"the store answers {LATE} budgets late", ("redis", "cosmos"), _late, OUTAGE),
     Drill(
-        "latency",
-        f"the store answers {LATE} budgets late",
-        ("redis", "cosmos"),
-        _late,
-        (FAILED_READS, CIRCUIT_OPEN, DEGRADED),
-    ),
-    Drill(
-        "errors",
-        "the store refuses every read",
-        ("redis", "cosmos"),
-        _refusing,
-        (
-            FAILED_READS,
-            Metric("hotplate_store_failures_total", {"store": "{tier}", "kind": "unavailable"}, "cosmos"),
-            CIRCUIT_OPEN,
-            DEGRADED,
-        ),
-    ),
-    Drill(
-        "throttling",
-        "the store answers 429 to every request",
-        ("cosmos",),
-        _throttled,
-        (Metric("hotplate_store_throttled_total", {"store": "{tier}"}), CIRCUIT_OPEN, DEGRADED),
+        "errors", "the store refuses every read", ("redis", "cosmos"), _refusing, (_failures("unavailable"), *OUTAGE)
     ),
     Drill(
         "disconnects",
         "every answer of the store is cut, and its connection closed",
         ("redis", "cosmos"),
         _cut,
-        (
-            FAILED_READS,
-            Metric("hotplate_store_failures_total", {"store": "{tier}", "kind": "reset"}, "cosmos"),
-            CIRCUIT_OPEN,
-            DEGRADED,
-        ),
-    ),
-    Drill(
-        "corruption",
-        f"every {DAMAGED_EVERY}th user's list is damaged in the store; then the release is repaired",
-        ("redis", "file"),
-        _damaged,
-        (Metric("hotplate_store_corrupt_total", {"store": "{tier}"}), DEGRADED),
-        own_alone=1 - 2 / DAMAGED_EVERY,
+        (_failures("reset"), *OUTAGE),
     ),
     Drill(
         "lost-tier",
         "the store is killed, and started again",
         ("redis", "cosmos"),
         _lost,
-        (FAILED_READS, CIRCUIT_OPEN, DEGRADED),
+        (*OUTAGE, Metric("catalogue not read", "hotplate_catalogue_age_seconds", OF_TIER, by=2.0)),
+    ),
+    Drill(
+        "corruption",
+        f"every {DAMAGED_EVERY}th user's list is damaged in the store; then the release is repaired",
+        ("redis", "file"),
+        _damaged,
+        (Metric("damaged lists", "hotplate_store_corrupt_total", OF_TIER), UNREAD_LISTS, DEGRADED),
+        own_alone=1 - 2 / DAMAGED_EVERY,
     ),
     Drill(
         "old-snapshot",
         "an older snapshot of the store is put back; then the newer release is copied into it again",
         ("redis", "file"),
         _restored,
-        (Metric("hotplate_release_info", {"store": "{tier}", "release": "{older}"}),),
+        (Metric("older release", "hotplate_release_info", OF_TIER | {"release": "{older}"}),),
+    ),
+    Drill(
+        "throttling",
+        "the store answers 429 to every request",
+        ("cosmos",),
+        _throttled,
+        (Metric("429s", "hotplate_store_throttled_total", OF_TIER), UNREAD_LISTS, CIRCUIT_OPEN, DEGRADED),
     ),
 )

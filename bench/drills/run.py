@@ -5,10 +5,11 @@ import json
 import time
 import urllib.error
 import urllib.request
-from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from bench.answers import check_answers
@@ -30,6 +31,7 @@ from bench.drills.verdict import (
 from bench.errors import BenchFailed, BenchMisused
 from bench.loadgen.keys import InTurn, Keys
 from bench.loadgen.load import KEY, Gets, Load
+from bench.loadgen.recorder import Sample
 from bench.loadgen.result import Result
 from bench.loadgen.workers import WorkerPool
 from bench.process import read_samples
@@ -38,12 +40,15 @@ from stores.keys import USER
 PATH = f"/v1/recommendations/{KEY}"
 CONNECTIONS = 16
 
+# When a request is given up, and counts as not answered.
+ANSWER_TIMEOUT_S = 10.0
+
 # The load is made in windows, so that it can go on for as long as a fault does; the first is for warming up.
 WINDOW_S, WINDOWS = 0.5, 2
 WARM_UP = "warm-up"
 
 # How often metrics and readiness are looked at, and how long one look may take.
-LOOK_S, LOOK_TIMEOUT_S = 0.2, 5.0
+LOOK_S, LOOK_TIMEOUT_S = 0.2, 10.0
 
 # So many answers in a row, of different users, show that the first tier answers again.
 IN_A_ROW = 10
@@ -53,6 +58,7 @@ MARGIN_S = 0.2
 
 # Says which drill is where.
 OnStage = Callable[[str], None]
+OnVerdict = Callable[[Verdict], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,22 +87,38 @@ class DrillOptions:
         return Objective(own_share, self.p99_s or self.budget_s + MARGIN_S, self.recover_s)
 
 
-def run_drills(drills: Sequence[Drill], options: DrillOptions, on_stage: OnStage) -> Iterator[Verdict]:
-    """Make drills one after the other, each on an instance of its own, and yield what came of each."""
+async def run_drills(
+    drills: Sequence[Drill], options: DrillOptions, on_stage: OnStage, on_verdict: OnVerdict
+) -> list[Verdict]:
+    """Make drills one after the other; those in a row that have the same tiers share an instance while that is well.
+
+    Raises BenchFailed where an instance does not come up.
+    """
+    verdicts = list[Verdict]()
     with WorkerPool() as pool:
-        for drill in drills:
-            yield asyncio.run(run_drill(drill, options, pool, on_stage))
+        for tiers, in_a_row in groupby(drills, key=lambda drill: drill.tiers(options.tiers)):
+            waiting = deque(in_a_row)
+            while waiting:
+                on_stage(f"starting {', '.join(tiers)} and a service")
+                async with started(tiers, options.budget_s) as instance:
+                    if await _settled(instance, options.recover_s) is None:
+                        raise BenchFailed(f"the test instance did not come up within {options.recover_s:g} s")
+                    is_well = True
+                    while waiting and is_well:
+                        verdict = await run_drill(waiting.popleft(), options, instance, pool, on_stage)
+                        is_well = verdict.observed.recovered_s is not None
+                        verdicts.append(verdict)
+                        on_verdict(verdict)
+    return verdicts
 
 
-async def run_drill(drill: Drill, options: DrillOptions, pool: WorkerPool, on_stage: OnStage) -> Verdict:
-    """Make one drill; raises BenchFailed where that is not possible."""
-    tiers = drill.tiers(options.tiers)
-    on_stage(f"{drill.name}: starting {', '.join(tiers)} and a service")
-    async with started(tiers, options.budget_s) as instance:
-        if await _settled(instance, options.recover_s) is None:
-            raise BenchFailed(f"the test instance of {drill.name} did not come up within {options.recover_s:g} s")
-        async with _loaded(instance, options.rate, pool) as load:
-            observed = await _observe(drill, options, instance, load, on_stage)
+async def run_drill(
+    drill: Drill, options: DrillOptions, instance: Instance, pool: WorkerPool, on_stage: OnStage
+) -> Verdict:
+    """Make one drill on an instance that is well."""
+    tiers = tuple(tier.name for tier in instance.tiers)
+    async with _loaded(instance, options.rate, pool) as load:
+        observed = await _observe(drill, options, instance, load, on_stage)
     return Verdict(drill.name, drill.what, tiers, judge(observed, options.objective(drill, tiers)), observed)
 
 
@@ -154,6 +176,10 @@ class SteadyLoad:
                 self._running.result()  # raises what ended it
             await asyncio.sleep(WINDOW_S / 10)
 
+    def samples(self) -> list[Sample]:
+        """Return all requests and responses so far."""
+        return [sample for results in self.results.values() for each in results for sample in each.samples]
+
     async def end(self) -> None:
         """Let the window that has begun be the last."""
         self._over = True
@@ -170,6 +196,7 @@ async def _loaded(instance: Instance, rate: float, pool: WorkerPool) -> AsyncIte
             rate=rate,
             duration_s=WINDOW_S,
             connections=CONNECTIONS,
+            timeout_s=ANSWER_TIMEOUT_S,
             observe=("source", "tier"),
             sample_every=1,
         ),
@@ -185,56 +212,51 @@ class Watch:
     """What operators see of a service while a fault lasts: its metrics, and whether it stays ready."""
 
     def __init__(self, instance: Instance, metrics: Sequence[Metric]) -> None:
-        kind = instance.first.name.partition("+")[0]
         self._instance = instance
-        self._metrics = {
-            _written(metric.name, labels): (metric.name, labels)
-            for metric in metrics
-            if metric.kind in (None, kind)
-            for labels in [metric.labels_in(instance)]
-        }
-        self._before = dict[str, float]()
-        self._highest = dict[str, float]()
-        self._after_s = dict[str, float]()
+        self._metrics = [(metric, metric.labels_in(instance)) for metric in metrics if metric.in_instance(instance)]
+        self._before = list[float]()
+        self._highest = list[float]()
+        self._after_s = list[float | None]()
         self._began_s = 0.0
         self.probes = self.unready = 0
 
     async def begin(self) -> None:
         """Take the values of now as those before the fault."""
         self._before = await self._read()
-        self._highest = dict(self._before)
+        self._highest = list(self._before)
+        self._after_s = [None] * len(self._metrics)
         self._began_s = time.monotonic()
 
     async def look_on(self, duration_s: float, most_s: float) -> None:
         """Look for so long, and on until every metric has risen, for *most_s* at most."""
         began_s = time.monotonic()
-        while (passed_s := time.monotonic() - began_s) < duration_s or (
-            len(self._after_s) < len(self._metrics) and passed_s < most_s
-        ):
-            await self._look()
+        while (passed_s := time.monotonic() - began_s) < duration_s or (None in self._after_s and passed_s < most_s):
+            status, _ = await asyncio.to_thread(_get, f"{self._instance.service.url}/readyz")
+            self.probes += 1
+            self.unready += status != 200
+            with suppress(OSError):  # a service that is gone has no metrics, and is not ready
+                self._note(await self._read())
             await asyncio.sleep(LOOK_S)
 
-    async def _look(self) -> None:
-        values = await self._read()
-        status, _ = await asyncio.to_thread(_get, f"{self._instance.service.url}/readyz")
-        self.probes += 1
-        self.unready += status != 200
-        for name, value in values.items():
-            self._highest[name] = max(self._highest[name], value)
-            if value > self._before[name]:
-                self._after_s.setdefault(name, time.monotonic() - self._began_s)
+    def _note(self, values: Sequence[float]) -> None:
+        for place, ((metric, _), value) in enumerate(zip(self._metrics, values, strict=True)):
+            self._highest[place] = max(self._highest[place], value)
+            if self._after_s[place] is None and value > self._before[place] + metric.by:
+                self._after_s[place] = time.monotonic() - self._began_s
 
-    async def _read(self) -> dict[str, float]:
+    async def _read(self) -> list[float]:
         samples = await asyncio.to_thread(read_samples, f"{self._instance.service.admin_url}/metrics")
-        return {
-            written: sum(each.value for each in samples if each.name == name and labels.items() <= each.labels.items())
-            for written, (name, labels) in self._metrics.items()
-        }
+        return [
+            sum(each.value for each in samples if each.name == metric.name and labels.items() <= each.labels.items())
+            for metric, labels in self._metrics
+        ]
 
     def movements(self) -> tuple[Movement, ...]:
         """Return what became of each metric."""
+        seen = zip(self._metrics, self._before, self._highest, self._after_s, strict=True)
         return tuple(
-            Movement(name, self._before[name], self._highest[name], self._after_s.get(name)) for name in self._metrics
+            Movement(metric.says, _written(metric.name, labels), before, highest, after_s)
+            for (metric, labels), before, highest, after_s in seen
         )
 
 

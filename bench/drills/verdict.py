@@ -10,6 +10,7 @@ import numpy as np
 from bench.answers import CheckResult
 from bench.loadgen.result import Result
 from bench.report.text import format_bounds
+from bench.stores.setup import EMULATED_SCHEMES, EMULATOR
 
 BEFORE, FAULT, AFTER = PHASES = "before", "fault", "after"
 
@@ -58,6 +59,7 @@ def phase_of(results: Sequence[Result]) -> Phase:
 class Movement:
     """A metric while a fault lasted: its value before, the highest that was seen, and when it was first higher."""
 
+    says: str
     metric: str
     before: float
     highest: float
@@ -120,7 +122,8 @@ class Verdict:
     def sentence(self) -> str:
         """Say in a line what came of it."""
         found = "; ".join(check.found for check in self.checks)
-        return f"{self.name} ({', '.join(self.tiers)}): {'kept' if self.kept else 'broken'}: {found}"
+        on = ", ".join(f"{tier}: {EMULATOR}" if tier in EMULATED_SCHEMES else tier for tier in self.tiers)
+        return f"{self.name} ({on}): {'kept' if self.kept else 'broken'}: {found}"
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it as plain values."""
@@ -181,8 +184,8 @@ def _ready(observed: Observation) -> Check:
 
 
 def _moved(seen: Movement) -> Check:
-    when = "did not rise" if seen.after_s is None else f"rose after {seen.after_s:.1f} s"
-    return Check(f"{seen.metric} rises", seen.after_s is not None, f"{seen.metric} {when}")
+    when = "never" if seen.after_s is None else f"after {seen.after_s:.1f} s"
+    return Check(f"{seen.metric} rises", seen.after_s is not None, f"{seen.says} {when}")
 
 
 def _recovered(recovered_s: float | None, within_s: float) -> Check:

@@ -1,5 +1,6 @@
 """`hotplate drill`: does a service hold what the runbook promises while its stores fail?"""
 
+import asyncio
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
@@ -64,12 +65,13 @@ def drill(
     Example: hotplate drill lost-tier throttling --tiers cosmos,file --duration 10s
     """
     with bench_errors():
-        from bench.drills.drills import choose
+        from bench.drills.drills import DRILLS, choose
         from bench.drills.run import DrillOptions, run_drills
         from bench.report.text import parse_rate, parse_seconds
 
         kinds = tuple(tiers.split(",")) if tiers else ()
         chosen = choose(names or (), kinds)
+        left_out = [] if names else [drill.name for drill in DRILLS if drill not in chosen]
         options = DrillOptions(
             tiers=kinds,
             rate=parse_rate(rate),
@@ -78,18 +80,24 @@ def drill(
             p99_s=None if p99 is None else parse_seconds(p99),
             recover_s=parse_seconds(recover),
         )
-        verdicts = list["Verdict"]()
         with interruptible_loop(), err.status("") as status:
-            for verdict in run_drills(chosen, options, status.update):
-                verdicts.append(verdict)
-                if not as_json:
-                    _print_verdict(verdict)
+
+            def show(verdict: "Verdict") -> None:
+                status.stop()  # it takes over standard output
+                _print_verdict(verdict)
+                status.start()
+
+            on_verdict = (lambda _: None) if as_json else show
+            verdicts = asyncio.run(run_drills(chosen, options, status.update, on_verdict))
     broken = sum(not verdict.kept for verdict in verdicts)
     if as_json:
         from bench.report.machine import describe
 
-        print_json({"kept": not broken, "machine": describe(), "drills": [verdict.to_json() for verdict in verdicts]})
+        made = [verdict.to_json() for verdict in verdicts]
+        print_json({"kept": not broken, "machine": describe(), "drills": made, "left_out": left_out})
     else:
+        if left_out:
+            out.print(f"left out, as they are for other stores than {kinds[0]}: {', '.join(left_out)}")
         out.print(f"{len(verdicts) - broken} kept, {broken} broken; times are of this machine, on loopback")
     raise typer.Exit(FAILED if broken else 0)
 
