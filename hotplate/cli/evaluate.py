@@ -165,8 +165,8 @@ def compare(
 ) -> None:
     """Say whether B is better than A, or whether chance may be all of it. Exits 1 where B is worse.
 
-    With --truth, each user's lists are compared with each other, and users are resampled; that tells smaller
-    differences apart than two separate evaluations do.
+    With --truth, each user's lists are compared with each other, and users are resampled; that finds smaller
+    differences than two separate evaluations do.
 
     Example: hotplate evaluate compare old.parquet new.parquet --truth test.csv
 
