@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from offline.input.files import data_errors
+from offline.input.files import Format, data_errors, find_files
 from offline.input.matrix import Matrix
 from offline.list_import import read_scored
 from offline.measurement import read_users
@@ -56,7 +56,7 @@ class LiveRelease:
 
 
 def from_files(
-    path: Path, pairs: pl.DataFrame, k: int, named: Mapping[str, str | None], delimiter: str | None = None
+    path: Path, pairs: pl.DataFrame, k: int, named: Mapping[str, str | None], form: Format | None = None
 ) -> Candidate:
     """
     Read rows of user, item and score, as `import` does; of an item that a user has twice, the higher score counts.
@@ -64,7 +64,7 @@ def from_files(
     *pairs* [user, item] are those of the truth: memory grows with them, and not with the file. Equal scores are in the
     order of the item ids. Raises DataError as `read_scored` does.
     """
-    scored = read_scored(path, named, delimiter=delimiter).frame.select("owner", "item", "score")
+    scored = read_scored(find_files(path), str(path), named, form or Format()).frame.select("owner", "item", "score")
     wanted = pairs.select(owner="user", item="item").lazy()
     held, lists = list[pl.DataFrame](), scored.clear().collect()
     with data_errors(path):
