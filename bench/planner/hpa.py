@@ -45,7 +45,9 @@ class Rules:
 
     def to_spec(self) -> dict[str, Any]:
         """Return them as a manifest has them."""
-        policies = [{"type": kind, "value": value, "periodSeconds": period_s} for kind, value, period_s in self.policies]
+        policies = [
+            {"type": kind, "value": value, "periodSeconds": period_s} for kind, value, period_s in self.policies
+        ]
         return {"stabilizationWindowSeconds": self.window_s, "selectPolicy": self.select, "policies": policies}
 
 

@@ -200,7 +200,9 @@ def _print_choice(made: "Plan", *, as_json: bool) -> None:
         print_json(choice.to_json())
         return
     chosen, shown = choice.chosen, [*choice.like_chosen(), choice.reference]
-    out.print(table(("CPU", "pods", "outside of the objective", "pod-hours", "most pods", "changes"), map(_outcome, shown)))
+    out.print(
+        table(("CPU", "pods", "outside of the objective", "pod-hours", "most pods", "changes"), map(_outcome, shown))
+    )
     out.print(f"the last is the reference architecture's; at most {choice.budget_s:g} s/day outside of the objective")
     out.print()
     verdict = "chosen of" if chosen.outside_s <= choice.budget_s else "nothing keeps the objective; the nearest of"
