@@ -31,8 +31,8 @@ NODES = 3
 CPU_AGE_S, CPU_WINDOW_S = 15, 15
 RATE_AGE_S, RATE_WINDOW_S = 30, 60
 
-# What is tried, the defaults of Kubernetes first, as the first of equals is chosen. At a mean of more than 90 % pods use
-# more than they request already within the tolerance.
+# What is tried, the defaults of Kubernetes first, as the first of equals is chosen. With more than 90 %,
+# pods use more than they request within the tolerance already.
 CPU_PERCENTS = (40, 50, 60, 70, 80, 90)
 UPS = (UP, Rules(0, (Policy("Pods", 1, 60),)))
 DOWNS = (DOWN, Rules(300, (Policy("Pods", 1, 60),)))
@@ -154,8 +154,8 @@ def replay(hpa: Hpa, day: Day) -> Outcome:
     """Play a day. Pods count from when they are wanted, and answer once they are ready, all alike."""
     autoscaler = Autoscaler(hpa)
     first = min(max(round_up(day.load[0] / hpa.pod_rps, 1), hpa.min_pods), hpa.max_pods)
-    # When each pod is ready, in ascending order, so that the youngest are the last; and what one of them had answered by
-    # each step.
+    # When each pod is ready, in ascending order, so that the youngest are the last; and what one that was always ready
+    # had answered by each step.
     pods, answered = [-inf] * first, [0.0]
     outside = pod_steps = most = changes = 0
     for step, rps in enumerate(day.load):

@@ -6,7 +6,7 @@ read and targets that were scaled to zero.
 """
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ class Policy(NamedTuple):
     period_s: int
 
     def limit(self, pods: int, direction: int) -> float:
-        """Return the most pods (*direction* 1) or the fewest (-1) that a period may end with, where it began with *pods*."""
+        """Return the most (*direction* 1) or the fewest (-1) pods that a period may end with that began with *pods*."""
         if self.kind == "Pods":
             return pods + direction * self.value
         change = pods * self.value / 100
@@ -58,7 +58,7 @@ DOWN = Rules(300, (Policy("Percent", 100, 15),))
 
 @dataclass(frozen=True, slots=True)
 class Hpa:
-    """The parameters of an autoscaler that goes by CPU, in per cent of what a pod requests, and by requests/s of a pod."""
+    """The parameters of an autoscaler: CPU is in per cent of what a pod requests, and `pod_rps` requests/s of a pod."""
 
     min_pods: int
     max_pods: int
@@ -86,7 +86,7 @@ class Metric(NamedTuple):
     pods: int
     unready: int = 0
     missing: int = 0
-    """Ready pods without a sample: nothing where pods would be added, *missing_use* each where they would be removed."""
+    """Ready pods without a sample: idle where pods would be added, of *missing_use* where they would be removed."""
     missing_use: float = 1.0
 
 

@@ -81,8 +81,7 @@ def plan(
     Example: hotplate plan --users 1000000 --peak-rps 500 --profile evening --zipf 0.9 --out plan
     """
     from bench.planner.plan import calculate
-    from bench.planner.review import BOUND_PERCENT, growth, read_baseline, review, to_toml
-    from bench.report.text import write
+    from bench.planner.review import growth, read_baseline, review
     from stores import prices as price_list
     from stores.cosmos import charges as cosmos_charges
 
@@ -98,12 +97,7 @@ def plan(
         raise inputs.PlanMisused(f"--why: there is no figure {why!r}; there are {', '.join(made.figures)}")
     reviewed, compared = review(made, prices), baseline if check else None
     grown = growth(made, compared) if compared else []
-    if report is not None:
-        from bench.planner.page import write_files
-
-        write_files(reviewed, report)
-    if save is not None:
-        write(save, to_toml(made, compared.bound_percent if compared else BOUND_PERCENT))
+    _write_files(reviewed, compared, report, save)
     if hpa:
         _print_choice(made, as_json=as_json)
     elif as_json:
@@ -158,6 +152,18 @@ def _layers(
     if report is not None:
         layers.append(inputs.from_report(report, inputs.merge([*layers, *command_line]).inputs.p99_ms))
     return [*layers, *command_line]
+
+
+def _write_files(reviewed: "PlanReport", compared: "Baseline | None", report: Path | None, save: Path | None) -> None:
+    from bench.planner.review import BOUND_PERCENT, to_toml
+    from bench.report.text import write
+
+    if report is not None:
+        from bench.planner.page import write_files
+
+        write_files(reviewed, report)
+    if save is not None:
+        write(save, to_toml(reviewed.plan, compared.bound_percent if compared else BOUND_PERCENT))
 
 
 def _print_growth(grown: "list[Growth]", baseline: "Baseline") -> None:
