@@ -253,7 +253,7 @@ def _as_served(lists: Indices, parts: Parts) -> Indices:
 def _detailed(params: Params, ranker: Ranker, lists: Indices, parts: Parts, segments: Segments) -> EngineResult:
     plain, served = measure_users(lists, parts.test), measure_users(_as_served(lists, parts), parts.test)
     of_lists, per_list = measure_lists(lists[plain.users], parts.train)
-    auc = measure_auc(ranker, parts)
+    auc = measure_auc(ranker.scores, parts)
     groups = _members(segments, plain)
     # One call draws the same users for everything.
     columns: dict[tuple[str, ...], Values] = {("plain", name): values for name, values in plain.values.items()}

@@ -62,7 +62,7 @@ def event_note(tables: Sequence[Table]) -> str | None:
 
 def similar_ids_note(role: str, ids: pl.Series) -> str | None:
     """Say how many of *ids*, with repetitions, differ from another in nothing but case or white space around them."""
-    distinct = ids.unique()
+    distinct = ids.unique().cast(pl.String)
     frame = pl.DataFrame({"id": distinct, "plain": distinct.str.strip_chars().str.to_lowercase()})
     if frame.get_column("plain").n_unique() == frame.height:
         return None

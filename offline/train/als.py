@@ -90,6 +90,13 @@ class Factors:
                 scores[start : start + _RANKED_AT_ONCE] = np.where(missing, 0, values)
         return items, scores
 
+    def scores(self, user_items: UserItems, users: Indices) -> Floats:
+        """Multiply the factors of *users* with those of all items; see `Ranker`."""
+        has_any = np.diff(user_items.indptr)[users] > 0
+        with threadpool_limits(1, "blas"):
+            scores: Floats = np.where(has_any[:, None], self.user_factors[users], 0) @ self.item_factors.T
+        return scores
+
     def similar_items(self, items: Indices, n: int, *, allowed: Allowed = None) -> tuple[Indices, Floats]:
         """
         Rank items by the cosine of their factors; see `Ranker`.

@@ -70,6 +70,12 @@ class Neighbours:
             items[place, : len(best)], scores[place, : len(best)] = ids[best], values[best]
         return items, scores
 
+    def scores(self, user_items: UserItems, users: Indices) -> Floats:
+        """Sum up the similarities to what *users* have; see `Ranker`."""
+        summed = csr_matrix(user_items[users], dtype=np.float64) @ self._speaking
+        scores: Floats = np.maximum(summed.toarray(), 0, dtype=np.float64).astype(np.float32)
+        return scores
+
     def similar_items(self, items: Indices, n: int, *, allowed: Allowed = None) -> tuple[Indices, Floats]:
         """Return the neighbours of *items*; see `Ranker`."""
         require_at_least("The length of a list", n)

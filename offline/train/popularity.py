@@ -69,6 +69,11 @@ class Popularity:
             items[start : start + _RANKED_AT_ONCE, : ranked.shape[1]] = ranked
         return items, np.where(items < 0, np.float32(0), self.counts[items])
 
+    def scores(self, user_items: UserItems, users: Indices) -> Floats:
+        """Return the number of users of each item, for those who have any; see `Ranker`."""
+        has_any = np.diff(user_items.indptr)[users] > 0
+        return np.where(has_any[:, None], self.counts, np.float32(0))
+
     def similar_items(
         self,
         items: Indices,
