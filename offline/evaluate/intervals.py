@@ -14,7 +14,7 @@ Name = TypeVar("Name", bound=Hashable)
 RESAMPLES = 1000
 _TAILS = (0.025, 0.975)
 _AT_ONCE = 100
-# More users than this are resampled in so many random groups, which tells the same of a mean, at a bounded cost.
+# More users than this are resampled in so many random groups, which says the same of a mean, at a bounded cost.
 _GROUPS = 5000
 
 

@@ -7,10 +7,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_matrix
 
+from offline.evaluate.intervals import Values
 from offline.evaluate.splits import Mask, Parts, pair_keys
-from offline.input.matrix import Floats, Indices, UserItems
+from offline.input.matrix import Floats, Indices, UserItems, users_per_item
+from offline.train.popularity import by_popularity
 
-Values = npt.NDArray[np.float64]
 # Scores all items for some users; see `Ranker.scores`.
 Score = Callable[[UserItems, Indices], Floats]
 # What costs more than a sort is measured of so many users, drawn at random; their intervals say what that leaves open.
@@ -147,6 +148,14 @@ def _hits(recommended: Indices, test: UserItems, users: Indices) -> Mask:
     return hits
 
 
+def as_served(lists: Indices, popular: Indices) -> Indices:
+    """Return *lists* [users, k], the *popular* items, best first, for those who have none, as the service answers."""
+    served = lists.copy()
+    first = popular[: lists.shape[1]]
+    served[(lists < 0).all(axis=1), : len(first)] = first
+    return served
+
+
 def measure_lists(lists: Indices, train: UserItems) -> tuple[ListMetrics, dict[str, Values]]:
     """
     Measure *lists* [lists, k], -1 where one ends, by the interactions *train* [users, items] that they were made from.
@@ -154,7 +163,7 @@ def measure_lists(lists: Indices, train: UserItems) -> tuple[ListMetrics, dict[s
     The second value has those metrics that single lists have, by their names, [lists], NaN where there is none: no
     list, or of diversity less than two items, or a list that was not drawn, for it is measured of 1,000.
     """
-    counts = np.bincount(train.indices, minlength=train.shape[1])
+    counts = users_per_item(train)
     places = np.bincount(lists[lists >= 0], minlength=train.shape[1])
     at = np.maximum(lists, 0)
     # An item that nobody has is as new as one that a single user has.
@@ -182,7 +191,7 @@ def _mean_of_list(values: npt.NDArray[np.float64] | Mask, present: Mask) -> Valu
 
 def _head(counts: npt.NDArray[np.int64]) -> Mask:
     """Tell which items are the most popular ones, as many as it takes for their share of all interactions."""
-    order = np.lexsort((np.arange(len(counts)), -counts))
+    order = by_popularity(counts)
     before = np.cumsum(counts[order]) - counts[order]
     head = np.zeros(len(counts), dtype=np.bool_)
     head[order] = before < _HEAD_SHARE * counts.sum()

@@ -120,7 +120,8 @@ def read_interactions(
 def _notes(
     tables: Sequence[Table], columns: Columns, whole: Sequence[str], pairs: pl.DataFrame, *, is_weighed: bool
 ) -> list[str]:
-    notes = [header_note(tables, columns), whole_numbers_note(whole)]
+    roles = {role: getattr(columns, role) for role in ("user", "item", "weight", "time")}
+    notes = [header_note(tables, roles), whole_numbers_note(whole)]
     if not is_weighed and columns.weight is None and columns.count is None:
         notes += [rating_note(list(tables[0].schema)), event_note(tables)]
     notes += [similar_ids_note(role, pairs.get_column(role)) for role in ("user", "item")]

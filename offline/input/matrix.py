@@ -1,7 +1,7 @@
 """Interactions as a sparse matrix, users by items, after those with too few have been left out."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,8 @@ from offline.errors import DataError, require_at_least
 UserItems = Any
 Indices = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
+# True for each item that may be recommended; None where all may.
+Allowed: TypeAlias = npt.NDArray[np.bool_] | None
 # Before all others.
 NO_TIME = int(np.iinfo(np.int64).min)
 
@@ -129,6 +131,11 @@ def known_pairs(pairs: pl.DataFrame, matrix: Matrix) -> KnownPairs:
         pairs.get_column("item").filter(pl.Series(~items_known)).n_unique(),
         {reason: int(count) for reason, count in counts.items() if count},
     )
+
+
+def users_per_item(user_items: UserItems) -> npt.NDArray[np.int64]:
+    """Return of each item how many users have it, [items]."""
+    return np.bincount(user_items.indices, minlength=user_items.shape[1])
 
 
 def check_user_items(user_items: UserItems) -> None:
