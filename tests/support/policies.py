@@ -108,8 +108,8 @@ def objections(objects: list[Object]) -> list[str]:
     return [f"{name}: {what}" for name, policy in POLICIES.items() for what in policy(cluster)]
 
 
-def unprivileged(cluster: Cluster) -> Iterator[str]:
-    """No root, no privilege, nothing of the host: what pod security `restricted` asks for, and a user by number."""
+def unprivileged_pods(cluster: Cluster) -> Iterator[str]:
+    """No root and nothing of the host: what pod security `restricted` asks of pods, and a user by number."""
     for pod in cluster.pods:
         spec, confined = pod.spec, pod.spec.get("securityContext", {})
         if not confined.get("runAsNonRoot") or not confined.get("runAsUser") or not confined.get("runAsGroup"):
@@ -120,6 +120,10 @@ def unprivileged(cluster: Cluster) -> Iterator[str]:
             yield f"{pod} shares a namespace of its host"
         if any("hostPath" in volume for volume in spec.get("volumes", [])):
             yield f"{pod} mounts a folder of its host"
+
+
+def unprivileged_containers(cluster: Cluster) -> Iterator[str]:
+    """No privilege: what pod security `restricted` asks of containers, none of which leaves what its pod says."""
     for name, _, container in cluster.containers:
         confined = container.get("securityContext", {})
         if confined.get("allowPrivilegeEscalation") is not False or confined.get("privileged"):
@@ -246,7 +250,7 @@ def named_ports(cluster: Cluster) -> Iterator[str]:
 
 
 def matching_selectors(cluster: Cluster) -> Iterator[str]:
-    """Selectors find pods, and routes, autoscalers and budgets what they name."""
+    """Selectors find pods, and autoscalers and budgets what they name."""
     for workload in cluster.of(*SERVICES):
         if not _matches(workload["spec"]["selector"], workload["spec"]["template"]["metadata"]["labels"]):
             yield f"{name_of(workload)} does not select its own pods"
@@ -257,6 +261,10 @@ def matching_selectors(cluster: Cluster) -> Iterator[str]:
         target = scaler["spec"]["scaleTargetRef"]
         if not cluster.named(target["kind"], target["name"]):
             yield f"{name_of(scaler)} scales nothing"
+
+
+def open_doors(cluster: Cluster) -> Iterator[str]:
+    """What comes by Ingress or Gateway is served, and with TLS."""
     for ingress in cluster.of("Ingress"):
         hosts = {host for tls in ingress["spec"].get("tls", []) for host in tls["hosts"]}
         for rule in ingress["spec"]["rules"]:
@@ -304,7 +312,7 @@ def graceful_stops(cluster: Cluster) -> Iterator[str]:
 
 
 def careful_changes(cluster: Cluster) -> Iterator[str]:
-    """A roll-out takes no pod away before its successor is ready; replicas have one owner, and are 2 where they scale."""
+    """A roll-out takes no pod away before its successor is ready; replicas have one owner, and 2 are the least."""
     scaled = {one["spec"]["scaleTargetRef"]["name"]: one["spec"] for one in cluster.of("HorizontalPodAutoscaler")}
     for workload in cluster.of("Deployment"):
         spec, scaler = workload["spec"], scaled.get(workload["metadata"]["name"])
@@ -385,9 +393,10 @@ def labelled(cluster: Cluster) -> Iterator[str]:
 POLICIES: dict[str, Policy] = {
     policy.__name__: policy
     for policy in (
-        unprivileged, read_only_root, bounded, probed, pinned_images, behind_network_policies, secrets_as_files,
-        without_tokens, without_service_links, named_ports, matching_selectors, existing_references, graceful_stops,
-        careful_changes, patient_jobs, known_settings, accepted_settings, restricted_namespace, labelled,
+        unprivileged_pods, unprivileged_containers, read_only_root, bounded, probed, pinned_images,
+        behind_network_policies, secrets_as_files, without_tokens, without_service_links, named_ports,
+        matching_selectors, open_doors, existing_references, graceful_stops, careful_changes, patient_jobs,
+        known_settings, accepted_settings, restricted_namespace, labelled,
     )
 }  # fmt: skip
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.drills.proxy import Proxy, through
 from stores import catalogue as changes
 from stores.catalogue import DraftRef
 from stores.errors import ReleaseConflict, ReleaseNotFound, StoreError, StoreFull, StoreUnavailable
@@ -21,7 +22,6 @@ from stores.redis.keys import BUCKETS
 from stores.redis.store import RedisStore, open_url
 from stores.store import Plan, Row, Slot
 from stores.verification import verify
-from tests.support.proxy import Proxy, through
 from tests.support.redis_server import RedisServer, running
 from tests.support.soak import MINUTES, SEED, scaled
 from tests.support.stores import (
