@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from offline.errors import DataError, require_at_least
-from offline.evaluate.evaluation import recommend_all
+from offline.evaluate.evaluation import fit_parts, recommend_all
 from offline.evaluate.metrics import measure_users
 from offline.evaluate.splits import Parts, SplitOptions, Times, split
 from offline.input.matrix import Floats, UserItems
 from offline.train.als import ALSParams
 from offline.train.cells import beyond, default_cells, draw
-from offline.train.engine import Engine, Params, engine_of, fit, params_from
+from offline.train.engine import Engine, Params, engine_of, params_from
 from offline.train.neighbours import NeighbourParams, NeighbourWeighting
 
 # Above so many pairs a search takes minutes to hours, which nobody should wait for who did not ask for it.
@@ -193,10 +193,8 @@ def _trial(parts: Parts, params: Params, k: int) -> Trial:
         explored = replace(params, iterations=min(_EXPLORING, params.iterations))
     iterations = explored.iterations if isinstance(explored, ALSParams) else None
     try:
-        ranker = fit(parts.train, explored)
-        if parts.seen is not parts.train:
-            ranker = ranker.fold_in(parts.seen)
-        values = measure_users(recommend_all(ranker, parts, k), parts.test).values["ndcg"].astype(np.float32)
+        lists = recommend_all(fit_parts(parts, explored), parts, k)
+        values = measure_users(lists, parts.test).values["ndcg"].astype(np.float32)
     except DataError:  # with such parameters the factors grow beyond all bounds
         values = np.zeros(int((np.diff(parts.test.indptr) > 0).sum()), dtype=np.float32)
     return Trial(params, iterations, perf_counter() - start, values)
