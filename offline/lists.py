@@ -1,6 +1,7 @@
 """The lists of a model as rows: top-N for users, similar items, popular lists; in the order of their keys."""
 
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 from offline.input.matrix import Floats, Indices
 from offline.list_encoder import ListEncoder, RankedLists, check_length
 from offline.measurement import Items, Observe, ignore
-from offline.model import Model
+from offline.model import Model, Users
 from offline.rules import RuledLists, Rules
 from offline.train.engine import engine_of
 from stores.keys import ITEM, OVERALL, POPULAR, USER
@@ -76,15 +77,45 @@ class ModelLists:
 
     def batches(self, observe: Observe = ignore) -> Iterator[list[Row]]:
         """Yield all rows in ascending order of key bytes, a few thousand at a time; those of users are observed."""
-        matrix = self._model.matrix
-        for batch in _ranges(len(matrix.item_ids)):
-            yield from self._rows(ITEM, matrix.item_ids, batch, *self._ruled.similar(batch))
-        yield self._popular_rows()
-        for batch in _ranges(len(matrix.user_ids)):
+        yield from self.similar(0, len(self._model.matrix.item_ids))
+        yield self.popular()
+        yield from self.personal(observe)
+
+    def similar(self, start: int, stop: int) -> Iterator[list[Row]]:
+        """Yield the rows of some items, in order."""
+        for batch in _ranges(start, stop):
+            yield from self._rows(ITEM, self._model.matrix.item_ids, batch, *self._ruled.similar(batch))
+
+    def popular(self) -> list[Row]:
+        """Return the rows of the popular lists."""
+        segments, ranked = zip(*sorted(self._popular.items()), strict=True)
+        lists = RankedLists(
+            owners=segments,
+            lengths=np.array([len(popular.items) for popular in ranked]),
+            items=np.concatenate([popular.items for popular in ranked]),
+            scores=np.concatenate([popular.scores for popular in ranked]).astype(np.float64),
+        )
+        return self._encoder.rows(POPULAR, lists)
+
+    def personal(self, observe: Observe = ignore) -> Iterator[list[Row]]:
+        """Yield the rows of all users, in order, and have their lists observed."""
+        user_ids = self._model.matrix.user_ids
+        for batch in _ranges(0, len(user_ids)):
             items, scores = self._ruled.personal(batch)
             listed = items >= 0
-            observe([matrix.user_ids[user] for user in batch.tolist()], items[listed], listed.sum(axis=1))
-            yield from self._rows(USER, matrix.user_ids, batch, items, scores)
+            observe([user_ids[user] for user in batch.tolist()], items[listed], listed.sum(axis=1))
+            yield from self._rows(USER, user_ids, batch, items, scores)
+
+    def users(self, start: int, stop: int) -> Users:
+        """Return some of the users, apart from all else, for `for_users`."""
+        return self._model.users(start, stop)
+
+    def for_users(self, users: Users) -> "ModelLists":
+        """Return the lists of none but *users*, some of these, as they are among all; without any it is small."""
+        others = copy(self)
+        others._model = self._model.with_users(users)  # noqa: SLF001 -- a copy of itself
+        others._ruled = self._ruled.for_users(others._model)  # noqa: SLF001 -- as above
+        return others
 
     def _rows(self, kind: str, ids: list[str], batch: Indices, items: Indices, scores: Floats) -> Iterator[list[Row]]:
         present = items >= 0
@@ -97,17 +128,7 @@ class ModelLists:
         )
         return (self._encoder.rows(kind, part) for part in lists.batches(_BATCH))
 
-    def _popular_rows(self) -> list[Row]:
-        segments, ranked = zip(*sorted(self._popular.items()), strict=True)
-        lists = RankedLists(
-            owners=segments,
-            lengths=np.array([len(popular.items) for popular in ranked]),
-            items=np.concatenate([popular.items for popular in ranked]),
-            scores=np.concatenate([popular.scores for popular in ranked]).astype(np.float64),
-        )
-        return self._encoder.rows(POPULAR, lists)
 
-
-def _ranges(count: int) -> Iterator[Indices]:
-    for start in range(0, count, _BATCH):
-        yield np.arange(start, min(start + _BATCH, count), dtype=np.int32)
+def _ranges(start: int, stop: int) -> Iterator[Indices]:
+    for first in range(start, stop, _BATCH):
+        yield np.arange(first, min(first + _BATCH, stop), dtype=np.int32)

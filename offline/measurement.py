@@ -5,6 +5,7 @@ from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from offline.input.matrix import Indices
@@ -38,6 +39,17 @@ class Items(NamedTuple):
     catalogue: int | None
 
 
+class Counts(NamedTuple):
+    """What a Measurement has counted: how many *times* each of some *items* is listed, and the lists *sampled*."""
+
+    users: int
+    users_with_lists: int
+    shortest: int | None
+    items: npt.NDArray[np.int64]
+    times: npt.NDArray[np.int64]
+    sampled: list[tuple[int, str, Indices]]
+
+
 class Measurement:
     """Counts over the users' lists of one release, and a sample of them; lives as long as its publish."""
 
@@ -66,6 +78,21 @@ class Measurement:
         self.shortest = shortest if self.shortest is None else min(shortest, self.shortest)
         if self._depth:
             self._sample(users, items, lengths)
+
+    def counts(self) -> "Counts":
+        """Return what was counted, without the items, to be counted in elsewhere."""
+        self._trim()
+        listed = np.flatnonzero(self._times)
+        return Counts(self.users, self.users_with_lists, self.shortest, listed, self._times[listed], self._sampled)
+
+    def merge(self, counts: "Counts") -> None:
+        """Count in what was counted elsewhere, of users who are none of these, and of the same items."""
+        self.users += counts.users
+        self.users_with_lists += counts.users_with_lists
+        self.shortest = min((one for one in (self.shortest, counts.shortest) if one is not None), default=None)
+        self._times[counts.items] += counts.times
+        self._sampled += counts.sampled
+        self._trim()
 
     @property
     def coverage(self) -> float:

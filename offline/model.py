@@ -7,18 +7,18 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 from scipy.sparse import csr_matrix
 
 from offline.errors import DataError
-from offline.input.matrix import Matrix
+from offline.input.matrix import Floats, Matrix, UserItems
 from offline.train.als import ALSParams, Factors
 from offline.train.engine import Params, Ranker, engine_of, params_from
 from offline.train.neighbours import NeighbourParams, Neighbours
@@ -52,6 +52,28 @@ class Model:
     data: dict[str, Any]
     created_at: datetime
     tuning: dict[str, Any] | None = None
+
+    def users(self, start: int, stop: int) -> "Users":
+        """Return some of its users, apart from it."""
+        ranker, rows = self.ranker, slice(start, stop)
+        factors = ranker.user_factors[rows] if isinstance(ranker, Factors) else None
+        return Users(self.matrix.user_ids[rows], self.matrix.user_items[rows], factors)
+
+    def with_users(self, users: "Users") -> "Model":
+        """Return the same for none but *users*: what it says of items, popular lists and itself stays as it is."""
+        ranker = self.ranker
+        if isinstance(ranker, Factors) and users.factors is not None:
+            ranker = replace(ranker, user_factors=users.factors)
+        matrix = replace(self.matrix, user_ids=users.ids, user_items=users.user_items, times=None)
+        return replace(self, ranker=ranker, matrix=matrix)
+
+
+class Users(NamedTuple):
+    """Users of a model apart from it, on their way to another process: *factors* are None where they have none."""
+
+    ids: list[str]
+    user_items: UserItems
+    factors: Floats | None
 
 
 def save(model: Model, path: Path) -> None:

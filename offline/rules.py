@@ -1,6 +1,7 @@
 """Business rules: which items lists may hold, how many of one category, who gets a list, and what fills a short one."""
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,13 @@ class RuledLists:
         self._popularity = Popularity(counts.astype(np.float32))
         if self._allowed is not None and not (self._allowed & (counts > 0)).any():
             raise DataError(f"None of the {len(ids):,} items of the model may be recommended; see the rules.")
+
+    def for_users(self, model: Model) -> "RuledLists":
+        """Return the same for the users of *model*, who are some of these; what is popular stays what it was."""
+        others = copy(self)
+        others._model = model  # noqa: SLF001 -- a copy of itself
+        others._history = np.diff(model.matrix.user_items.indptr)  # noqa: SLF001 -- as above
+        return others
 
     @property
     def catalogue(self) -> int:

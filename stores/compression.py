@@ -148,19 +148,24 @@ def train(lists: Sequence[bytes]) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class EncodedRows:
-    """A release on its way into a store: rows of stored values, made when they are taken, and the room for them."""
+    """A release on its way into a store: rows of stored values, made when they are taken, and the room for them.
+
+    *dictionary* is what they are compressed with; None where they are not.
+    """
 
     plan: Plan
     batches: AsyncIterator[list[Row]]
+    dictionary: bytes | None = None
 
 
 async def encode_rows(
-    batches: AsyncIterable[Sequence[Row]], plan: Plan, encoding: str, checksum: Checksum
+    batches: AsyncIterable[Sequence[Row]], plan: Plan, encoding: str, checksum: Checksum, sample: Sequence[Row] = ()
 ) -> EncodedRows:
     """Return rows of bodies as rows of stored values; the same rows give the same bytes, but for their checksums.
 
     *plan* counts keys and lists, without offsets. For `zstd`, take in the first lists, train on them, and scale the
-    bytes of *plan* by their compression ratio; the dictionary comes ahead of all rows.
+    bytes of *plan* by their compression ratio; the dictionary comes ahead of all rows. Where others write most of the
+    release, *sample* are rows like theirs, which are learnt from after the first lists.
     """
     plan = Plan(plan.rows, plan.payload_bytes + plan.rows * HEADER_BYTES)
     if encoding == "json":
@@ -168,16 +173,15 @@ async def encode_rows(
         return EncodedRows(plan, (plain.rows(rows) async for rows in batches))
     remaining = aiter(batches)
     first = await _first(remaining)
-    bodies = (row.value for rows in first for row in rows if not row.key.startswith(META))
+    bodies = (row.value for rows in (*first, sample) for row in rows if not row.key.startswith(META))
     lists = (body[OFFSET_BYTES:] for body in bodies if not is_empty(body))
-    sample = list(islice(lists, TRAINED_ON))
-    dictionary = await asyncio.to_thread(train, sample)
+    dictionary = await asyncio.to_thread(train, list(islice(lists, TRAINED_ON)))
     encoder = Encoder(checksum, dictionary)
     ready = [encoder.rows([Row(DICTIONARY, dictionary)]), *map(encoder.rows, first)]
-    before = sum(len(value) + CHECKSUM_BYTES for rows in first for _, value in rows)
-    after = sum(len(value) for rows in ready[1:] for _, value in rows)
+    before = sum(len(value) + CHECKSUM_BYTES for rows in (*first, sample) for _, value in rows)
+    after = sum(len(value) for rows in (*ready[1:], encoder.rows(sample)) for _, value in rows)
     payload = int(plan.payload_bytes * after / before) if before else plan.payload_bytes
-    del first, sample
+    del first
 
     async def encoded() -> AsyncIterator[list[Row]]:
         while ready:
@@ -188,6 +192,7 @@ async def encode_rows(
     return EncodedRows(
         Plan(plan.rows + 1, payload + len(DICTIONARY) + HEADER_BYTES + len(dictionary)),
         encoded(),
+        dictionary,
     )
 
 

@@ -19,8 +19,8 @@ from stores.catalogue import GRACE_S, LEASE_S, Catalogue, DraftRef, ReleaseId, R
 from stores.compression import EncodedRows, encode_rows
 from stores.encoding import Checksum
 from stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreUnavailable
-from stores.keys import META
 from stores.manifest import Manifest, Tally, compare, describe
+from stores.parts import Assignment, OtherWriters, put_part, sum_up
 from stores.store import Inventoried, Plan, ProvisionedStore, Row, Store
 from stores.throttle import Backoff
 from stores.verification import load_manifest, verify
@@ -75,6 +75,7 @@ async def publish(
     encoding: str = "json",
     live: GoesLive = True,
     resume: ReleaseId | DraftRef | None = None,
+    others: OtherWriters | None = None,
     on_progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> WriteResult:
     """Write a whole release, check that it adds up, commit it and, unless *live* is false, make it live.
@@ -84,8 +85,9 @@ async def publish(
     gives the draft up at once; a killed process, or a store that is away, leaves a draft that *resume* continues, given
     the same rows anew, until the next `prune` after its lease has lapsed: what was acknowledged is not put again. With
     a draft to *resume* the caller is its writer; a run's is left by an interrupt, too.
-    *about* goes into the manifest; it is not asked for where a resumed draft has its manifest already. *on_progress* is
-    called with (lists written, lists in all).
+    *about* goes into the manifest; it is not asked for where a resumed draft has its manifest already. *others* write
+    the rows that are not among *batches*, after those, and *plan* counts theirs, too. *on_progress* is called with
+    (lists written, lists in all).
 
     Raises ReleaseConflict where *resume* is no draft, has a writer, or was begun with other rows; StoreMisused for a
     value that is no body.
@@ -97,7 +99,8 @@ async def publish(
         return describe(draft.id, tally, created_at=created_at, encoding=encoding, about=origin)
 
     async def encode() -> EncodedRows:
-        encoded = await encode_rows(batches, plan, encoding, Checksum(draft.id))
+        sample = () if others is None else others.sample
+        encoded = await encode_rows(batches, plan, encoding, Checksum(draft.id), sample)
         return replace(encoded, batches=_reported(encoded.batches, plan.rows, on_progress))
 
     match resume:
@@ -107,7 +110,7 @@ async def publish(
             draft = resume
         case _:
             draft = await take_over(store, resume)
-    result = await write(store, draft, encode, finish=finish)
+    result = await write(store, draft, encode, finish=finish, others=others)
     if live if isinstance(live, bool) else await live(result.manifest):
         await activate(store, draft.id)
     else:
@@ -155,6 +158,7 @@ async def write(
     *,
     finish: Finish,
     prepare: bool = False,
+    others: OtherWriters | None = None,
 ) -> WriteResult:
     """Write or continue a draft, under a lease, up to its commit; with *prepare*, fit to be live at once."""
     try:
@@ -163,9 +167,9 @@ async def write(
             check_lease()
             manifest = await _claim(store, draft, encoded.plan)
             if manifest is None:
-                result = await _put_all(store, draft, encoded.batches, check_lease, finish)
+                result = await _put_all(store, draft, encoded, others, check_lease, finish=finish)
             else:
-                result = await _compare_all(draft, manifest, encoded.batches, check_lease)
+                result = await _compare_all(draft, manifest, encoded, others, check_lease)
             await store.seal(draft)
             await verify(store, draft.release)
             if prepare:
@@ -340,35 +344,34 @@ async def _claim(store: Store, draft: DraftRef, plan: Plan) -> Manifest | None:
 async def _put_all(
     store: Store,
     draft: DraftRef,
-    batches: AsyncIterable[Sequence[Row]],
+    encoded: EncodedRows,
+    others: OtherWriters | None,
     check_lease: Callable[[], None],
+    *,
     finish: Finish,
 ) -> WriteResult:
-    point = await store.resume_point(draft)
-    tally = Tally()
-    rows = 0
-    async for batch in batches:
-        check_lease()
-        fresh, point = _after(point, batch)
-        if fresh:
-            await store.put(draft, fresh)
-        tally.add(batch)
-        rows += len(fresh)
-        await asyncio.sleep(0)  # the lease is renewed even if neither rows nor store ever wait
+    written = await put_part(store, draft, encoded.batches, check=check_lease)
+    tally, rows = written.tally, written.rows
+    if others is not None:
+        by_them = await others.write(Assignment(draft, encoded.dictionary))
+        tally.merge(by_them.tally)
+        rows += by_them.rows
     manifest = await finish(tally)
     await store.put(draft, [manifest.key_row])
     return WriteResult(manifest, rows, tally.rows - rows)
 
 
 async def _compare_all(
-    draft: DraftRef, manifest: Manifest, batches: AsyncIterable[Sequence[Row]], check_lease: Callable[[], None]
+    draft: DraftRef,
+    manifest: Manifest,
+    encoded: EncodedRows,
+    others: OtherWriters | None,
+    check_lease: Callable[[], None],
 ) -> WriteResult:
     """Hold rows against the manifest of what was written before; nothing is put."""
-    tally = Tally()
-    async for batch in batches:
-        check_lease()
-        tally.add(batch)
-        await asyncio.sleep(0)
+    tally = (await sum_up(encoded.batches, check_lease)).tally
+    if others is not None:
+        tally.merge((await others.write(Assignment(draft, encoded.dictionary, puts=False))).tally)
     try:
         compare(manifest, tally)
     except ReleaseCorrupt as error:
@@ -387,20 +390,6 @@ async def _reported(
         yield rows
         done += len(rows)
         on_progress(min(done, total), total)  # a dictionary is a row, but not a list
-
-
-def _after(point: str | None, rows: Sequence[Row]) -> tuple[Sequence[Row], str | None]:
-    """Return the rows that come after the resume point, and the point as long as it lies further on.
-
-    Puts are acknowledged in the order of the rows, so that what comes before the point, `meta` rows too, is written.
-    """
-    if point is None:
-        return rows, None
-    last = point.encode()
-    for index, (key, _) in enumerate(rows):
-        if not key.startswith(META) and (raw := key.encode()) >= last:
-            return rows[index + (raw == last) :], None
-    return (), point
 
 
 @asynccontextmanager

@@ -54,6 +54,17 @@ class Tally:
         for kind, of_kind in by_kind.items():
             self._add(kind, of_kind)
 
+    def merge(self, other: "Tally") -> None:
+        """Count in what *other* has counted, of rows that are none of these."""
+        for kind, count in other.counts.items():
+            self.counts[kind] = self.counts.get(kind, 0) + count
+        self.bytes += other.bytes
+        self.digest = (self.digest + other.digest) % (1 << 128)
+        self.segments += other.segments
+        self.popular_bytes += other.popular_bytes
+        for kind, last in other.last.items():  # the same whichever of them is counted in first
+            self.last[kind] = max(self.last.get(kind, last), last)
+
     def _add(self, kind: str, rows: Sequence[Row]) -> None:
         if check_kind(kind) + ":" == META:
             rows = [row for row in rows if row.key != MANIFEST]

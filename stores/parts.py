@@ -1,0 +1,105 @@
+"""Parts of a draft: what each of its writers puts, from where it was acknowledged on, and the sums over its rows.
+
+Whoever begins a draft writes part 0, and commits it. Others, in processes anywhere, may write further parts, numbered
+from 1, with the token of the draft's writer. The rows of a part are the same whoever writes it and however often: a
+second attempt at one, even beside the first, goes on where rows were acknowledged, and puts the same bytes. The sums
+over the parts are those over the release, in any order, so that nothing but they have to come back.
+"""
+
+import asyncio
+from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from stores.catalogue import DraftRef
+from stores.compression import Encoder
+from stores.encoding import Checksum
+from stores.keys import META
+from stores.manifest import Tally
+from stores.store import Row, Store
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """What the writers of parts have to know of their draft; it goes to other processes.
+
+    *dictionary* is that of the draft's encoding, None for lists that are not compressed. Where *puts* is false rows
+    are only summed up, for all were written before.
+    """
+
+    draft: DraftRef
+    dictionary: bytes | None
+    puts: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenPart:
+    """The sums over all rows of a part, or of several, and how many of them were put just now."""
+
+    tally: Tally
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class OtherWriters:
+    """Who writes most of a draft: *write* has the parts from 1 on written, and returns what they add up to.
+
+    *sample* are rows of bodies like theirs, to learn a dictionary from.
+    """
+
+    sample: Sequence[Row]
+    write: Callable[[Assignment], Awaitable[WrittenPart]]
+
+
+async def put_part(
+    store: Store,
+    draft: DraftRef,
+    batches: AsyncIterable[Sequence[Row]],
+    part: int = 0,
+    check: Callable[[], None] = lambda: None,
+) -> WrittenPart:
+    """Put the rows of a part, those aside that were acknowledged before; *check* is called before each batch."""
+    point = await store.resume_point(draft, part)
+    tally = Tally()
+    put = 0
+    async for batch in batches:
+        check()
+        fresh, point = _after(point, batch)
+        if fresh:
+            await store.put(draft, fresh, part)
+        tally.add(batch)
+        put += len(fresh)
+        await asyncio.sleep(0)  # the lease is renewed even if neither rows nor store ever wait
+    return WrittenPart(tally, put)
+
+
+async def sum_up(batches: AsyncIterable[Sequence[Row]], check: Callable[[], None] = lambda: None) -> WrittenPart:
+    """Sum up rows, and put none; *check* is called before each batch."""
+    tally = Tally()
+    async for batch in batches:
+        check()
+        tally.add(batch)
+        await asyncio.sleep(0)
+    return WrittenPart(tally, 0)
+
+
+async def write_part(
+    store: Store, assignment: Assignment, part: int, bodies: AsyncIterable[Sequence[Row]]
+) -> WrittenPart:
+    """Encode *bodies* as the other parts are, and put them as one; raises StoreError as `Store.put` does."""
+    encoder = Encoder(Checksum(assignment.draft.id), assignment.dictionary)
+    batches = (encoder.rows(rows) async for rows in bodies)
+    return await (put_part(store, assignment.draft, batches, part) if assignment.puts else sum_up(batches))
+
+
+def _after(point: str | None, rows: Sequence[Row]) -> tuple[Sequence[Row], str | None]:
+    """Return the rows that come after the resume point, and the point as long as it lies further on.
+
+    Puts are acknowledged in the order of the rows, so that what comes before the point, `meta` rows too, is written.
+    """
+    if point is None:
+        return rows, None
+    last = point.encode()
+    for index, (key, _) in enumerate(rows):
+        if not key.startswith(META) and (raw := key.encode()) >= last:
+            return rows[index + (raw == last) :], None
+    return (), point
