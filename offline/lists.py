@@ -75,6 +75,11 @@ class ModelLists:
         """Return the model's items, of which the catalogue is what may be recommended."""
         return Items(self._model.matrix.item_ids, self._popular[OVERALL].items, self._ruled.catalogue)
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """How many items and users there are."""
+        return len(self._model.matrix.item_ids), len(self._model.matrix.user_ids)
+
     def batches(self, observe: Observe = ignore) -> Iterator[list[Row]]:
         """Yield all rows in ascending order of key bytes, a few thousand at a time; those of users are observed."""
         yield from self.similar(0, len(self._model.matrix.item_ids))

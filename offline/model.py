@@ -23,6 +23,7 @@ from offline.train.als import ALSParams, Factors
 from offline.train.engine import Params, Ranker, engine_of, params_from
 from offline.train.neighbours import NeighbourParams, Neighbours
 from offline.train.popularity import Popular, Popularity
+from offline.train.weighted import SparkParams
 from stores.folders import LOCK, flush, marked, scratch_folder
 
 # Of the folder; changes when an older hotplate could not read it.
@@ -263,7 +264,7 @@ def _write_ranker(ranker: Ranker, folder: Path) -> None:
 
 def _read_ranker(path: Path, params: Params, shape: tuple[int, int]) -> Ranker:
     """Read what the engine of *params* learnt, of *shape* (users, items)."""
-    if isinstance(params, ALSParams):
+    if isinstance(params, ALSParams | SparkParams):
         factors = Factors(
             np.load(path / "user_factors.npy", allow_pickle=False),
             np.load(path / "item_factors.npy", allow_pickle=False),

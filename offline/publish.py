@@ -1,19 +1,22 @@
 """Publishing lists as a release: the next ones are computed in a thread while the last ones are being written."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
 from offline.errors import GateFailed
 from offline.gates import Gate, Verdict, check, depth_of, failures, judge, measure, record, recorded
-from offline.measurement import Items, Measurement, Observe
+from offline.measurement import Counts, Items, Measurement, Observe, ignore
 from offline.threads import DaemonThreads
 from stores import lifecycle
 from stores.catalogue import DraftRef, ReleaseId, ReleaseRef
 from stores.lifecycle import WriteResult
-from stores.manifest import Manifest
-from stores.store import Plan, Reader, Row, Store
+from stores.manifest import Manifest, Tally
+from stores.parts import Assignment, OtherWriters, WrittenPart
+from stores.store import Observer, Plan, Reader, Row, Store
 
 Progress = Callable[[int, int], None]
 
@@ -41,6 +44,41 @@ class ListSource(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class MeasuredPart:
+    """What one writer of a part did: what it wrote, counts of its users' lists where gates want them, and charges."""
+
+    written: WrittenPart
+    counts: Counts | None
+    charged_ru: float = 0.0
+    failures: tuple[str, ...] = ()
+    """Of attempts, as an `Observer` counts them."""
+
+
+class PartedSource(ABC):
+    """Derived from by a source whose lists other processes compute and write, as parts of one draft, all but a few."""
+
+    is_written_in_parts: bool
+    """Whether the store can be written so; else all rows come by `batches`."""
+
+    @abstractmethod
+    def popular(self) -> list[Row]:
+        """Return the rows that the others do not write."""
+
+    @abstractmethod
+    def sample(self) -> list[Row]:
+        """Return some rows like those that the others write, to learn a dictionary from."""
+
+    @abstractmethod
+    async def write_parts(
+        self, assignment: Assignment, depth: int | None, on_rows: Callable[[int], None]
+    ) -> list[MeasuredPart]:
+        """Have all parts written, from 1 on, or only summed up; *on_rows* is called with the rows done so far.
+
+        Given a *depth*, the first items of some users' lists are kept, and lists are counted. Raises StoreError.
+        """
+
+
 async def publish(
     source: ListSource,
     store: Store,
@@ -51,6 +89,7 @@ async def publish(
     gates: Sequence[Gate] = (),
     force: bool = False,
     live_in: Reader | None = None,
+    observer: Observer | None = None,
     on_progress: Progress = lambda _done, _total: None,
 ) -> WriteResult:
     """
@@ -59,23 +98,52 @@ async def publish(
     With *resume*, continue that draft, which must be of the same lists and encoding, as its writer where a DraftRef is
     given. *on_progress* is called with (lists written, lists in all). Where one of *gates* fails, the release stays
     ready, unless *force* is given; the manifest keeps what they said. They compare with what is live in *store*, which
-    is read in *live_in*, if that is given. Raises SettingError, before anything is written, for gates that cannot be
-    judged; GateFailed where one of them failed; StoreError as `stores.lifecycle.publish` does.
+    is read in *live_in*, if that is given. *observer* hears what those were charged who write parts of a PartedSource.
+    Raises SettingError, before anything is written, for gates that cannot be judged; GateFailed where one of them
+    failed; StoreError as `stores.lifecycle.publish` does.
     """
     write = partial(
         lifecycle.publish, store, plan=source.plan(), encoding=encoding, resume=resume, on_progress=on_progress
     )
-    if not gates:
-        return await write(prefetched(source.batches()), about=source.about(), live=live)
-    review = _Review(source, gates, store, live_in or store, force=force)
+    review = _Review(source, gates, store, live_in or store, force=force) if gates else None
+    if isinstance(source, PartedSource) and source.is_written_in_parts:
+        sample = [] if encoding == "json" else source.sample()
+        rows = iter([source.popular()])
+        others = OtherWriters(sample, partial(_write_parts, source, review, observer, on_progress))
+    else:
+        rows, others = source.batches(ignore if review is None else review.lists.add), None
+    if review is None:
+        return await write(prefetched(rows), about=source.about(), live=live, others=others)
 
     async def goes_live(manifest: Manifest) -> bool:
         return await review.passes(manifest) and live
 
-    result = await write(prefetched(source.batches(review.observe)), about=review.about, live=goes_live)
+    result = await write(prefetched(rows), about=review.about, live=goes_live, others=others)
     if not await review.passes(result.manifest):
         raise GateFailed(await review.sentence(result.manifest), result)
     return result
+
+
+async def _write_parts(
+    source: PartedSource,
+    review: "_Review | None",
+    observer: Observer | None,
+    on_progress: Progress,
+    assignment: Assignment,
+) -> WrittenPart:
+    """Have *source* write its parts, and add up what comes back of them."""
+    total, depth = source.plan().rows, None if review is None else review.depth
+    everything, rows = Tally(), 0
+    for part in await source.write_parts(assignment, depth, lambda done: on_progress(min(done, total), total)):
+        everything.merge(part.written.tally)
+        rows += part.written.rows
+        if review is not None and part.counts is not None:
+            review.lists.merge(part.counts)
+        if observer is not None:
+            observer.charged(part.charged_ru)
+            for kind in part.failures:
+                observer.failed(kind)
+    return WrittenPart(everything, rows)
 
 
 class _Review:
@@ -88,9 +156,9 @@ class _Review:
         self._store = store
         self._reader = reader
         self._force = force
-        self._lists = Measurement(items, depth_of(gates))
+        self.depth = depth_of(gates)
+        self.lists = Measurement(items, self.depth)
         self._judged: tuple[ReleaseRef | None, list[Verdict]] | None = None
-        self.observe = self._lists.add
 
     async def about(self) -> dict[str, Any]:
         """Return what the manifest says of the release's origin, and what the gates said, once all is measured."""
@@ -114,12 +182,12 @@ class _Review:
     async def _judge(self) -> tuple[ReleaseRef | None, list[Verdict]]:
         if self._judged is None:
             live = (await self._store.catalogue()).live_ref
-            measured = await measure(self._gates, self._origin.get("metrics"), self._lists, self._reader, live)
+            measured = await measure(self._gates, self._origin.get("metrics"), self.lists, self._reader, live)
             self._judged = live, judge(measured, self._gates)
         return self._judged
 
 
-async def prefetched(batches: Iterator[list[Row]]) -> AsyncIterator[list[Row]]:
+async def prefetched(batches: Iterator[list[Row]]) -> AsyncGenerator[list[Row], None]:
     """Yield *batches*; the next is computed in a thread meanwhile, which is left behind where it is not wanted."""
     threads, loop = DaemonThreads(), asyncio.get_running_loop()
 

@@ -60,3 +60,20 @@ def with_max_ru(url: str, max_ru: int) -> str:
     parts = split(url)
     kept = [(name, value) for name, value in parse_qsl(parts.query, keep_blank_values=True) if name != "max_ru"]
     return parts._replace(query=urlencode([*kept, ("max_ru", str(max_ru))])).geturl()
+
+
+def share_of(url: str, writers: int) -> str:
+    """Return *url* for one of several processes that write a store at once: each may spend its share of request units.
+
+    Where nothing is paid for by request units, or as many may be spent as there are, it stays as it is.
+    """
+    if scheme_of(url) not in COSMOS:
+        return url
+    with extra_installed("cosmos"):
+        from stores.cosmos import containers  # noqa: PLC0415 -- as above
+        from stores.cosmos.url import parse  # noqa: PLC0415 -- as above
+
+    address = parse(url)
+    written = containers.writing_throughput(address)
+    most = address.max_ru or (None if written is None else written.ru)
+    return url if most is None else with_max_ru(url, max(1, most // writers))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # What a run decides itself, and a pipeline has no say in.
 _OF_TRAIN: dict[str, Any] = {"model": Path(), "as_json": False}
 _OF_PUBLISH: dict[str, Any] = {
-    "model": Path(), "registry": None, "resume": None, "dry_run": False, "as_json": False,
+    "model": Path(), "registry": None, "resume": None, "master": None, "dry_run": False, "as_json": False,
 }  # fmt: skip
 _OF_REGISTER: dict[str, Any] = {"model": Path(), "as_json": False}
 TABLES = ("train", "publish", "gates", "registry", "run")

@@ -1,6 +1,7 @@
 """`hotplate publish`: from a model folder to a live release; and what it has in common with `hotplate import`."""
 
 import asyncio
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from hotplate.cli.costs import DryRun, MaxRu, Spending, limit_ru, print_estimate
 from hotplate.cli.models import RegistryUrl, in_registry, is_reference
 from hotplate.cli.terminal import (
     Json,
+    Master,
     StageProgress,
     StoreUrl,
     chosen_store,
@@ -27,15 +29,16 @@ from hotplate.cli.terminal import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from offline.errors import GateFailed
     from offline.gates import Gate, Verdict
+    from offline.lists import ModelLists
     from offline.publish import ListSource, Progress
     from stores.catalogue import DraftRef, ReleaseId
     from stores.lifecycle import WriteResult
     from stores.manifest import Manifest
-    from stores.store import Estimate, Plan, Reader, Store
+    from stores.store import Estimate, Observer, Plan, Reader, Store
 
 
 Encoding = Literal["json", "zstd"]
@@ -150,6 +153,7 @@ def publish(
     gate: GateBounds = None,
     force: Force = False,
     max_ru: MaxRu = None,
+    master: Master = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
@@ -159,6 +163,8 @@ def publish(
     live.
 
     Example: hotplate publish model --store file:///var/lib/hotplate
+
+    Many users: hotplate publish model --store redis://HOST:6379/0 --master spark://HOST:7077
 
     Before you pay: hotplate publish model --store cosmos://ACCOUNT/DATABASE --max-ru 4000 --dry-run
     """
@@ -173,15 +179,33 @@ def publish(
     rules = read_rules(available, exclude, categories, max_per_category, min_history)
     settings = ListSettings(list_length, keep_seen, rules)
     if not is_reference(model):
-        publish_lists(lambda _: ModelLists(load(model), settings), options)
+        with _computed_on(master, options) as source:
+            publish_lists(lambda _: source(ModelLists(load(model), settings)), options)
         return
 
     def record(release: "ReleaseId") -> None:
         in_registry(registry, lambda opened: opened.record_release(entry.reference, chosen_store(store), release))
 
-    with temporary_folder("model") as scratch:
+    with temporary_folder("model") as scratch, _computed_on(master, options) as source:
         entry = in_registry(registry, lambda opened: opened.pull(str(model), scratch / "model"))
-        publish_lists(lambda _: ModelLists(load(scratch / "model"), settings), options, on_written=record)
+        publish_lists(lambda _: source(ModelLists(load(scratch / "model"), settings)), options, on_written=record)
+
+
+@contextmanager
+def _computed_on(master: str | None, options: PublishOptions) -> "Iterator[Callable[[ModelLists], ListSource]]":
+    """Yield what makes a source of the lists of a model: themselves, or those that *master* computes."""
+    if master is None:
+        yield lambda lists: lists
+        return
+    from offline.errors import SettingError
+    from offline.spark.session import spark_session
+
+    if options.dry_run:
+        raise SettingError("A dry run writes to a stand-in of the store in this process; leave out --master.")
+    with spark_session(master) as session:
+        from offline.spark.publication import SparkLists
+
+        yield lambda lists: SparkLists(lists, session, chosen_store(options.store))
 
 
 def publish_lists(
@@ -237,7 +261,7 @@ async def _watch(
 ) -> Written:
     """Write, and count what that costs."""
     spending.watch(store, lists.plan(), quiet=options.as_json)
-    return await _write(lists, options, report, store)
+    return await _write(lists, options, report, store, observer=spending)
 
 
 async def _write(
@@ -246,6 +270,7 @@ async def _write(
     report: "Progress",
     store: "Store",
     live_in: "Reader | None" = None,
+    observer: "Observer | None" = None,
 ) -> Written:
     """Write all lists, and erase what is no longer needed; nothing is refused in a dry run."""
     from offline.errors import GateFailed
@@ -264,6 +289,7 @@ async def _write(
             gates=options.gates,
             force=options.force or options.dry_run,
             live_in=live_in,
+            observer=observer,
             on_progress=report,
         )
     except GateFailed as refused:

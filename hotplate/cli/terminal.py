@@ -53,6 +53,7 @@ EXTRAS = {
     "implicit": "offline", "numpy": "offline", "polars": "offline", "scipy": "offline", "threadpoolctl": "offline",
     "httptools": "bench", "hdrh": "bench", "matplotlib": "bench",
     "redis": "redis", "azure": "cosmos", "jwt": "oidc",
+    "pyspark": "spark", "py4j": "spark", "pyarrow": "arrow",
 }  # fmt: skip
 
 
@@ -118,6 +119,15 @@ NullValues = Annotated[
 ]
 Titles = Annotated[
     Path | None, option("--titles", "Read titles from this file of item and title, where the data have none.")
+]
+
+Master = Annotated[
+    str | None,
+    option(
+        "--master",
+        "Run on this Spark: local[2], spark://HOST:7077, yarn or k8s://URL; `submitted` is what spark-submit was given.",
+        metavar="URL",
+    ),
 ]
 
 out = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)

@@ -1,6 +1,7 @@
 """`hotplate train`: from interactions to a model folder."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,6 +12,7 @@ from hotplate.cli.terminal import (
     Delimiter,
     Header,
     Json,
+    Master,
     NullValues,
     Titles,
     column_option,
@@ -119,14 +121,26 @@ def train(
     ] = 1,
     k: Annotated[int, option("-k", "Compute metrics on lists of this length.", at_least=1)] = 10,
     engine: Annotated[
-        Literal["als", "neighbours", "popularity"] | None,
-        option("--engine", "Train this engine; by default the best that the search finds, and ALS with --no-tune."),
+        Literal["als", "spark", "neighbours", "popularity"] | None,
+        option(
+            "--engine",
+            "Train this engine; by default the best that the search finds, and ALS with --no-tune. spark is ALS on "
+            "--master.",
+        ),
     ] = None,
     factors: Annotated[
         int | None, option("--factors", "Learn this many factors of each user and item; 256 with --no-tune.")
     ] = None,
     regularization: Annotated[
         float | None, option("--regularization", "Regularize ALS by this much, against overfitting; 30 with --no-tune.")
+    ] = None,
+    reg_param: Annotated[
+        float | None,
+        option(
+            "--reg-param",
+            "Regularize ALS on Spark by this much for each interaction of a user or an item, which no --regularization "
+            "equals; by default 0.3.",
+        ),
     ] = None,
     alpha: Annotated[
         float | None, option("--alpha", "Give each unit of weight this much confidence; 4 with --no-tune.")
@@ -152,6 +166,7 @@ def train(
         Path | None, option("--grid", "Search the cells of this TOML or JSON file instead of the usual ones.")
     ] = None,
     seed: Annotated[int, option("--seed", "Draw the split and the start of the fit with this seed.")] = 42,
+    master: Master = None,
     as_json: Json = False,
 ) -> None:
     """Train a model on interactions: read, split, evaluate, fit, and write a model folder.
@@ -170,6 +185,7 @@ def train(
     named: dict[str, Any] = {
         "factors": factors,
         "regularization": regularization,
+        "reg_param": reg_param,
         "alpha": alpha,
         "iterations": iterations,
         "neighbours": neighbours,
@@ -202,12 +218,28 @@ def train(
         tuning=tuning,
         test=test or (),
     )
-    with progress_bars() as on_progress:
+    with progress_bars() as on_progress, _session(engine, master):
         report = interruptible(lambda: train_model(settings, model, on_progress, err.print))
     if as_json:
         print_json(report.to_json())
     else:
         print_report(report)
+
+
+@contextmanager
+def _session(engine: "Engine | None", master: str | None) -> "Iterator[None]":
+    """Keep a session of Spark open where it is to train; SettingError where there is a master for another engine."""
+    if engine != "spark":
+        if master is not None:
+            from offline.errors import SettingError
+
+            raise SettingError(f"--master {master} is for --engine spark; give both or none.")
+        yield
+        return
+    from offline.spark.session import spark_session
+
+    with spark_session(master):
+        yield
 
 
 def _choice(
@@ -219,22 +251,24 @@ def _choice(
     from offline.train.cells import read_grid
     from offline.train.engine import PARAMS
     from offline.train.tuning import TuneOptions
+    from offline.train.weighted import SparkParams
 
     searched = tune is not None or grid is not None
     if no_tune and searched:
         raise SettingError("Both --no-tune and --tune or --grid are given; give one of them.")
-    if engine == "popularity" and searched:
-        raise SettingError("popularity has no parameters to search; leave out --tune and --grid.")
+    if engine in ("popularity", "spark") and searched:
+        raise SettingError(f"The parameters of {engine} are not searched; leave out --tune and --grid.")
     if named and searched:
         raise SettingError(
             f"{_flags(named)} cannot be given where parameters are searched; leave out --tune and --grid."
         )
-    engine = engine or ("neighbours" if named.keys() & {"neighbours", "weighting"} else None)
+    if engine is None and named.keys() & {"neighbours", "weighting"}:
+        engine = "neighbours"
     kind = PARAMS[engine or "als"]
     if strange := named.keys() - {field.name for field in fields(kind)}:
         raise SettingError(f"{_flags(strange)} is no parameter of the engine {engine or 'als'}.")
-    params = kind(**named | ({"seed": seed} if kind is ALSParams else {}))
-    if no_tune or named or engine == "popularity":
+    params = kind(**named | ({"seed": seed} if kind in (ALSParams, SparkParams) else {}))
+    if no_tune or named or engine in ("popularity", "spark"):
         return params, None
     if not searched:
         return params, TuneOptions(engine=engine)
@@ -243,7 +277,7 @@ def _choice(
 
 
 def _flags(names: Iterable[str]) -> str:
-    flags = {"weighting": "neighbour-weighting"}
+    flags = {"weighting": "neighbour-weighting", "reg_param": "reg-param"}
     return " and ".join(f"--{flags.get(name, name)}" for name in sorted(names))
 
 

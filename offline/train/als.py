@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from implicit.cpu._als import least_squares_cg
@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # p
 
 from offline.errors import DataError, SettingError, require_at_least
 from offline.input.matrix import Allowed, Floats, Indices, UserItems, check_user_items
+from offline.train.weighted import SparkParams, solve
 
 # Bounds the memory that a batch takes beside the factors.
 _SOLVED_AT_ONCE = 50_000
@@ -55,7 +56,7 @@ class Factors:
 
     user_factors: Floats
     item_factors: Floats
-    params: ALSParams = field(default_factory=ALSParams)
+    params: ALSParams | SparkParams = field(default_factory=ALSParams)
 
     def recommend(
         self,
@@ -128,6 +129,8 @@ class Factors:
 
     def fold_in(self, user_items: UserItems) -> "Factors":
         """Return the same items, and for users the factors that solve their rows of *user_items* exactly."""
+        if isinstance(self.params, SparkParams):
+            return replace(self, user_factors=solve(self.item_factors, user_items, self.params))
         model = AlternatingLeastSquares(
             factors=self.item_factors.shape[1], regularization=self.params.regularization, alpha=self.params.alpha
         )

@@ -15,6 +15,7 @@ from offline.train.als import ALSParams
 from offline.train.engine import Engine, Params, engine_of, params_class
 from offline.train.neighbours import NeighbourParams, NeighbourWeighting
 from offline.train.popularity import PopularityParams
+from offline.train.weighted import SparkParams
 
 # Each is the best of the others on some real data and split; regularization and alpha only work together.
 _ALS = ((128, 60.0, 6.0), (128, 150.0, 20.0), (128, 10.0, 1.3), (512, 30.0, 6.0))
@@ -119,6 +120,8 @@ def _cell(values: object, where: str, defaults: ALSParams) -> Params:
         kind = params_class(engine)
     except DataError as error:
         raise SettingError(f"{where}: {error}") from error
+    if kind is SparkParams:
+        raise SettingError(f"{where} is of Spark, whose parameters are not searched; search those of als.")
     usual: dict[str, Any] = asdict(defaults if kind is ALSParams else kind())
     given = {name: value for name, value in values.items() if name != "engine"}
     for name, value in given.items():

@@ -10,12 +10,14 @@ from offline.train.als import ALSParams
 from offline.train.memory import check_memory, needed_bytes
 from offline.train.neighbours import NeighbourParams
 from offline.train.popularity import PopularityParams
+from offline.train.weighted import SparkParams
 
-Engine = Literal["als", "neighbours", "popularity"]
-Params: TypeAlias = ALSParams | NeighbourParams | PopularityParams
+Engine = Literal["als", "spark", "neighbours", "popularity"]
+Params: TypeAlias = ALSParams | SparkParams | NeighbourParams | PopularityParams
 
 PARAMS: dict[Engine, type[Params]] = {
     "als": ALSParams,
+    "spark": SparkParams,
     "neighbours": NeighbourParams,
     "popularity": PopularityParams,
 }
@@ -66,6 +68,8 @@ def described(params: Params) -> str:
     match params:
         case ALSParams():
             chosen = f" ({params.factors} factors, regularization {params.regularization:g}, alpha {params.alpha:g})"
+        case SparkParams():
+            chosen = f" ({params.factors} factors, reg-param {params.reg_param:g}, alpha {params.alpha:g})"
         case NeighbourParams():
             chosen = f" ({params.weighting}, {params.neighbours})"
         case _:
@@ -78,6 +82,8 @@ def as_options(params: Params) -> str:
     match params:
         case ALSParams():
             chosen = f" --factors {params.factors} --regularization {params.regularization:g} --alpha {params.alpha:g}"
+        case SparkParams():
+            chosen = f" --factors {params.factors} --reg-param {params.reg_param:g} --alpha {params.alpha:g}"
         case NeighbourParams():
             chosen = f" --neighbours {params.neighbours} --neighbour-weighting {params.weighting}"
         case _:
@@ -102,13 +108,17 @@ def fit(user_items: UserItems, params: Params, on_iteration: Callable[[int, int]
     """
     Learn from *user_items* (float32 csr_matrix, canonical, above zero) on all cores.
 
-    *on_iteration* is called with (done, total). Raises DataError for a matrix that cannot be learnt from, and where the
-    memory that it takes is not there.
+    *on_iteration* is called with (done, total). On Spark the session is used that is open. Raises DataError for a
+    matrix that cannot be learnt from, and where the memory that it takes is not there.
     """
     if isinstance(params, ALSParams):
         users, items = user_items.shape
         check_memory(needed_bytes(user_items.nnz, users, items, params.factors))
         return als.fit(user_items, params, on_iteration)
+    if isinstance(params, SparkParams):
+        from offline.spark import training  # noqa: PLC0415 -- an extra: only its users need it
+
+        return training.fit(user_items, params, on_iteration)
     ranker: Ranker
     ranker = neighbours.fit(user_items, params) if isinstance(params, NeighbourParams) else popularity.fit(user_items)
     if on_iteration is not None:

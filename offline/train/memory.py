@@ -23,6 +23,6 @@ def check_memory(needed: int, room: float | None = None) -> None:
     if needed > room:
         raise DataError(
             f"Learning takes about {needed / 1e9:,.1f} GB of memory, and {room / 1e9:,.1f} GB are left; give the "
-            "process more, lower --factors, raise --min-per-user and --min-per-item, or learn on a Spark cluster and "
-            "publish its lists with hotplate import."
+            "process more, lower --factors, raise --min-per-user and --min-per-item, or learn on a Spark cluster "
+            "with --engine spark."
         )

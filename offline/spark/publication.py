@@ -1,0 +1,277 @@
+"""Lists of a model computed on Spark's executors, block by block, and written from there as parts of one draft.
+
+The items, their factors and what else all lists have in common are broadcast; a block brings its users, with what they
+have. How a model is divided into blocks depends on nothing but its size, so that a part is the same in every attempt,
+on another executor and in another run, too.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from typing import Any, NamedTuple, overload
+
+from py4j.protocol import Py4JError
+from pyspark import AccumulatorParam, Broadcast
+from pyspark.sql import SparkSession
+
+from offline.errors import SettingError
+from offline.input.matrix import Indices
+from offline.lists import ModelLists
+from offline.measurement import Items, Measurement, Observe, ignore
+from offline.model import Users
+from offline.publish import MeasuredPart, PartedSource, prefetched
+from offline.spark.session import cause_of, is_local
+from offline.threads import DaemonThreads
+from stores.connect import connect, share_of
+from stores.errors import ReleaseConflict, ReleaseNotFound, StoreError, StoreFull, StoreMisused, StoreUnavailable
+from stores.parts import Assignment, write_part
+from stores.store import Plan, Row
+from stores.urls import redacted, scheme_of
+
+# A part has so many users or items, or more where there would be too many parts.
+_LEAST_PER_PART, _MOST_PARTS = 1_000, 2_000
+# How many lists are computed here for a dictionary to be learnt from.
+_SAMPLED = 4_096
+# One process writes these stores, on the machine where they are.
+_OF_ONE_PROCESS = frozenset({"file", "memory"})
+# How often it is looked whether the executors are done.
+_POLL_S = 0.2
+# What an executor's error is here; the first that it is a kind of.
+_KINDS = (ReleaseConflict, ReleaseNotFound, StoreFull, StoreMisused, StoreUnavailable, StoreError)
+
+
+class Block(NamedTuple):
+    """What one task computes: lists of the items from *start* to *stop*, or those of *users*."""
+
+    part: int
+    start: int
+    stop: int
+    users: Users | None
+
+
+class Blocks(Sequence[Block]):
+    """All blocks of a model, each made when it is taken; numbered from 1 in the order of the rows' keys."""
+
+    def __init__(self, lists: ModelLists) -> None:
+        self._lists = lists
+        items, users = lists.size
+        self._spans = [(start, stop, False) for start, stop in _spans(items)]
+        self.of_items = len(self._spans)
+        self._spans += [(start, stop, True) for start, stop in _spans(users)]
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    @overload
+    def __getitem__(self, at: int) -> Block: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Block]: ...
+    def __getitem__(self, at: int | slice) -> Block | list[Block]:
+        if isinstance(at, slice):
+            return [self[each] for each in range(*at.indices(len(self)))]
+        start, stop, is_of_users = self._spans[at]
+        return Block(at % len(self) + 1, start, stop, self._lists.users(start, stop) if is_of_users else None)
+
+
+def rows_of(lists: ModelLists, block: Block, observe: Observe = ignore) -> Iterator[list[Row]]:
+    """Compute the rows of a block, in the order of their keys, by what *lists*, of no users, have in common."""
+    if block.users is None:
+        return lists.similar(block.start, block.stop)
+    return lists.for_users(block.users).personal(observe)
+
+
+class SparkLists(PartedSource):
+    """All lists of one model, computed on the executors of a session; a ListSource that lives as long as one publish.
+
+    A store that many processes can write is written by the executors; the others get their rows through the driver,
+    where it runs all executors itself: SettingError where it does not.
+    """
+
+    def __init__(self, lists: ModelLists, session: SparkSession, url: str) -> None:
+        context = session.sparkContext
+        self.is_written_in_parts = scheme_of(url) not in _OF_ONE_PROCESS
+        if not self.is_written_in_parts and not is_local(context.master):
+            raise SettingError(
+                f"{redacted(url)} is written by one process on one machine; publish to redis:// or cosmos:// from "
+                f"{context.master}, or run on --master local[*]."
+            )
+        self._lists = lists
+        self._context = context
+        self._url = share_of(url, context.defaultParallelism)
+        self._blocks = Blocks(lists)
+        self._shared: Broadcast[ModelLists] = context.broadcast(lists.for_users(lists.users(0, 0)))
+
+    def plan(self) -> Plan:
+        """See `ListSource`."""
+        return self._lists.plan()
+
+    def about(self) -> dict[str, Any]:
+        """See `ListSource`."""
+        return self._lists.about()
+
+    def items(self) -> Items:
+        """See `ListSource`."""
+        return self._lists.items()
+
+    def batches(self, observe: Observe = ignore) -> Iterator[list[Row]]:
+        """See `ListSource`; as many blocks at once as there are cores, whose rows come here."""
+        yield from self._computed(0, self._blocks.of_items, observe)
+        yield self._lists.popular()
+        yield from self._computed(self._blocks.of_items, len(self._blocks), observe)
+
+    def _computed(self, start: int, stop: int, observe: Observe) -> Iterator[list[Row]]:
+        step = max(1, self._context.defaultParallelism)
+        for first in range(start, stop, step):
+            some = self._blocks[first : min(first + step, stop)]
+            for rows, observed in self._run(some, partial(_compute, self._shared)):
+                for lists in observed:
+                    observe(*lists)
+                yield rows
+
+    def popular(self) -> list[Row]:
+        """See `PartedSource`."""
+        return self._lists.popular()
+
+    def sample(self) -> list[Row]:
+        """See `PartedSource`."""
+        items, users = self._lists.size
+        some = self._lists.for_users(self._lists.users(0, min(users, _SAMPLED)))
+        return list(chain.from_iterable(chain(some.similar(0, min(items, _SAMPLED)), some.personal())))
+
+    async def write_parts(
+        self, assignment: Assignment, depth: int | None, on_rows: Callable[[int], None]
+    ) -> list[MeasuredPart]:
+        """See `PartedSource`; once the first part fails, those that are not begun are not begun any more."""
+        noted = self._context.accumulator(_NOTHING, _Noting())
+        job = _Job(self._shared, assignment, self._url, depth)
+        work = partial(_write, job, noted)
+        running = asyncio.get_running_loop().run_in_executor(DaemonThreads(), self._run, self._blocks, work)
+        try:
+            while True:
+                await asyncio.wait([running], timeout=_POLL_S)
+                if (failed := noted.value.failed) is not None:
+                    raise failed.error()
+                on_rows(noted.value.rows)
+                if running.done():
+                    return self._complete(running.result())
+        except Py4JError as error:
+            where = redacted(self._url)
+            raise StoreUnavailable(f"the executors that write to {where} failed: {cause_of(error)}") from error
+        finally:
+            if not running.done():
+                self._context.cancelAllJobs()
+                running.add_done_callback(lambda ended: ended.exception())  # it is known why
+
+    def _complete(self, parts: list[MeasuredPart]) -> list[MeasuredPart]:
+        """Return *parts*; StoreUnavailable where one is missing, for then the sums over them say nothing."""
+        if len(parts) != len(self._blocks):
+            raise StoreUnavailable(f"Spark returned {len(parts)} of {len(self._blocks)} parts of {redacted(self._url)}")
+        return parts
+
+    def _run(self, blocks: Sequence[Block], work: Callable[[Iterable[Block]], Iterator[Any]]) -> list[Any]:
+        """Return what a task makes of each block, in order: whatever attempts there were, the result of one."""
+        return self._context.parallelize(blocks, len(blocks)).mapPartitions(work).collect()
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What all tasks of one publish have in common; pickled with each."""
+
+    lists: "Broadcast[ModelLists]"
+    assignment: Assignment
+    url: str
+    depth: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    """An error of an executor on its way to the driver."""
+
+    kind: type[StoreError]
+    sentence: str
+
+    def error(self) -> StoreError:
+        return self.kind(self.sentence)
+
+
+class _Noted(NamedTuple):
+    """What tasks have told the driver so far: rows that are written, and the first failure."""
+
+    rows: int
+    failed: _Failed | None
+
+
+_NOTHING = _Noted(0, None)
+
+
+class _Noting(AccumulatorParam[_Noted]):
+    """Adds up what tasks tell."""
+
+    def zero(self, value: _Noted) -> _Noted:  # noqa: ARG002 -- as Spark wants it
+        return _NOTHING
+
+    def addInPlace(self, value1: _Noted, value2: _Noted) -> _Noted:  # noqa: N802 -- as above
+        return _Noted(value1.rows + value2.rows, value1.failed or value2.failed)
+
+
+class _Charges:
+    """Counts what an executor is charged; see `Observer`."""
+
+    def __init__(self) -> None:
+        self.ru = 0.0
+        self.failures = list[str]()
+
+    def charged(self, ru: float) -> None:
+        self.ru += ru
+
+    def failed(self, kind: str) -> None:
+        self.failures.append(kind)
+
+
+def _compute(
+    shared: "Broadcast[ModelLists]", blocks: Iterable[Block]
+) -> Iterator[tuple[list[Row], list[tuple[Sequence[str], Indices, Indices]]]]:
+    """Compute the rows of blocks on an executor, and what is to be observed of them."""
+    for block in blocks:
+        observed = list[tuple[Sequence[str], Indices, Indices]]()
+        for rows in rows_of(shared.value, block, lambda *lists, into=observed: into.append(lists)):  # type: ignore[misc]  # mypy cannot infer it
+            yield rows, observed[:]
+            observed.clear()
+        if observed:
+            yield [], observed
+
+
+def _write(job: _Job, noted: Any, blocks: Iterable[Block]) -> Iterator[MeasuredPart]:  # noqa: ANN401 -- an Accumulator
+    """Write blocks as parts on an executor; a StoreError is told, and ends the task without a result."""
+    for block in blocks:
+        try:
+            made = asyncio.run(_write_block(job, block))
+        except StoreError as error:
+            kind = next(kind for kind in _KINDS if isinstance(error, kind))
+            noted.add(_Noted(0, _Failed(kind, str(error))))
+            return
+        noted.add(_Noted(made.written.tally.rows, None))
+        yield made
+
+
+async def _write_block(job: _Job, block: Block) -> MeasuredPart:
+    lists, charges = job.lists.value, _Charges()
+    measured = None if job.depth is None else Measurement(lists.items(), job.depth)
+    rows = rows_of(lists, block, ignore if measured is None else measured.add)
+    store = connect(job.url, charges)
+    try:
+        async with aclosing(prefetched(rows)) as bodies:
+            written = await write_part(store, job.assignment, block.part, bodies)
+    finally:
+        await store.close()
+    counts = None if measured is None else measured.counts()
+    return MeasuredPart(written, counts, charges.ru, tuple(charges.failures))
+
+
+def _spans(count: int) -> Iterator[tuple[int, int]]:
+    step = max(_LEAST_PER_PART, -(-count // _MOST_PARTS))
+    for start in range(0, count, step):
+        yield start, min(start + step, count)

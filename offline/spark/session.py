@@ -1,0 +1,94 @@
+"""The session of Spark: opened on a master, and closed at the end of the command."""
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from py4j.protocol import Py4JError, Py4JJavaError
+from pyspark.errors import PySparkException
+from pyspark.sql import SparkSession
+
+from offline.errors import DataError, SettingError
+from stores.file.memory import room_bytes
+
+# The master that `spark-submit` was given, which says where to run itself.
+SUBMITTED = "submitted"
+# What `spark-submit` and `pyspark` leave in the environment of a program that they run.
+_GATEWAY = "PYSPARK_GATEWAY_PORT"
+# Spark's own default, 1 GB, does not hold the interactions of a few million pairs twice.
+_DRIVER_SHARE = 0.4
+# Nothing outside can reach what runs on this machine alone.
+_LOOPBACK = {"SPARK_LOCAL_IP": "127.0.0.1", "SPARK_LOCAL_HOSTNAME": "localhost"}
+
+
+def check_master(master: str | None, environment: Mapping[str, str] = os.environ) -> str:
+    """Return *master*, or that of `spark-submit` where this runs below it; SettingError where neither is there."""
+    master = master or SUBMITTED
+    if master == SUBMITTED and _GATEWAY not in environment:
+        raise SettingError(
+            "It is not said where Spark is to run; give --master local[2], spark://HOST:7077, yarn or k8s://URL, or "
+            "start the command with spark-submit."
+        )
+    return master
+
+
+def is_local(master: str) -> bool:
+    """Return whether the executors of *master* are threads of the driver, on this machine."""
+    return master == "local" or master.startswith("local[")
+
+
+@contextmanager
+def spark_session(master: str | None) -> Iterator[SparkSession]:
+    """
+    Yield a session on *master*, and stop it at the end; settings of `spark-defaults.conf` and `spark-submit` count.
+
+    Raises SettingError for a master that Spark does not know, DataError where there is no Java or Spark cannot start.
+    """
+    chosen = check_master(master)
+    if chosen != SUBMITTED:
+        _check_java()
+    builder = SparkSession.builder.appName("hotplate").config("spark.ui.showConsoleProgress", "false")
+    if chosen != SUBMITTED:
+        builder = builder.master(chosen).config("spark.log.level", "ERROR")
+    if chosen.startswith("local"):
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+        for name, value in _LOOPBACK.items():
+            os.environ.setdefault(name, value)
+        builder = builder.config("spark.ui.enabled", "false")
+    if is_local(chosen):
+        builder = builder.config("spark.driver.memory", f"{max(1, int(room_bytes() * _DRIVER_SHARE / 2**30))}g")
+    try:
+        session = builder.getOrCreate()
+    except (Py4JError, PySparkException) as error:
+        raise _failed_start(chosen, error) from error
+    try:
+        yield session
+    finally:
+        session.stop()
+
+
+def cause_of(error: Exception) -> str:
+    """Return the first line of what Java says of an error."""
+    text = str(error)
+    if isinstance(error, Py4JJavaError):
+        text = str(error.java_exception.getMessage() or error.java_exception)
+    return text.strip().partition("\n")[0].rstrip(".")
+
+
+def _check_java() -> None:
+    home = os.environ.get("JAVA_HOME")
+    if shutil.which("java") is None and (home is None or not (Path(home) / "bin" / "java").is_file()):
+        raise DataError(
+            "Spark needs Java 17 or newer, and there is none; on Debian or Ubuntu: apt-get install "
+            "openjdk-17-jre-headless, or set JAVA_HOME to one."
+        )
+
+
+def _failed_start(master: str, error: Exception) -> DataError:
+    cause = cause_of(error)
+    if "master" in cause.lower():
+        return SettingError(f"Spark cannot run on --master {master}: {cause}.")
+    return DataError(f"Spark cannot be started on {master}: {cause}.")

@@ -1,0 +1,77 @@
+"""ALS on Spark: the pairs go to its executors with their confidences, and the factors come back as arrays."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow as pa
+from py4j.protocol import Py4JJavaError
+from pyspark.ml.recommendation import ALS
+from pyspark.sql import DataFrame, SparkSession
+
+from offline.errors import DataError
+from offline.input.matrix import Floats, UserItems, check_user_items
+from offline.spark.session import cause_of
+from offline.train.als import Factors
+from offline.train.weighted import SparkParams, confidences
+
+# The data alone say how many blocks there are, for the start of the fit is drawn by block: however many executors
+# there are, the same seed then learns the same, but for the order of sums.
+_PAIRS_PER_BLOCK, _BLOCKS = 500_000, (2, 1000)
+
+
+def fit(user_items: UserItems, params: SparkParams, on_iteration: Callable[[int, int], None] | None = None) -> Factors:
+    """
+    Factorize *user_items* (float32 csr_matrix, canonical, above zero) in the session that is open.
+
+    Rows and columns are the integers that Spark knows users and items by. Users are solved last, against the final item
+    factors. *on_iteration* is called at the end only, for Spark does not say how far it is. Raises DataError for a
+    matrix that cannot be factorized, where the factors are not finite, and where Spark fails.
+    """
+    check_user_items(user_items)
+    session = SparkSession.builder.getOrCreate()
+    blocks = int(np.clip(user_items.nnz // _PAIRS_PER_BLOCK, *_BLOCKS))
+    solver = ALS(
+        rank=params.factors,
+        maxIter=params.iterations,
+        regParam=params.reg_param,
+        implicitPrefs=True,
+        alpha=1.0,
+        seed=params.seed,
+        numUserBlocks=blocks,
+        numItemBlocks=blocks,
+        userCol="user",
+        itemCol="item",
+        ratingCol="rating",
+    )
+    try:
+        model = solver.fit(session.createDataFrame(_ratings(user_items, params)))
+        users, items = user_items.shape
+        factors = Factors(
+            _collected(model.userFactors, users, params), _collected(model.itemFactors, items, params), params
+        )
+    except Py4JJavaError as error:
+        raise DataError(f"Spark could not learn: {cause_of(error)}.") from error
+    if not (np.isfinite(factors.user_factors).all() and np.isfinite(factors.item_factors).all()):
+        raise DataError(
+            f"The factors are not finite with reg-param {params.reg_param} and alpha {params.alpha}; raise --reg-param."
+        )
+    if on_iteration is not None:
+        on_iteration(params.iterations, params.iterations)
+    return factors
+
+
+def _ratings(user_items: UserItems, params: SparkParams) -> pa.Table:
+    """Return the pairs, each rated so that its confidence, which Spark adds one to, is that of `confidences`."""
+    users = np.repeat(np.arange(user_items.shape[0], dtype=np.int32), np.diff(user_items.indptr))
+    ratings = confidences(user_items.data, params.alpha) - np.float32(1)
+    return pa.table({"user": users, "item": user_items.indices.astype(np.int32), "rating": ratings})
+
+
+def _collected(frame: DataFrame, count: int, params: SparkParams) -> Floats:
+    """Return factors [count, factors] in the order of their ids; zeros for those that have no pairs."""
+    found = frame.toArrow()
+    factors = np.zeros((count, params.factors), dtype=np.float32)
+    for batch in found.to_batches():
+        rows = batch.column("features").flatten().to_numpy().reshape(-1, params.factors)
+        factors[batch.column("id").to_numpy()] = rows
+    return factors
