@@ -12,7 +12,7 @@ VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 REVISION = $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 LOCK := uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --no-annotate --python-version 3.11
 
-.PHONY: help demo test soak check k8s-check image sbom push notes image-check bench quality lock clean
+.PHONY: help demo test soak check k8s-check spark-test image sbom push notes image-check bench quality lock clean
 
 help: ## list the verbs
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 13
@@ -36,6 +36,10 @@ check: .venv/dev ## lint, format and types
 
 k8s-check: .venv/k8s ## manifests, images, alerts and dashboards: built, validated against schemas and tried
 	$(PYTEST) -n 2 -m k8s tests/k8s
+
+spark-test: .venv/dev ## learning, ranking and publishing on Spark, with executors killed; takes Java, and skips without
+	@.ci/debian-packages
+	@if .ci/java; then $(MAKE) .venv/spark && $(PYTEST) -n 1 -m spark --timeout 600 tests/offline/spark; fi
 
 image: ## both images, by ENGINE=docker or podman
 	$(ENGINE) build --file k8s/Dockerfile --target serve --build-arg REVISION=$(REVISION) --tag hotplate:$(VERSION) .
@@ -74,6 +78,7 @@ lock: .venv/dev ## resolve the requirements anew (needs uv)
 	$(LOCK) pyproject.toml --extra redis --extra cosmos --extra oidc --extra offline --extra bench \
 	    --constraint requirements/dev.lock -o requirements/offline.lock
 	$(LOCK) --group image --constraint requirements/k8s.lock -o requirements/image.lock
+	$(LOCK) pyproject.toml --extra redis --extra cosmos --extra spark --constraint requirements/dev.lock -o requirements/spark.lock
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("hotplate needs Python 3.11 or newer; this is %s. Try: make PYTHON=python3.12 demo" % sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
@@ -95,6 +100,11 @@ lock: .venv/dev ## resolve the requirements anew (needs uv)
 	@echo "Installing what the checks of k8s/ need (a minute on a first run) ..."
 	@$(PIP_INSTALL) --require-hashes -r requirements/k8s.lock
 	@.ci/k8s-tools .venv/bin
+	@touch $@
+
+.venv/spark: requirements/spark.lock | .venv/dev
+	@echo "Installing what Spark needs (several minutes on a first run) ..."
+	@$(PIP_INSTALL) --require-hashes -r requirements/spark.lock
 	@touch $@
 
 clean: ## remove the environment, caches and results

@@ -10,6 +10,7 @@ from offline.errors import DataError
 from offline.model import Model
 from offline.train.als import Factors
 from offline.train.neighbours import Neighbours, nearest
+from offline.train.weighted import SparkParams
 
 # Without their `fit`, all that distinguishes them is how they were fitted.
 _RECOMMENDERS = {"tfidf": TFIDFRecommender, "bm25": BM25Recommender, "cosine": CosineRecommender}
@@ -21,7 +22,7 @@ def to_implicit(model: Model) -> RecommenderBase:
 
     Factors become an `implicit.cpu.als.AlternatingLeastSquares`, neighbours the class of their weighting in
     `implicit.nearest_neighbours`. Users and items are rows and columns of `model.matrix.user_items`; neighbours need it
-    as float64. Raises DataError for popularity, which implicit does not have.
+    as float64. Raises DataError for popularity, which implicit does not have, and for factors that Spark learnt.
     """
     match model.ranker:
         case Factors():
@@ -33,6 +34,11 @@ def to_implicit(model: Model) -> RecommenderBase:
 
 def _factors(ranker: Factors) -> AlternatingLeastSquares:
     params = ranker.params
+    if isinstance(params, SparkParams):
+        raise DataError(
+            "implicit has no regularization that grows with interactions, by which Spark learnt this model; its arrays "
+            "are `model.ranker.user_factors` and `model.ranker.item_factors`."
+        )
     made = AlternatingLeastSquares(
         factors=params.factors,
         regularization=params.regularization,

@@ -62,6 +62,10 @@ class PartedSource(ABC):
     """Whether the store can be written so; else all rows come by `batches`."""
 
     @abstractmethod
+    def plan(self) -> Plan:
+        """Return how many rows there are at most, and about how many bytes they take."""
+
+    @abstractmethod
     def popular(self) -> list[Row]:
         """Return the rows that the others do not write."""
 

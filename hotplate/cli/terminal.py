@@ -125,7 +125,7 @@ Master = Annotated[
     str | None,
     option(
         "--master",
-        "Run on this Spark: local[2], spark://HOST:7077, yarn or k8s://URL; `submitted` is what spark-submit was given.",
+        "Compute on this Spark: local[2], spark://HOST:7077, yarn or k8s://URL; `submitted` is that of spark-submit.",
         metavar="URL",
     ),
 ]

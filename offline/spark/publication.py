@@ -1,8 +1,7 @@
 """Lists of a model computed on Spark's executors, block by block, and written from there as parts of one draft.
 
 The items, their factors and what else all lists have in common are broadcast; a block brings its users, with what they
-have. How a model is divided into blocks depends on nothing but its size, so that a part is the same in every attempt,
-on another executor and in another run, too.
+have. What comes back of a part are the sums over its rows.
 """
 
 import asyncio
@@ -11,7 +10,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple
 
 from py4j.protocol import Py4JError
 from pyspark import AccumulatorParam, Broadcast
@@ -21,8 +20,8 @@ from offline.errors import SettingError
 from offline.input.matrix import Indices
 from offline.lists import ModelLists
 from offline.measurement import Items, Measurement, Observe, ignore
-from offline.model import Users
 from offline.publish import MeasuredPart, PartedSource, prefetched
+from offline.spark.ranking import Block, Blocks, rows_of
 from offline.spark.session import cause_of, is_local
 from offline.threads import DaemonThreads
 from stores.connect import connect, share_of
@@ -31,8 +30,8 @@ from stores.parts import Assignment, write_part
 from stores.store import Plan, Row
 from stores.urls import redacted, scheme_of
 
-# A part has so many users or items, or more where there would be too many parts.
-_LEAST_PER_PART, _MOST_PARTS = 1_000, 2_000
+# What is observed of users' lists.
+Observed = tuple[Sequence[str], Indices, Indices]
 # How many lists are computed here for a dictionary to be learnt from.
 _SAMPLED = 4_096
 # One process writes these stores, on the machine where they are.
@@ -41,46 +40,6 @@ _OF_ONE_PROCESS = frozenset({"file", "memory"})
 _POLL_S = 0.2
 # What an executor's error is here; the first that it is a kind of.
 _KINDS = (ReleaseConflict, ReleaseNotFound, StoreFull, StoreMisused, StoreUnavailable, StoreError)
-
-
-class Block(NamedTuple):
-    """What one task computes: lists of the items from *start* to *stop*, or those of *users*."""
-
-    part: int
-    start: int
-    stop: int
-    users: Users | None
-
-
-class Blocks(Sequence[Block]):
-    """All blocks of a model, each made when it is taken; numbered from 1 in the order of the rows' keys."""
-
-    def __init__(self, lists: ModelLists) -> None:
-        self._lists = lists
-        items, users = lists.size
-        self._spans = [(start, stop, False) for start, stop in _spans(items)]
-        self.of_items = len(self._spans)
-        self._spans += [(start, stop, True) for start, stop in _spans(users)]
-
-    def __len__(self) -> int:
-        return len(self._spans)
-
-    @overload
-    def __getitem__(self, at: int) -> Block: ...
-    @overload
-    def __getitem__(self, at: slice) -> list[Block]: ...
-    def __getitem__(self, at: int | slice) -> Block | list[Block]:
-        if isinstance(at, slice):
-            return [self[each] for each in range(*at.indices(len(self)))]
-        start, stop, is_of_users = self._spans[at]
-        return Block(at % len(self) + 1, start, stop, self._lists.users(start, stop) if is_of_users else None)
-
-
-def rows_of(lists: ModelLists, block: Block, observe: Observe = ignore) -> Iterator[list[Row]]:
-    """Compute the rows of a block, in the order of their keys, by what *lists*, of no users, have in common."""
-    if block.users is None:
-        return lists.similar(block.start, block.stop)
-    return lists.for_users(block.users).personal(observe)
 
 
 class SparkLists(PartedSource):
@@ -173,7 +132,8 @@ class SparkLists(PartedSource):
 
     def _run(self, blocks: Sequence[Block], work: Callable[[Iterable[Block]], Iterator[Any]]) -> list[Any]:
         """Return what a task makes of each block, in order: whatever attempts there were, the result of one."""
-        return self._context.parallelize(blocks, len(blocks)).mapPartitions(work).collect()
+        results: list[Any] = self._context.parallelize(blocks, len(blocks)).mapPartitions(work).collect()
+        return results
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +167,7 @@ class _Noted(NamedTuple):
 _NOTHING = _Noted(0, None)
 
 
-class _Noting(AccumulatorParam[_Noted]):
+class _Noting(AccumulatorParam):  # type: ignore[misc]  # mypy knows nothing of pyspark
     """Adds up what tasks tell."""
 
     def zero(self, value: _Noted) -> _Noted:  # noqa: ARG002 -- as Spark wants it
@@ -231,17 +191,18 @@ class _Charges:
         self.failures.append(kind)
 
 
-def _compute(
-    shared: "Broadcast[ModelLists]", blocks: Iterable[Block]
-) -> Iterator[tuple[list[Row], list[tuple[Sequence[str], Indices, Indices]]]]:
+def _compute(shared: "Broadcast[ModelLists]", blocks: Iterable[Block]) -> Iterator[tuple[list[Row], list[Observed]]]:
     """Compute the rows of blocks on an executor, and what is to be observed of them."""
     for block in blocks:
-        observed = list[tuple[Sequence[str], Indices, Indices]]()
-        for rows in rows_of(shared.value, block, lambda *lists, into=observed: into.append(lists)):  # type: ignore[misc]  # mypy cannot infer it
+        observed = list[Observed]()
+
+        def observe(users: Sequence[str], items: Indices, lengths: Indices) -> None:
+            observed.append((users, items, lengths))  # noqa: B023 -- it is called while this block is computed
+
+        for rows in rows_of(shared.value, block, observe):
             yield rows, observed[:]
             observed.clear()
-        if observed:
-            yield [], observed
+        yield [], observed
 
 
 def _write(job: _Job, noted: Any, blocks: Iterable[Block]) -> Iterator[MeasuredPart]:  # noqa: ANN401 -- an Accumulator
@@ -269,9 +230,3 @@ async def _write_block(job: _Job, block: Block) -> MeasuredPart:
         await store.close()
     counts = None if measured is None else measured.counts()
     return MeasuredPart(written, counts, charges.ru, tuple(charges.failures))
-
-
-def _spans(count: int) -> Iterator[tuple[int, int]]:
-    step = max(_LEAST_PER_PART, -(-count // _MOST_PARTS))
-    for start in range(0, count, step):
-        yield start, min(start + step, count)

@@ -82,7 +82,8 @@ def draw(ranked: Sequence[Params], generator: np.random.Generator, items: int) -
 
     Returns None where nothing new is found: there are only so many numbers of neighbours.
     """
-    centres: list[ALSParams | NeighbourParams] = [one for one in ranked if not isinstance(one, PopularityParams)][:1]
+    centres: list[ALSParams | NeighbourParams]
+    centres = [one for one in ranked if isinstance(one, ALSParams | NeighbourParams)][:1]
     centres += [params for params in ranked if isinstance(params, ALSParams)][:1]
     for _ in range(_ATTEMPTS if centres else 0):
         centre = centres[generator.integers(len(centres))]

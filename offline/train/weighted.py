@@ -45,7 +45,8 @@ class SparkParams:
 
 def confidences(weights: Floats, alpha: float) -> Floats:
     """Return the confidence of each pair, which is above that of a pair that a user has not."""
-    return np.maximum(np.float32(alpha) * weights, np.float32(_LEAST_CONFIDENCE))
+    found: Floats = np.maximum(np.float32(alpha) * weights, np.float32(_LEAST_CONFIDENCE))
+    return found
 
 
 def solve(item_factors: Floats, user_items: UserItems, params: SparkParams) -> Floats:
