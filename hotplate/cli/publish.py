@@ -198,14 +198,16 @@ def _computed_on(master: str | None, options: PublishOptions) -> "Iterator[Calla
         yield lambda lists: lists
         return
     from offline.errors import SettingError
-    from offline.spark.session import spark_session
+    from offline.spark.publication import SparkLists, check_store
+    from offline.spark.session import SUBMITTED, spark_session
 
     if options.dry_run:
         raise SettingError("A dry run writes to a stand-in of the store in this process; leave out --master.")
+    url = chosen_store(options.store)
+    if master != SUBMITTED:  # else its own is known once it has started
+        check_store(url, master)
     with spark_session(master) as session:
-        from offline.spark.publication import SparkLists
-
-        yield lambda lists: SparkLists(lists, session, chosen_store(options.store))
+        yield lambda lists: SparkLists(lists, session, url)
 
 
 def publish_lists(

@@ -42,21 +42,26 @@ _POLL_S = 0.2
 _KINDS = (ReleaseConflict, ReleaseNotFound, StoreFull, StoreMisused, StoreUnavailable, StoreError)
 
 
+def check_store(url: str, master: str) -> None:
+    """Raise SettingError where neither the executors of *master* nor its driver can write the store at *url*."""
+    if scheme_of(url) in _OF_ONE_PROCESS and not is_local(master):
+        raise SettingError(
+            f"{redacted(url)} is written by one process on one machine; publish to redis:// or cosmos:// from "
+            f"{master}, or run on --master local[*]."
+        )
+
+
 class SparkLists(PartedSource):
     """All lists of one model, computed on the executors of a session; a ListSource that lives as long as one publish.
 
-    A store that many processes can write is written by the executors; the others get their rows through the driver,
-    where it runs all executors itself: SettingError where it does not.
+    A store that many processes can write is written by the executors; the others get their rows through the driver.
+    Raises SettingError as `check_store` does.
     """
 
     def __init__(self, lists: ModelLists, session: SparkSession, url: str) -> None:
         context = session.sparkContext
+        check_store(url, context.master)
         self.is_written_in_parts = scheme_of(url) not in _OF_ONE_PROCESS
-        if not self.is_written_in_parts and not is_local(context.master):
-            raise SettingError(
-                f"{redacted(url)} is written by one process on one machine; publish to redis:// or cosmos:// from "
-                f"{context.master}, or run on --master local[*]."
-            )
         self._lists = lists
         self._context = context
         self._url = share_of(url, context.defaultParallelism)

@@ -1,6 +1,7 @@
 """The session of Spark: opened on a master, and closed at the end of the command."""
 
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,7 @@ from stores.file.memory import room_bytes
 
 # The master that `spark-submit` was given, which says where to run itself.
 SUBMITTED = "submitted"
+_MASTERS = re.compile(r"local|local\[.+\]|local-cluster\[.+\]|spark://.+|k8s://.+|yarn")
 # What `spark-submit` and `pyspark` leave in the environment of a program that they run.
 _GATEWAY = "PYSPARK_GATEWAY_PORT"
 # Spark's own default, 1 GB, does not hold the interactions of a few million pairs twice.
@@ -25,12 +27,16 @@ _LOOPBACK = {"SPARK_LOCAL_IP": "127.0.0.1", "SPARK_LOCAL_HOSTNAME": "localhost"}
 
 
 def check_master(master: str | None, environment: Mapping[str, str] = os.environ) -> str:
-    """Return *master*, or that of `spark-submit` where this runs below it; SettingError where neither is there."""
+    """Return *master*, or that of `spark-submit` where this runs below it; SettingError where there is none of them."""
     master = master or SUBMITTED
     if master == SUBMITTED and _GATEWAY not in environment:
         raise SettingError(
             "It is not said where Spark is to run; give --master local[2], spark://HOST:7077, yarn or k8s://URL, or "
             "start the command with spark-submit."
+        )
+    if master != SUBMITTED and not _MASTERS.fullmatch(master):
+        raise SettingError(
+            f"--master {master} is no master of Spark; there are local[2], spark://HOST:7077, yarn and k8s://URL."
         )
     return master
 
@@ -45,7 +51,7 @@ def spark_session(master: str | None) -> Iterator[SparkSession]:
     """
     Yield a session on *master*, and stop it at the end; settings of `spark-defaults.conf` and `spark-submit` count.
 
-    Raises SettingError for a master that Spark does not know, DataError where there is no Java or Spark cannot start.
+    Raises SettingError for what is no master, DataError where there is no Java or Spark cannot start.
     """
     chosen = check_master(master)
     if chosen != SUBMITTED:
@@ -63,7 +69,7 @@ def spark_session(master: str | None) -> Iterator[SparkSession]:
     try:
         session = builder.getOrCreate()
     except (Py4JError, PySparkException) as error:
-        raise _failed_start(chosen, error) from error
+        raise DataError(f"Spark cannot be started on {chosen}: {cause_of(error)}.") from error
     try:
         yield session
     finally:
@@ -85,10 +91,3 @@ def _check_java() -> None:
             "Spark needs Java 17 or newer, and there is none; on Debian or Ubuntu: apt-get install "
             "openjdk-17-jre-headless, or set JAVA_HOME to one."
         )
-
-
-def _failed_start(master: str, error: Exception) -> DataError:
-    cause = cause_of(error)
-    if "master" in cause.lower():
-        return SettingError(f"Spark cannot run on --master {master}: {cause}.")
-    return DataError(f"Spark cannot be started on {master}: {cause}.")

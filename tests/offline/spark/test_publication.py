@@ -1,0 +1,183 @@
+"""Lists computed and written by executors, which are processes of their own here, and what happens when some die."""
+
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from pyspark.sql import SparkSession
+
+from offline.gates import parse_gates
+from offline.lists import ListSettings, ModelLists
+from offline.model import Model, save
+from offline.publish import publish
+from offline.spark import ranking
+from offline.spark.publication import SparkLists
+from offline.spark.session import spark_session
+from stores.catalogue import ReleaseId
+from stores.connect import connect
+from stores.encoding import OFFSET_BYTES
+from stores.errors import ReleaseConflict, StoreUnavailable
+from stores.lifecycle import take_over
+from stores.store import Row, Store
+from tests.support.command import hotplate
+from tests.support.interactions import checkerboard_model
+from tests.support.redis_server import RedisServer
+from tests.support.spark import model_of
+from tests.support.stores import lapse, published_rows
+
+pytestmark = pytest.mark.spark
+CLUSTER = "local-cluster[2,1,1024]"
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[SparkSession]:
+    with spark_session(CLUSTER) as opened:
+        yield opened
+
+
+@pytest.fixture
+def url(redis_server: RedisServer) -> str:
+    return redis_server.url(prefix=secrets.token_hex(4))
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranking, "_LEAST", 100)
+
+
+def lists_of(model: Model) -> ModelLists:
+    return ModelLists(model, ListSettings(length=10))
+
+
+def rows_here(model: Model) -> list[Row]:
+    """Return what is published without Spark, in the order of a scan."""
+    rows = [row for batch in lists_of(model).batches() for row in batch]
+    return [Row(key, body[OFFSET_BYTES:]) for key, body in rows]
+
+
+def executors(session: SparkSession) -> list[int]:
+    """Return the processes of the executors of a session on this machine."""
+    application = session.sparkContext.applicationId
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                words = (folder / "cmdline").read_text().split("\0")
+            except OSError:
+                continue
+            if "org.apache.spark.executor.CoarseGrainedExecutorBackend" in words and application in words:
+                found.append(int(folder.name))
+    return found
+
+
+def running(store: Store) -> Callable[[], None]:
+    """Return what ends a store at the end of a test."""
+    return store.close  # type: ignore[return-value]  # awaited by whoever calls it
+
+
+@pytest.mark.usefixtures("small_blocks")
+async def test_executors_write_the_lists_that_one_process_does(session: SparkSession, url: str) -> None:
+    model, store = checkerboard_model(240), connect(url)
+    source = SparkLists(lists_of(model), session, url)
+    result = await publish(source, store, encoding="json", gates=parse_gates({"users": 1, "coverage": 0.5}, "test"))
+    assert await published_rows(store, result.manifest.release) == rows_here(model)
+    assert result.manifest.counts == {"item": 240, "popular": 2, "user": 240}
+    assert (await store.catalogue()).live == result.manifest.release
+    await store.close()
+
+
+@pytest.mark.usefixtures("small_blocks")
+async def test_a_lost_executors_part_is_written_again(session: SparkSession, url: str) -> None:
+    model, store = model_of(6_000), connect(url)
+    killed = list[int]()
+
+    def kill_one(done: int, total: int) -> None:
+        if 200 < done < total and not killed:
+            killed.extend(executors(session)[:1])
+            os.kill(killed[0], signal.SIGKILL)
+
+    source = SparkLists(lists_of(model), session, url)
+    result = await publish(source, store, encoding="json", on_progress=kill_one)
+    assert killed
+    assert killed[0] not in executors(session)
+    assert await published_rows(store, result.manifest.release) == rows_here(model)
+    await store.close()
+
+
+@pytest.mark.usefixtures("small_blocks")
+async def test_a_draft_that_another_took_over_ends_the_job_with_one_sentence(session: SparkSession, url: str) -> None:
+    store, thief = connect(url), connect(url)
+    taken = list[ReleaseId]()
+
+    class Taken(SparkLists):
+        async def write_parts(self, assignment, depth, on_rows):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202 -- as its base
+            await lapse(thief)
+            draft = await take_over(thief, assignment.draft.id)
+            await thief.create(draft, self.plan())
+            taken.append(draft.id)
+            return await super().write_parts(assignment, depth, on_rows)
+
+    with pytest.raises(ReleaseConflict, match="another process"):
+        await publish(Taken(lists_of(model_of(1_000)), session, url), store, encoding="json")
+    assert taken
+    await store.close()
+    await thief.close()
+
+
+async def test_executors_that_cannot_reach_the_store_leave_a_draft_to_resume(session: SparkSession, url: str) -> None:
+    store, model = connect(url), model_of(1_000)
+    nowhere = SparkLists(lists_of(model), session, "redis://127.0.0.1:1/0")
+    with pytest.raises(StoreUnavailable, match="--resume"):
+        await publish(nowhere, store, encoding="zstd")
+    (draft,) = (await store.catalogue()).releases
+    result = await publish(
+        SparkLists(lists_of(model), session, url), store, encoding="zstd", resume=ReleaseId(draft.id)
+    )
+    assert result.skipped > 0
+    assert (await store.catalogue()).live == draft.id
+    await store.close()
+
+
+async def test_a_killed_driver_is_run_again_and_writes_nothing_twice(
+    redis_server: RedisServer, url: str, tmp_path: Path
+) -> None:
+    model, store = model_of(30_000), connect(url)
+    save(model, tmp_path / "model")
+    command = ["publish", str(tmp_path / "model"), "--store", url, "--master", "local[2]", "--list-length", "10"]
+    command += ["--encoding", "json", "--json"]
+    driver = subprocess.Popen([sys.executable, "-m", "hotplate", *command], start_new_session=True)
+    while int(redis_server.execute_command("DBSIZE")) < 6_000:
+        assert driver.poll() is None
+        time.sleep(0.02)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    (draft,) = (await store.catalogue()).releases
+    await lapse(store)
+    again = subprocess.run(
+        [sys.executable, "-m", "hotplate", *command, "--resume", draft.id],
+        capture_output=True, text=True, timeout=300, check=True,
+    )  # fmt: skip
+    assert json.loads(again.stdout)["rows_written_before"] > 3_000
+    assert (await store.catalogue()).live == draft.id
+    assert await published_rows(store, draft.id) == rows_here(model)
+    await store.close()
+
+
+def test_files_are_written_through_a_local_driver_only(tmp_path: Path) -> None:
+    save(checkerboard_model(40), tmp_path / "model")
+    store = f"file://{tmp_path / 'store'}"
+    refused = hotplate("publish", tmp_path / "model", "--store", store, "--master", "spark://nowhere:7077")
+    assert refused.returncode == 2
+    assert "written by one process on one machine" in refused.stderr
+    command = [sys.executable, "-m", "hotplate", "publish", str(tmp_path / "model"), "--store", store]
+    subprocess.run([*command, "--master", "local[2]"], timeout=300, check=True)
+    found = hotplate("lookup", "n0", "--store", store)
+    assert found.returncode == 0
+    assert '"in0"' in found.stdout

@@ -1,0 +1,112 @@
+"""ALS on Spark: right lists where they can be proved, implicit's own with the same objective, and the command."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pyspark.sql import SparkSession
+
+from offline.errors import DataError, SettingError
+from offline.evaluate.evaluation import evaluate
+from offline.input.columns import Columns
+from offline.input.interactions import read_interactions
+from offline.input.matrix import Indices, to_matrix
+from offline.model import load
+from offline.spark.session import check_master, spark_session
+from offline.train.als import ALSParams
+from offline.train.engine import fit
+from offline.train.weighted import SparkParams, solve
+from tests.support.command import failed, hotplate
+from tests.support.interactions import checkerboard
+from tests.support.paths import DATA, ROOT
+from tests.support.spark import fit_by_implicit
+
+pytestmark = pytest.mark.spark
+RETAIL = DATA / "online-retail" / "online_retail.parquet"
+SIZE = 50
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[SparkSession]:
+    with spark_session("local[2]") as opened:
+        yield opened
+
+
+@pytest.mark.usefixtures("session")
+def test_each_user_of_a_checkerboard_is_recommended_the_item_withheld() -> None:
+    board, users = checkerboard(SIZE), np.arange(SIZE, dtype=np.int32)
+    params = SparkParams(factors=3, reg_param=0.01, alpha=2.0, iterations=8, seed=23)
+    ranker = fit(board, params)
+    items, scores = ranker.recommend(board, users, 1)
+    assert items[:, 0].tolist() == list(range(SIZE))
+    assert (scores > 0).all()
+    assert (fit(board, params).recommend(board, users, 5)[0] == ranker.recommend(board, users, 5)[0]).all()
+
+
+@pytest.mark.usefixtures("session")
+@pytest.mark.skipif(not RETAIL.exists(), reason=f"there is no {RETAIL}")
+def test_on_online_retail_it_is_as_good_as_implicit_and_recommends_the_same() -> None:
+    pairs = read_interactions(
+        RETAIL,
+        columns=Columns(count="invoice_no"),
+        where=["quantity>0", "unit_price>0", r"stock_code~^\d{5}"],
+        weighting="binary",
+    ).pairs
+    matrix = to_matrix(pairs, 5, 5)
+    params = SparkParams(factors=32, reg_param=0.1, alpha=2.0)
+    on_spark = evaluate(matrix, params, baselines=())
+    constant = evaluate(matrix, ALSParams(factors=32, regularization=5, alpha=2.0), baselines=())
+    assert on_spark is not None
+    assert constant is not None
+    assert abs(on_spark.model.metrics.ndcg - constant.model.metrics.ndcg) <= 0.01
+    ranker, same = fit(matrix.user_items, params), fit_by_implicit(matrix.user_items, params)
+    users = np.arange(len(matrix.user_ids), dtype=np.int32)
+    ours, theirs = (each.recommend(matrix.user_items, users, 10)[0] for each in (ranker, same))
+    assert overlap(ours, theirs) >= 0.70
+    assert np.abs(solve(ranker.item_factors, matrix.user_items, params) - ranker.user_factors).max() < 1e-4  # type: ignore[attr-defined]  # they are Factors
+
+
+def overlap(one: Indices, other: Indices) -> float:
+    return float(
+        np.mean([len(set(a) & set(b)) / one.shape[1] for a, b in zip(one.tolist(), other.tolist(), strict=True)])
+    )
+
+
+def test_the_command_is_submitted_to_spark_and_its_model_is_one_like_others(tmp_path: Path) -> None:
+    lines = [f"u{user},i{item}" for user in range(30) for item in range(30) if user % 2 == item % 2 and user != item]
+    (tmp_path / "log.csv").write_text("\n".join(["user,item", *lines]))
+    submit = shutil.which("spark-submit", path=str(Path(sys.executable).parent))
+    assert submit is not None
+    command = [submit, "--master", "local[2]", str(ROOT / "hotplate" / "spark.py"), "train", str(tmp_path / "log.csv")]
+    command += ["--engine", "spark", "--factors", "3", "--iterations", "4", "--out", str(tmp_path / "model")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "by-item split" in done.stdout
+    model = load(tmp_path / "model")
+    assert model.params == SparkParams(factors=3, iterations=4)
+    assert model.metrics is not None
+    assert model.metrics["baselines"].keys() == {"popularity", "neighbours"}
+
+
+def test_a_master_has_to_be_one_or_that_of_spark_submit() -> None:
+    for master in (None, "submitted"):
+        with pytest.raises(SettingError, match="spark-submit"):
+            check_master(master, {})
+    assert check_master(None, {"PYSPARK_GATEWAY_PORT": "1"}) == "submitted"
+    with pytest.raises(SettingError, match="no master of Spark"):
+        check_master("locl[2]", {})
+
+
+def test_without_java_a_sentence_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    with pytest.raises(DataError, match="apt-get install openjdk-17-jre-headless"), spark_session("local[2]"):
+        pass
+
+
+def test_a_master_is_for_spark_alone(tmp_path: Path) -> None:
+    failed(hotplate("train", "x.csv", "--master", "local[2]", "--out", tmp_path / "m"), "--engine spark", code=2)
