@@ -1,8 +1,10 @@
 """Models for the tests of Spark: one with many users, and ALS with Spark's objective by implicit's own kernels."""
 
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
 import numpy as np
+import pytest
 from implicit.cpu._als import least_squares_cg
 from scipy.sparse import csr_matrix, hstack
 
@@ -11,6 +13,8 @@ from offline.model import Model
 from offline.train.als import ALSParams, Factors
 from offline.train.popularity import most_popular
 from offline.train.weighted import SparkParams, confidences
+from stores.encoding import OFFSET_BYTES, decode
+from stores.store import Row
 
 
 def model_of(users: int, items: int = 50, factors: int = 8) -> Model:
@@ -34,6 +38,20 @@ def model_of(users: int, items: int = 50, factors: int = 8) -> Model:
         data={"fingerprint": "abc"},
         created_at=datetime(2026, 11, 20, tzinfo=UTC),
     )
+
+
+def assert_same_lists(found: Sequence[Row], expected: Sequence[Row]) -> None:
+    """Hold rows of lists, without offsets, to others: the last digit of a score depends on what is computed with it."""
+    assert [row.key for row in found] == [row.key for row in expected]
+    for (key, one), (_, other) in zip(found, expected, strict=True):
+        ours, theirs = decode(one), decode(other)
+        assert [item["id"] for item in ours] == [item["id"] for item in theirs], key
+        assert [item["score"] for item in ours] == pytest.approx([item["score"] for item in theirs], abs=3e-6)
+
+
+def bodies_as_lists(rows: Iterable[Row]) -> list[Row]:
+    """Return rows of bodies in the order of their keys, without their offsets."""
+    return [Row(key, body[OFFSET_BYTES:]) for key, body in sorted(rows)]
 
 
 def fit_by_implicit(user_items: UserItems, params: SparkParams) -> Factors:

@@ -1,5 +1,6 @@
 """Lists computed and written by executors, which are processes of their own here, and what happens when some die."""
 
+import asyncio
 import json
 import os
 import secrets
@@ -7,8 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pyspark.sql import SparkSession
@@ -22,14 +24,13 @@ from offline.spark.publication import SparkLists
 from offline.spark.session import spark_session
 from stores.catalogue import ReleaseId
 from stores.connect import connect
-from stores.encoding import OFFSET_BYTES
 from stores.errors import ReleaseConflict, StoreUnavailable
 from stores.lifecycle import take_over
-from stores.store import Row, Store
+from stores.store import Row
 from tests.support.command import hotplate
 from tests.support.interactions import checkerboard_model
 from tests.support.redis_server import RedisServer
-from tests.support.spark import model_of
+from tests.support.spark import assert_same_lists, bodies_as_lists, model_of
 from tests.support.stores import lapse, published_rows
 
 pytestmark = pytest.mark.spark
@@ -58,8 +59,7 @@ def lists_of(model: Model) -> ModelLists:
 
 def rows_here(model: Model) -> list[Row]:
     """Return what is published without Spark, in the order of a scan."""
-    rows = [row for batch in lists_of(model).batches() for row in batch]
-    return [Row(key, body[OFFSET_BYTES:]) for key, body in rows]
+    return bodies_as_lists(row for batch in lists_of(model).batches() for row in batch)
 
 
 def executors(session: SparkSession) -> list[int]:
@@ -77,17 +77,30 @@ def executors(session: SparkSession) -> list[int]:
     return found
 
 
-def running(store: Store) -> Callable[[], None]:
-    """Return what ends a store at the end of a test."""
-    return store.close  # type: ignore[return-value]  # awaited by whoever calls it
+def kill_driver(command: list[str], server: RedisServer, rows: int) -> None:
+    """Run a publish, and kill its driver with all executors once the server holds so many rows."""
+    driver = subprocess.Popen([sys.executable, "-m", "hotplate", *command], start_new_session=True)
+    while int(server.execute_command("DBSIZE")) < rows:
+        assert driver.poll() is None
+        time.sleep(0.02)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+
+
+def run_again(command: list[str]) -> dict[str, Any]:
+    made = subprocess.run([sys.executable, "-m", "hotplate", *command], stdout=subprocess.PIPE, timeout=300, check=True)
+    facts: dict[str, Any] = json.loads(made.stdout)
+    return facts
 
 
 @pytest.mark.usefixtures("small_blocks")
 async def test_executors_write_the_lists_that_one_process_does(session: SparkSession, url: str) -> None:
     model, store = checkerboard_model(240), connect(url)
     source = SparkLists(lists_of(model), session, url)
-    result = await publish(source, store, encoding="json", gates=parse_gates({"users": 1, "coverage": 0.5}, "test"))
-    assert await published_rows(store, result.manifest.release) == rows_here(model)
+    result = await publish(
+        source, store, encoding="json", gates=parse_gates({"users_with_lists": 1, "coverage": 0.5}, "test")
+    )
+    assert_same_lists(await published_rows(store, result.manifest.release), rows_here(model))
     assert result.manifest.counts == {"item": 240, "popular": 2, "user": 240}
     assert (await store.catalogue()).live == result.manifest.release
     await store.close()
@@ -107,7 +120,7 @@ async def test_a_lost_executors_part_is_written_again(session: SparkSession, url
     result = await publish(source, store, encoding="json", on_progress=kill_one)
     assert killed
     assert killed[0] not in executors(session)
-    assert await published_rows(store, result.manifest.release) == rows_here(model)
+    assert_same_lists(await published_rows(store, result.manifest.release), rows_here(model))
     await store.close()
 
 
@@ -152,21 +165,13 @@ async def test_a_killed_driver_is_run_again_and_writes_nothing_twice(
     save(model, tmp_path / "model")
     command = ["publish", str(tmp_path / "model"), "--store", url, "--master", "local[2]", "--list-length", "10"]
     command += ["--encoding", "json", "--json"]
-    driver = subprocess.Popen([sys.executable, "-m", "hotplate", *command], start_new_session=True)
-    while int(redis_server.execute_command("DBSIZE")) < 6_000:
-        assert driver.poll() is None
-        time.sleep(0.02)
-    os.killpg(driver.pid, signal.SIGKILL)
-    driver.wait()
+    await asyncio.to_thread(kill_driver, command, redis_server, 6_000)
     (draft,) = (await store.catalogue()).releases
     await lapse(store)
-    again = subprocess.run(
-        [sys.executable, "-m", "hotplate", *command, "--resume", draft.id],
-        capture_output=True, text=True, timeout=300, check=True,
-    )  # fmt: skip
-    assert json.loads(again.stdout)["rows_written_before"] > 3_000
+    again = await asyncio.to_thread(run_again, [*command, "--resume", draft.id])
+    assert again["rows_written_before"] > 3_000
     assert (await store.catalogue()).live == draft.id
-    assert await published_rows(store, draft.id) == rows_here(model)
+    assert_same_lists(await published_rows(store, draft.id), rows_here(model))
     await store.close()
 
 

@@ -1,0 +1,70 @@
+"""A model divided into blocks for other processes: each is computed of itself and of what all have in common."""
+
+import pickle
+from dataclasses import replace
+
+import pytest
+
+from offline.lists import ListSettings, ModelLists
+from offline.measurement import Measurement
+from offline.rules import Rules
+from offline.spark import ranking
+from offline.spark.ranking import Blocks, rows_of
+from offline.train.engine import Params, fit
+from offline.train.neighbours import NeighbourParams
+from offline.train.popularity import PopularityParams
+from stores.store import Row
+from tests.support.interactions import checkerboard_model
+from tests.support.spark import assert_same_lists, bodies_as_lists, model_of
+
+RULES = Rules(excluded=frozenset({"i0003"}), categories={"i0001": "x", "i0002": "x"}, max_per_category=1, min_history=2)
+
+
+def shared(lists: ModelLists) -> ModelLists:
+    """Return what blocks have in common as another process gets it."""
+    found: ModelLists = pickle.loads(pickle.dumps(lists.for_users(lists.users(0, 0))))
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranking, "_LEAST", 13)
+
+
+@pytest.mark.parametrize("rules", [Rules(), RULES], ids=["free", "ruled"])
+def test_blocks_make_the_same_rows_as_the_whole_model(rules: Rules) -> None:
+    lists = ModelLists(model_of(60), ListSettings(length=7, rules=rules))
+    blocks, common = Blocks(lists), shared(lists)
+    assert [block.part for block in blocks] == list(range(1, len(blocks) + 1))
+    assert len(blocks) == 4 + 5
+    rows = [row for block in blocks for batch in rows_of(common, block) for row in batch]
+    everything = [row for batch in lists.batches() for row in batch]
+    assert_same_lists(bodies_as_lists([*rows, *lists.popular()]), bodies_as_lists(everything))
+
+
+@pytest.mark.parametrize("params", [NeighbourParams(neighbours=5), PopularityParams()])
+def test_other_engines_can_be_divided_too(params: Params) -> None:
+    model = checkerboard_model(40)
+    lists = ModelLists(replace(model, ranker=fit(model.matrix.user_items, params), params=params), ListSettings())
+    rows = [row for block in Blocks(lists) for batch in rows_of(shared(lists), block) for row in batch]
+    assert sorted([*rows, *lists.popular()]) == sorted(row for batch in lists.batches() for row in batch)
+
+
+def test_what_is_counted_in_blocks_adds_up() -> None:
+    lists = ModelLists(model_of(60), ListSettings(length=5))
+    whole, merged = Measurement(lists.items(), 5), Measurement(lists.items(), 5)
+    rows = [row for batch in lists.batches(whole.add) for row in batch]
+    for block in reversed(Blocks(lists)):
+        part = Measurement(lists.items(), 5)
+        list[list[Row]](rows_of(shared(lists), block, part.add))
+        merged.merge(part.counts())
+    assert len(rows) == 111
+    assert (merged.users, merged.users_with_lists, merged.shortest) == (60, 60, 5)
+    assert merged.coverage == whole.coverage
+    assert merged.popular_share(5) == whole.popular_share(5)
+    assert merged.sample() == whole.sample()
+
+
+def test_a_model_of_any_size_has_a_bounded_number_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranking, "_MOST_BLOCKS", 3)
+    assert len(Blocks(ModelLists(model_of(100), ListSettings()))) == 6

@@ -1,0 +1,139 @@
+"""One draft written by several: parts that are cut off, written twice or at the same time, and their sums."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stores import lifecycle as life
+from stores.catalogue import ReleaseId
+from stores.errors import StoreUnavailable
+from stores.lifecycle import publish
+from stores.manifest import Tally
+from stores.parts import Assignment, OtherWriters, WrittenPart, write_part
+from stores.store import Plan, Row, Store
+from tests.support.service import a_list
+from tests.support.stores import OpenStore, as_bodies, batches, lapse, published_rows
+
+POPULAR = [Row("popular:", a_list("a", "b", "c"))]
+PARTS = [[Row(f"user:{part}{n:03}", a_list(f"i{part}", f"j{n}", "k")) for n in range(60)] for part in range(1, 4)]
+EVERYTHING = [*POPULAR, *(row for rows in PARTS for row in rows)]
+PLAN = Plan(len(EVERYTHING), 20_000)
+on_shared_stores = pytest.mark.parametrize("open_store", ["memory", "redis", "cosmos+http"], indirect=True)
+
+
+async def cut_off(rows: Sequence[Row]) -> AsyncIterator[Sequence[Row]]:
+    """Yield the first half of a part, and end as an executor does that is lost."""
+    async for batch in batches(rows[: len(rows) // 2], 10):
+        yield batch
+    raise StoreUnavailable("the executor is gone")
+
+
+async def write_all(stores: Sequence[Store], assignment: Assignment) -> WrittenPart:
+    """Write the first part after an attempt that was lost, the second twice at once, and the third in the ordinary way.
+
+    Of each, what one attempt returned counts.
+    """
+    one, two, three = stores
+    with pytest.raises(StoreUnavailable):
+        await write_part(one, assignment, 1, cut_off(PARTS[0]))
+    first = await write_part(two, assignment, 1, batches(PARTS[0], 7))
+    second, _ = await asyncio.gather(
+        write_part(one, assignment, 2, batches(PARTS[1], 10)), write_part(two, assignment, 2, batches(PARTS[1], 10))
+    )
+    third = await write_part(three, assignment, 3, batches(PARTS[2], 25))
+    assert first.rows == 30
+    total = Tally()
+    for part in (third, first, second):
+        total.merge(part.tally)
+    return WrittenPart(total, first.rows + second.rows + third.rows)
+
+
+@on_shared_stores
+@pytest.mark.parametrize("encoding", ["json", "zstd"])
+async def test_parts_that_were_lost_or_written_twice_add_up_to_one_release(
+    open_store: OpenStore, encoding: str
+) -> None:
+    store, writers = open_store(), [open_store() for _ in range(3)]
+    sample = as_bodies([row for rows in PARTS for row in rows])
+    others = OtherWriters(sample, lambda assignment: write_all(writers, assignment))
+    result = await publish(store, batches(POPULAR), plan=PLAN, about={}, encoding=encoding, others=others)
+    assert result.manifest.counts == {"popular": 1, "user": 180} | ({"meta": 1} if encoding == "zstd" else {})
+    assert (await store.catalogue()).live == result.manifest.release
+    if encoding == "json":
+        assert await published_rows(store, result.manifest.release) == EVERYTHING
+
+
+@on_shared_stores
+async def test_a_draft_whose_writers_all_died_is_resumed_where_each_part_was(open_store: OpenStore) -> None:
+    store = open_store()
+
+    async def die(assignment: Assignment) -> WrittenPart:
+        await write_part(store, assignment, 1, batches(PARTS[0], 10))
+        await write_part(store, assignment, 2, cut_off(PARTS[1]))
+        raise AssertionError("it was cut off")
+
+    async def go_on(assignment: Assignment) -> WrittenPart:
+        total, rows = Tally(), 0
+        for part, of_it in enumerate(PARTS, 1):
+            written = await write_part(store, assignment, part, batches(of_it, 10))
+            total.merge(written.tally)
+            rows += written.rows
+        return WrittenPart(total, rows)
+
+    with pytest.raises(StoreUnavailable, match="--resume"):
+        await publish(store, batches(POPULAR), plan=PLAN, about={}, others=OtherWriters((), die))
+    (draft,) = (await store.catalogue()).releases
+    await lapse(store)
+    result = await publish(
+        store, batches(POPULAR), plan=PLAN, about={}, resume=ReleaseId(draft.id), others=OtherWriters((), go_on)
+    )
+    assert (result.rows, result.skipped) == (90, 91)
+    assert await published_rows(store, draft.id) == EVERYTHING
+
+
+@pytest.mark.parametrize("open_store", ["memory", "redis"], indirect=True)
+async def test_what_was_written_before_its_commit_is_summed_up_and_not_put_again(
+    monkeypatch: pytest.MonkeyPatch, open_store: OpenStore
+) -> None:
+    store, puts = open_store(), list[bool]()
+
+    async def write(assignment: Assignment) -> WrittenPart:
+        puts.append(assignment.puts)
+        rows = batches([row for rows in PARTS for row in rows], 50)
+        return await write_part(store, assignment, 1, rows)
+
+    async def fail(_draft: object) -> None:
+        raise StoreUnavailable("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "seal", fail)
+        with pytest.raises(StoreUnavailable):
+            await publish(store, batches(POPULAR), plan=PLAN, about={}, others=OtherWriters((), write))
+    (draft,) = (await store.catalogue()).releases
+    await lapse(store)
+    release = ReleaseId(draft.id)
+    again = await publish(store, batches(POPULAR), plan=PLAN, about={}, resume=release, others=OtherWriters((), write))
+    assert puts == [True, False]
+    assert (again.rows, again.skipped) == (0, 181)
+    await life.prune(store)
+
+
+KEYS = st.tuples(st.sampled_from(["user:", "item:", "popular:"]), st.text("ab", max_size=5)).map("".join)
+
+
+@given(st.lists(st.tuples(KEYS, st.integers(0, 2)), unique_by=lambda drawn: drawn[0]), st.permutations(range(3)))
+def test_the_sums_over_parts_are_those_over_all_rows_in_any_order(
+    drawn: list[tuple[str, int]], order: list[int]
+) -> None:
+    whole, merged, parts = Tally(), Tally(), [Tally() for _ in range(3)]
+    for key, part in sorted(drawn):
+        whole.add([Row(key, key.encode())])
+        parts[part].add([Row(key, key.encode())])
+    for part in order:
+        merged.merge(parts[part])
+    assert sorted(merged.segments) == whole.segments
+    merged.segments = whole.segments
+    assert merged == whole
