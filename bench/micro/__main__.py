@@ -25,6 +25,7 @@ from bench.micro import (
     overload,
     publishing,
     redis,
+    spark,
     training,
 )
 from bench.micro.rounds import Effort, Figure, Outcome, Unmeasured, at_most
@@ -34,7 +35,7 @@ Measure = Callable[[Effort], list[Outcome]]
 
 SHORT = Effort(rounds=1, users=50_000, round_s=0.5)
 # Benchmarks whose size is given by their data; --short leaves them out.
-LONG = {"retail", "log", "cosmos_publishing"}
+LONG = {"retail", "log", "spark_retail", "spark_log", "cosmos_publishing"}
 # Columns where there is no terminal that would set them.
 PRINTED_WIDTH = 180
 # How much longer a read of the embedded store may take than one of a dict.
@@ -88,6 +89,8 @@ BENCHMARKS: dict[str, Measure] = {
     "import": importing.measure,
     "retail": training.measure_retail,
     "log": training.measure_log,
+    "spark_retail": spark.measure_retail,
+    "spark_log": spark.measure_log,
     "overload": overload.measure,
     "generator": generator.measure,
     "cosmos_emulator": cosmos.measure_emulator,
