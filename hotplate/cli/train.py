@@ -121,7 +121,7 @@ def train(
     ] = 1,
     k: Annotated[int, option("-k", "Compute metrics on lists of this length.", at_least=1)] = 10,
     engine: Annotated[
-        Literal["als", "spark", "neighbours", "popularity"] | None,
+        Literal["als", "neighbours", "popularity", "spark"] | None,
         option(
             "--engine",
             "Train this engine; by default the best that the search finds, and ALS with --no-tune. spark is ALS on "
@@ -257,7 +257,7 @@ def _choice(
     if no_tune and searched:
         raise SettingError("Both --no-tune and --tune or --grid are given; give one of them.")
     if engine in ("popularity", "spark") and searched:
-        raise SettingError(f"The parameters of {engine} are not searched; leave out --tune and --grid.")
+        raise SettingError(f"{engine} has no parameters to search; leave out --tune and --grid.")
     if named and searched:
         raise SettingError(
             f"{_flags(named)} cannot be given where parameters are searched; leave out --tune and --grid."

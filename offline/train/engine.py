@@ -12,14 +12,14 @@ from offline.train.neighbours import NeighbourParams
 from offline.train.popularity import PopularityParams
 from offline.train.weighted import SparkParams
 
-Engine = Literal["als", "spark", "neighbours", "popularity"]
+Engine = Literal["als", "neighbours", "popularity", "spark"]
 Params: TypeAlias = ALSParams | SparkParams | NeighbourParams | PopularityParams
 
 PARAMS: dict[Engine, type[Params]] = {
     "als": ALSParams,
-    "spark": SparkParams,
     "neighbours": NeighbourParams,
     "popularity": PopularityParams,
+    "spark": SparkParams,
 }
 
 

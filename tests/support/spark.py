@@ -24,11 +24,11 @@ def model_of(users: int, items: int = 50, factors: int = 8) -> Model:
     indptr = np.arange(0, 5 * users + 1, 5)
     user_items = csr_matrix((np.ones(5 * users, dtype=np.float32), places.ravel(), indptr), shape=(users, items))
     user_items.has_canonical_format = True
-    drawn = (generator.normal(size=(count, factors)).astype(np.float32) for count in (users, items))
+    learnt = generator.normal(size=(users + items, factors)).astype(np.float32)
     matrix = Matrix([f"n{n:06}" for n in range(users)], [f"i{n:04}" for n in range(items)], user_items)
     params = ALSParams(factors=factors)
     return Model(
-        ranker=Factors(*drawn, params),
+        ranker=Factors(learnt[:users], learnt[users:], params),
         matrix=matrix,
         titles={},
         popular=most_popular(matrix, 5),
