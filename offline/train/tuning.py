@@ -16,7 +16,7 @@ import numpy as np
 from offline.errors import DataError, require_at_least
 from offline.evaluate.evaluation import recommend_all
 from offline.evaluate.metrics import measure_users
-from offline.evaluate.splits import Parts, SplitOptions, Times, split
+from offline.evaluate.splits import IN_TIME, Parts, SplitOptions, Times, split
 from offline.input.matrix import Floats, UserItems
 from offline.train.als import ALSParams
 from offline.train.cells import beyond, default_cells, draw
@@ -27,6 +27,8 @@ from offline.train.neighbours import NeighbourParams, NeighbourWeighting
 MAX_PAIRS = 1_000_000
 # As many iterations rank cells as the full number does, in half of the time.
 _EXPLORING = 8
+# Few users leave open which cell is better: so many are wanted, if need be of several draws, which then are cheap.
+_ENOUGH_USERS, _MOST_DRAWS = 1000, 3
 # So many standard errors of their difference apart, two trials are no longer a tie.
 _SURE = 1.96
 # What a simpler engine, and what fewer factors or neighbours of one engine are worth at most, as shares of the nDCG:
@@ -97,7 +99,9 @@ class Trial:
 @dataclass(frozen=True, slots=True)
 class Search:
     """
-    All *trials* on one inner *split*, at lists of *k*; *defaults* are those that the search started from.
+    All *trials* on an inner *split*, at lists of *k*; *defaults* are those that the search started from.
+
+    Of a split with few users there are several *draws*, by its seed and those that follow, which are taken together.
 
     Its properties number the trials: *leader* has the highest nDCG; *best* is what is recommended, which is of a
     simpler engine where the users of the split leave it open which of the two is better.
@@ -107,6 +111,7 @@ class Search:
     k: int
     trials: tuple[Trial, ...]
     defaults: ALSParams
+    draws: int = 1
 
     @property
     def leader(self) -> int:
@@ -134,6 +139,7 @@ class Search:
         return {
             "objective": f"ndcg@{self.k}",
             "split": asdict(self.split),
+            "draws": self.draws,
             "trials": [trial.to_json() for trial in self.trials],
             "best": self.best,
         }
@@ -161,16 +167,16 @@ def tune(
     """
     defaults = defaults or ALSParams()
     inner = replace(options, seed=(options.seed + 1) % 2**32)  # else the same numbers would hold back twice
-    parts = split(user_items, times, inner)
-    if parts.train.nnz == 0 or parts.test.nnz == 0:
+    drawn = _draw_splits(user_items, times, inner)
+    if not drawn:
         return None
-    known, items = _Journal(journal, _digest(user_items, times, inner, k)), parts.train.shape[1]
+    known, items = _Journal(journal, _digest(user_items, times, inner, len(drawn), k)), user_items.shape[1]
     cells = list(tuning.cells or default_cells(defaults, items, tuning.engine))
     trials: list[Trial] = []
 
     def run(waiting: Sequence[Params], draws: int) -> None:
         for at, params in enumerate(waiting, 1):
-            trials.append(known.find(params) or known.keep(_trial(parts, params, k)))
+            trials.append(known.find(params) or known.keep(_trial(drawn, params, k)))
             on_trial(len(trials), len(trials) + len(waiting) - at + draws)
             if len(trials) == 1:
                 on_notice(_estimate(trials[0], cells, tuning.draws, inner))
@@ -182,24 +188,47 @@ def tune(
     for number in range(tuning.draws):
         drawn = draw(_ranked(trials), np.random.default_rng([inner.seed, number]), items)
         run([] if drawn is None else [drawn], tuning.draws - number - 1)
-    return Search(inner, k, tuple(trials), defaults)
+    return Search(inner, k, tuple(trials), defaults, len(drawn))
 
 
-def _trial(parts: Parts, params: Params, k: int) -> Trial:
-    """Learn with fewer iterations, and measure each user."""
+def _draw_splits(user_items: UserItems, times: Times, inner: SplitOptions) -> list[Parts]:
+    """Return the draws of a split whose users are enough together; none where one leaves a part without pairs."""
+    found: list[Parts] = []
+    users, most = 0, 1 if inner.kind in IN_TIME else _MOST_DRAWS
+    while users < _ENOUGH_USERS and len(found) < most:
+        parts = split(user_items, times, replace(inner, seed=(inner.seed + len(found)) % 2**32))
+        if parts.train.nnz == 0 or parts.test.nnz == 0:
+            return []
+        found.append(parts)
+        users += _tested(parts)
+    return found
+
+
+def _tested(parts: Parts) -> int:
+    return int(np.count_nonzero(np.diff(parts.test.indptr)))
+
+
+def _trial(drawn: Sequence[Parts], params: Params, k: int) -> Trial:
+    """Learn with fewer iterations from each draw, and measure each user."""
     start = perf_counter()
     explored = params
     if isinstance(params, ALSParams):
         explored = replace(params, iterations=min(_EXPLORING, params.iterations))
     iterations = explored.iterations if isinstance(explored, ALSParams) else None
     try:
-        ranker = fit(parts.train, explored)
-        if parts.seen is not parts.train:
-            ranker = ranker.fold_in(parts.seen)
-        values = measure_users(recommend_all(ranker, parts, k), parts.test).values["ndcg"].astype(np.float32)
+        values = np.concatenate([_measured(parts, explored, k) for parts in drawn])
     except DataError:  # with such parameters the factors grow beyond all bounds
-        values = np.zeros(int((np.diff(parts.test.indptr) > 0).sum()), dtype=np.float32)
+        values = np.zeros(sum(map(_tested, drawn)), dtype=np.float32)
     return Trial(params, iterations, perf_counter() - start, values)
+
+
+def _measured(parts: Parts, params: Params, k: int) -> Floats:
+    """Return the nDCG of each user that has test items."""
+    ranker = fit(parts.train, params)
+    if parts.seen is not parts.train:
+        ranker = ranker.fold_in(parts.seen)
+    found: Floats = measure_users(recommend_all(ranker, parts, k), parts.test).values["ndcg"].astype(np.float32)
+    return found
 
 
 def _best_of_each(trials: Sequence[Trial]) -> tuple[int, ...]:
@@ -310,10 +339,10 @@ class _Journal:
                 continue  # the line that was being written when the search was killed
 
 
-def _digest(user_items: UserItems, times: Times, inner: SplitOptions, k: int) -> str:
+def _digest(user_items: UserItems, times: Times, inner: SplitOptions, draws: int, k: int) -> str:
     """Name the data, the split and the versions that the trials belong to."""
     versions = [version(name) for name in ("hotplate", "implicit", "numpy", "scipy")]
-    digest = blake2b(repr((user_items.shape, inner, k, _EXPLORING, versions)).encode(), digest_size=16)
+    digest = blake2b(repr((user_items.shape, inner, draws, k, _EXPLORING, versions)).encode(), digest_size=16)
     for array in (user_items.indptr, user_items.indices, user_items.data, times):
         if array is not None:
             digest.update(np.ascontiguousarray(array).tobytes())

@@ -45,18 +45,25 @@ def ranked(*trials: Trial) -> Search:
     return Search(SplitOptions(), 10, trials, ALSParams())
 
 
-@pytest.mark.parametrize("kind", ["by-item", "by-user-time", "held-out-users"])
-def test_trials_are_measured_as_an_evaluation_measures(kind: SplitKind, matrix: Matrix) -> None:
+@pytest.mark.parametrize(("kind", "draws"), [("by-item", 3), ("by-user-time", 1), ("held-out-users", 3)])
+def test_trials_are_measured_as_an_evaluation_measures(kind: SplitKind, draws: int, matrix: Matrix) -> None:
     options = SplitOptions(kind, seed=7)
     found = search(matrix, options, k=5)
-    assert found.split == replace(options, seed=8)
+    assert (found.split, found.draws) == (replace(options, seed=8), draws)
     assert [trial.params for trial in found.trials] == list(CELLS)
     assert [trial.iterations for trial in found.trials] == [3, 3, None, None]
-    parts = split(matrix.user_items, matrix.times, found.split)
+    drawn = [split(matrix.user_items, matrix.times, replace(found.split, seed=seed)) for seed in range(8, 8 + draws)]
     for each in found.trials:
-        assert each.ndcg == pytest.approx(evaluate_engine(parts, each.params, 5).metrics.ndcg, abs=1e-6)
+        metrics = [evaluate_engine(parts, each.params, 5).metrics for parts in drawn]
+        ndcg = np.average([one.ndcg for one in metrics], weights=[one.users for one in metrics])
+        assert each.ndcg == pytest.approx(ndcg, abs=1e-6)
         assert each.se == pytest.approx(float(np.std(each.values)) / len(each.values) ** 0.5, rel=1e-4)
     assert found.trials[0].ndcg < found.trials[1].ndcg
+
+
+def test_a_split_of_many_users_is_drawn_once() -> None:
+    many = to_matrix(sample(1200, 40))
+    assert search(many, tuning=TuneOptions((PopularityParams(),))).draws == 1
 
 
 def test_exploring_takes_fewer_iterations_than_the_model_will(matrix: Matrix) -> None:
@@ -120,7 +127,7 @@ def test_a_search_that_was_stopped_goes_on_where_it_was(
 
 
 def fit_of(allowed: Sequence[Trial]) -> object:
-    left = [each.params for each in allowed]
+    left = [each.params for each in allowed for _ in range(3)]  # of few users, three draws
 
     def only(user_items: object, params: Params) -> object:
         assert params == left.pop(0), "a trial was made again"
@@ -179,7 +186,7 @@ def test_a_cell_that_cannot_be_fitted_ranks_last_and_stops_nothing(matrix: Matri
 def test_a_model_keeps_all_trials_as_json(matrix: Matrix) -> None:
     found = search(matrix)
     facts = json.loads(json.dumps(found.to_json()))
-    assert set(facts) == {"objective", "split", "trials", "best"}
+    assert set(facts) == {"objective", "split", "draws", "trials", "best"}
     assert facts["objective"] == "ndcg@10"
     assert facts["split"]["kind"] == "by-item"
     assert set(facts["trials"][0]) == {"engine", "params", "iterations", "ndcg", "se", "seconds"}
