@@ -167,16 +167,16 @@ def tune(
     """
     defaults = defaults or ALSParams()
     inner = replace(options, seed=(options.seed + 1) % 2**32)  # else the same numbers would hold back twice
-    drawn = _draw_splits(user_items, times, inner)
-    if not drawn:
+    splits = _draw_splits(user_items, times, inner)
+    if not splits:
         return None
-    known, items = _Journal(journal, _digest(user_items, times, inner, len(drawn), k)), user_items.shape[1]
+    known, items = _Journal(journal, _digest(user_items, times, inner, len(splits), k)), user_items.shape[1]
     cells = list(tuning.cells or default_cells(defaults, items, tuning.engine))
     trials: list[Trial] = []
 
     def run(waiting: Sequence[Params], draws: int) -> None:
         for at, params in enumerate(waiting, 1):
-            trials.append(known.find(params) or known.keep(_trial(drawn, params, k)))
+            trials.append(known.find(params) or known.keep(_trial(splits, params, k)))
             on_trial(len(trials), len(trials) + len(waiting) - at + draws)
             if len(trials) == 1:
                 on_notice(_estimate(trials[0], cells, tuning.draws, inner))
@@ -188,7 +188,7 @@ def tune(
     for number in range(tuning.draws):
         drawn = draw(_ranked(trials), np.random.default_rng([inner.seed, number]), items)
         run([] if drawn is None else [drawn], tuning.draws - number - 1)
-    return Search(inner, k, tuple(trials), defaults, len(drawn))
+    return Search(inner, k, tuple(trials), defaults, len(splits))
 
 
 def _draw_splits(user_items: UserItems, times: Times, inner: SplitOptions) -> list[Parts]:
@@ -208,17 +208,17 @@ def _tested(parts: Parts) -> int:
     return int(np.count_nonzero(np.diff(parts.test.indptr)))
 
 
-def _trial(drawn: Sequence[Parts], params: Params, k: int) -> Trial:
-    """Learn with fewer iterations from each draw, and measure each user."""
+def _trial(splits: Sequence[Parts], params: Params, k: int) -> Trial:
+    """Learn with fewer iterations from each of *splits*, and measure each user."""
     start = perf_counter()
     explored = params
     if isinstance(params, ALSParams):
         explored = replace(params, iterations=min(_EXPLORING, params.iterations))
     iterations = explored.iterations if isinstance(explored, ALSParams) else None
     try:
-        values = np.concatenate([_measured(parts, explored, k) for parts in drawn])
+        values = np.concatenate([_measured(parts, explored, k) for parts in splits])
     except DataError:  # with such parameters the factors grow beyond all bounds
-        values = np.zeros(sum(map(_tested, drawn)), dtype=np.float32)
+        values = np.zeros(sum(map(_tested, splits)), dtype=np.float32)
     return Trial(params, iterations, perf_counter() - start, values)
 
 
