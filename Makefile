@@ -7,10 +7,15 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # for half of their time, so that there are more workers than cores.
 PYTEST := $(BIN)/python -m pytest --dist worksteal --benchmark-disable
 
-.PHONY: help demo test soak check k8s-check bench quality lock clean
+ENGINE ?= docker
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+REVISION = $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+LOCK := uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --no-annotate --python-version 3.11
+
+.PHONY: help demo test soak check k8s-check image image-check bench quality lock clean
 
 help: ## list the verbs
-	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 13
 
 demo: .venv/demo ## data, training, a release and a running service
 	$(BIN)/hotplate demo
@@ -32,6 +37,13 @@ check: .venv/dev ## lint, format and types
 k8s-check: .venv/k8s ## manifests, images, alerts and dashboards: built, validated against schemas and tried
 	$(PYTEST) -n 2 -m k8s tests/k8s
 
+image: ## both images, by ENGINE=docker, podman or buildah (its `build` takes the same options)
+	$(ENGINE) build --file k8s/Dockerfile --target serve --build-arg REVISION=$(REVISION) --tag hotplate:$(VERSION) .
+	$(ENGINE) build --file k8s/Dockerfile --target offline --build-arg REVISION=$(REVISION) --tag hotplate-offline:$(VERSION) .
+
+image-check: .venv/dev ## both images built without an engine, and tried; takes root, and skips without
+	$(BIN)/python -m k8s.image.check
+
 bench: .venv/dev ## the figures, printed and written to bench-results.json
 	$(BIN)/python -m bench.micro
 
@@ -39,13 +51,14 @@ quality: .venv/dev ## how good the lists are, on both data sets and every split,
 	$(BIN)/python -m bench.micro.quality
 
 lock: .venv/dev ## resolve the requirements anew (needs uv)
-	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --no-annotate --python-version 3.11 \
-	    pyproject.toml --extra offline --group build -o requirements/demo.lock
-	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --no-annotate --python-version 3.11 \
-	    pyproject.toml --extra offline --extra redis --extra cosmos --extra arrow --extra oidc --extra bench --group build --group dev \
+	$(LOCK) pyproject.toml --extra offline --group build -o requirements/demo.lock
+	$(LOCK) pyproject.toml --extra offline --extra redis --extra cosmos --extra arrow --extra oidc --extra bench --group build --group dev \
 	    --constraint requirements/demo.lock -o requirements/dev.lock
-	uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --no-annotate --python-version 3.11 \
-	    pyproject.toml --group k8s --constraint requirements/dev.lock -o requirements/k8s.lock
+	$(LOCK) pyproject.toml --group k8s --constraint requirements/dev.lock -o requirements/k8s.lock
+	$(LOCK) pyproject.toml --extra redis --extra cosmos --extra oidc --constraint requirements/dev.lock -o requirements/serve.lock
+	$(LOCK) pyproject.toml --extra redis --extra cosmos --extra oidc --extra offline --extra bench \
+	    --constraint requirements/dev.lock -o requirements/offline.lock
+	$(LOCK) --group image --constraint requirements/k8s.lock -o requirements/image.lock
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("hotplate needs Python 3.11 or newer; this is %s. Try: make PYTHON=python3.12 demo" % sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
@@ -70,5 +83,5 @@ lock: .venv/dev ## resolve the requirements anew (needs uv)
 	@touch $@
 
 clean: ## remove the environment, caches and results
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks bench-results.json
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks dist bench-results.json
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -26,6 +26,8 @@ from bench.report.machine import ROOT, environment
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
+    from prometheus_client.samples import Sample
+
 # Over which a process and a worker of its send each other messages.
 Channel: TypeAlias = "Connection[Any, Any]"
 
@@ -108,16 +110,16 @@ class RedisServer:
 
     def cpu_s(self) -> float:
         """Add up the CPU time, user and system, of all its threads; to the microsecond."""
-        info = self._execute("INFO", "cpu")
+        info = self.execute("INFO", "cpu")
         return float(info["used_cpu_user"]) + float(info["used_cpu_sys"])
 
     def used_bytes(self) -> int:
         """Return its `used_memory`, which is what it requested of its allocator."""
-        return int(self._execute("INFO", "memory")["used_memory"])
+        return int(self.execute("INFO", "memory")["used_memory"])
 
     def clear(self) -> None:
         """Drop all that it holds."""
-        self._execute("FLUSHALL", "SYNC")
+        self.execute("FLUSHALL", "SYNC")
 
     def is_ready(self) -> bool:
         """Return whether it answers yet."""
@@ -126,7 +128,8 @@ class RedisServer:
             return connection.recv(5) == b"+PONG"
         return False
 
-    def _execute(self, *command: str) -> Any:  # noqa: ANN401 -- a reply is whatever the command returns
+    def execute(self, *command: str | bytes) -> Any:  # noqa: ANN401 -- a reply is whatever the command returns
+        """Run one command."""
         from redis import Redis  # noqa: PLC0415 -- an extra: only who measures Redis needs it
 
         with Redis(port=self.port) as client:
@@ -186,26 +189,34 @@ def emulator_serving(*options: str, core: int = 1) -> Iterator[Server]:
 
 
 @contextmanager
-def redis_serving() -> Iterator[RedisServer]:
-    """Run a redis-server that writes nothing to disk, on the load generator's core, until the block ends."""
-    server = RedisServer(free_port())
-    with tempfile.TemporaryDirectory() as folder:
-        settings = {"bind": "127.0.0.1", "port": str(server.port), "dir": folder, "save": "", "appendonly": "no"}
+def redis_serving(folder: Path | None = None, port: int | None = None) -> Iterator[RedisServer]:
+    """Run a redis-server that writes nothing to disk, on the load generator's core, until the block ends.
+
+    It begins with what its SAVE left in *folder* before, which is one of its own where none is given.
+    """
+    server = RedisServer(port or free_port())
+    with tempfile.TemporaryDirectory() as own:
+        files = {"dir": str(folder or own), "save": "", "appendonly": "no"}
+        settings = {"bind": "127.0.0.1", "port": str(server.port)} | files
         command = [REDIS_SERVER, *(text for name, value in settings.items() for text in (f"--{name}", value))]
         with _running(command, dict(os.environ), server.is_ready, REDIS_CORE) as process:
             yield server
             process.kill()  # it has nothing to lose
 
 
-def read_metrics(url: str, name: str, ca: str | None = None, **labels: str) -> list[float]:
-    """Read a metric of a server of ours, one value for each set of labels that begin so. Raises OSError."""
+def read_samples(url: str, ca: str | None = None) -> "list[Sample]":
+    """Read all metrics of a server of ours. Raises OSError."""
     trusted = ssl.create_default_context(cafile=ca) if url.startswith("https:") else None
     with urllib.request.urlopen(url, timeout=METRICS_TIMEOUT_S, context=trusted) as page:  # noqa: S310 -- http(s), by whoever calls
         text = page.read().decode()
+    return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+
+
+def read_metrics(url: str, name: str, ca: str | None = None, **labels: str) -> list[float]:
+    """Read a metric of a server of ours, one value for each set of labels that begin so. Raises OSError."""
     return [
         sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
+        for sample in read_samples(url, ca)
         if sample.name == name and all(sample.labels[label].startswith(value) for label, value in labels.items())
     ]
 

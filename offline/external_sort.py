@@ -39,6 +39,7 @@ class ScoredRows:
     rows         how many there were, those left out among them
     kept         how many were not left out
     left_out     how many rows were left out, by reason; zeros not listed
+    notes        sentences for who brought the data: what was read otherwise than it is written
     owner_bytes  bytes of the owners of all rows that are kept
     owners       owners of rows sampled at even distances, ascending, with repetitions
     """
@@ -47,6 +48,7 @@ class ScoredRows:
     rows: int
     kept: int
     left_out: dict[str, int]
+    notes: list[str]
     owner_bytes: int
     owners: pl.Series
 

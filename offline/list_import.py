@@ -1,6 +1,6 @@
 """Lists that somebody else computed, as rows of a release: read from files, sorted on disk, encoded batch by batch."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -13,7 +13,8 @@ import polars as pl
 from offline.errors import DataError
 from offline.external_sort import ItemNumbers, ScoredRows, SortedLists, rank_rows, sort_lists
 from offline.input.columns import choose_columns, number_of
-from offline.input.files import Format, data_errors, find_files, fingerprint
+from offline.input.files import DataFile, Format, data_errors, find_files, fingerprint, input_files, named_paths
+from offline.input.notes import header_note, similar_ids_note, whole_numbers_note
 from offline.input.rows import Rows, TableShape, id_reasons, item_titles, read_titles
 from offline.input.tables import Table, open_tables, with_whole_numbers
 from offline.list_encoder import ListEncoder, RankedLists, check_length
@@ -35,14 +36,19 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class ImportSettings:
-    """Which files make up the release, and how long its lists are; *columns* are names by role, None to guess."""
+    """
+    Which files make up the release, and how long its lists are; *columns* are names by role, None to guess.
+
+    Those of *lists* and *more* are of the same columns; one of them may be `-`, standard input.
+    """
 
     lists: Path
+    more: Sequence[Path] = ()
     popular: Path | None = None
     similar: Path | None = None
     titles: Path | None = None
     columns: Mapping[str, str | None] = field(default_factory=dict)
-    delimiter: str | None = None
+    form: Format = field(default_factory=Format)
     length: int = 20
 
     def __post_init__(self) -> None:
@@ -55,24 +61,28 @@ class ImportedLists:
     def __init__(self, settings: ImportSettings, folder: Path, on_progress: Progress) -> None:
         """Read, check and sort the files; nothing but ids, titles and counts of items stays in memory."""
         self._settings = settings
-        scored = read_scored(settings.lists, settings.columns, delimiter=settings.delimiter)
-        similar = self._read(settings.similar, owner="item", item="other")
-        popular = self._read(settings.popular, owner="segment", item="item")
-        numbers = ItemNumbers()
-        self._users = sort_lists(scored, numbers, settings.length, folder / "users", partial(on_progress, "sort"))
+        given, numbers = [settings.lists, *settings.more], ItemNumbers()
+        with input_files(given) as files:
+            scored = read_scored(files, named_paths(given), settings.columns, settings.form)
+            similar = self._read(settings.similar, owner="item", item="other")
+            popular = self._read(settings.popular, owner="segment", item="item")
+            self._users = sort_lists(scored, numbers, settings.length, folder / "users", partial(on_progress, "sort"))
+            if settings.titles is None:
+                titles = item_titles(scored.frame, named_paths(given))
+            else:
+                titles = read_titles(settings.titles, settings.columns, settings.form)
+            others = [path for path in (settings.popular, settings.similar, settings.titles) if path is not None]
+            self._fingerprint = fingerprint(files + [file for path in others for file in find_files(path)])
         self._similar = None
         if similar is not None:
             report = partial(on_progress, "similar")
             self._similar = sort_lists(similar, numbers, settings.length, folder / "similar", report)
         self._popular = _popular(popular, self._users, numbers, max(settings.length, POPULAR_LENGTH))
-        self.rows, self.left_out = scored.rows, dict(scored.left_out)
+        self.rows, self.left_out, self._notes = scored.rows, dict(scored.left_out), list(scored.notes)
         if self._users.duplicates:
             self.left_out["named twice"] = self._users.duplicates
-        if settings.titles is None:
-            titles = item_titles(scored.frame, str(settings.lists))
-        else:
-            titles = read_titles(settings.titles, settings.columns, Format(settings.delimiter))
         self._items = numbers.ids()
+        self._notes += filter(None, [similar_ids_note("item", self._items)])
         self._titles = [titles.get(item) for item in self._items] if titles else [None] * len(self._items)
         self._catalogue = len(titles.keys() | set(self._items))
         self._encoder = ListEncoder(self._items.to_list(), self._titles)
@@ -88,14 +98,14 @@ class ImportedLists:
 
     def about(self) -> dict[str, Any]:
         """Return what the manifest says of the release's origin."""
-        given = (self._settings.lists, self._settings.popular, self._settings.similar, self._settings.titles)
         return {
             "hotplate": version("hotplate"),
             "engine": "import",
-            "data": fingerprint([file for path in given if path is not None for file in find_files(path)]),
+            "data": self._fingerprint,
             "list_length": self._settings.length,
             "rows": self.rows,
             "left_out": self.left_out,
+            "notes": self._notes,
         }
 
     def items(self) -> Items:
@@ -119,34 +129,49 @@ class ImportedLists:
     def _read(self, path: Path | None, owner: str, item: str) -> ScoredRows | None:
         if path is None:
             return None
-        return read_scored(path, {}, owner=owner, item=item, delimiter=self._settings.delimiter)
+        return read_scored(find_files(path), str(path), {}, self._settings.form, owner=owner, item=item)
 
 
 def read_scored(
-    path: Path, named: Mapping[str, str | None], *, owner: str = "user", item: str = "item", delimiter: str | None
+    files: Sequence[DataFile],
+    source: str,
+    named: Mapping[str, str | None],
+    form: Format,
+    *,
+    owner: str = "user",
+    item: str = "item",
 ) -> ScoredRows:
     """
-    Read the file, or the folder of files of one kind, at *path*: it is checked whole, and counted, before this returns.
+    Read *files*, which messages call *source*: they are checked whole, and counted, before this returns.
 
     *named* are columns by role, None or missing to guess; *owner* and *item* are the roles of those two columns. Rows
     without an owner or an item are left out. Raises DataError for what cannot be read, for a score that is not a finite
     number, and where nothing is left.
     """
-    tables = open_tables(find_files(path), Format(delimiter), str(path))
+    tables = open_tables(files, form, source)
     required = [role for role in (owner, item, "score") if role != "segment"]
     guessed = (owner, item, "score", "title")
-    columns = choose_columns(named, list(tables[0].schema), str(path), guessed=guessed, required=required)
-    tables, _ = with_whole_numbers(tables, [columns[role] for role in (owner, item) if role in columns])
+    columns = choose_columns(named, list(tables[0].schema), source, guessed=guessed, required=required)
+    tables, whole = with_whole_numbers(tables, [columns[role] for role in (owner, item) if role in columns])
     rows = Rows(tables, [_shape(table, columns, owner, item) for table in tables])
     owner_bytes = pl.col("owner").str.len_bytes().cast(pl.Int64).sum().alias("owner_bytes")
-    survey = rows.survey(str(path), "score", columns["score"], owner_bytes, advice="mend the rows")
+    survey = rows.survey(source, "score", columns["score"], owner_bytes, advice="mend the rows")
     sampled = rows.kept.filter(pl.col("row") % -(-survey.rows // _SAMPLED_OWNERS) == 0).select(
         pl.col("owner").fill_null("")
     )
-    with data_errors(path):
+    with data_errors(source):
         owners = sampled.collect(engine="streaming").to_series().sort()
     kept = rows.kept.drop("row").with_columns(pl.col("owner").fill_null(""))
-    return ScoredRows(kept, survey.rows, survey.kept["rows"], survey.left_out, survey.kept["owner_bytes"], owners)
+    taken = {role: columns.get(role) for role in (owner, item, "score")}
+    return ScoredRows(
+        frame=kept,
+        rows=survey.rows,
+        kept=survey.kept["rows"],
+        left_out=survey.left_out,
+        notes=[note for note in (header_note(tables, taken), whole_numbers_note(whole)) if note is not None],
+        owner_bytes=survey.kept["owner_bytes"],
+        owners=owners,
+    )
 
 
 def _shape(table: Table, columns: Mapping[str, str], owner: str, item: str) -> TableShape:

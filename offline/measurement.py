@@ -1,6 +1,6 @@
 """What is measured of users' lists: their items, while they are published, and how they differ from the live ones."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -109,18 +109,24 @@ async def overlaps(
     The share is of the longer of the two lists, cut to that depth, so that lists which shrank count. A damaged list is
     passed over. Raises ReleaseCorrupt where more is damaged, and StoreError where lists cannot be read.
     """
-    open_value, users = await load_decode(reader, release, manifest), list(lists)
+    open_value = await load_decode(reader, release, manifest)
     compared, shared = 0, dict.fromkeys(depths, 0.0)
+    async for user, slot in read_users(reader, release, list(lists)):
+        there = _read(user, slot, open_value, max(depths))
+        if there is not None:
+            compared += 1
+            for depth in shared:
+                shared[depth] += common(lists[user][:depth], there[:depth])
+    return compared, {depth: total / (compared or 1) for depth, total in shared.items()}
+
+
+async def read_users(reader: Reader, release: ReleaseRef, users: Sequence[str]) -> AsyncIterator[tuple[str, Slot]]:
+    """Yield each of *users* with what *release* has as their list, as many at once as the store reads best."""
     for start in range(0, len(users), reader.batch):
         chunk = users[start : start + reader.batch]
         slots = await reader.get_many(release, [USER + user for user in chunk])
         for user, slot in zip(chunk, slots, strict=True):
-            there = _read(user, slot, open_value, max(depths))
-            if there is not None:
-                compared += 1
-                for depth in shared:
-                    shared[depth] += common(lists[user][:depth], there[:depth])
-    return compared, {depth: total / (compared or 1) for depth, total in shared.items()}
+            yield user, slot
 
 
 def _read(user: str, slot: Slot, open_value: Decode, depth: int) -> list[str] | None:

@@ -2,7 +2,9 @@
 
 import errno
 import json
+import platform
 import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -169,6 +171,28 @@ def describe(path: Path) -> dict[str, Any]:
     return description
 
 
+def code_versions() -> dict[str, Any]:
+    """Return versions of libraries and of Python, and the commit of the working directory, by which code is known."""
+    return {
+        "versions": {name: version(name) for name in ("hotplate", *_LIBRARIES)},
+        "python": platform.python_version(),
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    """Return the commit of the working directory, with -dirty where files were changed; None where there is none."""
+    git = shutil.which("git")
+    if git is None:
+        return None
+    command = [git, "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603 -- ours alone
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
 def _write(model: Model, folder: Path) -> None:
     matrix = model.matrix
     _write_ranker(model.ranker, folder)
@@ -192,7 +216,7 @@ def _write(model: Model, folder: Path) -> None:
         "users": len(matrix.user_ids),
         "items": len(matrix.item_ids),
         "pairs": int(matrix.user_items.nnz),
-        "versions": {name: version(name) for name in ("hotplate", *_LIBRARIES)},
+        **code_versions(),
         "files": {file.name: file.stat().st_size for file in sorted(folder.iterdir()) if file.name != LOCK},
     }
     (folder / _DESCRIPTION).write_text(json.dumps(description, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -13,7 +13,7 @@ from offline.errors import SettingError
 from offline.evaluate.evaluation import BASELINES, Evaluation, evaluate, evaluate_parts
 from offline.evaluate.segments import Segments, by_column
 from offline.evaluate.splits import Parts, SplitOptions, split
-from offline.input.columns import NULL_VALUES, Columns
+from offline.input.columns import Columns
 from offline.input.files import Format, named_paths
 from offline.input.interactions import Interactions, Weighting, read_interactions
 from offline.input.matrix import KnownPairs, Matrix, known_pairs, to_matrix
@@ -38,9 +38,7 @@ class TrainSettings:
     path: Path
     more: Sequence[Path] = ()
     columns: Columns = field(default_factory=Columns)
-    delimiter: str | None = None
-    header: bool | None = None
-    null_values: Sequence[str] = NULL_VALUES
+    form: Format = field(default_factory=Format)
     event_weights: Mapping[str, float] | None = None
     where: Sequence[str] = ()
     weighting: Weighting = "sum"
@@ -55,11 +53,6 @@ class TrainSettings:
     tuning: TuneOptions | None = None
     popular_length: int = 100
     test: Sequence[Path] = ()
-
-    @property
-    def form(self) -> Format:
-        """How the files are read where they do not say it themselves."""
-        return Format(self.delimiter, self.header, self.null_values)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,9 @@ Nothing is ever overwritten. What takes a number, of a version or a change, is t
 import errno
 import json
 import os
-import platform
 import re
 import secrets
-import shutil
 import socket
-import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -28,7 +25,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from offline.errors import DataError, SettingError
-from offline.model import describe, replaced_folder
+from offline.model import code_versions, describe, replaced_folder
 from stores.catalogue import ReleaseId
 from stores.connect import default_url
 from stores.folders import LOCK, flush
@@ -44,7 +41,9 @@ _CLAIM_LASTS = timedelta(days=1)
 # How file systems say that they know no links, as network mounts may.
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 # What is taken over from the description of a model.
-_ORIGIN = ("engine", "created_at", "params", "metrics", "data", "users", "items", "pairs", "versions")
+_ORIGIN = (
+    "engine", "created_at", "params", "metrics", "data", "users", "items", "pairs", "versions", "python", "commit",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +61,8 @@ class Entry:
     One version of a model; lives as long as the command.
 
     origin   of the model's own description: engine, created_at, params, metrics, data (with its fingerprint), users,
-             items, pairs, versions of libraries; and, of the registration, python, commit (or None) and folder
+             items, pairs, and of the training versions of libraries, python and commit (or None); and, of the
+             registration, the folder, and by `registered_with` what of its versions, python and commit is different
     """
 
     name: str
@@ -140,7 +140,7 @@ class Registry:
         """
         _require(_NAME, "name of a model", name)
         _require_change(tags or {}, stage)
-        described = describe(model)
+        origin = _origin(model)
         files = [each for each in sorted(model.rglob("*")) if each.is_file() and each.name != LOCK]
         self._remove_leftovers(name)
         version, claim = self._claim(name)
@@ -153,8 +153,7 @@ class Registry:
             "name": name,
             "version": version,
             "registered_at": _now().isoformat(timespec="seconds"),
-            "origin": {key: described.get(key) for key in _ORIGIN}
-            | {"python": platform.python_version(), "commit": _commit(), "folder": str(model.absolute())},
+            "origin": origin,
             "tags": dict(tags or {}),
             "files": {file.relative_to(model).as_posix(): file.stat().st_size for file in files},
         }
@@ -289,6 +288,14 @@ class Registry:
             raise DataError(f"The registry {self.shown} failed at {path}: {reason}") from error
 
 
+def _origin(model: Path) -> dict[str, Any]:
+    """Return what a model says of its making, where it lies, and what is different now of the code that made it."""
+    described = describe(model)
+    origin: dict[str, Any] = {key: described.get(key) for key in _ORIGIN} | {"folder": str(model.absolute())}
+    different = {name: value for name, value in code_versions().items() if value != origin[name]}
+    return origin | ({"registered_with": different} if different else {})
+
+
 def _apply(entry: Entry, changes: Mapping[str, dict[str, Any]]) -> Entry:
     """Return *entry* with what came later; *changes* by path, in order."""
     tags, stages, releases = dict(entry.tags), set[str](), list[Release]()
@@ -343,19 +350,6 @@ def _is_dead(claim: Mapping[str, Any]) -> bool:
     except PermissionError:  # it is another user's
         return False
     return False
-
-
-def _commit() -> str | None:
-    """Return the commit of the working directory, with -dirty where files were changed; None where there is none."""
-    git = shutil.which("git")
-    if git is None:
-        return None
-    command = [git, "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603 -- ours alone
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
 
 
 def _require_change(tags: Mapping[str, str], stage: str | None) -> None:

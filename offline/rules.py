@@ -12,10 +12,9 @@ import polars as pl
 from offline.errors import DataError, SettingError, require_at_least
 from offline.input.columns import choose_columns
 from offline.input.files import Format, data_errors, find_files
-from offline.input.matrix import Floats, Indices
+from offline.input.matrix import Allowed, Floats, Indices, users_per_item
 from offline.input.tables import open_tables, with_whole_numbers
 from offline.model import Model
-from offline.train.engine import Allowed
 from offline.train.popularity import Popular, Popularity, most_popular
 from stores.keys import OVERALL
 
@@ -94,8 +93,8 @@ class RuledLists:
         self._allowed = _allowed(rules, ids)
         self._categories = None if rules.max_per_category is None else _codes(rules.categories, ids)
         self._history = np.diff(model.matrix.user_items.indptr)
-        counts = np.bincount(model.matrix.user_items.indices, minlength=len(ids)).astype(np.float32)
-        self._popularity = Popularity(counts)
+        counts = users_per_item(model.matrix.user_items)
+        self._popularity = Popularity(counts.astype(np.float32))
         if self._allowed is not None and not (self._allowed & (counts > 0)).any():
             raise DataError(f"None of the {len(ids):,} items of the model may be recommended; see the rules.")
 

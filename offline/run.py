@@ -22,9 +22,8 @@ from pathlib import Path
 from time import perf_counter, time
 from typing import Any
 
-import xxhash
-
 from offline.errors import DataError
+from offline.input.files import digest
 from stores import catalogue as changes
 from stores.catalogue import Catalogue, DraftRef, Release, ReleaseId, State
 from stores.connect import connect
@@ -36,7 +35,6 @@ from stores.store import Store
 FORMAT = 1
 _STATE = "state.json"
 _MODEL = "model-"
-_CHUNK_BYTES = 1 << 20
 # How often a store is looked at in which another run has a draft.
 _WAIT_POLL_S = 1.0
 
@@ -152,20 +150,13 @@ def opened(path: Path, wait_s: float = 0.0) -> Iterator[RunFolder]:
         os.close(lock)
 
 
-def digest(paths: Sequence[Path]) -> str:
-    """Return a digest (32 hex digits) of all files at *paths* and in the folders there; DataError for what is not."""
-    found = xxhash.xxh3_128()
-    for path in paths:
-        files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
-        for file in files:
-            try:
-                with file.open("rb") as stream:
-                    found.update(f"{file}\0{file.stat().st_size}\0".encode())
-                    while chunk := stream.read(_CHUNK_BYTES):
-                        found.update(chunk)
-            except OSError as error:
-                raise DataError(f"{file} cannot be read: {error.strerror}.") from error
-    return found.hexdigest()
+def digest_of(paths: Sequence[Path]) -> str:
+    """Return a digest of all files at *paths* and in the folders there, by their paths; DataError for what is not."""
+    return digest((str(file), file) for path in paths for file in _files(path))
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
 
 
 def _read(state: Path) -> tuple[Run | None, float | None]:

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 SWAP_ATTEMPTS = 50
 
-# How many swaps may fail without a clear answer. The second tells whether the first is still on its way: then it loses.
+# How many swaps may fail without a clear answer. The second shows whether the first is still on its way: then it loses.
 UNCLEAR_SWAPS = 2
 
 # How long the catalogue is tried to be read, to see whether a swap was made whose reply was lost.

@@ -109,7 +109,7 @@ def lists(
     if as_json:
         print_json(found.to_json())
     else:
-        print_rows_read(choices.rows, truth, choices.left_out)
+        print_rows_read(str(truth), choices.rows, choices.left_out)
         _print_evaluation(found)
 
 
@@ -165,8 +165,8 @@ def compare(
 ) -> None:
     """Say whether B is better than A, or whether chance may be all of it. Exits 1 where B is worse.
 
-    With --truth, each user's lists are compared with each other, and users are resampled; that tells smaller
-    differences apart than two separate evaluations do.
+    With --truth, each user's lists are compared with each other, and users are resampled; that finds smaller
+    differences than two separate evaluations do.
 
     Example: hotplate evaluate compare old.parquet new.parquet --truth test.csv
 
@@ -217,6 +217,7 @@ def _candidate(
     origin: str, pairs: "pl.DataFrame", k: int, named: "Mapping[str, str | None]", delimiter: str | None
 ) -> "Candidate":
     from offline.evaluate.candidate import from_files, from_model, from_release
+    from offline.input.files import Format
     from offline.model import is_model, load
     from stores.urls import redacted
 
@@ -231,7 +232,7 @@ def _candidate(
     path = Path(origin)
     if is_model(path):
         return from_model(load(path), origin, pairs, k)
-    return from_files(path, pairs, k, named, delimiter)
+    return from_files(path, pairs, k, named, Format(delimiter))
 
 
 def _live_reader(url: str | None) -> "ReadLive | None":

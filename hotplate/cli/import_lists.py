@@ -22,7 +22,18 @@ from hotplate.cli.publish import (
     Resume,
     publish_lists,
 )
-from hotplate.cli.terminal import Delimiter, Json, StoreUrl, Titles, column_option, option, with_store
+from hotplate.cli.terminal import (
+    Delimiter,
+    Header,
+    Json,
+    NullValues,
+    StoreUrl,
+    Titles,
+    column_option,
+    option,
+    text_format,
+    with_store,
+)
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -30,11 +41,11 @@ if TYPE_CHECKING:
 
 def import_lists(
     lists: Annotated[
-        Path,
+        list[Path],
         typer.Argument(
             metavar="LISTS",
-            help="A CSV, TSV or Parquet file of user, item and score (.gz and .zst too), or a folder of files of one "
-            "kind.",
+            help="CSV, TSV, JSON lines (all three .gz and .zst too) or Parquet files of user, item and score, or "
+            "folders of files of one kind; - is standard input.",
         ),
     ],
     store: StoreUrl = None,
@@ -56,6 +67,8 @@ def import_lists(
         option("--similar", "Take the lists of similar items from this file of item, other item, score."),
     ] = None,
     delimiter: Delimiter = None,
+    header: Header = None,
+    null_values: NullValues = None,
     list_length: ListLength = 20,
     encoding: ChosenEncoding = None,
     activate: Activate = True,
@@ -78,18 +91,20 @@ def import_lists(
     Before you pay: hotplate import lists.parquet --store cosmos://ACCOUNT/DATABASE --max-ru 4000 --dry-run
     """
     from offline.gates import read_gates
+    from offline.input.files import named_paths
     from offline.list_import import ImportedLists, ImportSettings
     from stores.folders import temporary_folder
 
     bounds = read_gates(gates, gate or ())
     options = PublishOptions(limit_ru(store, max_ru), encoding, activate, keep, resume, bounds, force, dry_run, as_json)
     columns = {"user": user_column, "item": item_column, "score": score_column, "title": title_column}
-    settings = ImportSettings(lists, popular, similar, titles, columns, delimiter, list_length)
+    form = text_format(delimiter, header, null_values)
+    settings = ImportSettings(lists[0], lists[1:], popular, similar, titles, columns, form, list_length)
     if not dry_run:
         # A store that cannot be reached is better reported now than after the sort.
         with_store(options.store, lambda opened: opened.catalogue())
     with _exit_on_sigterm(), temporary_folder("import") as scratch:
-        publish_lists(lambda on_progress: ImportedLists(settings, scratch, on_progress), options, lists)
+        publish_lists(lambda on_progress: ImportedLists(settings, scratch, on_progress), options, named_paths(lists))
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from hotplate.cli import (
     bench,
     cosmos_emulator,
     demo,
+    drill,
     evaluate,
     import_lists,
     keys,
@@ -42,6 +43,7 @@ app.command("import")(import_lists.import_lists)
 app.command()(serve.serve)
 app.command()(lookup.lookup)
 app.command()(plan.plan)
+app.command()(drill.drill)
 app.command()(cosmos_emulator.cosmos_emulator)
 app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(models.app, name="models")

@@ -190,6 +190,7 @@ def _show(entry: "Entry", *, as_json: bool) -> None:
         ("parameters", f"{origin['engine']}: {params}" if params else origin["engine"]),
         ("metrics", metrics or "not evaluated"),
         ("code", f"commit {origin['commit'] or 'not known'}, Python {origin['python']}, {libraries}"),
+        *([("", f"at its registration other {', '.join(other)}")] if (other := origin.get("registered_with")) else []),
         *(("release", f"{each.id} in {each.store}, {each.published_at}") for each in entry.releases),
     ]
     out.print(table(("", ""), rows))

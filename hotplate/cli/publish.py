@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -187,7 +187,7 @@ def publish(
 def publish_lists(
     read: "Callable[[StageProgress], ListSource]",
     options: PublishOptions,
-    imported: Path | None = None,
+    imported: str | None = None,
     on_written: "Callable[[ReleaseId], None]" = lambda _: None,
 ) -> None:
     """Publish the lists that *read* returns as `write_lists` does, or estimate it.
@@ -208,11 +208,11 @@ def publish_lists(
 
 
 def write_lists(
-    read: "Callable[[StageProgress], ListSource]", options: PublishOptions, imported: Path | None = None
+    read: "Callable[[StageProgress], ListSource]", options: PublishOptions, imported: str | None = None
 ) -> "Written":
     """Publish the lists that *read* returns, erase what is no longer needed, and print that.
 
-    *imported* is the path of the lists, where they were not computed here; the rows that were read there are counted.
+    *imported* names the files of the lists, where they were not computed here; the rows that were read are counted.
     """
     spending = Spending()
     with progress_bars(spending.progress) as on_progress:
@@ -301,12 +301,13 @@ def _print_dry_run(estimated: "Estimate", simulated: "WriteResult", options: Pub
         raise GateFailed(f"{failed}; this is a dry run, and nothing was written", simulated)
 
 
-def _print_release(written: Written, spending: Spending, options: PublishOptions, imported: Path | None) -> None:
+def _print_release(written: Written, spending: Spending, options: PublishOptions, imported: str | None) -> None:
     """Print what was written, what gates said, what was erased afterwards, and what it cost."""
     from offline.gates import recorded
 
     manifest, live = written.result.manifest, options.activate and written.refused is None
-    rows_read, left_out = manifest.about.get("rows", 0), manifest.about.get("left_out", {})
+    read: dict[str, Any] = {"rows": 0, "left_out": {}, "notes": []}
+    read |= {name: manifest.about[name] for name in read if name in manifest.about}
     forced, verdicts = recorded(manifest)
     if options.as_json:
         facts = {
@@ -316,11 +317,11 @@ def _print_release(written: Written, spending: Spending, options: PublishOptions
             "rows_written_before": written.result.skipped,
             "erased": written.erased,
         }
-        origin = {} if imported is None else {"rows": rows_read, "left_out": left_out}
+        origin = {} if imported is None else read
         print_json(origin | facts | ({"gates": verdicts} if verdicts else {}) | spending.to_json())
         return
     if imported is not None:
-        print_rows_read(rows_read, imported, left_out)
+        print_rows_read(imported, **read)
     counts = ", ".join(f"{count:,} {kind}" for kind, count in manifest.counts.items() if kind != "meta")
     size = f"{manifest.bytes / 1e6:,.1f} MB"
     state = "live" if live else "ready"

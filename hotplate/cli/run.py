@@ -122,11 +122,11 @@ class _Attempt:
 
     def make(self, path: Path) -> None:
         """Do what is left to do, step by step, and record each in the folder *path*."""
-        from offline.run import digest, opened
+        from offline.run import digest_of, opened
 
         with opened(path, self._wait_s) as folder:
             self.summary["succeeded_at"] = folder.succeeded_at
-            inputs = digest(self._job.inputs)
+            inputs = digest_of(self._job.inputs)
             if not self._is_same(folder.last, inputs):
                 folder.begin(self._with_store(partial(self._begin, folder.last, inputs)))
             if folder.run.outcome is None:

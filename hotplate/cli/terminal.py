@@ -29,8 +29,9 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable
+    from collections.abc import AsyncIterator, Awaitable, Mapping
 
+    from offline.input.files import Format
     from stores.store import Observer, Store
 
 T = TypeVar("T")
@@ -99,6 +100,22 @@ StoreUrl = Annotated[
 Delimiter = Annotated[
     str | None, option("--delimiter", "Split the fields of a CSV file at this character; by default it is detected.")
 ]
+Header = Annotated[
+    bool | None,
+    option(
+        "--header/--no-header",
+        "Take the first row for names of columns, or for data: columns are then named by number, as in "
+        "--user-column 2. By default it is data where a number or a date is in it.",
+    ),
+]
+NullValues = Annotated[
+    str | None,
+    option(
+        "--null-values",
+        "Take these texts for missing values, as blanks are, instead of NULL,null,NaN,nan,None.",
+        metavar="A,B",
+    ),
+]
 Titles = Annotated[
     Path | None, option("--titles", "Read titles from this file of item and title, where the data have none.")
 ]
@@ -122,11 +139,21 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     return grid
 
 
-def print_rows_read(rows: int, path: Path | str, left_out: dict[str, int]) -> None:
-    """Print how many rows of an input were read, and how many of them were left out, by reason."""
-    out.print(f"read {rows:,} rows of {path}")
+def text_format(delimiter: str | None, header: bool | None, null_values: str | None) -> "Format":
+    """Return how files are read where they do not say it themselves, of the options above."""
+    from offline.input.columns import NULL_VALUES
+    from offline.input.files import Format
+
+    return Format(delimiter, header, NULL_VALUES if null_values is None else null_values.split(","))
+
+
+def print_rows_read(source: str, rows: int, left_out: "Mapping[str, int]", notes: Sequence[str] = ()) -> None:
+    """Print how many rows of an input were read, how many of them were left out, by reason, and what else was seen."""
+    out.print(f"read {rows:,} rows of {source}")
     for reason, count in left_out.items():
         out.print(f"  {count:,} left out: {reason}")
+    for note in notes:
+        out.print(f"  note: {note}")
 
 
 def print_error(error: BaseException, *, as_json: bool) -> int:

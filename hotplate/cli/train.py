@@ -9,7 +9,9 @@ import typer
 
 from hotplate.cli.terminal import (
     Delimiter,
+    Header,
     Json,
+    NullValues,
     Titles,
     column_option,
     err,
@@ -20,6 +22,7 @@ from hotplate.cli.terminal import (
     print_rows_read,
     progress_bars,
     table,
+    text_format,
 )
 
 if TYPE_CHECKING:
@@ -80,22 +83,8 @@ def train(
         ),
     ] = None,
     delimiter: Delimiter = None,
-    header: Annotated[
-        bool | None,
-        option(
-            "--header/--no-header",
-            "Take the first row for names of columns, or for data: columns are then named by number, as in "
-            "--user-column 2. By default it is data where a number or a date is in it.",
-        ),
-    ] = None,
-    null_values: Annotated[
-        str | None,
-        option(
-            "--null-values",
-            "Take these texts for missing values, as blanks are, instead of NULL,null,NaN,nan,None.",
-            metavar="A,B",
-        ),
-    ] = None,
+    header: Header = None,
+    null_values: NullValues = None,
     min_per_user: Annotated[int, option("--min-per-user", "Leave out users with fewer items.", at_least=1)] = 1,
     min_per_item: Annotated[int, option("--min-per-item", "Leave out items with fewer users.", at_least=1)] = 1,
     split: Annotated[
@@ -170,7 +159,7 @@ def train(
     Example: hotplate train clicks.csv.gz --event-weights view=1,buy=5 --min-per-user 5 --out model
     """
     from offline.evaluate.splits import SplitOptions
-    from offline.input.columns import NULL_VALUES, Columns
+    from offline.input.columns import Columns
     from offline.input.filters import parse_event_weights, parse_half_life
     from offline.pipeline import TrainSettings
     from offline.pipeline import train as train_model
@@ -198,9 +187,7 @@ def train(
         path=data[0],
         more=data[1:],
         columns=columns,
-        delimiter=delimiter,
-        header=header,
-        null_values=NULL_VALUES if null_values is None else null_values.split(","),
+        form=text_format(delimiter, header, null_values),
         event_weights=parse_event_weights(event_weights) if event_weights else None,
         where=where or (),
         weighting=weighting,
@@ -265,17 +252,17 @@ def print_report(report: "TrainReport") -> None:
     facts = report.to_json()
     if report.warning:
         out.print(report.warning)
-    print_rows_read(facts["data"]["rows"], facts["data"]["source"], facts["data"]["left_out"])
-    for note in facts["data"]["notes"]:
-        out.print(f"  note: {note}")
+    _print_read(facts["data"])
     for what in ("users", "items", "pairs"):
         if facts[f"{what}_left_out"]:
             out.print(f"  {facts[f'{what}_left_out']:,} {what} left out: fewer than the minimum per user or per item")
     out.print(
         f"{facts['users']:,} users, {facts['items']:,} items, {facts['pairs']:,} pairs, {facts['titles']:,} titles"
     )
-    if facts["data"]["test"] is not None:
-        _print_test(facts["data"]["test"])
+    if test := facts["data"]["test"]:
+        _print_read(test)
+        for reason, count in test["pairs_left_out"].items():
+            out.print(f"  {count:,} pairs left out: {reason}")
     if report.search is None:
         out.print(report.tuning_note or "")
     else:
@@ -288,12 +275,8 @@ def print_report(report: "TrainReport") -> None:
     out.print(f"model written to {report.out} ({took})")
 
 
-def _print_test(test: "Mapping[str, Any]") -> None:
-    print_rows_read(test["rows"], test["source"], test["left_out"])
-    for note in test["notes"]:
-        out.print(f"  note: {note}")
-    for reason, count in test["pairs_left_out"].items():
-        out.print(f"  {count:,} pairs left out: {reason}")
+def _print_read(data: "Mapping[str, Any]") -> None:
+    print_rows_read(data["source"], data["rows"], data["left_out"], data["notes"])
 
 
 def _print_evaluation(evaluation: "Evaluation") -> None:

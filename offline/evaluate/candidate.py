@@ -1,6 +1,6 @@
 """Candidates: lists for the users of a truth, of whatever origin: files, a model, or a release of a store."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from offline.input.files import data_errors
+from offline.input.files import Format, data_errors, find_files
 from offline.input.matrix import Matrix
 from offline.list_import import read_scored
+from offline.measurement import read_users
 from offline.model import Model
 from stores import encoding
 from stores.catalogue import ReleaseRef
@@ -23,7 +24,6 @@ from stores.verification import load_manifest
 
 # Rows of files that are held before all but the best of each user are dropped.
 _HELD_ROWS = 2_000_000
-_RANKED_AT_ONCE = 4096
 _SCHEMA = {"user": pl.String, "item": pl.String, "score": pl.Float64}
 
 
@@ -56,7 +56,7 @@ class LiveRelease:
 
 
 def from_files(
-    path: Path, pairs: pl.DataFrame, k: int, named: Mapping[str, str | None], delimiter: str | None = None
+    path: Path, pairs: pl.DataFrame, k: int, named: Mapping[str, str | None], form: Format | None = None
 ) -> Candidate:
     """
     Read rows of user, item and score, as `import` does; of an item that a user has twice, the higher score counts.
@@ -64,7 +64,7 @@ def from_files(
     *pairs* [user, item] are those of the truth: memory grows with them, and not with the file. Equal scores are in the
     order of the item ids. Raises DataError as `read_scored` does.
     """
-    scored = read_scored(path, named, delimiter=delimiter).frame.select("owner", "item", "score")
+    scored = read_scored(find_files(path), str(path), named, form or Format()).frame.select("owner", "item", "score")
     wanted = pairs.select(owner="user", item="item").lazy()
     held, lists = list[pl.DataFrame](), scored.clear().collect()
     with data_errors(path):
@@ -93,22 +93,16 @@ def from_model(model: Model, origin: str, pairs: pl.DataFrame, k: int) -> Candid
     known = pl.DataFrame({"user": matrix.user_ids, "row": np.arange(len(matrix.user_ids), dtype=np.int32)})
     users = pairs.select("user").unique().join(known, on="user").sort("row")
     rows, ids = users.get_column("row").to_numpy(), pl.Series("item", matrix.item_ids, dtype=pl.String)
-    frames = [pl.DataFrame(schema=_SCHEMA)]
-    for start in range(0, len(rows), _RANKED_AT_ONCE):
-        batch = rows[start : start + _RANKED_AT_ONCE]
-        items, scores = model.ranker.recommend(matrix.user_items, batch, k)
-        listed = items >= 0
-        owners = users.get_column("user")[start : start + _RANKED_AT_ONCE]
-        frames.append(
-            pl.DataFrame(
-                {
-                    "user": owners.gather(np.nonzero(listed)[0]),
-                    "item": ids.gather(items[listed]),
-                    "score": scores[listed].astype(np.float64),
-                }
-            )
-        )
-    lists = pl.concat(frames)
+    items, scores = model.ranker.recommend(matrix.user_items, rows, k)
+    listed = items >= 0
+    lists = pl.DataFrame(
+        {
+            "user": users.get_column("user").gather(np.nonzero(listed)[0]),
+            "item": ids.gather(items[listed]),
+            "score": scores[listed],
+        },
+        schema=_SCHEMA,
+    )
     popular = ids.gather(model.popular.items)
     return Candidate(origin, lists, _predictions(lists, pairs), popular, matrix)
 
@@ -121,7 +115,8 @@ async def from_release(reader: Reader, release: ReleaseRef, origin: str, pairs: 
     """
     decode = await load_decode(reader, release, await load_manifest(reader, release))
     columns: dict[str, list[Any]] = {name: [] for name in _SCHEMA}
-    async for user, items in _read_lists(reader, release, decode, pairs.get_column("user").unique().sort().to_list()):
+    async for user, slot in read_users(reader, release, pairs.get_column("user").unique().sort().to_list()):
+        items = _items(USER + user, slot, decode)
         columns["user"] += [user] * len(items)
         columns["item"] += [item["id"] for item in items]
         columns["score"] += [item["score"] for item in items]
@@ -139,19 +134,11 @@ async def read_live(reader: Reader, users: Sequence[str], k: int) -> LiveRelease
         return None
     manifest = await load_manifest(reader, release)
     decode = await load_decode(reader, release, manifest)
-    found = _read_lists(reader, release, decode, users)
-    lists = {user: [item["id"] for item in items[:k]] async for user, items in found if items}
+    lists = dict[str, Sequence[str]]()
+    async for user, slot in read_users(reader, release, users):
+        if items := _items(USER + user, slot, decode):
+            lists[user] = [item["id"] for item in items[:k]]
     return LiveRelease(release.id, manifest.about, lists)
-
-
-async def _read_lists(
-    reader: Reader, release: ReleaseRef, decode: Decode, users: Sequence[str]
-) -> AsyncIterator[tuple[str, list[encoding.Item]]]:
-    for start in range(0, len(users), reader.batch):
-        chunk = users[start : start + reader.batch]
-        slots = await reader.get_many(release, [USER + user for user in chunk])
-        for user, slot in zip(chunk, slots, strict=True):
-            yield user, _items(USER + user, slot, decode)
 
 
 def _items(key: str, slot: Slot, decode: Decode) -> list[encoding.Item]:

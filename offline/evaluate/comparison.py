@@ -23,7 +23,7 @@ class Change:
 
     @property
     def verdict(self) -> str:
-        """Say whether the second is better or worse, or that it cannot be told."""
+        """Say whether the second is better or worse, or that the data do not decide."""
         if self.interval is None or self.interval[0] <= 0 <= self.interval[1]:
             return "cannot tell"
         return "better" if self.interval[0] > 0 else "worse"
@@ -52,7 +52,7 @@ class Comparison:
 
     @property
     def sentence(self) -> str:
-        """Say which is better, and by how much, or that it cannot be told."""
+        """Say which is better, and by how much, or that the data do not decide."""
         change = self._decisive
         difference = f"nDCG@{self.k} {change.b - change.a:+.4f}"
         if change.interval is not None:

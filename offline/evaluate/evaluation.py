@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from offline.errors import SettingError, require_at_least
-from offline.evaluate.intervals import Interval, bootstrap, of_runs
+from offline.evaluate.intervals import Interval, Values, bootstrap, of_runs
 from offline.evaluate.metrics import (
     RANKING,
     ListMetrics,
     RankingMetrics,
     UserMetrics,
-    Values,
+    as_served,
     mean_of,
     measure,
     measure_auc,
@@ -23,10 +23,10 @@ from offline.evaluate.metrics import (
 )
 from offline.evaluate.segments import Segments, by_activity
 from offline.evaluate.splits import IN_TIME, Mask, Parts, SplitOptions, split
-from offline.input.matrix import Indices, Matrix
+from offline.input.matrix import Indices, Matrix, users_per_item
 from offline.train.engine import Engine, Params, Ranker, engine_of, fit
 from offline.train.neighbours import NeighbourParams
-from offline.train.popularity import PopularityParams
+from offline.train.popularity import PopularityParams, by_popularity
 
 BASELINES: tuple[Params, ...] = (PopularityParams(), NeighbourParams())
 
@@ -198,7 +198,7 @@ def evaluate_parts(
     model = evaluate_engine(parts, params, k, on_iteration, segments=groups)
     others = [each for each in baselines if engine_of(each) != model.engine]
     results = tuple(evaluate_engine(parts, each, k, segments=groups) for each in others)
-    known = np.bincount(parts.train.indices, minlength=parts.train.shape[1]) > 0
+    known = users_per_item(parts.train) > 0
     return Evaluation(
         split=None,
         k=k,
@@ -220,14 +220,18 @@ def evaluate_engine(
     segments: Segments | None = None,
 ) -> EngineResult:
     """Learn from the train part of one split, and measure the lists on its test part; in detail with *segments*."""
-    ranker = fit(parts.train, params, on_iteration)
-    if parts.seen is not parts.train:
-        ranker = ranker.fold_in(parts.seen)
+    ranker = fit_parts(parts, params, on_iteration)
     lists = recommend_all(ranker, parts, k)
     if segments is not None:
         return _detailed(params, ranker, lists, parts, segments)
-    served = measure(as_served(lists, parts), parts.test)
+    served = measure(_as_served(lists, parts), parts.test)
     return EngineResult(engine_of(params), params, measure(lists, parts.test), served)
+
+
+def fit_parts(parts: Parts, params: Params, on_iteration: Callable[[int, int], None] | None = None) -> Ranker:
+    """Learn from the train part, and fold in the users that were held out, if the split held any."""
+    ranker = fit(parts.train, params, on_iteration)
+    return ranker if parts.seen is parts.train else ranker.fold_in(parts.seen)
 
 
 def recommend_all(ranker: Ranker, parts: Parts, k: int) -> Indices:
@@ -242,19 +246,14 @@ def recommend_all(ranker: Ranker, parts: Parts, k: int) -> Indices:
     return lists
 
 
-def as_served(lists: Indices, parts: Parts) -> Indices:
-    """Return *lists* with the popular list of the train part for those who have none, as the service answers."""
-    counts = np.bincount(parts.train.indices, minlength=parts.train.shape[1]).astype(np.float32)
-    popular = np.lexsort((np.arange(len(counts)), -counts))[: lists.shape[1]].astype(np.int32)
-    served = lists.copy()
-    served[(lists < 0).all(axis=1), : len(popular)] = popular
-    return served
+def _as_served(lists: Indices, parts: Parts) -> Indices:
+    return as_served(lists, by_popularity(users_per_item(parts.train)))
 
 
 def _detailed(params: Params, ranker: Ranker, lists: Indices, parts: Parts, segments: Segments) -> EngineResult:
-    plain, served = measure_users(lists, parts.test), measure_users(as_served(lists, parts), parts.test)
+    plain, served = measure_users(lists, parts.test), measure_users(_as_served(lists, parts), parts.test)
     of_lists, per_list = measure_lists(lists[plain.users], parts.train)
-    auc = measure_auc(ranker, parts)
+    auc = measure_auc(ranker.scores, parts)
     groups = _members(segments, plain)
     # One call draws the same users for everything.
     columns: dict[tuple[str, ...], Values] = {("plain", name): values for name, values in plain.values.items()}

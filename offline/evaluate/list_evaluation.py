@@ -11,11 +11,11 @@ from scipy.sparse import csr_matrix
 from offline.errors import DataError, require_at_least
 from offline.evaluate.candidate import Candidate
 from offline.evaluate.intervals import Interval, bootstrap
-from offline.evaluate.metrics import ListMetrics, RankingMetrics, UserMetrics, measure_lists, measure_users
+from offline.evaluate.metrics import ListMetrics, RankingMetrics, UserMetrics, as_served, measure_lists, measure_users
 from offline.evaluate.ratings import RatingMetrics, measure_ratings, rating_intervals
 from offline.evaluate.truth import Truth
-from offline.input.matrix import Indices, Matrix, UserItems
-from offline.train.popularity import Popularity
+from offline.input.matrix import Indices, Matrix, UserItems, users_per_item
+from offline.train.popularity import Popularity, by_popularity
 
 M = TypeVar("M", RankingMetrics, ListMetrics, RatingMetrics)
 
@@ -97,7 +97,7 @@ class Evaluator:
             pairs=int(self._test.nnz),
             seen_pairs=0 if self._seen is None else int(self._seen.multiply(self._test).nnz),
             ranking=_ranking(measure_users(lists, self._test)),
-            as_served=None if popular is None else self._as_served(lists, popular),
+            as_served=None if popular is None else _ranking(measure_users(as_served(lists, popular), self._test)),
             popularity=self._popularity(),
             variety=self._variety(lists),
             rating=rating,
@@ -125,21 +125,16 @@ class Evaluator:
     def _popular(self, candidate: Candidate) -> Indices | None:
         """Return the items that whoever has no list is served, best first; None where they are not known."""
         if candidate.popular is not None:
-            return _numbers(candidate.popular.to_frame("item"), "item", self._items)[: self._k]
-        return None if self._history is None else _most_popular(self._history)[: self._k]
-
-    def _as_served(self, lists: Indices, popular: Indices) -> Measured[RankingMetrics]:
-        served = lists.copy()
-        served[(lists < 0).all(axis=1), : len(popular)] = popular
-        return _ranking(measure_users(served, self._test))
+            return _numbers(candidate.popular.to_frame("item"), "item", self._items)
+        return None if self._history is None else _most_popular(self._history)
 
     def _popularity(self) -> Measured[RankingMetrics] | None:
         if self._history is None:
             return None
-        counts = np.bincount(self._history.indices, minlength=self._test.shape[1]).astype(np.float32)
+        counts = users_per_item(self._history).astype(np.float32)
         users = np.arange(self._test.shape[0], dtype=np.int32)
         lists, _ = Popularity(counts).recommend(self._seen, users, self._k)
-        return self._as_served(lists, _most_popular(self._history)[: self._k])
+        return _ranking(measure_users(as_served(lists, _most_popular(self._history)), self._test))
 
     def _variety(self, lists: Indices) -> Measured[ListMetrics] | None:
         if self._history is None:
@@ -188,6 +183,6 @@ def _numbers(frame: pl.DataFrame, column: str, ids: pl.Enum) -> Indices:
 
 
 def _most_popular(history: UserItems) -> Indices:
-    """Return the items that anybody had, by the number of their users, ties in the order of their ids."""
-    counts = np.bincount(history.indices, minlength=history.shape[1])
-    return np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)].astype(np.int32)
+    """Return the items that anybody had."""
+    counts = users_per_item(history)
+    return by_popularity(counts)[: np.count_nonzero(counts)]

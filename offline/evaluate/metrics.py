@@ -1,22 +1,24 @@
 """Metrics of lists: how well they rank what was held back, of each user and on average, and what else they are like."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_matrix
 
+from offline.evaluate.intervals import Values
 from offline.evaluate.splits import Mask, Parts, pair_keys
-from offline.input.matrix import Floats, Indices, UserItems
-from offline.train.engine import Ranker
+from offline.input.matrix import Floats, Indices, UserItems, users_per_item
+from offline.train.popularity import by_popularity
 
-Values = npt.NDArray[np.float64]
+# Scores all items for some users; see `Ranker.scores`.
+Score = Callable[[UserItems, Indices], Floats]
 # What costs more than a sort is measured of so many users, drawn at random; their intervals say what that leaves open.
 _SAMPLED_USERS = 1000
-# Ranking all items takes half a millisecond of a user and some thousands of items.
-_RANKED_USERS = 500
-_RANKED_SCORES = 2_000_000
+# Scores of all items are computed of so many users, and so many in all, but of 100 users at least.
+_SCORED_USERS = 500
+_SCORES = 2_000_000
 _SEED = 42
 _LISTS_AT_ONCE = 128
 # Head items have so much of all interactions in train (Abdollahpouri et al., UMAP 2021).
@@ -146,6 +148,14 @@ def _hits(recommended: Indices, test: UserItems, users: Indices) -> Mask:
     return hits
 
 
+def as_served(lists: Indices, popular: Indices) -> Indices:
+    """Return *lists* [users, k], the *popular* items, best first, for those who have none, as the service answers."""
+    served = lists.copy()
+    first = popular[: lists.shape[1]]
+    served[(lists < 0).all(axis=1), : len(first)] = first
+    return served
+
+
 def measure_lists(lists: Indices, train: UserItems) -> tuple[ListMetrics, dict[str, Values]]:
     """
     Measure *lists* [lists, k], -1 where one ends, by the interactions *train* [users, items] that they were made from.
@@ -153,7 +163,7 @@ def measure_lists(lists: Indices, train: UserItems) -> tuple[ListMetrics, dict[s
     The second value has those metrics that single lists have, by their names, [lists], NaN where there is none: no
     list, or of diversity less than two items, or a list that was not drawn, for it is measured of 1,000.
     """
-    counts = np.bincount(train.indices, minlength=train.shape[1])
+    counts = users_per_item(train)
     places = np.bincount(lists[lists >= 0], minlength=train.shape[1])
     at = np.maximum(lists, 0)
     # An item that nobody has is as new as one that a single user has.
@@ -181,7 +191,7 @@ def _mean_of_list(values: npt.NDArray[np.float64] | Mask, present: Mask) -> Valu
 
 def _head(counts: npt.NDArray[np.int64]) -> Mask:
     """Tell which items are the most popular ones, as many as it takes for their share of all interactions."""
-    order = np.lexsort((np.arange(len(counts)), -counts))
+    order = by_popularity(counts)
     before = np.cumsum(counts[order]) - counts[order]
     head = np.zeros(len(counts), dtype=np.bool_)
     head[order] = before < _HEAD_SHARE * counts.sum()
@@ -223,41 +233,39 @@ def _sample(candidates: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int
     return np.sort(np.random.default_rng(_SEED).permutation(candidates)[:count])
 
 
-def measure_auc(ranker: Ranker, parts: Parts) -> Values:
+def measure_auc(score: Score, parts: Parts) -> Values:
     """
     Return of users that have test items (in order) the area under the ROC curve, NaN for those who were not drawn.
 
     It is the share of pairs of a test item and an item that the user has neither in *seen* nor in *test* in which the
-    test item ranks higher; ties count half, and what an engine does not rank is tied below all else. At most 500
-    users are ranked, and where there are more than 4,000 items fewer, down to 100.
+    test item scores higher; ties count half. At most 500 users are scored, and where there are more than 4,000 items
+    fewer, down to 100.
     """
     tested = np.flatnonzero(np.diff(parts.test.indptr))
     items = parts.test.shape[1]
-    places = _sample(np.arange(len(tested)), min(_RANKED_USERS, max(100, _RANKED_SCORES // items)))
+    places = _sample(np.arange(len(tested)), min(_SCORED_USERS, max(100, _SCORES // items)))
     found = np.full(len(tested), np.nan)
     for start in range(0, len(places), _LISTS_AT_ONCE):
         batch = places[start : start + _LISTS_AT_ONCE]
         users = tested[batch].astype(np.int32)
-        ranked, scores = ranker.recommend(parts.seen, users, items)
-        for place, user, row, row_scores in zip(batch, users, ranked, scores, strict=True):
+        scores, seen = score(parts.seen, users), parts.seen[users]
+        scores[np.repeat(np.arange(len(users)), np.diff(seen.indptr)), seen.indices] = np.inf
+        ascending = np.sort(scores, axis=1)
+        for place, user, row, row_ascending in zip(batch, users, scores, ascending, strict=True):
             wanted = parts.test.indices[parts.test.indptr[user] : parts.test.indptr[user + 1]]
             candidates = items - int(parts.seen.indptr[user + 1] - parts.seen.indptr[user])
-            found[place] = _area(row[row >= 0], row_scores[row >= 0], wanted, candidates)
+            found[place] = _area(row_ascending[:candidates], np.sort(row[wanted]))
     return found
 
 
-def _area(ranked: Indices, scores: Floats, wanted: Indices, candidates: int) -> float:
-    """Return the area for one user, whose *ranked* items, best first, are some of the *candidates*."""
-    others = candidates - len(wanted)
+def _area(scores: Floats, of_wanted: Floats) -> float:
+    """Return the area for one user, of whose *scores*, ascending, some are *of_wanted* items, ascending, too."""
+    others = len(scores) - len(of_wanted)
     if others == 0:
         return np.nan
-    unranked = candidates - len(ranked)
-    ascending = np.concatenate((np.full(unranked, -np.inf), scores[::-1].astype(np.float64)))
-    of_wanted = np.sort(scores[np.isin(ranked, wanted)].astype(np.float64))
-    of_wanted = np.concatenate((np.full(len(wanted) - len(of_wanted), -np.inf), of_wanted))
     # How many rank below each test item, ties counted half, less the test items among them.
     below, or_tied, wanted_below, wanted_or_tied = (
-        np.searchsorted(of, of_wanted, side) for of in (ascending, of_wanted) for side in ("left", "right")
+        np.searchsorted(of, of_wanted, side) for of in (scores, of_wanted) for side in ("left", "right")
     )
     in_order = (below + or_tied - wanted_below - wanted_or_tied).sum() / 2
-    return float(in_order / (len(wanted) * others))
+    return float(in_order / (len(of_wanted) * others))

@@ -5,9 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from offline.evaluate.intervals import Interval, percentiles, resampled_sums
-
-Values = npt.NDArray[np.float64]
+from offline.evaluate.intervals import Interval, Values, percentiles, resampled_sums
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,10 @@ from offline.evaluate.candidate import LiveRelease
 from offline.evaluate.intervals import bootstrap
 from offline.evaluate.metrics import measure_lists
 from offline.evaluate.verdict import live_subject, subjects_of, verdict_on
-from offline.input.matrix import Floats, Indices
+from offline.input.matrix import Floats, Indices, users_per_item
 from offline.measurement import common
 from offline.model import Model, describe, load
+from offline.train.popularity import by_popularity
 
 FORMAT = 1
 # Of so many users lists are computed for the report; more would hardly change what it says of them.
@@ -124,9 +125,9 @@ def _catalogue(model: Model, items: Indices) -> dict[str, Any]:
     """Return what of the catalogue the lists *items* [users, k] hold, from the most popular item to the rarest."""
     train = model.matrix.user_items
     metrics, per_list = measure_lists(items, train)
-    history = np.bincount(train.indices, minlength=train.shape[1])
+    history = users_per_item(train)
     listed = np.bincount(items[items >= 0], minlength=train.shape[1])
-    order = np.argsort(-history, kind="stable")
+    order = by_popularity(history)
     ranks = np.unique(np.geomspace(1, len(order), _POINTS).round().astype(np.int64))
     shares = (np.cumsum(counts[order])[ranks - 1] / max(1, counts.sum()) for counts in (history, listed))
     reached = [len(np.unique(items[:, :depth][items[:, :depth] >= 0])) for depth in range(1, items.shape[1] + 1)]

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from scipy.sparse import csr_matrix
 
 from offline.errors import DataError, SettingError, require_at_least
-from offline.input.matrix import UserItems
+from offline.input.matrix import UserItems, users_per_item
 
 SplitKind = Literal["by-item", "by-user", "random", "by-time", "by-user-time", "leave-last", "held-out-users"]
 SPLIT_KINDS: tuple[SplitKind, ...] = get_args(SplitKind)
@@ -164,7 +164,7 @@ def _hold_out_users(user_items: UserItems, rows: npt.NDArray[np.int64], times: T
     rank, sizes = _ranked(rows, generator.random(user_items.nnz))
     target = chosen[rows] & (rank > sizes - np.floor(_TARGET_SHARE * sizes))
     train = part(user_items, ~chosen[rows])
-    learnt = np.bincount(train.indices, minlength=user_items.shape[1]) > 0
+    learnt = users_per_item(train) > 0
     target &= learnt[user_items.indices]  # what nobody else has cannot be recommended
     folded = chosen[rows] & ~target
     train_times = None if times is None else times[~chosen[rows]]

@@ -44,8 +44,8 @@ _COMMON_NAMES = {
         "item itemid iid movie movieid product productid stockcode sku asin parentasin track trackid article "
         "articleid song songid artist artistid book bookid isbn video videoid content contentid"
     ),
-    "weight": "weight count plays playcount score strength",
-    "rating": "rating ratings stars",
+    "weight": "weight count plays playcount strength",
+    "rating": "rating ratings stars score",
     "time": (
         "time timestamp ts date datetime invoicedate orderdate purchasedate eventtime eventdate createdat ratedat"
     ),

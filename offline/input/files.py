@@ -2,7 +2,7 @@
 
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -181,15 +181,21 @@ def suffix(file: Path) -> str:
 
 
 def fingerprint(files: Sequence[DataFile]) -> str:
-    """Return a digest (32 hex digits) of the names, keys, sizes and bytes of *files*, in order; reads each once."""
-    digest = xxhash.xxh3_128()
-    for file in files:
-        with data_errors(file), file.path.open("rb") as stream:
-            keys = "".join(f"{key}={value}/" for key, value in file.keys.items())
-            digest.update(f"{keys}{file.path.name}\0{file.path.stat().st_size}\0".encode())
+    """Return a digest of *files* by their names and what their folders say, wherever they lie; see `digest`."""
+    return digest(
+        ("".join(f"{key}={value}/" for key, value in file.keys.items()) + file.path.name, file.path) for file in files
+    )
+
+
+def digest(files: Iterable[tuple[str, Path]]) -> str:
+    """Return a digest (32 hex digits) of the names, sizes and bytes of *files*, in order; DataError for what is not."""
+    found = xxhash.xxh3_128()
+    for name, path in files:
+        with data_errors(path), path.open("rb") as stream:
+            found.update(f"{name}\0{path.stat().st_size}\0".encode())
             while chunk := stream.read(_CHUNK_BYTES):
-                digest.update(chunk)
-    return digest.hexdigest()
+                found.update(chunk)
+    return found.hexdigest()
 
 
 @contextmanager

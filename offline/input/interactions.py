@@ -36,7 +36,7 @@ class Interactions:
     """
     What the files say, one row per user and item; lives until the matrix is built.
 
-    pairs        [user: str, item: str, weight: f64 > 0, and time: datetime (naive UTC), if there is one], in no order
+    pairs        [user, item: categorical, weight: f64 > 0, and time: datetime (naive UTC), if any], in no order
     titles       by item, as far as they are known
     segments     [segment, item, weight: f64, the number of users of the segment that have the item], or None
     memberships  [user, segment]: of each user the segment that most rows name, the first of equals, or None
@@ -120,7 +120,8 @@ def read_interactions(
 def _notes(
     tables: Sequence[Table], columns: Columns, whole: Sequence[str], pairs: pl.DataFrame, *, is_weighed: bool
 ) -> list[str]:
-    notes = [header_note(tables, columns), whole_numbers_note(whole)]
+    roles = {role: getattr(columns, role) for role in ("user", "item", "weight", "time")}
+    notes = [header_note(tables, roles), whole_numbers_note(whole)]
     if not is_weighed and columns.weight is None and columns.count is None:
         notes += [rating_note(list(tables[0].schema)), event_note(tables)]
     notes += [similar_ids_note(role, pairs.get_column(role)) for role in ("user", "item")]
@@ -247,12 +248,15 @@ def _pairs(kept: pl.LazyFrame, columns: Columns, weighting: Weighting, decay: pl
     is_sum = columns.count is None and weighting == "sum"
     of_row = pl.col("weight") if decay is None or not is_sum else pl.col("weight") * decay
     weight = of_row.sum() if columns.count is None else pl.col("count").n_unique().cast(pl.Float64)
-    aggregates = [weight.alias("weight")]
+    # To add up what will be 1 takes more than all else.
+    aggregates = [] if weighting == "binary" else [weight.alias("weight")]
     if columns.time is not None:
         aggregates.append(pl.col("time").min())
     if decay is not None and not is_sum:
         aggregates.append(decay.max().alias("decay"))
-    pairs = kept.group_by("user", "item").agg(aggregates).collect(engine="streaming")
+    # Numbers for texts take far less memory.
+    ids = pl.col("user", "item").cast(pl.Categorical)
+    pairs = kept.group_by(ids).agg(aggregates).collect(engine="streaming")
     if weighting == "binary":
         pairs = pairs.with_columns(weight=pl.lit(1.0))
     elif weighting == "log":

@@ -1,7 +1,7 @@
 """Interactions as a sparse matrix, users by items, after those with too few have been left out."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,8 @@ from offline.errors import DataError, require_at_least
 UserItems = Any
 Indices = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
+# True for each item that may be recommended; None where all may.
+Allowed: TypeAlias = npt.NDArray[np.bool_] | None
 # Before all others.
 NO_TIME = int(np.iinfo(np.int64).min)
 
@@ -41,9 +43,9 @@ def to_matrix(pairs: pl.DataFrame, min_per_user: int = 1, min_per_item: int = 1)
     """
     Build the matrix of *pairs* [user, item, weight, and perhaps time], one row per pair, in any order.
 
-    Users with fewer than *min_per_user* items and items with fewer than *min_per_item* users are left out, again and
-    again until none is (the k-core). Raises DataError when nothing is left or a weight does not fit, SettingError for
-    a minimum below 1.
+    Ids are text or categorical. Users with fewer than *min_per_user* items and items with fewer than *min_per_item*
+    users are left out, again and again until none is (the k-core). Raises DataError when nothing is left or a weight
+    does not fit, SettingError for a minimum below 1.
     """
     require_at_least("min-per-user", min_per_user)
     require_at_least("min-per-item", min_per_item)
@@ -131,6 +133,11 @@ def known_pairs(pairs: pl.DataFrame, matrix: Matrix) -> KnownPairs:
     )
 
 
+def users_per_item(user_items: UserItems) -> npt.NDArray[np.int64]:
+    """Return of each item how many users have it, [items]."""
+    return np.bincount(user_items.indices, minlength=user_items.shape[1])
+
+
 def check_user_items(user_items: UserItems) -> None:
     """Raise DataError for a matrix that no engine can learn from, TypeError for what is no such matrix."""
     if not isinstance(user_items, csr_matrix) or user_items.dtype != np.float32:
@@ -146,14 +153,20 @@ def check_user_items(user_items: UserItems) -> None:
 
 def _encoded(ids: pl.Series) -> tuple[pl.Series, Indices]:
     """Return the distinct ids in ascending order, and for each of *ids* its index among them."""
-    distinct = ids.unique().sort()
+    distinct = ids.unique().cast(pl.String).sort()
     return distinct, ids.cast(pl.Enum(distinct)).to_physical().to_numpy().astype(np.int32)
 
 
 def _places(ids: pl.Series, known: list[str]) -> npt.NDArray[np.int64]:
     """Return where each of *ids* stands among those that are *known*, -1 where it is none of them."""
     numbered = pl.DataFrame({"id": known}).with_row_index("place")
-    places = ids.rename("id").to_frame().join(numbered, on="id", how="left", maintain_order="left").get_column("place")
+    places = (
+        ids.cast(pl.String)
+        .rename("id")
+        .to_frame()
+        .join(numbered, on="id", how="left", maintain_order="left")
+        .get_column("place")
+    )
     return places.cast(pl.Int64).fill_null(-1).to_numpy()
 
 

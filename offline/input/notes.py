@@ -1,10 +1,10 @@
 """Notes: what was found in the input and not used, or read otherwise than it is written, in a sentence each."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import polars as pl
 
-from offline.input.columns import Columns, is_numbered, usual_column
+from offline.input.columns import is_numbered, usual_column
 from offline.input.files import data_errors
 from offline.input.tables import Table
 
@@ -13,12 +13,11 @@ _MAX_EVENTS = 20
 _HEAD_ROWS = 1000
 
 
-def header_note(tables: Sequence[Table], columns: Columns) -> str | None:
-    """Say which columns are taken for what where they have no names."""
+def header_note(tables: Sequence[Table], roles: Mapping[str, str | None]) -> str | None:
+    """Say which columns are taken for what, by role, where they have no names."""
     available = list(tables[0].schema)
     if not is_numbered(available):
         return None
-    roles = {"user": columns.user, "item": columns.item, "weight": columns.weight, "time": columns.time}
     taken = ", ".join(f"{name} as the {role}" for role, name in roles.items() if name is not None)
     left = [name for name in available if name not in roles.values()]
     unused = f", and {', '.join(left)} {'are' if len(left) > 1 else 'is'} not used" if left else ""
@@ -63,7 +62,7 @@ def event_note(tables: Sequence[Table]) -> str | None:
 
 def similar_ids_note(role: str, ids: pl.Series) -> str | None:
     """Say how many of *ids*, with repetitions, differ from another in nothing but case or white space around them."""
-    distinct = ids.unique()
+    distinct = ids.unique().cast(pl.String)
     frame = pl.DataFrame({"id": distinct, "plain": distinct.str.strip_chars().str.to_lowercase()})
     if frame.get_column("plain").n_unique() == frame.height:
         return None

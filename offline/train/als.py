@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 from implicit.cpu._als import least_squares_cg
 from implicit.cpu.als import AlternatingLeastSquares
 from implicit.cpu.topk import topk
@@ -14,7 +13,7 @@ from scipy.sparse import csr_matrix
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # published without types
 
 from offline.errors import DataError, SettingError, require_at_least
-from offline.input.matrix import Floats, Indices, UserItems, check_user_items
+from offline.input.matrix import Allowed, Floats, Indices, UserItems, check_user_items
 
 # Bounds the memory that a batch takes beside the factors.
 _SOLVED_AT_ONCE = 50_000
@@ -65,7 +64,7 @@ class Factors:
         n: int,
         *,
         keep_seen: bool = False,
-        allowed: npt.NDArray[np.bool_] | None = None,
+        allowed: Allowed = None,
     ) -> tuple[Indices, Floats]:
         """Rank items by the products of their factors with a user's; see `Ranker`."""
         require_at_least("The length of a list", n)
@@ -91,9 +90,14 @@ class Factors:
                 scores[start : start + _RANKED_AT_ONCE] = np.where(missing, 0, values)
         return items, scores
 
-    def similar_items(
-        self, items: Indices, n: int, *, allowed: npt.NDArray[np.bool_] | None = None
-    ) -> tuple[Indices, Floats]:
+    def scores(self, user_items: UserItems, users: Indices) -> Floats:
+        """Multiply the factors of *users* with those of all items; see `Ranker`."""
+        has_any = np.diff(user_items.indptr)[users] > 0
+        with threadpool_limits(1, "blas"):
+            scores: Floats = np.where(has_any[:, None], self.user_factors[users], 0) @ self.item_factors.T
+        return scores
+
+    def similar_items(self, items: Indices, n: int, *, allowed: Allowed = None) -> tuple[Indices, Floats]:
         """
         Rank items by the cosine of their factors; see `Ranker`.
 
@@ -177,7 +181,7 @@ def fit(user_items: UserItems, params: ALSParams, on_iteration: Callable[[int, i
     return Factors(model.user_factors, model.item_factors, params)
 
 
-def _banned(allowed: npt.NDArray[np.bool_] | None) -> Indices | None:
+def _banned(allowed: Allowed) -> Indices | None:
     return None if allowed is None else np.flatnonzero(~allowed).astype(np.int32)
 
 

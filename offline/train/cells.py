@@ -12,7 +12,7 @@ import numpy as np
 
 from offline.errors import DataError, SettingError
 from offline.train.als import ALSParams
-from offline.train.engine import PARAMS, Engine, Params, engine_of, params_from
+from offline.train.engine import Engine, Params, engine_of, params_class
 from offline.train.neighbours import NeighbourParams, NeighbourWeighting
 from offline.train.popularity import PopularityParams
 
@@ -115,9 +115,10 @@ def _cell(values: object, where: str, defaults: ALSParams) -> Params:
     if not isinstance(values, dict):
         raise SettingError(f"{where} is not a table of engine and parameters.")
     engine = values.get("engine", "als")
-    kind = PARAMS.get(engine) if isinstance(engine, str) else None  # type: ignore[call-overload]  # whatever is written
-    if kind is None:
-        raise SettingError(f"{where} has the engine {engine!r}; choose one of {', '.join(PARAMS)}.")
+    try:
+        kind = params_class(engine)
+    except DataError as error:
+        raise SettingError(f"{where}: {error}") from error
     usual: dict[str, Any] = asdict(defaults if kind is ALSParams else kind())
     given = {name: value for name, value in values.items() if name != "engine"}
     for name, value in given.items():
@@ -127,7 +128,7 @@ def _cell(values: object, where: str, defaults: ALSParams) -> Params:
         if isinstance(value, bool) or not isinstance(value, int | float if wanted is float else wanted):
             raise SettingError(f"{where} has {name} = {value!r}; it must be of type {wanted.__name__}.")
     try:
-        return params_from(engine, usual | given)
+        return kind(**usual | given)
     except SettingError as error:
         raise SettingError(f"{where}: {error}") from error
 

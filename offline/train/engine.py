@@ -3,11 +3,8 @@
 from collections.abc import Callable
 from typing import Any, Literal, Protocol, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
-
 from offline.errors import DataError
-from offline.input.matrix import Floats, Indices, UserItems
+from offline.input.matrix import Allowed, Floats, Indices, UserItems
 from offline.train import als, neighbours, popularity
 from offline.train.als import ALSParams
 from offline.train.memory import check_memory, needed_bytes
@@ -16,8 +13,6 @@ from offline.train.popularity import PopularityParams
 
 Engine = Literal["als", "neighbours", "popularity"]
 Params: TypeAlias = ALSParams | NeighbourParams | PopularityParams
-# True for each item that may be recommended; None where all may.
-Allowed: TypeAlias = npt.NDArray[np.bool_] | None
 
 PARAMS: dict[Engine, type[Params]] = {
     "als": ALSParams,
@@ -38,6 +33,14 @@ class Ranker(Protocol):
         What a user has in *user_items* is left out unless *keep_seen*. Where a user has no more items to get, and
         throughout for users with no interactions, the item is -1 and the score 0. Runs on all cores, best with
         thousands of users.
+        """
+        ...
+
+    def scores(self, user_items: UserItems, users: Indices) -> Floats:
+        """
+        Return [len(users), number of items]: what each item, those that they have, too, scores for the rows *users*.
+
+        What would not be recommended scores as little as the least. Lists are in the order of these scores.
         """
         ...
 
@@ -82,12 +85,17 @@ def as_options(params: Params) -> str:
     return f"--engine {engine_of(params)}{chosen}"
 
 
-def params_from(engine: str, values: dict[str, Any]) -> Params:
+def params_class(engine: object) -> type[Params]:
+    """Return the class of the parameters of *engine*, as a model or a file names it; DataError where it is unknown."""
+    for name, kind in PARAMS.items():
+        if name == engine:
+            return kind
+    raise DataError(f"The engine {engine!r} is not known; this hotplate has {', '.join(PARAMS)}.")
+
+
+def params_from(engine: object, values: dict[str, Any]) -> Params:
     """Return the parameters of *engine* that a model or a file says; raises DataError for an engine that is unknown."""
-    kind = {str(name): kind for name, kind in PARAMS.items()}.get(engine)
-    if kind is None:
-        raise DataError(f"The engine {engine!r} is not known; this hotplate has {', '.join(PARAMS)}.")
-    return kind(**values)
+    return params_class(engine)(**values)
 
 
 def fit(user_items: UserItems, params: Params, on_iteration: Callable[[int, int], None] | None = None) -> Ranker:

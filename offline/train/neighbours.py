@@ -1,19 +1,19 @@
 """Item neighbours: items that the same users have, weighed by TF-IDF, BM25 or cosine, and the lists that they give."""
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 from implicit._nearest_neighbours import NearestNeighboursScorer
 from implicit.nearest_neighbours import BM25Recommender, CosineRecommender, TFIDFRecommender
 from implicit.utils import ParameterWarning
 from scipy.sparse import csr_matrix, diags_array
 
 from offline.errors import SettingError, require_at_least
-from offline.input.matrix import Floats, Indices, UserItems, check_user_items
+from offline.input.matrix import Allowed, Floats, Indices, UserItems, check_user_items
 
 NeighbourWeighting = Literal["tfidf", "bm25", "cosine"]
 _RECOMMENDERS = {"tfidf": TFIDFRecommender, "bm25": BM25Recommender, "cosine": CosineRecommender}
@@ -48,18 +48,14 @@ class Neighbours:
         n: int,
         *,
         keep_seen: bool = False,
-        allowed: npt.NDArray[np.bool_] | None = None,
+        allowed: Allowed = None,
     ) -> tuple[Indices, Floats]:
         """Rank items by the sum of their similarities to those that a user has; see `Ranker`."""
         require_at_least("The length of a list", n)
         if user_items.shape[1] != self.similarity.shape[0]:
             raise ValueError(f"user_items is {user_items.shape}, but there are neighbours for other items")
         n = min(n, user_items.shape[1])
-        similarity = self._speaking
-        if allowed is not None:
-            similarity = csr_matrix(similarity @ diags_array(allowed.astype(np.float64)))
-        similarity.eliminate_zeros()
-        scorer = NearestNeighboursScorer(similarity)
+        scorer = NearestNeighboursScorer(self._speaking(None if allowed is None else allowed.tobytes()))
         items = np.full((len(users), n), -1, dtype=np.int32)
         scores = np.zeros((len(users), n), dtype=np.float32)
         for place, user in enumerate(users.tolist()):
@@ -74,9 +70,13 @@ class Neighbours:
             items[place, : len(best)], scores[place, : len(best)] = ids[best], values[best]
         return items, scores
 
-    def similar_items(
-        self, items: Indices, n: int, *, allowed: npt.NDArray[np.bool_] | None = None
-    ) -> tuple[Indices, Floats]:
+    def scores(self, user_items: UserItems, users: Indices) -> Floats:
+        """Sum up the similarities to what *users* have; see `Ranker`."""
+        summed = csr_matrix(user_items[users], dtype=np.float64) @ self._speaking
+        scores: Floats = np.maximum(summed.toarray(), 0, dtype=np.float64).astype(np.float32)
+        return scores
+
+    def similar_items(self, items: Indices, n: int, *, allowed: Allowed = None) -> tuple[Indices, Floats]:
         """Return the neighbours of *items*; see `Ranker`."""
         require_at_least("The length of a list", n)
         n = min(n, self.similarity.shape[0] - 1)
@@ -96,9 +96,20 @@ class Neighbours:
         return self
 
     @cached_property
-    def _speaking(self) -> Any:  # noqa: ANN401 -- scipy publishes no types
-        """The similarities of the nearest neighbours alone."""
-        return nearest(self.similarity, self.params.neighbours)
+    def _speaking(self) -> Callable[[bytes | None], Any]:
+        """The similarities of the nearest neighbours, to allowed items; kept, for lists are made batch by batch."""
+        everything = nearest(self.similarity, self.params.neighbours)
+        everything.eliminate_zeros()
+
+        @lru_cache(maxsize=1)
+        def to_allowed(mask: bytes | None) -> Any:  # noqa: ANN401 -- scipy publishes no types
+            if mask is None:
+                return everything
+            allowed = csr_matrix(everything @ diags_array(np.frombuffer(mask, dtype=np.bool_).astype(np.float64)))
+            allowed.eliminate_zeros()
+            return allowed
+
+        return to_allowed
 
 
 def fit(user_items: UserItems, params: NeighbourParams) -> Neighbours:

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from offline.errors import DataError, require_at_least
-from offline.input.matrix import Floats, Indices, Matrix, UserItems, check_user_items
+from offline.input.matrix import Allowed, Floats, Indices, Matrix, UserItems, check_user_items, users_per_item
 
 # The service keeps every popular list in memory.
 MAX_SEGMENTS = 1000
@@ -41,15 +42,15 @@ class Popularity:
         n: int,
         *,
         keep_seen: bool = False,
-        allowed: npt.NDArray[np.bool_] | None = None,
+        allowed: Allowed = None,
     ) -> tuple[Indices, Floats]:
         """Rank items by the number of their users, ties in the order of their ids; see `Ranker`."""
         require_at_least("The length of a list", n)
         n = min(n, len(self.counts))
         # Items that nobody has are no recommendation.
         candidates = self.counts > 0 if allowed is None else (self.counts > 0) & allowed
-        order = np.lexsort((np.arange(len(self.counts)), -self.counts))
-        order = order[candidates[order]].astype(np.int32)
+        order = by_popularity(self.counts)
+        order = order[candidates[order]]
         place = np.full(len(self.counts), len(order), dtype=np.int64)
         place[order] = np.arange(len(order))
         items = np.full((len(users), n), -1, dtype=np.int32)
@@ -68,12 +69,17 @@ class Popularity:
             items[start : start + _RANKED_AT_ONCE, : ranked.shape[1]] = ranked
         return items, np.where(items < 0, np.float32(0), self.counts[items])
 
+    def scores(self, user_items: UserItems, users: Indices) -> Floats:
+        """Return the number of users of each item, for those who have any; see `Ranker`."""
+        has_any = np.diff(user_items.indptr)[users] > 0
+        return np.where(has_any[:, None], self.counts, np.float32(0))
+
     def similar_items(
         self,
         items: Indices,
         n: int,
         *,
-        allowed: npt.NDArray[np.bool_] | None = None,  # noqa: ARG002 -- there is nothing to leave out
+        allowed: Allowed = None,  # noqa: ARG002 -- there is nothing to leave out
     ) -> tuple[Indices, Floats]:
         """Return no similar items, for popularity compares none; see `Ranker`."""
         require_at_least("The length of a list", n)
@@ -88,14 +94,18 @@ class Popularity:
 def fit(user_items: UserItems) -> Popularity:
     """Count the users of each item; raises DataError for a matrix that cannot be learnt from."""
     check_user_items(user_items)
-    return Popularity(np.bincount(user_items.indices, minlength=user_items.shape[1]).astype(np.float32))
+    return Popularity(users_per_item(user_items).astype(np.float32))
+
+
+def by_popularity(counts: npt.NDArray[Any]) -> Indices:
+    """Return all items by their *counts* [items], of users say, most first, ties in the order of their ids."""
+    return np.argsort(-counts, kind="stable").astype(np.int32)
 
 
 def most_popular(matrix: Matrix, n: int) -> Popular:
     """Return the *n* items (or all, if fewer) that the most users have."""
     require_at_least("The length of the popular list", n)
-    counts = np.bincount(matrix.user_items.indices, minlength=len(matrix.item_ids))
-    return _ranked(np.arange(len(matrix.item_ids), dtype=np.int32), counts.astype(np.float32), n)
+    return _first(np.arange(len(matrix.item_ids), dtype=np.int32), users_per_item(matrix.user_items), n)
 
 
 def popular_by_segment(segments: pl.DataFrame, item_ids: Sequence[str], n: int) -> dict[str, Popular]:
@@ -112,13 +122,14 @@ def popular_by_segment(segments: pl.DataFrame, item_ids: Sequence[str], n: int) 
             "Name a column with fewer."
         )
     columns = pl.DataFrame({"item": item_ids, "column": np.arange(len(item_ids), dtype=np.int32)})
-    known = segments.join(columns, on="item").sort("segment")
+    known = segments.join(columns, on="item").sort("segment", "column")
     return {
-        str(segment[0]): _ranked(group.get_column("column").to_numpy(), group.get_column("weight").to_numpy(), n)
+        str(segment[0]): _first(group.get_column("column").to_numpy(), group.get_column("weight").to_numpy(), n)
         for segment, group in known.group_by("segment", maintain_order=True)
     }
 
 
-def _ranked(items: Indices, scores: Floats, n: int) -> Popular:
-    order = np.lexsort((items, -scores))[:n]
-    return Popular(items[order].astype(np.int32), scores[order].astype(np.float32))
+def _first(items: Indices, counts: npt.NDArray[Any], n: int) -> Popular:
+    """Return the *n* of *items*, which ascend, with the highest *counts*."""
+    first = by_popularity(counts)[:n]
+    return Popular(items[first].astype(np.int32), counts[first].astype(np.float32))

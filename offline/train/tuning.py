@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from offline.errors import DataError, require_at_least
-from offline.evaluate.evaluation import recommend_all
+from offline.evaluate.evaluation import fit_parts, recommend_all
 from offline.evaluate.metrics import measure_users
 from offline.evaluate.splits import IN_TIME, Parts, SplitOptions, Times, split
 from offline.input.matrix import Floats, UserItems
 from offline.train.als import ALSParams
 from offline.train.cells import beyond, default_cells, draw
-from offline.train.engine import Engine, Params, engine_of, fit, params_from
+from offline.train.engine import Engine, Params, engine_of, params_from
 from offline.train.neighbours import NeighbourParams, NeighbourWeighting
 
 # Above so many pairs a search takes minutes to hours, which nobody should wait for who did not ask for it.
@@ -224,10 +224,8 @@ def _trial(splits: Sequence[Parts], params: Params, k: int) -> Trial:
 
 def _measured(parts: Parts, params: Params, k: int) -> Floats:
     """Return the nDCG of each user that has test items."""
-    ranker = fit(parts.train, params)
-    if parts.seen is not parts.train:
-        ranker = ranker.fold_in(parts.seen)
-    found: Floats = measure_users(recommend_all(ranker, parts, k), parts.test).values["ndcg"].astype(np.float32)
+    lists = recommend_all(fit_parts(parts, params), parts, k)
+    found: Floats = measure_users(lists, parts.test).values["ndcg"].astype(np.float32)
     return found
 
 

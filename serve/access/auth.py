@@ -2,7 +2,7 @@
 
 A key comes as `X-API-Key` or as `Authorization: Bearer`, never in a URL. It is looked up by its SHA-256, so that the
 time of an answer says nothing of the keys that exist. One that was good is found without that from then on, by Python's
-own hash of text, which is seeded anew in each process and tells nothing of a part of a key.
+own hash of text, which is seeded anew in each process and reveals nothing of a part of a key.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,9 +1,10 @@
 """TLS for the port that clients use, with a certificate that is renewed under the running service."""
 
 import os
+import re
 import ssl
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 from serve.errors import ServiceMisused
@@ -12,6 +13,9 @@ from serve.watched import WatchedFiles
 
 # How long a client may take over its handshake.
 HANDSHAKE_S = 10.0
+_PEM = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+# Tags of DER (X.690): a certificate's version, which may be left out, and a time with a year of two digits.
+_VERSION, _UTC_TIME = 0xA0, 0x17
 
 
 class Certificate:
@@ -23,6 +27,8 @@ class Certificate:
         self._key = key
         self.context = _new_context()
         """TLS 1.2 and later; new connections get the certificate that was loaded last."""
+        self.expires_at = 0.0
+        """When the first certificate of the chain that is in use expires, as Unix time."""
         self.watched = WatchedFiles([certificate, key], self._load)
 
     def _load(self) -> Callable[[], None]:
@@ -43,7 +49,13 @@ class Certificate:
                 f"{self._certificate} and {self._key} are not a certificate and its key, in PEM without a password: "
                 f"{reason}"
             ) from None
-        return partial(_use, self.context, pem)
+        expires_at = expiry(pem)
+
+        def use() -> None:
+            _use(self.context, pem)
+            self.expires_at = expires_at
+
+        return use
 
 
 def certificate_of(settings: Settings) -> Certificate | None:
@@ -53,6 +65,34 @@ def certificate_of(settings: Settings) -> Certificate | None:
     if settings.tls_cert is None or settings.tls_key is None:
         raise ServiceMisused("TLS takes a certificate and its key: give both --tls-cert FILE and --tls-key FILE")
     return Certificate(settings.tls_cert, settings.tls_key)
+
+
+def expiry(pem: bytes) -> float:
+    """Return the Unix time at which the first of the certificates in a PEM file expires; it has one at least.
+
+    They are read as RFC 5280 has them, for the standard library shows the dates of a peer's certificate only.
+    """
+    return min(_not_after(ssl.PEM_cert_to_DER_cert(block.decode())) for block in _PEM.findall(pem))
+
+
+def _not_after(der: bytes) -> float:
+    _, certificate = next(_elements(der))
+    _, signed = next(_elements(certificate))
+    _, _, _, validity = [content for tag, content in _elements(signed) if tag != _VERSION][:4]
+    _, (tag, time) = _elements(validity)
+    text = ("20" if tag == _UTC_TIME else "") + time.decode()
+    return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC).timestamp()
+
+
+def _elements(der: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield the tag and the content of each element of a sequence in DER."""
+    while der:
+        tag, length, start = der[0], der[1], 2
+        if length >= 0x80:  # it says in how many bytes the length follows
+            start += length - 0x80
+            length = int.from_bytes(der[2:start])
+        yield tag, der[start : start + length]
+        der = der[start + length :]
 
 
 def _new_context() -> ssl.SSLContext:

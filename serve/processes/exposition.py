@@ -159,6 +159,16 @@ def _worker_families(states: Sequence[WorkerState | None]) -> Iterator[Metric]:
         "hotplate_worker_loop_lag_seconds", "How late a worker's event loop was, at worst.", labels=("worker",)
     )
     connections = GaugeMetricFamily("hotplate_worker_connections", "Open connections of clients.", labels=("worker",))
+    unusable = GaugeMetricFamily(
+        "hotplate_worker_unusable_files",
+        "Keys, certificate, deny-list: how many cannot be used as their files are now, so that the former ones hold.",
+        labels=("worker",),
+    )
+    expiry = GaugeMetricFamily(
+        "hotplate_certificate_expiry_timestamp_seconds",
+        "When the certificate that a worker shows expires, as Unix time.",
+        labels=("worker",),
+    )
     lookups = CounterMetricFamily(
         "hotplate_release_lookups", "Lists looked up in a release.", labels=("worker", "release", "outcome")
     )
@@ -172,10 +182,13 @@ def _worker_families(states: Sequence[WorkerState | None]) -> Iterator[Metric]:
         started.add_metric(worker, state.started_at)
         lag.add_metric(worker, max(state.lag_s, state.silent_s - 2 * REPORT_S))
         connections.add_metric(worker, state.connections)
+        unusable.add_metric(worker, len(state.warnings))
+        if state.certificate_expires_at is not None:
+            expiry.add_metric(worker, state.certificate_expires_at)
         for release, counts in state.lookups.items():
             for outcome, count in zip(LOOKUP_OUTCOMES, counts, strict=True):
                 lookups.add_metric((*worker, release, outcome), count)
-    yield from (up, degraded, started, lag, connections, lookups)
+    yield from (up, degraded, started, lag, connections, unusable, expiry, lookups)
 
 
 def _process_families(states: Sequence[WorkerState | None]) -> Iterator[Metric]:

@@ -67,6 +67,8 @@ class WorkerState(msgspec.Struct, frozen=True):
     tiers: list[TierState]
     lookups: dict[str, list[int]]
     """By release, how many lists were a hit, a miss and an error."""
+    certificate_expires_at: float | None = None
+    """When the certificate in use expires, as Unix time; None without TLS."""
 
     @property
     def silent_s(self) -> float:
@@ -118,8 +120,11 @@ class SharedStates:
 class Reporter:
     """Knows the state of its worker, and writes it every REPORT_S; lives as long as the worker, on its loop."""
 
-    def __init__(self, tiers: Sequence[Tier]) -> None:
+    def __init__(
+        self, tiers: Sequence[Tier], certificate_expires_at: Callable[[], float | None] = lambda: None
+    ) -> None:
         self._tiers = tiers
+        self._certificate_expires_at = certificate_expires_at
         self._started_at = time.time()
         self._counted = dict[tuple[str, str, str], tuple[str, list[int]]]()
         self.status: Callable[[], str] = lambda: status_of(tiers)
@@ -150,6 +155,7 @@ class Reporter:
             warnings=[warning[:WARNING_CHARS] for warning in self.warnings()[:WARNINGS]],
             tiers=[_tier_state(tier) for tier in self._tiers],
             lookups=self._lookups(),
+            certificate_expires_at=self._certificate_expires_at(),
         )
 
     def _lookups(self) -> dict[str, list[int]]:

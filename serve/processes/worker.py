@@ -118,7 +118,7 @@ async def work(
         server.lane = Lane(dispatcher)
     dispatcher.claim = server.claim if guard.knows_clients else None
     stop = _Stop(lifeline)
-    reporter = Reporter(reader.tiers)
+    reporter = Reporter(reader.tiers, lambda: certificate.expires_at if certificate else None)
     reporter.status = lambda: STARTING
     reporter.warnings = lambda: handlers.warnings
     write = partial(inherited.states.write, number)

@@ -32,7 +32,7 @@ from stores.errors import ReleaseConflict, StoreUnavailable
 from stores.keys import META, Span, bounds, merged, pack
 from stores.store import Row, not_found, sealed, taken_over
 
-# The two kinds of series of batches: only the first, which each part has of its own, tells where to resume.
+# The two kinds of series of batches: only the first, which each part has of its own, says where to resume.
 ROWS, METAS = "rows", "metas"
 
 # How many keys one item acknowledges: 2 kB for ids of eight letters, 0.1 % of what the rows cost.

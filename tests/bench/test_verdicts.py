@@ -131,7 +131,7 @@ def test_verdicts_are_right_or_none_however_late_the_generator_is() -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", PAIRS)
 def test_of_each_kind_of_pair_95_in_100_verdicts_are_right_or_none(name: str) -> None:
-    pairs = scaled(6, least=2)
+    pairs = scaled(5, least=2)
     right, wrong, none = counted(name, range(1_000, 1_000 + pairs))
     chance = len(METRICS) * 2 * math.sqrt(pairs * RIGHT * (1 - RIGHT))  # metrics of one pair are wrong together
     assert wrong <= (1 - RIGHT) * pairs * len(METRICS) + chance, (right, wrong, none)

@@ -23,6 +23,8 @@ VERBS = cast("TyperGroup", typer.main.get_command(app))  # of an app of several 
 FOREIGN = {"--capabilities", "--scope", "--benchmark-timer"}
 # What may stand before a command: variables of its environment, and the core that it runs on.
 BEFORE = re.compile(r"^(?:\w+=\S+ |taskset -c \d+ )*")
+# What may stand behind one: the file that it prints to.
+BEHIND = re.compile(r" >\S+")
 OF_MICRO = ["python", "-m", "bench.micro"]
 
 
@@ -45,7 +47,7 @@ def spans(page: Path) -> Iterator[str]:
 
 def commands(lines: Iterator[str]) -> list[list[str]]:
     """Return those that run something of ours, as words."""
-    bare = (BEFORE.sub("", line) for line in lines)
+    bare = (BEHIND.sub("", BEFORE.sub("", line)) for line in lines)
     return [shlex.split(line, comments=True) for line in bare if re.match(r"(hotplate|make|python -m) [a-z]", line)]
 
 

@@ -1,6 +1,7 @@
 """Import, copy and diff: each verb end to end, and each mistake with its sentence and exit code."""
 
 import asyncio
+import io
 import json
 import os
 import random
@@ -55,6 +56,22 @@ def test_from_lists_to_an_answer_and_on_to_another_store(lists: Path, tmp_path: 
     whole, seen = (hotplate("releases", "verify", "--store", second, *how).stdout for how in ((), ("--sample", "5")))
     assert "is complete: 3 rows" in whole
     assert "can be read: 2 users' lists, 1 popular ones" in seen
+
+
+def test_lists_come_of_several_files_and_standard_input_and_what_is_read_otherwise_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "one.csv").write_text("7.0,A,0.5\n8.0,b,0.25\nNA,b,1\n")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"9.0,a,0.75\n")))
+    arguments = ["--no-header", "--null-values", "NA", "--store", f"file://{tmp_path}/store"]
+    done = hotplate("import", tmp_path / "one.csv", "-", *arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"read 4 rows of {tmp_path / 'one.csv'} and standard input\n  1 left out: no user\n" in done.stdout
+    assert "column_1 as the user, column_2 as the item, column_3 as the score" in done.stdout
+    assert "note: the ids in column_1 are whole numbers that are written as 17850.0" in done.stdout
+    assert "2 item ids differ from another in case" in done.stdout
+    answer = json.loads(hotplate("lookup", "9", "--json", "--store", f"file://{tmp_path}/store").stdout)
+    assert [item["id"] for item in answer["items"]] == ["a"]
 
 
 def test_two_releases_are_compared(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,6 +40,15 @@ def registry(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Registr
     memory = fsspec.filesystem("memory")
     for file in memory.find(name):
         memory.rm_file(file)
+
+
+def test_the_code_that_is_recorded_is_that_of_the_training(registry: Registry, model: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(model, tmp_path / "other")
+    described = json.loads((other / "model.json").read_text())
+    (other / "model.json").write_text(json.dumps(described | {"python": "3.11.0"}))
+    origin, same = registry.register(other, "shop").origin, registry.register(model, "shop").origin
+    assert (origin["python"], origin["registered_with"]["python"]) == ("3.11.0", described["python"])
+    assert "python" not in same.get("registered_with", {})
 
 
 def test_a_model_comes_back_as_it_was_registered_with_all_that_is_known_of_it(

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 import hotplate
+from bench.drills.proxy import Proxy, through
 from stores.connect import connect
 from stores.errors import StoreFull, StoreUnavailable
 from stores.lifecycle import prune, publish
 from stores.store import Plan, Row
 from tests.support.loaded_service import lists, reading, under_load, until, until_read
-from tests.support.proxy import Proxy, through
 from tests.support.redis_server import RedisServer
 from tests.support.redis_server import running as redis_running
 from tests.support.service import a_list, publish_to, serving

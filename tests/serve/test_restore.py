@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.drills.proxy import through
 from serve.follower import RESTORED_S
 from serve.reader import TieredReader
 from stores.connect import connect
@@ -18,7 +19,6 @@ from stores.cosmos.items import CATALOGUE, CONTROL, container_of
 from stores.cosmos.rest import RestClient
 from tests.support.cosmos_account import Account
 from tests.support.loaded_service import WAIT_S, lists, reading, until
-from tests.support.proxy import through
 from tests.support.redis_server import RedisServer
 from tests.support.redis_server import running as redis_running
 from tests.support.service import Service, publish_to, running

@@ -266,7 +266,7 @@ def test_without_redis_server_there_is_a_reason_instead_of_figures(
 def test_the_redis_server_of_a_benchmark_reports_what_it_spends_and_can_be_emptied() -> None:
     with redis_serving() as server:
         empty = server.used_bytes()
-        server._execute("SET", "key", "x" * 1_000_000)
+        server.execute("SET", "key", "x" * 1_000_000)
         assert server.used_bytes() - empty > 1_000_000
         server.clear()
         assert server.used_bytes() - empty < 100_000

@@ -9,14 +9,13 @@ from scipy.sparse import csr_matrix
 
 from offline.errors import SettingError
 from offline.evaluate.evaluation import (
-    as_served,
     evaluate,
     evaluate_engine,
     evaluate_parts,
     recommend_all,
 )
 from offline.evaluate.intervals import of_runs
-from offline.evaluate.metrics import measure
+from offline.evaluate.metrics import as_served, measure
 from offline.evaluate.splits import Parts, SplitKind, SplitOptions, split
 from offline.input.matrix import Matrix, UserItems
 from offline.train.als import ALSParams
@@ -125,8 +124,8 @@ def test_users_without_a_list_are_counted_with_zeros_and_are_served_the_popular_
     assert found.model.as_served.ndcg > 0
     assert found.model.auc == 0.5, "nobody can be ranked"
     assert [(each.by, each.name, each.metrics.users) for each in found.model.segments] == [("list", "none", 10)]
-    popular = np.argsort(-train.getnnz(axis=0), kind="stable")[:5]
-    lists = as_served(recommend_all(fit(train, PARAMS), parts, 5), parts)
+    popular = np.argsort(-train.getnnz(axis=0), kind="stable")[:5].astype(np.int32)
+    lists = as_served(recommend_all(fit(train, PARAMS), parts, 5), popular)
     assert lists[0].tolist() == popular.tolist()
     assert measure(lists, parts.test) == found.model.as_served
 

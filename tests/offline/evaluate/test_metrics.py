@@ -3,11 +3,10 @@
 import itertools
 import math
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import implicit.evaluation
 import numpy as np
-import numpy.typing as npt
 import pytest
 import pytrec_eval
 from hypothesis import given, settings
@@ -19,7 +18,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # p
 
 from offline.evaluate.metrics import RANKING, mean_of, measure, measure_auc, measure_lists, measure_users
 from offline.evaluate.splits import Parts, SplitOptions, split
-from offline.input.matrix import Floats, Indices, UserItems
+from offline.input.matrix import Indices, UserItems
 from offline.train.als import Factors
 from offline.train.popularity import fit
 from tests.support.soak import scaled
@@ -156,43 +155,12 @@ def test_no_user_with_test_items_is_the_callers_mistake() -> None:
         measure(np.zeros((2, 3), dtype=np.int32), csr_matrix((2, 4), dtype=np.float32))
 
 
-@dataclass(frozen=True)
-class Scored:
-    """A ranker that gives each user the *scores* [users, items], where they are above zero."""
-
-    scores: Floats
-
-    def recommend(
-        self,
-        user_items: UserItems,
-        users: Indices,
-        n: int,
-        *,
-        keep_seen: bool = False,
-        allowed: npt.NDArray[np.bool_] | None = None,
-    ) -> tuple[Indices, Floats]:
-        assert not keep_seen
-        assert allowed is None
-        scores = np.where(user_items[users].toarray() > 0, 0, self.scores[users])
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :n].astype(np.int32)
-        best = np.take_along_axis(scores, order, axis=1)
-        return np.where(best > 0, order, -1), best
-
-    def similar_items(
-        self, items: Indices, n: int, *, allowed: npt.NDArray[np.bool_] | None = None
-    ) -> tuple[Indices, Floats]:
-        raise NotImplementedError
-
-    def fold_in(self, user_items: UserItems) -> "Scored":
-        raise NotImplementedError
-
-
-def test_auc_is_that_of_scikit_learn_with_ties_and_with_items_that_are_not_ranked() -> None:
+def test_auc_is_that_of_scikit_learn_with_ties() -> None:
     rng = np.random.default_rng(3)
-    # Few different scores make ties, and those of 0 are not ranked.
+    # Few different scores make ties.
     scores = rng.integers(0, 5, (50, 25)).astype(np.float32)
     parts = split(csr_matrix((rng.random((50, 25)) < 0.3).astype(np.float32)), None, SplitOptions("random", 0.4))
-    found = measure_auc(Scored(scores), parts)
+    found = measure_auc(lambda _, users: scores[users], parts)
     tested = np.flatnonzero(parts.test.getnnz(axis=1))
     assert len(found) == len(tested)
     for user, area in zip(tested, found, strict=True):
@@ -204,16 +172,16 @@ def test_auc_is_that_of_scikit_learn_with_ties_and_with_items_that_are_not_ranke
 def test_auc_is_of_no_user_who_has_all_items_and_of_a_sample_of_many() -> None:
     everything = csr_matrix(np.array([[1, 0], [0, 1]], dtype=np.float32))
     rest = csr_matrix(np.array([[0, 1], [0, 0]], dtype=np.float32))
-    found = measure_auc(fit(everything), Parts(everything, None, everything, rest))
+    found = measure_auc(fit(everything).scores, Parts(everything, None, everything, rest))
     assert mean_of(found) is None
     many = split(csr_matrix(np.ones((1500, 5), dtype=np.float32)), None, SplitOptions("by-user", 0.2))
-    found = measure_auc(fit(many.train), many)
+    found = measure_auc(fit(many.train).scores, many)
     assert len(found) == 1500
     assert np.isnan(found).all(), "they have all items"
     half = split(csr_matrix(np.tile([1, 1, 0, 0], (1500, 1)).astype(np.float32)), None, SplitOptions("by-user", 0.5))
-    found = measure_auc(fit(half.train), half)
+    found = measure_auc(fit(half.train).scores, half)
     assert np.count_nonzero(~np.isnan(found)) == 500
-    again = measure_auc(fit(half.train), half)
+    again = measure_auc(fit(half.train).scores, half)
     assert np.array_equal(found, again, equal_nan=True)
 
 

@@ -182,15 +182,16 @@ def test_missing_numbers_in_parquet_files_are_left_out(tmp_path: Path) -> None:
     assert pairs_of(read) == [("1", "1", 1.0), ("2", "2", 2.0)]
 
 
-def test_a_rating_is_a_weight_only_where_it_is_named_as_one(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.csv", "user,item,rating\nu,i,5\nv,j,1\nv,i,3\n")
+@pytest.mark.parametrize("name", ["rating", "score"])
+def test_a_rating_is_a_weight_only_where_it_is_named_as_one(name: str, tmp_path: Path) -> None:
+    file = write(tmp_path / "a.csv", f"user,item,{name}\nu,i,5\nv,j,1\nv,i,3\n")
     read = read_interactions(file)
     assert pairs_of(read) == [("u", "i", 1.0), ("v", "i", 1.0), ("v", "j", 1.0)]
     assert read.columns.weight is None
     (note,) = read.notes
-    assert "the column 'rating' holds ratings" in note
-    assert note.endswith("--weight-column rating would use it")
-    read = read_interactions(file, columns=Columns(weight="rating"))
+    assert f"the column {name!r} holds ratings" in note
+    assert note.endswith(f"--weight-column {name} would use it")
+    read = read_interactions(file, columns=Columns(weight=name))
     assert pairs_of(read) == [("u", "i", 5.0), ("v", "i", 3.0), ("v", "j", 1.0)]
     assert read.notes == []
 

@@ -88,8 +88,8 @@ def test_a_grid_is_read_from_json_and_toml(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ('[{"engine": "svd"}]', "Cell 1 of .* has the engine 'svd'; choose one of als, neighbours, popularity"),
-        ('[{"engine": ["als"]}]', "Cell 1 of .* has the engine"),
+        ('[{"engine": "svd"}]', "Cell 1 of .*: The engine 'svd' is not known; this hotplate has als, neighbours"),
+        ('[{"engine": ["als"]}]', "Cell 1 of .*: The engine .* is not known"),
         ('[{}, {"factor": 3}]', "Cell 2 of .* has 'factor', and als has only factors, regularization"),
         ('[{"engine": "popularity", "factors": 3}]', "has 'factors', and popularity has only no parameters"),
         ('[{"factors": "64"}]', "Cell 1 of .* has factors = '64'; it must be of type int"),

@@ -98,6 +98,25 @@ def test_users_without_interactions_get_nothing_and_all_others_something(ranker:
         assert (items[2, 0] >= 0).all()
 
 
+def test_lists_are_in_the_order_of_the_scores(ranker: Ranker) -> None:
+    rng = np.random.default_rng(2)
+    has = rng.random((SIZE, SIZE)) < 0.1
+    has[3] = False
+    user_items = csr_matrix(has.astype(np.float32))
+    users = everyone()[::-1]
+    items, listed = ranker.recommend(user_items, users, 5)
+    scores = ranker.scores(user_items, users)
+    assert scores.shape == (SIZE, SIZE)
+    assert scores.dtype == np.float32
+    scores[user_items[users].nonzero()] = -np.inf
+    for row, row_scores, found in zip(items, listed, scores, strict=True):
+        some = row >= 0
+        assert found[row[some]] == pytest.approx(row_scores[some], rel=1e-5)
+        rest = np.delete(found, row[some])
+        assert rest.max() <= found[row[some]].min(initial=np.inf) + 1e-6
+        assert not (row < 0).any() or len(np.unique(rest[np.isfinite(rest)])) <= 1, "nothing else would be listed"
+
+
 def test_any_users_in_any_order_get_their_own_lists(ranker: Ranker, board: UserItems) -> None:
     every, _ = ranker.recommend(board, everyone(), 4)
     users = np.array([9, 3, 3, 40], dtype=np.int32)

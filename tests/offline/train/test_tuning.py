@@ -10,12 +10,12 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from offline.errors import DataError, SettingError
-from offline.evaluate.evaluation import evaluate_engine
-from offline.evaluate.splits import SplitKind, SplitOptions, split
+from offline.evaluate.evaluation import evaluate_engine, fit_parts
+from offline.evaluate.splits import Parts, SplitKind, SplitOptions, split
 from offline.input.matrix import Matrix, to_matrix
 from offline.input.sample import sample
 from offline.train.als import ALSParams
-from offline.train.engine import Params, fit
+from offline.train.engine import Params
 from offline.train.neighbours import NeighbourParams
 from offline.train.popularity import PopularityParams
 from offline.train.tuning import Search, Trial, TuneOptions, tune
@@ -117,7 +117,7 @@ def test_a_search_that_was_stopped_goes_on_where_it_was(
     with pytest.raises(KeyboardInterrupt):
         search(matrix, tuning=options, journal=journal, on_trial=stop)
     journal.write_text(journal.read_text() + '{"key": "cut')
-    monkeypatch.setattr("offline.train.tuning.fit", fit_of(whole.trials[5:]))
+    monkeypatch.setattr("offline.train.tuning.fit_parts", fit_of(whole.trials[5:]))
     resumed = search(matrix, tuning=options, journal=journal)
     assert [each.params for each in resumed.trials] == [each.params for each in whole.trials]
     assert all(
@@ -129,9 +129,9 @@ def test_a_search_that_was_stopped_goes_on_where_it_was(
 def fit_of(allowed: Sequence[Trial]) -> object:
     left = [each.params for each in allowed for _ in range(3)]  # of few users, three draws
 
-    def only(user_items: object, params: Params) -> object:
+    def only(parts: Parts, params: Params) -> object:
         assert params == left.pop(0), "a trial was made again"
-        return fit(user_items, params)
+        return fit_parts(parts, params)
 
     return only
 

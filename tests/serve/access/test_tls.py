@@ -6,11 +6,16 @@ import shutil
 import ssl
 import threading
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from prometheus_client.parser import text_string_to_metric_families
 
-from serve.access.tls import Certificate
+from serve.access.tls import Certificate, expiry
 from serve.errors import ServiceMisused
 from tests.support.command import failed, hotplate_process
 from tests.support.redis_server import certify
@@ -52,6 +57,38 @@ def get(service: Service, authority: Path | None = None) -> tuple[int, bytes | N
 
 def der(folder: Path) -> bytes:
     return ssl.PEM_cert_to_DER_cert((folder / "server.pem").read_text())
+
+
+def expires_at(certificate: bytes) -> float:
+    return x509.load_der_x509_certificate(certificate).not_valid_after_utc.timestamp()
+
+
+def values(service: Service) -> dict[str, float]:
+    """Return the metrics by name, of one worker alone."""
+    families = text_string_to_metric_families(service.admin("/metrics").body.decode())
+    return {sample.name: sample.value for family in families for sample in family.samples}
+
+
+def wait_for(service: Service, metric: str, value: float) -> None:
+    deadline = time.monotonic() + 20
+    while values(service).get(metric) != value:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("years", [(2030, 2049), (2049, 2030), (2050, 2120), (2031,)])
+def test_a_chain_expires_with_the_first_of_its_certificates(years: tuple[int, ...]) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    chain = b"-----BEGIN EC PARAMETERS-----\n-----END EC PARAMETERS-----\n"  # as a key's file may have them in front
+    for year in years:
+        made = (
+            x509.CertificateBuilder(x509.Name([]), x509.Name([]), key.public_key(), x509.random_serial_number())
+            .not_valid_before(datetime(1999, 1, 1, tzinfo=UTC))
+            .not_valid_after(datetime(year, 2, 28, 23, 59, 58, tzinfo=UTC))
+            .sign(key, hashes.SHA256())
+        )
+        chain += made.public_bytes(serialization.Encoding.PEM)
+    assert expiry(chain) == datetime(min(years), 2, 28, 23, 59, 58, tzinfo=UTC).timestamp()
 
 
 def test_a_client_that_trusts_the_authority_is_served_over_tls_and_nobody_over_plain_http(
@@ -124,10 +161,14 @@ def test_a_broken_pair_keeps_the_one_before_and_is_logged_once_and_shown(folder:
             assert time.monotonic() < deadline
             time.sleep(0.05)
         assert get(service, authority) == (200, first)
+        wait_for(service, "hotplate_worker_unusable_files", 1)
+        wait_for(service, "hotplate_certificate_expiry_timestamp_seconds", expires_at(first))
         shutil.copy(other / "server.key", pair / "server.key")
         while get(service)[1] != der(other):
             assert time.monotonic() < deadline
             time.sleep(0.05)
+        wait_for(service, "hotplate_worker_unusable_files", 0)
+        wait_for(service, "hotplate_certificate_expiry_timestamp_seconds", expires_at(der(other)))
         log = service.log.read_text()
         assert log.count("are not a certificate and its key") == 1
         assert "PRIVATE KEY" not in log

@@ -16,6 +16,7 @@ import pytest
 from azure.core.credentials import AccessToken
 
 import hotplate
+from bench.drills.proxy import through
 from serve.metrics import Metrics
 from serve.reader import Lists, TieredReader
 from serve.tiers import StoreObserver
@@ -29,7 +30,6 @@ from tests.support.cosmos_account import emulated_account
 from tests.support.cosmos_server import emulator
 from tests.support.loaded_service import WAIT_S, lists, reading, under_load, until, until_read
 from tests.support.paths import ROOT
-from tests.support.proxy import through
 from tests.support.service import publish_to
 from tests.support.soak import scaled
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from bench.drills.proxy import Proxy, through
 from serve.reader import TieredReader
 from stores.catalogue import ReleaseId
 from stores.connect import connect
 from stores.verification import verify
 from tests.support.cosmos_account import Account
 from tests.support.loaded_service import USERS, WAIT_S, Run, lists, reading, under_load, until, until_read
-from tests.support.proxy import Proxy, through
 from tests.support.service import publish_to
 from tests.support.soak import scaled
 

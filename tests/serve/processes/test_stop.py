@@ -1,20 +1,18 @@
 """A stop that nobody notices: no request is refused while others learn of it, no connection reset at the end."""
 
 import asyncio
-import http.client
 import signal
 import socket
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.support.service import Service, a_list, publish_lists, running
+from tests.support.balancer import balanced
+from tests.support.service import a_list, publish_lists, running
 
 PROBE_S = 0.1
 PATH = "/v1/recommendations/42"
@@ -26,73 +24,22 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "store"
 
 
-class Balancer:
-    """Sends requests in turn, over connections that it keeps, to all that said they are ready when last probed."""
-
-    def __init__(self, *services: Service) -> None:
-        self.services = list(services)
-        self.ready = list(services)
-        self.outcomes = Counter[str]()
-        self.over = threading.Event()
-
-    def probe(self) -> None:
-        while not self.over.wait(PROBE_S):
-            self.ready = [service for service in self.services if _is_ready(service)]
-
-    def send(self) -> None:
-        turn = 0
-        connections = dict[int, http.client.HTTPConnection]()
-        while not self.over.wait(0.002):
-            turn += 1
-            ready = self.ready
-            port = ready[turn % len(ready)].port
-            connection = connections.setdefault(port, http.client.HTTPConnection("127.0.0.1", port, timeout=20))
-            try:
-                connection.request("GET", PATH)
-                response = connection.getresponse()
-                response.read()
-                outcome = str(response.status)
-            except (OSError, http.client.HTTPException) as error:
-                connection.close()
-                outcome = type(error).__name__
-            self.outcomes[outcome] += 1
-        for connection in connections.values():
-            connection.close()
-
-
-def _is_ready(service: Service) -> bool:
-    try:
-        return service.get("/readyz").status == 200
-    except (OSError, http.client.HTTPException):
-        return False
-
-
-@contextmanager
-def balanced(*services: Service) -> Iterator[Balancer]:
-    balancer = Balancer(*services)
-    threads = [threading.Thread(target=balancer.probe), *(threading.Thread(target=balancer.send) for _ in range(3))]
-    for thread in threads:
-        thread.start()
-    try:
-        yield balancer
-    finally:
-        balancer.over.set()
-        for thread in threads:
-            thread.join()
-
-
 def test_a_rolling_restart_behind_a_load_balancer_refuses_no_request(folder: Path) -> None:
     options = ("--workers", "2", "--drain-delay", "1.5")
-    with running(folder, *options) as first, running(folder, *options) as second, balanced(first, second) as balancer:
+    with (
+        running(folder, *options) as first,
+        running(folder, *options) as second,
+        balanced(first.port, second.port, path=PATH) as balancer,
+    ):
         time.sleep(0.3)
         first.process.send_signal(signal.SIGTERM)
         with running(folder, *options) as third:
-            balancer.services.append(third)
+            balancer.ports.append(third.port)
             assert first.process.wait(timeout=30) == 0
             second.process.send_signal(signal.SIGTERM)
             assert second.process.wait(timeout=30) == 0
             deadline = time.monotonic() + 20
-            while balancer.ready != [third]:
+            while balancer.ready != [third.port]:
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
             balancer.over.set()

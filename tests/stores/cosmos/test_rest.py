@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.drills.proxy import through
 from stores.cosmos.control import AccountContainers
 from stores.cosmos.errors import CosmosUnavailable
 from stores.cosmos.rest import RestClient
@@ -17,7 +18,6 @@ from stores.cosmos.url import parse
 from stores.errors import StoreMisused
 from tests.support.clock import FakeClock
 from tests.support.cosmos_account import ITEM, NAME, Account, Counted, emulated_account, filled
-from tests.support.proxy import through
 
 KEY = "bm90IHRoZSBrZXkgb2YgYW55IGVtdWxhdG9yLCBidXQgb25lIG9mIHRoaXMgdGVzdA=="
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from bench.drills.proxy import through
 from stores.catalogue import DraftRef, ReleaseRef
 from stores.errors import ReleaseConflict, ReleaseNotFound, StoreFull, StoreUnavailable
 from stores.redis.keys import BUCKETS
 from stores.redis.store import MAX_ROWS, RedisStore, open_url
 from stores.store import Plan, Row
-from tests.support.proxy import through
 from tests.support.redis_server import RedisServer, running
 from tests.support.soak import SEED, scaled
 from tests.support.stores import FIRST

@@ -6,10 +6,14 @@ from contextlib import asynccontextmanager, suppress
 
 
 class Proxy:
+    """What stands before one server, and the faults that it shows at present; lives until its block ends."""
+
     def __init__(self, target: int) -> None:
+        """Lead to a port of this machine."""
         self.delay_s = 0.0
         """By how many seconds requests are delayed."""
         self.refusing = False
+        """Whether new connections are closed at once."""
         self.cut_at: int | None = None
         """After how many bytes of an answer its connection is closed."""
         self.cut_every = 1
@@ -17,6 +21,7 @@ class Proxy:
         self.cuts = 0
         self._answers = 0
         self.accepted = 0
+        """How many connections were made in all."""
         self.port = 0
         self.target = target
         """The port that new connections lead to."""
@@ -28,7 +33,13 @@ class Proxy:
         for writer in self._writers:
             writer.transport.abort()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def close(self) -> None:
+        """Cut every connection, and wait until none is left."""
+        self.reset()
+        await asyncio.gather(*self._tasks)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Take one connection."""
         self.accepted += 1
         if self.refusing:
             writer.transport.abort()
@@ -68,12 +79,11 @@ class Proxy:
 async def through(target: int) -> AsyncIterator[Proxy]:
     """Run a proxy to *target* on loopback until the block ends."""
     proxy = Proxy(target)
-    server = await asyncio.start_server(proxy._serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
     proxy.port = server.sockets[0].getsockname()[1]
     try:
         yield proxy
     finally:
         server.close()
         await server.wait_closed()
-        proxy.reset()
-        await asyncio.gather(*proxy._tasks)
+        await proxy.close()

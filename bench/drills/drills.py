@@ -1,0 +1,281 @@
+"""The drills: what each does to the first tier of a test instance, who notices, and what is promised meanwhile."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+
+from bench.drills.instance import TIERS, USERS, CosmosTier, FileTier, Instance, RedisTier, key_of
+from bench.drills.proxy import Proxy
+from bench.errors import BenchMisused
+from bench.process import redis_installed
+from bench.stores.setup import opened
+from stores.transfer import copy, repair
+
+# An answer of a store that is delayed comes after so many times the budget of a request.
+LATE = 4
+
+# Where the answers of a store are cut: within the reply of Redis, and within the head of HTTP.
+CUT_AT_BYTES = 3
+
+# One of so many users has a list that is damaged.
+DAMAGED_EVERY = 10
+
+# For how long a store is away while it is restored: longer than two reports of a worker, so that operators see it.
+AWAY_S = 2.5
+
+# A fault lasts as long as its block. What is put right at its end is what the runbook says to do.
+Fault = Callable[[Instance], AbstractAsyncContextManager[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A metric that has to rise while a fault lasts, so that an alert can be made of it; summed over all workers."""
+
+    says: str
+    """What its rise says, in a word or two."""
+
+    name: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Beside others; `{tier}` stands for the disturbed tier, `{older}` for the release in its snapshot."""
+
+    by: float = 0.0
+    """By more than how much it rises."""
+
+    kind: str | None = None
+    """The only kind of store that has it."""
+
+    alone: bool = False
+    """Whether it rises only where no other tier has the lists."""
+
+    def in_instance(self, instance: Instance) -> bool:
+        """Return whether it is to rise in an instance."""
+        kind = instance.first.name.partition("+")[0]
+        return self.kind in (None, kind) and not (self.alone and len(instance.tiers) > 1)
+
+    def labels_in(self, instance: Instance) -> dict[str, str]:
+        """Return its labels as an instance has them."""
+        names = {"tier": instance.first.name, "older": instance.older}
+        return {label: value.format(**names) for label, value in self.labels.items()}
+
+
+OF_TIER = {"store": "{tier}"}
+DEGRADED = Metric("degraded", "hotplate_degraded")
+CIRCUIT_OPEN = Metric("circuit open", "hotplate_breaker_open", OF_TIER)
+FAILED_READS = Metric("failed reads", "hotplate_store_operation_duration_seconds_count", OF_TIER | {"outcome": "error"})
+# What callers did not get; another tier makes up for it.
+UNREAD_LISTS = Metric("unread lists", "hotplate_lookups_total", {"outcome": "error"}, alone=True)
+OUTAGE = (FAILED_READS, UNREAD_LISTS, CIRCUIT_OPEN, DEGRADED)
+
+
+def _failures(kind: str) -> Metric:
+    return Metric(kind, "hotplate_store_failures_total", OF_TIER | {"kind": kind}, kind="cosmos")
+
+
+@dataclass(frozen=True, slots=True)
+class Drill:
+    """One kind of fault, and what it may cost."""
+
+    name: str
+    what: str
+    """What is done, in a sentence's words."""
+
+    kinds: tuple[str, ...]
+    """The kinds of stores that it can be done to; the first that this machine has is what it is done to by default."""
+
+    fault: Fault
+    metrics: tuple[Metric, ...]
+    own_alone: float = 0.0
+    """The share of answers that stay users' own lists where no other tier has them; the others are popular ones."""
+
+    def tiers(self, requested: Sequence[str] = ()) -> tuple[str, ...]:
+        """Return the tiers of its instance: those that are *requested*, or its own; none where it does not fit them."""
+        if requested:
+            return tuple(requested) if requested[0] in self.kinds else ()
+        first = next(kind for kind in self.kinds if kind != "redis" or redis_installed())
+        return (first,) if first == "file" else (first, "file")
+
+
+def check_tiers(requested: Sequence[str]) -> None:
+    """Refuse tiers that there are none of; raises BenchMisused."""
+    if unknown := [kind for kind in requested if kind not in TIERS]:
+        raise BenchMisused(f"--tiers takes {', '.join(TIERS)}, separated by commas, and not {unknown[0]!r}")
+    if len(set(requested)) < len(requested):
+        raise BenchMisused("--tiers names a kind of store twice; a drill has one of each at most")
+
+
+def choose(names: Sequence[str], tiers: Sequence[str]) -> list[Drill]:
+    """Return the drills of these names, or all that fit the *tiers*; raises BenchMisused for what makes no sense."""
+    check_tiers(tiers)
+    known = {drill.name: drill for drill in DRILLS}
+    if unknown := [name for name in names if name not in known]:
+        raise BenchMisused(f"there is no drill {unknown[0]!r}; there are {', '.join(known)}")
+    chosen = [known[name] for name in dict.fromkeys(names)] or [drill for drill in DRILLS if drill.tiers(tiers)]
+    for drill in chosen:
+        if not drill.tiers(tiers):
+            raise BenchMisused(
+                f"{drill.name} cannot be done to {tiers[0]}; put {' or '.join(drill.kinds)} first in --tiers"
+            )
+    return chosen
+
+
+def _proxy(instance: Instance) -> Proxy:
+    tier = instance.first
+    if isinstance(tier, FileTier):
+        raise BenchMisused("a store in files has no connection to disturb")
+    return tier.proxy
+
+
+@asynccontextmanager
+async def _late(instance: Instance) -> AsyncIterator[None]:
+    proxy = _proxy(instance)
+    proxy.delay_s = LATE * instance.budget_s
+    yield
+    proxy.delay_s = 0.0
+
+
+@asynccontextmanager
+async def _refusing(instance: Instance) -> AsyncIterator[None]:
+    tier = instance.first
+    if isinstance(tier, RedisTier):
+        await asyncio.to_thread(tier.server.execute, "ACL", "SETUSER", "default", "-@read")
+        yield
+        await asyncio.to_thread(tier.server.execute, "ACL", "SETUSER", "default", "+@all")
+    else:
+        async with _misbehaving(instance, "unavailable"):
+            yield
+
+
+@asynccontextmanager
+async def _throttled(instance: Instance) -> AsyncIterator[None]:
+    async with _misbehaving(instance, "throttle"):
+        yield
+
+
+@asynccontextmanager
+async def _misbehaving(instance: Instance, kind: str) -> AsyncIterator[None]:
+    tier = instance.first
+    if not isinstance(tier, CosmosTier):
+        raise BenchMisused(f"{tier.name} cannot be made to fail so")
+    await asyncio.to_thread(tier.misbehave, kind)
+    yield
+    await asyncio.to_thread(tier.misbehave)
+
+
+@asynccontextmanager
+async def _cut(instance: Instance) -> AsyncIterator[None]:
+    proxy = _proxy(instance)
+    proxy.cut_at = CUT_AT_BYTES
+    yield
+    proxy.cut_at = None
+
+
+@asynccontextmanager
+async def _damaged(instance: Instance) -> AsyncIterator[None]:
+    """Flip a byte of some lists, and write the release anew out of what was published at the end."""
+    tier = instance.first
+    keys = [key_of(number) for number in range(0, USERS, DAMAGED_EVERY)]
+    async with opened(tier.store_url) as store:
+        live = (await store.catalogue()).find(instance.newer).ref
+        values = [value for value in await store.get_many(live, keys) if isinstance(value, bytes)]
+    damage = {value: value[:-1] + bytes([value[-1] ^ 0xFF]) for value in values}
+    if isinstance(tier, RedisTier):
+        for key, value in zip(keys, values, strict=True):
+            [name] = tier.server.execute("KEYS", f"*{live.incarnation}*:{key}")
+            tier.server.execute("SET", name, damage[value])
+    elif isinstance(tier, FileTier):
+        await asyncio.to_thread(_overwrite, tier, live.incarnation, damage)
+    yield
+    async with opened(instance.published) as source, opened(tier.store_url) as store:
+        await repair(store, source, instance.newer)
+
+
+def _overwrite(tier: FileTier, incarnation: str, changes: Mapping[bytes, bytes]) -> None:
+    """Change bytes of a release's file in place, under the eyes of those that have it mapped."""
+    path = tier.folder / "releases" / f"{incarnation}.mdb"
+    content = path.read_bytes()
+    with path.open("r+b") as file:
+        for old, new in changes.items():
+            for found in re.finditer(re.escape(old), content):
+                file.seek(found.start())
+                file.write(new)
+
+
+@asynccontextmanager
+async def _lost(instance: Instance) -> AsyncIterator[None]:
+    """Kill a Redis, which has saved what it holds, and start it again; let nobody reach an emulator meanwhile."""
+    tier = instance.first
+    if isinstance(tier, RedisTier):
+        await asyncio.to_thread(tier.server.execute, "SAVE")
+        await tier.kill()
+        yield
+        await tier.start()
+    else:
+        proxy = _proxy(instance)
+        proxy.refusing = True
+        proxy.reset()
+        yield
+        proxy.refusing = False
+
+
+@asynccontextmanager
+async def _restored(instance: Instance) -> AsyncIterator[None]:
+    """Put the snapshot back, after a while without the store, and at the end copy the newer release into it again."""
+    tier = instance.first
+    if isinstance(tier, CosmosTier):
+        raise BenchMisused("an account of Cosmos DB is restored into another account, which is no drill of this one")
+    if isinstance(tier, RedisTier):
+        await tier.kill()
+        await asyncio.sleep(AWAY_S)
+        await asyncio.to_thread(tier.put_back)
+        await tier.start()
+    else:
+        await asyncio.to_thread(tier.put_back)
+    yield
+    async with opened(instance.published) as source, opened(tier.store_url) as store:
+        await copy(source, store, instance.newer)
+
+
+DRILLS = (
+    Drill("latency", f"the store answers {LATE} budgets late", ("redis", "cosmos"), _late, OUTAGE),
+    Drill(
+        "errors", "the store refuses every read", ("redis", "cosmos"), _refusing, (_failures("unavailable"), *OUTAGE)
+    ),
+    Drill(
+        "disconnects",
+        "every answer of the store is cut, and its connection closed",
+        ("redis", "cosmos"),
+        _cut,
+        (_failures("reset"), *OUTAGE),
+    ),
+    Drill(
+        "lost-tier",
+        "the store is killed, and started again",
+        ("redis", "cosmos"),
+        _lost,
+        (*OUTAGE, Metric("catalogue not read", "hotplate_catalogue_age_seconds", OF_TIER, by=2.0)),
+    ),
+    Drill(
+        "corruption",
+        f"every {DAMAGED_EVERY}th user's list is damaged in the store; then the release is repaired",
+        ("redis", "file"),
+        _damaged,
+        (Metric("damaged lists", "hotplate_store_corrupt_total", OF_TIER), UNREAD_LISTS, DEGRADED),
+        own_alone=1 - 2 / DAMAGED_EVERY,
+    ),
+    Drill(
+        "old-snapshot",
+        "an older snapshot of the store is put back; then the newer release is copied into it again",
+        ("redis", "file"),
+        _restored,
+        (Metric("older release", "hotplate_release_info", OF_TIER | {"release": "{older}"}),),
+    ),
+    Drill(
+        "throttling",
+        "the store answers 429 to every request",
+        ("cosmos",),
+        _throttled,
+        (Metric("429s", "hotplate_store_throttled_total", OF_TIER), UNREAD_LISTS, CIRCUIT_OPEN, DEGRADED),
+    ),
+)

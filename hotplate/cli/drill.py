@@ -1,0 +1,109 @@
+"""`hotplate drill`: does a service hold what the runbook promises while its stores fail?"""
+
+import asyncio
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hotplate.cli.experiment import bench_errors
+from hotplate.cli.terminal import FAILED, Json, err, interruptible_loop, option, out, print_json
+
+if TYPE_CHECKING:
+    from bench.drills.verdict import Verdict
+
+_option = partial(option, prefix="DRILL_", show_default=True)
+
+
+def drill(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="NAME",
+            help="The drills to make: latency, errors, throttling, disconnects, corruption, lost-tier, old-snapshot. "
+            "By default all, one after the other.",
+            show_default=False,
+        ),
+    ] = None,
+    tiers: Annotated[
+        str | None,
+        _option(
+            "--tiers",
+            "The stores of the test instance, of redis, cosmos (its emulator) and file; the first is disturbed. By "
+            "default the one that a drill is made for, and file.",
+            metavar="KIND,…",
+            show_default=False,
+        ),
+    ] = None,
+    rate: Annotated[str, _option("--rate", "Requests/s through the service, as 300 or 1k.")] = "300",
+    duration: Annotated[
+        str, _option("--duration", "For how long a fault lasts at least; longer until operators see it.")
+    ] = "3s",
+    budget: Annotated[
+        str, _option("--budget", "What the service may spend on the reads of a request, as `serve --budget` has it.")
+    ] = "50ms",
+    p99: Annotated[
+        str | None,
+        _option(
+            "--p99",
+            "What 99 % of the answers during a fault may take; by default the budget and 200 ms.",
+            show_default=False,
+        ),
+    ] = None,
+    recover: Annotated[
+        str, _option("--recover", "Within what time all must be as before once a fault is over.")
+    ] = "30s",
+    as_json: Json = False,
+) -> None:
+    """Prove what the runbook promises: faults under load, on a test instance that is made for it.
+
+    Each drill starts stores and a service of its own on this machine, which are gone at the end; no store of yours is
+    touched. Exits 1 where a promise is broken.
+
+    Example: hotplate drill
+
+    Example: hotplate drill lost-tier throttling --tiers cosmos,file --duration 10s
+    """
+    with bench_errors():
+        from bench.drills.drills import DRILLS, choose
+        from bench.drills.run import DrillOptions, run_drills
+        from bench.report.text import parse_rate, parse_seconds
+
+        kinds = tuple(tiers.split(",")) if tiers else ()
+        chosen = choose(names or (), kinds)
+        left_out = [] if names else [drill.name for drill in DRILLS if drill not in chosen]
+        options = DrillOptions(
+            tiers=kinds,
+            rate=parse_rate(rate),
+            budget_s=parse_seconds(budget),
+            duration_s=parse_seconds(duration),
+            p99_s=None if p99 is None else parse_seconds(p99),
+            recover_s=parse_seconds(recover),
+        )
+        with interruptible_loop(), err.status("") as status:
+
+            def show(verdict: "Verdict") -> None:
+                status.stop()  # it takes over standard output
+                _print_verdict(verdict)
+                status.start()
+
+            on_verdict = (lambda _: None) if as_json else show
+            verdicts = asyncio.run(run_drills(chosen, options, status.update, on_verdict))
+    broken = sum(not verdict.kept for verdict in verdicts)
+    if as_json:
+        from bench.report.machine import describe
+
+        made = [verdict.to_json() for verdict in verdicts]
+        print_json({"kept": not broken, "machine": describe(), "drills": made, "left_out": left_out})
+    else:
+        if left_out:
+            out.print(f"left out, as they are for other stores than {kinds[0]}: {', '.join(left_out)}")
+        out.print(f"{len(verdicts) - broken} kept, {broken} broken; times are of this machine, on loopback")
+    raise typer.Exit(FAILED if broken else 0)
+
+
+def _print_verdict(verdict: "Verdict") -> None:
+    out.print(verdict.sentence)
+    for check in verdict.checks:
+        if not check.kept:
+            out.print(f"  broken: {check.promise}")

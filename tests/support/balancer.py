@@ -1,0 +1,75 @@
+"""A load balancer as a client of its own: it sends only to services that said they are ready when last probed."""
+
+import http.client
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+PROBE_S = 0.1
+Headers = Callable[[], Mapping[str, str]]
+
+
+class Balancer:
+    """Sends requests in turn, over connections that it keeps, to ports of this machine; made by `balanced`."""
+
+    def __init__(self, *ports: int, path: str, headers: Headers = dict) -> None:
+        self.ports = list(ports)
+        self.ready = list(ports)
+        self.outcomes = Counter[str]()
+        self.over = threading.Event()
+        self._path, self._headers = path, headers
+
+    def probe(self) -> None:
+        while not self.over.wait(PROBE_S):
+            self.ready = [port for port in self.ports if _is_ready(port)]
+
+    def send(self) -> None:
+        turn = 0
+        connections = dict[int, http.client.HTTPConnection]()
+        while not self.over.wait(0.002):
+            turn += 1
+            ready = self.ready
+            if not ready:
+                self.outcomes["no service is ready"] += 1
+                continue
+            port = ready[turn % len(ready)]
+            connection = connections.setdefault(port, http.client.HTTPConnection("127.0.0.1", port, timeout=20))
+            try:
+                connection.request("GET", self._path, headers=dict(self._headers()))
+                response = connection.getresponse()
+                response.read()
+                outcome = str(response.status)
+            except (OSError, http.client.HTTPException) as error:
+                connection.close()
+                outcome = type(error).__name__
+            self.outcomes[outcome] += 1
+        for connection in connections.values():
+            connection.close()
+
+
+def _is_ready(port: int) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+@contextmanager
+def balanced(*ports: int, path: str, callers: int = 3, headers: Headers = dict) -> Iterator[Balancer]:
+    """Load the services on these ports by so many callers, who each wait 2 ms after an answer."""
+    balancer = Balancer(*ports, path=path, headers=headers)
+    threads = [threading.Thread(target=balancer.probe)]
+    threads += [threading.Thread(target=balancer.send) for _ in range(callers)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield balancer
+    finally:
+        balancer.over.set()
+        for thread in threads:
+            thread.join()
