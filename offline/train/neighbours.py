@@ -72,7 +72,7 @@ class Neighbours:
 
     def scores(self, user_items: UserItems, users: Indices) -> Floats:
         """Sum up the similarities to what *users* have; see `Ranker`."""
-        summed = csr_matrix(user_items[users], dtype=np.float64) @ self._speaking
+        summed = csr_matrix(user_items[users], dtype=np.float64) @ self._speaking(None)
         scores: Floats = np.maximum(summed.toarray(), 0, dtype=np.float64).astype(np.float32)
         return scores
 
