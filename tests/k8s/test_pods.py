@@ -12,13 +12,15 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from tests.support.command import hotplate
 from tests.support.kubernetes import Object, built
 from tests.support.pods import WAIT_S, Cluster, Pod, require_namespaces, running
+from tests.support.redis_server import RedisServer
 from tests.support.redis_server import running as running_redis
-from tests.support.service import a_list, publish_to
+from tests.support.service import a_list, publish_to, serving
 
 pytestmark = pytest.mark.k8s
 
@@ -27,7 +29,7 @@ USERS = 50
 LAG_S = 1.5
 # How many requests a caller makes on one connection: it is one of those who open many, or keeps it for seconds.
 REQUESTS = (2, 2, 2, 500)
-PASSWORD = "of the store"
+PASSWORD = "of-the-store"
 # As /proc/net/tcp writes it.
 LISTENS = "0A"
 
@@ -41,6 +43,10 @@ def spec_of(objects: list[Object], kind: str, name: str) -> Object:
     (found,) = [one for one in objects if (one["kind"], one["metadata"]["name"]) == (kind, name)]
     job = found["spec"].get("jobTemplate", found)["spec"]
     return dict(job["template"]["spec"])
+
+
+def url_of(server: RedisServer) -> str:
+    return f"redis://:{PASSWORD}@127.0.0.1:{server.port}/0"
 
 
 @pytest.fixture
@@ -72,8 +78,7 @@ def cluster(request: pytest.FixtureRequest, folder: Path, keys: tuple[str, dict[
         return
     (folder / "redis").mkdir()
     with running_redis(folder / "redis", password=PASSWORD) as server:
-        url = f"redis://:{PASSWORD.replace(' ', '%20')}@127.0.0.1:{server.port}/0"
-        asyncio.run(publish_to(url, lists))
+        asyncio.run(publish_to(url_of(server), lists))
         yield Cluster(objects, folder, secrets, servers={("hotplate-redis", 6379): server.port})
 
 
@@ -120,8 +125,10 @@ class Callers:
     def _get(self, connection: http.client.HTTPConnection, user: int) -> bool:
         connection.request("GET", f"/v1/recommendations/{user}", headers=self._headers)
         response = connection.getresponse()
-        is_own = f'"{user}-a"'.encode() in response.read()
-        self.outcomes["ok" if (response.status, is_own) == (200, True) else f"{response.status}, {is_own}"] += 1
+        body = response.read()
+        # On a busy machine a read of the store may be over its time, and the popular list the answer.
+        found = [kind for kind, item in (("own", f'"{user}-a"'), ("popular", '"p1"')) if item.encode() in body]
+        self.outcomes[found[0] if response.status == 200 and found else f"{response.status}: {body!r}"] += 1
         return not response.will_close
 
 
@@ -164,7 +171,60 @@ def test_a_pod_ends_under_load_in_its_grace_period_and_no_request_fails(
         answered = callers.by_pod[new]
         until(lambda: callers.by_pod[new] > answered + 50, lambda: str(callers.outcomes))
         assert (old.failed_probes, new.failed_probes) == ([], [])
-    assert set(callers.outcomes) == {"ok"}, callers.outcomes
+    assert "own" in callers.outcomes
+    assert callers.outcomes.keys() <= {"own", "popular"}, callers.outcomes
+
+
+@pytest.fixture
+def offline(folder: Path) -> Iterator[Cluster]:
+    """A cluster of the overlay `dev` with the pipeline, and a log of interactions on its volume."""
+    work = folder / "work"
+    work.mkdir()
+    seen = [(user, (user * 7 + step * step) % 40) for user in range(60) for step in range(9)]
+    table = {"user": [f"u{user}" for user, _ in seen], "item": [f"i{item}" for _, item in seen]}
+    pl.DataFrame(table).write_parquet(work / "interactions.parquet")
+    folders = ("overlays/dev", "components/pipeline", "components/prune", "jobs/publish")
+    objects = [each for name in folders for each in built(name)]
+    (folder / "redis").mkdir()
+    with running_redis(folder / "redis", password=PASSWORD) as server:
+        secrets = {"hotplate-publisher": {"password": PASSWORD}}
+        servers = {("hotplate-redis", 6379): server.port}
+        yield Cluster(objects, folder, secrets, {"hotplate-work": work}, servers)
+
+
+def test_the_scheduled_run_the_one_off_publish_and_the_prune_do_their_work_as_their_manifests_say(
+    offline: Cluster,
+) -> None:
+    for kind, name in (("CronJob", "hotplate-pipeline"), ("Job", "hotplate-publish"), ("CronJob", "hotplate-prune")):
+        with running(offline, spec_of(list(offline.objects), kind, name), name) as pod:
+            assert pod.wait(60) == 0, f"{name}: {pod.log}"
+
+
+def test_an_edge_copies_what_is_live_and_a_measurement_measures_the_service(
+    folder: Path, keys: tuple[str, dict[str, str]]
+) -> None:
+    (folder / "redis").mkdir()
+    (folder / "store").mkdir()
+    with running_redis(folder / "redis", password=PASSWORD) as server:
+        asyncio.run(publish_to(url_of(server), {f"user:{user}": a_list("a") for user in range(USERS)}))
+        secrets = {"hotplate-publisher": {"password": PASSWORD}, "hotplate-bench": {"key": keys[0]}}
+        servers = {("central", 6379): server.port}
+        objects = [*built("overlays/edge"), *built("jobs/bench")]
+        cluster = Cluster(objects, folder, secrets, {"hotplate-store": folder / "store"}, servers)
+        # Of another server than the example's, which nobody has.
+        central = {"HOTPLATE_FROM": "redis://central:6379/0"}
+        with running(cluster, spec_of(objects, "CronJob", "hotplate-copy"), "copy", central) as copy:
+            assert copy.wait(60) == 0, copy.log
+    with serving(folder, "--store", f"file://{folder}/store", "--keys", str(folder / "keys.json")) as service:
+        cluster = Cluster(objects, folder, secrets, servers={("hotplate", 80): service.port})
+        short = {"DURATION": "0.2s", "REPEAT": "1", "RATE": "50", "USERS": str(USERS)}
+        environment = {f"HOTPLATE_BENCH_{name}": value for name, value in short.items()}
+        with running(cluster, spec_of(objects, "Job", "hotplate-bench"), "bench", environment) as bench:
+            bench.wait(60)  # on a busy machine it may be no evidence for anything, and says so
+            assert '"kind":"http"' in bench.log.replace(" ", ""), bench.log
+        metrics = service.admin("/metrics").body
+        assert b'code="200"' in metrics
+        assert b'code="401"' not in metrics
 
 
 def check_rights(pod: Pod) -> None:

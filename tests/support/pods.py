@@ -167,8 +167,10 @@ class Pod:
     def close(self) -> None:
         """Let nothing of it live on."""
         self._over.set()
-        self._process.kill()
-        self._process.wait()
+        if self._process.poll() is None:
+            # Process 1 of its namespace, and so all of it.
+            os.kill(self.pid, signal.SIGKILL)
+        self._process.wait(WAIT_S)
         if self._kubelet.is_alive():
             self._kubelet.join()
         for relay in self._relays:
@@ -181,7 +183,7 @@ class Pod:
 
     def _start(self) -> subprocess.Popen[bytes]:
         """Start the container; its process waits until its network is there."""
-        words = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "sh", "-ec", self._script()]
+        words = ["unshare", "--mount", "--net", "--pid", "--fork", "sh", "-ec", self._script()]
         with (self._folder / "log").open("wb") as log:
             process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
         assert process.stdin is not None
@@ -290,7 +292,7 @@ class Pod:
         """Be its kubelet: first the startup probe, then both others, each in its period."""
         startup = self.container["startupProbe"]
         failed = 0
-        while not self._asks(startup):
+        while not self._passes(startup):
             failed += 1
             if failed >= startup["failureThreshold"] or self._over.wait(startup["periodSeconds"]):
                 self.failed_probes.append("startupProbe")
@@ -301,14 +303,14 @@ class Pod:
             name = min(due, key=lambda each: due[each])
             probe = probes[name]
             due[name] = time.monotonic() + probe["periodSeconds"]
-            failures[name] = 0 if self._asks(probe) else failures[name] + 1
+            failures[name] = 0 if self._passes(probe) else failures[name] + 1
             is_failed = failures[name] >= probe["failureThreshold"]
             if name == "readinessProbe":
                 self.is_ready = failures[name] == 0 or (self.is_ready and not is_failed)
             if is_failed and not self._over.is_set():
                 self.failed_probes.append(name)
 
-    def _asks(self, probe: Object) -> bool:
+    def _passes(self, probe: Object) -> bool:
         target = probe["httpGet"]
         with suppress(OSError, http.client.HTTPException):
             return status_of(self, self.port(target["port"]), target["path"], probe["timeoutSeconds"]) < 400
