@@ -18,7 +18,7 @@ from offline.train.als import ALSParams
 from offline.train.engine import Params
 from offline.train.neighbours import NeighbourParams
 from offline.train.popularity import PopularityParams
-from offline.train.tuning import Search, Trial, TuneOptions, tune
+from offline.train.tuning import Finals, Search, Trial, TuneOptions, tune
 
 SMALL = ALSParams(factors=8, iterations=3)
 WEAK = replace(SMALL, factors=1, regularization=1e6)
@@ -45,25 +45,18 @@ def ranked(*trials: Trial) -> Search:
     return Search(SplitOptions(), 10, trials, ALSParams())
 
 
-@pytest.mark.parametrize(("kind", "draws"), [("by-item", 3), ("by-user-time", 1), ("held-out-users", 3)])
-def test_trials_are_measured_as_an_evaluation_measures(kind: SplitKind, draws: int, matrix: Matrix) -> None:
+@pytest.mark.parametrize("kind", ["by-item", "by-user-time", "held-out-users"])
+def test_trials_are_measured_as_an_evaluation_measures(kind: SplitKind, matrix: Matrix) -> None:
     options = SplitOptions(kind, seed=7)
     found = search(matrix, options, k=5)
-    assert (found.split, found.draws) == (replace(options, seed=8), draws)
+    assert found.split == replace(options, seed=8)
     assert [trial.params for trial in found.trials] == list(CELLS)
     assert [trial.iterations for trial in found.trials] == [3, 3, None, None]
-    drawn = [split(matrix.user_items, matrix.times, replace(found.split, seed=seed)) for seed in range(8, 8 + draws)]
+    parts = split(matrix.user_items, matrix.times, found.split)
     for each in found.trials:
-        metrics = [evaluate_engine(parts, each.params, 5).metrics for parts in drawn]
-        ndcg = np.average([one.ndcg for one in metrics], weights=[one.users for one in metrics])
-        assert each.ndcg == pytest.approx(ndcg, abs=1e-6)
+        assert each.ndcg == pytest.approx(evaluate_engine(parts, each.params, 5).metrics.ndcg, abs=1e-6)
         assert each.se == pytest.approx(float(np.std(each.values)) / len(each.values) ** 0.5, rel=1e-4)
     assert found.trials[0].ndcg < found.trials[1].ndcg
-
-
-def test_a_split_of_many_users_is_drawn_once() -> None:
-    many = to_matrix(sample(1200, 40))
-    assert search(many, tuning=TuneOptions((PopularityParams(),))).draws == 1
 
 
 def test_exploring_takes_fewer_iterations_than_the_model_will(matrix: Matrix) -> None:
@@ -127,7 +120,7 @@ def test_a_search_that_was_stopped_goes_on_where_it_was(
 
 
 def fit_of(allowed: Sequence[Trial]) -> object:
-    left = [each.params for each in allowed for _ in range(3)]  # of few users, three draws
+    left = [each.params for each in allowed]
 
     def only(parts: Parts, params: Params) -> object:
         assert params == left.pop(0), "a trial was made again"
@@ -167,6 +160,35 @@ def test_of_engines_that_tie_the_simplest_is_recommended() -> None:
     assert ranked(als, trial(CELLS[2], 0.4, 0.5, 0.5)).best == 0, "it ties, but costs 7 % of the quality"
 
 
+def test_engines_that_are_close_are_compared_again_with_less_held_back(
+    matrix: Matrix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("offline.train.tuning._CLOSE", 1.0)
+    cells = (replace(SMALL, iterations=9), NeighbourParams(neighbours=20))
+    reports: list[tuple[int, int]] = []
+    settings = {"tuning": TuneOptions(cells), "journal": tmp_path / "trials"}
+    found = search(matrix, SplitOptions(seed=7), on_trial=lambda *report: reports.append(report), **settings)
+    assert found.finals is not None
+    assert (found.finals.split, found.finals.draws) == (SplitOptions(test_share=0.1, seed=9), 3), "few users, three draws"
+    drawn = [split(matrix.user_items, None, replace(found.finals.split, seed=seed)) for seed in (9, 10, 11)]
+    assert [(each.params, each.iterations) for each in found.finals.trials] == [(cells[1], None), (cells[0], 9)]
+    for each in found.finals.trials:
+        metrics = [evaluate_engine(parts, each.params, 10).metrics for parts in drawn]
+        ndcg = np.average([one.ndcg for one in metrics], weights=[one.users for one in metrics])
+        assert each.ndcg == pytest.approx(ndcg, abs=1e-6)
+    assert reports[2:] == [(2, 2), (3, 4), (4, 4)]
+    monkeypatch.setattr("offline.train.tuning.fit_parts", fit_of(()))
+    assert search(matrix, SplitOptions(seed=7), **settings).to_json() == found.to_json()
+
+
+def test_of_engines_that_are_close_the_comparison_with_less_held_back_decides() -> None:
+    als, neighbours = trial(SMALL, 0.5, 0.5, 0.5), trial(CELLS[2], 0.5, 0.51, 0.52)
+    again = Finals(SplitOptions(test_share=0.1), 1, (trial(CELLS[2], 0.4, 0.4, 0.4), trial(SMALL, 0.41, 0.42, 0.41)))
+    assert ranked(als, neighbours).best == 1
+    assert replace(ranked(als, neighbours), finals=again).best == 0
+    assert replace(ranked(als, neighbours), finals=replace(again, trials=again.trials[::-1])).best == 0
+
+
 def test_of_trials_of_one_engine_that_tie_the_one_with_the_fewest_factors_is_recommended() -> None:
     large, small = replace(SMALL, factors=64), replace(SMALL, factors=16)
     assert ranked(trial(large, 0.5, 0.6), trial(small, 0.51, 0.58), trial(SMALL, 0.1, 0.1)).best == 1
@@ -186,7 +208,7 @@ def test_a_cell_that_cannot_be_fitted_ranks_last_and_stops_nothing(matrix: Matri
 def test_a_model_keeps_all_trials_as_json(matrix: Matrix) -> None:
     found = search(matrix)
     facts = json.loads(json.dumps(found.to_json()))
-    assert set(facts) == {"objective", "split", "draws", "trials", "best"}
+    assert set(facts) == {"objective", "split", "trials", "finals", "best"}
     assert facts["objective"] == "ndcg@10"
     assert facts["split"]["kind"] == "by-item"
     assert set(facts["trials"][0]) == {"engine", "params", "iterations", "ndcg", "se", "seconds"}
