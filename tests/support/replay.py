@@ -77,8 +77,9 @@ def _held(pages: Sequence[float | None]) -> str:
 
 
 def _counted(pages: Sequence[float | None]) -> str:
-    """Return the values of a counter in promtool's notation."""
-    healthy, *rises = [(after or 0.0) - (earlier or 0.0) for earlier, after in pairwise(pages)]
+    """Return the values of a counter in promtool's notation; one that is lower than before has begun anew."""
+    counts = [value or 0.0 for value in pages]
+    healthy, *rises = [after - before if after >= before else after for before, after in pairwise(counts)]
     counted = healthy * (BEFORE - 1)
     values = ["_" if pages[1] is None else f"0+{healthy:f}", f"x{BEFORE - 1}"]
     for rise in rises:
