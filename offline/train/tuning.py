@@ -250,7 +250,7 @@ def _draw_splits(user_items: UserItems, times: Times, options: SplitOptions) -> 
 
 
 def _is_empty(parts: Parts) -> bool:
-    return parts.train.nnz == 0 or parts.test.nnz == 0
+    return not (parts.train.nnz and parts.test.nnz)
 
 
 def _tested(parts: Parts) -> int:
