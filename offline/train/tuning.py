@@ -219,13 +219,18 @@ def tune(
 
 
 def _finals(search: Search, user_items: UserItems, times: Times, journal: Path | None, report: Report) -> Finals | None:
-    """Compare the best of each engine that are close to the highest once more, if there are several."""
+    """
+    Compare the best of each engine that are close to the highest once more, if there are several.
+
+    Of a split in time, to hold back less is to test a nearer future than the model is for, so that there are none.
+    """
     best = [search.trials[number] for number in search.best_of_each]
     highest = max(trial.ndcg for trial in best)
     close = [trial.params for trial in best if trial.ndcg >= (1 - _CLOSE) * highest]
     share, seed = min(search.split.test_share, _FINAL_SHARE), (search.split.seed + 1) % 2**32
     options = replace(search.split, test_share=share, seed=seed)
-    splits = _draw_splits(user_items, times, options) if len(close) > 1 else []
+    wanted = len(close) > 1 and options.kind not in IN_TIME
+    splits = _draw_splits(user_items, times, options) if wanted else []
     if not splits:
         return None
     known, before = _Journal(journal, _digest(user_items, times, options, None, search.k)), len(search.trials)
@@ -239,8 +244,8 @@ def _finals(search: Search, user_items: UserItems, times: Times, journal: Path |
 def _draw_splits(user_items: UserItems, times: Times, options: SplitOptions) -> list[Parts]:
     """Return the draws of a split whose users are enough together; none where one leaves a part without pairs."""
     found: list[Parts] = []
-    users, most = 0, 1 if options.kind in IN_TIME else _MOST_DRAWS
-    while users < _ENOUGH_USERS and len(found) < most:
+    users = 0
+    while users < _ENOUGH_USERS and len(found) < _MOST_DRAWS:
         parts = split(user_items, times, replace(options, seed=(options.seed + len(found)) % 2**32))
         if _is_empty(parts):
             return []

@@ -181,6 +181,11 @@ def test_engines_that_are_close_are_compared_again_with_less_held_back(
     assert search(matrix, SplitOptions(seed=7), **settings).to_json() == found.to_json()
 
 
+def test_a_split_in_time_is_compared_once(matrix: Matrix, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("offline.train.tuning._CLOSE", 1.0)
+    assert search(matrix, SplitOptions("by-user-time")).finals is None
+
+
 def test_of_engines_that_are_close_the_comparison_with_less_held_back_decides() -> None:
     als, neighbours = trial(SMALL, 0.5, 0.5, 0.5), trial(CELLS[2], 0.5, 0.51, 0.52)
     again = Finals(SplitOptions(test_share=0.1), 1, (trial(CELLS[2], 0.4, 0.4, 0.4), trial(SMALL, 0.41, 0.42, 0.41)))
