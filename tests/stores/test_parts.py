@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from stores import lifecycle as life
 from stores.catalogue import ReleaseId
+from stores.connect import share_of
 from stores.errors import StoreUnavailable
 from stores.lifecycle import publish
 from stores.manifest import Tally
@@ -137,3 +138,18 @@ def test_the_sums_over_parts_are_those_over_all_rows_in_any_order(
     assert sorted(merged.segments) == whole.segments
     merged.segments = whole.segments
     assert merged == whole
+
+
+@pytest.mark.parametrize(
+    ("url", "share"),
+    [
+        ("cosmos+http://127.0.0.1:8081/db?ru=4000", "max_ru=500"),
+        ("cosmos+http://127.0.0.1:8081/db?ru=400&max_ru=2000", "max_ru=250"),
+        ("cosmos+http://127.0.0.1:8081/db?ru=serverless", "ru=serverless"),
+        ("redis://127.0.0.1:6379/0?prefix=x", "prefix=x"),
+    ],
+)
+def test_what_may_be_spent_is_divided_among_writers(url: str, share: str) -> None:
+    found = share_of(url, 8)
+    assert share in found.partition("?")[2].split("&")
+    assert found.count("max_ru") <= 1

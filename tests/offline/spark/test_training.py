@@ -20,7 +20,6 @@ from offline.spark.session import check_master, spark_session
 from offline.train.als import ALSParams
 from offline.train.engine import fit
 from offline.train.weighted import SparkParams, solve
-from tests.support.command import failed, hotplate
 from tests.support.interactions import checkerboard
 from tests.support.paths import DATA, ROOT
 from tests.support.spark import fit_by_implicit
@@ -106,7 +105,3 @@ def test_without_java_a_sentence_says_what_to_install(tmp_path: Path, monkeypatc
     monkeypatch.delenv("JAVA_HOME", raising=False)
     with pytest.raises(DataError, match="apt-get install openjdk-17-jre-headless"), spark_session("local[2]"):
         pass
-
-
-def test_a_master_is_for_spark_alone(tmp_path: Path) -> None:
-    failed(hotplate("train", "x.csv", "--master", "local[2]", "--out", tmp_path / "m"), "--engine spark", code=2)

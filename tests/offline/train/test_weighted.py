@@ -1,6 +1,7 @@
 """Spark's parameters and its objective, as far as they are known without Spark."""
 
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from offline.train.als import ALSParams, Factors
 from offline.train.cells import read_grid
 from offline.train.engine import as_options, described, engine_of, params_from
 from offline.train.weighted import SparkParams, confidences, solve
+from tests.support.command import failed, hotplate
 from tests.support.interactions import checkerboard
 from tests.support.spark import model_of
 
@@ -66,3 +68,14 @@ def test_its_parameters_are_not_searched(tmp_path: Path) -> None:
     grid.write_text('[[cell]]\nengine = "spark"\n')
     with pytest.raises(SettingError, match="not searched"):
         read_grid(grid, ALSParams())
+
+
+@pytest.mark.skipif(find_spec("pyspark") is not None, reason="pyspark is installed")
+@pytest.mark.parametrize("command", [["train", "log.csv", "--engine", "spark", "--out"], ["publish"]])
+def test_without_the_extra_a_sentence_says_what_to_install(command: list[str], tmp_path: Path) -> None:
+    done = hotplate(*command, tmp_path / "model", "--master", "local[2]")
+    failed(done, "is not installed; install it with: pip install 'hotplate[spark]'")
+
+
+def test_a_master_is_for_spark_alone(tmp_path: Path) -> None:
+    failed(hotplate("train", "x.csv", "--master", "local[2]", "--out", tmp_path / "m"), "--engine spark", code=2)
