@@ -28,6 +28,7 @@ from stores.errors import ReleaseConflict, StoreUnavailable
 from stores.lifecycle import take_over
 from stores.store import Row
 from tests.support.command import hotplate
+from tests.support.cosmos_account import Account
 from tests.support.interactions import checkerboard_model
 from tests.support.redis_server import RedisServer
 from tests.support.spark import assert_same_lists, bodies_as_lists, model_of
@@ -35,6 +36,19 @@ from tests.support.stores import lapse, published_rows
 
 pytestmark = pytest.mark.spark
 CLUSTER = "local-cluster[2,1,1024]"
+
+
+class Charged:
+    """Adds up what is charged; see `Observer`."""
+
+    def __init__(self) -> None:
+        self.ru = 0.0
+
+    def charged(self, ru: float) -> None:
+        self.ru += ru
+
+    def failed(self, _kind: str) -> None:
+        """Count nothing."""
 
 
 @pytest.fixture(scope="module")
@@ -187,3 +201,15 @@ def test_files_are_written_through_a_local_driver_only(tmp_path: Path) -> None:
     found = hotplate("lookup", "n0", "--store", store)
     assert found.returncode == 0
     assert "in0 " in found.stdout
+
+
+@pytest.mark.usefixtures("small_blocks")
+async def test_executors_write_cosmos_too_and_what_they_were_charged_is_counted(
+    session: SparkSession, cosmos_http: Account
+) -> None:
+    model, url, charged = model_of(300), cosmos_http.url(secrets.token_hex(4), ru="30000"), Charged()
+    store = connect(url)
+    result = await publish(SparkLists(lists_of(model), session, url), store, encoding="json", observer=charged)
+    assert_same_lists(await published_rows(store, result.manifest.release), rows_here(model))
+    assert charged.ru > 5 * result.rows
+    await store.close()
