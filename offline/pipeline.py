@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 from offline.errors import SettingError
@@ -18,6 +17,7 @@ from offline.input.files import Format, named_paths
 from offline.input.interactions import Interactions, Weighting, read_interactions
 from offline.input.matrix import KnownPairs, Matrix, known_pairs, to_matrix
 from offline.model import Model, check_target, save
+from offline.stopwatch import timed
 from offline.train.als import ALSParams
 from offline.train.engine import Params, as_options, described, engine_of, fit
 from offline.train.popularity import most_popular, popular_by_segment
@@ -305,7 +305,6 @@ def _description(interactions: Interactions, settings: TrainSettings) -> dict[st
 @contextmanager
 def _stage(name: str, seconds: dict[str, float], on_progress: Progress) -> Iterator[None]:
     on_progress(name, 0, 1)
-    start = perf_counter()
-    yield
-    seconds[name] = perf_counter() - start
+    with timed(seconds, name):
+        yield
     on_progress(name, 1, 1)

@@ -153,7 +153,7 @@ def train(
     ] = None,
     seed: Annotated[int, option("--seed", "Draw the split and the start of the fit with this seed.")] = 42,
     as_json: Json = False,
-) -> None:
+) -> "TrainReport":
     """Train a model on interactions: read, split, evaluate, fit, and write a model folder.
 
     Example: hotplate train clicks.csv.gz --event-weights view=1,buy=5 --min-per-user 5 --out model
@@ -208,6 +208,7 @@ def train(
         print_json(report.to_json())
     else:
         print_report(report)
+    return report
 
 
 def _choice(
