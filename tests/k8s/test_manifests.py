@@ -315,6 +315,8 @@ SPOILED: list[tuple[str, Callable[[Good], object]]] = [
     ("accepted_settings", lambda good: good.settings.update(HOTPLATE_WORKERS="none")),
     ("accepted_settings", lambda good: good.settings.update(HOTPLATE_STORE="postgres://cache/0")),
     ("accepted_settings", lambda good: good.container.update(args=["serve", "--verbose"])),
+    ("followed_files", lambda good: good.settings.update(HOTPLATE_DENY_LIST="/etc/hotplate/denied.txt")),
+    ("followed_files", lambda good: good.container["volumeMounts"][1].update(subPath="keys.json")),
     ("restricted_namespace", lambda good: good["Namespace", "hotplate"]["metadata"].update(labels={})),
     ("restricted_namespace", lambda good: good.deployment["metadata"].update(namespace="default")),
     ("labelled", lambda good: good.run["template"]["metadata"]["labels"].pop("app.kubernetes.io/version")),
