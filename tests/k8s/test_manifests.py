@@ -197,6 +197,16 @@ def test_every_secret_that_a_pod_waits_for_is_in_the_docs() -> None:
     assert {one["secret"]["secretName"] for one in volumes} <= set(re.findall(r"`(hotplate-[a-z]+)`", page))
 
 
+def test_what_the_docs_give_kubectl_exists_and_is_looked_for_in_its_namespace() -> None:
+    known = {f"{one['kind'].lower()}/{one['metadata']['name']}" for one in everything()}
+    for page in (ROOT / "docs").glob("*.md"):
+        text = page.read_text()
+        named = re.findall(r"\b(?:deployment|service|cronjob|job)/hotplate(?:-[a-z]+)?\b", text)
+        assert set(named) <= known, page.name
+        elsewhere = r"kubectl (?:rollout|scale|get|delete|logs|port-forward|cp|create job).*"
+        assert re.findall(elsewhere, text) == [], page.name
+
+
 def test_a_kustomization_of_ones_own_as_the_docs_show_it_obeys_all_policies(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "kubernetes.md").read_text()
     (shown,) = re.findall(r"```yaml\n(# shop/kustomization.yaml\n.*?)```", page, re.DOTALL)
