@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from offline.errors import SettingError
-from offline.evaluate.evaluation import BASELINES, Evaluation, evaluate, evaluate_parts
+from offline.evaluate.evaluation import BASELINES, Evaluation, evaluate, evaluate_parts, require_seeds
 from offline.evaluate.segments import Segments, by_column
 from offline.evaluate.splits import Parts, SplitOptions, split
 from offline.input.columns import Columns
 from offline.input.files import Format, named_paths
+from offline.input.filters import parse_filter
 from offline.input.interactions import Interactions, Weighting, read_interactions
 from offline.input.matrix import KnownPairs, Matrix, known_pairs, to_matrix
 from offline.model import Model, check_target, save
@@ -53,6 +54,17 @@ class TrainSettings:
     tuning: TuneOptions | None = None
     popular_length: int = 100
     test: Sequence[Path] = ()
+
+    def __post_init__(self) -> None:
+        """Raise SettingError for what could only fail once much is done."""
+        for text in self.where:
+            parse_filter(text)
+        if self.test and self.seeds > 1:
+            raise SettingError(
+                "Several seeds are of splits that are drawn, but test data are given; leave out --seeds."
+            )
+        if self.split is not None and not self.test:
+            require_seeds(self.split, self.seeds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +161,6 @@ def train(
     """
     report: Progress = on_progress or (lambda _stage, _done, _total: None)
     check_target(out)
-    if settings.test and settings.seeds > 1:
-        raise SettingError("Several seeds are of splits that are drawn, but test data are given; leave out --seeds.")
     seconds: dict[str, float] = {}
     with _stage("read", seconds, report):
         interactions = read_interactions(

@@ -17,7 +17,7 @@ import typer
 import xxhash
 
 from hotplate.cli import models, publish, train
-from hotplate.cli.pipeline import Job, command_of, paths_in, read_job, read_pipeline
+from hotplate.cli.pipeline import Job, command_of, read_job, read_pipeline
 from hotplate.cli.terminal import REFUSED, err, option, out, table, text_on_stderr, with_store
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ class _Attempt:
         draft = self._claim(run)
         if draft is not None and not folder.has_model:
             with folder.step("train") as within, held(job.url, draft):
-                within.update(train.train(**{**job.training, "model": folder.model}).seconds)
+                within.update(train.print_training(job.training, folder.model).seconds)
             draft = self._claim(run)
         if job.registering is not None:
             with folder.step("register"):
@@ -281,7 +281,7 @@ def _print_steps(job: Job, folder: Path) -> None:
     bounds = ", ".join(f"{gate.name} {'≤' if gate.at_most else '≥'} {gate.bound:g}" for gate in job.gates)
     publishes = f"lists of {job.publishing['list_length']} to {redacted(job.url)}"
     steps = [
-        ("train", f"{', '.join(str(path) for path in paths_in(job.training.values()))}, in {folder}"),
+        ("train", f"{', '.join(map(str, [job.training.path, *job.training.more, *job.training.test]))}, in {folder}"),
         *([] if job.registering is None else [("register", f"as the next version of {job.registering['name']}")]),
         ("publish", publishes),
         ("gates", bounds or "none"),

@@ -252,6 +252,26 @@ def test_a_pipeline_that_makes_no_sense_is_a_sentence(
     assert sentence in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("table", "line", "sentence"),
+    [
+        ("train", 'half_life = "often"', "The half-life 'often' is none"),
+        ("train", 'where = "quantity"', "'quantity'"),
+        ("train", 'event_weights = "view=much"', "'view=much'"),
+        ("train", "engine = 'popularity'\nalpha = 2", "is no parameter of the engine popularity"),
+        ("publish", "max_per_category = 2", "A cap needs both"),
+        ("publish", 'gate = "ndcg=0.1"', "these lists have no evaluation"),
+    ],
+)
+def test_what_could_only_fail_after_hours_of_training_is_found_before_anything_is_done(
+    table: str, line: str, sentence: str, folder_url: str, tmp_path: Path
+) -> None:
+    pipeline = write_pipeline(tmp_path, folder_url)
+    pipeline.write_text(pipeline.read_text().replace(f"[{table}]", f"[{table}]\n{line}"))
+    failed(hotplate("run", pipeline), sentence, code=2)
+    assert not (tmp_path / "work").exists()
+
+
 def test_keys_are_the_options_of_the_verbs_and_are_checked_by_them(folder_url: str, tmp_path: Path) -> None:
     pipeline = write_pipeline(tmp_path, folder_url)
     text = pipeline.read_text()
