@@ -38,6 +38,8 @@ _STATE = "state.json"
 _MODEL = "model-"
 # How often a store is looked at in which another run has a draft.
 _WAIT_POLL_S = 1.0
+# How long a store may take to be closed whose lease was held; one that never answers is left to end with the process.
+_CLOSE_S = 3.0
 
 
 class Outcome(StrEnum):
@@ -147,7 +149,10 @@ class RunFolder:
 @contextmanager
 def opened(path: Path, wait_s: float = 0.0) -> Iterator[RunFolder]:
     """Lock the work folder *path*, which is made where there is none; DataError where another has it for *wait_s*."""
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise DataError(f"{path} is no folder; name another for what a run has done so far, with --work.") from error
     try:
         lock = take_lock(path / LOCK, 0o600, wait_s)
     except TimeoutError as error:
@@ -273,7 +278,7 @@ def held(url: str, draft: DraftRef | None) -> Iterator[None]:
     finally:
         with suppress(RuntimeError):  # the thread has ended by itself, or an interrupt kept it from starting
             loop.call_soon_threadsafe(done.set)
-            thread.join()
+            thread.join(_CLOSE_S)
 
 
 def _writer(run: Run) -> str:

@@ -101,7 +101,11 @@ def read_pipeline(path: Path) -> PipelineFile:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingError(f"The pipeline {path} is not TOML: {error}.") from error
     for name, table in tables.items():
-        if name not in TABLES or not isinstance(table, dict):
+        if name in TABLES and not isinstance(table, dict):
+            raise SettingError(
+                f"The pipeline {path} has {name}, but no table of that name; write [{name}] above its keys."
+            )
+        if name not in TABLES:
             close = get_close_matches(name, TABLES, n=1)
             hint = f"did you mean [{close[0]}]?" if close else f"it may have [{'], ['.join(TABLES)}]."
             raise SettingError(f"The pipeline {path} has no table [{name}]; {hint}")
