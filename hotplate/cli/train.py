@@ -28,7 +28,7 @@ from hotplate.cli.terminal import (
 if TYPE_CHECKING:
     from offline.evaluate.evaluation import Evaluation
     from offline.pipeline import TrainReport, TrainSettings
-    from offline.train.engine import Params
+    from offline.train.engine import Engine, Params
     from offline.train.tuning import Search, TuneOptions
 
 
@@ -216,7 +216,8 @@ def _choice(given: "Mapping[str, Any]") -> "tuple[Params, TuneOptions | None]":
     flags = {name: name for name in ("factors", "regularization", "alpha", "iterations", "neighbours")}
     flags["weighting"] = "neighbour_weighting"
     named = {name: given[flag] for name, flag in flags.items() if given[flag] is not None}
-    engine, tune, no_tune, grid, seed = (given[name] for name in ("engine", "tune", "no_tune", "grid", "seed"))
+    tune, no_tune, grid, seed = (given[name] for name in ("tune", "no_tune", "grid", "seed"))
+    engine: Engine | None = given["engine"]
     searched = tune is not None or grid is not None
     if no_tune and searched:
         raise SettingError("Both --no-tune and --tune or --grid are given; give one of them.")
