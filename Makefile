@@ -12,7 +12,7 @@ VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 REVISION = $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 LOCK := uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --no-annotate --python-version 3.11
 
-.PHONY: help demo test soak check k8s-check image image-check bench quality lock clean
+.PHONY: help demo test soak check k8s-check image sbom push notes image-check bench quality lock clean
 
 help: ## list the verbs
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 13
@@ -37,15 +37,30 @@ check: .venv/dev ## lint, format and types
 k8s-check: .venv/k8s ## manifests, images, alerts and dashboards: built, validated against schemas and tried
 	$(PYTEST) -n 2 -m k8s tests/k8s
 
-image: ## both images, by ENGINE=docker, podman or buildah (its `build` takes the same options)
+image: ## both images, by ENGINE=docker or podman
 	$(ENGINE) build --file k8s/Dockerfile --target serve --build-arg REVISION=$(REVISION) --tag hotplate:$(VERSION) .
 	$(ENGINE) build --file k8s/Dockerfile --target offline --build-arg REVISION=$(REVISION) --tag hotplate-offline:$(VERSION) .
+
+sbom: image ## what is in both images, as CycloneDX, in dist/
+	@mkdir -p dist
+	for name in hotplate hotplate-offline; do \
+	    $(ENGINE) run --rm --entrypoint cat $$name:$(VERSION) /opt/hotplate/sbom.cdx.json > dist/$$name.cdx.json || exit; done
+
+push: sbom ## both images, to REGISTRY=HOST/FOLDER; their digests are in dist/digests
+	@[ -n "$(REGISTRY)" ] || { echo "Say where to: make push REGISTRY=HOST/FOLDER"; exit 2; }
+	.ci/push-images $(ENGINE) $(REGISTRY) $(VERSION)
+
+notes: ## what CHANGELOG.md says of this version, in dist/; with TAG=v1.2.3, only if that is it
+	@[ -z "$(TAG)" ] || [ "$(TAG)" = "v$(VERSION)" ] || { echo "The tag is $(TAG), and pyproject.toml says $(VERSION)."; exit 1; }
+	@mkdir -p dist
+	@awk '/^## /{on = $$2 == "$(VERSION)"; next} on' CHANGELOG.md | grep . > dist/notes.md || \
+	    { echo "CHANGELOG.md has no section $(VERSION)."; exit 1; }
 
 image-check: .venv/dev ## both images built without an engine, and tried; takes root, and skips without
 	$(BIN)/python -m k8s.image.check
 
-bench: .venv/dev ## the figures, printed and written to bench-results.json
-	$(BIN)/python -m bench.micro
+bench: .venv/dev ## the figures, printed and written to bench-results.json; OPTIONS=--short takes 3 minutes
+	$(BIN)/python -m bench.micro $(OPTIONS)
 
 quality: .venv/dev ## how good the lists are, on both data sets and every split, printed and written into the docs
 	$(BIN)/python -m bench.micro.quality

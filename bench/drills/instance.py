@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from bench.drills.proxy import Proxy, through
 from bench.process import RedisServer, Server, emulator_serving, free_port, redis_serving, service_serving
@@ -24,6 +24,8 @@ from stores.keys import OVERALL, POPULAR, USER
 from stores.lifecycle import publish
 from stores.store import Plan, Row
 from stores.transfer import copy
+
+T = TypeVar("T")
 
 USERS, LIST_LENGTH, BYTES_PER_ITEM = 100, 20, 100
 
@@ -55,7 +57,7 @@ class RedisTier:
 
     async def start(self) -> None:
         """Start the server with what is saved, and wait until it answers."""
-        await asyncio.to_thread(self._start)
+        await _in_thread(self._start)
 
     async def kill(self) -> None:
         """Kill the server."""
@@ -136,6 +138,16 @@ class FileTier:
         return self.folder.with_name(f"{self.folder.name}.snapshot")
 
 
+async def _in_thread(start: Callable[[], T]) -> T:
+    """Start a process in a thread, and see that through where the caller is interrupted: then it is stopped again."""
+    starting = asyncio.ensure_future(asyncio.to_thread(start))
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        await asyncio.gather(starting, return_exceptions=True)
+        raise
+
+
 Tier: TypeAlias = RedisTier | CosmosTier | FileTier
 
 
@@ -144,8 +156,8 @@ async def _redis_tier(folder: Path) -> AsyncIterator[RedisTier]:
     server = RedisServer(free_port())
     async with through(server.port) as proxy:
         tier = RedisTier(folder, server, proxy)
-        await tier.start()
         try:
+            await tier.start()
             yield tier
         finally:
             await tier.kill()
@@ -155,7 +167,7 @@ async def _redis_tier(folder: Path) -> AsyncIterator[RedisTier]:
 async def _cosmos_tier(folder: Path) -> AsyncIterator[CosmosTier]:
     del folder  # it keeps everything in memory
     with ExitStack() as stack:
-        server = await asyncio.to_thread(stack.enter_context, emulator_serving())
+        server = await _in_thread(lambda: stack.enter_context(emulator_serving()))
         async with through(int(server.url.rpartition(":")[2])) as proxy:
             yield CosmosTier(server, proxy)
 
@@ -206,7 +218,7 @@ async def started(kinds: Sequence[str], budget_s: float) -> AsyncIterator[Instan
         # Without a cache, so that every answer comes out of a store and every fault is felt.
         command = [sys.executable, "-m", "hotplate", "serve", "--cache-mb", "0", "--budget", f"{budget_s:g}"]
         command += [part for tier in tiers for part in ("--store", tier.url)]
-        service = await asyncio.to_thread(stack.enter_context, service_serving(command, "/readyz"))
+        service = await _in_thread(lambda: stack.enter_context(service_serving(command, "/readyz")))
         yield Instance(tuple(tiers), service, budget_s, published, older, newer)
 
 

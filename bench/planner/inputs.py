@@ -152,6 +152,17 @@ class Inputs:
     pod_cpus: float = _input("vCPU", "of a pod", 1.0, "one worker", low=0.05)
     pod_rps: float | None = _input("requests/s", "that a pod answers inside the objective, measured", None, low=1e-3)
     min_pods: int = _input("pods", "at least, in each region", 2, "one may fail", low=1)
+    objective_utilisation: float = _input(
+        "share", "of a pod's CPU up to which the objective is kept, where pod_rps is not measured", 0.8,
+        "beyond it a queue of random arrivals has more than four requests", low=0.05,
+    )  # fmt: skip
+    pod_start_s: float = _input(
+        "s", "from a pod that is wanted to one that is ready", 20.0,
+        "1.6 s measured for hotplate serve; the rest for scheduler, image and probes", high=3600,
+    )  # fmt: skip
+    outside_s: float = _input(
+        "s/day", "outside of the objective that an autoscaler may cost", 86.4, "a thousandth of a day", high=86_400
+    )
 
     redis_nodes: int = _input("nodes", "of an instance", 2, "one is the replica", low=1)
     redis_reserved: float = _input(

@@ -1,6 +1,7 @@
 """`hotplate plan`: what a load will take, what it will cost, and why."""
 
 import inspect
+import json
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from bench.planner import inputs
 from hotplate.cli.terminal import FAILED, Json, option, out, print_json, require_folder, table, with_store
 
 if TYPE_CHECKING:
+    from bench.planner.autoscaling import Outcome
     from bench.planner.inputs import Layer
     from bench.planner.plan import Plan
     from bench.planner.review import Baseline, Growth, PlanReport
@@ -61,6 +63,14 @@ def plan(
     report: Annotated[
         Path | None, _option("--out", "Write the report to this name with .json and .html.", panel=OUTPUT)
     ] = None,
+    hpa: Annotated[
+        bool,
+        _option(
+            "--hpa",
+            "Replay a day against a Kubernetes HorizontalPodAutoscaler, and choose its parameters.",
+            panel=OUTPUT,
+        ),
+    ] = False,
     as_json: Json = False,
     **flags: str | None,
 ) -> None:
@@ -71,8 +81,7 @@ def plan(
     Example: hotplate plan --users 1000000 --peak-rps 500 --profile evening --zipf 0.9 --out plan
     """
     from bench.planner.plan import calculate
-    from bench.planner.review import BOUND_PERCENT, growth, read_baseline, review, to_toml
-    from bench.report.text import write
+    from bench.planner.review import growth, read_baseline, review
     from stores import prices as price_list
     from stores.cosmos import charges as cosmos_charges
 
@@ -88,13 +97,10 @@ def plan(
         raise inputs.PlanMisused(f"--why: there is no figure {why!r}; there are {', '.join(made.figures)}")
     reviewed, compared = review(made, prices), baseline if check else None
     grown = growth(made, compared) if compared else []
-    if report is not None:
-        from bench.planner.page import write_files
-
-        write_files(reviewed, report)
-    if save is not None:
-        write(save, to_toml(made, compared.bound_percent if compared else BOUND_PERCENT))
-    if as_json:
+    _write_files(reviewed, compared, report, save)
+    if hpa:
+        _print_choice(made, as_json=as_json)
+    elif as_json:
         print_json(reviewed.to_json() | ({"grown": [asdict(each) for each in grown]} if compared else {}))
     elif why is not None:
         _print_formulas(made, why)
@@ -148,6 +154,18 @@ def _layers(
     return [*layers, *command_line]
 
 
+def _write_files(reviewed: "PlanReport", compared: "Baseline | None", report: Path | None, save: Path | None) -> None:
+    from bench.planner.review import BOUND_PERCENT, to_toml
+    from bench.report.text import write
+
+    if report is not None:
+        from bench.planner.page import write_files
+
+        write_files(reviewed, report)
+    if save is not None:
+        write(save, to_toml(reviewed.plan, compared.bound_percent if compared else BOUND_PERCENT))
+
+
 def _print_growth(grown: "list[Growth]", baseline: "Baseline") -> None:
     for each in grown:
         out.print(each.sentence)
@@ -177,6 +195,33 @@ def _print_report(report: "PlanReport") -> None:
     for each in report.warnings:
         out.print(f"look out: {each}")
     out.print("why: hotplate plan … --why NAME, or --out NAME for a page with all of it")
+
+
+def _print_choice(made: "Plan", *, as_json: bool) -> None:
+    """Print what was chosen among its like with other targets, and the reference architecture's parameters."""
+    from bench.planner.autoscaling import choose
+
+    choice = choose(made)
+    if as_json:
+        print_json(choice.to_json())
+        return
+    chosen, shown = choice.chosen, [*choice.like_chosen(), choice.reference]
+    out.print(
+        table(("CPU", "pods", "outside of the objective", "pod-hours", "most pods", "changes"), map(_outcome, shown))
+    )
+    out.print(f"the last is the reference architecture's; at most {choice.budget_s:g} s/day outside of the objective")
+    out.print()
+    verdict = "chosen of" if chosen.outside_s <= choice.budget_s else "nothing keeps the objective; the nearest of"
+    out.print(f"{verdict} {len(choice.tried)}, as a manifest has it (--json gives all):")
+    for name, value in chosen.hpa.to_spec().items():
+        out.print(f"  {name}: {json.dumps(value)}")
+
+
+def _outcome(one: "Outcome") -> tuple[str, ...]:
+    hpa = one.hpa
+    pods = f"{hpa.min_pods} - {hpa.max_pods}"
+    outside, hours = f"{one.outside_s:,} s", f"{one.pod_hours:,.1f}"
+    return f"{hpa.cpu_percent} %", pods, outside, hours, f"{one.most_pods}", f"{one.changes}"
 
 
 def _print_formulas(made: "Plan", name: str) -> None:

@@ -93,7 +93,8 @@ def check_contents(image: Image, name: str) -> None:
     wrong = found.items() - versions
     expect(bool(found) and not wrong, f"requirements/{name}.lock has other versions than {wrong}")
     (REPOSITORY / "dist").mkdir(exist_ok=True)
-    (REPOSITORY / f"dist/hotplate-{name}-{__version__}.cdx.json").write_text(contents)
+    title = image.config["Labels"]["org.opencontainers.image.title"]
+    (REPOSITORY / f"dist/{title}.cdx.json").write_text(contents)
 
 
 def check_numpy(images: dict[str, Image]) -> None:

@@ -38,6 +38,12 @@ WHOLE = {
     for overlay in ("dev", "redis")
 }
 WHOLE["cosmos"] = ([*WHOLE["redis"][0], "workload-identity"], ["bench", "publish-cosmos"])
+# Prometheus finds its targets by pods, or by Services.
+MONITORING = {
+    "dev": ["monitoring"],
+    "redis": ["monitoring", "monitoring/service-monitor"],
+    "cosmos": ["monitoring"],
+}
 # Which package of npm has the schemas of a group that Kubernetes itself does not know.
 MODELS = {
     "gateway.networking.k8s.io": ("@kubernetes-models/gateway-api", "2.0.0"),
@@ -65,7 +71,10 @@ def _whole(overlay: str) -> str:
         made = {
             "namespace": "hotplate",
             "resources": [f"{above}/overlays/{overlay}", *(f"{above}/jobs/{job}" for job in jobs)],
-            "components": [f"{above}/components/{component}" for component in (*components, "version")],
+            "components": [
+                *(f"{above}/{folder}" for folder in MONITORING[overlay]),
+                *(f"{above}/components/{component}" for component in (*components, "version")),
+            ],
         }
         (folder / "kustomization.yaml").write_text(yaml.safe_dump(made))
         return json.dumps(built(str(folder)))

@@ -1,0 +1,162 @@
+// What hotplate needs of Azure: a cluster whose pods have identities of their own, a store, and logs. Nothing here has a key
+// where Entra ID will do.
+//   az deployment group create --resource-group shop --template-file main.bicep --parameters withRedis=true
+targetScope = 'resourceGroup'
+
+@description('Begins the name of everything; small letters, digits and hyphens.')
+@minLength(3)
+@maxLength(20)
+param name string = 'shop'
+
+param location string = resourceGroup().location
+
+@description('An account of Azure Cosmos DB for NoSQL, with roles for the two identities.')
+param withCosmos bool = true
+
+@description('An Azure Managed Redis.')
+param withRedis bool = false
+
+@description('Size of the nodes that run pods; a pod takes half a core to two.')
+param nodeSize string = 'Standard_D4ds_v5'
+
+@description('The group of Entra ID whose members administer the cluster.')
+param administrators string
+
+resource logs 'Microsoft.OperationalInsights/workspaces@2023-09-01' = {
+  name: '${name}-logs'
+  location: location
+  properties: {
+    sku: {
+      name: 'PerGB2018'
+    }
+    retentionInDays: 30
+  }
+}
+
+// Who serves, and who publishes: the service accounts of the same names in k8s/, as no pod needs the rights of the other.
+resource serve 'Microsoft.ManagedIdentity/userAssignedIdentities@2023-01-31' = {
+  name: '${name}-serve'
+  location: location
+}
+
+resource publish 'Microsoft.ManagedIdentity/userAssignedIdentities@2023-01-31' = {
+  name: '${name}-publish'
+  location: location
+}
+
+resource cluster 'Microsoft.ContainerService/managedClusters@2025-05-01' = {
+  name: name
+  location: location
+  identity: {
+    type: 'SystemAssigned'
+  }
+  sku: {
+    name: 'Base'
+    tier: 'Standard'
+  }
+  properties: {
+    dnsPrefix: name
+    disableLocalAccounts: true
+    aadProfile: {
+      managed: true
+      enableAzureRBAC: true
+      adminGroupObjectIDs: [
+        administrators
+      ]
+    }
+    oidcIssuerProfile: {
+      enabled: true
+    }
+    securityProfile: {
+      workloadIdentity: {
+        enabled: true
+      }
+    }
+    autoUpgradeProfile: {
+      upgradeChannel: 'patch'
+      nodeOSUpgradeChannel: 'NodeImage'
+    }
+    // Network policies hold only where something enforces them.
+    networkProfile: {
+      networkPlugin: 'azure'
+      networkPluginMode: 'overlay'
+      networkDataplane: 'cilium'
+      networkPolicy: 'cilium'
+      loadBalancerSku: 'standard'
+    }
+    addonProfiles: {
+      omsagent: {
+        enabled: true
+        config: {
+          logAnalyticsWorkspaceResourceID: logs.id
+          useAADAuth: 'true'
+        }
+      }
+    }
+    agentPoolProfiles: [
+      {
+        name: 'system'
+        mode: 'System'
+        vmSize: nodeSize
+        osType: 'Linux'
+        osSKU: 'AzureLinux'
+        availabilityZones: [
+          '1'
+          '2'
+          '3'
+        ]
+        enableAutoScaling: true
+        count: 2
+        minCount: 2
+        maxCount: 6
+      }
+    ]
+  }
+}
+
+resource serveFederation 'Microsoft.ManagedIdentity/userAssignedIdentities/federatedIdentityCredentials@2023-01-31' = {
+  parent: serve
+  name: 'hotplate'
+  properties: {
+    issuer: cluster.properties.oidcIssuerProfile.issuerURL
+    subject: 'system:serviceaccount:hotplate:hotplate'
+    audiences: [
+      'api://AzureADTokenExchange'
+    ]
+  }
+}
+
+resource publishFederation 'Microsoft.ManagedIdentity/userAssignedIdentities/federatedIdentityCredentials@2023-01-31' = {
+  parent: publish
+  name: 'hotplate-publisher'
+  properties: {
+    issuer: cluster.properties.oidcIssuerProfile.issuerURL
+    subject: 'system:serviceaccount:hotplate:hotplate-publisher'
+    audiences: [
+      'api://AzureADTokenExchange'
+    ]
+  }
+}
+
+module cosmos 'cosmos.bicep' = if (withCosmos) {
+  name: 'cosmos'
+  params: {
+    account: '${name}-recommendations'
+    location: location
+    logs: logs.id
+    reader: serve.properties.principalId
+    publisher: publish.properties.principalId
+  }
+}
+
+module redis 'redis.bicep' = if (withRedis) {
+  name: 'redis'
+  params: {
+    name: '${name}-recommendations'
+    location: location
+  }
+}
+
+// For the annotations `azure.workload.identity/client-id` in k8s/overlays/cosmos.
+output serveClientId string = serve.properties.clientId
+output publishClientId string = publish.properties.clientId

@@ -1,0 +1,40 @@
+// Azure Managed Redis, as one server: releases swap by scripts over several keys. It has one user with all rights, whose key
+// `az redisenterprise database list-keys` prints; keep it in a secret, for HOTPLATE_REDIS_PASSWORD_FILE.
+param name string
+param location string
+
+@description('docs/sizing.md: `hotplate plan` says how much memory the lists take, three releases at a time.')
+param size string = 'Balanced_B1'
+
+resource redis 'Microsoft.Cache/redisEnterprise@2025-07-01' = {
+  name: name
+  location: location
+  sku: {
+    name: size
+  }
+  properties: {
+    minimumTlsVersion: '1.2'
+    highAvailability: 'Enabled'
+    publicNetworkAccess: 'Enabled'
+  }
+}
+
+resource database 'Microsoft.Cache/redisEnterprise/databases@2025-07-01' = {
+  parent: redis
+  name: 'default'
+  properties: {
+    clientProtocol: 'Encrypted'
+    port: 10000
+    clusteringPolicy: 'NoCluster'
+    // A list that is dropped is a user without one: a publish that finds no room has to fail instead.
+    evictionPolicy: 'NoEviction'
+    accessKeysAuthentication: 'Enabled'
+    // A second of changes at most is lost with both nodes.
+    persistence: {
+      aofEnabled: true
+      aofFrequency: '1s'
+    }
+  }
+}
+
+output url string = 'rediss://${redis.properties.hostName}:10000/0'

@@ -1,0 +1,234 @@
+"""Alerts, dashboards and the runbook: they parse, they fire, and what they name is on `/metrics` of a real service."""
+
+import asyncio
+import http.client
+import re
+import ssl
+import subprocess
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from bench.drills.drills import DRILLS
+from tests.support.command import hotplate
+from tests.support.cosmos_account import Account
+from tests.support.kubernetes import tool
+from tests.support.monitoring import (
+    MONITORING,
+    RUNBOOK,
+    Sample,
+    Selector,
+    dashboards,
+    grouping_labels,
+    groups,
+    panel_expressions,
+    rules,
+    runbook,
+    selectors,
+    table,
+)
+from tests.support.paths import ROOT
+from tests.support.redis_server import RedisServer, certify
+from tests.support.service import Service, a_list, publish_to, serving
+
+pytestmark = pytest.mark.k8s
+
+# What Prometheus itself adds: whether a target answers, and where a series comes from.
+FOREIGN = {"up"}
+TARGET = {"job": "hotplate", "namespace": "shop", "pod": "hotplate-a"}
+TESTS = sorted(MONITORING.glob("tests/*.yaml"))
+ALERTS = rules("alert")
+PARTS = ("Means", "Look", "Do", "Over")
+
+
+def promtool(*arguments: str | Path) -> None:
+    done = subprocess.run([tool("promtool"), *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def tested(path: Path) -> list[dict[str, Any]]:
+    """Return what a file of tests expects of alerts, one entry an alert and a time."""
+    found = yaml.safe_load(path.read_text())
+    return [expected for test in found["tests"] for expected in test["alert_rule_test"]]
+
+
+def test_prometheus_takes_all_rules_and_every_expression_of_a_panel(tmp_path: Path) -> None:
+    panels = [{"record": f"panel:{n}", "expr": found} for n, (_, found) in enumerate(panel_expressions())]
+    every = [*groups(), {"name": "panels", "rules": panels}]
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump({"groups": every}))
+    promtool("check", "rules", tmp_path / "rules.yaml")
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: path.stem)
+def test_alerts_fire_when_they_should_and_only_then(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump({"groups": groups()}))
+    (tmp_path / "test.yaml").write_text(path.read_text())
+    promtool("test", "rules", tmp_path / "test.yaml")
+
+
+def test_every_alert_is_seen_to_fire_and_to_be_silent_while_all_is_well() -> None:
+    firing = {each["alertname"] for path in TESTS for each in tested(path) if each["exp_alerts"]}
+    assert firing == ALERTS.keys()
+    healthy = tested(MONITORING / "tests" / "healthy.yaml")
+    assert {each["alertname"] for each in healthy} == ALERTS.keys()
+    assert not any(each["exp_alerts"] for each in healthy)
+
+
+@pytest.mark.parametrize("name", ALERTS)
+def test_an_alert_says_how_urgent_it_is_and_its_section_of_the_runbook_what_to_do(name: str) -> None:
+    alert = ALERTS[name]
+    assert alert["labels"]["severity"] in ("page", "ticket")
+    assert alert["annotations"].keys() == {"summary", "description", "runbook_url"}
+    assert alert["annotations"]["runbook_url"] == f"{RUNBOOK.relative_to(ROOT)}#{name.lower()}"
+    assert re.findall(r"^\*\*(\w+)\.\*\*", runbook()[name], re.MULTILINE) == [*PARTS]
+
+
+def test_the_runbook_has_no_section_of_an_alert_that_is_gone() -> None:
+    assert {heading for heading in runbook() if heading.startswith("Hotplate")} == ALERTS.keys()
+
+
+def test_the_numbers_of_the_objectives_are_those_of_the_rules() -> None:
+    """A budget that changes in one place only is found."""
+    rows = {row[0]: row for row in table((ROOT / "docs" / "objectives.md").read_text())}
+    for objective, series in {"Availability": "unavailable", "Latency": "slow", "Personal lists": "unread"}.items():
+        share = float(rows[objective][2].rstrip(" %"))
+        budget = f"{round(1 - share / 100, 6):g}"
+        for speed in ("Fast", "Slowly"):
+            alert = ALERTS[f"Hotplate{objective.split()[0]}Burns{speed}"]["expr"]
+            assert set(re.findall(rf"{series}:ratio_rate\w+ > [\d.]+ \* ([\d.]+)", alert)) == {budget}
+
+
+@pytest.mark.parametrize("name", dashboards())
+def test_a_dashboard_is_one_that_grafana_can_lay_out(name: str) -> None:
+    dashboard = dashboards()[name]
+    assert (dashboard["schemaVersion"], dashboard["uid"]) == (39, f"hotplate-{name}")
+    assert [variable["name"] for variable in dashboard["templating"]["list"][:2]] == ["datasource", "namespace"]
+    panels = dashboard["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    for one, other in combinations([panel["gridPos"] for panel in panels], 2):
+        beside = one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
+        below = one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]
+        assert beside or below, (one, other)
+    for panel in panels:
+        assert panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24
+        assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+        assert ":" in panel["title"], "a title says what good looks like"
+        assert panel["description"]
+        assert panel["fieldConfig"]["defaults"]["unit"]
+        assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"]) > 0
+
+
+def test_the_dashboards_are_in_the_config_map() -> None:
+    kustomization = yaml.safe_load((MONITORING / "kustomization.yaml").read_text())
+    [generated] = kustomization["configMapGenerator"]
+    assert set(generated["files"]) == {f"hotplate-{name}.json=dashboards/{name}.json" for name in dashboards()}
+    assert generated["options"]["labels"] == {"grafana_dashboard": "1"}
+
+
+def series(text: str) -> list[Sample]:
+    """Return the series of a page of metrics, as Prometheus would have them."""
+    families = text_string_to_metric_families(text)
+    return [(sample.name, TARGET | sample.labels) for family in families for sample in family.samples]
+
+
+@pytest.fixture(scope="module")
+def scraped(redis_server: RedisServer, cosmos_http: Account, tmp_path_factory: pytest.TempPathFactory) -> list[Sample]:
+    """The metrics of a service with TLS over all kinds of stores, one of which has failed a read, and of a run."""
+    folder = tmp_path_factory.mktemp("monitoring")
+    certify(folder)
+    urls = [cosmos_http.url("monitoring"), redis_server.url(prefix="monitoring"), f"file://{folder}/store"]
+    for url in urls:
+        asyncio.run(publish_to(url, {"user:1": a_list("a", "b"), "item:a": a_list("b")}))
+    options = [word for url in urls for word in ("--store", url)]
+    options += ["--cache-mb", "8", "--scrub-rate", "1000"]
+    options += ["--tls-cert", f"{folder}/server.pem", "--tls-key", f"{folder}/server.key"]
+    with serving(folder, *options) as service:
+        for path in ("/v1/recommendations/1", "/v1/recommendations/2", "/v1/similar/a", "/v1/popular", "/nothing"):
+            get(service, path)
+        cosmos_http.misbehave({"kind": "unavailable"})
+        get(service, "/v1/recommendations/3")
+        cosmos_http.misbehave()
+        text = eventually(service, "hotplate_scrub_rows_total{", "hotplate_release_lookups_total{")
+    return [*series(text), *series(run_metrics(folder))]
+
+
+def get(service: Service, path: str) -> None:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    connection = http.client.HTTPSConnection("127.0.0.1", service.port, timeout=20, context=context)
+    try:
+        connection.request("GET", path)
+        connection.getresponse().read()
+    finally:
+        connection.close()
+
+
+def eventually(service: Service, *parts: str) -> str:
+    """Return the page of metrics once it has what is reported once a second."""
+    for _ in range(600):
+        text = service.admin("/metrics").body.decode()
+        if all(f"\n{part}" in text for part in parts):
+            return text
+    raise AssertionError(text)
+
+
+def run_metrics(folder: Path) -> str:
+    """Run a pipeline of few and small steps, and return the file that it writes for Prometheus."""
+    rows = [f"u{user},i{(user * 7 + n * n) % 20},1" for user in range(60) for n in range(8)]
+    (folder / "clicks.csv").write_text("\n".join(["user,item,weight", *rows]))
+    (folder / "nightly.toml").write_text(
+        '[train]\ndata = "clicks.csv"\nfactors = 4\niterations = 2\n\n'
+        f'[publish]\nstore = "file://{folder}/run-store"\n\n[run]\nwork = "work"\ntextfile = "{folder}/run.prom"\n'
+    )
+    done = hotplate("run", folder / "nightly.toml")
+    assert done.returncode == 0, done.stderr
+    return (folder / "run.prom").read_text()
+
+
+def exists(selector: Selector, known: list[Sample]) -> bool:
+    """Return whether a series is selected; which statuses have occurred is the service's luck, the label is not."""
+    without_code = Selector(selector.name, tuple(each for each in selector.matchers if each[0] != "code"))
+    statuses = [each for each in selector.matchers if each[0] == "code"]
+    return any(without_code.selects(sample) and (not statuses or "code" in sample[1]) for sample in known)
+
+
+def test_what_rules_and_panels_name_is_on_the_metrics_of_a_real_service(scraped: list[Sample]) -> None:
+    recorded = rules("record")
+    expressions = [rule["expr"] for rule in [*recorded.values(), *ALERTS.values()]]
+    expressions += [expression for _, expression in panel_expressions()]
+    known = [*scraped, *((name, TARGET) for name in (*recorded, *FOREIGN))]
+    labels = {label for _, found in known for label in found}
+    for expression in expressions:
+        missing = [selector for selector in selectors(expression) if not exists(selector, known)]
+        assert missing == [], expression
+        assert grouping_labels(expression) <= labels | {"le"}, expression
+
+
+def test_a_name_or_a_label_that_does_not_exist_is_found(scraped: list[Sample]) -> None:
+    wrong = (
+        "hotplate_gone_total",
+        'hotplate_shed_total{reason="luck"}',
+        'hotplate_worker_up{shop="1"}',
+        'rate(hotplate_http_request_duration_seconds_count{route="/v1/{user}",code=~"5.."}[5m])',
+    )
+    for expression in wrong:
+        [selector] = selectors(f"sum by (namespace) ({expression}) > 0 unless on (pod) vector(1)")
+        assert not exists(selector, scraped), expression
+
+
+def test_what_a_drill_is_said_to_prove_it_moves() -> None:
+    recorded = rules("record")
+    moved = {drill.name: {metric.name for metric in drill.metrics} for drill in DRILLS}
+    proven = table(runbook()["What a drill proves"])
+    assert {name for row in proven for name in re.findall(r"`([\w-]+)`", row[1])} == moved.keys()
+    for alert, drills in proven:
+        [name] = re.findall(r"\((?:#)([a-z]+)\)", alert)
+        [expression] = [rule["expr"] for found, rule in ALERTS.items() if found.lower() == name]
+        names = {selector.name for selector in selectors(expression)}
+        names |= {inner.name for each in names & recorded.keys() for inner in selectors(recorded[each]["expr"])}
+        for drill in re.findall(r"`([\w-]+)`", drills):
+            assert names & moved[drill], f"{drill} moves nothing that {alert} goes by"

@@ -1,0 +1,85 @@
+"""The runbook's commands, run as they stand there: hotplate's on stores of their own, curl's on a service."""
+
+import asyncio
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from serve.access.keys import create
+from tests.support.command import hotplate
+from tests.support.kubernetes import tool
+from tests.support.monitoring import RUNBOOK
+from tests.support.service import a_list, publish_lists, running
+
+pytestmark = pytest.mark.k8s
+
+LINES = [line.strip() for line in RUNBOOK.read_text().splitlines() if line.startswith("    ")]
+COMMANDS = list(dict.fromkeys(line for line in LINES if line.startswith("hotplate ")))
+REQUESTS = list(dict.fromkeys(line for line in LINES if line.startswith("curl ")))
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """Two stores that have one release live, before which another was, and a file of keys."""
+
+    folder: Path
+    release: str
+
+    @property
+    def variables(self) -> dict[str, str]:
+        stores = {name: f"file://{self.folder / name.lower()}" for name in ("STORE", "OTHER")}
+        return stores | {"RELEASE": self.release, "KEYS": str(self.folder / "keys.json"), "KEY": "unused"}
+
+    def copied(self, to: Path) -> "Ground":
+        """Return a copy that may be changed."""
+        shutil.copytree(self.folder, to)
+        return Ground(to, self.release)
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
+    folder = tmp_path_factory.mktemp("runbook") / "ground"
+    for mark in "ab":
+        release = asyncio.run(publish_lists(folder / "store", {"user:42": a_list(mark, "c")}))
+    made = Ground(folder, release)
+    names = made.variables
+    assert hotplate("releases", "copy", "--from", names["STORE"], "--to", names["OTHER"]).returncode == 0
+    create(folder / "keys.json", "old", ["read"])
+    return made
+
+
+@pytest.fixture(scope="module")
+def addresses(ground: Ground) -> Iterator[dict[str, str]]:
+    with running(ground.folder / "store") as service:
+        service.get("/v1/recommendations/42")
+        yield {"SERVICE": service.url, "ADMIN": service.admin_url}
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_a_command_does_what_it_should(line: str, ground: Ground, tmp_path: Path) -> None:
+    variables = ground.copied(tmp_path / "ground").variables
+    words = [re.sub(r"\$(\w+)", lambda found: variables[found[1]], word) for word in shlex.split(line)[1:]]
+    done = hotplate(*words)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("line", REQUESTS)
+def test_a_request_is_answered_and_shows_what_it_is_for(line: str, ground: Ground, addresses: dict[str, str]) -> None:
+    tool("curl")
+    environment = os.environ | ground.variables | addresses
+    command = ["bash", "-o", "pipefail", "-c", line]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+def test_the_commands_are_found() -> None:
+    assert len(COMMANDS) > 12
+    assert len(REQUESTS) > 12

@@ -1,0 +1,268 @@
+"""What runs hotplate elsewhere than in Kubernetes: valid by a schema where one can be had, and started as it says."""
+
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pycep
+import pytest
+import yaml
+
+from tests.support.azure_models import unknown
+from tests.support.command import hotplate
+from tests.support.kubernetes import K8S, tool
+from tests.support.service import a_list, publish_lists, started
+
+pytestmark = pytest.mark.k8s
+TARGETS = K8S / "targets"
+BICEP = sorted((TARGETS / "azure").glob("*.bicep"))
+ENTRYPOINT = "/opt/hotplate/bin/hotplate"
+# Where a file of a target keeps what a test has in a folder of its own, and what it reads that no test can reach.
+DATA, KEYS, FAR_AWAY = "/var/lib/hotplate", "/etc/hotplate/keys", r"^(cosmos|rediss)://.*"
+# The properties of Azure's resources, as the library of each service knows them.
+MODELS = {
+    "Microsoft.Authorization/roleAssignments": "authorization.RoleAssignmentCreateParameters",
+    "Microsoft.Cache/redisEnterprise": "redisenterprise.Cluster",
+    "Microsoft.Cache/redisEnterprise/databases": "redisenterprise.Database",
+    "Microsoft.ContainerService/managedClusters": "containerservice.ManagedCluster",
+    "Microsoft.DocumentDB/databaseAccounts": "cosmosdb.DatabaseAccountCreateUpdateParameters",
+    "Microsoft.DocumentDB/databaseAccounts/sqlDatabases": "cosmosdb.SqlDatabaseCreateUpdateParameters",
+    "Microsoft.DocumentDB/databaseAccounts/sqlRoleAssignments": "cosmosdb.SqlRoleAssignmentCreateUpdateParameters",
+    "Microsoft.ManagedIdentity/userAssignedIdentities": "msi.Identity",
+    "Microsoft.ManagedIdentity/userAssignedIdentities/federatedIdentityCredentials": "msi.FederatedIdentityCredential",
+    "Microsoft.OperationalInsights/workspaces": "loganalytics.Workspace",
+}
+NO_MODEL = {"Microsoft.Insights/diagnosticSettings"}
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """How one file starts the service: arguments, environment, the routes of its probes, and seconds for a stop."""
+
+    command: list[str]
+    environment: dict[str, str]
+    probes: dict[str, int]
+    stop_s: float | None = None
+
+
+def read(path: str) -> Any:  # noqa: ANN401 -- YAML and JSON are whatever they are
+    return yaml.safe_load((TARGETS / path).read_text())
+
+
+def container_instances() -> Target:
+    properties = read("container-instances/group.yaml")["properties"]["containers"][0]["properties"]
+    probes = [properties[name]["httpGet"] for name in ("livenessProbe", "readinessProbe")]
+    environment = {one["name"]: one["value"] for one in properties["environmentVariables"]}
+    return Target(properties["command"], environment, {one["path"]: one["port"] for one in probes})
+
+
+def container_apps() -> Target:
+    template = read("container-apps/app.yaml")["properties"]["template"]
+    container = template["containers"][0]
+    probes = {one["httpGet"]["path"]: one["httpGet"]["port"] for one in container["probes"]}
+    environment = {one["name"]: one["value"] for one in container["env"]}
+    return Target(
+        container["command"] + container["args"], environment, probes, template["terminationGracePeriodSeconds"]
+    )
+
+
+def azure_ml() -> Target:
+    deployment = read("azure-ml/deployment.yaml")
+    routes = deployment["environment"]["inference_config"]
+    probes = {routes[name]["path"]: routes[name]["port"] for name in ("liveness_route", "readiness_route")}
+    return Target([ENTRYPOINT, "serve"], deployment["environment_variables"], probes)
+
+
+def iot_edge(module: str = "hotplate") -> Target:
+    modules = read("iot-edge/deployment.json")["modulesContent"]["$edgeAgent"]
+    found = modules[f"properties.desired.modules.{module}"]
+    options = json.loads(found["settings"]["createOptions"])
+    environment = {name: one["value"] for name, one in found["env"].items()}
+    command = options.get("Entrypoint", [ENTRYPOINT]) + options["Cmd"]
+    return Target(command, environment, {"/livez": 8080}, options.get("StopTimeout"))
+
+
+def systemd() -> Target:
+    unit = [line.partition("=") for line in (TARGETS / "systemd/hotplate.service").read_text().splitlines()]
+    environment = dict(value.split("=", 1) for name, _, value in unit if name == "Environment")
+    [command] = [value.split() for name, _, value in unit if name == "ExecStart"]
+    [stop_s] = [float(value) for name, _, value in unit if name == "TimeoutStopSec"]
+    return Target(command, environment, {"/livez": 8080, "/readyz": 8080}, stop_s)
+
+
+ALL = [container_instances, container_apps, azure_ml, iot_edge, systemd]
+
+
+def here(environment: dict[str, str], folder: Path) -> list[str]:
+    """Return what starts a command with just this environment, its files and its store in *folder*."""
+    moved = {
+        name: re.sub(FAR_AWAY, f"file://{folder}/data", value)
+        .replace(DATA, f"{folder}/data")
+        .replace(KEYS, f"{folder}/keys")
+        for name, value in environment.items()
+    }
+    moved |= {"HOTPLATE_PORT": "0", "HOTPLATE_ADMIN_PORT": "0", "HOTPLATE_DRAIN_DELAY": "0"}
+    return ["env", "--ignore-environment", *(f"{name}={value}" for name, value in moved.items())]
+
+
+@pytest.mark.parametrize("target", ALL)
+async def test_each_target_starts_as_it_says_and_answers_its_probes(target: Any, tmp_path: Path) -> None:  # noqa: ANN401 -- a function
+    one: Target = target()
+    (tmp_path / "keys").mkdir()
+    key = hotplate("keys", "create", "web", "--scope", "read", "--keys", tmp_path / "keys/keys.json").stdout.split()[-1]
+    await publish_lists(tmp_path / "data", {"user:42": a_list("a", "b")})
+    assert one.command[0] == ENTRYPOINT
+    assert set(one.probes.values()) == {int(one.environment["HOTPLATE_PORT"])}
+    command = [*here(one.environment, tmp_path), sys.executable, "-m", "hotplate", *one.command[1:]]
+    with started(tmp_path, command) as service:
+        for path in one.probes:
+            assert service.get(path).status == 200
+        if "HOTPLATE_KEYS" in one.environment:
+            assert service.get("/v1/recommendations/42").status == 401
+            assert service.get("/v1/recommendations/42", X_API_Key=key).json["source"] == "personal"
+        else:
+            # A platform that has checked its own key may hand it on.
+            answer = service.request(
+                "POST", "/score", b'{"data": [["42", "1"]]}', Authorization="Bearer of-the-platform"
+            )
+            assert (answer.status, answer.json[0]["status"]) == (200, "ok")
+
+
+@pytest.mark.parametrize("target", ALL)
+def test_each_stop_is_long_enough_for_the_drain(target: Any) -> None:  # noqa: ANN401 -- a function
+    one: Target = target()
+    if one.stop_s is not None:
+        assert one.stop_s > sum(float(one.environment[f"HOTPLATE_{name}"]) for name in ("DRAIN_DELAY", "DRAIN"))
+
+
+def test_the_edge_copies_what_is_live_elsewhere(tmp_path: Path) -> None:
+    release = asyncio.run(publish_lists(tmp_path / "far", {}))
+    one = iot_edge("hotplate-copy")
+    shell, option, script = one.command
+    loop = re.fullmatch(r"while :; do (.*); sleep \d+; done", script)
+    assert loop is not None
+    environment = one.environment | {
+        "HOTPLATE_FROM": f"file://{tmp_path}/far",
+        "PATH": f"{Path(sys.executable).parent}",
+    }
+    subprocess.run([*here(environment, tmp_path), shell, option, loop[1]], check=True, capture_output=True)
+    assert json.loads((tmp_path / "data/catalogue.json").read_text())["live"] == release
+
+
+def test_the_edge_module_may_write_nothing_and_is_given_what_it_reads() -> None:
+    for module in ("hotplate", "hotplate-copy"):
+        agent = read("iot-edge/deployment.json")["modulesContent"]["$edgeAgent"]
+        options = json.loads(agent[f"properties.desired.modules.{module}"]["settings"]["createOptions"])
+        host = options["HostConfig"]
+        assert options["User"] == "10001:10001"
+        assert host["ReadonlyRootfs"]
+        assert host["CapDrop"] == ["ALL"]
+        assert host["SecurityOpt"] == ["no-new-privileges"]
+        bound = [bind.split(":")[1] for bind in host["Binds"]]
+        for path in re.findall(r"(?<![:/])/(?:etc|var)/[\w/]+", " ".join(iot_edge(module).environment.values())):
+            assert any(path.startswith(folder) for folder in bound), path
+
+
+def test_every_target_has_one_image_of_this_version() -> None:
+    images = [
+        image
+        for path in sorted(TARGETS.rglob("*.*"))
+        for image in re.findall(r"registry[\w./-]+/hotplate(?:-offline)?:[\w.]+", path.read_text())
+    ]
+    version = re.findall(r'^version = "(.*)"', (K8S.parent / "pyproject.toml").read_text(), re.MULTILINE)[0]
+    assert len(images) >= 5
+    assert {image.rpartition("/")[2] for image in images} == {f"hotplate:{version}"}
+
+
+def test_azure_container_instances_know_every_field() -> None:
+    models = import_module("azure.mgmt.containerinstance.models")
+    group = read("container-instances/group.yaml")
+    del group["apiVersion"]  # of the request
+    assert list(unknown(models.ContainerGroup, group)) == []
+    group["properties"]["containers"][0]["properties"]["livenessProbe"]["httpget"] = {}
+    assert list(unknown(models.ContainerGroup, group)) == [".properties.containers[].properties.livenessProbe.httpget"]
+
+
+def test_azure_container_apps_know_every_field_and_word() -> None:
+    models = import_module("azure.mgmt.appcontainers.models")
+    app = read("container-apps/app.yaml")
+    assert list(unknown(models.ContainerApp, app)) == []
+    container = app["properties"]["template"]["containers"][0]
+    container["probes"][0]["type"] = "Alive"
+    container["image_name"] = "x"
+    path = ".properties.template.containers[]"
+    assert set(unknown(models.ContainerApp, app)) == {f"{path}.probes[].type=Alive", f"{path}.image_name"}
+
+
+@pytest.mark.filterwarnings("ignore")  # of the library, to itself
+def test_azure_machine_learning_loads_both_files() -> None:
+    azure = import_module("azure.ai.ml")
+    deployment = azure.load_online_deployment(TARGETS / "azure-ml/deployment.yaml")
+    endpoint = azure.load_online_endpoint(TARGETS / "azure-ml/endpoint.yaml")
+    assert (deployment.endpoint_name, deployment.instance_count) == (endpoint.name, 2)
+
+
+def bicep(file: str) -> Any:  # noqa: ANN401 -- a tree
+    """Parse one of the Bicep files."""
+    return pycep.BicepParser().parse(text=(TARGETS / "azure" / file).read_text())
+
+
+def resources() -> dict[str, Any]:
+    """Return the resources of all Bicep files by file and name."""
+    return {f"{path.stem}.{name}": one for path in BICEP for name, one in bicep(path.name)["resources"].items()}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_azure_knows_every_field_of_a_resource(kind: str) -> None:
+    service, _, name = MODELS[kind].partition(".")
+    model = getattr(import_module(f"azure.mgmt.{service}.models"), name)
+    found = [one["config"] for one in resources().values() if one["type"] == kind]
+    assert found
+    for config in found:
+        for not_of_the_body in ("name", "parent", "scope"):
+            config.pop(not_of_the_body, None)
+        assert list(unknown(model, config)) == []
+        config["properties"] = {**config.get("properties", {}), "propertee": 1}
+        assert list(unknown(model, config)) == [".properties.propertee"]
+
+
+def test_every_kind_of_resource_has_a_model_or_is_known_to_have_none() -> None:
+    assert {one["type"] for one in resources().values()} == MODELS.keys() | NO_MODEL
+
+
+def test_modules_are_called_with_the_parameters_that_they_have() -> None:
+    modules = bicep("main.bicep")["modules"].values()
+    assert {module["detail"]["path"] for module in modules} == {"cosmos.bicep", "redis.bicep"}
+    for module in modules:
+        parameters = bicep(module["detail"]["path"])["parameters"]
+        given = module["config"]["config"]["params"].keys()
+        assert given <= parameters.keys()
+        assert {name for name, one in parameters.items() if one.get("default") is None} <= given
+
+
+def test_no_key_opens_the_account_and_the_pods_that_kubernetes_has_are_federated() -> None:
+    found = resources()
+    assert found["cosmos.cosmos"]["config"]["properties"]["disableLocalAuth"] is True
+    accounts = {found[f"main.{name}Federation"]["config"]["properties"]["subject"] for name in ("serve", "publish")}
+    assert accounts == {"system:serviceaccount:hotplate:hotplate", "system:serviceaccount:hotplate:hotplate-publisher"}
+
+
+@pytest.mark.parametrize("unit", ["hotplate.service", "hotplate-run@nightly.service", "hotplate-run@nightly.timer"])
+def test_systemd_takes_the_units_and_finds_little_that_they_could_do(unit: str, tmp_path: Path) -> None:
+    analyze = tool("systemd-analyze")
+    for path in (TARGETS / "systemd").iterdir():
+        text = path.read_text().replace(ENTRYPOINT, str(Path(sys.executable).parent / "hotplate"))
+        (tmp_path / path.name.replace("@.", "@nightly.")).write_text(text)
+    ran = subprocess.run([analyze, "verify", str(tmp_path / unit)], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr.replace("Failed to prepare filename", "")) == (0, ""), ran.stderr
+    if unit.endswith(".service"):
+        command = [analyze, "security", "--offline=yes", "--no-pager", "--threshold=20", str(tmp_path / unit)]
+        ran = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"COLUMNS": "200"})
+        assert ran.returncode == 0, ran.stdout

@@ -1,0 +1,89 @@
+"""What GitHub runs: valid by its schemas, of few rights, pinned, and nothing that the Makefile cannot repeat."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support.kubernetes import tool
+from tests.support.paths import ROOT
+
+pytestmark = pytest.mark.k8s
+WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
+
+
+def jobs() -> list[Any]:
+    """Return the jobs of all workflows."""
+    return [job for path in WORKFLOWS for job in yaml.safe_load(path.read_text())["jobs"].values()]
+
+
+@pytest.mark.parametrize(
+    ("schema", "paths"), [("github-workflows", WORKFLOWS), ("dependabot", [ROOT / ".github/dependabot.yml"])]
+)
+def test_each_file_is_valid_by_its_schema(schema: str, paths: list[Path]) -> None:
+    command = [tool("check-jsonschema"), "--builtin-schema", f"vendor.{schema}", *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_each_job_is_a_verb_of_the_makefile() -> None:
+    verbs = set(re.findall(r"^([a-z0-9-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for job in jobs():
+        called = re.findall(
+            r"^make ([a-z0-9-]+)", "\n".join(step.get("run", "") for step in job["steps"]), re.MULTILINE
+        )
+        assert called
+        assert set(called) <= verbs
+
+
+def test_every_action_is_pinned_by_its_commit() -> None:
+    for path in WORKFLOWS:
+        for line in path.read_text().splitlines():
+            if "uses:" in line:
+                assert re.search(r"uses: [\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+$", line), line
+
+
+def test_a_workflow_has_no_rights_that_a_job_does_not_name() -> None:
+    for path in WORKFLOWS:
+        assert yaml.safe_load(path.read_text())["permissions"] in ({}, {"contents": "read"})
+        assert "concurrency" in yaml.safe_load(path.read_text())
+    for job in jobs():
+        assert job["timeout-minutes"] <= 120
+        for step in job["steps"]:
+            assert "${{" not in step.get("run", ""), "what somebody else wrote would be run as a command"
+            if step.get("uses", "").startswith("actions/checkout@"):
+                assert step["with"]["persist-credentials"] is False
+
+
+def test_a_push_says_the_digests_and_stops_where_one_fails(tmp_path: Path) -> None:
+    (tmp_path / "dist").mkdir()
+    engine = tmp_path / "engine"
+    engine.write_text('#!/bin/sh\ncase $1 in inspect) echo "$4@sha256:f00";; push) [ "$2" != "${BROKEN-}" ];; esac\n')
+    engine.chmod(0o755)
+
+    def push(**environment: str) -> int:
+        command = [str(ROOT / ".ci/push-images"), str(engine), "host/folder", "1.0"]
+        return subprocess.run(
+            command, cwd=tmp_path, env=os.environ | environment, capture_output=True, check=False
+        ).returncode
+
+    assert push() == 0
+    assert (tmp_path / "dist/digests").read_text() == "hotplate=sha256:f00\nhotplate-offline=sha256:f00\n"
+    assert push(BROKEN="host/folder/hotplate:1.0") != 0
+
+
+def test_the_notes_of_a_release_are_its_section_of_the_changelog(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text('version = "1.2.3"\n')
+    (tmp_path / "CHANGELOG.md").write_text("# Changelog\n\n## 1.2.3\n\n- new\n\n## 1.2.2\n\n- old\n")
+
+    def notes(tag: str) -> int:
+        command = ["make", "--file", str(ROOT / "Makefile"), "notes", f"TAG={tag}"]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, check=False).returncode
+
+    assert notes("v1.2.3") == 0
+    assert (tmp_path / "dist/notes.md").read_text() == "- new\n"
+    assert notes("v1.2.2") != 0
