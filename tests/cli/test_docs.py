@@ -14,11 +14,11 @@ from typer.exceptions import TyperException
 
 from bench.micro.__main__ import parse
 from hotplate.cli.evaluate import ListsFirst
-from hotplate.cli.main import app
+from hotplate.cli.main import command
 from tests.support.paths import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-VERBS = cast("TyperGroup", typer.main.get_command(app))  # of an app of several verbs it makes a group
+VERBS = cast("TyperGroup", typer.main.get_command(command()))  # of an app of several verbs it makes a group
 # Options of other tools that the docs name.
 FOREIGN = {"--capabilities", "--scope", "--benchmark-timer"}
 # What may stand before a command: variables of its environment, and the core that it runs on.

@@ -16,12 +16,12 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
-from hotplate.cli.main import app
+from hotplate.cli.main import command
 from stores.connect import connect
 from stores.errors import StoreMisused
 from tests.support.kubernetes import Object
 
-VERBS = cast("TyperGroup", typer.main.get_command(app))  # of an app of several verbs it makes a group
+VERBS = cast("TyperGroup", typer.main.get_command(command()))  # of an app of several verbs it makes a group
 # Variables that no option has: secrets, which stores read, each also as a file.
 SECRETS = {"HOTPLATE_REDIS_PASSWORD", "HOTPLATE_COSMOS_KEY"}
 # Who runs until it is stopped; whatever else has pods is a job.
