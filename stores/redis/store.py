@@ -12,9 +12,9 @@ from stores.catalogue import Catalogue, DraftRef, ReleaseRef
 from stores.errors import ReleaseConflict, StoreError, StoreMisused, StoreUnavailable
 from stores.keys import META, Span, bounds, merged, pack, unpack
 from stores.redis import examination
-from stores.redis.connection import PipelinedConnection, Reconnector, translated
+from stores.redis.connection import PipelinedConnection, Reconnector, role_of, translated
 from stores.redis.keys import MOVED, Keys
-from stores.redis.url import Address, parse
+from stores.redis.url import Address, Role, parse
 from stores.store import (
     Advised,
     Examined,
@@ -183,7 +183,7 @@ class RedisStore(Advised, Examined, Inventoried, Polled, RoomChecked):
         )
         try:
             (record, of_format_1), (seconds, micros) = records, time_
-            now, primary = int(seconds) + int(micros) / 1e6, _is_primary(greeting)
+            now, primary = int(seconds) + int(micros) / 1e6, role_of(greeting) == Role.PRIMARY
         except (TypeError, ValueError) as error:
             raise connection.lose("replied to a read of the catalogue with something else") from error
         if record is None:
@@ -399,18 +399,6 @@ async def _optional(reply: asyncio.Future[Any]) -> Any:  # noqa: ANN401 -- a rep
         return await reply
     except StoreError:
         return None
-
-
-def _is_primary(greeting: object) -> bool:
-    """Return whether a reply to HELLO, names and values in turn, says so; a server that says nothing may be a replica.
-
-    No user can be forbidden HELLO, unlike INFO and ROLE.
-    """
-    if not isinstance(greeting, list):
-        return False
-    return any(
-        name == b"role" and value == b"master" for name, value in zip(greeting[::2], greeting[1::2], strict=False)
-    )
 
 
 def _bounded(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
