@@ -7,8 +7,8 @@ command cost 40 µs of CPU, which is what a whole turn of lookups may cost. A ca
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Protocol
 
 import hiredis
@@ -243,6 +243,17 @@ class PipelinedConnection(asyncio.Protocol):
             await self._connection.disconnect()
         if self._writer is not None:
             self._writer.transport.abort()
+
+
+@asynccontextmanager
+async def connected(address: Address, timeout_s: float) -> AsyncIterator[PipelinedConnection]:
+    """Open a connection for as long as the block runs; raises StoreUnavailable."""
+    connection = PipelinedConnection(address, timeout_s)
+    await connection.open()
+    try:
+        yield connection
+    finally:
+        await connection.close()
 
 
 class Reconnector:
