@@ -271,6 +271,8 @@ class RedisStore(Advised, Examined, Inventoried, Polled, RoomChecked):
         before = await self._control.execute_command(b"EVAL", CLAIM, len(names), *names, *args)
         if before == SEALED:
             raise sealed(draft)
+        if before is None:
+            self._writer.forget(draft)
 
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
         await self._writer.put(draft, rows, part)
@@ -281,7 +283,7 @@ class RedisStore(Advised, Examined, Inventoried, Polled, RoomChecked):
             connection.send_command(b"HGET", keys.points, part), connection.send_command(b"GET", keys.state)
         )
         _check_owned(draft, state)
-        self._writer.forget(draft, part)
+        self._writer.forget(draft)
         return None if key is None else key.decode()
 
     async def seal(self, draft: DraftRef) -> None:
@@ -323,8 +325,10 @@ class RedisStore(Advised, Examined, Inventoried, Polled, RoomChecked):
 
     async def erase(self, release: ReleaseRef) -> None:
         names, throttle = self._keys.release(release), AdaptiveThrottle(time.monotonic, max_share=ERASING_SHARE)
-        # First: nobody reads or writes it from here on.
-        await self._control.execute_command(b"DEL", *names.states, names.points)
+        # First: nobody reads or writes it from here on, not even from a replica.
+        connection = await self._control.connection()
+        await connection.send_command(b"DEL", *names.states, names.points)
+        await replication.wait_for_replicas(connection, timeout_s=replication.SWAP_WAIT_S)
         for source in names.lists:
             while (packed := await self._control.execute_command(b"LINDEX", source, -1)) is not None:
                 keys, connection, started = unpack(packed), await self._control.connection(), time.monotonic()
@@ -409,9 +413,9 @@ class _Writer:
         if state == _state(draft) and not kept:
             raise _RowsLost(f"{self._where} has lost rows of release {draft.id} that it had acknowledged")
 
-    def forget(self, draft: DraftRef, part: int) -> None:
-        """Write a part on from where the server says, whatever it acknowledged before."""
-        self._points.get(draft.incarnation, {}).pop(part, None)
+    def forget(self, draft: DraftRef) -> None:
+        """Write a draft on from where the server says, whatever it acknowledged before."""
+        self._points.pop(draft.incarnation, None)
 
     async def _write(self, draft: DraftRef, source: str, batch: Sequence[Row], part: int | None) -> float:
         """Write one batch and return the pause after it, in seconds; tried again where the state changed meanwhile."""

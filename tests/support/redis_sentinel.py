@@ -77,7 +77,7 @@ class SentinelDeployment:
 
     def ask(self, *command: str, of: int = 0) -> Any:  # noqa: ANN401 -- a reply is whatever the command returns
         """Send a SENTINEL command to one of the sentinels."""
-        options: dict[str, Any] = {"password": self.password, "decode_responses": True}
+        options: dict[str, Any] = {"password": self.password, "decode_responses": True, "protocol": 3}
         if self.tls:
             options |= {"ssl": True, "ssl_ca_certs": str(self.folder / "ca.pem")}
         with redis.Redis(port=self.sentinels[of].port, **options) as client:
@@ -106,8 +106,7 @@ class SentinelDeployment:
         """Whether each sentinel sees all servers and all others, so that a failover can be made."""
         try:
             for number in range(len(self.sentinels)):
-                reply = self.ask("REPLICAS", NAME, of=number)
-                seen = [dict(zip(each[::2], each[1::2], strict=True)) for each in reply]
+                seen = self.ask("REPLICAS", NAME, of=number)
                 if [(one["flags"], one["master-link-status"]) for one in seen] != [("slave", "ok")] * 2:
                     return False
                 self.ask("CKQUORUM", NAME, of=number)
@@ -179,5 +178,7 @@ def sentinel_deployment(
         made.start()
         yield made
     finally:
-        for process in (*sentinels, *servers):
-            process.kill()
+        for sentinel in sentinels:
+            sentinel.kill()
+        for server in servers:
+            server.kill()
