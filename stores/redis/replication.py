@@ -9,8 +9,8 @@ from stores.store import Finding, Level
 # How long the end of a publish waits for all replicas, which may be behind by what it wrote last.
 SEAL_WAIT_S = 3.0
 
-# The same for one replica to have a change of the catalogue.
-SWAP_WAIT_S = 1.0
+# The same for a change of the catalogue, or of a release's state.
+CONTROL_WAIT_S = 1.0
 
 UNGUARDED = "it goes on writing where no replica follows, and a failover loses that; set min-replicas-to-write 1"
 

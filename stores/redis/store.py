@@ -268,7 +268,7 @@ class RedisStore(Advised, Examined, Inventoried, Polled, RoomChecked):
         if not await self._control.execute_command(b"EXISTS", keys.state):  # one that exists has written some of *plan*
             await self.check_room(draft, plan)
         names, args = (self._keys.incarnations, *keys.states), (_state(draft), draft.incarnation)
-        before = await self._control.execute_command(b"EVAL", CLAIM, len(names), *names, *args)
+        before = await self._control_replicated(b"EVAL", CLAIM, len(names), *names, *args)
         if before == SEALED:
             raise sealed(draft)
         if before is None:
@@ -317,18 +317,13 @@ class RedisStore(Advised, Examined, Inventoried, Polled, RoomChecked):
     async def swap(self, old: Catalogue, new: Catalogue) -> None:
         names = self._keys.catalogue, self._keys.catalogue_of_format_1
         args = (*old.version, catalogue_record.dump(new), self._keys.changes, MOVED)
-        connection = await self._control.connection()
-        if not await connection.send_command(b"EVAL", SWAP, len(names), *names, *args):
+        if not await self._control_replicated(b"EVAL", SWAP, len(names), *names, *args):
             raise ReleaseConflict("the catalogue was changed by somebody else first")
-        # Where the primary is replaced meanwhile, this fails, and it is found out whether the next one has the change.
-        await replication.wait_for_replicas(connection, wanted=1, timeout_s=replication.SWAP_WAIT_S)
 
     async def erase(self, release: ReleaseRef) -> None:
         names, throttle = self._keys.release(release), AdaptiveThrottle(time.monotonic, max_share=ERASING_SHARE)
-        # First: nobody reads or writes it from here on, not even from a replica.
-        connection = await self._control.connection()
-        await connection.send_command(b"DEL", *names.states, names.points)
-        await replication.wait_for_replicas(connection, timeout_s=replication.SWAP_WAIT_S)
+        # First: nobody reads or writes it from here on, and where replicas are read, not there either.
+        await self._control_replicated(b"DEL", *names.states, names.points, wanted=None)
         for source in names.lists:
             while (packed := await self._control.execute_command(b"LINDEX", source, -1)) is not None:
                 keys, connection, started = unpack(packed), await self._control.connection(), time.monotonic()
@@ -338,6 +333,16 @@ class RedisStore(Advised, Examined, Inventoried, Polled, RoomChecked):
                 await asyncio.sleep(throttle.pause_s(time.monotonic() - started, len(keys)))
         index = self._keys.incarnations
         await self._control.execute_command(b"EVAL", FORGET, 2, index, names.state, release.incarnation)
+
+    async def _control_replicated(self, *args: str | bytes | int, wanted: int | None = 1) -> Any:  # noqa: ANN401 -- a reply is whatever the command returns
+        """Send a command, and wait a while for *wanted* replicas, or all, to have its effect; return its reply.
+
+        StoreUnavailable where the primary is replaced meanwhile: whether the next one has it, is for others to see.
+        """
+        connection = await self._control.connection()
+        reply = await connection.send_command(*args)
+        await replication.wait_for_replicas(connection, wanted=wanted, timeout_s=replication.CONTROL_WAIT_S)
+        return reply
 
     async def _check_exists(self, release: ReleaseRef) -> None:
         if not await self._control.execute_command(b"EXISTS", self._keys.release(release).state):
