@@ -55,7 +55,7 @@ def run(
         Path,
         typer.Argument(
             metavar="PIPELINE",
-            help="A TOML file of tables: [train], [publish], [gates], [registry] and [run].",
+            help="A TOML file of the tables train, publish, gates, registry and run.",
             callback=_take_defaults,
             is_eager=True,
         ),
