@@ -3,13 +3,14 @@
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
 from offline.errors import GateFailed
 from offline.gates import Gate, Verdict, check, depth_of, failures, judge, measure, record, recorded
 from offline.measurement import Counts, Items, Measurement, Observe, ignore
+from offline.stopwatch import timed
 from offline.threads import DaemonThreads
 from stores import lifecycle
 from stores.catalogue import DraftRef, ReleaseId, ReleaseRef
@@ -104,12 +105,14 @@ async def publish(
     ready, unless *force* is given; the manifest keeps what they said. They compare with what is live in *store*, which
     is read in *live_in*, if that is given. *observer* hears what those were charged who write parts of a PartedSource.
     Raises SettingError, before anything is written, for gates that cannot be judged; GateFailed where one of them
-    failed; StoreError as `stores.lifecycle.publish` does.
+    failed; StoreError as `stores.lifecycle.publish` does. The result has the seconds that lists were waited for, gates
+    were judged and the release was activated.
     """
+    seconds = dict[str, float]()
     write = partial(
         lifecycle.publish, store, plan=source.plan(), encoding=encoding, resume=resume, on_progress=on_progress
     )
-    review = _Review(source, gates, store, live_in or store, force=force) if gates else None
+    review = _Review(source, gates, store, live_in or store, seconds, force=force) if gates else None
     if isinstance(source, PartedSource) and source.is_written_in_parts:
         sample = [] if encoding == "json" else source.sample()
         rows = iter([source.popular()])
@@ -117,12 +120,14 @@ async def publish(
     else:
         rows, others = source.batches(ignore if review is None else review.lists.add), None
     if review is None:
-        return await write(prefetched(rows), about=source.about(), live=live, others=others)
+        result = await write(prefetched(rows, seconds), about=source.about(), live=live, others=others)
+        return replace(result, seconds=seconds | result.seconds)
 
     async def goes_live(manifest: Manifest) -> bool:
         return await review.passes(manifest) and live
 
-    result = await write(prefetched(rows), about=review.about, live=goes_live, others=others)
+    result = await write(prefetched(rows, seconds), about=review.about, live=goes_live, others=others)
+    result = replace(result, seconds=seconds | result.seconds)
     if not await review.passes(result.manifest):
         raise GateFailed(await review.sentence(result.manifest), result)
     return result
@@ -153,12 +158,22 @@ async def _write_parts(
 class _Review:
     """The gates of one publish: what is measured while lists are written, and what they say at its end."""
 
-    def __init__(self, source: ListSource, gates: Sequence[Gate], store: Store, reader: Reader, *, force: bool) -> None:
+    def __init__(
+        self,
+        source: ListSource,
+        gates: Sequence[Gate],
+        store: Store,
+        reader: Reader,
+        seconds: dict[str, float],
+        *,
+        force: bool,
+    ) -> None:
         self._origin, items = source.about(), source.items()
         check(gates, self._origin.get("metrics"), knows_catalogue=items.catalogue is not None)
         self._gates = gates
         self._store = store
         self._reader = reader
+        self._seconds = seconds
         self._force = force
         self.depth = depth_of(gates)
         self.lists = Measurement(items, self.depth)
@@ -185,14 +200,19 @@ class _Review:
 
     async def _judge(self) -> tuple[ReleaseRef | None, list[Verdict]]:
         if self._judged is None:
-            live = (await self._store.catalogue()).live_ref
-            measured = await measure(self._gates, self._origin.get("metrics"), self.lists, self._reader, live)
-            self._judged = live, judge(measured, self._gates)
+            with timed(self._seconds, "gates"):
+                live = (await self._store.catalogue()).live_ref
+                measured = await measure(self._gates, self._origin.get("metrics"), self.lists, self._reader, live)
+                self._judged = live, judge(measured, self._gates)
         return self._judged
 
 
-async def prefetched(batches: Iterator[list[Row]]) -> AsyncGenerator[list[Row], None]:
-    """Yield *batches*; the next is computed in a thread meanwhile, which is left behind where it is not wanted."""
+async def prefetched(batches: Iterator[list[Row]], seconds: dict[str, float]) -> AsyncGenerator[list[Row], None]:
+    """
+    Yield *batches*; the next is computed in a thread meanwhile, which is left behind where it is not wanted.
+
+    How long they are waited for is added to *seconds* as `lists`.
+    """
     threads, loop = DaemonThreads(), asyncio.get_running_loop()
 
     def compute() -> list[Row] | None:
@@ -200,7 +220,11 @@ async def prefetched(batches: Iterator[list[Row]]) -> AsyncGenerator[list[Row], 
 
     upcoming = loop.run_in_executor(threads, compute)
     try:
-        while (rows := await upcoming) is not None:
+        while True:
+            with timed(seconds, "lists"):
+                rows = await upcoming
+            if rows is None:
+                break
             upcoming = loop.run_in_executor(threads, compute)
             yield rows
     finally:

@@ -229,7 +229,7 @@ async def _write_block(job: _Job, block: Block) -> MeasuredPart:
     rows = rows_of(lists, block, ignore if measured is None else measured.add)
     store = connect(job.url, charges)
     try:
-        async with aclosing(prefetched(rows)) as bodies:
+        async with aclosing(prefetched(rows, {})) as bodies:
             written = await write_part(store, job.assignment, block.part, bodies)
     finally:
         await store.close()
