@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from bench.micro import (
+    big_release,
     cold,
     cosmos,
     generator,
@@ -86,6 +87,7 @@ BENCHMARKS: dict[str, Measure] = {
     "redis_reads": redis.measure_reads,
     "redis_publishing": redis.measure_publishing,
     "import": importing.measure,
+    "big_release": big_release.measure,
     "retail": training.measure_retail,
     "log": training.measure_log,
     "overload": overload.measure,
