@@ -109,7 +109,7 @@ class SignedRequests:
 
     def reads(self, container: str, items: Items, consistency: str = EVENTUAL) -> dict[str, bytes]:
         """Make a point read of each item, signed now."""
-        requests = self._request_builder(consistency)
+        requests = self.builder(consistency)
         return {name: requests.point_read(container, name) for name in items.ids}
 
     def in_turn(self, container: str, items: Items, consistency: str = EVENTUAL) -> KeyedRequests:
@@ -119,7 +119,7 @@ class SignedRequests:
     def upserts(self, container: str, items: Items) -> dict[str, bytes]:
         """Make a write of each item, signed now."""
         requests, link = (
-            self._request_builder(self.address.consistency),
+            self.builder(self.address.consistency),
             f"dbs/{self.address.database}/colls/{container}",
         )
         return {
@@ -136,13 +136,14 @@ class SignedRequests:
 
     def require_key(self) -> None:
         """Raise BenchMisused, which says what to do, for an account without a key."""
-        self._request_builder(self.address.consistency)
+        self.builder(self.address.consistency)
 
-    def _request_builder(self, consistency: str) -> RequestBuilder:
+    def builder(self, consistency: str) -> RequestBuilder:
+        """Return what signs requests; BenchMisused, which says what to do, for an account without a key."""
         address = self.address
         if address.key is None:
             raise BenchMisused(
-                f"to create and drop a container of its own the sweep needs the key of {address.shown}; give it as "
+                f"to create and drop a container of its own this needs the key of {address.shown}; give it as "
                 f"{KEY} or in a file as {KEY}_FILE"
             )
         host = urlsplit(address.endpoint).netloc
