@@ -18,7 +18,7 @@ import orjson
 from bench.errors import BenchMisused
 from bench.loadgen.keys import HotSet, InTurn, Keys, Zipf
 from bench.loadgen.load import Requests
-from bench.planner.demand import cache_hits, predict_ru, write_charge
+from bench.planner.demand import cache_hits, predict_ru, skew_factor, write_charge
 from bench.ru.sandbox import AccountSandbox, Items, fullest_share
 from stores.cosmos.charges import Charges
 from stores.cosmos.requests import KeySigner, RequestBuilder, partition_key_header
@@ -186,6 +186,8 @@ class Setup:
     container: str
     items: Items
     ru: int
+    throttled: float
+    """The share of requests that the objective lets be refused."""
 
     def scenario(
         self,
@@ -197,7 +199,12 @@ class Setup:
     ) -> Scenario:
         """Make a scenario of what is offered at a rate; *load* is what the prediction takes besides the rate."""
         size = item_bytes or self.items.size
-        return Scenario(name, inputs, self.ru, offer, lambda rate: predict_ru(self.charges, rate, size, **load))
+
+        def predict(rate: float) -> float:
+            partitions = self.items.parts
+            return predict_ru(self.charges, rate, size, partitions=partitions, throttled=self.throttled, **load)
+
+        return Scenario(name, inputs, self.ru, offer, predict)
 
     @property
     def partitions(self) -> str:
@@ -236,7 +243,8 @@ def sized(setup: Setup, size_kb: int, count: int) -> Scenario:
 def one_hot_key(setup: Setup) -> Scenario:
     """Send a share of all requests to one key."""
     keys = Keys(setup.items.ids, HotSet(HOT, 1 / setup.items.count))
-    return _skewed(setup, keys, f"one key with {HOT:.0%} of the reads", HOT, f"hot_share {HOT:g}")
+    skew = skew_factor(HOT, setup.items.parts)
+    return _skewed(setup, keys, f"one key with {HOT:.0%} of the reads", skew, f"hot_share {HOT:g}")
 
 
 def zipf(setup: Setup) -> Scenario:
@@ -244,7 +252,7 @@ def zipf(setup: Setup) -> Scenario:
     keys, parts = Keys(setup.items.ids, Zipf(ZIPF)), setup.items.parts
     share = fullest_share(list(islice(keys, COUNTED_DRAWS)), parts)
     inputs = f"fullest partition {share:.1%}, as counted in the keys"
-    return _skewed(setup, keys, f"zipf {ZIPF:g} over {setup.items.count} keys", hot_share_of(share, parts), inputs)
+    return _skewed(setup, keys, f"zipf {ZIPF:g} over {setup.items.count} keys", share * parts, inputs)
 
 
 def cached(setup: Setup) -> Scenario:
@@ -258,20 +266,14 @@ def cached(setup: Setup) -> Scenario:
     requests = KeyedRequests(setup.requests.reads(setup.container, items), missed)
     miss_rate = 1 - missed.hit_rate(COUNTED_DRAWS)
     hit_rate = cache_hits(items.count, ZIPF, entries).hit_rate
-    hot_share = hot_share_of(fullest_share(list(islice(missed, COUNTED_DRAWS)), items.parts), items.parts)
+    fullest = fullest_share(list(islice(missed, COUNTED_DRAWS)), items.parts)
     return setup.scenario(
         f"a cache of {entries} lists before zipf {ZIPF:g}",
         f"hit rate {hit_rate:.1%} by Che's approximation, counted {1 - miss_rate:.1%}",
         lambda rate: Offer(requests, rate * miss_rate),
         hit_rate=hit_rate,
-        hot_share=hot_share,
-        partitions=items.parts,
+        skew=fullest * items.parts,
     )
-
-
-def hot_share_of(share: float, parts: int) -> float:
-    """Turn the share of the fullest partition into that of one key which would make it as full, all else even."""
-    return (share * parts - 1) / (parts - 1) if parts > 1 else 0.0
 
 
 def published_in_place(setup: Setup) -> Scenario:
@@ -303,10 +305,10 @@ def autoscale_of(ru: int) -> Throughput:
     return Throughput(max(AUTOSCALE_STEP, ru // AUTOSCALE_STEP * AUTOSCALE_STEP), autoscale=True)
 
 
-def _skewed(setup: Setup, keys: Keys, name: str, hot_share: float, inputs: str) -> Scenario:
+def _skewed(setup: Setup, keys: Keys, name: str, skew: float, inputs: str) -> Scenario:
     requests = KeyedRequests(setup.requests.reads(setup.container, setup.items), keys)
     inputs = f"{inputs}, {setup.partitions}"
-    return setup.scenario(name, inputs, partial(Offer, requests), hot_share=hot_share, partitions=setup.items.parts)
+    return setup.scenario(name, inputs, partial(Offer, requests), skew=skew)
 
 
 def _published(setup: Setup, container: str, name: str, written: Items, ru: int, *, in_place: bool) -> Scenario:
