@@ -71,6 +71,10 @@ class Server:
         """Add up the memory that is its processes' own; pages of files that they map can be dropped at any time."""
         return sum(own_memory_bytes(pid) for pid in self._processes())
 
+    def largest_memory_bytes(self) -> int:
+        """Return what the largest of its processes has of its own: a worker, as a service has more than that one."""
+        return max((own_memory_bytes(pid) for pid in self._processes()), default=0)
+
     def _processes(self) -> Iterator[int]:
         for stat in Path("/proc").glob("[0-9]*/stat"):
             try:

@@ -136,10 +136,10 @@ def serve(place: Place, effort: Effort) -> Iterator[Figure]:
             variants[name] = partial(read, servers[name], [path_of(user) for user in drawn], effort.round_s)
         with on_core(1):
             taken = interleave(variants, effort.rounds)
-        private_mb = {name: server.memory_bytes() / 1e6 for name, server in servers.items()}
+        private_mb = {name: server.largest_memory_bytes() / 1e6 for name, server in servers.items()}
     for name, reads in taken.items():
         yield figures(f"GET of {name}", [one.sample for one in reads], each="request")[1]
-        yield Figure(f"private memory of serve, {name}", "MB", [private_mb[name]], at_most(SERVE_MB))
+        yield Figure(f"private memory of a worker, {name}", "MB", [private_mb[name]], at_most(SERVE_MB))
     for store in ("files", "Redis"):
         cpus = ([one.sample.cpu_us_per_op for one in taken[f"{size}, {store}"]] for size in ("large", "small"))
         yield ratio(f"GET, large / small, {store}: CPU", *cpus, goal=at_most(CPU_RATIO))
