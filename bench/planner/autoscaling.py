@@ -53,7 +53,7 @@ class Day:
     objective_rps: float
     """What it answers inside of the objective."""
     start_s: float
-    node_pods: float = inf
+    node_pods: int = 1_000_000
     """How many pods a node can hold at most."""
 
     failing: frozenset[int] = frozenset()

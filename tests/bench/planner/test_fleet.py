@@ -77,7 +77,7 @@ def test_a_plan_takes_hits_and_skew_from_the_users_who_were_requested(tmp_path: 
 
 def test_a_cluster_has_primaries_by_memory_or_by_what_a_core_answers() -> None:
     plan = a_plan(**BIG)
-    row = (160 + 5 + 10 + 29 + 80) * 1.08
+    row = (160 + 5 + 10 + 28 + 80) * 1.08
     assert plan.number("redis_gb") == pytest.approx(1e8 * row * 3 / 1e9, rel=0.001)
     assert plan.number("cluster_by_memory") == 5  # 92 GB of 20.8 each
     assert plan.number("cluster_by_core") == 3  # 1.7 cores, 60 % used
