@@ -183,7 +183,7 @@ class _Measurement:
             name, raw = body["id"], orjson.dumps(body)
             requests = {
                 "create": self._post(JSON, name, raw),
-                "read": lambda builder, name=name: builder.point_read(self._container, name),
+                "read": self._read(name),
                 "upsert": self._post(UPSERT, name, raw),
                 "delete": self._item("DELETE", name),
             }
@@ -209,7 +209,7 @@ class _Measurement:
         operation = orjson.dumps({"operations": [{"op": "set", "path": "/pad", "value": bodies[0]["pad"]}]})
         patched = self._median(self._item("PATCH", name, PATCH, operation), "patch")
         refused = self._median(self._post(JSON, name, raw), "create again", expected=409)
-        missing = self._median(lambda builder: builder.point_read(self._container, "absent"), "read", expected=404)
+        missing = self._median(self._read("absent"), "read", expected=404)
         one, many = (self._query(count) for count in (1, RETURNED))
         share = (many - one) / (RETURNED - 1) / of["read"]
         strong = self._strong(name)
@@ -238,6 +238,9 @@ class _Measurement:
         builder = self._requests.builder(STRONG)
         response = self._send(lambda _: builder.point_read(self._container, name))
         return _charge_of(response) if response.status == 200 else None
+
+    def _read(self, name: str) -> Callable[[RequestBuilder], bytes]:
+        return lambda builder: builder.point_read(self._container, name)
 
     def _post(self, headers: bytes, name: str, raw: bytes) -> Callable[[RequestBuilder], bytes]:
         def request(builder: RequestBuilder) -> bytes:

@@ -9,11 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.cosmos_emulator.partition_keys import V2_SPAN
 from bench.loadgen.keys import Keys, Zipf
 from bench.planner.demand import cache_hits, fullest_zipf_share, needed_ru
 from bench.planner.inputs import PlanMisused
-from bench.planner.key_stream import count_keys, place_of, read_keys
+from bench.planner.key_stream import count_keys, read_keys
 from bench.planner.outage import replay_day
 from tests.support.command import hotplate
 from tests.support.planning import a_plan
@@ -24,18 +23,16 @@ BIG = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("partitions", "entries"), [(2, 0), (4, 0), (4, 50)])
-def test_by_zipf_the_fullest_partition_is_within_3_percent_of_where_real_ids_lie(partitions: int, entries: int) -> None:
-    count, exponent = 500, 0.9
+@pytest.mark.parametrize(("partitions", "entries"), [(2, 0), (4, 20)])
+def test_by_zipf_the_fullest_partition_is_as_full_as_where_real_ids_lie(partitions: int, entries: int) -> None:
+    count, exponent = 200, 0.9
     chances = [rank**-exponent for rank in range(1, count + 1)]
     found = list[float]()
-    for shop in range(60):
-        places = [place_of(f"{shop}-{number}") * partitions // V2_SPAN for number in range(count)]
-        drawn = random.Random(shop).choices(range(count), chances, k=4_000)
+    for shop in range(40):
+        drawn = random.Random(shop).choices(range(count), chances, k=5_000)
         stream = count_keys("drawn", [f"{shop}-{number}" for number in drawn], entries)
-        assert set(places) == set(range(partitions))
         found.append(stream.fullest_share(partitions))
-    # 4,000 draws are themselves uneven by some 2 %, which the law is not.
+    # 40 placements are a mean that is itself some 2 % off.
     assert fullest_zipf_share(count, exponent, partitions, entries) == pytest.approx(fmean(found), rel=0.05)
 
 
@@ -103,6 +100,13 @@ def test_spark_takes_core_hours_and_its_executors_hold_the_factors() -> None:
     assert "spark_executors" not in a_plan().figures
 
 
+@pytest.mark.soak
+def test_a_day_without_a_cluster_of_ones_own_loses_no_list() -> None:
+    calm = replay_day(a_plan(peak_rps=700))
+    assert (calm.popular, set(calm.usd)) == (0, {"pods", "Cosmos DB"})
+
+
+@pytest.mark.soak
 def test_a_day_with_nodes_lost_costs_time_users_and_money() -> None:
     plan = a_plan(**BIG)
     found = replay_day(plan)
@@ -110,5 +114,3 @@ def test_a_day_with_nodes_lost_costs_time_users_and_money() -> None:
     assert found.popular == pytest.approx(0.2 * 20 * 1e6, rel=0.1)
     assert found.usd.keys() == {"pods", "Redis Cluster", "Spark"}
     assert sum(found.usd.values()) > 0
-    calm = replay_day(a_plan(peak_rps=700))
-    assert (calm.popular, set(calm.usd)) == (0, {"pods", "Cosmos DB"})
