@@ -42,7 +42,7 @@ MAX_NODE_BYTES = (PAGE_BYTES - PAGE_HEADER) // 2 - 4
 TRANSACTION_ROWS = 1000
 
 # After how many bytes a draft lets go of the pages of its map: the end of each transaction is read by the next.
-WRITTEN_BYTES = 64 << 20
+WRITTEN_BYTES = 16 << 20
 
 # Before the number of a part: where a draft keeps the part's resume point, ahead of all rows, until it is sealed.
 POINT = b"\x00point:"

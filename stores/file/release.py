@@ -59,7 +59,7 @@ FEW_KEYS = 8
 # How much of a map is populated, locked or released in one go, during which no other thread can map anything.
 MAP_CHUNK = 1 << 22
 # After how many bytes a scan lets go of the pages that it has read: they would count as memory of this process.
-SCANNED_BYTES = 64 << 20
+SCANNED_BYTES = 16 << 20
 
 # Format 1 named files by the release's id, and gave them no sums.
 _FORMAT_1 = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{4}")
