@@ -55,7 +55,7 @@ THROTTLED, OTHER = "throttled", "status"
 # What a search is reckoned to take: so many trials, and between two of them the wait for the next second.
 TRIALS = 8
 BETWEEN_S = 1.0
-EFFECTS = 10
+EFFECTS = 11
 HOUR_S = 3600
 
 BURST = Throughput(400)

@@ -221,6 +221,7 @@ def all_scenarios(setup: Setup) -> Iterator[Callable[[], Scenario]]:
     yield partial(zipf, setup)
     yield partial(cached, setup)
     yield partial(published_in_place, setup)
+    yield partial(published_under_skew, setup)
     yield partial(published_beside, setup)
     yield partial(autoscaled, setup)
 
@@ -282,6 +283,13 @@ def published_in_place(setup: Setup) -> Scenario:
     return _published(setup, setup.container, name, setup.items, setup.ru, in_place=True)
 
 
+def published_under_skew(setup: Setup) -> Scenario:
+    """Replace items of the container of which one key gets a share of all reads: both at once."""
+    keys = Keys(setup.items.ids, HotSet(HOT, 1 / setup.items.count))
+    name = f"the same, one key with {HOT:.0%} of the reads"
+    return _published(setup, setup.container, name, setup.items, setup.ru, in_place=True, keys=keys)
+
+
 def published_beside(setup: Setup) -> Scenario:
     """Write into a container of its own, as hotplate publishes."""
     beside, items = setup.sandbox.create(Throughput(BESIDE_RU)), Items(1, setup.items.count, 1)
@@ -311,15 +319,27 @@ def _skewed(setup: Setup, keys: Keys, name: str, skew: float, inputs: str) -> Sc
     return setup.scenario(name, inputs, partial(Offer, requests), skew=skew)
 
 
-def _published(setup: Setup, container: str, name: str, written: Items, ru: int, *, in_place: bool) -> Scenario:
+def _published(
+    setup: Setup,
+    container: str,
+    name: str,
+    written: Items,
+    ru: int,
+    *,
+    in_place: bool,
+    keys: Keys | None = None,
+) -> Scenario:
     write_ru = write_charge(setup.charges, written.size, replaced=True)
     writes_s = PUBLISHED * ru / write_ru
     reads = setup.requests.in_turn(setup.container, setup.items)
+    if keys is not None:
+        reads = KeyedRequests(setup.requests.reads(setup.container, setup.items), keys)
     writes = KeyedRequests(setup.requests.upserts(container, written), Keys(written.ids, InTurn()))
     return setup.scenario(
         name,
         f"{writes_s:g} lists/s replaced {'here' if in_place else 'elsewhere'}, {write_ru:g} RU each",
         lambda rate: Offer(MixedRequests(reads, writes, writes_s / (rate + writes_s)), rate + writes_s),
+        skew=1.0 if keys is None else skew_factor(HOT, setup.items.parts),
         writes_s=writes_s if in_place else 0.0,
         replaced=True,
     )

@@ -199,7 +199,14 @@ def best_rate(scenario: scenarios.Scenario, parts: int, write_ru: float) -> floa
 
 
 @pytest.mark.parametrize(
-    "prepare", [scenarios.one_hot_key, scenarios.zipf, scenarios.cached, scenarios.published_in_place]
+    "prepare",
+    [
+        scenarios.one_hot_key,
+        scenarios.zipf,
+        scenarios.cached,
+        scenarios.published_in_place,
+        scenarios.published_under_skew,
+    ],
 )
 def test_the_planner_is_within_3_percent_of_a_simulated_container(
     prepare: Callable[[scenarios.Setup], scenarios.Scenario],
@@ -217,7 +224,7 @@ def test_autoscale_takes_steps_of_a_thousand() -> None:
 def test_the_cost_is_that_of_each_hour_that_is_touched() -> None:
     planned = plan(SweepOptions(levels="400,1k,11k", account="cosmos+http://127.0.0.1:8081/bench"))
     made = cost(planned, 2, load_prices(), now=3600 * 100.0)
-    took_s = (3 * 11 + 10 * 11) * 8
+    took_s = (3 * 11 + 11 * 11) * 8
     assert (made.hours, made.minutes) == (1, -(-took_s // 60))
     assert (made.manual_ru, made.autoscale_ru) == (11_400, 1_000)
     assert made.usd == pytest.approx((114 + 10 * 1.5) * 0.008 * 2)
