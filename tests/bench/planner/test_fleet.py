@@ -101,12 +101,6 @@ def test_spark_takes_core_hours_and_its_executors_hold_the_factors() -> None:
 
 
 @pytest.mark.soak
-def test_a_day_without_a_cluster_of_ones_own_loses_no_list() -> None:
-    calm = replay_day(a_plan(peak_rps=700))
-    assert (calm.popular, set(calm.usd)) == (0, {"pods", "Cosmos DB"})
-
-
-@pytest.mark.soak
 def test_a_day_with_nodes_lost_costs_time_users_and_money() -> None:
     plan = a_plan(**BIG)
     found = replay_day(plan)
