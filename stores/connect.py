@@ -14,7 +14,8 @@ from stores.urls import extra_installed, redacted, scheme_of, split
 
 GROUP = "hotplate.stores"
 COSMOS = ("cosmos", "cosmos+http", "cosmos+https")
-BUILT_IN = (*COSMOS, "file", "memory", "redis", "rediss", "unix")
+REDIS = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
+BUILT_IN = (*COSMOS, *REDIS, "file", "memory")
 
 
 def default_url() -> str:
@@ -35,7 +36,7 @@ def connect(url: str, observer: Observer | None = None) -> Store:
         return MemoryStore()
     if scheme == "file":
         return file_store.open_url(url)
-    if scheme in ("redis", "rediss", "unix"):
+    if scheme in REDIS:
         from stores.redis import store as redis  # noqa: PLC0415 -- an extra: only its users need it
 
         return redis.open_url(url)

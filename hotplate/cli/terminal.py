@@ -92,8 +92,9 @@ StoreUrl = Annotated[
     str | None,
     option(
         "--store",
-        "Use the store at this URL: file:///FOLDER, redis://HOST:PORT/DB, rediss://…, unix:///SOCKET or "
-        "cosmos://ACCOUNT/DATABASE. By default it is a folder in your own data directory.",
+        "Use the store at this URL: file:///FOLDER, redis://HOST:PORT/DB, rediss://…, unix:///SOCKET, "
+        "redis+sentinel://HOST:PORT,HOST:PORT/NAME or cosmos://ACCOUNT/DATABASE. By default it is a folder in your own "
+        "data directory.",
         metavar="URL",
     ),
 ]
@@ -161,7 +162,8 @@ def print_error(error: BaseException, *, as_json: bool) -> int:
     sentence, code = _sentence(error)
     if sentence.partition(" ")[0].isalpha():  # a path, a URL or a name stays as it is
         sentence = sentence[:1].upper() + sentence[1:]
-    sentence = sentence.rstrip(".") + "."
+    if not sentence.endswith("?"):
+        sentence = sentence.rstrip(".") + "."
     if as_json:
         sys.stderr.write(orjson.dumps({"error": sentence, "kind": type(error).__name__}).decode() + "\n")
     else:

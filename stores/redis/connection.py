@@ -7,16 +7,17 @@ command cost 40 µs of CPU, which is what a whole turn of lookups may cost. A ca
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
-from typing import Any
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Protocol
 
 import hiredis
 from redis import exceptions as foreign
+from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError, ResponseError
 
 from stores.errors import StoreError, StoreFull, StoreMisused, StoreUnavailable
-from stores.redis.url import Address
+from stores.redis.url import Address, Role
 from stores.store import Slot
 from stores.throttle import Backoff
 
@@ -54,6 +55,18 @@ MEANINGS: tuple[tuple[tuple[type[BaseException], ...], type[StoreError], str], .
 _MORE = object()
 
 
+class Resolver(Protocol):
+    """Knows where a server is that may move, for the `Reconnector`s to it; an `Address` is one that never does."""
+
+    async def resolve(self) -> Address:
+        """Return where the server is now; raises StoreUnavailable where that cannot be found out."""
+        ...
+
+    def add(self, reconnector: "Reconnector") -> None:
+        """Call `leave` of *reconnector* each time that the server has moved, as long as somebody else holds it."""
+        ...
+
+
 class PipelinedConnection(asyncio.Protocol):
     """An open connection, until it breaks: from then on `error` says why, and every command fails with that.
 
@@ -67,7 +80,8 @@ class PipelinedConnection(asyncio.Protocol):
         self.has_replied = False
         """Whether the server has replied to anything but the handshake, and nothing that it should not have."""
         self._where = address.shown
-        self._connection = address.connection(CONNECT_TIMEOUT_S)
+        self._address = address
+        self._connection: AbstractConnection | None = None
         self._timeout_s = timeout_s
         self._on_message = on_message
         self._waiting = deque[tuple[asyncio.Future[Any], float, int | None]]()
@@ -79,11 +93,17 @@ class PipelinedConnection(asyncio.Protocol):
         self._ended = asyncio.Event()
 
     async def open(self) -> None:
-        """Connect and authenticate within CONNECT_TIMEOUT_S; StoreUnavailable where that fails."""
+        """Connect, authenticate and check the role within CONNECT_TIMEOUT_S; StoreUnavailable where that fails."""
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                self._connection = self._address.connection(CONNECT_TIMEOUT_S)
                 await self._connection.connect()  # type: ignore[no-untyped-call]  # redis-py types the rest, not this
-            self._take_over()
+                self._take_over(self._connection)
+                if self._address.role is not None:
+                    await self._check_role(self._address.role)
+        except StoreUnavailable:
+            await self._disconnect()
+            raise
         except Exception as error:  # whatever it is, callers wait for this
             await self._disconnect()
             raise StoreUnavailable(str(translated(error, self._where))) from error
@@ -91,9 +111,8 @@ class PipelinedConnection(asyncio.Protocol):
             await self._disconnect()
             raise
 
-    def _take_over(self) -> None:
+    def _take_over(self, opened: AbstractConnection) -> None:
         """Read and write the socket that redis-py has opened; its own words for the errors of a server stay."""
-        opened = self._connection
         reader, writer = opened._reader, opened._writer  # noqa: SLF001 -- it has no other way to hand its socket over
         if reader is None or writer is None or reader.at_eof() or writer.transport.is_closing():
             raise _CLOSED_BY_SERVER
@@ -101,6 +120,11 @@ class PipelinedConnection(asyncio.Protocol):
         writer.transport.set_protocol(self)
         self._writer = writer  # which closes the socket where nobody holds it
         opened._reader = opened._writer = None  # noqa: SLF001 -- as above
+
+    async def _check_role(self, wanted: Role) -> None:
+        if role_of(await self.send_command(b"HELLO", 2)) != wanted:
+            raise StoreUnavailable(f"{self._where} is not a {wanted.name.lower()}, or no longer")
+        self.has_replied = False  # to nothing that was asked of it
 
     def send_command(self, *args: str | bytes | int) -> asyncio.Future[Any]:
         """Send a command; the future is its reply, or a StoreError: StoreMisused for what cannot be encoded."""
@@ -158,14 +182,16 @@ class PipelinedConnection(asyncio.Protocol):
         error = f"{self._where} {reason}; the connection was given up"
         if self.error is None:
             log.warning("%s", error)
-        self._end(error)
+        self.end(error)
         return StoreUnavailable(error)
 
     def _take(self, reply: Any) -> None:  # noqa: ANN401 -- a reply is whatever the command returns
         if isinstance(reply, Exception):
             error = translated(reply, self._where)
-            if not isinstance(reply, ResponseError):  # it is of the connection, as where there are too many
-                self._end(str(error))
+            if not isinstance(reply, ResponseError) or isinstance(reply, foreign.ReadOnlyError):
+                # It is of the connection, as where there are too many, or of a primary that is none any more: whoever
+                # opens the next one may be led to another server.
+                self.end(str(error))
                 return
             reply = error
         self.has_replied = True
@@ -194,9 +220,10 @@ class PipelinedConnection(asyncio.Protocol):
         if left_s > 0:
             self._timer = self._loop.call_later(left_s, self._check_timeout)
         else:
-            self._end(f"{self._where} has not answered for {self._timeout_s:g} s")
+            self.end(f"{self._where} has not answered for {self._timeout_s:g} s")
 
-    def _end(self, error: str) -> None:
+    def end(self, error: str) -> None:
+        """Close at once, with a sentence for whoever still waits."""
         self._fail(error)
         if self._writer is not None:
             self._writer.transport.abort()
@@ -213,8 +240,22 @@ class PipelinedConnection(asyncio.Protocol):
                 future.set_exception(StoreUnavailable(self.error))
 
     async def _disconnect(self) -> None:
-        with suppress(RedisError):  # a dead peer is waited for, too, and at most for CONNECT_TIMEOUT_S
-            await self._connection.disconnect()
+        if self._connection is not None:
+            with suppress(RedisError):  # a dead peer is waited for, too, and at most for CONNECT_TIMEOUT_S
+                await self._connection.disconnect()
+        if self._writer is not None:
+            self._writer.transport.abort()
+
+
+@asynccontextmanager
+async def connected(address: Address, timeout_s: float) -> AsyncIterator[PipelinedConnection]:
+    """Open a connection for as long as the block runs; raises StoreUnavailable."""
+    connection = PipelinedConnection(address, timeout_s)
+    await connection.open()
+    try:
+        yield connection
+    finally:
+        await connection.close()
 
 
 class Reconnector:
@@ -223,16 +264,18 @@ class Reconnector:
     While the server is known to be away, callers fail with StoreUnavailable at once, and attempts back off.
     """
 
-    def __init__(self, address: Address, timeout_s: float, on_message: Callable[[], None] | None = None) -> None:
-        """Take what each `PipelinedConnection` takes."""
-        self._address = address
+    def __init__(self, server: Resolver, timeout_s: float, on_message: Callable[[], None] | None = None) -> None:
+        """Take what knows where the server is, and the rest of what each `PipelinedConnection` takes."""
+        self._server = server
         self._timeout_s = timeout_s
         self._on_message = on_message
         self._connection: PipelinedConnection | None = None
         self._opening: asyncio.Task[PipelinedConnection] | None = None
+        self._moves = 0
         self._backoff = Backoff(FIRST_PAUSE_S, MAX_PAUSE_S)
         self._retry_at = 0.0
         self._error = ""
+        server.add(self)
 
     @property
     def current(self) -> PipelinedConnection | None:
@@ -245,8 +288,36 @@ class Reconnector:
 
     async def connection(self) -> PipelinedConnection:
         """Return the connection, opened anew where it broke; callers at the same time share one attempt."""
-        if current := self.current:
+        if (current := self.current) is not None:
             return current
+        return await asyncio.shield(self._begin())
+
+    def try_current(self) -> PipelinedConnection | None:
+        """Return the connection where it is open; where not, it is opened for later callers."""
+        if (current := self.current) is None:
+            with suppress(StoreUnavailable):
+                self._begin()
+        return current
+
+    def leave(self, error: str) -> None:
+        """Give the connection up, as the server has moved; the next one is opened without a pause."""
+        self._moves += 1
+        self._backoff.reset()
+        self._retry_at = 0.0
+        if self._connection is not None:
+            self._connection.end(error)
+            self._connection = None
+
+    async def close(self) -> None:
+        """Close the connection, or stop opening it."""
+        if self._opening is not None:
+            self._opening.cancel()
+            await asyncio.gather(self._opening, return_exceptions=True)
+        if self._connection is not None:
+            await self._connection.close()
+
+    def _begin(self) -> asyncio.Task[PipelinedConnection]:
+        """Begin to open the connection, unless that has begun; raises StoreUnavailable while it is not to be tried."""
         if self._opening is None:
             now = asyncio.get_running_loop().time()
             if self._connection is not None:
@@ -260,25 +331,25 @@ class Reconnector:
                 raise StoreUnavailable(self._error)
             self._opening = asyncio.create_task(self._open())
             self._opening.add_done_callback(self._opened)
-        return await asyncio.shield(self._opening)
-
-    async def close(self) -> None:
-        """Close the connection, or stop opening it."""
-        if self._opening is not None:
-            self._opening.cancel()
-            await asyncio.gather(self._opening, return_exceptions=True)
-        if self._connection is not None:
-            await self._connection.close()
+        return self._opening
 
     async def _open(self) -> PipelinedConnection:
-        connection = PipelinedConnection(self._address, self._timeout_s, self._on_message)
-        try:
-            await connection.open()
-        except StoreUnavailable as error:
-            self._record_failure(asyncio.get_running_loop().time(), str(error))
-            raise
-        self._connection = connection
-        return connection
+        while True:
+            moves = self._moves
+            try:
+                address = await self._server.resolve()
+                moves = self._moves
+                connection = PipelinedConnection(address, self._timeout_s, self._on_message)
+                await connection.open()
+            except StoreUnavailable as error:
+                if moves == self._moves:
+                    self._record_failure(asyncio.get_running_loop().time(), str(error))
+                    raise
+            else:
+                if moves == self._moves:
+                    self._connection = connection
+                    return connection
+                await connection.close()
 
     def _opened(self, opening: asyncio.Task[PipelinedConnection]) -> None:
         self._opening = None
@@ -288,6 +359,19 @@ class Reconnector:
     def _record_failure(self, now: float, error: str) -> None:
         self._retry_at = now + self._backoff.next_s()
         self._error = error
+
+
+def role_of(greeting: object) -> str | None:
+    """Return the role that a reply to HELLO, names and values in turn, states; None where it states none.
+
+    No user can be forbidden HELLO, unlike INFO and ROLE.
+    """
+    if not isinstance(greeting, list):
+        return None
+    for name, value in zip(greeting[::2], greeting[1::2], strict=False):
+        if name == b"role" and isinstance(value, bytes):
+            return value.decode(errors="replace")
+    return None
 
 
 def _is_of(reply: object, values: int) -> bool:

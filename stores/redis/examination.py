@@ -2,12 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from stores.errors import StoreError, StoreFull, StoreMisused, StoreUnavailable
-from stores.redis.connection import PipelinedConnection, Reconnector
+from stores.redis.connection import PipelinedConnection, Reconnector, connected
 from stores.redis.keys import Keys, ReleaseKeys
 from stores.redis.url import Address
 from stores.store import Finding, Level, Plan
@@ -81,9 +80,9 @@ def _memory(fields: Mapping[str, str]) -> Memory:
 
 async def examine(address: Address, keys: Keys) -> list[Finding]:
     """Ask the server, on connections of its own; raises StoreError where it cannot be reached."""
-    async with _connected(address) as connection:
+    async with connected(address, TIMEOUT_S) as connection:
         writing = await _writing(connection, keys)
-    async with _connected(address) as connection:
+    async with connected(address, TIMEOUT_S) as connection:
         rights = [await _reading(connection, keys), writing, _transport(address)]
         try:
             fields = _fields(await connection.send_command(b"INFO"))
@@ -91,16 +90,6 @@ async def examine(address: Address, keys: Keys) -> list[Finding]:
             return [*rights, Finding(Level.WARNING, "server", f"it may not be asked about itself: {error}")]
         persistence, memory = _persistence(fields, await _save_points(connection)), _memory(fields)
     return [_server(fields), _role(fields), *rights, _room(memory), _eviction(memory), persistence]
-
-
-@asynccontextmanager
-async def _connected(address: Address) -> AsyncIterator[PipelinedConnection]:
-    connection = PipelinedConnection(address, TIMEOUT_S)
-    await connection.open()
-    try:
-        yield connection
-    finally:
-        await connection.close()
 
 
 async def _reading(connection: PipelinedConnection, keys: Keys) -> Finding:

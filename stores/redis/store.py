@@ -1,6 +1,7 @@
-"""The Redis store, `redis://`, `rediss://` and `unix://`: every row a plain string, one release beside the other."""
+"""The Redis store, of one server or behind sentinels: every row a plain string, one release beside the other."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import suppress
@@ -11,15 +12,17 @@ from stores import catalogue as catalogue_record
 from stores.catalogue import Catalogue, DraftRef, ReleaseRef
 from stores.errors import ReleaseConflict, StoreError, StoreMisused, StoreUnavailable
 from stores.keys import META, Span, bounds, merged, pack, unpack
-from stores.redis import examination
-from stores.redis.connection import PipelinedConnection, Reconnector, translated
+from stores.redis import examination, replication
+from stores.redis.connection import PipelinedConnection, Reconnector, Resolver, connected, role_of, translated
 from stores.redis.keys import MOVED, Keys
-from stores.redis.url import Address, parse
+from stores.redis.sentinel import Sentinels
+from stores.redis.url import Address, Role, parse, parse_sentinel
 from stores.store import (
     Advised,
     Examined,
     Finding,
     Inventoried,
+    Level,
     Plan,
     Polled,
     RoomChecked,
@@ -30,6 +33,9 @@ from stores.store import (
     taken_over,
 )
 from stores.throttle import AdaptiveThrottle
+from stores.urls import scheme_of
+
+log = logging.getLogger(__name__)
 
 # When a server that does not answer lookups is given up; callers bring shorter timeouts of their own.
 READ_TIMEOUT_S = 1.0
@@ -126,18 +132,24 @@ return 1
 class RedisStore(Advised, Examined, Inventoried, Polled, RoomChecked):
     """One deployment in one database of a Redis server; an instance belongs to one event loop and process.
 
-    Lookups, control and writing have a connection each, so that none waits behind another.
+    Lookups, control and writing have a connection each, so that none waits behind another. All are to the primary,
+    but lookups may have another, to a replica: what that cannot answer for sure, the primary is asked.
     """
 
     batch = 256
     """A key costs the client 0.4 µs and the server 1.1 µs (at 64: 0.9 and 1.6), and others wait for 0.3 ms at most."""
 
-    def __init__(self, address: Address) -> None:
+    def __init__(self, address: Address, sentinels: Sentinels | None = None) -> None:
+        """Take the address of the server; without host and port where *sentinels* know those."""
         self._address = address
+        self._sentinels = sentinels
+        self._primary: Resolver = sentinels or address
+        replicas = None if sentinels is None else sentinels.replicas
         self._keys = Keys(address.prefix)
-        self._lookups = Reconnector(address, READ_TIMEOUT_S)
-        self._control = Reconnector(address, TIMEOUT_S)
-        self._writes = Reconnector(address, TIMEOUT_S)
+        self._replica = None if replicas is None else Reconnector(replicas, READ_TIMEOUT_S)
+        self._lookups = Reconnector(self._primary, READ_TIMEOUT_S)
+        self._control = Reconnector(self._primary, TIMEOUT_S)
+        self._writes = Reconnector(self._primary, TIMEOUT_S)
         self._writer = _Writer(self._writes, self._keys, address.shown)
 
     async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
@@ -160,11 +172,16 @@ class RedisStore(Advised, Examined, Inventoried, Polled, RoomChecked):
             if len(keys) == 1:
                 raise
             return await asyncio.gather(*(self._try_read(release, key) for key in keys))
+        if self._replica is not None and (replica := self._replica.try_current()) is not None:
+            with suppress(StoreUnavailable):
+                state, *values = await replica.mget(names.state, *rows)
+                if state == SEALED:  # which it received after all rows
+                    return values
         connection = self._lookups.current or await self._lookups.connection()
-        values = await connection.mget(names.state, *rows)
-        if values[0] is None:
+        state, *values = await connection.mget(names.state, *rows)
+        if state is None or (state != SEALED and None in values):  # what a draft lacks may yet come, or come back
             raise not_found(release)
-        return values[1:]
+        return values
 
     async def _try_read(self, release: ReleaseRef, key: str) -> Slot:
         try:
@@ -183,7 +200,7 @@ class RedisStore(Advised, Examined, Inventoried, Polled, RoomChecked):
         )
         try:
             (record, of_format_1), (seconds, micros) = records, time_
-            now, primary = int(seconds) + int(micros) / 1e6, _is_primary(greeting)
+            now, primary = int(seconds) + int(micros) / 1e6, role_of(greeting) == Role.PRIMARY
         except (TypeError, ValueError) as error:
             raise connection.lose("replied to a read of the catalogue with something else") from error
         if record is None:
@@ -195,7 +212,7 @@ class RedisStore(Advised, Examined, Inventoried, Polled, RoomChecked):
     async def changes(self) -> AsyncIterator[Catalogue]:
         """See the contract; a subscription, on a connection of its own, says when to read, and POLL_S at the latest."""
         changed = asyncio.Event()
-        subscription = Reconnector(self._address, TIMEOUT_S, on_message=changed.set)
+        subscription = Reconnector(self._primary, TIMEOUT_S, on_message=changed.set)
         subscribed: PipelinedConnection | None = None
         seen: Catalogue | None = None
         try:
@@ -218,14 +235,26 @@ class RedisStore(Advised, Examined, Inventoried, Polled, RoomChecked):
             await subscription.close()
 
     async def close(self) -> None:
-        for reconnector in (self._lookups, self._control, self._writes):
-            await reconnector.close()
+        for reconnector in (self._replica, self._lookups, self._control, self._writes):
+            if reconnector is not None:
+                await reconnector.close()
+        if self._sentinels is not None:
+            await self._sentinels.close()
 
     async def warnings(self) -> list[str]:
         return (await examination.measure(self._control)).warnings(self._address.shown)
 
     async def examine(self) -> list[Finding]:
-        return await examination.examine(self._address, self._keys)
+        if self._sentinels is None:
+            return await examination.examine(self._address, self._keys)
+        findings = await self._sentinels.examine()
+        try:
+            primary = await self._sentinels.resolve()
+            findings += await examination.examine(primary, self._keys)
+            async with connected(primary, TIMEOUT_S) as connection:
+                return findings + await replication.examine(connection)
+        except StoreError as error:
+            return [*findings, Finding(Level.ERROR, "primary", str(error))]
 
     async def incarnations(self) -> list[str]:
         found: list[bytes] = await self._control.execute_command(b"SMEMBERS", self._keys.incarnations)
@@ -239,9 +268,11 @@ class RedisStore(Advised, Examined, Inventoried, Polled, RoomChecked):
         if not await self._control.execute_command(b"EXISTS", keys.state):  # one that exists has written some of *plan*
             await self.check_room(draft, plan)
         names, args = (self._keys.incarnations, *keys.states), (_state(draft), draft.incarnation)
-        before = await self._control.execute_command(b"EVAL", CLAIM, len(names), *names, *args)
+        before = await self._control_replicated(b"EVAL", CLAIM, len(names), *names, *args)
         if before == SEALED:
             raise sealed(draft)
+        if before is None:
+            self._writer.forget(draft)
 
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
         await self._writer.put(draft, rows, part)
@@ -252,13 +283,20 @@ class RedisStore(Advised, Examined, Inventoried, Polled, RoomChecked):
             connection.send_command(b"HGET", keys.points, part), connection.send_command(b"GET", keys.state)
         )
         _check_owned(draft, state)
+        self._writer.forget(draft)
         return None if key is None else key.decode()
 
     async def seal(self, draft: DraftRef) -> None:
-        names = self._keys.release(draft).states
-        before = await self._control.execute_command(b"EVAL", SEAL, len(names), *names, _state(draft))
+        """See the contract; replicas that follow are waited for, and what a failover could lose is logged."""
+        names, connection = self._keys.release(draft).states, await self._control.connection()
+        await self._writer.check_kept(draft, connection)
+        before = await connection.send_command(b"EVAL", SEAL, len(names), *names, _state(draft))
         if before != SEALED:
             _check_owned(draft, before)
+        found = await replication.wait_for_replicas(connection)
+        if found is not None and (self._sentinels is not None or found.acknowledged < found.replicas):
+            for sentence in found.shortfalls(self._address.shown):
+                log.warning("release %s is written; %s", draft.id, sentence)
 
     async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
         await self._check_exists(release)
@@ -267,7 +305,7 @@ class RedisStore(Advised, Examined, Inventoried, Polled, RoomChecked):
             for start in range(0, len(keys), MAX_KEYS):
                 chunk = keys[start : start + MAX_KEYS]
                 state, *values = await self._control.execute_command(b"MGET", names.state, *names.rows(chunk))
-                if state is None:
+                if state != SEALED:
                     raise not_found(release)
                 for key, value in zip(chunk, values, strict=True):
                     if value is not None:
@@ -279,13 +317,13 @@ class RedisStore(Advised, Examined, Inventoried, Polled, RoomChecked):
     async def swap(self, old: Catalogue, new: Catalogue) -> None:
         names = self._keys.catalogue, self._keys.catalogue_of_format_1
         args = (*old.version, catalogue_record.dump(new), self._keys.changes, MOVED)
-        if not await self._control.execute_command(b"EVAL", SWAP, len(names), *names, *args):
+        if not await self._control_replicated(b"EVAL", SWAP, len(names), *names, *args):
             raise ReleaseConflict("the catalogue was changed by somebody else first")
 
     async def erase(self, release: ReleaseRef) -> None:
         names, throttle = self._keys.release(release), AdaptiveThrottle(time.monotonic, max_share=ERASING_SHARE)
-        # First: nobody reads or writes it from here on.
-        await self._control.execute_command(b"DEL", *names.states, names.points)
+        # First: nobody reads or writes it from here on, and where replicas are read, not there either.
+        await self._control_replicated(b"DEL", *names.states, names.points, wanted=None)
         for source in names.lists:
             while (packed := await self._control.execute_command(b"LINDEX", source, -1)) is not None:
                 keys, connection, started = unpack(packed), await self._control.connection(), time.monotonic()
@@ -295,6 +333,16 @@ class RedisStore(Advised, Examined, Inventoried, Polled, RoomChecked):
                 await asyncio.sleep(throttle.pause_s(time.monotonic() - started, len(keys)))
         index = self._keys.incarnations
         await self._control.execute_command(b"EVAL", FORGET, 2, index, names.state, release.incarnation)
+
+    async def _control_replicated(self, *args: str | bytes | int, wanted: int | None = 1) -> Any:  # noqa: ANN401 -- a reply is whatever the command returns
+        """Send a command, and wait a while for *wanted* replicas, or all, to have its effect; return its reply.
+
+        StoreUnavailable where the primary is replaced meanwhile: whether the next one has it, is for others to see.
+        """
+        connection = await self._control.connection()
+        reply = await connection.send_command(*args)
+        await replication.wait_for_replicas(connection, wanted=wanted, timeout_s=replication.CONTROL_WAIT_S)
+        return reply
 
     async def _check_exists(self, release: ReleaseRef) -> None:
         if not await self._control.execute_command(b"EXISTS", self._keys.release(release).state):
@@ -329,6 +377,9 @@ class _Writer:
         self._where = where
         self._lock = asyncio.Lock()  # a connection has one WATCH
         self._throttle = AdaptiveThrottle(time.monotonic, max_share=WRITING_SHARE)
+        self._checked: PipelinedConnection | None = None
+        self._points = dict[str, dict[int, str]]()
+        """Of each draft by its incarnation, the last key of each part that was acknowledged here."""
 
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int) -> None:
         """Write rows of a draft, in order; raises as `Store.put` does."""
@@ -344,10 +395,32 @@ class _Writer:
         while True:
             try:
                 return await self._write(draft, source, batch, part)
-            except StoreUnavailable:
-                if time.monotonic() > give_up_at:
+            except StoreUnavailable as error:
+                if time.monotonic() > give_up_at or isinstance(error, _RowsLost):
                     raise
                 await asyncio.sleep(RETRY_PAUSE_S)
+
+    async def check_kept(self, draft: DraftRef, connection: PipelinedConnection, *sent: str) -> None:
+        """Raise StoreUnavailable where rows are gone that were acknowledged, as after a failover.
+
+        *sent* is the last key of a batch whose acknowledgement may have been lost.
+        """
+        if not (points := self._points.get(draft.incarnation)):
+            return
+        keys = self._keys.release(draft)
+        state, found = await asyncio.gather(
+            connection.send_command(b"GET", keys.state), connection.send_command(b"HMGET", keys.points, *points)
+        )
+        kept = all(
+            point is not None and point.decode() in (last, *sent)
+            for last, point in zip(points.values(), found, strict=True)
+        )
+        if state == _state(draft) and not kept:
+            raise _RowsLost(f"{self._where} has lost rows of release {draft.id} that it had acknowledged")
+
+    def forget(self, draft: DraftRef) -> None:
+        """Write a draft on from where the server says, whatever it acknowledged before."""
+        self._points.pop(draft.incarnation, None)
 
     async def _write(self, draft: DraftRef, source: str, batch: Sequence[Row], part: int | None) -> float:
         """Write one batch and return the pause after it, in seconds; tried again where the state changed meanwhile."""
@@ -360,10 +433,14 @@ class _Writer:
             (b"MSET", *pairs),
             (b"RPUSH", source, pack([row.key for row in batch])),
         ]
+        last = max(row.key for row in batch)
         if part is not None:
-            commands.append((b"HSET", keys.points, part, max(row.key for row in batch)))
+            commands.append((b"HSET", keys.points, part, last))
         while True:
             connection = await self._reconnector.connection()
+            if connection is not self._checked:  # perhaps to a server that took the place of another
+                await self.check_kept(draft, connection, last)
+                self._checked = connection
             _, state = await asyncio.gather(
                 connection.send_command(b"WATCH", keys.state), connection.send_command(b"GET", keys.state)
             )
@@ -375,7 +452,13 @@ class _Writer:
                 for reply in outcome:
                     if isinstance(reply, Exception):
                         raise translated(reply, self._where)
+                if part is not None:
+                    self._points.setdefault(draft.incarnation, {})[part] = last
                 return self._throttle.pause_s(time.monotonic() - started, sum(len(row.value) for row in batch))
+
+
+class _RowsLost(StoreUnavailable):
+    """Rows are gone that were acknowledged: to write them again, the publish must go on from its resume point."""
 
 
 def _state(draft: DraftRef) -> bytes:
@@ -401,18 +484,6 @@ async def _optional(reply: asyncio.Future[Any]) -> Any:  # noqa: ANN401 -- a rep
         return None
 
 
-def _is_primary(greeting: object) -> bool:
-    """Return whether a reply to HELLO, names and values in turn, says so; a server that says nothing may be a replica.
-
-    No user can be forbidden HELLO, unlike INFO and ROLE.
-    """
-    if not isinstance(greeting, list):
-        return False
-    return any(
-        name == b"role" and value == b"master" for name, value in zip(greeting[::2], greeting[1::2], strict=False)
-    )
-
-
 def _bounded(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
     start = size = 0
     for place, row in enumerate(rows):
@@ -426,5 +497,11 @@ def _bounded(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
 
 
 def open_url(url: str) -> RedisStore:
-    """Open `redis://[USER:PASSWORD@]HOST:PORT/DB?prefix=NAME`, `rediss://…&ca=FILE` or `unix:///SOCKET?db=0`."""
+    """Open `redis://[USER:PASSWORD@]HOST:PORT/DB?prefix=NAME`, `rediss://…&ca=FILE` or `unix:///SOCKET?db=0`.
+
+    Or `redis+sentinel://HOST:PORT,HOST:PORT/NAME/DB?read=replica`, and `rediss+sentinel://…`.
+    """
+    if scheme_of(url).endswith("+sentinel"):
+        behind = parse_sentinel(url)
+        return RedisStore(behind.server, Sentinels(behind))
     return RedisStore(parse(url))

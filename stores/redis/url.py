@@ -1,23 +1,49 @@
-"""URLs of Redis servers, `redis://`, `rediss://` and `unix://`, parsed once into an address and credentials."""
+"""URLs of Redis servers, one by one or behind sentinels, parsed once into addresses and credentials."""
 
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
-from urllib.parse import unquote
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from functools import lru_cache
+from pathlib import Path
+from ssl import SSLContext
+from typing import Any, Self
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
 
 from stores.errors import StoreMisused
 from stores.urls import certificate, parameters, redacted, secret, split
 
-PORT = 6379
+PORT, SENTINEL_PORT = 6379, 26379
 PREFIX = "hotplate"
 PASSWORD_VARIABLE = "HOTPLATE_REDIS_PASSWORD"  # noqa: S105 -- the name of a variable
+SENTINEL_PASSWORD_VARIABLE = "HOTPLATE_REDIS_SENTINEL_PASSWORD"  # noqa: S105 -- as above
 
 # Which query parameters a scheme takes.
-PARAMETERS = {"redis": {"prefix"}, "rediss": {"prefix", "ca"}, "unix": {"prefix", "db"}}
+PARAMETERS = {
+    "redis": {"prefix"},
+    "rediss": {"prefix", "ca"},
+    "unix": {"prefix", "db"},
+    "redis+sentinel": {"prefix", "read", "sentinel_user"},
+    "rediss+sentinel": {"prefix", "read", "sentinel_user", "ca"},
+}
+
+
+class Role(StrEnum):
+    """What a server says that it is, in its reply to HELLO."""
+
+    PRIMARY = "master"
+    REPLICA = "replica"
+
+
+class Read(StrEnum):
+    """Which server lookups go to."""
+
+    PRIMARY = "primary"
+    REPLICA = "replica"
+    NEAREST = "nearest"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +62,15 @@ class Address:
     ca: str | None = None
     user: str | None = None
     password: str | None = field(default=None, repr=False)
+    role: Role | None = None
+    """What the server must be, or else it is not the one that is wanted; None for whatever it is."""
+
+    async def resolve(self) -> Self:
+        """Return itself: a server that has its own URL is where that says."""
+        return self
+
+    def add(self, reconnector: object) -> None:
+        """Do nothing, as such a server never moves."""
 
     def connection(self, connect_timeout_s: float) -> AbstractConnection:
         """Make a connection that is not open yet; once open it waits without limit, for its user has the timeout."""
@@ -53,38 +88,116 @@ class Address:
             return UnixDomainSocketConnection(path=self.path, **common)
         common |= {"host": self.host, "port": self.port, "socket_keepalive": True}
         if self.tls:
-            return SSLConnection(ssl_ca_certs=self.ca, **common)
+            made = SSLConnection(ssl_ca_certs=self.ca, **common)
+            made.ssl_context.context = _ssl_context(self.ca, Path(self.ca).stat().st_mtime_ns if self.ca else 0)
+            return made
         return Connection(**common)
 
 
+@dataclass(frozen=True, slots=True)
+class SentinelAddress:
+    """A deployment of servers that sentinels watch."""
+
+    name: str
+    """What the sentinels call its primary."""
+
+    sentinels: tuple[Address, ...]
+    server: Address
+    """Of its servers all but host, port and role, which the sentinels know."""
+
+    read: Read = Read.PRIMARY
+
+
 def parse(url: str, environment: Mapping[str, str] = os.environ) -> Address:
-    """Read a URL; StoreMisused, with a sentence free of secrets, for one that cannot be understood.
+    """Read the URL of a server; StoreMisused, with a sentence free of secrets, for one that cannot be understood.
 
     A password that is not in the URL comes from HOTPLATE_REDIS_PASSWORD or the file HOTPLATE_REDIS_PASSWORD_FILE.
     """
     shown, parts = redacted(url), split(url)
     given = parameters(parts, PARAMETERS[parts.scheme], shown)
-    prefix = given.get("prefix", PREFIX)
-    if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", prefix):
-        raise StoreMisused(f"the prefix {prefix!r} of {shown} has other characters than letters, digits and . _ -")
-    user = unquote(parts.username) if parts.username else None
-    password = unquote(parts.password) if parts.password else secret(PASSWORD_VARIABLE, environment)
+    server = common(parts, given, shown, environment)
     if parts.scheme == "unix":
         if not parts.path.startswith("/") or parts.hostname:
             raise StoreMisused(f"{shown} names no socket; write three slashes, as in unix:///run/redis/redis.sock")
-        db = _number(given.get("db", "0"), shown)
-        return Address(shown, prefix, db, path=unquote(parts.path), user=user, password=password)
-    ca = certificate(given, shown)
+        return replace(server, db=_number(given.get("db", "0"), shown), path=unquote(parts.path))
     try:
         host, port = parts.hostname, parts.port or PORT
     except ValueError:  # its text has what it complains of
         raise StoreMisused(f"{shown} has no valid port") from None
     if not host:
         raise StoreMisused(f"{shown} names no server; write redis://HOST:PORT/DB")
-    db = _number(parts.path.removeprefix("/") or "0", shown)
-    return Address(
-        shown, prefix, db, host=host, port=port, tls=parts.scheme == "rediss", ca=ca, user=user, password=password
+    return replace(server, db=_number(parts.path.removeprefix("/") or "0", shown), host=host, port=port)
+
+
+def parse_sentinel(url: str, environment: Mapping[str, str] = os.environ) -> SentinelAddress:
+    """Read `redis+sentinel://HOST:PORT,HOST:PORT/NAME[/DB]`, as `parse` does; user and password are the servers'.
+
+    Those of the sentinels are the parameter `sentinel_user`, HOTPLATE_REDIS_SENTINEL_PASSWORD and …_FILE.
+    """
+    shown, parts = redacted(url), split(url)
+    given = parameters(parts, PARAMETERS[parts.scheme], shown)
+    server = common(parts, given, shown, environment)
+    name, _, db = parts.path.removeprefix("/").partition("/")
+    if not name:
+        raise StoreMisused(f"{shown} does not say which primary; write {parts.scheme}://HOST:26379,HOST:26379/NAME")
+    wanted = given.get("read", Read.PRIMARY)
+    if wanted not in {*Read}:
+        raise StoreMisused(f"{shown} cannot read from {wanted!r}; read is one of {', '.join(Read)}")
+    password = secret(SENTINEL_PASSWORD_VARIABLE, environment)
+    login = replace(server, user=given.get("sentinel_user"), password=password)
+    return SentinelAddress(
+        name=unquote(name),
+        sentinels=tuple(
+            replace(login, shown=f"the sentinel {show(host, port)}", host=host, port=port)
+            for host, port in hosts(parts, SENTINEL_PORT, shown)
+        ),
+        server=replace(server, db=_number(db or "0", shown)),
+        read=Read(wanted),
     )
+
+
+def common(parts: SplitResult, given: Mapping[str, str], shown: str, environment: Mapping[str, str]) -> Address:
+    """Return what the servers of a URL have in common: prefix, credentials and TLS. Raises StoreMisused."""
+    prefix = given.get("prefix", PREFIX)
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", prefix):
+        raise StoreMisused(f"the prefix {prefix!r} of {shown} has other characters than letters, digits and . _ -")
+    return Address(
+        shown,
+        prefix,
+        db=0,
+        tls=parts.scheme.startswith("rediss"),
+        ca=certificate(given, shown),
+        user=unquote(parts.username) if parts.username else None,
+        password=unquote(parts.password) if parts.password else secret(PASSWORD_VARIABLE, environment),
+    )
+
+
+def hosts(parts: SplitResult, default_port: int, shown: str) -> list[tuple[str, int]]:
+    """Return the servers that a URL lists, separated by commas; StoreMisused for one without a name or a port."""
+    found = list[tuple[str, int]]()
+    for listed in parts.netloc.rpartition("@")[2].split(","):
+        try:
+            one = urlsplit(f"//{listed}")
+            host, port = one.hostname, one.port or default_port
+        except ValueError:  # its text has what it complains of
+            raise StoreMisused(f"{shown} has no valid port") from None
+        if not host:
+            raise StoreMisused(
+                f"{shown} names no server; write {parts.scheme}://HOST:{default_port},HOST:{default_port}"
+            )
+        found.append((host, port))
+    return found
+
+
+def show(host: str, port: int) -> str:
+    """Return a server's place as it stands in a URL."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+@lru_cache(maxsize=4)
+def _ssl_context(ca: str | None, _changed_at: int) -> SSLContext:
+    """Return redis-py's own context; made but once, for 20 ms of CPU in which nobody else is served."""
+    return SSLConnection(ssl_ca_certs=ca).ssl_context.get()
 
 
 def _number(text: str, shown: str) -> int:
