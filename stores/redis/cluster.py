@@ -171,7 +171,7 @@ class ClusterStore(Advised, Examined, Inventoried, Polled, RoomChecked):
         states = dict(zip(absent, found, strict=True))
         for place, bucket in enumerate(places):
             if slots[place] is None and (state := states[bucket]) != SEALED:
-                slots[place] = state if isinstance(state, StoreError) else _unsealed(release, 1)
+                slots[place] = state if isinstance(state, StoreError) else _unsealed(release, 1 if state else BUCKETS)
 
     async def catalogue(self) -> Catalogue:
         return await self._control.catalogue()
@@ -343,7 +343,7 @@ class ClusterStore(Advised, Examined, Inventoried, Polled, RoomChecked):
 class _Batches:
     """Writes a batch of rows, bucket by bucket, to all nodes at once; lives as long as its store.
 
-    Each node is paced by itself, so that one that is slow holds nobody's reads up but its own.
+    The slowest node sets the pace.
     """
 
     def __init__(self, nodes: Nodes, keys: Keys, buckets: Callable[[DraftRef], Buckets]) -> None:
@@ -415,8 +415,8 @@ def _unsealed(release: ReleaseRef, buckets: int) -> ReleaseNotFound:
     if buckets == BUCKETS:
         return not_found(release)
     return ReleaseNotFound(
-        f"release {release.id} is not whole in this cluster: {buckets} of its {BUCKETS} buckets are not sealed, as where "
-        f"a node has lost what it was sent last; publish it again"
+        f"release {release.id} is not whole in this cluster, of whose parts {buckets} are not sealed, as where a node "
+        f"has lost what it was sent last; publish it again"
     )
 
 

@@ -244,11 +244,7 @@ class PipelinedConnection(asyncio.Protocol):
             raise RuntimeError("a reply that nobody waits for")
         future, _, values, taken = self._waiting[0]
         if taken is not None:
-            if reply is not None and not isinstance(reply, bytes | StoreError):
-                self.lose("replied to a key with something else than its value")
-                return
-            taken.append(reply)
-            if len(taken) < (values or 0):
+            if not self._take_value(taken, values, reply):
                 return
             reply = taken
         elif values is not None and not isinstance(reply, StoreError) and not _is_of(reply, values):
@@ -261,6 +257,14 @@ class PipelinedConnection(asyncio.Protocol):
             future.set_exception(reply)
         else:
             future.set_result(reply)
+
+    def _take_value(self, taken: list[Slot], values: int | None, reply: object) -> bool:
+        """Add one reply of several, and return whether it was the last."""
+        if reply is not None and not isinstance(reply, bytes | StoreError):
+            self.lose("replied to a key with something else than its value")
+            return False
+        taken.append(reply)
+        return len(taken) == values
 
     def _check_timeout(self) -> None:
         self._timer = None

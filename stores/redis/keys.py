@@ -94,6 +94,11 @@ class Keys:
         return self.catalogue, self.catalogue if self.clustered else f"{self.prefix}:catalogue"
 
     @property
+    def doctors(self) -> str:
+        """A name that is never written, for who tries whether it might be: of the rows' form, in the catalogue's slot."""
+        return f"{self.prefix}:{{{self.prefix}}}:doctor"
+
+    @property
     def changes(self) -> str:
         """The channel on which each swap is announced."""
         return f"{{{self.prefix}}}:changes"

@@ -1,4 +1,4 @@
-"""Reads of many keys of a cluster at once, pipelined on one connection a node: a node that fails, fails its own keys."""
+"""Reads of many keys of a cluster at once, pipelined on one connection a node: one that fails, fails its own keys."""
 
 import asyncio
 from collections.abc import Sequence
@@ -88,12 +88,14 @@ class Lookups:
                 try:
                     read = await replies
                 except StoreUnavailable as error:
-                    self._nodes.topology.suspect()
-                    read = [PartUnavailable(str(error))] * len(places)
+                    read = [error] * len(places)
                 for place, slot in zip(places, read, strict=True):
                     found[place] = slot
-                    if isinstance(slot, StoreUnavailable):
-                        redirected += [(place, node)] if isinstance(slot, Redirected) else []
+                    if isinstance(slot, Redirected):
+                        redirected.append((place, node))
+                    elif isinstance(slot, StoreUnavailable):
+                        self._nodes.topology.suspect()
+                        found[place] = PartUnavailable(str(slot))
         finally:
             for one in sent:
                 for items in due:
