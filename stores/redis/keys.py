@@ -95,7 +95,7 @@ class Keys:
 
     @property
     def doctors(self) -> str:
-        """A name that is never written, for who tries whether it might be: of the rows' form, in the catalogue's slot."""
+        """A name that nobody writes, to try whether one might: of the form of a row, in the slot of the catalogue."""
         return f"{self.prefix}:{{{self.prefix}}}:doctor"
 
     @property

@@ -88,11 +88,7 @@ class RedisServer:
 @contextmanager
 def running(folder: Path, *options: str, password: str | None = None) -> Iterator[RedisServer]:
     """Run a server with its files in *folder* until the block ends; skipped, or failed, where there is none."""
-    binary = shutil.which("redis-server")
-    if binary is None:
-        if "redis" in os.environ.get("HOTPLATE_REQUIRE", "").split(","):
-            pytest.fail("HOTPLATE_REQUIRE says redis, and no redis-server is on the PATH")
-        pytest.skip("no redis-server on the PATH; on Debian or Ubuntu: apt-get install redis-server")
+    binary = installed()
     certify(folder)
     if password is not None:
         options += ("--requirepass", password)
@@ -102,6 +98,15 @@ def running(folder: Path, *options: str, password: str | None = None) -> Iterato
         yield server
     finally:
         server.kill()
+
+
+def installed() -> str:
+    """Return where redis-server is; skips, or fails, where it is not."""
+    if (binary := shutil.which("redis-server")) is not None:
+        return binary
+    if "redis" in os.environ.get("HOTPLATE_REQUIRE", "").split(","):
+        pytest.fail("HOTPLATE_REQUIRE says redis, and no redis-server is on the PATH")
+    pytest.skip("no redis-server on the PATH; on Debian or Ubuntu: apt-get install redis-server")
 
 
 def certify(folder: Path) -> None:
