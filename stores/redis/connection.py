@@ -339,7 +339,9 @@ class Reconnector:
 
     async def connection(self) -> PipelinedConnection:
         """Return the connection, opened anew where it broke; callers at the same time share one attempt."""
-        return self.current or await asyncio.shield(self._begin())
+        if current := self.current:
+            return current
+        return await asyncio.shield(self._begin())
 
     def try_current(self) -> PipelinedConnection | None:
         """Return the connection where it is open; where not, it is opened for later callers."""

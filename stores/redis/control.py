@@ -160,8 +160,8 @@ class Control:
         keys = self._keys.release(draft)
 
         async def read(connection: Sender) -> tuple[bytes | None, bytes | None]:
-            point = connection.send_command(b"HGET", keys.points, part)
-            return await asyncio.gather(point, connection.send_command(b"GET", keys.state))
+            sent = connection.send_command(b"HGET", keys.points, part), connection.send_command(b"GET", keys.state)
+            return await sent[0], await sent[1]
 
         key, state = await self._connector.run(keys.state, read)
         check_owned(draft, state)

@@ -148,7 +148,8 @@ def running_cluster(folder: Path, *options: str, node_timeout_ms: int = 1000) ->
         settings = (
             "--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-port", str(bus_port),
             "--cluster-node-timeout", str(node_timeout_ms), "--cluster-require-full-coverage", "no",
-            "--tls-cluster", "yes", "--tls-replication", "yes", "--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1",
+            "--tls-cluster", "yes", "--tls-replication", "yes", "--repl-diskless-sync-delay", "0",
+            "--repl-ping-replica-period", "1",  # a replica to which nothing was written yet is not shown
         )  # fmt: skip
         nodes.append(ClusterNode(RedisServer(binary, place, (*settings, *options)), bus_port))
     for node in nodes:

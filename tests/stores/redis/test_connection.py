@@ -230,7 +230,7 @@ async def test_a_catalogue_is_not_made_of_the_replies_to_something_else() -> Non
         store = open_url(f"redis://127.0.0.1:{server.port}/0")
         with pytest.raises(StoreUnavailable, match="something else"):
             await store.catalogue()
-        assert store._control.current is None
+        assert store._server.current is None
         await store.close()
 
 
