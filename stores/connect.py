@@ -14,8 +14,9 @@ from stores.urls import extra_installed, redacted, scheme_of, split
 
 GROUP = "hotplate.stores"
 COSMOS = ("cosmos", "cosmos+http", "cosmos+https")
+REDIS = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
 CLUSTERS = ("redis+cluster", "rediss+cluster")
-BUILT_IN = (*COSMOS, *CLUSTERS, "file", "memory", "redis", "rediss", "unix")
+BUILT_IN = (*COSMOS, *REDIS, *CLUSTERS, "file", "memory")
 
 
 def default_url() -> str:
@@ -36,7 +37,7 @@ def connect(url: str, observer: Observer | None = None) -> Store:
         return MemoryStore()
     if scheme == "file":
         return file_store.open_url(url)
-    if scheme in ("redis", "rediss", "unix"):
+    if scheme in REDIS:
         from stores.redis import store as redis  # noqa: PLC0415 -- an extra: only its users need it
 
         return redis.open_url(url)

@@ -7,8 +7,8 @@ command cost 40 µs of CPU, which is what a whole turn of lookups may cost. A ca
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Protocol, TypeVar
 
 import hiredis
@@ -300,6 +300,17 @@ class PipelinedConnection(asyncio.Protocol):
             self._writer.transport.abort()
 
 
+@asynccontextmanager
+async def connected(address: Address, timeout_s: float) -> AsyncIterator[PipelinedConnection]:
+    """Open a connection for as long as the block runs; raises StoreUnavailable."""
+    connection = PipelinedConnection(address, timeout_s)
+    await connection.open()
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
 class Reconnector:
     """Keeps one connection, opened when it is needed and again when it broke; lives as long as its store.
 
@@ -339,7 +350,7 @@ class Reconnector:
 
     async def connection(self) -> PipelinedConnection:
         """Return the connection, opened anew where it broke; callers at the same time share one attempt."""
-        if current := self.current:
+        if (current := self.current) is not None:
             return current
         return await asyncio.shield(self._begin())
 

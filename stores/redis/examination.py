@@ -2,15 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS as SLOTS
 from redis.crc import key_slot
 
 from stores.errors import StoreError, StoreFull, StoreMisused, StoreUnavailable
-from stores.redis.connection import PipelinedConnection, Reconnector
+from stores.redis.connection import PipelinedConnection, Reconnector, connected
 from stores.redis.keys import Keys, ReleaseKeys
 from stores.redis.topology import Endpoint, Topology
 from stores.redis.url import Address
@@ -124,7 +123,7 @@ async def _cluster(topology: Topology) -> list[Finding]:
     error: StoreError | None = None
     for node in topology.primaries:
         try:
-            async with _connected(topology.address(node)) as connection:
+            async with connected(topology.address(node), TIMEOUT_S) as connection:
                 fields = _fields(await connection.send_command(b"CLUSTER", b"INFO"))
                 full = await _setting(connection, b"cluster-require-full-coverage")
                 break
@@ -176,14 +175,14 @@ def _coverage(full: str | None) -> Finding:
 
 
 async def _rights(address: Address, keys: Keys) -> list[Finding]:
-    async with _connected(address) as connection:
+    async with connected(address, TIMEOUT_S) as connection:
         writing = await _writing(connection, keys)
-    async with _connected(address) as connection:
+    async with connected(address, TIMEOUT_S) as connection:
         return [await _reading(connection, keys), writing, _transport(address)]
 
 
 async def _examine_server(address: Address) -> list[Finding]:
-    async with _connected(address) as connection:
+    async with connected(address, TIMEOUT_S) as connection:
         try:
             fields = _fields(await connection.send_command(b"INFO"))
         except StoreMisused as error:
@@ -191,16 +190,6 @@ async def _examine_server(address: Address) -> list[Finding]:
         persistence = _persistence(fields, await _setting(connection, b"save"))
     memory = _memory(fields)
     return [_server(fields), _role(fields), _room(memory), _eviction(memory), persistence]
-
-
-@asynccontextmanager
-async def _connected(address: Address) -> AsyncIterator[PipelinedConnection]:
-    connection = PipelinedConnection(address, TIMEOUT_S)
-    await connection.open()
-    try:
-        yield connection
-    finally:
-        await connection.close()
 
 
 async def _reading(connection: PipelinedConnection, keys: Keys) -> Finding:

@@ -25,6 +25,10 @@ RETRY_FOR_S, RETRY_PAUSE_S = 10.0, 0.1
 Write = Callable[[DraftRef, str, Sequence[Row], int | None], Awaitable[float]]
 
 
+class RowsLost(StoreUnavailable):
+    """Rows are gone that were acknowledged: to write them again, the publish must go on from its resume point."""
+
+
 class Writer:
     """Puts batches, one at a time, at a rate that readers bear; lives as long as its store."""
 
@@ -52,8 +56,8 @@ class Writer:
         while True:
             try:
                 return await self._write(draft, source, batch, part)
-            except StoreUnavailable:
-                if time.monotonic() > give_up_at:
+            except StoreUnavailable as error:
+                if time.monotonic() > give_up_at or isinstance(error, RowsLost):
                     raise
                 await asyncio.sleep(RETRY_PAUSE_S)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from redis.crc import key_slot
 
 from bench.process import free_port
-from tests.support.redis_server import RedisServer, certify, installed
+from tests.support.redis_server import RedisServer, certify, find_binary
 
 PRIMARIES = 3
 SLOTS = 16384
@@ -136,7 +136,7 @@ class RedisCluster:
 @contextmanager
 def running_cluster(folder: Path, *options: str, node_timeout_ms: int = 1000) -> Iterator[RedisCluster]:
     """Run a cluster with its files in *folder* until the block ends, which begins once all of it is well."""
-    binary = installed()
+    binary = find_binary()
     certify(folder)
     nodes = list[ClusterNode]()
     for number in range(2 * PRIMARIES):

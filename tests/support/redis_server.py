@@ -88,7 +88,7 @@ class RedisServer:
 @contextmanager
 def running(folder: Path, *options: str, password: str | None = None) -> Iterator[RedisServer]:
     """Run a server with its files in *folder* until the block ends; skipped, or failed, where there is none."""
-    binary = installed()
+    binary = find_binary()
     certify(folder)
     if password is not None:
         options += ("--requirepass", password)
@@ -100,13 +100,14 @@ def running(folder: Path, *options: str, password: str | None = None) -> Iterato
         server.kill()
 
 
-def installed() -> str:
-    """Return where redis-server is; skips, or fails, where it is not."""
-    if (binary := shutil.which("redis-server")) is not None:
-        return binary
-    if "redis" in os.environ.get("HOTPLATE_REQUIRE", "").split(","):
-        pytest.fail("HOTPLATE_REQUIRE says redis, and no redis-server is on the PATH")
-    pytest.skip("no redis-server on the PATH; on Debian or Ubuntu: apt-get install redis-server")
+def find_binary() -> str:
+    """Return where redis-server is; skips the test, or fails it, where there is none."""
+    binary = shutil.which("redis-server")
+    if binary is None:
+        if "redis" in os.environ.get("HOTPLATE_REQUIRE", "").split(","):
+            pytest.fail("HOTPLATE_REQUIRE says redis, and no redis-server is on the PATH")
+        pytest.skip("no redis-server on the PATH; on Debian or Ubuntu: apt-get install redis-server")
+    return binary
 
 
 def certify(folder: Path) -> None:

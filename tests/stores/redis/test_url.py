@@ -7,7 +7,7 @@ import pytest
 
 from stores.connect import connect
 from stores.errors import StoreMisused
-from stores.redis.url import parse
+from stores.redis.url import Read, parse, parse_sentinel
 
 
 def test_a_url_may_name_user_password_port_database_and_prefix() -> None:
@@ -38,6 +38,17 @@ def test_the_password_also_comes_from_the_environment_or_a_file_and_the_url_wins
         parse("redis://a", {"HOTPLATE_REDIS_PASSWORD_FILE": str(tmp_path / "absent")})
 
 
+def test_sentinels_are_listed_before_the_name_of_the_primary_and_have_a_password_of_their_own() -> None:
+    url = "rediss+sentinel://me:p4ss@a,[::1]:7000/the%20shop/3?prefix=shop&read=nearest&sentinel_user=watch"
+    behind = parse_sentinel(url, {"HOTPLATE_REDIS_SENTINEL_PASSWORD": "theirs"})
+    server = behind.server
+    assert (behind.name, behind.read) == ("the shop", Read.NEAREST)
+    assert (server.db, server.prefix, server.user, server.password, server.tls) == (3, "shop", "me", "p4ss", True)
+    assert [(one.host, one.port) for one in behind.sentinels] == [("a", 26379), ("::1", 7000)]
+    assert {(one.db, one.user, one.password, one.tls) for one in behind.sentinels} == {(0, "watch", "theirs", True)}
+    assert "p4ss" not in repr(behind)
+
+
 @pytest.mark.parametrize(
     ("url", "complaint"),
     [
@@ -51,6 +62,12 @@ def test_the_password_also_comes_from_the_environment_or_a_file_and_the_url_wins
         ("rediss://:secret@a/0?ca=/absent.pem", "does not exist"),
         ("unix://:secret@host/socket", "three slashes"),
         ("unix:///socket?db=-1", "no number"),
+        ("redis+sentinel://:secret@a,b", "which primary"),
+        ("redis+sentinel://:secret@a,,b/shop", "names no server"),
+        ("redis+sentinel://:secret@a,b:x/shop", "port"),
+        ("redis+sentinel://:secret@a/shop/first", "no number"),
+        ("redis+sentinel://:secret@a/shop?read=any", "primary, replica, nearest"),
+        ("redis+sentinel://:secret@a/shop?ca=x", "no parameter 'ca'"),
     ],
 )
 def test_a_wrong_url_is_a_sentence_without_the_password(url: str, complaint: str) -> None:

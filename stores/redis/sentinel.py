@@ -1,0 +1,269 @@
+"""Sentinels: where the primary of a deployment is, which replicas it has, and when either changes."""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from operator import itemgetter
+from typing import NamedTuple
+from weakref import WeakSet
+
+from stores.errors import StoreError, StoreUnavailable
+from stores.redis.connection import Reconnector, connected
+from stores.redis.url import Address, Read, Role, SentinelAddress, show
+from stores.store import Finding, Level
+
+log = logging.getLogger(__name__)
+
+# When a sentinel that does not answer is given up; the others have answered long before.
+TIMEOUT_S = 1.0
+
+# How often a sentinel that says nothing is asked whether it is still there, and one that was lost is tried again.
+PING_S = 1.0
+
+# On which channels a sentinel says that another primary, a new replica, or one that was away can be used.
+CHANNELS = (b"+switch-master", b"+slave", b"-sdown")
+
+# Of how many replies the quickest is taken for the latency of a server.
+PINGS = 3
+
+
+class State(NamedTuple):
+    """What one sentinel knows of a deployment; of two, the one of the higher epoch knows the later failover."""
+
+    epoch: int
+    primary: tuple[str, int]
+    replicas: tuple[tuple[str, int], ...]
+    """Those that can be used, as far as the sentinel sees."""
+
+
+class Sentinels:
+    """Knows where the primary is, and has those leave it who are connected to one that is none any more.
+
+    It lives as long as its store. Whoever wants to connect has the sentinels asked, at most once at a time: all of
+    them, and the answer of the latest failover counts as soon as most have answered. Each is listened to as well.
+    """
+
+    def __init__(self, address: SentinelAddress) -> None:
+        self.replicas = None if address.read is Read.PRIMARY else Replicas(self, nearest=address.read is Read.NEAREST)
+        """Where lookups may be sent, other than to the primary."""
+        self._address = address
+        self._shown = address.server.shown
+        self._reconnectors = WeakSet[Reconnector]()
+        self._state: State | None = None
+        self._asking: asyncio.Task[State] | None = None
+        self._following: asyncio.Task[None] | None = None
+        self._heard = asyncio.Event()
+
+    def add(self, reconnector: Reconnector) -> None:
+        """See `Resolver`."""
+        self._reconnectors.add(reconnector)
+
+    async def resolve(self) -> Address:
+        """Return where the primary is now; StoreUnavailable where no sentinel says."""
+        return self._primary(await self.state())
+
+    async def state(self) -> State:
+        """Ask the sentinels; callers at the same time share the answer. Raises StoreUnavailable."""
+        if self._following is None:
+            self._following = asyncio.create_task(self._follow())
+        if self._asking is None:
+            self._asking = asyncio.create_task(self._ask())
+            self._asking.add_done_callback(self._asked)
+        return await asyncio.shield(self._asking)
+
+    def server(self, place: tuple[str, int]) -> Address:
+        """Return the address of one of the deployment's servers."""
+        host, port = place
+        return replace(self._address.server, shown=f"{self._shown} ({show(host, port)})", host=host, port=port)
+
+    async def close(self) -> None:
+        """Stop listening and asking."""
+        tasks = [task for task in (self._asking, self._following) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def examine(self) -> list[Finding]:
+        """Return what `store doctor` says of the sentinels themselves; never raises StoreError."""
+        sentinels = self._address.sentinels
+        found = await asyncio.gather(*(self._examine_one(sentinel) for sentinel in sentinels), return_exceptions=True)
+        findings = list[Finding]()
+        said = dict[str, str]()
+        for sentinel, one in zip(sentinels, found, strict=True):
+            if isinstance(one, BaseException):
+                findings.append(Finding(Level.WARNING, "sentinel", f"{one}; start it, or take it out of the URL"))
+            else:
+                state, quorum = one
+                said[sentinel.shown] = show(*state.primary)
+                findings.append(quorum)
+        if len(set(said.values())) > 1:
+            sentence = "; ".join(f"{sentinel} says {primary}" for sentinel, primary in said.items())
+            advice = "a failover is under way, or they are cut off from each other"
+            findings.append(Finding(Level.ERROR, "sentinels", f"they disagree about the primary: {sentence}; {advice}"))
+        elif said:
+            sentence = (
+                f"{len(said)} of {len(sentinels)} answer, and say that the primary is {next(iter(said.values()))}"
+            )
+            findings.append(Finding(Level.OK, "sentinels", sentence))
+        return findings
+
+    def _primary(self, state: State) -> Address:
+        return replace(self.server(state.primary), role=Role.PRIMARY)
+
+    def _asked(self, asking: asyncio.Task[State]) -> None:
+        self._asking = None
+        if not asking.cancelled():
+            asking.exception()  # retrieved, even where every caller was cancelled
+
+    async def _ask(self) -> State:
+        """Ask all; where the primary has moved, have everybody leave the one before."""
+        sentinels, before = self._address.sentinels, self._state
+        asked = [asyncio.create_task(self._ask_one(sentinel)) for sentinel in sentinels]
+        states, errors = list[State](), list[str]()
+        try:
+            for answer in asyncio.as_completed(asked):
+                try:
+                    states.append(await answer)
+                except StoreError as error:
+                    errors.append(str(error))
+                    continue
+                if len(states) > len(sentinels) // 2 and (before is None or max(states).epoch >= before.epoch):
+                    break
+        finally:
+            for task in asked:
+                task.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+        if not states:
+            raise StoreUnavailable(f"no sentinel of {self._shown} says where its primary is: {'; '.join(errors)}")
+        self._state = max(states)
+        if before is not None and before.primary != self._state.primary:
+            log.warning("the primary of %s is at %s now", self._shown, show(*self._state.primary))
+            for reconnector in tuple(self._reconnectors):
+                reconnector.leave(f"{self.server(before.primary).shown} is not the primary any more")
+        return self._state
+
+    async def _ask_one(self, sentinel: Address) -> State:
+        commands = (b"GET-MASTER-ADDR-BY-NAME", b"MASTER", b"REPLICAS")
+        async with connected(sentinel, TIMEOUT_S) as connection:
+            sent = [connection.send_command(b"SENTINEL", command, self._address.name) for command in commands]
+            place, primary, replicas = await asyncio.gather(*sent)
+        try:
+            host, port = place
+            usable = [fields for each in replicas if _is_usable(fields := _fields(each))]
+            return State(
+                int(_fields(primary)["config-epoch"]),
+                (host.decode(), int(port)),
+                tuple((fields["ip"], int(fields["port"])) for fields in _linked(usable)),
+            )
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise StoreUnavailable(f"{sentinel.shown} replied with something else than it was asked for") from error
+
+    async def _examine_one(self, sentinel: Address) -> tuple[State, Finding]:
+        state = await self._ask_one(sentinel)
+        try:
+            async with connected(sentinel, TIMEOUT_S) as connection:
+                said: bytes = await connection.send_command(b"SENTINEL", b"CKQUORUM", self._address.name)
+        except StoreError as error:
+            sentence = f"no failover can be made: {error}; mend the other sentinels"
+            return state, Finding(Level.ERROR, "quorum", sentence)
+        return state, Finding(Level.OK, "quorum", f"{sentinel.shown}: {said.decode()}")
+
+    async def _follow(self) -> None:
+        """Ask again whenever a sentinel says that something has changed, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for sentinel in self._address.sentinels:
+                group.create_task(self._listen(sentinel))
+            while True:
+                await self._heard.wait()
+                self._heard.clear()
+                if self._asking is not None:  # it may have been answered before
+                    await asyncio.wait([self._asking])
+                with suppress(StoreUnavailable):
+                    state = await self.state()
+                    if self.replicas is not None:
+                        self.replicas.consider(state)
+
+    async def _listen(self, sentinel: Address) -> None:
+        subscription = Reconnector(sentinel, TIMEOUT_S, on_message=self._heard.set)
+        subscribed = None
+        try:
+            while True:
+                with suppress(StoreError):  # the others are listened to, too; the attempts back off
+                    connection = await subscription.connection()
+                    if connection is subscribed:
+                        await connection.send_command(b"PING")
+                    else:
+                        await asyncio.gather(*(connection.send_command(b"SUBSCRIBE", channel) for channel in CHANNELS))
+                        subscribed = connection
+                        self._heard.set()  # or something was said before
+                await asyncio.sleep(PING_S)
+        finally:
+            await subscription.close()
+
+
+class Replicas:
+    """Knows a replica to read from, drawn anew for each connection, or the server that is nearest; see `Resolver`."""
+
+    def __init__(self, sentinels: Sentinels, *, nearest: bool) -> None:
+        """Take whether the *nearest* server is wanted, the primary included, rather than any replica."""
+        self._sentinels = sentinels
+        self._nearest = nearest
+        self._reconnectors = WeakSet[Reconnector]()
+        self._measured = frozenset[tuple[str, int]]()
+
+    def add(self, reconnector: Reconnector) -> None:
+        """See `Resolver`."""
+        self._reconnectors.add(reconnector)
+
+    async def resolve(self) -> Address:
+        """Measure all that can be used, and return one; StoreUnavailable where there is none."""
+        self._measured = self._places(await self._sentinels.state())
+        servers = [self._sentinels.server(place) for place in self._measured]
+        measured = await asyncio.gather(*(_latency_s(server) for server in servers))
+        answering = [one for one in zip(measured, servers, strict=True) if one[0] is not None]
+        if not answering:
+            raise StoreUnavailable("no replica can be used; lookups go to the primary")
+        if self._nearest:
+            return min(answering, key=itemgetter(0))[1]
+        return random.choice(answering)[1]  # noqa: S311 -- spreads readers, guards nothing
+
+    def consider(self, state: State) -> None:
+        """Have one chosen anew where there are more to choose from; reads under way go to the primary."""
+        if not self._places(state) <= self._measured:
+            for reconnector in tuple(self._reconnectors):
+                reconnector.leave("there are other replicas to choose from")
+
+    def _places(self, state: State) -> frozenset[tuple[str, int]]:
+        return frozenset(state.replicas) | (frozenset([state.primary]) if self._nearest else frozenset())
+
+
+async def _latency_s(server: Address) -> float | None:
+    """Return how long a server takes to reply; None where it does not, or not with what it holds."""
+    taken = list[float]()
+    try:
+        async with connected(server, TIMEOUT_S) as connection:
+            for _ in range(PINGS):
+                started = time.perf_counter()
+                await connection.send_command(b"PING")
+                taken.append(time.perf_counter() - started)
+    except StoreError:
+        return None
+    return min(taken)
+
+
+def _fields(reply: Sequence[bytes]) -> dict[str, str]:
+    """Understand names and values in turn."""
+    return {name.decode(): value.decode() for name, value in zip(reply[::2], reply[1::2], strict=True)}
+
+
+def _is_usable(fields: dict[str, str]) -> bool:
+    return not {"s_down", "o_down", "disconnected"} & set(fields["flags"].split(","))
+
+
+def _linked(replicas: Sequence[dict[str, str]]) -> Sequence[dict[str, str]]:
+    """Return those that are connected to their primary; all where none is, as when that has died."""
+    return [fields for fields in replicas if fields.get("master-link-status") == "ok"] or replicas

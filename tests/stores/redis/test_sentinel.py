@@ -1,0 +1,229 @@
+"""Redis behind sentinels: the primary that they name is followed, and replicas answer what they surely have."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import hiredis
+import pytest
+
+from hotplate.testing import StoreContract
+from stores.doctor import examine
+from stores.errors import StoreUnavailable
+from stores.redis.sentinel import Sentinels
+from stores.redis.store import RedisStore, open_url
+from stores.redis.url import parse_sentinel
+from stores.store import Finding, Level, Plan, Row
+from tests.support.redis_sentinel import NAME, SentinelDeployment, sentinel_deployment
+from tests.support.stores import FIRST, OpenStore, begin, draft_of, ref, write
+
+ONE, TWO = Row("user:1", b"one"), Row("user:2", b"two")
+BOTH = [ONE.key, TWO.key, "user:3"]
+
+# Generous: what is asserted is that it happens.
+SOON_S = 30.0
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SentinelDeployment]:
+    with sentinel_deployment(tmp_path_factory.mktemp("sentinel")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SentinelDeployment]:
+    """One over TLS, in which everybody has a password."""
+    password = secrets.token_hex(4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOTPLATE_REDIS_SENTINEL_PASSWORD", password)
+        with sentinel_deployment(tmp_path_factory.mktemp("guarded"), tls=True, password=password) as running:
+            yield running
+
+
+@pytest.fixture
+async def stores() -> AsyncIterator[AsyncExitStack]:
+    """Closes the stores that a test opens."""
+    async with AsyncExitStack() as stack:
+        yield stack
+
+
+def opened(stores: AsyncExitStack, url: str) -> RedisStore:
+    store = open_url(url)
+    stores.push_async_callback(store.close)
+    return store
+
+
+async def until_read(store: RedisStore, expected: Sequence[bytes | None]) -> None:
+    """Read BOTH until there is an answer, which must be what is *expected*."""
+    async with asyncio.timeout(SOON_S):
+        while True:
+            try:
+                assert await store.get_many(ref(FIRST), BOTH) == expected
+            except StoreUnavailable:
+                await asyncio.sleep(0.01)
+            else:
+                return
+
+
+@pytest.mark.soak
+class TestSentinelStore(StoreContract):
+    @pytest.fixture(params=["deployment primary", "deployment replica", "guarded nearest"])
+    def open_store(self, request: pytest.FixtureRequest) -> OpenStore:
+        """Open handles on a real deployment, over each way to read, and over TLS with passwords."""
+        fixture, read = request.param.split()
+        url = request.getfixturevalue(fixture).url(secrets.token_hex(4), read=read)
+        return lambda: open_url(url)
+
+
+async def test_what_a_replica_has_not_received_is_read_from_the_primary(
+    deployment: SentinelDeployment, stores: AsyncExitStack, caplog: pytest.LogCaptureFixture
+) -> None:
+    prefix, primary, replicas = secrets.token_hex(4), deployment.primary, deployment.replicas
+    writer = opened(stores, deployment.url(prefix))
+    reader = opened(stores, deployment.url(prefix, read="replica"))
+    draft = draft_of(FIRST)
+    await writer.create(draft, Plan(2, 100))
+    await writer.put(draft, [ONE])
+    primary.execute_command("WAIT", "2", "5000")
+    for replica in replicas:  # it stays what it is, and gets nothing any more
+        replica.execute_command("REPLICAOF", "127.0.0.1", "1")
+    await writer.put(draft, [TWO])
+    await writer.seal(draft)
+    assert "has no replica" in caplog.text
+    assert reader._replica is not None
+    async with asyncio.timeout(SOON_S):
+        while reader._replica.try_current() is None:
+            await asyncio.sleep(0.01)
+    read = [replica.calls("mget") for replica in replicas]
+    for _ in range(3):
+        assert await reader.get_many(ref(FIRST), BOTH) == [b"one", b"two", None]
+    assert [replica.calls("mget") for replica in replicas] != read
+    for replica in replicas:
+        replica.execute_command("REPLICAOF", "127.0.0.1", str(deployment.port(primary)))
+    before = -1
+    async with asyncio.timeout(SOON_S):
+        while primary.calls("mget") != before:
+            before = primary.calls("mget")
+            assert await reader.get_many(ref(FIRST), BOTH) == [b"one", b"two", None]
+
+
+async def test_the_doctor_names_what_a_failover_would_lack(
+    deployment: SentinelDeployment, stores: AsyncExitStack
+) -> None:
+    store = opened(stores, deployment.url(secrets.token_hex(4)))
+
+    async def look() -> dict[str, Finding]:
+        return {each.subject: each for each in await examine(store)}
+
+    found = await look()
+    assert found["sentinels"].sentence.startswith("3 of 3 answer")
+    assert (found["quorum"].level, found["replicas"].level) == (Level.OK, Level.OK)
+    assert (found["min-replicas"].level, found["may publish"].level) == (Level.WARNING, Level.OK)
+    assert "min-replicas-to-write" in found["min-replicas"].sentence
+    primary = deployment.primary
+    primary.execute_command("CONFIG", "SET", "min-replicas-to-write", "1")
+    assert (await look())["min-replicas"].level == Level.OK
+    primary.execute_command("CONFIG", "SET", "min-replicas-to-write", "0")
+    strange = opened(stores, deployment.url().replace(f"/{NAME}/", "/another/"))
+    findings = await examine(strange)
+    assert [each.level for each in findings if each.subject == "sentinel"] == [Level.WARNING] * 3
+    assert any("No such master" in each.sentence for each in findings if each.subject == "primary")
+
+
+async def test_a_failover_is_followed_by_whoever_is_connected(
+    deployment: SentinelDeployment, stores: AsyncExitStack
+) -> None:
+    prefix = secrets.token_hex(4)
+    writer = opened(stores, deployment.url(prefix))
+    readers = [opened(stores, deployment.url(prefix, read=read)) for read in ("primary", "replica", "nearest")]
+    begun = await begin(writer, FIRST)
+    await write(writer, FIRST, [ONE, TWO])
+    for reader in readers:
+        await until_read(reader, [b"one", b"two", None])
+    before = deployment.primary
+    assert await asyncio.to_thread(deployment.fail_over) is not before
+    for reader in (writer, *readers):
+        await until_read(reader, [b"one", b"two", None])
+    assert await writer.catalogue() == begun
+    await writer.erase(ref(FIRST))
+    await write(writer, FIRST, [ONE])
+    for reader in readers:
+        await until_read(reader, [b"one", None, None])
+
+
+class ScriptedSentinel:
+    """A sentinel that says what the test wants: an epoch, and the port of the primary."""
+
+    def __init__(self, epoch: int, primary: int) -> None:
+        self.epoch = epoch
+        self.primary = primary
+        self.up = True
+        self.port = 0
+        self.asked = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        commands = hiredis.Reader(notEnoughData=Ellipsis)
+        while data := await reader.read(1 << 16):
+            commands.feed(data)
+            while (command := commands.gets()) is not Ellipsis:
+                writer.write(self.reply(command))
+        writer.close()
+
+    def reply(self, command: list[bytes]) -> bytes:
+        if not self.up:
+            return b"-ERR not now\r\n"
+        match command:
+            case [b"SENTINEL", b"GET-MASTER-ADDR-BY-NAME", _]:
+                self.asked += 1
+                return array(b"127.0.0.1", b"%d" % self.primary)
+            case [b"SENTINEL", b"MASTER", _]:
+                return array(b"config-epoch", b"%d" % self.epoch)
+            case [b"SENTINEL", b"REPLICAS", _]:
+                return b"*0\r\n"
+            case _:
+                return b"+OK\r\n"
+
+
+def array(*values: bytes) -> bytes:
+    return b"*%d\r\n" % len(values) + b"".join(b"$%d\r\n%b\r\n" % (len(value), value) for value in values)
+
+
+@asynccontextmanager
+async def scripted(*sentinels: ScriptedSentinel) -> AsyncIterator[Sentinels]:
+    """Ask these; closed when the block ends."""
+    async with AsyncExitStack() as stack:
+        for sentinel in sentinels:
+            server = await asyncio.start_server(sentinel.serve, "127.0.0.1", 0)
+            sentinel.port = server.sockets[0].getsockname()[1]
+            await stack.enter_async_context(server)
+        hosts = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in sentinels)
+        asking = Sentinels(parse_sentinel(f"redis+sentinel://{hosts}/{NAME}"))
+        stack.push_async_callback(asking.close)
+        yield asking
+
+
+async def test_the_sentinel_that_knows_the_latest_failover_is_believed_until_none_knows_it() -> None:
+    late, knowing, away = ScriptedSentinel(1, 7001), ScriptedSentinel(2, 7002), ScriptedSentinel(1, 7001)
+    away.up = False
+    async with asyncio.timeout(SOON_S), scripted(late, knowing, away) as sentinels:
+        assert (await sentinels.resolve()).port == 7002
+        away.up = True
+        assert (await sentinels.resolve()).port == 7002
+        knowing.epoch, knowing.primary = 1, 7001
+        assert (await sentinels.resolve()).port == 7001
+
+
+async def test_many_who_want_to_connect_have_each_sentinel_asked_once() -> None:
+    asked = [ScriptedSentinel(1, 7001) for _ in range(3)]
+    async with asyncio.timeout(SOON_S), scripted(*asked) as sentinels:
+        found = await asyncio.gather(*(sentinels.resolve() for _ in range(50)))
+        assert {address.port for address in found} == {7001}
+        assert all(one.asked <= 1 for one in asked)
+
+
+async def test_without_a_sentinel_the_error_names_each() -> None:
+    with_nobody = Sentinels(parse_sentinel("redis+sentinel://127.0.0.1:1,127.0.0.1:2/shop"))
+    with pytest.raises(StoreUnavailable, match=r"127\.0\.0\.1:1 .*127\.0\.0\.1:2 "):
+        await with_nobody.resolve()
+    await with_nobody.close()
