@@ -120,6 +120,9 @@ class RedisCluster:
     def stop(self, node: ClusterNode) -> None:
         node.server.send_signal(signal.SIGSTOP)
 
+    def resume(self, node: ClusterNode) -> None:
+        node.server.send_signal(signal.SIGCONT)
+
     def migrate(self, slot: int, target: ClusterNode, *, between: Callable[[], None] = lambda: None) -> None:
         """Move a slot to another node, key by key, as `redis-cli --cluster reshard` does; *between* after each key."""
         source = self.owner_of_slot(slot)
