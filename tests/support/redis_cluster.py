@@ -8,7 +8,7 @@ import secrets
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,13 +67,16 @@ class RedisCluster:
 
     def owner(self, key: str) -> ClusterNode:
         """The primary that serves a key."""
-        return self.owner_of_slot(key_slot(key.encode()))
+        return self.owners([key])[0]
 
-    def owner_of_slot(self, slot: int) -> ClusterNode:
-        for start, end, primary, *_ in self.primaries[0].server.execute_command("CLUSTER", "SLOTS"):
-            if start <= slot <= end:
-                return next(node for node in self.nodes if node.port == primary[1])
-        raise AssertionError(f"nobody serves slot {slot}")
+    def owners(self, keys: Sequence[str]) -> list[ClusterNode]:
+        """The primaries that serve keys, in order."""
+        by_port = {node.port: node for node in self.nodes}
+        ranges = self.alive[0].server.execute_command("CLUSTER", "SLOTS")
+        slots = [key_slot(key.encode()) for key in keys]
+        return [
+            by_port[next(primary[1] for start, end, primary, *_ in ranges if start <= slot <= end)] for slot in slots
+        ]
 
     def keys(self, pattern: str) -> list[str]:
         return sorted(key for node in self.primaries for key in node.server.execute_command("KEYS", pattern))
@@ -123,14 +126,14 @@ class RedisCluster:
     def resume(self, node: ClusterNode) -> None:
         node.server.send_signal(signal.SIGCONT)
 
-    def migrate(self, slot: int, target: ClusterNode, *, between: Callable[[], None] = lambda: None) -> None:
-        """Move a slot to another node, key by key, as `redis-cli --cluster reshard` does; *between* after each key."""
-        source = self.owner_of_slot(slot)
+    def migrate(self, key: str, target: ClusterNode, *, between: Callable[[], None] = lambda: None) -> None:
+        """Move a key's slot to another node, as `redis-cli --cluster reshard` does; call *between* after each key."""
+        slot, source = key_slot(key.encode()), self.owner(key)
         target.server.execute_command("CLUSTER", "SETSLOT", str(slot), "IMPORTING", source.id)
         source.server.execute_command("CLUSTER", "SETSLOT", str(slot), "MIGRATING", target.id)
         while keys := source.server.execute_command("CLUSTER", "GETKEYSINSLOT", str(slot), "5"):
-            for key in keys:
-                source.server.execute_command("MIGRATE", "127.0.0.1", str(target.port), key, "0", "5000")
+            for each in keys:
+                source.server.execute_command("MIGRATE", "127.0.0.1", str(target.server.tls_port), each, "0", "5000")
                 between()
         for node in (target, source, *(one for one in self.primaries if one not in (source, target))):
             node.server.execute_command("CLUSTER", "SETSLOT", str(slot), "NODE", target.id)
