@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 import hiredis
 from redis import exceptions as foreign
+from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError, ResponseError
 
 from stores.errors import StoreError, StoreFull, StoreMisused, StoreUnavailable
@@ -109,8 +110,8 @@ class PipelinedConnection(asyncio.Protocol):
         self.has_replied = False
         """Whether the server has replied to anything but the handshake, and nothing that it should not have."""
         self._where = address.shown
-        self._role = address.role
-        self._connection = address.connection(CONNECT_TIMEOUT_S)
+        self._address = address
+        self._connection: AbstractConnection | None = None
         self._timeout_s = timeout_s
         self._on_message = on_message
         self._waiting = deque[tuple[asyncio.Future[Any], float, int | None, list[Slot] | None]]()
@@ -126,10 +127,11 @@ class PipelinedConnection(asyncio.Protocol):
         """Connect, authenticate and check the role within CONNECT_TIMEOUT_S; StoreUnavailable where that fails."""
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                self._connection = self._address.connection(CONNECT_TIMEOUT_S)
                 await self._connection.connect()  # type: ignore[no-untyped-call]  # redis-py types the rest, not this
-                self._take_over()
-                if self._role is not None:
-                    await self._check_role(self._role)
+                self._take_over(self._connection)
+                if self._address.role is not None:
+                    await self._check_role(self._address.role)
         except StoreUnavailable:
             await self._disconnect()
             raise
@@ -140,9 +142,8 @@ class PipelinedConnection(asyncio.Protocol):
             await self._disconnect()
             raise
 
-    def _take_over(self) -> None:
+    def _take_over(self, opened: AbstractConnection) -> None:
         """Read and write the socket that redis-py has opened; its own words for the errors of a server stay."""
-        opened = self._connection
         reader, writer = opened._reader, opened._writer  # noqa: SLF001 -- it has no other way to hand its socket over
         if reader is None or writer is None or reader.at_eof() or writer.transport.is_closing():
             raise _CLOSED_BY_SERVER
@@ -294,8 +295,9 @@ class PipelinedConnection(asyncio.Protocol):
                 future.set_exception(StoreUnavailable(self.error))
 
     async def _disconnect(self) -> None:
-        with suppress(RedisError):  # a dead peer is waited for, too, and at most for CONNECT_TIMEOUT_S
-            await self._connection.disconnect()
+        if self._connection is not None:
+            with suppress(RedisError):  # a dead peer is waited for, too, and at most for CONNECT_TIMEOUT_S
+                await self._connection.disconnect()
         if self._writer is not None:
             self._writer.transport.abort()
 

@@ -16,7 +16,7 @@ from stores.errors import ReleaseConflict, StoreError
 from stores.keys import Span, bounds, merged, unpack
 from stores.redis.connection import Sender, role_of
 from stores.redis.keys import MOVED, Keys
-from stores.redis.replication import SWAP_WAIT_S, wait_for_replicas
+from stores.redis.replication import send_replicated
 from stores.redis.states import check_owned
 from stores.redis.url import Role
 from stores.store import not_found
@@ -151,10 +151,8 @@ class Control:
         args = (*old.version, catalogue_record.dump(new), self._keys.changes, MOVED)
 
         async def change(connection: Sender) -> None:
-            if not await connection.send_command(b"EVAL", SWAP, len(names), *names, *args):
+            if not await send_replicated(connection, b"EVAL", SWAP, len(names), *names, *args):
                 raise ReleaseConflict("the catalogue was changed by somebody else first")
-            # Where the primary is replaced meanwhile, this fails, and whoever called finds out whether the next has it.
-            await wait_for_replicas(connection, wanted=1, timeout_s=SWAP_WAIT_S)
 
         await self._connector.run(self._keys.catalogue, change)
 

@@ -1,6 +1,7 @@
 """Replicas of one primary: how many follow it, and whether they have what was written before that counts as done."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from stores.errors import StoreMisused
 from stores.redis.connection import Sender
@@ -9,8 +10,8 @@ from stores.store import Finding, Level
 # How long the end of a publish waits for all replicas, which may be behind by what it wrote last.
 SEAL_WAIT_S = 3.0
 
-# The same for one replica to have a change of the catalogue.
-SWAP_WAIT_S = 1.0
+# The same for a change of the catalogue, or of a release's state.
+CONTROL_WAIT_S = 1.0
 
 UNGUARDED = "it goes on writing where no replica follows, and a failover loses that; set min-replicas-to-write 1"
 
@@ -54,6 +55,16 @@ async def wait_for_replicas(
     except StoreMisused:
         return None
     return Replication(found.replicas, found.guarded, acknowledged)
+
+
+async def send_replicated(connection: Sender, *args: str | bytes | int, wanted: int | None = 1) -> Any:  # noqa: ANN401 -- a reply is whatever the command returns
+    """Send a command, and wait a while for *wanted* replicas, or all, to have its effect; return its reply.
+
+    StoreUnavailable where the primary is replaced meanwhile: whether the next one has it, is for others to see.
+    """
+    reply = await connection.send_command(*args)
+    await wait_for_replicas(connection, wanted=wanted, timeout_s=CONTROL_WAIT_S)
+    return reply
 
 
 async def examine(connection: Sender) -> list[Finding]:

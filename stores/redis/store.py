@@ -147,8 +147,9 @@ class RedisStore(Advised, Examined, Inventoried, Polled, RoomChecked):
         keys = self._keys.release(draft)
         if not await self._server.execute_command(b"EXISTS", keys.state):  # one that exists has written some of *plan*
             await self.check_room(draft, plan)
-        names = self._keys.incarnations, *keys.states
-        before = await self._control.evaluate(CLAIM, names, state_of(draft), draft.incarnation)
+        names, args = (self._keys.incarnations, *keys.states), (state_of(draft), draft.incarnation)
+        connection = await self._server.connection()
+        before = await replication.send_replicated(connection, b"EVAL", CLAIM, len(names), *names, *args)
         if before == SEALED:
             raise sealed(draft)
         if before is None:
@@ -193,9 +194,8 @@ class RedisStore(Advised, Examined, Inventoried, Polled, RoomChecked):
 
     async def erase(self, release: ReleaseRef) -> None:
         names, connection = self._keys.release(release), await self._server.connection()
-        # First: nobody reads or writes it from here on, not even from a replica.
-        await connection.send_command(b"DEL", *names.states, names.points)
-        await replication.wait_for_replicas(connection, timeout_s=replication.SWAP_WAIT_S)
+        # First: nobody reads or writes it from here on, and where replicas are read, not there either.
+        await replication.send_replicated(connection, b"DEL", *names.states, names.points, wanted=None)
         await self._control.erase_listed(
             release, lambda keys: self._server.execute_command(b"UNLINK", *names.rows(keys))
         )

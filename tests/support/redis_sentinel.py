@@ -80,7 +80,7 @@ class SentinelDeployment:
         options: dict[str, Any] = {"password": self.password, "decode_responses": True, "protocol": 3}
         if self.tls:
             options |= {"ssl": True, "ssl_ca_certs": str(self.folder / "ca.pem")}
-        with redis.Redis(port=self.sentinels[of].port, **options) as client:
+        with redis.Redis("127.0.0.1", self.sentinels[of].port, **options) as client:
             client.response_callbacks.clear()
             return client.execute_command(f"SENTINEL {command[0]}", *command[1:])
 
