@@ -29,6 +29,7 @@ from stores.redis import examination
 from stores.redis.control import Control
 from stores.redis.keys import BUCKETS, KEPT, Keys
 from stores.redis.lookups import Lookups
+from stores.redis.replication import CONTROL_WAIT_S, wait_for_replicas
 from stores.redis.states import REPLACE, SEALED, check_owned, state_of
 from stores.redis.store import READ_TIMEOUT_S, TIMEOUT_S
 from stores.redis.topology import Endpoint, Nodes, Topology, uncovered
@@ -53,9 +54,6 @@ log = logging.getLogger(__name__)
 
 # How long a batch is tried again: a replica is elected after cluster-node-timeout, which is 15 s, and a second or two.
 RETRY_FOR_S = 30.0
-
-# How long a replica may take to have what it was sent, in milliseconds: of a batch, then of a whole release.
-BATCH_WAIT_MS, SEAL_WAIT_MS = 500, 10_000
 
 # PUT takes a bucket's state and the names of rows; the state that is expected, and the values. NOTE takes the first
 # bucket's state, a list of keys and the hash of points; the state that is expected; a packed batch, or nothing; a part,
@@ -250,8 +248,9 @@ class ClusterStore(Advised, Examined, Inventoried, Polled, RoomChecked):
         if before != SEALED:
             check_owned(draft, before)
         await asyncio.gather(*(self._seal_bucket(draft, name) for name in names[1:]))
-        for node in self._topology.primaries:
-            await self._batches.wait_for_replica(node, SEAL_WAIT_MS)
+        for shortfalls in await asyncio.gather(*map(self._batches.shortfalls, self._topology.primaries)):
+            for sentence in shortfalls:
+                log.warning("release %s is written; %s", draft.id, sentence)
 
     async def _seal_bucket(self, draft: DraftRef, name: str) -> None:
         """Seal a bucket but the first; where another writer's run had come as far as here, it may be that writer's."""
@@ -352,7 +351,7 @@ class _Batches:
         self._buckets = buckets
         self._throttles = dict[Endpoint, AdaptiveThrottle]()
         self._alone = set[Endpoint]()
-        """Nodes whose replicas did not keep up, which is logged once, and not waited for any more."""
+        """Nodes whose replicas did not keep up with a batch, and are not waited for before the end."""
 
     async def write(self, draft: DraftRef, source: str, batch: Sequence[Row], part: int | None) -> float:
         """Write one batch; see `stores.redis.writer.Write`."""
@@ -382,7 +381,7 @@ class _Batches:
         for state in await asyncio.gather(*puts):
             check_owned(draft, state)
         latency_s = time.monotonic() - started
-        await self.wait_for_replica(node, BATCH_WAIT_MS)
+        await self._replicate(node)
         throttle = self._throttles.get(node)
         if throttle is None:
             throttle = self._throttles[node] = AdaptiveThrottle(time.monotonic, max_share=WRITING_SHARE)
@@ -400,15 +399,20 @@ class _Batches:
             names[0], lambda connection: connection.send_command(b"EVAL", script, len(names), *names, *args)
         )
 
-    async def wait_for_replica(self, node: Endpoint, timeout_ms: int) -> None:
-        """Wait until a replica has what this store wrote to a node, where it has any."""
-        topology = self._nodes.topology
-        if node in self._alone or not topology.replicas(node):
+    async def _replicate(self, node: Endpoint) -> None:
+        """Wait until a replica has what this store wrote to a node, where it has any that keeps up."""
+        if node in self._alone:
             return
         connection = await self._nodes.at(node).connection()
-        if not await connection.send_command(b"WAIT", 1, timeout_ms):
+        found = await wait_for_replicas(connection, wanted=1, timeout_s=CONTROL_WAIT_S)
+        if found is not None and found.replicas and not found.acknowledged:
             self._alone.add(node)
-            log.warning("%s: no replica has what it was sent within %d ms", topology.address(node).shown, timeout_ms)
+
+    async def shortfalls(self, node: Endpoint) -> list[str]:
+        """Wait for all replicas of a node; return what a failover could lose, a sentence each."""
+        connection = await self._nodes.at(node).connection()
+        found = await wait_for_replicas(connection)
+        return [] if found is None else found.shortfalls(self._nodes.topology.address(node).shown)
 
 
 def _unsealed(release: ReleaseRef, buckets: int) -> ReleaseNotFound:
