@@ -14,7 +14,7 @@ from stores.errors import PartUnavailable, ReleaseConflict, ReleaseNotFound, Sto
 from stores.lifecycle import activate, prune, publish, rollback
 from stores.redis.cluster import ClusterStore, open_url
 from stores.redis.keys import BUCKETS
-from stores.redis.topology import Topology
+from stores.redis.topology import SLOTS, Endpoint, Layout, Topology
 from stores.redis.url import parse_cluster
 from stores.store import Level, Plan, Row
 from stores.verification import verify
@@ -280,3 +280,17 @@ def test_a_node_known_by_a_number_may_be_certified_under_the_name_of_a_seed() ->
     assert cluster.at("node.example", 8500).certified_as is None
     assert (cluster.at("10.0.0.9", 8500).password, cluster.at("10.0.0.9", 8500).tls) == ("p", True)
     assert "p@" not in cluster.at("10.0.0.9", 8500).shown
+
+
+async def test_when_all_nodes_that_are_known_have_gone_the_seeds_are_asked_again(store: ClusterStore) -> None:
+    await write(store, FIRST, USERS[:50])
+    gone = Endpoint("127.0.0.1", 1)
+    store._topology._layout = Layout([gone] * SLOTS, {gone: frozenset()})
+    store._topology.version += 1
+    keys, read = [row.key for row in USERS[:50]], list[object]()
+    async with asyncio.timeout(30):
+        while read != [row.value for row in USERS[:50]]:
+            try:
+                read = list(await store.get_many(ref(FIRST), keys, timeout_s=5.0))
+            except PartUnavailable:
+                await asyncio.sleep(0.02)
