@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.redis_cluster import PRIMARIES
 from stores.catalogue import ReleaseRef
 from stores.connect import connect
 from stores.errors import StoreUnavailable
@@ -15,7 +16,7 @@ from stores.redis.keys import Keys
 from stores.verification import verify
 from tests.support.failover import Publisher, Watch, watched
 from tests.support.loaded_service import USERS, lists, until_read
-from tests.support.redis_cluster import PRIMARIES, ClusterNode, RedisCluster, running_cluster
+from tests.support.redis_cluster import ClusterNode, RedisCluster, running_cluster
 from tests.support.service import publish_to
 
 pytestmark = pytest.mark.soak

@@ -1,10 +1,5 @@
-"""Real clusters on loopback for the tests that need one: three primaries, a replica of each, plain and TLS at once.
+"""Real clusters on loopback for the tests that need one: three primaries, a replica of each, plain and TLS at once."""
 
-The nodes find each other described in the files that they read when they start, as after a restart of all: nobody has
-to introduce them. A primary waits for two seconds then before it takes commands.
-"""
-
-import secrets
 import shutil
 import signal
 import time
@@ -16,10 +11,8 @@ from pathlib import Path
 from redis.crc import key_slot
 
 from bench.process import free_port
+from bench.redis_cluster import PRIMARIES, SLOTS, Member, described, new_id
 from tests.support.redis_server import RedisServer, certify, find_binary
-
-PRIMARIES = 3
-SLOTS = 16384
 
 # Long enough for whatever a machine that stands still for seconds does to elections.
 SETTLED_WITHIN_S = 60.0
@@ -29,7 +22,7 @@ SETTLED_WITHIN_S = 60.0
 class ClusterNode:
     server: RedisServer
     bus_port: int
-    id: str = field(default_factory=lambda: secrets.token_hex(20))
+    id: str = field(default_factory=new_id)
 
     @property
     def port(self) -> int:
@@ -158,8 +151,12 @@ def running_cluster(folder: Path, *options: str, node_timeout_ms: int = 1000) ->
             "--repl-ping-replica-period", "1",  # a replica to which nothing was written yet is not shown
         )  # fmt: skip
         nodes.append(ClusterNode(RedisServer(binary, place, (*settings, *options)), bus_port))
+    members = {
+        node.id: Member(node.id, node.server.tls_port, node.bus_port, primary.id if primary else None)
+        for node, primary in zip(nodes, [*[None] * PRIMARIES, *nodes], strict=False)
+    }
     for node in nodes:
-        (node.server.folder / "nodes.conf").write_text(_described(nodes, node))
+        (node.server.folder / "nodes.conf").write_text(described(list(members.values()), members[node.id]))
     cluster = RedisCluster(nodes)
     with ExitStack() as stack:
         for node in nodes:
@@ -167,18 +164,3 @@ def running_cluster(folder: Path, *options: str, node_timeout_ms: int = 1000) ->
             node.server.start()
         cluster.wait_until(cluster.every_primary_has_a_replica)
         yield cluster
-
-
-def _described(nodes: list[ClusterNode], myself: ClusterNode) -> str:
-    """What a node remembers of a cluster in its file."""
-    lines = list[str]()
-    for number, node in enumerate(nodes):
-        replica = number >= PRIMARIES
-        flags = ("myself," if node is myself else "") + ("slave" if replica else "master")
-        primary = nodes[number - PRIMARIES].id if replica else "-"
-        start, end = SLOTS * number // PRIMARIES, SLOTS * (number + 1) // PRIMARIES - 1
-        slots = "" if replica else f" {start}-{end}"
-        epoch = number % PRIMARIES + 1
-        where = f"127.0.0.1:{node.server.tls_port}@{node.bus_port}"
-        lines.append(f"{node.id} {where} {flags} {primary} 0 0 {epoch} connected{slots}")
-    return "\n".join([*lines, f"vars currentEpoch {PRIMARIES} lastVoteEpoch 0", ""])

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from bench.redis_cluster import SLOTS
 from hotplate.testing import OpenStore, StoreContract
 from stores.catalogue import DraftRef
 from stores.connect import connect
@@ -14,7 +15,7 @@ from stores.errors import PartUnavailable, ReleaseConflict, ReleaseNotFound, Sto
 from stores.lifecycle import activate, prune, publish, rollback
 from stores.redis.cluster import ClusterStore, open_url
 from stores.redis.keys import BUCKETS
-from stores.redis.topology import SLOTS, Endpoint, Layout, Topology
+from stores.redis.topology import Endpoint, Layout, Topology
 from stores.redis.url import parse_cluster
 from stores.store import Level, Plan, Row
 from stores.verification import verify
