@@ -28,6 +28,8 @@ ERRORS = {
     "retry-with": (449, 0),
     "gone": (410, PARTITION_KEY_RANGE_GONE),
     "missing": (404, OWNER_RESOURCE_NOT_FOUND),
+    "unauthorized": (401, 0),
+    "forbidden": (403, 0),
 }
 RESETS = ("reset", "region-gone")
 DELAYS = ("slow", "latency")

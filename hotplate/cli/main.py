@@ -75,7 +75,7 @@ def main() -> None:
     logging.getLogger().addHandler(logging.NullHandler())  # verbs speak for themselves; `serve` sets its log up
     waiting = logging.StreamHandler()
     waiting.setFormatter(logging.Formatter("hotplate: %(message)s"))
-    for name in ("stores.lifecycle", "stores.transfer"):  # what a verb waits for, as for another's lease
+    for name in ("stores.lifecycle", "stores.transfer", "stores.redis"):  # what is waited for, or may yet be lost
         logging.getLogger(name).addHandler(waiting)
     try:
         app()

@@ -92,8 +92,9 @@ StoreUrl = Annotated[
     str | None,
     option(
         "--store",
-        "Use the store at this URL: file:///FOLDER, redis://HOST:PORT/DB, rediss://…, unix:///SOCKET or "
-        "cosmos://ACCOUNT/DATABASE. By default it is a folder in your own data directory.",
+        "Use the store at this URL: file:///FOLDER, redis://HOST:PORT/DB, rediss://…, unix:///SOCKET, "
+        "redis+sentinel://HOST:PORT,HOST:PORT/NAME or cosmos://ACCOUNT/DATABASE. By default it is a folder in your own "
+        "data directory.",
         metavar="URL",
     ),
 ]

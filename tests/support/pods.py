@@ -208,12 +208,13 @@ class Pod:
         lines += [f"cp -L /etc/{name} etc/ 2>/dev/null || true" for name in COPIED]
         lines += [f"echo 127.0.0.1 localhost {' '.join(name for name, _ in self.cluster.servers)} > etc/hosts"]
         lines += ["mount -t proc proc proc", "mount --rbind /dev dev"]
-        for path in dict.fromkeys(SHARED):
-            lines += [f"mkdir -p .{path}", f"mount --bind {path} .{path}", f"mount -o remount,bind,ro .{path}"]
-        lines += [f"mount --bind {Path(sys.prefix)} opt/hotplate", "mount -o remount,bind,ro opt/hotplate"]
         lines += [f"mkdir -p .{self._image.directory}", f"chown {self._user()} .{self._image.directory}"]
         for mount in self.container.get("volumeMounts", []):
             lines += self._mount(mount)
+        # After the volumes, for this repository may be below one of them, as /tmp.
+        for path in dict.fromkeys(SHARED):
+            lines += [f"mkdir -p .{path}", f"mount --bind {path} .{path}", f"mount -o remount,bind,ro .{path}"]
+        lines += [f"mount --bind {Path(sys.prefix)} opt/hotplate", "mount -o remount,bind,ro opt/hotplate"]
         if self.container["securityContext"].get("readOnlyRootFilesystem"):
             lines += ["mount -o remount,ro ."]
         lines += ["ip link set lo up", "echo up", "read -r go || true", "exec >&2"]

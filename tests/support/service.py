@@ -18,7 +18,7 @@ from aiohttp import web
 from stores.connect import connect
 from stores.encoding import OFFSET_BYTES, Item, encode
 from stores.lifecycle import publish
-from stores.store import Plan, Row
+from stores.store import Plan, Row, Store
 from tests.support.stores import as_bodies
 
 LAUNCHER = (sys.executable, "-m", "hotplate", "serve")
@@ -174,13 +174,17 @@ async def publish_lists(folder: Path, lists: dict[str, bytes], *, live: bool = T
 
 async def publish_to(url: str, lists: dict[str, bytes], *, live: bool = True) -> str:
     """Publish *lists* by key, with a popular list where there is none, and return the release."""
+    return await publish_through(connect(url), lists, live=live)
+
+
+async def publish_through(store: Store, lists: dict[str, bytes], *, live: bool = True) -> str:
+    """Publish as `publish_to` does, through a store that is closed at the end."""
     lists = {"popular:": a_list("p1", "p2", "p3"), **lists}
     rows = [Row(key, lists[key]) for key in sorted(lists, key=str.encode)]
 
     async def batches() -> AsyncIterator[Sequence[Row]]:
         yield as_bodies(rows)
 
-    store = connect(url)
     try:
         return ((await publish(store, batches(), plan=Plan(len(rows), 10_000), about={}, live=live)).manifest).release
     finally:

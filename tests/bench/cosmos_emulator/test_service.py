@@ -277,6 +277,8 @@ def test_containers_that_are_not_emulated_are_refused(direct: Direct, settings: 
         ("timeout", 408, 0),
         ("retry-with", 449, 0),
         ("gone", 410, 1002),
+        ("unauthorized", 401, 0),
+        ("forbidden", 403, 0),
     ],
 )
 def test_faults_answer_in_place_of_the_service(

@@ -182,6 +182,8 @@ class ScriptedSentinel:
                 return array(b"config-epoch", b"%d" % self.epoch)
             case [b"SENTINEL", b"REPLICAS", _]:
                 return b"*0\r\n"
+            case [b"SENTINEL", b"CKQUORUM", _]:
+                return b"-NOQUORUM 1 usable Sentinels\r\n"
             case _:
                 return b"+OK\r\n"
 
@@ -213,6 +215,19 @@ async def test_the_sentinel_that_knows_the_latest_failover_is_believed_until_non
         assert (await sentinels.resolve()).port == 7002
         knowing.epoch, knowing.primary = 1, 7001
         assert (await sentinels.resolve()).port == 7001
+
+
+async def test_sentinels_that_disagree_and_are_too_few_are_named() -> None:
+    away = ScriptedSentinel(1, 7001)
+    away.up = False
+    async with asyncio.timeout(SOON_S), scripted(ScriptedSentinel(1, 7001), ScriptedSentinel(2, 7002), away) as all_of:
+        found = await all_of.examine()
+    assert [(each.level, each.subject) for each in found] == [
+        (Level.ERROR, "quorum"), (Level.ERROR, "quorum"), (Level.WARNING, "sentinel"), (Level.ERROR, "sentinels"),
+    ]  # fmt: skip
+    assert "usable Sentinels" in found[0].sentence
+    assert "127.0.0.1:7001" in found[3].sentence
+    assert "127.0.0.1:7002" in found[3].sentence
 
 
 async def test_many_who_want_to_connect_have_each_sentinel_asked_once() -> None:
