@@ -223,7 +223,7 @@ async def test_the_guides_users_publish_and_serve_and_the_doctor_sees_what_is_mi
     urls = dict[str, str]()
     for line in (ROOT / "docs" / "redis.md").read_text().splitlines():
         words = line.replace("SECRET", "open").replace("shop", prefix).split()
-        if words[:2] == ["ACL", "SETUSER"]:
+        if words[:2] == ["ACL", "SETUSER"] and words[2].startswith(f"{prefix}-"):
             redis_cluster.execute_everywhere(*words)
             urls[words[2].rpartition("-")[2]] = redis_cluster.url(prefix=prefix, user=f"{words[2]}:open@")
     publisher, server = open_url(urls["publish"]), open_url(urls["serve"])
