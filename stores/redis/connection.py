@@ -117,6 +117,8 @@ class PipelinedConnection(asyncio.Protocol):
         self._waiting = deque[tuple[asyncio.Future[Any], float, int | None, list[Slot] | None]]()
         """Who waits for a reply, since when, of how many values it must be, and, where each value is a reply of its
         own, those that have come."""
+        self._is_array = False
+        """Whether the replies that come first are read as one."""
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._parser = hiredis.Reader(notEnoughData=_MORE)
@@ -166,10 +168,14 @@ class PipelinedConnection(asyncio.Protocol):
         return self._send((b"MGET", *names), len(names))
 
     def get_each(self, names: Sequence[bytes]) -> asyncio.Future[list[Slot]]:
-        """Read values by a command each, as keys of several slots must be; 0.15 µs a key to send, and 0.5 to receive.
+        """Read values by a command each, as keys of several slots must be; 0.15 µs a key to send, and 0.1 to receive.
 
         An error is the slot of its own key. A reply of another form ends the connection, as for `mget`.
         """
+        if self.error is None and not self._waiting and not self._parser.has_data():
+            # So many replies after the head of an array are one reply to the parser, which takes a fifth of the time.
+            self._parser.feed(b"*%d\r\n" % len(names))
+            self._is_array = True
         packed = b"".join([b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(name), name) for name in names])
         return self._write(packed, len(names), [])
 
@@ -245,7 +251,7 @@ class PipelinedConnection(asyncio.Protocol):
             raise RuntimeError("a reply that nobody waits for")
         future, _, values, taken = self._waiting[0]
         if taken is not None:
-            if not self._take_value(taken, values, reply):
+            if not self._take_values(taken, values, reply):
                 return
             reply = taken
         elif values is not None and not isinstance(reply, StoreError) and not _is_of(reply, values):
@@ -259,12 +265,16 @@ class PipelinedConnection(asyncio.Protocol):
         else:
             future.set_result(reply)
 
-    def _take_value(self, taken: list[Slot], values: int | None, reply: object) -> bool:
-        """Add one reply of several, and return whether it was the last."""
-        if reply is not None and not isinstance(reply, bytes | StoreError):
+    def _take_values(self, taken: list[Slot], values: int | None, reply: Any) -> bool:  # noqa: ANN401 -- as above
+        """Add one reply of several, or all of them, and return whether that was the last."""
+        replies = [reply]
+        if self._is_array:
+            self._is_array = False
+            replies = [translated(each, self._where) if isinstance(each, Exception) else each for each in reply]
+        if not all(each is None or isinstance(each, bytes | StoreError) for each in replies):
             self.lose("replied to a key with something else than its value")
             return False
-        taken.append(reply)
+        taken += replies
         return len(taken) == values
 
     def _check_timeout(self) -> None:

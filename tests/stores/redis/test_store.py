@@ -225,7 +225,7 @@ def users_of_the_guide(server: RedisServer, prefix: str) -> dict[str, str]:
     urls = dict[str, str]()
     for line in (ROOT / "docs" / "redis.md").read_text().splitlines():
         words = line.replace("SECRET", "open").replace("shop", prefix).split()
-        if words[:2] == ["ACL", "SETUSER"]:
+        if words[:2] == ["ACL", "SETUSER"] and words[2].startswith(f"{prefix}-"):  # others are for sentinels
             server.execute_command(*words)
             urls[words[2].rpartition("-")[2]] = server.url(prefix=prefix, user=f"{words[2]}:open@")
     return urls
