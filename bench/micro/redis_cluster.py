@@ -37,10 +37,12 @@ GET_GOAL, BATCH_GOAL = 1.3, 1.5
 
 
 class Taken(NamedTuple):
-    """One round: the service's own, and the CPU of all servers for a request."""
+    """One round: the service's own, the CPU of all servers for a request, and how many lists came too late."""
 
     sample: Sample
     servers_cpu_us: float
+    popular: float
+    """The share of responses that begin with a popular list, which cost less."""
 
 
 @where_installed
@@ -78,20 +80,31 @@ def measure_cluster(effort: Effort) -> list[Outcome]:
             outcomes.append(
                 Figure(f"{what}: CPU of all servers", "µs/request", [each.servers_cpu_us for each in rounds])
             )
+            if any(shares := [each.popular for each in rounds]):
+                outcomes.append(Figure(f"{what}: popular list instead", "share", shares))
         cpus = [each.sample.cpu_us_per_op for each in many], [each.sample.cpu_us_per_op for each in one]
         outcomes.append(ratio(f"{kind}, redis+cluster:// / redis://: CPU", *cpus, goal=at_most(goal)))
     return outcomes
 
 
 def _gets(users: int, duration_s: float, url: str) -> Load:
-    return Load(url=url, paths=[path_of(user) for user in range(users)], duration_s=duration_s, headers=HEADERS)
+    return Load(
+        url=url,
+        paths=[path_of(user) for user in range(users)],
+        duration_s=duration_s,
+        headers=HEADERS,
+        observe=("source",),
+    )
 
 
 def _posts(keys: Keys, duration_s: float, url: str) -> Load:
-    return Load(url=url, requests=Posts(keys, BATCH), duration_s=duration_s, headers=HEADERS, connections=16)
+    return Load(
+        url=url, requests=Posts(keys, BATCH), duration_s=duration_s, headers=HEADERS, connections=2, observe=("source",)
+    )
 
 
 def _read(servers: RedisServer | RedisCluster, service: Server, load: Load) -> Taken:
     before_s = servers.cpu_s()
     result, sample = run_at(service, load)
-    return Taken(sample, (servers.cpu_s() - before_s) * 1e6 / result.ok)
+    popular = result.seen["source"].get("popular", 0) / result.ok
+    return Taken(sample, (servers.cpu_s() - before_s) * 1e6 / result.ok, popular)

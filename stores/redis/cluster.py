@@ -110,7 +110,7 @@ class ClusterStore(Advised, Examined, Inventoried, Polled, RoomChecked):
     """
 
     batch = 256
-    """A key costs 1.1 µs of the client; a batch goes to all nodes at once, so that each has a part of it."""
+    """A key costs the client twice what it does with one server, and each node has but its part of them."""
 
     def __init__(self, cluster: ClusterAddress) -> None:
         self._cluster = cluster
@@ -222,19 +222,16 @@ class ClusterStore(Advised, Examined, Inventoried, Polled, RoomChecked):
 
     async def _claim_others(self, draft: DraftRef) -> None:
         """Claim all buckets but the first, which is ours."""
-        mine, keys = state_of(draft), self._keys.release(draft)
+        mine, names = state_of(draft), self._keys.release(draft).states
         while True:
-            states = await self._states(draft)  # read before we see that the first is ours still, or else see the class
-            check_owned(draft, await self._control.execute_command(b"GET", keys.state))
-            others = [place for place, state in enumerate(states) if place and state not in (mine, SEALED)]
+            states = await self._states(draft)  # before we see that the first is still ours: whoever claims it replaces
+            check_owned(draft, await self._control.execute_command(b"GET", names[0]))  # these, and ours then fails
+            pairs = list(zip(names, states, strict=True))[1:]
+            others = [(name, state) for name, state in pairs if state not in (mine, SEALED)]
             if not others:
                 return
-            await asyncio.gather(
-                *(
-                    self._control.evaluate(REPLACE, (keys.states[place],), states[place] or b"", mine)
-                    for place in others
-                )
-            )
+            claims = (self._control.evaluate(REPLACE, (name,), state or b"", mine) for name, state in others)
+            await asyncio.gather(*claims)
 
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
         await self._writer.put(draft, rows, part)
@@ -294,9 +291,8 @@ class ClusterStore(Advised, Examined, Inventoried, Polled, RoomChecked):
         await self._control.erase_listed(release, unlink)
         index, incarnation = self._keys.incarnations, release.incarnation
         await self._control.execute_command(b"SREM", index, incarnation)
-        if any(
-            state is not None for state in await self._states(release)
-        ):  # a late writer claimed again what is erased
+        claimed = [state for state in await self._states(release) if state is not None]
+        if claimed:  # by a late writer, anew; the next prune must find it
             await self._control.execute_command(b"SADD", index, incarnation)
 
     async def _primaries(self) -> list[Endpoint]:
@@ -376,7 +372,8 @@ class _Batches:
         keys, mine, started = self._keys.release(draft), state_of(draft), time.monotonic()
         puts = list[Awaitable[Any]]()
         for bucket, rows in parts.items():
-            names = keys.states[bucket], *(keys.heads[bucket] + row.key for row in rows)
+            head = keys.heads[bucket]
+            names = head + "@state", *(head + row.key for row in rows)
             puts.append(self.evaluate(PUT, names, mine, *(row.value for row in rows)))
         for state in await asyncio.gather(*puts):
             check_owned(draft, state)

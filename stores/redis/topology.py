@@ -63,6 +63,8 @@ class Topology:
         self.shown = cluster.node.shown
         self._cluster = cluster
         self._layout = Layout([None] * SLOTS, {})
+        self._primaries = 0, list[Endpoint]()
+        """The nodes that serve slots, as of a version."""
         self._refreshing: asyncio.Task[None] | None = None
         self._backoff = Backoff(*PAUSES_S)
         self._asked_at = float("-inf")
@@ -72,7 +74,9 @@ class Topology:
     @property
     def primaries(self) -> list[Endpoint]:
         """The nodes that serve slots, in the order of their addresses."""
-        return sorted({owner for owner in self._layout.owners if owner is not None})
+        if self._primaries[0] != self.version:
+            self._primaries = self.version, sorted({owner for owner in self._layout.owners if owner is not None})
+        return self._primaries[1]
 
     def replicas(self, primary: Endpoint) -> frozenset[Endpoint]:
         """Return the replicas of a node that are known to follow it."""
