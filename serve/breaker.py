@@ -9,8 +9,9 @@ FAILURES = 5
 # The same where each may be of one part of the store only, and says nothing of the others: rather than five, which
 # happen six times a second at 200 requests/s where half of the parts fail, so many that chance does not make them.
 FAILURES_OF_PARTS = 50
-# The first and the longest time that an open breaker waits before it lets one request probe the store.
-PAUSE_S = (0.1, 2.0)
+# The first and the longest time that an open breaker waits before it lets one request probe the store: where another
+# server takes over from one that died, it is used within a second.
+PAUSE_S = (0.1, 1.0)
 
 
 class Breaker:

@@ -159,7 +159,12 @@ def _tuning(tuning: Facts) -> str:
         ]
         for each in ordered
     ]  # fmt: skip
-    lead = f"{TRIALS} The best: {best['engine']}, {_described(best['params'])}."
+    finals = [
+        f"{each['engine']} {_described(each['params'])}: {each['ndcg']:.4f} ± {each['se']:.4f}"
+        for each in (tuning.get("finals") or {}).get("trials", ())
+    ]
+    again = f" Compared again with less held back: {'; '.join(finals)}." if finals else ""
+    lead = f"{TRIALS}{again} The best: {best['engine']}, {_described(best['params'])}."
     shown = table(["engine", "parameters", "iterations", "nDCG, one standard error", "took"], rows, (2, 3, 4))
     return section("The search for parameters", plots.trials(tuning["trials"]) + shown, lead)
 

@@ -321,7 +321,10 @@ def _print_search(search: "Search", seconds: float) -> None:
 
     best, leader, usual = search.trials[search.best], search.trials[search.leader], search.usual
     found = [f"{described(best.params)}: nDCG@{search.k} {best.ndcg:.4f} on the inner split"]
-    if leader is not best:
+    if search.finals:
+        again = ", ".join(f"{described(trial.params)} {trial.ndcg:.4f}" for trial in search.finals.trials)
+        found.append(f"compared again with less held back: {again}")
+    elif leader is not best:
         found.append(f"as good as {described(leader.params)} with {leader.ndcg:.4f}, and simpler")
     if usual is not None and usual is not best:
         found.append(f"the defaults {usual.ndcg:.4f}")

@@ -16,7 +16,7 @@ import numpy as np
 from offline.errors import DataError, require_at_least
 from offline.evaluate.evaluation import fit_parts, recommend_all
 from offline.evaluate.metrics import measure_users
-from offline.evaluate.splits import Parts, SplitOptions, Times, split
+from offline.evaluate.splits import IN_TIME, Parts, SplitOptions, Times, split
 from offline.input.matrix import Floats, UserItems
 from offline.train.als import ALSParams
 from offline.train.cells import beyond, default_cells, draw
@@ -27,6 +27,10 @@ from offline.train.neighbours import NeighbourParams, NeighbourWeighting
 MAX_PAIRS = 1_000_000
 # As many iterations rank cells as the full number does, in half of the time.
 _EXPLORING = 8
+# The best of each engine meet again where they are within such a share of the highest: so little is held back then
+# that they learn from nearly as much as a model does, and from several draws where one tests few users.
+_CLOSE, _FINAL_SHARE = 0.05, 0.1
+_ENOUGH_USERS, _MOST_DRAWS = 1000, 3
 # So many standard errors of their difference apart, two trials are no longer a tie.
 _SURE = 1.96
 # What a simpler engine, and what fewer factors or neighbours of one engine are worth at most, as shares of the nDCG:
@@ -64,7 +68,8 @@ class Trial:
     """
     How well one cell ranks: the mean *ndcg* of the users with its standard error *se*, and each user's in *values*.
 
-    *iterations* of ALS are fewer than the fit of a model makes. A cell that cannot be fitted has an ndcg of 0.
+    *iterations* of ALS are fewer than the fit of a model makes, but in finals. A cell that cannot be fitted has an ndcg
+    of 0.
     """
 
     params: Params
@@ -95,18 +100,41 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True)
+class Finals:
+    """
+    The best of each engine that are close, the simplest engine first, with all iterations and less held back.
+
+    There are as many *draws* of the *split*, by its seed and those that follow, as give users enough together.
+    """
+
+    split: SplitOptions
+    draws: int
+    trials: tuple[Trial, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what a model keeps of it."""
+        return {
+            "split": asdict(self.split),
+            "draws": self.draws,
+            "trials": [trial.to_json() for trial in self.trials],
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class Search:
     """
     All *trials* on one inner *split*, at lists of *k*; *defaults* are those that the search started from.
 
     Its properties number the trials: *leader* has the highest nDCG; *best* is what is recommended, which is of a
-    simpler engine where the users of the split leave it open which of the two is better.
+    simpler engine where the users of the split leave it open which of the two is better. Where engines are close, the
+    *finals* decide between them.
     """
 
     split: SplitOptions
     k: int
     trials: tuple[Trial, ...]
     defaults: ALSParams
+    finals: Finals | None = None
 
     @property
     def leader(self) -> int:
@@ -115,9 +143,11 @@ class Search:
 
     @property
     def best(self) -> int:
-        """The number of the trial of the simplest engine that ties with the leader."""
-        leader = self.trials[self.leader]
-        return next(number for number in self.best_of_each if _ties(leader, self.trials[number], _SIMPLER_WORTH))
+        """The number of the trial of the simplest engine that ties with the best of all, or does in the finals."""
+        last = self.finals.trials if self.finals else [self.trials[number] for number in self.best_of_each]
+        leader = last[_highest(last, range(len(last)))]
+        params = next(trial.params for trial in last if _ties(leader, trial, _SIMPLER_WORTH))
+        return next(number for number, trial in enumerate(self.trials) if trial.params == params)
 
     @property
     def best_of_each(self) -> tuple[int, ...]:
@@ -135,6 +165,7 @@ class Search:
             "objective": f"ndcg@{self.k}",
             "split": asdict(self.split),
             "trials": [trial.to_json() for trial in self.trials],
+            "finals": self.finals.to_json() if self.finals else None,
             "best": self.best,
         }
 
@@ -156,21 +187,22 @@ def tune(
 
     *times* are those of the pairs. Trials are appended to the file *journal*, and those that it holds of the same data
     and split are not made again. *defaults* say the iterations and the seed of ALS. *on_trial* is called with (done,
-    total), whose total grows where the best cell lies at an edge; *on_notice* with what it is going to cost. Returns
-    None where there are too few pairs to hold some back. Raises DataError where the journal cannot be written.
+    total), whose total grows where the best cell lies at an edge and where engines are close; *on_notice* with what it
+    is going to cost. Returns None where there are too few pairs to hold some back. Raises DataError where the journal
+    cannot be written.
     """
     defaults = defaults or ALSParams()
     inner = replace(options, seed=(options.seed + 1) % 2**32)  # else the same numbers would hold back twice
     parts = split(user_items, times, inner)
-    if parts.train.nnz == 0 or parts.test.nnz == 0:
+    if _is_empty(parts):
         return None
-    known, items = _Journal(journal, _digest(user_items, times, inner, k)), parts.train.shape[1]
+    known, items = _Journal(journal, _digest(user_items, times, inner, _EXPLORING, k)), user_items.shape[1]
     cells = list(tuning.cells or default_cells(defaults, items, tuning.engine))
     trials: list[Trial] = []
 
     def run(waiting: Sequence[Params], draws: int) -> None:
         for at, params in enumerate(waiting, 1):
-            trials.append(known.find(params) or known.keep(_trial(parts, params, k)))
+            trials.append(known.find(params) or known.keep(_trial([parts], params, k, _EXPLORING)))
             on_trial(len(trials), len(trials) + len(waiting) - at + draws)
             if len(trials) == 1:
                 on_notice(_estimate(trials[0], cells, tuning.draws, inner))
@@ -182,22 +214,73 @@ def tune(
     for number in range(tuning.draws):
         drawn = draw(_ranked(trials), np.random.default_rng([inner.seed, number]), items)
         run([] if drawn is None else [drawn], tuning.draws - number - 1)
-    return Search(inner, k, tuple(trials), defaults)
+    found = Search(inner, k, tuple(trials), defaults)
+    return replace(found, finals=_finals(found, user_items, times, journal, on_trial))
 
 
-def _trial(parts: Parts, params: Params, k: int) -> Trial:
-    """Learn with fewer iterations, and measure each user."""
+def _finals(search: Search, user_items: UserItems, times: Times, journal: Path | None, report: Report) -> Finals | None:
+    """
+    Compare the best of each engine that are close to the highest once more, if there are several.
+
+    Of a split in time, to hold back less is to test a nearer future than the model is for, so that there are none.
+    """
+    best = [search.trials[number] for number in search.best_of_each]
+    highest = max(trial.ndcg for trial in best)
+    close = [trial.params for trial in best if trial.ndcg >= (1 - _CLOSE) * highest]
+    share, seed = min(search.split.test_share, _FINAL_SHARE), (search.split.seed + 1) % 2**32
+    options = replace(search.split, test_share=share, seed=seed)
+    wanted = len(close) > 1 and options.kind not in IN_TIME
+    splits = _draw_splits(user_items, times, options) if wanted else []
+    if not splits:
+        return None
+    known, before = _Journal(journal, _digest(user_items, times, options, None, search.k)), len(search.trials)
+    trials: list[Trial] = []
+    for params in close:
+        trials.append(known.find(params) or known.keep(_trial(splits, params, search.k, None)))
+        report(before + len(trials), before + len(close))
+    return Finals(options, len(splits), tuple(trials))
+
+
+def _draw_splits(user_items: UserItems, times: Times, options: SplitOptions) -> list[Parts]:
+    """Return the draws of a split whose users are enough together; none where one leaves a part without pairs."""
+    found: list[Parts] = []
+    users = 0
+    while users < _ENOUGH_USERS and len(found) < _MOST_DRAWS:
+        parts = split(user_items, times, replace(options, seed=(options.seed + len(found)) % 2**32))
+        if _is_empty(parts):
+            return []
+        found.append(parts)
+        users += _tested(parts)
+    return found
+
+
+def _is_empty(parts: Parts) -> bool:
+    return not (parts.train.nnz and parts.test.nnz)
+
+
+def _tested(parts: Parts) -> int:
+    return int(np.count_nonzero(np.diff(parts.test.indptr)))
+
+
+def _trial(splits: Sequence[Parts], params: Params, k: int, most: int | None) -> Trial:
+    """Learn from each of *splits*, with *most* iterations if they are limited, and measure each user."""
     start = perf_counter()
-    explored = params
-    if isinstance(params, ALSParams):
-        explored = replace(params, iterations=min(_EXPLORING, params.iterations))
-    iterations = explored.iterations if isinstance(explored, ALSParams) else None
+    tried = params
+    if isinstance(params, ALSParams) and most is not None:
+        tried = replace(params, iterations=min(most, params.iterations))
+    iterations = tried.iterations if isinstance(tried, ALSParams) else None
     try:
-        lists = recommend_all(fit_parts(parts, explored), parts, k)
-        values = measure_users(lists, parts.test).values["ndcg"].astype(np.float32)
+        values = np.concatenate([_measured(parts, tried, k) for parts in splits])
     except DataError:  # with such parameters the factors grow beyond all bounds
-        values = np.zeros(int((np.diff(parts.test.indptr) > 0).sum()), dtype=np.float32)
+        values = np.zeros(sum(map(_tested, splits)), dtype=np.float32)
     return Trial(params, iterations, perf_counter() - start, values)
+
+
+def _measured(parts: Parts, params: Params, k: int) -> Floats:
+    """Return the nDCG of each user that has test items."""
+    lists = recommend_all(fit_parts(parts, params), parts, k)
+    found: Floats = measure_users(lists, parts.test).values["ndcg"].astype(np.float32)
+    return found
 
 
 def _best_of_each(trials: Sequence[Trial]) -> tuple[int, ...]:
@@ -256,7 +339,7 @@ def _estimate(first: Trial, cells: Sequence[Params], draws: int, inner: SplitOpt
     seconds = first.seconds * (sum(weights) + draws * max(weights)) / weights[0]
     return (
         f"searching {len(cells) + draws} cells on an inner {inner.kind} split takes about {seconds:.0f} s, and longer "
-        "where the best lies at their edge; --no-tune skips it"
+        "where the best lies at their edge or engines are close; --no-tune skips it"
     )
 
 
@@ -308,10 +391,10 @@ class _Journal:
                 continue  # the line that was being written when the search was killed
 
 
-def _digest(user_items: UserItems, times: Times, inner: SplitOptions, k: int) -> str:
-    """Name the data, the split and the versions that the trials belong to."""
+def _digest(user_items: UserItems, times: Times, options: SplitOptions, most: int | None, k: int) -> str:
+    """Name the data, the split, the most iterations and the versions that the trials belong to."""
     versions = [version(name) for name in ("hotplate", "implicit", "numpy", "scipy")]
-    digest = blake2b(repr((user_items.shape, inner, k, _EXPLORING, versions)).encode(), digest_size=16)
+    digest = blake2b(repr((user_items.shape, options, k, most, versions)).encode(), digest_size=16)
     for array in (user_items.indptr, user_items.indices, user_items.data, times):
         if array is not None:
             digest.update(np.ascontiguousarray(array).tobytes())

@@ -408,19 +408,22 @@ class Reconnector:
         return self._opening
 
     async def _open(self) -> PipelinedConnection:
-        try:
-            while True:
-                address, moves = await self._server.resolve(), self._moves
+        while True:
+            moves = self._moves
+            try:
+                address = await self._server.resolve()
+                moves = self._moves
                 connection = PipelinedConnection(address, self._timeout_s, self._on_message)
                 await connection.open()
+            except StoreUnavailable as error:
                 if moves == self._moves:
-                    break
+                    self._record_failure(asyncio.get_running_loop().time(), str(error))
+                    raise
+            else:
+                if moves == self._moves:
+                    self._connection = connection
+                    return connection
                 await connection.close()
-        except StoreUnavailable as error:
-            self._record_failure(asyncio.get_running_loop().time(), str(error))
-            raise
-        self._connection = connection
-        return connection
 
     def _opened(self, opening: asyncio.Task[PipelinedConnection]) -> None:
         self._opening = None

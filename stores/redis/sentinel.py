@@ -11,7 +11,7 @@ from operator import itemgetter
 from typing import NamedTuple
 from weakref import WeakSet
 
-from stores.errors import StoreError, StoreUnavailable
+from stores.errors import StoreError, StoreMisused, StoreUnavailable
 from stores.redis.connection import Reconnector, connected
 from stores.redis.url import Address, Read, Role, SentinelAddress, show
 from stores.store import Finding, Level
@@ -167,6 +167,8 @@ class Sentinels:
         try:
             async with connected(sentinel, TIMEOUT_S) as connection:
                 said: bytes = await connection.send_command(b"SENTINEL", b"CKQUORUM", self._address.name)
+        except StoreMisused as error:
+            return state, Finding(Level.WARNING, "quorum", f"it may not be asked for: {error}")
         except StoreError as error:
             sentence = f"no failover can be made: {error}; mend the other sentinels"
             return state, Finding(Level.ERROR, "quorum", sentence)

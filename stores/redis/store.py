@@ -171,7 +171,7 @@ class RedisStore(Advised, Examined, Inventoried, Polled, RoomChecked):
         if before != SEALED:
             check_owned(draft, before)
         found = await replication.wait_for_replicas(connection)
-        if found is not None and (found.replicas or self._sentinels is not None):
+        if found is not None and (self._sentinels is not None or found.acknowledged < found.replicas):
             for sentence in found.shortfalls(self._address.shown):
                 log.warning("release %s is written; %s", draft.id, sentence)
 

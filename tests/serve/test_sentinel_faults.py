@@ -89,12 +89,15 @@ async def test_a_replica_that_takes_over_with_half_of_a_release_serves_the_one_b
         for replica in deployment.replicas:  # which gets nothing any more
             replica.execute_command("REPLICAOF", "127.0.0.1", "1")
         await watch.until_personal(await publishing)
+        started = time.monotonic()
         await asyncio.to_thread(killed, deployment)
+        elected = time.monotonic()
         await watch.until_personal(first)
         assert watch.misses == 0
         third = await publish_to(url, lists("r2"))
         await watch.until_personal(third)
-    record_property("popular lists", watch.popular())
+    record_property("election", f"{elected - started:.2f} s")
+    record_property("popular lists", watch.popular(started))
 
 
 async def test_replicas_that_lag_answer_nothing_wrong(

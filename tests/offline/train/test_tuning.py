@@ -18,7 +18,7 @@ from offline.train.als import ALSParams
 from offline.train.engine import Params
 from offline.train.neighbours import NeighbourParams
 from offline.train.popularity import PopularityParams
-from offline.train.tuning import Search, Trial, TuneOptions, tune
+from offline.train.tuning import Finals, Search, Trial, TuneOptions, tune
 
 SMALL = ALSParams(factors=8, iterations=3)
 WEAK = replace(SMALL, factors=1, regularization=1e6)
@@ -160,6 +160,40 @@ def test_of_engines_that_tie_the_simplest_is_recommended() -> None:
     assert ranked(als, trial(CELLS[2], 0.4, 0.5, 0.5)).best == 0, "it ties, but costs 7 % of the quality"
 
 
+def test_engines_that_are_close_are_compared_again_with_less_held_back(
+    matrix: Matrix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("offline.train.tuning._CLOSE", 1.0)
+    cells = (replace(SMALL, iterations=9), NeighbourParams(neighbours=20))
+    reports: list[tuple[int, int]] = []
+    settings = {"tuning": TuneOptions(cells), "journal": tmp_path / "trials"}
+    found = search(matrix, SplitOptions(seed=7), on_trial=lambda *report: reports.append(report), **settings)
+    assert found.finals is not None
+    assert (found.finals.split, found.finals.draws) == (SplitOptions(test_share=0.1, seed=9), 3)  # few users
+    drawn = [split(matrix.user_items, None, replace(found.finals.split, seed=seed)) for seed in (9, 10, 11)]
+    assert [(each.params, each.iterations) for each in found.finals.trials] == [(cells[1], None), (cells[0], 9)]
+    for each in found.finals.trials:
+        metrics = [evaluate_engine(parts, each.params, 10).metrics for parts in drawn]
+        ndcg = np.average([one.ndcg for one in metrics], weights=[one.users for one in metrics])
+        assert each.ndcg == pytest.approx(ndcg, abs=1e-6)
+    assert reports[2:] == [(2, 2), (3, 4), (4, 4)]
+    monkeypatch.setattr("offline.train.tuning.fit_parts", fit_of(()))
+    assert search(matrix, SplitOptions(seed=7), **settings).to_json() == found.to_json()
+
+
+def test_a_split_in_time_is_compared_once(matrix: Matrix, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("offline.train.tuning._CLOSE", 1.0)
+    assert search(matrix, SplitOptions("by-user-time")).finals is None
+
+
+def test_of_engines_that_are_close_the_comparison_with_less_held_back_decides() -> None:
+    als, neighbours = trial(SMALL, 0.5, 0.5, 0.5), trial(CELLS[2], 0.5, 0.51, 0.52)
+    again = Finals(SplitOptions(test_share=0.1), 1, (trial(CELLS[2], 0.4, 0.4, 0.4), trial(SMALL, 0.41, 0.42, 0.41)))
+    assert ranked(als, neighbours).best == 1
+    assert replace(ranked(als, neighbours), finals=again).best == 0
+    assert replace(ranked(als, neighbours), finals=replace(again, trials=again.trials[::-1])).best == 0
+
+
 def test_of_trials_of_one_engine_that_tie_the_one_with_the_fewest_factors_is_recommended() -> None:
     large, small = replace(SMALL, factors=64), replace(SMALL, factors=16)
     assert ranked(trial(large, 0.5, 0.6), trial(small, 0.51, 0.58), trial(SMALL, 0.1, 0.1)).best == 1
@@ -179,7 +213,7 @@ def test_a_cell_that_cannot_be_fitted_ranks_last_and_stops_nothing(matrix: Matri
 def test_a_model_keeps_all_trials_as_json(matrix: Matrix) -> None:
     found = search(matrix)
     facts = json.loads(json.dumps(found.to_json()))
-    assert set(facts) == {"objective", "split", "trials", "best"}
+    assert set(facts) == {"objective", "split", "trials", "finals", "best"}
     assert facts["objective"] == "ndcg@10"
     assert facts["split"]["kind"] == "by-item"
     assert set(facts["trials"][0]) == {"engine", "params", "iterations", "ndcg", "se", "seconds"}

@@ -6,6 +6,7 @@ import logging
 import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import hiredis
 import pytest
@@ -15,7 +16,7 @@ from stores.catalogue import ReleaseRef
 from stores.errors import StoreMisused, StoreUnavailable
 from stores.redis.connection import PipelinedConnection, Reconnector
 from stores.redis.store import RedisStore, open_url
-from stores.redis.url import parse
+from stores.redis.url import Address, Role, parse
 from stores.store import Plan, Row
 from tests.support.redis_server import RedisServer
 from tests.support.stores import FIRST, draft_of, ref, write
@@ -101,6 +102,51 @@ async def test_a_subscription_that_the_kernel_gave_up_is_made_again(redis_server
         redis_server.execute_command("PUBLISH", channel, "1")
         await changed.wait()
     await subscription.close()
+
+
+class Moving:
+    """A server that is where the test says; see `Resolver`."""
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+
+    async def resolve(self) -> Address:
+        return self.address
+
+    def add(self, reconnector: Reconnector) -> None:
+        """Nothing: the test has it moved."""
+
+
+async def test_a_server_that_has_moved_is_followed_without_a_pause(
+    redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stores.redis.connection.FIRST_PAUSE_S", 3600.0)
+    there = parse(redis_server.url())
+    moving = Moving(replace(there, port=1))
+    kept = Reconnector(moving, 60.0)
+    with pytest.raises(StoreUnavailable):
+        await kept.connection()
+    moving.address = there
+    with pytest.raises(StoreUnavailable):
+        await kept.connection()
+    kept.leave("it has moved")
+    first = await kept.connection()
+    waiting = first.send_command(b"BLPOP", secrets.token_hex(8), 0)
+    kept.leave("it has moved again")
+    with pytest.raises(StoreUnavailable, match="it has moved again"):
+        await waiting
+    assert await kept.connection() is not first
+    await kept.close()
+
+
+async def test_a_server_of_another_role_is_not_the_one_that_is_wanted(redis_server: RedisServer) -> None:
+    primary = Reconnector(replace(parse(redis_server.url()), role=Role.PRIMARY), 60.0)
+    assert await primary.execute_command(b"ECHO", "yes") == b"yes"
+    await primary.close()
+    replica = Reconnector(replace(parse(redis_server.url()), role=Role.REPLICA), 60.0)
+    with pytest.raises(StoreUnavailable, match="is not a replica"):
+        await replica.connection()
+    await replica.close()
 
 
 async def test_whatever_fails_in_a_connection_ends_it_and_is_logged(
