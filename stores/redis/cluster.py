@@ -16,16 +16,17 @@ erase     the states go first, then what the lists name.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 from redis.crc import key_slot
 from xxhash import xxh3_64_intdigest
 
 from stores.catalogue import Catalogue, DraftRef, ReleaseRef
-from stores.errors import ReleaseNotFound, StoreError, StoreMisused
+from stores.errors import ReleaseNotFound, StoreError, StoreMisused, StoreUnavailable
 from stores.keys import pack
 from stores.redis import examination
+from stores.redis.connection import Redirected
 from stores.redis.control import Control
 from stores.redis.keys import BUCKETS, KEPT, Keys
 from stores.redis.lookups import Lookups
@@ -370,12 +371,12 @@ class _Batches:
     async def _write_to(self, node: Endpoint, draft: DraftRef, parts: dict[int, list[Row]]) -> float:
         """Write one node's rows, and return how long to pause."""
         keys, mine, started = self._keys.release(draft), state_of(draft), time.monotonic()
-        puts = list[Awaitable[Any]]()
+        puts = list[tuple[tuple[str, ...], tuple[bytes, ...]]]()
         for bucket, rows in parts.items():
             head = keys.heads[bucket]
             names = head + "@state", *(head + row.key for row in rows)
-            puts.append(self.evaluate(PUT, names, mine, *(row.value for row in rows)))
-        for state in await asyncio.gather(*puts):
+            puts.append((names, (mine, *(row.value for row in rows))))
+        for state in await self._evaluate_each(node, PUT, puts):
             check_owned(draft, state)
         latency_s = time.monotonic() - started
         await self._replicate(node)
@@ -389,6 +390,25 @@ class _Batches:
         check_owned(
             draft, await self.evaluate(NOTE, (keys.state, source, keys.points), state_of(draft), packed, part, point)
         )
+
+    async def _evaluate_each(
+        self, node: Endpoint, script: str, calls: Sequence[tuple[tuple[str, ...], tuple[bytes, ...]]]
+    ) -> list[Any]:
+        """Run a script for several slots of a node, all at once, and where one has moved, there; raises StoreError."""
+        try:
+            connection = await self._nodes.at(node).connection()
+            sent = [connection.send_command(b"EVAL", script, len(names), *names, *args) for names, args in calls]
+            replies = await asyncio.gather(*sent, return_exceptions=True)
+            for place, reply in enumerate(replies):
+                if isinstance(reply, Redirected):
+                    names, args = calls[place]
+                    replies[place] = await self.evaluate(script, names, *args)
+                elif isinstance(reply, BaseException):
+                    raise reply
+        except StoreUnavailable:
+            self._nodes.topology.suspect()
+            raise
+        return replies
 
     async def evaluate(self, script: str, names: tuple[str, ...], *args: str | bytes | int) -> Any:  # noqa: ANN401 -- a reply is whatever the script returns
         """Run a script on keys of one slot, and return what it returns; raises StoreError."""
