@@ -79,7 +79,9 @@ def replaced_folder(path: Path) -> Iterator[Path]:
             _put_in_place(draft, path, path.with_name(old + draft.name.removeprefix(new)))
             (path / LOCK).unlink(missing_ok=True)
     except OSError as error:
-        raise DataError(f"The model cannot be written to {path}: {error.strerror or error}.") from error
+        # numpy says only how much it could write, and not why.
+        reason = error.strerror or f"the disk is full, or files may not be so large (ulimit -f; {error})"
+        raise DataError(f"The model cannot be written to {path}: {reason}.") from error
     for replaced in marked(path.parent, old):
         if not path.with_name(new + replaced.name.removeprefix(old)).exists():  # else its writer may yet put it back
             shutil.rmtree(replaced, ignore_errors=True)
@@ -163,6 +165,7 @@ def describe(path: Path) -> dict[str, Any]:
         other = description.get("format") if isinstance(description, dict) else None
         raise DataError(f"The model {path} has the format {other!r}, and this hotplate reads {FORMAT}; train it again.")
     with _load_errors(path):
+        params_from(description["engine"], description["params"])
         for name, size in description["files"].items():
             if (path / name).stat().st_size != size:
                 raise DataError(

@@ -6,18 +6,19 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 from offline.errors import SettingError
-from offline.evaluate.evaluation import BASELINES, Evaluation, evaluate, evaluate_parts
+from offline.evaluate.evaluation import BASELINES, Evaluation, evaluate, evaluate_parts, require_seeds
 from offline.evaluate.segments import Segments, by_column
 from offline.evaluate.splits import Parts, SplitOptions, split
 from offline.input.columns import Columns
 from offline.input.files import Format, named_paths
+from offline.input.filters import parse_filter
 from offline.input.interactions import Interactions, Weighting, read_interactions
 from offline.input.matrix import KnownPairs, Matrix, known_pairs, to_matrix
 from offline.model import Model, check_target, save
+from offline.stopwatch import timed
 from offline.train.als import ALSParams
 from offline.train.engine import Params, as_options, described, engine_of, fit
 from offline.train.popularity import most_popular, popular_by_segment
@@ -53,6 +54,17 @@ class TrainSettings:
     tuning: TuneOptions | None = None
     popular_length: int = 100
     test: Sequence[Path] = ()
+
+    def __post_init__(self) -> None:
+        """Raise SettingError for what could only fail once much is done."""
+        for text in self.where:
+            parse_filter(text)
+        if self.test and self.seeds > 1:
+            raise SettingError(
+                "Several seeds are of splits that are drawn, but test data are given; leave out --seeds."
+            )
+        if self.split is not None and not self.test:
+            require_seeds(self.split, self.seeds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +161,6 @@ def train(
     """
     report: Progress = on_progress or (lambda _stage, _done, _total: None)
     check_target(out)
-    if settings.test and settings.seeds > 1:
-        raise SettingError("Several seeds are of splits that are drawn, but test data are given; leave out --seeds.")
     seconds: dict[str, float] = {}
     with _stage("read", seconds, report):
         interactions = read_interactions(
@@ -305,7 +315,6 @@ def _description(interactions: Interactions, settings: TrainSettings) -> dict[st
 @contextmanager
 def _stage(name: str, seconds: dict[str, float], on_progress: Progress) -> Iterator[None]:
     on_progress(name, 0, 1)
-    start = perf_counter()
-    yield
-    seconds[name] = perf_counter() - start
+    with timed(seconds, name):
+        yield
     on_progress(name, 1, 1)

@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
 from offline.errors import GateFailed
 from offline.gates import Gate, Verdict, check, depth_of, failures, judge, measure, record, recorded
 from offline.measurement import Items, Measurement, Observe
+from offline.stopwatch import timed
 from offline.threads import DaemonThreads
 from stores import lifecycle
 from stores.catalogue import DraftRef, ReleaseId, ReleaseRef
@@ -60,19 +62,23 @@ async def publish(
     given. *on_progress* is called with (lists written, lists in all). Where one of *gates* fails, the release stays
     ready, unless *force* is given; the manifest keeps what they said. They compare with what is live in *store*, which
     is read in *live_in*, if that is given. Raises SettingError, before anything is written, for gates that cannot be
-    judged; GateFailed where one of them failed; StoreError as `stores.lifecycle.publish` does.
+    judged; GateFailed where one of them failed; StoreError as `stores.lifecycle.publish` does. The result has the
+    seconds that lists were waited for, gates were judged and the release was activated.
     """
+    seconds = dict[str, float]()
     write = partial(
         lifecycle.publish, store, plan=source.plan(), encoding=encoding, resume=resume, on_progress=on_progress
     )
     if not gates:
-        return await write(prefetched(source.batches()), about=source.about(), live=live)
-    review = _Review(source, gates, store, live_in or store, force=force)
+        result = await write(prefetched(source.batches(), seconds), about=source.about(), live=live)
+        return replace(result, seconds=seconds | result.seconds)
+    review = _Review(source, gates, store, live_in or store, seconds, force=force)
 
     async def goes_live(manifest: Manifest) -> bool:
         return await review.passes(manifest) and live
 
-    result = await write(prefetched(source.batches(review.observe)), about=review.about, live=goes_live)
+    result = await write(prefetched(source.batches(review.observe), seconds), about=review.about, live=goes_live)
+    result = replace(result, seconds=seconds | result.seconds)
     if not await review.passes(result.manifest):
         raise GateFailed(await review.sentence(result.manifest), result)
     return result
@@ -81,12 +87,22 @@ async def publish(
 class _Review:
     """The gates of one publish: what is measured while lists are written, and what they say at its end."""
 
-    def __init__(self, source: ListSource, gates: Sequence[Gate], store: Store, reader: Reader, *, force: bool) -> None:
+    def __init__(
+        self,
+        source: ListSource,
+        gates: Sequence[Gate],
+        store: Store,
+        reader: Reader,
+        seconds: dict[str, float],
+        *,
+        force: bool,
+    ) -> None:
         self._origin, items = source.about(), source.items()
         check(gates, self._origin.get("metrics"), knows_catalogue=items.catalogue is not None)
         self._gates = gates
         self._store = store
         self._reader = reader
+        self._seconds = seconds
         self._force = force
         self._lists = Measurement(items, depth_of(gates))
         self._judged: tuple[ReleaseRef | None, list[Verdict]] | None = None
@@ -113,14 +129,19 @@ class _Review:
 
     async def _judge(self) -> tuple[ReleaseRef | None, list[Verdict]]:
         if self._judged is None:
-            live = (await self._store.catalogue()).live_ref
-            measured = await measure(self._gates, self._origin.get("metrics"), self._lists, self._reader, live)
-            self._judged = live, judge(measured, self._gates)
+            with timed(self._seconds, "gates"):
+                live = (await self._store.catalogue()).live_ref
+                measured = await measure(self._gates, self._origin.get("metrics"), self._lists, self._reader, live)
+                self._judged = live, judge(measured, self._gates)
         return self._judged
 
 
-async def prefetched(batches: Iterator[list[Row]]) -> AsyncIterator[list[Row]]:
-    """Yield *batches*; the next is computed in a thread meanwhile, which is left behind where it is not wanted."""
+async def prefetched(batches: Iterator[list[Row]], seconds: dict[str, float]) -> AsyncIterator[list[Row]]:
+    """
+    Yield *batches*; the next is computed in a thread meanwhile, which is left behind where it is not wanted.
+
+    How long they are waited for is added to *seconds* as `lists`.
+    """
     threads, loop = DaemonThreads(), asyncio.get_running_loop()
 
     def compute() -> list[Row] | None:
@@ -128,7 +149,11 @@ async def prefetched(batches: Iterator[list[Row]]) -> AsyncIterator[list[Row]]:
 
     upcoming = loop.run_in_executor(threads, compute)
     try:
-        while (rows := await upcoming) is not None:
+        while True:
+            with timed(seconds, "lists"):
+                rows = await upcoming
+            if rows is None:
+                break
             upcoming = loop.run_in_executor(threads, compute)
             yield rows
     finally:

@@ -40,6 +40,8 @@ _CHANGE = re.compile(r"[^/]+/changes/(\d{8})\.json")
 _CLAIM_LASTS = timedelta(days=1)
 # How file systems say that they know no links, as network mounts may.
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+# What to do about the errors of somebody else's file system.
+_REACH = "see that its bucket or container is there and may be written to, and that the environment has what reaches it"
 # What is taken over from the description of a model.
 _ORIGIN = (
     "engine", "created_at", "params", "metrics", "data", "users", "items", "pairs", "versions", "python", "commit",
@@ -89,6 +91,8 @@ class Registry:
 
     def __init__(self, url: str | None = None) -> None:
         """Open the registry at *url*; raises SettingError for one that cannot be opened, or needs a package more."""
+        if url == "":
+            raise SettingError("The URL of the registry is empty; name a folder or a URL, or leave --registry out.")
         self._url = url or default_registry()
         self.shown = redacted(self._url)
         try:
@@ -97,10 +101,14 @@ class Registry:
             raise SettingError(
                 f"{scheme_of(self._url)}:// needs a package that is not installed ({error}); install it with pip"
             ) from error
-        except ValueError as error:
-            raise SettingError(f"{self.shown} is not a URL of a registry; its scheme is not known") from error
+        except Exception as error:  # each file system has its own, which may hold secrets of the URL
+            if scheme_of(self._url) not in fsspec.available_protocols():
+                raise SettingError(f"{self.shown} is not a URL of a registry; its scheme is not known") from error
+            raise SettingError(f"{self.shown} cannot be opened: {type(error).__name__}; {_REACH}") from error
         self._root = root.rstrip("/")
         self._is_local = isinstance(self._files, LocalFileSystem)
+        if self._is_local and Path(self._root).exists() and not Path(self._root).is_dir():
+            raise SettingError(f"{self.shown} is no folder; name one for the registry.")
 
     def entries(self, name: str | None = None) -> list[Entry]:
         """Return all versions, or those of *name*, in order; DataError where there is none of that name."""
@@ -127,7 +135,7 @@ class Registry:
         versions = [str(entry.version) for entry in entries]
         stages = sorted(stage for entry in entries for stage in entry.stages)
         raise DataError(
-            f"{name} has no version or stage {which!r} in {self.shown}; "
+            f"The model {name} has no version or stage {which!r} in {self.shown}; "
             f"{_listed('versions', versions)}, {_listed('stages', stages)}"
         )
 
@@ -145,8 +153,13 @@ class Registry:
         self._remove_leftovers(name)
         version, claim = self._claim(name)
         folder = f"{name}/{version}"
-        for file in files:
-            self._upload(file, f"{folder}/model/{file.relative_to(model).as_posix()}")
+        try:
+            for file in files:
+                self._upload(file, f"{folder}/model/{file.relative_to(model).as_posix()}")
+        except DataError:  # a full disk would stay so
+            with suppress(DataError):
+                self._remove_version(f"{folder}/claim.json")
+            raise
         if self._read([f"{folder}/claim.json"]).get(f"{folder}/claim.json") != claim:
             raise DataError(f"The registration of {name}@{version} took longer than a day, and was removed; repeat it.")
         content = {
@@ -223,10 +236,15 @@ class Registry:
         unfinished = [path for path in claims if f"{path.removesuffix('claim.json')}entry.json" not in paths]
         for path, claim in self._read(unfinished).items():
             if _is_dead(claim):
-                with self._errors(path):
-                    found = set(self._files.find(self._full(path.removesuffix("/claim.json")))) - {self._full(path)}
-                    for leftover in (*found, self._full(path)):  # the claim last, for whoever is killed in between
-                        self._files.rm_file(leftover)
+                self._remove_version(path)
+
+    def _remove_version(self, claim: str) -> None:
+        """Remove a version that is not complete, its claim last, for whoever is killed in between."""
+        with self._errors(claim):
+            self._files.invalidate_cache()
+            found = set(self._files.find(self._full(claim.removesuffix("/claim.json")))) - {self._full(claim)}
+            for leftover in (*found, self._full(claim)):
+                self._files.rm_file(leftover)
 
     def _paths(self, name: str | None) -> list[str]:
         """Return entries, claims and changes, as they are now, relative to the root."""
@@ -285,7 +303,8 @@ class Registry:
             raise
         except Exception as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
-            raise DataError(f"The registry {self.shown} failed at {path}: {reason}") from error
+            advice = "" if self._is_local else f"; {_REACH}"
+            raise DataError(f"The registry {self.shown} failed at {path}: {reason}{advice}") from error
 
 
 def _origin(model: Path) -> dict[str, Any]:

@@ -49,13 +49,18 @@ class Rules:
         require_at_least("min-history", self.min_history)
         if self.max_per_category is not None:
             require_at_least("max-per-category", self.max_per_category)
-        if (self.max_per_category is None) != (not self.categories):
-            raise SettingError("A cap needs both: --categories FILE with those of items, and --max-per-category N.")
+        require_both(self.max_per_category, self.categories or None)
 
     @property
     def shorten(self) -> bool:
         """Whether there is a rule by which lists lose items."""
         return self.available is not None or bool(self.excluded) or self.max_per_category is not None
+
+
+def require_both(max_per_category: int | None, categories: object | None) -> None:
+    """Raise SettingError for a cap without categories, and for categories without a cap."""
+    if (max_per_category is None) != (categories is None):
+        raise SettingError("A cap needs both: --categories FILE with those of items, and --max-per-category N.")
 
 
 def read_rules(

@@ -19,11 +19,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from time import perf_counter, time
+from time import time
 from typing import Any
 
 from offline.errors import DataError
 from offline.input.files import digest
+from offline.stopwatch import timed
 from stores import catalogue as changes
 from stores.catalogue import Catalogue, DraftRef, Release, ReleaseId, State
 from stores.connect import connect
@@ -37,6 +38,8 @@ _STATE = "state.json"
 _MODEL = "model-"
 # How often a store is looked at in which another run has a draft.
 _WAIT_POLL_S = 1.0
+# How long a store may take to be closed whose lease was held; one that never answers is left to end with the process.
+_CLOSE_S = 3.0
 
 
 class Outcome(StrEnum):
@@ -54,7 +57,7 @@ class Run:
     options   a digest of everything that it was given
     inputs    a digest of the files that it reads
     release   what it writes, chosen before anything is written
-    seconds   wall time by step, of all attempts together
+    seconds   wall time by step, of all attempts together; no second is in two steps
     outcome   None until it has ended; *summary* is what it printed then
     """
 
@@ -111,14 +114,21 @@ class RunFolder:
         flush(self._path)
 
     @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        """Record how long a step of the last run took, together with what it took before it was cut off."""
-        started = perf_counter()
+    def step(self, name: str) -> Iterator[dict[str, float]]:
+        """
+        Record how long a step of the last run took, together with what it took before it was cut off.
+
+        What the block puts into the yielded dict are steps within this one, which is then only what is left of it.
+        """
+        within, whole = dict[str, float](), dict[str, float]()
         try:
-            yield
+            with timed(whole, name):
+                yield within
         finally:
-            seconds = self.run.seconds.get(name, 0.0) + perf_counter() - started
-            self.record(replace(self.run, seconds=self.run.seconds | {name: round(seconds, 3)}))
+            took = within | {name: whole[name] - sum(within.values())}
+            before = self.run.seconds
+            added = {each: round(before.get(each, 0.0) + seconds, 3) for each, seconds in took.items()}
+            self.record(replace(self.run, seconds=before | added))
 
     def finish(self, outcome: Outcome, summary: dict[str, Any]) -> None:
         """Record how the last run ended, and remove the models of those before it."""
@@ -139,7 +149,10 @@ class RunFolder:
 @contextmanager
 def opened(path: Path, wait_s: float = 0.0) -> Iterator[RunFolder]:
     """Lock the work folder *path*, which is made where there is none; DataError where another has it for *wait_s*."""
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise DataError(f"{path} is no folder; name another for what a run has done so far, with --work.") from error
     try:
         lock = take_lock(path / LOCK, 0o600, wait_s)
     except TimeoutError as error:
@@ -265,7 +278,7 @@ def held(url: str, draft: DraftRef | None) -> Iterator[None]:
     finally:
         with suppress(RuntimeError):  # the thread has ended by itself, or an interrupt kept it from starting
             loop.call_soon_threadsafe(done.set)
-            thread.join()
+            thread.join(_CLOSE_S)
 
 
 def _writer(run: Run) -> str:

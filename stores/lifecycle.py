@@ -7,9 +7,10 @@ whose reply was lost was made is settled here, for all stores.
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -59,11 +60,16 @@ GoesLive = bool | Callable[[Manifest], Awaitable[bool]]
 
 @dataclass(frozen=True, slots=True)
 class WriteResult:
-    """What one run of a writer wrote: *rows* by this run, *skipped* that an earlier run was acknowledged for."""
+    """
+    What one run of a writer wrote: *rows* by this run, *skipped* that an earlier run was acknowledged for.
+
+    *seconds* are wall time by step, of those steps that were timed.
+    """
 
     manifest: Manifest
     rows: int
     skipped: int
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 async def publish(
@@ -109,9 +115,10 @@ async def publish(
             draft = await take_over(store, resume)
     result = await write(store, draft, encode, finish=finish)
     if live if isinstance(live, bool) else await live(result.manifest):
+        started = time.perf_counter()
         await activate(store, draft.id)
-    else:
-        await scale_down(store, draft.release)
+        return replace(result, seconds={"activate": time.perf_counter() - started})
+    await scale_down(store, draft.release)
     return result
 
 

@@ -83,3 +83,12 @@ def test_importing_a_light_room_loads_nothing_heavy(room: str) -> None:
     )
     assert not loaded & HEAVY
     assert room == "hotplate" or not loaded & (set(ROOMS) - {room, "stores"})
+
+
+def test_a_verb_loads_the_modules_of_no_other() -> None:
+    program = (
+        "import sys; from hotplate.cli.main import command; command(['train', 'plan'])\n"
+        "print(*(name for name in ('train', 'plan', 'bench') if f'hotplate.cli.{name}' in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "train\n"

@@ -103,6 +103,10 @@ def check_tiers(requested: Sequence[str]) -> None:
         raise BenchMisused(f"--tiers takes {', '.join(TIERS)}, separated by commas, and not {unknown[0]!r}")
     if len(set(requested)) < len(requested):
         raise BenchMisused("--tiers names a kind of store twice; a drill has one of each at most")
+    if "redis" in requested and not redis_installed():
+        raise BenchMisused(
+            "--tiers names redis, and no redis-server is on the PATH; on Debian or Ubuntu: apt-get install redis-server"
+        )
 
 
 def choose(names: Sequence[str], tiers: Sequence[str]) -> list[Drill]:

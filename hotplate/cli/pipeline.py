@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typer.core import TyperCommand
 
     from offline.gates import Gate
+    from offline.pipeline import TrainSettings
     from offline.publish import ListSource
     from stores.catalogue import DraftRef
 
@@ -100,7 +101,11 @@ def read_pipeline(path: Path) -> PipelineFile:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingError(f"The pipeline {path} is not TOML: {error}.") from error
     for name, table in tables.items():
-        if name not in TABLES or not isinstance(table, dict):
+        if name in TABLES and not isinstance(table, dict):
+            raise SettingError(
+                f"The pipeline {path} has {name}, but no table of that name; write [{name}] above its keys."
+            )
+        if name not in TABLES:
             close = get_close_matches(name, TABLES, n=1)
             hint = f"did you mean [{close[0]}]?" if close else f"it may have [{'], ['.join(TABLES)}]."
             raise SettingError(f"The pipeline {path} has no table [{name}]; {hint}")
@@ -118,7 +123,7 @@ class Job:
 
     name: str
     url: str
-    training: Mapping[str, Any]
+    training: "TrainSettings"
     publishing: Mapping[str, Any]
     registering: Mapping[str, Any] | None
     gates: "tuple[Gate, ...]"
@@ -156,6 +161,7 @@ def read_job(pipeline: PipelineFile) -> Job:
     """Return what a file says to do; SettingError for what makes no sense."""
     from offline.errors import SettingError
     from offline.gates import parse_gates, read_gates
+    from offline.rules import require_both
 
     trained = pipeline.parameters("train", command_of(train.train), _OF_TRAIN)
     published = pipeline.parameters("publish", command_of(publish.publish), _OF_PUBLISH)
@@ -168,16 +174,29 @@ def read_job(pipeline: PipelineFile) -> Job:
     bounds = parse_gates(pipeline.tables["gates"], f"{pipeline.path}, [gates]")
     given = read_gates(published["gates"], published["gate"] or ())
     gates = tuple({gate.name: gate for gate in (*given, *bounds)}.values())
+    training = train.settings_of(trained)
+    _check_gates(gates, training)
+    require_both(published["max_per_category"], published["categories"])
     url = chosen_store(limit_ru(published["store"], published["max_ru"]))
-    inputs = [*paths_in(trained.values()), *paths_in(published.values())]
+    inputs = [*_paths_in(trained.values()), *_paths_in(published.values())]
     if any(path.name == "-" for path in inputs):
         raise SettingError(f"{pipeline.path}: a run reads files, for it may read them again; standard input is none.")
     options = orjson.dumps([trained, published, registered, gates, url], default=str, option=orjson.OPT_SORT_KEYS)
     digest = xxhash.xxh3_128_hexdigest(options)
-    return Job(pipeline.name, url, trained, published, registered, gates, inputs, digest)
+    return Job(pipeline.name, url, training, published, registered, gates, inputs, digest)
 
 
-def paths_in(values: Iterable[Any]) -> list[Path]:
+def _check_gates(gates: "Iterable[Gate]", training: "TrainSettings") -> None:
+    """Raise SettingError for gates on metrics that no training measures, rather than when one is over."""
+    from offline.evaluate.evaluation import metric_names
+    from offline.gates import check
+
+    is_evaluated = bool(training.test) or training.split is not None
+    measured = {table: dict.fromkeys(names, 0.0) for table, names in metric_names().items()} if is_evaluated else None
+    check(list(gates), measured, knows_catalogue=True)
+
+
+def _paths_in(values: Iterable[Any]) -> list[Path]:
     """Return the paths among parameters, and in lists of them."""
     flat = (each for value in values for each in (value if isinstance(value, list | tuple) else [value]))
     return [each for each in flat if isinstance(each, Path) and each != Path()]

@@ -1,7 +1,7 @@
 """`hotplate publish`: from a model folder to a live release; and what it has in common with `hotplate import`."""
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -214,21 +214,30 @@ def write_lists(
 
     *imported* names the files of the lists, where they were not computed here; the rows that were read are counted.
     """
-    spending = Spending()
+    from offline.stopwatch import timed
+
+    spending, loading = Spending(), dict[str, float]()
     with progress_bars(spending.progress) as on_progress:
-        lists, report = interruptible(lambda: read(on_progress)), partial(on_progress, "publish")
+        with timed(loading, "load"):
+            lists = interruptible(lambda: read(on_progress))
+        report = partial(on_progress, "publish")
         written = with_store(options.store, partial(_watch, lists, options, report, spending), spending)
     _print_release(written, spending, options, imported)
-    return written
+    return replace(written, steps=loading | written.steps)
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What one publish did: *refused* is why it is not live, where gates said no; *erased* came after."""
+    """
+    What one publish did: *refused* is why it is not live, where gates said no; *erased* came after.
+
+    *seconds* is how long the release took, *steps* what of that, and of what came before and after, is known by step.
+    """
 
     result: "WriteResult"
     seconds: float
     erased: "list[ReleaseId]"
+    steps: dict[str, float]
     refused: "GateFailed | None" = None
 
 
@@ -250,6 +259,7 @@ async def _write(
     """Write all lists, and erase what is no longer needed; nothing is refused in a dry run."""
     from offline.errors import GateFailed
     from offline.publish import publish as write
+    from offline.stopwatch import timed
     from stores.catalogue import ReleaseId
     from stores.lifecycle import prune
 
@@ -267,8 +277,11 @@ async def _write(
             on_progress=report,
         )
     except GateFailed as refused:
-        return Written(refused.result, perf_counter() - started, [], refused)
-    return Written(result, perf_counter() - started, await prune(store, keep=options.keep))
+        return Written(refused.result, perf_counter() - started, [], refused.result.seconds, refused)
+    took, steps = perf_counter() - started, dict(result.seconds)
+    with timed(steps, "prune"):
+        erased = await prune(store, keep=options.keep)
+    return Written(result, took, erased, steps)
 
 
 async def _estimate(

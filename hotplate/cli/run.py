@@ -17,7 +17,7 @@ import typer
 import xxhash
 
 from hotplate.cli import models, publish, train
-from hotplate.cli.pipeline import Job, command_of, paths_in, read_job, read_pipeline
+from hotplate.cli.pipeline import Job, command_of, read_job, read_pipeline
 from hotplate.cli.terminal import REFUSED, err, option, out, table, text_on_stderr, with_store
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def run(
         Path,
         typer.Argument(
             metavar="PIPELINE",
-            help="A TOML file of tables: [train], [publish], [gates], [registry] and [run].",
+            help="A TOML file of the tables train, publish, gates, registry and run.",
             callback=_take_defaults,
             is_eager=True,
         ),
@@ -159,16 +159,15 @@ class _Attempt:
         self.summary |= {"run": run.id, "release": run.release, "model": str(folder.model), "inputs": run.inputs}
         draft = self._claim(run)
         if draft is not None and not folder.has_model:
-            with folder.step("train"), held(job.url, draft):
-                train.train(**{**job.training, "model": folder.model})
+            with folder.step("train") as within, held(job.url, draft):
+                within.update(train.print_training(job.training, folder.model).seconds)
             draft = self._claim(run)
         if job.registering is not None:
             with folder.step("register"):
                 self.summary["registered"] = models.in_registry(
                     job.registering["registry"], partial(self._register, job.registering, folder)
                 )
-        with folder.step("publish"):
-            manifest = self._publish(folder, draft)
+        manifest = self._publish(folder, draft)
         with folder.step("prune"):
             erased = self._with_store(self._prune)
         if job.registering is not None:
@@ -183,9 +182,12 @@ class _Attempt:
         from stores.errors import ReleaseConflict
 
         if draft is None:
-            return self._with_store(partial(self._activate, folder.run))
+            with folder.step("activate"):
+                return self._with_store(partial(self._activate, folder.run))
         try:
-            written = publish.write_lists(lambda _: self._job.lists(folder.model), self._job.publish_options(draft))
+            with folder.step("publish") as within:
+                written = publish.write_lists(lambda _: self._job.lists(folder.model), self._job.publish_options(draft))
+                within.update(written.steps)
         except ReleaseConflict:  # begun with other lists, by another version say: the next attempt begins it anew
             self._with_store(lambda store: give_up(store, folder.run))
             raise
@@ -279,7 +281,7 @@ def _print_steps(job: Job, folder: Path) -> None:
     bounds = ", ".join(f"{gate.name} {'≤' if gate.at_most else '≥'} {gate.bound:g}" for gate in job.gates)
     publishes = f"lists of {job.publishing['list_length']} to {redacted(job.url)}"
     steps = [
-        ("train", f"{', '.join(str(path) for path in paths_in(job.training.values()))}, in {folder}"),
+        ("train", f"{', '.join(map(str, [job.training.path, *job.training.more, *job.training.test]))}, in {folder}"),
         *([] if job.registering is None else [("register", f"as the next version of {job.registering['name']}")]),
         ("publish", publishes),
         ("gates", bounds or "none"),

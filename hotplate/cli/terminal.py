@@ -162,7 +162,8 @@ def print_error(error: BaseException, *, as_json: bool) -> int:
     sentence, code = _sentence(error)
     if sentence.partition(" ")[0].isalpha():  # a path, a URL or a name stays as it is
         sentence = sentence[:1].upper() + sentence[1:]
-    sentence = sentence.rstrip(".") + "."
+    if not sentence.endswith("?"):
+        sentence = sentence.rstrip(".") + "."
     if as_json:
         sys.stderr.write(orjson.dumps({"error": sentence, "kind": type(error).__name__}).decode() + "\n")
     else:

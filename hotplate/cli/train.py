@@ -27,7 +27,7 @@ from hotplate.cli.terminal import (
 
 if TYPE_CHECKING:
     from offline.evaluate.evaluation import Evaluation
-    from offline.pipeline import TrainReport
+    from offline.pipeline import TrainReport, TrainSettings
     from offline.train.engine import Engine, Params
     from offline.train.tuning import Search, TuneOptions
 
@@ -158,68 +158,66 @@ def train(
 
     Example: hotplate train clicks.csv.gz --event-weights view=1,buy=5 --min-per-user 5 --out model
     """
+    print_training(settings_of(locals()), model, as_json=as_json)
+
+
+def settings_of(given: "Mapping[str, Any]") -> "TrainSettings":
+    """Return what the parameters of the verb say, by their names; SettingError for what makes no sense."""
     from offline.evaluate.splits import SplitOptions
     from offline.input.columns import Columns
     from offline.input.filters import parse_event_weights, parse_half_life
     from offline.pipeline import TrainSettings
-    from offline.pipeline import train as train_model
 
-    columns = Columns(
-        user_column, item_column, weight_column, time_column, title_column, segment_column, event_column, count_column
-    )
-    named: dict[str, Any] = {
-        "factors": factors,
-        "regularization": regularization,
-        "alpha": alpha,
-        "iterations": iterations,
-        "neighbours": neighbours,
-        "weighting": neighbour_weighting,
-    }
-    params, tuning = _choice(
-        engine,
-        {name: value for name, value in named.items() if value is not None},
-        seed,
-        tune,
-        no_tune=no_tune,
-        grid=grid,
-    )
-    settings = TrainSettings(
-        path=data[0],
-        more=data[1:],
-        columns=columns,
-        form=text_format(delimiter, header, null_values),
-        event_weights=parse_event_weights(event_weights) if event_weights else None,
-        where=where or (),
-        weighting=weighting,
+    roles = ("user", "item", "weight", "time", "title", "segment", "event", "count")
+    events, half_life, kind, seed = given["event_weights"], given["half_life"], given["split"], given["seed"]
+    params, tuning = _choice(given)
+    return TrainSettings(
+        path=given["data"][0],
+        more=given["data"][1:],
+        columns=Columns(**{role: given[f"{role}_column"] for role in roles}),
+        form=text_format(given["delimiter"], given["header"], given["null_values"]),
+        event_weights=parse_event_weights(events) if events else None,
+        where=given["where"] or (),
+        weighting=given["weighting"],
         half_life=None if half_life is None else parse_half_life(half_life),
-        titles=titles,
-        min_per_user=min_per_user,
-        min_per_item=min_per_item,
-        split=None if split == "none" else SplitOptions(split, test_share, last, seed),
-        seeds=seeds,
-        k=k,
+        titles=given["titles"],
+        min_per_user=given["min_per_user"],
+        min_per_item=given["min_per_item"],
+        split=None if kind == "none" else SplitOptions(kind, given["test_share"], given["last"], seed),
+        seeds=given["seeds"],
+        k=given["k"],
         params=params,
         tuning=tuning,
-        test=test or (),
+        test=given["test"] or (),
     )
+
+
+def print_training(settings: "TrainSettings", model: Path, *, as_json: bool = False) -> "TrainReport":
+    """Train as *settings* say, write the folder *model*, and print and return what came of it."""
+    from offline.pipeline import train as train_model
+
     with progress_bars() as on_progress:
         report = interruptible(lambda: train_model(settings, model, on_progress, err.print))
     if as_json:
         print_json(report.to_json())
     else:
         print_report(report)
+    return report
 
 
-def _choice(
-    engine: "Engine | None", named: dict[str, Any], seed: int, tune: int | None, *, no_tune: bool, grid: Path | None
-) -> "tuple[Params, TuneOptions | None]":
-    """Return the parameters, and what is searched for better ones: nothing, where any are *named*."""
+def _choice(given: "Mapping[str, Any]") -> "tuple[Params, TuneOptions | None]":
+    """Return the parameters, and what is searched for better ones: nothing, where any are named."""
     from offline.errors import SettingError
     from offline.train.als import ALSParams
     from offline.train.cells import read_grid
     from offline.train.engine import PARAMS
     from offline.train.tuning import TuneOptions
 
+    flags = {name: name for name in ("factors", "regularization", "alpha", "iterations", "neighbours")}
+    flags["weighting"] = "neighbour_weighting"
+    named = {name: given[flag] for name, flag in flags.items() if given[flag] is not None}
+    tune, no_tune, grid, seed = (given[name] for name in ("tune", "no_tune", "grid", "seed"))
+    engine: Engine | None = given["engine"]
     searched = tune is not None or grid is not None
     if no_tune and searched:
         raise SettingError("Both --no-tune and --tune or --grid are given; give one of them.")

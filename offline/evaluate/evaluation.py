@@ -143,6 +143,21 @@ class Evaluation:
         }
 
 
+def require_seeds(options: SplitOptions, seeds: int) -> None:
+    """Raise SettingError for no seeds, and for several of a split that is not drawn."""
+    require_at_least("seeds", seeds)
+    if seeds > 1 and options.kind in IN_TIME:
+        raise SettingError(
+            f"The split {options.kind} is the same for every seed; leave out --seeds or split at random."
+        )
+
+
+def metric_names() -> dict[str, list[str]]:
+    """Return what an evaluation of a training measures at most: names of metrics, by the tables of its JSON."""
+    ranking = [field.name for field in fields(RankingMetrics)]
+    return {"model": [*ranking, "auc", *(field.name for field in fields(ListMetrics))], "as_served": ranking}
+
+
 def evaluate(
     matrix: Matrix,
     params: Params,
@@ -163,11 +178,7 @@ def evaluate(
     """
     options = options or SplitOptions()
     require_at_least("k", k)
-    require_at_least("seeds", seeds)
-    if seeds > 1 and options.kind in IN_TIME:
-        raise SettingError(
-            f"The split {options.kind} is the same for every seed; leave out --seeds or split at random."
-        )
+    require_seeds(options, seeds)
     runs: list[Evaluation] = []
     for run in range(seeds):
         drawn = replace(options, seed=options.seed + run)

@@ -32,6 +32,9 @@ _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 _CHUNK_BYTES = 1 << 20
 # What a reader's message, in lower case, means for the person who brought the file; the first part in it decides.
 _READER_ERRORS = {
+    ("no space left", "file too large"): (
+        "cannot be written: the disk is full, or files may not be so large (ulimit -f); free some."
+    ),
     ("empty csv",): "is empty; give a file with a header and rows.",
     ("unexpected end of file", "incomplete frame"): (
         "is cut in the middle: its compressed data end too early; fetch or copy it again."
@@ -210,6 +213,8 @@ def data_errors(source: object) -> Iterator[None]:
 def _sentence(source: object, error: BaseException) -> str:
     if isinstance(error, PermissionError):
         return f"{source} may not be read by this user; change its permissions."
+    if isinstance(error, FileNotFoundError):
+        return f"{source} does not exist; see how its path is written, and from where it is meant."
     message = str(error).strip() or type(error).__name__
     for parts, sentence in _READER_ERRORS.items():
         if any(part in message.lower() for part in parts):

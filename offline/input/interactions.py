@@ -27,6 +27,8 @@ from offline.input.tables import Table, open_tables, with_whole_numbers
 
 Weighting = Literal["sum", "binary", "log"]
 
+# Fewer than polars takes by itself: as fast, and with less memory.
+_ROWS_AT_ONCE = 20_000
 # However old it is, a row keeps a thousandth of its weight; nothing would be no interaction any more.
 _MAX_HALVINGS = 10
 
@@ -85,7 +87,7 @@ def read_interactions(
     filters = [parse_filter(text) for text in where]
     named, form, source = columns or Columns(), form or Format(), named_paths(paths)
     _check_roles(named, event_weights)
-    with input_files(paths) as files:
+    with input_files(paths) as files, pl.Config(streaming_chunk_size=_ROWS_AT_ONCE):
         tables = open_tables(files, form, source)
         chosen = _choose(
             tables[0], source, named, _guessed_roles(named, event_weights, titles, weighting), event_weights

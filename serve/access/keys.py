@@ -13,7 +13,7 @@ import secrets
 import time
 from base64 import urlsafe_b64encode
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -209,11 +209,15 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _write(path: Path, text: bytes) -> None:
-    """Replace the file as a whole, and be sure that it stays."""
+    """Replace the file as a whole, and be sure that it stays; who might read it still may, as the service's group."""
     new = path.with_name(path.name + ".new")
     new.unlink(missing_ok=True)  # left by a process that was killed, perhaps with other rights
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with open(descriptor, "wb") as file:  # noqa: PTH123 -- of a descriptor, whose mode is right from the start
+        with suppress(FileNotFoundError, PermissionError):  # it is new, or only its owner's from now on
+            before = path.stat()
+            os.fchown(descriptor, before.st_uid, before.st_gid)
+            os.fchmod(descriptor, before.st_mode & 0o777)
         file.write(text)
         file.flush()
         os.fsync(descriptor)

@@ -84,6 +84,11 @@ def test_users_keep_their_own_lists_only_where_another_tier_has_them() -> None:
     assert options.objective(lost, ("redis",)).p99_s == pytest.approx(0.25)
 
 
+def test_a_drill_of_redis_without_a_server_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.drills.drills.redis_installed", lambda: False)
+    failed(hotplate("drill", "lost-tier", "--tiers", "redis,file"), "no redis-server is on the PATH", code=2)
+
+
 def test_drills_are_chosen_by_name_or_by_the_tiers_that_they_fit() -> None:
     assert tuple(drill.name for drill in DRILLS) == NAMES
     assert choose((), ()) == list(DRILLS)

@@ -14,11 +14,11 @@ from typer.exceptions import TyperException
 
 from bench.micro.__main__ import parse
 from hotplate.cli.evaluate import ListsFirst
-from hotplate.cli.main import app
+from hotplate.cli.main import command
 from tests.support.paths import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-VERBS = cast("TyperGroup", typer.main.get_command(app))  # of an app of several verbs it makes a group
+VERBS = cast("TyperGroup", typer.main.get_command(command()))  # of an app of several verbs it makes a group
 # Options of other tools that the docs name.
 FOREIGN = {"--capabilities", "--scope", "--benchmark-timer"}
 # What may stand before a command: variables of its environment, and the core that it runs on.
@@ -100,6 +100,21 @@ def test_every_option_that_the_docs_name_exists(page: Path) -> None:
     known = options(VERBS) | FOREIGN | {"--help", "--only", "--short", "--stall"}
     named = {re.split(r"[ =/]", word)[0] for span in spans(page) if span.startswith("--") for word in span.split(" --")}
     assert {name if name.startswith("--") else f"--{name}" for name in named} <= known
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_within_the_repository_leads_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text()):
+        path, _, heading = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not heading or heading in headings(target), link
+
+
+def headings(page: Path) -> set[str]:
+    """Return the headings of a page as links name them."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 @pytest.mark.parametrize(

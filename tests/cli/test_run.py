@@ -1,5 +1,6 @@
 """`hotplate run`: from data to a live release, once for each state of the data, and resumed wherever it is cut off."""
 
+import asyncio
 import json
 import multiprocessing
 import os
@@ -24,9 +25,11 @@ from hotplate.cli.terminal import with_store
 from offline.input.sample import sample
 from offline.registry import Registry
 from offline.run import Run, claim, held, opened
-from stores.catalogue import Catalogue, ReleaseId
+from stores.catalogue import Catalogue, DraftRef, ReleaseId
 from stores.errors import StoreUnavailable
+from stores.memory import MemoryStore
 from tests.support.command import failed, hotplate
+from tests.support.redis_server import running
 from tests.support.soak import SEED, scaled
 
 if TYPE_CHECKING:
@@ -81,7 +84,8 @@ def test_a_run_publishes_once_for_each_state_of_its_data_and_options(url: str, t
     pipeline = write_pipeline(tmp_path, url)
     first = summary_of(hotplate("run", pipeline))
     assert (first["outcome"], catalogue_of(url).live) == ("published", first["release"])
-    assert set(first["seconds"]) == {"train", "publish", "prune"}
+    of_training, of_publishing = {"read", "matrix", "fit", "save", "train"}, {"load", "lists", "activate", "publish"}
+    assert set(first["seconds"]) == of_training | of_publishing | {"prune"}
     again = summary_of(hotplate("run", pipeline))
     assert (again["outcome"], again["release"]) == ("unchanged", first["release"])
     write_data(tmp_path, seed=7)
@@ -90,7 +94,8 @@ def test_a_run_publishes_once_for_each_state_of_its_data_and_options(url: str, t
     assert second["release"] != first["release"]
     assert len(trained(tmp_path)) == 1
     write_pipeline(tmp_path, url, "[gates]\ncoverage = 0.1")
-    assert summary_of(hotplate("run", pipeline))["gates"][0]["passed"]
+    gated = summary_of(hotplate("run", pipeline))
+    assert (gated["gates"][0]["passed"], "gates" in gated["seconds"]) == (True, True)
 
 
 def spoil(model: Path) -> None:
@@ -218,6 +223,7 @@ def test_a_store_has_one_run_at_a_time(url: str, tmp_path: Path) -> None:
     with opened(tmp_path / "work"):
         refused = hotplate("run", pipeline)
     assert "Another run works in " in refused.stderr
+    assert "is no folder" in hotplate("run", pipeline, "--work", pipeline).stderr
 
 
 def test_the_lease_of_a_run_is_renewed_while_it_trains(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,10 +236,48 @@ def test_the_lease_of_a_run_is_renewed_while_it_trains(url: str, monkeypatch: py
             time.sleep(0.01)
 
 
+class Silent(MemoryStore):
+    """A store whose server never answers, not even while it is closed."""
+
+    async def close(self) -> None:
+        await asyncio.Event().wait()
+
+
+def test_a_store_that_never_answers_is_not_waited_for_once_its_lease_is_held_no_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("offline.run.connect", lambda _: Silent())
+    monkeypatch.setattr("offline.run._CLOSE_S", 0.01)
+    with held("memory://", DraftRef(ReleaseId("20261120T064200Z-7f3a"), "incarnation", "writer")):
+        pass
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("stops_at", ["state.json", "model-*/model.json"])
+def test_a_run_whose_redis_does_not_answer_ends_when_it_is_told_to(stops_at: str, tmp_path: Path) -> None:
+    with running(tmp_path) as server:
+        pipeline = write_pipeline(tmp_path, server.url())
+        process = _context.Process(target=_run, args=(str(pipeline), str(tmp_path / "output")))
+        process.start()
+        while process.is_alive() and not any((tmp_path / "work").glob(stops_at)):
+            time.sleep(0.001)
+        server.send_signal(signal.SIGSTOP)
+        try:
+            os.kill(process.pid or 0, signal.SIGTERM)
+            process.join(20)
+            assert process.exitcode == 130
+        finally:
+            process.kill()
+            server.send_signal(signal.SIGCONT)
+        assert json.loads((tmp_path / "output").read_text().splitlines()[-1])["outcome"] == "interrupted"
+        assert hotplate("run", pipeline).returncode == 0
+
+
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        ("[trian]", "no table [trian]; did you mean [train]?"),
+        ("[trian]", "no table [trian]; did you mean [train]?\n"),
+        ("[[gates]]\ncoverage = 1", "has gates, but no table of that name"),
         ("[gates]\ncoverage = 2", "coverage is 2; it must lie between 0 and 1"),
         ("wiat = 3", "[run] has no key wiat; did you mean wait?"),
         ('wait = "long"', "'--wait'"),
@@ -248,6 +292,26 @@ def test_a_pipeline_that_makes_no_sense_is_a_sentence(
     done = hotplate("run", write_pipeline(tmp_path, folder_url, more))
     assert (done.returncode, done.stdout) == (2, "")
     assert sentence in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("table", "line", "sentence"),
+    [
+        ("train", 'half_life = "often"', "The half-life 'often' is none"),
+        ("train", 'where = "quantity"', "'quantity'"),
+        ("train", 'event_weights = "view=much"', "'view=much'"),
+        ("train", "engine = 'popularity'\nalpha = 2", "is no parameter of the engine popularity"),
+        ("publish", "max_per_category = 2", "A cap needs both"),
+        ("publish", 'gate = "ndcg=0.1"', "these lists have no evaluation"),
+    ],
+)
+def test_what_could_only_fail_after_hours_of_training_is_found_before_anything_is_done(
+    table: str, line: str, sentence: str, folder_url: str, tmp_path: Path
+) -> None:
+    pipeline = write_pipeline(tmp_path, folder_url)
+    pipeline.write_text(pipeline.read_text().replace(f"[{table}]", f"[{table}]\n{line}"))
+    failed(hotplate("run", pipeline), sentence, code=2)
+    assert not (tmp_path / "work").exists()
 
 
 def test_keys_are_the_options_of_the_verbs_and_are_checked_by_them(folder_url: str, tmp_path: Path) -> None:

@@ -197,6 +197,16 @@ def test_every_secret_that_a_pod_waits_for_is_in_the_docs() -> None:
     assert {one["secret"]["secretName"] for one in volumes} <= set(re.findall(r"`(hotplate-[a-z]+)`", page))
 
 
+def test_what_the_docs_give_kubectl_exists_and_is_looked_for_in_its_namespace() -> None:
+    known = {f"{one['kind'].lower()}/{one['metadata']['name']}" for one in everything()}
+    for page in (ROOT / "docs").glob("*.md"):
+        text = page.read_text()
+        named = re.findall(r"\b(?:deployment|service|cronjob|job)/hotplate(?:-[a-z]+)?\b", text)
+        assert set(named) <= known, page.name
+        elsewhere = r"kubectl (?:rollout|scale|get|delete|logs|port-forward|cp|create job).*"
+        assert re.findall(elsewhere, text) == [], page.name
+
+
 def test_a_kustomization_of_ones_own_as_the_docs_show_it_obeys_all_policies(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "kubernetes.md").read_text()
     (shown,) = re.findall(r"```yaml\n(# shop/kustomization.yaml\n.*?)```", page, re.DOTALL)
@@ -225,6 +235,12 @@ class Good:
     def __getitem__(self, wanted: tuple[str, str]) -> Object:
         return next(one for one in self.objects if (one["kind"], one["metadata"]["name"]) == wanted)
 
+    def mount(self, name: str) -> Object:
+        return next(one for one in self.container["volumeMounts"] if one["name"] == name)
+
+    def volume(self, name: str) -> Object:
+        return next(one for one in self.pod["volumes"] if one["name"] == name)
+
     def remove(self, kind: str, name: str) -> None:
         self.objects.remove(self[kind, name])
 
@@ -249,7 +265,7 @@ SPOILED: list[tuple[str, Callable[[Good], object]]] = [
     ("unprivileged_containers", lambda good: good.container["ports"][0].update(hostPort=80)),
     ("unprivileged_containers", lambda good: good.pod.update(initContainers=[{"name": "root", "image": "busybox"}])),
     ("read_only_root", lambda good: good.container["securityContext"].pop("readOnlyRootFilesystem")),
-    ("read_only_root", lambda good: good.container["volumeMounts"].pop(0)),
+    ("read_only_root", lambda good: good.container["volumeMounts"].remove(good.mount("tmp"))),
     ("read_only_root", lambda good: good.pod["volumes"].append({"name": "any", "emptyDir": {}})),
     ("bounded", lambda good: good.container["resources"]["limits"].pop("memory")),
     ("bounded", lambda good: good.container["resources"].pop("requests")),
@@ -270,7 +286,7 @@ SPOILED: list[tuple[str, Callable[[Good], object]]] = [
         ),
     ),
     ("secrets_as_files", lambda good: good.container["envFrom"].append({"secretRef": {"name": "any"}})),
-    ("secrets_as_files", lambda good: good.pod["volumes"][1]["secret"].pop("defaultMode")),
+    ("secrets_as_files", lambda good: good.volume("keys")["secret"].pop("defaultMode")),
     ("without_tokens", lambda good: good.pod.pop("automountServiceAccountToken")),
     ("without_tokens", lambda good: good["ServiceAccount", "hotplate"].update(automountServiceAccountToken=True)),
     ("without_tokens", lambda good: good["ServiceAccount", "hotplate"]["metadata"].pop("annotations")),
@@ -315,6 +331,8 @@ SPOILED: list[tuple[str, Callable[[Good], object]]] = [
     ("accepted_settings", lambda good: good.settings.update(HOTPLATE_WORKERS="none")),
     ("accepted_settings", lambda good: good.settings.update(HOTPLATE_STORE="postgres://cache/0")),
     ("accepted_settings", lambda good: good.container.update(args=["serve", "--verbose"])),
+    ("followed_files", lambda good: good.settings.update(HOTPLATE_DENY_LIST="/etc/hotplate/denied.txt")),
+    ("followed_files", lambda good: good.mount("keys").update(subPath="keys.json")),
     ("restricted_namespace", lambda good: good["Namespace", "hotplate"]["metadata"].update(labels={})),
     ("restricted_namespace", lambda good: good.deployment["metadata"].update(namespace="default")),
     ("labelled", lambda good: good.run["template"]["metadata"]["labels"].pop("app.kubernetes.io/version")),

@@ -85,6 +85,18 @@ def test_the_folder_describes_itself(model: Model, tmp_path: Path) -> None:
     assert not list((tmp_path / "model").glob("*.pkl"))
 
 
+def test_a_disk_that_is_full_is_named_and_keeps_no_half_of_a_model(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError("192000 requested and 76768 written")  # as numpy says it
+
+    monkeypatch.setattr("numpy.save", full)
+    with pytest.raises(DataError, match="the disk is full"):
+        save(model, tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_is_no_model_is_never_overwritten(model: Model, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(DataError, match="holds other things than a model"):

@@ -74,9 +74,13 @@ def test_bad_data_leave_the_model_that_is_there(tmp_path: Path) -> None:
 
 
 def test_seeds_of_test_data_that_are_given_are_refused(tmp_path: Path) -> None:
-    settings = TrainSettings(tmp_path / "a.csv", test=[tmp_path / "b.csv"], seeds=2)
     with pytest.raises(SettingError, match="leave out --seeds"):
-        train(settings, tmp_path / "model")
+        TrainSettings(tmp_path / "a.csv", test=[tmp_path / "b.csv"], seeds=2)
+
+
+def test_seeds_of_a_split_that_is_not_drawn_are_refused_before_anything_is_searched(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="the same for every seed"):
+        TrainSettings(tmp_path / "a.csv", split=SplitOptions("by-time"), seeds=2)
 
 
 CELLS: tuple[Params, ...] = (PARAMS, NeighbourParams(neighbours=30), PopularityParams())

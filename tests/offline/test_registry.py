@@ -1,5 +1,6 @@
 """The registry: numbers are given once, nothing half-made is listed, and what a model came to be is on record."""
 
+import errno
 import importlib.util
 import json
 import os
@@ -136,6 +137,34 @@ def test_a_copy_that_was_cut_is_not_pulled_and_a_cut_model_not_registered(tmp_pa
     with pytest.raises(DataError, match="no model folder"):
         registry.register(tmp_path / "nothing", "shop")
     assert len(registry.entries()) == 1
+
+
+def test_a_registration_that_fails_leaves_nothing_behind(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: object, source: str, target: str) -> None:
+        Path(target).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), source)
+
+    monkeypatch.setattr("fsspec.implementations.local.LocalFileSystem.put_file", full)
+    with pytest.raises(DataError, match="No space left on device"):
+        Registry(str(tmp_path / "models")).register(model, "shop")
+    assert [path for path in (tmp_path / "models").rglob("*") if path.is_file()] == []
+
+
+def test_what_is_no_registry_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for url, reason in (("", "is empty"), (str(tmp_path / "file"), "is no folder")):
+        with pytest.raises(SettingError, match=reason):
+            Registry(url)
+
+
+def test_a_model_of_an_engine_that_is_not_known_is_not_registered(tmp_path: Path, model: Path) -> None:
+    other = shutil.copytree(model, tmp_path / "other")
+    described = json.loads((other / "model.json").read_text())
+    (other / "model.json").write_text(json.dumps(described | {"engine": "bpr"}))
+    with pytest.raises(DataError, match="'bpr' is not known"):
+        Registry(str(tmp_path / "models")).register(other, "shop")
 
 
 @pytest.mark.parametrize("name", ["", "..", ".hidden", "a/b", "a b", "é", "a" * 101, "shop@1"])

@@ -16,12 +16,12 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
-from hotplate.cli.main import app
+from hotplate.cli.main import command
 from stores.connect import connect
 from stores.errors import StoreMisused
 from tests.support.kubernetes import Object
 
-VERBS = cast("TyperGroup", typer.main.get_command(app))  # of an app of several verbs it makes a group
+VERBS = cast("TyperGroup", typer.main.get_command(command()))  # of an app of several verbs it makes a group
 # Variables that no option has: secrets, which stores read, each also as a file.
 SECRETS = {"HOTPLATE_REDIS_PASSWORD", "HOTPLATE_COSMOS_KEY"}
 # Who runs until it is stopped; whatever else has pods is a job.
@@ -372,6 +372,18 @@ def accepted_settings(cluster: Cluster) -> Iterator[str]:
                 yield f"{name} would not start: {error}"
 
 
+def followed_files(cluster: Cluster) -> Iterator[str]:
+    """A file that a setting names is in a volume, mounted as a folder: what `subPath` mounts never changes."""
+    for name, _, container in cluster.containers:
+        mounts = container.get("volumeMounts", [])
+        for key, text in cluster.environment(container).items():
+            if not text.startswith("/etc/hotplate/"):
+                continue
+            of_file = [mount for mount in mounts if text.startswith(f"{mount['mountPath']}/")]
+            if not of_file or any("subPath" in mount for mount in of_file):
+                yield f"{name} cannot follow the file of {key}"
+
+
 def restricted_namespace(cluster: Cluster) -> Iterator[str]:
     """All is in one namespace, which refuses pods that are not confined."""
     for found in cluster.objects:
@@ -396,7 +408,7 @@ POLICIES: dict[str, Policy] = {
         unprivileged_pods, unprivileged_containers, read_only_root, bounded, probed, pinned_images,
         behind_network_policies, secrets_as_files, without_tokens, without_service_links, named_ports,
         matching_selectors, open_doors, existing_references, graceful_stops, careful_changes, patient_jobs,
-        known_settings, accepted_settings, restricted_namespace, labelled,
+        known_settings, accepted_settings, followed_files, restricted_namespace, labelled,
     )
 }  # fmt: skip
 

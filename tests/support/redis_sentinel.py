@@ -98,6 +98,7 @@ class SentinelDeployment:
     def start(self) -> None:
         for server in self.servers:
             server.start()
+        wait(self._are_linked, "a replica gets no copy")  # first: sentinels look every ten seconds only
         for sentinel in self.sentinels:
             self._start(sentinel)
         wait(self.is_healthy, "the deployment does not come up")
@@ -113,6 +114,9 @@ class SentinelDeployment:
         except redis.RedisError:
             return False
         return True
+
+    def _are_linked(self) -> bool:
+        return all(replica.execute_command("ROLE")[3] == "connected" for replica in self.servers[1:])
 
     def _start(self, sentinel: Sentinel) -> None:
         sentinel.folder.mkdir()

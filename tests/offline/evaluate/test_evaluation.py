@@ -12,6 +12,7 @@ from offline.evaluate.evaluation import (
     evaluate,
     evaluate_engine,
     evaluate_parts,
+    metric_names,
     recommend_all,
 )
 from offline.evaluate.intervals import of_runs
@@ -71,6 +72,9 @@ def test_the_json_of_a_report_has_all_metrics_under_their_names() -> None:
     assert facts["intervals"]["ndcg"] == list(found.model.intervals["ndcg"])
     assert facts["intervals_over"] == "users"
     assert facts["split"] == asdict(SplitOptions())
+    assert {table: set(facts[table]) - {"intervals"} for table in metric_names()} == {
+        table: set(names) for table, names in metric_names().items()
+    }
     popular = facts["baselines"]["popularity"]
     assert popular["ndcg"] == found.baselines[0].metrics.ndcg
     assert popular["as_served"]["intervals"].keys() == {*asdict(found.model.as_served)} - {

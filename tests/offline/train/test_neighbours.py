@@ -9,7 +9,7 @@ from implicit.utils import ParameterWarning
 from scipy.sparse import csr_matrix
 
 from offline.errors import SettingError
-from offline.train.neighbours import NeighbourParams, NeighbourWeighting, fit
+from offline.train.neighbours import NeighbourParams, NeighbourWeighting, fit, nearest
 
 IMPLICIT = {"tfidf": TFIDFRecommender, "bm25": BM25Recommender, "cosine": CosineRecommender}
 USERS = np.arange(40, dtype=np.int32)
@@ -34,6 +34,18 @@ def test_lists_are_those_of_implicit(weighting: NeighbourWeighting, neighbours: 
         assert np.array_equal(items >= 0, present)
         assert (items[present] == wanted[present]).all()
         assert np.allclose(scores[present], wanted_scores[present], rtol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_nearest_of_a_row_are_its_highest_and_of_equals_the_first(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    table = generator.integers(1, 4, (12, 12)) * (generator.random((12, 12)) < 0.7).astype(np.float64)
+    for neighbours in (1, 3, 12):
+        found = nearest(csr_matrix(table), neighbours).toarray()
+        for row, kept in zip(table, found, strict=True):
+            best = [item for item in np.argsort(-row, kind="stable")[:neighbours] if row[item]]
+            assert np.flatnonzero(kept).tolist() == sorted(best)
+            assert (kept[best] == row[best]).all()
 
 
 def test_lists_of_similar_items_are_longer_than_the_neighbours_that_speak() -> None:

@@ -56,6 +56,13 @@ def test_a_key_is_printed_once_and_only_its_hash_is_kept(keys: Path) -> None:
     assert again != key
 
 
+def test_who_might_read_the_keys_still_may_after_a_change(keys: Path) -> None:
+    create(keys, "web", ["read"])
+    keys.chmod(0o640)
+    create(keys, "shop", ["read"])
+    assert keys.stat().st_mode & 0o777 == 0o640
+
+
 def test_a_client_has_two_keys_at_most_and_the_second_takes_the_place_of_a_revoked_first(keys: Path) -> None:
     command = ("--keys", keys)
     first, second = (
