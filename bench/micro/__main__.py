@@ -26,6 +26,7 @@ from bench.micro import (
     overload,
     publishing,
     redis,
+    redis_cluster,
     training,
 )
 from bench.micro.rounds import Effort, Figure, Outcome, Unmeasured, at_most
@@ -86,6 +87,7 @@ BENCHMARKS: dict[str, Measure] = {
     "redis_service": redis.measure_service,
     "redis_reads": redis.measure_reads,
     "redis_publishing": redis.measure_publishing,
+    "redis_cluster": redis_cluster.measure_cluster,
     "import": importing.measure,
     "big_release": big_release.measure,
     "retail": training.measure_retail,
