@@ -71,6 +71,10 @@ class Server:
         """Add up the memory that is its processes' own; pages of files that they map can be dropped at any time."""
         return sum(own_memory_bytes(pid) for pid in self._processes())
 
+    def largest_memory_bytes(self) -> int:
+        """Return what the largest of its processes has of its own: a worker, as a service has more than that one."""
+        return max((own_memory_bytes(pid) for pid in self._processes()), default=0)
+
     def _processes(self) -> Iterator[int]:
         for stat in Path("/proc").glob("[0-9]*/stat"):
             try:
@@ -194,14 +198,20 @@ def redis_serving(folder: Path | None = None, port: int | None = None) -> Iterat
 
     It begins with what its SAVE left in *folder* before, which is one of its own where none is given.
     """
-    server = RedisServer(port or free_port())
-    with tempfile.TemporaryDirectory() as own:
-        files = {"dir": str(folder or own), "save": "", "appendonly": "no"}
-        settings = {"bind": "127.0.0.1", "port": str(server.port)} | files
-        command = [REDIS_SERVER, *(text for name, value in settings.items() for text in (f"--{name}", value))]
-        with _running(command, dict(os.environ), server.is_ready, REDIS_CORE) as process:
-            yield server
-            process.kill()  # it has nothing to lose
+    with tempfile.TemporaryDirectory() as own, redis_started(folder or Path(own), port or free_port()) as server:
+        yield server
+
+
+@contextmanager
+def redis_started(folder: Path, port: int, settings: Mapping[str, str] | None = None) -> Iterator[RedisServer]:
+    """Run it in *folder* on a port, with more settings than those, until the block ends."""
+    server = RedisServer(port)
+    given = {"dir": str(folder), "save": "", "appendonly": "no", "bind": "127.0.0.1", "port": str(port)}
+    given |= settings or {}
+    command = [REDIS_SERVER, *(text for name, value in given.items() for text in (f"--{name}", value))]
+    with _running(command, dict(os.environ), server.is_ready, REDIS_CORE) as process:
+        yield server
+        process.kill()  # it has nothing to lose
 
 
 def read_samples(url: str, ca: str | None = None) -> "list[Sample]":

@@ -70,8 +70,8 @@ class Scrubber:
         except Exception:
             log.exception("%s: scrubbing failed", tier.name)
         else:
-            damage = ReleaseCorrupt(named(result.damaged)) if result.damaged else None
-            self._report(tier, served, damage, damaged=len(result.damaged), seconds=perf_counter() - started)
+            damage = ReleaseCorrupt(named(result.damaged, result.count)) if result.count else None
+            self._report(tier, served, damage, damaged=result.count, seconds=perf_counter() - started)
 
     def _report(
         self, tier: Tier, served: ServedRelease, damage: ReleaseCorrupt | None, *, damaged: int, seconds: float

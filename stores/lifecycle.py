@@ -24,7 +24,7 @@ from stores.manifest import Manifest, Tally, compare, describe
 from stores.parts import Assignment, OtherWriters, put_part, sum_up
 from stores.store import Inventoried, Plan, ProvisionedStore, Row, Store
 from stores.throttle import Backoff
-from stores.verification import load_manifest, verify
+from stores.verification import Progress, load_manifest, unreported, verify
 
 log = logging.getLogger(__name__)
 
@@ -225,17 +225,23 @@ async def rollback(store: Store, if_live: ReleaseId | None = None) -> ReleaseId:
 
 
 async def prune(
-    store: Store, *, keep: int = 1, grace_s: float = GRACE_S, keep_ready_s: float | None = None
+    store: Store,
+    *,
+    keep: int = 1,
+    grace_s: float = GRACE_S,
+    keep_ready_s: float | None = None,
+    on_progress: Progress = unreported,
 ) -> list[ReleaseId]:
     """Erase what is no longer needed, including what an earlier prune left unfinished; return what was erased.
 
     Releases that nobody has activated yet stay, or, given *keep_ready_s*, those that were begun since. What is kept but
-    no longer read, its grace having passed, is scaled down.
+    no longer read, its grace having passed, is scaled down. *on_progress* is called with (erased, to erase).
     """
     present = await store.incarnations() if isinstance(store, Inventoried) else []
     marked = await change(store, lambda found: changes.prune(found, keep, grace_s, keep_ready_s, present))
     dropped = [entry.ref for entry in marked.releases if entry.state is State.DROPPING]
-    for release in dropped:
+    for number, release in enumerate(dropped):
+        on_progress(number, len(dropped))
         await _drop(store, release)
     for entry in marked.releases:
         if entry.state in (State.SUPERSEDED, State.WITHDRAWN) and (entry.superseded_at or 0.0) + grace_s <= marked.now:

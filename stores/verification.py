@@ -3,8 +3,8 @@
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
 from stores.catalogue import ReleaseRef
 from stores.compression import load_decode, read_ids
@@ -16,18 +16,25 @@ from stores.store import Reader, Row, SelfChecked, Store, read_one
 
 VERIFY_CHUNK = 1000
 
-# How many damaged keys a sentence names.
-NAMED = 3
+# How many damaged keys a sentence names, and how many are kept at most, however many there are.
+NAMED, KEPT = 3, 1000
 
 # How many items of each list are compared: as many as are served by default.
 DEPTH = 10
 
 POPULAR_ITEMS = (10, 100)
 
+# Is called with (rows read, rows in all).
+Progress = Callable[[int, int], None]
+
 _Entry = tuple[bytes, list[str]]
 
 
-async def verify(store: Store, release: ReleaseRef) -> Manifest:
+def unreported(_done: int, _total: int) -> None:
+    """Report no progress."""
+
+
+async def verify(store: Store, release: ReleaseRef, *, on_progress: Progress = unreported) -> Manifest:
     """Read every row of a sealed release and compare the sums with its manifest.
 
     Raises ReleaseCorrupt where they differ, which names the keys whose values are damaged, if it is those; and for
@@ -36,8 +43,10 @@ async def verify(store: Store, release: ReleaseRef) -> Manifest:
     if isinstance(store, SelfChecked):  # first, for what is damaged may not be fit to be walked through
         await store.check_integrity(release)
     manifest = await load_manifest(store, release)
-    tally = Tally()
+    tally, read = Tally(), 0
     async for chunk in _chunks(store, release):
+        read += len(chunk)
+        on_progress(read, manifest.rows + 1)
         try:
             tally.add(chunk)
         except StoreMisused as error:  # nobody misused anything: it was put with another key
@@ -45,20 +54,36 @@ async def verify(store: Store, release: ReleaseRef) -> Manifest:
     try:
         compare(manifest, tally)
     except ReleaseCorrupt as error:
-        decode, damaged = await load_decode(store, release, manifest), list[str]()
+        decode, damage = await load_decode(store, release, manifest), Damage()
         async for chunk in _chunks(store, release):
-            damaged += [row.key for row in chunk if not is_whole(row, decode)]
-        if not damaged:
+            damage.add(row.key for row in chunk if not is_whole(row, decode))
+        if not damage.count:
             raise
-        raise ReleaseCorrupt(f"{error}; {named(damaged)}") from error
+        raise ReleaseCorrupt(f"{error}; {named(damage.keys, damage.count)}") from error
     return manifest
+
+
+@dataclass(slots=True)
+class Damage:
+    """How many values are damaged, and the keys of the first KEPT of them; lives as long as one pass over rows."""
+
+    count: int = 0
+    keys: list[str] = field(default_factory=list)
+
+    def add(self, keys: Iterable[str]) -> None:
+        """Count keys of damaged values in."""
+        for key in keys:
+            self.count += 1
+            if len(self.keys) < KEPT:
+                self.keys.append(key)
 
 
 @dataclass(frozen=True, slots=True)
 class ScrubResult:
-    """How many rows were read, and the keys of those that are damaged."""
+    """How many rows were read, how many of them are damaged, and the keys of the first KEPT of those."""
 
     rows: int
+    count: int
     damaged: list[str]
 
 
@@ -67,22 +92,21 @@ async def scrub(
     release: ReleaseRef,
     *,
     rows_per_s: float,
-    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+    on_progress: Progress = unreported,
 ) -> ScrubResult:
     """Read every row of a release at a steady rate, gentle to those who are served, and check each value by itself.
 
-    *on_progress* is called with (rows read, rows in all). Raises ReleaseCorrupt where manifest or dictionary are
-    damaged, or more than values is.
+    Raises ReleaseCorrupt where manifest or dictionary are damaged, or more than values is.
     """
     manifest = await load_manifest(store, release)
     decode, loop = await load_decode(store, release, manifest), asyncio.get_running_loop()
-    began, rows, damaged = loop.time(), 0, list[str]()
+    began, rows, damage = loop.time(), 0, Damage()
     async for chunk in _chunks(store, release, max(1, min(VERIFY_CHUNK, int(rows_per_s / 10)))):
-        damaged += [row.key for row in chunk if not is_whole(row, decode)]
+        damage.add(row.key for row in chunk if not is_whole(row, decode))
         rows += len(chunk)
         on_progress(rows, manifest.rows + 1)
         await asyncio.sleep(began + rows / rows_per_s - loop.time())
-    return ScrubResult(rows, damaged)
+    return ScrubResult(rows, damage.count, damage.keys)
 
 
 def is_whole(row: Row, decode: Decode) -> bool:
@@ -96,11 +120,22 @@ def is_whole(row: Row, decode: Decode) -> bool:
     return True
 
 
-def named(keys: Sequence[str]) -> str:
-    """Return a sentence that names damaged keys, a few of them."""
+def named(keys: Sequence[str], count: int | None = None) -> str:
+    """Return a sentence that names damaged keys, a few of them, of *count* that there are: those of *keys*, if None."""
     listed = ", ".join(repr(key) for key in keys[:NAMED])
-    more = f" and {len(keys) - NAMED:,} more" if len(keys) > NAMED else ""
+    others = (len(keys) if count is None else count) - NAMED
+    more = f" and {others:,} more" if others > 0 else ""
     return f"damaged: {listed}{more}; `hotplate releases repair` heals them from another store"
+
+
+async def _observed(store: Store, release: ReleaseRef, manifest: Manifest, on_progress: Progress) -> AsyncIterator[Row]:
+    """Yield the rows of a release, and report how many were read of all."""
+    done = 0
+    async for chunk in _chunks(store, release):
+        for row in chunk:
+            yield row
+        done += len(chunk)
+        on_progress(done, manifest.rows + 1)
 
 
 async def _chunks(store: Store, release: ReleaseRef, size: int = VERIFY_CHUNK) -> AsyncIterator[list[Row]]:
@@ -145,14 +180,17 @@ class Sample:
     popular: int
 
 
-async def sample(store: Store, release: ReleaseRef, users: int, seed: int | None = None) -> Sample:
+async def sample(
+    store: Store, release: ReleaseRef, users: int, seed: int | None = None, *, on_progress: Progress = unreported
+) -> Sample:
     """Read the manifest, the popular lists and those of *users* random users; ReleaseCorrupt for one that is no list.
 
     Keys are known by scanning them, so that this takes one pass over the release, and the memory of *users* keys.
     """
     manifest = await load_manifest(store, release)
     decode = await load_decode(store, release, manifest)
-    drawn = await _draw(store, release, users, random.Random(seed))  # noqa: S311 -- picks examples, guards nothing
+    draw = random.Random(seed)  # noqa: S311 -- picks examples, guards nothing
+    drawn = await _draw(_observed(store, release, manifest, on_progress), users, draw)
     popular = [POPULAR + segment for segment in (OVERALL, *manifest.segments)]
     keys = popular + drawn
     async for key, value in read_present(store, release, keys):
@@ -162,10 +200,10 @@ async def sample(store: Store, release: ReleaseRef, users: int, seed: int | None
     return Sample(manifest, len(drawn), len(popular))
 
 
-async def _draw(store: Store, release: ReleaseRef, count: int, draw: random.Random) -> list[str]:
+async def _draw(rows: AsyncIterator[Row], count: int, draw: random.Random) -> list[str]:
     """Draw *count* keys of users, each as likely as any other, in one pass."""
     drawn, seen = list[str](), 0
-    async for key, _ in store.scan(release):
+    async for key, _ in rows:
         if key.startswith(USER):
             seen += 1
             if len(drawn) < count:
@@ -194,12 +232,17 @@ class Difference:
     popular_share: tuple[dict[int, float], dict[int, float]]
 
 
-async def diff(store: Store, first: ReleaseRef, second: ReleaseRef) -> Difference:
-    """Compare two sealed releases of one store in one pass over both; memory grows with items, not with users."""
+async def diff(
+    store: Store, first: ReleaseRef, second: ReleaseRef, *, on_progress: Progress = unreported
+) -> Difference:
+    """Compare two sealed releases of one store in one pass over both; memory grows with items, not with users.
+
+    *on_progress* is called with (rows of the first release read, its rows).
+    """
     items = Counter[str](), Counter[str]()
     compared = only_first = only_second = unchanged = 0
     shared = 0.0
-    async for left, right in _merged(_lists(store, first), _lists(store, second)):
+    async for left, right in _merged(_lists(store, first, on_progress), _lists(store, second)):
         items[0].update(left or ())
         items[1].update(right or ())
         if right is None:
@@ -232,9 +275,10 @@ async def _merged(
             left, right = await anext(one, None), await anext(other, None)
 
 
-async def _lists(store: Store, release: ReleaseRef) -> AsyncIterator[_Entry]:
-    decode = await load_decode(store, release, await load_manifest(store, release))
-    async for row in store.scan(release):
+async def _lists(store: Store, release: ReleaseRef, on_progress: Progress = unreported) -> AsyncIterator[_Entry]:
+    manifest = await load_manifest(store, release)
+    decode = await load_decode(store, release, manifest)
+    async for row in _observed(store, release, manifest, on_progress):
         if row.key.startswith(USER):
             yield row.key.encode(), read_ids(row, decode)[:DEPTH]
 

@@ -13,6 +13,7 @@ from stores.memory import MemoryStore
 from stores.store import Store
 from tests.support.clock import FakeClock
 from tests.support.cosmos_account import Account, emulated_account
+from tests.support.redis_cluster import RedisCluster, running_cluster
 from tests.support.redis_server import RedisServer, running
 from tests.support.soak import MINUTES, SEED
 from tests.support.stores import COSMOS, OpenStore
@@ -34,6 +35,13 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
     """One server for all tests that do it no harm; each takes a prefix of its own."""
     with running(tmp_path_factory.mktemp("redis")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
+    """One cluster for all tests that do it no harm; each takes a prefix of its own."""
+    with running_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from bench.cosmos_emulator.errors import OWNER_RESOURCE_NOT_FOUND, HttpError, ba
 from bench.cosmos_emulator.indexing import IndexingPolicy
 from bench.cosmos_emulator.partition_keys import PartitionKeyDefinition
 from bench.cosmos_emulator.partitions import Partitions
+from bench.cosmos_emulator.unique_keys import UniqueKeys
 from stores.cosmos.charges import Charges
 from stores.cosmos.url import Throughput, minimum_ru
 
@@ -75,6 +76,7 @@ class Container:
         self.partitions = partitions
         self.documents = Documents()
         self.policy = IndexingPolicy(None)
+        self.unique_keys = UniqueKeys(None)
         self.default_ttl: int | None = None
         self.etag = ""
         self.ts = 0
@@ -139,6 +141,8 @@ class Container:
             "_etag": self.etag,
             **{f"_{feed}": f"{feed}/" for feed in ("docs", "sprocs", "triggers", "udfs", "conflicts")},
         }
+        if self.unique_keys.paths:
+            resource["uniqueKeyPolicy"] = self.unique_keys.resource
         if self.default_ttl is not None:
             resource["defaultTtl"] = self.default_ttl
         return resource

@@ -18,14 +18,18 @@ from bench.cosmos_emulator.partitions import Partition
 
 SYSTEM_PROPERTIES = ("_rid", "_self", "_etag", "_attachments", "_ts")
 # What of a document a write changes.
-MUTABLE = ("body", "size", "terms", "etag", "ts", "ttl")
+MUTABLE = ("body", "size", "terms", "etag", "ts", "ttl", "lsn", "unique")
 serial_of = attrgetter("serial")
+# A partition key, which unique key of the container, and the values of its paths as JSON.
+UniqueValue = tuple[bytes, int, bytes]
 
 
 class Document:
     """One item as it is stored; replaced in place, so that whoever holds it sees its present state."""
 
-    __slots__ = ("body", "etag", "id", "key", "partition", "serial", "size", "terms", "ts", "ttl")
+    __slots__ = (
+        "body", "etag", "id", "key", "lsn", "partition", "serial", "size", "terms", "ts", "ttl", "unique",
+    )  # fmt: skip
 
     def __init__(self, item_id: str, key: bytes, serial: int, partition: Partition) -> None:
         self.id = item_id
@@ -38,6 +42,8 @@ class Document:
         self.etag = ""
         self.ts = 0
         self.ttl: int | None = None
+        self.lsn = 0  # the number of its last write in its partition
+        self.unique: tuple[UniqueValue, ...] = ()  # what no other document of its key may have
 
     def parsed(self) -> dict[str, Any]:
         """Parse the whole item, system properties included."""
@@ -61,6 +67,7 @@ class Documents:
     def __init__(self) -> None:
         self._by_id = dict[str, Document | dict[bytes, Document]]()
         self._ordered = list[Document]()
+        self._unique = dict[UniqueValue, Document]()
         self._deleted = 0
         self.next_serial = count(1).__next__  # returns the number of a new document
         self.stored_bytes = 0
@@ -101,6 +108,21 @@ class Documents:
         else:
             self._by_id[document.id] = {found.key: found, document.key: document}
 
+    def has_other(self, document: Document, values: Iterable[UniqueValue]) -> bool:
+        """Return whether another document has one of the values of a unique key."""
+        return any(self._unique.get(value, document) is not document for value in values)
+
+    def claim(self, document: Document, values: tuple[UniqueValue, ...]) -> None:
+        """Take the values of a document's unique keys, and let go of those that it had."""
+        self._release(document)
+        document.unique = values
+        self._unique |= dict.fromkeys(values, document)
+
+    def _release(self, document: Document) -> None:
+        for value in document.unique:
+            if self._unique.get(value) is document:
+                del self._unique[value]
+
     def resize(self, document: Document, size: int) -> None:
         """Set the size of a document, new or replaced."""
         self.stored_bytes += size - document.size
@@ -114,6 +136,7 @@ class Documents:
         if not isinstance(found, dict) or not found:
             del self._by_id[document.id]
         document.body = None
+        self._release(document)
         self.stored_bytes -= document.size
         self._deleted += 1
 

@@ -1,7 +1,8 @@
 """Point operations on items and batches of them: each is admitted by its partition, carried out, charged and answered.
 
 https://learn.microsoft.com/azure/cosmos-db/nosql/transactional-batch: a batch has at most 100 operations and 2 MB, on
-one partition key, which all take effect, or none.
+one partition key, which all take effect, or none. SDKs send bulk operations as batches that are not atomic: of one
+partition, each operation with its own key and result.
 """
 
 import copy
@@ -33,6 +34,8 @@ MAX_BATCH_OPERATIONS = 100
 FORBIDDEN_IN_IDS = frozenset("/\\?#")
 ALREADY_EXISTS = "Entity with the specified id already exists in the system."
 RANGE_HEADER = b"x-ms-documentdb-partitionkeyrangeid"
+# The result of an operation that was not tried, as another had failed.
+NOT_RUN: dict[str, Any] = {"statusCode": 424, "requestCharge": 0.0}
 
 
 @dataclass(slots=True)
@@ -273,6 +276,10 @@ def _store(
     if not is_new and not container.policy.indexes_nothing:
         old = container.policy.terms(without_system_properties(document.parsed()))
         removed, added = len(old - terms), len(terms - old)
+    unique = container.unique_keys.values(document.key, item)
+    if container.documents.has_other(document, unique):
+        charge_ru = charges.refused_write(before or len(context.request.body))
+        raise HttpError(409, "Unique index constraint violation.", charge_ru=charge_ru)
     etag, ts = context.account.next_etag(), int(context.now)
     body, size = _stored_form(context, document, item, etag, ts)
     if is_new:
@@ -285,6 +292,9 @@ def _store(
     document.body, document.etag, document.ts, document.terms = body, etag, ts, len(terms)
     document.ttl = item.get("ttl")
     document.partition.lsn += 1
+    document.lsn = document.partition.lsn
+    if unique:
+        container.documents.claim(document, unique)
     container.schedule_expiry(document)
     return WriteResult(201 if is_new else 200, document, charge_ru)
 
@@ -316,11 +326,9 @@ WRITES: dict[str, Write] = {
 
 def batch(context: RequestContext) -> Response:
     """Run a batch: 200 with one result for each operation, or 207 with the one that failed and 424 for the others."""
-    operations = parse_json(context.request.body, "the batch")
-    if not isinstance(operations, list) or not 1 <= len(operations) <= MAX_BATCH_OPERATIONS:
-        raise bad_request(f"a batch has 1 to {MAX_BATCH_OPERATIONS} operations")
-    if not all(isinstance(operation, dict) for operation in operations):
-        raise bad_request("each operation of a batch is an object")
+    operations = _operations(context)
+    if context.request.header(b"x-ms-cosmos-batch-atomic").lower() == "false":
+        return _bulk(context, operations)
     value = context.key_value()
     partition = context.partition_of(value)
     partition.admit(context.now, context.request.region)
@@ -333,15 +341,71 @@ def batch(context: RequestContext) -> Response:
         except HttpError as error:
             for restore in reversed(undo):
                 restore()
-            failed = {"statusCode": error.status, "subStatusCode": error.substatus, "message": error.message}
-            others: list[dict[str, Any]] = [{"statusCode": 424, "requestCharge": 0.0}] * len(operations)
-            others[len(results)] = failed | {"requestCharge": error.charge_ru}
+            others = [NOT_RUN] * len(operations)
+            others[len(results)] = _failure(error)
             charge_ru = round(charge_ru + error.charge_ru, 2)
             partition.charge_read(context.now, context.request.region, charge_ru)
             return Response(207, orjson.dumps(others), context.headers(partition), charge_ru)
     charge_ru = round(charge_ru, 2)
     partition.charge_write(context.now, charge_ru)
     return Response(200, orjson.dumps(results), context.headers(partition), charge_ru)
+
+
+def _operations(context: RequestContext) -> list[dict[str, Any]]:
+    """Return the operations of a batch, checked."""
+    operations = parse_json(context.request.body, "the batch")
+    if not isinstance(operations, list) or not 1 <= len(operations) <= MAX_BATCH_OPERATIONS:
+        raise bad_request(f"a batch has 1 to {MAX_BATCH_OPERATIONS} operations")
+    if not all(isinstance(operation, dict) for operation in operations):
+        raise bad_request("each operation of a batch is an object")
+    return operations
+
+
+def _bulk(context: RequestContext, operations: list[dict[str, Any]]) -> Response:
+    """Run operations of one partition, each by itself: it has its own key, status and charge, and 429s are its own."""
+    goes_on = context.request.header(b"x-ms-cosmos-batch-continue-on-error").lower() != "false"
+    range_id = context.request.header(RANGE_HEADER)
+    partition = context.container.partitions.with_id(range_id) if range_id else context.container.partitions.all[0]
+    results, failed = list[dict[str, Any]](), False
+    for operation in operations:
+        if failed and not goes_on:
+            results.append(NOT_RUN)
+            continue
+        try:
+            results.append(_run_of_bulk(context, operation))
+        except HttpError as error:
+            failed = True
+            partition.charge_read(context.now, context.request.region, error.charge_ru)
+            results.append(_failure(error))
+    charge_ru = round(sum(result["requestCharge"] for result in results), 2)
+    return Response(207 if failed else 200, orjson.dumps(results), context.headers(partition), charge_ru)
+
+
+def _run_of_bulk(context: RequestContext, operation: dict[str, Any]) -> dict[str, Any]:
+    """Run one operation of a bulk request."""
+    key = operation.get("partitionKey")
+    if not isinstance(key, str):
+        raise bad_request("an operation of a bulk request needs its partitionKey, as text of a JSON array")
+    value = context.container.definition.of_header(key.encode())
+    partition = context.partition_of(value)
+    partition.admit(context.now, context.request.region)
+    result = _run_of_batch(context, value, operation, [])
+    if operation.get("operationType") == "Read":
+        partition.charge_read(context.now, context.request.region, result["requestCharge"])
+    else:
+        partition.charge_write(context.now, result["requestCharge"])
+    return result
+
+
+def _failure(error: HttpError) -> dict[str, Any]:
+    """Return the result of an operation that failed."""
+    result = {"statusCode": error.status, "subStatusCode": error.substatus, "message": error.message}
+    retry_after = error.headers.get("x-ms-retry-after-ms")
+    return (
+        result
+        | {"requestCharge": error.charge_ru}
+        | ({"retryAfterMilliseconds": int(retry_after)} if retry_after else {})
+    )
 
 
 def _run_of_batch(
@@ -383,6 +447,7 @@ def _undo_of(context: RequestContext, item_id: str, key: bytes) -> Callable[[], 
             return
         if present is document:
             documents.resize(document, saved.size)
+        documents.claim(document, saved.unique)
         document.restore(saved)
         if present is not document:
             documents.undelete(document)

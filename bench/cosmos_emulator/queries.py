@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from bench.cosmos_emulator.change_feed import read_changes
 from bench.cosmos_emulator.documents import Document
 from bench.cosmos_emulator.errors import CROSS_PARTITION_QUERY_NOT_SERVABLE, HttpError, bad_request
 from bench.cosmos_emulator.http import Response, parse_object
@@ -50,6 +51,9 @@ class Page:
     loaded: list[Document] = field(default_factory=list)
     """The documents that were read for the results."""
 
+    considered: int = 0
+    """Documents that were held against the condition."""
+
     counted: int = 0
     continuation: str = ""
 
@@ -76,9 +80,9 @@ def query_plan(context: RequestContext) -> Response:
 
 
 def feed(context: RequestContext) -> Response:
-    """Return one page of all items."""
+    """Return one page of all items, or of the change feed."""
     if context.request.headers.get(b"a-im"):
-        raise bad_request("the change feed is not emulated")
+        return read_changes(context)
     return _respond(_page_of(context, parse(EVERYTHING), {}), is_feed=True)
 
 
@@ -140,12 +144,31 @@ def _respond(page: Page, *, is_feed: bool) -> Response:
         del headers["x-ms-documentdb-partitionkeyrangeid"]
         headers["x-ms-session-token"] = ",".join(partition.session_token for partition in partitions)
     headers["x-ms-item-count"] = str(len(page.results))
+    if context.request.flag(b"x-ms-documentdb-populatequerymetrics"):
+        headers["x-ms-documentdb-query-metrics"] = _metrics(page)
     if page.continuation:
         headers["x-ms-continuation"] = page.continuation
     body = b'{"_rid":"%b","Documents":[%b],"_count":%d}' % (
         context.container.rid.encode(), b",".join(page.results), len(page.results),
     )  # fmt: skip
     return Response(200, body, headers, round(charge_ru, 2))
+
+
+def _metrics(page: Page) -> str:
+    """Return counts as the service's header has them; its times are left at 0, for ours would not be Azure's."""
+    retrieved, found = max(page.considered, len(page.loaded)), len(page.results)
+    times = ("totalExecutionTime", "queryCompileTime", "queryLogicalPlanBuildTime", "queryPhysicalPlanBuildTime",
+             "queryOptimizationTime", "indexLookupTime", "documentLoadTime", "systemFunctionExecuteTime",
+             "userFunctionExecuteTime", "documentWriteTime", "VMExecutionTime")  # fmt: skip
+    values = {f"{name}InMs": "0.00" for name in times} | {
+        "retrievedDocumentCount": str(retrieved),
+        "retrievedDocumentSize": str(sum(one.size for one in page.loaded)),
+        "outputDocumentCount": str(found),
+        "outputDocumentSize": str(sum(map(len, page.results))),
+        "writeOutputTimeInMs": "0.00",
+        "indexUtilizationRatio": f"{min(1.0, found / retrieved) if retrieved else 0:.2f}",
+    }
+    return ";".join(f"{name}={value}" for name, value in values.items())
 
 
 def _matching(page: Page) -> Iterator[tuple[Document, Any]]:
@@ -169,6 +192,7 @@ def _matching(page: Page) -> Iterator[tuple[Document, Any]]:
             continue
         if has_epk_range and not start <= container.effective_key_of(document) < end:
             continue
+        page.considered += 1
         condition = query.where if conditions is None else conditions[document.id]
         item = document.parsed() if needs_item or condition is not ALWAYS else None
         if condition is ALWAYS or evaluate(condition, item, page.parameters) is True:

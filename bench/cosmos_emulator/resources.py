@@ -14,6 +14,7 @@ from bench.cosmos_emulator.items import ALREADY_EXISTS
 from bench.cosmos_emulator.partition_keys import PartitionKeyDefinition
 from bench.cosmos_emulator.partitions import Partitions
 from bench.cosmos_emulator.queries import parse_query, select
+from bench.cosmos_emulator.unique_keys import UniqueKeys
 from stores.cosmos.url import (
     AUTOSCALE_MIN,
     AUTOSCALE_STEP,
@@ -66,14 +67,13 @@ def create_container(
     for unknown in NOT_EMULATED:
         if resource.get(unknown):
             raise bad_request(f"{unknown} is not emulated")
-    unique = resource.get("uniqueKeyPolicy")
-    if isinstance(unique, dict) and unique.get("uniqueKeys"):
-        raise bad_request("unique keys are not emulated")
+    unique_keys = UniqueKeys(resource.get("uniqueKeyPolicy"))
     definition = PartitionKeyDefinition(resource.get("partitionKey"))
     is_default = manual is None and autoscale is None
     throughput = Throughput(DEFAULT_RU) if is_default else throughput_of(manual, autoscale)
     partitions = Partitions(throughput, definition.version, len(account.regions), burst=account.burst)
     container = Container(database, name, account.next_number(), definition, partitions)
+    container.unique_keys = unique_keys
     _configure(account, container, resource)
     rid = resource_id(account.next_number().to_bytes(3, "big"))
     account.offers[rid] = Offer(rid, container, throughput, throughput.ru, *account.next_stamp())
@@ -88,6 +88,8 @@ def replace_container(account: Account, container: Container, resource: Mapping[
     key = resource.get("partitionKey", container.definition.resource)
     if PartitionKeyDefinition(key).resource != container.definition.resource:
         raise bad_request("the partition key of a container cannot be changed")
+    if UniqueKeys(resource.get("uniqueKeyPolicy", container.unique_keys.resource)).paths != container.unique_keys.paths:
+        raise bad_request("the unique keys of a container cannot be changed")
     _configure(account, container, resource)
     return container
 

@@ -3,9 +3,9 @@
     SELECT [TOP n] (* | VALUE value | value [AS name], …) FROM name [WHERE condition]
     [ORDER BY path [ASC|DESC], …] [OFFSET n LIMIT n]
 
-Conditions: AND, OR, NOT, parentheses, = != <> < <= > >=, IN, IS_DEFINED; values: paths, constants, @parameters,
-arrays, objects, COUNT(1). What is not there is undefined and never fulfils, and values of different types are not
-compared: https://learn.microsoft.com/azure/cosmos-db/nosql/query/equality-comparison-operators
+Conditions: AND, OR, NOT, parentheses, = != <> < <= > >=, IN, IS_DEFINED, ARRAY_CONTAINS; values: paths, constants,
+@parameters, arrays, objects, COUNT(1). What is not there is undefined and never fulfils, and values of different types
+are not compared: https://learn.microsoft.com/azure/cosmos-db/nosql/query/equality-comparison-operators
 """
 
 import operator
@@ -52,7 +52,7 @@ class Node(NamedTuple):
     """A value or a condition."""
 
     kind: str
-    """path, constant, parameter, array, object, count, is_defined, in, not, and, or, or the sign of a comparison."""
+    """path, constant, parameter, array, object, count, a function, in, not, and, or, or the sign of a comparison."""
 
     parts: tuple["Node", ...] = ()
     value: Any = None
@@ -335,6 +335,12 @@ class Parser:
         if word in CONSTANTS:
             self._position += 1
             return Node("constant", value=CONSTANTS[word])
+        if word == "ARRAY_CONTAINS":
+            self._position += 1
+            self._expect("(")
+            arguments = self._values(")")
+            if len(arguments) in (2, 3):
+                return Node("array_contains", arguments)
         if word in ("COUNT", "IS_DEFINED"):
             self._position += 1
             self._expect("(")
@@ -373,7 +379,7 @@ def is_fulfilled(condition: object, item: Mapping[str, Any]) -> bool:
     return evaluate(parse_condition(condition), item, {}) is True
 
 
-def evaluate(node: Node, item: Any, parameters: Parameters) -> Any:  # noqa: ANN401, C901, PLR0911 -- JSON in and out; one case for each kind of node
+def evaluate(node: Node, item: Any, parameters: Parameters) -> Any:  # noqa: ANN401, C901, PLR0911, PLR0912 -- JSON in and out; one case for each kind of node
     """Return the value of *node* for *item*, UNDEFINED where there is none."""
     kind, parts, value = node
     match kind:
@@ -399,6 +405,8 @@ def evaluate(node: Node, item: Any, parameters: Parameters) -> Any:  # noqa: ANN
             return not values[0] if isinstance(values[0], bool) else UNDEFINED
         case "is_defined":
             return values[0] is not UNDEFINED
+        case "array_contains":
+            return _array_contains(*values)
         case "array":
             return [one for one in values if one is not UNDEFINED]
         case "object":
@@ -431,6 +439,19 @@ def _compare(sign: str, left: Any, right: Any) -> Any:  # noqa: ANN401 -- any JS
     if left is None:
         return "=" in sign and sign != "!="
     return COMPARISONS[sign](left, right)
+
+
+def _array_contains(array: Any, value: Any, partial: Any = False) -> Any:  # noqa: ANN401, FBT002 -- any JSON values; as the function has them
+    """Return whether an array has a value; with *partial*, an object that has all properties of *value*."""
+    if not isinstance(array, list) or value is UNDEFINED or not isinstance(partial, bool):
+        return UNDEFINED
+    if partial and isinstance(value, dict):
+        return any(isinstance(one, dict) and _has_properties(one, value) for one in array)
+    return any(_compare("=", one, value) is True for one in array)
+
+
+def _has_properties(one: Mapping[str, Any], properties: Mapping[str, Any]) -> bool:
+    return all(name in one and _compare("=", one[name], value) is True for name, value in properties.items())
 
 
 def conditions_by_id(node: Node, parameters: Parameters) -> dict[str, Node] | None:

@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from bench.micro import (
+    big_release,
     cold,
     cosmos,
     generator,
@@ -25,6 +26,7 @@ from bench.micro import (
     overload,
     publishing,
     redis,
+    redis_cluster,
     spark,
     training,
 )
@@ -86,7 +88,9 @@ BENCHMARKS: dict[str, Measure] = {
     "redis_service": redis.measure_service,
     "redis_reads": redis.measure_reads,
     "redis_publishing": redis.measure_publishing,
+    "redis_cluster": redis_cluster.measure_cluster,
     "import": importing.measure,
+    "big_release": big_release.measure,
     "retail": training.measure_retail,
     "log": training.measure_log,
     "spark_retail": spark.measure_retail,

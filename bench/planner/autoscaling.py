@@ -24,7 +24,7 @@ WAVES_S, WAVE = (97, 613), 0.05
 # as fast ten minutes later.
 LOSS_S, BURST_S = 1200, 1800
 BURST, RAMP_S, HELD_S = 2.0, 60, 600
-# Pods are spread evenly over so many nodes.
+# Pods are spread evenly over so many nodes, or more where that many cannot hold them.
 NODES = 3
 # How old a metric is when the autoscaler reads it, and of how many seconds it is the mean. metrics-server reads every
 # 15 s what kubelets measured in the 15 s before; requests are counted over a minute of scrapes.
@@ -53,6 +53,11 @@ class Day:
     objective_rps: float
     """What it answers inside of the objective."""
     start_s: float
+    node_pods: int = 1_000_000
+    """How many pods a node can hold at most."""
+
+    failing: frozenset[int] = frozenset()
+    """The steps at which some users' lists cannot be read, for a primary of the store is lost."""
 
     def hpa(self, min_pods: int, cpu_percent: int, max_pods: int = 0, up: Rules = UP, down: Rules = DOWN) -> Hpa:
         """Return an autoscaler whose two metrics say the same; *max_pods* by default as many as the burst takes."""
@@ -70,6 +75,8 @@ class Outcome:
     pod_hours: float
     most_pods: int
     changes: int
+    refused: float
+    """Requests beyond what the pods can answer by all of their CPU."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values; the parameters as a manifest has them."""
@@ -132,6 +139,7 @@ def make_day(plan: Plan) -> Day:
         max(pod_rps, objective_rps),
         objective_rps,
         inputs.pod_start_s,
+        max(1, int(inputs.node_cpus / inputs.pod_cpus)),
     )
 
 
@@ -158,21 +166,23 @@ def replay(hpa: Hpa, day: Day) -> Outcome:
     # had answered by each step.
     pods, answered = [-inf] * first, [0.0]
     outside = pod_steps = most = changes = 0
+    refused = 0.0
     for step, rps in enumerate(day.load):
         now_s = step * STEP_S
         if step in day.losses:
-            lost = -(-bisect_right(pods, now_s) // NODES)
+            lost = min(-(-bisect_right(pods, now_s) // NODES), day.node_pods)
             pods = pods[lost:] + [now_s + day.start_s] * lost
         if now_s % SYNC_S == 0:
             wanted = autoscaler.decide(now_s, len(pods), _metrics(hpa, day, pods, answered))
             changes += wanted != len(pods)
             pods[wanted:] = [now_s + day.start_s] * (wanted - len(pods))
         ready = bisect_right(pods, now_s)
-        outside += rps > ready * day.objective_rps
+        outside += rps > ready * day.objective_rps or step in day.failing
+        refused += max(0.0, rps - ready * day.pod_rps) * STEP_S
         answered.append(answered[-1] + (min(rps / ready, day.pod_rps) * STEP_S if ready else 0.0))
         pod_steps += len(pods)
         most = max(most, len(pods))
-    return Outcome(hpa, outside * STEP_S, round(pod_steps * STEP_S / HOUR_S, 1), most, changes)
+    return Outcome(hpa, outside * STEP_S, round(pod_steps * STEP_S / HOUR_S, 1), most, changes, refused)
 
 
 def _metrics(hpa: Hpa, day: Day, pods: Sequence[float], answered: Sequence[float]) -> tuple[Metric, Metric]:

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from statistics import fmean
+from typing import TYPE_CHECKING
 
-from bench.planner.demand import needed_ru, skew_factor, write_charge
+from bench.planner.demand import fullest_zipf_share, needed_ru, skew_factor, write_charge
 from bench.planner.figures import Figure, Ledger, round_up
 from bench.planner.inputs import CAPACITIES, Inputs, hourly_shares
 from stores.cosmos.charges import Charges
@@ -18,6 +19,9 @@ from stores.cosmos.url import (
     minimum_ru,
 )
 from stores.prices import HOURS_A_MONTH
+
+if TYPE_CHECKING:
+    from bench.planner.key_stream import KeyStream
 
 GB = 1000**3
 PARTITION_GB = 50
@@ -37,7 +41,7 @@ FLOOR = 10
 OVERLAP_HOURS = 1
 
 
-def derive_demand(ledger: Ledger, inputs: Inputs, charges: Charges) -> None:
+def derive_demand(ledger: Ledger, inputs: Inputs, charges: Charges, keys: "KeyStream | None") -> None:
     """Derive what is to be provisioned, whatever it costs, from the sizes and the workload in the ledger."""
     _charges(ledger, inputs, charges)
     _publishing(ledger, inputs)
@@ -45,7 +49,8 @@ def derive_demand(ledger: Ledger, inputs: Inputs, charges: Charges) -> None:
     ledger.derive("release_gb", "GB", f"rows * item_bytes / {GB}")
     ledger.derive("copies", "releases", copies, source="live, kept and, while it is written, the next")
     ledger.derive("stored_gb", "GB", "release_gb * copies")
-    _serving(ledger, inputs)
+    _serving(ledger, inputs, keys)
+    ledger.derive("partitions_all", "partitions", "partitions * regions")
     _hot_key(ledger)
     ledger.derive("publishes", "a month", f"{HOURS_A_MONTH} / refresh_hours")
     _together(ledger, inputs)
@@ -84,7 +89,7 @@ def _publishing(ledger: Ledger, inputs: Inputs) -> None:
     ledger.derive("publish_hours", "hours", "publish_total_ru / publish_ru_s / 3600")
 
 
-def _serving(ledger: Ledger, inputs: Inputs) -> None:
+def _serving(ledger: Ledger, inputs: Inputs, keys: "KeyStream | None") -> None:
     """Derive the RU/s and the physical partitions of the container that is read.
 
     What the fullest partition needs depends on how many there are, and how many there are on what it needs, so the
@@ -95,20 +100,20 @@ def _serving(ledger: Ledger, inputs: Inputs) -> None:
     partitions = 0.0
     while needed > partitions:
         partitions = needed
-        needed = _serving_with(ledger, inputs, int(partitions))
+        needed = _serving_with(ledger, inputs, int(partitions), keys)
 
 
-def _serving_with(ledger: Ledger, inputs: Inputs, partitions: int) -> float:
+def _serving_with(ledger: Ledger, inputs: Inputs, partitions: int, keys: "KeyStream | None") -> float:
     """Derive what serving takes with so many partitions; return how many a container that can give it has."""
     in_place = inputs.publishing == "in-place"
     wanted = f"round_up(reads_ru{' + publish_ru_s' * in_place}, {MANUAL_STEP})"
     before = "have_ru" if inputs.have_ru else ""
     alternative = before if in_place else "publish_ru_s"
-    hot_share, reads_s, read_ru = (ledger.number(name) for name in ("hot_read", "reads_s", "mean_read_ru"))
+    reads_s, read_ru = (ledger.number(name) for name in ("reads_s", "mean_read_ru"))
     ledger.input("partitions", partitions, "partitions", "as many as they come to, so that both agree")
-    ledger.derive("skew", "", "1 + hot_read * (partitions - 1)", skew_factor(hot_share, partitions))
+    skew = _skew(ledger, inputs, partitions, keys)
     ledger.derive("reads_plain_ru", "RU/s", "reads_s * mean_read_ru")
-    reads_ru = needed_ru(reads_s, read_ru, hot_share=hot_share, partitions=partitions) / inputs.ru_utilisation
+    reads_ru = needed_ru(reads_s, read_ru, skew=skew) / inputs.ru_utilisation
     ledger.derive("reads_ru", "RU/s", "reads_plain_ru * skew / ru_utilisation", reads_ru)
     ledger.derive("highest_ru", "RU/s", f"max({alternative}, {wanted})" if alternative else wanted)
     least = f"round_up(max({MANUAL_MIN}, release_gb, highest_ru / 100), {MANUAL_STEP})"
@@ -121,13 +126,26 @@ def _serving_with(ledger: Ledger, inputs: Inputs, partitions: int) -> float:
     return ledger.derive("partitions", "partitions", formula, source="they stay, whatever RU/s are taken away")
 
 
+def _skew(ledger: Ledger, inputs: Inputs, partitions: int, keys: "KeyStream | None") -> float:
+    """Derive by how much the fullest partition exceeds an even share: counted, by the Zipf law, or by the hottest."""
+    if keys is not None:
+        formula = "partitions * the share that the fullest has of the users that the cache let through"
+        return ledger.derive("skew", "", formula, partitions * keys.fullest_share(partitions), source=keys.source)
+    if inputs.zipf is not None and inputs.hot_share is None and inputs.hit_rate is None:
+        users = max(1, round(ledger.number("users_then")))
+        fullest = fullest_zipf_share(users, inputs.zipf, partitions, inputs.cache_entries)
+        formula = "partitions * the share that the fullest has of users_then by zipf, mean over where they may lie"
+        return ledger.derive("skew", "", formula, partitions * fullest)
+    skew = skew_factor(ledger.number("hot_read"), partitions)
+    return ledger.derive("skew", "", "1 + hot_read * (partitions - 1)", skew)
+
+
 def _hot_key(ledger: Ledger) -> None:
-    """Compare the hottest key, and the partition that holds it, with a partition's share."""
+    """Compare the hottest key, and the fullest partition, with a partition's share."""
     ledger.derive("partition_ru", "RU/s", "serve_ru / partitions")
     ledger.derive("hot_key_ru", "RU/s", "reads_s * hot_read * mean_read_ru")
     ledger.derive("hot_key_load", "share", "hot_key_ru / partition_ru")
-    formula = "(hot_key_ru + reads_s * (1 - hot_read) * mean_read_ru / partitions) / partition_ru"
-    ledger.derive("hot_partition_load", "share", formula)
+    ledger.derive("hot_partition_load", "share", "reads_plain_ru * skew / partitions / partition_ru")
 
 
 def _together(ledger: Ledger, inputs: Inputs) -> None:

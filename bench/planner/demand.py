@@ -9,7 +9,8 @@ results", IEEE JSAC 20(7), 2002.
 """
 
 from functools import lru_cache
-from math import exp, expm1, log
+from math import exp, expm1, inf, log
+from random import Random
 from typing import NamedTuple
 
 from stores.cosmos.charges import Charges
@@ -18,6 +19,8 @@ from stores.cosmos.charges import Charges
 EXACT_RANKS = 1_000
 GROUP_WIDTH = 1.01
 BISECTIONS = 60
+# How often the hottest keys are placed at random, and how many of them; the others are too many to lie unevenly.
+PLACEMENTS, PLACED = 200, 200
 
 
 class CacheHits(NamedTuple):
@@ -52,6 +55,18 @@ def cache_hits(keys: int, exponent: float, entries: int) -> CacheHits:
         return CacheHits(0.0, 0.0)
     if entries >= keys:
         return CacheHits(1.0, 1.0)
+    groups, stay = popularity(keys, exponent), characteristic_time(keys, exponent, entries)
+    hit_rate = sum(count * chance * -expm1(-chance * stay) for count, chance in groups)
+    return CacheHits(hit_rate, 1 - exp(-groups[0][1] * stay))
+
+
+@lru_cache(256)
+def characteristic_time(keys: int, exponent: float, entries: int) -> float:
+    """Return for how many requests a key stays in a cache of *entries*, fewer than there are *keys*; 0 without one."""
+    if entries <= 0:
+        return 0.0
+    if entries >= keys:
+        return inf
     groups = popularity(keys, exponent)
     low, high = 0.0, float(entries)
     while _entries_held(groups, high) < entries:
@@ -59,8 +74,7 @@ def cache_hits(keys: int, exponent: float, entries: int) -> CacheHits:
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
         low, high = (middle, high) if _entries_held(groups, middle) < entries else (low, middle)
-    hit_rate = sum(count * chance * -expm1(-chance * high) for count, chance in groups)
-    return CacheHits(hit_rate, 1 - exp(-groups[0][1] * high))
+    return high
 
 
 def _entries_held(groups: tuple[tuple[int, float], ...], time: float) -> float:
@@ -81,23 +95,51 @@ def skew_factor(hot_share: float, partitions: int) -> float:
     return 1 + hot_share * (partitions - 1)
 
 
+@lru_cache(256)
+def fullest_zipf_share(keys: int, exponent: float, partitions: int, entries: int = 0) -> float:
+    """Return the share of requests that the fullest of *partitions* gets, by a Zipf law, behind a cache of *entries*.
+
+    Keys lie where their hash puts them, which nobody knows beforehand: this is the mean over PLACEMENTS of the hottest
+    ones, all others being even. What one placement has, only its own keys show.
+    """
+    groups = popularity(keys, exponent)
+    stay = characteristic_time(keys, exponent, entries)
+    missed = [(count, chance * exp(-chance * stay)) for count, chance in groups]
+    total = sum(count * chance for count, chance in missed)
+    if partitions == 1 or total <= 0:
+        return 1 / partitions
+    hottest = sorted((chance / total for count, chance in missed if count == 1), reverse=True)[:PLACED]
+    even, draw, found = (1 - sum(hottest)) / partitions, Random(0), 0.0  # noqa: S311 -- places keys, guards nothing
+    for _ in range(PLACEMENTS):
+        loads = [even] * partitions
+        for share in hottest:
+            loads[draw.randrange(partitions)] += share
+        found += max(loads)
+    return found / PLACEMENTS
+
+
 def needed_ru(
     reads_s: float,
     read_ru: float,
     *,
     hit_rate: float = 0.0,
-    hot_share: float = 0.0,
+    skew: float = 1.0,
     partitions: int = 1,
     writes_s: float = 0.0,
     write_ru: float = 0.0,
+    throttled: float = 0.0,
 ) -> float:
     """Return the RU/s that a container needs so that its fullest partition has enough.
 
-    *reads_s* and *writes_s* a second, *hit_rate* the share of the reads that a cache answers, *hot_share* the share of
-    the remaining reads that goes to one key. Writes are spread evenly. Nothing is added for headroom.
+    *reads_s* and *writes_s* a second, *hit_rate* the share of the reads that a cache answers, *skew* by how much the
+    fullest of *partitions* exceeds an even share of the rest. Writes are spread evenly. *throttled* is the share of
+    requests that may be refused: those are the fullest partition's, as long as the others have enough. Nothing is added
+    for headroom.
     """
-    reads = reads_s * (1 - hit_rate) * read_ru * skew_factor(hot_share, partitions)
-    return reads + writes_s * write_ru
+    reads_ru, writes_ru = reads_s * (1 - hit_rate) * read_ru, writes_s * write_ru
+    refused_ru = throttled * (reads_ru + writes_ru)
+    fullest = reads_ru * skew + writes_ru - refused_ru * partitions
+    return max(fullest, reads_ru + writes_ru - refused_ru)
 
 
 def predict_ru(
@@ -107,11 +149,12 @@ def predict_ru(
     *,
     strong: bool = False,
     hit_rate: float = 0.0,
-    hot_share: float = 0.0,
+    skew: float = 1.0,
     partitions: int = 1,
     writes_s: float = 0.0,
     terms: int = 0,
     replaced: bool = False,
+    throttled: float = 0.0,
 ) -> float:
     """Return the RU/s that reads and writes of items of *item_bytes*, as stored, need by the documented charges.
 
@@ -121,10 +164,11 @@ def predict_ru(
         reads_s,
         charges.read(round(item_bytes), strong=strong),
         hit_rate=hit_rate,
-        hot_share=hot_share,
+        skew=skew,
         partitions=partitions,
         writes_s=writes_s,
         write_ru=write_charge(charges, item_bytes, terms=terms, replaced=replaced),
+        throttled=throttled,
     )
 
 

@@ -165,6 +165,14 @@ class Inputs:
         "s/day", "outside of the objective that an autoscaler may cost", 86.4, "a thousandth of a day", high=86_400
     )
 
+    zones: int = _cosmos(
+        "zones", "that the pods of a region are spread over, of which any one may be lost", 1, "none is lost", low=1,
+        high=10,
+    )  # fmt: skip
+    node_cpus: float = _input(
+        "vCPU", "of a node that pods run on, lost whole in a replayed day", 16.0, "a guess", low=1
+    )
+
     redis_nodes: int = _input("nodes", "of an instance", 2, "one is the replica", low=1)
     redis_reserved: float = _input(
         "share", "of an instance's memory that is not for data", 0.2,
@@ -173,6 +181,34 @@ class Inputs:
     redis_utilisation: float = _input(
         "share", "of its GETs/s that an instance may use", 0.6, "room for a publish", low=0.05
     )
+    redis_node_gb: float | None = _cosmos(
+        "GB", "of a node of a Redis Cluster of your own; none: no such one", None, low=0.5
+    )
+    redis_read_us: float = _input(
+        "µs", "of a core that redis-server takes for a lookup", 1.7,
+        "1.67 measured at 67,000 GETs/s on one core, 64 connections (EPYC, 2026-11-20)", low=0.01,
+    )  # fmt: skip
+    failover_s: float = _input(
+        "s", "from the loss of a primary until its replica answers", 17.0,
+        "cluster-node-timeout is 15 s where nothing is set, and an election takes some 2", high=3600,
+    )  # fmt: skip
+
+    interactions: int | None = _cosmos("interactions", "that are learnt from, with Spark; none: no Spark", None, low=1)
+    ranked_items: int = _input("items", "that are ranked for each user", 100_000, "a guess", low=1)
+    factors: int = _input("factors", "of a model", 128, "a guess", low=1, high=4096)
+    train_us: float = _input(
+        "µs", "of a core that training takes for an interaction", 10.0,
+        "measured of implicit: 128 factors, 15 iterations (EPYC, 2026-11-21)", low=0.01,
+    )  # fmt: skip
+    rank_ns: float = _input(
+        "ns", "of a core that ranking takes for a user and an item", 6.0,
+        "measured of numpy: 128 factors, 100,000 items (EPYC, 2026-11-21)", low=1e-3,
+    )  # fmt: skip
+    spark_efficiency: float = _input(
+        "share", "of its cores' time that Spark works", 0.5, "shuffles, and waits", low=0.01
+    )
+    train_hours: float = _cosmos("hours", "that a training run may take", 2.0, "a guess", low=0.01)
+    executor_cpus: float = _input("vCPU", "of an executor", 4.0, "a guess", low=1)
 
 
 @dataclass(frozen=True, slots=True)

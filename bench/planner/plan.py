@@ -4,14 +4,18 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from math import ceil
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.planner.cosmos import GB, derive_costs, derive_demand, is_possible
 from bench.planner.demand import CacheHits, cache_hits, hottest_share
 from bench.planner.figures import Figure, Ledger
+from bench.planner.fleet import derive_cluster, derive_spark, derive_zones
 from bench.planner.inputs import CAPACITIES, KEY_BYTES, KNOWN, Inputs, SourcedInputs, hourly_shares
 from stores.cosmos.charges import Charges
 from stores.prices import HOURS_A_MONTH, Price, Prices, Size
+
+if TYPE_CHECKING:
+    from bench.planner.key_stream import KeyStream
 
 ITEM_BYTES = len('{"id":"","score":0.1234}')
 TITLE_BYTES = len(',"title":""')
@@ -42,7 +46,8 @@ OUTLINE = {
     },
     "Cosmos DB: containers": {
         "containers while publishing": "containers", "partitions of a new release": "new_partitions",
-        "partitions of the live one": "partitions", "a partition's share": "partition_ru",
+        "partitions of the live one": "partitions", "the same in all regions": "partitions_all",
+        "a partition's share": "partition_ru",
         "hottest user by it": "hot_key_load", "fullest partition by it": "hot_partition_load",
         "least RU/s of a kept release": "least_ru", "storage, all releases": "stored_gb",
     },
@@ -50,13 +55,24 @@ OUTLINE = {
         "memory, all releases": "redis_gb", "Azure Managed Redis, balanced": "redis_size", "shards": "redis_shards",
         "nodes of an instance": "redis_nodes",
     },
+    "Redis Cluster of your own": {
+        "primaries by memory": "cluster_by_memory", "primaries by what a core answers": "cluster_by_core",
+        "primaries": "cluster_primaries", "nodes, replicas included": "cluster_nodes",
+        "memory of a primary": "cluster_primary_gb", "use of its core": "cluster_core_use",
+        "users that a lost primary has": "cluster_lost_share",
+    },
+    "Spark": {
+        "to fit the model": "fit_core_hours", "to rank all users": "rank_core_hours", "in all": "spark_core_hours",
+        "executors": "spark_executors", "a run takes": "spark_hours", "memory of an executor": "executor_gb",
+    },
     "Pods": {
         "by Little's law": "pods_by_little", "by what a pod can answer": "pods_by_capacity", "at least": "min_pods",
-        "in a region, the most of these": "pods_region", "in all": "pods",
+        "in a region, the most of these": "pods_region", "in a zone": "pods_zone", "in all": "pods",
     },
     "Cost a month": {
         "Cosmos DB, manual": "manual_cost", "Cosmos DB, autoscale": "autoscale_cost",
-        "Cosmos DB, serverless": "serverless_cost", "Redis": "redis_cost", "pods": "pods_cost",
+        "Cosmos DB, serverless": "serverless_cost", "Redis": "redis_cost", "Redis Cluster": "cluster_cost",
+        "Spark": "spark_cost", "pods": "pods_cost",
         "Cosmos DB and pods": "cosmos_total", "Redis and pods": "redis_total",
     },
 }  # fmt: skip
@@ -70,6 +86,8 @@ class Plan:
     prices: Prices = field(repr=False)
     charges: Charges = field(repr=False)
     figures: Mapping[str, Figure] = field(repr=False)
+    keys: "KeyStream | None" = field(default=None, repr=False)
+    """The users who were requested, where such a stream was given."""
 
     @property
     def inputs(self) -> Inputs:
@@ -109,19 +127,23 @@ class Plan:
     def with_inputs(self, **changes: Any) -> "Plan":  # noqa: ANN401 -- inputs by name; `replace` refuses others
         """Return the plan calculated again with some inputs changed."""
         changed = SourcedInputs(replace(self.inputs, **changes), self.sourced.sources)
-        return calculate(changed, self.prices, self.charges)
+        return calculate(changed, self.prices, self.charges, self.keys)
 
 
-def calculate(sourced: SourcedInputs, prices: Prices, charges: Charges) -> Plan:
-    """Calculate a plan; pure: the same inputs, prices and charges give the same figures."""
+def calculate(sourced: SourcedInputs, prices: Prices, charges: Charges, keys: "KeyStream | None" = None) -> Plan:
+    """Calculate a plan; pure: the same inputs, prices, charges and keys give the same figures."""
     ledger, inputs = Ledger(), sourced.inputs
     _enter_inputs(ledger, sourced, prices)
     _derive_sizes(ledger, inputs)
-    _derive_workload(ledger, inputs)
-    derive_demand(ledger, inputs, charges)
+    _derive_workload(ledger, inputs, keys)
+    derive_demand(ledger, inputs, charges, keys)
     derive_costs(ledger, inputs)
     _derive_pods(ledger, inputs)
     _derive_redis(ledger, inputs, prices)
+    if inputs.redis_node_gb is not None:
+        derive_cluster(ledger)
+    if inputs.interactions is not None:
+        derive_spark(ledger, inputs)
     if is_possible(ledger.figures, inputs.capacity):
         ledger.derive("cosmos_total", "USD/month", f"{inputs.capacity}_cost + pods_cost")
     else:
@@ -129,7 +151,7 @@ def calculate(sourced: SourcedInputs, prices: Prices, charges: Charges) -> Plan:
     ledger.derive("redis_total", "USD/month", "redis_cost + pods_cost")
     if inputs.have_ru is not None:
         _derive_today(ledger, inputs)
-    return Plan(sourced, prices, charges, ledger.figures)
+    return Plan(sourced, prices, charges, ledger.figures, keys)
 
 
 def _enter_inputs(ledger: Ledger, sourced: SourcedInputs, prices: Prices) -> None:
@@ -176,7 +198,7 @@ def _derive_sizes(ledger: Ledger, inputs: Inputs) -> None:
     ledger.derive("redis_row_bytes", "bytes", f"({formula}) * {REDIS_ALLOCATED}", source=source)
 
 
-def _derive_workload(ledger: Ledger, inputs: Inputs) -> None:
+def _derive_workload(ledger: Ledger, inputs: Inputs, keys: "KeyStream | None") -> None:
     """Derive users, rows and rates as they will have grown, and what of them reaches the store."""
     ledger.derive("growth", "", "(1 + growth_percent / 100) ** months")
     users = ledger.derive("users_then", "users", "users * growth")
@@ -185,11 +207,11 @@ def _derive_workload(ledger: Ledger, inputs: Inputs) -> None:
     ledger.derive("peak_region", "requests/s", "peak_then * region_share")
     mean = fmean(hourly_shares(inputs.profile))
     ledger.derive("mean_of_peak", "share", "the mean of profile by its busiest hour", mean)
-    _derive_cache_hits(ledger, inputs, max(1, round(users)))
+    _derive_cache_hits(ledger, inputs, max(1, round(users)), keys)
     ledger.derive("reads_s", "reads/s", "peak_region * (1 - hits)")
 
 
-def _derive_cache_hits(ledger: Ledger, inputs: Inputs, users: int) -> None:
+def _derive_cache_hits(ledger: Ledger, inputs: Inputs, users: int, keys: "KeyStream | None") -> None:
     """Derive the hit rate of the cache, and the hottest user's share of what misses."""
     exponent = inputs.zipf or 0.0
     if inputs.hit_rate is not None:
@@ -207,6 +229,10 @@ def _derive_cache_hits(ledger: Ledger, inputs: Inputs, users: int) -> None:
     else:
         formula = "chance of the first of users_then, zipf"
         hottest = ledger.derive("hot_user", "share", formula, hottest_share(users, exponent))
+    if keys is not None:
+        formula = "the most frequent of the users that the cache let through"
+        ledger.derive("hot_read", "share", formula, keys.hottest_missed, source=keys.source)
+        return
     missed = hottest * (1 - cached.hottest_hit_rate) / (1 - hits) if hits < 1 else 0.0
     formula = "hot_user by the rest, where the cache answers the hottest as it does" if hits else "hot_user"
     ledger.derive("hot_read", "share", formula, missed)
@@ -220,7 +246,10 @@ def _derive_pods(ledger: Ledger, inputs: Inputs) -> None:
     ledger.derive("pod_capacity", "requests/s", formula)
     ledger.derive("pods_by_capacity", "pods", "ceil(peak_region / pod_capacity / pod_utilisation)")
     ledger.derive("pods_region", "pods", "max(pods_by_little, pods_by_capacity, min_pods)")
-    ledger.derive("pods", "pods", "pods_region * regions")
+    if inputs.zones > 1:
+        derive_zones(ledger)
+    else:
+        ledger.derive("pods", "pods", "pods_region * regions")
     ledger.derive("pods_cost", "USD/month", f"pods * pod_cpus * usd_cpu_hour * {HOURS_A_MONTH}")
 
 

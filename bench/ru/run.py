@@ -45,7 +45,7 @@ EFFECTS_FROM_RU = 1_000
 # Items that are read, by KB and how many; the larger ones cost the machine less a request unit, where it needs that.
 COUNTS = {1: 500, 32: 60, 100: 60}
 CHARGE = "x-ms-request-charge"
-PRECISION = 0.02
+PRECISION = 0.01
 # Of the rate that is expected: where the search begins, so that it takes few trials; its end does not depend on it.
 BEGIN_AT = 0.6
 # A generator that is later than this sends requests in other seconds than they were due in.
@@ -55,7 +55,7 @@ THROTTLED, OTHER = "throttled", "status"
 # What a search is reckoned to take: so many trials, and between two of them the wait for the next second.
 TRIALS = 8
 BETWEEN_S = 1.0
-EFFECTS = 10
+EFFECTS = 11
 HOUR_S = 3600
 
 BURST = Throughput(400)
@@ -81,11 +81,6 @@ class SweepPlan:
     def effects_ru(self) -> int:
         """The level at which effects are measured."""
         return next((ru for ru in self.levels if ru >= EFFECTS_FROM_RU), self.levels[-1])
-
-    @property
-    def effect_s(self) -> float:
-        """The duration of a trial of an effect."""
-        return max(1.0, self.duration_s // 2)
 
     def result(self, levels: Sequence[Level], effects: Sequence[Effect], *, interrupted: bool) -> SweepResult:
         """Sum up what was measured."""
@@ -162,7 +157,7 @@ def cost(planned: SweepPlan, regions: int, prices: Prices, now: float) -> Cost:
     effects = planned.options.effects
     took_s = len(planned.levels) * (planned.duration_s + BETWEEN_S) * TRIALS
     if effects:
-        took_s += EFFECTS * (planned.effect_s + BETWEEN_S) * TRIALS
+        took_s += EFFECTS * (planned.duration_s + BETWEEN_S) * TRIALS
     hours = int((now + took_s) // HOUR_S - now // HOUR_S) + 1
     manual_ru = planned.levels[-1] + (BESIDE_RU if effects else 0)
     autoscale_ru = autoscale_of(planned.effects_ru).ru if effects else 0
@@ -283,7 +278,8 @@ class Sweep:
         if planned.options.effects and not self.interrupted:
             account.scale(container, Throughput(planned.effects_ru))
             requests = SignedRequests(account.address)
-            setup = Setup(account, requests, self._charges, container, smallest, planned.effects_ru)
+            throttled = planned.objective.throttled or 0.0
+            setup = Setup(account, requests, self._charges, container, smallest, planned.effects_ru, throttled)
             for prepare in all_scenarios(setup):
                 if not self.interrupted:
                     self._effects.append(self._measure_effect(account, prepare()))
@@ -314,7 +310,7 @@ class Sweep:
             require_answer(account, scenario.offer(scenario.expected).requests)
         except BenchFailed as refused:
             return Effect(scenario.name, "", 0.0, None, None, str(refused))
-        duration_s = self._planned.effect_s
+        duration_s = self._planned.duration_s
         trials = list(self._search(scenario.name, account, scenario.offer, scenario.expected, duration_s))
         best = highest(trials)
         return Effect(

@@ -128,6 +128,10 @@ class AccountSandbox:
         """Read the properties of the account."""
         return self._run(lambda client, _: client.account())
 
+    def containers(self) -> list[str]:
+        """Return the names of the database's containers."""
+        return self._run(lambda _, containers: containers.list_containers())
+
     def create_database(self) -> None:
         """Create the database; for our own emulator only, as a real account's is there or is none of ours."""
         self._run(lambda _, containers: containers.create_database())

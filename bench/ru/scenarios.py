@@ -18,7 +18,7 @@ import orjson
 from bench.errors import BenchMisused
 from bench.loadgen.keys import HotSet, InTurn, Keys, Zipf
 from bench.loadgen.load import Requests
-from bench.planner.demand import cache_hits, predict_ru, write_charge
+from bench.planner.demand import cache_hits, predict_ru, skew_factor, write_charge
 from bench.ru.sandbox import AccountSandbox, Items, fullest_share
 from stores.cosmos.charges import Charges
 from stores.cosmos.requests import KeySigner, RequestBuilder, partition_key_header
@@ -109,7 +109,7 @@ class SignedRequests:
 
     def reads(self, container: str, items: Items, consistency: str = EVENTUAL) -> dict[str, bytes]:
         """Make a point read of each item, signed now."""
-        requests = self._request_builder(consistency)
+        requests = self.builder(consistency)
         return {name: requests.point_read(container, name) for name in items.ids}
 
     def in_turn(self, container: str, items: Items, consistency: str = EVENTUAL) -> KeyedRequests:
@@ -119,7 +119,7 @@ class SignedRequests:
     def upserts(self, container: str, items: Items) -> dict[str, bytes]:
         """Make a write of each item, signed now."""
         requests, link = (
-            self._request_builder(self.address.consistency),
+            self.builder(self.address.consistency),
             f"dbs/{self.address.database}/colls/{container}",
         )
         return {
@@ -136,13 +136,14 @@ class SignedRequests:
 
     def require_key(self) -> None:
         """Raise BenchMisused, which says what to do, for an account without a key."""
-        self._request_builder(self.address.consistency)
+        self.builder(self.address.consistency)
 
-    def _request_builder(self, consistency: str) -> RequestBuilder:
+    def builder(self, consistency: str) -> RequestBuilder:
+        """Return what signs requests; BenchMisused, which says what to do, for an account without a key."""
         address = self.address
         if address.key is None:
             raise BenchMisused(
-                f"to create and drop a container of its own the sweep needs the key of {address.shown}; give it as "
+                f"to create and drop a container of its own this needs the key of {address.shown}; give it as "
                 f"{KEY} or in a file as {KEY}_FILE"
             )
         host = urlsplit(address.endpoint).netloc
@@ -185,6 +186,8 @@ class Setup:
     container: str
     items: Items
     ru: int
+    throttled: float
+    """The share of requests that the objective lets be refused."""
 
     def scenario(
         self,
@@ -196,7 +199,12 @@ class Setup:
     ) -> Scenario:
         """Make a scenario of what is offered at a rate; *load* is what the prediction takes besides the rate."""
         size = item_bytes or self.items.size
-        return Scenario(name, inputs, self.ru, offer, lambda rate: predict_ru(self.charges, rate, size, **load))
+
+        def predict(rate: float) -> float:
+            partitions = self.items.parts
+            return predict_ru(self.charges, rate, size, partitions=partitions, throttled=self.throttled, **load)
+
+        return Scenario(name, inputs, self.ru, offer, predict)
 
     @property
     def partitions(self) -> str:
@@ -213,6 +221,7 @@ def all_scenarios(setup: Setup) -> Iterator[Callable[[], Scenario]]:
     yield partial(zipf, setup)
     yield partial(cached, setup)
     yield partial(published_in_place, setup)
+    yield partial(published_under_skew, setup)
     yield partial(published_beside, setup)
     yield partial(autoscaled, setup)
 
@@ -235,7 +244,8 @@ def sized(setup: Setup, size_kb: int, count: int) -> Scenario:
 def one_hot_key(setup: Setup) -> Scenario:
     """Send a share of all requests to one key."""
     keys = Keys(setup.items.ids, HotSet(HOT, 1 / setup.items.count))
-    return _skewed(setup, keys, f"one key with {HOT:.0%} of the reads", HOT, f"hot_share {HOT:g}")
+    skew = skew_factor(HOT, setup.items.parts)
+    return _skewed(setup, keys, f"one key with {HOT:.0%} of the reads", skew, f"hot_share {HOT:g}")
 
 
 def zipf(setup: Setup) -> Scenario:
@@ -243,7 +253,7 @@ def zipf(setup: Setup) -> Scenario:
     keys, parts = Keys(setup.items.ids, Zipf(ZIPF)), setup.items.parts
     share = fullest_share(list(islice(keys, COUNTED_DRAWS)), parts)
     inputs = f"fullest partition {share:.1%}, as counted in the keys"
-    return _skewed(setup, keys, f"zipf {ZIPF:g} over {setup.items.count} keys", hot_share_of(share, parts), inputs)
+    return _skewed(setup, keys, f"zipf {ZIPF:g} over {setup.items.count} keys", share * parts, inputs)
 
 
 def cached(setup: Setup) -> Scenario:
@@ -257,26 +267,27 @@ def cached(setup: Setup) -> Scenario:
     requests = KeyedRequests(setup.requests.reads(setup.container, items), missed)
     miss_rate = 1 - missed.hit_rate(COUNTED_DRAWS)
     hit_rate = cache_hits(items.count, ZIPF, entries).hit_rate
-    hot_share = hot_share_of(fullest_share(list(islice(missed, COUNTED_DRAWS)), items.parts), items.parts)
+    fullest = fullest_share(list(islice(missed, COUNTED_DRAWS)), items.parts)
     return setup.scenario(
         f"a cache of {entries} lists before zipf {ZIPF:g}",
         f"hit rate {hit_rate:.1%} by Che's approximation, counted {1 - miss_rate:.1%}",
         lambda rate: Offer(requests, rate * miss_rate),
         hit_rate=hit_rate,
-        hot_share=hot_share,
-        partitions=items.parts,
+        skew=fullest * items.parts,
     )
-
-
-def hot_share_of(share: float, parts: int) -> float:
-    """Turn the share of the fullest partition into that of one key which would make it as full, all else even."""
-    return (share * parts - 1) / (parts - 1) if parts > 1 else 0.0
 
 
 def published_in_place(setup: Setup) -> Scenario:
     """Replace items of the very container that is read, as the reference implementation publishes."""
     name = "a publish into the same container"
     return _published(setup, setup.container, name, setup.items, setup.ru, in_place=True)
+
+
+def published_under_skew(setup: Setup) -> Scenario:
+    """Replace items of the container of which one key gets a share of all reads: both at once."""
+    keys = Keys(setup.items.ids, HotSet(HOT, 1 / setup.items.count))
+    name = f"the same, one key with {HOT:.0%} of the reads"
+    return _published(setup, setup.container, name, setup.items, setup.ru, in_place=True, keys=keys)
 
 
 def published_beside(setup: Setup) -> Scenario:
@@ -302,21 +313,33 @@ def autoscale_of(ru: int) -> Throughput:
     return Throughput(max(AUTOSCALE_STEP, ru // AUTOSCALE_STEP * AUTOSCALE_STEP), autoscale=True)
 
 
-def _skewed(setup: Setup, keys: Keys, name: str, hot_share: float, inputs: str) -> Scenario:
+def _skewed(setup: Setup, keys: Keys, name: str, skew: float, inputs: str) -> Scenario:
     requests = KeyedRequests(setup.requests.reads(setup.container, setup.items), keys)
     inputs = f"{inputs}, {setup.partitions}"
-    return setup.scenario(name, inputs, partial(Offer, requests), hot_share=hot_share, partitions=setup.items.parts)
+    return setup.scenario(name, inputs, partial(Offer, requests), skew=skew)
 
 
-def _published(setup: Setup, container: str, name: str, written: Items, ru: int, *, in_place: bool) -> Scenario:
+def _published(
+    setup: Setup,
+    container: str,
+    name: str,
+    written: Items,
+    ru: int,
+    *,
+    in_place: bool,
+    keys: Keys | None = None,
+) -> Scenario:
     write_ru = write_charge(setup.charges, written.size, replaced=True)
     writes_s = PUBLISHED * ru / write_ru
     reads = setup.requests.in_turn(setup.container, setup.items)
+    if keys is not None:
+        reads = KeyedRequests(setup.requests.reads(setup.container, setup.items), keys)
     writes = KeyedRequests(setup.requests.upserts(container, written), Keys(written.ids, InTurn()))
     return setup.scenario(
         name,
         f"{writes_s:g} lists/s replaced {'here' if in_place else 'elsewhere'}, {write_ru:g} RU each",
         lambda rate: Offer(MixedRequests(reads, writes, writes_s / (rate + writes_s)), rate + writes_s),
+        skew=1.0 if keys is None else skew_factor(HOT, setup.items.parts),
         writes_s=writes_s if in_place else 0.0,
         replaced=True,
     )

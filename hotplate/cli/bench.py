@@ -1,13 +1,24 @@
 """`hotplate bench`: measure a service, compare stores, and compare two measurements."""
 
 from pathlib import Path
+from time import time
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bench.options import REFERENCE, HttpOptions, StoresOptions, SweepOptions
 from hotplate.cli.experiment import add_experiment, bench_errors
-from hotplate.cli.terminal import FAILED, Json, err, option, out, print_json, table
+from hotplate.cli.terminal import (
+    FAILED,
+    Json,
+    err,
+    interruptible_loop,
+    option,
+    out,
+    print_json,
+    require_folder,
+    table,
+)
 
 if TYPE_CHECKING:
     from bench.progress import ProgressDisplay
@@ -69,7 +80,6 @@ def reference(options: StoresOptions, display: "ProgressDisplay") -> "tuple[Repo
 
 def _confirm_cost(options: SweepOptions) -> None:
     """Print what a sweep of an account costs, and go on only where that is confirmed."""
-    from bench.errors import BenchMisused
     from bench.ru.run import account_cost, plan
     from stores.prices import load
 
@@ -78,10 +88,17 @@ def _confirm_cost(options: SweepOptions) -> None:
         return
     for line in account_cost(planned, load()).lines:
         err.print(line)
-    if options.yes:
+    _confirm(yes=options.yes)
+
+
+def _confirm(*, yes: bool) -> None:
+    """Go on only where that is confirmed."""
+    from bench.errors import BenchMisused
+
+    if yes:
         return
     try:
-        wanted = typer.confirm("Create them, and spend that?", err=True)
+        wanted = typer.confirm("Create that, and spend it?", err=True)
     except typer.Abort:
         raise BenchMisused("the cost was not confirmed, so nothing was created; in scripts, give --yes") from None
     if not wanted:
@@ -104,6 +121,60 @@ def ru(options: SweepOptions, display: "ProgressDisplay") -> "tuple[Report, Runs
     from bench.ru.run import plan, sweep
 
     return sweep(plan(options), display).report, None
+
+
+@app.command()
+def charges(
+    store: Annotated[
+        str,
+        option("--store", "Measure this account, as cosmos://ACCOUNT/DATABASE.", metavar="URL", env=False),
+    ],
+    sizes: Annotated[
+        str, option("--sizes", "The sizes of items to measure, in KB.", prefix="BENCH_", show_default=False)
+    ] = "",
+    written: Annotated[Path, option("--out", "Write the charges to this file.", prefix="BENCH_")] = Path(
+        "charges.toml"
+    ),
+    dry_run: Annotated[bool, option("--dry-run", "Create nothing; print what it would make and cost.")] = False,
+    yes: Annotated[bool, option("--yes", "Spend the money without asking first.", env=False)] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure what an account charges for each operation, and write it down for `plan` and the emulator.
+
+    What it makes and costs is printed first. It creates a container of its own, and drops it at the end, also after
+    Ctrl-C. What cannot be measured keeps our coefficient, and the file says so.
+
+    Example: hotplate bench charges --store cosmos://myaccount/mydatabase --dry-run
+
+    Example: hotplate plan --users 1000000 --peak-rps 500 --charges charges.toml
+    """
+    require_folder(written)
+    with bench_errors():
+        from bench.report.text import write
+        from bench.ru.charges import account_regions, measure, plan
+        from stores.cosmos.charges import load as load_charges
+        from stores.prices import load as load_prices
+
+        planned, ours = plan(store, sizes), load_charges()
+        for line in planned.lines(ours, load_prices(), account_regions(planned), time()):
+            err.print(line)
+        if dry_run:
+            return
+        _confirm(yes=yes)
+        with interruptible_loop(), err.status("") as status:
+            found = measure(planned, ours, status.update)
+    write(written, found.to_toml())
+    if as_json:
+        print_json(found.to_json())
+        return
+    rows = [
+        (one.operation, one.size_kb, f"{one.measured_ru:,.2f}", f"{one.ours_ru:,.2f}", f"{one.off:+.1%}")
+        for one in found.by_size
+    ]
+    out.print(table(("operation", "KB", "RU", "by our coefficients", "off by"), rows))
+    for name, value in found.small.items():
+        out.print(f"{name}: {'refused by the account; ours is kept' if value is None else f'{value:g}'}")
+    out.print(f"measured on {found.subject}; written to {written}")
 
 
 @app.command()

@@ -15,6 +15,7 @@ from hotplate.cli.terminal import FAILED, Json, option, out, print_json, require
 if TYPE_CHECKING:
     from bench.planner.autoscaling import Outcome
     from bench.planner.inputs import Layer
+    from bench.planner.key_stream import KeyStream
     from bench.planner.plan import Plan
     from bench.planner.review import Baseline, Growth, PlanReport
 
@@ -40,6 +41,14 @@ def plan(
     ] = None,
     from_report: Annotated[
         Path | None, _option("--from-report", "Take what `hotplate bench` measured from its report.", panel=MEASURED)
+    ] = None,
+    keys_file: Annotated[
+        Path | None,
+        _option(
+            "--keys-file",
+            "Take hits of a cache, and skew, from the users in this file, one a line, as they were requested.",
+            panel=MEASURED,
+        ),
     ] = None,
     from_release: Annotated[
         str | None,
@@ -71,6 +80,10 @@ def plan(
             panel=OUTPUT,
         ),
     ] = False,
+    day: Annotated[
+        bool,
+        _option("--day", "Replay a day in whose busiest hour a node of each kind is lost: a model.", panel=OUTPUT),
+    ] = False,
     as_json: Json = False,
     **flags: str | None,
 ) -> None:
@@ -91,14 +104,16 @@ def plan(
         require_folder(path)
     file, prices, charges = source or check, prices or price_list.OURS, charges or cosmos_charges.OURS
     baseline = None if file is None else read_baseline(file)
-    layers = _layers(baseline, _command_line(assume or [], flags), from_release, from_report)
-    made = calculate(inputs.merge(layers), price_list.load(prices), cosmos_charges.load(charges))
+    layers, keys = _layers(baseline, _command_line(assume or [], flags), from_release, from_report, keys_file)
+    made = calculate(inputs.merge(layers), price_list.load(prices), cosmos_charges.load(charges), keys)
     if why is not None and why not in made.figures:
         raise inputs.PlanMisused(f"--why: there is no figure {why!r}; there are {', '.join(made.figures)}")
     reviewed, compared = review(made, prices), baseline if check else None
     grown = growth(made, compared) if compared else []
     _write_files(reviewed, compared, report, save)
-    if hpa:
+    if day:
+        _print_day(made, as_json=as_json)
+    elif hpa:
         _print_choice(made, as_json=as_json)
     elif as_json:
         print_json(reviewed.to_json() | ({"grown": [asdict(each) for each in grown]} if compared else {}))
@@ -139,9 +154,13 @@ def _command_line(assume: list[str], flags: dict[str, str | None]) -> "list[Laye
 
 
 def _layers(
-    baseline: "Baseline | None", command_line: "list[Layer]", release: str | None, report: Path | None
-) -> "list[Layer]":
-    """Return the inputs of each place that was named, each winning over those before it."""
+    baseline: "Baseline | None",
+    command_line: "list[Layer]",
+    release: str | None,
+    report: Path | None,
+    keys_file: Path | None,
+) -> "tuple[list[Layer], KeyStream | None]":
+    """Return the inputs of each place that was named, each winning over those before it, and the users requested."""
     from hotplate.cli.releases import find_manifest
     from stores.urls import redacted
 
@@ -151,7 +170,12 @@ def _layers(
         layers.append(inputs.from_release(manifest, redacted(release)))
     if report is not None:
         layers.append(inputs.from_report(report, inputs.merge([*layers, *command_line]).inputs.p99_ms))
-    return [*layers, *command_line]
+    if keys_file is None:
+        return [*layers, *command_line], None
+    from bench.planner.key_stream import read_keys
+
+    keys = read_keys(keys_file, inputs.merge([*layers, *command_line]).inputs.cache_entries)
+    return [*layers, keys.layer(), *command_line], keys
 
 
 def _write_files(reviewed: "PlanReport", compared: "Baseline | None", report: Path | None, save: Path | None) -> None:
@@ -215,6 +239,17 @@ def _print_choice(made: "Plan", *, as_json: bool) -> None:
     out.print(f"{verdict} {len(choice.tried)}, as a manifest has it (--json gives all):")
     for name, value in chosen.hpa.to_spec().items():
         out.print(f"  {name}: {json.dumps(value)}")
+
+
+def _print_day(made: "Plan", *, as_json: bool) -> None:
+    from bench.planner.outage import LABEL, replay_day
+
+    found = replay_day(made)
+    if as_json:
+        print_json(found.to_json())
+        return
+    out.print(table(("a day with nodes lost in its busiest hour", ""), found.lines))
+    out.print(LABEL)
 
 
 def _outcome(one: "Outcome") -> tuple[str, ...]:

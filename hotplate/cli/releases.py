@@ -144,7 +144,12 @@ def prune(
     from stores.lifecycle import prune as erase
 
     keep_ready_s = None if keep_ready is None else keep_ready * DAY_S
-    dropped = with_store(store, lambda opened: erase(opened, keep=keep, grace_s=grace, keep_ready_s=keep_ready_s))
+    with progress_bars() as on_progress:
+        report = partial(on_progress, "prune")
+        dropped = with_store(
+            store,
+            lambda opened: erase(opened, keep=keep, grace_s=grace, keep_ready_s=keep_ready_s, on_progress=report),
+        )
     sentences = "\n".join(f"erased {release}" for release in dropped) or "nothing to erase"
     _print_outcome({"erased": dropped}, sentences, as_json=as_json)
 
@@ -232,12 +237,14 @@ def verify(
         warnings = await opened.warnings() if isinstance(opened, Advised) else []
         with _as_damage(chosen):
             if sample is None:
-                manifest = await check(opened, chosen)
+                manifest = await check(opened, chosen, on_progress=report)
                 return manifest, f"is complete: {manifest.rows:,} rows, {manifest.bytes:,} bytes", warnings
-            read = await read_sample(opened, chosen, sample)
+            read = await read_sample(opened, chosen, sample, on_progress=report)
         return read.manifest, f"can be read: {read.users:,} users' lists, {read.popular:,} popular ones", warnings
 
-    manifest, finding, warnings = with_store(store, check_release)
+    with progress_bars() as on_progress:
+        report = partial(on_progress, "verify")
+        manifest, finding, warnings = with_store(store, check_release)
     if as_json:
         print_json({"release": manifest, "sampled": sample, "warnings": warnings})
         return
@@ -272,9 +279,9 @@ def scrub(
                 return chosen, await read(opened, chosen, rows_per_s=rate, on_progress=partial(on_progress, "scrub"))
 
         chosen, found = with_store(store, act)
-    if found.damaged:
+    if found.count:
         raise ReleaseCorrupt(
-            f"of {found.rows:,} rows of release {chosen.id}, {len(found.damaged):,} are {named(found.damaged)}"
+            f"of {found.rows:,} rows of release {chosen.id}, {found.count:,} are {named(found.damaged, found.count)}"
         )
     _print_outcome(
         {"release": chosen.id, "rows": found.rows, "damaged": []},
@@ -328,9 +335,11 @@ def diff(
     async def read(opened: "Store") -> "Difference":
         one, other = await find_release(opened, first), await find_release(opened, second)
         with _as_damage(one, other):
-            return await compare(opened, one, other)
+            return await compare(opened, one, other, on_progress=report)
 
-    found = with_store(store, read)
+    with progress_bars() as on_progress:
+        report = partial(on_progress, "diff")
+        found = with_store(store, read)
     if as_json:
         print_json(_difference_to_json(found, first, second))
         return

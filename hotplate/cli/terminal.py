@@ -94,8 +94,8 @@ StoreUrl = Annotated[
     option(
         "--store",
         "Use the store at this URL: file:///FOLDER, redis://HOST:PORT/DB, rediss://…, unix:///SOCKET, "
-        "redis+sentinel://HOST:PORT,HOST:PORT/NAME or cosmos://ACCOUNT/DATABASE. By default it is a folder in your own "
-        "data directory.",
+        "redis+sentinel://HOST:PORT,HOST:PORT/NAME, redis+cluster://HOST:PORT,HOST:PORT/ or cosmos://ACCOUNT/DATABASE. "
+        "By default it is a folder in your own data directory.",
         metavar="URL",
     ),
 ]

@@ -27,6 +27,9 @@ class Charges:
     strong_factor: float
     missing: float
     write_points: tuple[tuple[float, float], ...]
+    replace_share: float
+    """Of what creating both items would cost, terms aside."""
+
     term: float
     patch_operation: float
     refused_share: float
@@ -56,7 +59,8 @@ class Charges:
 
     def replace(self, before: int, after: int, removed_terms: int, added_terms: int) -> float:
         """Return the charge of putting an item in the place of another; terms that stay cost nothing."""
-        return round(self.create(before, removed_terms) + self.create(after, added_terms), 2)
+        both = self.create(before, 0) + self.create(after, 0)
+        return round(self.replace_share * both + self.term * (removed_terms + added_terms), 2)
 
     def patch(self, before: int, after: int, removed_terms: int, added_terms: int, operations: int) -> float:
         """Return the charge of a replace, and of each operation that made it."""
@@ -103,6 +107,7 @@ def load(path: Path = OURS) -> Charges:
             strong_factor=float(table["read"]["strong_factor"]),
             missing=float(table["read"]["missing"]),
             write_points=_points(table["write"]["points"]),
+            replace_share=float(table["write"].get("replace_share", 1.0)),
             term=float(table["write"]["term"]),
             patch_operation=float(table["write"]["patch_operation"]),
             refused_share=float(table["write"]["refused_share"]),

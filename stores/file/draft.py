@@ -24,7 +24,7 @@ import lmdb
 
 from stores.catalogue import DraftRef
 from stores.errors import ReleaseConflict, StoreFull
-from stores.file import block_sums
+from stores.file import block_sums, memory
 from stores.file.release import translated
 from stores.folders import flush
 from stores.keys import MANIFEST, META
@@ -40,6 +40,9 @@ MAX_NODE_BYTES = (PAGE_BYTES - PAGE_HEADER) // 2 - 4
 
 # How many rows are written at once: the pages of more do not stay in the processor's cache, and cost twice the time.
 TRANSACTION_ROWS = 1000
+
+# After how many bytes a draft lets go of the pages of its map: the end of each transaction is read by the next.
+WRITTEN_BYTES = 16 << 20
 
 # Before the number of a part: where a draft keeps the part's resume point, ahead of all rows, until it is sealed.
 POINT = b"\x00point:"
@@ -65,6 +68,7 @@ class DraftFile:
         self._busy = threading.Lock()
         self._env = lmdb.open(str(path), subdir=False, sync=False, lock=False, map_size=FIRST_MAP_BYTES, max_dbs=0)
         self._inode = path.stat().st_ino
+        self._mapped_bytes = 0
         self.closed = False
 
     def hand_over(self, draft: DraftRef) -> None:
@@ -82,6 +86,7 @@ class DraftFile:
             try:
                 for start in range(0, len(pairs), TRANSACTION_ROWS):
                     self._growing(partial(self._write, pairs[start : start + TRANSACTION_ROWS], part))
+                self._let_go(sum(len(value) for _, value in pairs))
             except (OSError, lmdb.Error) as error:
                 self._refuse(error, sum(len(key) + len(value) for key, value in pairs))
 
@@ -160,6 +165,14 @@ class DraftFile:
                 point = max(key for key, _ in pairs)
             if not pairs[0][0].startswith(META.encode()):  # which have calls of their own
                 txn.put(POINT + b"%d" % part, point)
+
+    def _let_go(self, written: int) -> None:
+        """Let go of the map every so often, for its pages count as memory of this process."""
+        self._mapped_bytes += written
+        if self._mapped_bytes > WRITTEN_BYTES:
+            self._mapped_bytes = 0
+            with suppress(OSError):
+                memory.forget(memory.mapped_at(self.path, self._inode), self._env.info()["map_size"])
 
     def _remove_points(self) -> None:
         with self._env.begin(write=True) as txn, txn.cursor() as cursor:

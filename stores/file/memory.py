@@ -48,6 +48,11 @@ def populate(address: int, size: int) -> None:
 def release(address: int, size: int) -> None:
     """Take a part of a map out of the page table, and unlock it; to unmap it is then quick."""
     _libc.munlock(address, size)
+    forget(address, size)
+
+
+def forget(address: int, size: int) -> None:
+    """Take a part of a map out of the page table, unless it is locked; what is cached stays so, for all processes."""
     _libc.madvise(address, size, mmap.MADV_DONTNEED)
 
 

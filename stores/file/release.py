@@ -58,6 +58,8 @@ LOOK_AGAIN_S = 0.001
 FEW_KEYS = 8
 # How much of a map is populated, locked or released in one go, during which no other thread can map anything.
 MAP_CHUNK = 1 << 22
+# After how many bytes a scan lets go of the pages that it has read: they would count as memory of this process.
+SCANNED_BYTES = 16 << 20
 
 # Format 1 named files by the release's id, and gave them no sums.
 _FORMAT_1 = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{4}")
@@ -85,7 +87,7 @@ class ReleaseFile:
             os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_RANDOM)
         self._pages = PagedFile(self._file, self._meta)
         self._thread = ThreadPoolExecutor(1, "release")
-        self._damaged = self._careful = False
+        self._damaged = self._careful = self._warmed = False
         self._absent, self._absent_at = 0, 0.0
         self.read: Callable[[bytes], bytes | None] = self._txn.get
         """Read one key, by LMDB's own call, bound once; its errors are `failed`'s to judge, but for NotInMemory."""
@@ -212,6 +214,7 @@ class ReleaseFile:
         What LMDB makes of a damaged page may end the process. Said once in the log, for its keys may fail. Where not
         all was read, as where this is cancelled, the rest is read with care, too.
         """
+        self._warmed = True
         room = memory.room_bytes()
         whole, damaged = False, list[int]()
         try:
@@ -294,17 +297,28 @@ class ReleaseFile:
     def rows(self) -> Iterator[Row]:
         """Yield all rows in ascending order of key bytes; only after `check_before_scan`."""
         last, new = b"", tuple.__new__  # as Row(key, value), which is a call of Python for each
+        scanned = 0
         try:
             with self._env.begin() as txn:
                 for key, value in txn.cursor():
                     if key <= last:
                         raise ReleaseCorrupt(f"{self.path} is damaged: {key!r} stands after {last!r}; publish again")
                     last = key
+                    scanned += len(value)
+                    if scanned > SCANNED_BYTES:
+                        scanned = 0
+                        self._let_go()
                     yield new(Row, (key.decode(), value))
         except UnicodeDecodeError as error:
             raise ReleaseCorrupt(f"{self.path} is damaged: its key {last!r} is no text; publish again") from error
         except FAILURES as error:
             raise ReleaseCorrupt(f"{self.path} is damaged after the key {last!r} ({error}); publish again") from error
+
+    def _let_go(self) -> None:
+        """Let go of what a scan has read, unless the file was brought into memory to be served from there."""
+        if not self._warmed:
+            with suppress(OSError):
+                memory.forget(memory.mapped_at(self.path, self._identity[1]), self._meta.size)
 
 
 def check_size(path: Path) -> Meta:

@@ -1,13 +1,17 @@
-"""What a Redis server says of itself, its memory above all, and what `hotplate store doctor` makes of it."""
+"""What Redis servers say of themselves, their memory above all, and what `hotplate store doctor` makes of it."""
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS as SLOTS
+from redis.crc import key_slot
 
 from stores.errors import StoreError, StoreFull, StoreMisused, StoreUnavailable
 from stores.redis.connection import PipelinedConnection, Reconnector, connected
 from stores.redis.keys import Keys, ReleaseKeys
+from stores.redis.topology import Endpoint, Topology
 from stores.redis.url import Address
 from stores.store import Finding, Level, Plan
 from stores.urls import LOOPBACK
@@ -80,21 +84,117 @@ def _memory(fields: Mapping[str, str]) -> Memory:
 
 async def examine(address: Address, keys: Keys) -> list[Finding]:
     """Ask the server, on connections of its own; raises StoreError where it cannot be reached."""
+    rights, found = await _rights(address, keys), await _examine_server(address)
+    return [*found[:2], *rights, *found[2:]]
+
+
+async def examine_cluster(topology: Topology, keys: Keys) -> list[Finding]:
+    """Ask each primary of a cluster, and what it says of the others; raises StoreError where none can be reached."""
+    await topology.load()
+    home = topology.owner(key_slot(keys.catalogue.encode()))
+    if home is None:
+        sentence = "no node serves the slot of the catalogue; bring the node back, or give its slots to another"
+        return [Finding(Level.ERROR, "slots", sentence)]
+    found = [*await _cluster(topology), *await _rights(topology.address(home), keys)]
+    each = list[tuple[Endpoint, Finding]]()
+    for node in topology.primaries:
+        try:
+            each += [(node, finding) for finding in await _examine_server(topology.address(node))]
+        except StoreError as error:
+            each.append((node, Finding(Level.ERROR, "server", str(error))))
+    return found + _summed(each)
+
+
+def _summed(each: Sequence[tuple[Endpoint, Finding]]) -> list[Finding]:
+    """Return what is not well, node by node, and of what is well everywhere one line."""
+    found = list[Finding]()
+    for subject in dict.fromkeys(finding.subject for _, finding in each):
+        of = [(node, finding) for node, finding in each if finding.subject == subject]
+        wrong = [(node, finding) for node, finding in of if finding.level != Level.OK]
+        if wrong:
+            found += [finding._replace(sentence=f"{node}: {finding.sentence}") for node, finding in wrong]
+        else:
+            found.append(of[0][1]._replace(sentence="; ".join(f"{node}: {finding.sentence}" for node, finding in of)))
+    return found
+
+
+async def _cluster(topology: Topology) -> list[Finding]:
+    """Return what is wrong with the cluster as a whole, as its first primary that answers sees it."""
+    error: StoreError | None = None
+    for node in topology.primaries:
+        try:
+            async with connected(topology.address(node), TIMEOUT_S) as connection:
+                fields = _fields(await connection.send_command(b"CLUSTER", b"INFO"))
+                full = await _setting(connection, b"cluster-require-full-coverage")
+                break
+        except StoreMisused as refused:
+            return [Finding(Level.WARNING, "cluster", f"it may not be asked about itself: {refused}")]
+        except StoreError as unreachable:
+            error = unreachable
+    else:
+        return [Finding(Level.ERROR, "cluster", f"no primary answers: {error}")]
+    return [_state(fields), _slots(fields), _replicas(topology), _coverage(full)]
+
+
+def _state(fields: Mapping[str, str]) -> Finding:
+    sentence = f"{fields.get('cluster_size', '?')} primaries of {fields.get('cluster_known_nodes', '?')} nodes"
+    if fields.get("cluster_state") == "ok":
+        return Finding(Level.OK, "cluster", sentence)
+    sentence += ", and its state is fail: nodes refuse to answer; see `redis-cli --cluster check` and their logs"
+    return Finding(Level.ERROR, "cluster", sentence)
+
+
+def _slots(fields: Mapping[str, str]) -> Finding:
+    assigned, failed = (int(fields.get(f"cluster_slots_{which}", 0)) for which in ("assigned", "fail"))
+    if assigned < SLOTS:
+        sentence = f"{SLOTS - assigned:,} of {SLOTS:,} are nobody's; give them to nodes: redis-cli --cluster fix"
+        return Finding(Level.ERROR, "slots", sentence)
+    if failed:
+        sentence = f"{failed:,} of {SLOTS:,} are of nodes that have failed, whose users get popular lists"
+        return Finding(Level.ERROR, "slots", f"{sentence}; bring these back, or let replicas take over")
+    return Finding(Level.OK, "slots", f"all {SLOTS:,} are served")
+
+
+def _replicas(topology: Topology) -> Finding:
+    alone = [str(node) for node in topology.primaries if not topology.replicas(node)]
+    if alone:
+        sentence = f"{', '.join(alone)} have none, so that what is on them is lost with them; add a replica to each"
+        return Finding(Level.WARNING, "replicas", sentence)
+    return Finding(Level.OK, "replicas", "each primary has at least one")
+
+
+def _coverage(full: str | None) -> Finding:
+    if full == "yes":
+        sentence = (
+            "cluster-require-full-coverage is yes, so that all nodes refuse to answer when one is lost; set it to no "
+            "on each, and only the users on that node get popular lists"
+        )
+        return Finding(Level.WARNING, "coverage", sentence)
+    known = "it may not be asked whether a lost node takes the others along" if full is None else "a lost node is alone"
+    return Finding(Level.OK, "coverage", known)
+
+
+async def _rights(address: Address, keys: Keys) -> list[Finding]:
     async with connected(address, TIMEOUT_S) as connection:
         writing = await _writing(connection, keys)
     async with connected(address, TIMEOUT_S) as connection:
-        rights = [await _reading(connection, keys), writing, _transport(address)]
+        return [await _reading(connection, keys), writing, _transport(address)]
+
+
+async def _examine_server(address: Address) -> list[Finding]:
+    async with connected(address, TIMEOUT_S) as connection:
         try:
             fields = _fields(await connection.send_command(b"INFO"))
         except StoreMisused as error:
-            return [*rights, Finding(Level.WARNING, "server", f"it may not be asked about itself: {error}")]
-        persistence, memory = _persistence(fields, await _save_points(connection)), _memory(fields)
-    return [_server(fields), _role(fields), *rights, _room(memory), _eviction(memory), persistence]
+            return [Finding(Level.WARNING, "server", f"it may not be asked about itself: {error}")]
+        persistence = _persistence(fields, await _setting(connection, b"save"))
+    memory = _memory(fields)
+    return [_server(fields), _role(fields), _room(memory), _eviction(memory), persistence]
 
 
 async def _reading(connection: PipelinedConnection, keys: Keys) -> Finding:
     try:
-        await connection.send_command(b"MGET", keys.catalogue, f"{keys.prefix}:doctor")
+        await connection.send_command(b"MGET", keys.catalogue, keys.doctors)
         await connection.send_command(b"TIME")
     except StoreMisused as error:
         sentence = f"no: {error}; docs/redis.md has the rights of a user that serves"
@@ -104,7 +204,7 @@ async def _reading(connection: PipelinedConnection, keys: Keys) -> Finding:
 
 async def _writing(connection: PipelinedConnection, keys: Keys) -> Finding:
     """Queue what a publish sends, and discard it: rights, role and memory are checked when it is queued."""
-    row, catalogue = f"{keys.prefix}:doctor", keys.catalogue
+    row, catalogue = keys.doctors, keys.catalogue
     commands: dict[str, tuple[str | bytes | int, ...]] = {
         "SET": (catalogue, b""), "DEL": (row,), "UNLINK": (row,), "RPUSH": (row, b""), "LREM": (row, 1, b""),
         "HSET": (row, b"0", b""), "EVAL": (b"return 1", 1, row), "MSET": (row, b""), "PUBLISH": (keys.changes, b""),
@@ -133,10 +233,10 @@ async def _writing(connection: PipelinedConnection, keys: Keys) -> Finding:
     return Finding(Level.OK, "may publish", "yes")
 
 
-async def _save_points(connection: PipelinedConnection) -> str | None:
-    """Return when the server saves to its disk; empty for never, None where that may not be asked."""
+async def _setting(connection: PipelinedConnection, name: bytes) -> str | None:
+    """Return how the server is configured; None where that may not be asked."""
     try:
-        found: list[bytes] = await connection.send_command(b"CONFIG", b"GET", b"save")
+        found: list[bytes] = await connection.send_command(b"CONFIG", b"GET", name)
     except (StoreMisused, StoreUnavailable):  # managed services rename CONFIG
         return None
     return found[1].decode() if len(found) > 1 else None

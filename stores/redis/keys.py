@@ -78,6 +78,9 @@ class Keys:
     """The names under one prefix; lives as long as its store."""
 
     prefix: str
+    clustered: bool = False
+    """Whether keys lie in slots; there never was a format 1 in a cluster, whose two catalogues would lie in two."""
+
     _releases: dict[str, ReleaseKeys] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -86,9 +89,14 @@ class Keys:
         return f"{{{self.prefix}}}:catalogue"
 
     @property
-    def catalogue_of_format_1(self) -> str:
-        """The same before the layout changed."""
-        return f"{self.prefix}:catalogue"
+    def catalogues(self) -> tuple[str, str]:
+        """The same, and where it was before the layout changed."""
+        return self.catalogue, self.catalogue if self.clustered else f"{self.prefix}:catalogue"
+
+    @property
+    def doctors(self) -> str:
+        """A name that nobody writes, to try whether one might: of the form of a row, in the slot of the catalogue."""
+        return f"{self.prefix}:{{{self.prefix}}}:doctor"
 
     @property
     def changes(self) -> str:

@@ -1,9 +1,10 @@
 """Replicas of one primary: how many follow it, and whether they have what was written before that counts as done."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from stores.errors import StoreMisused
-from stores.redis.connection import PipelinedConnection
+from stores.redis.connection import Sender
 from stores.store import Finding, Level
 
 # How long the end of a publish waits for all replicas, which may be behind by what it wrote last.
@@ -39,7 +40,7 @@ class Replication:
 
 
 async def wait_for_replicas(
-    connection: PipelinedConnection, *, wanted: int | None = None, timeout_s: float = SEAL_WAIT_S
+    connection: Sender, *, wanted: int | None = None, timeout_s: float = SEAL_WAIT_S
 ) -> Replication | None:
     """Wait until *wanted* replicas, or all that follow, have whatever its primary wrote up to now; say how many do.
 
@@ -56,7 +57,17 @@ async def wait_for_replicas(
     return Replication(found.replicas, found.guarded, acknowledged)
 
 
-async def examine(connection: PipelinedConnection) -> list[Finding]:
+async def send_replicated(connection: Sender, *args: str | bytes | int, wanted: int | None = 1) -> Any:  # noqa: ANN401 -- a reply is whatever the command returns
+    """Send a command, and wait a while for *wanted* replicas, or all, to have its effect; return its reply.
+
+    StoreUnavailable where the primary is replaced meanwhile: whether the next one has it, is for others to see.
+    """
+    reply = await connection.send_command(*args)
+    await wait_for_replicas(connection, wanted=wanted, timeout_s=CONTROL_WAIT_S)
+    return reply
+
+
+async def examine(connection: Sender) -> list[Finding]:
     """Return what `store doctor` says of a primary that should have replicas; raises StoreError."""
     try:
         found = _read(await connection.send_command(b"INFO", b"replication"))

@@ -1,4 +1,4 @@
-"""URLs of Redis servers, one by one or behind sentinels, parsed once into addresses and credentials."""
+"""URLs of Redis servers, one by one, behind sentinels or in a cluster, parsed once into addresses and credentials."""
 
 import os
 import re
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import lru_cache
+from ipaddress import ip_address
 from pathlib import Path
 from ssl import SSLContext
 from typing import Any, Self
@@ -28,6 +29,8 @@ PARAMETERS = {
     "unix": {"prefix", "db"},
     "redis+sentinel": {"prefix", "read", "sentinel_user"},
     "rediss+sentinel": {"prefix", "read", "sentinel_user", "ca"},
+    "redis+cluster": {"prefix"},
+    "rediss+cluster": {"prefix", "ca"},
 }
 
 
@@ -62,6 +65,9 @@ class Address:
     ca: str | None = None
     user: str | None = None
     password: str | None = field(default=None, repr=False)
+    certified_as: str | None = None
+    """The name that its certificate must have, where that is not the host."""
+
     role: Role | None = None
     """What the server must be, or else it is not the one that is wanted; None for whatever it is."""
 
@@ -88,10 +94,45 @@ class Address:
             return UnixDomainSocketConnection(path=self.path, **common)
         common |= {"host": self.host, "port": self.port, "socket_keepalive": True}
         if self.tls:
-            made = SSLConnection(ssl_ca_certs=self.ca, **common)
+            made = _NamedSSLConnection(self.certified_as, ssl_ca_certs=self.ca, **common)
             made.ssl_context.context = _ssl_context(self.ca, Path(self.ca).stat().st_mtime_ns if self.ca else 0)
             return made
         return Connection(**common)
+
+
+class _NamedSSLConnection(SSLConnection):
+    """A connection whose peer may be certified under another name than it is reached by."""
+
+    def __init__(self, name: str | None, **kwargs: Any) -> None:  # noqa: ANN401 -- those of redis-py
+        super().__init__(**kwargs)
+        self._name = name
+
+    def _connection_arguments(self) -> Mapping[str, Any]:
+        given = super()._connection_arguments()
+        return given if self._name is None else {**given, "server_hostname": self._name}
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterAddress:
+    """A cluster, by some of its nodes."""
+
+    seeds: tuple[tuple[str, int], ...]
+    """Host and port of the nodes that are asked first who else there is."""
+
+    node: Address
+    """Of its nodes all but host and port, which they know of each other."""
+
+    def at(self, host: str, port: int) -> Address:
+        """Return the address of one node.
+
+        Nodes know each other by numbers as a rule, and the certificates of a managed service have names only: a node
+        that is no seed, and is known by a number, may be certified under the name of the first seed that has one.
+        """
+        name = None
+        if _is_ip(host) and (host, port) not in self.seeds:
+            name = next((seed for seed, _ in self.seeds if not _is_ip(seed)), None)
+        shown = f"the node {show(host, port)} of {self.node.shown}"
+        return replace(self.node, shown=shown, host=host, port=port, certified_as=name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +197,15 @@ def parse_sentinel(url: str, environment: Mapping[str, str] = os.environ) -> Sen
     )
 
 
+def parse_cluster(url: str, environment: Mapping[str, str] = os.environ) -> ClusterAddress:
+    """Read `redis+cluster://[USER:PASSWORD@]SEED[:PORT],SEED…/`, as `parse` does; all nodes have the same user."""
+    shown, parts = redacted(url), split(url)
+    given = parameters(parts, PARAMETERS[parts.scheme], shown)
+    if parts.path.strip("/") not in ("", "0"):
+        raise StoreMisused(f"{shown} names a database, of which a cluster has one only; leave it out")
+    return ClusterAddress(tuple(hosts(parts, PORT, shown)), common(parts, given, shown, environment))
+
+
 def common(parts: SplitResult, given: Mapping[str, str], shown: str, environment: Mapping[str, str]) -> Address:
     """Return what the servers of a URL have in common: prefix, credentials and TLS. Raises StoreMisused."""
     prefix = given.get("prefix", PREFIX)
@@ -192,6 +242,14 @@ def hosts(parts: SplitResult, default_port: int, shown: str) -> list[tuple[str, 
 def show(host: str, port: int) -> str:
     """Return a server's place as it stands in a URL."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 @lru_cache(maxsize=4)

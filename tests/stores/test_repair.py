@@ -8,6 +8,7 @@ import pytest
 
 from stores import catalogue as changes
 from stores import lifecycle as life
+from stores import verification
 from stores.catalogue import GRACE_S, LEASE_S, DraftRef, ReleaseId, State
 from stores.encoding import OFFSET_BYTES, Checksum
 from stores.errors import ReleaseConflict, ReleaseCorrupt
@@ -225,3 +226,11 @@ async def test_a_value_of_another_release_is_no_value_of_this_one() -> None:
     assert Checksum(first).open("user:001", one["user:001"])[OFFSET_BYTES:] == a_list("1")
     one["user:001"] = other["user:001"]
     assert (await scrub(store, await ref_of(store, first), rows_per_s=1e6)).damaged == ["user:001"]
+
+
+def test_more_damage_than_is_kept_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verification, "KEPT", 4)
+    keys, damage = [f"user:{n}" for n in range(9)], verification.Damage()
+    damage.add(keys)
+    assert (damage.count, damage.keys) == (9, keys[:4])
+    assert verification.named(damage.keys, damage.count).startswith("damaged: 'user:0', 'user:1', 'user:2' and 6 more")

@@ -53,6 +53,15 @@ const operations = [
 const { result } = await container.items.batch(operations, "u1");
 assert.deepEqual(result.map((one) => one.statusCode), [200, 200]);
 
+const bulk = await container.items.executeBulkOperations([
+  { operationType: "Create", partitionKey: "b1", resourceBody: { id: "b1", tags: ["new"] } },
+  { operationType: "Create", partitionKey: "b1", resourceBody: { id: "b1" } },
+  { operationType: "Upsert", partitionKey: "u1", resourceBody: { id: "u1", n: 700 } },
+  { operationType: "Delete", partitionKey: "none", id: "none" },
+]);
+assert.deepEqual(bulk.map((one) => one.response?.statusCode ?? one.error.code), [201, 409, 200, 404]);
+assert.deepEqual(await all("SELECT VALUE c.id FROM c WHERE ARRAY_CONTAINS(c.tags, 'new') OR c.n = 700"), ["u1", "b1"]);
+
 const { resource: offer } = await container.readOffer();
 assert.equal(offer.content.offerThroughput, 11000);
 offer.content.offerThroughput = 12000;

@@ -255,7 +255,7 @@ def test_conditions_select_the_right_items(direct: Direct, condition: str, found
     "settings",
     [
         {"defaultTtl": 5, "indexingPolicy": {"indexingMode": "none"}},
-        {"uniqueKeyPolicy": {"uniqueKeys": [{"paths": ["/n"]}]}},
+        {"uniqueKeyPolicy": {"uniqueKeys": [{"paths": []}]}},
         {"partitionKey": {"paths": ["/a", "/b"], "kind": "MultiHash", "version": 2}},
         {"partitionKey": {"paths": ["id"], "kind": "Hash"}},
         {"indexingPolicy": {"indexingMode": "lazy"}},

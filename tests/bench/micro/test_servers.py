@@ -15,7 +15,7 @@ from aiohttp import web
 from bench.loadgen.generator import run
 from bench.loadgen.load import Load
 from bench.loadgen.result import Result
-from bench.micro import c_peers, cosmos, generator, hot_path, http_peer, publishing, redis, training
+from bench.micro import big_release, c_peers, cosmos, generator, hot_path, http_peer, publishing, redis, training
 from bench.micro.rounds import ROUTE, Effort, Figure, Outcome, Reads, Sample, Unmeasured
 from bench.process import free_port, redis_serving, serving
 from tests.support.soak import scaled
@@ -289,6 +289,17 @@ def test_the_service_over_redis_gives_its_figures_and_nothing_is_left_behind(tem
     measured = named(redis.measure_service(SOAKED))
     assert len([name for name in measured if "late" not in name and "popular" not in name]) == 30
     assert all(value >= 0 for name, figure in measured.items() for value in figure.values if " - " not in name)
+    assert list(temporary.iterdir()) == []
+
+
+@needs_redis
+@pytest.mark.soak
+def test_a_big_release_goes_all_its_steps_and_nothing_is_left_behind(temporary: Path) -> None:
+    measured = named(big_release.measure(SMALL))
+    steps = {name.partition(": ")[2] for name in measured if name.endswith("peak memory")}
+    assert steps == {"import: peak memory", "copy to Redis: peak memory", "verify: peak memory", "sample: peak memory",
+                     "diff: peak memory", "prune: peak memory"}  # fmt: skip
+    assert len([name for name in measured if name.endswith("CPU") and name.startswith("GET")]) == 6
     assert list(temporary.iterdir()) == []
 
 

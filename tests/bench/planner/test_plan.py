@@ -237,7 +237,7 @@ def test_from_some_rate_on_redis_is_cheaper() -> None:
 
 def test_the_arithmetic_stands_alone() -> None:
     assert needed_ru(1_000, 1.0) == 1_000
-    assert needed_ru(1_000, 2.0, hit_rate=0.5, hot_share=0.1, partitions=3) == pytest.approx(1_000 * 1.2)
+    assert needed_ru(1_000, 2.0, hit_rate=0.5, skew=1.2, partitions=3) == pytest.approx(1_000 * 1.2)
     assert needed_ru(0, 1.0, writes_s=10, write_ru=5.0) == 50
     charges = cosmos_charges.load()
     # 1 KB: 1 RU to read, doubled; 5 to write, and 10 terms of 0.2; replaced, both ways.

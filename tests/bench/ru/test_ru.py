@@ -1,6 +1,7 @@
 """The sweep's parts by arithmetic: items, requests, searches on a simulated limiter, scenarios, costs and tables."""
 
 import itertools
+from collections.abc import Callable
 from dataclasses import replace
 
 import orjson
@@ -149,9 +150,9 @@ def test_what_goes_over_the_wire_is_turned_back_into_what_users_requested() -> N
     assert trial.spent_ru == pytest.approx(100)
 
 
-def setup(parts: int = 2, ru: int = 1_000) -> scenarios.Setup:
+def setup(parts: int = 2, ru: int = 1_000, throttled: float = 0.0) -> scenarios.Setup:
     account = AccountSandbox(ADDRESS, own=False)
-    return scenarios.Setup(account, SignedRequests(ADDRESS), load(), "c", Items(1, 60, parts), ru)
+    return scenarios.Setup(account, SignedRequests(ADDRESS), load(), "c", Items(1, 60, parts), ru, throttled)
 
 
 def test_scenarios_expect_what_the_planner_predicts() -> None:
@@ -172,6 +173,50 @@ def test_scenarios_expect_what_the_planner_predicts() -> None:
     assert scenarios.zipf(there).expected <= 1_000
 
 
+def best_rate(scenario: scenarios.Scenario, parts: int, write_ru: float) -> float:
+    """Find the rate at which a simulated container of even partitions refuses a hundredth of what is offered."""
+
+    def refused(rate: float) -> float:
+        offer = scenario.offer(rate)
+        budgets, seconds = [Budget(scenario.ru / parts) for _ in range(parts)], 6
+        count = round(offer.wire_rate * seconds)
+        throttled = 0
+        for number, request in enumerate(itertools.islice(offer.requests.rendered("", {}), count)):
+            is_write = request.startswith(b"POST")
+            name = request.partition(b'partitionkey: ["')[2].partition(b'"')[0].decode()
+            budget, now = budgets[partition_of(name, parts)], number / offer.wire_rate
+            if budget.wait_ms(now):
+                throttled += 1
+            else:
+                budget.charge(now, write_ru if is_write else 1.0)
+        return throttled / count
+
+    low, high = 0.5 * scenario.expected, 1.5 * scenario.expected
+    for _ in range(9):
+        middle = (low + high) / 2
+        low, high = (middle, high) if refused(middle) <= 0.01 else (low, middle)
+    return low
+
+
+@pytest.mark.parametrize(
+    "prepare",
+    [
+        scenarios.one_hot_key,
+        scenarios.zipf,
+        scenarios.cached,
+        scenarios.published_in_place,
+        scenarios.published_under_skew,
+    ],
+)
+def test_the_planner_is_within_3_percent_of_a_simulated_container(
+    prepare: Callable[[scenarios.Setup], scenarios.Scenario],
+) -> None:
+    there = setup(throttled=0.01)
+    scenario = prepare(there)
+    found = best_rate(scenario, 2, write_ru=10.0)
+    assert scenario.predict(found) == pytest.approx(scenario.ru, rel=0.03)
+
+
 def test_autoscale_takes_steps_of_a_thousand() -> None:
     assert [scenarios.autoscale_of(ru).ru for ru in (400, 1_000, 2_900)] == [1_000, 1_000, 2_000]
 
@@ -179,7 +224,7 @@ def test_autoscale_takes_steps_of_a_thousand() -> None:
 def test_the_cost_is_that_of_each_hour_that_is_touched() -> None:
     planned = plan(SweepOptions(levels="400,1k,11k", account="cosmos+http://127.0.0.1:8081/bench"))
     made = cost(planned, 2, load_prices(), now=3600 * 100.0)
-    took_s = (3 * 11 + 10 * 6) * 8
+    took_s = (3 * 11 + 11 * 11) * 8
     assert (made.hours, made.minutes) == (1, -(-took_s // 60))
     assert (made.manual_ru, made.autoscale_ru) == (11_400, 1_000)
     assert made.usd == pytest.approx((114 + 10 * 1.5) * 0.008 * 2)

@@ -341,3 +341,30 @@ def _of_map(path: Path, what: str) -> int:
         elif here and line.startswith(f"{what}:"):
             found += int(line.split()[1]) * 1024
     return found
+
+
+def mapped_bytes() -> int:
+    """Return how many bytes of mapped files count as memory of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssFile:"))
+
+
+async def mapped_by_a_scan(store: LmdbStore, ref: ReleaseRef) -> int:
+    before = mapped_bytes()
+    async for _ in store.scan(ref):
+        pass
+    return mapped_bytes() - before
+
+
+async def test_a_scan_lets_go_of_what_it_has_read_unless_it_was_brought_into_memory_to_be_served(
+    cold: Published, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(release_module, "SCANNED_BYTES", 100_000)
+    whole = cold.path.stat().st_size
+    assert await mapped_by_a_scan(cold.store, cold.ref) < whole // 2
+    await cold.store.warm(cold.ref)
+    before = mapped_bytes()
+    assert await mapped_by_a_scan(cold.store, cold.ref) >= 0
+    assert mapped_bytes() >= before
+    read_all(cold)
+    await cold.store.close()

@@ -276,7 +276,7 @@ async def test_a_catalogue_is_not_made_of_the_replies_to_something_else() -> Non
         store = open_url(f"redis://127.0.0.1:{server.port}/0")
         with pytest.raises(StoreUnavailable, match="something else"):
             await store.catalogue()
-        assert store._control.current is None
+        assert store._server.current is None
         await store.close()
 
 
@@ -301,3 +301,36 @@ async def test_a_server_that_does_not_say_that_it_is_a_primary_counts_as_a_repli
         found = await store.catalogue()
         await store.close()
     assert (found.generation, found.now, found.primary) == (0, 1795202475.5, primary)
+
+
+async def test_values_of_several_commands_reach_their_own_callers_however_calls_overlap(
+    connection: PipelinedConnection,
+) -> None:
+    names = [secrets.token_hex(8).encode() for _ in range(3)]
+    await connection.send_command(b"MSET", names[0], b"a", names[1], b"b")
+    no_string = secrets.token_hex(8).encode()
+    await connection.send_command(b"RPUSH", no_string, b"x")
+    async with asyncio.timeout(SOON_S):
+        for _ in range(2):
+            first, second, echoed, third = await asyncio.gather(
+                connection.get_each([names[0], no_string, names[1]]),
+                connection.get_each([names[2], no_string, names[0]]),
+                connection.send_command(b"ECHO", b"mine"),
+                connection.get_each([names[1]]),
+            )
+            assert isinstance(first[1], StoreUnavailable)
+            assert isinstance(second[1], StoreUnavailable)
+            assert (first[::2], second[::2], echoed, third) == ([b"a", b"b"], [None, b"a"], b"mine", [b"b"])
+
+
+@pytest.mark.parametrize("wrong", [b":1\r\n", b"*1\r\n$1\r\na\r\n"])
+@pytest.mark.parametrize("calls", [1, 2])
+async def test_a_value_of_another_form_ends_the_connection(wrong: bytes, calls: int) -> None:
+    async with scripted(lambda _command: wrong) as server, asyncio.timeout(SOON_S):
+        opened = PipelinedConnection(parse(f"redis://127.0.0.1:{server.port}/0"), 60.0)
+        await opened.open()
+        sent = [opened.get_each([b"one", b"two"]) for _ in range(calls)]
+        for found in await asyncio.gather(*sent, return_exceptions=True):
+            assert isinstance(found, StoreUnavailable)
+            assert "something else than its value" in str(found)
+        await opened.close()

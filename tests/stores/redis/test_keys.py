@@ -31,6 +31,8 @@ def test_the_names_of_a_deployment_lie_in_one_slot() -> None:
     keys = Keys("shop")
     assert (keys.catalogue, keys.changes) == ("{shop}:catalogue", "{shop}:changes")
     assert keys.incarnations == "{shop}:incarnations"
+    assert keys.catalogues == ("{shop}:catalogue", "shop:catalogue")  # the second before the layout changed
+    assert Keys("shop", clustered=True).catalogues == (keys.catalogue, keys.catalogue)
 
 
 def test_a_release_of_format_1_is_under_its_id() -> None:

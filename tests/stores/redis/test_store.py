@@ -15,7 +15,8 @@ from stores.errors import ReleaseConflict, ReleaseNotFound, StoreFull, StoreMisu
 from stores.lifecycle import activate, prune, publish, rollback
 from stores.redis.connection import translated
 from stores.redis.keys import BUCKETS
-from stores.redis.store import MAX_ROWS, RedisStore, open_url
+from stores.redis.store import RedisStore, open_url
+from stores.redis.writer import MAX_ROWS
 from stores.store import Advised, Plan, Row
 from stores.verification import verify
 from tests.support.paths import ROOT
@@ -190,7 +191,7 @@ async def test_a_draft_that_is_sealed_or_erased_while_it_is_written_takes_no_mor
 async def test_a_change_is_announced_and_need_not_be_polled_for(
     redis: RedisStore, redis_server: RedisServer, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stores.redis.store.POLL_S", 3600.0)
+    monkeypatch.setattr("stores.redis.control.POLL_S", 3600.0)
     reader = open_url(redis_server.url(prefix=prefix))
     await begin(redis, FIRST)
     watched = reader.changes()
@@ -207,7 +208,7 @@ async def test_a_change_is_announced_and_need_not_be_polled_for(
 async def test_a_user_who_may_not_subscribe_still_sees_a_change(
     redis: RedisStore, redis_server: RedisServer, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stores.redis.store.POLL_S", 0.02)
+    monkeypatch.setattr("stores.redis.control.POLL_S", 0.02)
     redis_server.execute_command("ACL", "SETUSER", prefix, "on", ">open", f"~*{prefix}*", "resetchannels", "+@all")
     limited = open_url(redis_server.url(prefix=prefix, user=f"{prefix}:open@"))
     await begin(limited, FIRST)
@@ -224,7 +225,7 @@ def users_of_the_guide(server: RedisServer, prefix: str) -> dict[str, str]:
     urls = dict[str, str]()
     for line in (ROOT / "docs" / "redis.md").read_text().splitlines():
         words = line.replace("SECRET", "open").replace("shop", prefix).split()
-        if words[:2] == ["ACL", "SETUSER"]:
+        if words[:2] == ["ACL", "SETUSER"] and words[2].startswith(f"{prefix}-"):  # others are for sentinels
             server.execute_command(*words)
             urls[words[2].rpartition("-")[2]] = server.url(prefix=prefix, user=f"{words[2]}:open@")
     return urls
@@ -233,7 +234,7 @@ def users_of_the_guide(server: RedisServer, prefix: str) -> dict[str, str]:
 async def test_the_guides_users_can_do_what_they_are_for_and_no_more(
     redis_server: RedisServer, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stores.redis.store.POLL_S", 3600.0)
+    monkeypatch.setattr("stores.redis.control.POLL_S", 3600.0)
     urls = users_of_the_guide(redis_server, prefix)
     publisher, server = open_url(urls["publish"]), open_url(urls["serve"])
     rows, plan = [Row("popular:", b"{}"), *USERS[:2]], Plan(3, 100)

@@ -12,7 +12,8 @@ from bench.drills.proxy import through
 from stores.catalogue import DraftRef, ReleaseRef
 from stores.errors import ReleaseConflict, ReleaseNotFound, StoreFull, StoreUnavailable
 from stores.redis.keys import BUCKETS
-from stores.redis.store import MAX_ROWS, RedisStore, open_url
+from stores.redis.store import RedisStore, open_url
+from stores.redis.writer import MAX_ROWS
 from stores.store import Plan, Row
 from tests.support.redis_server import RedisServer, running
 from tests.support.soak import SEED, scaled
@@ -243,7 +244,7 @@ async def test_on_a_full_server_nothing_new_is_claimed_and_what_there_is_can_be_
 async def test_a_batch_of_which_a_part_failed_is_not_acknowledged(
     first: RedisStore, redis_server: RedisServer, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stores.redis.store.RETRY_FOR_S", 0.0)
+    monkeypatch.setattr("stores.redis.writer.RETRY_FOR_S", 0.0)
     await first.create(ONE, SMALL)
     redis_server.execute_command("SET", f"{prefix}:{{{INCARNATION}.0}}:@keys", "no list")
     with pytest.raises(StoreUnavailable, match="WRONGTYPE"):

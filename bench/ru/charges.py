@@ -1,0 +1,297 @@
+"""An account's charges, measured operation by operation, as a file of coefficients for the planner and the emulator.
+
+A container of our own is created with the least throughput, and dropped at the end. Requests go one after the other;
+one that is refused for its rate is sent again. What no measurement shows keeps our coefficient, and the file says so.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from math import ceil
+from statistics import median
+from typing import Any, NamedTuple
+
+import orjson
+
+from bench.errors import BenchFailed, BenchMisused
+from bench.loadgen.capacity import TOO_MANY_REQUESTS
+from bench.ru.report import LABEL
+from bench.ru.run import CHARGE, HOUR_S
+from bench.ru.sandbox import AccountSandbox, Items, sandbox
+from bench.ru.scenarios import EVENTUAL, STRONG, UPSERT, SignedRequests
+from bench.stores.setup import emulator_label
+from stores.cosmos.charges import KB, Charges
+from stores.cosmos.requests import RequestBuilder, partition_key_header
+from stores.cosmos.url import MANUAL_MIN, Address, Throughput, parse
+from stores.http1 import Response
+from stores.prices import Prices
+from stores.urls import redacted
+
+SIZES_KB = (1, 2, 4, 8, 16, 32, 64)
+# The largest item has 2 MB; one of 1 MB takes a second of the container's throughput and more.
+MAX_SIZE_KB = 1024
+# How often each operation is made; charges vary little, and the median is kept.
+TIMES = 3
+# Items of the smallest size that one query returns, for the share that each adds.
+RETURNED = 20
+# Operations that find nothing, are refused, patch, query or read strongly, of small items; and what each costs, about.
+SMALL_OPERATIONS, SMALL_RU = 8, 12.0
+JSON, PATCH = b"content-type: application/json\r\n", b"content-type: application/json-patch+json\r\n"
+QUERY = b"content-type: application/query+json\r\nx-ms-documentdb-isquery: True\r\n"
+ACROSS = b"x-ms-documentdb-query-enablecrosspartition: True\r\n"
+
+
+class Charge(NamedTuple):
+    """What one operation on an item was charged, median of some times, and what it is by our coefficients."""
+
+    operation: str
+    size_kb: int
+    measured_ru: float
+    ours_ru: float
+
+    @property
+    def off(self) -> float:
+        """By which share the measured one is above ours."""
+        return self.measured_ru / self.ours_ru - 1
+
+
+@dataclass(frozen=True, slots=True)
+class ChargesPlan:
+    """What is to be measured: the account and the sizes of items, checked."""
+
+    address: Address
+    sizes_kb: tuple[int, ...]
+
+    def total_ru(self, ours: Charges) -> float:
+        """Return about how many request units it takes, by our coefficients."""
+        sizes = [size_kb * KB for size_kb in self.sizes_kb]
+        by_size = (ours.create(size, 0) * 5 + ours.read(size) for size in sizes)
+        return TIMES * (sum(by_size) + SMALL_OPERATIONS * SMALL_RU) + RETURNED * (ours.create(sizes[0], 0) + 1)
+
+    def lines(self, ours: Charges, prices: Prices, regions: int, now: float) -> list[str]:
+        """Say what it makes, takes and costs where it begins *now*, in seconds since 1970."""
+        total_ru = self.total_ru(ours)
+        seconds = total_ru / MANUAL_MIN
+        hours = int((now + seconds) // HOUR_S - now // HOUR_S) + 1
+        usd = prices.ru_hours(MANUAL_MIN * hours, regions=regions)
+        made = f"a container of its own with {MANUAL_MIN} RU/s in {regions} region(s), then dropped"
+        took = f"some {total_ru:,.0f} RU in {ceil(seconds)} s or more; {usd:.3f} USD"
+        return [
+            f"{made}; nothing else is read or changed",
+            f"{took}: an hour of the clock is billed whole, and this touches {hours}",
+            f"price: {prices.ru_hour.provenance}",
+        ]
+
+
+def plan(url: str, sizes: str = "") -> ChargesPlan:
+    """Check what is to be measured. Raises BenchMisused or StoreMisused for what makes no sense."""
+    address = parse(url)
+    SignedRequests(address).require_key()
+    try:
+        sizes_kb = tuple(sorted({int(each) for each in sizes.split(",")})) if sizes else SIZES_KB
+    except ValueError:
+        sizes_kb = ()
+    if not sizes_kb or not 1 <= sizes_kb[0] <= sizes_kb[-1] <= MAX_SIZE_KB:
+        raise BenchMisused(f"--sizes are whole KB from 1 to {MAX_SIZE_KB}, as 1,4,16, not {sizes!r}")
+    return ChargesPlan(address, sizes_kb)
+
+
+def account_regions(planned: ChargesPlan) -> int:
+    """Read in how many regions of the account a container costs. Raises StoreError."""
+    return len(AccountSandbox(planned.address, own=False).account().regions)
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredCharges:
+    """What was measured, where and when; `small` are coefficients by name, None where the account refused to say."""
+
+    subject: str
+    when: str
+    by_size: Sequence[Charge]
+    small: Mapping[str, float | None]
+    ours: Charges
+
+    def points(self, operation: str) -> list[tuple[float, float]]:
+        """Return the measured charges by KB, and ours of larger items, as those are not measured."""
+        found = [(float(one.size_kb), one.measured_ru) for one in self.by_size if one.operation == operation]
+        known = self.ours.read_points if operation == "read" else self.ours.write_points
+        return found + [point for point in known if point[0] > found[-1][0]]
+
+    def to_toml(self) -> str:
+        """Write them in the form of our own file, each coefficient marked as measured or as ours."""
+        largest = max(one.size_kb for one in self.by_size)
+        head = f"# Charges measured on {self.subject}, {self.when}, by `hotplate bench charges`: medians of {TIMES}."
+        return "\n".join([
+            head, "# For hotplate plan --charges and hotplate cosmos-emulator --charges.", "",
+            "[read]", f"# measured up to {largest} KB; ours beyond", _points(self.points("read")),
+            self._line("strong_factor", self.ours.strong_factor), self._line("missing", self.ours.missing), "",
+            "[write]", f"# measured up to {largest} KB; ours beyond", _points(self.points("create")),
+            self._line("replace_share", self.ours.replace_share), self._line("term", self.ours.term),
+            self._line("patch_operation", self.ours.patch_operation),
+            self._line("refused_share", self.ours.refused_share), "",
+            "[query]", self._line("base", self.ours.query_base), self._line("item_share", self.ours.item_share),
+            self._line("counted", self.ours.counted), "",
+            "[metadata]", self._line("metadata_read", self.ours.metadata_read, "read"),
+            self._line("write", self.ours.metadata_write),
+            self._line("throttled", self.ours.throttled), "",
+            "[size]", "# not measured: ours", f"system_properties = {str(self.ours.system_properties).lower()}", "",
+        ])  # fmt: skip
+
+    def _line(self, name: str, ours: float, shown: str | None = None) -> str:
+        found, shown = self.small.get(name), shown or name
+        return f"{shown} = {ours:g}  # not measured: ours" if found is None else f"{shown} = {found:g}  # measured"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        by_size = [one._asdict() for one in self.by_size]
+        return {"subject": self.subject, "when": self.when, "charges": by_size, "coefficients": dict(self.small)}
+
+
+def measure(planned: ChargesPlan, ours: Charges, on_progress: Callable[[str], None]) -> MeasuredCharges:
+    """Create a container, measure there, and drop it, also after Ctrl-C. Raises BenchFailed and StoreError."""
+    with sandbox(planned.address) as account:
+        on_progress("creating a container")
+        container = account.create(Throughput(MANUAL_MIN))
+        running = _Measurement(account, container, ours)
+        by_size = list[Charge]()
+        for size_kb in planned.sizes_kb:
+            on_progress(f"items of {size_kb} KB")
+            by_size += running.by_size(size_kb)
+        on_progress("queries, conditions and what is not there")
+        small = running.small(planned.sizes_kb[0], by_size)
+    url = planned.address.shown
+    subject = redacted(url) if emulator_label(url) is None else f"{redacted(url)} ({LABEL})"
+    return MeasuredCharges(subject, datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), by_size, small, ours)
+
+
+class _Measurement:
+    """One container while it is measured."""
+
+    def __init__(self, account: AccountSandbox, container: str, ours: Charges) -> None:
+        self._account = account
+        self._requests = SignedRequests(account.address)
+        self._link = f"dbs/{account.address.database}/colls/{container}"
+        self._container = container
+        self._ours = ours
+
+    def by_size(self, size_kb: int) -> Iterator[Charge]:
+        """Create, read, replace and delete items of one size."""
+        items, ours = Items(size_kb, TIMES, 1), self._ours
+        found = dict[str, list[float]]()
+        for body in items.bodies():
+            name, raw = body["id"], orjson.dumps(body)
+            requests = {
+                "create": self._post(JSON, name, raw),
+                "read": self._read(name),
+                "upsert": self._post(UPSERT, name, raw),
+                "delete": self._item("DELETE", name),
+            }
+            for operation, request in requests.items():
+                found.setdefault(operation, []).append(self._charge(request, operation))
+        size = items.size
+        known = {
+            "create": ours.create(size, 0),
+            "read": ours.read(size),
+            "upsert": ours.replace(size, size, 0, 0),
+            "delete": ours.delete(size, 0),
+        }
+        for operation, charges in found.items():
+            yield Charge(operation, size_kb, median(charges), known[operation])
+
+    def small(self, size_kb: int, by_size: Sequence[Charge]) -> dict[str, float | None]:
+        """Return the coefficients that small items show, by their names in the file."""
+        bodies = list(Items(size_kb, RETURNED, 1).bodies())
+        for body in bodies:
+            self._charge(self._post(UPSERT, body["id"], orjson.dumps(body)), "upsert")
+        name, raw = bodies[0]["id"], orjson.dumps(bodies[0])
+        of = {one.operation: one.measured_ru for one in by_size if one.size_kb == size_kb}
+        operation = orjson.dumps({"operations": [{"op": "set", "path": "/pad", "value": bodies[0]["pad"]}]})
+        patched = self._median(self._item("PATCH", name, PATCH, operation), "patch")
+        refused = self._median(self._post(JSON, name, raw), "create again", expected=409)
+        missing = self._median(self._read("absent"), "read", expected=404)
+        one, many = (self._query(count) for count in (1, RETURNED))
+        share = (many - one) / (RETURNED - 1) / of["read"]
+        strong = self._strong(name)
+        metadata = self._median(lambda builder: builder.build("GET", "colls", self._link, f"{self._link}/"), "read")
+        return {
+            "strong_factor": None if strong is None else round(strong / of["read"], 3),
+            "missing": missing,
+            "replace_share": round(median(_replace_shares(by_size)), 4),
+            "patch_operation": round(max(0.0, patched - of["upsert"]), 3),
+            "refused_share": round(refused / of["read"], 3),
+            "base": round(max(0.0, one - share * of["read"]), 3),
+            "item_share": round(share, 4),
+            "metadata_read": metadata,
+        }
+
+    def _query(self, count: int) -> float:
+        body = orjson.dumps({"query": "SELECT * FROM c", "parameters": []})
+        headers = QUERY + ACROSS + b"x-ms-max-item-count: %d\r\n" % count
+        path = f"{self._link}/docs/"
+        return self._median(
+            lambda builder: builder.build("POST", "docs", self._link, path, headers=headers, body=body), "query"
+        )
+
+    def _strong(self, name: str) -> float | None:
+        """Return the charge of a strong read; None where the account's own level is a weaker one."""
+        builder = self._requests.builder(STRONG)
+        response = self._send(lambda _: builder.point_read(self._container, name))
+        return _charge_of(response) if response.status == 200 else None
+
+    def _read(self, name: str) -> Callable[[RequestBuilder], bytes]:
+        return lambda builder: builder.point_read(self._container, name)
+
+    def _post(self, headers: bytes, name: str, raw: bytes) -> Callable[[RequestBuilder], bytes]:
+        def request(builder: RequestBuilder) -> bytes:
+            keyed = partition_key_header(name) + headers
+            return builder.build("POST", "docs", self._link, f"{self._link}/docs/", headers=keyed, body=raw)
+
+        return request
+
+    def _item(self, verb: str, name: str, headers: bytes = b"", body: bytes = b"") -> Callable[[RequestBuilder], bytes]:
+        link = f"{self._link}/docs/{name}"
+
+        def request(builder: RequestBuilder) -> bytes:
+            keyed = partition_key_header(name) + headers
+            return builder.build(verb, "docs", link, f"{link}/", headers=keyed, body=body)
+
+        return request
+
+    def _median(self, request: Callable[[RequestBuilder], bytes], what: str, expected: int | None = None) -> float:
+        return median(self._charge(request, what, expected) for _ in range(TIMES))
+
+    def _charge(self, request: Callable[[RequestBuilder], bytes], what: str, expected: int | None = None) -> float:
+        """Return what a request was charged; BenchFailed, with what was answered, where that is not as expected."""
+        response = self._send(request)
+        if (response.status >= 300) if expected is None else (response.status != expected):
+            sentence = response.body.decode(errors="replace")[:300].partition("\n")[0]
+            raise BenchFailed(f"{what} was answered with {response.status}: {sentence}")
+        return _charge_of(response)
+
+    def _send(self, request: Callable[[RequestBuilder], bytes]) -> Response:
+        """Send a request until it is not refused for its rate."""
+        while True:
+            response = self._account.send(request(self._requests.builder(EVENTUAL)))
+            if response.status != TOO_MANY_REQUESTS:
+                return response
+            time.sleep(int(response.header(b"x-ms-retry-after-ms") or b"1000") / 1000)
+
+
+def _charge_of(response: Response) -> float:
+    found = response.header(CHARGE.encode())
+    if not found:
+        raise BenchFailed("a response names no charge; is this Cosmos DB?")
+    return float(found)
+
+
+def _replace_shares(by_size: Sequence[Charge]) -> Iterator[float]:
+    """Yield for each size the charge of replacing an item by that of creating two."""
+    created = {one.size_kb: one.measured_ru for one in by_size if one.operation == "create"}
+    for one in by_size:
+        if one.operation == "upsert":
+            yield one.measured_ru / (2 * created[one.size_kb])
+
+
+def _points(points: Sequence[tuple[float, float]]) -> str:
+    return f"points = [{', '.join(f'[{size_kb:g}, {ru:.2f}]' for size_kb, ru in points)}]"

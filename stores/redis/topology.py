@@ -1,0 +1,284 @@
+"""Which node of a cluster serves which slot, as the nodes say, and a connection to each of them.
+
+A key's slot is redis-py's CRC16 of what stands in its braces, and CLUSTER SLOTS says who serves it. A node that does
+not serve it any more says who does (MOVED), or who will (ASK); a node that does not answer, or says so, lets the others
+be asked, one of them at a time, by one request at a time, and never more often than the pauses below allow.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+from redis.cluster import parse_cluster_slots
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS as SLOTS
+from redis.crc import key_slot
+
+from stores.errors import PartUnavailable, StoreError, StoreMisused, StoreUnavailable
+from stores.redis.connection import PipelinedConnection, Reconnector, Redirected, Sender
+from stores.redis.url import Address, ClusterAddress, show
+from stores.throttle import Backoff
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# When a node that does not say who serves what is given up.
+TIMEOUT_S = 1.0
+
+# The first and the longest pause before the nodes are asked again who serves what, jitter included, so that the workers
+# of a site do not ask all at once; and after how long without a reason to ask the first pause is that again.
+PAUSES_S = (0.1, 1.0)
+CALM_S = 5.0
+
+# How often a command is sent on from node to node.
+REDIRECTIONS = 8
+
+
+class Endpoint(NamedTuple):
+    """Where a node is."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return show(self.host, self.port)
+
+
+class Layout(NamedTuple):
+    """What one node says of all: who serves each slot, and the replicas of each primary."""
+
+    owners: list[Endpoint | None]
+    replicas: Mapping[Endpoint, frozenset[Endpoint]]
+
+
+class Topology:
+    """Who serves which slot, as was last heard; lives as long as its store, on one loop."""
+
+    def __init__(self, cluster: ClusterAddress) -> None:
+        self.version = 0
+        """Grows with each change; 0 until a node has answered."""
+
+        self.shown = cluster.node.shown
+        self._cluster = cluster
+        self._layout = Layout([None] * SLOTS, {})
+        self._primaries = 0, list[Endpoint]()
+        """The nodes that serve slots, as of a version."""
+        self._refreshing: asyncio.Task[None] | None = None
+        self._backoff = Backoff(*PAUSES_S)
+        self._asked_at = float("-inf")
+        self._retry_at = float("-inf")
+        self._error: StoreError = StoreUnavailable(f"no node of {self.shown} has answered yet")
+
+    @property
+    def primaries(self) -> list[Endpoint]:
+        """The nodes that serve slots, in the order of their addresses."""
+        if self._primaries[0] != self.version:
+            self._primaries = self.version, sorted({owner for owner in self._layout.owners if owner is not None})
+        return self._primaries[1]
+
+    def replicas(self, primary: Endpoint) -> frozenset[Endpoint]:
+        """Return the replicas of a node that are known to follow it."""
+        return self._layout.replicas.get(primary, frozenset())
+
+    def owner(self, slot: int) -> Endpoint | None:
+        """Return who serves a slot; None where nobody is known to, which is looked into."""
+        owner = self._layout.owners[slot]
+        if owner is None:
+            self.suspect()
+        return owner
+
+    def address(self, node: Endpoint) -> Address:
+        """Return the address of a node, with the credentials of all."""
+        return self._cluster.at(*node)
+
+    async def load(self) -> None:
+        """Wait until who serves what is known, as on the first call; raises StoreError where no node says it."""
+        if self.version:
+            return
+        if self._refreshing is None:
+            if asyncio.get_running_loop().time() < self._retry_at:
+                raise type(self._error)(str(self._error))
+            self._begin(0.0)
+        assert self._refreshing is not None  # noqa: S101 -- it was just begun
+        await asyncio.shield(self._refreshing)
+        if not self.version:
+            raise type(self._error)(str(self._error))
+
+    def learn(self, redirected: Redirected, said_by: Endpoint) -> Endpoint:
+        """Take note of what a node said in the place of a reply, and return who should be sent the command instead."""
+        target = Endpoint(redirected.host or said_by.host, redirected.port)
+        if not redirected.asking and self._layout.owners[redirected.slot] != target:
+            self._layout.owners[redirected.slot] = target
+            self.version += 1
+            self.suspect()
+        return target
+
+    def suspect(self) -> None:
+        """Ask the nodes anew, soon, and in the background: something is not where it should be."""
+        if self._refreshing is None:
+            now = asyncio.get_running_loop().time()
+            if now - self._asked_at > CALM_S:
+                self._backoff.reset()
+            self._begin(self._backoff.next_s())
+
+    async def close(self) -> None:
+        """Stop asking."""
+        if self._refreshing is not None:
+            self._refreshing.cancel()
+            await asyncio.gather(self._refreshing, return_exceptions=True)
+
+    def _begin(self, pause_s: float) -> None:
+        self._refreshing = asyncio.create_task(self._refresh(pause_s))
+        self._refreshing.add_done_callback(self._refreshed)
+
+    def _refreshed(self, task: asyncio.Task[None]) -> None:
+        self._refreshing = None
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("the nodes of %s cannot be asked who serves what", self.shown, exc_info=error)
+
+    async def _refresh(self, pause_s: float) -> None:
+        """Ask one node after the other, the known ones before the seeds, until one knows who serves every slot."""
+        await asyncio.sleep(pause_s)
+        best: Layout | None = None
+        for node in self._candidates():
+            try:
+                found = await self._ask(node)
+            except StoreError as error:
+                self._error = error
+                continue
+            if best is None or found.owners.count(None) < best.owners.count(None):
+                best = found
+            if None not in found.owners:
+                break
+        now = asyncio.get_running_loop().time()
+        self._asked_at = now
+        if best is None:
+            self._retry_at = now + self._backoff.next_s()
+        elif best != self._layout:
+            if self.version:
+                log.info("the nodes of %s serve other slots than before", self.shown)
+            self._layout = best
+            self.version += 1
+
+    def _candidates(self) -> list[Endpoint]:
+        known = [*self._layout.replicas, *(one for replicas in self._layout.replicas.values() for one in replicas)]
+        seeds = [Endpoint(*seed) for seed in self._cluster.seeds]
+        random.shuffle(known)  # spreads the questions of many workers
+        random.shuffle(seeds)
+        return list(dict.fromkeys([*known, *seeds]))
+
+    async def _ask(self, node: Endpoint) -> Layout:
+        connection = PipelinedConnection(self.address(node), TIMEOUT_S)
+        await connection.open()
+        try:
+            reply = await connection.send_command(b"CLUSTER", b"SLOTS")
+            try:
+                return _layout(reply, node)
+            except (TypeError, ValueError, IndexError, KeyError) as error:
+                raise connection.lose("does not say who serves which slot") from error
+        except StoreUnavailable as error:
+            if "cluster support disabled" in str(error):
+                sentence = (
+                    f"{self.address(node).shown} is no node of a cluster; write redis:// in the place of its scheme"
+                )
+                raise StoreMisused(sentence) from error
+            raise
+        finally:
+            await connection.close()
+
+
+class Nodes:
+    """A connection to each node of a cluster, for one purpose; lives as long as its store, on one loop."""
+
+    def __init__(self, topology: Topology, timeout_s: float, on_message: Callable[[], None] | None = None) -> None:
+        """Take what each `Reconnector` takes beside its address."""
+        self.topology = topology
+        self._timeout_s = timeout_s
+        self._on_message = on_message
+        self._reconnectors = dict[Endpoint, Reconnector]()
+        self._version = 0
+        self._closing = set[asyncio.Task[None]]()
+
+    def at(self, node: Endpoint) -> Reconnector:
+        """Return the connection to a node."""
+        if self._version != self.topology.version:
+            self._leave_strangers()
+        if (known := self._reconnectors.get(node)) is None:
+            known = Reconnector(self.topology.address(node), self._timeout_s, self._on_message)
+            self._reconnectors[node] = known
+        return known
+
+    async def run(self, key: str, work: Callable[[Sender], Awaitable[T]]) -> T:
+        """Call *work* with the connection that serves *key*, and again with the next where that is moved elsewhere."""
+        return await self.run_in(key_slot(key.encode()), work)
+
+    async def run_in(self, slot: int, work: Callable[[Sender], Awaitable[T]], ask: Endpoint | None = None) -> T:
+        """Do the same for a slot, of which *ask* is about to serve what the owner does not; raises StoreError."""
+        await self.topology.load()
+        for _ in range(REDIRECTIONS):
+            node = ask or self.topology.owner(slot)
+            if node is None:
+                raise uncovered(self.topology.shown, slot)
+            try:
+                connection = await self.at(node).connection()
+                return await work(_Asking(connection) if ask else connection)
+            except Redirected as redirected:
+                target = self.topology.learn(redirected, node)
+                ask = target if redirected.asking else None
+            except StoreUnavailable:
+                self.topology.suspect()
+                raise
+        raise PartUnavailable(f"the nodes of {self.topology.shown} do not agree on who serves slot {slot}")
+
+    def listening(self, on_message: Callable[[], None]) -> "Nodes":
+        """Return other connections to the same nodes, which take messages."""
+        return Nodes(self.topology, self._timeout_s, on_message)
+
+    async def close(self) -> None:
+        """Close all connections; what they asked of the nodes ends with the topology."""
+        for reconnector in self._reconnectors.values():
+            await reconnector.close()
+        await asyncio.gather(*self._closing)
+
+    def _leave_strangers(self) -> None:
+        """Close connections to nodes that have left the cluster, or became replicas."""
+        self._version, primaries = self.topology.version, set(self.topology.primaries)
+        for node in self._reconnectors.keys() - primaries:
+            task = asyncio.create_task(self._reconnectors.pop(node).close())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+
+class _Asking:
+    """A connection to a node that a slot is on its way to: it serves a key of that only to who says so."""
+
+    def __init__(self, connection: PipelinedConnection) -> None:
+        self._connection = connection
+
+    def send_command(self, *args: str | bytes | int) -> asyncio.Future[Any]:
+        self._connection.send_command(b"ASKING").add_done_callback(_retrieved)
+        return self._connection.send_command(*args)
+
+    def lose(self, reason: str) -> StoreUnavailable:
+        return self._connection.lose(reason)
+
+
+def uncovered(shown: str, slot: int) -> PartUnavailable:
+    """Return the error of a slot that no node serves."""
+    return PartUnavailable(f"no node of {shown} serves slot {slot}; `hotplate store doctor` says more")
+
+
+def _layout(reply: Any, node: Endpoint) -> Layout:  # noqa: ANN401 -- a reply is whatever the command returns
+    owners, replicas = list[Endpoint | None]([None] * SLOTS), dict[Endpoint, frozenset[Endpoint]]()
+    for (start, end), servers in parse_cluster_slots(reply, current_host=node.host).items():
+        primary = Endpoint(*servers["primary"])
+        replicas[primary] = replicas.get(primary, frozenset()) | {Endpoint(*one) for one in servers["replicas"]}
+        owners[start : end + 1] = [primary] * (end + 1 - start)
+    return Layout(owners, replicas)
+
+
+def _retrieved(reply: asyncio.Future[Any]) -> None:
+    if not reply.cancelled():
+        reply.exception()

@@ -1,0 +1,105 @@
+"""Charges measured on an account: an emulator that charges otherwise than ours does, which the file must say."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.cosmos_emulator.server import Settings
+from bench.errors import BenchMisused
+from bench.ru.charges import ChargesPlan, MeasuredCharges, measure, plan
+from bench.ru.sandbox import AccountSandbox
+from stores.cosmos.charges import load
+from stores.prices import load as load_prices
+from tests.support.command import hotplate
+from tests.support.cosmos_server import emulator_thread
+
+OURS = load()
+THEIRS = """
+[read]
+points = [[1, 1.25], [2, 1.50]]
+strong_factor = 2.0
+missing = 1.5
+[write]
+points = [[1, 6.0], [2, 8.0]]
+replace_share = 0.9
+term = 0.2
+patch_operation = 0.7
+refused_share = 1.2
+[query]
+base = 2.5
+item_share = 0.8
+counted = 0.01
+[metadata]
+read = 3.0
+write = 4.95
+throttled = 0.0
+[size]
+system_properties = true
+"""
+
+
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("charges") / "theirs.toml"
+    path.write_text(THEIRS)
+    return path
+
+
+@pytest.fixture(scope="module")
+def url(theirs: Path) -> Iterator[str]:
+    with emulator_thread(Settings(port=0, charges=theirs)) as (made, _):
+        url = f"cosmos+{made.endpoint}db"
+        AccountSandbox(plan(url).address, own=True).create_database()
+        yield url
+
+
+@pytest.fixture(scope="module")
+def measured(url: str) -> MeasuredCharges:
+    return measure(plan(url, "1,2"), OURS, lambda _: None)
+
+
+def test_the_file_says_what_the_account_charges(measured: MeasuredCharges, theirs: Path, tmp_path: Path) -> None:
+    path = tmp_path / "charges.toml"
+    path.write_text(measured.to_toml())
+    found, expected = load(path), load(theirs)
+    assert found.read_points[:2] == expected.read_points
+    assert found.write_points[:2] == expected.write_points
+    for name in ("replace_share", "missing", "patch_operation", "refused_share", "query_base", "metadata_read"):
+        assert getattr(found, name) == pytest.approx(getattr(expected, name), abs=0.02), name
+    assert found.item_share == pytest.approx(expected.item_share, abs=0.01)
+    assert found.create(2048, 0) == expected.create(2048, 0)
+    assert found.replace(1024, 2048, 0, 0) == pytest.approx(expected.replace(1024, 2048, 0, 0), abs=0.02)
+
+
+def test_what_was_not_measured_is_ours_and_the_file_says_so(measured: MeasuredCharges) -> None:
+    text = measured.to_toml()
+    assert "local emulator, not Azure" in text
+    assert f"term = {OURS.term:g}  # not measured: ours" in text
+    assert f"strong_factor = {OURS.strong_factor:g}  # not measured: ours" in text
+    assert measured.points("read")[2:] == [point for point in OURS.read_points if point[0] > 2]
+
+
+def test_its_own_container_is_all_that_it_creates_and_it_is_dropped(url: str, measured: MeasuredCharges) -> None:
+    del measured
+    assert AccountSandbox(plan(url).address, own=False).containers() == []
+
+
+def test_a_dry_run_says_what_it_takes_and_creates_nothing(url: str, tmp_path: Path) -> None:
+    done = hotplate("bench", "charges", "--store", url, "--dry-run", "--out", str(tmp_path / "charges.toml"))
+    assert done.returncode == 0, done.stderr
+    assert "a container of its own with 400 RU/s" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_cost_is_that_of_each_hour_that_is_begun(url: str) -> None:
+    planned = ChargesPlan(plan(url).address, (1, 64))
+    begun = planned.lines(OURS, load_prices(), 2, now=3600.0 - 0.5)
+    assert "touches 2" in begun[1]
+    assert "0.128 USD" in begun[1]
+
+
+@pytest.mark.parametrize("sizes", ["0", "a", "1,4096"])
+def test_sizes_that_make_no_sense_are_refused(url: str, sizes: str) -> None:
+    with pytest.raises(BenchMisused, match="whole KB"):
+        plan(url, sizes)

@@ -1,0 +1,147 @@
+"""A cluster that loses a node, moves slots, or has lost a seed: what a worker of the service answers meanwhile."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.redis_cluster import PRIMARIES
+from stores.catalogue import ReleaseRef
+from stores.connect import connect
+from stores.errors import StoreUnavailable
+from stores.keys import USER
+from stores.redis.keys import Keys
+from stores.verification import verify
+from tests.support.failover import Publisher, Watch, watched
+from tests.support.loaded_service import USERS, lists, until_read
+from tests.support.redis_cluster import ClusterNode, RedisCluster, running_cluster
+from tests.support.service import publish_to
+
+pytestmark = pytest.mark.soak
+
+PREFIX = "test"
+
+# Enough that a machine which stands still for a moment makes no list late.
+BUDGET_S = 0.5
+
+# Of how many buckets of a release the slots are moved.
+MOVED = 8
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[RedisCluster]:
+    with running_cluster(tmp_path) as running:
+        yield running
+
+
+async def live_in(url: str) -> ReleaseRef:
+    store = connect(url)
+    found = (await store.catalogue()).live_ref
+    await store.close()
+    assert found is not None
+    return found
+
+
+def owners_of_users(cluster: RedisCluster, release: ReleaseRef) -> list[ClusterNode]:
+    """Return the node that has each user's list."""
+    keys = [f"{USER}{user}" for user in range(USERS)]
+    return cluster.owners(Keys(PREFIX, clustered=True).release(release).rows(keys))
+
+
+def popular_of(watch: Watch) -> dict[int, list[float]]:
+    """Return when each user was answered with the popular list; of those who ever were."""
+    found = dict[int, list[float]]()
+    for place, (at, answer) in enumerate(watch.answers):
+        if answer.source == "popular":
+            found.setdefault(place % USERS, []).append(at)
+    return found
+
+
+async def test_a_primary_that_is_killed_costs_its_own_users_popular_lists_until_its_replica_is_elected(
+    cluster: RedisCluster, record_property: Callable[[str, object], None]
+) -> None:
+    url = cluster.url(prefix=PREFIX)
+    await publish_to(url, lists("r0"))
+    release = await live_in(url)
+    killed = cluster.owner(f"{{{PREFIX}}}:catalogue")
+    theirs = {user for user, owner in enumerate(owners_of_users(cluster, release)) if owner is killed}
+    async with watched(url, BUDGET_S) as watch:
+        publisher = Publisher(url, "r1")
+        publishing = asyncio.create_task(publisher.publish())
+        await publisher.until_half()
+        started = time.monotonic()
+        await asyncio.to_thread(cluster.kill, killed)
+        await asyncio.to_thread(cluster.wait_until, lambda: len(cluster.primaries) == PRIMARIES)
+        elected = time.monotonic()
+        second = await publishing
+        await watch.until_personal(second)
+        popular = popular_of(watch)
+        assert watch.misses == 0
+        assert set(popular) <= theirs
+        await asyncio.to_thread(cluster.restart, killed)
+        await asyncio.to_thread(cluster.wait_until, cluster.every_primary_has_a_replica)
+        await watch.until_personal(second)
+        assert set(popular_of(watch)) <= theirs
+    last = max((at for times in popular.values() for at in times), default=started)
+    record_property("election", f"{elected - started:.2f} s")
+    record_property("popular lists", f"{sum(map(len, popular.values()))} to {len(popular)} users, the node's own")
+    record_property("the last", f"{last - elected:+.2f} s after it")
+    record_property("publish interrupted", publisher.interruptions)
+
+
+async def test_slots_that_are_moved_while_they_are_read_and_written_cost_nobody_anything(
+    cluster: RedisCluster, record_property: Callable[[str, object], None]
+) -> None:
+    url = cluster.url(prefix=PREFIX)
+    await publish_to(url, lists("r0"))
+    keys, live = Keys(PREFIX, clustered=True), await live_in(url)
+    async with watched(url, BUDGET_S) as watch:
+        publisher = Publisher(url, "r1")
+        publishing = asyncio.create_task(publisher.publish())
+        await publisher.until_half()
+        store = connect(url)
+        draft = next(entry.ref for entry in (await store.catalogue()).releases if entry.state == "draft")
+        rows = keys.release(live).rows([f"{USER}{user}" for user in range(MOVED)])
+        moved = [keys.catalogue, keys.release(draft).state, *rows, *keys.release(draft).states[1:MOVED]]
+        started = time.monotonic()
+        for key in moved:
+            source = await asyncio.to_thread(cluster.owner, key)
+            target = cluster.nodes[(cluster.nodes.index(source) + 1) % PRIMARIES]
+            await asyncio.to_thread(cluster.migrate, key, target, between=lambda: time.sleep(0.002))
+        took_s = time.monotonic() - started
+        assert not publishing.done(), "the slots were moved after the publish"
+        second = await publishing
+        await watch.until_personal(second)
+        assert popular_of(watch) == {}
+        assert watch.misses == 0
+        await verify(store, live)
+        await store.close()
+    assert publisher.interruptions == []
+    record_property("slots moved", f"{len(moved)} in {took_s:.2f} s")
+    record_property("popular lists", 0)
+
+
+async def test_a_service_starts_without_a_seed_and_waits_for_the_only_one(
+    cluster: RedisCluster, record_property: Callable[[str, object], None]
+) -> None:
+    url, only = cluster.url(prefix=PREFIX), cluster.url(prefix=PREFIX, seeds=1)
+    await publish_to(url, lists("r0"))
+    gone = cluster.nodes[0]
+    cluster.kill(gone)
+    await asyncio.to_thread(cluster.wait_until, lambda: len(cluster.primaries) == PRIMARIES)
+    async with watched(url, BUDGET_S) as watch:
+        assert watch.misses == 0
+    store = connect(only)
+    with pytest.raises(StoreUnavailable, match="cannot be reached"):
+        await store.catalogue()
+    started = time.monotonic()
+    await asyncio.to_thread(cluster.restart, gone)
+    restarted = time.monotonic()
+    async with watched(only, BUDGET_S) as watch:
+        await until_read(watch.reader, watch.answers[0][1].tier)
+    await store.close()
+    record_property(
+        "served again", f"{time.monotonic() - restarted:.2f} s after its start, of {restarted - started:.2f} s"
+    )

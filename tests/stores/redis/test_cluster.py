@@ -1,0 +1,297 @@
+"""The store in a cluster: the contract, and what a cluster has beyond one server, on real nodes."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+
+import pytest
+
+from bench.redis_cluster import SLOTS
+from hotplate.testing import OpenStore, StoreContract
+from stores.catalogue import DraftRef
+from stores.connect import connect
+from stores.doctor import examine
+from stores.errors import PartUnavailable, ReleaseConflict, ReleaseNotFound, StoreError, StoreMisused, StoreUnavailable
+from stores.lifecycle import activate, prune, publish, rollback
+from stores.redis.cluster import ClusterStore, open_url
+from stores.redis.keys import BUCKETS
+from stores.redis.topology import Endpoint, Layout, Topology
+from stores.redis.url import parse_cluster
+from stores.store import Level, Plan, Row
+from stores.verification import verify
+from tests.support.paths import ROOT
+from tests.support.redis_cluster import RedisCluster
+from tests.support.redis_server import RedisServer
+from tests.support.stores import FIRST, batches, ref, scanned, write
+
+USERS = [Row(f"user:{n:06}", b"list of %d" % n) for n in range(2000)]
+
+
+class TestCluster(StoreContract):
+    @pytest.fixture(params=["redis+cluster", pytest.param("rediss+cluster", marks=pytest.mark.soak)])
+    def open_store(self, request: pytest.FixtureRequest, redis_cluster: RedisCluster) -> OpenStore:
+        """Open handles on a deployment of its own."""
+        url = redis_cluster.url(request.param, secrets.token_hex(4))
+        return lambda: connect(url)
+
+
+@pytest.fixture
+def prefix() -> str:
+    return secrets.token_hex(4)
+
+
+@pytest.fixture
+async def store(redis_cluster: RedisCluster, prefix: str) -> AsyncIterator[ClusterStore]:
+    opened = open_url(redis_cluster.url(prefix=prefix))
+    yield opened
+    await opened.close()
+
+
+def names_of(store: ClusterStore, *keys: str) -> list[str]:
+    return store._keys.release(ref(FIRST)).rows(keys)
+
+
+def state_beside(name: str) -> str:
+    return name[: name.index("}:") + 2] + "@state"
+
+
+async def test_a_release_lies_on_all_nodes_in_the_layout_of_one_server_and_erasing_leaves_nothing(
+    store: ClusterStore, redis_cluster: RedisCluster, prefix: str
+) -> None:
+    await write(store, FIRST, [*USERS, Row("meta:manifest", b"{}")])
+    of_release = 3  # the keys of its rows, those of its `meta` rows, and its points
+    assert len(redis_cluster.keys(f"*{prefix}*")) == len(USERS) + 1 + BUCKETS + of_release + 1  # and the inventory
+    for node in redis_cluster.primaries:
+        assert len(node.server.execute_command("KEYS", f"*{prefix}*")) > len(USERS) // 6
+    await store.erase(ref(FIRST))
+    assert redis_cluster.keys(f"*{prefix}*") == []
+
+
+async def test_a_list_that_is_there_is_one_read_and_only_one_that_is_not_has_its_bucket_asked(
+    store: ClusterStore, redis_cluster: RedisCluster
+) -> None:
+    await write(store, FIRST, USERS)
+    before = redis_cluster.calls("get")
+    assert await store.get_many(ref(FIRST), [row.key for row in USERS[:100]]) == [row.value for row in USERS[:100]]
+    assert redis_cluster.calls("get") == before + 100
+    assert await store.get_many(ref(FIRST), ["user:absent", USERS[0].key]) == [None, USERS[0].value]
+    assert redis_cluster.calls("get") == before + 103
+
+
+async def test_a_node_that_lost_the_end_of_what_it_was_sent_is_seen_and_fails_its_own_users_only(
+    store: ClusterStore, redis_cluster: RedisCluster
+) -> None:
+    await write(store, FIRST, USERS)
+    lost, rest = USERS[0].key, USERS[1:50]
+    name = names_of(store, lost)[0]
+    node = redis_cluster.owner(name).server
+    node.execute_command("DEL", name)
+    node.execute_command("SET", state_beside(name), "draft:writer")
+    with pytest.raises(ReleaseNotFound, match="not whole in this cluster"):
+        await store.get_many(ref(FIRST), [lost])
+    slots = await store.get_many(ref(FIRST), [lost, *(row.key for row in rest)])
+    assert isinstance(slots[0], ReleaseNotFound)
+    assert slots[1:] == [row.value for row in rest]
+    for call in (store.prepare(ref(FIRST)), scanned(store, FIRST)):
+        with pytest.raises(ReleaseNotFound, match="1 are not sealed"):
+            await call
+
+
+async def test_a_seal_that_was_cut_short_is_finished_by_the_next_writer_and_lets_nobody_write(
+    store: ClusterStore, redis_cluster: RedisCluster
+) -> None:
+    await write(store, FIRST, USERS[:50])
+    states = store._keys.release(ref(FIRST)).states
+    for state, node in zip(states[1::16], redis_cluster.owners(states[1::16]), strict=True):
+        node.server.execute_command("SET", state, "draft:writer")
+    next_one = DraftRef(FIRST, ref(FIRST).incarnation, "next")
+    for call in (store.create(next_one, Plan(1, 1)), store.put(next_one, USERS[:1])):
+        with pytest.raises(ReleaseConflict, match="is sealed"):
+            await call
+    await store.seal(next_one)
+    assert await scanned(store, FIRST) == USERS[:50]
+
+
+async def test_a_writer_that_was_replaced_before_it_had_claimed_all_claims_no_more(
+    store: ClusterStore, redis_cluster: RedisCluster, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late, last = (DraftRef(FIRST, "cafe", writer) for writer in ("late", "last"))
+    read_states = store._states
+
+    async def slow_states(release: DraftRef) -> list[bytes | None]:
+        found = await read_states(release)
+        monkeypatch.undo()
+        other = open_url(redis_cluster.url(prefix=prefix))
+        await other.create(last, Plan(1, 1))
+        await other.put(last, USERS[:100])
+        await other.seal(last)
+        await other.close()
+        return found
+
+    monkeypatch.setattr(store, "_states", slow_states)
+    with pytest.raises(ReleaseConflict):
+        await store.create(late, Plan(1, 1))
+    assert await store.get_many(last.release, ["user:absent", USERS[0].key]) == [None, USERS[0].value]
+    await store.prepare(last.release)
+
+
+async def test_slots_that_have_moved_and_slots_on_their_way_are_followed(
+    store: ClusterStore, redis_cluster: RedisCluster
+) -> None:
+    await write(store, FIRST, USERS)
+    read = {row.key: row.value for row in USERS[:40]}
+    assert await store.get_many(ref(FIRST), list(read)) == list(read.values())
+    (moved,) = names_of(store, USERS[0].key)
+    target = next(node for node in redis_cluster.primaries if node is not redis_cluster.owner(moved))
+    half_way = list[object]()
+    loop = asyncio.get_running_loop()
+
+    def between() -> None:
+        reading = store.get_many(ref(FIRST), [*read, "user:absent"])
+        half_way.append(asyncio.run_coroutine_threadsafe(reading, loop).result(30))
+
+    await asyncio.to_thread(redis_cluster.migrate, moved, target, between=between)
+    assert half_way
+    assert all(slots == [*read.values(), None] for slots in half_way)
+    assert await store.get_many(ref(FIRST), list(read)) == list(read.values())
+    assert await scanned(store, FIRST) == USERS
+
+
+async def test_who_serves_what_is_asked_once_however_many_want_to_know(redis_cluster: RedisCluster) -> None:
+    topology = Topology(parse_cluster(redis_cluster.url()))
+    before = redis_cluster.calls("cluster|slots")
+    await asyncio.gather(*(topology.load() for _ in range(50)))
+    assert redis_cluster.calls("cluster|slots") == before + 1
+    for _ in range(1000):
+        topology.suspect()
+    await asyncio.sleep(0.15)
+    assert redis_cluster.calls("cluster|slots") <= before + 2
+    await topology.close()
+
+
+async def test_a_seed_that_is_gone_is_passed_over_and_none_at_all_is_a_sentence(
+    redis_cluster: RedisCluster, prefix: str
+) -> None:
+    seed = f"127.0.0.1:{redis_cluster.nodes[4].port}"  # a replica will do
+    store = connect(f"redis+cluster://127.0.0.1:1,{seed}/?prefix={prefix}")
+    await write(store, FIRST, USERS[:10])
+    assert await scanned(store, FIRST) == USERS[:10]
+    await store.close()
+    lonely = connect("redis+cluster://user:secret@127.0.0.1:1/")
+    for call in (lonely.catalogue(), lonely.get_many(ref(FIRST), ["user:1"])):
+        with pytest.raises(
+            StoreUnavailable, match=r"node 127.0.0.1:1 of redis\+cluster://127.0.0.1:1/ cannot be reached"
+        ):
+            await call
+    await lonely.close()
+
+
+async def test_one_server_given_as_a_cluster_is_a_sentence(redis_server: RedisServer) -> None:
+    store = connect(f"redis+cluster://127.0.0.1:{redis_server.port}/")
+    with pytest.raises(StoreMisused, match="is no node of a cluster; write redis://"):
+        await store.catalogue()
+    await store.close()
+
+
+async def test_a_key_that_cannot_be_encoded_fails_alone(store: ClusterStore) -> None:
+    await write(store, FIRST, USERS[:2])
+    slots = await store.get_many(ref(FIRST), [USERS[0].key, "user:\ud800", USERS[1].key])
+    assert isinstance(slots[1], StoreMisused)
+    assert slots[::2] == [USERS[0].value, USERS[1].value]
+
+
+async def test_a_node_that_stands_still_costs_its_own_users_the_time_and_no_other_a_list(
+    store: ClusterStore, redis_cluster: RedisCluster
+) -> None:
+    await write(store, FIRST, USERS)
+    keys = [row.key for row in USERS[:20]]
+    owners = redis_cluster.owners(names_of(store, *keys))
+    still, theirs = owners[0], [owner is owners[0] for owner in owners]
+    redis_cluster.stop(still)
+    try:
+        slots = await store.get_many(ref(FIRST), keys, timeout_s=0.3)
+    finally:
+        redis_cluster.resume(still)
+    assert [isinstance(slot, PartUnavailable) for slot in slots] == theirs
+    assert all(slot == row.value for slot, row in zip(slots, USERS, strict=False) if not isinstance(slot, StoreError))
+    redis_cluster.wait_until(redis_cluster.is_whole)
+
+
+async def test_the_guides_users_publish_and_serve_and_the_doctor_sees_what_is_missing(
+    redis_cluster: RedisCluster, prefix: str
+) -> None:
+    urls = dict[str, str]()
+    for line in (ROOT / "docs" / "redis.md").read_text().splitlines():
+        words = line.replace("SECRET", "open").replace("shop", prefix).split()
+        if words[:2] == ["ACL", "SETUSER"] and words[2].startswith(f"{prefix}-"):
+            redis_cluster.execute_everywhere(*words)
+            urls[words[2].rpartition("-")[2]] = redis_cluster.url(prefix=prefix, user=f"{words[2]}:open@")
+    publisher, server = open_url(urls["publish"]), open_url(urls["serve"])
+    rows, plan = [Row("popular:", b"{}"), *USERS[:2]], Plan(3, 100)
+    old, new = [(await publish(publisher, batches(rows), plan=plan, about={})).manifest.release for _ in range(2)]
+    assert await rollback(publisher) == old
+    await activate(publisher, new)
+    assert await prune(publisher, keep=0, grace_s=0) == [old]
+    live = (await server.catalogue()).find(new).ref
+    await verify(publisher, live)
+    assert await server.warnings() == []
+    with pytest.raises(StoreMisused, match="lacks a permission"):
+        await server.put(DraftRef(new, live.incarnation, "w"), rows)
+    found = {each.subject: each for each in await examine(publisher)}
+    wrong = {subject for subject, each in found.items() if each.level != Level.OK}
+    assert not wrong, found  # whether a restart loses everything is not theirs to ask
+    assert found["cluster"].sentence.startswith("3 primaries of 6 nodes")
+    assert {"slots", "replicas", "coverage", "may publish", "memory", "room"} <= found.keys()
+    for opened in (publisher, server):
+        await opened.close()
+
+
+async def test_the_doctor_sees_that_one_lost_node_would_take_the_others_along(
+    store: ClusterStore, redis_cluster: RedisCluster
+) -> None:
+    redis_cluster.execute_everywhere("CONFIG", "SET", "cluster-require-full-coverage", "yes")
+    found = await store.examine()
+    redis_cluster.execute_everywhere("CONFIG", "SET", "cluster-require-full-coverage", "no")
+    warned = [each for each in found if each.level != Level.OK]
+    assert {each.subject for each in warned} == {"coverage", "persistence"}
+    assert [each.subject for each in warned].count("persistence") == len(redis_cluster.primaries)
+
+
+@pytest.mark.parametrize(
+    ("url", "complaint"),
+    [
+        ("redis+cluster://:secret@a,b/3", "of which a cluster has one only"),
+        ("redis+cluster://:secret@a:x,b/", "no valid port"),
+        ("redis+cluster://:secret@/", "names no server"),
+        ("redis+cluster://:secret@a/?ca=x", "no parameter 'ca'"),
+        ("redis+cluster://:secret@a/?read=replica", "no parameter 'read'"),
+    ],
+)
+def test_a_wrong_url_is_a_sentence_without_the_password(url: str, complaint: str) -> None:
+    with pytest.raises(StoreMisused, match=complaint) as caught:
+        connect(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_node_known_by_a_number_may_be_certified_under_the_name_of_a_seed() -> None:
+    cluster = parse_cluster("rediss+cluster://u:p@10.0.0.1,cache.example:10000/", {})
+    assert cluster.seeds == (("10.0.0.1", 6379), ("cache.example", 10000))
+    assert cluster.at("10.0.0.9", 8500).certified_as == "cache.example"
+    assert cluster.at("10.0.0.1", 6379).certified_as is None
+    assert cluster.at("node.example", 8500).certified_as is None
+    assert (cluster.at("10.0.0.9", 8500).password, cluster.at("10.0.0.9", 8500).tls) == ("p", True)
+    assert "p@" not in cluster.at("10.0.0.9", 8500).shown
+
+
+async def test_when_all_nodes_that_are_known_have_gone_the_seeds_are_asked_again(store: ClusterStore) -> None:
+    await write(store, FIRST, USERS[:50])
+    gone = Endpoint("127.0.0.1", 1)
+    store._topology._layout = Layout([gone] * SLOTS, {gone: frozenset()})
+    store._topology.version += 1
+    keys, read = [row.key for row in USERS[:50]], list[object]()
+    async with asyncio.timeout(30):
+        while read != [row.value for row in USERS[:50]]:
+            try:
+                read = list(await store.get_many(ref(FIRST), keys, timeout_s=5.0))
+            except PartUnavailable:
+                await asyncio.sleep(0.02)

@@ -1,0 +1,166 @@
+"""Real clusters on loopback for the tests that need one: three primaries, a replica of each, plain and TLS at once."""
+
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from redis.crc import key_slot
+
+from bench.process import free_port
+from bench.redis_cluster import PRIMARIES, SLOTS, Member, described, new_id
+from tests.support.redis_server import RedisServer, certify, find_binary
+
+# Long enough for whatever a machine that stands still for seconds does to elections.
+SETTLED_WITHIN_S = 60.0
+
+
+@dataclass(slots=True)
+class ClusterNode:
+    server: RedisServer
+    bus_port: int
+    id: str = field(default_factory=new_id)
+
+    @property
+    def port(self) -> int:
+        return self.server.port
+
+    @property
+    def pid(self) -> int:
+        assert self.server.process is not None
+        return self.server.process.pid
+
+
+@dataclass(slots=True)
+class RedisCluster:
+    nodes: list[ClusterNode]
+    """The primaries first, then the replica of each in the same order, as they were at the start."""
+
+    def url(self, scheme: str = "redis+cluster", prefix: str = "test", user: str = "", seeds: int = PRIMARIES) -> str:
+        tls = scheme.startswith("rediss")
+        ports = [node.server.tls_port if tls else node.port for node in self.nodes[:seeds]]
+        listed = ",".join(f"127.0.0.1:{port}" for port in ports)
+        ca = f"&ca={self.nodes[0].server.folder / 'ca.pem'}" if tls else ""
+        return f"{scheme}://{user}{listed}/?prefix={prefix}{ca}"
+
+    def execute_everywhere(self, *command: str) -> list[object]:
+        return [node.server.execute_command(*command) for node in self.alive]
+
+    @property
+    def alive(self) -> list[ClusterNode]:
+        return [node for node in self.nodes if node.server.process is not None]
+
+    @property
+    def primaries(self) -> list[ClusterNode]:
+        """Those that say so of themselves now."""
+        return [node for node in self.alive if node.server.execute_command("ROLE")[0] == "master"]
+
+    def owner(self, key: str) -> ClusterNode:
+        """The primary that serves a key."""
+        return self.owners([key])[0]
+
+    def owners(self, keys: Sequence[str]) -> list[ClusterNode]:
+        """The primaries that serve keys, in order."""
+        by_port = {node.port: node for node in self.nodes}
+        ranges = self.alive[0].server.execute_command("CLUSTER", "SLOTS")
+        slots = [key_slot(key.encode()) for key in keys]
+        return [
+            by_port[next(primary[1] for start, end, primary, *_ in ranges if start <= slot <= end)] for slot in slots
+        ]
+
+    def keys(self, pattern: str) -> list[str]:
+        return sorted(key for node in self.primaries for key in node.server.execute_command("KEYS", pattern))
+
+    def calls(self, command: str) -> int:
+        """How often all nodes together ran a command since they started."""
+        return sum(node.server.calls(command) for node in self.alive)
+
+    def wait_until(self, settled: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + SETTLED_WITHIN_S
+        while not settled():
+            assert time.monotonic() < deadline, [
+                (n.port, n.server.execute_command("CLUSTER", "NODES")) for n in self.alive
+            ]
+            time.sleep(0.05)
+
+    def is_whole(self) -> bool:
+        """Whether every node that is alive sees all slots served, and every replica has its primary's data."""
+        for node in self.alive:
+            info = node.server.execute_command("CLUSTER INFO")
+            if info["cluster_state"] != "ok" or info["cluster_slots_ok"] != str(SLOTS):
+                return False
+            role = node.server.execute_command("ROLE")
+            if role[0] == "slave" and role[3] != "connected":
+                return False
+            shown = node.server.execute_command("CLUSTER", "SLOTS")
+            if any(server[1] == 0 for _, _, *servers in shown for server in servers):
+                return False
+        return True
+
+    def every_primary_has_a_replica(self) -> bool:
+        return self.is_whole() and all(
+            len(servers) > 1
+            for node in self.alive
+            for _, _, *servers in node.server.execute_command("CLUSTER", "SLOTS")
+        )
+
+    def kill(self, node: ClusterNode) -> None:
+        node.server.kill()
+
+    def restart(self, node: ClusterNode) -> None:
+        node.server.start()
+
+    def stop(self, node: ClusterNode) -> None:
+        node.server.send_signal(signal.SIGSTOP)
+
+    def resume(self, node: ClusterNode) -> None:
+        node.server.send_signal(signal.SIGCONT)
+
+    def migrate(self, key: str, target: ClusterNode, *, between: Callable[[], None] = lambda: None) -> None:
+        """Move a key's slot to another node, as `redis-cli --cluster reshard` does; call *between* after each key."""
+        slot, source = key_slot(key.encode()), self.owner(key)
+        target.server.execute_command("CLUSTER", "SETSLOT", str(slot), "IMPORTING", source.id)
+        source.server.execute_command("CLUSTER", "SETSLOT", str(slot), "MIGRATING", target.id)
+        while keys := source.server.execute_command("CLUSTER", "GETKEYSINSLOT", str(slot), "5"):
+            for each in keys:
+                source.server.execute_command("MIGRATE", "127.0.0.1", str(target.server.tls_port), each, "0", "5000")
+                between()
+        for node in (target, source, *(one for one in self.primaries if one not in (source, target))):
+            node.server.execute_command("CLUSTER", "SETSLOT", str(slot), "NODE", target.id)
+
+
+@contextmanager
+def running_cluster(folder: Path, *options: str, node_timeout_ms: int = 1000) -> Iterator[RedisCluster]:
+    """Run a cluster with its files in *folder* until the block ends, which begins once all of it is well."""
+    binary = find_binary()
+    certify(folder)
+    nodes = list[ClusterNode]()
+    for number in range(2 * PRIMARIES):
+        place = folder / str(number)
+        place.mkdir()
+        for name in ("ca.pem", "server.pem", "server.key"):
+            shutil.copy(folder / name, place)
+        bus_port = free_port()
+        settings = (
+            "--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-port", str(bus_port),
+            "--cluster-node-timeout", str(node_timeout_ms), "--cluster-require-full-coverage", "no",
+            "--tls-cluster", "yes", "--tls-replication", "yes", "--repl-diskless-sync-delay", "0",
+            "--repl-ping-replica-period", "1",  # a replica to which nothing was written yet is not shown
+        )  # fmt: skip
+        nodes.append(ClusterNode(RedisServer(binary, place, (*settings, *options)), bus_port))
+    members = {
+        node.id: Member(node.id, node.server.tls_port, node.bus_port, primary.id if primary else None)
+        for node, primary in zip(nodes, [*[None] * PRIMARIES, *nodes], strict=False)
+    }
+    for node in nodes:
+        (node.server.folder / "nodes.conf").write_text(described(list(members.values()), members[node.id]))
+    cluster = RedisCluster(nodes)
+    with ExitStack() as stack:
+        for node in nodes:
+            stack.callback(node.server.kill)
+            node.server.start()
+        cluster.wait_until(cluster.every_primary_has_a_replica)
+        yield cluster
