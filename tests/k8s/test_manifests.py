@@ -35,13 +35,14 @@ WHOLE = {
         [each for each in COMPONENTS if each not in {"store-password", "prune", "workload-identity", "version"}],
         ["bench", "publish"],
     )
-    for overlay in ("dev", "redis")
+    for overlay in ("dev", "redis", "redis-cluster")
 }
 WHOLE["cosmos"] = ([*WHOLE["redis"][0], "workload-identity"], ["bench", "publish-cosmos"])
 # Prometheus finds its targets by pods, or by Services.
 MONITORING = {
     "dev": ["monitoring"],
     "redis": ["monitoring", "monitoring/service-monitor"],
+    "redis-cluster": ["monitoring"],
     "cosmos": ["monitoring"],
 }
 # Which package of npm has the schemas of a group that Kubernetes itself does not know.
