@@ -110,7 +110,10 @@ class Publisher:
         try:
             async with asyncio.timeout(3 * WAIT_S):
                 release = await self._publish()
-                await verify(self._store, await ref_of(self._store, release))
+                while True:
+                    with suppress(StoreUnavailable):  # a primary may be replaced once more
+                        await verify(self._store, await ref_of(self._store, release))
+                        break
         finally:
             await self._store.close()
         return release

@@ -133,7 +133,7 @@ def test_every_effect_is_as_the_planner_predicts() -> None:
     made = swept(SweepOptions(levels="1k,7k", duration="1s"))
     assert made.valid
     measured = [each for each in made.effects if each.rate is not None]
-    assert len(measured) == 9
+    assert len(measured) == 10
     (refused,) = [each for each in made.effects if each.rate is None]
     assert (refused.name, refused.limit.partition(":")[0]) == ("strong consistency", "refused with 400")
     for effect in measured:

@@ -118,7 +118,7 @@ def test_whatever_comes_is_answered_as_aiohttp_answers_it(
     assert sum(taken) > len(taken) / 20, "most of what was drawn is not the lane's"
 
 
-@depths(2_000, 50_000)
+@depths(2_000, 20_000)
 def test_requests_at_random_are_answered_as_aiohttp_answers_them(
     same: Callable[..., None], known: list[bytes], examples: int
 ) -> None:
