@@ -22,7 +22,7 @@ demo: .venv/demo ## data, training, a release and a running service
 
 test: check ## every check and the fast tests
 	@.ci/debian-packages
-	$(PYTEST) -n 3 -m "not soak and not k8s and not spark"
+	$(PYTEST) -n 3 -m "not soak and not k8s and not spark" --durations 15
 
 soak: .venv/dev ## the long tests: SOAK_MINUTES=10 of load, faults, kills and random cases
 	@.ci/debian-packages
