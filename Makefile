@@ -27,7 +27,7 @@ test: check ## every check and the fast tests
 soak: .venv/dev ## the long tests: SOAK_MINUTES=10 of load, faults, kills and random cases
 	@.ci/debian-packages
 	@SOAK_SEED=$${SOAK_SEED:-$$($(BIN)/python -c 'import random; print(random.randrange(1, 1 << 31))')}; export SOAK_SEED; set -x; \
-	    $(PYTEST) -n 3 -m "soak and not spark" --timeout 900 --durations 15 --hypothesis-seed $$SOAK_SEED
+	    $(PYTEST) -n 2 -m "soak and not spark" --timeout 900 --durations 15 --hypothesis-seed $$SOAK_SEED
 
 check: .venv/dev ## lint, format and types
 	$(BIN)/ruff check .

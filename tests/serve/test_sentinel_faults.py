@@ -12,6 +12,7 @@ from tests.support.failover import Publisher, watched
 from tests.support.loaded_service import lists
 from tests.support.redis_sentinel import SentinelDeployment, sentinel_deployment
 from tests.support.service import publish_to
+from tests.support.soak import unexplained
 
 pytestmark = pytest.mark.soak
 
@@ -33,6 +34,7 @@ def replaced(deployment: SentinelDeployment) -> None:
     deployment.fail_over()
 
 
+@unexplained
 @pytest.mark.parametrize("fail_over", [killed, replaced])
 async def test_a_failover_in_the_midst_of_a_publish_loses_nothing(
     deployment: SentinelDeployment,
