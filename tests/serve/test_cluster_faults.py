@@ -20,7 +20,7 @@ from tests.support.redis_cluster import ClusterNode, RedisCluster, running_clust
 from tests.support.service import publish_to
 from tests.support.soak import unexplained
 
-pytestmark = pytest.mark.soak
+pytestmark = [pytest.mark.soak, unexplained]
 
 PREFIX = "test"
 
@@ -92,7 +92,6 @@ async def test_a_primary_that_is_killed_costs_its_own_users_popular_lists_until_
     record_property("publish interrupted", publisher.interruptions)
 
 
-@unexplained
 async def test_slots_that_are_moved_while_they_are_read_and_written_cost_nobody_anything(
     cluster: RedisCluster, record_property: Callable[[str, object], None]
 ) -> None:

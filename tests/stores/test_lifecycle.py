@@ -22,7 +22,7 @@ from stores.memory import MemoryStore
 from stores.store import Plan, Row, Store
 from tests.support.interleaved import Interleaved, InterleavedOnDisk, on_cosmos, on_redis
 from tests.support.life import Life
-from tests.support.soak import SEED, scaled
+from tests.support.soak import SEED, long, scaled
 
 
 class LifeOnDisk(Life):
@@ -199,7 +199,7 @@ def swaps_without_comparing(patch: pytest.MonkeyPatch) -> None:
         swaps_without_comparing,
         pytest.param(takes_over_under_a_lease, marks=pytest.mark.soak),
         pytest.param(erases_what_others_took_over, marks=pytest.mark.soak),
-        pytest.param(erases_what_it_marked_before_a_restore, marks=pytest.mark.soak),
+        pytest.param(erases_what_it_marked_before_a_restore, marks=[pytest.mark.soak, long]),
     ],
 )
 @pytest.mark.timeout(600)

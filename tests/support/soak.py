@@ -14,6 +14,8 @@ SEED = int(os.environ.setdefault("SOAK_SEED", str(random.SystemRandom().randrang
 # What was seen to fail on two busy cores without its cause being found; run it with SOAK_MINUTES=20 to look into it.
 unexplained = pytest.mark.skipif(MINUTES < 20, reason="fails once in several runs on a busy machine, not yet explained")
 
+long = pytest.mark.skipif(MINUTES < 20, reason="takes minutes; SOAK_MINUTES=20 has room for it")
+
 
 def scaled(count: int, *, least: int = 1) -> int:
     """Return how many times to do what is done *count* times in a soak of ten minutes."""

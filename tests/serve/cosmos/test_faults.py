@@ -18,7 +18,7 @@ from stores.verification import verify
 from tests.support.cosmos_account import Account
 from tests.support.loaded_service import USERS, WAIT_S, Run, lists, reading, under_load, until, until_read
 from tests.support.service import publish_to
-from tests.support.soak import scaled
+from tests.support.soak import scaled, unexplained
 
 TIER = "cosmos+http"
 # Where an answer of some 930 bytes may be cut; its head has 530.
@@ -262,6 +262,7 @@ async def none_is_popular(run: Run) -> bool:
     return await run.counted("hotplate_lookups_total", source="popular") == before
 
 
+@unexplained
 @pytest.mark.soak
 async def test_under_load_most_answers_that_are_cut_are_read_again_and_none_is_taken_for_a_list(
     tmp_path: Path, cosmos: Account, url: str
