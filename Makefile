@@ -71,12 +71,15 @@ quality: .venv/dev ## how good the lists are, on both data sets and every split,
 
 lock: .venv/dev ## resolve the requirements anew (needs uv)
 	$(LOCK) pyproject.toml --extra offline --group build -o requirements/demo.lock
-	$(LOCK) pyproject.toml --extra offline --extra redis --extra cosmos --extra arrow --extra oidc --extra bench --group build --group dev \
+	$(LOCK) pyproject.toml --extra offline --extra redis --extra cosmos --extra arrow --extra oidc --extra bench \
+	    --extra azure-monitor --group build --group dev \
 	    --constraint requirements/demo.lock -o requirements/dev.lock
 	$(LOCK) pyproject.toml --group k8s --constraint requirements/dev.lock -o requirements/k8s.lock
-	$(LOCK) pyproject.toml --extra redis --extra cosmos --extra oidc --constraint requirements/dev.lock -o requirements/serve.lock
-	$(LOCK) pyproject.toml --extra redis --extra cosmos --extra oidc --extra offline --extra bench \
+	$(LOCK) pyproject.toml --extra redis --extra cosmos --extra oidc --extra events --extra azure-monitor \
+	    --constraint requirements/dev.lock -o requirements/serve.lock
+	$(LOCK) pyproject.toml --extra redis --extra cosmos --extra oidc --extra events --extra azure-monitor --extra offline --extra bench \
 	    --constraint requirements/dev.lock -o requirements/offline.lock
+	$(LOCK) --group docs --constraint requirements/dev.lock -o requirements/docs.lock
 	$(LOCK) --group image --constraint requirements/k8s.lock -o requirements/image.lock
 	$(LOCK) pyproject.toml --extra redis --extra cosmos --extra spark --constraint requirements/dev.lock -o requirements/spark.lock
 
