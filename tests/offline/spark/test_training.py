@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from pyspark.sql import SparkSession
 
+from bench.micro.spark_quality import fit_by_implicit, overlap
 from offline.errors import DataError, SettingError
 from offline.evaluate.evaluation import evaluate
 from offline.input.columns import Columns
 from offline.input.interactions import read_interactions
-from offline.input.matrix import Indices, to_matrix
+from offline.input.matrix import to_matrix
 from offline.model import load
 from offline.spark.session import check_master, spark_session
 from offline.train.als import ALSParams
@@ -22,7 +23,6 @@ from offline.train.engine import fit
 from offline.train.weighted import SparkParams, solve
 from tests.support.interactions import checkerboard
 from tests.support.paths import DATA, ROOT
-from tests.support.spark import fit_by_implicit
 
 pytestmark = pytest.mark.spark
 RETAIL = DATA / "online-retail" / "online_retail.parquet"
@@ -67,12 +67,6 @@ def test_on_online_retail_it_is_as_good_as_implicit_and_recommends_the_same() ->
     ours, theirs = (each.recommend(matrix.user_items, users, 10)[0] for each in (ranker, same))
     assert overlap(ours, theirs) >= 0.70
     assert np.abs(solve(ranker.item_factors, matrix.user_items, params) - ranker.user_factors).max() < 1e-4  # type: ignore[attr-defined]  # they are Factors
-
-
-def overlap(one: Indices, other: Indices) -> float:
-    return float(
-        np.mean([len(set(a) & set(b)) / one.shape[1] for a, b in zip(one.tolist(), other.tolist(), strict=True)])
-    )
 
 
 def test_the_command_is_submitted_to_spark_and_its_model_is_one_like_others(tmp_path: Path) -> None:
