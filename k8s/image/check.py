@@ -136,11 +136,11 @@ def check_service(image: Image, data: Path) -> None:
         expect(answer(port, "/livez")[0] == 200, "/livez does not answer 200")
         expect(b'"source":"personal"' in answer(port, "/v1/recommendations/u7")[1], "u7 gets no list of its own")
         expect(subprocess.run(health, capture_output=True, check=False).returncode == 0, "the health check fails")
-        [inner] = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        [inner] = children(process)
         status = Path(f"/proc/{inner}/status").read_text()
         expect(re.search(r"^Uid:\t10001\t", status, re.MULTILINE) is not None, "it does not run as 10001")
         expect(re.search(r"^CapEff:\t0+$", status, re.MULTILINE) is not None, "it has capabilities")
-        os.kill(int(inner), signal.SIGTERM)
+        os.kill(inner, signal.SIGTERM)
         expect(process.wait(timeout=30) == 0, "it does not end well after SIGTERM")
     expect(subprocess.run(health, capture_output=True, check=False).returncode != 0, "the health check is blind")
 
@@ -188,7 +188,18 @@ def serving(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
         try:
             yield process
         finally:
+            # Whoever became another user does not end with its parent.
+            for inner in children(process):
+                os.kill(inner, signal.SIGKILL)
             process.kill()
+
+
+def children(process: subprocess.Popen[bytes]) -> list[int]:
+    """Return who a process has started, of a container its process 1; nobody once it is over."""
+    try:
+        return [int(found) for found in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    except OSError:
+        return []
 
 
 def answer(port: int, path: str) -> tuple[int, bytes]:
