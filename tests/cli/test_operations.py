@@ -16,7 +16,6 @@ import pytest
 from tests.support.balancer import balanced
 from tests.support.paths import ROOT
 from tests.support.redis_server import running
-from tests.support.soak import unexplained
 
 if TYPE_CHECKING:
     from tests.support.cosmos_account import Account
@@ -66,7 +65,6 @@ def write_lists(path: Path, shift: int) -> None:
     path.write_text("user,item,score\n" + "\n".join(rows) + "\n")
 
 
-@unexplained
 @pytest.mark.soak
 @pytest.mark.timeout(300)
 def test_the_transcript_runs_under_load_without_one_failed_request(tmp_path: Path, cosmos_http: "Account") -> None:
