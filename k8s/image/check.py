@@ -169,11 +169,11 @@ def check_spark(images: dict[str, Image], data: Path) -> None:
         "master": daemon("master.Master", master),
         "worker": daemon("worker.Worker", worker, *size, f"spark://{master}:7077"),
     }
-    train = ("train", f"{_DATA}/log.csv", "--engine", "spark", "--factors", "8", "--out", f"{_DATA}/spark-model")
+    train = ("train", f"{_DATA}/log.csv", "--engine", "spark", "--factors", "8", "--iterations", "3", "--split", "none")
     with contextlib.ExitStack() as stack:
         for name, command in others.items():
             stack.enter_context(serving(command, data / f"{name}.log"))
-        for words in (train, ("publish", f"{_DATA}/spark-model"), ("lookup", "u7")):
+        for words in ((*train, "--out", f"{_DATA}/on-spark"), ("publish", f"{_DATA}/on-spark"), ("lookup", "u7")):
             done = ran(image, *image.config["Entrypoint"], *words, variables=at(driver), mounts={data: _DATA})
             logs = "".join((data / f"{name}.log").read_text()[-1000:] for name in others)
             expect(
