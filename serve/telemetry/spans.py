@@ -29,6 +29,8 @@ SYSTEMS = {"redis": "redis", "rediss": "redis", "unix": "redis", "cosmos": "azur
 _traceparent = re.compile(
     r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]([0-9a-f])(-.*)?"
 ).fullmatch
+# It goes on to stores, and out with spans; what it says is its vendor's.
+_tracestate = re.compile(r"[\x20-\x7e]{1,512}").fullmatch
 
 
 class Parent(NamedTuple):
@@ -91,7 +93,8 @@ class Tracer:
             return RequestSpan(self, getrandbits(64) << 64 | half) if half < self._bound else None
         if not (parent.sampled if self._parent_based else parent.trace_id & HALF < self._bound):
             return None
-        return RequestSpan(self, parent.trace_id, parent.span_id, tracestate)
+        is_valid = tracestate is not None and _tracestate(tracestate) is not None
+        return RequestSpan(self, parent.trace_id, parent.span_id, tracestate if is_valid else None)
 
 
 class RequestSpan:
