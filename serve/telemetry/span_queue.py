@@ -7,6 +7,7 @@ thread waits for it, the queue fills up, and the service goes on.
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from threading import Event, Thread
 from typing import Protocol
 
@@ -64,17 +65,23 @@ class SpanQueue:
         self._awake.set()
         self._thread.join(timeout_s)
         self._sender.close()
-        if left := len(self._spans):
+        if left := len(self._take(self._size)):
             self._count(SPANS_DROPPED, left)
-            self._spans.clear()
 
     def _run(self) -> None:
         while not self._closing:
             self._awake.wait(self._delay_s)
             self._awake.clear()
-            while self._spans:
-                batch = [self._spans.popleft() for _ in range(min(self._batch_size, len(self._spans)))]
+            while batch := self._take(self._batch_size):
                 self._send(batch)
+
+    def _take(self, most: int) -> list[Span]:
+        """Take so many spans out of the queue, or all; two threads may do so at the end."""
+        taken = list[Span]()
+        with suppress(IndexError):
+            while len(taken) < most:
+                taken.append(self._spans.popleft())
+        return taken
 
     def _send(self, batch: Sequence[Span]) -> None:
         try:
