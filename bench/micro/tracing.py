@@ -109,7 +109,7 @@ async def _rounds(folder: str, effort: Effort) -> dict[str, list[Sample]]:
 
 
 def _requests(*, in_traces: bool) -> list[bytes]:
-    """Return GETs; *in_traces*: of which a hundredth are in a trace that their caller samples, the others in one not."""
+    """Return GETs; *in_traces*: each in a trace of its caller, who samples a hundredth of them."""
     headers = "".join(f"{name}: {value}\r\n" for name, value in {"Host": "x", **HEADERS}.items())
 
     def trace(number: int) -> str:

@@ -34,7 +34,7 @@ from serve.processes.admin import administer
 from serve.processes.states import SharedStates
 from serve.processes.worker import PATIENCE_S, WATCHED, Inheritance, work
 from serve.settings import Settings
-from serve.telemetry.settings import Destination
+from serve.telemetry.settings import TelemetrySettings
 from serve.tiers import tier_names
 from stores.connect import connect
 from stores.errors import StoreError
@@ -74,7 +74,7 @@ def serve(settings: Settings, announce: Callable[[str, str], None]) -> None:
     if settings.lock_memory:
         _check_lockable(settings.stores)
     if settings.telemetry is not None:
-        _load_exporters(settings.telemetry.destination)
+        _load_exporters(settings.telemetry)
     cpus = cpus_of_workers(settings)
     raise_descriptor_limit()
     guard = guard_of(settings, verifier_of(settings.oidc_issuer, settings.oidc_audience))
@@ -101,12 +101,12 @@ def serve(settings: Settings, announce: Callable[[str, str], None]) -> None:
     _Supervisor(inherited, listener, admin, cpus, partial(announce, *urls)).run()
 
 
-def _load_exporters(destination: Destination) -> None:
+def _load_exporters(settings: TelemetrySettings) -> None:
     """Load the exporters of telemetry here, so that all processes share their code, and what is wrong is known now."""
     with extra_installed("telemetry"):
         from serve.telemetry.sdk.exporters import exporters_for  # noqa: PLC0415 -- an extra
 
-    exporters_for(destination)
+    exporters_for(settings)
 
 
 def cpus_of_workers(settings: Settings) -> list[set[int]]:

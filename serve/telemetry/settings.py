@@ -11,6 +11,7 @@ from uuid import uuid4
 
 from serve.errors import ServiceMisused
 from serve.telemetry.spans import Sampling
+from stores.urls import secret
 
 Destination = Literal["otlp", "azure-monitor"]
 
@@ -45,6 +46,9 @@ class TelemetrySettings:
     delta: bool = False
     """Whether metrics say what was counted since the last time, rather than since the start."""
 
+    connection_string: str | None = field(default=None, repr=False)
+    """Of Application Insights; it lets whoever has it send telemetry there."""
+
     instance: str = field(default_factory=lambda: str(uuid4()))
     """What tells this service from others of its name; the same for all of its processes."""
 
@@ -61,10 +65,11 @@ def read_telemetry(
             f"OTEL_EXPORTER_OTLP_PROTOCOL is {protocol!r}, and hotplate speaks http/protobuf; set it to that, or unset "
             "it, and name the collector's port for HTTP (4318) in OTEL_EXPORTER_OTLP_ENDPOINT"
         )
-    if destination == "azure-monitor" and not environment.get(CONNECTION_STRING):
+    connection_string = secret(CONNECTION_STRING, environment) if destination == "azure-monitor" else None
+    if destination == "azure-monitor" and not connection_string:
         raise ServiceMisused(
             f"--telemetry azure-monitor needs {CONNECTION_STRING}, which the portal shows with the Application "
-            "Insights resource"
+            f"Insights resource, or {CONNECTION_STRING}_FILE, a file with it"
         )
     size = _whole(environment, "OTEL_BSP_MAX_QUEUE_SIZE", 2048)
     preference = environment.get("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", "").lower()
@@ -78,6 +83,7 @@ def read_telemetry(
         delay_s=_whole(environment, "OTEL_BSP_SCHEDULE_DELAY", 5000) / 1000,
         metrics_interval_s=_whole(environment, "OTEL_METRIC_EXPORT_INTERVAL", 60_000) / 1000,
         delta=destination == "azure-monitor" or preference == "delta",
+        connection_string=connection_string,
     )
 
 

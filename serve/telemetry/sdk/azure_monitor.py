@@ -28,10 +28,10 @@ from azure.monitor.opentelemetry.exporter._connection_string_parser import (  # 
 )
 
 
-def check() -> None:
+def check(connection_string: str) -> None:
     """Raise ServiceMisused, without the string, where the connection string is none."""
     try:
-        ConnectionStringParser(os.environ[CONNECTION_STRING])
+        ConnectionStringParser(connection_string)
     except ValueError:
         raise ServiceMisused(
             f"{CONNECTION_STRING} is no connection string of Application Insights, as "
@@ -39,11 +39,12 @@ def check() -> None:
         ) from None
 
 
-def make_span_exporter() -> SpanExporter:
+def make_span_exporter(connection_string: str) -> SpanExporter:
     """Make an exporter that keeps nothing on disk, where others could read it, and tries once."""
-    return AzureMonitorTraceExporter(disable_offline_storage=True, retry_total=0)
+    return AzureMonitorTraceExporter(connection_string=connection_string, disable_offline_storage=True, retry_total=0)
 
 
-def make_metric_exporter() -> MetricExporter:
+def make_metric_exporter(connection_string: str) -> MetricExporter:
     """Make one for metrics, as above."""
-    return cast("MetricExporter", AzureMonitorMetricExporter(disable_offline_storage=True, retry_total=0))
+    made = AzureMonitorMetricExporter(connection_string=connection_string, disable_offline_storage=True, retry_total=0)
+    return cast("MetricExporter", made)

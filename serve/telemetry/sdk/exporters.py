@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
-from serve.telemetry.settings import Destination, TelemetrySettings
+from serve.telemetry.settings import TelemetrySettings
 from serve.telemetry.spans import Span
 from stores.urls import extra_installed
 
@@ -31,20 +32,23 @@ class Exporters(NamedTuple):
     metrics: Callable[[], MetricExporter]
 
 
-def exporters_for(destination: Destination) -> Exporters:
+def exporters_for(settings: TelemetrySettings) -> Exporters:
     """Load the exporters for a destination, and look whether they can be made; this starts no thread.
 
     Raises ServiceMisused, or StoreMisused where the extra is not installed.
     """
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    if destination == "otlp":
+    if settings.destination == "otlp":
         return Exporters(OTLPSpanExporter, OTLPMetricExporter)
     with extra_installed("azure-monitor"):
         from serve.telemetry.sdk import azure_monitor  # noqa: PLC0415 -- an extra of its own
 
-    azure_monitor.check()
-    return Exporters(azure_monitor.make_span_exporter, azure_monitor.make_metric_exporter)
+    string = settings.connection_string or ""
+    azure_monitor.check(string)
+    return Exporters(
+        partial(azure_monitor.make_span_exporter, string), partial(azure_monitor.make_metric_exporter, string)
+    )
 
 
 def make_resource(settings: TelemetrySettings, **more: str | int) -> Resource:
@@ -62,7 +66,7 @@ class SpanSender:
     """Sends spans by an exporter of the SDK; lives as long as its queue, and is used by its thread."""
 
     def __init__(self, settings: TelemetrySettings) -> None:
-        self._exporter = exporters_for(settings.destination).spans()
+        self._exporter = exporters_for(settings).spans()
         self._resource = make_resource(settings, **{"process.pid": os.getpid()})
 
     def send(self, spans: Sequence[Span]) -> bool:

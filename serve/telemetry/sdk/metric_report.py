@@ -42,7 +42,7 @@ class MetricReport:
         self._metrics = metrics
         self._scheme = scheme
         self._resource = make_resource(settings)
-        self._exporter = exporters_for(settings.destination).metrics()
+        self._exporter = exporters_for(settings).metrics()
         self._started_ns = self._since_ns = time.time_ns()
         self._before = dict[tuple[str, int], Counts]()
         self._closing = Event()

@@ -16,11 +16,12 @@ import pytest
 from opentelemetry import semconv
 
 from bench.process import free_port
+from serve.errors import ServiceMisused
 from serve.metrics import Metrics
 from serve.reader import TieredReader, open_reader
 from serve.telemetry.sdk.exporters import SpanSender, exporters_for
 from serve.telemetry.sdk.metric_report import MetricReport
-from serve.telemetry.settings import CONNECTION_STRING, TelemetrySettings
+from serve.telemetry.settings import CONNECTION_STRING, TelemetrySettings, read_telemetry
 from serve.telemetry.spans import Sampling, Span, Tracer
 from stores.errors import StoreUnavailable
 from stores.memory import MemoryStore
@@ -235,13 +236,11 @@ def test_a_service_whose_collector_is_away_answers_and_stops_as_ever(
 
 
 def test_azure_monitor_gets_requests_dependencies_and_metrics_and_its_key_is_never_logged(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    settings = TelemetrySettings("azure-monitor", SETTINGS.sampling, delta=True)
     spans = recorded(TieredReader({"redis": asyncio.run(remote())}), get("/v1/recommendations/1"))
     with collector() as sink, caplog.at_level(logging.DEBUG):
-        string = f"InstrumentationKey={INGESTION_KEY};IngestionEndpoint={sink.url}/"
-        monkeypatch.setenv(CONNECTION_STRING, string)
+        settings = azure(f"InstrumentationKey={INGESTION_KEY};IngestionEndpoint={sink.url}/")
         assert SpanSender(settings).send(spans)
         metrics = Metrics(1, ["redis"])
         metrics.observe_request("/score", "POST", 200, 0.25)
@@ -251,8 +250,14 @@ def test_azure_monitor_gets_requests_dependencies_and_metrics_and_its_key_is_nev
         assert not SpanSender(settings).send(spans)
     assert sent.keys() == {"RequestData", "RemoteDependencyData", "MetricData"}
     assert sent["RequestData"]["tags"]["ai.operation.id"] == TRACE
-    assert INGESTION_KEY not in caplog.text
-    monkeypatch.setenv(CONNECTION_STRING, "InstrumentationKey=none")
-    with pytest.raises(Exception, match="is no connection string") as refused:
-        exporters_for("azure-monitor")
+    assert INGESTION_KEY not in caplog.text + repr(settings)
+    with pytest.raises(ServiceMisused, match="is no connection string") as refused:
+        exporters_for(azure("InstrumentationKey=none"))
     assert "InstrumentationKey=none" not in str(refused.value)
+
+
+def azure(connection_string: str) -> TelemetrySettings:
+    read = read_telemetry("azure-monitor", {CONNECTION_STRING: connection_string})
+    assert read is not None
+    assert read.delta
+    return read
