@@ -6,12 +6,18 @@ import orjson
 
 
 class Found(NamedTuple):
-    """The list that an answer has: its release, the source and tier that it came from, and how many items."""
+    """The list that an answer has: its release, the source and tier that it came from, and its items."""
 
     release: str
     source: str
     tier: str
-    items: int
+    items: bytes
+    """As JSON, with commas between them."""
+
+    @property
+    def count(self) -> int:
+        """How many items there are."""
+        return len(orjson.loads(b"[%b]" % self.items))
 
 
 class Answered(NamedTuple):
@@ -34,8 +40,3 @@ class Answered(NamedTuple):
     """Whose list it is about; for `serve.processes.access_log` alone, which hashes it."""
 
     found: Found | None = None
-
-
-def count_items(items: bytes) -> int:
-    """Return how many items there are, given as JSON with commas between them."""
-    return len(orjson.loads(b"[%b]" % items))

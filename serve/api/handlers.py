@@ -8,7 +8,7 @@ import orjson
 from aiohttp import hdrs, web
 from xxhash import xxh3_64_hexdigest
 
-from serve.answered import Found, count_items
+from serve.answered import Found
 from serve.api.formats import (
     CONTENT_TYPES,
     Compressor,
@@ -196,7 +196,7 @@ def list_head(encoded: EncodedList) -> bytes:
 
 def found_in(encoded: EncodedList, items: bytes) -> Found:
     """Return what is recorded of a list that a request got."""
-    return Found(encoded.served.id, encoded.source, encoded.tier, count_items(items))
+    return Found(encoded.served.id, encoded.source, encoded.tier, items)
 
 
 def is_known(etag: str, known: str) -> bool:

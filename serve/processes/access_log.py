@@ -108,7 +108,8 @@ class AccessLog:
         if answered.client is not None:
             fields["client"] = answered.client
         if answered.found is not None:
-            fields |= answered.found._asdict()
+            release, source, tier, _ = answered.found
+            fields |= {"release": release, "source": source, "tier": tier, "items": answered.found.count}
         if answered.user is not None and self._users != "none":
             plain = self._users == "plain"
             fields["user"] = answered.user if plain else self._hashes.of(answered.user, now)
