@@ -15,7 +15,7 @@ class Found(NamedTuple):
     """As JSON, with commas between them."""
 
     @property
-    def count(self) -> int:
+    def item_count(self) -> int:
         """How many items there are."""
         return len(orjson.loads(b"[%b]" % self.items))
 

@@ -109,7 +109,7 @@ class AccessLog:
             fields["client"] = answered.client
         if answered.found is not None:
             release, source, tier, _ = answered.found
-            fields |= {"release": release, "source": source, "tier": tier, "items": answered.found.count}
+            fields |= {"release": release, "source": source, "tier": tier, "items": answered.found.item_count}
         if answered.user is not None and self._users != "none":
             plain = self._users == "plain"
             fields["user"] = answered.user if plain else self._hashes.of(answered.user, now)
