@@ -11,9 +11,9 @@ import socketserver
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
-from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 
 import uvloop
@@ -30,11 +30,12 @@ from serve.metrics import Metrics
 from serve.reader import open_reader
 from serve.telemetry.settings import TelemetrySettings
 from serve.telemetry.span_queue import SpanQueue
-from serve.telemetry.spans import Sampling, Tracer
+from serve.telemetry.spans import Sampling, Span, Tracer
 
 SERVED = Shape(1_000, items=20, title_chars=17)
 # What a GET may cost more where no request is sampled, and where a hundredth is, in µs of CPU.
 UNSAMPLED_US, SAMPLED_US = 0.5, 2
+BATCH = 512
 # Variants by what is sampled; None has no telemetry.
 SHARES: Mapping[str, float | None] = {"off": None, "0 %": 0.0, "1 %": 0.01, "100 %": 1.0}
 
@@ -42,18 +43,22 @@ SHARES: Mapping[str, float | None] = {"off": None, "0 %": 0.0, "1 %": 0.01, "100
 class Variant:
     """A service, and its clients; *lane*: whether the fast lane answers."""
 
-    def __init__(self, dispatcher: Dispatcher, *, lane: bool) -> None:
+    def __init__(self, dispatcher: Dispatcher, waiting: Callable[[], float], *, lane: bool) -> None:
+        """Take what says how many spans wait to be sent."""
         loop = asyncio.get_running_loop()
         server = Server(dispatcher)
         if lane:
             server.lane = Lane(dispatcher)
+        self._waiting = waiting
         self._clients = [Client(loop, Connection(server, "127.0.0.1", "")) for _ in range(CONNECTIONS)]
 
     async def answer(self, requests: list[bytes], watch: Stopwatch) -> None:
-        """Answer *requests*, and add the time that it took."""
+        """Answer *requests*, and add the time that it took, to the last full batch of spans."""
         shared = iter(requests)
         with watch.running():
             await asyncio.gather(*[client.send(shared) for client in self._clients])
+            while self._waiting() >= BATCH:  # noqa: ASYNC110 -- another thread sends them
+                await asyncio.sleep(0.001)
 
 
 def measure(effort: Effort) -> list[Outcome]:
@@ -82,8 +87,8 @@ async def _rounds(folder: str, effort: Effort) -> dict[str, list[Sample]]:
         async def variant(share: float | None, *, lane: bool = True) -> Variant:
             reader = await stack.enter_async_context(open_reader([f"file://{folder}"]))
             await reader.wait_until_ready(10)
-            tracer = None if share is None else stack.enter_context(tracing(share))
-            return Variant(Dispatcher(reader, tracer=tracer), lane=lane)
+            tracer, waiting = (None, lambda: 0.0) if share is None else stack.enter_context(tracing(share))
+            return Variant(Dispatcher(reader, tracer=tracer), waiting, lane=lane)
 
         variants = {name: (await variant(share), plain) for name, share in SHARES.items()}
         for name in ("off", "1 %"):
@@ -91,6 +96,7 @@ async def _rounds(folder: str, effort: Effort) -> dict[str, list[Sample]]:
             variants[f"{name} in a caller's trace"] = await variant(SHARES[name]), in_traces
         for each, requests in variants.values():
             await each.answer(requests, Stopwatch())  # warms up, and is not kept
+        names = deque(variants)
         gc.collect()
         gc.freeze()
         try:
@@ -99,7 +105,9 @@ async def _rounds(folder: str, effort: Effort) -> dict[str, list[Sample]]:
                 watches, passes = {name: Stopwatch() for name in variants}, 0
                 while passes == 0 or watches["off"].wall_s < effort.round_s:
                     passes += 1
-                    for name, (each, requests) in variants.items():
+                    names.rotate()  # none is always the one after another
+                    for name in names:
+                        each, requests = variants[name]
                         await each.answer(requests, watches[name])
                 for name, total in watches.items():
                     taken[name].append(total.sample(passes * GETS))
@@ -120,15 +128,24 @@ def _requests(*, in_traces: bool) -> list[bytes]:
 
 
 @contextmanager
-def tracing(share: float) -> Iterator[Tracer]:
+def tracing(share: float) -> Iterator[tuple[Tracer, Callable[[], float]]]:
     """Sample a share of requests, and send their spans; the queue has room for all of a pass."""
     from serve.telemetry.sdk.exporters import SpanSender  # noqa: PLC0415 -- an extra
 
-    settings = replace(TelemetrySettings("otlp", Sampling(share, parent_based=True)), queue_size=2 * GETS)
-    metrics = Metrics(1, ())
-    queue = SpanQueue(SpanSender(settings), metrics.count_spans, size=2 * GETS, batch_size=512, delay_s=5.0)
+    settings = TelemetrySettings("otlp", Sampling(share, parent_based=True))
+    metrics, taken = Metrics(1, ()), 0
+    queue = SpanQueue(SpanSender(settings), metrics.count_spans, size=2 * GETS, batch_size=BATCH, delay_s=5.0)
+
+    def record(span: Span) -> None:
+        nonlocal taken
+        taken += 1
+        queue.add(span)
+
+    def waiting() -> float:
+        return taken - sum(metrics.total(cell)[0] for cell in metrics.spans.values())
+
     try:
-        yield Tracer(settings.sampling, queue.add)
+        yield Tracer(settings.sampling, record), waiting
     finally:
         queue.close(5.0)
 

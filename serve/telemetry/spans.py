@@ -26,27 +26,15 @@ HALF = (1 << 64) - 1
 REDACTED = "REDACTED"
 SYSTEMS = {"redis": "redis", "rediss": "redis", "unix": "redis", "cosmos": "azure.cosmosdb", "file": "lmdb"}
 
+# W3C Trace Context: version 00 has nothing after the flags, later ones may.
 _traceparent = re.compile(
-    r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]([0-9a-f])(-.*)?"
+    r"(?:00(?=.{53}\Z)|(?!00|ff)[0-9a-f]{2})"
+    r"-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]([0-9a-f])(?:-.*)?"
 ).fullmatch
+# The last digit of flags that have the bit for it.
+SAMPLED = frozenset("13579bdf")
 # It goes on to stores, and out with spans; what it says is its vendor's.
 _tracestate = re.compile(r"[\x20-\x7e]{1,512}").fullmatch
-
-
-class Parent(NamedTuple):
-    """The span of the caller that a request is a part of."""
-
-    trace_id: int
-    span_id: int
-    sampled: bool
-
-
-def parse_traceparent(value: str) -> Parent | None:
-    """Read a W3C `traceparent`; None for what is none, so that a trace begins here."""
-    found = _traceparent(value)
-    if found is None or (found[1] == "00" and found[5]):
-        return None
-    return Parent(int(found[2], 16), int(found[3], 16), int(found[4], 16) & 1 == 1)
 
 
 class Sampling(NamedTuple):
@@ -87,20 +75,23 @@ class Tracer:
 
     def begin(self, traceparent: str | None, tracestate: str | None) -> "RequestSpan | None":
         """Begin the span of a request with these headers; None where it is not sampled."""
-        parent = None if traceparent is None else parse_traceparent(traceparent)
+        parent = None if traceparent is None else _traceparent(traceparent)
         if parent is None:
             half = getrandbits(64)
             return RequestSpan(self, getrandbits(64) << 64 | half) if half < self._bound else None
-        if not (parent.sampled if self._parent_based else parent.trace_id & HALF < self._bound):
+        if self._parent_based:
+            if parent[3] not in SAMPLED:
+                return None
+        elif int(parent[1][16:], 16) >= self._bound:
             return None
         is_valid = tracestate is not None and _tracestate(tracestate) is not None
-        return RequestSpan(self, parent.trace_id, parent.span_id, tracestate if is_valid else None)
+        return RequestSpan(self, int(parent[1], 16), int(parent[2], 16), tracestate if is_valid else None)
 
 
 class RequestSpan:
     """The span of one request that is being answered."""
 
-    __slots__ = ("_parent_id", "_started_ns", "_tracer", "_tracestate", "span_id", "trace_id")
+    __slots__ = ("_started_ns", "_tracer", "_tracestate", "parent_id", "span_id", "trace_id")
 
     def __init__(
         self, tracer: Tracer, trace_id: int, parent_id: int | None = None, tracestate: str | None = None
@@ -108,7 +99,7 @@ class RequestSpan:
         self.trace_id = trace_id
         self.span_id = new_span_id()
         self._tracer = tracer
-        self._parent_id = parent_id
+        self.parent_id = parent_id
         self._tracestate = tracestate
         self._started_ns = time_ns()
 
@@ -141,7 +132,7 @@ class RequestSpan:
                 True,
                 self.trace_id,
                 self.span_id,
-                self._parent_id,
+                self.parent_id,
                 self._tracestate,
                 self._started_ns,
                 ended_ns,

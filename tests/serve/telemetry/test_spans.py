@@ -12,7 +12,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from serve.errors import ServiceMisused
 from serve.processes.access_log import DAY_S, UserHashes, read_secret
 from serve.telemetry.settings import CONNECTION_STRING, TelemetrySettings, read_telemetry
-from serve.telemetry.spans import HALF, Sampling, Span, Tracer, parse_traceparent, system_of
+from serve.telemetry.spans import HALF, Sampling, Span, Tracer, system_of
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SAMPLED, UNSAMPLED = f"00-{TRACE}-{PARENT}-01", f"00-{TRACE}-{PARENT}-00"
@@ -40,10 +40,14 @@ def settings(destination: str = "otlp", **environment: str) -> TelemetrySettings
 @example(SAMPLED)
 def test_a_traceparent_is_read_as_the_sdk_reads_it(value: str) -> None:
     context = TraceContextTextMapPropagator().extract({"traceparent": value.strip(" \t")})
-    read, found = trace.get_current_span(context).get_span_context(), parse_traceparent(value.strip(" \t"))
-    assert read.is_valid == (found is not None)
-    if found is not None:
-        assert found == (read.trace_id, read.span_id, read.trace_flags.sampled)
+    read = trace.get_current_span(context).get_span_context()
+    always, never = (Tracer(Sampling(share, parent_based=share == 0), ignore) for share in (1.0, 0.0))
+    found = always.begin(value.strip(" \t"), None)
+    assert found is not None
+    assert (found.parent_id is not None) == read.is_valid
+    if read.is_valid:
+        assert (found.trace_id, found.parent_id) == (read.trace_id, read.span_id)
+    assert (never.begin(value.strip(" \t"), None) is not None) == (read.is_valid and read.trace_flags.sampled)
 
 
 @given(st.integers(0, (1 << 128) - 1).filter(bool), st.floats(0, 1))
