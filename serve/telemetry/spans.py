@@ -31,8 +31,8 @@ _traceparent = re.compile(
     r"(?:00(?=.{53}\Z)|(?!00|ff)[0-9a-f]{2})"
     r"-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]([0-9a-f])(?:-.*)?"
 ).fullmatch
-# The last digit of flags that have the bit for it.
-SAMPLED = frozenset("13579bdf")
+# Where the last digit of its flags is, and which have the bit for it.
+FLAG, SAMPLED = 54, frozenset("13579bdf")
 # It goes on to stores, and out with spans; what it says is its vendor's.
 _tracestate = re.compile(r"[\x20-\x7e]{1,512}").fullmatch
 
@@ -75,9 +75,13 @@ class Tracer:
 
     def begin(self, traceparent: str | None, tracestate: str | None) -> "RequestSpan | None":
         """Begin the span of a request with these headers; None where it is not sampled."""
+        half = getrandbits(64)
+        if half >= self._bound and (
+            traceparent is None or (self._parent_based and traceparent[FLAG : FLAG + 1] not in SAMPLED)
+        ):
+            return None  # whether the rest of it is valid or not
         parent = None if traceparent is None else _traceparent(traceparent)
         if parent is None:
-            half = getrandbits(64)
             return RequestSpan(self, getrandbits(64) << 64 | half) if half < self._bound else None
         if self._parent_based:
             if parent[3] not in SAMPLED:
