@@ -7,11 +7,11 @@ thread that makes and sends spans beside them; a process of its own takes these.
 import asyncio
 import gc
 import os
+import random
 import socketserver
 import subprocess
 import sys
 import tempfile
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler
@@ -35,7 +35,8 @@ from serve.telemetry.spans import Sampling, Span, Tracer
 SERVED = Shape(1_000, items=20, title_chars=17)
 # What a GET may cost more where no request is sampled, and where a hundredth is, in µs of CPU.
 UNSAMPLED_US, SAMPLED_US = 0.5, 2
-BATCH = 512
+# How long spans wait for others: short, so that those of a pass are sent within it.
+DELAY_S = 0.02
 # Variants by what is sampled; None has no telemetry.
 SHARES: Mapping[str, float | None] = {"off": None, "0 %": 0.0, "1 %": 0.01, "100 %": 1.0}
 
@@ -53,11 +54,11 @@ class Variant:
         self._clients = [Client(loop, Connection(server, "127.0.0.1", "")) for _ in range(CONNECTIONS)]
 
     async def answer(self, requests: list[bytes], watch: Stopwatch) -> None:
-        """Answer *requests*, and add the time that it took, to the last full batch of spans."""
+        """Answer *requests*, and add the time that it took, until the last span was sent."""
         shared = iter(requests)
         with watch.running():
             await asyncio.gather(*[client.send(shared) for client in self._clients])
-            while self._waiting() >= BATCH:  # noqa: ASYNC110 -- another thread sends them
+            while self._waiting():  # noqa: ASYNC110 -- another thread sends them
                 await asyncio.sleep(0.001)
 
 
@@ -96,7 +97,7 @@ async def _rounds(folder: str, effort: Effort) -> dict[str, list[Sample]]:
             variants[f"{name} in a caller's trace"] = await variant(SHARES[name]), in_traces
         for each, requests in variants.values():
             await each.answer(requests, Stopwatch())  # warms up, and is not kept
-        names = deque(variants)
+        names = list(variants)
         gc.collect()
         gc.freeze()
         try:
@@ -105,7 +106,7 @@ async def _rounds(folder: str, effort: Effort) -> dict[str, list[Sample]]:
                 watches, passes = {name: Stopwatch() for name in variants}, 0
                 while passes == 0 or watches["off"].wall_s < effort.round_s:
                     passes += 1
-                    names.rotate()  # none is always the one after another
+                    random.shuffle(names)  # none is always the one after another
                     for name in names:
                         each, requests = variants[name]
                         await each.answer(requests, watches[name])
@@ -134,7 +135,7 @@ def tracing(share: float) -> Iterator[tuple[Tracer, Callable[[], float]]]:
 
     settings = TelemetrySettings("otlp", Sampling(share, parent_based=True))
     metrics, taken = Metrics(1, ()), 0
-    queue = SpanQueue(SpanSender(settings), metrics.count_spans, size=2 * GETS, batch_size=BATCH, delay_s=5.0)
+    queue = SpanQueue(SpanSender(settings), metrics.count_spans, size=2 * GETS, batch_size=512, delay_s=DELAY_S)
 
     def record(span: Span) -> None:
         nonlocal taken
