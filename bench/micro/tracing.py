@@ -1,7 +1,8 @@
 """What tracing adds to a GET: where it is off, where nothing is sampled, a hundredth, and everything.
 
-The same GETs in this process, from the bytes of a request to those of its response, over connections in memory, and the
-thread that makes and sends spans beside them; a process of its own takes these.
+The same GETs in this process, from the bytes of a request to those of its response, over connections in memory. A
+process of its own takes the spans. What a worker has a thread for, making and sending them, is done here between the
+GETs of a variant, as the time of a thread would count with whichever is on.
 """
 
 import asyncio
@@ -12,6 +13,7 @@ import socketserver
 import subprocess
 import sys
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler
@@ -26,17 +28,13 @@ from bench.process import on_core
 from serve.api.app import Dispatcher
 from serve.connections.lane import Lane
 from serve.connections.protocol import Connection, Server
-from serve.metrics import Metrics
 from serve.reader import open_reader
 from serve.telemetry.settings import TelemetrySettings
-from serve.telemetry.span_queue import SpanQueue
 from serve.telemetry.spans import Sampling, Span, Tracer
 
 SERVED = Shape(1_000, items=20, title_chars=17)
 # What a GET may cost more where no request is sampled, and where a hundredth is, in µs of CPU.
 UNSAMPLED_US, SAMPLED_US = 0.5, 2
-# How long spans wait for others: short, so that those of a pass are sent within it.
-DELAY_S = 0.02
 # Variants by what is sampled; None has no telemetry.
 SHARES: Mapping[str, float | None] = {"off": None, "0 %": 0.0, "1 %": 0.01, "100 %": 1.0}
 
@@ -44,22 +42,21 @@ SHARES: Mapping[str, float | None] = {"off": None, "0 %": 0.0, "1 %": 0.01, "100
 class Variant:
     """A service, and its clients; *lane*: whether the fast lane answers."""
 
-    def __init__(self, dispatcher: Dispatcher, waiting: Callable[[], float], *, lane: bool) -> None:
-        """Take what says how many spans wait to be sent."""
+    def __init__(self, dispatcher: Dispatcher, send: Callable[[], None], *, lane: bool) -> None:
+        """Take what sends the spans that there are."""
         loop = asyncio.get_running_loop()
         server = Server(dispatcher)
         if lane:
             server.lane = Lane(dispatcher)
-        self._waiting = waiting
+        self._send = send
         self._clients = [Client(loop, Connection(server, "127.0.0.1", "")) for _ in range(CONNECTIONS)]
 
     async def answer(self, requests: list[bytes], watch: Stopwatch) -> None:
-        """Answer *requests*, and add the time that it took, until the last span was sent."""
+        """Answer *requests*, and add the time that it took."""
         shared = iter(requests)
         with watch.running():
             await asyncio.gather(*[client.send(shared) for client in self._clients])
-            while self._waiting():  # noqa: ASYNC110 -- another thread sends them
-                await asyncio.sleep(0.001)
+            self._send()
 
 
 def measure(effort: Effort) -> list[Outcome]:
@@ -88,8 +85,8 @@ async def _rounds(folder: str, effort: Effort) -> dict[str, list[Sample]]:
         async def variant(share: float | None, *, lane: bool = True) -> Variant:
             reader = await stack.enter_async_context(open_reader([f"file://{folder}"]))
             await reader.wait_until_ready(10)
-            tracer, waiting = (None, lambda: 0.0) if share is None else stack.enter_context(tracing(share))
-            return Variant(Dispatcher(reader, tracer=tracer), waiting, lane=lane)
+            tracer, send = (None, lambda: None) if share is None else tracing(share)
+            return Variant(Dispatcher(reader, tracer=tracer), send, lane=lane)
 
         variants = {name: (await variant(share), plain) for name, share in SHARES.items()}
         for name in ("off", "1 %"):
@@ -128,27 +125,19 @@ def _requests(*, in_traces: bool) -> list[bytes]:
     return [one.encode() for one in gets]
 
 
-@contextmanager
-def tracing(share: float) -> Iterator[tuple[Tracer, Callable[[], float]]]:
-    """Sample a share of requests, and send their spans; the queue has room for all of a pass."""
+def tracing(share: float) -> tuple[Tracer, Callable[[], None]]:
+    """Return what samples a share of requests, and what sends their spans, in batches as a worker does."""
     from serve.telemetry.sdk.exporters import SpanSender  # noqa: PLC0415 -- an extra
 
     settings = TelemetrySettings("otlp", Sampling(share, parent_based=True))
-    metrics, taken = Metrics(1, ()), 0
-    queue = SpanQueue(SpanSender(settings), metrics.count_spans, size=2 * GETS, batch_size=512, delay_s=DELAY_S)
+    sender, spans = SpanSender(settings), deque[Span]()
 
-    def record(span: Span) -> None:
-        nonlocal taken
-        taken += 1
-        queue.add(span)
+    def send() -> None:
+        while len(spans) >= settings.batch_size:
+            if not sender.send([spans.popleft() for _ in range(settings.batch_size)]):
+                raise RuntimeError("the collector does not take spans")
 
-    def waiting() -> float:
-        return taken - sum(metrics.total(cell)[0] for cell in metrics.spans.values())
-
-    try:
-        yield Tracer(settings.sampling, record), waiting
-    finally:
-        queue.close(5.0)
+    return Tracer(settings.sampling, spans.append), send
 
 
 @contextmanager
