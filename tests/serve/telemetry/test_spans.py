@@ -1,5 +1,6 @@
 """Which requests are sampled, by the SDK's own decisions, and what the settings of every SDK say here."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,11 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from serve.errors import ServiceMisused
 from serve.processes.access_log import DAY_S, UserHashes, read_secret
+from serve.processes.supervisor import serve
+from serve.settings import Settings
 from serve.telemetry.settings import CONNECTION_STRING, TelemetrySettings, read_telemetry
 from serve.telemetry.spans import HALF, Sampling, Span, Tracer, system_of
+from stores.errors import StoreMisused
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SAMPLED, UNSAMPLED = f"00-{TRACE}-{PARENT}-01", f"00-{TRACE}-{PARENT}-00"
@@ -109,6 +113,14 @@ def test_a_setting_that_cannot_be_is_refused_in_a_sentence(environment: dict[str
         settings(**environment)
     with pytest.raises(ServiceMisused, match=CONNECTION_STRING):
         settings("azure")
+
+
+def test_without_its_extra_telemetry_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "serve.telemetry.sdk.exporters", raising=False)
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
+    found = Settings((f"file://{tmp_path}",), port=0, admin_port=0, telemetry=settings())
+    with pytest.raises(StoreMisused, match=r"is not installed; install it with: pip install 'hotplate\[telemetry\]'"):
+        serve(found, lambda *_: None)
 
 
 def test_the_system_of_a_tier_is_that_of_its_scheme() -> None:
