@@ -106,11 +106,11 @@ class PipelinedConnection(asyncio.Protocol):
     """
 
     def __init__(self, address: Address, timeout_s: float, on_message: Callable[[], None] | None = None) -> None:
+        self.address = address
         self.error: str | None = None
         self.has_replied = False
         """Whether the server has replied to anything but the handshake, and nothing that it should not have."""
         self._where = address.shown
-        self._address = address
         self._connection: AbstractConnection | None = None
         self._timeout_s = timeout_s
         self._on_message = on_message
@@ -129,11 +129,11 @@ class PipelinedConnection(asyncio.Protocol):
         """Connect, authenticate and check the role within CONNECT_TIMEOUT_S; StoreUnavailable where that fails."""
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                self._connection = self._address.connection(CONNECT_TIMEOUT_S)
+                self._connection = self.address.connection(CONNECT_TIMEOUT_S)
                 await self._connection.connect()  # type: ignore[no-untyped-call]  # redis-py types the rest, not this
                 self._take_over(self._connection)
-                if self._address.role is not None:
-                    await self._check_role(self._address.role)
+                if self.address.role is not None:
+                    await self._check_role(self.address.role)
         except StoreUnavailable:
             await self._disconnect()
             raise
