@@ -364,7 +364,11 @@ class Reconnector:
         """Return the connection, opened anew where it broke; callers at the same time share one attempt."""
         if (current := self.current) is not None:
             return current
-        return await asyncio.shield(self._begin())
+        opening = self._begin()
+        await asyncio.wait([opening])  # which a caller that is cancelled does not cancel
+        if opening.cancelled():  # nor is a caller cancelled by `close`, as where a cluster's node has left it
+            raise StoreUnavailable("the connection was closed before it was open")
+        return opening.result()
 
     def try_current(self) -> PipelinedConnection | None:
         """Return the connection where it is open; where not, it is opened for later callers."""

@@ -229,6 +229,20 @@ def well(command: list[bytes]) -> bytes:
     return bulk(*(key.rpartition(b":")[2] for key in command[1:]))
 
 
+async def test_who_waits_for_a_connection_that_is_closed_meanwhile_gets_an_error_and_is_not_cancelled() -> None:
+    async with asyncio.timeout(SOON_S), scripted(lambda _: b"") as server:  # which leaves the greeting without a reply
+        address = replace(parse(f"redis://127.0.0.1:{server.port}"), role=Role.PRIMARY)
+        reconnector = Reconnector(address, SOON_S)
+        waiting = [asyncio.create_task(reconnector.connection()) for _ in range(2)]
+        while not server.accepted:
+            await asyncio.sleep(0)
+        waiting[0].cancel()
+        await asyncio.sleep(0)
+        await reconnector.close()
+        with pytest.raises(StoreUnavailable, match="closed before it was open"):
+            await waiting[1]
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
