@@ -173,6 +173,7 @@ def _nodes(binary: str, certified: Path, folder: Path, *options: str, node_timeo
         settings = (
             "--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-port", str(bus_port),
             "--cluster-node-timeout", str(node_timeout_ms), "--cluster-require-full-coverage", "no",
+            "--cluster-allow-reads-when-down", "yes",
             "--tls-cluster", "yes", "--tls-replication", "yes", "--repl-diskless-sync-delay", "0",
             "--repl-ping-replica-period", "1",  # a replica to which nothing was written yet is not shown
         )  # fmt: skip

@@ -249,9 +249,11 @@ async def test_the_guides_users_publish_and_serve_and_the_doctor_sees_what_is_mi
 async def test_the_doctor_sees_that_one_lost_node_would_take_the_others_along(
     store: ClusterStore, redis_cluster: RedisCluster
 ) -> None:
-    redis_cluster.execute_everywhere("CONFIG", "SET", "cluster-require-full-coverage", "yes")
-    found = await store.examine()
-    redis_cluster.execute_everywhere("CONFIG", "SET", "cluster-require-full-coverage", "no")
+    for setting, well, wrong in (("require-full-coverage", "no", "yes"), ("allow-reads-when-down", "yes", "no")):
+        redis_cluster.execute_everywhere("CONFIG", "SET", f"cluster-{setting}", wrong)
+        found = await store.examine()
+        redis_cluster.execute_everywhere("CONFIG", "SET", f"cluster-{setting}", well)
+        assert [each for each in found if setting in each.sentence]
     warned = [each for each in found if each.level != Level.OK]
     assert {each.subject for each in warned} == {"coverage", "persistence"}
     assert [each.subject for each in warned].count("persistence") == len(redis_cluster.primaries)
