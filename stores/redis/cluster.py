@@ -10,7 +10,8 @@ put       the keys of a batch are listed, so that whoever erases finds them; its
           where that has our state; once a replica has them, the part's resume point moves on.
 seal      the first bucket is sealed, and nobody can claim any more; then the others, each behind the last of its rows,
           and the replicas are waited for. A node that lost the end of what it was sent has lost this, too.
-erase     the states go first, then what the lists name.
+erase     the states go first, then what the lists name. Where these are lost, with the node of the first bucket, the
+          nodes are searched for the rows, and the states go last: they say that there is something to search for.
 """
 
 import asyncio
@@ -27,7 +28,7 @@ from stores.errors import ReleaseNotFound, StoreError, StoreMisused, StoreUnavai
 from stores.keys import pack
 from stores.redis import examination
 from stores.redis.connection import Redirected
-from stores.redis.control import Control
+from stores.redis.control import ERASING_SHARE, MAX_KEYS, Control
 from stores.redis.keys import BUCKETS, KEPT, Keys
 from stores.redis.lookups import Lookups
 from stores.redis.replication import CONTROL_WAIT_S, wait_for_replicas
@@ -279,6 +280,9 @@ class ClusterStore(Advised, Examined, Inventoried, Polled, RoomChecked):
 
     async def erase(self, release: ReleaseRef) -> None:
         keys, buckets = self._keys.release(release), self._buckets(release)
+        states = await self._states(release)
+        if states[0] is None and any(states) and not await self._control.execute_command(b"EXISTS", *keys.lists):
+            await self._erase_unlisted(release)
         # First: nobody reads or writes it from here on.
         await asyncio.gather(*(self._control.execute_command(b"DEL", state) for state in keys.states))
         await self._control.execute_command(b"DEL", keys.points)
@@ -295,6 +299,20 @@ class ClusterStore(Advised, Examined, Inventoried, Polled, RoomChecked):
         claimed = [state for state in await self._states(release) if state is not None]
         if claimed:  # by a late writer, anew; the next prune must find it
             await self._control.execute_command(b"SADD", index, incarnation)
+
+    async def _erase_unlisted(self, release: ReleaseRef) -> None:
+        """Erase what has the name of a release, but for its states, on all nodes, paced; all of their keys are seen."""
+        pattern = f"{self._keys.prefix}:{{{release.incarnation}.*}}:[^@]*"
+        log.warning("release %s has lost the lists of its keys; its rows are searched for on all nodes", release.id)
+        for node in await self._primaries():
+            throttle, cursor = AdaptiveThrottle(time.monotonic, max_share=ERASING_SHARE), b""
+            while cursor != b"0":
+                started = time.monotonic()
+                scan = (b"SCAN", cursor or b"0", b"MATCH", pattern, b"COUNT", MAX_KEYS)
+                cursor, found = await self._nodes.at(node).execute_command(*scan)
+                for name in map(bytes.decode, found):
+                    await self._control.execute_command(b"UNLINK", name)
+                await asyncio.sleep(throttle.pause_s(time.monotonic() - started, MAX_KEYS))
 
     async def _primaries(self) -> list[Endpoint]:
         await self._topology.load()

@@ -22,7 +22,7 @@ from stores.verification import verify
 from tests.support.paths import ROOT
 from tests.support.redis_cluster import RedisCluster
 from tests.support.redis_server import RedisServer
-from tests.support.stores import FIRST, batches, ref, scanned, write
+from tests.support.stores import FIRST, SECOND, batches, ref, scanned, write
 
 USERS = [Row(f"user:{n:06}", b"list of %d" % n) for n in range(2000)]
 
@@ -65,6 +65,18 @@ async def test_a_release_lies_on_all_nodes_in_the_layout_of_one_server_and_erasi
         assert len(node.server.execute_command("KEYS", f"*{prefix}*")) > len(USERS) // 6
     await store.erase(ref(FIRST))
     assert redis_cluster.keys(f"*{prefix}*") == []
+
+
+async def test_a_release_that_has_lost_the_lists_of_its_keys_is_searched_for_on_all_nodes_and_erased(
+    store: ClusterStore, redis_cluster: RedisCluster, prefix: str
+) -> None:
+    for release in (FIRST, SECOND):
+        await write(store, release, USERS[:300])
+    keys = store._keys.release(ref(FIRST))
+    before, of_first = redis_cluster.keys(f"{prefix}:*"), redis_cluster.keys(f"{prefix}:{{{ref(FIRST).incarnation}.*")
+    redis_cluster.owner(keys.state).server.execute_command("DEL", keys.state, keys.points, *keys.lists)
+    await store.erase(ref(FIRST))
+    assert redis_cluster.keys(f"{prefix}:*") == sorted(set(before) - set(of_first))
 
 
 async def test_a_list_that_is_there_is_one_read_and_only_one_that_is_not_has_its_bucket_asked(
