@@ -310,8 +310,7 @@ class ClusterStore(Advised, Examined, Inventoried, Polled, RoomChecked):
                 started = time.monotonic()
                 scan = (b"SCAN", cursor or b"0", b"MATCH", pattern, b"COUNT", MAX_KEYS)
                 cursor, found = await self._nodes.at(node).execute_command(*scan)
-                for name in map(bytes.decode, found):
-                    await self._control.execute_command(b"UNLINK", name)
+                await asyncio.gather(*(self._control.execute_command(b"UNLINK", name.decode()) for name in found))
                 await asyncio.sleep(throttle.pause_s(time.monotonic() - started, MAX_KEYS))
 
     async def _primaries(self) -> list[Endpoint]:
