@@ -74,6 +74,12 @@ class RedisCluster:
             by_port[next(primary[1] for start, end, primary, *_ in ranges if start <= slot <= end)] for slot in slots
         ]
 
+    def slots(self, node: ClusterNode) -> set[int]:
+        """The slots that a primary serves."""
+        ranges = self.alive[0].server.execute_command("CLUSTER", "SLOTS")
+        of_node = (range(start, end + 1) for start, end, primary, *_ in ranges if primary[1] == node.port)
+        return {slot for slots in of_node for slot in slots}
+
     def keys(self, pattern: str) -> list[str]:
         return sorted(key for node in self.primaries for key in node.server.execute_command("KEYS", pattern))
 
