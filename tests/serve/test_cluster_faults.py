@@ -215,6 +215,7 @@ async def test_a_replica_that_takes_over_without_the_end_of_a_release_answers_no
         await asyncio.to_thread(cluster.wait_until, lambda: len(cluster.primaries) == PRIMARIES)
         elected = time.monotonic()
         await watch.until_popular({user for user in range(USERS) if slot_of(user, live) in slots})
+        await asyncio.to_thread(cluster.wait_until, cluster.is_whole)  # all nodes know who was elected
         async with opened(url) as store:
             with pytest.raises(ReleaseNotFound, match="not whole in this cluster"):
                 await store.prepare(live)  # as whoever would make it live again
