@@ -21,6 +21,7 @@ from tests.support.failover import Publisher, Watch, watched
 from tests.support.loaded_service import USERS, lists, until_read
 from tests.support.redis_cluster import RedisCluster, running_cluster
 from tests.support.service import publish_to
+from tests.support.soak import long
 
 pytestmark = pytest.mark.soak
 
@@ -168,6 +169,7 @@ async def test_a_service_starts_without_a_seed_and_waits_for_the_only_one(
     )
 
 
+@long
 async def test_a_primary_that_comes_back_with_older_data_costs_its_own_users_popular_lists_until_the_next_publish(
     cluster: RedisCluster, record_property: Callable[[str, object], None]
 ) -> None:
@@ -193,6 +195,7 @@ async def test_a_primary_that_comes_back_with_older_data_costs_its_own_users_pop
     record_property("published again", f"{published - started:.2f} s after it was killed")
 
 
+@long
 async def test_a_replica_that_takes_over_without_the_end_of_a_release_answers_nothing_of_it_that_is_wrong(
     cluster: RedisCluster, record_property: Callable[[str, object], None]
 ) -> None:

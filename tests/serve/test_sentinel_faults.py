@@ -12,6 +12,7 @@ from tests.support.failover import Publisher, watched
 from tests.support.loaded_service import lists
 from tests.support.redis_sentinel import SentinelDeployment, sentinel_deployment
 from tests.support.service import publish_to
+from tests.support.soak import long
 
 pytestmark = pytest.mark.soak
 
@@ -39,7 +40,7 @@ def replaced(deployment: SentinelDeployment) -> None:
 
 @pytest.mark.parametrize(
     ("deployment", "fail_over"),
-    [(OVER_TLS, killed), (PLAIN, replaced), (GUARDED, replaced)],
+    [(OVER_TLS, killed), (PLAIN, replaced), pytest.param(GUARDED, replaced, marks=long)],
     indirect=["deployment"],
     ids=["killed, over TLS", "replaced", "replaced, with min-replicas-to-write"],
 )
