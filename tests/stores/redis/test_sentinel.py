@@ -150,6 +150,7 @@ async def test_what_a_replica_has_not_received_is_read_from_the_primary(
     writer = opened(stores, deployment.url(prefix))
     reader = opened(stores, deployment.url(prefix, read="replica"))
     draft = draft_of(FIRST)
+    await begin(writer, FIRST)
     await writer.create(draft, Plan(2, 100))
     await writer.put(draft, [ONE])
     primary.execute_command("WAIT", "2", "5000")
@@ -158,6 +159,8 @@ async def test_what_a_replica_has_not_received_is_read_from_the_primary(
     await writer.put(draft, [TWO])
     await writer.seal(draft)
     assert "has no replica" in caplog.text
+    await change(writer, lambda found: commit(found, draft))
+    assert "0 of the 2 replicas" in caplog.text
     assert reader._replica is not None
     async with asyncio.timeout(SOON_S):
         while reader._replica.try_current() is None:
