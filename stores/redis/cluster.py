@@ -36,7 +36,7 @@ from stores.redis.states import REPLACE, SEALED, check_owned, state_of
 from stores.redis.store import READ_TIMEOUT_S, TIMEOUT_S
 from stores.redis.topology import Endpoint, Nodes, Topology, uncovered
 from stores.redis.url import ClusterAddress, parse_cluster
-from stores.redis.writer import WRITING_SHARE, Writer
+from stores.redis.writer import WRITING_SHARE, Writer, with_retries
 from stores.store import (
     Advised,
     Examined,
@@ -54,7 +54,7 @@ from stores.throttle import AdaptiveThrottle
 
 log = logging.getLogger(__name__)
 
-# How long a batch is tried again: a replica is elected after cluster-node-timeout, which is 15 s, and a second or two.
+# How long a step of a publish is tried again: a replica is elected after cluster-node-timeout, which is 15 s, and some.
 RETRY_FOR_S = 30.0
 
 # PUT takes a bucket's state and the names of rows; the state that is expected, and the values. NOTE takes the first
@@ -211,6 +211,9 @@ class ClusterStore(Advised, Examined, Inventoried, Polled, RoomChecked):
             memory.check(part, self._keys.release(draft), self._topology.address(node).shown)
 
     async def create(self, draft: DraftRef, plan: Plan) -> None:
+        await with_retries(lambda: self._create(draft, plan), RETRY_FOR_S)
+
+    async def _create(self, draft: DraftRef, plan: Plan) -> None:
         keys = self._keys.release(draft)
         if not await self._control.execute_command(b"EXISTS", keys.state):  # one that exists has written some of *plan*
             await self.check_room(draft, plan)
@@ -242,6 +245,9 @@ class ClusterStore(Advised, Examined, Inventoried, Polled, RoomChecked):
         return await self._control.resume_point(draft, part)
 
     async def seal(self, draft: DraftRef) -> None:
+        await with_retries(lambda: self._seal(draft), RETRY_FOR_S)
+
+    async def _seal(self, draft: DraftRef) -> None:
         names = self._keys.release(draft).states
         before = await self._batches.evaluate(REPLACE, names[:1], state_of(draft), SEALED)
         if before != SEALED:
