@@ -24,7 +24,7 @@ from redis.crc import key_slot
 from xxhash import xxh3_64_intdigest
 
 from stores.catalogue import Catalogue, DraftRef, ReleaseRef
-from stores.errors import ReleaseNotFound, StoreError, StoreMisused, StoreUnavailable
+from stores.errors import PartUnavailable, ReleaseNotFound, StoreError, StoreMisused, StoreUnavailable
 from stores.keys import pack
 from stores.redis import examination
 from stores.redis.connection import Redirected
@@ -78,6 +78,10 @@ if ARGV[2] ~= '' then redis.call('RPUSH', KEYS[2], ARGV[2]) end
 if ARGV[3] ~= '' then redis.call('HSET', KEYS[3], ARGV[3], ARGV[4]) end
 return state
 """
+
+
+class BucketLost(ReleaseNotFound, PartUnavailable):
+    """A bucket of a release is not there, or its end is not; others may well be, so that no circuit opens for it."""
 
 
 class Buckets(NamedTuple):
@@ -171,7 +175,8 @@ class ClusterStore(Advised, Examined, Inventoried, Polled, RoomChecked):
         states = dict(zip(absent, found, strict=True))
         for place, bucket in enumerate(places):
             if slots[place] is None and (state := states[bucket]) != SEALED:
-                slots[place] = state if isinstance(state, StoreError) else _unsealed(release, 1 if state else BUCKETS)
+                lost = BucketLost(str(_unsealed(release, 1 if state else BUCKETS)))
+                slots[place] = state if isinstance(state, StoreError) else lost
 
     async def catalogue(self) -> Catalogue:
         return await self._control.catalogue()

@@ -8,21 +8,27 @@ import pytest
 
 from bench.redis_cluster import SLOTS
 from hotplate.testing import OpenStore, StoreContract
+from serve.breaker import FAILURES
 from stores.catalogue import DraftRef
 from stores.connect import connect
 from stores.doctor import examine
 from stores.errors import PartUnavailable, ReleaseConflict, ReleaseNotFound, StoreError, StoreMisused, StoreUnavailable
 from stores.lifecycle import activate, prune, publish, rollback
 from stores.redis.cluster import ClusterStore, open_url
-from stores.redis.keys import BUCKETS
+from stores.redis.keys import BUCKETS, Keys
 from stores.redis.topology import Endpoint, Layout, Topology
 from stores.redis.url import parse_cluster
 from stores.store import Level, Plan, Row
 from stores.verification import verify
+from tests.support.loaded_service import lists, reading
 from tests.support.paths import ROOT
 from tests.support.redis_cluster import RedisCluster
 from tests.support.redis_server import RedisServer
+from tests.support.service import publish_to
 from tests.support.stores import FIRST, SECOND, batches, ref, scanned, write
+
+# Generous: what is asserted is that it happens.
+SOON_S = 30.0
 
 USERS = [Row(f"user:{n:06}", b"list of %d" % n) for n in range(2000)]
 
@@ -107,6 +113,21 @@ async def test_a_node_that_lost_the_end_of_what_it_was_sent_is_seen_and_fails_it
     for call in (store.prepare(ref(FIRST)), scanned(store, FIRST)):
         with pytest.raises(ReleaseNotFound, match="1 are not sealed"):
             await call
+
+
+async def test_users_whose_part_of_a_release_is_lost_open_no_circuit_for_the_others(
+    redis_cluster: RedisCluster, prefix: str
+) -> None:
+    url = redis_cluster.url(prefix=prefix)
+    await publish_to(url, lists("r0"))
+    async with reading(url, budget_s=SOON_S) as reader:
+        served = reader.tiers[0].follower.served
+        assert served is not None
+        (name,) = Keys(prefix, clustered=True).release(served.ref).rows(["user:1"])
+        redis_cluster.owner(name).server.execute_command("DEL", name, state_beside(name))
+        for _ in range(2 * FAILURES):
+            assert (await reader.personal("1")).source == "popular"
+        assert not reader.tiers[0].breaker.is_open
 
 
 async def test_a_seal_that_was_cut_short_is_finished_by_the_next_writer_and_lets_nobody_write(
