@@ -35,6 +35,8 @@ CACHED = (CACHE_HIT, CACHE_SHARED, CACHE_MISS) = "hit", "shared", "miss"
 SOURCES = ("personal", "similar", "popular")
 LOOKUP_OUTCOMES = ("hit", "miss", "error")
 HIT, MISS, ERROR = range(len(LOOKUP_OUTCOMES))
+# What a release is to its store while there is a canary.
+ROLES = (LIVE, CANARY) = "live", "canary"
 THROTTLED, REQUEST_UNITS = "throttled", "request units"
 # How an attempt of a store can fail, beside being throttled; a word that is none of these counts as the last.
 FAILURES = (
@@ -80,7 +82,9 @@ class Metrics:
         self.shed = {reason: shed_start + n for n, reason in enumerate(SHED)}
         cached_start = shed_start + len(self.shed)
         self.cached = {labels: cached_start + n for n, labels in enumerate(product(tiers, CACHED))}
-        self._slot_cells = cached_start + len(self.cached)
+        canary_start = cached_start + len(self.cached)
+        self.canary = {labels: canary_start + n for n, labels in enumerate(product(tiers, ROLES, LOOKUP_OUTCOMES))}
+        self._slot_cells = canary_start + len(self.canary)
         self._cells = memoryview(mmap.mmap(-1, workers * self._slot_cells * 8)).cast("d")
         self._workers = workers
         self.use_slot(0)
@@ -110,6 +114,10 @@ class Metrics:
     def count_cached(self, tier: str, outcome: str, lists: int = 1) -> None:
         """Count lookups that could be answered without a read of a tier's store; *outcome* is one of CACHED."""
         self._own[self.cached[tier, outcome]] += lists
+
+    def count_canary(self, tier: str, role: str, outcome: str, lists: int = 1) -> None:
+        """Count users' lists while a tier has a canary: of that, or of the live release beside it."""
+        self._own[self.canary[tier, role, outcome]] += lists
 
     def count_attempt(self, tier: str, what: str, amount: float = 1.0) -> None:
         """Count one attempt of a tier's store, or add the request units that it cost."""

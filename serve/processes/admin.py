@@ -24,7 +24,7 @@ from serve.access.auth import Guard, is_loopback
 from serve.access.keys import ADMIN
 from serve.api.app import RequestIds, Route, by_template, handler_of
 from serve.api.parameters import QueryParser
-from serve.api.problems import Problem, internal_error
+from serve.api.problems import Problem, bad_parameter, internal_error
 from serve.connections.protocol import Server
 from serve.metrics import Metrics
 from serve.processes.exposition import Exposition
@@ -35,7 +35,7 @@ from serve.watched import following
 from stores.catalogue import Catalogue, ReleaseId
 from stores.connect import connect
 from stores.errors import ReleaseConflict, ReleaseNotFound, StoreError, StoreMisused
-from stores.lifecycle import activate, rollback
+from stores.lifecycle import abort, activate, promote, rollback, start_canary
 from stores.store import Store
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ STOP_S = 2.0
 LOCAL_NAMES = {"localhost", "127.0.0.1", "::1"}
 # How many connections are open at once: of operators, their tools, and what scrapes. All else is as for the workers.
 CONNECTIONS = 64
-ACTIVATE = re.compile("/v1/releases/([^/]+)/activate")
+RELEASE = re.compile("/v1/releases/([^/]+)/(activate|canary)")
 
 
 class RollbackQuery(Struct, frozen=True):
@@ -57,6 +57,14 @@ class RollbackQuery(Struct, frozen=True):
     """The release to leave: where it is not live, nothing is done, so that the request may be repeated."""
 
 
+class CanaryQuery(Struct, frozen=True):
+    """The query of `POST /v1/releases/{id}/canary`."""
+
+    percent: str = ""
+    """The share of the users who are to see the release, above 0 and below 100."""
+
+
+CANARY = QueryParser(CanaryQuery, "POST /v1/releases/{id}/canary")
 ROLLBACK = QueryParser(RollbackQuery, "POST /v1/releases/rollback")
 
 
@@ -98,25 +106,30 @@ class _Admin:
         self._states = inherited.states
         self._exposition = Exposition(inherited.metrics, inherited.states.all)
         self._acting = asyncio.Lock()
-        self._activate = Route("/v1/releases/{id}/activate", {"POST": self.activate})
+        self._by_release = {
+            "activate": Route("/v1/releases/{id}/activate", {"POST": self.activate}),
+            "canary": Route("/v1/releases/{id}/canary", {"POST": self.start_canary}),
+        }
         self._routes = by_template(
             Route("/livez", {"GET": self.live}),
             Route("/readyz", {"GET": self.ready}),
             Route("/metrics", {"GET": self.metrics_text}),
             Route("/v1/releases", {"GET": self.releases}),
             Route("/v1/releases/rollback", {"POST": self.rollback}),
+            Route("/v1/releases/canary/promote", {"POST": self.promote}),
+            Route("/v1/releases/canary/abort", {"POST": self.abort}),
         )
 
     async def answer(self, request: web.BaseRequest, path: str, query: str) -> web.Response:
         """Answer a request for a raw path and query; every error as a problem."""
         request_id = self.request_ids.of(request)
-        activated = ACTIVATE.fullmatch(path)
-        route = self._activate if activated else self._routes.get(path)
+        named = RELEASE.fullmatch(path)
+        route = self._by_release[named[2]] if named else self._routes.get(path)
         try:
             self._refuse_other_pages(request)
             if self._guard is not None:
                 await self._guard.admit(request.headers, ADMIN)
-            response = await handler_of(route, request.method)(request, activated[1] if activated else "", query)
+            response = await handler_of(route, request.method)(request, named[1] if named else "", query)
         except Problem as problem:
             response = problem.response()
         except StoreError as error:
@@ -171,15 +184,35 @@ class _Admin:
             await activate(store, release)
             return release
 
-        return await self._change(act, "activated")
+        return _json({"live": await self._change(act, "activated")})
+
+    async def start_canary(self, _: web.BaseRequest, raw_id: str, raw_query: str) -> web.Response:
+        """`POST /v1/releases/{id}/canary?percent=`: show a release to a share of the users, or change that."""
+        release, percent = ReleaseId(unquote(raw_id)), _percent(CANARY.parse(raw_query).percent)
+
+        async def act(store: Store) -> ReleaseId:
+            await start_canary(store, release, percent)
+            return release
+
+        await self._change(act, f"let {percent:g} % of the users see")
+        return _json({"canary": {"release": release, "percent": percent}})
+
+    async def promote(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
+        """`POST /v1/releases/canary/promote`: make the canary live."""
+        return _json({"live": await self._change(promote, "promoted")})
+
+    async def abort(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
+        """`POST /v1/releases/canary/abort`: let all users see the live release again."""
+        return _json({"canary": None, "aborted": await self._change(abort, "aborted the canary,")})
 
     async def rollback(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:
         """`POST /v1/releases/rollback?if_live=`: make the release before the live one live again."""
         if_live = ROLLBACK.parse(raw_query).if_live
-        return await self._change(partial(rollback, if_live=ReleaseId(if_live) if if_live else None), "rolled back to")
+        act = partial(rollback, if_live=ReleaseId(if_live) if if_live else None)
+        return _json({"live": await self._change(act, "rolled back to")})
 
-    async def _change(self, act: Callable[[Store], Coroutine[Any, Any, ReleaseId]], what: str) -> web.Response:
-        """Change the catalogue of the admin store, one change at a time."""
+    async def _change(self, act: Callable[[Store], Coroutine[Any, Any, ReleaseId]], what: str) -> ReleaseId:
+        """Change the catalogue of the admin store, one change at a time; return the release that it is about."""
         if self._settings.admin_store is None:
             raise Problem(
                 403,
@@ -196,7 +229,7 @@ class _Admin:
             finally:
                 await store.close()
         log.warning("an operator %s release %s over HTTP", what, release)
-        return _json({"live": release})
+        return release
 
 
 def _status(state: WorkerState | None) -> str:
@@ -248,7 +281,18 @@ def _catalogue(found: Catalogue) -> dict[str, object]:
         }
         for entry in found.releases
     ]
-    return {"live": found.live, "generation": found.generation, "releases": releases}
+    canary = found.canary and {"release": found.canary.release, "percent": found.canary.percent}
+    return {"live": found.live, "canary": canary, "generation": found.generation, "releases": releases}
+
+
+def _percent(given: str) -> float:
+    try:
+        percent = float(given)
+    except ValueError:
+        percent = 0.0
+    if not 0 < percent < 100:
+        raise bad_parameter(f"percent is a number above 0 and below 100, as in ?percent=5, not {given[:40]!r}")
+    return percent
 
 
 def _host_named(request: web.BaseRequest) -> str | None:
