@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from serve.canary import ServedCanary
-from stores.catalogue import Canary, Catalogue, Release, ReleaseId, ReleaseRef, follows
+from stores.catalogue import Catalogue, Release, ReleaseId, ReleaseRef, follows
 from stores.compression import load_decode
 from stores.encoding import Decode, is_empty
 from stores.errors import ReleaseCorrupt, ReleaseNotFound, StoreError
@@ -208,7 +208,7 @@ class Follower:
             await asyncio.sleep(CANARY_S)
             if self.canary is None:
                 async with self._switching:
-                    await self._load_canary()
+                    self.canary = None if self._seen is None else await self._load_canary(self._seen)
             elif (finding := self.canary.judge(now())) is not None:
                 served = self.canary.served
                 self.canary, self._stopped = None, (served.ref, served.writer)
@@ -280,66 +280,64 @@ class Follower:
         return True
 
     async def _follow(self, found: Catalogue) -> None:
-        """Switch to what *found* says is live, once it is loaded, and then to its canary."""
-        live = found.live_entry
+        """Switch to what *found* says is live and to its canary, once these are loaded."""
+        live, served = found.live_entry, self.served
         is_new = live is not None and self._is_new(live)
         if live is not None and is_new:
             if self.canary is not None and self._is_canary(live):
                 served = replace(self.canary.served, is_canary=False)
             else:
                 served = await _load(self._reader, live)
-            self.served = served
-        self._keep_canary(found)  # at the same moment: nobody sees the release that was promoted as both
-        if self.served is not None and is_new:
+        canary = await self._load_canary(found)
+        self.served, self.canary = served, canary  # at once: no user gets a list of what he saw before
+        if served is not None and is_new:
             self.ready.set()
-            log.info("release %s is live", self.served.id, extra={"release": self.served.id})
-            if self.served.damaged:
-                log.warning("release %s is %s", self.served.id, named(self.served.damaged))
+            log.info("release %s is live", served.id, extra={"release": served.id})
+            if served.damaged:
+                log.warning("release %s is %s", served.id, named(served.damaged))
         self._seen = found
         self._restored = []
         self._note_current()
-        await self._load_canary()
         if is_new:
             await self._read_advice()
 
-    def _keep_canary(self, found: Catalogue) -> None:
-        """Go on with the canary that is loaded, at the share that *found* says; or without, where it names another."""
-        entry, canary = found.canary_entry, self.canary
-        if canary is not None and (entry is None or not self._is_canary(entry)):
-            log.info("release %s is not the canary any more", canary.served.id, extra={"release": canary.served.id})
-            self.canary = None
-        elif canary is not None and found.canary is not None and found.canary != canary.record:
-            self._use_canary(found.canary, canary.served)
-        if entry is None or (entry.ref, entry.writer) != self._stopped:
-            self._stopped = self.canary_stopped = None
-        if entry is None:
-            self._canary_error = None
-            self._canary_named.clear()
-        else:
-            self._canary_named.set()
+    async def _load_canary(self, found: Catalogue) -> ServedCanary | None:
+        """Return the canary that *found* names, loaded; None where there is none, or it is not to be used, or cannot.
 
-    async def _load_canary(self) -> None:
-        """Load the canary of the catalogue that is followed, unless it was stopped; until then all see what is live."""
-        seen = self._seen
-        entry = None if seen is None else seen.canary_entry
-        if seen is None or seen.canary is None or entry is None or self.canary is not None:
-            return
-        if (entry.ref, entry.writer) == self._stopped:
-            return
+        One that cannot be loaded is tried again, and all users see what is live until then.
+        """
+        record, entry = found.canary, found.canary_entry
+        if record is None or entry is None:
+            self._canary_named.clear()
+            self._stopped = self.canary_stopped = self._canary_error = None
+            return None
+        self._canary_named.set()
+        if self._stopped == (entry.ref, entry.writer):
+            return None
+        self._stopped = self.canary_stopped = None
+        if self.canary is None or not self._is_canary(entry):
+            served = await self._try_load(entry)
+        elif self.canary.record == record:
+            return self.canary
+        else:
+            served = self.canary.served
+        if served is None:
+            return None
+        log.info("release %s is the canary, of %g %% of the users", entry.id, record.percent)
+        return ServedCanary(record, served, asyncio.get_running_loop().time())
+
+    async def _try_load(self, canary: Release) -> ServedRelease | None:
+        """Load a canary; nothing that comes of it may harm what is live."""
         try:
-            served = await _load(self._reader, entry)
+            served = replace(await _load(self._reader, canary), is_canary=True)
         except Exception as error:
-            sentence = f"release {entry.id} is the canary, and cannot be loaded: {error or type(error).__name__}"
+            sentence = f"release {canary.id} is the canary, and cannot be loaded: {error or type(error).__name__}"
             if sentence != self._canary_error:
                 log.warning("%s", sentence, exc_info=None if isinstance(error, StoreError) else error)
             self._canary_error = sentence
-        else:
-            self._canary_error = None
-            self._use_canary(seen.canary, replace(served, is_canary=True))
-
-    def _use_canary(self, record: Canary, served: ServedRelease) -> None:
-        self.canary = ServedCanary(record, served, asyncio.get_running_loop().time())
-        log.info("release %s is the canary, of %g %%", served.id, record.percent, extra={"release": served.id})
+            return None
+        self._canary_error = None
+        return served
 
     async def _take_older(self, found: Catalogue, seen: Catalogue) -> None:
         """Take a catalogue that is older, or is a replica's: ignore it, or follow it where the store was restored.
