@@ -13,6 +13,7 @@ import typer
 from hotplate.cli.costs import DryRun, MaxRu, Spending, limit_ru, print_estimate
 from hotplate.cli.publish import Keep, plan_of
 from hotplate.cli.terminal import (
+    REFUSED,
     Json,
     StoreUrl,
     chosen_store,
@@ -164,7 +165,6 @@ def canary(
 
     With a guard: hotplate releases canary --watch http://127.0.0.1:8090
     """
-    from offline.errors import GateFailed
     from serve.canary_watch import watch as watch_over
     from stores.catalogue import ReleaseId
     from stores.lifecycle import start_canary
@@ -181,10 +181,10 @@ def canary(
         return None if watch is None else await watch_over(opened, watch, key)
 
     finding = with_store(store, act)
-    if finding is not None:
-        raise GateFailed(finding)
     if watch is not None:
-        _print_outcome({"canary": None}, "the canary was ended by others", as_json=as_json)
+        sentence = finding or "the canary was promoted or aborted by others"
+        _print_outcome({"canary": None, "worse": finding}, sentence, as_json=as_json)
+    raise typer.Exit(REFUSED if finding else 0)
 
 
 @app.command()
