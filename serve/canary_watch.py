@@ -69,9 +69,9 @@ def scrape(url: str, key: str | None = None) -> Scrape:
         with urlopen(request, timeout=TIMEOUT_S) as response:  # noqa: S310 -- as above
             return parse(response.read().decode())
     except HTTPError as error:
-        raise ServiceMisused(
-            f"{url}/metrics answers {error.code}; give an operator's --key where it takes one"
-        ) from None
+        if error.code in (401, 403):
+            raise ServiceMisused(f"{url} takes the key of an operator: give it by --key") from error
+        raise
 
 
 def parse(text: str) -> Scrape:
