@@ -1,14 +1,21 @@
 """A canary beside the live release: who sees it, that no answer mixes the two, and when a process stops using it."""
 
 import asyncio
+import json
 import logging
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from itertools import count
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from serve.canary import MIN_LOOKUPS, Counts, ServedCanary, worse
+from serve.canary_watch import watch
+from serve.errors import ServiceMisused
 from serve.follower import CANARY_S
 from serve.metrics import CANARY, LIVE
 from serve.processes.exposition import Exposition
@@ -21,6 +28,7 @@ from stores.errors import StoreUnavailable
 from stores.memory import MemoryStore
 from stores.transfer import copy
 from tests.support.clock import FakeClock
+from tests.support.lane import Pair, exchange
 from tests.support.remote import RemoteStore, publish
 from tests.support.stores import ref_of
 from tests.support.virtual import virtual
@@ -210,3 +218,116 @@ def test_a_canary_is_worse_where_it_is_so_beyond_the_bound_and_chance(
 ) -> None:
     found = worse(live, canary)
     assert (found is None) if finding is None else (found is not None and finding in found)
+
+
+def request_of(path: str, *headers: str) -> bytes:
+    return "\r\n".join((f"GET {path} HTTP/1.1", "Host: x", *headers, "", "")).encode()
+
+
+@pytest.mark.parametrize("is_remote", [True, False])
+async def test_the_fast_lane_and_aiohttp_say_alike_which_release_is_the_canary(
+    memory: MemoryStore, remote: RemoteStore, *, is_remote: bool
+) -> None:
+    live, canary = await with_canary(memory, users=range(USERS // 2))
+    reader = TieredReader({"tier": remote if is_remote else memory})
+    async with Pair(reader) as pair:
+        chosen = set(of_canary(reader))
+        for name in (*NAMES, "nobody", "somebody"):
+            request = request_of(f"/v1/recommendations/{name}?n=1")
+            assert await pair.differ(request) is None
+            head, _, body = (await exchange(pair.lane, (request,))).partition(b"\r\n\r\n")
+            tag = next(line for line in head.decode().split("\r\n") if line.startswith("ETag: "))[6:]
+            assert await pair.differ(request_of(f"/v1/recommendations/{name}?n=1", f"If-None-Match: {tag}")) is None
+            if name in chosen:
+                assert f"X-Hotplate-Release: {canary}\r\nX-Hotplate-Canary: {canary}\r\n" in head.decode()
+                assert b'"release":"%b","canary":true,' % canary.encode() in body
+            elif name in NAMES:
+                assert f"X-Hotplate-Release: {live}\r\n" in head.decode()
+                assert b"anary" not in head + body.partition(b"HTTP/1.1")[0]
+        for path in ("/v1/popular", "/v1/similar/1"):
+            assert await pair.differ(request_of(path)) is None
+        await life.promote(memory)
+        await refreshed(reader)
+        answer = await exchange(pair.lane, (request_of("/v1/recommendations/1?n=1"),))
+        assert b"anary" not in answer.replace(b"canary for 1", b"")
+        assert await pair.differ(request_of("/v1/recommendations/1?n=1")) is None
+
+
+async def test_a_batch_names_the_release_of_each_user_and_both_in_its_headers(memory: MemoryStore) -> None:
+    live, canary = await with_canary(memory)
+    reader = TieredReader({"tier": memory})
+    async with Pair(reader) as pair:
+        chosen = of_canary(reader)
+        for path, fields in (("/v1/recommendations", {"users": NAMES, "n": 1}), ("/score", {"data": NAMES})):
+            body = json.dumps(fields)
+            request = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+            answer = await exchange(pair.plain, (request,))
+            assert f"X-Hotplate-Release: {live}\r\nX-Hotplate-Canary: {canary}\r\n".encode() in answer
+            assert answer.count(b'"release":"%b","canary":true,' % canary.encode()) == len(chosen)
+            results = answer.partition(b'"user"')[2]
+            assert results.count(b'"release":"%b","source"' % live.encode()) == USERS - len(chosen)
+
+
+LINE = 'hotplate_canary_lookups_total{{outcome="{outcome}",role="{role}",store="redis"}} {value}\n'
+
+
+@contextmanager
+def metrics_of(text: Callable[[int], str]) -> Iterator[str]:
+    """Serve what *text* returns for the number of the request; yield the URL."""
+    looks = count()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.headers["X-API-Key"] == "key" else 401)
+            self.end_headers()
+            self.wfile.write(text(next(looks)).encode())
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def lines(**by_role: Counts) -> str:
+    return "".join(
+        LINE.format(role=role, outcome=outcome, value=value)
+        for role, counts in by_role.items()
+        for outcome, value in counts._asdict().items()
+    )
+
+
+async def test_a_watch_ends_a_canary_that_is_worse_for_the_store(memory: MemoryStore) -> None:
+    live, canary = await with_canary(memory)
+    before = lines(live=Counts(10**6), canary=Counts(0, 10**6))
+    after = lines(live=Counts(2 * 10**6), canary=Counts(0, 10**6 + 500))
+    with metrics_of(lambda look: before if look < 3 else after) as url:
+        async with asyncio.timeout(20):
+            finding = await watch(memory, url, "key", poll_s=0.01)
+    assert finding is not None
+    assert f"release {canary} is not the canary any more: 100.0% of its 500 lookups" in finding
+    found = await memory.catalogue()
+    assert (found.live, found.canary) == (live, None)
+
+
+async def test_a_watch_ends_with_the_canary_and_heeds_workers_that_stopped(memory: MemoryStore) -> None:
+    _, canary = await with_canary(memory)
+    good = lines(live=Counts(10**6), canary=Counts(10**6))
+    with metrics_of(lambda _: good) as url:
+        with pytest.raises(ServiceMisused, match="--key"):
+            await watch(memory, url, poll_s=0.01)
+        watching = asyncio.create_task(watch(memory, url, "key", poll_s=0.01))
+        await asyncio.sleep(0.05)
+        assert not watching.done()
+        await life.abort(memory)
+        assert await watching is None
+    await life.start_canary(memory, canary, 5)
+    with metrics_of(lambda _: good + 'hotplate_canary_stopped{store="redis",worker="1"} 1.0\n') as url:
+        assert "1 workers" in str(await watch(memory, url, "key", poll_s=0.01))
