@@ -24,6 +24,8 @@ DEVIATIONS = 4
 # Over how long lookups are counted before the counts begin anew, so that a good hour hides no bad minute.
 WINDOW_S = 60.0
 
+_AFTER_KIND = len(USER)
+
 
 class Counts(NamedTuple):
     """How many lists of users were a hit, a miss and an error."""
@@ -52,18 +54,19 @@ def worse(live: Counts, canary: Counts) -> str | None:
 class ServedCanary:
     """The canary of one tier at one share, loaded; lives as long as the tier serves it so."""
 
-    __slots__ = ("_below", "_counts", "_window_ends", "record", "served")
+    __slots__ = ("_below", "_counts", "_salt", "_window_ends", "record", "served")
 
     def __init__(self, record: Canary, served: "ServedRelease", now: float) -> None:
         """Take what the catalogue says of the canary, its release, and the time in seconds, by any clock."""
         self.record = record
         self.served = served
+        self._salt = record.salt
         self._below = round(record.percent / 100 * 2**64)
         self._begin_window(now)
 
     def takes(self, key: str) -> bool:
         """Return whether a row is for somebody who sees the canary; rows of items and popular lists are for all."""
-        return key.startswith(USER) and xxh3_64_intdigest((key[len(USER) :] + self.record.salt).encode()) < self._below
+        return key.startswith(USER) and xxh3_64_intdigest((key[_AFTER_KIND:] + self._salt).encode()) < self._below
 
     def count(self, role: str, outcome: int, lists: int = 1) -> None:
         """Count users' lists of the live release, or of this; *outcome* is HIT, MISS or ERROR."""

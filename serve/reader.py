@@ -167,8 +167,9 @@ class TieredReader:
         missed: Origin | None = None
         tried: tuple[ReleaseId, ...] = ()
         for tier in self.tiers:
-            follower = tier.follower
-            served = follower.served if follower.canary is None else follower.served_for(key)
+            served, canary = tier.follower.served, tier.follower.canary
+            if canary is not None and canary.takes(key):
+                served = canary.served
             if served is None or (tried and served.id in tried):
                 continue
             slot = tier.get(served, key)
@@ -236,7 +237,10 @@ class TieredReader:
             groups = tier.follower.grouped([key for key in keys if key not in found] if found else keys)
             share_s = deadline.share_s(len(self.tiers) - index)
             reads = (tier.read_through(served, group, share_s, hurried=deadline.hurried) for served, group in groups)
-            for (_, group), read in zip(groups, await _gathered(list(reads)), strict=True):
+            results = await _gathered(list(reads))
+            if not found and len(results) == 1 and isinstance(results[0], ReadResult):
+                return self._lists(tier, results[0], keys, segment)
+            for (_, group), read in zip(groups, results, strict=True):
                 if isinstance(read, ReadResult):
                     found |= zip(group, self._lists(tier, read, group, segment), strict=True)
                 elif not isinstance(read, ReleaseCorrupt):  # that does not pass by itself: nobody need come again
