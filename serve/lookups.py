@@ -12,7 +12,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from serve.canary import ServedCanary
 from serve.follower import ServedRelease
-from serve.tiers import Tier, loop_time
+from serve.tiers import ReleasesSplit, Tier, loop_time
 from stores.encoding import is_empty
 from stores.errors import StoreError
 from stores.store import Slot
@@ -172,6 +172,8 @@ class Lookups(Generic[Waiter]):
         timeout_s = batch.deadline.share_s(len(self._tiers) - index)
         try:
             served, slots = await tier.read(served, wanted, timeout_s, hurried=batch.deadline.hurried)
+        except ReleasesSplit:
+            return await self._read_tier(batch, keys, index)
         except StoreError:
             return keys
         return [*missed, *self._take(batch, (tier, served), wanted, slots)]

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from serve.follower import ServedRelease
 from serve.lookups import Deadline, Lookups, Origin
 from serve.metrics import CACHE_SHARED, CANARY, ERROR, HIT, LIVE, LOOKUP_OUTCOMES, MISS, Metrics
 from serve.processes.states import Reporter
-from serve.tiers import ReadResult, StoreObserver, Tier, loop_time, tier_names
+from serve.tiers import ReadResult, ReleasesSplit, StoreObserver, Tier, loop_time, tier_names
 from serve.watched import following
 from stores.catalogue import ReleaseId
 from stores.connect import connect
@@ -234,13 +234,12 @@ class TieredReader:
         found = dict[str, EncodedList]()
         failure: StoreError | None = None
         for index, tier in enumerate(self.tiers):
-            groups = tier.follower.grouped([key for key in keys if key not in found] if found else keys)
+            left = [key for key in keys if key not in found] if found else keys
             share_s = deadline.share_s(len(self.tiers) - index)
-            reads = (tier.read_through(served, group, share_s, hurried=deadline.hurried) for served, group in groups)
-            results = await _gathered(list(reads))
-            if not found and len(results) == 1 and isinstance(results[0], ReadResult):
-                return self._lists(tier, results[0], keys, segment)
-            for (_, group), read in zip(groups, results, strict=True):
+            results = await _read_groups(tier, left, share_s, hurried=deadline.hurried)
+            if not found and len(results) == 1 and isinstance(results[0][1], ReadResult):
+                return self._lists(tier, results[0][1], keys, segment)
+            for group, read in results:
                 if isinstance(read, ReadResult):
                     found |= zip(group, self._lists(tier, read, group, segment), strict=True)
                 elif not isinstance(read, ReleaseCorrupt):  # that does not pass by itself: nobody need come again
@@ -474,18 +473,23 @@ def _resolve(future: asyncio.Future[EncodedList], found: EncodedList) -> None:
         future.set_result(found)
 
 
-async def _gathered(reads: Sequence[Awaitable[ReadResult]]) -> list[ReadResult | StoreError]:
-    """Read what each of two releases has, or the one that there is; an error takes the place of a result."""
+async def _read_groups(
+    tier: Tier, keys: Sequence[str], timeout_s: float, *, hurried: bool
+) -> list[tuple[Sequence[str], ReadResult | StoreError]]:
+    """Read keys in one tier, each in its release; an error takes the place of a result."""
 
-    async def result_of(read: Awaitable[ReadResult]) -> ReadResult | StoreError:
+    async def read(served: ServedRelease, group: Sequence[str]) -> list[tuple[Sequence[str], ReadResult | StoreError]]:
         try:
-            return await read
+            return [(group, await tier.read_through(served, group, timeout_s, hurried=hurried))]
+        except ReleasesSplit:
+            return await _read_groups(tier, group, timeout_s, hurried=hurried)
         except StoreError as error:
-            return error
+            return [(group, error)]
 
-    if len(reads) == 1:
-        return [await result_of(reads[0])]
-    return await asyncio.gather(*map(result_of, reads))
+    groups = tier.follower.grouped(keys)
+    if len(groups) == 1:
+        return await read(*groups[0])
+    return [each for found in await asyncio.gather(*(read(*group) for group in groups)) for each in found]
 
 
 def _popular(tier: str, served: ServedRelease, segment: str, status: Status) -> EncodedList:

@@ -50,6 +50,10 @@ class ReadResult(NamedTuple):
     slots: list[Slot]
 
 
+class ReleasesSplit(StoreError):
+    """The release of some keys is gone, and by now they are read of two: whoever reads them groups them anew."""
+
+
 class _Damage(NamedTuple):
     """The first damage that was found in a release."""
 
@@ -170,7 +174,7 @@ class Tier:
         if missing:
             result = await self.read(served, [keys[place] for place in missing], timeout_s, hurried=hurried)
             if result.served is not served:
-                return await self.read(result.served, keys, timeout_s, hurried=hurried)
+                return await self.read(self._release_of(keys, served), keys, timeout_s, hurried=hurried)
             for place, slot in zip(missing, result.slots, strict=True):
                 slots[place] = slot
         return ReadResult(served, slots)
@@ -182,7 +186,7 @@ class Tier:
 
         Raises StoreError when nothing could be read in time, or when the circuit is open. A store in this process is
         not late but busy with us, so it has no deadline, unless its disk has to be waited for. *hurried*: the time is
-        less than a store may take, so that a failure says nothing of it.
+        less than a store may take, so that a failure says nothing of it. Raises ReleasesSplit where that is two.
         """
         if self._local is not None:
             with suppress(ReleaseNotFound):
@@ -198,6 +202,9 @@ class Tier:
             late = kind(f"{self.name} did not answer in {timeout_s * 1000:.0f} ms")
             self._failed(late, hurried=hurried)
             raise late from None
+        except ReleasesSplit:
+            self.breaker.succeeded()
+            raise
         except (StoreError, asyncio.CancelledError) as error:
             self._failed(error, hurried=hurried)
             if isinstance(error, ReleaseCorrupt):
@@ -306,10 +313,15 @@ class Tier:
             return ReadResult(served, await read(served, keys, deadline))
         except ReleaseNotFound:
             await self.follower.refresh()
-            served, *others = (self.follower.served_for(key) or served for key in keys)
-            if any(other is not served for other in others):
-                raise  # another canary came in its place, with other users: for once, these cannot be read together
+            served = self._release_of(keys, served)
             return ReadResult(served, await read(served, keys, deadline))
+
+    def _release_of(self, keys: Sequence[str], gone: ServedRelease) -> ServedRelease:
+        """Return what keys are read of in the place of what is gone; ReleasesSplit where that is two releases."""
+        groups = self.follower.grouped(keys)
+        if len(groups) > 1:
+            raise ReleasesSplit(f"release {gone.id} is gone, and there is a canary by now")
+        return groups[0][0] if groups else gone
 
     async def _read_batches(self, served: ServedRelease, keys: Sequence[str], deadline: float) -> list[Slot]:
         size = self._reader.batch

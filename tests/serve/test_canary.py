@@ -22,7 +22,7 @@ from serve.processes.exposition import Exposition
 from serve.processes.states import Reporter
 from serve.reader import EncodedList, TieredReader
 from stores import lifecycle as life
-from stores.catalogue import Canary, ReleaseId
+from stores.catalogue import GRACE_S, Canary, ReleaseId
 from stores.encoding import OFFSET_BYTES
 from stores.errors import StoreUnavailable
 from stores.memory import MemoryStore
@@ -331,3 +331,21 @@ async def test_a_watch_ends_with_the_canary_and_heeds_workers_that_stopped(memor
     await life.start_canary(memory, canary, 5)
     with metrics_of(lambda _: good + 'hotplate_canary_stopped{store="redis",worker="1"} 1.0\n') as url:
         assert "1 workers" in str(await watch(memory, url, "key", poll_s=0.01))
+
+
+@pytest.mark.parametrize("is_remote", [True, False])
+@virtual
+async def test_users_of_a_release_that_is_gone_get_their_own_lists_of_the_live_one_or_the_canary(
+    memory: MemoryStore, remote: RemoteStore, clock: FakeClock, *, is_remote: bool
+) -> None:
+    await publish(memory, "old", users=range(USERS))
+    stores = {"tier": remote if is_remote else memory}
+    one, other = [await refreshed(TieredReader(stores, cache_bytes=1 << 20)) for _ in range(2)]
+    live, canary = await with_canary(memory)
+    clock.now += GRACE_S
+    await life.prune(memory, keep=0)
+    answers = await asyncio.gather(*map(one.personal, NAMES)), await other.personal_many(NAMES)
+    assert of_canary(one) == of_canary(other)
+    for each in answers:
+        assert texts(each) == {live: {"live"}, canary: {"canary"}}
+        assert [name for name, found in zip(NAMES, each, strict=True) if found.served.is_canary] == of_canary(one)

@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from itertools import count
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import pytest
@@ -42,6 +44,9 @@ class Canaries(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
+        drawn = count()
+        self.patch = pytest.MonkeyPatch()  # so that a history can be repeated
+        self.patch.setattr(life, "secrets", SimpleNamespace(token_hex=lambda n: f"{next(drawn):0{2 * n}x}"[-2 * n :]))
         self.clock = FakeClock()
         self.loop = asyncio.new_event_loop()
         self.store = MemoryStore(self.clock)
@@ -117,6 +122,7 @@ class Canaries(RuleBasedStateMachine):
         return await asyncio.gather(*map(reader.personal, names))
 
     def teardown(self) -> None:
+        self.patch.undo()
         self.wait(self.store.close())
         self.loop.close()
 
