@@ -103,8 +103,7 @@ class Item(Struct, frozen=True):
 
 Release = Annotated[str, Meta(description="The id of the release that the list is of.")]
 Canary = Annotated[
-    Literal[True],
-    Meta(description="Only where the release is the canary, which a share of the users see instead of the live one."),
+    bool, Meta(description="There and true where the release is the canary, which a share of the users see.")
 ]
 Tier = Annotated[str, Meta(description="The store that the list was read from.")]
 Source = Annotated[
