@@ -4,16 +4,14 @@ A user sees the canary where the hash of the id, with the canary's salt, is belo
 in every process, in every tier that has the same canary, and among 50 % whoever was among 5 %.
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
 from serve.metrics import CANARY, LIVE, LOOKUP_OUTCOMES
+from serve.release import ServedRelease
 from stores.catalogue import Canary
 from stores.keys import USER
-
-if TYPE_CHECKING:
-    from serve.follower import ServedRelease
 
 # How many lists of the canary are looked up before it is judged.
 MIN_LOOKUPS = 100
@@ -56,7 +54,7 @@ class ServedCanary:
 
     __slots__ = ("_below", "_counts", "_salt", "_window_ends", "record", "served")
 
-    def __init__(self, record: Canary, served: "ServedRelease", now: float) -> None:
+    def __init__(self, record: Canary, served: ServedRelease, now: float) -> None:
         """Take what the catalogue says of the canary, its release, and the time in seconds, by any clock."""
         self.record = record
         self.served = served

@@ -9,18 +9,16 @@ import logging
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from serve.canary import ServedCanary
-from stores.catalogue import Catalogue, Release, ReleaseId, ReleaseRef, follows
-from stores.compression import load_decode
-from stores.encoding import Decode, is_empty
-from stores.errors import ReleaseCorrupt, ReleaseNotFound, StoreError
-from stores.keys import MANIFEST, META, OVERALL, POPULAR
-from stores.manifest import MAX_POPULAR_BYTES, Manifest
+from serve.release import ServedRelease, load
+from stores.catalogue import Catalogue, Release, ReleaseRef, follows
+from stores.errors import ReleaseNotFound, StoreError
+from stores.keys import MANIFEST
 from stores.store import Advised, LocalReader, Lockable, Polled, Reader, read_one
 from stores.throttle import Backoff
-from stores.verification import load_manifest, named, read_present
+from stores.verification import named
 
 log = logging.getLogger(__name__)
 
@@ -38,36 +36,6 @@ SPREAD_S = 0.5
 CANARY_S = 1.0
 # How long a release is brought into memory at most, before it is served all the same.
 WARM_S = 120.0
-
-
-@dataclass(frozen=True, slots=True)
-class ServedRelease:
-    """One release as it is served; immutable, so a request that holds one never mixes two."""
-
-    ref: ReleaseRef
-    writer: str
-    """Who finished it. A store that is put back to when it was a draft may have it finished anew, with other lists."""
-
-    manifest: Manifest
-    popular: dict[str, bytes]
-    """Popular lists by segment, as opened bodies; `OVERALL` is always there, and none is empty."""
-
-    decode: Decode
-    """Opens every other value of the release, given its key."""
-
-    damaged: tuple[str, ...] = ()
-    """What was found damaged when it was loaded."""
-
-    is_canary: bool = False
-    """Whether it is not what is live, but what a share of the users see in its place."""
-
-    lookups: list[int] = field(default_factory=lambda: [0, 0, 0], compare=False)
-    """How many of its lists were a hit, a miss, an error; beside the release, for it is counted for each list."""
-
-    @property
-    def id(self) -> ReleaseId:
-        """The id that answers name."""
-        return self.ref.id
 
 
 class _CatalogueOlder(StoreError):
@@ -287,7 +255,7 @@ class Follower:
             if self.canary is not None and self._is_canary(live):
                 served = replace(self.canary.served, is_canary=False)
             else:
-                served = await _load(self._reader, live)
+                served = await load(self._reader, live)
         canary = await self._load_canary(found)
         self.served, self.canary = served, canary  # at once: no user gets a list of what he saw before
         if served is not None and is_new:
@@ -329,7 +297,7 @@ class Follower:
     async def _try_load(self, canary: Release) -> ServedRelease | None:
         """Load a canary; nothing that comes of it may harm what is live."""
         try:
-            served = replace(await _load(self._reader, canary), is_canary=True)
+            served = replace(await load(self._reader, canary), is_canary=True)
         except Exception as error:
             sentence = f"release {canary.id} is the canary, and cannot be loaded: {error or type(error).__name__}"
             if sentence != self._canary_error:
@@ -488,35 +456,3 @@ async def _lock(reader: Lockable, release: ReleaseRef) -> list[str]:
         log.warning("%s", sentence)
         return [sentence]
     return []
-
-
-async def _load(reader: Reader, live: Release) -> ServedRelease:
-    """Read a release's manifest, dictionary, popular lists and sample; raises StoreError for an incomplete one.
-
-    One that is damaged here and there is served all the same, but for a popular list for everybody, which it must have.
-    """
-    release = live.ref
-    manifest = await load_manifest(reader, release)
-    decode = await load_decode(reader, release, manifest)
-    keys = [POPULAR + segment for segment in (OVERALL, *manifest.segments)]
-    keys += [key for key in manifest.sample if not key.startswith((META, POPULAR))]
-    popular, damaged = dict[str, bytes](), list[str]()
-    async for key, value in read_present(reader, release, keys):
-        try:
-            if isinstance(value, ReleaseCorrupt):
-                raise value
-            body = decode(key, value)
-        except ReleaseCorrupt:
-            if key == POPULAR + OVERALL:
-                raise
-            damaged.append(key)
-        else:
-            if key.startswith(POPULAR) and not is_empty(body):
-                popular[key.removeprefix(POPULAR)] = body
-    if sum(map(len, popular.values())) > MAX_POPULAR_BYTES:
-        raise ReleaseCorrupt(
-            f"release {release.id} has popular lists of over {MAX_POPULAR_BYTES} bytes; it is not followed"
-        )
-    if OVERALL not in popular:
-        raise ReleaseCorrupt(f"release {release.id} has an empty popular list for everybody; it is not followed")
-    return ServedRelease(release, live.writer, manifest, popular, decode, tuple(damaged))

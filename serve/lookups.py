@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from serve.canary import ServedCanary
-from serve.follower import ServedRelease
+from serve.release import ServedRelease
 from serve.tiers import ReleasesSplit, Tier, loop_time
 from stores.encoding import is_empty
 from stores.errors import StoreError

@@ -13,10 +13,10 @@ from types import TracebackType
 from typing import Literal, NamedTuple, Self
 
 from serve.deny_list import DenyListFile, DenyListInvalid
-from serve.follower import ServedRelease
 from serve.lookups import Deadline, Lookups, Origin
 from serve.metrics import CACHE_SHARED, CANARY, ERROR, HIT, LIVE, LOOKUP_OUTCOMES, MISS, Metrics
 from serve.processes.states import Reporter
+from serve.release import ServedRelease
 from serve.tiers import ReadResult, ReleasesSplit, StoreObserver, Tier, loop_time, tier_names
 from serve.watched import following
 from stores.catalogue import ReleaseId

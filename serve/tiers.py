@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 from serve.breaker import FAILURES, FAILURES_OF_PARTS, Breaker
 from serve.cache import NOT_CACHED, Cache
-from serve.follower import Follower, ServedRelease
+from serve.follower import Follower
 from serve.metrics import CACHE_HIT, CACHE_MISS, REQUEST_UNITS, Metrics
+from serve.release import ServedRelease
 from stores.catalogue import ReleaseRef
 from stores.deadlines import TaskDeadlines
 from stores.errors import NotInMemory, PartUnavailable, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreUnavailable
