@@ -30,6 +30,7 @@ from serve.deny_list import DenyListFile
 from serve.errors import ServiceMisused
 from serve.metrics import Metrics
 from serve.processes.admin import administer
+from serve.processes.shared_log import SharedLog, SharedLogHandler
 from serve.processes.states import SharedStates
 from serve.processes.worker import PATIENCE_S, WATCHED, Inheritance, work
 from serve.settings import Settings
@@ -92,7 +93,11 @@ def serve(settings: Settings, announce: Callable[[str, str], None]) -> None:
         deny_list,
         Metrics(settings.workers, tier_names(settings.stores)),
         SharedStates(settings.workers, len(settings.stores)),
+        SharedLog(settings.workers + 2),  # the workers', the admin process's and the parent's
+        urls[0],
+        time.time(),
     )
+    logging.getLogger().addHandler(SharedLogHandler(inherited.log))
     _Supervisor(inherited, listener, admin, cpus, partial(announce, *urls)).run()
 
 
