@@ -1,8 +1,8 @@
 """The admin listener: what operators read of all workers, and do to releases; a process beside the workers.
 
 It reads the workers' counters and states from shared memory, and opens stores of its own for what is requested of them,
-so that neither a scrape nor an activation costs a worker anything. Its connections are held to limits as theirs are. The
-console is its page.
+so that neither a scrape nor an activation costs a worker anything. Its connections are held to limits as theirs are.
+The console is its page.
 """
 
 import asyncio
