@@ -72,5 +72,6 @@ export function liveTable(element, caption, columns, empty) {
 /** A word in a colour that goes with it; the word says it all. */
 export const pill = (word, kind = "") => h("span", { class: `pill ${kind}` }, word);
 
-export const KINDS = { ready: "good", live: "good", degraded: "warn", draining: "warn", starting: "warn",
-  canary: "warn", "not ready": "bad", silent: "bad" };
+/** The colours of what a worker or the service says of itself. */
+export const KINDS = { ready: "good", degraded: "warn", draining: "warn", starting: "warn", "not ready": "bad",
+  silent: "bad" };

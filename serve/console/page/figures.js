@@ -26,11 +26,10 @@ const showTiers = liveTable(byId("tiers"), "Tiers, in the order in which they ar
   ["Circuit", (tier) => circuit(tier)],
   ["Release", (tier) => tier.releases.join(", ") || DASH, "code"],
   ["Reads/s", (tier) => rate(tier.rate), "number"],
-  ["p50", (tier) => latency(tier.p50), "number"],
   ["p99", (tier) => latency(tier.p99), "number"],
   ["Failed/s", (tier) => rate(tier.failed), "number"],
   ["Cached", (tier) => (tier.cached_share === null ? DASH : share(tier.cached_share, 1)), "number"],
-  ["Catalogue", (tier) => `${duration(tier.catalogue_age_s)} old`, "number"],
+  ["Catalogue", (tier) => duration(tier.catalogue_age_s), "number"],
 ], "No worker reports a tier.");
 
 const showRoutes = liveTable(byId("routes"), "Requests by route", [
@@ -116,13 +115,15 @@ function showTiles({ total, sources, shed, workers, window_s: seconds }) {
   set(late, latency(total.p99), `p50 ${latency(total.p50)} · p90 ${latency(total.p90)}`,
     sparkline(curve("p99"), LENGTH));
   set(failed, [rate(total.failed), " /s"], `${rate(total.refused)} /s refused, 4xx · ${rate(lost)} /s shed`,
-    sparkline(curve("failed"), LENGTH, "failing"));
+    sparkline(curve("failed"), LENGTH, points.some((point) => point.failed) ? "failing" : ""));
   failed.element.classList.toggle("failing", total.failed > 0);
   set(own, all > 0 ? share(all - instead, all) : DASH, `${rate(instead)} /s got the popular list instead`,
     bar(SOURCES.map(([name]) => [name, sources[name]])));
   const ready = workers.filter((worker) => worker.status === "ready").length;
   const open = workers.reduce((sum, worker) => sum + (worker.connections ?? 0), 0);
-  set(running, `${ready} of ${workers.length}`, `ready · ${count(open)} connections`, null);
+  const lag = Math.max(0, ...workers.map((worker) => worker.lag_ms ?? 0));
+  set(running, `${ready} of ${workers.length}`,
+    `ready · ${count(open)} connections · event loops late by ${lag.toFixed(1)} ms at most`, null);
 }
 
 function set(tile, value, sub, chart) {

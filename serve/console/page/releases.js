@@ -2,12 +2,13 @@
 
 import { get, post } from "./api.js";
 import { confirm, percentField } from "./confirm.js";
-import { byId, h, KINDS, muted, pill, show, table } from "./dom.js";
+import { byId, h, muted, pill, show, table } from "./dom.js";
 import { count, share, time } from "./format.js";
 
 const EVERY_MS = 15_000;
 // What can be made live.
 const COMMITTED = ["ready", "superseded", "withdrawn"];
+const KINDS = { live: "good", dropping: "warn" };
 
 let shown = "";
 let service = { changes: false, diff_is_charged: false };
@@ -53,8 +54,8 @@ function tierOf(tier) {
   const columns = [
     ["Release", (one) => one.release, "code"],
     ["State", (one) => states(tier, one)],
-    ["Created", (one) => time(one.created_at), "number"],
-    ["Superseded", (one) => time(one.superseded_at), "number"],
+    ["Created", (one) => time(one.created_at), "number extra"],
+    ["Superseded", (one) => time(one.superseded_at), "number extra"],
   ];
   if (tier.changeable) columns.push(["Change", (one) => changes(tier, one), "actions"]);
   return h("div", { class: "tier" }, head, canaryOf(tier),
