@@ -270,7 +270,7 @@ def _catalogue(found: Catalogue) -> dict[str, object]:
 
 def _previous(found: Catalogue) -> ReleaseId | None:
     """Return the release that a rollback would make live; None where there is none."""
-    with suppress(ReleaseNotFound):
+    with suppress(ReleaseNotFound, ReleaseConflict):
         return None if found.live is None else changes.rollback(found, found.live).live
     return None
 
