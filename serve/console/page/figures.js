@@ -119,11 +119,13 @@ function showTiles({ total, sources, shed, workers, window_s: seconds }) {
   failed.element.classList.toggle("failing", total.failed > 0);
   set(own, all > 0 ? share(all - instead, all) : DASH, `${rate(instead)} /s got the popular list instead`,
     bar(SOURCES.map(([name]) => [name, sources[name]])));
-  const ready = workers.filter((worker) => worker.status === "ready").length;
+  const of = (...wanted) => workers.filter((worker) => wanted.includes(worker.status)).length;
+  const answering = of("ready", "degraded");
   const open = workers.reduce((sum, worker) => sum + (worker.connections ?? 0), 0);
   const lag = Math.max(0, ...workers.map((worker) => worker.lag_ms ?? 0));
-  set(running, `${ready} of ${workers.length}`,
-    `ready · ${count(open)} connections · event loops late by ${lag.toFixed(1)} ms at most`, null);
+  set(running, `${answering} of ${workers.length}`, `${of("degraded") ? `answer, ${of("degraded")} of them degraded` : "answer"}`
+    + ` · ${count(open)} connections · event loops late by ${lag.toFixed(1)} ms at most`, null);
+  running.element.classList.toggle("failing", answering < workers.length);
 }
 
 function set(tile, value, sub, chart) {
@@ -133,7 +135,7 @@ function set(tile, value, sub, chart) {
 }
 
 function circuit(tier) {
-  if (!tier.open) return pill("closed", "good");
+  if (!tier.open) return tier.releases.length ? pill("closed", "good") : pill("not read");
   return pill(tier.open === tier.workers ? "open" : `open in ${tier.open} of ${tier.workers}`, "bad");
 }
 

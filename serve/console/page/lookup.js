@@ -5,8 +5,8 @@ import { byId, h, muted, pill, show, table } from "./dom.js";
 import { DASH } from "./format.js";
 
 const SENTENCES = {
-  unknown: "There is no list of its own: the popular list stands in.",
-  error: "Its list could not be read in time: the popular list stands in.",
+  unknown: "No list of this id is known: the popular list stands in.",
+  error: "The list could not be read in time: the popular list stands in.",
 };
 
 let service = {};
@@ -34,7 +34,7 @@ async function look(kind, id) {
 }
 
 function result(kind, id, found) {
-  const list = h("div", { class: "grow" },
+  const list = h("div", { class: "answer" },
     h("h3", {}, kind === "user" ? "The list of " : "Similar to ", h("span", { class: "code" }, id)),
     h("p", { class: "facts-line" },
       pill(found.source, found.status === "ok" ? "good" : "warn"), " out of ",
@@ -59,7 +59,7 @@ function items(found) {
 
 function history(known) {
   if (known) {
-    return h("div", { class: "grow" }, h("h3", {}, "What the user chose before"),
+    return h("div", { class: "answer" }, h("h3", {}, "What the user chose before"),
       table("History of the user", [["Item", (item) => item.title ?? item.id]], known));
   }
   return muted(service.records_history ? "Nothing is recorded of what this user chose before."
