@@ -15,7 +15,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import fields
 from importlib.metadata import version
 from importlib.resources import files
-from typing import Protocol
 
 import orjson
 from aiohttp import web
@@ -35,7 +34,7 @@ from serve.settings import Limits, Settings
 from serve.tiers import tier_names
 from stores.catalogue import ReleaseId
 from stores.connect import connect
-from stores.encoding import Item, decode
+from stores.encoding import decode
 from stores.keys import OVERALL
 from stores.urls import redacted, scheme_of
 from stores.verification import diff
@@ -79,20 +78,10 @@ USER, ITEM = QueryParser(LookupQuery, "GET /console/user"), QueryParser(LookupQu
 DIFF, NOTHING = QueryParser(DiffQuery, "GET /console/diff"), QueryParser(NoQuery, "this route of the console")
 
 
-class History(Protocol):
-    """Knows what users did, for the list of a user to be shown beside it."""
-
-    async def of(self, user: str) -> list[Item] | None:
-        """Return the items that a user chose, the latest first; None where nothing is known of the user."""
-        ...
-
-
 class Console:
     """Answers what the console's page requests; lives as long as the admin process."""
 
     def __init__(self, inherited: Inheritance, guard: Guard | None) -> None:
-        self.history: History | None = None
-        """Where a user's history is read; None where nobody records any."""
         self._inherited, self._settings = inherited, inherited.settings
         self._guard = guard
         self._sampler = Sampler(inherited.metrics, inherited.states.all, tier_names(self._settings.stores))
@@ -202,7 +191,6 @@ class Console:
                 "url": self._inherited.url,
                 "reads_take_a_key": guard.reads_take_a_key,
                 "has_keys": settings.keys is not None,
-                "records_history": self.history is not None,
                 "changes": settings.admin_store is not None,
                 "diff_is_charged": scheme_of(settings.admin_store or "").startswith("cosmos"),
                 "settings": shown_settings(settings),
@@ -235,14 +223,13 @@ class Console:
         return _json({"clients": found, "since": self._inherited.started_at})
 
     async def user(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:
-        """`GET /console/user?id=&n=&segment=`: a user's list, beside what is known of the user."""
+        """`GET /console/user?id=&n=&segment=`: a user's list."""
         query = _with_id(USER, raw_query)
         reader = await self._open()
         started = time.perf_counter()
         found = await reader.personal(query.id, query.segment)
         took_s = time.perf_counter() - started
-        history = None if self.history is None else await self.history.of(query.id)
-        return _json({"user": query.id, "history": history, **_list(reader, found, query.n, took_s)})
+        return _json({"user": query.id, **_list(reader, found, query.n, took_s)})
 
     async def item(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:
         """`GET /console/item?id=&n=`: the items that are like one."""

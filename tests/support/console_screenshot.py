@@ -21,7 +21,7 @@ from tests.support.redis_server import running
 from tests.support.service import Service, serving
 
 LOAD_S, CLIENTS, PER_CLIENT_S = 310.0, 8, 25.0
-WIDTH, HEIGHT = 1280, 900
+WIDTH, HEIGHT = 1280, 820
 USERS, ITEMS = 2000, 600
 SHOWN = """
 document.getElementById('try-id').value = 'u0042';

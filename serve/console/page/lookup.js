@@ -9,12 +9,12 @@ const SENTENCES = {
   error: "The list could not be read in time: the popular list stands in.",
 };
 
-let service = {};
+const HISTORY = "What the user chose before is not shown beside it: a release holds lists, and no history of users.";
+
 let latest = 0;
 
-/** Answer the form; *about* is what the service says of itself. */
-export function start(about) {
-  service = about;
+/** Answer the form. */
+export function start() {
   byId("try-form").addEventListener("submit", (event) => {
     event.preventDefault();
     look(byId("try-kind").value, byId("try-id").value);
@@ -41,8 +41,7 @@ function result(kind, id, found) {
       h("span", { class: "code" }, found.release), `, tier ${found.tier}, read in ${found.took_ms} ms`),
     SENTENCES[found.status] ? h("p", { class: "notice warn" }, SENTENCES[found.status]) : null,
     found.items.length ? items(found.items) : muted("The list is empty: all of its items are denied."));
-  if (kind !== "user") return list;
-  return [list, history(found.history)];
+  return kind === "user" ? [list, muted(HISTORY)] : list;
 }
 
 function items(found) {
@@ -55,15 +54,6 @@ function items(found) {
       onclick: () => similar(item.id) }, "Similar"), "actions"],
   ];
   return table("Items of the list", columns, found);
-}
-
-function history(known) {
-  if (known) {
-    return h("div", { class: "answer" }, h("h3", {}, "What the user chose before"),
-      table("History of the user", [["Item", (item) => item.title ?? item.id]], known));
-  }
-  return muted(service.records_history ? "Nothing is recorded of what this user chose before."
-    : "What the user chose before is not shown beside it: a release holds lists, and no history of users.");
 }
 
 function similar(id) {

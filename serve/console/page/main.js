@@ -89,6 +89,6 @@ log.start();
 const service = await opened();
 byId("sign-out").hidden = !isSignedIn();
 byId("sign-out").addEventListener("click", () => location.reload());
-lookup.start(service);
+lookup.start();
 snippets.start(service);
 await Promise.all([follow(), releases.start(service), details.start(service)]);

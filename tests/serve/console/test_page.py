@@ -113,6 +113,29 @@ async def test_an_operator_activates_rolls_back_and_tries_a_user(
 
 
 @pytest.mark.soak
+async def test_an_operator_starts_and_aborts_a_canary(service: Service, releases: list[str], tmp_path: Path) -> None:
+    def canary() -> object:
+        (tier,) = service.admin("/v1/releases").json["tiers"]
+        if "canary" not in tier:
+            pytest.skip("this version of the service has no canaries")
+        return tier["canary"]
+
+    assert canary() is None
+    candidate = releases[2]
+    async with console(service, tmp_path) as page:
+        await click(page, f"Canary of {candidate}…")
+        await page.evaluate("document.getElementById('percent').value = '20'")
+        await page.until("document.querySelector('#confirm .facts') !== null")
+        await click(page, "Start the canary", "document.getElementById('confirm')")
+        await page.until("document.getElementById('releases-body').innerText.includes('canary, 20 %')")
+        assert canary() == {"release": candidate, "percent": 20}
+        await click(page, "Abort…")
+        await click(page, "Abort", "document.getElementById('confirm')")
+        await page.until("!document.getElementById('releases-body').innerText.includes('canary, 20 %')")
+        assert canary() is None
+
+
+@pytest.mark.soak
 @pytest.mark.parametrize(("theme", "width"), [("light", 1280), ("dark", 1280), ("light", 360)])
 async def test_the_page_is_accessible_in_both_themes_and_on_a_phone(
     service: Service, tmp_path: Path, theme: str, width: int, pytestconfig: pytest.Config
