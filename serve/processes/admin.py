@@ -111,16 +111,14 @@ class _Admin:
         self._exposition = Exposition(inherited.metrics, inherited.states.all)
         self._acting = asyncio.Lock()
         self._activate = Route("/v1/releases/{id}/activate", {"POST": self.activate})
-        self._routes = (
-            by_template(
-                Route("/livez", {"GET": self.live}),
-                Route("/readyz", {"GET": self.ready}),
-                Route("/metrics", {"GET": self.metrics_text}),
-                Route("/v1/releases", {"GET": self.releases}),
-                Route("/v1/releases/rollback", {"POST": self.rollback}),
-            )
-            | console.routes
+        self._routes = by_template(
+            Route("/livez", {"GET": self.live}),
+            Route("/readyz", {"GET": self.ready}),
+            Route("/metrics", {"GET": self.metrics_text}),
+            Route("/v1/releases", {"GET": self.releases}),
+            Route("/v1/releases/rollback", {"POST": self.rollback}),
         )
+        self._routes |= console.routes
         self._open_paths = console.open_paths
 
     async def answer(self, request: web.BaseRequest, path: str, query: str) -> web.Response:
