@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import fields
 from importlib.metadata import version
 from importlib.resources import files
+from pathlib import Path
 
 import orjson
 from aiohttp import web
@@ -28,6 +29,7 @@ from serve.api.parameters import Count, Id, NoQuery, QueryParser, Segment
 from serve.api.problems import Problem, bad_parameter, not_ready
 from serve.console.figures import HISTORY_S, Fields, Sampler
 from serve.errors import KeysUnreadable
+from serve.processes.shared_log import without_secrets
 from serve.processes.worker import Inheritance
 from serve.reader import DEFAULT_N, EncodedList, NotReady, TieredReader, open_reader
 from serve.settings import Limits, Settings
@@ -55,8 +57,6 @@ STREAMS, EVERY_S = 8, 1.0
 DIFF_S = 3.0
 # How long the first lookup waits for the stores that it reads.
 OPEN_S = 5.0
-# What of the settings is a URL that may hold a secret.
-URLS = ("stores", "admin_store", "oidc_issuer")
 
 
 class LookupQuery(Struct, frozen=True):
@@ -301,20 +301,20 @@ async def compare(url: str, release: ReleaseId, *, limit_s: float = DIFF_S) -> F
 
 
 def shown_settings(settings: Settings) -> Fields:
-    """Return the settings by name, free of secrets: of a URL that may hold one, what may be shown."""
-    shown = Fields()
-    for each in fields(settings):
-        value = getattr(settings, each.name)
-        if each.name == "limits":
-            continue
-        if each.name in URLS:
-            value = tuple(map(redacted, value)) if isinstance(value, tuple) else value and redacted(value)
-        shown[each.name] = _plain(value)
-    return shown
+    """Return the settings by name, free of secrets; the limits have a place of their own."""
+    return {each.name: _plain(getattr(settings, each.name)) for each in fields(settings) if each.name != "limits"}
 
 
 def _plain(value: object) -> object:
-    return value if isinstance(value, bool | int | float | tuple | None) else str(value)
+    """Return a setting as it may be shown: of a URL what is no secret, of what is made of several that it is there."""
+    match value:
+        case None | bool() | int() | float():
+            return value
+        case str() | Path():
+            return without_secrets(redacted(str(value)) if "://" in str(value) else str(value))
+        case tuple():
+            return [_plain(each) for each in value]
+    return "given"
 
 
 def _created(key: StoredKey | None) -> int | None:
