@@ -146,6 +146,10 @@ async def test_the_page_is_accessible_in_both_themes_and_on_a_phone(
         await click(page, "Show")
         await page.until("document.querySelector('#try-result tbody') !== null")
         assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        tables = "[...document.querySelectorAll('#releases-body .scroll')]"
+        assert await page.evaluate(f"{tables}.every((one) => one.scrollWidth <= one.clientWidth)"), (
+            "what changes a release is in sight"
+        )
         await page.evaluate(axe.read_text() + "; 0")
         for is_open in (False, True):
             if is_open:
