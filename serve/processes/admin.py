@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 import orjson
@@ -42,6 +42,9 @@ from stores.errors import ReleaseConflict, ReleaseNotFound, StoreError, StoreMis
 from stores.lifecycle import activate, rollback
 from stores.store import Store
 from stores.urls import redacted
+
+if TYPE_CHECKING:
+    from serve.telemetry.sdk.metric_report import MetricReport
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +92,7 @@ async def administer(inherited: Inheritance, listener: socket.socket, lifeline: 
     inherited.log.use_slot(inherited.settings.workers)
     console = Console(inherited, guard)
     server = Server(_Admin(inherited, host, guard, console), limits)
+    report = _metric_report(inherited)
     async with following(watched), console.running():
         listening = server.listen(listener, BACKLOG, certificate.context if certificate else None)
         await stop.wait()
@@ -96,6 +100,20 @@ async def administer(inherited: Inheritance, listener: socket.socket, lifeline: 
         console.stop()
         server.pre_shutdown()
         await server.shutdown(STOP_S)
+        if report is not None:
+            await asyncio.to_thread(report.close)
+
+
+def _metric_report(inherited: Inheritance) -> "MetricReport | None":
+    """Begin to send the metrics of all workers; None where the settings say so."""
+    settings = inherited.settings
+    if settings.telemetry is None or not settings.telemetry.metrics:
+        return None
+    from serve.telemetry.sdk.metric_report import MetricReport  # noqa: PLC0415 -- an extra
+
+    report = MetricReport(settings.telemetry, inherited.metrics, settings.scheme)
+    report.start()
+    return report
 
 
 class _Admin:
