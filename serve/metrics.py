@@ -6,7 +6,7 @@ fraction of a microsecond, a scrape adds the slots up, and a worker that replace
 
 import mmap
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 
 BUCKETS_S = (
@@ -156,6 +156,18 @@ class Metrics:
         """Set what the last pass over a tier's release found; one worker does that, so the sum is its value."""
         self._own[self.scrub[tier, SCRUB_DAMAGED]] = damaged
         self._own[self.scrub[tier, SCRUB_SECONDS]] = seconds
+
+    def requests(self) -> Iterator[tuple[tuple[str, str, str], list[float]]]:
+        """Yield the histogram of each route, method and code that were counted, added up over all workers."""
+        counted = set[int]()
+        for start in range(len(LOOKUPS), self._workers * self._slot_cells, self._slot_cells):
+            end = start + len(REQUESTS) * HISTOGRAM_CELLS
+            for cell in (start, start + HISTOGRAM_CELLS - 1):  # the first bucket, and the seconds of all others
+                column = self._cells[cell:end:HISTOGRAM_CELLS].tolist()
+                counted.update(number for number, value in enumerate(column) if value)
+        for number, labels in enumerate(REQUESTS):
+            if number in counted:
+                yield labels, self.total(REQUESTS[labels], HISTOGRAM_CELLS)
 
     def total(self, cell: int, cells: int = 1) -> list[float]:
         """Add up *cells* numbers from *cell* on, over all workers."""

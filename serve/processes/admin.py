@@ -2,6 +2,7 @@
 
 It reads the workers' counters and states from shared memory, and opens stores of its own for what is requested of them,
 so that neither a scrape nor an activation costs a worker anything. Its connections are held to limits as theirs are.
+The console is its page.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ import re
 import signal
 import socket
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -26,17 +28,20 @@ from serve.api.app import RequestIds, Route, by_template, handler_of
 from serve.api.parameters import QueryParser
 from serve.api.problems import Problem, bad_parameter, internal_error
 from serve.connections.protocol import Server
+from serve.console.console import Console
 from serve.metrics import Metrics
 from serve.processes.exposition import Exposition
-from serve.processes.states import ANSWERING, DEGRADED, NOT_READY, READY, SILENT_S, WorkerState
+from serve.processes.states import ANSWERING, WorkerState, service_status, status_now
 from serve.processes.worker import BACKLOG, WATCHED, Inheritance
 from serve.tiers import tier_names
 from serve.watched import following
+from stores import catalogue as changes
 from stores.catalogue import Catalogue, ReleaseId
 from stores.connect import connect
 from stores.errors import ReleaseConflict, ReleaseNotFound, StoreError, StoreMisused
 from stores.lifecycle import abort, activate, promote, rollback, start_canary
 from stores.store import Store
+from stores.urls import redacted
 
 if TYPE_CHECKING:
     from serve.telemetry.sdk.metric_report import MetricReport
@@ -80,7 +85,11 @@ async def administer(inherited: Inheritance, listener: socket.socket, lifeline: 
     is_local = is_loopback(host)
     guard = None if is_local else inherited.guard
     certificate = None if is_local else inherited.certificate
-    watched = [*(guard.watched if guard else []), *([certificate.watched] if certificate else [])]
+    watched = [
+        *(guard.watched if guard else []),
+        *([certificate.watched] if certificate else []),
+        *inherited.deny_list.watched,
+    ]
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_reader(lifeline, stop.set)
@@ -88,12 +97,15 @@ async def administer(inherited: Inheritance, listener: socket.socket, lifeline: 
     loop.add_signal_handler(signal.SIGINT, lambda: None)  # a terminal's, for all processes: it outlives the workers
     signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
     limits = replace(inherited.settings.limits, connections=CONNECTIONS, per_address=CONNECTIONS)
-    server = Server(_Admin(inherited, host, guard), limits)
+    inherited.log.use_slot(inherited.settings.workers)
+    console = Console(inherited, guard)
+    server = Server(_Admin(inherited, host, guard, console), limits)
     report = _metric_report(inherited)
-    async with following(watched):
+    async with following(watched), console.running():
         listening = server.listen(listener, BACKLOG, certificate.context if certificate else None)
         await stop.wait()
         listening.close()
+        console.stop()
         server.pre_shutdown()
         await server.shutdown(STOP_S)
         if report is not None:
@@ -115,7 +127,7 @@ def _metric_report(inherited: Inheritance) -> "MetricReport | None":
 class _Admin:
     """Answers what operators request; lives as long as the admin process."""
 
-    def __init__(self, inherited: Inheritance, host: str, guard: Guard | None) -> None:
+    def __init__(self, inherited: Inheritance, host: str, guard: Guard | None, console: Console) -> None:
         """Take the address that is listened on, and, beyond loopback, who says which caller is an operator."""
         self.metrics = Metrics(1, ())  # of its own, and shown to nobody: in a worker's slot nobody else counts
         self.request_ids = RequestIds()
@@ -137,6 +149,8 @@ class _Admin:
             Route("/v1/releases/canary/promote", {"POST": self.promote}),
             Route("/v1/releases/canary/abort", {"POST": self.abort}),
         )
+        self._routes |= console.routes
+        self._open_paths = console.open_paths
 
     async def answer(self, request: web.BaseRequest, path: str, query: str) -> web.Response:
         """Answer a request for a raw path and query; every error as a problem."""
@@ -145,7 +159,7 @@ class _Admin:
         route = self._by_release[named[2]] if named else self._routes.get(path)
         try:
             self._refuse_other_pages(request)
-            if self._guard is not None:
+            if self._guard is not None and path not in self._open_paths:
                 await self._guard.admit(request.headers, ADMIN)
             response = await handler_of(route, request.method)(request, named[1] if named else "", query)
         except Problem as problem:
@@ -175,11 +189,7 @@ class _Admin:
     async def ready(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
         """`GET /readyz`: what each worker serves, and what is wrong with it."""
         states = self._states.all()
-        statuses = {_status(state) for state in states}
-        if not statuses & set(ANSWERING):
-            status = statuses.pop() if len(statuses) == 1 else NOT_READY
-        else:
-            status = READY if statuses == {READY} else DEGRADED
+        status = service_status(states)
         workers = [_worker(number, state) for number, state in enumerate(states)]
         return _json({"status": status, "workers": workers}, 200 if status in ANSWERING else 503)
 
@@ -189,9 +199,14 @@ class _Admin:
 
     async def releases(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
         """`GET /v1/releases`: the catalogue of each tier's store, read now."""
-        urls = self._settings.stores
-        found = await asyncio.gather(*map(_read_catalogue, urls))
-        tiers = [{"tier": name, **fields} for name, fields in zip(tier_names(urls), found, strict=True)]
+        urls, admin_url = self._settings.stores, self._settings.admin_store
+        admin_urls = () if admin_url is None else (admin_url,)
+        found = await asyncio.gather(*map(_read_catalogue, (*urls, *admin_urls)))
+        changeable = {fields["store_id"] for fields in found[len(urls) :] if "store_id" in fields}
+        tiers = [
+            {"tier": name, "store": redacted(url), "changeable": fields.get("store_id") in changeable, **fields}
+            for name, url, fields in zip(tier_names(urls), urls, found, strict=False)
+        ]
         return _json({"tiers": tiers})
 
     async def activate(self, _: web.BaseRequest, raw_id: str, __: str) -> web.Response:
@@ -250,15 +265,9 @@ class _Admin:
         return release
 
 
-def _status(state: WorkerState | None) -> str:
-    if state is None or state.silent_s > SILENT_S:
-        return "silent"
-    return state.status
-
-
 def _worker(number: int, state: WorkerState | None) -> dict[str, object]:
     if state is None:
-        return {"worker": number, "status": _status(None), "tiers": []}
+        return {"worker": number, "status": status_now(None), "tiers": []}
     tiers = [
         {"tier": tier.tier, "release": tier.release, "detail": tier.detail}
         | ({"warnings": tier.warnings} if tier.warnings else {})
@@ -266,7 +275,7 @@ def _worker(number: int, state: WorkerState | None) -> dict[str, object]:
     ]
     return {
         "worker": number,
-        "status": _status(state),
+        "status": status_now(state),
         "pid": state.pid,
         "release": next((tier.release for tier in state.tiers if tier.release), None),
         "reported_s_ago": round(state.silent_s, 3),
@@ -300,7 +309,21 @@ def _catalogue(found: Catalogue) -> dict[str, object]:
         for entry in found.releases
     ]
     canary = found.canary and {"release": found.canary.release, "percent": found.canary.percent}
-    return {"live": found.live, "canary": canary, "generation": found.generation, "releases": releases}
+    return {
+        "store_id": found.store_id,
+        "live": found.live,
+        "previous": _previous(found),
+        "canary": canary,
+        "generation": found.generation,
+        "releases": releases,
+    }
+
+
+def _previous(found: Catalogue) -> ReleaseId | None:
+    """Return the release that a rollback would make live; None where there is none."""
+    with suppress(ReleaseNotFound, ReleaseConflict):
+        return None if found.live is None else changes.rollback(found, found.live).live
+    return None
 
 
 def _percent(given: str) -> float:

@@ -17,6 +17,7 @@ from xxhash import xxh3_64_intdigest
 from serve.tiers import Tier
 
 STARTING, READY, DEGRADED, NOT_READY, DRAINING = "starting", "ready", "degraded", "not ready", "draining"
+SILENT = "silent"
 # With these a worker can answer.
 ANSWERING = (READY, DEGRADED)
 REPORT_S = 1.0
@@ -78,6 +79,19 @@ class WorkerState(msgspec.Struct, frozen=True):
     def silent_s(self) -> float:
         """For how long the worker has said nothing."""
         return max(0.0, time.monotonic() - self.reported_at)
+
+
+def status_now(state: WorkerState | None) -> str:
+    """Return a worker's status; `silent` for one that has said nothing for too long."""
+    return SILENT if state is None or state.silent_s > SILENT_S else state.status
+
+
+def service_status(states: Sequence[WorkerState | None]) -> str:
+    """Return the status of all workers together."""
+    statuses = {status_now(state) for state in states}
+    if not statuses & set(ANSWERING):
+        return statuses.pop() if len(statuses) == 1 else NOT_READY
+    return READY if statuses == {READY} else DEGRADED
 
 
 class SharedStates:
