@@ -22,7 +22,7 @@ import pytest
 import pytest_asyncio
 
 from stores import catalogue as changes
-from stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef
+from stores.catalogue import Canary, Catalogue, DraftRef, ReleaseId, ReleaseRef
 from stores.errors import ReleaseConflict, ReleaseNotFound, StoreError
 from stores.store import Inventoried, LocalReader, Plan, Row, Store
 
@@ -298,6 +298,19 @@ class StoreContract:
         found = await open_handle().catalogue()
         assert found == written
         assert found.store_id == "here"
+
+    async def test_the_canary_is_stored_changed_and_ended_like_all_else(self, open_handle: OpenStore) -> None:
+        writer, reader = open_handle(), open_handle()
+        for release in (FIRST, SECOND):
+            await begin(writer, release)
+            await step(writer, changes.commit(await writer.catalogue(), draft_of(release)))
+        await step(writer, changes.activate(await writer.catalogue(), FIRST))
+        for percent in (2.5, 50.0):
+            written = await step(writer, changes.start_canary(await writer.catalogue(), SECOND, percent))
+            found = await reader.catalogue()
+            assert (found, found.canary) == (written, Canary(SECOND, percent, salt=SECOND))
+        await step(writer, changes.abort(await writer.catalogue(), SECOND))
+        assert (await reader.catalogue()).served == (ref(FIRST),)
 
     async def test_of_two_swaps_from_one_catalogue_the_second_loses(self, open_handle: OpenStore) -> None:
         one, other = open_handle(), open_handle()

@@ -73,6 +73,10 @@ class Cache:
         self._flip = 0
         self._shards = [_Shard() for _ in range(SHARDS)]
 
+    def limit(self, max_bytes: int) -> None:
+        """Hold *max_bytes* at most from now on; what is over that is dropped as lists are put."""
+        self._generation_bytes = max_bytes // (2 * SHARDS)
+
     @property
     def bytes(self) -> int:
         """How much it holds."""

@@ -1,4 +1,4 @@
-"""Follows the live release: a process serves one release at a time, and switches only to one that it can read.
+"""Follows the live release and the canary: a process serves these, and switches only to what it can read.
 
 A catalogue of a lower generation is a stale read, and ignored, until the store turns out to have been restored from an
 older copy: processes that start later see nothing else, so those that run follow it, too.
@@ -8,17 +8,17 @@ import asyncio
 import logging
 import random
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import replace
 
-from stores.catalogue import Catalogue, Release, ReleaseId, ReleaseRef, follows
-from stores.compression import load_decode
-from stores.encoding import Decode, is_empty
-from stores.errors import ReleaseCorrupt, ReleaseNotFound, StoreError
-from stores.keys import MANIFEST, META, OVERALL, POPULAR
-from stores.manifest import MAX_POPULAR_BYTES, Manifest
+from serve.canary import ServedCanary
+from serve.release import ServedRelease, load
+from stores.catalogue import Catalogue, Release, ReleaseRef, follows
+from stores.errors import ReleaseNotFound, StoreError
+from stores.keys import MANIFEST
 from stores.store import Advised, LocalReader, Lockable, Polled, Reader, read_one
 from stores.throttle import Backoff
-from stores.verification import load_manifest, named, read_present
+from stores.verification import named
 
 log = logging.getLogger(__name__)
 
@@ -32,35 +32,10 @@ RESTORED_S = 30.0
 STALE_POLL_S = 2.0
 # Over how long processes spread their loads of a release that goes live for all of them at once in a remote store.
 SPREAD_S = 0.5
+# How often a canary is judged, and loaded again where that failed.
+CANARY_S = 1.0
 # How long a release is brought into memory at most, before it is served all the same.
 WARM_S = 120.0
-
-
-@dataclass(frozen=True, slots=True)
-class ServedRelease:
-    """One release as it is served; immutable, so a request that holds one never mixes two."""
-
-    ref: ReleaseRef
-    writer: str
-    """Who finished it. A store that is put back to when it was a draft may have it finished anew, with other lists."""
-
-    manifest: Manifest
-    popular: dict[str, bytes]
-    """Popular lists by segment, as opened bodies; `OVERALL` is always there, and none is empty."""
-
-    decode: Decode
-    """Opens every other value of the release, given its key."""
-
-    damaged: tuple[str, ...] = ()
-    """What was found damaged when it was loaded."""
-
-    lookups: list[int] = field(default_factory=lambda: [0, 0, 0], compare=False)
-    """How many of its lists were a hit, a miss, an error; beside the release, for it is counted for each list."""
-
-    @property
-    def id(self) -> ReleaseId:
-        """The id that answers name."""
-        return self.ref.id
 
 
 class _CatalogueOlder(StoreError):
@@ -76,13 +51,17 @@ class _Defect(StoreError):
 
 
 class Follower:
-    """Keeps `served` at the live release; lives as long as its tier.
+    """Keeps `served` at the live release, and `canary` at the canary; lives as long as its tier.
 
     A store that cannot be read never un-serves what is served; `last_error` says in a sentence what is wrong meanwhile.
     """
 
     def __init__(self, reader: Reader) -> None:
         self.served: ServedRelease | None = None
+        self.canary: ServedCanary | None = None
+        """What a share of the users see in the place of what is `served`."""
+        self.canary_stopped: str | None = None
+        """Why this process does not use the canary of the catalogue any more, in a sentence."""
         self.last_error: str | None = None
         self.attempted = asyncio.Event()
         """Set once the store has been read for the first time, with whatever outcome."""
@@ -104,6 +83,11 @@ class Follower:
         self._restored: list[str] = []
         self._unlocked: list[str] = []
         self._advice: list[str] = []
+        self._canary_named = asyncio.Event()
+        """Set while the catalogue that is followed names a canary."""
+        self._stopped: tuple[ReleaseRef, str] | None = None
+        """The canary that is not used any more, and its writer."""
+        self._canary_error: str | None = None
         self._refreshing: asyncio.Task[None] | None = None
         self._logged: type[StoreError] | None = None
         self._logged_at = 0.0
@@ -112,7 +96,9 @@ class Follower:
     def warnings(self) -> list[str]:
         """What could harm what is served, as of the catalogue that is followed: in the store's set-up, or its past."""
         damaged = () if self.served is None else self.served.damaged
-        return [*self._restored, *self._unlocked, *self._advice, *([named(damaged)] if damaged else [])]
+        canary = (self.canary_stopped, self._canary_error)
+        said = [sentence for sentence in (*canary, named(damaged) if damaged else None) if sentence]
+        return [*self._restored, *self._unlocked, *self._advice, *said]
 
     @property
     def catalogue_age_s(self) -> float:
@@ -127,6 +113,30 @@ class Follower:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._follow_changes(warm=warm))
             group.create_task(self._poll_while_stale())
+            group.create_task(self._watch_canary())
+
+    @property
+    def all_served(self) -> list[ServedRelease]:
+        """What is served: the live release, and the canary."""
+        canary = self.canary
+        both = (self.served, None if canary is None else canary.served)
+        return [served for served in both if served is not None]
+
+    def served_for(self, key: str) -> ServedRelease | None:
+        """Return the release that a row is read of: the canary, for its share of the users, or else the live one."""
+        canary = self.canary
+        return canary.served if canary is not None and canary.takes(key) else self.served
+
+    def grouped(self, keys: Sequence[str]) -> list[tuple[ServedRelease, Sequence[str]]]:
+        """Return the releases that rows are read of, each with its rows."""
+        if self.served is None or not keys:
+            return []
+        if (canary := self.canary) is None:
+            return [(self.served, keys)]
+        live, taken = list[str](), list[str]()
+        for key in keys:
+            (taken if canary.takes(key) else live).append(key)
+        return [(served, group) for served, group in ((self.served, live), (canary.served, taken)) if group]
 
     async def refresh(self) -> ServedRelease | None:
         """Read the catalogue at once, because a release was not found; callers at the same time share one read."""
@@ -158,6 +168,21 @@ class Follower:
             if self._stale.is_set():
                 await asyncio.sleep(STALE_POLL_S)
 
+    async def _watch_canary(self) -> None:
+        """Stop using a canary that is worse than the live release, and load one again that could not be loaded."""
+        now = asyncio.get_running_loop().time
+        while True:
+            await self._canary_named.wait()
+            await asyncio.sleep(CANARY_S)
+            if self.canary is None:
+                async with self._switching:
+                    self.canary = None if self._seen is None else await self._load_canary(self._seen)
+            elif (finding := self.canary.judge(now())) is not None:
+                served = self.canary.served
+                self.canary, self._stopped = None, (served.ref, served.writer)
+                self.canary_stopped = f"release {served.id} is the canary, and not used here any more: {finding}"
+                log.warning("%s", self.canary_stopped, extra={"release": served.id})
+
     async def _refresh(self) -> None:
         try:
             while True:
@@ -174,14 +199,18 @@ class Follower:
     async def _prepare(self, catalogue: Catalogue, *, warm: bool) -> None:
         """Let chance decide which process is the first to load what all are to follow, or bring it into memory."""
         live = catalogue.live_entry
-        if live is None or not self._is_new(live) or not follows(catalogue, self._seen):
+        if live is None or not follows(catalogue, self._seen):
             return
+        entries = (live, catalogue.canary_entry)
+        unread = [
+            entry for entry in entries if entry is not None and self._is_new(entry) and not self._is_canary(entry)
+        ]
         if isinstance(self._reader, LocalReader):
-            if warm:
-                await _warm(self._reader, live.ref)
-            if self.lock_memory and isinstance(self._reader, Lockable):
+            for one in unread if warm else ():
+                await _warm(self._reader, one.ref)
+            if self.lock_memory and isinstance(self._reader, Lockable) and self._is_new(live):
                 self._unlocked = await _lock(self._reader, live.ref)
-        elif self.served is not None:
+        elif unread and self.served is not None:
             await asyncio.sleep(random.uniform(0, SPREAD_S))  # noqa: S311 -- spreads processes, guards nothing
 
     async def _take(self, found: Catalogue, *, requested_after: int | None = None) -> bool:
@@ -219,20 +248,64 @@ class Follower:
         return True
 
     async def _follow(self, found: Catalogue) -> None:
-        """Switch to what *found* says is live, once it is loaded."""
-        live = found.live_entry
+        """Switch to what *found* says is live and to its canary, once these are loaded."""
+        live, served = found.live_entry, self.served
         is_new = live is not None and self._is_new(live)
         if live is not None and is_new:
-            self.served = await _load(self._reader, live)
+            if self.canary is not None and self._is_canary(live):
+                served = replace(self.canary.served, is_canary=False)
+            else:
+                served = await load(self._reader, live)
+        canary = await self._load_canary(found)
+        self.served, self.canary = served, canary  # at once: no user gets a list of what he saw before
+        if served is not None and is_new:
             self.ready.set()
-            log.info("release %s is live", live.id, extra={"release": live.id})
-            if self.served.damaged:
-                log.warning("release %s is %s", live.id, named(self.served.damaged))
+            log.info("release %s is live", served.id, extra={"release": served.id})
+            if served.damaged:
+                log.warning("release %s is %s", served.id, named(served.damaged))
         self._seen = found
         self._restored = []
         self._note_current()
         if is_new:
             await self._read_advice()
+
+    async def _load_canary(self, found: Catalogue) -> ServedCanary | None:
+        """Return the canary that *found* names, loaded; None where there is none, or it is not to be used, or cannot.
+
+        One that cannot be loaded is tried again, and all users see what is live until then.
+        """
+        record, entry = found.canary, found.canary_entry
+        if record is None or entry is None:
+            self._canary_named.clear()
+            self._stopped = self.canary_stopped = self._canary_error = None
+            return None
+        self._canary_named.set()
+        if self._stopped == (entry.ref, entry.writer):
+            return None
+        self._stopped = self.canary_stopped = None
+        if self.canary is None or not self._is_canary(entry):
+            served = await self._try_load(entry)
+        elif self.canary.record == record:
+            return self.canary
+        else:
+            served = self.canary.served
+        if served is None:
+            return None
+        log.info("release %s is the canary, of %g %% of the users", entry.id, record.percent)
+        return ServedCanary(record, served, asyncio.get_running_loop().time())
+
+    async def _try_load(self, canary: Release) -> ServedRelease | None:
+        """Load a canary; nothing that comes of it may harm what is live."""
+        try:
+            served = replace(await load(self._reader, canary), is_canary=True)
+        except Exception as error:
+            sentence = f"release {canary.id} is the canary, and cannot be loaded: {error or type(error).__name__}"
+            if sentence != self._canary_error:
+                log.warning("%s", sentence, exc_info=None if isinstance(error, StoreError) else error)
+            self._canary_error = sentence
+            return None
+        self._canary_error = None
+        return served
 
     async def _take_older(self, found: Catalogue, seen: Catalogue) -> None:
         """Take a catalogue that is older, or is a replica's: ignore it, or follow it where the store was restored.
@@ -292,6 +365,10 @@ class Follower:
 
     def _is_new(self, live: Release) -> bool:
         return self.served is None or (self.served.ref, self.served.writer) != (live.ref, live.writer)
+
+    def _is_canary(self, entry: Release) -> bool:
+        served = None if self.canary is None else self.canary.served
+        return served is not None and (served.ref, served.writer) == (entry.ref, entry.writer)
 
     async def _is_gone(self) -> bool:
         """Return whether the release that is served is surely not in the store any more."""
@@ -379,35 +456,3 @@ async def _lock(reader: Lockable, release: ReleaseRef) -> list[str]:
         log.warning("%s", sentence)
         return [sentence]
     return []
-
-
-async def _load(reader: Reader, live: Release) -> ServedRelease:
-    """Read a release's manifest, dictionary, popular lists and sample; raises StoreError for an incomplete one.
-
-    One that is damaged here and there is served all the same, but for a popular list for everybody, which it must have.
-    """
-    release = live.ref
-    manifest = await load_manifest(reader, release)
-    decode = await load_decode(reader, release, manifest)
-    keys = [POPULAR + segment for segment in (OVERALL, *manifest.segments)]
-    keys += [key for key in manifest.sample if not key.startswith((META, POPULAR))]
-    popular, damaged = dict[str, bytes](), list[str]()
-    async for key, value in read_present(reader, release, keys):
-        try:
-            if isinstance(value, ReleaseCorrupt):
-                raise value
-            body = decode(key, value)
-        except ReleaseCorrupt:
-            if key == POPULAR + OVERALL:
-                raise
-            damaged.append(key)
-        else:
-            if key.startswith(POPULAR) and not is_empty(body):
-                popular[key.removeprefix(POPULAR)] = body
-    if sum(map(len, popular.values())) > MAX_POPULAR_BYTES:
-        raise ReleaseCorrupt(
-            f"release {release.id} has popular lists of over {MAX_POPULAR_BYTES} bytes; it is not followed"
-        )
-    if OVERALL not in popular:
-        raise ReleaseCorrupt(f"release {release.id} has an empty popular list for everybody; it is not followed")
-    return ServedRelease(release, live.writer, manifest, popular, decode, tuple(damaged))

@@ -10,9 +10,10 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from serve.follower import ServedRelease
+from serve.canary import ServedCanary
+from serve.release import ServedRelease
 from serve.telemetry.spans import RequestSpan, sampled_requests
-from serve.tiers import Tier, loop_time
+from serve.tiers import ReleasesSplit, Tier, loop_time
 from stores.encoding import is_empty
 from stores.errors import StoreError
 from stores.store import Slot
@@ -24,7 +25,7 @@ Waiter = TypeVar("Waiter")
 Origin = tuple[Tier, ServedRelease]
 # Hands those who wait for a key what was read of it: a list, and the tier and release that it is of; None for a list
 # where that release has none; None for both where no tier could be read.
-Settle = Callable[[Sequence[Waiter], Origin | None, bytes | None], None]
+Settle = Callable[[str, Sequence[Waiter], Origin | None, bytes | None], None]
 
 
 class Deadline(NamedTuple):
@@ -75,7 +76,7 @@ class Lookups(Generic[Waiter]):
         """The sampled requests of this turn, by key."""
 
         self._waiting = dict[str, list[Waiter]]()
-        self._served = list[ServedRelease | None]()
+        self._served = list[ServedRelease | ServedCanary | None]()
         """The releases that the reads which may be joined are of."""
 
         self._reads = set[asyncio.Task[None]]()
@@ -83,7 +84,8 @@ class Lookups(Generic[Waiter]):
     def add(self, key: str, waiter: Waiter) -> None:
         """Read *key* with all others of this turn, or share the read that is on its way; *waiter* is settled later."""
         if not self._turn:
-            served = [tier.follower.served for tier in self._tiers]
+            followers = [tier.follower for tier in self._tiers]
+            served = [each for one in followers for each in (one.served, one.canary)]
             if served != self._served:
                 self._served, self._waiting = served, {}  # who comes after a flip gets nothing from before it
         if (waiters := self._waiting.get(key)) is not None:
@@ -149,21 +151,33 @@ class Lookups(Generic[Waiter]):
             for key in keys:
                 if waiters := batch.waiting.pop(key, None):
                     missed = batch.missed.get(key)
-                    self._settle(waiters, missed[0] if missed else None, None)
+                    self._settle(key, waiters, missed[0] if missed else None, None)
 
     def _take_at_hand(self, batch: _Batch[Waiter], keys: Sequence[str], tier: Tier) -> Sequence[str]:
         """Settle what a tier has without a wait, and return the other keys."""
-        served = tier.follower.served
-        if served is None:
+        groups = tier.follower.grouped(keys)
+        if not groups:
             return keys
-        return self._take(batch, (tier, served), keys, [tier.get(served, key) for key in keys])
+        rest = list[str]()
+        for served, group in groups:
+            rest += self._take(batch, (tier, served), group, [tier.get(served, key) for key in group])
+        return rest
 
     async def _read_tier(self, batch: _Batch[Waiter], keys: Sequence[str], index: int) -> Sequence[str]:
-        """Read keys in one tier, settle those that it has, and return the other keys."""
-        tier = self._tiers[index]
-        served = tier.follower.served
-        if served is None:
+        """Read keys in one tier, each in its release, settle those that it has, and return the other keys."""
+        groups = self._tiers[index].follower.grouped(keys)
+        if len(groups) == 1:
+            return await self._read_group(batch, *groups[0], index)
+        if not groups:
             return keys
+        rests = await asyncio.gather(*(self._read_group(batch, *group, index) for group in groups))
+        return [key for rest in rests for key in rest]
+
+    async def _read_group(
+        self, batch: _Batch[Waiter], served: ServedRelease, keys: Sequence[str], index: int
+    ) -> Sequence[str]:
+        """Read keys in one release of a tier."""
+        tier = self._tiers[index]
         missed = {key for key in keys if batch.has_missed(key, served)} if batch.missed else set[str]()
         wanted = [key for key in keys if key not in missed] if missed else keys
         if not wanted:
@@ -173,6 +187,8 @@ class Lookups(Generic[Waiter]):
             sampled_requests.set(tuple(span for key in wanted for span in batch.spans.get(key, ())))
         try:
             served, slots = await tier.read(served, wanted, timeout_s, hurried=batch.deadline.hurried)
+        except ReleasesSplit:
+            return await self._read_tier(batch, keys, index)
         except StoreError:
             return keys
         return [*missed, *self._take(batch, (tier, served), wanted, slots)]
@@ -182,7 +198,7 @@ class Lookups(Generic[Waiter]):
         waiting, settle, rest = batch.waiting, self._settle, list[str]()
         for key, slot in zip(keys, slots, strict=True):
             if isinstance(slot, bytes) and not is_empty(slot):
-                settle(waiting.pop(key, ()), origin, slot)
+                settle(key, waiting.pop(key, ()), origin, slot)
             else:
                 rest.append(key)
                 if not isinstance(slot, StoreError):

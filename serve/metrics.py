@@ -6,7 +6,7 @@ fraction of a microsecond, a scrape adds the slots up, and a worker that replace
 
 import mmap
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 
 BUCKETS_S = (
@@ -35,6 +35,8 @@ CACHED = (CACHE_HIT, CACHE_SHARED, CACHE_MISS) = "hit", "shared", "miss"
 SOURCES = ("personal", "similar", "popular")
 LOOKUP_OUTCOMES = ("hit", "miss", "error")
 HIT, MISS, ERROR = range(len(LOOKUP_OUTCOMES))
+# What a release is to its store while there is a canary.
+ROLES = (LIVE, CANARY) = "live", "canary"
 THROTTLED = "throttled"
 # Of what a response is charged; a read of a list is 1 to 3.
 BUCKETS_RU = (1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 25.0, 100.0)
@@ -86,7 +88,9 @@ class Metrics:
         self.charges = {tier: charges_start + n * CHARGE_CELLS for n, tier in enumerate(tiers)}
         spans_start = charges_start + len(self.charges) * CHARGE_CELLS
         self.spans = {outcome: spans_start + n for n, outcome in enumerate(SPANS)}
-        self._slot_cells = spans_start + len(self.spans)
+        canary_start = spans_start + len(self.spans)
+        self.canary = {labels: canary_start + n for n, labels in enumerate(product(tiers, ROLES, LOOKUP_OUTCOMES))}
+        self._slot_cells = canary_start + len(self.canary)
         self._cells = memoryview(mmap.mmap(-1, workers * self._slot_cells * 8)).cast("d")
         self._workers = workers
         self.use_slot(0)
@@ -116,6 +120,10 @@ class Metrics:
     def count_cached(self, tier: str, outcome: str, lists: int = 1) -> None:
         """Count lookups that could be answered without a read of a tier's store; *outcome* is one of CACHED."""
         self._own[self.cached[tier, outcome]] += lists
+
+    def count_canary(self, tier: str, role: str, outcome: str, lists: int = 1) -> None:
+        """Count users' lists while a tier has a canary: of that, or of the live release beside it."""
+        self._own[self.canary[tier, role, outcome]] += lists
 
     def count_attempt(self, tier: str, what: str) -> None:
         """Count one attempt of a tier's store that failed, or was refused for now."""
@@ -148,6 +156,18 @@ class Metrics:
         """Set what the last pass over a tier's release found; one worker does that, so the sum is its value."""
         self._own[self.scrub[tier, SCRUB_DAMAGED]] = damaged
         self._own[self.scrub[tier, SCRUB_SECONDS]] = seconds
+
+    def requests(self) -> Iterator[tuple[tuple[str, str, str], list[float]]]:
+        """Yield the histogram of each route, method and code that were counted, added up over all workers."""
+        counted = set[int]()
+        for start in range(len(LOOKUPS), self._workers * self._slot_cells, self._slot_cells):
+            end = start + len(REQUESTS) * HISTOGRAM_CELLS
+            for cell in (start, start + HISTOGRAM_CELLS - 1):  # the first bucket, and the seconds of all others
+                column = self._cells[cell:end:HISTOGRAM_CELLS].tolist()
+                counted.update(number for number, value in enumerate(column) if value)
+        for number, labels in enumerate(REQUESTS):
+            if number in counted:
+                yield labels, self.total(REQUESTS[labels], HISTOGRAM_CELLS)
 
     def total(self, cell: int, cells: int = 1) -> list[float]:
         """Add up *cells* numbers from *cell* on, over all workers."""

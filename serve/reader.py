@@ -13,11 +13,11 @@ from types import TracebackType
 from typing import Literal, NamedTuple, Self
 
 from serve.deny_list import DenyListFile, DenyListInvalid
-from serve.follower import ServedRelease
 from serve.lookups import Deadline, Lookups, Origin
-from serve.metrics import CACHE_SHARED, ERROR, HIT, MISS, Metrics
+from serve.metrics import CACHE_SHARED, CANARY, ERROR, HIT, LIVE, LOOKUP_OUTCOMES, MISS, Metrics
 from serve.processes.states import Reporter
-from serve.tiers import StoreObserver, Tier, loop_time, tier_names
+from serve.release import ServedRelease
+from serve.tiers import ReadResult, ReleasesSplit, StoreObserver, Tier, loop_time, tier_names
 from serve.watched import following
 from stores.catalogue import ReleaseId
 from stores.connect import connect
@@ -163,23 +163,25 @@ class TieredReader:
         denied = self.deny_list.current.users
         if denied and key.startswith(USER) and key[len(USER) :] in denied:
             self.metrics.count_lookup("popular", "miss")
-            return self._first(segment, "unknown")
+            return self._first(segment, "unknown", key)
         missed: Origin | None = None
         tried: tuple[ReleaseId, ...] = ()
         for tier in self.tiers:
-            served = tier.follower.served
+            served, canary = tier.follower.served, tier.follower.canary
+            if canary is not None and canary.takes(key):
+                served = canary.served
             if served is None or (tried and served.id in tried):
                 continue
             slot = tier.get(served, key)
             if isinstance(slot, StoreError):
                 return None
             if slot is not None and not is_empty(slot):
-                return self._hit(tier, served, source, slot)
+                return self._hit(tier, served, source, key, slot)
             tried = (*tried, served.id)
             missed = missed or (tier, served)
         if missed is None:
             return self._first(segment)  # which raises
-        return self._fallback(*missed, None, segment)
+        return self._fallback(*missed, key, None, segment)
 
     def request(self, key: str, source: str, segment: str, deliver: Deliver) -> None:
         """Read a row's *key* with all others of this turn of the loop, and call *deliver* once, in a later turn.
@@ -209,59 +211,76 @@ class TieredReader:
     async def personal_many(
         self, users: Sequence[str], segment: str = OVERALL, *, must_read: bool = False
     ) -> list[EncodedList]:
-        """Read the lists of many users in one release, in order: the first tier that can be read answers for all.
+        """Read the lists of many users, in order: the first tier that can be read answers for all, in one release.
 
-        A user who is named twice is read once, and one who is denied is not read. Where no tier can be read, all get
-        the popular list of *segment*, or, with *must_read*, StoreUnavailable is raised: for callers that would rather
-        come again.
+        While that tier has a canary, there are two: each user's is the one of a single request. A user who is named
+        twice is read once, and one who is denied is not read. Where no tier can be read, all get the popular list of
+        *segment*, or, with *must_read*, StoreUnavailable is raised: for callers that would rather come again.
         """
         denied = self.deny_list.current.users
         wanted = [user for user in dict.fromkeys(users) if user not in denied]
         deadline = self._deadline(BUDGET_S_PER_USER * len(users))
-        found, unknown = await self._read_many(wanted, segment, deadline, must_read=must_read)
+        found = await self._read_many([USER + user for user in wanted], segment, deadline, must_read=must_read)
         if len(wanted) == len(users):
             return found
         by_user = dict(zip(wanted, found, strict=True))
-        return [by_user.get(user, unknown) for user in users]
+        unknown = self._unknown(found, segment)
+        return [by_user.get(user) or unknown(USER + user) for user in users]
 
     async def _read_many(
-        self, users: Sequence[str], segment: str, deadline: Deadline, *, must_read: bool
-    ) -> tuple[list[EncodedList], EncodedList]:
-        """Return the lists of users in one release, and what an unknown user gets in that."""
-        if not users:
-            return [], self._first(segment, "unknown")
-        keys = [USER + user for user in users]
+        self, keys: Sequence[str], segment: str, deadline: Deadline, *, must_read: bool
+    ) -> list[EncodedList]:
+        """Return users' lists, in order; those whose release a tier cannot read are read in the next tier."""
+        found = dict[str, EncodedList]()
         failure: StoreError | None = None
         for index, tier in enumerate(self.tiers):
-            served = tier.follower.served
-            if served is None:
-                continue
-            try:
-                served, slots = await tier.read_through(
-                    served, keys, deadline.share_s(len(self.tiers) - index), hurried=deadline.hurried
-                )
-            except ReleaseCorrupt:
-                continue  # it does not pass by itself, so that nobody need come again for it
-            except StoreError as error:
-                failure = error
-                continue
-            lists = [
-                EncodedList(tier.name, served, "personal", slot)
-                if isinstance(slot, bytes) and not is_empty(slot)
-                else self._fallback(tier, served, slot, segment)
-                for slot in slots
-            ]
-            hits = sum(one.status == "ok" for one in lists)
-            self.metrics.count_lookup("personal", "hit", hits)
-            served.lookups[HIT] += hits
-            return lists, _popular(tier, served, segment, "unknown")
-        first = self._first(segment, "error")
-        if must_read and failure is not None:
-            raise StoreUnavailable("no store can be read for now") from failure
-        for _ in users:
-            self.metrics.count_lookup("popular", "error")
-        first.served.lookups[ERROR] += len(users)
-        return [first] * len(users), first._replace(status="unknown")
+            left = [key for key in keys if key not in found] if found else keys
+            share_s = deadline.share_s(len(self.tiers) - index)
+            results = await _read_groups(tier, left, share_s, hurried=deadline.hurried)
+            if not found and len(results) == 1 and isinstance(results[0][1], ReadResult):
+                return self._lists(tier, results[0][1], keys, segment)
+            for group, read in results:
+                if isinstance(read, ReadResult):
+                    found |= zip(group, self._lists(tier, read, group, segment), strict=True)
+                elif not isinstance(read, ReleaseCorrupt):  # that does not pass by itself: nobody need come again
+                    failure = read
+            if len(found) == len(keys):
+                break
+        missing = [key for key in keys if key not in found]
+        if missing:
+            first = [self._first(segment, "error", key) for key in missing]
+            if must_read and failure is not None:
+                raise StoreUnavailable("no store can be read for now") from failure
+            for key, one in zip(missing, first, strict=True):
+                self._count_error(one, key)
+            found |= zip(missing, first, strict=True)
+        return [found[key] for key in keys]
+
+    def _lists(self, tier: Tier, read: ReadResult, keys: Sequence[str], segment: str) -> list[EncodedList]:
+        """Return what was read of one release as lists, and count it."""
+        lists = [
+            EncodedList(tier.name, read.served, "personal", slot)
+            if isinstance(slot, bytes) and not is_empty(slot)
+            else self._fallback(tier, read.served, key, slot, segment)
+            for key, slot in zip(keys, read.slots, strict=True)
+        ]
+        hits = sum(one.status == "ok" for one in lists)
+        self.metrics.count_lookup("personal", "hit", hits)
+        read.served.lookups[HIT] += hits
+        self._count_canary(tier, read.served, HIT, hits)
+        return lists
+
+    def _unknown(self, found: Sequence[EncodedList], segment: str) -> Callable[[str], EncodedList]:
+        """Return what gives a denied user's list: the popular one, of what other users got of the same release."""
+        of_live = next((one for one in found if not one.served.is_canary), None)
+        of_canary = next((one for one in found if one.served.is_canary), None)
+
+        def unknown(key: str) -> EncodedList:
+            first = self._first(segment, "unknown", key)
+            one = of_canary if first.served.is_canary else of_live
+            return first if one is None else _popular(one.tier, one.served, segment, "unknown")
+
+        return unknown
 
     async def _read_one(self, key: str, source: str, segment: str) -> EncodedList:
         found = self.at_hand(key, source, segment)
@@ -276,19 +295,18 @@ class TieredReader:
             self._lookups.add(key, waiter)
         return await future
 
-    def _settle(self, waiters: Sequence[_Waiter], origin: Origin | None, body: bytes | None) -> None:
+    def _settle(self, key: str, waiters: Sequence[_Waiter], origin: Origin | None, body: bytes | None) -> None:
         """Hand a list to those who wait for it; see `Lookups`."""
         if len(waiters) > 1 and origin is not None:
             self.metrics.count_cached(origin[0].name, CACHE_SHARED, len(waiters) - 1)
         for source, segment, deliver in waiters:
             if origin is None:
-                found = self._first(segment, "error")
-                self.metrics.count_lookup("popular", "error")
-                found.served.lookups[ERROR] += 1
+                found = self._first(segment, "error", key)
+                self._count_error(found, key)
             elif body is None:
-                found = self._fallback(*origin, None, segment)
+                found = self._fallback(*origin, key, None, segment)
             else:
-                found = self._hit(*origin, source, body)
+                found = self._hit(*origin, source, key, body)
             try:
                 deliver(found)
             except Exception:  # others wait, too
@@ -298,22 +316,44 @@ class TieredReader:
         at, caller = loop_time() + self._budget_s + more_s, _read_by.get()
         return Deadline(min(at, caller), hurried=caller < at)
 
-    def _hit(self, tier: Tier, served: ServedRelease, source: str, body: bytes) -> EncodedList:
+    def _hit(self, tier: Tier, served: ServedRelease, source: str, key: str, body: bytes) -> EncodedList:
         self.metrics.count_lookup(source, "hit")
         served.lookups[HIT] += 1
+        if tier.follower.canary is not None and key.startswith(USER):
+            self._count_canary(tier, served, HIT)
         return EncodedList(tier.name, served, source, body)
 
-    def _fallback(self, tier: Tier, served: ServedRelease, slot: Slot, segment: str) -> EncodedList:
-        failed = isinstance(slot, StoreError)
-        self.metrics.count_lookup("popular", "error" if failed else "miss")
-        served.lookups[ERROR if failed else MISS] += 1
-        return _popular(tier, served, segment, "error" if failed else "unknown")
+    def _fallback(self, tier: Tier, served: ServedRelease, key: str, slot: Slot, segment: str) -> EncodedList:
+        status: Status = "error" if isinstance(slot, StoreError) else "unknown"
+        outcome = ERROR if status == "error" else MISS
+        self.metrics.count_lookup("popular", LOOKUP_OUTCOMES[outcome])
+        served.lookups[outcome] += 1
+        if key.startswith(USER):
+            self._count_canary(tier, served, outcome)
+        return _popular(tier.name, served, segment, status)
 
-    def _first(self, segment: str = OVERALL, status: Status = "ok") -> EncodedList:
-        """Return the popular list of the first tier that serves a release, from memory."""
+    def _count_error(self, found: EncodedList, key: str) -> None:
+        """Count a list that no tier could be read for, as one of the release whose popular list is in its place."""
+        self.metrics.count_lookup("popular", "error")
+        found.served.lookups[ERROR] += 1
+        if key.startswith(USER):
+            tier = next(tier for tier in self.tiers if tier.name == found.tier)
+            self._count_canary(tier, found.served, ERROR)
+
+    def _count_canary(self, tier: Tier, served: ServedRelease, outcome: int, lists: int = 1) -> None:
+        """Count users' lists by role, where the tier has a canary."""
+        canary = tier.follower.canary
+        if canary is not None:
+            role = CANARY if served.is_canary else LIVE
+            canary.count(role, outcome, lists)
+            self.metrics.count_canary(tier.name, role, LOOKUP_OUTCOMES[outcome], lists)
+
+    def _first(self, segment: str = OVERALL, status: Status = "ok", key: str = "") -> EncodedList:
+        """Return the popular list of the first tier that serves a release, from memory; the one that *key* is of."""
         for tier in self.tiers:
-            if tier.follower.served is not None:
-                return _popular(tier, tier.follower.served, segment, status)
+            served = tier.follower.served_for(key)
+            if served is not None:
+                return _popular(tier.name, served, segment, status)
         errors = "; ".join(tier.error for tier in self.tiers if tier.error)
         raise NotReady(errors or "the live release is being loaded; try again in a second")
 
@@ -346,6 +386,8 @@ class Recommendations:
 
     release: str
     tier: str
+    canary: bool = False
+    """Whether the release is the canary, which a share of the users see in the place of the live one."""
 
 
 class Lists:
@@ -382,7 +424,7 @@ class Lists:
     async def personal_many(
         self, users: Sequence[str], n: int = DEFAULT_N, *, segment: str = OVERALL
     ) -> list[Recommendations]:
-        """Return the lists of many users, in order, all of one release; as `personal` for each."""
+        """Return the lists of many users, in order, all of one release but for the canary's; as `personal` for each."""
         found = await self.reader.personal_many([check_id(user) for user in users], segment)
         return [self._decoded(one, n) for one in found]
 
@@ -398,7 +440,7 @@ class Lists:
         if n < 1:
             raise StoreMisused(f"n is how many items to return, at least 1, not {n}")
         items = decode(self.reader.cut(encoded, n))
-        return Recommendations(items, encoded.source, encoded.served.id, encoded.tier)
+        return Recommendations(items, encoded.source, encoded.served.id, encoded.tier, encoded.served.is_canary)
 
     def prometheus_text(self) -> bytes:
         """Return what the service has on `/metrics`, of this process; serve it where only operators read."""
@@ -431,8 +473,27 @@ def _resolve(future: asyncio.Future[EncodedList], found: EncodedList) -> None:
         future.set_result(found)
 
 
-def _popular(tier: Tier, served: ServedRelease, segment: str, status: Status) -> EncodedList:
-    return EncodedList(tier.name, served, "popular", served.popular.get(segment) or served.popular[OVERALL], status)
+async def _read_groups(
+    tier: Tier, keys: Sequence[str], timeout_s: float, *, hurried: bool
+) -> list[tuple[Sequence[str], ReadResult | StoreError]]:
+    """Read keys in one tier, each in its release; an error takes the place of a result."""
+
+    async def read(served: ServedRelease, group: Sequence[str]) -> list[tuple[Sequence[str], ReadResult | StoreError]]:
+        try:
+            return [(group, await tier.read_through(served, group, timeout_s, hurried=hurried))]
+        except ReleasesSplit:
+            return await _read_groups(tier, group, timeout_s, hurried=hurried)
+        except StoreError as error:
+            return [(group, error)]
+
+    groups = tier.follower.grouped(keys)
+    if len(groups) == 1:
+        return await read(*groups[0])
+    return [each for found in await asyncio.gather(*(read(*group) for group in groups)) for each in found]
+
+
+def _popular(tier: str, served: ServedRelease, segment: str, status: Status) -> EncodedList:
+    return EncodedList(tier, served, "popular", served.popular.get(segment) or served.popular[OVERALL], status)
 
 
 async def _wait(events: Sequence[asyncio.Event], timeout_s: float, return_when: str) -> None:

@@ -5,8 +5,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from time import perf_counter
 
-from serve.follower import ServedRelease
 from serve.metrics import Metrics
+from serve.release import ServedRelease
 from serve.tiers import Tier
 from stores.errors import ReleaseCorrupt, StoreError
 from stores.store import Store

@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 from serve.breaker import FAILURES, FAILURES_OF_PARTS, Breaker
 from serve.cache import NOT_CACHED, Cache
-from serve.follower import Follower, ServedRelease
+from serve.follower import Follower
 from serve.metrics import CACHE_HIT, CACHE_MISS, Metrics
+from serve.release import ServedRelease
 from serve.telemetry.spans import sampled_requests, traced
 from stores.catalogue import ReleaseRef
 from stores.deadlines import TaskDeadlines
@@ -51,6 +52,10 @@ class ReadResult(NamedTuple):
     slots: list[Slot]
 
 
+class ReleasesSplit(StoreError):
+    """The release of some keys is gone, and by now they are read of two: whoever reads them groups them anew."""
+
+
 class _Damage(NamedTuple):
     """The first damage that was found in a release."""
 
@@ -87,6 +92,9 @@ class Tier:
         self.keys_a_call = 1 if isinstance(reader, PointReader) else reader.batch
         """How many keys of different requests are read by one call: no more than wait for each other anyway."""
         self._cache = Cache(cache_bytes, loop_time) if cache_bytes and self._local is None else None
+        self._canary_cache: Cache | None = None
+        """Of the canary's lists: half of the bytes, as long as there is one."""
+        self._cache_bytes = cache_bytes
         self._metrics = metrics
         self._got = metrics.store[name, "get", "ok"]
         self._deadlines = TaskDeadlines()
@@ -99,17 +107,19 @@ class Tier:
     @property
     def error(self) -> str | None:
         """What is wrong with this tier, in a sentence; None while all is well."""
-        served, error = self.follower.served, self.follower.last_error
+        error, damage = self.follower.last_error, self._damage
         if error is None and self.breaker.is_open:
             return self._open_because
-        if error is None and served is not None and self._damage is not None and self._damage.of == served.ref:
-            return self._damage.sentence
+        if error is None and damage is not None and any(damage.of == one.ref for one in self.follower.all_served):
+            return damage.sentence
         return error
 
     @property
     def cache_bytes(self) -> int | None:
         """How much of the store is in the cache; None where there is no cache."""
-        return None if self._cache is None else self._cache.bytes
+        if self._cache is None:
+            return None
+        return self._cache.bytes + (0 if self._canary_cache is None else self._canary_cache.bytes)
 
     async def close(self) -> None:
         """Close the store."""
@@ -123,7 +133,10 @@ class Tier:
         if self._local is None:
             if self._cache is None:
                 return NOT_CACHED
-            slot = self._cache.get(served, key)
+            cache = self._cache
+            if served.is_canary or self._canary_cache is not None:
+                cache = self._cache_of(cache, served)
+            slot = cache.get(served, key)
             if slot is not NOT_CACHED:
                 self._metrics.count_cached(self.name, CACHE_HIT)
             return slot
@@ -133,6 +146,18 @@ class Tier:
             return error
         except Exception:  # noqa: BLE001 -- a page that cannot be read must not become a 500
             return _UNREADABLE
+
+    def _cache_of(self, cache: Cache, served: ServedRelease) -> Cache:
+        """Return the cache of the canary, or *cache* for the live release; they have half each while there are both."""
+        if served.is_canary:
+            if self._canary_cache is None:
+                self._canary_cache = Cache(self._cache_bytes // 2, loop_time)
+                cache.limit(self._cache_bytes // 2)
+            return self._canary_cache
+        if self.follower.canary is None and self._canary_cache is not None:
+            self._canary_cache = None
+            cache.limit(self._cache_bytes)
+        return cache
 
     def _get(self, reader: LocalReader, served: ServedRelease, key: str) -> bytes | None:
         started = perf_counter()
@@ -151,7 +176,7 @@ class Tier:
         if missing:
             result = await self.read(served, [keys[place] for place in missing], timeout_s, hurried=hurried)
             if result.served is not served:
-                return await self.read(result.served, keys, timeout_s, hurried=hurried)
+                return await self.read(self._release_of(keys, served), keys, timeout_s, hurried=hurried)
             for place, slot in zip(missing, result.slots, strict=True):
                 slots[place] = slot
         return ReadResult(served, slots)
@@ -159,11 +184,11 @@ class Tier:
     async def read(
         self, served: ServedRelease, keys: Sequence[str], timeout_s: float, *, hurried: bool = False
     ) -> ReadResult:
-        """Read *keys* in *served*, or, where that release is gone, in what is live now.
+        """Read *keys* in *served*, or, where that release is gone, in what these keys are read of now.
 
         Raises StoreError when nothing could be read in time, or when the circuit is open. A store in this process is
         not late but busy with us, so it has no deadline, unless its disk has to be waited for. *hurried*: the time is
-        less than a store may take, so that a failure says nothing of it.
+        less than a store may take, so that a failure says nothing of it. Raises ReleasesSplit where that is two.
         """
         if self._local is not None:
             with suppress(ReleaseNotFound):
@@ -179,6 +204,9 @@ class Tier:
             late = kind(f"{self.name} did not answer in {timeout_s * 1000:.0f} ms")
             self._failed(late, hurried=hurried)
             raise late from None
+        except ReleasesSplit:
+            self.breaker.succeeded()
+            raise
         except (StoreError, asyncio.CancelledError) as error:
             self._failed(error, hurried=hurried)
             if isinstance(error, ReleaseCorrupt):
@@ -286,8 +314,16 @@ class Tier:
         try:
             return ReadResult(served, await read(served, keys, deadline))
         except ReleaseNotFound:
-            served = await self.follower.refresh() or served
+            await self.follower.refresh()
+            served = self._release_of(keys, served)
             return ReadResult(served, await read(served, keys, deadline))
+
+    def _release_of(self, keys: Sequence[str], gone: ServedRelease) -> ServedRelease:
+        """Return what keys are read of in the place of what is gone; ReleasesSplit where that is two releases."""
+        groups = self.follower.grouped(keys)
+        if len(groups) > 1:
+            raise ReleasesSplit(f"release {gone.id} is gone, and there is a canary by now")
+        return groups[0][0] if groups else gone
 
     async def _read_batches(self, served: ServedRelease, keys: Sequence[str], deadline: float) -> list[Slot]:
         size = self._reader.batch
@@ -322,6 +358,6 @@ class Tier:
             self._metrics.observe_store(self.name, "get_many", outcome, perf_counter() - started)
         slots = self._decoded(served, keys, slots)
         if self._cache is not None:
-            self._cache.put(served, keys, slots)
+            self._cache_of(self._cache, served).put(served, keys, slots)
             self._metrics.count_cached(self.name, CACHE_MISS, len(keys))
         return slots

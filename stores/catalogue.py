@@ -6,6 +6,9 @@ the order of their last commit or activation. Every time is the store's (`Catalo
     draft → ready → live → superseded → dropping
                       └──→ withdrawn ──────┘        what a rollback or a repair left: never a rollback's target again
 
+Beside the live release there may be a canary: a complete one that a share of the users see in its place, chosen by the
+hash of each user's id. It ends with whatever changes the live release, and is not pruned before.
+
 A release is known to people by its id, and by its incarnation to whoever touches its data: each begin draws one, so
 that a late writer or eraser hits nothing but its own. Entries of one id may stand side by side: one that is being
 erased and its successor, one that is served and the draft that repairs it.
@@ -93,6 +96,18 @@ class Release:
 
 
 @dataclass(frozen=True, slots=True)
+class Canary:
+    """Which release a share of the users see in the place of the live one."""
+
+    release: ReleaseId
+    percent: float
+    """Above 0 and below 100."""
+
+    salt: str
+    """Hashed with each user's id. It is the release's id, so that all tiers with this canary choose the same users."""
+
+
+@dataclass(frozen=True, slots=True)
 class Catalogue:
     """The record itself; a value, made anew by each change."""
 
@@ -100,6 +115,7 @@ class Catalogue:
     generation: int = 0
     token: str = ""
     releases: tuple[Release, ...] = ()
+    canary: Canary | None = None
     now: float = field(default=0.0, compare=False)
     """The store's clock at the read; not stored."""
 
@@ -125,6 +141,16 @@ class Catalogue:
     def live_entry(self) -> Release | None:
         """What is recorded of the release that readers follow."""
         return next((entry for entry in self.releases if entry.state is State.LIVE), None)
+
+    @property
+    def canary_entry(self) -> Release | None:
+        """What is recorded of the canary's release."""
+        return None if self.canary is None else self.find(self.canary.release)
+
+    @property
+    def served(self) -> tuple[ReleaseRef, ...]:
+        """What readers hold: the live release and the canary, as far as there are any."""
+        return tuple(entry.ref for entry in (self.live_entry, self.canary_entry) if entry is not None)
 
     def find(self, release: ReleaseId) -> Release:
         """Return the entry that an id stands for: what was committed last, or else the draft.
@@ -247,17 +273,51 @@ def commit(catalogue: Catalogue, draft: DraftRef) -> Catalogue:
 
 
 def activate(catalogue: Catalogue, release: ReleaseId) -> Catalogue:
-    """Make a committed release live; the one that was live is superseded now."""
+    """Make a committed release live; the one that was live is superseded now, and a canary ends."""
     entry = catalogue.find(release)
     if entry.state is State.LIVE:
         return catalogue
     if entry.state is State.DRAFT:
         raise ReleaseConflict(f"release {release} is still being written; activate it once it is committed")
-    return _last(_retire(catalogue, State.SUPERSEDED), replace(entry, state=State.LIVE, superseded_at=None))
+    ended = _without_canary(catalogue)
+    return _last(_retire(ended, State.SUPERSEDED), replace(entry, state=State.LIVE, superseded_at=None))
+
+
+def start_canary(catalogue: Catalogue, release: ReleaseId, percent: float) -> Catalogue:
+    """Show a committed release to *percent* of the users, or change the share of the one that is shown.
+
+    Whoever is among 5 % is among 10 % of the same release, too. Raises ReleaseConflict for a draft, for what is live,
+    where nothing is, and while another release is the canary.
+    """
+    entry, canary = catalogue.find(release), catalogue.canary
+    if entry.state is State.DRAFT:
+        raise ReleaseConflict(f"release {release} is still being written; it can be the canary once it is committed")
+    if entry.state is State.LIVE:
+        raise ReleaseConflict(f"release {release} is live, so that all users see it; name another as the canary")
+    if catalogue.live is None:
+        raise ReleaseConflict("nothing is live that a canary could be compared with; activate a release first")
+    if canary is not None and canary.release != release:
+        raise ReleaseConflict(
+            f"release {canary.release} is the canary, of {canary.percent:g} %; promote or abort it before another"
+        )
+    return replace(catalogue, canary=Canary(release, percent, salt=release))
+
+
+def promote(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
+    """Make the canary live; ReleaseConflict where *expected*, which the operator saw, is not the canary any more."""
+    return activate(_with_canary(catalogue, expected), expected)
+
+
+def abort(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
+    """End the canary, so that all users see the live release; ReleaseConflict as for `promote`.
+
+    Its release stays: as ready as it was, and left service now, for the grace of those who still read it.
+    """
+    return _without_canary(_with_canary(catalogue, expected))
 
 
 def rollback(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
-    """Withdraw the live release and make the one that was live before it live again.
+    """Withdraw the live release and make the one that was live before it live again; a canary ends.
 
     *expected* is the release that the operator saw live: ReleaseConflict where another went live meanwhile.
     """
@@ -268,7 +328,8 @@ def rollback(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
         raise ReleaseNotFound(
             "there is no earlier release to roll back to; `hotplate releases list` shows the releases"
         )
-    return _last(_retire(catalogue, State.WITHDRAWN), replace(previous[-1], state=State.LIVE, superseded_at=None))
+    ended = _without_canary(catalogue)
+    return _last(_retire(ended, State.WITHDRAWN), replace(previous[-1], state=State.LIVE, superseded_at=None))
 
 
 def prune(
@@ -283,16 +344,19 @@ def prune(
     And what no entry names of the incarnations that were *present* before the catalogue was read: their writers died,
     or lost them, for an incarnation is in the catalogue before it has data. That the swap succeeds proves it current.
 
-    Kept are the live release, the *keep* that were live before it, and ready ones, which somebody may still activate:
-    for ever, or until they were begun *keep_ready_s* ago.
+    Kept are the live release, the canary, the *keep* that were live before, and ready ones, which somebody may still
+    activate: for ever, or until they were begun *keep_ready_s* ago.
     """
     kept = {entry.incarnation for entry in _superseded_before_live(catalogue)[-keep:]} if keep else set[str]()
+    if (canary := catalogue.canary_entry) is not None:
+        kept.add(canary.incarnation)
 
     def is_unneeded(entry: Release) -> bool:
+        if entry.incarnation in kept or (entry.superseded_at or 0.0) + grace_s > catalogue.now:
+            return False
         if entry.state is State.READY:
             return keep_ready_s is not None and entry.created_at + keep_ready_s <= catalogue.now
-        over = entry.state in (State.SUPERSEDED, State.WITHDRAWN) and entry.incarnation not in kept
-        return over and (entry.superseded_at or 0.0) + grace_s <= catalogue.now
+        return entry.state in (State.SUPERSEDED, State.WITHDRAWN)
 
     entries = [
         replace(entry, state=State.DROPPING) if is_unneeded(entry) else entry for entry in _lapsed_dropped(catalogue)
@@ -367,6 +431,19 @@ def _retire(catalogue: Catalogue, state: State) -> Catalogue:
     )
 
 
+def _with_canary(catalogue: Catalogue, expected: ReleaseId) -> Catalogue:
+    """Return a catalogue as it is, whose canary is *expected*; ReleaseConflict for any other."""
+    if catalogue.canary is None or catalogue.canary.release != expected:
+        raise ReleaseConflict(f"release {expected} is not the canary any more; `hotplate releases list` shows what is")
+    return catalogue
+
+
+def _without_canary(catalogue: Catalogue) -> Catalogue:
+    if (entry := catalogue.canary_entry) is None:
+        return catalogue
+    return replace(_with(catalogue, replace(entry, superseded_at=catalogue.now)), canary=None)
+
+
 def _with(catalogue: Catalogue, changed: Release) -> Catalogue:
     return replace(
         catalogue,
@@ -388,6 +465,7 @@ def dump(catalogue: Catalogue) -> bytes:
             "generation": catalogue.generation,
             "token": catalogue.token,
             "live": catalogue.live,
+            "canary": catalogue.canary,
             "entries": catalogue.releases,
         },
         option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE,
@@ -411,10 +489,12 @@ def parse(record: bytes, *, now: float, where: str) -> Catalogue:
             generation=_typed(fields["generation"], int),
             token=_typed(fields["token"], str),
             releases=tuple(_release(entry, written) for entry in fields["releases" if written == 1 else "entries"]),
+            canary=_canary(fields.get("canary")),
             now=now,
         )
         stated = fields["live"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        canary = catalogue.canary_entry
+    except (ValueError, KeyError, TypeError, AttributeError, ReleaseNotFound) as error:
         raise CatalogueUnreadable(
             f"the catalogue at {where} cannot be read ({error!r}); restore it, or publish into a new store"
         ) from error
@@ -424,6 +504,7 @@ def parse(record: bytes, *, now: float, where: str) -> Catalogue:
         catalogue.generation < 1
         or living != ([stated] if stated else [])
         or len(incarnations) != len(catalogue.releases)
+        or (canary is not None and (canary.state in (State.DRAFT, State.LIVE) or not living))
     ):
         raise CatalogueUnreadable(
             f"the catalogue at {where} contradicts itself; restore it, or publish into a new store"
@@ -441,6 +522,16 @@ def _release(fields: dict[str, Any], written: int) -> Release:
         superseded_at=_optional_time(fields["superseded_at"]),
         lease_until=_optional_time(fields["lease_until"]),
     )
+
+
+def _canary(fields: dict[str, Any] | None) -> Canary | None:
+    """Read the canary; an earlier version writes none, and its changes end one."""
+    if fields is None:
+        return None
+    percent = float(fields["percent"])
+    if not 0 < percent < 100:
+        raise ValueError(f"a canary of {percent} %")
+    return Canary(ReleaseId(_typed(fields["release"], str)), percent, _typed(fields["salt"], str))
 
 
 def _optional_time(value: float | None) -> float | None:

@@ -1,4 +1,4 @@
-"""The life of releases, written once over any store: begin, write, commit, activate, roll back, prune.
+"""The life of releases, written once over any store: begin, write, commit, activate, canary, roll back, prune.
 
 A step is a pure function of `stores.catalogue`, applied by compare-and-set until no rival comes first; whether a swap
 whose reply was lost was made is settled here, for all stores.
@@ -16,10 +16,10 @@ from functools import partial
 from typing import Any
 
 from stores import catalogue as changes
-from stores.catalogue import GRACE_S, LEASE_S, Catalogue, DraftRef, ReleaseId, ReleaseRef, State
+from stores.catalogue import GRACE_S, LEASE_S, Catalogue, DraftRef, Release, ReleaseId, ReleaseRef, State
 from stores.compression import EncodedRows, encode_rows
 from stores.encoding import Checksum
-from stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreUnavailable
+from stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreMisused, StoreUnavailable
 from stores.manifest import Manifest, Tally, compare, describe
 from stores.parts import Assignment, OtherWriters, put_part, sum_up
 from stores.store import Inventoried, Plan, ProvisionedStore, Row, Store
@@ -224,6 +224,47 @@ async def rollback(store: Store, if_live: ReleaseId | None = None) -> ReleaseId:
     return restored.id
 
 
+async def start_canary(store: Store, release: ReleaseId, percent: float) -> None:
+    """Show a committed release to *percent* of the users, once the store has prepared it; or change the share.
+
+    Raises StoreMisused for what is no share; ReleaseNotFound where this store lacks the release; ReleaseConflict where
+    it is no more than a draft, or live, or where another one is the canary.
+    """
+    if not 0 < percent < 100:
+        raise StoreMisused(f"a canary is shown to more than 0 % and less than 100 % of the users, not to {percent:g} %")
+    entry = changes.start_canary(await store.catalogue(), release, percent).find(release)
+    await store.prepare(entry.ref)
+    await change(store, lambda found: changes.start_canary(found, release, percent), repeatable=False)
+    await _scale_up_again(store, entry.ref)
+
+
+async def promote(store: Store) -> ReleaseId:
+    """Make the canary live, and return it; ReleaseNotFound where there is none."""
+    canary = (await _find_canary(store)).ref
+    await store.prepare(canary)
+    await change(store, lambda found: changes.promote(found, canary.id), repeatable=False)
+    await _scale_up_again(store, canary)
+    return canary.id
+
+
+async def abort(store: Store, if_canary: ReleaseId | None = None) -> ReleaseId:
+    """End the canary, and return it; ReleaseNotFound where there is none.
+
+    Raises ReleaseConflict where *if_canary* is given and is not the canary any more.
+    """
+    canary = (await _find_canary(store)).ref
+    await change(store, lambda found: changes.abort(found, if_canary or canary.id), repeatable=False)
+    await scale_down(store, canary)
+    return canary.id
+
+
+async def _find_canary(store: Store) -> Release:
+    entry = (await store.catalogue()).canary_entry
+    if entry is None:
+        raise ReleaseNotFound("no release is the canary in this store; `hotplate releases canary` starts one")
+    return entry
+
+
 async def prune(
     store: Store,
     *,
@@ -250,13 +291,13 @@ async def prune(
 
 
 async def scale_down(store: Store, release: ReleaseRef) -> None:
-    """Let a release that is not live cost as little as it can, where that makes a difference to the store."""
+    """Let a release that nobody reads cost as little as it can, where that makes a difference to the store."""
     if not isinstance(store, ProvisionedStore):
         return
-    if (await store.catalogue()).live_ref != release:
+    if release not in (await store.catalogue()).served:
         with suppress(ReleaseNotFound):  # nothing costs less
             await store.scale_down(release)
-    if (await store.catalogue()).live_ref == release:  # somebody made it live meanwhile
+    if release in (await store.catalogue()).served:  # somebody made it so meanwhile
         await store.prepare(release)
 
 

@@ -3,7 +3,8 @@
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from stores.catalogue import ReleaseRef
@@ -24,6 +25,9 @@ DEPTH = 10
 
 POPULAR_ITEMS = (10, 100)
 
+# After how many users it is looked whether a comparison is to stop.
+STOP_EVERY = 100
+
 # Is called with (rows read, rows in all).
 Progress = Callable[[int, int], None]
 
@@ -32,6 +36,11 @@ _Entry = tuple[bytes, list[str]]
 
 def unreported(_done: int, _total: int) -> None:
     """Report no progress."""
+
+
+def never() -> bool:
+    """Stop nothing early."""
+    return False
 
 
 async def verify(store: Store, release: ReleaseRef, *, on_progress: Progress = unreported) -> Manifest:
@@ -222,6 +231,7 @@ class Difference:
     overlap         mean share of items, of a user's longer list, that both lists contain; None where nobody has both
     unchanged       users whose lists name the same items in the same order
     popular_share   for each release, by number of items: the share of all recommendations that go to its top items
+    complete        false where the comparison was stopped: all of the above is then of the first users, by their keys
     """
 
     compared: int
@@ -230,37 +240,49 @@ class Difference:
     overlap: float | None
     unchanged: int
     popular_share: tuple[dict[int, float], dict[int, float]]
+    complete: bool = True
 
 
 async def diff(
-    store: Store, first: ReleaseRef, second: ReleaseRef, *, on_progress: Progress = unreported
+    store: Store,
+    first: ReleaseRef,
+    second: ReleaseRef,
+    *,
+    on_progress: Progress = unreported,
+    stop: Callable[[], bool] = never,
 ) -> Difference:
     """Compare two sealed releases of one store in one pass over both; memory grows with items, not with users.
 
-    *on_progress* is called with (rows of the first release read, its rows).
+    *on_progress* is called with (rows of the first release read, its rows). Once *stop* says so, the answer is what was
+    compared until then.
     """
     items = Counter[str](), Counter[str]()
     compared = only_first = only_second = unchanged = 0
     shared = 0.0
-    async for left, right in _merged(_lists(store, first, on_progress), _lists(store, second)):
-        items[0].update(left or ())
-        items[1].update(right or ())
-        if right is None:
-            only_first += 1
-        elif left is None:
-            only_second += 1
-        else:
-            compared += 1
-            unchanged += left == right
-            shared += len(set(left) & set(right)) / (max(len(left), len(right)) or 1)
+    complete = True
+    async with aclosing(_merged(_lists(store, first, on_progress), _lists(store, second))) as users:
+        async for left, right in users:
+            items[0].update(left or ())
+            items[1].update(right or ())
+            if right is None:
+                only_first += 1
+            elif left is None:
+                only_second += 1
+            else:
+                compared += 1
+                unchanged += left == right
+                shared += len(set(left) & set(right)) / (max(len(left), len(right)) or 1)
+            if (compared + only_first + only_second) % STOP_EVERY == 0 and stop():
+                complete = False
+                break
     overlap = shared / compared if compared else None
     shares = _shares(items[0]), _shares(items[1])
-    return Difference(compared, only_first, only_second, overlap, unchanged, shares)
+    return Difference(compared, only_first, only_second, overlap, unchanged, shares, complete)
 
 
 async def _merged(
     one: AsyncIterator[_Entry], other: AsyncIterator[_Entry]
-) -> AsyncIterator[tuple[list[str] | None, list[str] | None]]:
+) -> AsyncGenerator[tuple[list[str] | None, list[str] | None], None]:
     """Yield the lists of each user, in order of key bytes; None where a release has none for the user."""
     left, right = await anext(one, None), await anext(other, None)
     while left is not None or right is not None:

@@ -57,5 +57,5 @@ def _print_examples(address: str, admin: str, store: str, user: str, item: str) 
         out.print(f"  curl '{address}/v1/{path}'")
     command = "hotplate" if shutil.which("hotplate") else sys.argv[0]
     out.print(f"  {command} lookup {quoted(user)} --store {quoted(store)}")
-    out.print(f"\nMetrics are on {admin}/metrics, the releases on {admin}/v1/releases.")
+    out.print(f"\nThe console is on {admin}/console, the metrics on {admin}/metrics.")
     out.print("Ctrl-C stops it and removes everything.")

@@ -31,8 +31,9 @@ def lookup(
 
     found = with_store(store, read)
     if as_json:
-        print_json({"user": user, "release": found.release, "source": found.source, "items": found.items})
+        canary = {"canary": True} if found.canary else {}
+        print_json({"user": user, "release": found.release, **canary, "source": found.source, "items": found.items})
         return
-    out.print(f"{user}: {found.source}, release {found.release}")
+    out.print(f"{user}: {found.source}, release {found.release}{', the canary' if found.canary else ''}")
     rows = [(item["id"], item["score"], item.get("title")) for item in found.items]
     out.print(table(("item", "score", "title"), rows))

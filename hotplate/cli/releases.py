@@ -1,8 +1,9 @@
-"""`hotplate releases`: list, show, activate, rollback, prune, copy, verify, scrub, repair and diff."""
+"""`hotplate releases`: list, show, activate, rollback, canary, prune, copy, verify, scrub, repair and diff."""
 
 import struct
 import zlib
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +13,7 @@ import typer
 from hotplate.cli.costs import DryRun, MaxRu, Spending, limit_ru, print_estimate
 from hotplate.cli.publish import Keep, plan_of
 from hotplate.cli.terminal import (
+    REFUSED,
     Json,
     StoreUrl,
     chosen_store,
@@ -28,7 +30,7 @@ from hotplate.cli.terminal import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from stores.catalogue import ReleaseRef
+    from stores.catalogue import Catalogue, Release, ReleaseRef
     from stores.lifecycle import WriteResult
     from stores.manifest import Manifest
     from stores.store import Estimate, Store
@@ -36,7 +38,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Look after releases: list, activate, roll back, prune, copy, verify, repair and compare them.\n\n"
+    help="Look after releases: list, activate, roll back, try as a canary, prune, copy, verify, repair and compare "
+    "them.\n\n"
     "Example: hotplate releases list --store file:///var/lib/hotplate",
 )
 
@@ -61,9 +64,12 @@ def list_all(store: StoreUrl = None, as_json: Json = False) -> None:
     """
     found = with_store(store, lambda opened: opened.catalogue())
     if as_json:
-        print_json({"live": found.live, "generation": found.generation, "releases": found.releases})
+        print_json({name: getattr(found, name) for name in ("live", "canary", "generation", "releases")})
         return
-    rows = [(entry.id, entry.state, _time(entry.created_at), _time(entry.superseded_at)) for entry in found.releases]
+    rows = [
+        (entry.id, _state(found, entry), _time(entry.created_at), _time(entry.superseded_at))
+        for entry in found.releases
+    ]
     if rows:
         out.print(table(("release", "state", "begun", "left service"), rows))
     else:
@@ -72,17 +78,25 @@ def list_all(store: StoreUrl = None, as_json: Json = False) -> None:
 
 @app.command()
 def show(release: ReleaseArgument, store: StoreUrl = None, as_json: Json = False) -> None:
-    """Show the manifest of a release: its rows, bytes, encoding, digest and origin.
+    """Show the manifest of a release: its rows, bytes, encoding, digest and origin; and what it is in this store.
 
     Example: hotplate releases show 20261120T064200Z-7f3a
     """
-    manifest = with_store(store, lambda opened: find_manifest(opened, release))
+    from stores.catalogue import ReleaseId
+
+    async def read(opened: "Store") -> "tuple[Manifest, Catalogue]":
+        return await find_manifest(opened, release), await opened.catalogue()
+
+    manifest, found = with_store(store, read)
+    entry, canary = found.find(ReleaseId(release)), found.canary
     if as_json:
-        print_json(manifest)
+        percent = canary.percent if canary is not None and canary.release == release else None
+        print_json(asdict(manifest) | {"state": entry.state, "canary_percent": percent})
         return
     counts = ", ".join(f"{count:,} {kind}" for kind, count in manifest.counts.items())
     facts = [
         ("release", manifest.release),
+        ("state", _state(found, entry)),
         ("written", _time(manifest.created_at)),
         ("rows", counts),
         ("bytes", f"{manifest.bytes:,}"),
@@ -117,6 +131,84 @@ def rollback(store: StoreUrl = None, as_json: Json = False) -> None:
 
     release = with_store(store, roll_back)
     _print_outcome({"live": release}, f"{release} is live again", as_json=as_json)
+
+
+@app.command()
+def canary(
+    release: Annotated[
+        str | None, typer.Argument(metavar="RELEASE", help="The release to try; it must be ready.", show_default=False)
+    ] = None,
+    store: StoreUrl = None,
+    percent: Annotated[
+        float, option("--percent", "Show it to this share of the users; given again, it changes the share.")
+    ] = 5.0,
+    watch: Annotated[
+        str | None,
+        option(
+            "--watch",
+            "Compare the canary with the live release on /metrics of the service's admin listener at this URL, until "
+            "it has ended; where it is worse, end it. Without RELEASE, that of the store.",
+            metavar="URL",
+        ),
+    ] = None,
+    key: Annotated[
+        str | None, option("--key", "An operator's key for --watch.", metavar="KEY", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show a release to a share of the users, in the place of the live one; or watch over the one that is shown.
+
+    A user is among them by the hash of the id, so that he sees the same release in every process. To end it, give
+    `hotplate releases promote` or `abort`.
+
+    Example: hotplate releases canary 20261121T064200Z-09c1 --percent 5
+
+    With a guard: hotplate releases canary --watch http://127.0.0.1:8090
+    """
+    from serve.canary_watch import watch as watch_over
+    from stores.catalogue import ReleaseId
+    from stores.lifecycle import start_canary
+
+    if release is None and watch is None:
+        raise typer.BadParameter("give the RELEASE to try, or --watch URL")
+
+    async def act(opened: "Store") -> "str | None":
+        if release is not None:
+            await start_canary(opened, ReleaseId(release), percent)
+            if not (as_json and watch):
+                fields = {"canary": {"release": release, "percent": percent}}
+                _print_outcome(fields, f"{percent:g} % of the users see {release}", as_json=as_json)
+        return None if watch is None else await watch_over(opened, watch, key)
+
+    finding = with_store(store, act)
+    if watch is not None:
+        sentence = finding or "the canary was promoted or aborted by others"
+        _print_outcome({"canary": None, "worse": finding}, sentence, as_json=as_json)
+    raise typer.Exit(REFUSED if finding else 0)
+
+
+@app.command()
+def promote(store: StoreUrl = None, as_json: Json = False) -> None:
+    """Make the canary live.
+
+    Example: hotplate releases promote
+    """
+    from stores.lifecycle import promote as act
+
+    release = with_store(store, act)
+    _print_outcome({"live": release}, f"{release} is live", as_json=as_json)
+
+
+@app.command()
+def abort(store: StoreUrl = None, as_json: Json = False) -> None:
+    """End the canary, so that all users see the live release; its release stays ready.
+
+    Example: hotplate releases abort
+    """
+    from stores.lifecycle import abort as act
+
+    release = with_store(store, act)
+    _print_outcome({"canary": None, "aborted": release}, f"{release} is not the canary any more", as_json=as_json)
 
 
 @app.command()
@@ -404,6 +496,12 @@ def _print_outcome(fields: object, sentence: str, *, as_json: bool) -> None:
         print_json(fields)
     else:
         out.print(sentence)
+
+
+def _state(found: "Catalogue", entry: "Release") -> str:
+    if found.canary is None or found.canary_entry != entry:
+        return entry.state
+    return f"{entry.state}, canary of {found.canary.percent:g} %"
 
 
 def _time(seconds: float | None) -> str | None:

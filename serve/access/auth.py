@@ -18,6 +18,7 @@ from multidict import istr
 
 from serve.access.keys import READ, SCOPES, digest_of, load
 from serve.access.rates import Bucket, SharedRates
+from serve.access.uses import LastUses
 from serve.api.problems import Problem
 from serve.errors import ServiceMisused
 from serve.settings import Settings
@@ -45,6 +46,8 @@ class Caller:
     scopes: frozenset[str]
     digest: bytes = b""
     bucket: Bucket | None = None
+    has_key: bool = False
+    """Whether it sent a key of ours."""
 
 
 class Tokens(Protocol):
@@ -70,6 +73,7 @@ class Guard:
         self.anonymous = Caller("anonymous", anonymous)
         self.reads_take_a_key = READ not in anonymous
         self.knows_clients = keys is not None or tokens is not None
+        self.uses = LastUses()
         self._tokens = tokens
         self._callers = dict[bytes, Caller]()
         self._seen = dict[str, Caller]()
@@ -80,7 +84,7 @@ class Guard:
         clients = load(keys)
         buckets = rates.buckets(clients)
         callers = {
-            digest: Caller(client.name, frozenset(client.scopes), digest, buckets.get(client.name))
+            digest: Caller(client.name, frozenset(client.scopes), digest, buckets.get(client.name), has_key=True)
             for client in clients
             for digest in client.digests()
         }
@@ -111,6 +115,8 @@ class Guard:
                     "this client has sent all the requests that it may for now",
                     {"Retry-After": str(ceil(wait_s))},
                 )
+        if caller.has_key:
+            self.uses.marked.add(caller.name)
         return caller
 
     def admit_known(self, credential: str | None, client: str) -> Caller | None:
@@ -123,6 +129,8 @@ class Guard:
             caller = known
         if READ not in caller.scopes or (caller.bucket is not None and caller.bucket.take() > 0):
             return None
+        if caller.has_key:
+            self.uses.marked.add(caller.name)
         return caller
 
     async def _caller(self, credential: str) -> Caller:

@@ -9,7 +9,9 @@ from stores.errors import StoreMisused
 
 # What a page may send and read beyond what every page may.
 REQUEST_HEADERS = "Authorization, Content-Type, If-None-Match, X-API-Key, X-Request-Id, X-Request-Timeout-Ms"
-EXPOSED_HEADERS = "ETag, Retry-After, Server-Timing, X-Hotplate-Release, X-Hotplate-Source, X-Request-Id"
+EXPOSED_HEADERS = (
+    "ETag, Retry-After, Server-Timing, X-Hotplate-Canary, X-Hotplate-Release, X-Hotplate-Source, X-Request-Id"
+)
 # For how long a browser need not ask again.
 MAX_AGE_S = 600
 

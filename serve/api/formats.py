@@ -22,7 +22,7 @@ from serve.api.problems import Problem
 
 CONTENT_TYPES = {CSV: "text/csv; charset=utf-8; header=present"}
 # What a row says of its user, before the item's own columns.
-USER_COLUMNS = ("user", "status", "source", "tier")
+USER_COLUMNS = ("user", "status", "source", "tier", "release")
 # The end of an Arrow stream: a message of no bytes.
 _ARROW_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 # Zstd's own default; gzip's fastest, for its default takes five times as long and saves a tenth.

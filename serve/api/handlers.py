@@ -57,6 +57,9 @@ BATCH = QueryParser(NoQuery, "POST /v1/recommendations")
 SIMILAR = QueryParser(ListQuery, "GET /v1/similar/{item}")
 POPULAR = QueryParser(SegmentQuery, "GET /v1/popular")
 
+# Which release lists are of; the second where some are of the canary.
+RELEASE, CANARY = "X-Hotplate-Release", "X-Hotplate-Canary"
+
 _NOTHING = frozenset[bytes]()
 
 # The list that a request got, and the items of it that are in the answer.
@@ -91,15 +94,10 @@ class Handlers:
         await load(media)
         batch = parse_batch(await read_body(request))
         answers = await self._reader.personal_many(batch.users, batch.segment)
-        release = answers[0].served.id if answers else self._reader.release()
-        pieces = encode_batch(
-            media, release, batch.fields.split(","), len(answers), self._results(batch, answers, release.encode())
-        )
-        headers = {
-            "Content-Type": CONTENT_TYPES.get(media, media),
-            "Cache-Control": NO_STORE,
-            "X-Hotplate-Release": release,
-        }
+        named = releases(answers) or {RELEASE: self._reader.release()}
+        results = self._results(batch, answers)
+        pieces = encode_batch(media, named[RELEASE], batch.fields.split(","), len(answers), results)
+        headers = {"Content-Type": CONTENT_TYPES.get(media, media), "Cache-Control": NO_STORE, **named}
         return await in_pieces(pieces, headers, content_coding(request.headers.get(hdrs.ACCEPT_ENCODING)))
 
     async def similar(self, request: web.BaseRequest, raw_id: str, raw_query: str) -> web.Response:
@@ -157,7 +155,7 @@ class Handlers:
         headers = {
             "Content-Type": media,
             "Cache-Control": cache,
-            "X-Hotplate-Release": encoded.served.id,
+            **releases((encoded,)),
             "Vary": "Accept",
         }
         if media != JSON:
@@ -171,27 +169,38 @@ class Handlers:
             return web.Response(status=304, headers=headers)
         return web.Response(body=body, headers=headers)
 
-    def _results(self, batch: BatchBody, answers: Sequence[EncodedList], release: bytes) -> Iterator[list[bytes]]:
+    def _results(self, batch: BatchBody, answers: Sequence[EncodedList]) -> Iterator[list[bytes]]:
         """Yield the results of a batch as JSON, in pieces that take a millisecond or two to make."""
         size, excluded = max(1, PIECE_ITEMS // batch.n), _excluded(batch.exclude)
-        rests = dict[str, bytes]()
-        """By status, what is the same for all: what comes before the items, and of the popular list these, too."""
+        rests = dict[tuple[str, int], bytes]()
+        """By status and release, what is the same for all: what comes before the items, and popular ones, too."""
         for start in range(0, len(answers), size):
             piece = list[bytes]()
             for user, encoded in zip(batch.users[start : start + size], answers[start : start + size], strict=True):
-                rest, is_own = rests.get(encoded.status), encoded.status == "ok"
+                kind, is_own = (encoded.status, id(encoded.served)), encoded.status == "ok"
+                rest = rests.get(kind)
                 items = self._items(encoded, batch.n, excluded, batch.fields) if is_own or rest is None else b""
                 if rest is None:
-                    rest = result_head(encoded, release) + (b"" if is_own else items)
-                    rests[encoded.status] = rest
+                    rests[kind] = rest = result_head(encoded) + (b"" if is_own else items)
                 piece.append(b'{"user":%b,%b%b]}' % (orjson.dumps(user), rest, items if is_own else b""))
             yield piece
+
+
+def releases(answers: Sequence[EncodedList]) -> dict[str, str]:
+    """Return the headers that name what lists are of: the live release, or the canary where all are of that.
+
+    Where some are of the canary, a second one names it. Each list names its own release in the body, too.
+    """
+    canary = next((one.served.id for one in answers if one.served.is_canary), None)
+    live = next((one.served.id for one in answers if not one.served.is_canary), canary)
+    return {name: release for name, release in ((RELEASE, live), (CANARY, canary)) if release is not None}
 
 
 def list_head(encoded: EncodedList) -> bytes:
     """Return what an answer of one list says between its subject and its items."""
     release, source, tier = encoded.served.id.encode(), encoded.source.encode(), encoded.tier.encode()
-    return b'"release":"%b","source":"%b","tier":"%b","items":[' % (release, source, tier)
+    canary = b'"canary":true,' if encoded.served.is_canary else b""
+    return b'"release":"%b",%b"source":"%b","tier":"%b","items":[' % (release, canary, source, tier)
 
 
 def found_in(encoded: EncodedList, items: bytes) -> Found:
@@ -204,10 +213,9 @@ def is_known(etag: str, known: str) -> bool:
     return known.strip() == "*" or etag in (tag.strip().removeprefix("W/") for tag in known.split(","))
 
 
-def result_head(encoded: EncodedList, release: bytes) -> bytes:
+def result_head(encoded: EncodedList) -> bytes:
     """Return what a result says between its user and its items."""
-    status, source, tier = encoded.status.encode(), encoded.source.encode(), encoded.tier.encode()
-    return b'"status":"%b","release":"%b","source":"%b","tier":"%b","items":[' % (status, release, source, tier)
+    return b'"status":"%b",%b' % (encoded.status.encode(), list_head(encoded))
 
 
 def _excluded(ids: Sequence[str]) -> frozenset[bytes]:

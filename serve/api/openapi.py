@@ -119,12 +119,12 @@ class Documents:
         self._document = self._document or document(takes_key=self._takes_key)
         prefix = request.rel_url.raw_path.removesuffix("/openapi.json")  # within another application there is one
         body = orjson.dumps(self._document | {"servers": [{"url": prefix or "/"}]})
-        return _unless_known(request, body, JSON, ALWAYS_ASKED)
+        return unless_known(request, body, JSON, ALWAYS_ASKED)
 
     async def page(self, request: web.BaseRequest, _: str, raw_query: str) -> web.Response:
         """`GET /docs`."""
         DOCS.parse(raw_query)
-        response = _unless_known(request, PAGE, f"{HTML}; charset=utf-8", ALWAYS_ASKED)
+        response = unless_known(request, PAGE, f"{HTML}; charset=utf-8", ALWAYS_ASKED)
         response.headers["Content-Security-Policy"] = PAGE_POLICY
         response.headers["Referrer-Policy"] = "no-referrer"
         return response
@@ -135,7 +135,7 @@ class Documents:
             if name not in BUNDLED:
                 raise Problem(404, "no-such-route", "the page has no such file")
             self._files[name] = (openapi_ui_bundles.swagger_ui.static_path / name).read_bytes()
-        return _unless_known(request, self._files[name], BUNDLED.get(name, SCRIPT), KEPT)
+        return unless_known(request, self._files[name], BUNDLED.get(name, SCRIPT), KEPT)
 
 
 def document(*, takes_key: bool) -> Schema:
@@ -224,7 +224,7 @@ def _query_parameters(one: Operation) -> list[Schema]:
     ]
 
 
-def _unless_known(request: web.BaseRequest, body: bytes, media: str, cache: str) -> web.Response:
+def unless_known(request: web.BaseRequest, body: bytes, media: str, cache: str) -> web.Response:
     """Answer with *body*, or with 304 where the caller has just these bytes."""
     etag = f'"{xxh3_64_hexdigest(body)}"'
     headers = {"Cache-Control": cache, "ETag": etag, "X-Content-Type-Options": "nosniff"}

@@ -102,6 +102,9 @@ class Item(Struct, frozen=True):
 
 
 Release = Annotated[str, Meta(description="The id of the release that the list is of.")]
+Canary = Annotated[
+    bool, Meta(description="There and true where the release is the canary, which a share of the users see.")
+]
 Tier = Annotated[str, Meta(description="The store that the list was read from.")]
 Source = Annotated[
     Literal["personal", "similar", "popular"],
@@ -124,6 +127,7 @@ class PersonalAnswer(Struct, frozen=True):
     source: Source
     tier: Tier
     items: list[Item]
+    canary: Canary | UnsetType = UNSET
 
 
 class SimilarAnswer(Struct, frozen=True):
@@ -154,10 +158,11 @@ class UserResult(Struct, frozen=True):
     source: Source
     tier: Tier
     items: list[Item]
+    canary: Canary | UnsetType = UNSET
 
 
 class BatchAnswer(Struct, frozen=True):
-    """The lists of many users, in the order of the request, all of one release."""
+    """The lists of many users, in the order of the request: of the live release, and some users' of the canary."""
 
     release: Release
     results: list[UserResult]

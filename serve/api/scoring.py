@@ -15,8 +15,8 @@ from aiohttp import hdrs, web
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from serve.api.formats import content_coding
-from serve.api.handlers import NO_STORE, in_pieces, read_body, result_head
-from serve.api.parameters import JSON, MAX_BATCH_ITEMS, MAX_USERS, Count, Id, Item, QueryParser
+from serve.api.handlers import NO_STORE, RELEASE, in_pieces, read_body, releases, result_head
+from serve.api.parameters import JSON, MAX_BATCH_ITEMS, MAX_USERS, Canary, Count, Id, Item, QueryParser
 from serve.api.problems import Problem, bad_parameter
 from serve.reader import DEFAULT_N, EncodedList, TieredReader
 from stores.errors import StoreMisused, StoreUnavailable
@@ -76,6 +76,7 @@ class Score(Struct, frozen=True):
     source: str | UnsetType = UNSET
     release: str | UnsetType = UNSET
     tier: str | UnsetType = UNSET
+    canary: Canary | UnsetType = UNSET
     error: str | UnsetType = UNSET
 
 
@@ -116,8 +117,7 @@ class Scoring:
             answers = await self._reader.personal_many(users, must_read=True)
         except StoreUnavailable as error:
             raise Problem(503, "store-unavailable", str(error)) from error
-        release = answers[0].served.id if answers else release
-        headers = {"Content-Type": JSON, "Cache-Control": NO_STORE, "X-Hotplate-Release": release}
+        headers = {"Content-Type": JSON, "Cache-Control": NO_STORE, RELEASE: release, **releases(answers)}
         coding = content_coding(request.headers.get(hdrs.ACCEPT_ENCODING))
         return await in_pieces(self._pieces(rows, zip(users, answers, strict=True)), headers, coding)
 
@@ -134,8 +134,8 @@ class Scoring:
 
     def _pieces(self, rows: Sequence[ScoreRow | bytes], answers: Iterator[tuple[str, EncodedList]]) -> Iterator[bytes]:
         """Yield the answer in pieces that take half a millisecond to make."""
-        cut, heads = self._reader.cut, dict[str, bytes]()
-        """By status, what comes before the items, which is the same for all, as they are of one release."""
+        cut, heads = self._reader.cut, dict[tuple[str, int], bytes]()
+        """By status and release, what comes before the items, which is the same for all."""
         for start in range(0, len(rows), ROWS_A_PIECE):
             elements = list[bytes]()
             for row in rows[start : start + ROWS_A_PIECE]:
@@ -143,9 +143,10 @@ class Scoring:
                     elements.append(row)
                     continue
                 user, encoded = next(answers)
-                head = heads.get(encoded.status)
+                kind = encoded.status, id(encoded.served)
+                head = heads.get(kind)
                 if head is None:
-                    head = heads[encoded.status] = result_head(encoded, encoded.served.id.encode())
+                    head = heads[kind] = result_head(encoded)
                 elements.append(b'{"user":%b,%b%b]}' % (orjson.dumps(user), head, cut(encoded, row.n or DEFAULT_N)))
             yield (b",\n" if start else b"[") + b",\n".join(elements)
         yield b"]" if rows else b"[]"

@@ -28,14 +28,14 @@ from serve.access.auth import bearer
 from serve.answered import Answered
 from serve.api.app import Dispatcher, is_request_id
 from serve.api.formats import media_type
-from serve.api.handlers import NO_STORE, PRIVATE, found_in, is_known, list_head
+from serve.api.handlers import NO_STORE, PRIVATE, found_in, is_known, list_head, releases
 from serve.api.parameters import JSON, LIST_MEDIA
 from serve.api.problems import Problem
 from serve.metrics import request_cell
 from serve.processes.access_log import report
 from serve.reader import DEFAULT_N, EncodedList, NotReady
 from serve.telemetry.spans import RequestSpan, working_for
-from stores.catalogue import ReleaseId
+from stores.catalogue import ReleaseRef
 from stores.keys import ITEM, OVERALL, USER
 
 MAX_BYTES = 4096
@@ -136,7 +136,7 @@ class Lane:
         self._vary = "Accept, Origin" if dispatcher.cors else "Accept"
         self._blocks = dict[bytes, _Headers]()
         self._lines = dict[bytes, tuple[int, str | None]]()
-        self._frames = dict[tuple[str, ReleaseId, str, str], _Frame]()
+        self._frames = dict[tuple[str, ReleaseRef, bool, str, str], _Frame]()
 
     def answer(self, data: bytes, now: float, client: str, deliver: Callable[[bytes], None]) -> bytes | None:
         """Return the whole answer to what came *now* on a connection of *client*; None for what is not the lane's.
@@ -185,7 +185,8 @@ class Lane:
     def _made(self, request: _Request, encoded: EncodedList) -> bytes:
         """Return the answer to a request with a list."""
         started, kind, raw_id, n, (_, given_id, known, _, _), client, span = request
-        frame = self._frames.get((kind.source, encoded.served.id, encoded.source, encoded.tier))
+        served = encoded.served
+        frame = self._frames.get((kind.source, served.ref, served.is_canary, encoded.source, encoded.tier))
         if frame is None:
             frame = self._frame(kind, encoded)
         items = self._denied.current.cut(encoded.body, n)
@@ -218,12 +219,13 @@ class Lane:
 
     def _frame(self, kind: _Kind, encoded: EncodedList) -> _Frame:
         """Return what answers with lists of one source and release have in common."""
-        release, source, tier = encoded.served.id, encoded.source, encoded.tier
+        served, source, tier = encoded.served, encoded.source, encoded.tier
         if len(self._frames) >= FRAMES:
             self._frames.clear()
         cache = kind.cache if source == kind.source else NO_STORE
-        lines = f'Cache-Control: {cache}\r\nX-Hotplate-Release: {release}\r\nVary: {self._vary}\r\nETag: "'
-        self._frames[kind.source, release, source, tier] = frame = _Frame(
+        named = "".join(f"{name}: {release}\r\n" for name, release in releases((encoded,)).items())
+        lines = f'Cache-Control: {cache}\r\n{named}Vary: {self._vary}\r\nETag: "'
+        self._frames[kind.source, served.ref, served.is_canary, source, tier] = frame = _Frame(
             f"HTTP/1.1 200 OK\r\nContent-Type: {JSON}\r\n{lines}".encode(),
             f"HTTP/1.1 304 Not Modified\r\n{lines}".encode(),
             list_head(encoded),

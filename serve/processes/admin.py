@@ -2,6 +2,7 @@
 
 It reads the workers' counters and states from shared memory, and opens stores of its own for what is requested of them,
 so that neither a scrape nor an activation costs a worker anything. Its connections are held to limits as theirs are.
+The console is its page.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ import re
 import signal
 import socket
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -24,19 +26,22 @@ from serve.access.auth import Guard, is_loopback
 from serve.access.keys import ADMIN
 from serve.api.app import RequestIds, Route, by_template, handler_of
 from serve.api.parameters import QueryParser
-from serve.api.problems import Problem, internal_error
+from serve.api.problems import Problem, bad_parameter, internal_error
 from serve.connections.protocol import Server
+from serve.console.console import Console
 from serve.metrics import Metrics
 from serve.processes.exposition import Exposition
-from serve.processes.states import ANSWERING, DEGRADED, NOT_READY, READY, SILENT_S, WorkerState
+from serve.processes.states import ANSWERING, WorkerState, service_status, status_now
 from serve.processes.worker import BACKLOG, WATCHED, Inheritance
 from serve.tiers import tier_names
 from serve.watched import following
+from stores import catalogue as changes
 from stores.catalogue import Catalogue, ReleaseId
 from stores.connect import connect
 from stores.errors import ReleaseConflict, ReleaseNotFound, StoreError, StoreMisused
-from stores.lifecycle import activate, rollback
+from stores.lifecycle import abort, activate, promote, rollback, start_canary
 from stores.store import Store
+from stores.urls import redacted
 
 if TYPE_CHECKING:
     from serve.telemetry.sdk.metric_report import MetricReport
@@ -50,7 +55,7 @@ STOP_S = 2.0
 LOCAL_NAMES = {"localhost", "127.0.0.1", "::1"}
 # How many connections are open at once: of operators, their tools, and what scrapes. All else is as for the workers.
 CONNECTIONS = 64
-ACTIVATE = re.compile("/v1/releases/([^/]+)/activate")
+RELEASE = re.compile("/v1/releases/([^/]+)/(activate|canary)")
 
 
 class RollbackQuery(Struct, frozen=True):
@@ -60,6 +65,14 @@ class RollbackQuery(Struct, frozen=True):
     """The release to leave: where it is not live, nothing is done, so that the request may be repeated."""
 
 
+class CanaryQuery(Struct, frozen=True):
+    """The query of `POST /v1/releases/{id}/canary`."""
+
+    percent: str = ""
+    """The share of the users who are to see the release, above 0 and below 100."""
+
+
+CANARY = QueryParser(CanaryQuery, "POST /v1/releases/{id}/canary")
 ROLLBACK = QueryParser(RollbackQuery, "POST /v1/releases/rollback")
 
 
@@ -72,7 +85,11 @@ async def administer(inherited: Inheritance, listener: socket.socket, lifeline: 
     is_local = is_loopback(host)
     guard = None if is_local else inherited.guard
     certificate = None if is_local else inherited.certificate
-    watched = [*(guard.watched if guard else []), *([certificate.watched] if certificate else [])]
+    watched = [
+        *(guard.watched if guard else []),
+        *([certificate.watched] if certificate else []),
+        *inherited.deny_list.watched,
+    ]
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_reader(lifeline, stop.set)
@@ -80,12 +97,15 @@ async def administer(inherited: Inheritance, listener: socket.socket, lifeline: 
     loop.add_signal_handler(signal.SIGINT, lambda: None)  # a terminal's, for all processes: it outlives the workers
     signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
     limits = replace(inherited.settings.limits, connections=CONNECTIONS, per_address=CONNECTIONS)
-    server = Server(_Admin(inherited, host, guard), limits)
+    inherited.log.use_slot(inherited.settings.workers)
+    console = Console(inherited, guard)
+    server = Server(_Admin(inherited, host, guard, console), limits)
     report = _metric_report(inherited)
-    async with following(watched):
+    async with following(watched), console.running():
         listening = server.listen(listener, BACKLOG, certificate.context if certificate else None)
         await stop.wait()
         listening.close()
+        console.stop()
         server.pre_shutdown()
         await server.shutdown(STOP_S)
         if report is not None:
@@ -107,7 +127,7 @@ def _metric_report(inherited: Inheritance) -> "MetricReport | None":
 class _Admin:
     """Answers what operators request; lives as long as the admin process."""
 
-    def __init__(self, inherited: Inheritance, host: str, guard: Guard | None) -> None:
+    def __init__(self, inherited: Inheritance, host: str, guard: Guard | None, console: Console) -> None:
         """Take the address that is listened on, and, beyond loopback, who says which caller is an operator."""
         self.metrics = Metrics(1, ())  # of its own, and shown to nobody: in a worker's slot nobody else counts
         self.request_ids = RequestIds()
@@ -116,25 +136,32 @@ class _Admin:
         self._states = inherited.states
         self._exposition = Exposition(inherited.metrics, inherited.states.all)
         self._acting = asyncio.Lock()
-        self._activate = Route("/v1/releases/{id}/activate", {"POST": self.activate})
+        self._by_release = {
+            "activate": Route("/v1/releases/{id}/activate", {"POST": self.activate}),
+            "canary": Route("/v1/releases/{id}/canary", {"POST": self.start_canary}),
+        }
         self._routes = by_template(
             Route("/livez", {"GET": self.live}),
             Route("/readyz", {"GET": self.ready}),
             Route("/metrics", {"GET": self.metrics_text}),
             Route("/v1/releases", {"GET": self.releases}),
             Route("/v1/releases/rollback", {"POST": self.rollback}),
+            Route("/v1/releases/canary/promote", {"POST": self.promote}),
+            Route("/v1/releases/canary/abort", {"POST": self.abort}),
         )
+        self._routes |= console.routes
+        self._open_paths = console.open_paths
 
     async def answer(self, request: web.BaseRequest, path: str, query: str) -> web.Response:
         """Answer a request for a raw path and query; every error as a problem."""
         request_id = self.request_ids.of(request)
-        activated = ACTIVATE.fullmatch(path)
-        route = self._activate if activated else self._routes.get(path)
+        named = RELEASE.fullmatch(path)
+        route = self._by_release[named[2]] if named else self._routes.get(path)
         try:
             self._refuse_other_pages(request)
-            if self._guard is not None:
+            if self._guard is not None and path not in self._open_paths:
                 await self._guard.admit(request.headers, ADMIN)
-            response = await handler_of(route, request.method)(request, activated[1] if activated else "", query)
+            response = await handler_of(route, request.method)(request, named[1] if named else "", query)
         except Problem as problem:
             response = problem.response()
         except StoreError as error:
@@ -162,11 +189,7 @@ class _Admin:
     async def ready(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
         """`GET /readyz`: what each worker serves, and what is wrong with it."""
         states = self._states.all()
-        statuses = {_status(state) for state in states}
-        if not statuses & set(ANSWERING):
-            status = statuses.pop() if len(statuses) == 1 else NOT_READY
-        else:
-            status = READY if statuses == {READY} else DEGRADED
+        status = service_status(states)
         workers = [_worker(number, state) for number, state in enumerate(states)]
         return _json({"status": status, "workers": workers}, 200 if status in ANSWERING else 503)
 
@@ -176,9 +199,14 @@ class _Admin:
 
     async def releases(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
         """`GET /v1/releases`: the catalogue of each tier's store, read now."""
-        urls = self._settings.stores
-        found = await asyncio.gather(*map(_read_catalogue, urls))
-        tiers = [{"tier": name, **fields} for name, fields in zip(tier_names(urls), found, strict=True)]
+        urls, admin_url = self._settings.stores, self._settings.admin_store
+        admin_urls = () if admin_url is None else (admin_url,)
+        found = await asyncio.gather(*map(_read_catalogue, (*urls, *admin_urls)))
+        changeable = {fields["store_id"] for fields in found[len(urls) :] if "store_id" in fields}
+        tiers = [
+            {"tier": name, "store": redacted(url), "changeable": fields.get("store_id") in changeable, **fields}
+            for name, url, fields in zip(tier_names(urls), urls, found, strict=False)
+        ]
         return _json({"tiers": tiers})
 
     async def activate(self, _: web.BaseRequest, raw_id: str, __: str) -> web.Response:
@@ -189,15 +217,35 @@ class _Admin:
             await activate(store, release)
             return release
 
-        return await self._change(act, "activated")
+        return _json({"live": await self._change(act, "activated")})
+
+    async def start_canary(self, _: web.BaseRequest, raw_id: str, raw_query: str) -> web.Response:
+        """`POST /v1/releases/{id}/canary?percent=`: show a release to a share of the users, or change that."""
+        release, percent = ReleaseId(unquote(raw_id)), _percent(CANARY.parse(raw_query).percent)
+
+        async def act(store: Store) -> ReleaseId:
+            await start_canary(store, release, percent)
+            return release
+
+        await self._change(act, f"let {percent:g} % of the users see")
+        return _json({"canary": {"release": release, "percent": percent}})
+
+    async def promote(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
+        """`POST /v1/releases/canary/promote`: make the canary live."""
+        return _json({"live": await self._change(promote, "promoted")})
+
+    async def abort(self, _: web.BaseRequest, __: str, ___: str) -> web.Response:
+        """`POST /v1/releases/canary/abort`: let all users see the live release again."""
+        return _json({"canary": None, "aborted": await self._change(abort, "aborted the canary,")})
 
     async def rollback(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:
         """`POST /v1/releases/rollback?if_live=`: make the release before the live one live again."""
         if_live = ROLLBACK.parse(raw_query).if_live
-        return await self._change(partial(rollback, if_live=ReleaseId(if_live) if if_live else None), "rolled back to")
+        act = partial(rollback, if_live=ReleaseId(if_live) if if_live else None)
+        return _json({"live": await self._change(act, "rolled back to")})
 
-    async def _change(self, act: Callable[[Store], Coroutine[Any, Any, ReleaseId]], what: str) -> web.Response:
-        """Change the catalogue of the admin store, one change at a time."""
+    async def _change(self, act: Callable[[Store], Coroutine[Any, Any, ReleaseId]], what: str) -> ReleaseId:
+        """Change the catalogue of the admin store, one change at a time; return the release that it is about."""
         if self._settings.admin_store is None:
             raise Problem(
                 403,
@@ -214,18 +262,12 @@ class _Admin:
             finally:
                 await store.close()
         log.warning("an operator %s release %s over HTTP", what, release)
-        return _json({"live": release})
-
-
-def _status(state: WorkerState | None) -> str:
-    if state is None or state.silent_s > SILENT_S:
-        return "silent"
-    return state.status
+        return release
 
 
 def _worker(number: int, state: WorkerState | None) -> dict[str, object]:
     if state is None:
-        return {"worker": number, "status": _status(None), "tiers": []}
+        return {"worker": number, "status": status_now(None), "tiers": []}
     tiers = [
         {"tier": tier.tier, "release": tier.release, "detail": tier.detail}
         | ({"warnings": tier.warnings} if tier.warnings else {})
@@ -233,7 +275,7 @@ def _worker(number: int, state: WorkerState | None) -> dict[str, object]:
     ]
     return {
         "worker": number,
-        "status": _status(state),
+        "status": status_now(state),
         "pid": state.pid,
         "release": next((tier.release for tier in state.tiers if tier.release), None),
         "reported_s_ago": round(state.silent_s, 3),
@@ -266,7 +308,32 @@ def _catalogue(found: Catalogue) -> dict[str, object]:
         }
         for entry in found.releases
     ]
-    return {"live": found.live, "generation": found.generation, "releases": releases}
+    canary = found.canary and {"release": found.canary.release, "percent": found.canary.percent}
+    return {
+        "store_id": found.store_id,
+        "live": found.live,
+        "previous": _previous(found),
+        "canary": canary,
+        "generation": found.generation,
+        "releases": releases,
+    }
+
+
+def _previous(found: Catalogue) -> ReleaseId | None:
+    """Return the release that a rollback would make live; None where there is none."""
+    with suppress(ReleaseNotFound, ReleaseConflict):
+        return None if found.live is None else changes.rollback(found, found.live).live
+    return None
+
+
+def _percent(given: str) -> float:
+    try:
+        percent = float(given)
+    except ValueError:
+        percent = 0.0
+    if not 0 < percent < 100:
+        raise bad_parameter(f"percent is a number above 0 and below 100, as in ?percent=5, not {given[:40]!r}")
+    return percent
 
 
 def _host_named(request: web.BaseRequest) -> str | None:

@@ -11,8 +11,10 @@ from prometheus_client.registry import Collector
 
 from serve.metrics import (
     BUCKETS_S,
+    CANARY,
     CHARGE_CELLS,
     HISTOGRAM_CELLS,
+    LIVE,
     LOOKUP_OUTCOMES,
     LOOKUPS,
     REQUESTS,
@@ -79,6 +81,7 @@ class Exposition(Collector):
             if labels[0] in with_a_cache:
                 cached.add_metric(labels, count)
         yield cached
+        yield self._canary()
         shed = CounterMetricFamily(
             "hotplate_shed", "Requests and connections refused or cut so that others are served.", labels=("reason",)
         )
@@ -95,6 +98,20 @@ class Exposition(Collector):
         yield from _worker_families(states)
         yield from _process_families(states)
         yield from _tier_families(states)
+
+    def _canary(self) -> Metric:
+        """Return how the canary and the live release beside it do, of the stores that have had one."""
+        lookups = CounterMetricFamily(
+            "hotplate_canary_lookups",
+            "Users' lists looked up while a store has a canary.",
+            labels=("store", "role", "outcome"),
+        )
+        counts = {labels: self._metrics.total(cell)[0] for labels, cell in self._metrics.canary.items()}
+        with_a_canary = {store for (store, _, _), count in counts.items() if count}
+        for labels, count in counts.items():
+            if labels[0] in with_a_canary:
+                lookups.add_metric(labels, count)
+        return lookups
 
     def _scrub(self) -> Iterator[Metric]:
         """Yield what reading in the background came to, of the stores of which anything was read."""
@@ -226,7 +243,12 @@ def _process_families(states: Sequence[WorkerState | None]) -> Iterator[Metric]:
 def _tier_families(states: Sequence[WorkerState | None]) -> Iterator[Metric]:
     """Yield what each worker serves of each store, and how it stands with the store."""
     info = GaugeMetricFamily(
-        "hotplate_release_info", "1 for a release that is served.", labels=(*WORKER_STORE, "release")
+        "hotplate_release_info", "1 for a release that is served.", labels=(*WORKER_STORE, "release", "role")
+    )
+    stopped = GaugeMetricFamily(
+        "hotplate_canary_stopped",
+        "1 for a worker that uses a store's canary no more, as it is worse than the live release.",
+        labels=WORKER_STORE,
     )
     age = GaugeMetricFamily(
         "hotplate_release_age_seconds", "Time since the served release was written.", labels=WORKER_STORE
@@ -246,11 +268,14 @@ def _tier_families(states: Sequence[WorkerState | None]) -> Iterator[Metric]:
         if tier.cache_bytes is not None:
             cache.add_metric(labels, tier.cache_bytes)
         breaker.add_metric(labels, tier.breaker_open)
+        stopped.add_metric(labels, tier.canary_stopped)
+        if tier.canary is not None:
+            info.add_metric((*labels, tier.canary, CANARY), 1)
         catalogue.add_metric(labels, tier.catalogue_age_s + (silent_s if silent_s > SILENT_S else 0.0))
         if tier.release is not None and tier.written_at is not None:
-            info.add_metric((*labels, tier.release), 1)
+            info.add_metric((*labels, tier.release, LIVE), 1)
             age.add_metric(labels, max(0.0, now - tier.written_at))
-    yield from (info, age, breaker, catalogue, cache)
+    yield from (info, age, breaker, stopped, catalogue, cache)
 
 
 def _tiers(states: Sequence[WorkerState | None]) -> Iterator[tuple[str, TierState, float]]:

@@ -17,6 +17,7 @@ from xxhash import xxh3_64_intdigest
 from serve.tiers import Tier
 
 STARTING, READY, DEGRADED, NOT_READY, DRAINING = "starting", "ready", "degraded", "not ready", "draining"
+SILENT = "silent"
 # With these a worker can answer.
 ANSWERING = (READY, DEGRADED)
 REPORT_S = 1.0
@@ -48,6 +49,10 @@ class TierState(msgspec.Struct, frozen=True):
     """How long ago the catalogue was known to be what is followed."""
     cache_bytes: int | None = None
     """How much of the store is in the worker's cache; None where it has none."""
+    canary: str | None = None
+    """The release that a share of the users see in the place of the live one."""
+    canary_stopped: bool = False
+    """Whether the worker does not use the canary any more, as it is worse than the live release."""
 
 
 class WorkerState(msgspec.Struct, frozen=True):
@@ -74,6 +79,19 @@ class WorkerState(msgspec.Struct, frozen=True):
     def silent_s(self) -> float:
         """For how long the worker has said nothing."""
         return max(0.0, time.monotonic() - self.reported_at)
+
+
+def status_now(state: WorkerState | None) -> str:
+    """Return a worker's status; `silent` for one that has said nothing for too long."""
+    return SILENT if state is None or state.silent_s > SILENT_S else state.status
+
+
+def service_status(states: Sequence[WorkerState | None]) -> str:
+    """Return the status of all workers together."""
+    statuses = {status_now(state) for state in states}
+    if not statuses & set(ANSWERING):
+        return statuses.pop() if len(statuses) == 1 else NOT_READY
+    return READY if statuses == {READY} else DEGRADED
 
 
 class SharedStates:
@@ -161,8 +179,7 @@ class Reporter:
     def _lookups(self) -> dict[str, list[int]]:
         """Return the counts of the releases that are served, and of those that were lately."""
         for tier in self._tiers:
-            served = tier.follower.served
-            if served is not None:
+            for served in tier.follower.all_served:
                 key = tier.name, served.ref.incarnation, served.writer
                 self._counted.pop(key, None)
                 self._counted[key] = served.id, served.lookups  # the newest last
@@ -184,7 +201,7 @@ def status_of(tiers: Sequence[Tier]) -> str:
 
 
 def _tier_state(tier: Tier) -> TierState:
-    served, error = tier.follower.served, tier.error
+    served, canary, error = tier.follower.served, tier.follower.canary, tier.error
     if served is None:
         error = error or "the live release is being loaded"
     return TierState(
@@ -196,4 +213,6 @@ def _tier_state(tier: Tier) -> TierState:
         written_at=None if served is None else served.manifest.created_at,
         catalogue_age_s=tier.follower.catalogue_age_s,
         cache_bytes=tier.cache_bytes,
+        canary=None if canary is None else canary.served.id,
+        canary_stopped=tier.follower.canary_stopped is not None,
     )

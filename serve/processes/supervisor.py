@@ -31,6 +31,7 @@ from serve.errors import ServiceMisused
 from serve.metrics import Metrics
 from serve.processes.access_log import read_secret
 from serve.processes.admin import administer
+from serve.processes.shared_log import SharedLog, SharedLogHandler
 from serve.processes.states import SharedStates
 from serve.processes.worker import PATIENCE_S, WATCHED, Inheritance, work
 from serve.settings import Settings
@@ -96,8 +97,12 @@ def serve(settings: Settings, announce: Callable[[str, str], None]) -> None:
         deny_list,
         Metrics(settings.workers, tier_names(settings.stores)),
         SharedStates(settings.workers, len(settings.stores)),
+        SharedLog(settings.workers + 2),  # the workers', the admin process's and the parent's
+        urls[0],
+        time.time(),
         read_secret(settings.access_log_key),
     )
+    logging.getLogger().addHandler(SharedLogHandler(inherited.log))
     _Supervisor(inherited, listener, admin, cpus, partial(announce, *urls)).run()
 
 

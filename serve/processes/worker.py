@@ -19,6 +19,7 @@ from serve.connections.protocol import Server
 from serve.deny_list import DenyListFile
 from serve.metrics import Metrics
 from serve.processes.access_log import open_access_log
+from serve.processes.shared_log import SharedLog
 from serve.processes.states import STARTING, Reporter, SharedStates, WorkerState
 from serve.reader import NotReady, TieredReader, open_reader
 from serve.scrubber import Scrubber
@@ -53,8 +54,18 @@ class Inheritance:
     deny_list: DenyListFile
     metrics: Metrics
     states: SharedStates
+    log: SharedLog
+    url: str
+    """Where the workers answer."""
+    started_at: float
+    """When the service started, as Unix time."""
     log_secret: bytes
     """What users are hashed with in the access log."""
+
+    def use_slot(self, worker: int) -> None:
+        """Count and log as worker number *worker* from now on."""
+        self.metrics.use_slot(worker)
+        self.log.use_slot(worker)
 
     @property
     def watched(self) -> list[WatchedFiles]:
@@ -104,7 +115,7 @@ async def work(
     reads what is served in the background, where the settings say so.
     """
     settings, guard, certificate = inherited.settings, inherited.guard, inherited.certificate
-    inherited.metrics.use_slot(number)
+    inherited.use_slot(number)
     reader = open_reader(
         settings.stores,
         budget_s=settings.budget_s,
@@ -127,7 +138,7 @@ async def work(
     reporter = Reporter(reader.tiers, lambda: certificate.expires_at if certificate else None)
     reporter.status = lambda: STARTING
     reporter.warnings = lambda: handlers.warnings
-    write = partial(inherited.states.write, number)
+    write = partial(_write, inherited, number)
     scrub_rows_per_s = settings.scrub_rows_per_s if number == 0 else 0.0
     async with (
         _flushing(spans, lambda: ORPHAN_DRAIN_S if stop.orphaned else FLUSH_S),
@@ -169,6 +180,12 @@ async def work(
         for task in reader.following:
             if task.done():
                 task.result()
+
+
+def _write(inherited: Inheritance, number: int, state: WorkerState) -> None:
+    """Write what a worker says of itself, once a second, and whose keys it has seen."""
+    inherited.states.write(number, state)
+    inherited.guard.uses.record()
 
 
 def _dispatcher(inherited: Inheritance, reader: TieredReader, spans: SpanQueue | None) -> Dispatcher:

@@ -218,8 +218,8 @@ class CosmosStore(Advised, Examined, Inventoried, PointReader, Polled, Provision
         await self._rows.seal(draft)
 
     async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
-        live = (await self.catalogue()).live == release.id  # lookups of what is live keep their share
-        async for row in (self._rows_while_live if live else self._rows).scan(release):
+        served = release in (await self.catalogue()).served  # lookups of what is served keep their share
+        async for row in (self._rows_while_live if served else self._rows).scan(release):
             yield row
 
     async def prepare(self, release: ReleaseRef) -> None:

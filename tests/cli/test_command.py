@@ -63,6 +63,11 @@ def test_the_life_of_releases_by_hand(tmp_path: Path) -> None:
     environment = {"HOTPLATE_STORE": f"file://{folder}"}
     assert hotplate("releases", "rollback", **environment).stdout == f"{second} is live again\n"
     assert json.loads(hotplate("releases", "list", "--json", **environment).stdout)["live"] == second
+    shown = hotplate("releases", "canary", third, "--percent", "2.5", **environment).stdout
+    assert shown == f"2.5 % of the users see {third}\n"
+    assert "withdrawn, canary of 2.5 %" in hotplate("releases", "list", **environment).stdout
+    assert hotplate("releases", "abort", **environment).stdout == f"{third} is not the canary any more\n"
+    failed(hotplate("releases", "promote", **environment), "No release is the canary in this store")
     assert "is live" in hotplate("releases", "activate", third, **environment).stdout
     assert "1 user" in hotplate("releases", "show", third, **environment).stdout
     assert "is complete: 2 rows" in hotplate("releases", "verify", **environment).stdout

@@ -1,6 +1,7 @@
 """Alerts that no drill moves: each is made to fire by what a real service says while that really happens to it."""
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -159,6 +160,20 @@ def test_users_who_are_missing(folder: Path) -> None:
         request(service, "nobody")
         after = scrape(service, over("hotplate_release_lookups_total", '"miss"', than=9))
     assert_fire(folder, {"HotplateMoreUnknownUsers"}, before, [after])
+
+
+def test_a_canary_without_lists(folder: Path) -> None:
+    users = [str(user) for user in range(400)]
+    asyncio.run(publish_lists(folder / "store", {f"user:{user}": a_list("a", "b") for user in users}))
+    canary = asyncio.run(publish_lists(folder / "store", LISTS, live=False))
+    with running(folder / "store", "--admin-store", f"file://{folder}/store") as service:
+        before = scrape_well(service)
+        service.admin(f"/v1/releases/{canary}/canary?percent=50", "POST")
+        scrape(service, over("hotplate_release_info", '"canary"'))
+        body = json.dumps({"users": users, "n": 1}).encode()
+        assert service.request("POST", "/v1/recommendations", body).status == 200
+        after = scrape(service, over("hotplate_canary_stopped"))
+    assert_fire(folder, {"HotplateCanaryWorse"}, before, [after])
 
 
 def test_more_connections_than_a_worker_takes(folder: Path) -> None:

@@ -6,7 +6,7 @@ import orjson
 import pytest
 
 from stores import catalogue as changes
-from stores.catalogue import GRACE_S, LEASE_S, Catalogue, DraftRef, ReleaseId, State, dump, follows, parse
+from stores.catalogue import GRACE_S, LEASE_S, Canary, Catalogue, DraftRef, ReleaseId, State, dump, follows, parse
 from stores.errors import CatalogueUnreadable, ReleaseConflict, ReleaseNotFound
 
 A, B, C = ReleaseId("a"), ReleaseId("b"), ReleaseId("c")
@@ -182,3 +182,83 @@ def test_what_no_entry_names_is_dropped_and_what_one_names_is_not() -> None:
     pruned = changes.prune(found, present=["of-a", "of-c", "nobody's"])
     assert [entry.incarnation for entry in pruned.releases if entry.state is State.DROPPING] == ["nobody's"]
     assert changes.prune(found, present=["of-a", "of-b", "of-c"]) == found
+
+
+def with_canary(percent: float = 5) -> Catalogue:
+    """Return a catalogue in which b is live, a is superseded, and c, which is ready, is the canary."""
+    return changes.start_canary(changes.commit(evolved(), draft(C)), C, percent)
+
+
+def test_a_canary_reads_back_and_what_an_earlier_version_wrote_has_none() -> None:
+    found = with_canary(2.5)
+    assert found.canary == Canary(C, 2.5, salt="c")
+    assert parse(dump(found), now=100.0, where="here") == found
+    assert found.served == (draft(B).release, draft(C).release)
+    fields = orjson.loads(dump(found))
+    del fields["canary"]
+    assert parse(orjson.dumps(fields), now=100.0, where="here") == replace(found, canary=None)
+
+
+@pytest.mark.parametrize(
+    "canary",
+    [
+        {"release": "b", "percent": 5, "salt": "b"},
+        {"release": "nowhere", "percent": 5, "salt": "c"},
+        {"release": "c", "percent": 100, "salt": "c"},
+        {"release": "c", "percent": float("nan"), "salt": "c"},
+        {"release": "c", "percent": 5, "salt": 7},
+        {"release": "c"},
+        "c",
+    ],
+)
+def test_a_canary_that_contradicts_the_record_is_refused(canary: object) -> None:
+    with pytest.raises(CatalogueUnreadable, match="nowhere"):
+        parse(orjson.dumps(orjson.loads(dump(with_canary())) | {"canary": canary}), now=0, where="nowhere")
+
+
+def test_the_canary_is_complete_beside_a_live_release_and_there_is_one() -> None:
+    with pytest.raises(ReleaseConflict, match="still being written"):
+        changes.start_canary(evolved(), C, 5)
+    with pytest.raises(ReleaseConflict, match="is live"):
+        changes.start_canary(evolved(), B, 5)
+    with pytest.raises(ReleaseNotFound):
+        changes.start_canary(evolved(), ReleaseId("nowhere"), 5)
+    alone = changes.commit(changes.begin(Catalogue(), draft(C)), draft(C))
+    with pytest.raises(ReleaseConflict, match="nothing is live"):
+        changes.start_canary(alone, C, 5)
+    with pytest.raises(ReleaseConflict, match="release c is the canary, of 5 %"):
+        changes.start_canary(with_canary(), A, 5)
+    assert changes.start_canary(with_canary(), C, 50).canary == Canary(C, 50, salt="c")
+    assert changes.start_canary(evolved(), A, 5).canary_entry == evolved().find(A)
+
+
+def test_a_canary_is_promoted_aborted_or_ends_with_the_live_release() -> None:
+    promoted = changes.promote(with_canary(), C)
+    assert (promoted.live, promoted.canary) == (C, None)
+    assert changes.rollback(promoted, C).live == B
+    aborted = changes.abort(with_canary(), C)
+    assert (aborted.live, aborted.canary, aborted.find(C).state) == (B, None, State.READY)
+    for step in (changes.promote, changes.abort):
+        for found in (aborted, changes.start_canary(aborted, A, 5)):
+            with pytest.raises(ReleaseConflict, match="not the canary any more"):
+                step(found, C)
+    for ended in (changes.activate(with_canary(), A), changes.rollback(with_canary(), B)):
+        assert (ended.live, ended.canary, ended.find(C).state) == (A, None, State.READY)
+
+
+def test_a_canary_is_not_pruned_before_its_grace_is_over() -> None:
+    for canary in (C, A):
+        found = changes.start_canary(changes.commit(evolved(), draft(C)), canary, 5)
+        later = replace(found, now=1e6)
+        assert changes.prune(later, keep=0, keep_ready_s=0).canary_entry == found.canary_entry
+        ended = changes.abort(later, canary)
+        assert changes.prune(ended, keep=0, keep_ready_s=0).find(canary).state is found.find(canary).state
+        with pytest.raises(ReleaseNotFound):
+            changes.prune(replace(ended, now=1e6 + GRACE_S), keep=0, keep_ready_s=0).find(canary)
+
+
+def test_a_repaired_canary_is_the_canary() -> None:
+    found, healed = with_canary(), draft(C, "healed")
+    done = changes.commit(changes.begin(found, healed, repairs=draft(C).incarnation), healed)
+    assert (done.canary, done.served) == (found.canary, (draft(B).release, healed.release))
+    assert parse(dump(done), now=100.0, where="here") == done

@@ -28,7 +28,8 @@ import redis
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from serve.follower import Follower, ServedRelease
+from serve.follower import Follower
+from serve.release import ServedRelease
 from stores import lifecycle as life
 from stores import transfer
 from stores.catalogue import GRACE_S, LEASE_S, Catalogue, DraftRef, Release, ReleaseId, ReleaseRef, State, follows
@@ -63,7 +64,7 @@ STEPS = (1, 1, 2, 2, 3, 5, 8, 13, 21, 60)
 # What a publisher may do, may have done before, and the operator may do.
 PUBLISHES = ("publish", "publish ready", "resume", "resume", "resume with other lists", "copy", "copy", "repair")
 PAST = ("publish", "publish ready", "killed", "paused", *PUBLISHES[2:], "grace passes", "a copy is made")
-OPERATIONS = ("activate", "activate", "rollback")
+OPERATIONS = ("activate", "activate", "rollback", "start_canary", "start_canary", "promote", "abort")
 
 
 def rows_of(content: str) -> list[Row]:
@@ -299,11 +300,14 @@ class Interleaved(RuleBasedStateMachine):
         process = self.processes[self.operator]
         if process.tasks:
             return
-        if what == "rollback":
-            process.start(life.rollback(process.store))
+        if what in ("rollback", "promote", "abort"):
+            process.start(getattr(life, what)(process.store))
         elif self.truth.releases:
-            entry = self.truth.releases[which % len(self.truth.releases)]
-            process.start(life.activate(process.store, entry.id))
+            release = self.truth.releases[which % len(self.truth.releases)].id
+            if what == "activate":
+                process.start(life.activate(process.store, release))
+            else:
+                process.start(life.start_canary(process.store, release, percent=which + 1))
 
     @rule(keep=st.sampled_from([1, 1, 0]), keep_ready_s=st.sampled_from([None, None, GRACE_S]), turns=TURNS)
     def the_pruner_starts(self, keep: int, keep_ready_s: float | None, turns: bytes) -> None:
@@ -317,14 +321,16 @@ class Interleaved(RuleBasedStateMachine):
         self.go_on(turns)
         process, follower = self.processes[reader], self.followers[reader]
         if follower.served is not None and len(process.tasks) == 1:
-            process.start(self.request(process, follower, follower.served))
+            user = KEYS[1 + sum(turns) % 2]
+            process.start(self.request(process, follower, follower.served_for(user) or follower.served, user))
 
-    async def request(self, process: Process, follower: Follower, served: ServedRelease) -> None:
-        """Read all lists as a tier does: from what is served, or from what is live once that is gone."""
+    async def request(self, process: Process, follower: Follower, served: ServedRelease, user: str) -> None:
+        """Read all lists as a tier does: from what is served to a user, or from what is once that is gone."""
         try:
             slots = await process.store.get_many(served.ref, KEYS)
         except ReleaseNotFound:
-            served = await follower.refresh() or served
+            await follower.refresh()
+            served = follower.served_for(user) or served
             slots = await process.store.get_many(served.ref, KEYS)
         self.check_lists(served, slots)
 
@@ -494,8 +500,8 @@ class Interleaved(RuleBasedStateMachine):
                     self.begun[entry.incarnation] = self.intended(process, entry.id)
             elif before.state is State.DRAFT:
                 self.check_draft(process, before, entry)
-            elif before.state is State.LIVE and entry.state is State.DROPPING:
-                self.wrong.append(f"{entry.id} was dropped while it was live")
+            elif before.ref in old.served and entry.state is State.DROPPING:
+                self.wrong.append(f"{entry.id} was dropped while it was live, or the canary")
         self.truth = new
         self.notify(self.store)
 
@@ -565,14 +571,15 @@ class Interleaved(RuleBasedStateMachine):
         if follower.served is None:
             assert seen is None or seen.live is None, "what was served is served no more"
             return
-        try:
-            slots = self.finish(self.stepped(reader).reads.get_many(follower.served.ref, KEYS))
-        except ReleaseNotFound:
-            incarnation = follower.served.ref.incarnation
-            is_replica = self.stepped(reader).reads is self.replica
-            assert is_replica or incarnation in self.erased | self.lost or self.restored_at >= 0
-            slots = []
-        self.check_lists(follower.served, slots)
+        for served in follower.all_served:
+            try:
+                slots = self.finish(self.stepped(reader).reads.get_many(served.ref, KEYS))
+            except ReleaseNotFound:
+                is_replica = self.stepped(reader).reads is self.replica
+                assert is_replica or served.ref.incarnation in self.erased | self.lost or self.restored_at >= 0
+                slots = []
+            self.check_lists(served, slots)
+        assert len({served.ref for served in follower.all_served}) == len(follower.all_served), "one is served as both"
 
     def check_lists(self, served: ServedRelease, slots: Sequence[Slot]) -> None:
         """Each list is the one that was published under its key in this very release."""
@@ -599,6 +606,9 @@ class Interleaved(RuleBasedStateMachine):
         assert (follower.served.ref, follower.served.writer) == (live.ref, live.writer), follower.last_error
         assert follower._seen is not None
         assert follower._seen.version == self.truth.version
+        canary = self.truth.canary_entry
+        if canary is None or canary.incarnation not in self.lost | self.excused:
+            assert (follower.canary and follower.canary.record) == self.truth.canary, follower.warnings
 
     # At the end
 
@@ -618,6 +628,10 @@ class Interleaved(RuleBasedStateMachine):
         for who in range(len(self.processes)):
             if who not in self.readers_at:
                 self.kill(who)
+        if self.truth.canary is not None:
+            operator = self.processes[self.operator]
+            operator.start(life.abort(operator.store))
+            self.run_to_end(operator)
         self.loop.advance(LEASE_S + GRACE_S)
         pruner = self.processes[self.pruner]
         pruner.start(life.prune(pruner.store))

@@ -11,7 +11,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from stores import catalogue as changes
 from stores import lifecycle as life
-from stores.catalogue import GRACE_S, LEASE_S, Catalogue, ReleaseId, State, follows
+from stores.catalogue import GRACE_S, LEASE_S, Canary, Catalogue, ReleaseId, State, follows
 from stores.errors import ReleaseConflict, ReleaseCorrupt, ReleaseNotFound, StoreError
 from stores.manifest import Tally, describe
 from stores.memory import MemoryStore
@@ -133,8 +133,34 @@ class Life(RuleBasedStateMachine):
             with pytest.raises((ReleaseConflict, ReleaseNotFound)):
                 self.wait(life.activate(self.store, entry.id))
         else:
+            canary = self.catalogue().canary
             self.wait(life.activate(self.store, entry.id))
-            assert self.catalogue().live == entry.id
+            after = self.catalogue()
+            assert (after.live, after.canary) == (entry.id, canary if entry.state is State.LIVE else None)
+
+    @rule(data=st.data(), percent=st.sampled_from([1.0, 50.0, 99.5]))
+    def show_any_to_some_users(self, data: st.DataObject, percent: float) -> None:
+        before = self.catalogue()
+        entry = data.draw(st.sampled_from(before.releases))
+        others = before.canary is not None and before.canary.release != entry.id
+        if others or entry.state in (State.DRAFT, State.DROPPING, State.LIVE):
+            with pytest.raises((ReleaseConflict, ReleaseNotFound)):
+                self.wait(life.start_canary(self.store, entry.id, percent))
+        else:
+            self.wait(life.start_canary(self.store, entry.id, percent))
+            assert self.catalogue().canary == Canary(entry.id, percent, salt=entry.id)
+
+    @rule(end=st.sampled_from([life.promote, life.abort]))
+    def end_the_canary(self, end: Callable[[Store], Coroutine[Any, Any, ReleaseId]]) -> None:
+        before = self.catalogue()
+        if before.canary is None:
+            with pytest.raises(ReleaseNotFound):
+                self.wait(end(self.store))
+            return
+        release = self.wait(end(self.store))
+        assert release == before.canary.release
+        assert self.catalogue().canary is None
+        assert self.catalogue().live == (release if end is life.promote else before.live)
 
     @rule()
     def roll_back(self) -> None:
@@ -158,7 +184,7 @@ class Life(RuleBasedStateMachine):
             entry = next(entry for entry in before.releases if entry.id == release)
             left = self.left_live_at.get(release)
             assert left is None or left + GRACE_S <= self.clock.now
-            assert entry.state is not State.LIVE
+            assert entry.ref not in before.served
             assert entry.state is not State.DRAFT or (entry.lease_until or 0) <= self.clock.now
             with pytest.raises(ReleaseNotFound):
                 self.wait(self.store.get_many(entry.ref, ["user:1"]))
@@ -185,10 +211,11 @@ class Life(RuleBasedStateMachine):
     # what always holds
 
     @invariant()
-    def the_live_release_is_whole(self) -> None:
+    def the_live_release_and_the_canary_are_whole(self) -> None:
         found = self.catalogue()
-        if found.live_ref is not None:
-            manifest = self.wait(verify(self.store, found.live_ref))
+        assert len(found.served) == (found.live is not None) + (found.canary is not None)
+        for release in found.served:
+            manifest = self.wait(verify(self.store, release))
             assert manifest.counts == {"popular": 1, "user": 2}
 
     @invariant()

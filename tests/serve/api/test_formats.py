@@ -56,7 +56,7 @@ def rows_of(media: str, body: bytes) -> list[dict[str, Any]]:
         return [{**row, "score": float(row["score"]), "title": row["title"] or None} for row in read]
     answer = json.loads(body) if media == JSON else msgspec.msgpack.decode(body)
     return [
-        {**{name: one[name] for name in ("user", "status", "source", "tier")}, "title": None, **item}
+        {**{name: one[name] for name in ("user", "status", "source", "tier", "release")}, "title": None, **item}
         for one in answer["results"]
         for item in one["items"]
     ]

@@ -169,6 +169,28 @@ def test_operators_activate_and_roll_back_and_see_it_in_the_catalogue(service: S
     assert f"an operator activated release {first}" in service.log.read_text()
 
 
+def test_operators_show_a_release_to_some_users_and_promote_or_abort_it(service: Service, releases: list[str]) -> None:
+    first, second = releases
+    service.admin(f"/v1/releases/{second}/activate", "POST")
+    shown = service.admin(f"/v1/releases/{first}/canary?percent=2.5", "POST")
+    assert (shown.status, shown.json) == (200, {"canary": {"release": first, "percent": 2.5}})
+    (tier,) = service.admin("/v1/releases").json["tiers"]
+    assert (tier["live"], tier["canary"]) == (second, {"release": first, "percent": 2.5})
+    until(lambda: set(metric(service, "hotplate_release_info", release=first, role="canary")) == {"0", "1"})
+    assert set(metric(service, "hotplate_release_info", release=second, role="live")) == {"0", "1"}
+    assert service.admin("/v1/releases/canary/abort", "POST").json == {"canary": None, "aborted": first}
+    until(lambda: not metric(service, "hotplate_release_info", role="canary"))
+    assert service.admin("/v1/releases/canary/promote", "POST").status == 404
+    for percent in ("", "?percent=100", "?percent=nan", "?percent=-1", "?percent=x", "?share=5"):
+        refused = service.admin(f"/v1/releases/{first}/canary{percent}", "POST")
+        assert (refused.status, refused.json["type"]) == (400, "urn:hotplate:problem:bad-parameter")
+    assert service.admin(f"/v1/releases/{second}/canary?percent=5", "POST").status == 409  # it is live
+    service.admin(f"/v1/releases/{first}/canary?percent=50", "POST")
+    assert service.admin("/v1/releases/canary/promote", "POST").json == {"live": first}
+    (tier,) = service.admin("/v1/releases").json["tiers"]
+    assert (tier["live"], tier["canary"]) == (first, None)
+
+
 def test_a_rollback_that_names_what_it_leaves_may_be_repeated(service: Service, releases: list[str]) -> None:
     first, second = releases
     for release in releases:
@@ -190,6 +212,8 @@ def test_a_rollback_that_names_what_it_leaves_may_be_repeated(service: Service, 
     [
         ("POST", "/v1/releases/20990101T000000Z-0000/activate", 404, "no-such-release"),
         ("POST", "/v1/releases/%00%ff/activate", 404, "no-such-release"),
+        ("POST", "/v1/releases/20990101T000000Z-0000/canary?percent=5", 404, "no-such-release"),
+        ("GET", "/v1/releases/canary/promote", 405, "no-such-method"),
         ("GET", "/v1/releases/rollback", 405, "no-such-method"),
         ("GET", "/v1/recommendations/42", 404, "no-such-route"),
     ],

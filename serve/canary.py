@@ -1,0 +1,82 @@
+"""A canary as a process serves it: who sees it, how it does beside the live release, and when it is worse.
+
+A user sees the canary where the hash of the id, with the canary's salt, is below its share of all hashes: the same one
+in every process, in every tier that has the same canary, and among 50 % whoever was among 5 %.
+"""
+
+from typing import NamedTuple
+
+from xxhash import xxh3_64_intdigest
+
+from serve.metrics import CANARY, LIVE, LOOKUP_OUTCOMES
+from serve.release import ServedRelease
+from stores.catalogue import Canary
+from stores.keys import USER
+
+# How many lists of the canary are looked up before it is judged.
+MIN_LOOKUPS = 100
+# By how much more of its lists than of the live release's may be missing, or not be readable, beside what chance makes.
+MORE_FALLBACKS, MORE_ERRORS = 0.05, 0.01
+# How far a share is off by chance at most, in standard deviations: four are so once in 30,000 times.
+DEVIATIONS = 4
+# Over how long lookups are counted before the counts begin anew, so that a good hour hides no bad minute.
+WINDOW_S = 60.0
+
+_AFTER_KIND = len(USER)
+
+
+class Counts(NamedTuple):
+    """How many lists of users were a hit, a miss and an error."""
+
+    hit: float = 0
+    miss: float = 0
+    error: float = 0
+
+
+def worse(live: Counts, canary: Counts) -> str | None:
+    """Say in what the canary is worse than the live release, beyond bound and chance; None where it is not."""
+    n, m = sum(canary), sum(live)
+    if n < MIN_LOOKUPS or not m:
+        return None
+    for what, of_canary, of_live, more in (
+        ("could not be read", canary.error, live.error, MORE_ERRORS),
+        ("got the popular list", canary.miss + canary.error, live.miss + live.error, MORE_FALLBACKS),
+    ):
+        pooled = (of_canary + of_live) / (n + m)
+        deviation: float = (pooled * (1 - pooled) * (1 / n + 1 / m)) ** 0.5
+        if of_canary / n - of_live / m > more + DEVIATIONS * deviation:
+            return f"{of_canary / n:.1%} of its {n:,.0f} lookups {what}, and {of_live / m:.1%} of the live release's"
+    return None
+
+
+class ServedCanary:
+    """The canary of one tier at one share, loaded; lives as long as the tier serves it so."""
+
+    __slots__ = ("_below", "_counts", "_salt", "_window_ends", "record", "served")
+
+    def __init__(self, record: Canary, served: ServedRelease, now: float) -> None:
+        """Take what the catalogue says of the canary, its release, and the time in seconds, by any clock."""
+        self.record = record
+        self.served = served
+        self._salt = record.salt
+        self._below = round(record.percent / 100 * 2**64)
+        self._begin_window(now)
+
+    def takes(self, key: str) -> bool:
+        """Return whether a row is for somebody who sees the canary; rows of items and popular lists are for all."""
+        return key.startswith(USER) and xxh3_64_intdigest((key[_AFTER_KIND:] + self._salt).encode()) < self._below
+
+    def count(self, role: str, outcome: int, lists: int = 1) -> None:
+        """Count users' lists of the live release, or of this; *outcome* is HIT, MISS or ERROR."""
+        self._counts[role][outcome] += lists
+
+    def judge(self, now: float) -> str | None:
+        """Say in what the canary is `worse`, by the lookups of this window; None where it is not."""
+        finding = worse(Counts(*self._counts[LIVE]), Counts(*self._counts[CANARY]))
+        if now >= self._window_ends:
+            self._begin_window(now)
+        return finding
+
+    def _begin_window(self, now: float) -> None:
+        self._window_ends = now + WINDOW_S
+        self._counts = {role: [0] * len(LOOKUP_OUTCOMES) for role in (LIVE, CANARY)}

@@ -1,0 +1,354 @@
+"""The console: its page and files, and the routes that these read; all of it in the admin process.
+
+Below `/console` are the page's files, which hold nothing of this service and take no key; `stream`, the figures of each
+second and the lines of the log as server-sent events; `service`, version, settings and limits without secrets; `keys`,
+the clients and when their keys were used, never a key; `user` and `item`, a list as a worker would answer it; `diff`,
+what would change for users if a release took the live one's place.
+"""
+
+import asyncio
+import logging
+import platform
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import fields
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+
+import orjson
+from aiohttp import web
+from msgspec import Struct
+
+from serve.access.auth import Guard
+from serve.access.keys import StoredKey, load
+from serve.api.app import Route, by_template
+from serve.api.openapi import ALWAYS_ASKED, PAGE_POLICY, unless_known
+from serve.api.parameters import Count, Id, NoQuery, QueryParser, Segment
+from serve.api.problems import Problem, bad_parameter, not_ready
+from serve.console.figures import HISTORY_S, Fields, Sampler
+from serve.errors import KeysUnreadable
+from serve.processes.shared_log import without_secrets
+from serve.processes.worker import Inheritance
+from serve.reader import DEFAULT_N, EncodedList, NotReady, TieredReader, open_reader
+from serve.settings import Limits, Settings
+from serve.tiers import tier_names
+from stores.catalogue import ReleaseId
+from stores.connect import connect
+from stores.encoding import decode
+from stores.keys import OVERALL
+from stores.urls import redacted, scheme_of
+from stores.verification import diff
+
+log = logging.getLogger(__name__)
+
+PAGE = "index.html"
+MEDIA = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+FILES = files("serve.console") / "page"
+# How many pages are sent events at once, and how often.
+STREAMS, EVERY_S = 8, 1.0
+# How long two releases are compared before what was compared until then is the answer.
+DIFF_S = 3.0
+# How long the first lookup waits for the stores that it reads.
+OPEN_S = 5.0
+
+
+class LookupQuery(Struct, frozen=True):
+    """The query of `GET /console/user` and `GET /console/item`."""
+
+    id: Id = ""
+    n: Count = DEFAULT_N
+    segment: Segment = OVERALL
+
+
+class DiffQuery(Struct, frozen=True):
+    """The query of `GET /console/diff`."""
+
+    release: str = ""
+    """The release that would take the live one's place."""
+
+
+USER, ITEM = QueryParser(LookupQuery, "GET /console/user"), QueryParser(LookupQuery, "GET /console/item")
+DIFF, NOTHING = QueryParser(DiffQuery, "GET /console/diff"), QueryParser(NoQuery, "this route of the console")
+
+
+class Console:
+    """Answers what the console's page requests; lives as long as the admin process."""
+
+    def __init__(self, inherited: Inheritance, guard: Guard | None) -> None:
+        self._inherited, self._settings = inherited, inherited.settings
+        self._guard = guard
+        self._sampler = Sampler(inherited.metrics, inherited.states.all, tier_names(self._settings.stores))
+        self._files = {each.name: each for each in FILES.iterdir()}
+        self._figures = b""
+        """The event of this second, once somebody wants it."""
+        self._ticked, self._stopping = asyncio.Event(), False
+        self._streams = 0
+        self._opened, self._opening = AsyncExitStack(), asyncio.Lock()
+        self._reader: TieredReader | None = None
+        self._comparing = asyncio.Lock()
+        self.routes = by_template(
+            Route("/console", {"GET": self.page}),
+            *(Route(f"/console/{name}", {"GET": self.file}) for name in self._files),
+        )
+        self.open_paths = frozenset(self.routes)
+        """What is answered without a key: a browser sends none when it opens a page."""
+        self.routes |= by_template(
+            Route("/console/stream", {"GET": self.stream}),
+            Route("/console/service", {"GET": self.service}),
+            Route("/console/keys", {"GET": self.keys}),
+            Route("/console/user", {"GET": self.user}),
+            Route("/console/item", {"GET": self.item}),
+            Route("/console/diff", {"GET": self.diff}),
+        )
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Sample the counters until the block ends; then the streams end, and what lookups read is closed."""
+        sampling = asyncio.create_task(self._sample())
+        try:
+            yield
+        finally:
+            sampling.cancel()
+            await asyncio.gather(sampling, return_exceptions=True)
+            await self._opened.aclose()
+
+    def stop(self) -> None:
+        """End the streams."""
+        self._stopping = True
+        self._ticked.set()
+
+    async def page(self, request: web.BaseRequest, _: str, raw_query: str) -> web.Response:
+        """`GET /console`."""
+        NOTHING.parse(raw_query)
+        return self._static(request, PAGE)
+
+    async def file(self, request: web.BaseRequest, _: str, raw_query: str) -> web.Response:
+        """`GET /console/{file}`: what the page consists of."""
+        NOTHING.parse(raw_query)
+        return self._static(request, request.rel_url.raw_path.rpartition("/")[2])
+
+    def _static(self, request: web.BaseRequest, name: str) -> web.Response:
+        media = MEDIA[name[name.rindex(".") :]]
+        response = unless_known(request, self._files[name].read_bytes(), media, ALWAYS_ASKED)
+        response.headers["Content-Security-Policy"] = PAGE_POLICY
+        response.headers["Referrer-Policy"] = "no-referrer"
+        return response
+
+    async def stream(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:
+        """`GET /console/stream`: the figures each second, and the lines of the log."""
+        NOTHING.parse(raw_query)
+        if self._streams >= STREAMS:
+            detail = f"{STREAMS} pages are open, and get the figures as they come; close one, and reload this one"
+            raise Problem(503, "too-many-streams", detail, {"Retry-After": "5"})
+        return web.Response(body=self._events(), headers={"Content-Type": "text/event-stream"})
+
+    async def _events(self) -> AsyncIterator[bytes]:
+        self._streams += 1
+        try:
+            counts = [0] * self._inherited.log.processes
+            yield _event("history", {"every_s": EVERY_S, "seconds": HISTORY_S, "points": [*self._sampler.history]})
+            while not self._stopping:
+                lines, counts = self._inherited.log.since(counts)
+                if lines:
+                    yield _event("log", lines)
+                self._figures = self._figures or _event("figures", self._sampler.figures())
+                yield self._figures
+                await self._ticked.wait()
+        finally:
+            self._streams -= 1
+
+    async def _sample(self) -> None:
+        while not self._stopping:
+            try:
+                self._sampler.sample()
+                self._figures = b""
+                if self._guard is not None:
+                    self._guard.uses.record()
+            except Exception:  # a defect in the figures must not end those of the seconds after it
+                log.exception("the figures of the console could not be made")
+            self._ticked.set()
+            self._ticked = asyncio.Event()
+            await asyncio.sleep(EVERY_S)
+
+    async def service(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:
+        """`GET /console/service`: what runs here, and how it was started."""
+        NOTHING.parse(raw_query)
+        settings, guard = self._settings, self._inherited.guard
+        return _json(
+            {
+                "version": version("hotplate"),
+                "python": platform.python_version(),
+                "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+                "host": platform.node(),
+                "started_at": self._inherited.started_at,
+                "url": self._inherited.url,
+                "reads_take_a_key": guard.reads_take_a_key,
+                "has_keys": settings.keys is not None,
+                "changes": settings.admin_store is not None,
+                "diff_is_charged": scheme_of(settings.admin_store or "").startswith("cosmos"),
+                "settings": shown_settings(settings),
+                "limits": {each.name: _plain(getattr(settings.limits, each.name)) for each in fields(Limits)},
+            }
+        )
+
+    async def keys(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:
+        """`GET /console/keys`: the clients of the file of keys."""
+        NOTHING.parse(raw_query)
+        path = self._settings.keys
+        if path is None:
+            return _json({"clients": None})
+        try:
+            clients = await asyncio.to_thread(load, path)
+        except KeysUnreadable as error:
+            raise Problem(503, "keys-unreadable", str(error)) from None
+        uses = self._inherited.guard.uses
+        found = [
+            {
+                "name": client.name,
+                "scopes": client.scopes,
+                "rate": client.rate,
+                "primary_created_at": _created(client.primary),
+                "secondary_created_at": _created(client.secondary),
+                "last_used_at": uses.of(client.name),
+            }
+            for client in clients
+        ]
+        return _json({"clients": found, "since": self._inherited.started_at})
+
+    async def user(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:
+        """`GET /console/user?id=&n=&segment=`: a user's list."""
+        query = _with_id(USER, raw_query)
+        reader = await self._open()
+        started = time.perf_counter()
+        found = await reader.personal(query.id, query.segment)
+        took_s = time.perf_counter() - started
+        return _json({"user": query.id, **_list(reader, found, query.n, took_s)})
+
+    async def item(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:
+        """`GET /console/item?id=&n=`: the items that are like one."""
+        query = _with_id(ITEM, raw_query)
+        reader = await self._open()
+        started = time.perf_counter()
+        found = await reader.similar(query.id)
+        return _json({"item": query.id, **_list(reader, found, query.n, time.perf_counter() - started)})
+
+    async def _open(self) -> TieredReader:
+        """Return a reader of the same stores as the workers', opened when it is used for the first time."""
+        async with self._opening:
+            if self._reader is None:
+                settings = self._settings
+                reader = open_reader(
+                    settings.stores, budget_s=settings.budget_s, deny_list=self._inherited.deny_list
+                )  # its counters are its own: what an operator tries is not traffic
+                self._reader = await self._opened.enter_async_context(reader)
+            try:
+                await self._reader.wait_until_ready(OPEN_S)
+            except NotReady as error:
+                raise not_ready(str(error)) from None
+        return self._reader
+
+    async def diff(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:
+        """`GET /console/diff?release=`: compare a release of the admin store with the one that is live there."""
+        query = DIFF.parse(raw_query)
+        if self._settings.admin_store is None:
+            raise Problem(403, "no-admin-store", "no store is named whose releases may be changed; see --admin-store")
+        if self._comparing.locked():
+            raise Problem(409, "busy", "two releases are being compared for somebody else; try again in a few seconds")
+        async with self._comparing:
+            return _json(await compare(self._settings.admin_store, ReleaseId(query.release)))
+
+
+async def compare(url: str, release: ReleaseId, *, limit_s: float = DIFF_S) -> Fields:
+    """Compare a release with the live one of its store, for *limit_s* at most."""
+    store, started, read = connect(url), time.monotonic(), [0, 0]
+
+    def on_progress(done: int, total: int) -> None:
+        read[:] = done, total
+
+    try:
+        catalogue = await store.catalogue()
+        live, other = catalogue.live_ref, catalogue.find(release).ref
+        if live is None or live == other:
+            return {"live": live and live.id, "release": release, "difference": None}
+        found = await diff(
+            store, live, other, on_progress=on_progress, stop=lambda: time.monotonic() > started + limit_s
+        )
+    finally:
+        await store.close()
+    return {
+        "live": live.id,
+        "release": release,
+        "took_s": round(time.monotonic() - started, 2),
+        "rows_read": read[0],
+        "rows": read[1],
+        "difference": {
+            "complete": found.complete,
+            "compared": found.compared,
+            "unchanged": found.unchanged,
+            "overlap_at_10": found.overlap,
+            "only_live": found.only_first,
+            "only_release": found.only_second,
+            "popular_share": [{str(n): share for n, share in shares.items()} for shares in found.popular_share],
+        },
+    }
+
+
+def shown_settings(settings: Settings) -> Fields:
+    """Return the settings by name, free of secrets; the limits have a place of their own."""
+    return {each.name: _plain(getattr(settings, each.name)) for each in fields(settings) if each.name != "limits"}
+
+
+def _plain(value: object) -> object:
+    """Return a setting as it may be shown: of a URL what is no secret, of what is made of several that it is there."""
+    match value:
+        case None | bool() | int() | float():
+            return value
+        case str() | Path():
+            return without_secrets(redacted(str(value)) if "://" in str(value) else str(value))
+        case tuple():
+            return [_plain(each) for each in value]
+    return "given"
+
+
+def _created(key: StoredKey | None) -> int | None:
+    return None if key is None else key.created_at
+
+
+def _with_id(parser: QueryParser[LookupQuery], raw_query: str) -> LookupQuery:
+    query = parser.parse(raw_query)
+    if not query.id:
+        raise bad_parameter("id is missing; give that of a user or an item, as id=42")
+    return query
+
+
+def _list(reader: TieredReader, found: EncodedList, n: int, took_s: float) -> Fields:
+    """Describe a list that was read, and where it came from."""
+    return {
+        "source": found.source,
+        "status": found.status,
+        "release": found.served.id,
+        "tier": found.tier,
+        "took_ms": round(took_s * 1000, 3),
+        "items": decode(reader.cut(found, n)),
+    }
+
+
+def _event(name: str, data: object) -> bytes:
+    return b"event: %b\ndata: %b\n\n" % (name.encode(), orjson.dumps(data, default=_fields_of))
+
+
+def _fields_of(value: object) -> Fields:
+    if isinstance(value, Struct):
+        return {name: getattr(value, name) for name in value.__struct_fields__}
+    raise TypeError
+
+
+def _json(fields_: Fields) -> web.Response:
+    return web.Response(body=orjson.dumps(fields_), headers={"Content-Type": "application/json"})

@@ -1,0 +1,351 @@
+"""A canary beside the live release: who sees it, that no answer mixes the two, and when a process stops using it."""
+
+import asyncio
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from itertools import count
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serve.canary import MIN_LOOKUPS, Counts, ServedCanary, worse
+from serve.canary_watch import watch
+from serve.errors import ServiceMisused
+from serve.follower import CANARY_S
+from serve.metrics import CANARY, LIVE
+from serve.processes.exposition import Exposition
+from serve.processes.states import Reporter
+from serve.reader import EncodedList, TieredReader
+from stores import lifecycle as life
+from stores.catalogue import GRACE_S, Canary, ReleaseId
+from stores.encoding import OFFSET_BYTES
+from stores.errors import StoreUnavailable
+from stores.memory import MemoryStore
+from stores.transfer import copy
+from tests.support.clock import FakeClock
+from tests.support.lane import Pair, exchange
+from tests.support.remote import RemoteStore, publish
+from tests.support.stores import ref_of
+from tests.support.virtual import virtual
+
+USERS = 40
+NAMES = [str(n) for n in range(USERS)]
+
+
+def texts(answers: Sequence[EncodedList]) -> dict[ReleaseId, set[str]]:
+    """Return which publishes the lists of each release are of."""
+    found = dict[ReleaseId, set[str]]()
+    for one in answers:
+        found.setdefault(one.served.id, set()).add(one.body[OFFSET_BYTES:].decode().partition(" ")[0])
+    return found
+
+
+async def with_canary(store: MemoryStore, percent: float = 50, users: range = range(USERS)) -> list[ReleaseId]:
+    """Publish a release that is live, and one with lists for *users* that is the canary."""
+    live = await publish(store, "live", users=range(USERS))
+    canary = await publish(store, "canary", live=False, users=users)
+    await life.start_canary(store, canary, percent)
+    return [live, canary]
+
+
+def of_canary(reader: TieredReader) -> list[str]:
+    """Return who sees the canary of the first tier."""
+    canary = reader.tiers[0].follower.canary
+    return [] if canary is None else [name for name in NAMES if canary.takes(f"user:{name}")]
+
+
+async def refreshed(reader: TieredReader) -> TieredReader:
+    for tier in reader.tiers:
+        await tier.follower.refresh()
+    return reader
+
+
+@given(
+    salts=st.lists(st.text(max_size=8), min_size=2, max_size=2, unique=True),
+    low=st.floats(1, 50),
+    more=st.floats(0, 49),
+)
+def test_whoever_sees_a_canary_sees_it_at_a_larger_share_and_few_see_all_of_several(
+    salts: list[str], low: float, more: float
+) -> None:
+    served = "no lookup is made of it"
+
+    def seen(salt: str, percent: float) -> set[int]:
+        canary = ServedCanary(Canary(ReleaseId("r"), percent, salt), served, 0.0)  # type: ignore[arg-type]  # as it says
+        assert not canary.takes("item:1")
+        assert not canary.takes("popular:")
+        return {user for user in range(1000) if canary.takes(f"user:{user}")}
+
+    one, other = (seen(salt, low) for salt in salts)
+    assert one <= seen(salts[0], low + more)
+    sigma = (1000 * low / 100 * (1 - low / 100)) ** 0.5
+    assert abs(len(one) - 10 * low) <= 6 * sigma
+    assert abs(len(one & other) - len(one) * len(other) / 1000) <= 6 * (len(one) * len(other) / 1000) ** 0.5 + 6
+
+
+@pytest.mark.parametrize("is_remote", [True, False])
+@virtual
+async def test_every_answer_is_of_one_release_and_a_user_has_the_same_in_each(
+    memory: MemoryStore, remote: RemoteStore, *, is_remote: bool
+) -> None:
+    live, canary = await with_canary(memory)
+    stores = {"tier": remote if is_remote else memory}
+    one, other = [await refreshed(TieredReader(stores, cache_bytes=cache)) for cache in (0, 1 << 20)]
+    chosen = of_canary(one)
+    assert 10 < len(chosen) < 30
+    for _ in range(2):  # the second time out of the cache
+        for reader in (one, other):
+            single = await asyncio.gather(*(reader.personal(name) for name in NAMES))
+            for answers in (single, await reader.personal_many(NAMES)):
+                assert texts(answers) == {live: {"live"}, canary: {"canary"}}
+                assert [name for name, one in zip(NAMES, answers, strict=True) if one.served.is_canary] == chosen
+    assert (await one.similar("1")).served.id == one.popular().served.id == live
+    await life.start_canary(memory, canary, 90)
+    assert set(chosen) < set(of_canary(await refreshed(one)))
+    await life.promote(memory)
+    for reader in (one, other):
+        answers = await (await refreshed(reader)).personal_many(NAMES)
+        assert texts(answers) == {canary: {"canary"}}
+        assert not any(one.served.is_canary for one in answers)
+
+
+@virtual
+async def test_an_unknown_user_or_one_who_cannot_be_read_gets_the_popular_list_of_the_release_he_sees(
+    memory: MemoryStore, remote: RemoteStore
+) -> None:
+    live, canary = await with_canary(memory, users=range(0))
+    reader = await refreshed(TieredReader({"tier": remote}))
+    chosen = set(of_canary(reader))
+
+    def check(answers: Sequence[EncodedList], source: str) -> None:
+        for name, one in zip(NAMES, answers, strict=True):
+            assert (one.served.id, one.source) == ((canary, "popular") if name in chosen else (live, source))
+
+    check(await reader.personal_many(NAMES), "personal")
+    remote.failure = StoreUnavailable("gone")
+    check(await asyncio.gather(*map(reader.personal, NAMES)), "popular")
+    check(await reader.personal_many(NAMES), "popular")
+    counted = {labels: reader.metrics.total(cell)[0] for labels, cell in reader.metrics.canary.items()}
+    assert counted["tier", CANARY, "miss"] == len(chosen)
+    assert counted["tier", LIVE, "hit"] == USERS - len(chosen)
+    assert counted["tier", CANARY, "error"] == 2 * len(chosen)
+    assert counted["tier", LIVE, "error"] == 2 * (USERS - len(chosen))
+
+
+@virtual
+async def test_a_second_tier_with_the_same_canary_answers_the_same_users_of_it(
+    memory: MemoryStore, remote: RemoteStore, clock: FakeClock
+) -> None:
+    second = MemoryStore(clock)
+    live, canary = await with_canary(memory)
+    for release in (live, canary):
+        await copy(memory, second, release, live=release == live)
+    await life.start_canary(second, canary, 50)
+    reader = await refreshed(TieredReader({"first": remote, "second": second}))
+    before = [one.served.id for one in await reader.personal_many(NAMES)]
+    remote.failure = StoreUnavailable("gone")
+    for answers in (await reader.personal_many(NAMES), await asyncio.gather(*map(reader.personal, NAMES))):
+        assert {one.tier for one in answers} == {"second"}
+        assert [one.served.id for one in answers] == before
+
+
+@virtual
+async def test_a_canary_that_cannot_be_loaded_leaves_all_users_with_the_live_release_until_it_can(
+    memory: MemoryStore,
+) -> None:
+    live, canary = await with_canary(memory)
+    ref = await ref_of(memory, canary)
+    kept = memory._releases.pop(ref.incarnation)
+    async with TieredReader({"tier": memory}) as reader:
+        await reader.wait_until_ready(5)
+        assert {one.served.id for one in await reader.personal_many(NAMES)} == {live}
+        assert "cannot be loaded" in reader.tiers[0].follower.warnings[0]
+        memory._releases[ref.incarnation] = kept
+        await asyncio.sleep(2 * CANARY_S)
+        assert {one.served.id for one in await reader.personal_many(NAMES)} == {live, canary}
+        assert reader.tiers[0].follower.warnings == []
+
+
+@virtual
+async def test_a_process_stops_using_a_canary_that_is_worse_until_another_one_is_set(
+    memory: MemoryStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    live, canary = await with_canary(memory, users=range(USERS // 2))
+    async with TieredReader({"tier": memory}) as reader:
+        await reader.wait_until_ready(5)
+        (tier,) = reader.tiers
+        for _ in range(10):
+            await reader.personal_many(NAMES)
+        with caplog.at_level(logging.WARNING):
+            await asyncio.sleep(2 * CANARY_S)
+        assert "of the live release's" in caplog.text
+        assert {one.served.id for one in await reader.personal_many(NAMES)} == {live}
+        text = Exposition(reader.metrics, lambda: [Reporter(reader.tiers).state()]).text().decode()
+        assert 'hotplate_canary_stopped{store="tier",worker="0"} 1.0' in text
+        assert 'role="canary"' in text
+        await life.start_canary(memory, canary, 90)  # the same, at another share
+        await tier.follower.refresh()
+        assert tier.follower.canary is None
+        await life.abort(memory)
+        await tier.follower.refresh()
+        assert tier.follower.warnings == []
+        good = await publish(memory, "good", live=False, users=range(USERS))
+        await life.start_canary(memory, good, 50)
+        await tier.follower.refresh()
+        assert {one.served.id for one in await reader.personal_many(NAMES)} == {live, good}
+
+
+@pytest.mark.parametrize(
+    ("live", "canary", "finding"),
+    [
+        (Counts(900, 100, 0), Counts(90, 10, 0), None),
+        (Counts(900, 100, 0), Counts(60, 40, 0), "popular list"),
+        (Counts(900, 100, 0), Counts(30, 30, 0), None),
+        (Counts(1000, 0, 0), Counts(80, 0, 20), "not be read"),
+        (Counts(700, 0, 300), Counts(70, 0, 30), None),
+        (Counts(10**6, 0, 0), Counts(10**6 * 0.96, 10**6 * 0.04, 0), None),
+        (Counts(0, 0, 0), Counts(0, MIN_LOOKUPS, 0), None),
+        (Counts(0, 10**6, 0), Counts(10**6, 0, 0), None),
+    ],
+)
+def test_a_canary_is_worse_where_it_is_so_beyond_the_bound_and_chance(
+    live: Counts, canary: Counts, finding: str | None
+) -> None:
+    found = worse(live, canary)
+    assert (found is None) if finding is None else (found is not None and finding in found)
+
+
+def request_of(path: str, *headers: str) -> bytes:
+    return "\r\n".join((f"GET {path} HTTP/1.1", "Host: x", *headers, "", "")).encode()
+
+
+@pytest.mark.parametrize("is_remote", [True, False])
+async def test_the_fast_lane_and_aiohttp_say_alike_which_release_is_the_canary(
+    memory: MemoryStore, remote: RemoteStore, *, is_remote: bool
+) -> None:
+    live, canary = await with_canary(memory, users=range(USERS // 2))
+    reader = TieredReader({"tier": remote if is_remote else memory})
+    async with Pair(reader) as pair:
+        chosen = set(of_canary(reader))
+        for name in (*NAMES, "nobody", "somebody"):
+            request = request_of(f"/v1/recommendations/{name}?n=1")
+            assert await pair.differ(request) is None
+            head, _, body = (await exchange(pair.lane, (request,))).partition(b"\r\n\r\n")
+            tag = next(line for line in head.decode().split("\r\n") if line.startswith("ETag: "))[6:]
+            assert await pair.differ(request_of(f"/v1/recommendations/{name}?n=1", f"If-None-Match: {tag}")) is None
+            if name in chosen:
+                assert f"X-Hotplate-Release: {canary}\r\nX-Hotplate-Canary: {canary}\r\n" in head.decode()
+                assert b'"release":"%b","canary":true,' % canary.encode() in body
+            elif name in NAMES:
+                assert f"X-Hotplate-Release: {live}\r\n" in head.decode()
+                assert b"anary" not in head + body.partition(b"HTTP/1.1")[0]
+        for path in ("/v1/popular", "/v1/similar/1"):
+            assert await pair.differ(request_of(path)) is None
+        await life.promote(memory)
+        await refreshed(reader)
+        answer = await exchange(pair.lane, (request_of("/v1/recommendations/1?n=1"),))
+        assert b"anary" not in answer.replace(b"canary for 1", b"")
+        assert await pair.differ(request_of("/v1/recommendations/1?n=1")) is None
+
+
+async def test_a_batch_names_the_release_of_each_user_and_both_in_its_headers(memory: MemoryStore) -> None:
+    live, canary = await with_canary(memory)
+    reader = TieredReader({"tier": memory})
+    async with Pair(reader) as pair:
+        chosen = of_canary(reader)
+        for path, fields in (("/v1/recommendations", {"users": NAMES, "n": 1}), ("/score", {"data": NAMES})):
+            body = json.dumps(fields)
+            request = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+            answer = await exchange(pair.plain, (request,))
+            assert f"X-Hotplate-Release: {live}\r\nX-Hotplate-Canary: {canary}\r\n".encode() in answer
+            assert answer.count(b'"release":"%b","canary":true,' % canary.encode()) == len(chosen)
+            results = answer.partition(b'"user"')[2]
+            assert results.count(b'"release":"%b","source"' % live.encode()) == USERS - len(chosen)
+
+
+LINE = 'hotplate_canary_lookups_total{{outcome="{outcome}",role="{role}",store="redis"}} {value}\n'
+
+
+@contextmanager
+def metrics_of(text: Callable[[int], str]) -> Iterator[str]:
+    """Serve what *text* returns for the number of the request; yield the URL."""
+    looks = count()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.headers["X-API-Key"] == "key" else 401)
+            self.end_headers()
+            self.wfile.write(text(next(looks)).encode())
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def lines(**by_role: Counts) -> str:
+    return "".join(
+        LINE.format(role=role, outcome=outcome, value=value)
+        for role, counts in by_role.items()
+        for outcome, value in counts._asdict().items()
+    )
+
+
+async def test_a_watch_ends_a_canary_that_is_worse_for_the_store(memory: MemoryStore) -> None:
+    live, canary = await with_canary(memory)
+    before = lines(live=Counts(10**6), canary=Counts(0, 10**6))
+    after = lines(live=Counts(2 * 10**6), canary=Counts(0, 10**6 + 500))
+    with metrics_of(lambda look: before if look < 3 else after) as url:
+        async with asyncio.timeout(20):
+            finding = await watch(memory, url, "key", poll_s=0.01)
+    assert finding is not None
+    assert f"release {canary} is not the canary any more: 100.0% of its 500 lookups" in finding
+    found = await memory.catalogue()
+    assert (found.live, found.canary) == (live, None)
+
+
+async def test_a_watch_ends_with_the_canary_and_heeds_workers_that_stopped(memory: MemoryStore) -> None:
+    _, canary = await with_canary(memory)
+    good = lines(live=Counts(10**6), canary=Counts(10**6))
+    with metrics_of(lambda _: good) as url:
+        with pytest.raises(ServiceMisused, match="--key"):
+            await watch(memory, url, poll_s=0.01)
+        watching = asyncio.create_task(watch(memory, url, "key", poll_s=0.01))
+        await asyncio.sleep(0.05)
+        assert not watching.done()
+        await life.abort(memory)
+        assert await watching is None
+    await life.start_canary(memory, canary, 5)
+    with metrics_of(lambda _: good + 'hotplate_canary_stopped{store="redis",worker="1"} 1.0\n') as url:
+        assert "1 workers" in str(await watch(memory, url, "key", poll_s=0.01))
+
+
+@pytest.mark.parametrize("is_remote", [True, False])
+@virtual
+async def test_users_of_a_release_that_is_gone_get_their_own_lists_of_the_live_one_or_the_canary(
+    memory: MemoryStore, remote: RemoteStore, clock: FakeClock, *, is_remote: bool
+) -> None:
+    await publish(memory, "old", users=range(USERS))
+    stores = {"tier": remote if is_remote else memory}
+    one, other = [await refreshed(TieredReader(stores, cache_bytes=1 << 20)) for _ in range(2)]
+    live, canary = await with_canary(memory)
+    clock.now += GRACE_S
+    await life.prune(memory, keep=0)
+    answers = await asyncio.gather(*map(one.personal, NAMES)), await other.personal_many(NAMES)
+    assert of_canary(one) == of_canary(other)
+    for each in answers:
+        assert texts(each) == {live: {"live"}, canary: {"canary"}}
+        assert [name for name, found in zip(NAMES, each, strict=True) if found.served.is_canary] == of_canary(one)

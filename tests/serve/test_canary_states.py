@@ -1,0 +1,146 @@
+"""In whichever order releases are published, activated, tried and looked up: a user has one release in each answer."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from itertools import count
+from types import SimpleNamespace
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import HealthCheck, seed, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+from xxhash import xxh3_64_intdigest
+
+from serve.reader import EncodedList, TieredReader
+from stores import lifecycle as life
+from stores.catalogue import GRACE_S, Catalogue, ReleaseId
+from stores.encoding import OFFSET_BYTES
+from stores.errors import ReleaseConflict, ReleaseNotFound
+from stores.memory import MemoryStore
+from stores.store import Store
+from tests.support.clock import FakeClock
+from tests.support.remote import RemoteStore, publish
+from tests.support.soak import SEED, scaled
+
+T = TypeVar("T")
+
+USERS = 12
+WHO = st.lists(st.integers(0, USERS), min_size=1, max_size=4)
+WHICH = st.integers(0, 2)
+
+
+def seen_by(user: int, found: Catalogue) -> tuple[ReleaseId | None, bool]:
+    """Return the release that a user sees by a catalogue, and whether that is the canary."""
+    canary = found.canary
+    if canary is not None and xxh3_64_intdigest(f"{user}{canary.salt}".encode()) / 2**64 < canary.percent / 100:
+        return canary.release, True
+    return found.live, False
+
+
+class Canaries(RuleBasedStateMachine):
+    """An operator, and three processes that follow the store when they come to it: with it at hand, remote, cached."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        drawn = count()
+        self.patch = pytest.MonkeyPatch()  # so that a history can be repeated
+        self.patch.setattr(life, "secrets", SimpleNamespace(token_hex=lambda n: f"{next(drawn):0{2 * n}x}"[-2 * n :]))
+        self.clock = FakeClock()
+        self.loop = asyncio.new_event_loop()
+        self.store = MemoryStore(self.clock)
+        self.remote = RemoteStore(self.store)
+        self.names = dict[ReleaseId, str]()
+        self.readers = list[TieredReader]()
+
+    def wait(self, what: Coroutine[Any, Any, T]) -> T:
+        return self.loop.run_until_complete(what)
+
+    def attempt(self, act: Callable[..., Coroutine[Any, Any, object]], *args: object) -> None:
+        with suppress(ReleaseConflict, ReleaseNotFound):
+            self.wait(act(self.store, *args))
+
+    @initialize()
+    def something_is_live(self) -> None:
+        self.publish(live=True)
+        self.readers = [
+            TieredReader({"tier": store}, cache_bytes=cache)
+            for store, cache in ((self.store, 0), (self.remote, 0), (self.remote, 1 << 20))
+        ]
+        for which in range(len(self.readers)):
+            self.a_process_follows(which)
+
+    @rule(live=st.booleans())
+    def publish(self, *, live: bool) -> None:
+        name = f"r{len(self.names)}"
+        self.names[self.wait(publish(self.store, name, live=live, users=range(USERS)))] = name
+
+    @rule(data=st.data(), percent=st.sampled_from([1.0, 30.0, 60.0, 99.0]))
+    def start_canary(self, data: st.DataObject, percent: float) -> None:
+        self.attempt(life.start_canary, data.draw(st.sampled_from([*self.names])), percent)
+
+    @rule(data=st.data())
+    def activate(self, data: st.DataObject) -> None:
+        self.attempt(life.activate, data.draw(st.sampled_from([*self.names])))
+
+    @rule(act=st.sampled_from([life.promote, life.abort, life.rollback]))
+    def change(self, act: Callable[[Store], Coroutine[Any, Any, ReleaseId]]) -> None:
+        self.attempt(act)
+
+    @rule()
+    def prune_after_the_grace(self) -> None:
+        self.clock.now += GRACE_S
+        self.wait(life.prune(self.store, keep=0, keep_ready_s=0))
+
+    @rule(which=WHICH)
+    def a_process_follows(self, which: int) -> None:
+        self.wait(self.readers[which].tiers[0].follower.refresh())
+
+    @rule(which=WHICH, users=WHO, batched=st.booleans())
+    def look_up(self, which: int, users: list[int], *, batched: bool) -> None:
+        reader = self.readers[which]
+        follower, names = reader.tiers[0].follower, [str(user) for user in users]
+        before = follower._seen
+        answers = self.wait(
+            reader.personal_many(names) if batched else asyncio.wait_for(self.each(reader, names), timeout=30)
+        )
+        for found in (before, follower._seen):  # a release that is gone has a process follow amid a lookup
+            assert found is not None
+            expected = [seen_by(user, found) for user in users]
+            if [(one.served.id, one.served.is_canary) for one in answers] == expected:
+                break
+        else:
+            amid = [{seen_by(user, one) for one in (before, follower._seen) if one is not None} for user in users]
+            assert before is not follower._seen
+            assert all((one.served.id, one.served.is_canary) in may for one, may in zip(answers, amid, strict=True))
+        for user, one in zip(users, answers, strict=True):
+            name = self.names[one.served.id]
+            assert one.body[OFFSET_BYTES:].decode() == (f"{name} for {user}" if user < USERS else name)
+
+    async def each(self, reader: TieredReader, names: list[str]) -> list[EncodedList]:
+        return await asyncio.gather(*map(reader.personal, names))
+
+    def teardown(self) -> None:
+        self.patch.undo()
+        self.wait(self.store.close())
+        self.loop.close()
+
+
+def depth(examples: int, steps: int) -> settings:
+    return settings(
+        max_examples=examples,
+        stateful_step_count=steps,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+def test_a_user_has_one_release_in_each_answer_and_the_same_in_every_process() -> None:
+    run_state_machine_as_test(Canaries, settings=depth(25, 40))
+
+
+@pytest.mark.soak
+def test_a_user_has_one_release_in_each_answer_in_thousands_of_histories() -> None:
+    run_state_machine_as_test(seed(SEED)(Canaries), settings=depth(scaled(150), 50))
