@@ -9,7 +9,9 @@ import logging
 import random
 import time
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+from serve.fold_in import FoldIn, Loaded
 from stores.catalogue import Catalogue, Release, ReleaseId, ReleaseRef, follows
 from stores.compression import load_decode
 from stores.encoding import Decode, is_empty
@@ -19,6 +21,9 @@ from stores.manifest import MAX_POPULAR_BYTES, Manifest
 from stores.store import Advised, LocalReader, Lockable, Polled, Reader, read_one
 from stores.throttle import Backoff
 from stores.verification import load_manifest, named, read_present
+
+if TYPE_CHECKING:
+    from serve.item_factors import ItemFactors
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +58,9 @@ class ServedRelease:
 
     damaged: tuple[str, ...] = ()
     """What was found damaged when it was loaded."""
+
+    factors: "ItemFactors | None" = None
+    """What visitors are folded in with, where that is wanted and the release has it."""
 
     lookups: list[int] = field(default_factory=lambda: [0, 0, 0], compare=False)
     """How many of its lists were a hit, a miss, an error; beside the release, for it is counted for each list."""
@@ -90,6 +98,8 @@ class Follower:
         """Set once a release is served."""
         self.lock_memory = False
         """Whether what is served of a store in this process is locked in memory; set before it is followed."""
+        self.fold_in: FoldIn | None = None
+        """What loads item factors with each release; set before one is followed, None where nobody is folded in."""
         self._reader = reader
         self._seen: Catalogue | None = None
         self._switching = asyncio.Lock()
@@ -223,7 +233,7 @@ class Follower:
         live = found.live_entry
         is_new = live is not None and self._is_new(live)
         if live is not None and is_new:
-            self.served = await _load(self._reader, live)
+            self.served = await _load(self._reader, live, self.fold_in)
             self.ready.set()
             log.info("release %s is live", live.id, extra={"release": live.id})
             if self.served.damaged:
@@ -381,8 +391,10 @@ async def _lock(reader: Lockable, release: ReleaseRef) -> list[str]:
     return []
 
 
-async def _load(reader: Reader, live: Release) -> ServedRelease:
+async def _load(reader: Reader, live: Release, fold_in: FoldIn | None) -> ServedRelease:
     """Read a release's manifest, dictionary, popular lists and sample; raises StoreError for an incomplete one.
+
+    With *fold_in*, read its item factors, too.
 
     One that is damaged here and there is served all the same, but for a popular list for everybody, which it must have.
     """
@@ -410,4 +422,7 @@ async def _load(reader: Reader, live: Release) -> ServedRelease:
         )
     if OVERALL not in popular:
         raise ReleaseCorrupt(f"release {release.id} has an empty popular list for everybody; it is not followed")
-    return ServedRelease(release, live.writer, manifest, popular, decode, tuple(damaged))
+    loaded = Loaded() if fold_in is None else await fold_in.load(reader, release, manifest)
+    return ServedRelease(
+        release, live.writer, manifest, popular, decode, (*damaged, *loaded.damaged), factors=loaded.factors
+    )
