@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from implicit.cpu.als import AlternatingLeastSquares
 from scipy.sparse import csr_matrix
@@ -47,6 +47,7 @@ from tests.support.service import running
 
 ITEMS, FACTORS_EACH = 300, 32
 TOLERANCE = 1e-5
+few = settings(max_examples=25, deadline=None)
 
 
 @lru_cache
@@ -95,6 +96,7 @@ def scores_of(items: list[Item]) -> dict[str, float]:
 BASKETS = st.dictionaries(st.integers(0, ITEMS - 1), st.floats(0.125, 50, width=32), min_size=1, max_size=30)
 
 
+@few
 @given(BASKETS)
 def test_scores_are_those_of_implicit(basket: dict[int, float]) -> None:
     ranker = model().ranker
@@ -116,6 +118,7 @@ def loaded_once(of: Callable[[], Model] = model) -> ItemFactors:
     return loaded(of())
 
 
+@few
 @given(BASKETS)
 def test_scores_of_factors_that_spark_learnt_are_those_of_its_last_step(basket: dict[int, float]) -> None:
     ranker = of_spark().ranker
@@ -137,6 +140,7 @@ def of_spark() -> Model:
 NAMED = st.lists(st.tuples(st.integers(-5, ITEMS - 1), st.sampled_from([None, 0.5, 1.0, 3.0])), max_size=30)
 
 
+@few
 @given(NAMED, st.randoms())
 def test_a_basket_means_the_same_in_any_order_and_an_item_that_is_named_twice_weighs_both(
     named: list[tuple[int, float | None]], draw: random.Random
@@ -159,6 +163,7 @@ def test_a_basket_means_the_same_in_any_order_and_an_item_that_is_named_twice_we
         assert scores == sorted(scores, reverse=True)
 
 
+@few
 @given(st.sets(st.integers(0, ITEMS - 1)), st.integers(1, ITEMS))
 def test_what_is_left_out_is_replaced_by_the_next_best(left_out: set[int], n: int) -> None:
     factors = loaded_once()
@@ -254,10 +259,9 @@ async def test_factors_are_in_memory_once_for_all_tiers_and_only_of_what_is_live
     assert second is not None
     assert first.factors is second.factors
     del first, second
-    for seed in (2, 3):
-        await publish_model(memory, model(seed))
-        for tier in reader.tiers:
-            await tier.follower.refresh()
+    await publish_model(memory, model(2))
+    for tier in reader.tiers:
+        await tier.follower.refresh()
     assert reader._fold_in is not None
     assert len(reader._fold_in._loaded) == 1
 
@@ -286,7 +290,7 @@ async def test_no_answer_mixes_releases_while_they_change_under_load(tmp_path: P
                 seen.add(found.release)
 
         visitors = [asyncio.create_task(visit()) for _ in range(4)]
-        for seed in range(1, 4):
+        for seed in range(1, 3):
             result = await publish(ModelLists(model(seed, f"of {seed}"), ListSettings(fold_in=True)), store, live=False)
             titles[result.manifest.release] = f"of {seed}"
             await activate(store, result.manifest.release)
@@ -296,7 +300,7 @@ async def test_no_answer_mixes_releases_while_they_change_under_load(tmp_path: P
             await prune(store, keep=1, grace_s=0)
         ended.set()
         await asyncio.gather(*visitors)
-    assert len(seen) == 4
+    assert len(seen) == 3
     await store.close()
 
 
@@ -358,8 +362,6 @@ async def test_the_service_answers_in_every_form_and_says_what_is_wrong(tmp_path
         samples = [line for line in service.admin("/metrics").body.decode().splitlines() if "fold-in" in line]
         assert any('code="200"' in line and 'method="POST"' in line for line in samples)
         assert 'hotplate_lookups_total{outcome="hit",source="fold-in"} 2.0' in samples
-            service.admin("/metrics").body
-        )
     with running(tmp_path / "store") as service:
         answer = service.request("POST", path, b'{"items": ["i003"]}')
         assert (answer.status, answer.json["type"]) == (404, "urn:hotplate:problem:no-fold-in")
