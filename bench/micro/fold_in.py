@@ -80,7 +80,7 @@ def measure(effort: Effort) -> list[Outcome]:
 
 
 def measured(server: Server, effort: Effort) -> list[Outcome]:
-    """Send visitors alone, GETs alone, and both together, in turn; then as many visitors as one after another may be."""
+    """Send visitors alone, GETs alone, and both together, in turn; then visitors one after another."""
     items = Keys([f"i{number}" for number in range(ITEMS)], Uniform())
     users = Keys([key_of(user).removeprefix(USER) for user in range(SERVED.users)], Uniform())
     empty = Load(url=server.url, paths=("/",), duration_s=effort.round_s * ROUNDS_LONG, headers=HEADERS, connections=8)

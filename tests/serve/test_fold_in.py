@@ -47,7 +47,7 @@ from tests.support.service import running
 
 ITEMS, FACTORS_EACH = 300, 32
 TOLERANCE = 1e-5
-few = settings(max_examples=25, deadline=None)
+few = settings(max_examples=15, deadline=None)
 
 
 @lru_cache
@@ -99,18 +99,29 @@ BASKETS = st.dictionaries(st.integers(0, ITEMS - 1), st.floats(0.125, 50, width=
 @few
 @given(BASKETS)
 def test_scores_are_those_of_implicit(basket: dict[int, float]) -> None:
-    ranker = model().ranker
-    assert isinstance(ranker, Factors)
-    theirs = AlternatingLeastSquares(factors=FACTORS_EACH, regularization=3.0, alpha=4.0)
-    theirs.item_factors = ranker.item_factors
-    row = row_of(basket)
-    expected = ranker.item_factors @ theirs.recalculate_user(0, row)
+    theirs = of_implicit()
+    expected = theirs.item_factors @ theirs.recalculate_user(0, row_of(basket))
     found = loaded_once().recommend(basket, ITEMS)
     assert len(found) == ITEMS - len(basket)
     for item, score in scores_of(found).items():
         assert score == pytest.approx(expected[int(item[1:])], abs=TOLERANCE)
-    ids, _ = theirs.recommend(0, row, N=10, recalculate_user=True)
-    assert sum(found[place]["id"] != f"i{item:03}" for place, item in enumerate(ids)) <= 2  # but for near ties
+
+
+@lru_cache
+def of_implicit() -> AlternatingLeastSquares:
+    """The same factors, in the hands of the library that learns them."""
+    ranker = model().ranker
+    assert isinstance(ranker, Factors)
+    theirs = AlternatingLeastSquares(factors=FACTORS_EACH, regularization=3.0, alpha=4.0, num_threads=1)
+    theirs.item_factors = ranker.item_factors
+    return theirs
+
+
+def test_lists_are_those_of_implicit() -> None:
+    ids, scores = of_implicit().recommend(0, row_of({3: 1.0, 7: 2.0}), N=10, recalculate_user=True)
+    found = loaded_once().recommend({3: 1.0, 7: 2.0}, 10)
+    assert [item["id"] for item in found] == [f"i{number:03}" for number in ids]
+    assert [item["score"] for item in found] == pytest.approx(scores.tolist(), abs=TOLERANCE)
 
 
 @lru_cache
@@ -285,7 +296,7 @@ async def test_no_answer_mixes_releases_while_they_change_under_load(tmp_path: P
             while not ended.is_set():
                 found = await lists.fold_in({"i003": 2.0, "i004": 1.0}, n=3)
                 assert found.source == "fold-in"
-                await asyncio.sleep(0)
+                await asyncio.sleep(0.003)
                 assert all(item["title"].startswith(titles[found.release]) for item in found.items)
                 seen.add(found.release)
 
