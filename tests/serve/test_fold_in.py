@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from aiohttp import ClientSession, web
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from implicit.cpu.als import AlternatingLeastSquares
@@ -43,7 +44,7 @@ from stores.memory import MemoryStore
 from stores.store import Reader
 from tests.support.interactions import checkerboard_model
 from tests.support.remote import RemoteStore
-from tests.support.service import running
+from tests.support.service import running, running_app
 
 ITEMS, FACTORS_EACH = 300, 32
 TOLERANCE = 1e-5
@@ -373,6 +374,9 @@ async def test_the_service_answers_in_every_form_and_says_what_is_wrong(tmp_path
         samples = [line for line in service.admin("/metrics").body.decode().splitlines() if "fold-in" in line]
         assert any('code="200"' in line and 'method="POST"' in line for line in samples)
         assert 'hotplate_lookups_total{outcome="hit",source="fold-in"} 2.0' in samples
-    with running(tmp_path / "store") as service:
-        answer = service.request("POST", path, b'{"items": ["i003"]}')
-        assert (answer.status, answer.json["type"]) == (404, "urn:hotplate:problem:no-fold-in")
+    app, lists = web.Application(), hotplate.open(f"file://{tmp_path}/store")
+    hotplate.mount(app, "/recs", lists)
+    async with running_app(app) as url, ClientSession(url) as session:
+        response = await session.post(f"/recs{path}", json={"items": ["i003"]})
+        problem = await response.json(content_type=None)
+    assert (response.status, problem["type"]) == (404, "urn:hotplate:problem:no-fold-in")
