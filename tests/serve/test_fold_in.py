@@ -19,12 +19,13 @@ from scipy.sparse import csr_matrix
 
 import hotplate
 from offline.errors import SettingError
-from offline.input.matrix import UserItems
+from offline.input.interactions import read_interactions
+from offline.input.matrix import UserItems, to_matrix
 from offline.lists import ListSettings, ModelLists
 from offline.model import Model
 from offline.publish import publish
 from offline.rules import Rules
-from offline.train.als import ALSParams, Factors
+from offline.train.als import ALSParams, Factors, fit
 from offline.train.neighbours import NeighbourParams
 from offline.train.neighbours import fit as fit_neighbours
 from offline.train.popularity import most_popular
@@ -43,10 +44,12 @@ from stores.lifecycle import activate, prune
 from stores.memory import MemoryStore
 from stores.store import Reader
 from tests.support.interactions import checkerboard_model
+from tests.support.paths import DATA
 from tests.support.remote import RemoteStore
 from tests.support.service import running, running_app
 
 ITEMS, FACTORS_EACH = 300, 32
+RATINGS = DATA / "movietweetings-100k" / "ratings.csv.gz"
 TOLERANCE = 1e-5
 few = settings(max_examples=15, deadline=None)
 
@@ -123,6 +126,26 @@ def test_lists_are_those_of_implicit() -> None:
     found = loaded_once().recommend({3: 1.0, 7: 2.0}, 10)
     assert [item["id"] for item in found] == [f"i{number:03}" for number in ids]
     assert [item["score"] for item in found] == pytest.approx(scores.tolist(), abs=TOLERANCE)
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(not RATINGS.exists(), reason=f"{RATINGS} is not on this machine")
+def test_real_users_get_the_scores_of_implicit_from_256_factors() -> None:
+    matrix = to_matrix(read_interactions(RATINGS, weighting="binary").pairs, 5, 5)
+    params = ALSParams(iterations=3)
+    ranker = fit(matrix.user_items, params)
+    learnt = replace(checkerboard_model(), ranker=ranker, matrix=matrix, params=params)
+    factors = loaded(replace(learnt, popular=most_popular(matrix, 5), segments={}, titles={}))
+    theirs = AlternatingLeastSquares(
+        factors=params.factors, regularization=params.regularization, alpha=params.alpha, num_threads=1
+    )
+    theirs.item_factors = ranker.item_factors
+    for user in range(0, matrix.user_items.shape[0], 20):
+        row = matrix.user_items[user]
+        expected = theirs.item_factors @ theirs.recalculate_user(0, row)
+        found = factors.recommend(dict(zip(row.indices.tolist(), row.data.tolist(), strict=True)), 100)
+        scores = [expected[matrix.item_ids.index(item["id"])] for item in found]
+        assert [item["score"] for item in found] == pytest.approx(scores, abs=TOLERANCE)
 
 
 @lru_cache
