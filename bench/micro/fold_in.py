@@ -15,6 +15,7 @@ from bench.loadgen.generator import drive
 from bench.loadgen.keys import Keys, Uniform
 from bench.loadgen.load import Gets, Load
 from bench.loadgen.result import Result
+from bench.micro.overload import refused_share
 from bench.micro.rounds import (
     HEADERS,
     ROUTE,
@@ -25,7 +26,6 @@ from bench.micro.rounds import (
     figures,
     hotplate_serving,
     interleave,
-    ratio,
     run_at,
 )
 from bench.process import Server, on_core
@@ -64,10 +64,11 @@ class Baskets:
 
 @dataclass(frozen=True, slots=True)
 class Latencies:
-    """The latencies of visitors or of GETs in one round."""
+    """The latencies of visitors or of GETs in one round, and the share of them that was refused."""
 
     p50_ms: float
     p99_ms: float
+    refused: float
 
 
 def measure(effort: Effort) -> list[Outcome]:
@@ -104,32 +105,30 @@ def measured(server: Server, effort: Effort) -> list[Outcome]:
         Figure(f"{name}: p99", "ms", [one.p99_ms for one in alone], at_most(GOAL_MS)),
         Figure(f"{name}, beside {GETS_S:,.0f} GETs/s: p50", "ms", [one.p50_ms for one in beside]),
         Figure(f"{name}, beside {GETS_S:,.0f} GETs/s: p99", "ms", [one.p99_ms for one in beside], at_most(GOAL_MS)),
-        ratio(
-            f"{name}: p50 of GETs beside {VISITORS_S:g} visitors/s / alone",
-            [one.p50_ms for one in gets_beside],
-            [one.p50_ms for one in gets_alone],
-        ),
-        ratio(
-            f"{name}: p99 of GETs beside {VISITORS_S:g} visitors/s / alone",
-            [one.p99_ms for one in gets_beside],
-            [one.p99_ms for one in gets_alone],
-        ),
+        Figure("GETs alone: p99", "ms", [one.p99_ms for one in gets_alone]),
+        Figure(f"GETs beside {VISITORS_S:g} visitors/s: p99", "ms", [one.p99_ms for one in gets_beside]),
         *figures(f"{name}, one after another", samples, each="visitor"),
+        Figure(f"{name}: refused", "share", [one.refused for one in (*alone, *beside)]),
         Figure("fold in: memory of the worker", "MB", [server.memory_bytes() / 1e6]),
     ]
 
 
 def _together(*loads: Load) -> list[Latencies]:
-    """Run loads at once; RuntimeError for a single error, because errors are cheap."""
+    """Run loads at once; RuntimeError for a single error that is no refusal, because errors are cheap."""
 
     async def drive_all() -> list[Result]:
         return await asyncio.gather(*map(drive, loads))
 
     results = uvloop.run(drive_all())
     for result in results:
-        if result.errors or not result.ok:
+        if not result.ok or sum(result.errors.values()) > result.statuses.get(503, 0):
             raise RuntimeError(f"there were {result.ok} responses and errors: {dict(result.errors)}")
-    return [Latencies(*(np.percentile(np.asarray(one.latencies_s), (50, 99)) * 1000).tolist()) for one in results]
+    return [_latencies(result) for result in results]
+
+
+def _latencies(result: Result) -> Latencies:
+    p50_s, p99_s = np.percentile(np.asarray(result.latencies_s), (50, 99))
+    return Latencies(float(p50_s) * 1000, float(p99_s) * 1000, refused_share(result))
 
 
 async def _publish(url: str) -> None:
