@@ -109,7 +109,7 @@ def measured(server: Server, effort: Effort) -> list[Outcome]:
         Figure(f"GETs beside {VISITORS_S:g} visitors/s: p99", "ms", [one.p99_ms for one in gets_beside]),
         *figures(f"{name}, one after another", samples, each="visitor"),
         Figure(f"{name}: refused", "share", [one.refused for one in (*alone, *beside)]),
-        Figure("fold in: memory of the worker", "MB", [server.memory_bytes() / 1e6]),
+        Figure("fold in: memory of the service", "MB", [server.memory_bytes() / 1e6]),
     ]
 
 
