@@ -71,7 +71,7 @@ class ModelLists:
         rows = len(matrix.item_ids) + len(matrix.user_ids) + 1 + len(self._model.segments)
         entry_bytes = int(item_bytes) + 4 * self._factors
         meta_bytes = len(matrix.item_ids) * entry_bytes if self._settings.fold_in else 0
-        meta_rows = 1 + meta_bytes // max(PIECE_BYTES - 2 * entry_bytes, entry_bytes) if meta_bytes else 0
+        meta_rows = 2 + meta_bytes // max(PIECE_BYTES - 2 * entry_bytes, entry_bytes) if meta_bytes else 0
         return Plan(rows + meta_rows, rows * (list_bytes + 32) + meta_bytes, meta_bytes)
 
     def about(self) -> dict[str, Any]:

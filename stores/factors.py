@@ -45,7 +45,7 @@ class Description(Struct, frozen=True):
     max_per_category: int | None = None
 
 
-class Entry(Struct, frozen=True, array_like=True, omit_defaults=True):
+class Entry(Struct, frozen=True, array_like=True):
     """One item: its title and category, where it has them, and whether it may be recommended."""
 
     id: str

@@ -234,6 +234,15 @@ def test_an_engine_without_factors_is_refused_before_anything_is_written() -> No
         ModelLists(neighbours, ListSettings(fold_in=True))
 
 
+def test_a_plan_counts_the_factors() -> None:
+    lists = ModelLists(model(), ListSettings(fold_in=True))
+    rows = [row for batch in lists.factors() for row in batch]
+    without, plan = ModelLists(model(), ListSettings()).plan(), lists.plan()
+    assert plan.meta_bytes == pytest.approx(sum(len(row.key) + len(row.value) for row in rows), rel=0.1)
+    assert plan.payload_bytes == without.payload_bytes + plan.meta_bytes
+    assert plan.rows >= without.rows + len(rows)
+
+
 async def publish_model(store: LmdbStore | MemoryStore, of: Model, *, fold_in: bool = True) -> str:
     return (await publish(ModelLists(of, ListSettings(fold_in=fold_in)), store)).manifest.release
 

@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stores import lifecycle as life
+from stores.catalogue import DraftRef, ReleaseId
 from stores.compression import encode_rows
 from stores.encoding import HEADER_BYTES, Checksum
-from stores.errors import ReleaseCorrupt, ReleaseNotFound
+from stores.errors import ReleaseCorrupt, ReleaseNotFound, StoreUnavailable
 from stores.factors import (
     PIECE_BYTES,
     Description,
@@ -40,7 +41,7 @@ def rows_of_factors() -> list[Row]:
     return [*found, description_row(Description("als", len(ITEMS), 256, len(found), 30.0, 4.0, 1.0))]
 
 
-async def publish(store: Store, encoding: str) -> life.WriteResult:
+async def publish(store: Store, encoding: str, resume: ReleaseId | None = None) -> life.WriteResult:
     rows = [Row("popular:", a_list("p1")), *(Row(f"user:{n:03}", a_list("1", "2")) for n in range(50))]
 
     async def batches() -> AsyncIterator[Sequence[Row]]:
@@ -49,7 +50,7 @@ async def publish(store: Store, encoding: str) -> life.WriteResult:
             yield [row]
 
     plan = Plan(len(rows) + len(rows_of_factors()), 300_000)
-    return await life.publish(store, batches(), plan=plan, about={}, encoding=encoding)
+    return await life.publish(store, batches(), plan=plan, about={}, encoding=encoding, resume=resume)
 
 
 @settings(max_examples=25)
@@ -112,6 +113,29 @@ async def test_factors_are_stored_copied_checked_and_erased_as_all_rows_are(open
     await store.erase(ref)
     with pytest.raises(ReleaseNotFound):
         await store.get_many(ref, list(expected))
+
+
+class Interrupted(MemoryStore):
+    """A store that is away when a piece is put for the first time."""
+
+    is_away = True
+
+    async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
+        if rows[0].key == piece_key(2) and self.is_away:
+            self.is_away = False
+            raise StoreUnavailable("away")
+        await super().put(draft, rows, part)
+
+
+async def test_a_publish_that_was_cut_off_among_the_factors_goes_on() -> None:
+    store = Interrupted()
+    with pytest.raises(StoreUnavailable):
+        await publish(store, "zstd")
+    (draft,) = (await store.catalogue()).releases
+    written = await publish(store, "zstd", resume=draft.id)
+    assert (written.manifest.release, written.manifest.counts["meta"]) == (draft.id, len(rows_of_factors()) + 1)
+    assert written.skipped == 51 + 1  # the lists, and their dictionary
+    assert (await verify(store, draft.ref)) == written.manifest
 
 
 async def test_a_damaged_piece_is_named() -> None:
