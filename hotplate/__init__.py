@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from offline.model import Model
     from offline.model import load as load_model
     from serve.api.app import mount
-    from serve.reader import Lists, NotReady, Recommendations
+    from serve.reader import FoldInUnavailable, Lists, NotReady, Recommendations
     from serve.reader import open_lists as open  # noqa: A004 -- as webbrowser.open: it is always hotplate.open
     from stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef
     from stores.catalogue import dump as dump_catalogue
@@ -62,6 +62,7 @@ __all__ = [
     "DraftRef",
     "Examined",
     "Finding",
+    "FoldInUnavailable",
     "Inventoried",
     "Item",
     "Level",
@@ -106,7 +107,7 @@ _HOMES = {
     "offline.export": ("to_implicit",),
     "offline.model": ("Model", "load_model"),
     "serve.api.app": ("mount",),
-    "serve.reader": ("Lists", "NotReady", "Recommendations", "open"),
+    "serve.reader": ("FoldInUnavailable", "Lists", "NotReady", "Recommendations", "open"),
     "stores.catalogue": ("Catalogue", "DraftRef", "ReleaseId", "ReleaseRef", "dump_catalogue", "parse_catalogue"),
     "stores.connect": ("connect",),
     "stores.encoding": ("Item",),

@@ -1,4 +1,7 @@
-"""The lists of a model as rows: top-N for users, similar items, popular lists; in the order of their keys."""
+"""The lists of a model as rows: top-N for users, similar items, popular lists; in the order of their keys.
+
+Where visitors are to be folded in, the factors of the items come after them, as `meta` rows.
+"""
 
 from collections.abc import Iterator
 from copy import copy
@@ -8,12 +11,16 @@ from typing import Any
 
 import numpy as np
 
+from offline.errors import SettingError
 from offline.input.matrix import Floats, Indices
 from offline.list_encoder import ListEncoder, RankedLists, check_length
 from offline.measurement import Items, Observe, ignore
 from offline.model import Model, Users
 from offline.rules import RuledLists, Rules
+from offline.train.als import Factors
 from offline.train.engine import engine_of
+from offline.train.weighted import SparkParams
+from stores.factors import PIECE_BYTES, Description, Entry, description_row, pieces
 from stores.keys import ITEM, OVERALL, POPULAR, USER
 from stores.store import Plan, Row
 
@@ -30,6 +37,8 @@ class ListSettings:
     length: int = 20
     keep_seen: bool = False
     rules: Rules = field(default_factory=Rules)
+    fold_in: bool = False
+    """Whether the factors of the items are published, too, so that visitors get lists on the spot."""
 
     def __post_init__(self) -> None:
         check_length(self.length)
@@ -39,6 +48,12 @@ class ModelLists:
     """All lists of one model, computed and encoded batch by batch; a ListSource that lives as long as one publish."""
 
     def __init__(self, model: Model, settings: ListSettings) -> None:
+        """Rank under the rules of *settings*; raises SettingError for factors of an engine that has none."""
+        if settings.fold_in and not isinstance(model.ranker, Factors):
+            raise SettingError(
+                f"Folding in takes the factors of items, and the engine {engine_of(model.params)} learns none; train "
+                "with --engine als or spark, or leave out --fold-in."
+            )
         self._model = model
         self._settings = settings
         ids = model.matrix.item_ids
@@ -54,7 +69,10 @@ class ModelLists:
         item_bytes = np.mean([len(item.encode()) + len((title or "").encode()) + 32 for item, title in named])
         list_bytes = int((item_bytes + _SCORE_BYTES) * min(length, len(matrix.item_ids)))
         rows = len(matrix.item_ids) + len(matrix.user_ids) + 1 + len(self._model.segments)
-        return Plan(rows, rows * (list_bytes + 32))
+        entry_bytes = int(item_bytes) + 4 * self._factors
+        meta_bytes = len(matrix.item_ids) * entry_bytes if self._settings.fold_in else 0
+        meta_rows = 2 + meta_bytes // max(PIECE_BYTES - 2 * entry_bytes, entry_bytes) if meta_bytes else 0
+        return Plan(rows + meta_rows, rows * (list_bytes + 32) + meta_bytes, meta_bytes)
 
     def about(self) -> dict[str, Any]:
         """Return what the manifest says of the release's origin."""
@@ -69,6 +87,7 @@ class ModelLists:
             "list_length": self._settings.length,
             "keep_seen": self._settings.keep_seen,
             "rules": self._ruled.about(),
+            "fold_in": self._settings.fold_in,
         }
 
     def items(self) -> Items:
@@ -81,10 +100,14 @@ class ModelLists:
         return len(self._model.matrix.item_ids), len(self._model.matrix.user_ids)
 
     def batches(self, observe: Observe = ignore) -> Iterator[list[Row]]:
-        """Yield all rows in ascending order of key bytes, a few thousand at a time; those of users are observed."""
+        """Yield all rows in ascending order of key bytes, a few thousand at a time, and those of `factors` at the end.
+
+        Those of users are observed.
+        """
         yield from self.similar(0, len(self._model.matrix.item_ids))
         yield self.popular()
         yield from self.personal(observe)
+        yield from self.factors()
 
     def similar(self, start: int, stop: int) -> Iterator[list[Row]]:
         """Yield the rows of some items, in order."""
@@ -110,6 +133,44 @@ class ModelLists:
             listed = items >= 0
             observe([user_ids[user] for user in batch.tolist()], items[listed], listed.sum(axis=1))
             yield from self._rows(USER, user_ids, batch, items, scores)
+
+    def factors(self) -> Iterator[list[Row]]:
+        """Yield the rows of the items' factors, one at a time; none where visitors are not to be folded in."""
+        ranker = self._model.ranker
+        if not self._settings.fold_in or not isinstance(ranker, Factors):
+            return
+        allowed, categories = self._ruled.allowed, self._ruled.categories
+        entries = (
+            Entry(
+                item,
+                self._titles[place],
+                allowed=allowed is None or bool(allowed[place]),
+                category=None if categories is None or categories[place] < 0 else int(categories[place]),
+            )
+            for place, item in enumerate(self._model.matrix.item_ids)
+        )
+        written, params = 0, ranker.params
+        rows = (row.tobytes() for row in ranker.item_factors.astype("<f4", copy=False))
+        for piece in pieces(zip(entries, rows, strict=True)):
+            yield [piece]
+            written += 1
+        description = Description(
+            engine="spark" if isinstance(params, SparkParams) else "als",
+            items=len(ranker.item_factors),
+            factors=self._factors,
+            pieces=written,
+            regularization=params.reg_param if isinstance(params, SparkParams) else params.regularization,
+            alpha=params.alpha,
+            weight=float(np.median(self._model.matrix.user_items.data)),
+            max_per_category=self._settings.rules.max_per_category,
+        )
+        yield [description_row(description)]
+
+    @property
+    def _factors(self) -> int:
+        """How many factors each item has."""
+        ranker = self._model.ranker
+        return ranker.item_factors.shape[1] if isinstance(ranker, Factors) else 0
 
     def users(self, start: int, stop: int) -> Users:
         """Return some of the users, apart from all else, for `for_users`."""

@@ -38,7 +38,7 @@ class ListSource(Protocol):
         ...
 
     def batches(self, observe: Observe = ...) -> Iterator[list[Row]]:
-        """Yield all rows, of bodies, in ascending order of key bytes, a few thousand at a time.
+        """Yield all rows, of bodies, in ascending order of key bytes, a few thousand at a time; `meta` rows at the end.
 
         The lists of all users are observed, as they are computed.
         """
@@ -67,8 +67,8 @@ class PartedSource(ABC):
         """Return how many rows there are at most, and about how many bytes they take."""
 
     @abstractmethod
-    def popular(self) -> list[Row]:
-        """Return the rows that the others do not write."""
+    def own(self) -> Iterator[list[Row]]:
+        """Yield the rows that the others do not write, as `ListSource.batches` does."""
 
     @abstractmethod
     def sample(self) -> list[Row]:
@@ -115,7 +115,7 @@ async def publish(
     review = _Review(source, gates, store, live_in or store, seconds, force=force) if gates else None
     if isinstance(source, PartedSource) and source.is_written_in_parts:
         sample = [] if encoding == "json" else source.sample()
-        rows = iter([source.popular()])
+        rows = source.own()
         others = OtherWriters(sample, partial(_write_parts, source, review, observer, on_progress))
     else:
         rows, others = source.batches(ignore if review is None else review.lists.add), None

@@ -96,12 +96,14 @@ class RuledLists:
         self._length = length
         self._keep_seen = keep_seen
         ids = model.matrix.item_ids
-        self._allowed = _allowed(rules, ids)
-        self._categories = None if rules.max_per_category is None else _codes(rules.categories, ids)
+        self.allowed = _allowed(rules, ids)
+        """Which items may be recommended; None for all."""
+        self.categories = None if rules.max_per_category is None else _codes(rules.categories, ids)
+        """The number of each item's category, below 0 for none; None where there is no cap."""
         self._history = np.diff(model.matrix.user_items.indptr)
         counts = users_per_item(model.matrix.user_items)
         self._popularity = Popularity(counts.astype(np.float32))
-        if self._allowed is not None and not (self._allowed & (counts > 0)).any():
+        if self.allowed is not None and not (self.allowed & (counts > 0)).any():
             raise DataError(f"None of the {len(ids):,} items of the model may be recommended; see the rules.")
 
     def for_users(self, model: Model) -> "RuledLists":
@@ -114,7 +116,7 @@ class RuledLists:
     @property
     def catalogue(self) -> int:
         """How many items may be recommended."""
-        return len(self._model.matrix.item_ids) if self._allowed is None else int(self._allowed.sum())
+        return len(self._model.matrix.item_ids) if self.allowed is None else int(self.allowed.sum())
 
     def personal(self, users: Indices) -> Ranked:
         """Return the lists of the rows *users*; of those with too short a history they are empty."""
@@ -128,7 +130,7 @@ class RuledLists:
     def similar(self, items: Indices) -> Ranked:
         """Return what is similar to the columns *items*; it is not filled up, for what is popular is not similar."""
         rank = self._model.ranker.similar_items
-        return self._capped(lambda batch, depth: rank(batch, depth, allowed=self._allowed), items)
+        return self._capped(lambda batch, depth: rank(batch, depth, allowed=self.allowed), items)
 
     def popular(self) -> dict[str, Popular]:
         """
@@ -167,11 +169,11 @@ class RuledLists:
 
     def _recommend(self, users: Indices, depth: int) -> Ranked:
         matrix, options = self._model.matrix, {"keep_seen": self._keep_seen}
-        items, scores = self._model.ranker.recommend(matrix.user_items, users, depth, allowed=self._allowed, **options)
+        items, scores = self._model.ranker.recommend(matrix.user_items, users, depth, allowed=self.allowed, **options)
         short = np.flatnonzero(items[:, -1] < 0)
         if self._rules.shorten and len(short):
             filler, _ = self._popularity.recommend(
-                matrix.user_items, users[short], depth, allowed=self._allowed, **options
+                matrix.user_items, users[short], depth, allowed=self.allowed, **options
             )
             items[short], scores[short] = filled((items[short], scores[short]), filler)
         return items, scores
@@ -179,7 +181,7 @@ class RuledLists:
     def _capped(self, rank: Callable[[Indices, int], Ranked], rows: Indices) -> Ranked:
         """Rank deeper and deeper, until each list is full under the cap or all items were ranked."""
         most, total = self._rules.max_per_category, len(self._model.matrix.item_ids)
-        if self._categories is None or most is None:
+        if self.categories is None or most is None:
             return rank(rows, self._length)
         width = min(self._length, total)
         items = np.full((len(rows), width), -1, dtype=np.int32)
@@ -189,7 +191,7 @@ class RuledLists:
             short = []
             for places in np.array_split(pending, -(-len(pending) * min(depth, total) // _CELLS)):
                 ranked = rank(rows[places], depth)
-                found, values = cut(*ranked, capped(ranked[0], self._categories, most), width)
+                found, values = cut(*ranked, capped(ranked[0], self.categories, most), width)
                 items[places, : found.shape[1]], scores[places, : found.shape[1]] = found, values
                 short.append(places[(items[places, -1] < 0) & (ranked[0][:, -1] >= 0)])
             pending = np.concatenate(short) if depth < total else pending[:0]
@@ -197,11 +199,11 @@ class RuledLists:
         return items, scores
 
     def _shortened(self, popular: Popular) -> Popular:
-        kept = np.ones(len(popular.items), dtype=np.bool_) if self._allowed is None else self._allowed[popular.items]
+        kept = np.ones(len(popular.items), dtype=np.bool_) if self.allowed is None else self.allowed[popular.items]
         left = Popular(popular.items[kept], popular.scores[kept])
-        if self._categories is None or self._rules.max_per_category is None:
+        if self.categories is None or self._rules.max_per_category is None:
             return left
-        kept = capped(left.items[None, :], self._categories, self._rules.max_per_category)[0]
+        kept = capped(left.items[None, :], self.categories, self._rules.max_per_category)[0]
         return Popular(left.items[kept], left.scores[kept])
 
 

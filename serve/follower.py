@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from serve.canary import ServedCanary
 from serve.release import ServedRelease, load
@@ -19,6 +20,9 @@ from stores.keys import MANIFEST
 from stores.store import Advised, LocalReader, Lockable, Polled, Reader, read_one
 from stores.throttle import Backoff
 from stores.verification import named
+
+if TYPE_CHECKING:
+    from serve.fold_in import FoldIn
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +73,8 @@ class Follower:
         """Set once a release is served."""
         self.lock_memory = False
         """Whether what is served of a store in this process is locked in memory; set before it is followed."""
+        self.fold_in: "FoldIn | None" = None
+        """What loads item factors with each release; set before one is followed, None where nobody is folded in."""
         self._reader = reader
         self._seen: Catalogue | None = None
         self._switching = asyncio.Lock()
@@ -255,7 +261,7 @@ class Follower:
             if self.canary is not None and self._is_canary(live):
                 served = replace(self.canary.served, is_canary=False)
             else:
-                served = await load(self._reader, live)
+                served = await load(self._reader, live, self.fold_in)
         canary = await self._load_canary(found)
         self.served, self.canary = served, canary  # at once: no user gets a list of what he saw before
         if served is not None and is_new:
@@ -297,7 +303,7 @@ class Follower:
     async def _try_load(self, canary: Release) -> ServedRelease | None:
         """Load a canary; nothing that comes of it may harm what is live."""
         try:
-            served = replace(await load(self._reader, canary), is_canary=True)
+            served = replace(await load(self._reader, canary, self.fold_in), is_canary=True)
         except Exception as error:
             sentence = f"release {canary.id} is the canary, and cannot be loaded: {error or type(error).__name__}"
             if sentence != self._canary_error:

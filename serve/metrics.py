@@ -14,7 +14,8 @@ BUCKETS_S = (
 )  # fmt: skip
 OTHER = "other"
 ROUTES = (
-    "/v1/recommendations/{user}", "/v1/recommendations", "/v1/similar/{item}", "/v1/popular",
+    "/v1/recommendations/{user}", "/v1/recommendations", "/v1/recommendations/fold-in",
+    "/v1/similar/{item}", "/v1/popular",
     "/score", "/swagger.json", "/", "/openapi.json", "/docs",
     "/livez", "/readyz", OTHER,
 )  # fmt: skip
@@ -26,13 +27,13 @@ CODES = (
 # Why work or a connection is refused or cut before it is done, so that the rest is done in time.
 SHED = (
     "connections", "address", "client", "descriptors", "bytes", "slow_header", "large_header", "slow_body",
-    "slow_reader", "batch_delay", "read_delay", "deadline", "gone",
+    "slow_reader", "batch_delay", "read_delay", "deadline", "gone", "fold_in",
 )  # fmt: skip
 OPERATIONS = ("get", "get_many")
 OUTCOMES = ("ok", "gone", "error")
 # What a lookup found in the cache of a store: its list, a read of it on its way, or nothing.
 CACHED = (CACHE_HIT, CACHE_SHARED, CACHE_MISS) = "hit", "shared", "miss"
-SOURCES = ("personal", "similar", "popular")
+SOURCES = ("personal", "similar", "popular", "fold-in")
 LOOKUP_OUTCOMES = ("hit", "miss", "error")
 HIT, MISS, ERROR = range(len(LOOKUP_OUTCOMES))
 # What a release is to its store while there is a canary.

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -10,9 +10,10 @@ from functools import partial
 from math import inf
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
 from serve.deny_list import DenyListFile, DenyListInvalid
+from serve.fold_in import FoldIn
 from serve.lookups import Deadline, Lookups, Origin
 from serve.metrics import CACHE_SHARED, CANARY, ERROR, HIT, LIVE, LOOKUP_OUTCOMES, MISS, Metrics
 from serve.processes.states import Reporter
@@ -21,10 +22,13 @@ from serve.tiers import ReadResult, ReleasesSplit, StoreObserver, Tier, loop_tim
 from serve.watched import following
 from stores.catalogue import ReleaseId
 from stores.connect import connect
-from stores.encoding import Item, decode, is_empty
+from stores.encoding import Item, decode, encode, is_empty
 from stores.errors import ReleaseCorrupt, StoreError, StoreMisused, StoreUnavailable
 from stores.keys import ITEM, OVERALL, USER, check_id
 from stores.store import LocalReader, Reader, Slot
+
+if TYPE_CHECKING:
+    from serve.item_factors import ItemFactors
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +42,8 @@ FIRST_READ_S = 2.0
 READY_S = 10.0
 # How many items a list is cut to.
 DEFAULT_N = 10
+# Stands for the key of a list that no store has, as it was computed.
+NO_KEY = ""
 
 # What came of looking a list up: it was there, there is none, or it could not be read.
 Status = Literal["ok", "unknown", "error"]
@@ -62,8 +68,12 @@ class NotReady(StoreError):
     """No tier has served a release yet; the text says what is wrong."""
 
 
+class FoldInUnavailable(StoreError):
+    """Nobody can be folded in: that is off, or the live release has no item factors; the text says which."""
+
+
 class EncodedList(NamedTuple):
-    """A list as bytes and where it came from: the tier, its release, and `personal`, `similar` or `popular`."""
+    """A list as bytes and where it came from: the tier, its release, and its source, as answers name it."""
 
     tier: str
     served: ServedRelease
@@ -72,6 +82,14 @@ class EncodedList(NamedTuple):
     """Opened, as `TieredReader.cut` takes it."""
 
     status: Status = "ok"
+
+
+class FoldedIn(NamedTuple):
+    """A list for a basket, and how many different items of that the release knows, and does not know."""
+
+    found: EncodedList
+    known: int
+    unknown: int
 
 
 # Takes the list that was requested, or what there is in its place.
@@ -99,10 +117,12 @@ class TieredReader:
         metrics: Metrics | None = None,
         deny_list: DenyListFile | None = None,
         cache_bytes: int = 0,
+        fold_in: bool = False,
     ) -> None:
         """Take the stores by the names of their tiers, the counters that all workers share, and what is denied.
 
-        The stores that are not in this process have a cache of *cache_bytes*, in equal parts.
+        The stores that are not in this process have a cache of *cache_bytes*, in equal parts. To *fold_in* visitors,
+        item factors are loaded with each release; raises StoreMisused where numpy is not installed.
         """
         self.metrics = metrics or Metrics(1, list(stores))
         self.deny_list = deny_list or DenyListFile()
@@ -116,6 +136,9 @@ class TieredReader:
         has many requests to hold up, sets it before the stores are entered."""
         self._budget_s = budget_s
         self._lookups = Lookups[_Waiter](self.tiers, budget_s, self._settle)
+        self._fold_in = FoldIn() if fold_in else None
+        for tier in self.tiers:
+            tier.follower.fold_in = self._fold_in
 
     async def __aenter__(self) -> Self:
         if self.following:
@@ -134,6 +157,8 @@ class TieredReader:
         await asyncio.gather(*self.following, return_exceptions=True)
         self.following.clear()
         await self._lookups.close()
+        if self._fold_in is not None:
+            self._fold_in.close()
         for tier in self.tiers:
             await tier.close()
 
@@ -203,6 +228,43 @@ class TieredReader:
         """Return the popular list of a segment, or the one for everybody where the segment has none."""
         self.metrics.count_lookup("popular", "hit")
         return self._first(segment)
+
+    async def fold_in(
+        self,
+        items: Sequence[tuple[str, float | None]],
+        n: int,
+        excluded: frozenset[bytes] = frozenset(),
+        segment: str = OVERALL,
+    ) -> FoldedIn:
+        """Compute a list of *n* items for a visitor by their *items* and the weights of these, None for the usual one.
+
+        The weights of an item that is named twice are added up. The visitor's own items are left out, as are denied and
+        *excluded* ones. Where no item is known, or nothing is left, the popular list of *segment* is in its place.
+        Raises NotReady, FoldInUnavailable, and StoreThrottled where too many others are being folded in.
+        """
+        tier, served, factors = self._factors()
+        different = len({item for item, _ in items})
+        basket = factors.known(items)
+        found = list[Item]()
+        if basket and self._fold_in is not None:
+            found = await self._fold_in.recommend(factors, basket, n, (self.deny_list.current.items, excluded))
+        if found:
+            encoded = self._hit(tier, served, "fold-in", NO_KEY, encode(found))
+        else:
+            encoded = self._fallback(tier, served, NO_KEY, None, segment)
+        return FoldedIn(encoded, len(basket), different - len(basket))
+
+    def _factors(self) -> tuple[Tier, ServedRelease, "ItemFactors"]:
+        """Return the first tier whose release has item factors, with these."""
+        if self._fold_in is None:
+            raise FoldInUnavailable("this service folds nobody in; start it with --fold-in")
+        for tier in self.tiers:
+            served = tier.follower.served
+            if served is not None and served.factors is not None:
+                return tier, served, served.factors
+        raise FoldInUnavailable(
+            f"release {self.release()} has no item factors that could be loaded; publish it with --fold-in"
+        )
 
     def cut(self, encoded: EncodedList, n: int, excluded: frozenset[bytes] = frozenset()) -> bytes:
         """Return the first *n* items of a list that are neither denied nor *excluded*, by ids of `encode_id`."""
@@ -365,15 +427,18 @@ def open_reader(
     metrics: Metrics | None = None,
     deny_list: DenyListFile | None = None,
     cache_bytes: int = 0,
+    fold_in: bool = False,
 ) -> TieredReader:
     """Connect to the stores at *urls*, the first to be read first; nothing is read before the reader is entered.
 
-    Raises StoreMisused for what is not the URL of a store.
+    Raises StoreMisused for what is not the URL of a store, and as `TieredReader` does.
     """
     names = tier_names(urls)
     metrics = metrics or Metrics(1, names)
     stores = {name: connect(url, StoreObserver(name, metrics)) for name, url in zip(names, urls, strict=True)}
-    return TieredReader(stores, budget_s=budget_s, metrics=metrics, deny_list=deny_list, cache_bytes=cache_bytes)
+    return TieredReader(
+        stores, budget_s=budget_s, metrics=metrics, deny_list=deny_list, cache_bytes=cache_bytes, fold_in=fold_in
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,7 +447,7 @@ class Recommendations:
 
     items: list[Item]
     source: str
-    """`personal`, `similar`, or `popular` where there was no list of the user's or item's own."""
+    """`personal`, `similar`, `fold-in`, or `popular` where there was no list of the user's or item's own."""
 
     release: str
     tier: str
@@ -432,13 +497,26 @@ class Lists:
         """Return the items that are like *item*; for an item that is not known, the popular list."""
         return self._decoded(await self.reader.similar(check_id(item)), n)
 
+    async def fold_in(
+        self, items: Iterable[str] | Mapping[str, float], n: int = DEFAULT_N, *, segment: str = OVERALL
+    ) -> Recommendations:
+        """Return a list for a visitor who has *items*, given with their weights or without, as training knows these.
+
+        Where none of them is known, the popular list. Takes some milliseconds in a thread. Raises FoldInUnavailable
+        unless lists were opened with `fold_in=True` and the release has item factors, and StoreThrottled where too many
+        wait for the thread.
+        """
+        _check_n(n)
+        weights = items.items() if isinstance(items, Mapping) else ((item, None) for item in items)
+        basket = [(check_id(item), None if weight is None else _check_weight(weight)) for item, weight in weights]
+        return self._decoded((await self.reader.fold_in(basket, n, segment=segment)).found, n)
+
     def popular(self, n: int = DEFAULT_N, *, segment: str = OVERALL) -> Recommendations:
         """Return the popular list of *segment*, or the one for everybody; from memory, so nothing is awaited."""
         return self._decoded(self.reader.popular(segment), n)
 
     def _decoded(self, encoded: EncodedList, n: int) -> Recommendations:
-        if n < 1:
-            raise StoreMisused(f"n is how many items to return, at least 1, not {n}")
+        _check_n(n)
         items = decode(self.reader.cut(encoded, n))
         return Recommendations(items, encoded.source, encoded.served.id, encoded.tier, encoded.served.is_canary)
 
@@ -450,14 +528,19 @@ class Lists:
 
 
 def open_lists(
-    *urls: str, budget_s: float = BUDGET_S, timeout_s: float = READY_S, deny_list: str | Path | None = None
+    *urls: str,
+    budget_s: float = BUDGET_S,
+    timeout_s: float = READY_S,
+    deny_list: str | Path | None = None,
+    fold_in: bool = False,
 ) -> Lists:
     """Open the lists in the stores at *urls*; each further store answers when those before it cannot.
 
     *budget_s* is what one call may spend on reads. *deny_list* is the file of the items that no list shows, and of the
-    users who are answered as unknown; it is read now, and again when it changes. Use it as `async with
-    hotplate.open(url) as lists:`, which raises NotReady, and says what is wrong, where no store has a live release
-    within *timeout_s*. Raises StoreMisused for what is not the URL of a store, or no deny-list.
+    users who are answered as unknown; it is read now, and again when it changes. *fold_in* keeps the item factors of
+    what is live in memory. Use it as `async with hotplate.open(url) as lists:`, which raises NotReady, and says what is
+    wrong, where no store has a live release within *timeout_s*. Raises StoreMisused for what is not the URL of a store,
+    or no deny-list, and to *fold_in* where numpy is not installed.
     """
     if not urls:
         raise StoreMisused("no store is named; give its URL, as file:///var/lib/hotplate")
@@ -465,7 +548,18 @@ def open_lists(
         denied = DenyListFile(None if deny_list is None else Path(deny_list))
     except DenyListInvalid as error:
         raise StoreMisused(str(error)) from error  # what a program catches is a StoreError
-    return Lists(open_reader(urls, budget_s=budget_s, deny_list=denied), timeout_s)
+    return Lists(open_reader(urls, budget_s=budget_s, deny_list=denied, fold_in=fold_in), timeout_s)
+
+
+def _check_n(n: int) -> None:
+    if n < 1:
+        raise StoreMisused(f"n is how many items to return, at least 1, not {n}")
+
+
+def _check_weight(weight: float) -> float:
+    if not 0 < weight < inf:
+        raise StoreMisused(f"a weight is a number above 0, not {weight}")
+    return weight
 
 
 def _resolve(future: asyncio.Future[EncodedList], found: EncodedList) -> None:

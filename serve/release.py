@@ -1,7 +1,9 @@
 """One release as a process serves it, and how it is loaded out of a store."""
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+from serve.fold_in import FoldIn, Loaded
 from stores.catalogue import Release, ReleaseId, ReleaseRef
 from stores.compression import load_decode
 from stores.encoding import Decode, is_empty
@@ -10,6 +12,9 @@ from stores.keys import META, OVERALL, POPULAR
 from stores.manifest import MAX_POPULAR_BYTES, Manifest
 from stores.store import Reader
 from stores.verification import load_manifest, read_present
+
+if TYPE_CHECKING:
+    from serve.item_factors import ItemFactors
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +35,9 @@ class ServedRelease:
     damaged: tuple[str, ...] = ()
     """What was found damaged when it was loaded."""
 
+    factors: "ItemFactors | None" = None
+    """What visitors are folded in with, where that is wanted and the release has it."""
+
     is_canary: bool = False
     """Whether it is not what is live, but what a share of the users see in its place."""
 
@@ -42,8 +50,10 @@ class ServedRelease:
         return self.ref.id
 
 
-async def load(reader: Reader, live: Release) -> ServedRelease:
+async def load(reader: Reader, live: Release, fold_in: FoldIn | None) -> ServedRelease:
     """Read a release's manifest, dictionary, popular lists and sample; raises StoreError for an incomplete one.
+
+    With *fold_in*, read its item factors, too.
 
     One that is damaged here and there is served all the same, but for a popular list for everybody, which it must have.
     """
@@ -71,4 +81,7 @@ async def load(reader: Reader, live: Release) -> ServedRelease:
         )
     if OVERALL not in popular:
         raise ReleaseCorrupt(f"release {release.id} has an empty popular list for everybody; it is not followed")
-    return ServedRelease(release, live.writer, manifest, popular, decode, tuple(damaged))
+    loaded = Loaded() if fold_in is None else await fold_in.load(reader, release, manifest)
+    return ServedRelease(
+        release, live.writer, manifest, popular, decode, (*damaged, *loaded.damaged), factors=loaded.factors
+    )

@@ -118,6 +118,9 @@ class Settings:
     deny_list: Path | None = None
     """The file of the items that no answer shows, and of the users who are answered as unknown."""
 
+    fold_in: bool = False
+    """Whether item factors are loaded with each release, so that visitors get lists on the spot."""
+
     cors_origins: tuple[str, ...] = ()
     """Which web pages of other origins may call the service."""
 

@@ -167,20 +167,22 @@ async def encode_rows(
     bytes of *plan* by their compression ratio; the dictionary comes ahead of all rows. Where others write most of the
     release, *sample* are rows like theirs, which are learnt from after the first lists.
     """
-    plan = Plan(plan.rows, plan.payload_bytes + plan.rows * HEADER_BYTES)
+    plan = Plan(plan.rows, plan.payload_bytes + plan.rows * HEADER_BYTES, plan.meta_bytes)
     if encoding == "json":
         plain = Encoder(checksum, None)
         return EncodedRows(plan, (plain.rows(rows) async for rows in batches))
     remaining = aiter(batches)
     first = await _first(remaining)
-    bodies = (row.value for rows in (*first, sample) for row in rows if not row.key.startswith(META))
+    bodies = (row.value for rows in (*first, sample) for row in rows if not _is_meta(row))
     lists = (body[OFFSET_BYTES:] for body in bodies if not is_empty(body))
     dictionary = await asyncio.to_thread(train, list(islice(lists, TRAINED_ON)))
     encoder = Encoder(checksum, dictionary)
     ready = [encoder.rows([Row(DICTIONARY, dictionary)]), *map(encoder.rows, first)]
-    before = sum(len(value) + CHECKSUM_BYTES for rows in (*first, sample) for _, value in rows)
-    after = sum(len(value) for rows in (*ready[1:], encoder.rows(sample)) for _, value in rows)
-    payload = int(plan.payload_bytes * after / before) if before else plan.payload_bytes
+    before = sum(len(row.value) + CHECKSUM_BYTES for rows in (*first, sample) for row in rows if not _is_meta(row))
+    encoded_sample = encoder.rows(sample)
+    after = sum(len(row.value) for rows in (*ready[1:], encoded_sample) for row in rows if not _is_meta(row))
+    lists_bytes = plan.payload_bytes - plan.meta_bytes
+    payload = plan.meta_bytes + (int(lists_bytes * after / before) if before else lists_bytes)
     del first
 
     async def encoded() -> AsyncIterator[list[Row]]:
@@ -190,15 +192,20 @@ async def encode_rows(
             yield encoder.rows(rows)
 
     return EncodedRows(
-        Plan(plan.rows + 1, payload + len(DICTIONARY) + HEADER_BYTES + len(dictionary)),
+        Plan(plan.rows + 1, payload + len(DICTIONARY) + HEADER_BYTES + len(dictionary), plan.meta_bytes),
         encoded(),
         dictionary,
     )
 
 
+def meta_check(manifest: Manifest) -> Decode:
+    """Return what opens the `meta` rows of a release, of which format 1 has no checksums."""
+    return open_format_1 if manifest.format == 1 else Checksum(manifest.release).open
+
+
 async def load_decode(reader: Reader, release: ReleaseRef, manifest: Manifest) -> Decode:
     """Return what opens the values of a release; ReleaseCorrupt where its dictionary is missing or damaged."""
-    check = open_format_1 if manifest.format == 1 else Checksum(release.id).open
+    check = meta_check(manifest)
     if manifest.encoding == "json":
         return check
     dictionary = await read_one(reader, release, DICTIONARY)
@@ -232,6 +239,10 @@ async def _first(batches: AsyncIterator[Sequence[Row]]) -> list[Sequence[Row]]:
         if lists >= TRAINED_ON or size >= TRAINED_ON_BYTES:
             break
     return taken
+
+
+def _is_meta(row: Row) -> bool:
+    return row.key.startswith(META)
 
 
 def _load(dictionary: bytes) -> zstandard.ZstdCompressionDict | None:

@@ -23,6 +23,7 @@ KINDS = ("item", "meta", "popular", "user")
 
 MANIFEST = META + "manifest"
 DICTIONARY = META + "dictionary"
+FACTORS = META + "factors"
 MAX_ID_BYTES = 256
 
 # The name of the popular list that is for everybody; no segment can have it, for an id is never empty.

@@ -31,6 +31,8 @@ class Plan:
 
     rows: int
     payload_bytes: int
+    meta_bytes: int = 0
+    """How many of these are of `meta` rows, which no encoding compresses."""
 
 
 class Reader(Protocol):

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from stores.catalogue import ReleaseRef
-from stores.compression import load_decode, read_ids
+from stores.compression import load_decode, meta_check, read_ids
 from stores.encoding import Decode
 from stores.errors import ReleaseCorrupt, StoreError, StoreMisused
 from stores.keys import MANIFEST, META, OVERALL, POPULAR, USER
@@ -63,9 +63,9 @@ async def verify(store: Store, release: ReleaseRef, *, on_progress: Progress = u
     try:
         compare(manifest, tally)
     except ReleaseCorrupt as error:
-        decode, damage = await load_decode(store, release, manifest), Damage()
+        decode, check, damage = await load_decode(store, release, manifest), meta_check(manifest), Damage()
         async for chunk in _chunks(store, release):
-            damage.add(row.key for row in chunk if not is_whole(row, decode))
+            damage.add(row.key for row in chunk if not is_whole(row, decode, check))
         if not damage.count:
             raise
         raise ReleaseCorrupt(f"{error}; {named(damage.keys, damage.count)}") from error
@@ -108,22 +108,25 @@ async def scrub(
     Raises ReleaseCorrupt where manifest or dictionary are damaged, or more than values is.
     """
     manifest = await load_manifest(store, release)
-    decode, loop = await load_decode(store, release, manifest), asyncio.get_running_loop()
+    decode, check, loop = await load_decode(store, release, manifest), meta_check(manifest), asyncio.get_running_loop()
     began, rows, damage = loop.time(), 0, Damage()
     async for chunk in _chunks(store, release, max(1, min(VERIFY_CHUNK, int(rows_per_s / 10)))):
-        damage.add(row.key for row in chunk if not is_whole(row, decode))
+        damage.add(row.key for row in chunk if not is_whole(row, decode, check))
         rows += len(chunk)
         on_progress(rows, manifest.rows + 1)
         await asyncio.sleep(began + rows / rows_per_s - loop.time())
     return ScrubResult(rows, damage.count, damage.keys)
 
 
-def is_whole(row: Row, decode: Decode) -> bool:
-    """Return whether a row's value is what was stored under its key; that of format 1, whether it can be decoded."""
-    if row.key.startswith(META):
+def is_whole(row: Row, decode: Decode, check: Decode) -> bool:
+    """Return whether a row's value is what was stored under its key; that of format 1, whether it can be decoded.
+
+    *check* opens `meta` rows, which are not compressed.
+    """
+    if row.key == MANIFEST:
         return True  # read, and so checked, before any other
     try:
-        decode(row.key, row.value)
+        (check if row.key.startswith(META) else decode)(row.key, row.value)
     except ReleaseCorrupt:
         return False
     return True

@@ -139,7 +139,7 @@ class Job:
         given = self.publishing
         names = ("available", "exclude", "categories", "max_per_category", "min_history")
         rules = read_rules(*(given[name] for name in names))
-        return ModelLists(load(model), ListSettings(given["list_length"], given["keep_seen"], rules))
+        return ModelLists(load(model), ListSettings(given["list_length"], given["keep_seen"], rules, given["fold_in"]))
 
     def publish_options(self, draft: "DraftRef") -> publish.PublishOptions:
         """Return the options of a publish that writes *draft*."""

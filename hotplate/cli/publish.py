@@ -90,6 +90,14 @@ MaxPerCategory = Annotated[
     int | None,
     option("--max-per-category", "Keep at most this many items of a category in each list.", at_least=1),
 ]
+FoldIn = Annotated[
+    bool,
+    option(
+        "--fold-in/--no-fold-in",
+        "Publish the factors of the items, too, from which `hotplate serve --fold-in` makes lists for visitors on the "
+        "spot: 4 bytes for each factor of each item.",
+    ),
+]
 MinHistory = Annotated[
     int,
     option(
@@ -145,6 +153,7 @@ def publish(
     categories: Categories = None,
     max_per_category: MaxPerCategory = None,
     min_history: MinHistory = 1,
+    fold_in: FoldIn = False,
     encoding: ChosenEncoding = None,
     activate: Activate = True,
     keep: Keep = 1,
@@ -177,7 +186,7 @@ def publish(
     bounds = read_gates(gates, gate or ())
     options = PublishOptions(limit_ru(store, max_ru), encoding, activate, keep, resume, bounds, force, dry_run, as_json)
     rules = read_rules(available, exclude, categories, max_per_category, min_history)
-    settings = ListSettings(list_length, keep_seen, rules)
+    settings = ListSettings(list_length, keep_seen, rules, fold_in)
     if not is_reference(model):
         with _computed_on(master, options) as source:
             publish_lists(lambda _: source(ModelLists(load(model), settings)), options)

@@ -178,6 +178,14 @@ def serve(
             metavar="FILE",
         ),
     ] = None,
+    fold_in: Annotated[
+        bool,
+        option(
+            "--fold-in",
+            "Make lists for visitors on the spot, by the items that they have; each worker keeps the item factors of "
+            "what is live in memory, which `hotplate publish --fold-in` wrote.",
+        ),
+    ] = False,
     cors_origin: Annotated[
         list[str] | None,
         option(
@@ -251,6 +259,7 @@ def serve(
         oidc_issuer=oidc_issuer,
         oidc_audience=oidc_audience,
         deny_list=deny_list,
+        fold_in=fold_in,
         cors_origins=tuple(cors_origin or ()),
         fast_lane=not no_fast_lane,
         limits=limits,

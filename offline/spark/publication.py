@@ -85,6 +85,7 @@ class SparkLists(PartedSource):
         yield from self._computed(0, self._blocks.of_items, observe)
         yield self._lists.popular()
         yield from self._computed(self._blocks.of_items, len(self._blocks), observe)
+        yield from self._lists.factors()
 
     def _computed(self, start: int, stop: int, observe: Observe) -> Iterator[list[Row]]:
         step = max(1, self._context.defaultParallelism)
@@ -95,9 +96,10 @@ class SparkLists(PartedSource):
                     observe(*lists)
                 yield rows
 
-    def popular(self) -> list[Row]:
+    def own(self) -> Iterator[list[Row]]:
         """See `PartedSource`."""
-        return self._lists.popular()
+        yield self._lists.popular()
+        yield from self._lists.factors()
 
     def sample(self) -> list[Row]:
         """See `PartedSource`."""

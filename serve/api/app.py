@@ -19,6 +19,7 @@ from serve.answered import Answered
 from serve.api.cors import Cors
 from serve.api.handlers import FOUND, Handler, Handlers, found_in
 from serve.api.openapi import Documents
+from serve.api.parameters import FOLD_IN
 from serve.api.problems import Problem, internal_error, not_ready
 from serve.api.scoring import Scoring, refusal
 from serve.connections.admission import ClientGone
@@ -66,6 +67,7 @@ class Routes:
     def __init__(self, handlers: Handlers, scoring: Scoring, documents: Documents) -> None:
         self._fixed = by_template(
             Route("/v1/recommendations", {"POST": handlers.recommend_many}),
+            Route(FOLD_IN, {"POST": handlers.fold_in}),
             Route("/v1/popular", {"GET": handlers.popular}),
             Route("/livez", {"GET": handlers.live}),
             Route("/readyz", {"GET": handlers.ready}),
@@ -83,10 +85,13 @@ class Routes:
             "/v1/similar": Route("/v1/similar/{item}", {"GET": handlers.similar}),
         }
 
-    def find(self, path: str) -> tuple[Route | None, str]:
-        """Return the route of a raw path, and the id that the path ends in, still encoded."""
+    def find(self, path: str, method: str) -> tuple[Route | None, str]:
+        """Return the route of a raw path, and the id that the path ends in, still encoded.
+
+        A user may be called as the last word of a path is: what that takes, its method says.
+        """
         route = self._fixed.get(path)
-        if route is not None:
+        if route is not None and not (path == FOLD_IN and method in {"GET", "HEAD"}):
             return route, ""
         stem, _, raw_id = path.rpartition("/")
         return self._with_id.get(stem), raw_id
@@ -178,7 +183,7 @@ class Dispatcher:
 
     async def _answer(self, request: web.BaseRequest, path: str, query: str, span: RequestSpan | None) -> web.Response:
         started = perf_counter()
-        route, raw_id = self._routes.find(path)
+        route, raw_id = self._routes.find(path, request.method)
         request_id = self.request_ids.of(request)
         caller: Caller | None = None
         try:

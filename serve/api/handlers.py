@@ -22,22 +22,26 @@ from serve.api.formats import (
 from serve.api.parameters import (
     ALL_FIELDS,
     BATCH_MEDIA,
+    FOLD_IN,
     JSON,
     LIST_MEDIA,
     MAX_BODY_BYTES,
     BatchBody,
+    FoldInBody,
     ListQuery,
     NoQuery,
     QueryParser,
     SegmentQuery,
     parse_batch,
+    parse_fold_in,
     parse_id,
 )
-from serve.api.problems import Problem
+from serve.api.problems import Problem, overloaded
 from serve.processes.states import ANSWERING, DEGRADED, DRAINING, READY, status_of
-from serve.reader import EncodedList, TieredReader
+from serve.reader import EncodedList, FoldInUnavailable, TieredReader
 from serve.watched import WatchedFiles
 from stores.encoding import encode_id, without_titles
+from stores.errors import StoreThrottled
 
 PRIVATE = "private, no-cache"
 # What is the same for everybody may be kept by a CDN; a release that goes live is seen a minute later there.
@@ -54,6 +58,7 @@ STREAM_BYTES, COMPRESS_BYTES, THREAD_BYTES = 256 << 10, 1 << 10, 16 << 10
 
 PERSONAL = QueryParser(SegmentQuery, "GET /v1/recommendations/{user}")
 BATCH = QueryParser(NoQuery, "POST /v1/recommendations")
+FOLDED_IN = QueryParser(NoQuery, f"POST {FOLD_IN}")
 SIMILAR = QueryParser(ListQuery, "GET /v1/similar/{item}")
 POPULAR = QueryParser(SegmentQuery, "GET /v1/popular")
 
@@ -99,6 +104,22 @@ class Handlers:
         pieces = encode_batch(media, named[RELEASE], batch.fields.split(","), len(answers), results)
         headers = {"Content-Type": CONTENT_TYPES.get(media, media), "Cache-Control": NO_STORE, **named}
         return await in_pieces(pieces, headers, content_coding(request.headers.get(hdrs.ACCEPT_ENCODING)))
+
+    async def fold_in(self, request: web.BaseRequest, _: str, raw_query: str) -> web.Response:
+        """`POST /v1/recommendations/fold-in` with `{"items": ["a", {"id": "b", "weight": 2}], "n": 10, …}`."""
+        FOLDED_IN.parse(raw_query)
+        body = parse_fold_in(await read_body(request))
+        items = [(item, None) if isinstance(item, str) else (item.id, item.weight) for item in body.items]
+        try:
+            result = await self._reader.fold_in(items, body.n, _excluded(body.exclude), body.segment)
+        except FoldInUnavailable as error:
+            raise Problem(404, "no-fold-in", str(error)) from None
+        except StoreThrottled as error:
+            self._reader.metrics.count_shed("fold_in")
+            raise overloaded(str(error)) from None
+        subject = b'"known":%d,"unknown":%d,' % (result.known, result.unknown)
+        answer, headers = self._form(request, subject, result.found, body, NO_STORE)
+        return web.Response(body=answer, headers=headers)
 
     async def similar(self, request: web.BaseRequest, raw_id: str, raw_query: str) -> web.Response:
         """`GET /v1/similar/{item}?n=&exclude=&fields=`."""
@@ -148,6 +169,23 @@ class Handlers:
         cache: str,
     ) -> web.Response:
         """Answer with a list, or with 304 where the caller says that it has just these bytes."""
+        body, headers = self._form(request, subject, encoded, query, cache)
+        headers["ETag"] = etag = f'"{xxh3_64_hexdigest(body)}"'
+        known = request.headers.get(hdrs.IF_NONE_MATCH)
+        if known is not None and is_known(etag, known):
+            del headers["Content-Type"]
+            return web.Response(status=304, headers=headers)
+        return web.Response(body=body, headers=headers)
+
+    def _form(
+        self,
+        request: web.BaseRequest,
+        subject: bytes,
+        encoded: EncodedList,
+        query: ListQuery | SegmentQuery | FoldInBody,
+        cache: str,
+    ) -> tuple[bytes, dict[str, str]]:
+        """Return the body of an answer with a list, in the form that the caller likes best, and its headers."""
         items = self._items(encoded, query.n, _excluded(query.exclude), query.fields)
         request[FOUND] = encoded, items
         body = b"{%b%b%b]}" % (subject, list_head(encoded), items)
@@ -162,12 +200,7 @@ class Handlers:
             body = encode_list(media, query.fields.split(","), body)
             headers["Content-Type"] = CONTENT_TYPES.get(media, media)
             headers["X-Hotplate-Source"] = encoded.source  # CSV has no other place for it
-        headers["ETag"] = etag = f'"{xxh3_64_hexdigest(body)}"'
-        known = request.headers.get(hdrs.IF_NONE_MATCH)
-        if known is not None and is_known(etag, known):
-            del headers["Content-Type"]
-            return web.Response(status=304, headers=headers)
-        return web.Response(body=body, headers=headers)
+        return body, headers
 
     def _results(self, batch: BatchBody, answers: Sequence[EncodedList]) -> Iterator[list[bytes]]:
         """Yield the results of a batch as JSON, in pieces that take a millisecond or two to make."""

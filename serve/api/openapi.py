@@ -11,7 +11,7 @@ from aiohttp import web
 from msgspec import Struct
 from xxhash import xxh3_64_hexdigest
 
-from serve.api.parameters import JSON, OPERATIONS, BatchBody, Id, NoQuery, Operation, QueryParser
+from serve.api.parameters import JSON, OPERATIONS, BatchBody, FoldInBody, Id, NoQuery, Operation, QueryParser
 from serve.api.problems import CONTENT_TYPE, Problem
 from serve.api.scoring import SCORE_EXAMPLE, Score, ScoreBody, SwaggerQuery
 
@@ -55,6 +55,7 @@ STATUSES = {
     400: "The request makes no sense; `detail` says why.",
     401: "A key is needed, or the one given is not known.",
     403: "The key may not do this.",
+    404: "The service folds nobody in, or its release has no item factors.",
     406: "None of the forms in `Accept` can be answered.",
     413: "The body is too large.",
     415: "The body is compressed; send it as it is.",
@@ -67,7 +68,11 @@ KEYS: Schema = {
     "Bearer": {"type": "http", "scheme": "bearer"},
 }
 OPENAPI, DOCS = QueryParser(NoQuery, "GET /openapi.json"), QueryParser(NoQuery, "GET /docs")
-EXAMPLES: dict[object, object] = {BatchBody: {"users": ["42", "43"], "n": 3}, ScoreBody: SCORE_EXAMPLE}
+EXAMPLES: dict[object, object] = {
+    BatchBody: {"users": ["42", "43"], "n": 3},
+    FoldInBody: {"items": ["42", {"id": "43", "weight": 2}], "n": 3},
+    ScoreBody: SCORE_EXAMPLE,
+}
 
 
 class StatusAnswer(Struct, frozen=True):

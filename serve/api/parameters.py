@@ -22,6 +22,8 @@ MAX_N = 1000
 # How many users one POST may name, and how many items it may request for all of them.
 MAX_USERS, MAX_BATCH_ITEMS = 2000, 20_000
 MAX_EXCLUDED = 200
+# How many items a visitor may have, and the most that one of them may weigh.
+MAX_BASKET, MAX_WEIGHT = 200, 1_000_000
 MAX_BODY_BYTES = 1 << 20
 
 JSON, CSV, MSGPACK, ARROW = "application/json", "text/csv", "application/msgpack", "application/vnd.apache.arrow.stream"
@@ -93,6 +95,32 @@ class BatchBody(Struct, frozen=True, forbid_unknown_fields=True):
     segment: Segment = OVERALL
 
 
+class BasketItem(Struct, frozen=True, forbid_unknown_fields=True):
+    """An item that a visitor has, and how much that says of them."""
+
+    id: Id
+    weight: Annotated[
+        float,
+        Meta(gt=0, le=MAX_WEIGHT, description="As that of an interaction in training; by default the usual one there."),
+    ]
+
+
+class FoldInBody(Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of `POST /v1/recommendations/fold-in`."""
+
+    items: Annotated[
+        tuple[Id | BasketItem, ...],
+        Meta(
+            max_length=MAX_BASKET,
+            description="What the visitor has, in any order; the weights of an item that is named twice are added up.",
+        ),
+    ]
+    n: Count = DEFAULT_N
+    exclude: Excluded = ()
+    fields: Fields = ALL_FIELDS
+    segment: Segment = OVERALL
+
+
 class Item(Struct, frozen=True):
     """One item of a list; `fields` leaves out its score and title, and not every item has a title."""
 
@@ -149,6 +177,19 @@ class PopularAnswer(Struct, frozen=True):
     items: list[Item]
 
 
+class FoldInAnswer(Struct, frozen=True):
+    """A list for a visitor, by what they have."""
+
+    known: Annotated[int, Meta(description="How many different items of the body the release knows.")]
+    unknown: Annotated[int, Meta(description="How many it does not know; they are ignored.")]
+    release: Release
+    source: Annotated[
+        Literal["fold-in", "popular"], Meta(description="`popular` where no item is known, or nothing is left to show.")
+    ]
+    tier: Tier
+    items: list[Item]
+
+
 class UserResult(Struct, frozen=True):
     """One user's list in the answer for many."""
 
@@ -192,6 +233,7 @@ class Operation:
 
 
 _READ = (200, 304, 400, 406, 503)
+FOLD_IN = "/v1/recommendations/fold-in"
 OPERATIONS = (
     Operation(
         "GET", "/v1/recommendations/{user}", "A user's list; for an unknown user the popular list",
@@ -200,6 +242,10 @@ OPERATIONS = (
     Operation(
         "POST", "/v1/recommendations", "The lists of many users",
         BatchAnswer, (200, 400, 406, 413, 415, 503), BATCH_MEDIA, body=BatchBody,
+    ),
+    Operation(
+        "POST", FOLD_IN, "A list on the spot for a visitor, by the items that they have",
+        FoldInAnswer, (200, 400, 404, 406, 413, 415, 503), LIST_MEDIA, body=FoldInBody,
     ),
     Operation(
         "GET", "/v1/similar/{item}", "Similar items; for an unknown item the popular list",
@@ -249,17 +295,7 @@ class QueryParser(Generic[AnyStruct]):
 
 def parse_batch(body: bytes) -> BatchBody:
     """Read the body of a request for many users; a Problem says what is wrong with it."""
-    try:
-        try:
-            batch = msgspec.json.decode(body, type=BatchBody)
-        except msgspec.ValidationError as error:
-            given = msgspec.json.decode(body)
-            n = given.get("n") if isinstance(given, dict) else None
-            if isinstance(n, float) and n.is_integer() and 0 < n <= MAX_N:  # in JSON, 10.0 is a whole number, too
-                return parse_batch(msgspec.json.encode(given | {"n": int(n)}))
-            raise _refusal(error, BatchBody, given, "POST /v1/recommendations") from None
-    except (ValueError, RecursionError) as error:
-        raise bad_parameter(f"the body is not JSON: {error}") from None
+    batch = _parse_body(body, BatchBody, "POST /v1/recommendations")
     _check_ids(batch.users, "users")
     _check_ids(batch.exclude, "exclude")
     if len(batch.users) * batch.n > MAX_BATCH_ITEMS:
@@ -268,6 +304,28 @@ def parse_batch(body: bytes) -> BatchBody:
             f"send several requests"
         )
     return batch
+
+
+def parse_fold_in(body: bytes) -> FoldInBody:
+    """Read the body of a request to fold in a visitor; a Problem says what is wrong with it."""
+    basket = _parse_body(body, FoldInBody, f"POST {FOLD_IN}")
+    _check_ids([item if isinstance(item, str) else item.id for item in basket.items], "items")
+    _check_ids(basket.exclude, "exclude")
+    return basket
+
+
+def _parse_body(body: bytes, kind: type[AnyStruct], route: str) -> AnyStruct:
+    try:
+        try:
+            return msgspec.json.decode(body, type=kind)
+        except msgspec.ValidationError as error:
+            given = msgspec.json.decode(body)
+            n = given.get("n") if isinstance(given, dict) else None
+            if isinstance(n, float) and n.is_integer() and 0 < n <= MAX_N:  # in JSON, 10.0 is a whole number, too
+                return _parse_body(msgspec.json.encode(given | {"n": int(n)}), kind, route)
+            raise _refusal(error, kind, given, route) from None
+    except (ValueError, RecursionError) as error:
+        raise bad_parameter(f"the body is not JSON: {error}") from None
 
 
 def parse_id(raw: str, name: str) -> str:
@@ -321,7 +379,8 @@ def _refusal(error: msgspec.ValidationError, struct: type[Struct], given: object
         return _unknown(unknown[1], route, fields)
     place = re.search(r"at `\$\.(\w+)(?:\[(\d+)\])?", str(error))
     if place is None or not isinstance(given, dict):
-        return bad_parameter('the body must be an object with a list of users, as {"users": ["42"], "n": 10}')
+        first = next(iter(fields))
+        return bad_parameter(f'the body must be an object with a list of {first}, as {{"{first}": ["42"], "n": 10}}')
     name, kind, value = place[1], fields[place[1]], given[place[1]]
     if place[2] is not None and isinstance(kind, inspect.VarTupleType):
         name, kind, value = f"{name}[{place[2]}]", kind.item_type, value[int(place[2])]
@@ -333,15 +392,17 @@ def _refusal(error: msgspec.ValidationError, struct: type[Struct], given: object
 
 def _bound(kind: inspect.Type) -> str:
     """Say what values a type has."""
+    if isinstance(kind, inspect.Metadata):
+        kind = kind.type
     match kind:
-        case inspect.Metadata():
-            return _bound(kind.type)
         case inspect.IntType():
             return f"a whole number from {kind.ge} to {kind.le}"
         case inspect.LiteralType():
             return f"one of {', '.join(map(repr, kind.values))}"
         case inspect.VarTupleType():
             return f"a list of at most {kind.max_length} ids"
+        case inspect.UnionType():
+            return f'an id, or {{"id": "42", "weight": 2}} with a weight above 0 and of {MAX_WEIGHT} at most'
         case inspect.StrType(min_length=1):
             return f"a string of 1 to {MAX_ID_BYTES} bytes of UTF-8"
     return f"a string of at most {MAX_ID_BYTES} bytes of UTF-8"

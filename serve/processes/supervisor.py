@@ -28,6 +28,7 @@ from serve.connections.acceptor import raise_descriptor_limit
 from serve.connections.listeners import reserve, share
 from serve.deny_list import DenyListFile
 from serve.errors import ServiceMisused
+from serve.fold_in import load_numpy
 from serve.metrics import Metrics
 from serve.processes.access_log import read_secret
 from serve.processes.admin import administer
@@ -65,13 +66,15 @@ def serve(settings: Settings, announce: Callable[[str, str], None]) -> None:
     """Serve until SIGTERM or SIGINT.
 
     *announce* is called once, when the first worker answers, with its URL and that of the admin listener. Raises
-    CannotListen, StoreMisused for a store or a deny-list that cannot be opened, or ServiceMisused for settings that
-    cannot be.
+    CannotListen, StoreMisused for a store or a deny-list that cannot be opened and where numpy is missing to fold in,
+    or ServiceMisused for settings that cannot be.
     """
     Cors(settings.cors_origins)
     deny_list = DenyListFile(settings.deny_list)
     for url in (*settings.stores, *([settings.admin_store] if settings.admin_store else [])):
         connect(url)  # a wrong URL is better known here than in every worker
+    if settings.fold_in:
+        load_numpy()  # once for all workers
     if settings.lock_memory:
         _check_lockable(settings.stores)
     if settings.telemetry is not None:

@@ -122,6 +122,7 @@ async def work(
         metrics=inherited.metrics,
         deny_list=inherited.deny_list,
         cache_bytes=settings.cache_bytes,
+        fold_in=settings.fold_in,
     )
     reader.warm = True
     for tier in reader.tiers:

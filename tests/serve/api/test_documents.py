@@ -11,6 +11,7 @@ from aiohttp import ClientSession, web
 import hotplate
 from serve.api.openapi import document
 from tests.support.browser import opened
+from tests.support.factors import factor_rows
 from tests.support.service import Service, a_list, publish_lists, running, running_app
 
 FILES = {
@@ -24,13 +25,14 @@ FILES = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("documents") / "store"
-    asyncio.run(publish_lists(folder, {"user:42": a_list(*map(str, range(20))), "item:42": a_list("7")}))
+    lists = {"user:42": a_list(*map(str, range(20))), "item:42": a_list("7")}
+    asyncio.run(publish_lists(folder, lists | factor_rows("42", "43", "44")))
     return folder
 
 
 @pytest.fixture(scope="module")
 def service(folder: Path) -> Iterator[Service]:
-    with running(folder) as running_service:
+    with running(folder, "--fold-in") as running_service:
         yield running_service
 
 
@@ -58,7 +60,8 @@ async def test_the_page_sends_a_request_that_works_and_requests_nothing_elsewher
 
 def test_every_route_but_those_for_operators_is_described() -> None:
     assert document(takes_key=False)["paths"].keys() == {
-        "/v1/recommendations/{user}", "/v1/recommendations", "/v1/similar/{item}", "/v1/popular",
+        "/v1/recommendations/{user}", "/v1/recommendations", "/v1/recommendations/fold-in", "/v1/similar/{item}",
+        "/v1/popular",
         "/score", "/swagger.json", "/", "/livez", "/readyz", "/openapi.json", "/docs",
     }  # fmt: skip
 

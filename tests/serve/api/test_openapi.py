@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from serve.access.keys import create
+from tests.support.factors import factor_rows
 from tests.support.paths import ROOT
 from tests.support.service import Service, a_list, publish_lists, running
 from tests.support.soak import SEED, scaled
@@ -27,9 +28,10 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keyed]:
     folder = tmp_path_factory.mktemp("openapi")
     lists = {f"user:{user}": a_list(*map(str, range(20))) for user in ("42", "0", "a/b", "é")}
     lists |= {"item:42": a_list("7", "8"), "popular:France": a_list("vin", "pain")}
+    lists |= factor_rows(*map(str, range(20)))
     asyncio.run(publish_lists(folder / "store", lists))
     key = create(folder / "keys.json", "explorer", ["read"]).key
-    with running(folder / "store", "--keys", str(folder / "keys.json")) as service:
+    with running(folder / "store", "--fold-in", "--keys", str(folder / "keys.json")) as service:
         yield Keyed(service, key)
 
 

@@ -1,0 +1,132 @@
+"""Folding in: lists on the spot for visitors of whom no release knows, out of the live release's item factors.
+
+The factors are read with the release that they are of, before it is served, so that no answer mixes two. They are in
+memory once for all tiers that serve the same release. Lists are computed in a thread beside the loop, which goes on
+meanwhile; whoever would have to wait for too many others is refused.
+"""
+
+import asyncio
+import logging
+import os
+from collections.abc import Container, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from importlib import import_module
+from typing import TYPE_CHECKING, NamedTuple
+from weakref import WeakValueDictionary
+
+from stores.catalogue import ReleaseRef
+from stores.compression import meta_check
+from stores.encoding import OFFSET_BYTES, Item
+from stores.errors import ReleaseCorrupt, StoreThrottled
+from stores.factors import Description, piece_key, read_description, read_piece
+from stores.keys import FACTORS
+from stores.manifest import Manifest
+from stores.store import Reader, read_one
+from stores.urls import extra_installed
+from stores.verification import read_present
+
+if TYPE_CHECKING:
+    from serve.item_factors import ItemFactors
+
+log = logging.getLogger(__name__)
+
+# The most that one release's factors may take in each worker; those of a million items of 128 factors do.
+MAX_BYTES = 512 << 20
+# How many pieces are read at once, so that no other read of the store has to wait for long.
+PIECES_AT_ONCE = 16
+# How many visitors wait for the thread at most: with 5 ms for each, longer than anybody should.
+MOST_WAITING = 16
+# What numpy's linear algebra is told, before it is loaded: its threads would take the cores of other workers.
+ONE_THREAD = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+class Loaded(NamedTuple):
+    """What came of loading: the factors, None where there are none to use, and the keys that were found damaged."""
+
+    factors: "ItemFactors | None" = None
+    damaged: tuple[str, ...] = ()
+
+
+def load_numpy() -> None:
+    """Load numpy, with one thread for its linear algebra; StoreMisused, with the extra's name, where it is missing."""
+    for name in ONE_THREAD:
+        os.environ.setdefault(name, "1")
+    with extra_installed("fold-in"):
+        import_module("numpy")
+
+
+class FoldIn:
+    """Loads the factors of releases, and computes lists from them in a thread; lives as long as its reader."""
+
+    def __init__(self) -> None:
+        """Load numpy; raises StoreMisused where it is not installed."""
+        load_numpy()
+        self._loaded: WeakValueDictionary[str, ItemFactors] = WeakValueDictionary()
+        """By the digest of their release's rows, for copies of it."""
+        self._thread = ThreadPoolExecutor(1, "fold-in")
+        self._waiting = 0
+
+    def close(self) -> None:
+        """Compute nothing more; what waits is cancelled."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def load(self, reader: Reader, release: ReleaseRef, manifest: Manifest) -> Loaded:
+        """Read the factors of a release; raises StoreError where the store cannot be read.
+
+        Damage costs the release its factors, and nothing else.
+        """
+        known = self._loaded.get(manifest.digest)
+        if known is not None:
+            return Loaded(known)
+        try:
+            stored = await read_one(reader, release, FACTORS)
+            if stored is None:
+                log.warning("release %s has no item factors: publish it with --fold-in to fold visitors in", release.id)
+                return Loaded()
+            description = read_description(meta_check(manifest)(FACTORS, stored)[OFFSET_BYTES:])
+        except ReleaseCorrupt as error:
+            log.warning("release %s has no item factors that can be used: %s", release.id, error)
+            return Loaded(damaged=(FACTORS,))
+        size = 4 * description.items * description.factors
+        if size > MAX_BYTES:
+            log.warning(
+                "release %s has item factors of %d bytes, and at most %d are loaded", release.id, size, MAX_BYTES
+            )
+            return Loaded()
+        return await self._load_pieces(reader, release, manifest, description)
+
+    async def _load_pieces(
+        self, reader: Reader, release: ReleaseRef, manifest: Manifest, description: Description
+    ) -> Loaded:
+        from serve.item_factors import ItemFactors  # noqa: PLC0415 -- needs numpy, an extra
+
+        factors, check = ItemFactors(description), meta_check(manifest)
+        keys = [piece_key(number) for number in range(description.pieces)]
+        key = FACTORS
+        try:
+            for start in range(0, len(keys), PIECES_AT_ONCE):
+                async for key, value in read_present(reader, release, keys[start : start + PIECES_AT_ONCE]):
+                    if isinstance(value, ReleaseCorrupt):
+                        raise value
+                    factors.add(*read_piece(check(key, value)[OFFSET_BYTES:], description.factors))
+                await asyncio.sleep(0)  # requests are answered meanwhile, also where the store waits for nothing
+            factors.check_whole()
+        except (ReleaseCorrupt, ValueError) as error:
+            log.warning("release %s has no item factors that can be used: %s", release.id, error)
+            return Loaded(damaged=(key,))
+        await asyncio.to_thread(factors.finish)
+        return Loaded(self._loaded.setdefault(manifest.digest, factors))  # another tier may have loaded them meanwhile
+
+    async def recommend(
+        self, factors: "ItemFactors", basket: dict[int, float], n: int, left_out: Sequence[Container[bytes]]
+    ) -> list[Item]:
+        """Compute a list; see `ItemFactors.recommend`. Raises StoreThrottled where too many others wait."""
+        if self._waiting >= MOST_WAITING:
+            raise StoreThrottled("more visitors come than can be folded in", 1.0)
+        self._waiting += 1
+        try:
+            work = partial(factors.recommend, basket, n, *left_out)
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        finally:
+            self._waiting -= 1

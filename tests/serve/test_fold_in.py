@@ -1,0 +1,416 @@
+"""Folding in: the scores of implicit, whatever the order of a basket; of one release at a time, or a reason."""
+
+import asyncio
+import json
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from aiohttp import ClientSession, web
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from implicit.cpu.als import AlternatingLeastSquares
+from scipy.sparse import csr_matrix
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # published without types
+
+import hotplate
+from offline.errors import SettingError
+from offline.input.interactions import read_interactions
+from offline.input.matrix import UserItems, to_matrix
+from offline.lists import ListSettings, ModelLists
+from offline.model import Model
+from offline.publish import publish
+from offline.rules import Rules
+from offline.train.als import ALSParams, Factors, fit
+from offline.train.neighbours import NeighbourParams
+from offline.train.neighbours import fit as fit_neighbours
+from offline.train.popularity import most_popular
+from offline.train.weighted import SparkParams
+from serve import fold_in
+from serve.deny_list import DenyListFile
+from serve.item_factors import ItemFactors
+from serve.metrics import LOOKUPS
+from serve.reader import FoldedIn, FoldInUnavailable, TieredReader
+from stores.encoding import OFFSET_BYTES, Item, decode, encode_id
+from stores.errors import StoreMisused, StoreThrottled
+from stores.factors import read_description, read_piece
+from stores.file.store import LmdbStore
+from stores.keys import FACTORS
+from stores.lifecycle import activate, prune
+from stores.memory import MemoryStore
+from stores.store import Reader
+from tests.support.interactions import checkerboard_model
+from tests.support.paths import DATA
+from tests.support.remote import RemoteStore
+from tests.support.service import running, running_app
+
+ITEMS, FACTORS_EACH = 300, 32
+RATINGS = DATA / "movietweetings-100k" / "ratings.csv.gz"
+TOLERANCE = 1e-5
+few = settings(max_examples=15, deadline=None)
+
+
+@lru_cache
+def model(seed: int = 1, title: str = "Title") -> Model:
+    """A model of random factors, whose lists are as good as any; its titles say which it is."""
+    draw = np.random.default_rng(seed)
+    other = checkerboard_model()
+    ids = [f"i{n:03}" for n in range(ITEMS)]
+    user_items = csr_matrix(draw.integers(0, 2, (4, ITEMS)).astype(np.float32))
+    matrix = replace(other.matrix, user_ids=list("abcd"), item_ids=ids, user_items=user_items)
+    params = ALSParams(factors=FACTORS_EACH, regularization=3.0, alpha=4.0)
+    user_factors, item_factors = (draw.normal(0, 0.3, (n, FACTORS_EACH)).astype(np.float32) for n in (4, ITEMS))
+    return replace(
+        other,
+        ranker=Factors(user_factors, item_factors, params),
+        matrix=matrix,
+        params=params,
+        titles={item: f"{title} {item}" for item in ids},
+        popular=most_popular(matrix, 5),
+        segments={},
+    )
+
+
+def loaded(of: Model, rules: Rules | None = None) -> ItemFactors:
+    """Return the factors of a model as they are in memory after a publish."""
+    settings = ListSettings(rules=rules or Rules(), fold_in=True)
+    rows = dict(row for batch in ModelLists(of, settings).factors() for row in batch)
+    factors = ItemFactors(read_description(rows.pop(FACTORS)))
+    for key in sorted(rows):
+        factors.add(*read_piece(rows[key], factors.description.factors))
+    factors.check_whole()
+    factors.finish()
+    return factors
+
+
+def row_of(basket: Mapping[int, float]) -> UserItems:
+    row = np.zeros((1, ITEMS), dtype=np.float32)
+    row[0, list(basket)] = list(basket.values())
+    return csr_matrix(row)
+
+
+def scores_of(items: list[Item]) -> dict[str, float]:
+    return {item["id"]: item["score"] for item in items}
+
+
+BASKETS = st.dictionaries(st.integers(0, ITEMS - 1), st.floats(0.125, 50, width=32), min_size=1, max_size=30)
+
+
+@few
+@given(BASKETS)
+def test_scores_are_those_of_implicit(basket: dict[int, float]) -> None:
+    theirs = of_implicit()
+    expected = theirs.item_factors @ theirs.recalculate_user(0, row_of(basket))
+    found = loaded_once().recommend(basket, ITEMS)
+    assert len(found) == ITEMS - len(basket)
+    for item, score in scores_of(found).items():
+        assert score == pytest.approx(expected[int(item[1:])], abs=TOLERANCE)
+
+
+@lru_cache
+def of_implicit() -> AlternatingLeastSquares:
+    """The same factors, in the hands of the library that learns them."""
+    ranker = model().ranker
+    assert isinstance(ranker, Factors)
+    theirs = AlternatingLeastSquares(factors=FACTORS_EACH, regularization=3.0, alpha=4.0, num_threads=1)
+    theirs.item_factors = ranker.item_factors
+    return theirs
+
+
+def test_lists_are_those_of_implicit() -> None:
+    ids, scores = of_implicit().recommend(0, row_of({3: 1.0, 7: 2.0}), N=10, recalculate_user=True)
+    found = loaded_once().recommend({3: 1.0, 7: 2.0}, 10)
+    assert [item["id"] for item in found] == [f"i{number:03}" for number in ids]
+    assert [item["score"] for item in found] == pytest.approx(scores.tolist(), abs=TOLERANCE)
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(not RATINGS.exists(), reason=f"{RATINGS} is not on this machine")
+def test_real_users_get_the_scores_of_implicit_from_256_factors() -> None:
+    matrix = to_matrix(read_interactions(RATINGS, weighting="binary").pairs, 5, 5)
+    params = ALSParams(iterations=3)
+    ranker = fit(matrix.user_items, params)
+    learnt = replace(checkerboard_model(), ranker=ranker, matrix=matrix, params=params)
+    factors = loaded(replace(learnt, popular=most_popular(matrix, 5), segments={}, titles={}))
+    theirs = AlternatingLeastSquares(
+        factors=params.factors, regularization=params.regularization, alpha=params.alpha, num_threads=1
+    )
+    theirs.item_factors = ranker.item_factors
+    for user in range(0, matrix.user_items.shape[0], 40):
+        row = matrix.user_items[user]
+        expected = theirs.item_factors @ theirs.recalculate_user(0, row)
+        with threadpool_limits(1, "blas"):  # as in the service
+            found = factors.recommend(dict(zip(row.indices.tolist(), row.data.tolist(), strict=True)), 100)
+        scores = [expected[matrix.item_ids.index(item["id"])] for item in found]
+        assert [item["score"] for item in found] == pytest.approx(scores, abs=TOLERANCE)
+
+
+@lru_cache
+def loaded_once(of: Callable[[], Model] = model) -> ItemFactors:
+    return loaded(of())
+
+
+@few
+@given(BASKETS)
+def test_scores_of_factors_that_spark_learnt_are_those_of_its_last_step(basket: dict[int, float]) -> None:
+    ranker = of_spark().ranker
+    assert isinstance(ranker, Factors)
+    expected = ranker.item_factors @ ranker.fold_in(row_of(basket)).user_factors[0]
+    found = loaded_once(of_spark).recommend(basket, ITEMS)
+    for item, score in scores_of(found).items():
+        assert score == pytest.approx(expected[int(item[1:])], abs=TOLERANCE)
+
+
+@lru_cache
+def of_spark() -> Model:
+    """The same factors, as if Spark had learnt them."""
+    params, ranker = SparkParams(factors=FACTORS_EACH, reg_param=0.2), model().ranker
+    assert isinstance(ranker, Factors)
+    return replace(model(), ranker=replace(ranker, params=params), params=params)
+
+
+NAMED = st.lists(st.tuples(st.integers(-5, ITEMS - 1), st.sampled_from([None, 0.5, 1.0, 3.0])), max_size=30)
+
+
+@few
+@given(NAMED, st.randoms())
+def test_a_basket_means_the_same_in_any_order_and_an_item_that_is_named_twice_weighs_both(
+    named: list[tuple[int, float | None]], draw: random.Random
+) -> None:
+    factors = loaded_once()
+    items = [(f"i{number:03}", weight) for number, weight in named]
+    shuffled = list(items)
+    draw.shuffle(shuffled)
+    basket = factors.known(items)
+    weights = Counter[int]()
+    for number, weight in named:
+        if number >= 0:
+            weights[number] += factors.description.weight if weight is None else weight  # type: ignore[assignment]  # floats
+    assert basket == pytest.approx(dict(weights))
+    if basket:
+        found, again = factors.recommend(basket, 10), factors.recommend(factors.known(shuffled), 10)
+        assert scores_of(found) == pytest.approx(scores_of(again), abs=2 * TOLERANCE)
+        assert not {item["id"] for item in found} & {item for item, _ in items}
+        scores = [item["score"] for item in found]
+        assert scores == sorted(scores, reverse=True)
+
+
+@few
+@given(st.sets(st.integers(0, ITEMS - 1)), st.integers(1, ITEMS))
+def test_what_is_left_out_is_replaced_by_the_next_best(left_out: set[int], n: int) -> None:
+    factors = loaded_once()
+    everything = [item["id"] for item in factors.recommend({0: 1.0}, ITEMS)]
+    ids = frozenset(encode_id(f"i{number:03}") for number in left_out)
+    found = [item["id"] for item in factors.recommend({0: 1.0}, n, frozenset(), ids)]
+    assert found == [item for item in everything if int(item[1:]) not in left_out][:n]
+
+
+def test_rules_of_the_lists_hold() -> None:
+    categories = {f"i{number:03}": str(number % 3) for number in range(ITEMS - 1)}
+    rules = Rules(excluded=frozenset({"i001", "i002"}), categories=categories, max_per_category=2)
+    factors = loaded(model(), rules)
+    found = [item["id"] for item in factors.recommend(factors.known([("i001", None), ("i003", None)]), 50)]
+    assert len(found) in (6, 7)  # the last item has no category
+    assert not {"i001", "i002", "i003"} & set(found)
+    assert max(Counter(categories.get(item, item) for item in found).values()) == 2
+
+
+def test_without_regularization_more_factors_than_items_give_a_list_all_the_same() -> None:
+    params = ALSParams(factors=FACTORS_EACH, regularization=0)
+    ranker = Factors(np.ones((4, 64), dtype=np.float32), np.ones((ITEMS, 64), dtype=np.float32), params)
+    factors = loaded(replace(model(), ranker=ranker, params=params))
+    assert len(factors.recommend({0: 1.0}, 10)) == 10
+
+
+def test_an_engine_without_factors_is_refused_before_anything_is_written() -> None:
+    params = NeighbourParams()
+    neighbours = replace(model(), ranker=fit_neighbours(model().matrix.user_items, params), params=params)
+    with pytest.raises(SettingError, match="the engine neighbours learns none"):
+        ModelLists(neighbours, ListSettings(fold_in=True))
+
+
+def test_a_plan_counts_the_factors() -> None:
+    lists = ModelLists(model(), ListSettings(fold_in=True))
+    rows = [row for batch in lists.factors() for row in batch]
+    without, plan = ModelLists(model(), ListSettings()).plan(), lists.plan()
+    assert plan.meta_bytes == pytest.approx(sum(len(row.key) + len(row.value) for row in rows), rel=0.1)
+    assert plan.payload_bytes == without.payload_bytes + plan.meta_bytes
+    assert plan.rows >= without.rows + len(rows)
+
+
+async def publish_model(store: LmdbStore | MemoryStore, of: Model, *, fold_in: bool = True) -> str:
+    return (await publish(ModelLists(of, ListSettings(fold_in=fold_in)), store)).manifest.release
+
+
+async def opened(*stores: Reader, deny_list: DenyListFile | None = None) -> TieredReader:
+    """Return a reader that folds in, and has read each store."""
+    names = {f"tier{place}": store for place, store in enumerate(stores)}
+    reader = TieredReader(names, fold_in=True, deny_list=deny_list)
+    for tier in reader.tiers:
+        await tier.follower.refresh()
+    return reader
+
+
+def ids(found: FoldedIn) -> list[str]:
+    return [item["id"] for item in decode(found.found.body[OFFSET_BYTES:])]
+
+
+async def test_a_basket_gets_a_list_and_one_of_strangers_the_popular_one(memory: MemoryStore, tmp_path: Path) -> None:
+    (tmp_path / "denied").write_text("item:i007\n")
+    release = await publish_model(memory, model())
+    reader = await opened(memory, deny_list=DenyListFile(tmp_path / "denied"))
+    everything = [item["id"] for item in loaded_once().recommend({3: 1.0, 4: 2.0}, ITEMS)]
+    found = await reader.fold_in([("i003", 1.0), ("who", None), ("i004", 2.0), ("who", 1.0)], 5, frozenset([b'"i008"']))
+    assert (found.found.source, found.found.served.id, found.known, found.unknown) == ("fold-in", release, 2, 1)
+    assert ids(found) == [item for item in everything if item not in {"i007", "i008"}][:5]
+    assert decode(found.found.body[OFFSET_BYTES:])[0].get("title") == f"Title {ids(found)[0]}"
+    for strangers in ([], [("who", None)]):
+        found = await reader.fold_in(strangers, 5)
+        assert (found.found.source, found.known, found.unknown) == ("popular", 0, len(strangers))
+    assert reader.metrics.total(LOOKUPS["fold-in", "hit"]) == [1]
+    assert reader.metrics.total(LOOKUPS["popular", "miss"]) == [2]
+
+
+async def test_a_service_or_a_release_that_folds_nobody_in_has_a_reason(memory: MemoryStore) -> None:
+    await publish_model(memory, model(), fold_in=False)
+    off = TieredReader({"memory": memory})
+    with pytest.raises(FoldInUnavailable, match="start it with --fold-in"):
+        await off.fold_in([("i003", None)], 5)
+    with pytest.raises(FoldInUnavailable, match="publish it with --fold-in"):
+        await (await opened(memory)).fold_in([("i003", None)], 5)
+
+
+async def test_a_damaged_piece_costs_the_factors_and_nothing_else(memory: MemoryStore) -> None:
+    await publish_model(memory, model())
+    key = f"{FACTORS}/000000"
+    for release in memory._releases.values():
+        release.rows[key] = release.rows[key][:-1] + bytes([release.rows[key][-1] ^ 1])
+    reader = await opened(memory)
+    assert (await reader.personal("a")).source == "personal"
+    assert key in reader.tiers[0].follower.warnings[0]
+    with pytest.raises(FoldInUnavailable):
+        await reader.fold_in([("i003", None)], 5)
+
+
+async def test_factors_are_in_memory_once_for_all_tiers_and_only_of_what_is_live(memory: MemoryStore) -> None:
+    await publish_model(memory, model())
+    reader = await opened(memory, RemoteStore(memory))
+    first, second = (tier.follower.served for tier in reader.tiers)
+    assert first is not None
+    assert second is not None
+    assert first.factors is second.factors
+    del first, second
+    await publish_model(memory, model(2))
+    for tier in reader.tiers:
+        await tier.follower.refresh()
+    assert reader._fold_in is not None
+    assert len(reader._fold_in._loaded) == 1
+
+
+async def test_what_the_thread_has_no_time_for_is_refused(memory: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fold_in, "MOST_WAITING", 3)
+    await publish_model(memory, model())
+    reader = await opened(memory)
+    outcomes = await asyncio.gather(*(reader.fold_in([("i003", None)], 5) for _ in range(8)), return_exceptions=True)
+    assert Counter(map(type, outcomes)) == {FoldedIn: 3, StoreThrottled: 5}
+    assert isinstance(await reader.fold_in([("i003", None)], 5), FoldedIn)
+
+
+async def test_no_answer_mixes_releases_while_they_change_under_load(tmp_path: Path) -> None:
+    store = LmdbStore(tmp_path)
+    titles = {await publish_model(store, model(0, "of 0")): "of 0"}
+    async with hotplate.open(f"file://{tmp_path}", fold_in=True) as lists:
+        seen, ended = set[str](), asyncio.Event()
+
+        async def visit() -> None:
+            while not ended.is_set():
+                found = await lists.fold_in({"i003": 2.0, "i004": 1.0}, n=3)
+                assert found.source == "fold-in"
+                await asyncio.sleep(0.003)
+                assert all(item["title"].startswith(titles[found.release]) for item in found.items)
+                seen.add(found.release)
+
+        visitors = [asyncio.create_task(visit()) for _ in range(4)]
+        for seed in range(1, 3):
+            result = await publish(ModelLists(model(seed, f"of {seed}"), ListSettings(fold_in=True)), store, live=False)
+            titles[result.manifest.release] = f"of {seed}"
+            await activate(store, result.manifest.release)
+            async with asyncio.timeout(20):
+                while result.manifest.release not in seen:
+                    await asyncio.sleep(0.01)
+            await prune(store, keep=1, grace_s=0)
+        ended.set()
+        await asyncio.gather(*visitors)
+    assert len(seen) == 3
+    await store.close()
+
+
+async def test_as_a_library_it_says_what_it_cannot_take(tmp_path: Path) -> None:
+    store = LmdbStore(tmp_path)
+    await publish_model(store, model())
+    await store.close()
+    async with hotplate.open(f"file://{tmp_path}", fold_in=True) as lists:
+        assert (await lists.fold_in(["i003", "i004"], n=2)).source == "fold-in"
+        wrong = (lists.fold_in(["i003"], n=0), lists.fold_in([""]), lists.fold_in({"i003": 0.0}))
+        for each in (*wrong, lists.fold_in({"i003": float("nan")})):
+            with pytest.raises(hotplate.StoreMisused):
+                await each
+    async with hotplate.open(f"file://{tmp_path}") as lists:
+        with pytest.raises(hotplate.FoldInUnavailable):
+            await lists.fold_in(["i003"])
+
+
+def test_without_numpy_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise ModuleNotFoundError(name=name)
+
+    monkeypatch.setattr(fold_in, "import_module", missing)
+    with pytest.raises(StoreMisused, match=r"pip install 'hotplate\[fold-in\]'"):
+        TieredReader({}, fold_in=True)
+
+
+async def test_the_service_answers_in_every_form_and_says_what_is_wrong(tmp_path: Path) -> None:
+    store = LmdbStore(tmp_path / "store")
+    release = await publish_model(store, model())
+    await store.close()
+    path = "/v1/recommendations/fold-in"
+    with running(tmp_path / "store", "--fold-in") as service:
+
+        def post(body: object, **headers: str) -> tuple[int, bytes]:
+            answer = service.request("POST", path, json.dumps(body).encode(), **headers)
+            assert answer.headers.get("cache-control") == ("no-store" if answer.status == 200 else None)
+            return answer.status, answer.body
+
+        status, body = post({"items": ["i003", {"id": "i004", "weight": 2}, "who"], "n": 2.0})
+        fields = json.loads(body)
+        expected = [item["id"] for item in loaded_once().recommend({3: 1.0, 4: 2.0}, 2)]
+        assert status == 200
+        assert [item["id"] for item in fields.pop("items")] == expected
+        assert fields == {"known": 2, "unknown": 1, "release": release, "source": "fold-in", "tier": "file"}
+        lines = post({"items": ["i003"], "n": 2, "fields": "id"}, Accept="text/csv")[1].splitlines()
+        assert (lines[0], len(lines)) == (b"id", 3)
+        for wrong, sentence in (
+            ({}, "items"),
+            ({"items": [{"id": "i003", "weight": 0}]}, "weight above 0"),
+            ({"items": [{"id": "i003"}]}, "items[0] must be an id"),
+            ({"items": ["i003"] * 201}, "at most 200"),
+            ({"items": ["é" * 200]}, "items[0]"),
+            ({"items": ["i003"], "users": ["1"]}, "no parameter of POST /v1/recommendations/fold-in"),
+        ):
+            status, body = post(wrong)
+            assert (status, sentence in json.loads(body)["detail"]) == (400, True), body
+        assert service.get(path).json["user"] == "fold-in"
+        samples = [line for line in service.admin("/metrics").body.decode().splitlines() if "fold-in" in line]
+        assert any('code="200"' in line and 'method="POST"' in line for line in samples)
+        assert 'hotplate_lookups_total{outcome="hit",source="fold-in"} 2.0' in samples
+    app, lists = web.Application(), hotplate.open(f"file://{tmp_path}/store")
+    hotplate.mount(app, "/recs", lists)
+    async with running_app(app) as url, ClientSession(url) as session:
+        response = await session.post(f"/recs{path}", json={"items": ["i003"]})
+        problem = await response.json(content_type=None)
+    assert (response.status, problem["type"]) == (404, "urn:hotplate:problem:no-fold-in")
