@@ -8,6 +8,7 @@ import mmap
 from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import product
+from typing import Literal
 
 BUCKETS_S = (
     0.00025, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
@@ -15,7 +16,7 @@ BUCKETS_S = (
 OTHER = "other"
 ROUTES = (
     "/v1/recommendations/{user}", "/v1/recommendations", "/v1/similar/{item}", "/v1/popular",
-    "/score", "/swagger.json", "/", "/openapi.json", "/docs",
+    "/v1/events", "/score", "/swagger.json", "/", "/openapi.json", "/docs",
     "/livez", "/readyz", OTHER,
 )  # fmt: skip
 METHODS = ("GET", "POST", "HEAD", "OPTIONS", OTHER)
@@ -42,6 +43,17 @@ FAILURES = (
 )  # fmt: skip
 # What reading in the background came to: rows in all, and of the last pass the damaged ones and its seconds.
 SCRUB = (SCRUBBED_ROWS, SCRUB_DAMAGED, SCRUB_SECONDS) = "rows", "damaged", "seconds"
+# What events are of: what was shown, what was chosen, and names of callers' own. What became of them: durable, refused
+# as too many wait or as the disk does not take them, and not known, as the disk takes too long.
+EVENT_TYPES = (IMPRESSION, CLICK, CUSTOM) = "impression", "click", "custom"
+EVENT_OUTCOMES = (DURABLE, QUEUE_FULL, DISK_FAILED, LATE) = "durable", "queue_full", "disk_failed", "late"
+# What the release of an event is for the service that takes it.
+Role = Literal["live", "canary", "other"]
+ROLES: tuple[Role, ...] = ("live", "canary", "other")
+LIVE, CANARY, OTHER_RELEASE = ROLES
+# Where in a list an item stood: each of the first ten places, and all behind them.
+COUNTED_POSITIONS = 10
+POSITIONS = (*map(str, range(1, COUNTED_POSITIONS + 1)), "more", "unknown")
 
 # One over the last bound, and the sum.
 HISTOGRAM_CELLS = len(BUCKETS_S) + 2
@@ -80,7 +92,13 @@ class Metrics:
         self.shed = {reason: shed_start + n for n, reason in enumerate(SHED)}
         cached_start = shed_start + len(self.shed)
         self.cached = {labels: cached_start + n for n, labels in enumerate(product(tiers, CACHED))}
-        self._slot_cells = cached_start + len(self.cached)
+        events_start = cached_start + len(self.cached)
+        self.events = {labels: events_start + n for n, labels in enumerate(product(EVENT_TYPES, EVENT_OUTCOMES))}
+        listed_start = events_start + len(self.events)
+        self.listed = {
+            labels: listed_start + n for n, labels in enumerate(product((IMPRESSION, CLICK), ROLES, POSITIONS))
+        }
+        self._slot_cells = listed_start + len(self.listed)
         self._cells = memoryview(mmap.mmap(-1, workers * self._slot_cells * 8)).cast("d")
         self._workers = workers
         self.use_slot(0)
@@ -127,6 +145,23 @@ class Metrics:
     def count_shed(self, reason: str) -> None:
         """Count one request or connection that was refused or cut; *reason* is one of SHED."""
         self._own[self.shed[reason]] += 1
+
+    def count_event(self, kind: str, outcome: str, events: int = 1) -> None:
+        """Count events of one of EVENT_TYPES by what became of them."""
+        self._own[self.events[kind, outcome]] += events
+
+    def count_listed(self, kind: str, role: Role, position: int | None, items: int) -> None:
+        """Count items of a list that were shown or chosen, the first of them at *position* and each behind the last."""
+        own = self._own
+        if position is None:
+            own[self.listed[kind, role, "unknown"]] += items
+            return
+        first = self.listed[kind, role, "1"] - 1
+        behind = max(position, min(position + items, COUNTED_POSITIONS + 1))
+        for place in range(position, behind):
+            own[first + place] += 1
+        if position + items > behind:
+            own[first + COUNTED_POSITIONS + 1] += position + items - behind
 
     def set_scrub(self, tier: str, damaged: int, seconds: float) -> None:
         """Set what the last pass over a tier's release found; one worker does that, so the sum is its value."""

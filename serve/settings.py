@@ -107,6 +107,9 @@ class Settings:
     deny_list: Path | None = None
     """The file of the items that no answer shows, and of the users who are answered as unknown."""
 
+    events: Path | None = None
+    """The folder that each worker writes events to; None to take none."""
+
     cors_origins: tuple[str, ...] = ()
     """Which web pages of other origins may call the service."""
 

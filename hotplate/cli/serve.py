@@ -152,6 +152,15 @@ def serve(
             metavar="FILE",
         ),
     ] = None,
+    events: Annotated[
+        Path | None,
+        option(
+            "--events",
+            "Take events, what was shown and clicked, at POST /v1/events, and write them to this folder; without it "
+            "there is no such route.",
+            metavar="FOLDER",
+        ),
+    ] = None,
     cors_origin: Annotated[
         list[str] | None,
         option(
@@ -221,6 +230,7 @@ def serve(
         oidc_issuer=oidc_issuer,
         oidc_audience=oidc_audience,
         deny_list=deny_list,
+        events=events,
         cors_origins=tuple(cors_origin or ()),
         fast_lane=not no_fast_lane,
         limits=limits,

@@ -11,7 +11,9 @@ from prometheus_client.registry import Collector
 
 from serve.metrics import (
     BUCKETS_S,
+    CLICK,
     HISTOGRAM_CELLS,
+    IMPRESSION,
     LOOKUP_OUTCOMES,
     LOOKUPS,
     REQUEST_UNITS,
@@ -87,6 +89,7 @@ class Exposition(Collector):
         yield shed
         yield from self._scrub()
         yield from self._attempts()
+        yield from self._events()
         states = self._states()
         yield from _worker_families(states)
         yield from _process_families(states)
@@ -132,6 +135,24 @@ class Exposition(Collector):
             else:
                 failures.add_metric((store, what), total)
         yield from (units, throttled, failures)
+
+    def _events(self) -> Iterator[Metric]:
+        """Yield what was reported, by what became of it, and of what is durable what was shown and chosen where."""
+        events = CounterMetricFamily("hotplate_events", "Events reported.", labels=("type", "outcome"))
+        for labels, cell in self._metrics.events.items():
+            events.add_metric(labels, self._metrics.total(cell)[0])
+        listed = {
+            IMPRESSION: CounterMetricFamily(
+                "hotplate_impressions", "Items shown, by their place in the list.", labels=("role", "position")
+            ),
+            CLICK: CounterMetricFamily(
+                "hotplate_clicks", "Items chosen, by their place in the list.", labels=("role", "position")
+            ),
+        }
+        for (kind, *where), cell in self._metrics.listed.items():
+            if count := self._metrics.total(cell)[0]:
+                listed[kind].add_metric(where, count)
+        yield from (events, *listed.values())
 
     def _histogram(
         self, name: str, text: str, labels: tuple[str, ...], cells: dict[tuple[str, str, str], int]

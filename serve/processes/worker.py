@@ -17,7 +17,9 @@ from serve.connections.lane import Lane
 from serve.connections.listeners import accept_the_last
 from serve.connections.protocol import Server
 from serve.deny_list import DenyListFile
-from serve.metrics import Metrics
+from serve.events.route import EventsHandler
+from serve.events.writer import EventWriter
+from serve.metrics import LIVE, OTHER_RELEASE, Metrics, Role
 from serve.processes.access_log import open_access_log
 from serve.processes.states import STARTING, Reporter, SharedStates, WorkerState
 from serve.reader import NotReady, TieredReader, open_reader
@@ -109,9 +111,9 @@ async def work(
     reader.warm = True
     for tier in reader.tiers:
         tier.follower.lock_memory = settings.lock_memory
-    dispatcher = Dispatcher(reader, guard, cors_origins=settings.cors_origins, access_log=open_access_log(settings))
+    writer = EventWriter(settings.events) if settings.events else None
+    dispatcher = _dispatcher(inherited, reader, writer)
     handlers = dispatcher.handlers
-    handlers.watched = inherited.watched
     server = Server(dispatcher, settings.limits)
     dispatcher.gate = server.admit
     if settings.fast_lane:
@@ -127,6 +129,7 @@ async def work(
         reader,
         following(handlers.watched),
         _reporting(reporter, write),
+        _writing(writer),
         _scrubbing(settings, reader, rows_per_s=scrub_rows_per_s),
     ):
         for task in reader.following:
@@ -168,6 +171,35 @@ async def _prepared(reader: TieredReader, patience_s: float) -> None:
     await reader.wait_until_attempted()
     with suppress(NotReady):
         await reader.wait_until_ready(patience_s)
+
+
+def _dispatcher(inherited: Inheritance, reader: TieredReader, writer: EventWriter | None) -> Dispatcher:
+    settings = inherited.settings
+    dispatcher = Dispatcher(
+        reader,
+        inherited.guard,
+        cors_origins=settings.cors_origins,
+        access_log=open_access_log(settings),
+        events=EventsHandler(writer, partial(_role_of, reader), inherited.metrics) if writer else None,
+    )
+    dispatcher.handlers.watched = inherited.watched
+    return dispatcher
+
+
+def _role_of(reader: TieredReader, release: str) -> Role:
+    """Return what a release is for this worker."""
+    served = (tier.follower.served for tier in reader.tiers)
+    return LIVE if any(one is not None and one.id == release for one in served) else OTHER_RELEASE
+
+
+@asynccontextmanager
+async def _writing(writer: EventWriter | None) -> AsyncIterator[None]:
+    """Write the events that still wait when the block ends."""
+    try:
+        yield
+    finally:
+        if writer is not None:
+            await writer.close()
 
 
 @asynccontextmanager
