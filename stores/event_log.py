@@ -15,12 +15,12 @@ import fcntl
 import os
 import re
 import secrets
-import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from socket import gethostname
 
 import zstandard
 from xxhash import xxh3_64_hexdigest, xxh32_hexdigest
@@ -63,7 +63,7 @@ class Segment:
         self._folder = folder
         self._compressor = zstandard.ZstdCompressor(level=LEVEL)
         while True:
-            host = xxh32_hexdigest(socket.gethostname().encode())
+            host = xxh32_hexdigest(gethostname().encode())
             name = f"{time.strftime(_TIME, time.gmtime())}-{host}-{secrets.token_hex(4)}{SUFFIX}"
             self._path = folder / f".{name}"
             self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o640)
@@ -155,7 +155,7 @@ def recover(folder: Path) -> list[Path]:
 
     What is torn at the end of one is cut off; one without a whole frame is removed.
     """
-    host, closed = xxh32_hexdigest(socket.gethostname().encode()), list[Path]()
+    host, closed = xxh32_hexdigest(gethostname().encode()), list[Path]()
     for path in sorted(folder.iterdir()):
         match = _NAME.fullmatch(path.name[1:]) if path.name.startswith(".") else None
         if match is None or (match[2] != host and time.time() - _unix(match[1]) < ORPHAN_S):

@@ -53,10 +53,10 @@ def read_events(files: Sequence[DataFile]) -> Events:
         "user",
         "time",
         "release",
+        "role",
         "position",
         item="items",
         event="type",
-        role=pl.col("role").fill_null("live"),
     )
     table = Table(files[0], rows.lazy(), dict(rows.schema), 1, ())
     return Events(table, [note for note, holds in notes.items() if holds])

@@ -11,7 +11,7 @@ from msgspec import Meta, Struct
 
 from serve.api.parameters import JSON, Id, Operation
 from serve.api.problems import bad_parameter
-from serve.metrics import CLICK, IMPRESSION, LIVE, Role
+from serve.metrics import CLICK, IMPRESSION, Role
 from stores.errors import StoreMisused
 from stores.keys import MAX_ID_BYTES, check_id
 
@@ -70,7 +70,7 @@ class WrittenEvent(Struct, frozen=True, omit_defaults=True):
     type: str
     user: str
     items: tuple[str, ...]
-    role: Role = LIVE
+    role: Role
     """What its release was for the service that took it."""
 
     release: str = ""
