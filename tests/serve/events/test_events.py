@@ -36,9 +36,9 @@ def report(service: Service, *events: object) -> int:
     return answer.status
 
 
-def counted(service: Service, name: str) -> dict[tuple[str, ...], float]:
+def counted(service: Service, name: str, *labels: str) -> dict[tuple[str, ...], float]:
     samples = [one for one in read_samples(f"{service.admin_url}/metrics") if one.name == name and one.value]
-    return {tuple(one.labels.values()): one.value for one in samples}
+    return {tuple(one.labels[label] for label in labels): one.value for one in samples}
 
 
 def test_what_is_answered_is_on_the_disk_and_counted_by_role_and_position(
@@ -59,12 +59,12 @@ def test_what_is_answered_is_on_the_disk_and_counted_by_role_and_position(
     assert (third["id"], third["role"], third["user"], "position" in third) == ("mine", "other", "é", False)
     assert (fourth["type"], fourth["items"]) == ("buy", ["7", "8"])
     assert len({event["id"] for event in (first, second, third, fourth)}) == 4
-    assert counted(service, "hotplate_events_total") == {
+    assert counted(service, "hotplate_events_total", "type", "outcome") == {
         ("impression", "durable"): 1, ("click", "durable"): 2, ("custom", "durable"): 1,
     }  # fmt: skip
     impressions = {("live", str(place)): 1 for place in range(1, 11)} | {("live", "more"): 2}
-    assert counted(service, "hotplate_impressions_total") == impressions
-    assert counted(service, "hotplate_clicks_total") == {("live", "2"): 1, ("other", "unknown"): 1}
+    assert counted(service, "hotplate_impressions_total", "role", "position") == impressions
+    assert counted(service, "hotplate_clicks_total", "role", "position") == {("live", "2"): 1, ("other", "unknown"): 1}
 
 
 @pytest.mark.parametrize(
