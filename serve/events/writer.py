@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 # than a disk that works ever lags behind.
 MAX_QUEUED_BYTES = 16 << 20
 # How long a stopping worker waits for its last commit.
-CLOSE_S = 5.0
+CLOSE_S = 3.0
 
 
 class QueueFull(Exception):

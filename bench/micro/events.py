@@ -1,0 +1,83 @@
+"""Events of one worker on one core, each answered once it is on the disk: how many a second, and what one takes."""
+
+import itertools
+import random
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+
+from bench.lists import Shape
+from bench.loadgen.load import Load, request_tail
+from bench.micro.publishing import publish_to
+from bench.micro.rounds import HEADERS, Effort, Figure, Outcome, at_least, hotplate_serving, run_at
+from bench.process import on_core
+
+SERVED = Shape(1_000, items=20, title_chars=17)
+PATH = "/v1/events"
+# One visit: a list of ten shown, and what came of it.
+EVENTS, SHOWN = 20, 10
+# So many requests are made once and sent in turn.
+DIFFERENT = 512
+CONNECTIONS = (1, 16, 64)
+GOAL = 20_000
+MB = 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Reports:
+    """POSTs of EVENTS events each, one in ten of which is of a list that was shown."""
+
+    seed: int = 1
+
+    def rendered(self, host: str, headers: Mapping[str, str]) -> Iterator[bytes]:
+        """See `bench.loadgen.load.Requests`."""
+        drawn = random.Random(self.seed)  # noqa: S311 -- events to be measured with, nothing secret
+        made = list[bytes]()
+        for _ in range(DIFFERENT):
+            body = orjson.dumps({"events": [_event(drawn, number) for number in range(EVENTS)]})
+            fields = {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}
+            made.append(f"POST {PATH}".encode() + request_tail(host, fields) + body)
+        return itertools.cycle(made)
+
+
+def _event(drawn: random.Random, number: int) -> dict[str, object]:
+    shown = number % 10 == 0
+    items = [str(drawn.randrange(100_000)) for _ in range(SHOWN if shown else 1)]
+    about = {"id": f"{drawn.getrandbits(64):016x}", "user": str(drawn.randrange(1_000_000)), "items": items}
+    return about | {
+        "type": "impression" if shown else "click",
+        "release": "20261120T064200Z-7f3a",
+        "position": 1 if shown else drawn.randrange(1, 11),
+        "time": 1_790_000_000 + drawn.randrange(1_000_000),
+    }
+
+
+def measure(effort: Effort) -> list[Outcome]:
+    """Report events from few connections and from many, on a core beside the service's."""
+    outcomes = list[Outcome]()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        publish_to(f"file://{folder}/store", SERVED, SERVED.values())
+        with hotplate_serving(f"file://{folder}/store", "--events", str(folder / "events")) as server, on_core(1):
+            for connections in CONNECTIONS:
+                load = Load(
+                    url=server.url,
+                    requests=Reports(),
+                    duration_s=effort.round_s,
+                    connections=connections,
+                    headers=HEADERS,
+                )
+                samples = [run_at(server, load)[1] for _ in range(effort.rounds + 1)][1:]
+                what = f"events, {EVENTS} a request over {connections} connections"
+                per_core = [EVENTS * 1e6 / one.cpu_us_per_op for one in samples]
+                goal = at_least(GOAL) if connections == CONNECTIONS[-1] else None
+                outcomes += [
+                    Figure(f"{what}: rate", "events/s", [EVENTS * one.rate_per_s for one in samples]),
+                    Figure(f"{what}: rate / CPU", "events/s a core", per_core, goal),
+                ]
+            written = sum(path.stat().st_size for path in (folder / "events").iterdir())
+            outcomes.append(Figure("events, on the disk", "MB", [written / MB]))
+    return outcomes
