@@ -28,8 +28,8 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keyed]:
     lists = {f"user:{user}": a_list(*map(str, range(20))) for user in ("42", "0", "a/b", "é")}
     lists |= {"item:42": a_list("7", "8"), "popular:France": a_list("vin", "pain")}
     asyncio.run(publish_lists(folder / "store", lists))
-    key = create(folder / "keys.json", "explorer", ["read"]).key
-    with running(folder / "store", "--keys", str(folder / "keys.json")) as service:
+    key = create(folder / "keys.json", "explorer", ["read", "events"]).key
+    with running(folder / "store", "--keys", str(folder / "keys.json"), "--events", str(folder / "log")) as service:
         yield Keyed(service, key)
 
 
