@@ -49,8 +49,8 @@ EVENT_TYPES = (IMPRESSION, CLICK, CUSTOM) = "impression", "click", "custom"
 EVENT_OUTCOMES = (DURABLE, QUEUE_FULL, DISK_FAILED, LATE) = "durable", "queue_full", "disk_failed", "late"
 # What the release of an event is for the service that takes it.
 Role = Literal["live", "canary", "other"]
-ROLES: tuple[Role, ...] = ("live", "canary", "other")
-LIVE, CANARY, OTHER_RELEASE = ROLES
+EVENT_ROLES: tuple[Role, ...] = ("live", "canary", "other")
+LIVE, CANARY, OTHER_RELEASE = EVENT_ROLES
 # Where in a list an item stood: each of the first ten places, and all behind them.
 COUNTED_POSITIONS = 10
 POSITIONS = (*map(str, range(1, COUNTED_POSITIONS + 1)), "more", "unknown")
@@ -96,7 +96,7 @@ class Metrics:
         self.events = {labels: events_start + n for n, labels in enumerate(product(EVENT_TYPES, EVENT_OUTCOMES))}
         listed_start = events_start + len(self.events)
         self.listed = {
-            labels: listed_start + n for n, labels in enumerate(product((IMPRESSION, CLICK), ROLES, POSITIONS))
+            labels: listed_start + n for n, labels in enumerate(product((IMPRESSION, CLICK), EVENT_ROLES, POSITIONS))
         }
         self._slot_cells = listed_start + len(self.listed)
         self._cells = memoryview(mmap.mmap(-1, workers * self._slot_cells * 8)).cast("d")

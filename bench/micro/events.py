@@ -13,7 +13,7 @@ from bench.lists import Shape
 from bench.loadgen.load import Load, request_tail
 from bench.micro.publishing import publish_to
 from bench.micro.rounds import HEADERS, Effort, Figure, Outcome, at_least, hotplate_serving, run_at
-from bench.process import on_core
+from bench.process import on_core, read_metrics
 
 SERVED = Shape(1_000, items=20, title_chars=17)
 PATH = "/v1/events"
@@ -23,7 +23,6 @@ EVENTS, SHOWN = 20, 10
 DIFFERENT = 512
 CONNECTIONS = (1, 16, 64)
 GOAL = 20_000
-MB = 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,5 +78,6 @@ def measure(effort: Effort) -> list[Outcome]:
                     Figure(f"{what}: rate / CPU", "events/s a core", per_core, goal),
                 ]
             written = sum(path.stat().st_size for path in (folder / "events").iterdir())
-            outcomes.append(Figure("events, on the disk", "MB", [written / MB]))
+            durable = sum(read_metrics(f"{server.admin_url}/metrics", "hotplate_events_total", outcome="durable"))
+            outcomes.append(Figure("events, on the disk", "bytes/event", [written / durable]))
     return outcomes
