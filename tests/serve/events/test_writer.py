@@ -2,17 +2,21 @@
 
 import asyncio
 import subprocess
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
+from aiohttp import ClientSession, web
 
 from bench.process import read_metrics
+from serve.api.problems import Problem
+from serve.events.route import EventsHandler, settled
 from serve.events.writer import MAX_QUEUED_BYTES, EventWriter, QueueFull
+from serve.metrics import Metrics
 from stores.event_log import line_of, segments
 from tests.support.event_log import body, ids, written
-from tests.support.service import publish_lists, running
+from tests.support.service import publish_lists, running, running_app
 
 MB = 1 << 20
 
@@ -61,6 +65,49 @@ async def test_a_caller_who_has_gone_keeps_nobody_waiting(tmp_path: Path) -> Non
     await writer.append(line_of(b'{"id":"here"}'))
     await writer.close()
     assert ids(tmp_path) == {"gone", "here"}
+
+
+@asynccontextmanager
+async def taking(folder: Path) -> AsyncIterator[tuple[EventWriter, Metrics, str]]:
+    """Take events in this process; yields the writer, the counters and the URL."""
+    writer, metrics = EventWriter(folder), Metrics(1, [])
+    handler = EventsHandler(writer, lambda _: "live", metrics)
+
+    async def answer(request: web.Request) -> web.Response:
+        try:
+            return await settled(handler.report(request, "", ""))
+        except Problem as problem:
+            return problem.response()
+
+    app = web.Application()
+    app.router.add_post("/", answer)
+    async with running_app(app) as url:
+        yield writer, metrics, url
+    await writer.close()
+
+
+async def test_callers_are_refused_and_counted_where_the_queue_is_full_or_the_disk_is_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with taking(tmp_path) as (writer, metrics, url), ClientSession() as session:
+
+        async def report(name: str) -> tuple[int, bool, str]:
+            async with session.post(url, data=body(name)) as response:
+                said = (await response.json()).get("detail", "")
+                return response.status, "Retry-After" in response.headers, said
+
+        writer._queued_bytes = MAX_QUEUED_BYTES
+        assert await report("full") == (503, True, "more events come than can be written; none of these is")
+        writer._queued_bytes = 0
+        monkeypatch.setattr("serve.events.route.COMMIT_S", 0)
+        status, retries, said = await report("late")
+        assert (status, retries) == (503, True)
+        assert "they may be" in said
+        monkeypatch.undo()
+        assert (await report("well"))[0] == 200
+    assert ids(tmp_path) == {"late", "well"}
+    counts = {outcome: metrics.total(cell)[0] for (kind, outcome), cell in metrics.events.items() if kind == "click"}
+    assert counts == {"durable": 1, "queue_full": 1, "disk_failed": 0, "late": 1}
 
 
 def test_on_a_full_disk_events_are_refused_lists_are_answered_and_it_goes_on_by_itself(
