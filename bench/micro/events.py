@@ -10,10 +10,11 @@ from pathlib import Path
 import orjson
 
 from bench.lists import Shape
+from bench.loadgen.generator import run
 from bench.loadgen.load import Load, request_tail
 from bench.micro.publishing import publish_to
-from bench.micro.rounds import HEADERS, Effort, Figure, Outcome, at_least, hotplate_serving, run_at
-from bench.process import on_core, read_metrics
+from bench.micro.rounds import HEADERS, Effort, Figure, Outcome, at_least, hotplate_serving
+from bench.process import Server, on_core, read_metrics
 
 SERVED = Shape(1_000, items=20, title_chars=17)
 PATH = "/v1/events"
@@ -21,7 +22,7 @@ PATH = "/v1/events"
 EVENTS, SHOWN = 20, 10
 # So many requests are made once and sent in turn.
 DIFFERENT = 512
-CONNECTIONS = (1, 16, 64)
+CONNECTIONS = (1, 8, 32)
 GOAL = 20_000
 
 
@@ -40,6 +41,25 @@ class Reports:
             fields = {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}
             made.append(f"POST {PATH}".encode() + request_tail(host, fields) + body)
         return itertools.cycle(made)
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What came of one round: durable events a second, and a second of CPU, and the share of requests refused."""
+
+    rate: float
+    per_core: float
+    refused: float
+
+
+def reported(server: Server, load: Load) -> Round:
+    """Run a load, and count the CPU of the service for what it took, that of what it refused included."""
+    before_s = server.cpu_s()
+    result = run(load)
+    cpu_s, refused = server.cpu_s() - before_s, result.statuses.get(503, 0)
+    if not result.ok or result.errors.get("status", 0) != refused or set(result.errors) - {"status"}:
+        raise RuntimeError(f"{server.url} gave {result.ok} responses and errors: {dict(result.errors)}")
+    return Round(EVENTS * result.ok_rate, EVENTS * result.ok / cpu_s, refused / (result.ok + refused))
 
 
 def _event(drawn: random.Random, number: int) -> dict[str, object]:
@@ -69,13 +89,13 @@ def measure(effort: Effort) -> list[Outcome]:
                     connections=connections,
                     headers=HEADERS,
                 )
-                samples = [run_at(server, load)[1] for _ in range(effort.rounds + 1)][1:]
+                rounds = [reported(server, load) for _ in range(effort.rounds + 1)][1:]
                 what = f"events, {EVENTS} a request over {connections} connections"
-                per_core = [EVENTS * 1e6 / one.cpu_us_per_op for one in samples]
                 goal = at_least(GOAL) if connections == CONNECTIONS[-1] else None
                 outcomes += [
-                    Figure(f"{what}: rate", "events/s", [EVENTS * one.rate_per_s for one in samples]),
-                    Figure(f"{what}: rate / CPU", "events/s a core", per_core, goal),
+                    Figure(f"{what}: rate", "events/s", [one.rate for one in rounds]),
+                    Figure(f"{what}: rate / CPU", "events/s a core", [one.per_core for one in rounds], goal),
+                    Figure(f"{what}: refused", "share", [one.refused for one in rounds]),
                 ]
             written = sum(path.stat().st_size for path in (folder / "events").iterdir())
             durable = sum(read_metrics(f"{server.admin_url}/metrics", "hotplate_events_total", outcome="durable"))
