@@ -1,6 +1,7 @@
 """Segments shipped: copied to any place that fsspec knows, whole or not at all, and removed here once they are."""
 
 import os
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -70,6 +71,15 @@ class Place:
             data: bytes = self._files.cat_file(f"{self._root}/{name}")
         return data
 
+    def holds(self, name: str, content: bytes) -> bool:
+        """Return whether a small file is there with just these bytes."""
+        with self._errors(name):
+            self._files.invalidate_cache()
+            try:
+                return bool(self._files.cat_file(f"{self._root}/{name}") == content)
+            except FileNotFoundError:
+                return False
+
     def put(self, path: Path) -> None:
         """Copy a file here, under its name once it is whole; a draft that a killed one left is written over."""
         draft, full = f"{self._root}/.{path.name}.part", f"{self._root}/{path.name}"
@@ -101,7 +111,9 @@ def ship(folder: Path, url: str, on_progress: Callable[[int, int], None] = lambd
     if not folder.is_dir():
         raise ServiceMisused(f"there is no folder {folder}; name that of hotplate serve --events")
     place = Place(url)
-    with _alone(folder):
+    with _alone(folder) as token:
+        if place.holds(LOCK, token):  # by whatever name: what is there already would be removed here
+            raise ServiceMisused(f"{place.shown} is {folder} itself; name another place with --to")
         try:
             recovered = len(recover(folder))
             paths = segments(folder)
@@ -121,13 +133,17 @@ def ship(folder: Path, url: str, on_progress: Callable[[int, int], None] = lambd
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _alone(folder: Path) -> Iterator[bytes]:
+    """Hold the lock of *folder*; yields what its file has in it meanwhile, and no other has."""
     try:
         descriptor = take_lock(folder / LOCK, 0o640, 0.0)
     except TimeoutError:
         raise EventsFailed(f"another shipment of {folder} is running; wait for its end") from None
     try:
-        yield
+        token = secrets.token_hex(16).encode()
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, token)
+        yield token
     finally:
         os.close(descriptor)
 

@@ -91,6 +91,10 @@ def test_a_place_that_cannot_be_is_a_sentence_and_nothing_is_removed(tmp_path: P
         ship(tmp_path, "nowhere://user:secret@host/events")
     with pytest.raises(ServiceMisused, match="no folder"):
         ship(tmp_path / "none", "memory://events")
+    (tmp_path / "link").symlink_to(tmp_path)
+    for itself in (tmp_path, tmp_path / "link", f"simplecache::file://{tmp_path}"):
+        with pytest.raises(ServiceMisused, match="itself"):
+            ship(tmp_path, str(itself))
     with pytest.raises(ServiceMisused, match="no folder"):
         report(str(tmp_path / "none"))
     assert ids(tmp_path) == {"a"}
