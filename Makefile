@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP_INSTALL := .ci/pip-install $(BIN)/python
 # Workers have servers of their own; one that has nothing left to do takes tests over from another. The fast tests wait
 # for half of their time, so that there are more workers than cores.
 PYTEST := $(BIN)/python -m pytest --dist worksteal --benchmark-disable
