@@ -2,16 +2,21 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from bench.process import read_samples
 from serve.access.keys import create
-from stores.event_log import segments
+from serve.api.app import Dispatcher
+from serve.api.openapi import document
+from serve.reader import open_reader
 from tests.support.event_log import body, written
-from tests.support.service import Service, a_list, publish_lists, running
+from tests.support.service import Answer, Service, a_list, publish_lists, running
+
+# Sends a body with the right key, to the path of events by default.
+Report = Callable[..., Answer]
 
 
 @pytest.fixture(scope="module")
@@ -25,15 +30,23 @@ def release(folder: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def service(folder: Path, release: str) -> Iterator[Service]:
-    with running(folder / "store", "--events", str(folder / "log")) as running_service:
-        assert release
+def keys(folder: Path) -> dict[str, str]:
+    """Keys by their scope; whoever is on this machine is an operator."""
+    return {scope: create(folder / "keys.json", scope, [scope]).key for scope in ("read", "events")}
+
+
+@pytest.fixture(scope="module")
+def service(folder: Path, release: str, keys: dict[str, str]) -> Iterator[Service]:
+    assert release
+    assert keys
+    options = ("--keys", str(folder / "keys.json"), "--events", str(folder / "log"))
+    with running(folder / "store", *options) as running_service:
         yield running_service
 
 
-def report(service: Service, *events: object) -> int:
-    answer = service.request("POST", "/v1/events", json.dumps({"events": events}).encode())
-    return answer.status
+@pytest.fixture
+def report(service: Service, keys: dict[str, str]) -> Report:
+    return lambda sent, path="/v1/events": service.request("POST", path, sent, X_API_Key=keys["events"])
 
 
 def counted(service: Service, name: str, *labels: str) -> dict[tuple[str, ...], float]:
@@ -42,7 +55,7 @@ def counted(service: Service, name: str, *labels: str) -> dict[tuple[str, ...], 
 
 
 def test_what_is_answered_is_on_the_disk_and_counted_by_role_and_position(
-    service: Service, folder: Path, release: str
+    service: Service, report: Report, folder: Path, release: str
 ) -> None:
     shown = [str(item) for item in range(12)]
     events: list[dict[str, object]] = [
@@ -51,7 +64,7 @@ def test_what_is_answered_is_on_the_disk_and_counted_by_role_and_position(
         {"type": "click", "user": "é", "items": ["8"], "release": "gone", "id": "mine"},
         {"type": "buy", "user": "42", "items": ["7", "8"]},
     ]
-    answer = service.request("POST", "/v1/events", json.dumps({"events": events}).encode())
+    answer = report(json.dumps({"events": events}).encode())
     assert (answer.status, answer.json, answer.headers["cache-control"]) == (200, {"durable": 4}, "no-store")
     first, second, third, fourth = written(folder / "log")
     assert (first["items"], first["role"], first["request_id"], first["position"]) == (shown, "live", "r1", 1)
@@ -84,32 +97,33 @@ def test_what_is_answered_is_on_the_disk_and_counted_by_role_and_position(
     ],
 )
 def test_a_request_that_is_wrong_in_one_event_is_refused_as_a_whole(
-    service: Service, folder: Path, sent: bytes, said: str
+    report: Report, folder: Path, sent: bytes, said: str
 ) -> None:
     before = len(written(folder / "log"))
-    answer = service.request("POST", "/v1/events", sent)
+    answer = report(sent)
     assert (answer.status, answer.json["type"]) == (400, "urn:hotplate:problem:bad-parameter")
     assert said in answer.json["detail"]
     assert "s3cret" not in answer.json["detail"]
     assert len(written(folder / "log")) == before
 
 
-def test_other_methods_queries_and_large_bodies_are_refused(service: Service) -> None:
-    assert service.get("/v1/events").headers["allow"] == "POST"
-    assert service.request("POST", "/v1/events?n=1", body("1")).status == 400
-    assert service.request("POST", "/v1/events", b" " * ((1 << 20) + 1)).status == 413
+def test_other_methods_queries_and_large_bodies_are_refused(
+    service: Service, report: Report, keys: dict[str, str]
+) -> None:
+    assert service.get("/v1/events", X_API_Key=keys["events"]).headers["allow"] == "POST"
+    assert report(body("1"), "/v1/events?n=1").status == 400
+    assert report(b" " * ((1 << 20) + 1)).status == 413
 
 
-def test_a_service_without_a_folder_has_no_such_route_and_one_with_keys_wants_the_scope(tmp_path: Path) -> None:
-    asyncio.run(publish_lists(tmp_path / "store", {}))
-    keys = tmp_path / "keys.json"
-    reader, reporter = (create(keys, name, [name]).key for name in ("read", "events"))
-    with running(tmp_path / "store", "--keys", str(keys), "--events", str(tmp_path / "log")) as service:
-        assert service.request("POST", "/v1/events", body("1")).status == 401
-        assert service.request("POST", "/v1/events", body("1"), X_API_Key=reader).status == 403
-        assert service.request("POST", "/v1/events", body("1"), X_API_Key=reporter).status == 200
-        assert service.get("/v1/popular", X_API_Key=reporter).status == 403
-        assert "/v1/events" in service.get("/openapi.json").json["paths"]
-        assert service.stop() == 0
-    assert len(segments(tmp_path / "log")) == 1, "what was open is closed at a stop"
-    assert len(list((tmp_path / "log").iterdir())) == 1
+def test_events_take_a_scope_of_their_own(service: Service, keys: dict[str, str]) -> None:
+    assert service.request("POST", "/v1/events", body("1")).status == 401
+    assert service.request("POST", "/v1/events", body("1"), X_API_Key=keys["read"]).status == 403
+    assert service.request("POST", "/v1/events", body("1"), X_API_Key=keys["events"]).status == 200
+    assert service.get("/v1/popular", X_API_Key=keys["events"]).status == 403
+    assert "/v1/events" in service.get("/openapi.json").json["paths"]
+
+
+async def test_without_a_folder_for_them_there_is_no_such_route() -> None:
+    async with open_reader(["memory://"]) as reader:
+        assert Dispatcher(reader)._routes.find("/v1/events") == (None, "events")
+    assert "/v1/events" not in document(takes_key=False)["paths"]
