@@ -99,10 +99,9 @@ def read_interactions(
         chosen = _choose(tables[0], source, named, _guessed_roles(named, weights, titles, weighting), weights)
         tables, whole = with_whole_numbers(tables, [str(chosen.user), str(chosen.item)])
         shapes = _shapes(tables, chosen, filters, weights)
-        beside = [events.table] if events and others else []
-        rows = Rows(
-            [*tables, *beside], _alike(shapes, [_event_shape(e, chosen, filters, event_weights) for e in beside])
-        )
+        if events and others:
+            shapes.append(_event_shape(events.table, chosen, filters, event_weights))
+        rows = Rows([*tables, events.table] if events and others else tables, _alike(shapes))
         bounds = (
             () if chosen.time is None else (pl.col("time").min().alias("first"), pl.col("time").max().alias("last"))
         )
@@ -161,11 +160,10 @@ def _event_shape(
     return replace(shape, values=[*shape.values, *absent], where=where)
 
 
-def _alike(shapes: Sequence[TableShape], of_events: Sequence[TableShape]) -> list[TableShape]:
+def _alike(shapes: Sequence[TableShape]) -> list[TableShape]:
     """Give the shapes of files and of events the same values and reasons, in the same order."""
-    every = [*shapes, *of_events]
     names = [value.meta.output_name() for value in shapes[0].values]
-    reasons = dict.fromkeys(reason for shape in every for reason in shape.left_out)
+    reasons = dict.fromkeys(reason for shape in shapes for reason in shape.left_out)
     never = dict.fromkeys(reasons, pl.lit(value=False))
     return [
         replace(
@@ -173,7 +171,7 @@ def _alike(shapes: Sequence[TableShape], of_events: Sequence[TableShape]) -> lis
             values=sorted(shape.values, key=lambda value: names.index(value.meta.output_name())),
             left_out={reason: shape.left_out.get(reason, no) for reason, no in never.items()},
         )
-        for shape in every
+        for shape in shapes
     ]
 
 
