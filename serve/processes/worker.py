@@ -25,6 +25,8 @@ from serve.processes.states import STARTING, Reporter, SharedStates, WorkerState
 from serve.reader import NotReady, TieredReader, open_reader
 from serve.scrubber import Scrubber
 from serve.settings import Settings
+from serve.telemetry.span_queue import SpanQueue, open_span_queue
+from serve.telemetry.spans import Tracer
 from serve.watched import WatchedFiles, following
 from stores.connect import connect
 
@@ -37,6 +39,8 @@ LINGER_S = 0.5
 PATIENCE_S = 10.0
 # How long a worker whose parent was killed goes on answering what it accepted; it listens no more.
 ORPHAN_DRAIN_S = 0.5
+# How long a worker that has answered everything waits for its last spans to be sent.
+FLUSH_S = 2.0
 # The signals of a service: the parent blocks them, so a child takes them once it has its handlers.
 WATCHED = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT}
 
@@ -51,6 +55,8 @@ class Inheritance:
     deny_list: DenyListFile
     metrics: Metrics
     states: SharedStates
+    log_secret: bytes
+    """What users are hashed with in the access log."""
 
     @property
     def watched(self) -> list[WatchedFiles]:
@@ -111,8 +117,9 @@ async def work(
     reader.warm = True
     for tier in reader.tiers:
         tier.follower.lock_memory = settings.lock_memory
+    spans = open_span_queue(settings.telemetry, inherited.metrics.count_spans)
     writer = EventWriter(settings.events) if settings.events else None
-    dispatcher = _dispatcher(inherited, reader, writer)
+    dispatcher = _dispatcher(inherited, reader, spans, writer)
     handlers = dispatcher.handlers
     server = Server(dispatcher, settings.limits)
     dispatcher.gate = server.admit
@@ -124,13 +131,13 @@ async def work(
     reporter.status = lambda: STARTING
     reporter.warnings = lambda: handlers.warnings
     write = partial(inherited.states.write, number)
-    scrub_rows_per_s = settings.scrub_rows_per_s if number == 0 else 0.0
     async with (
+        _flushing(spans, lambda: ORPHAN_DRAIN_S if stop.orphaned else FLUSH_S),
         reader,
         following(handlers.watched),
         _reporting(reporter, write),
         _writing(writer),
-        _scrubbing(settings, reader, rows_per_s=scrub_rows_per_s),
+        _scrubbing(settings, reader, rows_per_s=settings.scrub_rows_per_s if number == 0 else 0.0),
     ):
         for task in reader.following:
             task.add_done_callback(stop.request_at_once)  # it ends only by a defect: better replaced than stale
@@ -167,23 +174,29 @@ async def work(
                 task.result()
 
 
-async def _prepared(reader: TieredReader, patience_s: float) -> None:
-    await reader.wait_until_attempted()
-    with suppress(NotReady):
-        await reader.wait_until_ready(patience_s)
-
-
-def _dispatcher(inherited: Inheritance, reader: TieredReader, writer: EventWriter | None) -> Dispatcher:
-    settings = inherited.settings
+def _dispatcher(
+    inherited: Inheritance, reader: TieredReader, spans: SpanQueue | None, writer: EventWriter | None
+) -> Dispatcher:
+    """Make what answers requests, with what looks at each of them on the way."""
+    settings, tracer = inherited.settings, None
+    if settings.telemetry is not None and spans is not None:
+        tracer = Tracer(settings.telemetry.sampling, spans.add, settings.scheme)
     dispatcher = Dispatcher(
         reader,
         inherited.guard,
         cors_origins=settings.cors_origins,
-        access_log=open_access_log(settings),
+        access_log=open_access_log(settings, inherited.log_secret),
         events=EventsHandler(writer, partial(_role_of, reader), inherited.metrics) if writer else None,
+        tracer=tracer,
     )
     dispatcher.handlers.watched = inherited.watched
     return dispatcher
+
+
+async def _prepared(reader: TieredReader, patience_s: float) -> None:
+    await reader.wait_until_attempted()
+    with suppress(NotReady):
+        await reader.wait_until_ready(patience_s)
 
 
 def _role_of(reader: TieredReader, release: str) -> Role:
@@ -200,6 +213,16 @@ async def _writing(writer: EventWriter | None) -> AsyncIterator[None]:
     finally:
         if writer is not None:
             await writer.close()
+
+
+@asynccontextmanager
+async def _flushing(spans: SpanQueue | None, within_s: Callable[[], float]) -> AsyncIterator[None]:
+    """Send the last spans when the block has ended."""
+    try:
+        yield
+    finally:
+        if spans is not None:
+            await asyncio.to_thread(spans.close, within_s())
 
 
 @asynccontextmanager

@@ -32,6 +32,7 @@ from stores.cosmos.requests import DEADLINE_S
 from stores.cosmos.rest import RestClient
 from stores.cosmos.retry import RateLimiter, Retrier
 from stores.cosmos.rows import ReleaseRows
+from stores.cosmos.traces import describe
 from stores.cosmos.url import MANUAL_MIN, Address, Offer, Throughput, parse
 from stores.errors import ReleaseConflict, StoreError, StoreMisused
 from stores.http1 import Response, when_done
@@ -51,6 +52,7 @@ from stores.store import (
     not_found,
     taken_over,
 )
+from stores.traces import traced_call
 
 # When an attempt to read is given up whose caller brings no deadline; those that serve bring shorter ones.
 READ_DEADLINE_S = 1.0
@@ -102,6 +104,8 @@ class CosmosStore(Advised, Examined, Inventoried, PointReader, Polled, Provision
 
     async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
         container = container_of(release)
+        if (call := traced_call.get()) is not None:
+            describe(call, self._address, container, keys)
         within_s, attempt_s = (timeout_s, timeout_s) if timeout_s is not None else (PATIENCE_S, READ_DEADLINE_S)
         names = [name_of(key) for key in keys]
         if len(keys) == 1:  # with nobody beside it, it may as well be awaited

@@ -50,6 +50,7 @@ from stores.store import (
     sealed,
 )
 from stores.throttle import AdaptiveThrottle
+from stores.traces import traced_call
 
 log = logging.getLogger(__name__)
 
@@ -130,6 +131,8 @@ class ClusterStore(Advised, Examined, Inventoried, Polled, RoomChecked):
         )
 
     async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
+        if (call := traced_call.get()) is not None:
+            self._cluster.node.describe(call, "GET", len(keys))
         until_s = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
         buckets = self._buckets(release)
         if not keys:

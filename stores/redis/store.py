@@ -32,6 +32,7 @@ from stores.store import (
     sealed,
 )
 from stores.throttle import AdaptiveThrottle
+from stores.traces import traced_call
 from stores.urls import scheme_of
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,8 @@ class RedisStore(Advised, Examined, Inventoried, Polled, RoomChecked):
 
     async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
         del timeout_s  # all keys of a command are answered at once; the caller's own timeout ends the wait
+        if (call := traced_call.get()) is not None:
+            self._address.describe(call, "MGET")
         if len(keys) > MAX_KEYS:
             chunks = (keys[start : start + MAX_KEYS] for start in range(0, len(keys), MAX_KEYS))
             return [
