@@ -145,19 +145,24 @@ class CosmosStore(Advised, Examined, Inventoried, PointReader, Polled, Provision
     async def _read_slot(
         self, container: str, name: str, give_up_at: float, attempt_s: float, first: StartedRead | None = None
     ) -> Slot:
-        """Point-read one key, so that it holds up or fails no other; a failure that may pass is tried once more."""
-        try:
+        """Point-read one key, so that it holds up or fails no other.
+
+        A failure that may pass is tried once more, and one that was sent to nobody, as connections are not opened for a
+        moment after one has failed, again and again while there is time.
+        """
+        reading, retried = first.finish() if first is not None else self._items.read(container, name, attempt_s), False
+        while True:
             try:
-                item = await (self._items.read(container, name, attempt_s) if first is None else first.finish())
+                return _slot_of(await reading)
             except (CosmosThrottled, CosmosUnavailable) as error:
                 pause_s = _retry_pause_s(error)
-                if pause_s is None or self._clock() + pause_s + MIN_RETRY_S > give_up_at:
+                if retried or pause_s is None or self._clock() + pause_s + MIN_RETRY_S > give_up_at:
                     return error
-                await asyncio.sleep(pause_s)
-                item = await self._items.read(container, name, min(attempt_s, give_up_at - self._clock()))
-        except StoreError as error:
-            return error
-        return _slot_of(item)
+                retried = not (error.kind == "connect" and pause_s)
+            except StoreError as error:
+                return error
+            await asyncio.sleep(pause_s)
+            reading = self._items.read(container, name, min(attempt_s, give_up_at - self._clock()))
 
     async def catalogue(self) -> Catalogue:
         return await self._retrier.call(self._catalogue.read)
@@ -419,9 +424,9 @@ def _slot_of(item: Item | None) -> Slot:
 
 def _retry_pause_s(error: CosmosThrottled | CosmosUnavailable) -> float | None:
     """Return how long to wait before a lookup is tried again; None where that is no use."""
-    if isinstance(error, CosmosThrottled):
+    if isinstance(error, CosmosThrottled) or error.kind in TRANSIENT or error.kind == "timeout":
         return error.retry_after_s
-    return 0.0 if error.kind in TRANSIENT or error.kind == "timeout" else None
+    return None
 
 
 def _record(catalogue: Catalogue) -> Item:
