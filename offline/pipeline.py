@@ -284,7 +284,8 @@ def _read_test(interactions: Interactions, matrix: Matrix, settings: TrainSettin
         *settings.test,
         columns=replace(interactions.columns, title=None, segment=None),
         form=settings.form,
-        event_weights=settings.event_weights,
+        # Beside segments of events there may be files without a column of events, as the test is.
+        event_weights=settings.event_weights if interactions.columns.event else None,
         where=settings.where,
         weighting=settings.weighting,
     )

@@ -1,7 +1,8 @@
-"""The errors of a service that its operator must correct; each sentence says how.
+"""The errors of a service, and of what is done with its events, that its operator must correct; each sentence says how.
 
 ServiceMisused              options or files that cannot be what was meant: the service does not start
 └── KeysUnreadable          a file of keys that cannot be read or understood
+EventsFailed                events that could not be shipped or read; nothing is lost
 """
 
 
@@ -11,3 +12,7 @@ class ServiceMisused(Exception):
 
 class KeysUnreadable(ServiceMisused):
     """The file of keys is not there, or not one that this version understands."""
+
+
+class EventsFailed(Exception):
+    """Segments could not be copied or read, here or where they are shipped to."""

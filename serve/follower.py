@@ -73,7 +73,7 @@ class Follower:
         """Set once a release is served."""
         self.lock_memory = False
         """Whether what is served of a store in this process is locked in memory; set before it is followed."""
-        self.fold_in: "FoldIn | None" = None
+        self.fold_in: FoldIn | None = None
         """What loads item factors with each release; set before one is followed, None where nobody is folded in."""
         self._reader = reader
         self._seen: Catalogue | None = None

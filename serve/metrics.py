@@ -8,6 +8,7 @@ import mmap
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from itertools import product
+from typing import Final, Literal
 
 BUCKETS_S = (
     0.00025, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
@@ -16,7 +17,7 @@ OTHER = "other"
 ROUTES = (
     "/v1/recommendations/{user}", "/v1/recommendations", "/v1/recommendations/fold-in",
     "/v1/similar/{item}", "/v1/popular",
-    "/score", "/swagger.json", "/", "/openapi.json", "/docs",
+    "/v1/events", "/score", "/swagger.json", "/", "/openapi.json", "/docs",
     "/livez", "/readyz", OTHER,
 )  # fmt: skip
 METHODS = ("GET", "POST", "HEAD", "OPTIONS", OTHER)
@@ -36,8 +37,13 @@ CACHED = (CACHE_HIT, CACHE_SHARED, CACHE_MISS) = "hit", "shared", "miss"
 SOURCES = ("personal", "similar", "popular", "fold-in")
 LOOKUP_OUTCOMES = ("hit", "miss", "error")
 HIT, MISS, ERROR = range(len(LOOKUP_OUTCOMES))
-# What a release is to its store while there is a canary.
-ROLES = (LIVE, CANARY) = "live", "canary"
+# What a release is to a store while there is a canary; the release that an event names may also be neither.
+Role = Literal["live", "canary", "other"]
+LIVE: Final = "live"
+CANARY: Final = "canary"
+OTHER_RELEASE: Final = "other"
+ROLES: tuple[Role, ...] = (LIVE, CANARY)
+EVENT_ROLES: tuple[Role, ...] = (*ROLES, OTHER_RELEASE)
 THROTTLED = "throttled"
 # Of what a response is charged; a read of a list is 1 to 3.
 BUCKETS_RU = (1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 25.0, 100.0)
@@ -47,6 +53,13 @@ FAILURES = (
 )  # fmt: skip
 # What reading in the background came to: rows in all, and of the last pass the damaged ones and its seconds.
 SCRUB = (SCRUBBED_ROWS, SCRUB_DAMAGED, SCRUB_SECONDS) = "rows", "damaged", "seconds"
+# What events are of: what was shown, what was chosen, and names of callers' own. What became of them: durable, refused
+# as too many wait or as the disk does not take them, and not known, as the disk takes too long.
+EVENT_TYPES = (IMPRESSION, CLICK, CUSTOM) = "impression", "click", "custom"
+EVENT_OUTCOMES = (DURABLE, QUEUE_FULL, DISK_FAILED, LATE) = "durable", "queue_full", "disk_failed", "late"
+# Where in a list an item stood: each of the first ten places, and all behind them.
+COUNTED_POSITIONS = 10
+POSITIONS = (*map(str, range(1, COUNTED_POSITIONS + 1)), "more", "unknown")
 # What became of spans: sent, not taken by the collector, or dropped as too many waited for it.
 SPANS = (SPANS_EXPORTED, SPANS_FAILED, SPANS_DROPPED) = "exported", "failed", "dropped"
 
@@ -91,7 +104,13 @@ class Metrics:
         self.spans = {outcome: spans_start + n for n, outcome in enumerate(SPANS)}
         canary_start = spans_start + len(self.spans)
         self.canary = {labels: canary_start + n for n, labels in enumerate(product(tiers, ROLES, LOOKUP_OUTCOMES))}
-        self._slot_cells = canary_start + len(self.canary)
+        events_start = canary_start + len(self.canary)
+        self.events = {labels: events_start + n for n, labels in enumerate(product(EVENT_TYPES, EVENT_OUTCOMES))}
+        listed_start = events_start + len(self.events)
+        self.listed = {
+            labels: listed_start + n for n, labels in enumerate(product((IMPRESSION, CLICK), EVENT_ROLES, POSITIONS))
+        }
+        self._slot_cells = listed_start + len(self.listed)
         self._cells = memoryview(mmap.mmap(-1, workers * self._slot_cells * 8)).cast("d")
         self._workers = workers
         self.use_slot(0)
@@ -152,6 +171,23 @@ class Metrics:
     def count_shed(self, reason: str) -> None:
         """Count one request or connection that was refused or cut; *reason* is one of SHED."""
         self._own[self.shed[reason]] += 1
+
+    def count_event(self, kind: str, outcome: str, events: int = 1) -> None:
+        """Count events of one of EVENT_TYPES by what became of them."""
+        self._own[self.events[kind, outcome]] += events
+
+    def count_listed(self, kind: str, role: Role, position: int | None, items: int) -> None:
+        """Count items of a list that were shown or chosen, the first of them at *position* and each behind the last."""
+        own = self._own
+        if position is None:
+            own[self.listed[kind, role, "unknown"]] += items
+            return
+        first = self.listed[kind, role, "1"] - 1
+        behind = max(position, min(position + items, COUNTED_POSITIONS + 1))
+        for place in range(position, behind):
+            own[first + place] += 1
+        if position + items > behind:
+            own[first + COUNTED_POSITIONS + 1] += position + items - behind
 
     def set_scrub(self, tier: str, damaged: int, seconds: float) -> None:
         """Set what the last pass over a tier's release found; one worker does that, so the sum is its value."""

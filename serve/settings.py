@@ -120,6 +120,8 @@ class Settings:
 
     fold_in: bool = False
     """Whether item factors are loaded with each release, so that visitors get lists on the spot."""
+    events: Path | None = None
+    """The folder that each worker writes events to; None to take none."""
 
     cors_origins: tuple[str, ...] = ()
     """Which web pages of other origins may call the service."""

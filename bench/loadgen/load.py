@@ -50,7 +50,7 @@ class Paths:
 
     def rendered(self, host: str, headers: Mapping[str, str]) -> Iterator[bytes]:
         """See `Requests`."""
-        tail = _tail(host, headers)
+        tail = request_tail(host, headers)
         return itertools.cycle([b"GET " + path.encode() + tail for path in self.paths])
 
 
@@ -72,7 +72,7 @@ class Gets:
         """See `Requests`."""
         before, _, after = self.path.partition(KEY)
         head = f"GET {before}".encode()
-        tails = [after.encode() + _tail(host, {**headers, **changing}) for changing in self.varying or ({},)]
+        tails = [after.encode() + request_tail(host, {**headers, **changing}) for changing in self.varying or ({},)]
         for key, tail in zip(self.keys, itertools.cycle(tails), strict=False):
             yield head + quote(key, safe="").encode() + tail
 
@@ -99,7 +99,7 @@ class Posts:
             rows = {"data": [{"user": user, "n": self.n} for user in users]}
             body = orjson.dumps(rows if self.score else {"users": users, "n": self.n})
             fields = {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}
-            yield f"POST {path}".encode() + _tail(host, fields) + body
+            yield f"POST {path}".encode() + request_tail(host, fields) + body
 
 
 def for_part(value: T, part: int) -> T:
@@ -125,7 +125,8 @@ def check_text(text: str) -> None:
         raise BenchMisused(f"{text!r} cannot stand in a request; percent-encode it.")
 
 
-def _tail(host: str, headers: Mapping[str, str]) -> bytes:
+def request_tail(host: str, headers: Mapping[str, str]) -> bytes:
+    """Return what follows the path in the head of a request."""
     lines = [f"Host: {host}", *(f"{name}: {value}" for name, value in headers.items())]
     return (" HTTP/1.1\r\n" + "\r\n".join(lines) + "\r\n\r\n").encode()
 

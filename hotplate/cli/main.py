@@ -18,7 +18,7 @@ _VERBS = {
     **{name: name for name in ("serve", "lookup", "plan", "drill")},
     "cosmos-emulator": "cosmos_emulator",
 }
-_GROUPS = ("evaluate", "models", "releases", "store", "keys", "bench")
+_GROUPS = ("evaluate", "models", "releases", "store", "keys", "events", "bench")
 
 
 def command(arguments: Sequence[str] = ()) -> typer.Typer:

@@ -186,6 +186,15 @@ def serve(
             "what is live in memory, which `hotplate publish --fold-in` wrote.",
         ),
     ] = False,
+    events: Annotated[
+        Path | None,
+        option(
+            "--events",
+            "Take events, what was shown and clicked, at POST /v1/events, and write them to this folder; without it "
+            "there is no such route.",
+            metavar="FOLDER",
+        ),
+    ] = None,
     cors_origin: Annotated[
         list[str] | None,
         option(
@@ -260,6 +269,7 @@ def serve(
         oidc_audience=oidc_audience,
         deny_list=deny_list,
         fold_in=fold_in,
+        events=events,
         cors_origins=tuple(cors_origin or ()),
         fast_lane=not no_fast_lane,
         limits=limits,

@@ -49,7 +49,7 @@ INTERRUPT_POLL_S, CLEAN_UP_S = 0.1, 0.5
 FAILED, MISUSED, REFUSED = 1, 2, 3
 # Which extra brings which module.
 EXTRAS = {
-    "fsspec": "offline",
+    "fsspec": "events",
     "implicit": "offline", "numpy": "offline", "polars": "offline", "scipy": "offline", "threadpoolctl": "offline",
     "httptools": "bench", "hdrh": "bench", "matplotlib": "bench",
     "redis": "redis", "azure": "cosmos", "jwt": "oidc",
@@ -335,7 +335,7 @@ def _sentence(error: BaseException) -> tuple[str, int]:
     """Return the sentence and exit code of an expected error; anything else is a defect, and raised."""
     from bench.errors import BenchFailed, BenchMisused
     from offline.errors import DataError, GateFailed, SettingError
-    from serve.errors import ServiceMisused
+    from serve.errors import EventsFailed, ServiceMisused
     from stores.errors import StoreError, StoreMisused
     from stores.prices import PricesUnreadable
 
@@ -343,7 +343,7 @@ def _sentence(error: BaseException) -> tuple[str, int]:
         return str(error), MISUSED
     if isinstance(error, GateFailed):
         return str(error), REFUSED
-    if isinstance(error, StoreError | DataError | BenchFailed):
+    if isinstance(error, StoreError | DataError | BenchFailed | EventsFailed):
         return str(error), FAILED
     if isinstance(error, ModuleNotFoundError) and (missing := (error.name or "").partition(".")[0]) in EXTRAS:
         return f"{missing} is not installed; install it with: pip install 'hotplate[{EXTRAS[missing]}]'", FAILED

@@ -39,8 +39,8 @@ def train(
         list[Path],
         typer.Argument(
             metavar="DATA",
-            help="CSV, TSV, JSON lines (all three .gz and .zst too) or Parquet files, or folders of files of one kind; "
-            "- is standard input.",
+            help="CSV, TSV, JSON lines (all three .gz and .zst too) or Parquet files, segments of events, or folders "
+            "of files of one kind; - is standard input.",
         ),
     ],
     model: Annotated[Path, typer.Option("--out", envvar="HOTPLATE_MODEL", help="Write the model to this folder.")],

@@ -16,7 +16,7 @@ from offline.errors import DataError, SettingError
 from offline.input.columns import NULL_VALUES
 from stores.folders import temporary_folder
 
-Kind = Literal["text", "json", "parquet"]
+Kind = Literal["text", "json", "parquet", "events"]
 
 STANDARD_INPUT = Path("-")
 _KINDS: dict[str, Kind] = {
@@ -25,6 +25,8 @@ _KINDS: dict[str, Kind] = {
     **dict.fromkeys((".data", ".dat", ".base", ".test", ".item", ".inter"), "text"),
     **dict.fromkeys((".jsonl", ".ndjson", ".json"), "json"),
     **dict.fromkeys((".parquet", ".pq"), "parquet"),
+    # What a service took, compressed as it is.
+    ".events": "events",
 }
 _COMPRESSED = {".gz", ".zst", ".zstd"}
 # What Hive and Spark name the folder of rows that have no value for its key.
@@ -169,8 +171,8 @@ def _kind(file: Path) -> Kind:
     kind = _KINDS.get(suffix(file))
     if kind is None or (kind == "parquet" and file.suffix.lower() in _COMPRESSED):
         raise DataError(
-            f"{file} is not of a known kind; it must end in .csv, .tsv, .txt, .jsonl (also .gz or .zst after that) or "
-            ".parquet."
+            f"{file} is not of a known kind; it must end in .csv, .tsv, .txt, .jsonl (also .gz or .zst after that), "
+            ".parquet or .events.zst."
         )
     return kind
 

@@ -18,8 +18,10 @@ from offline.input.columns import (
     is_time,
     number_of,
     time_of,
+    usual_column,
 )
-from offline.input.files import Format, data_errors, find_files, fingerprint, input_files, named_paths
+from offline.input.events import EVENT_COLUMNS, Events, read_events
+from offline.input.files import DataFile, Format, data_errors, find_files, fingerprint, input_files, named_paths
 from offline.input.filters import Filter, parse_filter
 from offline.input.notes import event_note, header_note, rating_note, similar_ids_note, whole_numbers_note
 from offline.input.rows import Rows, Survey, TableShape, id_reasons, item_titles, read_titles
@@ -82,18 +84,24 @@ def read_interactions(
     older than the newest, one without a time as much as the oldest; where rows are not added up, that of a user and an
     item, by their last time.
 
+    Segments of events, among the files or alone, are weighed by *event_weights*; so are other files that have a column
+    of events, and the rest as they are without.
+
     Raises DataError when anything cannot be read or nothing is left, SettingError for a filter that makes no sense.
     """
     filters = [parse_filter(text) for text in where]
     named, form, source = columns or Columns(), form or Format(), named_paths(paths)
-    _check_roles(named, event_weights)
     with input_files(paths) as files, pl.Config(streaming_chunk_size=_ROWS_AT_ONCE):
-        tables = open_tables(files, form, source)
-        chosen = _choose(
-            tables[0], source, named, _guessed_roles(named, event_weights, titles, weighting), event_weights
-        )
+        others, events = [file for file in files if file.kind != "events"], _events(files, event_weights, source)
+        tables = [events.table] if events and not others else open_tables(others, form, source)
+        weights = event_weights if not (events and others) or _has_events(tables[0], named) else None
+        _check_roles(named, weights)
+        chosen = _choose(tables[0], source, named, _guessed_roles(named, weights, titles, weighting), weights)
         tables, whole = with_whole_numbers(tables, [str(chosen.user), str(chosen.item)])
-        rows = Rows(tables, _shapes(tables, chosen, filters, event_weights))
+        shapes = _shapes(tables, chosen, filters, weights)
+        if events and others:
+            shapes.append(_event_shape(events.table, chosen, filters, event_weights))
+        rows = Rows([*tables, events.table] if events and others else tables, _alike(shapes))
         bounds = (
             () if chosen.time is None else (pl.col("time").min().alias("first"), pl.col("time").max().alias("last"))
         )
@@ -115,8 +123,56 @@ def read_interactions(
             fingerprint(files + (find_files(titles) if titles is not None else [])),
             _time_range(survey, chosen, named, source),
             chosen,
-            _notes(tables, chosen, whole, pairs, is_weighed=event_weights is not None or weighting == "binary"),
+            [
+                *(events.notes if events else ()),
+                *_notes(tables, chosen, whole, pairs, is_weighed=weights is not None or weighting == "binary"),
+            ],
         )
+
+
+def _events(files: Sequence[DataFile], event_weights: Mapping[str, float] | None, source: str) -> Events | None:
+    """Read the segments among *files*; None where there are none."""
+    segments = [file for file in files if file.kind == "events"]
+    if not segments:
+        return None
+    if event_weights is None:
+        raise SettingError(
+            f"{source} holds events of several types, and to be shown an item is not to choose it; say what each type "
+            "weighs, as --event-weights click=1,buy=5."
+        )
+    return read_events(segments)
+
+
+def _has_events(table: Table, named: Columns) -> bool:
+    return named.event is not None or usual_column("event", list(table.schema)) is not None
+
+
+def _event_shape(
+    table: Table, columns: Columns, filters: Sequence[Filter], event_weights: Mapping[str, float] | None
+) -> TableShape:
+    """Return how events are read beside files of *columns*: without what these lack, and what events lack is absent."""
+    has_time = columns.time is not None
+    own = EVENT_COLUMNS if has_time else replace(EVENT_COLUMNS, time=None)
+    of_events = [each for each in filters if each.column in table.schema]
+    shape = _shape(table, own, of_events, event_weights, _time(table, own), has_times=has_time)
+    absent = [pl.lit(None, pl.String).alias(role) for role in ("title", "segment", "count") if getattr(columns, role)]
+    where = {each.text: pl.lit(value=True) for each in filters} | dict(shape.where)
+    return replace(shape, values=[*shape.values, *absent], where=where)
+
+
+def _alike(shapes: Sequence[TableShape]) -> list[TableShape]:
+    """Give the shapes of files and of events the same values and reasons, in the same order."""
+    names = [value.meta.output_name() for value in shapes[0].values]
+    reasons = dict.fromkeys(reason for shape in shapes for reason in shape.left_out)
+    never = dict.fromkeys(reasons, pl.lit(value=False))
+    return [
+        replace(
+            shape,
+            values=sorted(shape.values, key=lambda value: names.index(value.meta.output_name())),
+            left_out={reason: shape.left_out.get(reason, no) for reason, no in never.items()},
+        )
+        for shape in shapes
+    ]
 
 
 def _notes(

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from multidict import istr
 
-from serve.access.keys import READ, SCOPES, digest_of, load
+from serve.access.keys import EVENTS, READ, SCOPES, digest_of, load
 from serve.access.rates import Bucket, SharedRates
 from serve.access.uses import LastUses
 from serve.api.problems import Problem
@@ -35,6 +35,7 @@ SCOPES_BY_ROUTE: dict[str, str | None] = {
     "/docs": None,
     "/openapi.json": None,
     "/swagger.json": None,
+    "/v1/events": EVENTS,
 }
 
 

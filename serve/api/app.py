@@ -23,6 +23,7 @@ from serve.api.parameters import FOLD_IN
 from serve.api.problems import Problem, internal_error, not_ready
 from serve.api.scoring import Scoring, refusal
 from serve.connections.admission import ClientGone
+from serve.events.route import EventsHandler, settled
 from serve.metrics import OTHER
 from serve.processes.access_log import AccessLog, report
 from serve.reader import Lists, NotReady, TieredReader
@@ -64,7 +65,9 @@ def by_template(*routes: Route) -> dict[str, Route]:
 class Routes:
     """Which path reaches which route: paths without an id, and paths that end in one."""
 
-    def __init__(self, handlers: Handlers, scoring: Scoring, documents: Documents) -> None:
+    def __init__(
+        self, handlers: Handlers, scoring: Scoring, documents: Documents, events: EventsHandler | None = None
+    ) -> None:
         self._fixed = by_template(
             Route("/v1/recommendations", {"POST": handlers.recommend_many}),
             Route(FOLD_IN, {"POST": handlers.fold_in}),
@@ -77,6 +80,8 @@ class Routes:
             Route("/openapi.json", {"GET": documents.openapi}),
             Route("/docs", {"GET": documents.page}),
         )
+        if events is not None:
+            self._fixed["/v1/events"] = Route("/v1/events", {"POST": events.report})
         self._fixed["/health/live"] = self._fixed["/livez"]
         self._fixed["/health/ready"] = self._fixed["/readyz"]
         self._with_id = {
@@ -145,9 +150,10 @@ class Dispatcher:
         *,
         cors_origins: Sequence[str] = (),
         access_log: AccessLog | None = None,
+        events: EventsHandler | None = None,
         tracer: Tracer | None = None,
     ) -> None:
-        """Take the reader, and who may call; without a guard everybody may do everything."""
+        """Take the reader, who may call, and what takes events; without a guard everybody may do everything."""
         self.reader = reader
         self.guard = guard or Guard()
         self.handlers = Handlers(reader, take_a_key=self.guard.reads_take_a_key)
@@ -159,8 +165,8 @@ class Dispatcher:
         """What a POST has to pass before its handler; None where the application around the service has its own."""
         self.claim: Claim | None = None
         """What the connection of a request with a key is counted by; None where there are no keys."""
-        documents = Documents(takes_key=self.guard.reads_take_a_key)
-        self._routes = Routes(self.handlers, Scoring(reader), documents)
+        documents = Documents(takes_key=self.guard.reads_take_a_key, takes_events=events is not None)
+        self._routes = Routes(self.handlers, Scoring(reader), documents, events)
         self.cors = Cors(cors_origins) if cors_origins else None
         self.request_ids = RequestIds()
 
@@ -172,7 +178,7 @@ class Dispatcher:
         """Have the handler do its work, behind the gate where there is one for it."""
         handler = handler_of(route, request.method)
         if self.gate is not None and request.method == "POST":
-            return self.gate(request, partial(handler, request, raw_id, query))
+            return settled(self.gate(request, partial(handler, request, raw_id, query)))
         return handler(request, raw_id, query)
 
     def answer(self, request: web.BaseRequest, path: str, query: str) -> Coroutine[Any, Any, web.Response]:

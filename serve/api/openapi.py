@@ -14,6 +14,8 @@ from xxhash import xxh3_64_hexdigest
 from serve.api.parameters import JSON, OPERATIONS, BatchBody, FoldInBody, Id, NoQuery, Operation, QueryParser
 from serve.api.problems import CONTENT_TYPE, Problem
 from serve.api.scoring import SCORE_EXAMPLE, Score, ScoreBody, SwaggerQuery
+from serve.events import records as events
+from serve.events.records import EventsBody
 
 Schema = dict[str, Any]
 
@@ -72,6 +74,7 @@ EXAMPLES: dict[object, object] = {
     BatchBody: {"users": ["42", "43"], "n": 3},
     FoldInBody: {"items": ["42", {"id": "43", "weight": 2}], "n": 3},
     ScoreBody: SCORE_EXAMPLE,
+    EventsBody: events.EXAMPLE,
 }
 
 
@@ -105,23 +108,26 @@ SERVICE = (
     Operation("GET", "/openapi.json", "This document", Schema, (200, 304, 400), (JSON,)),
     Operation("GET", "/docs", "This document as a page, to try it on", str, (200, 304, 400), (HTML,)),
 )
-TAGS = {"Lists": OPERATIONS, "Scoring": SCORING, "Service": SERVICE}
+TAGS = {"Lists": OPERATIONS, "Events": events.OPERATIONS, "Scoring": SCORING, "Service": SERVICE}
+# What has a rate.
+RATED = (*OPERATIONS, *events.OPERATIONS)
 # What takes a key where keys are in use; all else is everybody's.
-KEYED = frozenset({*(one.path for one in OPERATIONS), "/score"})
+KEYED = frozenset({*(one.path for one in RATED), "/score"})
 
 
 class Documents:
     """The handlers of the document and its page, for one worker."""
 
-    def __init__(self, *, takes_key: bool) -> None:
+    def __init__(self, *, takes_key: bool, takes_events: bool = False) -> None:
         self._takes_key = takes_key
+        self._takes_events = takes_events
         self._files = {"start.js": START}
         self._document: Schema = {}
 
     async def openapi(self, request: web.BaseRequest, _: str, raw_query: str) -> web.Response:
         """`GET /openapi.json`."""
         OPENAPI.parse(raw_query)
-        self._document = self._document or document(takes_key=self._takes_key)
+        self._document = self._document or document(takes_key=self._takes_key, takes_events=self._takes_events)
         prefix = request.rel_url.raw_path.removesuffix("/openapi.json")  # within another application there is one
         body = orjson.dumps(self._document | {"servers": [{"url": prefix or "/"}]})
         return unless_known(request, body, JSON, ALWAYS_ASKED)
@@ -143,11 +149,12 @@ class Documents:
         return unless_known(request, self._files[name], BUNDLED.get(name, SCRIPT), KEPT)
 
 
-def document(*, takes_key: bool) -> Schema:
+def document(*, takes_key: bool, takes_events: bool = False) -> Schema:
     """Describe all routes in OpenAPI 3.1, but for where they stand; *takes_key* where nobody reads without one."""
     schemas = _Schemas()
     paths = dict[str, Schema]()
-    for tag, operations in TAGS.items():
+    tags = {tag: operations for tag, operations in TAGS.items() if takes_events or tag != "Events"}
+    for tag, operations in tags.items():
         for one in operations:
             described = _operation(one, schemas) | {"tags": [tag]}
             if one.path not in KEYED:
@@ -158,7 +165,7 @@ def document(*, takes_key: bool) -> Schema:
     return {
         "openapi": "3.1.0",
         "info": {"title": "hotplate", "version": version("hotplate"), "description": DESCRIPTION},
-        "tags": [{"name": tag} for tag in TAGS],
+        "tags": [{"name": tag} for tag in tags],
         "security": [{name: []} for name in KEYS] if takes_key else [{}, *({name: []} for name in KEYS)],
         "paths": paths,
         "components": {
@@ -200,7 +207,7 @@ def _operation(one: Operation, schemas: _Schemas) -> Schema:
 
 
 def _responses(one: Operation, schemas: _Schemas) -> Schema:
-    statuses = (*one.statuses, *((401, 403) if one.path in KEYED else ()), *((429,) if one in OPERATIONS else ()), 431)
+    statuses = (*one.statuses, *((401, 403) if one.path in KEYED else ()), *((429,) if one in RATED else ()), 431)
     answer = {media: {"schema": schemas.of(one.answer)} if media in {JSON, TEXT} else {} for media in one.media}
     answered = {200, 503} if one.answer is StatusAnswer else {200}
     return {

@@ -13,7 +13,9 @@ from serve.metrics import (
     BUCKETS_S,
     CANARY,
     CHARGE_CELLS,
+    CLICK,
     HISTOGRAM_CELLS,
+    IMPRESSION,
     LIVE,
     LOOKUP_OUTCOMES,
     LOOKUPS,
@@ -90,6 +92,7 @@ class Exposition(Collector):
         yield shed
         yield from self._scrub()
         yield from self._attempts()
+        yield from self._events()
         spans = CounterMetricFamily("hotplate_telemetry_spans", "Spans by what became of them.", labels=("outcome",))
         for outcome, cell in self._metrics.spans.items():
             spans.add_metric((outcome,), self._metrics.total(cell)[0])
@@ -156,6 +159,24 @@ class Exposition(Collector):
             if store in reporting:
                 units.add_metric((store,), ru)
         yield from (units, throttled, failures)
+
+    def _events(self) -> Iterator[Metric]:
+        """Yield what was reported, by what became of it, and of what is durable what was shown and chosen where."""
+        events = CounterMetricFamily("hotplate_events", "Events reported.", labels=("type", "outcome"))
+        for labels, cell in self._metrics.events.items():
+            events.add_metric(labels, self._metrics.total(cell)[0])
+        listed = {
+            IMPRESSION: CounterMetricFamily(
+                "hotplate_impressions", "Items shown, by their place in the list.", labels=("role", "position")
+            ),
+            CLICK: CounterMetricFamily(
+                "hotplate_clicks", "Items chosen, by their place in the list.", labels=("role", "position")
+            ),
+        }
+        for (kind, *where), cell in self._metrics.listed.items():
+            if count := self._metrics.total(cell)[0]:
+                listed[kind].add_metric(where, count)
+        yield from (events, *listed.values())
 
     def _histogram(
         self, name: str, text: str, labels: tuple[str, ...], cells: dict[tuple[str, str, str], int]

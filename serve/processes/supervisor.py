@@ -40,6 +40,7 @@ from serve.telemetry.settings import TelemetrySettings
 from serve.tiers import tier_names
 from stores.connect import connect
 from stores.errors import StoreError
+from stores.event_log import Segment
 from stores.file.store import check_live_lockable, damaged_files, open_url
 from stores.throttle import Backoff
 from stores.urls import extra_installed, scheme_of
@@ -75,6 +76,8 @@ def serve(settings: Settings, announce: Callable[[str, str], None]) -> None:
         connect(url)  # a wrong URL is better known here than in every worker
     if settings.fold_in:
         load_numpy()  # once for all workers
+    if settings.events:
+        _make_writable(settings.events)
     if settings.lock_memory:
         _check_lockable(settings.stores)
     if settings.telemetry is not None:
@@ -138,6 +141,17 @@ def cpus_of_workers(settings: Settings) -> list[set[int]]:
 def _url(host: str, listener: socket.socket, certificate: Certificate | None) -> str:
     scheme, host = "http" if certificate is None else "https", f"[{host}]" if ":" in host else host
     return f"{scheme}://{host}:{listener.getsockname()[1]}"
+
+
+def _make_writable(events: Path) -> None:
+    """Make the folder of events; ServiceMisused where nothing can be written to it, or files cannot be locked there."""
+    try:
+        events.mkdir(parents=True, exist_ok=True)
+        Segment(events).close()
+    except OSError as error:
+        raise ServiceMisused(
+            f"events cannot be written to {events}: {error.strerror}; name another folder with --events"
+        ) from error
 
 
 def _check_lockable(stores: Sequence[str]) -> None:

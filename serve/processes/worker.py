@@ -17,7 +17,9 @@ from serve.connections.lane import Lane
 from serve.connections.listeners import accept_the_last
 from serve.connections.protocol import Server
 from serve.deny_list import DenyListFile
-from serve.metrics import Metrics
+from serve.events.route import EventsHandler
+from serve.events.writer import EventWriter
+from serve.metrics import CANARY, LIVE, OTHER_RELEASE, Metrics, Role
 from serve.processes.access_log import open_access_log
 from serve.processes.shared_log import SharedLog
 from serve.processes.states import STARTING, Reporter, SharedStates, WorkerState
@@ -128,7 +130,8 @@ async def work(
     for tier in reader.tiers:
         tier.follower.lock_memory = settings.lock_memory
     spans = open_span_queue(settings.telemetry, inherited.metrics.count_spans)
-    dispatcher = _dispatcher(inherited, reader, spans)
+    writer = EventWriter(settings.events) if settings.events else None
+    dispatcher = _dispatcher(inherited, reader, spans, writer)
     handlers = dispatcher.handlers
     server = Server(dispatcher, settings.limits)
     dispatcher.gate = server.admit
@@ -140,13 +143,13 @@ async def work(
     reporter.status = lambda: STARTING
     reporter.warnings = lambda: handlers.warnings
     write = partial(_write, inherited, number)
-    scrub_rows_per_s = settings.scrub_rows_per_s if number == 0 else 0.0
     async with (
         _flushing(spans, lambda: ORPHAN_DRAIN_S if stop.orphaned else FLUSH_S),
         reader,
         following(handlers.watched),
         _reporting(reporter, write),
-        _scrubbing(settings, reader, rows_per_s=scrub_rows_per_s),
+        _writing(writer),
+        _scrubbing(settings, reader, rows_per_s=settings.scrub_rows_per_s if number == 0 else 0.0),
     ):
         for task in reader.following:
             task.add_done_callback(stop.request_at_once)  # it ends only by a defect: better replaced than stale
@@ -189,7 +192,9 @@ def _write(inherited: Inheritance, number: int, state: WorkerState) -> None:
     inherited.guard.uses.record()
 
 
-def _dispatcher(inherited: Inheritance, reader: TieredReader, spans: SpanQueue | None) -> Dispatcher:
+def _dispatcher(
+    inherited: Inheritance, reader: TieredReader, spans: SpanQueue | None, writer: EventWriter | None
+) -> Dispatcher:
     """Make what answers requests, with what looks at each of them on the way."""
     settings, tracer = inherited.settings, None
     if settings.telemetry is not None and spans is not None:
@@ -199,6 +204,7 @@ def _dispatcher(inherited: Inheritance, reader: TieredReader, spans: SpanQueue |
         inherited.guard,
         cors_origins=settings.cors_origins,
         access_log=open_access_log(settings, inherited.log_secret),
+        events=EventsHandler(writer, partial(_role_of, reader), inherited.metrics) if writer else None,
         tracer=tracer,
     )
     dispatcher.handlers.watched = inherited.watched
@@ -209,6 +215,25 @@ async def _prepared(reader: TieredReader, patience_s: float) -> None:
     await reader.wait_until_attempted()
     with suppress(NotReady):
         await reader.wait_until_ready(patience_s)
+
+
+def _role_of(reader: TieredReader, release: str) -> Role:
+    """Return what a release is for this worker."""
+    followers = [tier.follower for tier in reader.tiers]
+    if any(one.served is not None and one.served.id == release for one in followers):
+        return LIVE
+    is_canary = any(one.canary is not None and one.canary.served.id == release for one in followers)
+    return CANARY if is_canary else OTHER_RELEASE
+
+
+@asynccontextmanager
+async def _writing(writer: EventWriter | None) -> AsyncIterator[None]:
+    """Write the events that still wait when the block ends."""
+    try:
+        yield
+    finally:
+        if writer is not None:
+            await writer.close()
 
 
 @asynccontextmanager

@@ -16,6 +16,7 @@ from serve.access.keys import create
 from stores.file.store import LmdbStore
 from tests.support.command import hotplate
 from tests.support.cosmos_account import Account
+from tests.support.event_log import body
 from tests.support.page_cache import page_out
 from tests.support.redis_server import certify
 from tests.support.replay import Scrape, assert_fire
@@ -184,6 +185,15 @@ def test_more_connections_than_a_worker_takes(folder: Path) -> None:
             held.enter_context(socket.create_connection(("127.0.0.1", service.port)))
         after = scrape(service, over("hotplate_shed_total", '"connections"'))
     assert_fire(folder, {"HotplateShedding"}, before, [after])
+
+
+def test_a_folder_that_takes_no_events(folder: Path) -> None:
+    with running(folder / "store", "--events", str(folder / "log")) as service:
+        before = scrape_well(service)
+        (folder / "log").rmdir()
+        service.request("POST", "/v1/events", body(*map(str, range(10))))
+        after = scrape(service, over("hotplate_events_total", '"disk_failed"', than=9))
+    assert_fire(folder, {"HotplateEventsRefused"}, before, [after])
 
 
 def test_more_connections_than_the_system_allows(folder: Path) -> None:

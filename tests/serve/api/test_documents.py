@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def service(folder: Path) -> Iterator[Service]:
-    with running(folder, "--fold-in") as running_service:
+    with running(folder, "--fold-in", "--events", str(folder.parent / "events")) as running_service:
         yield running_service
 
 
@@ -59,15 +59,15 @@ async def test_the_page_sends_a_request_that_works_and_requests_nothing_elsewher
 
 
 def test_every_route_but_those_for_operators_is_described() -> None:
-    assert document(takes_key=False)["paths"].keys() == {
-        "/v1/recommendations/{user}", "/v1/recommendations", "/v1/recommendations/fold-in", "/v1/similar/{item}",
-        "/v1/popular",
+    assert document(takes_key=False, takes_events=True)["paths"].keys() == {
+        "/v1/events", "/v1/recommendations/{user}", "/v1/recommendations", "/v1/recommendations/fold-in",
+        "/v1/similar/{item}", "/v1/popular",
         "/score", "/swagger.json", "/", "/livez", "/readyz", "/openapi.json", "/docs",
     }  # fmt: skip
 
 
 def test_keys_are_asked_for_where_they_are_needed_and_probes_never_take_one() -> None:
-    keyed, anonymous = document(takes_key=True), document(takes_key=False)
+    keyed, anonymous = document(takes_key=True, takes_events=True), document(takes_key=False)
     assert [*map(list, keyed["security"])] == [["Key"], ["Bearer"]]
     assert anonymous["security"] == [{}, *keyed["security"]]
     for path, methods in keyed["paths"].items():
@@ -76,7 +76,7 @@ def test_keys_are_asked_for_where_they_are_needed_and_probes_never_take_one() ->
 
 
 def test_every_status_is_described_and_a_scoring_job_is_never_told_429() -> None:
-    described = document(takes_key=True)
+    described = document(takes_key=True, takes_events=True)
     for path, methods in described["paths"].items():
         for operation in methods.values():
             assert operation["responses"].keys() >= {"200"}

@@ -30,8 +30,10 @@ def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keyed]:
     lists |= {"item:42": a_list("7", "8"), "popular:France": a_list("vin", "pain")}
     lists |= factor_rows(*map(str, range(20)))
     asyncio.run(publish_lists(folder / "store", lists))
-    key = create(folder / "keys.json", "explorer", ["read"]).key
-    with running(folder / "store", "--fold-in", "--keys", str(folder / "keys.json")) as service:
+    key = create(folder / "keys.json", "explorer", ["read", "events"]).key
+    with running(
+        folder / "store", "--fold-in", "--keys", str(folder / "keys.json"), "--events", str(folder / "log")
+    ) as service:
         yield Keyed(service, key)
 
 

@@ -1,5 +1,9 @@
 """Counters shared by workers, and the text that Prometheus reads."""
 
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from serve.metrics import BUCKETS_S, ROUTES, STORE_START, Metrics
@@ -65,3 +69,12 @@ def test_without_a_release_there_is_none_in_the_text_and_nothing_breaks() -> Non
     assert "hotplate_release_info" not in found
     assert found["hotplate_degraded"] == [({"worker": "0"}, 1.0), ({"worker": "1"}, 1.0)]
     assert found["hotplate_worker_up"] == [({"worker": "0"}, 1.0), ({"worker": "1"}, 0.0)]
+
+
+@given(st.integers(1, 200), st.integers(1, 300))
+def test_each_item_of_an_event_is_counted_at_its_place(position: int, items: int) -> None:
+    metrics = Metrics(1, [])
+    metrics.count_listed("click", "canary", position, items)
+    counted = {place: metrics.total(cell)[0] for (*_, place), cell in metrics.listed.items() if metrics.total(cell)[0]}
+    expected = Counter(str(place) if place <= 10 else "more" for place in range(position, position + items))
+    assert counted == expected

@@ -1,0 +1,1 @@
+"""What was shown and clicked: taken by the service, made durable, shipped elsewhere, and counted."""

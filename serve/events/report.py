@@ -1,0 +1,108 @@
+"""The report on events: what was shown and chosen, by release, role and place in the list."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import sqrt
+from typing import NamedTuple
+
+import msgspec
+from xxhash import xxh3_64_intdigest
+
+from serve.events.records import WrittenEvent
+from serve.events.shipment import Place
+from serve.metrics import CLICK, COUNTED_POSITIONS, IMPRESSION
+from stores.event_log import SegmentReader
+
+# Of a normal distribution: 95 % lie within so many standard deviations.
+Z = 1.96
+MORE, UNKNOWN = "more", "unknown"
+
+
+class Row(NamedTuple):
+    """Items shown and chosen out of one group: a release in a role, and in `by_position` a place in its lists, too."""
+
+    release: str
+    role: str
+    position: str
+    impressions: int
+    clicks: int
+
+    @property
+    def ctr(self) -> float | None:
+        """The click-through rate; None where nothing was shown."""
+        return self.clicks / self.impressions if self.impressions else None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Where the rate lies with 95 % confidence, by Wilson's score interval, as if items were independent."""
+        shown = self.impressions
+        if not 0 <= self.clicks <= shown or not shown:
+            return None
+        share, weight = self.clicks / shown, Z * Z / shown
+        half = Z * sqrt(share * (1 - share) / shown + weight / (4 * shown))
+        return (share + weight / 2 - half) / (1 + weight), (share + weight / 2 + half) / (1 + weight)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What all segments in one place say."""
+
+    segments: int
+    events: int
+    """Those that are counted, each once."""
+
+    duplicates: int
+    damaged: int
+    types: dict[str, int]
+    releases: list[Row]
+    by_position: list[Row]
+
+
+def report(url: str, on_progress: Callable[[int, int], None] = lambda _done, _total: None) -> Report:
+    """Count the closed segments at *url*, a folder or any URL that fsspec knows; events of the same id count once.
+
+    Takes about 100 bytes of memory for each event. Raises ServiceMisused and EventsFailed.
+    """
+    place = Place(url)
+    names = place.names()
+    seen, types, places = set[int](), Counter[str](), dict[tuple[str, str, str], list[int]]()
+    duplicates = damaged = 0
+    decode = msgspec.json.Decoder(WrittenEvent).decode
+    for number, name in enumerate(names):
+        reader = SegmentReader(place.read(name))
+        for line in reader:
+            event = decode(line)
+            identity = xxh3_64_intdigest(event.id.encode())
+            if identity in seen:
+                duplicates += 1
+                continue
+            seen.add(identity)
+            types[event.type] += 1
+            if event.type in (IMPRESSION, CLICK):
+                for position in _positions(event):
+                    counts = places.setdefault((event.release, event.role, position), [0, 0])
+                    counts[event.type == CLICK] += 1
+        damaged += reader.damaged
+        on_progress(number + 1, len(names))
+    by_position = [Row(*group, *counts) for group, counts in sorted(places.items(), key=lambda one: _order(*one[0]))]
+    return Report(len(names), len(seen), duplicates, damaged, dict(types), _added_up(by_position), by_position)
+
+
+def _positions(event: WrittenEvent) -> Iterator[str]:
+    for place in range(len(event.items)):
+        position = None if event.position is None else event.position + place
+        yield UNKNOWN if position is None else str(position) if position <= COUNTED_POSITIONS else MORE
+
+
+def _order(release: str, role: str, position: str) -> tuple[str, str, bool, int, str]:
+    return release, role, not position.isdecimal(), int(position) if position.isdecimal() else 0, position
+
+
+def _added_up(rows: list[Row]) -> list[Row]:
+    totals = dict[tuple[str, str], list[int]]()
+    for row in rows:
+        counts = totals.setdefault((row.release, row.role), [0, 0])
+        counts[0] += row.impressions
+        counts[1] += row.clicks
+    return [Row(release, role, "all", *counts) for (release, role), counts in totals.items()]

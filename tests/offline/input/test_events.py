@@ -1,0 +1,139 @@
+"""Segments of events as a source of training: weighed by type, each event once, alone and beside other files."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from offline.errors import SettingError
+from offline.input.interactions import Interactions, read_interactions
+from offline.pipeline import TrainSettings, train
+from offline.train.als import ALSParams
+from stores.event_log import Segment, line_of, segments
+
+WEIGHTS = {"click": 1.0, "buy": 5.0}
+Event = dict[str, object]
+
+
+def event(number: int, kind: str, user: str, *items: str, **more: object) -> Event:
+    return {
+        "id": str(number),
+        "time": 1.79e9 + number,
+        "type": kind,
+        "user": user,
+        "items": items,
+        "role": "live",
+    } | more
+
+
+def segment(folder: Path, *events: Event) -> Path:
+    folder.mkdir(exist_ok=True)
+    made = Segment(folder)
+    made.append([line_of(json.dumps(each).encode()) for each in events])
+    made.close()
+    return segments(folder)[-1]
+
+
+def pairs_of(read: Interactions) -> list[tuple[str, str, float]]:
+    return read.pairs.select("user", "item", "weight").sort("user", "item").rows()
+
+
+EVENTS = (
+    event(1, "impression", "u1", "a", "b", "c", release="r1", position=1),
+    event(2, "click", "u1", "b", release="r1", position=2),
+    event(3, "click", "u2", "a", role="canary"),
+    event(4, "buy", "u2", "a", "c"),
+)
+PAIRS = [("u1", "b", 1.0), ("u2", "a", 6.0), ("u2", "c", 5.0)]
+
+
+def test_events_are_weighed_by_type_and_what_was_sent_twice_counts_once(tmp_path: Path) -> None:
+    segment(tmp_path, *EVENTS)
+    segment(tmp_path, *EVENTS[2:])
+    (tmp_path / ".20261121T000000Z-00000000-00000000.events.zst").touch()  # one that is being written
+    read = read_interactions(tmp_path, event_weights=WEIGHTS)
+    assert pairs_of(read) == PAIRS
+    assert (read.rows, read.left_out) == (7, {"unknown event": 3})
+    assert read.notes == ["2 events were sent again under the same id and are left out"]
+    assert read.time_range is not None
+    assert read.time_range[0] == datetime.fromtimestamp(1.79e9 + 2, UTC).replace(tzinfo=None)
+
+
+def test_a_damaged_segment_gives_what_is_whole_and_a_note(tmp_path: Path) -> None:
+    path = segment(tmp_path, *EVENTS)
+    path.write_bytes(path.read_bytes() + path.read_bytes()[:-5] + path.read_bytes())
+    read = read_interactions(path, event_weights=WEIGHTS)
+    assert pairs_of(read) == PAIRS
+    assert "1 events, or pieces of segments, are damaged" in read.notes[1]
+
+
+def test_events_filter_by_role_and_need_weights(tmp_path: Path) -> None:
+    path = segment(tmp_path, *EVENTS, event(5, "click", "u3", "a"))
+    assert ("u2", "a", 5.0) in pairs_of(read_interactions(path, event_weights=WEIGHTS, where=["role!=canary"]))
+    with pytest.raises(SettingError, match="--event-weights click=1,buy=5"):
+        read_interactions(path)
+
+
+@pytest.mark.parametrize(
+    ("log", "expected"),
+    [
+        ("user,item\nu1,b\nu9,c\n", [("u1", "b", 2.0), *PAIRS[1:], ("u9", "c", 1.0)]),
+        ("customer,sku,weight\nu1,b,2.5\n", [("u1", "b", 3.5), *PAIRS[1:]]),
+        ("user,item,action\nu1,b,buy\nu1,b,look\n", [("u1", "b", 6.0), *PAIRS[1:]]),
+        ("user,item,ts,title,segment\nu1,b,2026-01-01,Bee,north\n", [("u1", "b", 2.0), *PAIRS[1:]]),
+    ],
+    ids=["pairs", "weights", "events of its own", "times, titles and segments"],
+)
+def test_events_are_read_beside_a_log_whatever_its_columns(
+    tmp_path: Path, log: str, expected: list[tuple[str, str, float]]
+) -> None:
+    folder = tmp_path / "events"
+    segment(folder, *EVENTS)
+    (tmp_path / "log.csv").write_text(log)
+    read = read_interactions(tmp_path / "log.csv", folder, event_weights=WEIGHTS)
+    assert pairs_of(read) == expected
+    assert read.left_out["unknown event"] >= 3
+    assert read.titles == ({"b": "Bee"} if "Bee" in log else {})
+
+
+def test_a_filter_of_the_log_leaves_the_events_alone(tmp_path: Path) -> None:
+    segment(tmp_path / "events", *EVENTS)
+    (tmp_path / "log.csv").write_text("user,item,quantity\nu1,b,2\nu9,c,0\n")
+    read = read_interactions(tmp_path / "log.csv", tmp_path / "events", event_weights=WEIGHTS, where=["quantity>0"])
+    assert pairs_of(read) == [("u1", "b", 2.0), *PAIRS[1:]]
+
+
+def test_a_model_that_learns_from_events_too_beats_one_that_does_not(tmp_path: Path) -> None:
+    """Users have one of six tastes; the log says little of it, and clicks on what they were shown say more."""
+    random = np.random.default_rng(7)
+    tastes, items_each, users = 6, 20, 240
+    liked = {user: user % tastes * items_each + random.permutation(items_each) for user in range(users)}
+    log, test, events = ["user,item"], ["user,item"], list[Event]()
+    for user, items in liked.items():
+        strange = random.integers(0, tastes * items_each, 3)
+        log += [f"{user},{item}" for item in (*items[:2], *strange)]
+        test += [f"{user},{item}" for item in items[10:14]]
+        shown = [str(item) for item in (*items[2:8], *random.integers(0, tastes * items_each, 6))]
+        events.append(event(user * 10, "impression", str(user), *shown, position=1))
+        events += [event(user * 10 + n, "click", str(user), str(item)) for n, item in enumerate(items[2:6], start=1)]
+    (tmp_path / "log.csv").write_text("\n".join(log))
+    (tmp_path / "test.csv").write_text("\n".join(test))
+    segment(tmp_path / "events", *events)
+
+    def ndcg(name: str, *more: Path) -> float:
+        settings = TrainSettings(
+            tmp_path / "log.csv",
+            more=more,
+            event_weights=WEIGHTS if more else None,
+            split=None,
+            test=(tmp_path / "test.csv",),
+            params=ALSParams(factors=8, regularization=1.0, alpha=2.0, iterations=8),
+        )
+        evaluation = train(settings, tmp_path / name).evaluation
+        assert evaluation is not None
+        return evaluation.model.metrics.ndcg
+
+    with_events, without = ndcg("with", tmp_path / "events"), ndcg("without")
+    assert with_events > 1.3 * without > 0

@@ -1,0 +1,129 @@
+"""Shipments: whole segments only, each once, whatever kills the command and how often; and reports on what is there."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from serve.errors import EventsFailed, ServiceMisused
+from serve.events.report import Row, report
+from serve.events.shipment import ship
+from stores.event_log import Segment, line_of, segments
+from tests.support.command import failed, hotplate
+from tests.support.event_log import ids, written
+
+
+def segment(folder: Path, *names: str, **more: object) -> None:
+    """Write a segment with events of these ids."""
+    made = Segment(folder)
+    for name in names:
+        event = {"id": name, "time": 1.0, "type": "click", "user": "u", "items": ["i"], "role": "live"} | more
+        made.append([line_of(json.dumps(event).encode())])
+    made.close()
+
+
+def killed_at(step: int, source: Path, target: Path) -> bool:
+    """Ship in a process that dies at its step of that number; return whether it died."""
+    pid = os.fork()
+    if pid == 0:
+        steps = iter(range(step))
+
+        def die(*_: object) -> None:
+            if next(steps, None) is None:
+                os._exit(9)
+
+        sys.addaudithook(die)
+        ship(source, f"file://{target}")
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0
+
+
+def test_a_shipment_that_is_killed_anywhere_loses_nothing_and_the_next_one_completes_it(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    segment(source, "a", "b")
+    segment(source, "c")
+    left = Segment(source)  # of a worker that was killed
+    left.append([line_of(b'{"id":"d"}')])
+    os.close(left._descriptor)
+    fsspec.filesystem("file")  # what is loaded takes no steps
+    contents, step = {path.name: path.read_bytes() for path in segments(source)}, 0
+    while killed_at(step, source, target):
+        found = [event["id"] for place in (source, target) if place.exists() for event in written(place)]
+        assert set(found) == {"a", "b", "c", "d"}
+        contents |= {path.name: path.read_bytes() for path in segments(source)}
+        assert all(path.read_bytes() == contents[path.name] for path in (segments(target) if target.exists() else ()))
+        step += 1
+    assert step > 10
+    assert sorted(event["id"] for event in written(target)) == ["a", "b", "c", "d"]
+    assert (segments(source), len(list(target.iterdir()))) == ([], 3)
+
+
+def test_what_is_there_already_is_not_copied_again(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    segment(source, "a")
+    (path,) = segments(source)
+    content = path.read_bytes()
+    assert ship(source, str(target)).segments == 1
+    inode = (target / path.name).stat().st_ino
+    path.write_bytes(content)
+    assert (ship(source, str(target)).segments, segments(source)) == (1, [])
+    assert (target / path.name).stat().st_ino == inode
+    assert ship(source, str(target)).segments == 0
+
+
+def test_any_file_system_of_fsspec_takes_them(tmp_path: Path) -> None:
+    segment(tmp_path, "a", "b")
+    assert ship(tmp_path, "memory://events").bytes > 0
+    assert report("memory://events").events == 2
+
+
+def test_a_place_that_cannot_be_is_a_sentence_and_nothing_is_removed(tmp_path: Path) -> None:
+    segment(tmp_path, "a")
+    (tmp_path / "file").touch()
+    with pytest.raises(EventsFailed, match="failed at"):
+        ship(tmp_path, str(tmp_path / "file"))
+    with pytest.raises(ServiceMisused, match="cannot be opened"):
+        ship(tmp_path, "nowhere://user:secret@host/events")
+    with pytest.raises(ServiceMisused, match="no folder"):
+        ship(tmp_path / "none", "memory://events")
+    (tmp_path / "link").symlink_to(tmp_path)
+    for itself in (tmp_path, tmp_path / "link", f"simplecache::file://{tmp_path}"):
+        with pytest.raises(ServiceMisused, match="itself"):
+            ship(tmp_path, str(itself))
+    with pytest.raises(ServiceMisused, match="no folder"):
+        report(str(tmp_path / "none"))
+    assert ids(tmp_path) == {"a"}
+
+
+def test_a_report_counts_each_event_once_by_release_role_and_place(tmp_path: Path) -> None:
+    shown = [str(item) for item in range(12)]
+    for release, role in (("r1", "live"), ("r2", "canary")):
+        segment(tmp_path, f"{release}-s", type="impression", items=shown, position=1, release=release, role=role)
+    segment(tmp_path, "c", position=2, release="r1")
+    segment(tmp_path, "c", position=2, release="r1")
+    segment(tmp_path, "d", position=12, release="r2", role="canary")
+    segment(tmp_path, "e", "f", type="buy")
+    found = report(str(tmp_path))
+    assert (found.segments, found.events, found.duplicates, found.damaged) == (6, 6, 1, 0)
+    assert found.types == {"impression": 2, "click": 2, "buy": 2}
+    assert found.releases == [Row("r1", "live", "all", 12, 1), Row("r2", "canary", "all", 12, 1)]
+    positions = {(row.release, row.position): (row.impressions, row.clicks) for row in found.by_position}
+    assert positions["r1", "2"] == (1, 1)
+    assert positions["r2", "more"] == (2, 1)
+    assert [row.position for row in found.by_position][:11] == [*map(str, range(1, 11)), "more"]
+
+    printed = hotplate("events", "report", tmp_path).stdout
+    assert "6 events in 6 segments: 2 buy, 2 click, 2 impression" in printed
+    assert "1 left out: sent again under the same id" in printed
+    assert "8.33%" in printed
+    rows = json.loads(hotplate("events", "report", tmp_path, "--json").stdout)["releases"]
+    assert rows[1]["ctr"] == pytest.approx(1 / 12)
+    assert rows[1]["interval"] == pytest.approx([0.0149, 0.3539], abs=1e-4)
+    shipped = hotplate("events", "ship", tmp_path, "--to", tmp_path / "there")
+    assert shipped.stdout.startswith("6 segments, 0.0 MB, are in ")
+    failed(hotplate("events", "report", tmp_path / "none"), "no folder", code=2)

@@ -1,0 +1,133 @@
+"""The writer: commits are shared, its queue is bounded, and a disk that fails is a refusal and no loss."""
+
+import asyncio
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+from aiohttp import ClientSession, web
+
+from bench.process import read_metrics
+from serve.api.problems import Problem
+from serve.events.route import EventsHandler, settled
+from serve.events.writer import MAX_QUEUED_BYTES, EventWriter, QueueFull
+from serve.metrics import Metrics
+from stores.event_log import line_of, segments
+from tests.support.event_log import body, ids, written
+from tests.support.service import publish_lists, running, running_app
+
+MB = 1 << 20
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """Mount a file system of 1 MB, in memory."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={MB}", "hotplate-test", str(place)]
+    mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if mounted.returncode != 0:
+        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+async def test_what_waits_at_once_is_committed_at_once_and_all_that_waits_at_a_stop(tmp_path: Path) -> None:
+    writer = EventWriter(tmp_path)
+    waiting = [writer.append(line_of(b'{"id":"%d"}' % number)) for number in range(1000)]
+    await waiting[0]
+    late = [writer.append(line_of(b'{"id":"%d"}' % number)) for number in range(1000, 1010)]
+    await writer.close()
+    await asyncio.gather(*waiting, *late)
+    assert [event["id"] for event in written(tmp_path)] == [str(number) for number in range(1010)]
+    (segment,) = segments(tmp_path)
+    assert segment.read_bytes().count(b"\x28\xb5\x2f\xfd") < 100
+
+
+async def test_more_than_fits_into_the_queue_is_refused_until_that_has_drained(tmp_path: Path) -> None:
+    writer = EventWriter(tmp_path)
+    line = line_of(b'"' + b"x" * MB + b'"')
+    # The loop does not turn meanwhile, so that nothing is known to be written.
+    waiting = [writer.append(line) for _ in range(MAX_QUEUED_BYTES // len(line))]
+    with pytest.raises(QueueFull):
+        writer.append(line)
+    await asyncio.gather(*waiting)
+    await writer.append(line)
+    await writer.close()
+    assert len(written(tmp_path)) == len(waiting) + 1
+
+
+async def test_a_caller_who_has_gone_keeps_nobody_waiting(tmp_path: Path) -> None:
+    writer = EventWriter(tmp_path)
+    writer.append(line_of(b'{"id":"gone"}')).cancel()
+    await writer.append(line_of(b'{"id":"here"}'))
+    await writer.close()
+    assert ids(tmp_path) == {"gone", "here"}
+
+
+@asynccontextmanager
+async def taking(folder: Path) -> AsyncIterator[tuple[EventWriter, Metrics, str]]:
+    """Take events in this process; yields the writer, the counters and the URL."""
+    writer, metrics = EventWriter(folder), Metrics(1, [])
+    handler = EventsHandler(writer, lambda _: "live", metrics)
+
+    async def answer(request: web.Request) -> web.Response:
+        try:
+            return await settled(handler.report(request, "", ""))
+        except Problem as problem:
+            return problem.response()
+
+    app = web.Application()
+    app.router.add_post("/", answer)
+    async with running_app(app) as url:
+        yield writer, metrics, url
+    await writer.close()
+
+
+async def test_callers_are_refused_and_counted_where_the_queue_is_full_or_the_disk_is_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with taking(tmp_path) as (writer, metrics, url), ClientSession() as session:
+
+        async def report(name: str) -> tuple[int, bool, str]:
+            async with session.post(url, data=body(name)) as response:
+                said = (await response.json()).get("detail", "")
+                return response.status, "Retry-After" in response.headers, said
+
+        writer._queued_bytes = MAX_QUEUED_BYTES
+        assert await report("full") == (503, True, "more events come than can be written; none of these is")
+        writer._queued_bytes = 0
+        monkeypatch.setattr("serve.events.route.COMMIT_S", 0)
+        status, retries, said = await report("late")
+        assert (status, retries) == (503, True)
+        assert "they may be" in said
+        monkeypatch.undo()
+        assert (await report("well"))[0] == 200
+    assert ids(tmp_path) == {"late", "well"}
+    counts = {outcome: metrics.total(cell)[0] for (kind, outcome), cell in metrics.events.items() if kind == "click"}
+    assert counts == {"durable": 1, "queue_full": 1, "disk_failed": 0, "late": 1}
+
+
+def test_on_a_full_disk_events_are_refused_lists_are_answered_and_it_goes_on_by_itself(
+    tmp_path: Path, disk: Path
+) -> None:
+    asyncio.run(publish_lists(tmp_path / "store", {}))
+    with running(tmp_path / "store", "--events", str(disk / "log")) as service:
+        assert service.request("POST", "/v1/events", body("before")).status == 200
+        with (disk / "filler").open("ab", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+        for _ in range(3):
+            refused = service.request("POST", "/v1/events", body(*(f"lost{n}" for n in range(500))))
+            assert (refused.status, refused.headers["retry-after"]) == (503, "10")
+            assert refused.json["type"] == "urn:hotplate:problem:events-not-written"
+        assert service.get("/v1/popular").status == 200
+        failed = read_metrics(f"{service.admin_url}/metrics", "hotplate_events_total", outcome="disk_failed")
+        assert sum(failed) == 1500
+        (disk / "filler").unlink()
+        assert service.request("POST", "/v1/events", body("after")).status == 200
+        log = service.log.read_text()
+        assert (log.count("events cannot be written"), log.count("are written to")) == (1, 1)
+    assert ids(disk / "log") == {"before", "after"}

@@ -1,0 +1,112 @@
+"""Segments of events: whatever cuts or damages one, what is read was written, and whole frames are read whole."""
+
+import fcntl
+import json
+import os
+from itertools import accumulate
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stores import event_log
+from stores.event_log import SUFFIX, Segment, SegmentReader, line_of, recover, segments
+
+COMMITS = st.lists(st.lists(st.text(max_size=20), min_size=1, max_size=4), min_size=1, max_size=6)
+
+
+def commit(segment: Segment, texts: list[str]) -> list[str]:
+    segment.append([line_of(json.dumps(text).encode()) for text in texts])
+    return texts
+
+
+def frames(commits: list[list[str]]) -> list[bytes]:
+    """Return the frames of a segment."""
+    lines = (b"".join(line_of(json.dumps(text).encode()) for text in texts) for texts in commits)
+    return [zstandard.compress(each, event_log.LEVEL) for each in lines]
+
+
+def read(content: bytes) -> tuple[list[str], int]:
+    reader = SegmentReader(content)
+    return [json.loads(line) for line in reader], reader.damaged
+
+
+@settings(max_examples=15)
+@given(commits=COMMITS, data=st.data())
+def test_a_torn_segment_has_its_whole_frames_and_is_cut_to_them(commits: list[list[str]], data: st.DataObject) -> None:
+    with TemporaryDirectory() as name:
+        folder, ends, segment = Path(name), [0], Segment(Path(name))
+        for texts in commits:
+            commit(segment, texts)
+            ends.append(segment.bytes)
+        (left,) = folder.iterdir()
+        path = folder / left.name[1:]
+        assert left.read_bytes() == b"".join(frames(commits))
+        os.close(segment._descriptor)
+        size = data.draw(st.integers(0, ends[-1]))
+        os.truncate(left, size)
+        whole = sum(end <= size for end in ends) - 1
+        expected = [text for texts in commits[:whole] for text in texts]
+        assert recover(folder) == ([path] if whole else [])
+        assert segments(folder) == ([path] if whole else [])
+        if whole:
+            assert read(path.read_bytes()) == (expected, 0)
+            assert path.stat().st_size == ends[whole]
+
+
+@given(commits=COMMITS, data=st.data())
+def test_a_damaged_byte_costs_its_own_frame_and_nothing_false_is_read(
+    commits: list[list[str]], data: st.DataObject
+) -> None:
+    whole = frames(commits)
+    content = bytearray(b"".join(whole))
+    place = data.draw(st.integers(0, len(content) - 1))
+    content[place] ^= data.draw(st.integers(1, 255))
+    hit = sum(end <= place for end in accumulate(map(len, whole)))
+    others = [text for number, texts in enumerate(commits) if number != hit for text in texts]
+    found, damaged = read(bytes(content))
+    assert len(found) >= len(others)
+    assert set(found) <= {text for texts in commits for text in texts}
+    if len(found) < sum(map(len, commits)) and hit < len(commits) - 1:
+        assert damaged
+
+
+def test_what_is_being_written_is_left_alone_and_what_its_writer_left_is_closed(tmp_path: Path) -> None:
+    segment = Segment(tmp_path)
+    commit(segment, ["a"])
+    (path,) = tmp_path.iterdir()
+    assert (recover(tmp_path), segments(tmp_path), read(path.read_bytes())) == ([], [], (["a"], 0))
+    with path.open("ab") as file:
+        file.write(b"\x28\xb5\x2f\xfd torn")
+    os.close(segment._descriptor)  # as its end does
+    assert recover(tmp_path) == segments(tmp_path) == [tmp_path / path.name[1:]]
+    assert read((tmp_path / path.name[1:]).read_bytes()) == (["a"], 0)
+
+
+def test_what_another_machine_writes_counts_as_left_only_when_any_writer_would_have_closed_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segment = Segment(tmp_path)
+    commit(segment, ["a"])
+    (path,) = tmp_path.iterdir()
+    fcntl.flock(segment._descriptor, fcntl.LOCK_UN)  # the lock of a machine that others do not see
+    monkeypatch.setattr(event_log, "gethostname", lambda: "another")
+    assert recover(tmp_path) == []
+    old = path.with_name(path.name.replace(path.name[1:9], "20260101", 1))
+    path.rename(old)
+    assert recover(tmp_path) == [tmp_path / old.name[1:]]
+    with pytest.raises(OSError, match="somebody else has closed"):
+        segment.append([line_of(b"{}")])
+    segment.close()
+    (kept,) = segments(tmp_path)
+    assert read(kept.read_bytes())[0][0] == "a"
+
+
+def test_a_segment_without_events_leaves_no_file(tmp_path: Path) -> None:
+    Segment(tmp_path).close()
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / f"notes{SUFFIX}").touch()
+    assert segments(tmp_path) == recover(tmp_path) == []
