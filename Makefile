@@ -41,16 +41,17 @@ spark-test: .venv/dev ## learning, ranking and publishing on Spark, with executo
 	@.ci/debian-packages
 	@if .ci/java; then $(MAKE) .venv/spark && $(PYTEST) -n 1 -m spark --timeout 600 tests/offline/spark; fi
 
-image: ## both images, by ENGINE=docker or podman
+image: ## the images, by ENGINE=docker or podman
 	$(ENGINE) build --file k8s/Dockerfile --target serve --build-arg REVISION=$(REVISION) --tag hotplate:$(VERSION) .
 	$(ENGINE) build --file k8s/Dockerfile --target offline --build-arg REVISION=$(REVISION) --tag hotplate-offline:$(VERSION) .
+	$(ENGINE) build --file k8s/Dockerfile --target spark --build-arg REVISION=$(REVISION) --tag hotplate-spark:$(VERSION) .
 
-sbom: image ## what is in both images, as CycloneDX, in dist/
+sbom: image ## what is in the images, as CycloneDX, in dist/
 	@mkdir -p dist
-	for name in hotplate hotplate-offline; do \
+	for name in hotplate hotplate-offline hotplate-spark; do \
 	    $(ENGINE) run --rm --entrypoint cat $$name:$(VERSION) /opt/hotplate/sbom.cdx.json > dist/$$name.cdx.json || exit; done
 
-push: sbom ## both images, to REGISTRY=HOST/FOLDER; their digests are in dist/digests
+push: sbom ## the images, to REGISTRY=HOST/FOLDER; their digests are in dist/digests
 	@[ -n "$(REGISTRY)" ] || { echo "Say where to: make push REGISTRY=HOST/FOLDER"; exit 2; }
 	.ci/push-images $(ENGINE) $(REGISTRY) $(VERSION)
 
@@ -60,7 +61,7 @@ notes: ## what CHANGELOG.md says of this version, in dist/; with TAG=v1.2.3, onl
 	@awk '/^## /{on = $$2 == "$(VERSION)"; next} on' CHANGELOG.md | grep . > dist/notes.md || \
 	    { echo "CHANGELOG.md has no section $(VERSION)."; exit 1; }
 
-image-check: .venv/dev ## both images built without an engine, and tried; takes root, and skips without
+image-check: .venv/dev ## the images built without an engine, and tried; takes root, and skips without
 	$(BIN)/python -m k8s.image.check
 
 bench: .venv/dev ## the figures, printed and written to bench-results.json; OPTIONS=--short takes 3 minutes

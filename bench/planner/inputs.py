@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 CONSISTENCIES = ("eventual", "prefix", "session", "bounded", "strong")
 CAPACITIES = ("manual", "autoscale", "serverless")
-LOAD, LISTS, COSMOS = "The load", "The lists", "Cosmos DB and pods"
+LOAD, LISTS, COSMOS, SCALE = "The load", "The lists", "Cosmos DB and pods", "Past one machine"
 REQUIRED = "give at least the users and the peak rate, as: hotplate plan --users 1000000 --peak-rps 500"
 
 HOURS = 24
@@ -68,7 +68,7 @@ def _input(
     return field(metadata=declared) if default is MISSING else field(default=default, metadata=declared)
 
 
-_load, _lists, _cosmos = (partial(_input, panel=panel) for panel in (LOAD, LISTS, COSMOS))
+_load, _lists, _cosmos, _scale = (partial(_input, panel=panel) for panel in (LOAD, LISTS, COSMOS, SCALE))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,7 +165,7 @@ class Inputs:
         "s/day", "outside of the objective that an autoscaler may cost", 86.4, "a thousandth of a day", high=86_400
     )
 
-    zones: int = _cosmos(
+    zones: int = _scale(
         "zones", "that the pods of a region are spread over, of which any one may be lost", 1, "none is lost", low=1,
         high=10,
     )  # fmt: skip
@@ -181,7 +181,7 @@ class Inputs:
     redis_utilisation: float = _input(
         "share", "of its GETs/s that an instance may use", 0.6, "room for a publish", low=0.05
     )
-    redis_node_gb: float | None = _cosmos(
+    redis_node_gb: float | None = _scale(
         "GB", "of a node of a Redis Cluster of your own; none: no such one", None, low=0.5
     )
     redis_read_us: float = _input(
@@ -193,7 +193,7 @@ class Inputs:
         "cluster-node-timeout is 15 s where nothing is set, and an election takes some 2", high=3600,
     )  # fmt: skip
 
-    interactions: int | None = _cosmos("interactions", "that are learnt from, with Spark; none: no Spark", None, low=1)
+    interactions: int | None = _scale("interactions", "that are learnt from, with Spark; none: no Spark", None, low=1)
     ranked_items: int = _input("items", "that are ranked for each user", 100_000, "a guess", low=1)
     factors: int = _input("factors", "of a model", 128, "a guess", low=1, high=4096)
     train_us: float = _input(
@@ -207,7 +207,7 @@ class Inputs:
     spark_efficiency: float = _input(
         "share", "of its cores' time that Spark works", 0.5, "shuffles, and waits", low=0.01
     )
-    train_hours: float = _cosmos("hours", "that a training run may take", 2.0, "a guess", low=0.01)
+    train_hours: float = _scale("hours", "that a training run may take", 2.0, "a guess", low=0.01)
     executor_cpus: float = _input("vCPU", "of an executor", 4.0, "a guess", low=1)
 
 

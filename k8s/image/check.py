@@ -1,10 +1,11 @@
-"""`make image-check`: builds both targets of k8s/Dockerfile without a container engine, and tries what they promise."""
+"""`make image-check`: builds the targets of k8s/Dockerfile without a container engine, and tries what they promise."""
 
 import contextlib
 import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -32,7 +33,7 @@ def main() -> int:
         return int("image" in os.environ.get("HOTPLATE_REQUIRE", "").split(","))
     with locked(CACHE), tempfile.TemporaryDirectory(prefix="hotplate-image-") as scratch:
         builder = Builder(parse((REPOSITORY / "k8s/Dockerfile").read_text()), REPOSITORY, CACHE)
-        images = {name: builder.build(name) for name in ("serve", "offline")}
+        images = {name: builder.build(name) for name in ("serve", "offline", "spark")}
         for name, image in images.items():
             check_files(image)
             check_contents(image, name)
@@ -44,7 +45,8 @@ def main() -> int:
         os.chown(data, 10001, 10001)
         publish(images["offline"], data)
         check_service(images["serve"], data)
-    print("Both images do what they promise, with a root that nobody can write to.")
+        check_spark(images, data)
+    print("The images do what they promise, with a root that nobody can write to.")
     return 0
 
 
@@ -54,9 +56,12 @@ def expect(holds: bool, sentence: str) -> None:  # noqa: FBT001 -- what is expec
         sys.exit(f"The image is not fit: {sentence}")
 
 
-def ran(image: Image, *words: str, mounts: dict[Path, str] | None = None) -> subprocess.CompletedProcess[str]:
+def ran(
+    image: Image, *words: str, variables: dict[str, str] | None = None, mounts: dict[Path, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run a command in a container of *image*, to its end."""
-    return subprocess.run(image.command(words, None, mounts), capture_output=True, text=True, check=False, timeout=300)
+    command = image.command(words, variables, mounts)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
 
 
 def check_version(image: Image) -> None:
@@ -98,11 +103,11 @@ def check_contents(image: Image, name: str) -> None:
 
 
 def check_numpy(images: dict[str, Image]) -> None:
-    """The serving image carries nothing that only the offline job needs."""
+    """The serving image carries nothing that only offline jobs need."""
     for module in ("numpy", "scipy", "implicit", "polars"):
         for name, image in images.items():
             done = ran(image, "python", "-c", f"import {module}")
-            expect((done.returncode == 0) == (name == "offline"), f"import {module} in {name}: {done.stderr[-200:]!r}")
+            expect((done.returncode == 0) == (name != "serve"), f"import {module} in {name}: {done.stderr[-200:]!r}")
 
 
 def publish(image: Image, data: Path) -> None:
@@ -131,13 +136,49 @@ def check_service(image: Image, data: Path) -> None:
         expect(answer(port, "/livez")[0] == 200, "/livez does not answer 200")
         expect(b'"source":"personal"' in answer(port, "/v1/recommendations/u7")[1], "u7 gets no list of its own")
         expect(subprocess.run(health, capture_output=True, check=False).returncode == 0, "the health check fails")
-        [inner] = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        [inner] = children(process)
         status = Path(f"/proc/{inner}/status").read_text()
         expect(re.search(r"^Uid:\t10001\t", status, re.MULTILINE) is not None, "it does not run as 10001")
         expect(re.search(r"^CapEff:\t0+$", status, re.MULTILINE) is not None, "it has capabilities")
-        os.kill(int(inner), signal.SIGTERM)
+        os.kill(inner, signal.SIGTERM)
         expect(process.wait(timeout=30) == 0, "it does not end well after SIGTERM")
     expect(subprocess.run(health, capture_output=True, check=False).returncode != 0, "the health check is blind")
+
+
+def check_spark(images: dict[str, Image], data: Path) -> None:
+    """A master, a worker and drivers, each at an address of its own as pods have, learn and publish.
+
+    Ports, cores and memory are those of k8s/components/spark; executors publish into an emulated Cosmos DB.
+    """
+    shutil.copytree(REPOSITORY / "k8s/components/spark", data / "spark")
+    image, port = images["spark"], str(free_port())
+    master, worker, driver = "127.0.0.2", "127.0.0.3", "127.0.0.4"
+
+    def at(address: str) -> dict[str, str]:
+        own = {"SPARK_LOCAL_IP": address, "SPARK_LOCAL_HOSTNAME": address, "SPARK_CONF_DIR": f"{_DATA}/spark"}
+        store = f"cosmos+http://127.0.0.1:{port}/lists?ru=30000"
+        return own | {"HOTPLATE_MASTER": f"spark://{master}:7077", "HOTPLATE_STORE": store}
+
+    def daemon(name: str, address: str, *words: str) -> list[str]:
+        command = ("/opt/hotplate/bin/spark-class", f"org.apache.spark.deploy.{name}", "--host", address, *words)
+        return image.command(command, at(address), {data: _DATA})
+
+    size = ("--port", "7078", "--cores", "4", "--memory", "6g")
+    others = {
+        "emulator": images["offline"].command([*image.config["Entrypoint"], "cosmos-emulator", "--port", port]),
+        "master": daemon("master.Master", master),
+        "worker": daemon("worker.Worker", worker, *size, f"spark://{master}:7077"),
+    }
+    train = ("train", f"{_DATA}/log.csv", "--engine", "spark", "--factors", "8", "--iterations", "3", "--split", "none")
+    with contextlib.ExitStack() as stack:
+        for name, command in others.items():
+            stack.enter_context(serving(command, data / f"{name}.log"))
+        for words in ((*train, "--out", f"{_DATA}/on-spark"), ("publish", f"{_DATA}/on-spark"), ("lookup", "u7")):
+            done = ran(image, *image.config["Entrypoint"], *words, variables=at(driver), mounts={data: _DATA})
+            logs = "".join((data / f"{name}.log").read_text()[-1000:] for name in others)
+            expect(
+                done.returncode == 0, f"{words[0]} on Spark ended with {done.returncode}: {done.stderr[-2000:]}{logs}"
+            )
 
 
 @contextlib.contextmanager
@@ -147,7 +188,18 @@ def serving(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
         try:
             yield process
         finally:
+            # Whoever became another user does not end with its parent.
+            for inner in children(process):
+                os.kill(inner, signal.SIGKILL)
             process.kill()
+
+
+def children(process: subprocess.Popen[bytes]) -> list[int]:
+    """Return who a process has started, of a container its process 1; nobody once it is over."""
+    try:
+        return [int(found) for found in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    except OSError:
+        return []
 
 
 def answer(port: int, path: str) -> tuple[int, bytes]:

@@ -249,6 +249,8 @@ def _enter(
     """Return the command that runs *words* as process 1 in *root*, whose mounts end with it."""
     lines = ["set -e", "mount --make-rprivate /", f"mount --bind {shlex.quote(str(root))} {shlex.quote(str(root))}"]
     lines += [f"cd {shlex.quote(str(root))}", "mount -t proc proc proc"]
+    # As engines and kubelets have it there.
+    lines.append("[ -e etc/hosts ] || echo 127.0.0.1 localhost > etc/hosts")
     lines += [f"mount -t tmpfs tmpfs {folder}" for folder in ("run", "dev/shm", *(("tmp",) if read_only else ()))]
     for source, target in mounts.items():
         place = shlex.quote(target.lstrip("/"))

@@ -165,7 +165,7 @@ class _Failed:
 
 
 class _Noted(NamedTuple):
-    """What tasks have told the driver so far: rows that are written, and the first failure."""
+    """What tasks have reported to the driver so far: rows that are written, and the first failure."""
 
     rows: int
     failed: _Failed | None
@@ -175,7 +175,7 @@ _NOTHING = _Noted(0, None)
 
 
 class _Noting(AccumulatorParam):  # type: ignore[misc]  # mypy knows nothing of pyspark
-    """Adds up what tasks tell."""
+    """Adds up what tasks report."""
 
     def zero(self, value: _Noted) -> _Noted:  # noqa: ARG002 -- as Spark wants it
         return _NOTHING
@@ -213,7 +213,7 @@ def _compute(shared: "Broadcast[ModelLists]", blocks: Iterable[Block]) -> Iterat
 
 
 def _write(job: _Job, noted: Any, blocks: Iterable[Block]) -> Iterator[MeasuredPart]:  # noqa: ANN401 -- an Accumulator
-    """Write blocks as parts on an executor; a StoreError is told, and ends the task without a result."""
+    """Write blocks as parts on an executor; a StoreError is reported, and ends the task without a result."""
     for block in blocks:
         try:
             made = asyncio.run(_write_block(job, block))

@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # p
 
 from offline.errors import DataError, SettingError, require_at_least
 from offline.input.matrix import Allowed, Floats, Indices, UserItems, check_user_items
-from offline.train.weighted import SparkParams, solve
+from offline.train.weighted import SparkParams, check_hyperparameters, solve
 
 # Bounds the memory that a batch takes beside the factors.
 _SOLVED_AT_ONCE = 50_000
@@ -40,14 +40,9 @@ class ALSParams:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        require_at_least("factors", self.factors)
-        require_at_least("iterations", self.iterations)
+        check_hyperparameters(self.factors, self.iterations, self.alpha, self.seed)
         if not 0 <= self.regularization < math.inf:
             raise SettingError(f"regularization is {self.regularization}; it must be zero or above.")
-        if not 0 < self.alpha < math.inf:
-            raise SettingError(f"alpha is {self.alpha}; it must be above zero.")
-        if not 0 <= self.seed < 2**32:
-            raise SettingError(f"seed is {self.seed}; it must lie between 0 and {2**32 - 1}.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,16 @@ from offline.input.matrix import Floats, UserItems
 _LEAST_CONFIDENCE = 1.001
 
 
+def check_hyperparameters(factors: int, iterations: int, alpha: float, seed: int) -> None:
+    """Raise SettingError for values that make no sense for any ALS."""
+    require_at_least("factors", factors)
+    require_at_least("iterations", iterations)
+    if not 0 < alpha < math.inf:
+        raise SettingError(f"alpha is {alpha}; it must be above zero.")
+    if not 0 <= seed < 2**32:
+        raise SettingError(f"seed is {seed}; it must lie between 0 and {2**32 - 1}.")
+
+
 @dataclass(frozen=True, slots=True)
 class SparkParams:
     """
@@ -33,14 +43,9 @@ class SparkParams:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        require_at_least("factors", self.factors)
-        require_at_least("iterations", self.iterations)
+        check_hyperparameters(self.factors, self.iterations, self.alpha, self.seed)
         if not 0 <= self.reg_param < math.inf:
             raise SettingError(f"reg-param is {self.reg_param}; it must be zero or above.")
-        if not 0 < self.alpha < math.inf:
-            raise SettingError(f"alpha is {self.alpha}; it must be above zero.")
-        if not 0 <= self.seed < 2**32:
-            raise SettingError(f"seed is {self.seed}; it must lie between 0 and {2**32 - 1}.")
 
 
 def confidences(weights: Floats, alpha: float) -> Floats:

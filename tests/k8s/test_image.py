@@ -44,10 +44,11 @@ def test_hadolint_finds_nothing() -> None:
 
 def test_an_image_is_built_from_what_the_tests_ran_with() -> None:
     tested = locked("dev")
-    for name in ("serve", "offline"):
-        assert {
-            package: versions for package, versions in locked(name).items() if tested.get(package) != versions
-        } == {}
+    # What `make spark-test` installs beside the rest.
+    beyond = {"spark": {"py4j", "pyspark"}}
+    for name in ("serve", "offline", "spark"):
+        others = {package for package, versions in locked(name).items() if tested.get(package) != versions}
+        assert others == beyond.get(name, set()), name
 
 
 def test_the_serving_image_is_locked_without_what_only_training_needs() -> None:
@@ -63,8 +64,8 @@ def test_every_package_is_installed_by_hash() -> None:
             assert "--require-hashes" in command or "--no-deps" in command
 
 
-def test_both_targets_run_as_nobody_and_say_how_they_start() -> None:
-    for name in ("serve", "offline"):
+def test_every_target_runs_as_nobody_and_says_how_it_starts() -> None:
+    for name in ("serve", "offline", "spark"):
         stage, users, entries = STAGES[name], [], []
         while True:
             users += [one.value for one in reversed(stage.instructions) if one.name == "USER"]

@@ -33,11 +33,11 @@ COMPONENTS = sorted(found.parent.name for found in K8S.glob("components/*/kustom
 WHOLE = {
     overlay: (
         [each for each in COMPONENTS if each not in {"store-password", "prune", "workload-identity", "version"}],
-        ["bench", "publish"],
+        ["bench", "publish", "spark"],
     )
     for overlay in ("dev", "redis", "redis-cluster")
 }
-WHOLE["cosmos"] = ([*WHOLE["redis"][0], "workload-identity"], ["bench", "publish-cosmos"])
+WHOLE["cosmos"] = ([*WHOLE["redis"][0], "workload-identity"], ["bench", "publish-cosmos", "spark-cosmos"])
 # Prometheus finds its targets by pods, or by Services.
 MONITORING = {
     "dev": ["monitoring"],

@@ -72,7 +72,8 @@ def test_a_push_says_the_digests_and_stops_where_one_fails(tmp_path: Path) -> No
         ).returncode
 
     assert push() == 0
-    assert (tmp_path / "dist/digests").read_text() == "hotplate=sha256:f00\nhotplate-offline=sha256:f00\n"
+    names = ("hotplate", "hotplate-offline", "hotplate-spark")
+    assert (tmp_path / "dist/digests").read_text() == "".join(f"{name}=sha256:f00\n" for name in names)
     assert push(BROKEN="host/folder/hotplate:1.0") != 0
 
 

@@ -80,7 +80,7 @@ def image(target: str) -> Image:
     return made
 
 
-IMAGES = {"hotplate": "serve", "hotplate-offline": "offline"}
+IMAGES = {"hotplate": "serve", "hotplate-offline": "offline", "hotplate-spark": "spark"}
 
 
 @dataclass(frozen=True, slots=True)

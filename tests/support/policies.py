@@ -216,7 +216,7 @@ def without_tokens(cluster: Cluster) -> Iterator[str]:
     for pod in cluster.pods:
         account = cluster.named("ServiceAccount", pod.spec.get("serviceAccountName", "")) or {"metadata": {}}
         identity = CLIENT_ID in account["metadata"].get("annotations", {})
-        works = pod.labels.get("app.kubernetes.io/component") != "bench"
+        works = pod.labels.get("app.kubernetes.io/component") not in {"bench", "spark-master"}
         if pod.spec.get("automountServiceAccountToken") is not False:
             yield f"{pod} mounts a token of the Kubernetes API"
         if any("serviceAccountToken" in str(one.get("projected")) for one in pod.spec.get("volumes", [])):
@@ -358,7 +358,7 @@ def accepted_settings(cluster: Cluster) -> Iterator[str]:
     """The parser of the verb takes what a container starts it with; a store is one that can be opened."""
     for name, _, container in cluster.containers:
         script = next((line for line in container.get("command", []) if "bin/hotplate " in line), None)
-        if script is None and not container["image"].startswith("hotplate"):
+        if script is None and ("command" in container or not container["image"].startswith("hotplate")):
             continue
         words = script.partition("bin/hotplate ")[2].split() if script else container["args"]
         # What a secret's file holds is not here to be read.

@@ -1,7 +1,6 @@
 """Lists computed and written by executors, which are processes of their own here, and what happens when some die."""
 
 import asyncio
-import json
 import os
 import secrets
 import signal
@@ -10,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from pyspark.sql import SparkSession
@@ -27,7 +25,6 @@ from stores.connect import connect
 from stores.errors import ReleaseConflict, StoreUnavailable
 from stores.lifecycle import take_over
 from stores.store import Row
-from tests.support.command import hotplate
 from tests.support.cosmos_account import Account
 from tests.support.interactions import checkerboard_model
 from tests.support.redis_server import RedisServer
@@ -35,7 +32,6 @@ from tests.support.spark import assert_same_lists, bodies_as_lists, model_of
 from tests.support.stores import lapse, published_rows
 
 pytestmark = pytest.mark.spark
-CLUSTER = "local-cluster[2,1,1024]"
 
 
 class Charged:
@@ -53,7 +49,7 @@ class Charged:
 
 @pytest.fixture(scope="module")
 def session() -> Iterator[SparkSession]:
-    with spark_session(CLUSTER) as opened:
+    with spark_session("local-cluster[2,1,1024]") as opened:
         yield opened
 
 
@@ -100,12 +96,6 @@ def kill_driver(command: list[str], server: RedisServer, rows: int) -> None:
         time.sleep(0.02)
     os.killpg(driver.pid, signal.SIGKILL)
     driver.wait()
-
-
-def run_again(command: list[str]) -> dict[str, Any]:
-    made = subprocess.run([sys.executable, "-m", "hotplate", *command], stdout=subprocess.PIPE, timeout=300, check=True)
-    facts: dict[str, Any] = json.loads(made.stdout)
-    return facts
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -173,34 +163,23 @@ async def test_executors_that_cannot_reach_the_store_leave_a_draft_to_resume(ses
     await store.close()
 
 
-async def test_a_killed_driver_is_run_again_and_writes_nothing_twice(
-    redis_server: RedisServer, url: str, tmp_path: Path
+async def test_a_killed_driver_is_run_again_elsewhere_and_writes_nothing_twice(
+    session: SparkSession, redis_server: RedisServer, url: str, tmp_path: Path
 ) -> None:
-    model, store = model_of(30_000), connect(url)
+    model, store = model_of(20_000), connect(url)
+    live = await publish(lists_of(model_of(10)), store, encoding="json")
     save(model, tmp_path / "model")
     command = ["publish", str(tmp_path / "model"), "--store", url, "--master", "local[2]", "--list-length", "10"]
-    command += ["--encoding", "json", "--json"]
-    await asyncio.to_thread(kill_driver, command, redis_server, 6_000)
-    (draft,) = (await store.catalogue()).releases
+    await asyncio.to_thread(kill_driver, [*command, "--encoding", "json"], redis_server, 4_000)
+    catalogue = await store.catalogue()
+    assert catalogue.live == live.manifest.release
+    (draft,) = (one.id for one in catalogue.releases if one.id != catalogue.live)
     await lapse(store)
-    again = await asyncio.to_thread(run_again, [*command, "--resume", draft.id])
-    assert again["rows_written_before"] > 3_000
-    assert (await store.catalogue()).live == draft.id
-    assert_same_lists(await published_rows(store, draft.id), rows_here(model))
+    again = await publish(SparkLists(lists_of(model), session, url), store, encoding="json", resume=ReleaseId(draft))
+    assert again.skipped >= 2_000
+    assert (await store.catalogue()).live == draft
+    assert_same_lists(await published_rows(store, draft), rows_here(model))
     await store.close()
-
-
-def test_files_are_written_through_a_local_driver_only(tmp_path: Path) -> None:
-    save(checkerboard_model(40), tmp_path / "model")
-    store = f"file://{tmp_path / 'store'}"
-    refused = hotplate("publish", tmp_path / "model", "--store", store, "--master", "spark://nowhere:7077")
-    assert refused.returncode == 2
-    assert "written by one process on one machine" in refused.stderr
-    command = [sys.executable, "-m", "hotplate", "publish", str(tmp_path / "model"), "--store", store]
-    subprocess.run([*command, "--master", "local[2]"], timeout=300, check=True)
-    found = hotplate("lookup", "n0", "--store", store)
-    assert found.returncode == 0
-    assert "in0 " in found.stdout
 
 
 @pytest.mark.usefixtures("small_blocks")

@@ -10,19 +10,21 @@ import numpy as np
 import pytest
 from pyspark.sql import SparkSession
 
+from bench.micro.spark_quality import fit_by_implicit, overlap
 from offline.errors import DataError, SettingError
-from offline.evaluate.evaluation import evaluate
+from offline.evaluate.evaluation import recommend_all
+from offline.evaluate.metrics import measure
+from offline.evaluate.splits import SplitOptions, split
 from offline.input.columns import Columns
 from offline.input.interactions import read_interactions
-from offline.input.matrix import Indices, to_matrix
+from offline.input.matrix import to_matrix
 from offline.model import load
 from offline.spark.session import check_master, spark_session
-from offline.train.als import ALSParams
+from offline.train.als import ALSParams, Factors
 from offline.train.engine import fit
 from offline.train.weighted import SparkParams, solve
 from tests.support.interactions import checkerboard
 from tests.support.paths import DATA, ROOT
-from tests.support.spark import fit_by_implicit
 
 pytestmark = pytest.mark.spark
 RETAIL = DATA / "online-retail" / "online_retail.parquet"
@@ -55,24 +57,17 @@ def test_on_online_retail_it_is_as_good_as_implicit_and_recommends_the_same() ->
         where=["quantity>0", "unit_price>0", r"stock_code~^\d{5}"],
         weighting="binary",
     ).pairs
-    matrix = to_matrix(pairs, 5, 5)
+    parts = split(to_matrix(pairs, 5, 5).user_items, None, SplitOptions())
     params = SparkParams(factors=32, reg_param=0.1, alpha=2.0)
-    on_spark = evaluate(matrix, params, baselines=())
-    constant = evaluate(matrix, ALSParams(factors=32, regularization=5, alpha=2.0), baselines=())
-    assert on_spark is not None
-    assert constant is not None
-    assert abs(on_spark.model.metrics.ndcg - constant.model.metrics.ndcg) <= 0.01
-    ranker, same = fit(matrix.user_items, params), fit_by_implicit(matrix.user_items, params)
-    users = np.arange(len(matrix.user_ids), dtype=np.int32)
-    ours, theirs = (each.recommend(matrix.user_items, users, 10)[0] for each in (ranker, same))
-    assert overlap(ours, theirs) >= 0.70
-    assert np.abs(solve(ranker.item_factors, matrix.user_items, params) - ranker.user_factors).max() < 1e-4  # type: ignore[attr-defined]  # they are Factors
-
-
-def overlap(one: Indices, other: Indices) -> float:
-    return float(
-        np.mean([len(set(a) & set(b)) / one.shape[1] for a, b in zip(one.tolist(), other.tolist(), strict=True)])
-    )
+    on_spark, same = fit(parts.train, params), fit_by_implicit(parts.train, params)
+    constant = fit(parts.train, ALSParams(factors=32, regularization=5, alpha=2.0))
+    ours, theirs, others = (recommend_all(each, parts, 10) for each in (on_spark, same, constant))
+    for lists in (theirs, others):
+        assert abs(measure(ours, parts.test).ndcg - measure(lists, parts.test).ndcg) <= 0.01
+    tested = ours[:, 0] >= 0
+    assert overlap(ours[tested], theirs[tested]) >= 0.70
+    assert isinstance(on_spark, Factors)
+    assert np.abs(solve(on_spark.item_factors, parts.train, params) - on_spark.user_factors).max() < 1e-4
 
 
 def test_the_command_is_submitted_to_spark_and_its_model_is_one_like_others(tmp_path: Path) -> None:
@@ -81,12 +76,12 @@ def test_the_command_is_submitted_to_spark_and_its_model_is_one_like_others(tmp_
     submit = shutil.which("spark-submit", path=str(Path(sys.executable).parent))
     assert submit is not None
     command = [submit, "--master", "local[2]", str(ROOT / "hotplate" / "spark.py"), "train", str(tmp_path / "log.csv")]
-    command += ["--engine", "spark", "--factors", "3", "--iterations", "4", "--out", str(tmp_path / "model")]
+    command += ["--engine", "spark", "--factors", "3", "--iterations", "2", "--out", str(tmp_path / "model")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert "by-item split" in done.stdout
     model = load(tmp_path / "model")
-    assert model.params == SparkParams(factors=3, iterations=4)
+    assert model.params == SparkParams(factors=3, iterations=2)
     assert model.metrics is not None
     assert model.metrics["baselines"].keys() == {"popularity", "neighbours"}
 
