@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from stores.connect import connect
 from stores.file.store import LmdbStore
@@ -20,6 +21,10 @@ from tests.support.stores import COSMOS, OpenStore
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell: children would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How long an example takes is no property of the code: a busy machine would decide.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 # A distribution of its own, which `tests/stores/test_third_party.py` installs and runs.
 collect_ignore = ["third_party"]
