@@ -1,5 +1,6 @@
 """Fixtures that more than one file uses; `open_store` is the one place that knows all backends."""
 
+import gc
 import secrets
 import signal
 from collections.abc import AsyncIterator, Iterator
@@ -100,6 +101,11 @@ async def open_store(request: pytest.FixtureRequest, tmp_path: Path, clock: Fake
 @pytest.fixture
 def store(open_store: OpenStore) -> Store:
     return open_store()
+
+
+def pytest_collection_finish() -> None:
+    """Keep the collector from walking, again and again, what thousands of tests and their libraries are made of."""
+    gc.freeze()
 
 
 def pytest_report_header() -> str:
