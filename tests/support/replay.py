@@ -3,15 +3,17 @@
 import json
 import subprocess
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.support.command import hotplate
 from tests.support.kubernetes import tool
 from tests.support.monitoring import groups, rules, selectors
+from tests.support.service import Service
 
 # Minutes, a scrape each: more than a day of what was seen before a fault, and hours of what was seen during it.
 BEFORE, DURING = 1470, 270
@@ -36,6 +38,38 @@ class Scrape:
             _series(sample.name, sample.labels): sample.value + shift_s * sample.name.endswith(UNIX_TIMES)
             for sample in samples
         }
+
+
+def scrape(service: Service, is_meant: Callable[[Scrape], bool]) -> Scrape:
+    """Return the first page of metrics that is what is meant; workers report once a second."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        found = Scrape(service.admin("/metrics").body.decode())
+        if is_meant(found):
+            return found
+        time.sleep(0.05)
+    raise AssertionError(found.text)
+
+
+def write_pipeline(folder: Path) -> Path:
+    """Write a pipeline of few and small steps, with its data, `clicks.csv`, and no gate in `gates.toml` yet."""
+    rows = [f"u{user},i{(user * 7 + n * n) % 20},1" for user in range(60) for n in range(8)]
+    (folder / "clicks.csv").write_text("\n".join(["user,item,weight", *rows]))
+    (folder / "gates.toml").write_text("")
+    pipeline = folder / "nightly.toml"
+    pipeline.write_text(
+        '[train]\ndata = "clicks.csv"\nfactors = 4\niterations = 2\n\n'
+        f'[publish]\nstore = "file://{folder}/run-store"\ngates = "gates.toml"\n\n'
+        f'[run]\nwork = "work"\ntextfile = "{folder}/run.prom"\n'
+    )
+    return pipeline
+
+
+def run_pipeline(pipeline: Path, status: int = 0) -> Scrape:
+    """Run what `write_pipeline` wrote, which ends with *status*; return the file that it writes for Prometheus."""
+    done = hotplate("run", pipeline)
+    assert done.returncode == status, done.stderr
+    return Scrape((pipeline.parent / "run.prom").read_text())
 
 
 def assert_fire(folder: Path, alerts: Collection[str], well: Sequence[Scrape], faulty: Sequence[Scrape]) -> None:
