@@ -45,7 +45,7 @@ types: .venv/dev
 	$(BIN)/mypy
 
 k8s-check: .venv/k8s ## manifests, images, alerts and dashboards: built, validated against schemas and tried
-	$(PYTEST) -n 2 -m k8s tests/k8s
+	$(PYTEST) -n 3 -m k8s tests/k8s
 
 spark-test: .venv/dev ## learning, ranking and publishing on Spark, with executors killed; takes Java, and skips without
 	@.ci/debian-packages
