@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP_INSTALL := .ci/pip-install $(BIN)/python
 # Workers have servers of their own; one that has nothing left to do takes tests over from another. The fast tests wait
 # for half of their time, so that there are more workers than cores.
 PYTEST := $(BIN)/python -m pytest --dist worksteal --benchmark-disable
@@ -14,7 +14,7 @@ VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 REVISION = $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 LOCK := uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --no-annotate --python-version 3.11
 
-.PHONY: help demo test fast soak check lint types k8s-check spark-test image sbom push notes image-check bench quality lock clean
+.PHONY: help demo test fast soak check lint types k8s-check spark-test image sbom push notes image-check bench quality site lock clean
 
 help: ## list the verbs
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 13
@@ -79,6 +79,9 @@ bench: .venv/dev ## the figures, printed and written to bench-results.json; OPTI
 quality: .venv/dev ## how good the lists are, on both data sets and every split, printed and written into the docs
 	$(BIN)/python -m bench.micro.quality
 
+site: .venv/site ## the documentation as a site, in dist/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 lock: .venv/dev ## resolve the requirements anew (needs uv)
 	$(LOCK) pyproject.toml --extra offline --group build -o requirements/demo.lock
 	$(LOCK) pyproject.toml --extra offline --extra redis --extra cosmos --extra arrow --extra oidc --extra bench \
@@ -113,6 +116,10 @@ lock: .venv/dev ## resolve the requirements anew (needs uv)
 	@echo "Installing what the checks of k8s/ need (a minute on a first run) ..."
 	@$(PIP_INSTALL) --require-hashes -r requirements/k8s.lock
 	@.ci/k8s-tools .venv/bin
+	@touch $@
+
+.venv/site: requirements/docs.lock | .venv/dev
+	@$(PIP_INSTALL) --require-hashes -r requirements/docs.lock
 	@touch $@
 
 .venv/spark: requirements/spark.lock | .venv/dev

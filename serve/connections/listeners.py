@@ -64,7 +64,8 @@ def _why_not(error: OSError | UnicodeError, host: str, port: int, options: str =
     start = f"{host} port {port} cannot be listened on: {error.strerror}"
     match error.errno:
         case errno.EADDRINUSE:
-            return f"{start}; choose another with --{options}port"
+            variable = f"HOTPLATE_{options}PORT".upper().replace("-", "_")
+            return f"{start}; choose another with --{options}port or {variable}"
         case errno.EADDRNOTAVAIL:
             return f"{start}; {here}"
         case errno.EACCES:

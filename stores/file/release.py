@@ -421,4 +421,9 @@ def translated(path: Path) -> Iterator[None]:
     except (OSError, lmdb.Error) as error:
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
             raise StoreFull(f"no space left to write {path}; free some and publish again") from error
-        raise StoreUnavailable(f"{path} cannot be used: {error}") from error
+        advice = "; give a folder that can be written, as --store file:///FOLDER" if _cannot_write(error) else ""
+        raise StoreUnavailable(f"{path} cannot be used: {error}{advice}") from error
+
+
+def _cannot_write(error: Exception) -> bool:
+    return getattr(error, "errno", None) in (errno.EROFS, errno.EACCES, errno.EPERM)

@@ -23,8 +23,8 @@ VERBS = cast("TyperGroup", typer.main.get_command(command()))  # of an app of se
 FOREIGN = {"--capabilities", "--scope", "--benchmark-timer"}
 # What may stand before a command: variables of its environment, and the core that it runs on.
 BEFORE = re.compile(r"^(?:\w+=\S+ |taskset -c \d+ )*")
-# What may stand behind one: the file that it prints to.
-BEHIND = re.compile(r" >\S+")
+# What may stand behind one: the file that it prints to, and that it is not waited for.
+BEHIND = re.compile(r" >\S+| &$")
 OF_MICRO = ["python", "-m", "bench.micro"]
 
 

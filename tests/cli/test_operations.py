@@ -4,7 +4,6 @@ import os
 import re
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ import pytest
 from tests.support.balancer import balanced
 from tests.support.paths import ROOT
 from tests.support.redis_server import running
-from tests.support.soak import unexplained
+from tests.support.transcript import free_ports, transcript
 
 if TYPE_CHECKING:
     from tests.support.cosmos_account import Account
@@ -29,12 +28,10 @@ STAYS = "touch over; while [ -e over ]; do sleep 0.1; done"
 DEPLOYED = "touch deployed\n"
 
 
-def transcript() -> str:
+def with_mark() -> str:
     """Return all that the page runs, in its order; the load begins once it has deployed."""
     before, after = PAGE.read_text().split("\n## Roll out code")
-    return DEPLOYED.join(
-        "".join(re.findall(r"^```sh\n(.*?)^```", part, re.MULTILINE | re.DOTALL)) for part in (before, after)
-    )
+    return transcript(before) + DEPLOYED + transcript(after)
 
 
 def with_settings(script: str, **settings: str) -> str:
@@ -45,28 +42,11 @@ def with_settings(script: str, **settings: str) -> str:
     return script
 
 
-def free_ports(count: int) -> list[int]:
-    """Return ports whose admin listeners, a thousand above them, are free as well."""
-    found = list[int]()
-    for port in range(20_000 + secrets.randbelow(5_000), 30_000):
-        with socket.socket() as one, socket.socket() as other:
-            try:
-                one.bind(("127.0.0.1", port))
-                other.bind(("127.0.0.1", port + 1000))
-            except OSError:
-                continue
-            found.append(port)
-        if len(found) == count:
-            return found
-    raise AssertionError("no free ports")
-
-
 def write_lists(path: Path, shift: int) -> None:
     rows = [f"{user},{(user + shift + rank) % ITEMS},{1 - rank / 10}" for user in range(USERS) for rank in range(10)]
     path.write_text("user,item,score\n" + "\n".join(rows) + "\n")
 
 
-@unexplained
 @pytest.mark.soak
 @pytest.mark.timeout(300)
 def test_the_transcript_runs_under_load_without_one_failed_request(tmp_path: Path, cosmos_http: "Account") -> None:
@@ -79,7 +59,7 @@ def test_the_transcript_runs_under_load_without_one_failed_request(tmp_path: Pat
     (tmp_path / "redis").mkdir()
     with running(tmp_path / "redis") as redis:
         script = with_settings(
-            transcript(),
+            with_mark(),
             REDIS=f"{redis.url().partition('?')[0]}?prefix=shop",
             COSMOS=cosmos_http.url(secrets.token_hex(4), ru="30000"),
             A=str(a), B=str(b), C=str(c),

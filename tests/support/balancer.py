@@ -1,6 +1,7 @@
 """A load balancer as a client of its own: it sends only to services that said they are ready when last probed."""
 
 import http.client
+import select
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -35,6 +36,8 @@ class Balancer:
                 continue
             port = ready[turn % len(ready)]
             connection = connections.setdefault(port, http.client.HTTPConnection("127.0.0.1", port, timeout=20))
+            if _was_closed(connection):
+                connection.close()  # and opened anew by the next line
             try:
                 connection.request("GET", self._path, headers=dict(self._headers()))
                 response = connection.getresponse()
@@ -46,6 +49,11 @@ class Balancer:
             self.outcomes[outcome] += 1
         for connection in connections.values():
             connection.close()
+
+
+def _was_closed(connection: http.client.HTTPConnection) -> bool:
+    """Whether the service closed a connection since its last answer, as one that stops does with those left idle."""
+    return connection.sock is not None and bool(select.select([connection.sock], [], [], 0)[0])
 
 
 def _is_ready(port: int) -> bool:

@@ -206,8 +206,8 @@ def test_a_port_in_use_is_one_sentence_even_where_it_could_be_shared(capsys: pyt
             reserve("127.0.0.1", port)
     assert print_error(caught.value, as_json=False) == 1
     printed = capsys.readouterr().err
-    sentence = f"127.0.0.1 port {port} cannot be listened on: Address already in use; choose another with --port."
-    assert " ".join(printed.split()) == f"hotplate: {sentence}"
+    sentence = f"127.0.0.1 port {port} cannot be listened on: Address already in use"
+    assert " ".join(printed.split()) == f"hotplate: {sentence}; choose another with --port or HOTPLATE_PORT."
 
 
 def test_a_service_on_an_empty_store_is_not_ready_until_something_is_published(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A store for hotplate in one SQLite file, `sqlite:///PATH`: an example of a backend that lives outside of hotplate.
 
-SQLite answers in microseconds, so that its calls are made where they are, without a thread.
+SQLite answers in microseconds, so that its calls are made where they are, without a thread. One table holds everything:
+the rows of each incarnation, beside them what is known of it under keys that begin with @, and the catalogue.
 """
 
 import asyncio
@@ -15,8 +16,6 @@ from hotplate import (
     META,
     Catalogue,
     DraftRef,
-    Inventoried,
-    LocalReader,
     Plan,
     ReleaseConflict,
     ReleaseNotFound,
@@ -29,27 +28,13 @@ from hotplate import (
     parse_catalogue,
 )
 
+TABLE = "CREATE TABLE IF NOT EXISTS rows (owner TEXT, key BLOB, value BLOB, PRIMARY KEY (owner, key)) WITHOUT ROWID"
+CATALOGUE = ("", "@catalogue")
 POLL_S = 0.1
-
-# How long another writer of the same file is waited for.
 LOCK_TIMEOUT_S = 5.0
 
-# `part` is the writer that a row came from; with its rows it also knows where to continue.
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS catalogue (only INTEGER PRIMARY KEY CHECK (only = 0), record BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS releases (
-    incarnation TEXT PRIMARY KEY, writer TEXT NOT NULL, sealed INTEGER NOT NULL DEFAULT 0
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS rows (
-    incarnation TEXT NOT NULL, key BLOB NOT NULL, value BLOB NOT NULL, PRIMARY KEY (incarnation, key)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS points (
-    incarnation TEXT NOT NULL, part INTEGER NOT NULL, key TEXT NOT NULL, PRIMARY KEY (incarnation, part)
-) WITHOUT ROWID;
-"""
 
-
-class SqliteStore(LocalReader, Inventoried):
+class SqliteStore:
     """One file of releases; an instance lives as long as its process."""
 
     batch = 64
@@ -58,26 +43,15 @@ class SqliteStore(LocalReader, Inventoried):
         self._path = path
         self._opened: sqlite3.Connection | None = None
 
-    def get(self, release: ReleaseRef, key: str) -> bytes | None:
-        with self._connection() as connection:
-            _state(connection, release)
-            return _read(connection, release, key)
-
-    async def warm(self, release: ReleaseRef) -> None:
-        """SQLite's own cache warms as it is read."""
-
     async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
         del timeout_s  # a local file is never late
-        with self._connection() as connection:
-            _state(connection, release)
-            return [_read(connection, release, key) for key in keys]
+        await self.prepare(release)
+        return [self._get(release.incarnation, key) for key in keys]
 
     async def catalogue(self) -> Catalogue:
-        with self._connection() as connection:
-            found = connection.execute("SELECT record FROM catalogue").fetchone()
-        if found is None:
-            return Catalogue(now=time.time())
-        return parse_catalogue(found[0], now=time.time(), where=str(self._path))
+        found = self._get(*CATALOGUE)
+        now = time.time()
+        return Catalogue(now=now) if found is None else parse_catalogue(found, now=now, where=str(self._path))
 
     async def changes(self) -> AsyncIterator[Catalogue]:
         seen: Catalogue | None = None
@@ -95,65 +69,71 @@ class SqliteStore(LocalReader, Inventoried):
 
     async def create(self, draft: DraftRef, plan: Plan) -> None:
         del plan  # the file grows as it must
-        with self._transaction() as connection:
-            connection.execute(
-                "INSERT INTO releases (incarnation, writer) VALUES (?, ?)"
-                " ON CONFLICT DO UPDATE SET writer = excluded.writer WHERE sealed = 0",
-                (draft.incarnation, draft.writer),
-            )
-            _claimed(connection, draft)
+        with self._transaction():
+            if self._get(draft.incarnation, "@sealed") is not None:
+                raise ReleaseConflict(f"release {draft.id} is sealed; publish a new one")
+            self._set(draft.incarnation, Row("@writer", draft.writer.encode()))
 
     async def put(self, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
-        with self._transaction() as connection:
-            _claimed(connection, draft)
-            connection.executemany(
-                "INSERT OR REPLACE INTO rows VALUES (?, ?, ?)",
-                [(draft.incarnation, row.key.encode(), row.value) for row in rows],
-            )
+        with self._transaction():
+            self._check_claim(draft)
+            self._set(draft.incarnation, *rows)
             if keys := [row.key for row in rows if not row.key.startswith(META)]:
-                connection.execute(
-                    "INSERT OR REPLACE INTO points VALUES (?, ?, ?)", (draft.incarnation, part, max(keys))
-                )
+                self._set(draft.incarnation, Row(f"@point {part}", max(keys).encode()))
 
     async def resume_point(self, draft: DraftRef, part: int = 0) -> str | None:
-        with self._connection() as connection:
-            _claimed(connection, draft)
-            found = connection.execute(
-                "SELECT key FROM points WHERE incarnation = ? AND part = ?", (draft.incarnation, part)
-            ).fetchone()
-        return None if found is None else found[0]
+        self._check_claim(draft)
+        found = self._get(draft.incarnation, f"@point {part}")
+        return None if found is None else found.decode()
 
     async def seal(self, draft: DraftRef) -> None:
-        with self._transaction() as connection:
-            if not _state(connection, draft):
-                _claimed(connection, draft)
-            connection.execute("UPDATE releases SET sealed = 1 WHERE incarnation = ?", (draft.incarnation,))
+        with self._transaction():
+            if self._get(draft.incarnation, "@sealed") is None:
+                self._check_claim(draft)
+                self._set(draft.incarnation, Row("@sealed", b""))
 
     async def scan(self, release: ReleaseRef) -> AsyncIterator[Row]:
+        await self.prepare(release)
+        select = "SELECT key, value FROM rows WHERE owner = ? AND substr(key, 1, 1) != ? ORDER BY key"
         with self._connection() as connection:
-            _state(connection, release)
-            select = "SELECT key, value FROM rows WHERE incarnation = ? ORDER BY key"
-            for key, value in connection.execute(select, (release.incarnation,)):
+            for key, value in connection.execute(select, (release.incarnation, b"@")):
                 yield Row(key.decode(), value)
 
     async def prepare(self, release: ReleaseRef) -> None:
-        with self._connection() as connection:
-            _state(connection, release)
+        if self._get(release.incarnation, "@writer") is None:
+            raise ReleaseNotFound(f"release {release.id} is not in this store")
 
     async def swap(self, old: Catalogue, new: Catalogue) -> None:
-        with self._transaction() as connection:
+        with self._transaction():
             if (await self.catalogue()).version != old.version:
                 raise ReleaseConflict("the catalogue was changed by somebody else first")
-            connection.execute("INSERT OR REPLACE INTO catalogue VALUES (0, ?)", (dump_catalogue(new),))
+            owner, key = CATALOGUE
+            self._set(owner, Row(key, dump_catalogue(new)))
 
     async def erase(self, release: ReleaseRef) -> None:
-        with self._transaction() as connection:
-            for table in ("releases", "rows", "points"):
-                connection.execute(f"DELETE FROM {table} WHERE incarnation = ?", (release.incarnation,))
-
-    async def incarnations(self) -> list[str]:
         with self._connection() as connection:
-            return [incarnation for (incarnation,) in connection.execute("SELECT incarnation FROM releases")]
+            connection.execute("DELETE FROM rows WHERE owner = ?", (release.incarnation,))
+
+    def _check_claim(self, draft: DraftRef) -> None:
+        """Raise ReleaseConflict where a release is sealed, or another writer's; ReleaseNotFound where it is gone."""
+        writer = self._get(draft.incarnation, "@writer")
+        if writer is None:
+            raise ReleaseNotFound(f"release {draft.id} is not in this store")
+        if writer != draft.writer.encode():
+            raise ReleaseConflict(f"release {draft.id} is written by another process now, which took it over")
+        if self._get(draft.incarnation, "@sealed") is not None:
+            raise ReleaseConflict(f"release {draft.id} is sealed; publish a new one")
+
+    def _get(self, owner: str, key: str) -> bytes | None:
+        with self._connection() as connection:
+            select = "SELECT value FROM rows WHERE owner = ? AND key = ?"
+            found = connection.execute(select, (owner, key.encode())).fetchone()
+        return None if found is None else found[0]
+
+    def _set(self, owner: str, *rows: Row) -> None:
+        with self._connection() as connection:
+            insert = "INSERT OR REPLACE INTO rows VALUES (?, ?, ?)"
+            connection.executemany(insert, [(owner, row.key.encode(), row.value) for row in rows])
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
@@ -162,45 +142,22 @@ class SqliteStore(LocalReader, Inventoried):
             if self._opened is None:
                 self._opened = sqlite3.connect(self._path, timeout=LOCK_TIMEOUT_S, isolation_level=None)
                 self._opened.execute("PRAGMA journal_mode = WAL")
-                self._opened.executescript(SCHEMA)
+                self._opened.execute(TABLE)
             yield self._opened
         except sqlite3.Error as error:
             raise StoreUnavailable(f"{self._path} cannot be used: {error}") from error
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """Yield the connection inside a transaction, which holds the file's one write lock."""
+    def _transaction(self) -> Iterator[None]:
+        """Hold the file's one write lock, and write all of the block or nothing."""
         with self._connection() as connection:
             connection.execute("BEGIN IMMEDIATE")
             try:
-                yield connection
+                yield
             except BaseException:
                 connection.execute("ROLLBACK")
                 raise
             connection.execute("COMMIT")
-
-
-def _state(connection: sqlite3.Connection, release: ReleaseRef | DraftRef) -> bool:
-    """Return whether a release is sealed; ReleaseNotFound where it does not exist."""
-    found = connection.execute("SELECT sealed FROM releases WHERE incarnation = ?", (release.incarnation,)).fetchone()
-    if found is None:
-        raise ReleaseNotFound(f"release {release.id} is not in this store")
-    return bool(found[0])
-
-
-def _claimed(connection: sqlite3.Connection, draft: DraftRef) -> None:
-    """Raise ReleaseConflict where a release is sealed, or another writer's."""
-    if _state(connection, draft):
-        raise ReleaseConflict(f"release {draft.id} is sealed; publish a new one")
-    found = connection.execute("SELECT writer FROM releases WHERE incarnation = ?", (draft.incarnation,)).fetchone()
-    if found != (draft.writer,):
-        raise ReleaseConflict(f"release {draft.id} is written by another process now, which took it over")
-
-
-def _read(connection: sqlite3.Connection, release: ReleaseRef, key: str) -> bytes | None:
-    select = "SELECT value FROM rows WHERE incarnation = ? AND key = ?"
-    found = connection.execute(select, (release.incarnation, key.encode())).fetchone()
-    return None if found is None else found[0]
 
 
 def open_url(url: str) -> SqliteStore:

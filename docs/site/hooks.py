@@ -1,0 +1,56 @@
+"""What the site has beside docs/: README and its like as pages, and the files elsewhere that pages link to."""
+
+import os
+import re
+from pathlib import Path, PurePosixPath
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+LINK = re.compile(r"\[([^\]]+)\]\((?![a-z]+:|#)([^)#\s]+)(#[^)\s]+)?\)")
+# Files beside docs/ that are pages, by what the site calls them.
+PAGES = {"index.md": "README.md", "changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
+SOURCES = "source"
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages that stand beside docs/, and each file there that a page links to."""
+    root = Path(config.config_file_path).parent
+    for name, beside in PAGES.items():
+        files.append(File.generated(config, name, content=(root / beside).read_text()))
+    linked = {
+        target
+        for page in files.documentation_pages()
+        for _, link, _ in LINK.findall(page.content_string)
+        if (root / (target := _in_repository(page, link))).is_file() and _in_site(target).startswith(SOURCES)
+    }
+    for target in linked:
+        files.append(File.generated(config, _in_site(target), abs_src_path=str(root / target)))
+    return files
+
+
+def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Have links lead to where things are on the site; a folder is named, and not linked to."""
+    del files
+    root = Path(config.config_file_path).parent
+
+    def rewritten(match: re.Match[str]) -> str:
+        text, link, heading = match.groups(default="")
+        target = _in_repository(page.file, link)
+        return text if (root / target).is_dir() else f"[{text}]({_in_site(target)}{heading})"
+
+    return LINK.sub(rewritten, markdown)
+
+
+def _in_repository(page: File, link: str) -> str:
+    """Return what a page links to, from the root of the repository."""
+    folder = PurePosixPath(PAGES.get(page.src_uri, f"docs/{page.src_uri}")).parent
+    return os.path.normpath(folder / link)
+
+
+def _in_site(target: str) -> str:
+    """Return what the site calls a file of the repository; all pages are at its root."""
+    by_source = {beside: name for name, beside in PAGES.items()}
+    below_docs = target.removeprefix("docs/")
+    return by_source.get(target) or (f"{SOURCES}/{target}" if below_docs == target else below_docs)
