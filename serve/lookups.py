@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from serve.follower import ServedRelease
+from serve.telemetry.spans import RequestSpan, sampled_requests
 from serve.tiers import Tier, loop_time
 from stores.encoding import is_empty
 from stores.errors import StoreError
@@ -45,6 +46,9 @@ class _Batch(Generic[Waiter]):
     """Who waits, by key; a key leaves it once it is settled."""
 
     deadline: Deadline
+    spans: dict[str, list[RequestSpan]] | None = None
+    """The sampled requests among those who wait, by key."""
+
     missed: dict[str, list[Origin]] = field(default_factory=dict)
     """The tiers that have no list of a key, with their releases."""
 
@@ -67,6 +71,9 @@ class Lookups(Generic[Waiter]):
         self._turn = list[str]()
         """The keys of this turn that nobody waited for."""
 
+        self._turn_spans: dict[str, list[RequestSpan]] | None = None
+        """The sampled requests of this turn, by key."""
+
         self._waiting = dict[str, list[Waiter]]()
         self._served = list[ServedRelease | None]()
         """The releases that the reads which may be joined are of."""
@@ -81,11 +88,16 @@ class Lookups(Generic[Waiter]):
                 self._served, self._waiting = served, {}  # who comes after a flip gets nothing from before it
         if (waiters := self._waiting.get(key)) is not None:
             waiters.append(waiter)
-            return
-        self._waiting[key] = [waiter]
-        if not self._turn:
-            self._spawn(self._read_turn())
-        self._turn.append(key)
+            if not self._turn:
+                return  # it is being read already
+        else:
+            self._waiting[key] = [waiter]
+            if not self._turn:
+                self._spawn(self._read_turn())
+            self._turn.append(key)
+        if spans := sampled_requests.get():
+            self._turn_spans = self._turn_spans or {}
+            self._turn_spans.setdefault(key, []).extend(spans)
 
     async def read(self, key: str, waiter: Waiter, deadline: Deadline) -> None:
         """Read one key by itself, for a caller with a deadline of its own, and settle its waiter."""
@@ -98,7 +110,8 @@ class Lookups(Generic[Waiter]):
 
     async def _read_turn(self) -> None:
         keys, self._turn = self._turn, []
-        batch = _Batch(self._waiting, Deadline(loop_time() + self._budget_s, hurried=False))
+        spans, self._turn_spans = self._turn_spans, None
+        batch = _Batch(self._waiting, Deadline(loop_time() + self._budget_s, hurried=False), spans)
         size = self._tiers[0].keys_a_call
         self._start(batch, keys[size:], 0)
         await self._read(batch, keys[:size], 0)
@@ -156,6 +169,8 @@ class Lookups(Generic[Waiter]):
         if not wanted:
             return keys
         timeout_s = batch.deadline.share_s(len(self._tiers) - index)
+        if batch.spans is not None:
+            sampled_requests.set(tuple(span for key in wanted for span in batch.spans.get(key, ())))
         try:
             served, slots = await tier.read(served, wanted, timeout_s, hurried=batch.deadline.hurried)
         except StoreError:

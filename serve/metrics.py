@@ -35,16 +35,20 @@ CACHED = (CACHE_HIT, CACHE_SHARED, CACHE_MISS) = "hit", "shared", "miss"
 SOURCES = ("personal", "similar", "popular")
 LOOKUP_OUTCOMES = ("hit", "miss", "error")
 HIT, MISS, ERROR = range(len(LOOKUP_OUTCOMES))
-THROTTLED, REQUEST_UNITS = "throttled", "request units"
+THROTTLED = "throttled"
+# Of what a response is charged; a read of a list is 1 to 3.
+BUCKETS_RU = (1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 25.0, 100.0)
 # How an attempt of a store can fail, beside being throttled; a word that is none of these counts as the last.
 FAILURES = (
     "timeout", "connect", "reset", "malformed", "unavailable", "unauthorized", "forbidden", "refused", OTHER,
 )  # fmt: skip
 # What reading in the background came to: rows in all, and of the last pass the damaged ones and its seconds.
 SCRUB = (SCRUBBED_ROWS, SCRUB_DAMAGED, SCRUB_SECONDS) = "rows", "damaged", "seconds"
+# What became of spans: sent, not taken by the collector, or dropped as too many waited for it.
+SPANS = (SPANS_EXPORTED, SPANS_FAILED, SPANS_DROPPED) = "exported", "failed", "dropped"
 
 # One over the last bound, and the sum.
-HISTOGRAM_CELLS = len(BUCKETS_S) + 2
+HISTOGRAM_CELLS, CHARGE_CELLS = len(BUCKETS_S) + 2, len(BUCKETS_RU) + 2
 
 LOOKUPS = {labels: n for n, labels in enumerate(product(SOURCES, LOOKUP_OUTCOMES))}
 REQUESTS = {labels: len(LOOKUPS) + n * HISTOGRAM_CELLS for n, labels in enumerate(product(ROUTES, METHODS, CODES))}
@@ -69,9 +73,7 @@ class Metrics:
             labels: STORE_START + n * HISTOGRAM_CELLS for n, labels in enumerate(product(tiers, OPERATIONS, OUTCOMES))
         }
         attempts_start = STORE_START + len(self.store) * HISTOGRAM_CELLS
-        self.attempts = {
-            labels: attempts_start + n for n, labels in enumerate(product(tiers, (REQUEST_UNITS, THROTTLED, *FAILURES)))
-        }
+        self.attempts = {labels: attempts_start + n for n, labels in enumerate(product(tiers, (THROTTLED, *FAILURES)))}
         corrupt_start = attempts_start + len(self.attempts)
         self.corrupt = {tier: corrupt_start + n for n, tier in enumerate(tiers)}
         scrub_start = corrupt_start + len(self.corrupt)
@@ -80,7 +82,11 @@ class Metrics:
         self.shed = {reason: shed_start + n for n, reason in enumerate(SHED)}
         cached_start = shed_start + len(self.shed)
         self.cached = {labels: cached_start + n for n, labels in enumerate(product(tiers, CACHED))}
-        self._slot_cells = cached_start + len(self.cached)
+        charges_start = cached_start + len(self.cached)
+        self.charges = {tier: charges_start + n * CHARGE_CELLS for n, tier in enumerate(tiers)}
+        spans_start = charges_start + len(self.charges) * CHARGE_CELLS
+        self.spans = {outcome: spans_start + n for n, outcome in enumerate(SPANS)}
+        self._slot_cells = spans_start + len(self.spans)
         self._cells = memoryview(mmap.mmap(-1, workers * self._slot_cells * 8)).cast("d")
         self._workers = workers
         self.use_slot(0)
@@ -111,10 +117,20 @@ class Metrics:
         """Count lookups that could be answered without a read of a tier's store; *outcome* is one of CACHED."""
         self._own[self.cached[tier, outcome]] += lists
 
-    def count_attempt(self, tier: str, what: str, amount: float = 1.0) -> None:
-        """Count one attempt of a tier's store, or add the request units that it cost."""
+    def count_attempt(self, tier: str, what: str) -> None:
+        """Count one attempt of a tier's store that failed, or was refused for now."""
         cell = self.attempts.get((tier, what))
-        self._own[self.attempts[tier, OTHER] if cell is None else cell] += amount
+        self._own[self.attempts[tier, OTHER] if cell is None else cell] += 1
+
+    def observe_charge(self, tier: str, ru: float) -> None:
+        """Count a response of a tier's store, by the request units that it was charged."""
+        own, cell = self._own, self.charges[tier]
+        own[cell + bisect_left(BUCKETS_RU, ru)] += 1
+        own[cell + CHARGE_CELLS - 1] += ru
+
+    def count_spans(self, outcome: str, spans: int = 1) -> None:
+        """Count spans by what became of them, one of SPANS; each outcome in one thread of a worker."""
+        self._own[self.spans[outcome]] += spans
 
     def count_corrupt(self, tier: str) -> None:
         """Count one value of a tier's store that was read and is damaged."""

@@ -5,10 +5,12 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import orjson
 
 from serve.reader import BUDGET_S
+from serve.telemetry.settings import TelemetrySettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,15 @@ class Settings:
     slow_request_s: float | None = None
     """How long a request takes to be logged whatever the share; None to log none for that."""
 
+    access_log_users: Literal["hashed", "none", "plain"] = "hashed"
+    """How a line stands for the user whose list was requested."""
+
+    access_log_key: Path | None = None
+    """The file with what users are hashed with; without one it is drawn at the start, and gone with the service."""
+
+    telemetry: TelemetrySettings | None = None
+    """Where traces and metrics go; None where telemetry is off."""
+
     scrub_rows_per_s: float = 0.0
     """How many rows of what is served are read and checked in the background; 0 for none."""
 
@@ -114,6 +125,11 @@ class Settings:
     """Whether the plainest requests are answered without aiohttp."""
 
     limits: Limits = field(default_factory=Limits)
+
+    @property
+    def scheme(self) -> Literal["http", "https"]:
+        """What callers speak."""
+        return "http" if self.tls_cert is None else "https"
 
 
 def timestamp(time_s: float) -> str:

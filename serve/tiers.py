@@ -10,7 +10,8 @@ from typing import NamedTuple
 from serve.breaker import FAILURES, FAILURES_OF_PARTS, Breaker
 from serve.cache import NOT_CACHED, Cache
 from serve.follower import Follower, ServedRelease
-from serve.metrics import CACHE_HIT, CACHE_MISS, REQUEST_UNITS, Metrics
+from serve.metrics import CACHE_HIT, CACHE_MISS, Metrics
+from serve.telemetry.spans import sampled_requests, traced
 from stores.catalogue import ReleaseRef
 from stores.deadlines import TaskDeadlines
 from stores.errors import NotInMemory, PartUnavailable, ReleaseCorrupt, ReleaseNotFound, StoreError, StoreUnavailable
@@ -66,7 +67,7 @@ class StoreObserver:
 
     def charged(self, ru: float) -> None:
         """See `stores.store.Observer`."""
-        self._metrics.count_attempt(self._tier, REQUEST_UNITS, ru)
+        self._metrics.observe_charge(self._tier, ru)
 
     def failed(self, kind: str) -> None:
         """See `stores.store.Observer`."""
@@ -310,7 +311,9 @@ class Tier:
         started, outcome = perf_counter(), "error"
         try:
             timeout_s = max(0.0, deadline - loop_time()) * STORE_SHARE
-            slots = await self._reader.get_many(served.ref, keys, timeout_s=timeout_s)
+            reading = self._reader.get_many(served.ref, keys, timeout_s=timeout_s)
+            spans = sampled_requests.get()
+            slots = await (traced(reading, spans, self.name, len(keys)) if spans else reading)
             outcome = "ok"
         except ReleaseNotFound:
             outcome = "gone"

@@ -53,12 +53,14 @@ class RequestFailed(Exception):
     """A request has no response; `kind` says why. Whether the server acted on it is not known, but for `connect`.
 
     `stale`: a connection that had been idle ended without a word, as servers end those that idle for too long.
+    `retry_after_s`: how long it takes until the server is tried again, of a request that was sent to nobody.
     """
 
-    def __init__(self, kind: Kind, host: str, *, stale: bool = False) -> None:
+    def __init__(self, kind: Kind, host: str, *, stale: bool = False, retry_after_s: float = 0.0) -> None:
         super().__init__(f"no answer from {host}: {kind}")
         self.kind = kind
         self.stale = stale
+        self.retry_after_s = retry_after_s
 
 
 class ConnectionListener(Protocol[Tag]):
@@ -438,10 +440,11 @@ class ConnectionPool:
         self._retry_at = asyncio.get_running_loop().time() + self._backoff.next_s()
 
     def _fail_waiting(self, kind: Kind, cause: BaseException | None = None) -> None:
+        retry_after_s = max(0.0, self._retry_at - asyncio.get_running_loop().time())
         while self._waiting:
             pending = self._waiting.popleft()[1]
             if not pending.done():
-                failure = RequestFailed(kind, self._host)
+                failure = RequestFailed(kind, self._host, retry_after_s=retry_after_s)
                 failure.__cause__ = cause
                 pending.fail(failure)
 

@@ -28,6 +28,7 @@ from bench.micro import (
     redis,
     redis_cluster,
     spark,
+    tracing,
     training,
 )
 from bench.micro.rounds import Effort, Figure, Outcome, Unmeasured, at_most
@@ -82,6 +83,7 @@ BENCHMARKS: dict[str, Measure] = {
     "in_process": measure_in_process,
     "http_peer": http_peer.measure,
     "guards": guards.measure,
+    "tracing": tracing.measure,
     "hot_path": hot_path.measure,
     "files": publishing.measure_files,
     "cold": cold.measure,

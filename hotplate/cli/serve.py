@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from hotplate.cli.terminal import chosen_store, err, option
 
@@ -81,18 +81,44 @@ def serve(
         float,
         option(
             "--access-log",
-            "Log this share of all requests, as JSON lines without ids, keys and queries; 0 logs none, 1 all.",
+            "Log this share of all requests, as JSON lines without keys and queries; 0 logs none, 1 all.",
             metavar="SHARE",
             at_least=0,
             at_most=1,
         ),
     ] = 0.0,
+    access_log_users: Annotated[
+        Literal["hashed", "none", "plain"],
+        option(
+            "--access-log-users",
+            "How lines of the access log stand for users: by a hash with a key that is new each day, not at all, or by "
+            "their ids.",
+        ),
+    ] = "hashed",
+    access_log_key: Annotated[
+        Path | None,
+        option(
+            "--access-log-key",
+            "Hash users with the secret in this file, so that several services hash alike; by default it is drawn at "
+            "each start.",
+            metavar="FILE",
+        ),
+    ] = None,
     slow_request_ms: Annotated[
         float | None,
         option(
             "--slow-request-ms",
             "Log each request, at most 10 a second of each worker, that took this many milliseconds or more.",
             at_least=0,
+            show_default=False,
+        ),
+    ] = None,
+    telemetry: Annotated[
+        Literal["otlp", "azure-monitor"] | None,
+        option(
+            "--telemetry",
+            "Send traces and metrics by OpenTelemetry, as its environment variables say (OTEL_EXPORTER_OTLP_ENDPOINT, "
+            "OTEL_TRACES_SAMPLER, …).",
             show_default=False,
         ),
     ] = None,
@@ -184,6 +210,7 @@ def serve(
     from serve.errors import ServiceMisused
     from serve.processes.supervisor import serve as run
     from serve.settings import Limits, Settings, configure_logging
+    from serve.telemetry.settings import read_telemetry
     from stores.errors import StoreMisused
     from stores.urls import redacted
 
@@ -211,6 +238,9 @@ def serve(
         admin_port=admin_port,
         admin_store=admin_store,
         access_log_share=access_log,
+        access_log_users=access_log_users,
+        access_log_key=access_log_key,
+        telemetry=read_telemetry(telemetry),
         slow_request_s=None if slow_request_ms is None else slow_request_ms / 1000,
         scrub_rows_per_s=scrub_rate,
         lock_memory=lock_memory,

@@ -4,24 +4,28 @@ import itertools
 import logging
 import re
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
+from typing import Any
+from urllib.parse import unquote
 
 from aiohttp import web
 from multidict import istr
 
 from serve.access.auth import Caller, Guard, scope_of
+from serve.answered import Answered
 from serve.api.cors import Cors
-from serve.api.handlers import Handler, Handlers
+from serve.api.handlers import FOUND, Handler, Handlers, found_in
 from serve.api.openapi import Documents
 from serve.api.problems import Problem, internal_error, not_ready
 from serve.api.scoring import Scoring, refusal
 from serve.connections.admission import ClientGone
 from serve.metrics import OTHER
-from serve.processes.access_log import AccessLog
+from serve.processes.access_log import AccessLog, report
 from serve.reader import Lists, NotReady, TieredReader
+from serve.telemetry.spans import RequestSpan, Tracer, working_for
 from serve.watched import following
 
 log = logging.getLogger(__name__)
@@ -29,6 +33,8 @@ log = logging.getLogger(__name__)
 # Nobody was there to be answered; the code that proxies log for it.
 CLIENT_GONE = 499
 GIVEN_ID = istr("X-Request-Id")  # found faster than a str
+TRACEPARENT, TRACESTATE = istr("traceparent"), istr("tracestate")
+USER_ROUTE = "/v1/recommendations/{user}"
 # Anything else would end in logs and headers.
 is_request_id = re.compile(r"[A-Za-z0-9._~+/=:-]{1,128}").fullmatch
 
@@ -72,7 +78,7 @@ class Routes:
         self._fixed["/health/live"] = self._fixed["/livez"]
         self._fixed["/health/ready"] = self._fixed["/readyz"]
         self._with_id = {
-            "/v1/recommendations": Route("/v1/recommendations/{user}", {"GET": handlers.recommend}),
+            "/v1/recommendations": Route(USER_ROUTE, {"GET": handlers.recommend}),
             "/docs": Route("/docs", {"GET": documents.file}),
             "/v1/similar": Route("/v1/similar/{item}", {"GET": handlers.similar}),
         }
@@ -134,12 +140,14 @@ class Dispatcher:
         *,
         cors_origins: Sequence[str] = (),
         access_log: AccessLog | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         """Take the reader, and who may call; without a guard everybody may do everything."""
         self.reader = reader
         self.guard = guard or Guard()
         self.handlers = Handlers(reader, take_a_key=self.guard.reads_take_a_key)
         self.access_log = access_log
+        self.tracer = tracer
         self.metrics = reader.metrics
         self.draining = False
         self.gate: Gate | None = None
@@ -162,8 +170,13 @@ class Dispatcher:
             return self.gate(request, partial(handler, request, raw_id, query))
         return handler(request, raw_id, query)
 
-    async def answer(self, request: web.BaseRequest, path: str, query: str) -> web.Response:
+    def answer(self, request: web.BaseRequest, path: str, query: str) -> Coroutine[Any, Any, web.Response]:
         """Answer a request for a raw path and query."""
+        span = None if self.tracer is None else _begin(self.tracer, request)
+        answering = self._answer(request, path, query, span)
+        return answering if span is None else _sampled(span, answering)
+
+    async def _answer(self, request: web.BaseRequest, path: str, query: str, span: RequestSpan | None) -> web.Response:
         started = perf_counter()
         route, raw_id = self._routes.find(path)
         request_id = self.request_ids.of(request)
@@ -194,17 +207,34 @@ class Dispatcher:
             response.force_close()
         template = OTHER if route is None else route.template
         self.metrics.observe_request(template, request.method, response.status, took_s)
-        if self.access_log is not None:
-            self.access_log.note(
+        is_logged = self.access_log is not None and self.access_log.due(took_s)
+        if is_logged or span is not None:
+            found = request.get(FOUND)
+            answered = Answered(
                 template,
                 request.method,
                 response.status,
                 took_s,
-                size=response.content_length,
-                request_id=request_id,
-                client=None if caller is None else caller.name,
+                response.content_length,
+                request_id,
+                None if caller is None else caller.name,
+                unquote(raw_id) if template == USER_ROUTE and found is not None else None,
+                None if found is None else found_in(*found),
             )
+            report(answered, self.access_log if is_logged else None, span)
         return response
+
+
+def _begin(tracer: Tracer, request: web.BaseRequest) -> RequestSpan | None:
+    """Begin the span of a request; None where it is not sampled."""
+    headers = request.headers
+    return tracer.begin(headers.get(TRACEPARENT), ",".join(headers.getall(TRACESTATE, ())))
+
+
+async def _sampled(span: RequestSpan, answering: Coroutine[Any, Any, web.Response]) -> web.Response:
+    """Answer a request that is sampled, so that the calls of stores know."""
+    with working_for(span):
+        return await answering
 
 
 def mount(app: web.Application, prefix: str, lists: Lists, *, cors_origins: Sequence[str] = ()) -> None:

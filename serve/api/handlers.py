@@ -8,6 +8,7 @@ import orjson
 from aiohttp import hdrs, web
 from xxhash import xxh3_64_hexdigest
 
+from serve.answered import Found
 from serve.api.formats import (
     CONTENT_TYPES,
     Compressor,
@@ -57,6 +58,9 @@ SIMILAR = QueryParser(ListQuery, "GET /v1/similar/{item}")
 POPULAR = QueryParser(SegmentQuery, "GET /v1/popular")
 
 _NOTHING = frozenset[bytes]()
+
+# The list that a request got, and the items of it that are in the answer.
+FOUND = web.RequestKey("found", tuple[EncodedList, bytes])
 
 Handler = Callable[[web.BaseRequest, str, str], Awaitable[web.Response]]
 
@@ -147,6 +151,7 @@ class Handlers:
     ) -> web.Response:
         """Answer with a list, or with 304 where the caller says that it has just these bytes."""
         items = self._items(encoded, query.n, _excluded(query.exclude), query.fields)
+        request[FOUND] = encoded, items
         body = b"{%b%b%b]}" % (subject, list_head(encoded), items)
         media = media_type(request.headers.get(hdrs.ACCEPT), LIST_MEDIA)
         headers = {
@@ -187,6 +192,11 @@ def list_head(encoded: EncodedList) -> bytes:
     """Return what an answer of one list says between its subject and its items."""
     release, source, tier = encoded.served.id.encode(), encoded.source.encode(), encoded.tier.encode()
     return b'"release":"%b","source":"%b","tier":"%b","items":[' % (release, source, tier)
+
+
+def found_in(encoded: EncodedList, items: bytes) -> Found:
+    """Return what is recorded of a list that a request got."""
+    return Found(encoded.served.id, encoded.source, encoded.tier, items)
 
 
 def is_known(etag: str, known: str) -> bool:

@@ -25,13 +25,16 @@ from aiohttp.helpers import rfc822_formatted_time
 from xxhash import xxh3_64_hexdigest
 
 from serve.access.auth import bearer
+from serve.answered import Answered
 from serve.api.app import Dispatcher, is_request_id
 from serve.api.formats import media_type
-from serve.api.handlers import NO_STORE, PRIVATE, is_known, list_head
+from serve.api.handlers import NO_STORE, PRIVATE, found_in, is_known, list_head
 from serve.api.parameters import JSON, LIST_MEDIA
 from serve.api.problems import Problem
 from serve.metrics import request_cell
+from serve.processes.access_log import report
 from serve.reader import DEFAULT_N, EncodedList, NotReady
+from serve.telemetry.spans import RequestSpan, working_for
 from stores.catalogue import ReleaseId
 from stores.keys import ITEM, OVERALL, USER
 
@@ -68,12 +71,14 @@ BITS = {way.encode(): bit for name, bit in _BITS.items() for way in (name, name.
 API_KEY, AUTHORIZATION, REQUEST_ID, KNOWN, HOST, ACCEPT, CONNECTION = (_BITS[one] for one in (*NAMES, *CONSTANT[:3]))
 IS_READ = API_KEY | AUTHORIZATION | REQUEST_ID | KNOWN
 IS_CONSTANT = sum(_BITS[name] for name in CONSTANT)
+TRACEPARENT, TRACESTATE = _BITS["traceparent"], _BITS["tracestate"]
 # The bits of what says the same in each request of a client.
 IS_REMEMBERED = IS_CONSTANT | API_KEY | AUTHORIZATION
 
 
-# What the headers of a request say: its key or token, its id, and the answers that its caller has.
-_Headers = tuple[str | None, str | None, str | None]
+# What the headers of a request say: its key or token, its id, the answers that its caller has, and, where requests are
+# traced, the trace that it is a part of, as `traceparent` and `tracestate`.
+_Headers = tuple[str | None, str | None, str | None, str | None, str | None]
 
 
 class _Kind(NamedTuple):
@@ -104,9 +109,9 @@ class _Frame(NamedTuple):
     middle: bytes
 
 
-# A request that the lane answers: when it came; its kind; the subject of its answer; how many items; its headers; who
-# sent it. Plain, as a tuple is made in a tenth of the time.
-_Request = tuple[float, _Kind, bytes, int, _Headers, str]
+# A request that the lane answers: when it came; its kind; the id in its path; how many items; its headers; who
+# sent it; its span, where it is sampled. Plain, as a tuple is made in a tenth of the time.
+_Request = tuple[float, _Kind, bytes, int, _Headers, str, RequestSpan | None]
 
 
 class Lane:
@@ -119,6 +124,8 @@ class Lane:
         self._denied = dispatcher.reader.deny_list
         self._observe = dispatcher.metrics.observe
         self._access_log = dispatcher.access_log
+        self._tracer = dispatcher.tracer
+        self._is_read = IS_READ if self._tracer is None else IS_READ | TRACEPARENT | TRACESTATE
         shared = dispatcher.handlers.shared
         self._kinds = {
             b"recommendations": _kind("/v1/recommendations/{user}", "personal", USER, b'"user":"%b",', PRIVATE),
@@ -148,7 +155,8 @@ class Lane:
             return None
         name, raw_id, digits = line.groups()
         kind, n = self._kinds[name], DEFAULT_N if digits is None else int(digits)
-        request = now, kind, kind.subject if raw_id is None else kind.subject % raw_id, n, headers, caller.name
+        span = None if self._tracer is None else self._tracer.begin(headers[3], headers[4])
+        request = now, kind, raw_id or b"", n, headers, caller.name, span
         try:
             if raw_id is None:
                 return self._made(request, self._reader.popular())
@@ -167,16 +175,21 @@ class Lane:
         encoded = self._reader.at_hand(key, source)
         if encoded is not None:
             return self._made(request, encoded)
-        self._reader.request(key, source, OVERALL, lambda read: deliver(self._made(request, read)))
+        if (span := request[-1]) is None:
+            self._reader.request(key, source, OVERALL, lambda read: deliver(self._made(request, read)))
+        else:
+            with working_for(span):
+                self._reader.request(key, source, OVERALL, lambda read: deliver(self._made(request, read)))
         return LATER
 
     def _made(self, request: _Request, encoded: EncodedList) -> bytes:
         """Return the answer to a request with a list."""
-        started, kind, subject, n, (_, given_id, known), client = request
+        started, kind, raw_id, n, (_, given_id, known, _, _), client, span = request
         frame = self._frames.get((kind.source, encoded.served.id, encoded.source, encoded.tier))
         if frame is None:
             frame = self._frame(kind, encoded)
-        body = b"".join((b"{", subject, frame.middle, self._denied.current.cut(encoded.body, n), b"]}"))
+        items = self._denied.current.cut(encoded.body, n)
+        body = b"".join((b"{", kind.subject % raw_id if raw_id else b"", frame.middle, items, b"]}"))
         etag, size = xxh3_64_hexdigest(body), len(body)
         request_id = given_id or self._dispatcher.request_ids.new()
         status, cell, head, length = 200, kind.ok_cell, frame.head, f"Content-Length: {size}\r\n"
@@ -187,8 +200,12 @@ class Lane:
             self._renew_date(now)
         took_s = now - started
         self._observe(cell, took_s)
-        if self._access_log is not None:
-            self._access_log.note(kind.route, "GET", status, took_s, size=size, request_id=request_id, client=client)
+        is_logged = self._access_log is not None and self._access_log.due(took_s)
+        if is_logged or span is not None:
+            user = raw_id.decode() if kind.key == USER else None
+            found = found_in(encoded, items)
+            answered = Answered(kind.route, "GET", status, took_s, size, request_id, client, user, found)
+            report(answered, self._access_log if is_logged else None, span)
         lines = (
             f'{etag}"\r\nServer: hotplate\r\nX-Request-Id: {request_id}\r\n'
             f"Server-Timing: app;dur={took_s * 1000:.3f}\r\n{length}Date: {self._date}\r\n\r\n"
@@ -232,7 +249,7 @@ class Lane:
         if request_id is not None and not is_request_id(request_id):
             request_id = None
         credential = key if key is not None else bearer(values.get(AUTHORIZATION))
-        headers = credential, request_id, values.get(KNOWN)
+        headers = credential, request_id, values.get(KNOWN), values.get(TRACEPARENT), values.get(TRACESTATE)
         if not seen & ~IS_REMEMBERED:
             if len(self._blocks) >= REMEMBERED:
                 self._blocks.clear()
@@ -245,7 +262,7 @@ class Lane:
         bit, value = BITS.get(name, 0), _value(given)
         if not bit or value is None:
             return None
-        found = bit, value[1].decode() if bit & IS_READ else None
+        found = bit, value[1].decode() if bit & self._is_read else None
         if bit & IS_REMEMBERED:
             if bit & IS_CONSTANT and not _is_harmless(bit, value[1].decode()):
                 return None

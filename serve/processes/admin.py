@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 import orjson
@@ -37,6 +37,9 @@ from stores.connect import connect
 from stores.errors import ReleaseConflict, ReleaseNotFound, StoreError, StoreMisused
 from stores.lifecycle import activate, rollback
 from stores.store import Store
+
+if TYPE_CHECKING:
+    from serve.telemetry.sdk.metric_report import MetricReport
 
 log = logging.getLogger(__name__)
 
@@ -78,12 +81,27 @@ async def administer(inherited: Inheritance, listener: socket.socket, lifeline: 
     signal.pthread_sigmask(signal.SIG_UNBLOCK, WATCHED)
     limits = replace(inherited.settings.limits, connections=CONNECTIONS, per_address=CONNECTIONS)
     server = Server(_Admin(inherited, host, guard), limits)
+    report = _metric_report(inherited)
     async with following(watched):
         listening = server.listen(listener, BACKLOG, certificate.context if certificate else None)
         await stop.wait()
         listening.close()
         server.pre_shutdown()
         await server.shutdown(STOP_S)
+        if report is not None:
+            await asyncio.to_thread(report.close)
+
+
+def _metric_report(inherited: Inheritance) -> "MetricReport | None":
+    """Begin to send the metrics of all workers; None where the settings say so."""
+    settings = inherited.settings
+    if settings.telemetry is None or not settings.telemetry.metrics:
+        return None
+    from serve.telemetry.sdk.metric_report import MetricReport  # noqa: PLC0415 -- an extra
+
+    report = MetricReport(settings.telemetry, inherited.metrics, settings.scheme)
+    report.start()
+    return report
 
 
 class _Admin:

@@ -11,10 +11,10 @@ from prometheus_client.registry import Collector
 
 from serve.metrics import (
     BUCKETS_S,
+    CHARGE_CELLS,
     HISTOGRAM_CELLS,
     LOOKUP_OUTCOMES,
     LOOKUPS,
-    REQUEST_UNITS,
     REQUESTS,
     SCRUB_DAMAGED,
     SCRUB_SECONDS,
@@ -87,6 +87,10 @@ class Exposition(Collector):
         yield shed
         yield from self._scrub()
         yield from self._attempts()
+        spans = CounterMetricFamily("hotplate_telemetry_spans", "Spans by what became of them.", labels=("outcome",))
+        for outcome, cell in self._metrics.spans.items():
+            spans.add_metric((outcome,), self._metrics.total(cell)[0])
+        yield spans
         states = self._states()
         yield from _worker_families(states)
         yield from _process_families(states)
@@ -121,16 +125,19 @@ class Exposition(Collector):
         counted = {
             (store, what): self._metrics.total(cell)[0] for (store, what), cell in self._metrics.attempts.items()
         }
+        charged = {store: self._metrics.total(cell, CHARGE_CELLS) for store, cell in self._metrics.charges.items()}
         reporting = {store for (store, _), total in counted.items() if total}
+        reporting |= {store for store, (*responses, _) in charged.items() if any(responses)}
         for (store, what), total in counted.items():
             if store not in reporting:
                 continue
-            if what == REQUEST_UNITS:
-                units.add_metric((store,), total)
-            elif what == THROTTLED:
+            if what == THROTTLED:
                 throttled.add_metric((store,), total)
             else:
                 failures.add_metric((store, what), total)
+        for store, (*_, ru) in charged.items():
+            if store in reporting:
+                units.add_metric((store,), ru)
         yield from (units, throttled, failures)
 
     def _histogram(

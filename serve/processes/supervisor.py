@@ -29,16 +29,18 @@ from serve.connections.listeners import reserve, share
 from serve.deny_list import DenyListFile
 from serve.errors import ServiceMisused
 from serve.metrics import Metrics
+from serve.processes.access_log import read_secret
 from serve.processes.admin import administer
 from serve.processes.states import SharedStates
 from serve.processes.worker import PATIENCE_S, WATCHED, Inheritance, work
 from serve.settings import Settings
+from serve.telemetry.settings import TelemetrySettings
 from serve.tiers import tier_names
 from stores.connect import connect
 from stores.errors import StoreError
 from stores.file.store import check_live_lockable, damaged_files, open_url
 from stores.throttle import Backoff
-from stores.urls import scheme_of
+from stores.urls import extra_installed, scheme_of
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +73,8 @@ def serve(settings: Settings, announce: Callable[[str, str], None]) -> None:
         connect(url)  # a wrong URL is better known here than in every worker
     if settings.lock_memory:
         _check_lockable(settings.stores)
+    if settings.telemetry is not None:
+        _load_exporters(settings.telemetry)
     cpus = cpus_of_workers(settings)
     raise_descriptor_limit()
     guard = guard_of(settings, verifier_of(settings.oidc_issuer, settings.oidc_audience))
@@ -92,8 +96,17 @@ def serve(settings: Settings, announce: Callable[[str, str], None]) -> None:
         deny_list,
         Metrics(settings.workers, tier_names(settings.stores)),
         SharedStates(settings.workers, len(settings.stores)),
+        read_secret(settings.access_log_key),
     )
     _Supervisor(inherited, listener, admin, cpus, partial(announce, *urls)).run()
+
+
+def _load_exporters(settings: TelemetrySettings) -> None:
+    """Load the exporters of telemetry here, so that all processes share their code, and what is wrong is known now."""
+    with extra_installed("telemetry"):
+        from serve.telemetry.sdk.exporters import exporters_for  # noqa: PLC0415 -- an extra
+
+    exporters_for(settings)
 
 
 def cpus_of_workers(settings: Settings) -> list[set[int]]:

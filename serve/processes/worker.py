@@ -23,6 +23,8 @@ from serve.processes.states import STARTING, Reporter, SharedStates, WorkerState
 from serve.reader import NotReady, TieredReader, open_reader
 from serve.scrubber import Scrubber
 from serve.settings import Settings
+from serve.telemetry.span_queue import SpanQueue, open_span_queue
+from serve.telemetry.spans import Tracer
 from serve.watched import WatchedFiles, following
 from stores.connect import connect
 
@@ -35,6 +37,8 @@ LINGER_S = 0.5
 PATIENCE_S = 10.0
 # How long a worker whose parent was killed goes on answering what it accepted; it listens no more.
 ORPHAN_DRAIN_S = 0.5
+# How long a worker that has answered everything waits for its last spans to be sent.
+FLUSH_S = 2.0
 # The signals of a service: the parent blocks them, so a child takes them once it has its handlers.
 WATCHED = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT}
 
@@ -49,6 +53,8 @@ class Inheritance:
     deny_list: DenyListFile
     metrics: Metrics
     states: SharedStates
+    log_secret: bytes
+    """What users are hashed with in the access log."""
 
     @property
     def watched(self) -> list[WatchedFiles]:
@@ -109,9 +115,9 @@ async def work(
     reader.warm = True
     for tier in reader.tiers:
         tier.follower.lock_memory = settings.lock_memory
-    dispatcher = Dispatcher(reader, guard, cors_origins=settings.cors_origins, access_log=open_access_log(settings))
+    spans = open_span_queue(settings.telemetry, inherited.metrics.count_spans)
+    dispatcher = _dispatcher(inherited, reader, spans)
     handlers = dispatcher.handlers
-    handlers.watched = inherited.watched
     server = Server(dispatcher, settings.limits)
     dispatcher.gate = server.admit
     if settings.fast_lane:
@@ -124,6 +130,7 @@ async def work(
     write = partial(inherited.states.write, number)
     scrub_rows_per_s = settings.scrub_rows_per_s if number == 0 else 0.0
     async with (
+        _flushing(spans, lambda: ORPHAN_DRAIN_S if stop.orphaned else FLUSH_S),
         reader,
         following(handlers.watched),
         _reporting(reporter, write),
@@ -164,10 +171,36 @@ async def work(
                 task.result()
 
 
+def _dispatcher(inherited: Inheritance, reader: TieredReader, spans: SpanQueue | None) -> Dispatcher:
+    """Make what answers requests, with what looks at each of them on the way."""
+    settings, tracer = inherited.settings, None
+    if settings.telemetry is not None and spans is not None:
+        tracer = Tracer(settings.telemetry.sampling, spans.add, settings.scheme)
+    dispatcher = Dispatcher(
+        reader,
+        inherited.guard,
+        cors_origins=settings.cors_origins,
+        access_log=open_access_log(settings, inherited.log_secret),
+        tracer=tracer,
+    )
+    dispatcher.handlers.watched = inherited.watched
+    return dispatcher
+
+
 async def _prepared(reader: TieredReader, patience_s: float) -> None:
     await reader.wait_until_attempted()
     with suppress(NotReady):
         await reader.wait_until_ready(patience_s)
+
+
+@asynccontextmanager
+async def _flushing(spans: SpanQueue | None, within_s: Callable[[], float]) -> AsyncIterator[None]:
+    """Send the last spans when the block has ended."""
+    try:
+        yield
+    finally:
+        if spans is not None:
+            await asyncio.to_thread(spans.close, within_s())
 
 
 @asynccontextmanager

@@ -98,9 +98,11 @@ class ContainerMissing(StoreError):
 class CosmosUnavailable(PartUnavailable):
     """One attempt failed; `kind` says how, and `permanent` whether another would fail alike."""
 
-    def __init__(self, message: str, kind: Kind) -> None:
+    def __init__(self, message: str, kind: Kind, *, retry_after_s: float = 0.0) -> None:
+        """Take for how long no other is made, besides."""
         super().__init__(message)
         self.kind = kind
+        self.retry_after_s = retry_after_s
 
     @property
     def permanent(self) -> bool:
@@ -282,9 +284,8 @@ class ResponseTranslator:
 
     def no_response(self, failure: RequestFailed) -> CosmosUnavailable:
         """Report and translate an attempt without a response."""
-        error = CosmosUnavailable(
-            f"{self.where} {NO_RESPONSE[failure.kind]}{_connection_error(failure.__cause__)}", failure.kind
-        )
+        sentence = f"{self.where} {NO_RESPONSE[failure.kind]}{_connection_error(failure.__cause__)}"
+        error = CosmosUnavailable(sentence, failure.kind, retry_after_s=failure.retry_after_s)
         self.count(error)
         return error
 

@@ -233,8 +233,11 @@ class RequestBuilder:
         self._read_templates = dict[str, tuple[bytes, bytes]]()
         self._heads = dict[tuple[str, str, str], bytes]()
 
-    def point_read(self, container: str, name: str) -> bytes:
-        """Build the read of one item as lookups do it; StoreMisused for a name that needs escaping."""
+    def point_read(self, container: str, name: str, headers: bytes = b"") -> bytes:
+        """Build the read of one item as lookups do it, with *headers*, which are whole lines.
+
+        Raises StoreMisused for a name that needs escaping.
+        """
         if not NAME.fullmatch(name):
             raise StoreMisused(f"{name[:80]!r} cannot be the id of an item: ids are of A-Z, a-z, 0-9, _, - and .")
         second = int(self._clock())
@@ -242,7 +245,8 @@ class RequestBuilder:
             self._start_second(second)
         signing, request = self._read_templates.get(container) or self._read_template(container)
         item = name.encode()
-        return request % (item, item, self._signer.authorization(signing + item + self._end))
+        built = request % (item, item, self._signer.authorization(signing + item + self._end))
+        return b"%b%b\r\n" % (built[:-2], headers) if headers else built
 
     def _read_template(self, container: str) -> tuple[bytes, bytes]:
         """Return what is signed before the item's id, and the request with room for id, key and signature."""

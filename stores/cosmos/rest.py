@@ -40,10 +40,12 @@ from stores.cosmos.requests import (
     partition_key_header,
 )
 from stores.cosmos.topology import AccountTopology, Region
+from stores.cosmos.traces import note_response
 from stores.cosmos.url import Address, Offer, Throughput, minimum_ru
 from stores.errors import StoreError, StoreMisused
 from stores.http1 import ConnectionPool, Response, Transport, start
 from stores.store import Observer
+from stores.traces import TracedCall, traced_call
 
 # At most, to one endpoint: enough for 2,500 reads/s from a continent away, at 50 ms each.
 CONNECTIONS = 128
@@ -115,8 +117,10 @@ class RestClient:
     def _start(self, region: Region, container: str, name: str, due_s: float) -> "_Read":
         began_s = asyncio.get_running_loop().time()
         endpoint = region.endpoint
-        response = start(endpoint.transport, endpoint.requests.point_read(container, name), due_s - began_s)
-        return _Read(self, container, name, region, began_s, due_s, response)
+        call = traced_call.get()
+        message = endpoint.requests.point_read(container, name, b"" if call is None else call.headers)
+        response = start(endpoint.transport, message, due_s - began_s)
+        return _Read(self, container, name, region, began_s, due_s, response, call)
 
     def take(self, read: "_Read") -> Item | None:
         """See `StartedRead`; raises RequestFailed or MalformedResponse where `finish_read` knows better."""
@@ -124,6 +128,8 @@ class RestClient:
         item = item_in(response, read.name) if response.status == 200 else None
         if item is None and not is_absent(response):
             raise MalformedResponse("no item")
+        if read.call is not None:
+            note_response(read.call, read.region.name, response)
         self._translator.charge(response)
         if read.region.failures:
             self._topology.record_success(read.region)
@@ -142,7 +148,7 @@ class RestClient:
         """Await a read's response, and read in another region where this one is sick; return also who responded."""
         loop = asyncio.get_running_loop()
         try:
-            return await self._read_in(read.region, read.container, read.name, read.due_s, read.response), read.region
+            return await self._read_in(read.region, read, read.response), read.region
         except CosmosUnavailable as error:
             other = self._topology.fail_over(read.region, error.kind, read.began_s)
             if other is None or loop.time() > read.due_s - MIN_TIMEOUT_S:
@@ -150,7 +156,7 @@ class RestClient:
         except asyncio.CancelledError:
             self.note_cut_off(read)
             raise
-        return await self._read_in(other, read.container, read.name, read.due_s), other
+        return await self._read_in(other, read), other
 
     def note_cut_off(self, read: "_Read") -> None:
         """Count a read that was cut off against its region, where it had had most of its time."""
@@ -158,18 +164,15 @@ class RestClient:
             self._topology.fail_over(read.region, "timeout", read.began_s)
 
     async def _read_in(
-        self,
-        region: Region,
-        container: str,
-        name: str,
-        due_s: float,
-        first: asyncio.Future[Response] | None = None,
+        self, region: Region, read: "_Read", first: asyncio.Future[Response] | None = None
     ) -> Item | None:
-        endpoint = region.endpoint
-        build = partial(endpoint.requests.point_read, container, name)
-        response = await endpoint.send(build, due_s, retry_stale=True, first=first)
-        if response.status == 401 and await endpoint.renew_token(response, due_s):
-            response = await endpoint.send(build, due_s)
+        endpoint, container, name, call = region.endpoint, read.container, read.name, read.call
+        build = partial(endpoint.requests.point_read, container, name, b"" if call is None else call.headers)
+        response = await endpoint.send(build, read.due_s, retry_stale=True, first=first)
+        if response.status == 401 and await endpoint.renew_token(response, read.due_s):
+            response = await endpoint.send(build, read.due_s)
+        if call is not None:
+            note_response(call, region.name, response)
         try:
             if response.status == 200:
                 self._translator.charge(response)
@@ -327,6 +330,8 @@ class _Read:
     began_s: float
     due_s: float
     response: asyncio.Future[Response]
+    call: TracedCall | None
+    """The traced call that it is a part of."""
 
     def take(self) -> Item | None:
         return self.client.take(self)

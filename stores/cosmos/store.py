@@ -32,6 +32,7 @@ from stores.cosmos.requests import DEADLINE_S
 from stores.cosmos.rest import RestClient
 from stores.cosmos.retry import RateLimiter, Retrier
 from stores.cosmos.rows import ReleaseRows
+from stores.cosmos.traces import describe
 from stores.cosmos.url import MANUAL_MIN, Address, Offer, Throughput, parse
 from stores.errors import ReleaseConflict, StoreError, StoreMisused
 from stores.http1 import Response, when_done
@@ -51,6 +52,7 @@ from stores.store import (
     not_found,
     taken_over,
 )
+from stores.traces import traced_call
 
 # When an attempt to read is given up whose caller brings no deadline; those that serve bring shorter ones.
 READ_DEADLINE_S = 1.0
@@ -102,6 +104,8 @@ class CosmosStore(Advised, Examined, Inventoried, PointReader, Polled, Provision
 
     async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
         container = container_of(release)
+        if (call := traced_call.get()) is not None:
+            describe(call, self._address, container, keys)
         within_s, attempt_s = (timeout_s, timeout_s) if timeout_s is not None else (PATIENCE_S, READ_DEADLINE_S)
         names = [name_of(key) for key in keys]
         if len(keys) == 1:  # with nobody beside it, it may as well be awaited
@@ -141,19 +145,24 @@ class CosmosStore(Advised, Examined, Inventoried, PointReader, Polled, Provision
     async def _read_slot(
         self, container: str, name: str, give_up_at: float, attempt_s: float, first: StartedRead | None = None
     ) -> Slot:
-        """Point-read one key, so that it holds up or fails no other; a failure that may pass is tried once more."""
-        try:
+        """Point-read one key, so that it holds up or fails no other.
+
+        A failure that may pass is tried once more, and one that was sent to nobody, as connections are not opened for a
+        moment after one has failed, again and again while there is time.
+        """
+        reading, retried = first.finish() if first is not None else self._items.read(container, name, attempt_s), False
+        while True:
             try:
-                item = await (self._items.read(container, name, attempt_s) if first is None else first.finish())
+                return _slot_of(await reading)
             except (CosmosThrottled, CosmosUnavailable) as error:
                 pause_s = _retry_pause_s(error)
-                if pause_s is None or self._clock() + pause_s + MIN_RETRY_S > give_up_at:
+                if retried or pause_s is None or self._clock() + pause_s + MIN_RETRY_S > give_up_at:
                     return error
-                await asyncio.sleep(pause_s)
-                item = await self._items.read(container, name, min(attempt_s, give_up_at - self._clock()))
-        except StoreError as error:
-            return error
-        return _slot_of(item)
+                retried = not (error.kind == "connect" and pause_s)
+            except StoreError as error:
+                return error
+            await asyncio.sleep(pause_s)
+            reading = self._items.read(container, name, min(attempt_s, give_up_at - self._clock()))
 
     async def catalogue(self) -> Catalogue:
         return await self._retrier.call(self._catalogue.read)
@@ -415,9 +424,9 @@ def _slot_of(item: Item | None) -> Slot:
 
 def _retry_pause_s(error: CosmosThrottled | CosmosUnavailable) -> float | None:
     """Return how long to wait before a lookup is tried again; None where that is no use."""
-    if isinstance(error, CosmosThrottled):
+    if isinstance(error, CosmosThrottled) or error.kind in TRANSIENT or error.kind == "timeout":
         return error.retry_after_s
-    return 0.0 if error.kind in TRANSIENT or error.kind == "timeout" else None
+    return None
 
 
 def _record(catalogue: Catalogue) -> Item:

@@ -10,7 +10,8 @@ put       the keys of a batch are listed, so that whoever erases finds them; its
           where that has our state; once a replica has them, the part's resume point moves on.
 seal      the first bucket is sealed, and nobody can claim any more; then the others, each behind the last of its rows,
           and the replicas are waited for. A node that lost the end of what it was sent has lost this, too.
-erase     the states go first, then what the lists name.
+erase     the states go first, then what the lists name. Where these are lost, with the node of the first bucket, the
+          nodes are searched for the rows, and the states go last: they say that there is something to search for.
 """
 
 import asyncio
@@ -23,11 +24,11 @@ from redis.crc import key_slot
 from xxhash import xxh3_64_intdigest
 
 from stores.catalogue import Catalogue, DraftRef, ReleaseRef
-from stores.errors import ReleaseNotFound, StoreError, StoreMisused, StoreUnavailable
+from stores.errors import PartUnavailable, ReleaseNotFound, StoreError, StoreMisused, StoreUnavailable
 from stores.keys import pack
 from stores.redis import examination
 from stores.redis.connection import Redirected
-from stores.redis.control import Control
+from stores.redis.control import ERASING_SHARE, MAX_KEYS, Control
 from stores.redis.keys import BUCKETS, KEPT, Keys
 from stores.redis.lookups import Lookups
 from stores.redis.replication import CONTROL_WAIT_S, wait_for_replicas
@@ -35,7 +36,7 @@ from stores.redis.states import REPLACE, SEALED, check_owned, state_of
 from stores.redis.store import READ_TIMEOUT_S, TIMEOUT_S
 from stores.redis.topology import Endpoint, Nodes, Topology, uncovered
 from stores.redis.url import ClusterAddress, parse_cluster
-from stores.redis.writer import WRITING_SHARE, Writer
+from stores.redis.writer import WRITING_SHARE, Writer, with_retries
 from stores.store import (
     Advised,
     Examined,
@@ -50,10 +51,11 @@ from stores.store import (
     sealed,
 )
 from stores.throttle import AdaptiveThrottle
+from stores.traces import traced_call
 
 log = logging.getLogger(__name__)
 
-# How long a batch is tried again: a replica is elected after cluster-node-timeout, which is 15 s, and a second or two.
+# How long a step of a publish is tried again: a replica is elected after cluster-node-timeout, which is 15 s, and some.
 RETRY_FOR_S = 30.0
 
 # PUT takes a bucket's state and the names of rows; the state that is expected, and the values. NOTE takes the first
@@ -77,6 +79,10 @@ if ARGV[2] ~= '' then redis.call('RPUSH', KEYS[2], ARGV[2]) end
 if ARGV[3] ~= '' then redis.call('HSET', KEYS[3], ARGV[3], ARGV[4]) end
 return state
 """
+
+
+class BucketLost(ReleaseNotFound, PartUnavailable):
+    """A bucket of a release is not there, or its end is not; others may well be, so that no circuit opens for it."""
 
 
 class Buckets(NamedTuple):
@@ -130,6 +136,8 @@ class ClusterStore(Advised, Examined, Inventoried, Polled, RoomChecked):
         )
 
     async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
+        if (call := traced_call.get()) is not None:
+            self._cluster.node.describe(call, "GET", len(keys))
         until_s = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
         buckets = self._buckets(release)
         if not keys:
@@ -170,7 +178,8 @@ class ClusterStore(Advised, Examined, Inventoried, Polled, RoomChecked):
         states = dict(zip(absent, found, strict=True))
         for place, bucket in enumerate(places):
             if slots[place] is None and (state := states[bucket]) != SEALED:
-                slots[place] = state if isinstance(state, StoreError) else _unsealed(release, 1 if state else BUCKETS)
+                lost = BucketLost(str(_unsealed(release, 1 if state else BUCKETS)))
+                slots[place] = state if isinstance(state, StoreError) else lost
 
     async def catalogue(self) -> Catalogue:
         return await self._control.catalogue()
@@ -210,6 +219,9 @@ class ClusterStore(Advised, Examined, Inventoried, Polled, RoomChecked):
             memory.check(part, self._keys.release(draft), self._topology.address(node).shown)
 
     async def create(self, draft: DraftRef, plan: Plan) -> None:
+        await with_retries(lambda: self._create(draft, plan), RETRY_FOR_S)
+
+    async def _create(self, draft: DraftRef, plan: Plan) -> None:
         keys = self._keys.release(draft)
         if not await self._control.execute_command(b"EXISTS", keys.state):  # one that exists has written some of *plan*
             await self.check_room(draft, plan)
@@ -241,6 +253,9 @@ class ClusterStore(Advised, Examined, Inventoried, Polled, RoomChecked):
         return await self._control.resume_point(draft, part)
 
     async def seal(self, draft: DraftRef) -> None:
+        await with_retries(lambda: self._seal(draft), RETRY_FOR_S)
+
+    async def _seal(self, draft: DraftRef) -> None:
         names = self._keys.release(draft).states
         before = await self._batches.evaluate(REPLACE, names[:1], state_of(draft), SEALED)
         if before != SEALED:
@@ -279,6 +294,9 @@ class ClusterStore(Advised, Examined, Inventoried, Polled, RoomChecked):
 
     async def erase(self, release: ReleaseRef) -> None:
         keys, buckets = self._keys.release(release), self._buckets(release)
+        states = await self._states(release)
+        if states[0] is None and any(states) and not await self._control.execute_command(b"EXISTS", *keys.lists):
+            await self._erase_unlisted(release)
         # First: nobody reads or writes it from here on.
         await asyncio.gather(*(self._control.execute_command(b"DEL", state) for state in keys.states))
         await self._control.execute_command(b"DEL", keys.points)
@@ -295,6 +313,19 @@ class ClusterStore(Advised, Examined, Inventoried, Polled, RoomChecked):
         claimed = [state for state in await self._states(release) if state is not None]
         if claimed:  # by a late writer, anew; the next prune must find it
             await self._control.execute_command(b"SADD", index, incarnation)
+
+    async def _erase_unlisted(self, release: ReleaseRef) -> None:
+        """Erase what has the name of a release, but for its states, on all nodes, paced; all of their keys are seen."""
+        pattern = f"{self._keys.prefix}:{{{release.incarnation}.*}}:[^@]*"
+        log.warning("release %s has lost the lists of its keys; its rows are searched for on all nodes", release.id)
+        for node in await self._primaries():
+            throttle, cursor = AdaptiveThrottle(time.monotonic, max_share=ERASING_SHARE), b""
+            while cursor != b"0":
+                started = time.monotonic()
+                scan = (b"SCAN", cursor or b"0", b"MATCH", pattern, b"COUNT", MAX_KEYS)
+                cursor, found = await self._nodes.at(node).execute_command(*scan)
+                await asyncio.gather(*(self._control.execute_command(b"UNLINK", name.decode()) for name in found))
+                await asyncio.sleep(throttle.pause_s(time.monotonic() - started, MAX_KEYS))
 
     async def _primaries(self) -> list[Endpoint]:
         await self._topology.load()

@@ -27,6 +27,9 @@ T = TypeVar("T")
 
 CONNECT_TIMEOUT_S = 1.0
 
+# Who is called so much later than they should be stood still.
+STILL_S = 0.25
+
 # The first and the longest pause before a server that failed is tried again; callers meanwhile fail at once.
 FIRST_PAUSE_S, MAX_PAUSE_S = 0.05, 2.0
 
@@ -101,16 +104,17 @@ class PipelinedConnection(asyncio.Protocol):
     """An open connection, until it breaks: from then on `error` says why, and every command fails with that.
 
     A reply belongs to the oldest command that has none, and nothing else says so: whatever could shift the order ends
-    the connection. The server is given up when the oldest command has waited for *timeout_s*. *on_message* is called
-    for each message of a subscription, which is no reply to a command.
+    the connection. The server is given up when the oldest command has waited for *timeout_s*, and as long again where
+    this process stood still meanwhile, as a paused machine does: the server may have stood still as well. *on_message*
+    is called for each message of a subscription, which is no reply to a command.
     """
 
     def __init__(self, address: Address, timeout_s: float, on_message: Callable[[], None] | None = None) -> None:
+        self.address = address
         self.error: str | None = None
         self.has_replied = False
         """Whether the server has replied to anything but the handshake, and nothing that it should not have."""
         self._where = address.shown
-        self._address = address
         self._connection: AbstractConnection | None = None
         self._timeout_s = timeout_s
         self._on_message = on_message
@@ -121,6 +125,8 @@ class PipelinedConnection(asyncio.Protocol):
         """Whether the replies that come first are read as one."""
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
+        """When the timer is due."""
         self._parser = hiredis.Reader(notEnoughData=_MORE)
         self._writer: asyncio.StreamWriter | None = None
         self._ended = asyncio.Event()
@@ -129,11 +135,11 @@ class PipelinedConnection(asyncio.Protocol):
         """Connect, authenticate and check the role within CONNECT_TIMEOUT_S; StoreUnavailable where that fails."""
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                self._connection = self._address.connection(CONNECT_TIMEOUT_S)
+                self._connection = self.address.connection(CONNECT_TIMEOUT_S)
                 await self._connection.connect()  # type: ignore[no-untyped-call]  # redis-py types the rest, not this
                 self._take_over(self._connection)
-                if self._address.role is not None:
-                    await self._check_role(self._address.role)
+                if self.address.role is not None:
+                    await self._check_role(self.address.role)
         except StoreUnavailable:
             await self._disconnect()
             raise
@@ -196,7 +202,7 @@ class PipelinedConnection(asyncio.Protocol):
         self._waiting.append((future, self._loop.time(), values, taken))
         self._writer.write(packed)
         if self._timer is None:
-            self._timer = self._loop.call_later(self._timeout_s, self._check_timeout)
+            self._wait(self._timeout_s)
         return future
 
     def data_received(self, data: bytes) -> None:
@@ -277,13 +283,20 @@ class PipelinedConnection(asyncio.Protocol):
         taken += replies
         return len(taken) == values
 
+    def _wait(self, for_s: float) -> None:
+        self._due = self._loop.time() + for_s
+        self._timer = self._loop.call_at(self._due, self._check_timeout)
+
     def _check_timeout(self) -> None:
         self._timer = None
         if not self._waiting:
             return
-        left_s = self._waiting[0][1] + self._timeout_s - self._loop.time()
+        now = self._loop.time()
+        left_s = self._waiting[0][1] + self._timeout_s - now
+        if now > self._due + STILL_S:
+            left_s = self._timeout_s
         if left_s > 0:
-            self._timer = self._loop.call_later(left_s, self._check_timeout)
+            self._wait(left_s)
         else:
             self.end(f"{self._where} has not answered for {self._timeout_s:g} s")
 
@@ -364,7 +377,11 @@ class Reconnector:
         """Return the connection, opened anew where it broke; callers at the same time share one attempt."""
         if (current := self.current) is not None:
             return current
-        return await asyncio.shield(self._begin())
+        opening = self._begin()
+        await asyncio.wait([opening])  # which a caller that is cancelled does not cancel
+        if opening.cancelled():  # nor is a caller cancelled by `close`, as where a cluster's node has left it
+            raise StoreUnavailable("the connection was closed before it was open")
+        return opening.result()
 
     def try_current(self) -> PipelinedConnection | None:
         """Return the connection where it is open; where not, it is opened for later callers."""

@@ -147,14 +147,14 @@ class Control:
 
     async def swap(self, old: Catalogue, new: Catalogue) -> None:
         """See the contract."""
+        await self._connector.run(self._keys.catalogue, lambda connection: self.swap_by(connection, old, new))
+
+    async def swap_by(self, connection: Sender, old: Catalogue, new: Catalogue) -> None:
+        """Do the same by a connection to the server that has the catalogue."""
         names = self._keys.catalogues
         args = (*old.version, catalogue_record.dump(new), self._keys.changes, MOVED)
-
-        async def change(connection: Sender) -> None:
-            if not await send_replicated(connection, b"EVAL", SWAP, len(names), *names, *args):
-                raise ReleaseConflict("the catalogue was changed by somebody else first")
-
-        await self._connector.run(self._keys.catalogue, change)
+        if not await send_replicated(connection, b"EVAL", SWAP, len(names), *names, *args):
+            raise ReleaseConflict("the catalogue was changed by somebody else first")
 
     async def incarnations(self) -> list[str]:
         """See the contract."""

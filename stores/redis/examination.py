@@ -126,6 +126,7 @@ async def _cluster(topology: Topology) -> list[Finding]:
             async with connected(topology.address(node), TIMEOUT_S) as connection:
                 fields = _fields(await connection.send_command(b"CLUSTER", b"INFO"))
                 full = await _setting(connection, b"cluster-require-full-coverage")
+                reads = await _setting(connection, b"cluster-allow-reads-when-down")
                 break
         except StoreMisused as refused:
             return [Finding(Level.WARNING, "cluster", f"it may not be asked about itself: {refused}")]
@@ -133,7 +134,7 @@ async def _cluster(topology: Topology) -> list[Finding]:
             error = unreachable
     else:
         return [Finding(Level.ERROR, "cluster", f"no primary answers: {error}")]
-    return [_state(fields), _slots(fields), _replicas(topology), _coverage(full)]
+    return [_state(fields), _slots(fields), _replicas(topology), _coverage(full, reads)]
 
 
 def _state(fields: Mapping[str, str]) -> Finding:
@@ -163,11 +164,17 @@ def _replicas(topology: Topology) -> Finding:
     return Finding(Level.OK, "replicas", "each primary has at least one")
 
 
-def _coverage(full: str | None) -> Finding:
+def _coverage(full: str | None, reads: str | None) -> Finding:
     if full == "yes":
         sentence = (
             "cluster-require-full-coverage is yes, so that all nodes refuse to answer when one is lost; set it to no "
             "on each, and only the users on that node get popular lists"
+        )
+        return Finding(Level.WARNING, "coverage", sentence)
+    if reads == "no":
+        sentence = (
+            "cluster-allow-reads-when-down is no, so that a node that does not hear most of the others for a moment "
+            "answers nobody; set it to yes on each, and its users keep their lists"
         )
         return Finding(Level.WARNING, "coverage", sentence)
     known = "it may not be asked whether a lost node takes the others along" if full is None else "a lost node is alone"

@@ -1,4 +1,9 @@
-"""Sentinels: where the primary of a deployment is, which replicas it has, and when either changes."""
+"""Sentinels: where the primary of a deployment is, which replicas it has, and when either changes.
+
+A failover begins with a replica that is made a primary; the sentinel that made it names it once it has seen that, and
+the others when they have heard of it. For some seconds there are two, and the former one goes on acknowledging what
+nobody will keep.
+"""
 
 import asyncio
 import logging
@@ -12,7 +17,8 @@ from typing import NamedTuple
 from weakref import WeakSet
 
 from stores.errors import StoreError, StoreMisused, StoreUnavailable
-from stores.redis.connection import Reconnector, connected
+from stores.redis.connection import PipelinedConnection, Reconnector, connected, role_of
+from stores.redis.replication import CONTROL_WAIT_S, wait_for_replicas
 from stores.redis.url import Address, Read, Role, SentinelAddress, show
 from stores.store import Finding, Level
 
@@ -26,6 +32,10 @@ PING_S = 1.0
 
 # On which channels a sentinel says that another primary, a new replica, or one that was away can be used.
 CHANNELS = (b"+switch-master", b"+slave", b"-sdown")
+
+# For how long a replica may say that it is a primary before the sentinels do, and the pause before they are asked anew.
+# Where they never do, the sentinel that had begun a failover is gone, and the others make it a replica again.
+SETTLE_S, SETTLE_PAUSE_S = 10.0, 0.1
 
 # Of how many replies the quickest is taken for the latency of a server.
 PINGS = 3
@@ -66,14 +76,42 @@ class Sentinels:
         """Return where the primary is now; StoreUnavailable where no sentinel says."""
         return self._primary(await self.state())
 
-    async def state(self) -> State:
-        """Ask the sentinels; callers at the same time share the answer. Raises StoreUnavailable."""
+    async def state(self, *, of_all: bool = False) -> State:
+        """Ask the sentinels; callers at the same time share the answer. Raises StoreUnavailable.
+
+        *of_all*: wait for each of them, as one alone may know of a failover; it raises, too, where most do not answer.
+        """
         if self._following is None:
             self._following = asyncio.create_task(self._follow())
+        while of_all and self._asking is not None:
+            await asyncio.wait([self._asking])
         if self._asking is None:
-            self._asking = asyncio.create_task(self._ask())
+            self._asking = asyncio.create_task(self._ask(of_all=of_all))
             self._asking.add_done_callback(self._asked)
         return await asyncio.shield(self._asking)
+
+    async def settle(self, connection: PipelinedConnection) -> None:
+        """Return once all replicas have what was written by *connection*, or no failover is seen that would lose it.
+
+        Raises StoreUnavailable where another server is the primary by now: it may lack that.
+        """
+        shown, give_up_at = connection.address.shown, time.monotonic() + SETTLE_S
+        while True:
+            state = await self.state(of_all=True)
+            if self._primary(state) != connection.address:
+                raise StoreUnavailable(f"{shown} was replaced by {show(*state.primary)} while it was written to")
+            found = await wait_for_replicas(connection, timeout_s=CONTROL_WAIT_S)
+            acknowledged = 0 if found is None else found.acknowledged
+            if acknowledged >= len(state.replicas):
+                return
+            roles = await asyncio.gather(*(_role(self.server(place)) for place in state.replicas))
+            if Role.PRIMARY not in roles or time.monotonic() > give_up_at:
+                break
+            await asyncio.sleep(SETTLE_PAUSE_S)
+        log.warning(
+            "the catalogue was changed; %d of the %d replicas of %s have acknowledged that, and a failover to another "
+            "before it has caught up would lose it", acknowledged, len(state.replicas), shown
+        )  # fmt: skip
 
     def server(self, place: tuple[str, int]) -> Address:
         """Return the address of one of the deployment's servers."""
@@ -119,7 +157,7 @@ class Sentinels:
         if not asking.cancelled():
             asking.exception()  # retrieved, even where every caller was cancelled
 
-    async def _ask(self) -> State:
+    async def _ask(self, *, of_all: bool) -> State:
         """Ask all; where the primary has moved, have everybody leave the one before."""
         sentinels, before = self._address.sentinels, self._state
         asked = [asyncio.create_task(self._ask_one(sentinel)) for sentinel in sentinels]
@@ -131,7 +169,8 @@ class Sentinels:
                 except StoreError as error:
                     errors.append(str(error))
                     continue
-                if len(states) > len(sentinels) // 2 and (before is None or max(states).epoch >= before.epoch):
+                most = len(states) > len(sentinels) // 2
+                if most and not of_all and (before is None or max(states).epoch >= before.epoch):
                     break
         finally:
             for task in asked:
@@ -139,6 +178,9 @@ class Sentinels:
             await asyncio.gather(*asked, return_exceptions=True)
         if not states:
             raise StoreUnavailable(f"no sentinel of {self._shown} says where its primary is: {'; '.join(errors)}")
+        if of_all and len(errors) >= len(states):
+            sentence = f"most sentinels of {self._shown} do not say where its primary is, so that it may be another"
+            raise StoreUnavailable(f"{sentence}: {'; '.join(errors)}")
         self._state = max(states)
         if before is not None and before.primary != self._state.primary:
             log.warning("the primary of %s is at %s now", self._shown, show(*self._state.primary))
@@ -255,6 +297,15 @@ async def _latency_s(server: Address) -> float | None:
     except StoreError:
         return None
     return min(taken)
+
+
+async def _role(server: Address) -> str | None:
+    """Return what a server says that it is; None where it does not answer."""
+    try:
+        async with connected(server, TIMEOUT_S) as connection:
+            return role_of(await connection.send_command(b"HELLO", 2))
+    except StoreError:
+        return None
 
 
 def _fields(reply: Sequence[bytes]) -> dict[str, str]:

@@ -6,8 +6,8 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 
-from stores.catalogue import Catalogue, DraftRef, ReleaseRef
-from stores.errors import StoreError, StoreMisused, StoreUnavailable
+from stores.catalogue import Catalogue, DraftRef, ReleaseRef, gained
+from stores.errors import ReleaseNotFound, StoreError, StoreMisused, StoreUnavailable
 from stores.keys import pack
 from stores.redis import examination, replication
 from stores.redis.connection import PipelinedConnection, Reconnector, Resolver, connected, translated
@@ -32,6 +32,7 @@ from stores.store import (
     sealed,
 )
 from stores.throttle import AdaptiveThrottle
+from stores.traces import traced_call
 from stores.urls import scheme_of
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,8 @@ class RedisStore(Advised, Examined, Inventoried, Polled, RoomChecked):
 
     async def get_many(self, release: ReleaseRef, keys: Sequence[str], *, timeout_s: float | None = None) -> list[Slot]:
         del timeout_s  # all keys of a command are answered at once; the caller's own timeout ends the wait
+        if (call := traced_call.get()) is not None:
+            self._address.describe(call, "MGET")
         if len(keys) > MAX_KEYS:
             chunks = (keys[start : start + MAX_KEYS] for start in range(0, len(keys), MAX_KEYS))
             return [
@@ -187,10 +190,31 @@ class RedisStore(Advised, Examined, Inventoried, Polled, RoomChecked):
                     yield Row(key, value)
 
     async def prepare(self, release: ReleaseRef) -> None:
-        await self._control.check_exists(release)
+        state = await self._server.execute_command(b"GET", self._keys.release(release).state)
+        if state is None:
+            raise not_found(release)
+        if state != SEALED:
+            raise ReleaseNotFound(f"{self._torn(release)}; publish it again")
 
     async def swap(self, old: Catalogue, new: Catalogue) -> None:
-        await self._control.swap(old, new)
+        """See the contract; what a release gains by it outlives a failover that is under way, or it is not made.
+
+        Raises RowsLost where the server has not all of the release, as it took the place of one that had.
+        """
+        releases = gained(old, new)
+        if releases and self._sentinels is not None:
+            await self._sentinels.state(of_all=True)
+        connection = await self._server.connection()
+        for release in releases:
+            state = await connection.send_command(b"GET", self._keys.release(release).state)
+            if state not in (None, SEALED):
+                raise RowsLost(self._torn(release))
+        await self._control.swap_by(connection, old, new)
+        if releases and self._sentinels is not None:
+            await self._sentinels.settle(connection)
+
+    def _torn(self, release: ReleaseRef) -> str:
+        return f"{self._address.shown} has lost the end of release {release.id}, as a failover may lose what came last"
 
     async def erase(self, release: ReleaseRef) -> None:
         names, connection = self._keys.release(release), await self._server.connection()

@@ -15,6 +15,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
 
 from stores.errors import StoreMisused
+from stores.traces import TracedCall
 from stores.urls import certificate, parameters, redacted, secret, split
 
 PORT, SENTINEL_PORT = 6379, 26379
@@ -70,6 +71,16 @@ class Address:
 
     role: Role | None = None
     """What the server must be, or else it is not the one that is wanted; None for whatever it is."""
+
+    def describe(self, call: TracedCall, command: str, count: int = 1) -> None:
+        """Say, by OpenTelemetry's conventions for Redis, which command is sent where, and how many in a pipeline."""
+        call.attributes |= {"db.operation.name": command, "db.namespace": str(self.db)}
+        if count > 1:
+            call.attributes |= {"db.operation.name": f"BATCH {command}", "db.operation.batch.size": count}
+        if self.path or self.host:
+            call.attributes["server.address"] = self.path or self.host
+        if self.host and self.port != PORT:
+            call.attributes["server.port"] = self.port
 
     async def resolve(self) -> Self:
         """Return itself: a server that has its own URL is where that says."""

@@ -3,12 +3,16 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
+from typing import TypeVar
 
 from stores.catalogue import DraftRef
 from stores.errors import StoreUnavailable
 from stores.keys import META
 from stores.redis.keys import Keys
 from stores.store import Row
+
+T = TypeVar("T")
 
 # How much one server is sent at once; ten thousand rows are slower, and keep readers waiting for 10 ms.
 MAX_ROWS, MAX_BYTES = 500, 1 << 20
@@ -33,7 +37,7 @@ class Writer:
     """Puts batches, one at a time, at a rate that readers bear; lives as long as its store."""
 
     def __init__(
-        self, write: Write, keys: Keys, *, servers: Callable[[], int] = lambda: 1, retry_for_s: float | None = None
+        self, write: Write, keys: Keys, *, servers: Callable[[], int] = lambda: 1, retry_for_s: float = RETRY_FOR_S
     ) -> None:
         """Take what writes a batch, and how many servers share it."""
         self._write = write
@@ -49,17 +53,20 @@ class Writer:
         for source, of, point in zip(self._keys.release(draft).lists, (others, meta), (part, None), strict=True):
             for batch in _bounded(of, self._servers()):
                 async with self._lock:
-                    await asyncio.sleep(await self._write_with_retries(draft, source, batch, point))
+                    write = partial(self._write, draft, source, batch, point)
+                    await asyncio.sleep(await with_retries(write, self._retry_for_s))
 
-    async def _write_with_retries(self, draft: DraftRef, source: str, batch: Sequence[Row], part: int | None) -> float:
-        give_up_at = time.monotonic() + (RETRY_FOR_S if self._retry_for_s is None else self._retry_for_s)
-        while True:
-            try:
-                return await self._write(draft, source, batch, part)
-            except StoreUnavailable as error:
-                if time.monotonic() > give_up_at or isinstance(error, RowsLost):
-                    raise
-                await asyncio.sleep(RETRY_PAUSE_S)
+
+async def with_retries(step: Callable[[], Awaitable[T]], for_s: float) -> T:
+    """Take a step of a writer, which changes nothing once tried again, and try again while servers are away."""
+    give_up_at = time.monotonic() + for_s
+    while True:
+        try:
+            return await step()
+        except StoreUnavailable as error:
+            if time.monotonic() > give_up_at or isinstance(error, RowsLost):
+                raise
+            await asyncio.sleep(RETRY_PAUSE_S)
 
 
 def _bounded(rows: Sequence[Row], servers: int) -> Iterator[Sequence[Row]]:

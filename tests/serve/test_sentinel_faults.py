@@ -12,15 +12,19 @@ from tests.support.failover import Publisher, watched
 from tests.support.loaded_service import lists
 from tests.support.redis_sentinel import SentinelDeployment, sentinel_deployment
 from tests.support.service import publish_to
-from tests.support.soak import unexplained
+from tests.support.soak import long
 
 pytestmark = pytest.mark.soak
 
 
+PLAIN, OVER_TLS, GUARDED = ((), False), ((), True), (("--min-replicas-to-write", "1"), False)
+
+
 @pytest.fixture
-def deployment(tmp_path: Path) -> Iterator[SentinelDeployment]:
+def deployment(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SentinelDeployment]:
+    options, tls = getattr(request, "param", PLAIN)
     # Long enough for a machine that is busy: no second failover is wanted.
-    with sentinel_deployment(tmp_path, down_after_ms=1000) as running:
+    with sentinel_deployment(tmp_path, *options, tls=tls, down_after_ms=1000) as running:
         yield running
 
 
@@ -34,8 +38,12 @@ def replaced(deployment: SentinelDeployment) -> None:
     deployment.fail_over()
 
 
-@unexplained
-@pytest.mark.parametrize("fail_over", [killed, replaced])
+@pytest.mark.parametrize(
+    ("deployment", "fail_over"),
+    [(OVER_TLS, killed), (PLAIN, replaced), pytest.param(GUARDED, replaced, marks=long)],
+    indirect=["deployment"],
+    ids=["killed, over TLS", "replaced", "replaced, with min-replicas-to-write"],
+)
 async def test_a_failover_in_the_midst_of_a_publish_loses_nothing(
     deployment: SentinelDeployment,
     fail_over: Callable[[SentinelDeployment], None],

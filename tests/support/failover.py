@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
 
 from serve.reader import EncodedList, TieredReader
@@ -69,6 +69,15 @@ class Watch:
             return {answer.source for answer in last} == {"personal"} and releases == {release or last[-1].served.id}
 
         await until(is_so, f"no personal lists of {release or 'a release'}")
+
+    async def until_popular(self, users: Collection[int]) -> None:
+        """Wait until each of *users*, and nobody else, gets the popular list."""
+
+        async def is_so() -> bool:
+            places = range(max(0, len(self.answers) - USERS), len(self.answers))
+            return {place % USERS for place in places if self.answers[place][1].source == "popular"} == set(users)
+
+        await until(is_so, "others than these get popular lists")
 
 
 @asynccontextmanager

@@ -15,6 +15,7 @@ from serve.connections.lane import Lane
 from serve.connections.protocol import Connection, Server
 from serve.processes.access_log import AccessLog
 from serve.reader import TieredReader
+from serve.telemetry.spans import Tracer
 
 LAST = b"GET /livez HTTP/1.1\r\nHost: last\r\nConnection: close\r\n\r\n"
 # What differs from one answer to the next, and is no server's choice.
@@ -89,8 +90,10 @@ class Pair:
         keys: Path | None = None,
         origins: Sequence[str] = (),
         access_log: AccessLog | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self._reader = reader
+        self._tracer = tracer
         self._access_log = access_log
         self._guard = Guard(keys, anonymous=frozenset() if keys else frozenset({"read"}))
         self._origins = origins
@@ -112,7 +115,9 @@ class Pair:
         await self._stack.aclose()
 
     def _server(self, *, fast: bool) -> Server:
-        dispatcher = Dispatcher(self._reader, self._guard, cors_origins=self._origins, access_log=self._access_log)
+        dispatcher = Dispatcher(
+            self._reader, self._guard, cors_origins=self._origins, access_log=self._access_log, tracer=self._tracer
+        )
         self.dispatchers.append(dispatcher)
         server = Server(dispatcher)
         dispatcher.gate = server.admit

@@ -74,6 +74,12 @@ class RedisCluster:
             by_port[next(primary[1] for start, end, primary, *_ in ranges if start <= slot <= end)] for slot in slots
         ]
 
+    def slots(self, node: ClusterNode) -> set[int]:
+        """The slots that a primary serves."""
+        ranges = self.alive[0].server.execute_command("CLUSTER", "SLOTS")
+        of_node = (range(start, end + 1) for start, end, primary, *_ in ranges if primary[1] == node.port)
+        return {slot for slots in of_node for slot in slots}
+
     def keys(self, pattern: str) -> list[str]:
         return sorted(key for node in self.primaries for key in node.server.execute_command("KEYS", pattern))
 
@@ -173,6 +179,7 @@ def _nodes(binary: str, certified: Path, folder: Path, *options: str, node_timeo
         settings = (
             "--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-port", str(bus_port),
             "--cluster-node-timeout", str(node_timeout_ms), "--cluster-require-full-coverage", "no",
+            "--cluster-allow-reads-when-down", "yes",
             "--tls-cluster", "yes", "--tls-replication", "yes", "--repl-diskless-sync-delay", "0",
             "--repl-ping-replica-period", "1",  # a replica to which nothing was written yet is not shown
         )  # fmt: skip

@@ -220,7 +220,7 @@ def test_what_the_lane_answers_is_logged_as_what_aiohttp_answers(
     runner: asyncio.Runner, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async def test() -> None:
-        async with Pair(await reader_of(MemoryStore()), access_log=AccessLog(1.0, inf)) as pair:
+        async with Pair(await reader_of(MemoryStore()), access_log=AccessLog(1.0, inf, users="hashed")) as pair:
             await exchange(pair.lane, [REAL])
             await exchange(pair.plain, [REAL])
 
@@ -230,6 +230,7 @@ def test_what_the_lane_answers_is_logged_as_what_aiohttp_answers(
         del of_lane[varying], of_plain[varying]
     assert of_lane == of_plain
     assert of_lane["request_id"] == "page-17/2"
+    assert len(of_lane["user"]) == 32
 
 
 def test_under_overload_the_lanes_requests_are_refused_as_others_are(runner: asyncio.Runner, pair: Pair) -> None:

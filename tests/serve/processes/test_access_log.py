@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,11 @@ def test_every_request_is_one_line_without_ids_keys_and_queries_where_all_are_re
     first = lines[0]
     assert first.keys() == {
         "time", "level", "logger", "process", "message", "method", "route", "status", "duration_ms", "bytes",
-        "request_id", "client",
+        "request_id", "client", "release", "source", "tier", "items", "user",
     }  # fmt: skip
+    assert (first["source"], first["tier"], first["items"]) == ("personal", "file", 1)
+    assert re.fullmatch("[0-9a-f]{32}", first["user"])
+    assert all("user" not in line for line in lines[1:])
     assert (first["method"], first["route"], first["status"]) == ("GET", "/v1/recommendations/{user}", 200)
     assert (first["request_id"], first["bytes"], first["client"]) == ("r-1", len(answer.body), "web")
     assert 0 < first["duration_ms"] < 60_000

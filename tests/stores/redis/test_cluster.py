@@ -8,21 +8,27 @@ import pytest
 
 from bench.redis_cluster import SLOTS
 from hotplate.testing import OpenStore, StoreContract
+from serve.breaker import FAILURES
 from stores.catalogue import DraftRef
 from stores.connect import connect
 from stores.doctor import examine
 from stores.errors import PartUnavailable, ReleaseConflict, ReleaseNotFound, StoreError, StoreMisused, StoreUnavailable
 from stores.lifecycle import activate, prune, publish, rollback
 from stores.redis.cluster import ClusterStore, open_url
-from stores.redis.keys import BUCKETS
+from stores.redis.keys import BUCKETS, Keys
 from stores.redis.topology import Endpoint, Layout, Topology
 from stores.redis.url import parse_cluster
 from stores.store import Level, Plan, Row
 from stores.verification import verify
+from tests.support.loaded_service import lists, reading
 from tests.support.paths import ROOT
 from tests.support.redis_cluster import RedisCluster
 from tests.support.redis_server import RedisServer
-from tests.support.stores import FIRST, batches, ref, scanned, write
+from tests.support.service import publish_to
+from tests.support.stores import FIRST, SECOND, batches, ref, scanned, write
+
+# Generous: what is asserted is that it happens.
+SOON_S = 30.0
 
 USERS = [Row(f"user:{n:06}", b"list of %d" % n) for n in range(2000)]
 
@@ -67,6 +73,18 @@ async def test_a_release_lies_on_all_nodes_in_the_layout_of_one_server_and_erasi
     assert redis_cluster.keys(f"*{prefix}*") == []
 
 
+async def test_a_release_that_has_lost_the_lists_of_its_keys_is_searched_for_on_all_nodes_and_erased(
+    store: ClusterStore, redis_cluster: RedisCluster, prefix: str
+) -> None:
+    for release in (FIRST, SECOND):
+        await write(store, release, USERS[:300])
+    keys = store._keys.release(ref(FIRST))
+    before, of_first = redis_cluster.keys(f"{prefix}:*"), redis_cluster.keys(f"{prefix}:{{{ref(FIRST).incarnation}.*")
+    redis_cluster.owner(keys.state).server.execute_command("DEL", keys.state, keys.points, *keys.lists)
+    await store.erase(ref(FIRST))
+    assert redis_cluster.keys(f"{prefix}:*") == sorted(set(before) - set(of_first))
+
+
 async def test_a_list_that_is_there_is_one_read_and_only_one_that_is_not_has_its_bucket_asked(
     store: ClusterStore, redis_cluster: RedisCluster
 ) -> None:
@@ -95,6 +113,21 @@ async def test_a_node_that_lost_the_end_of_what_it_was_sent_is_seen_and_fails_it
     for call in (store.prepare(ref(FIRST)), scanned(store, FIRST)):
         with pytest.raises(ReleaseNotFound, match="1 are not sealed"):
             await call
+
+
+async def test_users_whose_part_of_a_release_is_lost_open_no_circuit_for_the_others(
+    redis_cluster: RedisCluster, prefix: str
+) -> None:
+    url = redis_cluster.url(prefix=prefix)
+    await publish_to(url, lists("r0"))
+    async with reading(url, budget_s=SOON_S) as reader:
+        served = reader.tiers[0].follower.served
+        assert served is not None
+        (name,) = Keys(prefix, clustered=True).release(served.ref).rows(["user:1"])
+        redis_cluster.owner(name).server.execute_command("DEL", name, state_beside(name))
+        for _ in range(2 * FAILURES):
+            assert (await reader.personal("1")).source == "popular"
+        assert not reader.tiers[0].breaker.is_open
 
 
 async def test_a_seal_that_was_cut_short_is_finished_by_the_next_writer_and_lets_nobody_write(
@@ -249,9 +282,11 @@ async def test_the_guides_users_publish_and_serve_and_the_doctor_sees_what_is_mi
 async def test_the_doctor_sees_that_one_lost_node_would_take_the_others_along(
     store: ClusterStore, redis_cluster: RedisCluster
 ) -> None:
-    redis_cluster.execute_everywhere("CONFIG", "SET", "cluster-require-full-coverage", "yes")
-    found = await store.examine()
-    redis_cluster.execute_everywhere("CONFIG", "SET", "cluster-require-full-coverage", "no")
+    for setting, well, wrong in (("require-full-coverage", "no", "yes"), ("allow-reads-when-down", "yes", "no")):
+        redis_cluster.execute_everywhere("CONFIG", "SET", f"cluster-{setting}", wrong)
+        found = await store.examine()
+        redis_cluster.execute_everywhere("CONFIG", "SET", f"cluster-{setting}", well)
+        assert [each for each in found if setting in each.sentence]
     warned = [each for each in found if each.level != Level.OK]
     assert {each.subject for each in warned} == {"coverage", "persistence"}
     assert [each.subject for each in warned].count("persistence") == len(redis_cluster.primaries)

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import logging
 import secrets
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -227,6 +228,30 @@ def bulk(*values: bytes) -> bytes:
 def well(command: list[bytes]) -> bytes:
     """Reply to an MGET with the end of each key."""
     return bulk(*(key.rpartition(b":")[2] for key in command[1:]))
+
+
+async def test_who_waits_for_a_connection_that_is_closed_meanwhile_gets_an_error_and_is_not_cancelled() -> None:
+    async with asyncio.timeout(SOON_S), scripted(lambda _: b"") as server:  # which leaves the greeting without a reply
+        address = replace(parse(f"redis://127.0.0.1:{server.port}"), role=Role.PRIMARY)
+        reconnector = Reconnector(address, SOON_S)
+        waiting = [asyncio.create_task(reconnector.connection()) for _ in range(2)]
+        while not server.accepted:
+            await asyncio.sleep(0)
+        waiting[0].cancel()
+        await asyncio.sleep(0)
+        await reconnector.close()
+        with pytest.raises(StoreUnavailable, match="closed before it was open"):
+            await waiting[1]
+
+
+async def test_a_server_is_not_given_up_for_time_that_this_process_stood_still() -> None:
+    async with scripted(lambda _: b"+PONG\r\n") as server:
+        connection = PipelinedConnection(parse(f"redis://127.0.0.1:{server.port}"), 0.5)
+        await connection.open()
+        reply = connection.send_command(b"PING")
+        time.sleep(0.8)  # noqa: ASYNC251 -- and with this loop its server
+        assert await reply == b"PONG"
+        await connection.close()
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ import hiredis
 import pytest
 
 from hotplate.testing import StoreContract
-from stores.catalogue import ReleaseId
+from stores.catalogue import ReleaseId, commit
 from stores.doctor import examine
 from stores.errors import ReleaseNotFound, StoreUnavailable
+from stores.lifecycle import change
 from stores.redis.sentinel import Sentinels
 from stores.redis.store import RedisStore, open_url
 from stores.redis.url import parse_sentinel
@@ -65,6 +66,70 @@ async def until_read(store: RedisStore, expected: Sequence[bytes | None], releas
                 return
 
 
+class ScriptedSentinel:
+    """A sentinel that says what the test wants: an epoch, and the ports of the primary and of its replicas."""
+
+    def __init__(self, epoch: int, primary: int, *replicas: int) -> None:
+        self.epoch = epoch
+        self.primary = primary
+        self.replicas = replicas
+        self.up = True
+        self.port = 0
+        self.asked = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        commands = hiredis.Reader(notEnoughData=Ellipsis)
+        while data := await reader.read(1 << 16):
+            commands.feed(data)
+            while (command := commands.gets()) is not Ellipsis:
+                writer.write(self.reply(command))
+        writer.close()
+
+    def reply(self, command: list[bytes]) -> bytes:
+        if not self.up:
+            return b"-ERR not now\r\n"
+        match command:
+            case [b"SENTINEL", b"GET-MASTER-ADDR-BY-NAME", _]:
+                self.asked += 1
+                return array(b"127.0.0.1", b"%d" % self.primary)
+            case [b"SENTINEL", b"MASTER", _]:
+                return array(b"config-epoch", b"%d" % self.epoch)
+            case [b"SENTINEL", b"REPLICAS", _]:
+                each = (array(b"ip", b"127.0.0.1", b"port", b"%d" % port, b"flags", b"slave") for port in self.replicas)
+                return b"*%d\r\n" % len(self.replicas) + b"".join(each)
+            case [b"SENTINEL", b"CKQUORUM", _]:
+                return b"-NOQUORUM 1 usable Sentinels\r\n"
+            case _:
+                return b"+OK\r\n"
+
+
+def array(*values: bytes) -> bytes:
+    return b"*%d\r\n" % len(values) + b"".join(b"$%d\r\n%b\r\n" % (len(value), value) for value in values)
+
+
+@asynccontextmanager
+async def speaking(*sentinels: ScriptedSentinel) -> AsyncIterator[str]:
+    """Let these speak until the block ends, which gets their URL."""
+    async with AsyncExitStack() as stack:
+        for sentinel in sentinels:
+            server = await asyncio.start_server(sentinel.serve, "127.0.0.1", 0)
+            sentinel.port = server.sockets[0].getsockname()[1]
+            await stack.enter_async_context(server)
+        hosts = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in sentinels)
+        yield f"redis+sentinel://{hosts}/{NAME}"
+
+
+@asynccontextmanager
+async def scripted(*sentinels: ScriptedSentinel) -> AsyncIterator[Sentinels]:
+    """Ask these; closed when the block ends."""
+    async with speaking(*sentinels) as url:
+        asking = Sentinels(parse_sentinel(url))
+        try:
+            yield asking
+        finally:
+            await asking.close()
+
+
 @pytest.mark.soak
 class TestSentinelStore(StoreContract):
     @pytest.fixture(params=["deployment primary", "deployment replica", "guarded nearest"])
@@ -85,6 +150,7 @@ async def test_what_a_replica_has_not_received_is_read_from_the_primary(
     writer = opened(stores, deployment.url(prefix))
     reader = opened(stores, deployment.url(prefix, read="replica"))
     draft = draft_of(FIRST)
+    await begin(writer, FIRST)
     await writer.create(draft, Plan(2, 100))
     await writer.put(draft, [ONE])
     primary.execute_command("WAIT", "2", "5000")
@@ -93,6 +159,8 @@ async def test_what_a_replica_has_not_received_is_read_from_the_primary(
     await writer.put(draft, [TWO])
     await writer.seal(draft)
     assert "has no replica" in caplog.text
+    await change(writer, lambda found: commit(found, draft))
+    assert "0 of the 2 replicas" in caplog.text
     assert reader._replica is not None
     async with asyncio.timeout(SOON_S):
         while reader._replica.try_current() is None:
@@ -133,6 +201,45 @@ async def test_the_doctor_names_what_a_failover_would_lack(
     assert any("No such master" in each.sentence for each in findings if each.subject == "primary")
 
 
+async def test_what_is_committed_on_a_primary_that_was_replaced_already_is_lost_and_said_to_be(
+    deployment: SentinelDeployment, stores: AsyncExitStack
+) -> None:
+    primary, (successor, other) = deployment.primary, deployment.replicas
+    sentinels = [ScriptedSentinel(1, primary.port, successor.port, other.port) for _ in range(3)]
+    async with asyncio.timeout(SOON_S), speaking(*sentinels) as url:
+        store = opened(stores, f"{url}/0?prefix={secrets.token_hex(4)}")
+        await begin(store, FIRST)
+        await write(store, FIRST, [ONE, TWO], seal=False)
+        primary.execute_command("WAIT", "2", "5000")
+        successor.execute_command("REPLICAOF", "NO", "ONE")  # no sentinel says so yet, and the other goes on following
+        await store.seal(draft_of(FIRST))
+        calls = primary.calls("eval")
+        committing = asyncio.create_task(change(store, lambda found: commit(found, draft_of(FIRST))))
+        while primary.calls("eval") == calls:
+            await asyncio.sleep(0.01)
+        assert not committing.done()
+        sentinels[2].epoch, sentinels[2].primary = 2, successor.port
+        with pytest.raises(StoreUnavailable, match="lost the end of release"):
+            await committing
+        assert (await store.catalogue()).find(FIRST).state == "draft"
+        await store.close()
+    successor.execute_command("REPLICAOF", "127.0.0.1", str(primary.port))
+
+
+async def test_nothing_is_committed_while_most_sentinels_are_out_of_reach(
+    deployment: SentinelDeployment, stores: AsyncExitStack
+) -> None:
+    sentinels = [ScriptedSentinel(1, deployment.primary.port) for _ in range(3)]
+    async with asyncio.timeout(SOON_S), speaking(*sentinels) as url:
+        store = opened(stores, f"{url}/0?prefix={secrets.token_hex(4)}")
+        await begin(store, FIRST)
+        sentinels[0].up = sentinels[1].up = False
+        with pytest.raises(StoreUnavailable, match="it may be another"):
+            await change(store, lambda found: commit(found, draft_of(FIRST)))
+        assert (await store.catalogue()).find(FIRST).state == "draft"
+        await store.close()
+
+
 async def test_a_failover_is_followed_by_whoever_is_connected(
     deployment: SentinelDeployment, stores: AsyncExitStack
 ) -> None:
@@ -151,59 +258,6 @@ async def test_a_failover_is_followed_by_whoever_is_connected(
     await write(writer, SECOND, [ONE])
     for reader in readers:
         await until_read(reader, [b"one", None, None], SECOND)
-
-
-class ScriptedSentinel:
-    """A sentinel that says what the test wants: an epoch, and the port of the primary."""
-
-    def __init__(self, epoch: int, primary: int) -> None:
-        self.epoch = epoch
-        self.primary = primary
-        self.up = True
-        self.port = 0
-        self.asked = 0
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        commands = hiredis.Reader(notEnoughData=Ellipsis)
-        while data := await reader.read(1 << 16):
-            commands.feed(data)
-            while (command := commands.gets()) is not Ellipsis:
-                writer.write(self.reply(command))
-        writer.close()
-
-    def reply(self, command: list[bytes]) -> bytes:
-        if not self.up:
-            return b"-ERR not now\r\n"
-        match command:
-            case [b"SENTINEL", b"GET-MASTER-ADDR-BY-NAME", _]:
-                self.asked += 1
-                return array(b"127.0.0.1", b"%d" % self.primary)
-            case [b"SENTINEL", b"MASTER", _]:
-                return array(b"config-epoch", b"%d" % self.epoch)
-            case [b"SENTINEL", b"REPLICAS", _]:
-                return b"*0\r\n"
-            case [b"SENTINEL", b"CKQUORUM", _]:
-                return b"-NOQUORUM 1 usable Sentinels\r\n"
-            case _:
-                return b"+OK\r\n"
-
-
-def array(*values: bytes) -> bytes:
-    return b"*%d\r\n" % len(values) + b"".join(b"$%d\r\n%b\r\n" % (len(value), value) for value in values)
-
-
-@asynccontextmanager
-async def scripted(*sentinels: ScriptedSentinel) -> AsyncIterator[Sentinels]:
-    """Ask these; closed when the block ends."""
-    async with AsyncExitStack() as stack:
-        for sentinel in sentinels:
-            server = await asyncio.start_server(sentinel.serve, "127.0.0.1", 0)
-            sentinel.port = server.sockets[0].getsockname()[1]
-            await stack.enter_async_context(server)
-        hosts = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in sentinels)
-        asking = Sentinels(parse_sentinel(f"redis+sentinel://{hosts}/{NAME}"))
-        stack.push_async_callback(asking.close)
-        yield asking
 
 
 async def test_the_sentinel_that_knows_the_latest_failover_is_believed_until_none_knows_it() -> None:

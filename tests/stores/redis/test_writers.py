@@ -13,7 +13,7 @@ from stores.catalogue import DraftRef, ReleaseRef
 from stores.errors import ReleaseConflict, ReleaseNotFound, StoreFull, StoreUnavailable
 from stores.redis.keys import BUCKETS
 from stores.redis.store import RedisStore, open_url
-from stores.redis.writer import MAX_ROWS
+from stores.redis.writer import MAX_ROWS, RowsLost, with_retries
 from stores.store import Plan, Row
 from tests.support.redis_server import RedisServer, running
 from tests.support.soak import SEED, scaled
@@ -249,3 +249,19 @@ async def test_a_batch_of_which_a_part_failed_is_not_acknowledged(
     redis_server.execute_command("SET", f"{prefix}:{{{INCARNATION}.0}}:@keys", "no list")
     with pytest.raises(StoreUnavailable, match="WRONGTYPE"):
         await first.put(ONE, USERS[:1])
+
+
+async def test_a_step_is_tried_again_while_servers_are_away_but_not_where_rows_are_lost() -> None:
+    failures = [StoreUnavailable("away"), RowsLost("rows are gone")]
+    taken = list[str]()
+
+    async def step() -> None:
+        taken.append("step")
+        raise failures.pop(0)
+
+    with pytest.raises(RowsLost):
+        await with_retries(step, SOON_S)
+    assert len(taken) == 2
+    failures += [StoreUnavailable("away"), StoreUnavailable("for good")]
+    with pytest.raises(StoreUnavailable, match="away"):
+        await with_retries(step, -1.0)

@@ -1,0 +1,1 @@
+"""Traces and metrics by OpenTelemetry: what is recorded of sampled requests, and how it leaves the service."""

@@ -1,0 +1,1 @@
+"""What knows OpenTelemetry's SDK, an extra: loaded where telemetry is on."""

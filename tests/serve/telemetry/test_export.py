@@ -1,0 +1,263 @@
+"""What a collector sees: spans of the lane, of aiohttp and of stores with their parents, and the shared counters."""
+
+import asyncio
+import importlib
+import json
+import logging
+import pkgutil
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opentelemetry import semconv
+
+from bench.process import free_port
+from serve.errors import ServiceMisused
+from serve.metrics import Metrics
+from serve.reader import TieredReader, open_reader
+from serve.telemetry.sdk.exporters import SpanSender, exporters_for
+from serve.telemetry.sdk.metric_report import MetricReport
+from serve.telemetry.settings import CONNECTION_STRING, TelemetrySettings, read_telemetry
+from serve.telemetry.spans import Sampling, Span, Tracer
+from stores.errors import StoreUnavailable
+from stores.memory import MemoryStore
+from tests.support.collector import Collector, collector
+from tests.support.cosmos_account import Account
+from tests.support.lane import Pair, exchange
+from tests.support.redis_server import RedisServer
+from tests.support.remote import RemoteStore
+from tests.support.service import a_list, publish_lists, publish_through, publish_to, running
+
+TRACE, CALLER = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+HEADERS = f"Host: x\r\ntraceparent: 00-{TRACE}-{CALLER}-01\r\ntracestate: vendor=1\r\n\r\n"
+LISTS = {f"user:{n}": a_list(f"{n}-1", f"{n}-2") for n in range(5)}
+SETTINGS = TelemetrySettings("otlp", Sampling(1.0, parent_based=True))
+INGESTION_KEY = "0a1b2c3d-0000-4000-8000-00000000abcd"
+
+
+def get(path: str) -> bytes:
+    return f"GET {path} HTTP/1.1\r\n{HEADERS}".encode()
+
+
+def post(body: bytes) -> bytes:
+    head = HEADERS.replace("\r\n\r\n", f"\r\nContent-Length: {len(body)}\r\n\r\n")
+    return f"POST /v1/recommendations HTTP/1.1\r\n{head}".encode() + body
+
+
+@pytest.fixture(autouse=True)
+def levels() -> Iterator[None]:
+    """Let loggers that telemetry makes quiet be as they were."""
+    names = ("opentelemetry.exporter", "opentelemetry.sdk", "azure.monitor", "azure.core.pipeline")
+    before = [logging.getLogger(name).level for name in names]
+    yield
+    for name, level in zip(names, before, strict=True):
+        logging.getLogger(name).setLevel(level)
+
+
+@pytest.fixture
+def sink(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
+    with collector() as running_one:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", running_one.url)
+        yield running_one
+
+
+def recorded(reader: TieredReader, *requests: bytes, lane: bool = True) -> list[Span]:
+    """Answer requests, each on a connection of its own, all at once; return what was recorded of them."""
+    spans = list[Span]()
+    tracer = Tracer(Sampling(1.0, parent_based=True), spans.append)
+
+    async def answer() -> None:
+        async with Pair(reader, tracer=tracer) as pair:
+            server = pair.lane if lane else pair.plain
+            await asyncio.gather(*(exchange(server, [request], 0.01) for request in requests))
+
+    asyncio.run(answer())
+    return [span for span in spans if span.attributes.get("url.path") != "/livez"]
+
+
+def known_names() -> set[str]:
+    """Return all names of attributes and metrics of the conventions."""
+    found = set[str]()
+    for package in ("attributes", "metrics", "_incubating.attributes", "_incubating.metrics"):
+        module = importlib.import_module(f"{semconv.__name__}.{package}")
+        for each in pkgutil.iter_modules(module.__path__):
+            constants = vars(importlib.import_module(f"{module.__name__}.{each.name}"))
+            found |= {value for name, value in constants.items() if name.isupper() and isinstance(value, str)}
+    return found
+
+
+async def remote(**behaviour: object) -> RemoteStore:
+    memory = MemoryStore()
+    await publish_through(memory, LISTS)
+    store = RemoteStore(memory)
+    for name, value in behaviour.items():
+        setattr(store, name, value)
+    return store
+
+
+def by_kind(spans: list[Span]) -> tuple[list[Span], list[Span]]:
+    return [span for span in spans if span.is_server], [span for span in spans if not span.is_server]
+
+
+@pytest.mark.parametrize("lane", [True, False])
+def test_one_read_for_many_is_one_span_below_the_first_and_linked_to_the_others(*, lane: bool) -> None:
+    reader = TieredReader({"redis": asyncio.run(remote())})
+    spans = recorded(reader, get("/v1/recommendations/1"), get("/v1/recommendations/2"), lane=lane)
+    servers, clients = by_kind(spans)
+    assert [span.name for span in servers] == ["GET /v1/recommendations/{user}"] * 2
+    (read,) = clients
+    assert read.parent_id == servers[0].span_id
+    assert read.links == [(int(TRACE, 16), servers[1].span_id)]
+    assert {span.trace_id for span in spans} == {int(TRACE, 16)}
+    assert {span.parent_id for span in servers} == {int(CALLER, 16)}
+    assert all(span.attributes["url.path"] == "/v1/recommendations/REDACTED" for span in servers)
+    assert all(span.attributes["hotplate.source"] == "personal" for span in servers)
+
+
+def test_what_fails_says_why_and_what_stands_in_for_it() -> None:
+    first = asyncio.run(remote())
+    reader = TieredReader({"cosmos": first, "redis": asyncio.run(remote())})
+
+    async def fail_once_it_is_served() -> None:
+        async with Pair(reader, tracer=Tracer(Sampling(1.0, parent_based=True), spans.append)) as pair:
+            first.failure = StoreUnavailable("gone")
+            await exchange(pair.lane, [get("/v1/recommendations/1")], 0.01)
+
+    spans = list[Span]()
+    asyncio.run(fail_once_it_is_served())
+    servers, (failed, read) = by_kind(spans)
+    assert (failed.attributes["error.type"], failed.failed) == ("StoreUnavailable", True)
+    assert (read.attributes["hotplate.tier"], read.failed) == ("redis", False)
+    assert servers[0].attributes["hotplate.tier"] == "redis"
+    assert not servers[0].failed
+
+
+def test_a_collector_sees_a_read_of_redis_and_of_cosmos_by_the_conventions(
+    sink: Collector, redis_server: RedisServer, cosmos_http: Account
+) -> None:
+    urls = redis_server.url(prefix=secrets.token_hex(4)), cosmos_http.url(secrets.token_hex(4))
+    metrics = Metrics(1, ["redis", "cosmos+http"])
+    names = known_names()
+    for url in urls:
+        asyncio.run(publish_to(url, LISTS))
+        reader = open_reader([url], metrics=metrics)
+        requests = get("/v1/recommendations/1"), post(b'{"users": ["1", "2"]}'), get("/nowhere")
+        assert SpanSender(SETTINGS).send(recorded(reader, *requests))
+    by_name = {span.name: span for span in sink.spans}
+    servers = {span.span_id: span for span in sink.servers}
+    assert all(span.trace_id == TRACE for span in sink.spans)
+    assert all(span.parent_id in servers for span in sink.clients)
+    assert all(span.parent_id == CALLER and span.state == "vendor=1" for span in sink.servers)
+    assert by_name["GET"].attributes["http.response.status_code"] == 404
+    assert by_name["MGET"].attributes.items() >= {
+        "db.system.name": "redis", "server.address": "127.0.0.1", "server.port": redis_server.port, "db.namespace": "0",
+    }.items()  # fmt: skip
+    (one,) = [span for span in sink.clients if span.attributes["db.operation.name"] == "read_item"]
+    assert one.attributes.items() >= {
+        "db.system.name": "azure.cosmosdb", "db.response.status_code": "200", "server.address": "127.0.0.1",
+        "azure.cosmosdb.consistency.level": "Eventual", "azure.cosmosdb.connection.mode": "gateway",
+        "azure.cosmosdb.operation.request_charge": 1.0,
+    }.items()  # fmt: skip
+    assert len(one.attributes["azure.cosmosdb.operation.contacted_regions"]) == 1
+    (many,) = [span for span in sink.clients if span.attributes["db.operation.name"] == "read_many_items"]
+    assert many.attributes["azure.cosmosdb.operation.request_charge"] == 2.0
+    MetricReport(SETTINGS, metrics, "http").send()
+    charges = sink.points["azure.cosmosdb.client.operation.request_charge"]
+    assert all(count >= 3 and ru >= 3 for _, count, ru in charges)
+    used = set(sink.points) | {name for points in sink.points.values() for point in points for name in point[0]}
+    used |= {name for span in sink.spans for name in span.attributes} | {name for one in sink.resources for name in one}
+    assert {name for name in used if not name.startswith("hotplate.")} <= names
+
+
+def test_metrics_are_the_shared_counters_whole_or_what_is_new() -> None:
+    metrics = Metrics(2, ["redis"])
+    whole = MetricReport(SETTINGS, metrics, "https")
+    new = MetricReport(TelemetrySettings("otlp", SETTINGS.sampling, delta=True), metrics, "https")
+    for worker in (0, 1):
+        metrics.use_slot(worker)
+        metrics.observe_request("/score", "POST", 503, 0.25)
+    assert counted(whole) == counted(new) == [("http.server.request.duration", 2, 0.5)]
+    metrics.observe_store("redis", "get_many", "error", 0.1)
+    assert counted(new) == [("db.client.operation.duration", 1, 0.1)]
+    assert len(counted(whole)) == 2
+
+
+def counted(report: MetricReport) -> list[tuple[str, int, float]]:
+    (found,) = report.data().resource_metrics[0].scope_metrics
+    points = [(metric.name, point) for metric in found.metrics for point in metric.data.data_points]
+    return [(name, getattr(point, "count", 0), getattr(point, "sum", 0.0)) for name, point in points]
+
+
+def test_a_service_sends_traces_of_all_its_ways_and_flushes_them_at_its_end(
+    sink: Collector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asyncio.run(publish_lists(tmp_path / "store", LISTS))
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test,service.name=other")
+    monkeypatch.setenv("OTEL_SERVICE_NAME", "shop")
+    context = {"traceparent": f"00-{TRACE}-{CALLER}-01"}
+    with running(tmp_path / "store", "--telemetry", "otlp", "--access-log", "1") as service:
+        for path in ("/v1/recommendations/1", "/v1/recommendations/1?n=2&fields=id"):
+            assert service.get(path, **context).status == 200
+        assert service.get("/v1/popular", traceparent=f"00-{TRACE}-{CALLER}-00").status == 200
+        service.stop()
+        lines = [json.loads(line) for line in service.log.read_text().splitlines() if '"access"' in line]
+    assert [span.name for span in sink.spans] == ["GET /v1/recommendations/{user}"] * 2
+    assert [line.get("trace_id") for line in lines] == [TRACE, TRACE, None]
+    assert [line["span_id"] for line in lines[:2]] == [span.span_id for span in sink.spans]
+    assert lines[0]["user"] == lines[1]["user"] != "1"
+    assert sink.resources[0]["service.name"] == "shop"
+    assert sink.resources[0]["deployment.environment.name"] == "test"
+    counts = {attributes["http.route"]: count for attributes, count, _ in sink.points["http.server.request.duration"]}
+    assert counts == {"/v1/recommendations/{user}": 2, "/v1/popular": 1}
+    assert [point[0]["db.system.name"] for point in sink.points["db.client.operation.duration"]] == ["lmdb"]
+
+
+def test_a_service_whose_collector_is_away_answers_and_stops_as_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asyncio.run(publish_lists(tmp_path / "store", LISTS))
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
+    monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "5")
+    monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "2")
+    with running(tmp_path / "store", "--telemetry", "otlp") as service:
+        for _ in range(20):
+            assert service.get("/v1/recommendations/1").json["source"] == "personal"
+        deadline = time.monotonic() + 20
+        while not re.search(rb'spans_total{outcome="(?:dropped|failed)"} [1-9]', service.admin("/metrics").body):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert b'hotplate_telemetry_spans_total{outcome="exported"} 0' in service.admin("/metrics").body
+        assert service.stop() == 0
+
+
+def test_azure_monitor_gets_requests_dependencies_and_metrics_and_its_key_is_never_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    spans = recorded(TieredReader({"redis": asyncio.run(remote())}), get("/v1/recommendations/1"))
+    with collector() as sink, caplog.at_level(logging.DEBUG):
+        settings = azure(f"InstrumentationKey={INGESTION_KEY};IngestionEndpoint={sink.url}/")
+        assert SpanSender(settings).send(spans)
+        metrics = Metrics(1, ["redis"])
+        metrics.observe_request("/score", "POST", 200, 0.25)
+        MetricReport(settings, metrics, "http").send()
+        sent: dict[str, Any] = {one["data"]["baseType"]: one for one in sink.envelopes}
+        sink.status = 500
+        assert not SpanSender(settings).send(spans)
+    assert sent.keys() == {"RequestData", "RemoteDependencyData", "MetricData"}
+    assert sent["RequestData"]["tags"]["ai.operation.id"] == TRACE
+    assert INGESTION_KEY not in caplog.text + repr(settings)
+    with pytest.raises(ServiceMisused, match="is no connection string") as refused:
+        exporters_for(azure("InstrumentationKey=none"))
+    assert "InstrumentationKey=none" not in str(refused.value)
+
+
+def azure(connection_string: str) -> TelemetrySettings:
+    read = read_telemetry("azure-monitor", {CONNECTION_STRING: connection_string})
+    assert read is not None
+    assert read.delta
+    return read

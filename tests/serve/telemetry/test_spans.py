@@ -1,0 +1,142 @@
+"""Which requests are sampled, by the SDK's own decisions, and what the settings of every SDK say here."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from opentelemetry import trace
+from opentelemetry.sdk.trace.sampling import Decision, TraceIdRatioBased
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from serve.errors import ServiceMisused
+from serve.processes.access_log import DAY_S, UserHashes, read_secret
+from serve.processes.supervisor import serve
+from serve.settings import Settings
+from serve.telemetry.settings import CONNECTION_STRING, TelemetrySettings, read_telemetry
+from serve.telemetry.spans import HALF, Sampling, Span, Tracer, system_of
+from stores.errors import StoreMisused
+
+TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+SAMPLED, UNSAMPLED = f"00-{TRACE}-{PARENT}-01", f"00-{TRACE}-{PARENT}-00"
+
+
+def ignore(span: Span) -> None:
+    """Take a span for nothing."""
+
+
+def settings(destination: str = "otlp", **environment: str) -> TelemetrySettings | None:
+    return read_telemetry("otlp" if destination == "otlp" else "azure-monitor", environment)
+
+
+@given(
+    st.builds(
+        "{}-{}-{}-{}{}".format,
+        st.sampled_from(["00", "01", "ff", "0", "zz"]),
+        st.sampled_from([TRACE, "0" * 32, TRACE.upper(), TRACE[:-1]]),
+        st.sampled_from([PARENT, "0" * 16, PARENT[:-1]]),
+        st.sampled_from(["00", "01", "02", "03", "fe", "ff", "1", "x1"]),
+        st.sampled_from(["", "-", "-more", "more", " "]),
+    )
+    | st.text("0123456789abcdef-", max_size=60)
+)
+@example(SAMPLED)
+def test_a_traceparent_is_read_as_the_sdk_reads_it(value: str) -> None:
+    context = TraceContextTextMapPropagator().extract({"traceparent": value.strip(" \t")})
+    read = trace.get_current_span(context).get_span_context()
+    always, never = (Tracer(Sampling(share, parent_based=share == 0), ignore) for share in (1.0, 0.0))
+    found = always.begin(value.strip(" \t"), None)
+    assert found is not None
+    assert (found.parent_id is not None) == read.is_valid
+    if read.is_valid:
+        assert (found.trace_id, found.parent_id) == (read.trace_id, read.span_id)
+    assert (never.begin(value.strip(" \t"), None) is not None) == (read.is_valid and read.trace_flags.sampled)
+
+
+@given(st.integers(0, (1 << 128) - 1).filter(bool), st.floats(0, 1))
+def test_a_share_of_traces_is_the_one_that_the_sdk_takes(trace_id: int, share: float) -> None:
+    begun = Tracer(Sampling(share, parent_based=False), ignore).begin(f"00-{trace_id:032x}-{PARENT}-00", None)
+    decided = TraceIdRatioBased(share).should_sample(None, trace_id, "name").decision
+    assert (begun is not None) == (decided is Decision.RECORD_AND_SAMPLE)
+
+
+def test_a_callers_decision_counts_and_without_one_a_share_is_drawn_that_others_would_draw() -> None:
+    never, always = (Tracer(Sampling(share, parent_based=True), ignore) for share in (0.0, 1.0))
+    begun = never.begin(SAMPLED, "vendor=1")
+    assert begun is not None
+    assert begun.trace_id == int(TRACE, 16)
+    assert begun.headers(7) == f"traceparent: 00-{TRACE}-{7:016x}-01\r\ntracestate: vendor=1\r\n".encode()
+    assert always.begin(UNSAMPLED, None) is None
+    assert never.begin(None, None) is None
+    assert never.begin("what?", None) is None
+    assert always.begin("what?", None) is not None
+    some = [Tracer(Sampling(0.3, parent_based=True), ignore).begin(None, None) for _ in range(1000)]
+    taken = [span for span in some if span is not None]
+    assert 200 < len(taken) < 400
+    assert all(span.trace_id & HALF < 0.3 * HALF for span in taken)
+
+
+@pytest.mark.parametrize("state", ["", "a" * 513, "b=\r\nx: y", "b=\udce4"])
+def test_a_tracestate_that_cannot_go_on_in_a_header_ends_here(state: str) -> None:
+    begun = Tracer(Sampling(1.0, parent_based=True), ignore).begin(SAMPLED, state)
+    assert begun is not None
+    assert begun.headers(1).count(b"\r\n") == 1
+
+
+def test_the_variables_of_every_sdk_are_settings() -> None:
+    assert read_telemetry(None, {}) is None
+    assert settings(OTEL_SDK_DISABLED="true") is None
+    usual = settings()
+    assert usual is not None
+    assert usual == TelemetrySettings("otlp", Sampling(1.0, parent_based=True), instance=usual.instance)
+    ratio = settings(OTEL_TRACES_SAMPLER="parentbased_traceidratio", OTEL_TRACES_SAMPLER_ARG="0.01")
+    assert ratio is not None
+    assert ratio.sampling == Sampling(0.01, parent_based=True)
+    off = settings(OTEL_TRACES_SAMPLER="always_off", OTEL_METRICS_EXPORTER="none", OTEL_TRACES_EXPORTER="none")
+    assert off is not None
+    assert (off.sampling, off.metrics, off.traces) == (Sampling(0.0, parent_based=False), False, False)
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"OTEL_TRACES_SAMPLER": "some"}, "it takes one of always_on, "),
+        ({"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "1.5"}, "from 0 to 1"),
+        ({"OTEL_TRACES_SAMPLER": "traceidratio", "OTEL_TRACES_SAMPLER_ARG": "nan"}, "from 0 to 1"),
+        ({"OTEL_BSP_MAX_QUEUE_SIZE": "-1"}, "a whole number from 1 on"),
+        ({"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "speaks http/protobuf"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused_in_a_sentence(environment: dict[str, str], said: str) -> None:
+    with pytest.raises(ServiceMisused, match=said):
+        settings(**environment)
+    with pytest.raises(ServiceMisused, match=CONNECTION_STRING):
+        settings("azure")
+
+
+def test_without_its_extra_telemetry_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "serve.telemetry.sdk.exporters", raising=False)
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
+    found = Settings((f"file://{tmp_path}",), port=0, admin_port=0, telemetry=settings())
+    with pytest.raises(StoreMisused, match=r"is not installed; install it with: pip install 'hotplate\[telemetry\]'"):
+        serve(found, lambda *_: None)
+
+
+def test_the_system_of_a_tier_is_that_of_its_scheme() -> None:
+    tiers = ["redis", "rediss+sentinel-2", "redis+cluster", "unix", "cosmos", "cosmos+http-3", "file", "sqlite"]
+    systems = ["redis", "redis", "redis", "redis", "azure.cosmosdb", "azure.cosmosdb", "lmdb", "sqlite"]
+    assert [*map(system_of, tiers)] == systems
+
+
+def test_a_users_hash_is_the_same_for_a_day_and_a_secret_and_no_longer(tmp_path: Path) -> None:
+    secret = read_secret(None)
+    today = UserHashes(secret).of("42", 5 * DAY_S)
+    assert UserHashes(secret).of("42", 6 * DAY_S - 1) == today
+    assert len({today, UserHashes(secret).of("42", 6 * DAY_S), UserHashes(secret).of("43", 5 * DAY_S)}) == 3
+    assert UserHashes(read_secret(None)).of("42", 5 * DAY_S) != today
+    (tmp_path / "key").write_bytes(b"short")
+    with pytest.raises(ServiceMisused, match="has 5 bytes"):
+        read_secret(tmp_path / "key")
+    with pytest.raises(ServiceMisused, match="cannot be read"):
+        read_secret(tmp_path / "other")
