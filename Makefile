@@ -6,13 +6,15 @@ PIP_INSTALL := .ci/pip-install $(BIN)/python
 # Workers have servers of their own; one that has nothing left to do takes tests over from another. The fast tests wait
 # for half of their time, so that there are more workers than cores.
 PYTEST := $(BIN)/python -m pytest --dist worksteal --benchmark-disable
+# The workers and hundreds of commands load the same modules, which would be compiled for each.
+unexport PYTHONDONTWRITEBYTECODE
 
 ENGINE ?= docker
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 REVISION = $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 LOCK := uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --no-annotate --python-version 3.11
 
-.PHONY: help demo test soak check k8s-check spark-test image sbom push notes image-check bench quality site lock clean
+.PHONY: help demo test fast soak check lint types k8s-check spark-test image sbom push notes image-check bench quality site lock clean
 
 help: ## list the verbs
 	@grep -E '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 13
@@ -20,22 +22,30 @@ help: ## list the verbs
 demo: .venv/demo ## data, training, a release and a running service
 	$(BIN)/hotplate demo
 
-test: check ## every check and the fast tests
+test: lint ## every check and the fast tests
 	@.ci/debian-packages
-	$(PYTEST) -n 3 -m "not soak and not k8s and not spark" --durations 15
+	@$(MAKE) --no-print-directory --jobs 2 types fast
+
+# What the tests wait, the types are checked. What is below tests/k8s is not even collected: to import it takes seconds.
+fast: .venv/dev
+	$(PYTEST) -n 4 -m "not soak and not k8s and not spark" --ignore tests/k8s --durations 15
 
 soak: .venv/dev ## the long tests: SOAK_MINUTES=10 of load, faults, kills and random cases
 	@.ci/debian-packages
 	@SOAK_SEED=$${SOAK_SEED:-$$($(BIN)/python -c 'import random; print(random.randrange(1, 1 << 31))')}; export SOAK_SEED; set -x; \
-	    $(PYTEST) -n 2 -m "soak and not spark" --timeout 900 --durations 15 --hypothesis-seed $$SOAK_SEED
+	    $(PYTEST) -n 2 -m "soak and not spark" --ignore tests/k8s --timeout 900 --durations 15 --hypothesis-seed $$SOAK_SEED
 
-check: .venv/dev ## lint, format and types
+check: lint types ## lint, format and types
+
+lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: .venv/dev
 	$(BIN)/mypy
 
 k8s-check: .venv/k8s ## manifests, images, alerts and dashboards: built, validated against schemas and tried
-	$(PYTEST) -n 2 -m k8s tests/k8s
+	$(PYTEST) -n 3 -m k8s tests/k8s
 
 spark-test: .venv/dev ## learning, ranking and publishing on Spark, with executors killed; takes Java, and skips without
 	@.ci/debian-packages

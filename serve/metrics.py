@@ -141,7 +141,7 @@ class Metrics:
         """Count lookups that could be answered without a read of a tier's store; *outcome* is one of CACHED."""
         self._own[self.cached[tier, outcome]] += lists
 
-    def count_canary(self, tier: str, role: str, outcome: str, lists: int = 1) -> None:
+    def count_canary(self, tier: str, role: Role, outcome: str, lists: int = 1) -> None:
         """Count users' lists while a tier has a canary: of that, or of the live release beside it."""
         self._own[self.canary[tier, role, outcome]] += lists
 

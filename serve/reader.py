@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 from serve.deny_list import DenyListFile, DenyListInvalid
 from serve.fold_in import FoldIn
 from serve.lookups import Deadline, Lookups, Origin
-from serve.metrics import CACHE_SHARED, CANARY, ERROR, HIT, LIVE, LOOKUP_OUTCOMES, MISS, Metrics
+from serve.metrics import CACHE_SHARED, CANARY, ERROR, HIT, LIVE, LOOKUP_OUTCOMES, MISS, Metrics, Role
 from serve.processes.states import Reporter
 from serve.release import ServedRelease
 from serve.tiers import ReadResult, ReleasesSplit, StoreObserver, Tier, loop_time, tier_names
@@ -406,7 +406,7 @@ class TieredReader:
         """Count users' lists by role, where the tier has a canary."""
         canary = tier.follower.canary
         if canary is not None:
-            role = CANARY if served.is_canary else LIVE
+            role: Role = CANARY if served.is_canary else LIVE
             canary.count(role, outcome, lists)
             self.metrics.count_canary(tier.name, role, LOOKUP_OUTCOMES[outcome], lists)
 

@@ -1,11 +1,13 @@
 """Fixtures that more than one file uses; `open_store` is the one place that knows all backends."""
 
+import gc
 import secrets
 import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from stores.connect import connect
 from stores.file.store import LmdbStore
@@ -20,6 +22,10 @@ from tests.support.stores import COSMOS, OpenStore
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell: children would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How long an example takes is no property of the code: a busy machine would decide.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 # A distribution of its own, which `tests/stores/test_third_party.py` installs and runs.
 collect_ignore = ["third_party"]
@@ -95,6 +101,11 @@ async def open_store(request: pytest.FixtureRequest, tmp_path: Path, clock: Fake
 @pytest.fixture
 def store(open_store: OpenStore) -> Store:
     return open_store()
+
+
+def pytest_collection_finish() -> None:
+    """Keep the collector from walking, again and again, what thousands of tests and their libraries are made of."""
+    gc.freeze()
 
 
 def pytest_report_header() -> str:

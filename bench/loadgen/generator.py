@@ -313,11 +313,9 @@ def collector_off() -> Iterator[None]:
     """Keep the garbage collector from adding its pauses to the latencies."""
     was_on = gc.isenabled()
     gc.collect()
-    gc.freeze()
     gc.disable()
     try:
         yield
     finally:
-        gc.unfreeze()
         if was_on:
             gc.enable()

@@ -28,6 +28,7 @@ from serve.api.openapi import ALWAYS_ASKED, PAGE_POLICY, unless_known
 from serve.api.parameters import Count, Id, NoQuery, QueryParser, Segment
 from serve.api.problems import Problem, bad_parameter, not_ready
 from serve.console.figures import HISTORY_S, Fields, Sampler
+from serve.console.history import history_of
 from serve.errors import KeysUnreadable
 from serve.processes.shared_log import without_secrets
 from serve.processes.worker import Inheritance
@@ -223,13 +224,15 @@ class Console:
         return _json({"clients": found, "since": self._inherited.started_at})
 
     async def user(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:
-        """`GET /console/user?id=&n=&segment=`: a user's list."""
+        """`GET /console/user?id=&n=&segment=`: a user's list, beside the user's latest events."""
         query = _with_id(USER, raw_query)
         reader = await self._open()
         started = time.perf_counter()
         found = await reader.personal(query.id, query.segment)
         took_s = time.perf_counter() - started
-        return _json({"user": query.id, **_list(reader, found, query.n, took_s)})
+        folder = self._settings.events
+        history = None if folder is None else await history_of(query.id, folder)
+        return _json({"user": query.id, "history": history, **_list(reader, found, query.n, took_s)})
 
     async def item(self, _: web.BaseRequest, __: str, raw_query: str) -> web.Response:
         """`GET /console/item?id=&n=`: the items that are like one."""
@@ -351,4 +354,4 @@ def _fields_of(value: object) -> Fields:
 
 
 def _json(fields_: Fields) -> web.Response:
-    return web.Response(body=orjson.dumps(fields_), headers={"Content-Type": "application/json"})
+    return web.Response(body=orjson.dumps(fields_, default=_fields_of), headers={"Content-Type": "application/json"})

@@ -181,7 +181,7 @@ async def test_unsolicited_bytes_are_counted_and_end_their_connection() -> None:
         asyncio.get_running_loop().call_later(0.01, transport.write, ANSWER)
 
     async with serving(twice) as url:
-        result = await drive(Load(url=url, paths=["/"], rate=20, duration_s=0.2, connections=1))
+        result = await drive(Load(url=url, paths=["/"], rate=5, duration_s=0.8, connections=1))
     assert result.ok == 4
     assert result.unsolicited >= 3
 

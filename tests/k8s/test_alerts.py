@@ -14,12 +14,11 @@ import pytest
 
 from serve.access.keys import create
 from stores.file.store import LmdbStore
-from tests.support.command import hotplate
 from tests.support.cosmos_account import Account
 from tests.support.event_log import body
 from tests.support.page_cache import page_out
 from tests.support.redis_server import certify
-from tests.support.replay import Scrape, assert_fire
+from tests.support.replay import Scrape, assert_fire, run_pipeline, scrape, write_pipeline
 from tests.support.service import (
     LAUNCHER,
     Service,
@@ -35,17 +34,6 @@ pytestmark = pytest.mark.k8s
 
 DAY_S = 86_400.0
 LISTS = {"user:1": a_list("a", "b"), "item:a": a_list("b")}
-
-
-def scrape(service: Service, is_meant: Callable[[Scrape], bool]) -> Scrape:
-    """Return the first page of metrics that is what is meant; workers report once a second."""
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        found = Scrape(service.admin("/metrics").body.decode())
-        if is_meant(found):
-            return found
-        time.sleep(0.05)
-    raise AssertionError(found.text)
 
 
 def of(found: Scrape, name: str, *labels: str) -> list[float]:
@@ -240,25 +228,12 @@ def test_a_tier_that_nobody_publishes_to(folder: Path) -> None:
 
 
 def test_a_run_that_fails_and_one_that_a_gate_refuses(folder: Path) -> None:
-    rows = [f"u{user},i{(user * 7 + n * n) % 20},1" for user in range(60) for n in range(8)]
-    data, gates, page = folder / "clicks.csv", folder / "gates.toml", folder / "run.prom"
-    data.write_text("\n".join(["user,item,weight", *rows]))
-    gates.write_text("")
-    pipeline = folder / "nightly.toml"
-    pipeline.write_text(
-        '[train]\ndata = "clicks.csv"\nfactors = 4\niterations = 2\n\n'
-        f'[publish]\nstore = "file://{folder}/run-store"\ngates = "gates.toml"\n\n'
-        f'[run]\nwork = "work"\ntextfile = "{page}"\n'
-    )
-
-    def run(status: int) -> Scrape:
-        done = hotplate("run", pipeline)
-        assert done.returncode == status, done.stderr
-        return Scrape(page.read_text())
-
-    before = [run(0)] * 2
+    pipeline = write_pipeline(folder)
+    data, gates = folder / "clicks.csv", folder / "gates.toml"
+    clicks = data.read_text()
+    before = [run_pipeline(pipeline)] * 2
     data.write_text("user,item\n")
-    assert_fire(folder, {"HotplateRunFailed"}, before, [run(1)])
+    assert_fire(folder, {"HotplateRunFailed"}, before, [run_pipeline(pipeline, 1)])
     gates.write_text("ndcg = 1.0\n")
-    data.write_text("\n".join(["user,item,weight", *rows]))
-    assert_fire(folder, {"HotplateRunRefused"}, before, [run(3)])
+    data.write_text(clicks)
+    assert_fire(folder, {"HotplateRunRefused"}, before, [run_pipeline(pipeline, 3)])

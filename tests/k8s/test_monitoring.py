@@ -14,7 +14,6 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from bench.drills.drills import DRILLS
-from tests.support.command import hotplate
 from tests.support.cosmos_account import Account
 from tests.support.kubernetes import tool
 from tests.support.monitoring import (
@@ -33,6 +32,7 @@ from tests.support.monitoring import (
 )
 from tests.support.paths import ROOT
 from tests.support.redis_server import RedisServer, certify
+from tests.support.replay import run_pipeline, scrape, write_pipeline
 from tests.support.service import Service, a_list, publish_to, serving
 
 pytestmark = pytest.mark.k8s
@@ -152,8 +152,9 @@ def scraped(redis_server: RedisServer, cosmos_http: Account, tmp_path_factory: p
         cosmos_http.misbehave({"kind": "unavailable"})
         get(service, "/v1/recommendations/3")
         cosmos_http.misbehave()
-        text = eventually(service, "hotplate_scrub_rows_total{", "hotplate_release_lookups_total{")
-    return [*series(text), *series(run_metrics(folder))]
+        late = "\nhotplate_scrub_rows_total{", "\nhotplate_release_lookups_total{"
+        page = scrape(service, lambda found: all(map(found.text.__contains__, late)))
+    return [*series(page.text), *series(run_pipeline(write_pipeline(folder)).text)]
 
 
 def get(service: Service, path: str) -> None:
@@ -165,28 +166,6 @@ def get(service: Service, path: str) -> None:
         connection.getresponse().read()
     finally:
         connection.close()
-
-
-def eventually(service: Service, *parts: str) -> str:
-    """Return the page of metrics once it has what is reported once a second."""
-    for _ in range(600):
-        text = service.admin("/metrics").body.decode()
-        if all(f"\n{part}" in text for part in parts):
-            return text
-    raise AssertionError(text)
-
-
-def run_metrics(folder: Path) -> str:
-    """Run a pipeline of few and small steps, and return the file that it writes for Prometheus."""
-    rows = [f"u{user},i{(user * 7 + n * n) % 20},1" for user in range(60) for n in range(8)]
-    (folder / "clicks.csv").write_text("\n".join(["user,item,weight", *rows]))
-    (folder / "nightly.toml").write_text(
-        '[train]\ndata = "clicks.csv"\nfactors = 4\niterations = 2\n\n'
-        f'[publish]\nstore = "file://{folder}/run-store"\n\n[run]\nwork = "work"\ntextfile = "{folder}/run.prom"\n'
-    )
-    done = hotplate("run", folder / "nightly.toml")
-    assert done.returncode == 0, done.stderr
-    return (folder / "run.prom").read_text()
 
 
 def exists(selector: Selector, known: list[Sample]) -> bool:

@@ -2,14 +2,12 @@
 
 import { get } from "./api.js";
 import { byId, h, muted, pill, show, table } from "./dom.js";
-import { DASH } from "./format.js";
+import { DASH, time } from "./format.js";
 
 const SENTENCES = {
   unknown: "No list of this id is known: the popular list stands in.",
   error: "The list could not be read in time: the popular list stands in.",
 };
-
-const HISTORY = "What the user chose before is not shown beside it: a release holds lists, and no history of users.";
 
 let latest = 0;
 
@@ -41,7 +39,7 @@ function result(kind, id, found) {
       h("span", { class: "code" }, found.release), `, tier ${found.tier}, read in ${found.took_ms} ms`),
     SENTENCES[found.status] ? h("p", { class: "notice warn" }, SENTENCES[found.status]) : null,
     found.items.length ? items(found.items) : muted("The list is empty: all of its items are denied."));
-  return kind === "user" ? [list, muted(HISTORY)] : list;
+  return kind === "user" ? [list, history(found)] : list;
 }
 
 function items(found) {
@@ -54,6 +52,22 @@ function items(found) {
       onclick: () => similar(item.id) }, "Similar"), "actions"],
   ];
   return table("Items of the list", columns, found);
+}
+
+function history({ history: known, items: listed }) {
+  if (!known) {
+    return muted("What the user chose before is not shown beside it: this service takes no events (see --events).");
+  }
+  const extent = known.complete ? "" : " Only the newest were looked through, for 1 s.";
+  if (!known.deeds.length) return muted(`No event of this user is in the folder of events, apart from what was shown.${extent}`);
+  const titles = new Map(listed.map((item) => [item.id, item.title]));
+  return h("div", { class: "answer" }, h("h3", {}, "What the user did before"),
+    table("Latest events of the user", [
+      ["When", (deed) => time(deed.at)],
+      ["What", (deed) => deed.type],
+      ["Items", (deed) => deed.items.map((id) => titles.get(id) ?? id).join(", ")],
+    ], known.deeds),
+    muted(`The latest events in the folder of events of this machine.${extent}`));
 }
 
 function similar(id) {

@@ -11,7 +11,7 @@ from bench.micro.rounds import Effort, Figure, Outcome, at_most
 
 
 def test_the_suite_in_process_gives_its_figures() -> None:
-    measured = command.measure_in_process(Effort(rounds=1, users=3_000, round_s=0.002))
+    measured = command.measure_in_process(Effort(rounds=1, users=1_000, round_s=0.002))
     named = {one.name: one for one in measured if isinstance(one, Figure)}
     assert len(named) == len(measured)
     for part in (
