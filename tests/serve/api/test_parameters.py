@@ -124,6 +124,7 @@ def test_every_operation_names_what_it_takes_and_answers() -> None:
     assert {(one.method, one.path) for one in OPERATIONS} == {
         ("GET", "/v1/recommendations/{user}"),
         ("POST", "/v1/recommendations"),
+        ("POST", "/v1/recommendations/fold-in"),
         ("GET", "/v1/similar/{item}"),
         ("GET", "/v1/popular"),
     }
