@@ -17,6 +17,7 @@ untouched, on the same connection and in order. Why nothing is taken that aiohtt
 
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from math import inf
 from time import monotonic, time
 from typing import NamedTuple
@@ -175,11 +176,9 @@ class Lane:
         encoded = self._reader.at_hand(key, source)
         if encoded is not None:
             return self._made(request, encoded)
-        if (span := request[-1]) is None:
+        span = request[-1]
+        with nullcontext() if span is None else working_for(span):
             self._reader.request(key, source, OVERALL, lambda read: deliver(self._made(request, read)))
-        else:
-            with working_for(span):
-                self._reader.request(key, source, OVERALL, lambda read: deliver(self._made(request, read)))
         return LATER
 
     def _made(self, request: _Request, encoded: EncodedList) -> bytes:

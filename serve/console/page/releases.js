@@ -55,7 +55,7 @@ function tierOf(tier) {
     ["Release", (one) => one.release, "code"],
     ["State", (one) => states(tier, one)],
     ["Created", (one) => time(one.created_at), "number extra"],
-    ["Superseded", (one) => time(one.superseded_at), "number extra"],
+    ["Superseded", (one) => time(one.superseded_at), "number extra spare"],
   ];
   if (tier.changeable) columns.push(["Change", (one) => changes(tier, one), "actions"]);
   return h("div", { class: "tier" }, head, canaryOf(tier),
