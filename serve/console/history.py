@@ -21,7 +21,7 @@ EVENTS, READ_S = 20, 1.0
 _decode = msgspec.json.Decoder(WrittenEvent).decode
 
 
-class Deed(msgspec.Struct, frozen=True):
+class UserEvent(msgspec.Struct, frozen=True):
     """One event of a user that is more than being shown a list."""
 
     type: str
@@ -33,7 +33,7 @@ class Deed(msgspec.Struct, frozen=True):
 class History(msgspec.Struct, frozen=True):
     """The latest events of one user, the newest first."""
 
-    deeds: list[Deed]
+    events: list[UserEvent]
     complete: bool
     """Whether all events in the folder were looked at, or as many were found as are shown."""
 
@@ -44,27 +44,28 @@ async def history_of(user: str, folder: Path) -> History:
 
 
 def _read(user: str, folder: Path) -> History:
-    deadline, deeds, named = time.monotonic() + READ_S, list[Deed](), orjson.dumps(user)
+    deadline, events, named = time.monotonic() + READ_S, list[UserEvent](), orjson.dumps(user)
     # A segment that is being written has a dot before its name; what is torn at its end is left out.
     paths = sorted((path for path in folder.iterdir() if path.name.endswith(SUFFIX)), key=_age, reverse=True)
     for path in paths:
         if time.monotonic() > deadline:
-            return History(deeds[:EVENTS], complete=False)
+            return History(events[:EVENTS], complete=False)
         try:
             data = path.read_bytes()
         except FileNotFoundError:
             continue  # it was closed, or shipped, meanwhile
-        deeds += _of(user, named, data)
-        if len(deeds) >= EVENTS:
+        events += _of(user, named, data)
+        if len(events) >= EVENTS:
             break
-    return History(sorted(deeds, key=lambda deed: -deed.at)[:EVENTS], complete=True)
+    return History(sorted(events, key=lambda event: -event.at)[:EVENTS], complete=True)
 
 
 def _age(path: Path) -> str:
     return path.name.lstrip(".")
 
 
-def _of(user: str, named: bytes, data: bytes) -> list[Deed]:
+def _of(user: str, named: bytes, data: bytes) -> list[UserEvent]:
     """Return the events of a user in one segment, impressions left out."""
     written = (_decode(event) for event in SegmentReader(data) if named in event)
-    return [Deed(each.type, each.items, each.time) for each in written if each.user == user and each.type != IMPRESSION]
+    own = (each for each in written if each.user == user and each.type != IMPRESSION)
+    return [UserEvent(each.type, each.items, each.time) for each in own]

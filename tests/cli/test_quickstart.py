@@ -1,7 +1,9 @@
-"""The commands of docs/quickstart.md, run as they stand there."""
+"""The commands of README and of docs/quickstart.md, run as they stand there."""
 
+import gzip
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,17 +27,12 @@ def write_clicks(path: Path) -> None:
     path.write_text("\n".join(rows) + "\n")
 
 
-@pytest.mark.soak
-@pytest.mark.timeout(300)
-def test_the_quick_start_runs_as_it_is_written(tmp_path: Path) -> None:
-    write_clicks(tmp_path / "clicks.csv")
-    (port,) = free_ports(1)
-    page = (ROOT / "docs" / "quickstart.md").read_text()
-    script = transcript(page).replace("8080", str(port)).replace("8090", str(port + 1000))
-    (tmp_path / "quickstart.sh").write_text(f"{ENDS}\n{script}")
+def run(folder: Path, script: str) -> str:
+    """Run a script that may leave services behind, which end with it; return what it printed."""
+    (folder / "script.sh").write_text(f"{ENDS}\n{script}")
     done = subprocess.run(
-        ["bash", "-euo", "pipefail", "quickstart.sh"],
-        cwd=tmp_path,
+        ["bash", "-euo", "pipefail", "script.sh"],
+        cwd=folder,
         env=os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
         capture_output=True,
         text=True,
@@ -43,6 +40,30 @@ def test_the_quick_start_runs_as_it_is_written(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(300)
+def test_the_quick_start_runs_as_it_is_written(tmp_path: Path) -> None:
+    write_clicks(tmp_path / "clicks.csv")
+    (port,) = free_ports(1)
+    page = (ROOT / "docs" / "quickstart.md").read_text()
+    printed = run(tmp_path, transcript(page).replace("8080", str(port)).replace("8090", str(port + 1000)))
     for answer in ('"user":"u17"', '"source":"personal"', '"source":"popular"'):
-        assert answer in done.stdout
+        assert answer in printed
     assert (tmp_path / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(300)
+def test_the_commands_of_the_readme_run_as_they_are_written(tmp_path: Path) -> None:
+    write_clicks(tmp_path / "clicks.csv")
+    (tmp_path / "clicks.csv.gz").write_bytes(gzip.compress((tmp_path / "clicks.csv").read_bytes()))
+    (port,) = free_ports(1)
+    readme = (ROOT / "README.md").read_text()
+    train, publish, serve, curl = re.findall(r"^    ((?:hotplate|curl) .*)", readme, re.MULTILINE)
+    in_another_terminal = f"--retry 50 --retry-all-errors --retry-delay 1 {curl.removeprefix('curl ')}"
+    lines = [train, publish, f"{serve} --port {port} --admin-port {port + 1000} &", f"curl {in_another_terminal}"]
+    script = "\n".join(lines).replace("/var/lib/hotplate", f"{tmp_path}/lists").replace("8080", str(port))
+    assert '"user":"42"' in run(tmp_path, script)

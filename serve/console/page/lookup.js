@@ -59,14 +59,14 @@ function history({ history: known, items: listed }) {
     return muted("What the user chose before is not shown beside it: this service takes no events (see --events).");
   }
   const extent = known.complete ? "" : " Only the newest were looked through, for 1 s.";
-  if (!known.deeds.length) return muted(`No event of this user is in the folder of events, apart from what was shown.${extent}`);
+  if (!known.events.length) return muted(`No event of this user is in the folder of events, apart from what was shown.${extent}`);
   const titles = new Map(listed.map((item) => [item.id, item.title]));
   return h("div", { class: "answer" }, h("h3", {}, "What the user did before"),
     table("Latest events of the user", [
-      ["When", (deed) => time(deed.at)],
-      ["What", (deed) => deed.type],
-      ["Items", (deed) => deed.items.map((id) => titles.get(id) ?? id).join(", ")],
-    ], known.deeds),
+      ["When", (event) => time(event.at)],
+      ["What", (event) => event.type],
+      ["Items", (event) => event.items.map((id) => titles.get(id) ?? id).join(", ")],
+    ], known.events),
     muted(`The latest events in the folder of events of this machine.${extent}`));
 }
 

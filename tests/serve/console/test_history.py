@@ -30,9 +30,9 @@ async def test_the_latest_events_of_a_user_are_found_and_what_was_shown_is_left_
     written(tmp_path, [event("42", "a", 1), event("7", "b", 2), event("42", "c", 3, IMPRESSION)]).close()
     still_open = written(tmp_path, [event("42", "d", 4, "buy"), event('"42', "e", 5)])
     found = await history_of("42", tmp_path)
-    assert [(deed.type, deed.items, deed.at) for deed in found.deeds] == [("buy", ("d",), 4), (CLICK, ("a",), 1)]
+    assert [(event.type, event.items, event.at) for event in found.events] == [("buy", ("d",), 4), (CLICK, ("a",), 1)]
     assert found.complete
-    assert [deed.items for deed in (await history_of('"42', tmp_path)).deeds] == [("e",)]
+    assert [event.items for event in (await history_of('"42', tmp_path)).events] == [("e",)]
     still_open.close()
 
 
@@ -40,4 +40,4 @@ async def test_no_more_is_read_than_is_shown(tmp_path: Path) -> None:
     now = time.time()
     written(tmp_path, [event("42", str(number), now + number) for number in range(2 * EVENTS)]).close()
     found = await history_of("42", tmp_path)
-    assert [deed.items[0] for deed in found.deeds] == [str(number) for number in range(EVENTS, 2 * EVENTS)][::-1]
+    assert [event.items[0] for event in found.events] == [str(number) for number in range(EVENTS, 2 * EVENTS)][::-1]
