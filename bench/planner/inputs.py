@@ -147,7 +147,7 @@ class Inputs:
     pod_utilisation: float = _input("share", "of a pod that may be used", 0.6, "room to lose one", low=0.05)
     request_cpu_us: float = _input(
         "µs", "of CPU a request takes in a pod", 60.0,
-        "52 µs measured with an emulated Cosmos DB by TLS (files, Redis: 14), 6 µs for a key with a rate (README)",
+        "52 µs measured with an emulated Cosmos DB by TLS (files, Redis: 14), 6 for a key with a rate (figures.md)",
         low=0.1,
     )  # fmt: skip
     pod_cpus: float = _input("vCPU", "of a pod", 1.0, "one worker", low=0.05)
