@@ -137,7 +137,7 @@ async def test_closing_fails_what_is_in_flight() -> None:
 async def test_a_late_answer_is_dropped_and_its_connection_used_again() -> None:
     async with serving(ANSWER[:-1], ANSWER) as (pool, heard):
         with pytest.raises(RequestFailed, match="timeout"):
-            await pool.request(REQUEST, 0.05)
+            await pool.request(REQUEST, 0.5)
         late = next(iter(pool._late))
         assert (await pool.request(REQUEST, 5)).body == b"ok"
         late.data_received(b"!")
