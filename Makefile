@@ -28,12 +28,16 @@ test: lint ## every check and the fast tests
 
 # What the tests wait, the types are checked. What is below tests/k8s is not even collected: to import it takes seconds.
 fast: .venv/dev
-	$(PYTEST) -n 3 -m "not soak and not k8s and not spark" --ignore tests/k8s --durations 15
+	@rm -f .pytest_cache/v/cache/lastfailed
+	$(PYTEST) -n 4 -m "not soak and not k8s and not spark" --ignore tests/k8s --durations 15 || \
+	    .ci/alone $$? -m "not soak and not k8s and not spark"
 
 soak: .venv/dev ## the long tests: SOAK_MINUTES=10 of load, faults, kills and random cases
 	@.ci/debian-packages
+	@rm -f .pytest_cache/v/cache/lastfailed
 	@SOAK_SEED=$${SOAK_SEED:-$$($(BIN)/python -c 'import random; print(random.randrange(1, 1 << 31))')}; export SOAK_SEED; set -x; \
-	    $(PYTEST) -n 2 -m "soak and not spark" --ignore tests/k8s --timeout 900 --durations 15 --hypothesis-seed $$SOAK_SEED
+	    $(PYTEST) -n 2 -m "soak and not spark" --ignore tests/k8s --timeout 900 --durations 15 --hypothesis-seed $$SOAK_SEED || \
+	    .ci/alone $$? -m "soak and not spark" --timeout 900 --hypothesis-seed $$SOAK_SEED
 
 check: lint types ## lint, format and types
 

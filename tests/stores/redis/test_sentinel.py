@@ -187,6 +187,9 @@ async def test_the_doctor_names_what_a_failover_would_lack(
         return {each.subject: each for each in await examine(store)}
 
     found = await look()
+    while found["quorum"].level is not Level.OK:  # on a busy machine sentinels lose sight of each other for a moment
+        await asyncio.sleep(0.1)
+        found = await look()
     assert found["sentinels"].sentence.startswith("3 of 3 answer")
     assert (found["quorum"].level, found["replicas"].level) == (Level.OK, Level.OK)
     assert (found["min-replicas"].level, found["may publish"].level) == (Level.WARNING, Level.OK)
