@@ -27,7 +27,7 @@ REQUESTS = list(dict.fromkeys(line for line in LINES if line.startswith("curl ")
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """Two stores that have one release live, before which another was, and a file of keys."""
+    """Two stores that have one release live, before which the first one's canary was, and a file of keys."""
 
     folder: Path
     release: str
@@ -46,11 +46,14 @@ class Ground:
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory: pytest.TempPathFactory) -> Ground:
     folder = tmp_path_factory.mktemp("runbook") / "ground"
-    for mark in "ab":
-        release = asyncio.run(publish_lists(folder / "store", {"user:42": a_list(mark, "c")}))
+    before, release = (
+        asyncio.run(publish_lists(folder / "store", {"user:42": a_list(mark, "c")})) for mark in ("a", "b")
+    )
     made = Ground(folder, release)
     names = made.variables
     assert hotplate("releases", "copy", "--from", names["STORE"], "--to", names["OTHER"]).returncode == 0
+    done = hotplate("releases", "canary", before, "--percent", "5", "--store", names["STORE"])
+    assert done.returncode == 0, done.stderr
     create(folder / "keys.json", "old", ["read"])
     return made
 
