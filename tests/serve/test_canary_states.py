@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import pytest
-from hypothesis import HealthCheck, seed, settings
+from hypothesis import seed
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from xxhash import xxh3_64_intdigest
@@ -21,6 +21,7 @@ from stores.errors import ReleaseConflict, ReleaseNotFound
 from stores.memory import MemoryStore
 from stores.store import Store
 from tests.support.clock import FakeClock
+from tests.support.property import depth
 from tests.support.remote import RemoteStore, publish
 from tests.support.soak import SEED, scaled
 
@@ -125,16 +126,6 @@ class Canaries(RuleBasedStateMachine):
         self.patch.undo()
         self.wait(self.store.close())
         self.loop.close()
-
-
-def depth(examples: int, steps: int) -> settings:
-    return settings(
-        max_examples=examples,
-        stateful_step_count=steps,
-        deadline=None,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
 
 
 def test_a_user_has_one_release_in_each_answer_and_the_same_in_every_process() -> None:

@@ -6,10 +6,9 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, seed, settings
+from hypothesis import Phase, seed
 from hypothesis.stateful import run_state_machine_as_test
 
 from serve import follower
@@ -22,6 +21,7 @@ from stores.memory import MemoryStore
 from stores.store import Plan, Row, Store
 from tests.support.interleaved import Interleaved, InterleavedOnDisk, on_cosmos, on_redis
 from tests.support.life import Life
+from tests.support.property import depth
 from tests.support.soak import SEED, long, scaled
 
 
@@ -35,17 +35,6 @@ class LifeOnDisk(Life):
     def teardown(self) -> None:
         super().teardown()
         shutil.rmtree(self.folder)
-
-
-def depth(examples: int, steps: int, **options: Any) -> settings:  # noqa: ANN401 -- handed through
-    return settings(
-        max_examples=examples,
-        stateful_step_count=steps,
-        deadline=None,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-        **options,
-    )
 
 
 @pytest.mark.parametrize(("machine", "examples"), [(Life, 30), (LifeOnDisk, 5)])

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, seed, settings
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis.strategies import SearchStrategy
 
 from tests.support.soak import SEED, scaled
@@ -26,3 +26,15 @@ def explore(check: Callable[..., None], examples: int, **strategies: SearchStrat
     """Call *check* with *examples* draws of each strategy, by keyword."""
     run: Callable[[], None] = given(**strategies)(check)
     settings(max_examples=examples, deadline=None)(seed(SEED)(run))()
+
+
+def depth(examples: int, steps: int, **options: Any) -> settings:  # noqa: ANN401 -- handed through
+    """Return the settings of a state machine: so many histories, of so many steps each."""
+    return settings(
+        max_examples=examples,
+        stateful_step_count=steps,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        **options,
+    )

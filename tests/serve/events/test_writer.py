@@ -1,7 +1,6 @@
 """The writer: commits are shared, its queue is bounded, and a disk that fails is a refusal and no loss."""
 
 import asyncio
-import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -17,21 +16,15 @@ from serve.metrics import Metrics
 from stores.event_log import line_of, segments
 from tests.support.event_log import body, ids, written
 from tests.support.service import publish_lists, running, running_app
+from tests.support.small_disk import small_disk
 
 MB = 1 << 20
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """Mount a file system of 1 MB, in memory."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={MB}", "hotplate-test", str(place)]
-    mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if mounted.returncode != 0:
-        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+    with small_disk(tmp_path / "disk", MB) as place:
+        yield place
 
 
 async def test_what_waits_at_once_is_committed_at_once_and_all_that_waits_at_a_stop(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from stores.lifecycle import activate, prune, publish, rollback
 from stores.store import Plan, Row
 from stores.verification import verify
 from tests.support.clock import FakeClock
+from tests.support.small_disk import small_disk
 from tests.support.stores import batches
 
 DISK_BYTES = 4_000_000
@@ -27,15 +28,8 @@ UNDERSTATED = Plan(10, 5000)
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """Mount a file system of 4 MB, in memory."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "hotplate-test", str(place)]
-    mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
-    if mounted.returncode != 0:
-        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+    with small_disk(tmp_path / "disk", DISK_BYTES) as place:
+        yield place
 
 
 def free(disk: Path) -> int:
