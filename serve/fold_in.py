@@ -37,7 +37,7 @@ MAX_BYTES = 512 << 20
 PIECES_AT_ONCE = 16
 # How many visitors wait for the thread at most: with 5 ms for each, longer than anybody should.
 MOST_WAITING = 16
-# What numpy's linear algebra is told, before it is loaded: its threads would take the cores of other workers.
+# Set for numpy's linear algebra before it is loaded: its threads would take the cores of other workers.
 ONE_THREAD = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 

@@ -1,4 +1,4 @@
-"""`hotplate events`: what the service was told of shown and clicked items: ship it, and report on it."""
+"""`hotplate events`: what clients reported as shown and clicked: ship it, and report on it."""
 
 from functools import partial
 from pathlib import Path

@@ -74,7 +74,7 @@ class EventWriter:
         self._queue.put(None)
         await asyncio.to_thread(self._thread.join, CLOSE_S)
         if self._thread.is_alive():
-            log.error("events could not be written within %.0f s of the stop; nobody was told that they are", CLOSE_S)
+            log.error("events could not be written within %.0f s of the stop; none of them was acknowledged", CLOSE_S)
 
     def _run(self) -> None:
         self._recover()
