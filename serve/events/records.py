@@ -133,7 +133,7 @@ def _has_whole_floats(given: Any) -> bool:  # noqa: ANN401 -- JSON is whatever i
 def _refusal(error: msgspec.ValidationError) -> str:
     what, _, place = str(error).partition(" - at `$")
     where = place.rstrip("`").removeprefix(".")
-    what = what.replace("Object", "it")
+    what = what.replace("Object missing", "it is missing").replace("Object", "it")
     return f"{where or 'the body'} cannot be used: {what[:1].lower()}{what[1:]}"
 
 

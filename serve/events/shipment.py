@@ -50,7 +50,7 @@ class Place:
         """Return the names of the segments that are there, the oldest first; ServiceMisused for no folder."""
         with self._errors("its listing"):
             self._files.invalidate_cache()
-            is_there = self._files.exists(self._root)
+            is_there = self._files.exists(self._root) and not self._files.isfile(self._root)
             found = self._files.find(self._root, maxdepth=1) if is_there else []
         if not is_there:
             raise ServiceMisused(f"there is no folder {self.shown}; name one with segments of events")

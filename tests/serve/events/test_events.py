@@ -86,7 +86,10 @@ def test_what_is_answered_is_on_the_disk_and_counted_by_role_and_position(
         (b"{", "the body is not JSON"),
         (b"[]", "the body cannot be used: expected `object`, got `array`"),
         (b'{"events": []}', "events cannot be used"),
-        (b'{"events": [{"type": "click", "items": ["1"]}]}', "missing required field `user`"),
+        (
+            b'{"events": [{"type": "click", "items": ["1"]}]}',
+            "events[0] cannot be used: it is missing required field `user`",
+        ),
         (body("1", kind="two words"), "events[0].type cannot be used"),
         (body("1", kind="click\n"), "events[0].type cannot be used"),
         (body("1", position=0), "events[0].position cannot be used"),

@@ -95,8 +95,9 @@ def test_a_place_that_cannot_be_is_a_sentence_and_nothing_is_removed(tmp_path: P
     for itself in (tmp_path, tmp_path / "link", f"simplecache::file://{tmp_path}"):
         with pytest.raises(ServiceMisused, match="itself"):
             ship(tmp_path, str(itself))
-    with pytest.raises(ServiceMisused, match="no folder"):
-        report(str(tmp_path / "none"))
+    for nowhere in ("none", "file"):
+        with pytest.raises(ServiceMisused, match="no folder"):
+            report(str(tmp_path / nowhere))
     assert ids(tmp_path) == {"a"}
 
 
