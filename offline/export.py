@@ -9,6 +9,7 @@ from implicit.recommender_base import RecommenderBase
 from offline.errors import DataError
 from offline.model import Model
 from offline.train.als import Factors
+from offline.train.ease import EASE
 from offline.train.neighbours import Neighbours, nearest
 from offline.train.weighted import SparkParams
 
@@ -22,13 +23,16 @@ def to_implicit(model: Model) -> RecommenderBase:
 
     Factors become an `implicit.cpu.als.AlternatingLeastSquares`, neighbours the class of their weighting in
     `implicit.nearest_neighbours`. Users and items are rows and columns of `model.matrix.user_items`; neighbours need it
-    as float64. Raises DataError for popularity, which implicit does not have, and for factors that Spark learnt.
+    as float64. Raises DataError for EASE and popularity, which implicit does not have, and for factors that Spark
+    learnt.
     """
     match model.ranker:
         case Factors():
             return _factors(model.ranker)
         case Neighbours():
             return _neighbours(model.ranker)
+        case EASE():
+            raise DataError("implicit has no EASE; the weights of an EASE model are `model.ranker.weights`.")
     raise DataError("implicit has no model of popularity; the counts of a popularity model are `model.ranker.counts`.")
 
 

@@ -20,6 +20,7 @@ from scipy.sparse import csr_matrix
 from offline.errors import DataError
 from offline.input.matrix import Floats, Matrix, UserItems
 from offline.train.als import ALSParams, Factors
+from offline.train.ease import EASE, EASEParams
 from offline.train.engine import Params, Ranker, engine_of, params_from
 from offline.train.neighbours import NeighbourParams, Neighbours
 from offline.train.popularity import Popular, Popularity
@@ -256,6 +257,8 @@ def _write_ranker(ranker: Ranker, folder: Path) -> None:
         case Factors():
             np.save(folder / "user_factors.npy", ranker.user_factors, allow_pickle=False)
             np.save(folder / "item_factors.npy", ranker.item_factors, allow_pickle=False)
+        case EASE():
+            np.save(folder / "weights.npy", ranker.weights, allow_pickle=False)
         case Neighbours():
             parts = {name: getattr(ranker.similarity, name) for name in ("data", "indices", "indptr")}
             np.savez(folder / "similarity.npz", allow_pickle=False, **parts)
@@ -275,6 +278,10 @@ def _read_ranker(path: Path, params: Params, shape: tuple[int, int]) -> Ranker:
         )
         _require_shape(path, (len(factors.user_factors), len(factors.item_factors)), shape)
         return factors
+    if isinstance(params, EASEParams):
+        weights = np.load(path / "weights.npy", allow_pickle=False)
+        _require_shape(path, weights.shape, (shape[1], shape[1]))
+        return EASE(weights)
     if isinstance(params, NeighbourParams):
         with np.load(path / "similarity.npz", allow_pickle=False) as parts:
             rows = len(parts["indptr"]) - 1

@@ -22,6 +22,7 @@ from offline.evaluate.splits import SPLIT_KINDS, Parts, SplitKind, SplitOptions,
 from offline.input.matrix import Matrix, UserItems
 from offline.model import load
 from offline.train.als import ALSParams
+from offline.train.ease import EASEParams
 from offline.train.engine import Params
 from offline.train.neighbours import NeighbourParams
 from offline.train.popularity import PopularityParams
@@ -36,6 +37,7 @@ FIXED: dict[str, Params] = {
     "popularity": PopularityParams(),
     "TFIDF K=5": NeighbourParams(neighbours=5),
     "TFIDF K=100": NeighbourParams(neighbours=100),
+    "EASE defaults": EASEParams(),
     "ALS defaults": ALSParams(),
 }
 
@@ -215,7 +217,8 @@ def described(report: dict[str, Any]) -> str:
     params = report["params"]
     if report["engine"] == "als":
         return f"als {params['factors']}/{params['regularization']:g}/{params['alpha']:g}"
-    return " ".join([report["engine"], *(str(value) for value in params.values())])
+    values = (f"{value:g}" if isinstance(value, float) else str(value) for value in params.values())
+    return " ".join([report["engine"], *values])
 
 
 def reference_split(matrix: Matrix) -> Parts:

@@ -121,7 +121,7 @@ def train(
     ] = 1,
     k: Annotated[int, option("-k", "Compute metrics on lists of this length.", at_least=1)] = 10,
     engine: Annotated[
-        Literal["als", "neighbours", "popularity", "spark"] | None,
+        Literal["als", "ease", "neighbours", "popularity", "spark"] | None,
         option(
             "--engine",
             "Train this engine; by default the best that the search finds, and ALS with --no-tune. spark is ALS on "
@@ -132,7 +132,11 @@ def train(
         int | None, option("--factors", "Learn this many factors of each user and item; 256 with --no-tune.")
     ] = None,
     regularization: Annotated[
-        float | None, option("--regularization", "Regularize ALS by this much, against overfitting; 30 with --no-tune.")
+        float | None,
+        option(
+            "--regularization",
+            "Regularize ALS or EASE by this much, against overfitting; 30 and 20 with --no-tune.",
+        ),
     ] = None,
     reg_param: Annotated[
         float | None,

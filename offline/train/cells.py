@@ -12,6 +12,7 @@ import numpy as np
 
 from offline.errors import DataError, SettingError
 from offline.train.als import ALSParams
+from offline.train.ease import EASEParams
 from offline.train.engine import Engine, Params, engine_of, params_class
 from offline.train.neighbours import NeighbourParams, NeighbourWeighting
 from offline.train.popularity import PopularityParams
@@ -19,12 +20,15 @@ from offline.train.weighted import SparkParams
 
 # Each is the best of the others on some real data and split; regularization and alpha only work together.
 _ALS = ((128, 60.0, 6.0), (128, 150.0, 20.0), (128, 10.0, 1.3), (512, 30.0, 6.0))
+_EASE = (6.0, 20.0, 60.0)
 _NEIGHBOURS: tuple[tuple[NeighbourWeighting, tuple[int, ...]], ...] = (("tfidf", (5, 10, 20, 100)), ("bm25", (5, 100)))
 _FEWEST = 5
 # Twice the factors take two to three times as long; a search goes no further by itself than to those of the defaults.
 _MOST_FACTORS = 256
 # Similarities of more pairs of items than this are not worth their memory.
 _MOST_SIMILARITIES = 10_000_000
+# Its time grows with the third power of the items; with so many, a cell takes about as long as one of 512 factors.
+_MOST_EASE_ITEMS = 6_000
 # What random draws keep to, and how often one is tried until it is new.
 _FACTORS = (8, 1024)
 _ATTEMPTS = 50
@@ -42,15 +46,17 @@ def default_cells(defaults: ALSParams, items: int, engine: Engine | None = None)
         for number in numbers
         if number <= max(items, _FEWEST)
     )
-    cells: dict[Params, None] = dict.fromkeys((defaults, *als, *neighbours, PopularityParams()))
+    ease = (EASEParams(regularization) for regularization in _EASE if items <= _MOST_EASE_ITEMS or engine == "ease")
+    cells: dict[Params, None] = dict.fromkeys((defaults, *als, *ease, *neighbours, PopularityParams()))
     return [params for params in cells if engine in (None, engine_of(params))]
 
 
 def beyond(ranked: Sequence[Params], items: int) -> list[Params]:
     """Return new cells where the best of an engine, its first among *ranked*, lies at the edge of what was tried."""
     als = [params for params in ranked if isinstance(params, ALSParams)]
+    ease = [params for params in ranked if isinstance(params, EASEParams)]
     neighbours = [params for params in ranked if isinstance(params, NeighbourParams)]
-    found = [*_beyond_als(als, items), *_beyond_neighbours(neighbours, items)]
+    found = [*_beyond_als(als, items), *_beyond_ease(ease), *_beyond_neighbours(neighbours, items)]
     return [params for params in dict.fromkeys(found) if params not in ranked]
 
 
@@ -63,6 +69,15 @@ def _beyond_als(ranked: Sequence[ALSParams], items: int) -> Iterator[Params]:
     for times, edge in ((2, max(alphas)), (0.5, min(alphas))):
         if best.alpha == edge:
             yield replace(best, regularization=times * best.regularization, alpha=times * best.alpha)
+
+
+def _beyond_ease(ranked: Sequence[EASEParams]) -> Iterator[Params]:
+    if not ranked:
+        return
+    best, tried = ranked[0].regularization, [params.regularization for params in ranked]
+    for times, edge in ((3, max(tried)), (1 / 3, min(tried))):
+        if best == edge:
+            yield EASEParams(_rounded(times * best))
 
 
 def _beyond_neighbours(ranked: Sequence[NeighbourParams], items: int) -> Iterator[Params]:
@@ -82,12 +97,19 @@ def draw(ranked: Sequence[Params], generator: np.random.Generator, items: int) -
 
     Returns None where nothing new is found: there are only so many numbers of neighbours.
     """
-    centres: list[ALSParams | NeighbourParams]
-    centres = [one for one in ranked if isinstance(one, ALSParams | NeighbourParams)][:1]
+    centres: list[ALSParams | EASEParams | NeighbourParams]
+    centres = [one for one in ranked if isinstance(one, ALSParams | EASEParams | NeighbourParams)][:1]
     centres += [params for params in ranked if isinstance(params, ALSParams)][:1]
     for _ in range(_ATTEMPTS if centres else 0):
         centre = centres[generator.integers(len(centres))]
-        near = _near_als(centre, generator) if isinstance(centre, ALSParams) else _near(centre, generator, items)
+        near: Params
+        match centre:
+            case ALSParams():
+                near = _near_als(centre, generator)
+            case EASEParams():
+                near = EASEParams(_rounded(centre.regularization * _spread(generator, 3)))
+            case NeighbourParams():
+                near = _near_neighbours(centre, generator, items)
         if near not in ranked:
             return near
     return None
@@ -148,7 +170,7 @@ def _near_als(centre: ALSParams, generator: np.random.Generator) -> ALSParams:
     )
 
 
-def _near(centre: NeighbourParams, generator: np.random.Generator, items: int) -> NeighbourParams:
+def _near_neighbours(centre: NeighbourParams, generator: np.random.Generator, items: int) -> NeighbourParams:
     weightings: list[NeighbourWeighting] = [centre.weighting, *get_args(NeighbourWeighting)]
     number = round(centre.neighbours * _spread(generator, 3))
     return NeighbourParams(

@@ -5,18 +5,20 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 from offline.errors import DataError
 from offline.input.matrix import Allowed, Floats, Indices, UserItems
-from offline.train import als, neighbours, popularity
+from offline.train import als, ease, neighbours, popularity
 from offline.train.als import ALSParams
-from offline.train.memory import check_memory, needed_bytes
+from offline.train.ease import EASEParams
+from offline.train.memory import als_bytes, check_memory, ease_bytes
 from offline.train.neighbours import NeighbourParams
 from offline.train.popularity import PopularityParams
 from offline.train.weighted import SparkParams
 
-Engine = Literal["als", "neighbours", "popularity", "spark"]
-Params: TypeAlias = ALSParams | SparkParams | NeighbourParams | PopularityParams
+Engine = Literal["als", "ease", "neighbours", "popularity", "spark"]
+Params: TypeAlias = ALSParams | SparkParams | EASEParams | NeighbourParams | PopularityParams
 
 PARAMS: dict[Engine, type[Params]] = {
     "als": ALSParams,
+    "ease": EASEParams,
     "neighbours": NeighbourParams,
     "popularity": PopularityParams,
     "spark": SparkParams,
@@ -70,6 +72,8 @@ def described(params: Params) -> str:
             chosen = f" ({params.factors} factors, regularization {params.regularization:g}, alpha {params.alpha:g})"
         case SparkParams():
             chosen = f" ({params.factors} factors, reg-param {params.reg_param:g}, alpha {params.alpha:g})"
+        case EASEParams():
+            chosen = f" (regularization {params.regularization:g})"
         case NeighbourParams():
             chosen = f" ({params.weighting}, {params.neighbours})"
         case _:
@@ -84,6 +88,8 @@ def as_options(params: Params) -> str:
             chosen = f" --factors {params.factors} --regularization {params.regularization:g} --alpha {params.alpha:g}"
         case SparkParams():
             chosen = f" --factors {params.factors} --reg-param {params.reg_param:g} --alpha {params.alpha:g}"
+        case EASEParams():
+            chosen = f" --regularization {params.regularization:g}"
         case NeighbourParams():
             chosen = f" --neighbours {params.neighbours} --neighbour-weighting {params.weighting}"
         case _:
@@ -113,14 +119,24 @@ def fit(user_items: UserItems, params: Params, on_iteration: Callable[[int, int]
     """
     if isinstance(params, ALSParams):
         users, items = user_items.shape
-        check_memory(needed_bytes(user_items.nnz, users, items, params.factors))
+        fewer = (
+            "lower --factors, raise --min-per-user and --min-per-item, or learn on a Spark cluster with --engine spark"
+        )
+        check_memory(als_bytes(user_items.nnz, users, items, params.factors), fewer)
         return als.fit(user_items, params, on_iteration)
     if isinstance(params, SparkParams):
         from offline.spark import training  # noqa: PLC0415 -- an extra: only its users need it
 
         return training.fit(user_items, params, on_iteration)
     ranker: Ranker
-    ranker = neighbours.fit(user_items, params) if isinstance(params, NeighbourParams) else popularity.fit(user_items)
+    match params:
+        case EASEParams():
+            check_memory(ease_bytes(user_items.shape[1]), "raise --min-per-item, or learn with --engine als")
+            ranker = ease.fit(user_items, params)
+        case NeighbourParams():
+            ranker = neighbours.fit(user_items, params)
+        case _:
+            ranker = popularity.fit(user_items)
     if on_iteration is not None:
         on_iteration(1, 1)
     return ranker

@@ -20,6 +20,7 @@ from offline.evaluate.splits import IN_TIME, Parts, SplitOptions, Times, split
 from offline.input.matrix import Floats, UserItems
 from offline.train.als import ALSParams
 from offline.train.cells import beyond, default_cells, draw
+from offline.train.ease import EASEParams
 from offline.train.engine import Engine, Params, engine_of, params_from
 from offline.train.neighbours import NeighbourParams, NeighbourWeighting
 
@@ -33,10 +34,11 @@ _CLOSE, _FINAL_SHARE = 0.05, 0.1
 _ENOUGH_USERS, _MOST_DRAWS = 1000, 3
 # So many standard errors of their difference apart, two trials are no longer a tie.
 _SURE = 1.96
-# What a simpler engine, and what fewer factors or neighbours of one engine are worth at most, as shares of the nDCG:
-# few users leave more open.
-_SIMPLER_WORTH, _SMALLER_WORTH = 0.02, 0.01
-_SIMPLEST_FIRST: tuple[Engine, ...] = ("popularity", "neighbours", "als")
+# What a simpler engine, or fewer factors or neighbours of one engine, are worth at most, as a share of the nDCG: few
+# users leave more open.
+_SIMPLER_WORTH = 0.01
+# By how many numbers are chosen.
+_SIMPLEST_FIRST: tuple[Engine, ...] = ("popularity", "ease", "neighbours", "als")
 _PLAINEST_FIRST: tuple[NeighbourWeighting, ...] = ("cosine", "tfidf", "bm25")
 _EXTENSIONS = 3
 
@@ -146,7 +148,7 @@ class Search:
         """The number of the trial of the simplest engine that ties with the best of all, or does in the finals."""
         last = self.finals.trials if self.finals else [self.trials[number] for number in self.best_of_each]
         leader = last[_highest(last, range(len(last)))]
-        params = next(trial.params for trial in last if _ties(leader, trial, _SIMPLER_WORTH))
+        params = next(trial.params for trial in last if _ties(leader, trial))
         return next(number for number, trial in enumerate(self.trials) if trial.params == params)
 
     @property
@@ -287,15 +289,15 @@ def _best_of_each(trials: Sequence[Trial]) -> tuple[int, ...]:
     """
     Return the number of the best trial of each engine that was tried, the simplest engine first.
 
-    Of the trials of one engine that tie with its highest and are hardly worse, it is one with the fewest factors or
-    neighbours.
+    Of the trials of one engine that tie with its highest, it is one with the fewest factors or neighbours, or the least
+    regularization of EASE: the more there is to learn from, the less of that is best.
     """
     found = []
     for engine in _SIMPLEST_FIRST:
         numbers = [number for number, trial in enumerate(trials) if engine_of(trial.params) == engine]
         if numbers:
             highest = trials[_highest(trials, numbers)]
-            close = [each for each in numbers if _ties(highest, trials[each], _SMALLER_WORTH)]
+            close = [each for each in numbers if _ties(highest, trials[each])]
             found.append(min(close, key=lambda number: (_size(trials[number].params), -trials[number].ndcg)))
     return tuple(found)
 
@@ -311,22 +313,24 @@ def _ranked(trials: Sequence[Trial]) -> list[Params]:
     return [trials[number].params for number in numbers]
 
 
-def _size(params: Params) -> tuple[int, int]:
+def _size(params: Params) -> tuple[float, int]:
     """Return by what trials of one engine are ordered that tie, the simplest first."""
     match params:
         case ALSParams():
             return params.factors, 0
+        case EASEParams():
+            return params.regularization, 0
         case NeighbourParams():
             return params.neighbours, _PLAINEST_FIRST.index(params.weighting)
         case _:
             return 0, 0
 
 
-def _ties(leader: Trial, other: Trial, worth: float) -> bool:
-    """Tell whether the users of the split leave it open which is better, and *other* is worse by *worth* at most."""
+def _ties(leader: Trial, other: Trial) -> bool:
+    """Tell whether the users of the split leave it open which is better, and *other* is hardly worse."""
     differences = leader.values - other.values
     is_open = float(differences.mean(dtype=np.float64)) <= _SURE * _standard_error(differences)
-    return is_open and other.ndcg >= (1 - worth) * leader.ndcg
+    return is_open and other.ndcg >= (1 - _SIMPLER_WORTH) * leader.ndcg
 
 
 def _standard_error(values: Floats) -> float:
@@ -345,9 +349,15 @@ def _estimate(first: Trial, cells: Sequence[Params], draws: int, inner: SplitOpt
 
 def _cost(params: Params) -> float:
     """Return what a trial takes, in those of 256 factors; measured."""
-    if isinstance(params, ALSParams):
-        return float((params.factors / 256) ** 1.4)
-    return 0.2 if isinstance(params, NeighbourParams) else 0.1
+    match params:
+        case ALSParams():
+            return float((params.factors / 256) ** 1.4)
+        case EASEParams():
+            return 1.0
+        case NeighbourParams():
+            return 0.2
+        case _:
+            return 0.1
 
 
 class _Journal:

@@ -10,6 +10,7 @@ from offline.measurement import Measurement
 from offline.rules import Rules
 from offline.spark import ranking
 from offline.spark.ranking import Blocks, rows_of
+from offline.train.ease import EASEParams
 from offline.train.engine import Params, fit
 from offline.train.neighbours import NeighbourParams
 from offline.train.popularity import PopularityParams
@@ -42,7 +43,7 @@ def test_blocks_make_the_same_rows_as_the_whole_model(rules: Rules) -> None:
     assert_same_lists(bodies_as_lists([*rows, *lists.popular()]), bodies_as_lists(everything))
 
 
-@pytest.mark.parametrize("params", [NeighbourParams(neighbours=5), PopularityParams()])
+@pytest.mark.parametrize("params", [EASEParams(), NeighbourParams(neighbours=5), PopularityParams()])
 def test_other_engines_can_be_divided_too(params: Params) -> None:
     model = checkerboard_model(40)
     lists = ModelLists(replace(model, ranker=fit(model.matrix.user_items, params), params=params), ListSettings())

@@ -8,6 +8,7 @@ import pytest
 
 import hotplate
 from offline.model import save
+from offline.train.ease import EASEParams
 from offline.train.engine import Params, fit
 from offline.train.neighbours import NeighbourParams
 from offline.train.popularity import PopularityParams
@@ -56,6 +57,7 @@ def test_what_is_exported_to_implicit_recommends_the_same(params: Params | None,
         )
 
 
-def test_popularity_is_not_implicits(tmp_path: Path) -> None:
-    with pytest.raises(hotplate.DataError, match="implicit has no model of popularity"):
-        hotplate.to_implicit(hotplate.load_model(saved(PopularityParams(), tmp_path / "model")))
+@pytest.mark.parametrize(("params", "what"), [(PopularityParams(), "model of popularity"), (EASEParams(), "EASE")])
+def test_popularity_and_ease_are_not_implicits(params: Params, what: str, tmp_path: Path) -> None:
+    with pytest.raises(hotplate.DataError, match=f"implicit has no {what}"):
+        hotplate.to_implicit(hotplate.load_model(saved(params, tmp_path / "model")))

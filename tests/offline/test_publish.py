@@ -11,6 +11,7 @@ from offline.input.matrix import Matrix
 from offline.lists import ListSettings, ModelLists
 from offline.model import Model, load, save
 from offline.publish import publish
+from offline.train.ease import EASEParams
 from offline.train.engine import Params, fit
 from offline.train.neighbours import NeighbourParams
 from offline.train.popularity import PopularityParams
@@ -98,7 +99,9 @@ async def test_a_published_model_adds_up_and_records_where_it_comes_from() -> No
     assert manifest.bytes <= lists.plan().payload_bytes <= 4 * manifest.bytes
 
 
-@pytest.mark.parametrize(("params", "similar"), [(NeighbourParams(neighbours=20), 20), (PopularityParams(), 0)])
+@pytest.mark.parametrize(
+    ("params", "similar"), [(EASEParams(), 20), (NeighbourParams(neighbours=20), 20), (PopularityParams(), 0)]
+)
 async def test_a_model_of_any_engine_is_saved_loaded_and_published(
     params: Params, similar: int, tmp_path: Path
 ) -> None:

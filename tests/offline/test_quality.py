@@ -69,19 +69,20 @@ def test_the_recipe_for_movie_tweetings_gives_its_matrix_and_beats_popularity(mo
 def test_movie_tweetings_reach_their_figures_on_the_reference_draw(movies: Matrix) -> None:
     parts = reference_split(movies)
     search = found(parts)
-    assert described(search.trials[search.best].params).startswith("als (")
+    assert described(search.trials[search.best].params).startswith("ease (")
     tuned = evaluate_engine(parts, search.trials[search.best].params, 10).metrics
-    assert tuned.ndcg >= 0.174
+    assert tuned.ndcg >= 0.176
     assert tuned.recall >= 0.220
     assert evaluate_engine(parts, ALSParams(), 10).metrics.ndcg >= 0.159
 
 
 @retail_is_here
-def test_online_retail_reaches_its_figures_with_neighbours_and_without_a_search(retail: Matrix) -> None:
+def test_online_retail_reaches_its_figures_with_and_without_a_search(retail: Matrix) -> None:
     parts = reference_split(retail)
     search = found(parts)
-    assert search.trials[search.best].params == NeighbourParams("tfidf", 5)
-    assert evaluate_engine(parts, search.trials[search.best].params, 10).metrics.ndcg == pytest.approx(0.2908, abs=2e-4)
+    assert described(search.trials[search.best].params).startswith("ease (")
+    assert evaluate_engine(parts, search.trials[search.best].params, 10).metrics.ndcg >= 0.297
+    assert evaluate_engine(parts, NeighbourParams("tfidf", 5), 10).metrics.ndcg == pytest.approx(0.2908, abs=2e-4)
     assert evaluate_engine(parts, ALSParams(), 10).metrics.ndcg >= 0.280
 
 

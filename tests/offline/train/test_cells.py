@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from offline.errors import DataError, SettingError
 from offline.train.als import ALSParams
 from offline.train.cells import beyond, default_cells, draw, read_grid
+from offline.train.ease import EASEParams
 from offline.train.engine import Engine, Params, engine_of
 from offline.train.neighbours import NeighbourParams
 from offline.train.popularity import PopularityParams
@@ -22,11 +23,11 @@ def als(factors: int, regularization: float, alpha: float) -> ALSParams:
     return ALSParams(factors, regularization, alpha)
 
 
-@pytest.mark.parametrize("engine", ["als", "neighbours", "popularity", None])
+@pytest.mark.parametrize("engine", ["als", "ease", "neighbours", "popularity", None])
 def test_the_usual_cells_are_few_and_of_the_engine_wanted(engine: Engine | None) -> None:
     cells = default_cells(ALS, 5000, engine)
-    assert len(set(cells)) == len(cells) <= 12
-    assert {engine_of(cell) for cell in cells} == ({engine} if engine else {"als", "neighbours", "popularity"})
+    assert len(set(cells)) == len(cells) <= 15
+    assert {engine_of(cell) for cell in cells} == ({engine} if engine else {"als", "ease", "neighbours", "popularity"})
     if engine == "als":
         assert cells[0] == ALS
         assert max(cell.factors for cell in cells if isinstance(cell, ALSParams)) == 512
@@ -39,11 +40,21 @@ def test_few_items_need_neither_many_factors_nor_many_neighbours() -> None:
     assert NeighbourParams(neighbours=5) in default_cells(ALS, 3)
 
 
+def test_of_many_items_ease_is_tried_only_where_it_is_wanted() -> None:
+    assert EASEParams() in default_cells(ALS, 6000)
+    assert EASEParams() not in default_cells(ALS, 6001)
+    assert EASEParams() in default_cells(ALS, 6001, "ease")
+
+
 def test_the_grid_goes_on_where_the_best_is_at_its_edge() -> None:
     assert beyond([als(128, 150, 20), als(256, 30, 4)], 900) == [als(256, 150, 20), als(128, 300, 40)]
     assert beyond([als(256, 10, 1.3), als(256, 30, 4)], 900) == [als(256, 5, 0.65)]
     assert beyond([als(512, 60, 6), als(128, 150, 20), als(128, 10, 1.3)], 900) == []
     assert beyond([als(16, 60, 6), als(128, 150, 20), als(128, 10, 1.3)], 20) == []
+    low, middle, high = (EASEParams(value) for value in (6.0, 20.0, 60.0))
+    assert beyond([high, low, middle], 900) == [EASEParams(180.0)]
+    assert beyond([low, middle], 900) == [EASEParams(2.0)]
+    assert beyond([middle, low, high], 900) == []
     five, twenty, many = (NeighbourParams(neighbours=number) for number in (5, 20, 100))
     assert beyond([many, five, twenty], 300) == [NeighbourParams(neighbours=300)]
     assert beyond([five, many], 300) == [NeighbourParams(neighbours=2)]
@@ -51,9 +62,9 @@ def test_the_grid_goes_on_where_the_best_is_at_its_edge() -> None:
     assert beyond([PopularityParams()], 300) == []
 
 
-@given(st.integers(0, 2**32), st.integers(2, 5000))
-def test_a_draw_is_new_within_bounds_and_the_same_for_the_same_seed(seed: int, items: int) -> None:
-    ranked: list[Params] = [PopularityParams(), NeighbourParams(neighbours=2), ALS]
+@given(st.integers(0, 2**32), st.integers(2, 5000), st.sampled_from([NeighbourParams(neighbours=2), EASEParams(9.0)]))
+def test_a_draw_is_new_within_bounds_and_the_same_for_the_same_seed(seed: int, items: int, first: Params) -> None:
+    ranked: list[Params] = [PopularityParams(), first, ALS]
     drawn = draw(ranked, np.random.default_rng(seed), items)
     assert drawn == draw(ranked, np.random.default_rng(seed), items)
     assert drawn is not None
@@ -61,8 +72,10 @@ def test_a_draw_is_new_within_bounds_and_the_same_for_the_same_seed(seed: int, i
     if isinstance(drawn, ALSParams):
         assert 128 <= drawn.factors <= 512
         assert 5 <= drawn.regularization <= 180
-        assert 1.3 <= drawn.alpha <= 12
+        assert 1.3 <= drawn.alpha <= 15
         assert drawn.iterations == ALS.iterations
+    elif isinstance(drawn, EASEParams):
+        assert 3 <= drawn.regularization <= 27
     else:
         assert isinstance(drawn, NeighbourParams)
         assert 2 <= drawn.neighbours <= 6
@@ -88,7 +101,7 @@ def test_a_grid_is_read_from_json_and_toml(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ('[{"engine": "svd"}]', "Cell 1 of .*: The engine 'svd' is not known; this hotplate has als, neighbours"),
+        ('[{"engine": "svd"}]', "Cell 1 of .*: The engine 'svd' is not known; this hotplate has als, ease, neighbours"),
         ('[{"engine": ["als"]}]', "Cell 1 of .*: The engine .* is not known"),
         ('[{}, {"factor": 3}]', "Cell 2 of .* has 'factor', and als has only factors, regularization"),
         ('[{"engine": "popularity", "factors": 3}]', "has 'factors', and popularity has only no parameters"),

@@ -7,6 +7,7 @@ from scipy.sparse import csr_matrix
 from offline.errors import DataError, SettingError
 from offline.input.matrix import Indices, UserItems
 from offline.train.als import ALSParams
+from offline.train.ease import EASEParams
 from offline.train.engine import Params, Ranker, as_options, described, engine_of, fit, params_from
 from offline.train.neighbours import NeighbourParams
 from offline.train.popularity import PopularityParams
@@ -14,7 +15,8 @@ from tests.support.interactions import checkerboard
 
 SIZE = 50
 ALS = ALSParams(factors=3, regularization=0.1, alpha=1.0, seed=23)
-PERSONAL: list[Params] = [ALS, *(NeighbourParams(weighting, SIZE) for weighting in ("tfidf", "bm25", "cosine"))]
+NEIGHBOURS = [NeighbourParams(weighting, SIZE) for weighting in ("tfidf", "bm25", "cosine")]
+PERSONAL: list[Params] = [ALS, EASEParams(), *NEIGHBOURS]
 ENGINES: list[Params] = [*PERSONAL, PopularityParams()]
 
 

@@ -15,6 +15,7 @@ from offline.evaluate.splits import Parts, SplitKind, SplitOptions, split
 from offline.input.matrix import Matrix, to_matrix
 from offline.input.sample import sample
 from offline.train.als import ALSParams
+from offline.train.ease import EASEParams
 from offline.train.engine import Params
 from offline.train.neighbours import NeighbourParams
 from offline.train.popularity import PopularityParams
@@ -82,8 +83,10 @@ def test_the_usual_cells_start_from_the_defaults_and_go_on_beyond_their_edge(mat
     assert len(set(tried)) == len(tried) > reports[0][1]
     assert {params.seed for params in tried if isinstance(params, ALSParams)} == {5}
     assert reports[0][0] == 0
-    assert reports[-1] == (len(tried), len(tried))
-    assert [done for done, _ in reports] == list(range(len(tried) + 1))
+    assert found.finals is not None
+    made = len(tried) + len(found.finals.trials)
+    assert reports[-1] == (made, made)
+    assert [done for done, _ in reports] == list(range(made + 1))
     assert len(notices) == 1
     assert notices[0].startswith(f"searching {reports[0][1]} cells on an inner by-item split takes about ")
 
@@ -192,6 +195,13 @@ def test_of_engines_that_are_close_the_comparison_with_less_held_back_decides() 
     assert ranked(als, neighbours).best == 1
     assert replace(ranked(als, neighbours), finals=again).best == 0
     assert replace(ranked(als, neighbours), finals=replace(again, trials=again.trials[::-1])).best == 0
+
+
+def test_ease_has_fewer_numbers_to_choose_than_neighbours_and_of_its_own_ties_the_least_regularization() -> None:
+    little, much, neighbours = EASEParams(6.0), EASEParams(20.0), NeighbourParams()
+    tied = ranked(trial(little, 0.501, 0.599), trial(much, 0.6, 0.5), trial(neighbours, 0.602, 0.5))
+    assert tied.best == 0
+    assert ranked(trial(little, 0.5, 0.58), trial(much, 0.6, 0.5), trial(neighbours, 0.602, 0.5)).best == 1
 
 
 def test_of_trials_of_one_engine_that_tie_the_one_with_the_fewest_factors_is_recommended() -> None:
