@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from offline.model import Model
     from offline.model import load as load_model
     from serve.api.app import mount
-    from serve.reader import FoldInUnavailable, Lists, NotReady, Recommendations
-    from serve.reader import open_lists as open  # noqa: A004 -- as webbrowser.open: it is always hotplate.open
+    from serve.lists import Lists, Recommendations
+    from serve.lists import open_lists as open  # noqa: A004 -- as webbrowser.open: it is always hotplate.open
+    from serve.reader import FoldInUnavailable, NotReady
     from stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef
     from stores.catalogue import dump as dump_catalogue
     from stores.catalogue import parse as parse_catalogue
@@ -107,7 +108,8 @@ _HOMES = {
     "offline.export": ("to_implicit",),
     "offline.model": ("Model", "load_model"),
     "serve.api.app": ("mount",),
-    "serve.reader": ("FoldInUnavailable", "Lists", "NotReady", "Recommendations", "open"),
+    "serve.lists": ("Lists", "Recommendations", "open"),
+    "serve.reader": ("FoldInUnavailable", "NotReady"),
     "stores.catalogue": ("Catalogue", "DraftRef", "ReleaseId", "ReleaseRef", "dump_catalogue", "parse_catalogue"),
     "stores.connect": ("connect",),
     "stores.encoding": ("Item",),

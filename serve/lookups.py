@@ -10,8 +10,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from serve.canary import ServedCanary
-from serve.release import ServedRelease
+from serve.releases.canary import ServedCanary
+from serve.releases.release import ServedRelease
 from serve.telemetry.spans import RequestSpan, sampled_requests
 from serve.tiers import ReleasesSplit, Tier, loop_time
 from stores.encoding import is_empty

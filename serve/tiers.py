@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from serve.breaker import FAILURES, FAILURES_OF_PARTS, Breaker
 from serve.cache import NOT_CACHED, Cache
-from serve.follower import Follower
 from serve.metrics import CACHE_HIT, CACHE_MISS, Metrics
-from serve.release import ServedRelease
+from serve.releases.follower import Follower
+from serve.releases.release import ServedRelease
 from serve.telemetry.spans import sampled_requests, traced
 from stores.catalogue import ReleaseRef
 from stores.deadlines import TaskDeadlines

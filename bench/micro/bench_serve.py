@@ -25,7 +25,8 @@ from serve.api.handlers import Handler, Handlers
 from serve.api.parameters import BATCH_MEDIA, JSON
 from serve.api.scoring import Scoring
 from serve.deny_list import DenyListFile
-from serve.reader import Lists, TieredReader, open_lists
+from serve.lists import Lists, open_lists
+from serve.reader import TieredReader
 from stores.catalogue import ReleaseRef
 from stores.connect import connect
 from stores.keys import USER

@@ -46,7 +46,7 @@ P99_RATIO, OPEN_MS, STALL_MS, ADDED_MB = 2, 10, 2, 60
 # Reads that are timed together: a stall shows, and the clock costs nothing.
 READS = 100
 # A service that warms nothing before it serves.
-UNWARMED = "import serve.follower; serve.follower.WARM_S = 0.0; from hotplate.__main__ import main; main()"
+UNWARMED = "from serve.releases import follower; follower.WARM_S = 0.0; from hotplate.__main__ import main; main()"
 
 
 @dataclass(frozen=True, slots=True)

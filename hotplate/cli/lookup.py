@@ -7,7 +7,7 @@ import typer
 from hotplate.cli.terminal import Json, StoreUrl, option, out, print_json, table, with_store
 
 if TYPE_CHECKING:
-    from serve.reader import Recommendations
+    from serve.lists import Recommendations
     from stores.store import Store
 
 
@@ -22,7 +22,8 @@ def lookup(
 
     Example: hotplate lookup 12347 -n 5
     """
-    from serve.reader import Lists, TieredReader
+    from serve.lists import Lists
+    from serve.reader import TieredReader
 
     async def read(opened: "Store") -> "Recommendations":
         reader = TieredReader({"store": opened}, budget_s=10.0)

@@ -165,7 +165,7 @@ def canary(
 
     With a guard: hotplate releases canary --watch http://127.0.0.1:8090
     """
-    from serve.canary_watch import watch as watch_over
+    from serve.releases.canary_watch import watch as watch_over
     from stores.catalogue import ReleaseId
     from stores.lifecycle import start_canary
 

@@ -24,9 +24,10 @@ from serve.api.problems import Problem, internal_error, not_ready
 from serve.api.scoring import Scoring, refusal
 from serve.connections.admission import ClientGone
 from serve.events.route import EventsHandler, settled
+from serve.lists import Lists
 from serve.metrics import OTHER
 from serve.processes.access_log import AccessLog, report
-from serve.reader import Lists, NotReady, TieredReader
+from serve.reader import NotReady, TieredReader
 from serve.telemetry.spans import RequestSpan, Tracer, working_for
 from serve.watched import following
 

@@ -24,7 +24,7 @@ from serve.processes.access_log import open_access_log
 from serve.processes.shared_log import SharedLog
 from serve.processes.states import STARTING, Reporter, SharedStates, WorkerState
 from serve.reader import NotReady, TieredReader, open_reader
-from serve.scrubber import Scrubber
+from serve.releases.scrubber import Scrubber
 from serve.settings import Settings
 from serve.telemetry.span_queue import SpanQueue, open_span_queue
 from serve.telemetry.spans import Tracer

@@ -5,8 +5,9 @@ import asyncio
 import pytest
 
 from serve.breaker import FAILURES, PAUSE_S
+from serve.lists import Lists
 from serve.metrics import LOOKUPS
-from serve.reader import EncodedList, Lists, NotReady, TieredReader, read_within
+from serve.reader import EncodedList, NotReady, TieredReader, read_within
 from serve.tiers import loop_time
 from stores import lifecycle as life
 from stores.encoding import OFFSET_BYTES

@@ -5,7 +5,8 @@ import asyncio
 import pytest
 
 from serve.breaker import FAILURES, FAILURES_OF_PARTS
-from serve.reader import Lists, TieredReader
+from serve.lists import Lists
+from serve.reader import TieredReader
 from serve.tiers import LOG_EVERY_S, StoreObserver, Tier, tier_names
 from stores.errors import ReleaseNotFound, StoreThrottled
 from stores.memory import MemoryStore

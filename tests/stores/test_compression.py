@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from xxhash import xxh3_64_digest, xxh3_64_intdigest
 
-from serve.follower import Follower
+from serve.releases.follower import Follower
 from stores import lifecycle as life
 from stores.catalogue import DraftRef, ReleaseId
 from stores.compression import (

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import Phase, seed
 from hypothesis.stateful import run_state_machine_as_test
 
-from serve import follower
+from serve.releases import follower
 from stores import catalogue as changes
 from stores import lifecycle as life
 from stores.catalogue import Catalogue, DraftRef, ReleaseId, ReleaseRef, State

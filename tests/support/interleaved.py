@@ -28,8 +28,8 @@ import redis
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from serve.follower import Follower
-from serve.release import ServedRelease
+from serve.releases.follower import Follower
+from serve.releases.release import ServedRelease
 from stores import lifecycle as life
 from stores import transfer
 from stores.catalogue import GRACE_S, LEASE_S, Catalogue, DraftRef, Release, ReleaseId, ReleaseRef, State, follows

@@ -17,8 +17,9 @@ from azure.core.credentials import AccessToken
 
 import hotplate
 from bench.drills.proxy import through
+from serve.lists import Lists
 from serve.metrics import Metrics
-from serve.reader import Lists, TieredReader
+from serve.reader import TieredReader
 from serve.tiers import StoreObserver
 from stores.cosmos.containers import open_containers
 from stores.cosmos.requests import TOKEN_PAUSE_S

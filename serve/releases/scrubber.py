@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from time import perf_counter
 
 from serve.metrics import Metrics
-from serve.release import ServedRelease
+from serve.releases.release import ServedRelease
 from serve.tiers import Tier
 from stores.errors import ReleaseCorrupt, StoreError
 from stores.store import Store

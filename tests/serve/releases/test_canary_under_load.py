@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.canary import ServedCanary
+from serve.releases.canary import ServedCanary
 from stores.catalogue import Canary, ReleaseId
 from stores.connect import connect
 from stores.lifecycle import promote, start_canary

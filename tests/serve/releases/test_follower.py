@@ -8,8 +8,8 @@ from dataclasses import replace
 import orjson
 import pytest
 
-from serve.follower import RESTORED_S, SPREAD_S, STALE_POLL_S, WARM_S, Follower
-from serve.release import ServedRelease
+from serve.releases.follower import RESTORED_S, SPREAD_S, STALE_POLL_S, WARM_S, Follower
+from serve.releases.release import ServedRelease
 from stores import lifecycle as life
 from stores.catalogue import Catalogue, ReleaseId, ReleaseRef
 from stores.encoding import NO_OFFSET, OFFSET_BYTES, Checksum, body_of

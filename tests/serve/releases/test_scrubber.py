@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from serve.reader import Lists, TieredReader
-from serve.scrubber import PAUSE_S, Scrubber
+from serve.lists import Lists
+from serve.reader import TieredReader
+from serve.releases.scrubber import PAUSE_S, Scrubber
 from stores.memory import MemoryStore
 from tests.support.remote import RemoteStore, publish
 from tests.support.service import Service, a_list, publish_lists, running

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from serve.canary import ServedCanary
-from serve.release import ServedRelease, load
+from serve.releases.canary import ServedCanary
+from serve.releases.release import ServedRelease, load
 from stores.catalogue import Catalogue, Release, ReleaseRef, follows
 from stores.errors import ReleaseNotFound, StoreError
 from stores.keys import MANIFEST

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from bench.drills.proxy import through
-from serve.follower import RESTORED_S
 from serve.reader import TieredReader
+from serve.releases.follower import RESTORED_S
 from stores.connect import connect
 from stores.cosmos.control import AccountContainers
 from stores.cosmos.items import CATALOGUE, CONTROL, container_of

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from xxhash import xxh3_64_intdigest
 
 from serve.metrics import CANARY, LIVE, LOOKUP_OUTCOMES
-from serve.release import ServedRelease
+from serve.releases.release import ServedRelease
 from stores.catalogue import Canary
 from stores.keys import USER
 

@@ -10,9 +10,9 @@ from urllib.request import Request, urlopen
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from serve.canary import WINDOW_S, Counts, worse
 from serve.errors import ServiceMisused
 from serve.metrics import CANARY, LIVE, LOOKUP_OUTCOMES
+from serve.releases.canary import WINDOW_S, Counts, worse
 from stores.catalogue import ReleaseId
 from stores.errors import ReleaseConflict, ReleaseNotFound
 from stores.lifecycle import abort

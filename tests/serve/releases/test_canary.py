@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.canary import MIN_LOOKUPS, Counts, ServedCanary, worse
-from serve.canary_watch import watch
 from serve.errors import ServiceMisused
-from serve.follower import CANARY_S
 from serve.metrics import CANARY, LIVE
 from serve.processes.exposition import Exposition
 from serve.processes.states import Reporter
 from serve.reader import EncodedList, TieredReader
+from serve.releases.canary import MIN_LOOKUPS, Counts, ServedCanary, worse
+from serve.releases.canary_watch import watch
+from serve.releases.follower import CANARY_S
 from stores import lifecycle as life
 from stores.catalogue import GRACE_S, Canary, ReleaseId
 from stores.encoding import OFFSET_BYTES
