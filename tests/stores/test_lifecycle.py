@@ -163,7 +163,8 @@ def writes_whoever_claimed(patch: pytest.MonkeyPatch) -> None:
     async def put(self: MemoryStore, draft: DraftRef, rows: Sequence[Row], part: int = 0) -> None:
         found = self._find(draft)
         found.rows.update(rows)
-        found.points[part] = rows[-1].key
+        if rows:
+            found.points[part] = rows[-1].key
 
     patch.setattr(MemoryStore, "put", put)
 
