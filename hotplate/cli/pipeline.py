@@ -178,6 +178,8 @@ def read_job(pipeline: PipelineFile) -> Job:
         raise SettingError(f"{pipeline.path}: a run learns on this machine; on Spark, train and publish by themselves.")
     training = train.settings_of(trained)
     _check_gates(gates, training)
+    if published["fold_in"]:
+        _check_factors(training, f"{pipeline.path}, [publish]")
     require_both(published["max_per_category"], published["categories"])
     url = chosen_store(limit_ru(published["store"], published["max_ru"]))
     inputs = [*_paths_in(trained.values()), *_paths_in(published.values())]
@@ -196,6 +198,19 @@ def _check_gates(gates: "Iterable[Gate]", training: "TrainSettings") -> None:
     is_evaluated = bool(training.test) or training.split is not None
     measured = {table: dict.fromkeys(names, 0.0) for table, names in metric_names().items()} if is_evaluated else None
     check(list(gates), measured, knows_catalogue=True)
+
+
+def _check_factors(training: "TrainSettings", where: str) -> None:
+    """Raise SettingError where a training may end with an engine that has no factors to fold visitors in with."""
+    from offline.errors import SettingError
+    from offline.train.als import ALSParams
+
+    searched = training.tuning
+    has_factors = isinstance(training.params, ALSParams) if searched is None else searched.engine == "als"
+    if not has_factors:
+        raise SettingError(
+            f'{where}: fold_in takes the factors of items, which only ALS learns; write engine = "als" in [train].'
+        )
 
 
 def _paths_in(values: Iterable[Any]) -> list[Path]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from offline.errors import DataError, require_at_least
+from offline.errors import DataError, SettingError, require_at_least
 from offline.evaluate.evaluation import fit_parts, recommend_all
 from offline.evaluate.metrics import measure_users
 from offline.evaluate.splits import IN_TIME, Parts, SplitOptions, Times, split
@@ -51,7 +51,7 @@ class TuneOptions:
     What is searched.
 
     cells      are tried first; () for those that were good on real data, and more where the best lies at their edge
-    engine     limits these to one engine
+    engine     is the only one that is tried; SettingError for cells of others
     draws      so many more are drawn at random around the best
     max_pairs  data with more are not searched; None searches whatever their size
     """
@@ -63,6 +63,11 @@ class TuneOptions:
 
     def __post_init__(self) -> None:
         require_at_least("tune", self.draws, 0)
+        others = {engine_of(cell) for cell in self.cells} - {self.engine}
+        if self.engine is not None and others:
+            raise SettingError(
+                f"Cells are of {', '.join(sorted(others))}, and the engine is to be {self.engine}; leave them out."
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -314,6 +314,21 @@ def test_what_could_only_fail_after_hours_of_training_is_found_before_anything_i
     assert not (tmp_path / "work").exists()
 
 
+@pytest.mark.parametrize(
+    ("train", "code"),
+    [("", 2), ("engine = 'ease'\nno_tune = true", 2), ("engine = 'als'", 0), ("no_tune = true", 0)],
+)
+def test_a_run_that_publishes_factors_trains_an_engine_that_has_some(
+    train: str, code: int, folder_url: str, tmp_path: Path
+) -> None:
+    pipeline = write_pipeline(tmp_path, folder_url)
+    publish = f'[publish]\nstore = "{folder_url}"\nfold_in = true'
+    pipeline.write_text(f'[train]\ndata = "clicks.csv"\n{train}\n{publish}\n[run]\nwork = "work"\n')
+    done = hotplate("run", pipeline, "--check")
+    assert done.returncode == code, done.stderr
+    assert ('which only ALS learns; write engine = "als" in [train]' in done.stderr) == bool(code)
+
+
 def test_keys_are_the_options_of_the_verbs_and_are_checked_by_them(folder_url: str, tmp_path: Path) -> None:
     pipeline = write_pipeline(tmp_path, folder_url)
     text = pipeline.read_text()

@@ -151,6 +151,12 @@ def test_trials_of_other_data_or_another_split_are_made_again(matrix: Matrix, tm
         search(matrix, tuning=tuning, journal=journal)
 
 
+def test_cells_of_other_engines_than_the_one_that_is_wanted_are_refused() -> None:
+    assert TuneOptions(CELLS[:2], "als").cells == CELLS[:2]
+    with pytest.raises(SettingError, match="Cells are of neighbours, popularity, and the engine is to be als"):
+        TuneOptions(CELLS, "als")
+
+
 def test_of_engines_that_tie_the_simplest_is_recommended() -> None:
     als, neighbours, popular = trial(SMALL, 0.5, 0.4, 0.6), trial(CELLS[2], 0.4, 0.5, 0.59), trial(CELLS[3], 0, 0, 0.1)
     assert ranked(als, popular, neighbours).best == 2
