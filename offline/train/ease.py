@@ -14,6 +14,7 @@ from offline.input.matrix import Allowed, Floats, Indices, UserItems, check_user
 _USER_POWER = -0.25
 # The share of a user's items that the weights must do without; regularizes items by how many users they have.
 _DROPOUT = 0.2
+# Rows of a table of items, or of users by items, that are made at once: bounds the memory beside it.
 _AT_ONCE = 1024
 
 
@@ -90,7 +91,7 @@ def fit(user_items: UserItems, params: EASEParams) -> EASE:
     """
     check_user_items(user_items)
     values = _damped(user_items)
-    # The diagonal of a user's outer product with themselves sums up to what they have.
+    # How much a user has: of how many items, where each weighs 1.
     has = np.asarray(values.power(2).sum(axis=1)).ravel()
     scaled = csr_matrix(diags_array(np.where(has > 0, has, 1) ** _USER_POWER) @ values)
     by_item = csr_matrix(scaled.T)
@@ -99,7 +100,8 @@ def fit(user_items: UserItems, params: EASEParams) -> EASE:
         table[start : start + _AT_ONCE] = (by_item[start : start + _AT_ONCE] @ scaled).toarray()
     diagonal = np.diag_indices_from(table)
     table[diagonal] = table[diagonal] / (1 - _DROPOUT) + params.regularization
-    # It is symmetric, so that its transpose lies in memory as LAPACK wants it; only one triangle is written.
+    # It is symmetric, so that its transpose lies in memory as LAPACK wants it; only one triangle is written. With what
+    # dropout adds to the diagonal it is positive definite, whatever users have.
     factor, _ = lapack.dpotrf(table.T, lower=True, overwrite_a=True)
     inverse, _ = lapack.dpotri(factor, lower=True, overwrite_c=True)
     variances = inverse[diagonal]
