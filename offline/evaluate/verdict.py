@@ -165,7 +165,8 @@ def _beside_live(live: Subject, model: Subject, k: int) -> str:
 
 
 def _listed(baselines: Sequence[Subject]) -> str:
-    return " and ".join(each.name for each in baselines)
+    *first, last = (each.name for each in baselines)
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _floats(found: Mapping[str, Any]) -> dict[str, float]:

@@ -21,6 +21,7 @@ from tests.support.clock import FakeClock
 from tests.support.evaluated import evaluated_model
 
 SHARES = st.sampled_from([0.1, 0.2, 0.3])
+BASELINES = ("popularity", "neighbours", "ease")
 
 
 def record(model: float, served: float, baselines: dict[str, tuple[float, float]], **more: float) -> dict[str, Any]:
@@ -43,7 +44,7 @@ def record(model: float, served: float, baselines: dict[str, tuple[float, float]
     }
 
 
-@given(SHARES, SHARES, st.dictionaries(st.sampled_from(["popularity", "neighbours"]), st.tuples(SHARES, SHARES)))
+@given(SHARES, SHARES, st.dictionaries(st.sampled_from(BASELINES), st.tuples(SHARES, SHARES)))
 def test_no_baseline_is_ahead_without_being_named_in_the_first_line(
     model: float, served: float, baselines: dict[str, tuple[float, float]]
 ) -> None:
@@ -68,6 +69,12 @@ def test_a_baseline_that_leads_in_another_metric_is_named_too() -> None:
     )
     found["baselines"]["popularity"]["model_leads_by"] = {"ndcg": 0.1, "interval": [-0.01, 0.2]}
     assert "chance may be all of that" in verdict_on(subjects_of(found), 10).remarks[0]
+
+
+def test_three_baselines_are_listed_as_in_a_sentence() -> None:
+    found = record(0.4, 0.4, dict.fromkeys(BASELINES, (0.2, 0.2)))
+    sentence = verdict_on(subjects_of(found), 10).sentence
+    assert sentence.startswith("This als model ranks better than popularity, neighbours and ease: ")
 
 
 def test_the_live_release_counts_where_it_was_measured_alike() -> None:
