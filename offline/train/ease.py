@@ -52,28 +52,31 @@ class EASE:
         items = np.full((len(users), n), -1, dtype=np.int32)
         scores = np.zeros((len(users), n), dtype=np.float32)
         for start in range(0, len(users), _AT_ONCE):
-            batch = users[start : start + _AT_ONCE]
-            table = self.scores(user_items, batch)
+            rows = slice(start, start + _AT_ONCE)
+            seen = user_items[users[rows]]
+            table = self._summed(seen)
             if not keep_seen:
-                seen = user_items[batch]
-                table[np.repeat(np.arange(len(batch)), np.diff(seen.indptr)), seen.indices] = 0
-            rows = slice(start, start + len(batch))
+                table[np.repeat(np.arange(len(table)), np.diff(seen.indptr)), seen.indices] = 0
             items[rows], scores[rows] = _best(table, n, allowed)
         return items, scores
 
     def scores(self, user_items: UserItems, users: Indices) -> Floats:
         """Sum up the weights of what *users* have; see `Ranker`."""
-        summed: Floats = _damped(user_items[users]).astype(np.float32) @ self.weights
+        return self._summed(user_items[users])
+
+    def _summed(self, rows: UserItems) -> Floats:
+        summed: Floats = _damped(rows).astype(np.float32) @ self.weights
         return np.maximum(summed, 0, out=summed)
 
     def similar_items(self, items: Indices, n: int, *, allowed: Allowed = None) -> tuple[Indices, Floats]:
         """Return what each of *items* speaks for most; see `Ranker`."""
         require_at_least("The length of a list", n)
         n = min(n, len(self.weights) - 1)
-        parts = [items[start : start + _AT_ONCE] for start in range(0, len(items), _AT_ONCE)]
-        found = [_best(np.maximum(self.weights[part], 0), n, allowed) for part in parts]
-        empty = np.empty((0, n), dtype=np.int32), np.empty((0, n), dtype=np.float32)
-        similar, scores = (np.concatenate(each) for each in zip(empty, *found, strict=True))
+        similar = np.full((len(items), n), -1, dtype=np.int32)
+        scores = np.zeros((len(items), n), dtype=np.float32)
+        for start in range(0, len(items), _AT_ONCE):
+            rows = slice(start, start + _AT_ONCE)
+            similar[rows], scores[rows] = _best(np.maximum(self.weights[items[rows]], 0), n, allowed)
         return similar, scores
 
     def fold_in(self, user_items: UserItems) -> "EASE":  # noqa: ARG002 -- lists come of the items alone
@@ -90,10 +93,8 @@ def fit(user_items: UserItems, params: EASEParams) -> EASE:
     for a matrix that cannot be learnt from.
     """
     check_user_items(user_items)
-    values = _damped(user_items)
-    # How much a user has: of how many items, where each weighs 1.
-    has = np.asarray(values.power(2).sum(axis=1)).ravel()
-    scaled = csr_matrix(diags_array(np.where(has > 0, has, 1) ** _USER_POWER) @ values)
+    has = np.asarray(user_items.sum(axis=1, dtype=np.float64)).ravel()
+    scaled = csr_matrix(diags_array(np.where(has > 0, has, 1) ** _USER_POWER) @ _damped(user_items))
     by_item = csr_matrix(scaled.T)
     table = np.empty((user_items.shape[1], user_items.shape[1]))
     for start in range(0, len(table), _AT_ONCE):
